@@ -1,0 +1,1 @@
+"""The bundled scenarios, profiles and schema, as data files of the application."""

@@ -1,0 +1,123 @@
+"""What can go wrong, and the exit code that belongs to it.
+
+The tree::
+
+    LoraplanError              exit 3   a failure inside
+    ├── InputError             exit 2   what the user gave can't be used
+    │   ├── ScenarioError               a scenario file, a profile or --set
+    │   ├── TraceError                  a trace or a weights file
+    │   └── OutputError                 a run directory that can't be read or written
+    └── SimulationError        exit 3   a law of the simulated world was broken: our bug
+
+An ``InputError`` prints as ``file:line: key.path: what is wrong (got X, allowed Y); hint``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LoraplanError(Exception):
+    """Base of every error that loraplan raises on purpose."""
+
+    exit_code = 3
+
+
+class InputError(LoraplanError):
+    """Say what is wrong with the user's input, where, and what would be right.
+
+    :param problem: what is wrong, in words.
+    :param key: dotted path of the scenario key, or the column of a trace.
+    :param got: the value as the user wrote it.
+    :param allowed: what could stand there instead.
+    :param hint: what to do next.
+    :param file: the file, as the user named it.
+    :param line: line in that file, from 1.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        key: str | None = None,
+        got: object = None,
+        allowed: str | None = None,
+        hint: str | None = None,
+        file: str | None = None,
+        line: int | None = None,
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.key = key
+        self.got = got
+        self.allowed = allowed
+        self.hint = hint
+        self.file = file
+        self.line = line
+
+    def __str__(self) -> str:
+        where = ""
+        if self.file is not None:
+            where = f"{self.file}:{self.line}: " if self.line is not None else f"{self.file}: "
+        key = f"{self.key}: " if self.key else ""
+        facts = []
+        if self.got is not None:
+            facts.append(f"got {_shorten(self.got)}")
+        if self.allowed is not None:
+            facts.append(f"allowed: {self.allowed}")
+        bracket = f" ({', '.join(facts)})" if facts else ""
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{where}{key}{self.problem}{bracket}{hint}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default drops keyword arguments, and errors travel back from worker processes.
+        return (_rebuild, (type(self), self.problem, self.__dict__))
+
+
+class ScenarioError(InputError):
+    """A scenario, a profile or a ``--set`` can't be used."""
+
+
+class TraceError(InputError):
+    """A trace or weights file can't be used."""
+
+
+class OutputError(InputError):
+    """A run directory can't be read or written."""
+
+
+class SimulationError(LoraplanError):
+    """The simulated world broke one of its own laws."""
+
+
+class SeveralErrors(InputError):
+    """Carry every problem found in one file, so that a user mends them in one go."""
+
+    def __init__(self, errors: list[InputError]) -> None:
+        super().__init__(errors[0].problem)
+        self.errors = errors
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """Return ``did you mean 'x'?`` for the nearest known word, or None."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else None
+
+
+def _shorten(value: object, limit: int = 80) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    text = repr(value) if isinstance(value, str) and (not value or value != value.strip()) else text
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _rebuild(kind: type[InputError], problem: str, state: dict[str, object]) -> InputError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, problem)
+    error.__dict__.update(state)
+    return error

@@ -1,0 +1,84 @@
+"""What one simulated point (one set of values of the swept keys) says: the contract with reports.
+
+``Point`` is plain data. It becomes one entry of ``summary.json`` (``set`` and ``metrics``) and one file
+under ``points/`` of a run directory (everything), from which a report is drawn without simulating.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+UNITS = {
+    "miss_ratio": "1", "delayed_hit_ratio": "1", "hit_ratio": "1", "byte_miss_ratio": "1",
+    "loads_per_request": "1", "loader_utilization": "1", "gpu_utilization": "1",
+    "queue_mean_s": "s", "queue_p50_s": "s", "queue_p99_s": "s", "load_wait_mean_s": "s",
+    "ttft_mean_s": "s", "ttft_p50_s": "s", "ttft_p99_s": "s", "tpot_mean_s": "s",
+    "itl_mean_s": "s", "itl_p99_s": "s", "e2e_mean_s": "s", "e2e_p50_s": "s", "e2e_p99_s": "s",
+    "throughput_rps": "1/s", "output_tokens_per_s": "1/s", "goodput_rps": "1/s", "slo_attainment": "1",
+    "completed": "requests", "unfinished": "requests", "refused": "requests",
+    "preemptions": "1", "evictions": "1",
+}  # fmt: skip
+"""Every metric and its unit, in the order in which tables print them."""
+
+
+@dataclass(slots=True)
+class Metric:
+    """An estimate and its 95 % interval.
+
+    ``value`` is None where there is nothing to measure or not enough of it; ``note`` says why. ``settled``
+    is False where the interval can't be trusted or is wide (model.md 8).
+    """
+
+    value: float | None
+    lo: float | None = None
+    hi: float | None = None
+    unit: str = "1"
+    settled: bool = True
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Point:
+    """Everything a report needs to know of one point.
+
+    :ivar set: swept keys and their values, ``{}`` for a single run.
+    :ivar metrics: every name of ``UNITS``.
+    :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
+        quantiles over all measured requests; a latency the engine lacks is an empty list.
+    :ivar timeline: first replication, about 200 equal spans: ``{"t_s", "running", "waiting", "loads_in_flight"
+        , "arrivals_per_s"}`` (time means; t_s is the middle of the span).
+    :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"loader_queue_s",
+        "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service).
+    :ivar groups: rows by kind of adapter: ``{"group", "adapters", "adapter_bytes", "requests", "miss_ratio",
+        "ttft_p99_s", "e2e_p99_s"}``; then rows by popularity (hottest 1 %, next 9 %, rest).
+    :ivar capacity: what could bind: ``{"loader": {"utilization", "offered_load", "loaders"}, "slots":
+        {"blocked_share", "in_use_peak", "slots"}, "kv": {"blocked_share", "peak_share", "tokens"}, "seats":
+        {"blocked_share", "limit"}, "compute": {"utilization"}}``; shares are of measured time; a part the
+        engine lacks is missing.
+    :ivar traffic: ``{"requests", "adapters", "rate_rps", "top_1pct", "top_10pct", "top_20pct",
+        "effective_adapters"}`` of what was simulated.
+    :ivar warnings: sentences for the reader.
+    :ivar cost: ``{"wall_s", "simulated_s", "requests"}``.
+    """
+
+    set: dict[str, Any]
+    metrics: dict[str, Metric]
+    cdf: dict[str, list[float]] = field(default_factory=dict)
+    timeline: dict[str, list[float]] = field(default_factory=dict)
+    breakdown: dict[str, float] = field(default_factory=dict)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    capacity: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    traffic: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    cost: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data that ``json`` can write."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Point:
+        """Build a point from what ``to_json`` gave."""
+        metrics = {name: Metric(**values) for name, values in data["metrics"].items()}
+        return Point(**{**data, "metrics": metrics})

@@ -1,0 +1,189 @@
+"""Probability laws a scenario can name: times (with units) and token counts.
+
+Every time law has an inverse distribution function, so that one uniform number per request or load
+decides its time: the same request has the same luck in every design that is compared.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt, model_validator
+
+from sim.spec.base import Strict, located
+from sim.spec.units import Seconds
+
+Floats = NDArray[np.float64]
+_Z99 = 2.3263478740408408  # standard normal quantile at 0.99
+
+
+def lognormal_sigma(mean: float, p99: float) -> float:
+    """Return sigma of the log-normal law with this mean and 99 % quantile.
+
+    From ln p99 = mu + z sigma and ln mean = mu + sigma²/2; the smaller root is the one where the tail
+    grows with sigma. No such law exists for p99 above 14.97 times the mean.
+    """
+    inner = _Z99**2 - 2 * math.log(p99 / mean)
+    return _Z99 - math.sqrt(inner)
+
+
+def _check_tail(mean: float, p99: float) -> None:
+    limit = math.exp(_Z99**2 / 2)
+    if not mean < p99 <= limit * mean:
+        raise located(
+            "p99", "no log-normal law has this mean and p99", got=p99,
+            allowed=f"above the mean and at most {limit:.2f} times it",
+        )  # fmt: skip
+
+
+class FixedTime(Strict):
+    """Always the same time."""
+
+    law: Literal["fixed"]
+    value: Seconds
+    """The time, such as ``10 ms``."""
+
+    def ppf(self, u: Floats) -> Floats:
+        return np.full_like(u, self.value)
+
+    def mean(self) -> float:
+        return self.value
+
+
+class ExponentialTime(Strict):
+    """Memoryless times."""
+
+    law: Literal["exponential"]
+    mean_time: Seconds = Field(alias="mean")
+    """The mean, such as ``10 ms``."""
+
+    def ppf(self, u: Floats) -> Floats:
+        return -self.mean_time * np.log1p(-u)
+
+    def mean(self) -> float:
+        return self.mean_time
+
+
+class UniformTime(Strict):
+    """Any time between two bounds, equally likely."""
+
+    law: Literal["uniform"]
+    low: Seconds
+    """The shortest time."""
+    high: Seconds
+    """The longest time."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> UniformTime:
+        if self.high < self.low:
+            raise located("high", "high is below low", got=f"low {self.low} s, high {self.high} s")
+        return self
+
+    def ppf(self, u: Floats) -> Floats:
+        return self.low + (self.high - self.low) * u
+
+    def mean(self) -> float:
+        return (self.low + self.high) / 2
+
+
+class LognormalTime(Strict):
+    """Times with a long tail, given by mean and 99 % quantile."""
+
+    law: Literal["lognormal"]
+    mean_time: Seconds = Field(alias="mean", gt=0)
+    """The mean."""
+    p99: Seconds = Field(gt=0)
+    """One time in a hundred is longer."""
+
+    @model_validator(mode="after")
+    def _exists(self) -> LognormalTime:
+        _check_tail(self.mean_time, self.p99)
+        return self
+
+    def ppf(self, u: Floats) -> Floats:
+        from scipy.special import ndtri
+
+        sigma = lognormal_sigma(self.mean_time, self.p99)
+        return np.asarray(np.exp(math.log(self.mean_time) - sigma**2 / 2 + sigma * ndtri(u)))
+
+    def mean(self) -> float:
+        return self.mean_time
+
+
+TimeLaw = Annotated[FixedTime | ExponentialTime | UniformTime | LognormalTime, Field(discriminator="law")]
+
+
+class FixedTokens(Strict):
+    """Every request has the same number of tokens."""
+
+    law: Literal["fixed"]
+    value: PositiveInt
+    """Tokens."""
+
+
+class UniformTokens(Strict):
+    """Any number of tokens between two bounds, both included."""
+
+    law: Literal["uniform"]
+    low: PositiveInt
+    """The fewest tokens."""
+    high: PositiveInt
+    """The most tokens."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> UniformTokens:
+        if self.high < self.low:
+            raise located("high", "high is below low", got=f"low {self.low}, high {self.high}")
+        return self
+
+
+class GeometricTokens(Strict):
+    """Each token is the last with the same probability: 1, 2, 3, … with the given mean."""
+
+    law: Literal["geometric"]
+    mean: float = Field(ge=1)
+    """Mean tokens, 1 or more."""
+    max: PositiveInt | None = None
+    """Longer draws are cut to this many tokens."""
+
+
+class LognormalTokens(Strict):
+    """Token counts with a long tail, given by mean and 99 % quantile; rounded up, at least 1."""
+
+    law: Literal["lognormal"]
+    mean: float = Field(gt=0)
+    """Mean tokens (before the cut at ``max``)."""
+    p99: float = Field(gt=0)
+    """One request in a hundred is longer."""
+    max: PositiveInt | None = None
+    """Longer draws are cut to this many tokens."""
+
+    @model_validator(mode="after")
+    def _exists(self) -> LognormalTokens:
+        _check_tail(self.mean, self.p99)
+        return self
+
+
+class EmpiricalTokens(Strict):
+    """Drawn from a column of observed counts in a CSV file (a header row, one number a row)."""
+
+    law: Literal["empirical"]
+    file: str
+    """CSV file, relative to the scenario."""
+    column: str
+    """The column that holds token counts."""
+
+
+TokenLaw = Annotated[
+    FixedTokens | UniformTokens | GeometricTokens | LognormalTokens | EmpiricalTokens,
+    Field(discriminator="law"),
+]
+
+
+def dump_law(law: Any) -> dict[str, Any]:
+    """Return a law as it would be written in a file."""
+    dumped: dict[str, Any] = law.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return dumped

@@ -1,0 +1,192 @@
+"""Quantities with units: the only module that parses or formats them.
+
+Inside the program a time is seconds (float), a size bytes (int), a rate per second (float) and a
+share a fraction (float). In files they carry their unit: ``20 ms``, ``10 GB``, ``12/s``, ``5%``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+SECONDS = {
+    "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0,
+}
+BYTES = {
+    "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}
+_NUMBER = r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"
+_QUANTITY = re.compile(rf"\s*{_NUMBER}\s*([A-Za-zµ%]*)\s*")
+_RATE = re.compile(rf"\s*{_NUMBER}\s*/\s*([A-Za-zµ]+)\s*")
+
+
+def _refuse(problem: str, got: object, allowed: str, hint: str = "") -> PydanticCustomError:
+    context = {"problem": problem, "got": got, "allowed": allowed, "hint": hint}
+    return PydanticCustomError("quantity", "{problem}", context)
+
+
+def _parse(value: object, units: dict[str, Any], what: str, example: str) -> float:
+    allowed = f"a {what} such as {example}; units {', '.join(units)}"
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise _refuse(f"not a {what}", value, allowed)
+    if isinstance(value, (int, float)):
+        if value == 0:
+            return 0.0
+        unit = example.split()[-1]
+        raise _refuse(f"a {what} needs its unit", value, allowed, f"write {value} {unit}")
+    match = _QUANTITY.fullmatch(value)
+    if match is None:
+        raise _refuse(f"not a {what}", value, allowed)
+    number, unit = float(match[1]), match[2]
+    if unit not in units and not (number == 0 and unit == ""):
+        problem = f"unknown unit {unit!r}" if unit else f"a {what} needs its unit"
+        raise _refuse(problem, value, allowed)
+    result = number * float(units.get(unit, 1))
+    if not math.isfinite(result):
+        raise _refuse(f"not a finite {what}", value, allowed)
+    return result
+
+
+def parse_seconds(value: object) -> float:
+    """Return a time in seconds: ``"20 ms"`` → 0.02."""
+    seconds = _parse(value, SECONDS, "time", "20 ms")
+    if seconds < 0:
+        raise _refuse("a time can't be negative", value, "0 or more")
+    return seconds
+
+
+def parse_bytes(value: object) -> int:
+    """Return a size in bytes: ``"10 GB"`` → 10_000_000_000; 1 GB = 10^9, 1 GiB = 2^30."""
+    size = _parse(value, BYTES, "size", "50 MB")
+    if size < 0:
+        raise _refuse("a size can't be negative", value, "0 or more")
+    return round(size)
+
+
+def parse_rate(value: object) -> float:
+    """Return a rate per second: ``"12/s"`` → 12.0, ``"90/min"`` → 1.5."""
+    allowed = "a rate such as 12/s, 90/min or 500/h"
+    match = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        hint = f"write {value}/s" if isinstance(value, (int, float)) else ""
+        raise _refuse("not a rate", value, allowed, hint)
+    if match[2] not in SECONDS:
+        raise _refuse(f"unknown unit {match[2]!r}", value, allowed)
+    rate = float(match[1]) / SECONDS[match[2]]
+    if not rate > 0 or not math.isfinite(rate):
+        raise _refuse("a rate must be above zero", value, allowed)
+    return rate
+
+
+def parse_share(value: object) -> float:
+    """Return a share of one: ``"5%"`` → 0.05, ``0.05`` → 0.05."""
+    allowed = "a share such as 5% or 0.05, from 0 to 1"
+    if isinstance(value, str):
+        match = _QUANTITY.fullmatch(value)
+        if match is None or match[2] not in ("%", ""):
+            raise _refuse("not a share", value, allowed)
+        share = float(match[1]) / (100 if match[2] == "%" else 1)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        share = float(value)
+    else:
+        raise _refuse("not a share", value, allowed)
+    if not 0 <= share <= 1:
+        raise _refuse("a share lies between 0 and 1", value, allowed)
+    return share
+
+
+def _trim(number: float) -> str:
+    return f"{number:.10g}"
+
+
+def _format(value: float, units: list[tuple[str, float]], fallback: str) -> str:
+    for unit, factor in units:
+        text = _trim(value / factor)
+        # Only a text that reads back as the same float will do: manifests are loaded again.
+        if abs(value) >= factor and float(text) * factor == value:
+            return f"{text} {unit}"
+    return f"{value!r} {fallback}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a text that ``parse_seconds`` reads back to the same float."""
+    if seconds == 0:
+        return "0 s"
+    return _format(seconds, [("h", 3600.0), ("s", 1.0), ("ms", 1e-3), ("us", 1e-6)], "s")
+
+
+def format_bytes(size: int) -> str:
+    """Return a text that ``parse_bytes`` reads back to the same number."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if size >= BYTES[unit] and size % (BYTES[unit] // 1000) == 0:
+            return f"{_trim(size / BYTES[unit])} {unit}"
+    return f"{size} B"
+
+
+def format_rate(per_second: float) -> str:
+    """Return a text that ``parse_rate`` reads back to the same float."""
+    return f"{_trim(per_second) if float(_trim(per_second)) == per_second else repr(per_second)}/s"
+
+
+def format_share(share: float) -> str:
+    """Return a text that ``parse_share`` reads back to the same float."""
+    text = _trim(share * 100)
+    return f"{text}%" if float(text) / 100 == share else repr(share)
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a time for people, three digits: ``0.0123`` → ``"12.3 ms"``."""
+    magnitude = abs(seconds)
+    if magnitude >= 7200:
+        return f"{seconds / 3600:.3g} h"
+    if magnitude >= 600:
+        return f"{seconds / 60:.3g} min"
+    if magnitude >= 99.95:
+        return f"{seconds:.0f} s"
+    if magnitude >= 0.9995:
+        return f"{seconds:.3g} s"
+    if magnitude >= 0.9995e-3:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds * 1e6:.3g} µs" if seconds else "0 s"
+
+
+def human_bytes(size: float) -> str:
+    """Return a size for people, three digits: ``10**10`` → ``"10 GB"``."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if abs(size) >= 0.9995 * BYTES[unit]:
+            return f"{size / BYTES[unit]:.3g} {unit}"
+    return f"{size:.0f} B"
+
+
+def _schema(pattern: str, example: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example]})
+
+
+_TIME_SCHEMA = _schema(r"^\s*[0-9.eE+-]+\s*(ns|us|µs|ms|s|min|h|d)\s*$", "20 ms")
+_SIZE_SCHEMA = _schema(r"^\s*[0-9.eE+-]+\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)\s*$", "50 MB")
+_SHARE_SCHEMA = WithJsonSchema({
+    "anyOf": [
+        {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*%?\s*$", "examples": ["5%"]},
+        {"type": "number", "minimum": 0, "maximum": 1},
+    ]
+})  # fmt: skip
+
+Seconds = Annotated[
+    float, BeforeValidator(parse_seconds), PlainSerializer(format_seconds, return_type=str), _TIME_SCHEMA
+]
+Bytes = Annotated[
+    int, BeforeValidator(parse_bytes), Field(gt=0), PlainSerializer(format_bytes, return_type=str),
+    _SIZE_SCHEMA,
+]  # fmt: skip
+Rate = Annotated[
+    float, BeforeValidator(parse_rate), PlainSerializer(format_rate, return_type=str),
+    _schema(r"^\s*[0-9.eE+-]+\s*/\s*(ms|s|min|h|d)\s*$", "12/s"),
+]  # fmt: skip
+Share = Annotated[
+    float, BeforeValidator(parse_share), PlainSerializer(format_share, return_type=str), _SHARE_SCHEMA
+]
