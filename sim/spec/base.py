@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 class Strict(BaseModel):
     """A frozen model that refuses unknown keys; docstrings under fields become their description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def located(key: str, problem: str, *, got: object = None, allowed: str = "", hint: str = "") -> Exception:

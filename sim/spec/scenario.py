@@ -329,9 +329,7 @@ class Slo(Strict):
     def terms(self) -> dict[str, float]:
         """Return the given terms by metric name: ``{"ttft_p99_s": 1.0, "miss_ratio": 0.2}``."""
         given = ((name, getattr(self, name)) for name in type(self).model_fields)
-        return {
-            name if name == "miss_ratio" else f"{name}_s": value for name, value in given if value is not None
-        }
+        return {name if name == "miss_ratio" else f"{name}_s": value for name, value in given if value is not None}
 
 
 class Run(Strict):
@@ -384,7 +382,7 @@ class Scenario(Strict):
     """What is asked of the fleet."""
     run: Run = Run()
     """How long and how often to simulate."""
-    sweep: dict[str, tuple[Any, ...]] = {}
+    sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """For ``loraplan sweep``: values by key, such as ``cache.gpu.slots: [16, 32, 64]``; all combinations run."""
 
     @field_validator("rollouts", "faults")

@@ -15,11 +15,11 @@ from pydantic_core import PydanticCustomError
 
 SECONDS = {
     "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0,
-}
+}  # fmt: skip
 BYTES = {
     "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
-}
+}  # fmt: skip
 _NUMBER = r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"
 _QUANTITY = re.compile(rf"\s*{_NUMBER}\s*([A-Za-zµ%]*)\s*")
 _RATE = re.compile(rf"\s*{_NUMBER}\s*/\s*([A-Za-zµ]+)\s*")
@@ -123,8 +123,9 @@ def format_seconds(seconds: float) -> str:
 def format_bytes(size: int) -> str:
     """Return a text that ``parse_bytes`` reads back to the same number."""
     for unit in ("TB", "GB", "MB", "kB"):
-        if size >= BYTES[unit] and size % (BYTES[unit] // 1000) == 0:
-            return f"{_trim(size / BYTES[unit])} {unit}"
+        text = f"{_trim(size / BYTES[unit])} {unit}"
+        if size >= BYTES[unit] and size % (BYTES[unit] // 1000) == 0 and parse_bytes(text) == size:
+            return text
     return f"{size} B"
 
 
@@ -187,6 +188,4 @@ Rate = Annotated[
     float, BeforeValidator(parse_rate), PlainSerializer(format_rate, return_type=str),
     _schema(r"^\s*[0-9.eE+-]+\s*/\s*(ms|s|min|h|d)\s*$", "12/s"),
 ]  # fmt: skip
-Share = Annotated[
-    float, BeforeValidator(parse_share), PlainSerializer(format_share, return_type=str), _SHARE_SCHEMA
-]
+Share = Annotated[float, BeforeValidator(parse_share), PlainSerializer(format_share, return_type=str), _SHARE_SCHEMA]

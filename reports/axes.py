@@ -1,0 +1,171 @@
+"""Swept keys as axes: which values they take, in what order, and how they read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reports.words import COUNTED, key_words, number, percent
+from sim.results.point import Point
+from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
+
+_PARSERS: tuple[tuple[str, Callable[[object], float]], ...] = (
+    ("rate", parse_rate), ("share", parse_share), ("bytes", parse_bytes), ("seconds", parse_seconds),
+)  # fmt: skip
+_NAMING = ("law", "process", "policy", "name")
+_SEPARATORS = "/-_. ,:"
+_LOG_SPAN = 20.0
+"""An axis whose values span more than this factor is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One swept key.
+
+    :ivar key: dotted path as in the scenario.
+    :ivar words: the key in words.
+    :ivar kind: ``number``, ``rate``, ``share``, ``bytes``, ``seconds``, or ``category``.
+    :ivar values: the distinct values as swept, ascending; categories in the order of the run.
+    :ivar places: where each value stands on the axis; categories at 0, 1, 2, …
+    """
+
+    key: str
+    words: str
+    kind: str
+    values: tuple[Any, ...]
+    places: tuple[float, ...]
+    _index: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        lookup = {_identity(value): i for i, value in enumerate(self.values)}
+        object.__setattr__(self, "_index", lookup)
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the values are quantities."""
+        return self.kind != "category"
+
+    @property
+    def log(self) -> bool:
+        """Whether the values span so much that a logarithmic axis reads better."""
+        return self.numeric and self.places[0] > 0 and self.places[-1] > _LOG_SPAN * self.places[0]
+
+    def place(self, point: Point) -> float:
+        """Return where a point stands on this axis."""
+        return self.places[self.index(point)]
+
+    def index(self, point: Point) -> int:
+        """Return which of the values a point has."""
+        return self._index[_identity(point.set.get(self.key))]
+
+    def label(self, value: Any) -> str:
+        """Return a swept value as the reader knows it: ``34.2/s``, ``1,000``, ``lru``."""
+        if isinstance(value, str):
+            return value.strip()
+        if isinstance(value, bool) or value is None:
+            return json.dumps(value)
+        if isinstance(value, (int, float)):
+            return number(value) if abs(value) < 1e15 and number(value) == f"{value:,}" else f"{value:,.6g}"
+        if isinstance(value, Mapping):
+            # A law's name says what it is; its parameters need theirs.
+            return ", ".join(self.label(v) if k in _NAMING else f"{k} {self.label(v)}" for k, v in value.items())
+        if isinstance(value, (list, tuple)):
+            return ", ".join(self.label(item) for item in value)
+        return str(value)
+
+    def short_labels(self, most: int) -> list[str]:
+        """Return the labels of all values, cut to this many letters; what all share goes first."""
+        labels = [self.label(value) for value in self.values]
+        if max(map(len, labels)) <= most:
+            return labels
+        same = next((i for i, letters in enumerate(zip(*labels, strict=False)) if len(set(letters)) > 1), 0)
+        shared = labels[0][:same]
+        cut = max((shared.rfind(mark) + 1 for mark in _SEPARATORS), default=0)
+        return [shorten(label if cut < 4 else f"…{label[cut:]}", most) for label in labels]
+
+    def short_label(self, point: Point, most: int) -> str:
+        """Return the short label of a point's value."""
+        return self.short_labels(most)[self.index(point)]
+
+    def point_label(self, point: Point) -> str:
+        """Return the label of a point's value."""
+        return self.label(point.set.get(self.key))
+
+    def phrase(self, value: Any) -> str:
+        """Return a value with its key in words: ``64 GPU slots``, ``arrival rate 25/s``."""
+        label = self.label(value)
+        if self.words in COUNTED and self.kind == "number":
+            return f"{label} {self.words.removesuffix('s') if label == '1' else self.words}"
+        return f"{self.words} {label}"
+
+    def tick(self, place: float) -> str:
+        """Return the label of any place on a numeric axis."""
+        if self.kind == "bytes":
+            return human_bytes(place)
+        if self.kind == "seconds":
+            return human_seconds(place)
+        if self.kind == "share":
+            return percent(place)
+        text = number(place) if abs(place) >= 1000 else f"{place:.6g}"
+        return f"{text}/s" if self.kind == "rate" else text
+
+
+def _identity(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _quantities(values: Sequence[Any]) -> tuple[str, list[float]] | None:
+    """Return the kind and the numbers of values that are all quantities of one kind."""
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return "number", [float(value) for value in values]
+    if not all(isinstance(value, str) for value in values):
+        return None
+    for kind, parse in _PARSERS:
+        try:
+            return kind, [float(parse(value)) for value in values]
+        except ValueError:
+            continue
+    return None
+
+
+def make_axis(key: str, points: Sequence[Point]) -> Axis:
+    """Build the axis of one swept key from the points that were run."""
+    distinct = {_identity(point.set.get(key)): point.set.get(key) for point in points}
+    values = list(distinct.values())
+    quantities = _quantities(values)
+    if quantities is None:
+        return Axis(key, key_words(key), "category", tuple(values), tuple(float(i) for i in range(len(values))))
+    kind, numbers = quantities
+    order = sorted(range(len(values)), key=lambda i: numbers[i])
+    return Axis(key, key_words(key), kind, tuple(values[i] for i in order), tuple(numbers[i] for i in order))
+
+
+def make_axes(points: Sequence[Point]) -> list[Axis]:
+    """Return the axes along which the points differ, in the order of the sweep."""
+    keys = list(dict.fromkeys(key for point in points for key in point.set))
+    axes = [make_axis(key, points) for key in keys]
+    return [axis for axis in axes if len(axis.values) > 1]
+
+
+def in_order(points: Sequence[Point], axes: Sequence[Axis]) -> list[Point]:
+    """Return the points sorted along the axes, the first axis slowest."""
+    return sorted(points, key=lambda point: tuple(axis.index(point) for axis in axes))
+
+
+def point_words(point: Point, axes: Sequence[Axis]) -> str:
+    """Return a point's swept values in words: ``arrival rate 34.2/s, 64 GPU slots``."""
+    return ", ".join(axis.phrase(point.set.get(axis.key)) for axis in axes) or "this run"
+
+
+def shorten(text: str, most: int) -> str:
+    """Return a text cut to this many letters, with an ellipsis where something was cut."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most ``most`` items, evenly spaced, with the first and the last."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

@@ -1,0 +1,179 @@
+"""What limits a point: the loader, slots, KV memory, seats or compute, and how far away the limit is.
+
+The claims follow from ``Point.capacity`` and ``Point.breakdown`` alone; what those don't say isn't claimed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reports.words import percent
+from sim.results.point import Point
+from sim.spec.units import human_seconds
+
+BUSY_LOADER = 0.7
+"""From this utilisation on, waiting for a loader grows faster than the traffic."""
+BUSY_COMPUTE = 0.9
+BLOCKED = 0.05
+"""A resource that made requests wait during this share of the time limits the point."""
+OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
+
+_NAMES = {"slots": "slots", "kv": "KV memory", "seats": "seats (max_num_seqs)"}
+_STAGES = {
+    "loader_queue_s": "waiting for a loader", "load_s": "loading adapters", "queue_s": "waiting for admission",
+    "prefill_s": "prefill", "decode_s": "decode",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One resource that limits a point.
+
+    :ivar name: ``loader``, ``slots``, ``KV memory``, ``seats (max_num_seqs)``, ``compute`` or ``none``.
+    :ivar sentence: why, with the numbers.
+    """
+
+    name: str
+    sentence: str
+
+
+def _of(point: Point, part: str, key: str) -> float | None:
+    value = point.capacity.get(part, {}).get(key)
+    return None if value is None else float(value)
+
+
+def is_fixed(point: Point) -> bool:
+    """Return whether the engine serves one request at a time (no prefill of its own)."""
+    return not point.breakdown.get("prefill_s") and "seats" not in point.capacity
+
+
+def offered(point: Point) -> float | None:
+    """Return the highest offered load among loader and compute; at 1 or more, queues grow for ever."""
+    loads = [_of(point, "loader", "offered_load"), _of(point, "compute", "offered_load")]
+    known = [load for load in loads if load is not None]
+    return max(known) if known else None
+
+
+def is_overloaded(point: Point) -> bool:
+    """Return whether more arrives than can ever be served."""
+    load = offered(point)
+    return load is not None and load >= 1
+
+
+def largest_stage(point: Point) -> tuple[str, float] | None:
+    """Return the part of the latency that is largest and its share of the mean."""
+    total = sum(point.breakdown.values())
+    if not total > 0:
+        return None
+    name = max(point.breakdown, key=lambda part: point.breakdown[part])
+    return name, point.breakdown[name] / total
+
+
+def _loader(point: Point) -> Limit | None:
+    busy, load = _of(point, "loader", "utilization"), _of(point, "loader", "offered_load")
+    if load is not None and load >= 1:
+        return Limit("loader", f"Loads need {percent(load)} of what the loader can do, so its queue only grows.")
+    stage = largest_stage(point)
+    waits = stage is not None and stage[0] == "loader_queue_s"
+    if (busy is None or busy < BUSY_LOADER) and not waits:
+        return None
+    wait = point.breakdown.get("loader_queue_s", 0.0)
+    share = f", {percent(stage[1])} of the latency" if stage is not None and waits else ""
+    queue = f"a request waits {human_seconds(wait)} for it on average{share}"
+    if busy is None:
+        return Limit("loader", f"Waiting for the loader is the largest part of the latency: {queue}.")
+    return Limit("loader", f"The loader is busy {percent(busy)} of the time; {queue}.")
+
+
+def _blocked(point: Point) -> list[tuple[float, Limit]]:
+    """Return slots, KV memory and seats that made requests wait, with the share of time."""
+    why = {
+        "slots": "every slot was in use by a running request while others waited",
+        "kv": "no KV block was free while requests waited",
+        "seats": "the batch was full while requests waited",
+    }
+    found = []
+    for part, name in _NAMES.items():
+        share = _of(point, part, "blocked_share")
+        if share is not None and share >= BLOCKED:
+            found.append((share, Limit(name, f"During {percent(share)} of the time {why[part]}.")))
+    return sorted(found, key=lambda pair: -pair[0])
+
+
+def _compute(point: Point) -> Limit | None:
+    busy, load = _of(point, "compute", "utilization"), _of(point, "compute", "offered_load")
+    if load is not None and load >= 1:
+        return Limit("compute", f"Requests need {percent(load)} of the compute there is, so the queue only grows.")
+    total, queue = sum(point.breakdown.values()), point.breakdown.get("queue_s", 0.0)
+    if busy is None:
+        return None
+    if is_fixed(point):
+        text = f"The server is busy {percent(busy)} of the time."
+        return Limit("compute", text) if busy >= BUSY_LOADER else None
+    # A batching engine is busy whenever anything runs: only waiting beside it shows a limit.
+    if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
+        return None
+    text = f"The GPU is busy {percent(busy)} of the time and {percent(queue / total)} of the latency is queueing."
+    return Limit("compute", text)
+
+
+def limits(point: Point) -> list[Limit]:
+    """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
+
+    A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded.
+    """
+    loader, compute = _loader(point), _compute(point)
+    found = [loader] if loader is not None else []
+    found += [limit for _, limit in _blocked(point)]
+    if compute is not None:
+        overloaded = (_of(point, "compute", "offered_load") or 0) >= 1
+        found.insert(0 if overloaded else len(found), compute)
+    return found or [Limit("none", _nothing(point))]
+
+
+def _nothing(point: Point) -> str:
+    stage = largest_stage(point)
+    if stage is None:
+        return "Nothing is near its limit."
+    name, share = stage
+    return f"Nothing is near its limit; {percent(share)} of the mean latency is {_STAGES.get(name, name)}."
+
+
+def headroom(point: Point) -> str:
+    """Return how much more traffic fits, as far as the loads say it."""
+    if is_overloaded(point):
+        load = offered(point) or 1.0
+        return (
+            f"None: what arrives is {percent(load)} of what can be served; take away at least {percent(1 - 1 / load)}."
+        )
+    first = limits(point)[0].name
+    part = "compute" if first == "compute" else "loader"
+    busy = _of(point, part, "utilization")
+    demand = _of(point, part, "offered_load") or busy
+    if first in _NAMES.values():
+        return _peaks(point, first)
+    if demand is None or busy is None or demand <= 0.001:
+        return "Not visible in this run: no part of it was measurably busy with loads."
+    who = "loader" if part == "loader" else "server" if is_fixed(point) else "GPU"
+    if part == "compute" and not is_fixed(point):
+        return "Not visible in one run: batches grow with the traffic. Sweep the arrival rate to find the limit."
+    more = 1 / demand - 1
+    amount = (
+        f"about {max(1, round(more * 100))} % more traffic" if more < 1 else f"about {1 / demand:.2g} times the traffic"
+    )
+    same = " if the miss ratio stays the same" if part == "loader" else ""
+    text = f"The {who} is busy {percent(busy)} of the time; its queue grows without limit at {amount}{same}."
+    return text if first != "none" else f"{text} Another limit may come first."
+
+
+def _peaks(point: Point, name: str) -> str:
+    if name == "slots":
+        peak, slots = _of(point, "slots", "in_use_peak"), _of(point, "slots", "slots")
+        if peak is not None and slots is not None:
+            used = f"At most {peak:,.0f} of {slots:,.0f} slots were in use at once."
+            return f"{used} Sweep the slots to see what more would give."
+    if name == "KV memory":
+        peak = _of(point, "kv", "peak_share")
+        if peak is not None:
+            return f"At the peak {percent(peak)} of the KV memory was taken. Sweep it to see what more would give."
+    return f"None in {name}: requests already wait for it. Sweep it to see what more would give."

@@ -1,0 +1,123 @@
+"""The report of one run: a run directory in, one self-contained HTML file out."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reports import method, tables
+from reports.axes import make_axes, point_words
+from reports.choose import choose_charts
+from reports.findings import answer, sweep_answer, sweep_focus
+from reports.verdicts import MET, NO_SLO, NOT_MET, UNCLEAR, verdict
+from reports.words import metric_words, read_terms, show
+from sim.results.files import write_text
+from sim.results.point import Point
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from sim.results.store import RunData
+
+FILE = "report.html"
+
+
+def build_report(run: RunData) -> str:
+    """Return the report of a run as HTML that needs neither network nor JavaScript."""
+    return _template().render(**_context(run))
+
+
+def write_report(run: RunData) -> Path:
+    """Write ``report.html`` into the run directory and return its path; a reader never sees half a file."""
+    target = Path(run.path) / FILE
+    write_text(target, build_report(run))
+    return target
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _context(run: RunData) -> dict[str, Any]:
+    manifest = run.manifest
+    scenario = manifest.get("scenario") or {}
+    terms = read_terms(scenario.get("slo"))
+    common = {
+        "manifest": manifest, "name": manifest.get("name", "run"), "description": scenario.get("description", ""),
+        "slo": [f"{metric_words(name)} {show(name, target)}" for name, target in terms.items()],
+        "state_note": method.state_note(manifest), "assumed_note": _assumed_note(manifest),
+        "modelled": method.modelled(manifest), "assumptions": method.assumed(manifest),
+        "intervals": method.intervals(manifest), "provenance": method.provenance(manifest),
+        "scenario_yaml": _yaml(scenario), "started": str(manifest.get("started_at", ""))[:10],
+    }  # fmt: skip
+    if not run.points:
+        empty = dict.fromkeys(("answer", "badge", "groups", "metrics", "traffic", "capacity"))
+        return {**common, **empty, "tiles": [], "charts": [], "warnings": [], "where": "", "swept": []}
+    return {**common, **_results(run.points, terms, assumed=method.is_assumed(manifest))}
+
+
+def _results(points: list[Point], terms: dict[str, float], *, assumed: bool) -> dict[str, Any]:
+    """Return everything that follows from the points."""
+    axes = make_axes(points)
+    focus = sweep_focus(points, terms) if axes else points[0]
+    where = f" at {point_words(focus, axes)}" if axes else ""
+    said = (sweep_answer if axes else lambda p, t, *, assumed: answer(p[0], t, assumed=assumed))(
+        points, terms, assumed=assumed
+    )
+    return {
+        "answer": said, "badge": _badge(points, terms, said.verdict), "where": where,
+        "tiles": tables.make_tiles(focus, terms),
+        "charts": choose_charts(points, axes, terms, focus), "groups": tables.groups_table(focus, where),
+        "metrics": tables.points_table(points, axes, terms) if axes else tables.metrics_table(points[0]),
+        "traffic": tables.traffic_table(focus), "capacity": tables.capacity_table(focus),
+        "warnings": _warnings(points),
+        "swept": [(axis.words, axis.key, len(axis.values)) for axis in axes],
+    }  # fmt: skip
+
+
+def _badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str, str, str]:
+    """Return the mark, the words and the style of the verdict; a sweep counts its points."""
+    good = sum(verdict(point, terms) == MET for point in points)
+    if len(points) > 1 and 0 < good < len(points):
+        return "◐", f"SLO met at {good} of {len(points)} points", "partly"
+    words = {MET: "SLO met", NOT_MET: "SLO not met", UNCLEAR: "Unclear", NO_SLO: "No SLO given"}[word]
+    everywhere = " at every point" if len(points) > 1 and word == MET else ""
+    return {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}[word], words + everywhere, word.replace(" ", "-")
+
+
+def _warnings(points: list[Point]) -> list[str]:
+    counts = Counter(sentence for point in points for sentence in dict.fromkeys(point.warnings))
+    if len(points) == 1:
+        return list(counts)
+    return [f"{sentence} ({count} of {len(points)} points)" for sentence, count in counts.most_common(12)]
+
+
+def _assumed_note(manifest: dict[str, Any]) -> str:
+    if not method.is_assumed(manifest):
+        return ""
+    name = (manifest.get("profile") or {}).get("name", "")
+    return (
+        f"Step, load and memory costs come from the profile {name}, whose numbers are assumed, not measured. "
+        "Compare designs with them, but don't read times as what your GPU will do; calibrate a profile for that."
+    )
+
+
+def _yaml(scenario: dict[str, Any]) -> str:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 100
+    target = io.StringIO()
+    yaml.dump(scenario, target)
+    return target.getvalue()

@@ -1,0 +1,124 @@
+"""What stands behind the numbers: what is modelled, what is assumed, and where every input came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reports.tables import wall_words
+
+
+def _part(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def engine(manifest: Mapping[str, Any]) -> str:
+    """Return the engine of the scenario."""
+    return str(_part(_part(manifest, "scenario"), "fleet").get("engine", "continuous"))
+
+
+def is_assumed(manifest: Mapping[str, Any]) -> bool:
+    """Return whether the costs come from a profile that nobody measured."""
+    return _part(manifest, "profile").get("status") == "assumed"
+
+
+def modelled(manifest: Mapping[str, Any]) -> list[str]:
+    """Return what the simulation works out request by request."""
+    found = ["Every request on its own: arrival, router, cache lookup, load, queue, service, end."]
+    if engine(manifest) == "fixed":
+        found.append("Each replica serves one request at a time, first come first served, for the given service time.")
+    else:
+        found.append(
+            "Each replica batches continuously: requests join and leave at step boundaries, prefills are split into "
+            "chunks, and a step lasts as long as its tokens, sequences, KV cache and distinct adapters cost."
+        )
+        found.append("KV memory block by block, with preemption of the newest request when blocks run out.")
+    found += [
+        "The adapter cache by its eviction policy: a hit is resident, a delayed hit joins a load under way, a miss "
+        "starts a load; an adapter in use is never evicted.",
+        "Loaders as servers with a queue of their own; one load in flight per adapter.",
+    ]
+    return found
+
+
+def assumed(manifest: Mapping[str, Any]) -> list[str]:
+    """Return what the simulation takes for granted."""
+    scenario = _part(manifest, "scenario")
+    workload = _part(scenario, "workload")
+    found = ["No time passes on the network, in the router or in tokenising."]
+    if not workload.get("trace"):
+        law = _part(workload, "popularity").get("law", "uniform")
+        if law != "cyclic":
+            found.append(
+                f"Requests choose their adapter independently ({law} popularity). Real users come in sessions, and "
+                "then fewer requests miss."
+            )
+        process = _part(workload, "arrivals").get("process")
+        if process:
+            found.append(f"Arrivals follow a {process} process at a constant mean rate.")
+    if _part(scenario, "storage").get("load"):
+        found.append("Loads take the time that the scenario gives, however many run at once.")
+    found.append("No replica, loader or storage fails.")
+    return found
+
+
+def profile_words(manifest: Mapping[str, Any]) -> str:
+    """Return where step and load costs come from and how far they can be trusted."""
+    profile = _part(manifest, "profile")
+    if not profile:
+        return "None: engine fixed takes its service time from the scenario."
+    status = str(profile.get("status", "unknown"))
+    trust = {
+        "assumed": "assumed: nobody measured these costs, so their error is unknown",
+        "derived": "derived from measurements of another setup",
+        "measured": "measured on the device it names",
+    }.get(status, status)
+    error = profile.get("error") or profile.get("holdout_error")
+    return f"{profile.get('name', 'unnamed')}, {trust}{f'; hold-out error {error}' if error else ''}."
+
+
+def intervals(manifest: Mapping[str, Any]) -> str:
+    """Return how the intervals are made."""
+    run = _part(_part(manifest, "scenario"), "run")
+    n = run.get("replications", 5)
+    return (
+        f"Intervals are 95 %, from {n} replications with their own random numbers or, where those are few, from "
+        "sections of each run around the quantile of the whole sample, with Student's t. Requests of one run wait in "
+        "the same queue, so they are never treated as independent. A value is unsettled where its half-width is above "
+        "10 % or where the loader or server is loaded above 95 %; below 1,000 measured requests no p99 is given."
+    )
+
+
+def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return label and text of every fact about how this run was made."""
+    run = _part(_part(manifest, "scenario"), "run")
+    versions = ", ".join(f"{name} {version}" for name, version in _part(manifest, "versions").items())
+    done, total = manifest.get("points_done"), manifest.get("points_total")
+    rows = [
+        ("status", f"{manifest.get('status', 'unknown')}, {done} of {total} points"),
+        ("profile", profile_words(manifest)),
+        ("seed", f"{manifest.get('seed')}, {run.get('replications', 5)} replications, "
+                 f"warm-up {run.get('warmup', '5%')} not measured"),
+        ("started", str(manifest.get("started_at", "unknown"))),
+        ("took", wall_words(manifest)),
+        ("versions", versions or "unknown"),
+        ("scenario", f"{manifest.get('scenario_source', '')}, hash {str(manifest.get('scenario_hash', ''))[:16]}"),
+    ]  # fmt: skip
+    rows += [("input", f"{path}, sha256 {str(digest)[:16]}…") for path, digest in _part(manifest, "inputs").items()]
+    profile = _part(manifest, "profile")
+    if profile.get("sha256"):
+        rows.append(("profile hash", f"{str(profile['sha256'])[:16]}…"))
+    return rows
+
+
+def state_note(manifest: Mapping[str, Any]) -> str:
+    """Return a sentence on a run that isn't complete, else nothing."""
+    status = manifest.get("status")
+    done, total = manifest.get("points_done", 0), manifest.get("points_total", 0)
+    if status == "finished" and done == total:
+        return ""
+    what = {"running": "is still running", "interrupted": "was interrupted", "failed": "failed"}.get(
+        str(status), "ended"
+    )
+    return f"This run {what}: {done} of {total} points are finished, and only those are shown."

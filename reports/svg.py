@@ -1,0 +1,160 @@
+"""Matplotlib figures as inline SVG that belongs to the page: its colours, its font, no clashing ids.
+
+Figures are drawn in stand-in colours; here they become CSS variables, so that one SVG reads in light and dark.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 560
+"""Width of a chart in its own units; one unit is about a CSS pixel on a desk, less on a phone."""
+HEAT_STEPS = 9
+
+_NAMES = ("ink", "muted", "grid", "paper", "slo", "s1", "s2", "s3", "s4", "s5", "s6", "heat-ink")
+COLOURS = {name: f"#0101{i:02x}" for i, name in enumerate(_NAMES, start=1)}
+"""Stand-in colour of every CSS variable; ``ink`` is the text colour of the page."""
+HEAT = tuple(f"#0102{i:02x}" for i in range(HEAT_STEPS))
+"""Stand-in colours of the steps of a heat map, from low to high."""
+SERIES = tuple(COLOURS[f"s{i}"] for i in range(1, 7))
+
+_CSS = {value: "currentColor" if name == "ink" else f"var(--{name})" for name, value in COLOURS.items()}
+_CSS |= {value: f"var(--h{i})" for i, value in enumerate(HEAT)}
+_RC = {
+    "svg.fonttype": "none", "svg.hashsalt": "loraplan", "text.parse_math": False, "path.simplify": True,
+    "path.simplify_threshold": 0.5, "font.size": 12, "text.color": COLOURS["ink"], "axes.linewidth": 0.8,
+    "axes.edgecolor": COLOURS["muted"], "axes.labelcolor": COLOURS["ink"], "axes.unicode_minus": True,
+    "xtick.color": COLOURS["muted"], "ytick.color": COLOURS["muted"], "xtick.labelcolor": COLOURS["ink"],
+    "ytick.labelcolor": COLOURS["ink"], "axes.spines.top": False, "axes.spines.right": False,
+    "lines.linewidth": 1.8, "lines.markersize": 5, "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "xtick.major.size": 4, "xtick.major.pad": 5, "ytick.major.size": 0, "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """The numbers of a chart, or a table of its own.
+
+    :ivar rows: cells as text; the first of each row is its header.
+    :ivar note: what was left out, if anything was.
+    :ivar words: columns that hold words rather than numbers; they align left.
+    """
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    words: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure of the report.
+
+    :ivar ident: unique in the page; prefix of every id inside the SVG.
+    :ivar title: a question, or what the chart answers.
+    :ivar caption: how to read it.
+    :ivar desc: the text for those who can't see it.
+    :ivar legend: words and CSS colour, for charts that can't label their parts in place.
+    """
+
+    ident: str
+    title: str
+    caption: str
+    desc: str
+    svg: str
+    table: Table
+    legend: list[tuple[str, str]] = field(default_factory=list)
+
+
+@contextmanager
+def drawing(height: int, width: int = WIDTH) -> Iterator[Figure]:
+    """Give a figure of this size in chart units; the style holds inside the block only."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_RC):  # type: ignore[arg-type]
+        yield Figure(figsize=(width / 72, height / 72), dpi=72)
+
+
+def place(figure: Figure, left: float, top: float, right: float, bottom: float) -> Axes:
+    """Return axes with these margins in chart units."""
+    width, height = figure.get_figwidth() * 72, figure.get_figheight() * 72
+    box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
+    return figure.add_axes(box)
+
+
+def to_svg(figure: Figure, ident: str, title: str, desc: str) -> str:
+    """Return a figure as inline SVG; call it inside ``drawing``."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    FigureCanvasSVG(figure)
+    target = io.StringIO()
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(target, format="svg", transparent=True, metadata=nothing)
+    return inline(target.getvalue(), ident, title, desc)
+
+
+def inline(text: str, ident: str, title: str, desc: str) -> str:
+    """Turn matplotlib's SVG document into an element of the page.
+
+    :param ident: prefix of all ids, so that two charts can't use each other's clip paths and markers.
+    """
+    text = text[text.index("<svg") :]
+    box = re.search(r'viewBox="([^"]+)"', text)
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>", "", text, flags=re.S)
+    text = _short_paths(text)
+    text = re.sub(r'(?<!xlink:)\bid="((?:m|p|image)[0-9a-f]{10,})"', rf'id="{ident}-\1"', text)
+    text = re.sub(r' id="(?!' + re.escape(ident) + r'-)[^"]*"', "", text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{ident}-\1)", text)
+    text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{ident}-\1"', text)
+    text = re.sub(r"font-size: [\d.]+px; font-family: [^;\"]+;? ?", "", text)
+    text = re.sub(r"#010[12][0-9a-f]{2}", lambda found: _CSS.get(found[0], found[0]), text)
+    text = re.sub(r' transform="rotate\(-0 [^"]*\)"| style=""', "", text)
+    text = re.sub(r">\s+<", "><", re.sub(r"<g>\s*</g>", "", text))
+    head = (
+        f'<svg viewBox="{box[1] if box else ""}" role="img" aria-labelledby="{ident}-t {ident}-d" '
+        f'preserveAspectRatio="xMidYMid meet"><title id="{ident}-t">{html.escape(title)}</title>'
+        f'<desc id="{ident}-d">{html.escape(desc)}</desc>'
+    )
+    return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
+
+
+def _short_paths(text: str) -> str:
+    """Round coordinates to a tenth of a unit and drop line breaks: a third of the size."""
+
+    def shorten(found: re.Match[str]) -> str:
+        numbers = re.sub(r"-?\d+\.\d+", lambda n: f"{float(n[0]):.1f}".removesuffix(".0"), found[2])
+        return f'{found[1]}="{" ".join(numbers.split())}"'
+
+    return re.sub(r'\b(d|x|y|width|height|transform|viewBox)="([^"]*)"', shorten, text)
+
+
+def place_labels(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Move labels apart that would overlap.
+
+    :param wanted: where each label would stand, in chart units.
+    :returns: places in the same order, at least ``gap`` apart and between ``low`` and ``high`` if they fit.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    places = [0.0] * len(wanted)
+    floor = low
+    for i in order:
+        places[i] = max(wanted[i], floor)
+        floor = places[i] + gap
+    ceiling = high
+    for i in reversed(order):
+        places[i] = min(places[i], ceiling)
+        ceiling = places[i] - gap
+    return places

@@ -1,0 +1,182 @@
+"""Tables of the report: key numbers, groups of adapters, and every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from reports.axes import Axis, in_order, spread
+from reports.charts import cell, table_note
+from reports.svg import Table
+from reports.verdicts import term_verdict, verdict
+from reports.words import interval, metric_words, percent, show, size_words
+from sim.results.point import UNITS, Metric, Point
+from sim.spec.units import human_seconds
+
+TILES = ("ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loader_utilization", "throughput_rps")
+_KEY_COLUMNS = (
+    "ttft_p99_s", "e2e_p99_s", "miss_ratio", "delayed_hit_ratio", "loader_utilization", "gpu_utilization",
+    "throughput_rps", "slo_attainment", "unfinished",
+)  # fmt: skip
+_ALL_METRICS_UP_TO = 40
+_ALL_ACROSS_UP_TO = 8
+_MOST_POINTS = 300
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key number.
+
+    :ivar mark: what the SLO says of it: ``met``, ``not met``, ``unclear`` or nothing.
+    """
+
+    words: str
+    value: str
+    bounds: str
+    target: str
+    mark: str
+    settled: bool
+
+
+def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
+    """Return the key numbers of a point; SLO terms come first."""
+    names = [*slo_terms, *(name for name in TILES if name not in slo_terms)]
+    tiles = []
+    for name in names:
+        metric = point.metrics.get(name)
+        if metric is None or (metric.value is None and name not in slo_terms):
+            continue
+        target = slo_terms.get(name)
+        tiles.append(
+            Tile(
+                metric_words(name), show(name, metric.value, metric.unit) if metric.value is not None else "–",
+                interval(name, metric) if metric.value is not None else metric.note or "not enough data",
+                "" if target is None else f"SLO {show(name, target)}",
+                "" if target is None else term_verdict(metric, target), metric.settled or metric.value is None,
+            )
+        )  # fmt: skip
+    return tiles[:8]
+
+
+def groups_table(point: Point, where: str) -> Table | None:
+    """Return one row a kind of adapter, then one a band of popularity."""
+    if not point.groups:
+        return None
+    wanted = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
+    names = tuple(n for n in wanted if any(row.get(n) is not None for row in point.groups))
+    head = ["group", "adapters", "adapter size", "requests", *(metric_words(name) for name in names)]
+    rows = []
+    for row in point.groups:
+        numbers = [f"{row[key]:,.0f}" if row.get(key) is not None else "–" for key in ("adapters", "requests")]
+        cells = [show(name, row[name]) if row.get(name) is not None else "–" for name in names]
+        rows.append([str(row["group"]), numbers[0], size_words(row.get("adapter_bytes")), numbers[1], *cells])
+    return Table(f"Groups of adapters{where}", head, rows, "Groups by kind, then by popularity; no intervals.")
+
+
+def metrics_table(point: Point) -> Table:
+    """Return every metric of one point with its interval."""
+    rows = []
+    for name in UNITS:
+        metric = point.metrics.get(name)
+        if metric is not None:
+            value = "–" if metric.value is None else show(name, metric.value, metric.unit)
+            rows.append([metric_words(name), value, interval(name, metric) or "–", _remark(metric)])
+    head = ["metric", "value", "95 % interval", "remark"]
+    if not any(row[3] for row in rows):
+        head, rows = head[:3], [row[:3] for row in rows]
+    return Table("Every metric with its 95 % interval", head, rows, words=(3,))
+
+
+def _remark(metric: Metric) -> str:
+    if metric.value is None:
+        return metric.note or "not enough data"
+    if metric.settled:
+        return metric.note
+    return f"unsettled: {metric.note}" if metric.note else "unsettled"
+
+
+def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
+    """Return one row a point: every metric for few points, the key ones for many."""
+    measured = [name for name in UNITS if any(name in p.metrics and p.metrics[name].value is not None for p in points)]
+    names = [n for n in measured if len(points) <= _ALL_METRICS_UP_TO or n in _KEY_COLUMNS or n in slo_terms]
+    shown = spread(in_order(points, axes), _MOST_POINTS)
+    if len(axes) == 1 and len(points) <= _ALL_ACROSS_UP_TO:
+        return _across(shown, axes[0], slo_terms, names)
+    head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *(metric_words(n) for n in names)]
+    rows = [
+        [*(axis.point_label(p) for axis in axes), *([verdict(p, slo_terms)] if slo_terms else []),
+         *(cell(p, name) for name in names)]
+        for p in shown
+    ]  # fmt: skip
+    note = table_note(len(points), len(shown))
+    if len(names) < len(measured):
+        note = f"{note} The key metrics; points.csv has all {len(measured)}.".strip()
+    return Table("All points with 95 % intervals", head, rows, note)
+
+
+def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], names: Sequence[str]) -> Table:
+    """Return one row a metric and one column a point: short enough to compare along a line."""
+    rows = [[metric_words(name), *(cell(p, name) for p in points)] for name in names]
+    if slo_terms:
+        rows.insert(0, ["SLO", *(verdict(p, slo_terms) for p in points)])
+    head = [axis.words, *(axis.point_label(p) for p in points)]
+    return Table("Every metric with its 95 % interval", head, rows)
+
+
+def traffic_table(point: Point) -> Table | None:
+    """Return what was simulated, as it turned out."""
+    words = {
+        "requests": "requests per replication", "adapters": "adapters asked for", "rate_rps": "arrival rate",
+        "top_1pct": "traffic of the hottest 1 %", "top_10pct": "traffic of the hottest 10 %",
+        "top_20pct": "traffic of the hottest 20 %", "effective_adapters": "effective adapters",
+    }  # fmt: skip
+    rows = []
+    for key, label in words.items():
+        value = point.traffic.get(key)
+        if value is not None:
+            text = f"{value:.4g}/s" if key == "rate_rps" else percent(value) if "pct" in key else f"{value:,.0f}"
+            rows.append([label, text])
+    return Table("The traffic as simulated", ["", "value"], rows) if rows else None
+
+
+def capacity_table(point: Point) -> Table | None:
+    """Return what could bind, and how far each is used."""
+    rows = []
+    for part, words in (
+        ("loader", "loader"), ("slots", "slots"), ("kv", "KV memory"), ("seats", "seats (max_num_seqs)"),
+        ("compute", "compute"),
+    ):  # fmt: skip
+        values = point.capacity.get(part)
+        if values:
+            rows.append([words, _use(values), _blocked(values), _amount(values)])
+    head = ["resource", "used", "requests waited for it", "amount"]
+    return Table("What could limit this point", head, rows, words=(1, 2)) if rows else None
+
+
+def _use(values: Mapping[str, float | None]) -> str:
+    for key, word in (("utilization", "of the time"), ("peak_share", "at the peak")):
+        value = values.get(key)
+        if value is not None:
+            load = values.get("offered_load")
+            return f"{percent(value)} {word}" + (f", offered load {load:.3g}" if load is not None else "")
+    peak = values.get("in_use_peak")
+    return "–" if peak is None else f"at most {peak:,.0f} at once"
+
+
+def _blocked(values: Mapping[str, float | None]) -> str:
+    share = values.get("blocked_share")
+    return "–" if share is None else f"{percent(share)} of the time"
+
+
+def _amount(values: Mapping[str, float | None]) -> str:
+    for key in ("loaders", "slots", "tokens", "limit"):
+        value = values.get(key)
+        if value is not None:
+            return f"{value:,.0f} {'seats' if key == 'limit' else key}".replace("1 loaders", "1 loader")
+    return "–"
+
+
+def wall_words(manifest: Mapping[str, object]) -> str:
+    """Return how long the simulation took, for people."""
+    wall = manifest.get("wall_s")
+    return human_seconds(float(wall)) if isinstance(wall, (int, float)) else "unknown"

@@ -1,0 +1,93 @@
+"""Whether a point meets its SLO, by intervals, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from reports.binding import is_overloaded
+from reports.words import metric_words, show, with_interval
+from sim.results.point import Metric, Point
+
+MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
+_WIDE = 0.05
+"""Half-width over value from which confidence is medium."""
+_KEY_METRICS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
+
+
+def term_verdict(metric: Metric | None, target: float, *, overloaded: bool = False) -> str:
+    """Return whether a metric meets its target, by its interval.
+
+    An unsettled interval is doubled before it may decide, and to count as met it must also leave a quarter
+    of the value to the target: waits that haven't settled grow with a longer run, they don't shrink. Under
+    overload nothing counts as met.
+    """
+    if metric is None or metric.value is None:
+        return UNCLEAR
+    low = metric.value if metric.lo is None else metric.lo
+    high = metric.value if metric.hi is None else metric.hi
+    if not metric.settled:
+        low = metric.value - 2 * (metric.value - low)
+        high = metric.value + max(0.25 * abs(metric.value), 2 * (high - metric.value))
+    if low > target:
+        return NOT_MET
+    return MET if high <= target and not overloaded else UNCLEAR
+
+
+def verdict(point: Point, slo_terms: Mapping[str, float]) -> str:
+    """Return the verdict over all terms: one that is not met decides, then one that is unclear."""
+    if not slo_terms:
+        return NO_SLO
+    bad = is_overloaded(point)
+    found = {term_verdict(point.metrics.get(name), target, overloaded=bad) for name, target in slo_terms.items()}
+    return NOT_MET if NOT_MET in found else UNCLEAR if UNCLEAR in found else MET
+
+
+def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
+    """Return the metric that the answer is about: the SLO's first p99, else TTFT, else E2E."""
+    asked = [name for name in slo_terms if "_p99" in name] or list(slo_terms)
+    for name in (*asked, "e2e_p99_s", "ttft_p99_s"):
+        if any((metric := point.metrics.get(name)) and metric.value is not None for point in points):
+            return name
+    return asked[0] if asked else "e2e_p99_s"
+
+
+def term_sentence(name: str, metric: Metric | None, target: float, *, overloaded: bool = False) -> str:
+    """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s asked for``."""
+    words = metric_words(name)
+    if metric is None or metric.value is None:
+        why = f": {metric.note}" if metric is not None and metric.note else ""
+        return f"{words}: not enough data{why}"
+    side = {
+        MET: "within the", NOT_MET: "above the", UNCLEAR: "too uncertain to compare with the",
+    }[term_verdict(metric, target, overloaded=overloaded)]  # fmt: skip
+    hedge = "" if metric.settled else ", unsettled"
+    return f"{words} is {with_interval(name, metric)}{hedge}, {side} {show(name, target)} asked for"
+
+
+def confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False) -> tuple[str, str]:
+    """Return a confidence word and its reason."""
+    names = list(slo_terms) or [n for n in _KEY_METRICS if n in point.metrics]
+    metrics = {name: point.metrics[name] for name in names if name in point.metrics}
+    if is_overloaded(point):
+        return "low", "more arrives than can be served, so the numbers depend on how long the run is"
+    for name, metric in metrics.items():
+        if metric.value is None and name in slo_terms:
+            return "low", f"{metric_words(name)}: not enough data{f' ({metric.note})' if metric.note else ''}"
+    for name, metric in metrics.items():
+        if metric.value is not None and not metric.settled:
+            return "low", f"{metric_words(name)} is unsettled{f': {metric.note}' if metric.note else ''}"
+    if verdict(point, slo_terms) == UNCLEAR:
+        return "medium", "an interval lies on both sides of its target; a longer run would decide"
+    if assumed:
+        return "medium", "the intervals are narrow, but the costs behind them are assumed, not measured"
+    for name, metric in metrics.items():
+        if metric.value and metric.lo is not None and metric.hi is not None:
+            half = (metric.hi - metric.lo) / 2 / abs(metric.value)
+            if half > _WIDE and name != "miss_ratio":
+                return "medium", f"the interval of {metric_words(name)} is ±{half:.0%} wide"
+    return "high", "every interval is narrow and settled"
+
+
+def capital(text: str) -> str:
+    """Return a sentence's start with a capital; ``p99`` stays as it is."""
+    return text[:1].upper() + text[1:] if not text.startswith("p99") else text

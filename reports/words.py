@@ -1,0 +1,156 @@
+"""How numbers, metrics and swept keys read: units, three digits, intervals.
+
+Plain text only, no markup, so that the terminal's tables and the report say the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sim.results.point import UNITS, Metric
+from sim.spec.units import human_bytes, human_seconds, parse_seconds, parse_share
+
+RATIOS = frozenset({
+    "miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loader_utilization",
+    "gpu_utilization", "slo_attainment",
+})  # fmt: skip
+"""Metrics of unit 1 that are shares; the others of unit 1 are counts or averages."""
+
+METRIC_WORDS = {
+    "miss_ratio": "miss ratio", "delayed_hit_ratio": "delayed-hit ratio", "hit_ratio": "hit ratio",
+    "byte_miss_ratio": "byte miss ratio", "loads_per_request": "loads per request",
+    "loader_utilization": "loader utilisation", "gpu_utilization": "GPU utilisation",
+    "queue_mean_s": "mean queue wait", "queue_p50_s": "median queue wait", "queue_p99_s": "p99 queue wait",
+    "load_wait_mean_s": "mean load wait", "ttft_mean_s": "mean TTFT", "ttft_p50_s": "median TTFT",
+    "ttft_p99_s": "p99 TTFT", "tpot_mean_s": "mean TPOT", "itl_mean_s": "mean ITL", "itl_p99_s": "p99 ITL",
+    "e2e_mean_s": "mean E2E", "e2e_p50_s": "median E2E", "e2e_p99_s": "p99 E2E",
+    "throughput_rps": "throughput", "output_tokens_per_s": "output tokens", "goodput_rps": "goodput",
+    "slo_attainment": "SLO attainment", "completed": "completed", "unfinished": "unfinished",
+    "refused": "refused", "preemptions": "preemptions", "evictions": "evictions",
+}  # fmt: skip
+"""Metrics in the words of style.md."""
+
+KEY_WORDS = {
+    "workload.arrivals.rate": "arrival rate", "workload.arrivals.cv": "burstiness (cv of the gaps)",
+    "workload.popularity.exponent": "Zipf exponent", "workload.requests": "requests",
+    "adapters.count": "adapters", "adapters.rank": "adapter rank", "adapters.size": "adapter size",
+    "fleet.replicas": "replicas", "fleet.max_num_seqs": "seats (max_num_seqs)",
+    "fleet.kv_tokens": "KV tokens", "fleet.engine": "engine", "fleet.profile": "profile",
+    "fleet.admission": "admission policy", "cache.gpu.slots": "GPU slots", "cache.gpu.size": "GPU cache",
+    "cache.host.slots": "host slots", "cache.host.size": "host cache", "cache.eviction": "eviction policy",
+    "storage.loaders": "loaders", "storage.mode": "load mode", "router.policy": "router policy",
+    "run.seed": "seed",
+}  # fmt: skip
+"""Swept keys in words; any other key reads as it is written in the scenario."""
+
+COUNTED = frozenset({
+    "requests", "adapters", "replicas", "KV tokens", "GPU slots", "host slots", "loaders",
+})  # fmt: skip
+"""Words that follow their number: ``64 GPU slots``, but ``arrival rate 25/s``."""
+
+_SECONDS = (("h", 7200.0, 3600.0), ("min", 600.0, 60.0), ("s", 0.9995, 1.0), ("ms", 0.9995e-3, 1e-3))
+
+
+def key_words(key: str) -> str:
+    """Return a swept key in words, or the key itself where there are none."""
+    return KEY_WORDS.get(key, key)
+
+
+def metric_words(name: str) -> str:
+    """Return a metric's name in words."""
+    return METRIC_WORDS.get(name, name.replace("_", " "))
+
+
+def number(value: float) -> str:
+    """Return a number with three digits, whole from 1,000 on: ``1234.5`` → ``"1,234"``."""
+    if abs(value) >= 999.5 or float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.2e}"
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage of three digits: ``0.7991`` → ``"79.9 %"``."""
+    text = f"{share * 100:.3g}"
+    return f"{float(text):,.0f} %" if "e+" in text else f"{0 if 'e-' in text else text} %"
+
+
+def show(name: str, value: float | None, unit: str | None = None) -> str:
+    """Return a metric's value with its unit, or ``not enough data``.
+
+    :param unit: as in ``UNITS``; taken from there where it isn't given.
+    """
+    if value is None:
+        return "not enough data"
+    unit = unit or UNITS.get(name, "1")
+    if unit == "s":
+        return human_seconds(value)
+    if unit == "1/s":
+        return f"{number(value)}/s"
+    return percent(value) if name in RATIOS else number(value)
+
+
+def _parts(name: str, value: float, unit: str) -> tuple[float, str]:
+    """Return the factor and the suffix with which this value prints."""
+    if unit == "s":
+        for suffix, least, factor in _SECONDS:
+            if abs(value) >= least:
+                return factor, f" {suffix}"
+        return 1e-6, " µs"
+    if unit == "1/s":
+        return 1.0, "/s"
+    return (0.01, " %") if name in RATIOS else (1.0, "")
+
+
+def _scaled(value: float, like: float) -> str:
+    """Return a bound with the decimals that three digits of the estimate have, so that both line up."""
+    decimals = min(8, max(0, 2 - math.floor(math.log10(abs(like))))) if like else 2
+    return f"{value:,.{decimals}f}"
+
+
+def interval(name: str, metric: Metric) -> str:
+    """Return the 95 % interval alone, in the unit of the value: ``"295 to 305"``; empty if there is none.
+
+    Counts that can't vary have an interval without width, which says nothing.
+    """
+    if metric.value is None or metric.lo is None or metric.hi is None or metric.lo == metric.hi:
+        return ""
+    factor, suffix = _parts(name, metric.value, metric.unit)
+    low, high, like = metric.lo / factor, metric.hi / factor, metric.value / factor
+    if name in RATIOS:  # Student's t doesn't know that a share ends at 0 and at 1.
+        low, high = max(low, 0.0), min(high, 100.0)
+    # A bound many times the value says more in its own unit: "87 ms to 1.9 s".
+    if suffix.strip() and metric.unit == "s" and (high > 1000 or (low and abs(low) < 0.1)):
+        return f"{human_seconds(metric.lo)} to {human_seconds(metric.hi)}"
+    return f"{_scaled(low, like)} to {_scaled(high, like)}"
+
+
+def with_interval(name: str, metric: Metric) -> str:
+    """Return a value, its unit and its interval: ``"300 ms (295 to 305)"``."""
+    if metric.value is None:
+        return f"not enough data ({metric.note})" if metric.note else "not enough data"
+    bounds = interval(name, metric)
+    text = show(name, metric.value, metric.unit)
+    return f"{text} ({bounds})" if bounds else text
+
+
+def read_terms(slo: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the terms of a scenario's ``slo`` block by metric name: ``{"ttft_p99_s": 1.0}``.
+
+    :param slo: as in the YAML, ``{"ttft_p99": "1 s", "miss_ratio": "20%"}``; terms of None are not asked for.
+    """
+    terms = {}
+    for name, value in (slo or {}).items():
+        if value is None:
+            continue
+        if name == "miss_ratio":
+            terms[name] = parse_share(value)
+        else:
+            terms[f"{name}_s"] = float(value) if isinstance(value, float) else parse_seconds(value)
+    return terms
+
+
+def size_words(value: object) -> str:
+    """Return a size for people, or a dash where there is none."""
+    return human_bytes(float(value)) if isinstance(value, (int, float)) else "–"

@@ -1,0 +1,140 @@
+"""The two caches near a GPU: adapters in GPU memory, and copies of them in host memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from sim.policies.eviction import Eviction
+
+ABSENT, LOADING, RESIDENT = 0, 1, 2
+
+
+class GpuCache:
+    """Adapters in GPU memory, with users counted, under a protected eviction policy.
+
+    :param weights: what each adapter takes: bytes, or 1 where slots are counted.
+    :param capacity: bytes or slots.
+    :ivar state: by adapter, ``ABSENT``, ``LOADING`` (room is taken) or ``RESIDENT``.
+    :ivar users: by adapter, requests that use it: from the moment it is asked for until they end.
+    :ivar used: weight of all residents and loads under way; ``idle_weight``: of residents not in use.
+    :ivar in_use: weight of all adapters with users, resident or only asked for.
+    :ivar evictions: adapters that had to leave so far.
+    """
+
+    def __init__(self, weights: Sequence[int], capacity: int, eviction: Eviction) -> None:
+        self.weights = weights
+        self.capacity = capacity
+        self.state = bytearray(len(weights))
+        self.users = [0] * len(weights)
+        self.used = 0
+        self.idle_weight = 0
+        self.in_use = 0
+        self.in_use_peak = 0
+        self.evictions = 0
+        self._eviction = eviction
+
+    def acquire(self, adapter: int) -> None:
+        """Add a user; an adapter in use is never evicted."""
+        users = self.users
+        if users[adapter] == 0:
+            weight = self.weights[adapter]
+            self.in_use += weight
+            if self.in_use > self.in_use_peak:
+                self.in_use_peak = self.in_use
+            if self.state[adapter] == RESIDENT:
+                self.idle_weight -= weight
+                self._eviction.busy(adapter)
+        users[adapter] += 1
+
+    def release(self, adapter: int) -> bool:
+        """Drop a user; return whether it was the last, so that the adapter may be evicted now."""
+        users = self.users
+        users[adapter] -= 1
+        if users[adapter]:
+            return False
+        weight = self.weights[adapter]
+        self.in_use -= weight
+        if self.state[adapter] == RESIDENT:
+            self.idle_weight += weight
+            self._eviction.idle(adapter)
+        return True
+
+    def can_claim(self, adapter: int) -> bool:
+        """Return whether ``adapter`` fits beside all that are in use or asked for."""
+        return self.users[adapter] > 0 or self.in_use + self.weights[adapter] <= self.capacity
+
+    def reserve(self, adapter: int) -> bool:
+        """Take room for a load that starts now, evicting idle adapters; False where they don't suffice.
+
+        Nothing is evicted unless the load can start.
+        """
+        weight = self.weights[adapter]
+        if self.used + weight > self.capacity:
+            if self.used - self.idle_weight + weight > self.capacity:
+                return False
+            self._make_room(weight)
+        self.state[adapter] = LOADING
+        self.used += weight
+        return True
+
+    def loaded(self, adapter: int) -> None:
+        """Note that a load has ended."""
+        self.state[adapter] = RESIDENT
+        if self.users[adapter] == 0:
+            self.idle_weight += self.weights[adapter]
+            self._eviction.idle(adapter)
+
+    def _make_room(self, weight: int) -> None:
+        while self.used + weight > self.capacity:
+            victim = self._eviction.victim()
+            assert victim is not None, "idle adapters of enough weight were counted"
+            self.state[victim] = ABSENT
+            self.used -= self.weights[victim]
+            self.idle_weight -= self.weights[victim]
+            self.evictions += 1
+
+    def check_integrity(self) -> None:
+        """Assert that the running sums agree with a count from scratch, and that the cache is not overfull."""
+        adapters = range(len(self.weights))
+        placed = [a for a in adapters if self.state[a] != ABSENT]
+        idle = [a for a in adapters if self.state[a] == RESIDENT and self.users[a] == 0]
+        assert self.used == sum(self.weights[a] for a in placed) <= self.capacity
+        assert self.idle_weight == sum(self.weights[a] for a in idle)
+        assert self.in_use == sum(self.weights[a] for a in adapters if self.users[a] > 0)
+        assert len(self._eviction) == len(idle), "the eviction policy holds exactly the idle residents"
+        assert all(count >= 0 for count in self.users)
+
+
+class HostCache:
+    """Copies of adapters in host memory: LRU, filled by every load from storage.
+
+    :param weights: bytes, or 1 where slots are counted. An adapter larger than the capacity never stays.
+    """
+
+    def __init__(self, weights: Sequence[int], capacity: int) -> None:
+        self.weights = weights
+        self.capacity = capacity
+        self.used = 0
+        self._order: OrderedDict[int, None] = OrderedDict()
+
+    def touch(self, adapter: int) -> bool:
+        """Return whether ``adapter`` is there, and count that as a use."""
+        if adapter not in self._order:
+            return False
+        self._order.move_to_end(adapter)
+        return True
+
+    def insert(self, adapter: int) -> None:
+        """Keep a copy, dropping the least recently used ones where room is needed."""
+        weight = self.weights[adapter]
+        if adapter in self._order or weight > self.capacity:
+            return
+        while self.used + weight > self.capacity:
+            self.used -= self.weights[self._order.popitem(last=False)[0]]
+        self._order[adapter] = None
+        self.used += weight
+
+    def check_integrity(self) -> None:
+        """Assert that the sum of weights is right and within the capacity."""
+        assert self.used == sum(self.weights[adapter] for adapter in self._order) <= self.capacity

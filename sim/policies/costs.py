@@ -1,0 +1,108 @@
+"""What steps and loads cost in seconds (model.md 3 and 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.spec.profile import Profile, StepCost, TierCost
+from sim.traffic.adapters import Population
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a step's cost depends on.
+
+    :ivar decoding: sequences that decode; each takes one token.
+    :ivar prefill_tokens: prompt tokens of the step.
+    :ivar prefilling: sequences that prefill.
+    :ivar kv_tokens: KV tokens that the decoding sequences attend to, their new ones included.
+    :ivar attended: pairs of a prompt token and a token it attends to.
+    :ivar distinct: distinct adapters; ``rank_sum``: sum of their ranks.
+    :ivar rank_tokens: sum over tokens of the rank of their adapter.
+    """
+
+    decoding: int = 0
+    prefill_tokens: int = 0
+    prefilling: int = 0
+    kv_tokens: int = 0
+    attended: float = 0.0
+    distinct: int = 0
+    rank_sum: int = 0
+    rank_tokens: int = 0
+
+
+class StepCosts:
+    """The step cost of a profile, made ready for many calls.
+
+    Linear in everything but the tokens of the step, whose table is filled in beforehand.
+
+    :param slots: adapter slots of the replica.
+    :param max_tokens: token budget of a step.
+    """
+
+    def __init__(self, cost: StepCost, slots: int, max_tokens: int) -> None:
+        lora = cost.lora
+        tokens, seconds = (np.asarray(axis, dtype=np.float64) for axis in zip(*cost.tokens, strict=True))
+        at = np.arange(max_tokens + 1, dtype=np.float64)
+        table = np.interp(at, tokens, seconds)
+        slope = (seconds[-1] - seconds[-2]) / (tokens[-1] - tokens[-2])
+        table += np.maximum(at - tokens[-1], 0) * slope
+        fixed = cost.fixed_s + lora.fixed_s + lora.per_slot_s * slots
+        self._table: list[float] = (table + fixed).tolist()
+        self._sequence = cost.per_sequence_s
+        self._attended = cost.per_attended_token_s
+        self._adapter = lora.per_adapter_s
+        self._adapter_rank = lora.per_adapter_rank_s
+        self._token_rank = lora.per_token_rank_s
+        self.per_kv_token_s = cost.per_kv_token_s
+
+    def step(self, batch: Batch) -> float:
+        """Return the seconds of one step."""
+        return (
+            self._table[batch.decoding + batch.prefill_tokens]
+            + self._sequence * (batch.decoding + batch.prefilling)
+            + self.per_kv_token_s * batch.kv_tokens
+            + self._attended * batch.attended
+            + self._adapter * batch.distinct
+            + self._adapter_rank * batch.rank_sum
+            + self._token_rank * batch.rank_tokens
+        )
+
+
+def load_seconds(tier: TierCost, population: Population) -> Floats:
+    """Return each adapter's load time without residual, shape (adapters,)."""
+    return np.asarray(
+        tier.open_s + tier.per_tensor_s * population.tensors + population.size_bytes / tier.bandwidth_bytes_per_s
+    )
+
+
+def residual(tier: TierCost, luck: Floats) -> Floats:
+    """Return the factor on a load's time for uniform numbers in [0, 1), same shape."""
+    quantiles = np.asarray(tier.residual, dtype=np.float64)
+    if len(quantiles) == 1:
+        return np.full_like(luck, quantiles[0])
+    return np.interp(luck, np.linspace(0, 1, len(quantiles)), quantiles)
+
+
+def mean_residual(tier: TierCost) -> float:
+    """Return the mean factor: the area under the quantiles."""
+    quantiles = np.asarray(tier.residual, dtype=np.float64)
+    return float(quantiles[0]) if len(quantiles) == 1 else float(np.mean((quantiles[1:] + quantiles[:-1]) / 2))
+
+
+def beyond_envelope(profile: Profile, slots: int, max_rank: int) -> list[str]:
+    """Return sentences about what lies outside the profile's envelope."""
+    notes = []
+    for what, value, limit in (
+        ("adapter rank", max_rank, profile.envelope.rank),
+        ("slots", slots, profile.envelope.slots),
+    ):
+        if value > limit:
+            notes.append(f"{what} {value} lies outside the profile's envelope (up to {limit}): extrapolated")
+    return notes

@@ -1,0 +1,87 @@
+"""Memory of a replica: how many KV blocks are left beside weights and slots, and who holds them."""
+
+from __future__ import annotations
+
+from sim.spec.profile import Memory
+
+
+def kv_tokens_left(memory: Memory, adapter_bytes: int, utilization: float | None = None) -> int:
+    """Return the KV cache in tokens: ``total x utilization - weights - adapters - overhead``; may be negative.
+
+    :param adapter_bytes: bytes set aside for adapters: slots times padded slot size, or the cache's size.
+    """
+    usable = memory.total_bytes * (memory.utilization if utilization is None else utilization)
+    left = usable - memory.weights_bytes - memory.overhead_bytes - adapter_bytes
+    return int(left // memory.kv_bytes_per_token)
+
+
+class KvBlocks:
+    """KV blocks of one replica; a sequence of n tokens holds ceil(n / size) of them.
+
+    Decoding sequences all grow by one token a step, so nobody walks over them: with n sequences of T tokens in all,
+    ``sum ceil(t / size) = (T + n (size - 1) - R) / size``, where R sums the remainders of ``t - 1`` against size. R
+    follows from a count of sequences by phase, and lies between 0 and n (size - 1): most questions are answered by
+    that bound alone.
+
+    :param total: blocks there are.
+    :ivar tokens: tokens of all decoding sequences; ``decoding``: how many there are.
+    :ivar prefill: blocks held by sequences that don't decode yet.
+    :ivar peak_tokens: the most tokens that decoding sequences ever held.
+    """
+
+    def __init__(self, total: int, size: int) -> None:
+        self.total = total
+        self.size = size
+        self.tokens = 0
+        self.decoding = 0
+        self.prefill = 0
+        self.peak_tokens = 0
+        self._phases = [0] * size
+
+    def blocks(self, tokens: int) -> int:
+        """Return the blocks that ``tokens`` tokens take."""
+        return -(-tokens // self.size)
+
+    def start_decode(self, context: int, step: int) -> None:
+        """Count in a sequence of ``context`` tokens that decodes from counter value ``step`` on."""
+        self._phases[(context - 1 - step) % self.size] += 1
+        self.decoding += 1
+        self.tokens += context
+        self.prefill -= -(-context // self.size)
+
+    def stop_decode(self, context: int, began: int, now: int) -> None:
+        """Count out a sequence that began at ``began`` with ``context`` tokens; its blocks are free."""
+        self._phases[(context - 1 - began) % self.size] -= 1
+        self.decoding -= 1
+        self.tokens -= context + now - began
+
+    def advance(self, steps: int) -> None:
+        """Let every decoding sequence grow by ``steps`` tokens."""
+        self.tokens += steps * self.decoding
+        if self.tokens > self.peak_tokens:
+            self.peak_tokens = self.tokens
+
+    def spare_at_least(self, steps: int) -> int:
+        """Return a number of blocks that is free for sure after ``steps`` more decode steps; quick."""
+        size = self.size
+        return self.total - self.prefill - (self.tokens + self.decoding * (steps + size - 1)) // size
+
+    def spare(self, step: int, steps: int) -> int:
+        """Return the blocks that are free after ``steps`` decode steps from counter value ``step``; negative: lacking."""
+        size, at = self.size, step + steps
+        remainders = sum(count * ((phase + at) % size) for phase, count in enumerate(self._phases))
+        held = (self.tokens + self.decoding * (steps + size - 1) - remainders) // size
+        return self.total - self.prefill - held
+
+    def steps_that_fit(self, step: int, steps: int) -> int:
+        """Return how many of the next ``steps`` decode steps find the blocks they need."""
+        if self.spare_at_least(steps) >= 0:
+            return steps
+        low, high = 0, steps + 1  # what is held never falls from step to step, so bisection finds the last that fits
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.spare(step, middle) >= 0:
+                low = middle
+            else:
+                high = middle
+        return low

@@ -1,0 +1,59 @@
+"""One request on its way through the world: a hot object, so it has slots and no behaviour."""
+
+from __future__ import annotations
+
+HIT, DELAYED_HIT, MISS = 0, 1, 2
+"""How a request found its adapter: resident; on its way; or it had to start the load."""
+FROM_GPU, FROM_HOST, FROM_STORAGE = 0, 1, 2
+"""The tier its adapter came from."""
+
+
+class Request:
+    """A request and what has happened to it so far. Times in seconds, -1 until they are known.
+
+    :ivar load_s, host_load_s: time of the load it may have to start, from storage and from host.
+    :ivar service_s: engine ``fixed``: time it is served.
+    :ivar key: place in the waiting queue: the lowest goes first.
+    :ivar asked_s: when it asked for its adapter; ``ready_s``: when the adapter was there for it.
+    :ivar load_queue_s: the part of that wait before the load began: for a loader, or for a slot to load into.
+    :ivar load_wait_s: the whole wait.
+    :ivar to_prefill: tokens that must still be prefilled before its next output token.
+    :ivar context: KV tokens it holds; for a decoding request, those when it began to decode.
+    :ivar generated: output tokens that are out; for a decoding request, those when it began to decode.
+    :ivar began_step: value of the scheduler's decode counter when it began to decode.
+    :ivar last_step: value of that counter after its last token; -1 while not decoding.
+    :ivar last_token_s: when a preempted request had its last token.
+    """
+
+    # Written out, not a dataclass: passing two dozen defaults through __init__ costs as much as an event.
+    __slots__ = (
+        "adapter", "admitted_s", "arrival_s", "asked_s", "began_step", "context", "first_token_s", "generated",
+        "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s", "load_wait_s", "outcome",
+        "output_tokens", "preemptions", "prompt_tokens", "ready_s", "service_s", "tier", "to_prefill",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        index: int,
+        arrival_s: float,
+        adapter: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        load_s: float = 0.0,
+        host_load_s: float = 0.0,
+        service_s: float = 0.0,
+    ) -> None:
+        self.index = self.key = index
+        self.arrival_s = arrival_s
+        self.adapter = adapter
+        self.prompt_tokens = self.to_prefill = prompt_tokens
+        self.output_tokens = output_tokens
+        self.load_s = load_s
+        self.host_load_s = host_load_s
+        self.service_s = service_s
+        self.outcome = HIT
+        self.tier = FROM_GPU
+        self.asked_s = self.ready_s = self.admitted_s = self.first_token_s = self.last_token_s = -1.0
+        self.load_queue_s = self.load_wait_s = 0.0
+        self.context = self.generated = self.began_step = self.preemptions = 0
+        self.last_step = -1

@@ -1,0 +1,269 @@
+"""The step scheduler of one replica: who runs in the next step, and for how many equal steps.
+
+Pure: it knows nothing of SimPy. The world calls ``compose`` at a step boundary, lets the time of the step (or of a
+leap of equal steps) pass, and calls ``complete``. The rules are those of vLLM's V1 scheduler (model.md 2) over
+adapters that never leave while in use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from sim.policies.admission import ReadyQueue
+from sim.policies.costs import Batch
+from sim.policies.memory import KvBlocks
+from sim.policies.request import Request
+
+UNBLOCKED, BY_SEATS, BY_KV = 0, 1, 2
+"""Why a request whose adapter is there was not admitted at the last boundary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a step.
+
+    :ivar num_seqs: sequences in the batch.
+    :ivar batched_tokens: tokens in a step; at least ``num_seqs``, so that every decode gets its token.
+    """
+
+    num_seqs: int
+    batched_tokens: int
+
+
+@dataclass(slots=True)
+class Step:
+    """The next step; one object, filled anew at every boundary.
+
+    :ivar steps: how many equal steps may follow each other; 1 when somebody prefills. 0: nobody runs.
+    :ivar prefills: sequences that prefill in this step.
+    :ivar admitted: those of them that were waiting until now.
+    :ivar preempted: sequences that lost their KV blocks and wait again.
+    """
+
+    steps: int = 0
+    batch: Batch = field(default_factory=Batch)
+    prefills: list[Request] = field(default_factory=list)
+    admitted: list[Request] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+
+
+class Scheduler:
+    """Running sequences, their KV blocks, and the rules by which waiting ones join.
+
+    :param ranks: rank of every adapter.
+    :ivar step: decode steps so far: the counter that finish times and KV phases refer to.
+    :ivar blocked: why the last boundary left an admissible request waiting.
+    :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
+        takes them out.
+    """
+
+    def __init__(self, limits: Limits, kv: KvBlocks, waiting: ReadyQueue, ranks: list[int]) -> None:
+        self.limits = limits
+        self.kv = kv
+        self.waiting = waiting
+        self.running: dict[int, Request] = {}
+        self.step = 0
+        self.blocked = UNBLOCKED
+        self.recompute_gaps: list[float] = []
+        self._ranks = ranks
+        self._rank_tokens = 0
+        self._rank_sum = 0
+        self._adapters: dict[int, int] = {}
+        self._ends: list[tuple[int, int, Request]] = []
+        self._partial: Request | None = None
+        self._prefills: list[Request] = []
+        self._next = Step()
+
+    def complete(self, steps: int, now: float) -> list[Request]:
+        """Note that ``steps`` steps ended at ``now``; return the requests whose last token came.
+
+        First tokens are stamped here. The finished have left the batch and their blocks are free.
+        """
+        self.kv.advance(steps)
+        self.step = step = self.step + steps
+        finished: list[Request] = []
+        ends = self._ends
+        while ends and ends[0][0] <= step:
+            request = heappop(ends)[2]
+            if request.last_step == step:  # else it was preempted since
+                self._stop_decode(request)
+                self._leave_batch(request)
+                finished.append(request)
+        if self._prefills:
+            self._complete_prefills(now, finished)
+        return finished
+
+    def compose(self, now: float) -> Step:
+        """Decide the step that starts at ``now``."""
+        step, kv = self._next, self.kv
+        batch = step.batch
+        batch.prefill_tokens = batch.rank_tokens = 0
+        batch.attended = 0.0
+        step.prefills, step.admitted, step.preempted = [], [], []
+        spare = kv.spare_at_least(1)
+        if spare < 0:
+            spare = self._make_room_for_decodes(step, now)
+        budget = self.limits.batched_tokens - kv.decoding
+        if self._partial is not None:
+            budget, spare = self._continue_prefill(self._partial, budget, spare, step, now)
+        self.blocked = UNBLOCKED
+        if not step.preempted:
+            self._admit(budget, spare, step, now)
+        self._prefills = step.prefills
+        step.steps = 0
+        if self.running:
+            batch.decoding = kv.decoding
+            batch.prefilling = len(step.prefills)
+            batch.kv_tokens = kv.tokens + kv.decoding
+            batch.distinct = len(self._adapters)
+            batch.rank_sum = self._rank_sum
+            batch.rank_tokens += self._rank_tokens
+            step.steps = 1 if step.prefills else kv.steps_that_fit(self.step, self._next_end() - self.step)
+        return step
+
+    def could_admit(self) -> bool:
+        """Return whether a request that becomes ready now might join at the next boundary."""
+        return self.blocked == UNBLOCKED and len(self.running) < self.limits.num_seqs
+
+    def _make_room_for_decodes(self, step: Step, now: float) -> int:
+        """Preempt until every decode finds its block; return the blocks that are then free."""
+        while (spare := self.kv.spare(self.step, 1)) < 0:
+            self._preempt_newest(step, now)
+        return spare
+
+    def _preempt_newest(self, step: Step, now: float) -> None:
+        _, request = self.running.popitem()
+        if request is self._partial:
+            self._partial = None
+            self.kv.prefill -= self.kv.blocks(request.context)
+        else:
+            request.generated += self.step - request.began_step
+            request.last_token_s = now  # the step that has just ended gave it a token
+            request.last_step = -1
+            self._stop_decode(request)
+        self._drop_adapter(request.adapter)
+        request.to_prefill = request.prompt_tokens + request.generated
+        request.context = 0
+        request.preemptions += 1
+        self.waiting.push_front(request)
+        step.preempted.append(request)
+
+    def _continue_prefill(self, request: Request, budget: int, spare: int, step: Step, now: float) -> tuple[int, int]:
+        """Schedule the next chunk of the one unfinished prefill, the newest in the batch; return what is left."""
+        chunk = min(request.to_prefill, budget)
+        need = self.kv.blocks(request.context + chunk) - self.kv.blocks(request.context)
+        if need > spare:
+            spare = self.kv.spare(self.step, 1)
+        if need > spare:
+            self._preempt_newest(step, now)
+        elif chunk:
+            self._schedule_chunk(request, chunk, need, step)
+            return budget - chunk, spare - need
+        return budget, spare
+
+    def _admit(self, budget: int, spare: int, step: Step, now: float) -> None:
+        waiting, running, kv, adapters = self.waiting, self.running, self.kv, self._adapters
+        seats = self.limits.num_seqs - len(running)
+        while budget > 0:
+            if seats == 0:
+                self.blocked = BY_SEATS if len(waiting) else UNBLOCKED
+                return
+            request = waiting.first()
+            if request is None:
+                return
+            prefill = request.to_prefill
+            need = -(-prefill // kv.size)  # the whole prompt must fit, even if only a chunk of it starts
+            if need > spare:
+                spare = kv.spare(self.step, 1)
+                if need > spare:
+                    self.blocked = BY_KV
+                    return
+            waiting.take(request)
+            running[request.index] = request
+            adapter = request.adapter
+            if adapter in adapters:
+                adapters[adapter] += 1
+            else:
+                adapters[adapter] = 1
+                self._rank_sum += self._ranks[adapter]
+            if request.admitted_s < 0:
+                request.admitted_s = now
+            if prefill > budget:
+                prefill = budget
+                need = -(-prefill // kv.size)
+            self._schedule_chunk(request, prefill, need, step)
+            step.admitted.append(request)
+            seats -= 1
+            spare -= need
+            budget -= prefill
+
+    def _schedule_chunk(self, request: Request, chunk: int, blocks: int, step: Step) -> None:
+        batch = step.batch
+        batch.attended += chunk * (request.context + 0.5 * (chunk + 1))
+        batch.prefill_tokens += chunk
+        batch.rank_tokens += chunk * self._ranks[request.adapter]
+        self.kv.prefill += blocks
+        request.to_prefill -= chunk
+        request.context += chunk
+        step.prefills.append(request)
+
+    def _complete_prefills(self, now: float, finished: list[Request]) -> None:
+        self._partial = None
+        step = self.step
+        for request in self._prefills:
+            if request.to_prefill:
+                self._partial = request
+                continue
+            request.generated += 1
+            if request.first_token_s < 0:
+                request.first_token_s = now
+            else:
+                self.recompute_gaps.append(now - request.last_token_s)
+            left = request.output_tokens - request.generated
+            if left == 0:
+                self.kv.prefill -= self.kv.blocks(request.context)
+                self._leave_batch(request)
+                finished.append(request)
+                continue
+            request.began_step = step
+            request.last_step = step + left
+            self.kv.start_decode(request.context, step)
+            self._rank_tokens += self._ranks[request.adapter]
+            heappush(self._ends, (step + left, request.index, request))
+
+    def _stop_decode(self, request: Request) -> None:
+        self.kv.stop_decode(request.context, request.began_step, self.step)
+        self._rank_tokens -= self._ranks[request.adapter]
+
+    def _leave_batch(self, request: Request) -> None:
+        del self.running[request.index]
+        request.last_step = -1
+        self._drop_adapter(request.adapter)
+
+    def _drop_adapter(self, adapter: int) -> None:
+        count = self._adapters[adapter] - 1
+        if count:
+            self._adapters[adapter] = count
+        else:
+            del self._adapters[adapter]
+            self._rank_sum -= self._ranks[adapter]
+
+    def _next_end(self) -> int:
+        ends = self._ends
+        while ends[0][2].last_step != ends[0][0]:
+            heappop(ends)  # preempted since it was pushed
+        return ends[0][0]
+
+    def check_integrity(self) -> None:
+        """Assert that the running sums agree with a count over the running sequences."""
+        kv, step = self.kv, self.step
+        decoding = [r for r in self.running.values() if r.last_step >= 0]
+        contexts = [r.context + step - r.began_step for r in decoding]
+        prefill = sum(kv.blocks(r.context) for r in self.running.values() if r.last_step < 0)
+        assert (kv.decoding, kv.tokens, kv.prefill) == (len(decoding), sum(contexts), prefill)
+        assert kv.spare(step, 0) == kv.total - prefill - sum(map(kv.blocks, contexts)) >= 0
+        assert kv.spare_at_least(0) <= kv.spare(step, 0)
+        assert self._rank_tokens == sum(self._ranks[r.adapter] for r in decoding)
+        assert sum(self._adapters.values()) == len(self.running) <= self.limits.num_seqs
+        assert self._rank_sum == sum(self._ranks[a] for a in self._adapters)

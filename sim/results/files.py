@@ -1,0 +1,148 @@
+"""Files that are whole or absent, JSON without NaN, and the hashes that name a result."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+from sim.errors import OutputError
+from sim.results.point import Point
+
+# What can change without changing a result: a sweep that grows keeps the points it has.
+_NOT_HASHED = ("name", "description", "sweep")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file that is either complete on disk or not there, whenever the process dies.
+
+    :param fill: writes the content to the open binary file.
+    :raises OutputError: if the disk is full or the folder can't be written; the old file stays.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with draft.open("wb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"can't write this file: {error.strerror or error}", file=str(path)) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8 with plain newlines."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write data as JSON, atomically; NaN and infinities become null."""
+    write_text(path, json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    :raises OutputError: if it is missing, unreadable or torn.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise OutputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise OutputError("this file is damaged: it is not JSON", got=str(error), file=str(path)) from None
+
+
+def json_ready(value: Any) -> Any:
+    """Return the value as JSON can hold it; numpy's numbers become Python's, NaN becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if not isinstance(value, (str, int, float, bool, type(None))) and hasattr(value, "tolist"):
+        return json_ready(value.tolist())  # numpy scalars and arrays, without importing numpy
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content.
+
+    :raises OutputError: if it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OutputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
+
+
+def scenario_hash(data: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> str:
+    """Return a short hash of what a scenario simulates: not of its name, description and sweep.
+
+    :param inputs: path → digest of the files it reads (trace, weights, profile).
+    """
+    return _digest({"data": _simulated(data), "inputs": dict(inputs or {})})
+
+
+def point_key(
+    data: Mapping[str, Any], set_: Mapping[str, Any], version: str, inputs: Mapping[str, str] | None = None
+) -> str:
+    """Return the name of a point's file: equal for equal scenario, values, version and input files."""
+    parts = {"data": _simulated(data), "set": dict(set_), "version": version, "inputs": dict(inputs or {})}
+    return _digest(parts)
+
+
+def summary_json(name: str, points: Sequence[Point]) -> dict[str, Any]:
+    """Return the content of ``summary.json``; what ``loraplan run --json`` prints."""
+    rows = [{"set": point.set, "metrics": {k: asdict(m) for k, m in point.metrics.items()}} for point in points]
+    summary: dict[str, Any] = json_ready({"schema_version": 1, "scenario": name, "points": rows})
+    return summary
+
+
+def points_csv(points: Sequence[Point]) -> str:
+    """Return ``points.csv``: one row a point and metric, the swept keys as the first columns."""
+    swept = list(dict.fromkeys(key for point in points for key in point.set))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*map(_cell, swept), "metric", "value", "lo", "hi", "unit"])
+    for point in points:
+        values = [_cell(point.set.get(key)) for key in swept]
+        for name, metric in point.metrics.items():
+            numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
+            writer.writerow([*values, name, *numbers, _cell(metric.unit)])
+    return out.getvalue()
+
+
+def _cell(value: Any) -> str:
+    value = json_ready(value)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        # A spreadsheet would run this text as a formula; the quote makes it text again.
+        return f"'{value}" if value.startswith(_FORMULA_STARTS) else value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _simulated(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key not in _NOT_HASHED}
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(json_ready(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

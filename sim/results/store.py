@@ -1,0 +1,290 @@
+"""The run directory: the same files for one point or a thousand, safe to kill and to continue.
+
+::
+
+    manifest.json      what was asked, with which versions and seed, and how far it came
+    points/KEY.json    each point as it ends; what a killed sweep keeps
+    summary.json       the metrics of every point, for scripts
+    points.csv         the same, one row a point and metric, for spreadsheets
+    requests.parquet   one row a request of the first replication
+    report.html        written by ``reports``
+    .lock              held while a process works here
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from sim.errors import OutputError
+from sim.results.files import (
+    digest_file,
+    point_key,
+    points_csv,
+    read_json,
+    scenario_hash,
+    summary_json,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from sim.results.point import Point
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["RunData", "RunStore", "digest_file", "point_key", "read_run", "scenario_hash", "summary_json"]
+
+SCHEMA_VERSION = 1
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+_FILES = ("manifest.json", "summary.json", "points.csv", "requests.parquet", "report.html")
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_DRAFT = re.compile(r"\..+\.\d+\.tmp")
+
+
+class RunStore:
+    """Write one run directory; made by ``create``, held by a lock until ``close`` or ``finish``.
+
+    :ivar path: the folder.
+    :ivar manifest: as it stands in ``manifest.json``.
+    :ivar resumed: whether an earlier run of the same scenario left its points here.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: int | None, resumed: bool) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.resumed = resumed
+        self._lock = lock
+
+    @classmethod
+    def create(cls, out: Path, manifest: dict[str, Any], overwrite: bool = False) -> RunStore:
+        """Open a folder for a run; continue where one of the same ``scenario_hash`` stopped.
+
+        :param manifest: needs ``scenario_hash``; ``point_keys`` gives the points and their order.
+        :param overwrite: remove what loraplan wrote there (and nothing else) instead of continuing.
+        :raises OutputError: if the folder can't be written, is in use, or holds something else.
+        """
+        _refuse_foreign(out)
+        _make_folder(out / "points")
+        lock = _take_lock(out)
+        try:
+            if overwrite:
+                _remove_ours(out)
+            resumed = _same_scenario(out, manifest)
+            point_keys = list(manifest.get("point_keys", ()))
+            start = {"schema_version": SCHEMA_VERSION, "status": "running", "points_done": 0}
+            full = {**manifest, **start, "points_total": manifest.get("points_total", len(point_keys))}
+            store = cls(out, {**full, "point_keys": point_keys}, lock, resumed)
+            store.update()
+        except BaseException:
+            _release(lock)
+            raise
+        return store
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder. Closing twice does nothing."""
+        lock, self._lock = self._lock, None
+        _release(lock)
+
+    def update(self, changes: Mapping[str, Any] | None = None) -> None:
+        """Change keys of the manifest and write it."""
+        self.manifest = {**self.manifest, **(changes or {})}
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def save_point(self, key: str, point: Point) -> None:
+        """Keep a finished point; from now on it survives the process."""
+        write_json(_point_file(self.path, key), {"schema_version": SCHEMA_VERSION, "point": point.to_json()})
+
+    def load_point(self, key: str) -> Point | None:
+        """Return a kept point, or None where there is none or its file is damaged: it is simulated again."""
+        return _load_point(self.path, key)
+
+    def save_requests(self, table: pyarrow.Table) -> None:
+        """Write ``requests.parquet``."""
+        from pyarrow import parquet
+
+        def fill(file: Any) -> None:
+            parquet.write_table(table, file, compression="zstd")
+
+        write_atomically(self.path / "requests.parquet", fill)
+
+    def save_report(self, html: str) -> None:
+        """Write ``report.html``."""
+        write_text(self.path / "report.html", html)
+
+    def finish(
+        self, points: list[Point], manifest_updates: Mapping[str, Any] | None = None, status: Status = "finished"
+    ) -> None:
+        """Write the tables and the final manifest, and let go of the folder.
+
+        :param points: those that ended, in the order of the manifest's ``point_keys``.
+        :param status: ``finished`` wants every point; the others take what there is.
+        """
+        keys = self.manifest["point_keys"]
+        if status == "finished":
+            assert len(points) == len(keys), f"{len(points)} points for {len(keys)} keys"
+            for key, point in zip(keys, points, strict=True):
+                if self.load_point(key) is None:
+                    self.save_point(key, point)
+        write_json(self.path / "summary.json", summary_json(str(self.manifest.get("name", "")), points))
+        write_text(self.path / "points.csv", points_csv(points))
+        # Last, because a manifest that says finished promises that the rest is there.
+        self.update({**(manifest_updates or {}), "status": status, "points_done": len(points)})
+        self.close()
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run directory that was read: all a report needs."""
+
+    path: Path
+    manifest: dict[str, Any]
+    points: list[Point]
+
+
+def read_run(path: Path) -> RunData:
+    """Read a run directory; an unfinished one gives the points that ended.
+
+    :raises OutputError: if it is no run directory, or damaged.
+    """
+    if not path.is_dir():
+        raise OutputError("there is no such folder" if not path.exists() else "is not a folder", file=str(path))
+    file = path / "manifest.json"
+    if not file.exists():
+        raise OutputError(
+            "is not a run directory: it has no manifest.json", file=str(path), hint="'loraplan run' writes one"
+        )
+    manifest = read_json(file)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("point_keys"), list):
+        raise OutputError("this file is damaged: it is no manifest", file=str(file))
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise OutputError(
+            "written by another version of loraplan", key="schema_version", got=manifest.get("schema_version"),
+            allowed=str(SCHEMA_VERSION), file=str(file),
+        )  # fmt: skip
+    points = [(key, _load_point(path, key)) for key in manifest["point_keys"]]
+    lost = [key for key, point in points if point is None]
+    if lost and manifest.get("status") == "finished":
+        raise OutputError(
+            "this point is missing or damaged", file=str(_point_file(path, lost[0])), hint="run the scenario again",
+        )  # fmt: skip
+    return RunData(path, manifest, [point for _, point in points if point is not None])
+
+
+def _point_file(folder: Path, key: str) -> Path:
+    if not _KEY.fullmatch(str(key)):
+        raise OutputError("not the key of a point", got=key, file=str(folder / "manifest.json"))
+    return folder / "points" / f"{key}.json"
+
+
+def _load_point(folder: Path, key: str) -> Point | None:
+    file = _point_file(folder, key)
+    if not file.exists():
+        return None
+    try:
+        return Point.from_json(read_json(file)["point"])
+    except (OutputError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"can't make this folder: {error.strerror or error}", file=str(out.parent)) from None
+
+
+def _refuse_foreign(out: Path) -> None:
+    try:
+        names = sorted(entry.name for entry in out.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"can't use this as a folder: {error.strerror or error}", file=str(out)) from None
+    foreign = [name for name in names if name not in (*_FILES, ".lock", "points") and not _DRAFT.fullmatch(name)]
+    if foreign and not _wrote_manifest(out):
+        raise OutputError(
+            "this folder holds other files", got=", ".join(foreign[:3]), file=str(out),
+            allowed="a new or empty folder, or one that loraplan wrote", hint="give another --out",
+        )  # fmt: skip
+
+
+def _wrote_manifest(out: Path) -> bool:
+    """Say whether the manifest is one of ours: web pages have a ``manifest.json`` too."""
+    try:
+        manifest = read_json(out / "manifest.json")
+    except OutputError:
+        return False
+    return isinstance(manifest, dict) and "scenario_hash" in manifest
+
+
+def _take_lock(out: Path) -> int | None:
+    """Lock the folder for this process; None where the system has no such locks."""
+    try:
+        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise OutputError(f"can't write in this folder: {error.strerror or error}", file=str(out)) from None
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OutputError(
+            "another loraplan works in this folder", file=str(out), hint="wait for it, or give another --out"
+        ) from None
+    except (ImportError, OSError):  # Windows, some network disks: better no lock than no run
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _release(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)  # which ends the lock; the empty file stays, removing it would race
+
+
+def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> bool:
+    file = out / "manifest.json"
+    if not file.exists():
+        return False
+    try:
+        old = read_json(file)
+    except OutputError as error:
+        error.hint = "give another --out, or --overwrite"
+        raise
+    if not isinstance(old, dict) or old.get("scenario_hash") != manifest["scenario_hash"]:
+        raise OutputError(
+            "this folder holds the run of another scenario", file=str(out),
+            got=old.get("name") if isinstance(old, dict) else None, hint="give another --out, or --overwrite",
+        )  # fmt: skip
+    return True
+
+
+def _remove_ours(out: Path) -> None:
+    for file in _ours(out):
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"can't remove this file: {error.strerror or error}", file=str(file)) from None
+
+
+def _ours(out: Path) -> Iterable[Path]:
+    yield from (out / name for name in _FILES)
+    yield from (file for file in (out / "points").glob("*.json") if _KEY.fullmatch(file.stem))
+    for folder in (out, out / "points"):
+        yield from (file for file in folder.iterdir() if _DRAFT.fullmatch(file.name))

@@ -1,0 +1,176 @@
+"""Profiles: what a step, a load and a byte of memory cost on one device, model and engine.
+
+A profile is a JSON file in SI units (seconds, bytes), written by ``loraplan calibrate`` or by hand. Its
+``status`` says how far to trust it: ``measured`` on the device, ``derived`` from published
+measurements, or ``assumed`` from data sheets and papers; every number of an assumed profile names its source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from sim.errors import ScenarioError, did_you_mean
+from sim.spec.base import Strict, located
+
+
+class LoraCost(Strict):
+    """Seconds that LoRA adds to a step: ``fixed + slot·S + (distinct + rank·r)·D + token_rank·Σ tokens·r``."""
+
+    fixed_s: NonNegativeFloat = 0.0
+    """As soon as LoRA is turned on."""
+    per_slot_s: NonNegativeFloat = 0.0
+    """For every slot, filled or not."""
+    per_adapter_s: NonNegativeFloat = 0.0
+    """For every distinct adapter in the batch."""
+    per_adapter_rank_s: NonNegativeFloat = 0.0
+    """For every distinct adapter, times its rank."""
+    per_token_rank_s: NonNegativeFloat = 0.0
+    """For every token of the step, times the rank of its adapter."""
+
+
+class StepCost(Strict):
+    """Seconds of one step (model.md 4)."""
+
+    fixed_s: NonNegativeFloat = 0.0
+    """Every step."""
+    tokens: tuple[tuple[NonNegativeFloat, NonNegativeFloat], ...] = ((0, 0), (1, 0))
+    """Pairs (scheduled tokens, seconds), rising; linear between them, and beyond the last."""
+    per_sequence_s: NonNegativeFloat = 0.0
+    """For every sequence of the step."""
+    per_kv_token_s: NonNegativeFloat = 0.0
+    """For every KV token that decoding sequences attend to."""
+    per_attended_token_s: NonNegativeFloat = 0.0
+    """Prefill attention: for every pair of a prompt token and a token it attends to."""
+    lora: LoraCost = LoraCost()
+    """What LoRA adds."""
+
+    @model_validator(mode="after")
+    def _monotone(self) -> StepCost:
+        xs, ys = zip(*self.tokens, strict=True) if self.tokens else ((), ())
+        rising = all(a < b for a, b in pairwise(xs))
+        if len(xs) < 2 or not rising or any(a > b for a, b in pairwise(ys)):
+            raise located("tokens", "a table of at least two pairs, rising in tokens and not falling in seconds")
+        return self
+
+
+class TierCost(Strict):
+    """Seconds of one load from one tier: ``open + per_tensor·tensors + bytes / bandwidth``, times a residual."""
+
+    open_s: NonNegativeFloat = 0.0
+    """Every load."""
+    per_tensor_s: NonNegativeFloat = 0.0
+    """For every tensor of the adapter."""
+    bandwidth_bytes_per_s: PositiveFloat
+    """Bytes per second, shared by the loads that run at the same time."""
+    residual: tuple[PositiveFloat, ...] = (1.0,)
+    """Quantiles of measured over predicted, equally spaced from 0 to 1; (1,) means no spread."""
+
+
+class LoadCost(Strict):
+    """Loads by the tier they come from; each is the way from there to the GPU."""
+
+    storage: TierCost
+    """From storage, through host memory."""
+    host: TierCost
+    """From host memory."""
+
+
+class Memory(Strict):
+    """GPU memory of one replica, in bytes."""
+
+    total_bytes: PositiveInt
+    """The device's memory."""
+    utilization: float = Field(gt=0, le=1)
+    """Share of it that the engine uses."""
+    weights_bytes: PositiveInt
+    """Base model."""
+    overhead_bytes: int = Field(ge=0)
+    """Activations, CUDA graphs, the framework."""
+    kv_bytes_per_token: PositiveInt
+    """KV cache of one token in all layers."""
+
+
+class Envelope(Strict):
+    """Where the numbers were measured, or are thought to hold; beyond it results are extrapolated."""
+
+    sequences: PositiveInt
+    """Most sequences in a batch."""
+    distinct_adapters: PositiveInt
+    """Most distinct adapters in a batch."""
+    rank: PositiveInt
+    """Largest adapter rank."""
+    slots: PositiveInt
+    """Most adapter slots."""
+
+
+class Profile(Strict):
+    """What one device, model and engine version cost."""
+
+    schema_version: Literal[1]
+    """Version of this file format."""
+    name: str
+    """Device/model/engine, such as ``h100-64gb/llama-3.1-8b/vllm-0.8.5``."""
+    status: Literal["measured", "derived", "assumed"]
+    """How far to trust it."""
+    description: str
+    """One sentence."""
+    device: str
+    """GPU, as its maker calls it."""
+    model: str
+    """Base model."""
+    dtype: str
+    """Number format of the base weights."""
+    step: StepCost
+    """Step costs."""
+    load: LoadCost
+    """Load costs."""
+    memory: Memory
+    """Memory."""
+    envelope: Envelope
+    """Where this holds."""
+    sources: dict[str, str]
+    """Source of every number, by dotted path or by the path of a section."""
+    error: str = "unknown: not compared with measurements"
+    """How far predictions were from measurements."""
+
+
+def bundled_profiles() -> list[str]:
+    """Return the names of the profiles that come with loraplan."""
+    root = Path(str(files("scenarios") / "profiles"))
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.json"))
+
+
+def load_profile(name: str) -> tuple[Profile, str]:
+    """Return a profile and the SHA-256 of its file.
+
+    :param name: a bundled name or a path.
+    :raises ScenarioError: where there is no such profile or it can't be used; key ``fleet.profile``.
+    """
+    bundled = name in bundled_profiles()
+    path = Path(str(files("scenarios") / "profiles" / f"{name}.json")) if bundled else Path(name)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        known = bundled_profiles()
+        raise ScenarioError(
+            "no such profile", key="fleet.profile", got=name, allowed=f"a path, or {', '.join(known)}",
+            hint=did_you_mean(name, known) or (error.strerror or ""),
+        ) from None  # fmt: skip
+    try:
+        data: Any = json.loads(raw)
+        return Profile.model_validate(data), hashlib.sha256(raw).hexdigest()
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ScenarioError("the profile is not JSON", key="fleet.profile", got=str(error), file=str(path)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "profile"
+        raise ScenarioError(
+            f"the profile's {where}: {first['msg']}", key="fleet.profile", got=first["input"], file=str(path)
+        ) from error

@@ -1,0 +1,262 @@
+"""From a file, the files it extends and ``--set`` to one checked scenario that knows where each value came from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from sim.errors import InputError, ScenarioError, SeveralErrors, did_you_mean
+from sim.spec import tree
+from sim.spec.bundled import BundledScenario, bundled_path, bundled_scenarios, copy_scenario
+from sim.spec.problems import known_keys, misplaced_flags, problems, without_indexes
+from sim.spec.scenario import Scenario
+from sim.spec.schema import scenario_schema
+from sim.spec.tree import Node, Origin
+from sim.spec.yaml_tree import parse_yaml, read_yaml
+
+__all__ = [
+    "BundledScenario", "LoadedScenario", "Origin", "bundled_scenarios", "copy_scenario", "load_scenario",
+    "scenario_schema",
+]  # fmt: skip
+
+_SET = Origin("--set")
+_SEED = Origin("--seed")
+_SWEEP = Origin("sweep")
+_NOT_SWEPT = ("schema_version", "name", "description", "sweep")
+
+
+@dataclass(frozen=True)
+class LoadedScenario:
+    """A checked scenario and where its values were written.
+
+    :ivar scenario: the models.
+    :ivar data: the merged plain data; it validates again to the same scenario, from any folder.
+    :ivar origins: by dotted path, the root as ``""``.
+    :ivar source: the file or bundled name, as the user gave it.
+    """
+
+    scenario: Scenario
+    data: dict[str, Any]
+    origins: dict[str, Origin]
+    source: str
+
+    def with_values(self, values: Mapping[str, Any]) -> LoadedScenario:
+        """Return the scenario of one sweep point: these dotted keys set, by the rules of ``--set``.
+
+        :raises InputError: if the result is no valid scenario (``SeveralErrors`` for more than one problem).
+        """
+        root = tree.planted(self.data, Origin(self.source), self.origins)
+        for key in tree.tags_first(values):
+            node = tree.planted(values[key], _SWEEP)
+            root = tree.assign(root, key, tree.with_absolute_files(node, Path.cwd(), key))
+        return _checked(root, self.source)
+
+    def locate(self, error: InputError) -> InputError:
+        """Return the error with the place where its key, or the section around it, was written."""
+        return _located(error, self.origins)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return (key, value, origin) of every value, defaults included, in the order of the sections."""
+        dumped = self.scenario.model_dump(mode="json", by_alias=True)
+        return [(key, _text(value), self._origin_text(key)) for key, value in _leaves(dumped, "")]
+
+    def _origin_text(self, key: str) -> str:
+        return str(self.origins.get(key, "default"))
+
+
+def load_scenario(source: str, overrides: Sequence[str] = (), seed: int | None = None) -> LoadedScenario:
+    """Read, merge and check a scenario.
+
+    :param source: a YAML file, or the name of a bundled scenario.
+    :param overrides: ``a.b.c=value`` each, from ``--set``; the value is YAML.
+    :param seed: replaces ``run.seed``.
+    :raises InputError: with every problem found (``SeveralErrors`` if more than one), sorted by line.
+    """
+    path, name = _find(source, Path())
+    root = _read(path, name, ())
+    given = dict(_parse_override(text) for text in overrides)
+    for key in tree.tags_first(given):
+        root = tree.assign(root, key, tree.with_absolute_files(given[key], Path.cwd(), key))
+    if seed is not None:
+        root = tree.assign(root, "run.seed", Node(seed, _SEED))
+    loaded = _checked(root, source)
+    _check_sweep(loaded)
+    return loaded
+
+
+def _find(source: str, folder: Path) -> tuple[Path, str]:
+    """Return the file that a source means and what messages call it."""
+    path = folder / Path(source).expanduser()
+    if path.is_file():
+        return path, str(path)
+    if Path(source).suffix in (".yaml", ".yml") or "/" in source or path.is_dir():
+        hint = "give the YAML file inside it" if path.is_dir() else "'loraplan scenarios list' shows bundled ones"
+        raise ScenarioError("is a folder" if path.is_dir() else "no such file", file=str(path), hint=hint)
+    bundled = bundled_path(source)
+    return bundled, str(bundled)
+
+
+def _read(path: Path, name: str, below: tuple[Path, ...]) -> Node:
+    """Read a file and lay it over the file it extends; ``below`` are those that led here."""
+    root = tree.with_absolute_files(read_yaml(path, name), path.parent.resolve())
+    assert isinstance(root.value, dict)  # read_yaml's promise
+    keys = dict(root.value)
+    extends = keys.pop("extends", None)
+    root = Node(keys, root.origin)
+    if extends is None or extends.value is None:
+        return root
+    base_path, base_name = _base_of(extends, path)
+    chain = (*below, path.resolve())
+    if base_path.resolve() in chain:
+        names = " → ".join(file.name for file in (*chain, base_path.resolve()))
+        raise _at(ScenarioError("scenarios extend each other in a circle", key="extends", got=names), extends)
+    # The overlay's own first line stands for the whole: a missing section is missing there.
+    return Node(tree.merge(_read(base_path, base_name, chain), root).value, root.origin)
+
+
+def _base_of(extends: Node, path: Path) -> tuple[Path, str]:
+    if not isinstance(extends.value, str):
+        raise _at(ScenarioError("must name one scenario", key="extends", got=tree.plain(extends)), extends)
+    try:
+        return _find(extends.value, path.parent)
+    except ScenarioError as error:
+        problem = error.problem if error.file is None else f"{error.file}: {error.problem}"
+        moved = ScenarioError(problem, key="extends", allowed=error.allowed, hint=error.hint)
+        raise _at(moved, extends) from None
+
+
+def _at(error: ScenarioError, node: Node) -> ScenarioError:
+    error.file, error.line = node.origin.place, node.origin.line
+    return error
+
+
+def _parse_override(text: str) -> tuple[str, Node]:
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ScenarioError("not an assignment", got=text, allowed="key=value such as cache.gpu.slots=64", file="--set")
+    try:
+        node = parse_yaml(value, "--set")
+    except ScenarioError as error:
+        raise ScenarioError(error.problem, key=key, got=value, hint="quote the value", file="--set") from None
+    if node is None:
+        return key, Node(None, _SET)
+    if isinstance(node.value, (dict, list)) and not value.lstrip().startswith(("{", "[")):
+        # "a: b" without braces is a sentence with a colon here, not a mapping.
+        return key, Node(value.strip(), _SET)
+    return key, tree.planted(tree.plain(node), _SET)
+
+
+def _checked(root: Node, source: str) -> LoadedScenario:
+    data, origins = tree.plain(root), tree.origins(root)
+    found: list[InputError] = []
+    try:
+        scenario = Scenario.model_validate(data)
+    except ValidationError as error:
+        found = problems(error, Scenario, data)
+    named = {problem.key for problem in found}
+    found += [flag for flag in misplaced_flags(Scenario, data) if flag.key not in named]
+    if found:
+        _raise([_located(problem, origins) for problem in found])
+    return LoadedScenario(scenario, data, origins, source)
+
+
+def _located(error: InputError, origins: Mapping[str, Origin]) -> InputError:
+    if isinstance(error, SeveralErrors):
+        return SeveralErrors([_located(inner, origins) for inner in error.errors])
+    if error.file is not None or error.key is None:
+        return error
+    path = error.key
+    while path and path not in origins:
+        path = path.rpartition(".")[0]
+    origin = origins.get(path)
+    if origin is None:
+        return error
+    located = copy.copy(error)
+    located.file, located.line = origin.place, origin.line
+    return located
+
+
+def _raise(errors: list[InputError]) -> NoReturn:
+    # Line 0 for --set: what was just typed comes first.
+    errors = sorted(errors, key=lambda error: (error.line is not None, error.file or "", error.line or 0))
+    raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
+
+
+def _check_sweep(loaded: LoadedScenario) -> None:
+    """Check that the sweep's keys exist and that each of its values makes a valid scenario."""
+    sweep = loaded.scenario.sweep
+    known = set(known_keys(Scenario))
+    errors: list[InputError] = []
+    for key, values in sweep.items():
+        if key in _NOT_SWEPT:
+            errors.append(ScenarioError("this can't be swept", key=f"sweep.{key}"))
+        elif not values:
+            errors.append(ScenarioError("no values", key=f"sweep.{key}", hint=f"such as {key}: [1, 2]"))
+        elif without_indexes(key) not in known:
+            errors.append(ScenarioError("unknown key", key=f"sweep.{key}", hint=_suggest(key, known)))
+    if not errors:
+        errors = _bad_values(loaded, sweep)
+    if errors:
+        _raise([_located(error, loaded.origins) for error in errors])
+
+
+def _bad_values(loaded: LoadedScenario, sweep: Mapping[str, Sequence[Any]]) -> list[InputError]:
+    """Try each value beside the first of every other key: all these are points of the grid.
+
+    A value alone could be wrong where the whole point is right (two keys that go together).
+    """
+    found: dict[tuple[str, str], InputError] = {}
+    first = {key: values[0] for key, values in sweep.items()}
+    for key, values in sweep.items():
+        for value in values:
+            point = {**first, key: value}
+            try:
+                loaded.with_values(point)
+            except InputError as error:
+                for problem in error.errors if isinstance(error, SeveralErrors) else [error]:
+                    mine = _swept_key(problem.key or "", sweep) or key
+                    moved = ScenarioError(
+                        problem.problem if (problem.key or mine) == mine else f"{problem.key}: {problem.problem}",
+                        key=f"sweep.{mine}", got=problem.got or point[mine], allowed=problem.allowed, hint=problem.hint,
+                    )  # fmt: skip
+                    found.setdefault((mine, str(moved)), moved)
+    return list(found.values())
+
+
+def _swept_key(key: str, sweep: Mapping[str, Any]) -> str | None:
+    return next((swept for swept in sweep if key == swept or key.startswith(f"{swept}.")), None)
+
+
+def _suggest(key: str, known: set[str]) -> str | None:
+    leaf = key.rpartition(".")[2]
+    same = sorted(path for path in known if path.rpartition(".")[2] == leaf)
+    return f"did you mean {same[0]!r}?" if same else did_you_mean(key, sorted(known))
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value and path != "sweep":
+        for key, child in value.items():
+            yield from _leaves(child, tree.join(path, key))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, child in enumerate(value):
+            yield from _leaves(child, tree.join(path, index))
+    else:
+        yield path, value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, list):
+        return f"[{', '.join(_text(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return str(value) if value != "" else '""'

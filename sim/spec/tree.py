@@ -1,0 +1,206 @@
+"""A scenario before it is checked: values that know where they were written, and how they overlay.
+
+A file, the file it extends, ``--set`` and a sweep's values are all laid over each other here by the same
+rules: mappings merge, lists are replaced, null removes, and a choice made later ends an earlier one
+(another ``law``, ``size`` where the base has ``slots``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sim.errors import ScenarioError
+
+Scalar = str | int | float | bool | None
+
+MAX_DEPTH = 50
+"""Deeper nesting is refused: no scenario needs it, and what walks the tree is recursive."""
+
+TAGS = ("law", "process")
+"""Keys that say what the other keys of their mapping mean."""
+
+# Section: (what an overlay gives, what it drops from the base). Only pairs where the later choice can
+# mean nothing else; ``rank`` over a base with a ``mix`` stays an error, it would quietly lose the mix.
+_CHOICES = {
+    "workload": (
+        ("requests", "duration"), ("duration", "requests"),
+        ("trace", "arrivals"), ("trace", "tokens"), ("arrivals", "trace"),
+    ),
+    "adapters": (("mix", "rank"), ("mix", "targets"), ("mix", "size")),
+    "cache.gpu": (("slots", "size"), ("size", "slots")),
+    "cache.host": (("slots", "size"), ("size", "slots")),
+}  # fmt: skip
+
+FILE_KEYS = (
+    "workload.trace.file",
+    "workload.popularity.file",
+    "workload.tokens.prompt.file",
+    "workload.tokens.output.file",
+    "fleet.profile",
+)
+"""Keys whose value is a file (the profile only where it looks like a path)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value was written: a file and its line, or ``--set``, ``--seed``, ``sweep``, ``default``."""
+
+    place: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.place if self.line is None else f"{self.place}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value and its origin; mappings and lists hold nodes. Never changed, always replaced."""
+
+    value: dict[str, Node] | list[Node] | Scalar
+    origin: Origin
+
+
+def join(path: str, key: str | int) -> str:
+    """Return the dotted path of a key inside ``path``."""
+    return f"{path}.{key}" if path else str(key)
+
+
+def merge(base: Node, over: Node, path: str = "") -> Node:
+    """Lay ``over`` on ``base``; the mapping keeps the base's origin, each value brings its own."""
+    if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
+        return over
+    if _other_kind(base.value, over.value):
+        return over
+    dropped = _dropped(path, base.value, over.value)
+    merged = {key: node for key, node in base.value.items() if key not in dropped}
+    for key, node in over.value.items():
+        merged[key] = merge(merged[key], node, join(path, key)) if key in merged else node
+    return Node(merged, base.origin)
+
+
+def assign(root: Node, key: str, value: Node) -> Node:
+    """Return the tree with ``value`` laid at the dotted ``key``; whole numbers index lists."""
+    parts = key.split(".")
+    if parts[0] == "sweep" and len(parts) > 1:
+        parts = ["sweep", ".".join(parts[1:])]  # its keys are dotted paths themselves
+    if not all(parts) or len(parts) > MAX_DEPTH:
+        raise ScenarioError("not a dotted key", got=key, allowed="such as cache.gpu.slots", file=value.origin.place)
+    return _assign(root, parts, value, "")
+
+
+def tags_first(keys: Iterable[str]) -> list[str]:
+    """Return the keys with laws and processes first: setting one drops what belonged to another."""
+    return sorted(keys, key=lambda key: key.rpartition(".")[2] not in TAGS)
+
+
+def plain(node: Node) -> Any:
+    """Return the values without their origins; a key set to null is left out."""
+    if isinstance(node.value, dict):
+        return {key: plain(child) for key, child in node.value.items() if child.value is not None}
+    if isinstance(node.value, list):
+        return [plain(child) for child in node.value]
+    return node.value
+
+
+def origins(node: Node) -> dict[str, Origin]:
+    """Return the origin of every dotted path, removed keys included; the root is ``""``."""
+    return dict(_origins(node, ""))
+
+
+def planted(value: Any, origin: Origin, known: Mapping[str, Origin] | None = None, path: str = "") -> Node:
+    """Return plain data as a tree, with the known origins by path and ``origin`` for the rest."""
+    known = known or {}
+    here = known.get(path, origin)
+    if isinstance(value, Mapping):
+        return Node({str(k): planted(v, here, known, join(path, str(k))) for k, v in value.items()}, here)
+    if isinstance(value, (list, tuple)):
+        return Node([planted(v, here, known, join(path, i)) for i, v in enumerate(value)], here)
+    return Node(value, here)
+
+
+def with_absolute_files(node: Node, folder: Path, path: str = "") -> Node:
+    """Return the tree with every file in it made absolute, relative names taken from ``folder``."""
+    value = node.value
+    if path.startswith("sweep."):
+        return _swept_files(path.removeprefix("sweep."), node, folder)
+    if isinstance(value, dict):
+        children = {key: with_absolute_files(child, folder, join(path, key)) for key, child in value.items()}
+        return replace(node, value=children)
+    if isinstance(value, str) and path in FILE_KEYS and (path != "fleet.profile" or is_path(value)):
+        return replace(node, value=str((folder / Path(value).expanduser()).resolve()))
+    return node
+
+
+def is_path(profile: str) -> bool:
+    """Say whether a profile is given as a file and not as a bundled name."""
+    return profile.endswith(".json") or profile.startswith((".", "/", "~"))
+
+
+def _swept_files(key: str, values: Node, folder: Path) -> Node:
+    if not isinstance(values.value, list):
+        return values
+    return replace(values, value=[with_absolute_files(item, folder, key) for item in values.value])
+
+
+def _other_kind(base: Mapping[str, Node], over: Mapping[str, Node]) -> bool:
+    both = (tag for tag in TAGS if tag in base and tag in over)
+    return any(base[tag].value != over[tag].value for tag in both)
+
+
+def _dropped(path: str, base: Mapping[str, Node], over: Mapping[str, Node]) -> set[str]:
+    given = {key for key, node in over.items() if node.value is not None}
+    # With a trace, requests and duration go together: the first limits its rows.
+    free = {"requests", "duration"} if {"trace"} & (given | set(base)) else set()
+    return {
+        drops for gives, drops in _CHOICES.get(path, ()) if gives in given and drops not in given and drops not in free
+    }
+
+
+def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> Node:
+    if not parts:
+        return value if node is None else merge(node, value, path)
+    head, rest = parts[0], parts[1:]
+    if node is None or node.value is None:
+        if head.isdigit():
+            _index(head, 0, path, value.origin)
+        return Node({head: _assign(None, rest, value, join(path, head))}, value.origin)
+    if isinstance(node.value, list):
+        items = list(node.value)
+        index = _index(head, len(items), path, value.origin)
+        items[index] = _assign(items[index], rest, value, join(path, head))
+        return Node(items, node.origin)
+    if not isinstance(node.value, dict):
+        raise ScenarioError(
+            f"{path} holds one value and has no keys", key=join(path, ".".join(parts)),
+            got=node.value, file=value.origin.place,
+        )  # fmt: skip
+    child = _assign(node.value.get(head), rest, value, join(path, head))
+    over = {head: child}
+    if _other_kind(node.value, over):
+        return Node(over, value.origin)
+    dropped = _dropped(path, node.value, over)
+    kept = {key: old for key, old in node.value.items() if key not in dropped}
+    return Node({**kept, **over}, node.origin)
+
+
+def _index(part: str, length: int, path: str, origin: Origin) -> int:
+    if part.isascii() and part.isdigit() and int(part) < length:
+        return int(part)
+    allowed = f"0 to {length - 1}" if length else "nothing, the list is empty"
+    raise ScenarioError(
+        "no such place in the list", key=join(path, part), got=part, allowed=allowed,
+        file=origin.place,
+    )  # fmt: skip
+
+
+def _origins(node: Node, path: str) -> Iterator[tuple[str, Origin]]:
+    yield path, node.origin
+    if isinstance(node.value, dict):
+        for key, child in node.value.items():
+            yield from _origins(child, join(path, key))
+    elif isinstance(node.value, list):
+        for index, child in enumerate(node.value):
+            yield from _origins(child, join(path, index))

@@ -1,0 +1,228 @@
+"""From a checked scenario to a world that can run; says no where the parts don't fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import ScenarioError
+from sim.policies.cache import GpuCache, HostCache
+from sim.policies.costs import StepCosts, beyond_envelope, load_seconds, mean_residual, residual
+from sim.policies.eviction import EVICTIONS
+from sim.policies.memory import KvBlocks, kv_tokens_left
+from sim.policies.router import ROUTERS
+from sim.policies.scheduler import Limits
+from sim.results.records import Recorder, Recording
+from sim.spec.laws import TimeLaw
+from sim.spec.profile import Profile, TierCost, load_profile
+from sim.spec.scenario import DEFAULT_PROFILE, Scenario
+from sim.spec.scenario import GpuCache as GpuCacheSpec
+from sim.spec.units import human_bytes
+from sim.traffic.adapters import Population
+from sim.traffic.generate import Chunk, Traffic
+from sim.world.clock import Clock
+from sim.world.fleet import Fleet, Plan, Times
+from sim.world.server import BatchServer, FixedServer, Parts, Server
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything a replication needs, read and checked once.
+
+    :ivar kv_tokens: KV cache of one replica in tokens, rounded down to blocks; None for engine ``fixed``.
+    :ivar weights: what each adapter takes of ``capacity`` (slots or bytes).
+    :ivar notes: sentences for the user.
+    """
+
+    scenario: Scenario
+    traffic: Traffic
+    profile: Profile | None
+    profile_sha256: str
+    kv_tokens: int | None
+    weights: list[int]
+    capacity: int
+    ranks: list[int]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def population(self) -> Population:
+        return self.traffic.population
+
+    def mean_load_s(self) -> float:
+        """Return the mean time of a load from storage over all adapters, each counted once."""
+        law = self.scenario.storage.load
+        if law is not None:
+            return law.mean()
+        assert self.profile is not None, "loads have a law or a profile"
+        tier = self.profile.load.storage
+        return float(load_seconds(tier, self.population).mean()) * mean_residual(tier)
+
+
+def build_world(scenario: Scenario) -> World:
+    """Read the profile and the traffic, and check that they fit together.
+
+    :raises ScenarioError, TraceError: with the key of the value that doesn't fit.
+    """
+    fixed = scenario.fleet.engine == "fixed"
+    profile, digest = (None, "") if fixed and _needs_no_profile(scenario) else load_profile(scenario.fleet.profile)
+    base_model = _base_model(scenario, profile)
+    traffic = Traffic(scenario, base_model)
+    population = traffic.population
+    weights, capacity = _gpu_capacity(scenario.cache.gpu, population)
+    kv_tokens = None if fixed else _kv_tokens(scenario, profile, population)
+    notes = list(traffic.notes)
+    if profile is not None and not fixed:
+        notes += beyond_envelope(profile, _slots(scenario, population), int(population.rank.max()))
+    if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
+        notes.append("a trace is replayed once: run.replications does not apply")
+    return World(
+        scenario=scenario, traffic=traffic, profile=profile, profile_sha256=digest, kv_tokens=kv_tokens,
+        weights=weights, capacity=capacity, ranks=population.rank.tolist(), notes=tuple(notes),
+    )  # fmt: skip
+
+
+def simulate(world: World, replication: int, sections: int) -> Recording:
+    """Simulate one replication from an empty system to the end.
+
+    :param sections: parts into which the measured requests are cut for intervals.
+    """
+    scenario = world.scenario
+    clock, recorder = Clock(), Recorder(sections)
+    plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
+    fleet = Fleet(clock, recorder, ROUTERS[scenario.router.policy](), _times(world), plan, world.kv_tokens)
+    for _ in range(scenario.fleet.replicas):
+        fleet.add(lambda index, inside: _server(world, Parts(clock, recorder, index, inside, *_caches(world))))
+    return fleet.run(world.traffic.chunks(replication))
+
+
+def _caches(world: World) -> tuple[GpuCache, HostCache | None, tuple[int, int]]:
+    scenario = world.scenario
+    cache = GpuCache(world.weights, world.capacity, EVICTIONS[scenario.cache.eviction]())
+    host = scenario.cache.host
+    host_cache = HostCache(*_capacity(host, world.population)) if host is not None else None
+    return cache, host_cache, (scenario.storage.loaders, scenario.storage.host_loaders)
+
+
+def _server(world: World, parts: Parts) -> Server:
+    scenario = world.scenario
+    fleet = scenario.fleet
+    if fleet.engine == "fixed":
+        return FixedServer(parts)
+    assert world.profile is not None, "checked by build_world"
+    assert world.kv_tokens is not None, "checked by build_world"
+    return BatchServer(
+        parts,
+        limits=Limits(fleet.max_num_seqs, fleet.max_num_batched_tokens),
+        kv=KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size),
+        costs=StepCosts(world.profile.step, _slots(scenario, world.population), fleet.max_num_batched_tokens),
+        ranks=world.ranks,
+        ask_early=scenario.load_at == "arrival",
+        blocking=scenario.storage.mode == "blocking",
+        stop=fleet.admission == "stop",
+    )  # fmt: skip
+
+
+def _times(world: World) -> Times:
+    storage, profile = world.scenario.storage, world.profile
+    service = world.scenario.fleet.service
+
+    def by_law(law: TimeLaw, luck: str) -> Callable[[Chunk], Floats]:
+        return lambda chunk: law.ppf(getattr(chunk, luck))
+
+    def by_profile(tier: TierCost, luck: str) -> Callable[[Chunk], Floats]:
+        seconds = load_seconds(tier, world.population)
+        return lambda chunk: seconds[chunk.adapter] * residual(tier, getattr(chunk, luck))
+
+    def none(chunk: Chunk) -> Floats:
+        return np.zeros(len(chunk))
+
+    load = by_law(storage.load, "load_luck") if storage.load is not None else None
+    host_load = by_law(storage.host_load, "host_load_luck") if storage.host_load is not None else None
+    if profile is not None:
+        load = load or by_profile(profile.load.storage, "load_luck")
+        host_load = host_load or by_profile(profile.load.host, "host_load_luck")
+    assert load is not None, "loads have a law or a profile"
+    return Times(load, host_load or none, by_law(service, "service_luck") if service is not None else none)
+
+
+def _needs_no_profile(scenario: Scenario) -> bool:
+    storage = scenario.storage
+    return storage.load is not None and (scenario.cache.host is None or storage.host_load is not None)
+
+
+def _base_model(scenario: Scenario, profile: Profile | None) -> str:
+    given = scenario.adapters.base_model
+    if profile is None:
+        return given or "llama-3.1-8b"
+    if given is not None and given != profile.model:
+        raise ScenarioError(
+            "the profile was made for another base model", key="adapters.base_model", got=given,
+            allowed=f"{profile.model} (profile {profile.name})",
+            hint="choose a profile of this model with fleet.profile"
+            if scenario.fleet.profile != DEFAULT_PROFILE else "set fleet.profile to a profile of this model",
+        )  # fmt: skip
+    return profile.model
+
+
+def _capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:
+    if spec.slots is not None:
+        return [1] * len(population), spec.slots
+    assert spec.size is not None, "a cache has slots or a size"
+    return population.size_bytes.tolist(), spec.size
+
+
+def _gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:
+    weights, capacity = _capacity(spec, population)
+    largest = max(weights)
+    if largest > capacity:
+        raise ScenarioError(
+            "an adapter is larger than the GPU cache", key="cache.gpu.size", got=human_bytes(capacity),
+            allowed=f"at least {human_bytes(largest)}, the largest adapter",
+        )  # fmt: skip
+    return weights, capacity
+
+
+def _slots(scenario: Scenario, population: Population) -> int:
+    """Return the slots that step costs and memory refer to; a cache by size counts as many as fit of the mean size."""
+    gpu = scenario.cache.gpu
+    if gpu.slots is not None:
+        return gpu.slots
+    assert gpu.size is not None, "a cache has slots or a size"
+    return max(1, int(gpu.size / float(population.size_bytes.mean())))
+
+
+def _kv_tokens(scenario: Scenario, profile: Profile | None, population: Population) -> int:
+    fleet, gpu = scenario.fleet, scenario.cache.gpu
+    assert profile is not None, "only engine fixed goes without a profile"
+    if StepCosts(profile.step, 1, 1)._table[1] <= 0:
+        raise ScenarioError("a step of this profile takes no time", key="fleet.profile", got=fleet.profile)
+    adapter_bytes = gpu.slots * population.slot_bytes if gpu.slots is not None else gpu.size or 0
+    tokens = kv_tokens_left(profile.memory, adapter_bytes, fleet.gpu_memory_utilization)
+    if fleet.kv_tokens is not None:
+        tokens = fleet.kv_tokens
+    elif tokens < fleet.max_num_batched_tokens:
+        raise ScenarioError(
+            "the adapter cache leaves too little GPU memory for a KV cache",
+            key="cache.gpu.slots" if gpu.slots is not None else "cache.gpu.size",
+            got=gpu.slots if gpu.slots is not None else human_bytes(gpu.size or 0),
+            allowed=_memory_advice(profile, population, scenario),
+            hint=f"each slot takes {human_bytes(population.slot_bytes)}" if gpu.slots is not None else None,
+        )  # fmt: skip
+    return tokens // fleet.block_size * fleet.block_size
+
+
+def _memory_advice(profile: Profile, population: Population, scenario: Scenario) -> str:
+    left = kv_tokens_left(profile.memory, 0, scenario.fleet.gpu_memory_utilization)
+    spare = (left - scenario.fleet.max_num_batched_tokens) * profile.memory.kv_bytes_per_token
+    if spare <= 0:
+        return f"nothing: {profile.device} is full with the weights of {profile.model}"
+    if scenario.cache.gpu.slots is not None and spare < population.slot_bytes:
+        return f"no slot of this size fits beside the weights on {profile.device}"
+    if scenario.cache.gpu.slots is not None:
+        return f"up to {spare // population.slot_bytes} slots on {profile.device}"
+    return f"up to {human_bytes(spare)} on {profile.device}"

@@ -1,0 +1,46 @@
+"""A SimPy environment that calls functions at exact times, in a written-down order at one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappush
+from typing import Any
+
+import simpy
+
+CONTROL, LOAD_DONE, BOUNDARY, ARRIVAL = 0, 1, 2, 3
+"""What happens first at one instant: control events, ends of loads, step boundaries, arrivals (model.md 1)."""
+
+
+class Call(simpy.Event):
+    """An event that has succeeded from the start, calls one function when its time comes, and can be used again.
+
+    :ivar subject: what the event is about, for the function it calls.
+    """
+
+    def __init__(self, clock: Clock, callback: Callable[[Call], None], subject: Any = None) -> None:
+        self.env = clock
+        self.subject = subject
+        self._ok = True
+        self._value = None
+        self._call: list[Any] = [callback]
+        self.callbacks = None  # set when it is scheduled
+
+
+class Clock(simpy.Environment):
+    """A SimPy environment for callbacks at absolute times.
+
+    SimPy's own ``timeout`` takes a delay, and now + (t - now) is not t in floating point; arrival times of a
+    trace and ends of leaps must be met exactly, so times are put on the queue as they are.
+    """
+
+    def call_at(self, time: float, kind: int, callback: Callable[[Call], None], subject: Any = None) -> Call:
+        """Call ``callback(event)`` at ``time``; at one instant in the order of ``kind``, then of creation."""
+        event = Call(self, callback, subject)
+        self.schedule_call(time, kind, event)
+        return event
+
+    def schedule_call(self, time: float, kind: int, event: Call) -> None:
+        """Schedule an event that is not on the queue now; using one again spares making a new one."""
+        event.callbacks = event._call
+        heappush(self._queue, (time, kind, next(self._eid), event))  # type: ignore[misc]

@@ -1,0 +1,321 @@
+"""One replica: requests come in, find or wait for their adapter, are served, and leave.
+
+``Server`` holds what both kinds share; ``FixedServer`` serves one request at a time, ``BatchServer`` batches
+continuously. Both leave the decisions to ``sim.policies``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from dataclasses import dataclass
+
+from sim.policies.admission import ClaimingQueue, ReadyQueue
+from sim.policies.cache import RESIDENT, GpuCache, HostCache
+from sim.policies.costs import StepCosts
+from sim.policies.memory import KvBlocks
+from sim.policies.request import DELAYED_HIT, MISS, Request
+from sim.policies.scheduler import Limits, Scheduler
+from sim.results.records import COMPLETED, Recorder
+from sim.world.clock import BOUNDARY, Call, Clock
+from sim.world.loader import Loader
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a replica is made of.
+
+    :ivar index: the replica's number.
+    :ivar inside: requests inside each replica, waiting or running: shared with the router; this one keeps its own.
+    :ivar host: host tier, or None.
+    :ivar loaders: loaders from storage, and from host.
+    """
+
+    clock: Clock
+    recorder: Recorder
+    index: int
+    inside: list[int]
+    cache: GpuCache
+    host: HostCache | None
+    loaders: tuple[int, int]
+
+
+class Server(ABC):
+    """What every replica has: a cache, loaders, a count of requests inside.
+
+    :param ask_early: loads are asked for at arrival; otherwise at admission.
+    :ivar inside_area: request-seconds spent inside so far, counted at arrivals and departures, apart from the
+        requests' own records: Little's law compares the two.
+    """
+
+    def __init__(self, parts: Parts, *, ask_early: bool) -> None:
+        self.clock = parts.clock
+        self.index = parts.index
+        self.cache = parts.cache
+        self.host = parts.host
+        self.ask_early = ask_early
+        self.loader = Loader(parts.clock, parts.cache, parts.host, parts.loaders, parts.recorder, self._loaded)
+        self.inside_area = 0.0
+        self._inside = parts.inside
+        self._counted_at = 0.0
+        self._log_request = parts.recorder.request_rows.extend
+        self._log_step = parts.recorder.step_rows.extend
+
+    def arrive(self, request: Request) -> None:
+        """Take in a request; where loads are asked for at arrival, its adapter is in use from now on."""
+        now = self.clock._now
+        index = self.index
+        self.inside_area += self._inside[index] * (now - self._counted_at)
+        self._counted_at = now
+        self._inside[index] += 1
+        if self.ask_early:
+            adapter = request.adapter
+            cache = self.cache
+            cache.acquire(adapter)
+            if cache.state[adapter] != RESIDENT:
+                request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
+                return
+            request.ready_s = request.asked_s = now
+        self._enqueue(request)
+
+    def _leave(self, request: Request, now: float) -> None:
+        index = self.index
+        self.inside_area += self._inside[index] * (now - self._counted_at)
+        self._counted_at = now
+        self._inside[index] -= 1
+        if self.cache.release(request.adapter) and self.loader.short_of_room:
+            self.loader.room_appeared()
+        r = request
+        self._log_request((
+            r.index, r.arrival_s, r.adapter, r.prompt_tokens, r.output_tokens, r.outcome, r.tier, index, r.preemptions,
+            r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, now, COMPLETED,
+        ))  # fmt: skip
+
+    def _loaded(self, requests: list[Request]) -> None:
+        for request in requests:
+            self._enqueue(request)
+
+    @abstractmethod
+    def _enqueue(self, request: Request) -> None:
+        """Queue a request: its adapter is there, or will be asked for at admission."""
+
+    def close(self) -> list[Request]:
+        """Note what is under way when the simulation stops; return the requests still inside."""
+        now = self.clock._now
+        self.inside_area += self._inside[self.index] * (now - self._counted_at)
+        self._counted_at = now
+        self.loader.close(now)
+        waiting = [request for load in self.loader.under_way.values() for request in load.waiting]
+        return waiting + self._unserved()
+
+    @abstractmethod
+    def _unserved(self) -> list[Request]:
+        """Return the requests inside that wait for no load."""
+
+    def check_integrity(self) -> None:
+        """Assert that the caches agree with a count from scratch."""
+        self.cache.check_integrity()
+        if self.host is not None:
+            self.host.check_integrity()
+
+
+class FixedServer(Server):
+    """Engine ``fixed``: one request at a time, first ready first served."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts, ask_early=True)
+        self._queue: deque[Request] = deque()
+        self._serving: Request | None = None
+        self._event = Call(parts.clock, self._served)
+
+    def _enqueue(self, request: Request) -> None:
+        if self._serving is None:
+            self._serve(request)
+        else:
+            self._queue.append(request)
+
+    def _serve(self, request: Request) -> None:
+        now = self.clock._now
+        self._serving = request
+        request.admitted_s = now
+        self.clock.schedule_call(now + request.service_s, BOUNDARY, self._event)
+
+    def _served(self, event: Call) -> None:
+        request = self._serving
+        assert request is not None, "a service ends that never began"
+        now = self.clock._now
+        start = request.admitted_s
+        request.first_token_s = now
+        self._log_step((start, now, 1, now - start, 0.0, 0, 1, 0.0, 0))
+        self._serving = None
+        if self._queue:
+            self._serve(self._queue.popleft())
+        self._leave(request, now)
+
+    def _unserved(self) -> list[Request]:
+        return ([self._serving] if self._serving else []) + list(self._queue)
+
+
+class BatchServer(Server):
+    """Continuous batching with leaping: one event for every change of the batch.
+
+    Between changes all steps have the same batch and a cost linear in the growing KV cache, so a leap of k steps
+    takes ``k d + s k (k - 1) / 2`` seconds, d the first step and s the growth per step. An arrival that may be
+    admitted cuts the leap at the next boundary.
+
+    :param blocking: loads happen inside the step that admits their request; otherwise they overlap with steps.
+    :param stop: a request over the adapter limit stops the queue; otherwise later ones pass it.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        limits: Limits,
+        kv: KvBlocks,
+        costs: StepCosts,
+        ranks: list[int],
+        ask_early: bool,
+        blocking: bool,
+        stop: bool,
+    ) -> None:
+        super().__init__(parts, ask_early=ask_early)
+        self.recorder = parts.recorder
+        self.claiming = None if ask_early else ClaimingQueue(parts.cache, self._ask, stop=stop, blocking=blocking)
+        self.waiting = self.claiming or ReadyQueue()
+        self.scheduler = Scheduler(limits, kv, self.waiting, ranks)
+        self._costs = costs
+        self._event: Call | None = None  # the boundary to come; None while idle
+        self._spare: Call | None = None  # a spent event to use again
+        self._started = 0.0
+        self._steps = 0
+        self._first = 0.0
+        self._growth = 0.0
+        self._load_s = 0.0
+
+    def _ask(self, request: Request) -> None:
+        request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
+
+    def _loaded(self, requests: list[Request]) -> None:
+        if self.claiming is None:
+            super()._loaded(requests)
+            return
+        for request in requests:
+            self.claiming.arrived(request)
+        self._wake()
+
+    def _enqueue(self, request: Request) -> None:
+        self.waiting.push(request)
+        if self._event is None or self._steps > 1:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Bring the next boundary forward for somebody who may join."""
+        if self._event is None:
+            self._schedule(self.clock._now)
+        elif self._steps > 1 and self.scheduler.could_admit():
+            steps = self._steps_until(self.clock._now)
+            if steps < self._steps:
+                self._steps = steps
+                self._schedule(self._started + self._elapsed(steps))
+
+    def _schedule(self, time: float) -> None:
+        event, self._spare = self._spare or Call(self.clock, self._boundary), None
+        self._event = event
+        self.clock.schedule_call(time, BOUNDARY, event)
+
+    def _elapsed(self, steps: int) -> float:
+        return self._load_s + steps * self._first + self._growth * (steps * (steps - 1) / 2)
+
+    def _steps_until(self, now: float) -> int:
+        """Return the fewest steps that end after ``now``: the boundary at which somebody can join."""
+        gone = now - self._started - self._load_s
+        steps = 1
+        if gone > 0:
+            if self._growth > 0:
+                half = self._first / self._growth - 0.5
+                steps = int(math.sqrt(half * half + 2 * gone / self._growth) - half)
+            else:
+                steps = int(gone / self._first)
+        # The root is rounded; the boundary is the first one whose time, as computed, lies after now.
+        steps = max(1, steps)
+        while steps > 1 and self._started + self._elapsed(steps - 1) > now:
+            steps -= 1
+        while self._started + self._elapsed(steps) <= now:
+            steps += 1
+        return steps
+
+    def _boundary(self, event: Call) -> None:
+        spent, self._spare = self._spare, event
+        if event is not self._event:
+            return  # the end of a leap that was cut
+        now = self.clock._now
+        scheduler = self.scheduler
+        steps = self._steps
+        if steps:
+            self._log(now, steps)
+            for request in scheduler.complete(steps, now):
+                self._leave(request, now)
+            if scheduler.recompute_gaps:
+                self.recorder.gaps(scheduler.recompute_gaps, now)
+                scheduler.recompute_gaps = []
+        step = scheduler.compose(now)
+        self._started = now
+        self._steps = steps = step.steps
+        if steps == 0:
+            self._event = None
+            return
+        batch = step.batch
+        self._load_s = self._load_admitted(step.admitted, now) if self.claiming is not None else 0.0
+        self._first = self._costs.step(batch)
+        self._growth = self._costs.per_kv_token_s * batch.decoding
+        self._spare = spent
+        end = now + (self._load_s + steps * self._first + self._growth * (steps * (steps - 1) / 2))
+        self.clock.schedule_call(end, BOUNDARY, event)
+
+    def _load_admitted(self, admitted: list[Request], now: float) -> float:
+        """Load, one after the other, what a blocking engine has not yet; return those seconds."""
+        load_s = 0.0
+        loaded = set()
+        for request in admitted:
+            if request.ready_s < 0:
+                request.ready_s = request.asked_s = now
+                if self.cache.state[request.adapter] != RESIDENT:
+                    load_s += self._load_now(request, now + load_s)
+                    loaded.add(request.adapter)
+                elif request.adapter in loaded:
+                    request.outcome = DELAYED_HIT
+        return load_s
+
+    def _load_now(self, request: Request, start: float) -> float:
+        tier, seconds = self.loader.source(request)
+        fits = self.cache.reserve(request.adapter)
+        assert fits, "a claimed adapter always finds room"
+        self.cache.loaded(request.adapter)
+        self.loader.kept(request.adapter, tier)
+        self.recorder.load_rows.extend((start, start + seconds, request.adapter, tier, start))
+        request.outcome, request.tier, request.load_wait_s = MISS, tier, seconds
+        return seconds
+
+    def _log(self, end: float, steps: int) -> None:
+        scheduler = self.scheduler
+        self._log_step((
+            self._started, end, steps, self._first, self._growth, scheduler.kv.decoding, len(scheduler.running),
+            self._load_s, scheduler.blocked,
+        ))  # fmt: skip
+
+    def close(self) -> list[Request]:
+        """Log the steps that have ended, and return the requests still inside."""
+        now = self.clock._now
+        if self._steps and self._started + self._elapsed(1) <= now:
+            done = min(self._steps, self._steps_until(now) - 1)
+            self._log(self._started + self._elapsed(done), done)
+        return super().close()
+
+    def _unserved(self) -> list[Request]:
+        return list(self.scheduler.running.values()) + self.waiting.everyone()
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        self.scheduler.check_integrity()

@@ -1,0 +1,189 @@
+"""The words of the answer: every limit, every verdict, and nothing claimed that isn't known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import samples
+
+from reports.axes import make_axes
+from reports.binding import headroom, limits
+from reports.findings import answer, find_cliff, sweep_answer, sweep_focus
+from reports.verdicts import term_verdict
+from sim.results.point import Metric, Point
+
+FREE: dict[str, dict[str, float | None]] = {
+    "loader": {"utilization": 0.2, "offered_load": 0.2, "loaders": 1},
+    "slots": {"blocked_share": 0.0, "in_use_peak": 12, "slots": 64},
+    "kv": {"blocked_share": 0.0, "peak_share": 0.4, "tokens": 1000},
+    "seats": {"blocked_share": 0.0, "limit": 256}, "compute": {"utilization": 0.5},
+}  # fmt: skip
+STAGES = {"loader_queue_s": 0.01, "load_s": 0.02, "queue_s": 0.05, "prefill_s": 0.1, "decode_s": 2.0}
+
+
+def point(part: str = "loader", stages: dict[str, float] | None = None, **changes: float | None) -> Point:
+    capacity = {name: dict(values) for name, values in FREE.items()}
+    capacity[part].update(changes)
+    return samples.make_point(capacity=capacity, breakdown=stages or STAGES, fixed=False)
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        (point(), "none"),
+        (point("loader", utilization=0.91, offered_load=0.91), "loader"),
+        (point("loader", stages={**STAGES, "loader_queue_s": 9.0}), "loader"),
+        (point("loader", utilization=1.0, offered_load=1.3), "loader"),
+        (point("slots", blocked_share=0.12), "slots"),
+        (point("kv", blocked_share=0.3), "KV memory"),
+        (point("seats", blocked_share=0.05), "seats (max_num_seqs)"),
+        (point("compute", stages={**STAGES, "queue_s": 3.0}, utilization=0.99), "compute"),
+        (point("compute", utilization=0.99), "none"),
+    ],
+)
+def test_names_what_limits(made: Point, name: str) -> None:
+    assert limits(made)[0].name == name
+    said = answer(made, {})
+    assert said.binding == ("none: nothing is near its limit" if name == "none" else name)
+    assert said.binding_sentence.endswith(".")
+
+
+def test_a_busy_loader_comes_before_the_slots_it_holds() -> None:
+    made = point("slots", blocked_share=0.4)
+    made.capacity["loader"]["utilization"] = 0.95
+    assert [limit.name for limit in limits(made)] == ["loader", "slots"]
+
+
+def test_fixed_engine_is_limited_by_its_server() -> None:
+    busy: dict[str, dict[str, float | None]] = {"loader": {"utilization": 0.1}, "compute": {"utilization": 0.9}}
+    made = samples.make_point(capacity=busy)
+    made.breakdown["loader_queue_s"] = 0.0
+    assert limits(made)[0].name == "compute"
+    assert "about 11 % more traffic" in headroom(made)
+
+
+def test_headroom_follows_from_the_offered_load() -> None:
+    assert "about 10 % more traffic" in headroom(point("loader", utilization=0.91, offered_load=0.91))
+    assert headroom(point("loader", utilization=1.0, offered_load=1.25)).startswith("None: what arrives is 125 %")
+    assert "12 of 64 slots" in headroom(point("slots", blocked_share=0.2))
+
+
+@pytest.mark.parametrize(
+    ("metric", "verdict"),
+    [
+        (Metric(0.30, 0.29, 0.31, "s"), "met"),
+        (Metric(1.20, 1.10, 1.30, "s"), "not met"),
+        (Metric(0.98, 0.90, 1.06, "s"), "unclear"),
+        (Metric(1.00, 0.90, 1.00, "s"), "met"),
+        (Metric(None, note="only 40 requests"), "unclear"),
+        (None, "unclear"),
+        (Metric(0.90, 0.88, 0.92, "s", settled=False), "unclear"),
+        (Metric(0.30, 0.20, 0.40, "s", settled=False), "met"),
+        (Metric(1.10, 1.04, 1.16, "s", settled=False), "unclear"),
+        (Metric(9.00, 7.00, 11.0, "s", settled=False), "not met"),
+    ],
+)
+def test_verdict_by_interval(metric: Metric | None, verdict: str) -> None:
+    assert term_verdict(metric, 1.0) == verdict
+
+
+def test_one_term_that_fails_decides() -> None:
+    made = samples.make_point(p99=0.3, miss=0.8)
+    assert answer(made, {"e2e_p99_s": 1.0}).verdict == "met"
+    said = answer(made, {"e2e_p99_s": 1.0, "miss_ratio": 0.2})
+    assert said.verdict == "not met"
+    assert said.headline == "The SLO is not met: miss ratio is 80 % (79.8 to 80.2), above the 20 % asked for."
+    assert answer(made, {}).verdict == "no SLO"
+
+
+def test_numbers_carry_unit_and_interval() -> None:
+    made = samples.make_point()
+    made.metrics["e2e_p99_s"] = Metric(0.3, 0.295, 0.305, "s")
+    assert "300 ms (295 to 305)" in answer(made, {"e2e_p99_s": 1.0}).headline
+
+
+def test_overload_is_never_met_and_never_sure() -> None:
+    made = samples.make_point(p99=0.3, offered=1.1)
+    said = answer(made, {"e2e_p99_s": 1.0})
+    assert (said.verdict, said.confidence) == ("unclear", "low")
+    assert said.headline.startswith("Overloaded: the queue grows without limit")
+
+
+def test_unsettled_and_missing_values_are_called_so() -> None:
+    made = samples.make_point(settled=False)
+    said = answer(made, {"e2e_p99_s": 1.0})
+    assert "probably met" in said.headline
+    assert said.confidence == "low"
+    made.metrics["e2e_p99_s"] = Metric(None, unit="s", note="only 40 requests were measured")
+    said = answer(made, {"e2e_p99_s": 1.0})
+    assert said.verdict == "unclear"
+    assert "not enough data: only 40 requests were measured" in said.headline
+
+
+def test_assumed_costs_cap_confidence() -> None:
+    made = samples.make_point(half=0.01)
+    assert answer(made, {"e2e_p99_s": 1.0}).confidence == "high"
+    assert answer(made, {"e2e_p99_s": 1.0}, assumed=True).confidence == "medium"
+
+
+def test_sweep_says_the_last_rate_and_the_cliff() -> None:
+    said = sweep_answer(samples.rates().points, {"e2e_p99_s": 1.0})
+    assert said.headline == "The SLO is met up to arrival rate 33/s; at 34/s it isn't."
+    assert "between arrival rate 26/s and 33/s" in " ".join(said.details)
+    assert "2.9 times" in " ".join(said.details)
+    assert said.binding == "loader"
+    assert sweep_focus(samples.rates().points, {"e2e_p99_s": 1.0}).set == {"workload.arrivals.rate": "33/s"}
+
+
+def test_sweep_does_not_depend_on_the_order_of_points() -> None:
+    points = samples.rates().points
+    assert sweep_answer(points[::-1], {"e2e_p99_s": 1.0}) == sweep_answer(points, {"e2e_p99_s": 1.0})
+
+
+def slots_sweep(p99s: dict[int, float]) -> list[Point]:
+    return [samples.make_point({"cache.gpu.slots": slots}, p99=p99) for slots, p99 in p99s.items()]
+
+
+@pytest.mark.parametrize(
+    ("p99s", "headline"),
+    [
+        ({16: 9.0, 32: 3.0, 64: 0.5, 128: 0.4}, "The SLO is met from 64 GPU slots on; at 32 it isn't."),
+        ({16: 0.5, 32: 0.4}, "Every value of GPU slots that was tried meets the SLO."),
+        ({16: 5.0, 32: 1.0}, "No value of GPU slots that was tried certainly meets the SLO; unclear at 32."),
+        ({16: 0.4, 32: 5.0, 64: 0.4}, "The SLO is met with GPU slots 16, 64, not certainly with the others."),
+    ],
+)
+def test_sweep_boundary(p99s: dict[int, float], headline: str) -> None:
+    assert sweep_answer(slots_sweep(p99s), {"e2e_p99_s": 1.0}).headline == headline
+
+
+def test_no_cliff_where_intervals_overlap_or_nothing_is_steep() -> None:
+    points = slots_sweep({16: 1.0, 32: 1.2, 64: 1.4})
+    assert find_cliff(points, make_axes(points)[0], "e2e_p99_s") is None
+
+
+def test_two_keys_answer_how_much_is_enough() -> None:
+    said = sweep_answer(samples.grid().points, {"e2e_p99_s": 0.25, "miss_ratio": 0.4})
+    assert said.headline == "10 of 30 combinations meet the SLO."
+    assert said.details[0] == "With 100 adapters, the SLO is met from 64 GPU slots on; at 32 it isn't."
+
+
+@pytest.mark.parametrize("name", [name for name in samples.ALL if name != "nothing_yet"])
+def test_every_sample_gets_a_whole_answer(name: str) -> None:
+    said = sweep_answer(samples.ALL[name]().points, {"e2e_p99_s": 1.0})
+    texts: list[Any] = [said.headline, said.binding, said.binding_sentence, said.headroom, said.reason, *said.details]
+    assert all(texts)
+    assert "nan" not in " ".join(texts).split()
+    assert said.confidence in ("high", "medium", "low")
+
+
+def test_words_need_no_heavy_import() -> None:
+    code = (
+        "import sys, reports.findings; "
+        "print([m for m in ('matplotlib', 'jinja2', 'pandas', 'scipy', 'numpy', 'torch') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,227 @@
+"""The page as a whole: well-formed, alone, escaped, small, quick, and readable by everyone."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import samples
+
+import reports.build
+from reports.build import build_report, write_report
+
+VOID = frozenset(["meta", "link", "br", "img", "input", "hr"])
+LOADING = frozenset(["src", "href", "xlink:href", "data", "srcset", "poster", "action"])
+
+
+class Page(HTMLParser):
+    """Reads a page, checks that tags match, and keeps what the tests ask for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value or "" for key, value in attrs if key == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and data.strip():
+            self.text.append((self.open[-1], data.strip()))
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module", params=sorted(samples.ALL))
+def page(request: pytest.FixtureRequest) -> tuple[str, Page]:
+    text = build_report(samples.ALL[request.param]())
+    return text, Page(text)
+
+
+def test_is_well_formed_with_unique_ids(page: tuple[str, Page]) -> None:
+    _, read = page
+    assert len(read.ids) == len(set(read.ids))
+    for attrs in (attrs for _, attrs in read.tags):
+        for wanted in re.findall(r"url\(#([^)]+)\)", " ".join(value or "" for value in attrs.values())):
+            assert wanted in read.ids
+        for key in ("aria-labelledby", "href"):
+            value = attrs.get(key) or ""
+            if key == "aria-labelledby" or value.startswith("#"):
+                assert all(part.lstrip("#") in read.ids for part in value.split())
+
+
+def test_loads_nothing_and_runs_nothing(page: tuple[str, Page]) -> None:
+    text, read = page
+    for tag, attrs in read.tags:
+        assert tag not in ("script", "iframe", "object", "embed", "base", "img")
+        for key, value in attrs.items():
+            assert not key.startswith("on")
+            if key in LOADING:
+                assert (value or "").startswith(("#", "data:,"))
+    assert not re.search(r"@import|url\((?!#)", text)
+    policy = next(attrs for attrs in read.of("meta") if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_charts_have_names_and_numbers(page: tuple[str, Page]) -> None:
+    text, read = page
+    figures = re.findall(r"<figure.*?</figure>", text, flags=re.S)
+    assert len(figures) == len(read.of("svg"))
+    for figure in figures:
+        assert re.search(r'<svg viewBox="[\d. ]+" role="img" aria-labelledby="', figure)
+        assert re.search(r"<title id=[^>]*>[^<]{8,}</title><desc id=[^>]*>[^<]{20,}</desc>", figure)
+        table = re.search(r"<details>.*<table>.*</table>.*</details>", figure, flags=re.S)
+        assert table is not None
+        assert len(re.findall(r"<td", table[0])) >= 2
+        assert "<svg width" not in figure
+
+
+def test_charts_take_the_colours_of_the_page(page: tuple[str, Page]) -> None:
+    text, read = page
+    for tag, attrs in read.tags:
+        if tag == "text":
+            assert re.search(r"fill: (currentColor|var\(--[a-z0-9-]+\))", attrs.get("style") or "")
+    for svg in re.findall(r"<svg.*?</svg>", text, flags=re.S):
+        assert not re.search(r"#[0-9a-f]{6}\b", svg)
+        assert "font-family" not in svg
+        assert "<style" not in svg
+        assert "nan" not in re.sub(r"<(title|desc|text)[^>]*>.*?</\1>", "", svg).lower()
+    used = set(re.findall(r"var\(--([a-z0-9-]+)\)", text))
+    assert used <= set(re.findall(r"--([a-z0-9-]+):", text))
+
+
+def test_headings_tables_and_landmarks(page: tuple[str, Page]) -> None:
+    text, read = page
+    levels = [int(tag[1]) for tag, _ in read.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    for landmark in ("header", "nav", "main", "footer"):
+        assert len(read.of(landmark)) == 1
+    assert len(read.of("caption")) == len(read.of("table"))
+    assert all(attrs.get("scope") in ("col", "row") for attrs in read.of("th"))
+    assert '<html lang="en">' in text
+    assert text.count("prefers-color-scheme: dark") == 1
+
+
+def test_is_small(page: tuple[str, Page]) -> None:
+    assert len(page[0].encode()) < 600_000
+
+
+def test_names_with_markup_stay_text() -> None:
+    text = build_report(samples.policies())
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "<b>bold" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "&lt;b&gt;bold&lt;/b&gt;" in text
+
+
+def test_a_thousand_points_stay_small_and_quick() -> None:
+    pairs = [
+        samples.make_point({"cache.gpu.slots": 8 * s, "adapters.count": 50 * a}, p99=0.1 + 0.01 * a / s)
+        for s in range(1, 41) for a in range(1, 26)
+    ]  # fmt: skip
+    for run in (samples.many(1000), samples.RunData(Path("x"), samples.manifest(kind="sweep"), pairs)):
+        start = time.perf_counter()
+        text = build_report(run)
+        assert time.perf_counter() - start < 15
+        assert len(text.encode()) < 2_000_000
+        Page(text)
+
+
+def test_assumed_profile_is_called_so() -> None:
+    assert "Assumed, not measured." in build_report(samples.batching())
+    assert "Assumed, not measured." not in build_report(samples.single())
+
+
+def test_says_when_a_run_is_not_complete() -> None:
+    run = samples.nothing_yet()
+    assert "0 of 6 points are finished" in build_report(run)
+
+
+def test_scenario_and_command_stand_in_the_page() -> None:
+    text = build_report(samples.single())
+    assert "loraplan run scenarios/thousand-adapters.yaml --seed 1" in text
+    assert "rate: 26/s" in text
+    assert "process: poisson" in text
+
+
+def test_same_run_same_bytes() -> None:
+    assert build_report(samples.rates()) == build_report(samples.rates())
+
+
+def bare(**changes: Any) -> samples.RunData:
+    """A run whose points lack all that a point may lack."""
+    point = samples.make_point()
+    for name, metric in point.metrics.items():
+        point.metrics[name] = samples.metric(name, None, note="no request was measured") if metric else metric
+    point.cdf, point.timeline, point.breakdown, point.groups, point.capacity, point.traffic = {}, {}, {}, [], {}, {}
+    return samples.RunData(Path("x"), samples.manifest(**changes), [point])
+
+
+def test_a_point_without_data_still_makes_a_page() -> None:
+    text = build_report(bare())
+    Page(text)
+    assert "not enough data" in text
+
+
+def test_nulls_in_curves_leave_gaps() -> None:
+    run = samples.single()
+    run.points[0].cdf["queue_s"] = [None] * len(samples.QUANTILES)  # type: ignore[list-item]
+    run.points[0].timeline["waiting"][3] = None  # type: ignore[call-overload]
+    Page(build_report(run))
+
+
+def test_writes_the_file_whole(tmp_path: Path) -> None:
+    run = samples.single()
+    written = write_report(samples.RunData(tmp_path, run.manifest, run.points))
+    assert written == tmp_path / "report.html"
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert written.read_text(encoding="utf-8") == build_report(run)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_every_text_colour_has_contrast_in_light_dark_and_print() -> None:
+    css = (Path(reports.build.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+    themes = re.findall(r":root \{(.*?)\}", css, flags=re.S)
+    assert len(themes) == 3
+    for theme in themes:
+        colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", theme))
+        words = ("ink", "muted", "link", "slo", "good", "bad", "unsure", "s1", "s2", "s3", "s4", "s5", "s6")
+        for ground, some in (("paper", words), ("panel", words[:7])):
+            assert {w for w in some if contrast(colours[w], colours[ground]) < 4.5} == set()
+        inks = ["ink"] * 5 + ["heat-ink"] * 4
+        for step, ink in enumerate(inks):
+            assert contrast(colours[f"h{step}"], colours[ink]) >= 4.5, (step, ink)

@@ -1,0 +1,93 @@
+"""Numbers, units, axes: three digits, and intervals in the unit of the value."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import samples
+
+from reports.axes import make_axis, spread
+from reports.scales import nice_linear, nice_log
+from reports.svg import place_labels
+from reports.words import number, percent, read_terms, show, with_interval
+from sim.results.point import Metric
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "text"),
+    [
+        ("e2e_p99_s", Metric(0.3, 0.295, 0.305, "s"), "300 ms (295 to 305)"),
+        ("e2e_p99_s", Metric(1.0004, 0.95, 1.05, "s"), "1 s (0.95 to 1.05)"),
+        ("e2e_p99_s", Metric(0.98, 0.9, 1.06, "s"), "980 ms (900 ms to 1.06 s)"),
+        ("e2e_p99_s", Metric(0.5, 0.02, 0.98, "s"), "500 ms (20 to 980)"),
+        ("miss_ratio", Metric(0.7991, 0.798, 0.801), "79.9 % (79.8 to 80.1)"),
+        ("loader_utilization", Metric(0.97, 0.93, 1.02), "97 % (93.0 to 100.0)"),
+        ("throughput_rps", Metric(26.0, 25.9, 26.1, "1/s"), "26/s (25.9 to 26.1)"),
+        ("evictions", Metric(0.0, 0.0, 0.0), "0"),
+        ("ttft_p99_s", Metric(None, unit="s", note="too few"), "not enough data (too few)"),
+    ],
+)
+def test_value_unit_interval(name: str, metric: Metric, text: str) -> None:
+    assert with_interval(name, metric) == text
+
+
+def test_plain_numbers() -> None:
+    assert [number(v) for v in (0.8123, 12, 999.7, 123456.7)] == ["0.812", "12", "1,000", "123,457"]
+    assert [percent(v) for v in (0, 0.7991, 1, 11.2, 0.00012)] == ["0 %", "79.9 %", "100 %", "1,120 %", "0.012 %"]
+    assert show("loads_per_request", 1.25) == "1.25"
+
+
+def test_slo_block_becomes_terms() -> None:
+    assert read_terms({"ttft_p99": "1 s", "miss_ratio": "20%", "e2e_p99": None}) == {
+        "ttft_p99_s": 1.0,
+        "miss_ratio": 0.2,
+    }
+    assert read_terms(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "ordered"),
+    [
+        (["34.2/s", "25/s"], "rate", ("25/s", "34.2/s")),
+        (["10 GB", "500 MB"], "bytes", ("500 MB", "10 GB")),
+        (["1 s", "20 ms"], "seconds", ("20 ms", "1 s")),
+        (["20%", "5%"], "share", ("5%", "20%")),
+        ([64, 8], "number", (8, 64)),
+        (["sieve", "lru"], "category", ("sieve", "lru")),
+        ([True, False], "category", (True, False)),
+        ([{"law": "zipf"}, {"law": "uniform"}], "category", ({"law": "zipf"}, {"law": "uniform"})),
+    ],
+)
+def test_axis_knows_quantities(values: list[object], kind: str, ordered: tuple[object, ...]) -> None:
+    axis = make_axis("some.key", [samples.make_point({"some.key": value}) for value in values])
+    assert (axis.kind, axis.values) == (kind, ordered)
+    assert list(axis.places) == sorted(axis.places)
+
+
+def test_axis_is_logarithmic_beyond_a_factor_of_twenty() -> None:
+    wide = make_axis("k", [samples.make_point({"k": v}) for v in (1, 21)])
+    narrow = make_axis("k", [samples.make_point({"k": v}) for v in (1, 20)])
+    zero = make_axis("k", [samples.make_point({"k": v}) for v in (0, 21)])
+    assert (wide.log, narrow.log, zero.log) == (True, False, False)
+
+
+def test_ticks_are_round_few_and_inside() -> None:
+    assert nice_linear(0, 1.3) == pytest.approx([0, 0.5, 1.0])
+    assert nice_linear(0, 6) == pytest.approx([0, 2, 4, 6])
+    assert nice_log(0.01, 2) == pytest.approx([0.01, 0.03, 0.1, 0.3, 1])
+    for low, high in ((0.9, 1.1), (1e-6, 1e6), (3, 3.0001)):
+        assert 0 < len(nice_linear(low, high)) <= 7
+        assert all(low * 0.99 <= tick <= high * 1.01 for tick in nice_log(low, high))
+        assert len(nice_log(low, high)) <= 7
+
+
+def test_labels_keep_their_distance_and_order() -> None:
+    places = place_labels([50, 52, 51, 200], 16, 0, 210)
+    assert sorted(places) == [places[0], places[2], places[1], places[3]]
+    assert all(b - a >= 16 for a, b in itertools.pairwise(sorted(places)))
+
+
+def test_spread_keeps_both_ends() -> None:
+    assert spread(list(range(1000)), 6) == [0, 200, 400, 599, 799, 999]
+    assert spread([1, 2], 6) == [1, 2]

@@ -1,0 +1,305 @@
+"""Reading a scenario: extends, --set, origins, relative files and sweeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scenario_samples import BASE, base, refusal, write
+
+from sim.errors import ScenarioError, SeveralErrors
+from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import LoadedScenario, load_scenario
+
+__all__ = ["base"]  # a fixture, used by its name
+
+
+# What a good file gives
+
+
+def test_a_file_becomes_a_checked_scenario(base: Path) -> None:
+    loaded = load_scenario("base.yaml")
+    assert loaded.scenario.cache.gpu.slots == 8
+    assert loaded.scenario.workload.arrivals is not None
+    assert loaded.scenario.workload.arrivals.rate == 12
+    assert loaded.source == "base.yaml"
+
+
+def test_the_data_is_json_and_validates_to_the_same_scenario(base: Path) -> None:
+    loaded = load_scenario("base.yaml", ["fleet.profile=./p.json", "cache.gpu.size=1 GB"], seed=3)
+    again = Scenario.model_validate(json.loads(json.dumps(loaded.data)))
+    assert again == loaded.scenario
+    assert "slots" not in loaded.data["cache"]["gpu"]
+
+
+def test_a_loaded_scenario_travels_to_worker_processes(base: Path) -> None:
+    loaded = load_scenario("base.yaml", ["run.seed=4"])
+    assert pickle.loads(pickle.dumps(loaded)) == loaded
+
+
+def test_dates_and_words_stay_text_and_numbers_are_numbers(base: Path) -> None:
+    loaded = load_scenario("base.yaml", ["description=2024-01-01", "workload.requests=1e5"])
+    assert loaded.scenario.description == "2024-01-01"
+    assert loaded.scenario.workload.requests == 100_000
+
+
+def test_an_alias_repeats_its_value(base: Path) -> None:
+    text = BASE.replace("gpu: {slots: 8}", "gpu: &cache {slots: 8}\n  host: *cache")
+    loaded = load_scenario(str(write(base, text)))
+    assert loaded.scenario.cache.host is not None
+    assert loaded.scenario.cache.host.slots == 8
+
+
+# Origins
+
+
+def test_every_value_says_where_it_was_written(base: Path) -> None:
+    child = write(base.parent / "child.yaml", "extends: base.yaml\nname: child\nfleet:\n  replicas: 3\n")
+    loaded = load_scenario(str(child), ["cache.gpu.slots=16"], seed=9)
+    rows = {key: (value, origin) for key, value, origin in loaded.rows()}
+    here = base.parent
+    assert rows["name"] == ("child", f"{here}/child.yaml:2")
+    assert rows["fleet.replicas"] == ("3", f"{here}/child.yaml:4")
+    assert rows["workload.arrivals.rate"] == ("12/s", f"{here}/base.yaml:6")
+    assert rows["workload.popularity.exponent"] == ("0.9", f"{here}/base.yaml:9")
+    assert rows["adapters.targets"] == ("[q, v]", f"{here}/base.yaml:12")
+    assert rows["cache.gpu.slots"] == ("16", "--set")
+    assert rows["run.seed"] == ("9", "--seed")
+    assert rows["run.warmup"] == ("5%", "default")
+    assert rows["fleet.service"] == ("unset", "default")
+    assert rows["workload.tokens.prompt.mean"] == ("600", "default")
+
+
+def test_locate_finds_the_value_or_the_section_around_it(base: Path) -> None:
+    loaded = load_scenario("base.yaml")
+    exact = loaded.locate(ScenarioError("odd", key="workload.popularity.exponent"))
+    assert str(exact) == "base.yaml:9: workload.popularity.exponent: odd"
+    around = loaded.locate(ScenarioError("odd", key="cache.gpu.size"))
+    assert (around.file, around.line) == ("base.yaml", 14)
+    nowhere = loaded.locate(ScenarioError("odd", key="storage.load.mean"))
+    assert (nowhere.file, nowhere.line) == ("base.yaml", 1)
+    elsewhere = ScenarioError("odd", key="name", file="t.csv", line=7)
+    assert loaded.locate(elsewhere) is elsewhere
+    both = loaded.locate(SeveralErrors([ScenarioError("a", key="name"), ScenarioError("b", key="adapters.count")]))
+    assert str(both) == "base.yaml:2: name: a\nbase.yaml:11: adapters.count: b"
+
+
+# extends
+
+
+def child_of(base: Path, text: str) -> LoadedScenario:
+    return load_scenario(str(write(base.parent / "child.yaml", f"extends: base.yaml\n{text}")))
+
+
+def test_mappings_merge_and_lists_are_replaced(base: Path) -> None:
+    loaded = child_of(base, "workload: {arrivals: {rate: 5/s}}\nadapters: {targets: [k]}\n")
+    assert loaded.data["workload"]["arrivals"] == {"process": "poisson", "rate": "5/s"}
+    assert loaded.data["adapters"] == {"count": 100, "targets": ["k"]}
+    assert "extends" not in loaded.data
+
+
+def test_another_law_replaces_the_whole_mapping(base: Path) -> None:
+    loaded = child_of(base, "workload: {popularity: {law: uniform}}\n")
+    assert loaded.data["workload"]["popularity"] == {"law": "uniform"}
+
+
+def test_the_same_law_merges(base: Path) -> None:
+    loaded = child_of(base, "workload: {popularity: {law: zipf, exponent: 1.2}}\n")
+    assert loaded.data["workload"]["popularity"] == {"law": "zipf", "exponent": 1.2}
+
+
+def test_the_later_of_two_exclusive_keys_wins(base: Path) -> None:
+    loaded = child_of(base, "workload: {duration: 1 h}\ncache: {gpu: {size: 1 GB}}\n")
+    assert loaded.data["cache"]["gpu"] == {"size": "1 GB"}
+    assert "requests" not in loaded.data["workload"]
+
+
+def test_a_trace_replaces_arrivals_and_keeps_requests_as_its_limit(base: Path) -> None:
+    loaded = child_of(base, "workload: {trace: {file: t.csv}, duration: 1 h}\n")
+    assert loaded.scenario.workload.arrivals is None
+    assert (loaded.scenario.workload.requests, loaded.scenario.workload.duration) == (1000, 3600)
+
+
+def test_null_removes(base: Path) -> None:
+    assert child_of(base, "cache: null\nworkload: {popularity: }\n").scenario.cache.gpu.slots == 32
+    assert "child.yaml:2: adapters.count: how many" in refusal(
+        write(base.parent / "c2" / "child.yaml", "extends: ../base.yaml\nadapters: {count: null}\n")
+    )
+
+
+def test_both_of_two_exclusive_keys_in_one_file_stay_an_error(base: Path) -> None:
+    child = write(base.parent / "child.yaml", "extends: base.yaml\nworkload:\n  requests: 5\n  duration: 1 h\n")
+    assert refusal(child) == f"{child}:4: workload.duration: give either requests or duration, not both"
+
+
+def test_extends_is_relative_to_its_file_and_goes_on(base: Path) -> None:
+    write(base.parent / "a" / "middle.yaml", "extends: ../base.yaml\nfleet: {replicas: 2}\n")
+    top = write(base.parent / "b" / "top.yaml", "extends: ../a/middle.yaml\nname: top\n")
+    loaded = load_scenario(str(top))
+    assert (loaded.scenario.name, loaded.scenario.fleet.replicas, loaded.scenario.cache.gpu.slots) == ("top", 2, 8)
+
+
+def test_a_circle_is_refused(base: Path) -> None:
+    write(base.parent / "a.yaml", "name: a\nextends: b.yaml\n")
+    write(base.parent / "b.yaml", "extends: a.yaml\n")
+    assert refusal("a.yaml") == (
+        "b.yaml:1: extends: scenarios extend each other in a circle (got a.yaml → b.yaml → a.yaml)"
+    )
+
+
+def test_a_base_that_is_missing_is_reported_where_it_was_asked_for(base: Path) -> None:
+    child = write(base.parent / "child.yaml", "name: c\nextends: bse.yaml\n")
+    assert f"{child}:2: extends: {base.parent}/bse.yaml: no such file" in refusal(child)
+    child = write(base.parent / "child.yaml", "name: c\nextends: [a]\n")
+    assert f"{child}:2: extends: must name one scenario" in refusal(child)
+
+
+def test_a_problem_in_the_base_names_the_base(base: Path) -> None:
+    write(base, BASE.replace("rate: 12/s", "rate: 12"))
+    message = refusal(write(base.parent / "child.yaml", "extends: base.yaml\nname: a b\n"))
+    lines = message.splitlines()
+    assert lines[0].startswith(f"{base}:6: workload.arrivals.rate: not a rate (got 12,")
+    assert lines[1].startswith(f"{base.parent}/child.yaml:2: name: not a usable name (got a b,")
+
+
+# --set
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "value"),
+    [
+        (["cache.gpu.slots=16"], "cache.gpu", {"slots": 16}),
+        (["cache.gpu.size=1 GB"], "cache.gpu", {"size": "1 GB"}),
+        (["cache.gpu.size=1 GB", "cache.gpu.slots=3"], "cache.gpu", {"slots": 3}),
+        (["cache.gpu={size: 1 GB}"], "cache.gpu", {"size": "1 GB"}),
+        (["cache.host.slots=5"], "cache.host", {"slots": 5}),
+        (["workload.popularity.exponent=1"], "workload.popularity", {"law": "zipf", "exponent": 1}),
+        (["workload.popularity.law=uniform"], "workload.popularity", {"law": "uniform"}),
+        (["workload.popularity={law: uniform}"], "workload.popularity", {"law": "uniform"}),
+        (
+            # The law is set first whatever the order, or it would drop the cv that was given for it.
+            ["workload.arrivals.cv=4", "workload.arrivals.rate=1/s", "workload.arrivals.process=gamma"],
+            "workload.arrivals",
+            {"process": "gamma", "rate": "1/s", "cv": 4},
+        ),
+        (["adapters.targets.1=k"], "adapters.targets", ["q", "k"]),
+        (["adapters.targets=[o]"], "adapters.targets", ["o"]),
+        (["description=traffic: doubled"], "description", "traffic: doubled"),
+        (["description='a: b'"], "description", "a: b"),
+        (["workload.duration=5 min"], "workload.duration", "5 min"),
+        (["sweep.cache.gpu.slots=[1, 2]"], "sweep", {"cache.gpu.slots": [1, 2]}),
+    ],
+)
+def test_set_overlays_like_a_file(base: Path, overrides: list[str], path: str, value: object) -> None:
+    data: Any = load_scenario("base.yaml", overrides).data
+    for part in path.split("."):
+        data = data[part]
+    assert data == value
+
+
+def test_set_to_nothing_removes(base: Path) -> None:
+    loaded = load_scenario("base.yaml", ["workload.popularity=", "cache=null"])
+    assert loaded.scenario.workload.popularity.law == "uniform"
+    assert "cache" not in loaded.data
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cache.gpu.slots", "--set: not an assignment (got cache.gpu.slots, allowed: key=value"),
+        ("=4", "--set: not an assignment (got =4"),
+        ("a..b=4", "--set: not a dotted key (got a..b"),
+        ("cache.gpu.slot=4", "--set: cache.gpu.slot: unknown key (allowed: slots, size); did you mean 'slots'?"),
+        ("cahce.gpu.slots=4", "--set: cahce: unknown key; did you mean 'cache'?"),
+        ("slots=4", "--set: slots: unknown key; did you mean 'cache.gpu.slots'?"),
+        ("gpu.slots=4", "--set: gpu: unknown key; did you mean 'cache.gpu'?"),
+        ("name.x=4", "--set: name.x: name holds one value and has no keys (got base)"),
+        ("adapters.targets.2=k", "--set: adapters.targets.2: no such place in the list (got 2, allowed: 0 to 1)"),
+        ("adapters.targets.x=k", "--set: adapters.targets.x: no such place in the list (got x"),
+        ("adapters.mix.0.rank=4", "--set: adapters.mix.0: no such place in the list (got 0, allowed: nothing"),
+        ("cache.gpu.slots=[1", "--set: cache.gpu.slots: not YAML: "),
+        ("cache.gpu.slots=0", "--set: cache.gpu.slots: out of range (got 0, allowed: above 0)"),
+        ("workload.requests=", "--set: workload.requests: the run has no end; give requests"),
+        ("workload.arrivals.process=gamma", "--set: workload.arrivals.rate: is missing; mean requests"),
+        (".".join("a" * 5000) + "=1", "--set: not a dotted key"),
+    ],
+)
+def test_set_refuses(base: Path, override: str, message: str) -> None:
+    assert refusal("base.yaml", override).startswith(message)
+
+
+# Files inside a scenario
+
+
+def test_files_are_relative_to_the_file_that_names_them_or_to_where_the_user_stands(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(
+        base.parent / "far" / "b.yaml",
+        BASE.replace("    law: zipf\n    exponent: 0.9", "    law: weights\n    file: w.csv")
+        + "fleet: {profile: ../p.json}\nsweep: {fleet.profile: [./q.json, h100/llama/x]}\n",
+    )
+    top = write(base.parent / "near" / "top.yaml", "extends: ../far/b.yaml\n")
+    stand = base.parent / "stand"
+    stand.mkdir()
+    monkeypatch.chdir(stand)
+    loaded = load_scenario(
+        os.path.relpath(top), ["workload.tokens.prompt={law: empirical, file: t.csv, column: n}", "sweep.x=null"]
+    )
+    assert loaded.data["workload"]["popularity"]["file"] == f"{base.parent}/far/w.csv"
+    assert loaded.data["fleet"]["profile"] == f"{base.parent}/p.json"
+    assert loaded.data["sweep"]["fleet.profile"] == [f"{base.parent}/far/q.json", "h100/llama/x"]
+    assert loaded.data["workload"]["tokens"]["prompt"]["file"] == f"{stand}/t.csv"
+    swept = load_scenario(str(top), ["sweep.workload.popularity.file=[v.csv]"])
+    assert swept.data["sweep"]["workload.popularity.file"] == [f"{stand}/v.csv"]
+    point = loaded.with_values({"workload.popularity.file": "u.csv", "fleet.profile": "some/bundled/name"})
+    assert point.data["workload"]["popularity"]["file"] == f"{stand}/u.csv"
+    assert point.data["fleet"]["profile"] == "some/bundled/name"
+
+
+# Sweeps
+
+
+def test_a_point_takes_its_values_by_the_rules_of_set(base: Path) -> None:
+    loaded = load_scenario("base.yaml")
+    point = loaded.with_values({"cache.gpu.size": "2 GB", "run.seed": 5})
+    assert point.data["cache"]["gpu"] == {"size": "2 GB"}
+    assert loaded.data["cache"]["gpu"] == {"slots": 8}, "the original stays as it was"
+    rows = {key: origin for key, _, origin in point.rows()}
+    assert rows["run.seed"] == rows["cache.gpu.size"] == "sweep"
+    assert rows["adapters.count"] == "base.yaml:11"
+
+
+def test_a_point_that_is_no_scenario_says_which_value(base: Path) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        load_scenario("base.yaml").with_values({"cache.gpu.slots": 0})
+    assert str(caught.value) == "sweep: cache.gpu.slots: out of range (got 0, allowed: above 0)"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("cache.gpu.slot: [1]", "16: sweep.cache.gpu.slot: unknown key; did you mean 'cache.gpu.slots'?"),
+        ("slots: [1]", "16: sweep.slots: unknown key; did you mean 'cache.gpu.slots'?"),
+        ("cache.gpu.slots: []", "16: sweep.cache.gpu.slots: no values; such as cache.gpu.slots: [1, 2]"),
+        ("cache.gpu.slots: 4", "16: sweep.cache.gpu.slots: must be a list (got 4); write [4]"),
+        ("cache.gpu.slots: [4, -1]", "16: sweep.cache.gpu.slots: out of range (got -1, allowed: above 0)"),
+        ("workload.arrivals.rate: [5]", "16: sweep.workload.arrivals.rate: not a rate (got 5"),
+        ("name: [a]", "16: sweep.name: this can't be swept"),
+        ("fleet.engine: [continuous, fixed]", "16: sweep.fleet.engine: fleet.service: engine fixed needs its service"),
+        ("cache: {gpu: {slots: [1]}}", "16: sweep.cache: must be a list"),
+    ],
+)
+def test_a_sweep_that_can_not_run_is_refused_at_its_line(base: Path, sweep: str, message: str) -> None:
+    source = write(base.parent / "swept.yaml", f"{BASE}sweep:\n  {sweep}\n")
+    assert refusal(source).startswith(f"{source}:{message}")
+
+
+def test_keys_that_only_go_together_may_be_swept_together(base: Path) -> None:
+    sweep = "sweep: {fleet.max_num_seqs: [4096], fleet.max_num_batched_tokens: [4096, 8192]}\n"
+    loaded = load_scenario(str(write(base.parent / "swept.yaml", BASE + sweep)))
+    assert loaded.scenario.sweep["fleet.max_num_seqs"] == (4096,)

@@ -1,0 +1,143 @@
+"""Every refusal of a scenario, with its file, its line and its words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scenario_samples import BASE, base, edited, refusal, write
+
+from sim.errors import SeveralErrors
+from sim.spec.scenario_file import load_scenario
+
+__all__ = ["base"]  # a fixture, used by its name
+
+
+# What can't be read as YAML
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "1: the file is empty"),
+        ("# only a comment\n", "1: the file is empty"),
+        ("- a\n- b\n", "1: a scenario is a mapping of keys (got a list"),
+        ("just words\n", "1: a scenario is a mapping of keys (got 'just words'"),
+        ("name: a\nworkload:\n\trequests: 1\n", "3: a tab where YAML wants spaces; indent with spaces"),
+        ("name: a\nfleet: {replicas: 1\nrun: {seed: 1}\n", "3: not YAML: "),
+        ("name: a\ndescription: b: c\n", "2: not YAML: a second colon in one value; put text"),
+        ("name: @x\n", "1: not YAML: found character '@' that cannot start any token; put the value in quotes"),
+        ("name: a\nname: b\n", "2: the key 'name' stands here twice; the first is in line 1"),
+        ("fleet:\n  replicas: 1\n  replicas: 2\n", "3: the key 'replicas' stands here twice; the first is in line 2"),
+        ("name: a\n---\nname: b\n", "2: not YAML: a second document begins here"),
+        ("name: *a\n", "1: not YAML: found undefined alias 'a'"),
+        ("name: !py a\n", "1: YAML tags are not read (got !py)"),
+        ("name: !!int abc\n", "1: not a value YAML can read (got abc)"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n", "3: merge keys (<<) are not read; use extends"),
+        ("name: a\n? [x, y]\n: 1\n", "2: a key must be a word"),
+        ("name: a\nx: \x01\n", "2: a character that YAML does not allow"),
+        (b"name: a\ndescription: caf\xe9\n", "2: not UTF-8 text (got byte 0xe9); save the file as UTF-8"),
+        ("name: " + "[" * 60 + "]" * 60, "1: nested too deeply (allowed: 50 levels)"),
+        ("name: " + "[" * 5000, " nested too deeply (allowed: 50 levels)"),
+        ("a: &a [*a]\n", "1: nested too deeply"),
+        ("# " + "x" * 1_000_000, " too large for a scenario (allowed: at most 1 MB)"),
+    ],
+)
+def test_what_is_not_yaml_is_refused_with_its_line(base: Path, content: str | bytes, message: str) -> None:
+    path = base.parent / "odd.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert refusal(path).startswith(f"{path}:{message}")
+
+
+def test_aliases_that_stand_for_a_billion_values_are_refused_soon(base: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    message = refusal(write(base.parent / "bomb.yaml", "\n".join(lines)))
+    assert "too many values (allowed: 100000 with aliases written out)" in message
+
+
+def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
+    base.write_bytes(b"\xef\xbb\xbf" + BASE.encode())
+    assert load_scenario("base.yaml").scenario.name == "base"
+
+
+# What is YAML but no scenario: exact messages
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  requests: 1000", "  request: 1000", "5: workload.request: unknown key (allowed: requests, duration, "
+         "arrivals, popularity, tokens, trace); did you mean 'requests'?"),
+        ("description: A", "descripton: A", "3: descripton: unknown key; did you mean 'description'?"),
+        ("schema_version: 1", "schema_version: 2",
+         "1: schema_version: not one of the known values (got 2, allowed: 1)"),
+        ("name: base", "name: my scenario", "2: name: not a usable name (got my scenario, allowed: letters, digits, "
+         "and . _ - inside, at most 64 of them)"),
+        ("name: base", "name: 7", "2: name: must be text (got 7); put it in quotes"),
+        ("requests: 1000", "requests: 0", "5: workload.requests: out of range (got 0, allowed: above 0)"),
+        ("requests: 1000", "requests: many", "5: workload.requests: must be a whole number (got many)"),
+        ("requests: 1000", "requests: 2.5", "5: workload.requests: must be a whole number (got 2.5)"),
+        ("requests: 1000", "requests: true", "5: workload.requests: must be a number (got true)"),
+        ("requests: 1000", "duration: 1 hour", "5: workload.duration: unknown unit 'hour' (got 1 hour, allowed: a time "
+         "such as 20 ms; units ns, us, µs, ms, s, min, h, d)"),
+        ("requests: 1000", "duration: true", "5: workload.duration: not a time (got True, allowed: a time such as "
+         "20 ms; units ns, us, µs, ms, s, min, h, d)"),
+        ("rate: 12/s", "rate: 12", "6: workload.arrivals.rate: not a rate (got 12, allowed: a rate such as 12/s, 90/min"
+         " or 500/h); write 12/s"),
+        (", rate: 12/s", "", "6: workload.arrivals.rate: is missing; mean requests per unit of time over all adapters, "
+         "such as 12/s"),
+        ("process: poisson, ", "", "6: workload.arrivals.process: is missing (allowed: poisson, gamma)"),
+        ("poisson", "poison", "6: workload.arrivals.process: unknown process (got poison, allowed: poisson, gamma); "
+         "did you mean 'poisson'?"),
+        ("rate: 12/s", "rate: 12/s, poisson: 1", "6: workload.arrivals.poisson: unknown key (allowed: process, rate)"),
+        ("{process: poisson, rate: 12/s}", "12/s", "6: workload.arrivals: must be a section with keys of its own (got "
+         "12/s, allowed: {process: ...} with one of poisson, gamma)"),
+        ("{slots: 8}", "8", "14: cache.gpu: must be a section with keys of its own (got 8, allowed: the keys slots, "
+         "size)"),
+        ("exponent: 0.9", "exponent: .nan", "9: workload.popularity.exponent: must be a finite number (got nan)"),
+        ("exponent: 0.9", "exponent: 11",
+         "9: workload.popularity.exponent: out of range (got 11, allowed: at most 10)"),
+        ("exponent: 0.9", "exponent: -1",
+         "9: workload.popularity.exponent: out of range (got -1, allowed: at least 0)"),
+        ("[q, v]", "[q, w]", "12: adapters.targets.1: not one of the known values (got w, allowed: q, k, v, o, gate, "
+         "up, down)"),
+        ("[q, v]", "all", "12: adapters.targets: not one of the known values (got all, allowed: all-linear or a list of"
+         " q, k, v, o, gate, up, down)"),
+        ("[q, v]", "[q, v]\n  dtype: fp6", "13: adapters.dtype: not one of the known values (got fp6, allowed: fp16, "
+         "bf16, fp32, fp8); did you mean 'fp16'?"),
+        ("[q, v]", "[q, v]\n  mix: {share: 1}", "13: adapters.mix: must be a list (got {'share': 1})"),
+        ("  targets: [q, v]", "  mix:\n  - {share: 60%}\n  - {share: 20%, rank: x}",
+         "14: adapters.mix.1.rank: must be a whole number (got x)"),
+        ("  targets: [q, v]", "  mix:\n  - {share: 60%}\n  - {share: 20%}",
+         "12: adapters.mix: the shares of a mix add up to 100% (got 80.00%)"),
+        ("{slots: 8}", "{slots: 8, size: 1 GB}", "14: cache.gpu.slots: give either slots or size (got slots 8, size "
+         "1000000000)"),
+        ("  gpu:", "  eviction: lur\n  gpu:", "14: cache.eviction: unknown eviction policy (got lur, allowed: lru); did"
+         " you mean 'lru'?"),
+        ("cache:", "rollouts: [x]\ncache:", "13: rollouts: not simulated in this version (got ['x'], allowed: []); "
+         "remove it"),
+        ("cache:", "storage: {load: {law: lognormal, mean: 20 ms, p99: 10 ms}}\ncache:", "13: storage.load.p99: no "
+         "log-normal law has this mean and p99 (got 10 ms, allowed: above the mean and at most 14.97 times it)"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_refused_in_plain_words(base: Path, old: str, new: str, message: str) -> None:
+    path = edited(base, old, new)
+    assert refusal(path) == f"{path}:{message}"
+
+
+def test_missing_sections_are_reported_at_the_top(base: Path) -> None:
+    path = write(base.parent / "short.yaml", "# a comment\nschema_version: 1\nname: a\n")
+    lines = refusal(path).splitlines()
+    assert lines == [f"{path}:2: workload: is missing; what arrives", f"{path}:2: adapters: is missing; what is served"]
+
+
+def test_all_problems_come_together_sorted_by_line(base: Path) -> None:
+    text = BASE.replace("name: base", "name: a b").replace("12/s", "12").replace("count: 100", "count: x")
+    path = write(base.parent / "bad.yaml", text + "zzz: 1\n")
+    with pytest.raises(SeveralErrors) as caught:
+        load_scenario(str(path), ["run.seed=-1"])
+    assert [(error.file, error.line) for error in caught.value.errors] == [
+        ("--set", None), (str(path), 2), (str(path), 6), (str(path), 11), (str(path), 15),
+    ]  # fmt: skip
+    assert caught.value.exit_code == 2

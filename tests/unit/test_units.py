@@ -1,0 +1,138 @@
+"""Quantities read, refused, and written so that they read back to the same number."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic_core import PydanticCustomError
+
+from sim.spec import units
+
+times = st.floats(min_value=0, max_value=1e12, allow_subnormal=False)
+rates = st.floats(min_value=1e-9, max_value=1e12)
+shares = st.floats(min_value=0, max_value=1, allow_subnormal=False)
+# Up to 2^53 bytes: beyond 9 PB a float can't hold every number, and no adapter is that large.
+sizes = st.one_of(
+    st.integers(min_value=1, max_value=2**53),
+    st.builds(lambda number, unit: number * unit, st.integers(1, 9007), st.sampled_from([10**3, 10**6, 10**9, 10**12])),
+)
+
+
+@given(times)
+@example(0.1 + 0.2)
+@example(1e-9)
+def test_times_read_back(seconds: float) -> None:
+    assert units.parse_seconds(units.format_seconds(seconds)) == seconds
+
+
+@given(sizes)
+@example(2**30)
+@example(9_007_199_254_740_000)
+@example(1_234_567_890_123_000)
+def test_sizes_read_back(size: int) -> None:
+    assert units.parse_bytes(units.format_bytes(size)) == size
+
+
+@given(rates)
+@example(1 / 3)
+def test_rates_read_back(rate: float) -> None:
+    assert units.parse_rate(units.format_rate(rate)) == rate
+
+
+@given(shares)
+@example(0.07)
+@example(0.29)
+def test_shares_read_back(share: float) -> None:
+    assert units.parse_share(units.format_share(share)) == share
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("20 ms", 0.02), ("20ms", 0.02), (" 1.5 h ", 5400), ("1e3 us", 1e-3), ("3 µs", 3e-6), ("2 d", 172800),
+     (".5 min", 30), ("7 ns", 7e-9), (0, 0), ("0", 0)],
+)  # fmt: skip
+def test_reads_times(text: object, seconds: float) -> None:
+    assert units.parse_seconds(text) == pytest.approx(seconds, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("10 GB", 10**10), ("1 GiB", 2**30), ("50MB", 50 * 10**6), ("1.5 KiB", 1536), ("7 B", 7), ("2 TB", 2 * 10**12)],
+)
+def test_reads_sizes(text: str, size: int) -> None:
+    assert units.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("12/s", 12), ("90/min", 1.5), ("1800 / h", 0.5), ("3/ms", 3000), ("2.5e2/s", 250)]
+)
+def test_reads_rates(text: str, rate: float) -> None:
+    assert units.parse_rate(text) == pytest.approx(rate, rel=1e-15)
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), (0.05, 0.05), ("0.05", 0.05), (1, 1.0), ("100 %", 1.0)])
+def test_reads_shares(text: object, share: float) -> None:
+    assert units.parse_share(text) == share
+
+
+@pytest.mark.parametrize(
+    ("parse", "value", "problem"),
+    [
+        (units.parse_seconds, "20", "needs its unit"),
+        (units.parse_seconds, 20, "needs its unit"),
+        (units.parse_seconds, "20 sec", "unknown unit 'sec'"),
+        (units.parse_seconds, "20 MS", "unknown unit 'MS'"),
+        (units.parse_seconds, "-1 s", "negative"),
+        (units.parse_seconds, "soon", "not a time"),
+        (units.parse_seconds, True, "not a time"),
+        (units.parse_seconds, None, "not a time"),
+        (units.parse_seconds, "1e400 s", "finite"),
+        (units.parse_seconds, "1 s 2 ms", "not a time"),
+        (units.parse_bytes, "10", "needs its unit"),
+        (units.parse_bytes, "10 gb", "unknown unit 'gb'"),
+        (units.parse_bytes, "-3 MB", "negative"),
+        (units.parse_bytes, [1], "not a size"),
+        (units.parse_rate, 12, "not a rate"),
+        (units.parse_rate, "12", "not a rate"),
+        (units.parse_rate, "12/week", "unknown unit 'week'"),
+        (units.parse_rate, "0/s", "above zero"),
+        (units.parse_rate, "-2/s", "above zero"),
+        (units.parse_rate, "1e400/s", "above zero"),
+        (units.parse_share, "101%", "between 0 and 1"),
+        (units.parse_share, 5, "between 0 and 1"),
+        (units.parse_share, "5 s", "not a share"),
+        (units.parse_share, float("nan"), "between 0 and 1"),
+        (units.parse_share, False, "not a share"),
+    ],
+)
+def test_refuses(parse: object, value: object, problem: str) -> None:
+    assert callable(parse)
+    with pytest.raises(PydanticCustomError) as caught:
+        parse(value)
+    context = caught.value.context
+    assert context is not None
+    assert problem in context["problem"]
+    assert context["allowed"], "a refusal says what may stand there"
+    assert context["got"] is value or context["got"] == value
+
+
+def test_a_bare_number_is_told_how_to_be_written() -> None:
+    with pytest.raises(PydanticCustomError) as caught:
+        units.parse_rate(12)
+    assert caught.value.context is not None
+    assert caught.value.context["hint"] == "write 12/s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.0123, "12.3 ms"), (2.5e-6, "2.5 µs"), (1.234, "1.23 s"), (0.9999, "1 s"), (120, "120 s"),
+     (900, "15 min"), (7200, "2 h")],
+)  # fmt: skip
+def test_times_for_people(seconds: float, text: str) -> None:
+    assert units.human_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(10**10, "10 GB"), (1500, "1.5 kB"), (12, "12 B"), (999_999, "1 MB")])
+def test_sizes_for_people(size: int, text: str) -> None:
+    assert units.human_bytes(size) == text
