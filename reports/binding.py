@@ -75,8 +75,10 @@ def _loader(point: Point) -> Limit | None:
         return Limit("loader", f"Loads need {percent(load)} of what the loader can do, so its queue only grows.")
     stage = largest_stage(point)
     waits = stage is not None and stage[0] == "loader_queue_s"
-    if (busy is None or busy < BUSY_LOADER) and not waits:
-        return None
+    if busy is None or busy < BUSY_LOADER:
+        short = _of(point, "slots", "blocked_share")
+        if not waits or (short is not None and short >= BLOCKED):
+            return None  # what looks like a wait for a loader is one for a slot to load into
     wait = point.breakdown.get("loader_queue_s", 0.0)
     share = f", {percent(stage[1])} of the latency" if stage is not None and waits else ""
     queue = f"a request waits {human_seconds(wait)} for it on average{share}"

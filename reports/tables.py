@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reports.axes import Axis, in_order, spread
+from reports.binding import is_fixed, limits
 from reports.charts import cell, table_note
 from reports.svg import Table
 from reports.verdicts import term_verdict, verdict
@@ -114,6 +115,25 @@ def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
     return Table("All points with 95 % intervals", head, rows, note)
 
 
+def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
+    """Return one row a point with what decides: narrow enough for a terminal, without intervals."""
+    wanted = dict.fromkeys(
+        [*slo_terms, "ttft_p99_s", "e2e_p99_s", "miss_ratio", "loader_utilization", "throughput_rps"]
+    )
+    if all(is_fixed(point) for point in points):
+        wanted.pop("ttft_p99_s", None)  # the first token is the whole answer
+    names = [name for name in wanted if any(p.metrics[name].value is not None for p in points)]
+    head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names), "limit"]
+    rows = []
+    for point in in_order(points, axes):
+        metrics = [(name, point.metrics[name]) for name in names]
+        cells = [show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *") for name, m in metrics]
+        judged = [verdict(point, slo_terms)] if slo_terms else []
+        rows.append([*(axis.point_label(point) for axis in axes), *judged, *cells, limits(point)[0].name])
+    starred = any("*" in cell for row in rows for cell in row)
+    return Table("Points", head, rows, "* unsettled: the report says why" if starred else "")
+
+
 def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], names: Sequence[str]) -> Table:
     """Return one row a metric and one column a point: short enough to compare along a line."""
     rows = [[metric_words(name), *(cell(p, name) for p in points)] for name in names]
@@ -126,7 +146,7 @@ def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float],
 def traffic_table(point: Point) -> Table | None:
     """Return what was simulated, as it turned out."""
     words = {
-        "requests": "requests per replication", "adapters": "adapters asked for", "rate_rps": "arrival rate",
+        "requests": "requests measured", "adapters": "adapters asked for", "rate_rps": "arrival rate",
         "top_1pct": "traffic of the hottest 1 %", "top_10pct": "traffic of the hottest 10 %",
         "top_20pct": "traffic of the hottest 20 %", "effective_adapters": "effective adapters",
     }  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 
 from sim.policies.cache import RESIDENT, GpuCache
-from sim.policies.request import Request
+from sim.traffic.request import Request
 
 
 class ReadyQueue:
@@ -111,8 +111,8 @@ class ClaimingQueue(ReadyQueue):
         adapter = request.adapter
         if request.ready_s >= 0:
             return True
-        if self._cache.state[adapter] == RESIDENT:
-            return True
+        if self._cache.state[adapter] == RESIDENT and (not self._blocking or self._cache.can_claim(adapter)):
+            return True  # a step that also loads needs room for all it claims; overlapping loads wait for it
         if not self._cache.can_claim(adapter):
             if not self._stop:
                 self._set_aside(request)

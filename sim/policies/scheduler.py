@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from sim.policies.admission import ReadyQueue
 from sim.policies.costs import Batch
 from sim.policies.memory import KvBlocks
-from sim.policies.request import Request
+from sim.traffic.request import Request
 
 UNBLOCKED, BY_SEATS, BY_KV = 0, 1, 2
 """Why a request whose adapter is there was not admitted at the last boundary."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from sim.policies.request import Request  # policies and results don't import each other
+    from sim.traffic.request import Request  # policies and results don't import each other
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -38,7 +38,16 @@ from sim.results.point import Point
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["RunData", "RunStore", "digest_file", "point_key", "read_run", "scenario_hash", "summary_json"]
+__all__ = [
+    "RunData",
+    "RunStore",
+    "digest_file",
+    "holds_nothing_else",
+    "point_key",
+    "read_run",
+    "scenario_hash",
+    "summary_json",
+]
 
 SCHEMA_VERSION = 1
 Status = Literal["running", "finished", "interrupted", "failed"]
@@ -183,6 +192,18 @@ def read_run(path: Path) -> RunData:
             "this point is missing or damaged", file=str(_point_file(path, lost[0])), hint="run the scenario again",
         )  # fmt: skip
     return RunData(path, manifest, [point for _, point in points if point is not None])
+
+
+def holds_nothing_else(folder: Path, wanted_hash: str) -> bool:
+    """Return whether a run of this scenario may use the folder: it is free, or holds just such a run."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return not folder.exists() or not any(folder.iterdir())
+    try:
+        old = read_json(manifest)
+    except OutputError:
+        return False
+    return isinstance(old, dict) and old.get("scenario_hash") == wanted_hash
 
 
 def _point_file(folder: Path, key: str) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +55,16 @@ def read_trace(file: str, format_: str = "auto", limit: int | None = None) -> Tr
 
     :raises TraceError: naming file, row, value and what is allowed.
     """
+    try:
+        status = os.stat(file)
+    except OSError:
+        return _read(file, format_, limit, 0, 0)  # says what is wrong
+    return _read(file, format_, limit, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(file: str, format_: str, limit: int | None, mtime_ns: int, size: int) -> TraceData:
+    """Read a trace once per state of its file: a sweep builds many worlds from it."""
     frame = _read_csv(file, limit)
     columns = list(frame.columns)
     if format_ == "azure-llm-2023" or (format_ == "auto" and set(AZURE_COLUMNS) <= set(columns)):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.request import Request
 from sim.policies.router import Router
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.traffic.generate import Chunk
+from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.server import BatchServer, Server
 

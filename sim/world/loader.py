@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 
 from sim.policies.cache import GpuCache, HostCache
-from sim.policies.request import FROM_HOST, FROM_STORAGE, Request
 from sim.results.records import Recorder
+from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
 
 

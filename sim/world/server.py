@@ -15,9 +15,9 @@ from sim.policies.admission import ClaimingQueue, ReadyQueue
 from sim.policies.cache import RESIDENT, GpuCache, HostCache
 from sim.policies.costs import StepCosts
 from sim.policies.memory import KvBlocks
-from sim.policies.request import DELAYED_HIT, MISS, Request
 from sim.policies.scheduler import Limits, Scheduler
 from sim.results.records import COMPLETED, Recorder
+from sim.traffic.request import DELAYED_HIT, MISS, Request
 from sim.world.clock import BOUNDARY, Call, Clock
 from sim.world.loader import Loader
 
@@ -183,7 +183,7 @@ class BatchServer(Server):
         super().__init__(parts, ask_early=ask_early)
         self.recorder = parts.recorder
         self.claiming = None if ask_early else ClaimingQueue(parts.cache, self._ask, stop=stop, blocking=blocking)
-        self.waiting = self.claiming or ReadyQueue()
+        self.waiting = ReadyQueue() if self.claiming is None else self.claiming  # an empty queue is false
         self.scheduler = Scheduler(limits, kv, self.waiting, ranks)
         self._costs = costs
         self._event: Call | None = None  # the boundary to come; None while idle

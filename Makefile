@@ -1,0 +1,47 @@
+# Everything here needs only Python 3.11+, make and a package index.
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The newest Python from 3.11 on that can make virtual environments; override with: make PYTHON=python3.12 test
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help demo test lint bench schema clean
+.DEFAULT_GOAL := help
+
+help: ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: $(VENV)/.installed ## install, run a bundled scenario, say where the report is
+	$(BIN)/loraplan run quickstart
+
+test: $(VENV)/.installed-test ## everything that CI runs
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.installed-test ## style, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimPy timeouts
+	$(BIN)/python tests/bench.py
+
+schema: $(VENV)/.installed ## write the JSON Schema of scenario files anew
+	$(BIN)/loraplan schema > scenarios/schema/scenario.schema.json
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "loraplan needs Python 3.11 or newer with venv (python3 --version says: $$(python3 --version 2>&1))"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,144 @@
+"""Estimates with intervals that hold (model.md 8).
+
+Requests of one run depend on each other: a p99 treated as if they didn't has an interval far too narrow. Here a
+run is cut into sections (consecutive parts), the statistic is taken in each, and Student's t over the sections
+gives the half-width around the whole-sample value. From five replications on, the spread between
+replications is taken as well, and the wider of the two intervals is printed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.point import Metric
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+MIN_SECTIONS = 20
+MIN_FOR_P99 = 1000
+MIN_FOR_REST = 20
+MIN_SECTION_P99 = 100
+"""Measured requests a section needs, or its own p99 is little more than its maximum."""
+WIDE = 0.10
+"""A half-width above this share of the value leaves a metric unsettled."""
+NARROW_SHARE = 0.005
+"""A share's half-width up to this much is settled, however small the share."""
+
+
+def sections_per_replication(replications: int) -> int:
+    """Return into how many sections each replication is cut, so that there are at least 20 in all."""
+    return max(1, math.ceil(MIN_SECTIONS / replications))
+
+
+def half_width(center: float, parts: Floats) -> float | None:
+    """Return the 95 % half-width around ``center`` from the same statistic in each part; None below two parts."""
+    from scipy.special import stdtrit
+
+    parts = parts[np.isfinite(parts)]
+    count = len(parts)
+    if count < 2:
+        return None
+    spread = float(np.sum((parts - center) ** 2)) / (count * (count - 1))
+    return float(stdtrit(count - 1, 0.975)) * math.sqrt(spread)
+
+
+def estimate(value: float, by_section: Floats, by_replication: Floats, unit: str, *, lowest: float = 0.0) -> Metric:
+    """Return ``value`` with its interval.
+
+    :param by_section: the statistic in each section of all replications.
+    :param by_replication: the statistic in each replication.
+    :param lowest: the interval does not reach below this.
+    """
+    if not math.isfinite(value):
+        return Metric(None, unit=unit, settled=False, note="not enough data")
+    half = half_width(value, by_section)
+    if half is None:
+        return Metric(value, unit=unit, settled=False, note="too few sections for an interval")
+    if len(by_replication) >= 5:
+        half = max(half, half_width(value, by_replication) or 0.0)
+    metric = Metric(value, max(lowest, value - half), value + half, unit)
+    if unit == "1":
+        metric.hi = min(metric.hi, max(1.0, value)) if metric.hi is not None else None
+    if half > WIDE * abs(value) and not (unit == "1" and half <= NARROW_SHARE):
+        metric.settled = False
+        metric.note = f"95 % interval wider than ±{WIDE:.0%}: run more requests or replications"
+    return metric
+
+
+class Sampled:
+    """Values of measured requests, each in a section: means, ratios and quantiles of them.
+
+    :param values: (n,) values; ``section``: (n,) section of each, replications after one another.
+    :param sections: sections in each replication; ``replications``: how many there are.
+    """
+
+    def __init__(self, values: Floats, section: Ints, sections: int, replications: int) -> None:
+        order = np.argsort(section, kind="stable")
+        self._values = values[order]
+        self._edges = np.searchsorted(section[order], np.arange(sections * replications + 1))
+        self._sections = sections
+        self._replications = replications
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def mean(self, unit: str) -> Metric:
+        """Return the mean, with its interval."""
+        return self._estimate(lambda part: float(np.mean(part)), unit, MIN_FOR_REST, 1)
+
+    def quantile(self, q: float, unit: str) -> Metric:
+        """Return a quantile, with its interval; none where too few requests were measured."""
+        tail = q >= 0.99
+        return self._estimate(
+            lambda part: float(np.quantile(part, q)), unit, MIN_FOR_P99 if tail else MIN_FOR_REST,
+            MIN_SECTION_P99 if tail else 1,
+        )  # fmt: skip
+
+    def quantiles(self, q: list[float]) -> list[float]:
+        """Return quantiles over everything, for drawing."""
+        return [float(x) for x in np.quantile(self._values, q)] if len(self) else []
+
+    def _estimate(self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int) -> Metric:
+        if len(self) < least:
+            note = f"not enough data: {len(self):,} measured requests, {least:,} are needed"
+            return Metric(None, unit=unit, settled=False, note=note)
+        parts = [self._values[a:b] for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
+        steps = range(0, len(self._edges) - 1, self._sections)
+        whole = [self._values[self._edges[i] : self._edges[i + self._sections]] for i in steps]
+        metric = estimate(statistic(self._values), _each(statistic, parts), _each(statistic, whole), unit)
+        if metric.settled and min(map(len, parts)) < least_each:
+            metric.settled, metric.note = False, f"fewer than {least_each} requests in a section: run more requests"
+        return metric
+
+
+def _each(statistic: Callable[[Floats], float], parts: list[Floats]) -> Floats:
+    return np.array([statistic(part) if len(part) else math.nan for part in parts])
+
+
+def ratio(over: Floats, under: Floats, sections: int, unit: str) -> Metric:
+    """Return the ratio of two sums over sections (such as completed requests and seconds), with its interval.
+
+    :param over, under: (replications x sections,) sums.
+    """
+
+    def divide(a: Floats, b: Floats) -> Floats:
+        return np.asarray(np.divide(a, b, out=np.full(len(a), math.nan), where=b > 0))
+
+    total = float(under.sum())
+    if total <= 0:
+        return Metric(None, unit=unit, settled=False, note="not enough data")
+    whole = divide(over.reshape(-1, sections).sum(axis=1), under.reshape(-1, sections).sum(axis=1))
+    return estimate(float(over.sum()) / total, divide(over, under), whole, unit)
+
+
+def histogram_quantile(counts: NDArray[np.int64], edges: Floats, q: float) -> float:
+    """Return a quantile of binned values: the upper edge of the bin it falls into; NaN without values."""
+    total = int(counts.sum())
+    if total == 0:
+        return math.nan
+    return float(edges[int(np.searchsorted(np.cumsum(counts), q * total, side="left"))])

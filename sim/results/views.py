@@ -1,0 +1,265 @@
+"""What a report draws of a point beside its metrics: distributions, timeline, breakdown, groups, capacity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.metrics import Facts, Measured, measure
+from sim.results.point import Metric, Point
+from sim.results.records import Recording
+from sim.traffic.request import FROM_STORAGE, MISS
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Floats = NDArray[np.float64]
+
+_Q = [0.0, 0.001, 0.005, 0.01, 0.02, 0.05, *(i / 20 for i in range(2, 18)), 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98,
+      0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999, 0.9995, 1.0]  # fmt: skip
+_SPANS = 200
+_BACKLOG = 0.02
+"""Growth of the queue over the measured time, as a share of arrivals, from which more comes than is served."""
+
+
+def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], warnings: list[str]) -> Point:
+    """Return the point of these replications.
+
+    :param set_: the swept keys and their values.
+    :param warnings: sentences from before the run.
+    """
+    metrics, m = measure(recordings, facts)
+    point = Point(
+        set=set_,
+        metrics=metrics,
+        cdf=_cdf(m),
+        timeline=_timeline(recordings[0]),
+        breakdown=_breakdown(m),
+        groups=_groups(m),
+        capacity=_capacity(m, metrics),
+        traffic=_traffic(m),
+        warnings=list(warnings),
+    )
+    _warn(point)
+    return point
+
+
+def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table:
+    """Return one row a request of one replication: every stamp, outcome, adapter, replica.
+
+    :param names: adapter names, or () where adapters are numbered.
+    """
+    import pyarrow as pa
+
+    columns: dict[str, Any] = dict(recording.requests)
+    words = {"outcome": ["hit", "delayed_hit", "miss"], "tier": ["gpu", "host", "storage"],
+             "status": ["completed", "unfinished", "refused"]}  # fmt: skip
+    for name, values in words.items():
+        indices = pa.array(columns[name].astype(np.int8))
+        columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(values))
+    if names:
+        columns["adapter_id"] = pa.DictionaryArray.from_arrays(pa.array(columns["adapter"]), pa.array(names))
+    columns["version"] = pa.array(np.ones(len(recording.section_of), dtype=np.int32))
+    columns["measured"] = pa.array(recording.section_of >= 0)
+    for name in ("admitted_s", "first_token_s", "finished_s"):
+        stamps = columns[name]
+        columns[name] = pa.array(stamps, mask=stamps < 0)
+    return pa.table(columns)
+
+
+def _cdf(m: Measured) -> dict[str, list[float]]:
+    waits = m.sampled(m.column("load_wait_s")[m.completed])
+    stamps = {"ttft_s": "first_token_s", "e2e_s": "finished_s", "queue_s": "admitted_s"}
+    curves = {name: m.sampled(m.seconds(stamp, "arrival_s")).quantiles(_Q) for name, stamp in stamps.items()}
+    if m.facts.fixed:
+        curves["ttft_s"] = []
+    return {"q": _Q, **curves, "load_wait_s": waits.quantiles(_Q)}
+
+
+def _timeline(recording: Recording) -> dict[str, list[float]]:
+    """Return means over equal spans of the first replication, from counts at eight instants in each."""
+    r = recording.requests
+    end = recording.stopped_s
+    if end <= 0 or len(r["index"]) == 0:
+        return {}
+    at = (np.arange(_SPANS * 8) + 0.5) * end / (_SPANS * 8)
+
+    def passed(stamps: NDArray[Any]) -> Floats:
+        known = np.sort(np.asarray(stamps, dtype=np.float64)[np.asarray(stamps) >= 0])
+        return np.searchsorted(known, at, side="right").astype(np.float64)
+
+    def mean(counts: Floats) -> list[float]:
+        return [float(x) for x in counts.reshape(_SPANS, 8).mean(axis=1)]
+
+    taken_in = np.asarray(r["status"]) != 2  # the refused never wait
+    arrived, admitted = passed(r["arrival_s"][taken_in]), passed(r["admitted_s"])
+    arrivals, _ = np.histogram(np.asarray(r["arrival_s"], dtype=np.float64), bins=_SPANS, range=(0, end))
+    loading = passed(recording.loads["started_s"]) - passed(recording.loads["ended_s"])
+    return {
+        "t_s": [float(x) for x in (np.arange(_SPANS) + 0.5) * end / _SPANS],
+        "running": mean(admitted - passed(r["finished_s"])),
+        "waiting": mean(arrived - admitted),
+        "loads_in_flight": mean(loading),
+        "arrivals_per_s": [float(x) for x in arrivals / (end / _SPANS)],
+    }
+
+
+def _breakdown(m: Measured) -> dict[str, float]:
+    if not m.completed.any():
+        return {}
+    done = m.completed
+    load_queue, load_wait = float(m.column("load_queue_s")[done].mean()), float(m.column("load_wait_s")[done].mean())
+    queue = float(m.seconds("admitted_s", "arrival_s").mean())
+    prefill = 0.0 if m.facts.fixed else float(m.seconds("first_token_s", "admitted_s").mean())
+    decode = float(m.seconds("finished_s", "admitted_s").mean()) - prefill
+    inside_step = load_wait if m.facts.blocking else 0.0
+    return {
+        "loader_queue_s": load_queue,
+        "load_s": load_wait - load_queue,
+        "queue_s": max(0.0, queue - (load_wait - inside_step)),
+        "prefill_s": max(0.0, prefill - inside_step),
+        "decode_s": decode,
+    }
+
+
+def _groups(m: Measured) -> list[dict[str, Any]]:
+    """Return rows by kind of adapter, then by popularity as seen in the run."""
+    facts = m.facts
+    count = len(facts.size_bytes)
+    rows = []
+    if len(facts.kind_names) > 1:
+        rows = [_group(m, name, facts.kind == i) for i, name in enumerate(facts.kind_names)]
+    if count >= 10:
+        asked = np.bincount(m.column("adapter"), minlength=count)
+        place = np.empty(count, dtype=np.int64)
+        place[np.argsort(-asked, kind="stable")] = np.arange(count)
+        top, next_ = max(1, round(count * 0.01)), max(2, round(count * 0.1))
+        bands = (("hottest 1 %", 0, top), ("next 9 %", top, next_), ("other 90 %", next_, count))
+        rows += [_group(m, name, (place >= a) & (place < b)) for name, a, b in bands]
+    return rows
+
+
+def _group(m: Measured, name: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    adapter = m.column("adapter")
+    inside = chosen[adapter]
+    done = m.completed & inside
+    admitted = m.admitted & inside
+
+    def p99(stamp: str) -> float | None:
+        if done.sum() < 1000:
+            return None
+        return float(np.quantile(m.column(stamp)[done] - m.column("arrival_s")[done], 0.99))
+
+    missed = admitted & (m.column("outcome") == MISS)
+    return {
+        "group": name,
+        "adapters": int(chosen.sum()),
+        "adapter_bytes": float(m.facts.size_bytes[chosen].mean()) if chosen.any() else 0.0,
+        "requests": int(inside.sum()),
+        "miss_ratio": float(missed.sum() / admitted.sum()) if admitted.any() else None,
+        "ttft_p99_s": None if m.facts.fixed else p99("first_token_s"),
+        "e2e_p99_s": p99("finished_s"),
+    }
+
+
+def _capacity(m: Measured, metrics: dict[str, Metric]) -> dict[str, dict[str, float | None]]:
+    facts, span = m.facts, float(m.spans.sum())
+    blocked = np.sum([r.blocked_s.sum(axis=1) for r in m.recordings], axis=0)
+    time = max(span * facts.replicas, 1e-12)
+    parts: dict[str, dict[str, float | None]] = {
+        "loader": {
+            "utilization": metrics["loader_utilization"].value,
+            "offered_load": _offered_to_loaders(m),
+            "loaders": facts.loaders * facts.replicas,
+        },
+        "slots": {
+            "blocked_share": min(1.0, sum(r.room_short_s for r in m.recordings) / time),
+            "in_use_peak": max(r.in_use_peak for r in m.recordings),
+            "slots": facts.slots,
+        },
+        "compute": {"utilization": metrics["gpu_utilization"].value, "offered_load": _offered_to_batch(m)},
+    }
+    if not facts.fixed:
+        parts["seats"] = {"blocked_share": float(blocked[1]) / time, "limit": facts.max_num_seqs}
+        parts["kv"] = {
+            "blocked_share": float(blocked[2]) / time,
+            "peak_share": max(r.kv_peak_share for r in m.recordings),
+            "tokens": facts.kv_tokens,
+        }
+    return parts
+
+
+def _offered_to_loaders(m: Measured) -> float | None:
+    """Return loader-seconds asked for, over those there are: loads asked for times the mean load."""
+    seconds = [r.loads["ended_s"] - r.loads["started_s"] for r in m.recordings]
+    stored = [s[r.loads["tier"] == FROM_STORAGE] for s, r in zip(seconds, m.recordings, strict=True)]
+    each = np.concatenate(stored)
+    if len(each) == 0:
+        return 0.0
+    asked = (m.column("outcome") == MISS) & (m.column("tier") == FROM_STORAGE)
+    places = m.facts.loaders * m.facts.replicas * float(m.spans.sum())
+    return float(asked.sum() * each.mean() / places) if places > 0 else None
+
+
+def _offered_to_batch(m: Measured) -> float | None:
+    """Return arrivals over completions where requests whose adapter is there pile up without end; else None."""
+    grown = served = came = 0.0
+    for r in m.recordings:
+        arrival = np.asarray(r.requests["arrival_s"], dtype=np.float64)
+        ready = arrival + np.asarray(r.requests["load_wait_s"], dtype=np.float64)
+        admitted = np.asarray(r.requests["admitted_s"], dtype=np.float64)
+        finished = np.asarray(r.requests["finished_s"], dtype=np.float64)
+        start, end = float(r.bounds[0]), float(r.bounds[-1])
+
+        def queue(at: float, ready: Floats = ready, admitted: Floats = admitted) -> float:
+            return float((ready <= at).sum() - ((admitted >= 0) & (admitted <= at)).sum())
+
+        grown += queue(end) - queue(start)
+        served += float(((finished > start) & (finished <= end)).sum())
+        came += float((r.section_of >= 0).sum())
+    if grown > max(50, _BACKLOG * came):
+        return came / max(served, 1.0)
+    return None
+
+
+def _traffic(m: Measured) -> dict[str, float]:
+    count = len(m.facts.size_bytes)
+    asked = np.sort(np.bincount(m.column("adapter"), minlength=count))[::-1].astype(np.float64)
+    total = max(float(asked.sum()), 1.0)
+    share = asked / total
+
+    def top(part: float) -> float:
+        return float(share[: max(1, round(count * part))].sum())
+
+    positive = share[share > 0]
+    span = float(m.spans.sum())
+    return {
+        "requests": float(len(m.section)),
+        "adapters": float(count),
+        "rate_rps": float(len(m.section)) / span if span > 0 else 0.0,
+        "top_1pct": top(0.01),
+        "top_10pct": top(0.1),
+        "top_20pct": top(0.2),
+        # exp of the entropy: as many equally popular adapters would be as hard to guess.
+        "effective_adapters": float(np.exp(-np.sum(positive * np.log(positive)))) if len(positive) else 0.0,
+    }
+
+
+def _warn(point: Point) -> None:
+    loader = point.capacity["loader"]["offered_load"]
+    if loader is not None and loader >= 1:
+        point.warnings.append(
+            f"overloaded: loads need {loader:.2f} times what the loaders can do; the queue grows without limit, and "
+            "percentiles depend on how long the run is"
+        )
+    batch = point.capacity["compute"]["offered_load"]
+    if batch is not None:
+        point.warnings.append(
+            f"overloaded: {batch:.2f} times as many requests arrive as are served; the queue grows without limit, and "
+            "percentiles depend on how long the run is"
+        )
+    refused = point.metrics["refused"].value
+    if refused:
+        point.warnings.append(f"{refused:,.0f} requests were refused: longer than the KV cache of one replica")

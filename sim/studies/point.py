@@ -1,0 +1,105 @@
+"""One point: all replications of one scenario, and longer ones where the interval is still too wide."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sim.results.metrics import Facts
+from sim.results.point import Point
+from sim.results.stats import sections_per_replication
+from sim.results.views import request_table, summarise
+from sim.spec.scenario import Scenario
+from sim.world.build import World, build_world, simulate
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from sim.results.records import Recording
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A simulated point, with the requests of its first replication where they were asked for."""
+
+    point: Point
+    requests: pyarrow.Table | None
+
+
+def replications_of(world: World) -> int:
+    """Return how often a scenario is simulated: a trace comes only once."""
+    return 1 if world.traffic.replayed else world.scenario.run.replications
+
+
+def simulate_replication(world: World, replication: int) -> Recording:
+    """Simulate one replication, cut into as many sections as the point's intervals need."""
+    return simulate(world, replication, sections_per_replication(replications_of(world)))
+
+
+def simulate_point(scenario: Scenario, set_: dict[str, Any], *, with_requests: bool) -> Outcome:
+    """Simulate a point in this process, doubling the run while ``run.half_width`` asks for it.
+
+    :param set_: the swept keys and values that made this scenario.
+    """
+    while True:
+        started = time.perf_counter()
+        world = build_world(scenario)
+        recordings = [simulate_replication(world, index) for index in range(replications_of(world))]
+        outcome = conclude(world, recordings, set_, time.perf_counter() - started, with_requests=with_requests)
+        longer = doubled(scenario, outcome.point)
+        if longer is None:
+            return outcome
+        scenario = longer
+
+
+def conclude(
+    world: World, recordings: list[Recording], set_: dict[str, Any], wall_s: float, *, with_requests: bool
+) -> Outcome:
+    """Turn recordings into a point."""
+    point = summarise(recordings, facts_of(world), set_, list(world.notes))
+    point.cost = {
+        "wall_s": wall_s,
+        "simulated_s": float(sum(recording.stopped_s for recording in recordings)),
+        "requests": float(sum(len(recording.section_of) for recording in recordings)),
+    }
+    table = request_table(recordings[0], world.traffic.names) if with_requests else None
+    return Outcome(point, table)
+
+
+def doubled(scenario: Scenario, point: Point) -> Scenario | None:
+    """Return the scenario with twice the requests, if its interval is wider than ``run.half_width`` allows."""
+    run, workload = scenario.run, scenario.workload
+    metric = point.metrics["e2e_p99_s"]
+    if run.half_width is None or workload.requests is None or workload.trace is not None:
+        return None
+    too_wide = metric.value is None or metric.hi is None or metric.hi - metric.value > run.half_width * metric.value
+    if not too_wide:
+        return None
+    if workload.requests * 2 > run.max_requests:
+        point.warnings.append(
+            f"the interval of e2e_p99 is wider than run.half_width at {workload.requests:,} requests, and twice as "
+            f"many are more than run.max_requests"
+        )
+        return None
+    longer = workload.model_copy(update={"requests": workload.requests * 2})
+    return scenario.model_copy(update={"workload": longer})
+
+
+def facts_of(world: World) -> Facts:
+    """Return what metrics must know of a world."""
+    scenario, population = world.scenario, world.population
+    fixed = scenario.fleet.engine == "fixed"
+    return Facts(
+        slo=scenario.slo.terms(),
+        fixed=fixed,
+        blocking=scenario.storage.mode == "blocking",
+        replicas=scenario.fleet.replicas,
+        loaders=scenario.storage.loaders,
+        size_bytes=population.size_bytes,
+        kind=population.kind,
+        kind_names=population.kind_names,
+        slots=scenario.cache.gpu.slots,
+        kv_tokens=world.kv_tokens,
+        max_num_seqs=None if fixed else scenario.fleet.max_num_seqs,
+    )

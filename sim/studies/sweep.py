@@ -1,0 +1,256 @@
+"""A grid of points, simulated in parallel, kept as they finish, continued after a kill. One point is a grid too."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sim import __version__
+from sim.errors import InputError, ScenarioError
+from sim.results.point import Point
+from sim.results.store import RunStore, Status, digest_file, holds_nothing_else, point_key, scenario_hash
+from sim.spec.scenario_file import LoadedScenario
+from sim.spec.tree import FILE_KEYS
+from sim.studies.parallel import unordered
+from sim.studies.point import Outcome, conclude, replications_of, simulate_point, simulate_replication
+from sim.world.build import World, build_world
+
+Progress = Callable[[int, int], None]
+"""Called with the tasks done and the tasks there are."""
+
+SMALL_RUN = 60_000
+"""Simulated requests below which starting worker processes costs more than they save."""
+MAX_POINTS = 100_000
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a study left: its folder, its points, and whether anything had to be simulated."""
+
+    path: Path
+    points: list[Point]
+    reused: int
+
+
+def grid(loaded: LoadedScenario, over: Mapping[str, list[Any]] | None = None) -> list[dict[str, Any]]:
+    """Return all combinations of the swept values, the last key fastest.
+
+    :param over: values by key, in place of the scenario's ``sweep`` block.
+    :raises ScenarioError: if there is nothing to sweep, or far too much.
+    """
+    axes = dict(over) if over else {key: list(values) for key, values in loaded.scenario.sweep.items()}
+    if not axes:
+        raise ScenarioError(
+            "nothing to sweep", key="sweep", file=loaded.source,
+            hint="give --over cache.gpu.slots=16,32,64, or a sweep: block in the scenario",
+        )  # fmt: skip
+    total = 1
+    for key, values in axes.items():
+        if not values:
+            raise ScenarioError("no values to sweep", key=key, hint="write --over key=v1,v2")
+        total *= len(values)
+    if total > MAX_POINTS:
+        raise ScenarioError("too many points", key="sweep", got=f"{total:,}", allowed=f"up to {MAX_POINTS:,}")
+    return [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*axes.values())]
+
+
+def study(
+    loaded: LoadedScenario,
+    sets: list[dict[str, Any]],
+    out: Path,
+    *,
+    command: str,
+    overwrite: bool = False,
+    jobs: int = -1,
+    progress: Progress = lambda done, total: None,
+) -> Finished:
+    """Simulate every point, unless ``out`` has it already, and leave a run directory without report.
+
+    :param sets: swept keys and values of each point; ``[{}]`` for a single run.
+    :param jobs: worker processes; -1: one for each core.
+    :raises InputError: before anything is simulated, if any point can't be.
+    :raises KeyboardInterrupt: after what was finished is safe.
+    """
+    started = time.perf_counter()
+    plan = [_task(index, loaded.with_values(set_) if set_ else loaded, set_) for index, set_ in enumerate(sets)]
+    keys = [point_key(loaded.data, task.set, _version(), task.inputs) for task in plan]
+    with RunStore.create(out, _manifest(loaded, plan, keys, command), overwrite) as store:
+        done = {key: point for key in keys if (point := store.load_point(key)) is not None}
+        if not (out / "requests.parquet").exists():
+            done.pop(keys[0], None)  # its requests went missing: simulate them again
+        reused = len(done)
+        status: Status = "failed"
+        try:
+            todo = [task for task, key in zip(plan, keys, strict=True) if key not in done]
+            for task, outcome in _simulate_all(todo, jobs, progress):
+                if outcome.requests is not None:
+                    store.save_requests(outcome.requests)
+                done[keys[task.index]] = outcome.point
+                store.save_point(keys[task.index], outcome.point)
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            points = [done[key] for key in keys if key in done]
+            store.finish(points, {"wall_s": time.perf_counter() - started}, status)
+    return Finished(out, points, reused)
+
+
+def check_points(loaded: LoadedScenario) -> list[str]:
+    """Check the scenario and every point of its ``sweep`` block; return notes for the user.
+
+    :raises InputError: saying what is wrong, and where.
+    """
+    sets = grid(loaded) if loaded.scenario.sweep else []
+    notes = list(_build(loaded, {}).notes)
+    for set_ in sets:
+        notes += _build(loaded.with_values(set_), set_).notes
+    return list(dict.fromkeys(notes))
+
+
+def free_folder(loaded: LoadedScenario, suffix: str = "", root: Path = Path("runs")) -> Path:
+    """Return ``runs/NAME`` and suffix, or with ``-2``, ``-3``, … where another scenario's results stand there."""
+    name = loaded.scenario.name + suffix
+    inputs = _task(0, loaded, {}).inputs
+    for number in itertools.count(1):
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        if holds_nothing_else(folder, scenario_hash(loaded.data, inputs)):
+            return folder
+    raise AssertionError("numbers don't end")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One point to simulate.
+
+    :ivar set: swept keys and values; ``inputs``: hashes of the files it reads, by key.
+    :ivar work: requests to simulate in all; ``replications``: how often.
+    """
+
+    index: int
+    point: LoadedScenario
+    set: dict[str, Any]
+    inputs: dict[str, str]
+    work: float
+    replications: int
+    profile: dict[str, str] | None
+
+
+def _task(index: int, point: LoadedScenario, set_: dict[str, Any]) -> Task:
+    """Check that a point can be simulated; the world it takes is dropped, a thousand of them would not fit."""
+    world = _build(point, set_)
+    profile = None
+    if world.profile is not None:
+        texts = {name: getattr(world.profile, name) for name in ("name", "status", "description", "error")}
+        profile = {**texts, "sha256": world.profile_sha256}
+    return Task(index, point, set_, _input_digests(point, world), _size(world), replications_of(world), profile)
+
+
+def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> World:
+    try:
+        return build_world(point.scenario)
+    except InputError as error:
+        if set_ and error.file is None:
+            error.hint = "; ".join(filter(None, [error.hint, f"at the point {dict(set_)}"]))
+        raise point.locate(error) from None
+
+
+def _simulate_all(tasks: list[Task], jobs: int, progress: Progress) -> Iterator[tuple[Task, Outcome]]:
+    """Yield outcomes as they come: parallel over points, or over replications where there is one point."""
+    if sum(task.work for task in tasks) < SMALL_RUN:
+        jobs = 1
+    if len(tasks) == 1 and tasks[0].point.scenario.run.half_width is None:
+        yield tasks[0], _one_point(tasks[0], jobs, progress)
+        return
+    progress(0, len(tasks))
+    for count, (index, outcome) in enumerate(unordered(_point_task, [(i, t) for i, t in enumerate(tasks)], jobs), 1):
+        yield tasks[index], outcome
+        progress(count, len(tasks))
+
+
+def _one_point(task: Task, jobs: int, progress: Progress) -> Outcome:
+    started = time.perf_counter()
+    world = build_world(task.point.scenario)
+    progress(0, task.replications)
+    recordings = {}
+    arguments = [(world, replication) for replication in range(task.replications)]
+    for replication, recording in unordered(_replication_task, arguments, jobs):
+        recordings[replication] = recording
+        progress(len(recordings), task.replications)
+    in_order = [recordings[i] for i in range(task.replications)]
+    wall_s = time.perf_counter() - started
+    return conclude(world, in_order, task.set, wall_s, with_requests=task.index == 0)
+
+
+def _point_task(place: int, task: Task) -> tuple[int, Outcome]:
+    return place, simulate_point(task.point.scenario, task.set, with_requests=task.index == 0)
+
+
+def _replication_task(world: World, replication: int) -> tuple[int, Any]:
+    return replication, simulate_replication(world, replication)
+
+
+def _size(world: World) -> float:
+    total = world.traffic.total
+    if total is None:
+        assert world.traffic.end_s is not None, "a run has a count or a duration"
+        total = int(world.traffic.rate * world.traffic.end_s)
+    return total * replications_of(world)
+
+
+def _input_digests(point: LoadedScenario, world: World) -> dict[str, str]:
+    """Return the hash of every file that the point's numbers depend on, by its key."""
+    digests = {}
+    for key in FILE_KEYS:
+        value: Any = point.data
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, str) and key != "fleet.profile":
+            digests[key] = digest_file(Path(value))
+    if world.profile is not None:
+        digests["fleet.profile"] = world.profile_sha256
+    return digests
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    """Return the version with a short hash of the simulator's own code: results of other code are not reused."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return f"{__version__}+{digest.hexdigest()[:8]}"
+
+
+def _manifest(loaded: LoadedScenario, plan: list[Task], keys: list[str], command: str) -> dict[str, Any]:
+    inputs = {key: digest for task in plan for key, digest in task.inputs.items()}
+    return {
+        "kind": "sweep" if any(task.set for task in plan) else "run",
+        "name": loaded.scenario.name,
+        "description": loaded.scenario.description,
+        "scenario": loaded.data,
+        "scenario_source": loaded.source,
+        "scenario_hash": scenario_hash(loaded.data, inputs),
+        "command": command,
+        "seed": loaded.scenario.run.seed,
+        "versions": {
+            "loraplan": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("numpy", "simpy")},
+        },
+        "profile": plan[0].profile,
+        "inputs": inputs,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "point_keys": keys,
+        "points_total": len(keys),
+    }

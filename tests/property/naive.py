@@ -1,0 +1,543 @@
+"""A second simulator, written in the most obvious way, to hold the fast one against.
+
+No SimPy, no heaps, no running sums, no leaps: every step of every replica is an event, the next event is the least of a
+list, and everything (who is in use, how many blocks are held, what a step costs) is counted anew whenever it is asked.
+It shares with the simulator the traffic, the laws that turn luck into seconds, and nothing of what happens then.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sim.policies.costs import load_seconds, residual
+from sim.world.build import World
+
+HIT, DELAYED_HIT, MISS = 0, 1, 2
+GPU, HOST, STORAGE = 0, 1, 2
+COMPLETED, UNFINISHED, REFUSED = 0, 1, 2
+LOAD_END, BOUNDARY, ARRIVAL = 1, 2, 3
+
+
+@dataclass(eq=False)
+class Job:
+    """A request; ``place`` is one of to-come, line, aside, loading, running, gone."""
+
+    index: int
+    arrival_s: float
+    adapter: int
+    prompt: int
+    output: int
+    load_s: float
+    host_load_s: float
+    service_s: float
+    place: str = "to-come"
+    key: int = 0
+    uses: bool = False  # its adapter may not be evicted on its account
+    decoding: bool = False
+    target: int = 0  # tokens to prefill, now
+    prefilled: int = 0
+    generated: int = 0
+    asked_s: float = -1.0
+    last_token_s: float = -1.0
+    outcome: int = HIT
+    tier: int = GPU
+    replica: int = -1
+    preemptions: int = 0
+    load_queue_s: float = 0.0
+    load_wait_s: float = 0.0
+    admitted_s: float = -1.0
+    first_token_s: float = -1.0
+    finished_s: float = -1.0
+    status: int = UNFINISHED
+
+
+@dataclass(eq=False)
+class Load:
+    adapter: int
+    tier: int
+    seconds: float
+    asked_s: float
+    jobs: list[Job]
+    started_s: float = -1.0
+    made: int = -1
+
+
+@dataclass
+class Result:
+    """What a run left; ``loads`` holds (start, end, adapter, tier, asked)."""
+
+    jobs: list[Job]
+    stopped_s: float
+    loads: list[tuple[float, float, int, int, float]]
+    evictions: int
+    in_use_peak: int
+    running_area: float
+    inside_area: float
+    gap_count: int
+    gap_sum_s: float
+    steps: list[tuple[float, float, int]] = field(default_factory=list)  # (start, end, why nobody else joined)
+
+
+class Replica:
+    """What every engine has: a cache, a host tier, two channels of loaders."""
+
+    def __init__(self, fleet: TwinFleet, index: int) -> None:
+        self.fleet = fleet
+        self.world = fleet.world
+        self.scenario = fleet.world.scenario
+        self.index = index
+        self.jobs: list[Job] = []  # everybody who ever came
+        self.resident: set[int] = set()
+        self.idle_since: dict[int, int] = {}  # a counter, not a time: two adapters can become idle at one instant
+        self.host: list[int] = []  # least recently used first
+        self.queues: dict[int, list[Load]] = {HOST: [], STORAGE: []}
+        self.loading: list[Load] = []
+        self.boundary: float | None = None
+        self.step_start_s = -1.0
+        self.step_blocked = 0
+        self.in_step: list[Job] = []
+        self.evictions = 0
+        self.in_use_peak = 0
+
+    # Counting -----------------------------------------------------------------------------------------------------
+
+    def inside(self) -> list[Job]:
+        return [job for job in self.jobs if job.place != "gone"]
+
+    def at(self, place: str) -> list[Job]:
+        return sorted((job for job in self.jobs if job.place == place), key=lambda job: job.key)
+
+    def in_use(self) -> set[int]:
+        return {job.adapter for job in self.inside() if job.uses}
+
+    def weight(self, adapters: set[int]) -> int:
+        return sum(self.world.weights[adapter] for adapter in adapters)
+
+    def fits(self, adapter: int) -> bool:
+        """Whether an adapter may be claimed beside all that are in use or asked for."""
+        return self.weight(self.in_use() | {adapter}) <= self.world.capacity or adapter in self.in_use()
+
+    def use(self, job: Job) -> None:
+        job.uses = True
+        self.in_use_peak = max(self.in_use_peak, self.weight(self.in_use()))
+
+    # Loads --------------------------------------------------------------------------------------------------------
+
+    def take_room(self, adapter: int) -> bool:
+        """Evict what must go for ``adapter``, the longest idle first; False, and nothing, where that can't help."""
+        taken = self.resident | {load.adapter for load in self.loading}
+        idle = sorted(self.resident - self.in_use(), key=lambda a: self.idle_since[a])
+        victims: list[int] = []
+        while self.weight(taken - set(victims)) + self.world.weights[adapter] > self.world.capacity:
+            if not idle:
+                return False
+            victims.append(idle.pop(0))
+        self.resident -= set(victims)
+        self.evictions += len(victims)
+        return True
+
+    def host_weight(self, adapter: int) -> int:
+        return 1 if self.scenario.cache.host.slots is not None else int(self.world.population.size_bytes[adapter])
+
+    def source(self, job: Job) -> tuple[int, float]:
+        if job.adapter in self.host:
+            self.host.remove(job.adapter)
+            self.host.append(job.adapter)
+            return HOST, job.host_load_s
+        return STORAGE, job.load_s
+
+    def keep_copy(self, adapter: int, tier: int) -> None:
+        spec = self.scenario.cache.host
+        if spec is None or tier == HOST:
+            return
+        capacity = spec.slots if spec.slots is not None else spec.size
+        if self.host_weight(adapter) > capacity:
+            return
+        while sum(self.host_weight(a) for a in self.host) + self.host_weight(adapter) > capacity:
+            self.host.pop(0)
+        self.host.append(adapter)
+
+    def ask(self, job: Job, now: float) -> None:
+        """Queue the load of a job's adapter, or join the one under way."""
+        self.use(job)
+        job.asked_s, job.place = now, "loading"
+        for load in self.queues[HOST] + self.queues[STORAGE] + self.loading:
+            if load.adapter == job.adapter:
+                load.jobs.append(job)
+                job.outcome, job.tier = DELAYED_HIT, load.tier
+                return
+        job.outcome = MISS
+        job.tier, seconds = self.source(job)
+        self.queues[job.tier].append(Load(job.adapter, job.tier, seconds, now, [job]))
+        self.start_loads(now)
+
+    def start_loads(self, now: float) -> None:
+        for tier, loaders in ((HOST, self.scenario.storage.host_loaders), (STORAGE, self.scenario.storage.loaders)):
+            queue = self.queues[tier]
+            while queue and sum(load.tier == tier for load in self.loading) < loaders:
+                if not self.take_room(queue[0].adapter):
+                    break
+                load = queue.pop(0)
+                load.started_s, load.made = now, self.fleet.count()
+                self.loading.append(load)
+
+    def end_load(self, load: Load, now: float) -> None:
+        self.loading.remove(load)
+        self.resident.add(load.adapter)
+        self.keep_copy(load.adapter, load.tier)
+        self.fleet.loads.append((load.started_s, now, load.adapter, load.tier, load.asked_s))
+        for job in load.jobs:
+            job.load_wait_s = now - job.asked_s
+            job.load_queue_s = max(0.0, load.started_s - job.asked_s)
+            self.stand_in_line(job, now)
+        self.start_loads(now)
+
+    # Life of a job ------------------------------------------------------------------------------------------------
+
+    def arrive(self, job: Job, now: float) -> None:
+        job.replica, job.target, job.key = self.index, job.prompt, job.index
+        self.jobs.append(job)
+        if self.scenario.load_at == "arrival" or self.scenario.fleet.engine == "fixed":
+            if job.adapter not in self.resident:
+                self.ask(job, now)
+                return
+            self.use(job)
+        self.stand_in_line(job, now)
+
+    def stand_in_line(self, job: Job, now: float) -> None:
+        job.place = "line"
+        if self.boundary is None:
+            self.boundary = now
+
+    def leave(self, job: Job, now: float) -> None:
+        job.place, job.finished_s, job.status, job.uses = "gone", now, COMPLETED, False
+        if job.adapter not in self.in_use():
+            self.idle_since[job.adapter] = self.fleet.count()
+        self.start_loads(now)
+
+    def at_boundary(self, now: float) -> None:
+        if self.step_start_s >= 0:
+            self.end_step(now)
+        self.compose(now)
+
+    def log_step(self, start: float, end: float) -> None:
+        self.fleet.running_area += len(self.in_step) * (end - start)
+        self.fleet.steps.append((start, end, self.step_blocked))
+
+    def end_step(self, now: float) -> None:
+        raise NotImplementedError
+
+    def compose(self, now: float) -> None:
+        raise NotImplementedError
+
+
+class OneByOne(Replica):
+    """Engine ``fixed``: first ready, first served."""
+
+    def stand_in_line(self, job: Job, now: float) -> None:
+        job.key = self.fleet.count()
+        super().stand_in_line(job, now)
+
+    def end_step(self, now: float) -> None:
+        self.log_step(self.step_start_s, now)
+        (job,) = self.in_step
+        job.first_token_s = now
+        self.leave(job, now)
+
+    def compose(self, now: float) -> None:
+        line = self.at("line")
+        self.in_step, self.step_start_s, self.boundary = line[:1], -1.0, None
+        for job in self.in_step:
+            job.place, job.admitted_s, self.step_start_s = "running", now, now
+            self.boundary = now + job.service_s
+
+
+class Batching(Replica):
+    """Engine ``continuous``, step by step. ``running`` is in order of admission."""
+
+    def __init__(self, fleet: TwinFleet, index: int) -> None:
+        super().__init__(fleet, index)
+        self.running: list[Job] = []
+        self.front = 0
+
+    def blocks(self, tokens: int) -> int:
+        return math.ceil(tokens / self.scenario.fleet.block_size)
+
+    def free_blocks(self) -> int:
+        """Blocks that are free when every decode has those of its next token."""
+        free = self.world.kv_tokens // self.scenario.fleet.block_size
+        for job in self.running:
+            free -= self.blocks(job.prompt + job.generated) if job.decoding else self.blocks(job.prefilled)
+        return free
+
+    def end_step(self, now: float) -> None:
+        self.log_step(self.step_start_s, now)
+        finished = []
+        decodes = [job for job in self.running if job.decoding]
+        completed = [job for job in self.running if not job.decoding and job.prefilled == job.target]
+        for job in sorted(decodes, key=lambda job: job.index) + completed:
+            job.generated += 1
+            job.decoding = True
+            if job.first_token_s < 0:
+                job.first_token_s = now
+            else:
+                self.fleet.gap_count += 1
+                self.fleet.gap_sum_s += now - job.last_token_s
+            job.last_token_s = now
+            if job.generated == job.output:
+                finished.append(job)
+        for job in finished:
+            self.running.remove(job)
+        for job in finished:
+            self.leave(job, now)
+
+    def preempt(self, job: Job) -> None:
+        self.running.remove(job)
+        self.front -= 1
+        job.place, job.key, job.decoding = "line", self.front, False
+        job.target, job.prefilled = job.prompt + job.generated, 0
+        job.preemptions += 1
+
+    def compose(self, now: float) -> None:
+        preempted = False
+        while self.free_blocks() < 0:
+            self.preempt(self.running[-1])
+            preempted = True
+        budget = self.scenario.fleet.max_num_batched_tokens - sum(job.decoding for job in self.running)
+        chunks: list[tuple[Job, int, int]] = []
+        for job in [job for job in self.running if not job.decoding]:
+            chunk = min(job.target - job.prefilled, budget)
+            if self.blocks(job.prefilled + chunk) - self.blocks(job.prefilled) > self.free_blocks():
+                self.preempt(job)
+                preempted = True
+            else:
+                chunks.append((job, chunk, job.prefilled))
+                job.prefilled += chunk
+                budget -= chunk
+        self.step_blocked = 0
+        load_s = 0.0 if preempted else self.admit(budget, chunks, now)
+        self.in_step = list(self.running)
+        self.step_start_s, self.boundary = -1.0, None
+        if self.running:
+            self.step_start_s = now
+            self.boundary = now + load_s + self.step_seconds(chunks)
+
+    def admit(self, budget: int, chunks: list[tuple[Job, int, int]], now: float) -> float:
+        fresh: list[Job] = []
+        while budget > 0:
+            if len(self.running) == self.scenario.fleet.max_num_seqs:
+                self.step_blocked = 1 if self.at("line") or self.at("aside") else 0
+                break
+            job = self.next_in_line(now)
+            if job is None:
+                break
+            if self.blocks(job.target) > self.free_blocks():
+                self.step_blocked = 2
+                break
+            if not job.uses:
+                self.use(job)
+                fresh.append(job)
+            job.place = "running"
+            if job.admitted_s < 0:
+                job.admitted_s = now
+            job.prefilled = min(job.target, budget)
+            budget -= job.prefilled
+            chunks.append((job, job.prefilled, 0))
+            self.running.append(job)
+        return self.load_in_step(fresh, now)
+
+    def load_in_step(self, fresh: list[Job], now: float) -> float:
+        """Perform, one after the other, the loads of a blocking step (others admit only what is resident)."""
+        load_s = 0.0
+        loaded: set[int] = set()
+        for job in fresh:
+            if job.adapter in loaded:
+                job.outcome = DELAYED_HIT
+            elif job.adapter not in self.resident:
+                job.outcome = MISS
+                job.tier, job.load_wait_s = self.source(job)
+                assert self.take_room(job.adapter), "a claimed adapter finds room"
+                self.resident.add(job.adapter)
+                loaded.add(job.adapter)
+                self.keep_copy(job.adapter, job.tier)
+                start = now + load_s
+                self.fleet.loads.append((start, start + job.load_wait_s, job.adapter, job.tier, start))
+                load_s += job.load_wait_s
+        return load_s
+
+    def next_in_line(self, now: float) -> Job | None:
+        """Who would be admitted next; asks for loads, and sets those aside that are over the limit, on the way."""
+        stop = self.scenario.fleet.admission == "stop"
+        blocking = self.scenario.storage.mode == "blocking"
+        while True:
+            if stop and self.at("loading"):
+                return None
+            line, aside = self.at("line"), self.at("aside")
+            if aside and (not line or aside[0].key < line[0].key) and self.fits(aside[0].adapter):
+                self.bring_back(aside[0].adapter)
+                continue
+            if not line:
+                return None
+            job = line[0]
+            cold = job.adapter in {other.adapter for other in aside}
+            if job.uses:
+                return job
+            if cold and self.fits(job.adapter):
+                self.bring_back(job.adapter)  # older ones of its adapter go first
+            elif job.adapter in self.resident and (not blocking or self.fits(job.adapter)):
+                return job
+            elif not self.fits(job.adapter):
+                if stop:
+                    return None
+                job.place = "aside"
+            elif blocking:
+                return job
+            else:
+                self.ask(job, now)
+
+    def bring_back(self, adapter: int) -> None:
+        for job in self.at("aside"):
+            if job.adapter == adapter:
+                job.place = "line"
+
+    def step_seconds(self, chunks: list[tuple[Job, int, int]]) -> float:
+        """The formula of model.md 4, term by term."""
+        cost, ranks = self.world.profile.step, self.world.ranks
+        decodes = [job for job in self.running if job.decoding]
+        tokens = [(job, 1) for job in decodes] + [(job, chunk) for job, chunk, _ in chunks]
+        adapters = {job.adapter for job in self.running}
+        gpu = self.scenario.cache.gpu
+        slots = gpu.slots or max(1, int(gpu.size / float(self.world.population.size_bytes.mean())))
+        return (
+            cost.fixed_s
+            + _interpolated(cost.tokens, sum(count for _, count in tokens))
+            + cost.per_sequence_s * len(self.running)
+            + cost.per_kv_token_s * sum(job.prompt + job.generated for job in decodes)
+            + cost.per_attended_token_s * sum(sum(range(a + 1, a + n + 1)) for _, n, a in chunks)
+            + cost.lora.fixed_s
+            + cost.lora.per_slot_s * slots
+            + cost.lora.per_adapter_s * len(adapters)
+            + cost.lora.per_adapter_rank_s * sum(ranks[adapter] for adapter in adapters)
+            + cost.lora.per_token_rank_s * sum(count * ranks[job.adapter] for job, count in tokens)
+        )
+
+
+def _interpolated(table: Any, x: float) -> float:
+    """Linear between the points, along the last two beyond, level before the first."""
+    if x <= table[0][0]:
+        return float(table[0][1])
+    for (x0, y0), (x1, y1) in zip(table, table[1:], strict=False):
+        if x <= x1 or (x1, y1) == tuple(table[-1]):
+            return float(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+    raise AssertionError("a table has two points")
+
+
+class TwinFleet:
+    """Replicas and a router; ``run`` returns what happened."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        make = OneByOne if world.scenario.fleet.engine == "fixed" else Batching
+        self.replicas = [make(self, index) for index in range(world.scenario.fleet.replicas)]
+        self.loads: list[tuple[float, float, int, int, float]] = []
+        self.steps: list[tuple[float, float, int]] = []
+        self.running_area = 0.0
+        self.gap_count = 0
+        self.gap_sum_s = 0.0
+        self._counter = 0
+        self._turn = 0
+
+    def count(self) -> int:
+        """A number that grows: what was made first has the lower one."""
+        self._counter += 1
+        return self._counter
+
+    def run(self, replication: int = 0) -> Result:
+        world = self.world
+        jobs = [job for chunk in world.traffic.chunks(replication) for job in _jobs(world, chunk)]
+        end_s = world.scenario.workload.duration
+        if end_s is not None:
+            jobs = [job for job in jobs if job.arrival_s < end_s]  # the end comes before all else of its instant
+        to_come = list(jobs)
+        now = 0.0
+        while True:
+            events: list[tuple[float, int, int, Any]] = []
+            if to_come:
+                events.append((to_come[0].arrival_s, ARRIVAL, 0, lambda now: self.arrivals(to_come, now)))
+            for replica in self.replicas:
+                if replica.boundary is not None:
+                    events.append((replica.boundary, BOUNDARY, replica.index, replica.at_boundary))
+                for load in replica.loading:
+                    at = load.started_s + load.seconds
+                    events.append((at, LOAD_END, load.made, lambda now, r=replica, load=load: r.end_load(load, now)))
+            if not events:
+                break
+            time, _, _, happen = min(events, key=lambda event: event[:3])
+            if end_s is not None and time >= end_s:
+                now = end_s
+                break
+            now = time
+            happen(now)
+        now = end_s if end_s is not None else now
+        for replica in self.replicas:
+            started = [load for load in replica.loading]
+            self.loads += [(load.started_s, now, load.adapter, load.tier, load.asked_s) for load in started]
+        return Result(
+            jobs=jobs,
+            stopped_s=now,
+            loads=self.loads,
+            evictions=sum(replica.evictions for replica in self.replicas),
+            in_use_peak=max(replica.in_use_peak for replica in self.replicas),
+            running_area=self.running_area,
+            inside_area=sum(
+                (job.finished_s if job.finished_s >= 0 else now) - job.arrival_s
+                for job in jobs
+                if job.status != REFUSED
+            ),  # fmt: skip
+            gap_count=self.gap_count,
+            gap_sum_s=self.gap_sum_s,
+            steps=self.steps,
+        )
+
+    def arrivals(self, to_come: list[Job], now: float) -> None:
+        """Let in everybody of this instant."""
+        while to_come and to_come[0].arrival_s == now:
+            job = to_come.pop(0)
+            limit = self.world.kv_tokens
+            if limit is not None and job.prompt + job.output > limit:
+                job.status = REFUSED
+            else:
+                self.route().arrive(job, now)
+
+    def route(self) -> Replica:
+        if self.world.scenario.router.policy == "least-loaded":
+            return min(self.replicas, key=lambda replica: (len(replica.inside()), replica.index))
+        chosen = self.replicas[self._turn % len(self.replicas)]
+        self._turn += 1
+        return chosen
+
+
+def _jobs(world: World, chunk: Any) -> list[Job]:
+    scenario, profile = world.scenario, world.profile
+    adapters = chunk.adapter
+
+    def seconds(law: Any, tier: Any, luck: Any) -> Any:
+        if law is not None:
+            return law.ppf(luck)
+        if tier is None:
+            return np.zeros(len(luck))
+        return load_seconds(tier, world.population)[adapters] * residual(tier, luck)
+
+    tiers = profile.load if profile is not None else None
+    load = seconds(scenario.storage.load, tiers and tiers.storage, chunk.load_luck)
+    host_load = seconds(scenario.storage.host_load, tiers and tiers.host, chunk.host_load_luck)
+    service = seconds(scenario.fleet.service, None, chunk.service_luck)
+    return [
+        Job(chunk.first + i, float(chunk.arrival_s[i]), int(adapters[i]), int(chunk.prompt_tokens[i]),
+            int(chunk.output_tokens[i]), float(load[i]), float(host_load[i]), float(service[i]))
+        for i in range(len(chunk))
+    ]  # fmt: skip
