@@ -172,7 +172,7 @@ def _peaks(point: Point, name: str) -> str:
     if name == "slots":
         peak, slots = _of(point, "slots", "in_use_peak"), _of(point, "slots", "slots")
         if peak is not None and slots is not None:
-            used = f"At most {peak:,.0f} of {slots:,.0f} slots were in use at once."
+            used = f"Up to {peak:,.0f} adapters were in use or asked for at once, with {slots:,.0f} slots."
             return f"{used} Sweep the slots to see what more would give."
     if name == "KV memory":
         peak = _of(point, "kv", "peak_share")

@@ -180,7 +180,7 @@ def _use(values: Mapping[str, float | None]) -> str:
             load = values.get("offered_load")
             return f"{percent(value)} {word}" + (f", offered load {load:.3g}" if load is not None else "")
     peak = values.get("in_use_peak")
-    return "–" if peak is None else f"at most {peak:,.0f} at once"
+    return "–" if peak is None else f"up to {peak:,.0f} wanted at once"
 
 
 def _blocked(values: Mapping[str, float | None]) -> str:

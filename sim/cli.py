@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sim.spec.scenario_file import LoadedScenario
     from sim.studies.sweep import Finished
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="loraplan",
     help="Capacity planning for multi-LoRA LLM serving. Start with: loraplan run quickstart",
@@ -359,6 +361,8 @@ def main() -> None:
 def _guarded(debug: bool) -> int:
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # newer typer makes an exit code of Ctrl-C, older ones raise
+            return _interrupted()
         return code if isinstance(code, int) else 0
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
@@ -373,7 +377,7 @@ def _guarded(debug: bool) -> int:
 
 def _interrupted() -> int:
     typer.echo("interrupted: what was finished is kept; run the same command to go on", err=True)
-    return 130
+    return INTERRUPTED
 
 
 def _explain(error: Exception) -> int:

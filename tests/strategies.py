@@ -92,29 +92,39 @@ def _times(draw: st.DrawFn, grid: bool) -> dict[str, Any]:
 
 @st.composite
 def _profiles(draw: st.DrawFn, grid: bool) -> str:
-    """All-positive costs; steps of 2 to 60 ms, of which the KV cache may be the larger part."""
-    odd, milli = (1.0, GRID) if grid else (ODD, 1e-3)
+    """All-positive costs: steps of 2 to 60 ms, of which the KV cache may be the larger part. On the grid: whole ticks."""
+    if grid:
+        ticks = st.sampled_from((0, 0, 0, GRID))
+        step: dict[str, Any] = {
+            "fixed_s": draw(st.integers(1, 3)) * GRID,
+            "tokens": [[0, 0.0], [64, draw(ticks) * 64]],
+            "per_sequence_s": draw(ticks),
+            "per_kv_token_s": draw(st.sampled_from((0, 0, GRID / 16, GRID))),
+            "lora": {"per_slot_s": draw(ticks), "per_adapter_s": draw(ticks)},
+        }
+        return write_profile(step, {"open_s": draw(st.integers(1, 60)) * GRID, "bandwidth_bytes_per_s": 2.0**80})
+    milli = 1e-3
 
     def some(most: int, unit: float) -> float:
-        return draw(st.integers(1, most)) * unit * odd
+        return draw(st.integers(1, most)) * unit * ODD
 
     per_token = some(8, milli / 64)
-    table = [[0, 0.0], [64, 64 * per_token]]
-    if not grid:
-        table += [[96, 64 * per_token + some(20, 1e-4)]]
     step = {
-        "fixed_s": some(8, milli), "tokens": table, "per_sequence_s": some(8, milli / 32),
-        "per_kv_token_s": some(16, milli / 256), "per_attended_token_s": some(8, milli / 4096),
+        "fixed_s": some(8, milli),
+        "tokens": [[0, 0.0], [64, 64 * per_token], [96, 64 * per_token + some(20, 1e-4)]],
+        "per_sequence_s": some(8, milli / 32),
+        "per_kv_token_s": some(16, milli / 256),
+        "per_attended_token_s": some(8, milli / 4096),
         "lora": {
             "fixed_s": some(4, milli / 8), "per_slot_s": some(4, milli / 32), "per_adapter_s": some(8, milli / 8),
             "per_adapter_rank_s": some(8, milli / 256), "per_token_rank_s": some(8, milli / 2048),
         },
     }  # fmt: skip
     storage = {
-        "open_s": some(60, milli), "per_tensor_s": some(9, milli / 1024), "bandwidth_bytes_per_s": 2.0**26 * odd,
-        "residual": [1.0] if grid else draw(st.sampled_from(([1.0], [0.5, 1.0, 4.0]))),
+        "open_s": some(60, milli), "per_tensor_s": some(9, milli / 1024), "bandwidth_bytes_per_s": 2.0**26 * ODD,
+        "residual": draw(st.sampled_from(([1.0], [0.5, 1.0, 4.0]))),
     }  # fmt: skip
-    host = {"open_s": some(10, milli), "bandwidth_bytes_per_s": 2.0**30 * odd}
+    host = {"open_s": some(10, milli), "bandwidth_bytes_per_s": 2.0**30 * ODD}
     return write_profile(step, storage, host)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sim.results.metrics import Facts, Measured, measure
 from sim.results.point import Metric, Point
 from sim.results.records import Recording
-from sim.traffic.request import FROM_STORAGE, MISS
+from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 _Q = [0.0, 0.001, 0.005, 0.01, 0.02, 0.05, *(i / 20 for i in range(2, 18)), 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98,
       0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999, 0.9995, 1.0]  # fmt: skip
 _SPANS = 200
+_FULL = 0.98
+"""Loader utilisation from which its queue only grows."""
 _BACKLOG = 0.02
 """Growth of the queue over the measured time, as a share of arrivals, from which more comes than is served."""
 
@@ -198,8 +200,12 @@ def _offered_to_loaders(m: Measured) -> float | None:
     each = np.concatenate(stored)
     if len(each) == 0:
         return 0.0
-    asked = (m.column("outcome") == MISS) & (m.column("tier") == FROM_STORAGE)
     places = m.facts.loaders * m.facts.replicas * float(m.spans.sum())
+    # A full loader turns misses into delayed hits, since one load serves all who wait for it; without its queue they
+    # would be misses.
+    full = each.sum() > _FULL * places
+    outcome = m.column("outcome")
+    asked = (m.column("tier") == FROM_STORAGE) & ((outcome == MISS) | (full & (outcome == DELAYED_HIT)))
     return float(asked.sum() * each.mean() / places) if places > 0 else None
 
 

@@ -158,7 +158,7 @@ class Adapters(Strict):
     base_model: str | None = None
     """The model they belong to; unset: the profile's."""
     count: PositiveInt | None = None
-    """How many adapters; needed unless a trace or a weights file names them."""
+    """How many adapters; needed unless a trace or a weights file names them (a trace that names none: 100)."""
     rank: PositiveInt = 16
     """LoRA rank of every adapter (without a mix)."""
     targets: Targets = "all-linear"

@@ -20,6 +20,9 @@ from sim.traffic.traces import TraceData, read_trace
 BLOCK = 1 << 16
 """Requests made at a time. Part of the random streams' key: changing it changes all traffic."""
 
+UNNAMED_ADAPTERS = 100
+"""Adapters of a trace that names none, where the scenario gives no count."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -70,6 +73,11 @@ class Traffic:
         elif workload.popularity.law == "weights":
             self.names = read_weights(workload.popularity.file)[0]
         count = _adapter_count(scenario, self.names)
+        if scenario.adapters.count is None and not self.names:
+            self.notes += (
+                f"the trace names no adapters and adapters.count is not set: its requests ask for {count} adapters, "
+                f"drawn from workload.popularity ({workload.popularity.law})",
+            )
         self.population = _with_trace_sizes(populate(scenario.adapters, base_model, count), self._trace)
         self.end_s = workload.duration
         self.total = self._count_total()
@@ -149,12 +157,7 @@ class Traffic:
 def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
     given = scenario.adapters.count
     if not names:
-        if given is None:
-            raise ScenarioError(
-                "how many adapters there are is missing", key="adapters.count",
-                hint="this trace names no adapters; give count: 100",
-            )  # fmt: skip
-        return given
+        return UNNAMED_ADAPTERS if given is None else given
     if given is not None and given < len(names):
         raise ScenarioError(
             "fewer adapters than the file names", key="adapters.count", got=given, allowed=f"{len(names)} or more",

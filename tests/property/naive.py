@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -430,7 +431,7 @@ def _interpolated(table: Any, x: float) -> float:
     """Linear between the points, along the last two beyond, level before the first."""
     if x <= table[0][0]:
         return float(table[0][1])
-    for (x0, y0), (x1, y1) in zip(table, table[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(table):
         if x <= x1 or (x1, y1) == tuple(table[-1]):
             return float(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
     raise AssertionError("a table has two points")
@@ -483,9 +484,13 @@ class TwinFleet:
             now = time
             happen(now)
         now = end_s if end_s is not None else now
-        for replica in self.replicas:
-            started = [load for load in replica.loading]
-            self.loads += [(load.started_s, now, load.adapter, load.tier, load.asked_s) for load in started]
+        for load in [load for replica in self.replicas for load in replica.loading]:
+            self.loads.append((load.started_s, now, load.adapter, load.tier, load.asked_s))
+        sojourns = [
+            (job.finished_s if job.status == COMPLETED else now) - job.arrival_s
+            for job in jobs
+            if job.status != REFUSED
+        ]
         return Result(
             jobs=jobs,
             stopped_s=now,
@@ -493,11 +498,7 @@ class TwinFleet:
             evictions=sum(replica.evictions for replica in self.replicas),
             in_use_peak=max(replica.in_use_peak for replica in self.replicas),
             running_area=self.running_area,
-            inside_area=sum(
-                (job.finished_s if job.finished_s >= 0 else now) - job.arrival_s
-                for job in jobs
-                if job.status != REFUSED
-            ),  # fmt: skip
+            inside_area=sum(sojourns),
             gap_count=self.gap_count,
             gap_sum_s=self.gap_sum_s,
             steps=self.steps,

@@ -1,0 +1,179 @@
+"""What each command does for somebody who uses it right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from command_line import CommandLine
+
+from sim.results.point import UNITS
+
+SMALL = ("--set", "workload.requests=3000", "--set", "run.replications=2")
+
+
+def test_run_leaves_a_run_directory_and_prints_the_answer(loraplan: CommandLine, tmp_path: Path) -> None:
+    ended = loraplan("run", "quickstart", *SMALL)
+    assert ended.code == 0, ended.err
+    run = tmp_path / "runs" / "quickstart"
+    assert {"manifest.json", "summary.json", "points.csv", "requests.parquet", "report.html"} <= {
+        file.name for file in run.iterdir()
+    }
+    assert "p99 TTFT" in ended.out
+    assert "report.html" in ended.out
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["profile"]["status"] == "assumed"
+    assert manifest["scenario"]["workload"]["requests"] == 3000
+    html = (run / "report.html").read_text()
+    assert "loraplan run quickstart --set workload.requests=3000" in html
+
+
+def test_summary_holds_every_metric_with_its_interval(loraplan: CommandLine, tmp_path: Path) -> None:
+    ended = loraplan("run", "quickstart", *SMALL, "--json", "--quiet")
+    summary = json.loads(ended.out)
+    assert summary == json.loads((tmp_path / "runs/quickstart/summary.json").read_text())
+    assert summary["schema_version"] == 1
+    assert summary["scenario"] == "quickstart"
+    (point,) = summary["points"]
+    assert list(point["metrics"]) == list(UNITS)
+    ttft = point["metrics"]["ttft_p99_s"]
+    assert ttft["lo"] < ttft["value"] < ttft["hi"]
+    assert ttft["unit"] == "s"
+    assert ended.err == ""
+
+
+def test_requests_have_one_row_each_with_every_stamp_in_order(loraplan: CommandLine, tmp_path: Path) -> None:
+    loraplan("run", "quickstart", *SMALL)
+    requests = pd.read_parquet(tmp_path / "runs/quickstart/requests.parquet")
+    assert len(requests) == 3000
+    assert list(requests["index"]) == list(range(3000))
+    assert (requests["status"] == "completed").all()
+    assert (requests["arrival_s"] <= requests["admitted_s"]).all()
+    assert (requests["admitted_s"] < requests["first_token_s"]).all()
+    assert (requests["first_token_s"] <= requests["finished_s"]).all()
+    assert set(requests["outcome"]) <= {"hit", "delayed_hit", "miss"}
+    assert {"adapter", "version", "replica", "tier", "load_wait_s"} <= set(requests.columns)
+
+
+def test_one_seed_repeats_byte_for_byte_and_two_differ(loraplan: CommandLine, tmp_path: Path) -> None:
+    for out, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        assert loraplan("run", "quickstart", *SMALL, "--seed", seed, "--out", out).code == 0
+    for name in ("summary.json", "points.csv", "requests.parquet"):
+        first = (tmp_path / "a" / name).read_bytes()
+        assert first == (tmp_path / "b" / name).read_bytes()
+        assert first != (tmp_path / "c" / name).read_bytes()
+
+
+def test_worker_processes_change_nothing(loraplan: CommandLine, tmp_path: Path) -> None:
+    big = ("--set", "workload.requests=35000", "--set", "run.replications=2")  # above what runs in one process
+    assert loraplan("run", "cache-thrash", *big, "--out", "one", "--jobs", "1").code == 0
+    assert loraplan("run", "cache-thrash", *big, "--out", "two", "--jobs", "2").code == 0
+    assert (tmp_path / "one/points.csv").read_bytes() == (tmp_path / "two/points.csv").read_bytes()
+    assert (tmp_path / "one/requests.parquet").read_bytes() == (tmp_path / "two/requests.parquet").read_bytes()
+
+
+def test_a_run_that_is_there_already_is_not_simulated_again(loraplan: CommandLine, tmp_path: Path) -> None:
+    loraplan("run", "quickstart", *SMALL)
+    point = next((tmp_path / "runs/quickstart/points").glob("*.json"))
+    before = point.stat().st_mtime_ns
+    again = loraplan("run", "quickstart", *SMALL)
+    assert point.stat().st_mtime_ns == before
+    assert "from an earlier run" in again.err
+    assert loraplan("run", "quickstart", *SMALL, "--overwrite").code == 0
+    assert point.stat().st_mtime_ns > before
+
+
+def test_another_scenario_of_the_same_name_gets_a_folder_of_its_own(loraplan: CommandLine, tmp_path: Path) -> None:
+    loraplan("run", "quickstart", *SMALL)
+    loraplan("run", "quickstart", *SMALL, "--set", "cache.gpu.slots=8")
+    assert (tmp_path / "runs/quickstart/report.html").exists()
+    assert (tmp_path / "runs/quickstart-2/report.html").exists()
+
+
+def test_sweep_runs_all_combinations_on_the_same_traffic(loraplan: CommandLine, tmp_path: Path) -> None:
+    ended = loraplan("sweep", "quickstart", *SMALL, "--over", "cache.gpu.slots=16,64", "--over", "storage.loaders=1,2")
+    assert ended.code == 0, ended.err
+    summary = json.loads((tmp_path / "runs/quickstart-sweep/summary.json").read_text())
+    assert [point["set"] for point in summary["points"]] == [
+        {"cache.gpu.slots": slots, "storage.loaders": loaders} for slots in (16, 64) for loaders in (1, 2)
+    ]
+    table = pd.read_csv(tmp_path / "runs/quickstart-sweep/points.csv")
+    assert list(table.columns) == ["cache.gpu.slots", "storage.loaders", "metric", "value", "lo", "hi", "unit"]
+    assert len(table) == 4 * len(UNITS)
+    misses = table[table["metric"] == "miss_ratio"].set_index(["cache.gpu.slots", "storage.loaders"])["value"]
+    assert misses[64, 1] < misses[16, 1]
+
+
+def test_sweep_uses_the_block_of_the_scenario(loraplan: CommandLine) -> None:
+    ended = loraplan("sweep", "quickstart", "--set", "workload.requests=300", "--set", "run.replications=1", "--json")
+    slots = [point["set"]["cache.gpu.slots"] for point in json.loads(ended.out)["points"]]
+    assert slots == [8, 16, 32, 64, 128]
+
+
+def test_report_draws_again_without_simulating(loraplan: CommandLine, tmp_path: Path) -> None:
+    loraplan("run", "quickstart", *SMALL)
+    page = tmp_path / "runs/quickstart/report.html"
+    before = page.read_text()
+    page.unlink()
+    ended = loraplan("report", "runs/quickstart")
+    assert ended.code == 0
+    assert ended.out.strip() == str(Path("runs/quickstart/report.html"))
+    assert page.read_text() == before
+
+
+@pytest.mark.parametrize(("target", "code"), [("1 h", 0), ("1 ms", 1)])
+def test_check_exits_by_the_slo(loraplan: CommandLine, target: str, code: int) -> None:
+    ended = loraplan("run", "quickstart", *SMALL, "--set", f"slo={{ttft_p50: {target}}}", "--check")
+    assert ended.code == code
+
+
+def test_check_says_ok_and_shows_where_values_come_from(loraplan: CommandLine) -> None:
+    assert loraplan("check", "quickstart").out == "quickstart: ok\n"
+    ended = loraplan("check", "burst", "--resolved", "--set", "cache.gpu.slots=48")
+    rows = {line.split()[0]: line for line in ended.out.splitlines() if line}
+    assert rows["cache.gpu.slots"].split()[1:] == ["48", "--set"]
+    assert "burst.yaml:" in rows["workload.arrivals.cv"]
+    assert "quickstart.yaml:" in rows["adapters.count"]
+    assert rows["fleet.max_num_seqs"].split()[1:] == ["256", "default"]
+
+
+def test_scenarios_are_listed_and_a_copy_runs(loraplan: CommandLine, tmp_path: Path) -> None:
+    listed = loraplan("scenarios", "list").out
+    for name in ("quickstart", "cache-thrash", "thousand-adapters", "burst", "two-gpus", "tenants-trace"):
+        assert name in listed
+    assert loraplan("scenarios", "copy", "tenants-trace", "mine.yaml").code == 0
+    assert loraplan("run", "mine.yaml", "--set", "workload.requests=500").code == 0
+    assert (tmp_path / "runs/tenants-trace/report.html").exists()
+
+
+def test_schema_is_json(loraplan: CommandLine) -> None:
+    assert json.loads(loraplan("schema").out)["$schema"].startswith("https://json-schema.org/")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['loraplan', '--help']\n"
+        "from sim.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = ('pandas', 'matplotlib', 'scipy', 'torch', 'numpy', 'pyarrow', 'simpy')\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "[]"
+    assert "sweep" in printed
+
+
+def test_no_command_has_more_than_ten_flags() -> None:
+    import typer
+
+    from sim.cli import app
+
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        flags = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+        assert len(flags) <= 10, name
