@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STAGES = {
-    "loader_queue_s": ("loader queue", "s2"), "load_s": ("load", "s5"), "queue_s": ("admission queue", "s1"),
+    "loader_queue_s": ("load queue", "s2"), "load_s": ("load", "s5"), "queue_s": ("admission queue", "s1"),
     "prefill_s": ("prefill", "s3"), "decode_s": ("decode", "s6"),
 }  # fmt: skip
 """Stages of a request in their order: words and colour."""

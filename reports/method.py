@@ -27,7 +27,7 @@ def modelled(manifest: Mapping[str, Any]) -> list[str]:
     """Return what the simulation works out request by request."""
     found = ["Every request on its own: arrival, router, cache lookup, load, queue, service, end."]
     if engine(manifest) == "fixed":
-        found.append("Each replica serves one request at a time, first come first served, for the given service time.")
+        found.append("Each replica serves one request at a time, first ready first served, for the given service time.")
     else:
         found.append(
             "Each replica batches continuously: requests join and leave at step boundaries, prefills are split into "
@@ -75,19 +75,24 @@ def profile_words(manifest: Mapping[str, Any]) -> str:
         "measured": "measured on the device it names",
     }.get(status, status)
     error = profile.get("error") or profile.get("holdout_error")
-    return f"{profile.get('name', 'unnamed')}, {trust}{f'; hold-out error {error}' if error else ''}."
+    return f"{profile.get('name', 'unnamed')}, {trust}{f'; error {error}' if error else ''}."
 
 
 def intervals(manifest: Mapping[str, Any]) -> str:
     """Return how the intervals are made."""
-    run = _part(_part(manifest, "scenario"), "run")
-    n = run.get("replications", 5)
     return (
-        f"Intervals are 95 %, from {n} replications with their own random numbers or, where those are few, from "
-        "sections of each run around the quantile of the whole sample, with Student's t. Requests of one run wait in "
-        "the same queue, so they are never treated as independent. A value is unsettled where its half-width is above "
-        "10 % or where the loader or server is loaded above 95 %; below 1,000 measured requests no p99 is given."
+        f"Intervals are 95 %. The {_replications(manifest)} are cut into at least 20 sections in all; Student's t over "
+        "the sections gives the half-width around the value of the whole sample. From five replications on, the spread "
+        "between replications is taken as well and the wider interval is printed. Requests of one run wait in the same "
+        "queue, so they are never treated as independent. A value is unsettled where its half-width is above 10 % or "
+        "where the loader or server is loaded above 95 %; below 1,000 measured requests no p99 is given."
     )
+
+
+def _replications(manifest: Mapping[str, Any]) -> str:
+    run = _part(_part(manifest, "scenario"), "run")
+    count = manifest.get("replications", run.get("replications", 5))
+    return "1 replication" if count == 1 else f"{count} replications"
 
 
 def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -98,7 +103,7 @@ def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("status", f"{manifest.get('status', 'unknown')}, {done} of {total} points"),
         ("profile", profile_words(manifest)),
-        ("seed", f"{manifest.get('seed')}, {run.get('replications', 5)} replications, "
+        ("seed", f"{manifest.get('seed')}, {_replications(manifest)}, "
                  f"warm-up {run.get('warmup', '5%')} not measured"),
         ("started", str(manifest.get("started_at", "unknown"))),
         ("took", wall_words(manifest)),

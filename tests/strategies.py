@@ -92,7 +92,7 @@ def _times(draw: st.DrawFn, grid: bool) -> dict[str, Any]:
 
 @st.composite
 def _profiles(draw: st.DrawFn, grid: bool) -> str:
-    """All-positive costs: steps of 2 to 60 ms, of which the KV cache may be the larger part. On the grid: whole ticks."""
+    """All-positive costs: steps of 2 to 60 ms, a good part of it for the KV cache. On the grid: whole ticks."""
     if grid:
         ticks = st.sampled_from((0, 0, 0, GRID))
         step: dict[str, Any] = {

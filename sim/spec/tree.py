@@ -72,6 +72,8 @@ def merge(base: Node, over: Node, path: str = "") -> Node:
     """Lay ``over`` on ``base``; the mapping keeps the base's origin, each value brings its own."""
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
         return over
+    if path == "sweep":
+        return over  # a grid is one question: the base's axes would multiply the points
     if _other_kind(base.value, over.value):
         return over
     dropped = _dropped(path, base.value, over.value)

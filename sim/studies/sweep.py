@@ -243,6 +243,7 @@ def _manifest(loaded: LoadedScenario, plan: list[Task], keys: list[str], command
         "scenario_hash": scenario_hash(loaded.data, inputs),
         "command": command,
         "seed": loaded.scenario.run.seed,
+        "replications": plan[0].replications,
         "versions": {
             "loraplan": __version__,
             "python": platform.python_version(),

@@ -486,11 +486,8 @@ class TwinFleet:
         now = end_s if end_s is not None else now
         for load in [load for replica in self.replicas for load in replica.loading]:
             self.loads.append((load.started_s, now, load.adapter, load.tier, load.asked_s))
-        sojourns = [
-            (job.finished_s if job.status == COMPLETED else now) - job.arrival_s
-            for job in jobs
-            if job.status != REFUSED
-        ]
+        served = [job for job in jobs if job.status != REFUSED]
+        sojourns = [(job.finished_s if job.status == COMPLETED else now) - job.arrival_s for job in served]
         return Result(
             jobs=jobs,
             stopped_s=now,

@@ -68,7 +68,7 @@ def test_fixed_engine_is_limited_by_its_server() -> None:
 def test_headroom_follows_from_the_offered_load() -> None:
     assert "about 10 % more traffic" in headroom(point("loader", utilization=0.91, offered_load=0.91))
     assert headroom(point("loader", utilization=1.0, offered_load=1.25)).startswith("None: what arrives is 125 %")
-    assert "12 of 64 slots" in headroom(point("slots", blocked_share=0.2))
+    assert "12 adapters were in use or asked for at once, with 64 slots" in headroom(point("slots", blocked_share=0.2))
 
 
 @pytest.mark.parametrize(

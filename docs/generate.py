@@ -1,0 +1,298 @@
+"""Write the parts of the reference pages that follow from the code: run ``python docs/generate.py``.
+
+A page holds hand-written text and regions between ``<!-- generated: NAME -->`` and ``<!-- end of NAME -->``; only
+the regions are written. ``--check`` writes nothing and fails where a region is not what the code says now.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+
+_UNIT_OF_EXAMPLE = {"20 ms": "time", "50 MB": "size", "12/s": "rate", "5%": "share"}
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+_PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+
+OVER_REQUESTS = {
+    "admitted": "admitted measured requests",
+    "completed": "completed measured requests",
+    "measured": "measured requests",
+    "time": "the measured time",
+}
+"""Over what a metric is taken; docs/metrics.md says what each of these means."""
+
+METRICS = {
+    "miss_ratio": ("Requests that had to start a load, over all.", "admitted", "ratio"),
+    "delayed_hit_ratio": ("Requests that joined a load under way, over all.", "admitted", "ratio"),
+    "hit_ratio": ("Requests that found their adapter resident when it was asked for, over all.", "admitted", "ratio"),
+    "byte_miss_ratio": ("Adapter bytes of the requests that missed, over the adapter bytes of all.", "admitted",
+                        "ratio"),
+    "loads_per_request": ("Loads from any tier that start in the measured time, over the requests.", "admitted",
+                          "ratio"),
+    "loader_utilization": ("Seconds in which loads from storage run, over measured time × `storage.loaders` × "
+                           "`fleet.replicas`. Copies from host memory are not in it.", "time", "ratio"),
+    "gpu_utilization": ("Seconds in which a step (engine `fixed`: a request) runs, over measured time × "
+                        "`fleet.replicas`. A batch of one counts as much as a batch of 256.", "time", "ratio"),
+    "queue_mean_s": ("Arrival to first admission, mean. With `storage.mode: overlap` the load wait is part of it.",
+                     "completed", "mean"),
+    "queue_p50_s": ("The same, median.", "completed", "quantile"),
+    "queue_p99_s": ("The same, 99 % quantile.", "completed", "p99"),
+    "load_wait_mean_s": ("From asking for the adapter to having it, mean; 0 for a hit.", "completed", "mean"),
+    "ttft_mean_s": ("TTFT, mean: arrival to the end of the step that completes the prefill. Engine `fixed` has one "
+                    "answer, so there TTFT equals E2E.", "completed", "mean"),
+    "ttft_p50_s": ("TTFT, median.", "completed", "quantile"),
+    "ttft_p99_s": ("TTFT, 99 % quantile.", "completed", "p99"),
+    "tpot_mean_s": ("TPOT, mean over requests of (last token − first token) / (output tokens − 1); requests with "
+                    "one output token are left out.", "completed", "mean"),
+    "itl_mean_s": ("ITL, mean over the gaps between consecutive tokens, all requests pooled: a request of 900 "
+                   "tokens weighs 899 times one of 2.", "gaps", "ratio"),
+    "itl_p99_s": ("ITL, 99 % quantile of the same gaps, from a histogram: the upper edge of a bin 0.1 % wide.",
+                  "gaps", "histogram"),
+    "e2e_mean_s": ("Arrival to last token, mean.", "completed", "mean"),
+    "e2e_p50_s": ("E2E, median.", "completed", "quantile"),
+    "e2e_p99_s": ("E2E, 99 % quantile.", "completed", "p99"),
+    "throughput_rps": ("Requests that end in the measured time, those that arrived in the warm-up included, per "
+                       "second.", "time", "ratio"),
+    "output_tokens_per_s": ("Output tokens of the requests in `throughput_rps`, per second; all tokens of a request "
+                            "count when it ends.", "time", "ratio"),
+    "goodput_rps": ("Measured requests that end in the measured time and within every target for single requests, "
+                    "per second.", "time", "ratio"),
+    "slo_attainment": ("Measured requests that complete within every target for single requests, over completed "
+                       "and refused ones. Unfinished requests are left out.", "measured", "ratio"),
+    "completed": ("Requests that ended with their last token, summed over replications.", "measured", "none"),
+    "unfinished": ("Requests still inside when a run of given `duration` stops.", "measured", "none"),
+    "refused": ("Requests with more prompt and output tokens than the KV cache of a replica holds.", "measured",
+                "none"),
+    "preemptions": ("Times a running request lost its KV blocks and had to start again.", "measured", "none"),
+    "evictions": ("Adapters that left GPU memory, in the whole run of every replication: warm-up and drain "
+                  "included.", "whole run", "none"),
+}  # fmt: skip
+"""Each metric's definition, what it is taken over, and how its interval is made."""
+
+
+def main() -> int:
+    """Write the pages, or say which are not current."""
+    check = "--check" in sys.argv[1:]
+    stale = 0
+    for path, text in pages().items():
+        if path.read_text(encoding="utf-8") == text:
+            continue
+        if check:
+            stale += 1
+            print(f"{path.name} is not current: run python docs/generate.py", file=sys.stderr)
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(path.name)
+    return 1 if stale else 0
+
+
+def pages() -> dict[Path, str]:
+    """Return the text that every page with generated regions should have."""
+    makers: dict[str, tuple[str, Callable[[], str]]] = {
+        "scenario": ("scenario.md", scenario_tables),
+        "metrics": ("metrics.md", metric_table),
+        "profiles": ("profiles.md", profile_sections),
+    }
+    result: dict[Path, str] = {}
+    for name, (page, make) in makers.items():
+        path = DOCS / page
+        text = result.get(path) or path.read_text(encoding="utf-8")
+        region = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        if not region.search(text):
+            raise SystemExit(f"{page} has no region {name!r}")
+        body = make()
+        result[path] = region.sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)  # type: ignore[misc]
+    return result
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("``", "`").split()).replace("|", "\\|")
+
+
+# The scenario reference: a walk over the JSON Schema that the models give.
+
+
+def scenario_tables() -> str:
+    """Return one table for each section of a scenario, in the order of the file."""
+    from sim.spec.schema import scenario_schema
+
+    models = scenario_schema()["$defs"]
+    parts = []
+    for path, name in _sections(models):
+        model = models[name]
+        title = f"`{path}`" if path else "Top level"
+        rows = [_field_row(path, key, field, model, models) for key, field in model["properties"].items()]
+        about = " ".join(str(model.get("description", "")).replace("``", "`").split())
+        parts.append(f"## {title}\n\n{about}\n\n" + table(["key", "type", "default", "meaning"], rows))
+    return "\n\n".join(["", *parts, *_law_tables(models), ""])
+
+
+_LAWS = {
+    "arrivals": "Arrival processes", "popularity": "Popularity laws", "service": "Time laws", "prompt": "Token laws",
+}  # fmt: skip
+
+
+def _sections(models: dict[str, Any], name: str = "Scenario", path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted path, model) of every section; laws have tables of their own."""
+    yield path, name
+    for key, field in models[name]["properties"].items():
+        inner = [one for one in _referred(field) if not models[one]["properties"].keys() & {"law", "process"}]
+        if len(inner) == 1:
+            yield from _sections(models, inner[0], f"{path}.{key}" if path else key)
+        items = next((part["items"] for part in (field, *field.get("anyOf", ())) if "$ref" in part.get("items", {})), None)
+        if items:
+            yield f"{path}.{key}[]", items["$ref"].rpartition("/")[2]
+
+
+def _referred(field: dict[str, Any]) -> list[str]:
+    found = [field, *field.get("anyOf", ()), *field.get("oneOf", ())]
+    return [part["$ref"].rpartition("/")[2] for part in found if "$ref" in part] + [
+        one for part in field.get("anyOf", ()) for one in _referred(part) if "oneOf" in part
+    ]
+
+
+def _field_row(path: str, key: str, field: dict[str, Any], model: dict[str, Any], models: dict[str, Any]) -> list[str]:
+    full = f"{path}.{key}".lstrip(".")
+    kind = _type(field, models)
+    inner = _referred(field)
+    about = field.get("description") or (models[inner[0]].get("description", "") if inner else "")
+    if key in model.get("required", ()):
+        default = "required"
+    elif kind == "section" and field.get("default") is not None:
+        default = "see below"
+    else:
+        default = _default(field, kind)
+    return [f"`{full}`", kind, default, about]
+
+
+def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return " or ".join(f"`{word}`" for word in field["enum"])
+    example = next(iter(field.get("examples", ())), None)
+    if example in _UNIT_OF_EXAMPLE:
+        return f"{_UNIT_OF_EXAMPLE[example]}, such as `{example}`"
+    options = field.get("anyOf") or field.get("oneOf")
+    if options:
+        if any("5%" in part.get("examples", ()) for part in options):
+            return "share, such as `5%`"
+        words = [_type(part, models) for part in options if part.get("type") != "null"]
+        return " or ".join(dict.fromkeys(words))
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        properties = models[name]["properties"]
+        tag = next((tag for tag in ("law", "process") if tag in properties), None)
+        return f"`{properties[tag]['const']}`" if tag else "section"
+    if field.get("type") == "array":
+        inner = _type(field["items"], models) if field.get("items") else ""
+        return "list" if not inner else "list of sections" if inner == "section" else f"list of {inner}"
+    if field.get("type") == "object":
+        return "lists of values by dotted key"
+    kind = _PLAIN.get(str(field.get("type")), str(field.get("type")))
+    bounds = [f"{word} {field[name]:,}" for name, word in _BOUNDS.items() if name in field]
+    return f"{kind}, {' and '.join(bounds)}" if bounds and kind != "text" else kind
+
+
+def _default(field: dict[str, Any], kind: str) -> str:
+    value = field.get("default")
+    if kind.startswith("share") and isinstance(value, float):
+        return f"`{value:.0%}`"
+    if value is None:
+        return "unset" if "default" in field else "empty"
+    return f"`{_value(value)}`" if value not in ("", [], {}) else "empty"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        given = {key: item for key, item in value.items() if item is not None}
+        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in given.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _law_tables(models: dict[str, Any]) -> list[str]:
+    parts = []
+    places = {"arrivals": "Workload", "popularity": "Workload", "service": "Fleet", "prompt": "Tokens"}
+    for key, title in _LAWS.items():
+        rows = []
+        for name in _referred(models[places[key]]["properties"][key]):
+            model = models[name]
+            tag = next(tag for tag in ("law", "process") if tag in model["properties"])
+            own = [item for item in model["properties"].items() if item[0] != tag]
+            word = f"`{tag}: {model['properties'][tag]['const']}`"
+            about = str(model.get("description", ""))
+            rows.append([word, "", "", "", about])
+            rows += [["", *_field_row("", one, field, model, models)] for one, field in own]
+        parts.append(f"## {title}\n\n" + table(["law", "key", "type", "default", "meaning"], rows))
+    return parts
+
+
+# The metrics, in the order in which tables print them.
+
+
+def metric_table() -> str:
+    """Return one row a metric: name, words, unit, definition, what it is taken over, interval."""
+    from reports.words import METRIC_WORDS
+    from sim.results.point import UNITS
+    from sim.spec.scenario import Slo
+
+    if list(METRICS) != list(UNITS):
+        raise SystemExit("docs/generate.py and sim/results/point.py do not name the same metrics")
+    slo = {name if name == "miss_ratio" else f"{name}_s": name for name in Slo.model_fields}
+    units = {"1": "–", "s": "s", "1/s": "1/s", "requests": "requests"}
+    rows = []
+    for name, (definition, over, interval) in METRICS.items():
+        asked = f"`slo.{slo[name]}`" if name in slo else ""
+        words = METRIC_WORDS[name]
+        rows.append([f"`{name}`", words, units[UNITS[name]], definition, OVER_REQUESTS.get(over, over), interval, asked])
+    return table(["name", "in tables", "unit", "definition", "over", "interval", "SLO term"], rows)
+
+
+# The bundled profiles, with the source of every number.
+
+
+def profile_sections() -> str:
+    """Return a section for each bundled profile."""
+    from sim.spec.profile import bundled_profiles, load_profile
+
+    parts = []
+    for name in bundled_profiles():
+        profile, _ = load_profile(name)
+        data = json.loads(profile.model_dump_json())
+        lines = [
+            f"- status: **{profile.status}**", f"- device: {profile.device}", f"- model: {profile.model}, {profile.dtype}",
+            f"- {profile.description}", f"- error: {profile.error}",
+        ]  # fmt: skip
+        rows = [[f"`{key}`", _number(data, key), source] for key, source in profile.sources.items()]
+        parts.append("\n".join([f"## {name}", "", *lines, "", table(["number", "value", "source"], rows)]))
+    return "\n\n".join(["", *parts, ""])
+
+
+def _number(data: Any, key: str) -> str:
+    for part in key.split("."):
+        data = data[part]
+    if isinstance(data, dict):
+        return ", ".join(f"{name} {value:,}" for name, value in data.items())
+    if isinstance(data, list) and data and isinstance(data[0], list):
+        return ", ".join(f"{x:,.0f}: {y:g}" for x, y in data)
+    if isinstance(data, list):
+        return f"{data[0]:g} … {data[len(data) // 2]:g} … {data[-1]:g} ({len(data)} quantiles)"
+    return f"{data:,}" if isinstance(data, int) else f"{data:g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Laws of every run: nothing is lost, nothing happens before its cause, and a seed is one run, byte for byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import scenarios
+
+from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording
+from sim.spec.scenario import Scenario
+from sim.world.build import build_world, simulate
+from sim.world.server import BatchServer, FixedServer
+
+EXAMPLES = 80
+
+
+def run(scenario: Scenario, replication: int = 0, sections: int = 1) -> Recording:
+    return simulate(build_world(scenario), replication, sections)
+
+
+def with_(scenario: Scenario, section: str, **values: Any) -> Scenario:
+    sections = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return Scenario.model_validate(sections | {section: sections.get(section, {}) | values})
+
+
+def bytes_of(recording: Recording) -> dict[str, bytes]:
+    columns = {**recording.requests, **{f"load {name}": column for name, column in recording.loads.items()}}
+    columns |= {"gaps": recording.gap_counts, "busy": recording.busy_s, "blocked": recording.blocked_s}
+    return {name: column.tobytes() for name, column in columns.items()}
+
+
+def traffic_of(scenario: Scenario, replication: int = 0) -> dict[str, np.ndarray]:
+    names = ("arrival_s", "adapter", "prompt_tokens", "output_tokens", "load_luck", "host_load_luck", "service_luck")
+    chunks = list(build_world(scenario).traffic.chunks(replication))
+    return {name: np.concatenate([getattr(chunk, name) for chunk in chunks] or [np.empty(0)]) for name in names}
+
+
+def assert_same_traffic(ours: dict[str, np.ndarray], other: dict[str, np.ndarray], count: int | None = None) -> None:
+    for name, column in ours.items():
+        assert column[:count].tolist() == other[name][:count].tolist(), name
+
+
+@settings(max_examples=EXAMPLES)
+@given(scenarios())
+def test_no_request_is_lost_or_counted_twice(scenario: Scenario) -> None:
+    requests = run(scenario).requests
+    end_s = scenario.workload.duration or np.inf
+    arrived = int(np.sum(traffic_of(scenario)["arrival_s"] < end_s))
+    assert requests["index"].tolist() == list(range(arrived))
+    status, admitted = requests["status"], requests["admitted_s"] >= 0
+    assert sum(int(np.sum(status == kind)) for kind in (COMPLETED, REFUSED, UNFINISHED)) == arrived
+    if scenario.workload.duration is None:
+        assert not np.any(status == UNFINISHED), "a run without an end of its own goes on to the last token"
+    assert np.all(admitted[status == COMPLETED])
+    assert not np.any(admitted[status == REFUSED])
+    assert np.all((requests["finished_s"] >= 0) == (status == COMPLETED))
+
+
+@settings(max_examples=EXAMPLES)
+@given(scenarios())
+def test_every_admitted_request_is_a_hit_a_delayed_hit_or_a_miss_with_its_load(scenario: Scenario) -> None:
+    recording = run(scenario)
+    requests, loads = recording.requests, recording.loads
+    hit, delayed, miss = (requests["outcome"] == kind for kind in range(3))
+    assert np.all(hit | delayed | miss)
+    assert np.all(requests["load_wait_s"][hit] == 0)
+    assert np.all(requests["tier"][hit] == 0)
+    assert np.all(requests["tier"][miss] > 0)
+    # A load that was asked for but had not begun when the run stopped leaves no row.
+    asked = int(np.sum(miss))
+    assert len(loads["adapter"]) == asked if scenario.workload.duration is None else len(loads["adapter"]) <= asked
+    assert np.all(loads["asked_s"] <= loads["started_s"])
+    assert np.all(loads["started_s"] <= loads["ended_s"])
+
+
+@settings(max_examples=EXAMPLES)
+@given(scenarios())
+def test_nothing_happens_before_its_cause(scenario: Scenario) -> None:
+    requests = run(scenario).requests
+    done = requests["status"] == COMPLETED
+    arrival, admitted, first, finished = (
+        requests[name][done] for name in ("arrival_s", "admitted_s", "first_token_s", "finished_s")
+    )
+    wait, queue = requests["load_wait_s"][done], requests["load_queue_s"][done]
+    assert np.all((queue >= 0) & (queue <= wait))
+    # Blocking loads happen inside the step that admits; others between the arrival and the admission.
+    from_, to = (admitted, first) if scenario.storage.mode == "blocking" else (arrival, admitted)
+    assert np.all(to - from_ >= wait - 1e-9 * np.maximum(to, 1))
+    assert np.all(arrival <= admitted)
+    assert np.all(admitted < first)
+    assert np.all(first <= finished)
+    assert np.all((first < finished) == (requests["output_tokens"][done] > 1)) or scenario.fleet.engine == "fixed"
+
+
+@settings(max_examples=EXAMPLES)
+@given(scenarios())
+def test_littles_law_two_ways(scenario: Scenario) -> None:
+    recording = run(scenario)
+    requests = recording.requests
+    came = requests["status"] != REFUSED
+    left = np.where(requests["finished_s"] < 0, recording.stopped_s, requests["finished_s"])
+    assert recording.inside_area == pytest.approx(float(np.sum((left - requests["arrival_s"])[came])), rel=1e-9)
+    if scenario.workload.duration is None and not np.any(requests["preemptions"]):
+        running = float(np.sum((requests["finished_s"] - requests["admitted_s"])[came]))
+        assert recording.running_area == pytest.approx(running, rel=1e-9)
+
+
+@settings(max_examples=EXAMPLES)
+@given(scenarios())
+def test_tokens_and_gaps_are_conserved(scenario: Scenario) -> None:
+    assume(scenario.workload.duration is None and scenario.fleet.engine != "fixed")
+    recording = run(scenario)
+    requests = recording.requests
+    done = requests["status"] == COMPLETED
+    assert int(recording.gap_counts.sum()) == int(np.sum(requests["output_tokens"][done] - 1))
+    span = float(np.sum((requests["finished_s"] - requests["first_token_s"])[done]))
+    assert float(recording.gap_sum_s.sum()) == pytest.approx(span, rel=1e-9)
+
+
+@settings(max_examples=EXAMPLES)
+@given(scenarios())
+def test_running_sums_agree_with_counts_at_every_boundary(scenario: Scenario) -> None:
+    checks = 0
+
+    def checked(method: Any) -> Any:
+        def wrapper(self: Any, event: Any) -> None:
+            nonlocal checks
+            method(self, event)
+            self.check_integrity()
+            checks += 1
+
+        return wrapper
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchServer, "_boundary", checked(BatchServer._boundary))
+        patch.setattr(FixedServer, "_served", checked(FixedServer._served))
+        recording = run(scenario)
+    assert checks or not np.any(recording.requests["finished_s"] >= 0), "the wrapped methods are not called any more"
+
+
+@settings(max_examples=EXAMPLES)
+@given(scenarios(), st.integers(1, 5), st.integers(1, 9))
+def test_the_design_leaves_the_traffic_as_it_is(scenario: Scenario, replicas: int, slots: int) -> None:
+    ours = traffic_of(scenario)
+    other = with_(scenario, "fleet", replicas=replicas)
+    other = with_(other, "cache", gpu={"slots": slots}, host={"slots": 3})
+    other = with_(other, "router", policy="least-loaded")
+    assert_same_traffic(ours, traffic_of(other))
+    before, after = run(scenario).requests, run(other).requests
+    for name in ("index", "arrival_s", "adapter", "prompt_tokens", "output_tokens"):
+        assert before[name].tobytes() == after[name].tobytes(), name
+
+
+@settings(max_examples=EXAMPLES)
+@given(scenarios())
+def test_a_seed_repeats_byte_for_byte_and_another_differs(scenario: Scenario) -> None:
+    assert bytes_of(run(scenario)) == bytes_of(run(scenario))
+    assume(scenario.workload.trace is None)
+    arrivals = traffic_of(scenario)["arrival_s"]
+    assume(len(arrivals) > 0)
+    for other in (
+        traffic_of(with_(scenario, "run", seed=scenario.run.seed + 1)),
+        traffic_of(scenario, replication=1),
+    ):
+        assert len(other["arrival_s"]) != len(arrivals) or np.any(other["arrival_s"] != arrivals)
+
+
+@settings(max_examples=EXAMPLES)
+@given(scenarios(), st.integers(1, 200))
+def test_a_longer_run_begins_with_the_shorter_one(scenario: Scenario, more: int) -> None:
+    assume(scenario.workload.requests is not None)
+    count = scenario.workload.requests
+    assert_same_traffic(traffic_of(scenario), traffic_of(with_(scenario, "workload", requests=count + more)), count)
