@@ -151,9 +151,9 @@ def _sections(models: dict[str, Any], name: str = "Scenario", path: str = "") ->
         inner = [one for one in _referred(field) if not models[one]["properties"].keys() & {"law", "process"}]
         if len(inner) == 1:
             yield from _sections(models, inner[0], f"{path}.{key}" if path else key)
-        items = next((part["items"] for part in (field, *field.get("anyOf", ())) if "$ref" in part.get("items", {})), None)
-        if items:
-            yield f"{path}.{key}[]", items["$ref"].rpartition("/")[2]
+        listed = field.get("items", {}).get("$ref")
+        if listed:
+            yield f"{path}.{key}[]", listed.rpartition("/")[2]
 
 
 def _referred(field: dict[str, Any]) -> list[str]:
@@ -257,8 +257,8 @@ def metric_table() -> str:
     rows = []
     for name, (definition, over, interval) in METRICS.items():
         asked = f"`slo.{slo[name]}`" if name in slo else ""
-        words = METRIC_WORDS[name]
-        rows.append([f"`{name}`", words, units[UNITS[name]], definition, OVER_REQUESTS.get(over, over), interval, asked])
+        unit, over_words = units[UNITS[name]], OVER_REQUESTS.get(over, over)
+        rows.append([f"`{name}`", METRIC_WORDS[name], unit, definition, over_words, interval, asked])
     return table(["name", "in tables", "unit", "definition", "over", "interval", "SLO term"], rows)
 
 
@@ -274,8 +274,8 @@ def profile_sections() -> str:
         profile, _ = load_profile(name)
         data = json.loads(profile.model_dump_json())
         lines = [
-            f"- status: **{profile.status}**", f"- device: {profile.device}", f"- model: {profile.model}, {profile.dtype}",
-            f"- {profile.description}", f"- error: {profile.error}",
+            f"- status: **{profile.status}**", f"- device: {profile.device}",
+            f"- model: {profile.model}, {profile.dtype}", f"- {profile.description}", f"- error: {profile.error}",
         ]  # fmt: skip
         rows = [[f"`{key}`", _number(data, key), source] for key, source in profile.sources.items()]
         parts.append("\n".join([f"## {name}", "", *lines, "", table(["number", "value", "source"], rows)]))

@@ -66,6 +66,7 @@ class Scheduler:
         self.step = 0
         self.blocked = UNBLOCKED
         self.recompute_gaps: list[float] = []
+        self._blocked_key = 0
         self._ranks = ranks
         self._rank_tokens = 0
         self._rank_sum = 0
@@ -122,9 +123,14 @@ class Scheduler:
             step.steps = 1 if step.prefills else kv.steps_that_fit(self.step, self._next_end() - self.step)
         return step
 
-    def could_admit(self) -> bool:
-        """Return whether a request that becomes ready now might join at the next boundary."""
-        return self.blocked == UNBLOCKED and len(self.running) < self.limits.num_seqs
+    def could_admit(self, key: int) -> bool:
+        """Return whether a request of this key that becomes ready now might join at the next boundary.
+
+        Where one lacked KV blocks, only those before it in the queue may: it stops all others.
+        """
+        if len(self.running) >= self.limits.num_seqs:
+            return False
+        return self.blocked == UNBLOCKED or (self.blocked == BY_KV and key < self._blocked_key)
 
     def _make_room_for_decodes(self, step: Step, now: float) -> int:
         """Preempt until every decode finds its block; return the blocks that are then free."""
@@ -178,6 +184,7 @@ class Scheduler:
                 spare = kv.spare(self.step, 1)
                 if need > spare:
                     self.blocked = BY_KV
+                    self._blocked_key = request.key
                     return
             waiting.take(request)
             running[request.index] = request

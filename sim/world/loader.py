@@ -43,7 +43,8 @@ class Loader:
     """All loads of one replica. One load per adapter at a time: later requests join it.
 
     :param loaders: loaders from storage, and from host.
-    :param on_loaded: called with the requests that waited for an adapter, when it is there.
+    :param on_loaded: called with the requests that waited for an adapter, when it is there, and with whether the
+        load took any time: only then does its end come before a step boundary of the same instant.
     :ivar under_way: loads queued or running, by adapter.
     :ivar short_of_room: whether the first load of a queue waits because everything is in use.
     """
@@ -55,7 +56,7 @@ class Loader:
         host: HostCache | None,
         loaders: tuple[int, int],
         recorder: Recorder,
-        on_loaded: Callable[[list[Request]], None],
+        on_loaded: Callable[[list[Request], bool], None],
     ) -> None:
         self._clock = clock
         self._cache = cache
@@ -144,6 +145,6 @@ class Loader:
             request.load_wait_s = now - asked
             if started > asked:
                 request.load_queue_s = started - asked
-        self._on_loaded(load.waiting)
+        self._on_loaded(load.waiting, started < now)
         if load.channel.queue:
             self._start(load.channel, event)

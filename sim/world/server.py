@@ -92,13 +92,16 @@ class Server(ABC):
             r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, now, COMPLETED,
         ))  # fmt: skip
 
-    def _loaded(self, requests: list[Request]) -> None:
+    def _loaded(self, requests: list[Request], in_time: bool) -> None:
         for request in requests:
-            self._enqueue(request)
+            self._enqueue(request, in_time)
 
     @abstractmethod
-    def _enqueue(self, request: Request) -> None:
-        """Queue a request: its adapter is there, or will be asked for at admission."""
+    def _enqueue(self, request: Request, in_time: bool = False) -> None:
+        """Queue a request: its adapter is there, or will be asked for at admission.
+
+        :param in_time: whether it may still join at a step boundary of this very instant.
+        """
 
     def close(self) -> list[Request]:
         """Note what is under way when the simulation stops; return the requests still inside."""
@@ -129,7 +132,7 @@ class FixedServer(Server):
         self._serving: Request | None = None
         self._event = Call(parts.clock, self._served)
 
-    def _enqueue(self, request: Request) -> None:
+    def _enqueue(self, request: Request, in_time: bool = False) -> None:
         if self._serving is None:
             self._serve(request)
         else:
@@ -197,25 +200,25 @@ class BatchServer(Server):
     def _ask(self, request: Request) -> None:
         request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
 
-    def _loaded(self, requests: list[Request]) -> None:
+    def _loaded(self, requests: list[Request], in_time: bool) -> None:
         if self.claiming is None:
-            super()._loaded(requests)
+            super()._loaded(requests, in_time)
             return
         for request in requests:
             self.claiming.arrived(request)
-        self._wake()
+        self._wake(min(request.key for request in requests), in_time)
 
-    def _enqueue(self, request: Request) -> None:
+    def _enqueue(self, request: Request, in_time: bool = False) -> None:
         self.waiting.push(request)
         if self._event is None or self._steps > 1:
-            self._wake()
+            self._wake(request.key, in_time)
 
-    def _wake(self) -> None:
-        """Bring the next boundary forward for somebody who may join."""
+    def _wake(self, key: int, in_time: bool) -> None:
+        """Bring the next boundary forward for a request of this key, if it may join."""
         if self._event is None:
             self._schedule(self.clock._now)
-        elif self._steps > 1 and self.scheduler.could_admit():
-            steps = self._steps_until(self.clock._now)
+        elif self._steps > 1 and self.scheduler.could_admit(key):
+            steps = self._steps_until(self.clock._now, in_time)
             if steps < self._steps:
                 self._steps = steps
                 self._schedule(self._started + self._elapsed(steps))
@@ -228,8 +231,8 @@ class BatchServer(Server):
     def _elapsed(self, steps: int) -> float:
         return self._load_s + steps * self._first + self._growth * (steps * (steps - 1) / 2)
 
-    def _steps_until(self, now: float) -> int:
-        """Return the fewest steps that end after ``now``: the boundary at which somebody can join."""
+    def _steps_until(self, now: float, in_time: bool = False) -> int:
+        """Return the fewest steps that end after ``now`` (or at ``now``): the boundary at which somebody can join."""
         gone = now - self._started - self._load_s
         steps = 1
         if gone > 0:
@@ -244,6 +247,8 @@ class BatchServer(Server):
             steps -= 1
         while self._started + self._elapsed(steps) <= now:
             steps += 1
+        if in_time and steps > 1 and self._started + self._elapsed(steps - 1) == now:
+            steps -= 1
         return steps
 
     def _boundary(self, event: Call) -> None:
