@@ -8,6 +8,7 @@ at a request and its adapter fits beside those in use.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from heapq import heappop, heappush
 
 from sim.policies.cache import RESIDENT, GpuCache
@@ -15,43 +16,43 @@ from sim.traffic.request import Request
 
 
 class ReadyQueue:
-    """Requests whose adapter is resident and in use, the lowest key first."""
+    """Requests whose adapter is resident and in use, the lowest key first.
+
+    :ivar line: a heap of (key, request); ``aside``: by adapter, requests that were passed. Nobody waits when both
+        are empty: the scheduler looks at them and doesn't call.
+    :ivar take: removes the request that ``first`` has just returned; here a C function.
+    """
 
     def __init__(self) -> None:
-        self._ready: list[tuple[int, Request]] = []
+        self.line: list[tuple[int, Request]] = []
+        self.aside: dict[int, list[Request]] = {}
+        self.take: Callable[[], object] = partial(heappop, self.line)
         self._front = 0
 
     def push(self, request: Request) -> None:
         """Add a request by its key."""
-        heappush(self._ready, (request.key, request))
+        heappush(self.line, (request.key, request))
 
     def push_front(self, request: Request) -> None:
         """Put a preempted request before all others."""
         self._front -= 1
         request.key = self._front
-        heappush(self._ready, (request.key, request))
+        heappush(self.line, (request.key, request))
 
     def first(self) -> Request | None:
         """Return the request that would be admitted next, or None."""
-        return self._ready[0][1] if self._ready else None
-
-    def take(self, request: Request) -> None:
-        """Remove the request that ``first`` has just returned."""
-        heappop(self._ready)
+        return self.line[0][1] if self.line else None
 
     def everyone(self) -> list[Request]:
         """Return all who wait here, in no order."""
-        return [request for _, request in self._ready]
-
-    def __len__(self) -> int:
-        return len(self._ready)
+        return [request for _, request in self.line]
 
 
 class ClaimingQueue(ReadyQueue):
     """Requests in order of arrival, whose adapters may be absent.
 
     A request over the adapter limit (it doesn't fit beside the adapters in use) is passed by later ones, or stops
-    the queue, as ``stop`` says. Those passed wait by adapter in ``_cold`` and cost nothing until room appears.
+    the queue, as ``stop`` says. Those passed wait by adapter in ``aside`` and cost nothing until room appears.
 
     :param blocking: an absent adapter is loaded by the step that admits the request; otherwise ``ask``
         starts a load that overlaps with steps, and the request waits aside in the world's hands.
@@ -65,9 +66,8 @@ class ClaimingQueue(ReadyQueue):
         self._ask = ask
         self._stop = stop
         self._blocking = blocking
-        self._cold: dict[int, list[Request]] = {}
-        self._cold_heads: list[tuple[int, int]] = []
-        self._cold_count = 0
+        self.take = self._claim
+        self._aside_heads: list[tuple[int, int]] = []
         self._asked = 0
 
     def first(self) -> Request | None:
@@ -75,41 +75,39 @@ class ClaimingQueue(ReadyQueue):
         if self._stop and self._asked:
             return None  # the head of the queue waits for its load
         while True:
-            self._warm_cold_head()
-            if not self._ready:
+            self._recall_oldest()
+            if not self.line:
                 return None
-            request = self._ready[0][1]
+            request = self.line[0][1]
             adapter = request.adapter
-            if request.ready_s < 0 and adapter in self._cold and self._cache.can_claim(adapter):
+            if not request.claimed and adapter in self.aside and self._cache.can_claim(adapter):
                 self._bring_back(adapter)  # older requests of the same adapter go first
             elif self._admissible(request):
                 return request
             elif self._stop and not self._asked:
                 return None  # over the adapter limit: everybody waits
             else:
-                heappop(self._ready)
+                heappop(self.line)
                 if self._stop:
                     return None
-
-    def take(self, request: Request) -> None:
-        heappop(self._ready)
-        if request.ready_s < 0:
-            self._cache.acquire(request.adapter)
 
     def arrived(self, request: Request) -> None:
         """Note that a request handed to ``ask`` is pushed back, its adapter resident and in use."""
         self._asked -= 1
+        request.claimed = True
         self.push(request)
 
     def everyone(self) -> list[Request]:
-        return super().everyone() + [request for group in self._cold.values() for request in group]
+        return super().everyone() + [request for group in self.aside.values() for request in group]
 
-    def __len__(self) -> int:
-        return len(self._ready) + self._cold_count
+    def _claim(self) -> None:
+        request = heappop(self.line)[1]
+        if not request.claimed:
+            self._cache.acquire(request.adapter)
 
     def _admissible(self, request: Request) -> bool:
         adapter = request.adapter
-        if request.ready_s >= 0:
+        if request.claimed:
             return True
         if self._cache.state[adapter] == RESIDENT and (not self._blocking or self._cache.can_claim(adapter)):
             return True  # a step that also loads needs room for all it claims; overlapping loads wait for it
@@ -125,29 +123,27 @@ class ClaimingQueue(ReadyQueue):
         return False
 
     def _set_aside(self, request: Request) -> None:
-        group = self._cold.get(request.adapter)
+        group = self.aside.get(request.adapter)
         if group is None:
-            self._cold[request.adapter] = [request]
-            heappush(self._cold_heads, (request.key, request.adapter))
+            self.aside[request.adapter] = [request]
+            heappush(self._aside_heads, (request.key, request.adapter))
         else:
             group.append(request)
-        self._cold_count += 1
 
-    def _warm_cold_head(self) -> None:
+    def _recall_oldest(self) -> None:
         """Bring back the requests of the oldest set-aside adapter, if it is due and may be claimed now."""
-        heads = self._cold_heads
+        heads = self._aside_heads
         while heads:
             key, adapter = heads[0]
-            group = self._cold.get(adapter)
+            group = self.aside.get(adapter)
             if group is not None and group[0].key == key:
                 break
             heappop(heads)  # that group was brought back by a younger request of its adapter
-        if not heads or (self._ready and self._ready[0][0] < heads[0][0]):
+        if not heads or (self.line and self.line[0][0] < heads[0][0]):
             return
         if self._cache.can_claim(heads[0][1]):
             self._bring_back(heads[0][1])
 
     def _bring_back(self, adapter: int) -> None:
-        for request in self._cold.pop(adapter):
+        for request in self.aside.pop(adapter):
             self.push(request)
-            self._cold_count -= 1

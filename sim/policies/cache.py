@@ -25,7 +25,7 @@ class GpuCache:
     def __init__(self, weights: Sequence[int], capacity: int, eviction: Eviction) -> None:
         self.weights = weights
         self.capacity = capacity
-        self.state = bytearray(len(weights))
+        self.state = [ABSENT] * len(weights)  # a list is read faster than a bytearray
         self.users = [0] * len(weights)
         self.used = 0
         self.idle_weight = 0
@@ -34,24 +34,27 @@ class GpuCache:
         self.evictions = 0
         self._eviction = eviction
 
-    def acquire(self, adapter: int) -> None:
-        """Add a user; an adapter in use is never evicted."""
+    def acquire(self, adapter: int) -> bool:
+        """Add a user, so that the adapter isn't evicted; return whether it is resident."""
+        resident = self.state[adapter] == RESIDENT
         users = self.users
-        if users[adapter] == 0:
+        count = users[adapter]
+        users[adapter] = count + 1
+        if count == 0:
             weight = self.weights[adapter]
-            self.in_use += weight
-            if self.in_use > self.in_use_peak:
-                self.in_use_peak = self.in_use
-            if self.state[adapter] == RESIDENT:
+            self.in_use = in_use = self.in_use + weight
+            if in_use > self.in_use_peak:
+                self.in_use_peak = in_use
+            if resident:
                 self.idle_weight -= weight
                 self._eviction.busy(adapter)
-        users[adapter] += 1
+        return resident
 
     def release(self, adapter: int) -> bool:
         """Drop a user; return whether it was the last, so that the adapter may be evicted now."""
         users = self.users
-        users[adapter] -= 1
-        if users[adapter]:
+        users[adapter] = count = users[adapter] - 1
+        if count:
             return False
         weight = self.weights[adapter]
         self.in_use -= weight
@@ -70,10 +73,11 @@ class GpuCache:
         Nothing is evicted unless the load can start.
         """
         weight = self.weights[adapter]
-        if self.used + weight > self.capacity:
-            if self.used - self.idle_weight + weight > self.capacity:
+        needed = self.used + weight - self.capacity
+        if needed > 0:
+            if needed > self.idle_weight:
                 return False
-            self._make_room(weight)
+            self._make_room(needed)
         self.state[adapter] = LOADING
         self.used += weight
         return True
@@ -85,14 +89,16 @@ class GpuCache:
             self.idle_weight += self.weights[adapter]
             self._eviction.idle(adapter)
 
-    def _make_room(self, weight: int) -> None:
-        while self.used + weight > self.capacity:
+    def _make_room(self, needed: int) -> None:
+        while needed > 0:
             victim = self._eviction.victim()
             assert victim is not None, "idle adapters of enough weight were counted"
+            weight = self.weights[victim]
             self.state[victim] = ABSENT
-            self.used -= self.weights[victim]
-            self.idle_weight -= self.weights[victim]
+            self.used -= weight
+            self.idle_weight -= weight
             self.evictions += 1
+            needed -= weight
 
     def check_integrity(self) -> None:
         """Assert that the running sums agree with a count from scratch, and that the cache is not overfull."""

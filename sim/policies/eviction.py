@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -13,9 +14,11 @@ class Eviction(Protocol):
     idle one is used again, ``victim`` to take the next one out. In-use adapters are never offered.
     """
 
-    def idle(self, adapter: int) -> None: ...
+    @property
+    def idle(self) -> Callable[[int], None]: ...
 
-    def busy(self, adapter: int) -> None: ...
+    @property
+    def busy(self) -> Callable[[int], None]: ...
 
     def victim(self) -> int | None: ...
 
@@ -27,15 +30,12 @@ class Lru:
 
     def __init__(self) -> None:
         self._order: OrderedDict[int, None] = OrderedDict()
-
-    def idle(self, adapter: int) -> None:
-        self._order[adapter] = None
-
-    def busy(self, adapter: int) -> None:
-        del self._order[adapter]
+        # The two that every request calls are the dictionary's own C methods.
+        self.idle: Callable[[int], None] = self._order.setdefault
+        self.busy: Callable[[int], None] = self._order.__delitem__
 
     def victim(self) -> int | None:
-        return self._order.popitem(last=False)[0] if self._order else None
+        return self._order.popitem(False)[0] if self._order else None
 
     def __len__(self) -> int:
         return len(self._order)

@@ -21,10 +21,12 @@ class KvBlocks:
     Decoding sequences all grow by one token a step, so nobody walks over them: with n sequences of T tokens in all,
     ``sum ceil(t / size) = (T + n (size - 1) - R) / size``, where R sums the remainders of ``t - 1`` against size. R
     follows from a count of sequences by phase, and lies between 0 and n (size - 1): most questions are answered by
-    that bound alone.
+    that bound alone. The scheduler, which starts and ends a decode for every request, keeps these sums itself.
 
     :param total: blocks there are.
     :ivar tokens: tokens of all decoding sequences; ``decoding``: how many there are.
+    :ivar phases: how many decoding sequences there are by ``(tokens - 1 - step) % size``, which stays as it is while
+        they decode: ``step`` counts decode steps.
     :ivar prefill: blocks held by sequences that don't decode yet.
     :ivar peak_tokens: the most tokens that decoding sequences ever held.
     """
@@ -36,30 +38,11 @@ class KvBlocks:
         self.decoding = 0
         self.prefill = 0
         self.peak_tokens = 0
-        self._phases = [0] * size
+        self.phases = [0] * size
 
     def blocks(self, tokens: int) -> int:
         """Return the blocks that ``tokens`` tokens take."""
         return -(-tokens // self.size)
-
-    def start_decode(self, context: int, step: int) -> None:
-        """Count in a sequence of ``context`` tokens that decodes from counter value ``step`` on."""
-        self._phases[(context - 1 - step) % self.size] += 1
-        self.decoding += 1
-        self.tokens += context
-        self.prefill -= -(-context // self.size)
-
-    def stop_decode(self, context: int, began: int, now: int) -> None:
-        """Count out a sequence that began at ``began`` with ``context`` tokens; its blocks are free."""
-        self._phases[(context - 1 - began) % self.size] -= 1
-        self.decoding -= 1
-        self.tokens -= context + now - began
-
-    def advance(self, steps: int) -> None:
-        """Let every decoding sequence grow by ``steps`` tokens."""
-        self.tokens += steps * self.decoding
-        if self.tokens > self.peak_tokens:
-            self.peak_tokens = self.tokens
 
     def spare_at_least(self, steps: int) -> int:
         """Return a number of blocks that is free for sure after ``steps`` more decode steps; quick."""
@@ -67,9 +50,9 @@ class KvBlocks:
         return self.total - self.prefill - (self.tokens + self.decoding * (steps + size - 1)) // size
 
     def spare(self, step: int, steps: int) -> int:
-        """Return the blocks that are free after ``steps`` decode steps from counter value ``step``; negative: lacking."""
+        """Return the blocks free after ``steps`` decode steps from counter value ``step``; negative: lacking."""
         size, at = self.size, step + steps
-        remainders = sum(count * ((phase + at) % size) for phase, count in enumerate(self._phases))
+        remainders = sum(count * ((phase + at) % size) for phase, count in enumerate(self.phases))
         held = (self.tokens + self.decoding * (steps + size - 1) - remainders) // size
         return self.total - self.prefill - held
 

@@ -81,47 +81,62 @@ class Scheduler:
 
         First tokens are stamped here. The finished have left the batch and their blocks are free.
         """
-        self.kv.advance(steps)
+        kv, ends = self.kv, self._ends
+        kv.tokens = tokens = kv.tokens + steps * kv.decoding
+        if tokens > kv.peak_tokens:
+            kv.peak_tokens = tokens
         self.step = step = self.step + steps
         finished: list[Request] = []
-        ends = self._ends
         while ends and ends[0][0] <= step:
             request = heappop(ends)[2]
             if request.last_step == step:  # else it was preempted since
                 self._stop_decode(request)
-                self._leave_batch(request)
                 finished.append(request)
         if self._prefills:
             self._complete_prefills(now, finished)
+        if finished:
+            self._leave_batch(finished)
         return finished
 
     def compose(self, now: float) -> Step:
         """Decide the step that starts at ``now``."""
-        step, kv = self._next, self.kv
+        step, kv, waiting = self._next, self.kv, self.waiting
         batch = step.batch
         batch.prefill_tokens = batch.rank_tokens = 0
         batch.attended = 0.0
-        step.prefills, step.admitted, step.preempted = [], [], []
-        spare = kv.spare_at_least(1)
-        if spare < 0:
-            spare = self._make_room_for_decodes(step, now)
-        budget = self.limits.batched_tokens - kv.decoding
-        if self._partial is not None:
-            budget, spare = self._continue_prefill(self._partial, budget, spare, step, now)
+        if self._prefills or step.preempted:
+            step.prefills, step.admitted, step.preempted = [], [], []
         self.blocked = UNBLOCKED
-        if not step.preempted:
+        decoding = kv.decoding
+        spare = kv.total - kv.prefill - decoding - kv.tokens // kv.size  # as kv.spare_at_least(1)
+        budget = self.limits.batched_tokens - decoding
+        if spare < 0 or self._partial is not None:
+            budget, spare = self._continue_running(budget, spare, step, now)
+            decoding = kv.decoding
+        if (waiting.line or waiting.aside) and not step.preempted:
             self._admit(budget, spare, step, now)
         self._prefills = step.prefills
-        step.steps = 0
-        if self.running:
-            batch.decoding = kv.decoding
-            batch.prefilling = len(step.prefills)
-            batch.kv_tokens = kv.tokens + kv.decoding
-            batch.distinct = len(self._adapters)
-            batch.rank_sum = self._rank_sum
-            batch.rank_tokens += self._rank_tokens
-            step.steps = 1 if step.prefills else kv.steps_that_fit(self.step, self._next_end() - self.step)
+        if not self.running:
+            step.steps = 0
+            return step
+        batch.decoding = decoding
+        batch.prefilling = len(step.prefills)
+        batch.kv_tokens = kv.tokens + decoding
+        batch.distinct = len(self._adapters)
+        batch.rank_sum = self._rank_sum
+        batch.rank_tokens += self._rank_tokens
+        step.steps = 1 if step.prefills or step.preempted else self._equal_steps()
         return step
+
+    def _equal_steps(self) -> int:
+        """Return how many steps may follow until a sequence ends or lacks a KV block."""
+        ends, kv = self._ends, self.kv
+        while ends[0][2].last_step != ends[0][0]:
+            heappop(ends)  # preempted since it was pushed
+        steps = ends[0][0] - self.step
+        if (kv.tokens + kv.decoding * (steps + kv.size - 1)) // kv.size <= kv.total - kv.prefill:
+            return steps  # as kv.steps_that_fit finds as well
+        return kv.steps_that_fit(self.step, steps)
 
     def could_admit(self, key: int) -> bool:
         """Return whether a request of this key that becomes ready now might join at the next boundary.
@@ -132,11 +147,15 @@ class Scheduler:
             return False
         return self.blocked == UNBLOCKED or (self.blocked == BY_KV and key < self._blocked_key)
 
-    def _make_room_for_decodes(self, step: Step, now: float) -> int:
-        """Preempt until every decode finds its block; return the blocks that are then free."""
-        while (spare := self.kv.spare(self.step, 1)) < 0:
-            self._preempt_newest(step, now)
-        return spare
+    def _continue_running(self, budget: int, spare: int, step: Step, now: float) -> tuple[int, int]:
+        """Preempt until every decode finds its block, then schedule the unfinished prefill; return what is left."""
+        if spare < 0:
+            while (spare := self.kv.spare(self.step, 1)) < 0:
+                self._preempt_newest(step, now)
+            budget = self.limits.batched_tokens - self.kv.decoding
+        if self._partial is not None:
+            return self._continue_prefill(self._partial, budget, spare, step, now)
+        return budget, spare
 
     def _preempt_newest(self, step: Step, now: float) -> None:
         _, request = self.running.popitem()
@@ -144,10 +163,10 @@ class Scheduler:
             self._partial = None
             self.kv.prefill -= self.kv.blocks(request.context)
         else:
-            request.generated += self.step - request.began_step
+            self._stop_decode(request)
+            request.generated = request.output_tokens - (request.last_step - self.step)
             request.last_token_s = now  # the step that has just ended gave it a token
             request.last_step = -1
-            self._stop_decode(request)
         self._drop_adapter(request.adapter)
         request.to_prefill = request.prompt_tokens + request.generated
         request.context = 0
@@ -169,41 +188,50 @@ class Scheduler:
         return budget, spare
 
     def _admit(self, budget: int, spare: int, step: Step, now: float) -> None:
-        waiting, running, kv, adapters = self.waiting, self.running, self.kv, self._adapters
+        """Let waiting requests join while tokens, seats and KV blocks allow."""
+        waiting, running, kv, adapters, ranks = self.waiting, self.running, self.kv, self._adapters, self._ranks
+        line, aside, batch, size = waiting.line, waiting.aside, step.batch, kv.size
         seats = self.limits.num_seqs - len(running)
-        while budget > 0:
+        while budget > 0 and (line or aside):
             if seats == 0:
-                self.blocked = BY_SEATS if len(waiting) else UNBLOCKED
+                self.blocked = BY_SEATS
                 return
             request = waiting.first()
             if request is None:
                 return
             prefill = request.to_prefill
-            need = -(-prefill // kv.size)  # the whole prompt must fit, even if only a chunk of it starts
+            need = -(-prefill // size)  # the whole prompt must fit, even if only a chunk of it starts
             if need > spare:
                 spare = kv.spare(self.step, 1)
                 if need > spare:
                     self.blocked = BY_KV
                     self._blocked_key = request.key
                     return
-            waiting.take(request)
+            waiting.take()
             running[request.index] = request
             adapter = request.adapter
             if adapter in adapters:
                 adapters[adapter] += 1
             else:
                 adapters[adapter] = 1
-                self._rank_sum += self._ranks[adapter]
+                self._rank_sum += ranks[adapter]
             if request.admitted_s < 0:
                 request.admitted_s = now
             if prefill > budget:
                 prefill = budget
-                need = -(-prefill // kv.size)
-            self._schedule_chunk(request, prefill, need, step)
-            step.admitted.append(request)
+                need = -(-prefill // size)
             seats -= 1
             spare -= need
             budget -= prefill
+            # As _schedule_chunk for a request that holds nothing yet; here once per request.
+            batch.attended += prefill * (0.5 * (prefill + 1))
+            batch.prefill_tokens += prefill
+            batch.rank_tokens += prefill * ranks[adapter]
+            kv.prefill += need
+            request.to_prefill -= prefill
+            request.context = prefill
+            step.prefills.append(request)
+            step.admitted.append(request)
 
     def _schedule_chunk(self, request: Request, chunk: int, blocks: int, step: Step) -> None:
         batch = step.batch
@@ -216,57 +244,66 @@ class Scheduler:
         step.prefills.append(request)
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
+        step, kv = self.step, self.kv
         self._partial = None
-        step = self.step
+        kv.prefill = 0
         for request in self._prefills:
             if request.to_prefill:
                 self._partial = request
+                kv.prefill = kv.blocks(request.context)
                 continue
-            request.generated += 1
+            request.generated = generated = request.generated + 1
             if request.first_token_s < 0:
                 request.first_token_s = now
             else:
                 self.recompute_gaps.append(now - request.last_token_s)
-            left = request.output_tokens - request.generated
+            left = request.output_tokens - generated
             if left == 0:
-                self.kv.prefill -= self.kv.blocks(request.context)
-                self._leave_batch(request)
                 finished.append(request)
                 continue
-            request.began_step = step
-            request.last_step = step + left
-            self.kv.start_decode(request.context, step)
+            request.last_step = end = step + left
+            context = request.context
+            kv.phases[(context - 1 - step) % kv.size] += 1
+            kv.decoding += 1
+            kv.tokens += context
             self._rank_tokens += self._ranks[request.adapter]
-            heappush(self._ends, (step + left, request.index, request))
+            heappush(self._ends, (end, request.index, request))
 
     def _stop_decode(self, request: Request) -> None:
-        self.kv.stop_decode(request.context, request.began_step, self.step)
+        """Count out a sequence that decodes; its blocks are free."""
+        kv = self.kv
+        tokens = self._kv_tokens(request)
+        kv.phases[(tokens - 1 - self.step) % kv.size] -= 1
+        kv.decoding -= 1
+        kv.tokens -= tokens
         self._rank_tokens -= self._ranks[request.adapter]
 
-    def _leave_batch(self, request: Request) -> None:
-        del self.running[request.index]
-        request.last_step = -1
-        self._drop_adapter(request.adapter)
+    def _kv_tokens(self, request: Request) -> int:
+        """Return the KV tokens of a decoding sequence: all of its tokens but the last, less those to come."""
+        return request.prompt_tokens + request.output_tokens - 1 - (request.last_step - self.step)
+
+    def _leave_batch(self, finished: list[Request]) -> None:
+        running = self.running
+        for request in finished:
+            del running[request.index]
+            request.last_step = -1
+            self._drop_adapter(request.adapter)
 
     def _drop_adapter(self, adapter: int) -> None:
-        count = self._adapters[adapter] - 1
-        if count:
-            self._adapters[adapter] = count
+        adapters = self._adapters
+        count = adapters[adapter]
+        if count > 1:
+            adapters[adapter] = count - 1
         else:
-            del self._adapters[adapter]
+            del adapters[adapter]
             self._rank_sum -= self._ranks[adapter]
-
-    def _next_end(self) -> int:
-        ends = self._ends
-        while ends[0][2].last_step != ends[0][0]:
-            heappop(ends)  # preempted since it was pushed
-        return ends[0][0]
 
     def check_integrity(self) -> None:
         """Assert that the running sums agree with a count over the running sequences."""
         kv, step = self.kv, self.step
         decoding = [r for r in self.running.values() if r.last_step >= 0]
-        contexts = [r.context + step - r.began_step for r in decoding]
+        contexts = [self._kv_tokens(r) for r in decoding]
+        assert contexts == [r.context + step - (r.last_step - (r.output_tokens - r.generated)) for r in decoding]
         prefill = sum(kv.blocks(r.context) for r in self.running.values() if r.last_step < 0)
         assert (kv.decoding, kv.tokens, kv.prefill) == (len(decoding), sum(contexts), prefill)
         assert kv.spare(step, 0) == kv.total - prefill - sum(map(kv.blocks, contexts)) >= 0

@@ -9,15 +9,16 @@ A run is cut into a warm-up, ``sections`` equal parts of the measured requests, 
 from __future__ import annotations
 
 import bisect
-from array import array
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from sim.traffic.request import Request  # policies and results don't import each other
+    from sim.traffic.generate import Chunk
+    from sim.traffic.request import Request
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,8 +32,26 @@ _COLUMNS: dict[str, type] = {
     "load_queue_s": np.float64, "load_wait_s": np.float64, "admitted_s": np.float64, "first_token_s": np.float64,
     "finished_s": np.float64, "status": np.int8,
 }  # fmt: skip
-_STEP_FIELDS = 9
-_LOAD_FIELDS = 5
+_KNOWN = ("arrival_s", "adapter", "prompt_tokens", "output_tokens")
+"""Columns that are known before a request comes."""
+
+# Rows go into byte arrays as packed structures: a third of the time that array("d").extend takes.
+_REQUEST_ROW = np.dtype([
+    ("load_queue_s", "f8"), ("load_wait_s", "f8"), ("admitted_s", "f8"), ("first_token_s", "f8"), ("finished_s", "f8"),
+    ("index", "i8"), ("preemptions", "i8"), ("outcome", "i2"), ("tier", "i2"), ("replica", "i2"), ("status", "i2"),
+])  # fmt: skip
+_STEP_ROW = np.dtype([
+    ("start", "f8"), ("first", "f8"), ("growth", "f8"), ("load_s", "f8"),
+    ("steps", "i4"), ("decoding", "i4"), ("running", "i4"), ("blocked", "i4"),
+])  # fmt: skip
+_LOAD_COLUMNS = ("started_s", "ended_s", "adapter", "tier", "asked_s")
+_LOAD_ROW = np.dtype([("started_s", "f8"), ("ended_s", "f8"), ("asked_s", "f8"), ("adapter", "i4"), ("tier", "i4")])
+pack_request = Struct("=5d2q4h").pack
+"""One row of ``Recorder.request_rows``: the fields of ``_REQUEST_ROW`` in their order."""
+pack_step = Struct("=4d4i").pack
+"""One row of ``Recorder.step_rows`` for every leap: the fields of ``_STEP_ROW``."""
+pack_load = Struct("=3d2i").pack
+"""One row of ``Recorder.load_rows`` for every load: the fields of ``_LOAD_ROW``."""
 
 GAP_LOW_S, GAP_STEP, GAP_BINS = 1e-7, 1.001, 27650
 """Gaps between tokens are counted in bins 0.1 % wide from 0.1 µs to 10^5 s."""
@@ -83,18 +102,18 @@ class Recorder:
 
     :param sections: equal parts of the measured requests.
     :ivar bounds: start of each section so far, then the end; told by ``mark`` before time gets there.
-    :ivar request_rows: the world extends it by the values of ``_COLUMNS`` for every request that leaves.
-    :ivar step_rows: by (start, end, steps, first_s, growth_s, decoding, running, load_s, blocked) for every leap.
-    :ivar load_rows: by (start, end, adapter, tier, asked) for every load.
+    :ivar request_rows, step_rows, load_rows: the world adds the bytes of ``pack_request`` for every request that
+        leaves, of ``pack_step`` for every leap and of ``pack_load`` for every load.
     """
 
     def __init__(self, sections: int) -> None:
         self.sections = sections
         self.bounds: list[float] = []
-        self.step_rows = array("d")
-        self.request_rows = array("d")
-        self.load_rows = array("d")
-        self._tables: list[NDArray[np.float64]] = []
+        self.step_rows = bytearray()
+        self.request_rows = bytearray()
+        self.load_rows = bytearray()
+        self._known: dict[str, list[NDArray[np.generic]]] = {name: [] for name in _KNOWN}
+        self._tables: list[NDArray[np.void]] = []
         self._gap_counts = np.zeros((sections, GAP_BINS), dtype=np.int64)
         self._gap_sum = np.zeros(sections)
         self._busy = np.zeros(sections)
@@ -106,12 +125,17 @@ class Recorder:
         """Tell where the next section starts (or, last, where the measured time ends)."""
         self.bounds.append(time)
 
+    def to_come(self, chunk: Chunk) -> None:
+        """Take what is known of the next requests before they come."""
+        for name, parts in self._known.items():
+            parts.append(getattr(chunk, name).astype(_COLUMNS[name]))
+
     def turned_away(self, r: Request, replica: int, status: int) -> None:
         """Note a request that did not complete: ``UNFINISHED`` or ``REFUSED``."""
-        self.request_rows.extend((
-            r.index, r.arrival_s, r.adapter, r.prompt_tokens, r.output_tokens, r.outcome, r.tier, replica,
-            r.preemptions, r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, -1.0, status,
-        ))  # fmt: skip
+        self.request_rows += pack_request(
+            r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, -1.0,
+            r.index, r.preemptions, r.outcome, r.tier, replica, status,
+        )  # fmt: skip
 
     def short_of_room(self, start: float, end: float) -> None:
         """Note a time in which the first load in a queue found no room."""
@@ -132,15 +156,18 @@ class Recorder:
         """Sum up the step rows so far and set request rows aside; sections up to now must be marked."""
         self._flush_steps()
         if self.request_rows:
-            self._tables.append(np.array(self.request_rows).reshape(-1, len(_COLUMNS)))
-            del self.request_rows[:]
+            self._tables.append(np.frombuffer(self.request_rows, dtype=_REQUEST_ROW))
+            self.request_rows = bytearray()
 
     def _flush_steps(self) -> None:
         if not self.step_rows:
             return
-        rows = np.array(self.step_rows).reshape(-1, _STEP_FIELDS)
-        del self.step_rows[:]
-        start, end, steps, first, growth, decoding, running, load_s, blocked = rows.T
+        rows = np.frombuffer(self.step_rows, dtype=_STEP_ROW)
+        self.step_rows = bytearray()
+        start, first, growth, load_s = (rows[name].copy() for name in ("start", "first", "growth", "load_s"))
+        steps, decoding, running = (rows[name].astype(np.float64) for name in ("steps", "decoding", "running"))
+        blocked = rows["blocked"]
+        end = start + (load_s + steps * first + growth * (steps * (steps - 1) / 2))
         self._running_area += float(np.sum(running * (end - start)))
         # Gaps after the end of the measured time belong to measured requests: they count in the last section.
         bounds = np.asarray(self.bounds)
@@ -168,26 +195,31 @@ class Recorder:
         bins = np.clip(np.log(seconds / GAP_LOW_S) / _LOG_STEP, 0, GAP_BINS - 1).astype(np.int64)
         np.add.at(self._gap_counts, (section[leap], bins), ((high - low) * decoding[leap]).astype(np.int64))
 
+    def _requests(self) -> dict[str, NDArray[np.generic]]:
+        """Return the columns of all request rows, sorted by index."""
+        table = np.concatenate(self._tables) if self._tables else np.empty(0, dtype=_REQUEST_ROW)
+        self._tables = []
+        table = table[np.argsort(table["index"], kind="stable")]
+        index = table["index"]
+        return {
+            name: np.concatenate(self._known[name])[index] if name in _KNOWN else table[name].astype(kind)
+            for name, kind in _COLUMNS.items()
+        }
+
     def close(self, stopped_s: float, inside_area: float) -> Recording:
         """Return the recording of a simulation that stopped at ``stopped_s``."""
         self.flush()
-        table = np.concatenate(self._tables) if self._tables else np.empty((0, len(_COLUMNS)))
-        self._tables = []
-        table = table[np.argsort(table[:, 0], kind="stable")]
-        requests: dict[str, NDArray[np.generic]] = {
-            name: table[:, i].astype(kind) for i, (name, kind) in enumerate(_COLUMNS.items())
-        }
-        loads = np.array(self.load_rows).reshape(-1, _LOAD_FIELDS)
+        requests = self._requests()
+        loads = np.frombuffer(self.load_rows, dtype=_LOAD_ROW)
         bounds = np.asarray(self.bounds)
-        arrival = table[:, 1]
-        section = np.minimum(np.searchsorted(bounds, arrival, side="right") - 1, self.sections - 1)
+        section = np.searchsorted(bounds, requests["arrival_s"], side="right") - 1
         start, end = bounds[0], bounds[-1]
         short = sum(max(0.0, min(b, end) - max(a, start)) for a, b in self._short)
         return Recording(
             requests=requests,
-            loads=dict(zip(("started_s", "ended_s", "adapter", "tier", "asked_s"), loads.T, strict=True)),
+            loads={name: loads[name].astype(np.float64) for name in _LOAD_COLUMNS},
             bounds=bounds,
-            section_of=section,
+            section_of=np.minimum(section, self.sections - 1),
             gap_counts=self._gap_counts,
             gap_sum_s=self._gap_sum,
             busy_s=self._busy,

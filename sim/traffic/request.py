@@ -14,23 +14,25 @@ class Request:
     :ivar load_s, host_load_s: time of the load it may have to start, from storage and from host.
     :ivar service_s: engine ``fixed``: time it is served.
     :ivar key: place in the waiting queue: the lowest goes first.
-    :ivar asked_s: when it asked for its adapter; ``ready_s``: when the adapter was there for it.
+    :ivar claimed: whether its adapter is in use on its account, where loads are asked for at admission.
+    :ivar asked_s: when it asked for a load; unset before.
     :ivar load_queue_s: the part of that wait before the load began: for a loader, or for a slot to load into.
     :ivar load_wait_s: the whole wait.
     :ivar to_prefill: tokens that must still be prefilled before its next output token.
     :ivar context: KV tokens it holds; for a decoding request, those when it began to decode.
     :ivar generated: output tokens that are out; for a decoding request, those when it began to decode.
-    :ivar began_step: value of the scheduler's decode counter when it began to decode.
-    :ivar last_step: value of that counter after its last token; -1 while not decoding.
-    :ivar last_token_s: when a preempted request had its last token.
+    :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding.
+    :ivar last_token_s: when a preempted request had its last token; unset before.
     """
 
     # Written out, not a dataclass: passing two dozen defaults through __init__ costs as much as an event.
     __slots__ = (
-        "adapter", "admitted_s", "arrival_s", "asked_s", "began_step", "context", "first_token_s", "generated",
+        "adapter", "admitted_s", "arrival_s", "asked_s", "claimed", "context", "first_token_s", "generated",
         "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s", "load_wait_s", "outcome",
-        "output_tokens", "preemptions", "prompt_tokens", "ready_s", "service_s", "tier", "to_prefill",
+        "output_tokens", "preemptions", "prompt_tokens", "service_s", "tier", "to_prefill",
     )  # fmt: skip
+    asked_s: float
+    last_token_s: float
 
     def __init__(
         self,
@@ -53,7 +55,8 @@ class Request:
         self.service_s = service_s
         self.outcome = HIT
         self.tier = FROM_GPU
-        self.asked_s = self.ready_s = self.admitted_s = self.first_token_s = self.last_token_s = -1.0
+        self.claimed = False
+        self.admitted_s = self.first_token_s = -1.0
         self.load_queue_s = self.load_wait_s = 0.0
-        self.context = self.generated = self.began_step = self.preemptions = 0
+        self.context = self.generated = self.preemptions = 0
         self.last_step = -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,20 +61,22 @@ class Fleet:
         self.recorder = recorder
         self.servers: list[Server] = []
         self.inside: list[int] = []
+        self._only: Server | None = None  # the one replica, where there is no choice
         self._router = router
         self._times = times
         self._plan = plan
         self._token_limit = token_limit
         self._chunks: Iterator[Chunk] = iter(())
-        self._rows: Iterator[tuple[float, int, int, int, float, float, float]] = iter(())
-        self._next: tuple[float, int, int, int, float, float, float] | None = None
-        self._index = 0
+        self._requests: Iterator[Request] = iter(())
+        self._next: Request | None = None
+        self._too_long: set[int] = set()
         self._marks = self._section_starts()
 
     def add(self, make: Callable[[int, list[int]], Server]) -> None:
         """Add a replica; ``make`` gets its index and the list in which it counts the requests inside."""
         self.inside.append(0)
         self.servers.append(make(len(self.servers), self.inside))
+        self._only = self.servers[0] if len(self.servers) == 1 else None
 
     def run(self, chunks: Iterator[Chunk]) -> Recording:
         """Simulate all of it and return the recording."""
@@ -85,7 +88,7 @@ class Fleet:
                 self.recorder.mark(float(mark))
         if self._load_chunk():
             assert self._next is not None, "a chunk has a request"
-            clock.call_at(self._next[0], ARRIVAL, self._arrivals)
+            clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
         if plan.end_s is None:
             clock.run()
         else:
@@ -112,36 +115,40 @@ class Fleet:
             end = self._plan.end_s
             self.recorder.mark(float(chunk.arrival_s[-1]) if end is None else end)
         self.recorder.flush()
+        self.recorder.to_come(chunk)
+        if self._token_limit is not None:
+            too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limit
+            self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
         times = self._times
-        self._rows = zip(
-            chunk.arrival_s.tolist(), chunk.adapter.tolist(), chunk.prompt_tokens.tolist(),
-            chunk.output_tokens.tolist(), times.load(chunk).tolist(), times.host_load(chunk).tolist(),
-            times.service(chunk).tolist(), strict=True,
+        has_host = any(server.host is not None for server in self.servers)
+        self._requests = map(  # makes them one by one, without a tuple of arguments for each
+            Request, range(chunk.first, chunk.first + len(chunk)), chunk.arrival_s.tolist(), chunk.adapter.tolist(),
+            chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist(), times.load(chunk).tolist(),
+            times.host_load(chunk).tolist() if has_host else repeat(0.0), times.service(chunk).tolist(),
         )  # fmt: skip
-        self._next = next(self._rows)
+        self._next = next(self._requests)
         return True
 
     def _arrivals(self, event: Call) -> None:
         """Let in all requests of this instant, and come again at the next."""
-        now = self.clock._now
-        row = self._next
-        index, limit, servers, rows = self._index, self._token_limit, self.servers, self._rows
-        only = servers[0] if len(servers) == 1 else None
-        while row is not None and row[0] <= now:
-            request = Request(index, *row)
-            index += 1
-            if limit is not None and request.prompt_tokens + request.output_tokens > limit:
+        clock = self.clock
+        now = clock._now
+        request = self._next
+        while request is not None:
+            if request.arrival_s > now:
+                self._next = request
+                event.callbacks = event.call
+                clock.push((request.arrival_s, ARRIVAL, clock.next_id(), event))
+                return
+            if self._too_long and request.index in self._too_long:
                 self.recorder.turned_away(request, -1, REFUSED)
-            elif only is not None:
-                only.arrive(request)
+            elif self._only is not None:
+                self._only.arrive(request)
             else:
-                servers[self._router.choose(self.inside, request.adapter)].arrive(request)
-            row = next(rows, None)
-            if row is None and self._load_chunk():
-                row, rows = self._next, self._rows
-        self._index, self._next = index, row
-        if row is not None:
-            self.clock.schedule_call(row[0], ARRIVAL, event)
+                self.servers[self._router.choose(self.inside, request.adapter)].arrive(request)
+            request = next(self._requests, None)
+            if request is None and self._load_chunk():
+                request = self._next
 
     def _close(self) -> Recording:
         stopped = self.clock.now

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from sim.policies.cache import GpuCache, HostCache
-from sim.results.records import Recorder
+from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
 
@@ -68,6 +68,7 @@ class Loader:
         self.under_way: dict[int, Load] = {}
         self.short_of_room = False
         self._short_since = 0.0
+        self._spent: list[Call] = []
 
     def ask(self, request: Request) -> bool:
         """Start or queue the load of a request's adapter, or join the one under way; return whether it joined."""
@@ -77,9 +78,12 @@ class Loader:
             load.waiting.append(request)
             request.tier = load.tier
             return True
-        tier, seconds = self.source(request)
+        if self._host is None:
+            tier, seconds, channel = FROM_STORAGE, request.load_s, self._storage
+        else:
+            tier, seconds = self.source(request)
+            channel = self._storage if tier == FROM_STORAGE else self._from_host
         request.tier = tier
-        channel = self._storage if tier == FROM_STORAGE else self._from_host
         self.under_way[request.adapter] = load = Load(request, channel, tier, seconds, now)
         channel.queue.append(load)
         if channel.busy < channel.loaders:
@@ -105,46 +109,47 @@ class Loader:
             self._recorder.short_of_room(self._short_since, now)
         for load in self.under_way.values():
             if load.started_s >= 0:
-                self._recorder.load_rows.extend((load.started_s, now, load.adapter, load.tier, load.asked_s))
+                self._recorder.load_rows += pack_load(load.started_s, now, load.asked_s, load.adapter, load.tier)
 
     def kept(self, adapter: int, tier: int) -> None:
         """Note that an adapter has come from ``tier``; what comes from storage leaves a copy in host memory."""
         if self._host is not None and tier == FROM_STORAGE:
             self._host.insert(adapter)
 
-    def _start(self, channel: Channel, event: Call | None = None) -> None:
-        """Start what can start; ``event`` is a spent one to use again."""
-        clock = self._clock
-        while channel.queue and channel.busy < channel.loaders:
-            load = channel.queue[0]
+    def _start(self, channel: Channel) -> None:
+        clock, queue = self._clock, channel.queue
+        while queue and channel.busy < channel.loaders:
+            load = queue[0]
+            now = clock._now
             if not self._cache.reserve(load.adapter):
                 if not self.short_of_room:
                     self.short_of_room = True
-                    self._short_since = clock._now
+                    self._short_since = now
                 return
-            channel.queue.popleft()
+            queue.popleft()
             channel.busy += 1
-            load.started_s = clock._now
-            event = event or Call(clock, self._done)
+            load.started_s = now
+            event = self._spent.pop() if self._spent else Call(clock, self._done)
             event.subject = load
-            clock.schedule_call(load.started_s + load.seconds, LOAD_DONE, event)
-            event = None
+            event.callbacks = event.call
+            clock.push((now + load.seconds, LOAD_DONE, clock.next_id(), event))
 
     def _done(self, event: Call) -> None:
         now = self._clock._now
         load: Load = event.subject
-        adapter, started = load.adapter, load.started_s
+        adapter, tier, started, channel = load.adapter, load.tier, load.started_s, load.channel
         self._cache.loaded(adapter)
-        self.kept(adapter, load.tier)
+        if self._host is not None:
+            self.kept(adapter, tier)
         del self.under_way[adapter]
-        load.channel.busy -= 1
-        self._recorder.load_rows.extend((started, now, adapter, load.tier, load.asked_s))
+        channel.busy -= 1
+        self._recorder.load_rows += pack_load(started, now, load.asked_s, adapter, tier)
         for request in load.waiting:
             asked = request.asked_s
-            request.ready_s = now
             request.load_wait_s = now - asked
             if started > asked:
                 request.load_queue_s = started - asked
         self._on_loaded(load.waiting, started < now)
-        if load.channel.queue:
-            self._start(load.channel, event)
+        self._spent.append(event)
+        if channel.queue:
+            self._start(channel)

@@ -16,7 +16,7 @@ from sim.policies.cache import RESIDENT, GpuCache, HostCache
 from sim.policies.costs import StepCosts
 from sim.policies.memory import KvBlocks
 from sim.policies.scheduler import Limits, Scheduler
-from sim.results.records import COMPLETED, Recorder
+from sim.results.records import COMPLETED, Recorder, pack_load, pack_request, pack_step
 from sim.traffic.request import DELAYED_HIT, MISS, Request
 from sim.world.clock import BOUNDARY, Call, Clock
 from sim.world.loader import Loader
@@ -45,12 +45,13 @@ class Server(ABC):
     """What every replica has: a cache, loaders, a count of requests inside.
 
     :param ask_early: loads are asked for at arrival; otherwise at admission.
-    :ivar inside_area: request-seconds spent inside so far, counted at arrivals and departures, apart from the
-        requests' own records: Little's law compares the two.
+    :ivar inside_area: request-seconds spent inside, once closed. Counted at arrivals and departures, apart from the
+        requests' own records: Little's law compares the two. Until then, departure times less arrival times.
     """
 
     def __init__(self, parts: Parts, *, ask_early: bool) -> None:
         self.clock = parts.clock
+        self.recorder = parts.recorder
         self.index = parts.index
         self.cache = parts.cache
         self.host = parts.host
@@ -58,39 +59,27 @@ class Server(ABC):
         self.loader = Loader(parts.clock, parts.cache, parts.host, parts.loaders, parts.recorder, self._loaded)
         self.inside_area = 0.0
         self._inside = parts.inside
-        self._counted_at = 0.0
-        self._log_request = parts.recorder.request_rows.extend
-        self._log_step = parts.recorder.step_rows.extend
 
     def arrive(self, request: Request) -> None:
         """Take in a request; where loads are asked for at arrival, its adapter is in use from now on."""
-        now = self.clock._now
-        index = self.index
-        self.inside_area += self._inside[index] * (now - self._counted_at)
-        self._counted_at = now
-        self._inside[index] += 1
-        if self.ask_early:
-            adapter = request.adapter
-            cache = self.cache
-            cache.acquire(adapter)
-            if cache.state[adapter] != RESIDENT:
-                request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
-                return
-            request.ready_s = request.asked_s = now
-        self._enqueue(request)
+        self._inside[self.index] += 1
+        self.inside_area -= self.clock._now
+        if self.ask_early and not self.cache.acquire(request.adapter):
+            request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
+        else:
+            self._enqueue(request)
 
     def _leave(self, request: Request, now: float) -> None:
         index = self.index
-        self.inside_area += self._inside[index] * (now - self._counted_at)
-        self._counted_at = now
         self._inside[index] -= 1
+        self.inside_area += now
         if self.cache.release(request.adapter) and self.loader.short_of_room:
             self.loader.room_appeared()
         r = request
-        self._log_request((
-            r.index, r.arrival_s, r.adapter, r.prompt_tokens, r.output_tokens, r.outcome, r.tier, index, r.preemptions,
-            r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, now, COMPLETED,
-        ))  # fmt: skip
+        self.recorder.request_rows += pack_request(
+            r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, now,
+            r.index, r.preemptions, r.outcome, r.tier, index, COMPLETED,
+        )  # fmt: skip
 
     def _loaded(self, requests: list[Request], in_time: bool) -> None:
         for request in requests:
@@ -106,8 +95,7 @@ class Server(ABC):
     def close(self) -> list[Request]:
         """Note what is under way when the simulation stops; return the requests still inside."""
         now = self.clock._now
-        self.inside_area += self._inside[self.index] * (now - self._counted_at)
-        self._counted_at = now
+        self.inside_area += self._inside[self.index] * now
         self.loader.close(now)
         waiting = [request for load in self.loader.under_way.values() for request in load.waiting]
         return waiting + self._unserved()
@@ -148,9 +136,8 @@ class FixedServer(Server):
         request = self._serving
         assert request is not None, "a service ends that never began"
         now = self.clock._now
-        start = request.admitted_s
         request.first_token_s = now
-        self._log_step((start, now, 1, now - start, 0.0, 0, 1, 0.0, 0))
+        self.recorder.step_rows += pack_step(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0)
         self._serving = None
         if self._queue:
             self._serve(self._queue.popleft())
@@ -184,7 +171,6 @@ class BatchServer(Server):
         stop: bool,
     ) -> None:
         super().__init__(parts, ask_early=ask_early)
-        self.recorder = parts.recorder
         self.claiming = None if ask_early else ClaimingQueue(parts.cache, self._ask, stop=stop, blocking=blocking)
         self.waiting = ReadyQueue() if self.claiming is None else self.claiming  # an empty queue is false
         self.scheduler = Scheduler(limits, kv, self.waiting, ranks)
@@ -210,7 +196,7 @@ class BatchServer(Server):
 
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
         self.waiting.push(request)
-        if self._event is None or self._steps > 1:
+        if self._steps != 1:  # nothing to do where a single step is under way: its end is the next boundary
             self._wake(request.key, in_time)
 
     def _wake(self, key: int, in_time: bool) -> None:
@@ -233,21 +219,21 @@ class BatchServer(Server):
 
     def _steps_until(self, now: float, in_time: bool = False) -> int:
         """Return the fewest steps that end after ``now`` (or at ``now``): the boundary at which somebody can join."""
-        gone = now - self._started - self._load_s
+        started, growth = self._started, self._growth
+        gone = now - started - self._load_s
         steps = 1
         if gone > 0:
-            if self._growth > 0:
-                half = self._first / self._growth - 0.5
-                steps = int(math.sqrt(half * half + 2 * gone / self._growth) - half)
+            if growth > 0:
+                half = self._first / growth - 0.5
+                steps = int(math.sqrt(half * half + 2 * gone / growth) - half) + 1
             else:
-                steps = int(gone / self._first)
+                steps = int(gone / self._first) + 1
         # The root is rounded; the boundary is the first one whose time, as computed, lies after now.
-        steps = max(1, steps)
-        while steps > 1 and self._started + self._elapsed(steps - 1) > now:
+        while steps > 1 and started + self._elapsed(steps - 1) > now:
             steps -= 1
-        while self._started + self._elapsed(steps) <= now:
+        while started + self._elapsed(steps) <= now:
             steps += 1
-        if in_time and steps > 1 and self._started + self._elapsed(steps - 1) == now:
+        if in_time and steps > 1 and started + self._elapsed(steps - 1) == now:
             steps -= 1
         return steps
 
@@ -255,11 +241,10 @@ class BatchServer(Server):
         spent, self._spare = self._spare, event
         if event is not self._event:
             return  # the end of a leap that was cut
-        now = self.clock._now
-        scheduler = self.scheduler
-        steps = self._steps
+        clock, scheduler, steps = self.clock, self.scheduler, self._steps
+        now = clock._now
         if steps:
-            self._log(now, steps)
+            self._log(steps)
             for request in scheduler.complete(steps, now):
                 self._leave(request, now)
             if scheduler.recompute_gaps:
@@ -272,20 +257,22 @@ class BatchServer(Server):
             self._event = None
             return
         batch = step.batch
-        self._load_s = self._load_admitted(step.admitted, now) if self.claiming is not None else 0.0
-        self._first = self._costs.step(batch)
-        self._growth = self._costs.per_kv_token_s * batch.decoding
+        if self.claiming is not None:
+            self._load_s = self._load_admitted(step.admitted, now)
+        self._first = first = self._costs.step(batch)
+        self._growth = growth = self._costs.per_kv_token_s * batch.decoding
         self._spare = spent
-        end = now + (self._load_s + steps * self._first + self._growth * (steps * (steps - 1) / 2))
-        self.clock.schedule_call(end, BOUNDARY, event)
+        end = now + (self._load_s + steps * first + growth * (steps * (steps - 1) / 2))  # as _elapsed(steps)
+        event.callbacks = event.call
+        clock.push((end, BOUNDARY, clock.next_id(), event))
 
     def _load_admitted(self, admitted: list[Request], now: float) -> float:
         """Load, one after the other, what a blocking engine has not yet; return those seconds."""
         load_s = 0.0
         loaded = set()
         for request in admitted:
-            if request.ready_s < 0:
-                request.ready_s = request.asked_s = now
+            if not request.claimed:
+                request.claimed = True
                 if self.cache.state[request.adapter] != RESIDENT:
                     load_s += self._load_now(request, now + load_s)
                     loaded.add(request.adapter)
@@ -299,23 +286,23 @@ class BatchServer(Server):
         assert fits, "a claimed adapter always finds room"
         self.cache.loaded(request.adapter)
         self.loader.kept(request.adapter, tier)
-        self.recorder.load_rows.extend((start, start + seconds, request.adapter, tier, start))
+        self.recorder.load_rows += pack_load(start, start + seconds, start, request.adapter, tier)
         request.outcome, request.tier, request.load_wait_s = MISS, tier, seconds
         return seconds
 
-    def _log(self, end: float, steps: int) -> None:
+    def _log(self, steps: int) -> None:
         scheduler = self.scheduler
-        self._log_step((
-            self._started, end, steps, self._first, self._growth, scheduler.kv.decoding, len(scheduler.running),
-            self._load_s, scheduler.blocked,
-        ))  # fmt: skip
+        self.recorder.step_rows += pack_step(
+            self._started, self._first, self._growth, self._load_s,
+            steps, scheduler.kv.decoding, len(scheduler.running), scheduler.blocked,
+        )  # fmt: skip
 
     def close(self) -> list[Request]:
         """Log the steps that have ended, and return the requests still inside."""
         now = self.clock._now
         if self._steps and self._started + self._elapsed(1) <= now:
             done = min(self._steps, self._steps_until(now) - 1)
-            self._log(self._started + self._elapsed(done), done)
+            self._log(done)
         return super().close()
 
     def _unserved(self) -> list[Request]:
