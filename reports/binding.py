@@ -20,7 +20,8 @@ OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend 
 
 _NAMES = {"slots": "slots", "kv": "KV memory", "seats": "seats (max_num_seqs)"}
 _STAGES = {
-    "loader_queue_s": "waiting for a loader or a slot", "load_s": "loading adapters", "queue_s": "waiting for admission",
+    "loader_queue_s": "waiting for a loader or a slot", "load_s": "loading adapters",
+    "queue_s": "waiting for admission",
     "prefill_s": "prefill", "decode_s": "decode",
 }  # fmt: skip
 

@@ -71,7 +71,7 @@ def confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = 
     if is_overloaded(point):
         return "low", "more arrives than can be served, so the numbers depend on how long the run is"
     for name, metric in metrics.items():
-        if metric.value is None and name in slo_terms:
+        if metric.value is None and (name in slo_terms or metric.note.startswith("not enough data")):
             return "low", f"{metric_words(name)}: not enough data{f' ({metric.note})' if metric.note else ''}"
     for name, metric in metrics.items():
         if metric.value is not None and not metric.settled:

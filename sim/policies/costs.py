@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.errors import ScenarioError
 from sim.spec.profile import Profile, StepCost, TierCost
 from sim.traffic.adapters import Population
 
@@ -104,13 +105,22 @@ def mean_residual(tier: TierCost) -> float:
     return float(quantiles[0]) if len(quantiles) == 1 else float(np.mean((quantiles[1:] + quantiles[:-1]) / 2))
 
 
-def beyond_envelope(profile: Profile, slots: int, max_rank: int) -> list[str]:
-    """Return sentences about what lies outside the profile's envelope."""
+def beyond_envelope(profile: Profile, slots: int, max_rank: int, max_num_seqs: int) -> list[str]:
+    """Return sentences about what lies outside the profile's envelope.
+
+    :raises ScenarioError: beyond twice the envelope, where a prediction would be a guess.
+    """
     notes = []
-    for what, value, limit in (
-        ("adapter rank", max_rank, profile.envelope.rank),
-        ("slots", slots, profile.envelope.slots),
+    for what, key, value, limit in (
+        ("adapter rank", "adapters.rank", max_rank, profile.envelope.rank),
+        ("slots", "cache.gpu.slots", slots, profile.envelope.slots),
+        ("max_num_seqs", "fleet.max_num_seqs", max_num_seqs, profile.envelope.sequences),
     ):
+        if value > 2 * limit:
+            raise ScenarioError(
+                f"more than twice what the profile {profile.name} covers", key=key, got=value,
+                allowed=f"{what} up to {limit}, extrapolated up to {2 * limit}",
+            )  # fmt: skip
         if value > limit:
             notes.append(f"{what} {value} lies outside the profile's envelope (up to {limit}): extrapolated")
     return notes

@@ -90,7 +90,12 @@ class Scheduler:
         while ends and ends[0][0] <= step:
             request = heappop(ends)[2]
             if request.last_step == step:  # else it was preempted since
-                self._stop_decode(request)
+                # As _stop_decode with its last token out; here once per request.
+                tokens = request.prompt_tokens + request.output_tokens - 1
+                kv.phases[(tokens - 1 - step) % kv.size] -= 1
+                kv.decoding -= 1
+                kv.tokens -= tokens
+                self._rank_tokens -= self._ranks[request.adapter]
                 finished.append(request)
         if self._prefills:
             self._complete_prefills(now, finished)
@@ -113,7 +118,9 @@ class Scheduler:
         if spare < 0 or self._partial is not None:
             budget, spare = self._continue_running(budget, spare, step, now)
             decoding = kv.decoding
-        if (waiting.line or waiting.aside) and not step.preempted:
+        if step.preempted:
+            self.blocked, self._blocked_key = BY_KV, step.preempted[-1].key
+        elif waiting.line or waiting.aside:
             self._admit(budget, spare, step, now)
         self._prefills = step.prefills
         if not self.running:
@@ -138,14 +145,14 @@ class Scheduler:
             return steps  # as kv.steps_that_fit finds as well
         return kv.steps_that_fit(self.step, steps)
 
-    def could_admit(self, key: int) -> bool:
-        """Return whether a request of this key that becomes ready now might join at the next boundary.
+    def may_change(self, key: int) -> bool:
+        """Return whether a request of this key that becomes ready now changes the next boundary.
 
-        Where one lacked KV blocks, only those before it in the queue may: it stops all others.
+        It may join, or be the first to find no seat. Where one lacked KV blocks, only those before it may join.
         """
-        if len(self.running) >= self.limits.num_seqs:
-            return False
-        return self.blocked == UNBLOCKED or (self.blocked == BY_KV and key < self._blocked_key)
+        if self.blocked == UNBLOCKED:
+            return True
+        return self.blocked == BY_KV and key < self._blocked_key and len(self.running) < self.limits.num_seqs
 
     def _continue_running(self, budget: int, spare: int, step: Step, now: float) -> tuple[int, int]:
         """Preempt until every decode finds its block, then schedule the unfinished prefill; return what is left."""
@@ -283,11 +290,16 @@ class Scheduler:
         return request.prompt_tokens + request.output_tokens - 1 - (request.last_step - self.step)
 
     def _leave_batch(self, finished: list[Request]) -> None:
-        running = self.running
+        running, adapters = self.running, self._adapters
         for request in finished:
             del running[request.index]
             request.last_step = -1
-            self._drop_adapter(request.adapter)
+            adapter = request.adapter
+            count = adapters[adapter]
+            if count > 1:
+                adapters[adapter] = count - 1
+            else:
+                self._drop_adapter(adapter)
 
     def _drop_adapter(self, adapter: int) -> None:
         adapters = self._adapters

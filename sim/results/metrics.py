@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,10 @@ Ints = NDArray[np.int64]
 
 BUSY = 0.95
 """A loader or server busier than this leaves latencies unsettled: their queue has not reached its mean."""
+
+
+Judge = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]]
+"""Says of each request, given the columns of all, whether it is good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +95,15 @@ class Measured:
         total = self.sections * self.replications
         return np.bincount(self.section[where], weights=weights, minlength=total).astype(np.float64)
 
-    def by_finish(self, where: NDArray[np.bool_] | None = None, weight: str | None = None) -> Floats:
-        """Return completions (or their summed ``weight``) by the section in which they ended."""
-        parts, start = [], 0
-        for recording, keep in zip(self.recordings, self._keep, strict=True):
-            finished = np.asarray(recording.requests["finished_s"], dtype=np.float64)
-            chosen = recording.requests["status"] == COMPLETED
-            if where is not None:
-                chosen = chosen & False
-                chosen[keep] = where[start : start + int(keep.sum())]
-            start += int(keep.sum())
-            section = np.searchsorted(recording.bounds, finished[chosen], side="right") - 1
+    def by_finish(self, where: Judge | None = None, weight: str | None = None) -> Floats:
+        """Return completions (or their summed ``weight``) by the section in which they ended, whenever they came."""
+        parts = []
+        for r in self.recordings:
+            chosen = r.requests["status"] == COMPLETED if where is None else where(r.requests)
+            finished = np.asarray(r.requests["finished_s"], dtype=np.float64)[chosen]
+            section = np.searchsorted(r.bounds, finished, side="right") - 1
             inside = (section >= 0) & (section < self.sections)
-            weights = None if weight is None else recording.requests[weight][chosen][inside].astype(np.float64)
+            weights = None if weight is None else r.requests[weight][chosen][inside].astype(np.float64)
             parts.append(np.bincount(section[inside], weights=weights, minlength=self.sections))
         return np.concatenate(parts).astype(np.float64)
 
@@ -147,10 +148,13 @@ def _cache(m: Measured) -> dict[str, Metric]:
     places = m.facts.loaders * m.facts.replicas
     names = {"miss_ratio": MISS, "delayed_hit_ratio": DELAYED_HIT, "hit_ratio": HIT}
     return {
-        **{name: ratio(m.count(admitted & (outcome == o)), total, m.sections, "1") for name, o in names.items()},
-        "byte_miss_ratio": ratio(m.count(missed, sizes), m.count(admitted, sizes), m.sections, "1"),
+        **{
+            name: ratio(m.count(admitted & (outcome == o)), total, m.sections, "1", highest=1)
+            for name, o in names.items()
+        },
+        "byte_miss_ratio": ratio(m.count(missed, sizes), m.count(admitted, sizes), m.sections, "1", highest=1),
         "loads_per_request": ratio(started, total, m.sections, "1"),
-        "loader_utilization": ratio(busy, m.spans * places, m.sections, "1"),
+        "loader_utilization": ratio(busy, m.spans * places, m.sections, "1", highest=1),
         "load_wait_mean_s": m.sampled(m.column("load_wait_s")[m.completed]).mean("s"),
     }
 
@@ -188,26 +192,33 @@ def _tokens(m: Measured) -> dict[str, Metric]:
     return {"tpot_mean_s": tpot, "itl_mean_s": itl_mean, "itl_p99_s": itl_p99}
 
 
-def attained(m: Measured) -> NDArray[np.bool_] | None:
-    """Return which measured requests completed within every per-request target; None without such targets."""
-    slo = m.facts.slo
+def judge_of(facts: Facts) -> Judge | None:
+    """Return what says of each request whether it completed within every per-request target; None without such.
+
+    The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are held against each single request.
+    """
+    slo = facts.slo
     terms = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_p99_s", "admitted_s"))
     if not any(name in slo for name, _ in terms) and "tpot_mean_s" not in slo:
         return None
-    good: NDArray[np.bool_] = m.completed.copy()
-    for name, stamp in terms:
-        if name in slo:
-            good &= m.column(stamp) - m.column("arrival_s") <= slo[name]
-    if "tpot_mean_s" in slo and not m.facts.fixed:
-        later = np.maximum(m.column("output_tokens") - 1, 1)
-        good &= m.column("finished_s") - m.column("first_token_s") <= slo["tpot_mean_s"] * later
-    return good
+
+    def judge(requests: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        good: NDArray[np.bool_] = requests["status"] == COMPLETED
+        for name, stamp in terms:
+            if name in slo:
+                good &= requests[stamp] - requests["arrival_s"] <= slo[name]
+        if "tpot_mean_s" in slo and not facts.fixed:
+            later = np.maximum(requests["output_tokens"] - 1, 1)
+            good &= requests["finished_s"] - requests["first_token_s"] <= slo["tpot_mean_s"] * later
+        return good
+
+    return judge
 
 
 def _rates(m: Measured) -> dict[str, Metric]:
     busy = np.concatenate([r.busy_s for r in m.recordings])
     metrics = {
-        "gpu_utilization": ratio(busy, m.spans * m.facts.replicas, m.sections, "1"),
+        "gpu_utilization": ratio(busy, m.spans * m.facts.replicas, m.sections, "1", highest=1),
         "throughput_rps": ratio(m.by_finish(), m.spans, m.sections, "1/s"),
     }
     if m.facts.fixed:
@@ -215,15 +226,17 @@ def _rates(m: Measured) -> dict[str, Metric]:
     else:
         tokens = m.by_finish(weight="output_tokens")
         metrics["output_tokens_per_s"] = ratio(tokens, m.spans, m.sections, "1/s")
-    good = attained(m)
-    if good is None:
+    judge = judge_of(m.facts)
+    if judge is None:
         note = "the scenario's slo has no target for single requests"
         metrics["goodput_rps"] = Metric(None, unit="1/s", note=note)
         metrics["slo_attainment"] = Metric(None, unit="1", note=note)
     else:
-        metrics["goodput_rps"] = ratio(m.by_finish(good), m.spans, m.sections, "1/s")
+        metrics["goodput_rps"] = ratio(m.by_finish(judge), m.spans, m.sections, "1/s")
+        columns = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
+        good = judge({name: m.column(name) for name in columns})
         ended = m.column("status") != UNFINISHED
-        metrics["slo_attainment"] = ratio(m.count(good), m.count(ended), m.sections, "1")
+        metrics["slo_attainment"] = ratio(m.count(good), m.count(ended), m.sections, "1", highest=1)
     return metrics
 
 

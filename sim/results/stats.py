@@ -47,12 +47,14 @@ def half_width(center: float, parts: Floats) -> float | None:
     return float(stdtrit(count - 1, 0.975)) * math.sqrt(spread)
 
 
-def estimate(value: float, by_section: Floats, by_replication: Floats, unit: str, *, lowest: float = 0.0) -> Metric:
+def estimate(
+    value: float, by_section: Floats, by_replication: Floats, unit: str, *, highest: float = math.inf
+) -> Metric:
     """Return ``value`` with its interval.
 
     :param by_section: the statistic in each section of all replications.
     :param by_replication: the statistic in each replication.
-    :param lowest: the interval does not reach below this.
+    :param highest: 1 for a share of something; the interval reaches neither above it nor below 0.
     """
     if not math.isfinite(value):
         return Metric(None, unit=unit, settled=False, note="not enough data")
@@ -61,10 +63,8 @@ def estimate(value: float, by_section: Floats, by_replication: Floats, unit: str
         return Metric(value, unit=unit, settled=False, note="too few sections for an interval")
     if len(by_replication) >= 5:
         half = max(half, half_width(value, by_replication) or 0.0)
-    metric = Metric(value, max(lowest, value - half), value + half, unit)
-    if unit == "1":
-        metric.hi = min(metric.hi, max(1.0, value)) if metric.hi is not None else None
-    if half > WIDE * abs(value) and not (unit == "1" and half <= NARROW_SHARE):
+    metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit)
+    if half > WIDE * abs(value) and not (highest == 1 and half <= NARROW_SHARE):
         metric.settled = False
         metric.note = f"95 % interval wider than ±{WIDE:.0%}: run more requests or replications"
     return metric
@@ -120,10 +120,11 @@ def _each(statistic: Callable[[Floats], float], parts: list[Floats]) -> Floats:
     return np.array([statistic(part) if len(part) else math.nan for part in parts])
 
 
-def ratio(over: Floats, under: Floats, sections: int, unit: str) -> Metric:
+def ratio(over: Floats, under: Floats, sections: int, unit: str, *, highest: float = math.inf) -> Metric:
     """Return the ratio of two sums over sections (such as completed requests and seconds), with its interval.
 
     :param over, under: (replications x sections,) sums.
+    :param highest: 1 where ``over`` is a part of ``under``.
     """
 
     def divide(a: Floats, b: Floats) -> Floats:
@@ -133,7 +134,7 @@ def ratio(over: Floats, under: Floats, sections: int, unit: str) -> Metric:
     if total <= 0:
         return Metric(None, unit=unit, settled=False, note="not enough data")
     whole = divide(over.reshape(-1, sections).sum(axis=1), under.reshape(-1, sections).sum(axis=1))
-    return estimate(float(over.sum()) / total, divide(over, under), whole, unit)
+    return estimate(float(over.sum()) / total, divide(over, under), whole, unit, highest=highest)
 
 
 def histogram_quantile(counts: NDArray[np.int64], edges: Floats, q: float) -> float:

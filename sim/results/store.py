@@ -54,6 +54,7 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 
 _FILES = ("manifest.json", "summary.json", "points.csv", "requests.parquet", "report.html")
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_POINT = b"loraplan.point"
 _DRAFT = re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -122,9 +123,21 @@ class RunStore:
         """Return a kept point, or None where there is none or its file is damaged: it is simulated again."""
         return _load_point(self.path, key)
 
-    def save_requests(self, table: pyarrow.Table) -> None:
-        """Write ``requests.parquet``."""
+    def has_requests_of(self, key: str) -> bool:
+        """Return whether ``requests.parquet`` is there and holds the requests of this point."""
+        from pyarrow import ArrowInvalid, parquet
+
+        try:
+            metadata = parquet.read_schema(self.path / "requests.parquet").metadata or {}
+        except (OSError, ArrowInvalid):
+            return False
+        return bool(metadata.get(_POINT) == key.encode())
+
+    def save_requests(self, table: pyarrow.Table, key: str) -> None:
+        """Write ``requests.parquet``, the requests of the point ``key``."""
         from pyarrow import parquet
+
+        table = table.replace_schema_metadata({_POINT: key.encode()})
 
         def fill(file: Any) -> None:
             parquet.write_table(table, file, compression="zstd")
@@ -194,8 +207,8 @@ def read_run(path: Path) -> RunData:
     return RunData(path, manifest, [point for _, point in points if point is not None])
 
 
-def holds_nothing_else(folder: Path, wanted_hash: str) -> bool:
-    """Return whether a run of this scenario may use the folder: it is free, or holds just such a run."""
+def holds_nothing_else(folder: Path, wanted_hash: str, sets: list[dict[str, Any]]) -> bool:
+    """Return whether these points may use the folder: it is free, or holds some of them and no others."""
     manifest = folder / "manifest.json"
     if not manifest.exists():
         return not folder.exists() or not any(folder.iterdir())
@@ -203,7 +216,9 @@ def holds_nothing_else(folder: Path, wanted_hash: str) -> bool:
         old = read_json(manifest)
     except OutputError:
         return False
-    return isinstance(old, dict) and old.get("scenario_hash") == wanted_hash
+    if not isinstance(old, dict) or old.get("scenario_hash") != wanted_hash:
+        return False
+    return all(set_ in sets for set_ in old.get("sets", []))
 
 
 def _point_file(folder: Path, key: str) -> Path:

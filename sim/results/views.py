@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sim.results.metrics import Facts, Measured, measure
 from sim.results.point import Metric, Point
 from sim.results.records import Recording
-from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS
+from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, HIT, MISS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -216,6 +216,7 @@ def _offered_to_batch(m: Measured) -> float | None:
         arrival = np.asarray(r.requests["arrival_s"], dtype=np.float64)
         ready = arrival + np.asarray(r.requests["load_wait_s"], dtype=np.float64)
         admitted = np.asarray(r.requests["admitted_s"], dtype=np.float64)
+        ready[(admitted < 0) & (r.requests["outcome"] != HIT)] = np.inf  # still waits for its adapter
         finished = np.asarray(r.requests["finished_s"], dtype=np.float64)
         start, end = float(r.bounds[0]), float(r.bounds[-1])
 

@@ -68,7 +68,7 @@ class TierCost(Strict):
     per_tensor_s: NonNegativeFloat = 0.0
     """For every tensor of the adapter."""
     bandwidth_bytes_per_s: PositiveFloat
-    """Bytes per second, shared by the loads that run at the same time."""
+    """Bytes per second of one load. Loads at the same time don't slow each other down in this version."""
     residual: tuple[PositiveFloat, ...] = (1.0,)
     """Quantiles of measured over predicted, equally spaced from 0 to 1; (1,) means no spread."""
 

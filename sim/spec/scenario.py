@@ -221,6 +221,11 @@ class Fleet(Strict):
             raise located("service", "engine fixed needs its service time", hint="such as {law: fixed, value: 10 ms}")
         if self.engine != "fixed" and self.service is not None:
             raise located("service", "only engine fixed has a service time", hint="remove it, or set engine: fixed")
+        for key in ("admission", "load_at"):
+            if self.engine == "fixed" and key in self.model_fields_set:
+                raise located(
+                    key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
+                )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise located(
                 "max_num_batched_tokens", "every running sequence needs one token of the budget",
@@ -239,7 +244,7 @@ class GpuCache(Strict):
     """GPU memory for adapters: a number of slots, or bytes."""
 
     slots: PositiveInt | None = None
-    """Adapters that fit, whatever their size (each slot is padded to the largest adapter)."""
+    """Adapters that fit; each slot is padded to all linear modules at the largest rank of the scenario."""
     size: Bytes | None = None
     """Bytes for adapters, each taking its exact size."""
 
@@ -252,6 +257,11 @@ class GpuCache(Strict):
 
 class HostCache(GpuCache):
     """Host memory for adapters, between storage and GPU; always LRU."""
+
+    slots: PositiveInt | None = None
+    """Adapters that fit, whatever their size."""
+    size: Bytes | None = None
+    """Bytes for adapters, each taking its exact size."""
 
 
 class Cache(Strict):
@@ -342,7 +352,7 @@ class Run(Strict):
     warmup: Share = Field(default=0.05, lt=1)
     """Share of the requests (or of the duration) at the start that is simulated but not measured."""
     half_width: Share | None = Field(default=None, gt=0)
-    """Double the run until the 95 % half-width of p99 latency is below this share of its value."""
+    """Double the requests until the 95 % half-width of p99 E2E is below this share of its value."""
     max_requests: PositiveInt = 4_000_000
     """With ``half_width``: stop doubling at this many requests per replication."""
 
@@ -397,9 +407,18 @@ class Scenario(Strict):
         named_by_file = self.workload.popularity.law == "weights" or self.workload.trace is not None
         if self.adapters.count is None and not named_by_file:
             raise located("adapters.count", "how many adapters there are is missing", hint="give count: 1000")
+        if self.run.half_width is not None and (self.workload.trace is not None or self.workload.requests is None):
+            raise located(
+                "run.half_width", "only a run of generated requests can be made longer",
+                hint="give workload.requests, or remove half_width",
+            )  # fmt: skip
         if self.storage.mode == "blocking":
             if self.fleet.engine == "fixed":
                 raise located("storage.mode", "engine fixed has no steps that a load could block", got="blocking")
+            if self.storage.loaders > 1:
+                raise located(
+                    "storage.loaders", "blocking loads come one after the other", got=self.storage.loaders, allowed="1"
+                )
             if self.fleet.load_at == "arrival":
                 raise located("fleet.load_at", "blocking loads are asked for at admission", got="arrival")
         return self

@@ -95,7 +95,7 @@ def facts_of(world: World) -> Facts:
         fixed=fixed,
         blocking=scenario.storage.mode == "blocking",
         replicas=scenario.fleet.replicas,
-        loaders=scenario.storage.loaders,
+        loaders=1 if scenario.storage.mode == "blocking" else scenario.storage.loaders,
         size_bytes=population.size_bytes,
         kind=population.kind,
         kind_names=population.kind_names,

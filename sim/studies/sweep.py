@@ -85,15 +85,15 @@ def study(
     keys = [point_key(loaded.data, task.set, _version(), task.inputs) for task in plan]
     with RunStore.create(out, _manifest(loaded, plan, keys, command), overwrite) as store:
         done = {key: point for key in keys if (point := store.load_point(key)) is not None}
-        if not (out / "requests.parquet").exists():
-            done.pop(keys[0], None)  # its requests went missing: simulate them again
+        if not store.has_requests_of(keys[0]):
+            done.pop(keys[0], None)  # the first point's requests are missing: simulate it again
         reused = len(done)
         status: Status = "failed"
         try:
             todo = [task for task, key in zip(plan, keys, strict=True) if key not in done]
             for task, outcome in _simulate_all(todo, jobs, progress):
                 if outcome.requests is not None:
-                    store.save_requests(outcome.requests)
+                    store.save_requests(outcome.requests, keys[task.index])
                 done[keys[task.index]] = outcome.point
                 store.save_point(keys[task.index], outcome.point)
             status = "finished"
@@ -118,13 +118,13 @@ def check_points(loaded: LoadedScenario) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def free_folder(loaded: LoadedScenario, suffix: str = "", root: Path = Path("runs")) -> Path:
-    """Return ``runs/NAME`` and suffix, or with ``-2``, ``-3``, … where another scenario's results stand there."""
-    name = loaded.scenario.name + suffix
+def free_folder(loaded: LoadedScenario, sets: list[dict[str, Any]], root: Path = Path("runs")) -> Path:
+    """Return ``runs/NAME`` (a sweep: ``runs/NAME-sweep``), with ``-2``, ``-3``, … where other results stand there."""
+    name = loaded.scenario.name + ("-sweep" if any(sets) else "")
     inputs = _task(0, loaded, {}).inputs
     for number in itertools.count(1):
         folder = root / (name if number == 1 else f"{name}-{number}")
-        if holds_nothing_else(folder, scenario_hash(loaded.data, inputs)):
+        if holds_nothing_else(folder, scenario_hash(loaded.data, inputs), sets):
             return folder
     raise AssertionError("numbers don't end")
 
@@ -253,5 +253,6 @@ def _manifest(loaded: LoadedScenario, plan: list[Task], keys: list[str], command
         "inputs": inputs,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "point_keys": keys,
+        "sets": [task.set for task in plan],
         "points_total": len(keys),
     }

@@ -107,7 +107,7 @@ class Traffic:
             wanted = BLOCK if self.total is None else min(BLOCK, self.total - first)
             arrival = self._arrivals(replication, block, wanted, clock)
             if self.end_s is not None:
-                arrival = arrival[: int(np.searchsorted(arrival, self.end_s, side="right"))]
+                arrival = arrival[: int(np.searchsorted(arrival, self.end_s, side="left"))]
             if len(arrival):
                 yield self._chunk(replication, block, first, arrival)
             if len(arrival) < wanted:
@@ -117,7 +117,7 @@ class Traffic:
     def _count_total(self) -> int | None:
         if self._trace is not None:
             times = self._trace.arrival_s
-            return len(times) if self.end_s is None else int(np.searchsorted(times, self.end_s, side="right"))
+            return len(times) if self.end_s is None else int(np.searchsorted(times, self.end_s, side="left"))
         return self._workload.requests
 
     def _arrivals(self, replication: int, block: int, count: int, clock: float) -> Floats:

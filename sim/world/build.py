@@ -77,7 +77,10 @@ def build_world(scenario: Scenario) -> World:
     kv_tokens = None if fixed else _kv_tokens(scenario, profile, population)
     notes = list(traffic.notes)
     if profile is not None and not fixed:
-        notes += beyond_envelope(profile, _slots(scenario, population), int(population.rank.max()))
+        slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
+        notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
+    if profile is not None and scenario.storage.loaders > 1 and scenario.storage.load is None:
+        notes.append("loads at the same time share no bandwidth in this version: several loaders look too good")
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     return World(

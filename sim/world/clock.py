@@ -41,7 +41,7 @@ class Clock(simpy.Environment):
 
     def __init__(self) -> None:
         super().__init__()
-        self.push: Callable[[tuple[float, int, int, Call]], None] = partial(heappush, self._queue)  # type: ignore[arg-type]
+        self.push: Callable[[tuple[float, int, int, Call]], None] = partial(heappush, self._queue)
         self.next_id = self._eid.__next__
 
     def call_at(self, time: float, kind: int, callback: Callable[[Call], None], subject: Any = None) -> Call:

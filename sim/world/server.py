@@ -203,7 +203,7 @@ class BatchServer(Server):
         """Bring the next boundary forward for a request of this key, if it may join."""
         if self._event is None:
             self._schedule(self.clock._now)
-        elif self._steps > 1 and self.scheduler.could_admit(key):
+        elif self._steps > 1 and self.scheduler.may_change(key):
             steps = self._steps_until(self.clock._now, in_time)
             if steps < self._steps:
                 self._steps = steps
@@ -241,10 +241,23 @@ class BatchServer(Server):
         spent, self._spare = self._spare, event
         if event is not self._event:
             return  # the end of a leap that was cut
-        clock, scheduler, steps = self.clock, self.scheduler, self._steps
-        now = clock._now
+        clock = self.clock
+        end = self._next_leap(clock._now)
+        if end < 0:
+            self._event = None
+            return
+        self._spare = spent
+        event.callbacks = event.call
+        clock.push((end, BOUNDARY, clock.next_id(), event))
+
+    def _next_leap(self, now: float) -> float:
+        """Complete the leap that ends now and begin the next; return its end, or -1 where nobody runs."""
+        scheduler, steps = self.scheduler, self._steps
         if steps:
-            self._log(steps)
+            self.recorder.step_rows += pack_step(
+                self._started, self._first, self._growth, self._load_s,
+                steps, scheduler.kv.decoding, len(scheduler.running), scheduler.blocked,
+            )  # fmt: skip
             for request in scheduler.complete(steps, now):
                 self._leave(request, now)
             if scheduler.recompute_gaps:
@@ -254,17 +267,13 @@ class BatchServer(Server):
         self._started = now
         self._steps = steps = step.steps
         if steps == 0:
-            self._event = None
-            return
+            return -1.0
         batch = step.batch
         if self.claiming is not None:
             self._load_s = self._load_admitted(step.admitted, now)
         self._first = first = self._costs.step(batch)
         self._growth = growth = self._costs.per_kv_token_s * batch.decoding
-        self._spare = spent
-        end = now + (self._load_s + steps * first + growth * (steps * (steps - 1) / 2))  # as _elapsed(steps)
-        event.callbacks = event.call
-        clock.push((end, BOUNDARY, clock.next_id(), event))
+        return now + (self._load_s + steps * first + growth * (steps * (steps - 1) / 2))  # as _elapsed(steps)
 
     def _load_admitted(self, admitted: list[Request], now: float) -> float:
         """Load, one after the other, what a blocking engine has not yet; return those seconds."""
@@ -290,19 +299,18 @@ class BatchServer(Server):
         request.outcome, request.tier, request.load_wait_s = MISS, tier, seconds
         return seconds
 
-    def _log(self, steps: int) -> None:
-        scheduler = self.scheduler
-        self.recorder.step_rows += pack_step(
-            self._started, self._first, self._growth, self._load_s,
-            steps, scheduler.kv.decoding, len(scheduler.running), scheduler.blocked,
-        )  # fmt: skip
-
     def close(self) -> list[Request]:
         """Log the steps that have ended, and return the requests still inside."""
         now = self.clock._now
         if self._steps and self._started + self._elapsed(1) <= now:
+            scheduler = self.scheduler
             done = min(self._steps, self._steps_until(now) - 1)
-            self._log(done)
+            kv = scheduler.kv
+            kv.peak_tokens = max(kv.peak_tokens, kv.tokens + done * kv.decoding)
+            self.recorder.step_rows += pack_step(
+                self._started, self._first, self._growth, self._load_s,
+                done, kv.decoding, len(scheduler.running), scheduler.blocked,
+            )  # fmt: skip
         return super().close()
 
     def _unserved(self) -> list[Request]:

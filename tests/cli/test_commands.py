@@ -177,3 +177,32 @@ def test_no_command_has_more_than_ten_flags() -> None:
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         flags = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
         assert len(flags) <= 10, name
+
+
+def test_requests_are_always_those_of_the_first_point(loraplan: CommandLine, tmp_path: Path) -> None:
+    few = ("--set", "workload.requests=500", "--set", "run.replications=1", "--out", "out")
+    loraplan("sweep", "quickstart", *few, "--over", "cache.gpu.slots=16,64")
+    first = pd.read_parquet(tmp_path / "out/requests.parquet")["outcome"]
+    loraplan("sweep", "quickstart", *few, "--over", "cache.gpu.slots=64,16")
+    second = pd.read_parquet(tmp_path / "out/requests.parquet")["outcome"]
+    assert (second == "miss").sum() < (first == "miss").sum()
+
+
+def test_another_grid_gets_a_folder_of_its_own_and_a_larger_one_goes_on(loraplan: CommandLine, tmp_path: Path) -> None:
+    few = ("--set", "workload.requests=300", "--set", "run.replications=1")
+    loraplan("sweep", "quickstart", *few, "--over", "cache.gpu.slots=16,64")
+    more = loraplan("sweep", "quickstart", *few, "--over", "cache.gpu.slots=16,32,64")
+    assert "2 of 3 points were there" in more.err
+    loraplan("sweep", "quickstart", *few, "--over", "storage.loaders=1,2")
+    summary = json.loads((tmp_path / "runs/quickstart-sweep/summary.json").read_text())
+    assert len(summary["points"]) == 3
+    assert (tmp_path / "runs/quickstart-sweep-2/report.html").exists()
+
+
+def test_a_run_is_doubled_until_its_interval_is_narrow(loraplan: CommandLine) -> None:
+    ended = loraplan("run", "cache-thrash", "--set", "workload.requests=1000", "--set", "run.replications=2",
+                     "--set", "run.half_width=8%", "--json")  # fmt: skip
+    metrics = json.loads(ended.out)["points"][0]["metrics"]
+    assert metrics["completed"]["value"] > 2 * 950
+    p99 = metrics["e2e_p99_s"]
+    assert p99["hi"] - p99["value"] <= 0.08 * p99["value"]

@@ -44,7 +44,7 @@ def test_a_finished_run_reads_back_whole(tmp_path: Path) -> None:
     points = [a_point(16), a_point(32, None)]
     with RunStore.create(out, a_manifest()) as store:
         store.save_point("k1", points[0])
-        store.save_requests(pyarrow.table({"request": [0, 1]}))
+        store.save_requests(pyarrow.table({"request": [0, 1]}), "k1")
         store.save_report("<p>µ</p>")
         store.finish(points, {"wall_s": 2.5})
     run = read_run(out)

@@ -1,0 +1,116 @@
+"""Simulated requests per second beside bare SimPy timeouts; run by ``make bench``.
+
+Each row is a process of its own, so that its peak memory is its own. Bare timeouts (``yield env.timeout(1)``) are
+measured in the same process, before and after each repetition; a row shows the repetition with the least CPU time,
+which a busy machine disturbs least. ``worth`` is the time of one simulated request in bare timeouts.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import simpy
+
+from sim.spec.scenario import Scenario
+from sim.world.build import build_world, simulate
+
+LENGTHS = {"prompt": {"law": "lognormal", "mean": 600, "p99": 5400, "max": 8192},
+           "output": {"law": "lognormal", "mean": 155, "p99": 870, "max": 4096}}  # fmt: skip
+
+
+def batch(
+    rate: float, requests: int, adapters: int = 1000, size: str = "8 GB", replicas: int = 1, exponent: float = 0.9
+) -> dict[str, Any]:
+    """Return a scenario of continuous batching: small adapters (6.8 MB), of which a cache of 8 GB holds 1,000."""
+    return {
+        "schema_version": 1, "name": "bench",
+        "workload": {"requests": requests, "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
+                     "popularity": {"law": "zipf", "exponent": exponent}, "tokens": LENGTHS},
+        "adapters": {"count": adapters, "rank": 8, "targets": ["q", "v"]},
+        "fleet": {"replicas": replicas}, "router": {"policy": "least-loaded"},
+        "cache": {"gpu": {"size": size}},
+    }  # fmt: skip
+
+
+def thrash(requests: int) -> dict[str, Any]:
+    return {
+        "schema_version": 1, "name": "bench",
+        "workload": {"requests": requests, "arrivals": {"process": "poisson", "rate": "30/s"}},
+        "adapters": {"count": 1000, "size": "50 MB"}, "cache": {"gpu": {"size": "10 GB"}},
+        "fleet": {"engine": "fixed", "service": {"law": "fixed", "value": "10 ms"}},
+        "storage": {"load": {"law": "uniform", "low": "20 ms", "high": "50 ms"}},
+    }  # fmt: skip
+
+
+def rows(quick: bool) -> dict[str, dict[str, Any]]:
+    short, long = (20_000, 100_000) if quick else (100_000, 1_000_000)
+    return {
+        "one replica near capacity: 12/s": batch(12, short),
+        "the same, ten times as long": batch(12, long),
+        "half as busy: 6/s": batch(6, short),
+        "12/s, a third of requests miss": batch(12, short, size="1200 MB"),
+        "two replicas, least-loaded: 24/s": batch(24, short, replicas=2),
+        # Few adapters get nearly all requests, so that the number of adapters is all that differs.
+        "12/s, zipf 2: 100 adapters": batch(12, short, adapters=100, exponent=2),
+        "12/s, zipf 2: 1,000 adapters": batch(12, short, exponent=2),
+        "12/s, zipf 2: 100,000 adapters": batch(12, short, adapters=100_000, exponent=2),
+        "engine fixed, cache-thrash: 30/s": thrash(short),
+    }
+
+
+def bare(count: int = 100_000) -> float:
+    """Return CPU seconds of one bare timeout."""
+    env = simpy.Environment()
+
+    def wait() -> Any:
+        for _ in range(count):
+            yield env.timeout(1)
+
+    env.process(wait())
+    start = time.process_time()
+    env.run()
+    return (time.process_time() - start) / count
+
+
+def measure(data: dict[str, Any], repetitions: int) -> dict[str, float]:
+    """Simulate one row and return its figures."""
+    world = build_world(Scenario.model_validate(data))
+    requests = data["workload"]["requests"]
+    timeouts, costs = [bare()], []
+    for _ in range(repetitions):
+        start = time.process_time()
+        simulate(world, 0, 20)
+        costs.append((time.process_time() - start) / requests)
+        timeouts.append(bare())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"request_s": min(costs), "timeout_s": min(timeouts), "worth": min(costs) / min(timeouts), "peak_mb": peak}
+
+
+def main() -> None:
+    """Print the table."""
+    quick = "--quick" in sys.argv
+    if "--row" in sys.argv:
+        name = sys.argv[sys.argv.index("--row") + 1]
+        print(json.dumps(measure(rows(quick)[name], 2 if "long" in name else 5)))
+        return
+    print(f"{'one core':36} {'requests/s':>10} {'timeouts/s':>10} {'worth':>6} {'peak MB':>8} {'against first':>14}")
+    first = 0.0
+    for name in rows(quick):
+        command = [sys.executable, __file__, "--row", name, *(["--quick"] if quick else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
+        row = json.loads(done.stdout)
+        first = first or row["worth"]
+        print(f"{name:36} {1 / row['request_s']:10,.0f} {1 / row['timeout_s']:10,.0f} {row['worth']:6.1f} "
+              f"{row['peak_mb']:8,.0f} {row['worth'] / first:13.2f}x", flush=True)  # fmt: skip
+    print("\nworth: the time of one simulated request in bare SimPy timeouts; the first row is the one to quote.")
+
+
+if __name__ == "__main__":
+    main()
