@@ -49,7 +49,7 @@ def is_fixed(point: Point) -> bool:
 
 
 def offered(point: Point) -> float | None:
-    """Return the highest offered load among loader and compute; at 1 or more, queues grow for ever."""
+    """Return the highest offered load, to the loader or to the replicas; at 1 or more, queues grow for ever."""
     loads = [_of(point, "loader", "offered_load"), _of(point, "compute", "offered_load")]
     known = [load for load in loads if load is not None]
     return max(known) if known else None
@@ -106,7 +106,7 @@ def _blocked(point: Point) -> list[tuple[float, Limit]]:
 def _compute(point: Point) -> Limit | None:
     busy, load = _of(point, "compute", "utilization"), _of(point, "compute", "offered_load")
     if load is not None and load >= 1:
-        return Limit("compute", f"Requests need {percent(load)} of the compute there is, so the queue only grows.")
+        return Limit("compute", f"{load:.3g} times as many requests arrive as are served, so the queue only grows.")
     total, queue = sum(point.breakdown.values()), point.breakdown.get("queue_s", 0.0)
     if busy is None:
         return None
@@ -129,8 +129,7 @@ def limits(point: Point) -> list[Limit]:
     found = [loader] if loader is not None else []
     found += [limit for _, limit in _blocked(point)]
     if compute is not None:
-        overloaded = (_of(point, "compute", "offered_load") or 0) >= 1
-        found.insert(0 if overloaded else len(found), compute)
+        found.append(compute)  # where seats, KV memory or slots run out, they are what to buy
     return found or [Limit("none", _nothing(point))]
 
 

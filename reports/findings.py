@@ -139,7 +139,20 @@ def find_cliff(points: Sequence[Point], axis: Axis, name: str) -> Cliff | None:
         apart = (low.metrics[name].hi or 0.0) <= (high.metrics[name].lo or float("inf"))
         if axis.numeric and apart and factor >= _CLIFF and (best is None or factor > best.factor):
             best = Cliff(low, high, factor)
-    return best
+    return best or _climb(known, axis, name)
+
+
+def _climb(known: Sequence[Point], axis: Axis, name: str) -> Cliff | None:
+    """Return the shortest stretch at the end of a numeric axis on which a metric doubles: a cliff in small steps."""
+    if not axis.numeric or len(known) < 3:
+        return None
+    values = [p.metrics[name].value or 0.0 for p in known]
+    if values[0] > values[-1]:
+        known, values = known[::-1], values[::-1]
+    for start in range(len(values) - 2, -1, -1):
+        if values[start] and values[-1] >= 2 * values[start]:
+            return Cliff(known[start], known[-1], values[-1] / values[start])
+    return None
 
 
 def cliff_sentence(cliff: Cliff, axis: Axis, name: str) -> str:
@@ -148,7 +161,7 @@ def cliff_sentence(cliff: Cliff, axis: Axis, name: str) -> str:
     times = f"{cliff.factor:.2g}" if cliff.factor < 100 else f"{cliff.factor:,.0f}"
     hedge = "" if high.metrics[name].settled else ", unsettled"
     return (
-        f"The steepest step lies between {axis.phrase(low.set.get(axis.key))} and {axis.point_label(high)}: "
+        f"The cliff lies between {axis.phrase(low.set.get(axis.key))} and {axis.point_label(high)}: "
         f"{metric_words(name)} grows {times} times, from {with_interval(name, low.metrics[name])} to "
         f"{with_interval(name, high.metrics[name])}{hedge}."
     )

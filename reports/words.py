@@ -129,7 +129,7 @@ def interval(name: str, metric: Metric) -> str:
 def with_interval(name: str, metric: Metric) -> str:
     """Return a value, its unit and its interval: ``"300 ms (295 to 305)"``."""
     if metric.value is None:
-        return f"not enough data ({metric.note})" if metric.note else "not enough data"
+        return metric.note or "not enough data"
     bounds = interval(name, metric)
     text = show(name, metric.value, metric.unit)
     return f"{text} ({bounds})" if bounds else text

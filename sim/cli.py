@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ def sweep(
     from sim.spec.scenario_file import load_scenario
     from sim.studies.sweep import grid
 
-    axes = dict(_parse_over(text) for text in over or [])
+    axes = _axes(over or [])
     loaded = load_scenario(scenario, set_ or [], seed)
     sets = grid(loaded, axes)
     _simulate(loaded, sets, out, check=check, overwrite=overwrite, jobs=jobs, json=json, quiet=quiet)
@@ -325,6 +326,20 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _axes(texts: list[str]) -> dict[str, list[Any]]:
+    axes: dict[str, list[Any]] = {}
+    for text in texts:
+        key, values = _parse_over(text)
+        if key in axes:
+            raise InputError("given twice", key=f"--over {key}", hint="write all its values in one: key=v1,v2,v3")
+        if any(value in values[:place] for place, value in enumerate(values)):
+            raise InputError("a value stands twice", key=f"--over {key}", got=text.partition("=")[2])
+        if key.partition(".")[0] in ("name", "description", "schema_version", "sweep", "run"):
+            raise InputError("can't be swept", key=f"--over {key}", allowed="what is simulated, not how it is called")
+        axes[key] = values
+    return axes
+
+
 def _parse_over(text: str) -> tuple[str, list[Any]]:
     """Return the key and values of ``--over key=v1,v2``; values are YAML, so lists and mappings work too."""
     from ruamel.yaml import YAML
@@ -349,13 +364,19 @@ def _to_json(data: Any) -> str:
 
     from sim.results.files import json_ready
 
-    return json.dumps(json_ready(data), indent=2, allow_nan=False)
+    return json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _stop)
     debug = "--debug" in sys.argv or bool(os.environ.get("LORAPLAN_DEBUG"))
     sys.exit(_guarded(debug))
+
+
+def _stop(number: int, frame: object) -> None:
+    """End as after Ctrl-C: what is finished is kept, and no worker is left behind."""
+    raise KeyboardInterrupt
 
 
 def _guarded(debug: bool) -> int:
@@ -376,7 +397,7 @@ def _guarded(debug: bool) -> int:
 
 
 def _interrupted() -> int:
-    typer.echo("interrupted: what was finished is kept; run the same command to go on", err=True)
+    typer.echo("interrupted: finished points are kept; the same command goes on from there", err=True)
     return INTERRUPTED
 
 

@@ -3,11 +3,11 @@
 The tree::
 
     LoraplanError              exit 3   a failure inside
-    ├── InputError             exit 2   what the user gave can't be used
-    │   ├── ScenarioError               a scenario file, a profile or --set
-    │   ├── TraceError                  a trace or a weights file
-    │   └── OutputError                 a run directory that can't be read or written
-    └── SimulationError        exit 3   a law of the simulated world was broken: our bug
+    └── InputError             exit 2   what the user gave can't be used
+        ├── ScenarioError               a scenario file, a profile or --set
+        ├── TraceError                  a trace or a weights file
+        ├── OutputError                 a run directory that can't be read or written
+        └── SeveralErrors               several of these, from one file
 
 An ``InputError`` prints as ``file:line: key.path: what is wrong (got X, allowed Y); hint``.
 """
@@ -87,10 +87,6 @@ class TraceError(InputError):
 
 class OutputError(InputError):
     """A run directory can't be read or written."""
-
-
-class SimulationError(LoraplanError):
-    """The simulated world broke one of its own laws."""
 
 
 class SeveralErrors(InputError):

@@ -230,6 +230,8 @@ def scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool | None =
     else:
         fleet = draw(_fleets(grid, lengths)) | draw(_admissions())
         storage["mode"] = fleet.pop("mode")
+        if storage["mode"] == "blocking":
+            storage["loaders"] = 1
     for key in ("load", "host_load"):
         if draw(st.booleans()):
             storage[key] = draw(_times(grid))

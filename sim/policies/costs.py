@@ -1,4 +1,4 @@
-"""What steps and loads cost in seconds (model.md 3 and 4)."""
+"""What steps and loads cost in seconds (docs/model.md)."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class StepCosts:
         self._adapter_rank = lora.per_adapter_rank_s
         self._token_rank = lora.per_token_rank_s
         self.per_kv_token_s = cost.per_kv_token_s
+        self.least_s = self._table[1]
         self._plain = not (self._sequence or self._attended or self._token_rank)
 
     def step(self, batch: Batch) -> float:

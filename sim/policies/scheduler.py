@@ -1,7 +1,7 @@
 """The step scheduler of one replica: who runs in the next step, and for how many equal steps.
 
 Pure: it knows nothing of SimPy. The world calls ``compose`` at a step boundary, lets the time of the step (or of a
-leap of equal steps) pass, and calls ``complete``. The rules are those of vLLM's V1 scheduler (model.md 2) over
+leap of equal steps) pass, and calls ``complete``. The rules are those of vLLM's V1 scheduler (docs/model.md) over
 adapters that never leave while in use.
 """
 
@@ -15,8 +15,9 @@ from sim.policies.costs import Batch
 from sim.policies.memory import KvBlocks
 from sim.traffic.request import Request
 
-UNBLOCKED, BY_SEATS, BY_KV = 0, 1, 2
-"""Why a request whose adapter is there was not admitted at the last boundary."""
+UNBLOCKED, BY_SEATS, BY_KV, BY_SLOTS = 0, 1, 2, 3
+"""Why a request was not admitted at the last boundary: no seat, no KV blocks, or (where loads are asked for at
+admission) no room for its adapter beside those in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,8 @@ class Scheduler:
             self.blocked, self._blocked_key = BY_KV, step.preempted[-1].key
         elif waiting.line or waiting.aside:
             self._admit(budget, spare, step, now)
+            if waiting.aside and self.blocked == UNBLOCKED:
+                self.blocked = BY_SLOTS
         self._prefills = step.prefills
         if not self.running:
             step.steps = 0
@@ -150,7 +153,7 @@ class Scheduler:
 
         It may join, or be the first to find no seat. Where one lacked KV blocks, only those before it may join.
         """
-        if self.blocked == UNBLOCKED:
+        if self.blocked in (UNBLOCKED, BY_SLOTS):
             return True
         return self.blocked == BY_KV and key < self._blocked_key and len(self.running) < self.limits.num_seqs
 

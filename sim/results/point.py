@@ -27,7 +27,7 @@ class Metric:
     """An estimate and its 95 % interval.
 
     ``value`` is None where there is nothing to measure or not enough of it; ``note`` says why. ``settled``
-    is False where the interval can't be trusted or is wide (model.md 8).
+    is False where the interval can't be trusted or is wide (docs/statistics.md).
     """
 
     value: float | None

@@ -117,7 +117,7 @@ class Recorder:
         self._gap_counts = np.zeros((sections, GAP_BINS), dtype=np.int64)
         self._gap_sum = np.zeros(sections)
         self._busy = np.zeros(sections)
-        self._blocked = np.zeros((3, sections))
+        self._blocked = np.zeros((4, sections))
         self._running_area = 0.0
         self._short: list[tuple[float, float]] = []
 

@@ -1,4 +1,4 @@
-"""Estimates with intervals that hold (model.md 8).
+"""Estimates with intervals that hold (docs/statistics.md).
 
 Requests of one run depend on each other: a p99 treated as if they didn't has an interval far too narrow. Here a
 run is cut into sections (consecutive parts), the statistic is taken in each, and Student's t over the sections

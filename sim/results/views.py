@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from sim.results.metrics import Facts, Measured, measure
 from sim.results.point import Metric, Point
-from sim.results.records import Recording
-from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, HIT, MISS
+from sim.results.records import REFUSED, Recording
+from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -45,7 +45,17 @@ def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], w
         warnings=list(warnings),
     )
     _warn(point)
+    _unsettle_overloaded(point)
     return point
+
+
+def _unsettle_overloaded(point: Point) -> None:
+    """Mark the latencies of an overloaded point: a longer run would give other numbers, whatever the interval says."""
+    loads = [point.capacity[part]["offered_load"] for part in ("loader", "compute")]
+    if any(load is not None and load >= 1 for load in loads):
+        for metric in point.metrics.values():
+            if metric.unit == "s" and metric.value is not None:
+                metric.settled, metric.note = False, "more arrives than is served: depends on how long the run is"
 
 
 def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table:
@@ -95,7 +105,7 @@ def _timeline(recording: Recording) -> dict[str, list[float]]:
     def mean(counts: Floats) -> list[float]:
         return [float(x) for x in counts.reshape(_SPANS, 8).mean(axis=1)]
 
-    taken_in = np.asarray(r["status"]) != 2  # the refused never wait
+    taken_in = np.asarray(r["status"]) != REFUSED  # they never wait
     arrived, admitted = passed(r["arrival_s"][taken_in]), passed(r["admitted_s"])
     arrivals, _ = np.histogram(np.asarray(r["arrival_s"], dtype=np.float64), bins=_SPANS, range=(0, end))
     loading = passed(recording.loads["started_s"]) - passed(recording.loads["ended_s"])
@@ -177,11 +187,11 @@ def _capacity(m: Measured, metrics: dict[str, Metric]) -> dict[str, dict[str, fl
             "loaders": facts.loaders * facts.replicas,
         },
         "slots": {
-            "blocked_share": min(1.0, sum(r.room_short_s for r in m.recordings) / time),
+            "blocked_share": min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / time),
             "in_use_peak": max(r.in_use_peak for r in m.recordings),
             "slots": facts.slots,
         },
-        "compute": {"utilization": metrics["gpu_utilization"].value, "offered_load": _offered_to_batch(m)},
+        "compute": {"utilization": metrics["gpu_utilization"].value, "offered_load": _overload(m)},
     }
     if not facts.fixed:
         parts["seats"] = {"blocked_share": float(blocked[1]) / time, "limit": facts.max_num_seqs}
@@ -209,25 +219,23 @@ def _offered_to_loaders(m: Measured) -> float | None:
     return float(asked.sum() * each.mean() / places) if places > 0 else None
 
 
-def _offered_to_batch(m: Measured) -> float | None:
-    """Return arrivals over completions where requests whose adapter is there pile up without end; else None."""
+def _overload(m: Measured) -> float | None:
+    """Return arrivals over completions where the queue grew over the whole measured time; None where it didn't."""
     grown = served = came = 0.0
     for r in m.recordings:
-        arrival = np.asarray(r.requests["arrival_s"], dtype=np.float64)
-        ready = arrival + np.asarray(r.requests["load_wait_s"], dtype=np.float64)
-        admitted = np.asarray(r.requests["admitted_s"], dtype=np.float64)
-        ready[(admitted < 0) & (r.requests["outcome"] != HIT)] = np.inf  # still waits for its adapter
-        finished = np.asarray(r.requests["finished_s"], dtype=np.float64)
-        start, end = float(r.bounds[0]), float(r.bounds[-1])
-
-        def queue(at: float, ready: Floats = ready, admitted: Floats = admitted) -> float:
-            return float((ready <= at).sum() - ((admitted >= 0) & (admitted <= at)).sum())
-
-        grown += queue(end) - queue(start)
-        served += float(((finished > start) & (finished <= end)).sum())
-        came += float((r.section_of >= 0).sum())
-    if grown > max(50, _BACKLOG * came):
-        return came / max(served, 1.0)
+        taken_in = np.asarray(r.requests["status"] != REFUSED)
+        arrived, admitted, finished = (
+            np.asarray(r.requests[name][taken_in], dtype=np.float64)
+            for name in ("arrival_s", "admitted_s", "finished_s")
+        )
+        marks = np.linspace(r.bounds[0], r.bounds[-1], 5)
+        queue = [float((arrived <= t).sum() - ((admitted >= 0) & (admitted <= t)).sum()) for t in marks]
+        if queue[4] > queue[2] > queue[0]:
+            grown += queue[4] - queue[0]
+        served += float(((finished > marks[0]) & (finished <= marks[4])).sum())
+        came += float(((arrived > marks[0]) & (arrived <= marks[4])).sum())
+    if grown > max(50 * m.replications, _BACKLOG * came):
+        return max(1.0, came / max(served, 1.0))
     return None
 
 
@@ -269,4 +277,6 @@ def _warn(point: Point) -> None:
         )
     refused = point.metrics["refused"].value
     if refused:
-        point.warnings.append(f"{refused:,.0f} requests were refused: longer than the KV cache of one replica")
+        point.warnings.append(
+            f"{refused:,.0f} requests were refused: prompt and output don't fit into the KV cache of one replica"
+        )

@@ -7,7 +7,7 @@ decides its time: the same request has the same luck in every design that is com
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,9 +181,3 @@ TokenLaw = Annotated[
     FixedTokens | UniformTokens | GeometricTokens | LognormalTokens | EmpiricalTokens,
     Field(discriminator="law"),
 ]
-
-
-def dump_law(law: Any) -> dict[str, Any]:
-    """Return a law as it would be written in a file."""
-    dumped: dict[str, Any] = law.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return dumped

@@ -36,7 +36,7 @@ class LoraCost(Strict):
 
 
 class StepCost(Strict):
-    """Seconds of one step (model.md 4)."""
+    """Seconds of one step (docs/model.md)."""
 
     fixed_s: NonNegativeFloat = 0.0
     """Every step."""

@@ -108,7 +108,7 @@ class Trace(Strict):
 class Workload(Strict):
     """What arrives: generated from laws, or replayed from a trace."""
 
-    requests: PositiveInt | None = None
+    requests: PositiveInt | None = Field(default=None, le=1_000_000_000)
     """Simulate this many requests, to the end of the last one. With a trace: at most so many of its rows."""
     duration: Seconds | None = Field(default=None, gt=0)
     """Simulate this long instead; what has not ended by then counts as unfinished."""
@@ -157,7 +157,7 @@ class Adapters(Strict):
 
     base_model: str | None = None
     """The model they belong to; unset: the profile's."""
-    count: PositiveInt | None = None
+    count: PositiveInt | None = Field(default=None, le=10_000_000)
     """How many adapters; needed unless a trace or a weights file names them (a trace that names none: 100)."""
     rank: PositiveInt = 16
     """LoRA rank of every adapter (without a mix)."""
@@ -198,7 +198,7 @@ class Fleet(Strict):
     """Most sequences in one batch."""
     max_num_batched_tokens: PositiveInt = 2048
     """Token budget of one step; longer prefills are split into chunks."""
-    block_size: PositiveInt = 16
+    block_size: PositiveInt = Field(default=16, le=65536)
     """Tokens in one KV block."""
     kv_tokens: PositiveInt | None = None
     """KV cache of one replica in tokens; unset: what the profile's memory leaves after weights and slots."""

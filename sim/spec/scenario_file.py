@@ -149,7 +149,7 @@ def _parse_override(text: str) -> tuple[str, Node]:
     if isinstance(node.value, (dict, list)) and not value.lstrip().startswith(("{", "[")):
         # "a: b" without braces is a sentence with a colon here, not a mapping.
         return key, Node(value.strip(), _SET)
-    if isinstance(node.value, dict) and all(":" in str(name) for name in node.value):
+    if isinstance(node.value, dict) and node.value and all(":" in str(name) for name in node.value):
         raise ScenarioError(
             "not a mapping", key=key, got=value, allowed="{name: value}", hint="write a space after each colon",
             file="--set",

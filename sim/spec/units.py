@@ -57,6 +57,8 @@ def parse_seconds(value: object) -> float:
     seconds = _parse(value, SECONDS, "time", "20 ms")
     if seconds < 0:
         raise _refuse("a time can't be negative", value, "0 or more")
+    if seconds > 1e10:
+        raise _refuse("a time of more than 300 years", value, "up to 1e10 s")
     return seconds
 
 
@@ -78,8 +80,10 @@ def parse_rate(value: object) -> float:
     if match[2] not in SECONDS:
         raise _refuse(f"unknown unit {match[2]!r}", value, allowed)
     rate = float(match[1]) / SECONDS[match[2]]
-    if not rate > 0 or not math.isfinite(rate):
+    if not rate > 0:
         raise _refuse("a rate must be above zero", value, allowed)
+    if not 1e-9 <= rate <= 1e9:
+        raise _refuse("not a rate that can be simulated", value, "from 1e-9/s to 1e9/s")
     return rate
 
 

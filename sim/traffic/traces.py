@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -77,15 +78,20 @@ def _read_csv(file: str, limit: int | None) -> pd.DataFrame:
 
     try:
         # Everything as text: a bad cell is then found by its row, not by a parser's guess at a type.
-        frame = pd.read_csv(
-            file, dtype=str, keep_default_na=False, nrows=limit, encoding="utf-8-sig", skipinitialspace=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # cells beyond the header's
+            frame = pd.read_csv(
+                file, dtype=str, keep_default_na=False, nrows=limit, encoding="utf-8-sig", skipinitialspace=True,
+                index_col=False,
+            )  # fmt: skip
     except FileNotFoundError:
         raise TraceError("no such trace", file=file, hint="paths in a scenario are relative to its file") from None
     except UnicodeDecodeError as error:
         raise TraceError("not UTF-8 text", file=file, got=f"byte {error.object[error.start]:#x}") from error
     except pd.errors.EmptyDataError:
         raise TraceError("the trace is empty", file=file) from None
+    except pd.errors.ParserWarning:
+        raise TraceError("rows have more cells than the header", file=file, line=2) from None
     except pd.errors.ParserError as error:
         raise TraceError("not a CSV table", file=file, got=str(error).strip()) from error
     except OSError as error:

@@ -202,12 +202,16 @@ def _slots(scenario: Scenario, population: Population) -> int:
 def _kv_tokens(scenario: Scenario, profile: Profile | None, population: Population) -> int:
     fleet, gpu = scenario.fleet, scenario.cache.gpu
     assert profile is not None, "only engine fixed goes without a profile"
-    if StepCosts(profile.step, 1, 1)._table[1] <= 0:
+    if StepCosts(profile.step, 1, 1).least_s <= 0:
         raise ScenarioError("a step of this profile takes no time", key="fleet.profile", got=fleet.profile)
     adapter_bytes = gpu.slots * population.slot_bytes if gpu.slots is not None else gpu.size or 0
     tokens = kv_tokens_left(profile.memory, adapter_bytes, fleet.gpu_memory_utilization)
     if fleet.kv_tokens is not None:
         tokens = fleet.kv_tokens
+        if tokens < fleet.block_size:
+            raise ScenarioError(
+                "not one KV block fits", key="fleet.kv_tokens", got=tokens, allowed=f"at least {fleet.block_size}"
+            )
     elif tokens < fleet.max_num_batched_tokens:
         raise ScenarioError(
             "the adapter cache leaves too little GPU memory for a KV cache",

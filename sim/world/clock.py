@@ -10,7 +10,7 @@ from typing import Any
 import simpy
 
 CONTROL, LOAD_DONE, BOUNDARY, ARRIVAL = 0, 1, 2, 3
-"""What happens first at one instant: control events, ends of loads, step boundaries, arrivals (model.md 1)."""
+"""What happens first at one instant: control events, ends of loads, step boundaries, arrivals (docs/model.md)."""
 
 
 class Call(simpy.Event):

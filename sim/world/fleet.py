@@ -9,8 +9,10 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.errors import ScenarioError
 from sim.policies.router import Router
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
+from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
@@ -86,9 +88,13 @@ class Fleet:
             assert plan.end_s is not None, "a run has a count or a duration"
             for mark in np.linspace(plan.warmup * plan.end_s, plan.end_s, self.recorder.sections + 1):
                 self.recorder.mark(float(mark))
-        if self._load_chunk():
-            assert self._next is not None, "a chunk has a request"
-            clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
+        if not self._load_chunk():
+            raise ScenarioError(
+                "no request arrives in this time", key="workload.duration", got=format_seconds(plan.end_s or 0.0),
+                hint="simulate longer, or raise the rate",
+            )  # fmt: skip
+        assert self._next is not None, "a chunk has a request"
+        clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
         if plan.end_s is None:
             clock.run()
         else:

@@ -201,3 +201,47 @@ def test_a_failure_inside_is_one_line_and_debug_shows_it(
     ended = loraplan("run", "quickstart")
     assert ended.code == 3
     assert ended.err == "error: a failure inside loraplan: ZeroDivisionError: oh; --debug shows where\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (("fleet.kv_tokens=10",), "fleet.kv_tokens: not one KV block fits"),
+        (("workload.duration=1 ms",), "workload.duration: no request arrives in this time"),
+        (("workload.arrivals.rate=1e-300/s",), "workload.arrivals.rate: not a rate that can be simulated"),
+        (("adapters.count=100000000",), "adapters.count"),
+        (("adapters.rank=200",), "adapters.rank: more than twice what the profile"),
+        (("storage.mode=blocking", "storage.loaders=2"), "storage.loaders: blocking loads come one after the other"),
+        (("fleet.engine=fixed", "fleet.service={law: fixed, value: 1 ms}", "fleet.load_at=admission"),
+         "fleet.load_at: engine fixed has no load_at"),
+        (("workload={duration: 1 min, arrivals: {process: poisson, rate: 1/s}}", "run.half_width=5%"),
+         "run.half_width: only a run of generated requests can be made longer"),
+    ],
+)  # fmt: skip
+def test_values_that_can_not_go_together_are_refused(
+    loraplan: CommandLine, settings: tuple[str, ...], says: str
+) -> None:
+    ended = loraplan("run", "quickstart", *(part for setting in settings for part in ("--set", setting)))
+    assert ended.code == 2
+    assert says in ended.err
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        (("cache.gpu.slots=16", "cache.gpu.slots=32"), "given twice"),
+        (("cache.gpu.slots=16,16",), "a value stands twice"),
+        (("name=a,b",), "can't be swept"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(loraplan: CommandLine, over: tuple[str, ...], says: str) -> None:
+    ended = loraplan("sweep", "quickstart", *(part for text in over for part in ("--over", text)))
+    assert ended.code == 2
+    assert says in ended.err
+
+
+def test_a_row_with_more_cells_than_the_header_is_refused(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(HEADER + "1,a,5,5,9\n2,a,5,5,9\n")
+    ended = loraplan("run", "tenants-trace", "--set", "workload.trace.file=t.csv")
+    assert ended.code == 2
+    assert "rows have more cells than the header" in ended.err

@@ -71,7 +71,7 @@ def test_an_interval_is_students_t_over_sections() -> None:
 
 
 def test_a_ratio_weighs_sections_by_their_size() -> None:
-    metric = ratio(np.array([1.0, 9.0]), np.array([10.0, 10.0]), 2, "1")
+    metric = ratio(np.array([1.0, 9.0]), np.array([10.0, 10.0]), 2, "1", highest=1)
     assert metric.value == 0.5
     assert metric.lo == 0.0
     assert metric.hi == 1.0
