@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reports.binding import is_overloaded
-from reports.words import metric_words, show, with_interval
+from reports.words import metric_words, missing, show, with_interval
 from sim.results.point import Metric, Point
 
 MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
@@ -55,7 +55,7 @@ def term_sentence(name: str, metric: Metric | None, target: float, *, overloaded
     """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s asked for``."""
     words = metric_words(name)
     if metric is None or metric.value is None:
-        return f"{words}: {metric.note if metric is not None and metric.note else 'not enough data'}"
+        return f"{words}: {missing(metric)}"
     side = {
         MET: "within the", NOT_MET: "above the", UNCLEAR: "too uncertain to compare with the",
     }[term_verdict(metric, target, overloaded=overloaded)]  # fmt: skip
@@ -71,7 +71,7 @@ def confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = 
         return "low", "more arrives than can be served, so the numbers depend on how long the run is"
     for name, metric in metrics.items():
         if metric.value is None and (name in slo_terms or metric.note.startswith("not enough data")):
-            return "low", f"{metric_words(name)}: {metric.note or 'not enough data'}"
+            return "low", f"{metric_words(name)}: {missing(metric)}"
     for name, metric in metrics.items():
         if metric.value is not None and not metric.settled:
             return "low", f"{metric_words(name)} is unsettled{f': {metric.note}' if metric.note else ''}"

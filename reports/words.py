@@ -126,10 +126,18 @@ def interval(name: str, metric: Metric) -> str:
     return f"{_scaled(low, like)} to {_scaled(high, like)}"
 
 
+def missing(metric: Metric | None) -> str:
+    """Return why a metric has no value: ``not enough data``, with its note."""
+    note = metric.note if metric is not None else ""
+    if note.startswith("not enough data"):
+        return note
+    return f"not enough data ({note})" if note else "not enough data"
+
+
 def with_interval(name: str, metric: Metric) -> str:
     """Return a value, its unit and its interval: ``"300 ms (295 to 305)"``."""
     if metric.value is None:
-        return metric.note or "not enough data"
+        return missing(metric)
     bounds = interval(name, metric)
     text = show(name, metric.value, metric.unit)
     return f"{text} ({bounds})" if bounds else text

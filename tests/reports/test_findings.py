@@ -120,7 +120,7 @@ def test_unsettled_and_missing_values_are_called_so() -> None:
     made.metrics["e2e_p99_s"] = Metric(None, unit="s", note="only 40 requests were measured")
     said = answer(made, {"e2e_p99_s": 1.0})
     assert said.verdict == "unclear"
-    assert "not enough data: only 40 requests were measured" in said.headline
+    assert "not enough data (only 40 requests were measured)" in said.headline
 
 
 def test_assumed_costs_cap_confidence() -> None:

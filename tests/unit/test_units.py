@@ -9,8 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from sim.spec import units
 
-times = st.floats(min_value=0, max_value=1e12, allow_subnormal=False)
-rates = st.floats(min_value=1e-9, max_value=1e12)
+times = st.floats(0, 1e10)
+rates = st.floats(1e-9, 1e9)
 shares = st.floats(min_value=0, max_value=1, allow_subnormal=False)
 # Up to 2^53 bytes: beyond 9 PB a float can't hold every number, and no adapter is that large.
 sizes = st.one_of(
@@ -98,7 +98,7 @@ def test_reads_shares(text: object, share: float) -> None:
         (units.parse_rate, "12/week", "unknown unit 'week'"),
         (units.parse_rate, "0/s", "above zero"),
         (units.parse_rate, "-2/s", "above zero"),
-        (units.parse_rate, "1e400/s", "above zero"),
+        (units.parse_rate, "1e400/s", "can be simulated"),
         (units.parse_share, "101%", "between 0 and 1"),
         (units.parse_share, 5, "between 0 and 1"),
         (units.parse_share, "5 s", "not a share"),
