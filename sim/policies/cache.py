@@ -77,7 +77,15 @@ class GpuCache:
         if needed > 0:
             if needed > self.idle_weight:
                 return False
-            self._make_room(needed)
+            while needed > 0:
+                victim = self._eviction.victim()
+                assert victim is not None, "idle adapters of enough weight were counted"
+                leaving = self.weights[victim]
+                self.state[victim] = ABSENT
+                self.used -= leaving
+                self.idle_weight -= leaving
+                self.evictions += 1
+                needed -= leaving
         self.state[adapter] = LOADING
         self.used += weight
         return True
@@ -88,17 +96,6 @@ class GpuCache:
         if self.users[adapter] == 0:
             self.idle_weight += self.weights[adapter]
             self._eviction.idle(adapter)
-
-    def _make_room(self, needed: int) -> None:
-        while needed > 0:
-            victim = self._eviction.victim()
-            assert victim is not None, "idle adapters of enough weight were counted"
-            weight = self.weights[victim]
-            self.state[victim] = ABSENT
-            self.used -= weight
-            self.idle_weight -= weight
-            self.evictions += 1
-            needed -= weight
 
     def check_integrity(self) -> None:
         """Assert that the running sums agree with a count from scratch, and that the cache is not overfull."""

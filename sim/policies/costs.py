@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,29 +13,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-@dataclass(slots=True)
-class Batch:
-    """What a step's cost depends on.
-
-    :ivar decoding: sequences that decode; each takes one token.
-    :ivar prefill_tokens: prompt tokens of the step.
-    :ivar prefilling: sequences that prefill.
-    :ivar kv_tokens: KV tokens that the decoding sequences attend to, their new ones included.
-    :ivar attended: pairs of a prompt token and a token it attends to.
-    :ivar distinct: distinct adapters; ``rank_sum``: sum of their ranks.
-    :ivar rank_tokens: sum over tokens of the rank of their adapter.
-    """
-
-    decoding: int = 0
-    prefill_tokens: int = 0
-    prefilling: int = 0
-    kv_tokens: int = 0
-    attended: float = 0.0
-    distinct: int = 0
-    rank_sum: int = 0
-    rank_tokens: int = 0
-
-
 class StepCosts:
     """The step cost of a profile, made ready for many calls.
 
@@ -45,6 +20,7 @@ class StepCosts:
 
     :param slots: adapter slots of the replica.
     :param max_tokens: token budget of a step.
+    :ivar detailed: whether a step's cost depends on more than its tokens, KV tokens and adapters.
     """
 
     def __init__(self, cost: StepCost, slots: int, max_tokens: int) -> None:
@@ -63,25 +39,42 @@ class StepCosts:
         self._token_rank = lora.per_token_rank_s
         self.per_kv_token_s = cost.per_kv_token_s
         self.least_s = self._table[1]
-        self._plain = not (self._sequence or self._attended or self._token_rank)
+        self.detailed = bool(self._sequence or self._attended or self._token_rank)
 
-    def step(self, batch: Batch) -> float:
-        """Return the seconds of one step."""
-        if self._plain:  # most profiles; leaving out the terms that are zero changes no bit of the sum
+    def step(
+        self,
+        tokens: int,
+        kv_tokens: int,
+        distinct: int,
+        rank_sum: int,
+        sequences: int = 0,
+        attended: float = 0.0,
+        rank_tokens: int = 0,
+    ) -> float:
+        """Return the seconds of one step.
+
+        :param tokens: tokens of the step: one of each decoding sequence, and those of prompts.
+        :param kv_tokens: KV tokens that the decoding sequences attend to, their new ones included.
+        :param distinct: distinct adapters; ``rank_sum``: sum of their ranks.
+        :param sequences: sequences in the step. This and what follows matters only to ``detailed`` costs.
+        :param attended: pairs of a prompt token and a token it attends to.
+        :param rank_tokens: sum over tokens of the rank of their adapter.
+        """
+        if not self.detailed:  # leaving out the terms that are zero changes no bit of the sum
             return (
-                self._table[batch.decoding + batch.prefill_tokens]
-                + self.per_kv_token_s * batch.kv_tokens
-                + self._adapter * batch.distinct
-                + self._adapter_rank * batch.rank_sum
+                self._table[tokens]
+                + self.per_kv_token_s * kv_tokens
+                + self._adapter * distinct
+                + self._adapter_rank * rank_sum
             )
         return (
-            self._table[batch.decoding + batch.prefill_tokens]
-            + self._sequence * (batch.decoding + batch.prefilling)
-            + self.per_kv_token_s * batch.kv_tokens
-            + self._attended * batch.attended
-            + self._adapter * batch.distinct
-            + self._adapter_rank * batch.rank_sum
-            + self._token_rank * batch.rank_tokens
+            self._table[tokens]
+            + self._sequence * sequences
+            + self.per_kv_token_s * kv_tokens
+            + self._attended * attended
+            + self._adapter * distinct
+            + self._adapter_rank * rank_sum
+            + self._token_rank * rank_tokens
         )
 
 

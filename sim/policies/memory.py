@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sim.spec.profile import Memory
 
 
@@ -21,12 +23,13 @@ class KvBlocks:
     Decoding sequences all grow by one token a step, so nobody walks over them: with n sequences of T tokens in all,
     ``sum ceil(t / size) = (T + n (size - 1) - R) / size``, where R sums the remainders of ``t - 1`` against size. R
     follows from a count of sequences by phase, and lies between 0 and n (size - 1): most questions are answered by
-    that bound alone. The scheduler, which starts and ends a decode for every request, keeps these sums itself.
+    that bound alone, and many runs never need the count. The scheduler, which starts and ends a decode for every
+    request, keeps these sums itself.
 
     :param total: blocks there are.
     :ivar tokens: tokens of all decoding sequences; ``decoding``: how many there are.
     :ivar phases: how many decoding sequences there are by ``(tokens - 1 - step) % size``, which stays as it is while
-        they decode: ``step`` counts decode steps.
+        they decode: ``step`` counts decode steps. Empty until ``count_phases``; kept up from then on.
     :ivar prefill: blocks held by sequences that don't decode yet.
     :ivar peak_tokens: the most tokens that decoding sequences ever held.
     """
@@ -38,7 +41,7 @@ class KvBlocks:
         self.decoding = 0
         self.prefill = 0
         self.peak_tokens = 0
-        self.phases = [0] * size
+        self.phases: list[int] = []
 
     def blocks(self, tokens: int) -> int:
         """Return the blocks that ``tokens`` tokens take."""
@@ -49,8 +52,15 @@ class KvBlocks:
         size = self.size
         return self.total - self.prefill - (self.tokens + self.decoding * (steps + size - 1)) // size
 
+    def count_phases(self, step: int, tokens: Iterable[int]) -> None:
+        """Begin to count phases; ``tokens`` of every decoding sequence at counter value ``step``."""
+        self.phases = [0] * self.size
+        for held in tokens:
+            self.phases[(held - 1 - step) % self.size] += 1
+
     def spare(self, step: int, steps: int) -> int:
         """Return the blocks free after ``steps`` decode steps from counter value ``step``; negative: lacking."""
+        assert self.phases, "phases are counted"
         size, at = self.size, step + steps
         remainders = sum(count * ((phase + at) % size) for phase, count in enumerate(self.phases))
         held = (self.tokens + self.decoding * (steps + size - 1) - remainders) // size

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from sim.policies.admission import ReadyQueue
-from sim.policies.costs import Batch
+from sim.policies.costs import StepCosts
 from sim.policies.memory import KvBlocks
 from sim.traffic.request import Request
 
 UNBLOCKED, BY_SEATS, BY_KV, BY_SLOTS = 0, 1, 2, 3
 """Why a request was not admitted at the last boundary: no seat, no KV blocks, or (where loads are asked for at
 admission) no room for its adapter beside those in use."""
+
+INDEX_BITS = 40
+INDEX_MASK = (1 << INDEX_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +40,14 @@ class Step:
     """The next step; one object, filled anew at every boundary.
 
     :ivar steps: how many equal steps may follow each other; 1 when somebody prefills. 0: nobody runs.
-    :ivar prefills: sequences that prefill in this step.
-    :ivar admitted: those of them that were waiting until now.
-    :ivar preempted: sequences that lost their KV blocks and wait again.
+    :ivar first_s: seconds of the first of them; ``growth_s``: by how much each is longer than the one before.
+    :ivar prefills: sequences that prefill in this step, those that were waiting until now among them.
     """
 
     steps: int = 0
-    batch: Batch = field(default_factory=Batch)
+    first_s: float = 0.0
+    growth_s: float = 0.0
     prefills: list[Request] = field(default_factory=list)
-    admitted: list[Request] = field(default_factory=list)
-    preempted: list[Request] = field(default_factory=list)
 
 
 class Scheduler:
@@ -59,7 +60,7 @@ class Scheduler:
         takes them out.
     """
 
-    def __init__(self, limits: Limits, kv: KvBlocks, waiting: ReadyQueue, ranks: list[int]) -> None:
+    def __init__(self, limits: Limits, kv: KvBlocks, waiting: ReadyQueue, ranks: list[int], costs: StepCosts) -> None:
         self.limits = limits
         self.kv = kv
         self.waiting = waiting
@@ -68,13 +69,14 @@ class Scheduler:
         self.blocked = UNBLOCKED
         self.recompute_gaps: list[float] = []
         self._blocked_key = 0
+        self._costs = costs
         self._ranks = ranks
-        self._rank_tokens = 0
+        self._rank_tokens = 0  # of decoding sequences; counted only where it costs
         self._rank_sum = 0
         self._adapters: dict[int, int] = {}
-        self._ends: list[tuple[int, int, Request]] = []
+        self._ends: list[int] = []  # a heap of last step and index in one number: compared faster than tuples
         self._partial: Request | None = None
-        self._prefills: list[Request] = []
+        self._chunk = 0  # tokens of the partial prefill in this step
         self._next = Step()
 
     def complete(self, steps: int, now: float) -> list[Request]:
@@ -82,70 +84,82 @@ class Scheduler:
 
         First tokens are stamped here. The finished have left the batch and their blocks are free.
         """
-        kv, ends = self.kv, self._ends
-        kv.tokens = tokens = kv.tokens + steps * kv.decoding
-        if tokens > kv.peak_tokens:
-            kv.peak_tokens = tokens
+        kv, ends, running = self.kv, self._ends, self.running
+        kv.tokens = held = kv.tokens + steps * kv.decoding
+        if held > kv.peak_tokens:
+            kv.peak_tokens = held
         self.step = step = self.step + steps
         finished: list[Request] = []
-        while ends and ends[0][0] <= step:
-            request = heappop(ends)[2]
-            if request.last_step == step:  # else it was preempted since
-                # As _stop_decode with its last token out; here once per request.
-                tokens = request.prompt_tokens + request.output_tokens - 1
-                kv.phases[(tokens - 1 - step) % kv.size] -= 1
-                kv.decoding -= 1
-                kv.tokens -= tokens
-                self._rank_tokens -= self._ranks[request.adapter]
+        while ends and ends[0] >> INDEX_BITS <= step:
+            request = running.get(heappop(ends) & INDEX_MASK)
+            if request is not None and request.last_step == step:  # else it was preempted since
+                self._stop_decode(request, request.prompt_tokens + request.output_tokens - 1)
                 finished.append(request)
-        if self._prefills:
+        if self._next.prefills:
             self._complete_prefills(now, finished)
-        if finished:
-            self._leave_batch(finished)
+        adapters = self._adapters
+        for request in finished:
+            del running[request.index]
+            adapter = request.adapter
+            count = adapters[adapter]
+            if count > 1:
+                adapters[adapter] = count - 1
+            else:
+                self._drop_adapter(adapter)
         return finished
 
     def compose(self, now: float) -> Step:
         """Decide the step that starts at ``now``."""
         step, kv, waiting = self._next, self.kv, self.waiting
-        batch = step.batch
-        batch.prefill_tokens = batch.rank_tokens = 0
-        batch.attended = 0.0
-        if self._prefills or step.preempted:
-            step.prefills, step.admitted, step.preempted = [], [], []
+        if step.prefills:
+            step.prefills = []
         self.blocked = UNBLOCKED
-        decoding = kv.decoding
+        preempted = False
+        tokens = decoding = kv.decoding
         spare = kv.total - kv.prefill - decoding - kv.tokens // kv.size  # as kv.spare_at_least(1)
-        budget = self.limits.batched_tokens - decoding
         if spare < 0 or self._partial is not None:
-            budget, spare = self._continue_running(budget, spare, step, now)
+            tokens, spare = self._continue_running(spare, now)
             decoding = kv.decoding
-        if step.preempted:
-            self.blocked, self._blocked_key = BY_KV, step.preempted[-1].key
-        elif waiting.line or waiting.aside:
-            self._admit(budget, spare, step, now)
+            preempted = self.blocked != UNBLOCKED
+        if (waiting.line or waiting.aside) and not preempted:
+            tokens = self._admit(tokens, spare, now)
             if waiting.aside and self.blocked == UNBLOCKED:
                 self.blocked = BY_SLOTS
-        self._prefills = step.prefills
         if not self.running:
             step.steps = 0
             return step
-        batch.decoding = decoding
-        batch.prefilling = len(step.prefills)
-        batch.kv_tokens = kv.tokens + decoding
-        batch.distinct = len(self._adapters)
-        batch.rank_sum = self._rank_sum
-        batch.rank_tokens += self._rank_tokens
-        step.steps = 1 if step.prefills or step.preempted else self._equal_steps()
+        costs = self._costs
+        step.growth_s = costs.per_kv_token_s * decoding
+        kv_tokens = kv.tokens + decoding
+        if costs.detailed:
+            step.first_s = costs.step(tokens, kv_tokens, len(self._adapters), self._rank_sum, *self._details())
+        else:
+            step.first_s = costs.step(tokens, kv_tokens, len(self._adapters), self._rank_sum)
+        step.steps = 1 if step.prefills or preempted else self._equal_steps()
         return step
+
+    def _details(self) -> tuple[int, float, int]:
+        """Return the sequences of the step, the pairs its prompt tokens attend to, and the ranks of its tokens."""
+        prefills, attended, rank_tokens = self._next.prefills, 0.0, self._rank_tokens
+        for request in prefills:
+            chunk = self._chunk if request is self._partial else request.context
+            attended += chunk * (request.context - chunk + 0.5 * (chunk + 1))
+            rank_tokens += chunk * self._ranks[request.adapter]
+        return self.kv.decoding + len(prefills), attended, rank_tokens
 
     def _equal_steps(self) -> int:
         """Return how many steps may follow until a sequence ends or lacks a KV block."""
-        ends, kv = self._ends, self.kv
-        while ends[0][2].last_step != ends[0][0]:
+        ends, kv, running = self._ends, self.kv, self.running
+        while True:
+            end = ends[0] >> INDEX_BITS
+            request = running.get(ends[0] & INDEX_MASK)
+            if request is not None and request.last_step == end:
+                break
             heappop(ends)  # preempted since it was pushed
-        steps = ends[0][0] - self.step
+        steps = end - self.step
         if (kv.tokens + kv.decoding * (steps + kv.size - 1)) // kv.size <= kv.total - kv.prefill:
             return steps  # as kv.steps_that_fit finds as well
+        self._count_phases()
         return kv.steps_that_fit(self.step, steps)
 
     def may_change(self, key: int) -> bool:
@@ -153,70 +167,80 @@ class Scheduler:
 
         It may join, or be the first to find no seat. Where one lacked KV blocks, only those before it may join.
         """
-        if self.blocked in (UNBLOCKED, BY_SLOTS):
+        if self.blocked == UNBLOCKED or self.blocked == BY_SLOTS:
             return True
         return self.blocked == BY_KV and key < self._blocked_key and len(self.running) < self.limits.num_seqs
 
-    def _continue_running(self, budget: int, spare: int, step: Step, now: float) -> tuple[int, int]:
-        """Preempt until every decode finds its block, then schedule the unfinished prefill; return what is left."""
-        if spare < 0:
-            while (spare := self.kv.spare(self.step, 1)) < 0:
-                self._preempt_newest(step, now)
-            budget = self.limits.batched_tokens - self.kv.decoding
-        if self._partial is not None:
-            return self._continue_prefill(self._partial, budget, spare, step, now)
-        return budget, spare
+    def _count_phases(self) -> None:
+        if not self.kv.phases:
+            decoding = (self._held(request) for request in self.running.values() if request.last_step >= 0)
+            self.kv.count_phases(self.step, decoding)
 
-    def _preempt_newest(self, step: Step, now: float) -> None:
+    def _continue_running(self, spare: int, now: float) -> tuple[int, int]:
+        """Preempt until every decode finds its block, then schedule the unfinished prefill.
+
+        :return: tokens that are scheduled, and the blocks that are left.
+        """
+        kv = self.kv
+        if spare < 0:
+            self._count_phases()
+            while (spare := kv.spare(self.step, 1)) < 0:
+                self._preempt_newest(now)
+        request = self._partial
+        if request is None:
+            return kv.decoding, spare
+        self._chunk = chunk = min(request.to_prefill, self.limits.batched_tokens - kv.decoding)
+        need = kv.blocks(request.context + chunk) - kv.blocks(request.context)
+        if need > spare:
+            self._count_phases()
+            spare = kv.spare(self.step, 1)
+        if need > spare:
+            self._preempt_newest(now)
+        elif chunk:
+            kv.prefill += need
+            request.to_prefill -= chunk
+            request.context += chunk
+            self._next.prefills.append(request)
+            return kv.decoding + chunk, spare - need
+        return kv.decoding, spare
+
+    def _preempt_newest(self, now: float) -> None:
+        """Take the newest out of the batch; a step that preempts admits nobody."""
         _, request = self.running.popitem()
         if request is self._partial:
             self._partial = None
             self.kv.prefill -= self.kv.blocks(request.context)
         else:
-            self._stop_decode(request)
             request.generated = request.output_tokens - (request.last_step - self.step)
             request.last_token_s = now  # the step that has just ended gave it a token
-            request.last_step = -1
+            self._stop_decode(request, self._held(request))
         self._drop_adapter(request.adapter)
         request.to_prefill = request.prompt_tokens + request.generated
         request.context = 0
         request.preemptions += 1
         self.waiting.push_front(request)
-        step.preempted.append(request)
+        self.blocked, self._blocked_key = BY_KV, request.key
 
-    def _continue_prefill(self, request: Request, budget: int, spare: int, step: Step, now: float) -> tuple[int, int]:
-        """Schedule the next chunk of the one unfinished prefill, the newest in the batch; return what is left."""
-        chunk = min(request.to_prefill, budget)
-        need = self.kv.blocks(request.context + chunk) - self.kv.blocks(request.context)
-        if need > spare:
-            spare = self.kv.spare(self.step, 1)
-        if need > spare:
-            self._preempt_newest(step, now)
-        elif chunk:
-            self._schedule_chunk(request, chunk, need, step)
-            return budget - chunk, spare - need
-        return budget, spare
-
-    def _admit(self, budget: int, spare: int, step: Step, now: float) -> None:
-        """Let waiting requests join while tokens, seats and KV blocks allow."""
-        waiting, running, kv, adapters, ranks = self.waiting, self.running, self.kv, self._adapters, self._ranks
-        line, aside, batch, size = waiting.line, waiting.aside, step.batch, kv.size
-        seats = self.limits.num_seqs - len(running)
+    def _admit(self, tokens: int, spare: int, now: float) -> int:
+        """Let waiting requests join while tokens, seats and KV blocks allow; return the tokens then scheduled."""
+        waiting, running, kv, adapters, limits = self.waiting, self.running, self.kv, self._adapters, self.limits
+        line, aside, size, prefills = waiting.line, waiting.aside, kv.size, self._next.prefills
+        budget = limits.batched_tokens - tokens
         while budget > 0 and (line or aside):
-            if seats == 0:
+            if len(running) == limits.num_seqs:
                 self.blocked = BY_SEATS
-                return
+                break
             request = waiting.first()
             if request is None:
-                return
+                break
             prefill = request.to_prefill
             need = -(-prefill // size)  # the whole prompt must fit, even if only a chunk of it starts
             if need > spare:
+                self._count_phases()
                 spare = kv.spare(self.step, 1)
                 if need > spare:
-                    self.blocked = BY_KV
-                    self._blocked_key = request.key
-                    return
+                    self.blocked, self._blocked_key = BY_KV, request.key
+                    break
             waiting.take()
             running[request.index] = request
             adapter = request.adapter
@@ -224,85 +248,61 @@ class Scheduler:
                 adapters[adapter] += 1
             else:
                 adapters[adapter] = 1
-                self._rank_sum += ranks[adapter]
+                self._rank_sum += self._ranks[adapter]
             if request.admitted_s < 0:
                 request.admitted_s = now
             if prefill > budget:
                 prefill = budget
                 need = -(-prefill // size)
-            seats -= 1
-            spare -= need
-            budget -= prefill
-            # As _schedule_chunk for a request that holds nothing yet; here once per request.
-            batch.attended += prefill * (0.5 * (prefill + 1))
-            batch.prefill_tokens += prefill
-            batch.rank_tokens += prefill * ranks[adapter]
-            kv.prefill += need
             request.to_prefill -= prefill
             request.context = prefill
-            step.prefills.append(request)
-            step.admitted.append(request)
-
-    def _schedule_chunk(self, request: Request, chunk: int, blocks: int, step: Step) -> None:
-        batch = step.batch
-        batch.attended += chunk * (request.context + 0.5 * (chunk + 1))
-        batch.prefill_tokens += chunk
-        batch.rank_tokens += chunk * self._ranks[request.adapter]
-        self.kv.prefill += blocks
-        request.to_prefill -= chunk
-        request.context += chunk
-        step.prefills.append(request)
+            prefills.append(request)
+            kv.prefill += need
+            spare -= need
+            budget -= prefill
+        return limits.batched_tokens - budget
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
         step, kv = self.step, self.kv
         self._partial = None
         kv.prefill = 0
-        for request in self._prefills:
+        for request in self._next.prefills:
+            context = request.context
             if request.to_prefill:
                 self._partial = request
-                kv.prefill = kv.blocks(request.context)
+                kv.prefill = kv.blocks(context)
                 continue
-            request.generated = generated = request.generated + 1
             if request.first_token_s < 0:
                 request.first_token_s = now
             else:
                 self.recompute_gaps.append(now - request.last_token_s)
-            left = request.output_tokens - generated
+            left = request.output_tokens - request.generated - 1
             if left == 0:
                 finished.append(request)
                 continue
-            request.last_step = end = step + left
-            context = request.context
-            kv.phases[(context - 1 - step) % kv.size] += 1
+            request.last_step = last = step + left
+            heappush(self._ends, last << INDEX_BITS | request.index)
             kv.decoding += 1
             kv.tokens += context
-            self._rank_tokens += self._ranks[request.adapter]
-            heappush(self._ends, (end, request.index, request))
+            if kv.phases:
+                kv.phases[(context - 1 - step) % kv.size] += 1
+            if self._costs.detailed:
+                self._rank_tokens += self._ranks[request.adapter]
 
-    def _stop_decode(self, request: Request) -> None:
-        """Count out a sequence that decodes; its blocks are free."""
+    def _stop_decode(self, request: Request, held: int) -> None:
+        """Count out a sequence that decodes and holds ``held`` KV tokens."""
         kv = self.kv
-        tokens = self._kv_tokens(request)
-        kv.phases[(tokens - 1 - self.step) % kv.size] -= 1
+        request.last_step = -1
         kv.decoding -= 1
-        kv.tokens -= tokens
-        self._rank_tokens -= self._ranks[request.adapter]
+        kv.tokens -= held
+        if kv.phases:
+            kv.phases[(held - 1 - self.step) % kv.size] -= 1
+        if self._costs.detailed:
+            self._rank_tokens -= self._ranks[request.adapter]
 
-    def _kv_tokens(self, request: Request) -> int:
+    def _held(self, request: Request) -> int:
         """Return the KV tokens of a decoding sequence: all of its tokens but the last, less those to come."""
         return request.prompt_tokens + request.output_tokens - 1 - (request.last_step - self.step)
-
-    def _leave_batch(self, finished: list[Request]) -> None:
-        running, adapters = self.running, self._adapters
-        for request in finished:
-            del running[request.index]
-            request.last_step = -1
-            adapter = request.adapter
-            count = adapters[adapter]
-            if count > 1:
-                adapters[adapter] = count - 1
-            else:
-                self._drop_adapter(adapter)
 
     def _drop_adapter(self, adapter: int) -> None:
         adapters = self._adapters
@@ -317,12 +317,15 @@ class Scheduler:
         """Assert that the running sums agree with a count over the running sequences."""
         kv, step = self.kv, self.step
         decoding = [r for r in self.running.values() if r.last_step >= 0]
-        contexts = [self._kv_tokens(r) for r in decoding]
-        assert contexts == [r.context + step - (r.last_step - (r.output_tokens - r.generated)) for r in decoding]
+        contexts = [self._held(r) for r in decoding]
+        assert contexts == [r.context + step - (r.last_step - r.output_tokens + r.generated + 1) for r in decoding]
         prefill = sum(kv.blocks(r.context) for r in self.running.values() if r.last_step < 0)
         assert (kv.decoding, kv.tokens, kv.prefill) == (len(decoding), sum(contexts), prefill)
-        assert kv.spare(step, 0) == kv.total - prefill - sum(map(kv.blocks, contexts)) >= 0
-        assert kv.spare_at_least(0) <= kv.spare(step, 0)
-        assert self._rank_tokens == sum(self._ranks[r.adapter] for r in decoding)
+        spare = kv.total - prefill - sum(map(kv.blocks, contexts))
+        assert spare >= 0
+        assert kv.spare_at_least(0) <= spare
+        assert not kv.phases or kv.spare(step, 0) == spare
+        if self._costs.detailed:
+            assert self._rank_tokens == sum(self._ranks[r.adapter] for r in decoding)
         assert sum(self._adapters.values()) == len(self.running) <= self.limits.num_seqs
         assert self._rank_sum == sum(self._ranks[a] for a in self._adapters)

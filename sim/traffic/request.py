@@ -20,7 +20,7 @@ class Request:
     :ivar load_wait_s: the whole wait.
     :ivar to_prefill: tokens that must still be prefilled before its next output token.
     :ivar context: KV tokens it holds; for a decoding request, those when it began to decode.
-    :ivar generated: output tokens that are out; for a decoding request, those when it began to decode.
+    :ivar generated: output tokens that were out when its prefill began: 0 unless it was preempted.
     :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding.
     :ivar last_token_s: when a preempted request had its last token; unset before.
     """

@@ -20,7 +20,7 @@ class Call(simpy.Event):
     :ivar call: its callbacks; SimPy takes them off the event when it calls them, so each use puts them back.
     """
 
-    def __init__(self, clock: Clock, callback: Callable[[Call], None], subject: Any = None) -> None:
+    def __init__(self, clock: Clock, callback: Callable[[Any], None], subject: Any = None) -> None:
         self.env = clock
         self.subject = subject
         self._ok = True

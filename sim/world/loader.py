@@ -24,19 +24,20 @@ class Channel:
         self.queue: deque[Load] = deque()
 
 
-class Load:
-    """One load: asked for at ``asked_s``, under way from ``started_s``; ``waiting`` want its adapter."""
+class Load(Call):
+    """One load, and the event of its end; used again for a later load.
 
-    __slots__ = ("adapter", "asked_s", "channel", "seconds", "started_s", "tier", "waiting")
+    :ivar asked_s: when it was asked for; ``started_s``: since when it is under way, or -1.
+    :ivar waiting: requests that want its adapter.
+    """
 
-    def __init__(self, request: Request, channel: Channel, tier: int, seconds: float, asked_s: float) -> None:
-        self.adapter = request.adapter
-        self.channel = channel
-        self.tier = tier
-        self.seconds = seconds
-        self.asked_s = asked_s
-        self.started_s = -1.0
-        self.waiting = [request]
+    adapter: int
+    channel: Channel
+    tier: int
+    seconds: float
+    asked_s: float
+    started_s: float
+    waiting: list[Request]
 
 
 class Loader:
@@ -68,12 +69,13 @@ class Loader:
         self.under_way: dict[int, Load] = {}
         self.short_of_room = False
         self._short_since = 0.0
-        self._spent: list[Call] = []
+        self._spent: list[Load] = []
 
     def ask(self, request: Request) -> bool:
         """Start or queue the load of a request's adapter, or join the one under way; return whether it joined."""
         now = request.asked_s = self._clock._now
-        load = self.under_way.get(request.adapter)
+        adapter = request.adapter
+        load = self.under_way.get(adapter)
         if load is not None:
             load.waiting.append(request)
             request.tier = load.tier
@@ -84,10 +86,16 @@ class Loader:
             tier, seconds = self.source(request)
             channel = self._storage if tier == FROM_STORAGE else self._from_host
         request.tier = tier
-        self.under_way[request.adapter] = load = Load(request, channel, tier, seconds, now)
-        channel.queue.append(load)
-        if channel.busy < channel.loaders:
-            self._start(channel)
+        self.under_way[adapter] = load = self._spent.pop() if self._spent else Load(self._clock, self._done)
+        load.adapter = adapter
+        load.channel = channel
+        load.tier = tier
+        load.seconds = seconds
+        load.asked_s = now
+        load.started_s = -1.0
+        load.waiting = [request]
+        if channel.queue or channel.busy == channel.loaders or not self._begin(load):
+            channel.queue.append(load)
         return False
 
     def source(self, request: Request) -> tuple[int, float]:
@@ -117,39 +125,41 @@ class Loader:
             self._host.insert(adapter)
 
     def _start(self, channel: Channel) -> None:
-        clock, queue = self._clock, channel.queue
-        while queue and channel.busy < channel.loaders:
-            load = queue[0]
-            now = clock._now
-            if not self._cache.reserve(load.adapter):
-                if not self.short_of_room:
-                    self.short_of_room = True
-                    self._short_since = now
-                return
+        queue = channel.queue
+        while queue and channel.busy < channel.loaders and self._begin(queue[0]):
             queue.popleft()
-            channel.busy += 1
-            load.started_s = now
-            event = self._spent.pop() if self._spent else Call(clock, self._done)
-            event.subject = load
-            event.callbacks = event.call
-            clock.push((now + load.seconds, LOAD_DONE, clock.next_id(), event))
 
-    def _done(self, event: Call) -> None:
+    def _begin(self, load: Load) -> bool:
+        """Begin a load for which a loader is free, unless there is no room."""
+        clock = self._clock
+        now = clock._now
+        if not self._cache.reserve(load.adapter):
+            if not self.short_of_room:
+                self.short_of_room = True
+                self._short_since = now
+            return False
+        load.channel.busy += 1
+        load.started_s = now
+        load.callbacks = load.call
+        clock.push((now + load.seconds, LOAD_DONE, clock.next_id(), load))
+        return True
+
+    def _done(self, load: Load) -> None:
         now = self._clock._now
-        load: Load = event.subject
-        adapter, tier, started, channel = load.adapter, load.tier, load.started_s, load.channel
+        adapter, started, asked_s, channel = load.adapter, load.started_s, load.asked_s, load.channel
         self._cache.loaded(adapter)
         if self._host is not None:
-            self.kept(adapter, tier)
+            self.kept(adapter, load.tier)
         del self.under_way[adapter]
         channel.busy -= 1
-        self._recorder.load_rows += pack_load(started, now, load.asked_s, adapter, tier)
-        for request in load.waiting:
-            asked = request.asked_s
-            request.load_wait_s = now - asked
-            if started > asked:
-                request.load_queue_s = started - asked
-        self._on_loaded(load.waiting, started < now)
-        self._spent.append(event)
+        self._recorder.load_rows += pack_load(started, now, asked_s, adapter, load.tier)
+        waiting = load.waiting
+        for request in waiting:
+            asked_s = request.asked_s
+            request.load_wait_s = now - asked_s
+            if started > asked_s:
+                request.load_queue_s = started - asked_s
+        self._on_loaded(waiting, started < now)
+        self._spent.append(load)
         if channel.queue:
             self._start(channel)

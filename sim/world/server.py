@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
+from heapq import heappush
 
 from sim.policies.admission import ClaimingQueue, ReadyQueue
 from sim.policies.cache import RESIDENT, GpuCache, HostCache
@@ -173,8 +174,7 @@ class BatchServer(Server):
         super().__init__(parts, ask_early=ask_early)
         self.claiming = None if ask_early else ClaimingQueue(parts.cache, self._ask, stop=stop, blocking=blocking)
         self.waiting = ReadyQueue() if self.claiming is None else self.claiming  # an empty queue is false
-        self.scheduler = Scheduler(limits, kv, self.waiting, ranks)
-        self._costs = costs
+        self.scheduler = Scheduler(limits, kv, self.waiting, ranks, costs)
         self._event: Call | None = None  # the boundary to come; None while idle
         self._spare: Call | None = None  # a spent event to use again
         self._started = 0.0
@@ -188,26 +188,29 @@ class BatchServer(Server):
 
     def _loaded(self, requests: list[Request], in_time: bool) -> None:
         if self.claiming is None:
-            super()._loaded(requests, in_time)
+            for request in requests:
+                self._enqueue(request, in_time)
             return
         for request in requests:
             self.claiming.arrived(request)
         self._wake(min(request.key for request in requests), in_time)
 
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
-        self.waiting.push(request)
+        key = request.key
+        heappush(self.waiting.line, (key, request))
         if self._steps != 1:  # nothing to do where a single step is under way: its end is the next boundary
-            self._wake(request.key, in_time)
+            self._wake(key, in_time)
 
     def _wake(self, key: int, in_time: bool) -> None:
         """Bring the next boundary forward for a request of this key, if it may join."""
+        steps, now = self._steps, self.clock._now
         if self._event is None:
-            self._schedule(self.clock._now)
-        elif self._steps > 1 and self.scheduler.may_change(key):
-            steps = self._steps_until(self.clock._now, in_time)
-            if steps < self._steps:
-                self._steps = steps
-                self._schedule(self._started + self._elapsed(steps))
+            self._schedule(now)
+        elif steps > 1 and self._started + self._elapsed(steps - 1) >= now and self.scheduler.may_change(key):
+            cut = self._steps_until(now, in_time)
+            if cut < steps:
+                self._steps = cut
+                self._schedule(self._started + self._elapsed(cut))
 
     def _schedule(self, time: float) -> None:
         event, self._spare = self._spare or Call(self.clock, self._boundary), None
@@ -219,16 +222,13 @@ class BatchServer(Server):
 
     def _steps_until(self, now: float, in_time: bool = False) -> int:
         """Return the fewest steps that end after ``now`` (or at ``now``): the boundary at which somebody can join."""
-        started, growth = self._started, self._growth
+        started, first, growth = self._started, self._first, self._growth
         gone = now - started - self._load_s
-        steps = 1
-        if gone > 0:
-            if growth > 0:
-                half = self._first / growth - 0.5
-                steps = int(math.sqrt(half * half + 2 * gone / growth) - half) + 1
-            else:
-                steps = int(gone / self._first) + 1
-        # The root is rounded; the boundary is the first one whose time, as computed, lies after now.
+        steps = max(1, int(gone / first) + 1)  # enough: steps only get longer
+        if steps > 50 and growth > 0:
+            half = first / growth - 0.5
+            steps = int(math.sqrt(half * half + 2 * gone / growth) - half) + 1
+        # All of that is rounded; the boundary is the first one whose time, as computed, lies after now.
         while steps > 1 and started + self._elapsed(steps - 1) > now:
             steps -= 1
         while started + self._elapsed(steps) <= now:
@@ -238,15 +238,14 @@ class BatchServer(Server):
         return steps
 
     def _boundary(self, event: Call) -> None:
-        spent, self._spare = self._spare, event
         if event is not self._event:
+            self._spare = event
             return  # the end of a leap that was cut
         clock = self.clock
         end = self._next_leap(clock._now)
         if end < 0:
-            self._event = None
+            self._event, self._spare = None, event
             return
-        self._spare = spent
         event.callbacks = event.call
         clock.push((end, BOUNDARY, clock.next_id(), event))
 
@@ -268,18 +267,17 @@ class BatchServer(Server):
         self._steps = steps = step.steps
         if steps == 0:
             return -1.0
-        batch = step.batch
         if self.claiming is not None:
-            self._load_s = self._load_admitted(step.admitted, now)
-        self._first = first = self._costs.step(batch)
-        self._growth = growth = self._costs.per_kv_token_s * batch.decoding
+            self._load_s = self._load_admitted(step.prefills, now)
+        self._first = first = step.first_s
+        self._growth = growth = step.growth_s
         return now + (self._load_s + steps * first + growth * (steps * (steps - 1) / 2))  # as _elapsed(steps)
 
-    def _load_admitted(self, admitted: list[Request], now: float) -> float:
+    def _load_admitted(self, prefills: list[Request], now: float) -> float:
         """Load, one after the other, what a blocking engine has not yet; return those seconds."""
         load_s = 0.0
         loaded = set()
-        for request in admitted:
+        for request in prefills:
             if not request.claimed:
                 request.claimed = True
                 if self.cache.state[request.adapter] != RESIDENT:
