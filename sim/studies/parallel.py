@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +25,13 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
-    results = pool(delayed(_quiet)(task, each) for each in arguments)
+    # Workers inherit the mask, so Ctrl-C reaches only this process, even while a worker still starts up; one that
+    # comes meanwhile is delivered as soon as the mask is lifted.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        results = pool(delayed(task)(*each) for each in arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         yield from results
     except TerminatedWorkerError as error:
@@ -37,13 +42,6 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
     except BaseException:
         _kill_workers()
         raise
-
-
-def _quiet(task: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Run a task in a worker; Ctrl-C is the parent's business, workers would only print tracebacks."""
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return task(*arguments)
 
 
 def _kill_workers() -> None:
