@@ -7,12 +7,17 @@ at a request and its adapter fits beside those in use.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
+from operator import attrgetter
 
 from sim.policies.cache import RESIDENT, GpuCache
+from sim.policies.vllm_lru import TouchedCache
 from sim.traffic.request import Request
+
+_key = attrgetter("key")
 
 
 class ReadyQueue:
@@ -47,6 +52,10 @@ class ReadyQueue:
         """Return all who wait here, in no order."""
         return [request for _, request in self.line]
 
+    def passed(self, before: int | None) -> int:
+        """Return how many requests a scan of the queue passes because of the adapter limit; here none."""
+        return 0
+
 
 class ClaimingQueue(ReadyQueue):
     """Requests in order of arrival, whose adapters may be absent.
@@ -56,16 +65,27 @@ class ClaimingQueue(ReadyQueue):
 
     :param blocking: an absent adapter is loaded by the step that admits the request; otherwise ``ask``
         starts a load that overlaps with steps, and the request waits aside in the world's hands.
+    :param gives_up: a preempted request gives up its adapter, which then counts only if others in the batch use it;
+        otherwise it stays in use until the request ends.
     :param ask: called with a request whose adapter must be loaded (overlap only), or that joins a load
         under way; the world pushes it back when the adapter is there.
     """
 
-    def __init__(self, cache: GpuCache, ask: Callable[[Request], None], *, stop: bool, blocking: bool) -> None:
+    def __init__(
+        self,
+        cache: GpuCache | TouchedCache,
+        ask: Callable[[Request], None],
+        *,
+        stop: bool,
+        blocking: bool,
+        gives_up: bool = False,
+    ) -> None:
         super().__init__()
         self._cache = cache
         self._ask = ask
         self._stop = stop
         self._blocking = blocking
+        self._gives_up = gives_up
         self.take = self._claim
         self._aside_heads: list[tuple[int, int]] = []
         self._asked = 0
@@ -90,6 +110,18 @@ class ClaimingQueue(ReadyQueue):
                 heappop(self.line)
                 if self._stop:
                     return None
+
+    def push_front(self, request: Request) -> None:
+        if self._gives_up:
+            self._cache.release(request.adapter)
+            request.claimed = False
+        super().push_front(request)
+
+    def passed(self, before: int | None) -> int:
+        """Return how many requests over the adapter limit a scan passes: those with keys below ``before``, or all."""
+        if before is None:
+            return sum(map(len, self.aside.values()))
+        return sum(bisect_left(group, before, key=_key) for group in self.aside.values())
 
     def arrived(self, request: Request) -> None:
         """Note that a request handed to ``ask`` is pushed back, its adapter resident and in use."""

@@ -29,10 +29,13 @@ class Limits:
 
     :ivar num_seqs: sequences in the batch.
     :ivar batched_tokens: tokens in a step; at least ``num_seqs``, so that every decode gets its token.
+    :ivar whole_prompt: a request joins when blocks for its whole prompt are free; otherwise when those of its first
+        chunk are.
     """
 
     num_seqs: int
     batched_tokens: int
+    whole_prompt: bool = True
 
 
 @dataclass(slots=True)
@@ -55,6 +58,8 @@ class Scheduler:
 
     :param ranks: rank of every adapter.
     :ivar step: decode steps so far: the counter that finish times and KV phases refer to.
+    :ivar adapters: requests in the batch by adapter, in the order in which the adapters came in.
+    :ivar adapters_changed: whether an adapter came in or left since the world last set this to False.
     :ivar blocked: why the last boundary left an admissible request waiting.
     :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
         takes them out.
@@ -73,7 +78,8 @@ class Scheduler:
         self._ranks = ranks
         self._rank_tokens = 0  # of decoding sequences; counted only where it costs
         self._rank_sum = 0
-        self._adapters: dict[int, int] = {}
+        self.adapters: dict[int, int] = {}
+        self.adapters_changed = False
         self._ends: list[int] = []  # a heap of last step and index in one number: compared faster than tuples
         self._partial: Request | None = None
         self._chunk = 0  # tokens of the partial prefill in this step
@@ -97,7 +103,7 @@ class Scheduler:
                 finished.append(request)
         if self._next.prefills:
             self._complete_prefills(now, finished)
-        adapters = self._adapters
+        adapters = self.adapters
         for request in finished:
             del running[request.index]
             adapter = request.adapter
@@ -132,9 +138,9 @@ class Scheduler:
         step.growth_s = costs.per_kv_token_s * decoding
         kv_tokens = kv.tokens + decoding
         if costs.detailed:
-            step.first_s = costs.step(tokens, kv_tokens, len(self._adapters), self._rank_sum, *self._details())
+            step.first_s = costs.step(tokens, kv_tokens, len(self.adapters), self._rank_sum, *self._details())
         else:
-            step.first_s = costs.step(tokens, kv_tokens, len(self._adapters), self._rank_sum)
+            step.first_s = costs.step(tokens, kv_tokens, len(self.adapters), self._rank_sum)
         step.steps = 1 if step.prefills or preempted else self._equal_steps()
         return step
 
@@ -223,8 +229,9 @@ class Scheduler:
 
     def _admit(self, tokens: int, spare: int, now: float) -> int:
         """Let waiting requests join while tokens, seats and KV blocks allow; return the tokens then scheduled."""
-        waiting, running, kv, adapters, limits = self.waiting, self.running, self.kv, self._adapters, self.limits
+        waiting, running, kv, adapters, limits = self.waiting, self.running, self.kv, self.adapters, self.limits
         line, aside, size, prefills = waiting.line, waiting.aside, kv.size, self._next.prefills
+        whole = limits.whole_prompt
         budget = limits.batched_tokens - tokens
         while budget > 0 and (line or aside):
             if len(running) == limits.num_seqs:
@@ -234,7 +241,7 @@ class Scheduler:
             if request is None:
                 break
             prefill = request.to_prefill
-            need = -(-prefill // size)  # the whole prompt must fit, even if only a chunk of it starts
+            need = -(-(prefill if whole or prefill < budget else budget) // size)
             if need > spare:
                 self._count_phases()
                 spare = kv.spare(self.step, 1)
@@ -248,6 +255,7 @@ class Scheduler:
                 adapters[adapter] += 1
             else:
                 adapters[adapter] = 1
+                self.adapters_changed = True
                 self._rank_sum += self._ranks[adapter]
             if request.admitted_s < 0:
                 request.admitted_s = now
@@ -305,13 +313,21 @@ class Scheduler:
         return request.prompt_tokens + request.output_tokens - 1 - (request.last_step - self.step)
 
     def _drop_adapter(self, adapter: int) -> None:
-        adapters = self._adapters
+        adapters = self.adapters
         count = adapters[adapter]
         if count > 1:
             adapters[adapter] = count - 1
         else:
             del adapters[adapter]
+            self.adapters_changed = True
             self._rank_sum -= self._ranks[adapter]
+
+    def scheduled(self) -> dict[int, int]:
+        """Return the tokens of each request in the step that ``compose`` has just decided, by request index."""
+        tokens = {request.index: 1 for request in self.running.values() if request.last_step >= 0}
+        for request in self._next.prefills:
+            tokens[request.index] = self._chunk if request is self._partial else request.context
+        return tokens
 
     def check_integrity(self) -> None:
         """Assert that the running sums agree with a count over the running sequences."""
@@ -327,5 +343,5 @@ class Scheduler:
         assert not kv.phases or kv.spare(step, 0) == spare
         if self._costs.detailed:
             assert self._rank_tokens == sum(self._ranks[r.adapter] for r in decoding)
-        assert sum(self._adapters.values()) == len(self.running) <= self.limits.num_seqs
-        assert self._rank_sum == sum(self._ranks[a] for a in self._adapters)
+        assert sum(self.adapters.values()) == len(self.running) <= self.limits.num_seqs
+        assert self._rank_sum == sum(self._ranks[a] for a in self.adapters)

@@ -12,12 +12,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from sim.errors import did_you_mean
 from sim.spec.base import Strict, located
+from sim.spec.engines import PRESETS, fill
 from sim.spec.laws import FixedTokens, LognormalTokens, TimeLaw, TokenLaw
 from sim.spec.units import Bytes, Rate, Seconds, Share
 
-ENGINES = ("continuous", "fixed")
-ENGINES_PLANNED = ("vllm-0.8", "vllm-0.32", "sglang", "s-lora", "lorax", "tensorrt-llm")
-EVICTIONS = ("lru",)
+ENGINES = tuple(PRESETS)
+ENGINES_PLANNED = ("sglang", "s-lora", "lorax", "tensorrt-llm")
+EVICTIONS = ("lru", "vllm-lru")
 ROUTERS = ("round-robin", "least-loaded")
 DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
 
@@ -190,8 +191,9 @@ class Fleet(Strict):
     profile: str = DEFAULT_PROFILE
     """Where step, load and memory costs come from: a bundled name or a path to a profile."""
     engine: str = "continuous"
-    """``continuous``: continuous batching with protected LRU and overlapped loads. ``fixed``: one request at a
-    time with a given service time (encoders, classifiers, queueing oracles)."""
+    """``continuous``: continuous batching with protected LRU and overlapped loads. ``vllm-0.8``, ``vllm-0.32``:
+    presets that follow these engines; any field of a preset can be set. ``fixed``: one request at a time with a given
+    service time (encoders, classifiers, queueing oracles)."""
     service: TimeLaw | None = None
     """Engine ``fixed`` only: the time one request takes."""
     max_num_seqs: PositiveInt = 256
@@ -209,6 +211,11 @@ class Fleet(Strict):
     load_at: Literal["arrival", "admission"] | None = None
     """When a load is asked for: when the request arrives, or when the scheduler first could admit it.
     Unset: ``arrival``, except with ``admission: stop`` or ``storage.mode: blocking``."""
+
+    kv_check: Literal["whole-prompt", "first-chunk"] = "whole-prompt"
+    """Which KV blocks must be free for a request to join: those of its whole prompt, or of its first chunk."""
+    reserved_kv_blocks: NonNegativeInt = Field(default=0, le=1024)
+    """KV blocks that the engine keeps for itself."""
 
     @field_validator("engine")
     @classmethod
@@ -270,9 +277,11 @@ class Cache(Strict):
     gpu: GpuCache = GpuCache(slots=32)
     """GPU memory for adapters, per replica."""
     host: HostCache | None = None
-    """Host memory for adapters, per replica; unset: every load comes from storage."""
+    """Host memory for adapters, per replica; unset: every load comes from storage (with ``vllm-lru``: as many host
+    slots as GPU slots)."""
     eviction: str = "lru"
-    """Who leaves a full GPU cache: ``lru``, the least recently used adapter that is not in use."""
+    """Who leaves a full GPU cache: ``lru``, the least recently used adapter that is not in use; ``vllm-lru``, the one
+    that steps touched least recently, in use or not, as vLLM does; it then also leaves when host memory drops it."""
 
     @field_validator("eviction")
     @classmethod
@@ -402,6 +411,11 @@ class Scenario(Strict):
             raise located("", "not simulated in this version", got=list(value), allowed="[]", hint="remove it")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, data: Any) -> Any:
+        return fill(data)
+
     @model_validator(mode="after")
     def _whole(self) -> Scenario:
         named_by_file = self.workload.popularity.law == "weights" or self.workload.trace is not None
@@ -421,7 +435,31 @@ class Scenario(Strict):
                 )
             if self.fleet.load_at == "arrival":
                 raise located("fleet.load_at", "blocking loads are asked for at admission", got="arrival")
+        if self.cache.eviction == "vllm-lru":
+            self._fits_vllm_lru()
         return self
+
+    def _fits_vllm_lru(self) -> None:
+        gpu, host = self.cache.gpu, self.cache.host
+        if self.fleet.engine == "fixed":
+            raise located("cache.eviction", "engine fixed has no steps that touch adapters", got="vllm-lru")
+        if self.storage.mode != "blocking" or self.fleet.admission != "skip":
+            raise located(
+                "cache.eviction", "vllm-lru loads inside the step and passes requests over the adapter limit",
+                got=f"storage.mode {self.storage.mode}, fleet.admission {self.fleet.admission}",
+                allowed="storage.mode blocking, fleet.admission skip",
+            )  # fmt: skip
+        if gpu.slots is None:
+            raise located("cache.gpu.size", "vllm-lru counts slots", hint="give cache.gpu.slots")
+        if host is None:
+            return
+        if host.slots is None:
+            raise located("cache.host.size", "vllm-lru counts slots in host memory too", hint="give cache.host.slots")
+        if host.slots < gpu.slots:
+            raise located(
+                "cache.host.slots", "every adapter in a slot has a copy in host memory", got=host.slots,
+                allowed=f"at least cache.gpu.slots ({gpu.slots})",
+            )  # fmt: skip
 
     @property
     def load_at(self) -> Literal["arrival", "admission"]:

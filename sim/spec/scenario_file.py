@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sim.errors import InputError, ScenarioError, SeveralErrors, did_you_mean
 from sim.spec import tree
 from sim.spec.bundled import BundledScenario, bundled_path, bundled_scenarios, copy_scenario
+from sim.spec.engines import preset_value
 from sim.spec.problems import known_keys, misplaced_flags, problems, without_indexes
 from sim.spec.scenario import Scenario
 from sim.spec.schema import scenario_schema
@@ -66,7 +67,10 @@ class LoadedScenario:
         return [(key, _text(value), self._origin_text(key)) for key, value in _leaves(dumped, "")]
 
     def _origin_text(self, key: str) -> str:
-        return str(self.origins.get(key, "default"))
+        if key in self.origins:
+            return str(self.origins[key])
+        engine = self.scenario.fleet.engine
+        return "default" if preset_value(engine, key) is None else f"engine {engine}"
 
 
 def load_scenario(source: str, overrides: Sequence[str] = (), seed: int | None = None) -> LoadedScenario:

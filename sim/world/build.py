@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,22 +9,24 @@ from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.policies.cache import GpuCache, HostCache
-from sim.policies.costs import StepCosts, beyond_envelope, load_seconds, mean_residual, residual
+from sim.policies.costs import StepCosts, beyond_envelope, load_seconds, mean_residual
 from sim.policies.eviction import EVICTIONS
 from sim.policies.memory import KvBlocks, kv_tokens_left
 from sim.policies.router import ROUTERS
 from sim.policies.scheduler import Limits
+from sim.policies.vllm_lru import TouchedCache, set_order
 from sim.results.records import Recorder, Recording
-from sim.spec.laws import TimeLaw
-from sim.spec.profile import Profile, TierCost, load_profile
+from sim.rng import stream
+from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import Population
-from sim.traffic.generate import Chunk, Traffic
+from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
-from sim.world.fleet import Fleet, Plan, Times
+from sim.world.fleet import Fleet, Plan
 from sim.world.server import BatchServer, FixedServer, Parts, Server
+from sim.world.times import has_host_tier, reload_times, request_times
 
 Floats = NDArray[np.float64]
 
@@ -96,19 +97,32 @@ def simulate(world: World, replication: int, sections: int) -> Recording:
     """
     scenario = world.scenario
     clock, recorder = Clock(), Recorder(sections)
+    costs = scenario, world.profile, world.population
+    times = request_times(*costs)
     plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
-    fleet = Fleet(clock, recorder, ROUTERS[scenario.router.policy](), _times(world), plan, world.kv_tokens)
+    fleet = Fleet(clock, recorder, ROUTERS[scenario.router.policy](), times, plan, world.kv_tokens)
+    loaders = scenario.storage.loaders, scenario.storage.host_loaders
+
+    def make(index: int, inside: list[int]) -> Server:
+        cache, host = _caches(world, replication, index)
+        reload_s = reload_times(*costs, replication, index)
+        return _server(world, Parts(clock, recorder, index, inside, cache, host, loaders, reload_s))
+
     for _ in range(scenario.fleet.replicas):
-        fleet.add(lambda index, inside: _server(world, Parts(clock, recorder, index, inside, *_caches(world))))
+        fleet.add(make)
     return fleet.run(world.traffic.chunks(replication))
 
 
-def _caches(world: World) -> tuple[GpuCache, HostCache | None, tuple[int, int]]:
-    scenario = world.scenario
-    cache = GpuCache(world.weights, world.capacity, EVICTIONS[scenario.cache.eviction]())
-    host = scenario.cache.host
-    host_cache = HostCache(*_capacity(host, world.population)) if host is not None else None
-    return cache, host_cache, (scenario.storage.loaders, scenario.storage.host_loaders)
+def _caches(world: World, replication: int, replica: int) -> tuple[GpuCache | TouchedCache, HostCache | None]:
+    spec, count = world.scenario.cache, len(world.population)
+    if spec.eviction == "vllm-lru":
+        slots = world.capacity
+        host_slots = slots if spec.host is None or spec.host.slots is None else spec.host.slots
+        # A Python set is walked by hash, and vLLM's adapters are hashed by name, anew in every process.
+        hashes = stream(world.scenario.run.seed, replication, "set-order", replica).integers(2**61 - 1, size=count)
+        return TouchedCache(count, slots, host_slots, set_order(hashes.tolist())), None
+    cache = GpuCache(world.weights, world.capacity, EVICTIONS[spec.eviction]())
+    return cache, HostCache(*_capacity(spec.host, world.population)) if spec.host is not None else None
 
 
 def _server(world: World, parts: Parts) -> Server:
@@ -120,7 +134,7 @@ def _server(world: World, parts: Parts) -> Server:
     assert world.kv_tokens is not None, "checked by build_world"
     return BatchServer(
         parts,
-        limits=Limits(fleet.max_num_seqs, fleet.max_num_batched_tokens),
+        limits=Limits(fleet.max_num_seqs, fleet.max_num_batched_tokens, fleet.kv_check == "whole-prompt"),
         kv=KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size),
         costs=StepCosts(world.profile.step, _slots(scenario, world.population), fleet.max_num_batched_tokens),
         ranks=world.ranks,
@@ -130,32 +144,9 @@ def _server(world: World, parts: Parts) -> Server:
     )  # fmt: skip
 
 
-def _times(world: World) -> Times:
-    storage, profile = world.scenario.storage, world.profile
-    service = world.scenario.fleet.service
-
-    def by_law(law: TimeLaw, luck: str) -> Callable[[Chunk], Floats]:
-        return lambda chunk: law.ppf(getattr(chunk, luck))
-
-    def by_profile(tier: TierCost, luck: str) -> Callable[[Chunk], Floats]:
-        seconds = load_seconds(tier, world.population)
-        return lambda chunk: seconds[chunk.adapter] * residual(tier, getattr(chunk, luck))
-
-    def none(chunk: Chunk) -> Floats:
-        return np.zeros(len(chunk))
-
-    load = by_law(storage.load, "load_luck") if storage.load is not None else None
-    host_load = by_law(storage.host_load, "host_load_luck") if storage.host_load is not None else None
-    if profile is not None:
-        load = load or by_profile(profile.load.storage, "load_luck")
-        host_load = host_load or by_profile(profile.load.host, "host_load_luck")
-    assert load is not None, "loads have a law or a profile"
-    return Times(load, host_load or none, by_law(service, "service_luck") if service is not None else none)
-
-
 def _needs_no_profile(scenario: Scenario) -> bool:
     storage = scenario.storage
-    return storage.load is not None and (scenario.cache.host is None or storage.host_load is not None)
+    return storage.load is not None and (not has_host_tier(scenario) or storage.host_load is not None)
 
 
 def _base_model(scenario: Scenario, profile: Profile | None) -> str:
@@ -208,10 +199,9 @@ def _kv_tokens(scenario: Scenario, profile: Profile | None, population: Populati
     tokens = kv_tokens_left(profile.memory, adapter_bytes, fleet.gpu_memory_utilization)
     if fleet.kv_tokens is not None:
         tokens = fleet.kv_tokens
-        if tokens < fleet.block_size:
-            raise ScenarioError(
-                "not one KV block fits", key="fleet.kv_tokens", got=tokens, allowed=f"at least {fleet.block_size}"
-            )
+        least = fleet.block_size * (1 + fleet.reserved_kv_blocks)
+        if tokens < least:
+            raise ScenarioError("not one KV block fits", key="fleet.kv_tokens", got=tokens, allowed=f"at least {least}")
     elif tokens < fleet.max_num_batched_tokens:
         raise ScenarioError(
             "the adapter cache leaves too little GPU memory for a KV cache",
@@ -220,7 +210,7 @@ def _kv_tokens(scenario: Scenario, profile: Profile | None, population: Populati
             allowed=_memory_advice(profile, population, scenario),
             hint=f"each slot takes {human_bytes(population.slot_bytes)}" if gpu.slots is not None else None,
         )  # fmt: skip
-    return tokens // fleet.block_size * fleet.block_size
+    return (tokens // fleet.block_size - fleet.reserved_kv_blocks) * fleet.block_size
 
 
 def _memory_advice(profile: Profile, population: Population, scenario: Scenario) -> str:

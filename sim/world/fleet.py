@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +16,9 @@ from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.server import BatchServer, Server
+from sim.world.times import Times
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Turn the luck of a chunk's requests into seconds; each gives an array of the chunk's length."""
-
-    load: Callable[[Chunk], Floats]
-    host_load: Callable[[Chunk], Floats]
-    service: Callable[[Chunk], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +117,10 @@ class Fleet:
             too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limit
             self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
         times = self._times
-        has_host = any(server.host is not None for server in self.servers)
         self._requests = map(  # makes them one by one, without a tuple of arguments for each
             Request, range(chunk.first, chunk.first + len(chunk)), chunk.arrival_s.tolist(), chunk.adapter.tolist(),
             chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist(), times.load(chunk).tolist(),
-            times.host_load(chunk).tolist() if has_host else repeat(0.0), times.service(chunk).tolist(),
+            times.host_load(chunk).tolist(), times.service(chunk).tolist(),
         )  # fmt: skip
         self._next = next(self._requests)
         return True

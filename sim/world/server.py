@@ -9,16 +9,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappush
+from typing import cast
 
 from sim.policies.admission import ClaimingQueue, ReadyQueue
-from sim.policies.cache import RESIDENT, GpuCache, HostCache
+from sim.policies.cache import GpuCache, HostCache
 from sim.policies.costs import StepCosts
 from sim.policies.memory import KvBlocks
 from sim.policies.scheduler import Limits, Scheduler
-from sim.results.records import COMPLETED, Recorder, pack_load, pack_request, pack_step
+from sim.policies.vllm_lru import TouchedCache
+from sim.results.records import COMPLETED, Recorder, pack_request, pack_step
 from sim.traffic.request import DELAYED_HIT, MISS, Request
+from sim.world.blocking import ProtectedLoads, StepLoads, TouchedLoads
 from sim.world.clock import BOUNDARY, Call, Clock
 from sim.world.loader import Loader
 
@@ -29,17 +33,19 @@ class Parts:
 
     :ivar index: the replica's number.
     :ivar inside: requests inside each replica, waiting or running: shared with the router; this one keeps its own.
-    :ivar host: host tier, or None.
+    :ivar host: host tier, or None; a ``TouchedCache`` has its own.
     :ivar loaders: loaders from storage, and from host.
+    :ivar reload_s: seconds of a load that no request begins: by adapter and tier.
     """
 
     clock: Clock
     recorder: Recorder
     index: int
     inside: list[int]
-    cache: GpuCache
+    cache: GpuCache | TouchedCache
     host: HostCache | None
     loaders: tuple[int, int]
+    reload_s: Callable[[int, int], float]
 
 
 class Server(ABC):
@@ -57,7 +63,9 @@ class Server(ABC):
         self.cache = parts.cache
         self.host = parts.host
         self.ask_early = ask_early
-        self.loader = Loader(parts.clock, parts.cache, parts.host, parts.loaders, parts.recorder, self._loaded)
+        # A TouchedCache loads in its own steps and never asks a loader.
+        protected = cast(GpuCache, parts.cache)
+        self.loader = Loader(parts.clock, protected, parts.host, parts.loaders, parts.recorder, self._loaded)
         self.inside_area = 0.0
         self._inside = parts.inside
 
@@ -172,9 +180,17 @@ class BatchServer(Server):
         stop: bool,
     ) -> None:
         super().__init__(parts, ask_early=ask_early)
-        self.claiming = None if ask_early else ClaimingQueue(parts.cache, self._ask, stop=stop, blocking=blocking)
-        self.waiting = ReadyQueue() if self.claiming is None else self.claiming  # an empty queue is false
+        cache, touched = parts.cache, isinstance(parts.cache, TouchedCache)
+        self.claiming = (
+            None if ask_early else ClaimingQueue(cache, self._ask, stop=stop, blocking=blocking, gives_up=touched)
+        )
+        self.waiting = ReadyQueue() if self.claiming is None else self.claiming
         self.scheduler = Scheduler(limits, kv, self.waiting, ranks, costs)
+        self._loads: StepLoads | None = None
+        if isinstance(cache, TouchedCache):
+            self._loads = TouchedLoads(cache, self.scheduler, parts.recorder, parts.reload_s)
+        elif self.claiming is not None:
+            self._loads = ProtectedLoads(cache, self.loader, parts.recorder)
         self._event: Call | None = None  # the boundary to come; None while idle
         self._spare: Call | None = None  # a spent event to use again
         self._started = 0.0
@@ -267,35 +283,11 @@ class BatchServer(Server):
         self._steps = steps = step.steps
         if steps == 0:
             return -1.0
-        if self.claiming is not None:
-            self._load_s = self._load_admitted(step.prefills, now)
+        if self._loads is not None:
+            self._load_s = self._loads.before_step(step.prefills, now)
         self._first = first = step.first_s
         self._growth = growth = step.growth_s
         return now + (self._load_s + steps * first + growth * (steps * (steps - 1) / 2))  # as _elapsed(steps)
-
-    def _load_admitted(self, prefills: list[Request], now: float) -> float:
-        """Load, one after the other, what a blocking engine has not yet; return those seconds."""
-        load_s = 0.0
-        loaded = set()
-        for request in prefills:
-            if not request.claimed:
-                request.claimed = True
-                if self.cache.state[request.adapter] != RESIDENT:
-                    load_s += self._load_now(request, now + load_s)
-                    loaded.add(request.adapter)
-                elif request.adapter in loaded:
-                    request.outcome = DELAYED_HIT
-        return load_s
-
-    def _load_now(self, request: Request, start: float) -> float:
-        tier, seconds = self.loader.source(request)
-        fits = self.cache.reserve(request.adapter)
-        assert fits, "a claimed adapter always finds room"
-        self.cache.loaded(request.adapter)
-        self.loader.kept(request.adapter, tier)
-        self.recorder.load_rows += pack_load(start, start + seconds, start, request.adapter, tier)
-        request.outcome, request.tier, request.load_wait_s = MISS, tier, seconds
-        return seconds
 
     def close(self) -> list[Request]:
         """Log the steps that have ended, and return the requests still inside."""

@@ -180,7 +180,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,nine"), "cache.gpu.slots: must be a whole number"),
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,5000"), "leaves too little GPU memory"),
         (("report", "nowhere"), "nowhere: there is no such folder"),
-        (("run", "quickstart", "--set", "fleet.engine=vllm-0.8"), "has no engine 'vllm-0.8' yet"),
+        (("run", "quickstart", "--set", "fleet.engine=lorax"), "has no engine 'lorax' yet"),
         (("run", "quickstart", "--set", "rollouts=[{a: 1}]"), "rollouts: not simulated in this version"),
     ],
 )

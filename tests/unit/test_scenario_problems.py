@@ -113,7 +113,7 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
          "12: adapters.mix: the shares of a mix add up to 100% (got 80.00%)"),
         ("{slots: 8}", "{slots: 8, size: 1 GB}", "14: cache.gpu.slots: give either slots or size (got slots 8, size "
          "1000000000)"),
-        ("  gpu:", "  eviction: lur\n  gpu:", "14: cache.eviction: unknown eviction policy (got lur, allowed: lru); did"
+        ("  gpu:", "  eviction: lur\n  gpu:", "14: cache.eviction: unknown eviction policy (got lur, allowed: lru, vllm-lru); did"
          " you mean 'lru'?"),
         ("cache:", "rollouts: [x]\ncache:", "13: rollouts: not simulated in this version (got ['x'], allowed: []); "
          "remove it"),

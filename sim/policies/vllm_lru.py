@@ -1,0 +1,197 @@
+"""vLLM's adapter cache: two LRU tiers, touched by every step, that don't protect adapters in use.
+
+Read from vLLM 0.8.5 ``lora/worker_manager.py`` and ``lora/models.py`` (0.32: ``lora/model_manager.py``) and held
+against records of vLLM 0.32, load for load (tests/property/test_records.py).
+
+Before a step, ``LRUCacheWorkerLoRAManager._apply_adapters`` walks the set of the batch's adapters and activates each:
+one that is not in a slot takes a free slot, or that of the adapter touched least recently, *even if that one is in
+this batch* and is loaded again a moment later. The order of the walk is that of a Python set of objects hashed by
+name: arbitrary, but the same from step to step. So one adapter that enters a full set of slots sets off a cascade of
+about slots / 6 + 1 loads.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
+
+from sim.policies.cache import ABSENT, RESIDENT
+from sim.traffic.request import FROM_HOST, FROM_STORAGE
+
+
+def set_order(keys: Sequence[int]) -> Callable[[list[int]], list[int]]:
+    """Return the order in which a Python set of the batch's adapters is walked, as vLLM builds it.
+
+    :param keys: hash of each adapter; vLLM's are those of names, which differ from process to process.
+    """
+    adapter_of = {key: adapter for adapter, key in enumerate(keys)}
+    assert len(adapter_of) == len(keys), "two adapters share a hash"
+
+    def order(batch: list[int]) -> list[int]:
+        return [adapter_of[key] for key in set([keys[adapter] for adapter in batch])]  # noqa: C403 (the list sizes it)
+
+    return order
+
+
+class TouchedCache:
+    """Slots in GPU memory and copies in host memory, both LRU by the last step that used them.
+
+    A copy in a slot always has one in host memory: when the host evicts an adapter, its slot is emptied as well.
+
+    :param adapters: how many there are.
+    :param host_slots: adapters that host memory holds; at least ``slots``, as vLLM demands.
+    :param order: the order in which a batch's adapters are touched, given them in the order of their admission.
+    :ivar state: by adapter, ``ABSENT`` or ``RESIDENT``.
+    :ivar users: by adapter, requests in the batch.
+    :ivar in_use: distinct adapters in the batch.
+    :ivar evictions: adapters that had to leave a slot so far; ``evictions_in_use``: those of them that were in the
+        batch.
+    :ivar victims: who left, in order, where a list is put here.
+    """
+
+    def __init__(self, adapters: int, slots: int, host_slots: int, order: Callable[[list[int]], list[int]]) -> None:
+        assert host_slots >= slots, "a slot's adapter has a copy in host memory"
+        self.capacity = slots
+        self.host_slots = min(host_slots, adapters)
+        self.state = [ABSENT] * adapters
+        self.users = [0] * adapters
+        self.in_use = 0
+        self.in_use_peak = 0
+        self.evictions = 0
+        self.evictions_in_use = 0
+        self.victims: list[int] | None = None
+        self._order = order
+        self._batch: list[int] = []
+        self._members: set[int] = set()
+        # Those outside the batch, least recently touched first; those in the batch were all touched by its last step.
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._host_idle: OrderedDict[int, None] = OrderedDict()
+        self._in_host = [False] * adapters
+        self._host_count = 0
+
+    def acquire(self, adapter: int) -> bool:
+        """Add a request to the batch; return whether its adapter is resident."""
+        users = self.users
+        users[adapter] += 1
+        if users[adapter] == 1:
+            self.in_use += 1
+            self.in_use_peak = max(self.in_use_peak, self.in_use)
+        return self.state[adapter] == RESIDENT
+
+    def release(self, adapter: int) -> bool:
+        """Take a request out of the batch; return False: no load ever waits for room."""
+        users = self.users
+        users[adapter] -= 1
+        if users[adapter] == 0:
+            self.in_use -= 1
+        return False
+
+    def can_claim(self, adapter: int) -> bool:
+        """Return whether the batch may hold ``adapter``: no more distinct ones than slots."""
+        return self.users[adapter] > 0 or self.in_use < self.capacity
+
+    def touch(self, batch: list[int]) -> list[tuple[int, int]]:
+        """Make the batch's adapters resident; return the loads as (adapter, tier), in their order.
+
+        :param batch: distinct adapters in the order of their admission. To be called whenever the set has changed;
+            a step with the same set as the one before changes nothing.
+        """
+        before, members_before = self._batch, self._members
+        self._batch, self._members = batch, members = batch, set(batch)
+        arrived = members - members_before
+        entering = [adapter for adapter in arrived if self.state[adapter] != RESIDENT]
+        if entering and not self._idle_suffice(entering, len(members_before)):
+            return self._walk(before, batch)
+        idle, host_idle = self._idle, self._host_idle
+        loads = self._fill(self._in_order(entering, batch), len(members_before)) if entering else []
+        for adapter in arrived:
+            idle.pop(adapter, None)
+            host_idle.pop(adapter, None)
+        for adapter in self._in_order(members_before - members, before):
+            idle[adapter] = host_idle[adapter] = None
+        return loads
+
+    def _in_order(self, some: Collection[int], batch: list[int]) -> list[int]:
+        """Return some adapters of a batch in the order in which it is touched."""
+        if len(some) < 2:
+            return list(some)
+        return [adapter for adapter in self._order(batch) if adapter in some]
+
+    def _idle_suffice(self, entering: list[int], last_batch: int) -> bool:
+        """Return whether free slots and those of adapters outside both batches suffice, and host memory has room.
+
+        That is the common, quick case: whoever sat out the last batch was touched before all of it.
+        """
+        fresh = sum(not self._in_host[adapter] for adapter in entering)
+        if self._host_count + fresh > self.host_slots:
+            return False
+        lacking = len(self._idle) + last_batch + len(entering) - self.capacity
+        return lacking <= len(self._idle) and not any(a in self._members for a in islice(self._idle, max(0, lacking)))
+
+    def _fill(self, entering: list[int], last_batch: int) -> list[tuple[int, int]]:
+        """Load adapters into free slots, or into those of the longest idle."""
+        loads = []
+        idle, occupied = self._idle, len(self._idle) + last_batch
+        for adapter in entering:
+            if occupied >= self.capacity:
+                self._evict(idle.popitem(last=False)[0])
+            else:
+                occupied += 1
+            loads.append((adapter, self._tier(adapter)))
+            self.state[adapter] = RESIDENT
+        return loads
+
+    def _walk(self, before: list[int], batch: list[int]) -> list[tuple[int, int]]:
+        """Touch every adapter of the batch in turn, as vLLM does."""
+        gpu, host, state = self._idle, self._host_idle, self.state
+        for adapter in self._order(before):  # with the last batch appended, both hold all residents in LRU order
+            gpu[adapter] = host[adapter] = None
+        loads = []
+        for adapter in self._order(batch):
+            if self._in_host[adapter]:
+                host.move_to_end(adapter)
+            elif self._host_count == self.host_slots:
+                victim = host.popitem(last=False)[0]
+                self._in_host[victim] = False
+                self._host_count -= 1
+                if victim in gpu:
+                    del gpu[victim]
+                    self._evict(victim)
+            if state[adapter] == RESIDENT:
+                gpu.move_to_end(adapter)
+                continue
+            if len(gpu) == self.capacity:
+                self._evict(gpu.popitem(last=False)[0])
+            loads.append((adapter, self._tier(adapter)))
+            state[adapter] = RESIDENT
+            gpu[adapter] = host[adapter] = None
+        for adapter in batch:
+            del gpu[adapter], host[adapter]
+        return loads
+
+    def _tier(self, adapter: int) -> int:
+        """Return where a load comes from; what comes from storage leaves a copy in host memory."""
+        if self._in_host[adapter]:
+            return FROM_HOST
+        self._in_host[adapter] = True
+        self._host_count += 1
+        return FROM_STORAGE
+
+    def _evict(self, victim: int) -> None:
+        self.state[victim] = ABSENT
+        self.evictions += 1
+        self.evictions_in_use += victim in self._members
+        if self.victims is not None:
+            self.victims.append(victim)
+
+    def check_integrity(self) -> None:
+        """Assert that the two tiers agree with each other and with their counts."""
+        residents = {adapter for adapter, state in enumerate(self.state) if state == RESIDENT}
+        copies = {adapter for adapter, there in enumerate(self._in_host) if there}
+        assert residents == self._idle.keys() | self._members
+        assert copies == self._host_idle.keys() | self._members
+        assert residents <= copies
+        assert len(residents) <= self.capacity
+        assert len(copies) == self._host_count <= self.host_slots
+        assert self.in_use == sum(count > 0 for count in self.users) <= self.capacity

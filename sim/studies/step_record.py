@@ -1,0 +1,142 @@
+"""Records of a real engine, step by step: reading them, and saying what is wrong with a file that isn't one.
+
+A record is gzip JSON (or plain JSON), written by a script that hooks a running vLLM: its ``config``, its ``requests``,
+and for every ``step`` what was scheduled, who was preempted, which adapters the batch used in the order in which they
+were touched, and which were loaded and evicted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from sim.errors import InputError
+
+_PRESETS = {"0.8": "vllm-0.8", "0.32": "vllm-0.32"}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class RecordConfig(_Part):
+    """How the engine was set up; ``kv_blocks`` counts one that it never uses."""
+
+    slots: PositiveInt
+    host_slots: PositiveInt
+    adapters: PositiveInt
+    max_num_seqs: PositiveInt
+    max_num_batched_tokens: PositiveInt
+    block_size: PositiveInt
+    kv_blocks: PositiveInt
+
+
+class RecordedRequest(_Part):
+    """A request; times in seconds since the engine was ready."""
+
+    id: NonNegativeInt
+    adapter: NonNegativeInt
+    prompt_tokens: PositiveInt
+    output_tokens: PositiveInt
+    arrival_s: NonNegativeFloat
+    finished_s: NonNegativeFloat | None = None
+
+
+class RecordedStep(_Part):
+    """A step: tokens by request, those preempted, adapters in the order they were touched, loads, evictions.
+
+    :ivar loads: (adapter, seconds) in their order.
+    :ivar evictions: (adapter, whether it was in this batch) in their order.
+    """
+
+    at_s: float
+    scheduled: dict[int, PositiveInt]
+    preempted: tuple[int, ...] = ()
+    adapters: tuple[int, ...]
+    loads: tuple[tuple[int, float], ...] = ()
+    evictions: tuple[tuple[int, bool], ...] = ()
+
+
+class StepRecord(_Part):
+    """A whole record."""
+
+    engine: str
+    mode: str
+    config: RecordConfig
+    requests: tuple[RecordedRequest, ...]
+    steps: tuple[RecordedStep, ...]
+
+    @property
+    def preset(self) -> str:
+        """The engine preset whose rules this record should follow."""
+        return _PRESETS[_version(self.engine) or ""]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StepRecord:
+        if not self.requests or not self.steps:
+            raise ValueError("a record needs requests and steps")
+        if [request.id for request in self.requests] != list(range(len(self.requests))):
+            raise ValueError("request ids must count 0, 1, 2, …")
+        known = self.config.adapters
+        if any(request.adapter >= known for request in self.requests):
+            raise ValueError(f"a request names an adapter beyond config.adapters ({known})")
+        for number, step in enumerate(self.steps):
+            if any(index >= len(self.requests) for index in (*step.scheduled, *step.preempted)):
+                raise ValueError(f"step {number} schedules a request that the record doesn't have")
+        return self
+
+
+def read_record(path: Path) -> StepRecord:
+    """Read a record.
+
+    :raises InputError: naming the file, the field and the value.
+    """
+    where = str(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError("can't read the record", file=where, got=error.strerror) from None
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(
+                "the gzip file is damaged or cut short", file=where, got=str(error), hint="copy or record it again"
+            ) from None
+    try:
+        data: Any = json.loads(raw)
+    except ValueError as error:
+        raise InputError("the record is not JSON", file=where, got=str(error)) from None
+    engine = data.get("engine") if isinstance(data, dict) else None
+    if isinstance(engine, str) and _version(engine) not in _PRESETS:
+        raise InputError(
+            "the rules of this engine version are not known", file=where, key="engine", got=engine,
+            allowed=", ".join(f"vllm {version}" for version in _PRESETS),
+        )  # fmt: skip
+    try:
+        return StepRecord.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "record"
+        got = first["input"] if isinstance(first["input"], (str, int, float)) else None
+        raise InputError(first["msg"].removeprefix("Value error, "), file=where, key=key, got=got) from None
+
+
+def _version(engine: str) -> str | None:
+    """Return ``0.32`` of ``vllm 0.32.0 (cpu)``."""
+    found = re.match(r"vllm (\d+\.\d+)", engine)
+    return found[1] if found else None

@@ -1,0 +1,111 @@
+"""How long loads and services take: laws of the scenario or of the profile, made ready for many requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.policies.costs import load_seconds, residual
+from sim.rng import stream
+from sim.spec.laws import TimeLaw
+from sim.spec.profile import Profile, TierCost
+from sim.spec.scenario import Scenario
+from sim.traffic.adapters import Population
+from sim.traffic.generate import Chunk
+from sim.traffic.request import FROM_STORAGE
+
+Floats = NDArray[np.float64]
+_BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Turn the luck of a chunk's requests into seconds; each gives an array of the chunk's length."""
+
+    load: Callable[[Chunk], Floats]
+    host_load: Callable[[Chunk], Floats]
+    service: Callable[[Chunk], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class TierTimes:
+    """Load times of one tier: a law, or each adapter's own time times a residual."""
+
+    law: TimeLaw | None
+    tier: TierCost | None
+    population: Population
+
+    def seconds(self, adapter: NDArray[np.int64], luck: Floats) -> Floats:
+        """Return the seconds of loads, same shape."""
+        if self.law is not None:
+            return self.law.ppf(luck)
+        assert self.tier is not None, "loads have a law or a profile"
+        return np.asarray(load_seconds(self.tier, self.population)[adapter] * residual(self.tier, luck))
+
+    def draws(self, rng: np.random.Generator) -> Callable[[int], float]:
+        """Return a function that gives the seconds of one load after the other, by adapter."""
+        if self.law is not None:
+            law = self.law
+            drawn = _one_by_one(rng, law.ppf)
+            return lambda adapter: next(drawn)
+        tier = self.tier
+        assert tier is not None, "loads have a law or a profile"
+        base = load_seconds(tier, self.population).tolist()
+        factors = _one_by_one(rng, lambda luck: residual(tier, luck))
+        return lambda adapter: float(base[adapter]) * next(factors)
+
+
+def _one_by_one(rng: np.random.Generator, of_luck: Callable[[Floats], Floats]) -> Iterator[float]:
+    while True:
+        yield from of_luck(rng.random(_BLOCK)).tolist()
+
+
+def tier_times(scenario: Scenario, profile: Profile | None, population: Population) -> tuple[TierTimes, TierTimes]:
+    """Return the load times from storage and from host memory."""
+    storage = scenario.storage
+    costs = (None, None) if profile is None else (profile.load.storage, profile.load.host)
+    return TierTimes(storage.load, costs[0], population), TierTimes(storage.host_load, costs[1], population)
+
+
+def has_host_tier(scenario: Scenario) -> bool:
+    """Return whether adapters can come from host memory."""
+    return scenario.cache.host is not None or scenario.cache.eviction == "vllm-lru"
+
+
+def request_times(scenario: Scenario, profile: Profile | None, population: Population) -> Times:
+    """Return what turns luck into the seconds that requests carry with them."""
+    from_storage, from_host = tier_times(scenario, profile, population)
+    service = scenario.fleet.service
+
+    def none(chunk: Chunk) -> Floats:
+        return np.zeros(len(chunk))
+
+    return Times(
+        load=lambda chunk: from_storage.seconds(chunk.adapter, chunk.load_luck),
+        host_load=(lambda chunk: from_host.seconds(chunk.adapter, chunk.host_load_luck))
+        if has_host_tier(scenario) else none,
+        service=none if service is None else lambda chunk: service.ppf(chunk.service_luck),
+    )  # fmt: skip
+
+
+def reload_times(
+    scenario: Scenario, profile: Profile | None, population: Population, replication: int, replica: int
+) -> Callable[[int, int], float]:
+    """Return the seconds of loads that no request brings about, by adapter and tier: those of vLLM's cascades."""
+    if scenario.cache.eviction != "vllm-lru":
+        return _never
+    from_storage, from_host = tier_times(scenario, profile, population)
+
+    def rng(purpose: str) -> np.random.Generator:
+        return stream(scenario.run.seed, replication, purpose, replica)
+
+    again_from_storage = from_storage.draws(rng("reload"))
+    again_from_host = from_host.draws(rng("host-reload"))
+    return lambda adapter, tier: again_from_storage(adapter) if tier == FROM_STORAGE else again_from_host(adapter)
+
+
+def _never(adapter: int, tier: int) -> float:
+    raise AssertionError("this cache loads only what a request asks for")
