@@ -7,7 +7,7 @@ at a request and its adapter fits beside those in use.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
@@ -88,6 +88,7 @@ class ClaimingQueue(ReadyQueue):
         self._gives_up = gives_up
         self.take = self._claim
         self._aside_heads: list[tuple[int, int]] = []
+        self._aside_count = 0
         self._asked = 0
 
     def first(self) -> Request | None:
@@ -120,7 +121,7 @@ class ClaimingQueue(ReadyQueue):
     def passed(self, before: int | None) -> int:
         """Return how many requests over the adapter limit a scan passes: those with keys below ``before``, or all."""
         if before is None:
-            return sum(map(len, self.aside.values()))
+            return self._aside_count
         return sum(bisect_left(group, before, key=_key) for group in self.aside.values())
 
     def arrived(self, request: Request) -> None:
@@ -155,12 +156,14 @@ class ClaimingQueue(ReadyQueue):
         return False
 
     def _set_aside(self, request: Request) -> None:
-        group = self.aside.get(request.adapter)
-        if group is None:
-            self.aside[request.adapter] = [request]
-            heappush(self._aside_heads, (request.key, request.adapter))
-        else:
+        self._aside_count += 1
+        group = self.aside.setdefault(request.adapter, [])
+        if group and group[-1].key < request.key:
             group.append(request)
+            return
+        insort(group, request, key=_key)  # a preempted request may come before those passed earlier
+        if group[0] is request:
+            heappush(self._aside_heads, (request.key, request.adapter))
 
     def _recall_oldest(self) -> None:
         """Bring back the requests of the oldest set-aside adapter, if it is due and may be claimed now."""
@@ -170,12 +173,14 @@ class ClaimingQueue(ReadyQueue):
             group = self.aside.get(adapter)
             if group is not None and group[0].key == key:
                 break
-            heappop(heads)  # that group was brought back by a younger request of its adapter
+            heappop(heads)  # that group was brought back by a younger request of its adapter, or has an older one now
         if not heads or (self.line and self.line[0][0] < heads[0][0]):
             return
         if self._cache.can_claim(heads[0][1]):
             self._bring_back(heads[0][1])
 
     def _bring_back(self, adapter: int) -> None:
-        for request in self.aside.pop(adapter):
+        group = self.aside.pop(adapter)
+        self._aside_count -= len(group)
+        for request in group:
             self.push(request)

@@ -20,26 +20,29 @@ class StepCosts:
 
     :param slots: adapter slots of the replica.
     :param max_tokens: token budget of a step.
+    :param max_rank: rank that slots are padded to.
     :ivar detailed: whether a step's cost depends on more than its tokens, KV tokens and adapters.
     """
 
-    def __init__(self, cost: StepCost, slots: int, max_tokens: int) -> None:
+    def __init__(self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0) -> None:
         lora = cost.lora
         tokens, seconds = (np.asarray(axis, dtype=np.float64) for axis in zip(*cost.tokens, strict=True))
         at = np.arange(max_tokens + 1, dtype=np.float64)
         table = np.interp(at, tokens, seconds)
         slope = (seconds[-1] - seconds[-2]) / (tokens[-1] - tokens[-2])
         table += np.maximum(at - tokens[-1], 0) * slope
+        table += lora.per_slot_token_s * slots * at
         fixed = cost.fixed_s + lora.fixed_s + lora.per_slot_s * slots
         self._table: list[float] = (table + fixed).tolist()
         self._sequence = cost.per_sequence_s
         self._attended = cost.per_attended_token_s
-        self._adapter = lora.per_adapter_s
+        self._adapter = lora.per_adapter_s + lora.per_adapter_max_rank_s * max_rank
         self._adapter_rank = lora.per_adapter_rank_s
         self._token_rank = lora.per_token_rank_s
+        self._passed = cost.per_passed_s
         self.per_kv_token_s = cost.per_kv_token_s
         self.least_s = self._table[1]
-        self.detailed = bool(self._sequence or self._attended or self._token_rank)
+        self.detailed = bool(self._sequence or self._attended or self._token_rank or self._passed)
 
     def step(
         self,
@@ -50,6 +53,7 @@ class StepCosts:
         sequences: int = 0,
         attended: float = 0.0,
         rank_tokens: int = 0,
+        passed: int = 0,
     ) -> float:
         """Return the seconds of one step.
 
@@ -59,6 +63,7 @@ class StepCosts:
         :param sequences: sequences in the step. This and what follows matters only to ``detailed`` costs.
         :param attended: pairs of a prompt token and a token it attends to.
         :param rank_tokens: sum over tokens of the rank of their adapter.
+        :param passed: waiting requests that the scheduler passed.
         """
         if not self.detailed:  # leaving out the terms that are zero changes no bit of the sum
             return (
@@ -75,13 +80,18 @@ class StepCosts:
             + self._adapter * distinct
             + self._adapter_rank * rank_sum
             + self._token_rank * rank_tokens
+            + self._passed * passed
         )
 
 
 def load_seconds(tier: TierCost, population: Population) -> Floats:
     """Return each adapter's load time without residual, shape (adapters,)."""
+    padded = population.rank < population.rank.max()
     return np.asarray(
-        tier.open_s + tier.per_tensor_s * population.tensors + population.size_bytes / tier.bandwidth_bytes_per_s
+        tier.open_s
+        + tier.per_tensor_s * population.tensors
+        + tier.per_padded_tensor_s * padded * (population.tensors / 2)
+        + population.size_bytes / tier.bandwidth_bytes_per_s
     )
 
 

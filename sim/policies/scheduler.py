@@ -144,14 +144,24 @@ class Scheduler:
         step.steps = 1 if step.prefills or preempted else self._equal_steps()
         return step
 
-    def _details(self) -> tuple[int, float, int]:
-        """Return the sequences of the step, the pairs its prompt tokens attend to, and the ranks of its tokens."""
+    def _details(self) -> tuple[int, float, int, int]:
+        """Return the sequences of the step, the pairs its prompt tokens attend to, the ranks of its tokens, and how
+        many waiting requests were passed."""
         prefills, attended, rank_tokens = self._next.prefills, 0.0, self._rank_tokens
         for request in prefills:
             chunk = self._chunk if request is self._partial else request.context
             attended += chunk * (request.context - chunk + 0.5 * (chunk + 1))
             rank_tokens += chunk * self._ranks[request.adapter]
-        return self.kv.decoding + len(prefills), attended, rank_tokens
+        passed = self._passed() if self.waiting.aside else 0
+        return self.kv.decoding + len(prefills), attended, rank_tokens, passed
+
+    def _passed(self) -> int:
+        """Return how many requests over the adapter limit the scan of the queue went by before it ended."""
+        if self.blocked == BY_KV:
+            return self.waiting.passed(self._blocked_key)
+        if self.blocked == BY_SLOTS:
+            return self.waiting.passed(None)
+        return self.waiting.passed(max((request.key for request in self._next.prefills), default=None))
 
     def _equal_steps(self) -> int:
         """Return how many steps may follow until a sequence ends or lacks a KV block."""

@@ -177,7 +177,29 @@ class EmpiricalTokens(Strict):
     """The column that holds token counts."""
 
 
+class HistogramTokens(Strict):
+    """A histogram with equally wide bins; uniform within each."""
+
+    law: Literal["histogram"]
+    low: PositiveInt
+    """Lower edge of the first bin, in tokens."""
+    high: PositiveInt
+    """Upper edge of the last bin."""
+    shares: tuple[float, ...] = Field(min_length=1)
+    """Share of requests in each bin; they need not add up to 1."""
+    mean: float | None = Field(default=None, gt=0)
+    """Stretch all lengths by the same factor, so that their mean is this."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> HistogramTokens:
+        if self.high <= self.low:
+            raise located("high", "high is not above low", got=f"low {self.low}, high {self.high}")
+        if any(not 0 <= share < math.inf for share in self.shares) or not sum(self.shares) > 0:
+            raise located("shares", "shares are numbers from 0, not all of them 0", got=list(self.shares))
+        return self
+
+
 TokenLaw = Annotated[
-    FixedTokens | UniformTokens | GeometricTokens | LognormalTokens | EmpiricalTokens,
+    FixedTokens | UniformTokens | GeometricTokens | LognormalTokens | EmpiricalTokens | HistogramTokens,
     Field(discriminator="law"),
 ]

@@ -21,14 +21,19 @@ from sim.spec.base import Strict, located
 
 
 class LoraCost(Strict):
-    """Seconds that LoRA adds to a step: ``fixed + slot·S + (distinct + rank·r)·D + token_rank·Σ tokens·r``."""
+    """Seconds that LoRA adds to a step: ``fixed + slot·S + slot_token·S·T + (distinct + max_rank·R)·D + rank·Σ r +
+    token_rank·Σ tokens·r``, with S slots padded to rank R, T tokens, D distinct adapters of rank r."""
 
     fixed_s: NonNegativeFloat = 0.0
     """As soon as LoRA is turned on."""
     per_slot_s: NonNegativeFloat = 0.0
     """For every slot, filled or not."""
+    per_slot_token_s: NonNegativeFloat = 0.0
+    """For every slot, filled or not, and token of the step: kernels whose grid spans all slots."""
     per_adapter_s: NonNegativeFloat = 0.0
     """For every distinct adapter in the batch."""
+    per_adapter_max_rank_s: NonNegativeFloat = 0.0
+    """For every distinct adapter, times the rank that slots are padded to."""
     per_adapter_rank_s: NonNegativeFloat = 0.0
     """For every distinct adapter, times its rank."""
     per_token_rank_s: NonNegativeFloat = 0.0
@@ -48,6 +53,8 @@ class StepCost(Strict):
     """For every KV token that decoding sequences attend to."""
     per_attended_token_s: NonNegativeFloat = 0.0
     """Prefill attention: for every pair of a prompt token and a token it attends to."""
+    per_passed_s: NonNegativeFloat = 0.0
+    """For every waiting request that the scheduler passes because its adapter would be one too many."""
     lora: LoraCost = LoraCost()
     """What LoRA adds."""
 
@@ -61,12 +68,15 @@ class StepCost(Strict):
 
 
 class TierCost(Strict):
-    """Seconds of one load from one tier: ``open + per_tensor·tensors + bytes / bandwidth``, times a residual."""
+    """Seconds of one load from one tier: ``open + per_tensor·tensors + padded·B tensors + bytes / bandwidth``, times a
+    residual."""
 
     open_s: NonNegativeFloat = 0.0
     """Every load."""
     per_tensor_s: NonNegativeFloat = 0.0
     """For every tensor of the adapter."""
+    per_padded_tensor_s: NonNegativeFloat = 0.0
+    """For every B tensor of an adapter of lower rank than its slot is padded to: its rows are copied one by one."""
     bandwidth_bytes_per_s: PositiveFloat
     """Bytes per second of one load. Loads at the same time don't slow each other down in this version."""
     residual: tuple[PositiveFloat, ...] = (1.0,)
@@ -95,6 +105,9 @@ class Memory(Strict):
     """Activations, CUDA graphs, the framework."""
     kv_bytes_per_token: PositiveInt
     """KV cache of one token in all layers."""
+    slot_layout: Literal["exact", "vllm-0.8"] = "exact"
+    """How slots lie in memory: ``exact``, slots times the bytes of a padded adapter; ``vllm-0.8``, buffer by buffer as
+    vLLM 0.8 allocates them, embedding rows and the allocator's rounding included."""
 
 
 class Envelope(Strict):
@@ -108,6 +121,21 @@ class Envelope(Strict):
     """Largest adapter rank."""
     slots: PositiveInt
     """Most adapter slots."""
+
+
+class Provenance(Strict):
+    """How a profile came about."""
+
+    command: str
+    """The command that wrote it."""
+    data: dict[str, str]
+    """SHA-256 of every file it was fitted from, by name."""
+    calibration: str = ""
+    """The rule by which runs were chosen to calibrate."""
+    calibration_runs: tuple[str, ...] = ()
+    """Those runs, by name; the errors are of all others."""
+    residuals: dict[str, float] = Field(default_factory=dict)
+    """Median absolute relative error of the fit, by what was fitted."""
 
 
 class Profile(Strict):
@@ -139,6 +167,8 @@ class Profile(Strict):
     """Source of every number, by dotted path or by the path of a section."""
     error: str = "unknown: not compared with measurements"
     """How far predictions were from measurements."""
+    provenance: Provenance | None = None
+    """How a fitted profile came about."""
 
 
 def bundled_profiles() -> list[str]:

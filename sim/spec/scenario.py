@@ -82,8 +82,26 @@ class WeightsPopularity(Strict):
     """The file, relative to the scenario."""
 
 
+class AdapterGroup(Strict):
+    """Adapters that are equally popular."""
+
+    adapters: PositiveInt
+    """How many."""
+    weight: float = Field(ge=0)
+    """How often each is asked for, relative to the others; a rate per adapter will do."""
+
+
+class GroupsPopularity(Strict):
+    """Groups of equally popular adapters: the first group's are adapters 0, 1, …, and so on."""
+
+    law: Literal["groups"]
+    groups: tuple[AdapterGroup, ...] = Field(min_length=1)
+    """The groups; together they have ``adapters.count`` adapters."""
+
+
 Popularity = Annotated[
-    UniformPopularity | ZipfPopularity | CyclicPopularity | WeightsPopularity, Field(discriminator="law")
+    UniformPopularity | ZipfPopularity | CyclicPopularity | WeightsPopularity | GroupsPopularity,
+    Field(discriminator="law"),
 ]
 
 
@@ -94,6 +112,9 @@ class Tokens(Strict):
     """Prompt tokens per request."""
     output: TokenLaw = LognormalTokens(law="lognormal", mean=155, p99=870, max=4096)
     """Output tokens per request."""
+    correlation: float = Field(default=0.0, gt=-1, lt=1)
+    """Correlation of the normal scores of a request's prompt and output length: below 0, long prompts have short
+    answers. 0: independent."""
 
 
 class Trace(Strict):
@@ -204,6 +225,9 @@ class Fleet(Strict):
     """Tokens in one KV block."""
     kv_tokens: PositiveInt | None = None
     """KV cache of one replica in tokens; unset: what the profile's memory leaves after weights and slots."""
+    max_model_len: PositiveInt | None = None
+    """Longest request, prompt and answer, in tokens: longer ones are refused, and the KV cache must hold one such.
+    Unset: what the KV cache holds."""
     gpu_memory_utilization: Share | None = None
     """Share of the GPU's memory that the engine may use; unset: the profile's."""
     admission: Literal["skip", "stop"] = "skip"
@@ -419,6 +443,16 @@ class Scenario(Strict):
     @model_validator(mode="after")
     def _whole(self) -> Scenario:
         named_by_file = self.workload.popularity.law == "weights" or self.workload.trace is not None
+        popularity = self.workload.popularity
+        if popularity.law == "groups" and self.workload.trace is None:
+            grouped = sum(group.adapters for group in popularity.groups)
+            if grouped != self.adapters.count:
+                raise located(
+                    "workload.popularity.groups", "the groups have another number of adapters than there are",
+                    got=f"{grouped} in groups, adapters.count {self.adapters.count}",
+                )  # fmt: skip
+            if not sum(group.adapters * group.weight for group in popularity.groups) > 0:
+                raise located("workload.popularity.groups", "no weight above zero")
         if self.adapters.count is None and not named_by_file:
             raise located("adapters.count", "how many adapters there are is missing", hint="give count: 1000")
         if self.run.half_width is not None and (self.workload.trace is not None or self.workload.requests is None):

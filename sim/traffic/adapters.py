@@ -17,7 +17,11 @@ MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The linear layers of a decoder, from the model's published ``config.json``."""
+    """The linear layers of a decoder, from the model's published ``config.json``.
+
+    :ivar lora_embeddings: whether vLLM 0.8 sets LoRA buffers for embedding and output head aside (its Llama class
+        does, Qwen2 does not).
+    """
 
     hidden: int
     intermediate: int
@@ -25,6 +29,9 @@ class ModelShape:
     heads: int
     kv_heads: int
     head_dim: int = 128
+    vocab: int = 32000
+    qkv_bias: bool = False
+    lora_embeddings: bool = False
 
     def module(self, name: str) -> tuple[int, int]:
         """Return (d_in, d_out) of one linear layer."""
@@ -40,21 +47,29 @@ class ModelShape:
         }[name]
 
 
-_LLAMA_70B = ModelShape(8192, 28672, 80, 64, 8)
-_LLAMA_8B = ModelShape(4096, 14336, 32, 32, 8)
+def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int) -> ModelShape:
+    return ModelShape(hidden, intermediate, layers, heads, kv_heads, vocab=vocab, lora_embeddings=True)
+
+
+def _qwen(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int = 128, vocab: int = 152064
+) -> ModelShape:
+    return ModelShape(hidden, intermediate, layers, heads, kv_heads, head_dim, vocab=vocab, qkv_bias=True)
+
+
 SHAPES = {
-    "llama-2-7b": ModelShape(4096, 11008, 32, 32, 32),
-    "llama-2-13b": ModelShape(5120, 13824, 40, 40, 40),
-    "llama-2-70b": _LLAMA_70B,
-    "llama-3-70b": _LLAMA_70B,
-    "llama-3.1-70b": _LLAMA_70B,
-    "llama-3-8b": _LLAMA_8B,
-    "llama-3.1-8b": _LLAMA_8B,
-    "mistral-7b": _LLAMA_8B,
-    "qwen2.5-0.5b": ModelShape(896, 4864, 24, 14, 2, 64),
-    "qwen2.5-7b": ModelShape(3584, 18944, 28, 28, 4),
-    "qwen2.5-14b": ModelShape(5120, 13824, 48, 40, 8),
-    "qwen2.5-32b": ModelShape(5120, 27648, 64, 40, 8),
+    "llama-2-7b": _llama(4096, 11008, 32, 32, 32, 32000),
+    "llama-2-13b": _llama(5120, 13824, 40, 40, 40, 32000),
+    "llama-2-70b": _llama(8192, 28672, 80, 64, 8, 32000),
+    "llama-3-70b": _llama(8192, 28672, 80, 64, 8, 128256),
+    "llama-3.1-70b": _llama(8192, 28672, 80, 64, 8, 128256),
+    "llama-3-8b": _llama(4096, 14336, 32, 32, 8, 128256),
+    "llama-3.1-8b": _llama(4096, 14336, 32, 32, 8, 128256),
+    "mistral-7b": _llama(4096, 14336, 32, 32, 8, 32000),
+    "qwen2.5-0.5b": _qwen(896, 4864, 24, 14, 2, 64, vocab=151936),
+    "qwen2.5-7b": _qwen(3584, 18944, 28, 28, 4),
+    "qwen2.5-14b": _qwen(5120, 13824, 48, 40, 8),
+    "qwen2.5-32b": _qwen(5120, 27648, 64, 40, 8),
 }
 
 

@@ -13,7 +13,7 @@ from sim.rng import stream
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population, populate
 from sim.traffic.arrivals import gaps
-from sim.traffic.lengths import Lengths
+from sim.traffic.lengths import Lengths, draw_pair
 from sim.traffic.popularity import Chooser, read_weights
 from sim.traffic.traces import TraceData, read_trace
 
@@ -142,12 +142,17 @@ class Traffic:
         else:
             assert self._chooser is not None, "made where the trace names no adapter"
             adapter = self._chooser.choose(rng("popularity"), first, count)
+        if trace is not None:
+            prompt, output = trace.prompt_tokens[span], trace.output_tokens[span]
+        else:
+            correlation = self._workload.tokens.correlation
+            prompt, output = draw_pair(self._prompt, self._output, correlation, (rng("prompt"), rng("output")), count)
         return Chunk(
             first=first,
             arrival_s=arrival,
             adapter=adapter,
-            prompt_tokens=trace.prompt_tokens[span] if trace else self._prompt.draw(rng("prompt"), count),
-            output_tokens=trace.output_tokens[span] if trace else self._output.draw(rng("output"), count),
+            prompt_tokens=prompt,
+            output_tokens=output,
             load_luck=rng("load").random(count),
             host_load_luck=rng("host-load").random(count),
             service_luck=rng("service").random(count),

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
-from sim.spec.laws import EmpiricalTokens, TokenLaw, lognormal_sigma
+from sim.spec.laws import EmpiricalTokens, HistogramTokens, LognormalTokens, TokenLaw, lognormal_sigma
 
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
@@ -30,13 +31,67 @@ class Lengths:
             return rng.integers(law.low, law.high, size=count, endpoint=True)
         if law.law == "empirical":
             return self._observed[rng.integers(0, len(self._observed), size=count)]
+        if law.law == "histogram":
+            return _from_histogram(law, rng.random(count))
         if law.law == "geometric":
-            drawn = rng.geometric(1 / law.mean, size=count)
-        else:
-            sigma = lognormal_sigma(law.mean, law.p99)
-            normal = rng.standard_normal(count)
-            drawn = np.ceil(np.exp(math.log(law.mean) - sigma**2 / 2 + sigma * normal)).astype(np.int64)
-        return np.minimum(drawn, law.max) if law.max is not None else drawn
+            return _cut(rng.geometric(1 / law.mean, size=count), law.max)
+        return _lognormal(law, rng.standard_normal(count))
+
+    def at(self, scores: Floats) -> Ints:
+        """Return the token counts at normal scores, int64, same shape: 0 gives the median, 2 a long one."""
+        from scipy.special import ndtr
+
+        law = self._law
+        if law.law == "lognormal":
+            return _lognormal(law, scores)
+        shares = ndtr(scores)
+        if law.law == "fixed":
+            return np.full(len(scores), law.value, dtype=np.int64)
+        if law.law == "uniform":
+            return law.low + np.minimum(shares * (law.high - law.low + 1), law.high - law.low).astype(np.int64)
+        if law.law == "empirical":
+            observed = np.sort(self._observed)
+            return observed[np.minimum(shares * len(observed), len(observed) - 1).astype(np.int64)]
+        if law.law == "histogram":
+            return _from_histogram(law, shares)
+        stop = np.log1p(-1 / law.mean) if law.mean > 1 else -np.inf
+        return _cut(np.maximum(np.ceil(np.log1p(-np.minimum(shares, 1 - 1e-16)) / stop), 1).astype(np.int64), law.max)
+
+
+def draw_pair(
+    prompt: Lengths,
+    output: Lengths,
+    correlation: float,
+    rngs: tuple[np.random.Generator, np.random.Generator],
+    count: int,
+) -> tuple[Ints, Ints]:
+    """Draw prompt and output tokens of ``count`` requests whose normal scores have the given correlation.
+
+    :param rngs: of prompts and of outputs; prompts don't depend on the correlation but for its being 0 or not.
+    """
+    if correlation == 0:
+        return prompt.draw(rngs[0], count), output.draw(rngs[1], count)
+    scores = rngs[0].standard_normal(count)
+    own = rngs[1].standard_normal(count)
+    return prompt.at(scores), output.at(correlation * scores + math.sqrt(1 - correlation**2) * own)
+
+
+def _lognormal(law: LognormalTokens, scores: Floats) -> Ints:
+    sigma = lognormal_sigma(law.mean, law.p99)
+    return _cut(np.ceil(np.exp(math.log(law.mean) - sigma**2 / 2 + sigma * scores)).astype(np.int64), law.max)
+
+
+def _from_histogram(law: HistogramTokens, shares: Floats) -> Ints:
+    """Return the counts below which these shares of requests lie."""
+    weights = np.asarray(law.shares) / sum(law.shares)
+    edges = np.linspace(law.low, law.high, len(weights) + 1)
+    stretch = 1.0 if law.mean is None else law.mean / float(weights @ (edges[1:] + edges[:-1]) / 2)
+    lengths = np.interp(shares, np.concatenate(([0.0], np.cumsum(weights))), edges) * stretch
+    return np.maximum(np.rint(lengths), 1).astype(np.int64)
+
+
+def _cut(lengths: Ints, longest: int | None) -> Ints:
+    return np.minimum(lengths, longest) if longest is not None else lengths
 
 
 def read_counts(law: EmpiricalTokens) -> Ints:

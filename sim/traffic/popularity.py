@@ -19,6 +19,8 @@ def weights_of(law: Popularity, count: int) -> Floats:
     """Return each adapter's probability, shape (count,), summing to 1. A cyclic law is uniform here."""
     if law.law == "zipf":
         raw = np.arange(1, count + 1, dtype=np.float64) ** -law.exponent
+    elif law.law == "groups":
+        raw = np.repeat([group.weight for group in law.groups], [group.adapters for group in law.groups])
     elif law.law == "weights":
         raw = read_weights(law.file)[1]
         if len(raw) != count:

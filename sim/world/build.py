@@ -11,7 +11,7 @@ from sim.errors import ScenarioError
 from sim.policies.cache import GpuCache, HostCache
 from sim.policies.costs import StepCosts, beyond_envelope, load_seconds, mean_residual
 from sim.policies.eviction import EVICTIONS
-from sim.policies.memory import KvBlocks, kv_tokens_left
+from sim.policies.memory import KvBlocks
 from sim.policies.router import ROUTERS
 from sim.policies.scheduler import Limits
 from sim.policies.vllm_lru import TouchedCache, set_order
@@ -25,6 +25,7 @@ from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
 from sim.world.fleet import Fleet, Plan
+from sim.world.memory import usable_kv_tokens
 from sim.world.server import BatchServer, FixedServer, Parts, Server
 from sim.world.times import has_host_tier, reload_times, request_times
 
@@ -75,7 +76,7 @@ def build_world(scenario: Scenario) -> World:
     traffic = Traffic(scenario, base_model)
     population = traffic.population
     weights, capacity = _gpu_capacity(scenario.cache.gpu, population)
-    kv_tokens = None if fixed else _kv_tokens(scenario, profile, population)
+    kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
     notes = list(traffic.notes)
     if profile is not None and not fixed:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
@@ -100,7 +101,7 @@ def simulate(world: World, replication: int, sections: int) -> Recording:
     costs = scenario, world.profile, world.population
     times = request_times(*costs)
     plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
-    fleet = Fleet(clock, recorder, ROUTERS[scenario.router.policy](), times, plan, world.kv_tokens)
+    fleet = Fleet(clock, recorder, ROUTERS[scenario.router.policy](), times, plan, _token_limit(world))
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
 
     def make(index: int, inside: list[int]) -> Server:
@@ -136,7 +137,10 @@ def _server(world: World, parts: Parts) -> Server:
         parts,
         limits=Limits(fleet.max_num_seqs, fleet.max_num_batched_tokens, fleet.kv_check == "whole-prompt"),
         kv=KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size),
-        costs=StepCosts(world.profile.step, _slots(scenario, world.population), fleet.max_num_batched_tokens),
+        costs=StepCosts(
+            world.profile.step, _slots(scenario, world.population), fleet.max_num_batched_tokens,
+            int(world.population.rank.max()),
+        ),
         ranks=world.ranks,
         ask_early=scenario.load_at == "arrival",
         blocking=scenario.storage.mode == "blocking",
@@ -190,36 +194,8 @@ def _slots(scenario: Scenario, population: Population) -> int:
     return max(1, int(gpu.size / float(population.size_bytes.mean())))
 
 
-def _kv_tokens(scenario: Scenario, profile: Profile | None, population: Population) -> int:
-    fleet, gpu = scenario.fleet, scenario.cache.gpu
-    assert profile is not None, "only engine fixed goes without a profile"
-    if StepCosts(profile.step, 1, 1).least_s <= 0:
-        raise ScenarioError("a step of this profile takes no time", key="fleet.profile", got=fleet.profile)
-    adapter_bytes = gpu.slots * population.slot_bytes if gpu.slots is not None else gpu.size or 0
-    tokens = kv_tokens_left(profile.memory, adapter_bytes, fleet.gpu_memory_utilization)
-    if fleet.kv_tokens is not None:
-        tokens = fleet.kv_tokens
-        least = fleet.block_size * (1 + fleet.reserved_kv_blocks)
-        if tokens < least:
-            raise ScenarioError("not one KV block fits", key="fleet.kv_tokens", got=tokens, allowed=f"at least {least}")
-    elif tokens < fleet.max_num_batched_tokens:
-        raise ScenarioError(
-            "the adapter cache leaves too little GPU memory for a KV cache",
-            key="cache.gpu.slots" if gpu.slots is not None else "cache.gpu.size",
-            got=gpu.slots if gpu.slots is not None else human_bytes(gpu.size or 0),
-            allowed=_memory_advice(profile, population, scenario),
-            hint=f"each slot takes {human_bytes(population.slot_bytes)}" if gpu.slots is not None else None,
-        )  # fmt: skip
-    return (tokens // fleet.block_size - fleet.reserved_kv_blocks) * fleet.block_size
-
-
-def _memory_advice(profile: Profile, population: Population, scenario: Scenario) -> str:
-    left = kv_tokens_left(profile.memory, 0, scenario.fleet.gpu_memory_utilization)
-    spare = (left - scenario.fleet.max_num_batched_tokens) * profile.memory.kv_bytes_per_token
-    if spare <= 0:
-        return f"nothing: {profile.device} is full with the weights of {profile.model}"
-    if scenario.cache.gpu.slots is not None and spare < population.slot_bytes:
-        return f"no slot of this size fits beside the weights on {profile.device}"
-    if scenario.cache.gpu.slots is not None:
-        return f"up to {spare // population.slot_bytes} slots on {profile.device}"
-    return f"up to {human_bytes(spare)} on {profile.device}"
+def _token_limit(world: World) -> int | None:
+    """Return the most tokens a request may have; None: no limit."""
+    longest = world.scenario.fleet.max_model_len
+    limits = [limit for limit in (world.kv_tokens, longest) if limit is not None]
+    return min(limits, default=None)

@@ -1,0 +1,113 @@
+"""GPU memory that vLLM's adapter slots really take: its buffers, laid out as PyTorch's caching allocator would.
+
+vLLM 0.8.5 allocates one stacked buffer for all slots, per linear module and per A and B (``lora/layers.py``,
+``create_lora_weights``), after the base weights. PyTorch hands out segments of 2 MiB for buffers up to 1 MiB, of 20 MiB
+for those below 10 MiB and multiples of 2 MiB above, and what a segment has left over serves later, smaller buffers
+(``c10/cuda/CUDACachingAllocator.cpp``). Counting tensor by tensor meets the 65 measured KV cache sizes of
+``vllm_h100/kv_capacity.csv`` within 0.2 %; the plain sum of bytes is off by up to 3.6 %.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from functools import lru_cache
+
+from sim.traffic.adapters import MODULES, ModelShape
+
+MIB = 1 << 20
+_WIDTH = 2  # bytes of bf16 and fp16, in which weights and slots are kept
+_EXTRA_VOCAB = 256  # lora_extra_vocab_size: rows that every slot may add to the embedding
+
+
+class CachingAllocator:
+    """PyTorch's allocator as far as it is used here: buffers are taken and never given back.
+
+    :ivar reserved: bytes taken from the device.
+    """
+
+    def __init__(self) -> None:
+        self.reserved = 0
+        self._left: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # by pool: (bytes, age), smallest first
+        self._splits = 0
+
+    def take(self, size: int) -> None:
+        """Allocate a buffer."""
+        size = -(-size // 512) * 512
+        small = size <= MIB
+        left = self._left[small]
+        place = bisect_left(left, (size, -1))
+        if place < len(left):
+            block = left.pop(place)[0]
+        else:
+            block = _segment(size)
+            self.reserved += block
+        rest = block - size
+        if rest >= 512 if small else rest > MIB:
+            self._splits += 1
+            insort(left, (rest, self._splits))
+
+
+def _segment(size: int) -> int:
+    """Return the bytes that PyTorch asks the device for when it needs room for a buffer."""
+    if size <= MIB:
+        return 2 * MIB
+    return 20 * MIB if size < 10 * MIB else _padded(size, 2 * MIB)
+
+
+@lru_cache(maxsize=4096)
+def reserved_bytes(shape: ModelShape, slots: int, max_rank: int) -> int:
+    """Return the bytes that base weights and ``slots`` slots reserve together; ``slots`` 0: LoRA turned off."""
+    allocator = CachingAllocator()
+    for tensor in _weights(shape, slots):
+        allocator.take(tensor)
+    for tensor in _slot_buffers(shape, slots, max_rank):
+        allocator.take(tensor)
+    return allocator.reserved
+
+
+def slots_bytes(shape: ModelShape, slots: int, max_rank: int) -> int:
+    """Return the bytes that ``slots`` slots reserve beside the base weights."""
+    return reserved_bytes(shape, slots, max_rank) - reserved_bytes(shape, 0, max_rank)
+
+
+def _padded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _weights(shape: ModelShape, slots: int) -> Iterator[int]:
+    """Yield the bytes of the base model's tensors in the order of their construction."""
+    query, key_value = shape.module("q")[1], shape.module("k")[1]
+    embeddings = shape.vocab + (_EXTRA_VOCAB * slots if shape.lora_embeddings else 0)
+    yield _padded(embeddings, 64) * shape.hidden * _WIDTH
+    for _ in range(shape.layers):
+        yield (query + 2 * key_value) * shape.hidden * _WIDTH
+        if shape.qkv_bias:
+            yield (query + 2 * key_value) * _WIDTH
+        yield query * shape.hidden * _WIDTH
+        yield 2 * shape.intermediate * shape.hidden * _WIDTH
+        yield shape.intermediate * shape.hidden * _WIDTH
+        yield shape.hidden * _WIDTH
+        yield shape.hidden * _WIDTH
+    yield shape.hidden * _WIDTH
+    head = shape.vocab + (_EXTRA_VOCAB if shape.lora_embeddings and slots else 0)
+    yield _padded(head, 256 if shape.lora_embeddings and slots else 64) * shape.hidden * _WIDTH
+
+
+def _slot_buffers(shape: ModelShape, slots: int, max_rank: int) -> Iterator[int]:
+    """Yield the bytes of the stacked buffers of all slots: every supported module, whatever an adapter targets."""
+    if slots == 0:
+        return
+    per_row = _WIDTH * slots * max_rank
+    vocab, hidden = shape.vocab + _EXTRA_VOCAB, shape.hidden
+    extra_embeddings = _WIDTH * slots * _EXTRA_VOCAB * hidden
+    if shape.lora_embeddings:
+        yield from (extra_embeddings, per_row * vocab, per_row * hidden)
+    sides = [shape.module(name) for name in MODULES]
+    qkv, out, gate_up, down = sides[:3], sides[3:4], sides[4:6], sides[6:]
+    for _ in range(shape.layers):
+        for packed in (qkv, out, gate_up, down):  # vLLM packs q, k, v and gate, up: all A's, then all B's
+            yield from (per_row * d_in for d_in, _ in packed)
+            yield from (per_row * d_out for _, d_out in packed)
+    if shape.lora_embeddings:
+        yield from (per_row * hidden, per_row * _padded(vocab, 256), extra_embeddings)
