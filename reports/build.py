@@ -27,7 +27,7 @@ FILE = "report.html"
 
 def build_report(run: RunData) -> str:
     """Return the report of a run as HTML that needs neither network nor JavaScript."""
-    return _template().render(**_context(run))
+    return template("report.html.j2").render(**_context(run))
 
 
 def write_report(run: RunData) -> Path:
@@ -38,14 +38,15 @@ def write_report(run: RunData) -> Path:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Return a page's template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _context(run: RunData) -> dict[str, Any]:

@@ -14,9 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from sim.spec.scenario import Scenario
+from sim.world.build import build_world
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="loraplan-tests-"))
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
@@ -24,6 +26,7 @@ atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 MODEL = "llama-3.1-8b"
 GRID = 1 / 64
 """Times of grid scenarios are multiples of this: sums are exact and many things happen at the same instant."""
+VLLM = ("vllm-0.8", "vllm-0.32")
 ODD = 1.0137159
 """Makes round draws odd, so that elsewhere nothing happens at the same instant by chance."""
 
@@ -102,7 +105,10 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
             "per_kv_token_s": draw(st.sampled_from((0, 0, GRID / 16, GRID))),
             "lora": {"per_slot_s": draw(ticks), "per_adapter_s": draw(ticks)},
         }
-        return write_profile(step, {"open_s": draw(st.integers(1, 60)) * GRID, "bandwidth_bytes_per_s": 2.0**80})
+        storage, host = (
+            {"open_s": draw(st.integers(1, most)) * GRID, "bandwidth_bytes_per_s": 2.0**80} for most in (60, 10)
+        )
+        return write_profile(step, storage, host)
     milli = 1e-3
 
     def some(most: int, unit: float) -> float:
@@ -117,6 +123,7 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
         "per_attended_token_s": some(8, milli / 4096),
         "lora": {
             "fixed_s": some(4, milli / 8), "per_slot_s": some(4, milli / 32), "per_adapter_s": some(8, milli / 8),
+            "per_slot_token_s": some(4, milli / 1024), "per_adapter_max_rank_s": some(4, milli / 512),
             "per_adapter_rank_s": some(8, milli / 256), "per_token_rank_s": some(8, milli / 2048),
         },
     }  # fmt: skip
@@ -152,6 +159,17 @@ def _caches(draw: st.DrawFn, adapters: dict[str, Any]) -> dict[str, Any]:
     if draw(st.booleans()):
         host = {"slots": draw(st.integers(1, 8))}
         cache["host"] = draw(st.sampled_from((host, {"size": f"{draw(st.integers(2, 24))} MiB"})))
+    return cache
+
+
+@st.composite
+def _touched_caches(draw: st.DrawFn, adapters: dict[str, Any]) -> dict[str, Any]:
+    """Slots that are few for the adapters, and a host that holds little more."""
+    slots = min(draw(st.sampled_from((4, 3, 2, 6, 1))), adapters["count"] + 1)
+    cache: dict[str, Any] = {"gpu": {"slots": slots}}
+    more = draw(st.sampled_from((2, 1, 5, 0, None)))
+    if more is not None:
+        cache["host"] = {"slots": slots + more}
     return cache
 
 
@@ -221,14 +239,24 @@ def scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool | None =
     """
     if grid is None:
         grid = draw(st.integers(0, 3)) == 0
-    kind = engine or draw(st.sampled_from(("continuous",) * 4 + ("fixed",)))
+    kind = engine or draw(st.sampled_from(("continuous",) * 4 + ("fixed",) + VLLM * 2))
     lengths = draw(st.sampled_from(((8, 40), (40, 20), (90, 60), (20, 4), (40, 1))))
     storage: dict[str, Any] = {"loaders": draw(st.integers(1, 3)), "host_loaders": draw(st.integers(1, 2))}
     if kind == "fixed":
         replicas = draw(st.sampled_from((1, 1, 2, 4)))
         fleet = {"engine": kind, "service": draw(_times(grid)), "profile": draw(_profiles(grid)), "replicas": replicas}
+    elif kind in VLLM:
+        fleet = draw(_fleets(grid, lengths)) | {"engine": kind}
+        storage["loaders"] = 1
+        reserved = draw(st.sampled_from((1, 1, 1, 1, 0, 2)))
+        if reserved != 1:
+            fleet["reserved_kv_blocks"] = reserved
+        # Often those blocks come on top, or a tight cache would mostly refuse.
+        more = fleet["block_size"] * draw(st.sampled_from((reserved, reserved + 1, 0)))
+        fleet["kv_tokens"] = max(fleet["kv_tokens"] + more, fleet["block_size"] * (reserved + 1))
     else:
         fleet = draw(_fleets(grid, lengths)) | draw(_admissions())
+        fleet["kv_check"] = draw(st.sampled_from(("whole-prompt", "whole-prompt", "first-chunk")))
         storage["mode"] = fleet.pop("mode")
         if storage["mode"] == "blocking":
             storage["loaders"] = 1
@@ -236,12 +264,16 @@ def scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool | None =
         if draw(st.booleans()):
             storage[key] = draw(_times(grid))
     adapters = draw(_adapters())
-    return build(
-        workload=draw(_workloads(grid, adapters, lengths)), adapters=adapters, cache=draw(_caches(adapters)),
+    cache = draw(_touched_caches(adapters) if kind in VLLM else _caches(adapters))
+    scenario = build(
+        workload=draw(_workloads(grid, adapters, lengths)), adapters=adapters, cache=cache,
         fleet=fleet, storage=storage,
         router={"policy": draw(st.sampled_from(("round-robin", "least-loaded")))},
         run={"seed": draw(st.integers(0, 999)), "warmup": 0},
     )  # fmt: skip
+    if scenario.workload.duration is not None:
+        assume(any(build_world(scenario).traffic.chunks(0)))  # a run in which nobody comes is refused
+    return scenario
 
 
 def _admissions() -> st.SearchStrategy[dict[str, Any]]:

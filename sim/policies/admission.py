@@ -17,7 +17,8 @@ from sim.policies.cache import RESIDENT, GpuCache
 from sim.policies.vllm_lru import TouchedCache
 from sim.traffic.request import Request
 
-_key = attrgetter("key")
+by_key = attrgetter("key")
+"""A request's place in a queue."""
 
 
 class ReadyQueue:
@@ -25,12 +26,14 @@ class ReadyQueue:
 
     :ivar line: a heap of (key, request); ``aside``: by adapter, requests that were passed. Nobody waits when both
         are empty: the scheduler looks at them and doesn't call.
+    :ivar over_limit: whether the last look at the queue ended at a request over the adapter limit.
     :ivar take: removes the request that ``first`` has just returned; here a C function.
     """
 
     def __init__(self) -> None:
         self.line: list[tuple[int, Request]] = []
         self.aside: dict[int, list[Request]] = {}
+        self.over_limit = False
         self.take: Callable[[], object] = partial(heappop, self.line)
         self._front = 0
 
@@ -51,6 +54,10 @@ class ReadyQueue:
     def everyone(self) -> list[Request]:
         """Return all who wait here, in no order."""
         return [request for _, request in self.line]
+
+    def size(self) -> int:
+        """Return how many wait here."""
+        return len(self.line)
 
     def passed(self, before: int | None) -> int:
         """Return how many requests a scan of the queue passes because of the adapter limit; here none."""
@@ -93,6 +100,7 @@ class ClaimingQueue(ReadyQueue):
 
     def first(self) -> Request | None:
         """Return the request that would be admitted next, or None; asks for loads on the way."""
+        self.over_limit = False
         if self._stop and self._asked:
             return None  # the head of the queue waits for its load
         while True:
@@ -106,7 +114,8 @@ class ClaimingQueue(ReadyQueue):
             elif self._admissible(request):
                 return request
             elif self._stop and not self._asked:
-                return None  # over the adapter limit: everybody waits
+                self.over_limit = True
+                return None  # everybody waits
             else:
                 heappop(self.line)
                 if self._stop:
@@ -122,7 +131,7 @@ class ClaimingQueue(ReadyQueue):
         """Return how many requests over the adapter limit a scan passes: those with keys below ``before``, or all."""
         if before is None:
             return self._aside_count
-        return sum(bisect_left(group, before, key=_key) for group in self.aside.values())
+        return sum(bisect_left(group, before, key=by_key) for group in self.aside.values())
 
     def arrived(self, request: Request) -> None:
         """Note that a request handed to ``ask`` is pushed back, its adapter resident and in use."""
@@ -132,6 +141,9 @@ class ClaimingQueue(ReadyQueue):
 
     def everyone(self) -> list[Request]:
         return super().everyone() + [request for group in self.aside.values() for request in group]
+
+    def size(self) -> int:
+        return len(self.line) + self._aside_count
 
     def _claim(self) -> None:
         request = heappop(self.line)[1]
@@ -161,7 +173,7 @@ class ClaimingQueue(ReadyQueue):
         if group and group[-1].key < request.key:
             group.append(request)
             return
-        insort(group, request, key=_key)  # a preempted request may come before those passed earlier
+        insort(group, request, key=by_key)  # a preempted request may come before those passed earlier
         if group[0] is request:
             heappush(self._aside_heads, (request.key, request.adapter))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sim.policies.eviction import Eviction
 
@@ -15,6 +15,7 @@ class GpuCache:
 
     :param weights: what each adapter takes: bytes, or 1 where slots are counted.
     :param capacity: bytes or slots.
+    :param base_model_slot: the base model fills a slot, until all others are in use and one more is needed.
     :ivar state: by adapter, ``ABSENT``, ``LOADING`` (room is taken) or ``RESIDENT``.
     :ivar users: by adapter, requests that use it: from the moment it is asked for until they end.
     :ivar used: weight of all residents and loads under way; ``idle_weight``: of residents not in use.
@@ -22,13 +23,16 @@ class GpuCache:
     :ivar evictions: adapters that had to leave so far.
     """
 
-    def __init__(self, weights: Sequence[int], capacity: int, eviction: Eviction) -> None:
+    def __init__(
+        self, weights: Sequence[int], capacity: int, eviction: Eviction, *, base_model_slot: bool = False
+    ) -> None:
         self.weights = weights
         self.capacity = capacity
         self.state = [ABSENT] * len(weights)  # a list is read faster than a bytearray
         self.users = [0] * len(weights)
-        self.used = 0
-        self.idle_weight = 0
+        self._base = int(base_model_slot)
+        self.used = self._base
+        self.idle_weight = self._base
         self.in_use = 0
         self.in_use_peak = 0
         self.evictions = 0
@@ -78,21 +82,44 @@ class GpuCache:
             if needed > self.idle_weight:
                 return False
             while needed > 0:
-                victim = self._eviction.victim()
-                assert victim is not None, "idle adapters of enough weight were counted"
-                leaving = self.weights[victim]
-                self.state[victim] = ABSENT
-                self.used -= leaving
-                self.idle_weight -= leaving
-                self.evictions += 1
-                needed -= leaving
+                needed -= self._evict_next()
         self.state[adapter] = LOADING
         self.used += weight
         return True
 
+    def _evict_next(self) -> int:
+        """Evict the idle adapter whose turn it is; return its weight."""
+        victim = self._eviction.victim()
+        if victim is None:
+            assert self._base, "idle adapters of enough weight were counted"
+            self._base = 0
+            self.used -= 1
+            self.idle_weight -= 1
+            return 1
+        return self._leave(victim)
+
+    def _leave(self, victim: int) -> int:
+        weight = self.weights[victim]
+        self.state[victim] = ABSENT
+        self.used -= weight
+        self.idle_weight -= weight
+        self.evictions += 1
+        return weight
+
+    def evict(self, adapter: int) -> None:
+        """Evict this idle adapter."""
+        self._eviction.busy(adapter)
+        self._leave(adapter)
+
+    def evict_idle(self) -> None:
+        """Evict all idle adapters."""
+        while len(self._eviction):
+            self._evict_next()
+
     def loaded(self, adapter: int) -> None:
         """Note that a load has ended."""
         self.state[adapter] = RESIDENT
+        self._eviction.loaded(adapter)
         if self.users[adapter] == 0:
             self.idle_weight += self.weights[adapter]
             self._eviction.idle(adapter)
@@ -102,11 +129,63 @@ class GpuCache:
         adapters = range(len(self.weights))
         placed = [a for a in adapters if self.state[a] != ABSENT]
         idle = [a for a in adapters if self.state[a] == RESIDENT and self.users[a] == 0]
-        assert self.used == sum(self.weights[a] for a in placed) <= self.capacity
-        assert self.idle_weight == sum(self.weights[a] for a in idle)
+        assert self.used == self._base + sum(self.weights[a] for a in placed) <= self.capacity
+        assert self.idle_weight == self._base + sum(self.weights[a] for a in idle)
         assert self.in_use == sum(self.weights[a] for a in adapters if self.users[a] > 0)
         assert len(self._eviction) == len(idle), "the eviction policy holds exactly the idle residents"
         assert all(count >= 0 for count in self.users)
+
+
+class UnifiedCache(GpuCache):
+    """Adapters that take their memory from the KV cache, block by block, as S-LoRA's unified paging does.
+
+    Counted in adapters, as a cache of slots; beside that, blocks must be free.
+
+    :param blocks: KV blocks that each adapter takes.
+    :param room: tells how many blocks the batch leaves to adapters. A ``KvRule`` has seen to it that those of the
+        batch fit there; idle ones leave when there is less room than they take.
+    """
+
+    def __init__(self, slots: int, eviction: Eviction, blocks: Sequence[int], room: Callable[[], int]) -> None:
+        super().__init__([1] * len(blocks), slots, eviction)
+        self.blocks = blocks
+        self.blocks_used = 0
+        self._room = room
+
+    def reserve(self, adapter: int) -> bool:
+        needed = self.blocks[adapter]
+        self.shrink(needed)
+        if not super().reserve(adapter):
+            return False
+        self.blocks_used += needed
+        return True
+
+    def shrink(self, needed: int = 0) -> None:
+        """Evict idle adapters until the others, and ``needed`` blocks more, leave the batch what it may take."""
+        while self.blocks_used + needed > self._room():
+            self._evict_next()
+
+    def _leave(self, victim: int) -> int:
+        self.blocks_used -= self.blocks[victim]
+        return super()._leave(victim)
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        placed = (blocks for blocks, state in zip(self.blocks, self.state, strict=True) if state != ABSENT)
+        assert self.blocks_used == sum(placed) <= self._room()
+
+
+class AllInHost:
+    """Host memory that holds every adapter from the start."""
+
+    def touch(self, adapter: int) -> bool:
+        return True
+
+    def insert(self, adapter: int) -> None:
+        raise AssertionError("nothing comes from storage")
+
+    def check_integrity(self) -> None:
+        """There is nothing to check."""
 
 
 class HostCache:

@@ -40,9 +40,13 @@ class StepCosts:
         self._adapter_rank = lora.per_adapter_rank_s
         self._token_rank = lora.per_token_rank_s
         self._passed = cost.per_passed_s
+        self._prefill_step = cost.prefill_step_s
+        self._prefill_token = lora.per_slot_prefill_token_s * slots
         self.per_kv_token_s = cost.per_kv_token_s
         self.least_s = self._table[1]
-        self.detailed = bool(self._sequence or self._attended or self._token_rank or self._passed)
+        self.detailed = any((
+            self._sequence, self._attended, self._token_rank, self._passed, self._prefill_step, self._prefill_token,
+        ))  # fmt: skip
 
     def step(
         self,
@@ -51,6 +55,7 @@ class StepCosts:
         distinct: int,
         rank_sum: int,
         sequences: int = 0,
+        prefill_tokens: int = 0,
         attended: float = 0.0,
         rank_tokens: int = 0,
         passed: int = 0,
@@ -61,6 +66,7 @@ class StepCosts:
         :param kv_tokens: KV tokens that the decoding sequences attend to, their new ones included.
         :param distinct: distinct adapters; ``rank_sum``: sum of their ranks.
         :param sequences: sequences in the step. This and what follows matters only to ``detailed`` costs.
+        :param prefill_tokens: those of the tokens that belong to prompts.
         :param attended: pairs of a prompt token and a token it attends to.
         :param rank_tokens: sum over tokens of the rank of their adapter.
         :param passed: waiting requests that the scheduler passed.
@@ -81,6 +87,7 @@ class StepCosts:
             + self._adapter_rank * rank_sum
             + self._token_rank * rank_tokens
             + self._passed * passed
+            + (self._prefill_step + self._prefill_token * prefill_tokens if prefill_tokens else 0.0)
         )
 
 
@@ -118,7 +125,6 @@ def beyond_envelope(profile: Profile, slots: int, max_rank: int, max_num_seqs: i
     for what, key, value, limit in (
         ("adapter rank", "adapters.rank", max_rank, profile.envelope.rank),
         ("slots", "cache.gpu.slots", slots, profile.envelope.slots),
-        ("max_num_seqs", "fleet.max_num_seqs", max_num_seqs, profile.envelope.sequences),
     ):
         if value > 2 * limit:
             raise ScenarioError(
@@ -127,4 +133,9 @@ def beyond_envelope(profile: Profile, slots: int, max_rank: int, max_num_seqs: i
             )  # fmt: skip
         if value > limit:
             notes.append(f"{what} {value} lies outside the profile's envelope (up to {limit}): extrapolated")
+    if max_num_seqs > profile.envelope.sequences:  # a limit, and not what batches reach
+        notes.append(
+            f"fleet.max_num_seqs {max_num_seqs} lets batches grow beyond the profile's envelope (up to "
+            f"{profile.envelope.sequences} sequences): the cost of larger ones is extrapolated"
+        )
     return notes

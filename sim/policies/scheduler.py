@@ -7,17 +7,22 @@ adapters that never leave while in use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from sim.policies.admission import ReadyQueue
 from sim.policies.costs import StepCosts
+from sim.policies.kv_rules import KvRule
 from sim.policies.memory import KvBlocks
 from sim.traffic.request import Request
 
 UNBLOCKED, BY_SEATS, BY_KV, BY_SLOTS = 0, 1, 2, 3
 """Why a request was not admitted at the last boundary: no seat, no KV blocks, or (where loads are asked for at
 admission) no room for its adapter beside those in use."""
+
+NOBODY = -(1 << 62)
+"""A key below all others."""
 
 INDEX_BITS = 40
 INDEX_MASK = (1 << INDEX_BITS) - 1
@@ -30,12 +35,22 @@ class Limits:
     :ivar num_seqs: sequences in the batch.
     :ivar batched_tokens: tokens in a step; at least ``num_seqs``, so that every decode gets its token.
     :ivar whole_prompt: a request joins when blocks for its whole prompt are free; otherwise when those of its first
-        chunk are.
+        chunk are. Without meaning where the scheduler has a ``KvRule``.
+    :ivar prefill_first: prompts are computed in steps of their own, before any decode goes on; otherwise prompts and
+        decodes share steps.
+    :ivar chunked: a prompt that is longer than the budget left is cut; otherwise it waits, and others behind it.
+    :ivar interval: decode steps after the last admission before waiting requests are looked at again, unless nobody
+        runs.
+    :ivar waiting_ratio: they are looked at earlier when they are this many times as many as run; 0: never.
     """
 
     num_seqs: int
     batched_tokens: int
     whole_prompt: bool = True
+    prefill_first: bool = False
+    chunked: bool = True
+    interval: int = 1
+    waiting_ratio: float = 0.0
 
 
 @dataclass(slots=True)
@@ -44,10 +59,13 @@ class Step:
 
     :ivar steps: how many equal steps may follow each other; 1 when somebody prefills. 0: nobody runs.
     :ivar first_s: seconds of the first of them; ``growth_s``: by how much each is longer than the one before.
+    :ivar tokens: tokens of the first of them; ``decoding``: sequences that decode in each.
     :ivar prefills: sequences that prefill in this step, those that were waiting until now among them.
     """
 
     steps: int = 0
+    tokens: int = 0
+    decoding: int = 0
     first_s: float = 0.0
     growth_s: float = 0.0
     prefills: list[Request] = field(default_factory=list)
@@ -63,10 +81,29 @@ class Scheduler:
     :ivar blocked: why the last boundary left an admissible request waiting.
     :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
         takes them out.
+    :ivar paused: where decodes wait for prefills: [since, how many] of the decoding sequences whose last token came
+        before the step that was decided last.
     """
 
-    def __init__(self, limits: Limits, kv: KvBlocks, waiting: ReadyQueue, ranks: list[int], costs: StepCosts) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        kv: KvBlocks,
+        waiting: ReadyQueue,
+        ranks: list[int],
+        costs: StepCosts,
+        rule: KvRule | None = None,
+    ) -> None:
         self.limits = limits
+        self.rule = rule
+        self.paused: list[list[float]] = []
+        self._gated = limits.interval > 1
+        self._alone = limits.prefill_first
+        self._plain = not (self._gated or self._alone or rule is not None)
+        self._closed = False  # whether waiting requests were not looked at
+        self._joined_step = 0
+        self._decoded_s = 0.0
+        self._begin: Callable[[], None] | None = getattr(waiting, "begin", None)
         self.kv = kv
         self.waiting = waiting
         self.running: dict[int, Request] = {}
@@ -74,6 +111,7 @@ class Scheduler:
         self.blocked = UNBLOCKED
         self.recompute_gaps: list[float] = []
         self._blocked_key = 0
+        self._scanned: int | None = NOBODY  # the scan of the queue ended before this key; None: it saw everybody
         self._costs = costs
         self._ranks = ranks
         self._rank_tokens = 0  # of decoding sequences; counted only where it costs
@@ -90,6 +128,8 @@ class Scheduler:
 
         First tokens are stamped here. The finished have left the batch and their blocks are free.
         """
+        if not (self._plain or self._next.decoding):  # nobody decodes, or decodes wait for prefills
+            steps = 0
         kv, ends, running = self.kv, self._ends, self.running
         kv.tokens = held = kv.tokens + steps * kv.decoding
         if held > kv.peak_tokens:
@@ -103,6 +143,7 @@ class Scheduler:
                 finished.append(request)
         if self._next.prefills:
             self._complete_prefills(now, finished)
+        rule = self.rule
         adapters = self.adapters
         for request in finished:
             del running[request.index]
@@ -112,6 +153,10 @@ class Scheduler:
                 adapters[adapter] = count - 1
             else:
                 self._drop_adapter(adapter)
+            if rule is not None:
+                rule.left(request)
+        if self._alone and self._next.decoding:
+            self.paused, self._decoded_s = [], now
         return finished
 
     def compose(self, now: float) -> Step:
@@ -120,48 +165,95 @@ class Scheduler:
         if step.prefills:
             step.prefills = []
         self.blocked = UNBLOCKED
-        preempted = False
+        self._scanned = NOBODY
+        self._closed = preempted = False
         tokens = decoding = kv.decoding
         spare = kv.total - kv.prefill - decoding - kv.tokens // kv.size  # as kv.spare_at_least(1)
+        if self._alone:
+            tokens = 0
         if spare < 0 or self._partial is not None:
             tokens, spare = self._continue_running(spare, now)
             decoding = kv.decoding
             preempted = self.blocked != UNBLOCKED
-        if (waiting.line or waiting.aside) and not preempted:
+        if (waiting.line or waiting.aside) and not preempted and not (self._gated and self._gate_closed()):
             tokens = self._admit(tokens, spare, now)
-            if waiting.aside and self.blocked == UNBLOCKED:
+            if self.blocked == UNBLOCKED and (waiting.aside or waiting.over_limit):
                 self.blocked = BY_SLOTS
         if not self.running:
             step.steps = 0
             return step
         costs = self._costs
+        if self._alone:
+            if step.prefills:
+                return self._compose_prefill(tokens, now)
+            tokens = decoding
+            if self.paused:
+                self.paused = [group for group in self.paused if group[0] < now and group[1]]
+        step.decoding = decoding
+        step.tokens = tokens
         step.growth_s = costs.per_kv_token_s * decoding
         kv_tokens = kv.tokens + decoding
         if costs.detailed:
-            step.first_s = costs.step(tokens, kv_tokens, len(self.adapters), self._rank_sum, *self._details())
+            step.first_s = costs.step(tokens, kv_tokens, len(self.adapters), self._rank_sum, *self.details())
         else:
             step.first_s = costs.step(tokens, kv_tokens, len(self.adapters), self._rank_sum)
-        step.steps = 1 if step.prefills or preempted else self._equal_steps()
+        if step.prefills or preempted or self.paused:
+            step.steps = 1
+        else:
+            step.steps = self._equal_steps() if self._plain else self._steps_to_look()
         return step
 
-    def _details(self) -> tuple[int, float, int, int]:
-        """Return the sequences of the step, the pairs its prompt tokens attend to, the ranks of its tokens, and how
-        many waiting requests were passed."""
-        prefills, attended, rank_tokens = self._next.prefills, 0.0, self._rank_tokens
+    def _steps_to_look(self) -> int:
+        """Return how many equal steps may follow, and no more than until the waiting requests are to be looked at."""
+        if self._closed:
+            return min(self._equal_steps(), self._steps_closed())
+        timed = self.blocked == BY_KV and self.rule is not None and self.rule.timed
+        return 1 if timed else self._equal_steps()
+
+    def _compose_prefill(self, tokens: int, now: float) -> Step:
+        """Decide a step of prefills alone, for which all decodes wait."""
+        step, costs = self._next, self._costs
+        if not self.paused and self.kv.decoding:
+            self.paused.append([now, self.kv.decoding])
+        step.steps, step.tokens, step.decoding, step.growth_s = 1, tokens, 0, 0.0
+        adapters = {request.adapter for request in step.prefills}
+        ranks = sum(self._ranks[adapter] for adapter in adapters)
+        if costs.detailed:
+            step.first_s = costs.step(tokens, 0, len(adapters), ranks, *self.details())
+        else:
+            step.first_s = costs.step(tokens, 0, len(adapters), ranks)
+        return step
+
+    def _gate_closed(self) -> bool:
+        """Return whether it is too early to look at the waiting requests."""
+        limits = self.limits
+        steps = self.step - self._joined_step
+        self._closed = bool(self.running) and steps < limits.interval
+        if self._closed and steps and limits.waiting_ratio:
+            self._closed = self.waiting.size() < int(len(self.running) * limits.waiting_ratio)
+        return self._closed
+
+    def _steps_closed(self) -> int:
+        """Return after how many steps the waiting requests are looked at, or counted, again."""
+        steps = self.step - self._joined_step
+        return 1 if steps == 0 and self.limits.waiting_ratio else self.limits.interval - steps
+
+    @property
+    def decided(self) -> Step:
+        """The step that ``compose`` has decided."""
+        return self._next
+
+    def details(self) -> tuple[int, int, float, int, int]:
+        """Return of the step: its sequences, its prompt tokens, the pairs these attend to, the ranks of all its tokens,
+        and how many waiting requests were passed."""
+        decoding = self._next.decoding
+        prefills, attended, rank_tokens = self._next.prefills, 0.0, self._rank_tokens if decoding else 0
         for request in prefills:
             chunk = self._chunk if request is self._partial else request.context
             attended += chunk * (request.context - chunk + 0.5 * (chunk + 1))
             rank_tokens += chunk * self._ranks[request.adapter]
-        passed = self._passed() if self.waiting.aside else 0
-        return self.kv.decoding + len(prefills), attended, rank_tokens, passed
-
-    def _passed(self) -> int:
-        """Return how many requests over the adapter limit the scan of the queue went by before it ended."""
-        if self.blocked == BY_KV:
-            return self.waiting.passed(self._blocked_key)
-        if self.blocked == BY_SLOTS:
-            return self.waiting.passed(None)
-        return self.waiting.passed(max((request.key for request in self._next.prefills), default=None))
+        passed = self.waiting.passed(self._scanned) if self.waiting.aside and self._scanned != NOBODY else 0
+        return decoding + len(prefills), self._next.tokens - decoding, attended, rank_tokens, passed
 
     def _equal_steps(self) -> int:
         """Return how many steps may follow until a sequence ends or lacks a KV block."""
@@ -183,7 +275,9 @@ class Scheduler:
 
         It may join, or be the first to find no seat. Where one lacked KV blocks, only those before it may join.
         """
-        if self.blocked == UNBLOCKED or self.blocked == BY_SLOTS:
+        if self._closed:
+            return self.limits.waiting_ratio > 0
+        if self.blocked == UNBLOCKED or self.blocked == BY_SLOTS or self._begin is not None:
             return True
         return self.blocked == BY_KV and key < self._blocked_key and len(self.running) < self.limits.num_seqs
 
@@ -197,15 +291,16 @@ class Scheduler:
 
         :return: tokens that are scheduled, and the blocks that are left.
         """
-        kv = self.kv
+        kv, alone = self.kv, self._alone
         if spare < 0:
             self._count_phases()
             while (spare := kv.spare(self.step, 1)) < 0:
                 self._preempt_newest(now)
         request = self._partial
         if request is None:
-            return kv.decoding, spare
-        self._chunk = chunk = min(request.to_prefill, self.limits.batched_tokens - kv.decoding)
+            return 0 if alone else kv.decoding, spare
+        decoding = 0 if alone else kv.decoding
+        self._chunk = chunk = min(request.to_prefill, self.limits.batched_tokens - decoding)
         need = kv.blocks(request.context + chunk) - kv.blocks(request.context)
         if need > spare:
             self._count_phases()
@@ -217,8 +312,8 @@ class Scheduler:
             request.to_prefill -= chunk
             request.context += chunk
             self._next.prefills.append(request)
-            return kv.decoding + chunk, spare - need
-        return kv.decoding, spare
+            return decoding + chunk, spare - need
+        return 0 if alone else kv.decoding, spare
 
     def _preempt_newest(self, now: float) -> None:
         """Take the newest out of the batch; a step that preempts admits nobody."""
@@ -228,7 +323,10 @@ class Scheduler:
             self.kv.prefill -= self.kv.blocks(request.context)
         else:
             request.generated = request.output_tokens - (request.last_step - self.step)
-            request.last_token_s = now  # the step that has just ended gave it a token
+            if self._alone:
+                self._unpause(request)
+            else:
+                request.last_token_s = now  # the step that has just ended gave it a token
             self._stop_decode(request, self._held(request))
         self._drop_adapter(request.adapter)
         request.to_prefill = request.prompt_tokens + request.generated
@@ -237,28 +335,47 @@ class Scheduler:
         self.waiting.push_front(request)
         self.blocked, self._blocked_key = BY_KV, request.key
 
+    def _unpause(self, request: Request) -> None:
+        """Note when a sequence that is preempted had its last token: it may have waited for prefills since."""
+        request.last_token_s = max(request.last_token_s, self._decoded_s)
+        for group in self.paused:
+            if group[0] == request.last_token_s:
+                group[1] -= 1
+
     def _admit(self, tokens: int, spare: int, now: float) -> int:
         """Let waiting requests join while tokens, seats and KV blocks allow; return the tokens then scheduled."""
         waiting, running, kv, adapters, limits = self.waiting, self.running, self.kv, self.adapters, self.limits
         line, aside, size, prefills = waiting.line, waiting.aside, kv.size, self._next.prefills
-        whole = limits.whole_prompt
-        budget = limits.batched_tokens - tokens
+        whole, rule = limits.whole_prompt, self.rule
+        budget, before = limits.batched_tokens - tokens, len(running)
+        if self._begin is not None:
+            self._begin()
         while budget > 0 and (line or aside):
             if len(running) == limits.num_seqs:
                 self.blocked = BY_SEATS
                 break
             request = waiting.first()
             if request is None:
+                self._scanned = None
                 break
             prefill = request.to_prefill
+            if prefill > budget and not limits.chunked:
+                break
             need = -(-(prefill if whole or prefill < budget else budget) // size)
-            if need > spare:
+            if rule is not None:
+                if not rule.fits(request, adapters, self.step, running.values()):
+                    self.blocked, self._blocked_key = BY_KV, request.key
+                    self._scanned = request.key
+                    break
+                rule.joined(request)
+            elif need > spare:
                 self._count_phases()
                 spare = kv.spare(self.step, 1)
                 if need > spare:
                     self.blocked, self._blocked_key = BY_KV, request.key
                     break
             waiting.take()
+            self._scanned = request.key
             running[request.index] = request
             adapter = request.adapter
             if adapter in adapters:
@@ -278,12 +395,15 @@ class Scheduler:
             kv.prefill += need
             spare -= need
             budget -= prefill
+        if self._gated and len(running) > before:
+            self._joined_step = self.step
         return limits.batched_tokens - budget
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
         step, kv = self.step, self.kv
         self._partial = None
         kv.prefill = 0
+        alone, started = self._alone, kv.decoding
         for request in self._next.prefills:
             context = request.context
             if request.to_prefill:
@@ -298,6 +418,8 @@ class Scheduler:
             if left == 0:
                 finished.append(request)
                 continue
+            if alone:
+                request.last_token_s = now
             request.last_step = last = step + left
             heappush(self._ends, last << INDEX_BITS | request.index)
             kv.decoding += 1
@@ -306,6 +428,8 @@ class Scheduler:
                 kv.phases[(context - 1 - step) % kv.size] += 1
             if self._costs.detailed:
                 self._rank_tokens += self._ranks[request.adapter]
+        if alone and kv.decoding > started:
+            self.paused.append([now, kv.decoding - started])
 
     def _stop_decode(self, request: Request, held: int) -> None:
         """Count out a sequence that decodes and holds ``held`` KV tokens."""
@@ -334,7 +458,8 @@ class Scheduler:
 
     def scheduled(self) -> dict[int, int]:
         """Return the tokens of each request in the step that ``compose`` has just decided, by request index."""
-        tokens = {request.index: 1 for request in self.running.values() if request.last_step >= 0}
+        decoding = self.running.values() if self._next.decoding else ()
+        tokens = {request.index: 1 for request in decoding if request.last_step >= 0}
         for request in self._next.prefills:
             tokens[request.index] = self._chunk if request is self._partial else request.context
         return tokens

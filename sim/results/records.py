@@ -50,6 +50,9 @@ pack_request = Struct("=5d2q4h").pack
 """One row of ``Recorder.request_rows``: the fields of ``_REQUEST_ROW`` in their order."""
 pack_step = Struct("=4d4i").pack
 """One row of ``Recorder.step_rows`` for every leap: the fields of ``_STEP_ROW``."""
+_PAUSE_ROW = np.dtype([("start", "f8"), ("seconds", "f8"), ("count", "f8")])
+pack_pause = Struct("=3d").pack
+"""One row of ``Recorder.pause_rows``: a step's start, and gaps that end with it: how long and how many."""
 pack_load = Struct("=3d2i").pack
 """One row of ``Recorder.load_rows`` for every load: the fields of ``_LOAD_ROW``."""
 
@@ -104,12 +107,14 @@ class Recorder:
     :ivar bounds: start of each section so far, then the end; told by ``mark`` before time gets there.
     :ivar request_rows, step_rows, load_rows: the world adds the bytes of ``pack_request`` for every request that
         leaves, of ``pack_step`` for every leap and of ``pack_load`` for every load.
+    :ivar pause_rows: of ``pack_pause`` for gaps between tokens that are longer than the step that ends them.
     """
 
     def __init__(self, sections: int) -> None:
         self.sections = sections
         self.bounds: list[float] = []
         self.step_rows = bytearray()
+        self.pause_rows = bytearray()
         self.request_rows = bytearray()
         self.load_rows = bytearray()
         self._known: dict[str, list[NDArray[np.generic]]] = {name: [] for name in _KNOWN}
@@ -160,6 +165,8 @@ class Recorder:
             self.request_rows = bytearray()
 
     def _flush_steps(self) -> None:
+        if self.pause_rows:
+            self._flush_pauses()
         if not self.step_rows:
             return
         rows = np.frombuffer(self.step_rows, dtype=_STEP_ROW)
@@ -194,6 +201,17 @@ class Recorder:
         seconds = first[leap] + growth[leap] * (low + high - 1) / 2 + load_s[leap]
         bins = np.clip(np.log(seconds / GAP_LOW_S) / _LOG_STEP, 0, GAP_BINS - 1).astype(np.int64)
         np.add.at(self._gap_counts, (section[leap], bins), ((high - low) * decoding[leap]).astype(np.int64))
+
+    def _flush_pauses(self) -> None:
+        rows = np.frombuffer(self.pause_rows, dtype=_PAUSE_ROW)
+        self.pause_rows = bytearray()
+        section = np.searchsorted(np.asarray(self.bounds), rows["start"], side="right") - 1
+        measured = section >= 0
+        section, seconds, count = np.minimum(section, self.sections - 1)[measured], rows["seconds"], rows["count"]
+        seconds, count = seconds[measured], count[measured]
+        np.add.at(self._gap_sum, section, seconds * count)
+        bins = np.clip(np.log(seconds / GAP_LOW_S) / _LOG_STEP, 0, GAP_BINS - 1).astype(np.int64)
+        np.add.at(self._gap_counts, (section, bins), count.astype(np.int64))
 
     def _requests(self) -> dict[str, NDArray[np.generic]]:
         """Return the columns of all request rows, sorted by index."""

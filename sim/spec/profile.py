@@ -21,8 +21,9 @@ from sim.spec.base import Strict, located
 
 
 class LoraCost(Strict):
-    """Seconds that LoRA adds to a step: ``fixed + slot·S + slot_token·S·T + (distinct + max_rank·R)·D + rank·Σ r +
-    token_rank·Σ tokens·r``, with S slots padded to rank R, T tokens, D distinct adapters of rank r."""
+    """Seconds that LoRA adds to a step: ``fixed + slot·S + S·(slot_token·T + slot_prefill_token·P) + (distinct +
+    max_rank·R)·D + rank·Σ r + token_rank·Σ tokens·r``, with S slots padded to rank R, T tokens of which P of prompts,
+    D distinct adapters of rank r."""
 
     fixed_s: NonNegativeFloat = 0.0
     """As soon as LoRA is turned on."""
@@ -30,6 +31,8 @@ class LoraCost(Strict):
     """For every slot, filled or not."""
     per_slot_token_s: NonNegativeFloat = 0.0
     """For every slot, filled or not, and token of the step: kernels whose grid spans all slots."""
+    per_slot_prefill_token_s: NonNegativeFloat = 0.0
+    """For every slot and prompt token of the step, beside ``per_slot_token_s``."""
     per_adapter_s: NonNegativeFloat = 0.0
     """For every distinct adapter in the batch."""
     per_adapter_max_rank_s: NonNegativeFloat = 0.0
@@ -53,6 +56,8 @@ class StepCost(Strict):
     """For every KV token that decoding sequences attend to."""
     per_attended_token_s: NonNegativeFloat = 0.0
     """Prefill attention: for every pair of a prompt token and a token it attends to."""
+    prefill_step_s: NonNegativeFloat = 0.0
+    """For a step in which somebody prefills: inputs are put together anew."""
     per_passed_s: NonNegativeFloat = 0.0
     """For every waiting request that the scheduler passes because its adapter would be one too many."""
     lora: LoraCost = LoraCost()

@@ -6,339 +6,32 @@ defaults. The docstring under a field is its description in the JSON Schema and 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from sim.errors import did_you_mean
 from sim.spec.base import Strict, located
-from sim.spec.engines import PRESETS, fill
-from sim.spec.laws import FixedTokens, LognormalTokens, TimeLaw, TokenLaw
-from sim.spec.units import Bytes, Rate, Seconds, Share
-
-ENGINES = tuple(PRESETS)
-ENGINES_PLANNED = ("sglang", "s-lora", "lorax", "tensorrt-llm")
-EVICTIONS = ("lru", "vllm-lru")
-ROUTERS = ("round-robin", "least-loaded")
-DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
-
-
-def _known(value: str, known: tuple[str, ...], what: str, planned: tuple[str, ...] = ()) -> str:
-    if value in known:
-        return value
-    hint = did_you_mean(value, known) or ""
-    problem = f"unknown {what}"
-    if value in planned:
-        problem, hint = f"this version has no {what} {value!r} yet", f"use {known[0]}"
-    raise located("", problem, got=value, allowed=", ".join(known), hint=hint)
-
-
-class PoissonArrivals(Strict):
-    """Independent users: exponential gaps."""
-
-    process: Literal["poisson"]
-    rate: Rate
-    """Mean requests per unit of time over all adapters, such as ``12/s``."""
-
-
-class GammaArrivals(Strict):
-    """Gamma gaps: ``cv`` above 1 is burstier than Poisson, below 1 more regular."""
-
-    process: Literal["gamma"]
-    rate: Rate
-    """Mean requests per unit of time over all adapters."""
-    cv: float = Field(gt=0, le=100)
-    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty."""
-
-
-Arrivals = Annotated[PoissonArrivals | GammaArrivals, Field(discriminator="process")]
-
-
-class UniformPopularity(Strict):
-    """Every adapter is equally likely."""
-
-    law: Literal["uniform"]
-
-
-class ZipfPopularity(Strict):
-    """The k-th most popular adapter is asked for in proportion to ``1 / k**exponent``."""
-
-    law: Literal["zipf"]
-    exponent: float = Field(ge=0, le=10)
-    """0 is uniform; production traffic lies between 0.6 and 1.2."""
-
-
-class CyclicPopularity(Strict):
-    """Adapters in turn, 0, 1, 2, …: the worst case of an LRU cache."""
-
-    law: Literal["cyclic"]
-
-
-class WeightsPopularity(Strict):
-    """Weights from a file: one number a line, adapter 0 first, or CSV rows ``adapter_id,weight``."""
-
-    law: Literal["weights"]
-    file: str
-    """The file, relative to the scenario."""
-
-
-class AdapterGroup(Strict):
-    """Adapters that are equally popular."""
-
-    adapters: PositiveInt
-    """How many."""
-    weight: float = Field(ge=0)
-    """How often each is asked for, relative to the others; a rate per adapter will do."""
-
-
-class GroupsPopularity(Strict):
-    """Groups of equally popular adapters: the first group's are adapters 0, 1, …, and so on."""
-
-    law: Literal["groups"]
-    groups: tuple[AdapterGroup, ...] = Field(min_length=1)
-    """The groups; together they have ``adapters.count`` adapters."""
-
-
-Popularity = Annotated[
-    UniformPopularity | ZipfPopularity | CyclicPopularity | WeightsPopularity | GroupsPopularity,
-    Field(discriminator="law"),
-]
-
-
-class Tokens(Strict):
-    """How long prompts and answers are."""
-
-    prompt: TokenLaw = LognormalTokens(law="lognormal", mean=600, p99=5400, max=8192)
-    """Prompt tokens per request."""
-    output: TokenLaw = LognormalTokens(law="lognormal", mean=155, p99=870, max=4096)
-    """Output tokens per request."""
-    correlation: float = Field(default=0.0, gt=-1, lt=1)
-    """Correlation of the normal scores of a request's prompt and output length: below 0, long prompts have short
-    answers. 0: independent."""
-
-
-class Trace(Strict):
-    """Recorded requests, replayed with their own times, adapters and lengths."""
-
-    file: str
-    """CSV file, relative to the scenario (or to the folder you stand in, when given by ``--set``)."""
-    format: Literal["auto", "csv", "azure-llm-2023"] = "auto"
-    """``csv``: columns timestamp_s, adapter_id or tenant_id, input_tokens, output_tokens. ``azure-llm-2023``:
-    TIMESTAMP, ContextTokens, GeneratedTokens; its requests name no adapter and draw one from ``popularity``."""
-
-
-class Workload(Strict):
-    """What arrives: generated from laws, or replayed from a trace."""
-
-    requests: PositiveInt | None = Field(default=None, le=1_000_000_000)
-    """Simulate this many requests, to the end of the last one. With a trace: at most so many of its rows."""
-    duration: Seconds | None = Field(default=None, gt=0)
-    """Simulate this long instead; what has not ended by then counts as unfinished."""
-    arrivals: Arrivals | None = None
-    """When requests come. Not with a trace."""
-    popularity: Popularity = UniformPopularity(law="uniform")
-    """Which adapter a request asks for (where a trace names it, the trace decides)."""
-    tokens: Tokens = Tokens()
-    """Prompt and output lengths. Not with a trace."""
-    trace: Trace | None = None
-    """Replay recorded requests instead."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Workload:
-        if self.trace is not None:
-            for key in ("arrivals", "tokens"):
-                if key in self.model_fields_set and getattr(self, key) is not None:
-                    raise located(key, "a trace brings its own arrivals and lengths", hint=f"remove {key}")
-        elif self.arrivals is None:
-            raise located("arrivals", "nothing arrives", hint="give arrivals: {process: poisson, rate: 12/s}")
-        elif self.requests is None and self.duration is None:
-            raise located("requests", "the run has no end", hint="give requests: 100000 or duration: 1 h")
-        if self.requests is not None and self.duration is not None and self.trace is None:
-            raise located("duration", "give either requests or duration, not both")
-        return self
-
-
-Targets = Literal["all-linear"] | tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...]
-
-
-class AdapterKind(Strict):
-    """A share of the adapters that have the same shape."""
-
-    share: Share
-    """Share of all adapters; the shares of a mix add up to 100%."""
-    rank: PositiveInt = 16
-    """LoRA rank."""
-    targets: Targets = "all-linear"
-    """Modules with LoRA weights: ``all-linear`` or a list of q, k, v, o, gate, up, down."""
-    size: Bytes | None = None
-    """Bytes of one adapter, if not those of its rank and targets."""
-
-
-class Adapters(Strict):
-    """How many adapters there are, and how large."""
-
-    base_model: str | None = None
-    """The model they belong to; unset: the profile's."""
-    count: PositiveInt | None = Field(default=None, le=10_000_000)
-    """How many adapters; needed unless a trace or a weights file names them (a trace that names none: 100)."""
-    rank: PositiveInt = 16
-    """LoRA rank of every adapter (without a mix)."""
-    targets: Targets = "all-linear"
-    """Modules with LoRA weights (without a mix)."""
-    size: Bytes | None = None
-    """Bytes of one adapter (without a mix); unset: computed from rank, targets and the base model."""
-    dtype: Literal["fp16", "bf16", "fp32", "fp8"] = "fp16"
-    """Number format of the weights."""
-    mix: tuple[AdapterKind, ...] = ()
-    """Kinds of adapters and their shares, instead of one kind."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Adapters:
-        if self.mix:
-            for key in ("rank", "targets", "size"):
-                if key in self.model_fields_set:
-                    raise located(key, f"give {key} in the mix or for all adapters, not both")
-            total = sum(kind.share for kind in self.mix)
-            if abs(total - 1) > 1e-6:
-                raise located("mix", "the shares of a mix add up to 100%", got=f"{total:.2%}")
-        return self
-
-
-class Fleet(Strict):
-    """The replicas, what each can do, and how long its steps take."""
-
-    replicas: PositiveInt = Field(default=1, le=4096)
-    """How many replicas serve the traffic."""
-    profile: str = DEFAULT_PROFILE
-    """Where step, load and memory costs come from: a bundled name or a path to a profile."""
-    engine: str = "continuous"
-    """``continuous``: continuous batching with protected LRU and overlapped loads. ``vllm-0.8``, ``vllm-0.32``:
-    presets that follow these engines; any field of a preset can be set. ``fixed``: one request at a time with a given
-    service time (encoders, classifiers, queueing oracles)."""
-    service: TimeLaw | None = None
-    """Engine ``fixed`` only: the time one request takes."""
-    max_num_seqs: PositiveInt = 256
-    """Most sequences in one batch."""
-    max_num_batched_tokens: PositiveInt = 2048
-    """Token budget of one step; longer prefills are split into chunks."""
-    block_size: PositiveInt = Field(default=16, le=65536)
-    """Tokens in one KV block."""
-    kv_tokens: PositiveInt | None = None
-    """KV cache of one replica in tokens; unset: what the profile's memory leaves after weights and slots."""
-    max_model_len: PositiveInt | None = None
-    """Longest request, prompt and answer, in tokens: longer ones are refused, and the KV cache must hold one such.
-    Unset: what the KV cache holds."""
-    gpu_memory_utilization: Share | None = None
-    """Share of the GPU's memory that the engine may use; unset: the profile's."""
-    admission: Literal["skip", "stop"] = "skip"
-    """What a waiting request does whose adapter is not there: ``skip``: later ones pass it; ``stop``: all wait."""
-    load_at: Literal["arrival", "admission"] | None = None
-    """When a load is asked for: when the request arrives, or when the scheduler first could admit it.
-    Unset: ``arrival``, except with ``admission: stop`` or ``storage.mode: blocking``."""
-
-    kv_check: Literal["whole-prompt", "first-chunk"] = "whole-prompt"
-    """Which KV blocks must be free for a request to join: those of its whole prompt, or of its first chunk."""
-    reserved_kv_blocks: NonNegativeInt = Field(default=0, le=1024)
-    """KV blocks that the engine keeps for itself."""
-
-    @field_validator("engine")
-    @classmethod
-    def _engine(cls, value: str) -> str:
-        return _known(value, ENGINES, "engine", ENGINES_PLANNED)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Fleet:
-        if self.engine == "fixed" and self.service is None:
-            raise located("service", "engine fixed needs its service time", hint="such as {law: fixed, value: 10 ms}")
-        if self.engine != "fixed" and self.service is not None:
-            raise located("service", "only engine fixed has a service time", hint="remove it, or set engine: fixed")
-        for key in ("admission", "load_at"):
-            if self.engine == "fixed" and key in self.model_fields_set:
-                raise located(
-                    key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
-                )
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise located(
-                "max_num_batched_tokens", "every running sequence needs one token of the budget",
-                got=f"max_num_batched_tokens {self.max_num_batched_tokens}, max_num_seqs {self.max_num_seqs}",
-                allowed="at least max_num_seqs",
-            )  # fmt: skip
-        if self.admission == "stop" and self.load_at == "arrival":
-            raise located(
-                "load_at", "with admission stop, loads are asked for at admission",
-                hint="waiting requests could hold every slot and block the first in the queue for ever",
-            )  # fmt: skip
-        return self
-
-
-class GpuCache(Strict):
-    """GPU memory for adapters: a number of slots, or bytes."""
-
-    slots: PositiveInt | None = None
-    """Adapters that fit; each slot is padded to all linear modules at the largest rank of the scenario."""
-    size: Bytes | None = None
-    """Bytes for adapters, each taking its exact size."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> GpuCache:
-        if (self.slots is None) == (self.size is None):
-            raise located("slots", "give either slots or size", got=f"slots {self.slots}, size {self.size}")
-        return self
-
-
-class HostCache(GpuCache):
-    """Host memory for adapters, between storage and GPU; always LRU."""
-
-    slots: PositiveInt | None = None
-    """Adapters that fit, whatever their size."""
-    size: Bytes | None = None
-    """Bytes for adapters, each taking its exact size."""
-
-
-class Cache(Strict):
-    """Where adapters live near the GPU."""
-
-    gpu: GpuCache = GpuCache(slots=32)
-    """GPU memory for adapters, per replica."""
-    host: HostCache | None = None
-    """Host memory for adapters, per replica; unset: every load comes from storage (with ``vllm-lru``: as many host
-    slots as GPU slots)."""
-    eviction: str = "lru"
-    """Who leaves a full GPU cache: ``lru``, the least recently used adapter that is not in use; ``vllm-lru``, the one
-    that steps touched least recently, in use or not, as vLLM does; it then also leaves when host memory drops it."""
-
-    @field_validator("eviction")
-    @classmethod
-    def _eviction(cls, value: str) -> str:
-        return _known(value, EVICTIONS, "eviction policy")
-
-
-class Storage(Strict):
-    """How adapters are loaded. Every replica has its own loaders."""
-
-    loaders: PositiveInt = 1
-    """Loads from storage that run at the same time; the rest queue, first come first served."""
-    load: TimeLaw | None = None
-    """Time of one load from storage to the GPU; unset: computed from the profile and the adapter's size."""
-    host_loaders: PositiveInt = 1
-    """Copies from host to GPU that run at the same time."""
-    host_load: TimeLaw | None = None
-    """Time of one load from host to GPU; unset: computed from the profile and the adapter's size."""
-    mode: Literal["overlap", "blocking"] = "overlap"
-    """``overlap``: steps go on during a load and only its requests wait. ``blocking``: a step waits for the
-    loads of the requests it admits, one after the other."""
-
-
-class Router(Strict):
-    """Which replica a request goes to."""
-
-    policy: str = "round-robin"
-    """``round-robin`` or ``least-loaded`` (fewest requests in the replica, lowest index first)."""
-
-    @field_validator("policy")
-    @classmethod
-    def _policy(cls, value: str) -> str:
-        return _known(value, ROUTERS, "router policy")
+from sim.spec.engines import fill
+from sim.spec.laws import FixedTokens
+from sim.spec.serving import (
+    DEFAULT_PROFILE,
+    ENGINES,
+    EVICTIONS,
+    ROUTERS,
+    Cache,
+    Fleet,
+    GpuCache,
+    HostCache,
+    Router,
+    Storage,
+)
+from sim.spec.units import Seconds, Share
+from sim.spec.workload import Adapters, Arrivals, Popularity, Targets, Workload
+
+__all__ = [
+    "DEFAULT_PROFILE", "ENGINES", "EVICTIONS", "ROUTERS", "Adapters", "Arrivals", "Cache", "Fleet", "GpuCache",
+    "HostCache", "Popularity", "Router", "Run", "Scenario", "Slo", "Storage", "Targets", "Workload",
+]  # fmt: skip
 
 
 class Slo(Strict):
@@ -471,7 +164,51 @@ class Scenario(Strict):
                 raise located("fleet.load_at", "blocking loads are asked for at admission", got="arrival")
         if self.cache.eviction == "vllm-lru":
             self._fits_vllm_lru()
+        self._fits_engine()
         return self
+
+    def _fits_engine(self) -> None:
+        fleet, cache = self.fleet, self.cache
+        queues, cycle = fleet.admission == "per-adapter", cache.eviction == "cycle"
+        if fleet.engine == "fixed" and cache.eviction in ("discard-when-idle", "cycle"):
+            raise located("cache.eviction", "engine fixed has no steps at which adapters leave", got=cache.eviction)
+        if queues != cycle:
+            raise located(
+                "cache.eviction" if queues else "fleet.admission", "queues by adapter and eviction cycle go together",
+                got=f"fleet.admission {fleet.admission}, cache.eviction {cache.eviction}",
+                allowed="fleet.admission per-adapter with cache.eviction cycle",
+            )  # fmt: skip
+        if queues and self.storage.mode == "blocking":
+            raise located(
+                "storage.mode", "queues by adapter load when an adapter gets its turn, not in a step", got="blocking",
+                allowed="overlap",
+            )  # fmt: skip
+        if cache.host is not None and cache.host.fill == "arrival" and fleet.engine == "fixed":
+            raise located(
+                "cache.host.fill", "engine fixed loads at arrival anyway", got="arrival", allowed="load, start"
+            )
+        if cache.host is not None and cache.host.fill == "arrival" and fleet.front_end != "none":
+            raise located("cache.host.fill", "the front end stands before vLLM", got="arrival", allowed="load")
+        if cache.gpu.unified:
+            self._fits_unified()
+
+    def _fits_unified(self) -> None:
+        fleet, eviction = self.fleet, self.cache.eviction
+        if fleet.engine == "fixed":
+            raise located("cache.gpu.unified", "engine fixed has no KV cache to share", got=True)
+        if eviction in ("vllm-lru", "cycle"):
+            raise located(
+                "cache.eviction",
+                "unified memory has no fixed places",
+                got=eviction,
+                allowed="lru, fifo, discard-when-idle",
+            )
+        if fleet.kv_check not in ("whole-answer", "peak") or self.storage.mode != "blocking":
+            raise located(
+                "cache.gpu.unified", "adapters can take KV blocks only in a step that knows what answers will need",
+                got=f"fleet.kv_check {fleet.kv_check}, storage.mode {self.storage.mode}",
+                allowed="fleet.kv_check whole-answer or peak, storage.mode blocking",
+            )  # fmt: skip
 
     def _fits_vllm_lru(self) -> None:
         gpu, host = self.cache.gpu, self.cache.host
@@ -483,10 +220,15 @@ class Scenario(Strict):
                 got=f"storage.mode {self.storage.mode}, fleet.admission {self.fleet.admission}",
                 allowed="storage.mode blocking, fleet.admission skip",
             )  # fmt: skip
+        if gpu.unified or gpu.base_model_slot:
+            key = "unified" if gpu.unified else "base_model_slot"
+            raise located(f"cache.gpu.{key}", "vllm-lru has slots for adapters alone", got=True)
         if gpu.slots is None:
             raise located("cache.gpu.size", "vllm-lru counts slots", hint="give cache.gpu.slots")
         if host is None:
             return
+        if host.fill != "load":
+            raise located("cache.host.fill", "vllm-lru reads storage within its steps", got=host.fill, allowed="load")
         if host.slots is None:
             raise located("cache.host.size", "vllm-lru counts slots in host memory too", hint="give cache.host.slots")
         if host.slots < gpu.slots:
@@ -500,7 +242,7 @@ class Scenario(Strict):
         """When loads are asked for, with the default worked out."""
         if self.fleet.load_at is not None:
             return self.fleet.load_at
-        waits = self.fleet.admission == "stop" or self.storage.mode == "blocking"
+        waits = self.fleet.admission != "skip" or self.storage.mode == "blocking"
         return "admission" if waits and self.fleet.engine != "fixed" else "arrival"
 
 

@@ -82,7 +82,7 @@ def study(
     """
     started = time.perf_counter()
     plan = [_task(index, loaded.with_values(set_) if set_ else loaded, set_) for index, set_ in enumerate(sets)]
-    keys = [point_key(loaded.data, task.set, _version(), task.inputs) for task in plan]
+    keys = [point_key(loaded.data, task.set, code_version(), task.inputs) for task in plan]
     with RunStore.create(out, _manifest(loaded, plan, keys, command), overwrite) as store:
         done = {key: point for key in keys if (point := store.load_point(key)) is not None}
         if not store.has_requests_of(keys[0]):
@@ -223,7 +223,7 @@ def _input_digests(point: LoadedScenario, world: World) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _version() -> str:
+def code_version() -> str:
     """Return the version with a short hash of the simulator's own code: results of other code are not reused."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()

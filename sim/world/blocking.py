@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from sim.policies.cache import RESIDENT, GpuCache
+from sim.policies.cache import RESIDENT, GpuCache, UnifiedCache
 from sim.policies.scheduler import Scheduler
 from sim.policies.vllm_lru import TouchedCache
 from sim.results.records import Recorder, pack_load
@@ -54,6 +54,19 @@ class ProtectedLoads:
         self._recorder.load_rows += pack_load(start, start + seconds, start, request.adapter, tier)
         request.outcome, request.tier, request.load_wait_s = MISS, tier, seconds
         return seconds
+
+
+class UnifiedLoads(ProtectedLoads):
+    """The same where adapters share the KV cache: first, idle ones leave to those who were admitted what they need."""
+
+    def __init__(self, cache: UnifiedCache, loader: Loader, recorder: Recorder) -> None:
+        super().__init__(cache, loader, recorder)
+        self._shared = cache
+
+    def before_step(self, prefills: list[Request], now: float) -> float:
+        if prefills:
+            self._shared.shrink()
+        return super().before_step(prefills, now)
 
 
 class TouchedLoads:

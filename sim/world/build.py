@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
-from sim.policies.cache import GpuCache, HostCache
+from sim.policies.cache import AllInHost, GpuCache, HostCache, UnifiedCache
 from sim.policies.costs import StepCosts, beyond_envelope, load_seconds, mean_residual
 from sim.policies.eviction import EVICTIONS
+from sim.policies.front_end import FRONT_ENDS, FrontEnd
+from sim.policies.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.memory import KvBlocks
 from sim.policies.router import ROUTERS
 from sim.policies.scheduler import Limits
@@ -20,11 +24,14 @@ from sim.rng import stream
 from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
 from sim.spec.scenario import GpuCache as GpuCacheSpec
+from sim.spec.scenario import HostCache as HostCacheSpec
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
+from sim.world.fetches import HostFetches
 from sim.world.fleet import Fleet, Plan
+from sim.world.fronted import FrontedServer
 from sim.world.memory import usable_kv_tokens
 from sim.world.server import BatchServer, FixedServer, Parts, Server
 from sim.world.times import has_host_tier, reload_times, request_times
@@ -38,6 +45,7 @@ class World:
 
     :ivar kv_tokens: KV cache of one replica in tokens, rounded down to blocks; None for engine ``fixed``.
     :ivar weights: what each adapter takes of ``capacity`` (slots or bytes).
+    :ivar adapter_blocks: KV blocks that each adapter takes, where they share memory with the KV cache.
     :ivar notes: sentences for the user.
     """
 
@@ -49,6 +57,7 @@ class World:
     weights: list[int]
     capacity: int
     ranks: list[int]
+    adapter_blocks: list[int] = field(default_factory=list)
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -87,11 +96,16 @@ def build_world(scenario: Scenario) -> World:
         notes.append("a trace is replayed once: run.replications does not apply")
     return World(
         scenario=scenario, traffic=traffic, profile=profile, profile_sha256=digest, kv_tokens=kv_tokens,
-        weights=weights, capacity=capacity, ranks=population.rank.tolist(), notes=tuple(notes),
+        weights=weights, capacity=capacity, ranks=population.rank.tolist(),
+        adapter_blocks=_adapter_blocks(scenario, profile, population), notes=tuple(notes),
     )  # fmt: skip
 
 
-def simulate(world: World, replication: int, sections: int) -> Recording:
+Watch = Callable[[type[BatchServer]], Callable[..., BatchServer]]
+"""From a class of batching servers to one that also watches: how calibration looks into a run."""
+
+
+def simulate(world: World, replication: int, sections: int, watched: Watch = lambda server: server) -> Recording:
     """Simulate one replication from an empty system to the end.
 
     :param sections: parts into which the measured requests are cut for intervals.
@@ -101,20 +115,27 @@ def simulate(world: World, replication: int, sections: int) -> Recording:
     costs = scenario, world.profile, world.population
     times = request_times(*costs)
     plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
-    fleet = Fleet(clock, recorder, ROUTERS[scenario.router.policy](), times, plan, _token_limit(world))
+    longest_prompt = None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens
+    limits = _token_limit(world), longest_prompt
+    fleet = Fleet(clock, recorder, ROUTERS[scenario.router.policy](), times, plan, limits)
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
 
     def make(index: int, inside: list[int]) -> Server:
-        cache, host = _caches(world, replication, index)
+        rule = _kv_rule(world)
+        cache, host = _caches(world, replication, index, rule)
         reload_s = reload_times(*costs, replication, index)
-        return _server(world, Parts(clock, recorder, index, inside, cache, host, loaders, reload_s))
+        fetches = _fetches(world, clock, recorder)
+        parts = Parts(clock, recorder, index, inside, cache, host, loaders, reload_s, fetches)
+        return _server(world, parts, rule, watched)
 
     for _ in range(scenario.fleet.replicas):
         fleet.add(make)
     return fleet.run(world.traffic.chunks(replication))
 
 
-def _caches(world: World, replication: int, replica: int) -> tuple[GpuCache | TouchedCache, HostCache | None]:
+def _caches(
+    world: World, replication: int, replica: int, rule: KvRule | None
+) -> tuple[GpuCache | TouchedCache, HostCache | AllInHost | None]:
     spec, count = world.scenario.cache, len(world.population)
     if spec.eviction == "vllm-lru":
         slots = world.capacity
@@ -122,30 +143,72 @@ def _caches(world: World, replication: int, replica: int) -> tuple[GpuCache | To
         # A Python set is walked by hash, and vLLM's adapters are hashed by name, anew in every process.
         hashes = stream(world.scenario.run.seed, replication, "set-order", replica).integers(2**61 - 1, size=count)
         return TouchedCache(count, slots, host_slots, set_order(hashes.tolist())), None
-    cache = GpuCache(world.weights, world.capacity, EVICTIONS[spec.eviction]())
-    return cache, HostCache(*_capacity(spec.host, world.population)) if spec.host is not None else None
+    eviction, host = EVICTIONS[spec.eviction](), spec.host
+    cache = GpuCache(world.weights, world.capacity, eviction, base_model_slot=spec.gpu.base_model_slot)
+    if spec.gpu.unified:
+        assert rule is not None, "checked by the scenario"
+        cache = UnifiedCache(world.capacity, eviction, world.adapter_blocks, lambda: rule.total - rule.need)
+    if host is None:
+        return cache, None
+    return cache, AllInHost() if host.fill != "load" else HostCache(*_capacity(host, world.population))
 
 
-def _server(world: World, parts: Parts) -> Server:
+def _fetches(world: World, clock: Clock, recorder: Recorder) -> HostFetches | None:
+    host = world.scenario.cache.host
+    if host is None or host.fill != "arrival":
+        return None
+    unlimited = host.slots is None and host.size is None
+    count = len(world.population)
+    weights, capacity = ([1] * count, count) if unlimited else _capacity(host, world.population)
+    if max(weights) > capacity:
+        raise ScenarioError(
+            "an adapter is larger than host memory, through which all must come", key="cache.host.size",
+            got=human_bytes(capacity), allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
+        )  # fmt: skip
+    cache = GpuCache(weights, capacity, EVICTIONS["lru"]())
+    return HostFetches(clock, cache, world.scenario.storage.loaders, recorder, reject=host.full == "reject")
+
+
+def _kv_rule(world: World) -> KvRule | None:
+    """Return how KV memory is set aside for answers; None where it isn't."""
+    fleet, tokens = world.scenario.fleet, world.kv_tokens
+    adapters = world.adapter_blocks if world.scenario.cache.gpu.unified else ()
+    if tokens is not None and fleet.kv_check == "peak":
+        return PeakOfAnswers(tokens, adapters)
+    if tokens is not None and fleet.kv_check == "whole-answer":
+        return WholeAnswer(tokens // fleet.block_size, fleet.block_size, adapters)
+    return None
+
+
+def _server(world: World, parts: Parts, rule: KvRule | None, watched: Watch) -> Server:
     scenario = world.scenario
     fleet = scenario.fleet
     if fleet.engine == "fixed":
         return FixedServer(parts)
     assert world.profile is not None, "checked by build_world"
     assert world.kv_tokens is not None, "checked by build_world"
-    return BatchServer(
-        parts,
-        limits=Limits(fleet.max_num_seqs, fleet.max_num_batched_tokens, fleet.kv_check == "whole-prompt"),
-        kv=KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size),
-        costs=StepCosts(
+    options: dict[str, Any] = {
+        "limits": Limits(
+            fleet.max_num_seqs, fleet.max_num_batched_tokens, fleet.kv_check != "first-chunk",
+            fleet.batching == "prefill-first", fleet.chunked_prefill, fleet.admission_interval, fleet.waiting_ratio,
+        ),
+        "kv": KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size),
+        "costs": StepCosts(
             world.profile.step, _slots(scenario, world.population), fleet.max_num_batched_tokens,
             int(world.population.rank.max()),
         ),
-        ranks=world.ranks,
-        ask_early=scenario.load_at == "arrival",
-        blocking=scenario.storage.mode == "blocking",
-        stop=fleet.admission == "stop",
-    )  # fmt: skip
+        "ranks": world.ranks,
+        "ask_early": scenario.load_at == "arrival",
+        "blocking": scenario.storage.mode == "blocking",
+        "stop": fleet.admission == "stop",
+        "rule": rule,
+        "cycle_s": scenario.cache.cycle if fleet.admission == "per-adapter" else None,
+        "discards": scenario.cache.eviction == "discard-when-idle",
+    }  # fmt: skip
+    if fleet.front_end == "none":
+        return watched(BatchServer)(parts, **options)
+    costs = FRONT_ENDS[fleet.front_end]
+    return watched(FrontedServer)(parts, front_end=FrontEnd(costs, len(world.population)), **options)
 
 
 def _needs_no_profile(scenario: Scenario) -> bool:
@@ -167,7 +230,7 @@ def _base_model(scenario: Scenario, profile: Profile | None) -> str:
     return profile.model
 
 
-def _capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:
+def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tuple[list[int], int]:
     if spec.slots is not None:
         return [1] * len(population), spec.slots
     assert spec.size is not None, "a cache has slots or a size"
@@ -175,6 +238,8 @@ def _capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], in
 
 
 def _gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:
+    if spec.unified:
+        return [1] * len(population), spec.slots or len(population)
     weights, capacity = _capacity(spec, population)
     largest = max(weights)
     if largest > capacity:
@@ -185,9 +250,21 @@ def _gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int]
     return weights, capacity
 
 
+def _adapter_blocks(scenario: Scenario, profile: Profile | None, population: Population) -> list[int]:
+    if not scenario.cache.gpu.unified or profile is None:
+        return []
+    block_bytes = profile.memory.kv_bytes_per_token * scenario.fleet.block_size
+    return [-(-int(size) // block_bytes) for size in population.size_bytes.tolist()]
+
+
 def _slots(scenario: Scenario, population: Population) -> int:
-    """Return the slots that step costs and memory refer to; a cache by size counts as many as fit of the mean size."""
+    """Return the slots that step costs and memory refer to; a cache by size counts as many as fit of the mean size.
+
+    Unified memory has none that a step would have to pass through.
+    """
     gpu = scenario.cache.gpu
+    if gpu.unified:
+        return 0
     if gpu.slots is not None:
         return gpu.slots
     assert gpu.size is not None, "a cache has slots or a size"
@@ -196,6 +273,9 @@ def _slots(scenario: Scenario, population: Population) -> int:
 
 def _token_limit(world: World) -> int | None:
     """Return the most tokens a request may have; None: no limit."""
-    longest = world.scenario.fleet.max_model_len
-    limits = [limit for limit in (world.kv_tokens, longest) if limit is not None]
+    fleet, tokens = world.scenario.fleet, world.kv_tokens
+    if tokens is not None:
+        tokens -= fleet.block_size * max(world.adapter_blocks, default=0)
+        tokens -= fleet.kv_check == "peak"  # the peak must stay below
+    limits = [limit for limit in (tokens, fleet.max_model_len) if limit is not None]
     return min(limits, default=None)

@@ -15,6 +15,7 @@ from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
+from sim.world.fronted import FrontedServer
 from sim.world.server import BatchServer, Server
 from sim.world.times import Times
 
@@ -38,7 +39,8 @@ class Plan:
 class Fleet:
     """All replicas of one simulated world.
 
-    :param token_limit: requests with more prompt and output tokens than this are refused; None: no limit.
+    :param limits: tokens of prompt and output together, and of the prompt, with more of which a request is refused;
+        None: no limit.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Fleet:
         router: Router,
         times: Times,
         plan: Plan,
-        token_limit: int | None,
+        limits: tuple[int | None, int | None],
     ) -> None:
         self.clock = clock
         self.recorder = recorder
@@ -58,7 +60,7 @@ class Fleet:
         self._router = router
         self._times = times
         self._plan = plan
-        self._token_limit = token_limit
+        self._token_limit, self._prompt_limit = limits
         self._chunks: Iterator[Chunk] = iter(())
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None
@@ -115,6 +117,8 @@ class Fleet:
         self.recorder.to_come(chunk)
         if self._token_limit is not None:
             too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limit
+            if self._prompt_limit is not None:
+                too_long |= chunk.prompt_tokens > self._prompt_limit
             self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
         times = self._times
         self._requests = map(  # makes them one by one, without a tuple of arguments for each
@@ -158,6 +162,9 @@ class Fleet:
         recording.evictions = sum(server.cache.evictions for server in self.servers)
         recording.in_use_peak = max(server.cache.in_use_peak for server in self.servers)
         batched = [server for server in self.servers if isinstance(server, BatchServer)]
+        fronted = [server for server in self.servers if isinstance(server, FrontedServer)]
+        if fronted:
+            recording.facts["merged_gaps"] = sum(server.merged_gaps for server in fronted)
         if batched:
             recording.kv_peak_share = max(_kv_peak_share(server) for server in batched)
         return recording

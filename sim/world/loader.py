@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from sim.policies.cache import GpuCache, HostCache
+from sim.policies.cache import AllInHost, GpuCache, HostCache
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
@@ -54,7 +54,7 @@ class Loader:
         self,
         clock: Clock,
         cache: GpuCache,
-        host: HostCache | None,
+        host: HostCache | AllInHost | None,
         loaders: tuple[int, int],
         recorder: Recorder,
         on_loaded: Callable[[list[Request], bool], None],

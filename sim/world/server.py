@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from heapq import heappush
 from typing import cast
 
+from sim.policies.adapter_queues import AdapterQueues
 from sim.policies.admission import ClaimingQueue, ReadyQueue
-from sim.policies.cache import GpuCache, HostCache
+from sim.policies.cache import AllInHost, GpuCache, HostCache, UnifiedCache
 from sim.policies.costs import StepCosts
+from sim.policies.kv_rules import KvRule
 from sim.policies.memory import KvBlocks
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.vllm_lru import TouchedCache
-from sim.results.records import COMPLETED, Recorder, pack_request, pack_step
+from sim.results.records import COMPLETED, REFUSED, Recorder, pack_pause, pack_request, pack_step
 from sim.traffic.request import DELAYED_HIT, MISS, Request
-from sim.world.blocking import ProtectedLoads, StepLoads, TouchedLoads
+from sim.world.blocking import ProtectedLoads, StepLoads, TouchedLoads, UnifiedLoads
 from sim.world.clock import BOUNDARY, Call, Clock
+from sim.world.fetches import HostFetches
 from sim.world.loader import Loader
 
 
@@ -36,6 +39,7 @@ class Parts:
     :ivar host: host tier, or None; a ``TouchedCache`` has its own.
     :ivar loaders: loaders from storage, and from host.
     :ivar reload_s: seconds of a load that no request begins: by adapter and tier.
+    :ivar fetches: host memory that is filled when requests arrive, or None.
     """
 
     clock: Clock
@@ -43,9 +47,10 @@ class Parts:
     index: int
     inside: list[int]
     cache: GpuCache | TouchedCache
-    host: HostCache | None
+    host: HostCache | AllInHost | None
     loaders: tuple[int, int]
     reload_s: Callable[[int, int], float]
+    fetches: HostFetches | None = None
 
 
 class Server(ABC):
@@ -66,6 +71,9 @@ class Server(ABC):
         # A TouchedCache loads in its own steps and never asks a loader.
         protected = cast(GpuCache, parts.cache)
         self.loader = Loader(parts.clock, protected, parts.host, parts.loaders, parts.recorder, self._loaded)
+        self._fetches = parts.fetches
+        if self._fetches is not None:
+            self._fetches.go_on = self._take_in
         self.inside_area = 0.0
         self._inside = parts.inside
 
@@ -73,10 +81,23 @@ class Server(ABC):
         """Take in a request; where loads are asked for at arrival, its adapter is in use from now on."""
         self._inside[self.index] += 1
         self.inside_area -= self.clock._now
+        if self._fetches is None or self._fetch(request, self._fetches):
+            self._take_in(request)
+
+    def _fetch(self, request: Request, fetches: HostFetches) -> bool:
+        """Return whether a request's adapter is in host memory; if not, it is fetched, or the request turned away."""
+        if fetches.rejects(request):
+            self._inside[self.index] -= 1
+            self.inside_area += self.clock._now
+            self.recorder.turned_away(request, self.index, REFUSED)
+            return False
+        return fetches.fetch(request)
+
+    def _take_in(self, request: Request, in_time: bool = False) -> None:
         if self.ask_early and not self.cache.acquire(request.adapter):
             request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
         else:
-            self._enqueue(request)
+            self._enqueue(request, in_time)
 
     def _leave(self, request: Request, now: float) -> None:
         index = self.index
@@ -84,10 +105,14 @@ class Server(ABC):
         self.inside_area += now
         if self.cache.release(request.adapter) and self.loader.short_of_room:
             self.loader.room_appeared()
-        r = request
+        if self._fetches is not None:
+            self._fetches.leave(request)
+        self._record(request, now)
+
+    def _record(self, r: Request, now: float) -> None:
         self.recorder.request_rows += pack_request(
             r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, now,
-            r.index, r.preemptions, r.outcome, r.tier, index, COMPLETED,
+            r.index, r.preemptions, r.outcome, r.tier, self.index, COMPLETED,
         )  # fmt: skip
 
     def _loaded(self, requests: list[Request], in_time: bool) -> None:
@@ -107,6 +132,8 @@ class Server(ABC):
         self.inside_area += self._inside[self.index] * now
         self.loader.close(now)
         waiting = [request for load in self.loader.under_way.values() for request in load.waiting]
+        if self._fetches is not None:
+            waiting += self._fetches.close(now)
         return waiting + self._unserved()
 
     @abstractmethod
@@ -118,6 +145,8 @@ class Server(ABC):
         self.cache.check_integrity()
         if self.host is not None:
             self.host.check_integrity()
+        if self._fetches is not None:
+            self._fetches.cache.check_integrity()
 
 
 class FixedServer(Server):
@@ -165,6 +194,9 @@ class BatchServer(Server):
 
     :param blocking: loads happen inside the step that admits their request; otherwise they overlap with steps.
     :param stop: a request over the adapter limit stops the queue; otherwise later ones pass it.
+    :param rule: how much of the KV cache a request must find, where it is more than its prompt needs.
+    :param cycle_s: requests wait in queues by adapter with this cycle time; None: in one queue.
+    :param discards: adapters that nobody uses leave at the end of a decode step in which a request ended.
     """
 
     def __init__(
@@ -178,17 +210,28 @@ class BatchServer(Server):
         ask_early: bool,
         blocking: bool,
         stop: bool,
+        rule: KvRule | None = None,
+        cycle_s: float | None = None,
+        discards: bool = False,
     ) -> None:
         super().__init__(parts, ask_early=ask_early)
         cache, touched = parts.cache, isinstance(parts.cache, TouchedCache)
-        self.claiming = (
-            None if ask_early else ClaimingQueue(cache, self._ask, stop=stop, blocking=blocking, gives_up=touched)
-        )
+        self.claiming: ClaimingQueue | AdapterQueues | None = None
+        self._cycling: AdapterQueues | None = None
+        if cycle_s is not None:
+            self._cycling = AdapterQueues(cast(GpuCache, cache), self._ask, lambda: self.clock._now, cycle_s)
+            self.claiming = self._cycling
+        elif not ask_early:
+            self.claiming = ClaimingQueue(cache, self._ask, stop=stop, blocking=blocking, gives_up=touched)
         self.waiting = ReadyQueue() if self.claiming is None else self.claiming
-        self.scheduler = Scheduler(limits, kv, self.waiting, ranks, costs)
+        self.scheduler = Scheduler(limits, kv, self.waiting, ranks, costs, rule)
+        self._step = self.scheduler.decided
+        self._discards = cast(GpuCache, cache).evict_idle if discards else None
         self._loads: StepLoads | None = None
         if isinstance(cache, TouchedCache):
             self._loads = TouchedLoads(cache, self.scheduler, parts.recorder, parts.reload_s)
+        elif isinstance(cache, UnifiedCache):
+            self._loads = UnifiedLoads(cache, self.loader, parts.recorder)
         elif self.claiming is not None:
             self._loads = ProtectedLoads(cache, self.loader, parts.recorder)
         self._event: Call | None = None  # the boundary to come; None while idle
@@ -269,12 +312,19 @@ class BatchServer(Server):
         """Complete the leap that ends now and begin the next; return its end, or -1 where nobody runs."""
         scheduler, steps = self.scheduler, self._steps
         if steps:
+            step = self._step
+            decoding = step.decoding
+            if scheduler.paused:
+                decoding -= self._log_pauses()
             self.recorder.step_rows += pack_step(
                 self._started, self._first, self._growth, self._load_s,
-                steps, scheduler.kv.decoding, len(scheduler.running), scheduler.blocked,
+                steps, decoding, len(scheduler.running), scheduler.blocked,
             )  # fmt: skip
-            for request in scheduler.complete(steps, now):
+            finished = scheduler.complete(steps, now)
+            for request in finished:
                 self._leave(request, now)
+            if finished and self._discards and step.decoding:
+                self._discards()
             if scheduler.recompute_gaps:
                 self.recorder.gaps(scheduler.recompute_gaps, now)
                 scheduler.recompute_gaps = []
@@ -287,7 +337,22 @@ class BatchServer(Server):
             self._load_s = self._loads.before_step(step.prefills, now)
         self._first = first = step.first_s
         self._growth = growth = step.growth_s
+        if self._cycling is not None and steps > 1:
+            self._steps = steps = min(steps, self._steps_before_cycle(self._cycling))
         return now + (self._load_s + steps * first + growth * (steps * (steps - 1) / 2))  # as _elapsed(steps)
+
+    def _log_pauses(self) -> int:
+        """Note gaps that end with this step and are longer, since prefills came between; return how many."""
+        if not self._step.decoding:
+            return 0
+        for since, count in self.scheduler.paused:
+            gap_s = self._started - since + self._load_s + self._first
+            self.recorder.pause_rows += pack_pause(self._started, gap_s, count)
+        return int(sum(count for _, count in self.scheduler.paused))
+
+    def _steps_before_cycle(self, waiting: AdapterQueues) -> int:
+        time = waiting.next_change_s()
+        return self._steps if time == math.inf else self._steps_until(time)
 
     def close(self) -> list[Request]:
         """Log the steps that have ended, and return the requests still inside."""
@@ -297,9 +362,10 @@ class BatchServer(Server):
             done = min(self._steps, self._steps_until(now) - 1)
             kv = scheduler.kv
             kv.peak_tokens = max(kv.peak_tokens, kv.tokens + done * kv.decoding)
+            decoding = self._step.decoding - (self._log_pauses() if scheduler.paused else 0)
             self.recorder.step_rows += pack_step(
                 self._started, self._first, self._growth, self._load_s,
-                done, kv.decoding, len(scheduler.running), scheduler.blocked,
+                done, decoding, len(scheduler.running), scheduler.blocked,
             )  # fmt: skip
         return super().close()
 

@@ -44,7 +44,8 @@ def test_the_scenario_itself_is_fine(loraplan: CommandLine, scenario: Path) -> N
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("slots: 8", "slotz: 8", "cache.gpu.slotz: unknown key (allowed: slots, size); did you mean 'slots'?"),
+        ("slots: 8", "slotz: 8", "cache.gpu.slotz: unknown key (allowed: slots, size, unified, base_model_slot); did "
+         "you mean 'slots'?"),
         ("size: 50 MB", "size: 50 m", "adapters.size: unknown unit 'm' (got 50 m, allowed: a size such as 50 MB"),
         ("rate: 5/s", "rate: -5/s", "workload.arrivals.rate: a rate must be above zero (got -5/s"),
         ("rate: 5/s", "rate: 5", "workload.arrivals.rate: not a rate (got 5, allowed: a rate such as 12/s"),
@@ -180,7 +181,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,nine"), "cache.gpu.slots: must be a whole number"),
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,5000"), "leaves too little GPU memory"),
         (("report", "nowhere"), "nowhere: there is no such folder"),
-        (("run", "quickstart", "--set", "fleet.engine=lorax"), "has no engine 'lorax' yet"),
+        (("run", "quickstart", "--set", "fleet.engine=lorex"), "did you mean 'lorax'?"),
         (("run", "quickstart", "--set", "rollouts=[{a: 1}]"), "rollouts: not simulated in this version"),
     ],
 )

@@ -2,7 +2,8 @@
 
 No SimPy, no heaps, no running sums, no leaps: every step of every replica is an event, the next event is the least of a
 list, and everything (who is in use, how many blocks are held, what a step costs) is counted anew whenever it is asked.
-It shares with the simulator the traffic, the laws that turn luck into seconds, and nothing of what happens then.
+It shares with the simulator the traffic, the laws that turn luck into seconds (those of loads that no request begins
+too), the order in which a set is walked, and nothing of what happens then.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from sim.policies.costs import load_seconds, residual
+from sim.policies.vllm_lru import set_order
+from sim.rng import stream
 from sim.world.build import World
+from sim.world.times import reload_times
 
 HIT, DELAYED_HIT, MISS = 0, 1, 2
 GPU, HOST, STORAGE = 0, 1, 2
@@ -268,9 +272,13 @@ class Batching(Replica):
     def blocks(self, tokens: int) -> int:
         return math.ceil(tokens / self.scenario.fleet.block_size)
 
+    def pool(self) -> int:
+        """All KV blocks."""
+        return self.world.kv_tokens // self.scenario.fleet.block_size
+
     def free_blocks(self) -> int:
         """Blocks that are free when every decode has those of its next token."""
-        free = self.world.kv_tokens // self.scenario.fleet.block_size
+        free = self.pool()
         for job in self.running:
             free -= self.blocks(job.prompt + job.generated) if job.decoding else self.blocks(job.prefilled)
         return free
@@ -320,14 +328,16 @@ class Batching(Replica):
                 job.prefilled += chunk
                 budget -= chunk
         self.step_blocked = 0
-        load_s = 0.0 if preempted else self.admit(budget, chunks, now)
+        fresh = [] if preempted else self.admit(budget, chunks, now)
         self.in_step = list(self.running)
         self.step_start_s, self.boundary = -1.0, None
         if self.running:
+            load_s = self.load_in_step(fresh, now)
             self.step_start_s = now
             self.boundary = now + load_s + self.step_seconds(chunks)
 
-    def admit(self, budget: int, chunks: list[tuple[Job, int, int]], now: float) -> float:
+    def admit(self, budget: int, chunks: list[tuple[Job, int, int]], now: float) -> list[Job]:
+        """Let jobs join; return those who did not use their adapter before."""
         fresh: list[Job] = []
         while budget > 0:
             if len(self.running) == self.scenario.fleet.max_num_seqs:
@@ -336,7 +346,8 @@ class Batching(Replica):
             job = self.next_in_line(now)
             if job is None:
                 break
-            if self.blocks(job.target) > self.free_blocks():
+            whole = self.scenario.fleet.kv_check == "whole-prompt"
+            if self.blocks(job.target if whole else min(job.target, budget)) > self.free_blocks():
                 self.step_blocked = 2
                 break
             if not job.uses:
@@ -349,7 +360,7 @@ class Batching(Replica):
             budget -= job.prefilled
             chunks.append((job, job.prefilled, 0))
             self.running.append(job)
-        return self.load_in_step(fresh, now)
+        return fresh
 
     def load_in_step(self, fresh: list[Job], now: float) -> float:
         """Perform, one after the other, the loads of a blocking step (others admit only what is resident)."""
@@ -412,7 +423,9 @@ class Batching(Replica):
         tokens = [(job, 1) for job in decodes] + [(job, chunk) for job, chunk, _ in chunks]
         adapters = {job.adapter for job in self.running}
         gpu = self.scenario.cache.gpu
-        slots = gpu.slots or max(1, int(gpu.size / float(self.world.population.size_bytes.mean())))
+        slots = 0 if gpu.unified else gpu.slots
+        if slots is None:
+            slots = max(1, int(gpu.size / float(self.world.population.size_bytes.mean())))
         return (
             cost.fixed_s
             + _interpolated(cost.tokens, sum(count for _, count in tokens))
@@ -421,10 +434,87 @@ class Batching(Replica):
             + cost.per_attended_token_s * sum(sum(range(a + 1, a + n + 1)) for _, n, a in chunks)
             + cost.lora.fixed_s
             + cost.lora.per_slot_s * slots
+            + cost.lora.per_slot_token_s * slots * sum(count for _, count in tokens)
             + cost.lora.per_adapter_s * len(adapters)
+            + cost.lora.per_adapter_max_rank_s * max(ranks) * len(adapters)
             + cost.lora.per_adapter_rank_s * sum(ranks[adapter] for adapter in adapters)
             + cost.lora.per_token_rank_s * sum(count * ranks[job.adapter] for job, count in tokens)
         )
+
+
+class Touching(Batching):
+    """vLLM: before every step, every adapter of the batch is touched in both tiers, in the order of a set."""
+
+    def __init__(self, fleet: TwinFleet, index: int) -> None:
+        super().__init__(fleet, index)
+        world, replication = self.world, fleet.replication
+        rng = stream(self.scenario.run.seed, replication, "set-order", index)
+        self.order = set_order(rng.integers(2**61 - 1, size=len(world.population)).tolist())
+        self.reload_s = reload_times(self.scenario, world.profile, world.population, replication, index)
+        self.slots: list[int] = []  # least recently touched first, and so is self.host
+        self.batch: list[int] = []  # adapters in use, in the order in which they came in
+
+    def pool(self) -> int:
+        fleet = self.scenario.fleet
+        return fleet.kv_tokens // fleet.block_size - fleet.reserved_kv_blocks
+
+    def use(self, job: Job) -> None:
+        super().use(job)
+        if job.adapter not in self.batch:
+            self.batch.append(job.adapter)
+
+    def leave(self, job: Job, now: float) -> None:
+        super().leave(job, now)
+        self.batch = [adapter for adapter in self.batch if adapter in self.in_use()]
+
+    def preempt(self, job: Job) -> None:
+        super().preempt(job)
+        job.uses = False
+        self.batch = [adapter for adapter in self.batch if adapter in self.in_use()]
+
+    def load_in_step(self, fresh: list[Job], now: float) -> float:
+        """Touch the batch. A job that comes in while its adapter is absent waits for all loads of its step."""
+        missing = [job for job in fresh if job.adapter not in self.slots]
+        bringers = {job.adapter: job for job in reversed(missing)}
+        time, tiers = now, {}
+        for adapter in self.order(list(self.batch)):
+            tier = self.touch_host(adapter)
+            if adapter in self.slots:
+                self.slots.remove(adapter)
+                self.slots.append(adapter)
+                continue
+            if len(self.slots) == self.world.capacity:
+                self.slots.pop(0)
+                self.evictions += 1
+            self.slots.append(adapter)
+            tiers[adapter] = tier
+            if adapter in bringers:
+                seconds = bringers[adapter].load_s if tier == STORAGE else bringers[adapter].host_load_s
+            else:
+                seconds = self.reload_s(adapter, tier)
+            self.fleet.loads.append((time, time + seconds, adapter, tier, now))
+            time += seconds
+        for job in missing:
+            if job.preemptions == 0:
+                job.outcome = MISS if job is bringers[job.adapter] else DELAYED_HIT
+                job.tier, job.load_wait_s = tiers[job.adapter], time - now
+        self.resident = set(self.slots)
+        return time - now
+
+    def touch_host(self, adapter: int) -> int:
+        """Make sure of a copy in host memory; return where a load would come from."""
+        if adapter in self.host:
+            self.host.remove(adapter)
+            self.host.append(adapter)
+            return HOST
+        spec = self.scenario.cache.host
+        if len(self.host) == (self.world.capacity if spec is None else spec.slots):
+            dropped = self.host.pop(0)
+            if dropped in self.slots:
+                self.slots.remove(dropped)
+                self.evictions += 1
+        self.host.append(adapter)
+        return STORAGE
 
 
 def _interpolated(table: Any, x: float) -> float:
@@ -440,9 +530,12 @@ def _interpolated(table: Any, x: float) -> float:
 class TwinFleet:
     """Replicas and a router; ``run`` returns what happened."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, replication: int = 0) -> None:
         self.world = world
-        make = OneByOne if world.scenario.fleet.engine == "fixed" else Batching
+        self.replication = replication
+        make: type[Replica] = OneByOne if world.scenario.fleet.engine == "fixed" else Batching
+        if world.scenario.cache.eviction == "vllm-lru":
+            make = Touching
         self.replicas = [make(self, index) for index in range(world.scenario.fleet.replicas)]
         self.loads: list[tuple[float, float, int, int, float]] = []
         self.steps: list[tuple[float, float, int]] = []
@@ -457,9 +550,9 @@ class TwinFleet:
         self._counter += 1
         return self._counter
 
-    def run(self, replication: int = 0) -> Result:
+    def run(self) -> Result:
         world = self.world
-        jobs = [job for chunk in world.traffic.chunks(replication) for job in _jobs(world, chunk)]
+        jobs = [job for chunk in world.traffic.chunks(self.replication) for job in _jobs(world, chunk)]
         end_s = world.scenario.workload.duration
         if end_s is not None:
             jobs = [job for job in jobs if job.arrival_s < end_s]  # the end comes before all else of its instant

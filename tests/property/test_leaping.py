@@ -6,9 +6,11 @@ import json
 import math
 from typing import Any
 
+import pytest
 from hypothesis import given, note, settings
+from hypothesis import strategies as st
 from naive import Job, TwinFleet
-from strategies import GRID, build, fixed_time, scenarios, write_profile, write_trace
+from strategies import GRID, VLLM, build, fixed_time, scenarios, write_profile, write_trace
 
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
@@ -46,7 +48,7 @@ def compare_loads(recording: Recording, loads: list[tuple[float, float, int, int
 
 
 def _by_adapter(row: tuple[float, ...]) -> tuple[float, ...]:
-    return row[2], row[0], row[1]
+    return row[2], row[0], row[1], row[4]
 
 
 def compare(scenario: Scenario) -> None:
@@ -90,6 +92,15 @@ def test_leaps_equal_steps(scenario: Scenario) -> None:
 @settings(max_examples=300)
 @given(scenarios(engine="continuous", grid=True))
 def test_leaps_equal_steps_where_much_happens_at_one_instant(scenario: Scenario) -> None:
+    tell(scenario)
+    compare(scenario)
+
+
+@pytest.mark.parametrize("engine", VLLM)
+@settings(max_examples=300)
+@given(data=st.data())
+def test_leaps_equal_steps_of_vllm(engine: str, data: st.DataObject) -> None:
+    scenario = data.draw(scenarios(engine=engine))
     tell(scenario)
     compare(scenario)
 

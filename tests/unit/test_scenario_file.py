@@ -213,7 +213,11 @@ def test_set_to_nothing_removes(base: Path) -> None:
         ("cache.gpu.slots", "--set: not an assignment (got cache.gpu.slots, allowed: key=value"),
         ("=4", "--set: not an assignment (got =4"),
         ("a..b=4", "--set: not a dotted key (got a..b"),
-        ("cache.gpu.slot=4", "--set: cache.gpu.slot: unknown key (allowed: slots, size); did you mean 'slots'?"),
+        (
+            "cache.gpu.slot=4",
+            "--set: cache.gpu.slot: unknown key (allowed: slots, size, unified, base_model_slot); did "
+            "you mean 'slots'?",
+        ),
         ("cahce.gpu.slots=4", "--set: cahce: unknown key; did you mean 'cache'?"),
         ("slots=4", "--set: slots: unknown key; did you mean 'cache.gpu.slots'?"),
         ("gpu.slots=4", "--set: gpu: unknown key; did you mean 'cache.gpu'?"),

@@ -94,7 +94,7 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
         ("{process: poisson, rate: 12/s}", "12/s", "6: workload.arrivals: must be a section with keys of its own (got "
          "12/s, allowed: {process: ...} with one of poisson, gamma)"),
         ("{slots: 8}", "8", "14: cache.gpu: must be a section with keys of its own (got 8, allowed: the keys slots, "
-         "size)"),
+         "size, unified, base_model_slot)"),
         ("exponent: 0.9", "exponent: .nan", "9: workload.popularity.exponent: must be a finite number (got nan)"),
         ("exponent: 0.9", "exponent: 11",
          "9: workload.popularity.exponent: out of range (got 11, allowed: at most 10)"),
@@ -113,8 +113,8 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
          "12: adapters.mix: the shares of a mix add up to 100% (got 80.00%)"),
         ("{slots: 8}", "{slots: 8, size: 1 GB}", "14: cache.gpu.slots: give either slots or size (got slots 8, size "
          "1000000000)"),
-        ("  gpu:", "  eviction: lur\n  gpu:", "14: cache.eviction: unknown eviction policy (got lur, allowed: lru, vllm-lru); did"
-         " you mean 'lru'?"),
+        ("  gpu:", "  eviction: lur\n  gpu:", "14: cache.eviction: unknown eviction policy (got lur, allowed: lru, "
+         "fifo, vllm-lru, discard-when-idle, cycle); did you mean 'lru'?"),
         ("cache:", "rollouts: [x]\ncache:", "13: rollouts: not simulated in this version (got ['x'], allowed: []); "
          "remove it"),
         ("cache:", "storage: {load: {law: lognormal, mean: 20 ms, p99: 10 ms}}\ncache:", "13: storage.load.p99: no "

@@ -1,0 +1,99 @@
+"""The ``loraplan`` command: the only package that prints or exits.
+
+Heavy imports happen inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from sim.cli import fidelity, inspect, measured, simulate
+from sim.errors import LoraplanError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="loraplan",
+    help="Capacity planning for multi-LoRA LLM serving. Start with: loraplan run quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (simulate.run, simulate.sweep, inspect.report, inspect.check, fidelity.fidelity, inspect.schema):
+    app.command()(command)
+scenarios_app = typer.Typer(help="List and copy the bundled scenarios.", no_args_is_help=True)
+scenarios_app.command("list")(inspect.list_scenarios)
+scenarios_app.command("copy")(inspect.copy_bundled)
+app.add_typer(scenarios_app, name="scenarios")
+calibrate_app = typer.Typer(help="Write the profiles that predictions are made from.", no_args_is_help=True)
+calibrate_app.command("published")(measured.published)
+app.add_typer(calibrate_app, name="calibrate")
+
+
+def version(value: bool) -> None:
+    """Print the version and stop."""
+    if value:
+        from sim import __version__
+
+        typer.echo(f"loraplan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version_: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Capacity planning for multi-LoRA LLM serving. Start with: loraplan run quickstart."""
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _stop)
+    debug = "--debug" in sys.argv or bool(os.environ.get("LORAPLAN_DEBUG"))
+    sys.exit(_guarded(debug))
+
+
+def _stop(number: int, frame: object) -> None:
+    """End as after Ctrl-C: what is finished is kept, and no worker is left behind."""
+    raise KeyboardInterrupt
+
+
+def _guarded(debug: bool) -> int:
+    try:
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # newer typer makes an exit code of Ctrl-C, older ones raise
+            return _interrupted()
+        return code if isinstance(code, int) else 0
+    except (typer.Abort, KeyboardInterrupt):
+        return _interrupted()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit would complain
+        return 0
+    except Exception as error:
+        if debug and not hasattr(error, "show"):
+            raise
+        return _explain(error)
+
+
+def _interrupted() -> int:
+    typer.echo("interrupted: finished points are kept; the same command goes on from there", err=True)
+    return INTERRUPTED
+
+
+def _explain(error: Exception) -> int:
+    if hasattr(error, "format_message") and hasattr(error, "show"):  # a usage error of click, or of typer's own copy
+        error.show()
+        return 2
+    if isinstance(error, LoraplanError):
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        return error.exit_code
+    typer.echo(f"error: a failure inside loraplan: {type(error).__name__}: {error}; --debug shows where", err=True)
+    return 3

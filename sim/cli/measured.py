@@ -1,0 +1,117 @@
+"""The side of ``loraplan fidelity`` that predicts measured runs, and ``loraplan calibrate published``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.cli.options import DebugOption, JobsOption, QuietOption
+from sim.cli.output import message, print_rich, progress_bar, rich_table, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from reports.fidelity import FidelityPage
+    from sim.studies.fidelity import ModelProfile, Prediction
+
+LENGTHS = "sharegpt_lengths.json"
+PEER = "digital_twin_predictions.csv"
+TABLE, PAGE, SUMMARY = "predictions.csv", "report.html", "fidelity.json"
+
+
+def predict_runs(
+    file: Path, lengths: Path | None, profile_dir: Path | None, out: Path | None, jobs: int, *, json: bool, quiet: bool
+) -> None:
+    """Predict every run of a table; write one row a run and a page; print the errors."""
+    from reports.fidelity import choice_sentence, error_table, peer_table, write_page
+    from sim.results.files import write_json
+    from sim.studies.fidelity import predict_all, profiles_for
+    from sim.studies.fidelity_errors import as_json
+    from sim.studies.measured_runs import read_lengths, read_runs
+
+    if jobs == 0:
+        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
+    runs = read_runs(file)
+    histograms = read_lengths(lengths or file.with_name(LENGTHS))
+    profiles = profiles_for(sorted({run.model for run in runs}), profile_dir)
+    folder = out or Path("runs/fidelity")
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress_bar(quiet) as progress:
+        predictions = predict_all(
+            runs, histograms, profiles, table=folder / TABLE, source=str(file), jobs=jobs, progress=progress
+        )
+    errors = as_json(predictions)
+    write_json(folder / SUMMARY, errors)
+    page = _page(predictions, errors, file, profiles)
+    path = write_page(page, folder / PAGE)
+    if json:
+        typer.echo(to_json(errors))
+        return
+    table = error_table(errors)
+    print_rich(rich_table(table))
+    typer.echo(f"{table.note}\n\n{choice_sentence(errors)}")
+    beside = peer_table(page.peer)
+    if beside is not None:
+        typer.echo(f"\n{beside.caption}:")
+        print_rich(rich_table(beside))
+    typer.echo(f"\nreport  {path}\ntable   {folder / TABLE}")
+    if errors["calibration_runs"]:
+        message(
+            f"note: {errors['calibration_runs']} runs calibrated the profiles and are left out of all errors", quiet
+        )
+
+
+def _page(
+    predictions: Sequence[Prediction], errors: dict[str, Any], file: Path, profiles: dict[str, ModelProfile]
+) -> FidelityPage:
+    from reports.fidelity import Compared, FidelityPage
+    from sim.studies.fidelity_errors import compare_peer
+
+    peer = file.with_name(PEER)
+    left = [p for p in predictions if not p.calibrated]
+    seconds = sum(p.wall_s for p in predictions)
+    return FidelityPage(
+        runs=[
+            Compared(
+                p.run.name, p.run.model, f"{p.run.model}/{p.run.workload_group}/{p.run.rates}/{p.run.ranks}",
+                f"{p.run.model}, {p.run.adapters} adapters, {p.run.offered_rps:.3g} requests/s", p.run.gpu_slots,
+                p.run.regime, p.calibrated, p.run.measured, p.predicted,
+            )
+            for p in predictions
+        ],
+        errors=errors,
+        peer=compare_peer(left, peer).rows if peer.exists() else (),
+        provenance=[
+            ("Measured runs", f"{file.name}, {len(predictions)} runs"),
+            *((f"Profile of {model}", f"{profile.name}, sha256 {profile.sha256[:12]}") for model, profile in
+              profiles.items()),
+            ("Calibration", f"{errors['calibration_runs']} runs, named in the profiles, are left out of all errors"),
+            ("Model", "engine vllm-0.8 behind the front end vllm-0.8-scraped, one simulated hour a run, seed 1"),
+            ("Cost", f"{seconds:,.0f} core seconds, {seconds / len(predictions):.2f} a run"),
+        ],
+        command=shlex.join(["loraplan", *sys.argv[1:]]),
+    )  # fmt: skip
+
+
+def published(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the tables of published measurements.")],
+    model: Annotated[str, typer.Option(help="Base model, such as llama-3.1-8b.")],
+    out: Annotated[Path, typer.Option(help="The profile to write.")],
+    jobs: JobsOption = -1,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Fit a profile to published measurements of a real server (docs/validation.md)."""
+    from calibrate.from_runs import fit_profile, write_profile
+
+    command = f"loraplan calibrate published DIR --model {model} --out {out.name}"
+    with progress_bar(quiet) as progress:
+        profile = fit_profile(folder, model, command, jobs, progress)
+    write_profile(profile, out)
+    typer.echo(out)
+    for name, error in (profile.provenance.residuals if profile.provenance else {}).items():
+        message(f"{name}: median error {error:.1%}", quiet)

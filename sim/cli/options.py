@@ -1,0 +1,21 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ScenarioArgument = Annotated[
+    str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a bundled one.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value: a.b.c=value. Repeatable.")]
+SeedOption = Annotated[int | None, typer.Option(help="Replace run.seed.", min=0)]
+OutOption = Annotated[Path | None, typer.Option(help="Run directory; unset: runs/NAME, for a sweep runs/NAME-sweep.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print summary.json instead of a table.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no messages, only results and errors.")]
+CheckOption = Annotated[bool, typer.Option("--check", help="Exit with 1 unless the SLO is met.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Simulate again what the run directory has.")]
+JobsOption = Annotated[int, typer.Option(help="Worker processes; -1: one for each core.", min=-1)]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

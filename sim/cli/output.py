@@ -1,0 +1,74 @@
+"""How commands speak: results to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+
+def print_rich(renderable: Any) -> None:
+    """Print a rich object to stdout; a pipe gets full width, so that nothing is cut off."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(renderable)
+
+
+def message(text: str, quiet: bool) -> None:
+    """Tell the user something beside the results."""
+    if not quiet:
+        typer.echo(text, err=True)
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with an estimate of the time left on a terminal, nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("simulating", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def rich_table(table: Any) -> Any:
+    """Return a report's table for the terminal."""
+    return rich_rows(table.head, table.rows)
+
+
+def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Any:
+    """Return a table for the terminal: the first column to the left, the others to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=None, pad_edge=False, header_style="bold", show_header=any(head))
+    for index, name in enumerate(head):
+        result.add_column(Text(str(name)), justify="left" if index == 0 else "right")
+    for row in rows:
+        result.add_row(*(Text(str(cell)) for cell in row))
+    return result
+
+
+def to_json(data: Any) -> str:
+    """Return data as JSON text."""
+    import json
+
+    from sim.results.files import json_ready
+
+    return json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False)

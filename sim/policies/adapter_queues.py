@@ -1,0 +1,161 @@
+"""LoRAX's waiting room: a queue for each adapter, of which only some are active at a time.
+
+Read from LoRAX ``router/src/scheduler.rs``, ``update_adapters`` and ``get_oldest_active_adapter``. Nothing is loaded
+for a request but for its adapter: adapters wait for a place in order of their first request (pending), are loaded when
+they get one (active), and keep it while the batch uses them or their queue isn't empty, but no longer than the cycle
+time if others wait for a place.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop
+from math import inf
+
+from sim.policies.admission import ReadyQueue, by_key
+from sim.policies.cache import GpuCache
+from sim.traffic.request import MISS, Request
+
+
+class AdapterQueues(ReadyQueue):
+    """Requests by adapter. ``line`` is where they come in; ``aside`` are the queues.
+
+    :param ask: called with a request whose adapter must be loaded, or that joins its load; the world calls
+        ``arrived`` when it is there.
+    :param now: tells the time.
+    :param cycle_s: an active adapter that has been so for longer gives its place to one that waits for a place, unless
+        the batch uses it; its requests then wait for another turn. Not before it had a turn (LoRAX doesn't ask for
+        that; where loads take longer than the cycle, adapters could come and go for ever without being used).
+    """
+
+    def __init__(
+        self, cache: GpuCache, ask: Callable[[Request], None], now: Callable[[], float], cycle_s: float
+    ) -> None:
+        super().__init__()
+        self._cache = cache
+        self._ask = ask
+        self._now = now
+        self._cycle_s = cycle_s
+        self._active: dict[int, float] = {}  # until when each may stay, in the order of activation
+        self._pending: deque[int] = deque()
+        self._is_pending: set[int] = set()
+        self._loading: set[int] = set()
+        self._served: set[int] = set()  # had a request admitted since they became active
+        self._weight = 0
+        self._asked = 0
+        self._chosen = -1
+        self.take = self._claim
+
+    def begin(self) -> None:
+        """Sort in those who came, and change the active adapters: what a scheduling pass begins with."""
+        self._sort_in()
+        if not self._pending:
+            return
+        now = self._now()
+        for adapter in self._idle()[: len(self._pending)]:
+            self._offload(adapter)
+        front = self._outstayed(now)
+        if front is not None:
+            self._offload(front)
+            if front in self.aside:
+                self._wait_for_place(front)
+        while self._pending and self._weight + self._cache.weights[self._pending[0]] <= self._cache.capacity:
+            self._activate(self._pending.popleft(), now)
+
+    def first(self) -> Request | None:
+        """Return the request that has waited longest of those whose adapters are active and loaded, or None.
+
+        Adapters within their cycle time go before others.
+        """
+        self._sort_in()
+        now, queues = self._now(), self.aside
+        ready = [(now > until, queues[a][0].key, a) for a, until in self._active.items() if a in queues]
+        if not ready:
+            return None
+        self._chosen = min(ready)[2]
+        return queues[self._chosen][0]
+
+    def arrived(self, request: Request) -> None:
+        """Note that a request handed to ``ask`` has its adapter in GPU memory."""
+        self._asked -= 1
+        self._loading.discard(request.adapter)
+        self.push(request)
+
+    def next_change_s(self) -> float:
+        """Return the time after which the next pass might decide otherwise though nobody came or left."""
+        now = self._now()
+        if self._pending and (self._idle() or self._outstayed(now) is not None):
+            return now  # a pass takes out no more than wait, and one that outstayed its time
+        times = [t for a, t in self._active.items() if t >= now and (a in self.aside or self._pending)]
+        return min(times, default=inf)
+
+    def everyone(self) -> list[Request]:
+        return super().everyone() + [request for group in self.aside.values() for request in group]
+
+    def size(self) -> int:
+        return len(self.line) + self._asked + sum(map(len, self.aside.values()))
+
+    def _claim(self) -> None:
+        queue = self.aside[self._chosen]
+        request = queue.pop(0)
+        if not queue:
+            del self.aside[self._chosen]
+        self._served.add(request.adapter)
+        if not request.claimed:
+            self._cache.acquire(request.adapter)
+
+    def _sort_in(self) -> None:
+        line = self.line
+        while line:
+            request = heappop(line)[1]
+            adapter = request.adapter
+            if adapter in self._loading:
+                self._hand_over(request)
+                continue
+            insort(self.aside.setdefault(adapter, []), request, key=by_key)
+            if adapter not in self._active:
+                self._wait_for_place(adapter)
+
+    def _wait_for_place(self, adapter: int) -> None:
+        if adapter not in self._is_pending:
+            self._is_pending.add(adapter)
+            self._pending.append(adapter)
+
+    def _idle(self) -> list[int]:
+        """Return the active adapters that nobody uses or waits for."""
+        return [adapter for adapter in self._active if self._may_go(adapter) and adapter not in self.aside]
+
+    def _outstayed(self, now: float) -> int | None:
+        """Return the adapter that has been active longest, if it has been so for too long."""
+        front = next(iter(self._active), None)
+        if front is None or front not in self._served or not self._may_go(front) or now <= self._active[front]:
+            return None
+        return front
+
+    def _may_go(self, adapter: int) -> bool:
+        return self._cache.users[adapter] == 0 and adapter not in self._loading
+
+    def _offload(self, adapter: int) -> None:
+        del self._active[adapter]
+        self._weight -= self._cache.weights[adapter]
+        self._cache.evict(adapter)
+
+    def _activate(self, adapter: int, now: float) -> None:
+        self._is_pending.discard(adapter)
+        self._active[adapter] = now + self._cycle_s
+        self._weight += self._cache.weights[adapter]
+        self._loading.add(adapter)
+        self._served.discard(adapter)
+        for request in self.aside.pop(adapter):
+            self._hand_over(request)
+
+    def _hand_over(self, request: Request) -> None:
+        """Let a request wait for a load; one that starts a second load stays the miss that it was."""
+        missed = request.outcome == MISS
+        request.load_queue_s = 0.0
+        self._asked += 1
+        self._ask(request)
+        if missed:
+            request.outcome = MISS

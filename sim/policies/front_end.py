@@ -1,0 +1,143 @@
+"""What stands between clients and an engine, where a measurement has to be reproduced with all its side effects.
+
+vLLM 0.8's API server is one thread. Whatever it does, requests wait meanwhile and tokens are sent late, while the
+engine goes on in its own process:
+
+- The gauge ``vllm:lora_requests_info`` (``v1/metrics/loggers.py``) keeps a time series for every pair of a set of
+  running and a set of waiting adapters that it has ever seen, and writes all of them out whenever its metrics are
+  scraped.
+- The first request of each adapter makes it look for a tokenizer of that adapter (``transformers_utils/
+  tokenizer_group.py``).
+
+The times were measured on the runs of docs/validation.md.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from sim.rng import stream
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEndCosts:
+    """Times of a front end, in seconds.
+
+    :ivar scrape_interval_s: from the end of one scrape to the start of the next.
+    :ivar scrape_s, series_s, name_s: a scrape takes the first, and the second for every series, and the third for every
+        adapter name in it.
+    :ivar tokenizer_s: at the first request of each adapter.
+    :ivar request_s: between client and engine, each request.
+    :ivar max_in_flight: requests that the client keeps open; more of them fail at once.
+    """
+
+    scrape_interval_s: float
+    scrape_s: float
+    series_s: float
+    name_s: float
+    tokenizer_s: float
+    request_s: float
+    max_in_flight: int
+
+
+FRONT_ENDS = {
+    "vllm-0.8-scraped": FrontEndCosts(
+        scrape_interval_s=2.0, scrape_s=0.007, series_s=11.6e-6, name_s=0.135e-6, tokenizer_s=0.30, request_s=0.0005,
+        max_in_flight=25_500,
+    ),
+}  # fmt: skip
+"""By the names of ``fleet.front_end``."""
+
+
+class FrontEnd:
+    """One server thread: when requests get through it, and when what the engine makes is seen outside.
+
+    Times must not go back from call to call.
+
+    """
+
+    def __init__(self, costs: FrontEndCosts, adapters: int) -> None:
+        rng = stream(0, 0, "front-end")
+        # A set of adapters is known by the exclusive or of its members' numbers: it changes in one operation.
+        self._numbers: list[list[int]] = rng.integers(1, 2**62, size=(2, adapters)).tolist()
+        self._costs = costs
+        self._counts = ([0] * adapters, [0] * adapters)  # waiting, running
+        self._set = 0
+        self._names_in_set = 0
+        self._known: set[int] = set()
+        self._names = 0
+        self._greeted = [False] * adapters
+        self._next_scrape_s = costs.scrape_interval_s
+        self._starts: list[float] = []
+        self._ends: list[float] = []
+
+    @property
+    def max_in_flight(self) -> int:
+        """Requests that may be open."""
+        return self._costs.max_in_flight
+
+    def enter(self, now: float, adapter: int) -> float:
+        """Take in a request that comes now; return when it reaches the engine."""
+        self._scrape_until(now)
+        if not self._greeted[adapter]:
+            self._greeted[adapter] = True
+            self._stall(now, self._costs.tokenizer_s)
+        return max(now, self._ends[-1] if self._ends else 0.0) + self._costs.request_s
+
+    def seen(self, time: float) -> float:
+        """Return when a token that the engine made at ``time`` is seen outside."""
+        place = bisect_right(self._starts, time) - 1
+        return max(time, self._ends[place]) if place >= 0 else time
+
+    def stalled_between(self, start: float, end: float) -> tuple[float, int]:
+        """Return the seconds of stalls between two times, and how many stalls had begun by the end."""
+        last = bisect_right(self._starts, end)
+        seconds, place = 0.0, last - 1
+        while place >= 0 and self._ends[place] > start:
+            seconds += min(end, self._ends[place]) - max(start, self._starts[place])
+            place -= 1
+        return seconds, last
+
+    def waits(self, adapter: int) -> None:
+        """Note that a request of this adapter waits in the engine."""
+        self._count(0, adapter, 1)
+
+    def runs(self, adapter: int) -> None:
+        """Note that a waiting request has joined the batch."""
+        self._count(0, adapter, -1)
+        self._count(1, adapter, 1)
+
+    def ends(self, adapter: int) -> None:
+        """Note that a request of the batch has ended."""
+        self._count(1, adapter, -1)
+
+    def step_ended(self, now: float) -> None:
+        """Note the end of an engine step: the sets of waiting and running adapters of now become a series."""
+        if self._set not in self._known:
+            self._known.add(self._set)
+            self._names += self._names_in_set
+        self._scrape_until(now)
+
+    def _count(self, kind: int, adapter: int, change: int) -> None:
+        counts = self._counts[kind]
+        before = counts[adapter]
+        counts[adapter] = after = before + change
+        if (before == 0) != (after == 0):
+            self._set ^= self._numbers[kind][adapter]
+            self._names_in_set += 1 if after else -1
+
+    def _scrape_until(self, now: float) -> None:
+        costs = self._costs
+        while self._next_scrape_s <= now:
+            seconds = costs.scrape_s + len(self._known) * costs.series_s + self._names * costs.name_s
+            self._next_scrape_s = self._stall(self._next_scrape_s, seconds) + costs.scrape_interval_s
+
+    def _stall(self, start: float, seconds: float) -> float:
+        """Stop for so long, from ``start`` or from the end of the stall under way; return the end."""
+        if self._ends and self._ends[-1] >= start:
+            self._ends[-1] += seconds
+        else:
+            self._starts.append(start)
+            self._ends.append(start + seconds)
+        return self._ends[-1]

@@ -1,0 +1,182 @@
+"""What arrives, and on which adapters: the first two sections of a scenario."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from sim.spec.base import Strict, located
+from sim.spec.laws import LognormalTokens, TokenLaw
+from sim.spec.units import Bytes, Rate, Seconds, Share
+
+
+class PoissonArrivals(Strict):
+    """Independent users: exponential gaps."""
+
+    process: Literal["poisson"]
+    rate: Rate
+    """Mean requests per unit of time over all adapters, such as ``12/s``."""
+
+
+class GammaArrivals(Strict):
+    """Gamma gaps: ``cv`` above 1 is burstier than Poisson, below 1 more regular."""
+
+    process: Literal["gamma"]
+    rate: Rate
+    """Mean requests per unit of time over all adapters."""
+    cv: float = Field(gt=0, le=100)
+    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty."""
+
+
+Arrivals = Annotated[PoissonArrivals | GammaArrivals, Field(discriminator="process")]
+
+
+class UniformPopularity(Strict):
+    """Every adapter is equally likely."""
+
+    law: Literal["uniform"]
+
+
+class ZipfPopularity(Strict):
+    """The k-th most popular adapter is asked for in proportion to ``1 / k**exponent``."""
+
+    law: Literal["zipf"]
+    exponent: float = Field(ge=0, le=10)
+    """0 is uniform; production traffic lies between 0.6 and 1.2."""
+
+
+class CyclicPopularity(Strict):
+    """Adapters in turn, 0, 1, 2, …: the worst case of an LRU cache."""
+
+    law: Literal["cyclic"]
+
+
+class WeightsPopularity(Strict):
+    """Weights from a file: one number a line, adapter 0 first, or CSV rows ``adapter_id,weight``."""
+
+    law: Literal["weights"]
+    file: str
+    """The file, relative to the scenario."""
+
+
+class AdapterGroup(Strict):
+    """Adapters that are equally popular."""
+
+    adapters: PositiveInt
+    """How many."""
+    weight: float = Field(ge=0)
+    """How often each is asked for, relative to the others; a rate per adapter will do."""
+
+
+class GroupsPopularity(Strict):
+    """Groups of equally popular adapters: the first group's are adapters 0, 1, …, and so on."""
+
+    law: Literal["groups"]
+    groups: tuple[AdapterGroup, ...] = Field(min_length=1)
+    """The groups; together they have ``adapters.count`` adapters."""
+
+
+Popularity = Annotated[
+    UniformPopularity | ZipfPopularity | CyclicPopularity | WeightsPopularity | GroupsPopularity,
+    Field(discriminator="law"),
+]
+
+
+class Tokens(Strict):
+    """How long prompts and answers are."""
+
+    prompt: TokenLaw = LognormalTokens(law="lognormal", mean=600, p99=5400, max=8192)
+    """Prompt tokens per request."""
+    output: TokenLaw = LognormalTokens(law="lognormal", mean=155, p99=870, max=4096)
+    """Output tokens per request."""
+    correlation: float = Field(default=0.0, gt=-1, lt=1)
+    """Correlation of the normal scores of a request's prompt and output length: below 0, long prompts have short
+    answers. 0: independent."""
+
+
+class Trace(Strict):
+    """Recorded requests, replayed with their own times, adapters and lengths."""
+
+    file: str
+    """CSV file, relative to the scenario (or to the folder you stand in, when given by ``--set``)."""
+    format: Literal["auto", "csv", "azure-llm-2023"] = "auto"
+    """``csv``: columns timestamp_s, adapter_id or tenant_id, input_tokens, output_tokens. ``azure-llm-2023``:
+    TIMESTAMP, ContextTokens, GeneratedTokens; its requests name no adapter and draw one from ``popularity``."""
+
+
+class Workload(Strict):
+    """What arrives: generated from laws, or replayed from a trace."""
+
+    requests: PositiveInt | None = Field(default=None, le=1_000_000_000)
+    """Simulate this many requests, to the end of the last one. With a trace: at most so many of its rows."""
+    duration: Seconds | None = Field(default=None, gt=0)
+    """Simulate this long instead; what has not ended by then counts as unfinished."""
+    arrivals: Arrivals | None = None
+    """When requests come. Not with a trace."""
+    popularity: Popularity = UniformPopularity(law="uniform")
+    """Which adapter a request asks for (where a trace names it, the trace decides)."""
+    tokens: Tokens = Tokens()
+    """Prompt and output lengths. Not with a trace."""
+    trace: Trace | None = None
+    """Replay recorded requests instead."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Workload:
+        if self.trace is not None:
+            for key in ("arrivals", "tokens"):
+                if key in self.model_fields_set and getattr(self, key) is not None:
+                    raise located(key, "a trace brings its own arrivals and lengths", hint=f"remove {key}")
+        elif self.arrivals is None:
+            raise located("arrivals", "nothing arrives", hint="give arrivals: {process: poisson, rate: 12/s}")
+        elif self.requests is None and self.duration is None:
+            raise located("requests", "the run has no end", hint="give requests: 100000 or duration: 1 h")
+        if self.requests is not None and self.duration is not None and self.trace is None:
+            raise located("duration", "give either requests or duration, not both")
+        return self
+
+
+Targets = Literal["all-linear"] | tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...]
+
+
+class AdapterKind(Strict):
+    """A share of the adapters that have the same shape."""
+
+    share: Share
+    """Share of all adapters; the shares of a mix add up to 100%."""
+    rank: PositiveInt = 16
+    """LoRA rank."""
+    targets: Targets = "all-linear"
+    """Modules with LoRA weights: ``all-linear`` or a list of q, k, v, o, gate, up, down."""
+    size: Bytes | None = None
+    """Bytes of one adapter, if not those of its rank and targets."""
+
+
+class Adapters(Strict):
+    """How many adapters there are, and how large."""
+
+    base_model: str | None = None
+    """The model they belong to; unset: the profile's."""
+    count: PositiveInt | None = Field(default=None, le=10_000_000)
+    """How many adapters; needed unless a trace or a weights file names them (a trace that names none: 100)."""
+    rank: PositiveInt = 16
+    """LoRA rank of every adapter (without a mix)."""
+    targets: Targets = "all-linear"
+    """Modules with LoRA weights (without a mix)."""
+    size: Bytes | None = None
+    """Bytes of one adapter (without a mix); unset: computed from rank, targets and the base model."""
+    dtype: Literal["fp16", "bf16", "fp32", "fp8"] = "fp16"
+    """Number format of the weights."""
+    mix: tuple[AdapterKind, ...] = ()
+    """Kinds of adapters and their shares, instead of one kind."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Adapters:
+        if self.mix:
+            for key in ("rank", "targets", "size"):
+                if key in self.model_fields_set:
+                    raise located(key, f"give {key} in the mix or for all adapters, not both")
+            total = sum(kind.share for kind in self.mix)
+            if abs(total - 1) > 1e-6:
+                raise located("mix", "the shares of a mix add up to 100%", got=f"{total:.2%}")
+        return self

@@ -1,0 +1,69 @@
+"""Adapters that come to host memory when requests for them arrive, before anything is loaded to the GPU.
+
+SGLang (an adapter that ``max_loaded_loras`` drove out), LoRAX (download at the first request) and TensorRT-LLM (host
+cache) do so. The host tier is then a protected cache of its own: an adapter with requests inside keeps its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sim.policies.cache import GpuCache
+from sim.results.records import Recorder
+from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
+from sim.world.clock import Clock
+from sim.world.loader import Loader
+
+
+class HostFetches:
+    """Host memory of one replica, filled at arrival.
+
+    :param cache: adapters in host memory.
+    :param loaders: fetches at a time.
+    :param reject: a request that would have to wait for a place is turned away.
+    """
+
+    def __init__(self, clock: Clock, cache: GpuCache, loaders: int, recorder: Recorder, *, reject: bool) -> None:
+        self.cache = cache
+        self.loader = Loader(clock, cache, None, (loaders, 1), recorder, self._fetched)
+        self.go_on: Callable[[Request, bool], None]
+        """What the server does with a request whose adapter is in host memory, told whether that took any time."""
+        self._reject = reject
+        self._waits: dict[int, tuple[int, float, float]] = {}
+
+    def rejects(self, request: Request) -> bool:
+        """Return whether there is no place for the request's adapter."""
+        return self._reject and not self.cache.can_claim(request.adapter)
+
+    def fetch(self, request: Request) -> bool:
+        """Take a place for the request's adapter; return whether it is there, otherwise ``go_on`` is called later."""
+        if self.cache.acquire(request.adapter):
+            return True
+        joined = self.loader.ask(request)
+        request.tier = FROM_GPU  # until it leaves: what happens at the GPU comes between
+        self._waits[request.index] = (DELAYED_HIT if joined else MISS, 0.0, 0.0)
+        return False
+
+    def leave(self, request: Request) -> None:
+        """Note that a request ends, and add what it waited for host memory to what it waited for the GPU."""
+        waited = self._waits.pop(request.index, None)
+        if waited is not None:
+            outcome, queue_s, wait_s = waited
+            request.tier = FROM_STORAGE
+            request.load_queue_s += queue_s
+            request.load_wait_s += wait_s
+            request.outcome = max(request.outcome, outcome)  # a miss counts before a delayed hit
+        if self.cache.release(request.adapter) and self.loader.short_of_room:
+            self.loader.room_appeared()
+
+    def close(self, now: float) -> list[Request]:
+        """Note what is under way when the simulation stops; return the requests that wait for it."""
+        self.loader.close(now)
+        return [request for load in self.loader.under_way.values() for request in load.waiting]
+
+    def _fetched(self, requests: list[Request], in_time: bool) -> None:
+        for request in requests:
+            outcome, _, _ = self._waits[request.index]
+            self._waits[request.index] = (outcome, request.load_queue_s, request.load_wait_s)
+            request.load_queue_s = request.load_wait_s = 0.0
+            self.go_on(request, in_time)

@@ -1,0 +1,130 @@
+"""Step costs are fitted from what simulated steps are made of: exact, and able to find known costs again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibrate.step_fit import Equations, closed_loop, join, served_hour, solve
+from calibrate.step_log import StepLog
+from calibrate.step_terms import BENDS, PASSED_S, TERMS, Steps, step_cost
+from sim.spec.profile import load_profile
+from sim.spec.scenario import Scenario
+from sim.studies.measured_runs import METRICS, MeasuredRun
+from sim.world.build import build_world, simulate
+
+KNOWN = dict(zip(TERMS, (
+    12e-3, 5e-6, 3e-6, 2e-6, 1e-5, 2e-5, 4e-3, 1.5e-5, 8e-8, 6e-3, 1.5e-5, 1.2e-7, 9e-8, 2.5e-4, 1e-5,
+), strict=True))  # fmt: skip
+
+
+def scenario(path: Path, slots: int, rate: float) -> Scenario:
+    """Return a small vLLM scenario over a profile with the known costs."""
+    profile = load_profile("h100-64gb/llama-3.1-8b/assumed")[0].model_copy(update={"step": step_cost(KNOWN)})
+    path.write_text(profile.model_dump_json(), encoding="utf-8")
+    return Scenario.model_validate({
+        "schema_version": 1, "name": "fit",
+        "workload": {
+            "duration": "2 min", "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
+            "tokens": {
+                "prompt": {"law": "uniform", "low": 10, "high": 900},
+                "output": {"law": "uniform", "low": 1, "high": 300},
+            },
+        },
+        "adapters": {"count": 40, "rank": 16},
+        "fleet": {"profile": str(path), "engine": "vllm-0.8", "max_num_seqs": 512},
+        "cache": {"gpu": {"slots": slots}, "host": {"slots": 40}},
+        "run": {"replications": 1, "warmup": "0%"},
+    })  # fmt: skip
+
+
+def run(slots: int, tpot_s: float) -> MeasuredRun:
+    measured = dict.fromkeys(METRICS, 1.0) | {"tpot_mean_ms": tpot_s * 1000, "itl_p50_ms": 1.0}
+    return MeasuredRun(
+        line=2, model="llama-3.1-8b", workload_group="g", case="c", gpu_slots=slots, host_slots=40, adapters=40,
+        max_lora_rank=16, ranks=(16,), rates=((0.1, 40),), duration_s=120.0, waiting_mean=0.0, kv_usage_mean=0.1,
+        measured=measured,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("slots", "rate"), [(4, 6.0), (16, 12.0), (32, 30.0)])
+def test_features_times_costs_are_the_simulated_tpot(tmp_path: Path, slots: int, rate: float) -> None:
+    world = build_world(scenario(tmp_path / "p.json", slots, rate))
+    columns = simulate(world, 0, 1).requests
+    done = (columns["status"] == 0) & (columns["output_tokens"] > 1)
+    first, last = columns["first_token_s"][done].astype(float), columns["finished_s"][done].astype(float)
+    tpot_s = float(np.mean((last - first) / (columns["output_tokens"][done] - 1)))
+    equations = served_hour(run(slots, tpot_s), world.scenario)
+    ours = equations.features[0] @ np.array([KNOWN[name] for name in TERMS]) + equations.known[0]
+    assert ours == pytest.approx(tpot_s, rel=1e-9)
+
+
+def test_the_log_has_every_step(tmp_path: Path) -> None:
+    world, log = build_world(scenario(tmp_path / "p.json", 8, 12.0)), StepLog()
+    recording = simulate(world, 0, 1, log.watching)
+    columns = log.columns()
+    assert columns["seconds"].sum() == pytest.approx(float(recording.busy_s.sum()), rel=1e-3)
+    assert columns["load_s"].sum() == pytest.approx(
+        float(np.sum(recording.loads["ended_s"] - recording.loads["started_s"])), rel=1e-3
+    )
+    made_of = Steps(
+        columns["tokens"], columns["decoding"] + columns["prefills"], columns["prefill_tokens"],
+        columns["kv_tokens"] + columns["decoding"] * (columns["steps"] - 1) / 2, columns["distinct"], 8, 16,
+    ).features()  # fmt: skip
+    seconds = made_of @ np.array([KNOWN[name] for name in TERMS]) + columns["passed"] * PASSED_S
+    assert seconds * columns["steps"] + columns["load_s"] == pytest.approx(columns["seconds"], rel=1e-9)
+
+
+def test_known_costs_are_found_again() -> None:
+    rng = np.random.default_rng(5)
+    tokens = rng.integers(1, 2048, 400).astype(float)
+    prompts = np.where(rng.random(400) < 0.5, tokens * rng.random(400), 0.0)
+    parts = []
+    for slots, rank in ((8.0, 8.0), (64.0, 16.0), (300.0, 32.0), (0.0, 0.0)):
+        steps = Steps(tokens, (tokens - prompts) + 2 * (prompts > 0), prompts, tokens * rng.integers(50, 900, 400),
+                      np.minimum(rng.integers(1, 300, 400), slots), slots, rank)  # fmt: skip
+        features = steps.features()
+        seconds = features @ np.array([KNOWN[name] for name in TERMS])
+        parts.append(Equations(features, np.zeros(400), seconds, np.ones(400), ("made up",) * 400))
+    assert solve(join(parts)) == pytest.approx(np.array([KNOWN[name] for name in TERMS]), rel=1e-4)
+
+
+def test_a_few_wild_runs_do_not_spoil_the_fit() -> None:
+    tokens = np.linspace(1, 500, 200)
+    zero = np.zeros(200)
+    features = Steps(tokens, tokens, zero, zero, zero, 0.0, 0.0).features()
+    seconds = 0.012 + 2e-5 * tokens
+    seconds[::20] *= 3
+    found = solve(Equations(features, zero, seconds, np.ones(200), ("made up",) * 200))
+    assert features @ found == pytest.approx(0.012 + 2e-5 * tokens, rel=0.02)
+
+
+def test_step_costs_hold_the_terms() -> None:
+    cost = step_cost(KNOWN)
+    table = dict(cost.tokens)
+    each = [KNOWN["token"], *(KNOWN[f"token_beyond_{bend}"] for bend in BENDS)]
+    assert table[128.0] == pytest.approx(128 * each[0])
+    assert table[256.0] - table[128.0] == pytest.approx(128 * sum(each[:2]))
+    assert table[513.0] - table[512.0] == pytest.approx(sum(each[:4]) + KNOWN["eager"])
+    assert table[2048.0] - table[1024.0] == pytest.approx(1024 * sum(each))
+
+
+def test_closed_loops_say_what_a_step_is_made_of() -> None:
+    row = {
+        "model": "llama-3.1-8b-instruct", "max_num_seqs": "100.0", "input_len": "200", "output_len": "50",
+        "lora_enabled": "1", "max_loras": "300.0", "max_lora_rank": "8.0", "adapters_in_use": "10.0",
+        "median_tpot_ms": "25.0", "total_input_tokens": "0", "completed": "1", "input_throughput": "0",
+    }  # fmt: skip
+    prefill = row | {"output_len": "1", "lora_enabled": "0", "total_input_tokens": "20000.0", "completed": "100.0",
+                     "input_throughput": "40000.0"}  # fmt: skip
+    equations = closed_loop([row, prefill], "llama-3.1-8b")
+    decode = dict(zip(TERMS, equations.features[0].tolist(), strict=True))
+    assert (decode["token"], decode["sequence"], decode["kv_token"]) == (100, 100, 100 * 225)
+    assert decode["adapter"] == pytest.approx(10 * (1 - 0.9**100))
+    first = dict(zip(TERMS, equations.features[1].tolist(), strict=True))
+    assert first["token"] == 2048
+    assert first["token_beyond_512"] == 2048 - 512
+    assert first["sequence"] == pytest.approx(10.24)
+    assert equations.seconds.tolist() == [0.025, 2048 / 40000]

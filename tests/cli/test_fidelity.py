@@ -1,0 +1,192 @@
+"""``loraplan fidelity --record``: what it prints, and what is said about a file that is no record."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine
+
+CONFIG = {
+    "slots": 1, "host_slots": 2, "adapters": 2, "max_num_seqs": 4, "max_num_batched_tokens": 64, "block_size": 16,
+    "kv_blocks": 9,
+}  # fmt: skip
+
+
+def step(at_s: float, scheduled: dict[str, int], adapter: int, *loads: int) -> dict[str, Any]:
+    return {
+        "at_s": at_s, "scheduled": scheduled, "preempted": [], "adapters": [adapter],
+        "loads": [[load, 0.001] for load in loads], "evictions": [],
+    }  # fmt: skip
+
+
+# Two requests for the same adapter, of 5 + 3 and 4 + 2 tokens; the second comes in the second step.
+RECORD: dict[str, Any] = {
+    "engine": "vllm 0.32.0 (cpu)",
+    "mode": "online",
+    "config": CONFIG,
+    "requests": [
+        {"id": 0, "adapter": 1, "prompt_tokens": 5, "output_tokens": 3, "arrival_s": 0.0, "finished_s": 0.046},
+        {"id": 1, "adapter": 1, "prompt_tokens": 4, "output_tokens": 2, "arrival_s": 0.02, "finished_s": 0.046},
+    ],
+    "steps": [
+        step(0.0, {"0": 5}, 1, 1),
+        step(0.015, {"0": 1}, 1),
+        step(0.025, {"0": 1, "1": 4}, 1),
+        step(0.038, {"1": 1}, 1),
+    ],
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """Return the record with the value at a dotted path replaced, or taken out where it is None."""
+    record = copy.deepcopy(RECORD)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place: Any = record
+    for part in parents:
+        place = place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return record
+
+
+def write(record: dict[str, Any], name: str = "r.json.gz") -> str:
+    Path(name).write_bytes(gzip.compress(json.dumps(record).encode()))
+    return name
+
+
+def test_a_record_that_is_met_says_so(loraplan: CommandLine) -> None:
+    ended = loraplan("fidelity", "--record", write(RECORD))
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[0] == "r.json.gz: every step is met: tokens, preemptions, loads and evictions"
+    cells = {line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[1].strip() for line in lines[2:]}
+    assert cells == {
+        "engine": "vllm 0.32.0 (cpu)", "preset": "vllm-0.32", "requests": "2", "steps": "4", "equal steps": "4",
+        "loads": "1", "predicted loads": "1", "equal loads": "1", "preemptions": "0",
+        "ends within one step": "2 of 2 requests",
+    }  # fmt: skip
+
+
+def test_an_offline_record_may_be_plain_json(loraplan: CommandLine) -> None:
+    Path("r.json").write_text(json.dumps(changed("mode", "offline")))
+    ended = loraplan("fidelity", "--record", "r.json")
+    assert ended.code == 0
+    assert "every step is met" in ended.out
+    assert "within one step" not in ended.out
+
+
+def test_a_difference_is_told_and_is_no_failure(loraplan: CommandLine) -> None:
+    ended = loraplan("fidelity", "--record", write(changed("steps.2.scheduled", {"0": 1, "1": 3})))
+    assert ended.code == 0
+    first = ended.out.splitlines()[0]
+    assert first.startswith("r.json.gz: 1 of 4 steps differ; the first: step 2 (at 0.025 s): tokens by request: ")
+    assert "{1: 4}" in first
+    assert "{1: 3}" in first
+
+
+def test_json_has_the_counts(loraplan: CommandLine) -> None:
+    ended = loraplan("fidelity", "--record", write(RECORD), "--json")
+    assert json.loads(ended.out) == {
+        "steps": 4, "equal_steps": 4, "loads": 1, "predicted_loads": 1, "equal_loads": 1, "first_difference": None,
+        "late_steps_max": 0,
+    }  # fmt: skip
+    ended = loraplan("fidelity", "--record", write(changed("steps.0.loads", [])), "--json")
+    told = json.loads(ended.out)
+    assert (told["equal_steps"], told["loads"], told["predicted_loads"]) == (3, 0, 1)
+    assert told["first_difference"] == "step 0 (at 0.000 s): loads: replay [1], record []"
+
+
+def test_costs_of_one_record_predict_another(loraplan: CommandLine) -> None:
+    arguments = "fidelity", "--record", write(RECORD), "--fit-on", write(RECORD, "other.json.gz")
+    ended = loraplan(*arguments)
+    assert ended.code == 0, ended.err
+    assert "Predicted with costs from other.json.gz" in ended.out
+    assert "p99 TTFT" in ended.out
+    metrics = json.loads(loraplan(*arguments, "--json", "--quiet").out)["prediction"]["metrics"]
+    # By hand: first tokens at 15 and 38 ms after arrivals at 0 and 20 ms.
+    assert metrics["ttft_p50_s"]["measured"] == pytest.approx((0.015 + 0.018) / 2)
+    assert metrics["e2e_p50_s"]["measured"] == pytest.approx((0.046 + 0.026) / 2)
+    assert metrics["loads"] == {"measured": 1, "predicted": 1, "error": 0}
+    assert metrics["e2e_p50_s"]["error"] == pytest.approx(0, abs=0.2)
+
+
+def test_costs_of_the_record_itself_are_noted(loraplan: CommandLine) -> None:
+    name = write(RECORD)
+    ended = loraplan("fidelity", "--record", name, "--fit-on", name)
+    assert "costs fitted to the record that they predict say little" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (changed("engine", "vllm 0.9.1"),
+         "r.json.gz: engine: the rules of this engine version are not known (got vllm 0.9.1, allowed: vllm 0.8, vllm"),
+        (changed("engine", None), "r.json.gz: engine: "),
+        (changed("config.slots", 0), "r.json.gz: config.slots: "),
+        (changed("config.slots", None), "r.json.gz: config.slots: "),
+        (changed("steps", []), "r.json.gz: record: a record needs requests and steps"),
+        (changed("requests.1.adapter", 7), "r.json.gz: record: a request names an adapter beyond config.adapters (2)"),
+        (changed("steps.1.scheduled", {"9": 1}), "step 1 schedules a request that the record doesn't have"),
+        (changed("steps.1.at_s", "soon"), "r.json.gz: steps.1.at_s: "),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_record_is_one_line(loraplan: CommandLine, record: dict[str, Any], says: str) -> None:
+    ended = loraplan("fidelity", "--record", write(record))
+    assert ended.code == 2
+    assert says in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert ended.out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (gzip.compress(json.dumps(RECORD).encode())[:-40], "the gzip file is damaged or cut short"),
+        (b"\x1f\x8bnonsense", "the gzip file is damaged or cut short"),
+        (b"timestamp_s,adapter_id\n", "the record is not JSON"),
+        (b"", "the record is not JSON"),
+        (b"\xff\xfe\x00", "the record is not JSON"),
+        (b"[1, 2]", "r.json.gz: record: "),
+    ],
+)
+def test_a_file_that_is_no_record_is_one_line(loraplan: CommandLine, content: bytes, says: str) -> None:
+    Path("r.json.gz").write_bytes(content)
+    ended = loraplan("fidelity", "--record", "r.json.gz")
+    assert ended.code == 2
+    assert ended.err.startswith("error: r.json.gz: ")
+    assert says in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), ": there is nothing to compare with (allowed: "),
+        (("runs.csv", "--record", "r.json.gz"), "--record: give either measured runs or a record, not both (got r"),
+        (("--record", "nowhere.json.gz"), "nowhere.json.gz: can't read the record (got No such file or directory)"),
+        (("--record", "."), "can't read the record"),
+        (("--fit-on", "r.json.gz"), ": there is nothing to compare with (allowed: "),
+        (("--record", "r.json.gz", "--fit-on", "nowhere"), "nowhere: can't read the record"),
+        (("--record", "r.json.gz", "--fit-on", "off.json.gz"),
+         "off.json.gz: mode: only records in real time have arrivals to predict (got offline, allowed: online)"),
+        (("--record", "off.json.gz", "--fit-on", "r.json.gz"), "off.json.gz: mode: only records in real time"),
+        (("--record", "r.json.gz", "--fit-on", "cut.json.gz"), "cut.json.gz: requests.1.finished_s: a request never"),
+        (("--record", "r.json.gz", "--fit-on", "idle.json.gz"), "idle.json.gz: steps: the record has no loads"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_compared_is_one_line(loraplan: CommandLine, arguments: tuple[str, ...], says: str) -> None:
+    write(RECORD)
+    write(changed("mode", "offline"), "off.json.gz")
+    write(changed("requests.1.finished_s", None), "cut.json.gz")
+    write(changed("steps.0.loads", []), "idle.json.gz")
+    ended = loraplan("fidelity", *arguments)
+    assert ended.code == 2
+    assert says in ended.err
+    assert len(ended.err.splitlines()) == 1

@@ -1,0 +1,198 @@
+"""The rules of each preset on schedules that can be worked out on paper.
+
+Every step takes one tick, a load from host memory two, one from storage six. Requests are (arrival, adapter, prompt,
+output); times are in ticks. Each expected schedule is another one when the rule in the test's name is turned off, which
+the test shows too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from strategies import GRID, build, fixed_time, write_profile, write_trace
+
+from sim.results.records import REFUSED, Recording
+from sim.spec.scenario import Scenario
+from sim.traffic.request import HIT, MISS
+from sim.world.build import build_world, simulate
+
+PRESETS = ("sglang", "s-lora", "lorax", "tensorrt-llm")
+
+
+def scenario(engine: str, rows: list[tuple[int, int, int, int]], size: str = "1 MiB", **fields: Any) -> Scenario:
+    """Return a scenario of small caches; ``fields`` are dotted keys with two underscores for the dot."""
+    sections: dict[str, Any] = {"fleet": {}, "cache": {}, "storage": {}}
+    for key, value in fields.items():
+        section, _, name = key.partition("__")
+        sections[section][name] = value
+    trace = write_trace([(ticks * GRID, adapter, prompt, output) for ticks, adapter, prompt, output in rows])
+    fleet = {"engine": engine, "profile": write_profile({"fixed_s": GRID}), "kv_tokens": 4096, **sections["fleet"]}
+    return build(
+        workload={"trace": {"file": trace}}, adapters={"count": 3, "size": size}, fleet=fleet, cache=sections["cache"],
+        storage={"load": fixed_time(6 * GRID), "host_load": fixed_time(2 * GRID), **sections["storage"]},
+    )  # fmt: skip
+
+
+def run(*args: Any, **fields: Any) -> Recording:
+    return simulate(build_world(scenario(*args, **fields)), 0, 1)
+
+
+def ticks(recording: Recording, column: str) -> list[float]:
+    return [time / GRID for time in recording.requests[column].tolist()]
+
+
+def outcomes(recording: Recording) -> list[int]:
+    return recording.requests["outcome"].tolist()
+
+
+def test_sglang_prefills_alone_while_decodes_pause() -> None:
+    # Load 0 to 2, prefill to 3, tokens at 4 and 5; then the other's prefill to 6; the last two tokens at 7 and 8.
+    rows = [(0, 0, 4, 5), (4, 0, 4, 2)]
+    assert ticks(run("sglang", rows), "finished_s") == [8, 7]
+    assert ticks(run("sglang", rows, fleet__batching="mixed"), "finished_s") == [7, 7]
+
+
+def test_a_pause_is_one_long_gap_between_tokens() -> None:
+    recording = run("sglang", [(0, 0, 4, 5), (4, 0, 4, 2)])
+    assert int(recording.gap_counts.sum()) == 5
+    assert float(recording.gap_sum_s.sum()) == 6 * GRID, "gaps of 1, 1, 2, 1 and 1 ticks"
+
+
+def test_sglangs_base_model_holds_a_slot_until_a_batch_needs_them_all() -> None:
+    apart = [(0, 0, 2, 1), (20, 1, 2, 1), (40, 0, 2, 1)]
+    gpu = {"slots": 2}
+    assert outcomes(run("sglang", apart, cache__gpu=gpu)) == [MISS, MISS, MISS]
+    assert outcomes(run("sglang", apart, cache__gpu={**gpu, "base_model_slot": False})) == [MISS, MISS, HIT]
+    together = [(0, 0, 2, 9), (1, 1, 2, 9), (40, 0, 2, 1), (60, 1, 2, 1)]
+    assert outcomes(run("sglang", together, cache__gpu=gpu)) == [MISS, MISS, HIT, HIT]
+
+
+def test_fifo_evicts_the_first_loaded_where_lru_keeps_the_last_used() -> None:
+    rows = [(0, 0, 2, 1), (20, 1, 2, 1), (40, 0, 2, 1), (60, 2, 2, 1), (80, 0, 2, 1)]
+    gpu = {"slots": 2, "base_model_slot": False}
+    assert outcomes(run("sglang", rows, cache__gpu=gpu, cache__eviction="fifo")) == [MISS, MISS, HIT, MISS, MISS]
+    assert outcomes(run("sglang", rows, cache__gpu=gpu)) == [MISS, MISS, HIT, MISS, HIT]
+
+
+def test_s_lora_looks_at_its_queue_ten_decode_steps_after_an_admission() -> None:
+    # First token at 3, ten more by 13, then the prefill of the other.
+    rows = [(0, 0, 2, 30), (4, 0, 2, 2)]
+    assert ticks(run("s-lora", rows), "first_token_s") == [3, 14]
+    assert ticks(run("s-lora", rows, fleet__admission_interval=1), "first_token_s") == [3, 6]
+
+
+def test_s_lora_discards_what_is_idle() -> None:
+    rows = [(0, 0, 2, 3), (20, 0, 2, 3)]
+    assert outcomes(run("s-lora", rows)) == [MISS, MISS]
+    assert outcomes(run("s-lora", rows, cache__eviction="lru")) == [MISS, HIT]
+
+
+def test_s_lora_admits_by_the_peak_of_the_batch() -> None:
+    # At the look after ten decode steps the first holds 21 tokens with 48 to come, the second would hold 11 with 19 to
+    # come: the peak is 19 x 2 + 32 = 70, of 100 less 8 for the adapter. Both whole answers would take 100.
+    rows = [(0, 0, 10, 60), (4, 0, 10, 20)]
+    assert ticks(run("s-lora", rows, fleet__kv_tokens=100), "admitted_s") == [0, 13]
+    whole = run("s-lora", rows, fleet__kv_tokens=100, fleet__kv_check="whole-answer")
+    assert ticks(whole, "admitted_s") == [0, 3 + 59]
+
+
+def test_s_loras_adapters_take_kv_memory() -> None:
+    # Each adapter takes 32 tokens, and both answers hold some 60 at their peak: 128 suffice, 100 don't.
+    rows = [(0, 0, 10, 30), (4, 1, 10, 20)]
+    shared = {"size": "4 MiB", "fleet__admission_interval": 1}
+    assert ticks(run("s-lora", rows, fleet__kv_tokens=128, **shared), "admitted_s") == [0, 5]
+    assert ticks(run("s-lora", rows, fleet__kv_tokens=100, **shared), "admitted_s") == [0, 32]
+    apart = run("s-lora", rows, fleet__kv_tokens=100, cache__gpu={"unified": False, "slots": 2}, **shared)
+    assert ticks(apart, "admitted_s") == [0, 5]
+
+
+def test_prompts_that_no_step_can_hold_are_refused() -> None:
+    rows = [(0, 0, 65, 2), (0, 0, 64, 2)]
+    limits = {"fleet__max_num_batched_tokens": 64, "fleet__max_num_seqs": 8}
+    assert run("s-lora", rows, **limits).requests["status"].tolist() == [REFUSED, 0]
+    assert run("sglang", rows, **limits).requests["status"].tolist() == [0, 0]
+
+
+def test_lorax_gives_an_adapters_place_to_another_after_the_cycle_time() -> None:
+    rows = [(0, 0, 2, 9), (1, 1, 2, 2), (2, 0, 2, 2), (3, 0, 2, 2)]
+    one = {"cache__gpu": {"slots": 1}, "fleet__max_num_seqs": 1}
+    cycled = ticks(run("lorax", rows, cache__cycle="50 ms", **one), "admitted_s")
+    assert sorted(range(4), key=cycled.__getitem__) == [0, 1, 2, 3]
+    stays = ticks(run("lorax", rows, cache__cycle="1 h", **one), "admitted_s")
+    assert sorted(range(4), key=stays.__getitem__) == [0, 2, 3, 1]
+
+
+def test_lorax_lets_requests_of_active_adapters_pass_and_no_adapter_in_use_go() -> None:
+    # Fetch 0 to 6, load to 8, prefill to 9, then 39 tokens and a pause for the third: to 49. Only then can the other
+    # adapter be loaded, for two ticks.
+    rows = [(0, 0, 2, 40), (1, 1, 2, 2), (10, 0, 2, 2)]
+    recording = run("lorax", rows, cache__gpu={"slots": 1}, cache__cycle="1 ms", fleet__admission_interval=2)
+    assert ticks(recording, "admitted_s") == [8, 51, 11]
+    assert outcomes(recording) == [MISS, MISS, HIT]
+
+
+def test_lorax_waits_for_a_batch_that_is_worth_a_prefill() -> None:
+    # One runs; 1.2 times as many is one: the next look is after one decode step. Three run, and two wait 20 steps.
+    rows = [(0, 0, 2, 60), (20, 0, 2, 60), (20, 0, 2, 60), (30, 0, 2, 60), (30, 0, 2, 60)]
+    recording = run("lorax", rows)
+    assert ticks(recording, "admitted_s") == [8, 21, 21, 42, 42]
+    assert ticks(run("lorax", rows, fleet__waiting_ratio=0.5), "admitted_s") == [8, 21, 21, 31, 31]
+
+
+def test_tensorrt_llm_rejects_when_host_memory_is_in_use() -> None:
+    rows = [(0, 0, 2, 30), (4, 1, 2, 2), (60, 1, 2, 2)]
+    recording = run("tensorrt-llm", rows, cache__host={"slots": 1})
+    assert recording.requests["status"].tolist() == [0, REFUSED, 0]
+    waits = run("tensorrt-llm", rows, cache__host={"slots": 1, "fill": "arrival", "full": "wait"})
+    assert ticks(waits, "first_token_s") == [9, 38 + 6 + 2 + 1, 61]
+
+
+def test_tensorrt_llm_reads_storage_beside_the_steps_and_copies_within_them() -> None:
+    # The first: fetch to 6, copy to 8, tokens at 9, 10, ... The other is fetched from 10 to 16 meanwhile; the step that
+    # admits it takes two ticks for the copy and one for itself, which the first waits for.
+    rows = [(0, 0, 2, 12), (10, 1, 2, 2)]
+    recording = run("tensorrt-llm", rows)
+    assert ticks(recording, "first_token_s") == [9, 19]
+    assert ticks(recording, "finished_s") == [22, 20]
+    assert ticks(recording, "load_wait_s") == [8, 8]
+    in_step = run("tensorrt-llm", rows, cache__host={"slots": 2, "fill": "load"})
+    # First token at 7, the fifth at 11, the sixth after six ticks of reading at 18.
+    assert ticks(in_step, "finished_s") == [24, 19], "the read, too, stops the first"
+
+
+def test_tensorrt_llm_keeps_blocks_for_whole_answers() -> None:
+    # Two blocks of 32: one for 30 tokens; the other request needs two, though its prompt would fit in one.
+    rows = [(0, 0, 10, 20), (12, 0, 20, 20)]
+    assert ticks(run("tensorrt-llm", rows, fleet__kv_tokens=64), "admitted_s") == [6, 28]
+    chunked = {"fleet__kv_check": "whole-prompt", "fleet__chunked_prefill": True}
+    assert ticks(run("tensorrt-llm", rows, fleet__kv_tokens=64, **chunked), "admitted_s") == [6, 13]
+
+
+@pytest.mark.parametrize("engine", PRESETS)
+def test_any_field_of_a_preset_can_be_set(engine: str) -> None:
+    preset = scenario(engine, [(0, 0, 2, 2)])
+    assert preset.fleet.block_size == {"sglang": 1, "s-lora": 1, "lorax": 16, "tensorrt-llm": 32}[engine]
+    ours = scenario(engine, [(0, 0, 2, 2)], cache__gpu={"slots": 3}, fleet__max_num_batched_tokens=512)
+    assert (ours.cache.gpu.slots, ours.cache.gpu.size) == (3, None)
+    assert (ours.cache.gpu.unified, ours.cache.gpu.base_model_slot) == (engine == "s-lora", engine == "sglang")
+    assert ours.fleet.max_num_batched_tokens == 512
+
+
+@pytest.mark.parametrize(("engine", "fields", "words"), [
+    ("lorax", {"cache__eviction": "lru"}, "go together"),
+    ("continuous", {"cache__eviction": "cycle"}, "go together"),
+    ("lorax", {"storage__mode": "blocking"}, "when an adapter gets its turn"),
+    ("s-lora", {"fleet__kv_check": "whole-prompt", "fleet__chunked_prefill": True}, "what answers will need"),
+    ("s-lora", {"fleet__block_size": 16}, "kv_check peak counts tokens"),
+    ("s-lora", {"cache__gpu": {"size": "1 GB"}}, "unified memory has no size"),
+    ("continuous", {"fleet__chunked_prefill": False}, "without chunks"),
+    ("continuous", {"fleet__waiting_ratio": 1.2}, "before every step anyway"),
+    ("vllm-0.32", {"cache__gpu": {"slots": 2, "base_model_slot": True}}, "slots for adapters alone"),
+    ("continuous", {"cache__host": {"full": "reject", "slots": 2}}, "fetches at arrival"),
+    ("sglang", {"cache__host": {"fill": "start", "slots": 2}}, "has no limit"),
+])  # fmt: skip
+def test_what_no_engine_can_do_is_refused(engine: str, fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        scenario(engine, [(0, 0, 2, 2)], **fields)

@@ -1,0 +1,59 @@
+"""The front end that measured runs stood behind: stalls, who waits for them, and how they grow."""
+
+from __future__ import annotations
+
+import pytest
+
+from sim.policies.front_end import FrontEnd, FrontEndCosts
+
+COSTS = FrontEndCosts(
+    scrape_interval_s=2.0, scrape_s=0.1, series_s=0.01, name_s=0.001, tokenizer_s=0.5, request_s=0.0, max_in_flight=10
+)
+
+
+def front_end(**changes: float) -> FrontEnd:
+    fields = {name: getattr(COSTS, name) for name in FrontEndCosts.__slots__}
+    return FrontEnd(FrontEndCosts(**{**fields, **changes}), 4)  # type: ignore[arg-type]
+
+
+def test_each_adapter_s_first_request_stops_the_server() -> None:
+    server = front_end()
+    assert server.enter(0.0, 1) == 0.5
+    assert server.enter(0.1, 1) == 0.5, "who comes meanwhile waits"
+    assert server.enter(0.2, 2) == 1.0, "stalls queue"
+    assert server.enter(1.5, 1) == 1.5, "a known adapter costs nothing"
+    assert server.seen(0.3) == 1.0
+    assert server.seen(1.2) == 1.2
+
+
+def test_scrapes_come_a_while_after_the_last_has_ended() -> None:
+    server = front_end()
+    server.step_ended(2.0)
+    assert server.seen(2.05) == pytest.approx(2.11), "0.1 s, and one series without names"
+    server.step_ended(4.2)
+    assert server.seen(4.15) == pytest.approx(4.22), "it began at 4.11"
+    assert server.seen(4.05) == 4.05
+
+
+def test_every_pair_of_sets_is_a_series_once() -> None:
+    server = front_end(scrape_interval_s=10.0)
+    for time in (1.0, 2.0, 3.0, 4.0):
+        server.waits(0)
+        server.step_ended(time)  # 0 waits
+        server.runs(0)
+        server.step_ended(time + 0.3)  # 0 runs
+        server.waits(1)
+        server.step_ended(time + 0.6)  # 0 runs and 1 waits
+        server.runs(1)
+        server.ends(0)
+        server.ends(1)
+    server.step_ended(10.0)  # nobody
+    assert server.seen(10.0) == pytest.approx(10.0 + 0.1 + 4 * 0.01 + 4 * 0.001)
+
+
+def test_stalled_time_is_counted_between_two_times() -> None:
+    server = front_end()
+    server.enter(0.0, 0)
+    server.enter(1.0, 1)
+    assert server.stalled_between(0.25, 1.25) == (pytest.approx(0.5), 2)
+    assert server.stalled_between(0.5, 1.0)[0] == 0.0
