@@ -277,9 +277,38 @@ def profile_sections() -> str:
             f"- status: **{profile.status}**", f"- device: {profile.device}",
             f"- model: {profile.model}, {profile.dtype}", f"- {profile.description}", f"- error: {profile.error}",
         ]  # fmt: skip
-        rows = [[f"`{key}`", _number(data, key), source] for key, source in profile.sources.items()]
+        rows = [[f"`{key}`", _number(data, key), source] for key, source in _number_sources(data, profile.sources)]
+        if profile.provenance is not None:
+            lines += _provenance(profile.provenance)
         parts.append("\n".join([f"## {name}", "", *lines, "", table(["number", "value", "source"], rows)]))
     return "\n\n".join(["", *parts, ""])
+
+
+def _number_sources(data: Any, sources: dict[str, str]) -> list[tuple[str, str]]:
+    """Return every number's path and its source: its own, or that of the nearest section around it."""
+    paths = [path for key in sources if "." not in key for path in _leaves(data[key], key)]
+    paths += [key for key in sources if "." in key and key not in paths]
+    found = []
+    for path in sorted(set(paths), key=paths.index):
+        near = path
+        while near not in sources:
+            near = near.rpartition(".")[0]
+        found.append((path, sources[near]))
+    return found
+
+
+def _leaves(data: Any, path: str) -> list[str]:
+    if path == "envelope" or not isinstance(data, dict):
+        return [path]
+    return [leaf for name, value in data.items() for leaf in _leaves(value, f"{path}.{name}")]
+
+
+def _provenance(provenance: Any) -> list[str]:
+    errors = ", ".join(f"{name} {error:.1%}" for name, error in provenance.residuals.items())
+    return [
+        f"- written by `{provenance.command}`", f"- median errors of the fit: {errors}",
+        f"- calibrated by {len(provenance.calibration_runs)} runs: {provenance.calibration}",
+    ]  # fmt: skip
 
 
 def _number(data: Any, key: str) -> str:
@@ -291,6 +320,8 @@ def _number(data: Any, key: str) -> str:
         return ", ".join(f"{x:,.0f}: {y:g}" for x, y in data)
     if isinstance(data, list):
         return f"{data[0]:g} … {data[len(data) // 2]:g} … {data[-1]:g} ({len(data)} quantiles)"
+    if isinstance(data, str):
+        return data
     return f"{data:,}" if isinstance(data, int) else f"{data:g}"
 
 

@@ -143,7 +143,6 @@ class Scheduler:
                 finished.append(request)
         if self._next.prefills:
             self._complete_prefills(now, finished)
-        rule = self.rule
         adapters = self.adapters
         for request in finished:
             del running[request.index]
@@ -153,11 +152,17 @@ class Scheduler:
                 adapters[adapter] = count - 1
             else:
                 self._drop_adapter(adapter)
-            if rule is not None:
-                rule.left(request)
-        if self._alone and self._next.decoding:
-            self.paused, self._decoded_s = [], now
+        if not self._plain:
+            self._account(finished, now)
         return finished
+
+    def _account(self, finished: list[Request], now: float) -> None:
+        """Keep account, at the end of a step, of KV memory set aside and of pauses."""
+        if self.rule is not None:
+            for request in finished:
+                self.rule.left(request)
+        if self._next.decoding:
+            self.paused, self._decoded_s = [], now
 
     def compose(self, now: float) -> Step:
         """Decide the step that starts at ``now``."""

@@ -312,8 +312,7 @@ class BatchServer(Server):
         """Complete the leap that ends now and begin the next; return its end, or -1 where nobody runs."""
         scheduler, steps = self.scheduler, self._steps
         if steps:
-            step = self._step
-            decoding = step.decoding
+            decoding = self._step.decoding
             if scheduler.paused:
                 decoding -= self._log_pauses()
             self.recorder.step_rows += pack_step(
@@ -323,7 +322,7 @@ class BatchServer(Server):
             finished = scheduler.complete(steps, now)
             for request in finished:
                 self._leave(request, now)
-            if finished and self._discards and step.decoding:
+            if self._discards is not None and finished and self._step.decoding:
                 self._discards()
             if scheduler.recompute_gaps:
                 self.recorder.gaps(scheduler.recompute_gaps, now)
