@@ -1,0 +1,114 @@
+"""``loraplan fidelity RUNS.csv``: predictions, their table and page, going on after a stop, and bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+
+from sim.studies import fidelity
+from sim.studies.measured_runs import COLUMNS, METRICS
+
+ROW = {
+    "model": "llama-3.1-8b-instruct", "workload_group": "g", "case": "_8_", "gpu_slots": "8", "host_slots": "16",
+    "adapters": "12", "max_lora_rank": "16", "adapter_rank_mix": "8|16", "adapter_rates_rps": "0.5|0.25",
+    "adapters_per_rate": "4|8", "duration_s": "60.0", "waiting_mean": "0", "kv_usage_mean": "0.2",
+    "req_per_s": "3.9", "tpot_mean_ms": "20", "itl_mean_ms": "21", "itl_p50_ms": "19", "ttft_p50_ms": "40",
+    "ttft_p99_ms": "200", "running_mean": "10",
+}  # fmt: skip
+
+
+def prepare(*rows: dict[str, str], columns: tuple[str, ...] = COLUMNS) -> None:
+    side = {"min": 4, "max": 1024, "bin_share": [0.5, 0.3, 0.2]}
+    Path("sharegpt_lengths.json").write_text(json.dumps({"prompt": side, "output": side}), encoding="utf-8")
+    lines = [",".join(columns), *(",".join((ROW | row)[name] for name in columns) for row in rows)]
+    Path("runs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_every_run_is_predicted_and_compared(loraplan: CommandLine) -> None:
+    prepare({}, {"case": "_4_", "gpu_slots": "4", "ttft_p99_ms": "900"}, {"model": "qwen-2.5-7b-instruct"})
+    ended = loraplan("fidelity", "runs.csv", "--json", "--out", "o", "--jobs", "1")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert told["runs"] == 3
+    assert set(told["metrics"]) == set(METRICS)
+    assert set(told["metrics"]["ttft_p99_ms"]) == {"runs", "ape_p50", "ape_p90", "log10_abs_p50", "log10_abs_p90"}
+    assert set(told["by_regime"]) == {"unsaturated", "slot-limited", "kv-or-compute-limited"}
+    assert told["slot_choice"]["groups"] == 1
+    with open("o/predictions.csv", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["case"] for row in rows] == ["_8_", "_4_", "_8_"]
+    assert 3 < float(rows[0]["predicted_req_per_s"]) < 5
+    page = Path("o/report.html").read_text(encoding="utf-8")
+    assert "Half of 3 measured runs" in page
+    assert "<script" not in page
+    assert json.loads(Path("o/fidelity.json").read_text(encoding="utf-8")) == told
+
+
+def test_what_was_predicted_before_is_not_simulated_again(
+    loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare({}, {"case": "_4_", "gpu_slots": "4"})
+    first = loraplan("fidelity", "runs.csv", "--jobs", "1")
+    assert first.code == 0, first.err
+    assert "p99 TTFT" in first.out
+    table = Path("runs/fidelity/predictions.csv")
+    whole = table.read_text(encoding="utf-8")
+    table.write_text("\n".join(whole.splitlines()[:2]) + "\n", encoding="utf-8")
+    calls = []
+    simulate = fidelity.predict_run
+    monkeypatch.setattr(fidelity, "predict_run", lambda *given: calls.append(given) or simulate(*given))
+    assert loraplan("fidelity", "runs.csv", "--jobs", "1").code == 0
+    assert len(calls) == 1, "the row that was left is used again"
+    again = table.read_text(encoding="utf-8")
+    drop_time = [[cell for n, cell in enumerate(line.split(",")) if n != len(line.split(",")) - 2] for line in
+                 again.splitlines()]  # fmt: skip
+    assert drop_time == [
+        [cell for n, cell in enumerate(line.split(",")) if n != len(line.split(",")) - 2] for line in whole.splitlines()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"max_lora_rank": "128", "adapter_rank_mix": "64|128"},
+         "runs.csv:2: adapters.rank: more than twice what the profile h100-64gb/llama-3.1-8b/vllm-0.8.5 covers (got "
+         "128"),
+        ({"gpu_slots": "384", "host_slots": "384", "max_lora_rank": "32", "adapter_rank_mix": "32"},
+         "runs.csv:2: cache.gpu.slots: the adapter cache leaves too little GPU memory for a KV cache (got 384, "
+         "allowed: up to "),
+        ({"model": "mystery"}, "runs.csv:2: model: not a value (got mystery"),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_be_predicted_is_named(loraplan: CommandLine, row: dict[str, str], said: str) -> None:
+    prepare(row)
+    ended = loraplan("fidelity", "runs.csv")
+    assert ended.code == 2
+    assert said in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_other_bad_input_is_named(loraplan: CommandLine) -> None:
+    prepare({}, columns=tuple(name for name in COLUMNS if name != "host_slots"))
+    assert "runs.csv:1: columns are missing (got host_slots)" in loraplan("fidelity", "runs.csv").err
+    prepare({})
+    assert (
+        "--profile-dir: no profile for this model (got llama-3.1-8b"
+        in loraplan("fidelity", "runs.csv", "--profile-dir", ".").err
+    )
+    assert "no.json: the lengths can't be read" in loraplan("fidelity", "runs.csv", "--lengths", "no.json").err
+    assert "--jobs: there is no work for no worker" in loraplan("fidelity", "runs.csv", "--jobs", "0").err
+    assert "give either measured runs or a record" in loraplan("fidelity", "runs.csv", "--record", "r.json").err
+    Path("llama-3.1-8b.json").write_text("{", encoding="utf-8")
+    assert "the profile is not JSON" in loraplan("fidelity", "runs.csv", "--profile-dir", ".").err
+
+
+def test_a_profile_can_only_be_fitted_to_what_is_there(loraplan: CommandLine) -> None:
+    prepare({})
+    ended = loraplan("calibrate", "published", ".", "--model", "gpt", "--out", "p.json")
+    assert (ended.code, "--model: no measurements of this model (got gpt" in ended.err) == (2, True)
+    ended = loraplan("calibrate", "published", ".", "--model", "llama-3.1-8b", "--out", "p.json")
+    assert (ended.code, "step_runs.csv: the table can't be read" in ended.err) == (2, True)
