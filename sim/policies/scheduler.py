@@ -81,7 +81,7 @@ class Scheduler:
     :ivar blocked: why the last boundary left an admissible request waiting.
     :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
         takes them out.
-    :ivar paused: where decodes wait for prefills: [since, how many] of the decoding sequences whose last token came
+    :ivar paused: where decodes wait for prefills: (since, how many) of the decoding sequences whose last token came
         before the step that was decided last.
     """
 
@@ -96,13 +96,12 @@ class Scheduler:
     ) -> None:
         self.limits = limits
         self.rule = rule
-        self.paused: list[list[float]] = []
+        self.paused: list[tuple[float, int]] = []
         self._gated = limits.interval > 1
         self._alone = limits.prefill_first
         self._plain = not (self._gated or self._alone or rule is not None)
         self._closed = False  # whether waiting requests were not looked at
         self._joined_step = 0
-        self._decoded_s = 0.0
         self._begin: Callable[[], None] | None = getattr(waiting, "begin", None)
         self.kv = kv
         self.waiting = waiting
@@ -153,16 +152,16 @@ class Scheduler:
             else:
                 self._drop_adapter(adapter)
         if not self._plain:
-            self._account(finished, now)
+            self._account(finished)
         return finished
 
-    def _account(self, finished: list[Request], now: float) -> None:
+    def _account(self, finished: list[Request]) -> None:
         """Keep account, at the end of a step, of KV memory set aside and of pauses."""
         if self.rule is not None:
             for request in finished:
                 self.rule.left(request)
         if self._next.decoding:
-            self.paused, self._decoded_s = [], now
+            self.paused = []
 
     def compose(self, now: float) -> Step:
         """Decide the step that starts at ``now``."""
@@ -193,7 +192,7 @@ class Scheduler:
                 return self._compose_prefill(tokens, now)
             tokens = decoding
             if self.paused:
-                self.paused = [group for group in self.paused if group[0] < now and group[1]]
+                self.paused = [group for group in self.paused if group[0] < now]
         step.decoding = decoding
         step.tokens = tokens
         step.growth_s = costs.per_kv_token_s * decoding
@@ -219,7 +218,7 @@ class Scheduler:
         """Decide a step of prefills alone, for which all decodes wait."""
         step, costs = self._next, self._costs
         if not self.paused and self.kv.decoding:
-            self.paused.append([now, self.kv.decoding])
+            self.paused.append((now, self.kv.decoding))
         step.steps, step.tokens, step.decoding, step.growth_s = 1, tokens, 0, 0.0
         adapters = {request.adapter for request in step.prefills}
         ranks = sum(self._ranks[adapter] for adapter in adapters)
@@ -328,10 +327,10 @@ class Scheduler:
             self.kv.prefill -= self.kv.blocks(request.context)
         else:
             request.generated = request.output_tokens - (request.last_step - self.step)
-            if self._alone:
-                self._unpause(request)
-            else:
-                request.last_token_s = now  # the step that has just ended gave it a token
+            # The step that has just ended gave it a token. Where prefills come alone, too: whoever joins leaves each
+            # decode its next block, so only those whose prefill has just ended can lack theirs.
+            assert not self.paused or request.last_token_s == now
+            request.last_token_s = now
             self._stop_decode(request, self._held(request))
         self._drop_adapter(request.adapter)
         request.to_prefill = request.prompt_tokens + request.generated
@@ -339,13 +338,6 @@ class Scheduler:
         request.preemptions += 1
         self.waiting.push_front(request)
         self.blocked, self._blocked_key = BY_KV, request.key
-
-    def _unpause(self, request: Request) -> None:
-        """Note when a sequence that is preempted had its last token: it may have waited for prefills since."""
-        request.last_token_s = max(request.last_token_s, self._decoded_s)
-        for group in self.paused:
-            if group[0] == request.last_token_s:
-                group[1] -= 1
 
     def _admit(self, tokens: int, spare: int, now: float) -> int:
         """Let waiting requests join while tokens, seats and KV blocks allow; return the tokens then scheduled."""
@@ -434,7 +426,7 @@ class Scheduler:
             if self._costs.detailed:
                 self._rank_tokens += self._ranks[request.adapter]
         if alone and kv.decoding > started:
-            self.paused.append([now, kv.decoding - started])
+            self.paused.append((now, kv.decoding - started))
 
     def _stop_decode(self, request: Request, held: int) -> None:
         """Count out a sequence that decodes and holds ``held`` KV tokens."""

@@ -18,6 +18,12 @@ ROUTERS = ("round-robin", "least-loaded")
 DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
 
 
+_BATCHING_KEYS = (
+    "admission", "load_at", "batching", "admission_interval", "waiting_ratio", "chunked_prefill", "front_end",
+)  # fmt: skip
+"""What engine ``fixed`` has not."""
+
+
 def _known(value: str, known: tuple[str, ...], what: str) -> str:
     if value in known:
         return value
@@ -93,7 +99,7 @@ class Fleet(Strict):
             raise located("service", "engine fixed needs its service time", hint="such as {law: fixed, value: 10 ms}")
         if self.engine != "fixed" and self.service is not None:
             raise located("service", "only engine fixed has a service time", hint="remove it, or set engine: fixed")
-        for key in ("admission", "load_at", "batching", "admission_interval", "waiting_ratio", "chunked_prefill"):
+        for key in _BATCHING_KEYS:
             if self.engine == "fixed" and key in self.model_fields_set:
                 raise located(
                     key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
