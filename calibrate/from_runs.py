@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from calibrate.published import fit_loads, fit_memory, read_rows
-from calibrate.step_fit import closed_loop, fit_steps
+from calibrate.published import KV_COLUMNS, LOAD_COLUMNS, fit_loads, fit_memory, read_rows
+from calibrate.step_fit import STEP_COLUMNS, closed_loop, fit_steps
 from sim.errors import InputError
 from sim.results.files import digest_file, write_json
 from sim.spec.profile import Envelope, LoadCost, Memory, Profile, Provenance, StepCost
@@ -43,13 +43,15 @@ def fit_profile(
         raise InputError("no measurements of this model", key="--model", got=model, allowed=", ".join(MODELS.values()))
     runs = read_runs(folder / "runs.csv")
     lengths = read_lengths(folder / "sharegpt_lengths.json")
-    loops = closed_loop(
-        read_rows(folder / "step_runs.csv", ("model", "max_num_seqs", "input_len", "output_len", "median_tpot_ms")),
-        model,
-    )
-    loads = fit_loads(read_rows(folder / "load_samples.csv", ("model", "tier", "nth_load", "load_ms")), model)
-    memory = fit_memory(read_rows(folder / "kv_capacity.csv", ("model", "max_loras", "kv_cache_tokens")), model)
+    loops = closed_loop(read_rows(folder / "step_runs.csv", STEP_COLUMNS, model), model)
+    loads = fit_loads(read_rows(folder / "load_samples.csv", LOAD_COLUMNS), model)
+    memory = fit_memory(read_rows(folder / "kv_capacity.csv", KV_COLUMNS, model), model)
     subset = [run for run in calibration_subset(runs) if run.model == model]
+    if not subset:
+        raise InputError(
+            "too few runs of this model to calibrate with", file=str(folder / "runs.csv"), got=len(runs),
+            allowed="every seventh run calibrates",
+        )  # fmt: skip
     profile = Profile(
         schema_version=1, name=f"h100-64gb/{model}/vllm-0.8.5", status="derived",
         description=f"{model} in bf16 on one H100 with 64 GB under vLLM 0.8.5, fitted from published measurements.",
@@ -86,7 +88,7 @@ def write_profile(profile: Profile, path: Path) -> None:
 
 def _sources(runs: int) -> dict[str, str]:
     return {
-        "step": f"step_runs.csv and {runs} of runs.csv ({_PUBLISHED}): non-negative least squares, five rounds",
+        "step": f"step_runs.csv and {runs} of runs.csv ({_PUBLISHED}): non-negative least squares, four rounds",
         "step.per_passed_s": "0.44 us for each waiting request that the scheduler passes (vllm_h100 notes)",
         "load": f"load_samples.csv ({_PUBLISHED}): medians of cells; residuals hold every sample but first reads",
         "memory": f"kv_capacity.csv ({_PUBLISHED}) for overhead_bytes; the rest is computed",

@@ -6,6 +6,7 @@ Each function takes the rows of one table and returns a section of a profile.
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ Row = dict[str, str]
 
 TOTAL_BYTES = 64 << 30
 UTILIZATION = 0.9
+KV_COLUMNS = ("model", "max_loras", "max_lora_rank", "kv_cache_tokens", "status")
+LOAD_COLUMNS = ("model", "adapter_rank", "max_lora_rank", "tier", "nth_load", "load_ms")
+"""What is read of ``kv_capacity.csv`` and of ``load_samples.csv``."""
+
+_WORDS = ("model", "status", "tier")
 _WIDTH = 2  # bytes of bf16
 _REUSED = 50
 """In each run of the load samples, copies 1 to 50 follow loads from disk, copies 51 to 100 find warm host memory."""
@@ -40,21 +46,38 @@ class Fitted:
     residuals: dict[str, float]
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Read a CSV file that must have these columns.
+def read_rows(path: Path, columns: Sequence[str], model: str | None = None) -> list[Row]:
+    """Read a CSV file that must have these columns, numbers in all but those of words; an empty cell is no number.
 
-    :raises InputError: naming the file and the columns that are missing.
+    :param model: a base model that must occur; None: every known one must.
+    :raises InputError: naming the file, and the missing columns or the line and value that can't be used.
     """
+    file = str(path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            rows = list(reader)
-    except OSError as error:
-        raise InputError("the table can't be read", file=str(path), got=error.strerror) from None
-    if missing:
-        raise InputError("columns are missing", file=str(path), line=1, got=", ".join(missing))
-    return [row for row in rows if MODELS.get(row["model"])] if "model" in columns else rows
+            if missing:
+                raise InputError("columns are missing", file=file, line=1, got=", ".join(missing))
+            rows = [_checked(row, columns, file, reader.line_num) for row in reader if row["model"] in MODELS]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError("the table can't be read", file=file, got=str(error)) from None
+    there = {MODELS[row["model"]] for row in rows}
+    wanted = {model} if model is not None else set(MODELS.values())
+    if wanted - there:
+        raise InputError("no rows of this model", file=file, got=", ".join(sorted(wanted - there)))
+    return rows
+
+
+def _checked(row: Row, columns: Sequence[str], file: str, line: int) -> Row:
+    for name in columns:
+        try:
+            good = name in _WORDS or not row[name] or math.isfinite(float(row[name]))
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise InputError("not a number", file=file, line=line, key=name, got=row[name])
+    return row
 
 
 def fit_memory(rows: Sequence[Row], model: str) -> Fitted:

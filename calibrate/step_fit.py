@@ -1,8 +1,8 @@
 """Fit what steps cost: closed-loop runs of one batch size, and a calibration subset of served hours.
 
-A served hour is simulated with the costs so far; what its requests' TPOT is made of then is exact and linear in the
-costs. A non-negative least-squares fit of relative errors over hours and closed-loop runs together gives the next
-costs, and so on: the batches that a simulation forms depend on the costs, but not much.
+A served hour is simulated with the costs so far; what its requests' TPOT and TTFT are made of then is exact and linear
+in the costs. A non-negative least-squares fit of relative errors over hours and closed-loop runs together gives the
+next costs, and so on: the batches that a simulation forms depend on the costs, but not much.
 """
 
 from __future__ import annotations
@@ -16,17 +16,26 @@ from scipy.optimize import nnls
 
 from calibrate.step_log import StepLog
 from calibrate.step_terms import BUDGET_TOKENS, PASSED_S, TERMS, Steps, step_cost
+from sim.policies.front_end import FRONT_ENDS
 from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
-from sim.studies.measured_runs import MODELS, LengthHistograms, MeasuredRun, scenario_of
+from sim.studies.fidelity import FRONT_END, fronted_scenario
+from sim.studies.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.parallel import unordered
 from sim.world.build import build_world, simulate
 
 Floats = NDArray[np.float64]
 
-ROUNDS = 5
+STEP_COLUMNS = (
+    "model", "max_num_seqs", "input_len", "output_len", "lora_enabled", "max_loras", "max_lora_rank", "adapters_in_use",
+    "median_tpot_ms", "total_input_tokens", "completed", "input_throughput",
+)  # fmt: skip
+"""What ``closed_loop`` reads of ``step_runs.csv``."""
+
+ROUNDS = 4
 DAMPING = 0.85
 _ITL_WEIGHT = 1.0
+_TTFT_WEIGHT = 1.0
 _HUBER = 0.05
 """Relative errors beyond this count linearly, not squared: a few runs of the table are odd."""
 
@@ -116,7 +125,10 @@ def _steps(
 
 
 def served_hour(run: MeasuredRun, scenario: Scenario) -> Equations:
-    """Simulate a run and return its equations: of mean TPOT, and of the median gap between tokens."""
+    """Simulate a run and return its equations: of mean TPOT, of the median gap between tokens, and of the median TTFT.
+
+    TTFT counts where hardly anybody waits; elsewhere it is a queue's length and says little of a step.
+    """
     log = StepLog()
     simulate(build_world(scenario), 0, 1, log.watching)
     columns = log.columns()
@@ -131,14 +143,16 @@ def served_hour(run: MeasuredRun, scenario: Scenario) -> Equations:
     middle = _around_median(gap_s, columns["decoding"] * steps)
     share = (columns["decoding"] * steps)[middle] / (columns["decoding"] * steps)[middle].sum()
     measured_itl = run.measured["itl_p50_ms"] / 1000
-    # Above 300 requests/s offered, and below 5 ms, the gaps that the client saw are those of its own queue.
-    usable = run.offered_rps < 300 and measured_itl > 0.005
+    usable = run.itl_usable
+    first, first_known = _median_ttft(log, columns, made_of * steps[:, None], known * steps)
+    light = run.regime == UNSATURATED
+    measured_ttft = run.measured["ttft_p50_ms"] / 1000 - FRONT_ENDS[FRONT_END].request_s
     return Equations(
-        np.vstack((mean, share @ made_of[middle])),
-        np.array([mean_known, share @ known[middle]]),
-        np.array([run.measured["tpot_mean_ms"] / 1000, measured_itl if usable else 1.0]),
-        np.array([1.0, _ITL_WEIGHT if usable else 0.0]),
-        ("served hour: TPOT", "served hour: median ITL"),
+        np.vstack((mean, share @ made_of[middle], first)),
+        np.array([mean_known, share @ known[middle], first_known]),
+        np.array([run.measured["tpot_mean_ms"] / 1000, measured_itl if usable else 1.0, measured_ttft]),
+        np.array([1.0, _ITL_WEIGHT if usable else 0.0, _TTFT_WEIGHT if light else 0.0]),
+        ("served hour: TPOT", "served hour: median ITL", "served hour: median TTFT"),
     )
 
 
@@ -148,7 +162,7 @@ def _numbered_hour(place: int, run: MeasuredRun, scenario: Scenario) -> tuple[in
 
 def _mean_tpot(log: StepLog, ended_s: Floats, made_of: Floats, known: Floats) -> tuple[Floats, float]:
     """Return the features of the mean TPOT: of each request, what its steps after the first token were made of."""
-    first, last, tokens = log.request_columns()
+    _, first, last, tokens = log.request_columns()
     several = tokens > 1
     start = np.searchsorted(ended_s, first[several], side="right")
     end = np.searchsorted(ended_s, last[several], side="right")
@@ -157,6 +171,25 @@ def _mean_tpot(log: StepLog, ended_s: Floats, made_of: Floats, known: Floats) ->
     total_known = np.concatenate(([0.0], np.cumsum(known)))
     mean = ((total[end] - total[start]) / gaps).mean(axis=0)
     return mean, float(((total_known[end] - total_known[start]) / gaps[:, 0]).mean())
+
+
+def _median_ttft(log: StepLog, columns: dict[str, Floats], made_of: Floats, known: Floats) -> tuple[Floats, float]:
+    """Return what the TTFT of requests around the median is made of: the rest of the step they find, and what follows.
+
+    Between the start and the end of a leap its features pass in proportion to time; idle time is made of nothing.
+    """
+    arrival, first, _, _ = log.request_columns()
+    middle = _around_median(first - arrival, np.ones(len(first)))
+    ends = columns["ended_s"]
+    times = np.column_stack((ends - columns["seconds"], ends)).ravel()
+    parts = []
+    for column in np.column_stack((made_of, known)).T:
+        total = np.cumsum(column)
+        passed = np.column_stack((total - column, total)).ravel()
+        parts.append(
+            float(np.mean(np.interp(first[middle], times, passed) - np.interp(arrival[middle], times, passed)))
+        )
+    return np.array(parts[:-1]), parts[-1]
 
 
 def _around_median(seconds: Floats, weight: Floats) -> NDArray[np.intp]:
@@ -187,7 +220,7 @@ def fit_steps(
     for turn in range(ROUNDS):
         profile = profile.model_copy(update={"step": step_cost(dict(zip(TERMS, terms.tolist(), strict=True)))})
         path = write(profile)
-        tasks = [(place, run, fronted(scenario_of(run, lengths, path))) for place, run in enumerate(runs)]
+        tasks = [(place, run, fronted_scenario(run, lengths, path)) for place, run in enumerate(runs)]
         hours: dict[int, Equations] = {}
         for place, hour in unordered(_numbered_hour, tasks, jobs):
             hours[place] = hour
@@ -199,9 +232,3 @@ def fit_steps(
     errors, counted = np.abs(equations.errors(terms)), equations.weight > 0
     kinds = np.array(equations.kind)
     return final, {kind: float(np.median(errors[(kinds == kind) & counted])) for kind in dict.fromkeys(equations.kind)}
-
-
-def fronted(scenario: Scenario) -> Scenario:
-    """Return a scenario with the front end that the measured runs had."""
-    fleet = scenario.fleet.model_copy(update={"front_end": "vllm-0.8-scraped"})
-    return scenario.model_copy(update={"fleet": fleet})

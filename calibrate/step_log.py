@@ -26,8 +26,8 @@ class StepLog:
     """The steps of one replica and the times of its requests.
 
     :ivar rows: flat, ``len(COLUMNS)`` numbers a leap.
-    :ivar requests: flat, for every completed request the time of its first and last token in the engine and its
-        output tokens.
+    :ivar requests: flat, for every completed request the times at which it reached the engine and at which the engine
+        made its first and its last token, and its output tokens.
     """
 
     rows: array[float] = field(default_factory=lambda: array("d"))
@@ -38,10 +38,10 @@ class StepLog:
         table = np.frombuffer(self.rows, dtype=np.float64).reshape(-1, len(COLUMNS))
         return dict(zip(COLUMNS, table.T, strict=True))
 
-    def request_columns(self) -> tuple[Floats, Floats, Floats]:
-        """Return times of first and of last tokens, and output tokens, each (requests,)."""
-        first, last, tokens = np.frombuffer(self.requests, dtype=np.float64).reshape(-1, 3).T
-        return first, last, tokens
+    def request_columns(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Return times of arrival, first and last token, and output tokens, each (requests,)."""
+        arrival, first, last, tokens = np.frombuffer(self.requests, dtype=np.float64).reshape(-1, 4).T
+        return arrival, first, last, tokens
 
     def watching(self, server: type[BatchServer]) -> type[BatchServer]:
         """Return a class of servers like ``server`` that writes into this log."""
@@ -51,6 +51,11 @@ class StepLog:
             def __init__(self, *parts: Any, **options: Any) -> None:
                 super().__init__(*parts, **options)
                 self._made_of: tuple[float, ...] = ()
+                self._reached_s: dict[int, float] = {}
+
+            def _take_in(self, request: Request) -> None:
+                self._reached_s[request.index] = self.clock.now
+                super()._take_in(request)
 
             def _next_leap(self, now: float) -> float:
                 if self._steps:
@@ -61,7 +66,7 @@ class StepLog:
                 return float(end)
 
             def _record(self, r: Request, now: float) -> None:
-                log.requests.extend((r.first_token_s, now, r.output_tokens))
+                log.requests.extend((self._reached_s.pop(r.index), r.first_token_s, now, r.output_tokens))
                 super()._record(r, now)
 
         return Watched

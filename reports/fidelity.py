@@ -145,6 +145,8 @@ def _headline(errors: Mapping[str, Any]) -> str:
         parts.append(f"{found['tpot_mean_ms']['ape_p50']:.1%} in TPOT")
     if found.get("ttft_p99_ms"):
         parts.append(f"a factor of {10 ** found['ttft_p99_ms']['log10_abs_p50']:.2f} in p99 TTFT")
+    if not parts:
+        return "No run is left to compare: all of them calibrated the profiles, or measured nothing."
     return f"Half of {errors['runs']} measured runs are predicted within {', '.join(parts)}."
 
 
@@ -171,7 +173,8 @@ def _off(run: Compared, name: str) -> float:
 
 
 def _worst_table(name: str, runs: Sequence[Compared]) -> Table:
-    order = sorted(runs, key=lambda run: -_off(run, name))[:_WORST]
+    usable = [run for run in runs if run.measured[name] > 0]
+    order = sorted(usable, key=lambda run: -_off(run, name))[:_WORST]
     rows = [
         [run.label, str(run.slots), run.regime, show_value(name, run.measured[name]),
          show_value(name, run.predicted[name]), f"{run.predicted[name] / run.measured[name]:.2f}"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reports.tables import wall_words
+from sim.spec.engines import PRESETS, preset_value
 
 
 def _part(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -29,17 +30,41 @@ def modelled(manifest: Mapping[str, Any]) -> list[str]:
     if engine(manifest) == "fixed":
         found.append("Each replica serves one request at a time, first ready first served, for the given service time.")
     else:
-        found.append(
-            "Each replica batches continuously: requests join and leave at step boundaries, prefills are split into "
-            "chunks, and a step lasts as long as its tokens, sequences, KV cache and distinct adapters cost."
-        )
-        found.append("KV memory block by block, with preemption of the newest request when blocks run out.")
-    found += [
+        found += _batching(manifest)
+    touched = _filled(manifest, "cache", "eviction") == "vllm-lru"
+    found.append(
         "The adapter cache by its eviction policy: a hit is resident, a delayed hit joins a load under way, a miss "
-        "starts a load; an adapter in use is never evicted.",
-        "Loaders as servers with a queue of their own; one load in flight per adapter.",
-    ]
+        "starts a load; "
+        + ("as in vLLM, an adapter in use may be evicted too, and is loaded again by the next step."
+           if touched else "an adapter in use is never evicted.")
+    )  # fmt: skip
+    found.append(
+        "Loads inside the step that needs them, one after the other; the whole batch waits."
+        if _filled(manifest, "storage", "mode") == "blocking"
+        else "Loaders as servers with a queue of their own; one load in flight per adapter."
+    )
     return found
+
+
+def _batching(manifest: Mapping[str, Any]) -> list[str]:
+    chunks = _filled(manifest, "fleet", "chunked_prefill") is not False
+    alone = _filled(manifest, "fleet", "batching") == "prefill-first"
+    ahead = _filled(manifest, "fleet", "kv_check") in ("whole-answer", "peak")
+    return [
+        "Each replica batches continuously: requests join and leave at step boundaries, prompts are "
+        + ("split into chunks" if chunks else "computed whole")
+        + (", in steps of their own" if alone else "")
+        + ", and a step lasts as long as its tokens, sequences, KV cache and distinct adapters cost.",
+        "KV memory block by block, kept for whole answers before a request may join: nobody is preempted."
+        if ahead else "KV memory block by block, with preemption of the newest request when blocks run out.",
+    ]  # fmt: skip
+
+
+def _filled(manifest: Mapping[str, Any], section: str, key: str) -> Any:
+    """Return a value of the scenario, or what its engine's preset fills in."""
+    given = _part(_part(manifest, "scenario"), section).get(key)
+    name = engine(manifest)
+    return given if given is not None or name not in PRESETS else preset_value(name, f"{section}.{key}")
 
 
 def assumed(manifest: Mapping[str, Any]) -> list[str]:

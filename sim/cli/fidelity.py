@@ -35,7 +35,7 @@ def fidelity(
     profile_dir: Annotated[
         Path | None, typer.Option(help="Folder with a profile MODEL.json for each model; unset: the bundled ones.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/fidelity.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/fidelity-NAME.")] = None,
     jobs: JobsOption = -1,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: QuietOption = False,
@@ -49,11 +49,19 @@ def fidelity(
             )
         predict_runs(runs, lengths, profile_dir, out, jobs, json=json, quiet=quiet)
         return
+    if record is None and fit_on is not None:
+        raise InputError("costs fitted for nothing", key="--record", hint="give the record to predict")
     if record is None:
         raise InputError(
             "there is nothing to compare with",
             key="RUNS.csv",
             allowed="a table of measured runs, or --record with a record of an engine's steps",
+        )
+    if lengths or profile_dir or out:
+        raise InputError(
+            "--lengths, --profile-dir and --out go with RUNS.csv",
+            key="--record",
+            got=str(lengths or profile_dir or out),
         )
     _compare_record(record, fit_on, json=json, quiet=quiet)
 

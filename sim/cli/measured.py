@@ -38,8 +38,10 @@ def predict_runs(
     runs = read_runs(file)
     histograms = read_lengths(lengths or file.with_name(LENGTHS))
     profiles = profiles_for(sorted({run.model for run in runs}), profile_dir)
-    folder = out or Path("runs/fidelity")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = out or Path("runs") / f"fidelity-{file.stem}"
+    _make(folder)
+    if (folder / "manifest.json").exists():
+        raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
     with progress_bar(quiet) as progress:
         predictions = predict_all(
             runs, histograms, profiles, table=folder / TABLE, source=str(file), jobs=jobs, progress=progress
@@ -63,6 +65,13 @@ def predict_runs(
         message(
             f"note: {errors['calibration_runs']} runs calibrated the profiles and are left out of all errors", quiet
         )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("can't make this folder", key="--out", got=str(folder), hint=error.strerror) from None
 
 
 def _page(
@@ -90,7 +99,7 @@ def _page(
             *((f"Profile of {model}", f"{profile.name}, sha256 {profile.sha256[:12]}") for model, profile in
               profiles.items()),
             ("Calibration", f"{errors['calibration_runs']} runs, named in the profiles, are left out of all errors"),
-            ("Model", "engine vllm-0.8 behind the front end vllm-0.8-scraped, one simulated hour a run, seed 1"),
+            ("Model", "engine vllm-0.8 behind the front end vllm-0.8-scraped; up to 30 requests/s thrice"),
             ("Cost", f"{seconds:,.0f} core seconds, {seconds / len(predictions):.2f} a run"),
         ],
         command=shlex.join(["loraplan", *sys.argv[1:]]),
@@ -108,6 +117,11 @@ def published(
     """Fit a profile to published measurements of a real server (docs/validation.md)."""
     from calibrate.from_runs import fit_profile, write_profile
 
+    if jobs == 0:
+        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
+    _make(out.parent)
+    if out.is_dir():
+        raise InputError("a folder, not a file", key="--out", got=str(out))
     command = f"loraplan calibrate published DIR --model {model} --out {out.name}"
     with progress_bar(quiet) as progress:
         profile = fit_profile(folder, model, command, jobs, progress)

@@ -278,5 +278,7 @@ def _warn(point: Point) -> None:
     refused = point.metrics["refused"].value
     if refused:
         point.warnings.append(
-            f"{refused:,.0f} requests were refused: prompt and output don't fit into the KV cache of one replica"
+            f"{refused:,.0f} requests were refused: too long for one replica (its KV cache, fleet.max_model_len, or a "
+            "budget that must hold whole prompts), or turned away by a full host memory or a client with too many "
+            "open"
         )

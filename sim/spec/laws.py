@@ -187,14 +187,14 @@ class HistogramTokens(Strict):
     """Upper edge of the last bin."""
     shares: tuple[float, ...] = Field(min_length=1)
     """Share of requests in each bin; they need not add up to 1."""
-    mean: float | None = Field(default=None, gt=0)
+    mean: float | None = Field(default=None, gt=0, le=1e9)
     """Stretch all lengths by the same factor, so that their mean is this."""
 
     @model_validator(mode="after")
     def _usable(self) -> HistogramTokens:
         if self.high <= self.low:
             raise located("high", "high is not above low", got=f"low {self.low}, high {self.high}")
-        if any(not 0 <= share < math.inf for share in self.shares) or not sum(self.shares) > 0:
+        if any(not 0 <= share < math.inf for share in self.shares) or not 0 < sum(self.shares) < math.inf:
             raise located("shares", "shares are numbers from 0, not all of them 0", got=list(self.shares))
         return self
 

@@ -187,8 +187,11 @@ class Scenario(Strict):
             raise located(
                 "cache.host.fill", "engine fixed loads at arrival anyway", got="arrival", allowed="load, start"
             )
-        if cache.host is not None and cache.host.fill == "arrival" and fleet.front_end != "none":
-            raise located("cache.host.fill", "the front end stands before vLLM", got="arrival", allowed="load")
+        if fleet.front_end != "none" and cache.eviction != "vllm-lru":
+            raise located(
+                "fleet.front_end", "this front end is vLLM's", got=f"{fleet.front_end} with {cache.eviction}",
+                allowed="engines vllm-0.8 and vllm-0.32",
+            )  # fmt: skip
         if cache.gpu.unified:
             self._fits_unified()
 

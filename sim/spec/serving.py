@@ -20,6 +20,7 @@ DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
 
 _BATCHING_KEYS = (
     "admission", "load_at", "batching", "admission_interval", "waiting_ratio", "chunked_prefill", "front_end",
+    "max_model_len", "kv_check", "reserved_kv_blocks", "gpu_memory_utilization",
 )  # fmt: skip
 """What engine ``fixed`` has not."""
 

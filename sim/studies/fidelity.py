@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +30,8 @@ PREDICTED = (
 """Columns of a prediction, in the units of the measured table."""
 
 FRONT_END = "vllm-0.8-scraped"
+
+KEPT = "predicted.jsonl"
 
 LIGHT_RPS = 30
 SEEDS_LIGHT, SEEDS = 3, 1
@@ -86,8 +88,12 @@ def profiles_for(models: Sequence[str], folder: Path | None) -> dict[str, ModelP
     return found
 
 
-def fronted_scenario(run: MeasuredRun, lengths: LengthHistograms, profile: str, seed: int = 1) -> Scenario:
-    """Return the scenario of a run as it was measured: behind the API server and its client."""
+def fronted_scenario(run: MeasuredRun, lengths: LengthHistograms, profile: str) -> Scenario:
+    """Return the scenario of a run as it was measured: behind the API server and its client.
+
+    Every run has a seed of its own, from its name: one for all would give all of them the same luck.
+    """
+    seed = int.from_bytes(hashlib.sha256(run.name.encode()).digest()[:4], "big")
     scenario = scenario_of(run, lengths, profile, seed)
     return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"front_end": FRONT_END})})
 
@@ -145,9 +151,10 @@ def predict_all(
     jobs: int = -1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Prediction]:
-    """Predict every run, in parallel; what ``table`` has from an earlier, broken-off call is not simulated again.
+    """Predict every run, in parallel; what was predicted before, in this or another call, is not simulated again.
 
-    :param table: CSV file, one row a run, written anew after each.
+    :param table: CSV file, one row a run, written at the end and when the study is broken off. Beside it,
+        ``predicted.jsonl`` keeps every prediction that was ever made in this folder.
     :param source: the file of the runs, for error messages.
     :raises InputError: naming the line of a run that can't be simulated, before any is.
     """
@@ -155,17 +162,21 @@ def predict_all(
     for run, scenario in zip(runs, scenarios, strict=True):
         _check(run, scenario, source)
     keys = [_key(run, lengths, profiles[run.model]) for run in runs]
-    rows = {key: row for key, row in _read_table(table).items() if key in set(keys)}
+    kept = table.with_name(KEPT)
+    rows = {key: row for key, row in _read_kept(kept).items() if key in set(keys)}
     progress(len(rows), len(runs))
     left = [(key, run, scenario) for key, run, scenario in zip(keys, runs, scenarios, strict=True) if key not in rows]
     # Long runs first: a worker that begins one last would keep the others waiting.
     left.sort(key=lambda task: -task[1].offered_rps)
     tasks = [(key, scenario, seeds_of(run)) for key, run, scenario in left]
-    for key, predicted, wall_s in unordered(_predict_task, tasks, jobs):
-        rows[key] = {**predicted, "wall_s": wall_s}
+    try:
+        for key, predicted, wall_s in unordered(_predict_task, tasks, jobs):
+            rows[key] = {**predicted, "wall_s": wall_s}
+            with open(kept, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"key": key, **rows[key]}) + "\n")
+            progress(len(rows), len(runs))
+    finally:
         _write_table(table, runs, keys, rows, profiles)
-        progress(len(rows), len(runs))
-    _write_table(table, runs, keys, rows, profiles)
     return [
         Prediction(
             run, {name: float(rows[key][name]) for name in PREDICTED}, float(rows[key]["wall_s"]),
@@ -195,22 +206,23 @@ def _key(run: MeasuredRun, lengths: LengthHistograms, profile: ModelProfile) -> 
     return hashlib.sha256(f"{text}{profile.sha256}{code_version()}".encode()).hexdigest()[:16]
 
 
-def _read_table(table: Path) -> dict[str, dict[str, Any]]:
-    try:
-        with open(table, newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-    except OSError:
-        return {}
-    names = {f"predicted_{name}": name for name in PREDICTED}
-    whole = [row for row in rows if row.get("key") and all(row.get(column) for column in names)]
-    return {row["key"]: {"wall_s": row["wall_s"], **{names[c]: row[c] for c in names}} for row in whole}
+def _read_kept(path: Path) -> dict[str, dict[str, float]]:
+    """Return earlier predictions by key; a line that was cut short is no prediction."""
+    found = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            found[str(row["key"])] = {name: float(row[name]) for name in (*PREDICTED, "wall_s")}
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _write_table(
     table: Path,
     runs: Sequence[MeasuredRun],
     keys: Sequence[str],
-    rows: Mapping[str, Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, float]],
     profiles: Mapping[str, ModelProfile],
 ) -> None:
     text = io.StringIO()

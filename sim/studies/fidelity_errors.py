@@ -18,10 +18,6 @@ from sim.studies.measured_runs import METRICS, MODELS, REGIMES
 
 Floats = NDArray[np.float64]
 
-_MOST_FOR_ITL_RPS = 300
-_LEAST_ITL_MS = 5.0
-"""Beyond 300 requests/s offered, the gaps between tokens that the measuring client saw are those of its own queue."""
-
 
 @dataclass(frozen=True, slots=True)
 class Errors:
@@ -57,7 +53,7 @@ class SlotChoice:
 def usable(prediction: Prediction, metric: str) -> bool:
     """Return whether a metric was measured well enough to be compared."""
     run = prediction.run
-    if metric == "itl_p50_ms" and (run.offered_rps > _MOST_FOR_ITL_RPS or run.measured["itl_p50_ms"] < _LEAST_ITL_MS):
+    if metric == "itl_p50_ms" and not run.itl_usable:
         return False
     return run.measured[metric] > 0 and prediction.predicted[metric] > 0
 
@@ -129,8 +125,8 @@ def compare_peer(predictions: Sequence[Prediction], file: Path) -> Peer:
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines))
-    except OSError as error:
-        raise InputError("the peer's predictions can't be read", file=str(file), got=error.strerror) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError("the peer's predictions can't be read", file=str(file), got=str(error)) from None
     needed = ("model", "workload_group", "case", *(column for _, column, _ in _PEER_COLUMNS))
     missing = [name for name in needed if rows and name not in rows[0]]
     if not rows or missing:
@@ -145,11 +141,18 @@ def compare_peer(predictions: Sequence[Prediction], file: Path) -> Peer:
             if not truth:
                 continue
             scale = p.run.duration_s if column == "finished_requests" else 1.0
-            pairs.append((float(theirs[p.run.name][column]) / scale / truth - 1, p.predicted[name] / truth - 1))
+            pairs.append((_number(theirs[p.run.name][column], file) / scale / truth - 1, p.predicted[name] / truth - 1))
         if pairs:
             peer, ours = np.median(np.abs(np.array(pairs)), axis=0)
             result.append((words, len(pairs), float(peer), float(ours)))
     return Peer(tuple(result))
+
+
+def _number(text: str, file: Path) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        raise InputError("not a number", file=str(file), got=text) from None
 
 
 def as_json(predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -166,6 +169,7 @@ def as_json(predictions: Sequence[Prediction]) -> dict[str, Any]:
         },
         "slot_choice": None if choice is None else {
             "groups": choice.groups, "right": choice.right, "within_10pct": choice.within_10pct,
+            "most_slots_within_10pct": choice.most_slots_within_10pct,
         },
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError
+from sim.spec.laws import HistogramTokens
 from sim.spec.scenario import Scenario
 
 METRICS = (
@@ -79,6 +80,14 @@ class MeasuredRun:
     def offered_rps(self) -> float:
         """Requests per second of all adapters together."""
         return sum(rate * count for rate, count in self.rates)
+
+    @property
+    def itl_usable(self) -> bool:
+        """Whether the median gap between tokens is the engine's.
+
+        Beyond 300 requests/s offered, and below 5 ms, those that the measuring client saw are of its own queue.
+        """
+        return self.offered_rps <= 300 and self.measured["itl_p50_ms"] >= 5
 
     @property
     def regime(self) -> str:
@@ -151,6 +160,16 @@ def _run(row: dict[str, str], file: str, line: int) -> MeasuredRun:
             got=f"{len(rates)} rates, counts {row['adapters_per_rate']}, {adapters} adapters",
             allowed="a count for each rate, adding up to the adapters",
         )  # fmt: skip
+    if not 0 < sum(rate * count for rate, count in zip(rates, each, strict=True)) <= 1e6:
+        raise InputError(
+            "the rates of all adapters together make no traffic that can be simulated", file=file, line=line,
+            key="adapter_rates_rps", got=row["adapter_rates_rps"], allowed="above 0, up to 1,000,000 requests/s",
+        )  # fmt: skip
+    if count("host_slots") < count("gpu_slots"):
+        raise InputError(
+            "every adapter in a slot has a copy in host memory", file=file, line=line, key="host_slots",
+            got=row["host_slots"], allowed=f"at least gpu_slots ({row['gpu_slots']})",
+        )  # fmt: skip
     return MeasuredRun(
         line=line,
         model=parsed("model", MODELS.__getitem__, ", ".join(MODELS)),
@@ -162,7 +181,7 @@ def _run(row: dict[str, str], file: str, line: int) -> MeasuredRun:
         max_lora_rank=count("max_lora_rank"),
         ranks=parsed("adapter_rank_mix", lambda text: tuple(map(_positive_int, text.split("|"))), "ranks like 8|8|32"),
         rates=tuple(zip(rates, each, strict=True)),
-        duration_s=number("duration_s"),
+        duration_s=float(parsed("duration_s", _duration, "seconds, 1 to 10,000,000")),
         waiting_mean=number("waiting_mean"),
         kv_usage_mean=number("kv_usage_mean"),
         measured={name: number(name) for name in (*METRICS, *MORE_METRICS) if name in row},
@@ -172,6 +191,13 @@ def _run(row: dict[str, str], file: str, line: int) -> MeasuredRun:
 def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise ValueError
+    return value
+
+
+def _duration(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 1e7:
         raise ValueError
     return value
 
@@ -198,11 +224,15 @@ def read_lengths(path: Path) -> LengthHistograms:
     for side in ("prompt", "output"):
         try:
             part = data[side]
-            sides.append({"low": part["min"], "high": part["max"], "shares": tuple(map(float, part["bin_share"]))})
+            law = HistogramTokens.model_validate(
+                {"law": "histogram", "low": part["min"], "high": part["max"], "shares": part["bin_share"]}
+            )
         except (KeyError, TypeError, ValueError):
             raise InputError(
-                "not a histogram of lengths", file=str(path), key=side, allowed="min, max and a list bin_share"
-            ) from None
+                "not a histogram of lengths", file=str(path), key=side,
+                allowed="whole numbers min < max from 1 on, and a list bin_share of numbers from 0 on",
+            ) from None  # fmt: skip
+        sides.append({"low": law.low, "high": law.high, "shares": law.shares})
     return LengthHistograms(*sides)
 
 
@@ -234,6 +264,6 @@ def scenario_of(run: MeasuredRun, lengths: LengthHistograms, profile: str, seed:
         "fleet": {
             "profile": profile, "engine": "vllm-0.8", "max_num_seqs": 2048, "max_num_batched_tokens": 2048,
         },
-        "cache": {"gpu": {"slots": run.gpu_slots}, "host": {"slots": max(run.host_slots, run.gpu_slots)}},
+        "cache": {"gpu": {"slots": run.gpu_slots}, "host": {"slots": run.host_slots}},
         "run": {"seed": seed, "replications": 1, "warmup": "0%"},
     })  # fmt: skip

@@ -11,18 +11,11 @@ import gzip
 import json
 import re
 import zlib
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from sim.errors import InputError
 
@@ -33,16 +26,20 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Time = Annotated[float, Field(ge=0, le=1e7)]
+
+
 class RecordConfig(_Part):
     """How the engine was set up; ``kv_blocks`` counts one that it never uses."""
 
-    slots: PositiveInt
-    host_slots: PositiveInt
-    adapters: PositiveInt
-    max_num_seqs: PositiveInt
-    max_num_batched_tokens: PositiveInt
-    block_size: PositiveInt
-    kv_blocks: PositiveInt
+    slots: Count
+    host_slots: Count
+    adapters: Count
+    max_num_seqs: Count
+    max_num_batched_tokens: Count
+    block_size: Count
+    kv_blocks: Count
 
 
 class RecordedRequest(_Part):
@@ -50,10 +47,10 @@ class RecordedRequest(_Part):
 
     id: NonNegativeInt
     adapter: NonNegativeInt
-    prompt_tokens: PositiveInt
-    output_tokens: PositiveInt
-    arrival_s: NonNegativeFloat
-    finished_s: NonNegativeFloat | None = None
+    prompt_tokens: Count
+    output_tokens: Count
+    arrival_s: Time
+    finished_s: Time | None = None
 
 
 class RecordedStep(_Part):
@@ -63,11 +60,11 @@ class RecordedStep(_Part):
     :ivar evictions: (adapter, whether it was in this batch) in their order.
     """
 
-    at_s: float
+    at_s: Time
     scheduled: dict[int, PositiveInt]
     preempted: tuple[int, ...] = ()
     adapters: tuple[int, ...]
-    loads: tuple[tuple[int, float], ...] = ()
+    loads: tuple[tuple[int, Time], ...] = ()
     evictions: tuple[tuple[int, bool], ...] = ()
 
 
@@ -91,12 +88,27 @@ class StepRecord(_Part):
             raise ValueError("a record needs requests and steps")
         if [request.id for request in self.requests] != list(range(len(self.requests))):
             raise ValueError("request ids must count 0, 1, 2, …")
-        known = self.config.adapters
+        config = self.config
+        if config.host_slots < config.slots:
+            raise ValueError(f"config.host_slots ({config.host_slots}) must be at least config.slots ({config.slots})")
+        if config.kv_blocks < 2:
+            raise ValueError("config.kv_blocks must be at least 2: one is never used")
+        if config.max_num_batched_tokens < config.max_num_seqs:
+            raise ValueError("config.max_num_batched_tokens must be at least config.max_num_seqs")
+        if any(after.at_s < before.at_s for before, after in pairwise(self.steps)):
+            raise ValueError("steps must stand in the order of their times")
+        for request in self.requests:
+            if request.finished_s is not None and request.finished_s < request.arrival_s:
+                raise ValueError(f"request {request.id} ends before it arrives")
+        known = config.adapters
         if any(request.adapter >= known for request in self.requests):
             raise ValueError(f"a request names an adapter beyond config.adapters ({known})")
         for number, step in enumerate(self.steps):
-            if any(index >= len(self.requests) for index in (*step.scheduled, *step.preempted)):
+            if any(not 0 <= index < len(self.requests) for index in (*step.scheduled, *step.preempted)):
                 raise ValueError(f"step {number} schedules a request that the record doesn't have")
+            named = (*step.adapters, *(load[0] for load in step.loads), *(eviction[0] for eviction in step.evictions))
+            if any(not 0 <= adapter < known for adapter in named):
+                raise ValueError(f"step {number} names an adapter beyond config.adapters ({known})")
         return self
 
 
@@ -119,7 +131,7 @@ def read_record(path: Path) -> StepRecord:
             ) from None
     try:
         data: Any = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("the record is not JSON", file=where, got=str(error)) from None
     engine = data.get("engine") if isinstance(data, dict) else None
     if isinstance(engine, str) and _version(engine) not in _PRESETS:

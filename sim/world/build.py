@@ -92,6 +92,12 @@ def build_world(scenario: Scenario) -> World:
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
     if profile is not None and scenario.storage.loaders > 1 and scenario.storage.load is None:
         notes.append("loads at the same time share no bandwidth in this version: several loaders look too good")
+    if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and capacity < len(population):
+        notes.append(
+            f"host memory holds as many adapters as there are slots (vLLM's max_cpu_loras): with {capacity} "
+            f"of {len(population)} most loads come from storage, inside the step; cache.host.slots={len(population)} "
+            "keeps all"
+        )
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     return World(

@@ -43,7 +43,10 @@ def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Populatio
 
 
 def _left(scenario: Scenario, profile: Profile, population: Population, slots: int | None, size: int | None) -> int:
-    taken = adapter_bytes(slots, profile, population) if slots is not None else size or 0
+    if scenario.cache.gpu.unified:
+        taken = 0  # adapters take KV blocks when they come
+    else:
+        taken = adapter_bytes(slots, profile, population) if slots is not None else size or 0
     return kv_tokens_left(profile.memory, taken, scenario.fleet.gpu_memory_utilization)
 
 
@@ -54,6 +57,17 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
         return ScenarioError(
             "the KV cache can't hold one request of full length", key="fleet.kv_tokens", got=fleet.kv_tokens,
             allowed=f"at least fleet.max_model_len ({longest})",
+        )  # fmt: skip
+    whole = _left(scenario, profile, population, None, 0)
+    if longest > fleet.max_num_batched_tokens and whole < longest:
+        return ScenarioError(
+            "the KV cache can't hold one request of full length, even without adapters", key="fleet.max_model_len",
+            got=longest, allowed=f"up to {max(whole, 0):,} tokens on {profile.device}",
+        )  # fmt: skip
+    if whole < fleet.max_num_batched_tokens and fleet.gpu_memory_utilization is not None:
+        return ScenarioError(
+            f"this share of {profile.device} is too small for the weights of {profile.model} and a KV cache",
+            key="fleet.gpu_memory_utilization", got=f"{fleet.gpu_memory_utilization:.0%}",
         )  # fmt: skip
     slots = gpu.slots
     needed = (

@@ -104,8 +104,13 @@ def test_a_fitted_memory_is_exact_where_it_was_made() -> None:
 
 
 def test_a_missing_table_or_column_is_named(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("model,tier\n", encoding="utf-8")
+    (tmp_path / "t.csv").write_text("model,tier\nllama-3.1-8b-instruct,x\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"t.csv:1: columns are missing \(got load_ms\)"):
+        read_rows(tmp_path / "t.csv", ("model", "load_ms"))
+    with pytest.raises(InputError, match=r"t.csv: no rows of this model \(got qwen2.5-7b\)"):
+        read_rows(tmp_path / "t.csv", ("model", "tier"))
+    (tmp_path / "t.csv").write_text("model,load_ms\nllama-3.1-8b-instruct,x\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"t.csv:2: load_ms: not a number \(got x\)"):
         read_rows(tmp_path / "t.csv", ("model", "load_ms"))
     with pytest.raises(InputError, match=r"no.csv: the table can't be read"):
         read_rows(tmp_path / "no.csv", ("model",))

@@ -57,8 +57,13 @@ def test_features_times_costs_are_the_simulated_tpot(tmp_path: Path, slots: int,
     first, last = columns["first_token_s"][done].astype(float), columns["finished_s"][done].astype(float)
     tpot_s = float(np.mean((last - first) / (columns["output_tokens"][done] - 1)))
     equations = served_hour(run(slots, tpot_s), world.scenario)
-    ours = equations.features[0] @ np.array([KNOWN[name] for name in TERMS]) + equations.known[0]
-    assert ours == pytest.approx(tpot_s, rel=1e-9)
+    costs = np.array([KNOWN[name] for name in TERMS])
+    assert equations.features[0] @ costs + equations.known[0] == pytest.approx(tpot_s, rel=1e-9)
+    ttft_s = columns["first_token_s"].astype(float) - columns["arrival_s"].astype(float)
+    ttft_s = np.sort(ttft_s[columns["status"] == 0])
+    around = ttft_s[int(0.45 * len(ttft_s)) : int(0.55 * len(ttft_s)) + 1].mean()
+    # The same requests but for one at each end of the range.
+    assert equations.features[2] @ costs + equations.known[2] == pytest.approx(around, rel=0.01)
 
 
 def test_the_log_has_every_step(tmp_path: Path) -> None:

@@ -135,6 +135,12 @@ def test_costs_of_the_record_itself_are_noted(loraplan: CommandLine) -> None:
         (changed("requests.1.adapter", 7), "r.json.gz: record: a request names an adapter beyond config.adapters (2)"),
         (changed("steps.1.scheduled", {"9": 1}), "step 1 schedules a request that the record doesn't have"),
         (changed("steps.1.at_s", "soon"), "r.json.gz: steps.1.at_s: "),
+        (changed("steps.1.at_s", 9.0), "r.json.gz: record: steps must stand in the order of their times"),
+        (changed("steps.0.adapters", [7]), "step 0 names an adapter beyond config.adapters (2)"),
+        (changed("config.slots", 2) | {"config": {**CONFIG, "slots": 2, "host_slots": 1}},
+         "config.host_slots (1) must be at least config.slots (2)"),
+        (changed("config.adapters", 10**12), "r.json.gz: config.adapters: "),
+        (changed("requests.1.finished_s", 0.01), "request 1 ends before it arrives"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_record_is_one_line(loraplan: CommandLine, record: dict[str, Any], says: str) -> None:
@@ -172,7 +178,8 @@ def test_a_file_that_is_no_record_is_one_line(loraplan: CommandLine, content: by
         (("runs.csv", "--record", "r.json.gz"), "--record: give either measured runs or a record, not both (got r"),
         (("--record", "nowhere.json.gz"), "nowhere.json.gz: can't read the record (got No such file or directory)"),
         (("--record", "."), "can't read the record"),
-        (("--fit-on", "r.json.gz"), ": there is nothing to compare with (allowed: "),
+        (("--fit-on", "r.json.gz"), "--record: costs fitted for nothing; give the record to predict"),
+        (("--record", "r.json.gz", "--out", "o"), "--record: --lengths, --profile-dir and --out go with RUNS.csv (got o"),
         (("--record", "r.json.gz", "--fit-on", "nowhere"), "nowhere: can't read the record"),
         (("--record", "r.json.gz", "--fit-on", "off.json.gz"),
          "off.json.gz: mode: only records in real time have arrivals to predict (got offline, allowed: online)"),

@@ -55,19 +55,22 @@ def test_what_was_predicted_before_is_not_simulated_again(
     first = loraplan("fidelity", "runs.csv", "--jobs", "1")
     assert first.code == 0, first.err
     assert "p99 TTFT" in first.out
-    table = Path("runs/fidelity/predictions.csv")
+    table = Path("runs/fidelity-runs/predictions.csv")
     whole = table.read_text(encoding="utf-8")
-    table.write_text("\n".join(whole.splitlines()[:2]) + "\n", encoding="utf-8")
+    kept = Path("runs/fidelity-runs/predicted.jsonl")
+    lines = kept.read_text(encoding="utf-8").splitlines()
+    kept.write_text(f"{lines[0]}\n{lines[1][:50]}", encoding="utf-8")  # as after a kill in the middle of a line
     calls = []
     simulate = fidelity.predict_run
     monkeypatch.setattr(fidelity, "predict_run", lambda *given: calls.append(given) or simulate(*given))
     assert loraplan("fidelity", "runs.csv", "--jobs", "1").code == 0
     assert len(calls) == 1, "the row that was left is used again"
-    again = table.read_text(encoding="utf-8")
-    drop_time = [[cell for n, cell in enumerate(line.split(",")) if n != len(line.split(",")) - 2] for line in
-                 again.splitlines()]  # fmt: skip
-    assert drop_time == [
-        [cell for n, cell in enumerate(line.split(",")) if n != len(line.split(",")) - 2] for line in whole.splitlines()
+    assert _without_time(table.read_text(encoding="utf-8")) == _without_time(whole)
+
+
+def _without_time(table: str) -> list[dict[str, str]]:
+    return [
+        {name: cell for name, cell in row.items() if name != "wall_s"} for row in csv.DictReader(table.splitlines())
     ]
 
 

@@ -2,6 +2,9 @@
 
     python tests/statistical/load_counts.py ../shared/data [mean-itl]
 
+Requests come through the front end that all these runs were measured behind. It matters: while it stands still,
+adapters whose next request waits outside leave the batch, and come back at the price of a cascade.
+
 The model behind these runs is not stated, so every run's own step time is given: the run divided by its steps, the
 loads that blocked them included. With ``mean-itl`` it is the mean gap between tokens that the client saw, which in
 overload is up to three times as long, because streamed tokens are merged.
@@ -79,7 +82,7 @@ def count(row: dict[str, str], folder: Path, *, mean_itl: bool = False) -> Count
         "adapters": {"count": adapters, "rank": 8},
         "fleet": {
             "engine": "vllm-0.8", "profile": str(path), "max_num_seqs": 2048, "max_num_batched_tokens": 2048,
-            "kv_tokens": int(float(row["kv_tokens"])),
+            "kv_tokens": int(float(row["kv_tokens"])), "front_end": "vllm-0.8-scraped",
         },
         "cache": {"gpu": {"slots": slots}, "host": {"slots": adapters}},
         "storage": {"load": no_time, "host_load": no_time},

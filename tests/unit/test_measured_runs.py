@@ -112,7 +112,7 @@ def test_gaps_that_the_client_made_are_not_compared(tmp_path: Path) -> None:
 
 def test_slots_are_chosen_by_the_predicted_p99(tmp_path: Path) -> None:
     slots = [("8", "300"), ("16", "100"), ("32", "105")]
-    runs = some_runs(tmp_path, *({"gpu_slots": count, "ttft_p99_ms": p99} for count, p99 in slots))
+    runs = some_runs(tmp_path, *({"gpu_slots": count, "host_slots": "64", "ttft_p99_ms": p99} for count, p99 in slots))
     good = slot_choice([predicted(run, 1.0) for run in runs])
     assert good is not None
     assert (good.groups, good.right, good.within_10pct, good.most_slots_within_10pct) == (1, 1.0, 1.0, 1.0)
