@@ -95,12 +95,12 @@ def profile_words(manifest: Mapping[str, Any]) -> str:
         return "None: engine fixed takes its service time from the scenario."
     status = str(profile.get("status", "unknown"))
     trust = {
-        "assumed": "assumed: nobody measured these costs, so their error is unknown",
-        "derived": "derived from measurements of another setup",
+        "assumed": "assumed: nobody measured these costs",
+        "derived": "derived from published measurements",
         "measured": "measured on the device it names",
     }.get(status, status)
     error = profile.get("error") or profile.get("holdout_error")
-    return f"{profile.get('name', 'unnamed')}, {trust}{f'; error {error}' if error else ''}."
+    return f"{profile.get('name', 'unnamed')}, {trust}{f'; their error: {error}' if error else ''}."
 
 
 def intervals(manifest: Mapping[str, Any]) -> str:

@@ -83,7 +83,12 @@ def _guarded(debug: bool) -> int:
 
 
 def _interrupted() -> int:
-    typer.echo("interrupted: finished points are kept; the same command goes on from there", err=True)
+    kept = (
+        "nothing of a fit is kept"
+        if "calibrate" in sys.argv
+        else "finished points are kept; the same command goes on from there"
+    )
+    typer.echo(f"interrupted: {kept}", err=True)
     return INTERRUPTED
 
 

@@ -34,6 +34,7 @@ class Facts:
     :ivar blocking: loads happen after admission, inside the step.
     :ivar size_bytes, kind, kind_names: of the adapters.
     :ivar slots: adapter slots, or None where bytes are counted; ``kv_tokens``, ``max_num_seqs``: None for ``fixed``.
+    :ivar refusals: for what reasons requests may be refused, in words.
     """
 
     slo: dict[str, float]
@@ -47,6 +48,7 @@ class Facts:
     slots: int | None
     kv_tokens: int | None
     max_num_seqs: int | None
+    refusals: str = "prompt and output don't fit into the KV cache of one replica"
 
 
 class Measured:

@@ -44,7 +44,7 @@ def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], w
         traffic=_traffic(m),
         warnings=list(warnings),
     )
-    _warn(point)
+    _warn(point, facts.refusals)
     _unsettle_overloaded(point)
     return point
 
@@ -262,7 +262,7 @@ def _traffic(m: Measured) -> dict[str, float]:
     }
 
 
-def _warn(point: Point) -> None:
+def _warn(point: Point, refusals: str) -> None:
     loader = point.capacity["loader"]["offered_load"]
     if loader is not None and loader >= 1:
         point.warnings.append(
@@ -277,8 +277,4 @@ def _warn(point: Point) -> None:
         )
     refused = point.metrics["refused"].value
     if refused:
-        point.warnings.append(
-            f"{refused:,.0f} requests were refused: too long for one replica (its KV cache, fleet.max_model_len, or a "
-            "budget that must hold whole prompts), or turned away by a full host memory or a client with too many "
-            "open"
-        )
+        point.warnings.append(f"{refused:,.0f} requests were refused: {refusals}")

@@ -12,7 +12,6 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
-from sim.spec.laws import FixedTokens
 from sim.spec.serving import (
     DEFAULT_PROFILE,
     ENGINES,
@@ -247,8 +246,3 @@ class Scenario(Strict):
             return self.fleet.load_at
         waits = self.fleet.admission != "skip" or self.storage.mode == "blocking"
         return "admission" if waits and self.fleet.engine != "fixed" else "arrival"
-
-
-def fixed_tokens(value: int) -> FixedTokens:
-    """Return the law of a constant length; handy in tests and notebooks."""
-    return FixedTokens(law="fixed", value=value)

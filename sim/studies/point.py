@@ -102,4 +102,20 @@ def facts_of(world: World) -> Facts:
         slots=scenario.cache.gpu.slots,
         kv_tokens=world.kv_tokens,
         max_num_seqs=None if fixed else scenario.fleet.max_num_seqs,
+        refusals=_refusals(scenario),
     )
+
+
+def _refusals(scenario: Scenario) -> str:
+    """Return for what reasons requests of a scenario may be refused."""
+    fleet, host = scenario.fleet, scenario.cache.host
+    reasons = ["prompt and output don't fit into the KV cache of one replica"]
+    if fleet.max_model_len is not None:
+        reasons.append(f"are longer than fleet.max_model_len ({fleet.max_model_len})")
+    if not fleet.chunked_prefill:
+        reasons.append(f"the prompt is longer than a step's budget ({fleet.max_num_batched_tokens})")
+    if host is not None and host.full == "reject":
+        reasons.append("host memory was full of adapters in use (cache.host.full: reject)")
+    if fleet.front_end != "none":
+        reasons.append("the client had too many requests open")
+    return ", or ".join(reasons)

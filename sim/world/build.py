@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.policies.cache import AllInHost, GpuCache, HostCache, UnifiedCache
-from sim.policies.costs import StepCosts, beyond_envelope, load_seconds, mean_residual
+from sim.policies.costs import StepCosts, beyond_envelope
 from sim.policies.eviction import EVICTIONS
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
 from sim.policies.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
@@ -63,15 +63,6 @@ class World:
     @property
     def population(self) -> Population:
         return self.traffic.population
-
-    def mean_load_s(self) -> float:
-        """Return the mean time of a load from storage over all adapters, each counted once."""
-        law = self.scenario.storage.load
-        if law is not None:
-            return law.mean()
-        assert self.profile is not None, "loads have a law or a profile"
-        tier = self.profile.load.storage
-        return float(load_seconds(tier, self.population).mean()) * mean_residual(tier)
 
 
 def build_world(scenario: Scenario) -> World:

@@ -179,7 +179,7 @@ def test_a_file_that_is_no_record_is_one_line(loraplan: CommandLine, content: by
         (("--record", "nowhere.json.gz"), "nowhere.json.gz: can't read the record (got No such file or directory)"),
         (("--record", "."), "can't read the record"),
         (("--fit-on", "r.json.gz"), "--record: costs fitted for nothing; give the record to predict"),
-        (("--record", "r.json.gz", "--out", "o"), "--record: --lengths, --profile-dir and --out go with RUNS.csv (got o"),
+        (("--record", "r.json.gz", "--out", "o"), "--lengths, --profile-dir and --out go with RUNS.csv (got o"),
         (("--record", "r.json.gz", "--fit-on", "nowhere"), "nowhere: can't read the record"),
         (("--record", "r.json.gz", "--fit-on", "off.json.gz"),
          "off.json.gz: mode: only records in real time have arrivals to predict (got offline, allowed: online)"),
