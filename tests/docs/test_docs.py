@@ -171,7 +171,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 def test_pages_name_no_machine() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for path in (str(ROOT.parent), "/home/", "/tmp/", "/root/", "localhost"):
+        for path in (f"{ROOT.parent}/", "/home/", "/tmp/", "/root/", "localhost"):
             assert path not in text, f"{page.name} names {path}"
 
 

@@ -48,7 +48,10 @@ def test_more_slots_can_be_worse(shared: Path) -> None:
 
 
 def test_a_sample_of_hours_is_predicted(shared: Path) -> None:
-    """Every 22nd of the cheaper runs; medians of so few scatter, so bounds are half as wide again as those of all."""
+    """Every 22nd of the cheaper runs; medians of so few scatter, so bounds are half as wide again as those of all.
+
+    Most of these are unsaturated, where the median error of p99 TTFT is 0.072 in all (docs/validation.md).
+    """
     runs = read_runs(shared / "vllm_h100" / "runs.csv")
     lists = profiles_for(["llama-3.1-8b", "qwen2.5-7b"], None)
     left = [run for run in runs if run.name not in lists[run.model].calibration_runs and run.offered_rps < 60]
@@ -58,7 +61,7 @@ def test_a_sample_of_hours_is_predicted(shared: Path) -> None:
         errors = errors_of(sample, name)
         assert errors is not None
         assert errors.ape_p50 < 1.5 * bound, name
-    for name, bound in {"ttft_p50_ms": 0.025, "ttft_p99_ms": 0.038}.items():
+    for name, bound in {"ttft_p50_ms": 0.025, "ttft_p99_ms": 0.072}.items():
         errors = errors_of(sample, name)
         assert errors is not None
         assert errors.log10_abs_p50 < 1.5 * bound, name
