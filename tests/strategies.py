@@ -103,6 +103,8 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
             "tokens": [[0, 0.0], [64, draw(ticks) * 64]],
             "per_sequence_s": draw(ticks),
             "per_kv_token_s": draw(st.sampled_from((0, 0, GRID / 16, GRID))),
+            "prefill_step_s": draw(ticks),
+            "per_passed_s": draw(ticks),
             "lora": {"per_slot_s": draw(ticks), "per_adapter_s": draw(ticks)},
         }
         storage, host = (
@@ -121,9 +123,12 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
         "per_sequence_s": some(8, milli / 32),
         "per_kv_token_s": some(16, milli / 256),
         "per_attended_token_s": some(8, milli / 4096),
+        "prefill_step_s": some(8, milli / 2),
+        "per_passed_s": some(8, milli / 8),
         "lora": {
             "fixed_s": some(4, milli / 8), "per_slot_s": some(4, milli / 32), "per_adapter_s": some(8, milli / 8),
             "per_slot_token_s": some(4, milli / 1024), "per_adapter_max_rank_s": some(4, milli / 512),
+            "per_slot_prefill_token_s": some(4, milli / 1024),
             "per_adapter_rank_s": some(8, milli / 256), "per_token_rank_s": some(8, milli / 2048),
         },
     }  # fmt: skip

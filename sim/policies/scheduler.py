@@ -352,8 +352,8 @@ class Scheduler:
                 self.blocked = BY_SEATS
                 break
             request = waiting.first()
+            self._scanned = None if request is None else request.key
             if request is None:
-                self._scanned = None
                 break
             prefill = request.to_prefill
             if prefill > budget and not limits.chunked:
@@ -362,7 +362,6 @@ class Scheduler:
             if rule is not None:
                 if not rule.fits(request, adapters, self.step, running.values()):
                     self.blocked, self._blocked_key = BY_KV, request.key
-                    self._scanned = request.key
                     break
                 rule.joined(request)
             elif need > spare:
@@ -372,7 +371,6 @@ class Scheduler:
                     self.blocked, self._blocked_key = BY_KV, request.key
                     break
             waiting.take()
-            self._scanned = request.key
             running[request.index] = request
             adapter = request.adapter
             if adapter in adapters:

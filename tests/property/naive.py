@@ -268,6 +268,7 @@ class Batching(Replica):
         super().__init__(fleet, index)
         self.running: list[Job] = []
         self.front = 0
+        self.passed = 0  # waiting jobs that this step's scan of the queue left behind for want of room
 
     def blocks(self, tokens: int) -> int:
         return math.ceil(tokens / self.scenario.fleet.block_size)
@@ -327,7 +328,7 @@ class Batching(Replica):
                 chunks.append((job, chunk, job.prefilled))
                 job.prefilled += chunk
                 budget -= chunk
-        self.step_blocked = 0
+        self.step_blocked = self.passed = 0
         fresh = [] if preempted else self.admit(budget, chunks, now)
         self.in_step = list(self.running)
         self.step_start_s, self.boundary = -1.0, None
@@ -339,11 +340,13 @@ class Batching(Replica):
     def admit(self, budget: int, chunks: list[tuple[Job, int, int]], now: float) -> list[Job]:
         """Let jobs join; return those who did not use their adapter before."""
         fresh: list[Job] = []
+        seen = -math.inf  # the scan has come to this key
         while budget > 0:
             if len(self.running) == self.scenario.fleet.max_num_seqs:
                 self.step_blocked = 1 if self.at("line") or self.at("aside") else 0
                 break
             job = self.next_in_line(now)
+            seen = math.inf if job is None else job.key
             if job is None:
                 break
             whole = self.scenario.fleet.kv_check == "whole-prompt"
@@ -360,6 +363,7 @@ class Batching(Replica):
             budget -= job.prefilled
             chunks.append((job, job.prefilled, 0))
             self.running.append(job)
+        self.passed = sum(job.key < seen for job in self.at("aside"))
         return fresh
 
     def load_in_step(self, fresh: list[Job], now: float) -> float:
@@ -432,9 +436,12 @@ class Batching(Replica):
             + cost.per_sequence_s * len(self.running)
             + cost.per_kv_token_s * sum(job.prompt + job.generated for job in decodes)
             + cost.per_attended_token_s * sum(sum(range(a + 1, a + n + 1)) for _, n, a in chunks)
+            + (cost.prefill_step_s if chunks else 0)
+            + cost.per_passed_s * self.passed
             + cost.lora.fixed_s
             + cost.lora.per_slot_s * slots
             + cost.lora.per_slot_token_s * slots * sum(count for _, count in tokens)
+            + cost.lora.per_slot_prefill_token_s * slots * sum(count for _, count, _ in chunks)
             + cost.lora.per_adapter_s * len(adapters)
             + cost.lora.per_adapter_max_rank_s * max(ranks) * len(adapters)
             + cost.lora.per_adapter_rank_s * sum(ranks[adapter] for adapter in adapters)

@@ -5,6 +5,7 @@ As in ``naive``, everything is counted anew whenever it is asked.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from naive import COMPLETED, DELAYED_HIT, GPU, HOST, MISS, REFUSED, STORAGE, Batching, Job, Load, TwinFleet
@@ -208,7 +209,7 @@ class Engine(Batching):
                 chunks.append((job, chunk, job.prefilled))
                 job.prefilled += chunk
                 budget -= chunk
-        self.step_blocked = 0
+        self.step_blocked = self.passed = 0
         fresh: list[Job] = []
         if not preempted and self.may_look():
             before = len(self.running)
@@ -244,10 +245,11 @@ class Engine(Batching):
 
     def admit(self, budget: int, chunks: list[tuple[Job, int, int]], now: float) -> list[Job]:
         fresh: list[Job] = []
-        fleet = self.scenario.fleet
+        fleet, seen = self.scenario.fleet, -math.inf
         self.begin_pass(now)
         while budget > 0 and len(self.running) < fleet.max_num_seqs:
             job = self.next_in_line(now)
+            seen = math.inf if job is None else job.key
             if job is None or (job.target > budget and not fleet.chunked_prefill) or not self.kv_fits(job, budget):
                 break
             if not job.uses:
@@ -260,6 +262,7 @@ class Engine(Batching):
             budget -= job.prefilled
             chunks.append((job, job.prefilled, 0))
             self.running.append(job)
+        self.passed = sum(job.key < seen for job in self.at("aside"))
         return fresh
 
     def begin_pass(self, now: float) -> None:
@@ -363,6 +366,7 @@ class Queueing(Engine):
     def admit(self, budget: int, chunks: list[tuple[Job, int, int]], now: float) -> list[Job]:
         fresh = super().admit(budget, chunks, now)
         self.served |= {job.adapter for job in fresh}
+        self.passed = 0  # queues of adapters are not scanned
         return fresh
 
     def drop(self, entry: tuple[int, float]) -> None:
