@@ -30,6 +30,8 @@ class AdapterQueues(ReadyQueue):
         that; where loads take longer than the cycle, adapters could come and go for ever without being used).
     """
 
+    by_turns = True
+
     def __init__(
         self, cache: GpuCache, ask: Callable[[Request], None], now: Callable[[], float], cycle_s: float
     ) -> None:

@@ -28,7 +28,10 @@ class ReadyQueue:
         are empty: the scheduler looks at them and doesn't call.
     :ivar over_limit: whether the last look at the queue ended at a request over the adapter limit.
     :ivar take: removes the request that ``first`` has just returned; here a C function.
+    :cvar by_turns: whether who may join depends on more than the queue: ``begin`` then comes before every look at it.
     """
+
+    by_turns = False
 
     def __init__(self) -> None:
         self.line: list[tuple[int, Request]] = []
@@ -36,6 +39,9 @@ class ReadyQueue:
         self.over_limit = False
         self.take: Callable[[], object] = partial(heappop, self.line)
         self._front = 0
+
+    def begin(self) -> None:
+        """Do what a look at the queue begins with; here nothing."""
 
     def push(self, request: Request) -> None:
         """Add a request by its key."""

@@ -1,13 +1,13 @@
 """The step scheduler of one replica: who runs in the next step, and for how many equal steps.
 
 Pure: it knows nothing of SimPy. The world calls ``compose`` at a step boundary, lets the time of the step (or of a
-leap of equal steps) pass, and calls ``complete``. The rules are those of vLLM's V1 scheduler (docs/model.md) over
-adapters that never leave while in use.
+leap of equal steps) pass, and calls ``complete``. The rules are those of vLLM's V1 scheduler (docs/model.md);
+``Limits`` and ``KvRule`` say where other engines have their own. Which adapters are resident is no concern of it: the
+waiting queue knows who may join.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -102,7 +102,6 @@ class Scheduler:
         self._plain = not (self._gated or self._alone or rule is not None)
         self._closed = False  # whether waiting requests were not looked at
         self._joined_step = 0
-        self._begin: Callable[[], None] | None = getattr(waiting, "begin", None)
         self.kv = kv
         self.waiting = waiting
         self.running: dict[int, Request] = {}
@@ -281,7 +280,7 @@ class Scheduler:
         """
         if self._closed:
             return self.limits.waiting_ratio > 0
-        if self.blocked == UNBLOCKED or self.blocked == BY_SLOTS or self._begin is not None:
+        if self.blocked == UNBLOCKED or self.blocked == BY_SLOTS or self.waiting.by_turns:
             return True
         return self.blocked == BY_KV and key < self._blocked_key and len(self.running) < self.limits.num_seqs
 
@@ -345,8 +344,8 @@ class Scheduler:
         line, aside, size, prefills = waiting.line, waiting.aside, kv.size, self._next.prefills
         whole, rule = limits.whole_prompt, self.rule
         budget, before = limits.batched_tokens - tokens, len(running)
-        if self._begin is not None:
-            self._begin()
+        if waiting.by_turns:
+            waiting.begin()
         while budget > 0 and (line or aside):
             if len(running) == limits.num_seqs:
                 self.blocked = BY_SEATS

@@ -8,23 +8,18 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from measured_rows import ROW
 
 from sim.studies import fidelity
 from sim.studies.measured_runs import COLUMNS, METRICS
 
-ROW = {
-    "model": "llama-3.1-8b-instruct", "workload_group": "g", "case": "_8_", "gpu_slots": "8", "host_slots": "16",
-    "adapters": "12", "max_lora_rank": "16", "adapter_rank_mix": "8|16", "adapter_rates_rps": "0.5|0.25",
-    "adapters_per_rate": "4|8", "duration_s": "60.0", "waiting_mean": "0", "kv_usage_mean": "0.2",
-    "req_per_s": "3.9", "tpot_mean_ms": "20", "itl_mean_ms": "21", "itl_p50_ms": "19", "ttft_p50_ms": "40",
-    "ttft_p99_ms": "200", "running_mean": "10",
-}  # fmt: skip
+MINUTE = ROW | {"duration_s": "60.0", "max_lora_rank": "16", "adapter_rank_mix": "8|16"}
 
 
 def prepare(*rows: dict[str, str], columns: tuple[str, ...] = COLUMNS) -> None:
     side = {"min": 4, "max": 1024, "bin_share": [0.5, 0.3, 0.2]}
     Path("sharegpt_lengths.json").write_text(json.dumps({"prompt": side, "output": side}), encoding="utf-8")
-    lines = [",".join(columns), *(",".join((ROW | row)[name] for name in columns) for row in rows)]
+    lines = [",".join(columns), *(",".join((MINUTE | row)[name] for name in columns) for row in rows)]
     Path("runs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -51,10 +51,10 @@ def _by_adapter(row: tuple[float, ...]) -> tuple[float, ...]:
     return row[2], row[0], row[1], row[4]
 
 
-def compare(scenario: Scenario) -> None:
+def compare(scenario: Scenario, twins: type[TwinFleet] = TwinFleet) -> None:
     """Run both; requests, loads and every sum over steps must agree."""
     world = build_world(scenario)
-    recording, twin = simulate(world, 0, 1), TwinFleet(world).run()
+    recording, twin = simulate(world, 0, 1), twins(world).run()
     compare_requests(recording, twin.jobs)
     compare_loads(recording, twin.loads)
     assert recording.evictions == twin.evictions
@@ -62,14 +62,14 @@ def compare(scenario: Scenario) -> None:
     assert int(recording.gap_counts.sum()) == twin.gap_count
     low, high = recording.bounds.tolist()
     busy_s = sum(min(end, high) - start for start, end, _ in twin.steps if low <= start < high)
-    for name, ours, twins in (
+    for name, ours, theirs in (
         ("stopped_s", recording.stopped_s, twin.stopped_s),
         ("running_area", recording.running_area, twin.running_area),
         ("inside_area", recording.inside_area, twin.inside_area),
         ("gap_sum_s", float(recording.gap_sum_s.sum()), twin.gap_sum_s),
         ("busy_s", float(recording.busy_s.sum()), busy_s),
     ):
-        assert_near(name, ours, twins)
+        assert_near(name, ours, theirs)
 
 
 def tell(scenario: Scenario) -> None:
