@@ -141,6 +141,65 @@ class Provenance(Strict):
     """Those runs, by name; the errors are of all others."""
     residuals: dict[str, float] = Field(default_factory=dict)
     """Median absolute relative error of the fit, by what was fitted."""
+    device: dict[str, str] = Field(default_factory=dict)
+    """Of a measured profile: driver, clocks, power cap, PCIe, libraries, flags raised while measuring; no serial
+    numbers."""
+    date: str = ""
+    """Day of the measurement, as YYYY-MM-DD."""
+
+
+class Conditions(Strict):
+    """What the costs hold for: a profile of another engine, graph mode or LoRA kernel has other numbers."""
+
+    engine: str
+    """Engine and version, or ``loraplan calibrate steps`` for its own decoder stack."""
+    graphs: str
+    """CUDA graphs: up to which batch size, or ``eager``."""
+    lora_backend: str
+    """Kernel that applies the adapters."""
+    slots: tuple[int, ...] = ()
+    """Adapter slots that were measured."""
+    max_ranks: tuple[int, ...] = ()
+    """Ranks that slots were padded to."""
+    layers_timed: PositiveInt | None = None
+    """Decoder layers that were timed, where fewer than the model's; the rest is scaled."""
+
+
+class HoldOut(Strict):
+    """How well a form of cost predicts what it was not fitted on."""
+
+    what: str
+    """What is predicted, such as ``LoRA decode steps``."""
+    form: str
+    """The form of the cost: ``additive`` or ``multiplicative`` for steps, ``law`` for loads."""
+    method: str
+    """How it was held out: ``leave one configuration out``, ``far corner``, or ``in sample``."""
+    count: PositiveInt
+    """Configurations predicted."""
+    mean: NonNegativeFloat
+    """Mean absolute relative error."""
+    p90: NonNegativeFloat
+    """90 % quantile of it."""
+    bias: float
+    """Mean signed relative error."""
+
+
+class StepResidual(Strict):
+    """What single steps differ by from their cost; reported, not drawn: a leap of many steps averages over it."""
+
+    quantiles: tuple[PositiveFloat, ...]
+    """Quantiles of measured over predicted, equally spaced from 0 to 1."""
+    autocorrelation: float = Field(ge=-1, le=1)
+    """Of consecutive samples of one configuration: above 0, slow and fast times come in runs."""
+
+
+class Draw(Strict):
+    """One bootstrap draw of the costs: fitted to configurations drawn with replacement."""
+
+    step: StepCost
+    """Step costs of this draw."""
+    load: LoadCost
+    """Load costs of this draw."""
 
 
 class Profile(Strict):
@@ -174,6 +233,14 @@ class Profile(Strict):
     """How far predictions were from measurements."""
     provenance: Provenance | None = None
     """How a fitted profile came about."""
+    conditions: Conditions | None = None
+    """What the costs hold for."""
+    hold_out: tuple[HoldOut, ...] = ()
+    """Errors on what was not fitted, by form."""
+    step_residual: StepResidual | None = None
+    """Spread of single steps around their cost."""
+    draws: tuple[Draw, ...] = ()
+    """Bootstrap draws of step and load costs: ``loraplan run`` reports a calibration interval from them."""
 
 
 def bundled_profiles() -> list[str]:

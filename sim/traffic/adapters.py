@@ -66,6 +66,7 @@ SHAPES = {
     "llama-3-8b": _llama(4096, 14336, 32, 32, 8, 128256),
     "llama-3.1-8b": _llama(4096, 14336, 32, 32, 8, 128256),
     "mistral-7b": _llama(4096, 14336, 32, 32, 8, 32000),
+    "tiny": ModelShape(256, 512, 4, 4, 2, 64, vocab=1024),  # no real model: for tests of a calibration
     "qwen2.5-0.5b": _qwen(896, 4864, 24, 14, 2, 64, vocab=151936),
     "qwen2.5-7b": _qwen(3584, 18944, 28, 28, 4),
     "qwen2.5-14b": _qwen(5120, 13824, 48, 40, 8),
