@@ -1,0 +1,200 @@
+"""The method: how often, in which order and beside which checks anything is timed (docs/calibrate.md).
+
+Every configuration is visited once a round, in an order drawn anew for each round. A visit warms up, then samples
+until the median over all its samples is known well enough or its time is up. Before every few visits a canary, always
+the same work, tells whether the device still is what it was. No sample is ever left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibrate.devices import Call, Device, out_of_memory
+from calibrate.hardware import Watch
+from calibrate.samples import Configuration, SampleLog, Visit
+from sim.errors import InputError
+
+CANARY = "canary"
+_CANARY_EVERY = 8
+_DRIFT = 0.03
+_MAX_SAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How long to sample.
+
+    :ivar rounds: visits to each configuration.
+    :ivar least: samples of a configuration over all rounds, at least.
+    :ivar half_width: wanted half-width of the median's 95 % interval, relative to the median.
+    :ivar limit_s: seconds of sampling for one configuration over all rounds, at most (one sample a round is taken
+        whatever it lasts).
+    :ivar warmup: calls before the first sample of a visit.
+    """
+
+    rounds: int = 3
+    least: int = 20
+    half_width: float = 0.01
+    limit_s: float = 6.0
+    warmup: int = 3
+
+
+QUICK = Method(rounds=3, least=20, half_width=0.05, limit_s=0.25, warmup=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A configuration ready to be timed.
+
+    :ivar call: what is timed.
+    :ivar before: runs before every sample, untimed (puts things back; drops caches).
+    :ivar seconds: in place of timing ``call``: runs it and returns (seconds, wall seconds), for work that must stop
+        its own clock.
+    """
+
+    call: Call
+    before: Call | None = None
+    seconds: Callable[[], tuple[float, float]] | None = None
+
+
+Open = Callable[[Configuration], AbstractContextManager[Prepared]]
+"""Sets a configuration up, and tears it down at the end of the visit."""
+
+
+def median_half_width(samples: Sequence[float]) -> float:
+    """Return the relative half-width of a 95 % interval of the median from order statistics; inf below 6 samples.
+
+    The interval runs between the ranks n/2 ± 0.98·√n (normal approximation of the binomial; David and Nagaraja, Order
+    Statistics, 7.1).
+    """
+    count = len(samples)
+    if count < 6:
+        return float("inf")
+    ordered = np.sort(np.asarray(samples, dtype=np.float64))
+    reach = 0.98 * np.sqrt(count)
+    lo = ordered[max(int(np.floor(count / 2 - reach)), 0)]
+    hi = ordered[min(int(np.ceil(count / 2 + reach)), count - 1)]
+    return float((hi - lo) / 2 / np.median(ordered))
+
+
+def measure(
+    configurations: Sequence[Configuration],
+    opens: Open,
+    canary: Prepared,
+    device: Device,
+    log: SampleLog,
+    method: Method,
+    *,
+    seed: int = 1,
+    flush: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Time all configurations, each once a round in random order; those that the log has are not timed again.
+
+    :param opens: sets one up; a failure for lack of memory skips the configuration, and the log says so.
+    :returns: flags over the whole run, in words: drift, throttling, a busy device, what was skipped.
+    """
+    rng = np.random.default_rng(seed)
+    watch, done = Watch(device), log.done
+    kept: dict[str, list[float]] = {}
+    for visit in log.visits:
+        kept.setdefault(visit.configuration.key, []).extend(visit.seconds)
+    order = len(log.visits)
+    skipped: list[str] = []
+    total, count = method.rounds * len(configurations), 0
+    for turn in range(method.rounds):
+        for place, index in enumerate(rng.permutation(len(configurations))):
+            one, count = configurations[index], count + 1
+            if place % _CANARY_EVERY == 0 and (one.key, turn) not in done:
+                log.add(_canary_visit(canary, device, watch, turn, order))
+                order += 1
+            if (one.key, turn) not in done and one.key not in skipped:
+                try:
+                    with opens(one) as prepared:
+                        samples = _sample(prepared, device, method, turn, kept.get(one.key, []), flush)
+                except Exception as error:
+                    if not out_of_memory(error):
+                        raise
+                    skipped.append(one.key)
+                    device.release()
+                    continue
+                kept.setdefault(one.key, []).extend(seconds for seconds, _ in samples)
+                log.add(_visit(one, turn, order, samples, watch))
+                order += 1
+            progress(count, total)
+    if skipped and len(skipped) == len(configurations):
+        raise InputError("not one configuration fits into memory", key="--model", hint="time fewer layers: --layers")
+    flags = [*drift(log.visits), *_disturbed(log.visits), *(f"skipped, too little memory: {key}" for key in skipped)]
+    log.note(flags=flags, skipped=skipped)
+    return flags
+
+
+def drift(visits: Sequence[Visit]) -> list[str]:
+    """Return a sentence if the canary's median in some round lies away from that of the whole run."""
+    rounds: dict[int, list[float]] = {}
+    for visit in visits:
+        if visit.configuration.kind == CANARY:
+            rounds.setdefault(visit.round, []).extend(visit.seconds)
+    if not rounds:
+        return []
+    middle = float(np.median(np.concatenate([np.asarray(samples) for samples in rounds.values()])))
+    off = {turn: float(np.median(samples)) / middle - 1 for turn, samples in rounds.items()}
+    worst = max(off, key=lambda turn: abs(off[turn]))
+    if abs(off[worst]) <= _DRIFT:
+        return []
+    return [f"drift: the canary ran {off[worst]:+.1%} off its median in round {worst + 1} of {len(rounds)}"]
+
+
+def _disturbed(visits: Sequence[Visit]) -> list[str]:
+    """Return a sentence for every kind of disturbance, with the share of visits it was seen in."""
+    counts: dict[str, int] = {}
+    for visit in visits:
+        for flag in visit.flags:
+            word = flag.partition(":")[0]
+            counts[word] = counts.get(word, 0) + 1
+    return [f"{word}: in {count} of {len(visits)} visits" for word, count in counts.items()]
+
+
+def _sample(
+    prepared: Prepared, device: Device, method: Method, turn: int, before: Sequence[float], flush: bool
+) -> list[tuple[float, float]]:
+    """Sample one visit: its share of the least number, and on until the median is known or the time is up."""
+    for _ in range(method.warmup):
+        if prepared.before is not None:
+            prepared.before()
+        _once(prepared, device)
+    samples: list[tuple[float, float]] = []
+    share = -(-method.least // method.rounds)
+    stop = time.perf_counter() + method.limit_s / method.rounds
+    while len(samples) < _MAX_SAMPLES:
+        if prepared.before is not None:
+            prepared.before()
+        if flush:
+            device.flush()
+        samples.append(_once(prepared, device))
+        enough = len(samples) >= share and len(before) + len(samples) >= min(method.least, share * (turn + 1))
+        known = enough and median_half_width([*before, *(s for s, _ in samples)]) <= method.half_width
+        if known or time.perf_counter() >= stop:
+            break
+    return samples
+
+
+def _once(prepared: Prepared, device: Device) -> tuple[float, float]:
+    return prepared.seconds() if prepared.seconds is not None else device.time(prepared.call)
+
+
+def _visit(one: Configuration, turn: int, order: int, samples: Sequence[tuple[float, float]], watch: Watch) -> Visit:
+    seen = watch.look()
+    flags = [f"throttled: {seen.what}"] * seen.throttled + [f"busy device: {seen.what}"] * seen.busy
+    return Visit(one, turn, order, [s for s, _ in samples], [w for _, w in samples], flags)
+
+
+def _canary_visit(canary: Prepared, device: Device, watch: Watch, turn: int, order: int) -> Visit:
+    _once(canary, device)
+    samples = [_once(canary, device) for _ in range(5)]
+    return _visit(Configuration(CANARY, CANARY, {}), turn, order, samples, watch)
