@@ -18,7 +18,7 @@ from sim.errors import InputError
 
 Call = Callable[[], object]
 
-_FLUSH_LIMIT = 256 << 20
+_FLUSH_LIMIT = 128 << 20
 """Bytes written to push data out of the caches, at most: a shared cache of half a GB would cost more than a step."""
 
 
