@@ -1,0 +1,182 @@
+"""The method: enough samples in random order, none left out, what broke off goes on, what disturbs is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+
+from calibrate.devices import CpuDevice, open_device, out_of_memory
+from calibrate.hardware import Ceilings, describe
+from calibrate.measure import Method, Prepared, drift, measure, median_half_width
+from calibrate.samples import Configuration, SampleLog, Visit, read_samples
+from sim.errors import InputError, OutputError
+
+METHOD = Method(rounds=3, least=20, half_width=0.01, limit_s=0.3, warmup=1)
+ONES = [Configuration(f"c{n}", "decode", {"n": n}) for n in range(12)]
+
+
+class Bench:
+    """Times nothing: each configuration has its own seconds; can break off or run out of memory."""
+
+    def __init__(self, seed: int = 1, fails: dict[str, Exception] | None = None, after: int = 10**9) -> None:
+        self.rng, self.fails, self.left, self.calls = np.random.default_rng(seed), fails or {}, after, 0
+
+    @contextmanager
+    def opens(self, one: Configuration) -> Iterator[Prepared]:
+        if one.key in self.fails:
+            raise self.fails[one.key]
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        yield Prepared(lambda: None, seconds=lambda: self._seconds(int(one.parameters["n"])))
+
+    def _seconds(self, n: int) -> tuple[float, float]:
+        self.calls += 1
+        took = (n + 1) * 1e-3 * float(self.rng.lognormal(0, 0.01))
+        return took, took
+
+
+CANARY = Prepared(lambda: None, seconds=lambda: (1e-3, 1e-3))
+
+
+@pytest.fixture
+def device() -> CpuDevice:
+    return CpuDevice()
+
+
+def run(folder: Path, device: CpuDevice, bench: Bench, method: Method = METHOD, **plan: object) -> SampleLog:
+    log = SampleLog.open(folder, "steps", {"model": "tiny", **plan})
+    measure(ONES, bench.opens, CANARY, device, log, method, flush=False)
+    log.finish()
+    return log
+
+
+def test_enough_samples_of_everything_in_every_round(tmp_path: Path, device: CpuDevice) -> None:
+    run(tmp_path, device, Bench())
+    frame, manifest = read_samples(tmp_path, "steps")
+    timed = frame[frame["kind"] == "decode"]
+    assert timed.groupby("key", observed=True).size().min() >= METHOD.least
+    assert timed.groupby("key", observed=True)["round"].nunique().eq(3).all()
+    assert manifest["status"] == "finished"
+    assert manifest["samples"] == len(frame)
+    orders = [tuple(timed[timed["round"] == turn].drop_duplicates("key")["key"]) for turn in range(3)]
+    assert len(set(orders)) == 3
+    assert (frame["kind"] == "canary").sum() >= 3 * 5
+
+
+def test_every_sample_taken_is_kept(tmp_path: Path, device: CpuDevice) -> None:
+    bench = Bench()
+    log = run(tmp_path, device, bench)
+    warmups = 3 * len(ONES) * METHOD.warmup
+    assert sum(len(v.seconds) for v in log.visits if v.configuration.kind == "decode") == bench.calls - warmups
+
+
+def test_a_broken_off_run_goes_on(tmp_path: Path, device: CpuDevice) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, device, Bench(after=17))
+    before = (tmp_path / "steps.jsonl").read_bytes()
+    assert len([line for line in before.splitlines() if b'"decode"' in line]) == 17
+    with pytest.raises(OutputError, match="no finished steps"):
+        read_samples(tmp_path, "steps")
+    (tmp_path / "steps.jsonl").write_bytes(before + b'{"configuration": {"key": "c1", "ki')  # a torn line
+    log = run(tmp_path, device, Bench(seed=2))
+    assert (tmp_path / "steps.jsonl").read_bytes().startswith(before)
+    visits = [(v.configuration.key, v.round) for v in log.visits if v.configuration.kind == "decode"]
+    assert sorted(visits) == sorted((one.key, turn) for one in ONES for turn in range(3))
+
+
+def test_samples_of_another_run_are_not_mixed_in(tmp_path: Path, device: CpuDevice) -> None:
+    run(tmp_path, device, Bench())
+    with pytest.raises(InputError, match="its layers differs"):
+        run(tmp_path, device, Bench(), layers=2)
+    assert SampleLog.open(tmp_path, "steps", {"layers": 2}, overwrite=True).visits == []
+
+
+def test_a_full_disk_keeps_what_is_whole(tmp_path: Path, device: CpuDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    import calibrate.samples
+
+    written = []
+
+    def full(number: int) -> None:
+        written.append(number)
+        if len(written) > 5:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(calibrate.samples.os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        run(tmp_path, device, Bench())
+    monkeypatch.undo()
+    kept = SampleLog.open(tmp_path, "steps", {"model": "tiny"}).visits
+    assert 0 < len(kept) <= 5
+
+
+def test_what_does_not_fit_is_skipped_and_said(tmp_path: Path, device: CpuDevice) -> None:
+    log = run(tmp_path, device, Bench(fails={"c3": MemoryError()}))
+    assert log.manifest["skipped"] == ["c3"]
+    assert "skipped, too little memory: c3" in log.manifest["flags"]
+    with pytest.raises(InputError, match="not one configuration fits"):
+        run(tmp_path / "none", device, Bench(fails={one.key: MemoryError() for one in ONES}))
+
+
+def test_other_failures_are_not_hidden(tmp_path: Path, device: CpuDevice) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, device, Bench(fails={"c3": ZeroDivisionError()}))
+
+
+def test_drift_is_seen_and_calm_is_not_blamed() -> None:
+    def visits(*medians: float) -> list[Visit]:
+        return [
+            Visit(Configuration("canary", "canary", {}), turn, turn, [median] * 5, [median] * 5)
+            for turn, median in enumerate(medians)
+        ]
+
+    assert drift(visits(1.0, 1.01, 0.99)) == []
+    assert "+10.0%" in drift(visits(1.0, 1.0, 1.1))[0]
+    assert drift([]) == []
+
+
+def test_half_width_covers() -> None:
+    # The interval's share of covering the true median, by simulation: 95 %, within three standard errors of 2,000 runs.
+    rng = np.random.default_rng(5)
+    held = []
+    for _ in range(2000):
+        samples = rng.exponential(size=41)
+        ordered = np.sort(samples)
+        reach = 0.98 * np.sqrt(41)
+        lo, hi = ordered[int(np.floor(20.5 - reach))], ordered[int(np.ceil(20.5 + reach))]
+        assert median_half_width(samples.tolist()) == pytest.approx((hi - lo) / 2 / np.median(samples))
+        held.append(lo <= np.log(2) <= hi)
+    assert 0.95 - 0.015 < np.mean(held) < 0.995
+    assert median_half_width([1.0] * 5) == float("inf")
+
+
+def test_devices_by_name() -> None:
+    import torch
+
+    assert open_device("cpu").kind == "cpu"
+    with pytest.raises(InputError, match="unknown device"):
+        open_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"without CUDA|no CUDA GPU"):
+            open_device("cuda")
+    assert out_of_memory(MemoryError())
+    assert not out_of_memory(ValueError("no"))
+
+
+def test_facts_name_the_machine_but_no_serial_number(device: CpuDevice) -> None:
+    facts = describe(device)
+    assert facts["name"]
+    assert facts["torch"][0].isdigit()
+    assert not any("serial" in name.lower() or "uuid" in name.lower() for name in facts)
+
+
+def test_floor_is_the_larger_of_bytes_and_operations() -> None:
+    ceilings = Ceilings(bytes_per_s=100.0, flops_per_s=10.0)
+    assert ceilings.floor_s(200, 10) == 2.0
+    assert ceilings.floor_s(100, 50) == 5.0
