@@ -58,7 +58,8 @@ def _context(run: RunData) -> dict[str, Any]:
         "slo": [f"{metric_words(name)} {show(name, target)}" for name, target in terms.items()],
         "state_note": method.state_note(manifest), "assumed_note": _assumed_note(manifest),
         "modelled": method.modelled(manifest), "assumptions": method.assumed(manifest),
-        "intervals": method.intervals(manifest), "provenance": method.provenance(manifest),
+        "intervals": method.intervals(manifest), "calibration": method.calibration(manifest, run.points),
+        "provenance": method.provenance(manifest),
         "scenario_yaml": _yaml(scenario), "started": str(manifest.get("started_at", ""))[:10],
     }  # fmt: skip
     if not run.points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from reports.axes import Axis, in_order, spread
 from reports.scales import scale_x, scale_y, slanted, x_title, y_title
 from reports.svg import COLOURS, SERIES, WIDTH, Chart, Table, drawing, place, place_labels, to_svg
-from reports.words import RATIOS, interval, metric_words, show
+from reports.words import RATIOS, calibration, interval, metric_words, show
 from sim.results.point import Metric, Point
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ MOST_ROWS = 200
 """Rows of a chart's table; beyond it, evenly spaced ones."""
 _MOST_MARKERS = 40
 _MOST_PLACES = 200
+_PALE = 2.0
+"""A calibration interval is drawn up to this factor beyond all sampling intervals of its line."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def numbers_table(caption: str, axis: Axis, points: Sequence[Point], names: Sequ
     shown = spread(points, MOST_ROWS)
     head = [axis.words, *(metric_words(name) for name in names)]
     rows = [[axis.point_label(p), *(cell(p, name) for name in names)] for p in shown]
-    return Table(caption, head, rows, table_note(len(points), len(shown)))
+    return Table(caption, head, rows, f"{table_note(len(points), len(shown))} {brackets_note(points)}".strip())
 
 
 def table_note(total: int, shown: int) -> str:
@@ -50,14 +53,24 @@ def table_note(total: int, shown: int) -> str:
     return "" if shown == total else f"{shown:,} of {total:,} points, evenly spaced; points.csv has all of them."
 
 
+def brackets_note(points: Sequence[Point]) -> str:
+    """Return what the square brackets of ``cell`` hold, where there are any."""
+    return "In square brackets: calibration intervals." if any(point.calibration for point in points) else ""
+
+
 def cell(point: Point, name: str) -> str:
-    """Return a metric as a table shows it: value, interval, and a mark if it is unsettled."""
+    """Return a metric as a table shows it: value, intervals, and a mark if it is unsettled."""
     metric = point.metrics.get(name)
     if metric is None or metric.value is None:
         return "–"
-    bounds = interval(name, metric)
-    text = show(name, metric.value, metric.unit)
-    return f"{text}{f' ({bounds})' if bounds else ''}{'' if metric.settled else ' unsettled'}"
+    bounds, drawn = interval(name, metric), calibration(name, metric)
+    text = show(name, metric.value, metric.unit) + (f" ({bounds})" if bounds else "")
+    return f"{text}{'' if metric.settled else ' unsettled'}{f' [{drawn}]' if drawn else ''}"
+
+
+def bands_note(points: Sequence[Point]) -> str:
+    """Return what the paler bands are, where there are any."""
+    return " Paler: calibration intervals." if any(point.calibration for point in points) else ""
 
 
 def has_values(points: Sequence[Point], name: str) -> bool:
@@ -72,6 +85,11 @@ def _draw_line(ax: Axes, axis: Axis, line: Line) -> list[float]:
     metrics = [p.metrics[line.name] for p in points]
     ys = [float(m.value or 0.0) for m in metrics]
     lows, highs = (list(ends) for ends in zip(*(_bounds(line.name, m) for m in metrics), strict=True))
+    pale = _pale(line.name, metrics, lows, highs)
+    if pale is not None and axis.numeric:
+        ax.fill_between(xs, *pale, color=line.colour, alpha=0.10, linewidth=0)
+    elif pale is not None:
+        ax.vlines(xs, *pale, color=line.colour, linewidth=1.2, alpha=0.45)
     if axis.numeric:
         ax.fill_between(xs, lows, highs, color=line.colour, alpha=0.18, linewidth=0)
         ax.plot(xs, ys, color=line.colour, solid_joinstyle="round")
@@ -84,7 +102,27 @@ def _draw_line(ax: Axes, axis: Axis, line: Line) -> list[float]:
                 [xs[i] for i in some], [ys[i] for i in some], "o", color=line.colour, clip_on=False, zorder=4,
                 markerfacecolor=line.colour if settled else COLOURS["paper"], markeredgewidth=1.6,
             )  # fmt: skip
-    return [*ys, *lows, *highs]
+    return [*ys, *lows, *highs, *(pale[0] if pale else ()), *(pale[1] if pale else ())]
+
+
+def _pale(
+    name: str, metrics: Sequence[Metric], lows: Sequence[float], highs: Sequence[float]
+) -> tuple[list[float], list[float]] | None:
+    """Return the calibration intervals as drawn; None where there are none.
+
+    They may end far outside: one that reaches into overload must not push everything else into a corner.
+    """
+    if all(metric.calibration_lo is None for metric in metrics):
+        return None
+    bottom, top = min(lows) / _PALE, max(highs) * _PALE
+    ends = zip(metrics, lows, highs, strict=True)
+    drawn = [
+        (low if m.calibration_lo is None else max(m.calibration_lo, bottom),
+         high if m.calibration_hi is None else min(m.calibration_hi, top))
+        for m, low, high in ends
+    ]  # fmt: skip
+    highest = 1.0 if name in RATIOS else math.inf
+    return [low for low, _ in drawn], [min(high, highest) for _, high in drawn]
 
 
 def _bounds(name: str, metric: Metric) -> tuple[float, float]:
@@ -169,7 +207,7 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
             targets.pop(same or "", None)
             label = "SLO" if same else f"SLO {metric_words(name).removeprefix('p99 ')}"
             targets[f"{label} {show(name, slo_terms[name])}"] = slo_terms[name]
-    caption = "Bands are 95 % intervals; hollow points are unsettled."
+    caption = f"Bands are 95 % intervals; hollow points are unsettled.{bands_note(points)}"
     if slo_terms and not targets:
         caption += " The SLO asks for another metric."
     table = numbers_table(f"p99 latency by {axis.words}", axis, ordered, names)
@@ -191,6 +229,7 @@ def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, flo
     targets = {} if target is None else {f"SLO {show('miss_ratio', target)}": target}
     title = "How often must an adapter be loaded, and how busy is the loader?"
     caption = "Misses and delayed hits as shares of admitted requests; the loader as a share of time."
+    caption += bands_note(points)
     names = [line.name for line in lines]
     table = numbers_table(f"Miss ratio, delayed hits and loader by {axis.words}", axis, ordered, names)
     return line_chart("ratios", title, caption, axis, lines, table, kind="share", what="share", targets=targets)
@@ -215,10 +254,11 @@ def family_chart(
         row_points = [found.get((i, j)) for j in range(len(other.values))]
         rows.append([axis.label(value), *("–" if p is None else cell(p, name) for p in row_points)])
     shown = spread(rows, MOST_ROWS)
-    note = table_note(len(rows), len(shown))
+    note = f"{table_note(len(rows), len(shown))} {brackets_note(points)}".strip()
     table = Table(f"{metric_words(name)} by {axis.words} and {other.words}", head, shown, note)
     targets = {f"SLO {show(name, slo_terms[name])}": slo_terms[name]} if name in slo_terms else {}
     caption = f"One line a value of {other.words}. Bands are 95 % intervals; hollow points are unsettled."
+    caption += bands_note(points)
     kind = "share" if name == "miss_ratio" else "s"
     return line_chart(
         f"family-{name.replace('_', '-')}", title, caption, axis, lines, table, kind=kind, what=metric_words(name),

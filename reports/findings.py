@@ -19,6 +19,7 @@ from reports.verdicts import (
     capital,
     confidence,
     main_metric,
+    out_of_hand,
     term_sentence,
     term_verdict,
     verdict,
@@ -66,7 +67,8 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
             return f"{start}There is not enough data for {metric_words(name)}."
         hedge = "" if metric.settled else ", unsettled"
         return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}."
-    each = {n: term_verdict(point.metrics.get(n), t, overloaded=bad) for n, t in slo_terms.items()}
+    never = out_of_hand(point)
+    each = {n: term_verdict(point.metrics.get(n), t, overloaded=never) for n, t in slo_terms.items()}
     deciding = main_metric([point], slo_terms) if found == MET else next(n for n, v in each.items() if v == found)
     metric = point.metrics.get(deciding)
     probably = "" if metric is None or metric.settled or bad else "probably "
@@ -74,14 +76,14 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
         MET: f"The SLO is {probably}met", NOT_MET: f"The SLO is {probably}not met",
         UNCLEAR: "Whether the SLO is met is unclear",
     }[found]  # fmt: skip
-    return f"{start}{opening}: {term_sentence(deciding, metric, slo_terms[deciding], overloaded=bad)}."
+    return f"{start}{opening}: {term_sentence(deciding, metric, slo_terms[deciding], overloaded=never)}."
 
 
 def _details(point: Point, slo_terms: Mapping[str, float], headline: str) -> list[str]:
-    bad = is_overloaded(point)
+    never = out_of_hand(point)
     found = []
     for name, target in slo_terms.items():
-        sentence = term_sentence(name, point.metrics.get(name), target, overloaded=bad)
+        sentence = term_sentence(name, point.metrics.get(name), target, overloaded=never)
         if sentence not in headline:
             found.append(f"{capital(sentence)}.")
     for name in ("ttft_p99_s", "e2e_p99_s"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports.tables import wall_words
+from sim.results.point import Point
 from sim.spec.engines import PRESETS, preset_value
 
 
@@ -111,6 +112,24 @@ def intervals(manifest: Mapping[str, Any]) -> str:
         "between replications is taken as well and the wider interval is printed. Requests of one run wait in the same "
         "queue, so they are never treated as independent. A value is unsettled where its half-width is above 10 % or "
         "where the loader or server is loaded above 95 %; below 1,000 measured requests no p99 is given."
+    )
+
+
+def calibration(manifest: Mapping[str, Any], points: Sequence[Point]) -> str:
+    """Return how the calibration intervals are made; nothing where the profile has no draws."""
+    drawn = next((point.calibration for point in points if point.calibration), None)
+    if drawn is None:
+        return ""
+    draws, of = drawn["draws"], drawn["of"]
+    return (
+        f"The profile {_part(manifest, 'profile').get('name', '')} was fitted to finitely many measurements. It holds "
+        f"{of:,} bootstrap draws: step and load costs fitted again to measurements drawn with replacement. "
+        f"{'All' if draws == of else f'{draws} of them, evenly chosen,'} were simulated, each on the traffic of one "
+        "replication, and compared with the profile's own costs on that traffic. The root mean square difference (of "
+        "logarithms for times and rates, of plain values for shares), times Student's t, gives the 95 % calibration "
+        "interval. It shows what more measurements could change; the 95 % interval shows what a longer simulation "
+        "could. The two are independent, and the verdict adds their widths as squares. Errors in the form of the cost "
+        "model are in neither."
     )
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from reports.axes import Axis, in_order, spread
 from reports.binding import is_fixed, limits
-from reports.charts import cell, table_note
+from reports.charts import brackets_note, cell, table_note
 from reports.svg import Table
-from reports.verdicts import term_verdict, verdict
-from reports.words import interval, metric_words, percent, show, size_words
+from reports.verdicts import out_of_hand, term_verdict, verdict
+from reports.words import calibration, interval, metric_words, percent, show, size_words
 from sim.results.point import UNITS, Metric, Point
 from sim.spec.units import human_seconds
 
@@ -28,12 +28,14 @@ _MOST_POINTS = 300
 class Tile:
     """One key number.
 
+    :ivar bounds: the sampling interval, ``calibration`` that of the profile's draws, or nothing.
     :ivar mark: what the SLO says of it: ``met``, ``not met``, ``unclear`` or nothing.
     """
 
     words: str
     value: str
     bounds: str
+    calibration: str
     target: str
     mark: str
     settled: bool
@@ -52,8 +54,9 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
             Tile(
                 metric_words(name), show(name, metric.value, metric.unit) if metric.value is not None else "–",
                 interval(name, metric) if metric.value is not None else metric.note or "not enough data",
-                "" if target is None else f"SLO {show(name, target)}",
-                "" if target is None else term_verdict(metric, target), metric.settled or metric.value is None,
+                calibration(name, metric), "" if target is None else f"SLO {show(name, target)}",
+                "" if target is None else term_verdict(metric, target, overloaded=out_of_hand(point)),
+                metric.settled or metric.value is None,
             )
         )  # fmt: skip
     return tiles[:8]
@@ -75,17 +78,32 @@ def groups_table(point: Point, where: str) -> Table | None:
 
 
 def metrics_table(point: Point) -> Table:
-    """Return every metric of one point with its interval."""
+    """Return every metric of one point with its intervals."""
+    drawn = bool(point.calibration)
     rows = []
     for name in UNITS:
         metric = point.metrics.get(name)
         if metric is not None:
             value = "–" if metric.value is None else show(name, metric.value, metric.unit)
-            rows.append([metric_words(name), value, interval(name, metric) or "–", _remark(metric)])
-    head = ["metric", "value", "95 % interval", "remark"]
-    if not any(row[3] for row in rows):
-        head, rows = head[:3], [row[:3] for row in rows]
-    return Table("Every metric with its 95 % interval", head, rows, words=(3,))
+            more = [_calibration_cell(name, metric)] if drawn else []
+            rows.append([metric_words(name), value, interval(name, metric) or "–", *more, _remark(metric)])
+    head = ["metric", "value", "95 % interval", *(["calibration"] if drawn else []), "remark"]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    note = f"calibration: {calibration_note(point)}" if drawn else ""
+    caption = "Every metric with its 95 % interval" + (" and what the calibration leaves open" if drawn else "")
+    return Table(caption, head, rows, note, words=(4 if drawn else 3,))
+
+
+def _calibration_cell(name: str, metric: Metric) -> str:
+    return calibration(name, metric) or ("–" if metric.calibration_lo is None else "no change")
+
+
+def calibration_note(point: Point) -> str:
+    """Return in one sentence what a calibration interval is made of."""
+    draws, of = point.calibration["draws"], point.calibration["of"]
+    which = f"{draws} of the {of:,} draws" if of > draws else f"the {draws} draws"
+    return f"95 %, from {which} of the profile's costs on the same traffic; beside the interval, not in it."
 
 
 def _remark(metric: Metric) -> str:
@@ -112,6 +130,7 @@ def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
     note = table_note(len(points), len(shown))
     if len(names) < len(measured):
         note = f"{note} The key metrics; points.csv has all {len(measured)}.".strip()
+    note = f"{note} {brackets_note(points)}".strip()
     return Table("All points with 95 % intervals", head, rows, note)
 
 
@@ -140,7 +159,7 @@ def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float],
     if slo_terms:
         rows.insert(0, ["SLO", *(verdict(p, slo_terms) for p in points)])
     head = [axis.words, *(axis.point_label(p) for p in points)]
-    return Table("Every metric with its 95 % interval", head, rows)
+    return Table("Every metric with its 95 % interval", head, rows, brackets_note(points))
 
 
 def traffic_table(point: Point) -> Table | None:

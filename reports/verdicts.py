@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from reports.binding import is_overloaded
-from reports.words import metric_words, missing, show, with_interval
+from reports.words import metric_words, missing, percent, show, with_interval
 from sim.results.point import Metric, Point
 
 MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
 _WIDE = 0.05
 """Half-width over value from which confidence is medium."""
+_VERY_WIDE = 0.25
+"""Half-width of a calibration interval over value from which confidence is low."""
 _KEY_METRICS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
 
 
@@ -18,7 +22,8 @@ def term_verdict(metric: Metric | None, target: float, *, overloaded: bool = Fal
     """Return whether a metric meets its target, by its interval.
 
     An unsettled interval is doubled before it may decide, and to count as met it must also leave a quarter
-    of the value to the target: waits that haven't settled grow with a longer run, they don't shrink. Under
+    of the value to the target: waits that haven't settled grow with a longer run, they don't shrink. The
+    calibration interval widens it: the two errors are independent, so their widths add up as squares. Under
     overload nothing counts as met.
     """
     if metric is None or metric.value is None:
@@ -28,16 +33,24 @@ def term_verdict(metric: Metric | None, target: float, *, overloaded: bool = Fal
     if not metric.settled:
         low = metric.value - 2 * (metric.value - low)
         high = metric.value + max(0.25 * abs(metric.value), 2 * (high - metric.value))
+    if metric.calibration_lo is not None and metric.calibration_hi is not None:
+        low = metric.value - math.hypot(metric.value - low, metric.value - metric.calibration_lo)
+        high = metric.value + math.hypot(high - metric.value, metric.calibration_hi - metric.value)
     if low > target:
         return NOT_MET
     return MET if high <= target and not overloaded else UNCLEAR
+
+
+def out_of_hand(point: Point) -> bool:
+    """Return whether more arrives than is served, with the profile's costs or with some of its draws."""
+    return is_overloaded(point) or bool(point.calibration.get("overloaded"))
 
 
 def verdict(point: Point, slo_terms: Mapping[str, float]) -> str:
     """Return the verdict over all terms: one that is not met decides, then one that is unclear."""
     if not slo_terms:
         return NO_SLO
-    bad = is_overloaded(point)
+    bad = out_of_hand(point)
     found = {term_verdict(point.metrics.get(name), target, overloaded=bad) for name, target in slo_terms.items()}
     return NOT_MET if NOT_MET in found else UNCLEAR if UNCLEAR in found else MET
 
@@ -72,19 +85,64 @@ def confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = 
     for name, metric in metrics.items():
         if metric.value is None and (name in slo_terms or metric.note.startswith("not enough data")):
             return "low", f"{metric_words(name)}: {missing(metric)}"
+    drawn = _of_calibration(point, metrics)
+    if drawn is not None and drawn[0] == "low":  # before what a longer run could mend
+        return drawn
     for name, metric in metrics.items():
         if metric.value is not None and not metric.settled:
             return "low", f"{metric_words(name)} is unsettled{f': {metric.note}' if metric.note else ''}"
     if verdict(point, slo_terms) == UNCLEAR:
+        if verdict(_without_draws(point), slo_terms) != UNCLEAR:
+            return "medium", (
+                "only the calibration interval reaches across the target; more measurements of the costs would decide, "
+                "a longer run would not"
+            )
         return "medium", "an interval lies on both sides of its target; a longer run would decide"
     if assumed:
         return "medium", "the intervals are narrow, but the costs behind them are assumed, not measured"
+    if drawn is not None:
+        return drawn
     for name, metric in metrics.items():
         if metric.value and metric.lo is not None and metric.hi is not None:
             half = (metric.hi - metric.lo) / 2 / abs(metric.value)
             if half > _WIDE and name != "miss_ratio":
                 return "medium", f"the interval of {metric_words(name)} is ±{half:.0%} wide"
     return "high", "every interval is narrow and settled"
+
+
+def _of_calibration(point: Point, metrics: Mapping[str, Metric]) -> tuple[str, str] | None:
+    """Return what the draws of the profile leave of confidence; None where they don't lower it."""
+    if not point.calibration:
+        return None
+    overloaded, draws = point.calibration["overloaded"], point.calibration["draws"]
+    if overloaded:
+        return "low", f"with {overloaded} of {draws} draws of the profile's costs more arrives than can be served"
+    known = {name: metric for name, metric in metrics.items() if metric.value and name != "miss_ratio"}
+    halves = {name: half for name, metric in known.items() if (half := _calibration_half(metric)) is not None}
+    widest = max(halves, key=lambda name: halves[name], default=None)
+    if widest is not None and halves[widest] > _WIDE:
+        word = "low" if halves[widest] > _VERY_WIDE else "medium"
+        return word, (
+            f"the calibration interval of {metric_words(widest)} is ±{percent(round(halves[widest], 2))} wide: so much "
+            "do the measurements behind the profile leave open"
+        )
+    missed = [metric_words(name) for name in known if name not in halves]
+    if missed:
+        return "medium", f"{missed[0]} has no calibration interval: a single replication is too short for one"
+    return None
+
+
+def _calibration_half(metric: Metric) -> float | None:
+    """Return half the width of the calibration interval over the value."""
+    if not metric.value or metric.calibration_lo is None or metric.calibration_hi is None:
+        return None
+    return (metric.calibration_hi - metric.calibration_lo) / 2 / abs(metric.value)
+
+
+def _without_draws(point: Point) -> Point:
+    """Return the point as it would be for a profile without draws."""
+    plain = {n: replace(m, calibration_lo=None, calibration_hi=None) for n, m in point.metrics.items()}
+    return replace(point, metrics=plain, calibration={})
 
 
 def capital(text: str) -> str:

@@ -9,14 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sim.results.point import UNITS, Metric
+from sim.results.point import SHARES, UNITS, Metric
 from sim.spec.units import human_bytes, human_seconds, parse_seconds, parse_share
 
-RATIOS = frozenset({
-    "miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loader_utilization",
-    "gpu_utilization", "slo_attainment",
-})  # fmt: skip
-"""Metrics of unit 1 that are shares; the others of unit 1 are counts or averages."""
+RATIOS = SHARES
+"""Metrics that print as percentages."""
 
 METRIC_WORDS = {
     "miss_ratio": "miss ratio", "delayed_hit_ratio": "delayed-hit ratio", "hit_ratio": "hit ratio",
@@ -114,15 +111,26 @@ def interval(name: str, metric: Metric) -> str:
 
     Counts that can't vary have an interval without width, which says nothing.
     """
-    if metric.value is None or metric.lo is None or metric.hi is None or metric.lo == metric.hi:
+    return _between(name, metric, metric.lo, metric.hi)
+
+
+def calibration(name: str, metric: Metric) -> str:
+    """Return the calibration interval alone, like ``interval``: empty without draws, or where they change no digit."""
+    text = _between(name, metric, metric.calibration_lo, metric.calibration_hi)
+    lower, _, upper = text.partition(" to ")
+    return "" if lower == upper else text
+
+
+def _between(name: str, metric: Metric, lower: float | None, upper: float | None) -> str:
+    if metric.value is None or lower is None or upper is None or lower == upper:
         return ""
     factor, suffix = _parts(name, metric.value, metric.unit)
-    low, high, like = metric.lo / factor, metric.hi / factor, metric.value / factor
+    low, high, like = lower / factor, upper / factor, metric.value / factor
     if name in RATIOS:  # Student's t doesn't know that a share ends at 0 and at 1.
         low, high = max(low, 0.0), min(high, 100.0)
     # A bound many times the value says more in its own unit: "87 ms to 1.9 s".
     if suffix.strip() and metric.unit == "s" and (high > 1000 or (low and abs(low) < 0.1)):
-        return f"{human_seconds(metric.lo)} to {human_seconds(metric.hi)}"
+        return f"{human_seconds(lower)} to {human_seconds(upper)}"
     return f"{_scaled(low, like)} to {_scaled(high, like)}"
 
 
@@ -135,12 +143,13 @@ def missing(metric: Metric | None) -> str:
 
 
 def with_interval(name: str, metric: Metric) -> str:
-    """Return a value, its unit and its interval: ``"300 ms (295 to 305)"``."""
+    """Return a value, its unit and its intervals: ``"300 ms (295 to 305; calibration 280 to 320)"``."""
     if metric.value is None:
         return missing(metric)
-    bounds = interval(name, metric)
+    found = calibration(name, metric)
+    bounds = [text for text in (interval(name, metric), f"calibration {found}" if found else "") if text]
     text = show(name, metric.value, metric.unit)
-    return f"{text} ({bounds})" if bounds else text
+    return f"{text} ({'; '.join(bounds)})" if bounds else text
 
 
 def read_terms(slo: Mapping[str, Any] | None) -> dict[str, float]:

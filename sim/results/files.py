@@ -9,7 +9,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -110,22 +109,28 @@ def point_key(
 
 def summary_json(name: str, points: Sequence[Point]) -> dict[str, Any]:
     """Return the content of ``summary.json``; what ``loraplan run --json`` prints."""
-    rows = [{"set": point.set, "metrics": {k: asdict(m) for k, m in point.metrics.items()}} for point in points]
+    rows = [{"set": point.set, "metrics": point.metrics_json()} for point in points]
     summary: dict[str, Any] = json_ready({"schema_version": 1, "scenario": name, "points": rows})
     return summary
 
 
 def points_csv(points: Sequence[Point]) -> str:
-    """Return ``points.csv``: one row a point and metric, the swept keys as the first columns."""
+    """Return ``points.csv``: one row a point and metric, the swept keys as the first columns.
+
+    The calibration interval has columns only where a point has one, and they are the last.
+    """
     swept = list(dict.fromkeys(key for point in points for key in point.set))
+    calibrated = any(point.calibration for point in points)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*map(_cell, swept), "metric", "value", "lo", "hi", "unit"])
+    more = ["calibration_lo", "calibration_hi"] if calibrated else []
+    writer.writerow([*map(_cell, swept), "metric", "value", "lo", "hi", "unit", *more])
     for point in points:
         values = [_cell(point.set.get(key)) for key in swept]
         for name, metric in point.metrics.items():
             numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
-            writer.writerow([*values, name, *numbers, _cell(metric.unit)])
+            bounds = [_cell(number) for number in (metric.calibration_lo, metric.calibration_hi)] if calibrated else []
+            writer.writerow([*values, name, *numbers, _cell(metric.unit), *bounds])
     return out.getvalue()
 
 

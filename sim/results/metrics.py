@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sim.results.point import UNITS, Metric
 from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording, gap_bin_edges
-from sim.results.stats import Sampled, estimate, histogram_quantile, ratio
+from sim.results.stats import MIN_FOR_P99, Sampled, estimate, histogram_quantile, ratio
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, HIT, MISS
 
 Floats = NDArray[np.float64]
@@ -56,9 +56,11 @@ class Measured:
 
     :ivar section: section of each request, replications after one another.
     :ivar spans: seconds of each section.
+    :param least_for_p99: completed requests below which there is no p99.
     """
 
-    def __init__(self, recordings: list[Recording], facts: Facts) -> None:
+    def __init__(self, recordings: list[Recording], facts: Facts, least_for_p99: int = MIN_FOR_P99) -> None:
+        self._least_for_p99 = least_for_p99
         self.recordings = recordings
         self.facts = facts
         self.sections = len(recordings[0].bounds) - 1
@@ -89,7 +91,7 @@ class Measured:
     def sampled(self, values: Floats, where: NDArray[np.bool_] | None = None) -> Sampled:
         """Return statistics over values of the completed requests (or of those ``where`` says)."""
         mask = self.completed if where is None else where
-        return Sampled(values, self.section[mask], self.sections, self.replications)
+        return Sampled(values, self.section[mask], self.sections, self.replications, self._least_for_p99)
 
     def count(self, where: NDArray[np.bool_], weight: NDArray[Any] | None = None) -> Floats:
         """Return the number (or summed weight) of measured requests by section."""
@@ -132,9 +134,11 @@ def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
     return np.diff(until)
 
 
-def measure(recordings: list[Recording], facts: Facts) -> tuple[dict[str, Metric], Measured]:
+def measure(
+    recordings: list[Recording], facts: Facts, least_for_p99: int = MIN_FOR_P99
+) -> tuple[dict[str, Metric], Measured]:
     """Return every metric of ``UNITS`` over all replications, and the measured requests."""
-    m = Measured(recordings, facts)
+    m = Measured(recordings, facts, least_for_p99)
     metrics = {**_cache(m), **_latency(m), **_tokens(m), **_rates(m), **_counts(m)}
     _unsettle(metrics, m)
     return {name: metrics[name] for name in UNITS}, m

@@ -21,13 +21,20 @@ UNITS = {
 }  # fmt: skip
 """Every metric and its unit, in the order in which tables print them."""
 
+SHARES = frozenset({
+    "miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loader_utilization",
+    "gpu_utilization", "slo_attainment",
+})  # fmt: skip
+"""Metrics of unit 1 between 0 and 1; the others of unit 1 are counts or averages."""
+
 
 @dataclass(slots=True)
 class Metric:
     """An estimate and its 95 % interval.
 
     ``value`` is None where there is nothing to measure or not enough of it; ``note`` says why. ``settled``
-    is False where the interval can't be trusted or is wide (docs/statistics.md).
+    is False where the interval can't be trusted or is wide (docs/statistics.md). ``calibration_lo`` and
+    ``calibration_hi`` are the 95 % interval of what the profile's draws leave open; None without draws.
     """
 
     value: float | None
@@ -36,6 +43,13 @@ class Metric:
     unit: str = "1"
     settled: bool = True
     note: str = ""
+    calibration_lo: float | None = None
+    calibration_hi: float | None = None
+
+    def to_json(self, *, calibrated: bool) -> dict[str, Any]:
+        """Return plain data, with the calibration interval only where the profile has draws."""
+        data = asdict(self)
+        return data if calibrated else {key: data[key] for key in data if not key.startswith("calibration_")}
 
 
 @dataclass(slots=True)
@@ -60,6 +74,8 @@ class Point:
         "effective_adapters"}`` of what was simulated.
     :ivar warnings: sentences for the reader.
     :ivar cost: ``{"wall_s", "simulated_s", "requests"}``.
+    :ivar calibration: ``{"draws", "of", "overloaded"}``: draws simulated, draws of the profile, and with how many of
+        those simulated more arrives than is served; ``{}`` for a profile without draws.
     """
 
     set: dict[str, Any]
@@ -72,10 +88,19 @@ class Point:
     traffic: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
+    calibration: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data that ``json`` can write."""
-        return asdict(self)
+        """Return plain data that ``json`` can write; nothing about calibration where the profile has no draws."""
+        data = asdict(self)
+        data["metrics"] = self.metrics_json()
+        if not self.calibration:
+            del data["calibration"]
+        return data
+
+    def metrics_json(self) -> dict[str, Any]:
+        """Return the metrics as plain data."""
+        return {name: metric.to_json(calibrated=bool(self.calibration)) for name, metric in self.metrics.items()}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Point:

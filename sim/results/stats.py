@@ -37,14 +37,19 @@ def sections_per_replication(replications: int) -> int:
 
 def half_width(center: float, parts: Floats) -> float | None:
     """Return the 95 % half-width around ``center`` from the same statistic in each part; None below two parts."""
-    from scipy.special import stdtrit
-
     parts = parts[np.isfinite(parts)]
     count = len(parts)
     if count < 2:
         return None
     spread = float(np.sum((parts - center) ** 2)) / (count * (count - 1))
-    return float(stdtrit(count - 1, 0.975)) * math.sqrt(spread)
+    return student(count - 1) * math.sqrt(spread)
+
+
+def student(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t: the half-width of a 95 % interval in standard errors."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
 
 
 def estimate(
@@ -75,14 +80,18 @@ class Sampled:
 
     :param values: (n,) values; ``section``: (n,) section of each, replications after one another.
     :param sections: sections in each replication; ``replications``: how many there are.
+    :param least_for_p99: values below which there is no p99.
     """
 
-    def __init__(self, values: Floats, section: Ints, sections: int, replications: int) -> None:
+    def __init__(
+        self, values: Floats, section: Ints, sections: int, replications: int, least_for_p99: int = MIN_FOR_P99
+    ) -> None:
         order = np.argsort(section, kind="stable")
         self._values = values[order]
         self._edges = np.searchsorted(section[order], np.arange(sections * replications + 1))
         self._sections = sections
         self._replications = replications
+        self._least_for_p99 = least_for_p99
 
     def __len__(self) -> int:
         return len(self._values)
@@ -95,7 +104,7 @@ class Sampled:
         """Return a quantile, with its interval; none where too few requests were measured."""
         tail = q >= 0.99
         return self._estimate(
-            lambda part: float(np.quantile(part, q)), unit, MIN_FOR_P99 if tail else MIN_FOR_REST,
+            lambda part: float(np.quantile(part, q)), unit, self._least_for_p99 if tail else MIN_FOR_REST,
             MIN_SECTION_P99 if tail else 1,
         )  # fmt: skip
 

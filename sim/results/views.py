@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sim.results.metrics import Facts, Measured, measure
 from sim.results.point import Metric, Point
 from sim.results.records import REFUSED, Recording
+from sim.results.stats import MIN_SECTION_P99
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS
 
 if TYPE_CHECKING:
@@ -47,6 +48,16 @@ def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], w
     _warn(point, facts.refusals)
     _unsettle_overloaded(point)
     return point
+
+
+def measure_alone(recording: Recording, facts: Facts) -> tuple[dict[str, Metric], bool]:
+    """Return the metrics of one replication by itself, and whether more arrives than is served.
+
+    They are there to be compared with others on the same traffic, so fewer requests are enough for a p99 than where
+    it is printed: one that varies more only makes the comparison wider.
+    """
+    metrics, m = measure([recording], facts, least_for_p99=MIN_SECTION_P99)
+    return metrics, any(load is not None and load >= 1 for load in (_offered_to_loaders(m), _overload(m)))
 
 
 def _unsettle_overloaded(point: Point) -> None:

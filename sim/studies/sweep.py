@@ -21,7 +21,16 @@ from sim.results.store import RunStore, Status, digest_file, holds_nothing_else,
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.tree import FILE_KEYS
 from sim.studies.parallel import unordered
-from sim.studies.point import Outcome, conclude, replications_of, simulate_point, simulate_replication
+from sim.studies.point import (
+    Outcome,
+    calibrate,
+    conclude,
+    draws_of,
+    replications_of,
+    simulate_draw,
+    simulate_point,
+    simulate_replication,
+)
 from sim.world.build import World, build_world
 
 Progress = Callable[[int, int], None]
@@ -134,7 +143,7 @@ class Task:
     """One point to simulate.
 
     :ivar set: swept keys and values; ``inputs``: hashes of the files it reads, by key.
-    :ivar work: requests to simulate in all; ``replications``: how often.
+    :ivar work: requests to simulate in all, draws of the profile included; ``replications``: how often.
     """
 
     index: int
@@ -143,7 +152,7 @@ class Task:
     inputs: dict[str, str]
     work: float
     replications: int
-    profile: dict[str, str] | None
+    profile: dict[str, Any] | None
 
 
 def _task(index: int, point: LoadedScenario, set_: dict[str, Any]) -> Task:
@@ -153,6 +162,8 @@ def _task(index: int, point: LoadedScenario, set_: dict[str, Any]) -> Task:
     if world.profile is not None:
         texts = {name: getattr(world.profile, name) for name in ("name", "status", "description", "error")}
         profile = {**texts, "sha256": world.profile_sha256}
+        if world.profile.draws:
+            profile["draws"] = len(world.profile.draws)
     return Task(index, point, set_, _input_digests(point, world), _size(world), replications_of(world), profile)
 
 
@@ -166,7 +177,7 @@ def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> World:
 
 
 def _simulate_all(tasks: list[Task], jobs: int, progress: Progress) -> Iterator[tuple[Task, Outcome]]:
-    """Yield outcomes as they come: parallel over points, or over replications where there is one point."""
+    """Yield outcomes as they come: parallel over points, or over replications and draws where there is one point."""
     if sum(task.work for task in tasks) < SMALL_RUN:
         jobs = 1
     if len(tasks) == 1 and tasks[0].point.scenario.run.half_width is None:
@@ -181,23 +192,29 @@ def _simulate_all(tasks: list[Task], jobs: int, progress: Progress) -> Iterator[
 def _one_point(task: Task, jobs: int, progress: Progress) -> Outcome:
     started = time.perf_counter()
     world = build_world(task.point.scenario)
-    progress(0, task.replications)
-    recordings = {}
-    arguments = [(world, replication) for replication in range(task.replications)]
-    for replication, recording in unordered(_replication_task, arguments, jobs):
-        recordings[replication] = recording
-        progress(len(recordings), task.replications)
-    in_order = [recordings[i] for i in range(task.replications)]
-    wall_s = time.perf_counter() - started
-    return conclude(world, in_order, task.set, wall_s, with_requests=task.index == 0)
+    parts: list[tuple[Callable[[World, int], Any], int]]
+    parts = [(simulate_replication, place) for place in range(task.replications)]
+    parts += [(simulate_draw, place) for place in range(len(draws_of(world)))]
+    progress(0, len(parts))
+    found: dict[int, Any] = {}
+    arguments = [(index, part, world, place) for index, (part, place) in enumerate(parts)]
+    for index, result in unordered(_part_task, arguments, jobs):
+        found[index] = result
+        progress(len(found), len(parts))
+    in_order = [found[index] for index in range(len(parts))]
+    recordings, drawn = in_order[: task.replications], in_order[task.replications :]
+    outcome = conclude(world, recordings, task.set, with_requests=task.index == 0)
+    calibrate(outcome.point, world, recordings, drawn)
+    outcome.point.cost["wall_s"] = time.perf_counter() - started
+    return outcome
 
 
 def _point_task(place: int, task: Task) -> tuple[int, Outcome]:
     return place, simulate_point(task.point.scenario, task.set, with_requests=task.index == 0)
 
 
-def _replication_task(world: World, replication: int) -> tuple[int, Any]:
-    return replication, simulate_replication(world, replication)
+def _part_task(index: int, part: Callable[[World, int], Any], world: World, place: int) -> tuple[int, Any]:
+    return index, part(world, place)
 
 
 def _size(world: World) -> float:
@@ -205,7 +222,7 @@ def _size(world: World) -> float:
     if total is None:
         assert world.traffic.end_s is not None, "a run has a count or a duration"
         total = int(world.traffic.rate * world.traffic.end_s)
-    return total * replications_of(world)
+    return total * (replications_of(world) + len(draws_of(world)))
 
 
 def _input_digests(point: LoadedScenario, world: World) -> dict[str, str]:

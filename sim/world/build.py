@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from sim.policies.scheduler import Limits
 from sim.policies.vllm_lru import TouchedCache, set_order
 from sim.results.records import Recorder, Recording
 from sim.rng import stream
-from sim.spec.profile import Profile, load_profile
+from sim.spec.profile import Draw, Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.spec.scenario import HostCache as HostCacheSpec
@@ -63,6 +63,12 @@ class World:
     @property
     def population(self) -> Population:
         return self.traffic.population
+
+    def with_costs(self, costs: Draw) -> World:
+        """Return this world with other step and load costs; traffic, memory and fleet stay as they are."""
+        assert self.profile is not None, "costs belong to a profile"
+        profile = self.profile.model_copy(update={"step": costs.step, "load": costs.load, "draws": ()})
+        return replace(self, profile=profile)
 
 
 def build_world(scenario: Scenario) -> World:

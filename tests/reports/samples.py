@@ -144,6 +144,15 @@ def manifest(name: str = "thousand-adapters", kind: str = "run", **changes: Any)
     return {**data, **changes}
 
 
+def with_draws(point: Point, width: float = 0.1, *, overloaded: int = 0) -> Point:
+    """The point with calibration intervals of ``±width`` around every value that has an interval."""
+    point.calibration = {"draws": 8, "of": 200, "overloaded": overloaded}
+    for name, found in point.metrics.items():
+        if found.value is not None and UNITS[name] != "requests" and name not in ("preemptions", "evictions"):
+            found.calibration_lo, found.calibration_hi = found.value * (1 - width), found.value * (1 + width)
+    return point
+
+
 def _run(points: list[Point], kind: str, slo: dict[str, Any] | None = None, **changes: Any) -> RunData:
     data = manifest(kind=kind, points_total=len(points), points_done=len(points), **changes)
     if slo is not None:
@@ -159,6 +168,19 @@ def batching() -> RunData:
     profile = {"name": "h100-64gb/llama-3.1-8b/assumed", "status": "assumed", "sha256": "cd" * 32}
     point = make_point(p99=7.9, mean=3.4, miss=0.12, busy=0.31, rate=12, fixed=False)
     return _run([point], "run", {"ttft_p99": "1 s", "e2e_p99": "10 s", "miss_ratio": "20%"}, profile=profile)
+
+
+def drawn() -> RunData:
+    profile = {"name": "h100/llama-3.1-8b/measured", "status": "measured", "sha256": "ef" * 32, "draws": 200}
+    point = with_draws(make_point(p99=7.9, mean=3.4, miss=0.12, busy=0.31, rate=12, fixed=False), 0.3)
+    return _run([point], "run", {"ttft_p99": "10 s", "e2e_p99": "10 s"}, profile=profile)
+
+
+def drawn_rates() -> RunData:
+    run = rates()
+    for i, point in enumerate(run.points):
+        with_draws(point, 0.05 * 4**i, overloaded=max(0, i - 2))
+    return run
 
 
 def overloaded() -> RunData:
@@ -233,5 +255,5 @@ def nothing_yet() -> RunData:
 ALL = {
     "single": single, "batching": batching, "overloaded": overloaded, "rates": rates, "grid": grid,
     "policies": policies, "policy_and_slots": policy_and_slots, "three_keys": three_keys, "many": many,
-    "nothing_yet": nothing_yet,
+    "nothing_yet": nothing_yet, "drawn": drawn, "drawn_rates": drawn_rates,
 }  # fmt: skip

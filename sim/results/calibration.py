@@ -1,0 +1,91 @@
+"""Calibration intervals: what the draws of a profile leave open (docs/statistics.md).
+
+A profile is fitted to finitely many measurements; fitted to others it would say something else. Its bootstrap draws
+show how much. Each is simulated on the traffic of one replication and compared with the profile itself on the same
+traffic, so that what differs is the costs and not the luck.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.metrics import Facts
+from sim.results.point import SHARES, Metric, Point
+from sim.results.records import Recording
+from sim.results.stats import student
+from sim.results.views import measure_alone
+
+MIN_DRAWS = 2
+_COMPARABLE = 10.0
+"""Values further apart than this factor are compared by their difference: one is near 0, or near saturation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """What one replication by itself says.
+
+    :ivar values: by metric; None where it has not enough data.
+    :ivar overloaded: whether more arrives than is served.
+    """
+
+    values: dict[str, float | None]
+    overloaded: bool
+
+
+def alone(recording: Recording, facts: Facts) -> Alone:
+    """Return what one replication says by itself."""
+    metrics, overloaded = measure_alone(recording, facts)
+    return Alone({name: metric.value for name, metric in metrics.items()}, overloaded)
+
+
+def add_calibration(point: Point, own: Sequence[Alone], drawn: Sequence[Alone], of: int) -> None:
+    """Give a point's metrics their calibration intervals.
+
+    :param own: (R,) the replications with the profile's own costs; ``drawn``: (K,) draws, the k-th on the traffic of
+        replication k modulo R.
+    :param of: how many draws the profile has.
+    """
+    pairs = [(own[k % len(own)], draw) for k, draw in enumerate(drawn)]
+    point.calibration = {"draws": len(drawn), "of": of, "overloaded": sum(draw.overloaded for draw in drawn)}
+    for name, metric in point.metrics.items():
+        values = [(before.values[name], after.values[name]) for before, after in pairs]
+        known = [(before, after) for before, after in values if before is not None and after is not None]
+        if metric.value is not None and metric.lo is not None and len(known) == len(pairs):
+            metric.calibration_lo, metric.calibration_hi = bounds(name, metric, known)
+    overloaded = point.calibration["overloaded"]
+    if overloaded and not all(each.overloaded for each in own):
+        point.warnings.append(
+            f"with {overloaded} of {len(drawn)} draws of the profile's costs more arrives than is served: the profile "
+            "does not tell whether this load can be served, and calibration intervals depend on how long the run is"
+        )
+
+
+def bounds(name: str, metric: Metric, pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the ends of the 95 % calibration interval of a value.
+
+    Student's t, with as many degrees of freedom as there are draws, times the root mean square distance of the draws
+    from the profile's own value; never narrower than the draws themselves. Distances are logarithms of ratios, so that
+    times and rates stay above 0; of shares and of values near 0 they are differences.
+
+    :param pairs: (own, drawn) values of the metric on the same traffic.
+    """
+    value = metric.value
+    assert value is not None, "there is nothing to put an interval around"
+    own, drawn = (np.asarray(side, dtype=np.float64) for side in zip(*pairs, strict=True))
+    relative = metric.unit != "1" and value > 0 and bool(np.all(own > 0) and np.all(drawn > 0))
+    if relative and np.all(np.abs(np.log(drawn / own)) <= math.log(_COMPARABLE)):
+        low, high = _reach(np.log(drawn / own))
+        return value * math.exp(low), value * math.exp(high)
+    low, high = _reach(drawn - own)
+    return max(0.0, value + low), min(1.0 if name in SHARES else math.inf, value + high)
+
+
+def _reach(distances: NDArray[np.float64]) -> tuple[float, float]:
+    """Return how far the interval goes down and up from the value."""
+    half = student(len(distances)) * math.sqrt(float(np.mean(distances**2)))
+    return min(-half, float(distances.min())), max(half, float(distances.max()))

@@ -1,0 +1,100 @@
+"""What a report makes of calibration intervals: verdicts that count them in, and a word of confidence that does."""
+
+from __future__ import annotations
+
+import pytest
+import samples
+
+from reports.build import build_report
+from reports.findings import answer
+from reports.tables import make_tiles, metrics_table
+from reports.verdicts import term_verdict
+from reports.words import with_interval
+from sim.results.point import Metric, Point
+
+TERMS = {"e2e_p99_s": 1.0}
+
+
+def drawn(width: float, *, p99: float = 0.3, half: float = 0.01, overloaded: int = 0) -> Point:
+    return samples.with_draws(samples.make_point(p99=p99, half=half), width, overloaded=overloaded)
+
+
+@pytest.mark.parametrize(
+    ("metric", "verdict"),
+    [
+        (Metric(0.90, 0.88, 0.92, "s", calibration_lo=0.85, calibration_hi=0.95), "met"),
+        (Metric(0.90, 0.88, 0.92, "s", calibration_lo=0.70, calibration_hi=1.15), "unclear"),
+        (Metric(0.90, 0.82, 0.98, "s", calibration_lo=0.82, calibration_hi=0.98), "unclear"),  # 0.08 · √2 above 0.9
+        (Metric(1.20, 1.10, 1.30, "s", calibration_lo=1.05, calibration_hi=1.40), "not met"),
+        (Metric(1.20, 1.10, 1.30, "s", calibration_lo=0.90, calibration_hi=1.60), "unclear"),
+        (Metric(0.30, 0.20, 0.40, "s", settled=False, calibration_lo=0.25, calibration_hi=0.35), "met"),
+    ],
+)
+def test_the_verdict_counts_both_errors(metric: Metric, verdict: str) -> None:
+    assert term_verdict(metric, 1.0) == verdict
+
+
+def test_both_intervals_stand_in_the_answer() -> None:
+    metric = Metric(0.3, 0.295, 0.305, "s", calibration_lo=0.28, calibration_hi=0.32)
+    assert with_interval("e2e_p99_s", metric) == "300 ms (295 to 305; calibration 280 to 320)"
+    same = Metric(0.3, 0.295, 0.305, "s", calibration_lo=0.29999, calibration_hi=0.30001)
+    assert with_interval("e2e_p99_s", same) == "300 ms (295 to 305)"
+    assert "calibration" in answer(drawn(0.1), TERMS).headline
+
+
+@pytest.mark.parametrize(
+    ("width", "word", "reason"),
+    [
+        (0.01, "high", "every interval is narrow and settled"),
+        (0.10, "medium", "the calibration interval of p99 E2E is ±10 % wide"),
+        (0.40, "low", "the calibration interval of p99 E2E is ±40 % wide"),
+    ],
+)
+def test_a_wide_calibration_interval_lowers_confidence(width: float, word: str, reason: str) -> None:
+    said = answer(drawn(width), TERMS)
+    assert said.verdict == "met"
+    assert said.confidence == word
+    assert said.reason.startswith(reason)
+
+
+def test_only_more_measurements_decide_what_only_the_draws_leave_open() -> None:
+    said = answer(drawn(0.2, p99=0.9), TERMS)
+    assert (said.verdict, said.confidence) == ("unclear", "medium")
+    assert "a longer run would not" in said.reason
+
+
+def test_draws_in_overload_leave_nothing_met() -> None:
+    made = drawn(0.01, overloaded=2)
+    said = answer(made, TERMS)
+    assert (said.verdict, said.confidence) == ("unclear", "low")
+    assert said.reason == "with 2 of 8 draws of the profile's costs more arrives than can be served"
+    assert not said.headline.startswith("Overloaded"), "it is not, with the profile's own costs"
+    assert next(tile.mark for tile in make_tiles(made, TERMS) if tile.words == "p99 E2E") == "unclear"
+
+
+def test_a_metric_without_an_interval_is_not_sure() -> None:
+    made = drawn(0.01)
+    made.metrics["e2e_p99_s"].calibration_lo = made.metrics["e2e_p99_s"].calibration_hi = None
+    said = answer(made, TERMS)
+    assert said.confidence == "medium"
+    assert said.reason == "p99 E2E has no calibration interval: a single replication is too short for one"
+
+
+def test_the_table_has_a_column_only_with_draws() -> None:
+    made = drawn(0.1)
+    made.metrics["throughput_rps"].calibration_lo = made.metrics["throughput_rps"].calibration_hi = 26.0
+    table = metrics_table(made)
+    assert table.head[:4] == ["metric", "value", "95 % interval", "calibration"]
+    rows = {row[0]: row for row in table.rows}
+    assert rows["p99 E2E"][3] == "270 to 330"
+    assert rows["throughput"][3] == "no change"
+    assert rows["completed"][3] == "–"
+    assert "8 of the 200 draws" in table.note
+    assert "calibration" not in metrics_table(samples.make_point()).head
+
+
+def test_the_method_says_where_the_interval_comes_from() -> None:
+    page = build_report(samples.drawn())
+    assert "It holds 200 bootstrap draws" in page
+    assert "8 of them, evenly chosen," in page
+    assert "How the calibration intervals are made" not in build_report(samples.single())
