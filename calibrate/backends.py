@@ -132,11 +132,11 @@ def check(backend: str, device: torch.device, dtype: torch.dtype, seed: int) -> 
     """
     draw = torch.Generator().manual_seed(seed)
     worst = 0.0
+    groups = ((5, 1, (0, 2, 5, 2, 0)), (1, 33, (2,)), (2, 1, (-1, -1)))
     for d_in, d_out, max_rank in ((64, 128, 8), (128, 64, 32)):
         slots, ranks = 6, {0: max_rank, 2: max_rank // 2, 5: max_rank}
-        groups = ([5, 1, [0, 2, 5, 2, 0]], [1, 33, [2]], [2, 1, [-1, -1]])
         for batch in (groups[:1], groups[1:2], groups):
-            routing = route([(c, n, s) for c, n, s in batch], ranks, slots, device)
+            routing = route(batch, ranks, slots, device)
             tokens = sum(count * new for count, new, _ in batch)
             a = torch.randn(slots, max_rank, d_in, generator=draw)
             b = torch.randn(slots, d_out, max_rank, generator=draw)
@@ -144,7 +144,7 @@ def check(backend: str, device: torch.device, dtype: torch.dtype, seed: int) -> 
                 a[slot, rank:], b[slot, :, rank:] = 0, 0
             x, y = torch.randn(tokens, d_in, generator=draw), torch.randn(tokens, d_out, generator=draw)
             a, b, x, y = (tensor.to(dtype).to(device) for tensor in (a, b, x, y))
-            on_cpu = route([(c, n, s) for c, n, s in batch], ranks, slots, torch.device("cpu"))
+            on_cpu = route(batch, ranks, slots, torch.device("cpu"))
             reference = y.float().cpu().clone()  # in float32 on the CPU it would else be y itself
             apply_loop(reference, x.float().cpu(), a.float().cpu(), b.float().cpu(), on_cpu)
             BACKENDS[backend](y, x, a, b, routing)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +20,9 @@ from sim.errors import InputError
 
 Call = Callable[[], object]
 
-_FLUSH_LIMIT = 128 << 20
-"""Bytes written to push data out of the caches, at most: a shared cache of half a GB would cost more than a step."""
+_FLUSH_LIMIT = {"cpu": 32 << 20, "cuda": 128 << 20}
+"""Bytes written to push data out of the caches, at most: some servers' shared caches of half a GB take longer to write
+than a step takes, and hold other machines' data too."""
 
 
 class Device(Protocol):
@@ -29,12 +32,14 @@ class Device(Protocol):
     :ivar torch_device: what tensors are put on.
     :ivar graphs: whether ``capture`` makes a replay that skips launches.
     :ivar flush_bytes: written before every timed call.
+    :ivar room: share of the free memory that may be filled; the rest is for activations, and on a CPU for others.
     """
 
     kind: str
     torch_device: torch.device
     graphs: bool
     flush_bytes: int
+    room: float
 
     def time(self, call: Call) -> tuple[float, float]:
         """Run a call once; return its seconds on the device's clock and on the wall clock."""
@@ -72,17 +77,23 @@ class Device(Protocol):
         """Return a call that starts another beside what runs next (a side stream), and does not wait for it."""
         ...
 
+    def lane(self) -> AbstractContextManager[None]:
+        """Hand what the block does to a queue of its own, and wait for that queue, and no other, at its end."""
+        ...
+
 
 class CpuDevice:
     """The host's processor: the reference that everything is tested on."""
 
     kind = "cpu"
     graphs = False
+    room = 0.6
 
     def __init__(self) -> None:
         self.torch_device = torch.device("cpu")
-        self.flush_bytes = min(2 * _last_level_cache(), _FLUSH_LIMIT)
+        self.flush_bytes = min(2 * _last_level_cache(), _FLUSH_LIMIT["cpu"])
         self._scratch = torch.ones(self.flush_bytes // 4, dtype=torch.float32)
+        self._beside: list[Future[object]] = []
 
     def time(self, call: Call) -> tuple[float, float]:
         started = time.perf_counter()
@@ -94,7 +105,9 @@ class CpuDevice:
         self._scratch.add_(1.0)
 
     def synchronize(self) -> None:
-        """Do nothing: calls on the CPU end when they return."""
+        """Wait for what runs beside, and raise its error; other calls on the CPU end when they return."""
+        while self._beside:
+            self._beside.pop().result()
 
     def capture(self, call: Call) -> Call:
         return call
@@ -103,7 +116,7 @@ class CpuDevice:
         return tensor.clone()
 
     def free_bytes(self) -> int:
-        return _memory("MemAvailable")
+        return host_free_bytes()
 
     def total_bytes(self) -> int:
         return _memory("MemTotal")
@@ -112,10 +125,11 @@ class CpuDevice:
         """Do nothing: the allocator gives memory back by itself."""
 
     def run_beside(self, call: Call) -> Call:
-        from concurrent.futures import ThreadPoolExecutor
-
         pool = ThreadPoolExecutor(1)
-        return lambda: pool.submit(call)
+        return lambda: self._beside.append(pool.submit(call))
+
+    def lane(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class CudaDevice:
@@ -123,12 +137,13 @@ class CudaDevice:
 
     kind = "cuda"
     graphs = True
+    room = 0.9
 
     def __init__(self) -> None:
         self.torch_device = torch.device("cuda", 0)
         torch.cuda.set_device(self.torch_device)
         cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 64 << 20)
-        self.flush_bytes = min(2 * int(cache), _FLUSH_LIMIT)
+        self.flush_bytes = min(2 * int(cache), _FLUSH_LIMIT["cuda"])
         self._scratch = torch.ones(self.flush_bytes // 4, dtype=torch.float32, device=self.torch_device)
         self._side = torch.cuda.Stream()
 
@@ -180,6 +195,13 @@ class CudaDevice:
 
         return started
 
+    @contextmanager
+    def lane(self) -> Iterator[None]:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            yield
+        stream.synchronize()
+
 
 DEVICES: dict[str, Callable[[], Device]] = {"cpu": CpuDevice, "cuda": CudaDevice}
 
@@ -200,6 +222,11 @@ def open_device(name: str) -> Device:
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the device's memory is full."""
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+
+
+def host_free_bytes() -> int:
+    """Return the host memory that can still be allocated."""
+    return _memory("MemAvailable")
 
 
 def _last_level_cache() -> int:

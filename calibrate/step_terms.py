@@ -23,11 +23,16 @@ BENDS = (128, 256, 512, 1024)
 
 TERMS = (
     "step", "token", *(f"token_beyond_{bend}" for bend in BENDS), "eager", "sequence", "kv_token", "prefill_step",
-    "slot", "slot_token", "slot_prefill_token", "adapter", "adapter_rank",
+    "lora", "slot", "slot_token", "slot_prefill_token", "adapter", "adapter_rank",
 )  # fmt: skip
 """Seconds for: every step; every token, and every one beyond each of ``BENDS``; a step that runs eagerly; every
-sequence; every KV token attended by decodes; a step in which somebody prefills; every slot; every slot and token, and
-every slot and prompt token; every distinct adapter, and that times the slots' rank."""
+sequence; every KV token attended by decodes; a step in which somebody prefills; a step of a server with LoRA turned on;
+every slot; every slot and token, and every slot and prompt token; every distinct adapter, and that times the slots'
+rank."""
+FACTOR_TERMS = ("lora", "slot", "adapter", "adapter_rank")
+"""What the multiplicative rival's factor is linear in: LoRA on, slots, distinct adapters, and those times rank."""
+BASE_TERMS = TERMS[: TERMS.index("lora")]
+"""What a step costs without LoRA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Steps:
             self.sequences,
             self.kv_tokens,
             self.prefill_tokens > 0,
+            one * (self.slots > 0),
             one * self.slots,
             self.slots * self.tokens,
             self.slots * self.prefill_tokens,
@@ -68,11 +74,8 @@ def step_cost(seconds: Mapping[str, float]) -> StepCost:
     """Return the profile section of fitted terms."""
 
     def token_s(tokens: int) -> float:
-        return (
-            seconds["token"] * tokens
-            + sum(seconds[f"token_beyond_{bend}"] * max(tokens - bend, 0) for bend in BENDS)
-            + seconds["eager"] * (tokens > GRAPH_TOKENS)
-        )
+        beyond = sum(seconds[f"token_beyond_{bend}"] * max(tokens - bend, 0) for bend in BENDS)
+        return round(seconds["token"] * tokens + beyond + seconds["eager"] * (tokens > GRAPH_TOKENS), 12)
 
     knots = sorted({0, *BENDS, GRAPH_TOKENS + 1, BUDGET_TOKENS})
     return StepCost(
@@ -83,6 +86,7 @@ def step_cost(seconds: Mapping[str, float]) -> StepCost:
         prefill_step_s=seconds["prefill_step"],
         per_passed_s=PASSED_S,
         lora=LoraCost(
+            fixed_s=seconds["lora"],
             per_slot_s=seconds["slot"],
             per_slot_token_s=seconds["slot_token"],
             per_slot_prefill_token_s=seconds["slot_prefill_token"],

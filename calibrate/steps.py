@@ -23,8 +23,6 @@ from sim.traffic.adapters import ModelShape, model_shape
 
 DTYPE = torch.bfloat16
 _WIDTH = 2
-_ROOM = 0.9
-"""Share of the device's free memory that may be filled: activations and the framework need the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ def fitted_extent(extent: Extent, shape: ModelShape, layers: int, device: Device
 
     :raises InputError: where the weights alone don't fit.
     """
-    free = int(device.free_bytes() * _ROOM)
+    free = int(device.free_bytes() * device.room)
     fixed = needed_bytes(shape, layers, _WIDTH, 0, 0)["weights"]
     slot_rank = needed_bytes(shape, layers, _WIDTH, 1, 0)["slots"]
     kv_token = needed_bytes(shape, layers, _WIDTH, 0, 1)["KV cache"]

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli import fidelity, inspect, measured, simulate
+from sim.cli import calibrate, fidelity, inspect, measured, serve, simulate
 from sim.errors import LoraplanError
 
 INTERRUPTED = 130
@@ -31,7 +31,11 @@ scenarios_app.command("list")(inspect.list_scenarios)
 scenarios_app.command("copy")(inspect.copy_bundled)
 app.add_typer(scenarios_app, name="scenarios")
 calibrate_app = typer.Typer(help="Write the profiles that predictions are made from.", no_args_is_help=True)
-calibrate_app.command("published")(measured.published)
+calibrate_app.command("all")(calibrate.everything)
+calibrate_app.command("steps")(calibrate.steps)
+calibrate_app.command("loads")(calibrate.loads)
+calibrate_app.command("fit")(measured.fit)
+calibrate_app.command("serve")(serve.serve)
 app.add_typer(calibrate_app, name="calibrate")
 
 
@@ -83,11 +87,10 @@ def _guarded(debug: bool) -> int:
 
 
 def _interrupted() -> int:
-    kept = (
-        "nothing of a fit is kept"
-        if "calibrate" in sys.argv
-        else "finished points are kept; the same command goes on from there"
-    )
+    kept = "finished points are kept; the same command goes on from there"
+    if "calibrate" in sys.argv:
+        fits = "fit" in sys.argv
+        kept = "nothing of a fit is kept" if fits else "what was measured is kept; the same command goes on from there"
     typer.echo(f"interrupted: {kept}", err=True)
     return INTERRUPTED
 

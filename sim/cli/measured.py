@@ -1,4 +1,4 @@
-"""The side of ``loraplan fidelity`` that predicts measured runs, and ``loraplan calibrate published``."""
+"""The side of ``loraplan fidelity`` that predicts measured runs, and ``loraplan calibrate fit``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import DebugOption, JobsOption, QuietOption
-from sim.cli.output import message, print_rich, progress_bar, rich_table, to_json
+from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, to_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from reports.fidelity import FidelityPage
+    from sim.spec.profile import Profile
     from sim.studies.fidelity import ModelProfile, Prediction
 
 LENGTHS = "sharegpt_lengths.json"
 PEER = "digital_twin_predictions.csv"
+SAMPLES = ("steps.parquet", "loads.parquet")
 TABLE, PAGE, SUMMARY = "predictions.csv", "report.html", "fidelity.json"
 
 
@@ -106,26 +108,59 @@ def _page(
     )  # fmt: skip
 
 
-def published(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the tables of published measurements.")],
-    model: Annotated[str, typer.Option(help="Base model, such as llama-3.1-8b.")],
+def fit(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of samples, or of tables of published measurements.")
+    ],
     out: Annotated[Path, typer.Option(help="The profile to write.")],
+    model: Annotated[str | None, typer.Option(help="Base model, such as llama-3.1-8b; tables have several.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     jobs: JobsOption = -1,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Fit a profile to published measurements of a real server (docs/validation.md)."""
-    from calibrate.from_runs import fit_profile, write_profile
+    """Fit a profile to measurements, and say how well it predicts what it was not fitted on.
+
+    DIR has either samples that `loraplan calibrate steps` and `loads` took, or tables of published measurements
+    (docs/validation.md).
+    """
+    from calibrate.fit_report import HEAD, as_json, closing, hold_out_rows
+    from calibrate.from_runs import write_profile
 
     if jobs == 0:
         raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
     _make(out.parent)
     if out.is_dir():
         raise InputError("a folder, not a file", key="--out", got=str(out))
-    command = f"loraplan calibrate published DIR --model {model} --out {out.name}"
-    with progress_bar(quiet) as progress:
-        profile = fit_profile(folder, model, command, jobs, progress)
+    profile = _fitted(folder, model, out.name, jobs, quiet)
     write_profile(profile, out)
-    typer.echo(out)
-    for name, error in (profile.provenance.residuals if profile.provenance else {}).items():
-        message(f"{name}: median error {error:.1%}", quiet)
+    if json:
+        typer.echo(to_json({**as_json(profile), "file": str(out)}))
+        return
+    print_rich(rich_rows(HEAD, hold_out_rows(profile.hold_out)))
+    typer.echo("\n" + "\n".join(closing(profile)))
+    typer.echo(f"\nprofile  {out}")
+
+
+def _fitted(folder: Path, model: str | None, name: str, jobs: int, quiet: bool) -> Profile:
+    """Fit whatever kind of measurements a folder holds."""
+    from calibrate.from_runs import FILES, fit_profile
+
+    options = ["--model", model] if model else []
+    command = shlex.join(["loraplan", "calibrate", "fit", "DIR", *options, "--out", name])
+    if any((folder / file).exists() for file in SAMPLES):
+        from calibrate.sample_fit import fit_samples
+
+        return fit_samples(folder, model, command)
+    if not any((folder / file).exists() for file in FILES):
+        raise InputError(
+            "nothing to fit in this folder", key="DIR", got=str(folder),
+            allowed=f"{' and '.join(SAMPLES)}, or the tables {', '.join(FILES)}",
+            hint="loraplan calibrate steps and loads take samples",
+        )  # fmt: skip
+    if model is None:
+        from sim.studies.measured_runs import MODELS
+
+        raise InputError("tables hold several base models", key="--model", allowed=", ".join(MODELS.values()))
+    with progress_bar(quiet) as progress:
+        return fit_profile(folder, model, command, jobs, progress)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from calibrate.step_fit import Equations, closed_loop, join, served_hour, solve
+from calibrate.regression import Problem, join, solve
+from calibrate.step_fit import closed_loop, served_hour
 from calibrate.step_log import StepLog
 from calibrate.step_terms import BENDS, PASSED_S, TERMS, Steps, step_cost
 from sim.spec.profile import load_profile
@@ -15,8 +17,10 @@ from sim.spec.scenario import Scenario
 from sim.studies.measured_runs import METRICS, MeasuredRun
 from sim.world.build import build_world, simulate
 
+Floats = NDArray[np.float64]
+
 KNOWN = dict(zip(TERMS, (
-    12e-3, 5e-6, 3e-6, 2e-6, 1e-5, 2e-5, 4e-3, 1.5e-5, 8e-8, 6e-3, 1.5e-5, 1.2e-7, 9e-8, 2.5e-4, 1e-5,
+    12e-3, 5e-6, 3e-6, 2e-6, 1e-5, 2e-5, 4e-3, 1.5e-5, 8e-8, 6e-3, 2e-3, 1.5e-5, 1.2e-7, 9e-8, 2.5e-4, 1e-5,
 ), strict=True))  # fmt: skip
 
 
@@ -82,6 +86,12 @@ def test_the_log_has_every_step(tmp_path: Path) -> None:
     assert seconds * columns["steps"] + columns["load_s"] == pytest.approx(columns["seconds"], rel=1e-9)
 
 
+def problem(features: Floats, seconds: Floats) -> Problem:
+    count = len(seconds)
+    names = ("made up",) * count
+    return Problem(features, np.zeros(count), seconds, np.ones(count), names, names, TERMS, np.empty((count, 0)))
+
+
 def test_known_costs_are_found_again() -> None:
     rng = np.random.default_rng(5)
     tokens = rng.integers(1, 2048, 400).astype(float)
@@ -92,7 +102,7 @@ def test_known_costs_are_found_again() -> None:
                       np.minimum(rng.integers(1, 300, 400), slots), slots, rank)  # fmt: skip
         features = steps.features()
         seconds = features @ np.array([KNOWN[name] for name in TERMS])
-        parts.append(Equations(features, np.zeros(400), seconds, np.ones(400), ("made up",) * 400))
+        parts.append(problem(features, seconds))
     assert solve(join(parts)) == pytest.approx(np.array([KNOWN[name] for name in TERMS]), rel=1e-4)
 
 
@@ -102,7 +112,7 @@ def test_a_few_wild_runs_do_not_spoil_the_fit() -> None:
     features = Steps(tokens, tokens, zero, zero, zero, 0.0, 0.0).features()
     seconds = 0.012 + 2e-5 * tokens
     seconds[::20] *= 3
-    found = solve(Equations(features, zero, seconds, np.ones(200), ("made up",) * 200))
+    found = solve(problem(features, seconds))
     assert features @ found == pytest.approx(0.012 + 2e-5 * tokens, rel=0.02)
 
 
@@ -116,20 +126,39 @@ def test_step_costs_hold_the_terms() -> None:
     assert table[2048.0] - table[1024.0] == pytest.approx(1024 * sum(each))
 
 
+ROW = {
+    "model": "llama-3.1-8b-instruct", "max_num_seqs": "100.0", "input_len": "200", "output_len": "50",
+    "lora_enabled": "1", "max_loras": "300.0", "max_lora_rank": "8.0", "adapters_in_use": "10.0",
+    "median_tpot_ms": "25.0", "total_input_tokens": "20000.0", "completed": "100.0", "duration": "100",
+    "median_ttft_ms": "0", "p99_ttft_ms": "0",
+}  # fmt: skip
+
+
 def test_closed_loops_say_what_a_step_is_made_of() -> None:
-    row = {
-        "model": "llama-3.1-8b-instruct", "max_num_seqs": "100.0", "input_len": "200", "output_len": "50",
-        "lora_enabled": "1", "max_loras": "300.0", "max_lora_rank": "8.0", "adapters_in_use": "10.0",
-        "median_tpot_ms": "25.0", "total_input_tokens": "0", "completed": "1", "input_throughput": "0",
-    }  # fmt: skip
-    prefill = row | {"output_len": "1", "lora_enabled": "0", "total_input_tokens": "20000.0", "completed": "100.0",
-                     "input_throughput": "40000.0"}  # fmt: skip
-    equations = closed_loop([row, prefill], "llama-3.1-8b")
+    # The engine starts after 4 s and works for 10 s: TTFT rises by 8 s, since sending takes 2 s.
+    prefill = ROW | {"output_len": "1", "lora_enabled": "0", "duration": "14", "median_ttft_ms": "8000",
+                     "p99_ttft_ms": "11920"}  # fmt: skip
+    equations = closed_loop([ROW, prefill, prefill | {"max_num_seqs": "50"}], "llama-3.1-8b").problem
     decode = dict(zip(TERMS, equations.features[0].tolist(), strict=True))
     assert (decode["token"], decode["sequence"], decode["kv_token"]) == (100, 100, 100 * 225)
+    assert (decode["lora"], decode["slot"]) == (1, 300)
     assert decode["adapter"] == pytest.approx(10 * (1 - 0.9**100))
     first = dict(zip(TERMS, equations.features[1].tolist(), strict=True))
     assert first["token"] == 2048
     assert first["token_beyond_512"] == 2048 - 512
     assert first["sequence"] == pytest.approx(10.24)
-    assert equations.seconds.tolist() == [0.025, 2048 / 40000]
+    assert (first["lora"], first["adapter"]) == (0, 0)
+    assert equations.seconds == pytest.approx([0.025, 10 * 2048 / 20000, 10 * 2048 / 20000])
+    assert equations.kind == ("LoRA decode steps", "prefill steps", "prefill steps")
+    assert equations.configuration[0] != equations.configuration[1] == equations.configuration[2]
+
+
+def test_closed_loops_that_say_nothing_of_steps_are_left_out_with_the_reason() -> None:
+    rows = [ROW, ROW | {"max_num_seqs": ""}, ROW | {"max_num_seqs": "101"}, ROW | {"output_len": "51"}]
+    loops = closed_loop(rows, "llama-3.1-8b", lambda slots, rank: 25_000 if (slots, rank) == (300, 8) else 0)
+    assert len(loops.problem) == 1
+    assert loops.left_out == {
+        "no batch size given": 1,
+        "fewer requests than the batch holds": 1,
+        "sequences outgrow the KV cache and are preempted": 1,
+    }

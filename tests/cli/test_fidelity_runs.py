@@ -106,7 +106,15 @@ def test_other_bad_input_is_named(loraplan: CommandLine) -> None:
 
 def test_a_profile_can_only_be_fitted_to_what_is_there(loraplan: CommandLine) -> None:
     prepare({})
-    ended = loraplan("calibrate", "published", ".", "--model", "gpt", "--out", "p.json")
+    ended = loraplan("calibrate", "fit", ".", "--model", "gpt", "--out", "p.json")
     assert (ended.code, "--model: no measurements of this model (got gpt" in ended.err) == (2, True)
-    ended = loraplan("calibrate", "published", ".", "--model", "llama-3.1-8b", "--out", "p.json")
-    assert (ended.code, "step_runs.csv: the table can't be read" in ended.err) == (2, True)
+    ended = loraplan("calibrate", "fit", ".", "--model", "llama-3.1-8b", "--out", "p.json")
+    assert (ended.code, "kv_capacity.csv: the table can't be read" in ended.err) == (2, True)
+    ended = loraplan("calibrate", "fit", ".", "--out", "p.json")
+    assert (ended.code, "--model: tables hold several base models (allowed: llama-3.1-8b" in ended.err) == (2, True)
+    Path("empty").mkdir()
+    ended = loraplan("calibrate", "fit", "empty", "--out", "p.json")
+    assert ended.code == 2
+    assert (
+        "DIR: nothing to fit in this folder (got empty, allowed: steps.parquet and loads.parquet, or the" in ended.err
+    )

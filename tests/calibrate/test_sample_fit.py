@@ -1,0 +1,102 @@
+"""From timed steps to a profile: known costs are found again, scaling and choices are as documented."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+
+from calibrate.grid import QUICK, StepSpec, heads, make_grid
+from calibrate.regression import ADDITIVE, LEFT_OUT, MULTIPLICATIVE, solve
+from calibrate.sample_fit import step_hold_outs
+from calibrate.sample_terms import Terms, timed_steps
+from sim.errors import InputError
+
+BASE = {"step": 2e-3, "token": 1e-5, "sequence": 2e-5, "kv_token": 4e-7}
+LORA = {"lora": 1e-3, "slot": 2e-5, "adapter": 3e-4, "rank_sum": 1e-5}
+
+
+def truth(one: dict[str, Any], form: str = ADDITIVE) -> float:
+    base = BASE["step"] + sum(
+        BASE[name] * one[key]
+        for name, key in (("token", "tokens"), ("sequence", "sequences"), ("kv_token", "decode_kv_tokens"))
+    )
+    if not one["distinct"]:
+        return base
+    extra = LORA["lora"] + LORA["slot"] * one["slots"] + LORA["adapter"] * one["distinct"]
+    if form == MULTIPLICATIVE:
+        return base * (1 + extra / 5e-3)
+    return base + extra + LORA["rank_sum"] * one["rank_sum"]
+
+
+def samples(
+    specs: list[StepSpec], form: str = ADDITIVE, layers: int = 32, noise: float = 0.0, head_s: float = 5e-4
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return a table of samples as ``read_samples`` does; costs are of 32 layers, of which ``layers`` were timed."""
+    rng, rows = np.random.default_rng(3), []
+    for order, spec in enumerate(specs):
+        one = spec.configuration()
+        full = head_s if spec.kind == "head" else truth(dict(one.parameters), form)
+        seconds = full if spec.kind == "head" else head_s + (full - head_s) * layers / 32
+        rows += [
+            {"key": one.key, "kind": one.kind, "parameters": dict(one.parameters) | {"floor_s": full / 3},
+             "order": order, "nth": nth, "seconds": seconds * float(np.exp(noise * rng.normal()))}
+            for nth in range(5)
+        ]  # fmt: skip
+    return pd.DataFrame(rows), {"layers": layers, "model_layers": 32}
+
+
+GRID = make_grid(QUICK, ("grouped_mm", "bmm"), graphs=False)
+
+
+def test_known_costs_are_found_again() -> None:
+    steps = timed_steps(*samples(GRID))
+    terms = Terms.of(steps)
+    problem = terms.problem(steps)
+    assert np.abs(problem.errors(solve(problem))).max() < 1e-3
+    cost = terms.step_cost(solve(problem))
+    assert cost.lora.per_adapter_s == pytest.approx(LORA["adapter"], rel=0.02)
+    assert cost.lora.per_slot_s == pytest.approx(LORA["slot"], rel=0.02)
+    assert cost.per_kv_token_s == pytest.approx(BASE["kv_token"], rel=0.02)
+    assert [tokens for tokens, _ in cost.tokens] == [0, *terms.knots]
+
+
+@pytest.mark.parametrize("form", [ADDITIVE, MULTIPLICATIVE])
+def test_the_true_form_wins_on_what_was_left_out(form: str) -> None:
+    steps = timed_steps(*samples(GRID, form, noise=0.01))
+    terms = Terms.of(steps)
+    errors = {
+        line.form: line.mean
+        for line in step_hold_outs(terms.problem(steps), terms)
+        if line.what == "LoRA decode steps" and line.method == LEFT_OUT
+    }
+    assert min(errors, key=lambda name: errors[name]) == form
+    assert errors[form] < 0.05
+
+
+def test_fewer_layers_are_scaled_to_all() -> None:
+    specs = [*GRID, *heads(GRID)]
+    whole, part = timed_steps(*samples(specs)), timed_steps(*samples(specs, layers=4))
+    assert part.keys == whole.keys
+    np.testing.assert_allclose(part.seconds, whole.seconds, rtol=1e-9)
+
+
+def test_graphs_count_where_there_are_any() -> None:
+    grid = make_grid(QUICK, ("grouped_mm",), graphs=True)
+    chosen = timed_steps(*samples(grid))
+    graphed = [key for key in chosen.keys if key.endswith(" graph")]
+    assert graphed
+    assert not {key.replace(" graph", " eager") for key in graphed} & set(chosen.keys)
+
+
+def test_one_backend_at_a_time_on_all_linear_layers() -> None:
+    for backend in ("grouped_mm", "bmm"):
+        chosen = timed_steps(*samples(GRID), backend)
+        assert {one["backend"] for one in chosen.parameters} == {"", backend}
+    assert not [key for key in timed_steps(*samples(GRID)).keys if " q,v " in key]
+    with pytest.raises(InputError, match="no steps of this LoRA backend"):
+        timed_steps(*samples(GRID), "triton")

@@ -1,0 +1,120 @@
+"""``loraplan calibrate`` on a CPU, as a user runs it: from nothing to a simulation, broken off, given wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine, start
+
+pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+
+ALL = ("calibrate", "all", "--device", "cpu", "--model", "tiny", "--quick", "--out", "runs/cal")
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_simulation(tmp_path: Path, loraplan: CommandLine) -> None:
+    process = start(tmp_path, *ALL)
+    out, err = process.communicate(timeout=590)
+    assert process.returncode == 0, err
+    assert "leave one configuration out" in out
+    assert "Traceback" not in err
+    profile = json.loads((tmp_path / "runs/cal/profile.json").read_text())
+    assert profile["status"] == "measured"
+    assert len(profile["draws"]) == 16
+    assert profile["conditions"]["lora_backend"] == "grouped_mm"
+    assert {line["form"] for line in profile["hold_out"]} == {"additive", "multiplicative", "law"}
+    assert profile["provenance"]["device"]["torch"]
+    ran = loraplan("run", "quickstart", "--set", "fleet.profile=runs/cal/profile.json", "--set",
+                   "workload.requests=2000", "--json", "--out", "run")  # fmt: skip
+    assert ran.code == 0, ran.err
+    metrics = json.loads(ran.out)["points"][0]["metrics"]
+    assert metrics["ttft_p50_s"]["calibration_lo"] <= metrics["ttft_p50_s"]["value"]
+    assert not (tmp_path / "runs/cal/adapters").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signals) -> None:
+    samples = tmp_path / "runs/cal/steps.jsonl"
+    process = start(tmp_path, *ALL)
+    deadline = time.monotonic() + 200
+    while not samples.exists() or samples.read_bytes().count(b"\n") < 5:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline, "no samples"
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert err.strip().splitlines()[-1] == (
+            "interrupted: what was measured is kept; the same command goes on from there"
+        )
+        assert "Traceback" not in err
+    kept = samples.read_bytes()
+    again = start(tmp_path, *ALL)
+    deadline = time.monotonic() + 200
+    while len(samples.read_bytes()) <= len(kept):
+        assert again.poll() is None, again.stderr.read() if again.stderr else ""
+        assert time.monotonic() < deadline, "it does not go on"
+        time.sleep(0.05)
+    os.killpg(again.pid, signal.SIGKILL)
+    again.communicate(timeout=60)
+    whole = kept[: kept.rfind(b"\n") + 1]
+    assert samples.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("steps", "--model", "tyni", "--device", "cpu"), "unknown base model (got tyni"),
+        (("steps", "--device", "gpu"), "--device: unknown device (got gpu, allowed: cpu, cuda)"),
+        (("steps", "--device", "cpu", "--model", "tiny", "--layers", "5"), "--layers: not so many layers (got 5"),
+        (("steps", "--device", "cpu", "--model", "tiny", "--backend", "sgmv"), "--backend: unknown backend (got sgmv"),
+        (("steps", "--device", "cpu", "--model", "llama-2-70b"), "too little memory: 80 layers need at least"),
+        (("fit", ".", "--out", "p.json"), "DIR: nothing to fit in this folder"),
+    ],
+)
+def test_wrong_input_is_explained(loraplan: CommandLine, arguments: tuple[str, ...], words: str) -> None:
+    ended = loraplan("calibrate", *arguments)
+    assert ended.code == 2
+    assert words in ended.err
+    assert ended.err.startswith("error: ")
+
+
+def test_without_a_gpu_cuda_is_refused(loraplan: CommandLine) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    ended = loraplan("calibrate", "all", "--out", "out")
+    assert ended.code == 2
+    assert "--device cpu measures this machine's processor" in ended.err
+
+
+def test_a_file_in_the_way_and_unfinished_samples(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = loraplan("calibrate", "steps", "--device", "cpu", "--model", "tiny", "--quick", "--out", "file")
+    assert ended.code == 2
+    assert "--out: can't make this folder" in ended.err
+    (tmp_path / "cal").mkdir()
+    (tmp_path / "cal/steps.parquet").write_bytes(b"PAR1 no table")
+    (tmp_path / "cal/steps.json").write_text('{"plan": {"model": "tiny"}}')
+    ended = loraplan("calibrate", "fit", "cal", "--out", "p.json")
+    assert ended.code == 2
+    assert "this table of samples is damaged" in ended.err
+
+
+def test_without_torch_the_extra_is_named(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
+    ended = loraplan("calibrate", "steps", "--device", "cpu", "--model", "tiny")
+    assert ended.code == 2
+    assert "torch is not installed" in ended.err
+    assert "pip install 'loraplan[gpu]'" in ended.err

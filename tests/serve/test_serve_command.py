@@ -1,0 +1,260 @@
+"""``loraplan calibrate serve`` against servers that are well, and servers that aren't."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+from command_line import CommandLine, Ended
+from fake_server import FakeServer
+
+OUT = Path("runs/serve-short")
+
+
+def serve(loraplan: CommandLine, server: FakeServer, *arguments: str) -> Ended:
+    return loraplan(
+        "calibrate", "serve", "short.yaml", "--url", server.url, "--profile", "profile.json", "--repeat", "1",
+        *arguments,
+    )  # fmt: skip
+
+
+def kept() -> list[dict[str, Any]]:
+    lines = (OUT / "requests-1.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+# Well
+
+
+def test_a_server_is_measured_and_predicted(loraplan: CommandLine, server: FakeServer) -> None:
+    done = serve(loraplan, server, "--json", "--repeat", "2")
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert summary == json.loads((OUT / "comparison.json").read_text())
+    metrics = summary["metrics"]
+    assert metrics["throughput_rps"]["error"] == pytest.approx(0, abs=0.2)
+    assert metrics["ttft_p50_s"]["measured"] > 0.002
+    assert metrics["e2e_p50_s"]["measured"] >= 6 * 0.002
+    assert metrics["e2e_p50_s"]["noise"] is not None
+    assert metrics["loads_per_request"]["measured"] is None
+    assert metrics["loads_per_request"]["predicted"] > 0
+    assert summary["loads_from"] == "the server does not tell of loads"
+    assert summary["failed"] == [0, 0]
+    assert summary["kv"] == {"kv_tokens": 65536, "block_size": 16}
+    assert summary["server"][0]["running_mean"] == 2.0
+    table = parquet.read_table(OUT / "requests.parquet").to_pandas()
+    assert list(table["run"]) == [1] * 30 + [2] * 30
+    assert (table["status"] == "complete").all()
+    assert (table["e2e_s"] > table["ttft_s"]).all()
+    assert table["predicted_ttft_s"].notna().all()
+    page = (OUT / "report.html").read_text(encoding="utf-8")
+    assert "How close is the first token?" in page
+    assert "measured and measured again" in page
+
+
+def test_the_server_gets_what_the_scenario_says(loraplan: CommandLine, server: FakeServer) -> None:
+    assert serve(loraplan, server).code == 0
+    before, sent = server.seen[:4], server.seen[4:]
+    assert [body["model"] for body in before] == server.adapters  # each is asked for once before the traffic
+    assert len(sent) == 30
+    assert {(len(body["prompt"]), body["max_tokens"]) for body in sent} == {(20, 6)}
+    assert all(body["stream"] and body["ignore_eos"] for body in sent)
+    rows = sorted(kept(), key=lambda row: row["index"])
+    assert [row["index"] for row in rows] == list(range(30))
+    assert all(row["stamps"][-1][1] == 6 for row in rows)
+    late = [row["sent_s"] - row["planned_s"] for row in rows]
+    assert min(late) > -0.002  # open loop: never before its time
+
+
+def test_a_table_without_json(loraplan: CommandLine, server: FakeServer) -> None:
+    done = serve(loraplan, server, "--quiet")
+    assert done.code == 0
+    assert "p50 TTFT" in done.out
+    assert "--repeat 2 would tell" in done.out
+    assert "report    runs/serve-short/report.html" in done.out
+    assert done.err == ""
+
+
+def test_a_server_that_counts_no_tokens(loraplan: CommandLine, server: FakeServer) -> None:
+    server.counts = False
+    assert serve(loraplan, server).code == 0
+    assert all(row["status"] == "complete" for row in kept())
+
+
+def test_names_by_pattern_and_a_key(loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    server.adapters = [f"tenant{index}" for index in range(4)]
+    assert serve(loraplan, server, "--adapters", "tenant{}").code == 0
+    assert server.authorization == "Bearer secret"
+    assert "secret" not in (OUT / "comparison.json").read_text() + (OUT / "report.html").read_text()
+
+
+# Ill
+
+
+def test_a_server_that_is_not_there(loraplan: CommandLine) -> None:
+    done = loraplan("calibrate", "serve", "short.yaml", "--url", "http://127.0.0.1:9", "--profile", "profile.json")
+    assert done.code == 3
+    assert "error: http://127.0.0.1:9: the server can't be reached" in done.err
+    assert "is it up" in done.err
+
+
+def test_a_server_without_lora(loraplan: CommandLine, server: FakeServer) -> None:
+    server.adapters = []
+    done = serve(loraplan, server)
+    assert done.code == 2
+    assert "--url: the server lists no LoRA adapters (got models: base); start it with LoRA" in done.err
+
+
+def test_a_server_with_too_few_adapters(loraplan: CommandLine, server: FakeServer) -> None:
+    server.adapters = server.adapters[:3]
+    done = serve(loraplan, server)
+    assert done.code == 2
+    assert "the server has fewer adapters than the scenario (got 4, allowed: up to 3)" in done.err
+    assert "--set adapters.count=3" in done.err
+
+
+def test_an_adapter_the_server_lacks(loraplan: CommandLine, server: FakeServer) -> None:
+    done = serve(loraplan, server, "--adapters", "tenant{}")
+    assert done.code == 2
+    assert "--adapters: the server has no such adapter (got tenant0, allowed: adapter-0" in done.err
+
+
+def test_a_server_that_refuses(loraplan: CommandLine, server: FakeServer) -> None:
+    server.refuses = 503
+    done = serve(loraplan, server)
+    assert done.code == 3
+    assert "adapter-0: HTTP 503: no room for anybody" in done.err
+
+
+def test_a_server_that_dies_midway(loraplan: CommandLine, server: FakeServer) -> None:
+    server.good_for, server.then = 4 + 12, "dies"
+    done = serve(loraplan, server)
+    assert done.code == 3
+    assert "the server died" in done.err
+    assert "of 30 requests were served)" in done.err
+    assert "those are kept in runs/serve-short/requests-1.jsonl" in done.err
+    served = [row for row in kept() if row["status"] == "complete"]
+    assert 0 < len(served) <= 12
+    assert f"({len(served)} of 30" in done.err
+    assert not (OUT / "comparison.json").exists()
+
+
+def test_a_server_that_stalls(loraplan: CommandLine, server: FakeServer) -> None:
+    server.good_for, server.then = 4 + 12, "stalls"
+    done = serve(loraplan, server, "--stall", "1.5")
+    assert done.code == 3
+    assert "the server stalled: nothing came for" in done.err
+    assert sum(row["status"] == "complete" for row in kept()) == 12
+
+
+def test_refused_requests_are_counted(
+    loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = server.next_number
+
+    def every_third_is_refused(body: dict[str, Any]) -> int:
+        found = number(body)
+        server.refuses = 429 if found > 4 and found % 3 == 0 else 0
+        return found
+
+    monkeypatch.setattr(server, "next_number", every_third_is_refused)
+    server.token_s = 0.0
+    done = serve(loraplan, server, "--set", "workload.arrivals.rate=20/s")
+    assert done.code == 0
+    assert "requests were not served and count nowhere: HTTP 429: no room for anybody" in done.err
+    refused = [row for row in kept() if row["status"] == "refused"]
+    assert 5 <= len(refused) <= 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--launch: which server?"),
+        (("--launch", "vllm", "--url", "http://h:1"), "which server? (got both"),
+        (("--launch", "sglang"), "can't start this (got sglang, allowed: vllm); others: by --url"),
+        (("--url", "h:80", "--fit"), "--url: not the URL of a server"),
+        (("--url", "http://h:1", "--fit", "--profile", "p.json"), "either fit a profile or give one"),
+        (("--url", "http://h:1", "--server-python", "p"), "--server-python: goes with --launch"),
+        (("--launch", "vllm", "--adapters", "a{}"), "--adapters: goes with --url"),
+        (("--launch", "vllm", "--fit", "--server-python", "/nowhere/python"), "--server-python: no vLLM here"),
+        (("--url", "http://h:1", "--stall", "0"), "--stall: no time to wait"),
+        (("--url", "http://h:1", "--profile", "none"), "no such profile"),
+        (("--launch", "vllm", "--fit", "--set", "fleet.replicas=2"), "fleet.replicas: one server is started"),
+        (("--launch", "vllm", "--fit", "--set", "workload.requests=30000"), "too many requests for a live run"),
+        (("--launch", "vllm", "--fit", "--set", "fleet.max_model_len=20"), "a request is longer than the server takes"),
+    ],
+)
+def test_bad_arguments(loraplan: CommandLine, arguments: tuple[str, ...], words: str) -> None:
+    done = loraplan("calibrate", "serve", "short.yaml", *arguments)
+    assert done.code == 2, done.err
+    assert words in done.err
+
+
+def test_costs_are_fitted_over_the_api(
+    loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calibrate.serve import ladder
+
+    for name, value in (("_PASSES", 1), ("_LOADS", 8), ("_STREAMS", 1), ("_REPEATS", 3)):
+        monkeypatch.setattr(ladder, name, value)
+    server.token_s = 0.004
+    done = loraplan(
+        "calibrate", "serve", "short.yaml", "--url", server.url, "--fit", "--repeat", "1", "--json",
+        "--set", "fleet.max_num_seqs=4",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    profile = json.loads((OUT / "profile.json").read_text())
+    assert profile["status"] == "measured"
+    assert 0.003 < profile["step"]["fixed_s"] < 0.012  # a step is a sleep of 4 ms, whoever is in it
+    assert json.loads(done.out)["profile"]["fitted"] is True
+    rungs = json.loads((OUT / "ladder.json").read_text())
+    assert {batch["sequences"] for batch in rungs["batches"]} == {1, 2, 4}
+    assert loraplan("run", "short.yaml", "--set", f"fleet.profile={OUT}/profile.json", "--quiet").code == 0
+
+
+# Interrupted, and servers of our own that don't come up
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_finished_requests(
+    loraplan: CommandLine, server: FakeServer, signal_: signal.Signals
+) -> None:
+    arguments = ["calibrate", "serve", "short.yaml", "--url", server.url, "--profile", "profile.json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sim.cli", *arguments, "--set", "workload.arrivals.rate=10/s"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(server.seen) < 4 + 10 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal_)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert out == ""
+    served = kept()
+    assert len(served) >= 8
+    assert f"interrupted: {len(served)} finished requests are kept in runs/serve-short" in err
+    assert "Traceback" not in err
+
+
+def test_a_launch_that_fails_says_why(loraplan: CommandLine) -> None:
+    python = Path("python")
+    python.write_text(
+        '#!/bin/sh\nif [ "$1" = -c ]; then echo vllm 0.32.0; exit 0; fi\n'
+        'echo "loading"; echo "RuntimeError: not enough memory for the KV cache"; exit 1\n'
+    )
+    python.chmod(0o755)
+    done = loraplan("calibrate", "serve", "short.yaml", "--launch", "vllm", "--fit", "--server-python", "./python")
+    assert done.code == 3
+    assert (
+        "error: runs/serve-short/server.log: vLLM ended before it served: RuntimeError: not enough memory" in done.err
+    )
+    assert "RuntimeError" in (OUT / "server.log").read_text()
