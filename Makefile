@@ -50,7 +50,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,test]'
 	@touch $@ $(VENV)/.installed
 
 # The CPU build asks for torchaudio and torchcodec, but fails to start with the ones it gets; text needs neither.

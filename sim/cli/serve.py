@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KEYS = ("LORAPLAN_API_KEY", "OPENAI_API_KEY")
 MOST_RUNS = 20
+_LEFT = ("requests.parquet", "comparison.json", "report.html", "ladder.json")
 
 
 def serve(
@@ -99,8 +100,13 @@ def _folder(folder: Path) -> Path:
         raise InputError("can't make this folder", key="--out", got=str(folder), hint=error.strerror) from None
     if (folder / "manifest.json").exists():
         raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
-    for file in (*folder.glob("requests-*.jsonl"), folder / "comparison.json", folder / "report.html"):
-        file.unlink(missing_ok=True)  # an earlier study's: nobody should take them for this one's
+    earlier = [*folder.glob("requests-*.jsonl"), *(folder / name for name in _LEFT if (folder / name).exists())]
+    if earlier:  # nobody should take them for this study's, nor lose them
+        number = next(n for n in range(1, 10**6) if not (folder / f"earlier-{n}").exists())
+        aside = folder / f"earlier-{number}"
+        aside.mkdir()
+        for file in earlier:
+            file.rename(aside / file.name)
     return folder
 
 
