@@ -25,6 +25,10 @@ _FLUSH_LIMIT = {"cpu": 32 << 20, "cuda": 128 << 20}
 than a step takes, and hold other machines' data too."""
 
 
+class UnavailableError(Exception):
+    """A device can't do what a configuration asks for; its message says why."""
+
+
 class Device(Protocol):
     """Where steps and loads are timed.
 
@@ -54,7 +58,10 @@ class Device(Protocol):
         ...
 
     def capture(self, call: Call) -> Call:
-        """Return a call that replays another as one graph, or the call itself where there are no graphs."""
+        """Return a call that replays another as one graph, or the call itself where there are no graphs.
+
+        :raises UnavailableError: where the call can't be captured.
+        """
         ...
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -172,8 +179,13 @@ class CudaDevice:
                 call()
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
+        try:
+            with torch.cuda.graph(graph):
+                call()
+        except RuntimeError as error:  # such as a kernel that asks the host; memory that is full says so itself
+            if out_of_memory(error):
+                raise
+            raise UnavailableError(f"can't be captured as a CUDA graph: {str(error).splitlines()[0]}") from None
         return graph.replay
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,10 +22,11 @@ _NVIDIA = {
 }  # fmt: skip
 """What is asked of nvidia-smi: no serial numbers, no addresses."""
 
-_THROTTLED = (
-    "clocks_event_reasons.hw_slowdown", "clocks_event_reasons.hw_thermal_slowdown",
-    "clocks_event_reasons.sw_thermal_slowdown", "clocks_event_reasons.sw_power_cap",
-)  # fmt: skip
+_THROTTLED = ("hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "sw_power_cap")
+_REASONS = ("clocks_event_reasons", "clocks_throttle_reasons")
+"""What drivers call them since 535, and before."""
+_LOOK_EVERY_S = 5.0
+"""Asking nvidia-smi takes a good part of a second: between two looks the last answer holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +113,14 @@ class Watch:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._quota = _quota_hits()
+        self._seen, self._looked = Disturbance(False, False, ""), float("-inf")
 
     def look(self) -> Disturbance:
         """Return what has happened since the last look."""
         if self._device.kind == "cuda":
-            return self._look_cuda()
+            if time.monotonic() - self._looked >= _LOOK_EVERY_S:
+                self._seen, self._looked = _look_cuda(), time.monotonic()
+            return self._seen
         before, self._quota = self._quota, _quota_hits()
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
         words = []
@@ -125,13 +130,18 @@ class Watch:
             words.append(f"load {load:.1f} on {cores} cores")
         return Disturbance(self._quota > before, load > cores + 0.5, "; ".join(words))
 
-    def _look_cuda(self) -> Disturbance:
-        reasons = [name for name, value in _nvidia({n: n for n in _THROTTLED}).items() if value == "Active"]
-        others = [line for line in _smi("--query-compute-apps=pid") if line.strip() not in ("", str(os.getpid()))]
-        words = [name.removeprefix("clocks_event_reasons.") for name in reasons]
-        if others:
-            words.append(f"{len(others)} other processes compute on this GPU")
-        return Disturbance(bool(reasons), bool(others), "; ".join(words))
+
+def _look_cuda() -> Disturbance:
+    reasons: list[str] = []
+    for prefix in _REASONS:
+        answer = _nvidia({name: f"{prefix}.{name}" for name in _THROTTLED})
+        if answer:
+            reasons = [name for name, value in answer.items() if value == "Active"]
+            break
+    # One of them is this process; inside a container its number there is another than here.
+    others = len([line for line in _smi("--query-compute-apps=pid") if line.strip()]) - 1
+    words = [*reasons, *([f"{others} other processes compute on this GPU"] if others > 0 else [])]
+    return Disturbance(bool(reasons), others > 0, "; ".join(words))
 
 
 def _nvidia(fields: dict[str, str]) -> dict[str, str]:
@@ -141,10 +151,17 @@ def _nvidia(fields: dict[str, str]) -> dict[str, str]:
 
 
 def _smi(query: str) -> list[str]:
-    """Return the lines that nvidia-smi answers for GPU 0; none where it is missing or does not know a field."""
-    if shutil.which("nvidia-smi") is None:
+    """Return the lines that nvidia-smi answers for our GPU; none where it is missing or does not know a field."""
+    if shutil.which("nvidia-smi") is None or not torch.cuda.is_available():
         return []
-    command = ["nvidia-smi", "--id=0", query, "--format=csv,noheader,nounits"]
+    # Its own numbers for GPUs don't heed CUDA_VISIBLE_DEVICES.
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)
+    command = [
+        "nvidia-smi",
+        f"--id=GPU-{uuid}" if uuid is not None else "--id=0",
+        query,
+        "--format=csv,noheader,nounits",
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     return answer.stdout.splitlines() if answer.returncode == 0 else []
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.devices import Call, Device, out_of_memory
+from calibrate.devices import Call, Device, UnavailableError, out_of_memory
 from calibrate.hardware import Watch
 from calibrate.samples import Configuration, SampleLog, Visit
 from sim.errors import InputError
@@ -96,7 +96,8 @@ def measure(
 ) -> list[str]:
     """Time all configurations, each once a round in random order; those that the log has are not timed again.
 
-    :param opens: sets one up; a failure for lack of memory skips the configuration, and the log says so.
+    :param opens: sets one up; a failure for lack of memory, or of what the device can do, skips the configuration
+        and the log says so.
     :returns: flags over the whole run, in words: drift, throttling, a busy device, what was skipped.
     """
     rng = np.random.default_rng(seed)
@@ -105,7 +106,7 @@ def measure(
     for visit in log.visits:
         kept.setdefault(visit.configuration.key, []).extend(visit.seconds)
     order = len(log.visits)
-    skipped: list[str] = []
+    skipped: dict[str, str] = {}
     total, count = method.rounds * len(configurations), 0
     for turn in range(method.rounds):
         for place, index in enumerate(rng.permutation(len(configurations))):
@@ -118,9 +119,9 @@ def measure(
                     with opens(one) as prepared:
                         samples = _sample(prepared, device, method, turn, kept.get(one.key, []), flush)
                 except Exception as error:
-                    if not out_of_memory(error):
+                    if not out_of_memory(error) and not isinstance(error, UnavailableError):
                         raise
-                    skipped.append(one.key)
+                    skipped[one.key] = "too little memory" if out_of_memory(error) else str(error)
                     device.release()
                     continue
                 kept.setdefault(one.key, []).extend(seconds for seconds, _ in samples)
@@ -128,9 +129,12 @@ def measure(
                 order += 1
             progress(count, total)
     if skipped and len(skipped) == len(configurations):
-        raise InputError("not one configuration fits into memory", key="--model", hint="time fewer layers: --layers")
-    flags = [*drift(log.visits), *_disturbed(log.visits), *(f"skipped, too little memory: {key}" for key in skipped)]
-    log.note(flags=flags, skipped=skipped)
+        raise InputError(
+            f"not one configuration could be timed: {next(iter(skipped.values()))}", key="--model",
+            hint="a smaller model, or fewer layers of it, needs less",
+        )  # fmt: skip
+    flags = [*drift(log.visits), *_disturbed(log.visits), *(f"skipped, {why}: {key}" for key, why in skipped.items())]
+    log.note(flags=flags, skipped=list(skipped))
     return flags
 
 

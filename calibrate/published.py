@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from sim.errors import InputError
 from sim.policies.slot_memory import reserved_bytes
 from sim.rng import stream
 from sim.spec.profile import HoldOut, LoadCost, Memory, TierCost
+from sim.spec.scenario import Targets
 from sim.studies.measured_runs import MODELS, TARGETS
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count
 
@@ -184,7 +186,8 @@ def fit_load_law(cells: Cells, model: str) -> LoadLaw:
     copy = _solve_medians(features, reloads)
     reads = _of(cells, model, READ)
     read = _solve_medians([(1, cell[1] * _bytes_per_rank(model)) for cell, _ in reads], reads)
-    return LoadLaw(model, *copy, read[0], max(read[1], _LEAST_PER_BYTE_S))
+    per_buffer, per_tensor, per_padded = copy
+    return LoadLaw(model, per_buffer, per_tensor, per_padded, read[0], max(read[1], _LEAST_PER_BYTE_S))
 
 
 def load_cost(cells: Cells, law: LoadLaw) -> LoadCost:
@@ -283,9 +286,9 @@ def load_draws(cells: Cells, model: str, draws: int, seed: int = 0) -> list[Load
     return found
 
 
-def _targets(model: str) -> tuple[str, ...] | str:
-    targets = TARGETS.get(model, "all-linear")
-    return targets if isinstance(targets, str) else tuple(targets)
+def _targets(model: str) -> Targets:
+    targets = TARGETS.get(model)
+    return "all-linear" if targets is None else cast(Targets, tuple(targets))
 
 
 def _buffers(model: str) -> int:
@@ -308,10 +311,11 @@ def _solve_medians(features: Sequence[Sequence[float]], cells: Cells) -> list[fl
     names = tuple(str(cell) for cell, _ in cells)
     terms = tuple(str(place) for place in range(len(features[0])))
     medians = np.array([np.median(seconds) for _, seconds in cells])
-    return solve(Problem(
+    problem = Problem(
         np.array(features, dtype=np.float64), np.zeros(count), medians, np.ones(count), names, names, terms,
         np.empty((count, 0)),
-    )).tolist()  # fmt: skip
+    )  # fmt: skip
+    return [float(value) for value in solve(problem)]
 
 
 def _quantile_errors(fit: Cells, rest: Cells, model: str, share: float) -> Floats:

@@ -155,7 +155,8 @@ def _busy_s(row: dict[str, str]) -> float:
 def _steps(
     tokens: float, sequences: float, prompt: float, kv: float, distinct: float, slots: float, rank: float
 ) -> Steps:
-    return Steps(*(np.array([value]) for value in (tokens, sequences, prompt, kv, distinct)), slots, rank)
+    columns = [np.array([value]) for value in (tokens, sequences, prompt, kv, distinct)]
+    return Steps(columns[0], columns[1], columns[2], columns[3], columns[4], slots, rank)
 
 
 def served_hour(run: MeasuredRun, scenario: Scenario) -> Problem:

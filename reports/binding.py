@@ -160,9 +160,8 @@ def headroom(point: Point) -> str:
     if part == "compute" and not is_fixed(point):
         return "Not visible in one run: batches grow with the traffic. Sweep the arrival rate to find the limit."
     more = 1 / demand - 1
-    amount = (
-        f"about {max(1, round(more * 100))} % more traffic" if more < 1 else f"about {1 / demand:.2g} times the traffic"
-    )
+    times = f"{1 / demand:,.2g}" if more < 99 else f"{1 / demand:,.0f}"
+    amount = f"about {max(1, round(more * 100))} % more traffic" if more < 1 else f"about {times} times the traffic"
     same = " if the miss ratio stays the same" if part == "loader" else ""
     text = f"The {who} is busy {percent(busy)} of the time; its queue grows without limit at {amount}{same}."
     return text if first != "none" else f"{text} Another limit may come first."

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
 
-from calibrate.devices import CpuDevice, open_device, out_of_memory
+from calibrate.devices import CpuDevice, UnavailableError, open_device, out_of_memory
 from calibrate.hardware import Ceilings, describe
 from calibrate.measure import Method, Prepared, drift, measure, median_half_width
 from calibrate.samples import Configuration, SampleLog, Visit, read_samples
@@ -120,8 +120,13 @@ def test_what_does_not_fit_is_skipped_and_said(tmp_path: Path, device: CpuDevice
     log = run(tmp_path, device, Bench(fails={"c3": MemoryError()}))
     assert log.manifest["skipped"] == ["c3"]
     assert "skipped, too little memory: c3" in log.manifest["flags"]
-    with pytest.raises(InputError, match="not one configuration fits"):
+    with pytest.raises(InputError, match="not one configuration could be timed: too little memory"):
         run(tmp_path / "none", device, Bench(fails={one.key: MemoryError() for one in ONES}))
+
+
+def test_what_the_device_cannot_do_is_skipped_and_said(tmp_path: Path, device: CpuDevice) -> None:
+    log = run(tmp_path, device, Bench(fails={"c4": UnavailableError("can't be captured as a CUDA graph: no")}))
+    assert log.manifest["flags"][-1] == "skipped, can't be captured as a CUDA graph: no: c4"
 
 
 def test_other_failures_are_not_hidden(tmp_path: Path, device: CpuDevice) -> None:
