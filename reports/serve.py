@@ -94,7 +94,9 @@ def show_value(name: str, value: float | None) -> str:
 def _percent(value: float | None, *, sign: bool = True) -> str:
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:+.1%}" if sign else f"{value:.1%}"
+    if not sign:
+        return f"{value:.1%}"
+    return "0.0%" if abs(value) < 0.0005 else f"{value:+.1%}".replace("-", "−")
 
 
 def _loads_from(summary: Mapping[str, Any]) -> str:
@@ -108,7 +110,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     known = [name for name in _HEADLINE if metrics.get(name, {}).get("error") is not None]
     if not known:
         return "Nothing was served that could be compared."
-    parts = [f"{METRICS[name]} {metrics[name]['error']:+.1%}" for name in known]
+    parts = [f"{METRICS[name]} {_percent(metrics[name]['error'])}" for name in known]
     return f"Predicted against measured: {', '.join(parts)}."
 
 
