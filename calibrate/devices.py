@@ -1,7 +1,7 @@
 """The device that is measured: the same calls for ``cpu`` and ``cuda``.
 
-``CudaDevice`` is the whole of what only CUDA can do: events, graphs, page-locked memory, nvidia-smi. The rest of
-``calibrate`` calls a ``Device`` and never asks which one it is.
+``CudaDevice`` is the whole of what only CUDA can do: events, graphs, page-locked memory, streams. The rest of
+``calibrate`` calls a ``Device``; sizes and what ``hardware`` asks of nvidia-smi go by its ``kind``.
 """
 
 from __future__ import annotations

@@ -153,7 +153,8 @@ def make_grid(extent: Extent, backends: Sequence[str], *, graphs: bool, seed: in
     :param backends: the first is timed on everything; the others on the sweeps around the centre.
     :param graphs: whether the device replays graphs: decodes are then timed both as graphs and eagerly.
     """
-    specs = [*_base(extent), *_sweeps(extent, backends[0]), *_random(extent, backends[0], seed), _corner(extent)]
+    specs = [*_base(extent), *_sweeps(extent, backends[0]), *_random(extent, backends[0], seed)]
+    specs.append(_corner(extent, backends[0]))
     specs += [replace(one, backend=other) for other in backends[1:] for one in _sweeps(extent, other, short=True)]
     specs = [replace(one, backend=one.backend if one.distinct else REFERENCE) for one in specs]
     if graphs:
@@ -247,12 +248,13 @@ def _random(extent: Extent, backend: str, seed: int) -> list[StepSpec]:
     return specs
 
 
-def _corner(extent: Extent) -> StepSpec:
+def _corner(extent: Extent, backend: str) -> StepSpec:
     """Return the largest step that fits: most slots, adapters and sequences at once."""
     slots, context = max(extent.slots), extent.contexts[min(1, len(extent.contexts) - 1)]
     rank = max(rank for rank in extent.ranks if rank * slots <= extent.slot_ranks)
     batch = max(batch for batch in extent.batches if batch * (context + 1) <= extent.kv_tokens)
-    return StepSpec("decode", _decode(batch, context), min(max(extent.distinct), batch, slots), slots, rank, (rank,))
+    distinct = min(max(extent.distinct), batch, slots)
+    return StepSpec("decode", _decode(batch, context), distinct, slots, rank, (rank,), backend=backend)
 
 
 def _pick(values: Sequence[int], at: float) -> int:

@@ -162,7 +162,10 @@ def _smi(query: str) -> list[str]:
         query,
         "--format=csv,noheader,nounits",
     ]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs: its facts are missing, the measurement isn't
+        return []
     return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 

@@ -19,7 +19,6 @@ ALONE, BESIDE = "step alone", "step beside copies"
 COPY_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Of one copy, by kind of device."""
 
-_STEP_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
 _LONGER = 3
 """Copies are to last so many times as long as the step alone."""
 
@@ -43,9 +42,8 @@ def slow_down_of(visits: Sequence[Visit]) -> float:
 
 
 @contextmanager
-def interference(device: Device, step: Prepared | None, copied: int, *, beside: bool) -> Iterator[Prepared]:
+def interference(device: Device, step: Prepared, copied: int, *, beside: bool) -> Iterator[Prepared]:
     """Set a step up, alone or beside copies of ``copied`` bytes that outlast it."""
-    step = step or _stand_in(device, _STEP_BYTES[device.kind])
     source = device.pin(torch.ones(copied, dtype=torch.uint8))
     target = torch.empty_like(source, device=device.torch_device)
     copy_s, step_s = (min(device.time(call)[1] for _ in range(4)) for call in (lambda: target.copy_(source), step.call))
@@ -69,11 +67,3 @@ def interference(device: Device, step: Prepared | None, copied: int, *, beside: 
 
     yield Prepared(call=both, before=step.before, seconds=seconds)
     device.synchronize()
-
-
-def _stand_in(device: Device, size: int) -> Prepared:
-    """Return a matrix product of 8 tokens with weights of ``size`` bytes: bound by memory, as a decode step is."""
-    width = 4096
-    weights = torch.ones((size // 4 // width, width), dtype=torch.float32, device=device.torch_device)
-    tokens = torch.ones((8, width), dtype=torch.float32, device=device.torch_device)
-    return Prepared(call=lambda: torch.nn.functional.linear(tokens, weights))

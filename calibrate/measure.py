@@ -7,7 +7,6 @@ the same work, tells whether the device still is what it was. No sample is ever 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ class Method:
     :ivar rounds: visits to each configuration.
     :ivar least: samples of a configuration over all rounds, at least.
     :ivar half_width: wanted half-width of the median's 95 % interval, relative to the median.
-    :ivar limit_s: seconds of sampling for one configuration over all rounds, at most (one sample a round is taken
-        whatever it lasts).
+    :ivar limit_s: seconds in samples of one configuration over all rounds, at most; what lies between samples doesn't
+        count, and one sample a round is taken whatever it lasts.
     :ivar warmup: calls before the first sample of a visit.
     """
 
@@ -133,7 +132,11 @@ def measure(
             f"not one configuration could be timed: {next(iter(skipped.values()))}", key="--model",
             hint="a smaller model, or fewer layers of it, needs less",
         )  # fmt: skip
-    flags = [*drift(log.visits), *_disturbed(log.visits), *(f"skipped, {why}: {key}" for key, why in skipped.items())]
+    few = sum(len(kept.get(one.key, ())) < method.least for one in configurations if one.key not in skipped)
+    flags = [*drift(log.visits), *_disturbed(log.visits)]
+    if few:
+        flags.append(f"few samples: {few} of {len(configurations)} configurations have fewer than {method.least}")
+    flags += [f"skipped, {why}: {key}" for key, why in skipped.items()]
     log.note(flags=flags, skipped=list(skipped))
     return flags
 
@@ -174,16 +177,17 @@ def _sample(
         _once(prepared, device)
     samples: list[tuple[float, float]] = []
     share = -(-method.least // method.rounds)
-    stop = time.perf_counter() + method.limit_s / method.rounds
+    left_s = method.limit_s / method.rounds
     while len(samples) < _MAX_SAMPLES:
         if prepared.before is not None:
             prepared.before()
         if flush:
             device.flush()
         samples.append(_once(prepared, device))
+        left_s -= samples[-1][1]
         enough = len(samples) >= share and len(before) + len(samples) >= min(method.least, share * (turn + 1))
         known = enough and median_half_width([*before, *(s for s, _ in samples)]) <= method.half_width
-        if known or time.perf_counter() >= stop:
+        if known or left_s <= 0:
             break
     return samples
 

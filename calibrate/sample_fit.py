@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.backends import REFERENCE
 from calibrate.load_fit import LoadFit, fit_load_samples
 from calibrate.regression import (
     ADDITIVE,
@@ -40,16 +39,17 @@ with 64 GB left 5.4 GB of 64 (kv_capacity.csv, 8 %), 1 to 2 of them outside of i
 _FACTORS = ("lora", "slot", "adapter", "adapter_max_rank", "adapter_rank")
 """What the multiplicative rival's factor is linear in, as the digital twin and BLIS have it."""
 _WIDTH = 2
+_STEP_FACTS = ("plan", "device", "date", "layers", "model_layers", "memory_bytes")
 
 
-def fit_samples(folder: Path, model: str | None, command: str, backend: str = REFERENCE) -> Profile:
-    """Fit the profile of what was timed in a folder.
+def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
+    """Fit the profile of what was timed in a folder, with LoRA by the first of the backends that were timed.
 
     :param model: None, or the base model that must have been timed.
     :param command: how to repeat it, for the profile's provenance.
     :raises InputError: where samples are missing, of another model, or of no such backend.
     """
-    step_frame, step_facts = read_samples(folder, "steps")
+    step_frame, step_facts = read_samples(folder, "steps", _STEP_FACTS)
     load_frame, load_facts = read_samples(folder, "loads")
     timed = str(step_facts["plan"]["model"])
     for facts, suite in ((step_facts, "steps"), (load_facts, "loads")):
@@ -59,8 +59,16 @@ def fit_samples(folder: Path, model: str | None, command: str, backend: str = RE
                 f"the {suite} were timed for another model", key="--model", got=model or name, allowed=str(timed),
                 file=str(folder / f"{suite}.json"),
             )  # fmt: skip
+    backend = str(step_facts["plan"]["backends"][0])
     steps = timed_steps(step_frame, step_facts, backend)
     terms = Terms.of(steps)
+    adapted = int((steps.column("distinct") > 0).sum())
+    if adapted < terms.count_lora:
+        raise InputError(
+            "too few steps with LoRA to fit its costs", file=str(folder / "steps.parquet"), got=adapted,
+            allowed=f"at least {terms.count_lora}, of the backend {backend}",
+            hint="what was skipped, and why, stands in steps.json",
+        )  # fmt: skip
     problem = terms.problem(steps)
     found = solve(problem)
     loads = fit_load_samples(load_frame, load_facts)
@@ -163,7 +171,11 @@ def _sources(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _together(loads: LoadFit) -> dict[str, str]:
     """Return what loads at the same time do to each other: measured, but not part of the law."""
-    return {
+    words = {} if loads.slow_down is None else {
+        "load": f"loads.parquet: medians of whole loads; residuals hold every sample. A decode step beside copies took "
+        f"{loads.slow_down:.2f} times as long as alone (timed; not part of the law)"
+    }  # fmt: skip
+    return words | {
         f"load.{tier}.bandwidth_bytes_per_s": "; ".join(
             f"{one.concurrency} at once: {one.bytes_per_s / 1e6:,.0f} MB/s together, each {one.slow_down:.2f} times as "
             "long" for one in loads.together if one.tier == tier

@@ -30,7 +30,7 @@ class TimedSteps:
     """Medians of timed steps, in the model's full depth.
 
     :ivar keys: of the configurations; ``classes``: which of ``CLASSES`` each is; (n,).
-    :ivar seconds: (n,) medians; ``floor_s``: (n,).
+    :ivar seconds: (n,) medians.
     :ivar parameters: of each, as the grid wrote them.
     :ivar samples: all samples of each, in full depth, in the order in which they were taken.
     """
@@ -38,7 +38,6 @@ class TimedSteps:
     keys: Sequence[str]
     classes: NDArray[np.str_]
     seconds: Floats
-    floor_s: Floats
     parameters: Sequence[Mapping[str, Any]]
     samples: Sequence[Floats]
 
@@ -87,7 +86,6 @@ def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str =
         keys=chosen,
         classes=np.array([_class(kinds[key], parameters[key]) for key in chosen]),
         seconds=np.array([float(np.median(one)) for one in samples]),
-        floor_s=np.array([float(parameters[key].get("floor_s", np.nan)) for key in chosen]) * full / layers,
         parameters=[parameters[key] for key in chosen],
         samples=samples,
     )
@@ -115,6 +113,11 @@ class Terms:
     def names(self) -> tuple[str, ...]:
         """Names of all terms, in the order of ``features``' columns."""
         return ("step", *(f"tokens_to_{knot}" for knot in self.knots), *_BASE, *_LORA)
+
+    @property
+    def count_lora(self) -> int:
+        """How many terms LoRA has."""
+        return len(_LORA)
 
     @property
     def base(self) -> tuple[str, ...]:

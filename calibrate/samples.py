@@ -87,6 +87,12 @@ class SampleLog:
             for old in (path, folder / f"{suite}.jsonl", folder / f"{suite}.parquet"):
                 old.unlink(missing_ok=True)
         if not path.exists():
+            stray = next((f for f in (folder / f"{suite}.jsonl", folder / f"{suite}.parquet") if f.exists()), None)
+            if stray is not None:
+                raise InputError(
+                    f"this folder holds samples, but not {path.name}, which says of what", key="--out",
+                    got=str(stray), hint="put it back, give another folder, or --overwrite to start anew",
+                )  # fmt: skip
             manifest: dict[str, Any] = {"schema_version": 1, "suite": suite, "plan": dict(plan), "status": "running"}
             write_json(path, manifest)
             return cls(folder, suite, manifest, [])
@@ -128,6 +134,11 @@ class SampleLog:
             ) from None  # fmt: skip
         self.visits.append(visit)
 
+    def once(self, **facts: Any) -> dict[str, Any]:
+        """Write facts that a resumed run must not change; return them as they stand."""
+        self.note(**{name: value for name, value in facts.items() if name not in self.manifest})
+        return self.manifest
+
     def note(self, **facts: Any) -> None:
         """Write facts into the manifest."""
         self.manifest.update(facts)
@@ -164,15 +175,22 @@ _COLUMNS = ("key", "kind", "parameters", "round", "order", "nth", "seconds", "wa
 _WORDS = ("key", "kind", "parameters", "flags")
 
 
-def read_samples(folder: Path, suite: Suite) -> tuple[pd.DataFrame, dict[str, Any]]:
+def read_samples(folder: Path, suite: Suite, needed: Sequence[str] = ("plan",)) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return all samples of a suite, one row each with ``parameters`` as dictionaries, and the manifest.
 
+    :param needed: keys that the manifest must have.
     :raises OutputError: if the folder has none, or the run has not ended.
     """
     import pandas as pd
 
     path = folder / f"{suite}.parquet"
     manifest = read_json(folder / f"{suite}.json")
+    missing = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise OutputError(
+            "this is no manifest of samples", file=str(folder / f"{suite}.json"), got=f"no {', '.join(missing)}",
+            hint=f"the same loraplan calibrate {suite} writes it anew when it ends",
+        )  # fmt: skip
     if not path.exists():
         raise OutputError(
             f"there are no finished {suite} here", file=str(folder),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from calibrate.backends import BACKENDS, REFERENCE, TOLERANCE, check, route
-from calibrate.decoder import Decoder, Lora, needed_bytes, work_of
+from calibrate.decoder import Decoder, Group, Lora, needed_bytes, work_of
 from calibrate.devices import Device, out_of_memory
 from calibrate.grid import FULL, QUICK, Extent, StepSpec, heads, make_grid
 from calibrate.hardware import Ceilings, describe, measure_ceilings
@@ -71,11 +71,12 @@ def time_steps(
     log = SampleLog.open(out, "steps", _plan(options, device, method, layers), overwrite=overwrite)
     errors = {name: check(name, device.torch_device, DTYPE, _fresh_seed()) for name in options.backends}
     _refuse_wrong(errors)
-    ceilings = measure_ceilings(device, DTYPE)
-    log.note(
-        device=describe(device), date=f"{datetime.date.today()}", command=command,
-        ceilings={"bytes_per_s": ceilings.bytes_per_s, "flops_per_s": ceilings.flops_per_s},
-        backend_errors=errors, layers=layers, model_layers=shape.layers, memory_bytes=device.total_bytes(),
+    if "ceilings" not in log.manifest:  # a resumed run goes on with those that its floors were made from
+        log.once(ceilings=asdict(measure_ceilings(device, DTYPE)))
+    ceilings = Ceilings(**log.manifest["ceilings"])
+    log.once(
+        device=describe(device), date=f"{datetime.date.today()}", command=command, backend_errors=errors,
+        layers=layers, model_layers=shape.layers, memory_bytes=device.total_bytes(),
     )  # fmt: skip
     bench = _bench(shape, layers, device, specs, options.seed)
     by_key = {one.configuration().key: one for one in specs}
@@ -145,6 +146,22 @@ def _bench(shape: ModelShape, layers: int, device: Device, specs: Sequence[StepS
                 hint="time fewer layers: they are scaled to the model's",
             ) from None  # fmt: skip
         raise
+
+
+def decode_step(model: str, device: Device, sequences: int = 32, context: int = 512, layers: int = 4) -> Prepared:
+    """Return a decode without LoRA, of a model's first ``layers``: what copies may slow down."""
+    shape = model_shape(model)
+    groups = (Group(sequences, 1, context),)
+    decoder = Decoder(
+        shape, min(layers, shape.layers), DTYPE, device.torch_device, slot_ranks=0, kv_tokens=sequences * (context + 1)
+    )
+    x, turn, last = decoder.inputs(groups)
+
+    def step() -> torch.Tensor:
+        with torch.inference_mode():
+            return decoder.step(x, turn, last, groups, None)
+
+    return Prepared(step)
 
 
 def bench_opener(decoder: Decoder, specs: dict[str, StepSpec], device: Device) -> Open:

@@ -28,6 +28,7 @@ from calibrate.measure import QUICK as QUICK_METHOD
 from calibrate.measure import Method, Prepared, measure
 from calibrate.page_cache import SCOPE, why_not_cold
 from calibrate.samples import Configuration, SampleLog, Value
+from calibrate.steps import decode_step
 from calibrate.synthesize import adapter_bytes, group_name, synthesize
 from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
@@ -75,7 +76,7 @@ def time_loads(
     next. The manifest holds ``slow_down``, the factor on a step while copies run beside it.
 
     :param model: a key of ``SHAPES``.
-    :param step: what copies may slow down; by default a matrix product bound by memory.
+    :param step: what copies may slow down; by default a decode step of the model's first layers.
     :param keep: leave the adapters.
     :raises InputError: for an unknown model, too little disk or memory, or a folder with samples of another run.
     :raises OutputError: if the disk fills up; samples so far stay.
@@ -88,17 +89,17 @@ def time_loads(
     facts = describe(device)
     plan = {
         "model": model, "seed": seed, "device": facts["name"], "torch": facts["torch"], "grid": asdict(grid),
-        "step": "given" if step else "matrix product", **asdict(method),
+        "step": "given" if step else "decode", **asdict(method),
     }  # fmt: skip
     configurations = [*load_configurations(bench.shape, grid), *interference_configurations(device)]
     _require_memory(bench, configurations)
     log = SampleLog.open(out, "loads", plan, overwrite=overwrite)
-    log.note(command=command, date=f"{datetime.date.today()}", device=facts)
+    log.once(command=command, date=f"{datetime.date.today()}", device=facts)
     scratch = _Scratch(out / "adapters", model, seed, configurations)
     try:
         scratch.write(_unfinished(configurations, log, method))
         timed, flags = _without_cold(configurations, scratch)
-        opens = _opener(bench, scratch, device, step)
+        opens = _opener(bench, scratch, device, step or decode_step(model, device))
         flags += measure(timed, opens, _canary(device), device, log, method, seed=seed, progress=progress)
     except KeyboardInterrupt:
         keep = True  # the same command goes on with them
@@ -256,7 +257,7 @@ def _needs(bench: Bench, one: Configuration) -> tuple[int, int]:
 
 
 def _opener(
-    bench: Bench, scratch: _Scratch, device: Device, step: Prepared | None
+    bench: Bench, scratch: _Scratch, device: Device, step: Prepared
 ) -> Callable[[Configuration], AbstractContextManager[Prepared]]:
     def opens(one: Configuration) -> AbstractContextManager[Prepared]:
         p: Mapping[str, Any] = one.parameters

@@ -305,10 +305,10 @@ def _leaves(data: Any, path: str) -> list[str]:
 
 def _provenance(provenance: Any) -> list[str]:
     errors = ", ".join(f"{name} {error:.1%}" for name, error in provenance.residuals.items())
-    return [
-        f"- written by `{provenance.command}`", f"- median errors of the fit: {errors}",
-        f"- calibrated by {len(provenance.calibration_runs)} runs: {provenance.calibration}",
-    ]  # fmt: skip
+    lines = [f"- written by `{provenance.command}`", f"- median errors of the fit: {errors}"]
+    if provenance.calibration_runs:
+        lines.append(f"- calibrated by {len(provenance.calibration_runs)} runs: {provenance.calibration}")
+    return lines
 
 
 def _number(data: Any, key: str) -> str:

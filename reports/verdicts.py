@@ -106,7 +106,7 @@ def confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = 
         if metric.value and metric.lo is not None and metric.hi is not None:
             half = (metric.hi - metric.lo) / 2 / abs(metric.value)
             if half > _WIDE and name != "miss_ratio":
-                return "medium", f"the interval of {metric_words(name)} is ±{half:.0%} wide"
+                return "medium", f"the interval of {metric_words(name)} is ±{half:.0%}"
     return "high", "every interval is narrow and settled"
 
 
@@ -123,7 +123,7 @@ def _of_calibration(point: Point, metrics: Mapping[str, Metric]) -> tuple[str, s
     if widest is not None and halves[widest] > _WIDE:
         word = "low" if halves[widest] > _VERY_WIDE else "medium"
         return word, (
-            f"the calibration interval of {metric_words(widest)} is ±{percent(round(halves[widest], 2))} wide: so much "
+            f"the calibration interval of {metric_words(widest)} is ±{percent(round(halves[widest], 2))}: so much "
             "do the measurements behind the profile leave open"
         )
     missed = [metric_words(name) for name in known if name not in halves]

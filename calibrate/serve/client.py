@@ -118,8 +118,12 @@ def _stamps(pieces: list[tuple[float, bytes]]) -> tuple[list[tuple[float, int]],
                 event = json.loads(line[5:])
             except ValueError:
                 return stamps, "an event that is not JSON"
-            if "error" in event:
-                return stamps, str(event["error"].get("message", event["error"]))[:300]
+            if not isinstance(event, dict):
+                return stamps, "an event that is no JSON object"
+            if event.get("error"):
+                error = event["error"]
+                words = error.get("message") or error if isinstance(error, dict) else error
+                return stamps, str(words)[:300]
             usage = event.get("usage")
             if usage:
                 tokens = max(tokens, int(usage.get("completion_tokens") or 0))

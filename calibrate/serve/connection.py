@@ -7,6 +7,7 @@ thread for each request, and hundreds of threads would disturb each other's stam
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -17,6 +18,11 @@ from sim.errors import InputError
 
 Body = Callable[[float, bytes], None]
 """Takes each piece of a body: when it came (monotonic seconds), and its bytes."""
+
+
+def without_credentials(text: str) -> str:
+    """Return a text without what stands before the @ of a URL in it."""
+    return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
 
 
 class Broken(Exception):
@@ -156,12 +162,14 @@ class Connection(asyncio.Protocol):
 class Host:
     """A server's address and the connections to it.
 
-    :param url: such as ``http://127.0.0.1:8000`` or ``https://host/prefix``; a trailing ``/v1`` is taken off.
+    :param url: such as ``http://127.0.0.1:8000`` or ``https://host/prefix``; a trailing ``/v1`` is taken off,
+        and so are user and password.
     :ivar heard: when anything last came of an answer to a request with a body, monotonic seconds.
     :raises InputError: where that is no such URL.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
+        url = without_credentials(url)
         parts = urlsplit(url)
         try:
             port = parts.port
@@ -175,7 +183,7 @@ class Host:
         self._ssl = ssl.create_default_context() if secure else None
         self._path = urlsplit(self.url).path
         credentials = f"Authorization: Bearer {key}\r\n" if key else ""
-        self._headers = f"Host: {parts.netloc.rpartition('@')[2]}\r\nUser-Agent: loraplan\r\n{credentials}"
+        self._headers = f"Host: {parts.netloc}\r\nUser-Agent: loraplan\r\n{credentials}"
         self._free: list[Connection] = []
         self._all: set[Connection] = set()
         self.heard = 0.0

@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import gc
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from calibrate.serve.client import BROKEN, COMPLETE, REFUSED, Sent, send
 from calibrate.serve.connection import Host
 from calibrate.serve.errors import ServerError
 from calibrate.serve.planned import Planned
 from calibrate.serve.server_metrics import Page, read_page
+from sim.errors import OutputError
 
 METRICS_EVERY_S = 2.0
 _LEAD_S = 0.5
@@ -31,12 +33,14 @@ class Run:
     :ivar start: monotonic seconds of the traffic's time 0.
     :ivar sent: by index, those that ended, well or not.
     :ivar pages: readings of the metrics page, the first before and the last after the traffic.
+    :ivar kept: requests that are written.
     """
 
     start: float
     sent: list[Sent] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
     end: float = 0.0
+    kept: int = 0
 
 
 @dataclass(slots=True)
@@ -60,28 +64,51 @@ class Driver:
 
         :raises ServerError: unless it is served completely.
         """
+        return (await self.together([request]))[0]
+
+    async def together(self, requests: Sequence[Planned]) -> list[Sent]:
+        """Send requests at once and wait for all, as long as anything comes.
+
+        :raises ServerError: unless all are served completely.
+        """
+        tasks = [asyncio.ensure_future(send(self.host, r, self.names[r.adapter])) for r in requests]
+        begun = time.monotonic()
         try:
-            sent = await asyncio.wait_for(send(self.host, request, self.names[request.adapter]), self.stall_s)
-        except TimeoutError:
-            raise ServerError(f"no answer within {self.stall_s:g} s", where=self.host.url) from None
-        if sent.status != COMPLETE:
-            died = self.died()
-            raise ServerError(
-                f"the server died: {died}" if died else f"{self.names[request.adapter]}: {sent.problem}",
-                where=self.host.url,
-            )
+            left: Iterable[asyncio.Task[Sent]] = tasks
+            while left:
+                silent = time.monotonic() - max(begun, self.host.heard)
+                if silent >= self.stall_s:
+                    raise ServerError(
+                        self._died() or f"the server stalled: nothing came for {silent:.0f} s", where=self.host.url
+                    )
+                _, left = await asyncio.wait(left, timeout=self.stall_s - silent)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        sent = [task.result() for task in tasks]
+        for one in sent:
+            if one.status != COMPLETE:
+                raise ServerError(
+                    self._died() or f"{self.names[one.request.adapter]}: {one.problem}", where=self.host.url
+                )
         return sent
+
+    def _died(self) -> str | None:
+        words = self.died()
+        return None if words is None else f"the server died: {words}"
 
     async def run(self, planned: Sequence[Planned], kept: Path) -> Run:
         """Send all of it; append each request to ``kept`` as it ends.
 
         :raises ServerError: where the server stalls, dies or serves nobody; finished requests are in ``kept``.
+        :raises OutputError: where ``kept`` can't be written, such as on a full disk.
         """
         pages = [page] if (page := await read_page(self.host)) else []
         gc.collect()
         gc.disable()  # a collection would stop all stamps at once
         try:
-            with kept.open("w", encoding="utf-8", buffering=1) as file:
+            with _opened(kept) as file:
                 run = Run(time.monotonic() + _LEAD_S, pages=pages)
                 self._heard = run.start
                 await self._send_all(run, planned, file)
@@ -93,7 +120,7 @@ class Driver:
         run.sent.sort(key=lambda sent: sent.request.index)
         return run
 
-    async def _send_all(self, run: Run, planned: Sequence[Planned], file: TextIO) -> None:
+    async def _send_all(self, run: Run, planned: Sequence[Planned], file: BinaryIO) -> None:
         loop = asyncio.get_running_loop()
         shift = loop.time() - time.monotonic()
         problem: asyncio.Future[str] = loop.create_future()
@@ -107,9 +134,15 @@ class Driver:
                 waiting.add(task)
                 task.add_done_callback(ended)
 
+        def failed(task: asyncio.Task[None]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if error is not None and not problem.done():
+                problem.set_exception(error)
+
         def ended(task: asyncio.Task[None]) -> None:
             nonlocal left
             waiting.discard(task)
+            failed(task)
             left -= 1
             self.progress(len(planned) - left, len(planned))
             if left == 0:
@@ -117,6 +150,7 @@ class Driver:
 
         timers = [loop.call_at(run.start + shift + request.at_s, begin, request) for request in planned]
         watch = loop.create_task(self._watch(run, waiting, problem))
+        watch.add_done_callback(failed)
         done = loop.create_task(everything.wait())
         ends: list[asyncio.Future[Any]] = [done, problem]
         try:
@@ -134,11 +168,17 @@ class Driver:
                 hint=f"those are kept in {file.name}",
             )  # fmt: skip
 
-    async def _keep(self, run: Run, request: Planned, file: TextIO, problem: asyncio.Future[str]) -> None:
+    async def _keep(self, run: Run, request: Planned, file: BinaryIO, problem: asyncio.Future[str]) -> None:
         sent = await send(self.host, request, self.names[request.adapter])
         self._heard = time.monotonic()
         run.sent.append(sent)
-        file.write(json.dumps(kept_row(sent, run.start)) + "\n")
+        if not problem.done() or problem.exception() is None:
+            try:
+                run.kept += _write_row(file, kept_row(sent, run.start), run.kept)
+            except OutputError as error:  # at once: no row may follow one that is missing
+                if not problem.done():
+                    problem.set_exception(error)
+                return
         if problem.done():
             return
         if sent.status == BROKEN and not await self._alive():
@@ -170,6 +210,35 @@ class Driver:
                 with contextlib.suppress(TimeoutError):
                     page = await asyncio.wait_for(read_page(self.host), METRICS_EVERY_S)
                     run.pages += [page] if page is not None else []
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open the file of finished requests; unbuffered, so that no row waits to be written."""
+    try:
+        return path.open("wb", buffering=0)
+    except OSError as error:
+        raise OutputError(f"can't write this file: {error.strerror or error}", file=str(path)) from None
+
+
+def _write_row(file: BinaryIO, row: dict[str, Any], before: int) -> int:
+    """Write one row and return 1; where there is no room for it, half a row is taken back.
+
+    :param before: rows that are written.
+    """
+    data = json.dumps(row).encode() + b"\n"
+    start = written = 0
+    try:
+        start = file.tell() if file.seekable() else 0
+        while written < len(data):
+            written += file.write(data[written:])
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), start)
+        raise OutputError(
+            f"can't write this file: {error.strerror or error}", file=str(file.name),
+            hint=f"the run has ended; {before:,} finished requests are kept there",
+        ) from None  # fmt: skip
+    return 1
 
 
 def kept_row(sent: Sent, start: float) -> dict[str, Any]:

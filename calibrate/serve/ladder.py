@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calibrate.serve.client import COMPLETE, Sent, send
+from calibrate.serve.client import Sent
 from calibrate.serve.drive import Driver
-from calibrate.serve.errors import ServerError
 from calibrate.serve.planned import Planned
 from sim.spec.scenario import Scenario
 
@@ -159,7 +158,7 @@ async def _batches(
 async def _batch(driver: Driver, numbers: _Numbers, size: int, distinct: int, prompt: int) -> Batch | None:
     """Let a batch decode side by side; None where its requests hardly met."""
     requests = [numbers.make(number % distinct, prompt, _ANSWER + size // 4) for number in range(size)]
-    sent = await together(driver, requests)
+    sent = await driver.together(requests)
     begin, end = max(s.first for s in sent), min(s.last for s in sent)
     steps, contexts = [], []
     for s in sent:
@@ -168,24 +167,6 @@ async def _batch(driver: Driver, numbers: _Numbers, size: int, distinct: int, pr
             steps.append((inside[-1][0] - inside[0][0]) / (inside[-1][1] - inside[0][1]))
             contexts.append(s.request.prompt_tokens + (inside[0][1] + inside[-1][1]) / 2)
     return Batch(size, distinct, float(np.mean(contexts)) * size, float(np.mean(steps))) if steps else None
-
-
-async def together(driver: Driver, requests: Sequence[Planned]) -> list[Sent]:
-    """Send requests at once and wait for all.
-
-    :raises ServerError: unless all are served.
-    """
-    tasks = [asyncio.ensure_future(send(driver.host, r, driver.names[r.adapter])) for r in requests]
-    done, left = await asyncio.wait(tasks, timeout=driver.stall_s * 4)
-    for task in left:
-        task.cancel()
-    if left:
-        raise ServerError(f"{len(left)} of {len(tasks)} requests did not end", where=driver.host.url)
-    sent = [task.result() for task in done]
-    bad = next((s for s in sent if s.status != COMPLETE), None)
-    if bad is not None:
-        raise ServerError(driver.died() or bad.problem, where=driver.host.url)
-    return sent
 
 
 async def _joins(driver: Driver, numbers: _Numbers, ladder: Ladder, prompts: Sequence[int], longest: int) -> None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import datetime
 import platform
+import re
 import shlex
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.regression import DRAWS, significant
 from calibrate.serve.errors import ServerError
 from calibrate.serve.ladder import Batch, Join, Ladder, Load
 from calibrate.serve.predict import FRONT_END
+from sim.rng import stream
 from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import DTYPE_BYTES, SHAPES, Population
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 _QUANTILES = np.linspace(0, 1, 21)
 _NO_BANDWIDTH = 1e15  # bytes per second: the size adds nothing
@@ -28,12 +32,13 @@ _HELD = 0.25  # of the times that a join held a stream up: a sum over several ga
 
 
 def fit_profile(
-    ladder: Ladder, scenario: Scenario, base_model: str, population: Population, engine: str, kv: Mapping[str, int]
-) -> Profile:
+    ladder: Ladder, scenario: Scenario, base_model: str, population: Population, engine: str, kv: Mapping[str, int],
+    command: str,
+) -> Profile:  # fmt: skip
     """Return the profile of the server that was measured.
 
     :param engine: what it is; ``kv``: ``kv_tokens``, where it told.
-
+    :param command: that made it, without paths, hosts and keys: a profile is passed on.
     :raises ServerError: where too little was measured.
     """
     if len(ladder.batches) < 3 or not ladder.prefill:
@@ -42,25 +47,16 @@ def fit_profile(
     outside_s = step.pop("front_end")
     slots = scenario.cache.gpu.slots or len(population)
     max_rank = int(population.rank.max())
-    storage = _tier([load for load in ladder.loads if load.storage], population)
-    host = _tier([load for load in ladder.loads if not load.storage], population)
+    if engine.startswith("/"):  # vLLM calls a model by its path where nobody named it
+        engine = engine.rstrip("/").rpartition("/")[2]
     return Profile.model_validate({
         "schema_version": 1,
-        "name": f"{engine}/{base_model}/fitted".replace(" ", "-"),
+        "name": f"{_slug(engine)}/{base_model}/fitted",
         "status": "measured",
         "description": "Fitted over the API of a live server by loraplan calibrate serve --fit.",
         "device": platform.processor() or platform.machine(),
         "model": base_model, "dtype": "bf16",
-        "step": {
-            "fixed_s": step["fixed"],
-            "tokens": [[0, 0.0], [1, step["token"]]],
-            "per_sequence_s": step["sequence"],
-            "per_kv_token_s": step["kv_token"],
-            "per_attended_token_s": step["attended"],
-            "prefill_step_s": step["prefill_step"],
-            "lora": {"per_adapter_s": step["adapter"]},
-        },
-        "load": {"storage": storage or host or _nothing(), "host": host or storage or _nothing()},
+        "step": _step_cost(step), "load": _load_cost(ladder.loads, population), "draws": _draws(ladder, population),
         "memory": _memory(base_model, population, slots, kv.get("kv_tokens", 65536)),
         "envelope": {
             "sequences": max(batch.sequences for batch in ladder.batches),
@@ -71,7 +67,7 @@ def fit_profile(
             "memory": "KV tokens as the server tells them; the rest stands for nothing measured",
         },
         "provenance": {
-            "command": shlex.join(["loraplan", *sys.argv[1:]]), "data": {},
+            "command": command, "data": {},
             "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
             "residuals": {"decode steps": float(np.median(_errors(ladder.batches)))},
             "device": {FRONT_END: f"{outside_s:.6g}", "measured over": "the API"},
@@ -82,6 +78,71 @@ def fit_profile(
         },
         "hold_out": [_hold_out(ladder.batches)],
     })  # fmt: skip
+
+
+def public_command(scenario: str, *, launched: bool, settings: Sequence[str]) -> str:
+    """Return the command of a fit without paths and hosts; of a file that a setting names, its name is left.
+
+    :param scenario: its name; ``settings``: the values of ``--set``, those with a URL are left out.
+    """
+    words = ["loraplan", "calibrate", "serve", scenario, *(["--launch", "vllm"] if launched else []), "--fit"]
+    for setting in settings:
+        if "://" not in setting:
+            words += ["--set", re.sub(r"[^\s,{}\[\]=:'\"]*[/\\][^\s,{}\[\]=:'\"]*", _file_name, setting)]
+    return shlex.join(words)
+
+
+def _file_name(found: re.Match[str]) -> str:
+    is_rate = re.fullmatch(r"[\d.,_]+/[a-z]+", found[0])
+    return found[0] if is_rate else re.split(r"[/\\]", found[0].rstrip("/\\"))[-1]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")
+
+
+def _step_cost(step: Mapping[str, float]) -> dict[str, Any]:
+    rounded = dict(zip(step, significant(list(step.values())), strict=True))
+    return {
+        "fixed_s": rounded["fixed"], "tokens": [[0, 0.0], [1, rounded["token"]]],
+        "per_sequence_s": rounded["sequence"], "per_kv_token_s": rounded["kv_token"],
+        "per_attended_token_s": rounded["attended"], "prefill_step_s": rounded["prefill_step"],
+        "lora": {"per_adapter_s": rounded["adapter"]},
+    }  # fmt: skip
+
+
+def _load_cost(loads: Sequence[Load], population: Population) -> dict[str, Any]:
+    storage = _tier([load for load in loads if load.storage], population)
+    host = _tier([load for load in loads if not load.storage], population)
+    return {"storage": storage or host or _nothing(), "host": host or storage or _nothing()}
+
+
+def _draws(ladder: Ladder, population: Population) -> list[dict[str, Any]]:
+    """Return costs fitted to ladders that are drawn with replacement from this one."""
+    rng = stream(0, 0, "bootstrap")
+    drawn = [resampled(ladder, rng) for _ in range(DRAWS)]
+    return [{"step": _step_cost(fit_steps(one)), "load": _load_cost(one.loads, population)} for one in drawn]
+
+
+def resampled(ladder: Ladder, rng: np.random.Generator) -> Ladder:
+    """Return as many rungs of each kind, drawn with replacement.
+
+    Batches are drawn within their size, prompts and joins within their length, loads within their tier: no draw lacks
+    what a fit needs.
+    """
+
+    def drawn(rungs: Sequence[T], kind: Callable[[T], int]) -> list[T]:
+        strata: dict[int, list[T]] = defaultdict(list)
+        for rung in rungs:
+            strata[kind(rung)].append(rung)
+        return [
+            group[place] for group in strata.values() for place in rng.integers(0, len(group), size=len(group))
+        ]  # fmt: skip
+
+    return Ladder(
+        drawn(ladder.prefill, lambda pair: pair[0]), drawn(ladder.batches, lambda batch: batch.sequences),
+        drawn(ladder.joins, lambda join: join.prompt_tokens), drawn(ladder.loads, lambda load: int(load.storage)),
+    )  # fmt: skip
 
 
 def fit_steps(ladder: Ladder) -> dict[str, float]:
@@ -159,7 +220,8 @@ def _tier(loads: Sequence[Load], population: Population) -> dict[str, Any] | Non
         open_s, bandwidth = float(found[0]), scale / found[1] if found[1] > 0 else _NO_BANDWIDTH
     predicted = np.maximum(open_s + size / bandwidth, _LEAST_S)
     residual = np.maximum(np.quantile(seconds / predicted, _QUANTILES), 1e-6)
-    return {"open_s": open_s, "bandwidth_bytes_per_s": float(bandwidth), "residual": residual.tolist()}
+    open_s, bandwidth = significant([open_s, bandwidth])
+    return {"open_s": open_s, "bandwidth_bytes_per_s": bandwidth, "residual": significant(residual)}
 
 
 def _nothing() -> dict[str, Any]:

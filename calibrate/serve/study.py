@@ -23,6 +23,7 @@ from sim.errors import InputError
 from sim.results.files import write_atomically, write_json, write_text
 from sim.spec.profile import load_profile
 from sim.spec.scenario_file import LoadedScenario
+from sim.spec.units import human_bytes
 from sim.traffic.adapters import model_shape
 from sim.traffic.generate import Traffic
 
@@ -37,6 +38,7 @@ class Options:
     :ivar url: of a live server; None: start one.
     :ivar adapters: what adapter number ``{}`` is called there; None: as the server lists them.
     :ivar repeat: identical runs.
+    :ivar settings: the values of ``--set``.
     """
 
     url: str | None
@@ -47,6 +49,7 @@ class Options:
     repeat: int
     stall_s: float
     server_python: Path | None
+    settings: tuple[str, ...] = ()
 
 
 Say = Callable[[str], None]
@@ -143,8 +146,13 @@ def _server(job: Job) -> Iterator[tuple[Driver, engine.Running | None, engine.In
         return
     installed = engine.find_vllm(options.server_python)
     longest = scenario.fleet.max_model_len or max(1024, longest_request(job.planned))
+    shape, population = model_shape(job.base_model), job.traffic.population
+    if installed.cpu:
+        engine.check_memory(scenario, shape, population)
     with tempfile.TemporaryDirectory(prefix="loraplan-model-") as model:
-        engine.write_model(Path(model), scenario, model_shape(job.base_model), job.traffic.population, longest)
+        size = human_bytes(int(population.size_bytes.sum()))
+        job.say(f"writing {job.adapters} random adapters ({size}) for {job.base_model} into {model}")
+        engine.write_model(Path(model), scenario, shape, population, longest)
         arguments = engine.server_arguments(scenario, job.traffic.population, Path(model), longest, installed)
         job.say(f"starting {installed.name} with {job.adapters} adapters; its log: {job.folder / 'server.log'}")
         with engine.launched(installed, arguments, job.folder) as running:
@@ -195,7 +203,10 @@ async def _fit(job: Job, driver: Driver, measured: Measured) -> None:
     rungs = await ladder.measure(driver, job.loaded.scenario, job.planned, job.adapters)
     write_json(job.folder / LADDER, asdict(rungs))
     scenario, population = job.loaded.scenario, job.traffic.population
-    fitted = ladder_fit.fit_profile(rungs, scenario, job.base_model, population, measured.engine, measured.kv)
+    command = ladder_fit.public_command(
+        scenario.name, launched=job.options.url is None, settings=job.options.settings
+    )  # fmt: skip
+    fitted = ladder_fit.fit_profile(rungs, scenario, job.base_model, population, measured.engine, measured.kv, command)
     write_text(job.folder / PROFILE, fitted.model_dump_json(indent=2) + "\n")
 
 

@@ -79,6 +79,8 @@ def everything(
     from sim.cli.measured import fit
 
     _need_torch()
+    if overwrite:
+        (out / PROFILE).unlink(missing_ok=True)  # it would be taken for one of the new samples
     _time_steps(model, device, out, layers, None, quick=quick, seed=seed, overwrite=overwrite, quiet=quiet)
     _time_loads(model, device, out, quick=quick, seed=seed, overwrite=overwrite, quiet=quiet)
     fit(out, out=out / PROFILE, quiet=quiet)

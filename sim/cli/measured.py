@@ -132,6 +132,8 @@ def fit(
     _make(out.parent)
     if out.is_dir():
         raise InputError("a folder, not a file", key="--out", got=str(out))
+    if out.exists() and not _is_profile(out):
+        raise InputError("this file is no profile: it is not replaced", key="--out", got=str(out))
     profile = _fitted(folder, model, out.name, jobs, quiet)
     write_profile(profile, out)
     if json:
@@ -140,6 +142,17 @@ def fit(
     print_rich(rich_rows(HEAD, hold_out_rows(profile.hold_out)))
     typer.echo("\n" + "\n".join(closing(profile)))
     typer.echo(f"\nprofile  {out}")
+
+
+def _is_profile(file: Path) -> bool:
+    """Return whether a file looks like a profile, if only one of an older form."""
+    import json
+
+    try:
+        data = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"step", "load", "memory"} <= data.keys()
 
 
 def _fitted(folder: Path, model: str | None, name: str, jobs: int, quiet: bool) -> Profile:

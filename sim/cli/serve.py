@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 KEYS = ("LORAPLAN_API_KEY", "OPENAI_API_KEY")
 MOST_RUNS = 20
-_LEFT = ("requests.parquet", "comparison.json", "report.html", "ladder.json")
+_LEFT = (
+    "requests.parquet", "comparison.json", "report.html", "ladder.json", "profile.json", "server.log", "observed.jsonl",
+)  # fmt: skip
 
 
 def serve(
@@ -53,12 +56,14 @@ def serve(
 
     _check(launch, url, adapters, server_python, fit=fit, profile=profile, repeat=repeat, stall=stall)
     loaded = load_scenario(scenario, set_ or [], seed)
-    folder = _folder(out or Path("runs") / f"serve-{loaded.scenario.name}")
+    asked = not fit or loaded.scenario.adapters.base_model is None  # else the scenario's profile is of no use here
+    used = profile or (loaded.scenario.fleet.profile if asked else "")
+    folder = _folder(out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)
 
     from calibrate.serve.study import Options, serve
 
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-    options = Options(url, key, adapters, profile, fit, repeat, stall, server_python)
+    options = Options(url, key, adapters, profile, fit, repeat, stall, server_python, tuple(set_ or ()))
     try:
         with _bar(quiet) as progress:
             result = serve(loaded, options, folder, lambda text: message(text, quiet), progress)
@@ -93,7 +98,12 @@ def _check(
         raise InputError("no time to wait", key="--stall", got=stall, allowed="1 to 100,000 seconds")
 
 
-def _folder(folder: Path) -> Path:
+def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:
+    """Return the folder for results, and move aside what an earlier study left there.
+
+    :param profile: read by this study, so that it stays where it is.
+    :param fit: it will be overwritten: what moves aside is a copy.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,12 +111,17 @@ def _folder(folder: Path) -> Path:
     if (folder / "manifest.json").exists():
         raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
     earlier = [*folder.glob("requests-*.jsonl"), *(folder / name for name in _LEFT if (folder / name).exists())]
+    read = [file for file in earlier if profile.is_file() and file.samefile(profile)]
+    earlier = [file for file in earlier if fit or file not in read]
     if earlier:  # nobody should take them for this study's, nor lose them
         number = next(n for n in range(1, 10**6) if not (folder / f"earlier-{n}").exists())
         aside = folder / f"earlier-{number}"
         aside.mkdir()
         for file in earlier:
-            file.rename(aside / file.name)
+            if file in read:
+                shutil.copy2(file, aside / file.name)
+            else:
+                file.rename(aside / file.name)
     return folder
 
 
@@ -157,6 +172,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
 
 
 def _page(loaded: LoadedScenario, result: Result) -> Any:
+    from calibrate.serve.connection import without_credentials
     from reports.serve import ServePage, Shown
 
     first = result.times[0]
@@ -168,5 +184,5 @@ def _page(loaded: LoadedScenario, result: Result) -> Any:
     return ServePage(
         summary=result.summary, requests=requests, description=loaded.scenario.description,
         again=[(run.ttft_s.tolist(), run.e2e_s.tolist()) for run in result.times[1:2]],
-        command=shlex.join(["loraplan", *sys.argv[1:]]),
+        command=shlex.join(["loraplan", *map(without_credentials, sys.argv[1:])]),
     )  # fmt: skip

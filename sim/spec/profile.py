@@ -171,8 +171,8 @@ class HoldOut(Strict):
     what: str
     """What is predicted, such as ``LoRA decode steps``."""
     form: str
-    """The form of the cost: ``additive`` or ``multiplicative`` for steps, ``law`` for loads; ``noise``: what one half of
-    the samples says of the other, which no law can beat."""
+    """The form of the cost: ``additive`` or ``multiplicative`` for steps, ``law`` for loads; ``noise``: what one half
+    of the samples says of the other, which no law can beat."""
     method: str
     """How it was held out: ``leave one configuration out``, ``far corner``, or ``in sample``."""
     count: PositiveInt

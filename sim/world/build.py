@@ -86,6 +86,7 @@ def build_world(scenario: Scenario) -> World:
     notes = list(traffic.notes)
     if profile is not None and not fixed:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
+        notes += _disturbed(profile)
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
     if profile is not None and scenario.storage.loaders > 1 and scenario.storage.load is None:
         notes.append("loads at the same time share no bandwidth in this version: several loaders look too good")
@@ -212,6 +213,12 @@ def _server(world: World, parts: Parts, rule: KvRule | None, watched: Watch) -> 
         return watched(BatchServer)(parts, **options)
     costs = FRONT_ENDS[fleet.front_end]
     return watched(FrontedServer)(parts, front_end=FrontEnd(costs, len(world.population)), **options)
+
+
+def _disturbed(profile: Profile) -> list[str]:
+    """Return what disturbed the measurement behind a profile, in a sentence for the user."""
+    flags = profile.provenance.device.get("flags", "none") if profile.provenance else "none"
+    return [] if flags == "none" else [f"the profile {profile.name} was measured on a disturbed device: {flags}"]
 
 
 def _needs_no_profile(scenario: Scenario) -> bool:

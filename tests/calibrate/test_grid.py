@@ -70,6 +70,12 @@ def test_everything_the_issue_names_is_there() -> None:
     assert all(head.kind == "head" for head in heads(specs))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_backend_is_timed_alone(backend: str) -> None:
+    specs = make_grid(QUICK, (backend,), graphs=False)
+    assert {one.backend for one in specs if one.distinct} == {backend}
+
+
 def test_a_small_device_gets_a_smaller_grid() -> None:
     small = replace(FULL, kv_tokens=10_000, slot_ranks=64, slots=(8,))
     assert 0 < len(make_grid(small, BACKENDS, graphs=False)) < len(make_grid(FULL, BACKENDS, graphs=False))

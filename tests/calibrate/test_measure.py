@@ -98,6 +98,27 @@ def test_samples_of_another_run_are_not_mixed_in(tmp_path: Path, device: CpuDevi
     assert SampleLog.open(tmp_path, "steps", {"layers": 2}, overwrite=True).visits == []
 
 
+def test_samples_of_nobody_knows_what_are_refused(tmp_path: Path, device: CpuDevice) -> None:
+    run(tmp_path, device, Bench())
+    (tmp_path / "steps.json").unlink()
+    with pytest.raises(InputError, match=r"samples, but not steps\.json"):
+        SampleLog.open(tmp_path, "steps", {"model": "tiny"})
+    assert SampleLog.open(tmp_path, "steps", {"model": "tiny"}, overwrite=True).visits == []
+
+
+def test_a_resumed_run_keeps_the_first_facts(tmp_path: Path) -> None:
+    log = SampleLog.open(tmp_path, "steps", {"model": "tiny"})
+    log.once(command="first", date="2026-01-01")
+    again = SampleLog.open(tmp_path, "steps", {"model": "tiny"})
+    assert again.once(command="second", layers=4)["command"] == "first"
+    assert again.manifest["layers"] == 4
+
+
+def test_too_few_samples_are_said(tmp_path: Path, device: CpuDevice) -> None:
+    log = run(tmp_path, device, Bench(), Method(rounds=3, least=20, half_width=0.01, limit_s=0.01, warmup=0))
+    assert any(flag.startswith("few samples: ") and "fewer than 20" in flag for flag in log.manifest["flags"])
+
+
 def test_a_full_disk_keeps_what_is_whole(tmp_path: Path, device: CpuDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     import calibrate.samples
 

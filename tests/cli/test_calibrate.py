@@ -38,6 +38,19 @@ def test_from_nothing_to_a_simulation(tmp_path: Path, loraplan: CommandLine) -> 
 
 
 @pytest.mark.slow
+def test_another_backend_is_fitted_where_it_was_timed(tmp_path: Path, loraplan: CommandLine) -> None:
+    tiny = ("--device", "cpu", "--model", "tiny", "--quick", "--out", "cal")
+    assert loraplan("calibrate", "steps", *tiny, "--backend", "bmm", "--layers", "1").code == 0
+    assert loraplan("calibrate", "loads", *tiny).code == 0
+    ended = loraplan("calibrate", "fit", "cal", "--out", "cal/profile.json")
+    assert ended.code == 0, ended.err
+    profile = json.loads((tmp_path / "cal/profile.json").read_text())
+    assert profile["conditions"]["lora_backend"] == "bmm"
+    assert profile["conditions"]["layers_timed"] == 1
+    assert next(line["count"] for line in profile["hold_out"] if line["what"] == "LoRA decode steps") > 20
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signals) -> None:
     samples = tmp_path / "runs/cal/steps.jsonl"
@@ -103,10 +116,23 @@ def test_a_file_in_the_way_and_unfinished_samples(loraplan: CommandLine, tmp_pat
     assert "--out: can't make this folder" in ended.err
     (tmp_path / "cal").mkdir()
     (tmp_path / "cal/steps.parquet").write_bytes(b"PAR1 no table")
-    (tmp_path / "cal/steps.json").write_text('{"plan": {"model": "tiny"}}')
+    facts = dict.fromkeys(("device", "date", "layers", "model_layers", "memory_bytes"), 1)
+    (tmp_path / "cal/steps.json").write_text(json.dumps({"plan": {"model": "tiny"}, **facts}))
     ended = loraplan("calibrate", "fit", "cal", "--out", "p.json")
     assert ended.code == 2
     assert "this table of samples is damaged" in ended.err
+
+
+def test_a_fit_replaces_nothing_but_profiles(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "steps.json").write_text('{"plan": {}}')
+    (tmp_path / "steps.parquet").write_bytes(b"")
+    ended = loraplan("calibrate", "fit", ".", "--out", "steps.json")
+    assert ended.code == 2
+    assert "this file is no profile: it is not replaced" in ended.err
+    assert (tmp_path / "steps.json").read_text() == '{"plan": {}}'
+    ended = loraplan("calibrate", "fit", ".", "--out", "p.json")
+    assert ended.code == 2
+    assert "this is no manifest of samples (got no device, date, layers" in ended.err
 
 
 def test_without_torch_the_extra_is_named(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,8 @@ def test_both_intervals_stand_in_the_answer() -> None:
     ("width", "word", "reason"),
     [
         (0.01, "high", "every interval is narrow and settled"),
-        (0.10, "medium", "the calibration interval of p99 E2E is ±10 % wide"),
-        (0.40, "low", "the calibration interval of p99 E2E is ±40 % wide"),
+        (0.10, "medium", "the calibration interval of p99 E2E is ±10 %"),
+        (0.40, "low", "the calibration interval of p99 E2E is ±40 %"),
     ],
 )
 def test_a_wide_calibration_interval_lowers_confidence(width: float, word: str, reason: str) -> None:

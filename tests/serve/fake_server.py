@@ -27,6 +27,7 @@ class FakeServer(ThreadingHTTPServer):
     :ivar refuses: HTTP status with which completions are refused, 0: none.
     :ivar good_for: completions that are served before it stalls or dies.
     :ivar then: ``stalls`` or ``dies``.
+    :ivar breaks_with: the error that ends every third answer after the first four, None: none.
     """
 
     daemon_threads = True
@@ -39,6 +40,7 @@ class FakeServer(ThreadingHTTPServer):
         self.refuses = 0
         self.good_for = 10**9
         self.then = ""
+        self.breaks_with: Any = None
         self.counts = True
         self.seen: list[dict[str, Any]] = []
         self.authorization = ""
@@ -104,7 +106,8 @@ class Handler(BaseHTTPRequestHandler):
         elif number > self.server.good_for and self.server.then == "dies":
             self.server.die()
         else:
-            self._stream(body, stalls=number > self.server.good_for)
+            breaks = self.server.breaks_with is not None and number > 4 and number % 3 == 0
+            self._stream(body, stalls=number > self.server.good_for, breaks=breaks)
 
     def _error(self, status: int, words: str) -> None:
         self._plain(status, json.dumps({"error": {"message": words, "code": status}}).encode())
@@ -116,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def _stream(self, body: dict[str, Any], *, stalls: bool) -> None:
+    def _stream(self, body: dict[str, Any], *, stalls: bool, breaks: bool = False) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -129,6 +132,9 @@ class Handler(BaseHTTPRequestHandler):
             self._chunk(f"data: {json.dumps(event)}\n\n".encode())
             if stalls:
                 time.sleep(60)
+            if breaks:
+                self._chunk(f"data: {json.dumps({'error': self.server.breaks_with})}\n\n".encode())
+                break
         self._chunk(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
 

