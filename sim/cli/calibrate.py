@@ -131,7 +131,9 @@ def _need_torch() -> None:
     missing = [name for name in ("torch", "safetensors") if find_spec(name) is None]
     if missing:
         raise InputError(
-            f"{' and '.join(missing)} is not installed", key="calibrate", hint="pip install 'loraplan[gpu]'"
+            f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed",
+            key="calibrate",
+            hint="pip install 'loraplan[gpu]'",
         )
 
 
