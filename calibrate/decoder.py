@@ -183,9 +183,8 @@ def _rotate(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
 def needed_bytes(shape: ModelShape, layers: int, width: int, slot_ranks: int, kv_tokens: int) -> dict[str, int]:
     """Return the bytes that a ``Decoder`` allocates, by what for."""
     per_rank = sum(sum(shape.module(name)) for name in MODULES)
-    linear = sum(d_in * d_out for d_in, d_out in map(shape.module, MODULES))
     return {
-        "weights": width * (layers * linear + shape.vocab * shape.hidden),
+        "weights": width * (layers * shape.linear_parameters() + shape.vocab * shape.hidden),
         "slots": width * layers * slot_ranks * per_rank,
         "KV cache": width * layers * 2 * kv_tokens * shape.kv_heads * shape.head_dim,
     }
@@ -202,7 +201,7 @@ def work_of(
     :param ranks: rank by distinct adapter of the batch.
     :param tokens_per_rank: sum over the step's tokens of their adapter's rank.
     """
-    linear = sum(d_in * d_out for d_in, d_out in map(shape.module, MODULES))
+    linear = shape.linear_parameters()
     per_rank = sum(sum(shape.module(name)) for name in targets)
     tokens = sum(group.count * group.new for group in groups)
     sequences = sum(group.count for group in groups)

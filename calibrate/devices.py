@@ -6,16 +6,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
+from calibrate import host_memory
 from sim.errors import InputError
 
 Call = Callable[[], object]
@@ -123,10 +123,10 @@ class CpuDevice:
         return tensor.clone()
 
     def free_bytes(self) -> int:
-        return host_free_bytes()
+        return host_memory.free_bytes()
 
     def total_bytes(self) -> int:
-        return _memory("MemTotal")
+        return host_memory.total_bytes()
 
     def release(self) -> None:
         """Do nothing: the allocator gives memory back by itself."""
@@ -236,11 +236,6 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
 
 
-def host_free_bytes() -> int:
-    """Return the host memory that can still be allocated."""
-    return _memory("MemAvailable")
-
-
 def _last_level_cache() -> int:
     """Return the bytes of the processor's largest cache, 32 MB where Linux doesn't say."""
     sizes = []
@@ -249,12 +244,3 @@ def _last_level_cache() -> int:
         scale = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
         sizes.append(int(text.rstrip("KM")) * scale)
     return max(sizes, default=32 << 20)
-
-
-def _memory(field: str) -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # no Linux
-        pages: Any = os.sysconf("SC_PHYS_PAGES")
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:"))

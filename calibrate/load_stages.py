@@ -15,7 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from calibrate.devices import Call, Device, host_free_bytes
+from calibrate import host_memory
+from calibrate.devices import Call, Device
 from calibrate.measure import Prepared
 from calibrate.page_cache import make_cold
 from calibrate.synthesize import tensor_shapes
@@ -130,7 +131,7 @@ class Bench:
         if self.device.kind == "cpu":
             host, device = host + device, 0
         for needed, free, where in (
-            (host, host_free_bytes(), "host memory"), (device, self.device.free_bytes(), "device memory"),
+            (host, host_memory.free_bytes(), "host memory"), (device, self.device.free_bytes(), "device memory"),
         ):  # fmt: skip
             if needed > free:
                 raise MemoryError(f"{human_bytes(needed)} of {where} needed, {human_bytes(free)} free")

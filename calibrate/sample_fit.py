@@ -33,9 +33,9 @@ from sim.spec.profile import Conditions, Draw, Envelope, HoldOut, Memory, Profil
 from sim.traffic.adapters import ModelShape, model_shape
 
 UTILIZATION = 0.9
-_OVERHEAD = 0.06
-"""Share of the memory for activations, graphs and the framework, until a server is measured: vLLM 0.8.5 on an H100
-with 64 GB left 5.4 GB of 64 (kv_capacity.csv, 8 %), 1 to 2 of them outside of it."""
+_OVERHEAD = 0.08
+"""Share of the memory for activations, graphs and the framework, until a server is measured: what vLLM 0.8.5 took of an
+H100 with 64 GB (``overhead_bytes`` of its profile)."""
 _FACTORS = ("lora", "slot", "adapter", "adapter_max_rank", "adapter_rank")
 """What the multiplicative rival's factor is linear in, as the digital twin and BLIS have it."""
 _WIDTH = 2
@@ -74,6 +74,7 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
     loads = fit_load_samples(load_frame, load_facts)
     shape = model_shape(timed)
     draws = [terms.step_cost(one) for one in bootstrap(problem, DRAWS, seed=1)]
+    hold_out = (*step_hold_outs(problem, terms), *loads.hold_out)
     device = str(step_facts["device"]["name"])
     predicted = problem.features @ found
     return Profile(
@@ -89,7 +90,7 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
         memory=_memory(shape, int(step_facts["memory_bytes"])),
         envelope=_envelope(steps),
         sources=_sources(step_facts) | _together(loads),
-        error=_words(holdouts := (*step_hold_outs(problem, terms), *loads.hold_out)),
+        error=_words(hold_out),
         provenance=Provenance(
             command=command,
             data={name: digest_file(folder / name) for name in ("steps.parquet", "loads.parquet")},
@@ -100,7 +101,7 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
             | {name: round(error, 4) for name, error in loads.residuals.items()},
         ),
         conditions=_conditions(steps, step_facts, backend),
-        hold_out=holdouts,
+        hold_out=hold_out,
         step_residual=sample_residual(
             np.concatenate(steps.samples),
             np.repeat(predicted, [len(one) for one in steps.samples]),
@@ -123,11 +124,10 @@ def step_hold_outs(problem: Problem, terms: Terms) -> tuple[HoldOut, ...]:
 
 def _memory(shape: ModelShape, total: int) -> Memory:
     """Return memory by formula: of an engine's own use a calibration of steps knows nothing."""
-    linear = sum(d_in * d_out for d_in, d_out in map(shape.module, ("q", "k", "v", "o", "gate", "up", "down")))
     return Memory(
         total_bytes=total,
         utilization=UTILIZATION,
-        weights_bytes=_WIDTH * (shape.layers * linear + 2 * shape.vocab * shape.hidden),
+        weights_bytes=_WIDTH * (shape.layers * shape.linear_parameters() + 2 * shape.vocab * shape.hidden),
         overhead_bytes=round(_OVERHEAD * total),
         kv_bytes_per_token=2 * shape.layers * shape.kv_heads * shape.head_dim * _WIDTH,
     )

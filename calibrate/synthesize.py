@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,7 +68,7 @@ def synthesize(
         raise InputError("no such adapter", key="rank" if rank < 1 else "count", got=min(rank, count))
     if dtype not in FORMATS:
         raise InputError("unknown number format", key="dtype", got=dtype, allowed=", ".join(FORMATS))
-    shapes, config = tensor_shapes(shape, rank, targets), _config(base_model, rank, targets)
+    shapes = tensor_shapes(shape, rank, targets)
     group = group_name(rank, targets, dtype, seed)
     places = [folder / f"{group}-{index:04d}" for index in range(count)]
     for index, place in enumerate(places):
@@ -77,10 +77,7 @@ def synthesize(
         if _is_whole(place, shapes, dtype, base_model):
             continue
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            noise = np.random.default_rng([seed, rank, index])
-            write_atomically(place / WEIGHTS, lambda file, noise=noise: _fill(file, shapes, dtype, noise))  # type: ignore[misc]
-            write_json(place / CONFIG, config)
+            write_adapter(place, shape, base_model, rank, targets, dtype, (seed, rank, index))
         except (OSError, OutputError) as error:
             why = error.problem if isinstance(error, OutputError) else f"can't make this folder: {error.strerror}"
             raise OutputError(
@@ -89,6 +86,20 @@ def synthesize(
                 "those that are whole are used again",
             ) from None  # fmt: skip
     return places
+
+
+def write_adapter(
+    place: Path, shape: ModelShape, base_model: str, rank: int, targets: Targets, dtype: str, seed: Sequence[int]
+) -> None:
+    """Write one adapter into the folder ``place``.
+
+    :raises OSError: if the folder can't be made.
+    :raises OutputError: if the disk is full or can't be written; no half-written file stays.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    shapes, noise = tensor_shapes(shape, rank, targets), np.random.default_rng(seed)
+    write_atomically(place / WEIGHTS, lambda file: _fill(file, shapes, dtype, noise))
+    write_json(place / CONFIG, _config(base_model, rank, targets))
 
 
 def _is_whole(place: Path, shapes: Mapping[str, tuple[int, int]], dtype: str, base_model: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -18,13 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibrate import host_memory
 from calibrate.serve.errors import ServerError
-from calibrate.serve.tiny_model import write_adapter, write_base
+from calibrate.serve.tiny_model import write_base
+from calibrate.synthesize import write_adapter
 from sim.errors import InputError
 from sim.spec.engines import PRESETS
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
-from sim.traffic.adapters import DTYPE_BYTES, MODULES, ModelShape, Population
+from sim.traffic.adapters import DTYPE_BYTES, ModelShape, Population
 
 ENVIRONMENT = Path(".vllm-venv")
 START_LIMIT_S = 900.0
@@ -126,7 +127,8 @@ def write_model(folder: Path, scenario: Scenario, shape: ModelShape, population:
         )  # fmt: skip
     for index in range(len(population)):
         kind = targets[int(population.kind[index])]
-        write_adapter(folder / adapter_name(index), shape, int(population.rank[index]), kind, seed=index)
+        rank = int(population.rank[index])
+        write_adapter(folder / adapter_name(index), shape, BASE_NAME, rank, kind, "bf16", (index,))
 
 
 def check_memory(scenario: Scenario, shape: ModelShape, population: Population) -> None:
@@ -134,28 +136,18 @@ def check_memory(scenario: Scenario, shape: ModelShape, population: Population) 
 
     :raises InputError: key ``adapters.base_model``.
     """
-    free = _free_memory()
-    linear = sum(math.prod(shape.module(name)) for name in MODULES)
-    weights = DTYPE_BYTES["bf16"] * (shape.layers * linear + 2 * shape.vocab * shape.hidden)
+    free = host_memory.free_bytes()
+    weights = DTYPE_BYTES["bf16"] * (shape.layers * shape.linear_parameters() + 2 * shape.vocab * shape.hidden)
     cache, count = scenario.cache, len(population)
     slots = cache.gpu.slots or count
     host = slots if cache.host is None else cache.host.slots or count
     adapters = slots * population.slot_bytes + min(host, count) * int(population.size_bytes.max())
-    if free is not None and weights + adapters > free:
+    if weights + adapters > free:
         raise InputError(
             "this model and its adapters don't fit into free memory", key="adapters.base_model",
             got=f"{human_bytes(weights)} of weights, {human_bytes(adapters)} of adapters",
             allowed=f"{human_bytes(free)}", hint="a smaller model (tiny), or --url of a server elsewhere",
         )  # fmt: skip
-
-
-def _free_memory() -> int | None:
-    """Return the bytes that can still be allocated here, None where the system doesn't say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def adapter_name(index: int) -> str:

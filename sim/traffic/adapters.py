@@ -46,6 +46,10 @@ class ModelShape:
             "down": (self.intermediate, self.hidden),
         }[name]
 
+    def linear_parameters(self) -> int:
+        """Return the parameters of one layer's linear modules, biases aside."""
+        return sum(d_in * d_out for d_in, d_out in map(self.module, MODULES))
+
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int) -> ModelShape:
     return ModelShape(hidden, intermediate, layers, heads, kv_heads, vocab=vocab, lora_embeddings=True)

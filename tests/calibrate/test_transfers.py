@@ -290,7 +290,7 @@ def test_too_little_disk_is_said_before_anything_is_written(
 def test_too_little_memory_for_anything_is_an_error(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_stages, "host_free_bytes", lambda: 1000)
+    monkeypatch.setattr(load_stages.host_memory, "free_bytes", lambda: 1000)
     with pytest.raises(InputError, match=r"--model: not even the smallest load .* needed, .* free"):
         run(device, tmp_path / "out")
 
@@ -300,7 +300,7 @@ def test_what_does_not_fit_into_memory_is_skipped_and_said(
 ) -> None:
     bench = Bench(device, TINY)
     one = max(load_configurations(TINY, SMALL), key=lambda c: sum(transfers._needs(bench, c)))
-    monkeypatch.setattr(load_stages, "host_free_bytes", lambda: sum(transfers._needs(bench, one)) - 1)
+    monkeypatch.setattr(load_stages.host_memory, "free_bytes", lambda: sum(transfers._needs(bench, one)) - 1)
     log = run(device, tmp_path / "out")
     assert f"skipped, too little memory: {one.key}" in log.manifest["flags"]
     assert one.key not in {visit.configuration.key for visit in log.visits}

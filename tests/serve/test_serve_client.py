@@ -18,7 +18,8 @@ from calibrate.serve.errors import ServerError
 from calibrate.serve.planned import Planned
 from calibrate.serve.predict import Prediction
 from calibrate.serve.server_metrics import Observed, observed_between, over_run, parse_page
-from calibrate.serve.tiny_model import write_adapter, write_base
+from calibrate.serve.tiny_model import write_base
+from calibrate.synthesize import write_adapter
 from sim.errors import InputError
 from sim.traffic.adapters import SHAPES, parameters_per_rank
 
@@ -144,7 +145,7 @@ def test_errors_and_noise() -> None:
 def test_model_files_can_be_read(tmp_path) -> None:  # type: ignore[no-untyped-def]
     shape = SHAPES["tiny"]
     write_base(tmp_path / "base", shape, 1024)
-    write_adapter(tmp_path / "a", shape, 8, "all-linear", seed=3)
+    write_adapter(tmp_path / "a", shape, "base", 8, "all-linear", "bf16", (3,))
     vocabulary = json.loads((tmp_path / "base" / "tokenizer.json").read_text())["model"]["vocab"]
     assert sorted(vocabulary.values()) == list(range(1024))
     data = (tmp_path / "a" / "adapter_model.safetensors").read_bytes()
@@ -154,9 +155,10 @@ def test_model_files_can_be_read(tmp_path) -> None:  # type: ignore[no-untyped-d
     assert len(data) - 8 - length == 2 * 8 * parameters_per_rank(shape, "all-linear")
     safetensors = pytest.importorskip("safetensors.torch")
     tensors = safetensors.load_file(tmp_path / "a" / "adapter_model.safetensors")
-    assert float(tensors["base_model.model.model.layers.3.mlp.down_proj.lora_A.weight"].float().std()) == pytest.approx(
-        0.02, rel=0.05
-    )
+    weights = tensors["base_model.model.model.layers.3.mlp.down_proj.lora_A.weight"].float()
+    # Of either sign, and evenly spread over the two powers of 2 from 2^-7 on: mean square 7/6 (2^-14 + 2^-12).
+    assert float(weights.std()) == pytest.approx((7 / 6 * (2**-14 + 2**-12)) ** 0.5, rel=0.05)
+    assert bool((weights != 0).all())
 
 
 def test_last_words(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -349,7 +349,7 @@ def test_a_model_too_large_for_this_machine(loraplan: CommandLine, monkeypatch: 
     python.chmod(0o755)
     arguments = ("calibrate", "serve", "short.yaml", "--launch", "vllm", "--fit", "--server-python", "./python")
     assert "writing 4 random adapters (" in loraplan(*arguments).err
-    monkeypatch.setattr(engine, "_free_memory", lambda: 8 << 30)
+    monkeypatch.setattr(engine.host_memory, "free_bytes", lambda: 8 << 30)
     done = loraplan(*arguments, "--set", "adapters.base_model=llama-3.1-8b")
     assert done.code == 2
     assert "adapters.base_model: this model and its adapters don't fit into free memory (got 1" in done.err
