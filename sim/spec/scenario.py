@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
+from sim.spec.arrivals import Arrivals
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
+from sim.spec.popularity import Popularity
 from sim.spec.serving import (
     DEFAULT_PROFILE,
     ENGINES,
@@ -25,7 +27,7 @@ from sim.spec.serving import (
     Storage,
 )
 from sim.spec.units import Seconds, Share
-from sim.spec.workload import Adapters, Arrivals, Popularity, Targets, Workload
+from sim.spec.workload import Adapters, Targets, Workload
 
 __all__ = [
     "DEFAULT_PROFILE", "ENGINES", "EVICTIONS", "ROUTERS", "Adapters", "Arrivals", "Cache", "Fleet", "GpuCache",

@@ -2,85 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from sim.spec.arrivals import Arrivals
 from sim.spec.base import Strict, located
 from sim.spec.laws import LognormalTokens, TokenLaw
-from sim.spec.units import Bytes, Rate, Seconds, Share
-
-
-class PoissonArrivals(Strict):
-    """Independent users: exponential gaps."""
-
-    process: Literal["poisson"]
-    rate: Rate
-    """Mean requests per unit of time over all adapters, such as ``12/s``."""
-
-
-class GammaArrivals(Strict):
-    """Gamma gaps: ``cv`` above 1 is burstier than Poisson, below 1 more regular."""
-
-    process: Literal["gamma"]
-    rate: Rate
-    """Mean requests per unit of time over all adapters."""
-    cv: float = Field(gt=0, le=100)
-    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty."""
-
-
-Arrivals = Annotated[PoissonArrivals | GammaArrivals, Field(discriminator="process")]
-
-
-class UniformPopularity(Strict):
-    """Every adapter is equally likely."""
-
-    law: Literal["uniform"]
-
-
-class ZipfPopularity(Strict):
-    """The k-th most popular adapter is asked for in proportion to ``1 / k**exponent``."""
-
-    law: Literal["zipf"]
-    exponent: float = Field(ge=0, le=10)
-    """0 is uniform; production traffic lies between 0.6 and 1.2."""
-
-
-class CyclicPopularity(Strict):
-    """Adapters in turn, 0, 1, 2, …: the worst case of an LRU cache."""
-
-    law: Literal["cyclic"]
-
-
-class WeightsPopularity(Strict):
-    """Weights from a file: one number a line, adapter 0 first, or CSV rows ``adapter_id,weight``."""
-
-    law: Literal["weights"]
-    file: str
-    """The file, relative to the scenario."""
-
-
-class AdapterGroup(Strict):
-    """Adapters that are equally popular."""
-
-    adapters: PositiveInt
-    """How many."""
-    weight: float = Field(ge=0)
-    """How often each is asked for, relative to the others; a rate per adapter will do."""
-
-
-class GroupsPopularity(Strict):
-    """Groups of equally popular adapters: the first group's are adapters 0, 1, …, and so on."""
-
-    law: Literal["groups"]
-    groups: tuple[AdapterGroup, ...] = Field(min_length=1)
-    """The groups; together they have ``adapters.count`` adapters."""
-
-
-Popularity = Annotated[
-    UniformPopularity | ZipfPopularity | CyclicPopularity | WeightsPopularity | GroupsPopularity,
-    Field(discriminator="law"),
-]
+from sim.spec.popularity import Popularity, UniformPopularity
+from sim.spec.trace import Trace
+from sim.spec.units import Bytes, Seconds, Share
 
 
 class Tokens(Strict):
@@ -93,16 +24,6 @@ class Tokens(Strict):
     correlation: float = Field(default=0.0, gt=-1, lt=1)
     """Correlation of the normal scores of a request's prompt and output length: below 0, long prompts have short
     answers. 0: independent."""
-
-
-class Trace(Strict):
-    """Recorded requests, replayed with their own times, adapters and lengths."""
-
-    file: str
-    """CSV file, relative to the scenario (or to the folder you stand in, when given by ``--set``)."""
-    format: Literal["auto", "csv", "azure-llm-2023"] = "auto"
-    """``csv``: columns timestamp_s, adapter_id or tenant_id, input_tokens, output_tokens. ``azure-llm-2023``:
-    TIMESTAMP, ContextTokens, GeneratedTokens; its requests name no adapter and draw one from ``popularity``."""
 
 
 class Workload(Strict):
