@@ -34,6 +34,7 @@ lint: $(VENV)/.installed-test ## style, types, import layers
 
 bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimPy timeouts
 	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench_cache.py
 
 schema: $(VENV)/.installed ## write the JSON Schema of scenario files anew
 	$(BIN)/loraplan schema > scenarios/schema/scenario.schema.json

@@ -202,12 +202,16 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     if field.get("type") == "object":
         return "lists of values by dotted key"
     kind = _PLAIN.get(str(field.get("type")), str(field.get("type")))
-    bounds = [f"{word} {field[name]:,}" for name, word in _BOUNDS.items() if name in field]
+    bounds = [f"{word} {field[name]:,.12g}" for name, word in _BOUNDS.items() if name in field]
     return f"{kind}, {' and '.join(bounds)}" if bounds and kind != "text" else kind
 
 
 def _default(field: dict[str, Any], kind: str) -> str:
     value = field.get("default")
+    if kind.startswith("time") and isinstance(value, (int, float)):
+        from sim.spec.units import format_seconds
+
+        return f"`{format_seconds(value)}`"
     if kind.startswith("share") and isinstance(value, float):
         return f"`{value:.0%}`"
     if value is None:
@@ -221,6 +225,8 @@ def _value(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in given.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -236,7 +242,11 @@ def _law_tables(models: dict[str, Any]) -> list[str]:
             word = f"`{tag}: {model['properties'][tag]['const']}`"
             about = str(model.get("description", ""))
             rows.append([word, "", "", "", about])
-            rows += [["", *_field_row("", one, field, model, models)] for one, field in own]
+            for one, field in own:
+                rows.append(["", *_field_row("", one, field, model, models)])
+                listed = field.get("items", {}).get("$ref", "").rpartition("/")[2]
+                inner = models[listed]["properties"].items() if listed else ()
+                rows += [["", *_field_row(f"{one}[]", key, item, models[listed], models)] for key, item in inner]
         parts.append(f"## {title}\n\n" + table(["law", "key", "type", "default", "meaning"], rows))
     return parts
 

@@ -74,18 +74,37 @@ def assumed(manifest: Mapping[str, Any]) -> list[str]:
     workload = _part(scenario, "workload")
     found = ["No time passes on the network, in the router or in tokenising."]
     if not workload.get("trace"):
-        law = _part(workload, "popularity").get("law", "uniform")
-        if law != "cyclic":
-            found.append(
-                f"Requests choose their adapter independently ({law} popularity). Real users come in sessions, and "
-                "then fewer requests miss."
-            )
-        process = _part(workload, "arrivals").get("process")
-        if process:
-            found.append(f"Arrivals follow a {process} process at a constant mean rate.")
+        found += _traffic(workload)
     if _part(scenario, "storage").get("load"):
         found.append("Loads take the time that the scenario gives, however many run at once.")
     found.append("No replica, loader or storage fails.")
+    return found
+
+
+def _traffic(workload: Mapping[str, Any]) -> list[str]:
+    """Return what generated traffic takes for granted."""
+    law = _part(workload, "popularity").get("law", "uniform")
+    arrivals = _part(workload, "arrivals")
+    process = arrivals.get("process")
+    alone = arrivals.get("per") == "adapter"
+    found = []
+    if workload.get("sessions") is not None:
+        found.append(f"Requests come in sessions of one adapter each, chosen independently ({law} popularity).")
+    elif alone:
+        found.append(f"Every adapter has arrivals of its own, independent of all others ({law} popularity).")
+    elif law != "cyclic":
+        found.append(
+            f"Requests choose their adapter independently ({law} popularity). Real users come in sessions, and "
+            "then fewer requests miss."
+        )
+    if process in ("piecewise", "diurnal"):
+        found.append(f"Arrivals follow a {process} rate that repeats itself.")
+    elif process:
+        what = "Sessions begin" if workload.get("sessions") is not None else "Arrivals follow"
+        word = f"as a {process} process" if what == "Sessions begin" else f"a {process} process"
+        found.append(f"{what} {word} at a constant mean rate.")
+    if not workload.get("drift") and not workload.get("churn"):
+        found.append("Popularity stays as it is: no adapter comes, goes or changes its place.")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reports.axes import Axis, in_order, spread
@@ -176,6 +176,24 @@ def traffic_table(point: Point) -> Table | None:
             text = f"{value:.4g}/s" if key == "rate_rps" else percent(value) if "pct" in key else f"{value:,.0f}"
             rows.append([label, text])
     return Table("The traffic as simulated", ["", "value"], rows) if rows else None
+
+
+def traffic_sentence(points: Sequence[Point]) -> str:
+    """Return how concentrated the simulated traffic is, over all points."""
+    known = [point.traffic for point in points if point.traffic.get("effective_adapters") is not None]
+    if not known:
+        return ""
+
+    def span(key: str, show_one: Callable[[float], str]) -> str:
+        shown = [show_one(value) for value in sorted(traffic[key] for traffic in known)]
+        return shown[0] if shown[0] == shown[-1] else f"{shown[0]} to {shown[-1]}"
+
+    tops = " / ".join(span(f"top_{part}pct", percent) for part in (1, 10, 20))
+    whole = "{:,.0f}".format
+    return (
+        f"Traffic: the hottest 1 / 10 / 20 % of {span('adapters', whole)} adapters get {tops} of the requests; "
+        f"as hard to guess as {span('effective_adapters', whole)} equally popular ones."
+    )
 
 
 def capacity_table(point: Point) -> Table | None:

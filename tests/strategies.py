@@ -27,6 +27,11 @@ MODEL = "llama-3.1-8b"
 GRID = 1 / 64
 """Times of grid scenarios are multiples of this: sums are exact and many things happen at the same instant."""
 VLLM = ("vllm-0.8", "vllm-0.32")
+PROTECTED = (
+    "lru", "lru", "fifo", "clock", "lfu", "lfu-history", "sieve", "s3-fifo", "gdsf", "random", "belady",
+    "refcount-score",
+)  # fmt: skip
+"""Evictions that ask nothing of the engine."""
 ODD = 1.0137159
 """Makes round draws odd, so that elsewhere nothing happens at the same instant by chance."""
 
@@ -160,7 +165,10 @@ def _caches(draw: st.DrawFn, adapters: dict[str, Any]) -> dict[str, Any]:
     gpu: dict[str, Any] = {"slots": draw(st.integers(1, 6))}
     if draw(st.booleans()):
         gpu = {"size": f"{_largest(adapters) + draw(st.integers(0, 12))} MiB"}
-    cache: dict[str, Any] = {"gpu": gpu}
+    cache: dict[str, Any] = {"gpu": gpu, "eviction": draw(st.sampled_from(PROTECTED))}
+    room = gpu["slots"] - 1 if "slots" in gpu else int(gpu["size"].split()[0]) // _largest(adapters) - 1
+    cache["pinned"] = min(draw(st.sampled_from((0, 0, 0, 1, 2, 4))), room, adapters["count"])
+    cache["warm"] = draw(st.sampled_from((0, 0, 1, 3, 8)))
     if draw(st.booleans()):
         host = {"slots": draw(st.integers(1, 8))}
         cache["host"] = draw(st.sampled_from((host, {"size": f"{draw(st.integers(2, 24))} MiB"})))
@@ -171,7 +179,7 @@ def _caches(draw: st.DrawFn, adapters: dict[str, Any]) -> dict[str, Any]:
 def _touched_caches(draw: st.DrawFn, adapters: dict[str, Any]) -> dict[str, Any]:
     """Slots that are few for the adapters, and a host that holds little more."""
     slots = min(draw(st.sampled_from((4, 3, 2, 6, 1))), adapters["count"] + 1)
-    cache: dict[str, Any] = {"gpu": {"slots": slots}}
+    cache: dict[str, Any] = {"gpu": {"slots": slots}, "warm": draw(st.sampled_from((0, 0, 1, 2, 9)))}
     more = draw(st.sampled_from((2, 1, 5, 0, None)))
     if more is not None:
         cache["host"] = {"slots": slots + more}
@@ -237,9 +245,12 @@ def _fleets(draw: st.DrawFn, grid: bool, lengths: tuple[int, int]) -> dict[str, 
 
 
 @st.composite
-def scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool | None = None) -> Scenario:
+def scenarios(
+    draw: st.DrawFn, *, engine: str | None = None, grid: bool | None = None, prefetch: bool | None = None
+) -> Scenario:
     """A small scenario of every kind that this version simulates.
 
+    :param prefetch: True: with prefetch (engine ``continuous``); None: sometimes.
     :param grid: whether all times are multiples of ``GRID``, so that much happens at the same instant; None: either.
     """
     if grid is None:
@@ -260,7 +271,7 @@ def scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool | None =
         more = fleet["block_size"] * draw(st.sampled_from((reserved, reserved + 1, 0)))
         fleet["kv_tokens"] = max(fleet["kv_tokens"] + more, fleet["block_size"] * (reserved + 1))
     else:
-        fleet = draw(_fleets(grid, lengths)) | draw(_admissions())
+        fleet = draw(_fleets(grid, lengths)) | draw(_admissions(ahead=prefetch is True))
         fleet["kv_check"] = draw(st.sampled_from(("whole-prompt", "whole-prompt", "first-chunk")))
         storage["mode"] = fleet.pop("mode")
         if storage["mode"] == "blocking":
@@ -270,6 +281,8 @@ def scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool | None =
             storage[key] = draw(_times(grid))
     adapters = draw(_adapters())
     cache = draw(_touched_caches(adapters) if kind in VLLM else _caches(adapters))
+    if storage.get("mode") == "overlap" and fleet.get("load_at") != "arrival":
+        cache["prefetch"] = "queued" if prefetch else draw(st.sampled_from(("queued", "none")))
     scenario = build(
         workload=draw(_workloads(grid, adapters, lengths)), adapters=adapters, cache=cache,
         fleet=fleet, storage=storage,
@@ -281,8 +294,12 @@ def scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool | None =
     return scenario
 
 
-def _admissions() -> st.SearchStrategy[dict[str, Any]]:
-    """The five ways in which requests and loads can meet."""
+def _admissions(*, ahead: bool) -> st.SearchStrategy[dict[str, Any]]:
+    """The five ways in which requests and loads can meet; ``ahead``: the two in which loads can come earlier."""
+    if ahead:
+        return st.sampled_from((
+            {"admission": "skip", "load_at": "admission", "mode": "overlap"}, {"admission": "stop", "mode": "overlap"},
+        ))  # fmt: skip
     return st.sampled_from((
         {"admission": "skip", "load_at": "arrival", "mode": "overlap"},
         {"admission": "skip", "load_at": "admission", "mode": "overlap"},

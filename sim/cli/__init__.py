@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli import calibrate, fidelity, inspect, measured, serve, simulate
+from sim.cli import cache, calibrate, fidelity, inspect, measured, serve, simulate, trace
 from sim.errors import LoraplanError
 
 INTERRUPTED = 130
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 for command in (simulate.run, simulate.sweep, inspect.report, inspect.check, fidelity.fidelity, inspect.schema):
     app.command()(command)
+app.command()(cache.cache)
+app.command()(trace.trace)
 scenarios_app = typer.Typer(help="List and copy the bundled scenarios.", no_args_is_help=True)
 scenarios_app.command("list")(inspect.list_scenarios)
 scenarios_app.command("copy")(inspect.copy_bundled)

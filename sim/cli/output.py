@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
+
+from sim.errors import InputError
 
 
 def print_rich(renderable: Any) -> None:
@@ -63,6 +66,19 @@ def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Any:
     for row in rows:
         result.add_row(*(Text(str(cell)) for cell in row))
     return result
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results.
+
+    :raises InputError: if it can't be made, or holds a run, whose files would be overwritten.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("can't make this folder", key="--out", got=str(folder), hint=error.strerror) from None
+    if (folder / "manifest.json").exists():
+        raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
 
 
 def to_json(data: Any) -> str:

@@ -130,7 +130,7 @@ def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
 def _print_answer(loaded: LoadedScenario, data: RunData) -> None:
     from reports.axes import make_axes
     from reports.findings import answer, sweep_answer
-    from reports.tables import metrics_table, terminal_table
+    from reports.tables import metrics_table, terminal_table, traffic_sentence
     from reports.verdicts import capital
 
     terms = loaded.scenario.slo.terms()
@@ -142,7 +142,7 @@ def _print_answer(loaded: LoadedScenario, data: RunData) -> None:
         told = sweep_answer(points, terms, assumed=assumed)
         table = terminal_table(points, make_axes(points), terms)
     typer.echo(f"{loaded.scenario.name}: {told.headline}")
-    for sentence in (told.binding_sentence, told.headroom, *told.details):
+    for sentence in (told.binding_sentence, told.headroom, *told.details, traffic_sentence(points)):
         if sentence:
             typer.echo(f"  {sentence}")
     typer.echo(f"  Confidence: {told.confidence}. {capital(told.reason)}\n")

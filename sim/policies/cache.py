@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from sim.policies.eviction import Eviction
 
@@ -16,6 +16,7 @@ class GpuCache:
     :param weights: what each adapter takes: bytes, or 1 where slots are counted.
     :param capacity: bytes or slots.
     :param base_model_slot: the base model fills a slot, until all others are in use and one more is needed.
+    :param pinned: adapters that are resident from the start and never leave; they count as in use.
     :ivar state: by adapter, ``ABSENT``, ``LOADING`` (room is taken) or ``RESIDENT``.
     :ivar users: by adapter, requests that use it: from the moment it is asked for until they end.
     :ivar used: weight of all residents and loads under way; ``idle_weight``: of residents not in use.
@@ -24,7 +25,13 @@ class GpuCache:
     """
 
     def __init__(
-        self, weights: Sequence[int], capacity: int, eviction: Eviction, *, base_model_slot: bool = False
+        self,
+        weights: Sequence[int],
+        capacity: int,
+        eviction: Eviction,
+        *,
+        base_model_slot: bool = False,
+        pinned: Sequence[int] = (),
     ) -> None:
         self.weights = weights
         self.capacity = capacity
@@ -37,6 +44,38 @@ class GpuCache:
         self.in_use_peak = 0
         self.evictions = 0
         self._eviction = eviction
+        self._touched = eviction.touched
+        self._coming = eviction.coming
+        self._pinned = frozenset(pinned)
+        for adapter in pinned:  # a user that never leaves, so that nothing else needs to know of them
+            self.users[adapter] = 1
+            self.state[adapter] = RESIDENT
+            self.used += weights[adapter]
+            self.in_use += weights[adapter]
+        self.in_use_peak = self.in_use
+
+    def warm_up(self, adapters: Sequence[int]) -> None:
+        """Make adapters resident before anything happens: in this order, up to the first that finds no room.
+
+        The first is the one that counts as loaded and used last.
+        """
+        fitting = []
+        for adapter in adapters:
+            if not self._fits(adapter):
+                break
+            self._place(adapter)
+            fitting.append(adapter)
+        for adapter in reversed(fitting):
+            self.loaded(adapter)
+
+    def _fits(self, adapter: int) -> bool:
+        """Return whether there is room for ``adapter`` without an eviction."""
+        return self.used + self.weights[adapter] <= self.capacity
+
+    def _place(self, adapter: int) -> None:
+        """Let an adapter have its room: its load begins."""
+        self.state[adapter] = LOADING
+        self.used += self.weights[adapter]
 
     def acquire(self, adapter: int) -> bool:
         """Add a user, so that the adapter isn't evicted; return whether it is resident."""
@@ -52,6 +91,8 @@ class GpuCache:
             if resident:
                 self.idle_weight -= weight
                 self._eviction.busy(adapter)
+        if resident and self._touched is not None:
+            self._touched(adapter)
         return resident
 
     def release(self, adapter: int) -> bool:
@@ -78,18 +119,34 @@ class GpuCache:
         """
         weight = self.weights[adapter]
         needed = self.used + weight - self.capacity
-        if needed > 0:
-            if needed > self.idle_weight:
-                return False
-            while needed > 0:
-                needed -= self._evict_next()
-        self.state[adapter] = LOADING
-        self.used += weight
+        if needed > 0 and needed > self.idle_weight:
+            return False
+        self._make_room(adapter, needed)
         return True
 
-    def _evict_next(self) -> int:
+    def reserve_ahead(self, adapter: int, spared: Collection[int]) -> bool:
+        """Take room for a load that nobody has asked for yet, evicting idle adapters but not those ``spared``.
+
+        The base model keeps its slot. Nothing is evicted, and False returned, unless the load can start.
+        """
+        needed = self.used + self.weights[adapter] - self.capacity
+        if needed > 0:
+            kept = sum(self.weights[a] for a in spared if self.state[a] == RESIDENT and self.users[a] == 0)
+            if needed > self.idle_weight - self._base - kept:
+                return False
+        self._make_room(adapter, needed, spared)
+        return True
+
+    def _make_room(self, adapter: int, needed: int, spared: Collection[int] = ()) -> None:
+        if self._coming is not None:
+            self._coming(adapter)
+        while needed > 0:
+            needed -= self._evict_next(spared)
+        self._place(adapter)
+
+    def _evict_next(self, spared: Collection[int] = ()) -> int:
         """Evict the idle adapter whose turn it is; return its weight."""
-        victim = self._eviction.victim()
+        victim = self._eviction.victim(spared)
         if victim is None:
             assert self._base, "idle adapters of enough weight were counted"
             self._base = 0
@@ -107,7 +164,7 @@ class GpuCache:
         return weight
 
     def evict(self, adapter: int) -> None:
-        """Evict this idle adapter."""
+        """Evict this idle adapter, whoever's turn it is."""
         self._eviction.busy(adapter)
         self._leave(adapter)
 
@@ -117,12 +174,16 @@ class GpuCache:
             self._evict_next()
 
     def loaded(self, adapter: int) -> None:
-        """Note that a load has ended."""
+        """Note that a load has ended. Who joined it uses the adapter too, beside the one for whom it was made."""
         self.state[adapter] = RESIDENT
         self._eviction.loaded(adapter)
-        if self.users[adapter] == 0:
+        users = self.users[adapter]
+        if users == 0:
             self.idle_weight += self.weights[adapter]
             self._eviction.idle(adapter)
+        elif self._touched is not None:
+            for _ in range(users - 1):
+                self._touched(adapter)
 
     def check_integrity(self) -> None:
         """Assert that the running sums agree with a count from scratch, and that the cache is not overfull."""
@@ -134,6 +195,7 @@ class GpuCache:
         assert self.in_use == sum(self.weights[a] for a in adapters if self.users[a] > 0)
         assert len(self._eviction) == len(idle), "the eviction policy holds exactly the idle residents"
         assert all(count >= 0 for count in self.users)
+        assert all(self.state[a] == RESIDENT and self.users[a] > 0 for a in self._pinned)
 
 
 class UnifiedCache(GpuCache):
@@ -153,12 +215,15 @@ class UnifiedCache(GpuCache):
         self._room = room
 
     def reserve(self, adapter: int) -> bool:
-        needed = self.blocks[adapter]
-        self.shrink(needed)
-        if not super().reserve(adapter):
-            return False
-        self.blocks_used += needed
-        return True
+        self.shrink(self.blocks[adapter])
+        return super().reserve(adapter)
+
+    def _fits(self, adapter: int) -> bool:
+        return self.blocks_used + self.blocks[adapter] <= self._room() and super()._fits(adapter)
+
+    def _place(self, adapter: int) -> None:
+        self.blocks_used += self.blocks[adapter]
+        super()._place(adapter)
 
     def shrink(self, needed: int = 0) -> None:
         """Evict idle adapters until the others, and ``needed`` blocks more, leave the batch what it may take."""
@@ -181,6 +246,9 @@ class AllInHost:
     def touch(self, adapter: int) -> bool:
         return True
 
+    def __contains__(self, adapter: int) -> bool:
+        return True
+
     def insert(self, adapter: int) -> None:
         raise AssertionError("nothing comes from storage")
 
@@ -199,6 +267,9 @@ class HostCache:
         self.capacity = capacity
         self.used = 0
         self._order: OrderedDict[int, None] = OrderedDict()
+
+    def __contains__(self, adapter: int) -> bool:
+        return adapter in self._order
 
     def touch(self, adapter: int) -> bool:
         """Return whether ``adapter`` is there, and count that as a use."""

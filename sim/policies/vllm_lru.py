@@ -70,6 +70,14 @@ class TouchedCache:
         self._in_host = [False] * adapters
         self._host_count = 0
 
+    def warm_up(self, adapters: Sequence[int]) -> None:
+        """Fill slots and host memory before anything happens: the first is the one that counts as touched last."""
+        for adapter in reversed(adapters[: self.capacity]):
+            self.state[adapter] = RESIDENT
+            self._in_host[adapter] = True
+            self._host_count += 1
+            self._idle[adapter] = self._host_idle[adapter] = None
+
     def acquire(self, adapter: int) -> bool:
         """Add a request to the batch; return whether its adapter is resident."""
         users = self.users

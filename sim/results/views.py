@@ -11,6 +11,7 @@ from sim.results.metrics import Facts, Measured, measure
 from sim.results.point import Metric, Point
 from sim.results.records import REFUSED, Recording
 from sim.results.stats import MIN_SECTION_P99
+from sim.traffic.popularity import concentration
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS
 
 if TYPE_CHECKING:
@@ -252,24 +253,12 @@ def _overload(m: Measured) -> float | None:
 
 def _traffic(m: Measured) -> dict[str, float]:
     count = len(m.facts.size_bytes)
-    asked = np.sort(np.bincount(m.column("adapter"), minlength=count))[::-1].astype(np.float64)
-    total = max(float(asked.sum()), 1.0)
-    share = asked / total
-
-    def top(part: float) -> float:
-        return float(share[: max(1, round(count * part))].sum())
-
-    positive = share[share > 0]
     span = float(m.spans.sum())
     return {
         "requests": float(len(m.section)),
         "adapters": float(count),
         "rate_rps": float(len(m.section)) / span if span > 0 else 0.0,
-        "top_1pct": top(0.01),
-        "top_10pct": top(0.1),
-        "top_20pct": top(0.2),
-        # exp of the entropy: as many equally popular adapters would be as hard to guess.
-        "effective_adapters": float(np.exp(-np.sum(positive * np.log(positive)))) if len(positive) else 0.0,
+        **concentration(np.bincount(m.column("adapter"), minlength=count)),
     }
 
 

@@ -1,4 +1,7 @@
-"""When requests arrive: the processes a scenario can name."""
+"""When requests arrive: the processes a scenario can name.
+
+All of them give the mean rate as ``rate``, so that a sweep over the load is the same for every process.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,115 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sim.spec.base import Strict
-from sim.spec.units import Rate
+from sim.spec.units import Rate, Seconds, Share
 
 
-class PoissonArrivals(Strict):
-    """Independent users: exponential gaps."""
-
-    process: Literal["poisson"]
+class _Process(Strict):
     rate: Rate
     """Mean requests per unit of time over all adapters, such as ``12/s``."""
 
 
-class GammaArrivals(Strict):
+class _Renewal(_Process):
+    per: Literal["aggregate", "adapter"] = "aggregate"
+    """``aggregate``: one stream of requests, each of which then chooses an adapter. ``adapter``: every adapter has a
+    stream of its own with these gaps and its share of the rate, so that its requests come in bursts."""
+
+
+class PoissonArrivals(_Process):
+    """Independent users: exponential gaps."""
+
+    process: Literal["poisson"]
+
+
+class GammaArrivals(_Renewal):
     """Gamma gaps: ``cv`` above 1 is burstier than Poisson, below 1 more regular."""
 
     process: Literal["gamma"]
-    rate: Rate
-    """Mean requests per unit of time over all adapters."""
     cv: float = Field(gt=0, le=100)
-    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty."""
+    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty. With ``per: adapter``, a third column of a
+    weights file gives adapters one of their own."""
 
 
-Arrivals = Annotated[PoissonArrivals | GammaArrivals, Field(discriminator="process")]
+class WeibullArrivals(_Renewal):
+    """Weibull gaps: at the same ``cv`` fewer tiny gaps than gamma; what many clients of ServeGen follow."""
+
+    process: Literal["weibull"]
+    cv: float = Field(ge=0.01, le=100)
+    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty. With ``per: adapter``, a third column of a
+    weights file gives adapters one of their own."""
+
+
+class OnOffArrivals(_Renewal):
+    """Poisson while on, silent while off; both last exponential times."""
+
+    process: Literal["on-off"]
+    on: Seconds = Field(gt=0)
+    """Mean time on."""
+    off: Seconds = Field(gt=0)
+    """Mean time off. While on, requests come at ``rate × (on + off) / on``."""
+
+
+class Step(Strict):
+    """A stretch of time at one level."""
+
+    time: Seconds = Field(gt=0)
+    """How long it lasts."""
+    level: float = Field(ge=0, le=1e6)
+    """How high, relative to the other steps; together they give the mean rate."""
+
+
+class _Modulated(_Process):
+    cv: float = Field(default=1.0, gt=0, le=100)
+    """Coefficient of variation of the gaps at a constant rate: 1 is Poisson, else gamma."""
+
+
+class PiecewiseArrivals(_Modulated):
+    """A rate that goes through steps, again and again."""
+
+    process: Literal["piecewise"]
+    steps: tuple[Step, ...] = Field(min_length=1, max_length=100_000)
+    """The steps, in order; after the last comes the first. Their levels are scaled to the mean ``rate``."""
+
+
+class DiurnalArrivals(_Modulated):
+    """Day and night: a rate that follows a sine."""
+
+    process: Literal["diurnal"]
+    swing: Share = 0.5
+    """How far the rate rises above its mean at the peak, and falls below it at the trough, as a share of the mean."""
+    period: Seconds = Field(default=86400.0, gt=0)
+    """From peak to peak."""
+    peak_at: Seconds = 50400.0
+    """Time of the first peak; the run begins at 0."""
+
+
+class MmppState(Strict):
+    """One state of the environment."""
+
+    level: float = Field(ge=0, le=1e6)
+    """Rate in this state, relative to the others; together they give the mean rate."""
+    time: Seconds = Field(gt=0)
+    """Mean time in it; exponential."""
+
+
+class MmppArrivals(_Process):
+    """Markov-modulated Poisson: the rate jumps between states at random times."""
+
+    process: Literal["mmpp"]
+    states: tuple[MmppState, ...] = Field(min_length=2, max_length=100)
+    """The states; from one, every other is equally likely to come next. Levels are scaled to the mean ``rate``."""
+
+
+Arrivals = Annotated[
+    PoissonArrivals
+    | GammaArrivals
+    | WeibullArrivals
+    | OnOffArrivals
+    | PiecewiseArrivals
+    | DiurnalArrivals
+    | MmppArrivals,
+    Field(discriminator="process"),
+]
+
+Renewal = PoissonArrivals | GammaArrivals | WeibullArrivals | OnOffArrivals
+"""Processes whose gaps are independent of each other."""

@@ -1,4 +1,4 @@
-"""Which adapters are asked for: the popularity laws a scenario can name."""
+"""Which adapters are asked for: popularity laws, and what changes them while time passes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from sim.spec.base import Strict
+from sim.spec.units import Seconds, Share
 
 
 class UniformPopularity(Strict):
@@ -23,6 +24,42 @@ class ZipfPopularity(Strict):
     """0 is uniform; production traffic lies between 0.6 and 1.2."""
 
 
+class ZipfMandelbrotPopularity(Strict):
+    """In proportion to ``1 / (k + shift)**exponent``: Zipf with a flatter head."""
+
+    law: Literal["zipf-mandelbrot"]
+    exponent: float = Field(ge=0, le=10)
+    """As of Zipf; 0.95 fits Alibaba's GenTD26."""
+    shift: float = Field(ge=0, le=1e6)
+    """How flat the head is; 0 is Zipf, 6.5 fits Alibaba's GenTD26."""
+
+
+class GeometricPopularity(Strict):
+    """Every adapter is asked for ``ratio`` times as often as the next; SGLang's benchmark calls it skewed."""
+
+    law: Literal["geometric"]
+    ratio: float = Field(default=1.5, ge=1, le=1000)
+    """1 is uniform; SGLang's benchmark has 1.5 (its --lora-zipf-alpha)."""
+
+
+class SLoraPowerPopularity(Strict):
+    """S-LoRA's: the first k of n adapters get a share of ``(k / n)**alpha`` of the requests."""
+
+    law: Literal["s-lora-power"]
+    alpha: float = Field(gt=0, le=100)
+    """1 is uniform; the smaller, the more the first adapters get."""
+
+
+class HotColdPopularity(Strict):
+    """Some adapters get most requests, each of these as often as the other; the rest share the others."""
+
+    law: Literal["hot-cold"]
+    hot: Share = Field(gt=0)
+    """Share of the adapters that is hot, such as ``10%``; at least one is."""
+    requests: Share
+    """Share of the requests that the hot ones get, such as ``90%``."""
+
+
 class CyclicPopularity(Strict):
     """Adapters in turn, 0, 1, 2, …: the worst case of an LRU cache."""
 
@@ -30,7 +67,8 @@ class CyclicPopularity(Strict):
 
 
 class WeightsPopularity(Strict):
-    """Weights from a file: one number a line, adapter 0 first, or CSV rows ``adapter_id,weight``."""
+    """Weights from a file: one number a line, adapter 0 first, or CSV rows ``adapter_id,weight`` (and perhaps ``cv``,
+    see ``arrivals.per``)."""
 
     law: Literal["weights"]
     file: str
@@ -55,6 +93,46 @@ class GroupsPopularity(Strict):
 
 
 Popularity = Annotated[
-    UniformPopularity | ZipfPopularity | CyclicPopularity | WeightsPopularity | GroupsPopularity,
+    UniformPopularity
+    | ZipfPopularity
+    | ZipfMandelbrotPopularity
+    | GeometricPopularity
+    | SLoraPowerPopularity
+    | HotColdPopularity
+    | CyclicPopularity
+    | WeightsPopularity
+    | GroupsPopularity,
     Field(discriminator="law"),
 ]
+
+
+class Sessions(Strict):
+    """Requests come in sessions: a user works with one adapter for a while. The defaults fit Alibaba's GenTD26."""
+
+    requests: float = Field(default=4.5, ge=1, le=1e6)
+    """Mean requests of a session; geometric."""
+    gap_median: Seconds = Field(default=120.0, gt=0)
+    """Median time between two requests of a session; log-normal."""
+    gap_sigma: float = Field(default=1.0, ge=0, le=10)
+    """Standard deviation of the logarithm of these times."""
+    gap_max: Seconds = Field(default=1800.0, gt=0)
+    """Longer ones are cut to this."""
+
+
+class Drift(Strict):
+    """Popularity moves between adapters: from time to time some of them trade places in the ranking."""
+
+    share: Share = Field(gt=0)
+    """Share of the adapters that trade places each time."""
+    every: Seconds = Field(gt=0)
+    """Time from one trade to the next."""
+
+
+class Churn(Strict):
+    """Adapters are retired and new ones take their places in the ranking, evenly over time; nothing has a new one in
+    its cache."""
+
+    share: Share = Field(default=0.04, gt=0)
+    """Share of the adapters that is replaced in ``every``; Alibaba's GenTD26 sees 4 % new ones a day."""
+    every: Seconds = Field(default=86400.0, gt=0)
+    """The time in which so many are replaced."""

@@ -166,6 +166,9 @@ class Scenario(Strict):
         if self.cache.eviction == "vllm-lru":
             self._fits_vllm_lru()
         self._fits_engine()
+        self._fits_start()
+        if self.cache.prefetch != "none":
+            self._fits_prefetch()
         return self
 
     def _fits_engine(self) -> None:
@@ -202,16 +205,45 @@ class Scenario(Strict):
             raise located("cache.gpu.unified", "engine fixed has no KV cache to share", got=True)
         if eviction in ("vllm-lru", "cycle"):
             raise located(
-                "cache.eviction",
-                "unified memory has no fixed places",
-                got=eviction,
-                allowed="lru, fifo, discard-when-idle",
-            )
+                "cache.eviction", "unified memory has no fixed places", got=eviction,
+                allowed=", ".join(name for name in EVICTIONS if name not in ("vllm-lru", "cycle")),
+            )  # fmt: skip
         if fleet.kv_check not in ("whole-answer", "peak") or self.storage.mode != "blocking":
             raise located(
                 "cache.gpu.unified", "adapters can take KV blocks only in a step that knows what answers will need",
                 got=f"fleet.kv_check {fleet.kv_check}, storage.mode {self.storage.mode}",
                 allowed="fleet.kv_check whole-answer or peak, storage.mode blocking",
+            )  # fmt: skip
+
+    def _fits_start(self) -> None:
+        """Check who is there from the start."""
+        cache = self.cache
+        if cache.pinned and cache.eviction == "vllm-lru":
+            raise located(
+                "cache.pinned", "vLLM admits as many distinct adapters as it has slots, pinned or not, and then lacks "
+                "slots for those that aren't", got=cache.pinned, allowed="0", hint="cache.warm loads before the start",
+            )  # fmt: skip
+        if cache.pinned and cache.gpu.unified:
+            raise located(
+                "cache.pinned", "where adapters share the KV cache, only those of the batch are sure of their place",
+                got=cache.pinned, allowed="0", hint="cache.warm loads before the start",
+            )  # fmt: skip
+        for key, value in (("pinned", cache.pinned), ("warm", cache.warm)):
+            if value and cache.eviction == "cycle":
+                raise located(
+                    f"cache.{key}", "with eviction cycle adapters come when they get their turn", got=value, allowed="0"
+                )
+
+    def _fits_prefetch(self) -> None:
+        fleet, mode = self.fleet, self.storage.mode
+        if fleet.engine == "fixed" or fleet.admission == "per-adapter":
+            what = "engine fixed" if fleet.engine == "fixed" else "admission per-adapter"
+            raise located("cache.prefetch", f"{what} loads ahead anyway", got=self.cache.prefetch, allowed="none")
+        if mode != "overlap" or self.load_at != "admission":
+            raise located(
+                "cache.prefetch", "only loads that are asked for at admission, beside steps, can come earlier",
+                got=f"storage.mode {mode}, fleet.load_at {self.load_at}",
+                allowed="storage.mode overlap, fleet.load_at admission",
             )  # fmt: skip
 
     def _fits_vllm_lru(self) -> None:

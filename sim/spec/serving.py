@@ -13,7 +13,10 @@ from sim.spec.laws import TimeLaw
 from sim.spec.units import Bytes, Seconds, Share
 
 ENGINES = tuple(PRESETS)
-EVICTIONS = ("lru", "fifo", "vllm-lru", "discard-when-idle", "cycle")
+EVICTIONS = (
+    "lru", "fifo", "clock", "lfu", "lfu-history", "sieve", "s3-fifo", "gdsf", "random", "refcount-score", "belady",
+    "vllm-lru", "discard-when-idle", "cycle",
+)  # fmt: skip
 ROUTERS = ("round-robin", "least-loaded")
 DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
 
@@ -199,13 +202,28 @@ class Cache(Strict):
     """Host memory for adapters, per replica; unset: every load comes from storage (with ``vllm-lru``: as many host
     slots as GPU slots)."""
     eviction: str = "lru"
-    """Who leaves a full GPU cache: ``lru``, the least recently used adapter that is not in use; ``fifo``, the first
-    loaded that is not in use; ``vllm-lru``, the one that steps touched least recently, in use or not, as vLLM does; it
-    then also leaves when host memory drops it. ``discard-when-idle``: all that are not in use, whenever a decode step
-    ends a request. ``cycle``: with ``admission: per-adapter``, those whose queue is empty, as others wait for a place,
-    then the one that has been there longest, if longer than ``cycle``."""
+    """Who leaves a full GPU cache. All but ``vllm-lru`` leave adapters in use alone. ``lru``: the least recently used.
+    ``fifo``: the first loaded. ``clock``, ``sieve``: the first loaded that wasn't used lately. ``lfu``: the one with
+    fewest uses since its load; ``lfu-history``: with fewest uses ever. ``s3-fifo``: soon, those used once; late, those
+    used again. ``gdsf``: by uses per byte, ageing. ``random``: any. ``refcount-score``: by uses, last use and size, as
+    Chameleon does. ``belady``: whose next request arrives last: a reference that no server can have, for it knows the
+    future. ``vllm-lru``: the one that steps touched least recently, in use or not, as vLLM does; it then also leaves
+    when host memory drops it. ``discard-when-idle``: all that are not in use, whenever a decode step ends a request.
+    ``cycle``: with ``admission: per-adapter``, those whose queue is empty, as others wait for a place, then the one
+    that has been there longest, if longer than ``cycle``."""
     cycle: Seconds = Field(default=2.0, gt=0)
     """With ``eviction: cycle``: how long an adapter may keep others from a place while its queue isn't empty."""
+    pinned: NonNegativeInt = 0
+    """As many of the most popular adapters are in GPU memory from the start and never leave. They take their share of
+    it, in use or not; room for one more adapter must be left."""
+    warm: NonNegativeInt = 0
+    """As many of the most popular adapters, after the pinned ones, are in GPU memory at the start, up to the first that
+    finds no room; they may leave. Loads before the start take no time and are not counted."""
+    prefetch: Literal["none", "queued"] = "none"
+    """``queued``: with loads that are asked for at admission and overlap with steps, idle loaders load what requests in
+    the queue will need, in the order of the queue, into free room or that of adapters which are not in use and which
+    nobody in the queue waits for. A request that finds its adapter there is a hit; one that comes while it is on its
+    way is a delayed hit."""
 
     @field_validator("eviction")
     @classmethod

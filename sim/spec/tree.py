@@ -28,6 +28,7 @@ _CHOICES = {
     "workload": (
         ("requests", "duration"), ("duration", "requests"),
         ("trace", "arrivals"), ("trace", "tokens"), ("arrivals", "trace"),
+        ("trace", "sessions"), ("trace", "drift"), ("trace", "churn"),
     ),
     "adapters": (("mix", "rank"), ("mix", "targets"), ("mix", "size")),
     "cache.gpu": (("slots", "size"), ("size", "slots")),
@@ -36,6 +37,7 @@ _CHOICES = {
 
 FILE_KEYS = (
     "workload.trace.file",
+    "workload.trace.lengths_file",
     "workload.popularity.file",
     "workload.tokens.prompt.file",
     "workload.tokens.output.file",

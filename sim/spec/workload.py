@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from sim.spec.arrivals import Arrivals
+from sim.spec.arrivals import Arrivals, MmppArrivals, PiecewiseArrivals
 from sim.spec.base import Strict, located
 from sim.spec.laws import LognormalTokens, TokenLaw
-from sim.spec.popularity import Popularity, UniformPopularity
+from sim.spec.popularity import Churn, Drift, Popularity, Sessions, UniformPopularity
 from sim.spec.trace import Trace
 from sim.spec.units import Bytes, Seconds, Share
 
@@ -24,6 +24,9 @@ class Tokens(Strict):
     correlation: float = Field(default=0.0, gt=-1, lt=1)
     """Correlation of the normal scores of a request's prompt and output length: below 0, long prompts have short
     answers. 0: independent."""
+    by_adapter: Share = 0.0
+    """Share of the variance of lengths (of their normal scores) that lies between adapters: 0, every request is drawn
+    alone; 50%, some adapters have long prompts and others short ones, and likewise answers."""
 
 
 class Workload(Strict):
@@ -37,23 +40,36 @@ class Workload(Strict):
     """When requests come. Not with a trace."""
     popularity: Popularity = UniformPopularity(law="uniform")
     """Which adapter a request asks for (where a trace names it, the trace decides)."""
+    sessions: Sessions | None = None
+    """Requests come in sessions of one adapter; ``arrivals`` then says when sessions begin, and its rate is still that
+    of requests. Unset: every request chooses its adapter anew. Not with a trace."""
+    drift: Drift | None = None
+    """Popularity moves between adapters as time passes. Not with a trace."""
+    churn: Churn | None = None
+    """Adapters are replaced by new ones as time passes. Not with a trace."""
     tokens: Tokens = Tokens()
-    """Prompt and output lengths. Not with a trace."""
+    """Prompt and output lengths. Not with a trace that has them."""
     trace: Trace | None = None
     """Replay recorded requests instead."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Workload:
         if self.trace is not None:
-            for key in ("arrivals", "tokens"):
-                if key in self.model_fields_set and getattr(self, key) is not None:
-                    raise located(key, "a trace brings its own arrivals and lengths", hint=f"remove {key}")
+            for key in ("arrivals", "sessions", "drift", "churn"):
+                if getattr(self, key) is not None:
+                    raise located(key, "a trace brings its own arrivals", hint=f"remove {key}")
         elif self.arrivals is None:
             raise located("arrivals", "nothing arrives", hint="give arrivals: {process: poisson, rate: 12/s}")
         elif self.requests is None and self.duration is None:
             raise located("requests", "the run has no end", hint="give requests: 100000 or duration: 1 h")
         if self.requests is not None and self.duration is not None and self.trace is None:
             raise located("duration", "give either requests or duration, not both")
+        if self.popularity.law == "cyclic" and getattr(self.arrivals, "per", "") == "adapter":
+            raise located("popularity", "adapters that come on their own don't take turns", got="cyclic")
+        if isinstance(self.arrivals, PiecewiseArrivals) and not any(step.level for step in self.arrivals.steps):
+            raise located("arrivals.steps", "no level above zero")
+        if isinstance(self.arrivals, MmppArrivals) and not any(state.level for state in self.arrivals.states):
+            raise located("arrivals.states", "no level above zero")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,13 +13,20 @@ from sim.errors import ScenarioError
 from sim.rng import stream
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population, populate
-from sim.traffic.arrivals import gaps
 from sim.traffic.lengths import Lengths, draw_pair
-from sim.traffic.popularity import Chooser, read_weights
-from sim.traffic.traces import TraceData, read_trace
+from sim.traffic.popularity import Chooser, read_weights, weights_of
+from sim.traffic.sources import InSessions, OneStream, Recorded, Source, StreamPerAdapter, Turned
+from sim.traffic.traces.read import TraceData, read_trace
+from sim.traffic.turnover import newcomers
 
 BLOCK = 1 << 16
 """Requests made at a time. Part of the random streams' key: changing it changes all traffic."""
+
+MAX_ADAPTERS = 20_000_000
+"""Adapters of a whole run, those that come later included."""
+
+MAX_TRADES = 200_000
+"""Times that popularity may drift in a run."""
 
 UNNAMED_ADAPTERS = 100
 """Adapters of a trace that names none, where the scenario gives no count."""
@@ -52,7 +60,7 @@ class Chunk:
 class Traffic:
     """The requests of a scenario.
 
-    :ivar population: every adapter's size and rank.
+    :ivar population: every adapter's size and rank; those that come later (churn) last.
     :ivar names: adapter names where a trace or weights file gives them, else ().
     :ivar total: how many requests will come, or None while only the duration is known.
     :ivar end_s: no request comes after this time, where a duration is given.
@@ -67,23 +75,44 @@ class Traffic:
         self._trace: TraceData | None = None
         self.names: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
+        cvs: Floats | None = None
         if workload.trace is not None:
-            self._trace = read_trace(workload.trace.file, workload.trace.format, workload.requests)
+            self._trace = read_trace(workload.trace, workload.requests, seed=self._seed)
             self.names, self.notes = self._trace.names, self._trace.notes
+            if self._trace.prompt_tokens is not None and "tokens" in workload.model_fields_set:
+                raise ScenarioError(
+                    "the trace brings its own lengths", key="workload.tokens", hint="remove tokens"
+                )  # fmt: skip
         elif workload.popularity.law == "weights":
-            self.names = read_weights(workload.popularity.file)[0]
+            weights = read_weights(workload.popularity.file)
+            self.names, cvs = weights.names, weights.cv
         count = _adapter_count(scenario, self.names)
         if scenario.adapters.count is None and not self.names:
             self.notes += (
                 f"the trace names no adapters and adapters.count is not set: its requests ask for {count} adapters, "
                 f"drawn from workload.popularity ({workload.popularity.law})",
             )
-        self.population = _with_trace_sizes(populate(scenario.adapters, base_model, count), self._trace)
         self.end_s = workload.duration
         self.total = self._count_total()
+        self._places = count
+        self._new = newcomers(workload.churn, count, self._expected_s()) if workload.churn is not None else 0
+        if count + self._new > MAX_ADAPTERS:
+            raise ScenarioError(
+                "too many adapters would come and go", key="workload.churn", got=f"{count + self._new:,}",
+                allowed=f"up to {MAX_ADAPTERS:,} in the whole run",
+            )  # fmt: skip
+        trades = 0.0 if workload.drift is None else self._expected_s() / workload.drift.every
+        if trades > MAX_TRADES:
+            raise ScenarioError(
+                "adapters would trade places too often", key="workload.drift.every", got=f"{trades:,.0f} times",
+                allowed=f"up to {MAX_TRADES:,} times in the whole run",
+            )  # fmt: skip
+        self.population = _with_trace_sizes(populate(scenario.adapters, base_model, count + self._new), self._trace)
         named = self._trace is not None and self._trace.adapter is not None
         self._chooser = None if named else Chooser(workload.popularity, count)
-        self._prompt, self._output = Lengths(workload.tokens.prompt), Lengths(workload.tokens.output)
+        self._source = self._make_source(cvs)
+        self._lengths = Lengths(workload.tokens.prompt), Lengths(workload.tokens.output)
+        self._scores: tuple[int, Floats] | None = None
 
     @property
     def replayed(self) -> bool:
@@ -99,20 +128,43 @@ class Traffic:
         assert self._workload.arrivals is not None, "checked by Workload"
         return self._workload.arrivals.rate
 
+    def hottest(self) -> Ints:
+        """Return the adapters from the most to the least popular one: by their requests in a trace, else by law."""
+        if self._chooser is None:
+            assert self._trace is not None, "without a trace there is a law"
+            assert self._trace.adapter is not None, "without names there is a law"
+            asked: Floats | Ints = np.bincount(self._trace.adapter, minlength=self._places)
+        else:
+            asked = weights_of(self._workload.popularity, self._places)
+        return np.argsort(-asked, kind="stable")
+
     def chunks(self, replication: int) -> Iterator[Chunk]:
         """Yield the requests of one replication in order, in chunks of at most ``BLOCK``."""
-        first, clock = 0, 0.0
-        while self.total is None or first < self.total:
-            block = first // BLOCK
-            wanted = BLOCK if self.total is None else min(BLOCK, self.total - first)
-            arrival = self._arrivals(replication, block, wanted, clock)
-            if self.end_s is not None:
-                arrival = arrival[: int(np.searchsorted(arrival, self.end_s, side="left"))]
-            if len(arrival):
-                yield self._chunk(replication, block, first, arrival)
-            if len(arrival) < wanted:
-                return
-            first, clock = first + len(arrival), float(arrival[-1])
+        first = 0
+        for arrival, adapter in self.arrivals(replication):
+            yield self._chunk(replication, first // BLOCK, first, arrival, adapter)
+            first += len(arrival)
+
+    def arrivals(self, replication: int) -> Iterator[tuple[Floats, Ints]]:
+        """Yield times and adapters alone, in the same pieces: ``BLOCK`` at a time, and the rest."""
+        blocks = self._source.blocks(replication, 0.0, self.total)
+        held_times, held_adapters = np.empty(0), np.empty(0, dtype=np.int64)
+        given, over = 0, False
+        while not over:
+            times, adapters = next(blocks, (held_times[:0], held_adapters[:0]))
+            over = len(times) == 0
+            if self.end_s is not None and not over and times[-1] >= self.end_s:
+                inside = int(np.searchsorted(times, self.end_s, side="left"))
+                times, adapters, over = times[:inside], adapters[:inside], True
+            if len(held_times):
+                times, adapters = np.concatenate((held_times, times)), np.concatenate((held_adapters, adapters))
+            if self.total is not None and given + len(times) >= self.total:
+                times, adapters, over = times[: self.total - given], adapters[: self.total - given], True
+            whole = len(times) if over else len(times) - len(times) % BLOCK
+            for start in range(0, whole, BLOCK):
+                yield times[start : min(start + BLOCK, whole)], adapters[start : min(start + BLOCK, whole)]
+            given += whole
+            held_times, held_adapters = times[whole:], adapters[whole:]
 
     def _count_total(self) -> int | None:
         if self._trace is not None:
@@ -120,33 +172,48 @@ class Traffic:
             return len(times) if self.end_s is None else int(np.searchsorted(times, self.end_s, side="left"))
         return self._workload.requests
 
-    def _arrivals(self, replication: int, block: int, count: int, clock: float) -> Floats:
-        if self._trace is not None:
-            return self._trace.arrival_s[block * BLOCK : block * BLOCK + count]
-        assert self._workload.arrivals is not None, "checked by Workload"
-        rng = stream(self._seed, replication, "arrivals", block)
-        times = gaps(self._workload.arrivals, rng, count)
-        times[0] += clock
-        return np.cumsum(times)
+    def _expected_s(self) -> float:
+        """Return how long requests are expected to come."""
+        if self.end_s is not None:
+            return self.end_s
+        assert self.total is not None, "a run has a count or a duration"
+        return self.total / self.rate
 
-    def _chunk(self, replication: int, block: int, first: int, arrival: Floats) -> Chunk:
+    def _make_source(self, cvs: Floats | None) -> Source:
+        workload, seed, chooser = self._workload, self._seed, self._chooser
+        if self._trace is not None:
+            return Recorded(self._trace.arrival_s, self._trace.adapter, chooser, seed, BLOCK)
+        arrivals, sessions, new = workload.arrivals, workload.sessions, self._new
+        assert arrivals is not None, "checked by Workload"
+        assert chooser is not None, "only a trace names adapters"
+        rate = arrivals.rate / (1.0 if sessions is None else sessions.requests)
+        source: Source
+        if getattr(arrivals, "per", "aggregate") == "adapter":
+            source = StreamPerAdapter(arrivals, rate, weights_of(workload.popularity, self._places), cvs, seed)
+        else:
+            source = OneStream(arrivals, rate, chooser, seed, BLOCK if sessions is None else None)
+        if workload.drift is not None or workload.churn is not None:
+            source = Turned(source, workload.drift, workload.churn, self._places, new, seed)
+        return source if sessions is None else InSessions(source, sessions, seed)
+
+    def _chunk(self, replication: int, block: int, first: int, arrival: Floats, adapter: Ints) -> Chunk:
         count = len(arrival)
 
         def rng(purpose: str) -> np.random.Generator:
             return stream(self._seed, replication, purpose, block)
 
-        span = slice(first, first + count)
         trace = self._trace
-        if trace is not None and trace.adapter is not None:
-            adapter = trace.adapter[span]
+        if trace is not None and trace.prompt_tokens is not None and trace.output_tokens is not None:
+            span = slice(first, first + count)
+            prompt, output = trace.prompt_tokens[span].astype(np.int64), trace.output_tokens[span].astype(np.int64)
         else:
-            assert self._chooser is not None, "made where the trace names no adapter"
-            adapter = self._chooser.choose(rng("popularity"), first, count)
-        if trace is not None:
-            prompt, output = trace.prompt_tokens[span], trace.output_tokens[span]
-        else:
-            correlation = self._workload.tokens.correlation
-            prompt, output = draw_pair(self._prompt, self._output, correlation, (rng("prompt"), rng("output")), count)
+            tokens = self._workload.tokens
+            between = None
+            if tokens.by_adapter:
+                between = math.sqrt(tokens.by_adapter) * self._adapter_scores(replication)[:, adapter]
+            prompt, output = draw_pair(
+                *self._lengths, tokens.correlation, (rng("prompt"), rng("output")), count, tokens.by_adapter, between
+            )
         return Chunk(
             first=first,
             arrival_s=arrival,
@@ -157,6 +224,13 @@ class Traffic:
             host_load_luck=rng("host-load").random(count),
             service_luck=rng("service").random(count),
         )
+
+    def _adapter_scores(self, replication: int) -> Floats:
+        """Return normal scores of every adapter's lengths, shape (2, adapters): prompts, outputs."""
+        if self._scores is None or self._scores[0] != replication:
+            rng = stream(self._seed, replication, "adapter-lengths")
+            self._scores = replication, rng.standard_normal((2, len(self.population)))
+        return self._scores[1]
 
 
 def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:

@@ -64,15 +64,21 @@ def draw_pair(
     correlation: float,
     rngs: tuple[np.random.Generator, np.random.Generator],
     count: int,
+    by_adapter: float = 0.0,
+    between: Floats | None = None,
 ) -> tuple[Ints, Ints]:
     """Draw prompt and output tokens of ``count`` requests whose normal scores have the given correlation.
 
     :param rngs: of prompts and of outputs; prompts don't depend on the correlation but for its being 0 or not.
+    :param by_adapter: share of the scores' variance that comes from the requests' adapters.
+    :param between: (2, count) that part of the scores of prompts and of outputs, before it is correlated.
     """
-    if correlation == 0:
+    if correlation == 0 and between is None:
         return prompt.draw(rngs[0], count), output.draw(rngs[1], count)
-    scores = rngs[0].standard_normal(count)
-    own = rngs[1].standard_normal(count)
+    scores, own = (rng.standard_normal(count) for rng in rngs)
+    if between is not None:
+        within = math.sqrt(1 - by_adapter)
+        scores, own = within * scores + between[0], within * own + between[1]
     return prompt.at(scores), output.at(correlation * scores + math.sqrt(1 - correlation**2) * own)
 
 
@@ -111,7 +117,7 @@ def read_counts(law: EmpiricalTokens) -> Ints:
                     allowed=", ".join(reader.fieldnames or ()),
                 )
             counts = [_count(row[law.column], law.file, reader.line_num) for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TraceError("the file can't be read", file=law.file, got=str(error)) from error
     if not counts:
         raise TraceError("no rows", file=law.file, hint="an empirical law needs at least one count")

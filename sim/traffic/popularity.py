@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +19,37 @@ Ints = NDArray[np.int64]
 
 def weights_of(law: Popularity, count: int) -> Floats:
     """Return each adapter's probability, shape (count,), summing to 1. A cyclic law is uniform here."""
+    raw = _raw_weights(law, count)
+    return np.asarray(raw / raw.sum())
+
+
+def _raw_weights(law: Popularity, count: int) -> Floats:
+    places = np.arange(1, count + 1, dtype=np.float64)
     if law.law == "zipf":
-        raw = np.arange(1, count + 1, dtype=np.float64) ** -law.exponent
-    elif law.law == "groups":
-        raw = np.repeat([group.weight for group in law.groups], [group.adapters for group in law.groups])
-    elif law.law == "weights":
-        raw = read_weights(law.file)[1]
+        return places**-law.exponent
+    if law.law == "zipf-mandelbrot":
+        return np.asarray((places + law.shift) ** -law.exponent)
+    if law.law == "geometric":  # far down the ranking this is 0, as it should be
+        return np.exp(-math.log(law.ratio) * (places - 1))
+    if law.law == "s-lora-power":
+        return np.diff(np.concatenate(([0.0], (places / count) ** law.alpha)))
+    if law.law == "hot-cold":
+        hot = min(count, max(1, round(law.hot * count)))
+        cold = count - hot
+        share = law.requests if cold else 1.0
+        return np.repeat([share / hot, (1 - share) / max(cold, 1)], [hot, cold])
+    if law.law == "groups":
+        return np.repeat([group.weight for group in law.groups], [group.adapters for group in law.groups])
+    if law.law == "weights":
+        raw = read_weights(law.file).weight
         if len(raw) != count:
             raise TraceError(
                 "as many weights as adapters are needed",
                 file=law.file,
                 got=f"{len(raw)} weights, {count} adapters",
             )
-    else:
-        raw = np.ones(count)
-    return np.asarray(raw / raw.sum())
+        return raw
+    return np.ones(count)
 
 
 class Chooser:
@@ -53,25 +71,52 @@ class Chooser:
         return np.searchsorted(self._cumulative, rng.random(count), side="right").astype(np.int64)
 
 
-def read_weights(file: str) -> tuple[tuple[str, ...], Floats]:
-    """Read adapter names and weights: one weight a line, or CSV rows ``adapter_id,weight``.
+def concentration(asked: Floats | Ints) -> dict[str, float]:
+    """Return how few adapters get how many requests.
 
-    :raises TraceError: naming the line of a weight that is not a number above or equal to zero.
+    :param asked: (adapters,) requests, or weights, of each.
+    :returns: ``top_1pct``, ``top_10pct``, ``top_20pct``: share of the requests that the hottest 1, 10, 20 % of the
+        adapters get (at least one of them); ``effective_adapters``: exp of the entropy, as many equally popular
+        adapters would be as hard to guess.
+    """
+    share = np.sort(np.asarray(asked, dtype=np.float64))[::-1]
+    share = share / max(float(share.sum()), 1e-300)
+    positive = share[share > 0]
+    tops = {f"top_{part}pct": float(share[: max(1, round(len(share) * part / 100))].sum()) for part in (1, 10, 20)}
+    return {**tops, "effective_adapters": float(np.exp(-np.sum(positive * np.log(positive)))) if len(positive) else 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A weights file.
+
+    :ivar weight: (adapters,) how often each is asked for, of any scale.
+    :ivar cv: (adapters,) coefficient of variation of its gaps; nan where the file gives none.
+    """
+
+    names: tuple[str, ...]
+    weight: Floats
+    cv: Floats
+
+
+def read_weights(file: str) -> Weights:
+    """Read adapter names and weights: one weight a line, or CSV rows ``adapter_id,weight`` or ``adapter_id,weight,cv``.
+
+    :raises TraceError: naming the line of a weight that is not a number above or equal to zero, or of a coefficient
+        of variation that is not above zero.
     """
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(csv.reader(Path(file).read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TraceError("the weights file can't be read", file=file, got=str(error)) from error
     names: list[str] = []
     weights: list[float] = []
-    for line, row in enumerate(csv.reader(text.splitlines()), start=1):
-        if not row or (line == 1 and row[-1].strip() == "weight"):
+    cvs: list[float] = []
+    for line, row in enumerate(rows, start=1):
+        if not row or (line == 1 and row[-1].strip() in ("weight", "cv")):
             continue
-        try:
-            weight = float(row[-1])
-        except ValueError:
-            weight = -1.0
-        if not (np.isfinite(weight) and weight >= 0) or len(row) > 2:
+        weight, cv = _number(row[min(1, len(row) - 1)]), _number(row[2]) if len(row) > 2 and row[2].strip() else np.nan
+        if not (np.isfinite(weight) and weight >= 0) or len(row) > 3:
             raise TraceError(
                 "not a weight",
                 file=file,
@@ -79,8 +124,18 @@ def read_weights(file: str) -> tuple[tuple[str, ...], Floats]:
                 got=",".join(row),
                 allowed="a number, or adapter_id,number",
             )
-        names.append(row[0].strip() if len(row) == 2 else f"adapter-{len(names)}")
+        if not (np.isnan(cv) or 0.01 <= cv <= 100):
+            raise TraceError("not a coefficient of variation", file=file, line=line, got=row[2], allowed="0.01 to 100")
+        names.append(row[0].strip() if len(row) > 1 else f"adapter-{len(names)}")
         weights.append(weight)
+        cvs.append(cv)
     if not sum(weights) > 0:
         raise TraceError("no weight above zero", file=file, hint="give one weight a line")
-    return tuple(names), np.asarray(weights)
+    return Weights(tuple(names), np.asarray(weights), np.asarray(cvs))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0

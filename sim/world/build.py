@@ -10,28 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
-from sim.policies.cache import AllInHost, GpuCache, HostCache, UnifiedCache
 from sim.policies.costs import StepCosts, beyond_envelope
-from sim.policies.eviction import EVICTIONS
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
 from sim.policies.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.memory import KvBlocks
 from sim.policies.router import ROUTERS
 from sim.policies.scheduler import Limits
-from sim.policies.vllm_lru import TouchedCache, set_order
 from sim.results.records import Recorder, Recording
 from sim.rng import stream
 from sim.spec.profile import Draw, Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
-from sim.spec.scenario import GpuCache as GpuCacheSpec
-from sim.spec.scenario import HostCache as HostCacheSpec
-from sim.spec.units import human_bytes
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
+from sim.world.caches import eviction_setting, gpu_capacity, make_caches, make_fetches, pinned_and_warm
 from sim.world.clock import Clock
-from sim.world.fetches import HostFetches
 from sim.world.fleet import Fleet, Plan
 from sim.world.fronted import FrontedServer
+from sim.world.future import Future
 from sim.world.memory import usable_kv_tokens
 from sim.world.server import BatchServer, FixedServer, Parts, Server
 from sim.world.times import has_host_tier, reload_times, request_times
@@ -46,6 +41,8 @@ class World:
     :ivar kv_tokens: KV cache of one replica in tokens, rounded down to blocks; None for engine ``fixed``.
     :ivar weights: what each adapter takes of ``capacity`` (slots or bytes).
     :ivar adapter_blocks: KV blocks that each adapter takes, where they share memory with the KV cache.
+    :ivar pinned: adapters that are in GPU memory from the start and never leave; ``warm``: those that are to be there
+        at the start, as far as there is room; both the most popular first.
     :ivar notes: sentences for the user.
     """
 
@@ -58,6 +55,8 @@ class World:
     capacity: int
     ranks: list[int]
     adapter_blocks: list[int] = field(default_factory=list)
+    pinned: tuple[int, ...] = ()
+    warm: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -81,7 +80,8 @@ def build_world(scenario: Scenario) -> World:
     base_model = _base_model(scenario, profile)
     traffic = Traffic(scenario, base_model)
     population = traffic.population
-    weights, capacity = _gpu_capacity(scenario.cache.gpu, population)
+    weights, capacity = gpu_capacity(scenario.cache.gpu, population)
+    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
     notes = list(traffic.notes)
     if profile is not None and not fixed:
@@ -101,7 +101,7 @@ def build_world(scenario: Scenario) -> World:
     return World(
         scenario=scenario, traffic=traffic, profile=profile, profile_sha256=digest, kv_tokens=kv_tokens,
         weights=weights, capacity=capacity, ranks=population.rank.tolist(),
-        adapter_blocks=_adapter_blocks(scenario, profile, population), notes=tuple(notes),
+        adapter_blocks=_adapter_blocks(scenario, profile, population), pinned=pinned, warm=warm, notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -123,54 +123,22 @@ def simulate(world: World, replication: int, sections: int, watched: Watch = lam
     limits = _token_limit(world), longest_prompt
     fleet = Fleet(clock, recorder, ROUTERS[scenario.router.policy](), times, plan, limits)
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
+    future = None
+    if scenario.cache.eviction == "belady":
+        future = Future(world.traffic.chunks(replication), len(world.population))
 
     def make(index: int, inside: list[int]) -> Server:
         rule = _kv_rule(world)
-        cache, host = _caches(world, replication, index, rule)
+        setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", index), future)
+        cache, host = make_caches(world, replication, index, rule, setting)
         reload_s = reload_times(*costs, replication, index)
-        fetches = _fetches(world, clock, recorder)
+        fetches = make_fetches(world, clock, recorder, cache)
         parts = Parts(clock, recorder, index, inside, cache, host, loaders, reload_s, fetches)
         return _server(world, parts, rule, watched)
 
     for _ in range(scenario.fleet.replicas):
         fleet.add(make)
     return fleet.run(world.traffic.chunks(replication))
-
-
-def _caches(
-    world: World, replication: int, replica: int, rule: KvRule | None
-) -> tuple[GpuCache | TouchedCache, HostCache | AllInHost | None]:
-    spec, count = world.scenario.cache, len(world.population)
-    if spec.eviction == "vllm-lru":
-        slots = world.capacity
-        host_slots = slots if spec.host is None or spec.host.slots is None else spec.host.slots
-        # A Python set is walked by hash, and vLLM's adapters are hashed by name, anew in every process.
-        hashes = stream(world.scenario.run.seed, replication, "set-order", replica).integers(2**61 - 1, size=count)
-        return TouchedCache(count, slots, host_slots, set_order(hashes.tolist())), None
-    eviction, host = EVICTIONS[spec.eviction](), spec.host
-    cache = GpuCache(world.weights, world.capacity, eviction, base_model_slot=spec.gpu.base_model_slot)
-    if spec.gpu.unified:
-        assert rule is not None, "checked by the scenario"
-        cache = UnifiedCache(world.capacity, eviction, world.adapter_blocks, lambda: rule.total - rule.need)
-    if host is None:
-        return cache, None
-    return cache, AllInHost() if host.fill != "load" else HostCache(*_capacity(host, world.population))
-
-
-def _fetches(world: World, clock: Clock, recorder: Recorder) -> HostFetches | None:
-    host = world.scenario.cache.host
-    if host is None or host.fill != "arrival":
-        return None
-    unlimited = host.slots is None and host.size is None
-    count = len(world.population)
-    weights, capacity = ([1] * count, count) if unlimited else _capacity(host, world.population)
-    if max(weights) > capacity:
-        raise ScenarioError(
-            "an adapter is larger than host memory, through which all must come", key="cache.host.size",
-            got=human_bytes(capacity), allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
-        )  # fmt: skip
-    cache = GpuCache(weights, capacity, EVICTIONS["lru"]())
-    return HostFetches(clock, cache, world.scenario.storage.loaders, recorder, reject=host.full == "reject")
 
 
 def _kv_rule(world: World) -> KvRule | None:
@@ -207,6 +175,7 @@ def _server(world: World, parts: Parts, rule: KvRule | None, watched: Watch) -> 
         "stop": fleet.admission == "stop",
         "rule": rule,
         "cycle_s": scenario.cache.cycle if fleet.admission == "per-adapter" else None,
+        "prefetch": scenario.cache.prefetch == "queued",
         "discards": scenario.cache.eviction == "discard-when-idle",
     }  # fmt: skip
     if fleet.front_end == "none":
@@ -238,26 +207,6 @@ def _base_model(scenario: Scenario, profile: Profile | None) -> str:
             if scenario.fleet.profile != DEFAULT_PROFILE else "set fleet.profile to a profile of this model",
         )  # fmt: skip
     return profile.model
-
-
-def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tuple[list[int], int]:
-    if spec.slots is not None:
-        return [1] * len(population), spec.slots
-    assert spec.size is not None, "a cache has slots or a size"
-    return population.size_bytes.tolist(), spec.size
-
-
-def _gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:
-    if spec.unified:
-        return [1] * len(population), spec.slots or len(population)
-    weights, capacity = _capacity(spec, population)
-    largest = max(weights)
-    if largest > capacity:
-        raise ScenarioError(
-            "an adapter is larger than the GPU cache", key="cache.gpu.size", got=human_bytes(capacity),
-            allowed=f"at least {human_bytes(largest)}, the largest adapter",
-        )  # fmt: skip
-    return weights, capacity
 
 
 def _adapter_blocks(scenario: Scenario, profile: Profile | None, population: Population) -> list[int]:

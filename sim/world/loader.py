@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sim.policies.cache import AllInHost, GpuCache, HostCache
 from sim.results.records import Recorder, pack_load
@@ -47,6 +47,7 @@ class Loader:
     :param on_loaded: called with the requests that waited for an adapter, when it is there, and with whether the
         load took any time: only then does its end come before a step boundary of the same instant.
     :ivar under_way: loads queued or running, by adapter.
+    :ivar ahead: called at the end of every load, once all that was asked for has begun; None: nobody loads ahead.
     :ivar short_of_room: whether the first load of a queue waits because everything is in use.
     """
 
@@ -68,12 +69,13 @@ class Loader:
         self._from_host = Channel(loaders[1])
         self.under_way: dict[int, Load] = {}
         self.short_of_room = False
+        self.ahead: Callable[[], None] | None = None
         self._short_since = 0.0
         self._spent: list[Load] = []
 
     def ask(self, request: Request) -> bool:
         """Start or queue the load of a request's adapter, or join the one under way; return whether it joined."""
-        now = request.asked_s = self._clock._now
+        request.asked_s = self._clock._now
         adapter = request.adapter
         load = self.under_way.get(adapter)
         if load is not None:
@@ -86,17 +88,45 @@ class Loader:
             tier, seconds = self.source(request)
             channel = self._storage if tier == FROM_STORAGE else self._from_host
         request.tier = tier
+        load = self._new_load(adapter, channel, tier, seconds)
+        load.waiting.append(request)
+        if channel.queue or channel.busy == channel.loaders or not self._begin(load):
+            channel.queue.append(load)
+        return False
+
+    def may_load_ahead(self) -> bool:
+        """Return whether a loader is idle and no load that was asked for waits."""
+        storage, host = self._storage, self._from_host
+        if storage.queue or host.queue:
+            return False
+        return storage.busy < storage.loaders or (self._host is not None and host.busy < host.loaders)
+
+    def load_ahead(self, request: Request, spared: Collection[int]) -> bool:
+        """Begin to load the adapter of a request that hasn't asked for it, if a loader of its tier is idle.
+
+        :param spared: adapters that may not be evicted for it.
+        :return: False where there is no room.
+        """
+        adapter, host = request.adapter, self._host
+        there = host is not None and adapter in host
+        channel = self._from_host if there else self._storage
+        if channel.busy == channel.loaders:
+            return True
+        if not self._cache.reserve_ahead(adapter, spared):
+            return False
+        self._run(self._new_load(adapter, channel, *self.source(request)))
+        return True
+
+    def _new_load(self, adapter: int, channel: Channel, tier: int, seconds: float) -> Load:
         self.under_way[adapter] = load = self._spent.pop() if self._spent else Load(self._clock, self._done)
         load.adapter = adapter
         load.channel = channel
         load.tier = tier
         load.seconds = seconds
-        load.asked_s = now
+        load.asked_s = self._clock._now
         load.started_s = -1.0
-        load.waiting = [request]
-        if channel.queue or channel.busy == channel.loaders or not self._begin(load):
-            channel.queue.append(load)
-        return False
+        load.waiting = []
+        return load
 
     def source(self, request: Request) -> tuple[int, float]:
         """Return the tier that holds the request's adapter, and the seconds of a load from there."""
@@ -131,18 +161,22 @@ class Loader:
 
     def _begin(self, load: Load) -> bool:
         """Begin a load for which a loader is free, unless there is no room."""
-        clock = self._clock
-        now = clock._now
         if not self._cache.reserve(load.adapter):
             if not self.short_of_room:
                 self.short_of_room = True
-                self._short_since = now
+                self._short_since = self._clock._now
             return False
+        self._run(load)
+        return True
+
+    def _run(self, load: Load) -> None:
+        """Let a load that has its room take its time."""
+        clock = self._clock
+        now = clock._now
         load.channel.busy += 1
         load.started_s = now
         load.callbacks = load.call
         clock.push((now + load.seconds, LOAD_DONE, clock.next_id(), load))
-        return True
 
     def _done(self, load: Load) -> None:
         now = self._clock._now
@@ -161,5 +195,9 @@ class Loader:
                 request.load_queue_s = started - asked_s
         self._on_loaded(waiting, started < now)
         self._spent.append(load)
-        if channel.queue:
+        if not waiting and self.short_of_room and self._cache.users[adapter] == 0:
+            self.room_appeared()  # what was loaded ahead, and nobody uses, may leave for what somebody asked for
+        elif channel.queue:
             self._start(channel)
+        if self.ahead is not None:
+            self.ahead()

@@ -28,6 +28,7 @@ from sim.world.blocking import ProtectedLoads, StepLoads, TouchedLoads, UnifiedL
 from sim.world.clock import BOUNDARY, Call, Clock
 from sim.world.fetches import HostFetches
 from sim.world.loader import Loader
+from sim.world.prefetch import Prefetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,7 @@ class BatchServer(Server):
     :param rule: how much of the KV cache a request must find, where it is more than its prompt needs.
     :param cycle_s: requests wait in queues by adapter with this cycle time; None: in one queue.
     :param discards: adapters that nobody uses leave at the end of a decode step in which a request ended.
+    :param prefetch: idle loaders load for those who wait in the queue.
     """
 
     def __init__(
@@ -213,6 +215,7 @@ class BatchServer(Server):
         rule: KvRule | None = None,
         cycle_s: float | None = None,
         discards: bool = False,
+        prefetch: bool = False,
     ) -> None:
         super().__init__(parts, ask_early=ask_early)
         cache, touched = parts.cache, isinstance(parts.cache, TouchedCache)
@@ -234,6 +237,10 @@ class BatchServer(Server):
             self._loads = UnifiedLoads(cache, self.loader, parts.recorder)
         elif self.claiming is not None:
             self._loads = ProtectedLoads(cache, self.loader, parts.recorder)
+        self._prefetch: Prefetch | None = None
+        if prefetch:
+            self._prefetch = Prefetch(cast(GpuCache, cache), self.loader)
+            self.loader.ahead = self._load_ahead
         self._event: Call | None = None  # the boundary to come; None while idle
         self._spare: Call | None = None  # a spent event to use again
         self._started = 0.0
@@ -244,6 +251,8 @@ class BatchServer(Server):
 
     def _ask(self, request: Request) -> None:
         request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
+        if self._prefetch is not None:
+            self._prefetch.left([request])
 
     def _loaded(self, requests: list[Request], in_time: bool) -> None:
         if self.claiming is None:
@@ -252,13 +261,28 @@ class BatchServer(Server):
             return
         for request in requests:
             self.claiming.arrived(request)
-        self._wake(min(request.key for request in requests), in_time)
+        if requests:
+            self._wake(min(request.key for request in requests), in_time)
+        elif self.waiting.line:  # loaded ahead, and whoever wanted it was over the limit: now it is a hit
+            self._wake(self.waiting.line[0][0], in_time)
 
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
         key = request.key
         heappush(self.waiting.line, (key, request))
         if self._steps != 1:  # nothing to do where a single step is under way: its end is the next boundary
             self._wake(key, in_time)
+        if self._prefetch is not None:
+            self._prefetch.entered(request)
+            self._load_ahead()
+
+    def _load_ahead(self) -> None:
+        """Load for those in the queue, unless a boundary of this very instant comes first and may ask for loads."""
+        assert self._prefetch is not None, "called where there is one"
+        if self._event is not None:
+            end = self._started + self._elapsed(self._steps) if self._steps else self.clock._now
+            if end == self.clock._now:
+                return
+        self._prefetch.go_on()
 
     def _wake(self, key: int, in_time: bool) -> None:
         """Bring the next boundary forward for a request of this key, if it may join."""
@@ -328,6 +352,9 @@ class BatchServer(Server):
                 self.recorder.gaps(scheduler.recompute_gaps, now)
                 scheduler.recompute_gaps = []
         step = scheduler.compose(now)
+        if self._prefetch is not None:
+            self._prefetch.left(step.prefills)
+            self._prefetch.go_on()
         self._started = now
         self._steps = steps = step.steps
         if steps == 0:

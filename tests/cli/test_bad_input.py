@@ -245,4 +245,4 @@ def test_a_row_with_more_cells_than_the_header_is_refused(loraplan: CommandLine,
     (tmp_path / "t.csv").write_text(HEADER + "1,a,5,5,9\n2,a,5,5,9\n")
     ended = loraplan("run", "tenants-trace", "--set", "workload.trace.file=t.csv")
     assert ended.code == 2
-    assert "rows have more cells than the header" in ended.err
+    assert "t.csv:2: not as many cells as the header (got 5, allowed: 4)" in ended.err

@@ -33,6 +33,8 @@ def engine_scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool |
     for key in ("load", "host_load"):
         if draw(st.booleans()):
             storage[key] = draw(parts._times(grid))
+    if engine in ("lorax", "s-lora"):
+        cache |= {"pinned": 0, "warm": 0 if engine == "lorax" else cache["warm"]}
     free = {"continuous": _free, "sglang": _sglang, "s-lora": _s_lora, "lorax": _lorax, "tensorrt-llm": _tensorrt}
     draw(free[engine](fleet, cache, storage))
     if storage.get("mode") == "blocking" or engine in ("sglang", "s-lora", "tensorrt-llm"):
@@ -55,6 +57,10 @@ def _host(draw: st.DrawFn, cache: dict[str, Any], fills: tuple[str, ...]) -> Non
     if fill == "arrival":
         host |= draw(st.sampled_from(({}, {"slots": 1}, {"slots": 2}, {"slots": 4}, {"size": "9 MiB"})))
         host["full"] = draw(st.sampled_from(("wait", "reject")))
+        if "slots" in host:
+            cache["pinned"] = min(cache["pinned"], host["slots"] - 1)
+        elif "size" in host:
+            cache["pinned"] = 0
     cache["host"] = host
 
 
@@ -74,9 +80,11 @@ def _free(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage
         fleet["load_at"] = way
     if way.endswith("blocking"):
         storage["mode"] = "blocking"
-    cache["eviction"] = draw(st.sampled_from(("lru", "fifo", "discard-when-idle")))
+    cache["eviction"] = draw(st.sampled_from((*parts.PROTECTED, "discard-when-idle", "discard-when-idle")))
+    if way in ("admission", "stop"):
+        cache["prefetch"] = draw(st.sampled_from(("queued", "none")))
     if way == "per-adapter":
-        cache["eviction"], cache["cycle"] = "cycle", draw(st.sampled_from(("1 s", "50 ms", "1 ms")))
+        cache |= {"eviction": "cycle", "cycle": draw(st.sampled_from(("1 s", "50 ms", "1 ms"))), "pinned": 0, "warm": 0}
     elif "slots" in cache["gpu"]:
         cache["gpu"]["base_model_slot"] = draw(st.booleans())
     _host(draw, cache, ("load", "start", "arrival"))
@@ -85,10 +93,11 @@ def _free(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage
 @st.composite
 def _sglang(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage: dict[str, Any]) -> None:
     cache["gpu"] = {"slots": draw(st.integers(1, 6))}
-    cache["eviction"] = draw(st.sampled_from(("lru", "fifo")))
+    cache["pinned"] = min(cache["pinned"], cache["gpu"]["slots"] - 1)
     cache.pop("host", None)
     if draw(st.booleans()):
         storage["mode"], fleet["load_at"] = "overlap", "admission"
+        cache["prefetch"] = draw(st.sampled_from(("queued", "none")))
     if draw(st.booleans()):
         fleet["block_size"] = 1
     _host(draw, cache, ("load", "arrival"))
@@ -99,7 +108,7 @@ def _s_lora(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], stora
     fleet["block_size"] = 1
     cache.pop("host", None)
     cache["gpu"] = draw(st.sampled_from(({"unified": True}, {"unified": True, "slots": 2})))
-    cache["eviction"] = draw(st.sampled_from(("discard-when-idle", "discard-when-idle", "lru", "fifo")))
+    cache["eviction"] = draw(st.sampled_from(("discard-when-idle", *parts.PROTECTED)))
     # An adapter of 4 MiB takes 32 tokens of the pool.
     fleet["kv_tokens"] += draw(st.sampled_from((32, 40, 100, 8)))
     if draw(st.booleans()):
@@ -109,6 +118,7 @@ def _s_lora(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], stora
 
 @st.composite
 def _lorax(draw: st.DrawFn, fleet: dict[str, Any], cache: dict[str, Any], storage: dict[str, Any]) -> None:
+    cache["eviction"] = "cycle"
     cache["cycle"] = draw(st.sampled_from(("1 s", "100 ms", "20 ms", "1 ms")))
     cache.pop("host", None)
     fleet["kv_tokens"] += fleet["block_size"]

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from naive_eviction import NAIVE
 
 from sim.policies.costs import load_seconds, residual
 from sim.policies.vllm_lru import set_order
@@ -97,8 +98,8 @@ class Replica:
         self.index = index
         self.jobs: list[Job] = []  # everybody who ever came
         self.resident: set[int] = set()
-        self.idle_since: dict[int, int] = {}  # a counter, not a time: two adapters can become idle at one instant
         self.host: list[int] = []  # least recently used first
+        self.eviction = self.make_eviction()
         self.queues: dict[int, list[Load]] = {HOST: [], STORAGE: []}
         self.loading: list[Load] = []
         self.boundary: float | None = None
@@ -106,7 +107,35 @@ class Replica:
         self.step_blocked = 0
         self.in_step: list[Job] = []
         self.evictions = 0
-        self.in_use_peak = 0
+        self.in_use_peak = self.weight(set(self.world.pinned))
+        self.fill()
+
+    def make_eviction(self) -> Any:
+        world = self.world
+        weights, capacity = world.weights, world.capacity
+        if self.scenario.cache.gpu.unified:
+            weights, capacity = world.adapter_blocks, world.kv_tokens // self.scenario.fleet.block_size
+        luck = stream(self.scenario.run.seed, self.fleet.replication, "eviction", self.index).random
+        name = self.scenario.cache.eviction
+        return NAIVE[name](weights, capacity, luck, self.fleet.next_arrival, lambda: self.fleet.now)
+
+    def fill(self) -> None:
+        """Bring in who is there from the start, the most popular last."""
+        self.resident = set(self.world.pinned)
+        there = []
+        for adapter in self.world.warm:
+            if not self.has_room(self.resident, adapter):
+                break
+            self.resident.add(adapter)
+            there.append(adapter)
+        for adapter in reversed(there):
+            self.eviction.loaded(adapter)
+            self.eviction.idle(adapter)
+        for adapter in reversed([*self.world.pinned, *there]):
+            self.keep_copy(adapter, STORAGE)
+
+    def has_room(self, staying: set[int], adapter: int) -> bool:
+        return self.weight(staying | {adapter}) <= self.world.capacity
 
     # Counting -----------------------------------------------------------------------------------------------------
 
@@ -117,7 +146,7 @@ class Replica:
         return sorted((job for job in self.jobs if job.place == place), key=lambda job: job.key)
 
     def in_use(self) -> set[int]:
-        return {job.adapter for job in self.inside() if job.uses}
+        return {job.adapter for job in self.inside() if job.uses} | set(self.world.pinned)
 
     def weight(self, adapters: set[int]) -> int:
         return sum(self.world.weights[adapter] for adapter in adapters)
@@ -128,22 +157,40 @@ class Replica:
 
     def use(self, job: Job) -> None:
         job.uses = True
+        if job.adapter in self.resident:
+            self.eviction.touched(job.adapter)
         self.in_use_peak = max(self.in_use_peak, self.weight(self.in_use()))
 
     # Loads --------------------------------------------------------------------------------------------------------
 
-    def take_room(self, adapter: int) -> bool:
-        """Evict what must go for ``adapter``, the longest idle first; False, and nothing, where that can't help."""
-        taken = self.resident | {load.adapter for load in self.loading}
-        idle = sorted(self.resident - self.in_use(), key=lambda a: self.idle_since[a])
-        victims: list[int] = []
-        while self.weight(taken - set(victims)) + self.world.weights[adapter] > self.world.capacity:
-            if not idle:
-                return False
-            victims.append(idle.pop(0))
-        self.resident -= set(victims)
-        self.evictions += len(victims)
+    def placed(self) -> set[int]:
+        return self.resident | {load.adapter for load in self.loading}
+
+    def take_room(self, adapter: int, spared: set[int] | None = None) -> bool:
+        """Evict what must go for ``adapter``, but not those spared; False, and nothing, where that can't help."""
+        if not self.has_room(self.placed() - self.ready(spared), adapter):
+            return False
+        self.eviction.coming(adapter)
+        while not self.has_room(self.placed(), adapter):
+            self.evict(self.eviction.choose(self.ready(spared)))
         return True
+
+    def ready(self, spared: set[int] | None = None) -> set[int]:
+        """Who may leave."""
+        return self.resident - self.in_use() - (spared or set())
+
+    def evict(self, adapter: int) -> None:
+        self.resident.remove(adapter)
+        self.evictions += 1
+
+    def came(self, adapter: int) -> None:
+        """A load has ended; those who joined it use the adapter beside the one for whom it was made."""
+        self.resident.add(adapter)
+        self.eviction.loaded(adapter)
+        for _ in [job for job in self.inside() if job.uses and job.adapter == adapter][1:]:
+            self.eviction.touched(adapter)
+        if adapter not in self.in_use():
+            self.eviction.idle(adapter)
 
     def host_weight(self, adapter: int) -> int:
         return 1 if self.scenario.cache.host.slots is not None else int(self.world.population.size_bytes[adapter])
@@ -192,14 +239,48 @@ class Replica:
 
     def end_load(self, load: Load, now: float) -> None:
         self.loading.remove(load)
-        self.resident.add(load.adapter)
+        self.came(load.adapter)
         self.keep_copy(load.adapter, load.tier)
         self.fleet.loads.append((load.started_s, now, load.adapter, load.tier, load.asked_s))
         for job in load.jobs:
             job.load_wait_s = now - job.asked_s
             job.load_queue_s = max(0.0, load.started_s - job.asked_s)
             self.stand_in_line(job, now)
+        if not load.jobs and self.boundary is None and self.at("line"):
+            self.boundary = now
         self.start_loads(now)
+
+    def load_ahead(self, now: float) -> None:
+        """Begin the loads that may begin for those in the queue; a boundary of this instant comes first."""
+        if self.scenario.cache.prefetch == "queued" and self.boundary != now:
+            while not self.asked_for() and self.load_one_ahead(now):
+                pass
+
+    def asked_for(self) -> list[Load]:
+        """Loads that wait for a loader or for room."""
+        return self.queues[HOST] + self.queues[STORAGE]
+
+    def load_one_ahead(self, now: float) -> bool:
+        queued = sorted(self.at("line") + self.at("aside"), key=lambda job: job.key)
+        loaders = {HOST: self.scenario.storage.host_loaders, STORAGE: self.scenario.storage.loaders}
+        for job in queued:
+            tier = self.tier_of(job)
+            if job.adapter in self.placed() | self.in_use() or self.loaders_busy(tier) == loaders[tier]:
+                continue
+            if not self.take_room(job.adapter, {other.adapter for other in queued}):
+                return False
+            tier, seconds = self.source(job)
+            load = Load(job.adapter, tier, seconds, now, [])
+            load.started_s, load.made = now, self.fleet.count()
+            self.loading.append(load)
+            return True
+        return False
+
+    def tier_of(self, job: Job) -> int:
+        return HOST if job.adapter in self.host else STORAGE
+
+    def loaders_busy(self, tier: int) -> int:
+        return sum(load.tier == tier for load in self.loading)
 
     # Life of a job ------------------------------------------------------------------------------------------------
 
@@ -220,8 +301,8 @@ class Replica:
 
     def leave(self, job: Job, now: float) -> None:
         job.place, job.finished_s, job.status, job.uses = "gone", now, COMPLETED, False
-        if job.adapter not in self.in_use():
-            self.idle_since[job.adapter] = self.fleet.count()
+        if job.adapter in self.resident and job.adapter not in self.in_use():
+            self.eviction.idle(job.adapter)
         self.start_loads(now)
 
     def at_boundary(self, now: float) -> None:
@@ -377,7 +458,7 @@ class Batching(Replica):
                 job.outcome = MISS
                 job.tier, job.load_wait_s = self.source(job)
                 assert self.take_room(job.adapter), "a claimed adapter finds room"
-                self.resident.add(job.adapter)
+                self.came(job.adapter)
                 loaded.add(job.adapter)
                 self.keep_copy(job.adapter, job.tier)
                 start = now + load_s
@@ -458,8 +539,12 @@ class Touching(Batching):
         rng = stream(self.scenario.run.seed, replication, "set-order", index)
         self.order = set_order(rng.integers(2**61 - 1, size=len(world.population)).tolist())
         self.reload_s = reload_times(self.scenario, world.profile, world.population, replication, index)
-        self.slots: list[int] = []  # least recently touched first, and so is self.host
+        self.slots: list[int] = list(reversed(world.warm[: world.capacity]))  # least recently touched first
+        self.host = list(self.slots)  # the same
         self.batch: list[int] = []  # adapters in use, in the order in which they came in
+
+    def fill(self) -> None:
+        self.resident = set(self.world.warm[: self.world.capacity])
 
     def pool(self) -> int:
         fleet = self.scenario.fleet
@@ -540,10 +625,8 @@ class TwinFleet:
     def __init__(self, world: World, replication: int = 0) -> None:
         self.world = world
         self.replication = replication
-        make: type[Replica] = OneByOne if world.scenario.fleet.engine == "fixed" else Batching
-        if world.scenario.cache.eviction == "vllm-lru":
-            make = Touching
-        self.replicas = [make(self, index) for index in range(world.scenario.fleet.replicas)]
+        self.now = 0.0
+        self.jobs: list[Job] = []
         self.loads: list[tuple[float, float, int, int, float]] = []
         self.steps: list[tuple[float, float, int]] = []
         self.running_area = 0.0
@@ -551,6 +634,18 @@ class TwinFleet:
         self.gap_sum_s = 0.0
         self._counter = 0
         self._turn = 0
+        make = self.kind()
+        self.replicas = [make(self, index) for index in range(world.scenario.fleet.replicas)]
+
+    def kind(self) -> type[Replica]:
+        if self.world.scenario.cache.eviction == "vllm-lru":
+            return Touching
+        return OneByOne if self.world.scenario.fleet.engine == "fixed" else Batching
+
+    def next_arrival(self, adapter: int) -> float:
+        """When the next job for an adapter arrives, anywhere."""
+        return min((job.arrival_s for job in self.jobs if job.adapter == adapter and job.arrival_s > self.now),
+                   default=math.inf)  # fmt: skip
 
     def count(self) -> int:
         """A number that grows: what was made first has the lower one."""
@@ -563,7 +658,7 @@ class TwinFleet:
         end_s = world.scenario.workload.duration
         if end_s is not None:
             jobs = [job for job in jobs if job.arrival_s < end_s]  # the end comes before all else of its instant
-        to_come = list(jobs)
+        to_come, self.jobs = list(jobs), jobs
         now = 0.0
         while True:
             events: list[tuple[float, int, int, Any]] = []
@@ -581,8 +676,10 @@ class TwinFleet:
             if end_s is not None and time >= end_s:
                 now = end_s
                 break
-            now = time
+            now = self.now = time
             happen(now)
+            for replica in self.replicas:
+                replica.load_ahead(now)
         now = end_s if end_s is not None else now
         for load in [load for replica in self.replicas for load in replica.loading]:
             self.loads.append((load.started_s, now, load.adapter, load.tier, load.asked_s))
@@ -609,7 +706,11 @@ class TwinFleet:
             if limit is not None and job.prompt + job.output > limit:
                 job.status = REFUSED
             else:
-                self.route().arrive(job, now)
+                self.arrive_at(self.route(), job, now)
+
+    def arrive_at(self, replica: Replica, job: Job, now: float) -> None:
+        replica.arrive(job, now)
+        replica.load_ahead(now)
 
     def route(self) -> Replica:
         if self.world.scenario.router.policy == "least-loaded":

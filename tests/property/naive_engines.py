@@ -8,51 +8,48 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from naive import COMPLETED, DELAYED_HIT, GPU, HOST, MISS, REFUSED, STORAGE, Batching, Job, Load, TwinFleet
-
-from sim.world.build import World
+from naive import COMPLETED, DELAYED_HIT, GPU, HOST, MISS, REFUSED, STORAGE, Batching, Job, Load, Replica, TwinFleet
 
 
 class Engine(Batching):
     def __init__(self, fleet: TwinFleet, index: int) -> None:
+        self.need = 0
+        self.base_resident = fleet.world.scenario.cache.gpu.base_model_slot
+        self.fetched: set[int] = set()
+        self.fetched_idle_since: dict[int, int] = {}
         super().__init__(fleet, index)
         self.prefill_only = False
         self.decode_steps = 0
         self.joined_at = 0
-        self.need = 0
-        self.base_resident = self.scenario.cache.gpu.base_model_slot
-        self.loaded_at: dict[int, int] = {}
-        self.fetched: set[int] = set()
-        self.fetched_idle_since: dict[int, int] = {}
 
     # Memory ----------------------------------------------------------------------------------------------------------
 
     def taken(self, adapters: set[int]) -> int:
         return self.weight(adapters) + self.base_resident
 
-    def idle(self) -> list[int]:
-        """Residents nobody uses, in the order in which they would leave."""
-        age = self.loaded_at if self.scenario.cache.eviction == "fifo" else self.idle_since
-        return sorted(self.resident - self.in_use(), key=lambda adapter: age.get(adapter, 0))
+    def placed(self) -> set[int]:
+        return self.resident | {load.adapter for load in self.loading if load.tier != STORAGE or not self.fetches()}
 
-    def take_room(self, adapter: int) -> bool:
-        idle = self.idle()
-        staying = self.resident | {load.adapter for load in self.loading if load.tier != STORAGE or not self.fetches()}
-        victims: list[int] = []
-        while not self.has_room(staying - set(victims), adapter):
-            if idle:
-                victims.append(idle.pop(0))
-            elif self.base_resident:
-                self.base_resident = False
+    def take_room(self, adapter: int, spared: set[int] | None = None) -> bool:
+        base_goes = self.base_resident and spared is None
+        least = self.taken(self.placed() - self.ready(spared)) + self.world.weights[adapter] - base_goes
+        if least > self.world.capacity:
+            return False
+        while not self.has_blocks(self.placed(), adapter):
+            self.evict(self.eviction.choose(self.ready(spared)))
+        self.eviction.coming(adapter)
+        while not self.has_room(self.placed(), adapter):
+            if self.ready(spared):
+                self.evict(self.eviction.choose(self.ready(spared)))
             else:
-                return False
-        self.resident -= set(victims)
-        self.evictions += len(victims)
+                self.base_resident = False
         return True
 
     def has_room(self, staying: set[int], adapter: int) -> bool:
-        if self.taken(staying) + self.world.weights[adapter] > self.world.capacity:
-            return False
+        fits = self.taken(staying) + self.world.weights[adapter] <= self.world.capacity
+        return fits and self.has_blocks(staying, adapter)
+
+    def has_blocks(self, staying: set[int], adapter: int) -> bool:
         return not self.scenario.cache.gpu.unified or self.blocks_of(staying | {adapter}) <= self.pool() - self.need
 
     def pool(self) -> int:
@@ -64,16 +61,36 @@ class Engine(Batching):
     def shrink(self) -> None:
         """Where adapters share the KV cache: idle ones leave to the batch what it may take."""
         while self.blocks_of(self.resident) > self.pool() - self.need:
-            self.resident.remove(self.idle()[0])
-            self.evictions += 1
+            self.evict(self.eviction.choose(self.ready()))
 
     def source(self, job: Job) -> tuple[int, float]:
         host = self.scenario.cache.host
         return (HOST, job.host_load_s) if host is not None and host.fill != "load" else super().source(job)
 
+    def tier_of(self, job: Job) -> int:
+        host = self.scenario.cache.host
+        return HOST if host is not None and host.fill != "load" else super().tier_of(job)
+
     def keep_copy(self, adapter: int, tier: int) -> None:
-        self.loaded_at[adapter] = self.fleet.count()
-        super().keep_copy(adapter, tier)
+        if self.scenario.cache.host is None or self.scenario.cache.host.fill == "load":
+            super().keep_copy(adapter, tier)
+
+    def fill(self) -> None:
+        super().fill()
+        if not self.fetches():
+            return
+        self.fetched = set(self.world.pinned)
+        there = []
+        for adapter in [adapter for adapter in self.world.warm if adapter in self.resident]:
+            if not self.host_fits(self.fetched | {adapter}):
+                break
+            self.fetched.add(adapter)
+            there.append(adapter)
+        for adapter in reversed(there):
+            self.fetched_idle_since[adapter] = self.fleet.count()
+
+    def asked_for(self) -> list[Load]:
+        return self.queues[HOST] if self.fetches() else super().asked_for()
 
     # Host memory that fills at arrival -------------------------------------------------------------------------------
 
@@ -82,7 +99,7 @@ class Engine(Batching):
         return host is not None and host.fill == "arrival"
 
     def held(self) -> set[int]:
-        return {job.adapter for job in self.jobs if job.held}
+        return {job.adapter for job in self.jobs if job.held} | set(self.world.pinned)
 
     def host_fits(self, adapters: set[int]) -> bool:
         host = self.scenario.cache.host
@@ -383,10 +400,8 @@ class Queueing(Engine):
 class EngineFleet(TwinFleet):
     """Replicas by these rules; what can never run is refused."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
-        make = Queueing if world.scenario.fleet.admission == "per-adapter" else Engine
-        self.replicas = [make(self, index) for index in range(world.scenario.fleet.replicas)]
+    def kind(self) -> type[Replica]:
+        return Queueing if self.world.scenario.fleet.admission == "per-adapter" else Engine
 
     def arrivals(self, to_come: list[Job], now: float) -> None:
         fleet, limit = self.world.scenario.fleet, self.world.kv_tokens
@@ -398,7 +413,7 @@ class EngineFleet(TwinFleet):
             if job.prompt + job.output > limit or too_long:
                 job.status = REFUSED
             else:
-                self.route().arrive(job, now)
+                self.arrive_at(self.route(), job, now)
 
 
 __all__ = ["COMPLETED", "GPU", "EngineFleet"]

@@ -75,8 +75,10 @@ def test_every_admitted_request_is_a_hit_a_delayed_hit_or_a_miss_with_its_load(s
     # A load that was asked for but had not begun when the run stopped leaves no row.
     asked, loaded = int(np.sum(miss)), len(loads["adapter"])
     host, eviction = scenario.cache.host, scenario.cache.eviction
-    if eviction in ("vllm-lru", "cycle") or (host is not None and host.fill == "arrival"):
-        # And those of a cascade, of adapters that lost their turn, and to host memory before those to the GPU.
+    ahead = scenario.cache.prefetch != "none"
+    if eviction in ("vllm-lru", "cycle") or ahead or (host is not None and host.fill == "arrival"):
+        # And those of a cascade, of adapters that lost their turn, to host memory before those to the GPU, and those
+        # that came before anybody asked.
         assert loaded >= asked or scenario.workload.duration is not None
     else:
         assert loaded == asked if scenario.workload.duration is None else loaded <= asked
@@ -156,7 +158,7 @@ def test_running_sums_agree_with_counts_at_every_boundary(scenario: Scenario) ->
 def test_the_design_leaves_the_traffic_as_it_is(scenario: Scenario, replicas: int, slots: int) -> None:
     ours = traffic_of(scenario)
     other = with_(scenario, "fleet", replicas=replicas)
-    other = with_(other, "cache", gpu={"slots": slots}, host={"slots": max(slots, 3)})
+    other = with_(other, "cache", gpu={"slots": slots}, host={"slots": max(slots, 3)}, pinned=0)
     other = with_(other, "router", policy="least-loaded")
     assert_same_traffic(ours, traffic_of(other))
     before, after = run(scenario).requests, run(other).requests
@@ -170,7 +172,7 @@ def test_a_seed_repeats_byte_for_byte_and_another_differs(scenario: Scenario) ->
     assert bytes_of(run(scenario)) == bytes_of(run(scenario))
     assume(scenario.workload.trace is None)
     arrivals = traffic_of(scenario)["arrival_s"]
-    assume(len(arrivals) > 0)
+    assume(np.any(arrivals > 0))  # very bursty ones may all come at once, at the start
     for other in (
         traffic_of(with_(scenario, "run", seed=scenario.run.seed + 1)),
         traffic_of(scenario, replication=1),

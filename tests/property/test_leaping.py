@@ -96,6 +96,13 @@ def test_leaps_equal_steps_where_much_happens_at_one_instant(scenario: Scenario)
     compare(scenario)
 
 
+@settings(max_examples=400)
+@given(scenarios(engine="continuous", prefetch=True))
+def test_leaps_equal_steps_where_loads_come_ahead_of_time(scenario: Scenario) -> None:
+    tell(scenario)
+    compare(scenario)
+
+
 @pytest.mark.parametrize("engine", VLLM)
 @settings(max_examples=300)
 @given(data=st.data())

@@ -1,0 +1,165 @@
+"""Policies that look at all idle residents when one has to leave, or into the future: random, Belady, Chameleon's."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Collection, Iterator
+from heapq import heapify, heappop, heappush
+from math import inf
+
+import numpy as np
+
+from sim.policies.eviction.protocol import Setting
+
+FREQUENCY, RECENCY, SIZE = 0.45, 0.10, 0.45
+"""Weights of Chameleon's score (Iliakopoulou et al., MICRO 2025)."""
+
+_BLOCK = 1024
+
+
+class Random:
+    """Any idle one leaves, each as likely; every eviction uses one number of the stream."""
+
+    touched: Callable[[int], None] | None = None
+    coming: Callable[[int], None] | None = None
+
+    def __init__(self, setting: Setting) -> None:
+        self._idle: list[int] = []  # sorted, so that what leaves doesn't depend on how they came
+        self._luck = _numbers(setting.rng)
+
+    def idle(self, adapter: int) -> None:
+        insort(self._idle, adapter)
+
+    def busy(self, adapter: int) -> None:
+        del self._idle[bisect_left(self._idle, adapter)]
+
+    def loaded(self, adapter: int) -> None:
+        """A load makes no difference."""
+
+    def victim(self, spared: Collection[int] = ()) -> int | None:
+        ready = [adapter for adapter in self._idle if adapter not in spared] if spared else self._idle
+        if not ready:
+            return None
+        adapter = ready[int(next(self._luck) * len(ready))]
+        self.busy(adapter)
+        return adapter
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+
+def _numbers(rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from rng.random(_BLOCK).tolist()
+
+
+class Belady:
+    """Who is used again last leaves first, as no server can know; of equals, the one of the lowest number.
+
+    Weights make no difference to the order (libCacheSim's Belady), so with adapters of several sizes it isn't the best
+    there could be.
+    """
+
+    touched: Callable[[int], None] | None = None
+    coming: Callable[[int], None] | None = None
+
+    def __init__(self, setting: Setting) -> None:
+        self._next_use = setting.next_use
+        self._now = setting.now
+        self._next: dict[int, float] = {}  # of those idle
+        self._far: list[tuple[float, int]] = []  # heaps of -next and adapter, and of next and adapter: all in _next,
+        self._near: list[tuple[float, int]] = []  # and some that are out of date
+        self.busy: Callable[[int], None] = self._next.__delitem__
+
+    def idle(self, adapter: int) -> None:
+        self._next[adapter] = next_use = self._next_use(adapter)
+        heappush(self._far, (-next_use, adapter))
+        if next_use < inf:
+            heappush(self._near, (next_use, adapter))
+        if len(self._far) > 64 + 4 * len(self._next):
+            self._tidy()
+
+    def loaded(self, adapter: int) -> None:
+        """A load makes no difference."""
+
+    def victim(self, spared: Collection[int] = ()) -> int | None:
+        self._go_on()
+        passed: list[tuple[float, int]] = []
+        found = None
+        while self._far and found is None:
+            minus, adapter = heappop(self._far)
+            if self._next.get(adapter) != -minus:
+                continue
+            if adapter in spared:
+                passed.append((minus, adapter))
+            else:
+                del self._next[adapter]
+                found = adapter
+        for entry in passed:
+            heappush(self._far, entry)
+        return found
+
+    def _go_on(self) -> None:
+        """Look anew at those whose next use has come: for another replica, or while they wait in a queue."""
+        now, near = self._now(), self._near
+        while near and near[0][0] <= now:
+            due, adapter = heappop(near)
+            if self._next.get(adapter) == due:
+                self.idle(adapter)
+
+    def _tidy(self) -> None:
+        self._far = [(-next_use, adapter) for adapter, next_use in self._next.items()]
+        self._near = [(next_use, adapter) for adapter, next_use in self._next.items() if next_use < inf]
+        heapify(self._far)
+        heapify(self._near)
+
+    def __len__(self) -> int:
+        return len(self._next)
+
+
+class RefcountScore:
+    """Chameleon's: of those without users, the lowest score leaves; of equals, the one of the lowest number.
+
+    ``.45 frequency + .10 recency + .45 size``: large adapters cost more to load again, so they stay. The three terms
+    and their weights are the paper's as we know them at second hand; neither its code nor its numbers were held against
+    this. How each term is brought to 0 to 1 is ours: uses since the load (that one included) over the most of any idle
+    one; when the last use ended, between the longest ago (0) and the latest (1) of the idle; weight over the largest of
+    all adapters.
+    """
+
+    coming: Callable[[int], None] | None = None
+
+    def __init__(self, setting: Setting) -> None:
+        largest = max(setting.weights, default=1)
+        self._size = [SIZE * weight / largest for weight in setting.weights]
+        self._uses = [0] * len(setting.weights)
+        self._last = [0.0] * len(setting.weights)
+        self._now = setting.now
+        self._idle: set[int] = set()
+        self.busy: Callable[[int], None] = self._idle.remove
+
+    def idle(self, adapter: int) -> None:
+        self._idle.add(adapter)
+        self._last[adapter] = self._now()
+
+    def touched(self, adapter: int) -> None:
+        self._uses[adapter] += 1
+
+    def loaded(self, adapter: int) -> None:
+        self._uses[adapter] = 1
+
+    def victim(self, spared: Collection[int] = ()) -> int | None:
+        ready = self._idle.difference(spared) if spared else self._idle
+        if not ready:
+            return None
+        uses, last, size = self._uses, self._last, self._size
+        most = max(uses[adapter] for adapter in ready)
+        times = [last[adapter] for adapter in ready]
+        oldest = min(times)
+        span = max(times) - oldest or 1.0
+        _, adapter = min((FREQUENCY * uses[a] / most + RECENCY * (last[a] - oldest) / span + size[a], a) for a in ready)
+        self._idle.remove(adapter)
+        return adapter
+
+    def __len__(self) -> int:
+        return len(self._idle)

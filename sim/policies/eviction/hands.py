@@ -1,0 +1,120 @@
+"""Policies that look at residents one after the other: CLOCK and SIEVE."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+
+from sim.policies.eviction.protocol import Setting
+
+
+class Clock:
+    """First loaded leaves first, but one that was used since the hand last passed is passed once more.
+
+    libCacheSim's Clock with one bit (FIFO with reinsertion). Who is in use is passed as well, and keeps its bit.
+    """
+
+    coming: Callable[[int], None] | None = None
+
+    def __init__(self, setting: Setting) -> None:
+        self._used = bytearray(len(setting.weights))
+        self._ring: OrderedDict[int, None] = OrderedDict()  # who the hand comes to first stands first
+        self._idle: set[int] = set()
+        self.idle: Callable[[int], None] = self._idle.add
+        self.busy: Callable[[int], None] = self._idle.remove
+
+    def touched(self, adapter: int) -> None:
+        self._used[adapter] = 1
+
+    def loaded(self, adapter: int) -> None:
+        self._used[adapter] = 0
+        self._ring.pop(adapter, None)  # still there if it was taken out by name
+        self._ring[adapter] = None
+
+    def victim(self, spared: Collection[int] = ()) -> int | None:
+        ring, idle, used = self._ring, self._idle, self._used
+        if not _anyone(idle, spared):
+            return None
+        while True:
+            adapter = next(iter(ring))
+            if adapter not in idle or adapter in spared:
+                ring.move_to_end(adapter)
+            elif used[adapter]:
+                used[adapter] = 0
+                ring.move_to_end(adapter)
+            else:
+                del ring[adapter]
+                idle.remove(adapter)
+                return adapter
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+
+class Sieve:
+    """A hand goes from the oldest to the newest and round again, and takes the first that wasn't used since it passed.
+
+    libCacheSim's Sieve: unlike CLOCK, those passed keep their places, so new ones are looked at sooner. Who is in use
+    is passed as well, and keeps its bit.
+    """
+
+    coming: Callable[[int], None] | None = None
+
+    def __init__(self, setting: Setting) -> None:
+        count = len(setting.weights)
+        self._used = bytearray(count)
+        # A ring from old to new; the entry behind the last adapter is where it begins and ends.
+        self._end = count
+        self._newer = [count] * (count + 1)
+        self._older = [count] * (count + 1)
+        self._inside = bytearray(count)
+        self._hand = count
+        self._idle: set[int] = set()
+        self.idle: Callable[[int], None] = self._idle.add
+        self.busy: Callable[[int], None] = self._idle.remove
+
+    def touched(self, adapter: int) -> None:
+        self._used[adapter] = 1
+
+    def loaded(self, adapter: int) -> None:
+        if self._inside[adapter]:  # it was taken out by name
+            self._take_out(adapter)
+        self._used[adapter] = 0
+        self._inside[adapter] = 1
+        newest = self._older[self._end]
+        self._older[adapter], self._newer[adapter] = newest, self._end
+        self._newer[newest] = self._older[self._end] = adapter
+
+    def victim(self, spared: Collection[int] = ()) -> int | None:
+        idle, used, newer, end = self._idle, self._used, self._newer, self._end
+        if not _anyone(idle, spared):
+            return None
+        hand = self._hand
+        while True:
+            if hand == end:
+                hand = newer[end]
+            if hand not in idle or hand in spared:
+                hand = newer[hand]
+            elif used[hand]:
+                used[hand] = 0
+                hand = newer[hand]
+            else:
+                self._hand = hand
+                self._take_out(hand)
+                idle.remove(hand)
+                return hand
+
+    def _take_out(self, adapter: int) -> None:
+        newer, older = self._newer[adapter], self._older[adapter]
+        self._newer[older], self._older[newer] = newer, older
+        self._inside[adapter] = 0
+        if self._hand == adapter:
+            self._hand = newer
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+
+def _anyone(idle: set[int], spared: Collection[int]) -> bool:
+    """Return whether somebody may leave: only then does a hand that goes round come to an end."""
+    return bool(idle) if not spared else any(adapter not in spared for adapter in idle)

@@ -1,0 +1,134 @@
+"""S3-FIFO: three queues, so that what is used only once leaves soon."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+
+from sim.policies.eviction.protocol import Setting
+
+SMALL_SHARE = 0.1
+GHOST_SHARE = 0.9
+MAIN_AT = 2
+"""Uses in the small queue after its load that lead to the main one."""
+MOST = 3
+"""Uses in the main queue that count: each lets an adapter pass once more."""
+
+
+class S3Fifo:
+    """New ones enter a small queue; used there twice, they go on to the main one; who left lately enters it at once.
+
+    As libCacheSim 0.3.5's S3FIFO (Yang et al., SOSP 2023, with its values 10 %, 90 %, 2): until the first eviction, new
+    ones enter the main queue once the small one is full. The main queue is FIFO with reinsertion. Unlike there, the
+    small queue takes at least one adapter, whatever its weight: a server can't refuse what a request asks for.
+
+    Who is in use, at the front of the small queue, stays there and the next is looked at; in the main queue it is put
+    back to the end, as if it had been used, and keeps its count.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self._weights = setting.weights
+        self._small_most = max(1, int(setting.capacity * SMALL_SHARE))
+        self._main_most = setting.capacity - int(setting.capacity * SMALL_SHARE)
+        self._ghost_most = int(setting.capacity * GHOST_SHARE)
+        self._small: OrderedDict[int, None] = OrderedDict()
+        self._main: OrderedDict[int, None] = OrderedDict()
+        self._ghost: OrderedDict[int, None] = OrderedDict()
+        self._small_weight = self._main_weight = self._ghost_weight = 0
+        self._uses = [0] * len(setting.weights)
+        self._returning: set[int] = set()  # was a ghost when its load began
+        self._has_evicted = False
+        self._idle: set[int] = set()
+        self.idle: Callable[[int], None] = self._idle.add
+        self.busy: Callable[[int], None] = self._idle.remove
+
+    def touched(self, adapter: int) -> None:
+        self._uses[adapter] += 1
+
+    def coming(self, adapter: int) -> None:
+        if adapter in self._ghost:
+            del self._ghost[adapter]
+            self._ghost_weight -= self._weights[adapter]
+            self._returning.add(adapter)
+
+    def loaded(self, adapter: int) -> None:
+        self._leave(adapter)  # if it was taken out by name
+        self._uses[adapter] = 0
+        returning = adapter in self._returning
+        self._returning.discard(adapter)
+        full = self._small_weight >= self._small_most
+        if returning or (full and not self._has_evicted):
+            self._enter_main(adapter)
+        else:
+            self._small[adapter] = None
+            self._small_weight += self._weights[adapter]
+
+    def victim(self, spared: Collection[int] = ()) -> int | None:
+        ready = self._idle.difference(spared) if spared else self._idle
+        if not ready:
+            return None
+        self._has_evicted = True
+        while True:
+            # A queue in which nobody may leave has nothing to say.
+            small_may = any(adapter in ready for adapter in self._small)
+            main_first = self._main_weight > self._main_most or not small_may
+            if main_first and any(adapter in ready for adapter in self._main):
+                return self._from_main(ready)
+            victim = self._from_small(ready)
+            if victim is not None:
+                return victim
+
+    def _from_small(self, ready: Collection[int]) -> int | None:
+        """Take the first that wasn't used twice, and move those before it to the main queue; None: there is none."""
+        for adapter in list(self._small):
+            if adapter not in ready:
+                continue
+            self._leave(adapter)
+            if self._uses[adapter] < MAIN_AT:
+                self._remember(adapter)
+                self._idle.remove(adapter)
+                return adapter
+            self._uses[adapter] = 0
+            self._enter_main(adapter)
+        return None
+
+    def _from_main(self, ready: Collection[int]) -> int:
+        main, uses = self._main, self._uses
+        while True:
+            adapter = next(iter(main))
+            if adapter not in ready:
+                main.move_to_end(adapter)
+            elif uses[adapter]:
+                uses[adapter] = min(uses[adapter], MOST) - 1
+                main.move_to_end(adapter)
+            else:
+                self._leave(adapter)
+                self._idle.remove(adapter)
+                return adapter
+
+    def _enter_main(self, adapter: int) -> None:
+        self._main[adapter] = None
+        self._main_weight += self._weights[adapter]
+
+    def _leave(self, adapter: int) -> None:
+        """Take an adapter out of its queue, if it is in one."""
+        if adapter in self._small:
+            del self._small[adapter]
+            self._small_weight -= self._weights[adapter]
+        elif adapter in self._main:
+            del self._main[adapter]
+            self._main_weight -= self._weights[adapter]
+
+    def _remember(self, adapter: int) -> None:
+        """Add a ghost; older ones are forgotten where there are too many."""
+        weight = self._weights[adapter]
+        if weight > self._ghost_most:
+            return
+        while self._ghost_weight + weight > self._ghost_most:
+            oldest = self._ghost.popitem(last=False)[0]
+            self._ghost_weight -= self._weights[oldest]
+        self._ghost[adapter] = None
+        self._ghost_weight += weight
+
+    def __len__(self) -> int:
+        return len(self._idle)

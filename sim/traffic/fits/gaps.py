@@ -1,0 +1,132 @@
+"""Laws of gaps fitted by maximum likelihood: Weibull, gamma, exponential; one stream or one for each adapter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+LEAST_GAPS = 20
+"""Gaps below which an adapter gets the burstiness of all adapters together."""
+MOST_TIES = 0.1
+"""Share of gaps of 0 above which times are taken to be too coarse."""
+MOST_ADAPTERS = 5_000
+"""Adapters fitted on their own, the busiest first."""
+_CVS = 0.05, 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class GapFit:
+    """A law of gaps.
+
+    :ivar cv: coefficient of variation of the fitted law, which for heavy tails is far from that of the sample.
+    :ivar log_likelihood: natural logarithm, of the gaps in units of their mean.
+    """
+
+    process: Literal["poisson", "gamma", "weibull"]
+    cv: float
+    log_likelihood: float
+
+
+def fit_gaps(gaps: Floats) -> GapFit:
+    """Return the likeliest law of gaps; exponential where another gains next to nothing.
+
+    :param gaps: (n,) gaps in seconds, at least one above zero. Gaps of 0 count as half the smallest other: times are
+        rounded. Where more than a tenth are 0, times lie on a coarse grid, of which likelihood makes nothing: then
+        gamma with the variation of the gaps themselves.
+    """
+    scaled = _scaled(gaps)
+    if (gaps == 0).mean() > MOST_TIES:
+        return GapFit("gamma", _within(float(gaps.std() / gaps.mean())), -math.inf)
+    exponential = GapFit("poisson", 1.0, -float(scaled.sum()))
+    best = max((_weibull(scaled), _gamma(scaled)), key=lambda fit: fit.log_likelihood)
+    return best if best.log_likelihood > exponential.log_likelihood + 4 else exponential
+
+
+def weibull_cv(gaps: Floats) -> float:
+    """Return the coefficient of variation of the Weibull law that fits these gaps best."""
+    return _weibull(_scaled(gaps)).cv
+
+
+def gamma_cv(gaps: Floats) -> float:
+    """Return the coefficient of variation of the gamma law that fits these gaps best."""
+    return _gamma(_scaled(gaps)).cv
+
+
+def _scaled(gaps: Floats) -> Floats:
+    """Return gaps in units of their mean, none of them 0."""
+    positive = gaps[gaps > 0]
+    floor = float(positive.min()) / 2
+    return np.maximum(gaps, floor) / max(float(gaps.mean()), floor)
+
+
+def _weibull(scaled: Floats) -> GapFit:
+    """Solve Σ x^k ln x / Σ x^k − 1/k = mean ln x for k by bisection: the left side grows with k."""
+    logs = np.log(scaled)
+    mean_log = float(logs.mean())
+    top = float(logs.max())
+    low, high = math.log(0.05), math.log(50.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        powers = np.exp(math.exp(middle) * (logs - top))  # scaled, so that nothing overflows
+        if float(powers @ logs / powers.sum()) - math.exp(-middle) > mean_log:
+            high = middle
+        else:
+            low = middle
+    shape = math.exp((low + high) / 2)
+    log_mean_power = float(np.log(np.mean(np.exp(shape * (logs - top))))) + shape * top
+    scale_log = log_mean_power / shape
+    likelihood = len(logs) * (math.log(shape) - shape * scale_log - 1) + (shape - 1) * float(logs.sum())
+    squared = math.exp(math.lgamma(1 + 2 / shape) - 2 * math.lgamma(1 + 1 / shape)) - 1
+    return GapFit("weibull", _within(math.sqrt(max(squared, 0.0))), likelihood)
+
+
+def _gamma(scaled: Floats) -> GapFit:
+    """Solve ln k − digamma(k) = ln mean − mean ln for k by bisection: the left side falls with k."""
+    from scipy.special import digamma
+
+    mean, mean_log = float(scaled.mean()), float(np.log(scaled).mean())
+    wanted = max(math.log(mean) - mean_log, 1e-12)
+    low, high = math.log(1e-4), math.log(1e5)
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle - float(digamma(math.exp(middle))) > wanted else (low, middle)
+    shape = math.exp((low + high) / 2)
+    each = shape * math.log(shape / mean) - math.lgamma(shape) + (shape - 1) * mean_log - shape
+    return GapFit("gamma", _within(1 / math.sqrt(shape)), len(scaled) * each)
+
+
+def _within(cv: float) -> float:
+    return min(max(cv, _CVS[0]), _CVS[1])
+
+
+def cvs_by_adapter(times: Floats, adapter: NDArray[np.integer], count: int, process: str) -> Floats:
+    """Return the coefficient of variation of each adapter's own gaps under a Weibull or gamma law, shape (count,).
+
+    Adapters with few requests get that of all of these together, each in units of its own mean gap.
+    """
+    fit = weibull_cv if process == "weibull" else gamma_cv
+    order = np.lexsort((times, adapter))
+    asked = np.bincount(adapter, minlength=count)
+    edges = np.concatenate(([0], np.cumsum(asked)))
+    found = np.full(count, np.nan)
+    pooled: list[Floats] = []
+    busiest = np.argsort(-asked, kind="stable")
+    for place, which in enumerate(busiest.tolist()):
+        gaps = np.diff(times[order[edges[which] : edges[which + 1]]])
+        if place >= MOST_ADAPTERS or len(gaps) == 0:
+            break
+        if not gaps.max() > 0:
+            continue
+        if len(gaps) >= LEAST_GAPS:
+            found[which] = fit(gaps)
+        else:
+            pooled.append(gaps / gaps.mean())
+    rest = np.concatenate(pooled) if pooled else np.empty(0)
+    common = fit(rest) if len(rest) >= LEAST_GAPS else float(np.nanmedian(found)) if np.isfinite(found).any() else 1.0
+    return np.where(np.isnan(found), common, found)

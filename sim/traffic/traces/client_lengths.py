@@ -1,0 +1,144 @@
+"""Token lengths from each client's mean and quantiles (ServeGen's lengths file)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.rng import stream
+from sim.traffic.traces.blocks import BLOCK_ROWS
+from sim.traffic.traces.data import Floats, Ints32
+from sim.traffic.traces.formats import check_columns, no_rows
+from sim.traffic.traces.problems import Problems
+from sim.traffic.traces.rows import MAX_TOKENS, Names, Rows, kept
+from sim.traffic.traces.text_files import open_table
+
+STATISTICS = ("mean", "p50", "p90", "p99")
+SHARES = np.array([0.5, 0.9, 0.99])
+"""Shares of requests below the quantiles."""
+
+COLUMNS = ("client", *(f"{side}_tokens_{name}" for side in ("input", "output") for name in STATISTICS))
+OPTIONAL = ("pool", "requests")
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """The lengths file.
+
+    :ivar pool: (rows,) names of the pools the clients belong to.
+    :ivar requests: (rows,) how many requests each row stands for.
+    :ivar statistics: (rows, 2, 4) mean, p50, p90, p99 of input and output tokens.
+    """
+
+    pool: NDArray[np.str_]
+    client: NDArray[np.str_]
+    requests: Floats
+    statistics: Floats
+
+
+def draw_lengths(
+    file: str, adapter: Ints32, names: tuple[str, ...], seed: int, skip_bad: bool
+) -> tuple[Ints32, Ints32, str]:
+    """Draw prompt and output tokens, independently, for requests of the clients ``names``.
+
+    Of several pools in the file, the one with the clients most like those of the trace is taken.
+
+    :return: prompt and output tokens, (n,) int32, and a note: which pool, and clients for which its average stood in.
+    """
+    lengths = _load(file, skip_bad)
+    pool = _nearest_pool(lengths, set(names))
+    rows = np.flatnonzero(lengths.pool == pool)
+    place = {name: int(row) for name, row in zip(lengths.client[rows].tolist(), rows.tolist(), strict=True)}
+    weight = lengths.requests[rows] if lengths.requests[rows].sum() > 0 else np.ones(len(rows))
+    average = np.average(lengths.statistics[rows], axis=0, weights=weight)
+    prompt, output = np.ones(len(adapter), dtype=np.int32), np.ones(len(adapter), dtype=np.int32)
+    order = np.argsort(adapter, kind="stable")
+    edges = np.searchsorted(adapter[order], np.arange(len(names) + 1))
+    absent = 0
+    for index, name in enumerate(names):
+        mine = order[edges[index] : edges[index + 1]]
+        absent += name not in place
+        statistics = lengths.statistics[place[name]] if name in place else average
+        for side, tokens in ((0, prompt), (1, output)):
+            rng = stream(seed, 0, f"{('prompt', 'output')[side]} of {name}")
+            tokens[mine] = tokens_at(rng.random(len(mine)), statistics[side])
+    pools = len(np.unique(lengths.pool)) > 1
+    note = f"{file}: lengths of {len(names) - absent:,} clients" + (f" of pool {pool}" if pools else "")
+    if absent:
+        note += f"; {absent:,} are not in it and have" if absent > 1 else "; 1 is not in it and has"
+        note += " its average"
+    return prompt, output, note
+
+
+def tokens_at(shares: Floats, statistics: Floats) -> Ints32:
+    """Return the token counts below which these shares of requests lie, for a mean, p50, p90 and p99.
+
+    Between the quantiles the curve bends so that the mean is met, where the quantiles allow it; above p99 the excess is
+    exponential, as between p90 and p99.
+    """
+    mean, *quantiles = statistics.tolist()
+    edges = np.array([0.0, *SHARES])
+    values = np.array([0.0, *quantiles])
+    tail = (values[3] - values[2]) / np.log(10)
+    # A part from a to b bent by w**g has mean a + (b - a) / (1 + g): one g for all parts gives the mean.
+    weights = np.diff(edges)
+    fixed = float(weights @ values[:-1]) + 0.01 * (values[3] + tail)
+    free = float(weights @ np.diff(values))
+    bend = 1 / np.clip((mean - fixed) / free, 0.05, 0.95) - 1 if free > 0 else 1.0
+    part = np.minimum(np.searchsorted(edges, shares, side="right") - 1, 3)
+    low = np.minimum(part, 2)
+    inside = np.clip((shares - edges[low]) / weights[low], 0.0, 1.0)
+    lengths = values[low] + (values[low + 1] - values[low]) * inside**bend
+    beyond = values[3] - tail * np.log(np.maximum(1 - shares, 1e-16) / 0.01)
+    return np.asarray(np.clip(np.rint(np.where(part == 3, beyond, lengths)), 1, MAX_TOKENS), dtype=np.int32)
+
+
+def _load(file: str, skip_bad: bool) -> Lengths:
+    problems, names = Problems(file, skip_bad), Names()
+    parts = []
+    with open_table(file) as table:
+        columns = (*COLUMNS, *(name for name in OPTIONAL if name in table.header))
+        check_columns(table, file, COLUMNS, columns)
+        while not problems.hopeless and (block := table.read(columns, BLOCK_ROWS, problems)) is not None:
+            rows = Rows(block, problems)
+            client = rows.names(("client",), names)
+            statistics = _statistics(rows)
+            requests = rows.numbers("requests", least=0) if "requests" in columns else np.ones(len(rows.good))
+            pool = rows.texts("pool") if "pool" in columns else [""] * len(client)
+            good = rows.good
+            parts.append((kept(pool, good), kept(client, good), requests[good], statistics[good]))
+    count = sum(len(part[0]) for part in parts)
+    problems.settle(count)
+    if count == 0:
+        raise no_rows(file, problems)
+    pools, clients, requests_, statistics_ = zip(*parts, strict=True)
+    return Lengths(
+        pool=np.array([cell.strip() for part in pools for cell in part]),
+        client=np.array([cell.strip() for part in clients for cell in part]),
+        requests=np.concatenate(requests_), statistics=np.concatenate(statistics_),
+    )  # fmt: skip
+
+
+def _statistics(rows: Rows) -> Floats:
+    """Return mean, p50, p90 and p99 of both sides, (n, 2, 4), refusing quantiles that fall."""
+    sides = []
+    for side in ("input", "output"):
+        allowed = f"tokens, 0 to {MAX_TOKENS:,}"
+        values = [rows.numbers(f"{side}_tokens_{name}", 0, MAX_TOKENS, allowed) for name in STATISTICS]
+        falls = (values[1] > values[2]) | (values[2] > values[3])
+        rows.refuse(falls, f"{side}_tokens_p50", "quantiles that fall", "p50 up to p90, p90 up to p99")
+        sides.append(np.stack(values, axis=1))
+    return np.stack(sides, axis=1)
+
+
+def _nearest_pool(lengths: Lengths, clients: set[str]) -> str:
+    """Return the pool that shares the largest part of its clients with the trace (Jaccard's index)."""
+    best, nearest = -1.0, ""
+    for pool in dict.fromkeys(lengths.pool.tolist()):
+        own = set(lengths.client[lengths.pool == pool].tolist())
+        alike = len(own & clients) / len(own | clients)
+        if alike > best:
+            best, nearest = alike, pool
+    return nearest

@@ -1,0 +1,91 @@
+"""Write a trace of any format as plain CSV or Parquet: the columns that every command reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from sim.errors import InputError
+from sim.traffic.traces.data import TraceData
+
+_ROWS = 1 << 16
+SUFFIXES = (".csv", ".parquet")
+
+
+def check_plain(trace: TraceData) -> None:
+    """Check that a trace says all that a plain one must.
+
+    :raises InputError: if it names no adapters, or has no lengths.
+    """
+    if trace.adapter is None or trace.prompt_tokens is None:
+        what = "names no adapters" if trace.adapter is None else "has no lengths"
+        raise InputError(
+            f"the trace {what}, which a plain one must", key="--convert",
+            hint="simulate it as it is: workload.popularity and workload.tokens give what it lacks",
+        )  # fmt: skip
+
+
+def columns_of(trace: TraceData) -> dict[str, Any]:
+    """Return the plain columns that a trace has, and what gives each row's value."""
+    found: dict[str, Any] = {"timestamp_s": trace.arrival_s}
+    if trace.adapter is not None:
+        found["adapter_id"] = trace.adapter
+    if trace.prompt_tokens is not None and trace.output_tokens is not None:
+        found["input_tokens"], found["output_tokens"] = trace.prompt_tokens, trace.output_tokens
+    if trace.adapter is not None and trace.adapter_bytes is not None:
+        found["adapter_bytes"] = trace.adapter_bytes
+    if trace.session is not None:
+        found["session_id"] = trace.session
+    return found
+
+
+def write_plain(trace: TraceData, out: BinaryIO, suffix: str) -> None:
+    """Write a trace to an open file, block by block.
+
+    :param suffix: ``.csv`` or ``.parquet``.
+    :raises InputError: for another one.
+    """
+    if suffix == ".csv":
+        _write_csv(trace, out)
+    elif suffix == ".parquet":
+        _write_parquet(trace, out)
+    else:
+        raise InputError("not a format to convert to", key="--convert", got=suffix, allowed=", ".join(SUFFIXES))
+
+
+def _blocks(trace: TraceData) -> Iterator[dict[str, Any]]:
+    """Yield the columns of consecutive rows as lists."""
+    columns = columns_of(trace)
+    for start in range(0, len(trace), _ROWS):
+        block = {}
+        for name, values in columns.items():
+            if name == "adapter_bytes":
+                block[name] = values[trace.adapter[start : start + _ROWS]].tolist()  # type: ignore[index]
+                continue
+            block[name] = values[start : start + _ROWS].tolist()
+            if name == "adapter_id":
+                block[name] = [trace.names[index] for index in block[name]]
+        yield block
+
+
+def _write_csv(trace: TraceData, out: BinaryIO) -> None:
+    text = io.TextIOWrapper(out, encoding="utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns_of(trace))
+    for block in _blocks(trace):
+        writer.writerows(zip(*block.values(), strict=True))
+    text.flush()
+    text.detach()
+
+
+def _write_parquet(trace: TraceData, out: BinaryIO) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {"timestamp_s": pa.float64(), "adapter_id": pa.string()}
+    schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in columns_of(trace)])
+    with pq.ParquetWriter(out, schema) as writer:
+        for block in _blocks(trace):
+            writer.write_table(pa.table(block, schema=schema))

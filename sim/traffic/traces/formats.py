@@ -1,0 +1,294 @@
+"""Formats with one request a row: which column holds what, and the one reader that serves them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import TraceError, did_you_mean
+from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, Table
+from sim.traffic.traces.data import (
+    MAX_REQUESTS,
+    Ask,
+    Floats,
+    Ints,
+    Ints32,
+    TraceData,
+    silence_note,
+    ties_note,
+    too_many,
+)
+from sim.traffic.traces.growing import Growing
+from sim.traffic.traces.problems import Problems, listed
+from sim.traffic.traces.rows import MAX_BYTES, Names, Order, Rows, hashes, kept
+
+YEARS = (1700, 2200)
+"""Beyond these, dates can't be told to 100 ns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which columns of a format hold what.
+
+    :ivar adapter: the columns that name the adapter together; () where none does.
+    :ivar per_second: units of the time column in a second; "dates" for ISO 8601.
+    :ivar minus: a column in seconds that is taken from the time (ends become starts).
+    :ivar no_output: what an output of 0 tokens means.
+    :ivar unsorted: whether rows may come in any order.
+    :ivar size, session: columns that a file may have.
+    :ivar others: columns of the format that hold nothing for us; not worth a note.
+    """
+
+    time: str | None
+    per_second: float | Literal["dates"] = 1.0
+    minus: str | None = None
+    adapter: tuple[str, ...] = ()
+    prompt: str | None = None
+    output: str | None = None
+    no_output: Literal["bad", "one", "failed"] = "bad"
+    unsorted: bool = False
+    size: str | None = None
+    session: str | None = None
+    others: tuple[str, ...] = ()
+
+    def needed(self) -> tuple[str, ...]:
+        """Return the columns that a file must have."""
+        columns = (self.time, self.minus, *self.adapter, self.prompt, self.output)
+        return tuple(column for column in columns if column is not None)
+
+    def used(self, header: Sequence[str]) -> tuple[str, ...]:
+        """Return the columns that are read from a file with this header."""
+        optional = (self.size, self.session)
+        return (*self.needed(), *(column for column in optional if column is not None and column in header))
+
+
+def plain(header: Sequence[str]) -> Layout:
+    """Return our own layout, of CSV and Parquet; an adapter is an adapter_id or else a tenant_id."""
+    identity = "adapter_id" if "adapter_id" in header else "tenant_id"
+    return Layout(
+        time="timestamp_s", adapter=(identity,), prompt="input_tokens", output="output_tokens", size="adapter_bytes",
+        session="session_id", others=("adapter_id", "tenant_id"),
+    )  # fmt: skip
+
+
+# Azure/AzurePublicDataset, AzureLLMInferenceDataset2023.md and ...2024.md
+AZURE_LLM = Layout(
+    time="TIMESTAMP", per_second="dates", prompt="ContextTokens", output="GeneratedTokens", no_output="one"
+)
+# kvcache-ai/Mooncake, FAST25-release/traces: milliseconds; hash_ids are of the prompt's 512-token blocks
+MOONCAKE = Layout(
+    time="timestamp", per_second=1000, prompt="input_length", output="output_length", no_output="one",
+    others=("hash_ids", "n_hash_ids", "second_hash_id"),
+)  # fmt: skip
+# HPMLL/BurstGPT, README.md: "with some failure that Response tokens are 0s"
+BURSTGPT = Layout(
+    time="Timestamp", prompt="Request tokens", output="Response tokens", no_output="failed", session="Session ID",
+    others=("Elapsed time", "Model", "Total tokens", "Log Type"),
+)  # fmt: skip
+# Azure/AzurePublicDataset, AzureFunctionsInvocationTrace2021.md: func is "unique only within an application"
+AZURE_FUNCTIONS_2021 = Layout(
+    time="end_timestamp", minus="duration", adapter=("app", "func"), unsorted=True,
+)  # fmt: skip
+
+
+class _Parts:
+    """What has been read so far, block by block."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.arrival, self.session = Growing(np.float64), Growing(np.uint64)
+        self.prompt, self.output, self.adapter = Growing(np.int32), Growing(np.int32), Growing(np.int32)
+
+
+def read_rows(table: Table, layout: Layout, ask: Ask) -> TraceData:
+    """Read a table with one request a row.
+
+    :raises TraceError: naming the file, and the row and column of the first cell that can't be used.
+    """
+    columns = layout.used(table.header)
+    check_columns(table, ask.file, layout.needed(), columns)
+    problems, parts, order = Problems(ask.file, ask.skip_bad), _Parts(), Order()
+    reader = _Reader(layout, columns, order)
+    block_rows = max(1, min(BLOCK_ROWS, BLOCK_CELLS // len(table.header)))
+    limit = None if layout.unsorted else ask.limit
+    while (limit is None or parts.count < limit) and not problems.hopeless:
+        wanted = block_rows if limit is None else min(block_rows, limit - parts.count)
+        block = table.read(columns, wanted, problems)
+        if block is None:
+            break
+        if len(block.rows):
+            reader.take(Rows(block, problems), parts)
+        if limit is None and parts.count > MAX_REQUESTS:
+            raise too_many(ask.file, parts.count)
+    notes = [*_ignored(table, layout, columns, ask.file), *problems.settle(parts.count)]
+    if parts.count == 0:
+        raise no_rows(ask.file, problems)
+    return reader.finish(parts, notes, problems, ask)
+
+
+class _Reader:
+    """Turn blocks into arrays by a layout."""
+
+    def __init__(self, layout: Layout, columns: tuple[str, ...], order: Order) -> None:
+        self._layout, self._columns, self._order = layout, columns, order
+        self._names = Names()
+        self._origin: Any = None
+        self._sizes: Ints = np.zeros(0, dtype=np.int64)
+        self._resized: set[int] = set()
+
+    def take(self, rows: Rows, parts: _Parts) -> None:
+        """Check a block and keep its good rows."""
+        layout = self._layout
+        seconds = self._seconds(rows) if layout.time is not None else None
+        cells = rows.names(layout.adapter, self._names) if layout.adapter else ()
+        prompt = rows.tokens(layout.prompt) if layout.prompt else None
+        output = self._output(rows) if layout.output else None
+        has_sizes = layout.size is not None and layout.size in self._columns
+        sizes = rows.whole(layout.size or "", 1, MAX_BYTES, "not a size in bytes") if has_sizes else None
+        if seconds is not None and layout.time is not None and not layout.unsorted:
+            self._order.check(rows, layout.time, seconds)
+        good = rows.good
+        parts.count += int(np.count_nonzero(good))
+        for part, values in ((parts.arrival, seconds), (parts.prompt, prompt), (parts.output, output)):
+            if values is not None:
+                part.append(values[good])
+        if layout.adapter:
+            codes = self._names.codes(kept(cells, good))
+            parts.adapter.append(codes)
+            if sizes is not None:
+                self._resize(codes, sizes[good])
+        if layout.session is not None and layout.session in self._columns:
+            # A request without a session is one of its own.
+            sessions = [
+                cell or f"\0row {row}"
+                for cell, row in zip(rows.texts(layout.session), rows.lines.tolist(), strict=True)
+            ]
+            parts.session.append(hashes(sessions)[good])
+
+    def _seconds(self, rows: Rows) -> Floats:
+        layout = self._layout
+        assert layout.time is not None
+        if layout.per_second == "dates":
+            return self._dates(rows, layout.time)
+        seconds = rows.seconds(layout.time, layout.per_second)
+        if layout.minus is not None:
+            allowed = "seconds, 0 or more"
+            seconds = seconds - rows.numbers(layout.minus, least=0, most=1e9, allowed=allowed)
+        return seconds
+
+    def _dates(self, rows: Rows, column: str) -> Floats:
+        """Return seconds since the first date of the file; exact to 100 ns, which seconds since 1970 are not."""
+        import pandas as pd
+
+        cells = rows.texts(column)
+        # pandas also takes words such as "now" for a date.
+        dates = [cell if cell[:1].isdigit() and cell.isascii() else "" for cell in map(str.strip, cells)]
+        times = pd.to_datetime(pd.Series(dates, dtype=object), errors="coerce", format="ISO8601", utc=True)
+        bad = ~times.dt.year.between(*YEARS).to_numpy(dtype=np.bool_)
+        rows.refuse(bad, column, "not a time", "2023-11-16 18:15:46.6805900")
+        times = times.where(~bad).dt.as_unit("ns")
+        if self._origin is None and not bad.all():
+            self._origin = times[int(np.argmin(bad))]
+        if self._origin is None:
+            return np.zeros(len(bad))
+        seconds = (times - self._origin).dt.total_seconds()
+        return np.asarray(np.nan_to_num(seconds.to_numpy(dtype=np.float64)), dtype=np.float64)
+
+    def _output(self, rows: Rows) -> Ints32:
+        layout = self._layout
+        assert layout.output is not None
+        if layout.no_output == "bad":
+            return rows.tokens(layout.output)
+        output = rows.tokens(layout.output, least=0)
+        if layout.no_output == "failed":
+            rows.leave_out(output == 0, "failed (no response tokens)")
+        return np.maximum(output, 1)
+
+    def _resize(self, codes: Ints32, sizes: Ints) -> None:
+        """Keep the last size that is given for each adapter, and note adapters with several."""
+        grown = np.zeros(len(self._names), dtype=np.int64)
+        grown[: len(self._sizes)] = self._sizes
+        before = grown[codes]
+        grown[codes] = sizes
+        self._resized |= set(codes[((before != 0) & (before != sizes)) | (grown[codes] != sizes)].tolist())
+        self._sizes = grown
+
+    def finish(self, parts: _Parts, notes: list[str], problems: Problems, ask: Ask) -> TraceData:
+        """Return the arrays of all blocks."""
+        layout = self._layout
+        # The largest first: numbering sessions needs room of its own.
+        session = _numbered(parts.session.take()) if parts.session.count else None
+        arrival: Floats = parts.arrival.take()
+        prompt = parts.prompt.take() if layout.prompt else None
+        output = parts.output.take() if layout.output else None
+        adapter = parts.adapter.take() if layout.adapter else None
+        names = self._names.all()
+        if layout.unsorted and len(arrival):
+            order = np.argsort(arrival, kind="stable")[: ask.limit]
+            arrival = arrival[order]
+            if adapter is not None:
+                adapter, names = in_use(adapter[order], names)
+        if len(arrival):
+            arrival -= arrival[0]
+            notes += ties_note(ask.file, arrival)
+            if not layout.unsorted:
+                notes += silence_note(ask.file, arrival, self._order.longest_s, self._order.longest_row)
+        if self._resized:
+            who = f"{len(self._resized):,} adapters have" if len(self._resized) > 1 else "1 adapter has"
+            notes.append(f"{ask.file}: {who} several sizes; the last one counts")
+        return TraceData(
+            arrival_s=arrival, prompt_tokens=prompt, output_tokens=output, adapter=adapter, session=session,
+            names=names, adapter_bytes=self._sizes if len(self._sizes) else None, notes=tuple(notes),
+            skipped=dict(problems.skipped),
+        )  # fmt: skip
+
+
+def in_use(adapter: Ints32, names: tuple[str, ...]) -> tuple[Ints32, tuple[str, ...]]:
+    """Number adapters anew by their first appearance, and drop the names of those that don't appear."""
+    codes = _numbered(adapter)
+    order = np.empty(int(codes.max()) + 1, dtype=np.int64)
+    order[codes] = adapter
+    return codes, tuple(names[index] for index in order.tolist())
+
+
+def _numbered(values: NDArray[Any]) -> Ints32:
+    """Number values by their first appearance."""
+    import pandas as pd
+
+    return np.asarray(pd.factorize(values)[0], dtype=np.int32)
+
+
+def check_columns(table: Table, file: str, needed: Sequence[str], used: Sequence[str]) -> None:
+    """Refuse a header that lacks a column or has one twice.
+
+    :raises TraceError: with the header and the columns that are needed.
+    """
+    header = list(table.header)
+    for column in needed:
+        if column not in header:
+            wanted = "adapter_id or tenant_id" if column == "tenant_id" else column
+            allowed = ", ".join(needed).replace("tenant_id", "adapter_id or tenant_id")
+            other = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
+            raise TraceError(
+                f"column {wanted} is missing", file=file, line=1, got=listed(header), allowed=allowed,
+                hint=f"cells are separated by commas, not by {other!r}" if other else did_you_mean(column, header),
+            )  # fmt: skip
+    for column in used:
+        if header.count(column) > 1:
+            raise TraceError("a column stands twice in the header", key=column, file=file, line=1)
+
+
+def no_rows(file: str, problems: Problems) -> TraceError:
+    """Return the error for a file without a request."""
+    if problems.skipped:
+        return TraceError("no row is left", file=file, got=", ".join(problems.skipped))
+    return TraceError("the trace has a header but no requests", file=file, line=1)
+
+
+def _ignored(table: Table, layout: Layout, columns: Sequence[str], file: str) -> list[str]:
+    ignored = [name for name in table.header if name not in columns and name not in layout.others]
+    return [f"{file}: columns ignored: {listed(ignored)}"] if ignored else []

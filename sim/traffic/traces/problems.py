@@ -1,0 +1,80 @@
+"""Rows of a trace that can't be used: the first one told in full, the others counted by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sim.errors import TraceError
+
+LOOK_ON = 1 << 20
+"""Rows still read after a bad one, to say how many more there are."""
+
+
+def shown(cell: str) -> str:
+    """Return a cell as it can be printed: bytes that are no UTF-8, and control characters, as escapes."""
+    text = cell.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:200])
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """Return names for a sentence, the first few of them and each cut to 40 characters."""
+    cut = [shown(name)[:40] or "''" for name in names[:most]]
+    return ", ".join(cut) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+class Problems:
+    """Collect what is wrong with the rows of one file.
+
+    :ivar rows: rows seen, good and bad.
+    :ivar skipped: reason → rows left out; reasons that are no error (a failed request) too.
+    """
+
+    def __init__(self, file: str, skip_bad: bool) -> None:
+        self.file = file
+        self.rows = 0
+        self.skipped: Counter[str] = Counter()
+        self._skip_bad = skip_bad
+        self._first: TraceError | None = None
+        self._bad = 0
+        self._rows_when_found = 0
+
+    def add(
+        self, row: int, problem: str, *, count: int = 1, key: str | None = None, got: str | None = None,
+        allowed: str | None = None, hint: str | None = None,
+    ) -> None:  # fmt: skip
+        """Note ``count`` rows with one problem, of which ``row`` is the first."""
+        if not self._bad:
+            self._rows_when_found = self.rows
+        self._bad += count
+        self.skipped[problem] += count
+        if self._first is None or row < (self._first.line or 0):
+            self._first = TraceError(
+                problem, key=key, file=self.file, line=row, got=None if got is None else shown(got), allowed=allowed,
+                hint=hint,
+            )  # fmt: skip
+
+    def leave_out(self, reason: str, count: int) -> None:
+        """Note rows that are left out by the rules of their format, bad or not."""
+        self.skipped[reason] += count
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether reading on would only count more of what is refused anyway."""
+        return not self._skip_bad and self._bad > 0 and self.rows - self._rows_when_found > LOOK_ON
+
+    def settle(self, kept: int) -> tuple[str, ...]:
+        """Say how many rows were left out.
+
+        :param kept: rows that can be used.
+        :raises TraceError: of the first bad row, unless such rows are to be skipped and others are left.
+        """
+        if self._first is not None and (not self._skip_bad or kept == 0):
+            more = f"{self._bad - 1:,} more bad rows" if self._bad > 2 else "1 more bad row" if self._bad == 2 else ""
+            more = f"at least {more}" if more and self.hopeless else more
+            help_ = "no row is left" if self._skip_bad else "skip_bad leaves such rows out"
+            self._first.hint = "; ".join(part for part in (self._first.hint, more, help_) if part)
+            raise self._first
+        if not self.skipped:
+            return ()
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
+        return (f"{self.file}: left out {self.skipped.total():,} of {self.rows:,} rows: {reasons}",)

@@ -1,0 +1,116 @@
+"""Recorded requests: which format a file has, read once, scaled, and kept while others ask for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+from sim.errors import TraceError
+from sim.spec.trace import Trace
+from sim.traffic.traces.blocks import Table
+from sim.traffic.traces.data import Ask, TraceData
+from sim.traffic.traces.formats import AZURE_FUNCTIONS_2021, AZURE_LLM, BURSTGPT, MOONCAKE, Layout, plain, read_rows
+from sim.traffic.traces.parquet import ParquetTable
+from sim.traffic.traces.scales import faster, with_population
+from sim.traffic.traces.text_files import open_table
+from sim.traffic.traces.windows import FUNCTION_COLUMN, read_function_counts, read_windows
+
+__all__ = ["FORMATS", "Format", "TraceData", "format_of", "read_trace"]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format of traces.
+
+    :ivar marks: columns that tell it from the others.
+    :ivar read: its reader.
+    :ivar drawn: whether it holds rates and counts, from which requests are made.
+    """
+
+    marks: frozenset[str]
+    read: Callable[[Table, Ask], TraceData]
+    drawn: bool = False
+
+
+def _of(layout: Layout) -> Format:
+    return Format(frozenset(layout.needed()), partial(_read_layout, layout))
+
+
+def _read_layout(layout: Layout, table: Table, ask: Ask) -> TraceData:
+    return read_rows(table, layout, ask)
+
+
+def _read_csv(table: Table, ask: Ask) -> TraceData:
+    if isinstance(table, ParquetTable):
+        raise TraceError("a Parquet file", key="format", file=ask.file, got="csv", allowed="parquet or auto")
+    return read_rows(table, plain(table.header), ask)
+
+
+def _read_parquet(table: Table, ask: Ask) -> TraceData:
+    if not isinstance(table, ParquetTable):
+        raise TraceError("not a Parquet file", key="format", file=ask.file, got="parquet", allowed="csv or auto")
+    return read_rows(table, plain(table.header), ask)
+
+
+FORMATS = {
+    "csv": Format(frozenset(), _read_csv),
+    "parquet": Format(frozenset(), _read_parquet),
+    "azure-llm-2023": _of(AZURE_LLM),
+    "mooncake": _of(MOONCAKE),
+    "burstgpt": _of(BURSTGPT),
+    "servegen-windows": Format(frozenset(("client_id", "timestamp_s", "rate_rps")), read_windows, drawn=True),
+    "azure-functions": Format(frozenset((FUNCTION_COLUMN, "1")), read_function_counts, drawn=True),
+    "azure-functions-2021": _of(AZURE_FUNCTIONS_2021),
+}
+"""The formats by name. A new one is a layout (or a reader), a line here and its name in ``sim/spec/trace.py``."""
+
+
+def format_of(table: Table, asked: str = "auto") -> str:
+    """Return the name of a table's format: the one asked for, or the first whose columns it has."""
+    if asked != "auto":
+        return asked
+    for name, format_ in FORMATS.items():
+        if format_.marks and format_.marks <= set(table.header):
+            return name
+    return "parquet" if isinstance(table, ParquetTable) else "csv"
+
+
+def read_trace(trace: Trace, limit: int | None = None, *, seed: int = 1) -> TraceData:
+    """Read a trace, scaled as it says; at most ``limit`` of its requests.
+
+    :param seed: decides offsets of ``population_scale``, and requests that are made from rates and counts.
+    :raises TraceError: naming file, row, column, value and what is allowed.
+    """
+    files = (trace.file,) if trace.lengths_file is None else (trace.file, trace.lengths_file)
+    return _read(trace, limit, seed, tuple(map(_state, files)))
+
+
+def _state(file: str) -> tuple[int, int]:
+    """Return what tells a changed file from the one before."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return 0, 0  # reading it says what is wrong
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=4)
+def _read(trace: Trace, limit: int | None, seed: int, states: tuple[tuple[int, int], ...]) -> TraceData:
+    """Read a trace once per state of its files: a sweep builds many worlds from it."""
+    with open_table(trace.file) as table:
+        name = format_of(table, trace.format)
+        drawn = FORMATS[name].drawn
+        if trace.lengths_file is not None and name != "servegen-windows":
+            raise TraceError("only servegen-windows has a lengths file", file=trace.file, got=f"format {name}")
+        whole = drawn or trace.population_scale == 1
+        ask = Ask(
+            file=trace.file, limit=limit if whole else None, seed=seed,
+            rate_scale=trace.population_scale if drawn else 1.0, lengths_file=trace.lengths_file,
+            skip_bad=trace.skip_bad,
+        )  # fmt: skip
+        data = FORMATS[name].read(table, ask)
+    if not drawn:
+        data = with_population(data, trace.population_scale, limit, seed, trace.file)
+    return faster(data, trace.time_scale)

@@ -1,0 +1,216 @@
+"""The rows of a block under examination: cells become numbers and names, or a reason why the row can't be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.traffic.traces.blocks import Block, Floats, Ints
+from sim.traffic.traces.problems import Problems
+
+Mask = NDArray[np.bool_]
+Ints32 = NDArray[np.int32]
+
+MAX_TOKENS = 10**9
+MAX_BYTES = 10**15
+MAX_SECONDS = 1e11
+"""3,170 years: times since 1970 in milliseconds or less are beyond it, and so are found."""
+
+MAX_NAME_BYTES = 1024
+
+
+class Rows:
+    """Check the rows of one block; a row keeps the first reason that is found against it.
+
+    :ivar good: (n,) bool, rows that nothing was found against so far.
+    """
+
+    def __init__(self, block: Block, problems: Problems) -> None:
+        self._block = block
+        self._problems = problems
+        self.good: Mask = np.ones(len(block.rows), dtype=np.bool_)
+
+    @property
+    def lines(self) -> Ints:
+        """(n,) int64, where each row stands in its file."""
+        return self._block.rows
+
+    def texts(self, column: str) -> Sequence[str]:
+        return self._block.columns[column].texts()
+
+    def refuse(self, bad: Mask, column: str, problem: str, allowed: str, hint: str | None = None) -> None:
+        """Find a problem with the rows of a mask, but for those that have one already."""
+        new = bad & self.good
+        if not new.any():
+            return
+        first = int(np.argmax(new))
+        self.good &= ~new
+        self._problems.add(
+            int(self.lines[first]), problem, count=int(new.sum()), key=column, got=self.texts(column)[first],
+            allowed=allowed, hint=hint,
+        )  # fmt: skip
+
+    def leave_out(self, mask: Mask, reason: str) -> None:
+        """Leave rows out by the rules of their format."""
+        new = mask & self.good
+        if new.any():
+            self.good &= ~new
+            self._problems.leave_out(reason, int(new.sum()))
+
+    def numbers(self, column: str, least: float = -np.inf, most: float = np.inf, allowed: str = "a number") -> Floats:
+        """Return a column as float64, 0 where it is refused: no finite number, or one out of bounds."""
+        numbers = self._block.columns[column].floats()
+        with np.errstate(invalid="ignore"):
+            bad = ~((numbers >= least) & (numbers <= most) & np.isfinite(numbers))
+        if bad.any():
+            self._refuse_unreadable(bad, column)
+            self.refuse(bad, column, "not a number that can stand here", allowed)
+            numbers = np.where(bad, 0.0, numbers)
+        return numbers
+
+    def numbers_where(self, column: str, wanted: Mask) -> Floats:
+        """Return a column in which only the rows of a mask need a number; NaN in the others, 0 where refused."""
+        numbers = self._block.columns[column].floats()
+        bad = wanted & ~np.isfinite(numbers)
+        if bad.any():
+            self._refuse_unreadable(bad, column)
+            self.refuse(bad, column, "not a number that can stand here", "a number")
+        return np.where(wanted, np.where(bad, 0.0, numbers), np.nan)
+
+    def whole(self, column: str, least: int, most: int, problem: str) -> Ints:
+        """Return a column as int64, 0 where it is refused."""
+        bounds = f"a whole number, {least} or more" if most == MAX_BYTES else f"a whole number, {least} to {most:,}"
+        numbers = self.numbers(column, least=least, allowed=bounds)
+        bad = (numbers != np.floor(numbers)) | (numbers > most)
+        if bad.any():
+            self.refuse(bad, column, problem, bounds)
+            numbers = np.where(bad, 0.0, numbers)
+        return numbers.astype(np.int64)
+
+    def tokens(self, column: str, least: int = 1) -> Ints32:
+        """Return a column of token counts, int32."""
+        return self.whole(column, least, MAX_TOKENS, "not a token count").astype(np.int32)
+
+    def seconds(self, column: str, per_second: float = 1) -> Floats:
+        """Return a column of times in seconds, from a column in units of which ``per_second`` make one."""
+        numbers, most = self.numbers(column), MAX_SECONDS * per_second
+        hint = "times in ms, µs or ns must be converted" if per_second == 1 else None
+        self.refuse(np.abs(numbers) > most, column, "not a time that can stand here", f"up to {most:g}", hint)
+        return np.where(np.abs(numbers) > most, 0.0, numbers) / per_second
+
+    def names(self, columns: tuple[str, ...], names: Names) -> Sequence[str]:
+        """Return the adapter names of the rows (those of several columns joined by /), refusing bad ones."""
+        parts = [self.texts(column) for column in columns]
+        for column, cells in zip(columns, parts, strict=True):
+            for problem, allowed, mask in names.check(cells):
+                self.refuse(mask, column, problem, allowed)
+        return parts[0] if len(parts) == 1 else list(map("/".join, zip(*parts, strict=True)))
+
+    def _refuse_unreadable(self, bad: Mask, column: str) -> None:
+        cells = self.texts(column)
+        empty, foreign = np.zeros_like(bad), np.zeros_like(bad)
+        for index in np.flatnonzero(bad & self.good).tolist():
+            empty[index] = not cells[index].strip()
+            foreign[index] = not _is_text(cells[index])
+        self.refuse(foreign, column, "not UTF-8 text", "UTF-8")
+        self.refuse(empty, column, "the cell is empty", "a number")
+
+
+class Names:
+    """Number names by their first appearance.
+
+    :ivar count: names so far.
+    """
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+        self._names: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def all(self) -> tuple[str, ...]:
+        """Return the names in the order of their numbers."""
+        return tuple(self._names)
+
+    def check(self, cells: Sequence[str]) -> list[tuple[str, str, Mask]]:
+        """Return (problem, allowed, mask) for what is wrong with names."""
+        wrong: dict[tuple[str, str], set[str]] = {}
+        for cell in set(cells):
+            problem = None if cell in self._codes else _name_problem(cell)
+            if problem is not None:
+                wrong.setdefault(problem, set()).add(cell)
+        return [
+            (problem, allowed, np.fromiter((cell in bad for cell in cells), np.bool_, len(cells)))
+            for (problem, allowed), bad in sorted(wrong.items())
+        ]
+
+    def codes(self, cells: Sequence[str]) -> Ints32:
+        """Return the number of each name, int32; new names get the next ones."""
+        codes = self._codes
+        for cell in dict.fromkeys(cells):
+            if cell not in codes:
+                codes[cell] = self._names.setdefault(cell.strip(), len(self._names))
+        return np.fromiter(map(codes.__getitem__, cells), np.int32, len(cells))
+
+
+class Order:
+    """See to it that times never fall, over all blocks of a file.
+
+    :ivar longest_s: the longest time without a request, and the row that ended it.
+    """
+
+    def __init__(self) -> None:
+        self._latest_s = -np.inf
+        self.longest_s = 0.0
+        self.longest_row = 0
+
+    def check(self, rows: Rows, column: str, seconds: Floats) -> None:
+        """Refuse rows earlier than one before them; rows refused already don't count."""
+        so_far = np.maximum.accumulate(np.where(rows.good, seconds, -np.inf))
+        before = np.maximum(np.concatenate(([-np.inf], so_far[:-1])), self._latest_s)
+        rows.refuse(seconds < before, column, "time runs backwards", "times that never fall", "sort the trace by time")
+        gaps = np.where(rows.good & np.isfinite(before), seconds - before, 0.0)
+        longest = int(np.argmax(gaps))
+        if gaps[longest] > self.longest_s:
+            self.longest_s, self.longest_row = float(gaps[longest]), int(rows.lines[longest])
+        self._latest_s = max(self._latest_s, float(so_far[-1]))
+
+
+def kept(cells: Sequence[str], good: Mask) -> Sequence[str]:
+    """Return the cells of the good rows."""
+    if good.all():
+        return cells
+    return [cell for cell, fine in zip(cells, good.tolist(), strict=True) if fine]
+
+
+def hashes(cells: Sequence[str]) -> NDArray[np.uint64]:
+    """Return 64-bit hashes of names of which there may be millions: 8 bytes each instead of a string.
+
+    Two of 10 million names are taken for one with a probability of 3 in a million.
+    """
+    from pandas.util import hash_array
+
+    plain = list(map(str.strip, cells))
+    if not "".join(plain).isascii():
+        plain = [cell if _is_text(cell) else repr(cell) for cell in plain]
+    return np.asarray(hash_array(np.array(plain, dtype=object), categorize=False), dtype=np.uint64)
+
+
+def _is_text(cell: str) -> bool:
+    return cell.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in cell)
+
+
+def _name_problem(cell: str) -> tuple[str, str] | None:
+    name = cell.strip()
+    if not name:
+        return "the adapter's name is empty", "a name"
+    if not _is_text(name):
+        return "not UTF-8 text", "UTF-8"
+    if not all(letter >= " " and letter != "\x7f" for letter in name):
+        return "the adapter's name holds control characters", "a name on one line"
+    if len(name) > MAX_NAME_BYTES or len(name.encode()) > MAX_NAME_BYTES:
+        return "the adapter's name is too long", f"at most {MAX_NAME_BYTES:,} bytes"
+    return None

@@ -1,0 +1,93 @@
+"""The two ways to scale a trace: play it faster, or give it more users."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import TraceError
+from sim.rng import stream
+from sim.traffic.traces.data import MAX_REQUESTS, Floats, Ints, Ints32, TraceData, too_many
+
+
+def faster(data: TraceData, scale: float) -> TraceData:
+    """Play a trace ``scale`` times as fast; order and locality stay."""
+    return data if scale == 1 else replace(data, arrival_s=data.arrival_s / scale)
+
+
+def with_population(data: TraceData, scale: float, limit: int | None, seed: int, file: str) -> TraceData:
+    """Give a trace ``scale`` times as many users of the same adapters.
+
+    Whole copies are rotated by random offsets (the first stays as it is), their sessions kept apart, and merged
+    in time. Of a fraction of a copy each session, or without sessions each request, is kept with that probability.
+
+    :param limit: at most so many requests.
+    :raises TraceError: where no request is left, or too many come without a limit.
+    """
+    if scale == 1:
+        return data
+    if limit is None and scale * len(data) > MAX_REQUESTS:
+        raise too_many(file, scale * len(data))
+    index, arrival, copy = _merged(data, scale, limit, seed)
+    if len(index) == 0:
+        raise TraceError("no request is left at this population_scale", file=file, got=scale)
+    order = np.argsort(arrival, kind="stable")[:limit]
+    index, arrival, copy = index[order], arrival[order], copy[order]
+
+    def pick(values: Ints32 | None) -> Ints32 | None:
+        return None if values is None else values[index]
+
+    return replace(
+        data, arrival_s=arrival - arrival[0], prompt_tokens=pick(data.prompt_tokens),
+        output_tokens=pick(data.output_tokens), adapter=pick(data.adapter), session=_sessions(data, index, copy),
+    )  # fmt: skip
+
+
+def _merged(data: TraceData, scale: float, limit: int | None, seed: int) -> tuple[Ints, Floats, Ints32]:
+    """Return index in the trace, time and copy of the scaled requests up to a horizon that holds ``limit``."""
+    count, copies = len(data), math.ceil(scale)
+    last_s = float(data.arrival_s[-1])
+    period_s = last_s * count / (count - 1) if count > 1 and last_s > 0 else 1.0
+    share = 1.0 if limit is None else min(1.0, 2 * limit / (scale * count))
+    while True:
+        parts = [_copy(data, number, scale, period_s, share * period_s, seed) for number in range(copies)]
+        index = np.concatenate([part[0] for part in parts])
+        if share >= 1 or limit is None or len(index) >= limit:
+            arrival = np.concatenate([part[1] for part in parts])
+            copy = np.repeat(np.arange(copies, dtype=np.int32), [len(part[0]) for part in parts])
+            return index, arrival, copy
+        share = min(1.0, share * 2)
+
+
+def _copy(
+    data: TraceData, number: int, scale: float, period_s: float, horizon_s: float, seed: int
+) -> tuple[Ints, Floats]:
+    """Return one copy, rotated and up to the horizon: index in the trace, and time."""
+    times = data.arrival_s
+    offset_s = float(stream(seed, 0, "population offset", number).random()) * period_s if number else 0.0
+    begin = int(np.searchsorted(times, period_s - offset_s, side="left")) if number else 0
+    rotated = np.concatenate((times[begin:] - (period_s - offset_s), times[:begin] + offset_s)) if number else times
+    index = np.roll(np.arange(len(times), dtype=np.int64), -begin)
+    inside = len(rotated) if horizon_s >= period_s else int(np.searchsorted(rotated, horizon_s, side="left"))
+    index, rotated = index[:inside], rotated[:inside]
+    kept_share = scale - number
+    if kept_share >= 1:
+        return index, rotated
+    rng = stream(seed, 0, "population sample")
+    if data.session is None:
+        kept: NDArray[np.bool_] = (rng.random(len(data)) < kept_share)[index]
+    else:
+        kept = (rng.random(int(data.session.max()) + 1) < kept_share)[data.session[index]]
+    return index[kept], rotated[kept]
+
+
+def _sessions(data: TraceData, index: Ints, copy: Ints32) -> Ints32 | None:
+    if data.session is None:
+        return None
+    import pandas as pd
+
+    apart = data.session[index].astype(np.int64) + copy.astype(np.int64) * (int(data.session.max()) + 1)
+    return np.asarray(pd.factorize(apart)[0], dtype=np.int32)

@@ -1,0 +1,174 @@
+"""Tables in files: which kind a file is, and CSV and JSON lines, gzipped or not."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import os
+import stat
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from operator import itemgetter
+from typing import IO, Any
+
+import numpy as np
+
+from sim.errors import TraceError
+from sim.traffic.traces.blocks import Block, Column, Table, TextColumn, text_of
+from sim.traffic.traces.parquet import ParquetTable
+from sim.traffic.traces.problems import Problems
+
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+@contextlib.contextmanager
+def open_table(file: str) -> Iterator[Table]:
+    """Open a table; what it is, is told by its first bytes.
+
+    :raises TraceError: where there is no such file, or no table in it.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise TraceError("not a file", file=file)
+        with open(file, "rb") as raw:
+            if raw.read(4) == b"PAR1":
+                yield ParquetTable(file)
+                return
+            raw.seek(0)
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            with gzip.GzipFile(fileobj=raw) if packed else contextlib.nullcontext(raw) as plain:
+                yield _text_table(file, plain)  # type: ignore[arg-type]  # a GzipFile is read like a file
+    except FileNotFoundError:
+        raise TraceError("no such trace", file=file, hint="paths in a scenario are relative to its file") from None
+    except _DAMAGED as error:
+        raise TraceError("the compressed file is damaged", file=file, got=str(error)) from error
+    except OSError as error:
+        raise TraceError("the trace can't be read", file=file, got=error.strerror or str(error)) from error
+
+
+def _text_table(file: str, raw: IO[bytes]) -> Table:
+    head = raw.read(4096)
+    raw.seek(0)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) // 4:
+        raise TraceError("not UTF-8 text", file=file, got="what looks like UTF-16", hint="save it as UTF-8")
+    if not head.removeprefix(b"\xef\xbb\xbf").strip():
+        raise TraceError("the trace is empty", file=file)
+    is_json = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    # Bytes that are no UTF-8 come through as lone surrogates, so that they are found in the row they stand in.
+    newline = "\n" if is_json else ""
+    text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    return JsonTable(file, text) if is_json else CsvTable(file, text)
+
+
+class CsvTable:
+    """Comma-separated text with a header."""
+
+    def __init__(self, file: str, text: IO[str]) -> None:
+        self._reader = csv.reader(text, skipinitialspace=True)
+        self.header: tuple[str, ...] = ()
+        try:
+            while not any(self.header):
+                self.header = tuple(cell.strip() for cell in next(self._reader))
+        except StopIteration:
+            raise TraceError("the trace is empty", file=file) from None
+        except csv.Error as error:
+            raise TraceError("not a CSV table", file=file, line=self._reader.line_num, got=str(error)) from error
+
+    def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
+        rows, lines = self._rows(count, problems)
+        if not rows:
+            return None
+        width = len(self.header)
+        if set(map(len, rows)) != {width}:
+            rows, lines = _even(rows, lines, width, problems)
+        problems.rows += len(rows)
+        places = {name: self.header.index(name) for name in columns}
+        found: dict[str, Column] = {
+            name: TextColumn(list(map(itemgetter(place), rows))) for name, place in places.items()
+        }
+        return Block(np.asarray(lines, dtype=np.int64), found)
+
+    def _rows(self, count: int, problems: Problems) -> tuple[list[list[str]], list[int]]:
+        """Return rows and the lines on which they begin."""
+        rows: list[list[str]] = []
+        lines: list[int] = []
+        reader = self._reader
+        line = reader.line_num
+        while True:
+            try:
+                for row in islice(reader, count - len(rows)):
+                    rows.append(row)
+                    lines.append(line + 1)
+                    line = reader.line_num
+                return rows, lines
+            except csv.Error as error:
+                problems.rows += 1
+                hint = "a quote that is never closed?" if "field limit" in str(error) else None
+                problems.add(line + 1, "not a CSV row", got=str(error), hint=hint)
+                line = reader.line_num
+
+
+def _even(rows: list[list[str]], lines: list[int], width: int, problems: Problems) -> tuple[list[list[str]], list[int]]:
+    """Drop blank lines, and note rows with more or fewer cells than the header."""
+    even: list[int] = []
+    for index, row in enumerate(rows):
+        if len(row) == width:
+            even.append(index)
+        elif len(row) > 1 or (row and row[0].strip()):
+            problems.rows += 1
+            problems.add(lines[index], "not as many cells as the header", got=str(len(row)), allowed=str(width))
+    return [rows[index] for index in even], [lines[index] for index in even]
+
+
+class JsonTable:
+    """JSON lines: one object a line; the keys of the first are the header."""
+
+    def __init__(self, file: str, text: IO[str]) -> None:
+        self._lines = enumerate(text, start=1)
+        self._first: list[tuple[int, str]] = []
+        for number, line in self._lines:
+            if line.strip():
+                self._first = [(number, line)]
+                break
+        record = _record(self._first[0][1]) if self._first else None
+        if record is None:
+            raise TraceError("not a line of JSON", file=file, line=1, allowed="one object a line")
+        self.header = tuple(record)
+
+    def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
+        lines: list[int] = []
+        cells: dict[str, list[str]] = {name: [] for name in columns}
+        seen = False
+        for number, line in islice(self._take(), count):
+            seen = True
+            record = _record(line)
+            if record is None:
+                if line.strip():
+                    problems.rows += 1
+                    problems.add(number, "not a line of JSON", got=line.rstrip()[:80], allowed="one object a line")
+                continue
+            lines.append(number)
+            for name in columns:
+                cells[name].append(text_of(record.get(name)))
+        problems.rows += len(lines)
+        if not seen:
+            return None
+        return Block(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})
+
+    def _take(self) -> Iterator[tuple[int, str]]:
+        while self._first:
+            yield self._first.pop()
+        yield from self._lines
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

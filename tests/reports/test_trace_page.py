@@ -1,0 +1,351 @@
+"""The page of a trace: every part may be missing, its words follow from the numbers, and it stands alone."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import LOADING, Page
+
+from reports.trace_page import TracePage, build_page, write_page
+from reports.trace_words import (
+    candidates_table,
+    check_table,
+    closed_gap,
+    curve_table,
+    facts_table,
+    headline,
+    laws_sentences,
+    laws_table,
+    lengths_sentences,
+    lengths_table,
+    sentences,
+)
+from sim.results.trace_facts import (
+    Candidate,
+    CheckedValue,
+    FitCheck,
+    LawRow,
+    MissCurve,
+    SessionFacts,
+    TraceFacts,
+)
+
+TOKENS = {"mean": 600.0, "p50": 400.0, "p90": 1500.0, "p99": 5400.0, "max": 9000.0}
+CURVE = MissCurve(
+    [1, 2, 4, 8, 11, 16, 32, 64],
+    [0.98, 0.94, 0.84, 0.64, 0.50, 0.30, 0.20, 0.10], [0.99, 0.98, 0.96, 0.93, 0.91, 0.90, 0.70, 0.40],
+    [0.99, 0.98, 0.96, 0.93, 0.91, 0.89, 0.69, 0.38],
+)  # fmt: skip
+FIT = FitCheck(
+    0.5, 4000, 3900, "sessions",
+    [Candidate("independent", "every request draws its adapter independently", 0.25),
+     Candidate("sessions", "sessions as the trace names them", 0.0062)],
+    [4, 8, 16, 32, 64],
+    real=[0.80, 0.60, 0.30, 0.20, 0.10], synthetic=[0.81, 0.58, 0.30, 0.24, 0.10],
+    independent=[0.96, 0.90, 0.85, 0.70, 0.11],
+    values=[CheckedValue("requests/s", 2.0, 2.1, "1/s"), CheckedValue("dispersion in 60 s", 16.0, 2.0),
+            CheckedValue("prompt mean", 600.0, 630.0, "tokens")],
+)  # fmt: skip
+FACTS = TraceFacts(
+    file="traces/day.csv", requests=8000, adapters=100, span_s=4000.0, rate_rps=2.0, gap_cv=1.3, dispersion_1s=1.5,
+    dispersion_60s=5.8, longest_gap_s=9.0, prompt=TOKENS, output=TOKENS, length_correlation=-0.123,
+    length_by_adapter=0.79,
+    concentration={"top_1pct": 0.1, "top_10pct": 0.45, "top_20pct": 0.617, "effective_adapters": 42.3},
+    laws=[LawRow("zipf", {"exponent": 0.9}, 1000.0, 0.03, 0.4), LawRow("uniform", {}, 1200.0, 0.4, 0.01),
+          LawRow("hot-cold", {"hot": 0.125, "requests": 0.7}, 900.0, 0.1, None, "sessions")],
+    sessions=SessionFacts(True, None, 1800, 14.7, 4.5, 120.0, 1290.0), curve=CURVE,
+    timeline={"t_s": [500.0, 1500.0, 2500.0, 3500.0], "rate_rps": [1.0, 3.0, 2.5, 1.5]}, fit=FIT,
+)  # fmt: skip
+NAMELESS = replace(FACTS, adapters=0, concentration=None, laws=[], sessions=None, curve=None, length_by_adapter=None)
+UNCHECKED = replace(FIT, slots=[], real=[], synthetic=[], independent=[], values=[])
+CHECKED_BUT_NAMELESS = replace(UNCHECKED, candidates=[], values=FIT.values, chosen="independent")
+
+
+def instant(facts: TraceFacts) -> TraceFacts:
+    """The same trace with all requests at one time."""
+    return replace(facts, span_s=0.0, rate_rps=0.0, gap_cv=None, dispersion_1s=None, dispersion_60s=None,
+                   longest_gap_s=0.0, timeline={"t_s": [], "rate_rps": []}, fit=None)  # fmt: skip
+
+
+def lonely(facts: TraceFacts) -> TraceFacts:
+    """The same trace with one adapter."""
+    one = MissCurve([1], [1 / 8000], [1 / 8000], [0.0])
+    shares = {"top_1pct": 1.0, "top_10pct": 1.0, "top_20pct": 1.0, "effective_adapters": 1.0}
+    return replace(facts, adapters=1, curve=one, concentration=shares, laws=[LawRow("uniform", {}, 0.0, 0.0, 1.0)])
+
+
+def variants() -> dict[str, TraceFacts]:
+    """Every combination of what a trace may lack."""
+    found: dict[str, TraceFacts] = {}
+    who = {"named": FACTS, "nameless": NAMELESS, "one-adapter": lonely(FACTS)}
+    fits: dict[str, FitCheck | None] = {"checked": FIT, "unchecked": UNCHECKED, "unfitted": None}
+    changes: tuple[dict[str, Any], ...] = (
+        {}, {"prompt": None, "output": None, "length_correlation": None, "length_by_adapter": None},
+    )  # fmt: skip
+    for (adapters, facts), (fit, check), (lengths, change) in itertools.product(
+        who.items(), fits.items(), zip(("lengths", "no-lengths"), changes, strict=True)
+    ):
+        if adapters == "nameless" and check is FIT:
+            check = CHECKED_BUT_NAMELESS
+        for time, made in (("time", facts), ("instant", instant(facts))):
+            fitted = check if time == "time" else None
+            found[f"{adapters}-{fit}-{lengths}-{time}"] = replace(made, fit=fitted, **change)
+    found["skipped"] = replace(FACTS, skipped={"output_tokens: not a number": 20}, notes=["columns ignored: region"])
+    found["one-request"] = replace(instant(lonely(FACTS)), requests=1, sessions=None, laws=[])
+    found["nothing"] = replace(instant(NAMELESS), requests=0, prompt=None, output=None, length_correlation=None)
+    return found
+
+
+def page_of(facts: TraceFacts, **changes: Any) -> str:
+    page = TracePage(facts, "day.csv", "loraplan trace day.csv", "schema_version: 1\n", [("Seed", "1")])
+    return build_page(replace(page, **changes))
+
+
+@pytest.mark.parametrize("name", variants())
+def test_renders_whatever_is_missing(name: str) -> None:
+    facts = variants()[name]
+    text = page_of(facts)
+    read = Page(text)
+    assert len(read.ids) == len(set(read.ids))
+    targets = [attrs["href"] or "" for attrs in read.of("a")]
+    assert all(target.lstrip("#") in read.ids for target in targets)
+    assert ("p", headline(facts).replace(" %", "\xa0%")) in read.text
+    assert not re.search(r"\b(nan|None|inf)\b", re.sub(r"<style.*?</style>", "", text, flags=re.S))
+    assert ("popularity" in read.ids) == bool(facts.laws)
+    assert ("lengths" in read.ids) == (facts.prompt is not None)
+    assert ("slots" in read.ids) == (facts.curve is not None)
+    assert ("fitted" in read.ids) == (facts.fit is not None and bool(facts.fit.candidates or facts.fit.values))
+    levels = [int(tag[1]) for tag, _ in read.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_has_three_charts_each_with_a_name_a_text_and_its_numbers() -> None:
+    text = page_of(FACTS)
+    figures = re.findall(r"<figure.*?</figure>", text, flags=re.S)
+    assert [re.search(r'id="(\w+)"', figure)[1] for figure in figures] == ["curve", "check", "rate"]  # type: ignore[index]
+    for figure in figures:
+        assert re.search(r'role="img" aria-labelledby="(\w+)-t \1-d"', figure)
+        assert re.search(r"<title id=[^>]*>[^<]{8,}</title><desc id=[^>]*>[^<]{40,}</desc>", figure)
+        table = re.search(r"<details>.*<table>.*</table>.*</details>", figure, flags=re.S)
+        assert table is not None
+        assert len(re.findall(r"<tr>", table[0])) > 4
+    for svg in re.findall(r"<svg.*?</svg>", text, flags=re.S):
+        assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    used = set(re.findall(r"var\(--([a-z0-9-]+)\)", text))
+    assert used <= set(re.findall(r"--([a-z0-9-]+):", text))
+
+
+def test_the_description_of_a_chart_says_its_numbers() -> None:
+    text = page_of(FACTS)
+    assert "16 slots: the trace&#x27;s order 30 %, shuffled (dashed) 90 %" in text
+    assert "mean 2 requests/s, lowest 1 at 500 s, highest 3 at 25 min" in text
+
+
+def test_loads_nothing_and_runs_nothing() -> None:
+    text = page_of(FACTS)
+    for tag, attrs in Page(text).tags:
+        assert tag not in ("script", "iframe", "object", "embed", "base", "img")
+        for key, value in attrs.items():
+            assert not key.startswith("on")
+            if key in LOADING:
+                assert (value or "").startswith(("#", "data:,"))
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "default-src 'none'" in text
+    assert len(text.encode()) < 300_000
+
+
+def test_markup_in_names_stays_text() -> None:
+    evil = "<script>alert(1)</script>"
+    facts = replace(
+        FACTS, file=evil, notes=[evil], skipped={evil: 3},
+        laws=[LawRow(evil, {evil: 1.0}, 1.0, 0.1, 0.5)],
+        fit=replace(FIT, chosen=evil, candidates=[Candidate(evil, evil, 0.1)], values=[CheckedValue(evil, 1.0, 2.0)]),
+    )  # fmt: skip
+    text = page_of(facts, name=evil, command=evil, scenario=evil, scenario_file=evil, provenance=[(evil, evil)])
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 14
+    assert "loraplan run &#39;&lt;script" in text  # quoted for the shell as well
+
+
+def test_the_headline_takes_the_power_of_two_where_order_matters_most() -> None:
+    # |0.30 - 0.90| at 16 is the largest gap; 11 slots are not a power of two.
+    assert headline(FACTS) == (
+        "At 16 slots LRU misses 30 % of requests, but 90 % of the same ones shuffled: locality decides."
+    )
+    mild = replace(CURVE, shuffled=[ratio + 0.04 for ratio in CURVE.real])
+    assert headline(replace(FACTS, curve=mild)).endswith(": locality helps.")
+
+
+def test_the_headline_says_when_order_does_not_matter_or_hurts() -> None:
+    same = replace(CURVE, shuffled=CURVE.real)
+    assert headline(replace(FACTS, curve=same)) == (
+        "At 32 slots LRU misses 20 % of requests, shuffled 20 %: their order matters little."
+    )
+    scan = replace(CURVE, real=CURVE.shuffled, shuffled=CURVE.real)
+    assert "LRU misses 90 % of requests, but 30 % of the same ones shuffled: the order hurts" in (
+        headline(replace(FACTS, curve=scan))
+    )
+
+
+def test_the_headline_of_a_trace_without_adapters_is_its_rate() -> None:
+    # (5.8 - 1) * 2 requests/s * 60 s = (60 s * deviation)²: the deviation is 0.4/s, a fifth of the rate.
+    # In a second: (1.5 - 1) * 2 * 1 = 1, half of the rate.
+    assert headline(NAMELESS) == (
+        "2 requests/s over 66.7 min: beyond chance, the rate moves by 50 % from second to second and 20 % from minute "
+        "to minute."
+    )
+    calm = replace(NAMELESS, dispersion_1s=1.0, dispersion_60s=1.1, gap_cv=1.0)
+    assert headline(calm) == "2 requests/s over 66.7 min, with gaps about as uneven as those of Poisson arrivals."
+    seconds = replace(NAMELESS, dispersion_60s=None, dispersion_1s=1.5)
+    assert "moves by 50 % from second to second" in headline(seconds)
+    assert headline(instant(NAMELESS)) == "8,000 requests, all at one time: there is no rate to tell."
+
+
+def test_dispersion_within_its_own_error_is_chance() -> None:
+    # 4,000 s hold 66 minutes: two standard errors are 2 * sqrt(2 / 66.7) = 0.35.
+    steady = replace(FACTS, dispersion_1s=1.0)
+    assert "no more than chance" in sentences(replace(steady, dispersion_60s=1.34))[0]
+    assert "from minute to minute" in sentences(replace(steady, dispersion_60s=1.36))[0]
+
+
+def test_sentences_say_rate_popularity_sessions_and_fit() -> None:
+    rate, popularity, slots, fit, off = sentences(FACTS)
+    assert rate == (
+        "2 requests/s over 66.7 min. Gaps are somewhat burstier than those of Poisson arrivals (cv 1.3; Poisson: 1). "
+        "Counts have an index of dispersion of 1.5 by the second and 5.8 by the minute (Poisson: 1): beyond chance, "
+        "the rate moves by 50 % from second to second and 20 % from minute to minute."
+    )
+    assert popularity == (
+        "The hottest 1 % of 100 adapters get 10 % of requests, 10 % get 45 %, 20 % 62 %: as hard to guess as 42.3 "
+        "equally popular ones."
+    )
+    # Shuffled / real is 1.45 at 8, 3 at 16, 3.5 at 32 and 4 at 64.
+    assert slots == (
+        "14.7 sessions of 4.5 requests are under way at a time. Below 16 slots LRU gains less from them (at 8 slots "
+        "64 % miss, 93 % shuffled); from there on independent draws overstate misses up to 4.0 times (64 slots)."
+    )
+    # Gaps of 0.02 and more: 4 to 32 slots. Left: 0.01 + 0.02 + 0 + 0.04 of 0.16 + 0.30 + 0.55 + 0.50.
+    assert closed_gap(FIT) == pytest.approx(1 - 0.07 / 1.51)
+    assert fit == (
+        "Traffic fitted to the first half (sessions as the trace names them) meets the LRU curve of the rest within "
+        "4 points, worst at 32 slots, and closes 95 % of the gap between independent draws and the trace: its miss "
+        "ratios may be believed."
+    )
+    assert off == "Fitted traffic is off in dispersion in 60 s (2, trace 16). It is calmer, so its queues are shorter."
+
+
+def test_sessions_found_by_pauses_are_told_so() -> None:
+    assert FACTS.sessions is not None
+    found = replace(FACTS, sessions=replace(FACTS.sessions, named=False, pause_s=30.0, at_a_time=0.4))
+    assert sentences(found)[2].startswith(
+        "With pauses of an adapter up to 30 s, sessions have 4.5 requests, and 0.4 are under way at a time."
+    )
+    assert "pauses for longer than given above" in page_of(found)
+    assert "pauses for longer than given above" not in page_of(FACTS)
+
+
+def test_says_where_sessions_help_only_where_they_do() -> None:
+    mild = replace(CURVE, shuffled=[1.3 * ratio for ratio in CURVE.real])
+    assert "Independent draws overstate misses up to 1.3 times" in sentences(replace(FACTS, curve=mild))[2]
+    assert "Below" not in sentences(replace(FACTS, curve=mild))[2]
+    same = replace(CURVE, shuffled=CURVE.real)
+    assert "At no number of slots do independent draws" in sentences(replace(FACTS, curve=same))[2]
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "verdict"),
+    [(0.25, "may be believed"), (0.251, "as rough"), (0.30, "as rough"), (0.31, "replay the trace instead")],
+)
+def test_trust_follows_from_the_largest_difference(synthetic: float, verdict: str) -> None:
+    fit = replace(FIT, slots=[32], real=[0.25 - 0.05], synthetic=[synthetic], independent=[0.7])
+    assert verdict in sentences(replace(FACTS, fit=fit))[3]
+
+
+def test_a_fit_no_better_than_independent_draws_is_told_so() -> None:
+    fit = replace(FIT, slots=[8], real=[0.2], synthetic=[0.5], independent=[0.4])
+    assert closed_gap(fit) == pytest.approx(-0.5)
+    assert "is no closer to it than independent draws" in sentences(replace(FACTS, fit=fit))[3]
+    close = replace(FIT, slots=[8], real=[0.2], synthetic=[0.21], independent=[0.21])
+    assert closed_gap(close) is None
+    assert "independent draws" not in sentences(replace(FACTS, fit=close))[3]
+
+
+def test_says_when_nothing_is_checked_or_fitted_or_left_out() -> None:
+    assert "nothing is left to check it on" in sentences(replace(FACTS, fit=UNCHECKED))[3]
+    assert "fitted to the whole trace" in sentences(replace(FACTS, fit=replace(UNCHECKED, share=1.0)))[3]
+    assert sentences(replace(NAMELESS, fit=CHECKED_BUT_NAMELESS))[1:] == [
+        "Traffic fitted to the first half, beside the rest: requests/s +5 %, dispersion in 60 s −88 %.",
+        "Fitted traffic is calmer, so its queues are shorter.",
+    ]
+    few = replace(FACTS, fit=None, notes=["no traffic is fitted: 12 requests in the fitted part are too few"])
+    assert sentences(few)[3] == "No traffic is fitted to it; the notes say why."
+    left_out = replace(FACTS, requests=980, skipped={"a": 15, "b": 5})
+    assert sentences(left_out)[-1] == "20 rows (2 %) could not be used and are left out."
+    assert "Rows left out: 15 (a)." in page_of(left_out)
+
+
+def test_a_law_is_ruled_out_only_where_it_was_judged() -> None:
+    by_requests, by_sessions = laws_sentences(FACTS)
+    assert by_requests == (
+        "By requests: likeliest is zipf (exponent 0.9), off by up to 3 % of requests. This ranking may come from zipf."
+    )
+    assert by_sessions == (
+        "By sessions: likeliest is hot-cold (hot 12.5 %, requests 70 %), off by up to 10 % of sessions."
+    )
+    table = laws_table(FACTS)
+    assert table is not None
+    assert [row[-1].replace("\xa0", " ") for row in table.rows] == ["possible", "ruled out", "not judged"]
+    none = replace(FACTS, laws=[LawRow("uniform", {}, 1200.0, 0.4, 0.01)])
+    assert "No law made this ranking" in laws_sentences(none)[0]
+
+
+def test_lengths_in_words() -> None:
+    together, between = lengths_sentences(FACTS)
+    assert "go against each other" in together
+    assert together.endswith("−0.12).")
+    assert between == "Lengths depend on the adapter: 79 % of their variance lies between adapters."
+
+
+def test_tables_hold_the_numbers() -> None:
+    facts = {row[0]: row[1] for row in facts_table(FACTS).rows}
+    assert facts["hottest 20 %"] == "61.7 %"
+    assert facts["sessions at a time"] == "14.7"
+    curve = curve_table(FACTS)
+    assert curve is not None
+    assert curve.rows[5] == ["16", "30 %", "90 %", "89 %"]
+    check = check_table(FACTS)
+    assert check is not None
+    assert check.rows[1] == ["miss ratio, 8 slots", "60 %", "58 %", "90 %", "−2.0 points"]
+    assert check.rows[5] == ["requests/s", "2/s", "2.1/s", "–", "+5 %"]
+    tried = candidates_table(FACTS)
+    assert tried is not None
+    assert [row[0] for row in tried.rows] == ["sessions (chosen)", "independent"]
+    lengths = lengths_table(FACTS)
+    assert lengths is not None
+    assert lengths.rows[0] == ["prompt tokens", "600", "400", "1,500", "5,400", "9,000"]
+    for table in (facts_table(FACTS), curve, check, tried, lengths):
+        assert all(len(row) == len(table.head) for row in table.rows)
+    assert curve_table(NAMELESS) is None
+    assert laws_table(NAMELESS) is None
+    assert check_table(replace(FACTS, fit=UNCHECKED)) is None
+
+
+def test_the_band_of_the_rate_is_that_of_poisson_arrivals() -> None:
+    # Spans of 1,000 s at 2/s: 1.96 * sqrt(2 / 1000) = 0.088 around 2; rates of 1, 3, 2.5 and 1.5 all lie outside.
+    assert "where 95 % of the spans of Poisson arrivals would lie; 0 % do." in page_of(FACTS)
+    near = replace(FACTS, timeline={"t_s": FACTS.timeline["t_s"], "rate_rps": [1.92, 2.08, 2.0, 2.09]})
+    assert "would lie; 75 % do." in page_of(near)
+
+
+def test_writes_the_file_whole(tmp_path: Path) -> None:
+    page = TracePage(FACTS, "day.csv", "loraplan trace day.csv", None, [])
+    written = write_page(page, tmp_path / "report.html")
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert written.read_text(encoding="utf-8") == build_page(page)
+    assert "as a scenario" not in build_page(page)

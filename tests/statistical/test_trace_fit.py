@@ -1,0 +1,155 @@
+"""Traffic fitted to half of a trace has the locality of the other half; fits find the laws that made the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from traffic_samples import drawn, traffic
+
+from sim.policies.lru_curve import lru_curve
+from sim.results.trace_facts import FitCheck
+from sim.spec.trace import Trace
+from sim.studies.trace_study import study_trace
+from sim.traffic.fits.describe import dispersion
+from sim.traffic.fits.gaps import cvs_by_adapter, fit_gaps
+from sim.traffic.fits.modulation import fit_modulation
+from sim.traffic.fits.popularity import LEAST_P, fit_popularity
+from sim.traffic.traces.data import TraceData
+from sim.traffic.traces.read import read_trace
+
+LOW = "synth_sessions_low_concurrency.csv"
+SERVEGEN = ("servegen_m-large_day2_1h_8rps_requests.csv", "servegen_m-small_day3_1h_8rps_requests.csv")
+
+
+def read(shared: Path, name: str) -> TraceData:
+    return read_trace(Trace(file=str(shared / "traces" / name)), None)
+
+
+def checked(trace: TraceData) -> FitCheck:
+    check = study_trace(trace, "trace", fit_share=0.5, seed=1).facts.fit
+    assert check is not None
+    return check
+
+
+def second_half_curve(trace: TraceData, slots: list[int]) -> np.ndarray:
+    """Miss ratios of the second half, worked out apart from the study."""
+    assert trace.adapter is not None
+    late = trace.arrival_s >= trace.arrival_s[-1] / 2
+    return lru_curve(trace.adapter[late]).miss_ratios(slots)
+
+
+def test_sessions_fitted_to_the_first_half_predict_the_second(shared: Path) -> None:
+    trace = read(shared, LOW)
+    check = checked(trace)
+    assert check.chosen == "sessions"
+    np.testing.assert_allclose(check.real, second_half_curve(trace, check.slots))
+    inside = [place for place, slots in enumerate(check.slots) if 4 <= slots <= 64]
+    assert {4, 8, 16, 32, 64} <= {check.slots[place] for place in inside}
+    for place in inside:
+        assert check.synthetic[place] == pytest.approx(check.real[place], abs=0.05)
+        assert abs(check.independent[place] - check.real[place]) > 0.1  # what there was to gain
+
+
+def test_sessions_that_the_trace_does_not_name_are_found_by_pauses(shared: Path) -> None:
+    # Users of one adapter at the same time can't be told apart, so this can't be as good.
+    check = checked(replace(read(shared, LOW), session=None))
+    assert check.chosen.startswith("sessions-")
+    for slots, real, synthetic, independent in zip(
+        check.slots, check.real, check.synthetic, check.independent, strict=True
+    ):
+        if 4 <= slots <= 64:
+            assert abs(synthetic - real) <= abs(independent - real) / 3
+
+
+@pytest.mark.parametrize("name", SERVEGEN)
+def test_the_gap_between_independent_draws_and_real_clients_is_closed_by_two_thirds(shared: Path, name: str) -> None:
+    trace = read(shared, name)
+    check = checked(trace)
+    np.testing.assert_allclose(check.real, second_half_curve(trace, check.slots))
+    real, synthetic, independent = (np.array(values) for values in (check.real, check.synthetic, check.independent))
+    assert np.abs(synthetic - real).mean() <= np.abs(independent - real).mean() / 3
+    # At every size where independent draws are off by more than a tenth, too.
+    wrong = np.abs(independent - real) > 0.1
+    assert wrong.sum() >= 3
+    assert (np.abs(synthetic - real)[wrong] <= np.abs(independent - real)[wrong] / 3).all()
+
+
+def test_independent_requests_are_found_to_be_independent() -> None:
+    times, adapters = drawn(traffic(20_000, 60, popularity={"law": "zipf", "exponent": 0.8}))
+    check = checked(_as_trace(times, adapters))
+    assert np.abs(np.array(check.synthetic) - check.real).max() < 0.02
+    assert np.abs(np.array(check.independent) - check.real).max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("law", "value"),
+    [
+        ({"law": "zipf", "exponent": 0.9}, 0.9),
+        ({"law": "geometric", "ratio": 1.1}, 1.1),
+        ({"law": "s-lora-power", "alpha": 0.4}, 0.4),
+    ],
+)
+def test_the_popularity_law_that_made_requests_is_the_likeliest_and_not_ruled_out(
+    law: dict[str, Any], value: float
+) -> None:
+    _, adapters = drawn(traffic(40_000, 40, popularity=law))
+    best = fit_popularity(np.bincount(adapters))[0]
+    # Zipf-Mandelbrot without a shift is Zipf: it may win by chance, but for two points of AIC.
+    assert best.law.law in (law["law"], "zipf-mandelbrot")
+    found = next(fit for fit in fit_popularity(np.bincount(adapters)) if fit.law.law == law["law"])
+    assert found.aic <= best.aic + 2
+    assert found.p_value is not None
+    assert found.p_value >= LEAST_P
+    assert list(found.law.model_dump().values())[1] == pytest.approx(value, rel=0.02)
+
+
+def test_true_laws_are_seldom_ruled_out() -> None:
+    law = {"law": "zipf-mandelbrot", "exponent": 0.95, "shift": 6.5}
+    refused = 0
+    for seed in range(30):
+        _, adapters = drawn(traffic(1200, 200, seed, popularity=law))  # six requests an adapter
+        fits = {fit.law.law: fit for fit in fit_popularity(np.bincount(adapters), seed)}
+        refused += (fits["zipf-mandelbrot"].p_value or 0) < LEAST_P
+        assert (fits["uniform"].p_value or 0) < LEAST_P
+    assert refused <= 3  # binomial(30, .02): four or more once in 330
+
+
+def test_gap_laws_are_found_and_told_apart() -> None:
+    for process, cv in (("gamma", 3.0), ("weibull", 3.0), ("gamma", 0.5)):
+        gaps = np.diff(drawn(traffic(30_000, arrivals={"process": process, "rate": "5/s", "cv": cv}))[0])
+        found = fit_gaps(gaps)
+        assert found.process == process
+        assert found.cv == pytest.approx(cv, rel=0.05)
+    assert fit_gaps(np.diff(drawn(traffic(30_000))[0])).process == "poisson"
+
+
+def test_every_adapter_gets_the_burstiness_of_its_own_gaps() -> None:
+    arrivals = {"process": "weibull", "rate": "20/s", "cv": 4, "per": "adapter"}
+    times, adapters = drawn(traffic(100_000, 20, arrivals=arrivals))
+    found = cvs_by_adapter(times, adapters, 21, "weibull")
+    assert len(found) == 21  # the last one was never asked for, and gets what the others have
+    assert np.median(found) == pytest.approx(4, rel=0.1)
+    assert found[20] == pytest.approx(np.median(found), rel=0.3)
+
+
+def test_a_moving_rate_is_met_by_the_second_and_by_the_minute() -> None:
+    states = [{"level": 0.5, "time": "80 s"}, {"level": 1.5, "time": "80 s"}]
+    times, _ = drawn(traffic(200_000, arrivals={"process": "mmpp", "rate": "10/s", "states": states}))
+    found = fit_modulation(times, 10.0)
+    assert found is not None
+    assert found.levels == pytest.approx((0.5, 1.5), abs=0.1)
+    assert found.times_s == pytest.approx((80, 80), rel=0.3)
+    again = [{"level": level, "time": f"{time} s"} for level, time in zip(found.levels, found.times_s, strict=True)]
+    made, _ = drawn(traffic(200_000, arrivals={"process": "mmpp", "rate": "10/s", "states": again}), 1)
+    for window in (1.0, 60.0):
+        assert dispersion(made, window) == pytest.approx(dispersion(times, window), rel=0.15)
+    assert fit_modulation(drawn(traffic(50_000))[0], 10.0) is None
+
+
+def _as_trace(times: np.ndarray, adapters: np.ndarray) -> TraceData:
+    names = tuple(str(number) for number in range(int(adapters.max()) + 1))
+    return TraceData(times - times[0], None, None, adapters.astype(np.int32), None, names, None, (), {})

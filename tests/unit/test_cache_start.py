@@ -1,0 +1,144 @@
+"""Pinned adapters, warm starts and loads ahead of time: who is where when, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from strategies import GRID, build, fixed_time, write_profile, write_trace
+
+from sim.errors import ScenarioError
+from sim.policies.eviction import EVICTIONS
+from sim.results.records import Recording
+from sim.spec.scenario import Scenario
+from sim.spec.serving import EVICTIONS as NAMES
+from sim.traffic.request import DELAYED_HIT, HIT, MISS
+from sim.world.build import build_world, simulate
+
+
+def ticking(rows: list[tuple[int, int, int]], cache: dict[str, Any], slots: int = 2, **more: Any) -> Scenario:
+    """Rows of tick, adapter, output tokens; steps of one tick, one sequence at a time, loads of six ticks."""
+    trace = write_trace([(ticks * GRID, adapter, 1, output) for ticks, adapter, output in rows])
+    fleet = {"profile": write_profile({"fixed_s": GRID}), "kv_tokens": 4096, "max_num_seqs": 1, "load_at": "admission"}
+    return build(
+        workload={"trace": {"file": trace}}, adapters={"count": 4, "size": "1 MiB"},
+        cache={"gpu": {"slots": slots}} | cache, storage={"load": fixed_time(6 * GRID)} | more.pop("storage", {}),
+        fleet=fleet | more,
+    )  # fmt: skip
+
+
+def run(scenario: Scenario) -> Recording:
+    return simulate(build_world(scenario), 0, 1)
+
+
+def outcomes(recording: Recording) -> list[int]:
+    return recording.requests["outcome"].tolist()
+
+
+def ticks(seconds: Any) -> list[float]:
+    return (seconds / GRID).tolist()
+
+
+ROWS = [(0, 0, 25), (7, 1, 2), (8, 2, 2)]
+"""Request 0 loads until 6 and runs until 31; 1 and 2 wait meanwhile for the one seat, each with its own adapter."""
+
+
+def test_without_prefetch_each_request_loads_when_its_turn_comes() -> None:
+    recording = run(ticking(ROWS, {}, slots=3))
+    assert outcomes(recording) == [MISS, MISS, MISS]
+    assert ticks(recording.loads["started_s"]) == [0, 31, 37]
+
+
+def test_a_prefetched_adapter_is_a_hit() -> None:
+    recording = run(ticking(ROWS, {"prefetch": "queued"}, slots=3))
+    assert outcomes(recording) == [MISS, HIT, HIT]
+    assert ticks(recording.loads["started_s"]) == [0, 7, 13], "one after the other, since there is one loader"
+    assert ticks(recording.requests["admitted_s"]) == [6, 31, 33]
+
+
+def test_a_request_whose_turn_comes_during_the_prefetch_is_a_delayed_hit() -> None:
+    recording = run(ticking([(0, 0, 25), (28, 1, 2)], {"prefetch": "queued"}))
+    assert outcomes(recording) == [MISS, DELAYED_HIT]
+    assert ticks(recording.requests["admitted_s"]) == [6, 34]
+    assert ticks(recording.requests["load_wait_s"]) == [6, 3]
+
+
+def test_prefetch_leaves_alone_what_others_in_the_queue_wait_for() -> None:
+    # Two slots: 0 is in use, and 1 takes the free one. 2 comes when 0 has ended, not in the place of 1.
+    recording = run(ticking(ROWS, {"prefetch": "queued"}, slots=2))
+    assert outcomes(recording) == [MISS, HIT, DELAYED_HIT]
+    assert ticks(recording.loads["started_s"]) == [0, 7, 31]
+
+
+def test_pinned_adapters_never_leave_and_are_no_loads() -> None:
+    # The trace asks for 1 most often. One slot is left for the others.
+    rows = [(tick * 20, adapter, 1) for tick, adapter in enumerate((0, 1, 1, 2, 1, 3, 1, 0))]
+    recording = run(ticking(rows, {"pinned": 1}))
+    assert outcomes(recording) == [MISS, HIT, HIT, MISS, HIT, MISS, HIT, MISS]
+    assert 1 not in recording.loads["adapter"].tolist()
+    assert recording.evictions == 3
+
+
+@pytest.mark.parametrize("eviction", [name for name in EVICTIONS if name not in ("cycle", "discard-when-idle")])
+def test_a_warm_start_spares_first_misses(eviction: str) -> None:
+    rows = [(tick * 20, adapter, 1) for tick, adapter in enumerate((0, 0, 0, 1, 1, 2))]
+    recording = run(ticking(rows, {"warm": 2, "eviction": eviction}))
+    assert outcomes(recording) == [HIT, HIT, HIT, HIT, HIT, MISS]
+    assert recording.loads["adapter"].tolist() == [2]
+
+
+@pytest.mark.parametrize("eviction", ["lru", "fifo", "clock", "lfu", "lfu-history", "sieve", "s3-fifo", "gdsf"])
+def test_of_a_warm_start_the_most_popular_leaves_last(eviction: str) -> None:
+    rows = [(tick * 20, adapter, 1) for tick, adapter in enumerate((0, 1, 1, 1, 2, 2))]
+    recording = run(ticking(rows, {"warm": 2, "eviction": eviction}))  # 1 and 2; 0 drives out 2
+    assert outcomes(recording) == [MISS, HIT, HIT, HIT, MISS, HIT]
+
+
+def test_warm_adapters_come_up_to_the_first_that_finds_no_room() -> None:
+    recording = run(ticking([(0, 0, 1), (20, 1, 1), (40, 2, 1), (60, 3, 1)], {"warm": 4}, slots=2))
+    assert outcomes(recording) == [HIT, HIT, MISS, MISS]
+
+
+def test_names_of_scenarios_and_of_policies_are_the_same() -> None:
+    assert set(NAMES) == set(EVICTIONS) | {"vllm-lru"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "key", "words"),
+    [
+        ({"cache": {"pinned": 1}, "fleet": {"engine": "vllm-0.8"}}, "cache.pinned", "vLLM admits"),
+        ({"cache": {"pinned": 1}, "fleet": {"engine": "s-lora"}}, "cache.pinned", "share the KV cache"),
+        ({"cache": {"warm": 1, "gpu": {"size": "1 GB"}}, "fleet": {"engine": "lorax"}}, "cache.warm", "their turn"),
+        ({"cache": {"prefetch": "queued"}}, "cache.prefetch", "only loads that are asked for at admission"),
+        ({"cache": {"prefetch": "queued"}, "fleet": {"engine": "sglang"}}, "cache.prefetch", "at admission"),
+        ({"cache": {"prefetch": "queued"}, "fleet": {"engine": "fixed", "service": fixed_time(1.0)}},
+         "cache.prefetch", "engine fixed loads ahead anyway"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str, words: str) -> None:
+    workload = {"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}}
+    with pytest.raises(ValidationError) as refused:
+        build(workload=workload, adapters={"count": 4, "size": "1 MiB"}, **sections)
+    (error,) = refused.value.errors()
+    assert error["ctx"]["key"] == key
+    assert words in error["msg"]
+
+
+@pytest.mark.parametrize(
+    ("cache", "words"),
+    [
+        ({"pinned": 2}, "leave no room for another one in cache.gpu"),
+        ({"pinned": 5, "gpu": {"slots": 9}}, "there are fewer adapters"),
+        ({"pinned": 2, "gpu": {"slots": 4}, "host": {"fill": "arrival", "slots": 2}}, "another one in cache.host"),
+    ],
+)
+def test_pinned_adapters_must_leave_room(cache: dict[str, Any], words: str) -> None:
+    scenario = ticking(ROWS, cache)
+    with pytest.raises(ScenarioError, match=words) as refused:
+        run(scenario)
+    assert refused.value.key == "cache.pinned"
+
+
+def test_all_adapters_may_be_pinned_where_they_fit() -> None:
+    assert outcomes(run(ticking(ROWS, {"pinned": 4}, slots=4))) == [HIT, HIT, HIT]
