@@ -216,6 +216,8 @@ def _relative(value: CheckedValue) -> str:
 
 
 def _shown(value: float, unit: str) -> str:
+    if unit == "1":
+        return percent(value)
     return f"{number(value)}/s" if unit == "1/s" else number(value)
 
 

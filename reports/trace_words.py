@@ -218,7 +218,7 @@ def laws_sentences(facts: TraceFacts) -> list[str]:
         text = f"By {of}: likeliest is {likeliest}, off by up to {about(best.distance)} of {of}."
         unseen = best.adapters - facts.adapters
         if unseen > 0:
-            text += f" As many were seen but once, about {plural(unseen, 'adapter')} more seem to be there."
+            text += f" Since many were seen only once, about {plural(unseen, 'adapter')} more seem to be there."
         if possible:
             text += f" This ranking may come from {spread_words(possible)}."
         elif judged:

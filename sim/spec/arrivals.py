@@ -14,6 +14,7 @@ from sim.spec.units import Rate, Seconds, Share
 
 
 class _Process(Strict):
+    process: str  # each says which; here, so that it comes first wherever keys are listed
     rate: Rate
     """Mean requests per unit of time over all adapters, such as ``12/s``."""
 

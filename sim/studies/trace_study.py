@@ -39,6 +39,11 @@ LEAST_FITTED = 200
 """Requests in a part of the trace below which nothing is fitted to it."""
 MOST_FITTED = 400_000
 """Requests of either part that are used: its first ones. More would change the third digit."""
+NEARLY = 0.002
+"""A simpler model is taken where it is no farther off than this beyond the best: luck of the draw."""
+MOST_SESSIONS, MOST_LENGTHS = 2_000_000, 1_000_000
+"""Requests in which sessions are looked for, the first ones, and whose lengths are correlated, evenly spread: so that a
+long trace needs little memory."""
 _SPANS = 240
 _CONCENTRATION = {"effective_adapters": "effective adapters", "top_10pct": "requests of the hottest 10 %"}
 
@@ -69,6 +74,9 @@ def study_trace(
         model, check, pause, why = _fit(trace, span, fit_share, seed, progress)
         notes += why
     prompt, output = trace.prompt_tokens, trace.output_tokens
+    some = slice(None, None, max(1, len(times) // MOST_LENGTHS))
+    if adapter is not None and len(times) > MOST_SESSIONS:
+        notes.append(f"sessions are those of the first {MOST_SESSIONS:,} requests")
     asked = None if adapter is None else np.bincount(adapter, minlength=len(trace.names))
     sessions, table = _sessions(trace, span, pause)
     in_sessions = trace.session is not None or (model is not None and model.pause_s is not None)
@@ -77,9 +85,9 @@ def study_trace(
         rate_rps=len(times) / span if span > 0 else 0.0, gap_cv=gap_cv(times), dispersion_1s=dispersion(times, 1.0),
         dispersion_60s=dispersion(times, 60.0), longest_gap_s=float(np.diff(times).max()) if len(times) > 1 else 0.0,
         prompt=None if prompt is None else quantiles(prompt), output=None if output is None else quantiles(output),
-        length_correlation=None if prompt is None or output is None else correlation(prompt, output),
+        length_correlation=None if prompt is None or output is None else correlation(prompt[some], output[some]),
         length_by_adapter=None if prompt is None or output is None or adapter is None
-        else by_adapter(prompt, output, adapter),
+        else by_adapter(prompt[some], output[some], adapter[some]),
         concentration=None if asked is None else concentration(asked),
         laws=_laws(asked, table if in_sessions else None, seed),
         sessions=sessions, curve=None if adapter is None else _curve(adapter, seed), timeline=_timeline(times, span),
@@ -122,9 +130,11 @@ def _sessions(trace: TraceData, span: float, pause: float | None) -> tuple[Sessi
         return None, None
     named = trace.session is not None
     pause = None if named else pause or PAUSE_S
-    found = sessions_by_gap(trace.arrival_s, trace.adapter, pause) if pause is not None else trace.session
+    times, adapter = trace.arrival_s[:MOST_SESSIONS], trace.adapter[:MOST_SESSIONS]
+    span = min(span, float(times[-1]))
+    found = sessions_by_gap(times, adapter, pause) if pause is not None else trace.session
     assert found is not None, "named or found"
-    table = SessionTable(trace.arrival_s, trace.adapter, found)
+    table = SessionTable(times, adapter, found[:MOST_SESSIONS])
     gaps = table.gaps_s
     facts = SessionFacts(
         named, pause, len(table), table.at_a_time(span), float(table.requests.mean()),
@@ -185,7 +195,8 @@ def _best(
     for number, model in enumerate(models(part)):
         progress(number, 12)
         found.append((curves_of(model, part.span_s, slots, folder, seed).difference(real), model))
-    best = min(found, key=lambda pair: pair[0])[1]
+    least = min(error for error, _ in found)
+    best = next(model for error, model in found if error <= least + NEARLY)
     in_sessions = min((p for p in found if p[1].name.startswith("sessions")), key=lambda p: p[0], default=None)
     pause = None if in_sessions is None else in_sessions[1].pause_s
     return best, [Candidate(model.name, model.words, error) for error, model in found], pause

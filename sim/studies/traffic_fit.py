@@ -25,7 +25,7 @@ from sim.spec.units import human_seconds
 from sim.traffic.fits.describe import SessionTable, sessions_by_gap
 from sim.traffic.fits.gaps import GapFit, cvs_by_adapter, fit_gaps
 from sim.traffic.fits.modulation import fit_modulation
-from sim.traffic.fits.popularity import LEAST_P, fit_popularity
+from sim.traffic.fits.popularity import LEAST_P, likeliest
 from sim.traffic.generate import Traffic
 
 Floats = NDArray[np.float64]
@@ -118,7 +118,7 @@ def _in_sessions(part: Part, session: Ints, name: str, words: str) -> Model:
     workload: dict[str, Any] = {"arrivals": _arrivals(table.begin_s[begun], rate)}
     workload["sessions"] = _session_law(table.requests[whole], table.gaps_s)
     asked = np.bincount(table.adapter, minlength=part.count)
-    law = fit_popularity(asked)[0]
+    law = likeliest(asked)
     if law.p_value is not None and law.p_value >= LEAST_P:
         workload["popularity"] = plain_law(law.law)
         return Model(name, words, workload, None, None, law.adapters)

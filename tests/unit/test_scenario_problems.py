@@ -12,6 +12,8 @@ from sim.spec.scenario_file import load_scenario
 
 __all__ = ["base"]  # a fixture, used by its name
 
+PROCESSES = "poisson, gamma, weibull, on-off, piecewise, diurnal, mmpp"
+
 
 # What can't be read as YAML
 
@@ -68,7 +70,7 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
     ("old", "new", "message"),
     [
         ("  requests: 1000", "  request: 1000", "5: workload.request: unknown key (allowed: requests, duration, "
-         "arrivals, popularity, tokens, trace); did you mean 'requests'?"),
+         "arrivals, popularity, sessions, drift, churn, tokens, trace); did you mean 'requests'?"),
         ("description: A", "descripton: A", "3: descripton: unknown key; did you mean 'description'?"),
         ("schema_version: 1", "schema_version: 2",
          "1: schema_version: not one of the known values (got 2, allowed: 1)"),
@@ -87,12 +89,12 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
          " or 500/h); write 12/s"),
         (", rate: 12/s", "", "6: workload.arrivals.rate: is missing; mean requests per unit of time over all adapters, "
          "such as 12/s"),
-        ("process: poisson, ", "", "6: workload.arrivals.process: is missing (allowed: poisson, gamma)"),
-        ("poisson", "poison", "6: workload.arrivals.process: unknown process (got poison, allowed: poisson, gamma); "
+        ("process: poisson, ", "", f"6: workload.arrivals.process: is missing (allowed: {PROCESSES})"),
+        ("poisson", "poison", f"6: workload.arrivals.process: unknown process (got poison, allowed: {PROCESSES}); "
          "did you mean 'poisson'?"),
         ("rate: 12/s", "rate: 12/s, poisson: 1", "6: workload.arrivals.poisson: unknown key (allowed: process, rate)"),
         ("{process: poisson, rate: 12/s}", "12/s", "6: workload.arrivals: must be a section with keys of its own (got "
-         "12/s, allowed: {process: ...} with one of poisson, gamma)"),
+         f"12/s, allowed: {{process: ...}} with one of {PROCESSES})"),
         ("{slots: 8}", "8", "14: cache.gpu: must be a section with keys of its own (got 8, allowed: the keys slots, "
          "size, unified, base_model_slot)"),
         ("exponent: 0.9", "exponent: .nan", "9: workload.popularity.exponent: must be a finite number (got nan)"),
@@ -114,7 +116,8 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
         ("{slots: 8}", "{slots: 8, size: 1 GB}", "14: cache.gpu.slots: give either slots or size (got slots 8, size "
          "1000000000)"),
         ("  gpu:", "  eviction: lur\n  gpu:", "14: cache.eviction: unknown eviction policy (got lur, allowed: lru, "
-         "fifo, vllm-lru, discard-when-idle, cycle); did you mean 'lru'?"),
+         "fifo, clock, lfu, lfu-history, sieve, s3-fifo, gdsf, random, refcount-score, belady, vllm-lru, "
+         "discard-when-idle, cycle); did you mean 'lru'?"),
         ("cache:", "rollouts: [x]\ncache:", "13: rollouts: not simulated in this version (got ['x'], allowed: []); "
          "remove it"),
         ("cache:", "storage: {load: {law: lognormal, mean: 20 ms, p99: 10 ms}}\ncache:", "13: storage.load.p99: no "

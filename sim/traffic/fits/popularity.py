@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,13 @@ def fit_popularity(asked: Ints, seed: int = 1) -> list[PopularityFit]:
     :param asked: (adapters,) requests of each adapter, any order; at least one request.
     """
     counts = with_unseen(asked)
-    found = [_judged(name, counts, seed) for name in (_FAMILIES if len(counts) > 1 else ("uniform",))]
-    return sorted(found, key=lambda fit: fit.aic)
+    return [_judged(fit, counts, seed) for fit in _fitted(counts)]
+
+
+def likeliest(asked: Ints, seed: int = 1) -> PopularityFit:
+    """Return the first law of ``fit_popularity``, without judging the others."""
+    counts = with_unseen(asked)
+    return _judged(_fitted(counts)[0], counts, seed)
 
 
 def with_unseen(asked: NDArray[np.number]) -> Floats:
@@ -179,18 +184,29 @@ def _golden(
     return max(at_left, at_right, key=lambda found: found[1])
 
 
-def _judged(name: str, counts: Floats, seed: int) -> PopularityFit:
-    fit, parameters = _FAMILIES[name]
-    law = fit(counts, _FINE)
-    likelihood, observed = _likelihood(law, counts), _distance(law, counts)
+def _fitted(counts: Floats) -> list[PopularityFit]:
+    """Return every law with its likeliest parameters, not judged; the likeliest first."""
+    found = []
+    for name in _FAMILIES if len(counts) > 1 else ("uniform",):
+        fit, parameters = _FAMILIES[name]
+        law = fit(counts, _FINE)
+        found.append(
+            PopularityFit(law, len(counts), _likelihood(law, counts), parameters, _distance(law, counts), None)
+        )
+    return sorted(found, key=lambda fit: fit.aic)
+
+
+def _judged(found: PopularityFit, counts: Floats, seed: int) -> PopularityFit:
+    """Return a fit with its p value."""
     if len(counts) > MOST_JUDGED:
-        return PopularityFit(law, len(counts), likelihood, parameters, observed, None)
+        return found
+    name = found.law.law
     rng = stream(seed, 0, f"popularity-fit-{name}")
-    weights, farther = weights_of(law, len(counts)), 0
+    weights, farther = weights_of(found.law, len(counts)), 0
     for _ in range(_DRAWS):
         drawn = with_unseen(rng.multinomial(int(counts.sum()), weights))
-        farther += len(drawn) == 1 or _distance(fit(drawn, _COARSE), drawn) >= observed
-    return PopularityFit(law, len(counts), likelihood, parameters, observed, (farther + 1) / (_DRAWS + 1))
+        farther += len(drawn) == 1 or _distance(_FAMILIES[name][0](drawn, _COARSE), drawn) >= found.distance
+    return replace(found, p_value=(farther + 1) / (_DRAWS + 1))
 
 
 def _distance(law: Popularity, ranked: Floats) -> float:

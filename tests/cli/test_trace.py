@@ -1,0 +1,165 @@
+"""``loraplan trace``: what it prints and writes, a scenario that runs, converted files, input that can't be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import CommandLine
+from traffic_samples import drawn, traffic
+
+from sim.spec.scenario_file import load_scenario
+from sim.spec.trace import Trace
+from sim.traffic.traces.read import read_trace
+from sim.world.build import build_world
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> str:
+    """A trace of sessions, which it names, and of adapters with names that need quoting."""
+    made = traffic(3000, 40, arrivals={"process": "poisson", "rate": "0.1/s"}, sessions={"gap_max": "10 min"})
+    chunk = next(made.chunks(0))
+    rows = [
+        f'{time!r},"a,{adapter}",{prompt},{output}'
+        for time, adapter, prompt, output in zip(
+            chunk.arrival_s.tolist(), chunk.adapter.tolist(), chunk.prompt_tokens.tolist(),
+            chunk.output_tokens.tolist(), strict=True,
+        )
+    ]  # fmt: skip
+    file = tmp_path / "recorded.csv"
+    file.write_text("\n".join(["timestamp_s,adapter_id,input_tokens,output_tokens", *rows, ""]), encoding="utf-8")
+    return file.name
+
+
+def facts(loraplan: CommandLine, *arguments: str) -> dict[str, Any]:
+    ended = loraplan("trace", *arguments, "--json")
+    assert ended.code == 0, ended.err
+    found: dict[str, Any] = json.loads(ended.out)
+    return found
+
+
+def test_it_says_what_the_trace_is_like_and_writes_a_page_and_a_scenario(loraplan: CommandLine, recorded: str) -> None:
+    ended = loraplan("trace", recorded)
+    assert ended.code == 0, ended.err
+    folder = Path("runs/trace-recorded")
+    assert {path.name for path in folder.iterdir()} >= {"report.html", "traffic.yaml", "trace.json", "lengths.csv"}
+    assert "of the same ones shuffled" in ended.out
+    assert ended.out.splitlines()[-2].split() == ["scenario", str(folder / "traffic.yaml")]
+    written = json.loads((folder / "trace.json").read_text(encoding="utf-8"))
+    assert written == facts(loraplan, recorded)
+    assert written["requests"] == 3000
+    assert written["adapters"] == len(read_trace(Trace(file=recorded)).names)
+    assert written["rate_rps"] == pytest.approx(0.1, rel=0.15)
+    # All adapters are equally popular: as many effective ones as there are, but for chance.
+    assert 35 < written["concentration"]["effective_adapters"] <= 40
+
+
+def test_the_scenario_runs_and_its_traffic_is_like_the_trace(loraplan: CommandLine, recorded: str) -> None:
+    loraplan("trace", recorded, "--out", "fitted")
+    assert loraplan("check", "fitted/traffic.yaml").code == 0
+    world = build_world(load_scenario("fitted/traffic.yaml").scenario)
+    trace = read_trace(Trace(file=recorded))
+    times, _ = drawn(world.traffic)
+    assert len(times) / times[-1] == pytest.approx(0.1, rel=0.15)
+    prompts = np.concatenate([chunk.prompt_tokens for chunk in world.traffic.chunks(0)])
+    assert trace.prompt_tokens is not None
+    assert np.median(prompts) == pytest.approx(np.median(trace.prompt_tokens), rel=0.1)
+    assert loraplan("run", "fitted/traffic.yaml", "--set", "run.replications=1").code == 0
+
+
+def test_json_writes_nothing_unless_told_where(loraplan: CommandLine, recorded: str, tmp_path: Path) -> None:
+    facts(loraplan, recorded)
+    assert [path.name for path in tmp_path.iterdir()] == [recorded]
+    facts(loraplan, recorded, "--out", "here")
+    assert (tmp_path / "here" / "traffic.yaml").exists()
+
+
+def test_all_of_it_fitted_leaves_nothing_to_check(loraplan: CommandLine, recorded: str) -> None:
+    ended = loraplan("trace", recorded, "--fit", "100%")
+    assert ended.code == 0
+    assert "nothing is left to check" in ended.err
+    assert "checked on nothing" in Path("runs/trace-recorded/traffic.yaml").read_text(encoding="utf-8")
+    assert facts(loraplan, recorded, "--fit", "25%")["fit"]["share"] == 0.25
+
+
+def test_a_few_requests_are_described_but_not_fitted(loraplan: CommandLine) -> None:
+    Path("few.csv").write_text("timestamp_s,adapter_id,input_tokens,output_tokens\n0,a,5,5\n1,b,5,5\n4,a,9,2\n")
+    ended = loraplan("trace", "few.csv")
+    assert ended.code == 0, ended.err
+    assert "no traffic is fitted" in ended.err
+    assert not Path("runs/trace-few/traffic.yaml").exists()
+    found = facts(loraplan, "few.csv")
+    assert (found["requests"], found["longest_gap_s"], found["fit"]) == (3, 3.0, None)
+    assert found["gap_cv"] == pytest.approx(0.5)  # gaps of 1 and 3 s
+
+
+def test_requests_at_one_instant_have_no_rate(loraplan: CommandLine) -> None:
+    Path("burst.csv").write_text("timestamp_s,adapter_id,input_tokens,output_tokens\n" + "5,a,5,5\n" * 300)
+    ended = loraplan("trace", "burst.csv")
+    assert ended.code == 0, ended.err
+    assert facts(loraplan, "burst.csv")["gap_cv"] is None
+
+
+def test_a_trace_without_adapters_gives_arrivals_and_lengths(loraplan: CommandLine) -> None:
+    times, _ = drawn(traffic(2000))
+    rows = [f"{int(1000 * time)},10,{20 + place % 7}" for place, time in enumerate(times.tolist())]
+    Path("mooncake.csv").write_text("\n".join(["timestamp,input_length,output_length", *rows, ""]))
+    ended = loraplan("trace", "mooncake.csv")
+    assert ended.code == 0, ended.err
+    assert loraplan("check", "runs/trace-mooncake/traffic.yaml").code == 0
+    found = facts(loraplan, "mooncake.csv")
+    assert found["curve"] is None
+    assert found["fit"]["chosen"] == "independent"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_converted_trace_says_the_same(loraplan: CommandLine, recorded: str, suffix: str) -> None:
+    ended = loraplan("trace", recorded, "--convert", f"plain{suffix}")
+    assert (ended.code, ended.out.strip()) == (0, f"plain{suffix}")
+    before, after = (read_trace(Trace(file=file)) for file in (recorded, f"plain{suffix}"))
+    assert before.names == after.names
+    for name in ("arrival_s", "adapter", "prompt_tokens", "output_tokens"):
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.csv"], "missing.csv"),
+        (["recorded.csv", "--format", "azur"], "--format: unknown format (got azur"),
+        (["recorded.csv", "--fit", "0%"], "--fit: nothing to fit"),
+        (["recorded.csv", "--fit", "half"], "--fit: not a share"),
+        (["recorded.csv", "--convert", "x.xlsx"], "--convert: not a format to convert to (got x.xlsx"),
+        (["recorded.csv", "--format", "azure-llm-2023"], "recorded.csv:1"),
+        (["recorded.csv", "--out", "recorded.csv"], "--out"),
+    ],
+)
+def test_what_cant_be_used_is_refused(loraplan: CommandLine, recorded: str, arguments: list[str], words: str) -> None:
+    ended = loraplan("trace", *arguments)
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert words in ended.err
+
+
+def test_bad_rows_are_refused_by_line_or_left_out_and_counted(loraplan: CommandLine, recorded: str) -> None:
+    lines = Path(recorded).read_text(encoding="utf-8").splitlines()
+    lines[10] = lines[10].replace('"a,', '"').rsplit(",", 1)[0] + ",-4"
+    lines[20] = "nan" + lines[20][lines[20].index(",") :]
+    Path("bad.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    ended = loraplan("trace", "bad.csv")
+    assert ended.code == 2
+    assert "bad.csv:11: output_tokens" in ended.err
+    found = facts(loraplan, "bad.csv", "--skip-bad")
+    assert sum(found["skipped"].values()) == 2
+    assert found["requests"] == 2998
+
+
+def test_an_unnamed_trace_is_not_converted(loraplan: CommandLine) -> None:
+    Path("m.csv").write_text("timestamp,input_length,output_length\n0,5,5\n")
+    ended = loraplan("trace", "m.csv", "--convert", "x.csv")
+    assert ended.code == 2
+    assert "names no adapters" in ended.err
+    assert not Path("x.csv").exists()
