@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import DebugOption, QuietOption, ScenarioArgument, SeedOption, SetOption
-from sim.cli.output import message, print_rich, rich_table, to_json
+from sim.cli.output import make_folder, message, print_rich, rich_table, to_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,12 +104,7 @@ def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:
     :param profile: read by this study, so that it stays where it is.
     :param fit: it will be overwritten: what moves aside is a copy.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("can't make this folder", key="--out", got=str(folder), hint=error.strerror) from None
-    if (folder / "manifest.json").exists():
-        raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
+    make_folder(folder)
     earlier = [*folder.glob("requests-*.jsonl"), *(folder / name for name in _LEFT if (folder / name).exists())]
     read = [file for file in earlier if profile.is_file() and file.samefile(profile)]
     earlier = [file for file in earlier if fit or file not in read]

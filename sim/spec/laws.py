@@ -121,7 +121,7 @@ class FixedTokens(Strict):
 
     law: Literal["fixed"]
     value: PositiveInt
-    """Tokens."""
+    """How many tokens."""
 
 
 class UniformTokens(Strict):

@@ -84,6 +84,12 @@ def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> Inp
         return ScenarioError("out of range", key=spot.key, got=got, allowed=f"{word} {_number(context[name])}")
     if kind in _WANTED:
         return ScenarioError(f"must be {_WANTED[kind]}", key=spot.key, got=got, hint=_type_hint(kind, got))
+    if kind in ("too_short", "too_long"):
+        least = kind == "too_short"
+        allowed = f"at {'least' if least else 'most'} {context['min_length' if least else 'max_length']:,}"
+        return ScenarioError(
+            f"too {'few' if least else 'many'} entries", key=spot.key, got=context["actual_length"], allowed=allowed
+        )
     rare: dict[str, Callable[[], InputError]] = {
         "extra_forbidden": lambda: _unknown_key(spot, model),
         "missing": lambda: ScenarioError("is missing", key=spot.key, hint=_about(spot)),
@@ -112,16 +118,27 @@ def _of_ours(context: Mapping[str, Any], spot: _Spot, data: Any) -> InputError:
 def _unknown_key(spot: _Spot, model: type[BaseModel]) -> InputError:
     allowed = _keys(spot.owner)
     word = str(spot.path[-1])
-    hint = _elsewhere(word, model) or did_you_mean(word, allowed)
+    hint = _of_another_kind(spot, model) or _elsewhere(word, spot.key, model) or did_you_mean(word, allowed)
     listed = ", ".join(allowed) if 0 < len(allowed) <= _MOST_KEYS else None
     return ScenarioError("unknown key", key=spot.key, allowed=listed, hint=hint)
 
 
-def _elsewhere(word: str, model: type[BaseModel]) -> str | None:
+def _of_another_kind(spot: _Spot, model: type[BaseModel]) -> str | None:
+    """Say which laws or processes have the key that this one has not."""
+    tagged = _tagged(_walk(spot.path[:-1], model, {}).kind) if len(spot.path) > 1 else None
+    if tagged is None:
+        return None
+    tag, kinds = tagged
+    having = [name for name, kind in kinds.items() if spot.path[-1] in _keys(kind)]
+    return f"only {tag} {', '.join(having)} {'has' if len(having) == 1 else 'have'} it" if having else None
+
+
+def _elsewhere(word: str, key: str, model: type[BaseModel]) -> str | None:
     """Find a key of that name in another section: people remember ``slots``, not ``cache.gpu.slots``."""
     by_name: dict[str, str] = {}
     for path in known_keys(model):
-        by_name.setdefault(path.rpartition(".")[2], path)
+        if path != without_indexes(key):
+            by_name.setdefault(path.rpartition(".")[2], path)
     return f"did you mean {by_name[word]!r}?" if word in by_name else None
 
 

@@ -15,7 +15,8 @@ from sim.results.point import Point
 from sim.results.stats import sections_per_replication
 from sim.results.views import request_table, summarise
 from sim.spec.scenario import Scenario
-from sim.world.build import World, build_world, simulate
+from sim.world.build import build_world, simulate
+from sim.world.world import World
 
 if TYPE_CHECKING:
     import pyarrow

@@ -31,7 +31,8 @@ from sim.studies.point import (
     simulate_point,
     simulate_replication,
 )
-from sim.world.build import World, build_world
+from sim.world.build import build_world
+from sim.world.world import World
 
 Progress = Callable[[int, int], None]
 """Called with the tasks done and the tasks there are."""

@@ -30,7 +30,7 @@ class Gaps:
 
 def gaps(law: Arrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
     """Return ``count`` gaps in seconds of one stream with this mean rate."""
-    if law.process == "poisson" or getattr(law, "cv", 0) == 1:
+    if law.process == "poisson" or is_poisson(law):
         return rng.standard_exponential(count) / rate
     if law.process == "weibull":
         return _weibull(rng, np.full(count, law.cv), np.full(count, rate))
@@ -39,6 +39,11 @@ def gaps(law: Arrivals, rng: np.random.Generator, count: int, rate: float) -> Fl
     assert law.process != "mmpp", "no renewal process"
     shape = 1 / law.cv**2  # a gamma law of this shape has the coefficient of variation cv
     return rng.standard_gamma(shape, count) / (shape * rate)
+
+
+def is_poisson(law: Arrivals) -> bool:
+    """Return whether gaps are exponential (on the clock of expected arrivals, where the rate changes)."""
+    return law.process == "poisson" or getattr(law, "cv", 0) == 1
 
 
 def renewal(law: Arrivals, rates: Floats, cvs: Floats | None) -> Gaps:

@@ -5,28 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.rng import stream
+from sim.spec.arrivals import MmppArrivals
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population, populate
 from sim.traffic.lengths import Lengths, draw_pair
 from sim.traffic.popularity import Chooser, read_weights, weights_of
-from sim.traffic.sources import InSessions, OneStream, Recorded, Source, StreamPerAdapter, Turned
+from sim.traffic.sessions import InSessions
+from sim.traffic.sources import Growing, OneStream, Recorded, Source, StreamPerAdapter, Turned
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.turnover import newcomers
 
 BLOCK = 1 << 16
 """Requests made at a time. Part of the random streams' key: changing it changes all traffic."""
 
-MAX_ADAPTERS = 20_000_000
-"""Adapters of a whole run, those that come later included."""
-
-MAX_TRADES = 200_000
-"""Times that popularity may drift in a run."""
+MAX_NEWCOMERS, MAX_TRADES, MAX_CHANGES = 10_000_000, 200_000, 5_000_000
+"""Adapters that may come, times that popularity may drift, and changes of a random rate, in a run."""
 
 UNNAMED_ADAPTERS = 100
 """Adapters of a trace that names none, where the scenario gives no count."""
@@ -96,17 +96,7 @@ class Traffic:
         self.total = self._count_total()
         self._places = count
         self._new = newcomers(workload.churn, count, self._expected_s()) if workload.churn is not None else 0
-        if count + self._new > MAX_ADAPTERS:
-            raise ScenarioError(
-                "too many adapters would come and go", key="workload.churn", got=f"{count + self._new:,}",
-                allowed=f"up to {MAX_ADAPTERS:,} in the whole run",
-            )  # fmt: skip
-        trades = 0.0 if workload.drift is None else self._expected_s() / workload.drift.every
-        if trades > MAX_TRADES:
-            raise ScenarioError(
-                "adapters would trade places too often", key="workload.drift.every", got=f"{trades:,.0f} times",
-                allowed=f"up to {MAX_TRADES:,} times in the whole run",
-            )  # fmt: skip
+        self._check_size()
         self.population = _with_trace_sizes(populate(scenario.adapters, base_model, count + self._new), self._trace)
         named = self._trace is not None and self._trace.adapter is not None
         self._chooser = None if named else Chooser(workload.popularity, count)
@@ -147,7 +137,7 @@ class Traffic:
 
     def arrivals(self, replication: int) -> Iterator[tuple[Floats, Ints]]:
         """Yield times and adapters alone, in the same pieces: ``BLOCK`` at a time, and the rest."""
-        blocks = self._source.blocks(replication, 0.0, self.total)
+        blocks = self._source.blocks(replication, self.total)
         held_times, held_adapters = np.empty(0), np.empty(0, dtype=np.int64)
         given, over = 0, False
         while not over:
@@ -166,6 +156,24 @@ class Traffic:
             given += whole
             held_times, held_adapters = times[whole:], adapters[whole:]
 
+    def _check_size(self) -> None:
+        """Refuse what would change so often that the changes take longer than the requests."""
+        workload, seconds = self._workload, self._expected_s()
+        changes = [("churn", "adapters would come and go too often", float(self._new), MAX_NEWCOMERS)]
+        if workload.drift is not None:
+            times = seconds / workload.drift.every
+            changes.append(("drift.every", "adapters would trade places too often", times, MAX_TRADES))
+        if isinstance(workload.arrivals, MmppArrivals):
+            states = workload.arrivals.states
+            times = seconds / (sum(state.time for state in states) / len(states))
+            changes.append(("arrivals.states", "the rate would change too often", times, MAX_CHANGES))
+        for key, problem, times, most in changes:
+            if times > most:
+                raise ScenarioError(
+                    problem, key=f"workload.{key}", got=f"about {times:,.0f} times",
+                    allowed=f"up to {most:,} times in the whole run",
+                )  # fmt: skip
+
     def _count_total(self) -> int | None:
         if self._trace is not None:
             times = self._trace.arrival_s
@@ -183,18 +191,19 @@ class Traffic:
         workload, seed, chooser = self._workload, self._seed, self._chooser
         if self._trace is not None:
             return Recorded(self._trace.arrival_s, self._trace.adapter, chooser, seed, BLOCK)
-        arrivals, sessions, new = workload.arrivals, workload.sessions, self._new
+        arrivals, sessions = workload.arrivals, workload.sessions
         assert arrivals is not None, "checked by Workload"
         assert chooser is not None, "only a trace names adapters"
         rate = arrivals.rate / (1.0 if sessions is None else sessions.requests)
+        sizes = Growing(1.0 if sessions is None else sessions.requests)
         source: Source
         if getattr(arrivals, "per", "aggregate") == "adapter":
-            source = StreamPerAdapter(arrivals, rate, weights_of(workload.popularity, self._places), cvs, seed)
+            source = StreamPerAdapter(arrivals, rate, weights_of(workload.popularity, self._places), cvs, seed, sizes)
         else:
-            source = OneStream(arrivals, rate, chooser, seed, BLOCK if sessions is None else None)
+            source = OneStream(arrivals, rate, chooser, seed, repeat(BLOCK) if sessions is None else sizes)
         if workload.drift is not None or workload.churn is not None:
-            source = Turned(source, workload.drift, workload.churn, self._places, new, seed)
-        return source if sessions is None else InSessions(source, sessions, seed)
+            source = Turned(source, workload.drift, workload.churn, self._places, self._new, seed)
+        return source if sessions is None else InSessions(source, rate, sessions, chooser, seed)
 
     def _chunk(self, replication: int, block: int, first: int, arrival: Floats, adapter: Ints) -> Chunk:
         count = len(arrival)

@@ -48,12 +48,9 @@ class Periodic:
 
 
 class Environment:
-    """A rate that jumps between states at random; one realisation, made as far as it is asked for.
+    """A rate that jumps between states at random; one realisation, made as far as it is asked for."""
 
-    :param begin_s: the environment exists from this time on; the count is still from time 0.
-    """
-
-    def __init__(self, law: MmppArrivals, seed: int, replication: int, begin_s: float) -> None:
+    def __init__(self, law: MmppArrivals, seed: int, replication: int) -> None:
         self._law = law
         self._key = seed, replication
         weight = sum(state.level * state.time for state in law.states) / sum(state.time for state in law.states)
@@ -61,8 +58,8 @@ class Environment:
         self._holding = np.array([state.time for state in law.states])
         self._block = 0
         self._state = -1
-        self._times = np.array([begin_s])
-        self._expected = np.array([begin_s * law.rate])
+        self._times = np.zeros(1)
+        self._expected = np.zeros(1)
 
     def time_at(self, expected: Floats) -> Floats:
         while self._expected[-1] <= expected[-1]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from sim.policies.router import ROUTERS
 from sim.policies.scheduler import Limits
 from sim.results.records import Recorder, Recording
 from sim.rng import stream
-from sim.spec.profile import Draw, Profile, load_profile
+from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
@@ -30,44 +29,9 @@ from sim.world.future import Future
 from sim.world.memory import usable_kv_tokens
 from sim.world.server import BatchServer, FixedServer, Parts, Server
 from sim.world.times import has_host_tier, reload_times, request_times
+from sim.world.world import World
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """Everything a replication needs, read and checked once.
-
-    :ivar kv_tokens: KV cache of one replica in tokens, rounded down to blocks; None for engine ``fixed``.
-    :ivar weights: what each adapter takes of ``capacity`` (slots or bytes).
-    :ivar adapter_blocks: KV blocks that each adapter takes, where they share memory with the KV cache.
-    :ivar pinned: adapters that are in GPU memory from the start and never leave; ``warm``: those that are to be there
-        at the start, as far as there is room; both the most popular first.
-    :ivar notes: sentences for the user.
-    """
-
-    scenario: Scenario
-    traffic: Traffic
-    profile: Profile | None
-    profile_sha256: str
-    kv_tokens: int | None
-    weights: list[int]
-    capacity: int
-    ranks: list[int]
-    adapter_blocks: list[int] = field(default_factory=list)
-    pinned: tuple[int, ...] = ()
-    warm: tuple[int, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def population(self) -> Population:
-        return self.traffic.population
-
-    def with_costs(self, costs: Draw) -> World:
-        """Return this world with other step and load costs; traffic, memory and fleet stay as they are."""
-        assert self.profile is not None, "costs belong to a profile"
-        profile = self.profile.model_copy(update={"step": costs.step, "load": costs.load, "draws": ()})
-        return replace(self, profile=profile)
 
 
 def build_world(scenario: Scenario) -> World:

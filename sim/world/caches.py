@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,9 +23,7 @@ from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
 from sim.world.fetches import HostFetches
 from sim.world.future import Future
-
-if TYPE_CHECKING:
-    from sim.world.build import World
+from sim.world.world import World
 
 
 def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, future: Future | None) -> Setting:
@@ -152,6 +149,6 @@ def _check_pinned(pinned: Sequence[int], weights: Sequence[int], capacity: int, 
     if taken + largest > capacity:
         raise ScenarioError(
             f"pinned adapters leave no room for another one in {where}", key="cache.pinned", got=len(pinned),
-            allowed=f"no more than {capacity:,}; they take {taken:,}, and the largest other one {largest:,}",
+            allowed=f"{capacity - largest:,} of {capacity:,} for them; they take {taken:,}, the largest other one {largest:,}",
             hint=f"pin fewer, or enlarge {where}",
         )  # fmt: skip

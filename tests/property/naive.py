@@ -19,8 +19,8 @@ from naive_eviction import NAIVE
 from sim.policies.costs import load_seconds, residual
 from sim.policies.vllm_lru import set_order
 from sim.rng import stream
-from sim.world.build import World
 from sim.world.times import reload_times
+from sim.world.world import World
 
 HIT, DELAYED_HIT, MISS = 0, 1, 2
 GPU, HOST, STORAGE = 0, 1, 2

@@ -181,6 +181,8 @@ def _is_bad(column: int, cell: bytes) -> bool:
     if column == 1:
         name = text.strip()
         return not name or len(name.encode()) > 1024 or any(ord(letter) < 32 or ord(letter) == 127 for letter in name)
+    if not text.isascii() or "_" in text:
+        return True
     try:
         value = float(text)
     except ValueError:

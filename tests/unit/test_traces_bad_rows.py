@@ -163,7 +163,7 @@ def test_bad_rows_are_counted_by_reason(tmp_path: Path) -> None:
     assert data.names == ("a", "c")  # b has no request that can be used
     first = error_of(tmp_path, HEADER + rows)
     assert first.startswith("t:3: timestamp_s: time runs backwards (got 4")
-    assert first.endswith("; 11 more bad rows; skip_bad leaves such rows out")
+    assert first.endswith("; 11 more bad rows; skip_bad (--skip-bad) leaves such rows out")
 
 
 def test_a_limit_counts_good_rows(tmp_path: Path) -> None:
@@ -230,12 +230,36 @@ def test_a_lengths_file_is_checked_too(tmp_path: Path) -> None:
 
 
 def test_objects_of_bad_rows(tmp_path: Path) -> None:
-    (tmp_path / "t").write_bytes(b"adapter_id,adapter_bytes,timestamp_s\na,5,x\n,5,9\nb,0,1\nb,7,0\n")
+    (tmp_path / "t").write_bytes(b"adapter_id,adapter_bytes\na,5\n,5\nb,0\nb,7\n")
     with pytest.raises(TraceError, match="t:3: adapter_id: the adapter's name is empty"):
         read_objects(str(tmp_path / "t"))
     objects = read_objects(str(tmp_path / "t"), skip_bad=True)
     assert objects.names == ("a", "b")
     assert sum(objects.skipped.values()) == 2
+
+
+def test_objects_need_no_times_and_lengths_but_those_there_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(b"adapter_id,timestamp_s\na,1\nb,3\nc,2\n")
+    with pytest.raises(TraceError, match="t:4: timestamp_s: time runs backwards"):
+        read_objects(str(tmp_path / "t"))
+    assert read_objects(str(tmp_path / "t"), skip_bad=True).names == ("a", "b")
+    (tmp_path / "t").write_bytes(b"adapter_id,output_tokens\na,1\nb,-3\n")
+    with pytest.raises(TraceError, match="t:3: output_tokens"):
+        read_objects(str(tmp_path / "t"))
+
+
+def test_a_quote_that_is_never_closed_loses_no_rows_unseen(tmp_path: Path) -> None:
+    few = HEADER + b'1,a,5,5\n2,"b,5,5\n3,c,5,5\n'
+    assert "the row goes on to line 4: a quote that is never closed?" in error_of(tmp_path, few)
+    many = few + b"4,d,5,5\n" * 20
+    for skip_bad in (False, True):
+        with pytest.raises(TraceError, match="t:3: not as many cells.*goes on to line 24"):
+            read(tmp_path, many, skip_bad=skip_bad)
+
+
+@pytest.mark.parametrize("cell", ["1_0", "１２", "١٢"])
+def test_only_plain_digits_are_numbers(tmp_path: Path, cell: str) -> None:
+    assert "t:3: input_tokens: not a number" in error_of(tmp_path, HEADER + f"1,a,5,5\n2,a,{cell},5\n".encode())
 
 
 def test_a_million_rows_need_little_memory(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,11 +32,14 @@ def dispersion(times: Floats, window_s: float) -> float | None:
     ``LEAST_WINDOWS`` whole windows.
     """
     begin = float(times[0]) if len(times) else 0.0
-    windows = int((float(times[-1]) - begin) / window_s) if len(times) else 0
+    windows = math.floor((float(times[-1]) - begin) / window_s) if len(times) else 0
     if windows < LEAST_WINDOWS:
         return None
-    counts = counts_in(times, begin, window_s, windows)
-    return float(counts.var() / counts.mean()) if counts.mean() > 0 else None
+    # Only windows with requests are looked at: a trace of years has more empty ones than fit into memory.
+    inside = times[: int(np.searchsorted(times, begin + windows * window_s, side="left"))]
+    counts = np.unique(np.floor((inside - begin) / window_s), return_counts=True)[1].astype(np.float64)
+    mean = float(counts.sum()) / windows
+    return (float((counts**2).sum()) / windows - mean**2) / mean if mean > 0 else None
 
 
 def counts_in(times: Floats, begin: float, window_s: float, windows: int) -> Ints:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import TraceError, did_you_mean
+from sim.errors import TraceError
 from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, Table
 from sim.traffic.traces.data import (
     MAX_REQUESTS,
@@ -23,7 +24,7 @@ from sim.traffic.traces.data import (
     too_many,
 )
 from sim.traffic.traces.growing import Growing
-from sim.traffic.traces.problems import Problems, listed
+from sim.traffic.traces.problems import Problems, listed, shown
 from sim.traffic.traces.rows import MAX_BYTES, Names, Order, Rows, hashes, kept
 
 YEARS = (1700, 2200)
@@ -273,9 +274,12 @@ def check_columns(table: Table, file: str, needed: Sequence[str], used: Sequence
             wanted = "adapter_id or tenant_id" if column == "tenant_id" else column
             allowed = ", ".join(needed).replace("tenant_id", "adapter_id or tenant_id")
             other = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
+            near = get_close_matches(column.lower(), [name.lower() for name in header], n=1)
+            named = next((name for name in header if near and name.lower() == near[0]), None)
+            hint = f"the file has {shown(named)!r}: rename it" if named is not None else None
             raise TraceError(
                 f"column {wanted} is missing", file=file, line=1, got=listed(header), allowed=allowed,
-                hint=f"cells are separated by commas, not by {other!r}" if other else did_you_mean(column, header),
+                hint=f"cells are separated by commas, not by {other!r}" if other else hint,
             )  # fmt: skip
     for column in used:
         if header.count(column) > 1:

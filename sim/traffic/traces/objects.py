@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.traffic.traces.data import Ask
-from sim.traffic.traces.formats import plain, read_rows
+from sim.traffic.traces.formats import Layout, plain, read_rows
 from sim.traffic.traces.read import FORMATS, format_of
 from sim.traffic.traces.text_files import open_table
 
@@ -42,6 +43,8 @@ def read_objects(
 ) -> Objects:
     """Read which adapters a trace asks for; plain CSV and Parquet need no times and no lengths for that.
 
+    Where they have them, they are checked all the same: a trace out of order has other misses.
+
     :param limit: at most so many requests.
     :param skip_bad: leave bad rows out and count them.
     :param adapter_size: bytes of every adapter, instead of the trace's ``adapter_bytes``.
@@ -51,10 +54,7 @@ def read_objects(
     with open_table(file) as table:
         name = format_of(table, format)
         if name in ("csv", "parquet"):
-            layout = plain(table.header)
-            others = (*layout.others, *layout.needed(), "session_id")
-            layout = replace(layout, time=None, prompt=None, output=None, session=None, others=others)
-            data = read_rows(table, layout, ask)
+            data = read_rows(table, _what_there_is(plain(table.header), table.header), ask)
         else:
             data = FORMATS[name].read(table, ask)
     if data.adapter is None:
@@ -67,3 +67,13 @@ def read_objects(
     if adapter_size is not None:
         sizes = np.full(len(data.names), adapter_size, dtype=np.int64)
     return Objects(data.adapter, data.names, sizes, data.skipped, data.notes)
+
+
+def _what_there_is(layout: Layout, header: Sequence[str]) -> Layout:
+    """Return a layout that needs only the adapter, and reads of the other columns those that are there."""
+
+    def there(column: str | None) -> str | None:
+        return column if column in header else None
+
+    time, prompt, output = map(there, (layout.time, layout.prompt, layout.output))
+    return replace(layout, time=time, prompt=prompt, output=output, session=None, others=(*layout.others, "session_id"))

@@ -71,7 +71,7 @@ class Problems:
         if self._first is not None and (not self._skip_bad or kept == 0):
             more = f"{self._bad - 1:,} more bad rows" if self._bad > 2 else "1 more bad row" if self._bad == 2 else ""
             more = f"at least {more}" if more and self.hopeless else more
-            help_ = "no row is left" if self._skip_bad else "skip_bad leaves such rows out"
+            help_ = "no row is left" if self._skip_bad else "skip_bad (--skip-bad) leaves such rows out"
             self._first.hint = "; ".join(part for part in (self._first.hint, more, help_) if part)
             raise self._first
         if not self.skipped:

@@ -22,6 +22,8 @@ from sim.traffic.traces.blocks import Block, Column, Table, TextColumn, text_of
 from sim.traffic.traces.parquet import ParquetTable
 from sim.traffic.traces.problems import Problems
 
+MOST_LINES = 10
+"""Lines over which a row that isn't whole may go; with more, a quote has swallowed rows that would be lost unseen."""
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -85,7 +87,7 @@ class CsvTable:
             return None
         width = len(self.header)
         if set(map(len, rows)) != {width}:
-            rows, lines = _even(rows, lines, width, problems)
+            rows, lines = _even(rows, [*lines, self._reader.line_num + 1], width, problems)
         problems.rows += len(rows)
         places = {name: self.header.index(name) for name in columns}
         found: dict[str, Column] = {
@@ -114,14 +116,25 @@ class CsvTable:
 
 
 def _even(rows: list[list[str]], lines: list[int], width: int, problems: Problems) -> tuple[list[list[str]], list[int]]:
-    """Drop blank lines, and note rows with more or fewer cells than the header."""
+    """Drop blank lines, and note rows with more or fewer cells than the header.
+
+    :param lines: where each row begins, and where the next one would.
+    :raises TraceError: where a quote has swallowed so much that the rows behind it can't be told apart.
+    """
     even: list[int] = []
     for index, row in enumerate(rows):
         if len(row) == width:
             even.append(index)
         elif len(row) > 1 or (row and row[0].strip()):
             problems.rows += 1
-            problems.add(lines[index], "not as many cells as the header", got=str(len(row)), allowed=str(width))
+            first, last = lines[index], lines[index + 1] - 1
+            hint = f"the row goes on to line {last}: a quote that is never closed?" if last > first else None
+            if last - first >= MOST_LINES:
+                raise TraceError(
+                    "not as many cells as the header", file=problems.file, line=first, got=str(len(row)),
+                    allowed=str(width), hint=hint,
+                )  # fmt: skip
+            problems.add(first, "not as many cells as the header", got=str(len(row)), allowed=str(width), hint=hint)
     return [rows[index] for index in even], [lines[index] for index in even]
 
 

@@ -1,0 +1,114 @@
+"""Users who stay with an adapter for a while."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.rng import stream
+from sim.spec.popularity import Sessions
+from sim.traffic.popularity import Chooser
+from sim.traffic.sources import Block, Source
+from sim.traffic.streams import Streams
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class InSessions:
+    """Every arrival of a source begins a session: further requests for the same adapter follow.
+
+    At the start as many sessions are under way as there are in the long run, so that the rate is right from the first
+    second on. With Poisson arrivals their number is Poisson, the gap in which each stands is drawn in proportion to its
+    length, and since sizes are geometric, as many requests follow as in a new session.
+
+    :param starts: the beginnings of sessions, with their adapters; ``rate``: how many a second.
+    :param chooser: draws the adapters of the sessions under way.
+    """
+
+    def __init__(self, starts: Source, rate: float, law: Sessions, chooser: Chooser, seed: int) -> None:
+        self._starts = starts
+        self._rate = rate
+        self._law = law
+        self._chooser = chooser
+        self._seed = seed
+        self._mean_gap = mean_gap(law)
+
+    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+        done = 0
+        streams, adapters = self._under_way(replication)
+        for block, (starts, asked) in enumerate(self._starts.blocks(replication, None)):
+            sizes = stream(self._seed, replication, "session-size", block).geometric(
+                1 / self._law.requests, len(starts)
+            )
+            streams, adapters = self._joined(streams, adapters, (starts, sizes, asked))
+            # No later session begins before the last of this block did.
+            rng = stream(self._seed, replication, "session-gap", block)
+            times, which = streams.until(float(starts[-1]), lambda rng, which: self._gaps(rng, len(which)), rng)
+            order = np.argsort(times, kind="stable")
+            if len(order):
+                yield times[order], adapters[which[order]]
+                done += len(order)
+            if most is not None and done >= most:
+                return
+
+    def _joined(self, streams: Streams, adapters: Ints, new: tuple[Floats, Ints, Ints]) -> tuple[Streams, Ints]:
+        """Return the sessions that have requests to come, and the new ones."""
+        assert streams.left is not None, "sessions end"
+        starts, sizes, asked = new
+        going = streams.left > 0
+        coming = np.concatenate((streams.coming[going], starts))
+        left = np.concatenate((streams.left[going], sizes))
+        return self._streams(coming, left), np.concatenate((adapters[going], asked))
+
+    def _under_way(self, replication: int) -> tuple[Streams, Ints]:
+        law, rng = self._law, stream(self._seed, replication, "sessions-under-way")
+        count = int(rng.poisson(self._rate * (law.requests - 1) * self._mean_gap))
+        coming = rng.random(count) * self._long_gaps(rng, count)
+        left = rng.geometric(1 / law.requests, size=count)
+        adapters = self._chooser.choose(stream(self._seed, replication, "sessions-adapter"), 0, count)
+        return self._streams(coming, left), adapters
+
+    def _streams(self, coming: Floats, left: Ints) -> Streams:
+        return Streams(coming, np.full(len(coming), 1 / self._mean_gap), left)
+
+    def _gaps(self, rng: np.random.Generator, count: int) -> Floats:
+        law = self._law
+        return np.minimum(law.gap_median * np.exp(law.gap_sigma * rng.standard_normal(count)), law.gap_max)
+
+    def _long_gaps(self, rng: np.random.Generator, count: int) -> Floats:
+        """Draw gaps in proportion to their length: log-normal with a median exp(sigma²) times as long, or cut ones."""
+        from scipy.special import ndtri
+
+        law = self._law
+        if law.gap_sigma == 0:
+            return np.full(count, self._mean_gap)
+        below, cut = _parts(law)
+        shares = rng.random(count) * (below + cut)
+        highest = _normal((math.log(law.gap_max / law.gap_median) - law.gap_sigma**2) / law.gap_sigma)
+        scores = ndtri(np.minimum(shares / below, 1.0) * highest) if below > 0 else np.zeros(count)
+        long = law.gap_median * np.exp(law.gap_sigma**2 + law.gap_sigma * scores)
+        return np.where(shares < below, np.minimum(long, law.gap_max), law.gap_max)
+
+
+def mean_gap(law: Sessions) -> float:
+    """Return the mean of the log-normal gaps, those beyond ``gap_max`` cut to it, in seconds."""
+    if law.gap_sigma == 0:
+        return min(law.gap_median, law.gap_max)
+    return sum(_parts(law))
+
+
+def _parts(law: Sessions) -> tuple[float, float]:
+    """Return what gaps below the cut, and those that are cut, add to the mean."""
+    sigma = law.gap_sigma
+    cut = math.log(law.gap_max / law.gap_median) / sigma
+    below = law.gap_median * math.exp(sigma**2 / 2) * _normal(cut - sigma)
+    return below, law.gap_max * _normal(-cut)
+
+
+def _normal(score: float) -> float:
+    """Return the share of the standard normal law below a score."""
+    return math.erfc(-score / math.sqrt(2)) / 2

@@ -1,0 +1,69 @@
+"""Many independent streams of events, advanced together: adapters with arrivals of their own, sessions under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Draw = Callable[[np.random.Generator, Ints], Floats]
+"""From a generator and the numbers of streams, shape (n,): a gap in seconds of each, shape (n,)."""
+
+_MOST_AT_ONCE = 4096
+
+
+@dataclass(slots=True)
+class Streams:
+    """Streams by number.
+
+    :ivar coming: (streams,) time of the next event of each.
+    :ivar rates: (streams,) about how many events a second each has; decides how many gaps are drawn at a time.
+    :ivar left: (streams,) events still to come, the next one included; None: they never end.
+    """
+
+    coming: Floats
+    rates: Floats
+    left: Ints | None = None
+
+    def until(self, end_s: float, draw: Draw, rng: np.random.Generator) -> tuple[Floats, Ints]:
+        """Return the events before ``end_s`` and whose they are, stream by stream; a stream that ended has 0 left."""
+        which = np.flatnonzero(self.coming < end_s)
+        last = self.coming[which]
+        found_times, found = [last], [which]
+        self._passed(which, 1)
+        which, last = self._going_on(which, last)
+        while len(which):
+            # As many gaps as should do, for all who are still before the end at once.
+            wanted = np.clip((end_s - last) * self.rates[which] * 1.1 + 2, 2, _MOST_AT_ONCE).astype(np.int64)
+            if self.left is not None:
+                wanted = np.minimum(wanted, self.left[which])
+            starts = np.concatenate(([0], np.cumsum(wanted)[:-1]))
+            whose = np.repeat(which, wanted)
+            sums = np.cumsum(draw(rng, whose))
+            before = np.concatenate(([0.0], sums[starts[1:] - 1]))
+            # The sums are long and rounded; no event comes before the one it follows.
+            times = np.maximum(sums - np.repeat(before - last, wanted), np.repeat(last, wanted))
+            inside = times < end_s
+            found_times.append(times[inside])
+            found.append(whose[inside])
+            count = np.add.reduceat(inside, starts, dtype=np.int64)
+            self._passed(which, count)
+            over = count < wanted
+            self.coming[which[over]] = times[(starts + count)[over]]
+            which, last = self._going_on(which[~over], times[starts + wanted - 1][~over])
+        return np.concatenate(found_times), np.concatenate(found)
+
+    def _passed(self, which: Ints, count: Ints | int) -> None:
+        if self.left is not None:
+            self.left[which] -= count
+
+    def _going_on(self, which: Ints, last: Floats) -> tuple[Ints, Floats]:
+        """Return those that have further events."""
+        if self.left is None:
+            return which, last
+        more = self.left[which] > 0
+        return which[more], last[more]

@@ -1,0 +1,46 @@
+"""What a replication is made from: everything that was read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from sim.spec.profile import Draw, Profile
+from sim.spec.scenario import Scenario
+from sim.traffic.adapters import Population
+from sim.traffic.generate import Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything a replication needs, read and checked once.
+
+    :ivar kv_tokens: KV cache of one replica in tokens, rounded down to blocks; None for engine ``fixed``.
+    :ivar weights: what each adapter takes of ``capacity`` (slots or bytes).
+    :ivar adapter_blocks: KV blocks that each adapter takes, where they share memory with the KV cache.
+    :ivar pinned: adapters that are in GPU memory from the start and never leave; ``warm``: those that are to be there
+        at the start, as far as there is room; both the most popular first.
+    :ivar notes: sentences for the user.
+    """
+
+    scenario: Scenario
+    traffic: Traffic
+    profile: Profile | None
+    profile_sha256: str
+    kv_tokens: int | None
+    weights: list[int]
+    capacity: int
+    ranks: list[int]
+    adapter_blocks: list[int] = field(default_factory=list)
+    pinned: tuple[int, ...] = ()
+    warm: tuple[int, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def population(self) -> Population:
+        return self.traffic.population
+
+    def with_costs(self, costs: Draw) -> World:
+        """Return this world with other step and load costs; traffic, memory and fleet stay as they are."""
+        assert self.profile is not None, "costs belong to a profile"
+        profile = self.profile.model_copy(update={"step": costs.step, "load": costs.load, "draws": ()})
+        return replace(self, profile=profile)
