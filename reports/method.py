@@ -81,6 +81,14 @@ def assumed(manifest: Mapping[str, Any]) -> list[str]:
     return found
 
 
+_PROCESSES = {
+    "poisson": "a Poisson process at a constant rate", "gamma": "gamma gaps at a constant mean rate",
+    "weibull": "Weibull gaps at a constant mean rate", "on-off": "an on-off process at a constant mean rate",
+    "piecewise": "a rate that goes through steps again and again", "diurnal": "a rate that follows a sine",
+    "mmpp": "a rate that jumps between states at random times",
+}  # fmt: skip
+
+
 def _traffic(workload: Mapping[str, Any]) -> list[str]:
     """Return what generated traffic takes for granted."""
     law = _part(workload, "popularity").get("law", "uniform")
@@ -97,12 +105,9 @@ def _traffic(workload: Mapping[str, Any]) -> list[str]:
             f"Requests choose their adapter independently ({law} popularity). Real users come in sessions, and "
             "then fewer requests miss."
         )
-    if process in ("piecewise", "diurnal"):
-        found.append(f"Arrivals follow a {process} rate that repeats itself.")
-    elif process:
-        what = "Sessions begin" if workload.get("sessions") is not None else "Arrivals follow"
-        word = f"as a {process} process" if what == "Sessions begin" else f"a {process} process"
-        found.append(f"{what} {word} at a constant mean rate.")
+    if process:
+        what = "Sessions begin" if workload.get("sessions") is not None else "Requests arrive"
+        found.append(f"{what} by {_PROCESSES.get(process, process)}.")
     if not workload.get("drift") and not workload.get("churn"):
         found.append("Popularity stays as it is: no adapter comes, goes or changes its place.")
     return found

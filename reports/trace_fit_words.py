@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from reports.trace_tables import about, change, plural, signed, spread_words
-from reports.words import number
+from reports.trace_tables import about, change, plural, shown, signed, spread_words
 from sim.results.trace_facts import FitCheck, TraceFacts
 
 GAP = 0.02
 """Miss ratios closer than this are called the same: such a gap is not worth closing."""
 _BELIEVED, _ROUGH = 0.05, 0.10
 """Largest differences of miss ratios up to which fitted traffic is believed, and taken as rough."""
-_OFF = 0.25
+_OFF = 0.15
 """Relative differences of rates, burstiness and lengths from which they are named."""
 _MOST_NAMED = 3
 
@@ -78,7 +77,8 @@ def off_words(facts: TraceFacts) -> str:
     told = [value for value in off if facts.fit.slots or value.unit == "tokens"]  # ``fit_words`` told the others
     if told:
         words = [
-            f"{value.name} ({number(value.synthetic)}, trace {number(value.trace)})" for value in told[:_MOST_NAMED]
+            f"{value.name} ({shown(value.synthetic, value.unit)}, trace {shown(value.trace, value.unit)})"
+            for value in told[:_MOST_NAMED]
         ]
         texts.append(f"Fitted traffic is off in {spread_words(words)}.")
     calmer = {value.synthetic < value.trace for value in off if value.name.startswith("dispersion")}

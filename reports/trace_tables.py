@@ -147,7 +147,7 @@ def check_table(facts: TraceFacts) -> Table | None:
     rows = _ratio_rows(fit)
     for value in fit.values:
         rows.append([
-            value.name, _shown(value.trace, value.unit), _shown(value.synthetic, value.unit),
+            value.name, shown(value.trace, value.unit), shown(value.synthetic, value.unit),
             *(["–"] if fit.slots else []), _relative(value),
         ])  # fmt: skip
     head = ["", "trace", "fitted traffic", *(["independent draws"] if fit.slots else []), "fitted − trace"]
@@ -215,7 +215,8 @@ def _relative(value: CheckedValue) -> str:
     return "–" if found is None else signed(f"{found * 100:+.0f}", " %")
 
 
-def _shown(value: float, unit: str) -> str:
+def shown(value: float, unit: str) -> str:
+    """Return a checked value with its unit."""
     if unit == "1":
         return percent(value)
     return f"{number(value)}/s" if unit == "1/s" else number(value)

@@ -46,7 +46,9 @@ def headline(facts: TraceFacts) -> str:
         return f"One adapter gets all of the {plural(facts.requests, 'request')}: a cache has nothing to decide."
     at = telling(curve)
     slots, real, shuffled = plural(curve.slots[at], "slot"), curve.real[at], curve.shuffled[at]
-    if abs(shuffled - real) <= GAP:
+    # Either order has luck of its own: three standard errors of a share.
+    luck = 3 * math.sqrt(max(shuffled * (1 - shuffled), 0.0) / facts.requests)
+    if abs(shuffled - real) <= max(GAP, luck):
         return (
             f"At {slots} LRU misses {about(real)} of requests, shuffled {about(shuffled)}: their order matters little."
         )

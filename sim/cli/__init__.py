@@ -90,6 +90,8 @@ def _guarded(debug: bool) -> int:
 
 def _interrupted() -> int:
     kept = "finished points are kept; the same command goes on from there"
+    if {"trace", "cache"} & set(sys.argv[1:2]):
+        kept = "nothing is kept"
     if "calibrate" in sys.argv:
         fits = "fit" in sys.argv
         kept = "nothing of a fit is kept" if fits else "what was measured is kept; the same command goes on from there"

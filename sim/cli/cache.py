@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import DebugOption, QuietOption
-from sim.cli.output import make_folder, message, print_rich, progress_bar, rich_table, to_json
+from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def cache(
     debug: DebugOption = False,
 ) -> None:
     """Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
+    from sim.policies.byte_sums import check_byte_sums
     from sim.studies.cache_study import DEFAULT_POLICIES, check_policies, study_cache
     from sim.traffic.traces.objects import read_objects
 
@@ -57,7 +58,7 @@ def cache(
         raise InputError("give sizes in bytes or in slots, not both", key="--slots", got=slots)
     size = None if adapter_size is None else _bytes("--adapter-size", adapter_size)
     wanted = _wanted(capacity, slots)
-    folder = out or (None if json else Path("runs") / f"cache-{trace.stem}")
+    folder = out or (None if json else Path("runs") / f"cache-{file_stem(trace)}")
     objects = read_objects(str(trace), format=format_, skip_bad=skip_bad, adapter_size=size)
     if folder is not None:
         make_folder(folder)
@@ -72,6 +73,8 @@ def cache(
         notes.append("the trace doesn't say how large adapters are, so sizes count slots; --adapter-size gives bytes")
     for note in notes:
         message(f"note: {note}", quiet)
+    if not by_slots and objects.size_bytes is not None:
+        check_byte_sums(len(objects.adapter), objects.size_bytes)
     with progress_bar(quiet, "replaying") as progress:
         result = study_cache(
             objects.adapter, objects.size_bytes, policies, wanted or _default(objects, by_slots), by_slots=by_slots,

@@ -68,6 +68,14 @@ def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Any:
     return result
 
 
+def file_stem(file: Path) -> str:
+    """Return a trace's name without the endings of its format: ``t.csv.gz`` → ``t``."""
+    name = file.name
+    for suffix in (".gz", ".csv", ".jsonl", ".json", ".parquet"):
+        name = name.removesuffix(suffix)
+    return name or "trace"
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder for results.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import DebugOption, QuietOption
-from sim.cli.output import make_folder, message, print_rich, progress_bar, rich_table, to_json
+from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sim.traffic.traces.data import TraceData
 
 FACTS, PAGE = "trace.json", "report.html"
+SEED = 1
+"""Of shuffles and of the generated traffic: the same trace gives the same answer."""
 
 
 def trace(
@@ -52,22 +54,18 @@ def trace(
         _convert(data, convert)
         typer.echo(convert)
         return
-    folder = out or (None if json else Path("runs") / f"trace-{_stem(file)}")
+    folder = out or (None if json else Path("runs") / f"trace-{file_stem(file)}")
     if folder is not None:
         make_folder(folder)
     with progress_bar(quiet, "fitting") as progress:
         study = study_trace(data, str(file), fit_share=share, seed=SEED, progress=progress)
     for note in study.facts.notes:
         message(f"note: {note}", quiet)
-    written = [] if folder is None else _write(folder, file, study, data, share)
+    written = [] if folder is None else _write(folder, file, study, data)
     if json:
         typer.echo(to_json(study.facts.to_json()))
         return
     _print(study, written)
-
-
-SEED = 1
-"""Of shuffles and of the generated traffic: the same trace gives the same answer."""
 
 
 def _source(file: Path, format_: str, skip_bad: bool) -> Trace:
@@ -99,13 +97,6 @@ def _share(text: str) -> float:
     return share
 
 
-def _stem(file: Path) -> str:
-    name = file.name
-    for suffix in (".gz", ".csv", ".jsonl", ".json", ".parquet"):
-        name = name.removesuffix(suffix)
-    return name or "trace"
-
-
 def _convert(data: TraceData, target: Path) -> None:
     from sim.results.files import write_atomically
     from sim.traffic.traces.export import SUFFIXES, check_plain, write_plain
@@ -116,7 +107,7 @@ def _convert(data: TraceData, target: Path) -> None:
     write_atomically(target, lambda out: write_plain(data, out, target.suffix))
 
 
-def _write(folder: Path, file: Path, study: Study, data: TraceData, share: float) -> list[tuple[str, Path]]:
+def _write(folder: Path, file: Path, study: Study, data: TraceData) -> list[tuple[str, Path]]:
     from reports.trace_page import TracePage, write_page
     from sim import __version__
     from sim.results.files import digest_file, write_json
@@ -126,7 +117,7 @@ def _write(folder: Path, file: Path, study: Study, data: TraceData, share: float
     written = [("facts", folder / FACTS)]
     scenario = None
     if study.model is not None:
-        path = write_scenario(study, data, _stem(file), folder, share=share, seed=SEED)
+        path = write_scenario(study, data, file_stem(file), folder, seed=SEED)
         scenario = path.read_text(encoding="utf-8")
         written.insert(0, ("scenario", path))
     provenance = [

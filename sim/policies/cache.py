@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
 from sim.policies.eviction import Eviction
+from sim.policies.eviction.lru import Lru
 
 ABSENT, LOADING, RESIDENT = 0, 1, 2
 
@@ -46,6 +47,7 @@ class GpuCache:
         self._eviction = eviction
         self._touched = eviction.touched
         self._coming = eviction.coming
+        self._unused: set[int] = set()  # came before anybody asked; kept only where uses are counted
         self._pinned = frozenset(pinned)
         for adapter in pinned:  # a user that never leaves, so that nothing else needs to know of them
             self.users[adapter] = 1
@@ -92,7 +94,10 @@ class GpuCache:
                 self.idle_weight -= weight
                 self._eviction.busy(adapter)
         if resident and self._touched is not None:
-            self._touched(adapter)
+            if self._unused and adapter in self._unused:
+                self._unused.remove(adapter)  # its load counted as this use
+            else:
+                self._touched(adapter)
         return resident
 
     def release(self, adapter: int) -> bool:
@@ -121,7 +126,7 @@ class GpuCache:
         needed = self.used + weight - self.capacity
         if needed > 0 and needed > self.idle_weight:
             return False
-        self._make_room(adapter, needed)
+        self._make_room(adapter)
         return True
 
     def reserve_ahead(self, adapter: int, spared: Collection[int]) -> bool:
@@ -134,15 +139,19 @@ class GpuCache:
             kept = sum(self.weights[a] for a in spared if self.state[a] == RESIDENT and self.users[a] == 0)
             if needed > self.idle_weight - self._base - kept:
                 return False
-        self._make_room(adapter, needed, spared)
+        self._make_room(adapter, spared)
         return True
 
-    def _make_room(self, adapter: int, needed: int, spared: Collection[int] = ()) -> None:
+    def _make_room(self, adapter: int, spared: Collection[int] = ()) -> None:
         if self._coming is not None:
             self._coming(adapter)
+        self._evict_for(adapter, spared)
+        self._place(adapter)
+
+    def _evict_for(self, adapter: int, spared: Collection[int]) -> None:
+        needed = self.used + self.weights[adapter] - self.capacity
         while needed > 0:
             needed -= self._evict_next(spared)
-        self._place(adapter)
 
     def _evict_next(self, spared: Collection[int] = ()) -> int:
         """Evict the idle adapter whose turn it is; return its weight."""
@@ -161,10 +170,15 @@ class GpuCache:
         self.used -= weight
         self.idle_weight -= weight
         self.evictions += 1
+        self._unused.discard(victim)
         return weight
 
     def evict(self, adapter: int) -> None:
-        """Evict this idle adapter, whoever's turn it is."""
+        """Evict this idle adapter, whoever's turn it is.
+
+        Only under LRU, which knows nothing of an adapter that isn't idle: other policies keep a place for one in use.
+        """
+        assert isinstance(self._eviction, Lru), "others would keep a place for it"
         self._eviction.busy(adapter)
         self._leave(adapter)
 
@@ -181,6 +195,8 @@ class GpuCache:
         if users == 0:
             self.idle_weight += self.weights[adapter]
             self._eviction.idle(adapter)
+            if self._touched is not None:
+                self._unused.add(adapter)
         elif self._touched is not None:
             for _ in range(users - 1):
                 self._touched(adapter)
@@ -195,6 +211,7 @@ class GpuCache:
         assert self.in_use == sum(self.weights[a] for a in adapters if self.users[a] > 0)
         assert len(self._eviction) == len(idle), "the eviction policy holds exactly the idle residents"
         assert all(count >= 0 for count in self.users)
+        assert self._unused <= set(idle), "whoever was used is not unused"
         assert all(self.state[a] == RESIDENT and self.users[a] > 0 for a in self._pinned)
 
 
@@ -214,12 +231,13 @@ class UnifiedCache(GpuCache):
         self.blocks_used = 0
         self._room = room
 
-    def reserve(self, adapter: int) -> bool:
-        self.shrink(self.blocks[adapter])
-        return super().reserve(adapter)
-
     def _fits(self, adapter: int) -> bool:
         return self.blocks_used + self.blocks[adapter] <= self._room() and super()._fits(adapter)
+
+    def _evict_for(self, adapter: int, spared: Collection[int]) -> None:
+        assert not spared, "loads that block steps don't come ahead"
+        self.shrink(self.blocks[adapter])
+        super()._evict_for(adapter, spared)
 
     def _place(self, adapter: int) -> None:
         self.blocks_used += self.blocks[adapter]

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.policies.byte_sums import check_byte_sums
 from sim.policies.replay_fast import lru
 
 Ints = NDArray[np.int64]
@@ -85,7 +86,9 @@ def lru_byte_curve(
 
     :param sizes: (adapters,) bytes, all positive.
     :param capacities: bytes, in any order.
+    :raises InputError: for sizes whose sum over all requests is too large to be counted.
     """
+    check_byte_sums(len(objects), sizes)
     asked = np.asarray(capacities, dtype=np.int64)
     misses, missed_bytes = np.zeros((2, len(asked)), dtype=np.int64)
     largest = int(sizes.max()) if len(sizes) else 0

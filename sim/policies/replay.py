@@ -6,7 +6,7 @@ the simulator, so a replay says what they do; ``KERNELS`` (``replay_fast``) are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -14,14 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError, did_you_mean
+from sim.policies.byte_sums import check_byte_sums
 from sim.policies.eviction import EVICTIONS, Eviction, Setting
-from sim.policies.replay_fast import KERNELS
+from sim.policies.replay_fast import CHUNK, KERNELS
 from sim.rng import stream
 
 Ints = NDArray[np.integer]
 
-REPLAYABLE = tuple(name for name in EVICTIONS if name not in ("discard-when-idle", "cycle"))
-"""Policies that need no batch to decide."""
+NEEDS_BATCH = frozenset(("discard-when-idle", "cycle", "vllm-lru"))
+"""Policies that decide by what runs in a batch."""
+REPLAYABLE = tuple(name for name in EVICTIONS if name not in NEEDS_BATCH)
+"""All others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,11 @@ def replay(policy: str, objects: Ints, sizes: Ints, capacity: int, seed: int = 1
         cache is a miss, evicts nobody and never stays.
     :param capacity: bytes or slots.
     :param seed: of ``random``, the only policy with luck.
-    :raises InputError: for a policy that is unknown, or that decides by what runs in a batch.
+    :raises InputError: for a policy that is unknown, or that decides by what runs in a batch; for sizes whose sum over
+        all requests is too large to be counted.
     """
-    _check(policy)
+    check_policy(policy)
+    check_byte_sums(len(objects), sizes)
     kernel = KERNELS.get(policy)
     if kernel is None:
         return replay_stepwise(policy, objects, sizes, capacity, seed)
@@ -68,60 +73,77 @@ def replay(policy: str, objects: Ints, sizes: Ints, capacity: int, seed: int = 1
 
 
 def replay_stepwise(policy: str, objects: Ints, sizes: Ints, capacity: int, seed: int = 1) -> Replayed:
-    """Replay through the simulator's own policy, one request after the other; parameters as ``replay``."""
-    _check(policy)
+    """Replay through the simulator's own policy, one request after the other; parameters and errors as ``replay``."""
+    check_policy(policy)
+    check_byte_sums(len(objects), sizes)
     weights: list[int] = sizes.tolist()
-    position = [0]
-    next_use = _next_use(objects, position) if policy == "belady" else None
+    # Belady asks only about the object of the request at hand: for others the answer has stayed the same since.
+    at_hand = [-1.0, inf]
     setting = Setting(
-        weights, capacity, stream(seed, 0, "eviction"), next_use or (lambda adapter: inf), lambda: float(position[0])
+        weights, capacity, stream(seed, 0, "eviction"), lambda: at_hand[0], lambda adapter: at_hand[1],
+        lambda: at_hand[0],
+    )  # fmt: skip
+    stepper = _Stepper(EVICTIONS[policy](setting), weights, capacity)
+    after = next_uses(objects) if policy == "belady" else None
+    for start in range(0, len(objects), CHUNK):
+        chunk: list[int] = objects[start : start + CHUNK].tolist()
+        stepper.go_on(chunk, at_hand, None if after is None else after[start : start + CHUNK].tolist())
+    return Replayed(
+        policy, capacity, len(objects), stepper.misses, stepper.missed, int(sizes[objects].sum(dtype=np.int64))
     )
-    misses, missed = _steps(EVICTIONS[policy](setting), objects.tolist(), weights, capacity, position)
-    return Replayed(policy, capacity, len(objects), misses, missed, int(sizes[objects].sum(dtype=np.int64)))
 
 
-def _steps(
-    eviction: Eviction, objects: Sequence[int], weights: Sequence[int], capacity: int, position: list[int]
-) -> tuple[int, int]:
-    """Return misses and their bytes; ``position[0]`` counts the requests."""
-    busy, idle, touched, coming = eviction.busy, eviction.idle, eviction.touched, eviction.coming
-    resident = bytearray(len(weights))
-    free, misses, missed = capacity, 0, 0
-    for index, adapter in enumerate(objects):
-        position[0] = index
-        if resident[adapter]:
-            busy(adapter)
-            if touched is not None:
-                touched(adapter)
-            idle(adapter)
-            continue
-        misses += 1
-        weight = weights[adapter]
-        missed += weight
-        if weight > capacity:
-            continue
-        if coming is not None:
-            coming(adapter)
-        while free < weight:
+class _Stepper:
+    """A cache without times, which requests go through one by one.
+
+    :ivar misses: so far; ``missed``: their bytes.
+    """
+
+    def __init__(self, eviction: Eviction, weights: Sequence[int], capacity: int) -> None:
+        self.misses = self.missed = 0
+        self._eviction = eviction
+        self._weights = weights
+        self._capacity = self._free = capacity
+        self._resident = bytearray(len(weights))
+
+    def go_on(self, objects: Sequence[int], at_hand: list[float], after: Sequence[float] | None) -> None:
+        """Let more requests in.
+
+        :param at_hand: is told the index of each, over all, and that of the next for the same object.
+        :param after: the latter; None: nobody asks.
+        """
+        eviction, resident = self._eviction, self._resident
+        busy, idle, touched = eviction.busy, eviction.idle, eviction.touched
+        for index, adapter in enumerate(objects):
+            at_hand[0] += 1
+            if after is not None:
+                at_hand[1] = after[index]
+            if resident[adapter]:
+                busy(adapter)
+                if touched is not None:
+                    touched(adapter)
+                idle(adapter)
+            else:
+                self._miss(adapter)
+        assert len(eviction) == sum(resident), "the eviction policy holds exactly the residents"
+
+    def _miss(self, adapter: int) -> None:
+        eviction, weights, weight = self._eviction, self._weights, self._weights[adapter]
+        self.misses += 1
+        self.missed += weight
+        if weight > self._capacity:
+            return
+        if eviction.coming is not None:
+            eviction.coming(adapter)
+        while self._free < weight:
             victim = eviction.victim()
             assert victim is not None, "nothing is in use, so a full cache has somebody to evict"
-            resident[victim] = 0
-            free += weights[victim]
-        free -= weight
-        resident[adapter] = 1
+            self._resident[victim] = 0
+            self._free += weights[victim]
+        self._free -= weight
+        self._resident[adapter] = 1
         eviction.loaded(adapter)
-        idle(adapter)
-    assert len(eviction) == sum(resident), "the eviction policy holds exactly the residents"
-    return misses, missed
-
-
-def _next_use(objects: Ints, position: list[int]) -> Callable[[int], float]:
-    """Return what tells when the object of the request at hand is asked for again.
-
-    That is the only one Belady asks about: for others the answer has stayed the same since.
-    """
-    after = next_uses(objects).tolist()
-    return lambda adapter: after[position[0]]
+        eviction.idle(adapter)
 
 
 def next_uses(objects: Ints) -> NDArray[np.float64]:
@@ -133,10 +155,14 @@ def next_uses(objects: Ints) -> NDArray[np.float64]:
     return after
 
 
-def _check(policy: str) -> None:
+def check_policy(policy: str) -> None:
+    """Refuse a policy that can't be replayed.
+
+    :raises InputError: with those that can.
+    """
     if policy in REPLAYABLE:
         return
-    batch = policy in ("discard-when-idle", "cycle", "vllm-lru")
+    batch = policy in NEEDS_BATCH
     raise InputError(
         "this policy decides by what runs in a batch, and a replay has none" if batch else "unknown eviction policy",
         key="--policy", got=policy, allowed=", ".join(REPLAYABLE), hint=did_you_mean(policy, REPLAYABLE) or None,

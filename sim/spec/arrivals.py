@@ -35,7 +35,7 @@ class GammaArrivals(_Renewal):
     """Gamma gaps: ``cv`` above 1 is burstier than Poisson, below 1 more regular."""
 
     process: Literal["gamma"]
-    cv: float = Field(gt=0, le=100)
+    cv: float = Field(ge=0.01, le=100)
     """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty. With ``per: adapter``, a third column of a
     weights file gives adapters one of their own."""
 
@@ -69,7 +69,7 @@ class Step(Strict):
 
 
 class _Modulated(_Process):
-    cv: float = Field(default=1.0, gt=0, le=100)
+    cv: float = Field(default=1.0, ge=0.01, le=100)
     """Coefficient of variation of the gaps at a constant rate: 1 is Poisson, else gamma."""
 
 
@@ -120,6 +120,3 @@ Arrivals = Annotated[
     | MmppArrivals,
     Field(discriminator="process"),
 ]
-
-Renewal = PoissonArrivals | GammaArrivals | WeibullArrivals | OnOffArrivals
-"""Processes whose gaps are independent of each other."""

@@ -120,7 +120,8 @@ class Sessions(Strict):
 
 
 class Drift(Strict):
-    """Popularity moves between adapters: from time to time some of them trade places in the ranking."""
+    """Popularity moves between adapters: from time to time some of them trade places in the ranking. A session keeps
+    its adapter."""
 
     share: Share = Field(gt=0)
     """Share of the adapters that trade places each time."""
@@ -129,8 +130,8 @@ class Drift(Strict):
 
 
 class Churn(Strict):
-    """Adapters are retired and new ones take their places in the ranking, evenly over time; nothing has a new one in
-    its cache."""
+    """Adapters are retired and new ones take their places in the ranking, evenly over time. A session keeps its
+    adapter. No cache has a new one, but for host memory with ``fill: start``, which holds all that will come."""
 
     share: Share = Field(default=0.04, gt=0)
     """Share of the adapters that is replaced in ``every``; Alibaba's GenTD26 sees 4 % new ones a day."""

@@ -33,7 +33,8 @@ class Workload(Strict):
     """What arrives: generated from laws, or replayed from a trace."""
 
     requests: PositiveInt | None = Field(default=None, le=1_000_000_000)
-    """Simulate this many requests, to the end of the last one. With a trace: at most so many of its rows."""
+    """Simulate this many requests, to the end of the last one. With a trace: at most so many of its requests, after
+    scaling."""
     duration: Seconds | None = Field(default=None, gt=0)
     """Simulate this long instead; what has not ended by then counts as unfinished."""
     arrivals: Arrivals | None = None
@@ -57,7 +58,8 @@ class Workload(Strict):
         if self.trace is not None:
             for key in ("arrivals", "sessions", "drift", "churn"):
                 if getattr(self, key) is not None:
-                    raise located(key, "a trace brings its own arrivals", hint=f"remove {key}")
+                    what = "arrivals" if key == "arrivals" else "order of requests"
+                    raise located(key, f"a trace brings its own {what}", hint=f"remove {key}")
         elif self.arrivals is None:
             raise located("arrivals", "nothing arrives", hint="give arrivals: {process: poisson, rate: 12/s}")
         elif self.requests is None and self.duration is None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sim.policies.che import che_byte_miss_ratios, che_miss_ratios
 from sim.policies.lru_curve import lru_byte_curve
-from sim.policies.replay import replay
+from sim.policies.replay import check_policy, replay
 from sim.results.cache_points import CachePoint, CacheResult, LruOrders
 from sim.rng import stream
 
@@ -33,9 +33,8 @@ def check_policies(policies: Sequence[str]) -> None:
 
     :raises InputError: naming the first of them, and those that can.
     """
-    nothing = np.empty(0, dtype=np.int32)
     for policy in policies:
-        replay(policy, nothing, np.ones(1, dtype=np.int64), 1)
+        check_policy(policy)
 
 
 def default_slots(adapters: int) -> tuple[int, ...]:
@@ -81,7 +80,7 @@ def study_cache(
             progress(len(points), total)
     equal = bool((weights == weights[0]).all())
     grid = _grid(weights, asked)
-    objects, bytes_, shuffles = _orders(adapter, weights, grid, seed)
+    objects, bytes_, shuffles = lru_orders(adapter, weights, grid, seed)
     places = np.searchsorted(grid, asked)
     progress(total, total)
     return CacheResult(
@@ -115,10 +114,13 @@ def _grid(weights: NDArray[np.int64], asked: Sequence[int]) -> NDArray[np.int64]
     return np.unique(np.concatenate([spaced, np.asarray(asked, dtype=np.int64)]))
 
 
-def _orders(
+def lru_orders(
     adapter: NDArray[np.int32], weights: NDArray[np.int64], grid: NDArray[np.int64], seed: int
 ) -> tuple[LruOrders, LruOrders, int]:
-    """Return LRU's miss ratios in the real order and in others, of requests and of bytes."""
+    """Return LRU's miss ratios in the real order and in others, of requests and of bytes, and how many were shuffled.
+
+    :param weights: (adapters,) bytes, or 1 where ``grid`` counts slots; ``grid``: capacities, ascending.
+    """
     real = _lru_ratios(adapter, weights, grid)
     shuffles = max(1, min(_MOST_SHUFFLES, _SHUFFLED_REQUESTS // len(adapter)))
     orders = [

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sim.results.files import write_text
 from sim.rng import stream
 from sim.studies.trace_study import Study
 from sim.studies.traffic_fit import weights_text, workload_of
+from sim.traffic.fits.lengths import by_adapter, correlation
 from sim.traffic.traces.data import TraceData
 
 SCENARIO, ADAPTERS, LENGTHS = "traffic.yaml", "adapters.csv", "lengths.csv"
@@ -22,25 +21,27 @@ _MOST_LENGTHS = 20_000
 _UNNAMED = "count: 100"
 
 
-def write_scenario(study: Study, trace: TraceData, name: str, folder: Path, *, share: float, seed: int) -> Path:
+def write_scenario(study: Study, trace: TraceData, name: str, folder: Path, *, seed: int) -> Path:
     """Write the fitted traffic as a scenario, its weights and its lengths, and return the scenario's path.
 
-    :param share: of the trace's time that was fitted; lengths are drawn from that part too.
+    All of it is taken from the part of the trace that was fitted.
     """
-    model = study.model
+    model, part = study.model, study.part
     assert model is not None, "there is traffic to write"
+    assert part is not None, "fitted to a part"
     if trace.adapter is not None and model.weights is not None:
         write_text(folder / ADAPTERS, weights_text(model, trace.names))
     if trace.prompt_tokens is not None:
-        write_text(folder / LENGTHS, _lengths(trace, share, seed))
+        write_text(folder / LENGTHS, _lengths(trace, part.rows, seed))
     write_text(folder / SCENARIO, scenario_text(study, trace, name))
     return folder / SCENARIO
 
 
 def scenario_text(study: Study, trace: TraceData, name: str) -> str:
     """Return the text of the scenario file."""
-    facts, model = study.facts, study.model
+    facts, model, part = study.facts, study.model, study.part
     assert model is not None, "there is traffic to write"
+    assert part is not None, "fitted to a part"
     named = trace.adapter is not None
     workload = workload_of(model, ADAPTERS) if named else dict(model.workload)
     lines = [
@@ -56,13 +57,15 @@ def scenario_text(study: Study, trace: TraceData, name: str) -> str:
         lines.append(f"  {key}: {_flow(value)}")
     if not named:
         lines.append("  popularity: {law: zipf, exponent: 0.9}   # the trace names no adapters: make your own choice")
-    if trace.prompt_tokens is not None:
+    if trace.prompt_tokens is not None and trace.output_tokens is not None:
+        prompt, output = trace.prompt_tokens[part.rows], trace.output_tokens[part.rows]
+        between = by_adapter(prompt, output, part.adapter) if named else 0.0
         lines += [
             "  tokens:",
             f"    prompt: {{law: empirical, file: {LENGTHS}, column: input_tokens}}",
             f"    output: {{law: empirical, file: {LENGTHS}, column: output_tokens}}",
-            f"    correlation: {facts.length_correlation or 0.0:.3g}",
-            f"    by_adapter: {facts.length_by_adapter or 0.0:.3g}",
+            f"    correlation: {correlation(prompt, output):.3g}",
+            f"    by_adapter: {between:.3g}",
         ]
     lines.append("adapters:")
     if not named:
@@ -74,25 +77,26 @@ def scenario_text(study: Study, trace: TraceData, name: str) -> str:
 
 
 def _said(study: Study) -> list[str]:
-    check = study.facts.fit
-    if check is None:
-        return ["Fitted to all of it, and checked on nothing."]
-    lines = [f"Fitted to its first {check.share:.0%}, {check.requests_fitted:,} requests."]
-    worst = check.worst()
-    if worst is not None:
-        lines.append(
-            f"On the other {check.requests_checked:,} requests its LRU miss ratio is off by at most {worst[1]:.3f} "
-            f"(at {worst[0]} slots)."
-        )
-    return lines
+    check, part = study.facts.fit, study.part
+    assert part is not None, "fitted to a part"
+    share = part.span_s / study.facts.span_s
+    fitted = "Fitted to all of it" if share >= 1 else f"Fitted to the first {share:.3g} of its time"
+    lines = [f"{fitted}, {len(part):,} requests."]
+    worst = None if check is None else check.worst()
+    if check is None or worst is None:
+        return [*lines, "Its miss ratios were checked on nothing."]
+    return [
+        *lines,
+        f"On the next {check.requests_checked:,} requests its LRU miss ratio is off by at most {worst[1]:.3f} "
+        f"(at {worst[0]} slots).",
+    ]
 
 
-def _lengths(trace: TraceData, share: float, seed: int) -> str:
+def _lengths(trace: TraceData, rows: slice, seed: int) -> str:
     """Return pairs of lengths of the fitted part, all or a sample, in random order."""
     assert trace.prompt_tokens is not None, "asked for lengths that are there"
     assert trace.output_tokens is not None, "both or none"
-    last = int(np.searchsorted(trace.arrival_s, share * float(trace.arrival_s[-1]), side="right"))
-    chosen = stream(seed, 0, "lengths-sample").permutation(last)[:_MOST_LENGTHS]
+    chosen = rows.start + stream(seed, 0, "lengths-sample").permutation(rows.stop - rows.start)[:_MOST_LENGTHS]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["input_tokens", "output_tokens"])

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.che import che_miss_ratios
 from sim.policies.lru_curve import lru_curve
 from sim.results.trace_facts import (
     Candidate,
@@ -21,8 +20,18 @@ from sim.results.trace_facts import (
     SessionFacts,
     TraceFacts,
 )
-from sim.rng import stream
-from sim.studies.traffic_fit import Model, Part, curves, curves_of, generate, independent, models, plain_law
+from sim.studies.cache_study import lru_orders
+from sim.studies.traffic_fit import (
+    Model,
+    Part,
+    curves,
+    curves_of,
+    generate,
+    independent,
+    models,
+    number_of_models,
+    plain_law,
+)
 from sim.traffic.fits.describe import SessionTable, counts_in, dispersion, gap_cv, quantiles, sessions_by_gap
 from sim.traffic.fits.lengths import by_adapter, correlation
 from sim.traffic.fits.popularity import fit_popularity
@@ -45,18 +54,18 @@ MOST_SESSIONS, MOST_LENGTHS = 2_000_000, 1_000_000
 """Requests in which sessions are looked for, the first ones, and whose lengths are correlated, evenly spread: so that a
 long trace needs little memory."""
 _SPANS = 240
-_CONCENTRATION = {"effective_adapters": "effective adapters", "top_10pct": "requests of the hottest 10 %"}
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
     """What a trace is like, and the traffic fitted to it.
 
-    :ivar model: the best candidate, or None where nothing could be fitted.
+    :ivar model: the best candidate, or None where nothing could be fitted; ``part``: what it was fitted to.
     """
 
     facts: TraceFacts
     model: Model | None
+    part: Part | None = None
 
 
 def study_trace(
@@ -68,11 +77,13 @@ def study_trace(
     """
     times, adapter = trace.arrival_s, trace.adapter
     span = float(times[-1]) if len(times) else 0.0
-    model, check, pause = None, None, None
+    model, part, check = None, None, None
     notes = list(trace.notes)
+    pause = PAUSE_S
     if span > 0:
-        model, check, pause, why = _fit(trace, span, fit_share, seed, progress)
+        model, part, check, found, why = _fit(trace, span, fit_share, seed, progress)
         notes += why
+        pause = found or pause
     prompt, output = trace.prompt_tokens, trace.output_tokens
     some = slice(None, None, max(1, len(times) // MOST_LENGTHS))
     if adapter is not None and len(times) > MOST_SESSIONS:
@@ -93,7 +104,7 @@ def study_trace(
         sessions=sessions, curve=None if adapter is None else _curve(adapter, seed), timeline=_timeline(times, span),
         fit=check, skipped=dict(trace.skipped), notes=notes,
     )  # fmt: skip
-    return Study(facts, model)
+    return Study(facts, model, part)
 
 
 def curve_slots(adapters: int) -> list[int]:
@@ -102,13 +113,11 @@ def curve_slots(adapters: int) -> list[int]:
     return sorted({slots for slots in halves if slots < adapters} or {1})
 
 
-def _curve(adapter: Ints, seed: int) -> MissCurve:
+def _curve(adapter: NDArray[np.int32], seed: int) -> MissCurve:
     slots = curve_slots(int(adapter.max()) + 1)
-    shuffled = stream(seed, 0, "shuffle").permutation(adapter)
-    return MissCurve(
-        slots, lru_curve(adapter).miss_ratios(slots).tolist(), lru_curve(shuffled).miss_ratios(slots).tolist(),
-        che_miss_ratios(np.bincount(adapter).astype(np.float64), slots).tolist(),
-    )  # fmt: skip
+    weights = np.ones(int(adapter.max()) + 1, dtype=np.int64)
+    orders, _, _ = lru_orders(adapter, weights, np.array(slots), seed)
+    return MissCurve(slots, orders.real.tolist(), orders.shuffled.tolist(), orders.independent.tolist())
 
 
 def _laws(asked: Ints | None, sessions: SessionTable | None, seed: int) -> list[LawRow]:
@@ -125,11 +134,11 @@ def _laws(asked: Ints | None, sessions: SessionTable | None, seed: int) -> list[
     return rows
 
 
-def _sessions(trace: TraceData, span: float, pause: float | None) -> tuple[SessionFacts | None, SessionTable | None]:
+def _sessions(trace: TraceData, span: float, longest: float) -> tuple[SessionFacts | None, SessionTable | None]:
     if trace.adapter is None:
         return None, None
     named = trace.session is not None
-    pause = None if named else pause or PAUSE_S
+    pause = None if named else longest
     times, adapter = trace.arrival_s[:MOST_SESSIONS], trace.adapter[:MOST_SESSIONS]
     span = min(span, float(times[-1]))
     found = sessions_by_gap(times, adapter, pause) if pause is not None else trace.session
@@ -154,23 +163,24 @@ def _timeline(times: Floats, span: float) -> dict[str, list[float]]:
 
 def _fit(
     trace: TraceData, span: float, share: float, seed: int, progress: Progress
-) -> tuple[Model | None, FitCheck | None, float | None, list[str]]:
-    """Return the best model, its check, the pause that ends its sessions, and notes."""
+) -> tuple[Model | None, Part | None, FitCheck | None, float | None, list[str]]:
+    """Return the best model, what it was fitted to, its check, the pause that ends its sessions, and notes."""
     cut = span * share
     adapter = trace.adapter if trace.adapter is not None else np.zeros(len(trace.arrival_s), dtype=np.int32)
     count = max(len(trace.names), 1)
     first = _part(trace, adapter, count, 0.0, cut)
     second = _part(trace, adapter, count, cut, span)
     if len(first) < LEAST_FITTED:
-        return None, None, None, [f"no traffic is fitted: {len(first)} requests in the fitted part are too few"]
+        few = f"no traffic is fitted: {len(first)} of at least {LEAST_FITTED} requests are in the fitted part"
+        return None, None, None, None, [few]
     slots = [] if trace.adapter is None else curve_slots(count)
     with tempfile.TemporaryDirectory() as folder:
         best, candidates, pause = _best(first, slots, Path(folder), seed, progress)
         if len(second) < LEAST_FITTED:
-            check = None if share >= 1 else _nothing(share, first, second, best, candidates)
-            return best, check, pause, ["nothing is left to check the fitted traffic on"]
-        check = _check(trace, (first, second), (best, candidates), slots, share, Path(folder), seed)
-    return best, check, pause, []
+            check = None if share >= 1 else _nothing(first.span_s / span, first, second, best, candidates)
+            return best, first, check, pause, ["nothing is left to check the fitted traffic on"]
+        check = _check(trace, (first, second), (best, candidates), slots, first.span_s / span, Path(folder), seed)
+    return best, first, check, pause, []
 
 
 def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float) -> Part:
@@ -182,7 +192,8 @@ def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float)
         high = low + MOST_FITTED
         end = float(trace.arrival_s[high - 1])
     session = None if trace.session is None or trace.adapter is None else trace.session[low:high]
-    return Part(trace.arrival_s[low:high] - begin, adapter[low:high], session, end - begin, count)
+    rows = slice(low, high)
+    return Part(rows, trace.arrival_s[rows] - begin, adapter[rows], session, end - begin, count)
 
 
 def _best(
@@ -192,8 +203,9 @@ def _best(
         return independent(part), [], None
     real = curves(part.adapter, slots)
     found: list[tuple[float, Model]] = []
+    total = number_of_models(part)
     for number, model in enumerate(models(part)):
-        progress(number, 12)
+        progress(number, total)
         found.append((curves_of(model, part.span_s, slots, folder, seed).difference(real), model))
     least = min(error for error, _ in found)
     best = next(model for error, model in found if error <= least + NEARLY)
@@ -227,21 +239,28 @@ def _check(
         if of_trace is not None and of_made is not None:
             values.append(CheckedValue(name, of_trace, of_made))
     if slots:
-        for name, unit in (("effective_adapters", ""), ("top_10pct", "1")):
-            of_trace, of_made = (concentration(np.bincount(found))[name] for found in (second.adapter, asked))
-            values.append(CheckedValue(_CONCENTRATION[name], of_trace, of_made, unit))
-    values += _length_values(trace, len(first))
+        hottest = [_hottest(found, second.count) for found in (second.adapter, asked)]
+        effective = [concentration(np.bincount(found))["effective_adapters"] for found in (second.adapter, asked)]
+        values.append(CheckedValue("effective adapters", effective[0], effective[1]))
+        values.append(CheckedValue("requests of the hottest 10 %", hottest[0], hottest[1], "1"))
+    values += _length_values(trace, first.rows, second.rows)
     return FitCheck(
         share, len(first), len(second), best.name, candidates, slots, real.tolist(), synthetic.tolist(), drawn.tolist(),
         values,
     )  # fmt: skip
 
 
-def _length_values(trace: TraceData, cut: int) -> list[CheckedValue]:
+def _hottest(adapter: Ints, count: int) -> float:
+    """Return the share of the hottest tenth of all ``count`` adapters: as many whoever is asked for."""
+    asked = np.sort(np.bincount(adapter))[::-1]
+    return float(asked[: max(1, round(count / 10))].sum() / asked.sum())
+
+
+def _length_values(trace: TraceData, first: slice, second: slice) -> list[CheckedValue]:
     """Return lengths of the second part beside those of the first, which synthetic requests repeat."""
     values = []
     for name, tokens in (("prompt", trace.prompt_tokens), ("output", trace.output_tokens)):
         if tokens is not None:
-            before, after = quantiles(tokens[:cut]), quantiles(tokens[cut:])
+            before, after = quantiles(tokens[first]), quantiles(tokens[second])
             values += [CheckedValue(f"{name} {key}", after[key], before[key], "tokens") for key in ("mean", "p99")]
     return values

@@ -42,11 +42,13 @@ _REPLICATIONS = 2
 class Part:
     """A stretch of a trace.
 
+    :ivar rows: which requests of the trace it has.
     :ivar times: (n,) from 0 at the begin of the part; ``span_s``: its length.
     :ivar adapter: (n,) index into all of the trace's adapters; ``count``: of these.
     :ivar session: (n,) or None.
     """
 
+    rows: slice
     times: Floats
     adapter: Ints
     session: Ints | None
@@ -84,12 +86,20 @@ def models(part: Part) -> Iterator[Model]:
     if part.session is not None:
         yield _in_sessions(part, part.session, "sessions", "sessions as the trace names them")
         return
-    for pause in PAUSES_S:
-        if pause < part.span_s / 20:
-            found = sessions_by_gap(part.times, part.adapter, pause)
-            words = f"sessions that end where an adapter pauses longer than {human_seconds(pause)}"
-            name = f"sessions-{human_seconds(pause).replace(' ', '')}"
-            yield replace(_in_sessions(part, found, name, words), pause_s=pause)
+    for pause in _pauses(part):
+        found = sessions_by_gap(part.times, part.adapter, pause)
+        words = f"sessions that end where an adapter pauses longer than {human_seconds(pause)}"
+        name = f"sessions-{human_seconds(pause).replace(' ', '')}"
+        yield replace(_in_sessions(part, found, name, words), pause_s=pause)
+
+
+def number_of_models(part: Part) -> int:
+    """Return how many models ``models`` gives."""
+    return 4 if part.session is not None else 3 + len(_pauses(part))
+
+
+def _pauses(part: Part) -> list[float]:
+    return [pause for pause in PAUSES_S if pause < part.span_s / 20]
 
 
 def independent(part: Part) -> Model:

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.rng import stream
-from sim.spec.arrivals import MmppArrivals
+from sim.spec.arrivals import GammaArrivals, MmppArrivals, WeibullArrivals
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population, populate
 from sim.traffic.lengths import Lengths, draw_pair
 from sim.traffic.popularity import Chooser, read_weights, weights_of
-from sim.traffic.sessions import InSessions
+from sim.traffic.sessions import InSessions, mean_gap
 from sim.traffic.sources import Growing, OneStream, Recorded, Source, StreamPerAdapter, Turned
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.turnover import newcomers
@@ -25,8 +25,11 @@ from sim.traffic.turnover import newcomers
 BLOCK = 1 << 16
 """Requests made at a time. Part of the random streams' key: changing it changes all traffic."""
 
-MAX_NEWCOMERS, MAX_TRADES, MAX_CHANGES = 10_000_000, 200_000, 5_000_000
-"""Adapters that may come, times that popularity may drift, and changes of a random rate, in a run."""
+MAX_SESSIONS = 5_000_000
+"""Sessions under way at a time."""
+MAX_NEWCOMERS, MAX_TRADES, MAX_TRADED, MAX_CHANGES = 10_000_000, 200_000, 20_000_000, 5_000_000
+"""In a run: adapters that may come, times that popularity may drift, adapters that may change places by that, and
+changes of a random rate. More would take longer than the requests."""
 
 UNNAMED_ADAPTERS = 100
 """Adapters of a trace that names none, where the scenario gives no count."""
@@ -86,6 +89,12 @@ class Traffic:
         elif workload.popularity.law == "weights":
             weights = read_weights(workload.popularity.file)
             self.names, cvs = weights.names, weights.cv
+            gaps_have_cv = isinstance(workload.arrivals, GammaArrivals | WeibullArrivals)
+            if not np.isnan(cvs).all() and not (gaps_have_cv and getattr(workload.arrivals, "per", "") == "adapter"):
+                self.notes += (
+                    f"{workload.popularity.file}: its cv column has no effect without gamma or Weibull arrivals per "
+                    "adapter",
+                )
         count = _adapter_count(scenario, self.names)
         if scenario.adapters.count is None and not self.names:
             self.notes += (
@@ -142,7 +151,7 @@ class Traffic:
         given, over = 0, False
         while not over:
             times, adapters = next(blocks, (held_times[:0], held_adapters[:0]))
-            over = len(times) == 0
+            over = len(times) == 0  # a source's blocks are not empty, so it has ended
             if self.end_s is not None and not over and times[-1] >= self.end_s:
                 inside = int(np.searchsorted(times, self.end_s, side="left"))
                 times, adapters, over = times[:inside], adapters[:inside], True
@@ -157,21 +166,26 @@ class Traffic:
             held_times, held_adapters = times[whole:], adapters[whole:]
 
     def _check_size(self) -> None:
-        """Refuse what would change so often that the changes take longer than the requests."""
+        """Refuse what would change so often, or last so long, that it takes longer than the requests themselves."""
         workload, seconds = self._workload, self._expected_s()
         changes = [("churn", "adapters would come and go too often", float(self._new), MAX_NEWCOMERS)]
         if workload.drift is not None:
             times = seconds / workload.drift.every
+            moved = times * max(2.0, workload.drift.share * self._places)
+            changes.append(("drift", "adapters would trade places too often", moved, MAX_TRADED))
             changes.append(("drift.every", "adapters would trade places too often", times, MAX_TRADES))
         if isinstance(workload.arrivals, MmppArrivals):
             states = workload.arrivals.states
             times = seconds / (sum(state.time for state in states) / len(states))
             changes.append(("arrivals.states", "the rate would change too often", times, MAX_CHANGES))
+        if workload.sessions is not None:
+            law = workload.sessions
+            at_a_time = self.rate * (1 - 1 / law.requests) * mean_gap(law)
+            changes.append(("sessions", "too many sessions would be under way at a time", at_a_time, MAX_SESSIONS))
         for key, problem, times, most in changes:
             if times > most:
                 raise ScenarioError(
-                    problem, key=f"workload.{key}", got=f"about {times:,.0f} times",
-                    allowed=f"up to {most:,} times in the whole run",
+                    problem, key=f"workload.{key}", got=f"about {times:,.0f}", allowed=f"up to {most:,}",
                 )  # fmt: skip
 
     def _count_total(self) -> int | None:
@@ -237,8 +251,9 @@ class Traffic:
     def _adapter_scores(self, replication: int) -> Floats:
         """Return normal scores of every adapter's lengths, shape (2, adapters): prompts, outputs."""
         if self._scores is None or self._scores[0] != replication:
-            rng = stream(self._seed, replication, "adapter-lengths")
-            self._scores = replication, rng.standard_normal((2, len(self.population)))
+            # A stream each, so that the first adapters' scores don't depend on how many there are.
+            kinds = (stream(self._seed, replication, f"adapter-{kind}") for kind in ("prompt", "output"))
+            self._scores = replication, np.stack([rng.standard_normal(len(self.population)) for rng in kinds])
         return self._scores[1]
 
 

@@ -1,7 +1,8 @@
 """Where requests come from: streams of (arrival time, adapter) in order of time, made block by block.
 
-A source's ``blocks`` may be asked for again and gives the same each time; every block follows from the seed, the
-replication and its own number.
+A source's ``blocks`` may be asked for again and gives the same each time: random numbers belong to the seed, the
+replication, the purpose and the number of a block, and what goes on from block to block is kept in the iterator. A run
+of more requests begins with those of a shorter one.
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ SMALLEST, LARGEST = 256, 16384
 begins with the same requests."""
 
 
+LEAST_SHARE = 1e-12
+"""An adapter that is asked for less often has no stream: it would not be seen, and its numbers would overflow."""
+
+
 class Source(Protocol):
     """What ``Traffic`` draws requests from."""
 
     def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
-        """Yield blocks of requests from time 0 on, without end or at least up to ``most`` requests."""
+        """Yield blocks of requests from time 0 on, none of them empty, without end or at least ``most`` requests."""
         ...
 
 
@@ -105,7 +110,7 @@ class StreamPerAdapter:
     def __init__(
         self, law: Arrivals, rate: float, shares: Floats, cvs: Floats | None, seed: int, sizes: Iterable[int]
     ) -> None:
-        self._asked = np.flatnonzero(shares > 0)
+        self._asked = np.flatnonzero(shares > LEAST_SHARE)
         self._rates = rate * shares[self._asked]
         self._gaps = renewal(law, self._rates, None if cvs is None else cvs[self._asked])
         self._seed = seed

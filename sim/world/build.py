@@ -25,7 +25,7 @@ from sim.world.caches import eviction_setting, gpu_capacity, make_caches, make_f
 from sim.world.clock import Clock
 from sim.world.fleet import Fleet, Plan
 from sim.world.fronted import FrontedServer
-from sim.world.future import Future
+from sim.world.future import Foresight, Future
 from sim.world.memory import usable_kv_tokens
 from sim.world.server import BatchServer, FixedServer, Parts, Server
 from sim.world.times import has_host_tier, reload_times, request_times
@@ -60,6 +60,10 @@ def build_world(scenario: Scenario) -> World:
             f"of {len(population)} most loads come from storage, inside the step; cache.host.slots={len(population)} "
             "keeps all"
         )
+    if scenario.cache.pinned and (scenario.workload.churn or scenario.workload.drift):
+        notes.append(
+            "pinned adapters are those that are popular at the start; they keep their places as popularity moves on"
+        )
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     return World(
@@ -89,15 +93,16 @@ def simulate(world: World, replication: int, sections: int, watched: Watch = lam
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
     future = None
     if scenario.cache.eviction == "belady":
-        future = Future(world.traffic.chunks(replication), len(world.population))
+        future = Future(world.traffic.arrivals(replication), len(world.population))
 
     def make(index: int, inside: list[int]) -> Server:
         rule = _kv_rule(world)
-        setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", index), future)
+        foresight = None if future is None else Foresight(future)
+        setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", index), foresight)
         cache, host = make_caches(world, replication, index, rule, setting)
         reload_s = reload_times(*costs, replication, index)
         fetches = make_fetches(world, clock, recorder, cache)
-        parts = Parts(clock, recorder, index, inside, cache, host, loaders, reload_s, fetches)
+        parts = Parts(clock, recorder, index, inside, cache, host, loaders, reload_s, fetches, foresight)
         return _server(world, parts, rule, watched)
 
     for _ in range(scenario.fleet.replicas):

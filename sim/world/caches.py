@@ -22,18 +22,18 @@ from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
 from sim.world.fetches import HostFetches
-from sim.world.future import Future
+from sim.world.future import Foresight
 from sim.world.world import World
 
 
-def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, future: Future | None) -> Setting:
+def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, foresight: Foresight | None) -> Setting:
     """Return what eviction policies may know; where adapters share the KV cache, they weigh blocks."""
     weights, capacity = world.weights, world.capacity
     if world.adapter_blocks:
         assert world.kv_tokens is not None, "they share it"
         weights, capacity = world.adapter_blocks, world.kv_tokens // world.scenario.fleet.block_size
     setting = Setting(weights, capacity, rng, now=lambda: clock.now)
-    return setting if future is None else replace(setting, next_use=future.seen_at(setting.now))
+    return setting if foresight is None else replace(setting, next_use=foresight.next_use, come=foresight.come)
 
 
 def make_caches(
@@ -149,6 +149,6 @@ def _check_pinned(pinned: Sequence[int], weights: Sequence[int], capacity: int, 
     if taken + largest > capacity:
         raise ScenarioError(
             f"pinned adapters leave no room for another one in {where}", key="cache.pinned", got=len(pinned),
-            allowed=f"{capacity - largest:,} of {capacity:,} for them; they take {taken:,}, the largest other one {largest:,}",
+            allowed=f"up to {capacity - largest:,} of {capacity:,}: they take {taken:,}, another one up to {largest:,}",
             hint=f"pin fewer, or enlarge {where}",
         )  # fmt: skip

@@ -1,39 +1,78 @@
-"""When each adapter is asked for next: what only a clairvoyant reference (eviction ``belady``) may know."""
+"""When each adapter is asked for next: what only a clairvoyant reference (eviction ``belady``) may know.
+
+The future is told in positions, the indices of requests: they order arrivals as times do, and those of one instant as
+well. A request asks for its adapter until it has used it, so one that waits in a queue comes next, whatever the time.
+"""
 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable
 from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sim.traffic.generate import Chunk
+from sim.traffic.request import Request
 
 
 class Future:
-    """All arrivals of one replication by adapter.
+    """All requests of one replication by adapter, for all replicas.
 
-    :param chunks: its requests; read once, to the end.
+    :param arrivals: their times and adapters in pieces, in order; read once, to the end.
     :param adapters: how many there are.
+    :ivar come: how many requests have been handed over, to whatever replica: those from this index on are to come.
     """
 
-    def __init__(self, chunks: Iterable[Chunk], adapters: int) -> None:
-        # Copies: a chunk's arrays may be views of something larger.
-        pieces = [(chunk.adapter.astype(np.int32), chunk.arrival_s.copy()) for chunk in chunks]
-        adapter = np.concatenate([piece[0] for piece in pieces] or [np.empty(0, dtype=np.int32)])
-        times = np.concatenate([piece[1] for piece in pieces] or [np.empty(0)])
-        self._times = array("d", times[np.argsort(adapter, kind="stable")].tobytes())  # bisected faster than numpy's
+    def __init__(self, arrivals: Iterable[tuple[NDArray[np.float64], NDArray[np.int64]]], adapters: int) -> None:
+        pieces = [piece.astype(np.int32) for _, piece in arrivals]  # copies: they may be views of something larger
+        adapter = np.concatenate(pieces or [np.empty(0, dtype=np.int32)])
+        # Read one at a time, an array is faster than numpy's.
+        self._positions = array("q", np.argsort(adapter, kind="stable").astype(np.int64).tobytes())
         ends = np.cumsum(np.bincount(adapter, minlength=adapters))
-        self._starts: list[int] = [0, *ends.tolist()]
+        self._next: list[int] = [0, *ends[:-1].tolist()]  # by adapter, where its next request stands in _positions
+        self._ends: list[int] = ends.tolist()
+        self.come = 0
 
-    def next_use(self, adapter: int, now: float) -> float:
-        """Return when the next request for an adapter arrives after ``now``, at whatever replica; infinite: never."""
-        end = self._starts[adapter + 1]
-        place = bisect_right(self._times, now, self._starts[adapter], end)
-        return self._times[place] if place < end else inf
+    def to_come(self, adapter: int) -> float:
+        """Return the index of the next request for an adapter that nobody was handed yet; infinite: there is none."""
+        positions, end = self._positions, self._ends[adapter]
+        self._next[adapter] = place = bisect_left(positions, self.come, self._next[adapter], end)
+        return positions[place] if place < end else inf
 
-    def seen_at(self, now: Callable[[], float]) -> Callable[[int], float]:
-        """Return ``next_use`` as seen at the time that ``now`` tells."""
-        return lambda adapter: self.next_use(adapter, now())
+
+class Foresight:
+    """The future as one replica sees it: its own waiting requests, and those that nobody was handed yet."""
+
+    def __init__(self, future: Future) -> None:
+        self._future = future
+        self._waiting: dict[int, deque[Request]] = {}
+
+    def arrived(self, request: Request) -> None:
+        """Note that the replica was handed a request."""
+        self._future.come = request.index + 1
+        self._waiting.setdefault(request.adapter, deque()).append(request)
+
+    def turned_away(self, request: Request) -> None:
+        """Note that a request that arrived will not be served."""
+        self._waiting[request.adapter].remove(request)
+
+    def next_use(self, adapter: int) -> float:
+        """Return the index of the next request that uses an adapter which is not in use now; infinite: never again.
+
+        Of those who used it before, all have been admitted, in whatever order, and have left.
+        """
+        waiting = self._waiting.get(adapter)
+        if waiting:
+            while waiting and waiting[0].admitted_s >= 0:
+                waiting.popleft()
+            if waiting:
+                return waiting[0].index
+            del self._waiting[adapter]
+        return self._future.to_come(adapter)
+
+    def come(self) -> float:
+        """Return how many requests have come, anywhere."""
+        return self._future.come

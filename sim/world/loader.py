@@ -195,8 +195,8 @@ class Loader:
                 request.load_queue_s = started - asked_s
         self._on_loaded(waiting, started < now)
         self._spent.append(load)
-        if not waiting and self.short_of_room and self._cache.users[adapter] == 0:
-            self.room_appeared()  # what was loaded ahead, and nobody uses, may leave for what somebody asked for
+        if self.short_of_room and not waiting:
+            self.room_appeared()  # what was loaded ahead and nobody asked for may leave for what somebody asked for
         elif channel.queue:
             self._start(channel)
         if self.ahead is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from sim.policies.cache import ABSENT, GpuCache
-from sim.traffic.request import HIT, Request
+from sim.traffic.request import Request
 from sim.world.loader import Loader
 
 
@@ -23,8 +23,9 @@ class Prefetch:
     def __init__(self, cache: GpuCache, loader: Loader) -> None:
         self._cache = cache
         self._loader = loader
-        # By adapter, a heap of (key, request) of those who have neither been admitted nor asked for it; the first of
-        # each is still so, those behind may have gone.
+        # By adapter, a heap of (key, request) of those who haven't been admitted; the first of each is still so, those
+        # behind may have gone. Those who have asked for their loads stay until then and make no difference: they use
+        # their adapters, which are neither victims nor, unless a load waits in a queue, absent.
         self._wanted: dict[int, list[tuple[int, Request]]] = {}
 
     def entered(self, request: Request) -> None:
@@ -32,12 +33,12 @@ class Prefetch:
         heappush(self._wanted.setdefault(request.adapter, []), (request.key, request))
 
     def left(self, requests: Iterable[Request]) -> None:
-        """Note that requests have been admitted or have asked for their loads."""
+        """Note that requests have been admitted."""
         for request in requests:
             group = self._wanted.get(request.adapter)
             if group is None:
                 continue
-            while group and (group[0][1].admitted_s >= 0 or group[0][1].outcome != HIT):
+            while group and group[0][1].admitted_s >= 0:
                 heappop(group)
             if not group:
                 del self._wanted[request.adapter]

@@ -27,6 +27,7 @@ from sim.traffic.request import DELAYED_HIT, MISS, Request
 from sim.world.blocking import ProtectedLoads, StepLoads, TouchedLoads, UnifiedLoads
 from sim.world.clock import BOUNDARY, Call, Clock
 from sim.world.fetches import HostFetches
+from sim.world.future import Foresight
 from sim.world.loader import Loader
 from sim.world.prefetch import Prefetch
 
@@ -41,6 +42,7 @@ class Parts:
     :ivar loaders: loaders from storage, and from host.
     :ivar reload_s: seconds of a load that no request begins: by adapter and tier.
     :ivar fetches: host memory that is filled when requests arrive, or None.
+    :ivar foresight: what a clairvoyant eviction policy knows, or None.
     """
 
     clock: Clock
@@ -52,6 +54,7 @@ class Parts:
     loaders: tuple[int, int]
     reload_s: Callable[[int, int], float]
     fetches: HostFetches | None = None
+    foresight: Foresight | None = None
 
 
 class Server(ABC):
@@ -73,6 +76,7 @@ class Server(ABC):
         protected = cast(GpuCache, parts.cache)
         self.loader = Loader(parts.clock, protected, parts.host, parts.loaders, parts.recorder, self._loaded)
         self._fetches = parts.fetches
+        self._foresight = parts.foresight
         if self._fetches is not None:
             self._fetches.go_on = self._take_in
         self.inside_area = 0.0
@@ -82,6 +86,8 @@ class Server(ABC):
         """Take in a request; where loads are asked for at arrival, its adapter is in use from now on."""
         self._inside[self.index] += 1
         self.inside_area -= self.clock._now
+        if self._foresight is not None:
+            self._foresight.arrived(request)
         if self._fetches is None or self._fetch(request, self._fetches):
             self._take_in(request)
 
@@ -90,6 +96,8 @@ class Server(ABC):
         if fetches.rejects(request):
             self._inside[self.index] -= 1
             self.inside_area += self.clock._now
+            if self._foresight is not None:
+                self._foresight.turned_away(request)
             self.recorder.turned_away(request, self.index, REFUSED)
             return False
         return fetches.fetch(request)
@@ -251,8 +259,6 @@ class BatchServer(Server):
 
     def _ask(self, request: Request) -> None:
         request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
-        if self._prefetch is not None:
-            self._prefetch.left([request])
 
     def _loaded(self, requests: list[Request], in_time: bool) -> None:
         if self.claiming is None:
@@ -263,8 +269,9 @@ class BatchServer(Server):
             self.claiming.arrived(request)
         if requests:
             self._wake(min(request.key for request in requests), in_time)
-        elif self.waiting.line:  # loaded ahead, and whoever wanted it was over the limit: now it is a hit
-            self._wake(self.waiting.line[0][0], in_time)
+        # A load ahead that nobody joined brings no boundary forward. Whoever wants the adapter stands in the queue and
+        # was announced when it came; the next boundary that could let it in comes for that reason, or for a seat, KV
+        # blocks or an adapter that somebody gives back.
 
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
         key = request.key

@@ -97,6 +97,7 @@ class Replica:
         self.scenario = fleet.world.scenario
         self.index = index
         self.jobs: list[Job] = []  # everybody who ever came
+        self.uses_since_load = dict.fromkeys(range(len(self.world.weights)), 0)
         self.resident: set[int] = set()
         self.host: list[int] = []  # least recently used first
         self.eviction = self.make_eviction()
@@ -117,7 +118,13 @@ class Replica:
             weights, capacity = world.adapter_blocks, world.kv_tokens // self.scenario.fleet.block_size
         luck = stream(self.scenario.run.seed, self.fleet.replication, "eviction", self.index).random
         name = self.scenario.cache.eviction
-        return NAIVE[name](weights, capacity, luck, self.fleet.next_arrival, lambda: self.fleet.now)
+        return NAIVE[name](weights, capacity, luck, self.next_use, lambda: self.fleet.now)
+
+    def next_use(self, adapter: int) -> float:
+        """Index of the next job that will use an adapter: one that waits here and has not, or one still to come."""
+        waiting = [job for job in self.inside() if not job.uses]
+        to_come = [job for job in self.fleet.jobs if job.replica < 0 and job.status != REFUSED]
+        return min((job.index for job in waiting + to_come if job.adapter == adapter), default=math.inf)
 
     def fill(self) -> None:
         """Bring in who is there from the start, the most popular last."""
@@ -156,9 +163,12 @@ class Replica:
         return self.weight(self.in_use() | {adapter}) <= self.world.capacity or adapter in self.in_use()
 
     def use(self, job: Job) -> None:
+        """What counts beside the load is every use but the first, which is what the load was for."""
         job.uses = True
         if job.adapter in self.resident:
-            self.eviction.touched(job.adapter)
+            self.uses_since_load[job.adapter] += 1
+            if self.uses_since_load[job.adapter] > 1:
+                self.eviction.touched(job.adapter)
         self.in_use_peak = max(self.in_use_peak, self.weight(self.in_use()))
 
     # Loads --------------------------------------------------------------------------------------------------------
@@ -187,7 +197,9 @@ class Replica:
         """A load has ended; those who joined it use the adapter beside the one for whom it was made."""
         self.resident.add(adapter)
         self.eviction.loaded(adapter)
-        for _ in [job for job in self.inside() if job.uses and job.adapter == adapter][1:]:
+        users = [job for job in self.inside() if job.uses and job.adapter == adapter]
+        self.uses_since_load[adapter] = len(users)
+        for _ in users[1:]:
             self.eviction.touched(adapter)
         if adapter not in self.in_use():
             self.eviction.idle(adapter)
@@ -641,11 +653,6 @@ class TwinFleet:
         if self.world.scenario.cache.eviction == "vllm-lru":
             return Touching
         return OneByOne if self.world.scenario.fleet.engine == "fixed" else Batching
-
-    def next_arrival(self, adapter: int) -> float:
-        """When the next job for an adapter arrives, anywhere."""
-        return min((job.arrival_s for job in self.jobs if job.adapter == adapter and job.arrival_s > self.now),
-                   default=math.inf)  # fmt: skip
 
     def count(self) -> int:
         """A number that grows: what was made first has the lower one."""

@@ -35,9 +35,9 @@ class Engine(Batching):
         least = self.taken(self.placed() - self.ready(spared)) + self.world.weights[adapter] - base_goes
         if least > self.world.capacity:
             return False
+        self.eviction.coming(adapter)
         while not self.has_blocks(self.placed(), adapter):
             self.evict(self.eviction.choose(self.ready(spared)))
-        self.eviction.coming(adapter)
         while not self.has_room(self.placed(), adapter):
             if self.ready(spared):
                 self.evict(self.eviction.choose(self.ready(spared)))

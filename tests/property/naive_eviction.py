@@ -194,13 +194,13 @@ class S3Fifo(Naive):
             young = [a for a in self.small if a in ready]
             main_is_full = self.weigh(self.main) > self.capacity - int(0.1 * self.capacity)
             if young and not (main_is_full and any(a in ready for a in self.main)):
-                adapter = young[0]
-                self.small.remove(adapter)
-                if self.counted[adapter] < 2:
-                    self.remember(adapter)
-                    return adapter
-                self.counted[adapter] = 0
-                self.main.append(adapter)
+                for adapter in young:  # to the end, even if that fills the main queue
+                    self.small.remove(adapter)
+                    if self.counted[adapter] < 2:
+                        self.remember(adapter)
+                        return adapter
+                    self.counted[adapter] = 0
+                    self.main.append(adapter)
                 continue
             adapter = self.main.pop(0)
             if adapter in ready and self.counted[adapter] == 0:

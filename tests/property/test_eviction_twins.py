@@ -32,6 +32,7 @@ class NaiveCache:
         self.resident = set(pinned)
         self.loading: set[int] = set()
         self.evictions = 0
+        self.uses: dict[int, int] = {}  # since the load; the first is what the load was for
 
     def ready(self) -> set[int]:
         return {a for a in self.resident if self.users[a] == 0 and a not in self.pinned}
@@ -58,18 +59,27 @@ class NaiveCache:
         self.loading.add(adapter)
         return True
 
+    def use(self, adapter: int) -> None:
+        self.uses[adapter] = self.uses.get(adapter, 0) + 1
+        if self.uses[adapter] > 1:
+            self.policy.touched(adapter)
+
     def end(self, adapter: int) -> None:
         self.loading.remove(adapter)
         self.resident.add(adapter)
         self.policy.loaded(adapter)
+        self.uses[adapter] = self.users[adapter]
         for _ in range(self.users[adapter] - 1):
             self.policy.touched(adapter)
         if self.users[adapter] == 0:
             self.policy.idle(adapter)
 
 
-def both(data: st.DataObject, name: str) -> tuple[GpuCache, NaiveCache, list[int]]:
-    """Return a cache, its twin, and a clock to be set: when each adapter is used next is drawn once for all."""
+def both(data: st.DataObject, name: str) -> tuple[GpuCache, NaiveCache, list[int], dict[int, int]]:
+    """Return a cache, its twin, a clock to be set, and where to note when each adapter was used last.
+
+    Who arrives when is drawn once for all. Those who come here wait until their adapter is used.
+    """
     count = data.draw(st.integers(2, 12))
     sizes = st.integers(1, 6) if data.draw(st.booleans()) else st.just(1)
     weights = data.draw(st.lists(sizes, min_size=count, max_size=count))
@@ -79,23 +89,28 @@ def both(data: st.DataObject, name: str) -> tuple[GpuCache, NaiveCache, list[int
     capacity = least + data.draw(st.sampled_from((0, 1, 2, 3, 5, 12, 20)))
     clock, seed = [0], data.draw(st.integers(0, 99_999))
     rng = random.Random(seed)
-    arrivals = [(rng.randrange(count), rng.randrange(STEPS)) for _ in range(STEPS // 2)]
+    arrivals = [rng.randrange(count) for _ in range(STEPS)]  # one each tick
+    here = [rng.random() < 0.5 for _ in range(STEPS)]  # the others go to another cache
 
     def next_use(adapter: int) -> float:
-        return min((float(t) for a, t in arrivals if a == adapter and t > clock[0]), default=np.inf)
+        of_it = [tick for tick, other in enumerate(arrivals) if other == adapter]
+        waiting = [tick for tick in of_it if used_at.get(adapter, -1) < tick < clock[0] and here[tick]]
+        return min(waiting + [tick for tick in of_it if tick >= clock[0]], default=np.inf)
 
-    setting = Setting(weights, capacity, np.random.default_rng(seed), next_use, lambda: float(clock[0]))
+    used_at: dict[int, int] = {}
+    luck, now = np.random.default_rng(seed), lambda: float(clock[0])
+    setting = Setting(weights, capacity, luck, now, next_use, now)
     cache = GpuCache(weights, capacity, EVICTIONS[name](setting), base_model_slot=base, pinned=pinned)
     policy = NAIVE[name](weights, capacity, np.random.default_rng(seed).random, next_use, lambda: float(clock[0]))
     twin = NaiveCache(policy, pinned, base=base)
-    return cache, twin, clock
+    return cache, twin, clock, used_at
 
 
 @pytest.mark.parametrize("name", POLICIES)
 @settings(max_examples=60)
 @given(data=st.data())
 def test_a_cache_evicts_whom_its_naive_twin_evicts(name: str, data: st.DataObject) -> None:
-    cache, twin, clock = both(data, name)
+    cache, twin, clock, used_at = both(data, name)
     count = len(cache.weights)
     warm = data.draw(st.lists(st.integers(0, count - 1), max_size=4, unique=True))
     warm_up(cache, twin, [a for a in warm if a not in twin.pinned])
@@ -107,10 +122,11 @@ def test_a_cache_evicts_whom_its_naive_twin_evicts(name: str, data: st.DataObjec
         spared = set(rng.sample(range(count), rng.randrange(count)))
         clock[0] += 1
         if kind == "use":
+            used_at[adapter] = clock[0]
             assert cache.acquire(adapter) == (adapter in twin.resident)
             twin.users[adapter] += 1
             if adapter in twin.resident:
-                twin.policy.touched(adapter)
+                twin.use(adapter)
             elif adapter not in twin.loading:
                 begins = cache.reserve(adapter)
                 assert begins == twin.reserve(adapter, None)
@@ -206,6 +222,28 @@ def test_replays_count_what_naive_ones_count(name: str, stream_: tuple[Any, Any,
         assert (replayed.misses, replayed.missed_bytes) == expected
         assert replayed.requests == len(objects)
         assert replayed.requested_bytes == sum(int(sizes[a]) for a in objects)
+
+
+def test_s3_fifo_looks_through_its_small_queue_to_the_end_even_if_that_fills_the_main_one() -> None:
+    for seed in range(200):  # sizes and popularities at which some do
+        rng = random.Random(seed)
+        capacity = rng.choice((10, 20, 30))
+        count = rng.randrange(capacity, 3 * capacity)
+        popularity = [1 / (place + 1) ** rng.choice((0.3, 0.8, 1.2)) for place in range(count)]
+        objects = rng.choices(range(count), popularity, k=400)
+        replayed = replay("s3-fifo", np.array(objects), np.ones(count, dtype=np.int64), capacity)
+        assert replayed.misses == replay_naively("s3-fifo", objects, [1] * count, capacity, None)[0]
+
+
+@pytest.mark.parametrize("name", ["belady", "lfu"])
+def test_replays_longer_than_a_chunk_are_one_replay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = np.random.default_rng(5).integers(0, 30, 500)
+    sizes = np.ones(30, dtype=np.int64)
+    whole = replay_stepwise(name, objects, sizes, 8)
+    monkeypatch.setattr("sim.policies.replay.CHUNK", 7)
+    assert replay_stepwise(name, objects, sizes, 8) == whole
+    expected = replay_naively(name, objects.tolist(), sizes.tolist(), 8, None)
+    assert (whole.misses, whole.missed_bytes) == expected
 
 
 def test_replays_with_kernels_are_among_those_compared() -> None:

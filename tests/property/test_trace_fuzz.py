@@ -143,7 +143,7 @@ def test_a_broken_trace_is_read_or_refused(
         note(repr(data))
         check_laws(data, limit)
     try:
-        objects = read_objects(str(file), skip_bad=skip_bad, limit=limit)
+        objects = read_objects(str(file), skip_bad=skip_bad)
     except InputError as error:
         check_error(error, file)
     else:

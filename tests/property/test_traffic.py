@@ -79,6 +79,20 @@ def test_a_longer_run_begins_with_the_same_requests(workload: dict[str, Any], co
         np.testing.assert_array_equal(short[1], long[1][:requests])
 
 
+def test_lengths_by_adapter_stay_with_their_requests_and_adapters() -> None:
+    tokens = {"by_adapter": "60%", "output": {"law": "lognormal", "mean": 100, "p99": 500}}
+    few, many, longer = (
+        next(traffic(requests, count, tokens=tokens, popularity={"law": "geometric"}, churn=churn).chunks(0))
+        for requests, count, churn in ((500, 50, None), (500, 60, None), (1500, 50, {"share": "1%"}))
+    )
+    np.testing.assert_array_equal(few.adapter, many.adapter)  # a geometric law hardly knows its tail
+    for other in (many, longer):
+        same = few.adapter == other.adapter[:500]
+        assert same.mean() > 0.9
+        np.testing.assert_array_equal(few.prompt_tokens[same], other.prompt_tokens[:500][same])
+        np.testing.assert_array_equal(few.output_tokens[same], other.output_tokens[:500][same])
+
+
 @settings(max_examples=60)
 @given(workloads(), st.integers(1, 60), st.sampled_from(("1 s", "7 min")))
 def test_a_duration_ends_the_requests(workload: dict[str, Any], count: int, duration: str) -> None:

@@ -10,8 +10,10 @@ import pytest
 from traffic_samples import drawn, traffic
 
 from sim.policies.lru_curve import lru_curve
+from sim.spec.popularity import Drift
 from sim.traffic.arrivals import weibull_shape
 from sim.traffic.fits.describe import SessionTable, dispersion, sessions_by_gap
+from sim.traffic.turnover import Turnover
 
 SIGMAS = 4
 """Standard errors that a fixed seed may be off."""
@@ -114,6 +116,35 @@ def test_adapters_with_arrivals_of_their_own_keep_their_rate_from_the_first_seco
     assert top == pytest.approx(wanted[:200].sum() / wanted.sum(), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        {"process": "on-off", "on": "5 s", "off": "45 s"},
+        {"process": "gamma", "cv": 5},
+        {"process": "weibull", "cv": 5},
+        {"process": "mmpp", "states": [{"level": 0, "time": "45 s"}, {"level": 1, "time": "5 s"}]},
+    ],
+    ids=lambda arrivals: arrivals["process"],
+)
+def test_one_stream_keeps_its_rate_from_the_first_second_on(arrivals: dict[str, Any]) -> None:
+    made = traffic(None, 5, duration="2 s", arrivals={**arrivals, "rate": "20/s"})
+    counts = [sum(len(times) for times, _ in made.arrivals(replication)) for replication in range(1500)]
+    assert np.mean(counts) == pytest.approx(40, abs=SIGMAS * np.std(counts, ddof=1) / math.sqrt(len(counts)))
+
+
+@pytest.mark.parametrize("size", [1, 1.1, 1.5, 4.5, 30, 1e5])
+@pytest.mark.parametrize("sigma", [0, 1, 2.5])
+def test_sessions_of_any_size_keep_the_rate_from_the_first_second_on(size: float, sigma: float) -> None:
+    sessions = {"requests": size, "gap_median": "20 s", "gap_sigma": sigma, "gap_max": "10 min"}
+    made = traffic(None, 20, duration="300 s", arrivals={"process": "poisson", "rate": "5/s"}, sessions=sessions)
+    spans = np.zeros((60, 3))
+    for replication in range(60):
+        times, _ = drawn(made, replication)
+        spans[replication] = np.bincount((times / 100).astype(int), minlength=3)
+    for counts in spans.T:
+        assert counts.mean() == pytest.approx(500, abs=SIGMAS * counts.std(ddof=1) / math.sqrt(60))
+
+
 def test_sessions_keep_the_rate_from_the_first_second_on_and_stay_with_their_adapter() -> None:
     made = traffic(None, 100, duration="2 h", arrivals={"process": "poisson", "rate": "2/s"}, sessions={})
     early = [np.count_nonzero(drawn(made, replication)[0] < 600) for replication in range(60)]
@@ -161,17 +192,18 @@ def test_churn_replaces_the_share_asked_for_and_the_new_ones_are_new() -> None:
 
 
 def test_drift_lets_the_share_asked_for_trade_places() -> None:
-    popularity = {"law": "hot-cold", "hot": "5%", "requests": "100%"}
-    drift = {"share": "10%", "every": "1 h"}
-    made = traffic(None, 1000, duration="3 h", arrivals={"process": "poisson", "rate": "5/s"},
-                   popularity=popularity, drift=drift)  # fmt: skip
-    times, adapters = drawn(made)
-    hot = [set(adapters[(times >= hour * 3600) & (times < (hour + 1) * 3600)].tolist()) for hour in range(3)]
-    assert hot[0] == set(range(50))
-    for before, after in ((hot[0], hot[1]), (hot[1], hot[2])):
-        assert len(after) == 50
-        # 5 of the 50 hot ones are expected to be among those who trade, nearly all of them with cold ones.
-        assert 0 < len(after - before) <= 5 + SIGMAS * math.sqrt(5)
+    drift = Drift.model_validate({"share": "10%", "every": "1 h"})
+    turnover = Turnover(drift, None, 1000, 0, 1, 0)
+    places, before, moved = np.arange(1000), np.arange(1000), []
+    for hour in range(1, 41):
+        after = turnover.adapters(places, np.full(1000, hour * 3600.0))
+        assert sorted(after.tolist()) == list(range(1000))
+        moved.append(np.count_nonzero(after != before))
+        before = after
+    # A hundred are drawn and shuffled; of these one stays where it was on average, with a variance of one.
+    assert max(moved) <= 100
+    assert np.mean(moved) == pytest.approx(99, abs=SIGMAS / math.sqrt(40))
+    assert (turnover.adapters(places, np.full(1000, 40 * 3600.0 + 1)) == before).all()
 
 
 def test_lengths_by_adapter_differ_between_adapters_and_keep_their_law() -> None:

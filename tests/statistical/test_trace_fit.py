@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from traffic_samples import drawn, traffic
 from sim.policies.lru_curve import lru_curve
 from sim.results.trace_facts import FitCheck
 from sim.spec.trace import Trace
+from sim.studies.trace_scenario import scenario_text
 from sim.studies.trace_study import study_trace
 from sim.traffic.fits.describe import dispersion
 from sim.traffic.fits.gaps import cvs_by_adapter, fit_gaps
@@ -76,6 +78,37 @@ def test_the_gap_between_independent_draws_and_real_clients_is_closed_by_two_thi
     wrong = np.abs(independent - real) > 0.1
     assert wrong.sum() >= 3
     assert (np.abs(synthetic - real)[wrong] <= np.abs(independent - real)[wrong] / 3).all()
+
+
+def test_concentration_is_compared_over_the_adapters_that_were_asked_for() -> None:
+    # Two halves of 200 adapters each, none of them in both: what is fitted to one is as concentrated as the other.
+    times, adapters = drawn(traffic(20_000, 200))
+    adapters = np.where(np.arange(20_000) < 10_000, adapters, adapters + 200)
+    values = {value.name: value for value in checked(_as_trace(times, adapters)).values}
+    hottest = values["requests of the hottest 10 %"]
+    # 40 of 400 in both, so a fifth of the 200 there are: 20 % and what luck adds. Fitted weights are counts of 50, so
+    # luck counts twice: about 1.4 standard deviations of 1 / sqrt(50) each, times sqrt(2) in the fitted traffic.
+    assert hottest.trace == pytest.approx(0.2 * (1 + 1.4 / math.sqrt(50)), abs=0.01)
+    assert hottest.synthetic == pytest.approx(0.2 * (1 + 1.4 * math.sqrt(2 / 50)), abs=0.02)
+
+
+def test_only_the_first_requests_of_a_long_part_are_fitted_and_all_is_taken_from_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sim.studies.trace_study.MOST_FITTED", 2000)
+    times, adapters = drawn(traffic(20_000, 30))
+    trace = _as_trace(times, adapters)
+    lengths = np.where(np.arange(20_000) < 2000, 100, np.where(np.arange(20_000) < 10_000, 500, 900)).astype(np.int32)
+    lengths = lengths + np.arange(20_000, dtype=np.int32) % 3
+    trace = replace(trace, prompt_tokens=lengths, output_tokens=lengths)
+    study = study_trace(trace, "trace", fit_share=0.5, seed=1)
+    assert study.facts.fit is not None
+    assert (study.facts.fit.requests_fitted, study.facts.fit.requests_checked) == (2000, 2000)
+    assert study.facts.fit.share == pytest.approx(0.1, rel=0.1)  # a tenth of the time
+    values = {value.name: value for value in study.facts.fit.values}
+    assert values["prompt mean"].synthetic == pytest.approx(101, abs=0.1)
+    assert values["prompt mean"].trace == pytest.approx(901, abs=0.1)
+    assert "Fitted to the first 0.1 of its time, 2,000 requests." in scenario_text(study, trace, "t")
 
 
 def test_independent_requests_are_found_to_be_independent() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
+import pickle
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,6 @@ import trace_samples as samples
 
 from sim.errors import TraceError
 from sim.spec.trace import Trace
-from sim.traffic.traces.objects import read_objects
 from sim.traffic.traces.read import FORMATS, TraceData, format_of, read_trace
 from sim.traffic.traces.text_files import open_table
 
@@ -59,6 +62,20 @@ def test_what_is_read_can_not_be_changed(tmp_path: Path) -> None:
     data = read(tmp_path, samples.CSV)
     with pytest.raises(ValueError, match="read-only"):
         data.arrival_s[0] = 1
+
+
+@pytest.mark.parametrize("copied", [lambda data: pickle.loads(pickle.dumps(data)), copy.deepcopy])
+def test_nor_can_a_copy_of_it_be_changed(tmp_path: Path, copied: Callable[[TraceData], TraceData]) -> None:
+    data = read(tmp_path, samples.CSV)
+    again = copied(data)
+    for field in fields(TraceData):
+        before, after = getattr(data, field.name), getattr(again, field.name)
+        if isinstance(before, np.ndarray):
+            assert after.tolist() == before.tolist()
+            assert after.dtype == before.dtype
+            assert not after.flags.writeable
+        else:
+            assert after == before
 
 
 def test_azure_llm(tmp_path: Path) -> None:
@@ -118,12 +135,6 @@ def test_a_limit_reads_no_further(tmp_path: Path) -> None:
         read(tmp_path, bad_below, 5)
 
 
-def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
-    assert len(read(tmp_path, samples.CSV)) == 4
-    assert len(read(tmp_path, samples.CSV + b"99.0,mail,1,1,1,,eu\n")) == 5
-    assert read(tmp_path, samples.CSV) is read_trace(Trace(file=str(tmp_path / "t")))
-
-
 def test_real_traces(shared: Path) -> None:
     rows = {
         "azure_llm_2023_conv_first30min": 10108,
@@ -153,34 +164,6 @@ def test_several_sizes_of_an_adapter_are_told(tmp_path: Path) -> None:
     assert data.adapter_bytes is not None
     assert data.adapter_bytes.tolist() == [1500, 2000, 500]
     assert f"{tmp_path}/t: 1 adapter has several sizes; the last one counts" in data.notes
-
-
-def test_objects_need_only_names(tmp_path: Path) -> None:
-    file = tmp_path / "t.csv"
-    file.write_text("adapter_id,adapter_bytes\nb,5\na,7\nb,5\n")
-    objects = read_objects(str(file))
-    assert (objects.adapter.tolist(), objects.names) == ([0, 1, 0], ("b", "a"))
-    assert objects.size_bytes is not None
-    assert objects.size_bytes.tolist() == [5, 7]
-    assert objects.notes == ()
-    given = read_objects(str(file), adapter_size=9, limit=2)
-    assert given.size_bytes is not None
-    assert (given.adapter.tolist(), given.size_bytes.tolist()) == ([0, 1], [9, 9])
-    file.write_text("tenant_id\nx\n\ny\n")
-    assert read_objects(str(file)).size_bytes is None
-    assert read_objects(str(file)).names == ("x", "y")
-
-
-@pytest.mark.parametrize("name", samples.SAMPLES)
-def test_objects_are_those_of_the_trace_or_there_are_none(tmp_path: Path, name: str) -> None:
-    data = read(tmp_path, samples.SAMPLES[name])
-    if data.adapter is None:
-        with pytest.raises(TraceError, match="this format names no adapters"):
-            read_objects(str(tmp_path / "t"))
-        return
-    objects = read_objects(str(tmp_path / "t"))
-    assert objects.adapter.tolist() == data.adapter.tolist()
-    assert objects.names == data.names
 
 
 def test_parquet_numbers_its_rows(tmp_path: Path) -> None:

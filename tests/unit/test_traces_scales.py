@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter, OrderedDict
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from sim.errors import TraceError
 from sim.spec.trace import Trace
 from sim.traffic.traces.read import TraceData, read_trace
+from sim.traffic.traces.scales import with_population
 
 SESSIONS, TURNS = 1500, 4
 
@@ -110,6 +112,38 @@ def test_a_limit_takes_the_first_requests(file: str, scale: float) -> None:
     assert part.adapter is not None
     assert whole.adapter is not None
     assert np.array_equal(part.adapter, whole.adapter[:500])
+
+
+@pytest.mark.parametrize("scale", [2.5, 40, 3000])
+@pytest.mark.parametrize("limit", [1, 7, 2000])
+def test_a_limit_takes_the_first_of_requests_at_the_same_times(scale: float, limit: int) -> None:
+    """Times in whole seconds, in a trace without sessions: rotated copies meet a horizon in the midst of ties."""
+    rng = np.random.default_rng(3)
+    times = np.sort(rng.integers(0, 30, 500)).astype(np.float64)
+    data = TraceData(times - times[0], None, None, rng.integers(0, 9, 500).astype(np.int32), None,
+                     tuple("abcdefghi"), None, (), {})  # fmt: skip
+    whole = with_population(data, scale, None, 1, "t")
+    part = with_population(data, scale, limit, 1, "t")
+    count = min(limit, len(whole))
+    assert part.arrival_s.tolist() == whole.arrival_s[:count].tolist()
+    assert part.adapter is not None
+    assert whole.adapter is not None
+    assert part.adapter.tolist() == whole.adapter[:count].tolist()
+
+
+def test_few_requests_of_many_copies_need_little() -> None:
+    """The first 1,000 requests of 2,000 copies: every copy is cut before its requests are touched."""
+    count, copies = 20_000, 2000
+    data = TraceData(np.arange(count) * 0.01, None, None, None, None, (), None, (), {})
+    with_population(data, 3, 10, 1, "t")  # what is imported on the way doesn't count
+    tracemalloc.start()
+    try:
+        assert len(with_population(data, copies, 1000, 1, "t")) == 1000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # A few hundred bytes a copy for its (mostly empty) arrays; one that is rotated first holds 8 bytes a row.
+    assert peak < copies * count, peak
 
 
 def test_the_seed_decides_the_offsets(file: str) -> None:

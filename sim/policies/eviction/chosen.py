@@ -25,6 +25,7 @@ class Random:
 
     def __init__(self, setting: Setting) -> None:
         self._idle: list[int] = []  # sorted, so that what leaves doesn't depend on how they came
+        assert setting.rng is not None, "it decides by luck"
         self._luck = _numbers(setting.rng)
 
     def idle(self, adapter: int) -> None:
@@ -54,10 +55,10 @@ def _numbers(rng: np.random.Generator) -> Iterator[float]:
 
 
 class Belady:
-    """Who is used again last leaves first, as no server can know; of equals, the one of the lowest number.
+    """Who is used again last leaves first, as no server can know; of those never used again, the one of lowest number.
 
     Weights make no difference to the order (libCacheSim's Belady), so with adapters of several sizes it isn't the best
-    there could be.
+    there could be. Nor is it where loads take time: whoever waits for one keeps its adapter all the while.
     """
 
     touched: Callable[[int], None] | None = None
@@ -65,19 +66,14 @@ class Belady:
 
     def __init__(self, setting: Setting) -> None:
         self._next_use = setting.next_use
-        self._now = setting.now
+        self._come = setting.come
         self._next: dict[int, float] = {}  # of those idle
         self._far: list[tuple[float, int]] = []  # heaps of -next and adapter, and of next and adapter: all in _next,
-        self._near: list[tuple[float, int]] = []  # and some that are out of date
+        self._near: list[tuple[float, int]] = []  # and some that are out of date; none in _near whose request waits
         self.busy: Callable[[int], None] = self._next.__delitem__
 
     def idle(self, adapter: int) -> None:
-        self._next[adapter] = next_use = self._next_use(adapter)
-        heappush(self._far, (-next_use, adapter))
-        if next_use < inf:
-            heappush(self._near, (next_use, adapter))
-        if len(self._far) > 64 + 4 * len(self._next):
-            self._tidy()
+        self._note(adapter, self._next_use(adapter))
 
     def loaded(self, adapter: int) -> None:
         """A load makes no difference."""
@@ -99,13 +95,25 @@ class Belady:
             heappush(self._far, entry)
         return found
 
+    def _note(self, adapter: int, next_use: float) -> None:
+        self._next[adapter] = next_use
+        heappush(self._far, (-next_use, adapter))
+        if next_use < inf:
+            heappush(self._near, (next_use, adapter))
+        if len(self._far) > 64 + 4 * len(self._next):
+            self._tidy()
+
     def _go_on(self) -> None:
-        """Look anew at those whose next use has come: for another replica, or while they wait in a queue."""
-        now, near = self._now(), self._near
-        while near and near[0][0] <= now:
-            due, adapter = heappop(near)
+        """Look once more at those whose request has come: it waits, which it then does until the adapter is in use, or
+        it is elsewhere."""
+        come = self._come()
+        while self._near and self._near[0][0] < come:
+            due, adapter = heappop(self._near)
             if self._next.get(adapter) == due:
-                self.idle(adapter)
+                next_use = self._next_use(adapter)
+                if next_use != due:
+                    assert next_use > due, "what comes next moves on, or this would never end"
+                    self._note(adapter, next_use)
 
     def _tidy(self) -> None:
         self._far = [(-next_use, adapter) for adapter, next_use in self._next.items()]

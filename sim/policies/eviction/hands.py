@@ -28,7 +28,6 @@ class Clock:
 
     def loaded(self, adapter: int) -> None:
         self._used[adapter] = 0
-        self._ring.pop(adapter, None)  # still there if it was taken out by name
         self._ring[adapter] = None
 
     def victim(self, spared: Collection[int] = ()) -> int | None:
@@ -67,7 +66,6 @@ class Sieve:
         self._end = count
         self._newer = [count] * (count + 1)
         self._older = [count] * (count + 1)
-        self._inside = bytearray(count)
         self._hand = count
         self._idle: set[int] = set()
         self.idle: Callable[[int], None] = self._idle.add
@@ -77,10 +75,7 @@ class Sieve:
         self._used[adapter] = 1
 
     def loaded(self, adapter: int) -> None:
-        if self._inside[adapter]:  # it was taken out by name
-            self._take_out(adapter)
         self._used[adapter] = 0
-        self._inside[adapter] = 1
         newest = self._older[self._end]
         self._older[adapter], self._newer[adapter] = newest, self._end
         self._newer[newest] = self._older[self._end] = adapter
@@ -99,17 +94,10 @@ class Sieve:
                 used[hand] = 0
                 hand = newer[hand]
             else:
-                self._hand = hand
-                self._take_out(hand)
+                self._hand = newer[hand]
+                newer[self._older[hand]], self._older[newer[hand]] = newer[hand], self._older[hand]
                 idle.remove(hand)
                 return hand
-
-    def _take_out(self, adapter: int) -> None:
-        newer, older = self._newer[adapter], self._older[adapter]
-        self._newer[older], self._older[newer] = newer, older
-        self._inside[adapter] = 0
-        if self._hand == adapter:
-            self._hand = newer
 
     def __len__(self) -> int:
         return len(self._idle)

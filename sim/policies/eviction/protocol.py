@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
@@ -20,16 +20,20 @@ class Setting:
 
     :ivar weights: what each adapter takes: bytes, or 1 where slots are counted.
     :ivar capacity: bytes or slots.
-    :ivar rng: where ``random`` takes its luck from.
-    :ivar next_use: ``belady`` only: when an adapter is used next after now; infinite: never again.
-    :ivar now: the time, in seconds; that of ``next_use`` and of last uses.
+    :ivar rng: ``random`` only: where it takes its luck from.
+    :ivar now: the time of last uses, in seconds.
+    :ivar next_use: ``belady`` only: index, in order of arrival, of the next request that uses an adapter; infinite:
+        never again. Asked only about adapters that are not in use; while one stays so, the answer changes only when
+        that request goes elsewhere, and only to a higher one.
+    :ivar come: ``belady`` only: how many requests have come. Those below come next in any case.
     """
 
     weights: Sequence[int]
     capacity: int
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
-    next_use: Callable[[int], float] = _no_future
+    rng: np.random.Generator | None = None
     now: Callable[[], float] = lambda: 0.0
+    next_use: Callable[[int], float] = _no_future
+    come: Callable[[], float] = lambda: 0.0
 
 
 class Eviction(Protocol):
@@ -40,7 +44,8 @@ class Eviction(Protocol):
     the next one out, and returns None where none is left; those ``spared`` and those in use are never offered.
 
     ``touched`` is called for every use but the one that caused the load, so also where the adapter is in use already:
-    None where the policy makes no difference between one user and many. It may name adapters that never leave.
+    None where the policy makes no difference between one user and many. For what came before anybody asked (a warm
+    start, a prefetch) the first use counts as the cause. It may name adapters that never leave.
     ``coming`` is called before victims are taken for a load: None where that makes no difference.
     """
 

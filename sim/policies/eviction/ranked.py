@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heappop, heappush, heapreplace
 
 from sim.policies.eviction.protocol import Setting
 
@@ -58,14 +58,6 @@ class Ranked:
     def __len__(self) -> int:
         return len(self._idle)
 
-    def _starts_at(self, adapter: int, key: Key) -> None:
-        """Give an adapter that has just been loaded its first key."""
-        if adapter in self._in_heap:  # it was taken out by name, and its old key may be higher
-            self._heap = [entry for entry in self._heap if entry[1] != adapter]
-            heapify(self._heap)
-            self._in_heap.remove(adapter)
-        self._keys[adapter] = key
-
 
 class Fifo(Ranked):
     """First loaded leaves first, however often it was used."""
@@ -76,7 +68,7 @@ class Fifo(Ranked):
 
     def loaded(self, adapter: int) -> None:
         self._loads += 1
-        self._starts_at(adapter, (self._loads, 0))
+        self._keys[adapter] = (self._loads, 0)
 
 
 class Lfu(Ranked):
@@ -92,7 +84,7 @@ class Lfu(Ranked):
 
     def loaded(self, adapter: int) -> None:
         self._count += 1
-        self._starts_at(adapter, (1, self._count))
+        self._keys[adapter] = (1, self._count)
 
     def _touched(self, adapter: int) -> None:
         self._count += 1
@@ -111,7 +103,7 @@ class LfuHistory(Ranked):
     def loaded(self, adapter: int) -> None:
         self._loads += 1
         self._uses[adapter] += 1
-        self._starts_at(adapter, (self._uses[adapter], self._loads))
+        self._keys[adapter] = (self._uses[adapter], self._loads)
 
     def _touched(self, adapter: int) -> None:
         self._uses[adapter] = uses = self._uses[adapter] + 1
@@ -137,7 +129,7 @@ class Gdsf(Ranked):
     def loaded(self, adapter: int) -> None:
         self._uses[adapter] = 1
         self._count += 1
-        self._starts_at(adapter, (self._highest + 1 / self._weights[adapter], self._count))
+        self._keys[adapter] = (self._highest + 1 / self._weights[adapter], self._count)
 
     def _touched(self, adapter: int) -> None:
         self._uses[adapter] = uses = self._uses[adapter] + 1

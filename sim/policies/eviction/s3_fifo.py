@@ -52,7 +52,6 @@ class S3Fifo:
             self._returning.add(adapter)
 
     def loaded(self, adapter: int) -> None:
-        self._leave(adapter)  # if it was taken out by name
         self._uses[adapter] = 0
         returning = adapter in self._returning
         self._returning.discard(adapter)
@@ -80,17 +79,24 @@ class S3Fifo:
 
     def _from_small(self, ready: Collection[int]) -> int | None:
         """Take the first that wasn't used twice, and move those before it to the main queue; None: there is none."""
-        for adapter in list(self._small):
+        promoted: list[int] = []
+        victim = None
+        for adapter in self._small:
             if adapter not in ready:
                 continue
-            self._leave(adapter)
             if self._uses[adapter] < MAIN_AT:
-                self._remember(adapter)
-                self._idle.remove(adapter)
-                return adapter
+                victim = adapter
+                break
+            promoted.append(adapter)
+        for adapter in promoted:
+            self._leave_small(adapter)
             self._uses[adapter] = 0
             self._enter_main(adapter)
-        return None
+        if victim is not None:
+            self._leave_small(victim)
+            self._remember(victim)
+            self._idle.remove(victim)
+        return victim
 
     def _from_main(self, ready: Collection[int]) -> int:
         main, uses = self._main, self._uses
@@ -102,7 +108,8 @@ class S3Fifo:
                 uses[adapter] = min(uses[adapter], MOST) - 1
                 main.move_to_end(adapter)
             else:
-                self._leave(adapter)
+                del main[adapter]
+                self._main_weight -= self._weights[adapter]
                 self._idle.remove(adapter)
                 return adapter
 
@@ -110,14 +117,9 @@ class S3Fifo:
         self._main[adapter] = None
         self._main_weight += self._weights[adapter]
 
-    def _leave(self, adapter: int) -> None:
-        """Take an adapter out of its queue, if it is in one."""
-        if adapter in self._small:
-            del self._small[adapter]
-            self._small_weight -= self._weights[adapter]
-        elif adapter in self._main:
-            del self._main[adapter]
-            self._main_weight -= self._weights[adapter]
+    def _leave_small(self, adapter: int) -> None:
+        del self._small[adapter]
+        self._small_weight -= self._weights[adapter]
 
     def _remember(self, adapter: int) -> None:
         """Add a ghost; older ones are forgotten where there are too many."""

@@ -35,10 +35,12 @@ LEAST_P = 0.02
 """Below this a law is ruled out. With few requests an adapter p is too small somewhat often: a true Zipf-Mandelbrot law
 over 200 adapters falls below 0.05 in 6 of 30 traces of 6 requests an adapter and below 0.02 in 2
 (tests/statistical/test_trace_fit.py)."""
-MOST_JUDGED = 20_000
-"""Adapters above which laws are not judged: it would take minutes."""
+MOST_JUDGED = 2_000
+"""Adapters above which laws are not judged: that fits each a hundred times."""
 _FINE, _COARSE = 40, 14
 """Steps of a search for a parameter; the coarse one finds it to a thousandth of its range."""
+_MANY = 20_000
+"""Adapters from which the coarse search has to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ def _fitted(counts: Floats) -> list[PopularityFit]:
     found = []
     for name in _FAMILIES if len(counts) > 1 else ("uniform",):
         fit, parameters = _FAMILIES[name]
-        law = fit(counts, _FINE)
+        law = fit(counts, _FINE if len(counts) < _MANY else _COARSE)
         found.append(
             PopularityFit(law, len(counts), _likelihood(law, counts), parameters, _distance(law, counts), None)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,17 +52,22 @@ class TraceData:
             if isinstance(value, np.ndarray):
                 value.flags.writeable = False
 
+    def __reduce__(self) -> tuple[type[TraceData], tuple[Any, ...]]:
+        # Arrays come out of a pickle or a deep copy writable: made anew, they are locked again.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
     def __len__(self) -> int:
         return len(self.arrival_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What is asked of a reader.
+    """What is asked of a reader: with the state of the files, all that decides what it returns.
 
     :ivar limit: at most so many requests.
     :ivar seed: decides what formats without single requests leave to chance.
     :ivar rate_scale: multiplies rates and counts of such formats.
+    :ivar adapters_only: only adapters are wanted: plain tables need no times and no lengths then.
     """
 
     file: str
@@ -70,6 +76,7 @@ class Ask:
     rate_scale: float = 1.0
     lengths_file: str | None = None
     skip_bad: bool = False
+    adapters_only: bool = False
 
 
 def too_many(file: str, count: float) -> TraceError:

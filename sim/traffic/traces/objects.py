@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import TraceError
+from sim.errors import InputError, TraceError
 from sim.traffic.traces.data import Ask
-from sim.traffic.traces.formats import Layout, plain, read_rows
 from sim.traffic.traces.read import FORMATS, format_of
+from sim.traffic.traces.rows import MAX_BYTES
 from sim.traffic.traces.text_files import open_table
 
 
@@ -22,14 +21,12 @@ class Objects:
     :ivar adapter: (n,) int32 index into ``names``, by first appearance.
     :ivar names: the adapters' names.
     :ivar size_bytes: (adapters,) int64, or None where neither the trace nor the caller gives sizes.
-    :ivar skipped: reason → rows left out.
     :ivar notes: sentences for the user.
     """
 
     adapter: NDArray[np.int32]
     names: tuple[str, ...]
     size_bytes: NDArray[np.int64] | None
-    skipped: dict[str, int]
     notes: tuple[str, ...]
 
 
@@ -37,7 +34,6 @@ def read_objects(
     file: str,
     *,
     format: str = "auto",  # noqa: A002 - the name of the scenario's field
-    limit: int | None = None,
     skip_bad: bool = False,
     adapter_size: int | None = None,
 ) -> Objects:
@@ -45,35 +41,24 @@ def read_objects(
 
     Where they have them, they are checked all the same: a trace out of order has other misses.
 
-    :param limit: at most so many requests.
     :param skip_bad: leave bad rows out and count them.
     :param adapter_size: bytes of every adapter, instead of the trace's ``adapter_bytes``.
     :raises TraceError: naming file, row and column; also for formats that name no adapters.
+    :raises InputError: for an ``adapter_size`` that a trace could not have either.
     """
-    ask = Ask(file=file, limit=limit, skip_bad=skip_bad)
+    if adapter_size is not None and not 1 <= adapter_size <= MAX_BYTES:
+        raise InputError("no size of an adapter", key="--adapter-size", got=adapter_size, allowed=f"1 to {MAX_BYTES:,}")
     with open_table(file) as table:
         name = format_of(table, format)
-        if name in ("csv", "parquet"):
-            data = read_rows(table, _what_there_is(plain(table.header), table.header), ask)
-        else:
-            data = FORMATS[name].read(table, ask)
-    if data.adapter is None:
-        raise TraceError(
-            "this format names no adapters", file=file, got=name,
-            allowed="csv, parquet, servegen-windows, azure-functions, azure-functions-2021",
-            hint="a scenario can draw them: workload.trace with workload.popularity",
-        )  # fmt: skip
+        if not FORMATS[name].adapters:
+            raise TraceError(
+                "this format names no adapters", file=file, got=name,
+                allowed=", ".join(other for other, format_ in FORMATS.items() if format_.adapters),
+                hint="a scenario can draw them: workload.trace with workload.popularity",
+            )  # fmt: skip
+        data = FORMATS[name].read(table, Ask(file=file, limit=None, skip_bad=skip_bad, adapters_only=True))
+    assert data.adapter is not None, "the format says that it names adapters"
     sizes = data.adapter_bytes
     if adapter_size is not None:
         sizes = np.full(len(data.names), adapter_size, dtype=np.int64)
-    return Objects(data.adapter, data.names, sizes, data.skipped, data.notes)
-
-
-def _what_there_is(layout: Layout, header: Sequence[str]) -> Layout:
-    """Return a layout that needs only the adapter, and reads of the other columns those that are there."""
-
-    def there(column: str | None) -> str | None:
-        return column if column in header else None
-
-    time, prompt, output = map(there, (layout.time, layout.prompt, layout.output))
-    return replace(layout, time=time, prompt=prompt, output=output, session=None, others=(*layout.others, "session_id"))
+    return Objects(data.adapter, data.names, sizes, data.notes)

@@ -1,13 +1,13 @@
-"""Recorded requests: which format a file has, read once, scaled, and kept while others ask for it."""
+"""Recorded requests: which format a file has, read once, kept while others ask for it, and scaled for each."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
-from sim.errors import TraceError
+from sim.errors import TraceError, did_you_mean
 from sim.spec.trace import Trace
 from sim.traffic.traces.blocks import Table
 from sim.traffic.traces.data import Ask, TraceData
@@ -26,16 +26,18 @@ class Format:
 
     :ivar marks: columns that tell it from the others.
     :ivar read: its reader.
+    :ivar adapters: whether it names adapters.
     :ivar drawn: whether it holds rates and counts, from which requests are made.
     """
 
     marks: frozenset[str]
     read: Callable[[Table, Ask], TraceData]
+    adapters: bool = True
     drawn: bool = False
 
 
 def _of(layout: Layout) -> Format:
-    return Format(frozenset(layout.needed()), partial(_read_layout, layout))
+    return Format(frozenset(layout.needed()), partial(_read_layout, layout), adapters=bool(layout.adapter))
 
 
 def _read_layout(layout: Layout, table: Table, ask: Ask) -> TraceData:
@@ -45,13 +47,26 @@ def _read_layout(layout: Layout, table: Table, ask: Ask) -> TraceData:
 def _read_csv(table: Table, ask: Ask) -> TraceData:
     if isinstance(table, ParquetTable):
         raise TraceError("a Parquet file", key="format", file=ask.file, got="csv", allowed="parquet or auto")
-    return read_rows(table, plain(table.header), ask)
+    return read_rows(table, _plain(table, ask), ask)
 
 
 def _read_parquet(table: Table, ask: Ask) -> TraceData:
     if not isinstance(table, ParquetTable):
         raise TraceError("not a Parquet file", key="format", file=ask.file, got="parquet", allowed="csv or auto")
-    return read_rows(table, plain(table.header), ask)
+    return read_rows(table, _plain(table, ask), ask)
+
+
+def _plain(table: Table, ask: Ask) -> Layout:
+    """Return our own layout; where only adapters are wanted, of the other columns those that are there."""
+    layout = plain(table.header)
+    if not ask.adapters_only:
+        return layout
+
+    def there(column: str | None) -> str | None:
+        return column if column in table.header else None
+
+    time, prompt, output = map(there, (layout.time, layout.prompt, layout.output))
+    return replace(layout, time=time, prompt=prompt, output=output, session=None, others=(*layout.others, "session_id"))
 
 
 FORMATS = {
@@ -68,7 +83,13 @@ FORMATS = {
 
 
 def format_of(table: Table, asked: str = "auto") -> str:
-    """Return the name of a table's format: the one asked for, or the first whose columns it has."""
+    """Return the name of a table's format: the one asked for, or the first whose columns it has.
+
+    :raises TraceError: for a name that is none.
+    """
+    if asked not in ("auto", *FORMATS):
+        hint = did_you_mean(asked, FORMATS)
+        raise TraceError("unknown format", key="format", got=asked, allowed=", ".join(("auto", *FORMATS)), hint=hint)
     if asked != "auto":
         return asked
     for name, format_ in FORMATS.items():
@@ -83,8 +104,21 @@ def read_trace(trace: Trace, limit: int | None = None, *, seed: int = 1) -> Trac
     :param seed: decides offsets of ``population_scale``, and requests that are made from rates and counts.
     :raises TraceError: naming file, row, column, value and what is allowed.
     """
-    files = (trace.file,) if trace.lengths_file is None else (trace.file, trace.lengths_file)
-    return _read(trace, limit, seed, tuple(map(_state, files)))
+    with open_table(trace.file) as table:
+        name = format_of(table, trace.format)
+    if trace.lengths_file is not None and name != "servegen-windows":
+        raise TraceError("only servegen-windows has a lengths file", file=trace.file, got=f"format {name}")
+    ask = Ask(file=trace.file, limit=limit, lengths_file=trace.lengths_file, skip_bad=trace.skip_bad)
+    if FORMATS[name].drawn:
+        return faster(_kept(name, replace(ask, seed=seed, rate_scale=trace.population_scale)), trace.time_scale)
+    # The limit counts requests after scaling: of a trace with copies all rows are needed.
+    data = _kept(name, ask if trace.population_scale == 1 else replace(ask, limit=None))
+    return faster(with_population(data, trace.population_scale, limit, seed, trace.file), trace.time_scale)
+
+
+def _kept(name: str, ask: Ask) -> TraceData:
+    files = (ask.file,) if ask.lengths_file is None else (ask.file, ask.lengths_file)
+    return _read(name, ask, tuple(map(_state, files)))
 
 
 def _state(file: str) -> tuple[int, int]:
@@ -96,21 +130,8 @@ def _state(file: str) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-@lru_cache(maxsize=4)
-def _read(trace: Trace, limit: int | None, seed: int, states: tuple[tuple[int, int], ...]) -> TraceData:
-    """Read a trace once per state of its files: a sweep builds many worlds from it."""
-    with open_table(trace.file) as table:
-        name = format_of(table, trace.format)
-        drawn = FORMATS[name].drawn
-        if trace.lengths_file is not None and name != "servegen-windows":
-            raise TraceError("only servegen-windows has a lengths file", file=trace.file, got=f"format {name}")
-        whole = drawn or trace.population_scale == 1
-        ask = Ask(
-            file=trace.file, limit=limit if whole else None, seed=seed,
-            rate_scale=trace.population_scale if drawn else 1.0, lengths_file=trace.lengths_file,
-            skip_bad=trace.skip_bad,
-        )  # fmt: skip
-        data = FORMATS[name].read(table, ask)
-    if not drawn:
-        data = with_population(data, trace.population_scale, limit, seed, trace.file)
-    return faster(data, trace.time_scale)
+@lru_cache(maxsize=2)
+def _read(name: str, ask: Ask, states: tuple[tuple[int, int], ...]) -> TraceData:
+    """Read a trace once per state of its files: a sweep builds many worlds from it. Two, as a trace may take 1.2 GB."""
+    with open_table(ask.file) as table:
+        return FORMATS[name].read(table, ask)

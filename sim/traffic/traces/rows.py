@@ -14,7 +14,9 @@ Mask = NDArray[np.bool_]
 Ints32 = NDArray[np.int32]
 
 MAX_TOKENS = 10**9
-MAX_BYTES = 10**15
+MAX_BYTES = 10**11
+"""Bytes of an adapter: none has 100 GB, and the bytes of 50 million requests add up in int64 (5e18 of 9.2e18)."""
+
 MAX_SECONDS = 1e11
 """3,170 years: times since 1970 in milliseconds or less are beyond it, and so are found."""
 
@@ -81,7 +83,7 @@ class Rows:
 
     def whole(self, column: str, least: int, most: int, problem: str) -> Ints:
         """Return a column as int64, 0 where it is refused."""
-        bounds = f"a whole number, {least} or more" if most == MAX_BYTES else f"a whole number, {least} to {most:,}"
+        bounds = f"a whole number, {least} to {most:,}"
         numbers = self.numbers(column, least=least, allowed=bounds)
         bad = (numbers != np.floor(numbers)) | (numbers > most)
         if bad.any():
@@ -119,10 +121,7 @@ class Rows:
 
 
 class Names:
-    """Number names by their first appearance.
-
-    :ivar count: names so far.
-    """
+    """Number names by their first appearance; its length is how many there are so far."""
 
     def __init__(self) -> None:
         self._codes: dict[str, int] = {}

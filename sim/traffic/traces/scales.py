@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import replace
 
 import numpy as np
@@ -65,14 +66,19 @@ def _merged(data: TraceData, scale: float, limit: int | None, seed: int) -> tupl
 def _copy(
     data: TraceData, number: int, scale: float, period_s: float, horizon_s: float, seed: int
 ) -> tuple[Ints, Floats]:
-    """Return one copy, rotated and up to the horizon: index in the trace, and time."""
-    times = data.arrival_s
+    """Return one copy, rotated and up to the horizon: index in the trace, and time.
+
+    What lies beyond the horizon is not touched: there may be 10,000 copies, of which few requests are wanted.
+    """
+    times, end_s = data.arrival_s, horizon_s if horizon_s < period_s else math.inf
     offset_s = float(stream(seed, 0, "population offset", number).random()) * period_s if number else 0.0
-    begin = int(np.searchsorted(times, period_s - offset_s, side="left")) if number else 0
-    rotated = np.concatenate((times[begin:] - (period_s - offset_s), times[:begin] + offset_s)) if number else times
-    index = np.roll(np.arange(len(times), dtype=np.int64), -begin)
-    inside = len(rotated) if horizon_s >= period_s else int(np.searchsorted(rotated, horizon_s, side="left"))
-    index, rotated = index[:inside], rotated[:inside]
+    shift_s = period_s - offset_s if number else 0.0
+    # The trace from ``begin`` on comes first, then what is before. Both are cut by the times they get, as rounded.
+    begin = int(np.searchsorted(times, shift_s, side="left"))
+    first = bisect_left(times, end_s, lo=begin, key=lambda time: time - shift_s)
+    then = bisect_left(times, end_s, hi=begin, key=lambda time: time + offset_s)
+    index = np.concatenate((np.arange(begin, first), np.arange(then)))
+    rotated = np.concatenate((times[begin:first] - shift_s, times[:then] + offset_s))
     kept_share = scale - number
     if kept_share >= 1:
         return index, rotated

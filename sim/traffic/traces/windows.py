@@ -39,7 +39,7 @@ class Windows:
 
     :ivar start: (rows,) int64, the window's number, from 0; never falling.
     :ivar rate: (rows,) requests per second.
-    :ivar family: (rows,) index into ``FAMILIES``.
+    :ivar family: (rows,) ``exponential``, ``gamma`` or ``weibull``.
     :ivar shape: (rows,) of Gamma or Weibull.
     """
 
