@@ -17,7 +17,7 @@ def stream(seed: int, replication: int, purpose: str, block: int = 0) -> np.rand
 
     :param purpose: such as ``"arrivals"``; its hash is part of the key.
     :param block: index of a block of consecutive requests or adapters, so that long runs are
-        generated in pieces and any piece can be made alone.
+        generated in pieces.
     """
     digest = hashlib.blake2b(purpose.encode(), digest_size=8).digest()
     key = (seed, replication, int.from_bytes(digest, "little"), block)
