@@ -8,23 +8,33 @@ from collections.abc import Callable, Collection
 from sim.policies.eviction.protocol import Setting
 
 
-class Clock:
-    """First loaded leaves first, but one that was used since the hand last passed is passed once more.
-
-    libCacheSim's Clock with one bit (FIFO with reinsertion). Who is in use is passed as well, and keeps its bit.
-    """
+class _Marked:
+    """Who is idle, and who was used since the hand last passed."""
 
     coming: Callable[[int], None] | None = None
 
     def __init__(self, setting: Setting) -> None:
         self._used = bytearray(len(setting.weights))
-        self._ring: OrderedDict[int, None] = OrderedDict()  # who the hand comes to first stands first
         self._idle: set[int] = set()
         self.idle: Callable[[int], None] = self._idle.add
         self.busy: Callable[[int], None] = self._idle.remove
 
     def touched(self, adapter: int) -> None:
         self._used[adapter] = 1
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+
+class Clock(_Marked):
+    """First loaded leaves first, but one that was used since the hand last passed is passed once more.
+
+    libCacheSim's Clock with one bit (FIFO with reinsertion). Who is in use is passed as well, and keeps its bit.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._ring: OrderedDict[int, None] = OrderedDict()  # who the hand comes to first stands first
 
     def loaded(self, adapter: int) -> None:
         self._used[adapter] = 0
@@ -46,33 +56,22 @@ class Clock:
                 idle.remove(adapter)
                 return adapter
 
-    def __len__(self) -> int:
-        return len(self._idle)
 
-
-class Sieve:
+class Sieve(_Marked):
     """A hand goes from the oldest to the newest and round again, and takes the first that wasn't used since it passed.
 
     libCacheSim's Sieve: unlike CLOCK, those passed keep their places, so new ones are looked at sooner. Who is in use
     is passed as well, and keeps its bit.
     """
 
-    coming: Callable[[int], None] | None = None
-
     def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
         count = len(setting.weights)
-        self._used = bytearray(count)
         # A ring from old to new; the entry behind the last adapter is where it begins and ends.
         self._end = count
         self._newer = [count] * (count + 1)
         self._older = [count] * (count + 1)
         self._hand = count
-        self._idle: set[int] = set()
-        self.idle: Callable[[int], None] = self._idle.add
-        self.busy: Callable[[int], None] = self._idle.remove
-
-    def touched(self, adapter: int) -> None:
-        self._used[adapter] = 1
 
     def loaded(self, adapter: int) -> None:
         self._used[adapter] = 0
@@ -98,9 +97,6 @@ class Sieve:
                 newer[self._older[hand]], self._older[newer[hand]] = newer[hand], self._older[hand]
                 idle.remove(hand)
                 return hand
-
-    def __len__(self) -> int:
-        return len(self._idle)
 
 
 def _anyone(idle: set[int], spared: Collection[int]) -> bool:
