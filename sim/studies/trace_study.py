@@ -46,6 +46,8 @@ PAUSE_S = 1800.0
 """Where neither the trace nor the fit says when a session ends: after half an hour, as in Alibaba's GenTD26."""
 LEAST_FITTED = 200
 """Requests in a part of the trace below which nothing is fitted to it."""
+HIGHEST_RATE = 1e9
+"""Requests per second, the most that a scenario can say."""
 MOST_FITTED = 400_000
 """Requests of either part that are used: its first ones. More would change the third digit."""
 NEARLY = 0.002
@@ -170,17 +172,24 @@ def _fit(
     count = max(len(trace.names), 1)
     first = _part(trace, adapter, count, 0.0, cut)
     second = _part(trace, adapter, count, cut, span)
-    if len(first) < LEAST_FITTED:
+    if not _usable(first):
         few = f"no traffic is fitted: {len(first)} of at least {LEAST_FITTED} requests are in the fitted part"
+        if len(first) >= LEAST_FITTED:
+            few = "no traffic is fitted: the requests of the fitted part come at one instant"
         return None, None, None, None, [few]
     slots = [] if trace.adapter is None else curve_slots(count)
     with tempfile.TemporaryDirectory() as folder:
         best, candidates, pause = _best(first, slots, Path(folder), seed, progress)
-        if len(second) < LEAST_FITTED:
+        if share >= 1 or not _usable(second):
             check = None if share >= 1 else _nothing(first.span_s / span, first, second, best, candidates)
             return best, first, check, pause, ["nothing is left to check the fitted traffic on"]
         check = _check(trace, (first, second), (best, candidates), slots, first.span_s / span, Path(folder), seed)
     return best, first, check, pause, []
+
+
+def _usable(part: Part) -> bool:
+    """Return whether there is a rate to fit or to check: of requests enough, and not all of them at one instant."""
+    return len(part) >= LEAST_FITTED and len(part) <= HIGHEST_RATE * part.span_s
 
 
 def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float) -> Part:
