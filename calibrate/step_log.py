@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.traffic.request import Request
-from sim.world.server import BatchServer
+from sim.world.batch import BatchServer
 
 Floats = NDArray[np.float64]
 

@@ -22,3 +22,26 @@ def stream(seed: int, replication: int, purpose: str, block: int = 0) -> np.rand
     digest = hashlib.blake2b(purpose.encode(), digest_size=8).digest()
     key = (seed, replication, int.from_bytes(digest, "little"), block)
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def stream_key(seed: int, replication: int, purpose: str) -> int:
+    """Return the key of one purpose for ``luck``, 64 bits."""
+    digest = hashlib.blake2b(f"{seed}/{replication}/{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def luck(key: int, number: int) -> float:
+    """Return a uniform number in [0, 1) that belongs to a key and a number, such as the index of a request.
+
+    For decisions that few requests need, or that come up as often as the design says (a retry, a version): each has
+    its luck without a stream from which others would draw as well. The mix is that of SplitMix64 (Steele, Lea and
+    Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+    """
+    mixed = (key + number * _GOLDEN) & _MASK
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+    return ((mixed ^ (mixed >> 31)) >> 11) * 2.0**-53

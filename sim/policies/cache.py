@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Protocol
 
 from sim.policies.eviction import Eviction
 from sim.policies.eviction.lru import Lru
 
 ABSENT, LOADING, RESIDENT = 0, 1, 2
+
+
+class Watch(Protocol):
+    """Who wants to know what is in a cache."""
+
+    def placed(self, adapter: int) -> None:
+        """An adapter has taken its room: its load begins."""
+        ...
+
+    def left(self, adapter: int) -> None:
+        """An adapter has left."""
+        ...
+
+
+class _AllBut:
+    """Everybody but one."""
+
+    def __init__(self, one: int) -> None:
+        self._one = one
+
+    def __contains__(self, adapter: object) -> bool:
+        return adapter != self._one
+
+    def __len__(self) -> int:
+        return 1  # not empty
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("asked only who is in it")
 
 
 class GpuCache:
@@ -23,6 +52,7 @@ class GpuCache:
     :ivar used: weight of all residents and loads under way; ``idle_weight``: of residents not in use.
     :ivar in_use: weight of all adapters with users, resident or only asked for.
     :ivar evictions: adapters that had to leave so far.
+    :ivar watch: told of every adapter that takes its room or gives it up; None: nobody.
     """
 
     def __init__(
@@ -44,6 +74,7 @@ class GpuCache:
         self.in_use = 0
         self.in_use_peak = 0
         self.evictions = 0
+        self.watch: Watch | None = None
         self._eviction = eviction
         self._touched = eviction.touched
         self._coming = eviction.coming
@@ -78,6 +109,8 @@ class GpuCache:
         """Let an adapter have its room: its load begins."""
         self.state[adapter] = LOADING
         self.used += self.weights[adapter]
+        if self.watch is not None:
+            self.watch.placed(adapter)
 
     def acquire(self, adapter: int) -> bool:
         """Add a user, so that the adapter isn't evicted; return whether it is resident."""
@@ -171,6 +204,8 @@ class GpuCache:
         self.idle_weight -= weight
         self.evictions += 1
         self._unused.discard(victim)
+        if self.watch is not None:
+            self.watch.left(victim)
         return weight
 
     def evict(self, adapter: int) -> None:
@@ -181,6 +216,11 @@ class GpuCache:
         assert isinstance(self._eviction, Lru), "others would keep a place for it"
         self._eviction.busy(adapter)
         self._leave(adapter)
+
+    def discard(self, adapter: int) -> None:
+        """Let an idle adapter go if it is there, whoever's turn it is: nobody will ask for it again."""
+        if self.state[adapter] == RESIDENT and self.users[adapter] == 0:
+            self._evict_next(_AllBut(adapter))
 
     def evict_idle(self) -> None:
         """Evict all idle adapters."""
@@ -295,6 +335,12 @@ class HostCache:
             return False
         self._order.move_to_end(adapter)
         return True
+
+    def discard(self, adapter: int) -> None:
+        """Drop a copy, if there is one."""
+        if adapter in self._order:
+            del self._order[adapter]
+            self.used -= self.weights[adapter]
 
     def insert(self, adapter: int) -> None:
         """Keep a copy, dropping the least recently used ones where room is needed."""

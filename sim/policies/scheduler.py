@@ -81,6 +81,7 @@ class Scheduler:
     :ivar blocked: why the last boundary left an admissible request waiting.
     :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
         takes them out.
+    :ivar preempted: preemptions so far.
     :ivar paused: where decodes wait for prefills: (since, how many) of the decoding sequences whose last token came
         before the step that was decided last.
     """
@@ -117,6 +118,7 @@ class Scheduler:
         self.adapters: dict[int, int] = {}
         self.adapters_changed = False
         self._ends: list[int] = []  # a heap of last step and index in one number: compared faster than tuples
+        self.preempted = 0
         self._partial: Request | None = None
         self._chunk = 0  # tokens of the partial prefill in this step
         self._next = Step()
@@ -335,6 +337,7 @@ class Scheduler:
         request.to_prefill = request.prompt_tokens + request.generated
         request.context = 0
         request.preemptions += 1
+        self.preempted += 1
         self.waiting.push_front(request)
         self.blocked, self._blocked_key = BY_KV, request.key
 

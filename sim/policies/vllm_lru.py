@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 
-from sim.policies.cache import ABSENT, RESIDENT
+from sim.policies.cache import ABSENT, RESIDENT, Watch
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 
 
@@ -48,6 +48,7 @@ class TouchedCache:
     :ivar evictions: adapters that had to leave a slot so far; ``evictions_in_use``: those of them that were in the
         batch.
     :ivar victims: who left, in order, where a list is put here.
+    :ivar watch: told of every adapter that comes into a slot or leaves it; None: nobody.
     """
 
     def __init__(self, adapters: int, slots: int, host_slots: int, order: Callable[[list[int]], list[int]]) -> None:
@@ -61,6 +62,7 @@ class TouchedCache:
         self.evictions = 0
         self.evictions_in_use = 0
         self.victims: list[int] | None = None
+        self.watch: Watch | None = None
         self._order = order
         self._batch: list[int] = []
         self._members: set[int] = set()
@@ -147,7 +149,7 @@ class TouchedCache:
             else:
                 occupied += 1
             loads.append((adapter, self._tier(adapter)))
-            self.state[adapter] = RESIDENT
+            self._settle(adapter)
         return loads
 
     def _walk(self, before: list[int], batch: list[int]) -> list[tuple[int, int]]:
@@ -172,7 +174,7 @@ class TouchedCache:
             if len(gpu) == self.capacity:
                 self._evict(gpu.popitem(last=False)[0])
             loads.append((adapter, self._tier(adapter)))
-            state[adapter] = RESIDENT
+            self._settle(adapter)
             gpu[adapter] = host[adapter] = None
         for adapter in batch:
             del gpu[adapter], host[adapter]
@@ -186,9 +188,31 @@ class TouchedCache:
         self._host_count += 1
         return FROM_STORAGE
 
+    def holds(self, adapter: int) -> bool:
+        """Return whether there is a copy in a slot or in host memory."""
+        return self._in_host[adapter]
+
+    def discard(self, adapter: int) -> None:
+        """Let an adapter outside the batch go, from its slot and from host memory: nobody will ask for it again."""
+        if adapter not in self._host_idle:
+            return
+        del self._host_idle[adapter]
+        self._in_host[adapter] = False
+        self._host_count -= 1
+        if adapter in self._idle:
+            del self._idle[adapter]
+            self._evict(adapter)
+
+    def _settle(self, adapter: int) -> None:
+        self.state[adapter] = RESIDENT
+        if self.watch is not None:
+            self.watch.placed(adapter)
+
     def _evict(self, victim: int) -> None:
         self.state[victim] = ABSENT
         self.evictions += 1
+        if self.watch is not None:
+            self.watch.left(victim)
         self.evictions_in_use += victim in self._members
         if self.victims is not None:
             self.victims.append(victim)

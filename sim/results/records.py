@@ -23,8 +23,20 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-COMPLETED, UNFINISHED, REFUSED = 0, 1, 2
-"""How a request ended: with its last token; not before the simulation stopped; refused (too long for the KV cache)."""
+COMPLETED, UNFINISHED, REFUSED, FAILED = 0, 1, 2, 3
+"""How a request ended: with its last token; not before the simulation stopped; refused (too long for the KV cache, or
+its adapter was not served just then); failed (its replica died, its adapter could not be loaded, its answer was found
+wrong to the last try)."""
+STATUS_WORDS = ("completed", "unfinished", "refused", "failed")
+
+MIXED, STALE, GATED, LOST, LOAD_FAILED, REROUTED = 1, 2, 4, 8, 16, 32
+"""Marks of a request: answered by more than one version; by a version older than the one that everybody should have
+had when it came; refused because its adapter was being replaced; lost with its replica; failed because its adapter
+could not be loaded; sent to another replica because its own died."""
+WRONG_SERVED, WRONG_DETECTED, RETRIED, OLD_PREFIX, WRONG_LOAD, MISROUTED = 64, 128, 256, 512, 1024, 2048
+"""More of them: a wrong answer was taken for right; a wrong answer was noticed; it was sent again after that; its
+prefix came from an older version; it loaded an adapter that nobody had asked for; it reached a wrong adapter, or
+none, at least once."""
 
 _COLUMNS: dict[str, type] = {
     "index": np.int64, "arrival_s": np.float64, "adapter": np.int32, "prompt_tokens": np.int32,
@@ -42,19 +54,31 @@ _REQUEST_ROW = np.dtype([
 ])  # fmt: skip
 _STEP_ROW = np.dtype([
     ("start", "f8"), ("first", "f8"), ("growth", "f8"), ("load_s", "f8"),
-    ("steps", "i4"), ("decoding", "i4"), ("running", "i4"), ("blocked", "i4"),
+    ("steps", "i4"), ("decoding", "i4"), ("running", "i4"), ("blocked", "i4"), ("replica", "i4"),
 ])  # fmt: skip
-_LOAD_COLUMNS = ("started_s", "ended_s", "adapter", "tier", "asked_s")
-_LOAD_ROW = np.dtype([("started_s", "f8"), ("ended_s", "f8"), ("asked_s", "f8"), ("adapter", "i4"), ("tier", "i4")])
+_LOAD_COLUMNS = ("started_s", "ended_s", "adapter", "tier", "asked_s", "replica")
+_LOAD_ROW = np.dtype([
+    ("started_s", "f8"), ("ended_s", "f8"), ("asked_s", "f8"), ("adapter", "i4"), ("tier", "i4"), ("replica", "i4"),
+])  # fmt: skip
 pack_request = Struct("=5d2q4h").pack
 """One row of ``Recorder.request_rows``: the fields of ``_REQUEST_ROW`` in their order."""
-pack_step = Struct("=4d4i").pack
+pack_step = Struct("=4d5i").pack
 """One row of ``Recorder.step_rows`` for every leap: the fields of ``_STEP_ROW``."""
 _PAUSE_ROW = np.dtype([("start", "f8"), ("seconds", "f8"), ("count", "f8")])
 pack_pause = Struct("=3d").pack
 """One row of ``Recorder.pause_rows``: a step's start, and gaps that end with it: how long and how many."""
-pack_load = Struct("=3d2i").pack
+pack_load = Struct("=3d3i").pack
 """One row of ``Recorder.load_rows`` for every load: the fields of ``_LOAD_ROW``."""
+_MARK_ROW = np.dtype([
+    ("index", "i8"), ("marks", "i4"), ("version", "i2"), ("last_version", "i2"), ("tokens_before", "i4"),
+    ("tries", "i4"),
+])  # fmt: skip
+pack_mark = Struct("=qi2h2i").pack
+"""One row of ``Recorder.mark_rows`` for a request of which there is more to say, in any number: the fields of
+``_MARK_ROW``. Marks and tries add up; the other fields are 0 where a row doesn't speak of them."""
+_MARK_COLUMNS: dict[str, type] = {
+    "marks": np.int32, "version": np.int32, "last_version": np.int32, "tokens_before": np.int32, "tries": np.int32,
+}  # fmt: skip
 
 GAP_LOW_S, GAP_STEP, GAP_BINS = 1e-7, 1.001, 27650
 """Gaps between tokens are counted in bins 0.1 % wide from 0.1 µs to 10^5 s."""
@@ -66,12 +90,32 @@ def gap_bin_edges() -> Floats:
     return GAP_LOW_S * GAP_STEP ** np.arange(1, GAP_BINS + 1, dtype=np.float64)
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to the fleet.
+
+    :ivar time_s: when.
+    :ivar kind: ``rollout``, ``stage``, ``complete``, ``rollback``, ``crash``, ``detected``, ``restart``, ``fault``,
+        ``over``.
+    :ivar text: in words, for a timeline.
+    """
+
+    time_s: float
+    kind: str
+    text: str
+
+
 @dataclass(slots=True)
 class Recording:
     """One replication, ready for statistics.
 
-    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1.
-    :ivar loads: columns started_s, ended_s, adapter, tier, asked_s.
+    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. Beside those ``marks``
+        (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token,
+        ``tokens_before`` (tokens by other versions than the last one), ``tries`` (how often a request was sent again),
+        and ``session`` where the traffic has sessions.
+    :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
+        the traffic where a new version has a name of its own.
+    :ivar events: what happened to the fleet, in order.
     :ivar bounds: (sections + 1,) times: section i is from ``bounds[i]`` to ``bounds[i + 1]``, the last is the end
         of the measured time.
     :ivar first_measured: index of the first measured request; ``section_of``: by request, -1 in the warm-up.
@@ -80,6 +124,8 @@ class Recording:
     :ivar running_area: sequence-seconds in the batch over the whole run, from steps alone.
     :ivar room_short_s: seconds of the measured time in which a load waited for a slot.
     :ivar inside_area: request-seconds in the replicas over the whole run, counted at arrivals and departures.
+    :ivar busy_by_replica: (replicas,) seconds of the measured time in which a step ran.
+    :ivar facts: single numbers that only some worlds have.
     """
 
     requests: dict[str, NDArray[np.generic]]
@@ -94,9 +140,11 @@ class Recording:
     room_short_s: float
     inside_area: float
     stopped_s: float
+    busy_by_replica: Floats = field(default_factory=lambda: np.zeros(0))
     evictions: int = 0
     in_use_peak: int = 0
     kv_peak_share: float = 0.0
+    events: list[Event] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
 
 
@@ -108,10 +156,16 @@ class Recorder:
     :ivar request_rows, step_rows, load_rows: the world adds the bytes of ``pack_request`` for every request that
         leaves, of ``pack_step`` for every leap and of ``pack_load`` for every load.
     :ivar pause_rows: of ``pack_pause`` for gaps between tokens that are longer than the step that ends them.
+    :ivar mark_rows: of ``pack_mark``.
+    :ivar events: what happens to the fleet, in order.
     """
 
-    def __init__(self, sections: int) -> None:
+    def __init__(self, sections: int, replicas: int = 1) -> None:
         self.sections = sections
+        self.mark_rows = bytearray()
+        self.events: list[Event] = []
+        self._busy_by_replica = np.zeros(replicas)
+        self._sessions: list[NDArray[np.int64]] = []
         self.bounds: list[float] = []
         self.step_rows = bytearray()
         self.pause_rows = bytearray()
@@ -134,9 +188,11 @@ class Recorder:
         """Take what is known of the next requests before they come."""
         for name, parts in self._known.items():
             parts.append(getattr(chunk, name).astype(_COLUMNS[name]))
+        if chunk.session is not None:
+            self._sessions.append(chunk.session)
 
     def turned_away(self, r: Request, replica: int, status: int) -> None:
-        """Note a request that did not complete: ``UNFINISHED`` or ``REFUSED``."""
+        """Note a request that did not complete: ``UNFINISHED``, ``REFUSED`` or ``FAILED``."""
         self.request_rows += pack_request(
             r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, -1.0,
             r.index, r.preemptions, r.outcome, r.tier, replica, status,
@@ -182,6 +238,7 @@ class Recorder:
         spans = np.clip(end, None, bounds[-1] if len(bounds) > self.sections else np.inf) - start
         timed = (section >= 0) & (section < self.sections)
         np.add.at(self._busy, section[timed], spans[timed])
+        np.add.at(self._busy_by_replica, rows["replica"][timed], spans[timed])
         np.add.at(self._blocked, (blocked[timed].astype(np.int64), section[timed]), spans[timed])
         counted = (section >= 0) & (decoding > 0)
         section = np.minimum(section, self.sections - 1)
@@ -219,10 +276,29 @@ class Recorder:
         self._tables = []
         table = table[np.argsort(table["index"], kind="stable")]
         index = table["index"]
-        return {
+        columns = {
             name: np.concatenate(self._known[name])[index] if name in _KNOWN else table[name].astype(kind)
             for name, kind in _COLUMNS.items()
         }
+        if self._sessions:
+            columns["session"] = np.concatenate(self._sessions)[index]
+        return columns | self._marks(index)
+
+    def _marks(self, index: Ints) -> dict[str, NDArray[np.generic]]:
+        """Return the columns of ``mark_rows`` for requests of these indices, which are sorted."""
+        columns: dict[str, NDArray[np.generic]] = {
+            name: np.zeros(len(index), kind) for name, kind in _MARK_COLUMNS.items()
+        }
+        rows = np.frombuffer(self.mark_rows, dtype=_MARK_ROW)
+        at = np.searchsorted(index, rows["index"])
+        np.bitwise_or.at(columns["marks"], at, rows["marks"])
+        np.add.at(columns["tries"], at, rows["tries"])
+        for name in ("version", "last_version", "tokens_before"):
+            told = rows[name] > 0
+            columns[name][at[told]] = rows[name][told]
+        columns["version"] = np.maximum(columns["version"], 1)
+        columns["last_version"] = np.maximum(columns["last_version"], columns["version"])
+        return columns
 
     def close(self, stopped_s: float, inside_area: float) -> Recording:
         """Return the recording of a simulation that stopped at ``stopped_s``."""
@@ -242,6 +318,8 @@ class Recorder:
             gap_sum_s=self._gap_sum,
             busy_s=self._busy,
             blocked_s=self._blocked,
+            busy_by_replica=self._busy_by_replica,
+            events=self.events,
             running_area=self._running_area,
             room_short_s=short,
             inside_area=inside_area,

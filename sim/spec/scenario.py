@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sim.spec.arrivals import Arrivals
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
+from sim.spec.faults import Fault, NamedPrefixes, check_faults
 from sim.spec.popularity import Popularity
+from sim.spec.rollouts import Rollout, check_rollouts
+from sim.spec.routing import ROUTERS, Router
 from sim.spec.serving import (
     DEFAULT_PROFILE,
     ENGINES,
     EVICTIONS,
-    ROUTERS,
     Cache,
     Fleet,
     GpuCache,
     HostCache,
-    Router,
     Storage,
 )
 from sim.spec.units import Seconds, Share
@@ -111,23 +112,16 @@ class Scenario(Strict):
     """Where adapters come from."""
     router: Router = Router()
     """Which replica a request goes to."""
-    rollouts: tuple[Any, ...] = ()
-    """New adapter versions during the run; not simulated in this version, so it must be empty."""
-    faults: tuple[Any, ...] = ()
-    """Things that break during the run; not simulated in this version, so it must be empty."""
+    rollouts: tuple[Rollout, ...] = Field(default=(), max_length=1000)
+    """New versions of adapters that go out during the run."""
+    faults: tuple[Fault, ...] = Field(default=(), max_length=1000)
+    """Things that break during the run."""
     slo: Slo = Slo()
     """What is asked of the fleet."""
     run: Run = Run()
     """How long and how often to simulate."""
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """For ``loraplan sweep``: values by key, such as ``cache.gpu.slots: [16, 32, 64]``; all combinations run."""
-
-    @field_validator("rollouts", "faults")
-    @classmethod
-    def _not_yet(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if value:
-            raise located("", "not simulated in this version", got=list(value), allowed="[]", hint="remove it")
-        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -169,7 +163,41 @@ class Scenario(Strict):
         self._fits_start()
         if self.cache.prefetch != "none":
             self._fits_prefetch()
+        self.router.check_copies(self.fleet.replicas)
+        if self.rollouts or self.faults:
+            self._fits_changes()
         return self
+
+    def _fits_changes(self) -> None:
+        """Check what changes while traffic flows."""
+        what = "rollouts" if self.rollouts else "faults"
+        check_rollouts(self.rollouts)
+        check_faults(self.faults, self.fleet.replicas)
+        end_s = self.workload.duration
+        for key in ("rollouts", "faults"):
+            for i, change in enumerate(getattr(self, key)):
+                if end_s is not None and change.at >= end_s:
+                    raise located(
+                        f"{key}.{i}.at", "begins after the end of the run", got=f"{change.at:g} s",
+                        allowed=f"below workload.duration ({end_s:g} s)",
+                    )  # fmt: skip
+        if self.cache.eviction == "belady":
+            raise located(
+                what, "eviction belady knows the requests that will come to a fleet in which nothing changes",
+                hint="choose another cache.eviction",
+            )  # fmt: skip
+        if self.fleet.front_end != "none":
+            raise located(
+                what, "this front end reproduces measured runs, in which nothing changed", got=self.fleet.front_end,
+                hint="set fleet.front_end: none",
+            )  # fmt: skip
+        if any(isinstance(fault, NamedPrefixes) for fault in self.faults) and all(
+            rollout.strategy in ("new-name", "lazy-reread") for rollout in self.rollouts
+        ):
+            i = next(i for i, fault in enumerate(self.faults) if isinstance(fault, NamedPrefixes))
+            raise located(
+                f"faults.{i}", "no rollout swaps weights under the same name", hint="such as strategy: in-place",
+            )  # fmt: skip
 
     def _fits_engine(self) -> None:
         fleet, cache = self.fleet, self.cache

@@ -17,7 +17,6 @@ EVICTIONS = (
     "lru", "fifo", "clock", "lfu", "lfu-history", "sieve", "s3-fifo", "gdsf", "random", "refcount-score", "belady",
     "vllm-lru", "discard-when-idle", "cycle",
 )  # fmt: skip
-ROUTERS = ("round-robin", "least-loaded")
 DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
 
 
@@ -245,15 +244,3 @@ class Storage(Strict):
     mode: Literal["overlap", "blocking"] = "overlap"
     """``overlap``: steps go on during a load and only its requests wait. ``blocking``: a step waits for the
     loads of the requests it admits, one after the other."""
-
-
-class Router(Strict):
-    """Which replica a request goes to."""
-
-    policy: str = "round-robin"
-    """``round-robin`` or ``least-loaded`` (fewest requests in the replica, lowest index first)."""
-
-    @field_validator("policy")
-    @classmethod
-    def _policy(cls, value: str) -> str:
-        return _known(value, ROUTERS, "router policy")

@@ -124,7 +124,7 @@ def doubled(scenario: Scenario, point: Point) -> Scenario | None:
 
 def facts_of(world: World) -> Facts:
     """Return what metrics must know of a world."""
-    scenario, population = world.scenario, world.population
+    scenario, population = world.scenario, world.traffic.population
     fixed = scenario.fleet.engine == "fixed"
     return Facts(
         slo=scenario.slo.terms(),

@@ -18,7 +18,7 @@ from sim.traffic.adapters import Population, populate
 from sim.traffic.lengths import Lengths, draw_pair
 from sim.traffic.popularity import Chooser, read_weights, weights_of
 from sim.traffic.sessions import InSessions, mean_gap
-from sim.traffic.sources import Growing, OneStream, Recorded, Source, StreamPerAdapter, Turned
+from sim.traffic.sources import Block, Growing, OneStream, Recorded, Source, StreamPerAdapter, Turned, cut
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.turnover import newcomers
 
@@ -45,6 +45,8 @@ class Chunk:
     :ivar first: index of the first request.
     :ivar load_luck, host_load_luck, service_luck: uniform in [0, 1); decide the time of the load or
         service that the request brings about, whatever the design.
+    :ivar session: number of the session of each request, from 0 in the replication; None where the traffic has no
+        sessions. A generated session asks for one adapter; a trace's may ask for several.
     """
 
     first: int
@@ -55,6 +57,7 @@ class Chunk:
     load_luck: Floats
     host_load_luck: Floats
     service_luck: Floats
+    session: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -104,7 +107,7 @@ class Traffic:
         self.end_s = workload.duration
         self.total = self._count_total()
         self._places = count
-        self._new = newcomers(workload.churn, count, self._expected_s()) if workload.churn is not None else 0
+        self._new = newcomers(workload.churn, count, self.expected_s()) if workload.churn is not None else 0
         self._check_size()
         self.population = _with_trace_sizes(populate(scenario.adapters, base_model, count + self._new), self._trace)
         named = self._trace is not None and self._trace.adapter is not None
@@ -127,47 +130,50 @@ class Traffic:
         assert self._workload.arrivals is not None, "checked by Workload"
         return self._workload.arrivals.rate
 
-    def hottest(self) -> Ints:
-        """Return the adapters from the most to the least popular one: by their requests in a trace, else by law."""
+    @property
+    def has_sessions(self) -> bool:
+        """Whether every request belongs to a session: ``workload.sessions`` makes them, or a trace names them."""
+        if self._trace is not None:
+            return self._trace.session is not None
+        return self._workload.sessions is not None
+
+    @property
+    def places(self) -> int:
+        """Adapters that are there at the start; those that come by churn stand behind them in the population."""
+        return self._places
+
+    def shares(self) -> Floats:
+        """Return the share of requests that each adapter gets: by its requests in a trace, else by law; (places,)."""
         if self._chooser is None:
             assert self._trace is not None, "without a trace there is a law"
             assert self._trace.adapter is not None, "without names there is a law"
-            asked: Floats | Ints = np.bincount(self._trace.adapter, minlength=self._places)
+            asked: Floats = np.bincount(self._trace.adapter, minlength=self._places).astype(np.float64)
         else:
             asked = weights_of(self._workload.popularity, self._places)
-        return np.argsort(-asked, kind="stable")
+        return np.asarray(asked / asked.sum())
+
+    def hottest(self) -> Ints:
+        """Return the adapters from the most to the least popular one."""
+        return np.argsort(-self.shares(), kind="stable")
 
     def chunks(self, replication: int) -> Iterator[Chunk]:
         """Yield the requests of one replication in order, in chunks of at most ``BLOCK``."""
         first = 0
-        for arrival, adapter in self.arrivals(replication):
-            yield self._chunk(replication, first // BLOCK, first, arrival, adapter)
-            first += len(arrival)
+        for piece in self._pieces(replication):
+            yield self._chunk(replication, first // BLOCK, first, piece)
+            first += len(piece.times)
 
     def arrivals(self, replication: int) -> Iterator[tuple[Floats, Ints]]:
         """Yield times and adapters alone, in the same pieces: ``BLOCK`` at a time, and the rest."""
-        blocks = self._source.blocks(replication, self.total)
-        held_times, held_adapters = np.empty(0), np.empty(0, dtype=np.int64)
-        given, over = 0, False
-        while not over:
-            times, adapters = next(blocks, (held_times[:0], held_adapters[:0]))
-            over = len(times) == 0  # a source's blocks are not empty, so it has ended
-            if self.end_s is not None and not over and times[-1] >= self.end_s:
-                inside = int(np.searchsorted(times, self.end_s, side="left"))
-                times, adapters, over = times[:inside], adapters[:inside], True
-            if len(held_times):
-                times, adapters = np.concatenate((held_times, times)), np.concatenate((held_adapters, adapters))
-            if self.total is not None and given + len(times) >= self.total:
-                times, adapters, over = times[: self.total - given], adapters[: self.total - given], True
-            whole = len(times) if over else len(times) - len(times) % BLOCK
-            for start in range(0, whole, BLOCK):
-                yield times[start : min(start + BLOCK, whole)], adapters[start : min(start + BLOCK, whole)]
-            given += whole
-            held_times, held_adapters = times[whole:], adapters[whole:]
+        for times, adapters, _ in self._pieces(replication):
+            yield times, adapters
+
+    def _pieces(self, replication: int) -> Iterator[Block]:
+        return cut(self._source.blocks(replication, self.total), BLOCK, self.total, self.end_s)
 
     def _check_size(self) -> None:
         """Refuse what would change so often, or last so long, that it takes longer than the requests themselves."""
-        workload, seconds = self._workload, self._expected_s()
+        workload, seconds = self._workload, self.expected_s()
         changes = [("churn", "adapters would come and go too often", float(self._new), MAX_NEWCOMERS)]
         if workload.drift is not None:
             times = seconds / workload.drift.every
@@ -194,7 +200,7 @@ class Traffic:
             return len(times) if self.end_s is None else int(np.searchsorted(times, self.end_s, side="left"))
         return self._workload.requests
 
-    def _expected_s(self) -> float:
+    def expected_s(self) -> float:
         """Return how long requests are expected to come."""
         if self.end_s is not None:
             return self.end_s
@@ -204,7 +210,8 @@ class Traffic:
     def _make_source(self, cvs: Floats | None) -> Source:
         workload, seed, chooser = self._workload, self._seed, self._chooser
         if self._trace is not None:
-            return Recorded(self._trace.arrival_s, self._trace.adapter, chooser, seed, BLOCK)
+            trace = self._trace
+            return Recorded(trace.arrival_s, trace.adapter, trace.session, chooser, seed, BLOCK)
         arrivals, sessions = workload.arrivals, workload.sessions
         assert arrivals is not None, "checked by Workload"
         assert chooser is not None, "only a trace names adapters"
@@ -219,7 +226,8 @@ class Traffic:
             source = Turned(source, workload.drift, workload.churn, self._places, self._new, seed)
         return source if sessions is None else InSessions(source, rate, sessions, chooser, seed)
 
-    def _chunk(self, replication: int, block: int, first: int, arrival: Floats, adapter: Ints) -> Chunk:
+    def _chunk(self, replication: int, block: int, first: int, piece: Block) -> Chunk:
+        arrival, adapter, session = piece
         count = len(arrival)
 
         def rng(purpose: str) -> np.random.Generator:
@@ -246,6 +254,7 @@ class Traffic:
             load_luck=rng("load").random(count),
             host_load_luck=rng("host-load").random(count),
             service_luck=rng("service").random(count),
+            session=session,
         )
 
     def _adapter_scores(self, replication: int) -> Floats:

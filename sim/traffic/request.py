@@ -23,16 +23,18 @@ class Request:
     :ivar generated: output tokens that were out when its prefill began: 0 unless it was preempted.
     :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding.
     :ivar last_token_s: when a preempted request had its last token; unset before.
+    :ivar session: number of its session, where it has one; set only where the fleet looks at it.
     """
 
     # Written out, not a dataclass: passing two dozen defaults through __init__ costs as much as an event.
     __slots__ = (
         "adapter", "admitted_s", "arrival_s", "asked_s", "claimed", "context", "first_token_s", "generated",
         "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s", "load_wait_s", "outcome",
-        "output_tokens", "preemptions", "prompt_tokens", "service_s", "tier", "to_prefill",
+        "output_tokens", "preemptions", "prompt_tokens", "service_s", "session", "tier", "to_prefill",
     )  # fmt: skip
     asked_s: float
     last_token_s: float
+    session: int | None
 
     def __init__(
         self,
@@ -60,3 +62,12 @@ class Request:
         self.load_queue_s = self.load_wait_s = 0.0
         self.context = self.generated = self.preemptions = 0
         self.last_step = -1
+
+    def again(self) -> Request:
+        """Return the request as it was when it came, to be served anew."""
+        anew = Request(
+            self.index, self.arrival_s, self.adapter, self.prompt_tokens, self.output_tokens,
+            self.load_s, self.host_load_s, self.service_s,
+        )  # fmt: skip
+        anew.session = self.session
+        return anew

@@ -25,6 +25,10 @@ class InSessions:
     second on. With Poisson arrivals their number is Poisson, the gap in which each stands is drawn in proportion to its
     length, and since sizes are geometric, as many requests follow as in a new session.
 
+    Sessions are numbered: first those under way at the start, of which some have no request before the run ends, then
+    the others in order of their beginnings. What is drawn for a request or a session doesn't depend on how many are
+    asked for, so its number doesn't either.
+
     :param starts: the beginnings of sessions, with their adapters; ``rate``: how many a second.
     :param chooser: draws the adapters of the sessions under way.
     """
@@ -40,29 +44,30 @@ class InSessions:
     def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
         done = 0
         streams, adapters = self._under_way(replication)
-        for block, (starts, asked) in enumerate(self._starts.blocks(replication, None)):
+        numbers = np.arange(len(adapters))
+        begun = len(adapters)
+        for block, (starts, asked, _) in enumerate(self._starts.blocks(replication, None)):
             sizes = stream(self._seed, replication, "session-size", block).geometric(
                 1 / self._law.requests, len(starts)
             )
-            streams, adapters = self._joined(streams, adapters, (starts, sizes, asked))
+            assert streams.left is not None, "sessions end"
+            going = streams.left > 0
+            streams = self._streams(
+                np.concatenate((streams.coming[going], starts)), np.concatenate((streams.left[going], sizes))
+            )
+            adapters = np.concatenate((adapters[going], asked))
+            numbers = np.concatenate((numbers[going], np.arange(begun, begun + len(starts))))
+            begun += len(starts)
             # No later session begins before the last of this block did.
             rng = stream(self._seed, replication, "session-gap", block)
             times, which = streams.until(float(starts[-1]), lambda rng, which: self._gaps(rng, len(which)), rng)
             order = np.argsort(times, kind="stable")
             if len(order):
-                yield times[order], adapters[which[order]]
+                which = which[order]
+                yield Block(times[order], adapters[which], numbers[which])
                 done += len(order)
             if most is not None and done >= most:
                 return
-
-    def _joined(self, streams: Streams, adapters: Ints, new: tuple[Floats, Ints, Ints]) -> tuple[Streams, Ints]:
-        """Return the sessions that have requests to come, and the new ones."""
-        assert streams.left is not None, "sessions end"
-        starts, sizes, asked = new
-        going = streams.left > 0
-        coming = np.concatenate((streams.coming[going], starts))
-        left = np.concatenate((streams.left[going], sizes))
-        return self._streams(coming, left), np.concatenate((adapters[going], asked))
 
     def _under_way(self, replication: int) -> tuple[Streams, Ints]:
         law, rng = self._law, stream(self._seed, replication, "sessions-under-way")

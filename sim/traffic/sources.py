@@ -1,4 +1,4 @@
-"""Where requests come from: streams of (arrival time, adapter) in order of time, made block by block.
+"""Where requests come from: streams of arrival times, adapters and sessions in order of time, made block by block.
 
 A source's ``blocks`` may be asked for again and gives the same each time: random numbers belong to the seed, the
 replication, the purpose and the number of a block, and what goes on from block to block is kept in the iterator. A run
@@ -8,7 +8,7 @@ of more requests begins with those of a shorter one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,6 @@ from sim.traffic.turnover import Turnover
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Block = tuple[Floats, Ints]
-"""Arrival times in seconds, never falling, and adapters (or places in the ranking), both (n,)."""
 
 SMALLEST, LARGEST = 256, 16384
 """Requests that are expected of a block: few at first, then more, so that a short run doesn't pay for a long one and
@@ -34,6 +32,33 @@ begins with the same requests."""
 
 LEAST_SHARE = 1e-12
 """An adapter that is asked for less often has no stream: it would not be seen, and its numbers would overflow."""
+
+
+class Block(NamedTuple):
+    """Consecutive requests, shape (n,) each.
+
+    :ivar times: arrivals in seconds, never falling.
+    :ivar adapters: adapters, or places in the ranking.
+    :ivar sessions: number of the session of each, from 0; None where there are none.
+    """
+
+    times: Floats
+    adapters: Ints
+    sessions: Ints | None = None
+
+    def part(self, start: int, stop: int) -> Block:
+        """Return the requests from ``start`` to before ``stop``, as views."""
+        sessions = None if self.sessions is None else self.sessions[start:stop]
+        return Block(self.times[start:stop], self.adapters[start:stop], sessions)
+
+    def then(self, other: Block) -> Block:
+        """Return these requests and those of another block of the same source."""
+        sessions = None
+        if self.sessions is not None and other.sessions is not None:
+            sessions = np.concatenate((self.sessions, other.sessions))
+        return Block(
+            np.concatenate((self.times, other.times)), np.concatenate((self.adapters, other.adapters)), sessions
+        )
 
 
 class Source(Protocol):
@@ -74,7 +99,7 @@ class OneStream:
             times = np.cumsum(times)
             clock = float(times[-1])
             places = self._chooser.choose(stream(self._seed, replication, "popularity", block), first, count)
-            yield times if intensity is None else intensity.time_at(times), places
+            yield Block(times if intensity is None else intensity.time_at(times), places)
             first += count
 
     def _first(self, replication: int, gap: float, rate: float) -> float:
@@ -128,7 +153,7 @@ class StreamPerAdapter:
             times, which = streams.until(end_s, self._gaps.draw, rng)
             order = np.argsort(times, kind="stable")
             if len(order):
-                yield times[order], self._asked[which[order]]
+                yield Block(times[order], self._asked[which[order]])
                 done += len(order)
             if most is not None and done >= most:
                 return
@@ -164,31 +189,66 @@ class Turned:
 
     def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
         turnover = Turnover(*self._turnover, replication)
-        for times, places in self._source.blocks(replication, most):
-            yield times, turnover.adapters(places, times)
+        for block in self._source.blocks(replication, most):
+            yield block._replace(adapters=turnover.adapters(block.adapters, block.times))
 
 
 class Recorded:
-    """A trace's own times and adapters; ``chooser`` draws adapters where it names none.
+    """A trace's own times, adapters and sessions; ``chooser`` draws adapters where it names none.
 
     :param size: requests a block, of which each has a random stream of its own.
     """
 
     def __init__(
-        self, times: Floats, adapter: NDArray[np.integer] | None, chooser: Chooser | None, seed: int, size: int
+        self,
+        times: Floats,
+        adapter: NDArray[np.integer] | None,
+        session: NDArray[np.integer] | None,
+        chooser: Chooser | None,
+        seed: int,
+        size: int,
     ) -> None:
         self._times = times
         self._adapter = adapter
+        self._session = session
         self._chooser = chooser
         self._seed = seed
         self._size = size
 
     def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
         for block, first in enumerate(range(0, len(self._times), self._size)):
-            times = self._times[first : first + self._size]
+            span = slice(first, first + self._size)
+            times = self._times[span]
+            sessions = None if self._session is None else self._session[span].astype(np.int64)
             if self._adapter is not None:
-                yield times, self._adapter[first : first + self._size].astype(np.int64)
+                yield Block(times, self._adapter[span].astype(np.int64), sessions)
                 continue
             assert self._chooser is not None, "made where the trace names no adapter"
             rng = stream(self._seed, replication, "popularity", block)
-            yield times, self._chooser.choose(rng, first, len(times))
+            yield Block(times, self._chooser.choose(rng, first, len(times)), sessions)
+
+
+def cut(blocks: Iterable[Block], size: int, most: int | None, end_s: float | None) -> Iterator[Block]:
+    """Yield a source's requests in blocks of ``size``, and the rest: at most ``most``, and none from ``end_s`` on."""
+    held: Block | None = None
+    given, over = 0, False
+    for block in blocks:
+        held = block if held is None or len(held.times) == 0 else held.then(block)
+        if end_s is not None and held.times[-1] >= end_s:
+            held, over = held.part(0, int(np.searchsorted(held.times, end_s, side="left"))), True
+        if most is not None and given + len(held.times) >= most:
+            held, over = held.part(0, most - given), True
+        if over:
+            break
+        count = len(held.times)
+        whole = count - count % size
+        yield from _in_parts(held, whole, size)
+        given += whole
+        held = held.part(whole, count)
+    if held is not None:
+        yield from _in_parts(held, len(held.times), size)
+
+
+def _in_parts(block: Block, stop: int, size: int) -> Iterator[Block]:
+    for start in range(0, stop, size):
+        yield block.part(start, min(start + size, stop))

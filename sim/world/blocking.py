@@ -11,6 +11,7 @@ from sim.policies.vllm_lru import TouchedCache
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
 from sim.world.loader import Loader
+from sim.world.versions import Noted
 
 
 class StepLoads(Protocol):
@@ -24,10 +25,11 @@ class StepLoads(Protocol):
 class ProtectedLoads:
     """Loads of newly admitted requests, where they block; adapters in use stay.
 
-    :param loader: knows the host tier.
+    :param loader: knows the host tier; ``replica``: whose loads these are.
     """
 
-    def __init__(self, cache: GpuCache, loader: Loader, recorder: Recorder) -> None:
+    def __init__(self, cache: GpuCache, loader: Loader, recorder: Recorder, replica: int) -> None:
+        self._replica = replica
         self._cache = cache
         self._loader = loader
         self._recorder = recorder
@@ -49,9 +51,10 @@ class ProtectedLoads:
         tier, seconds = self._loader.source(request)
         fits = self._cache.reserve(request.adapter)
         assert fits, "a claimed adapter always finds room"
+        self._loader.begins(request.adapter, tier)
         self._cache.loaded(request.adapter)
         self._loader.kept(request.adapter, tier)
-        self._recorder.load_rows += pack_load(start, start + seconds, start, request.adapter, tier)
+        self._recorder.load_rows += pack_load(start, start + seconds, start, request.adapter, tier, self._replica)
         request.outcome, request.tier, request.load_wait_s = MISS, tier, seconds
         return seconds
 
@@ -59,8 +62,8 @@ class ProtectedLoads:
 class UnifiedLoads(ProtectedLoads):
     """The same where adapters share the KV cache: first, idle ones leave to those who were admitted what they need."""
 
-    def __init__(self, cache: UnifiedCache, loader: Loader, recorder: Recorder) -> None:
-        super().__init__(cache, loader, recorder)
+    def __init__(self, cache: UnifiedCache, loader: Loader, recorder: Recorder, replica: int) -> None:
+        super().__init__(cache, loader, recorder, replica)
         self._shared = cache
 
     def before_step(self, prefills: list[Request], now: float) -> float:
@@ -75,11 +78,20 @@ class TouchedLoads:
     A request that is admitted while its adapter is absent waits for all loads of its step.
 
     :param reload_s: seconds of a load that no request of this step begins: by adapter and tier.
+    :param replica: whose loads these are; ``versions``: notes which version of an adapter came, or None.
     """
 
     def __init__(
-        self, cache: TouchedCache, scheduler: Scheduler, recorder: Recorder, reload_s: Callable[[int, int], float]
+        self,
+        cache: TouchedCache,
+        scheduler: Scheduler,
+        recorder: Recorder,
+        reload_s: Callable[[int, int], float],
+        replica: int,
+        versions: Noted | None = None,
     ) -> None:
+        self._replica = replica
+        self._versions = versions
         self._cache = cache
         self._scheduler = scheduler
         self._recorder = recorder
@@ -100,7 +112,10 @@ class TouchedLoads:
             else:
                 seconds = request.load_s if tier == FROM_STORAGE else request.host_load_s
             tiers[adapter] = tier
-            self._recorder.load_rows += pack_load(time, time + seconds, now, adapter, tier)
+            if self._versions is not None:
+                self._versions.reads(adapter, tier)
+                self._versions.came(adapter, tier)
+            self._recorder.load_rows += pack_load(time, time + seconds, now, adapter, tier, self._replica)
             time += seconds
         for request in prefills:
             if request.adapter in first and request.preemptions == 0:

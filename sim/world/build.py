@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,31 @@ from sim.policies.costs import StepCosts, beyond_envelope
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
 from sim.policies.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.memory import KvBlocks
-from sim.policies.router import ROUTERS
+from sim.policies.routing import Router, View
 from sim.policies.scheduler import Limits
 from sim.results.records import Recorder, Recording
 from sim.rng import stream
 from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
+from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
-from sim.world.caches import eviction_setting, gpu_capacity, make_caches, make_fetches, pinned_and_warm
+from sim.world.batch import BatchServer
+from sim.world.caches import Board, eviction_setting, gpu_capacity, make_caches, make_fetches, pinned_and_warm, watch
+from sim.world.changes import Changes
 from sim.world.clock import Clock
+from sim.world.fixed import FixedServer
 from sim.world.fleet import Fleet, Plan
 from sim.world.fronted import FrontedServer
 from sim.world.future import Foresight, Future
+from sim.world.lineage import lay_out, with_copies
 from sim.world.memory import usable_kv_tokens
-from sim.world.server import BatchServer, FixedServer, Parts, Server
+from sim.world.rollouts import make_rollouts
+from sim.world.routes import Live, make_router
+from sim.world.server import Parts, Server
 from sim.world.times import has_host_tier, reload_times, request_times
+from sim.world.versions import Versions
+from sim.world.views import Views
 from sim.world.world import World
 
 Floats = NDArray[np.float64]
@@ -43,7 +53,11 @@ def build_world(scenario: Scenario) -> World:
     profile, digest = (None, "") if fixed and _needs_no_profile(scenario) else load_profile(scenario.fleet.profile)
     base_model = _base_model(scenario, profile)
     traffic = Traffic(scenario, base_model)
+    _check_times(scenario, traffic)
+    lineage = lay_out(scenario, traffic) if scenario.rollouts else None
     population = traffic.population
+    if lineage is not None:
+        population = with_copies(population, lineage, scenario.adapters, base_model)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
@@ -67,7 +81,8 @@ def build_world(scenario: Scenario) -> World:
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     return World(
-        scenario=scenario, traffic=traffic, profile=profile, profile_sha256=digest, kv_tokens=kv_tokens,
+        scenario=scenario, traffic=traffic, population=population, lineage=lineage, profile=profile,
+        profile_sha256=digest, kv_tokens=kv_tokens,
         weights=weights, capacity=capacity, ranks=population.rank.tolist(),
         adapter_blocks=_adapter_blocks(scenario, profile, population), pinned=pinned, warm=warm, notes=tuple(notes),
     )  # fmt: skip
@@ -82,32 +97,69 @@ def simulate(world: World, replication: int, sections: int, watched: Watch = lam
 
     :param sections: parts into which the measured requests are cut for intervals.
     """
-    scenario = world.scenario
-    clock, recorder = Clock(), Recorder(sections)
-    costs = scenario, world.profile, world.population
-    times = request_times(*costs)
-    plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
-    longest_prompt = None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens
-    limits = _token_limit(world), longest_prompt
-    fleet = Fleet(clock, recorder, ROUTERS[scenario.router.policy](), times, plan, limits)
-    loaders = scenario.storage.loaders, scenario.storage.host_loaders
-    future = None
-    if scenario.cache.eviction == "belady":
-        future = Future(world.traffic.arrivals(replication), len(world.population))
+    return Assembly(world, replication, sections, watched).fleet.run(world.traffic.chunks(replication))
 
-    def make(index: int, inside: list[int]) -> Server:
+
+class Assembly:
+    """The parts of one replication, put together.
+
+    :ivar fleet: ready to run.
+    """
+
+    def __init__(self, world: World, replication: int, sections: int, watched: Watch) -> None:
+        self._world = world
+        self._replication = replication
+        self._watched = watched
+        scenario = world.scenario
+        self._clock, self._recorder = Clock(), Recorder(sections, scenario.fleet.replicas)
+        self._costs = scenario, world.profile, world.population
+        self._future = None
+        if scenario.cache.eviction == "belady":
+            self._future = Future(world.traffic.arrivals(replication), len(world.population))
+        view = View(up=list(range(scenario.fleet.replicas)), slots=world.capacity)
+        router = make_router(world, view, replication)
+        self._live = Live(len(world.population), scenario.fleet.replicas, router)
+        self._versions: list[Versions] = []
+        self._boards: list[Board] = [] if self._live.residency is None else [self._live.residency]
+        self._changes = self._make_changes(router)
+        plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
+        longest_prompt = None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens
+        self.fleet = Fleet(
+            self._clock, self._recorder, router, request_times(*self._costs), plan,
+            (_token_limit(world), longest_prompt), self._changes,
+        )  # fmt: skip
+        self.fleet.open(scenario.fleet.replicas, self._make_server)
+        sources = self._live.sources(self.fleet.inside)
+        Views(self._clock, view, sources, router.reads, scenario.router.view_interval, self.fleet.busy)
+
+    def _make_changes(self, router: Router) -> Changes | None:
+        world, replication = self._world, self._replication
+        inside = self._live.counts if "inside" in router.reads else None
+        rollouts = None
+        if world.lineage is not None:
+            rollouts, self._versions, extra = make_rollouts(world, replication, self._clock, self._recorder)
+            self._boards.append(extra)
+        return None if rollouts is None and inside is None else Changes(self._recorder, rollouts, inside)
+
+    def _make_server(self, index: int, inside: list[int]) -> Server:
+        world, replication, clock, recorder = self._world, self._replication, self._clock, self._recorder
+        scenario = world.scenario
         rule = _kv_rule(world)
-        foresight = None if future is None else Foresight(future)
+        foresight = None if self._future is None else Foresight(self._future)
         setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", index), foresight)
         cache, host = make_caches(world, replication, index, rule, setting)
-        reload_s = reload_times(*costs, replication, index)
-        fetches = make_fetches(world, clock, recorder, cache)
-        parts = Parts(clock, recorder, index, inside, cache, host, loaders, reload_s, fetches, foresight)
-        return _server(world, parts, rule, watched)
-
-    for _ in range(scenario.fleet.replicas):
-        fleet.add(make)
-    return fleet.run(world.traffic.chunks(replication))
+        if self._boards:
+            watch(cache, index, self._boards)
+        versions = self._versions[index] if self._versions else None
+        parts = Parts(
+            clock, recorder, index, inside, cache, host, (scenario.storage.loaders, scenario.storage.host_loaders),
+            reload_times(*self._costs, replication, index),
+            make_fetches(world, clock, recorder, cache, index, versions), foresight, versions,
+            None if self._changes is None else partial(self._changes.ends, index),
+        )  # fmt: skip
+        server = _server(world, parts, rule, self._watched)
+        self._live.replica(index, server)
+        return server
 
 
 def _kv_rule(world: World) -> KvRule | None:
@@ -151,6 +203,19 @@ def _server(world: World, parts: Parts, rule: KvRule | None, watched: Watch) -> 
         return watched(BatchServer)(parts, **options)
     costs = FRONT_ENDS[fleet.front_end]
     return watched(FrontedServer)(parts, front_end=FrontEnd(costs, len(world.population)), **options)
+
+
+def _check_times(scenario: Scenario, traffic: Traffic) -> None:
+    """Refuse what would begin when no request comes any more."""
+    end_s = traffic.expected_s()
+    for key in ("rollouts", "faults"):
+        for i, change in enumerate(getattr(scenario, key)):
+            begins_s = getattr(change, "at", 0.0)
+            if begins_s >= end_s:
+                raise ScenarioError(
+                    "begins after the last request is expected", key=f"{key}.{i}.at", got=format_seconds(begins_s),
+                    allowed=f"before {human_seconds(end_s)}", hint="begin earlier, or simulate longer",
+                )  # fmt: skip
 
 
 def _disturbed(profile: Profile) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from sim.errors import ScenarioError
-from sim.policies.cache import RESIDENT, AllInHost, GpuCache, HostCache, UnifiedCache
+from sim.policies.cache import ABSENT, RESIDENT, AllInHost, GpuCache, HostCache, UnifiedCache
 from sim.policies.eviction import EVICTIONS, Eviction, Setting
 from sim.policies.kv_rules import KvRule
 from sim.policies.vllm_lru import TouchedCache, set_order
@@ -23,7 +24,41 @@ from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
 from sim.world.fetches import HostFetches
 from sim.world.future import Foresight
+from sim.world.versions import Fetched, Versions
 from sim.world.world import World
+
+
+class Watched:
+    """Tells boards that all replicas share what is in the cache of one of them."""
+
+    def __init__(self, replica: int, boards: Sequence[Board]) -> None:
+        self._replica = replica
+        self._boards = boards
+
+    def placed(self, adapter: int) -> None:
+        for board in self._boards:
+            board.placed(adapter, self._replica)
+
+    def left(self, adapter: int) -> None:
+        for board in self._boards:
+            board.left(adapter, self._replica)
+
+
+class Board(Protocol):
+    """Who wants to know what is in the caches of all replicas."""
+
+    def placed(self, adapter: int, replica: int) -> None: ...
+
+    def left(self, adapter: int, replica: int) -> None: ...
+
+
+def watch(cache: GpuCache | TouchedCache, replica: int, boards: Sequence[Board]) -> None:
+    """Let boards know what is in a cache, and what comes and goes."""
+    watched = Watched(replica, boards)
+    for adapter, state in enumerate(cache.state):
+        if state != ABSENT:
+            watched.placed(adapter)
+    cache.watch = watched
 
 
 def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, foresight: Foresight | None) -> Setting:
@@ -61,7 +96,14 @@ def make_caches(
     return cache, copies
 
 
-def make_fetches(world: World, clock: Clock, recorder: Recorder, cache: GpuCache | TouchedCache) -> HostFetches | None:
+def make_fetches(
+    world: World,
+    clock: Clock,
+    recorder: Recorder,
+    cache: GpuCache | TouchedCache,
+    replica: int,
+    versions: Versions | None,
+) -> HostFetches | None:
     """Return host memory that fills at arrival, if the scenario has it; what the GPU begins with came through it.
 
     :raises ScenarioError: where an adapter doesn't fit there.
@@ -80,7 +122,10 @@ def make_fetches(world: World, clock: Clock, recorder: Recorder, cache: GpuCache
     _check_pinned(world.pinned, weights, capacity, "cache.host")
     fetched = GpuCache(weights, capacity, EVICTIONS["lru"](Setting(weights, capacity)), pinned=world.pinned)
     fetched.warm_up(_there(world.warm, cache))
-    return HostFetches(clock, fetched, world.scenario.storage.loaders, recorder, reject=host.full == "reject")
+    return HostFetches(
+        clock, fetched, world.scenario.storage.loaders, recorder, reject=host.full == "reject", replica=replica,
+        versions=None if versions is None else Fetched(versions),
+    )  # fmt: skip
 
 
 def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:

@@ -13,6 +13,7 @@ from sim.results.records import Recorder
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
 from sim.world.clock import Clock
 from sim.world.loader import Loader
+from sim.world.versions import Fetched
 
 
 class HostFetches:
@@ -21,11 +22,22 @@ class HostFetches:
     :param cache: adapters in host memory.
     :param loaders: fetches at a time.
     :param reject: a request that would have to wait for a place is turned away.
+    :param replica: its number; ``versions``: notes which version of an adapter was fetched, or None.
     """
 
-    def __init__(self, clock: Clock, cache: GpuCache, loaders: int, recorder: Recorder, *, reject: bool) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        cache: GpuCache,
+        loaders: int,
+        recorder: Recorder,
+        *,
+        reject: bool,
+        replica: int,
+        versions: Fetched | None = None,
+    ) -> None:
         self.cache = cache
-        self.loader = Loader(clock, cache, None, (loaders, 1), recorder, self._fetched)
+        self.loader = Loader(clock, cache, None, (loaders, 1), recorder, self._fetched, replica, versions)
         self.go_on: Callable[[Request, bool], None]
         """What the server does with a request whose adapter is in host memory, told whether that took any time."""
         self._reject = reject
@@ -56,9 +68,12 @@ class HostFetches:
         if self.cache.release(request.adapter) and self.loader.short_of_room:
             self.loader.room_appeared()
 
-    def close(self, now: float) -> list[Request]:
-        """Note what is under way when the simulation stops; return the requests that wait for it."""
+    def close(self, now: float) -> None:
+        """Note what is under way when the simulation stops."""
         self.loader.close(now)
+
+    def waiting(self) -> list[Request]:
+        """Return the requests that wait for a fetch."""
         return [request for load in self.loader.under_way.values() for request in load.waiting]
 
     def _fetched(self, requests: list[Request], in_time: bool) -> None:

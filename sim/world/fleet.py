@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
-from sim.policies.router import Router
+from sim.policies.routing import Router
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
+from sim.world.batch import BatchServer
+from sim.world.changes import Changes
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fronted import FrontedServer
-from sim.world.server import BatchServer, Server
+from sim.world.server import Server
 from sim.world.times import Times
 
 Floats = NDArray[np.float64]
@@ -41,6 +43,7 @@ class Fleet:
 
     :param limits: tokens of prompt and output together, and of the prompt, with more of which a request is refused;
         None: no limit.
+    :param changes: rollouts and faults, through which every request then goes; None: nothing changes.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Fleet:
         times: Times,
         plan: Plan,
         limits: tuple[int | None, int | None],
+        changes: Changes | None = None,
     ) -> None:
         self.clock = clock
         self.recorder = recorder
@@ -66,12 +70,40 @@ class Fleet:
         self._next: Request | None = None
         self._too_long: set[int] = set()
         self._marks = self._section_starts()
+        self._changes = changes
+        self._sessions: list[int] = []  # of the requests of this chunk
+        self._chunk_first = 0
+        self._make: Callable[[int, list[int]], Server] | None = None
+        self._gone: list[Server] = []
 
-    def add(self, make: Callable[[int, list[int]], Server]) -> None:
-        """Add a replica; ``make`` gets its index and the list in which it counts the requests inside."""
-        self.inside.append(0)
-        self.servers.append(make(len(self.servers), self.inside))
-        self._only = self.servers[0] if len(self.servers) == 1 else None
+    def open(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
+        """Let the replicas begin; ``make`` gets an index and the list in which a replica counts the requests inside."""
+        self._make = make
+        self.inside.extend([0] * replicas)
+        for index in range(replicas):
+            self.servers.append(make(index, self.inside))
+        self._only = self.servers[0] if replicas == 1 and self._changes is None else None
+
+    def replace(self, replica: int) -> Server:
+        """Put a new, empty replica in the place of one that died; return the dead one."""
+        assert self._make is not None, "the fleet is open"
+        dead = self.servers[replica]
+        self._gone.append(dead)
+        self.servers[replica] = self._make(replica, self.inside)
+        return dead
+
+    def busy(self) -> bool:
+        """Return whether a request is still to come, or inside."""
+        return self._next is not None or any(self.inside)
+
+    def submit(self, request: Request) -> None:
+        """Send a request on its way where things change: which adapter it reaches, on which replica, and whether."""
+        changes = self._changes
+        assert changes is not None, "otherwise requests go straight to a replica"
+        changes.steer(request)
+        replica = self._router.choose(request.adapter, request.index) if len(self.servers) > 1 else 0
+        if changes.lets_in(request, replica):
+            self.servers[replica].arrive(request)
 
     def run(self, chunks: Iterator[Chunk]) -> Recording:
         """Simulate all of it and return the recording."""
@@ -88,6 +120,8 @@ class Fleet:
             )  # fmt: skip
         assert self._next is not None, "a chunk has a request"
         clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
+        if self._changes is not None:
+            self._changes.start(self)
         if plan.end_s is None:
             clock.run()
         else:
@@ -120,6 +154,8 @@ class Fleet:
             if self._prompt_limit is not None:
                 too_long |= chunk.prompt_tokens > self._prompt_limit
             self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
+        if chunk.session is not None:
+            self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times
         self._requests = map(  # makes them one by one, without a tuple of arguments for each
             Request, range(chunk.first, chunk.first + len(chunk)), chunk.arrival_s.tolist(), chunk.adapter.tolist(),
@@ -144,25 +180,33 @@ class Fleet:
                 self.recorder.turned_away(request, -1, REFUSED)
             elif self._only is not None:
                 self._only.arrive(request)
+            elif self._changes is None:
+                self.servers[self._router.choose(request.adapter, request.index)].arrive(request)
             else:
-                self.servers[self._router.choose(self.inside, request.adapter)].arrive(request)
+                request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
+                self.submit(request)
             request = next(self._requests, None)
-            if request is None and self._load_chunk():
-                request = self._next
+            if request is None:
+                self._next = None
+                if self._load_chunk():
+                    request = self._next
 
     def _close(self) -> Recording:
         stopped = self.clock.now
         for server in self.servers:
             for request in server.close():
                 self.recorder.turned_away(request, server.index, UNFINISHED)
+        facts = {} if self._changes is None else self._changes.close()
+        servers = self.servers + self._gone
         while len(self.recorder.bounds) <= self.recorder.sections:  # fewer requests came than sections
             self.recorder.mark(stopped)
-        area = sum(server.inside_area for server in self.servers)
+        area = sum(server.inside_area for server in servers)
         recording = self.recorder.close(float(stopped), area)
-        recording.evictions = sum(server.cache.evictions for server in self.servers)
-        recording.in_use_peak = max(server.cache.in_use_peak for server in self.servers)
-        batched = [server for server in self.servers if isinstance(server, BatchServer)]
-        fronted = [server for server in self.servers if isinstance(server, FrontedServer)]
+        recording.facts |= facts
+        recording.evictions = sum(server.cache.evictions for server in servers)
+        recording.in_use_peak = max(server.cache.in_use_peak for server in servers)
+        batched = [server for server in servers if isinstance(server, BatchServer)]
+        fronted = [server for server in servers if isinstance(server, FrontedServer)]
         if fronted:
             recording.facts["merged_gaps"] = sum(server.merged_gaps for server in fronted)
         if batched:

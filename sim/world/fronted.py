@@ -7,8 +7,9 @@ from typing import Any
 from sim.policies.front_end import FrontEnd
 from sim.results.records import REFUSED
 from sim.traffic.request import Request
+from sim.world.batch import BatchServer
 from sim.world.clock import ARRIVAL, Call
-from sim.world.server import BatchServer, Parts
+from sim.world.server import Parts
 
 
 class FrontedServer(BatchServer):

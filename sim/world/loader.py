@@ -9,6 +9,7 @@ from sim.policies.cache import AllInHost, GpuCache, HostCache
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
+from sim.world.versions import Noted
 
 
 class Channel:
@@ -29,6 +30,7 @@ class Load(Call):
 
     :ivar asked_s: when it was asked for; ``started_s``: since when it is under way, or -1.
     :ivar waiting: requests that want its adapter.
+    :ivar renews: what follows its end, where it fetches anew what is there already; None: it brings in what isn't.
     """
 
     adapter: int
@@ -38,6 +40,7 @@ class Load(Call):
     asked_s: float
     started_s: float
     waiting: list[Request]
+    renews: Callable[[], None] | None
 
 
 class Loader:
@@ -46,6 +49,7 @@ class Loader:
     :param loaders: loaders from storage, and from host.
     :param on_loaded: called with the requests that waited for an adapter, when it is there, and with whether the
         load took any time: only then does its end come before a step boundary of the same instant.
+    :param replica: whose loads these are; ``versions``: notes which version of an adapter came, or None.
     :ivar under_way: loads queued or running, by adapter.
     :ivar ahead: called at the end of every load, once all that was asked for has begun; None: nobody loads ahead.
     :ivar short_of_room: whether the first load of a queue waits because everything is in use.
@@ -59,12 +63,16 @@ class Loader:
         loaders: tuple[int, int],
         recorder: Recorder,
         on_loaded: Callable[[list[Request], bool], None],
+        replica: int,
+        versions: Noted | None = None,
     ) -> None:
         self._clock = clock
         self._cache = cache
         self._host = host
         self._recorder = recorder
         self._on_loaded = on_loaded
+        self._replica = replica
+        self._versions = versions
         self._storage = Channel(loaders[0])
         self._from_host = Channel(loaders[1])
         self.under_way: dict[int, Load] = {}
@@ -72,6 +80,7 @@ class Loader:
         self.ahead: Callable[[], None] | None = None
         self._short_since = 0.0
         self._spent: list[Load] = []
+        self._renewals: list[Load] = []
 
     def ask(self, request: Request) -> bool:
         """Start or queue the load of a request's adapter, or join the one under way; return whether it joined."""
@@ -117,8 +126,27 @@ class Loader:
         self._run(self._new_load(adapter, channel, *self.source(request)))
         return True
 
+    def renew(self, adapter: int, seconds: float, then: Callable[[], None]) -> None:
+        """Fetch an adapter from storage though it is there: a new version, that takes no room beside the old one.
+
+        It waits its turn for a loader; ``then`` is called at its end.
+        """
+        channel = self._storage
+        load = self._spent.pop() if self._spent else Load(self._clock, self._done)
+        self._describe(load, adapter, channel, FROM_STORAGE, seconds)
+        load.renews = then
+        self._renewals.append(load)
+        if channel.queue or channel.busy == channel.loaders:
+            channel.queue.append(load)
+        else:
+            self._run(load)
+
     def _new_load(self, adapter: int, channel: Channel, tier: int, seconds: float) -> Load:
         self.under_way[adapter] = load = self._spent.pop() if self._spent else Load(self._clock, self._done)
+        self._describe(load, adapter, channel, tier, seconds)
+        return load
+
+    def _describe(self, load: Load, adapter: int, channel: Channel, tier: int, seconds: float) -> None:
         load.adapter = adapter
         load.channel = channel
         load.tier = tier
@@ -126,7 +154,7 @@ class Loader:
         load.asked_s = self._clock._now
         load.started_s = -1.0
         load.waiting = []
-        return load
+        load.renews = None
 
     def source(self, request: Request) -> tuple[int, float]:
         """Return the tier that holds the request's adapter, and the seconds of a load from there."""
@@ -145,14 +173,23 @@ class Loader:
         """Note what is still under way when the simulation stops."""
         if self.short_of_room:
             self._recorder.short_of_room(self._short_since, now)
-        for load in self.under_way.values():
+        for load in (*self.under_way.values(), *self._renewals):
             if load.started_s >= 0:
-                self._recorder.load_rows += pack_load(load.started_s, now, load.asked_s, load.adapter, load.tier)
+                self._recorder.load_rows += pack_load(
+                    load.started_s, now, load.asked_s, load.adapter, load.tier, self._replica
+                )
+
+    def begins(self, adapter: int, tier: int) -> None:
+        """Note that a load from ``tier`` begins to read."""
+        if self._versions is not None:
+            self._versions.reads(adapter, tier)
 
     def kept(self, adapter: int, tier: int) -> None:
         """Note that an adapter has come from ``tier``; what comes from storage leaves a copy in host memory."""
         if self._host is not None and tier == FROM_STORAGE:
             self._host.insert(adapter)
+        if self._versions is not None:
+            self._versions.came(adapter, tier)
 
     def _start(self, channel: Channel) -> None:
         queue = channel.queue
@@ -161,7 +198,7 @@ class Loader:
 
     def _begin(self, load: Load) -> bool:
         """Begin a load for which a loader is free, unless there is no room."""
-        if not self._cache.reserve(load.adapter):
+        if load.renews is None and not self._cache.reserve(load.adapter):
             if not self.short_of_room:
                 self.short_of_room = True
                 self._short_since = self._clock._now
@@ -175,18 +212,23 @@ class Loader:
         now = clock._now
         load.channel.busy += 1
         load.started_s = now
+        if self._versions is not None and load.renews is None:
+            self._versions.reads(load.adapter, load.tier)
         load.callbacks = load.call
         clock.push((now + load.seconds, LOAD_DONE, clock.next_id(), load))
 
     def _done(self, load: Load) -> None:
         now = self._clock._now
         adapter, started, asked_s, channel = load.adapter, load.started_s, load.asked_s, load.channel
+        channel.busy -= 1
+        self._recorder.load_rows += pack_load(started, now, asked_s, adapter, load.tier, self._replica)
+        if load.renews is not None:
+            self._renewed(load)
+            return
         self._cache.loaded(adapter)
-        if self._host is not None:
+        if self._host is not None or self._versions is not None:
             self.kept(adapter, load.tier)
         del self.under_way[adapter]
-        channel.busy -= 1
-        self._recorder.load_rows += pack_load(started, now, asked_s, adapter, load.tier)
         waiting = load.waiting
         for request in waiting:
             asked_s = request.asked_s
@@ -199,5 +241,16 @@ class Loader:
             self.room_appeared()  # what was loaded ahead and nobody asked for may leave for what somebody asked for
         elif channel.queue:
             self._start(channel)
+        if self.ahead is not None:
+            self.ahead()
+
+    def _renewed(self, load: Load) -> None:
+        then, channel = load.renews, load.channel
+        assert then is not None, "called for renewals"
+        self._renewals.remove(load)
+        self._spent.append(load)
+        if channel.queue:
+            self._start(channel)
+        then()
         if self.ahead is not None:
             self.ahead()

@@ -1,35 +1,28 @@
 """One replica: requests come in, find or wait for their adapter, are served, and leave.
 
-``Server`` holds what both kinds share; ``FixedServer`` serves one request at a time, ``BatchServer`` batches
-continuously. Both leave the decisions to ``sim.policies``.
+``Server`` holds what both kinds share; ``FixedServer`` (``fixed``) serves one request at a time, ``BatchServer``
+(``batch``) batches continuously. Both leave the decisions to ``sim.policies``.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import heappush
 from typing import cast
 
-from sim.policies.adapter_queues import AdapterQueues
-from sim.policies.admission import ClaimingQueue, ReadyQueue
-from sim.policies.cache import AllInHost, GpuCache, HostCache, UnifiedCache
-from sim.policies.costs import StepCosts
-from sim.policies.kv_rules import KvRule
-from sim.policies.memory import KvBlocks
-from sim.policies.scheduler import Limits, Scheduler
+from sim.policies.cache import ABSENT, AllInHost, GpuCache, HostCache
 from sim.policies.vllm_lru import TouchedCache
-from sim.results.records import COMPLETED, REFUSED, Recorder, pack_pause, pack_request, pack_step
-from sim.traffic.request import DELAYED_HIT, MISS, Request
-from sim.world.blocking import ProtectedLoads, StepLoads, TouchedLoads, UnifiedLoads
-from sim.world.clock import BOUNDARY, Call, Clock
+from sim.results.records import COMPLETED, REFUSED, Recorder, pack_load, pack_request
+from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
+from sim.world.clock import Clock
 from sim.world.fetches import HostFetches
 from sim.world.future import Foresight
 from sim.world.loader import Loader
-from sim.world.prefetch import Prefetch
+from sim.world.versions import Versions
+
+Action = Callable[[float], float]
+"""What is done between two steps: gets the time from which on it may block the engine, returns for how long it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +36,9 @@ class Parts:
     :ivar reload_s: seconds of a load that no request begins: by adapter and tier.
     :ivar fetches: host memory that is filled when requests arrive, or None.
     :ivar foresight: what a clairvoyant eviction policy knows, or None.
+    :ivar versions: which versions of adapters this replica has, or None where no rollout keeps a name.
+    :ivar ends: asked when a request's last token is out, before that is recorded: True takes the request over, to send
+        it again. None: nobody asks.
     """
 
     clock: Clock
@@ -55,12 +51,16 @@ class Parts:
     reload_s: Callable[[int, int], float]
     fetches: HostFetches | None = None
     foresight: Foresight | None = None
+    versions: Versions | None = None
+    ends: Callable[[Request, float], bool] | None = None
 
 
 class Server(ABC):
     """What every replica has: a cache, loaders, a count of requests inside.
 
     :param ask_early: loads are asked for at arrival; otherwise at admission.
+    :ivar blocking: whether loads happen inside steps.
+    :ivar held: requests inside that wait outside the queues, until ``let_in``.
     :ivar inside_area: request-seconds spent inside, once closed. Counted at arrivals and departures, apart from the
         requests' own records: Little's law compares the two. Until then, departure times less arrival times.
     """
@@ -72,10 +72,16 @@ class Server(ABC):
         self.cache = parts.cache
         self.host = parts.host
         self.ask_early = ask_early
+        self.blocking = False
         # A TouchedCache loads in its own steps and never asks a loader.
         protected = cast(GpuCache, parts.cache)
-        self.loader = Loader(parts.clock, protected, parts.host, parts.loaders, parts.recorder, self._loaded)
+        self.versions = parts.versions
+        self.loader = Loader(
+            parts.clock, protected, parts.host, parts.loaders, parts.recorder, self._loaded, parts.index, parts.versions
+        )
         self._fetches = parts.fetches
+        self._ends = parts.ends
+        self.held: list[Request] = []
         self._foresight = parts.foresight
         if self._fetches is not None:
             self._fetches.go_on = self._take_in
@@ -90,6 +96,22 @@ class Server(ABC):
             self._foresight.arrived(request)
         if self._fetches is None or self._fetch(request, self._fetches):
             self._take_in(request)
+
+    def hold(self, request: Request) -> None:
+        """Take in a request that must wait before anything is done for it."""
+        self._inside[self.index] += 1
+        self.inside_area -= self.clock._now
+        self.held.append(request)
+
+    def let_in(self, adapter: int) -> None:
+        """Do what was put off for the held requests of an adapter."""
+        now = self.clock._now
+        free = [request for request in self.held if request.adapter == adapter]
+        self.held = [request for request in self.held if request.adapter != adapter]
+        for request in free:
+            self._inside[self.index] -= 1
+            self.inside_area += now
+            self.arrive(request)
 
     def _fetch(self, request: Request, fetches: HostFetches) -> bool:
         """Return whether a request's adapter is in host memory; if not, it is fetched, or the request turned away."""
@@ -116,7 +138,8 @@ class Server(ABC):
             self.loader.room_appeared()
         if self._fetches is not None:
             self._fetches.leave(request)
-        self._record(request, now)
+        if self._ends is None or not self._ends(request, now):
+            self._record(request, now)
 
     def _record(self, r: Request, now: float) -> None:
         self.recorder.request_rows += pack_request(
@@ -140,10 +163,77 @@ class Server(ABC):
         now = self.clock._now
         self.inside_area += self._inside[self.index] * now
         self.loader.close(now)
+        if self._fetches is not None:
+            self._fetches.close(now)
+        return self.everyone()
+
+    def everyone(self) -> list[Request]:
+        """Return the requests inside, in no order."""
         waiting = [request for load in self.loader.under_way.values() for request in load.waiting]
         if self._fetches is not None:
-            waiting += self._fetches.close(now)
-        return waiting + self._unserved()
+            waiting += self._fetches.waiting()
+        return waiting + self.held + self._unserved()
+
+    @abstractmethod
+    def at_boundary(self, action: Action) -> None:
+        """Call ``action`` when no step is under way: at the next boundary, at once if nobody runs."""
+
+    def renew(self, adapter: int, seconds: float, swap: Callable[[], None]) -> None:
+        """Fetch an adapter from storage though it is there, then call ``swap`` between two steps.
+
+        :param seconds: what the load takes. Where loads block steps, this one blocks the next step, too.
+        """
+
+        def ready(start_s: float) -> float:
+            swap()
+            return 0.0
+
+        def blocking(start_s: float) -> float:
+            self.recorder.load_rows += pack_load(
+                start_s, start_s + seconds, self.clock._now, adapter, FROM_STORAGE, self.index
+            )
+            swap()
+            return seconds
+
+        if self.blocking:
+            self.at_boundary(blocking)
+            return
+        loader = self.loader if self._fetches is None else self._fetches.loader
+        loader.renew(adapter, seconds, lambda: self.at_boundary(ready))
+
+    def drop(self, adapter: int) -> None:
+        """Let the copies of an adapter go that nobody uses: nobody will ask for it again."""
+        self.cache.discard(adapter)
+        if isinstance(self.host, HostCache):
+            self.host.discard(adapter)
+        if self.loader.short_of_room:
+            self.loader.room_appeared()
+
+    def has_copy(self, adapter: int) -> bool:
+        """Return whether an adapter lies here, or is on its way, in GPU or host memory."""
+        if self.cache.state[adapter] != ABSENT or (isinstance(self.host, AllInHost) and self._fetches is None):
+            return True
+        if isinstance(self.cache, TouchedCache):
+            return self.cache.holds(adapter)
+        if self._fetches is not None:
+            return self._fetches.cache.state[adapter] != ABSENT
+        return self.host is not None and adapter in self.host
+
+    def forget_copy(self, adapter: int) -> bool:
+        """Drop the copy of an adapter in host memory if it lies only there and can go; return whether none is left."""
+        if self.cache.state[adapter] == ABSENT:
+            if isinstance(self.cache, TouchedCache):
+                self.cache.discard(adapter)
+            elif isinstance(self.host, HostCache):
+                self.host.discard(adapter)
+        return not self.has_copy(adapter)
+
+    @abstractmethod
+    def under_way(self, adapter: int) -> list[tuple[Request, int]]:
+        """Return the requests for which something has been computed with this adapter, each with its tokens so far.
+
+        To be asked at a boundary.
+        """
 
     @abstractmethod
     def _unserved(self) -> list[Request]:
@@ -156,255 +246,3 @@ class Server(ABC):
             self.host.check_integrity()
         if self._fetches is not None:
             self._fetches.cache.check_integrity()
-
-
-class FixedServer(Server):
-    """Engine ``fixed``: one request at a time, first ready first served."""
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts, ask_early=True)
-        self._queue: deque[Request] = deque()
-        self._serving: Request | None = None
-        self._event = Call(parts.clock, self._served)
-
-    def _enqueue(self, request: Request, in_time: bool = False) -> None:
-        if self._serving is None:
-            self._serve(request)
-        else:
-            self._queue.append(request)
-
-    def _serve(self, request: Request) -> None:
-        now = self.clock._now
-        self._serving = request
-        request.admitted_s = now
-        self.clock.schedule_call(now + request.service_s, BOUNDARY, self._event)
-
-    def _served(self, event: Call) -> None:
-        request = self._serving
-        assert request is not None, "a service ends that never began"
-        now = self.clock._now
-        request.first_token_s = now
-        self.recorder.step_rows += pack_step(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0)
-        self._serving = None
-        if self._queue:
-            self._serve(self._queue.popleft())
-        self._leave(request, now)
-
-    def _unserved(self) -> list[Request]:
-        return ([self._serving] if self._serving else []) + list(self._queue)
-
-
-class BatchServer(Server):
-    """Continuous batching with leaping: one event for every change of the batch.
-
-    Between changes all steps have the same batch and a cost linear in the growing KV cache, so a leap of k steps
-    takes ``k d + s k (k - 1) / 2`` seconds, d the first step and s the growth per step. An arrival that may be
-    admitted cuts the leap at the next boundary.
-
-    :param blocking: loads happen inside the step that admits their request; otherwise they overlap with steps.
-    :param stop: a request over the adapter limit stops the queue; otherwise later ones pass it.
-    :param rule: how much of the KV cache a request must find, where it is more than its prompt needs.
-    :param cycle_s: requests wait in queues by adapter with this cycle time; None: in one queue.
-    :param discards: adapters that nobody uses leave at the end of a decode step in which a request ended.
-    :param prefetch: idle loaders load for those who wait in the queue.
-    """
-
-    def __init__(
-        self,
-        parts: Parts,
-        *,
-        limits: Limits,
-        kv: KvBlocks,
-        costs: StepCosts,
-        ranks: list[int],
-        ask_early: bool,
-        blocking: bool,
-        stop: bool,
-        rule: KvRule | None = None,
-        cycle_s: float | None = None,
-        discards: bool = False,
-        prefetch: bool = False,
-    ) -> None:
-        super().__init__(parts, ask_early=ask_early)
-        cache, touched = parts.cache, isinstance(parts.cache, TouchedCache)
-        self.claiming: ClaimingQueue | AdapterQueues | None = None
-        self._cycling: AdapterQueues | None = None
-        if cycle_s is not None:
-            self._cycling = AdapterQueues(cast(GpuCache, cache), self._ask, lambda: self.clock._now, cycle_s)
-            self.claiming = self._cycling
-        elif not ask_early:
-            self.claiming = ClaimingQueue(cache, self._ask, stop=stop, blocking=blocking, gives_up=touched)
-        self.waiting = ReadyQueue() if self.claiming is None else self.claiming
-        self.scheduler = Scheduler(limits, kv, self.waiting, ranks, costs, rule)
-        self._step = self.scheduler.decided
-        self._discards = cast(GpuCache, cache).evict_idle if discards else None
-        self._loads: StepLoads | None = None
-        if isinstance(cache, TouchedCache):
-            self._loads = TouchedLoads(cache, self.scheduler, parts.recorder, parts.reload_s)
-        elif isinstance(cache, UnifiedCache):
-            self._loads = UnifiedLoads(cache, self.loader, parts.recorder)
-        elif self.claiming is not None:
-            self._loads = ProtectedLoads(cache, self.loader, parts.recorder)
-        self._prefetch: Prefetch | None = None
-        if prefetch:
-            self._prefetch = Prefetch(cast(GpuCache, cache), self.loader)
-            self.loader.ahead = self._load_ahead
-        self._event: Call | None = None  # the boundary to come; None while idle
-        self._spare: Call | None = None  # a spent event to use again
-        self._started = 0.0
-        self._steps = 0
-        self._first = 0.0
-        self._growth = 0.0
-        self._load_s = 0.0
-
-    def _ask(self, request: Request) -> None:
-        request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
-
-    def _loaded(self, requests: list[Request], in_time: bool) -> None:
-        if self.claiming is None:
-            for request in requests:
-                self._enqueue(request, in_time)
-            return
-        for request in requests:
-            self.claiming.arrived(request)
-        if requests:
-            self._wake(min(request.key for request in requests), in_time)
-        # A load ahead that nobody joined brings no boundary forward. Whoever wants the adapter stands in the queue and
-        # was announced when it came; the next boundary that could let it in comes for that reason, or for a seat, KV
-        # blocks or an adapter that somebody gives back.
-
-    def _enqueue(self, request: Request, in_time: bool = False) -> None:
-        key = request.key
-        heappush(self.waiting.line, (key, request))
-        if self._steps != 1:  # nothing to do where a single step is under way: its end is the next boundary
-            self._wake(key, in_time)
-        if self._prefetch is not None:
-            self._prefetch.entered(request)
-            self._load_ahead()
-
-    def _load_ahead(self) -> None:
-        """Load for those in the queue, unless a boundary of this very instant comes first and may ask for loads."""
-        assert self._prefetch is not None, "called where there is one"
-        if self._event is not None:
-            end = self._started + self._elapsed(self._steps) if self._steps else self.clock._now
-            if end == self.clock._now:
-                return
-        self._prefetch.go_on()
-
-    def _wake(self, key: int, in_time: bool) -> None:
-        """Bring the next boundary forward for a request of this key, if it may join."""
-        steps, now = self._steps, self.clock._now
-        if self._event is None:
-            self._schedule(now)
-        elif steps > 1 and self._started + self._elapsed(steps - 1) >= now and self.scheduler.may_change(key):
-            cut = self._steps_until(now, in_time)
-            if cut < steps:
-                self._steps = cut
-                self._schedule(self._started + self._elapsed(cut))
-
-    def _schedule(self, time: float) -> None:
-        event, self._spare = self._spare or Call(self.clock, self._boundary), None
-        self._event = event
-        self.clock.schedule_call(time, BOUNDARY, event)
-
-    def _elapsed(self, steps: int) -> float:
-        return self._load_s + steps * self._first + self._growth * (steps * (steps - 1) / 2)
-
-    def _steps_until(self, now: float, in_time: bool = False) -> int:
-        """Return the fewest steps that end after ``now`` (or at ``now``): the boundary at which somebody can join."""
-        started, first, growth = self._started, self._first, self._growth
-        gone = now - started - self._load_s
-        steps = max(1, int(gone / first) + 1)  # enough: steps only get longer
-        if steps > 50 and growth > 0:
-            half = first / growth - 0.5
-            steps = int(math.sqrt(half * half + 2 * gone / growth) - half) + 1
-        # All of that is rounded; the boundary is the first one whose time, as computed, lies after now.
-        while steps > 1 and started + self._elapsed(steps - 1) > now:
-            steps -= 1
-        while started + self._elapsed(steps) <= now:
-            steps += 1
-        if in_time and steps > 1 and started + self._elapsed(steps - 1) == now:
-            steps -= 1
-        return steps
-
-    def _boundary(self, event: Call) -> None:
-        if event is not self._event:
-            self._spare = event
-            return  # the end of a leap that was cut
-        clock = self.clock
-        end = self._next_leap(clock._now)
-        if end < 0:
-            self._event, self._spare = None, event
-            return
-        event.callbacks = event.call
-        clock.push((end, BOUNDARY, clock.next_id(), event))
-
-    def _next_leap(self, now: float) -> float:
-        """Complete the leap that ends now and begin the next; return its end, or -1 where nobody runs."""
-        scheduler, steps = self.scheduler, self._steps
-        if steps:
-            decoding = self._step.decoding
-            if scheduler.paused:
-                decoding -= self._log_pauses()
-            self.recorder.step_rows += pack_step(
-                self._started, self._first, self._growth, self._load_s,
-                steps, decoding, len(scheduler.running), scheduler.blocked,
-            )  # fmt: skip
-            finished = scheduler.complete(steps, now)
-            for request in finished:
-                self._leave(request, now)
-            if self._discards is not None and finished and self._step.decoding:
-                self._discards()
-            if scheduler.recompute_gaps:
-                self.recorder.gaps(scheduler.recompute_gaps, now)
-                scheduler.recompute_gaps = []
-        step = scheduler.compose(now)
-        if self._prefetch is not None:
-            self._prefetch.left(step.prefills)
-            self._prefetch.go_on()
-        self._started = now
-        self._steps = steps = step.steps
-        if steps == 0:
-            return -1.0
-        if self._loads is not None:
-            self._load_s = self._loads.before_step(step.prefills, now)
-        self._first = first = step.first_s
-        self._growth = growth = step.growth_s
-        if self._cycling is not None and steps > 1:
-            self._steps = steps = min(steps, self._steps_before_cycle(self._cycling))
-        return now + (self._load_s + steps * first + growth * (steps * (steps - 1) / 2))  # as _elapsed(steps)
-
-    def _log_pauses(self) -> int:
-        """Note gaps that end with this step and are longer, since prefills came between; return how many."""
-        if not self._step.decoding:
-            return 0
-        for since, count in self.scheduler.paused:
-            gap_s = self._started - since + self._load_s + self._first
-            self.recorder.pause_rows += pack_pause(self._started, gap_s, count)
-        return int(sum(count for _, count in self.scheduler.paused))
-
-    def _steps_before_cycle(self, waiting: AdapterQueues) -> int:
-        time = waiting.next_change_s()
-        return self._steps if time == math.inf else self._steps_until(time)
-
-    def close(self) -> list[Request]:
-        """Log the steps that have ended, and return the requests still inside."""
-        now = self.clock._now
-        if self._steps and self._started + self._elapsed(1) <= now:
-            scheduler = self.scheduler
-            done = min(self._steps, self._steps_until(now) - 1)
-            kv = scheduler.kv
-            kv.peak_tokens = max(kv.peak_tokens, kv.tokens + done * kv.decoding)
-            decoding = self._step.decoding - (self._log_pauses() if scheduler.paused else 0)
-            self.recorder.step_rows += pack_step(
-                self._started, self._first, self._growth, self._load_s,
-                done, decoding, len(scheduler.running), scheduler.blocked,
-            )  # fmt: skip
-        return super().close()
-
-    def _unserved(self) -> list[Request]:
-        return list(self.scheduler.running.values()) + self.waiting.everyone()
-
-    def check_integrity(self) -> None:
-        super().check_integrity()
-        self.scheduler.check_integrity()

@@ -15,7 +15,7 @@ from sim.spec.profile import Profile, TierCost
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Chunk
-from sim.traffic.request import FROM_STORAGE
+from sim.traffic.request import FROM_STORAGE, Request
 
 Floats = NDArray[np.float64]
 _BLOCK = 4096
@@ -30,6 +30,21 @@ class Times:
     service: Callable[[Chunk], Floats]
 
 
+class Readdress:
+    """Let a request ask for another adapter; with the same luck, its loads then take as long as that one's."""
+
+    def __init__(self, scenario: Scenario, profile: Profile | None, population: Population) -> None:
+        self._bases = [tier.base() for tier in tier_times(scenario, profile, population)]
+
+    def __call__(self, request: Request, adapter: int) -> None:
+        storage, host = self._bases
+        old, request.adapter = request.adapter, adapter
+        if storage is not None and storage[old] > 0:
+            request.load_s *= storage[adapter] / storage[old]
+        if host is not None and host[old] > 0:
+            request.host_load_s *= host[adapter] / host[old]
+
+
 @dataclass(frozen=True, slots=True)
 class TierTimes:
     """Load times of one tier: a law, or each adapter's own time times a residual."""
@@ -37,6 +52,12 @@ class TierTimes:
     law: TimeLaw | None
     tier: TierCost | None
     population: Population
+
+    def base(self) -> list[float] | None:
+        """Return each adapter's own time in seconds; None where a law knows no adapters, or there is no tier."""
+        if self.law is not None or self.tier is None:
+            return None
+        return [float(seconds) for seconds in load_seconds(self.tier, self.population)]
 
     def seconds(self, adapter: NDArray[np.int64], luck: Floats) -> Floats:
         """Return the seconds of loads, same shape."""

@@ -8,6 +8,7 @@ from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
+from sim.world.lineage import Lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,15 @@ class World:
     :ivar adapter_blocks: KV blocks that each adapter takes, where they share memory with the KV cache.
     :ivar pinned: adapters that are in GPU memory from the start and never leave; ``warm``: those that are to be there
         at the start, as far as there is room; both the most popular first.
+    :ivar population: every adapter that caches may hold: those of the traffic, then new versions with names of their
+        own.
     :ivar notes: sentences for the user.
+    :ivar lineage: which adapters rollouts replace; None where there are none.
     """
 
     scenario: Scenario
     traffic: Traffic
+    population: Population
     profile: Profile | None
     profile_sha256: str
     kv_tokens: int | None
@@ -34,10 +39,7 @@ class World:
     pinned: tuple[int, ...] = ()
     warm: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
-
-    @property
-    def population(self) -> Population:
-        return self.traffic.population
+    lineage: Lineage | None = None
 
     def with_costs(self, costs: Draw) -> World:
         """Return this world with other step and load costs; traffic, memory and fleet stay as they are."""

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from traffic_samples import drawn, traffic
 
-from sim.traffic.generate import BLOCK
+from sim.traffic.generate import BLOCK, Traffic
+from sim.traffic.sources import Block, cut
 
 PROCESSES: list[dict[str, Any]] = [
     {"process": "poisson"},
@@ -109,3 +111,52 @@ def test_requests_come_in_blocks_whatever_makes_them() -> None:
     for more in ({}, {"sessions": {}}, {"arrivals": {"process": "gamma", "rate": "10/s", "cv": 2, "per": "adapter"}}):
         pieces = [len(times) for times, _ in traffic(BLOCK + 100, **more).arrivals(0)]
         assert pieces == [BLOCK, 100]
+
+
+def sessions_of(made: Traffic) -> NDArray[np.int64] | None:
+    found = [chunk.session for chunk in made.chunks(0)]
+    numbers = [each for each in found if each is not None]
+    assert len(numbers) == (len(found) if made.has_sessions else 0)
+    return np.concatenate(numbers) if numbers else None
+
+
+@settings(max_examples=80)
+@given(workloads(), st.integers(1, 60), st.integers(1, 2000))
+def test_sessions_have_one_adapter_and_keep_their_numbers_in_a_longer_run(
+    workload: dict[str, Any], count: int, requests: int
+) -> None:
+    made = traffic(requests, count, **workload)
+    short, long = sessions_of(made), sessions_of(traffic(3 * requests, count, **workload))
+    assert made.has_sessions == ("sessions" in workload)
+    if short is None or long is None:
+        assert short is long is None
+        assert not made.has_sessions
+        return
+    np.testing.assert_array_equal(short, long[:requests])
+    adapters = drawn(made)[1]
+    assert short.min() >= 0
+    assert len(np.unique(np.stack((short, adapters)), axis=1).T) == len(np.unique(short))
+
+
+@given(
+    st.lists(st.lists(st.sampled_from((0.0, 0.5, 1.0)), min_size=1, max_size=12), max_size=6),
+    st.integers(1, 9), st.none() | st.integers(1, 40), st.none() | st.sampled_from((0.0, 1.0, 4.0, 90.0)),
+    st.booleans(),
+)  # fmt: skip
+def test_requests_are_cut_at_every_size_whatever_the_blocks(
+    gaps: list[list[float]], size: int, most: int | None, end_s: float | None, sessions: bool
+) -> None:
+    rows: list[tuple[float, int, int]] = []
+    blocks = []
+    for block in gaps:
+        first = len(rows)
+        for gap in block:
+            rows.append((gap + (rows[-1][0] if rows else 0.0), len(rows) % 7, 3 * len(rows)))
+        times, adapters, numbers = zip(*rows[first:], strict=True)
+        blocks.append(Block(np.array(times), np.array(adapters), np.array(numbers) if sessions else None))
+    found = list(cut(blocks, size, most, end_s))
+    wanted = [row for row in rows if end_s is None or row[0] < end_s][:most]
+    assert [len(each.times) for each in found] == [len(wanted[at : at + size]) for at in range(0, len(wanted), size)]
+    assert [row[:2] for row in wanted] == [row for each in found for row in zip(each.times, each.adapters, strict=True)]
+    numbered = [number for each in found if each.sessions is not None for number in each.sessions.tolist()]
+    assert numbered == ([row[2] for row in wanted] if sessions else [])

@@ -1,0 +1,63 @@
+"""Consistent hashing with bounded loads: an adapter has a replica of its own, until that one is full or down."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from hashlib import blake2b
+from typing import ClassVar
+
+from sim.policies.routing.protocol import Setting, is_up, load_limit
+
+POINTS = 128
+"""Points of each replica on the ring. Shares of the ring then differ by about ``1 / sqrt(128)``, 9 %."""
+
+
+class Hash:
+    """Go round the ring from the adapter's point to the first replica that is up and not full.
+
+    Karger et al., "Consistent hashing and random trees" (STOC 1997), with the bound on loads of Mirrokni, Thorup and
+    Zadimoghaddam (SODA 2018). The ring follows from the key alone: a replica that comes back finds its adapters again,
+    and when one leaves, the adapters of the others stay where they are, as far as the bound lets them.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"loads"})
+
+    def __init__(self, setting: Setting) -> None:
+        self._view = setting.view
+        self._replicas = setting.replicas
+        self._bound = setting.bound
+        self._key = setting.key.to_bytes(8, "little")
+        ring = sorted(
+            (self._point(f"replica/{replica}/{i}"), replica)
+            for replica in range(setting.replicas)
+            for i in range(POINTS)
+        )
+        self._points = [point for point, _ in ring]
+        self._owners = [owner for _, owner in ring]
+        self._starts = array("i")  # by adapter, where on the ring its walk begins; -1: not asked for so far
+
+    def choose(self, adapter: int, number: int) -> int:
+        loads, up, owners = self._view.loads, self._view.up, self._owners
+        limit = None if self._bound is None else load_limit(self._bound, loads, up)
+        all_up = len(up) == self._replicas
+        place = self._start(adapter)
+        while True:
+            replica = owners[place]
+            if (limit is None or loads[replica] < limit) and (all_up or is_up(replica, up)):
+                return replica
+            place += 1
+            if place == len(owners):
+                place = 0
+
+    def _start(self, adapter: int) -> int:
+        starts = self._starts
+        if adapter >= len(starts):
+            starts.extend([-1] * (max(adapter + 1, 2 * len(starts)) - len(starts)))
+        start = starts[adapter]
+        if start < 0:
+            start = starts[adapter] = bisect_left(self._points, self._point(f"adapter/{adapter}")) % len(self._points)
+        return start
+
+    def _point(self, name: str) -> int:
+        return int.from_bytes(blake2b(name.encode(), digest_size=8, key=self._key).digest(), "little")

@@ -1,0 +1,79 @@
+"""Routers that don't look at the adapter."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import ClassVar
+
+from sim.policies.routing.protocol import Setting
+from sim.rng import luck
+
+
+class RoundRobin:
+    """Replicas in turn; one that is down is skipped."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, setting: Setting) -> None:
+        self._view = setting.view
+        self._replicas = setting.replicas
+        self._next = 0
+
+    def choose(self, adapter: int, number: int) -> int:
+        chosen, up = self._next, self._view.up
+        if len(up) < self._replicas:
+            place = bisect_left(up, chosen)
+            chosen = up[place] if place < len(up) else up[0]
+        self._next = (chosen + 1) % self._replicas
+        return chosen
+
+
+class Random:
+    """Any replica, each as likely."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, setting: Setting) -> None:
+        self._view = setting.view
+        self._key = setting.key
+
+    def choose(self, adapter: int, number: int) -> int:
+        up = self._view.up
+        return up[int(luck(self._key, number) * len(up))]
+
+
+class LeastLoaded:
+    """The replica with the fewest requests in it; of several, the first."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"loads"})
+
+    def __init__(self, setting: Setting) -> None:
+        self._view = setting.view
+
+    def choose(self, adapter: int, number: int) -> int:
+        loads, up = self._view.loads, self._view.up
+        if len(up) == len(loads):
+            return loads.index(min(loads))
+        return min(up, key=loads.__getitem__)
+
+
+class PowerOfTwo:
+    """Of two different random replicas the one with fewer requests; of two equal ones, the one drawn first."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"loads"})
+
+    def __init__(self, setting: Setting) -> None:
+        self._view = setting.view
+        self._key = setting.key
+
+    def choose(self, adapter: int, number: int) -> int:
+        loads, up = self._view.loads, self._view.up
+        others = len(up) - 1
+        if others == 0:
+            return up[0]
+        # One number draws an ordered pair: the second of the others, counted without the first.
+        first, second = divmod(int(luck(self._key, number) * len(up) * others), others)
+        if second >= first:
+            second += 1
+        one, two = up[first], up[second]
+        return two if loads[two] < loads[one] else one

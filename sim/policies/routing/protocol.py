@@ -1,0 +1,85 @@
+"""What every router is told, and what it answers."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+
+@dataclass(slots=True)
+class View:
+    """What a router knows of the replicas. The lists are shared with the world, or copies of some age.
+
+    :ivar loads: by replica, requests inside: waiting or running.
+    :ivar up: indices of the replicas that the router believes to be up, ascending; never empty at a choice.
+    :ivar resident: by adapter, a bit mask of the replicas where it is in GPU memory or on its way there.
+    :ivar running: by replica, the adapters in its batch.
+    :ivar inside: by replica, the adapters of all requests inside.
+    :ivar slots: adapters that one replica can run at a time.
+    """
+
+    loads: list[int] = field(default_factory=list)
+    up: list[int] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
+    running: list[Collection[int]] = field(default_factory=list)
+    inside: list[Collection[int]] = field(default_factory=list)
+    slots: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a router is made of.
+
+    :ivar replicas: how many there are, up or down.
+    :ivar key: of its luck and its hashes, see ``sim.rng.stream_key``.
+    :ivar adapters: how many there are at the start; a request may name a later one.
+    :ivar weights: share of the traffic by adapter, in any unit; None: not known, taken as equal.
+    :ivar bound: most requests in a replica over the mean, above 1; None: no bound.
+    :ivar placement: a key of ``PLACEMENTS``; ``copies``: replicas on which each adapter is placed.
+    """
+
+    view: View
+    replicas: int
+    key: int
+    adapters: int
+    weights: Sequence[float] | None = None
+    bound: float | None = None
+    placement: str = "least-adapters"
+    copies: int = 1
+
+
+class Router(Protocol):
+    """Choose a replica for each request.
+
+    :cvar reads: the fields of the view that it looks at, beside ``up`` and ``slots``.
+    """
+
+    reads: ClassVar[frozenset[str]]
+
+    def __init__(self, setting: Setting) -> None: ...
+
+    def choose(self, adapter: int, number: int) -> int:
+        """Return the index of a replica that is up.
+
+        :param adapter: the adapter asked for.
+        :param number: the request's own number, to which its luck belongs: it is as lucky in every design.
+        """
+        ...
+
+
+def is_up(replica: int, up: Sequence[int]) -> bool:
+    """Return whether a replica is in an ascending list."""
+    place = bisect_left(up, replica)
+    return place < len(up) and up[place] == replica
+
+
+def load_limit(bound: float, loads: Sequence[int], up: Sequence[int]) -> float:
+    """Return what a replica's requests must stay below to get one more: ``bound`` times the mean with that one.
+
+    A replica then holds at most ``ceil(bound * (total + 1) / replicas)`` requests, as in Mirrokni, Thorup and
+    Zadimoghaddam, "Consistent Hashing with Bounded Loads" (SODA 2018). The least loaded of ``up`` always is below.
+    """
+    total = sum(loads) if len(up) == len(loads) else sum(loads[replica] for replica in up)
+    return bound * (total + 1) / len(up)

@@ -1,0 +1,160 @@
+"""Rollouts made concrete: which adapters each one replaces, by what, and which version that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import ScenarioError, did_you_mean
+from sim.rng import luck, stream_key
+from sim.spec.rollouts import Rollout, overlap, overlap_words
+from sim.spec.scenario import Adapters, Scenario
+from sim.traffic.adapters import Population, populate
+from sim.traffic.generate import Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """One rollout.
+
+    :ivar number: its place in the scenario.
+    :ivar adapters: who is replaced, in the order in which they begin: numbers in the caches, so those of an earlier
+        rollout's new version where that had a name of its own.
+    :ivar names: the same adapters as the traffic numbers them.
+    :ivar copies: numbers of the new versions where they have names of their own, else ().
+    :ivar versions: which version each becomes; the first is 1.
+    """
+
+    number: int
+    rollout: Rollout
+    adapters: tuple[int, ...]
+    names: tuple[int, ...]
+    copies: tuple[int, ...]
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """All rollouts of a scenario, in order of time.
+
+    :ivar original: (n,) by number in the caches, that in the traffic.
+    :ivar born: version by number in the caches, where it isn't 1.
+    """
+
+    waves: tuple[Wave, ...]
+    original: NDArray[np.int64]
+    born: dict[int, int]
+
+
+def lay_out(scenario: Scenario, traffic: Traffic) -> Lineage:
+    """Decide which adapters each rollout replaces.
+
+    :raises ScenarioError: for an adapter that isn't there, or one that is to be replaced twice at a time.
+    """
+    present = _present(traffic)
+    chosen = _choose(scenario, traffic, present)
+    _check_overlaps(scenario.rollouts, chosen)
+    count = len(traffic.population)
+    current = np.arange(count)
+    version = np.ones(count, dtype=np.int64)
+    gated: dict[int, int] = {}
+    original, waves = list(range(count)), []
+    born: dict[int, int] = {}
+    for number in sorted(range(len(chosen)), key=lambda i: (scenario.rollouts[i].at, i)):
+        rollout, names = scenario.rollouts[number], chosen[number]
+        again = next((name for name in names if name in gated), None)
+        if again is not None:
+            raise ScenarioError(
+                "an earlier rollout of the same adapter has a gate, and may have gone back",
+                key=f"rollouts.{number}", got=f"after rollouts.{gated[again]}", hint="remove its gate, or this rollout",
+            )  # fmt: skip
+        old = tuple(int(current[name]) for name in names)
+        version[list(names)] += 1
+        copies: tuple[int, ...] = ()
+        if rollout.strategy == "new-name":
+            copies = tuple(range(len(original), len(original) + len(names)))
+            original.extend(names)
+            current[list(names)] = copies
+            born.update((copy, int(version[name])) for copy, name in zip(copies, names, strict=True))
+        if rollout.gate is not None:
+            gated.update((name, number) for name in names)
+        waves.append(Wave(number, rollout, old, names, copies, tuple(version[list(names)].tolist())))
+    return Lineage(tuple(waves), np.array(original, dtype=np.int64), born)
+
+
+def with_copies(population: Population, lineage: Lineage, adapters: Adapters, base_model: str) -> Population:
+    """Return the population with a place for every new version that has a name of its own."""
+    picked = lineage.original
+    sizes, ranks = population.size_bytes[picked], population.rank[picked]
+    tensors, slot_bytes = population.tensors[picked], population.slot_bytes
+    for wave in lineage.waves:
+        copies, rollout = list(wave.copies), wave.rollout
+        if rollout.rank is not None:
+            mix = tuple(kind.model_copy(update={"rank": rollout.rank}) for kind in adapters.mix)
+            raised = adapters.model_copy(update={"rank": rollout.rank, "mix": mix})
+            anew = populate(raised, base_model, len(population))
+            sizes[copies], ranks[copies] = anew.size_bytes[picked[copies]], rollout.rank
+            slot_bytes = max(slot_bytes, anew.slot_bytes)
+        if rollout.size is not None:
+            sizes[copies] = rollout.size
+            slot_bytes = max(slot_bytes, rollout.size)
+    return replace(
+        population, size_bytes=sizes, rank=ranks, tensors=tensors, kind=population.kind[picked], slot_bytes=slot_bytes
+    )
+
+
+def _present(traffic: Traffic) -> int:
+    """Return how many adapters are there at the start; those that come by churn come as new as they are."""
+    return traffic.places
+
+
+def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[int, ...]]:
+    """Return the adapters of each rollout, as the traffic numbers them."""
+    key = stream_key(scenario.run.seed, 0, "rollout-share")
+    low = 0.0
+    chosen: list[tuple[int, ...]] = []
+    for number, rollout in enumerate(scenario.rollouts):
+        if rollout.adapter is not None:
+            chosen.append((_find(rollout.adapter, traffic, present, number),))
+        elif rollout.share is not None:
+            high = low + rollout.share
+            ranked = sorted(range(present), key=lambda adapter: luck(key, adapter))
+            # In the order of their numbers: with a spread, popular ones and others then begin as they come.
+            names = sorted(ranked[round(low * present) : round(high * present)])
+            if not names:
+                raise ScenarioError(
+                    "this share of the adapters is nobody", key=f"rollouts.{number}.share",
+                    got=f"{rollout.share:.3g} of {present}", allowed=f"at least {1 / present:.2%}",
+                )  # fmt: skip
+            chosen.append(tuple(names))
+            low = high
+        else:
+            chosen.append(tuple(range(present)))
+    return chosen
+
+
+def _find(adapter: int | str, traffic: Traffic, present: int, number: int) -> int:
+    key = f"rollouts.{number}.adapter"
+    if isinstance(adapter, int):
+        if adapter >= present:
+            raise ScenarioError(
+                "there is no such adapter", key=key, got=adapter, allowed=f"0 to {present - 1}"
+                + ("" if present == len(traffic.population) else ", those that are there at the start"),
+            )  # fmt: skip
+        return adapter
+    if adapter in traffic.names:
+        return traffic.names.index(adapter)
+    if not traffic.names:
+        raise ScenarioError("adapters have no names here", key=key, got=adapter, allowed=f"0 to {present - 1}")
+    hint = did_you_mean(adapter, traffic.names) or ""
+    raise ScenarioError("there is no such adapter", key=key, got=adapter, hint=hint)
+
+
+def _check_overlaps(rollouts: tuple[Rollout, ...], chosen: list[tuple[int, ...]]) -> None:
+    for i, names in enumerate(chosen):
+        for j in range(i):
+            if overlap(rollouts[i], rollouts[j]) and set(names) & set(chosen[j]):
+                problem, got, hint = overlap_words(i, j, rollouts)
+                raise ScenarioError(problem, key=f"rollouts.{i}", got=got, hint=hint)

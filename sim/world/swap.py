@@ -1,0 +1,207 @@
+"""A rollout that keeps the name: replicas exchange the weights of an adapter, one way or the other."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from sim.results.records import Event, Recorder
+from sim.rng import luck, stream, stream_key
+from sim.world.clock import CONTROL, Call, Clock
+from sim.world.lineage import Wave
+from sim.world.server import Server
+from sim.world.times import TierTimes
+from sim.world.versions import Versions
+
+
+@dataclass(slots=True)
+class Gate:
+    """An adapter that a replica gives no new request to.
+
+    :ivar refuses: new requests are refused; otherwise they wait.
+    :ivar left: requests inside that came before it closed.
+    :ivar then: called when the last of them has left.
+    """
+
+    refuses: bool
+    left: int
+    then: Callable[[], None]
+
+
+class Gates:
+    """Closed gates of all replicas, by adapter."""
+
+    def __init__(self, replicas: int) -> None:
+        self._gates: list[dict[int, Gate]] = [{} for _ in range(replicas)]
+
+    def closed(self, replica: int, adapter: int) -> Gate | None:
+        """Return the gate that is closed for an adapter, or None."""
+        gates = self._gates[replica]
+        return gates.get(adapter) if gates else None
+
+    def close(self, replica: int, adapter: int, gate: Gate) -> None:
+        """Close the way to an adapter; its ``then`` comes at once if nobody is inside."""
+        self._gates[replica][adapter] = gate
+        if gate.left == 0:
+            gate.then()
+
+    def open(self, replica: int, adapter: int) -> None:
+        """Open it again."""
+        del self._gates[replica][adapter]
+
+    def left(self, replica: int, adapter: int) -> None:
+        """Note that a request for an adapter has left a replica."""
+        gate = self.closed(replica, adapter)
+        if gate is not None and gate.left:
+            gate.left -= 1
+            if gate.left == 0:
+                gate.then()
+
+    def forget(self, replica: int) -> None:
+        """Open all gates of a replica that has died; nobody is inside."""
+        self._gates[replica] = {}
+
+
+class Swap:
+    """One such rollout: every strategy but ``new-name``.
+
+    :param versions, gates: of all replicas.
+    :param from_storage: how long loads take.
+    :ivar complete_s: when the last replica had the new version of the last adapter; nan before.
+    """
+
+    def __init__(
+        self,
+        wave: Wave,
+        clock: Clock,
+        recorder: Recorder,
+        versions: Sequence[Versions],
+        gates: Gates,
+        from_storage: TierTimes,
+        seed: int,
+        replication: int,
+    ) -> None:
+        self.wave = wave
+        self.complete_s = math.nan
+        self._clock = clock
+        self._recorder = recorder
+        self._versions = versions
+        self._gates = gates
+        self._from_storage = from_storage
+        self._rng = stream(seed, replication, "propagation", wave.number)
+        self._key = stream_key(seed, replication, f"renewal-{wave.number}")
+        count, replicas = len(wave.adapters), len(versions)
+        self._place_of_name = {name: i for i, name in enumerate(wave.names)}
+        self._offsets = [wave.rollout.spread * i / count for i in range(count)]
+        self._open = [set(range(count)) for _ in range(replicas)]  # by replica, adapters that have not been replaced
+        self._begun: list[set[int]] = [set() for _ in range(replicas)]
+        self._replicas_left = replicas
+        self._servers: list[Server] = []
+
+    def start(self, servers: list[Server]) -> None:
+        """Put the beginning on every replica on the clock: at once for all adapters, or one by one."""
+        self._servers = servers
+        rollout, replicas = self.wave.rollout, len(servers)
+        law, drawn = rollout.propagation, self._rng.random(replicas)
+        delays = np.zeros(replicas) if law is None else law.ppf(drawn)
+        everyone = tuple(range(len(self._offsets)))
+        first = 0
+        for number, share in enumerate(rollout.stages):
+            began_s, last = rollout.at + number * rollout.dwell, max(math.ceil(share * replicas - 1e-9), first)
+            self._clock.call_at(began_s, CONTROL, self._note_stage, (number, last - first))
+            for replica in range(first, last):
+                there_s = began_s + float(delays[replica])
+                if rollout.spread == 0:
+                    self._clock.call_at(there_s, CONTROL, self._begin, (replica, everyone))
+                else:
+                    for i, offset in enumerate(self._offsets):
+                        self._clock.call_at(there_s + offset, CONTROL, self._begin, (replica, (i,)))
+            first = last
+
+    def due(self, name: int, time: float) -> int:
+        """Return the version that everybody was to have of an adapter at a time, by this rollout; 0: any."""
+        i = self._place_of_name.get(name)
+        rollout = self.wave.rollout
+        if i is None or time < rollout.at + (len(rollout.stages) - 1) * rollout.dwell + self._offsets[i]:
+            return 0
+        return self.wave.versions[i]
+
+    def replaced(self, replica: int) -> None:
+        """Note that a replica has begun anew: whatever had begun there is done."""
+        for i in list(self._begun[replica]):
+            self._done(replica, i)
+
+    def _note_stage(self, event: Call) -> None:
+        number, replicas = event.subject
+        text = f"{self.wave.rollout.strategy} on {replicas} replica{'s' if replicas != 1 else ''}"
+        self._note("rollout" if number == 0 else "stage", text)
+
+    def _begin(self, event: Call) -> None:
+        """Begin to replace adapters on one replica."""
+        replica, chosen = event.subject
+        wave, server, versions = self.wave, self._servers[replica], self._versions[replica]
+        self._begun[replica].update(chosen)
+        inside: Counter[int] = Counter()
+        strategy = wave.rollout.strategy
+        drains = strategy in ("unload-then-load", "drain-then-swap")
+        if drains:
+            inside.update(request.adapter for request in server.everyone())
+        for i in chosen:
+            adapter = wave.adapters[i]
+            versions.files[adapter] = wave.versions[i]
+            if strategy == "lazy-reread":
+                self._await_reading(replica, i)
+            elif not drains:
+                self._renew(replica, i, partial(self._done, replica, i))
+            else:
+                then = partial(self._renew, replica, i, partial(self._reopen, replica, i))
+                self._gates.close(replica, adapter, Gate(strategy == "unload-then-load", inside[adapter], then))
+
+    def _renew(self, replica: int, i: int, then: Callable[[], None]) -> None:
+        """Bring the new weights to where the old ones lie; where none lie, the next load finds them anyway."""
+        server, versions = self._servers[replica], self._versions[replica]
+        adapter, version = self.wave.adapters[i], self.wave.versions[i]
+        if server.forget_copy(adapter):
+            then()
+            return
+        drawn = luck(self._key, replica * len(self._offsets) + i)
+        seconds = float(self._from_storage.seconds(np.array([adapter]), np.array([drawn]))[0])
+
+        def swap() -> None:
+            versions.in_host[adapter] = version
+            versions.put(adapter, version)
+            then()
+
+        server.renew(adapter, seconds, swap)
+
+    def _reopen(self, replica: int, i: int) -> None:
+        adapter = self.wave.adapters[i]
+        self._gates.open(replica, adapter)
+        self._done(replica, i)
+        self._servers[replica].let_in(adapter)
+
+    def _await_reading(self, replica: int, i: int) -> None:
+        if self._servers[replica].has_copy(self.wave.adapters[i]):
+            self._versions[replica].awaited[self.wave.adapters[i]] = partial(self._done, replica, i)
+        else:
+            self._done(replica, i)
+
+    def _done(self, replica: int, i: int) -> None:
+        left = self._open[replica]
+        if i not in left:
+            return
+        left.remove(i)
+        self._begun[replica].discard(i)
+        if not left:
+            self._replicas_left -= 1
+            if self._replicas_left == 0:
+                self.complete_s = self._clock._now
+                self._note("complete", "every replica has the new version")
+
+    def _note(self, kind: str, text: str) -> None:
+        self._recorder.events.append(Event(self._clock._now, kind, f"rollouts.{self.wave.number}: {text}"))

@@ -1,0 +1,87 @@
+"""Which version of an adapter lies where, for rollouts that keep its name: on storage, in host memory, on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from sim.traffic.request import FROM_STORAGE
+
+
+class Noted(Protocol):
+    """What loaders tell of every load: ``reads`` when it begins, ``came`` at its end."""
+
+    def reads(self, adapter: int, tier: int) -> None: ...
+
+    def came(self, adapter: int, tier: int) -> None: ...
+
+
+class Versions:
+    """The versions of one replica. They only rise.
+
+    :param born: version by adapter that it has from the start, where that isn't 1.
+    :ivar files: version by adapter that loads from storage read here, where that isn't the one it was born with.
+    :ivar on_gpu, in_host: version of the copy there, or of the last one that was there.
+    :ivar awaited: what follows when the version on storage comes to the GPU, by adapter.
+    :ivar changed: called with adapter, old and new version when a newer version takes the place of an older one on the
+        GPU, at a step boundary; requests under way go on with the new one.
+    """
+
+    def __init__(self, born: Mapping[int, int]) -> None:
+        self._born = born
+        self.files: dict[int, int] = {}
+        self.awaited: dict[int, Callable[[], None]] = {}
+        self.on_gpu: dict[int, int] = {}
+        self.in_host: dict[int, int] = {}
+        self._reading: dict[int, int] = {}
+        self.changed: Callable[[int, int, int], None] = lambda adapter, old, new: None
+
+    def of(self, adapter: int) -> int:
+        """Return the version that requests are answered with."""
+        return self.on_gpu.get(adapter) or self._born.get(adapter, 1)
+
+    def on_storage(self, adapter: int) -> int:
+        """Return the version that a load from storage reads."""
+        return self.files.get(adapter) or self._born.get(adapter, 1)
+
+    def reads(self, adapter: int, tier: int) -> None:
+        """Note that a load to the GPU begins: what it reads is what lies there now."""
+        if tier == FROM_STORAGE:
+            self._reading[adapter] = self.on_storage(adapter)
+        else:
+            self._reading[adapter] = self.in_host.get(adapter) or self._born.get(adapter, 1)
+
+    def came(self, adapter: int, tier: int) -> None:
+        """Note that a load to the GPU has ended; one from storage leaves its copy in host memory, if there is some."""
+        version = self._reading.pop(adapter)
+        if tier == FROM_STORAGE:
+            self.in_host[adapter] = version
+        self.put(adapter, version)
+
+    def put(self, adapter: int, version: int) -> None:
+        """Note which version is on the GPU from now on."""
+        before = self.of(adapter)
+        if version > before:  # else a load that began before the swap ends after it
+            self.on_gpu[adapter] = version
+            self.changed(adapter, before, version)
+        if adapter in self.awaited and version == self.on_storage(adapter):
+            self.awaited.pop(adapter)()
+
+    def forget(self) -> None:
+        """Note that the replica has lost all its copies: what it loads from now on comes from storage."""
+        self.on_gpu, self.in_host = dict(self.files), dict(self.files)
+        self._reading, self.awaited = {}, {}
+
+
+class Fetched:
+    """The same for loads to host memory that come before those to the GPU."""
+
+    def __init__(self, versions: Versions) -> None:
+        self._versions = versions
+        self._reading: dict[int, int] = {}
+
+    def reads(self, adapter: int, tier: int) -> None:
+        self._reading[adapter] = self._versions.on_storage(adapter)
+
+    def came(self, adapter: int, tier: int) -> None:
+        self._versions.in_host[adapter] = self._reading.pop(adapter)

@@ -1,0 +1,149 @@
+"""What keeps a router's view current: live lists, or copies at intervals; and who has which adapter in GPU memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from sim.policies.routing import View
+from sim.world.clock import CONTROL, Call, Clock
+
+
+class Residency:
+    """Which replicas have an adapter in GPU memory, or are loading it.
+
+    :ivar masks: by adapter, a bit mask of these replicas.
+    """
+
+    def __init__(self, adapters: int, replicas: int) -> None:
+        self.masks = [0] * adapters
+        self._bits = [1 << replica for replica in range(replicas)]
+        self._changed: set[int] | None = None  # since the last copy, where somebody copies
+
+    def placed(self, adapter: int, replica: int) -> None:
+        """Note that a load has begun on a replica; one that is there already may be noted again."""
+        self.masks[adapter] |= self._bits[replica]
+        if self._changed is not None:
+            self._changed.add(adapter)
+
+    def left(self, adapter: int, replica: int) -> None:
+        """Note that a replica has the adapter no more; one that it never had may be noted too."""
+        self.masks[adapter] &= ~self._bits[replica]
+        if self._changed is not None:
+            self._changed.add(adapter)
+
+    def forget(self, replica: int) -> None:
+        """Note that a replica has lost all its adapters, in a crash."""
+        bit = self._bits[replica]
+        for adapter, mask in enumerate(self.masks):
+            if mask & bit:
+                self.left(adapter, replica)
+
+    def copy_to(self, masks: list[int]) -> None:
+        """Bring a copy up to date. Only one list can be kept: what has changed is noted once."""
+        if self._changed is None or len(masks) != len(self.masks):
+            masks[:] = self.masks
+            self._changed = set()
+            return
+        for adapter in self._changed:
+            masks[adapter] = self.masks[adapter]
+        self._changed.clear()
+
+    def check_integrity(self, states: Sequence[Sequence[int]]) -> None:
+        """Assert that the masks agree with the caches.
+
+        :param states: by replica and adapter, 0 where it is absent (``GpuCache.state``).
+        """
+        for adapter, mask in enumerate(self.masks):
+            there = sum(bit for bit, state in zip(self._bits, states, strict=True) if state[adapter])
+            assert mask == there, f"adapter {adapter}: {mask:b} noted, {there:b} there"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The live state of the fleet, from which views are read: the very lists that the servers keep.
+
+    :ivar loads: by replica, requests inside.
+    :ivar residency: who has which adapter; None where no router asks.
+    :ivar running, inside: by replica, the adapters of its batch, and of all requests inside.
+    """
+
+    loads: list[int]
+    residency: Residency | None = None
+    running: list[Collection[int]] = field(default_factory=list)
+    inside: list[Collection[int]] = field(default_factory=list)
+
+
+class Views:
+    """Keep the view of a router: shared with the fleet, or read anew every so often.
+
+    A reading is a control event: the first of its instant, so arrivals of this instant see it, and it sees nothing that
+    happens then. Readings end when nobody is ``busy`` any more, or with ``stop``; otherwise a clock that runs until
+    there is no event left would run for ever. ``up`` and ``slots`` belong to whoever made the view and are never
+    touched.
+
+    Make it when all replicas are there and nothing has happened.
+
+    :param reads: what the router looks at (``Router.reads``); nothing else is shared or copied.
+    :param interval_s: seconds between readings; 0: the view is always current.
+    :param busy: whether a request is still to come or inside; asked at every reading.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        view: View,
+        sources: Sources,
+        reads: frozenset[str],
+        interval_s: float,
+        busy: Callable[[], bool],
+    ) -> None:
+        self._clock = clock
+        self._view = view
+        self._sources = sources
+        self._reads = reads
+        self._interval_s = interval_s
+        self._busy = busy
+        self._readings = 0
+        self._stopped = False
+        if interval_s == 0:
+            self._share()
+        elif reads:
+            self._read()
+            clock.call_at(interval_s, CONTROL, self._again)
+
+    def stop(self) -> None:
+        """Read no more; the reading that is on the queue does nothing."""
+        self._stopped = True
+
+    def _share(self) -> None:
+        view, sources = self._view, self._sources
+        if "loads" in self._reads:
+            view.loads = sources.loads
+        if "resident" in self._reads:
+            assert sources.residency is not None, "the router reads residents"
+            view.resident = sources.residency.masks
+        if "running" in self._reads:
+            view.running = sources.running
+        if "inside" in self._reads:
+            view.inside = sources.inside
+
+    def _again(self, event: Call) -> None:
+        if self._stopped or not self._busy():
+            return
+        self._read()
+        self._readings += 1
+        # A product, not a sum: the n-th reading is at n intervals, however many there were.
+        self._clock.schedule_call((self._readings + 1) * self._interval_s, CONTROL, event)
+
+    def _read(self) -> None:
+        view, sources, reads = self._view, self._sources, self._reads
+        if "loads" in reads:
+            view.loads = sources.loads.copy()
+        if "resident" in reads:
+            assert sources.residency is not None, "the router reads residents"
+            sources.residency.copy_to(view.resident)
+        if "running" in reads:
+            view.running = [frozenset(adapters) for adapters in sources.running]
+        if "inside" in reads:
+            view.inside = [frozenset(adapters) for adapters in sources.inside]

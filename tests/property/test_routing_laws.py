@@ -1,0 +1,328 @@
+"""Laws of routers: only replicas that are up, bounded loads, bounded movement, fairness, luck without bias."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from sim.policies.routing import ROUTERS, Router, Setting, View
+from sim.policies.routing.hashing import Hash
+from sim.policies.routing.placement import PLACEMENTS
+from sim.policies.routing.service import ServicePerAdapter
+from sim.world.clock import ARRIVAL, Call, Clock
+from sim.world.views import Residency, Sources, Views
+
+ADAPTERS = 40
+BOUNDED = ("hash", "affinity-residency")
+
+
+@st.composite
+def settings_of(draw: st.DrawFn, placement: str | None = None) -> Setting:
+    """A setting whose view is full of whatever."""
+    replicas = draw(st.integers(1, 9))
+    luck = Random(draw(st.integers(0, 10**6)))
+    view = View(
+        loads=[luck.choice((0, 0, 1, 2, 7, 30)) for _ in range(replicas)],
+        up=draw(ups(replicas)),
+        resident=[luck.getrandbits(replicas) & luck.getrandbits(replicas) for _ in range(ADAPTERS + 5)],
+        slots=draw(st.integers(1, 8)),
+    )
+    view.inside = [set(luck.sample(range(ADAPTERS), luck.randrange(10))) for _ in range(replicas)]
+    view.running = [set(sorted(adapters)[: luck.randrange(9)]) for adapters in view.inside]
+    weights = None if draw(st.booleans()) else [luck.paretovariate(0.7) for _ in range(ADAPTERS)]
+    return Setting(
+        view, replicas, draw(st.integers(0, 2**64 - 1)), ADAPTERS, weights,
+        placement=placement or draw(st.sampled_from(tuple(PLACEMENTS))), copies=draw(st.integers(1, replicas)),
+    )  # fmt: skip
+
+
+def ups(replicas: int) -> st.SearchStrategy[list[int]]:
+    some = st.lists(st.integers(0, replicas - 1), min_size=1, unique=True).map(sorted)
+    return st.one_of(st.just(list(range(replicas))), some)
+
+
+def made(policy: str, setting: Setting, bound: float) -> Router:
+    return ROUTERS[policy](replace(setting, bound=bound) if policy in BOUNDED else setting)
+
+
+@pytest.mark.parametrize("policy", ROUTERS)
+@given(setting=settings_of(), bound=st.sampled_from((1.001, 1.25, 3.0)), data=st.data())
+def test_only_replicas_that_are_up_are_chosen(policy: str, setting: Setting, bound: float, data: Any) -> None:
+    router = made(policy, setting, bound)
+    for change in range(3):
+        for number in range(30):
+            adapter = (7 * number) % (ADAPTERS + 5)  # some came after the start
+            assert router.choose(adapter, number) in setting.view.up, f"{policy}, change {change}, request {number}"
+        setting.view.up = data.draw(ups(setting.replicas))
+
+
+@pytest.mark.parametrize("policy", ROUTERS)
+@given(setting=settings_of(), number=st.integers(0, 10**9))
+def test_a_request_is_as_lucky_whatever_came_before(policy: str, setting: Setting, number: int) -> None:
+    if policy == "service-per-adapter":  # where an adapter goes whose replicas are down depends on those before
+        setting.view.up = list(range(setting.replicas))
+    router, other = made(policy, setting, 1.25), made(policy, setting, 1.25)
+    if policy != "round-robin":  # whose turn it is depends on those before
+        for i in range(5):
+            other.choose(i, i)
+    assert router.choose(3, number) == other.choose(3, number)
+
+
+@pytest.mark.parametrize("policy", BOUNDED)
+@given(setting=settings_of(), bound=st.sampled_from((1.0001, 1.1, 1.25, 2.0)), seed=st.integers(0, 10**6))
+def test_no_replica_gets_more_than_the_bound_times_the_mean(
+    policy: str, setting: Setting, bound: float, seed: int
+) -> None:
+    router, view, luck = made(policy, setting, bound), setting.view, Random(seed)
+    for number in range(60):
+        replica = router.choose(luck.randrange(3), number)  # three adapters want it all
+        total = sum(view.loads[r] for r in view.up) + 1
+        view.loads[replica] += 1
+        assert view.loads[replica] <= math.ceil(bound * total / len(view.up))
+        if luck.random() < 0.3:
+            leaves = luck.choice(view.up)
+            view.loads[leaves] = max(0, view.loads[leaves] - 1)
+
+
+class NaiveRing:
+    """Sort all points anew for each request and look at each replica in their order."""
+
+    def __init__(self, router: Hash, replicas: int, bound: float) -> None:
+        self._point = router._point
+        self._replicas = replicas
+        self._bound = bound
+
+    def choose(self, adapter: int, view: View) -> int:
+        start = self._point(f"adapter/{adapter}")
+        points = [(self._point(f"replica/{r}/{i}"), r) for r in range(self._replicas) for i in range(128)]
+        order = [r for _, r in sorted(points, key=lambda point: (point[0] < start, point))]
+        most = math.ceil(self._bound * (sum(view.loads[r] for r in view.up) + 1) / len(view.up))
+        return next(r for r in order if r in view.up and view.loads[r] + 1 <= most)
+
+
+@given(setting=settings_of(), bound=st.sampled_from((1.0001, 1.25, 3.0)))
+def test_hash_goes_clockwise_as_a_naive_ring_does(setting: Setting, bound: float) -> None:
+    router = Hash(replace(setting, bound=bound))
+    naive = NaiveRing(router, setting.replicas, bound)
+    for number in range(10):
+        replica = router.choose(number, number)
+        assert replica == naive.choose(number, setting.view)
+        setting.view.loads[replica] += 1
+
+
+@given(setting=settings_of(), data=st.data())
+def test_when_a_replica_leaves_only_its_adapters_move_and_all_return_with_it(setting: Setting, data: Any) -> None:
+    router, view = Hash(setting), setting.view
+    view.up = list(range(setting.replicas))
+    before = [router.choose(adapter, 0) for adapter in range(300)]
+    if setting.replicas > 1:
+        gone = data.draw(st.integers(0, setting.replicas - 1))
+        view.up = [replica for replica in view.up if replica != gone]
+        without = [router.choose(adapter, 0) for adapter in range(300)]
+        assert all(now == then for now, then in zip(without, before, strict=True) if then != gone)
+        view.up = list(range(setting.replicas))
+    assert [router.choose(adapter, 0) for adapter in range(300)] == before
+
+
+def test_shares_of_the_ring_are_as_even_as_its_points_make_them() -> None:
+    replicas, adapters = 16, 200_000
+    router = Hash(Setting(View(loads=[0] * replicas, up=list(range(replicas))), replicas, 11, adapters))
+    counts = Counter(router.choose(adapter, 0) for adapter in range(adapters))
+    # A share is the sum of 128 of 2,048 exponential gaps, nearly: its relative deviation is 1 / sqrt(128); that of the
+    # count of adapters, 1 / sqrt(12,500), adds little. Five deviations for 16 replicas.
+    deviation = math.hypot(1 / math.sqrt(128), math.sqrt(replicas / adapters))
+    assert all(abs(counts[r] * replicas / adapters - 1) < 5 * deviation for r in range(replicas))
+
+
+@given(replicas=st.integers(1, 9), data=st.data())
+def test_round_robin_gives_everyone_who_is_up_the_same(replicas: int, data: Any) -> None:
+    view = View(loads=[0] * replicas, up=list(range(replicas)))
+    router = ROUTERS["round-robin"](Setting(view, replicas, 0, ADAPTERS))
+    for _ in range(3):
+        view.up = data.draw(ups(replicas))
+        requests = data.draw(st.integers(0, 40))
+        counts = Counter(router.choose(0, number) for number in range(requests))
+        given_ = [counts[replica] for replica in view.up]
+        assert max(given_) - min(given_) <= 1
+
+
+def check_frequencies(counts: Counter[int], expected: dict[int, float]) -> None:
+    """Chi-square against expected counts, at 1 in 1,000."""
+    assert set(counts) == set(expected)
+    statistic = sum((counts[key] - mean) ** 2 / mean for key, mean in expected.items())
+    assert statistic < chi2.ppf(0.999, len(expected) - 1)
+
+
+def chosen(policy: str, view: View, requests: int, adapter: int = 0) -> Counter[int]:
+    router = ROUTERS[policy](Setting(view, len(view.loads), 2024, 1))
+    return Counter(router.choose(adapter, number) for number in range(requests))
+
+
+@pytest.mark.parametrize("up", [range(8), (1, 4, 6)])
+def test_random_is_uniform_over_those_that_are_up(up: range | tuple[int, ...]) -> None:
+    view = View(loads=[0] * 8, up=list(up))
+    check_frequencies(chosen("random", view, 40_000), dict.fromkeys(up, 40_000 / len(up)))
+
+
+@pytest.mark.parametrize("up", [range(8), (1, 4, 6)])
+def test_power_of_two_draws_every_pair_as_often(up: range | tuple[int, ...]) -> None:
+    n, requests = len(up), 40_000
+    view = View(loads=list(range(8)), up=list(up))
+    # Of the n (n - 1) ordered pairs the one of rank i wins 2 (n - 1 - i): those with one that is more loaded.
+    wins = {replica: 2 * (n - 1 - rank) / (n * (n - 1)) for rank, replica in enumerate(up) if rank < n - 1}
+    check_frequencies(chosen("power-of-two", view, requests), {r: requests * share for r, share in wins.items()})
+
+
+def test_power_of_two_draws_equal_ones_evenly() -> None:
+    view = View(loads=[3] * 8, up=list(range(8)))
+    check_frequencies(chosen("power-of-two", view, 40_000), dict.fromkeys(range(8), 5_000))
+
+
+@pytest.mark.parametrize("up", [range(8), (0, 2, 3, 5)])
+def test_an_adapter_that_nobody_has_goes_to_any_of_the_least_loaded(up: range | tuple[int, ...]) -> None:
+    resident = 0 if len(up) == 8 else 0b01000000  # by nobody, or by one that is down
+    view = View(loads=[2, 1, 2, 1, 1, 1, 1, 3], up=list(up), resident=[resident])
+    least = [replica for replica in up if view.loads[replica] == 1]
+    check_frequencies(chosen("affinity-residency", view, 40_000), dict.fromkeys(least, 40_000 / len(least)))
+
+
+def test_at_low_load_affinity_by_activity_is_random() -> None:
+    view = View(loads=[0] * 8, up=list(range(8)), running=[set() for _ in range(8)], inside=[set()] * 8, slots=4)
+    check_frequencies(chosen("affinity-activity", view, 40_000), dict.fromkeys(range(8), 5_000))
+
+
+@given(setting=settings_of())
+def test_activity_scores_as_the_scorer_does(setting: Setting) -> None:
+    view = setting.view
+
+    def score(replica: int, adapter: int) -> float:
+        waiting = view.inside[replica] - view.running[replica]  # type: ignore[operator]
+        if adapter in view.running[replica]:
+            return 1.0
+        if len(view.running[replica]) + len(waiting) < view.slots:
+            return 0.8
+        return 0.6 if adapter in waiting else 0.0
+
+    router = ROUTERS["affinity-activity"](setting)
+    for adapter in range(ADAPTERS):
+        scores = {replica: score(replica, adapter) for replica in view.up}
+        assert scores[router.choose(adapter, adapter)] == max(scores.values())
+
+
+@given(setting=settings_of())
+def test_residency_takes_a_holder_where_one_is_up(setting: Setting) -> None:
+    view, router = setting.view, ROUTERS["affinity-residency"](setting)
+    for adapter in range(ADAPTERS):
+        holders = [replica for replica in view.up if view.resident[adapter] >> replica & 1]
+        least = min(view.loads[replica] for replica in holders or view.up)
+        replica = router.choose(adapter, adapter)
+        assert replica in (holders or view.up)
+        assert view.loads[replica] == least
+
+
+@given(setting=settings_of(), number=st.integers(0, 10**6))
+def test_requests_go_to_their_adapters_own_replicas(setting: Setting, number: int) -> None:
+    router, view = ServicePerAdapter(setting), setting.view
+    for adapter in range(ADAPTERS + 5):
+        homes = set(router.homes(adapter))
+        assert len(homes) >= min(setting.copies, len(view.up))
+        replica = router.choose(adapter, number)
+        assert replica in homes or not homes & set(view.up)
+
+
+def test_requests_spread_evenly_over_an_adapters_copies() -> None:
+    view = View(loads=[0] * 5, up=list(range(5)))
+    router = ServicePerAdapter(Setting(view, 5, 2024, 10, copies=3))
+    for adapter in range(10):
+        counts = Counter(router.choose(adapter, number) for number in range(10_000))
+        check_frequencies(counts, dict.fromkeys(router.homes(adapter), 10_000 / 3))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@given(data=st.data())
+def test_copies_of_an_adapter_are_on_different_replicas(placement: str, data: Any) -> None:
+    setting = data.draw(settings_of(placement))
+    for homes in PLACEMENTS[placement](setting):
+        assert len(homes) >= setting.copies
+        assert all(one < other for one, other in pairwise(homes))
+        assert 0 <= homes[0] <= homes[-1] < setting.replicas
+
+
+@given(setting=settings_of("least-adapters"))
+def test_least_adapters_places_as_a_naive_scheduler_does(setting: Setting) -> None:
+    counts = [0] * setting.replicas
+    for homes in PLACEMENTS["least-adapters"](setting):
+        fewest = sorted(range(setting.replicas), key=lambda r: counts[r])[: setting.copies]
+        assert homes == tuple(sorted(fewest))
+        for replica in homes:
+            counts[replica] += 1
+    assert max(counts) - min(counts) <= 1
+
+
+@given(setting=settings_of("bin-pack"))
+def test_bin_pack_opens_a_replica_only_when_those_before_are_full(setting: Setting) -> None:
+    counts, slots = [0] * setting.replicas, setting.view.slots
+    for homes in PLACEMENTS["bin-pack"](setting):
+        room = [replica for replica in range(setting.replicas) if counts[replica] < slots]
+        assert set(homes) >= set(room[: setting.copies])
+        rest = [counts[replica] for replica in homes if replica not in room]
+        others = [counts[replica] for replica in range(setting.replicas) if replica not in (*homes, *room)]
+        assert not rest or not others or max(rest) <= min(others)
+        for replica in homes:
+            counts[replica] += 1
+
+
+@given(setting=settings_of("popularity"))
+def test_popularity_places_as_a_naive_greedy_does_and_splits_the_hot(setting: Setting) -> None:
+    weights = setting.weights or [1.0] * ADAPTERS
+    fair = math.fsum(weights) / setting.replicas
+    placed, loads = PLACEMENTS["popularity"](setting), [0.0] * setting.replicas
+    for adapter in sorted(range(ADAPTERS), key=lambda a: (-weights[a], a)):
+        homes = placed[adapter]
+        each = weights[adapter] / len(homes)
+        assert each <= fair * (1 + 1e-8)
+        assert len(homes) == setting.copies or weights[adapter] / (len(homes) - 1) > fair * (1 - 1e-8)
+        others = [loads[replica] for replica in range(setting.replicas) if replica not in homes]
+        assert not others or max(loads[replica] for replica in homes) <= min(others) + 1e-9 * fair
+        for replica in homes:
+            loads[replica] += each
+
+
+@given(seed=st.integers(0, 10**6), interval=st.sampled_from((0.001, 0.1, 0.25)), replicas=st.integers(1, 70))
+def test_a_stale_view_shows_what_was_so_at_the_last_reading(seed: int, interval: float, replicas: int) -> None:
+    luck, clock, view = Random(seed), Clock(), View()
+    residency, loads = Residency(12, replicas), [0] * replicas
+    running: list[Any] = [set() for _ in range(replicas)]
+    history = [(0.0, residency.masks.copy(), loads.copy(), [set(s) for s in running])]
+    left = 40
+
+    def change(event: Call) -> None:
+        nonlocal left
+        left -= 1
+        readings = math.floor(clock.now / interval * (1 + 1e-12))
+        # Readings come first, so what happened at the instant of the last one isn't in it.
+        then = next(state for state in reversed(history) if state[0] < readings * interval or state[0] == 0)
+        assert (view.resident, view.loads, view.running) == (then[1], then[2], then[3])
+        replica, adapter = luck.randrange(replicas), luck.randrange(12)
+        loads[replica] += luck.choice((1, 0))
+        running[replica] ^= {adapter}
+        luck.choice((residency.placed, residency.placed, residency.left))(adapter, replica)
+        if luck.random() < 0.1:
+            residency.forget(replica)
+        history.append((clock.now, residency.masks.copy(), loads.copy(), [set(s) for s in running]))
+
+    for _ in range(left):
+        clock.call_at(luck.randrange(1, 2000) / 1024, ARRIVAL, change)
+    reads = frozenset({"loads", "resident", "running"})
+    Views(clock, view, Sources(loads, residency, running), reads, interval, lambda: left > 0)
+    clock.run()
+    assert left == 0

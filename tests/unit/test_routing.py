@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sim.policies.routing import ROUTERS, Setting, View
+from sim.policies.routing.placement import PLACEMENTS
+from sim.spec import routing
+from sim.world.clock import ARRIVAL, Call, Clock
+from sim.world.views import Residency, Sources, Views
+
+
+def refused(**values: Any) -> dict[str, Any]:
+    """Return what the error says about the one thing that is wrong."""
+    with pytest.raises(ValidationError) as caught:
+        routing.Router.model_validate(values)
+    (error,) = caught.value.errors()
+    context = error.get("ctx", {})
+    return {**context, "key": ".".join((*map(str, error["loc"]), *filter(None, [context.get("key")])))}
+
+
+def setting(view: View, **options: Any) -> Setting:
+    values = {"replicas": len(view.loads), "key": 7, "adapters": 8} | options
+    return Setting(view, **values)
+
+
+def view_of(loads: list[int], up: list[int] | None = None) -> View:
+    return View(loads=loads, up=list(range(len(loads))) if up is None else up)
+
+
+def test_every_policy_that_a_scenario_may_name_exists_and_none_else() -> None:
+    assert tuple(ROUTERS) == routing.ROUTERS
+    assert tuple(PLACEMENTS) == routing.PLACEMENTS
+
+
+def test_an_unknown_policy_lists_the_known_ones_and_the_nearest() -> None:
+    problem = refused(policy="least-loadad")
+    assert (problem["key"], problem["got"]) == ("policy", "least-loadad")
+    assert problem["allowed"] == ", ".join(routing.ROUTERS)
+    assert problem["hint"] == "did you mean 'least-loaded'?"
+
+
+def test_an_unknown_placement_lists_the_known_ones() -> None:
+    problem = refused(policy="service-per-adapter", placement="binpack")
+    assert (problem["key"], problem["hint"]) == ("placement", "did you mean 'bin-pack'?")
+
+
+@pytest.mark.parametrize(
+    ("policy", "key", "value", "others"),
+    [
+        ("round-robin", "bound", 1.5, "hash or affinity-residency"),
+        ("affinity-activity", "bound", 1.5, "hash or affinity-residency"),
+        ("hash", "placement", "bin-pack", "service-per-adapter"),
+        ("least-loaded", "copies", 2, "service-per-adapter"),
+    ],
+)
+def test_a_key_that_means_nothing_to_the_policy_is_refused(policy: str, key: str, value: Any, others: str) -> None:
+    problem = refused(policy=policy, **{key: value})
+    assert (problem["key"], problem["got"]) == (key, value)
+    assert problem["allowed"] == f"only with policy {others}"
+
+
+@pytest.mark.parametrize("bound", [1, 0.5, -2, float("inf"), float("nan"), 1e7, "much"])
+def test_a_bound_is_a_number_above_one(bound: Any) -> None:
+    assert refused(policy="hash", bound=bound)["key"] == "bound"
+
+
+@pytest.mark.parametrize(("key", "value"), [("copies", 0), ("copies", 4097), ("instances", 0), ("instances", 257)])
+def test_counts_have_limits(key: str, value: int) -> None:
+    assert refused(policy="service-per-adapter", **{key: value})["key"] == key
+
+
+@pytest.mark.parametrize("staleness", ["-1 s", "50", "0.5 ms", 3])
+def test_staleness_is_a_time_that_can_be_simulated(staleness: Any) -> None:
+    assert refused(staleness=staleness)["key"] == "staleness"
+
+
+def test_more_copies_than_replicas_are_refused() -> None:
+    router = routing.Router(policy="service-per-adapter", copies=3)
+    router.check_copies(3)
+    with pytest.raises(Exception, match="fewer replicas") as caught:
+        router.check_copies(2)
+    assert caught.value.context["key"] == "router.copies"  # type: ignore[attr-defined]
+
+
+def test_defaults_depend_on_the_policy() -> None:
+    def defaults(policy: str) -> tuple[float, float | None]:
+        router = routing.Router(policy=policy)
+        return router.view_interval, router.load_bound
+
+    assert defaults("round-robin") == (0.0, None)
+    assert defaults("hash") == (0.0, 1.25)
+    assert defaults("affinity-residency") == (0.0, None)
+    assert defaults("affinity-activity") == (0.05, None)
+    assert routing.Router.model_validate({"policy": "affinity-activity", "staleness": 0}).view_interval == 0.0
+    assert routing.Router.model_validate({"policy": "hash", "bound": 2}).load_bound == 2.0
+
+
+def test_least_loaded_takes_the_first_of_equal_ones_that_is_up() -> None:
+    view = view_of([3, 1, 1, 0])
+    router = ROUTERS["least-loaded"](setting(view))
+    assert router.choose(0, 0) == 3
+    view.up = [0, 1, 2]
+    assert router.choose(0, 0) == 1
+
+
+def test_round_robin_goes_on_after_a_replica_that_is_down() -> None:
+    view = view_of([0] * 4)
+    router = ROUTERS["round-robin"](setting(view))
+    assert [router.choose(0, i) for i in range(3)] == [0, 1, 2]
+    view.up = [0, 1]
+    assert [router.choose(0, i) for i in range(3)] == [0, 1, 0]
+    view.up = [0, 1, 2, 3]
+    assert [router.choose(0, i) for i in range(4)] == [1, 2, 3, 0]
+
+
+def test_residency_takes_the_least_loaded_holder_then_the_least_loaded_of_all() -> None:
+    view = view_of([5, 9, 4, 0])
+    view.resident = [0b0011, 0b0010, 0]
+    router = ROUTERS["affinity-residency"](setting(view))
+    assert [router.choose(adapter, 0) for adapter in (0, 1, 2)] == [0, 1, 3]
+    view.up = [1, 2]
+    assert [router.choose(adapter, 0) for adapter in (0, 1, 2)] == [1, 1, 2]
+
+
+def test_residency_with_a_bound_leaves_a_full_holder_and_copies_the_adapter() -> None:
+    view = view_of([4, 2])
+    view.resident = [0b01]
+    # With this request 7 are inside; a bound of 1.1 lets a replica hold ceil(1.1 * 7 / 2) = 4 of them.
+    assert ROUTERS["affinity-residency"](setting(view, bound=1.1)).choose(0, 0) == 1
+    assert ROUTERS["affinity-residency"](setting(view, bound=1.2)).choose(0, 0) == 0
+
+
+def test_activity_prefers_running_then_room_then_waiting() -> None:
+    view = view_of([0] * 4)
+    view.slots = 2
+    view.running = [{1, 2}, {3, 4}, {5}, {6, 7}]
+    view.inside = [{1, 2}, {3, 4, 9}, {5}, {6, 7}]
+    router = ROUTERS["affinity-activity"](setting(view))
+    assert router.choose(3, 0) == 1
+    assert router.choose(8, 0) == 2
+    assert router.choose(9, 0) == 2  # room (0.8) before waiting (0.6)
+    view.running[2] = view.inside[2] = {5, 8}
+    assert router.choose(9, 0) == 1
+    assert {router.choose(0, number) for number in range(100)} == {0, 1, 2, 3}
+
+
+def test_bin_pack_fills_slots_one_replica_after_the_other() -> None:
+    view = view_of([0] * 3)
+    view.slots = 2
+    homes = PLACEMENTS["bin-pack"](setting(view, adapters=8))
+    assert homes == [(0,), (0,), (1,), (1,), (2,), (2,), (0,), (1,)]
+
+
+def test_popular_adapters_get_as_many_copies_as_shares() -> None:
+    view = view_of([0] * 4)
+    homes = PLACEMENTS["popularity"](setting(view, adapters=4, weights=[60.0, 20.0, 15.0, 5.0]))
+    # 60 % is 2.4 replicas' worth: three copies of 0.8 each; then 0.8, 0.6 and 0.2 on the least loaded, in this order.
+    assert homes == [(0, 1, 2), (3,), (0,), (1,)]
+
+
+def test_an_adapter_whose_replicas_are_down_moves_and_comes_back() -> None:
+    view = view_of([0] * 3)
+    router = ROUTERS["service-per-adapter"](setting(view, adapters=6))
+    assert [router.choose(adapter, 0) for adapter in range(6)] == [0, 1, 2, 0, 1, 2]
+    view.up = [1, 2]
+    # Both others have two adapters; the first moves to 1, the second then to 2.
+    assert [router.choose(adapter, 0) for adapter in (0, 3, 0)] == [1, 2, 1]
+    view.up = [2]
+    assert router.choose(0, 0) == 2
+    view.up = [0, 1, 2]
+    assert [router.choose(adapter, 0) for adapter in (0, 3)] == [0, 0]
+    view.up = [1, 2]
+    assert router.choose(3, 0) == 1  # nothing is left of its stay elsewhere: 1 and 2 have two adapters again
+
+
+def test_an_adapter_that_comes_later_is_placed_at_its_first_request_and_stays() -> None:
+    view = view_of([0] * 3, up=[1, 2])
+    router = ROUTERS["service-per-adapter"](setting(view, adapters=4))  # 0 has two of them, 1 and 2 one each
+    assert [router.choose(adapter, 0) for adapter in (9, 7, 9)] == [1, 2, 1]
+    view.up = [0, 1, 2]
+    assert [router.choose(adapter, 0) for adapter in (9, 7)] == [1, 2]
+
+
+def test_a_current_view_shares_the_live_lists() -> None:
+    clock, view, sources = Clock(), View(), Sources([1, 2], Residency(3, 2), [{0}, set()], [{0}, {1}])
+    reads = frozenset({"loads", "resident", "running", "inside"})
+    assert sources.residency is not None
+    Views(clock, view, sources, reads, 0.0, lambda: True)
+    assert view.loads is sources.loads
+    assert view.resident is sources.residency.masks
+    assert view.running is sources.running
+    assert view.inside is sources.inside
+    clock.run()
+    assert clock.now == 0
+
+
+def test_a_stale_view_is_read_at_multiples_of_the_interval_before_anything_else_happens_then() -> None:
+    clock, view, loads = Clock(), View(), [0]
+    seen: list[tuple[float, int]] = []
+
+    def arrive(event: Call) -> None:
+        seen.append((clock.now, view.loads[0]))
+        loads[0] += 1
+
+    times = [0.05, 0.1, 0.1, 0.15, 0.3, 0.30000000000000004, 0.35]
+    for time in times:
+        clock.call_at(time, ARRIVAL, arrive)
+    Views(clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: len(seen) < len(times))
+    clock.run()
+    # The third reading is at 3 * 0.1, which lies just above 0.3.
+    assert seen == [(0.05, 0), (0.1, 1), (0.1, 1), (0.15, 1), (0.3, 4), (0.30000000000000004, 5), (0.35, 5)]
+    assert clock.now == pytest.approx(0.4)  # the reading that finds nobody
+
+
+def test_readings_end_with_stop_and_never_begin_for_a_router_that_reads_nothing() -> None:
+    clock = Clock()
+    Views(clock, View(), Sources([0]), frozenset(), 0.1, lambda: True)
+    clock.run()
+    assert clock.now == 0
+    views = Views(clock, View(), Sources([0]), frozenset({"loads"}), 0.1, lambda: True)
+    clock.call_at(1.05, ARRIVAL, lambda event: views.stop())
+    clock.run()
+    assert clock.now == pytest.approx(1.1)
+
+
+def test_a_crash_makes_a_replica_lose_all_its_adapters() -> None:
+    residency = Residency(4, 3)
+    for adapter, replica in ((0, 0), (0, 2), (1, 2), (3, 1)):
+        residency.placed(adapter, replica)
+    copy: list[int] = []
+    residency.copy_to(copy)
+    residency.forget(2)
+    assert residency.masks == [0b001, 0, 0, 0b010]
+    assert copy == [0b101, 0b100, 0, 0b010]
+    residency.check_integrity([[1, 0, 0, 0], [0, 0, 0, 2], [0, 0, 0, 0]])
+    with pytest.raises(AssertionError, match="adapter 3"):
+        residency.check_integrity([[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
