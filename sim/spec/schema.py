@@ -6,11 +6,17 @@ import copy
 import json
 from typing import Any
 
+from sim.spec.routing import PLACEMENTS
 from sim.spec.scenario import ENGINES, EVICTIONS, ROUTERS, Scenario
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 # Checked by the models with better messages than an enum's, so the schema has to hear of them here.
-_NAMES = {("Fleet", "engine"): ENGINES, ("Cache", "eviction"): EVICTIONS, ("Router", "policy"): ROUTERS}
+_NAMES = {
+    ("Fleet", "engine"): ENGINES,
+    ("Cache", "eviction"): EVICTIONS,
+    ("Router", "policy"): ROUTERS,
+    ("Router", "placement"): PLACEMENTS,
+}
 _EXTENDS = {
     "type": "string",
     "description": "The scenario this one builds on: a bundled name, or a file relative to this one. "

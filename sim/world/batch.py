@@ -37,6 +37,11 @@ class BatchServer(Server):
     :param prefetch: idle loaders load for those who wait in the queue.
     """
 
+    __slots__ = (
+        "_actions", "_cycling", "_discards", "_event", "_first", "_growth", "_load_s", "_loads", "_prefetch", "_spare",
+        "_started", "_step", "_steps", "claiming", "scheduler", "waiting",
+    )  # fmt: skip
+
     def __init__(
         self,
         parts: Parts,

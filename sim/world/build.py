@@ -116,7 +116,7 @@ class Assembly:
         self._future = None
         if scenario.cache.eviction == "belady":
             self._future = Future(world.traffic.arrivals(replication), len(world.population))
-        view = View(up=list(range(scenario.fleet.replicas)), slots=world.capacity)
+        view = View(up=list(range(scenario.fleet.replicas)), slots=_adapters_at_a_time(world))
         router = make_router(world, view, replication)
         self._live = Live(len(world.population), scenario.fleet.replicas, router)
         self._versions: list[Versions] = []
@@ -130,7 +130,8 @@ class Assembly:
         )  # fmt: skip
         self.fleet.open(scenario.fleet.replicas, self._make_server)
         sources = self._live.sources(self.fleet.inside)
-        Views(self._clock, view, sources, router.reads, scenario.router.view_interval, self.fleet.busy)
+        interval_s = scenario.router.view_interval
+        self.fleet.look = Views(self._clock, view, sources, router.reads, interval_s, self.fleet.next_s).look
 
     def _make_changes(self, router: Router) -> Changes | None:
         world, replication = self._world, self._replication
@@ -203,6 +204,11 @@ def _server(world: World, parts: Parts, rule: KvRule | None, watched: Watch) -> 
         return watched(BatchServer)(parts, **options)
     costs = FRONT_ENDS[fleet.front_end]
     return watched(FrontedServer)(parts, front_end=FrontEnd(costs, len(world.population)), **options)
+
+
+def _adapters_at_a_time(world: World) -> int:
+    """Return how many adapters of the mean size fit into the GPU cache."""
+    return max(1, world.capacity * len(world.weights) // sum(world.weights))
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class Fleet:
 
     :param limits: tokens of prompt and output together, and of the prompt, with more of which a request is refused;
         None: no limit.
+    :ivar look: brings the router's view up to date.
     :param changes: rollouts and faults, through which every request then goes; None: nothing changes.
     """
 
@@ -75,6 +77,7 @@ class Fleet:
         self._chunk_first = 0
         self._make: Callable[[int, list[int]], Server] | None = None
         self._gone: list[Server] = []
+        self.look: Callable[[], None] = lambda: None
 
     def open(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
         """Let the replicas begin; ``make`` gets an index and the list in which a replica counts the requests inside."""
@@ -92,11 +95,16 @@ class Fleet:
         self.servers[replica] = self._make(replica, self.inside)
         return dead
 
-    def busy(self) -> bool:
-        """Return whether a request is still to come, or inside."""
-        return self._next is not None or any(self.inside)
+    def next_s(self) -> float:
+        """Return when the next request arrives; infinite: none does."""
+        return inf if self._next is None else self._next.arrival_s
 
     def submit(self, request: Request) -> None:
+        """Send a request on its way again, that came before."""
+        self.look()
+        self._send(request)
+
+    def _send(self, request: Request) -> None:
         """Send a request on its way where things change: which adapter it reaches, on which replica, and whether."""
         changes = self._changes
         assert changes is not None, "otherwise requests go straight to a replica"
@@ -184,7 +192,7 @@ class Fleet:
                 self.servers[self._router.choose(request.adapter, request.index)].arrive(request)
             else:
                 request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
-                self.submit(request)
+                self._send(request)
             request = next(self._requests, None)
             if request is None:
                 self._next = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from sim.policies.routing import ROUTERS, Router, Setting, View
 from sim.rng import stream_key
@@ -22,7 +22,7 @@ class Live:
     def __init__(self, adapters: int, replicas: int, router: Router) -> None:
         self.residency = Residency(adapters, replicas) if "resident" in router.reads else None
         self.counts: list[dict[int, int]] = [{} for _ in range(replicas)]
-        self._running: list[Collection[int]] = [()] * replicas
+        self._running: list[dict[int, int]] = [{}] * replicas
 
     def replica(self, index: int, server: Server) -> None:
         """Note which server stands at an index: a batch is its own; in an engine without one, all inside run."""
@@ -33,7 +33,7 @@ class Live:
 
         :param loads: by replica, requests inside.
         """
-        return Sources(loads, self.residency, self._running, list(self.counts))
+        return Sources(loads, self.residency, self._running, self.counts)
 
 
 def make_router(world: World, view: View, replication: int) -> Router:
@@ -45,6 +45,6 @@ def make_router(world: World, view: View, replication: int) -> Router:
     return ROUTERS[spec.policy](
         Setting(
             view, world.scenario.fleet.replicas, stream_key(world.scenario.run.seed, replication, "router"),
-            len(world.population), weights, spec.load_bound, spec.placement, spec.copies,
+            traffic.places, weights, spec.load_bound, spec.placement, spec.copies,
         )
     )  # fmt: skip

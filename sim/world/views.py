@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from sim.policies.routing import View
 from sim.world.clock import CONTROL, Call, Clock
@@ -65,28 +66,28 @@ class Sources:
 
     :ivar loads: by replica, requests inside.
     :ivar residency: who has which adapter; None where no router asks.
-    :ivar running, inside: by replica, the adapters of its batch, and of all requests inside.
+    :ivar running, inside: by replica, requests in its batch, and all requests inside, by adapter.
     """
 
     loads: list[int]
     residency: Residency | None = None
-    running: list[Collection[int]] = field(default_factory=list)
-    inside: list[Collection[int]] = field(default_factory=list)
+    running: list[dict[int, int]] = field(default_factory=list)
+    inside: list[dict[int, int]] = field(default_factory=list)
 
 
 class Views:
     """Keep the view of a router: shared with the fleet, or read anew every so often.
 
     A reading is a control event: the first of its instant, so arrivals of this instant see it, and it sees nothing that
-    happens then. Readings end when nobody is ``busy`` any more, or with ``stop``; otherwise a clock that runs until
-    there is no event left would run for ever. ``up`` and ``slots`` belong to whoever made the view and are never
-    touched.
+    happens then. From one reading on, those between the next one and the next arrival are left out: nobody would see
+    them. Readings end with arrivals; whoever sends a request later calls ``look``. ``up`` and ``slots`` belong to
+    whoever made the view and are never touched.
 
     Make it when all replicas are there and nothing has happened.
 
     :param reads: what the router looks at (``Router.reads``); nothing else is shared or copied.
     :param interval_s: seconds between readings; 0: the view is always current.
-    :param busy: whether a request is still to come or inside; asked at every reading.
+    :param next_s: when the next request arrives, infinite where none does; asked at every reading.
     """
 
     def __init__(
@@ -96,25 +97,25 @@ class Views:
         sources: Sources,
         reads: frozenset[str],
         interval_s: float,
-        busy: Callable[[], bool],
+        next_s: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._view = view
         self._sources = sources
         self._reads = reads
         self._interval_s = interval_s
-        self._busy = busy
-        self._readings = 0
-        self._stopped = False
+        self._next_s = next_s
+        self._reading = 1
         if interval_s == 0:
             self._share()
         elif reads:
             self._read()
             clock.call_at(interval_s, CONTROL, self._again)
 
-    def stop(self) -> None:
-        """Read no more; the reading that is on the queue does nothing."""
-        self._stopped = True
+    def look(self) -> None:
+        """Read now, for a request that comes at no arrival."""
+        if self._interval_s > 0 and self._reads:
+            self._read()
 
     def _share(self) -> None:
         view, sources = self._view, self._sources
@@ -129,12 +130,18 @@ class Views:
             view.inside = sources.inside
 
     def _again(self, event: Call) -> None:
-        if self._stopped or not self._busy():
-            return
         self._read()
-        self._readings += 1
+        next_s, interval_s = self._next_s(), self._interval_s
+        if next_s == inf:
+            return
         # A product, not a sum: the n-th reading is at n intervals, however many there were.
-        self._clock.schedule_call((self._readings + 1) * self._interval_s, CONTROL, event)
+        last = int(next_s / interval_s)
+        while last * interval_s > next_s:
+            last -= 1
+        while (last + 1) * interval_s <= next_s:
+            last += 1
+        self._reading = max(self._reading + 1, last)
+        self._clock.schedule_call(self._reading * interval_s, CONTROL, event)
 
     def _read(self) -> None:
         view, sources, reads = self._view, self._sources, self._reads
@@ -144,6 +151,6 @@ class Views:
             assert sources.residency is not None, "the router reads residents"
             sources.residency.copy_to(view.resident)
         if "running" in reads:
-            view.running = [frozenset(adapters) for adapters in sources.running]
+            view.running = [adapters.copy() for adapters in sources.running]
         if "inside" in reads:
-            view.inside = [frozenset(adapters) for adapters in sources.inside]
+            view.inside = [adapters.copy() for adapters in sources.inside]

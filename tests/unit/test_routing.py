@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -172,8 +173,16 @@ def test_an_adapter_whose_replicas_are_down_moves_and_comes_back() -> None:
     assert router.choose(0, 0) == 2
     view.up = [0, 1, 2]
     assert [router.choose(adapter, 0) for adapter in (0, 3)] == [0, 0]
+
+
+def test_nothing_is_left_of_a_stay_elsewhere() -> None:
+    view = view_of([0] * 3, up=[1, 2])
+    router = ROUTERS["service-per-adapter"](setting(view, adapters=6))
+    assert router.choose(0, 0) == 1
+    view.up = [0, 1, 2]
+    assert router.choose(0, 0) == 0
     view.up = [1, 2]
-    assert router.choose(3, 0) == 1  # nothing is left of its stay elsewhere: 1 and 2 have two adapters again
+    assert router.choose(3, 0) == 1  # 1 and 2 have two adapters again
 
 
 def test_an_adapter_that_comes_later_is_placed_at_its_first_request_and_stays() -> None:
@@ -185,10 +194,10 @@ def test_an_adapter_that_comes_later_is_placed_at_its_first_request_and_stays() 
 
 
 def test_a_current_view_shares_the_live_lists() -> None:
-    clock, view, sources = Clock(), View(), Sources([1, 2], Residency(3, 2), [{0}, set()], [{0}, {1}])
+    clock, view, sources = Clock(), View(), Sources([1, 2], Residency(3, 2), [{0: 1}, {}], [{0: 1}, {1: 2}])
     reads = frozenset({"loads", "resident", "running", "inside"})
     assert sources.residency is not None
-    Views(clock, view, sources, reads, 0.0, lambda: True)
+    Views(clock, view, sources, reads, 0.0, lambda: math.inf)
     assert view.loads is sources.loads
     assert view.resident is sources.residency.masks
     assert view.running is sources.running
@@ -208,22 +217,58 @@ def test_a_stale_view_is_read_at_multiples_of_the_interval_before_anything_else_
     times = [0.05, 0.1, 0.1, 0.15, 0.3, 0.30000000000000004, 0.35]
     for time in times:
         clock.call_at(time, ARRIVAL, arrive)
-    Views(clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: len(seen) < len(times))
+    Views(clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: next(iter(times[len(seen) :]), math.inf))
     clock.run()
     # The third reading is at 3 * 0.1, which lies just above 0.3.
     assert seen == [(0.05, 0), (0.1, 1), (0.1, 1), (0.15, 1), (0.3, 4), (0.30000000000000004, 5), (0.35, 5)]
-    assert clock.now == pytest.approx(0.4)  # the reading that finds nobody
+    assert clock.now == pytest.approx(0.4)  # one more reading, which finds that nobody is to come
 
 
-def test_readings_end_with_stop_and_never_begin_for_a_router_that_reads_nothing() -> None:
-    clock = Clock()
-    Views(clock, View(), Sources([0]), frozenset(), 0.1, lambda: True)
+def test_the_nth_reading_is_at_n_intervals_exactly() -> None:
+    clock, view, loads = Clock(), View(), [0]
+    seen: list[int] = []
+
+    def arrive(event: Call) -> None:
+        seen.append(view.loads[0])
+        loads[0] += 1
+
+    just_before = 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1
+    assert just_before < 1.0 == 10 * 0.1
+    for time in (just_before, 1.0):
+        clock.call_at(time, ARRIVAL, arrive)
+    Views(clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: (just_before, 1.0, math.inf)[len(seen)])
+    clock.run()
+    assert seen == [0, 1]
+
+
+def test_a_reading_that_no_arrival_would_see_is_left_out() -> None:
+    clock, view, loads, readings = Clock(), View(), [0], []
+    times = [0.05, 7.77, 7.79]
+
+    class Noted(list[int]):
+        def copy(self) -> list[int]:
+            readings.append(clock.now)
+            return list(self)
+
+    arrived: list[float] = []
+    for time in times:
+        clock.call_at(time, ARRIVAL, lambda event: arrived.append(clock.now))
+    next_s = lambda: next(iter(times[len(arrived) :]), math.inf)  # noqa: E731
+    Views(clock, view, Sources(Noted(loads)), frozenset({"loads"}), 0.1, next_s)
+    clock.run()
+    assert readings == pytest.approx([0.0, 0.1, 7.7, 7.8])
+
+
+def test_a_router_that_reads_nothing_has_no_readings_and_one_may_look_between_arrivals() -> None:
+    clock, view, loads = Clock(), View(), [0]
+    Views(clock, View(), Sources([0]), frozenset(), 0.1, lambda: 1.0)
     clock.run()
     assert clock.now == 0
-    views = Views(clock, View(), Sources([0]), frozenset({"loads"}), 0.1, lambda: True)
-    clock.call_at(1.05, ARRIVAL, lambda event: views.stop())
-    clock.run()
-    assert clock.now == pytest.approx(1.1)
+    views = Views(clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: math.inf)
+    loads[0] = 5
+    assert view.loads == [0]
+    views.look()
+    assert view.loads == [5]
 
 
 def test_a_crash_makes_a_replica_lose_all_its_adapters() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -15,16 +15,16 @@ class View:
     :ivar loads: by replica, requests inside: waiting or running.
     :ivar up: indices of the replicas that the router believes to be up, ascending; never empty at a choice.
     :ivar resident: by adapter, a bit mask of the replicas where it is in GPU memory or on its way there.
-    :ivar running: by replica, the adapters in its batch.
-    :ivar inside: by replica, the adapters of all requests inside.
+    :ivar running: by replica, requests in its batch by adapter.
+    :ivar inside: by replica, requests inside by adapter.
     :ivar slots: adapters that one replica can run at a time.
     """
 
     loads: list[int] = field(default_factory=list)
     up: list[int] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
-    running: list[Collection[int]] = field(default_factory=list)
-    inside: list[Collection[int]] = field(default_factory=list)
+    running: list[dict[int, int]] = field(default_factory=list)
+    inside: list[dict[int, int]] = field(default_factory=list)
     slots: int = 1
 
 
