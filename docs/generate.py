@@ -63,15 +63,55 @@ METRICS = {
                             "count when it ends.", "time", "ratio"),
     "goodput_rps": ("Measured requests that end in the measured time and within every target for single requests, "
                     "per second.", "time", "ratio"),
-    "slo_attainment": ("Measured requests that complete within every target for single requests, over completed "
-                       "and refused ones. Unfinished requests are left out.", "measured", "ratio"),
+    "slo_attainment": ("Measured requests that complete within every target for single requests, over completed, "
+                       "refused and failed ones. Unfinished requests are left out.", "measured", "ratio"),
     "completed": ("Requests that ended with their last token, summed over replications.", "measured", "none"),
     "unfinished": ("Requests still inside when a run of given `duration` stops.", "measured", "none"),
-    "refused": ("Requests with more prompt and output tokens than the KV cache of a replica holds.", "measured",
-                "none"),
+    "refused": ("Requests with more prompt and output tokens than the KV cache of a replica holds, and those that came "
+                "while their adapter was being replaced (`unload-then-load`).", "measured", "count"),
+    "failed": ("Requests that ended without a right answer: lost with their replica, their adapter could not be "
+               "loaded, or a wrong answer to the last try was noticed.", "measured", "count"),
     "preemptions": ("Times a running request lost its KV blocks and had to start again.", "measured", "none"),
     "evictions": ("Adapters that left GPU memory, in the whole run of every replication: warm-up and drain "
                   "included.", "whole run", "none"),
+    "replica_load_skew": ("Requests of the busiest replica (in each replication) over the mean per replica: 1 is even, "
+                          "`fleet.replicas` is all to one.", "measured", "ratio"),
+    "harmed": ("Requests with a mixed, stale or wrong answer, with an old prefix, refused by a rollout, failed, or "
+               "completed beyond a target for single requests. Each counts once.", "measured", "count"),
+    "mixed_version_responses": ("Requests whose tokens come from more than one version.", "measured", "count"),
+    "sessions_saw_both": ("Sessions that were answered by more than one version of an adapter. A session that asks for "
+                          "several adapters counts once for each.", "completed", "count"),
+    "sessions_went_back": ("Of those, sessions in which an answer begins with a version older than one that an earlier "
+                           "request was answered with.", "completed", "count"),
+    "stale_after_cutover": ("Requests that came when everybody was to have the new version, and whose answer began "
+                            "with an older one.", "measured", "count"),
+    "extra_resident_bytes_peak": ("Most bytes that old versions took in the GPU memory of all replicas beside new ones "
+                                  "of the same adapter, mean over replications. Only `new-name` has several at a time.",
+                                  "whole run", "replications"),
+    "rollout_duration_s": ("From `at` until the last request of the last old version has left (`new-name`), or until "
+                           "every replica has the new version; of several rollouts the longest; mean over "
+                           "replications. Withheld unless complete in all of them.", "whole run", "replications"),
+    "rollout_loads": ("Loads from any tier that start *during*.", "the window", "count"),
+    "rollout_peak_loads_per_s": ("Highest number of loads that start within any 10 s *during*, per second; mean over "
+                                 "replications.", "the window", "replications"),
+    "rollout_ttft_p99_s": ("TTFT, 99 % quantile, of requests that come *during*.", "completed", "p99 of replications"),
+    "rollout_e2e_p99_s": ("E2E, 99 % quantile, of requests that come *during*.", "completed", "p99 of replications"),
+    "rollout_miss_ratio": ("Miss ratio of requests that come *during*.", "admitted", "replications"),
+    "before_peak_loads_per_s": ("Like `rollout_peak_loads_per_s`, in the measured time before the first rollout "
+                                "begins.", "the time before", "replications"),
+    "before_ttft_p99_s": ("TTFT, 99 % quantile, of requests that come before the first rollout begins.", "completed",
+                          "p99 of replications"),
+    "before_e2e_p99_s": ("E2E, 99 % quantile, of the same.", "completed", "p99 of replications"),
+    "before_miss_ratio": ("Miss ratio of the same.", "admitted", "replications"),
+    "misrouted": ("Requests that reached a wrong adapter, or none, at least once.", "measured", "count"),
+    "wrong_adapter_served": ("Requests whose wrong answer was taken for right. They count as completed.", "measured",
+                             "count"),
+    "wrong_adapter_detected": ("Requests of which a wrong answer was noticed.", "measured", "count"),
+    "retried": ("Requests that were sent again after a wrong answer, once or more.", "measured", "count"),
+    "old_prefix_served": ("Requests whose prefix came from an older version (fault `named-prefixes`).", "measured",
+                          "count"),
+    "rerouted": ("Requests sent to another replica because theirs had died.", "measured", "count"),
+    "lost": ("Requests lost with their replica. They count as failed.", "measured", "count"),
 }  # fmt: skip
 """Each metric's definition, what it is taken over, and how its interval is made."""
 
@@ -263,7 +303,15 @@ def metric_table() -> str:
     if list(METRICS) != list(UNITS):
         raise SystemExit("docs/generate.py and sim/results/point.py do not name the same metrics")
     slo = {name if name == "miss_ratio" else f"{name}_s": name for name in Slo.model_fields}
-    units = {"1": "–", "s": "s", "1/s": "1/s", "requests": "requests"}
+    units = {
+        "1": "–",
+        "s": "s",
+        "1/s": "1/s",
+        "requests": "requests",
+        "sessions": "sessions",
+        "loads": "loads",
+        "B": "bytes",
+    }
     rows = []
     for name, (definition, over, interval) in METRICS.items():
         asked = f"`slo.{slo[name]}`" if name in slo else ""

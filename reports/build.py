@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports import method, tables
-from reports.axes import make_axes, point_words
+from reports import method, tables, tables_changes
+from reports.axes import Axis, make_axes, point_words
+from reports.changes import is_changed
 from reports.choose import choose_charts
 from reports.findings import answer, sweep_answer, sweep_focus
 from reports.verdicts import MET, NO_SLO, NOT_MET, UNCLEAR, verdict
@@ -20,6 +21,7 @@ from sim.results.point import Point
 if TYPE_CHECKING:
     from jinja2 import Template
 
+    from reports.svg import Table
     from sim.results.store import RunData
 
 FILE = "report.html"
@@ -63,8 +65,18 @@ def _context(run: RunData) -> dict[str, Any]:
         "scenario_yaml": _yaml(scenario), "started": str(manifest.get("started_at", ""))[:10],
     }  # fmt: skip
     if not run.points:
-        empty = dict.fromkeys(("answer", "badge", "groups", "metrics", "traffic", "capacity"))
-        return {**common, **empty, "tiles": [], "charts": [], "warnings": [], "where": "", "swept": []}
+        empty = dict.fromkeys(("answer", "badge", "groups", "metrics", "traffic", "capacity", "replicas"))
+        return {
+            **common,
+            **empty,
+            "tiles": [],
+            "charts": [],
+            "warnings": [],
+            "where": "",
+            "swept": [],
+            "changes": [],
+            "is_changed": False,
+        }
     return {**common, **_results(run.points, terms, assumed=method.is_assumed(manifest))}
 
 
@@ -82,9 +94,20 @@ def _results(points: list[Point], terms: dict[str, float], *, assumed: bool) -> 
         "charts": choose_charts(points, axes, terms, focus), "groups": tables.groups_table(focus, where),
         "metrics": tables.points_table(points, axes, terms) if axes else tables.metrics_table(points[0]),
         "traffic": tables.traffic_table(focus), "capacity": tables.capacity_table(focus),
-        "warnings": _warnings(points),
+        "warnings": _warnings(points), "is_changed": is_changed(points),
+        "changes": _changes(points, axes, terms, focus, where),
+        "replicas": tables_changes.replicas_table(focus, where),
         "swept": [(axis.words, axis.key, len(axis.values)) for axis in axes],
     }  # fmt: skip
+
+
+def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], focus: Point, where: str) -> list[Table]:
+    """Return the tables of rollouts, faults and routers that there are."""
+    found = [
+        tables_changes.side_by_side(points, axes, terms), tables_changes.harm_table(focus, where),
+        tables_changes.events_table(focus, where),
+    ]  # fmt: skip
+    return [table for table in found if table is not None]
 
 
 def _badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str, str, str]:

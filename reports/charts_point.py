@@ -1,25 +1,15 @@
-"""Charts of single points: how latencies are distributed, and what happened when."""
+"""How latencies are distributed: quantiles up to the far tail."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts import end_labels
-from reports.scales import (
-    count_tick,
-    nice_linear,
-    nice_log,
-    seconds_tick,
-    set_ticks,
-    x_title,
-    y_title,
-)
+from reports.scales import nice_log, seconds_tick, set_ticks, x_title, y_title
 from reports.svg import COLOURS, SERIES, Chart, Table, drawing, place, to_svg
-from reports.words import number
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 
@@ -118,64 +108,3 @@ def _cdf_table(curves: Sequence[Curve], what: str) -> Table:
             cells.append(human_seconds(values[at]) if close else "–")
         rows.append([f"{wanted * 100:.6g} %", *cells])
     return Table(f"Quantiles of {what}", ["share within", *(curve[0] for curve in curves)], rows)
-
-
-def timeline_chart(point: Point, where: str) -> Chart | None:
-    """Draw arrivals, running and waiting requests, and loads under way over the first replication."""
-    point = replace(point, timeline={k: [v or 0.0 for v in values] for k, values in point.timeline.items()})
-    times = point.timeline.get("t_s") or []
-    panels = [
-        ("requests", [("running", "running", "s1"), ("waiting", "waiting", "s2")]),
-        ("loads", [("loads_in_flight", "loads under way", "s5")]),
-        ("per second", [("arrivals_per_s", "arrivals", "s6")]),
-    ]
-    panels = [(w, [s for s in series if point.timeline.get(s[0])]) for w, series in panels]
-    panels = [panel for panel in panels if panel[1]]
-    if len(times) < 2 or not panels:
-        return None
-    title = "What happened when?"
-    peaks = [f"{label} up to {number(max(point.timeline[key]))}" for _, series in panels for key, label, _ in series]
-    desc = f"First replication over {human_seconds(times[-1])}, in spans: {', '.join(peaks)}."
-    each = 104
-    with drawing(each * len(panels) + 48) as figure:
-        for i, (what, series) in enumerate(panels):
-            inner = i < len(panels) - 1
-            below = 48 + each * (len(panels) - 1 - i)
-            ax = place(figure, 58, 34 + each * i, 122, below)
-            _panel(ax, point, times, what, series, last=not inner)
-        svg = to_svg(figure, "timeline", title, desc)
-    caption = f"First replication{where}, warm-up included; means over short spans."
-    picked = spread(range(len(times)), 25)
-    head = ["time", *(label for _, series in panels for _, label, _ in series)]
-    keys = [key for _, series in panels for key, _, _ in series]
-    rows = [[human_seconds(times[i]), *(f"{point.timeline[key][i]:.3g}" for key in keys)] for i in picked]
-    note = f"{len(picked)} of {len(times)} spans." if len(picked) < len(times) else ""
-    return Chart("timeline", title, caption, desc, svg, Table("First replication over time", head, rows, note))
-
-
-def _panel(
-    ax: Axes, point: Point, times: Sequence[float], what: str, series: Sequence[tuple[str, str, str]], *, last: bool
-) -> None:
-    """Draw one strip of the timeline."""
-    every = []
-    ends = []
-    for key, label, colour in series:
-        values = point.timeline[key]
-        ax.plot(times, values, color=COLOURS[colour], linewidth=1.2)
-        ax.fill_between(times, 0, values, color=COLOURS[colour], alpha=0.12, linewidth=0)
-        every += values
-        ends.append((label, COLOURS[colour], values[-1]))
-    top = max(every) * 1.08 or 1.0
-    ticks = nice_linear(0, top, 3)
-    ax.set_ylim(0, top)
-    set_ticks(ax, "y", ticks, [count_tick(tick) for tick in ticks])
-    ax.set_xlim(times[0], times[-1])
-    x_ticks = nice_linear(times[0], times[-1], 6)
-    set_ticks(ax, "x", x_ticks, [seconds_tick(tick) for tick in x_ticks] if last else [""] * len(x_ticks))
-    ax.grid(True, axis="y")
-    ax.set_axisbelow(True)
-    ax.spines["left"].set_visible(False)
-    end_labels(ax, ends)
-    y_title(ax, what)
-    if last:
-        x_title(ax, "simulated time")

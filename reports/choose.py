@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from reports.axes import Axis, point_words
 from reports.charts import family_chart, has_values, latency_chart, ratio_chart
 from reports.charts_breakdown import breakdown_bars_chart, breakdown_chart, breakdown_sweep_chart
+from reports.charts_changes import moments_chart, version_chart
 from reports.charts_heat import heat_chart
-from reports.charts_point import cdf_chart, timeline_chart
+from reports.charts_point import cdf_chart
+from reports.charts_time import timeline_chart
 from reports.svg import SERIES, Chart
 from reports.verdicts import main_metric
 from sim.results.point import Point
@@ -26,7 +28,10 @@ def choose_charts(
     """
     where = f" at {point_words(focus, axes)}" if axes else ""
     timeline = timeline_chart(focus, where)
-    if not axes:
+    changed = [moments_chart(points, axes), version_chart(points, axes)]
+    if not axes and focus.events:
+        found = [timeline, *changed, cdf_chart(points, axes), breakdown_chart(points[0])]
+    elif not axes:
         found = [breakdown_chart(points[0]), cdf_chart(points, axes), timeline]
     elif len(axes) == 1:
         axis = axes[0]
@@ -37,6 +42,8 @@ def choose_charts(
     else:
         several = _two_keys(points, axes, slo_terms) if len(axes) == 2 else _facets(points, axes, slo_terms)
         found = [*several, breakdown_bars_chart(points, axes), cdf_chart(points, axes), timeline]
+    if axes:
+        found = [*found[:1], *changed, *found[1:]]
     return [chart for chart in found if chart is not None]
 
 

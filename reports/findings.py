@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from reports.axes import Axis, in_order, make_axes, point_words
 from reports.binding import OVERLOADED, headroom, is_overloaded, limits
+from reports.changes import compare, tell
 from reports.verdicts import (
     MET,
     NO_SLO,
@@ -113,6 +114,9 @@ def answer(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = Fals
     binding, *others = limits(point)
     details = _details(point, slo_terms, headline)
     details += [f"Also near its limit: {other.name}. {other.sentence}" for other in others]
+    changed = tell(point, slo_terms)
+    if changed:
+        headline, details = changed[0], [*changed[1:], headline, *details]
     word, reason = confidence(point, slo_terms, assumed=assumed)
     name = "none: nothing is near its limit" if binding.name == "none" else binding.name
     return Answer(headline, details, found, name, binding.sentence, headroom(point), word, reason)
@@ -225,6 +229,10 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     if wobbly:
         details.append(f"At {wobbly} of {len(points)} points {metric_words(name)} is unsettled.")
     binding_name = "none: nothing is near its limit" if binding.name == "none" else binding.name
+    changed = compare(points, axes, slo_terms)
+    if changed:
+        plain = [text for text in (headline, *details) if text != _range_sentence(points, axes, name)]
+        headline, details = changed[0], [*changed[1:], *plain]
     return Answer(
         headline, details, overall, binding_name, bound, f"At {where}: {_lower(said.headroom)}",
         said.confidence, f"at {where}: {said.reason}",

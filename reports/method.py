@@ -44,6 +44,22 @@ def modelled(manifest: Mapping[str, Any]) -> list[str]:
         if _filled(manifest, "storage", "mode") == "blocking"
         else "Loaders as servers with a queue of their own; one load in flight per adapter."
     )
+    return found + _changing(_part(manifest, "scenario"))
+
+
+def _changing(scenario: Mapping[str, Any]) -> list[str]:
+    """Return what is modelled of rollouts and faults, where there are some."""
+    found = []
+    if scenario.get("rollouts"):
+        found.append(
+            "Which version of an adapter lies where (storage, host, GPU), which one computes each token, and when each "
+            "router or replica hears of a new one."
+        )
+    if scenario.get("faults"):
+        found.append(
+            "Faults at their times; which requests each one meets follows from the seed and the request's number, so "
+            "it is the same in every design."
+        )
     return found
 
 
@@ -77,7 +93,8 @@ def assumed(manifest: Mapping[str, Any]) -> list[str]:
         found += _traffic(workload)
     if _part(scenario, "storage").get("load"):
         found.append("Loads take the time that the scenario gives, however many run at once.")
-    found.append("No replica, loader or storage fails.")
+    if not scenario.get("faults"):
+        found.append("No replica, loader or storage fails, and every request reaches the adapter it asks for.")
     return found
 
 

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from reports.axes import Axis, in_order, spread
 from reports.binding import is_fixed, limits
+from reports.changes import compares_routers, has_rollout, is_changed, value_of
 from reports.charts import brackets_note, cell, table_note
 from reports.svg import Table
+from reports.tables_changes import shown_metrics
 from reports.verdicts import out_of_hand, term_verdict, verdict
 from reports.words import calibration, interval, metric_words, percent, show, size_words
-from sim.results.point import UNITS, Metric, Point
+from sim.results.point import Metric, Point
 from sim.spec.units import human_seconds
 
 TILES = ("ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loader_utilization", "throughput_rps")
+ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
 _KEY_COLUMNS = (
     "ttft_p99_s", "e2e_p99_s", "miss_ratio", "delayed_hit_ratio", "loader_utilization", "gpu_utilization",
     "throughput_rps", "slo_attainment", "unfinished",
@@ -43,7 +46,8 @@ class Tile:
 
 def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
     """Return the key numbers of a point; SLO terms come first."""
-    names = [*slo_terms, *(name for name in TILES if name not in slo_terms)]
+    changed = (*(["harmed"] if is_changed([point]) else []), *(ROLLOUT_TILES if has_rollout([point]) else []))
+    names = [*slo_terms, *(name for name in (*changed, *TILES) if name not in slo_terms)]
     tiles = []
     for name in names:
         metric = point.metrics.get(name)
@@ -59,7 +63,7 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
                 metric.settled or metric.value is None,
             )
         )  # fmt: skip
-    return tiles[:8]
+    return tiles[: 7 if changed else 8]
 
 
 def groups_table(point: Point, where: str) -> Table | None:
@@ -81,7 +85,7 @@ def metrics_table(point: Point) -> Table:
     """Return every metric of one point with its intervals."""
     drawn = bool(point.calibration)
     rows = []
-    for name in UNITS:
+    for name in shown_metrics([point]):
         metric = point.metrics.get(name)
         if metric is not None:
             value = "–" if metric.value is None else show(name, metric.value, metric.unit)
@@ -116,7 +120,7 @@ def _remark(metric: Metric) -> str:
 
 def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
     """Return one row a point: every metric for few points, the key ones for many."""
-    measured = [name for name in UNITS if any(name in p.metrics and p.metrics[name].value is not None for p in points)]
+    measured = [name for name in shown_metrics(points) if any(value_of(p, name) is not None for p in points)]
     names = [n for n in measured if len(points) <= _ALL_METRICS_UP_TO or n in _KEY_COLUMNS or n in slo_terms]
     shown = spread(in_order(points, axes), _MOST_POINTS)
     if len(axes) == 1 and len(points) <= _ALL_ACROSS_UP_TO:
@@ -136,12 +140,19 @@ def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
 
 def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
     """Return one row a point with what decides: narrow enough for a terminal, without intervals."""
-    wanted = dict.fromkeys(
-        [*slo_terms, "ttft_p99_s", "e2e_p99_s", "miss_ratio", "loader_utilization", "throughput_rps"]
-    )
+    rest: tuple[str, ...] = ("miss_ratio", "loader_utilization", "throughput_rps")
+    if is_changed(points):
+        rest = (
+            ("harmed", "rollout_ttft_p99_s", "rollout_peak_loads_per_s")
+            if has_rollout(points)
+            else ("harmed", "failed")
+        )
+    elif compares_routers(points, axes):
+        rest = ("miss_ratio", "loads_per_request", "replica_load_skew")
+    wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest])
     if all(is_fixed(point) for point in points):
         wanted.pop("ttft_p99_s", None)  # the first token is the whole answer
-    names = [name for name in wanted if any(p.metrics[name].value is not None for p in points)]
+    names = [name for name in wanted if any(value_of(p, name) is not None for p in points)]
     head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names), "limit"]
     rows = []
     for point in in_order(points, axes):

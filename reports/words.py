@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sim.results.point import SHARES, UNITS, Metric
+from sim.results.point import SHARES, SUMMED, UNITS, Metric
 from sim.spec.units import human_bytes, human_seconds, parse_seconds, parse_share
 
 RATIOS = SHARES
@@ -25,7 +25,18 @@ METRIC_WORDS = {
     "e2e_mean_s": "mean E2E", "e2e_p50_s": "median E2E", "e2e_p99_s": "p99 E2E",
     "throughput_rps": "throughput", "output_tokens_per_s": "output tokens", "goodput_rps": "goodput",
     "slo_attainment": "SLO attainment", "completed": "completed", "unfinished": "unfinished",
-    "refused": "refused", "preemptions": "preemptions", "evictions": "evictions",
+    "refused": "refused", "failed": "failed", "preemptions": "preemptions", "evictions": "evictions",
+    "replica_load_skew": "load skew of replicas", "harmed": "requests harmed",
+    "mixed_version_responses": "mixed-version responses", "sessions_saw_both": "sessions that saw both versions",
+    "sessions_went_back": "sessions that went back", "stale_after_cutover": "stale after cutover",
+    "extra_resident_bytes_peak": "extra resident bytes, peak", "rollout_duration_s": "rollout duration",
+    "rollout_loads": "loads during", "rollout_peak_loads_per_s": "peak loads during",
+    "rollout_ttft_p99_s": "p99 TTFT during", "rollout_e2e_p99_s": "p99 E2E during",
+    "rollout_miss_ratio": "miss ratio during", "before_peak_loads_per_s": "peak loads before",
+    "before_ttft_p99_s": "p99 TTFT before", "before_e2e_p99_s": "p99 E2E before",
+    "before_miss_ratio": "miss ratio before", "misrouted": "misrouted", "wrong_adapter_served": "wrong answers served",
+    "wrong_adapter_detected": "wrong answers noticed", "retried": "sent again",
+    "old_prefix_served": "old prefixes served", "rerouted": "rerouted", "lost": "lost",
 }  # fmt: skip
 """Metrics in the words of style.md."""
 
@@ -38,7 +49,12 @@ KEY_WORDS = {
     "fleet.admission": "admission policy", "cache.gpu.slots": "GPU slots", "cache.gpu.size": "GPU cache",
     "cache.host.slots": "host slots", "cache.host.size": "host cache", "cache.eviction": "eviction policy",
     "storage.loaders": "loaders", "storage.mode": "load mode", "router.policy": "router policy",
-    "run.seed": "seed",
+    "run.seed": "seed", "rollouts.0.strategy": "strategy", "rollouts.0.spread": "spread of the rollout",
+    "rollouts.0.dwell": "dwell of a stage", "rollouts.0.share": "share rolled out", "rollouts.0.stages": "stages",
+    "faults.0.requests": "fate of requests inside", "faults.0.detected": "time to notice",
+    "faults.0.down": "time down", "faults.0.lasts": "length of the fault", "faults.0.probability": "fault probability",
+    "faults.0.detector.checks": "answers checked", "faults.0.detector.retries": "retries",
+    "router.staleness": "age of the router's view", "router.bound": "load bound", "router.placement": "placement",
 }  # fmt: skip
 """Swept keys in words; any other key reads as it is written in the scenario."""
 
@@ -85,6 +101,8 @@ def show(name: str, value: float | None, unit: str | None = None) -> str:
         return human_seconds(value)
     if unit == "1/s":
         return f"{number(value)}/s"
+    if unit == "B":
+        return human_bytes(value)
     return percent(value) if name in RATIOS else number(value)
 
 
@@ -129,6 +147,10 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
     if name in RATIOS:  # Student's t doesn't know that a share ends at 0 and at 1.
         low, high = max(low, 0.0), min(high, 100.0)
     # A bound many times the value says more in its own unit: "87 ms to 1.9 s".
+    if metric.unit == "B":
+        return f"{human_bytes(lower)} to {human_bytes(upper)}"
+    if metric.unit in SUMMED:
+        return f"{lower:,.0f} to {upper:,.0f}"
     if suffix.strip() and metric.unit == "s" and (high > 1000 or (low and abs(low) < 0.1)):
         return f"{human_seconds(lower)} to {human_seconds(upper)}"
     return f"{_scaled(low, like)} to {_scaled(high, like)}"

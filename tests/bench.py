@@ -16,6 +16,8 @@ from typing import Any
 
 import simpy
 
+from sim.spec.rollouts import STRATEGIES
+from sim.spec.routing import ROUTERS
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world, simulate
 
@@ -35,6 +37,7 @@ def batch(
     size: str = "8 GB",
     replicas: int = 1,
     exponent: float = 0.9,
+    **more: Any,
 ) -> dict[str, Any]:
     """Return a scenario of continuous batching: small adapters (6.8 MB), of which a cache of 8 GB holds 1,000."""
     return {
@@ -43,7 +46,7 @@ def batch(
                      "popularity": {"law": "zipf", "exponent": exponent}, "tokens": LENGTHS[lengths]},
         "adapters": {"count": adapters, "rank": 8, "targets": ["q", "v"]},
         "fleet": {"replicas": replicas}, "router": {"policy": "least-loaded"},
-        "cache": {"gpu": {"size": size}},
+        "cache": {"gpu": {"size": size}}, **more,
     }  # fmt: skip
 
 
@@ -75,6 +78,30 @@ def rows(quick: bool) -> dict[str, dict[str, Any]]:
     }
 
 
+def fleets(quick: bool) -> dict[str, dict[str, Any]]:
+    """Return rows of fleets, of 40 requests a second for each replica, a third of which miss."""
+    requests = 20_000 if quick else 100_000
+    rows = {"four replicas, least-loaded": batch(160, requests, size="1200 MB", replicas=4)}
+    others = (name for name in ROUTERS if name != "least-loaded")
+    for policy in others:
+        rows[f"four, {policy}"] = batch(160, requests, size="1200 MB", replicas=4, router={"policy": policy})
+    for strategy in STRATEGIES:
+        rollout = {"strategy": strategy, "at": f"{requests / 320} s"}
+        rows[f"four, rollout {strategy} of all"] = batch(160, requests, size="1200 MB", replicas=4, rollouts=[rollout])
+    return rows
+
+
+def sizes(quick: bool) -> dict[str, dict[str, Any]]:
+    """Return rows of a fleet that grows, and its traffic with it."""
+    requests = 20_000 if quick else 100_000
+    rows = {"one replica, 40/s": batch(40, requests, size="1200 MB")}
+    for policy in ("least-loaded", "affinity-residency", "affinity-activity"):
+        rows[f"64 replicas, {policy}"] = batch(
+            64 * 40, 4 * requests, size="1200 MB", replicas=64, router={"policy": policy}
+        )
+    return rows
+
+
 def bare(count: int = 100_000) -> float:
     """Return CPU seconds of one bare timeout."""
     env = simpy.Environment()
@@ -104,15 +131,25 @@ def measure(data: dict[str, Any], repetitions: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     quick = "--quick" in sys.argv
+    tables = {"one core": rows(quick), "fleets": fleets(quick), "sizes of fleets": sizes(quick)}
     if "--row" in sys.argv:
         name = sys.argv[sys.argv.index("--row") + 1]
-        print(json.dumps(measure(rows(quick)[name], 2 if "ten times" in name else 5)))
+        data = next(table[name] for table in tables.values() if name in table)
+        print(json.dumps(measure(data, 2 if data["workload"]["requests"] > 100_000 else 5)))
         return
-    print(f"{'one core':38} {'requests/s':>10} {'timeouts/s':>10} {'worth':>6} {'peak MB':>8} {'against first':>14}")
+    for title, table in tables.items():
+        show(title, list(table), quick)
+    print("worth: the time of one simulated request in bare SimPy timeouts. Every change of the batch is an event, so")
+    print("a request costs less the more of them share a step: quote the workload with the figure.")
+
+
+def show(title: str, names: list[str], quick: bool) -> None:
+    """Measure the rows of one table, each in a process of its own, and print it."""
+    print(f"{title:38} {'requests/s':>10} {'timeouts/s':>10} {'worth':>6} {'peak MB':>8} {'against first':>14}")
     first = 0.0
-    for name in rows(quick):
+    for name in names:
         command = [sys.executable, __file__, "--row", name, *(["--quick"] if quick else [])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -121,10 +158,7 @@ def main() -> None:
         first = first or row["worth"]
         print(f"{name:38} {1 / row['request_s']:10,.0f} {1 / row['timeout_s']:10,.0f} {row['worth']:6.1f} "
               f"{row['peak_mb']:8,.0f} {row['worth'] / first:13.2f}x", flush=True)  # fmt: skip
-    print(
-        "\nworth: the time of one simulated request in bare SimPy timeouts. Every change of the batch is an event, so"
-    )
-    print("a request costs less the more of them share a step: quote the workload with the figure.")
+    print(flush=True)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,13 @@ class AdapterQueues(ReadyQueue):
         self._weight = 0
         self._asked = 0
         self._chosen = -1
+        self._base_model: int | None = None
         self.take = self._claim
+
+    def serve_base_model(self, number: int) -> None:
+        """Let requests without an adapter, which stand under this number, have their turn at any time."""
+        self._base_model = number
+        self._active[number] = inf
 
     def begin(self) -> None:
         """Sort in those who came, and change the active adapters: what a scheduling pass begins with."""
@@ -84,6 +90,15 @@ class AdapterQueues(ReadyQueue):
         self._asked -= 1
         self._loading.discard(request.adapter)
         self.push(request)
+
+    def failed(self, request: Request) -> None:
+        """Note that a request handed to ``ask`` has left: its adapter can't be loaded, and gives up its place."""
+        self._asked -= 1
+        adapter = request.adapter
+        if adapter in self._loading:
+            self._loading.remove(adapter)
+            del self._active[adapter]
+            self._weight -= self._cache.weights[adapter]
 
     def next_change_s(self) -> float:
         """Return the time after which the next pass might decide otherwise though nobody came or left."""
@@ -131,7 +146,10 @@ class AdapterQueues(ReadyQueue):
 
     def _outstayed(self, now: float) -> int | None:
         """Return the adapter that has been active longest, if it has been so for too long."""
-        front = next(iter(self._active), None)
+        active = iter(self._active)
+        front = next(active, None)
+        if front is not None and front == self._base_model:  # came first, and stays
+            front = next(active, None)
         if front is None or front not in self._served or not self._may_go(front) or now <= self._active[front]:
             return None
         return front

@@ -145,6 +145,11 @@ class ClaimingQueue(ReadyQueue):
         request.claimed = True
         self.push(request)
 
+    def failed(self, request: Request) -> None:
+        """Note that a request handed to ``ask`` has left, since its adapter can't be loaded."""
+        self._asked -= 1
+        self._cache.release(request.adapter)
+
     def everyone(self) -> list[Request]:
         return super().everyone() + [request for group in self.aside.values() for request in group]
 

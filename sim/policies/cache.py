@@ -87,6 +87,20 @@ class GpuCache:
             self.in_use += weights[adapter]
         self.in_use_peak = self.in_use
 
+    def serve_base_model(self) -> int:
+        """Add a place for requests that need no adapter, and return its number.
+
+        It is always there, in use for ever, and of no weight. Nobody is told of it, neither ``watch`` nor the
+        eviction policy.
+        """
+        number, touched = len(self.weights), self._touched
+        self.weights = [*self.weights, 0]
+        self.state.append(RESIDENT)
+        self.users.append(1)
+        if touched is not None:
+            self._touched = lambda adapter: None if adapter == number else touched(adapter)
+        return number
+
     def warm_up(self, adapters: Sequence[int]) -> None:
         """Make adapters resident before anything happens: in this order, up to the first that finds no room.
 
@@ -241,6 +255,14 @@ class GpuCache:
             for _ in range(users - 1):
                 self._touched(adapter)
 
+    def abort(self, adapter: int) -> None:
+        """Give back the room of a load that has failed. Who asked for it counts as a user until ``release``."""
+        assert self.state[adapter] == LOADING, "only a load under way can fail"
+        self.state[adapter] = ABSENT
+        self.used -= self.weights[adapter]
+        if self.watch is not None:
+            self.watch.left(adapter)
+
     def check_integrity(self) -> None:
         """Assert that the running sums agree with a count from scratch, and that the cache is not overfull."""
         adapters = range(len(self.weights))
@@ -270,6 +292,10 @@ class UnifiedCache(GpuCache):
         self.blocks = blocks
         self.blocks_used = 0
         self._room = room
+
+    def serve_base_model(self) -> int:
+        self.blocks = [*self.blocks, 0]
+        return super().serve_base_model()
 
     def _fits(self, adapter: int) -> bool:
         return self.blocks_used + self.blocks[adapter] <= self._room() and super()._fits(adapter)

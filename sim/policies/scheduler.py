@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from sim.policies.admission import ReadyQueue
+from sim.policies.base_model import AdapterCounts
 from sim.policies.costs import StepCosts
 from sim.policies.kv_rules import KvRule
 from sim.policies.memory import KvBlocks
@@ -123,6 +124,11 @@ class Scheduler:
         self._chunk = 0  # tokens of the partial prefill in this step
         self._next = Step()
 
+    def serve_base_model(self, number: int) -> None:
+        """Let requests without an adapter join, which stand under this number; to be called before anybody comes."""
+        self.adapters = AdapterCounts(number)
+        self._ranks = [*self._ranks, 0]
+
     def complete(self, steps: int, now: float) -> list[Request]:
         """Note that ``steps`` steps ended at ``now``; return the requests whose last token came.
 
@@ -221,12 +227,12 @@ class Scheduler:
         if not self.paused and self.kv.decoding:
             self.paused.append((now, self.kv.decoding))
         step.steps, step.tokens, step.decoding, step.growth_s = 1, tokens, 0, 0.0
-        adapters = {request.adapter for request in step.prefills}
-        ranks = sum(self._ranks[adapter] for adapter in adapters)
+        ranks = [self._ranks[adapter] for adapter in {request.adapter for request in step.prefills}]
+        distinct = len(ranks) - ranks.count(0)  # the base model has no rank
         if costs.detailed:
-            step.first_s = costs.step(tokens, 0, len(adapters), ranks, *self.details())
+            step.first_s = costs.step(tokens, 0, distinct, sum(ranks), *self.details())
         else:
-            step.first_s = costs.step(tokens, 0, len(adapters), ranks)
+            step.first_s = costs.step(tokens, 0, distinct, sum(ranks))
         return step
 
     def _gate_closed(self) -> bool:

@@ -54,6 +54,7 @@ class TouchedCache:
     def __init__(self, adapters: int, slots: int, host_slots: int, order: Callable[[list[int]], list[int]]) -> None:
         assert host_slots >= slots, "a slot's adapter has a copy in host memory"
         self.capacity = slots
+        self._adapters = adapters
         self.host_slots = min(host_slots, adapters)
         self.state = [ABSENT] * adapters
         self.users = [0] * adapters
@@ -79,6 +80,16 @@ class TouchedCache:
             self._in_host[adapter] = True
             self._host_count += 1
             self._idle[adapter] = self._host_idle[adapter] = None
+
+    def serve_base_model(self) -> int:
+        """Add a place for requests that need no adapter, as if it were always in a slot of its own; return its number.
+
+        It is never among the batch's adapters that ``touch`` gets.
+        """
+        self.state.append(RESIDENT)
+        self.users.append(1)
+        self._in_host.append(False)
+        return self._adapters
 
     def acquire(self, adapter: int) -> bool:
         """Add a request to the batch; return whether its adapter is resident."""
@@ -219,11 +230,12 @@ class TouchedCache:
 
     def check_integrity(self) -> None:
         """Assert that the two tiers agree with each other and with their counts."""
-        residents = {adapter for adapter, state in enumerate(self.state) if state == RESIDENT}
+        adapters = self._adapters
+        residents = {adapter for adapter, state in enumerate(self.state[:adapters]) if state == RESIDENT}
         copies = {adapter for adapter, there in enumerate(self._in_host) if there}
         assert residents == self._idle.keys() | self._members
         assert copies == self._host_idle.keys() | self._members
         assert residents <= copies
         assert len(residents) <= self.capacity
         assert len(copies) == self._host_count <= self.host_slots
-        assert self.in_use == sum(count > 0 for count in self.users) <= self.capacity
+        assert self.in_use == sum(count > 0 for count in self.users[:adapters]) <= self.capacity

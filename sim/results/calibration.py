@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.metrics import Facts
-from sim.results.point import SHARES, Metric, Point
+from sim.results.point import SHARES, SUMMED, Metric, Point
 from sim.results.records import Recording
 from sim.results.stats import student
 from sim.results.views import measure_alone
@@ -53,6 +53,8 @@ def add_calibration(point: Point, own: Sequence[Alone], drawn: Sequence[Alone], 
     pairs = [(own[k % len(own)], draw) for k, draw in enumerate(drawn)]
     point.calibration = {"draws": len(drawn), "of": of, "overloaded": sum(draw.overloaded for draw in drawn)}
     for name, metric in point.metrics.items():
+        if metric.unit in SUMMED:  # over all replications; a draw has but one
+            continue
         values = [(before.values[name], after.values[name]) for before, after in pairs]
         known = [(before, after) for before, after in values if before is not None and after is not None]
         if metric.value is not None and metric.lo is not None and len(known) == len(pairs):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.changes import change_metrics
 from sim.results.point import UNITS, Metric
-from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording, gap_bin_edges
+from sim.results.records import COMPLETED, UNFINISHED, Recording, gap_bin_edges
 from sim.results.stats import MIN_FOR_P99, Sampled, estimate, histogram_quantile, ratio
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, HIT, MISS
 
@@ -35,6 +36,8 @@ class Facts:
     :ivar size_bytes, kind, kind_names: of the adapters.
     :ivar slots: adapter slots, or None where bytes are counted; ``kv_tokens``, ``max_num_seqs``: None for ``fixed``.
     :ivar refusals: for what reasons requests may be refused, in words.
+    :ivar strategies: of the rollouts; () where there are none.
+    :ivar faults: kinds of the faults.
     """
 
     slo: dict[str, float]
@@ -49,6 +52,8 @@ class Facts:
     kv_tokens: int | None
     max_num_seqs: int | None
     refusals: str = "prompt and output don't fit into the KV cache of one replica"
+    strategies: tuple[str, ...] = ()
+    faults: frozenset[str] = frozenset()
 
 
 class Measured:
@@ -60,7 +65,7 @@ class Measured:
     """
 
     def __init__(self, recordings: list[Recording], facts: Facts, least_for_p99: int = MIN_FOR_P99) -> None:
-        self._least_for_p99 = least_for_p99
+        self.least_for_p99 = least_for_p99
         self.recordings = recordings
         self.facts = facts
         self.sections = len(recordings[0].bounds) - 1
@@ -91,7 +96,7 @@ class Measured:
     def sampled(self, values: Floats, where: NDArray[np.bool_] | None = None) -> Sampled:
         """Return statistics over values of the completed requests (or of those ``where`` says)."""
         mask = self.completed if where is None else where
-        return Sampled(values, self.section[mask], self.sections, self.replications, self._least_for_p99)
+        return Sampled(values, self.section[mask], self.sections, self.replications, self.least_for_p99)
 
     def count(self, where: NDArray[np.bool_], weight: NDArray[Any] | None = None) -> Floats:
         """Return the number (or summed weight) of measured requests by section."""
@@ -140,6 +145,7 @@ def measure(
     """Return every metric of ``UNITS`` over all replications, and the measured requests."""
     m = Measured(recordings, facts, least_for_p99)
     metrics = {**_cache(m), **_latency(m), **_tokens(m), **_rates(m), **_counts(m)}
+    metrics |= change_metrics(m, slow_ones(m))
     _unsettle(metrics, m)
     return {name: metrics[name] for name in UNITS}, m
 
@@ -198,6 +204,10 @@ def _tokens(m: Measured) -> dict[str, Metric]:
     return {"tpot_mean_s": tpot, "itl_mean_s": itl_mean, "itl_p99_s": itl_p99}
 
 
+_JUDGED = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
+"""Columns that a judge looks at."""
+
+
 def judge_of(facts: Facts) -> Judge | None:
     """Return what says of each request whether it completed within every per-request target; None without such.
 
@@ -221,6 +231,14 @@ def judge_of(facts: Facts) -> Judge | None:
     return judge
 
 
+def slow_ones(m: Measured) -> NDArray[np.bool_] | None:
+    """Return which measured requests completed, but not within every per-request target; None without such."""
+    judge = judge_of(m.facts)
+    if judge is None:
+        return None
+    return np.asarray(m.completed & ~judge({name: m.column(name) for name in _JUDGED}))
+
+
 def _rates(m: Measured) -> dict[str, Metric]:
     busy = np.concatenate([r.busy_s for r in m.recordings])
     metrics = {
@@ -239,8 +257,7 @@ def _rates(m: Measured) -> dict[str, Metric]:
         metrics["slo_attainment"] = Metric(None, unit="1", note=note)
     else:
         metrics["goodput_rps"] = ratio(m.by_finish(judge), m.spans, m.sections, "1/s")
-        columns = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
-        good = judge({name: m.column(name) for name in columns})
+        good = judge({name: m.column(name) for name in _JUDGED})
         ended = m.column("status") != UNFINISHED
         metrics["slo_attainment"] = ratio(m.count(good), m.count(ended), m.sections, "1", highest=1)
     return metrics
@@ -251,7 +268,6 @@ def _counts(m: Measured) -> dict[str, Metric]:
     return {
         "completed": Metric(int((status == COMPLETED).sum()), unit="requests"),
         "unfinished": Metric(int((status == UNFINISHED).sum()), unit="requests"),
-        "refused": Metric(int((status == REFUSED).sum()), unit="requests"),
         "preemptions": Metric(int(m.column("preemptions").sum()), unit="1"),
         "evictions": Metric(sum(r.evictions for r in m.recordings), unit="1"),
     }
@@ -264,6 +280,6 @@ def _unsettle(metrics: dict[str, Metric], m: Measured) -> None:
     for what, load in (("loader", loader), ("server", server)):
         if load is not None and load > BUSY:
             for name in metrics:
-                if UNITS[name] == "s" and metrics[name].value is not None:
+                if UNITS[name] == "s" and name != "rollout_duration_s" and metrics[name].value is not None:
                     metrics[name].settled = False
                     metrics[name].note = f"the {what} is busy {load:.1%} of the time: near saturation"

@@ -16,14 +16,29 @@ UNITS = {
     "ttft_mean_s": "s", "ttft_p50_s": "s", "ttft_p99_s": "s", "tpot_mean_s": "s",
     "itl_mean_s": "s", "itl_p99_s": "s", "e2e_mean_s": "s", "e2e_p50_s": "s", "e2e_p99_s": "s",
     "throughput_rps": "1/s", "output_tokens_per_s": "1/s", "goodput_rps": "1/s", "slo_attainment": "1",
-    "completed": "requests", "unfinished": "requests", "refused": "requests",
-    "preemptions": "1", "evictions": "1",
+    "completed": "requests", "unfinished": "requests", "refused": "requests", "failed": "requests",
+    "preemptions": "1", "evictions": "1", "replica_load_skew": "1", "harmed": "requests",
+    "mixed_version_responses": "requests", "sessions_saw_both": "sessions", "sessions_went_back": "sessions",
+    "stale_after_cutover": "requests", "extra_resident_bytes_peak": "B",
+    "rollout_duration_s": "s", "rollout_loads": "loads", "rollout_peak_loads_per_s": "1/s",
+    "rollout_ttft_p99_s": "s", "rollout_e2e_p99_s": "s", "rollout_miss_ratio": "1",
+    "before_peak_loads_per_s": "1/s", "before_ttft_p99_s": "s", "before_e2e_p99_s": "s", "before_miss_ratio": "1",
+    "misrouted": "requests", "wrong_adapter_served": "requests", "wrong_adapter_detected": "requests",
+    "retried": "requests", "old_prefix_served": "requests", "rerouted": "requests", "lost": "requests",
 }  # fmt: skip
 """Every metric and its unit, in the order in which tables print them."""
 
+NO_ROLLOUT, NO_FAULT = "the scenario has no rollout", "the scenario has no such fault"
+NO_CHANGE, ONE_REPLICA = "the scenario has neither rollouts nor faults", "there is one replica"
+NOT_THERE = frozenset({NO_ROLLOUT, NO_FAULT, NO_CHANGE, ONE_REPLICA})
+"""Notes of metrics that mean nothing in a scenario; tables for people leave these out."""
+
+SUMMED = frozenset({"requests", "sessions", "loads"})
+"""Units of counts that are sums over all replications."""
+
 SHARES = frozenset({
     "miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loader_utilization",
-    "gpu_utilization", "slo_attainment",
+    "gpu_utilization", "slo_attainment", "rollout_miss_ratio", "before_miss_ratio",
 })  # fmt: skip
 """Metrics of unit 1 between 0 and 1; the others of unit 1 are counts or averages."""
 
@@ -46,6 +61,11 @@ class Metric:
     calibration_lo: float | None = None
     calibration_hi: float | None = None
 
+    @property
+    def applies(self) -> bool:
+        """Whether the scenario has what this metric speaks of."""
+        return self.value is not None or self.note not in NOT_THERE
+
     def to_json(self, *, calibrated: bool) -> dict[str, Any]:
         """Return plain data, with the calibration interval only where the profile has draws."""
         data = asdict(self)
@@ -61,7 +81,9 @@ class Point:
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.
     :ivar timeline: first replication, about 200 equal spans: ``{"t_s", "running", "waiting", "loads_in_flight"
-        , "arrivals_per_s"}`` (time means; t_s is the middle of the span).
+        , "arrivals_per_s", "loads_per_s", "ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"}`` (time means; t_s
+        is the middle of the span). TTFT and E2E are those of the requests that arrive in the span, their p99 over two
+        spans more on both sides; None where there are too few.
     :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"loader_queue_s",
         "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service).
     :ivar groups: rows by kind of adapter: ``{"group", "adapters", "adapter_bytes", "requests", "miss_ratio",
@@ -76,12 +98,25 @@ class Point:
     :ivar cost: ``{"wall_s", "simulated_s", "requests"}``.
     :ivar calibration: ``{"draws", "of", "overloaded"}``: draws simulated, draws of the profile, and with how many of
         those simulated more arrives than is served; ``{}`` for a profile without draws.
+    :ivar replicas: rows of the first replication where there are several replicas: ``{"replica", "requests",
+        "completed", "miss_ratio", "loads", "busy_share", "e2e_p99_s"}``, measured requests and time.
+    :ivar events: what happened to the fleet in the first replication: ``{"t_s", "kind", "text"}``.
+    :ivar version_mix: of scenarios with rollouts, over the spans of the timeline: ``{"t_s": [...], "versions": {"1":
+        [...], "2": [...], "none": [...]}}``: shares of the requests that arrive in a span, by the version of their
+        first token; none: refused or failed.
+    :ivar harm: of scenarios with rollouts or faults, measured requests of all replications by what befell them:
+        ``{"requests", "mixed", "stale", "refused_by_rollout", "wrong_served", "wrong_detected", "retried", "lost",
+        "failed_loads", "rerouted", "old_prefix", "failed", "slow", "requests_before", "slow_before"}``; slow:
+        completed beyond the targets for single requests, None without such targets; before: those that came before the
+        first rollout began, where there is one and such targets.
+    :ivar by_replication: metrics that designs are compared by, one value a replication, which all designs meet with
+        the same traffic.
     """
 
     set: dict[str, Any]
     metrics: dict[str, Metric]
     cdf: dict[str, list[float]] = field(default_factory=dict)
-    timeline: dict[str, list[float]] = field(default_factory=dict)
+    timeline: dict[str, list[Any]] = field(default_factory=dict)
     breakdown: dict[str, float] = field(default_factory=dict)
     groups: list[dict[str, Any]] = field(default_factory=list)
     capacity: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -89,6 +124,11 @@ class Point:
     warnings: list[str] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, int] = field(default_factory=dict)
+    replicas: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    version_mix: dict[str, Any] = field(default_factory=dict)
+    harm: dict[str, int | None] = field(default_factory=dict)
+    by_replication: dict[str, list[float | None]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write; nothing about calibration where the profile has no draws."""

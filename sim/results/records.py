@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,13 +73,16 @@ pack_load = Struct("=3d3i4x").pack
 """One row of ``Recorder.load_rows`` for every load: the fields of ``_LOAD_ROW``."""
 _MARK_ROW = np.dtype([
     ("index", "i8"), ("marks", "i4"), ("version", "i2"), ("last_version", "i2"), ("tokens_before", "i4"),
-    ("tries", "i4"),
+    ("tries", "i4"), ("detected", "i4"), ("", "V4"),
 ])  # fmt: skip
-pack_mark = Struct("=qi2h2i").pack
+pack_mark = Struct("=qi2h2i8x").pack
 """One row of ``Recorder.mark_rows`` for a request of which there is more to say, in any number: the fields of
-``_MARK_ROW``. Marks and tries add up; the other fields are 0 where a row doesn't speak of them."""
+``_MARK_ROW`` but the last. Marks and tries add up; the other fields are 0 where a row doesn't speak of them."""
+pack_judged = Struct("=qi8x2i4x").pack
+"""Another of these rows, for a wrong answer that was noticed: index, marks, tries and ``detected``."""
 _MARK_COLUMNS: dict[str, type] = {
     "marks": np.int32, "version": np.int32, "last_version": np.int32, "tokens_before": np.int32, "tries": np.int32,
+    "detected": np.int32,
 }  # fmt: skip
 
 GAP_LOW_S, GAP_STEP, GAP_BINS = 1e-7, 1.001, 27650
@@ -114,6 +117,7 @@ class Recording:
     :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. Beside those ``marks``
         (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token,
         ``tokens_before`` (tokens by other versions than the last one), ``tries`` (how often a request was sent again),
+        ``detected`` (how many wrong answers to it were noticed),
         and ``session`` where the traffic has sessions.
     :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
         the traffic where a new version has a name of its own.
@@ -160,12 +164,14 @@ class Recorder:
     :ivar pause_rows: of ``pack_pause`` for gaps between tokens that are longer than the step that ends them.
     :ivar mark_rows: of ``pack_mark``.
     :ivar events: what happens to the fleet, in order.
+    :ivar settled: times, adapters and versions: what ends from then on, and has no other mark, is by this version.
     """
 
     def __init__(self, sections: int, replicas: int = 1) -> None:
         self.sections = sections
         self.mark_rows = bytearray()
         self.events: list[Event] = []
+        self.settled: list[tuple[float, Ints, Ints]] = []
         self._busy_by_replica = np.zeros(replicas)
         self._sessions: list[NDArray[np.int64]] = []
         self.bounds: list[float] = []
@@ -288,10 +294,11 @@ class Recorder:
         }
         if self._sessions:
             columns["session"] = np.concatenate(self._sessions)[index]
-        return columns | self._marks(index)
+        return columns | self._marks(columns)
 
-    def _marks(self, index: Ints) -> dict[str, NDArray[np.generic]]:
-        """Return the columns of ``mark_rows`` for requests of these indices, which are sorted."""
+    def _marks(self, requests: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        """Return the columns of ``mark_rows`` for requests, which are sorted by index."""
+        index = requests["index"]
         columns: dict[str, NDArray[np.generic]] = {
             name: np.zeros(len(index), kind) for name, kind in _MARK_COLUMNS.items()
         }
@@ -299,12 +306,27 @@ class Recorder:
         at = np.searchsorted(index, rows["index"])
         np.bitwise_or.at(columns["marks"], at, rows["marks"])
         np.add.at(columns["tries"], at, rows["tries"])
+        np.add.at(columns["detected"], at, rows["detected"])
         for name in ("version", "last_version", "tokens_before"):
             told = rows[name] > 0
             columns[name][at[told]] = rows[name][told]
-        columns["version"] = np.maximum(columns["version"], 1)
+        columns["version"] = self._settled_versions(requests, columns["version"])
         columns["last_version"] = np.maximum(columns["last_version"], columns["version"])
         return columns
+
+    def _settled_versions(self, requests: dict[str, NDArray[np.generic]], told: NDArray[Any]) -> NDArray[np.int32]:
+        """Return versions with what ``settled`` says put in where nothing was told."""
+        version = np.ones(len(told), dtype=np.int32)
+        if self.settled:
+            adapter = np.asarray(requests["adapter"], dtype=np.int64)
+            finished_s = np.asarray(requests["finished_s"], dtype=np.float64)
+            size = int(max(adapter.max(initial=0), *(names.max() for _, names, _ in self.settled))) + 1
+            for time, names, versions in self.settled:  # in order of time: the last one counts
+                of_adapter = np.zeros(size, dtype=np.int32)
+                of_adapter[names] = versions
+                later = (finished_s >= time) & (of_adapter[adapter] > 0)
+                version[later] = of_adapter[adapter][later]
+        return np.asarray(np.where(told > 0, told, version), dtype=np.int32)
 
     def close(self, stopped_s: float, inside_area: float) -> Recording:
         """Return the recording of a simulation that stopped at ``stopped_s``."""

@@ -9,7 +9,7 @@ replications is taken as well, and the wider of the two intervals is printed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,3 +152,19 @@ def histogram_quantile(counts: NDArray[np.int64], edges: Floats, q: float) -> fl
     if total == 0:
         return math.nan
     return float(edges[int(np.searchsorted(np.cumsum(counts), q * total, side="left"))])
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Return the mean difference of two designs over the same replications, and its 95 % half-width.
+
+    Both met the same traffic in each replication, so most of the luck cancels.
+
+    :param one, other: one value a replication, in the same order.
+    :returns: mean of ``one - other`` and half-width, nan below two replications.
+    """
+    distances = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+    if len(distances) < 2:
+        return math.nan, math.nan
+    mean = float(distances.mean())
+    half = half_width(mean, distances)
+    return mean, math.nan if half is None else half

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.change_views import (
+    by_replication,
+    event_rows,
+    harm,
+    mark_words,
+    replica_rows,
+    timeline_latencies,
+    version_mix,
+)
 from sim.results.metrics import Facts, Measured, measure
 from sim.results.point import Metric, Point
-from sim.results.records import REFUSED, Recording
+from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
 from sim.results.stats import MIN_SECTION_P99
 from sim.traffic.popularity import concentration
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS
@@ -45,6 +54,11 @@ def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], w
         capacity=_capacity(m, metrics),
         traffic=_traffic(m),
         warnings=list(warnings),
+        replicas=replica_rows(recordings[0], facts),
+        events=event_rows(recordings[0]),
+        version_mix=version_mix(recordings[0], _SPANS) if facts.strategies else {},
+        harm=harm(m),
+        by_replication=by_replication(recordings, facts),
     )
     _warn(point, facts.refusals)
     _unsettle_overloaded(point)
@@ -71,7 +85,7 @@ def _unsettle_overloaded(point: Point) -> None:
 
 
 def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table:
-    """Return one row a request of one replication: every stamp, outcome, adapter, replica.
+    """Return one row a request of one replication: every stamp, outcome, adapter, replica, version.
 
     :param names: adapter names, or () where adapters are numbered.
     """
@@ -79,13 +93,13 @@ def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table
 
     columns: dict[str, Any] = dict(recording.requests)
     words = {"outcome": ["hit", "delayed_hit", "miss"], "tier": ["gpu", "host", "storage"],
-             "status": ["completed", "unfinished", "refused"]}  # fmt: skip
+             "status": list(STATUS_WORDS)}  # fmt: skip
     for name, values in words.items():
         indices = pa.array(columns[name].astype(np.int8))
         columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(values))
     if names:
         columns["adapter_id"] = pa.DictionaryArray.from_arrays(pa.array(columns["adapter"]), pa.array(names))
-    columns["version"] = pa.array(np.ones(len(recording.section_of), dtype=np.int32))
+    columns["marks"] = pa.DictionaryArray.from_arrays(*map(pa.array, mark_words(columns["marks"])))
     columns["measured"] = pa.array(recording.section_of >= 0)
     for name in ("admitted_s", "first_token_s", "finished_s"):
         stamps = columns[name]
@@ -102,7 +116,7 @@ def _cdf(m: Measured) -> dict[str, list[float]]:
     return {"q": _Q, **curves, "load_wait_s": waits.quantiles(_Q)}
 
 
-def _timeline(recording: Recording) -> dict[str, list[float]]:
+def _timeline(recording: Recording) -> dict[str, list[Any]]:
     """Return means over equal spans of the first replication, from counts at eight instants in each."""
     r = recording.requests
     end = recording.stopped_s
@@ -117,16 +131,22 @@ def _timeline(recording: Recording) -> dict[str, list[float]]:
     def mean(counts: Floats) -> list[float]:
         return [float(x) for x in counts.reshape(_SPANS, 8).mean(axis=1)]
 
-    taken_in = np.asarray(r["status"]) != REFUSED  # they never wait
-    arrived, admitted = passed(r["arrival_s"][taken_in]), passed(r["admitted_s"])
-    arrivals, _ = np.histogram(np.asarray(r["arrival_s"], dtype=np.float64), bins=_SPANS, range=(0, end))
+    served = ~np.isin(r["status"], (REFUSED, FAILED))  # the others never wait, or nobody knows when they went
+    arrived, admitted = passed(r["arrival_s"][served]), passed(r["admitted_s"][served])
+
+    def per_second(times: NDArray[Any]) -> list[float]:
+        counts, _ = np.histogram(np.asarray(times, dtype=np.float64), bins=_SPANS, range=(0, end))
+        return [float(x) for x in counts / (end / _SPANS)]
+
     loading = passed(recording.loads["started_s"]) - passed(recording.loads["ended_s"])
     return {
         "t_s": [float(x) for x in (np.arange(_SPANS) + 0.5) * end / _SPANS],
         "running": mean(admitted - passed(r["finished_s"])),
         "waiting": mean(arrived - admitted),
         "loads_in_flight": mean(loading),
-        "arrivals_per_s": [float(x) for x in arrivals / (end / _SPANS)],
+        "arrivals_per_s": per_second(r["arrival_s"]),
+        "loads_per_s": per_second(recording.loads["started_s"]),
+        **timeline_latencies(r, end, _SPANS),
     }
 
 
@@ -235,7 +255,7 @@ def _overload(m: Measured) -> float | None:
     """Return arrivals over completions where the queue grew over the whole measured time; None where it didn't."""
     grown = served = came = 0.0
     for r in m.recordings:
-        taken_in = np.asarray(r.requests["status"] != REFUSED)
+        taken_in = ~np.isin(r.requests["status"], (REFUSED, FAILED))
         arrived, admitted, finished = (
             np.asarray(r.requests[name][taken_in], dtype=np.float64)
             for name in ("arrival_s", "admitted_s", "finished_s")
@@ -278,3 +298,15 @@ def _warn(point: Point, refusals: str) -> None:
     refused = point.metrics["refused"].value
     if refused:
         point.warnings.append(f"{refused:,.0f} requests were refused: {refusals}")
+    failed = point.metrics["failed"].value
+    if failed:
+        some = f"{failed:,.0f} request{'s' if failed > 1 else ''}"
+        point.warnings.append(f"{some} failed: {_failures(point.harm, int(failed))}")
+
+
+def _failures(harm: dict[str, int | None], failed: int) -> str:
+    """Return why requests failed, in words."""
+    lost, unloaded = harm.get("lost") or 0, harm.get("failed_loads") or 0
+    parts = ((lost, "lost with their replica"), (unloaded, "their adapter could not be loaded"),
+             (failed - lost - unloaded, "no right answer to the last try"))  # fmt: skip
+    return ", ".join(f"{count:,} {why}" for count, why in parts if count > 0)

@@ -97,11 +97,14 @@ class Detector(Strict):
     """How often a request is sent again after a wrong answer; a wrong answer to the last try is reported to nobody
     else, and counts as detected and failed."""
     delay: Seconds = Field(default=0.0, ge=0)
-    """Pause before it is sent again."""
+    """Pause before it is sent again. It then asks for its own adapter, and stands behind all that wait by then."""
 
 
 class IdentityFault(Strict):
-    """What the faults have in common by which a request reaches the wrong adapter."""
+    """What the faults have in common by which a request reaches the wrong adapter.
+
+    Where several could lead the same request astray, the first one listed does.
+    """
 
     at: Seconds = Field(default=0.0, ge=0)
     """When it begins."""
@@ -118,7 +121,8 @@ class Misrouting(IdentityFault):
     probability: Share = Field(gt=0)
     """Of each request."""
     to: Literal["popular", "any"] = "popular"
-    """Which adapter it reaches: drawn by popularity, as if two requests were mixed up, or any other one."""
+    """Which adapter it reaches: drawn by popularity, as if two requests were mixed up, or any other one; of those that
+    are there at the start, and by their popularity then."""
 
 
 class StaleMap(IdentityFault):
@@ -132,7 +136,11 @@ class StaleMap(IdentityFault):
 
 
 class BaseModelAnswers(IdentityFault):
-    """A request is answered by the base model, without its adapter, and nobody says so."""
+    """A request is answered by the base model, without its adapter, and nobody says so.
+
+    It is routed like any other for its adapter, but needs no load and no slot, not even that of
+    ``cache.gpu.base_model_slot``, and makes a step no dearer than a sequence does.
+    """
 
     kind: Literal["base-model"]
     probability: Share = Field(gt=0)
@@ -145,7 +153,7 @@ class NamedPrefixes(Strict):
 
     kind: Literal["named-prefixes"]
     share: Share = Field(gt=0)
-    """Share of the requests that find their prefix in the cache."""
+    """Share of the requests that find their prefix in the cache, on replicas that had answered with the old version."""
     lifetime: Seconds = Field(gt=0)
     """How long after the swap old prefixes are still found on that replica."""
 

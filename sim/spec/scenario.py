@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from sim.spec.arrivals import Arrivals
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
-from sim.spec.faults import Fault, NamedPrefixes, check_faults
+from sim.spec.faults import FailingLoads, Fault, NamedPrefixes, check_faults
 from sim.spec.popularity import Popularity
 from sim.spec.rollouts import Rollout, check_rollouts
 from sim.spec.routing import ROUTERS, Router
@@ -176,7 +176,7 @@ class Scenario(Strict):
         end_s = self.workload.duration
         for key in ("rollouts", "faults"):
             for i, change in enumerate(getattr(self, key)):
-                if end_s is not None and change.at >= end_s:
+                if end_s is not None and getattr(change, "at", 0.0) >= end_s:
                     raise located(
                         f"{key}.{i}.at", "begins after the end of the run", got=f"{change.at:g} s",
                         allowed=f"below workload.duration ({end_s:g} s)",
@@ -191,6 +191,9 @@ class Scenario(Strict):
                 what, "this front end reproduces measured runs, in which nothing changed", got=self.fleet.front_end,
                 hint="set fleet.front_end: none",
             )  # fmt: skip
+        for i, fault in enumerate(self.faults):
+            if isinstance(fault, FailingLoads):
+                self._fits_failing_loads(f"faults.{i}")
         if any(isinstance(fault, NamedPrefixes) for fault in self.faults) and all(
             rollout.strategy in ("new-name", "lazy-reread") for rollout in self.rollouts
         ):
@@ -198,6 +201,26 @@ class Scenario(Strict):
             raise located(
                 f"faults.{i}", "no rollout swaps weights under the same name", hint="such as strategy: in-place",
             )  # fmt: skip
+
+    def _fits_failing_loads(self, key: str) -> None:
+        """Refuse what this version can't say of loads that fail."""
+        if self.storage.mode == "blocking":
+            raise located(
+                key, "a load that fails inside a step would have to fail requests of the batch, which isn't simulated",
+                got="failing-loads with storage.mode blocking", allowed="storage.mode overlap",
+                hint="such as engines continuous, sglang with storage.mode overlap, lorax, fixed; or slow-storage",
+            )  # fmt: skip
+        if self.cache.prefetch != "none":
+            raise located(
+                key, "nobody waits for a load that comes ahead: there is no request to fail",
+                got=f"failing-loads with cache.prefetch {self.cache.prefetch}", allowed="cache.prefetch none",
+            )  # fmt: skip
+        for i, rollout in enumerate(self.rollouts):
+            if rollout.strategy in ("in-place", "unload-then-load", "drain-then-swap"):
+                raise located(
+                    key, "a swap whose load fails would need a rule for what follows, which isn't simulated",
+                    got=f"failing-loads with rollouts.{i}.strategy {rollout.strategy}", allowed="new-name, lazy-reread",
+                )  # fmt: skip
 
     def _fits_engine(self) -> None:
         fleet, cache = self.fleet, self.cache

@@ -139,6 +139,8 @@ def facts_of(world: World) -> Facts:
         kv_tokens=world.kv_tokens,
         max_num_seqs=None if fixed else scenario.fleet.max_num_seqs,
         refusals=_refusals(scenario),
+        strategies=tuple(rollout.strategy for rollout in scenario.rollouts),
+        faults=frozenset(fault.kind for fault in scenario.faults),
     )
 
 
@@ -154,4 +156,6 @@ def _refusals(scenario: Scenario) -> str:
         reasons.append("host memory was full of adapters in use (cache.host.full: reject)")
     if fleet.front_end != "none":
         reasons.append("the client had too many requests open")
+    if any(rollout.strategy == "unload-then-load" for rollout in scenario.rollouts):
+        reasons.append("the adapter was being replaced (unload-then-load)")
     return ", or ".join(reasons)

@@ -75,7 +75,7 @@ class BatchServer(Server):
         self._loads: StepLoads | None = None
         if isinstance(cache, TouchedCache):
             self._loads = TouchedLoads(
-                cache, self.scheduler, parts.recorder, parts.reload_s, parts.index, parts.versions
+                cache, self.scheduler, parts.recorder, parts.reload_s, parts.index, parts.versions, parts.storage
             )
         elif isinstance(cache, UnifiedCache):
             self._loads = UnifiedLoads(cache, self.loader, parts.recorder, parts.index)
@@ -109,6 +109,17 @@ class BatchServer(Server):
         # A load ahead that nobody joined brings no boundary forward. Whoever wants the adapter stands in the queue and
         # was announced when it came; the next boundary that could let it in comes for that reason, or for a seat, KV
         # blocks or an adapter that somebody gives back.
+
+    def _not_loaded(self, requests: list[Request], in_time: bool) -> None:
+        super()._not_loaded(requests, in_time)
+        if self.claiming is not None and requests:  # others may have waited for their places
+            self._wake(min(request.key for request in requests), in_time)
+
+    def _unclaim(self, request: Request) -> None:
+        if self.claiming is None:
+            super()._unclaim(request)
+        else:
+            self.claiming.failed(request)
 
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
         key = request.key
@@ -252,7 +263,7 @@ class BatchServer(Server):
     def under_way(self, adapter: int) -> list[tuple[Request, int]]:
         scheduler, now = self.scheduler, self.clock._now
         found = []
-        for request in scheduler.running.values():
+        for request in scheduler.running.values() if adapter in scheduler.adapters else ():
             # Whoever joined at this very boundary has computed nothing yet, unless it was preempted before.
             if request.adapter == adapter and (request.admitted_s < now or request.generated):
                 decoding = request.last_step >= 0
@@ -277,6 +288,18 @@ class BatchServer(Server):
                 done, decoding, len(scheduler.running), scheduler.blocked, self.index,
             )  # fmt: skip
         return super().close()
+
+    def die(self) -> list[Request]:
+        now, steps = self.clock._now, self._steps
+        inside = super().die()
+        if steps:  # the step in which it dies kept the GPU busy, and gave nobody a token
+            done = min(steps, self._steps_until(now) - 1) if self._started + self._elapsed(1) <= now else 0
+            began = self._started + self._elapsed(done) if done else self._started
+            if began < now:
+                self.recorder.step_rows += pack_step(
+                    began, now - began, 0.0, 0.0, 1, 0, len(self.scheduler.running), self.scheduler.blocked, self.index
+                )
+        return inside
 
     def _unserved(self) -> list[Request]:
         return list(self.scheduler.running.values()) + self.waiting.everyone()

@@ -11,6 +11,7 @@ from sim.policies.vllm_lru import TouchedCache
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
 from sim.world.loader import Loader
+from sim.world.storage import StorageFaults
 from sim.world.versions import Noted
 
 
@@ -30,6 +31,7 @@ class ProtectedLoads:
 
     def __init__(self, cache: GpuCache, loader: Loader, recorder: Recorder, replica: int) -> None:
         self._replica = replica
+        self._faults = loader.faults
         self._cache = cache
         self._loader = loader
         self._recorder = recorder
@@ -49,6 +51,8 @@ class ProtectedLoads:
 
     def _load(self, request: Request, start: float) -> float:
         tier, seconds = self._loader.source(request)
+        if self._faults is not None and tier == FROM_STORAGE:
+            seconds = self._faults.seconds(start, seconds, request.adapter, request.index)
         fits = self._cache.reserve(request.adapter)
         assert fits, "a claimed adapter always finds room"
         self._loader.begins(request.adapter, tier)
@@ -78,7 +82,8 @@ class TouchedLoads:
     A request that is admitted while its adapter is absent waits for all loads of its step.
 
     :param reload_s: seconds of a load that no request of this step begins: by adapter and tier.
-    :param replica: whose loads these are; ``versions``: notes which version of an adapter came, or None.
+    :param replica: whose loads these are; ``versions``: notes which version of an adapter came, or None; ``faults``:
+        what is wrong with storage, or None.
     """
 
     def __init__(
@@ -89,8 +94,10 @@ class TouchedLoads:
         reload_s: Callable[[int, int], float],
         replica: int,
         versions: Noted | None = None,
+        faults: StorageFaults | None = None,
     ) -> None:
         self._replica = replica
+        self._faults = faults
         self._versions = versions
         self._cache = cache
         self._scheduler = scheduler
@@ -111,6 +118,9 @@ class TouchedLoads:
                 seconds = self._reload_s(adapter, tier)
             else:
                 seconds = request.load_s if tier == FROM_STORAGE else request.host_load_s
+            if self._faults is not None and tier == FROM_STORAGE:
+                number = ~adapter if request is None else request.index
+                seconds = self._faults.seconds(time, seconds, adapter, number)
             tiers[adapter] = tier
             if self._versions is not None:
                 self._versions.reads(adapter, tier)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
+from sim.policies.base_model import AdapterCounts
 from sim.policies.costs import StepCosts, beyond_envelope
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
 from sim.policies.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
@@ -18,11 +20,13 @@ from sim.policies.routing import Router, View
 from sim.policies.scheduler import Limits
 from sim.results.records import Recorder, Recording
 from sim.rng import stream
+from sim.spec.faults import Crash, FailingLoads
 from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
+from sim.world.base_model import serve_base_model
 from sim.world.batch import BatchServer
 from sim.world.caches import Board, eviction_setting, gpu_capacity, make_caches, make_fetches, pinned_and_warm, watch
 from sim.world.changes import Changes
@@ -31,11 +35,15 @@ from sim.world.fixed import FixedServer
 from sim.world.fleet import Fleet, Plan
 from sim.world.fronted import FrontedServer
 from sim.world.future import Foresight, Future
+from sim.world.identity import answering_base_model, make_identity
 from sim.world.lineage import lay_out, with_copies
 from sim.world.memory import usable_kv_tokens
+from sim.world.mixups import check_mixups
+from sim.world.outages import Outages
 from sim.world.rollouts import make_rollouts
 from sim.world.routes import Live, make_router
 from sim.world.server import Parts, Server
+from sim.world.storage import make_storage, note_storage
 from sim.world.times import has_host_tier, reload_times, request_times
 from sim.world.versions import Versions
 from sim.world.views import Views
@@ -54,6 +62,7 @@ def build_world(scenario: Scenario) -> World:
     base_model = _base_model(scenario, profile)
     traffic = Traffic(scenario, base_model)
     _check_times(scenario, traffic)
+    check_mixups(scenario, traffic)
     lineage = lay_out(scenario, traffic) if scenario.rollouts else None
     population = traffic.population
     if lineage is not None:
@@ -97,7 +106,9 @@ def simulate(world: World, replication: int, sections: int, watched: Watch = lam
 
     :param sections: parts into which the measured requests are cut for intervals.
     """
-    return Assembly(world, replication, sections, watched).fleet.run(world.traffic.chunks(replication))
+    recording = Assembly(world, replication, sections, watched).fleet.run(world.traffic.chunks(replication))
+    note_storage(world, recording.events, recording.stopped_s)
+    return recording
 
 
 class Assembly:
@@ -119,9 +130,13 @@ class Assembly:
         view = View(up=list(range(scenario.fleet.replicas)), slots=_adapters_at_a_time(world))
         router = make_router(world, view, replication)
         self._live = Live(len(world.population), scenario.fleet.replicas, router)
+        self._base_model_answers = answering_base_model(scenario)
+        if self._base_model_answers:
+            counts = self._live.counts
+            counts[:] = (AdapterCounts(len(world.population)) for _ in counts)
         self._versions: list[Versions] = []
         self._boards: list[Board] = [] if self._live.residency is None else [self._live.residency]
-        self._changes = self._make_changes(router)
+        self._changes = self._make_changes(router, view)
         plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
         longest_prompt = None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens
         self.fleet = Fleet(
@@ -133,18 +148,29 @@ class Assembly:
         interval_s = scenario.router.view_interval
         self.fleet.look = Views(self._clock, view, sources, router.reads, interval_s, self.fleet.next_s).look
 
-    def _make_changes(self, router: Router) -> Changes | None:
+    def _make_changes(self, router: Router, view: View) -> Changes | None:
         world, replication = self._world, self._replication
         inside = self._live.counts if "inside" in router.reads else None
         rollouts = None
         if world.lineage is not None:
             rollouts, self._versions, extra = make_rollouts(world, replication, self._clock, self._recorder)
             self._boards.append(extra)
-        return None if rollouts is None and inside is None else Changes(self._recorder, rollouts, inside)
+        identity = make_identity(world, replication, self._clock, self._recorder, rollouts)
+        faults = world.scenario.faults
+        crashes = [(i, fault) for i, fault in enumerate(faults) if isinstance(fault, Crash)]
+        outages = Outages(crashes, view, self._clock, self._recorder) if crashes else None
+        failing = any(isinstance(fault, FailingLoads) for fault in faults)
+        if rollouts is None and inside is None and identity is None and outages is None and not failing:
+            return None
+        return Changes(self._recorder, rollouts, inside, identity, outages)
 
     def _make_server(self, index: int, inside: list[int]) -> Server:
         world, replication, clock, recorder = self._world, self._replication, self._clock, self._recorder
         scenario = world.scenario
+        if index < len(self.fleet.servers):  # it takes the place of a dead one, and nobody warms it up
+            world = replace(world, warm=())
+            for board in self._boards:
+                board.forget(index)
         rule = _kv_rule(world)
         foresight = None if self._future is None else Foresight(self._future)
         setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", index), foresight)
@@ -152,13 +178,18 @@ class Assembly:
         if self._boards:
             watch(cache, index, self._boards)
         versions = self._versions[index] if self._versions else None
+        storage = make_storage(world, replication, index)
         parts = Parts(
             clock, recorder, index, inside, cache, host, (scenario.storage.loaders, scenario.storage.host_loaders),
             reload_times(*self._costs, replication, index),
-            make_fetches(world, clock, recorder, cache, index, versions), foresight, versions,
+            make_fetches(world, clock, recorder, cache, index, versions, storage), foresight, versions,
             None if self._changes is None else partial(self._changes.ends, index),
+            None if self._changes is None else partial(self._changes.lost, index),
+            storage, None if self._changes is None else partial(self._changes.load_failed, index),
         )  # fmt: skip
         server = _server(world, parts, rule, self._watched)
+        if self._base_model_answers:
+            serve_base_model(server, parts.fetches)
         self._live.replica(index, server)
         return server
 
@@ -166,7 +197,7 @@ class Assembly:
 def _kv_rule(world: World) -> KvRule | None:
     """Return how KV memory is set aside for answers; None where it isn't."""
     fleet, tokens = world.scenario.fleet, world.kv_tokens
-    adapters = world.adapter_blocks if world.scenario.cache.gpu.unified else ()
+    adapters = (*world.adapter_blocks, 0) if world.scenario.cache.gpu.unified else ()  # 0: of the base model
     if tokens is not None and fleet.kv_check == "peak":
         return PeakOfAnswers(tokens, adapters)
     if tokens is not None and fleet.kv_check == "whole-answer":

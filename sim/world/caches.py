@@ -24,6 +24,7 @@ from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
 from sim.world.fetches import HostFetches
 from sim.world.future import Foresight
+from sim.world.storage import StorageFaults
 from sim.world.versions import Fetched, Versions
 from sim.world.world import World
 
@@ -50,6 +51,8 @@ class Board(Protocol):
     def placed(self, adapter: int, replica: int) -> None: ...
 
     def left(self, adapter: int, replica: int) -> None: ...
+
+    def forget(self, replica: int) -> None: ...
 
 
 def watch(cache: GpuCache | TouchedCache, replica: int, boards: Sequence[Board]) -> None:
@@ -103,6 +106,7 @@ def make_fetches(
     cache: GpuCache | TouchedCache,
     replica: int,
     versions: Versions | None,
+    storage: StorageFaults | None = None,
 ) -> HostFetches | None:
     """Return host memory that fills at arrival, if the scenario has it; what the GPU begins with came through it.
 
@@ -124,7 +128,7 @@ def make_fetches(
     fetched.warm_up(_there(world.warm, cache))
     return HostFetches(
         clock, fetched, world.scenario.storage.loaders, recorder, reject=host.full == "reject", replica=replica,
-        versions=None if versions is None else Fetched(versions),
+        versions=None if versions is None else Fetched(versions), faults=storage,
     )  # fmt: skip
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sim.results.records import FAILED, Recorder, pack_mark
+from sim.results.records import FAILED, LOAD_FAILED, Recorder, pack_mark
 from sim.traffic.request import Request
+from sim.world.identity import Identity
+from sim.world.outages import Outages
 from sim.world.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -21,40 +23,85 @@ class Changes:
     """Rollouts and faults of one replication.
 
     :param inside: by replica, requests inside by adapter, where the router wants to know; None: nobody counts.
-    :ivar rollouts: None where there are none.
+    :ivar rollouts, identity, outages: rollouts, faults by which requests reach the wrong adapter, and crashes; None
+        where there are none.
     """
 
-    def __init__(self, recorder: Recorder, rollouts: Rollouts | None, inside: list[dict[int, int]] | None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        rollouts: Rollouts | None,
+        inside: list[dict[int, int]] | None,
+        identity: Identity | None = None,
+        outages: Outages | None = None,
+    ) -> None:
         self._recorder = recorder
         self._inside = inside
+        self._servers: list[Server] = []
         self.rollouts = rollouts
+        self.identity = identity
+        self.outages = outages
 
     def start(self, fleet: Fleet) -> None:
         """Put everything that will happen on the clock."""
+        self._servers = fleet.servers
         if self.rollouts is not None:
             self.rollouts.start(fleet.servers)
+        if self.identity is not None:
+            self.identity.start(fleet, self.fail)
+        if self.outages is not None:
+            self.outages.start(fleet, self)
 
-    def steer(self, request: Request) -> None:
-        """Decide which adapter, of which version, a request reaches."""
+    def anew(self, request: Request) -> Request:
+        """Return a request as it came, asking for its own adapter, to be sent on its way again."""
+        again = request.again()
+        if self.identity is not None:
+            self.identity.restore(again)
+        if self.rollouts is not None:
+            self.rollouts.restore(again)
+        return again
+
+    def parks(self, request: Request) -> bool:
+        """Return whether a request waits outside, since no replica is up."""
+        return self.outages is not None and self.outages.parks(request)
+
+    def steer(self, request: Request) -> int:
+        """Decide which adapter, of which version, a request reaches; return the one by which it is routed."""
+        if self.identity is not None:
+            self.identity.steer(request)
         if self.rollouts is not None:
             self.rollouts.steer(request)
+        return request.adapter if self.identity is None else self.identity.routed_by(request)
 
     def lets_in(self, request: Request, replica: int) -> bool:
         """Return whether a replica takes a request now; otherwise all that is to be done with it is done."""
-        if self.rollouts is not None and not self.rollouts.lets_in(request, replica):
+        if self.outages is not None and not self.outages.takes(request, replica):
             return False
+        rollouts = self.rollouts
+        gate = None
+        if rollouts is not None and rollouts.gates.count:
+            gate = rollouts.gates.closed(replica, request.adapter)
+            if gate is not None and gate.refuses:
+                rollouts.refuse(request, replica)
+                return False
         if self._inside is not None:
             counts, adapter = self._inside[replica], request.adapter
             counts[adapter] = counts.get(adapter, 0) + 1
-        return True
+        if gate is not None:
+            self._servers[replica].hold(request)
+        return gate is None
 
     def ends(self, replica: int, request: Request, now: float) -> bool:
         """Note that a request has its last token; return whether it is sent again, so that this wasn't its end."""
+        taken = self.identity is not None and self.identity.ends(replica, request, now)
         if self.rollouts is not None:
-            self.rollouts.ended(replica, request, now)
+            if taken:  # what it was answered with counts for nothing
+                self.rollouts.left(replica, request)
+            else:
+                self.rollouts.ended(replica, request, now)
         if self._inside is not None:
             self._leaves(replica, request.adapter)
-        return False
+        return taken
 
     def lost(self, replica: int, request: Request) -> None:
         """Note that a request has left a replica without being served to its end; what becomes of it is open."""
@@ -73,14 +120,27 @@ class Changes:
 
     def fail(self, replica: int, request: Request, marks: int) -> None:
         """End a request that was never answered, or not by the right adapter."""
+        if self.identity is not None:
+            self.identity.forget(request)
         self._recorder.turned_away(request, replica, FAILED)
         self._recorder.mark_rows += pack_mark(request.index, marks, 0, 0, 0, 0)
 
-    def replaced(self, replica: int, server: Server) -> None:
-        """Note that a new, empty replica stands in the place of one that died."""
+    def load_failed(self, replica: int, request: Request) -> None:
+        """End a request that has left a replica since its adapter can't be loaded."""
+        self.lost(replica, request)
+        self.fail(replica, request, LOAD_FAILED)
+
+    def replaced(self, replica: int) -> None:
+        """Note that a new, empty replica is to stand in the place of one that died."""
         if self.rollouts is not None:
             self.rollouts.replaced(replica)
+        if self.identity is not None:
+            self.identity.replaced(replica)
 
     def close(self) -> dict[str, float]:
         """Return the facts of this replication."""
+        if self.outages is not None:
+            self.outages.close()
+        if self.identity is not None:
+            self.identity.close()
         return {} if self.rollouts is None else self.rollouts.close()

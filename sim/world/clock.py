@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from heapq import heappush
+from heapq import heapify, heappush
 from typing import Any
 
 import simpy
@@ -49,6 +49,15 @@ class Clock(simpy.Environment):
         event = Call(self, callback, subject)
         self.schedule_call(time, kind, event)
         return event
+
+    def forget(self, owners: Sequence[object]) -> None:
+        """Take all calls of methods of these objects off the queue."""
+        ids = {id(owner) for owner in owners}
+        self._queue[:] = [
+            entry for entry in self._queue
+            if not isinstance(entry[3], Call) or id(getattr(entry[3].call[0], "__self__", None)) not in ids
+        ]  # fmt: skip
+        heapify(self._queue)
 
     def schedule_call(self, time: float, kind: int, event: Call) -> None:
         """Schedule an event that is not on the queue now; using one again spares making a new one."""

@@ -13,6 +13,7 @@ from sim.results.records import Recorder
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
 from sim.world.clock import Clock
 from sim.world.loader import Loader
+from sim.world.storage import StorageFaults
 from sim.world.versions import Fetched
 
 
@@ -22,7 +23,8 @@ class HostFetches:
     :param cache: adapters in host memory.
     :param loaders: fetches at a time.
     :param reject: a request that would have to wait for a place is turned away.
-    :param replica: its number; ``versions``: notes which version of an adapter was fetched, or None.
+    :param replica: its number; ``versions``: notes which version of an adapter was fetched, or None; ``faults``: what
+        is wrong with storage, or None.
     """
 
     def __init__(
@@ -35,11 +37,15 @@ class HostFetches:
         reject: bool,
         replica: int,
         versions: Fetched | None = None,
+        faults: StorageFaults | None = None,
     ) -> None:
         self.cache = cache
-        self.loader = Loader(clock, cache, None, (loaders, 1), recorder, self._fetched, replica, versions)
+        self.loader = Loader(clock, cache, None, (loaders, 1), recorder, self._fetched, replica, versions, faults)
+        self.loader.on_failed = self._failed
         self.go_on: Callable[[Request, bool], None]
         """What the server does with a request whose adapter is in host memory, told whether that took any time."""
+        self.give_up: Callable[[Request], None]
+        """What the server does with a request whose adapter can't be fetched."""
         self._reject = reject
         self._waits: dict[int, tuple[int, float, float]] = {}
 
@@ -65,7 +71,10 @@ class HostFetches:
             request.load_queue_s += queue_s
             request.load_wait_s += wait_s
             request.outcome = max(request.outcome, outcome)  # a miss counts before a delayed hit
-        if self.cache.release(request.adapter) and self.loader.short_of_room:
+        self._release(request.adapter)
+
+    def _release(self, adapter: int) -> None:
+        if self.cache.release(adapter) and self.loader.short_of_room:
             self.loader.room_appeared()
 
     def close(self, now: float) -> None:
@@ -82,3 +91,10 @@ class HostFetches:
             self._waits[request.index] = (outcome, request.load_queue_s, request.load_wait_s)
             request.load_queue_s = request.load_wait_s = 0.0
             self.go_on(request, in_time)
+
+    def _failed(self, requests: list[Request], in_time: bool) -> None:
+        for request in requests:
+            request.outcome, _, _ = self._waits.pop(request.index)
+            request.tier = FROM_STORAGE
+            self._release(request.adapter)
+            self.give_up(request)

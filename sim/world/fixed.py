@@ -41,7 +41,7 @@ class FixedServer(Server):
         self._serving = None
         if self._actions:
             self._act()
-        if self._queue:
+        if self._queue and self._serving is None:  # an action may have let somebody in
             self._serve(self._queue.popleft())
         self._leave(request, now)
 
@@ -58,6 +58,13 @@ class FixedServer(Server):
 
     def under_way(self, adapter: int) -> list[tuple[Request, int]]:
         return []  # an answer is one piece of work
+
+    def die(self) -> list[Request]:
+        now, serving = self.clock._now, self._serving
+        if serving is not None and serving.admitted_s < now:
+            worked_s = now - serving.admitted_s
+            self.recorder.step_rows += pack_step(serving.admitted_s, worked_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
+        return super().die()
 
     def _unserved(self) -> list[Request]:
         return ([self._serving] if self._serving else []) + list(self._queue)

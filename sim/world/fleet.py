@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 
 import numpy as np
@@ -77,6 +78,7 @@ class Fleet:
         self._chunk_first = 0
         self._make: Callable[[int, list[int]], Server] | None = None
         self._gone: list[Server] = []
+        self._order = count()  # requests that come again stand behind those that are waiting by then
         self.look: Callable[[], None] = lambda: None
 
     def open(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
@@ -108,8 +110,11 @@ class Fleet:
         """Send a request on its way where things change: which adapter it reaches, on which replica, and whether."""
         changes = self._changes
         assert changes is not None, "otherwise requests go straight to a replica"
-        changes.steer(request)
-        replica = self._router.choose(request.adapter, request.index) if len(self.servers) > 1 else 0
+        if changes.parks(request):
+            return
+        name = changes.steer(request)
+        request.key = next(self._order)
+        replica = self._router.choose(name, request.index) if len(self.servers) > 1 else 0
         if changes.lets_in(request, replica):
             self.servers[replica].arrive(request)
 

@@ -9,6 +9,7 @@ from sim.policies.cache import AllInHost, GpuCache, HostCache
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
+from sim.world.storage import Attempts, StorageFaults
 from sim.world.versions import Noted
 
 
@@ -31,6 +32,7 @@ class Load(Call):
     :ivar asked_s: when it was asked for; ``started_s``: since when it is under way, or -1.
     :ivar waiting: requests that want its adapter.
     :ivar renews: what follows its end, where it fetches anew what is there already; None: it brings in what isn't.
+    :ivar attempts: how it goes, where something is wrong with storage; None: it takes its seconds.
     """
 
     adapter: int
@@ -41,6 +43,7 @@ class Load(Call):
     started_s: float
     waiting: list[Request]
     renews: Callable[[], None] | None
+    attempts: Attempts | None
 
 
 class Loader:
@@ -50,6 +53,8 @@ class Loader:
     :param on_loaded: called with the requests that waited for an adapter, when it is there, and with whether the
         load took any time: only then does its end come before a step boundary of the same instant.
     :param replica: whose loads these are; ``versions``: notes which version of an adapter came, or None.
+    :ivar faults: what is wrong with storage; None: nothing.
+    :ivar on_failed: called like ``on_loaded``, with the requests that waited for an adapter that can't be loaded.
     :ivar under_way: loads queued or running, by adapter.
     :ivar ahead: called at the end of every load, once all that was asked for has begun; None: nobody loads ahead.
     :ivar short_of_room: whether the first load of a queue waits because everything is in use.
@@ -65,7 +70,10 @@ class Loader:
         on_loaded: Callable[[list[Request], bool], None],
         replica: int,
         versions: Noted | None = None,
+        faults: StorageFaults | None = None,
     ) -> None:
+        self.faults = faults
+        self.on_failed: Callable[[list[Request], bool], None]
         self._clock = clock
         self._cache = cache
         self._host = host
@@ -123,7 +131,7 @@ class Loader:
             return True
         if not self._cache.reserve_ahead(adapter, spared):
             return False
-        self._run(self._new_load(adapter, channel, *self.source(request)))
+        self._run(self._new_load(adapter, channel, *self.source(request)), request)
         return True
 
     def renew(self, adapter: int, seconds: float, then: Callable[[], None]) -> None:
@@ -155,6 +163,7 @@ class Loader:
         load.started_s = -1.0
         load.waiting = []
         load.renews = None
+        load.attempts = None
 
     def source(self, request: Request) -> tuple[int, float]:
         """Return the tier that holds the request's adapter, and the seconds of a load from there."""
@@ -174,9 +183,19 @@ class Loader:
         if self.short_of_room:
             self._recorder.short_of_room(self._short_since, now)
         for load in (*self.under_way.values(), *self._renewals):
-            if load.started_s >= 0:
+            if load.attempts is not None:
+                self._log_attempts(load, load.attempts, now)
+            elif load.started_s >= 0:
                 self._recorder.load_rows += pack_load(
                     load.started_s, now, load.asked_s, load.adapter, load.tier, self._replica
+                )
+
+    def _log_attempts(self, load: Load, attempts: Attempts, now: float) -> None:
+        """Note each attempt at a load up to now."""
+        for started_s, ended_s in attempts.spans:
+            if started_s <= now:
+                self._recorder.load_rows += pack_load(
+                    started_s, min(ended_s, now), load.asked_s, load.adapter, load.tier, self._replica
                 )
 
     def begins(self, adapter: int, tier: int) -> None:
@@ -206,8 +225,11 @@ class Loader:
         self._run(load)
         return True
 
-    def _run(self, load: Load) -> None:
-        """Let a load that has its room take its time."""
+    def _run(self, load: Load, begun_by: Request | None = None) -> None:
+        """Let a load that has its room take its time.
+
+        :param begun_by: the request for which it begins, where that doesn't wait for it.
+        """
         clock = self._clock
         now = clock._now
         load.channel.busy += 1
@@ -215,15 +237,27 @@ class Loader:
         if self._versions is not None and load.renews is None:
             self._versions.reads(load.adapter, load.tier)
         load.callbacks = load.call
-        clock.push((now + load.seconds, LOAD_DONE, clock.next_id(), load))
+        end_s = now + load.seconds
+        if self.faults is not None and load.tier == FROM_STORAGE:
+            request = begun_by or (load.waiting[0] if load.waiting else None)
+            number = ~load.adapter if request is None else request.index
+            load.attempts = self.faults.attempts(now, load.seconds, load.adapter, number)
+            end_s = load.attempts.end_s
+        clock.push((end_s, LOAD_DONE, clock.next_id(), load))
 
     def _done(self, load: Load) -> None:
         now = self._clock._now
         adapter, started, asked_s, channel = load.adapter, load.started_s, load.asked_s, load.channel
         channel.busy -= 1
-        self._recorder.load_rows += pack_load(started, now, asked_s, adapter, load.tier, self._replica)
+        if load.attempts is None:
+            self._recorder.load_rows += pack_load(started, now, asked_s, adapter, load.tier, self._replica)
+        else:
+            self._log_attempts(load, load.attempts, now)
         if load.renews is not None:
             self._renewed(load)
+            return
+        if load.attempts is not None and not load.attempts.succeeds:
+            self._give_up(load)
             return
         self._cache.loaded(adapter)
         if self._host is not None or self._versions is not None:
@@ -243,6 +277,22 @@ class Loader:
             self._start(channel)
         if self.ahead is not None:
             self.ahead()
+
+    def _give_up(self, load: Load) -> None:
+        """End a load that has failed for good: its room is free again, and nobody waits for it any more."""
+        del self.under_way[load.adapter]
+        self._cache.abort(load.adapter)
+        waiting, now = load.waiting, self._clock._now
+        for request in waiting:
+            request.load_wait_s = now - request.asked_s
+            if load.started_s > request.asked_s:
+                request.load_queue_s = load.started_s - request.asked_s
+        self._spent.append(load)
+        self.on_failed(waiting, load.started_s < now)
+        if self.short_of_room:
+            self.room_appeared()
+        elif load.channel.queue:
+            self._start(load.channel)
 
     def _renewed(self, load: Load) -> None:
         then, channel = load.renews, load.channel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy as np
 from sim.results.records import GATED, MIXED, REFUSED, STALE, Recorder, pack_mark
 from sim.traffic.request import Request
 from sim.world.clock import Clock
+from sim.world.course import Course
 from sim.world.extra_bytes import ExtraBytes
+from sim.world.instances import RouterInstances
 from sim.world.lineage import Lineage
 from sim.world.server import Server
 from sim.world.shift import Shift
@@ -25,30 +27,38 @@ class Rollouts:
 
     :param versions: by replica, which versions it has; those of a replica that takes the place of a dead one are the
         same object, emptied.
+    :ivar gates: closed gates of the replicas; while there are none, every request is let in.
     :ivar extra: bytes of old versions beside new ones in GPU memory.
+    :ivar swapped: told of every new version that takes the place of an older one of the same name: replica, adapter,
+        and whether requests are under way that use it; None: nobody wants to know.
     """
 
     def __init__(
         self,
         lineage: Lineage,
+        course: Course,
         shifts: Sequence[Shift],
         swaps: Sequence[Swap],
         gates: Gates,
         versions: Sequence[Versions],
         recorder: Recorder,
         extra: ExtraBytes,
+        readdress: Callable[[Request, int], None],
     ) -> None:
-        self._original: list[int] = lineage.original.tolist()
+        self._readdress = readdress
+        self.original: list[int] = lineage.original.tolist()
+        self._course = course
         self._shifts = shifts
         self._swaps = swaps
         self._parts: tuple[Shift | Swap, ...] = (*shifts, *swaps)
-        self._gates = gates
+        self.gates = gates
         self._versions = versions
         self._recorder = recorder
         self.extra = extra
+        self.swapped: Callable[[int, int, bool], None] | None = None
         self._servers: list[Server] = []
-        self._concerned = {a for wave in lineage.waves for a in (*wave.adapters, *wave.copies)}
-        self._started: dict[int, tuple[int, int]] = {}
+        self._gated = {copy: shift for shift in shifts if shift.wave.rollout.gate for copy in shift.wave.copies}
+        self._started: dict[int, tuple[int, int]] = {}  # first version, and tokens by others than the last one
         for replica, of_replica in enumerate(versions):
             of_replica.changed = partial(self._changed, replica)
 
@@ -61,51 +71,58 @@ class Rollouts:
         for part in self._parts:
             part.start(servers)
 
+    def restore(self, request: Request) -> None:
+        """Let a request that comes again ask for its adapter, whatever version it was to get before."""
+        name = self.original[request.adapter]
+        if name != request.adapter:
+            self._readdress(request, name)
+
     def steer(self, request: Request) -> None:
         """Decide which version a request asks for, where versions have names of their own."""
-        if request.adapter in self._concerned:
-            for shift in self._shifts:
-                shift.steer(request)
+        moved, shifting = self._course.moved, self._course.shifting
+        while True:
+            adapter = request.adapter
+            copy = moved.get(adapter)
+            if copy is not None:
+                self._readdress(request, copy)
+            elif not shifting or adapter not in shifting or not shifting[adapter].moves(request):
+                return
 
-    def lets_in(self, request: Request, replica: int) -> bool:
-        """Return whether a replica takes requests for this adapter now; those that wait are held there."""
-        gate = self._gates.closed(replica, request.adapter)
-        if gate is None:
-            return True
-        if gate.refuses:
-            self._recorder.turned_away(request, replica, REFUSED)
-            self._recorder.mark_rows += pack_mark(request.index, GATED, 0, 0, 0, 0)
-            self._no_longer(request)
-        else:
-            self._servers[replica].hold(request)
-        return False
+    def refuse(self, request: Request, replica: int) -> None:
+        """Refuse a request whose adapter is being replaced."""
+        self._recorder.turned_away(request, replica, REFUSED)
+        self._recorder.mark_rows += pack_mark(request.index, GATED, 0, 0, 0, 0)
 
     def ended(self, replica: int, request: Request, now: float) -> None:
         """Note which versions have answered a request."""
         adapter = request.adapter
-        if adapter not in self._concerned:
-            return
-        last = self._versions[replica].of(adapter)
-        first, tokens = self._started.pop(request.index, (last, 0))
-        marks = MIXED if first != last else 0
-        if first < self._due(self._original[adapter], request.arrival_s):
-            marks |= STALE
-        if marks or last > 1:
-            self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
-        for shift in self._shifts:
-            shift.ended(request, now)
-        self._gates.left(replica, adapter)
+        if adapter in self._course.watched or request.index in self._started:
+            last = self._versions[replica].of(adapter)
+            first, tokens = self._started.pop(request.index, (last, 0))
+            marks = MIXED if first != last else 0
+            if first < self._due(self.original[adapter], request.arrival_s):
+                marks |= STALE
+            if marks or last != self._course.settled.get(self.original[adapter], 1):
+                self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
+            if adapter in self._gated:
+                self._gated[adapter].ended(request, now)
+        self._no_longer(replica, adapter)
 
     def left(self, replica: int, request: Request) -> None:
         """Note that a request left a replica without being answered."""
         self._started.pop(request.index, None)
-        if request.adapter in self._concerned:
-            self._no_longer(request)
-            self._gates.left(replica, request.adapter)
+        self._no_longer(replica, request.adapter)
+
+    def _no_longer(self, replica: int, adapter: int) -> None:
+        draining = self._course.draining
+        if draining and adapter in draining:
+            draining[adapter].left(adapter)
+        if self.gates.count:
+            self.gates.left(replica, adapter)
 
     def replaced(self, replica: int) -> None:
         """Note that a replica begins anew, empty: what it loads from now on is what it should have."""
-        self._gates.forget(replica)
+        self.gates.forget(replica)
         self._versions[replica].forget()
         self.extra.forget(replica)
         for swap in self._swaps:
@@ -125,22 +142,18 @@ class Rollouts:
             "extra_resident_bytes_peak": float(self.extra.peak),
         }
 
-    def _no_longer(self, request: Request) -> None:
-        for shift in self._shifts:
-            shift.left(request)
-
     def _changed(self, replica: int, adapter: int, old: int, new: int) -> None:
         """Note that requests under way on a replica are answered by a new version from now on."""
-        for request, tokens in self._servers[replica].under_way(adapter):
+        under_way = self._servers[replica].under_way(adapter)
+        if self.swapped is not None:
+            self.swapped(replica, adapter, bool(under_way))
+        for request, tokens in under_way:
             first, _ = self._started.get(request.index, (old, 0))
             self._started[request.index] = first, tokens
 
     def _due(self, name: int, time: float) -> int:
         """Return the version that everybody was to have at a time: 1 before the first cutover."""
-        due = 1
-        for part in self._parts:
-            due = max(due, part.due(name, time))
-        return due
+        return max([part.due(name, time) for part in self._parts], default=1)
 
 
 def make_rollouts(
@@ -154,14 +167,24 @@ def make_rollouts(
     versions = [Versions(lineage.born) for _ in range(replicas)]
     gates = Gates(replicas)
     from_storage, _ = tier_times(*costs)
+    routers = RouterInstances(scenario.router.instances, seed, replication)
+    course = Course(clock, recorder)
+    resized = any(rollout.rank is not None or rollout.size is not None for rollout in scenario.rollouts)
+    readdress: Callable[[Request, int], None] = Readdress(*costs) if resized else _rename
     shifts = [
-        Shift(wave, clock, recorder, Readdress(*costs), scenario.router.instances, seed, replication)
+        Shift(wave, clock, recorder, course, readdress, routers, seed, replication)
         for wave in lineage.waves if wave.copies
     ]  # fmt: skip
     swaps = [
-        Swap(wave, clock, recorder, versions, gates, from_storage, seed, replication)
+        Swap(wave, clock, recorder, course, versions, gates, from_storage, seed, replication)
         for wave in lineage.waves if not wave.copies
     ]  # fmt: skip
     named = {name for wave in lineage.waves if wave.copies for name in wave.names}
     extra = ExtraBytes(lineage.original.tolist(), world.population.size_bytes.tolist(), named)
-    return Rollouts(lineage, shifts, swaps, gates, versions, recorder, extra), versions, extra
+    rollouts = Rollouts(lineage, course, shifts, swaps, gates, versions, recorder, extra, readdress)
+    return rollouts, versions, extra
+
+
+def _rename(request: Request, adapter: int) -> None:
+    """Let a request ask for an adapter whose loads take as long."""
+    request.adapter = adapter

@@ -19,6 +19,7 @@ from sim.world.clock import Clock
 from sim.world.fetches import HostFetches
 from sim.world.future import Foresight
 from sim.world.loader import Loader
+from sim.world.storage import StorageFaults
 from sim.world.versions import Versions
 
 Action = Callable[[float], float]
@@ -39,6 +40,9 @@ class Parts:
     :ivar versions: which versions of adapters this replica has, or None where no rollout keeps a name.
     :ivar ends: asked when a request's last token is out, before that is recorded: True takes the request over, to send
         it again. None: nobody asks.
+    :ivar lost: told of a request that leaves without having been served. None: nobody asks.
+    :ivar storage: what is wrong with storage; None: nothing.
+    :ivar fails: told of a request that has left since its adapter can't be loaded. None: loads don't fail.
     """
 
     clock: Clock
@@ -53,6 +57,9 @@ class Parts:
     foresight: Foresight | None = None
     versions: Versions | None = None
     ends: Callable[[Request, float], bool] | None = None
+    lost: Callable[[Request], None] | None = None
+    storage: StorageFaults | None = None
+    fails: Callable[[Request], None] | None = None
 
 
 class Server(ABC):
@@ -60,6 +67,7 @@ class Server(ABC):
 
     :param ask_early: loads are asked for at arrival; otherwise at admission.
     :ivar blocking: whether loads happen inside steps.
+    :ivar down: whether it is only there in the place of one that died: nothing is done here.
     :ivar held: requests inside that wait outside the queues, until ``let_in``.
     :ivar inside_area: request-seconds spent inside, once closed. Counted at arrivals and departures, apart from the
         requests' own records: Little's law compares the two. Until then, departure times less arrival times.
@@ -67,8 +75,8 @@ class Server(ABC):
 
     # Attributes of an object with more than 30 are read slowly otherwise (CPython 3.11 to 3.13).
     __slots__ = (
-        "_ends", "_fetches", "_foresight", "_inside", "ask_early", "blocking", "cache", "clock", "held", "host",
-        "index", "inside_area", "loader", "recorder",
+        "_ends", "_fails", "_fetches", "_foresight", "_inside", "_lost", "ask_early", "blocking", "cache", "clock",
+        "down", "held", "host", "index", "inside_area", "loader", "recorder",
     )  # fmt: skip
 
     def __init__(self, parts: Parts, *, ask_early: bool) -> None:
@@ -82,14 +90,20 @@ class Server(ABC):
         # A TouchedCache loads in its own steps and never asks a loader.
         protected = cast(GpuCache, parts.cache)
         self.loader = Loader(
-            parts.clock, protected, parts.host, parts.loaders, parts.recorder, self._loaded, parts.index, parts.versions
-        )
+            parts.clock, protected, parts.host, parts.loaders, parts.recorder, self._loaded, parts.index,
+            parts.versions, parts.storage,
+        )  # fmt: skip
+        self.loader.on_failed = self._not_loaded
+        self.down = False
         self._fetches = parts.fetches
         self._ends = parts.ends
+        self._lost = parts.lost
+        self._fails = parts.fails
         self.held: list[Request] = []
         self._foresight = parts.foresight
         if self._fetches is not None:
             self._fetches.go_on = self._take_in
+            self._fetches.give_up = self._fail
         self.inside_area = 0.0
         self._inside = parts.inside
 
@@ -125,6 +139,8 @@ class Server(ABC):
             self.inside_area += self.clock._now
             if self._foresight is not None:
                 self._foresight.turned_away(request)
+            if self._lost is not None:
+                self._lost(request)
             self.recorder.turned_away(request, self.index, REFUSED)
             return False
         return fetches.fetch(request)
@@ -156,6 +172,23 @@ class Server(ABC):
         for request in requests:
             self._enqueue(request, in_time)
 
+    def _not_loaded(self, requests: list[Request], in_time: bool) -> None:
+        """End requests whose adapter can't be loaded."""
+        for request in requests:
+            self._unclaim(request)
+            self._fail(request)
+
+    def _unclaim(self, request: Request) -> None:
+        """Note that a request which has asked for a load uses its adapter no more."""
+        if self.cache.release(request.adapter) and self.loader.short_of_room:
+            self.loader.room_appeared()
+
+    def _fail(self, request: Request) -> None:
+        assert self._fails is not None, "told where loads can fail"
+        self._inside[self.index] -= 1
+        self.inside_area += self.clock._now
+        self._fails(request)
+
     @abstractmethod
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
         """Queue a request: its adapter is there, or will be asked for at admission.
@@ -171,6 +204,12 @@ class Server(ABC):
         if self._fetches is not None:
             self._fetches.close(now)
         return self.everyone()
+
+    def die(self) -> list[Request]:
+        """Stop at once and for good: note what was under way until now; return the requests that were inside."""
+        inside = self.close()
+        self.clock.forget([self, self.loader] if self._fetches is None else [self, self.loader, self._fetches.loader])
+        return inside
 
     def everyone(self) -> list[Request]:
         """Return the requests inside, in no order."""
@@ -188,17 +227,21 @@ class Server(ABC):
 
         :param seconds: what the load takes. Where loads block steps, this one blocks the next step, too.
         """
+        assert not self.down, "it has no copy that could be renewed"
 
         def ready(start_s: float) -> float:
             swap()
             return 0.0
 
         def blocking(start_s: float) -> float:
+            faults, took_s = self.loader.faults, seconds
+            if faults is not None:
+                took_s = faults.seconds(start_s, seconds, adapter, ~adapter)
             self.recorder.load_rows += pack_load(
-                start_s, start_s + seconds, self.clock._now, adapter, FROM_STORAGE, self.index
+                start_s, start_s + took_s, self.clock._now, adapter, FROM_STORAGE, self.index
             )
             swap()
-            return seconds
+            return took_s
 
         if self.blocking:
             self.at_boundary(blocking)
@@ -216,6 +259,8 @@ class Server(ABC):
 
     def has_copy(self, adapter: int) -> bool:
         """Return whether an adapter lies here, or is on its way, in GPU or host memory."""
+        if self.down:
+            return False  # what it begins with when it is up again is read then
         if self.cache.state[adapter] != ABSENT or (isinstance(self.host, AllInHost) and self._fetches is None):
             return True
         if isinstance(self.cache, TouchedCache):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable
 
 from sim.policies.gate import Sample, failed_terms
 from sim.results.records import Event, Recorder
 from sim.rng import luck, stream, stream_key
 from sim.traffic.request import MISS, Request
 from sim.world.clock import CONTROL, Call, Clock
+from sim.world.course import Course
+from sim.world.instances import RouterInstances
 from sim.world.lineage import Wave
 from sim.world.server import Server
-from sim.world.times import Readdress
 
 
 class Shift:
     """One such rollout.
 
+    :param readdress: lets a request ask for another adapter.
     :param routers: router instances; each learns of a stage in its own time.
     :ivar complete_s: when the last request of the last old version had left; nan before.
     """
@@ -27,8 +30,9 @@ class Shift:
         wave: Wave,
         clock: Clock,
         recorder: Recorder,
-        readdress: Readdress,
-        routers: int,
+        course: Course,
+        readdress: Callable[[Request, int], None],
+        routers: RouterInstances,
         seed: int,
         replication: int,
     ) -> None:
@@ -37,22 +41,20 @@ class Shift:
         self.rolled_back = False
         self._clock = clock
         self._recorder = recorder
+        self._course = course
         self._readdress = readdress
         self._routers = routers
         self._rng = stream(seed, replication, "propagation", wave.number)
         self._session_key = stream_key(seed, replication, f"version-session-{wave.number}")
         self._request_key = stream_key(seed, replication, f"version-{wave.number}")
-        self._router_key = stream_key(seed, replication, "router-instance")
         count = len(wave.adapters)
         self._offsets = [wave.rollout.spread * i / count for i in range(count)]
         self._place = {adapter: i for i, adapter in enumerate(wave.adapters)}
-        self._place_of_copy = {copy: i for i, copy in enumerate(wave.copies)}
         self._place_of_name = {name: i for i, name in enumerate(wave.names)}
-        self._inside_old, self._inside_new = [0] * count, [0] * count
         self._stages: list[tuple[float, float, list[float]]] = []  # when it began, its share, and each router's delay
         self._due_s = math.inf  # when the first adapter was to be new for everybody
-        self._settled = [False] * count  # nothing is sent to the side that loses any more
-        self._open = count  # adapters of which it still has requests inside, or gets some
+        self._inside: Counter[int] = Counter()  # requests inside for adapters that get no more
+        self._open = count  # adapters of which the side that loses still gets requests, or has some inside
         self._samples: list[Sample] = []
         self._servers: list[Server] = []
 
@@ -64,40 +66,26 @@ class Shift:
         for number in range(last):
             self._clock.call_at(rollout.at + number * rollout.dwell, CONTROL, self._begin_stage, number)
 
-    def steer(self, request: Request) -> None:
-        """Let a request ask for the new version, if its router has heard of it and its lot falls so."""
-        i = self._place.get(request.adapter)
-        if i is None:
-            i = self._place_of_copy.get(request.adapter)
-            if i is not None:  # it was there already, on a replica that died
-                self._inside_new[i] += 1
-            return
-        share = self._share(self._router(request), i)
+    def moves(self, request: Request) -> bool:
+        """Let a request ask for the new version, if its router has heard of it and its lot falls so; return whether."""
+        i = self._place[request.adapter]
+        share = self._share(self._routers.of(request), i)
         if share > 0.0 and (share >= 1.0 or self._lot(request, i) < share):
             self._readdress(request, self.wave.copies[i])
-            self._inside_new[i] += 1
-        else:
-            self._inside_old[i] += 1
+            return True
+        return False
 
     def ended(self, request: Request, now: float) -> None:
-        """Note that a request has been answered."""
-        if request.adapter in self._place_of_copy and self.wave.rollout.gate is not None:
-            missed = request.outcome == MISS
-            arrival_s = request.arrival_s
+        """Note that a request has been answered by the old version or the new one."""
+        if self.wave.rollout.gate is not None and request.adapter not in self._place:
+            missed, arrival_s = request.outcome == MISS, request.arrival_s
             self._samples.append(Sample(request.first_token_s - arrival_s, now - arrival_s, missed))
-        self.left(request)
 
-    def left(self, request: Request) -> None:
-        """Note that a request is no longer inside."""
-        i = self._place.get(request.adapter)
-        if i is not None:
-            self._inside_old[i] -= 1
-            self._look(i)
-            return
-        i = self._place_of_copy.get(request.adapter)
-        if i is not None:
-            self._inside_new[i] -= 1
-            self._look(i)
+    def left(self, adapter: int) -> None:
+        """Note that a request for an adapter that gets no more has left."""
+        self._inside[adapter] -= 1
+        if self._inside[adapter] == 0:
+            self._over(adapter)
 
     def due(self, name: int, time: float) -> int:
         """Return the version that everybody was to have of an adapter at a time, by this rollout; 0: any."""
@@ -105,12 +93,6 @@ class Shift:
         if i is None or self.rolled_back or time < self._due_s + self._offsets[i]:
             return 0
         return self.wave.versions[i]
-
-    def _router(self, request: Request) -> int:
-        if self._routers == 1:
-            return 0
-        who = request.index if request.session is None else ~request.session
-        return int(luck(self._router_key, who) * self._routers)
 
     def _lot(self, request: Request, i: int) -> float:
         if self.wave.rollout.sticky and request.session is not None:
@@ -128,23 +110,31 @@ class Shift:
 
     def _begin_stage(self, event: Call) -> None:
         number: int = event.subject
-        rollout = self.wave.rollout
+        rollout, course = self.wave.rollout, self._course
         share = rollout.stages[number]
         self._note("rollout" if number == 0 else "stage", f"{share:.0%} of the requests to the new version")
-        delays = self._announce(share)
+        if number == 0:
+            course.begins(self.wave)
+            course.shifting.update(dict.fromkeys(self.wave.adapters, self))
+        known_s = self._announce(share)
         if share == 1:
             self._due_s = self._clock._now
-            self._settle_after(delays)
+            if rollout.spread == 0:
+                self._clock.call_at(known_s, CONTROL, self._settle, range(len(self._offsets)))
+            else:
+                for i, offset in enumerate(self._offsets):
+                    self._clock.call_at(known_s + offset, CONTROL, self._settle, (i,))
         elif rollout.gate is not None:
             self._samples = []
             self._clock.call_at(self._clock._now + rollout.dwell, CONTROL, self._judge, number)
 
-    def _announce(self, share: float) -> list[float]:
-        law = self.wave.rollout.propagation
-        drawn = self._rng.random(self._routers)
-        delays = [0.0] * self._routers if law is None else law.ppf(drawn).tolist()
+    def _announce(self, share: float) -> float:
+        """Tell the routers of a share; return when all of them will have heard of it, for the first adapter."""
+        law, count = self.wave.rollout.propagation, self._routers.count
+        drawn = self._rng.random(count)
+        delays = [0.0] * count if law is None else law.ppf(drawn).tolist()
         self._stages.append((self._clock._now, share, delays))
-        return delays
+        return self._clock._now + float(max(delays))
 
     def _judge(self, event: Call) -> None:
         gate, number = self.wave.rollout.gate, int(event.subject)
@@ -158,37 +148,36 @@ class Shift:
             return
         self.rolled_back = True
         self._note("rollback", f"back to the old version: {failed}")
-        self._settle_after(self._announce(0.0))
-
-    def _settle_after(self, delays: Sequence[float]) -> None:
-        """Look, when every router knows, whether the side that gets no more requests has any inside."""
-        known_s = self._clock._now + max(delays)
-        if self.wave.rollout.spread == 0 or self.rolled_back:
-            self._clock.call_at(known_s + (self._offsets[-1] if self.rolled_back else 0.0), CONTROL, self._settle)
-            return
-        for i, offset in enumerate(self._offsets):
-            self._clock.call_at(known_s + offset, CONTROL, self._settle, i)
+        self._clock.call_at(self._announce(0.0), CONTROL, self._settle, range(len(self._offsets)))
 
     def _settle(self, event: Call) -> None:
-        for i in range(len(self._settled)) if event.subject is None else (event.subject,):
-            self._settled[i] = True
-            self._look(i)
+        """Count, now that every router knows, the requests inside for the adapters that get no more."""
+        course, wave = self._course, self.wave
+        losers = {}
+        for i in event.subject:
+            old, new = wave.adapters[i], wave.copies[i]
+            course.shifting.pop(old)
+            if not self.rolled_back:
+                course.moved[old] = new
+            losers[new if self.rolled_back else old] = self
+        for server in self._servers:
+            self._inside.update(r.adapter for r in server.everyone() if r.adapter in losers)
+        course.draining.update(losers)
+        for adapter in losers:
+            if self._inside[adapter] == 0:
+                self._over(adapter)
 
-    def _look(self, i: int) -> None:
-        """See whether the last request of the side that loses has left."""
-        if not self._settled[i]:
-            return
-        inside, loser = (
-            (self._inside_new, self.wave.copies) if self.rolled_back else (self._inside_old, self.wave.adapters)
-        )
-        if inside[i]:
-            return
-        self._settled[i] = False  # looked at for the last time
+    def _over(self, adapter: int) -> None:
+        """Drop the copies of an adapter whose last request has left."""
+        del self._course.draining[adapter]
         if not self.wave.rollout.keep_old:
             for server in self._servers:
-                server.drop(loser[i])
+                server.drop(adapter)
         self._open -= 1
-        if self._open == 0 and not self.rolled_back:
+        if self._open:
+            return
+        self._course.ends(self.wave, complete=not self.rolled_back)
+        if not self.rolled_back:
             self.complete_s = self._clock._now
             self._note("complete", "the old version has left")
 

@@ -13,6 +13,7 @@ import numpy as np
 from sim.results.records import Event, Recorder
 from sim.rng import luck, stream, stream_key
 from sim.world.clock import CONTROL, Call, Clock
+from sim.world.course import Course
 from sim.world.lineage import Wave
 from sim.world.server import Server
 from sim.world.times import TierTimes
@@ -34,25 +35,30 @@ class Gate:
 
 
 class Gates:
-    """Closed gates of all replicas, by adapter."""
+    """Closed gates of all replicas, by adapter.
+
+    :ivar count: how many there are.
+    """
 
     def __init__(self, replicas: int) -> None:
         self._gates: list[dict[int, Gate]] = [{} for _ in range(replicas)]
+        self.count = 0
 
     def closed(self, replica: int, adapter: int) -> Gate | None:
         """Return the gate that is closed for an adapter, or None."""
-        gates = self._gates[replica]
-        return gates.get(adapter) if gates else None
+        return self._gates[replica].get(adapter) if self.count else None
 
     def close(self, replica: int, adapter: int, gate: Gate) -> None:
         """Close the way to an adapter; its ``then`` comes at once if nobody is inside."""
         self._gates[replica][adapter] = gate
+        self.count += 1
         if gate.left == 0:
             gate.then()
 
     def open(self, replica: int, adapter: int) -> None:
         """Open it again."""
         del self._gates[replica][adapter]
+        self.count -= 1
 
     def left(self, replica: int, adapter: int) -> None:
         """Note that a request for an adapter has left a replica."""
@@ -64,6 +70,7 @@ class Gates:
 
     def forget(self, replica: int) -> None:
         """Open all gates of a replica that has died; nobody is inside."""
+        self.count -= len(self._gates[replica])
         self._gates[replica] = {}
 
 
@@ -80,6 +87,7 @@ class Swap:
         wave: Wave,
         clock: Clock,
         recorder: Recorder,
+        course: Course,
         versions: Sequence[Versions],
         gates: Gates,
         from_storage: TierTimes,
@@ -90,6 +98,7 @@ class Swap:
         self.complete_s = math.nan
         self._clock = clock
         self._recorder = recorder
+        self._course = course
         self._versions = versions
         self._gates = gates
         self._from_storage = from_storage
@@ -138,6 +147,8 @@ class Swap:
 
     def _note_stage(self, event: Call) -> None:
         number, replicas = event.subject
+        if number == 0:
+            self._course.begins(self.wave)
         text = f"{self.wave.rollout.strategy} on {replicas} replica{'s' if replicas != 1 else ''}"
         self._note("rollout" if number == 0 else "stage", text)
 
@@ -201,6 +212,7 @@ class Swap:
             self._replicas_left -= 1
             if self._replicas_left == 0:
                 self.complete_s = self._clock._now
+                self._course.ends(self.wave, complete=True)
                 self._note("complete", "every replica has the new version")
 
     def _note(self, kind: str, text: str) -> None:

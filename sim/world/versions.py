@@ -46,6 +46,8 @@ class Versions:
 
     def reads(self, adapter: int, tier: int) -> None:
         """Note that a load to the GPU begins: what it reads is what lies there now."""
+        if adapter not in self.files:
+            return  # it was never replaced: no need to write down what all copies are
         if tier == FROM_STORAGE:
             self._reading[adapter] = self.on_storage(adapter)
         else:
@@ -53,7 +55,9 @@ class Versions:
 
     def came(self, adapter: int, tier: int) -> None:
         """Note that a load to the GPU has ended; one from storage leaves its copy in host memory, if there is some."""
-        version = self._reading.pop(adapter)
+        if adapter not in self.files:
+            return
+        version = self._reading.pop(adapter, 0) or self._born.get(adapter, 1)
         if tier == FROM_STORAGE:
             self.in_host[adapter] = version
         self.put(adapter, version)

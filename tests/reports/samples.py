@@ -74,7 +74,8 @@ def _metrics(
         "itl_mean_s": None if fixed else 0.0209, "itl_p99_s": None if fixed else 0.0641, "e2e_mean_s": mean,
         "e2e_p50_s": 0.6 * mean, "e2e_p99_s": p99, "throughput_rps": rate,
         "output_tokens_per_s": None if fixed else 155 * rate, "goodput_rps": 0.98 * rate, "slo_attainment": 0.98,
-        "completed": 950_000, "unfinished": 0, "refused": 0, "preemptions": 0, "evictions": 950_000 * miss,
+        "completed": 950_000, "unfinished": 0, "refused": 0, "failed": 0, "preemptions": 0,
+        "evictions": 950_000 * miss,
     }  # fmt: skip
     shaky = {"ttft_p99_s", "e2e_p99_s", "queue_p99_s"}
     note = "this engine has no tokens"
@@ -248,6 +249,93 @@ def many(count: int = 200) -> RunData:
     return _run(points, "sweep")
 
 
+def changed_point(
+    swept: dict[str, Any] | None = None, *, harmed: int = 220, duration: float | None = 6.0, during: float = 0.4,
+    rollout: bool = True, harm: dict[str, int] | None = None, faults: dict[str, float] | None = None,
+) -> Point:  # fmt: skip
+    """A point of a fleet in which something changes at 400 s and is over at 450 s."""
+    point = make_point(swept, fixed=False, miss=0.2, busy=0.2)
+    found = {"mixed": 95, "slow": harmed - 95} if harm is None else harm
+    point.harm = {"requests": 57_000, **dict.fromkeys(HARM, 0), **found}
+    values: dict[str, float | None] = {"harmed": harmed, "replica_load_skew": 1.03, **(faults or {})}
+    if rollout:
+        point.harm |= {"requests_before": 30_000, "slow_before": 30}
+        values |= {
+            "rollout_ttft_p99_s": during, "before_ttft_p99_s": 0.2, "rollout_e2e_p99_s": 5.1, "before_e2e_p99_s": 5.0,
+            "rollout_peak_loads_per_s": 27.2, "before_peak_loads_per_s": 18.4, "rollout_duration_s": duration,
+            "rollout_loads": 4635, "sessions_saw_both": 2946, "sessions_went_back": 2, "mixed_version_responses": 95,
+            "extra_resident_bytes_peak": 533e6, "rollout_miss_ratio": 0.35, "before_miss_ratio": 0.34,
+        }  # fmt: skip
+    for name, value in values.items():
+        note = "complete in 0 of 4 replications" if value is None else ""
+        point.metrics[name] = metric(name, value, 0.05, note=note)
+    shares = [min(1.0, max(0.0, (t - 400) / 50)) for t in point.timeline["t_s"]]
+    if rollout:
+        versions = {"1": [1 - x for x in shares], "2": [0.99 * x for x in shares], "none": [0.01 * x for x in shares]}
+        point.version_mix = {"t_s": point.timeline["t_s"], "versions": versions}
+    kinds = (("rollout", "in-place on 4 replicas"), ("complete", "every replica has <the> new version"))
+    point.events = [{"t_s": 400.0 + 50 * i, "kind": k, "text": f"rollouts.0: {t}"} for i, (k, t) in enumerate(kinds)]
+    bump = [1 + 3 * (0.0 < x < 1.0) for x in shares]
+    point.timeline["loads_per_s"] = [9.0 * b for b in bump]
+    point.timeline["ttft_p99_s"] = [None, *(0.2 * b for b in bump[1:])]
+    point.timeline["e2e_mean_s"] = [2.0 * b for b in bump]
+    point.timeline["e2e_p99_s"] = [5.0 * b for b in bump]
+    point.replicas = [
+        {"replica": i, "requests": 4000 + 100 * i, "completed": 4000, "miss_ratio": 0.3, "loads": 1200 + i,
+         "busy_share": 0.9, "e2e_p99_s": None if i == 3 else 5.0}
+        for i in range(4)
+    ]  # fmt: skip
+    point.by_replication = {"harmed": [harmed / 4 + i for i in (-2, -1, 1, 2)]}
+    return point
+
+
+HARM = ("mixed", "stale", "refused_by_rollout", "wrong_served", "wrong_detected", "retried", "lost", "failed_loads",
+        "rerouted", "old_prefix", "failed", "slow")  # fmt: skip
+
+
+def rollout() -> RunData:
+    return _run([changed_point()], "run", {"ttft_p99": "1 s"})
+
+
+def strategies() -> RunData:
+    points = [
+        changed_point({"rollouts.0.strategy": "in-place"}),
+        changed_point({"rollouts.0.strategy": "drain-then-swap"}, harmed=230, during=1.6, harm={"slow": 230}),
+        changed_point({"rollouts.0.strategy": "lazy-reread"}, harmed=8512, duration=None, harm={"stale": 8512}),
+    ]  # fmt: skip
+    return _run(points, "sweep", {"ttft_p99": "1 s"})
+
+
+def crashes() -> RunData:
+    points = [
+        changed_point(
+            {"faults.0.requests": fate, "faults.0.detected": late}, harmed=5 + lost, rollout=False,
+            harm={"lost": lost, "failed": lost, "rerouted": 120 - lost, "slow": 5},
+            faults={"lost": lost, "rerouted": 120 - lost, "failed": lost},
+        )
+        for fate, lost in (("reroute", 0), ("lose", 120)) for late in ("0 s", "5 s")
+    ]  # fmt: skip
+    return _run(points, "sweep", {"ttft_p99": "1 s"})
+
+
+def misrouted() -> RunData:
+    counts = {"misrouted": 2092, "wrong_adapter_served": 1077, "wrong_adapter_detected": 1020, "retried": 1020}
+    harm = {"wrong_served": 1077, "wrong_detected": 1020, "retried": 1020, "slow": 30}
+    return _run([changed_point(harmed=1100, rollout=False, harm=harm, faults=counts)], "run", {"ttft_p99": "1 s"})
+
+
+def routers() -> RunData:
+    points = []
+    for name, loads, skew in (("round-robin", 0.4, 1.0), ("hash", 0.1, 1.2), ("affinity-residency", 0.01, 1.3)):
+        point = make_point({"router.policy": name}, fixed=False)
+        point.metrics["loads_per_request"] = metric("loads_per_request", loads)
+        point.metrics["replica_load_skew"] = metric("replica_load_skew", skew)
+        point.replicas = changed_point().replicas
+        point.by_replication = {"loads_per_request": [loads * f for f in (0.9, 1.0, 1.1)]}
+        points.append(point)
+    return _run(points, "sweep", {"ttft_p99": "1 s"})
+
+
 def nothing_yet() -> RunData:
     return RunData(Path("/tmp/runs/x"), manifest(kind="sweep", status="interrupted", points_total=6, points_done=0), [])
 
@@ -255,5 +343,6 @@ def nothing_yet() -> RunData:
 ALL = {
     "single": single, "batching": batching, "overloaded": overloaded, "rates": rates, "grid": grid,
     "policies": policies, "policy_and_slots": policy_and_slots, "three_keys": three_keys, "many": many,
-    "nothing_yet": nothing_yet, "drawn": drawn, "drawn_rates": drawn_rates,
+    "nothing_yet": nothing_yet, "drawn": drawn, "drawn_rates": drawn_rates, "rollout": rollout,
+    "strategies": strategies, "crashes": crashes, "misrouted": misrouted, "routers": routers,
 }  # fmt: skip

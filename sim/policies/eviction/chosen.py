@@ -157,7 +157,7 @@ class RefcountScore:
         self._uses[adapter] = 1
 
     def victim(self, spared: Collection[int] = ()) -> int | None:
-        ready = self._idle.difference(spared) if spared else self._idle
+        ready = {adapter for adapter in self._idle if adapter not in spared} if spared else self._idle
         if not ready:
             return None
         uses, last, size = self._uses, self._last, self._size

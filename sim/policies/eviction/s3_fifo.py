@@ -63,7 +63,7 @@ class S3Fifo:
             self._small_weight += self._weights[adapter]
 
     def victim(self, spared: Collection[int] = ()) -> int | None:
-        ready = self._idle.difference(spared) if spared else self._idle
+        ready = {adapter for adapter in self._idle if adapter not in spared} if spared else self._idle
         if not ready:
             return None
         self._has_evicted = True

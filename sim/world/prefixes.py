@@ -1,0 +1,60 @@
+"""Prefix caches that know adapters by name: what an old version computed is found by requests of the new one."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection
+
+from sim.rng import luck, stream_key
+from sim.spec.faults import NamedPrefixes
+from sim.traffic.request import Request
+
+
+class OldPrefixes:
+    """The prefixes of old versions on all replicas.
+
+    A request looks its prefix up when it joins the batch. A replica that had never answered with the old version has no
+    prefix of it.
+
+    :param faults: with their numbers in the scenario.
+    :param concerned: adapters whose new versions keep the name.
+    """
+
+    def __init__(
+        self, faults: list[tuple[int, NamedPrefixes]], concerned: Collection[int], seed: int, replication: int
+    ) -> None:
+        self._faults = [
+            (spec.share, spec.lifetime, stream_key(seed, replication, f"named-prefixes-{number}"))
+            for number, spec in faults
+        ]
+        self._concerned = concerned
+        self._answered: set[tuple[int, int]] = set()
+        self._swapped_s: dict[tuple[int, int], list[float]] = {}
+
+    def swapped(self, replica: int, adapter: int, under_way: bool, now: float) -> None:
+        """Note that a new version takes the place of an old one.
+
+        :param under_way: whether somebody is being answered by the old one.
+        """
+        if under_way or (replica, adapter) in self._answered:
+            self._swapped_s.setdefault((replica, adapter), []).append(now)
+
+    def found(self, replica: int, request: Request) -> bool:
+        """Return whether a request that has been answered had found the prefix of an older version."""
+        if request.adapter not in self._concerned:
+            return False
+        where = replica, request.adapter
+        self._answered.add(where)
+        swaps = self._swapped_s.get(where)
+        if swaps is None:
+            return False
+        last = bisect_right(swaps, request.admitted_s) - 1
+        if last < 0:
+            return False
+        age_s = request.admitted_s - swaps[last]
+        return any(age_s < lifetime and luck(key, request.index) < share for share, lifetime, key in self._faults)
+
+    def forget(self, replica: int) -> None:
+        """Note that a replica has lost everything."""
+        self._answered = {where for where in self._answered if where[0] != replica}
+        self._swapped_s = {where: swaps for where, swaps in self._swapped_s.items() if where[0] != replica}

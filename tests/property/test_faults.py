@@ -1,0 +1,379 @@
+"""Laws of faults in the infrastructure: nothing in flight is lost silently, and what broke does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from fault_scenarios import SPEED, crashes, faulty_scenarios, may_fail, storage_faults
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from identity_scenarios import designs, with_
+from strategies import fixed_time, seconds
+
+import sim.world.build
+from sim.policies.cache import ABSENT, RESIDENT
+from sim.results.records import (
+    COMPLETED, FAILED, LOAD_FAILED, LOST, REFUSED, REROUTED, STATUS_WORDS, UNFINISHED, Recorder, Recording,
+)  # fmt: skip
+from sim.spec.scenario import Scenario
+from sim.traffic.request import FROM_STORAGE, HIT, Request
+from sim.world.batch import BatchServer
+from sim.world.build import Assembly, build_world, simulate
+from sim.world.changes import Changes
+from sim.world.clock import Clock
+from sim.world.server import Server
+
+EXAMPLES = 100
+
+
+def run(scenario: Scenario) -> Recording:
+    return simulate(build_world(scenario), 0, 1)
+
+
+def assembled(scenario: Scenario) -> tuple[Assembly, Recording]:
+    """Run, and return what it was run with as well."""
+    world = build_world(scenario)
+    assembly = Assembly(world, 0, 1, lambda server: server)
+    return assembly, assembly.fleet.run(world.traffic.chunks(0))
+
+
+def tables(recording: Recording) -> dict[str, bytes]:
+    columns = {**recording.requests, **{f"load {name}": column for name, column in recording.loads.items()}}
+    columns |= {"gaps": recording.gap_counts, "busy": recording.busy_s, "blocked": recording.blocked_s}
+    return {name: column.tobytes() for name, column in columns.items()}
+
+
+def indices(where: np.ndarray) -> set[int]:
+    return set(np.flatnonzero(where).tolist())
+
+
+def marked(recording: Recording, mark: int) -> np.ndarray:
+    return np.asarray((recording.requests["marks"].astype(np.int64) & mark) > 0)
+
+
+def outages(scenario: Scenario) -> list[tuple[int, float, float]]:
+    """Return replica, begin and end of each time in which one is down."""
+    return [
+        (fault.replica, fault.at, np.inf if fault.down is None else fault.at + fault.down)
+        for fault in scenario.faults if fault.kind == "crash"
+    ]  # fmt: skip
+
+
+@contextmanager
+def watched_steps() -> Iterator[list[np.ndarray]]:
+    """See all rows of steps."""
+    seen: list[np.ndarray] = []
+    flush = Recorder._flush_steps
+
+    def watched(self: Recorder) -> None:
+        seen.append(np.frombuffer(bytes(self.step_rows), dtype=sim.results.records._STEP_ROW))
+        flush(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "_flush_steps", watched)
+        yield seen
+
+
+@settings(max_examples=EXAMPLES)
+@given(faulty_scenarios())
+def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
+    recording = run(scenario)
+    requests = recording.requests
+    arrived = sum(int(np.sum(chunk.arrival_s < (scenario.workload.duration or np.inf)))
+                  for chunk in build_world(scenario).traffic.chunks(0))  # fmt: skip
+    assert requests["index"].tolist() == list(range(arrived))
+    ends = {word: int(np.sum(requests["status"] == status)) for status, word in enumerate(STATUS_WORDS)}
+    assert sum(ends.values()) == arrived
+    assert np.all((requests["finished_s"] >= 0) == (requests["status"] == COMPLETED))
+    identity = any(fault.kind in ("misrouting", "base-model") for fault in scenario.faults)
+    if not identity:
+        assert np.all(marked(recording, LOST | LOAD_FAILED) == (requests["status"] == FAILED))
+    if all(end < np.inf for _, _, end in outages(scenario)) and scenario.workload.duration is None:
+        assert ends["unfinished"] == 0
+
+
+@settings(max_examples=EXAMPLES)
+@given(faulty_scenarios())
+def test_requests_inside_are_counted_at_all_times(scenario: Scenario) -> None:
+    """What servers add up at arrivals and departures is the integral of the counts that routers see."""
+    area = 0.0
+    fleet: Any = None
+
+    class Watched(Clock):
+        def step(self) -> None:
+            nonlocal area
+            before, inside = self.now, sum(fleet.inside)
+            assert all(count >= 0 for count in fleet.inside)
+            super().step()
+            area += inside * (self.now - before)
+
+    world = build_world(scenario)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sim.world.build, "Clock", Watched)
+        fleet = Assembly(world, 0, 1, lambda server: server).fleet
+        recording = fleet.run(world.traffic.chunks(0))
+    assert recording.inside_area == pytest.approx(area, rel=1e-9, abs=1e-9)
+    if scenario.workload.duration is None and not np.any(recording.requests["status"] == UNFINISHED):
+        assert not any(fleet.inside)
+
+
+@settings(max_examples=EXAMPLES)
+@given(faulty_scenarios())
+def test_caches_and_boards_agree_at_the_end(scenario: Scenario) -> None:
+    assembly, _ = assembled(scenario)
+    servers = assembly.fleet.servers
+    for server in servers:
+        server.check_integrity()
+    residency = assembly._live.residency
+    if residency is not None:
+        adapters = len(build_world(scenario).population)
+        residency.check_integrity([server.cache.state[:adapters] for server in servers])
+
+
+@settings(max_examples=EXAMPLES)
+@given(faulty_scenarios(kinds=("crash", "crash", "slow-storage", "failing-loads")))
+def test_a_dead_replica_does_nothing(scenario: Scenario) -> None:
+    assume(outages(scenario))
+    with watched_steps() as seen:
+        recording = run(scenario)
+    steps, loads, requests = np.concatenate(seen), recording.loads, recording.requests
+    ends = steps["start"] + steps["load_s"] + steps["steps"] * (
+        steps["first"] + steps["growth"] * (steps["steps"] - 1) / 2
+    )  # fmt: skip
+    for replica, begin_s, end_s in outages(scenario):
+        of = steps["replica"] == replica
+        assert not np.any(of & (steps["start"] < end_s) & (ends > begin_s * (1 + 1e-12) + 1e-12))
+        of = loads["replica"] == replica
+        assert not np.any(of & (loads["started_s"] < end_s) & (loads["ended_s"] > begin_s))
+        of = (requests["replica"] == replica) & (requests["status"] != FAILED)
+        assert not np.any(of & (requests["admitted_s"] >= begin_s) & (requests["admitted_s"] < end_s))
+        assert not np.any(of & (requests["finished_s"] >= begin_s) & (requests["finished_s"] < end_s))
+    assert np.all(loads["ended_s"] >= loads["started_s"])
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(endless=True), st.data())
+def test_a_crash_whose_requests_are_rerouted_loses_nobody(scenario: Scenario, data: st.DataObject) -> None:
+    crash = data.draw(crashes(scenario, requests="reroute"))
+    assume("down" in crash or scenario.fleet.replicas > 1)
+    ours, other = run(with_(scenario, faults=[crash])), run(scenario)
+    status = ours.requests["status"]
+    assert not np.any((status == FAILED) | (status == UNFINISHED))
+    rejects = scenario.cache.host is not None and scenario.cache.host.fill == "arrival"
+    if not rejects:  # else who finds no place in host memory is turned away, and that depends on where it comes
+        assert indices(status == REFUSED) == indices(other.requests["status"] == REFUSED)
+    assert np.all(status[marked(ours, REROUTED)] != FAILED)
+
+
+def crashed_on(scenario: Scenario) -> tuple[Recording, set[int], set[int]]:
+    """Run with one crash; return who was inside, and who was sent there before the router knew."""
+    (crash,) = scenario.faults
+    until_s = crash.at + min(crash.detected, np.inf if crash.down is None else crash.down)
+    inside: set[int] = set()
+    sent: set[int] = set()
+    die, lets_in = Server.die, Changes.lets_in
+
+    def died(self: Server) -> list[Request]:
+        requests = die(self)
+        inside.update(request.index for request in requests)
+        return requests
+
+    def let_in(self: Changes, request: Request, replica: int) -> bool:
+        now = self.outages._clock.now  # type: ignore[union-attr]
+        if replica == crash.replica and crash.at <= now < until_s and request.index not in inside:
+            sent.add(request.index)
+        return lets_in(self, request, replica)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Server, "die", died)
+        patch.setattr(Changes, "lets_in", let_in)
+        recording = run(scenario)
+    return recording, inside, sent
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(), st.data())
+def test_a_crash_that_loses_requests_loses_exactly_those_it_meets(scenario: Scenario, data: st.DataObject) -> None:
+    crash = data.draw(crashes(scenario, requests="lose"))
+    recording, inside, sent = crashed_on(with_(scenario, faults=[crash]))
+    assert indices(recording.requests["status"] == FAILED) == inside | sent
+    assert indices(marked(recording, LOST)) == inside | sent
+    assert not np.any(marked(recording, REROUTED))
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(endless=True), st.data())
+def test_a_crash_that_reroutes_requests_marks_exactly_those_it_meets(scenario: Scenario, data: st.DataObject) -> None:
+    crash = data.draw(crashes(scenario, requests="reroute"))
+    recording, inside, sent = crashed_on(with_(scenario, faults=[crash]))
+    assert indices(marked(recording, REROUTED)) == inside | sent
+    if "down" not in crash and scenario.fleet.replicas == 1:
+        arrival_s = recording.requests["arrival_s"]
+        late = indices((arrival_s >= scenario.model_copy().run.warmup) & (recording.requests["status"] == UNFINISHED))
+        assert inside | sent <= late, "nobody is left to serve them"
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(endless=True), st.data())
+def test_a_replica_comes_back_empty(scenario: Scenario, data: st.DataObject) -> None:
+    crash = data.draw(crashes(scenario))
+    crash.setdefault("down", "1 s")
+    seen: list[tuple[set[int], set[int]]] = []
+    make = Assembly._make_server
+
+    def made(self: Assembly, index: int, inside: list[int]) -> Server:
+        server = make(self, index, inside)
+        count = len(self._world.population)
+        there = {adapter for adapter, state in enumerate(server.cache.state[:count]) if state != ABSENT}
+        seen.append((there, set(self._world.pinned)))
+        return server
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Assembly, "_make_server", made)
+        run(with_(scenario, faults=[crash]))
+    replicas = scenario.fleet.replicas
+    assert len(seen) == replicas + 2, "one stands in for the dead one, one comes back"
+    assert all(there == pinned for there, pinned in seen[replicas:])
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(), st.data())
+def test_a_crash_before_anybody_comes_changes_no_byte(scenario: Scenario, data: st.DataObject) -> None:
+    assume(not scenario.cache.warm)
+    first_s = float(next(build_world(scenario).traffic.chunks(0)).arrival_s[0])
+    assume(first_s > 0)
+    crash = data.draw(crashes(scenario, at="0 s", down=seconds(first_s / 2), detected=seconds(first_s / 4)))
+    ours, other = run(with_(scenario, faults=[crash])), run(scenario)
+    assert tables(ours) == tables(other)
+    assert [event.kind for event in ours.events] == ["crash", "detected", "restart"]
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(), st.data())
+def test_storage_that_is_slow_while_nothing_loads_changes_no_byte(scenario: Scenario, data: st.DataObject) -> None:
+    other = run(scenario)
+    from_storage = other.loads["tier"] == FROM_STORAGE
+    edges = [(0.0, 0.0), *sorted(zip(other.loads["started_s"][from_storage], other.loads["ended_s"][from_storage],
+                                     strict=True))]  # fmt: skip
+    end_s = min(build_world(scenario).traffic.expected_s(), scenario.workload.duration or np.inf)
+    gaps, busy_until = [], 0.0
+    for (_, ended_s), (started_s, _) in zip(edges, [*edges[1:], (end_s, end_s)], strict=True):
+        busy_until = max(busy_until, ended_s)
+        if min(started_s, end_s) > busy_until:
+            gaps.append((float(busy_until), float(min(started_s, end_s))))
+    assume(gaps)
+    begin_s, until_s = data.draw(st.sampled_from(gaps))
+    lasts_s = (until_s - begin_s) / 2
+    assume(begin_s + lasts_s < until_s and lasts_s > 0)
+    fault = data.draw(storage_faults(scenario, data.draw(st.sampled_from(SPEED))))
+    ours = run(with_(scenario, faults=[fault | {"at": seconds(begin_s), "lasts": seconds(lasts_s)}]))
+    assert tables(ours) == tables(other)
+    assert ours.stopped_s == other.stopped_s
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(), st.data())
+def test_storage_of_half_the_speed_is_storage_whose_loads_take_twice_as_long(
+    scenario: Scenario, data: st.DataObject
+) -> None:
+    milliseconds = data.draw(st.integers(1, 300))
+    slow = {"kind": "slow-storage", "at": "0 s", "lasts": "100000 h", "factor": 2}
+    ours, other = (
+        with_(scenario, storage={"load": fixed_time(factor * milliseconds * 1e-3)}, faults=faults)
+        for factor, faults in ((1, [slow]), (2, []))
+    )
+    assert tables(run(ours)) == tables(run(other))
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(), st.data())
+def test_a_network_of_fixed_length_is_storage_whose_loads_take_longer(scenario: Scenario, data: st.DataObject) -> None:
+    ticks, more = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
+    far = {"kind": "network-delay", "delay": fixed_time(more / 64)}
+    ours, other = (
+        with_(scenario, storage={"load": fixed_time(value / 64)}, faults=faults)
+        for value, faults in ((ticks, [far]), (ticks + more, []))
+    )
+    assert tables(run(ours)) == tables(run(other))
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(), st.data())
+def test_loads_that_hardly_ever_fail_are_loads_that_do_not(scenario: Scenario, data: st.DataObject) -> None:
+    assume(may_fail(scenario))
+    fault = data.draw(storage_faults(scenario, "failing-loads")) | {"probability": 1e-12}
+    ours, other = run(with_(scenario, faults=[fault])), run(scenario)
+    assert tables(ours) == tables(other)
+    assert ours.stopped_s == other.stopped_s
+    assert ours.inside_area == pytest.approx(other.inside_area, rel=1e-12)
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(endless=True), st.integers(0, 3), st.sampled_from(("0 s", "20 ms", "3 s")))
+def test_where_every_load_fails_exactly_those_who_waited_fail(scenario: Scenario, retries: int, backoff: str) -> None:
+    assume(may_fail(scenario))
+    fault = {"kind": "failing-loads", "probability": 1.0, "retries": retries, "backoff": backoff}
+    assembly, recording = assembled(with_(scenario, faults=[fault]))
+    requests, loads = recording.requests, recording.loads
+    failed = requests["status"] == FAILED
+    assert np.all(requests["tier"][failed] == FROM_STORAGE)
+    assert np.all(requests["outcome"][failed] != HIT)
+    assert np.all(requests["tier"][requests["status"] == COMPLETED] != FROM_STORAGE)
+    assert not np.any(requests["status"] == UNFINISHED)
+    assert np.all(marked(recording, LOAD_FAILED) == failed)
+    attempts = int(np.sum(loads["tier"] == FROM_STORAGE))
+    assert attempts == (retries + 1) * int(np.sum(requests["outcome"][failed] == 2))
+    for server in assembly.fleet.servers:
+        server.check_integrity()
+        assert not server.loader.under_way
+        assert not any(assembly.fleet.inside)
+
+
+@settings(max_examples=EXAMPLES)
+@given(faulty_scenarios(kinds=("failing-loads", "failing-loads", "slow-storage")))
+def test_each_attempt_is_one_load(scenario: Scenario) -> None:
+    """No replica attempts the same adapter twice at a time, and pauses between attempts are kept."""
+    recording = run(scenario)
+    loads = recording.loads
+    storage = loads["tier"] == FROM_STORAGE
+    renewals = any(rollout.strategy not in ("new-name", "lazy-reread") for rollout in scenario.rollouts)
+    assume(not renewals and scenario.storage.mode == "overlap")
+    order = np.lexsort((loads["started_s"], loads["adapter"], loads["replica"]))
+    order = order[storage[order]]
+    replica, adapter = loads["replica"][order], loads["adapter"][order]
+    same = (replica[1:] == replica[:-1]) & (adapter[1:] == adapter[:-1])
+    assert np.all(loads["started_s"][order][1:][same] >= loads["ended_s"][order][:-1][same])
+
+
+@settings(max_examples=EXAMPLES)
+@given(faulty_scenarios())
+def test_a_seed_repeats_byte_for_byte(scenario: Scenario) -> None:
+    assert tables(run(scenario)) == tables(run(scenario))
+
+
+@settings(max_examples=EXAMPLES)
+@given(faulty_scenarios(kinds=("crash", "failing-loads", "failing-loads")))
+def test_running_sums_agree_with_counts_at_every_boundary(scenario: Scenario) -> None:
+    def checked(self: Any, event: Any) -> None:
+        boundary(self, event)
+        self.check_integrity()
+
+    boundary = BatchServer._boundary
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchServer, "_boundary", checked)
+        run(scenario)
+
+
+@settings(max_examples=EXAMPLES)
+@given(faulty_scenarios())
+def test_events_are_in_order_and_within_the_run(scenario: Scenario) -> None:
+    recording = run(scenario)
+    times = [event.time_s for event in recording.events]
+    assert times == sorted(times)
+    assert all(0 <= time <= recording.stopped_s for time in times)
+    crashes = sum(event.kind == "crash" for event in recording.events)
+    assert crashes == sum(begin_s < recording.stopped_s or begin_s == 0 for _, begin_s, _ in outages(scenario))

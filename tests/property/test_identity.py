@@ -1,0 +1,237 @@
+"""Laws of identity faults: who reaches the wrong adapter, what becomes of the answers, and who isn't touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_scenarios import engine_scenarios
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from identity_scenarios import KINDS, designs, faults, identity_scenarios, with_
+from strategies import scenarios
+
+from sim.results.records import (
+    COMPLETED,
+    FAILED,
+    LOST,
+    MISROUTED,
+    OLD_PREFIX,
+    REFUSED,
+    RETRIED,
+    STATUS_WORDS,
+    UNFINISHED,
+    WRONG_DETECTED,
+    WRONG_LOAD,
+    WRONG_SERVED,
+    Recording,
+)  # fmt: skip
+from sim.spec.scenario import Scenario
+from sim.traffic.request import MISS, Request
+from sim.world.batch import BatchServer
+from sim.world.build import build_world, simulate
+from sim.world.fixed import FixedServer
+from sim.world.server import Server
+
+EXAMPLES = 100
+
+
+def run(scenario: Scenario) -> Recording:
+    return simulate(build_world(scenario), 0, 1)
+
+
+def marked(recording: Recording, mark: int) -> np.ndarray:
+    return np.asarray((recording.requests["marks"].astype(np.int64) & mark) > 0)
+
+
+def answers(scenario: Scenario) -> tuple[Recording, list[tuple[int, int, int]]]:
+    """Run, and see every answer that comes to its end: index, adapter as the traffic numbers it, outcome.
+
+    The base model is -1.
+    """
+    world = build_world(scenario)
+    count = len(world.population)
+    names = list(range(count)) if world.lineage is None else world.lineage.original.tolist()
+    seen: list[tuple[int, int, int]] = []
+    leave = Server._leave
+
+    def watched(self: Any, request: Request, now: float) -> None:
+        leave(self, request, now)
+        seen.append((request.index, names[request.adapter] if request.adapter < count else -1, request.outcome))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Server, "_leave", watched)
+        recording = simulate(world, 0, 1)
+    return recording, seen
+
+
+def tables(recording: Recording) -> dict[str, bytes]:
+    columns = {**recording.requests, **{f"load {name}": column for name, column in recording.loads.items()}}
+    columns |= {"gaps": recording.gap_counts, "busy": recording.busy_s, "blocked": recording.blocked_s}
+    return {name: column.tobytes() for name, column in columns.items()}
+
+
+@settings(max_examples=EXAMPLES)
+@given(identity_scenarios())
+def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
+    recording = run(scenario)
+    requests = recording.requests
+    arrived = sum(int(np.sum(chunk.arrival_s < (scenario.workload.duration or np.inf)))
+                  for chunk in build_world(scenario).traffic.chunks(0))  # fmt: skip
+    assert requests["index"].tolist() == list(range(arrived))
+    ends = {word: int(np.sum(requests["status"] == status)) for status, word in enumerate(STATUS_WORDS)}
+    assert sum(ends.values()) == arrived
+    assert np.all((requests["finished_s"] >= 0) == (requests["status"] == COMPLETED))
+    if scenario.workload.duration is None:
+        assert not ends["unfinished"], "a run without an end of its own goes on to the last answer"
+    failed = requests["status"] == FAILED
+    assert np.all(marked(recording, WRONG_DETECTED | LOST)[failed]), "nothing else fails here"
+
+
+@settings(max_examples=EXAMPLES)
+@given(identity_scenarios())
+def test_wrong_answers_are_served_or_detected(scenario: Scenario) -> None:
+    recording, seen = answers(scenario)
+    requests = recording.requests
+    asked = requests["adapter"]
+    wrong = [(index, outcome) for index, adapter, outcome in seen if adapter != asked[index]]
+    served, detected = marked(recording, WRONG_SERVED), requests["detected"]
+    assert len(wrong) == int(np.sum(served)) + int(np.sum(detected))
+    of_request = np.bincount([index for index, _ in wrong], minlength=len(asked))
+    assert of_request.tolist() == (served + detected).tolist()
+    assert np.all(marked(recording, MISROUTED)[of_request > 0])
+    assert np.all((detected > 0) == marked(recording, WRONG_DETECTED))
+    assert np.all((requests["tries"] > 0) == marked(recording, RETRIED))
+    ended = detected - requests["tries"]  # detected and not sent again: that was its end
+    failed = (requests["status"] == FAILED) & ~marked(recording, LOST)
+    assert ended.tolist() == failed.astype(int).tolist()
+    assert np.all(requests["status"][served] == COMPLETED)
+    polluting = {index for index, outcome in wrong if outcome == MISS}
+    assert set(np.flatnonzero(marked(recording, WRONG_LOAD)).tolist()) == polluting
+
+
+@settings(max_examples=EXAMPLES)
+@given(identity_scenarios(), st.integers(1, 6))
+def test_with_a_check_of_every_answer_no_wrong_one_is_served(scenario: Scenario, retries: int) -> None:
+    detector = {"checks": 1.0, "retries": retries, "delay": "20 ms"}
+    changed = [fault.model_dump(mode="json", exclude_unset=True) for fault in scenario.faults]
+    for fault in changed:
+        if fault["kind"] in KINDS:
+            fault["detector"] = detector
+    recording, seen = answers(with_(scenario, faults=changed))
+    requests = recording.requests
+    assert not np.any(marked(recording, WRONG_SERVED))
+    right = {index for index, adapter, _ in seen if adapter == requests["adapter"][index]}
+    assert right == set(np.flatnonzero(requests["status"] == COMPLETED).tolist())
+    failed = (requests["status"] == FAILED) & ~marked(recording, LOST)
+    assert np.all(requests["detected"][failed] == retries + 1)
+    assert np.all(requests["tries"] <= retries)
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs(), st.sampled_from(("misrouting", "base-model")), st.data())
+def test_a_fault_that_comes_to_nothing_leaves_every_byte(scenario: Scenario, kind: str, data: st.DataObject) -> None:
+    fault = data.draw(faults(kind)) | {"probability": 1e-15}
+    ours, other = run(scenario), run(with_(scenario, faults=[fault]))
+    assert tables(ours) == tables(other)
+    assert ours.stopped_s == other.stopped_s
+    assert ours.inside_area == pytest.approx(other.inside_area, rel=1e-12)
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.one_of(engine_scenarios(engine="lorax"), scenarios(engine="vllm-0.8"), engine_scenarios(engine="s-lora")))
+def test_a_base_model_that_never_answers_leaves_every_byte(scenario: Scenario) -> None:
+    assume(scenario.cache.eviction != "belady" and build_world(scenario).traffic.expected_s() > 0)
+    fault = {"kind": "base-model", "probability": 1e-15}
+    assert tables(run(scenario)) == tables(run(with_(scenario, faults=[fault])))
+
+
+@settings(max_examples=EXAMPLES)
+@given(identity_scenarios(kinds=("misrouting", "base-model"), whole=True, endless=True, alone=True), st.integers(1, 9))
+def test_the_cache_makes_no_difference_to_who_goes_wrong(scenario: Scenario, slots: int) -> None:
+    assume(not scenario.cache.gpu.unified)
+    cache: dict[str, Any] = {"gpu": {"slots": slots}, "pinned": 0}
+    if scenario.cache.host is not None and scenario.cache.host.fill == "load":
+        cache["host"] = {"slots": slots + 3}
+    other = with_(scenario, cache=cache)
+    ours, theirs = run(scenario), run(other)
+    came = (ours.requests["status"] != REFUSED) & (theirs.requests["status"] != REFUSED)
+    for name in ("marks", "tries", "detected"):
+        mine, yours = (recording.requests[name][came].astype(np.int64) for recording in (ours, theirs))
+        if name == "marks":
+            mine, yours = mine & ~WRONG_LOAD, yours & ~WRONG_LOAD
+        assert mine.tolist() == yours.tolist(), name
+    assert not np.any(ours.requests["status"] == UNFINISHED)
+
+
+@settings(max_examples=EXAMPLES)
+@given(designs())
+def test_where_the_base_model_answers_all_nothing_is_loaded_on_anyones_account(scenario: Scenario) -> None:
+    recording = run(with_(scenario, faults=[{"kind": "base-model", "probability": 1.0}]))
+    requests = recording.requests
+    assert len(recording.loads["adapter"]) == 0
+    assert recording.evictions == 0 or scenario.cache.warm, "who was there at the start may leave"
+    assert np.all(requests["outcome"] == 0)
+    assert np.all(requests["load_wait_s"] == 0)
+    done = requests["status"] == COMPLETED
+    assert np.all(marked(recording, WRONG_SERVED)[done])
+    came = requests["status"] != REFUSED
+    assert np.all(marked(recording, MISROUTED)[came])
+
+
+@settings(max_examples=EXAMPLES)
+@given(identity_scenarios(kinds=("base-model", "base-model", "misrouting")))
+def test_running_sums_agree_with_counts_at_every_boundary(scenario: Scenario) -> None:
+    checks = 0
+
+    def checked(method: Any) -> Any:
+        def wrapper(self: Any, event: Any) -> None:
+            nonlocal checks
+            method(self, event)
+            self.check_integrity()
+            checks += 1
+
+        return wrapper
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchServer, "_boundary", checked(BatchServer._boundary))
+        patch.setattr(FixedServer, "_served", checked(FixedServer._served))
+        recording = run(scenario)
+    assert checks or not np.any(recording.requests["finished_s"] >= 0), "the wrapped methods are not called any more"
+
+
+@settings(max_examples=EXAMPLES)
+@given(identity_scenarios(kinds=("stale-map",), most=1))
+def test_a_stale_map_ends_when_its_routers_have_heard(scenario: Scenario) -> None:
+    recording = run(scenario)
+    requests = recording.requests
+    (fault, *_), came = scenario.faults, requests["status"] != REFUSED
+    law = fault.propagation
+    last_s = fault.lasts if fault.lasts is not None else np.inf
+    early, late = requests["arrival_s"] < min(law.low, last_s), requests["arrival_s"] >= min(law.high, last_s)
+    assert not np.any(marked(recording, MISROUTED) & late)
+    if fault.share == 1:
+        assert np.all(marked(recording, MISROUTED)[came & early])
+    over = [event.time_s for event in recording.events if event.kind == "over" and "own adapters" in event.text]
+    assert all(time <= min(law.high, last_s) for time in over)
+
+
+@settings(max_examples=EXAMPLES)
+@given(identity_scenarios())
+def test_a_seed_repeats_byte_for_byte(scenario: Scenario) -> None:
+    assert tables(run(scenario)) == tables(run(scenario))
+
+
+@settings(max_examples=EXAMPLES)
+@given(identity_scenarios())
+def test_old_prefixes_are_found_only_after_a_swap_and_by_right_answers(scenario: Scenario) -> None:
+    recording = run(scenario)
+    found = marked(recording, OLD_PREFIX)
+    assert not np.any(found & marked(recording, WRONG_SERVED))
+    named = [fault for fault in scenario.faults if fault.kind == "named-prefixes"]
+    if not named:
+        assert not np.any(found)
+        return
+    assert np.all(recording.requests["status"][found] == COMPLETED)
+    assert np.all(recording.requests["last_version"][found] > 1), "the swap had been"

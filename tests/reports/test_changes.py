@@ -1,0 +1,187 @@
+"""What the report says of rollouts, faults and routers: answers with their numbers, and nothing that isn't there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import samples
+
+from reports.axes import make_axes
+from reports.build import build_report
+from reports.changes import certainly_less, composition
+from reports.charts_changes import moments_chart, version_chart
+from reports.charts_time import event_marks, timeline_chart
+from reports.findings import answer, sweep_answer
+from reports.tables import metrics_table, terminal_table
+from reports.tables_changes import events_table, harm_table, replicas_table, side_by_side
+from reports.words import interval, read_terms, show
+from sim.results.point import NO_ROLLOUT, UNITS, Metric
+from sim.results.stats import difference
+
+TERMS = {"ttft_p99_s": 1.0}
+
+
+def test_a_rollout_says_what_it_harmed_and_what_it_cost() -> None:
+    said = answer(samples.changed_point(), TERMS)
+    assert said.headline == "Requests harmed: 220 of 57,000, 0.386 % (125 slow, 95 mixed versions)."
+    text = " ".join(said.details)
+    assert "Some are slow anyway: 0.1 % of those that came before the rollout." in text
+    assert "p99 TTFT is 400 ms (380 to 420) for requests that come during the rollout, against 200 ms" in text
+    assert "The rollout is complete after 6 s" in text
+    assert "Loads peak at 27.2/s over ten seconds, against 18.4/s before." in text
+    assert "take up to 533 MB of GPU memory" in text
+    assert "2,946 sessions saw both versions; 2 of them went back" in text
+    assert any(sentence.startswith("The SLO is met") for sentence in said.details)
+    assert said.verdict == "met"
+
+
+def test_a_rollout_that_never_ends_is_called_so() -> None:
+    said = answer(samples.changed_point(duration=None), TERMS)
+    assert "The rollout is complete in none of 4 replications." in said.details
+
+
+def test_strategies_are_compared_by_harm_on_the_same_traffic() -> None:
+    run = samples.strategies()
+    said = sweep_answer(run.points, TERMS)
+    assert said.headline.startswith("Fewest requests are harmed with in-place: 220 of 57,000")
+    assert "Most with lazy-reread: 8,512 of 57,000, 14.9 % (8,512 stale)." in said.headline
+    assert not any(sentence.startswith("Not certainly") for sentence in said.details)
+    assert any("Not complete in every replication: lazy-reread." in sentence for sentence in said.details)
+    during = next(s for s in said.details if s.startswith("p99 TTFT during"))
+    assert "highest with drain-then-swap, 1.6 s" in during
+    assert during.endswith("against 200 ms before.")
+
+
+def test_a_difference_that_may_be_luck_is_not_claimed() -> None:
+    run = samples.strategies()
+    run.points[1].by_replication["harmed"] = [60.0, 50.0, 52.0, 54.0]  # one fewer in one replication
+    assert not certainly_less(run.points[0], run.points[1], "harmed")
+    assert certainly_less(run.points[0], run.points[2], "harmed")
+    said = sweep_answer(run.points, TERMS)
+    assert "Not certainly fewer than with drain-then-swap: the interval of the difference reaches 0." in said.details
+
+
+def test_differences_pair_replications() -> None:
+    mean, half = difference([1.0, 2.0, 3.0], [2.0, 3.0, 4.5])
+    # distances -1, -1, -1.5: mean -7/6, standard error 1/6; 97.5 % quantile of t with 2 degrees of freedom 4.30265
+    assert mean == pytest.approx(-7 / 6)
+    assert half == pytest.approx(4.30265 / 6, rel=1e-5)
+    assert difference([1.0], [2.0])[1] != difference([1.0], [2.0])[1]  # nan: one replication says nothing
+    assert not certainly_less(samples.changed_point(), samples.make_point(), "harmed")
+
+
+def test_crashes_say_what_was_lost_and_where_it_went() -> None:
+    run = samples.crashes()
+    said = sweep_answer(run.points, TERMS)
+    assert "Fewest requests are harmed with reroute, time to notice 0 s: 5 of 57,000" in said.headline
+    assert "125 of 57,000" in said.headline
+    assert "(120 lost, 5 slow)" in said.headline  # lost ones have failed: they aren't told twice
+    assert any(s.startswith("Lost: lowest with reroute") for s in said.details)
+    assert not any(s.startswith("Failed") for s in said.details)
+    alone = answer(run.points[-1], TERMS)
+    assert "With their replica 120 requests were lost; 0 were sent to another one." in alone.details
+    assert any("take longest: 8 s on average, usually 2 s" in s for s in alone.details)
+
+
+def test_misrouting_says_how_many_wrong_answers_were_caught() -> None:
+    (point,) = samples.misrouted().points
+    assert answer(point, TERMS).headline == (
+        "2,092 of 57,000 requests reached a wrong adapter: 1,077 wrong answers were taken for right, 1,020 were "
+        "noticed, and 1,020 requests sent again."
+    )
+
+
+def test_routers_are_compared_by_loads_and_skew() -> None:
+    run = samples.routers()
+    said = sweep_answer(run.points, TERMS)
+    assert said.headline.startswith("Fewest loads with affinity-residency: 10 (9.8")
+    assert "per 1,000 requests, at a load skew of 1.3" in said.headline
+    assert "With round-robin: 400 (394 to 406), 40 times as many, at 1 (" in said.headline
+    table = side_by_side(run.points, make_axes(run.points), TERMS)
+    assert table is not None
+    assert table.head == ["router policy", "round-robin", "hash", "affinity-residency"]
+    assert [row[0] for row in table.rows][-2:] == ["loads per request", "load skew of replicas"]
+
+
+def test_tables_show_only_what_the_scenario_has() -> None:
+    point = samples.changed_point(rollout=False, faults={"lost": 3, "rerouted": 5}, harm={"lost": 3, "failed": 3})
+    for name, unit in UNITS.items():
+        point.metrics.setdefault(name, Metric(None, unit=unit, note=NO_ROLLOUT))
+    names = [row[0] for row in metrics_table(point).rows]
+    assert {"failed", "lost", "rerouted", "load skew of replicas"} <= set(names)
+    assert not {"rollout duration", "misrouted", "p99 TTFT during"} & set(names)
+    harm = harm_table(point, "")
+    assert harm is not None
+    assert [row[:2] for row in harm.rows] == [
+        ["lost with their replica", "3"], ["sent to another replica", "0"], ["failed, for whatever reason", "3"],
+        ["completed beyond the SLO", "0"], ["harmed in one way or another", "220 (209 to 231)"],
+    ]  # fmt: skip
+    plain = samples.make_point()
+    assert "failed" not in [row[0] for row in metrics_table(plain).rows]
+    assert [harm_table(plain, ""), events_table(plain, ""), replicas_table(plain, "")] == [None] * 3
+    assert side_by_side(samples.rates().points, make_axes(samples.rates().points), {}) is None
+
+
+def test_the_terminal_names_harm() -> None:
+    run = samples.strategies()
+    table = terminal_table(run.points, make_axes(run.points), TERMS)
+    assert "requests harmed" in table.head
+    assert table.rows[2][table.head.index("requests harmed")] == "8,512"
+
+
+def test_composition_tells_nobody_twice() -> None:
+    point = samples.changed_point(harm={"lost": 2, "failed_loads": 1, "failed": 7, "slow": 5})
+    assert composition(point) == "5 slow, 4 failed, 2 lost, 1 failed loads"
+
+
+def test_events_close_together_share_a_label() -> None:
+    events = [{"t_s": t} for t in (-5.0, 50.0, 51.0, 52.0, 90.0, 400.0)]
+    assert event_marks(events, 0.0, 100.0) == [(0.0, "1"), (50.0, "2–4"), (90.0, "5"), (100.0, "6")]
+
+
+def test_charts_mark_events_and_draw_versions() -> None:
+    run = samples.strategies()
+    axes = make_axes(run.points)
+    timeline = timeline_chart(run.points[0], "")
+    versions, moments = version_chart(run.points, axes), moments_chart(run.points, axes)
+    assert timeline is not None
+    assert versions is not None
+    assert moments is not None
+    assert "1 rollouts.0: in-place on 4 replicas (400 s)" in timeline.caption
+    assert "p99 TTFT by arrival" in timeline.table.head
+    assert timeline.table.rows[0][timeline.table.head.index("p99 TTFT by arrival")] == "–"
+    assert [words for words, _ in versions.legend] == ["version 1", "version 2", "refused or failed"]
+    assert "lazy-reread ends with 0 % version 1, 99 % version 2, 1 % refused or failed." in versions.desc
+    assert "drain-then-swap up to 800 ms p99 TTFT by arrival" in moments.desc
+    assert moments_chart(run.points, []) is None
+    still = samples.rates()
+    assert version_chart(still.points, make_axes(still.points)) is None
+    assert moments_chart(still.points, make_axes(still.points)) is None
+
+
+def test_what_is_so_from_the_start_has_no_moment() -> None:
+    run = samples.crashes()
+    for point in run.points:
+        point.events = [{"t_s": 0.0, "kind": "fault", "text": "faults.0: loads fail"}]
+    assert moments_chart(run.points, make_axes(run.points)) is None
+
+
+def test_the_page_has_sections_for_what_changed() -> None:
+    text = build_report(samples.strategies())
+    assert "What changed, and what did it cost?" in text
+    assert "every replica has &lt;the&gt; new version" in text
+    assert "Replicas" in re.findall(r'<a href="#replicas">(.*?)</a>', text)
+    assert "How do the routers compare?" in build_report(samples.routers())
+    plain = build_report(samples.single())
+    assert "#changes" not in plain
+    assert "#replicas" not in plain
+
+
+def test_bytes_and_counts_read_as_such() -> None:
+    found = Metric(736e6, 150e6, 1.32e9, "B")
+    assert (show("extra_resident_bytes_peak", found.value), interval("extra_resident_bytes_peak", found)) == (
+        "736 MB", "150 MB to 1.32 GB",
+    )  # fmt: skip
+    assert interval("harmed", Metric(12, 3.2, 20.8, "requests")) == "3 to 21"
+    assert read_terms({"ttft_p99": "1 s"}) == TERMS

@@ -1,0 +1,309 @@
+"""Metrics of rollouts, faults and replicas, from small recordings made by hand whose answers can be counted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim.results.change_views import mark_words, replica_rows, timeline_latencies, version_mix
+from sim.results.changes import PEAK_SPAN_S, sessions_of_both
+from sim.results.metrics import Facts, measure
+from sim.results.point import NOT_THERE, UNITS, Metric, Point
+from sim.results.records import (
+    COMPLETED,
+    FAILED,
+    GAP_BINS,
+    GATED,
+    LOST,
+    MIXED,
+    OLD_PREFIX,
+    REFUSED,
+    REROUTED,
+    STALE,
+    UNFINISHED,
+    WRONG_DETECTED,
+    WRONG_SERVED,
+    Event,
+    Recording,
+)
+from sim.results.views import request_table, summarise
+from sim.traffic.request import FROM_STORAGE, HIT, MISS
+
+T975 = {1: 12.7062, 2: 4.30265}
+"""97.5 % quantiles of Student's t by degrees of freedom, from tables."""
+COUNT = 40
+WARM = 4  # requests before the measured time; one comes every second
+BEGINS, ENDS = 20.0, 30.0
+
+
+def facts(**changes: Any) -> Facts:
+    given: dict[str, Any] = {
+        "slo": {"e2e_p99_s": 2.0}, "fixed": False, "blocking": False, "replicas": 2, "loaders": 1,
+        "size_bytes": np.array([10, 10]), "kind": np.zeros(2, dtype=np.int64), "kind_names": ("all",), "slots": 4,
+        "kv_tokens": 1000, "max_num_seqs": 8, "strategies": ("in-place",),
+    }  # fmt: skip
+    return Facts(**given | changes)
+
+
+def recording(**changes: Any) -> Recording:
+    """Forty requests, one a second, for two adapters on two replicas by turns; each takes a second."""
+    arrival = np.arange(COUNT, dtype=np.float64)
+    columns: dict[str, Any] = {
+        "index": np.arange(COUNT), "arrival_s": arrival, "adapter": np.arange(COUNT) % 2,
+        "prompt_tokens": np.full(COUNT, 10), "output_tokens": np.full(COUNT, 3), "outcome": np.full(COUNT, HIT),
+        "tier": np.zeros(COUNT, dtype=int), "replica": np.arange(COUNT) % 2, "preemptions": np.zeros(COUNT, dtype=int),
+        "load_queue_s": np.zeros(COUNT), "load_wait_s": np.zeros(COUNT), "admitted_s": arrival + 0.25,
+        "first_token_s": arrival + 0.5, "finished_s": arrival + 1.0, "status": np.full(COUNT, COMPLETED),
+        "marks": np.zeros(COUNT, dtype=np.int32), "version": np.ones(COUNT, dtype=np.int32),
+        "last_version": np.ones(COUNT, dtype=np.int32), "tokens_before": np.zeros(COUNT, dtype=np.int32),
+        "tries": np.zeros(COUNT, dtype=np.int32),
+    }  # fmt: skip
+    loads = changes.pop("loads", [])
+    events, told = changes.pop("events", []), changes.pop("facts", {})
+    for name, values in changes.items():
+        if isinstance(values, dict):
+            columns[name] = columns[name].copy()
+            for place, value in values.items():
+                columns[name][place] = value
+        else:
+            columns[name] = np.asarray(values)
+    for place in np.flatnonzero(columns["status"] != COMPLETED):
+        columns["finished_s"][place] = -1.0
+    bounds = np.array([float(WARM), 22.0, float(COUNT)])
+    section = np.searchsorted(bounds, columns["arrival_s"], side="right") - 1
+    started = np.array([load[0] for load in loads], dtype=np.float64)
+    return Recording(
+        requests=columns,
+        loads={
+            "started_s": started, "ended_s": started + 0.1, "asked_s": started, "adapter": np.zeros(len(started)),
+            "tier": np.full(len(started), float(FROM_STORAGE)), "replica": np.array([float(load[1]) for load in loads]),
+        },
+        bounds=bounds, section_of=np.minimum(section, 1), gap_counts=np.zeros((2, GAP_BINS), dtype=np.int64),
+        gap_sum_s=np.zeros(2), busy_s=np.zeros(2), blocked_s=np.zeros((4, 2)), running_area=0.0, room_short_s=0.0,
+        inside_area=0.0, stopped_s=float(COUNT + 1), busy_by_replica=np.array([18.0, 9.0]), events=events,
+        facts={
+            "during_from_s": BEGINS, "during_to_s": ENDS, "rollout_duration_s": 6.0, "rolled_back": 0.0,
+            "extra_resident_bytes_peak": 500.0, **told,
+        },
+    )  # fmt: skip
+
+
+def metrics(*recordings: Recording, least: int = 5, **changes: Any) -> dict[str, Metric]:
+    found, _ = measure(list(recordings), facts(**changes), least)
+    assert list(found) == list(UNITS)
+    return found
+
+
+def values(found: dict[str, Metric], *names: str) -> list[float | None]:
+    return [found[name].value for name in names]
+
+
+def test_every_request_ends_in_one_of_four_ways_and_they_add_up() -> None:
+    one = recording(status={0: FAILED, 5: FAILED, 6: REFUSED, 7: UNFINISHED, 8: REFUSED})
+    found = metrics(one)
+    ends = values(found, "completed", "unfinished", "refused", "failed")
+    assert ends == [32, 1, 2, 1]  # request 0 came in the warm-up
+    assert sum(end or 0 for end in ends) == COUNT - WARM
+    attained = found["slo_attainment"].value
+    assert attained == pytest.approx(32 / 35)  # failed and refused ones count, the unfinished one doesn't
+
+
+def test_marks_are_counted_over_measured_requests() -> None:
+    marks = {0: MIXED | STALE, 10: MIXED, 11: MIXED | STALE, 12: STALE, 13: OLD_PREFIX, 14: GATED}
+    found = metrics(recording(marks=marks, status={14: REFUSED}))
+    assert values(found, "mixed_version_responses", "stale_after_cutover", "refused", "harmed") == [2, 2, 1, 5]
+    assert found["mixed_version_responses"].note == "one replication: no interval"
+
+
+def test_harmed_counts_each_request_once_and_slow_ones_too() -> None:
+    marks = {10: MIXED | WRONG_SERVED, 11: REROUTED, 12: LOST, 13: WRONG_DETECTED}
+    one = recording(marks=marks, status={12: FAILED}, finished_s={10: 99.0, 20: 22.5})
+    found = metrics(one, faults=frozenset({"crash", "misrouting"}))
+    # 10 (mixed, wrong and slow), 12 (failed), 20 (slow); sent elsewhere or noticed is no harm where the answer is right
+    assert found["harmed"].value == 3
+    assert metrics(one, slo={}, faults=frozenset({"crash"}))["harmed"].value == 2
+    assert values(found, "rerouted", "lost", "failed", "wrong_adapter_served", "wrong_adapter_detected") == [
+        1, 1, 1, 1, 1,
+    ]  # fmt: skip
+
+
+def test_what_the_scenario_has_not_is_no_zero() -> None:
+    found = metrics(recording(), strategies=(), faults=frozenset({"crash"}), replicas=1)
+    absent = {name for name, metric in found.items() if metric.note in NOT_THERE}
+    assert {"rollout_ttft_p99_s", "before_miss_ratio", "mixed_version_responses", "replica_load_skew", "misrouted",
+            "rollout_duration_s", "sessions_saw_both"} <= absent  # fmt: skip
+    assert all(found[name].value is None and not found[name].applies for name in absent)
+    assert values(found, "rerouted", "lost", "failed", "harmed") == [0, 0, 0, 0]
+
+
+def test_intervals_come_from_the_spread_of_replications() -> None:
+    two = recording(marks={10: MIXED, 11: MIXED}), recording(marks=dict.fromkeys(range(10, 16), MIXED))
+    found = metrics(*two)["mixed_version_responses"]
+    # counts 2 and 6: mean 4, standard error 2; of the sum twice that
+    assert found.value == 8
+    assert (found.lo, found.hi) == (0.0, pytest.approx(8 + 2 * T975[1] * 2, rel=1e-4))
+    took = [recording(facts={"rollout_duration_s": seconds}) for seconds in (5.0, 6.0, 7.0)]
+    duration = metrics(*took)["rollout_duration_s"]
+    half = T975[2] / math.sqrt(3)
+    assert duration.value == 6
+    assert (duration.lo, duration.hi) == (pytest.approx(6 - half, rel=1e-4), pytest.approx(6 + half, rel=1e-4))
+
+
+def test_during_and_before_are_told_apart_by_arrival() -> None:
+    slow = {**{i: i + 3.0 for i in range(20, 30)}, 30: 99.0, 2: 99.0}  # 30 comes after, 2 in the warm-up
+    one = recording(finished_s=slow, outcome={19: MISS, 20: MISS, 21: MISS, 29: MISS, 30: MISS})
+    found = metrics(one)
+    assert values(found, "rollout_e2e_p99_s", "before_e2e_p99_s") == [pytest.approx(3), pytest.approx(1)]
+    assert values(found, "rollout_ttft_p99_s", "before_ttft_p99_s") == [pytest.approx(0.5), pytest.approx(0.5)]
+    assert values(found, "rollout_miss_ratio", "before_miss_ratio") == [pytest.approx(3 / 10), pytest.approx(1 / 16)]
+    few = metrics(one, least=17)
+    assert few["before_e2e_p99_s"].note == "not enough data: 16 measured requests, 17 are needed"
+
+
+def test_a_window_without_end_goes_to_the_end() -> None:
+    found = metrics(recording(facts={"during_to_s": math.inf}, outcome={39: MISS}))
+    assert found["rollout_miss_ratio"].value == pytest.approx(1 / 20)
+
+
+def test_a_rollout_within_the_warm_up_has_nothing_before() -> None:
+    found = metrics(recording(facts={"during_from_s": 1.0, "during_to_s": 9.0}))
+    assert values(found, "before_e2e_p99_s", "before_miss_ratio", "before_peak_loads_per_s") == [None] * 3
+    assert found["rollout_miss_ratio"].value == 0  # of requests 4 to 8
+
+
+def test_loads_peak_over_ten_seconds() -> None:
+    loads = [(19.9, 0), *((20.0 + 0.1 * i, 0) for i in range(5)), *((22.0 + 0.2 * i, 1) for i in range(8)), (30.0, 0)]
+    found = metrics(recording(loads=loads))
+    assert PEAK_SPAN_S == 10
+    assert values(found, "rollout_loads", "rollout_peak_loads_per_s") == [13, pytest.approx(1.3)]
+    assert found["before_peak_loads_per_s"].value == pytest.approx(0.1)
+    far = [(4.0 + i * 6.0, 0) for i in range(3)]  # 4, 10, 16: two within ten seconds
+    assert metrics(recording(loads=far))["before_peak_loads_per_s"].value == pytest.approx(0.2)
+    assert metrics(recording())["rollout_peak_loads_per_s"].value == 0
+
+
+def test_a_rollout_that_is_not_complete_has_no_duration() -> None:
+    done, open_ = recording(), recording(facts={"rollout_duration_s": math.nan, "rolled_back": 1.0})
+    found = metrics(done, open_)["rollout_duration_s"]
+    assert (found.value, found.note) == (None, "complete in 1 of 2 replications; rolled back in 1")
+    alone = metrics(open_)["rollout_duration_s"]
+    assert (alone.value, alone.note) == (None, "not complete before the end of the run; rolled back")
+
+
+def test_skew_is_the_busiest_replica_over_the_mean() -> None:
+    three_to_one = np.where(np.arange(COUNT) % 4 == 0, 1, 0)  # by sections of 18: 13 to 5 and 14 to 4
+    other_way = 1 - three_to_one
+    found = metrics(recording(replica=three_to_one), recording(replica=other_way))["replica_load_skew"]
+    assert found.value == pytest.approx((27 + 27) / 36)
+    assert found.lo is not None
+    assert found.hi is not None
+    assert 1 < found.lo < 1.5 < found.hi < 2
+    turned_away = recording(replica={i: -1 for i in range(4, 40) if i % 4 == 0}, status={8: REFUSED})
+    assert metrics(turned_away)["replica_load_skew"].value == pytest.approx(18 / (27 / 2))
+
+
+def sessions(rows: list[tuple[int, int, int, int]], status: list[int] | None = None) -> tuple[int, int]:
+    """Rows of session, adapter, first and last version, in order of arrival."""
+    session, adapter, first, last = (np.array(column) for column in zip(*rows, strict=True))
+    return sessions_of_both({
+        "session": session, "adapter": adapter, "version": first, "last_version": last, "index": np.arange(len(rows)),
+        "status": np.array(status or [COMPLETED] * len(rows)),
+    })  # fmt: skip
+
+
+def test_sessions_that_saw_both_and_went_back() -> None:
+    assert sessions([(0, 0, 1, 1), (1, 0, 2, 2), (0, 0, 1, 1)]) == (0, 0)
+    assert sessions([(0, 0, 1, 1), (0, 0, 2, 2)]) == (1, 0)
+    assert sessions([(0, 0, 1, 1), (0, 0, 2, 2), (0, 0, 1, 1)]) == (1, 1)
+    assert sessions([(0, 0, 2, 2), (0, 0, 1, 1), (0, 0, 2, 2), (0, 0, 1, 1)]) == (1, 1)  # goes back twice, counts once
+    assert sessions([(0, 0, 1, 2)]) == (1, 0)  # one response of both
+    assert sessions([(0, 0, 1, 2), (0, 0, 1, 1)]) == (1, 1)
+    assert sessions([(0, 0, 1, 1), (0, 1, 2, 2)]) == (0, 0)  # other adapters have versions of their own
+    assert sessions([(0, 0, 2, 2), (1, 0, 1, 1)]) == (0, 0)
+    assert sessions([(0, 0, 3, 3), (0, 0, 2, 2), (0, 1, 1, 1), (0, 1, 2, 2)]) == (2, 1)
+
+
+def test_only_answers_count_for_sessions() -> None:
+    assert sessions([(0, 0, 1, 1), (0, 0, 2, 2)], [COMPLETED, FAILED]) == (0, 0)
+    assert sessions([(0, 0, 2, 2)], [REFUSED]) == (0, 0)
+
+
+def test_traffic_without_sessions_has_none_to_count() -> None:
+    found = metrics(recording())
+    assert values(found, "sessions_saw_both", "sessions_went_back") == [None, None]
+    assert found["sessions_saw_both"].note == "the traffic has no sessions"
+    version = np.where(np.arange(COUNT) < 20, 1, 2)
+    with_them = recording(session=np.arange(COUNT) % 4, version=version, last_version=version)
+    assert values(metrics(with_them), "sessions_saw_both", "sessions_went_back") == [4, 0]
+
+
+def test_rows_of_replicas_say_what_each_did() -> None:
+    one = recording(
+        replica=np.where(np.arange(COUNT) % 4 == 0, 1, 0), outcome={4: MISS, 8: MISS}, status={5: FAILED},
+        loads=[(1.0, 0), (5.0, 0), (6.0, 1), (7.0, 1), (39.0, 1), (40.5, 1)],
+    )  # fmt: skip
+    first, second = replica_rows(one, facts())
+    assert (first["requests"], first["completed"], second["requests"], second["completed"]) == (27, 26, 9, 9)
+    assert (first["loads"], second["loads"]) == (1, 3)  # one came in the warm-up, one after the end
+    assert (first["miss_ratio"], second["miss_ratio"]) == (0, pytest.approx(2 / 9))
+    assert (first["busy_share"], second["busy_share"]) == (0.5, 0.25)
+    assert first["e2e_p99_s"] is None  # too few
+    assert replica_rows(one, facts(replicas=1)) == []
+
+
+def test_the_mix_of_versions_adds_up_in_every_span() -> None:
+    version = np.where(np.arange(COUNT) < 20, 1, 2)
+    one = recording(version=version, last_version=version, status={10: REFUSED, 11: FAILED, 12: UNFINISHED})
+    mix = version_mix(one, 41)["versions"]  # spans of a second: one request each, the last has none
+    assert list(mix) == ["1", "2", "none"]
+    assert [mix[name][9] for name in mix] == [1, 0, 0]
+    assert [mix[name][10] for name in mix] == [mix[name][11] for name in mix] == [0, 0, 1]
+    assert [mix[name][12] for name in mix] == [0, 0, 0]  # the run stopped before it was known
+    assert [mix[name][25] for name in mix] == [0, 1, 0]
+    assert sum(sum(shares) for shares in mix.values()) == COUNT - 1
+
+
+def test_latencies_over_time_belong_to_arrivals() -> None:
+    r = recording(finished_s={20: 25.0}).requests
+    found = timeline_latencies(r, 41.0, 41)
+    assert found["e2e_mean_s"][19:22] == [1.0, 5.0, 1.0]
+    assert found["e2e_mean_s"][40] is None
+    assert found["e2e_p99_s"] == [None] * 41  # five requests are too few
+
+
+def test_a_point_carries_what_a_report_draws() -> None:
+    events = [Event(20.0, "rollout", "b"), Event(12.0, "fault", "a")]
+    one = recording(marks={10: GATED, 11: LOST, 12: STALE}, status={10: REFUSED, 11: FAILED}, events=events)
+    point = summarise([one, recording()], facts(faults=frozenset({"crash"})), {}, [])
+    assert point.events == [{"t_s": 12.0, "kind": "fault", "text": "a"}, {"t_s": 20.0, "kind": "rollout", "text": "b"}]
+    wanted = {"requests": 72, "refused_by_rollout": 1, "lost": 1, "failed": 1, "stale": 1, "slow": 0, "mixed": 0}
+    assert wanted.items() <= point.harm.items()
+    assert point.by_replication["stale_after_cutover"] == [1, 0]
+    assert point.by_replication["harmed"] == [3, 0]
+    assert "misrouted" not in point.by_replication
+    assert "1 request failed: 1 lost with their replica" in point.warnings
+    assert Point.from_json(point.to_json()) == point
+    # a failed request is nobody who waits to the end
+    assert max(point.timeline["waiting"]) <= 1
+    assert point.timeline["waiting"][-1] == 0
+
+
+def test_a_plain_fleet_has_nothing_of_it() -> None:
+    point = summarise([recording(), recording()], facts(strategies=()), {}, [])
+    assert (point.harm, point.version_mix, point.events) == ({}, {}, [])
+    assert len(point.replicas) == 2
+    alone = summarise([recording(replica=np.zeros(COUNT))], facts(strategies=(), replicas=1), {}, [])
+    assert (alone.replicas, alone.by_replication) == ([], {})
+
+
+def test_the_table_of_requests_has_versions_and_marks_in_words() -> None:
+    one = recording(marks={10: MIXED | STALE}, version={11: 2}, last_version={11: 3}, status={12: FAILED},
+                    tries={13: 2}, session=np.arange(COUNT))  # fmt: skip
+    rows = request_table(one, ()).to_pylist()
+    assert (rows[10]["marks"], rows[9]["marks"], rows[12]["status"]) == ("mixed stale", "", "failed")
+    assert (rows[11]["version"], rows[11]["last_version"], rows[13]["tries"], rows[5]["session"]) == (2, 3, 2, 5)
+    which, texts = mark_words(np.array([0, MIXED, 0]))
+    assert [texts[i] for i in which] == ["", "mixed", ""]

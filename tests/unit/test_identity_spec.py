@@ -1,0 +1,393 @@
+"""Identity faults: what a scenario may say of them, whom they lead where, and what one costs, by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import strategies as parts
+from hypothesis import given
+from hypothesis import strategies as st
+from scenario_samples import base, edited, refusal
+
+from sim.errors import ScenarioError
+from sim.policies.base_model import AdapterCounts
+from sim.policies.cache import GpuCache
+from sim.policies.eviction import EVICTIONS, Setting
+from sim.policies.misrouting import Anyone, Popular, exchanged
+from sim.results.records import (
+    COMPLETED,
+    FAILED,
+    MISROUTED,
+    MIXED,
+    OLD_PREFIX,
+    RETRIED,
+    WRONG_DETECTED,
+    WRONG_LOAD,
+    WRONG_SERVED,
+    Recording,
+)  # fmt: skip
+from sim.spec.scenario import Scenario
+from sim.traffic.request import Request
+from sim.world.build import Assembly, build_world, simulate
+from sim.world.instances import RouterInstances
+
+__all__ = ["base"]  # a fixture, used by its name
+
+GRID = parts.GRID
+
+
+# What a scenario may say
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("{kind: misrouting}", "faults.0.probability: "),
+        ("{kind: misrouting, probability: 120%}", "faults.0.probability: "),
+        ("{kind: misrouting, probability: 0}", "faults.0.probability: "),
+        ("{kind: misrouting, probability: 1%, to: nobody}", "faults.0.to: "),
+        ("{kind: base-model, probability: 2}", "faults.0.probability: "),
+        ("{kind: stale-map, share: 5%}", "faults.0.propagation: "),
+        ("{kind: misrouting, probability: 1%, detector: {checks: 2}}", "faults.0.detector.checks: "),
+        ("{kind: misrouting, probability: 1%, detector: {retries: 101}}", "faults.0.detector.retries: "),
+        ("{kind: misrouting, probability: 1%, lasts: 0 s}", "faults.0.lasts: "),
+        ("{kind: mistaken, probability: 1%}", "faults.0"),
+        (
+            "{kind: named-prefixes, share: 50%, lifetime: 1 min}",
+            "faults.0: no rollout swaps weights under the same name",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_its_line(base: Path, fault: str, message: str) -> None:
+    path = edited(base, "cache:\n", f"faults:\n  - {fault}\ncache:\n")
+    told = refusal(path)
+    assert f"{path}:14: {message}" in told
+
+
+@pytest.mark.parametrize(
+    ("fault", "count", "key", "allowed"),
+    [
+        ({"kind": "misrouting", "probability": 0.1}, 1, "faults.0", "two adapters or more"),
+        ({"kind": "stale-map", "share": 1.0, "propagation": "1 s"}, 1, "faults.0.share", "two adapters or more"),
+        ({"kind": "stale-map", "share": 0.01, "propagation": "1 s"}, 100, "faults.0.share", "at least 2.00%"),
+    ],
+)
+def test_too_few_adapters_to_be_mixed_up_are_refused(fault: dict[str, Any], count: int, key: str, allowed: str) -> None:
+    if "propagation" in fault:
+        fault = fault | {"propagation": {"law": "fixed", "value": fault["propagation"]}}
+    scenario = parts.build(
+        workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": count},
+        faults=[fault],
+    )  # fmt: skip
+    with pytest.raises(ScenarioError) as caught:
+        build_world(scenario)
+    assert (caught.value.key, caught.value.allowed) == (key, allowed)
+
+
+def test_a_run_with_a_duration_may_have_named_prefixes() -> None:
+    scenario = parts.build(
+        workload={"duration": "20 s", "arrivals": {"process": "poisson", "rate": "2/s"}}, adapters={"count": 4},
+        rollouts=[{"strategy": "in-place", "at": "5 s"}],
+        faults=[{"kind": "named-prefixes", "share": 1.0, "lifetime": "1 min"}],
+    )  # fmt: skip
+    assert build_world(scenario).scenario.faults[0].kind == "named-prefixes"
+
+
+# Whom they lead where
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=9), st.data())
+def test_another_one_is_drawn_by_popularity(weights: list[int], data: st.DataObject) -> None:
+    asked = data.draw(st.integers(0, len(weights) + 1))  # beyond the last: one that came later
+    own = weights[asked] if asked < len(weights) else 0
+    others, draws = sum(weights) - own, 5040
+    popular = Popular([weight / max(sum(weights), 1) for weight in weights])
+    reached = Counter(popular.other(asked, (k + 0.5) / draws) for k in range(draws))
+    assert asked not in reached
+    if others:
+        expected = {a: draws * w / others for a, w in enumerate(weights) if a != asked and w}
+    else:
+        expected = {a: draws / (len(weights) - (asked < len(weights))) for a in range(len(weights)) if a != asked}
+    assert reached.keys() == expected.keys()
+    assert all(abs(reached[a] - count) <= 1 for a, count in expected.items())
+
+
+@given(st.integers(2, 9), st.integers(0, 12))
+def test_any_other_one_is_as_likely(count: int, asked: int) -> None:
+    among = count - (asked < count)
+    reached = Counter(Anyone(count).other(asked, (k + 0.5) / (among * 30)) for k in range(among * 30))
+    assert reached == {adapter: 30 for adapter in range(count) if adapter != asked}
+
+
+@given(st.integers(1, 60), st.floats(0, 1), st.integers(0, 2**63))
+def test_who_changes_places_gets_another_one_of_those(count: int, share: float, key: int) -> None:
+    reached = exchanged(count, share, key)
+    chosen = round(share * count)
+    assert len(reached) == (chosen if chosen > 1 else 0)
+    assert set(reached.values()) == set(reached)
+    assert all(adapter != other for adapter, other in reached.items())
+
+
+def test_who_changes_places_is_as_likely_anyone() -> None:
+    chosen = Counter(adapter for key in range(2000) for adapter in exchanged(10, 0.3, key * 7919))
+    sigma = (2000 * 0.3 * 0.7) ** 0.5
+    assert all(abs(chosen[adapter] - 600) < 4 * sigma for adapter in range(10))
+
+
+def test_the_base_model_counts_as_nobodys_adapter() -> None:
+    counts = AdapterCounts(7)
+    counts[7] = 2
+    assert (len(counts), list(counts), 7 in counts, sum(counts.values())) == (0, [], True, 2)
+    counts[3] = 1
+    assert (len(counts), list(counts), counts.copy()) == (1, [3], {3: 1})
+    del counts[7]
+    assert (len(counts), list(counts)) == (1, [3])
+
+
+@pytest.mark.parametrize("eviction", [name for name in EVICTIONS if name not in ("belady", "cycle")])
+def test_an_eviction_policy_never_hears_of_the_base_model(eviction: str) -> None:
+    weights = [1] * 4
+    rng = np.random.default_rng(3)
+    make = EVICTIONS[eviction]
+    plain, other = (GpuCache(weights, 2, make(Setting(weights, 2, np.random.default_rng(1)))) for _ in range(2))
+    number = other.serve_base_model()
+    assert number == 4
+    for adapter in rng.integers(0, 4, 200).tolist():
+        assert other.acquire(number), "always there"
+        for cache in (plain, other):
+            if not cache.acquire(adapter):
+                assert cache.reserve(adapter)
+                cache.loaded(adapter)
+            cache.release(adapter)
+        assert not other.release(number)
+        other.check_integrity()
+        assert (plain.state, plain.evictions) == (other.state[:4], other.evictions)
+
+
+@pytest.mark.parametrize("eviction", [name for name in EVICTIONS if name not in ("belady", "cycle")])
+def test_every_eviction_policy_lets_one_go_that_is_named(eviction: str) -> None:
+    weights = [1] * 4
+    cache = GpuCache(weights, 4, EVICTIONS[eviction](Setting(weights, 4, np.random.default_rng(1))))
+    cache.warm_up([0, 1, 2, 3])
+    cache.discard(2)
+    cache.check_integrity()
+    assert [adapter for adapter in range(4) if cache.state[adapter]] == [0, 1, 3]
+
+
+# What one costs, by hand
+
+STEP = {"fixed_s": GRID, "tokens": [[0, 0.0], [64, 0.0]], "lora": {"per_adapter_s": GRID}}
+
+
+def small(
+    rows: list[tuple[float, int, int, int]], faults: list[dict[str, Any]], **fleet: Any
+) -> tuple[Recording, dict[str, Any]]:
+    """Run a few requests on one replica whose steps take a grid's width, and one more for each adapter."""
+    scenario: Scenario = parts.build(
+        workload={"trace": {"file": parts.write_trace(rows)}}, adapters={"count": 4, "size": "1 MiB"},
+        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096, "max_num_seqs": 1, **fleet},
+        cache={"gpu": {"slots": 2}}, storage={"load": parts.fixed_time(4 * GRID)}, faults=faults,
+    )  # fmt: skip
+    recording = simulate(build_world(scenario), 0, 1)
+    return recording, {name: column.tolist() for name, column in recording.requests.items()}
+
+
+WRONG_ONCE = {"kind": "misrouting", "probability": 1.0, "to": "any", "lasts": parts.seconds(GRID / 2)}
+"""Who comes first goes wrong; who comes later, or again, does not."""
+
+
+def test_a_retry_is_served_anew_behind_those_who_wait() -> None:
+    rows = [(0.0, 0, 1, 2), (GRID, 1, 1, 2), (2 * GRID, 1, 1, 2), (20.0, 3, 1, 1)]
+    fault = WRONG_ONCE | {"detector": {"checks": 1.0, "retries": 1}}
+    recording, table = small(rows, [fault])
+    # A load of 4, two steps of 2: noticed at 8, while two wait, whose adapter has come. They take 4 each; the retry has
+    # loaded its own adapter meanwhile.
+    assert [time / GRID for time in table["finished_s"][:3]] == [20, 12, 16]
+    assert table["arrival_s"][0] == 0
+    assert table["admitted_s"][0] == 16 * GRID
+    assert table["marks"][:3] == [MISROUTED | WRONG_LOAD | WRONG_DETECTED | RETRIED, 0, 0]
+    assert (table["tries"][0], table["detected"][0], table["status"][0]) == (1, 1, COMPLETED)
+    assert recording.running_area == pytest.approx((4 * 4 + 2) * GRID)
+    assert recording.loads["adapter"][1:3].tolist() == [1, 0], "the second try asks for its own adapter"
+
+
+def test_a_pause_before_a_retry_is_spent_outside() -> None:
+    fault = WRONG_ONCE | {"detector": {"checks": 1.0, "retries": 1, "delay": parts.seconds(10 * GRID)}}
+    recording, table = small([(0.0, 0, 1, 2), (1000.0, 0, 1, 1)], [fault])
+    assert table["finished_s"][0] / GRID == 8 + 10 + 8
+    assert recording.inside_area == pytest.approx((8 + 8 + 2) * GRID)
+
+
+def test_the_last_try_that_goes_wrong_is_a_failure() -> None:
+    fault = {"kind": "misrouting", "probability": 1.0, "detector": {"checks": 1.0, "retries": 2}}
+    _, table = small([(0.0, 0, 1, 2), (1.0, 1, 1, 1)], [fault])
+    assert table["status"] == [FAILED, FAILED]
+    assert (table["tries"], table["detected"]) == ([2, 2], [3, 3])
+    assert table["finished_s"] == [-1.0, -1.0]
+
+
+def test_a_retry_that_had_not_come_again_is_unfinished() -> None:
+    fault = {"kind": "misrouting", "probability": 1.0, "detector": {"checks": 1.0, "delay": "1 h"}}
+    scenario = parts.build(
+        workload={"duration": "10 s", "arrivals": {"process": "poisson", "rate": "2/s"}}, adapters={"count": 4},
+        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)}, storage={"load": parts.fixed_time(0.01)},
+        faults=[fault],
+    )  # fmt: skip
+    requests = simulate(build_world(scenario), 0, 1).requests
+    assert len(requests["index"])
+    assert set(requests["status"].tolist()) == {1}
+    assert requests["detected"][:-1].min() == 1
+
+
+@pytest.mark.parametrize("batching", ["mixed", "prefill-first"])
+def test_the_base_model_makes_no_step_dearer(batching: str) -> None:
+    kv = {"batching": batching, "max_num_seqs": 8}
+    rows = [(0.0, 0, 1, 3), (1.0, 1, 1, 1)]
+    _, with_adapter = small(rows, [], **kv)
+    _, alone = small(rows, [{"kind": "base-model", "probability": 1.0}], **kv)
+    assert with_adapter["finished_s"][0] / GRID == 4 + 3 * 2
+    assert alone["finished_s"][0] / GRID == 3
+    assert alone["marks"][0] == MISROUTED | WRONG_SERVED
+
+
+@pytest.mark.parametrize("batching", ["mixed", "prefill-first"])
+def test_a_batch_of_both_pays_for_its_adapters_alone(batching: str) -> None:
+    window = {"kind": "base-model", "probability": 1.0, "lasts": parts.seconds(GRID / 2)}
+    rows = [(0.0, 0, 1, 60), (GRID, 1, 1, 3), (1000.0, 1, 1, 1)]
+    _, table = small(rows, [window], batching=batching, max_num_seqs=8)
+    # Loaded at 5; its prefill and two decodes then take 2 each.
+    assert table["finished_s"][1] / GRID == 5 + 3 * 2
+
+
+@pytest.mark.parametrize("engine", ["vllm-0.8", "s-lora", "lorax", "sglang"])
+def test_who_has_no_adapter_passes_those_that_lack_a_slot(engine: str) -> None:
+    """One slot, held by a long answer: the base model answers meanwhile, as it needs none."""
+    window = {"kind": "base-model", "probability": 1.0, "at": "900 ms", "lasts": "200 ms"}
+    rows = [(0.0, 0, 1, 400), (1.0, 1, 1, 2), (1000.0, 0, 1, 1)]
+    scenario = parts.build(
+        workload={"trace": {"file": parts.write_trace(rows)}}, adapters={"count": 4, "size": "1 MiB"},
+        fleet={"engine": engine, "profile": parts.write_profile(STEP), "kv_tokens": 4096, "max_num_seqs": 8},
+        cache={"gpu": {"unified": True, "slots": 1} if engine == "s-lora" else {"slots": 1}}, faults=[window],
+    )  # fmt: skip
+    requests = simulate(build_world(scenario), 0, 1).requests
+    assert requests["marks"].tolist() == [0, MISROUTED | WRONG_SERVED, 0]
+    assert requests["finished_s"][1] < requests["finished_s"][0]
+    assert requests["outcome"][1] == 0
+
+
+def test_routers_do_not_know_that_the_adapter_is_left_out() -> None:
+    scenario = parts.build(
+        workload={"requests": 200, "arrivals": {"process": "poisson", "rate": "5/s"}}, adapters={"count": 40},
+        fleet={"engine": "fixed", "replicas": 4, "service": parts.fixed_time(0.1)},
+        storage={"load": parts.fixed_time(0.01)}, router={"policy": "service-per-adapter"},
+    )  # fmt: skip
+    dumped = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    other = Scenario.model_validate(dumped | {"faults": [{"kind": "base-model", "probability": 1.0}]})
+    ours, theirs = (simulate(build_world(one), 0, 1).requests for one in (scenario, other))
+    assert ours["replica"].tolist() == theirs["replica"].tolist()
+
+
+def test_a_wrong_answer_that_was_noticed_leaves_no_version_behind() -> None:
+    """Number 0 runs at a wrong adapter while that is swapped; its second try sees one version, the new one."""
+    window = WRONG_ONCE | {"detector": {"checks": 1.0, "retries": 1}}
+    scenario = parts.build(
+        workload={"trace": {"file": parts.write_trace([(0.0, 0, 1, 60), (1000.0, 0, 1, 2)])}},
+        adapters={"count": 4, "size": "1 MiB"}, fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096},
+        storage={"load": parts.fixed_time(GRID)}, rollouts=[{"strategy": "in-place", "at": "500 ms"}], faults=[window],
+    )  # fmt: skip
+    dumped = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    kept = Scenario.model_validate(dumped | {"faults": [WRONG_ONCE]})
+    served, retried = (simulate(build_world(one), 0, 1).requests for one in (kept, scenario))
+    told = ("version", "last_version", "tokens_before")
+    assert [int(served[name][0]) for name in told[:2]] == [1, 2], "it did run through the swap"
+    assert served["marks"][0] & MIXED
+    assert [int(retried[name][0]) for name in told] == [2, 2, 0]
+    assert retried["marks"][0] == MISROUTED | WRONG_LOAD | WRONG_DETECTED | RETRIED
+
+
+def test_each_try_has_its_own_luck() -> None:
+    fault = {"kind": "misrouting", "probability": 0.5, "detector": {"checks": 1.0, "retries": 40}}
+    scenario = parts.build(
+        workload={"requests": 2000, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": 9},
+        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)}, storage={"load": parts.fixed_time(0.01)},
+        faults=[fault],
+    )  # fmt: skip
+    requests = simulate(build_world(scenario), 0, 1).requests
+    assert set(requests["status"].tolist()) == {COMPLETED}
+    tries = Counter(requests["tries"].tolist())
+    for again in range(5):  # geometric
+        expected = 2000 * 0.5 ** (again + 1)
+        assert abs(tries[again] - expected) < 4 * (expected * (1 - expected / 2000)) ** 0.5
+
+
+def test_each_router_follows_the_old_map_until_it_hears_of_the_new_one() -> None:
+    fault = {
+        "kind": "stale-map",
+        "share": 1.0,
+        "at": "10 s",
+        "propagation": {"law": "uniform", "low": "5 s", "high": "60 s"},
+    }
+    scenario = parts.build(
+        workload={"requests": 2000, "arrivals": {"process": "poisson", "rate": "20/s"}}, adapters={"count": 9},
+        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)}, storage={"load": parts.fixed_time(0.01)},
+        router={"instances": 4}, faults=[fault],
+    )  # fmt: skip
+    recording = simulate(build_world(scenario), 0, 1)
+    requests = recording.requests
+    routers = RouterInstances(4, scenario.run.seed, 0)
+    plain = [Request(index, 0.0, 0, 1, 1) for index in range(2000)]
+    for request in plain:
+        request.session = None
+    through = np.array([routers.of(request) for request in plain])
+    wrong, arrival_s = (requests["marks"] & MISROUTED) > 0, requests["arrival_s"]
+    heard = []
+    for router in range(4):
+        times = arrival_s[(through == router) & wrong]
+        right = arrival_s[(through == router) & ~wrong]
+        assert not np.any((right >= 10) & (right <= times.max())), "one time, from which on all is right"
+        heard.append(float(right[right > 10].min()))
+        assert times.min() >= 10
+        assert right[right > 10].min() >= 15
+    assert len(set(heard)) == 4
+    (over,) = (event.time_s for event in recording.events if event.kind == "over")
+    assert arrival_s[wrong].max() < over <= min(70, max(heard))
+
+
+@pytest.mark.parametrize("strategy", ["new-name", "in-place"])
+def test_a_request_that_was_lost_asks_for_its_own_adapter_again(strategy: str) -> None:
+    scenario = parts.build(
+        workload={"requests": 50, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": 9},
+        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 8192}, rollouts=[{"strategy": strategy, "at": "0 s"}],
+        faults=[{"kind": "base-model", "probability": 0.5}, {"kind": "misrouting", "probability": 0.5}],
+    )  # fmt: skip
+    fleet = Assembly(build_world(scenario), 0, 1, lambda server: server).fleet
+    changes = fleet._changes
+    assert changes is not None
+    changes.start(fleet)
+    reached = Counter[bool]()
+    for index in range(50):
+        request = Request(index, 0.0, index % 9, 1, 1, 0.25, 0.125)
+        request.session = None
+        changes.steer(request)
+        reached[request.adapter == index % 9] += 1
+        anew = changes.anew(request)
+        assert (anew.adapter, anew.load_s, anew.host_load_s) == (index % 9, 0.25, 0.125)
+    assert reached[False] > 20
+
+
+def test_old_prefixes_last_as_long_as_they_are_kept() -> None:
+    """One request a second; the swap is at 5.5 s, and prefixes are kept for three seconds."""
+    rows = [(float(second), 0 if second != 7 else 1, 1, 2) for second in range(12)]
+    scenario = parts.build(
+        workload={"trace": {"file": parts.write_trace(rows)}}, adapters={"count": 4, "size": "1 MiB"},
+        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096}, storage={"load": parts.fixed_time(GRID)},
+        rollouts=[{"strategy": "in-place", "at": "5.5 s"}],
+        faults=[{"kind": "named-prefixes", "share": 1.0, "lifetime": "3 s"}],
+    )  # fmt: skip
+    requests = simulate(build_world(scenario), 0, 1).requests
+    found = np.flatnonzero(requests["marks"] & OLD_PREFIX).tolist()
+    assert found == [6, 8], "number 7 asks for an adapter that had never answered here"
