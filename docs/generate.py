@@ -15,6 +15,9 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 
+TAGS = ("law", "process", "kind")
+"""Keys that say which of several models a mapping is; as in sim/spec/tree.py."""
+
 _UNIT_OF_EXAMPLE = {"20 ms": "time", "50 MB": "size", "12/s": "rate", "5%": "share"}
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 _PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
@@ -181,6 +184,7 @@ def scenario_tables() -> str:
 
 _LAWS = {
     "arrivals": "Arrival processes", "popularity": "Popularity laws", "service": "Time laws", "prompt": "Token laws",
+    "faults": "Faults",
 }  # fmt: skip
 
 
@@ -188,12 +192,12 @@ def _sections(models: dict[str, Any], name: str = "Scenario", path: str = "") ->
     """Yield (dotted path, model) of every section; laws have tables of their own."""
     yield path, name
     for key, field in models[name]["properties"].items():
-        inner = [one for one in _referred(field) if not models[one]["properties"].keys() & {"law", "process"}]
+        inner = [one for one in _referred(field) if not models[one]["properties"].keys() & set(TAGS)]
         if len(inner) == 1:
             yield from _sections(models, inner[0], f"{path}.{key}" if path else key)
         listed = field.get("items", {}).get("$ref")
         if listed:
-            yield f"{path}.{key}[]", listed.rpartition("/")[2]
+            yield from _sections(models, listed.rpartition("/")[2], f"{path}.{key}[]" if path else f"{key}[]")
 
 
 def _referred(field: dict[str, Any]) -> list[str]:
@@ -234,10 +238,12 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
         properties = models[name]["properties"]
-        tag = next((tag for tag in ("law", "process") if tag in properties), None)
+        tag = next((tag for tag in TAGS if tag in properties), None)
         return f"`{properties[tag]['const']}`" if tag else "section"
     if field.get("type") == "array":
         inner = _type(field["items"], models) if field.get("items") else ""
+        if "oneOf" in field.get("items", {}):
+            return "list of kinds, see below"
         return "list" if not inner else "list of sections" if inner == "section" else f"list of {inner}"
     if field.get("type") == "object":
         return "lists of values by dotted key"
@@ -272,12 +278,15 @@ def _value(value: Any) -> str:
 
 def _law_tables(models: dict[str, Any]) -> list[str]:
     parts = []
-    places = {"arrivals": "Workload", "popularity": "Workload", "service": "Fleet", "prompt": "Tokens"}
+    places = {
+        "arrivals": "Workload", "popularity": "Workload", "service": "Fleet", "prompt": "Tokens", "faults": "Scenario",
+    }  # fmt: skip
     for key, title in _LAWS.items():
         rows = []
-        for name in _referred(models[places[key]]["properties"][key]):
+        kinds = models[places[key]]["properties"][key]
+        for name in _referred(kinds.get("items", kinds)):
             model = models[name]
-            tag = next(tag for tag in ("law", "process") if tag in model["properties"])
+            tag = next(tag for tag in TAGS if tag in model["properties"])
             own = [item for item in model["properties"].items() if item[0] != tag]
             word = f"`{tag}: {model['properties'][tag]['const']}`"
             about = str(model.get("description", ""))
@@ -285,9 +294,12 @@ def _law_tables(models: dict[str, Any]) -> list[str]:
             for one, field in own:
                 rows.append(["", *_field_row("", one, field, model, models)])
                 listed = field.get("items", {}).get("$ref", "").rpartition("/")[2]
-                inner = models[listed]["properties"].items() if listed else ()
-                rows += [["", *_field_row(f"{one}[]", key, item, models[listed], models)] for key, item in inner]
-        parts.append(f"## {title}\n\n" + table(["law", "key", "type", "default", "meaning"], rows))
+                section = [ref for ref in _referred(field) if not models[ref]["properties"].keys() & set(TAGS)]
+                for ref, path in ((listed, f"{one}[]"), (section[0] if len(section) == 1 else "", one)):
+                    inner = models[ref]["properties"].items() if ref else ()
+                    rows += [["", *_field_row(path, key, item, models[ref], models)] for key, item in inner]
+        first = "kind" if key == "faults" else "law"
+        parts.append(f"## {title}\n\n" + table([first, "key", "type", "default", "meaning"], rows))
     return parts
 
 

@@ -318,6 +318,10 @@ class UnifiedCache(GpuCache):
         self.blocks_used -= self.blocks[victim]
         return super()._leave(victim)
 
+    def abort(self, adapter: int) -> None:
+        self.blocks_used -= self.blocks[adapter]
+        super().abort(adapter)
+
     def check_integrity(self) -> None:
         super().check_integrity()
         placed = (blocks for blocks, state in zip(self.blocks, self.state, strict=True) if state != ABSENT)

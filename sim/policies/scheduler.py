@@ -445,6 +445,22 @@ class Scheduler:
         if self._costs.detailed:
             self._rank_tokens -= self._ranks[request.adapter]
 
+    def expel(self, request: Request) -> None:
+        """Take a request out of the batch that is not to go on; to be called after ``complete``."""
+        del self.running[request.index]
+        if request is self._partial:
+            self._partial = None
+            self.kv.prefill -= self.kv.blocks(request.context)
+        else:
+            if self.paused:  # it has just got its first token, as the others of the last group
+                since, count = self.paused.pop()
+                if count > 1:
+                    self.paused.append((since, count - 1))
+            self._stop_decode(request, self._held(request))
+        self._drop_adapter(request.adapter)
+        if self.rule is not None:
+            self.rule.left(request)
+
     def _held(self, request: Request) -> int:
         """Return the KV tokens of a decoding sequence: all of its tokens but the last, less those to come."""
         return request.prompt_tokens + request.output_tokens - 1 - (request.last_step - self.step)

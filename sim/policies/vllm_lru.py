@@ -88,7 +88,6 @@ class TouchedCache:
         """
         self.state.append(RESIDENT)
         self.users.append(1)
-        self._in_host.append(False)
         return self._adapters
 
     def acquire(self, adapter: int) -> bool:
@@ -213,6 +212,16 @@ class TouchedCache:
         if adapter in self._idle:
             del self._idle[adapter]
             self._evict(adapter)
+
+    def lose(self, adapter: int) -> None:
+        """Note that the load of an adapter of the batch has failed; those who use it leave before the next one."""
+        self._batch = [other for other in self._batch if other != adapter]
+        self._members.remove(adapter)
+        self._in_host[adapter] = False
+        self._host_count -= 1
+        self.state[adapter] = ABSENT
+        if self.watch is not None:
+            self.watch.left(adapter)
 
     def _settle(self, adapter: int) -> None:
         self.state[adapter] = RESIDENT

@@ -210,6 +210,13 @@ class Recorder:
         """Note a time in which the first load in a queue found no room."""
         self._short.append((start, end))
 
+    def cut_loads(self, replica: int, now: float) -> None:
+        """End the loads of a replica that were noted with an end to come, and drop those that were to begin."""
+        rows = np.frombuffer(bytes(self.load_rows), dtype=_LOAD_ROW).copy()
+        there = rows["replica"] == replica
+        rows["ended_s"][there & (rows["ended_s"] > now)] = now
+        self.load_rows[:] = rows[~(there & (rows["started_s"] > now))].tobytes()
+
     def gaps(self, seconds: list[float], now: float) -> None:
         """Note single gaps between tokens that end now: those across a preemption."""
         section = self._section(now)

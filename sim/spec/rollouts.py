@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sim.spec.base import Strict, located
 from sim.spec.laws import TimeLaw
-from sim.spec.units import Bytes, Seconds, Share
+from sim.spec.units import Bytes, Seconds, Share, format_share
 
 STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
 
@@ -77,8 +77,8 @@ class Rollout(Strict):
     """``new-name`` only: a session moves to the new version once and stays, but for what routers know at different
     times. If not, every request draws its version. Requests without a session draw in any case."""
     keep_old: bool = False
-    """``new-name`` only: leave old versions to eviction. Otherwise a replica drops one when nothing is sent to it any
-    more and its last request has left."""
+    """``new-name`` only: leave old versions to eviction. Otherwise every replica drops one as soon as no router sends
+    requests to it any more and its last request, on whatever replica, has left."""
     rank: PositiveInt | None = Field(default=None, le=4096)
     """``new-name`` only: rank of the new version; unset: that of the old one."""
     size: Bytes | None = None
@@ -163,4 +163,4 @@ def overlap_words(i: int, j: int, rollouts: tuple[Rollout, ...]) -> tuple[str, s
 
 
 def _percents(shares: tuple[float, ...]) -> str:
-    return ", ".join(f"{share:.6g}" if share > 1 else f"{share:.4g}" for share in shares)
+    return ", ".join(format_share(share) for share in shares)

@@ -204,11 +204,10 @@ class Scenario(Strict):
 
     def _fits_failing_loads(self, key: str) -> None:
         """Refuse what this version can't say of loads that fail."""
-        if self.storage.mode == "blocking":
+        if self.cache.eviction == "vllm-lru" and self.fleet.batching == "prefill-first":
             raise located(
-                key, "a load that fails inside a step would have to fail requests of the batch, which isn't simulated",
-                got="failing-loads with storage.mode blocking", allowed="storage.mode overlap",
-                hint="such as engines continuous, sglang with storage.mode overlap, lorax, fixed; or slow-storage",
+                key, "failing-loads take requests of cache.eviction vllm-lru out of steps that also decode",
+                got=f"fleet.batching {self.fleet.batching}", allowed="mixed",
             )  # fmt: skip
         if self.cache.prefetch != "none":
             raise located(

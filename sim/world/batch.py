@@ -199,6 +199,8 @@ class BatchServer(Server):
                 steps, decoding, len(scheduler.running), scheduler.blocked, self.index,
             )  # fmt: skip
             finished = scheduler.complete(steps, now)
+            if self._loads is not None and self._loads.failed:
+                finished = self._end_failed(self._loads, finished)
             for request in finished:
                 self._leave(request, now)
             if self._discards is not None and finished and self._step.decoding:
@@ -217,11 +219,30 @@ class BatchServer(Server):
             return -1.0
         if self._loads is not None:
             self._load_s = self._loads.before_step(step.prefills, now) + blocked_s
+            if self._loads.failed:
+                self._steps = steps = 1
         self._first = first = step.first_s
         self._growth = growth = step.growth_s
         if self._cycling is not None and steps > 1:
             self._steps = steps = min(steps, self._steps_before_cycle(self._cycling))
         return now + (self._load_s + steps * first + growth * (steps * (steps - 1) / 2))  # as _elapsed(steps)
+
+    def _end_failed(self, loads: StepLoads, finished: list[Request]) -> list[Request]:
+        """End the requests whose adapter couldn't be loaded by the step that ends now; return the other finished ones.
+
+        That step computed them nevertheless: what a batch looks like is decided before its loads.
+        """
+        failed, loads.failed = loads.failed, []
+        over = {request.index for request in finished}
+        for request in failed:
+            if request.index not in over:
+                self.scheduler.expel(request)
+            self.cache.release(request.adapter)
+            if self._fetches is not None:
+                self._fetches.leave(request)
+            self._fail(request)
+        left = {request.index for request in failed}
+        return [request for request in finished if request.index not in left]
 
     def _log_pauses(self) -> int:
         """Note gaps that end with this step and are longer, since prefills came between; return how many."""

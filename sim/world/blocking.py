@@ -11,12 +11,18 @@ from sim.policies.vllm_lru import TouchedCache
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
 from sim.world.loader import Loader
-from sim.world.storage import StorageFaults
+from sim.world.storage import Attempts, StorageFaults
 from sim.world.versions import Noted
 
 
 class StepLoads(Protocol):
-    """What a server asks before each step."""
+    """What a server asks before each step.
+
+    :ivar failed: requests of the step whose adapter couldn't be loaded; the server takes them out of the batch, and of
+        this list, when the step has ended.
+    """
+
+    failed: list[Request]
 
     def before_step(self, prefills: list[Request], now: float) -> float:
         """Load what the step needs, note it in requests and records; return the seconds that takes."""
@@ -32,6 +38,7 @@ class ProtectedLoads:
     def __init__(self, cache: GpuCache, loader: Loader, recorder: Recorder, replica: int) -> None:
         self._replica = replica
         self._faults = loader.faults
+        self.failed: list[Request] = []
         self._cache = cache
         self._loader = loader
         self._recorder = recorder
@@ -42,7 +49,10 @@ class ProtectedLoads:
         for request in prefills:
             if not request.claimed:
                 request.claimed = True
-                if self._cache.state[request.adapter] != RESIDENT:
+                if self.failed and any(other.adapter == request.adapter for other in self.failed):
+                    request.outcome, request.tier = DELAYED_HIT, FROM_STORAGE  # it waited in vain for the same load
+                    self.failed.append(request)
+                elif self._cache.state[request.adapter] != RESIDENT:
                     load_s += self._load(request, now + load_s)
                     loaded.add(request.adapter)
                 elif request.adapter in loaded:
@@ -51,14 +61,22 @@ class ProtectedLoads:
 
     def _load(self, request: Request, start: float) -> float:
         tier, seconds = self._loader.source(request)
-        if self._faults is not None and tier == FROM_STORAGE:
-            seconds = self._faults.seconds(start, seconds, request.adapter, request.index)
         fits = self._cache.reserve(request.adapter)
         assert fits, "a claimed adapter always finds room"
         self._loader.begins(request.adapter, tier)
-        self._cache.loaded(request.adapter)
-        self._loader.kept(request.adapter, tier)
-        self._recorder.load_rows += pack_load(start, start + seconds, start, request.adapter, tier, self._replica)
+        succeeds = True
+        if self._faults is not None and tier == FROM_STORAGE:
+            attempts = self._faults.attempts(start, seconds, request.adapter, request.index)
+            seconds, succeeds = attempts.seconds, attempts.succeeds
+            _log(self._recorder, attempts, start, request.adapter, self._replica)
+        else:
+            self._recorder.load_rows += pack_load(start, start + seconds, start, request.adapter, tier, self._replica)
+        if succeeds:
+            self._cache.loaded(request.adapter)
+            self._loader.kept(request.adapter, tier)
+        else:
+            self._cache.abort(request.adapter)
+            self.failed.append(request)
         request.outcome, request.tier, request.load_wait_s = MISS, tier, seconds
         return seconds
 
@@ -79,7 +97,8 @@ class UnifiedLoads(ProtectedLoads):
 class TouchedLoads:
     """vLLM's: all of the batch's adapters are touched, and any may have to be loaded again.
 
-    A request that is admitted while its adapter is absent waits for all loads of its step.
+    A request that is admitted while its adapter is absent waits for all loads of its step. If one of these fails for
+    good, so do all requests of the batch that use this adapter, and nobody else.
 
     :param reload_s: seconds of a load that no request of this step begins: by adapter and tier.
     :param replica: whose loads these are; ``versions``: notes which version of an adapter came, or None; ``faults``:
@@ -98,6 +117,7 @@ class TouchedLoads:
     ) -> None:
         self._replica = replica
         self._faults = faults
+        self.failed: list[Request] = []
         self._versions = versions
         self._cache = cache
         self._scheduler = scheduler
@@ -112,25 +132,40 @@ class TouchedLoads:
         scheduler.adapters_changed = False
         time = now
         tiers: dict[int, int] = {}
+        lost: set[int] = set()
         for adapter, tier in self._cache.touch(list(scheduler.adapters)):
             request = first.get(adapter)
             if request is None:
                 seconds = self._reload_s(adapter, tier)
             else:
                 seconds = request.load_s if tier == FROM_STORAGE else request.host_load_s
+            tiers[adapter] = tier
             if self._faults is not None and tier == FROM_STORAGE:
                 number = ~adapter if request is None else request.index
-                seconds = self._faults.seconds(time, seconds, adapter, number)
-            tiers[adapter] = tier
-            if self._versions is not None:
+                attempts = self._faults.attempts(time, seconds, adapter, number)
+                seconds = attempts.seconds
+                _log(self._recorder, attempts, now, adapter, self._replica)
+                if not attempts.succeeds:
+                    lost.add(adapter)
+            else:
+                self._recorder.load_rows += pack_load(time, time + seconds, now, adapter, tier, self._replica)
+            if self._versions is not None and adapter not in lost:
                 self._versions.reads(adapter, tier)
                 self._versions.came(adapter, tier)
-            self._recorder.load_rows += pack_load(time, time + seconds, now, adapter, tier, self._replica)
             time += seconds
         for request in prefills:
             if request.adapter in first and request.preemptions == 0:
                 request.tier, request.load_wait_s = tiers[request.adapter], time - now
+        if lost:
+            self.failed = [request for request in scheduler.running.values() if request.adapter in lost]
+            for adapter in lost:
+                self._cache.lose(adapter)
         return time - now
+
+
+def _log(recorder: Recorder, attempts: Attempts, asked_s: float, adapter: int, replica: int) -> None:
+    for started_s, ended_s in attempts.spans:
+        recorder.load_rows += pack_load(started_s, ended_s, asked_s, adapter, FROM_STORAGE, replica)
 
 
 def _first_of_missing(prefills: list[Request], state: list[int]) -> dict[int, Request]:

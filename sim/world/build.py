@@ -26,6 +26,7 @@ from sim.spec.scenario import DEFAULT_PROFILE, Scenario
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
+from sim.traffic.request import Request
 from sim.world.base_model import serve_base_model
 from sim.world.batch import BatchServer
 from sim.world.caches import Board, eviction_setting, gpu_capacity, make_caches, make_fetches, pinned_and_warm, watch
@@ -36,6 +37,7 @@ from sim.world.fleet import Fleet, Plan
 from sim.world.fronted import FrontedServer
 from sim.world.future import Foresight, Future
 from sim.world.identity import answering_base_model, make_identity
+from sim.world.inside import Inside
 from sim.world.lineage import lay_out, with_copies
 from sim.world.memory import usable_kv_tokens
 from sim.world.mixups import check_mixups
@@ -43,7 +45,7 @@ from sim.world.outages import Outages
 from sim.world.rollouts import make_rollouts
 from sim.world.routes import Live, make_router
 from sim.world.server import Parts, Server
-from sim.world.storage import make_storage, note_storage
+from sim.world.storage import make_storage, note_storage, storage_notes
 from sim.world.times import has_host_tier, reload_times, request_times
 from sim.world.versions import Versions
 from sim.world.views import Views
@@ -75,6 +77,7 @@ def build_world(scenario: Scenario) -> World:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
         notes += _disturbed(profile)
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
+    notes += storage_notes(scenario)
     if profile is not None and scenario.storage.loaders > 1 and scenario.storage.load is None:
         notes.append("loads at the same time share no bandwidth in this version: several loaders look too good")
     if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and capacity < len(population):
@@ -134,6 +137,8 @@ class Assembly:
         if self._base_model_answers:
             counts = self._live.counts
             counts[:] = (AdapterCounts(len(world.population)) for _ in counts)
+        counted = "inside" in router.reads and scenario.fleet.replicas > 1
+        self._inside = Inside(self._live.counts) if counted else None
         self._versions: list[Versions] = []
         self._boards: list[Board] = [] if self._live.residency is None else [self._live.residency]
         self._changes = self._make_changes(router, view)
@@ -141,7 +146,7 @@ class Assembly:
         longest_prompt = None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens
         self.fleet = Fleet(
             self._clock, self._recorder, router, request_times(*self._costs), plan,
-            (_token_limit(world), longest_prompt), self._changes,
+            (_token_limit(world), longest_prompt), self._changes, self._inside,
         )  # fmt: skip
         self.fleet.open(scenario.fleet.replicas, self._make_server)
         sources = self._live.sources(self.fleet.inside)
@@ -150,17 +155,18 @@ class Assembly:
 
     def _make_changes(self, router: Router, view: View) -> Changes | None:
         world, replication = self._world, self._replication
-        inside = self._live.counts if "inside" in router.reads else None
+        inside = self._inside
         rollouts = None
         if world.lineage is not None:
             rollouts, self._versions, extra = make_rollouts(world, replication, self._clock, self._recorder)
-            self._boards.append(extra)
+            if rollouts.renames:
+                self._boards.append(extra)
         identity = make_identity(world, replication, self._clock, self._recorder, rollouts)
         faults = world.scenario.faults
         crashes = [(i, fault) for i, fault in enumerate(faults) if isinstance(fault, Crash)]
         outages = Outages(crashes, view, self._clock, self._recorder) if crashes else None
         failing = any(isinstance(fault, FailingLoads) for fault in faults)
-        if rollouts is None and inside is None and identity is None and outages is None and not failing:
+        if rollouts is None and identity is None and outages is None and not failing:
             return None
         return Changes(self._recorder, rollouts, inside, identity, outages)
 
@@ -183,15 +189,22 @@ class Assembly:
             clock, recorder, index, inside, cache, host, (scenario.storage.loaders, scenario.storage.host_loaders),
             reload_times(*self._costs, replication, index),
             make_fetches(world, clock, recorder, cache, index, versions, storage), foresight, versions,
-            None if self._changes is None else partial(self._changes.ends, index),
-            None if self._changes is None else partial(self._changes.lost, index),
-            storage, None if self._changes is None else partial(self._changes.load_failed, index),
+            *self._told(index), storage,
+            None if self._changes is None else partial(self._changes.load_failed, index),
         )  # fmt: skip
         server = _server(world, parts, rule, self._watched)
         if self._base_model_answers:
             serve_base_model(server, parts.fetches)
         self._live.replica(index, server)
         return server
+
+    def _told(self, index: int) -> tuple[Callable[[Request, float], bool] | None, Callable[[Request], None] | None]:
+        """Return what a replica asks at a request's last token, and what it tells of one that leaves otherwise."""
+        if self._changes is not None:
+            return self._changes.ends_on(index), partial(self._changes.lost, index)
+        if self._inside is not None:
+            return self._inside.ends_on(index), partial(self._inside.left, index)
+        return None, None
 
 
 def _kv_rule(world: World) -> KvRule | None:
@@ -219,7 +232,7 @@ def _server(world: World, parts: Parts, rule: KvRule | None, watched: Watch) -> 
         ),
         "kv": KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size),
         "costs": StepCosts(
-            world.profile.step, _slots(scenario, world.population), fleet.max_num_batched_tokens,
+            world.profile.step, _slots(scenario, world.traffic.population), fleet.max_num_batched_tokens,
             int(world.population.rank.max()),
         ),
         "ranks": world.ranks,
@@ -238,8 +251,9 @@ def _server(world: World, parts: Parts, rule: KvRule | None, watched: Watch) -> 
 
 
 def _adapters_at_a_time(world: World) -> int:
-    """Return how many adapters of the mean size fit into the GPU cache."""
-    return max(1, world.capacity * len(world.weights) // sum(world.weights))
+    """Return how many adapters of the mean size fit into the GPU cache; new versions to come count for nothing."""
+    weights = world.weights[: len(world.traffic.population)]
+    return max(1, world.capacity * len(weights) // sum(weights))
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:

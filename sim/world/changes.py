@@ -6,13 +6,17 @@ is out, its end is judged. Each part looks only at what concerns it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sim.results.records import FAILED, LOAD_FAILED, Recorder, pack_mark
 from sim.traffic.request import Request
 from sim.world.identity import Identity
+from sim.world.inside import Inside
 from sim.world.outages import Outages
 from sim.world.rollouts import Rollouts
+from sim.world.swap import Gates
 
 if TYPE_CHECKING:
     from sim.world.fleet import Fleet
@@ -22,16 +26,18 @@ if TYPE_CHECKING:
 class Changes:
     """Rollouts and faults of one replication.
 
-    :param inside: by replica, requests inside by adapter, where the router wants to know; None: nobody counts.
+    :param inside: counts requests inside by adapter, where the router wants to know; None: nobody does.
     :ivar rollouts, identity, outages: rollouts, faults by which requests reach the wrong adapter, and crashes; None
         where there are none.
+    :ivar steering: whether ``steer`` may do anything; ``guarding``: whether ``lets_in`` may, beside what ``gates`` say;
+        ``resending``: whether requests may come again, or wait outside. Every request asks these first.
     """
 
     def __init__(
         self,
         recorder: Recorder,
         rollouts: Rollouts | None,
-        inside: list[dict[int, int]] | None,
+        inside: Inside | None,
         identity: Identity | None = None,
         outages: Outages | None = None,
     ) -> None:
@@ -41,6 +47,10 @@ class Changes:
         self.rollouts = rollouts
         self.identity = identity
         self.outages = outages
+        self.gates = Gates(0) if rollouts is None else rollouts.gates
+        self.steering = identity is not None or (rollouts is not None and rollouts.renames)
+        self.resending = identity is not None or outages is not None
+        self.guarding = outages is not None
 
     def start(self, fleet: Fleet) -> None:
         """Put everything that will happen on the clock."""
@@ -78,21 +88,24 @@ class Changes:
         if self.outages is not None and not self.outages.takes(request, replica):
             return False
         rollouts = self.rollouts
-        gate = None
-        if rollouts is not None and rollouts.gates.count:
-            gate = rollouts.gates.closed(replica, request.adapter)
-            if gate is not None and gate.refuses:
-                rollouts.refuse(request, replica)
-                return False
-        if self._inside is not None:
-            counts, adapter = self._inside[replica], request.adapter
-            counts[adapter] = counts.get(adapter, 0) + 1
+        gate = self.gates.closed(replica, request.adapter)
+        if gate is not None and gate.refuses:
+            assert rollouts is not None, "they close gates"
+            rollouts.refuse(request, replica)
+            return False
         if gate is not None:
+            if self._inside is not None:
+                self._inside.entered(replica, request)
             self._servers[replica].hold(request)
         return gate is None
 
-    def ends(self, replica: int, request: Request, now: float) -> bool:
-        """Note that a request has its last token; return whether it is sent again, so that this wasn't its end."""
+    def ends_on(self, replica: int) -> Callable[[Request, float], bool]:
+        """Return what a replica asks when a request has its last token: whether it is taken over, to be sent again."""
+        if self.identity is None and self._inside is None and self.rollouts is not None:
+            return self.rollouts.ends_on(replica)
+        return partial(self._ends, replica)
+
+    def _ends(self, replica: int, request: Request, now: float) -> bool:
         taken = self.identity is not None and self.identity.ends(replica, request, now)
         if self.rollouts is not None:
             if taken:  # what it was answered with counts for nothing
@@ -100,7 +113,7 @@ class Changes:
             else:
                 self.rollouts.ended(replica, request, now)
         if self._inside is not None:
-            self._leaves(replica, request.adapter)
+            self._inside.left(replica, request)
         return taken
 
     def lost(self, replica: int, request: Request) -> None:
@@ -108,15 +121,7 @@ class Changes:
         if self.rollouts is not None:
             self.rollouts.left(replica, request)
         if self._inside is not None:
-            self._leaves(replica, request.adapter)
-
-    def _leaves(self, replica: int, adapter: int) -> None:
-        assert self._inside is not None, "asked where somebody counts"
-        counts = self._inside[replica]
-        if counts[adapter] > 1:
-            counts[adapter] -= 1
-        else:
-            del counts[adapter]
+            self._inside.left(replica, request)
 
     def fail(self, replica: int, request: Request, marks: int) -> None:
         """End a request that was never answered, or not by the right adapter."""

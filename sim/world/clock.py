@@ -50,6 +50,10 @@ class Clock(simpy.Environment):
         self.schedule_call(time, kind, event)
         return event
 
+    def pending(self) -> int:
+        """Return how many events are still to come."""
+        return len(self._queue)
+
     def forget(self, owners: Sequence[object]) -> None:
         """Take all calls of methods of these objects off the queue."""
         ids = {id(owner) for owner in owners}

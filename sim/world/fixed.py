@@ -38,12 +38,12 @@ class FixedServer(Server):
         now = self.clock._now
         request.first_token_s = now
         self.recorder.step_rows += pack_step(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
-        self._serving = None
-        if self._actions:
+        self._leave(request, now)  # answered by the weights that were there until now
+        while self._actions:
             self._act()
-        if self._queue and self._serving is None:  # an action may have let somebody in
+        self._serving = None  # only now: who is let in by one of them stands behind those who wait
+        if self._queue:
             self._serve(self._queue.popleft())
-        self._leave(request, now)
 
     def at_boundary(self, action: Action) -> None:
         self._actions.append(action)

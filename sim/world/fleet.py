@@ -20,6 +20,7 @@ from sim.world.batch import BatchServer
 from sim.world.changes import Changes
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.fronted import FrontedServer
+from sim.world.inside import Inside
 from sim.world.server import Server
 from sim.world.times import Times
 
@@ -47,6 +48,7 @@ class Fleet:
         None: no limit.
     :ivar look: brings the router's view up to date.
     :param changes: rollouts and faults, through which every request then goes; None: nothing changes.
+    :param inside: counts requests inside by adapter, where the router wants to know; None: nobody does.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Fleet:
         plan: Plan,
         limits: tuple[int | None, int | None],
         changes: Changes | None = None,
+        inside: Inside | None = None,
     ) -> None:
         self.clock = clock
         self.recorder = recorder
@@ -74,6 +77,7 @@ class Fleet:
         self._too_long: set[int] = set()
         self._marks = self._section_starts()
         self._changes = changes
+        self._by_adapter = inside
         self._sessions: list[int] = []  # of the requests of this chunk
         self._chunk_first = 0
         self._make: Callable[[int, list[int]], Server] | None = None
@@ -110,13 +114,19 @@ class Fleet:
         """Send a request on its way where things change: which adapter it reaches, on which replica, and whether."""
         changes = self._changes
         assert changes is not None, "otherwise requests go straight to a replica"
-        if changes.parks(request):
-            return
-        name = changes.steer(request)
-        request.key = next(self._order)
-        replica = self._router.choose(name, request.index) if len(self.servers) > 1 else 0
-        if changes.lets_in(request, replica):
-            self.servers[replica].arrive(request)
+        name = request.adapter
+        if changes.resending:
+            if changes.parks(request):
+                return
+            request.key = next(self._order)
+        if changes.steering:
+            name = changes.steer(request)
+        servers = self.servers
+        replica = self._router.choose(name, request.index) if len(servers) > 1 else 0
+        if not (changes.guarding or changes.gates.count) or changes.lets_in(request, replica):
+            if self._by_adapter is not None:
+                self._by_adapter.entered(replica, request)
+            servers[replica].arrive(request)
 
     def run(self, chunks: Iterator[Chunk]) -> Recording:
         """Simulate all of it and return the recording."""
@@ -194,7 +204,10 @@ class Fleet:
             elif self._only is not None:
                 self._only.arrive(request)
             elif self._changes is None:
-                self.servers[self._router.choose(request.adapter, request.index)].arrive(request)
+                replica = self._router.choose(request.adapter, request.index)
+                if self._by_adapter is not None:
+                    self._by_adapter.entered(replica, request)
+                self.servers[replica].arrive(request)
             else:
                 request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
                 self._send(request)

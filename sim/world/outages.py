@@ -7,15 +7,12 @@ from outside, it looks like one that answers slowly. With ``lose`` they fail at 
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sim.policies.routing import View
-from sim.results.records import _LOAD_ROW, LOST, REROUTED, UNFINISHED, Event, Recorder, pack_mark
+from sim.results.records import LOST, REROUTED, UNFINISHED, Event, Recorder, pack_mark
 from sim.spec.faults import Crash
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
@@ -83,7 +80,7 @@ class Outages:
         if outage.crash.requests == "lose":
             self._changes.fail(replica, request, LOST)
         else:
-            self._hang(outage, self._changes.anew(request))
+            self._hang(outage, request)
         return False
 
     def close(self) -> None:
@@ -98,7 +95,7 @@ class Outages:
         number, crash = event.subject
         fleet, changes, now, replica = self._fleet, self._changes, self._clock._now, crash.replica
         inside = sorted(fleet.servers[replica].die(), key=lambda request: request.key)
-        _cut_loads(self._recorder, replica, now)
+        self._recorder.cut_loads(replica, now)
         self._replace(replica)
         fleet.inside[replica] = 0
         stand_in = fleet.servers[replica]
@@ -122,7 +119,7 @@ class Outages:
         fleet, replica = self._fleet, outage.crash.replica
         outage.detected = True
         if not outage.over:
-            self._view.up.remove(replica)
+            self._view.goes_down(replica)
         stuck, outage.stuck = outage.stuck, []
         gone = "" if outage.over else f", gives replica {replica} no more"
         begun = f" and begins {_requests(len(stuck))} anew" if outage.crash.requests == "reroute" else ""
@@ -143,7 +140,7 @@ class Outages:
         self._replace(replica)
         self._note(outage, "restart", f"replica {replica} is up again, with an empty cache")
         if outage.detected:
-            insort(self._view.up, replica)
+            self._view.comes_up(replica)
         parked, self._parked = self._parked, []
         for request in parked:
             self._fleet.submit(request)
@@ -163,11 +160,3 @@ class Outages:
 
 def _requests(count: int) -> str:
     return f"{count} request{'s' if count != 1 else ''}"
-
-
-def _cut_loads(recorder: Recorder, replica: int, now: float) -> None:
-    """End the loads of a replica now that a step had noted with an end to come, and drop those yet to begin."""
-    rows = np.frombuffer(bytes(recorder.load_rows), dtype=_LOAD_ROW).copy()
-    there = rows["replica"] == replica
-    rows["ended_s"][there & (rows["ended_s"] > now)] = now
-    recorder.load_rows[:] = rows[~(there & (rows["started_s"] > now))].tobytes()

@@ -27,6 +27,7 @@ class Rollouts:
 
     :param versions: by replica, which versions it has; those of a replica that takes the place of a dead one are the
         same object, emptied.
+    :ivar renames: whether a new version has a name of its own, so that requests must be steered.
     :ivar gates: closed gates of the replicas; while there are none, every request is let in.
     :ivar extra: bytes of old versions beside new ones in GPU memory.
     :ivar swapped: told of every new version that takes the place of an older one of the same name: replica, adapter,
@@ -46,6 +47,7 @@ class Rollouts:
         readdress: Callable[[Request, int], None],
     ) -> None:
         self._readdress = readdress
+        self.renames = bool(shifts)
         self.original: list[int] = lineage.original.tolist()
         self._course = course
         self._shifts = shifts
@@ -93,17 +95,32 @@ class Rollouts:
         self._recorder.turned_away(request, replica, REFUSED)
         self._recorder.mark_rows += pack_mark(request.index, GATED, 0, 0, 0, 0)
 
+    def ends_on(self, replica: int) -> Callable[[Request, float], bool]:
+        """Return ``ended`` for one replica, made cheap for requests that no rollout concerns just then."""
+        course, gates, started = self._course, self.gates, self._started
+        watched, draining = course.watched, course.draining
+
+        def ends(request: Request, now: float) -> bool:
+            if request.adapter in watched or started or draining or gates.count:
+                self.ended(replica, request, now)
+            return False
+
+        return ends
+
     def ended(self, replica: int, request: Request, now: float) -> None:
         """Note which versions have answered a request."""
         adapter = request.adapter
         if adapter in self._course.watched or request.index in self._started:
             last = self._versions[replica].of(adapter)
             first, tokens = self._started.pop(request.index, (last, 0))
+            name = self.original[adapter]
             marks = MIXED if first != last else 0
-            if first < self._due(self.original[adapter], request.arrival_s):
+            if first < self._due(name, request.arrival_s):
                 marks |= STALE
-            if marks or last != self._course.settled.get(self.original[adapter], 1):
+            if marks or last != self._course.settled.get(name, 1):
                 self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
+            else:
+                self._course.unmarked(now, request.index, name, last)
             if adapter in self._gated:
                 self._gated[adapter].ended(request, now)
         self._no_longer(replica, adapter)

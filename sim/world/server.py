@@ -14,7 +14,7 @@ from typing import cast
 from sim.policies.cache import ABSENT, AllInHost, GpuCache, HostCache
 from sim.policies.vllm_lru import TouchedCache
 from sim.results.records import COMPLETED, REFUSED, Recorder, pack_load, pack_request
-from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
+from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
 from sim.world.clock import Clock
 from sim.world.fetches import HostFetches
 from sim.world.future import Foresight
@@ -271,6 +271,9 @@ class Server(ABC):
 
     def forget_copy(self, adapter: int) -> bool:
         """Drop the copy of an adapter in host memory if it lies only there and can go; return whether none is left."""
+        load = self.loader.under_way.get(adapter)
+        if load is not None and load.tier == FROM_HOST:
+            return False  # it waits for a loader, and will read this copy
         if self.cache.state[adapter] == ABSENT:
             if isinstance(self.cache, TouchedCache):
                 self.cache.discard(adapter)

@@ -126,7 +126,7 @@ class Shift:
                     self._clock.call_at(known_s + offset, CONTROL, self._settle, (i,))
         elif rollout.gate is not None:
             self._samples = []
-            self._clock.call_at(self._clock._now + rollout.dwell, CONTROL, self._judge, number)
+            self._judge_later(number)
 
     def _announce(self, share: float) -> float:
         """Tell the routers of a share; return when all of them will have heard of it, for the first adapter."""
@@ -136,11 +136,17 @@ class Shift:
         self._stages.append((self._clock._now, share, delays))
         return self._clock._now + float(max(delays))
 
+    def _judge_later(self, number: int) -> None:
+        self._course.judging += 1
+        self._clock.call_at(self._clock._now + self.wave.rollout.dwell, CONTROL, self._judge, number)
+
     def _judge(self, event: Call) -> None:
         gate, number = self.wave.rollout.gate, int(event.subject)
         assert gate is not None, "only a gate judges"
+        self._course.judging -= 1
         if len(self._samples) < gate.min_requests:
-            self._clock.call_at(self._clock._now + self.wave.rollout.dwell, CONTROL, self._judge, number)
+            if self._clock.pending() > self._course.judging:  # else nobody is inside or will come: this is the end
+                self._judge_later(number)
             return
         failed = failed_terms(gate.terms(), self._samples)
         if not failed:

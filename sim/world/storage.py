@@ -15,6 +15,7 @@ import numpy as np
 from sim.results.records import Event
 from sim.rng import luck, stream_key
 from sim.spec.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFault, StorageStall
+from sim.spec.scenario import Scenario
 from sim.world.world import World
 
 Window = tuple[float, float, float]
@@ -46,11 +47,11 @@ class StorageSpeed:
         edges, speeds = self._edges, self._speeds
         piece, passed_s = bisect_right(edges, start_s), 0.0
         while piece < len(edges):
-            left_s, speed = edges[piece] - start_s - passed_s, speeds[piece]
-            if speed and work_s / speed <= left_s:
-                break
-            work_s = max(0.0, work_s - left_s * speed)
-            passed_s = edges[piece] - start_s
+            edge, speed = edges[piece], speeds[piece]
+            if speed and start_s + (passed_s + work_s / speed) <= edge:
+                break  # the end as it will be computed: a load that ends with the edge is over
+            work_s = max(0.0, work_s - (edge - start_s - passed_s) * speed)
+            passed_s = edge - start_s
             piece += 1
         return passed_s + (work_s / speeds[piece] if work_s else 0.0)
 
@@ -94,10 +95,12 @@ class Attempts:
     """A load from storage as it will go.
 
     :ivar spans: when each attempt starts and ends.
+    :ivar seconds: from the start of the first to the end of the last.
     :ivar succeeds: whether the last one does.
     """
 
     spans: tuple[tuple[float, float], ...]
+    seconds: float
     succeeds: bool
 
     @property
@@ -134,17 +137,18 @@ class StorageFaults:
         :param number: whose luck is the load's: the index of the request that began it, or ``~adapter``.
         """
         work_s = self._work_s(start_s, seconds, adapter, number)
+        took_s, began_s = self._speed.seconds(start_s, work_s), start_s
         spans: list[tuple[float, float]] = []
         while True:
             end_s = self._speed.finish(start_s, work_s)
             spans.append((start_s, end_s))
             failed = self._failed(len(spans) - 1, end_s, number)
             if failed is None or len(spans) > failed.retries:
-                return Attempts(tuple(spans), failed is None)
+                return Attempts(tuple(spans), took_s if len(spans) == 1 else end_s - began_s, failed is None)
             start_s = end_s + failed.backoff_s * 2.0 ** (len(spans) - 1)
 
     def seconds(self, start_s: float, seconds: float, adapter: int, number: int) -> float:
-        """Return what a load takes, for those that wait inside a step; they don't fail."""
+        """Return what a load takes that doesn't fail."""
         return self._speed.seconds(start_s, self._work_s(start_s, seconds, adapter, number))
 
     def _work_s(self, start_s: float, seconds: float, adapter: int, number: int) -> float:
@@ -199,6 +203,17 @@ def make_storage(world: World, replication: int, replica: int) -> StorageFaults 
 
 def _one(fault: NetworkDelay) -> Callable[[float], float]:
     return lambda drawn: float(fault.delay.ppf(np.array([drawn]))[0])
+
+
+def storage_notes(scenario: Scenario) -> list[str]:
+    """Return what a user should know of faults of storage in a scenario."""
+    host = scenario.cache.host
+    if host is None or host.fill != "start" or not any(isinstance(fault, StorageFault) for fault in scenario.faults):
+        return []
+    return [
+        "all adapters are in host memory from the start: faults of storage concern only the new versions that a swap "
+        "fetches; set cache.host.fill to load or arrival"
+    ]
 
 
 def note_storage(world: World, events: list[Event], stopped_s: float) -> None:

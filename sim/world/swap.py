@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -27,11 +27,13 @@ class Gate:
     :ivar refuses: new requests are refused; otherwise they wait.
     :ivar left: requests inside that came before it closed.
     :ivar then: called when the last of them has left.
+    :ivar later: called when it is open again: rollouts that found it closed.
     """
 
     refuses: bool
     left: int
     then: Callable[[], None]
+    later: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Gates:
@@ -55,10 +57,10 @@ class Gates:
         if gate.left == 0:
             gate.then()
 
-    def open(self, replica: int, adapter: int) -> None:
-        """Open it again."""
-        del self._gates[replica][adapter]
+    def open(self, replica: int, adapter: int) -> Gate:
+        """Open it again, and return the gate that was closed."""
         self.count -= 1
+        return self._gates[replica].pop(adapter)
 
     def left(self, replica: int, adapter: int) -> None:
         """Note that a request for an adapter has left a replica."""
@@ -157,18 +159,20 @@ class Swap:
         replica, chosen = event.subject
         wave, server, versions = self.wave, self._servers[replica], self._versions[replica]
         self._begun[replica].update(chosen)
-        inside: Counter[int] = Counter()
-        strategy = wave.rollout.strategy
+        strategy, inside = wave.rollout.strategy, Counter[int]()
         drains = strategy in ("unload-then-load", "drain-then-swap")
         if drains:
             inside.update(request.adapter for request in server.everyone())
         for i in chosen:
             adapter = wave.adapters[i]
-            versions.files[adapter] = wave.versions[i]
+            # A replica may hear of a later rollout first: files only become newer.
+            versions.files[adapter] = max(wave.versions[i], versions.on_storage(adapter))
             if strategy == "lazy-reread":
                 self._await_reading(replica, i)
             elif not drains:
                 self._renew(replica, i, partial(self._done, replica, i))
+            elif (closed := self._gates.closed(replica, adapter)) is not None:
+                closed.later.append(partial(self._begin, Call(self._clock, self._begin, (replica, (i,)))))
             else:
                 then = partial(self._renew, replica, i, partial(self._reopen, replica, i))
                 self._gates.close(replica, adapter, Gate(strategy == "unload-then-load", inside[adapter], then))
@@ -178,13 +182,14 @@ class Swap:
         server, versions = self._servers[replica], self._versions[replica]
         adapter, version = self.wave.adapters[i], self.wave.versions[i]
         if server.forget_copy(adapter):
+            versions.no_copy(adapter)
             then()
             return
         drawn = luck(self._key, replica * len(self._offsets) + i)
         seconds = float(self._from_storage.seconds(np.array([adapter]), np.array([drawn]))[0])
 
         def swap() -> None:
-            versions.in_host[adapter] = version
+            versions.in_host[adapter] = max(version, versions.in_host.get(adapter, 0))
             versions.put(adapter, version)
             then()
 
@@ -192,13 +197,16 @@ class Swap:
 
     def _reopen(self, replica: int, i: int) -> None:
         adapter = self.wave.adapters[i]
-        self._gates.open(replica, adapter)
+        gate = self._gates.open(replica, adapter)
         self._done(replica, i)
         self._servers[replica].let_in(adapter)
+        for begin in gate.later:
+            begin()
 
     def _await_reading(self, replica: int, i: int) -> None:
-        if self._servers[replica].has_copy(self.wave.adapters[i]):
-            self._versions[replica].awaited[self.wave.adapters[i]] = partial(self._done, replica, i)
+        adapter = self.wave.adapters[i]
+        if self._servers[replica].has_copy(adapter):
+            self._versions[replica].awaits(adapter, partial(self._done, replica, i))
         else:
             self._done(replica, i)
 

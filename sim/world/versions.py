@@ -22,7 +22,7 @@ class Versions:
     :param born: version by adapter that it has from the start, where that isn't 1.
     :ivar files: version by adapter that loads from storage read here, where that isn't the one it was born with.
     :ivar on_gpu, in_host: version of the copy there, or of the last one that was there.
-    :ivar awaited: what follows when the version on storage comes to the GPU, by adapter.
+    :ivar awaited: what follows when the version on storage comes to the GPU, by adapter; several rollouts may wait.
     :ivar changed: called with adapter, old and new version when a newer version takes the place of an older one on the
         GPU, at a step boundary; requests under way go on with the new one.
     """
@@ -30,7 +30,7 @@ class Versions:
     def __init__(self, born: Mapping[int, int]) -> None:
         self._born = born
         self.files: dict[int, int] = {}
-        self.awaited: dict[int, Callable[[], None]] = {}
+        self.awaited: dict[int, list[Callable[[], None]]] = {}
         self.on_gpu: dict[int, int] = {}
         self.in_host: dict[int, int] = {}
         self._reading: dict[int, int] = {}
@@ -69,7 +69,16 @@ class Versions:
             self.on_gpu[adapter] = version
             self.changed(adapter, before, version)
         if adapter in self.awaited and version == self.on_storage(adapter):
-            self.awaited.pop(adapter)()
+            self.no_copy(adapter)
+
+    def awaits(self, adapter: int, then: Callable[[], None]) -> None:
+        """Call ``then`` when the version on storage comes to the GPU, or no older copy is left."""
+        self.awaited.setdefault(adapter, []).append(then)
+
+    def no_copy(self, adapter: int) -> None:
+        """Note that there is no copy older than the version on storage."""
+        for then in self.awaited.pop(adapter, ()):
+            then()
 
     def forget(self) -> None:
         """Note that the replica has lost all its copies: what it loads from now on comes from storage."""

@@ -145,6 +145,7 @@ class Views:
 
     def _read(self) -> None:
         view, sources, reads = self._view, self._sources, self._reads
+        view.reading += 1
         if "loads" in reads:
             view.loads = sources.loads.copy()
         if "resident" in reads:

@@ -182,7 +182,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,5000"), "leaves too little GPU memory"),
         (("report", "nowhere"), "nowhere: there is no such folder"),
         (("run", "quickstart", "--set", "fleet.engine=lorex"), "did you mean 'lorax'?"),
-        (("run", "quickstart", "--set", "rollouts=[{a: 1}]"), "rollouts: not simulated in this version"),
+        (("run", "quickstart", "--set", "rollouts=[{a: 1}]"), "rollouts.0.strategy: is missing"),
     ],
 )
 def test_a_wrong_command_line_says_so(loraplan: CommandLine, arguments: tuple[str, ...], says: str) -> None:

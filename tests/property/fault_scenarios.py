@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import assume
 from hypothesis import strategies as st
-from identity_scenarios import designs, rollouts, with_
+from identity_scenarios import designs, with_
 from strategies import ODD, seconds
 
 from sim.spec.scenario import Scenario
@@ -18,7 +18,8 @@ SPEED = ("slow-storage", "storage-stall", "network-delay")
 
 def may_fail(scenario: Scenario) -> bool:
     """Return whether loads may fail in a scenario."""
-    return scenario.storage.mode == "overlap" and scenario.cache.prefetch == "none"
+    vllm = scenario.cache.eviction == "vllm-lru" and scenario.fleet.batching == "prefill-first"
+    return not vllm and scenario.cache.prefetch == "none"
 
 
 @st.composite
@@ -70,6 +71,20 @@ def storage_faults(draw: st.DrawFn, scenario: Scenario, kind: str) -> dict[str, 
 
 
 @st.composite
+def rollouts(draw: st.DrawFn, scenario: Scenario, *, failing: bool) -> dict[str, Any]:
+    """A rollout of all adapters; ``failing``: one that goes with failing loads."""
+    names = ("new-name", "new-name", "lazy-reread")
+    swaps = ("in-place", "unload-then-load", "drain-then-swap")
+    rollout: dict[str, Any] = {
+        "strategy": draw(st.sampled_from(names if failing else names + swaps)),
+        "at": seconds(draw(st.sampled_from((0.0, draw(times(scenario)))))), "dwell": "100 ms",
+    }  # fmt: skip
+    if rollout["strategy"] == "new-name":
+        rollout["stages"] = draw(st.sampled_from(([1.0], [0.3, 1.0])))
+    return rollout
+
+
+@st.composite
 def faulty_scenarios(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, endless: bool | None = None) -> Scenario:
     """A scenario with one to three of these faults, often a rollout, sometimes requests at the wrong adapter."""
     scenario = draw(designs(endless=endless))
@@ -90,9 +105,7 @@ def faulty_scenarios(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, endless
             )))
         )  # fmt: skip
     if draw(st.booleans()):
-        rollout = draw(rollouts())
-        if not failing or rollout["strategy"] in ("new-name", "lazy-reread"):
-            changes["rollouts"] = [rollout]
+        changes["rollouts"] = [draw(rollouts(scenario, failing=failing))]
     try:
         return with_(scenario, **changes)
     except ValueError as error:

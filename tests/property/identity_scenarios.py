@@ -78,11 +78,13 @@ def crashes(draw: st.DrawFn, expected_s: float) -> dict[str, Any]:
 
 
 @st.composite
-def rollouts(draw: st.DrawFn) -> dict[str, Any]:
+def rollouts(draw: st.DrawFn, expected_s: float) -> dict[str, Any]:
+    """A rollout of all adapters that begins while requests come, in the expected time."""
     strategy = draw(
         st.sampled_from(("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread", "in-place"))
     )
-    rollout: dict[str, Any] = {"strategy": strategy, "at": "0 s", "dwell": "100 ms"}
+    at = seconds(draw(st.integers(0, 5)) * 0.1309 * expected_s)
+    rollout: dict[str, Any] = {"strategy": strategy, "at": at, "dwell": "100 ms"}
     if strategy == "new-name":
         rollout["stages"] = draw(st.sampled_from(([1.0], [0.3, 1.0])))
     return rollout
@@ -103,13 +105,14 @@ def identity_scenarios(
     :param alone: nothing else changes; otherwise there is often a rollout of all adapters, or a crash.
     """
     scenario = draw(designs(endless=endless))
+    expected_s = build_world(scenario).traffic.expected_s()
     chosen = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=most))
     changes: dict[str, Any] = {"faults": [draw(faults(kind, whole=whole)) for kind in chosen]}
     if not alone and draw(st.booleans()):
-        changes["rollouts"] = [draw(rollouts())]
+        changes["rollouts"] = [draw(rollouts(expected_s))]
         if changes["rollouts"][0]["strategy"] not in ("new-name", "lazy-reread") and draw(st.booleans()):
             lifetime = draw(st.sampled_from(("5 s", "50 ms")))
             changes["faults"].append({"kind": "named-prefixes", "share": 0.7, "lifetime": lifetime})
     if not alone and draw(st.integers(0, 2)) == 0:
-        changes["faults"].append(draw(crashes(build_world(scenario).traffic.expected_s())))
+        changes["faults"].append(draw(crashes(expected_s)))
     return with_(scenario, **changes)

@@ -15,12 +15,21 @@ from identity_scenarios import designs, with_
 from strategies import fixed_time, seconds
 
 import sim.world.build
-from sim.policies.cache import ABSENT, RESIDENT
+from sim.policies.cache import ABSENT
 from sim.results.records import (
-    COMPLETED, FAILED, LOAD_FAILED, LOST, REFUSED, REROUTED, STATUS_WORDS, UNFINISHED, Recorder, Recording,
-)  # fmt: skip
+    COMPLETED,
+    FAILED,
+    LOAD_FAILED,
+    LOST,
+    REFUSED,
+    REROUTED,
+    STATUS_WORDS,
+    UNFINISHED,
+    Recorder,
+    Recording,
+)
 from sim.spec.scenario import Scenario
-from sim.traffic.request import FROM_STORAGE, HIT, Request
+from sim.traffic.request import FROM_STORAGE, HIT, MISS, Request
 from sim.world.batch import BatchServer
 from sim.world.build import Assembly, build_world, simulate
 from sim.world.changes import Changes
@@ -320,13 +329,17 @@ def test_where_every_load_fails_exactly_those_who_waited_fail(scenario: Scenario
     assembly, recording = assembled(with_(scenario, faults=[fault]))
     requests, loads = recording.requests, recording.loads
     failed = requests["status"] == FAILED
-    assert np.all(requests["tier"][failed] == FROM_STORAGE)
-    assert np.all(requests["outcome"][failed] != HIT)
     assert np.all(requests["tier"][requests["status"] == COMPLETED] != FROM_STORAGE)
     assert not np.any(requests["status"] == UNFINISHED)
     assert np.all(marked(recording, LOAD_FAILED) == failed)
     attempts = int(np.sum(loads["tier"] == FROM_STORAGE))
-    assert attempts == (retries + 1) * int(np.sum(requests["outcome"][failed] == 2))
+    if scenario.cache.eviction == "vllm-lru":  # there, an adapter may be lost to those who have it
+        assert attempts % (retries + 1) == 0
+        assert set(requests["adapter"][failed].tolist()) <= set(loads["adapter"].tolist())
+    else:
+        assert np.all(requests["tier"][failed] == FROM_STORAGE)
+        assert np.all(requests["outcome"][failed] != HIT)
+        assert attempts == (retries + 1) * int(np.sum(requests["outcome"][failed] == MISS))
     for server in assembly.fleet.servers:
         server.check_integrity()
         assert not server.loader.under_way

@@ -13,8 +13,8 @@ from strategies import scenarios
 
 from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
-from sim.world.build import build_world, simulate
 from sim.world.batch import BatchServer
+from sim.world.build import build_world, simulate
 from sim.world.fixed import FixedServer
 
 EXAMPLES = 100

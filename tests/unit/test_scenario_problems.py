@@ -118,8 +118,15 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
         ("  gpu:", "  eviction: lur\n  gpu:", "14: cache.eviction: unknown eviction policy (got lur, allowed: lru, "
          "fifo, clock, lfu, lfu-history, sieve, s3-fifo, gdsf, random, refcount-score, belady, vllm-lru, "
          "discard-when-idle, cycle); did you mean 'lru'?"),
-        ("cache:", "rollouts: [x]\ncache:", "13: rollouts: not simulated in this version (got ['x'], allowed: []); "
-         "remove it"),
+        ("cache:", "rollouts: [x]\ncache:", "13: rollouts.0: must be a section with keys of its own (got x, allowed: "
+         "the keys strategy, at, adapter, share, stages, dwell, gate, spread, propagation, sticky, keep_old, rank, ...)"),
+        ("cache:", "rollouts: [{strategy: in-place, at: 5 s, stages: [50%]}]\ncache:",
+         "13: rollouts.0.stages: the last stage must reach everybody (got 50%); end with 100%"),
+        ("cache:", "faults: [{kind: crash, replica: 1, at: 5 s}]\ncache:",
+         "13: faults.0.replica: there is no such replica (got 1, allowed: 0 to 0 (fleet.replicas 1))"),
+        ("cache:", "faults: [{kind: misrouting, probability: 1.5}]\ncache:",
+         "13: faults.0.probability: a share lies between 0 and 1 (got 1.5, allowed: a share such as 5% or 0.05, from 0 "
+         "to 1)"),
         ("cache:", "storage: {load: {law: lognormal, mean: 20 ms, p99: 10 ms}}\ncache:", "13: storage.load.p99: no "
          "log-normal law has this mean and p99 (got 10 ms, allowed: above the mean and at most 14.97 times it)"),
     ],

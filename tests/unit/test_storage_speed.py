@@ -95,12 +95,13 @@ def failing(probability: float, **fields: float) -> StorageFaults:
 
 def test_pauses_double_and_the_last_attempt_fails_for_good() -> None:
     spans = ((10.0, 10.5), (11.5, 12.0), (14.0, 14.5), (18.5, 19.0))
-    assert failing(1.0).attempts(10.0, 0.5, 0, 7) == Attempts(spans, succeeds=False)
+    assert failing(1.0).attempts(10.0, 0.5, 0, 7) == Attempts(spans, 9.0, succeeds=False)
 
 
 def test_attempts_beyond_the_end_of_the_fault_succeed() -> None:
-    assert failing(1.0, end_s=12.0).attempts(10.0, 0.5, 0, 7) == Attempts(((10.0, 10.5), (11.5, 12.0)), succeeds=True)
-    assert failing(1.0, begin_s=11.0).attempts(10.0, 0.5, 0, 7) == Attempts(((10.0, 10.5),), succeeds=True)
+    two = ((10.0, 10.5), (11.5, 12.0))
+    assert failing(1.0, end_s=12.0).attempts(10.0, 0.5, 0, 7) == Attempts(two, 2.0, succeeds=True)
+    assert failing(1.0, begin_s=11.0).attempts(10.0, 0.5, 0, 7) == Attempts(((10.0, 10.5),), 0.5, succeeds=True)
 
 
 def test_attempts_fail_as_often_as_is_said() -> None:

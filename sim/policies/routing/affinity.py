@@ -85,10 +85,18 @@ class ByActivity:
     def __init__(self, setting: Setting) -> None:
         self._view = setting.view
         self._key = setting.key
+        self._known: dict[int, list[int]] = {}  # by adapter, its best replicas at this reading
+        self._reading = 0
 
     def choose(self, adapter: int, number: int) -> int:
-        best = self._best(adapter)
-        return best[int(luck(self._key, number) * len(best))] if len(best) > 1 else best[0]
+        view = self._view
+        if view.reading != self._reading or not view.reading:
+            self._known.clear()
+            self._reading = view.reading
+        best = self._known.get(adapter)
+        if best is None:
+            best = self._known[adapter] = self._best(adapter)
+        return best[0] if len(best) == 1 else best[int(luck(self._key, number) * len(best))]
 
     def _best(self, adapter: int) -> list[int]:
         view = self._view
@@ -100,5 +108,4 @@ class ByActivity:
         if active:
             return active
         slots = view.slots
-        roomy = [r for r in up if len(inside[r]) < slots]
-        return roomy or [r for r in up if adapter in inside[r]] or up
+        return [r for r in up if len(inside[r]) < slots] or [r for r in up if adapter in inside[r]] or up.copy()

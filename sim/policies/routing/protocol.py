@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -18,6 +18,7 @@ class View:
     :ivar running: by replica, requests in its batch by adapter.
     :ivar inside: by replica, requests inside by adapter.
     :ivar slots: adapters that one replica can run at a time.
+    :ivar reading: another number after every change, where what is here changes at readings only; 0 where it is live.
     """
 
     loads: list[int] = field(default_factory=list)
@@ -26,6 +27,17 @@ class View:
     running: list[dict[int, int]] = field(default_factory=list)
     inside: list[dict[int, int]] = field(default_factory=list)
     slots: int = 1
+    reading: int = 0
+
+    def goes_down(self, replica: int) -> None:
+        """Let nobody choose a replica any more."""
+        self.up.remove(replica)
+        self.reading += self.reading > 0
+
+    def comes_up(self, replica: int) -> None:
+        """Let a replica be chosen again."""
+        insort(self.up, replica)
+        self.reading += self.reading > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,182 @@
+"""Crashes and failing loads by hand, and what a scenario may not ask of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from strategies import build, fixed_time, write_trace
+
+from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, UNFINISHED, Recording
+from sim.spec.scenario import Scenario
+from sim.traffic.request import MISS
+from sim.world.build import Assembly, build_world, simulate
+
+
+def services(rows: list[tuple[float, int]], faults: list[dict[str, Any]], **sections: Any) -> Scenario:
+    """Services of 1 s on two replicas in turn, behind loads of 0.5 s; rows are arrivals and adapters."""
+    return build(
+        workload={"trace": {"file": write_trace([(second, adapter, 1, 1) for second, adapter in rows])}},
+        adapters={"size": "1 MB"}, cache=sections.pop("cache", {"gpu": {"slots": 4}, "warm": 4}),
+        fleet={"engine": "fixed", "replicas": 2, "service": fixed_time(1.0)} | sections.pop("fleet", {}),
+        storage={"load": fixed_time(0.5)}, router={"policy": "round-robin"}, faults=faults, **sections,
+    )  # fmt: skip
+
+
+def run(scenario: Scenario) -> Recording:
+    return simulate(build_world(scenario), 0, 1)
+
+
+CRASH = {"kind": "crash", "replica": 0, "at": "0.5 s", "down": "4 s", "detected": "1 s"}
+ROWS = [(0.0, 0), (0.25, 1), (1.0, 2), (7.0, 0), (7.0, 0)]
+"""The first and the third go to replica 0: one is served there, and one is sent there before the router knows."""
+
+
+def test_requests_of_a_dead_replica_begin_anew_when_the_router_knows() -> None:
+    recording = run(services(ROWS, [CRASH]))
+    requests, loads = recording.requests, recording.loads
+    # At 1.5 s both come to replica 1, which has served the second by then.
+    assert requests["status"].tolist() == [COMPLETED] * 5
+    assert requests["finished_s"].tolist()[:3] == [2.5, 1.25, 3.5]
+    assert requests["arrival_s"].tolist()[:1] == [0.0], "latency counts from there"
+    assert requests["marks"].tolist() == [REROUTED, 0, REROUTED, 0, 0]
+    # Everybody was warm; replica 0 comes back empty and loads adapter 0 again.
+    assert [loads[name].tolist() for name in ("adapter", "replica", "started_s", "ended_s")] == [[0], [0], [7.0], [7.5]]
+    assert requests["finished_s"].tolist()[3:] == [8.5, 8.0]
+    assert [(event.time_s, event.kind) for event in recording.events] == [
+        (0.5, "crash"), (1.5, "detected"), (4.5, "restart")
+    ]  # fmt: skip
+    # Until the last arrival; the half service of replica 0 kept it busy, too.
+    assert recording.busy_by_replica.tolist() == [0.5, 3.0]
+    assert recording.inside_area == 2.5 + 1.0 + 2.5 + 1.5 + 1.0
+
+
+def test_requests_of_a_dead_replica_are_lost() -> None:
+    requests = run(services(ROWS, [CRASH | {"requests": "lose"}])).requests
+    assert requests["status"].tolist() == [FAILED, COMPLETED, FAILED, COMPLETED, COMPLETED]
+    assert requests["marks"].tolist() == [LOST, 0, LOST, 0, 0]
+
+
+def test_a_replica_that_is_up_before_the_router_knew_goes_on_but_for_those_that_hung() -> None:
+    requests = run(services([*ROWS[:3], (1.25, 3), (1.3, 0)], [CRASH | {"down": "0.75 s", "detected": "2 s"}])).requests
+    assert requests["marks"].tolist() == [REROUTED, 0, REROUTED, 0, 0]
+    # The fifth comes to replica 0 when that is up again: half a second of load, one of service.
+    assert requests["replica"].tolist()[4] == 0
+    assert requests["finished_s"].tolist()[4] == 1.3 + 1.5
+    assert requests["status"].tolist() == [COMPLETED] * 5
+
+
+def test_without_a_replica_requests_wait_outside_until_one_is_up() -> None:
+    one = {"replicas": 1}
+    recording = run(services(ROWS, [CRASH], fleet=one))
+    assert recording.requests["status"].tolist() == [COMPLETED] * 5
+    assert recording.requests["admitted_s"].tolist()[0] == 5.0, "4.5 s, and the load"
+    gone = run(services(ROWS, [{key: value for key, value in CRASH.items() if key != "down"}], fleet=one))
+    assert gone.requests["status"].tolist() == [UNFINISHED] * 5
+    assert gone.requests["marks"].tolist() == [REROUTED] * 3 + [0] * 2, "they were to begin anew"
+
+
+def test_those_who_wait_for_a_load_that_fails_leave_and_later_ones_try_again() -> None:
+    failing = {"kind": "failing-loads", "probability": 1.0, "retries": 1, "backoff": "0.25 s", "lasts": "3 s"}
+    rows = [(0.0, 0), (1.0, 0), (1.5, 0), (2.0, 1)]
+    recording = run(services(rows, [failing], fleet={"replicas": 1}, cache={"gpu": {"slots": 1}}))
+    # Attempts end at 0.5 and 1.25 s; a new load begins at 1.5 s, and another one waits for the only slot until 2.75 s.
+    requests, loads = recording.requests, recording.loads
+    assert requests["status"].tolist() == [FAILED, FAILED, FAILED, COMPLETED]
+    assert requests["marks"].tolist() == [LOAD_FAILED] * 3 + [0]
+    assert requests["load_wait_s"].tolist() == [1.25, 0.25, 1.25, 1.25]
+    assert loads["started_s"].tolist() == [0.0, 0.75, 1.5, 2.25, 2.75]
+    assert requests["finished_s"].tolist()[3] == 4.25
+
+
+def test_a_stall_holds_up_loads_under_way() -> None:
+    stall = {"kind": "storage-stall", "at": "0.25 s", "lasts": "10 s"}
+    recording = run(
+        services([(0.0, 0), (1.0, 0), (11.0, 0)], [stall], fleet={"replicas": 1}, cache={"gpu": {"slots": 1}})
+    )
+    assert recording.requests["finished_s"].tolist() == [11.5, 12.5, 13.5]
+    assert [(event.time_s, event.kind) for event in recording.events] == [(0.25, "fault"), (10.25, "over")]
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"cache": {"gpu": {"slots": 4}, "prefetch": "queued"}, "fleet": {"load_at": "admission"}}, "that comes ahead"),
+        ({"rollouts": [{"strategy": "in-place", "at": "0 s"}]}, "a swap whose load fails"),
+        ({"fleet": {"engine": "vllm-0.8", "batching": "prefill-first"}}, "steps that also decode"),
+    ],
+)
+def test_what_failing_loads_do_not_go_with_is_refused(sections: dict[str, Any], words: str) -> None:
+    sections = {"cache": {"gpu": {"slots": 4}}, **sections}
+    with pytest.raises(ValidationError, match=words):
+        build(
+            workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": 8},
+            faults=[{"kind": "failing-loads", "probability": 0.5}], **sections,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fleet",
+    [
+        {"load_at": "arrival"}, {"load_at": "admission"}, {"admission": "stop"}, {"storage.mode": "blocking"},
+        {"engine": "lorax"}, {"engine": "sglang"}, {"engine": "s-lora"}, {"engine": "tensorrt-llm"},
+        {"engine": "vllm-0.8"}, {"engine": "vllm-0.32"}, {"admission": "per-adapter"},
+    ],
+)  # fmt: skip
+def test_no_engine_keeps_a_place_for_a_load_that_failed(fleet: dict[str, Any]) -> None:
+    """With one slot, a place or a count that is not given back stops everybody who comes later."""
+    fleet = dict(fleet)
+    storage: dict[str, Any] = {"load": fixed_time(0.25), "host_load": fixed_time(0.01)}
+    if "storage.mode" in fleet:
+        storage["mode"] = fleet.pop("storage.mode")
+    cache: dict[str, Any] = {"gpu": {"slots": 1}}
+    if fleet.get("engine") == "s-lora":
+        cache = {"gpu": {"unified": True, "slots": 1}, "host": {"fill": "load", "slots": 1}}
+    elif fleet.get("admission") == "per-adapter":
+        cache["eviction"] = "cycle"
+    elif fleet.get("engine") == "sglang":
+        cache["host"] = {"fill": "load", "slots": 1}
+    elif fleet.get("engine") == "tensorrt-llm":
+        cache["host"] = {"fill": "arrival", "slots": 1}
+    rows = [(0.0, 0), (0.01, 1), (0.02, 2), (0.3, 1)] + [(40.0 + number, number % 3) for number in range(9)]
+    scenario = build(
+        workload={"trace": {"file": write_trace([(second, adapter, 8, 4) for second, adapter in rows])}},
+        adapters={"size": "1 MB"}, cache=cache, fleet=fleet, storage=storage,
+        faults=[{"kind": "failing-loads", "probability": 1.0, "retries": 1, "backoff": "0.1 s", "lasts": "20 s"}],
+    )  # fmt: skip
+    world = build_world(scenario)
+    fleet_of_one = Assembly(world, 0, 1, lambda server: server).fleet
+    requests = fleet_of_one.run(world.traffic.chunks(0)).requests
+    assert requests["status"].tolist() == [FAILED] * 4 + [COMPLETED] * 9
+    assert requests["outcome"].tolist()[4] == MISS
+    fleet_of_one.servers[0].check_integrity()
+
+
+def test_a_fault_of_storage_that_nothing_comes_from_is_noted() -> None:
+    slow = {"kind": "slow-storage", "at": "0 s", "lasts": "1 s", "factor": 2}
+    in_host, on_disk = (
+        build(
+            workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": 8},
+            faults=[slow], cache={"gpu": {"slots": 4}, "host": {"fill": fill}}, fleet={"engine": "sglang"},
+        )
+        for fill in ("start", "arrival")
+    )  # fmt: skip
+    assert any("all adapters are in host memory from the start" in note for note in build_world(in_host).notes)
+    assert not any("all adapters are in host memory" in note for note in build_world(on_disk).notes)
+
+
+@pytest.mark.parametrize("down", ["1 s", "20 s"])
+def test_routers_forget_what_a_dead_replica_had(down: str) -> None:
+    """A replica that lost an adapter isn't taken for one that has it."""
+    rows = [(0.0, 0), (2.0, 0), (2.0, 1), (10.0, 0), (30.0, 0), (30.1, 2)]
+    scenario = services(rows, [CRASH | {"at": "5 s", "down": down, "detected": "0 s"}])
+    scenario = Scenario.model_validate(
+        scenario.model_dump(mode="json", exclude_unset=True)
+        | {"router": {"policy": "affinity-residency"}, "cache": {"gpu": {"slots": 4}}}
+    )
+    assembly = Assembly(build_world(scenario), 0, 1, lambda server: server)
+    assembly.fleet.run(assembly._world.traffic.chunks(0))
+    residency = assembly._live.residency
+    assert residency is not None
+    residency.check_integrity([server.cache.state for server in assembly.fleet.servers])
