@@ -36,7 +36,7 @@ from sim.world.changes import Changes
 from sim.world.clock import Clock
 from sim.world.server import Server
 
-EXAMPLES = 100
+EXAMPLES = 50
 
 
 def run(scenario: Scenario) -> Recording:

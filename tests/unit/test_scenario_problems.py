@@ -119,7 +119,8 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
          "fifo, clock, lfu, lfu-history, sieve, s3-fifo, gdsf, random, refcount-score, belady, vllm-lru, "
          "discard-when-idle, cycle); did you mean 'lru'?"),
         ("cache:", "rollouts: [x]\ncache:", "13: rollouts.0: must be a section with keys of its own (got x, allowed: "
-         "the keys strategy, at, adapter, share, stages, dwell, gate, spread, propagation, sticky, keep_old, rank, ...)"),
+         "the keys strategy, "
+         "at, adapter, share, stages, dwell, gate, spread, propagation, sticky, keep_old, rank, ...)"),
         ("cache:", "rollouts: [{strategy: in-place, at: 5 s, stages: [50%]}]\ncache:",
          "13: rollouts.0.stages: the last stage must reach everybody (got 50%); end with 100%"),
         ("cache:", "faults: [{kind: crash, replica: 1, at: 5 s}]\ncache:",

@@ -1,0 +1,134 @@
+"""A second look at a run with rollouts: which version lies where, and which computes which tokens, leap by leap.
+
+It keeps its own copies of versions, told of loads and swaps as they happen, and looks at the whole batch after every
+boundary. The simulator looks only at requests under way when a version changes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import pytest
+
+from sim.results.records import Recording
+from sim.traffic.request import FROM_STORAGE, Request
+from sim.world.build import Assembly
+from sim.world.fixed import FixedServer
+from sim.world.server import Server
+from sim.world.versions import Versions
+from sim.world.world import World
+
+
+class Answer(NamedTuple):
+    """Versions of the first and the last token, and tokens by others than the last version."""
+
+    version: int
+    last_version: int
+    tokens_before: int
+
+
+class Seen:
+    """One replication, watched.
+
+    :ivar recording: what it left behind.
+    :ivar fleet, changes: as they are after the end.
+    :ivar swaps: of every exchange of weights under the same name: when, replica, adapter, new version.
+    :ivar asked: by request, the adapter that it last asked a replica for; ``routers``: the router it came through.
+    """
+
+    def __init__(self, world: World, replication: int = 0) -> None:
+        self.swaps: list[tuple[float, int, int, int]] = []
+        self.asked: dict[int, int] = {}
+        self._leaps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by request, version and tokens so far
+        self._preempted: dict[int, int] = {}
+        assert world.lineage is not None, "nothing changes otherwise"
+        self._born = world.lineage.born
+        assembly = Assembly(world, replication, 1, self._watching)
+        self.fleet, self.changes = assembly.fleet, assembly._changes
+        self._gpu: list[dict[int, int]] = []
+        for replica, versions in enumerate(assembly._versions):
+            self._gpu.append({})
+            self._follow(replica, versions)
+        with pytest.MonkeyPatch.context() as patch:
+            serve, arrive = FixedServer._serve, Server.arrive
+
+            def served(server: Any, request: Request) -> None:
+                serve(server, request)
+                self._leaps[request.index].append((self.version(server.index, request.adapter), 0))
+
+            def arrived(server: Any, request: Request) -> None:
+                self.asked[request.index] = request.adapter
+                arrive(server, request)
+
+            patch.setattr(FixedServer, "_serve", served)
+            patch.setattr(Server, "arrive", arrived)
+            self.recording: Recording = self.fleet.run(world.traffic.chunks(replication))
+
+    def version(self, replica: int, adapter: int) -> int:
+        """Return the version that is in GPU memory, or was there last."""
+        return self._gpu[replica].get(adapter, self._born.get(adapter, 1))
+
+    def answer(self, index: int) -> Answer:
+        """Return by whom a request was answered that has its last token."""
+        leaps = self._leaps[index]
+        last = leaps[-1][0]
+        before = next(tokens for version, tokens in leaps if version == last)
+        return Answer(leaps[0][0], last, before if leaps[0][0] != last else 0)
+
+    def _watching(self, kind: type[Any]) -> Any:
+        seen = self
+
+        class Watched(kind):  # type: ignore[misc]  # the class is only known when it runs
+            def _next_leap(self, now: float) -> float:
+                end: float = super()._next_leap(now)
+                for request in self.scheduler.running.values() if self._steps else ():
+                    seen._runs(self, request)
+                return end
+
+        return Watched
+
+    def _runs(self, server: Any, request: Request) -> None:
+        index = request.index
+        if request.preemptions != self._preempted.get(index, 0):
+            self._preempted[index] = request.preemptions
+            if not request.generated:  # begun anew, and nobody has seen a token
+                self._leaps[index].clear()
+        decoding = request.last_step >= 0
+        tokens = request.output_tokens - (request.last_step - server.scheduler.step) if decoding else request.generated
+        self._leaps[index].append((self.version(server.index, request.adapter), tokens))
+
+    def _follow(self, replica: int, versions: Versions) -> None:
+        """Keep our own versions of one replica, told of what happens to its copies but not of what that means."""
+        gpu, born = self._gpu[replica], self._born
+        host: dict[int, int] = {}
+        reading: dict[int, int] = {}
+        reads, came, put = versions.reads, versions.came, versions.put
+        arriving: list[int] = []
+
+        def we_read(adapter: int, tier: int) -> None:
+            reads(adapter, tier)
+            stored = versions.files.get(adapter, born.get(adapter, 1))
+            reading[adapter] = stored if tier == FROM_STORAGE else copies().get(adapter, born.get(adapter, 1))
+
+        def copies() -> dict[int, int]:
+            fetches = self.fleet.servers[replica]._fetches
+            return host if fetches is None else versions.in_host  # filled by fetches, which nobody tells us of
+
+        def we_came(adapter: int, tier: int) -> None:
+            version = reading.pop(adapter)
+            if tier == FROM_STORAGE:
+                host[adapter] = version
+            gpu[adapter] = max(version, gpu.get(adapter, 0))  # versions only rise
+            arriving.append(adapter)
+            came(adapter, tier)
+            arriving.pop()
+
+        def we_put(adapter: int, version: int) -> None:
+            if not arriving:
+                self.swaps.append((self.fleet.clock.now, replica, adapter, version))
+                gpu[adapter] = max(version, gpu.get(adapter, 0))
+                host[adapter] = version
+            put(adapter, version)
+
+        versions.reads, versions.came, versions.put = we_read, we_came, we_put  # type: ignore[method-assign]

@@ -1,0 +1,142 @@
+"""A gate between two stages: what it judges, when, and what follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from identity_scenarios import with_
+from naive_rollouts import Seen
+from rollout_scenarios import GATES, STAGES, designs
+from strategies import ODD, seconds
+from test_rollout_cases import crowd
+from test_rollout_laws import EXAMPLES, run
+
+from sim.results.records import COMPLETED, Recording
+from sim.spec.rollouts import Gate
+from sim.spec.scenario import Scenario
+from sim.traffic.request import MISS
+from sim.world.build import build_world
+
+
+@st.composite
+def gated(draw: st.DrawFn, **gate: Any) -> Scenario:
+    """One rollout of everything, behind a gate."""
+    scenario = draw(designs())
+    horizon_s = build_world(scenario).traffic.expected_s()
+    limits = gate or draw(st.sampled_from(GATES))
+    rollout = {
+        "strategy": "new-name", "at": seconds(horizon_s * draw(st.integers(0, 80)) / 100 * ODD**-1),
+        "stages": list(draw(st.sampled_from(STAGES[1:]))), "dwell": seconds(horizon_s / draw(st.integers(1, 20)) * ODD),
+        "gate": {"min_requests": draw(st.sampled_from((1, 2, 5))), **limits},
+    }  # fmt: skip
+    if draw(st.booleans()):
+        rollout["propagation"] = {"law": "uniform", "low": seconds(0.1 * horizon_s), "high": seconds(0.2 * horizon_s)}
+    return with_(scenario, rollouts=[rollout])
+
+
+def holds(gate: Gate, requests: dict[str, np.ndarray], judged: np.ndarray) -> bool:
+    """Return whether all limits hold for the requests of a mask."""
+    ttft = (requests["first_token_s"] - requests["arrival_s"])[judged]
+    e2e = (requests["finished_s"] - requests["arrival_s"])[judged]
+    values = {
+        "ttft_mean": ttft.mean(), "ttft_p99": np.quantile(ttft, 0.99), "e2e_mean": e2e.mean(),
+        "e2e_p99": np.quantile(e2e, 0.99), "miss_ratio": (requests["outcome"][judged] == MISS).mean(),
+    }  # fmt: skip
+    return all(values[name] <= limit for name, limit in gate.terms().items())
+
+
+def expected(scenario: Scenario, recording: Recording) -> list[tuple[str, float]]:
+    """Return the stages and the end that the rows of requests lead to."""
+    requests, rollout = recording.requests, scenario.rollouts[0]
+    assert rollout.gate is not None
+    of_new = (requests["version"] == 2) & (requests["status"] == COMPLETED)
+    finished_s, end_s = requests["finished_s"], scenario.workload.duration or np.inf
+    events, begun_s, number = [("rollout", rollout.at)], rollout.at, 0
+    time_s = begun_s + rollout.dwell
+    while time_s < end_s and number < len(rollout.stages) - 1:
+        judged = of_new & (finished_s >= begun_s) & (finished_s < time_s)
+        if np.sum(judged) < rollout.gate.min_requests:
+            if not np.any(finished_s >= time_s):
+                break  # nobody will come
+            time_s += rollout.dwell
+        elif holds(rollout.gate, requests, judged):
+            number += 1
+            events.append(("stage", time_s))
+            begun_s, time_s = time_s, time_s + rollout.dwell
+        else:
+            events.append(("rollback", time_s))
+            break
+    return events
+
+
+@settings(max_examples=2 * EXAMPLES)
+@given(gated())
+def test_stages_follow_from_the_answers_of_the_new_version(scenario: Scenario) -> None:
+    recording = run(scenario)
+    told = [(event.kind, event.time_s) for event in recording.events if event.kind != "complete"]
+    assert told == expected(scenario, recording)
+
+
+@settings(max_examples=EXAMPLES)
+@given(gated(ttft_mean="1 us", min_requests=1))
+def test_what_nobody_can_meet_goes_back_for_good(scenario: Scenario) -> None:
+    world = build_world(scenario)
+    seen = Seen(world)
+    recording = seen.recording
+    back = [event.time_s for event in recording.events if event.kind == "rollback"]
+    assert len(back) <= 1
+    assert not any(event.kind in ("stage", "complete") for event in recording.events)
+    assert recording.facts["rolled_back"] == len(back)
+    assert np.isnan(recording.facts["rollout_duration_s"])
+    if back:
+        law = scenario.rollouts[0].propagation
+        heard_s = back[0] + (law.ppf(np.array([1.0]))[0] if law else 0.0)
+        arrival_s = recording.requests["arrival_s"]
+        late = [adapter for index, adapter in seen.asked.items() if arrival_s[index] > heard_s]
+        assert all(adapter < world.traffic.places for adapter in late), "to the old version"
+        if scenario.workload.duration is None:
+            assert changes_done(seen), "the new version is dropped like an old one"
+
+
+def changes_done(seen: Seen) -> bool:
+    assert seen.changes is not None
+    rollouts = seen.changes.rollouts
+    assert rollouts is not None
+    return not (rollouts._course.draining or rollouts._course.watched or rollouts._course.shifting)
+
+
+def test_a_gate_that_all_meet_lets_the_rollout_complete() -> None:
+    gate = {"e2e_p99": "1000 s", "miss_ratio": "100%"}
+    recording = run(crowd({"stages": ["5%", "50%", "100%"], "dwell": "4 s", "gate": gate}))
+    # 20 requests in 4 s at 5 %, so the first stage goes on until there were 100: for 20 s, but for luck.
+    times = {event.kind: event.time_s for event in recording.events}
+    stages = [event.time_s for event in recording.events if event.kind == "stage"]
+    new = (recording.requests["version"] == 2) & (recording.requests["finished_s"] < stages[0])
+    assert np.sum(new) >= 100
+    assert np.sum(new & (recording.requests["finished_s"] < stages[0] - 4)) < 100
+    assert stages[1] == stages[0] + 4
+    assert recording.facts["rolled_back"] == 0
+    assert times["complete"] >= stages[1]
+    assert recording.facts["rollout_duration_s"] == times["complete"] - 1.0
+
+
+@pytest.mark.parametrize("least", [1, 1_000_000])
+def test_a_run_ends_though_a_gate_waits_for_more_requests(least: int) -> None:
+    rollout = {"stages": ["5%", "100%"], "dwell": "1 s", "gate": {"e2e_p99": "1000 s", "min_requests": least}}
+    recording = run(crowd(rollout, requests=500))
+    assert np.all(recording.requests["status"] == COMPLETED)
+    assert np.isnan(recording.facts["rollout_duration_s"]) == (least > 1)
+    assert recording.stopped_s < recording.requests["finished_s"].max() + 2
+
+
+def test_two_gates_that_wait_keep_no_run_going() -> None:
+    scenario = crowd({}, requests=500)
+    gate = {"e2e_p99": "1000 s", "min_requests": 10_000}
+    part = {"strategy": "new-name", "at": "1 s", "stages": ["5%", "100%"], "dwell": "1 s", "gate": gate}
+    parts = [part | {"adapter": 0}, part | {"adapter": 1, "dwell": "0.7 s"}]
+    recording = run(with_(scenario, adapters={"count": 2}, rollouts=parts))
+    assert recording.stopped_s < recording.requests["finished_s"].max() + 3

@@ -1,0 +1,274 @@
+"""Laws of rollouts: every token has one version, nobody is lost or left behind, nobody in use is evicted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from identity_scenarios import with_
+from naive_rollouts import Seen
+from rollout_scenarios import DRAINING, rollout_scenarios
+
+from sim.policies.cache import GpuCache
+from sim.results.records import COMPLETED, GATED, MIXED, REFUSED, STALE, UNFINISHED, Recording
+from sim.spec.scenario import Scenario
+from sim.world.batch import BatchServer
+from sim.world.build import build_world, simulate
+from sim.world.caches import Watched
+from sim.world.fixed import FixedServer
+from sim.world.world import World
+
+EXAMPLES = 60
+
+
+def run(scenario: Scenario) -> Recording:
+    return simulate(build_world(scenario), 0, 1)
+
+
+def marked(recording: Recording, mark: int) -> np.ndarray:
+    return np.asarray((recording.requests["marks"].astype(np.int64) & mark) > 0)
+
+
+def begins(world: World) -> list[tuple[int, int, float, float]]:
+    """Return name, new version, beginning and cutover of every new version, in order of time, as the scenario says."""
+    assert world.lineage is not None
+    found = []
+    for wave in world.lineage.waves:
+        rollout = wave.rollout
+        for i, (name, version) in enumerate(zip(wave.names, wave.versions, strict=True)):
+            first_s = rollout.at + rollout.spread * i / len(wave.names)
+            found.append((name, version, first_s, first_s + (len(rollout.stages) - 1) * rollout.dwell))
+    return found
+
+
+def without(scenario: Scenario) -> Scenario:
+    return with_(scenario, rollouts=[])
+
+
+@settings(max_examples=2 * EXAMPLES)
+@given(rollout_scenarios())
+def test_every_request_ends_in_one_row_and_nothing_is_left_behind(scenario: Scenario) -> None:
+    world = build_world(scenario)
+    seen = Seen(world)
+    requests, changes = seen.recording.requests, seen.changes
+    end_s = scenario.workload.duration or np.inf
+    arrived = sum(int(np.sum(chunk.arrival_s < end_s)) for chunk in world.traffic.chunks(0))
+    assert requests["index"].tolist() == list(range(arrived))
+    status = requests["status"]
+    assert sum(int(np.sum(status == kind)) for kind in (COMPLETED, REFUSED, UNFINISHED)) == arrived
+    assert np.all((requests["finished_s"] >= 0) == (status == COMPLETED))
+    assert changes is not None
+    assert changes.rollouts is not None
+    for server in seen.fleet.servers:
+        server.check_integrity()
+    if scenario.workload.duration is None:
+        assert not np.any(status == UNFINISHED), "a run without an end of its own goes on to the last token"
+        rollouts = changes.rollouts
+        assert rollouts.gates.count == 0
+        assert rollouts._started == rollouts._course.draining == {}
+        assert not any(seen.fleet.inside)
+        for server in seen.fleet.servers:
+            assert server.everyone() == server.held == server.loader._renewals == []
+            assert server.loader.under_way == {}
+            pinned = getattr(server.cache, "_pinned", ())
+            assert all(users == 0 or adapter in pinned for adapter, users in enumerate(server.cache.users))
+
+
+@settings(max_examples=3 * EXAMPLES)
+@given(rollout_scenarios())
+def test_every_token_has_one_version_and_mixed_are_exactly_those_running_at_a_swap(scenario: Scenario) -> None:
+    world = build_world(scenario)
+    seen = Seen(world)
+    recording, requests = seen.recording, seen.recording.requests
+    version, last, before = (requests[name] for name in ("version", "last_version", "tokens_before"))
+    most = Counter(name for wave in world.lineage.waves for name in wave.names) if world.lineage else Counter()
+    assert np.all((version >= 1) & (version <= last) & (before >= 0) & (before <= requests["output_tokens"]))
+    assert all(last[i] <= 1 + most[int(name)] for i, name in enumerate(requests["adapter"]))
+    done = np.flatnonzero(requests["status"] == COMPLETED).tolist()
+    assert [(version[i], last[i], before[i]) for i in done] == [seen.answer(i) for i in done]
+    assert np.all(marked(recording, MIXED)[done] == (version != last)[done])
+    assert not np.any(marked(recording, MIXED | STALE)[requests["status"] != COMPLETED])
+
+
+@settings(max_examples=EXAMPLES)
+@given(rollout_scenarios(strategies=("drain-then-swap", "unload-then-load", "new-name")))
+def test_where_running_requests_are_waited_for_no_response_mixes_versions(scenario: Scenario) -> None:
+    assert not np.any(marked(run(scenario), MIXED))
+
+
+@settings(max_examples=EXAMPLES)
+@given(rollout_scenarios(strategies=("in-place",), most=1, prompt=True))
+def test_in_place_mixes_whoever_ran_across_its_swap(scenario: Scenario) -> None:
+    """Told from the rows alone; with preemptions, a row doesn't say when its request ran."""
+    seen = Seen(build_world(scenario))
+    requests = seen.recording.requests
+    assume(not np.any(requests["preemptions"]) and scenario.fleet.engine != "fixed")
+    expected = np.zeros(len(requests["index"]), dtype=bool)
+    for time_s, replica, adapter, version in seen.swaps:
+        assert version == 2
+        there = (requests["adapter"] == adapter) & (requests["replica"] == replica)
+        expected |= there & (requests["admitted_s"] < time_s) & (requests["finished_s"] > time_s)
+    done = (requests["status"] == COMPLETED) & (requests["admitted_s"] >= 0)
+    assert marked(seen.recording, MIXED)[done].tolist() == (expected & done)[done].tolist()
+    early = expected & done & (requests["first_token_s"] > max((swap[0] for swap in seen.swaps), default=0.0))
+    assert np.all(requests["tokens_before"][early] == 0), "only its prompt had been computed"
+
+
+@settings(max_examples=EXAMPLES)
+@given(rollout_scenarios(gates=False))
+def test_stale_is_who_came_after_the_cutover_and_got_an_older_version_first(scenario: Scenario) -> None:
+    world = build_world(scenario)
+    recording = run(scenario)
+    requests = recording.requests
+    due = np.ones(len(requests["index"]), dtype=np.int64)
+    for name, version, _, cutover_s in begins(world):
+        due[(requests["adapter"] == name) & (requests["arrival_s"] >= cutover_s)] = version
+    done = requests["status"] == COMPLETED
+    assert marked(recording, STALE)[done].tolist() == (requests["version"] < due)[done].tolist()
+
+
+@settings(max_examples=EXAMPLES)
+@given(rollout_scenarios(strategies=("new-name", *DRAINING), most=1, prompt=True))
+def test_where_everybody_hears_of_it_at_once_nobody_is_stale(scenario: Scenario) -> None:
+    recording = run(scenario)
+    assert not np.any(marked(recording, STALE))
+    requests = recording.requests
+    for name, version, first_s, _ in begins(build_world(scenario)):
+        of_name = (requests["adapter"] == name) & (requests["status"] == COMPLETED)
+        assert np.all(requests["version"][of_name & (requests["arrival_s"] >= first_s)] == version)
+
+
+@settings(max_examples=2 * EXAMPLES)
+@given(rollout_scenarios(strategies=("lazy-reread",), prompt=True, most=2))
+def test_lazy_reread_answers_by_what_its_last_load_read(scenario: Scenario) -> None:
+    """Versions told from the rows of loads and requests alone: who read which file when."""
+    assume(scenario.fleet.engine != "fixed" or not scenario.cache.host)
+    world = build_world(scenario)
+    recording = run(scenario)
+    requests, loads = recording.requests, recording.loads
+    fetched = scenario.cache.host is not None and scenario.cache.host.fill == "arrival"
+    files = begins(world)
+    order = np.argsort(loads["started_s"], kind="stable")
+    read_s = loads["started_s"].copy()
+    if (
+        scenario.storage.mode == "blocking"
+    ):  # the loads of a step, one after the other, read what lies there as it begins
+        follows = {}
+        for i in order if not fetched else order[loads["tier"][order] == 1]:
+            read_s[i] = follows.get((loads["replica"][i], read_s[i]), read_s[i])
+            follows[loads["replica"][i], loads["ended_s"][i]] = read_s[i]
+
+    def stored(name: int, time_s: float) -> int:
+        return 1 + sum(begun_s <= time_s for adapter, _, begun_s, _ in files if adapter == name)
+
+    def computed(name: int, replica: int, time_s: float) -> int:
+        """Return the version that computed a token which came out at a time."""
+        version = copy = 1
+        copies: list[tuple[float, int]] = []
+        for i in order:
+            if loads["adapter"][i] != name or loads["replica"][i] != replica or loads["started_s"][i] >= time_s:
+                continue
+            if loads["tier"][i] == 2:
+                read = stored(name, read_s[i])
+                copies.append((loads["ended_s"][i], read))
+                if not fetched and loads["ended_s"][i] <= time_s:
+                    version = read
+            elif loads["ended_s"][i] <= time_s:
+                there = [read for ended_s, read in copies if ended_s <= read_s[i]]
+                version = there[-1] if there else copy
+        return version
+
+    for i in np.flatnonzero(requests["status"] == COMPLETED):
+        name, replica = int(requests["adapter"][i]), int(requests["replica"][i])
+        if requests["preemptions"][i] == 0:
+            assert requests["version"][i] == computed(name, replica, requests["first_token_s"][i])
+        assert requests["last_version"][i] == computed(name, replica, requests["finished_s"][i])
+
+
+@settings(max_examples=EXAMPLES)
+@given(rollout_scenarios())
+def test_only_unloading_refuses_and_only_until_the_new_version_is_there(scenario: Scenario) -> None:
+    world = build_world(scenario)
+    recording = run(scenario)
+    requests = recording.requests
+    gated = marked(recording, GATED)
+    assert np.all(requests["status"][gated] == REFUSED)
+    unloads = [i for i, rollout in enumerate(scenario.rollouts) if rollout.strategy == "unload-then-load"]
+    assert world.lineage is not None
+    over = {event.text.split(":")[0]: event.time_s for event in recording.events if event.kind == "complete"}
+    allowed = np.zeros(len(gated), dtype=bool)
+    for wave in world.lineage.waves:
+        if wave.number in unloads:
+            came = (requests["arrival_s"] >= wave.rollout.at) & np.isin(requests["adapter"], wave.names)
+            allowed |= came & (requests["arrival_s"] <= over.get(f"rollouts.{wave.number}", np.inf))
+    assert not np.any(gated & ~allowed)
+    host = scenario.cache.host
+    if not any(rollout.rank for rollout in scenario.rollouts) and (host is None or host.full == "wait"):
+        plain = run(without(scenario)).requests["status"] == REFUSED
+        assert np.all(plain == ((requests["status"] == REFUSED) & ~gated)), "refused for being too long"
+
+
+@settings(max_examples=EXAMPLES)
+@given(rollout_scenarios())
+def test_nobody_in_use_or_pinned_is_evicted_and_sums_agree_at_every_boundary(scenario: Scenario) -> None:
+    assume(scenario.cache.eviction != "vllm-lru")
+    leave, checks = GpuCache._leave, 0
+
+    def left(cache: Any, victim: int) -> int:
+        assert cache.users[victim] == 0, "in use"
+        assert victim not in cache._pinned
+        return leave(cache, victim)
+
+    def checked(method: Any) -> Any:
+        def wrapper(self: Any, event: Any) -> None:
+            nonlocal checks
+            method(self, event)
+            self.check_integrity()
+            checks += 1
+
+        return wrapper
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GpuCache, "_leave", left)
+        patch.setattr(BatchServer, "_boundary", checked(BatchServer._boundary))
+        patch.setattr(FixedServer, "_served", checked(FixedServer._served))
+        recording = run(scenario)
+    assert checks or not np.any(recording.requests["finished_s"] >= 0), "the wrapped methods are not called any more"
+
+
+@settings(max_examples=EXAMPLES)
+@given(rollout_scenarios(strategies=("new-name",)), st.booleans())
+def test_extra_bytes_are_those_of_old_versions_beside_the_newest(scenario: Scenario, keep_old: bool) -> None:
+    parts = [part.model_dump(mode="json", exclude_unset=True) | {"keep_old": keep_old} for part in scenario.rollouts]
+    world = build_world(with_(scenario, rollouts=parts))
+    assert world.lineage is not None
+    names, sizes = world.lineage.original.tolist(), world.population.size_bytes.tolist()
+    there: set[tuple[int, int]] = set()
+    peak = 0
+
+    def extra() -> int:
+        newest: dict[tuple[int, int], int] = {}
+        for replica, adapter in there:
+            newest[replica, names[adapter]] = max(adapter, newest.get((replica, names[adapter]), 0))
+        return sum(sizes[adapter] for replica, adapter in there if newest[replica, names[adapter]] != adapter)
+
+    def placed(watched: Any, adapter: int) -> None:
+        nonlocal peak
+        enter(watched, adapter)
+        there.add((watched._replica, adapter))
+        peak = max(peak, extra())
+
+    def left(watched: Any, adapter: int) -> None:
+        leave(watched, adapter)
+        there.remove((watched._replica, adapter))
+
+    enter, leave = Watched.placed, Watched.left
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watched, "placed", placed)
+        patch.setattr(Watched, "left", left)
+        recording = simulate(world, 0, 1)
+    assert recording.facts["extra_resident_bytes_peak"] == peak
