@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.metrics import Facts
+from sim.results.measured import Facts
 from sim.results.point import SHARES, SUMMED, Metric, Point
 from sim.results.records import Recording
 from sim.results.stats import student

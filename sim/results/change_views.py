@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.changes import replication_of
-from sim.results.metrics import Facts, Measured, measure, slow_ones
+from sim.results.measured import Facts, Measured, slow_ones
+from sim.results.metrics import measure
 from sim.results.point import UNITS
 from sim.results.records import (
     COMPLETED,

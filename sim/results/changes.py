@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.measured import Measured
 from sim.results.point import NO_CHANGE, NO_FAULT, NO_ROLLOUT, ONE_REPLICA, UNITS, Metric
 from sim.results.records import (
     COMPLETED,
@@ -33,9 +33,6 @@ from sim.results.records import (
 )
 from sim.results.stats import WIDE, half_width, ratio
 from sim.traffic.request import MISS
-
-if TYPE_CHECKING:
-    from sim.results.metrics import Measured
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -16,7 +16,8 @@ from sim.results.change_views import (
     timeline_latencies,
     version_mix,
 )
-from sim.results.metrics import Facts, Measured, measure
+from sim.results.measured import Facts, Measured
+from sim.results.metrics import measure
 from sim.results.point import Metric, Point
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
 from sim.results.stats import MIN_SECTION_P99

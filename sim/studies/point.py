@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sim.results.calibration import MIN_DRAWS, Alone, add_calibration, alone
-from sim.results.metrics import Facts
+from sim.results.measured import Facts
 from sim.results.point import Point
 from sim.results.stats import sections_per_replication
 from sim.results.views import request_table, summarise

@@ -10,7 +10,8 @@ import pytest
 
 from sim.results.change_views import mark_words, replica_rows, timeline_latencies, version_mix
 from sim.results.changes import PEAK_SPAN_S, sessions_of_both
-from sim.results.metrics import Facts, measure
+from sim.results.measured import Facts
+from sim.results.metrics import measure
 from sim.results.point import NOT_THERE, UNITS, Metric, Point
 from sim.results.records import (
     COMPLETED,
