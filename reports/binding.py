@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from reports.words import percent
 from sim.results.point import Point
+from sim.results.verdict import is_overloaded, offered
 from sim.spec.units import human_seconds
 
 BUSY_LOADER = 0.7
@@ -46,19 +47,6 @@ def _of(point: Point, part: str, key: str) -> float | None:
 def is_fixed(point: Point) -> bool:
     """Return whether the engine serves one request at a time (no prefill of its own)."""
     return not point.breakdown.get("prefill_s") and "seats" not in point.capacity
-
-
-def offered(point: Point) -> float | None:
-    """Return the highest offered load, to the loader or to the replicas; at 1 or more, queues grow for ever."""
-    loads = [_of(point, "loader", "offered_load"), _of(point, "compute", "offered_load")]
-    known = [load for load in loads if load is not None]
-    return max(known) if known else None
-
-
-def is_overloaded(point: Point) -> bool:
-    """Return whether more arrives than can ever be served."""
-    load = offered(point)
-    return load is not None and load >= 1
 
 
 def largest_stage(point: Point) -> tuple[str, float] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -13,10 +12,11 @@ from reports.axes import Axis, make_axes, point_words
 from reports.changes import is_changed
 from reports.choose import choose_charts
 from reports.findings import answer, sweep_answer, sweep_focus
-from reports.verdicts import MET, NO_SLO, NOT_MET, UNCLEAR, verdict
 from reports.words import metric_words, read_terms, show
 from sim.results.files import write_text
 from sim.results.point import Point
+from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, verdict
+from sim.spec.yaml_text import yaml_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -62,7 +62,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "modelled": method.modelled(manifest), "assumptions": method.assumed(manifest),
         "intervals": method.intervals(manifest), "calibration": method.calibration(manifest, run.points),
         "provenance": method.provenance(manifest),
-        "scenario_yaml": _yaml(scenario), "started": str(manifest.get("started_at", ""))[:10],
+        "scenario_yaml": yaml_text(scenario), "started": str(manifest.get("started_at", ""))[:10],
     }  # fmt: skip
     if not run.points:
         empty = dict.fromkeys(("answer", "badge", "groups", "metrics", "traffic", "capacity", "replicas"))
@@ -135,14 +135,3 @@ def _assumed_note(manifest: dict[str, Any]) -> str:
         f"Step, load and memory costs come from the profile {name}, whose numbers are assumed, not measured. "
         "Compare designs with them, but don't read times as what your GPU will do; calibrate a profile for that."
     )
-
-
-def _yaml(scenario: dict[str, Any]) -> str:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.width = 100
-    target = io.StringIO()
-    yaml.dump(scenario, target)
-    return target.getvalue()

@@ -10,9 +10,9 @@ from reports.axes import Axis
 from reports.charts import cell, has_values
 from reports.scales import set_ticks, x_title, y_title
 from reports.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, Table, drawing, place, to_svg
-from reports.verdicts import MET, term_verdict
 from reports.words import RATIOS, metric_words, show
 from sim.results.point import Point
+from sim.results.verdict import MET, term_verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,23 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reports.axes import Axis, in_order, make_axes, point_words
-from reports.binding import OVERLOADED, headroom, is_overloaded, limits
+from reports.binding import OVERLOADED, headroom, limits
 from reports.changes import compare, tell
-from reports.verdicts import (
-    MET,
-    NO_SLO,
-    NOT_MET,
-    UNCLEAR,
-    capital,
-    confidence,
-    main_metric,
-    out_of_hand,
-    term_sentence,
-    term_verdict,
-    verdict,
-)  # fmt: skip
+from reports.verdicts import capital, confidence, main_metric, term_sentence
 from reports.words import metric_words, show, with_interval
 from sim.results.point import Point
+from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_overloaded, out_of_hand, term_verdict, verdict
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""

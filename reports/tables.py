@@ -11,9 +11,9 @@ from reports.changes import compares_routers, has_rollout, is_changed, value_of
 from reports.charts import brackets_note, cell, table_note
 from reports.svg import Table
 from reports.tables_changes import shown_metrics
-from reports.verdicts import out_of_hand, term_verdict, verdict
 from reports.words import calibration, interval, metric_words, percent, show, size_words
 from sim.results.point import Metric, Point
+from sim.results.verdict import out_of_hand, term_verdict, verdict
 from sim.spec.units import human_seconds
 
 TILES = ("ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loader_utilization", "throughput_rps")

@@ -8,9 +8,9 @@ from reports.axes import Axis, in_order, spread
 from reports.changes import compares_routers, has_rollout, is_changed, value_of
 from reports.charts import cell, table_note
 from reports.svg import Table
-from reports.verdicts import verdict
 from reports.words import metric_words, percent, show, with_interval
 from sim.results.point import UNITS, Point
+from sim.results.verdict import verdict
 from sim.spec.units import human_seconds
 
 _MOST_POINTS = 100

@@ -1,58 +1,19 @@
-"""Whether a point meets its SLO, by intervals, and how sure that is."""
+"""Verdicts in words, and how sure they are."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from reports.binding import is_overloaded
 from reports.words import metric_words, missing, percent, show, with_interval
 from sim.results.point import Metric, Point
+from sim.results.verdict import MET, NOT_MET, UNCLEAR, is_overloaded, term_verdict, verdict
 
-MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
 _WIDE = 0.05
 """Half-width over value from which confidence is medium."""
 _VERY_WIDE = 0.25
 """Half-width of a calibration interval over value from which confidence is low."""
 _KEY_METRICS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
-
-
-def term_verdict(metric: Metric | None, target: float, *, overloaded: bool = False) -> str:
-    """Return whether a metric meets its target, by its interval.
-
-    An unsettled interval is doubled before it may decide, and to count as met it must also leave a quarter
-    of the value to the target: waits that haven't settled grow with a longer run, they don't shrink. The
-    calibration interval widens it: the two errors are independent, so their widths add up as squares. Under
-    overload nothing counts as met.
-    """
-    if metric is None or metric.value is None:
-        return UNCLEAR
-    low = metric.value if metric.lo is None else metric.lo
-    high = metric.value if metric.hi is None else metric.hi
-    if not metric.settled:
-        low = metric.value - 2 * (metric.value - low)
-        high = metric.value + max(0.25 * abs(metric.value), 2 * (high - metric.value))
-    if metric.calibration_lo is not None and metric.calibration_hi is not None:
-        low = metric.value - math.hypot(metric.value - low, metric.value - metric.calibration_lo)
-        high = metric.value + math.hypot(high - metric.value, metric.calibration_hi - metric.value)
-    if low > target:
-        return NOT_MET
-    return MET if high <= target and not overloaded else UNCLEAR
-
-
-def out_of_hand(point: Point) -> bool:
-    """Return whether more arrives than is served, with the profile's costs or with some of its draws."""
-    return is_overloaded(point) or bool(point.calibration.get("overloaded"))
-
-
-def verdict(point: Point, slo_terms: Mapping[str, float]) -> str:
-    """Return the verdict over all terms: one that is not met decides, then one that is unclear."""
-    if not slo_terms:
-        return NO_SLO
-    bad = out_of_hand(point)
-    found = {term_verdict(point.metrics.get(name), target, overloaded=bad) for name, target in slo_terms.items()}
-    return NOT_MET if NOT_MET in found else UNCLEAR if UNCLEAR in found else MET
 
 
 def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli import cache, calibrate, fidelity, inspect, measured, serve, simulate, trace
+from sim.cli import cache, calibrate, fidelity, inspect, measured, plan, serve, simulate, trace
 from sim.errors import LoraplanError
 
 INTERRUPTED = 130
@@ -24,7 +24,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (simulate.run, simulate.sweep, inspect.report, inspect.check, fidelity.fidelity, inspect.schema):
+for command in (
+    simulate.run,
+    simulate.sweep,
+    plan.plan,
+    inspect.report,
+    inspect.check,
+    fidelity.fidelity,
+    inspect.schema,
+):
     app.command()(command)
 app.command()(cache.cache)
 app.command()(trace.trace)

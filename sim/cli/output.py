@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,11 @@ from typing import Any
 import typer
 
 from sim.errors import InputError
+
+
+def command_line() -> str:
+    """Return the command as it was typed, to be kept with its results."""
+    return shlex.join(["loraplan", *sys.argv[1:]])
 
 
 def print_rich(renderable: Any) -> None:

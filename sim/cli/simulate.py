@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +19,7 @@ from sim.cli.options import (
     SeedOption,
     SetOption,
 )
-from sim.cli.output import message, print_rich, progress_bar, rich_table, to_json
+from sim.cli.output import command_line, message, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,7 +96,9 @@ def _simulate(
         raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
     folder = out or free_folder(loaded, sets)
     with progress_bar(quiet) as progress:
-        finished = study(loaded, sets, folder, command=_command(), overwrite=overwrite, jobs=jobs, progress=progress)
+        finished = study(
+            loaded, sets, folder, command=command_line(), overwrite=overwrite, jobs=jobs, progress=progress
+        )
     data = read_run(finished.path)
     page = write_report(data)
     if json:
@@ -178,7 +178,3 @@ def _parse_over(text: str) -> tuple[str, list[Any]]:
     except YAMLError:
         raise InputError("the values are not YAML", key=f"--over {key}", got=values, allowed="v1,v2,v3") from None
     return key.strip(), parsed
-
-
-def _command() -> str:
-    return shlex.join(["loraplan", *sys.argv[1:]])

@@ -16,7 +16,7 @@ from sim.errors import OutputError
 from sim.results.point import Point
 
 # What can change without changing a result: a sweep that grows keeps the points it has.
-_NOT_HASHED = ("name", "description", "sweep")
+_NOT_HASHED = ("name", "description", "sweep", "plan")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -92,7 +92,7 @@ def digest_file(path: Path) -> str:
 
 
 def scenario_hash(data: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> str:
-    """Return a short hash of what a scenario simulates: not of its name, description and sweep.
+    """Return a short hash of what a scenario simulates: not of its name, description, sweep and plan.
 
     :param inputs: path → digest of the files it reads (trace, weights, profile).
     """

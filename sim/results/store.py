@@ -52,7 +52,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 Status = Literal["running", "finished", "interrupted", "failed"]
 
-_FILES = ("manifest.json", "summary.json", "points.csv", "requests.parquet", "report.html")
+_FILES = ("manifest.json", "summary.json", "points.csv", "requests.parquet", "report.html", "recommended.yaml")
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _POINT = b"loraplan.point"
 _DRAFT = re.compile(r"\..+\.\d+\.tmp")

@@ -14,6 +14,7 @@ from sim.spec.arrivals import Arrivals
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
 from sim.spec.faults import FailingLoads, Fault, NamedPrefixes, check_faults
+from sim.spec.plan import Plan
 from sim.spec.popularity import Popularity
 from sim.spec.rollouts import Rollout, check_rollouts
 from sim.spec.routing import ROUTERS, Router
@@ -122,6 +123,9 @@ class Scenario(Strict):
     """How long and how often to simulate."""
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """For ``loraplan sweep``: values by key, such as ``cache.gpu.slots: [16, 32, 64]``; all combinations run."""
+
+    plan: Plan | None = None
+    """For ``loraplan plan``: the value that is looked for."""
 
     @model_validator(mode="before")
     @classmethod

@@ -28,7 +28,7 @@ __all__ = [
 _SET = Origin("--set")
 _SEED = Origin("--seed")
 _SWEEP = Origin("sweep")
-_NOT_SWEPT = ("schema_version", "name", "description", "sweep")
+_NOT_SWEPT = ("schema_version", "name", "description", "sweep", "plan")
 
 
 @dataclass(frozen=True)

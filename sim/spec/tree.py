@@ -30,6 +30,10 @@ _CHOICES = {
         ("trace", "arrivals"), ("trace", "tokens"), ("arrivals", "trace"),
         ("trace", "sessions"), ("trace", "drift"), ("trace", "churn"),
     ),
+    "plan": (
+        ("minimize", "maximize"), ("maximize", "minimize"), ("minimize", "fleets"), ("maximize", "fleets"),
+        ("values", "range"), ("values", "step"), ("range", "values"), ("range", "step"),
+    ),
     "adapters": (("mix", "rank"), ("mix", "targets"), ("mix", "size")),
     "cache.gpu": (("slots", "size"), ("size", "slots")),
     "cache.host": (("slots", "size"), ("size", "slots")),

@@ -91,9 +91,9 @@ def study(
     :raises KeyboardInterrupt: after what was finished is safe.
     """
     started = time.perf_counter()
-    plan = [_task(index, loaded.with_values(set_) if set_ else loaded, set_) for index, set_ in enumerate(sets)]
+    plan = [task_of(index, loaded.with_values(set_) if set_ else loaded, set_) for index, set_ in enumerate(sets)]
     keys = [point_key(loaded.data, task.set, code_version(), task.inputs) for task in plan]
-    with RunStore.create(out, _manifest(loaded, plan, keys, command), overwrite) as store:
+    with RunStore.create(out, manifest_of(loaded, plan, keys, command), overwrite) as store:
         done = {key: point for key in keys if (point := store.load_point(key)) is not None}
         if not store.has_requests_of(keys[0]):
             done.pop(keys[0], None)  # the first point's requests are missing: simulate it again
@@ -131,7 +131,7 @@ def check_points(loaded: LoadedScenario) -> list[str]:
 def free_folder(loaded: LoadedScenario, sets: list[dict[str, Any]], root: Path = Path("runs")) -> Path:
     """Return ``runs/NAME`` (a sweep: ``runs/NAME-sweep``), with ``-2``, ``-3``, … where other results stand there."""
     name = loaded.scenario.name + ("-sweep" if any(sets) else "")
-    inputs = _task(0, loaded, {}).inputs
+    inputs = task_of(0, loaded, {}).inputs
     for number in itertools.count(1):
         folder = root / (name if number == 1 else f"{name}-{number}")
         if holds_nothing_else(folder, scenario_hash(loaded.data, inputs), sets):
@@ -156,7 +156,7 @@ class Task:
     profile: dict[str, Any] | None
 
 
-def _task(index: int, point: LoadedScenario, set_: dict[str, Any]) -> Task:
+def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> Task:
     """Check that a point can be simulated; the world it takes is dropped, a thousand of them would not fit."""
     world = _build(point, set_)
     profile = None
@@ -165,7 +165,7 @@ def _task(index: int, point: LoadedScenario, set_: dict[str, Any]) -> Task:
         profile = {**texts, "sha256": world.profile_sha256}
         if world.profile.draws:
             profile["draws"] = len(world.profile.draws)
-    return Task(index, point, set_, _input_digests(point, world), _size(world), replications_of(world), profile)
+    return Task(index, point, set_, input_digests(point, world), _size(world), replications_of(world), profile)
 
 
 def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> World:
@@ -226,7 +226,7 @@ def _size(world: World) -> float:
     return total * (replications_of(world) + len(draws_of(world)))
 
 
-def _input_digests(point: LoadedScenario, world: World) -> dict[str, str]:
+def input_digests(point: LoadedScenario, world: World) -> dict[str, str]:
     """Return the hash of every file that the point's numbers depend on, by its key."""
     digests = {}
     for key in FILE_KEYS:
@@ -250,7 +250,11 @@ def code_version() -> str:
     return f"{__version__}+{digest.hexdigest()[:8]}"
 
 
-def _manifest(loaded: LoadedScenario, plan: list[Task], keys: list[str], command: str) -> dict[str, Any]:
+def manifest_of(loaded: LoadedScenario, plan: list[Task], keys: list[str], command: str) -> dict[str, Any]:
+    """Return what a run directory says of how it was made.
+
+    :param plan: its points; ``keys``: the names of their files.
+    """
     inputs = {key: digest for task in plan for key, digest in task.inputs.items()}
     return {
         "kind": "sweep" if any(task.set for task in plan) else "run",

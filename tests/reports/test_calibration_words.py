@@ -8,9 +8,9 @@ import samples
 from reports.build import build_report
 from reports.findings import answer
 from reports.tables import make_tiles, metrics_table
-from reports.verdicts import term_verdict
 from reports.words import with_interval
 from sim.results.point import Metric, Point
+from sim.results.verdict import term_verdict
 
 TERMS = {"e2e_p99_s": 1.0}
 

@@ -12,8 +12,8 @@ import samples
 from reports.axes import make_axes
 from reports.binding import headroom, limits
 from reports.findings import answer, find_cliff, sweep_answer, sweep_focus
-from reports.verdicts import term_verdict
 from sim.results.point import Metric, Point
+from sim.results.verdict import term_verdict
 
 FREE: dict[str, dict[str, float | None]] = {
     "loader": {"utilization": 0.2, "offered_load": 0.2, "loaders": 1},

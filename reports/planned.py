@@ -1,0 +1,281 @@
+"""The answer of a plan in words: what is enough, what stands in the way of less, how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from reports.axes import Axis, make_axes, make_axis
+from reports.binding import headroom, limits
+from reports.findings import Answer
+from reports.svg import Table
+from reports.verdicts import capital, confidence, term_sentence
+from reports.words import metric_words, read_terms, show
+from sim.results.point import Point
+from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand, term_verdict
+
+if TYPE_CHECKING:
+    from sim.results.store import RunData
+
+_MOST_LOOKS = 200
+
+
+class Read:
+    """A plan's run directory, its points by the role they have.
+
+    :ivar record: what the search left (``manifest["plan"]``).
+    :ivar chosen: the answer's point, or that of the best that was found.
+    :ivar edge: the more wanted neighbour that does not do; None: the range ends there, or it can't be built.
+    """
+
+    def __init__(self, data: RunData) -> None:
+        self.record: dict[str, Any] = data.manifest.get("plan") or {}
+        self.terms = read_terms((data.manifest.get("scenario") or {}).get("slo"))
+        self.points = data.points
+        by_key = dict(zip(data.manifest["point_keys"], data.points, strict=False))
+        self.chosen = by_key.get(self.record.get("answer_key") or self.record.get("best_key") or "")
+        self.edge = by_key.get(self.record.get("edge_key") or "")
+        self.beyond = by_key.get(self.record.get("beyond_key") or "")
+        self.axes = make_axes(data.points)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether anything meets the SLO."""
+        return bool(self.record.get("feasible"))
+
+    def phrase(self, set_: Mapping[str, Any]) -> str:
+        """Return values in words: ``64 GPU slots, 2 replicas``."""
+        return ", ".join(_axis(key, self.points).phrase(value) for key, value in set_.items())
+
+
+def _axis(key: str, points: Sequence[Point]) -> Axis:
+    return make_axis(key, points)
+
+
+def plan_answer(data: RunData) -> Answer:
+    """Return the answer of a finished plan."""
+    read = Read(data)
+    assert read.chosen is not None, "a finished plan has a best point"
+    assumed = (data.manifest.get("profile") or {}).get("status") == "assumed"
+    word, reason = _confidence(read, assumed=assumed)
+    binding, sentence = _binding(read)
+    details = _details(read)
+    found = MET if read.feasible else NOT_MET if read.record.get("certain") else UNCLEAR
+    return Answer(_headline(read), details, found, binding, sentence, _headroom(read), word, reason)
+
+
+def plan_json(data: RunData) -> dict[str, Any]:
+    """Return what ``loraplan plan --json`` prints."""
+    read = Read(data)
+    assert read.chosen is not None, "a finished plan has a best point"
+    said = plan_answer(data)
+    record = read.record
+    return {
+        "feasible": read.feasible, "answer": record.get("answer", {}), "binding": said.binding,
+        "confidence": said.confidence, "metrics": read.chosen.metrics_json(),
+        "simulated_requests": record.get("simulated_requests"),
+        "certain": record.get("certain"), "unclear": record.get("doubtful", []), "best": read.chosen.set,
+        "reason": said.reason, "flags": record.get("flags", {}), "what_if": data.manifest.get("what_if", []),
+    }  # fmt: skip
+
+
+def _headline(read: Read) -> str:
+    record = read.record
+    if not read.feasible:
+        assert read.chosen is not None, "checked by the caller"
+        asked = _asked(read)
+        unclear = "" if record.get("certain") else " certainly"
+        return f"No {asked}{unclear} meets the SLO; nearest is {read.phrase(read.chosen.set)}."
+    answer = record["answer"]
+    if record.get("fleets"):
+        total = answer["price"]
+        return (
+            f"{capital(_count(answer['fleet.replicas'], 'replica'))} of {answer['fleet']} for {_money(total)} an hour: "
+            f"the cheapest of {len(record['fleets'])} fleets that meets the SLO."
+        )
+    phrase = capital(read.phrase(answer))
+    most = record["direction"] == "maximize"
+    verb = "can be served" if most else "is enough" if phrase.split()[0] == "1" else "are enough"
+    if most:
+        return f"{phrase} is the largest that meets the SLO{_of_range(read)}."
+    return f"{phrase} {verb}: the smallest that meets the SLO{_of_range(read)}."
+
+
+def _of_range(read: Read) -> str:
+    ranges = read.record.get("ranges", {})
+    if len(ranges) != 1:
+        return ""
+    ((key, (first, last, count)),) = ranges.items()
+    axis = _axis(key, read.points)
+    low, high = (last, first) if read.record["direction"] == "maximize" else (first, last)
+    return f", of {count} values from {axis.label(low)} to {axis.label(high)}"
+
+
+def _asked(read: Read) -> str:
+    ranges = read.record.get("ranges", {})
+    if read.record.get("fleets"):
+        (first, last, _), *_ = ranges.values()
+        return f"fleet of {first} to {last} replicas"
+    parts = []
+    for key, (first, last, _) in ranges.items():
+        axis = _axis(key, read.points)
+        low, high = (last, first) if read.record["direction"] == "maximize" else (first, last)
+        parts.append(f"{axis.words} from {axis.label(low)} to {axis.label(high)}")
+    return f"value of {' with '.join(parts)}"
+
+
+def _details(read: Read) -> list[str]:
+    record, chosen, terms = read.record, read.chosen, read.terms
+    assert chosen is not None, "checked by the caller"
+    said = []
+    bad = out_of_hand(chosen)
+    where = "There" if read.feasible else f"At {read.phrase(chosen.set)}"
+    told = [term_sentence(name, chosen.metrics.get(name), target, overloaded=bad) for name, target in terms.items()]
+    said.append(f"{where}, {'; '.join(told)}.")
+    for row in record.get("fleets", []):
+        total = "" if row["total"] is None else f"{_count(row['replicas'], 'replica')}, {_money(row['total'])} an hour"
+        said.append(f"{row['fleet']} at {_money(row['price'])} per GPU hour: {total or row['word']}.")
+    if read.feasible and record.get("doubtful"):
+        maybe = "; ".join(read.phrase(set_) for set_ in record["doubtful"][:4])
+        said.append(f"Too close to call: {maybe} may do as well.")
+    if read.feasible and not record.get("edge_key") and not record.get("doubtful"):
+        said.append(_at_the_end(read))
+    if read.beyond is not None and read.feasible:
+        said.append(_next_step(read))
+    said += [f"{refused['why']}." for refused in record.get("refused", [])[:1]]
+    return [sentence for sentence in said if sentence]
+
+
+def _at_the_end(read: Read) -> str:
+    if read.record.get("edge_refused"):
+        return f"The next value, {read.phrase(read.record['edge_set'])}, can't be built: {read.record['edge_refused']}."
+    if read.record.get("fleets"):
+        return ""
+    more = "larger" if read.record["direction"] == "maximize" else "smaller"
+    return f"It is the end of the range: {more} values were not looked at."
+
+
+def _next_step(read: Read) -> str:
+    """Say what one step of safety gives."""
+    assert read.chosen is not None, "checked by the caller"
+    assert read.beyond is not None, "checked by the caller"
+    name = _tightest(read)
+    here, there = (point.metrics[name].value for point in (read.chosen, read.beyond))
+    if here is None or there is None:
+        return ""
+    missed = [n for n, t in read.terms.items() if term_verdict(read.beyond.metrics.get(n), t) == NOT_MET]
+    worse = f", and {metric_words(missed[0])} misses its target again" if missed else ""
+    return (
+        f"One step of safety, {read.phrase(read.beyond.set)}, takes {metric_words(name)} from {show(name, here)} to "
+        f"{show(name, there)}{worse}."
+    )
+
+
+def _tightest(read: Read) -> str:
+    """Return the term that is nearest its target at the chosen point."""
+    assert read.chosen is not None, "checked by the caller"
+    metrics = read.chosen.metrics
+
+    def over(name: str) -> float:
+        value = metrics[name].value
+        return 0.0 if value is None or not read.terms[name] else value / read.terms[name]
+
+    return max(read.terms, key=over)
+
+
+def _binding(read: Read) -> tuple[str, str]:
+    """Return what stands in the way of the next more wanted design, or what limits the best one."""
+    assert read.chosen is not None, "checked by the caller"
+    point = read.edge or read.chosen
+    limit = limits(point)[0]
+    if read.edge is None and read.feasible and read.record.get("edge_refused"):
+        return "GPU memory", f"Less is not possible: {read.record['edge_refused']}."
+    if read.edge is None and read.feasible:
+        return ("none" if limit.name == "none" else limit.name), f"At the answer: {limit.sentence}"
+    missed = [
+        name for name, target in read.terms.items()
+        if term_verdict(point.metrics.get(name), target, overloaded=out_of_hand(point)) != MET
+    ]  # fmt: skip
+    said = term_sentence(missed[0], point.metrics[missed[0]], read.terms[missed[0]]) if missed else ""
+    name = limit.name if limit.name != "none" else (metric_words(missed[0]) if missed else "none")
+    return name, f"At {read.phrase(point.set)}, {said}. {limit.sentence}" if said else limit.sentence
+
+
+def _headroom(read: Read) -> str:
+    assert read.chosen is not None, "checked by the caller"
+    if not read.feasible:
+        return ""
+    name = _tightest(read)
+    value, target = read.chosen.metrics[name].value, read.terms[name]
+    room = f"{capital(metric_words(name))} has {1 - value / target:.0%} to its target. " if value and target else ""
+    return room + headroom(read.chosen)
+
+
+def _confidence(read: Read, *, assumed: bool) -> tuple[str, str]:
+    record = read.record
+    assert read.chosen is not None, "checked by the caller"
+    if not record.get("certain"):
+        return "low", "the call is too close for the requests that were simulated: longer runs would decide"
+    level = f"{record.get('confidence', 0.95):.0%}"
+    word, reason = confidence(read.chosen, read.terms, assumed=assumed)
+    sure = f"sure at {level} of the answer and of its neighbour"
+    return word, f"{sure}; {reason}"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}".removesuffix(".00")
+
+
+def looks_table(data: RunData) -> Table | None:
+    """Return what the search looked at, in order; None for a run that is no plan."""
+    read = Read(data)
+    looks = read.record.get("looks", [])
+    if not looks:
+        return None
+    rows = []
+    for number, look in enumerate(looks[:_MOST_LOOKS], 1):
+        seen = "" if look["value"] is None else show(look["term"], look["value"])
+        rows.append([str(number), read.phrase(look["set"]), metric_words(look["term"]), seen,
+                     f"{look['score']:.0%}" if look["score"] is not None else "", look["word"],
+                     f"{look['replications']}"])  # fmt: skip
+    record = read.record
+    share = record["simulated_requests"] / max(1, record["every_candidate_requests"])
+    note = (
+        f"{record['simulated_requests']:,} requests were simulated: {share:.0%} of one run of each of the "
+        f"{record['candidates']:,} candidates."
+    )
+    head = ["look", "design", "worst term", "value", "of its target", "verdict", "replications"]
+    return Table("How the search went", head, rows, note, words=(1, 2, 5))
+
+
+def formulas_table(data: RunData) -> Table | None:
+    """Return what formulas said of the answer, beside what was simulated."""
+    read = Read(data)
+    formulas = read.record.get("formulas")
+    if not formulas or read.chosen is None:
+        return None
+    metrics = read.chosen.metrics
+    rows = [
+        ["miss ratio (Che)", _percent(formulas["miss_ratio"]), _percent(metrics["miss_ratio"].value)],
+        ["load of the loaders", _percent(formulas["loader_load"]), _percent(metrics["loader_utilization"].value)],
+        ["load of the GPU, at its largest batch", _percent(formulas["gpu_load"]), "–"],
+        ["KV memory that the batch needs", _percent(formulas["kv_share"]), _percent(_of(read.chosen, "kv"))],
+    ]
+    note = (
+        "Formulas leave out bursts and queues. They decide where the search begins and nothing else; the miss ratio "
+        "counts delayed hits as hits only in the simulation."
+    )
+    return Table("What formulas said of it", ["", "formula", "simulated"], rows, note)
+
+
+def _of(point: Point, part: str) -> float | None:
+    value = point.capacity.get(part, {}).get("peak_share")
+    return None if value is None else float(value)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -1,0 +1,102 @@
+"""``loraplan plan``: which value, or which fleet, meets the SLO."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cli.options import (
+    DebugOption,
+    JobsOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    ScenarioArgument,
+    SeedOption,
+    SetOption,
+)
+from sim.cli.output import command_line, message, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.studies.planning.looks import Noted
+
+_RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
+NONE_MEETS = 1
+
+
+def plan(
+    scenario: ScenarioArgument,
+    minimize: Annotated[
+        list[str] | None,
+        typer.Option(help="Find the smallest value: KEY=a..b, with steps KEY=a..b:step. Twice: both, the first first."),
+    ] = None,
+    maximize: Annotated[list[str] | None, typer.Option(help="Find the largest value: KEY=a..b[:step].")] = None,
+    what_if: Annotated[
+        bool, typer.Option("--what-if", help="Also say what one change at a time would do at the answer.")
+    ] = False,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    out: OutOption = None,
+    jobs: JobsOption = -1,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
+    from reports.build import write_report
+    from reports.planned import plan_answer, plan_json
+    from reports.words import metric_words, show
+    from sim.results.store import read_run
+    from sim.spec.scenario_file import load_scenario
+    from sim.studies.planning.plan import make_plan
+
+    if jobs == 0:
+        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
+    loaded = load_scenario(scenario, [*(set_ or []), *_question(minimize or [], maximize or [])], seed)
+
+    def told(noted: Noted) -> None:
+        values = ", ".join(f"{key} {value}" for key, value in noted.set.items())
+        runs = f"{noted.replications} replication{'s' if noted.replications != 1 else ''}"
+        seen = metric_words(noted.term) + ("" if noted.value is None else f" {show(noted.term, noted.value)}")
+        message(f"  {values}: {noted.word} ({seen}; {runs})", quiet or json)
+
+    planned = make_plan(loaded, out, command=command_line(), jobs=jobs, told=told)
+    data = read_run(planned.path)
+    page = write_report(data)
+    said = plan_answer(data)
+    if json:
+        typer.echo(to_json(plan_json(data)))
+    else:
+        typer.echo(f"{loaded.scenario.name}: {said.headline}")
+        for sentence in (*said.details, said.binding_sentence, said.headroom):
+            if sentence:
+                typer.echo(f"  {sentence}")
+        typer.echo(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}\n")
+        typer.echo(f"report  {page}")
+    if not planned.feasible:
+        raise typer.Exit(NONE_MEETS)
+
+
+def _question(minimize: list[str], maximize: list[str]) -> list[str]:
+    """Return what the options say as changes to the scenario's ``plan``."""
+    if minimize and maximize:
+        raise InputError("a plan asks for one thing", key="--maximize", hint="give either --minimize or --maximize")
+    if not minimize and not maximize:
+        return []
+    name, texts = ("minimize", minimize) if minimize else ("maximize", maximize)
+    parts = []
+    for text in texts:
+        match = _RANGE.fullmatch(text)
+        if match is None:
+            raise InputError("not a key and its range", key=f"--{name}", got=text, allowed="KEY=a..b or KEY=a..b:step")
+        parts.append([part.strip() if part else None for part in match.groups()])
+    keys, lows, highs, steps = zip(*parts, strict=True)
+    if len(parts) == 1:
+        found = [f"plan.{name}={keys[0]}", f"plan.range=[{lows[0]}, {highs[0]}]"]
+        return [*found, f"plan.step={steps[0]}"] if steps[0] else found
+    ranges = ", ".join(f"[{low}, {high}]" for low, high in zip(lows, highs, strict=True))
+    found = [f"plan.{name}=[{', '.join(map(str, keys))}]", f"plan.range=[{ranges}]"]
+    return [*found, f"plan.step=[{', '.join(step or 'null' for step in steps)}]"] if any(steps) else found

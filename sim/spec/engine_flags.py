@@ -1,0 +1,74 @@
+"""The command lines that give real engines what a scenario says.
+
+vLLM: https://docs.vllm.ai/en/latest/cli/serve.html and features/lora.html. SGLang:
+https://docs.sglang.ai/advanced_features/server_arguments.html and advanced_features/lora.html.
+"""
+
+from __future__ import annotations
+
+from sim.spec.scenario import Scenario
+
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_SGLANG_EVICTIONS = ("lru", "fifo")
+_PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+
+
+def engine_flags(scenario: Scenario) -> dict[str, str]:
+    """Return a command line by engine; none for engines whose flags are not known here.
+
+    One replica each. ``MODEL`` stands for the base model's path or name.
+    """
+    engine = scenario.fleet.engine
+    if engine.startswith("vllm"):
+        return {"vLLM": _vllm(scenario)}
+    if engine == "sglang":
+        return {"SGLang": _sglang(scenario)}
+    return {"vLLM": _vllm(scenario), "SGLang": _sglang(scenario)} if engine == "continuous" else {}
+
+
+def _ranks(scenario: Scenario) -> int:
+    adapters = scenario.adapters
+    return max([kind.rank for kind in adapters.mix if kind.rank is not None] or [adapters.rank])
+
+
+def _vllm(scenario: Scenario) -> str:
+    fleet, gpu, host = scenario.fleet, scenario.cache.gpu, scenario.cache.host
+    rank = next((allowed for allowed in _VLLM_RANKS if allowed >= _ranks(scenario)), _VLLM_RANKS[-1])
+    parts = ["vllm serve MODEL --enable-lora"]
+    if gpu.slots is not None:
+        parts.append(f"--max-loras {gpu.slots}")
+    parts.append(f"--max-lora-rank {rank}")
+    if host is not None and host.slots is not None:
+        parts.append(f"--max-cpu-loras {host.slots}")
+    parts += [f"--max-num-seqs {fleet.max_num_seqs}", f"--max-num-batched-tokens {fleet.max_num_batched_tokens}"]
+    if fleet.max_model_len is not None:
+        parts.append(f"--max-model-len {fleet.max_model_len}")
+    if fleet.gpu_memory_utilization is not None:
+        parts.append(f"--gpu-memory-utilization {fleet.gpu_memory_utilization:g}")
+    return " ".join(parts)
+
+
+def _sglang(scenario: Scenario) -> str:
+    fleet, gpu, host = scenario.fleet, scenario.cache.gpu, scenario.cache.host
+    targets = {
+        module for kind in (scenario.adapters.mix or (scenario.adapters,)) for module in _modules(kind.targets)
+    }  # fmt: skip
+    named = [name for short, name in _PROJECTIONS.items() if short in targets]
+    parts = ["python -m sglang.launch_server --model-path MODEL --enable-lora"]
+    if gpu.slots is not None:
+        parts.append(f"--max-loras-per-batch {gpu.slots}")
+    parts += [f"--max-lora-rank {_ranks(scenario)}", f"--lora-target-modules {' '.join(named)}"]
+    if host is not None and host.slots is not None:
+        parts.append(f"--max-loaded-loras {host.slots}")
+    if scenario.cache.eviction in _SGLANG_EVICTIONS:
+        parts.append(f"--lora-eviction-policy {scenario.cache.eviction}")
+    parts += [
+        f"--max-running-requests {fleet.max_num_seqs}", f"--chunked-prefill-size {fleet.max_num_batched_tokens}",
+    ]  # fmt: skip
+    if fleet.max_model_len is not None:
+        parts.append(f"--context-length {fleet.max_model_len}")
+    return " ".join(parts)
+
+
+def _modules(targets: object) -> tuple[str, ...]:
+    return tuple(_PROJECTIONS) if isinstance(targets, str) else tuple(targets)  # type: ignore[arg-type]

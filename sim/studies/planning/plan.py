@@ -1,0 +1,388 @@
+"""``loraplan plan``: from the question in a scenario to its answer in a run directory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sim.errors import InputError, OutputError, ScenarioError
+from sim.results.files import json_ready, read_json, write_text
+from sim.results.point import Point
+from sim.results.store import RunStore, Status, scenario_hash
+from sim.results.verdict import MET, UNCLEAR
+from sim.results.views import request_table
+from sim.spec.engine_flags import engine_flags
+from sim.spec.plan import PRICE, Plan
+from sim.spec.scenario_file import LoadedScenario
+from sim.spec.yaml_text import yaml_text
+from sim.studies.planning.candidates import Variable, variables
+from sim.studies.planning.looks import DOUBLINGS, Design, Looks, Noted, check_terms
+from sim.studies.planning.screen import Screened, screen
+from sim.studies.planning.search import STEER, Edge, Search, Seen
+from sim.studies.sweep import manifest_of, task_of
+
+RECOMMENDED = "recommended.yaml"
+EFFORTS = DOUBLINGS + 2
+_SCREENED = 12
+"""Candidates whose formulas are looked at to find where the search begins."""
+
+Told = Callable[[Noted], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan found.
+
+    :ivar answer: the values found, ``{}`` where nothing meets the SLO; of a plan for a price with ``fleet`` and
+        ``price``, per hour.
+    :ivar certain: whether nothing more wanted may do after all, at the stated confidence.
+    :ivar point: of the answer, or of the best that was found.
+    :ivar record: all of it as plain data, as the manifest keeps it under ``plan``.
+    """
+
+    path: Path
+    feasible: bool
+    answer: dict[str, Any]
+    certain: bool
+    point: Point
+    points: list[Point]
+    record: dict[str, Any]
+    simulated_requests: int
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a search found: designs, the most wanted first.
+
+    :ivar edge: the design before the answer, which is more wanted and does not do; None: there is none in the range.
+    :ivar beyond: the design after the answer, if it was looked at.
+    :ivar doubtful: designs of which it stayed unclear.
+    :ivar fleets: of a plan for a price, a row for every fleet.
+    """
+
+    answer: Design | None
+    best: Design
+    edge: Design | None = None
+    beyond: Design | None = None
+    doubtful: list[Design] = field(default_factory=list)
+    fleets: list[dict[str, Any]] = field(default_factory=list)
+
+
+def make_plan(
+    loaded: LoadedScenario,
+    out: Path | None = None,
+    *,
+    command: str = "",
+    jobs: int = -1,
+    told: Told = lambda noted: None,
+) -> Planned:
+    """Answer the scenario's ``plan`` and leave a run directory without report.
+
+    A search that was killed goes on where it was: every look is kept.
+
+    :param out: the run directory; None: ``runs/NAME-plan``.
+    :param told: called with every look.
+    :raises InputError: if the question makes no sense, or nothing that was asked for can be simulated.
+    """
+    started = time.perf_counter()
+    plan = loaded.scenario.plan
+    if plan is None:
+        raise loaded.locate(ScenarioError(
+            "the scenario asks for no plan", key="plan",
+            hint="give plan: {minimize: cache.gpu.slots, range: [8, 256]}, or --minimize cache.gpu.slots=8..256",
+        ))  # fmt: skip
+    check_terms(loaded)
+    try:
+        axes = variables(plan)
+    except ScenarioError as error:
+        raise loaded.locate(error) from None
+    question = json_ready(plan.model_dump(mode="json", exclude_none=True))
+    folder = out or free_folder(loaded, question)
+    task = task_of(0, _buildable(loaded, plan, axes), {})
+    manifest = {
+        **manifest_of(loaded, [task], [], command),
+        "kind": "plan",
+        "asked": scenario_hash(loaded.data),
+        "plan": {"question": question},
+    }
+    with RunStore.create(folder, manifest) as store:
+        looks = Looks(loaded, store, jobs=jobs, confidence=plan.confidence, told=told)
+        status: Status = "failed"
+        points: list[Point] = []
+        record: dict[str, Any] = {"question": question}
+        try:
+            found = _search(plan, axes, looks, loaded)
+            record = _record(plan, axes, found, looks, loaded)
+            designs = _in_order(looks.designs(), axes, plan)
+            points = [design.point for design in designs if design.point is not None]
+            chosen = found.answer or found.best
+            if found.answer is not None:
+                write_text(folder / RECOMMENDED, _recommended(found.answer))
+            recording = looks.first_recording(chosen)
+            assert chosen.world is not None, "it was looked at"
+            store.save_requests(request_table(recording, chosen.world.traffic.names), chosen.key)
+            store.update({"point_keys": [design.key for design in designs], "sets": [point.set for point in points],
+                          "points_total": len(points), "plan": record})  # fmt: skip
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            store.finish(points, {"wall_s": time.perf_counter() - started}, status)
+    assert chosen.point is not None, "it was looked at"
+    return Planned(
+        folder, found.answer is not None, record["answer"], record["certain"], chosen.point, points, record,
+        looks.requests,
+    )  # fmt: skip
+
+
+def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs")) -> Path:
+    """Return ``runs/NAME-plan``, with ``-2``, ``-3``, … where the answer to another question stands there."""
+    wanted = scenario_hash(loaded.data)
+    for number in itertools.count(1):
+        folder = root / (f"{loaded.scenario.name}-plan" + (f"-{number}" if number > 1 else ""))
+        if not folder.exists() or not any(folder.iterdir()):
+            return folder
+        try:
+            old = read_json(folder / "manifest.json")
+        except OutputError:
+            continue
+        if isinstance(old, dict) and old.get("asked") == wanted and (old.get("plan") or {}).get("question") == question:
+            return folder
+    raise AssertionError("numbers don't end")
+
+
+def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> LoadedScenario:
+    """Return the first design that can be built.
+
+    :raises InputError: if none of a few can: that is no answer but a wrong question.
+    """
+    first: InputError | None = None
+    fleets: list[dict[str, Any]] = [fleet.set for fleet in plan.fleets] or [{}]
+    for fleet in fleets:
+        for place in (0, -1):
+            set_ = {**fleet, **{axis.key: axis.values[place] for axis in axes}}
+            design = loaded.with_values(set_)
+            try:
+                task_of(0, design, set_)
+            except InputError as error:
+                first = first or error
+            else:
+                return design
+    assert first is not None, "there is a value"
+    raise first
+
+
+def _search(plan: Plan, axes: list[Variable], looks: Looks, loaded: LoadedScenario) -> _Found:
+    if plan.keys == (PRICE,):
+        return _cheapest(plan, axes[0], looks)
+    if len(axes) == 1:
+        return _one(axes[0], looks, {})
+    return _two(axes[0], axes[1], looks)
+
+
+def _design(looks: Looks, axis: Variable, fixed: Mapping[str, Any], index: int) -> Design:
+    return looks.design({**fixed, axis.key: axis.values[index]})
+
+
+def _searching(axis: Variable, looks: Looks, fixed: Mapping[str, Any], start: int | None = None) -> Search:
+    def look(index: int, effort: int) -> Seen:
+        return looks.look(_design(looks, axis, fixed, index), effort)
+
+    count = len(axis.values)
+    begin = _start(count, lambda index: _design(looks, axis, fixed, index), looks.terms) if start is None else start
+    return Search(count, look, EFFORTS, begin)
+
+
+def _one(axis: Variable, looks: Looks, fixed: Mapping[str, Any], search: Search | None = None) -> _Found:
+    search = search or _searching(axis, looks, fixed)
+    edge = search.run()
+    at = partial(_design, looks, axis, fixed)
+    beyond = None
+    if edge.answer is not None and edge.answer + 1 < len(axis.values):
+        beyond = at(edge.answer + 1)
+        looks.look(beyond, STEER)
+    return _Found(
+        answer=None if edge.answer is None else at(edge.answer), best=at(edge.best),
+        edge=at(edge.before) if edge.answer is not None and edge.before >= 0 else None, beyond=beyond,
+        doubtful=[at(index) for index in edge.doubtful],
+    )  # fmt: skip
+
+
+def _two(outer: Variable, inner: Variable, looks: Looks) -> _Found:
+    """Find the first value of ``outer`` with which any value of ``inner`` will do, then the first of these."""
+    searches: dict[int, Search] = {}
+    last: list[int] = []  # where the inner search last found something
+
+    def look(index: int, effort: int) -> Seen:
+        if index not in searches:
+            fixed = {outer.key: outer.values[index]}
+            searches[index] = _searching(inner, looks, fixed, last[-1] if last else None)
+        seen = searches[index].possible(effort)
+        if seen.hopeful:
+            last.append(min(i for i, each in searches[index].seen.items() if each.hopeful))
+        return seen
+
+    found = Search(len(outer.values), look, EFFORTS).run()
+    chosen = found.best if found.answer is None else found.answer
+    result = _one(inner, looks, {outer.key: outer.values[chosen]}, searches[chosen])
+    if found.answer is not None and found.before >= 0:
+        before = searches[found.before]
+        fixed = {outer.key: outer.values[found.before]}
+        result.edge = result.edge or _design(looks, inner, fixed, min(before.seen, key=lambda i: before.seen[i].score))
+    for index in found.doubtful:
+        unclear = [i for i, each in searches[index].seen.items() if each.word == UNCLEAR]
+        result.doubtful += [_design(looks, inner, {outer.key: outer.values[index]}, i) for i in unclear[:1]]
+    return result
+
+
+def _cheapest(plan: Plan, replicas: Variable, looks: Looks) -> _Found:
+    """Find the smallest fleet of each kind that costs less than the best so far."""
+    best: tuple[float, _Found] | None = None
+    nearest: Design | None = None
+    rows: list[dict[str, Any]] = []
+    doubtful: list[Design] = []
+    for fleet in plan.fleets:
+        each = fleet.price * fleet.gpus
+        counts = [count for count in replicas.values if best is None or count * each < best[0]]
+        row: dict[str, Any] = {"fleet": fleet.name, "price": fleet.price, "gpus": fleet.gpus}
+        rows.append(row)
+        if not counts:
+            row |= {"replicas": None, "total": None, "word": "dearer with its first replica"}
+            continue
+
+        def design(count: Any, fleet: Any = fleet) -> Design:
+            named = {"fleet": fleet.name, "fleet.replicas": count}
+            return looks.design({**fleet.set, "fleet.replicas": count}, named)
+
+        def look(index: int, effort: int, counts: list[Any] = counts, design: Any = design) -> Seen:
+            return looks.look(design(counts[index]), effort)
+
+        begin = _start(len(counts), lambda index, counts=counts, design=design: design(counts[index]), looks.terms)
+        edge: Edge = Search(len(counts), look, EFFORTS, begin).run()
+        doubtful += [design(counts[index]) for index in edge.doubtful]
+        score = edge.seen[edge.best].score
+        nearest = design(counts[edge.best]) if nearest is None or score < _score(nearest) else nearest
+        if edge.answer is None:
+            why = "none in the range" if best is None else "none that is cheaper"
+            row |= {"replicas": None, "total": None, "word": f"{why} meets the SLO"}
+            continue
+        count = counts[edge.answer]
+        row |= {"replicas": count, "total": count * each, "word": MET}
+        before = design(counts[edge.before]) if edge.before >= 0 else None
+        best = count * each, _Found(design(count), design(counts[edge.best]), before)
+    if best is None:
+        assert nearest is not None, "there is a fleet"
+        return _Found(None, nearest, doubtful=doubtful, fleets=rows)
+    best[1].doubtful, best[1].fleets = doubtful, rows
+    return best[1]
+
+
+def _score(design: Design) -> float:
+    return math.inf if design.seen is None else design.seen.score
+
+
+def _start(count: int, design: Callable[[int], Design], terms: Mapping[str, float]) -> int:
+    """Return the first candidate that formulas don't rule out, of a few, and of those between it and the one before."""
+    screened: dict[int, float] = {}
+
+    def strain(index: int) -> float:
+        if index not in screened:
+            made = design(index)
+            screened[index] = math.inf if made.world is None else _strain(screen(made.world), terms)
+        return screened[index]
+
+    few = sorted({round(i * (count - 1) / max(1, _SCREENED - 1)) for i in range(_SCREENED)})
+    right = next((index for index in few if strain(index) <= 1), None)
+    if right is None:
+        return min(few, key=strain)
+    left = max((index for index in few if index < right), default=-1)
+    while right - left > 1:
+        middle = (left + right) // 2
+        left, right = (left, middle) if strain(middle) <= 1 else (middle, right)
+    return right
+
+
+def _strain(found: Screened, terms: Mapping[str, float]) -> float:
+    """Return the worst load, or miss ratio over its target: above 1 a design is hardly worth a look."""
+    strains = [found.loader_load, found.gpu_load]
+    if terms.get("miss_ratio"):
+        strains.append(found.miss_ratio / terms["miss_ratio"])
+    return max(strains)
+
+
+def _in_order(designs: list[Design], axes: list[Variable], plan: Plan) -> list[Design]:
+    """Return designs by their values, as a sweep has them."""
+    fleets = [fleet.name for fleet in plan.fleets]
+
+    def place(design: Design) -> list[int]:
+        found = [fleets.index(design.set["fleet"])] if fleets else []
+        for axis in axes:
+            index = axis.values.index(design.set[axis.key])
+            found.append(-index if plan.direction == "maximize" else index)
+        return found
+
+    return sorted(designs, key=place)
+
+
+def _record(plan: Plan, axes: list[Variable], found: _Found, looks: Looks, loaded: LoadedScenario) -> dict[str, Any]:
+    """Return everything that a report says of the search, as plain data."""
+    answer: dict[str, Any] = {}
+    if found.answer is not None:
+        answer = dict(found.answer.set)
+        if plan.fleets:
+            fleet = next(each for each in plan.fleets if each.name == answer["fleet"])
+            answer["price"] = fleet.price * fleet.gpus * answer["fleet.replicas"]
+    chosen = found.answer or found.best
+    assert chosen.world is not None, "it was looked at"
+    assert chosen.loaded is not None, "it was looked at"
+    candidates = math.prod(len(axis.values) for axis in axes) * max(1, len(plan.fleets))
+    each = chosen.point.cost["requests"] / chosen.point.cost["replications"] if chosen.point is not None else 0.0
+    every = each * (1 if chosen.world.traffic.replayed else loaded.scenario.run.replications)
+    refused = [design for design in looks.all_designs() if design.refused is not None]
+    formulas = screen(chosen.world)
+    record = {
+        "question": plan.model_dump(mode="json", exclude_none=True),
+        "direction": plan.direction, "keys": list(plan.keys), "confidence": plan.confidence,
+        "ranges": {axis.key: [axis.values[0], axis.values[-1], len(axis.values)] for axis in axes},
+        "feasible": found.answer is not None, "answer": answer,
+        "certain": found.answer is not None and not found.doubtful if found.answer is not None else not found.doubtful,
+        "answer_key": None if found.answer is None else found.answer.key, "best_key": found.best.key,
+        "edge_key": found.edge.key if found.edge is not None and found.edge.point is not None else None,
+        "edge_set": None if found.edge is None else found.edge.set,
+        "edge_refused": None if found.edge is None or found.edge.refused is None else found.edge.refused.problem,
+        "beyond_key": found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,
+        "doubtful": [design.set for design in found.doubtful],
+        "refused": [{"set": design.set, "why": str(design.refused)} for design in refused[:3]],
+        "fleets": found.fleets,
+        "looks": [
+            {"set": noted.set, "replications": noted.replications, "word": noted.word, "score": noted.score,
+             "term": noted.term, "value": noted.value}
+            for noted in looks.noted
+        ],
+        "simulated_requests": looks.requests, "candidates": candidates,
+        "every_candidate_requests": round(every * candidates),
+        "formulas": {
+            "miss_ratio": formulas.miss_ratio, "loader_load": formulas.loader_load, "gpu_load": formulas.gpu_load,
+            "batch": formulas.batch, "kv_share": formulas.kv_share,
+        },
+        "flags": engine_flags(chosen.loaded.scenario),
+        "replications": 0 if chosen.point is None else int(chosen.point.cost["replications"]),
+    }  # fmt: skip
+    ready: dict[str, Any] = json_ready(record)
+    return ready
+
+
+def _recommended(design: Design) -> str:
+    """Return the scenario of the answer, to run, sweep and keep; with as many replications as decided on it."""
+    assert design.loaded is not None, "it was looked at"
+    assert design.point is not None, "it was looked at"
+    data = {key: value for key, value in design.loaded.data.items() if key not in ("plan", "sweep")}
+    data["run"] = {**data.get("run", {}), "replications": int(design.point.cost["replications"])}
+    return yaml_text(data)

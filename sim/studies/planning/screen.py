@@ -1,0 +1,125 @@
+"""What formulas say of a design before anything is simulated: memory, miss ratio, load of loaders and of the GPU.
+
+They leave out bursts, queues and everything that two of them do to each other, so they decide nothing. They tell
+where a search should begin, and stand beside the simulated numbers in its report.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.policies.che import che_miss_ratios
+from sim.policies.costs import StepCosts, load_seconds, mean_residual
+from sim.spec.scenario import Scenario
+from sim.world.world import World
+
+HOPELESS = 1.05
+"""Load from which no luck helps: more arrives than is served."""
+_AFFINITY = ("hash", "affinity-residency", "affinity-activity", "service-per-adapter")
+"""Routers that give a replica a part of the adapters, so that the caches of all add up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """What formulas say of one design.
+
+    :ivar miss_ratio: of LRU with independent requests in the long run (Che).
+    :ivar loader_load: seconds of loading that arrive per second and loader; above 1 its queue only grows.
+    :ivar batch: sequences that run at a time on a replica so that it keeps up; None: no batch does, or engine fixed.
+    :ivar gpu_load: requests that arrive over those that the largest possible batch serves; above 1 queues only grow.
+    :ivar kv_share: of the KV cache that such a batch holds; None for engine fixed.
+    """
+
+    miss_ratio: float
+    loader_load: float
+    batch: float | None
+    gpu_load: float
+    kv_share: float | None
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether more arrives than can be served, by far."""
+        return max(self.loader_load, self.gpu_load) > HOPELESS
+
+
+def screen(world: World) -> Screened:
+    """Return what formulas say of a world."""
+    scenario, traffic = world.scenario, world.traffic
+    replicas = scenario.fleet.replicas
+    rate = traffic.rate / replicas
+    shares = traffic.shares()
+    weights = np.asarray(world.weights[: len(shares)], dtype=np.int64)
+    pooled = replicas if scenario.router.policy in _AFFINITY else 1
+    miss = float(che_miss_ratios(shares, [world.capacity * pooled], weights)[0])
+    loading = _mean_load_s(world)
+    loaders = 1 if scenario.storage.mode == "blocking" else scenario.storage.loaders
+    loader_load = rate * miss * loading / loaders
+    if scenario.fleet.engine == "fixed":
+        assert scenario.fleet.service is not None, "checked by the model"
+        return Screened(miss, loader_load, None, rate * scenario.fleet.service.mean(), None)
+    blocked = rate * miss * loading if scenario.storage.mode == "blocking" else 0.0
+    batch, gpu_load, kv_share = _batch(world, rate, blocked)
+    return Screened(miss, loader_load, batch, gpu_load, kv_share)
+
+
+def _mean_load_s(world: World) -> float:
+    """Return the mean seconds of a load from storage."""
+    law = world.scenario.storage.load
+    if law is not None:
+        return float(law.mean())
+    if world.profile is None:
+        return 0.0
+    tier = world.profile.load.storage
+    places = world.traffic.places
+    seconds = load_seconds(tier, world.population)[:places]
+    return float(seconds @ world.traffic.shares()) * mean_residual(tier)
+
+
+def mean_tokens(world: World) -> tuple[float, float]:
+    """Return mean prompt and output tokens, of the first requests of the first replication."""
+    chunk = next(world.traffic.chunks(0))
+    return float(chunk.prompt_tokens.mean()), float(chunk.output_tokens.mean())
+
+
+def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, float, float | None]:
+    """Return the batch at which a replica keeps up, the load of the GPU, and the share of the KV cache.
+
+    A batch of b sequences gives b tokens a step, and a step lasts t(b): it serves b / (t(b) · output) requests a
+    second, of whose prompts the step computes their share. While it blocks for loads, nothing runs.
+    """
+    scenario = world.scenario
+    assert world.profile is not None, "a batching engine has a profile"
+    assert world.kv_tokens is not None, "a batching engine has a KV cache"
+    prompt, output = mean_tokens(world)
+    held = prompt + output / 2
+    costs = StepCosts(
+        world.profile.step, _slots(scenario, world), scenario.fleet.max_num_batched_tokens, max(world.ranks, default=0)
+    )
+    most = max(1, min(scenario.fleet.max_num_seqs, int(world.kv_tokens / held)))
+    shares = world.traffic.shares()
+    best, enough = 0.0, None
+    for batch in sorted({*np.unique(np.geomspace(1, most, 40).astype(int)).tolist(), most}):
+        prefill = prompt / output * batch
+        tokens = min(scenario.fleet.max_num_batched_tokens, int(batch + prefill))
+        distinct = min(_distinct(shares, batch), world.capacity if scenario.cache.gpu.slots else batch)
+        step = costs.step(tokens, int(batch * held), int(distinct), int(distinct * np.mean(world.ranks)))
+        serves = batch / (step * output) * max(0.0, 1 - blocked)
+        best = max(best, serves)
+        if serves >= rate and enough is None:
+            enough = float(batch)
+    kv = (enough or most) * held / world.kv_tokens
+    return enough, rate / best if best > 0 else math.inf, min(1.0, kv)
+
+
+def _distinct(shares: np.ndarray, batch: int) -> float:
+    """Return how many different adapters a batch asks for, on average."""
+    return float(-np.expm1(batch * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum())
+
+
+def _slots(scenario: Scenario, world: World) -> int:
+    if scenario.cache.gpu.slots is not None:
+        return scenario.cache.gpu.slots
+    return max(1, int(world.capacity / max(1.0, float(np.mean(world.weights)))))
