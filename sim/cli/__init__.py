@@ -24,16 +24,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (
-    simulate.run,
-    simulate.sweep,
-    plan.plan,
-    inspect.report,
-    inspect.check,
-    fidelity.fidelity,
-    inspect.schema,
-):
+for command in (simulate.run, simulate.sweep, plan.plan, inspect.report, inspect.check, fidelity.fidelity):
     app.command()(command)
+app.command()(inspect.schema)
 app.command()(cache.cache)
 app.command()(trace.trace)
 scenarios_app = typer.Typer(help="List and copy the bundled scenarios.", no_args_is_help=True)

@@ -96,9 +96,8 @@ def _simulate(
         raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
     folder = out or free_folder(loaded, sets)
     with progress_bar(quiet) as progress:
-        finished = study(
-            loaded, sets, folder, command=command_line(), overwrite=overwrite, jobs=jobs, progress=progress
-        )
+        command = command_line()
+        finished = study(loaded, sets, folder, command=command, overwrite=overwrite, jobs=jobs, progress=progress)
     data = read_run(finished.path)
     page = write_report(data)
     if json:
