@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from reports.axes import Axis, in_order
@@ -177,7 +176,7 @@ def _compare_harm(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapp
             f"Most with {label_of(worst, axes)}: {harmed_words(worst)}."
         ]
         close = [label_of(p, axes) for p in ordered[1:] if not certainly_less(best, p, "harmed")]
-        if close and best.by_replication.get("harmed"):
+        if close and best.metrics["harmed"].parts:
             said.append(f"Not certainly fewer than with {_listed(close)}: the interval of the difference reaches 0.")
     said += _slow_anyway(points)
     if has_rollout(points):
@@ -268,7 +267,7 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]
         f"{_value(other, 'replica_load_skew')}."
     ]
     close = [label_of(p, axes) for p in known if p is not best and not certainly_less(best, p, "loads_per_request")]
-    if close and best.by_replication.get("loads_per_request"):
+    if close and best.metrics["loads_per_request"].parts:
         said.append(f"Not certainly fewer loads than with {_listed(close)}: the interval of the difference reaches 0.")
     return said + extremes(ordered, axes, "ttft_p99_s") + extremes(ordered, axes, "replica_load_skew")
 
@@ -281,13 +280,11 @@ def _per_thousand(point: Point) -> str:
 
 
 def certainly_less(one: Point, other: Point, name: str) -> bool:
-    """Return whether a metric is lower at one point, by the interval of the difference in the same replications."""
-    from sim.results.stats import difference
+    """Return whether a metric is lower at one point, by the interval of the difference."""
+    from sim.results.pairs import difference_of
 
-    pairs = zip(one.by_replication.get(name, []), other.by_replication.get(name, []), strict=False)
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    mean, half = difference([a for a, _ in known], [b for _, b in known])
-    return not math.isnan(half) and mean + half < 0
+    found = difference_of(one, other, name)
+    return found is not None and found.lo is not None and found.lo > 0
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from sim.results.changes import replication_of
 from sim.results.measured import Facts, Measured, slow_ones
-from sim.results.metrics import measure
-from sim.results.point import UNITS
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -46,12 +44,6 @@ _HARM = {
     "wrong_detected": WRONG_DETECTED, "retried": RETRIED, "lost": LOST, "failed_loads": LOAD_FAILED,
     "rerouted": REROUTED, "old_prefix": OLD_PREFIX,
 }  # fmt: skip
-_FIRST = tuple(UNITS).index("replica_load_skew")
-COMPARED = (
-    "ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request", "slo_attainment", "refused", "failed",
-    *tuple(UNITS)[_FIRST:],
-)  # fmt: skip
-"""Metrics that are kept for each replication."""
 _BESIDE = 2
 """Spans on both sides that the p99 of a span looks at too."""
 
@@ -160,12 +152,3 @@ def harm(m: Measured) -> dict[str, int | None]:
         before = m.column("arrival_s") < begins[replication_of(m)]
         found |= {"requests_before": int(before.sum()), "slow_before": int((slow & before).sum())}
     return found
-
-
-def by_replication(recordings: list[Recording], facts: Facts) -> dict[str, list[float | None]]:
-    """Return what fleets and changes are compared by, once for each replication; nothing for one plain replica."""
-    if len(recordings) < 2 or (facts.replicas == 1 and not facts.strategies and not facts.faults):
-        return {}
-    alone = [measure([recording], facts, MIN_SECTION_P99)[0] for recording in recordings]
-    found = {name: [metrics[name].value for metrics in alone] for name in COMPARED}
-    return {name: values for name, values in found.items() if any(value is not None for value in values)}

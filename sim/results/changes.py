@@ -31,7 +31,7 @@ from sim.results.records import (
     WRONG_SERVED,
     Recording,
 )
-from sim.results.stats import WIDE, half_width, ratio
+from sim.results.stats import ENOUGH_REPLICATIONS, WIDE, half_width, kept, ratio
 from sim.traffic.request import MISS
 
 Floats = NDArray[np.float64]
@@ -59,8 +59,8 @@ def change_metrics(m: Measured, slow: Mask | None) -> dict[str, Metric]:
     """
     status = m.column("status")
     return {
-        "refused": counted(m, status == REFUSED),
-        "failed": counted(m, status == FAILED),
+        "refused": _ended(m, status == REFUSED),
+        "failed": _ended(m, status == FAILED),
         "replica_load_skew": _skew(m),
         "harmed": _harmed(m, slow),
         **_rollouts(m),
@@ -87,6 +87,14 @@ def counted(m: Measured, where: Mask, unit: str = "requests") -> Metric:
     return summed(each.astype(np.float64), unit)
 
 
+def _ended(m: Measured, where: Mask) -> Metric:
+    """Return how many requests ended in a way; where nothing changes, sections of a short run tell its spread too."""
+    metric = counted(m, where)
+    if m.replications < ENOUGH_REPLICATIONS and not m.facts.strategies and not m.facts.faults:
+        metric.parts = kept(m.count(where))
+    return metric
+
+
 def summed(each: Floats, unit: str) -> Metric:
     """Return the sum of one count a replication, with an interval from their spread."""
     total = float(each.sum())
@@ -94,7 +102,7 @@ def summed(each: Floats, unit: str) -> Metric:
     if half is None:
         return Metric(int(total), unit=unit, note=_ONE if total else "")
     half *= len(each)
-    return Metric(int(total), max(0.0, total - half), total + half, unit)
+    return Metric(int(total), max(0.0, total - half), total + half, unit, parts=kept(each))
 
 
 def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.inf) -> Metric:
@@ -104,7 +112,7 @@ def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.
     half = half_width(value, each)
     if half is None:
         return Metric(value, unit=unit, settled=False, note=_ONE)
-    metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit)
+    metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit, parts=kept(each))
     if half > WIDE * abs(value):
         metric.settled, metric.note = False, f"95 % interval wider than ±{WIDE:.0%}: run more replications"
     return metric

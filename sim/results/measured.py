@@ -32,6 +32,7 @@ class Facts:
     :ivar refusals: for what reasons requests may be refused, in words.
     :ivar strategies: of the rollouts; () where there are none.
     :ivar faults: kinds of the faults.
+    :ivar seed: of the random numbers that the traffic is drawn from; None for a trace.
     """
 
     slo: dict[str, float]
@@ -48,6 +49,7 @@ class Facts:
     refusals: str = "prompt and output don't fit into the KV cache of one replica"
     strategies: tuple[str, ...] = ()
     faults: frozenset[str] = frozenset()
+    seed: int | None = None
 
 
 class Measured:

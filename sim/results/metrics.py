@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim.results.changes import change_metrics
 from sim.results.measured import JUDGED, Facts, Measured, judge_of, slow_ones
 from sim.results.point import UNITS, Metric
 from sim.results.records import COMPLETED, UNFINISHED, Recording, gap_bin_edges
-from sim.results.stats import MIN_FOR_P99, estimate, histogram_quantile, ratio
+from sim.results.stats import ENOUGH_REPLICATIONS, MIN_FOR_P99, estimate, histogram_quantile, kept, ratio
 from sim.traffic.request import DELAYED_HIT, HIT, MISS
 
 BUSY = 0.95
@@ -106,12 +107,21 @@ def _rates(m: Measured) -> dict[str, Metric]:
 
 def _counts(m: Measured) -> dict[str, Metric]:
     status = m.column("status")
+    everywhere = np.ones(len(status), dtype=bool)
+    evictions = np.array([r.evictions for r in m.recordings], dtype=np.float64)
     return {
-        "completed": Metric(int((status == COMPLETED).sum()), unit="requests"),
-        "unfinished": Metric(int((status == UNFINISHED).sum()), unit="requests"),
-        "preemptions": Metric(int(m.column("preemptions").sum()), unit="1"),
-        "evictions": Metric(sum(r.evictions for r in m.recordings), unit="1"),
+        "completed": _total(m, m.count(status == COMPLETED), "requests"),
+        "unfinished": _total(m, m.count(status == UNFINISHED), "requests"),
+        "preemptions": _total(m, m.count(everywhere, m.column("preemptions")), "1"),
+        "evictions": Metric(int(evictions.sum()), unit="1", parts=kept(evictions)),
     }
+
+
+def _total(m: Measured, by_section: NDArray[np.float64], unit: str) -> Metric:
+    """Return a count of what a run consists of: exact, so without an interval, but with parts to compare it by."""
+    enough = m.replications >= ENOUGH_REPLICATIONS
+    parts = by_section.reshape(-1, m.sections).sum(axis=1) if enough else by_section
+    return Metric(int(by_section.sum()), unit=unit, parts=kept(parts))
 
 
 def _unsettle(metrics: dict[str, Metric], m: Measured) -> None:

@@ -6,7 +6,7 @@ under ``points/`` of a run directory (everything), from which a report is drawn 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 UNITS = {
@@ -50,6 +50,11 @@ class Metric:
     ``value`` is None where there is nothing to measure or not enough of it; ``note`` says why. ``settled``
     is False where the interval can't be trusted or is wide (docs/statistics.md). ``calibration_lo`` and
     ``calibration_hi`` are the 95 % interval of what the profile's draws leave open; None without draws.
+
+    ``parts`` holds the metric in the parts of the run that the interval is made from: one value a replication from five
+    replications on, else one a section; None in a part that has none. Sums over a run have what each part adds. Of
+    rollouts and what they harm it is always one value a replication. They are for comparing with the same parts of
+    other designs (``sim.results.pairs``), so tables leave them out.
     """
 
     value: float | None
@@ -60,6 +65,7 @@ class Metric:
     note: str = ""
     calibration_lo: float | None = None
     calibration_hi: float | None = None
+    parts: list[float | None] = field(default_factory=list, repr=False)
 
     @property
     def applies(self) -> bool:
@@ -67,9 +73,9 @@ class Metric:
         return self.value is not None or self.note not in NOT_THERE
 
     def to_json(self, *, calibrated: bool) -> dict[str, Any]:
-        """Return plain data, with the calibration interval only where the profile has draws."""
-        data = asdict(self)
-        return data if calibrated else {key: data[key] for key in data if not key.startswith("calibration_")}
+        """Return plain data without parts, with the calibration interval only where the profile has draws."""
+        names = [one.name for one in fields(self) if one.name != "parts"]
+        return {name: getattr(self, name) for name in names if calibrated or not name.startswith("calibration_")}
 
 
 @dataclass(slots=True)
@@ -109,8 +115,8 @@ class Point:
         "failed_loads", "rerouted", "old_prefix", "failed", "slow", "requests_before", "slow_before"}``; slow:
         completed beyond the targets for single requests, None without such targets; before: those that came before the
         first rollout began, where there is one and such targets.
-    :ivar by_replication: metrics that designs are compared by, one value a replication, which all designs meet with
-        the same traffic.
+    :ivar traffic_ids: ``{"requests", "draws"}``: digests of the traffic, equal where two points met the same one
+        (``sim.results.draws``).
     """
 
     set: dict[str, Any]
@@ -128,12 +134,13 @@ class Point:
     events: list[dict[str, Any]] = field(default_factory=list)
     version_mix: dict[str, Any] = field(default_factory=dict)
     harm: dict[str, int | None] = field(default_factory=dict)
-    by_replication: dict[str, list[float | None]] = field(default_factory=dict)
+    traffic_ids: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write; nothing about calibration where the profile has no draws."""
-        data = asdict(self)
+        data = asdict(replace(self, metrics={}))
         data["metrics"] = self.metrics_json()
+        data["parts"] = {name: metric.parts for name, metric in self.metrics.items() if metric.parts}
         if not self.calibration:
             del data["calibration"]
         return data
@@ -144,6 +151,8 @@ class Point:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Point:
-        """Build a point from what ``to_json`` gave."""
-        metrics = {name: Metric(**values) for name, values in data["metrics"].items()}
-        return Point(**{**data, "metrics": metrics})
+        """Build a point from what ``to_json`` gave; keys of other versions are left out."""
+        parts = data.get("parts", {})
+        metrics = {name: Metric(**values, parts=parts.get(name, [])) for name, values in data["metrics"].items()}
+        known = {one.name for one in fields(Point)}
+        return Point(**{**{key: value for key, value in data.items() if key in known}, "metrics": metrics})

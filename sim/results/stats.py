@@ -9,7 +9,7 @@ replications is taken as well, and the wider of the two intervals is printed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,10 @@ MIN_SECTION_P99 = 100
 """Measured requests a section needs, or its own p99 is little more than its maximum."""
 WIDE = 0.10
 """A half-width above this share of the value leaves a metric unsettled."""
+ENOUGH_REPLICATIONS = 5
+"""Replications from which on the spread between them counts too."""
+_DIGITS = 7
+"""Significant digits of parts."""
 NARROW_SHARE = 0.005
 """A share's half-width up to this much is settled, however small the share."""
 
@@ -43,6 +47,11 @@ def half_width(center: float, parts: Floats) -> float | None:
         return None
     spread = float(np.sum((parts - center) ** 2)) / (count * (count - 1))
     return student(count - 1) * math.sqrt(spread)
+
+
+def kept(parts: Floats) -> list[float | None]:
+    """Return parts as a point keeps them: with seven digits, which is far below their spread, and None for nan."""
+    return [float(f"{part:.{_DIGITS}g}") if math.isfinite(part) else None for part in parts.tolist()]
 
 
 def student(degrees: int) -> float:
@@ -66,9 +75,11 @@ def estimate(
     half = half_width(value, by_section)
     if half is None:
         return Metric(value, unit=unit, settled=False, note="too few sections for an interval")
-    if len(by_replication) >= 5:
+    enough = len(by_replication) >= ENOUGH_REPLICATIONS
+    if enough:
         half = max(half, half_width(value, by_replication) or 0.0)
-    metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit)
+    parts = kept(by_replication if enough else by_section)
+    metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit, parts=parts)
     if half > WIDE * abs(value) and not (highest == 1 and half <= NARROW_SHARE):
         metric.settled = False
         metric.note = f"95 % interval wider than ±{WIDE:.0%}: run more requests or replications"
@@ -152,19 +163,3 @@ def histogram_quantile(counts: NDArray[np.int64], edges: Floats, q: float) -> fl
     if total == 0:
         return math.nan
     return float(edges[int(np.searchsorted(np.cumsum(counts), q * total, side="left"))])
-
-
-def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Return the mean difference of two designs over the same replications, and its 95 % half-width.
-
-    Both met the same traffic in each replication, so most of the luck cancels.
-
-    :param one, other: one value a replication, in the same order.
-    :returns: mean of ``one - other`` and half-width, nan below two replications.
-    """
-    distances = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
-    if len(distances) < 2:
-        return math.nan, math.nan
-    mean = float(distances.mean())
-    half = half_width(mean, distances)
-    return mean, math.nan if half is None else half

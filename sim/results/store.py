@@ -117,7 +117,8 @@ class RunStore:
 
     def save_point(self, key: str, point: Point) -> None:
         """Keep a finished point; from now on it survives the process."""
-        write_json(_point_file(self.path, key), {"schema_version": SCHEMA_VERSION, "point": point.to_json()})
+        data = {"schema_version": SCHEMA_VERSION, "point": point.to_json()}
+        write_json(_point_file(self.path, key), data, indent=None)  # nobody reads a thousand of them
 
     def load_point(self, key: str) -> Point | None:
         """Return a kept point, or None where there is none or its file is damaged: it is simulated again."""

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.change_views import (
-    by_replication,
     event_rows,
     harm,
     mark_words,
@@ -16,6 +15,7 @@ from sim.results.change_views import (
     timeline_latencies,
     version_mix,
 )
+from sim.results.draws import traffic_ids
 from sim.results.measured import Facts, Measured
 from sim.results.metrics import measure
 from sim.results.point import Metric, Point
@@ -59,7 +59,7 @@ def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], w
         events=event_rows(recordings[0]),
         version_mix=version_mix(recordings[0], _SPANS) if facts.strategies else {},
         harm=harm(m),
-        by_replication=by_replication(recordings, facts),
+        traffic_ids=traffic_ids(recordings, facts),
     )
     _warn(point, facts.refusals)
     _unsettle_overloaded(point)

@@ -141,6 +141,7 @@ def facts_of(world: World) -> Facts:
         refusals=_refusals(scenario),
         strategies=tuple(rollout.strategy for rollout in scenario.rollouts),
         faults=frozenset(fault.kind for fault in scenario.faults),
+        seed=None if world.traffic.replayed else scenario.run.seed,
     )
 
 

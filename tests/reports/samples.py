@@ -285,7 +285,8 @@ def changed_point(
          "busy_share": 0.9, "e2e_p99_s": None if i == 3 else 5.0}
         for i in range(4)
     ]  # fmt: skip
-    point.by_replication = {"harmed": [harmed / 4 + i for i in (-2, -1, 1, 2)]}
+    point.metrics["harmed"].parts = [harmed / 4 + i for i in (-2, -1, 1, 2)]
+    point.traffic_ids = {"requests": "same", "draws": "same"}
     return point
 
 
@@ -331,7 +332,8 @@ def routers() -> RunData:
         point.metrics["loads_per_request"] = metric("loads_per_request", loads)
         point.metrics["replica_load_skew"] = metric("replica_load_skew", skew)
         point.replicas = changed_point().replicas
-        point.by_replication = {"loads_per_request": [loads * f for f in (0.9, 1.0, 1.1)]}
+        point.metrics["loads_per_request"].parts = [loads * f for f in (0.9, 1.0, 1.1)]
+        point.traffic_ids = {"requests": "same", "draws": "same"}
         points.append(point)
     return _run(points, "sweep", {"ttft_p99": "1 s"})
 

@@ -282,9 +282,9 @@ def test_a_point_carries_what_a_report_draws() -> None:
     assert point.events == [{"t_s": 12.0, "kind": "fault", "text": "a"}, {"t_s": 20.0, "kind": "rollout", "text": "b"}]
     wanted = {"requests": 72, "refused_by_rollout": 1, "lost": 1, "failed": 1, "stale": 1, "slow": 0, "mixed": 0}
     assert wanted.items() <= point.harm.items()
-    assert point.by_replication["stale_after_cutover"] == [1, 0]
-    assert point.by_replication["harmed"] == [3, 0]
-    assert "misrouted" not in point.by_replication
+    assert point.metrics["stale_after_cutover"].parts == [1, 0]
+    assert point.metrics["harmed"].parts == [3, 0]
+    assert point.metrics["misrouted"].parts == []
     assert "1 request failed: 1 lost with their replica" in point.warnings
     assert Point.from_json(point.to_json()) == point
     # a failed request is nobody who waits to the end
@@ -297,7 +297,7 @@ def test_a_plain_fleet_has_nothing_of_it() -> None:
     assert (point.harm, point.version_mix, point.events) == ({}, {}, [])
     assert len(point.replicas) == 2
     alone = summarise([recording(replica=np.zeros(COUNT))], facts(strategies=(), replicas=1), {}, [])
-    assert (alone.replicas, alone.by_replication) == ([], {})
+    assert (alone.replicas, alone.metrics["harmed"].parts) == ([], [])
 
 
 def test_the_table_of_requests_has_versions_and_marks_in_words() -> None:

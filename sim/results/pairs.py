@@ -1,0 +1,162 @@
+"""Is one design better than another? Differences of two points, with intervals (docs/statistics.md).
+
+Designs that met the same traffic are compared part by part: what was a hard stretch for one was hard for the other,
+and most of the luck cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.point import SUMMED, Metric, Point
+from sim.results.stats import half_width
+
+Floats = NDArray[np.float64]
+Direction = Literal["lower", "higher", "neither"]
+
+BETTER, WORSE, MORE, LESS = "clearly better", "clearly worse", "clearly more", "clearly less"
+UNCLEAR, NOT_COMPARABLE = "no clear difference", "not comparable"
+WORDS = (BETTER, WORSE, MORE, LESS, UNCLEAR, NOT_COMPARABLE)
+
+_HIGHER = frozenset({"hit_ratio", "throughput_rps", "output_tokens_per_s", "goodput_rps", "slo_attainment"})
+_NEITHER = frozenset({
+    # A delayed hit is better than a miss and worse than a hit; how busy a part is, is a cost and a use of it.
+    "delayed_hit_ratio", "loader_utilization", "gpu_utilization", "completed", "evictions",
+    # Noticing errors is good, having errors to notice is not.
+    "wrong_adapter_detected", "retried", "rerouted",
+})  # fmt: skip
+_LOWER = frozenset({
+    "miss_ratio", "byte_miss_ratio", "loads_per_request", "queue_mean_s", "queue_p50_s", "queue_p99_s",
+    "load_wait_mean_s", "ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "itl_mean_s", "itl_p99_s",
+    "e2e_mean_s", "e2e_p50_s", "e2e_p99_s", "unfinished", "refused", "failed", "preemptions", "replica_load_skew",
+    "harmed", "mixed_version_responses", "sessions_saw_both", "sessions_went_back", "stale_after_cutover",
+    "extra_resident_bytes_peak", "rollout_duration_s", "rollout_loads", "rollout_peak_loads_per_s",
+    "rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_miss_ratio", "before_peak_loads_per_s", "before_ttft_p99_s",
+    "before_e2e_p99_s", "before_miss_ratio", "misrouted", "wrong_adapter_served", "old_prefix_served", "lost",
+})  # fmt: skip
+DIRECTIONS: dict[str, Direction] = {
+    **dict.fromkeys(_LOWER, "lower"), **dict.fromkeys(_HIGHER, "higher"), **dict.fromkeys(_NEITHER, "neither"),
+}  # fmt: skip
+"""Which way a metric is better: every name of ``UNITS``."""
+
+_ALIKE = 1e-6
+"""Values that differ by less than this share are equal: parts are kept with seven digits."""
+_TOTALS = frozenset({"preemptions", "evictions"})
+"""Sums over all parts whose unit doesn't say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What changes in a metric from one point to another.
+
+    :ivar one, other: the two values; None where there is none.
+    :ivar change: ``other - one``; None where a value is missing.
+    :ivar lo, hi: 95 % interval of the change; None where nothing is known of its spread.
+    :ivar relative: change over the absolute value of one; None where that is 0 or missing.
+    :ivar word: of ``WORDS``; better and worse as seen from the first point.
+    :ivar paired: whether parts that met the same traffic were compared.
+    :ivar note: what to know of the interval, or why there is none.
+    """
+
+    name: str
+    unit: str
+    one: float | None
+    other: float | None
+    change: float | None
+    lo: float | None
+    hi: float | None
+    relative: float | None
+    word: str
+    paired: bool
+    note: str
+
+
+def same_requests(one: Point, other: Point) -> bool:
+    """Return whether two points met exactly the same requests at the same times."""
+    return _same_id(one, other, "requests")
+
+
+def same_draws(one: Point, other: Point) -> bool:
+    """Return whether as many requests were drawn for both from the same random numbers."""
+    return same_requests(one, other) or _same_id(one, other, "draws")
+
+
+def _same_id(one: Point, other: Point, which: str) -> bool:
+    return one.traffic_ids.get(which, "") == other.traffic_ids.get(which) != ""
+
+
+def difference_of(one: Point, other: Point, name: str) -> Difference | None:
+    """Return what changes in a metric; None where neither point has it, as lost requests without a crash.
+
+    The change is that of the whole samples. Its 95 % half-width comes from the differences of the parts around it
+    (``half_width``), where both points have the same parts; else from the two intervals as if independent. An
+    unsettled value doubles it.
+    """
+    before, after = one.metrics.get(name), other.metrics.get(name)
+    if before is None or after is None or not (before.applies or after.applies):
+        return None
+    unit = after.unit if after.value is not None else before.unit
+    if before.value is None or after.value is None:
+        note = (before if before.value is None else after).note
+        return Difference(name, unit, before.value, after.value, None, None, None, None, NOT_COMPARABLE, False, note)
+    change = after.value - before.value
+    if abs(change) <= _ALIKE * max(abs(before.value), abs(after.value)):
+        change = 0.0
+    total = unit in SUMMED or name in _TOTALS
+    half = _paired_half(change, before, after, total) if same_draws(one, other) else None
+    paired = half is not None
+    if half is None:
+        half = _independent_half(before, after, total)
+    notes = [] if half is not None else ["too few parts for an interval"]
+    if half is not None and half > 0 and not (before.settled and after.settled):
+        half *= 2
+        notes.append(f"unsettled, interval doubled: {(after if not after.settled else before).note}")
+    low, high = (None, None) if half is None else (change - half, change + half)
+    relative = change / abs(before.value) if before.value else None
+    word = _word(name, low, high)
+    return Difference(
+        name, unit, before.value, after.value, change, low, high, relative, word, paired, "; ".join(notes)
+    )
+
+
+def _word(name: str, low: float | None, high: float | None) -> str:
+    if low is None or high is None or low <= 0 <= high:
+        return UNCLEAR
+    direction = DIRECTIONS[name]
+    if direction == "neither":
+        return MORE if low > 0 else LESS
+    return BETTER if (low > 0) == (direction == "higher") else WORSE
+
+
+def _paired_half(change: float, one: Metric, other: Metric, total: bool) -> float | None:
+    """Return the half-width from paired differences; None where the parts don't match."""
+    count = len(one.parts)
+    if count != len(other.parts):
+        return None
+    apart = _array(other.parts) - _array(one.parts)
+    half = half_width(change / count if total and count else change, apart)
+    return half * count if total and half is not None else half
+
+
+def _independent_half(one: Metric, other: Metric, total: bool) -> float | None:
+    halves = [_own_half(metric, total) for metric in (one, other)]
+    return None if None in halves else math.hypot(*(half for half in halves if half is not None))
+
+
+def _own_half(metric: Metric, total: bool) -> float | None:
+    """Return the half-width of one value: of its printed interval, which ends at 0 and at 1, or from its parts."""
+    assert metric.value is not None, "there is nothing to put an interval around"
+    if metric.lo is not None and metric.hi is not None:
+        return max(metric.value - metric.lo, metric.hi - metric.value)
+    count = len(metric.parts)
+    half = half_width(metric.value / count if total and count else metric.value, _array(metric.parts))
+    return half * count if total and half is not None else half
+
+
+def _array(parts: list[float | None]) -> Floats:
+    return np.array([math.nan if part is None else part for part in parts], dtype=np.float64)
