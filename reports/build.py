@@ -12,6 +12,9 @@ from reports.axes import Axis, make_axes, point_words
 from reports.changes import is_changed
 from reports.choose import choose_charts
 from reports.findings import answer, sweep_answer, sweep_focus
+from reports.planned import Read, formulas_table, is_plan, looks_table, plan_answer, shown_metrics
+from reports.verdicts import main_metric
+from reports.what_if import tornado_chart, what_if_table
 from reports.words import metric_words, read_terms, show
 from sim.results.files import write_text
 from sim.results.point import Point
@@ -62,7 +65,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "modelled": method.modelled(manifest), "assumptions": method.assumed(manifest),
         "intervals": method.intervals(manifest), "calibration": method.calibration(manifest, run.points),
         "provenance": method.provenance(manifest),
-        "scenario_yaml": yaml_text(scenario), "started": str(manifest.get("started_at", ""))[:10],
+        "scenario_yaml": yaml_text(scenario), "plan": None, "started": str(manifest.get("started_at", ""))[:10],
     }  # fmt: skip
     if not run.points:
         empty = dict.fromkeys(("answer", "badge", "groups", "metrics", "traffic", "capacity", "replicas"))
@@ -77,7 +80,10 @@ def _context(run: RunData) -> dict[str, Any]:
             "changes": [],
             "is_changed": False,
         }
-    return {**common, **_results(run.points, terms, assumed=method.is_assumed(manifest))}
+    found = _results(run.points, terms, assumed=method.is_assumed(manifest))
+    if is_plan(manifest):
+        found |= _planned(run, terms)
+    return {**common, **found}
 
 
 def _results(points: list[Point], terms: dict[str, float], *, assumed: bool) -> dict[str, Any]:
@@ -98,6 +104,29 @@ def _results(points: list[Point], terms: dict[str, float], *, assumed: bool) -> 
         "changes": _changes(points, axes, terms, focus, where),
         "replicas": tables_changes.replicas_table(focus, where),
         "swept": [(axis.words, axis.key, len(axis.values)) for axis in axes],
+    }  # fmt: skip
+
+
+def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
+    """Return what the page of a plan says otherwise than that of a sweep."""
+    said, focus = plan_answer(run), Read(run).chosen
+    assert focus is not None, "a finished plan has a best point"
+    axes = make_axes(run.points)
+    where = f" at {point_words(focus, axes)}" if axes else ""
+    rows = run.manifest.get("what_if") or []
+    name = main_metric([focus], terms)
+    tornado = tornado_chart(rows, name)
+    charts = choose_charts(run.points, axes, terms, focus)
+    found = [what_if_table(rows, shown_metrics(terms)), looks_table(run), formulas_table(run)]
+    flags = (run.manifest.get("plan") or {}).get("flags") or {}
+    mark = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
+    return {
+        "answer": said, "badge": mark.get(said.verdict, ("?", "Nothing certainly meets the SLO", "unclear")),
+        "where": where, "tiles": tables.make_tiles(focus, terms), "groups": tables.groups_table(focus, where),
+        "charts": [*([] if tornado is None else [tornado]), *charts],
+        "traffic": tables.traffic_table(focus), "capacity": tables.capacity_table(focus),
+        "replicas": tables_changes.replicas_table(focus, where),
+        "plan": {"tables": [table for table in found if table is not None], "flags": list(flags.items())},
     }  # fmt: skip
 
 

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 _MOST_LOOKS = 200
 
 
+def is_plan(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a run directory holds a finished plan."""
+    return manifest.get("kind") == "plan" and "answer" in (manifest.get("plan") or {})
+
+
+def shown_metrics(terms: Mapping[str, float]) -> list[str]:
+    """Return the metrics that tables of a plan show: the SLO's terms, and what else one wants to see."""
+    return list(dict.fromkeys([*terms, "ttft_p99_s", "e2e_p99_s", "miss_ratio"]))
+
+
 class Read:
     """A plan's run directory, its points by the role they have.
 
@@ -36,6 +46,7 @@ class Read:
         self.chosen = by_key.get(self.record.get("answer_key") or self.record.get("best_key") or "")
         self.edge = by_key.get(self.record.get("edge_key") or "")
         self.beyond = by_key.get(self.record.get("beyond_key") or "")
+        self.other_edge = by_key.get(self.record.get("other_edge_key") or "")
         self.axes = make_axes(data.points)
 
     @property
@@ -140,6 +151,7 @@ def _details(read: Read) -> list[str]:
         said.append(f"Too close to call: {maybe} may do as well.")
     if read.feasible and not record.get("edge_key") and not record.get("doubtful"):
         said.append(_at_the_end(read))
+    said.append(_other_edge(read))
     if read.beyond is not None and read.feasible:
         said.append(_next_step(read))
     said += [f"{refused['why']}." for refused in record.get("refused", [])[:1]]
@@ -155,11 +167,37 @@ def _at_the_end(read: Read) -> str:
     return f"It is the end of the range: {more} values were not looked at."
 
 
+def _other_edge(read: Read) -> str:
+    """Say of two variables why the first can't be smaller."""
+    point = read.other_edge
+    if point is None or not read.feasible:
+        return ""
+    key = read.record["keys"][0]
+    missed = _missed(read, point)
+    if not missed:
+        return ""
+    first = _axis(key, read.points).phrase(point.set[key])
+    rest = read.phrase({name: value for name, value in point.set.items() if name != key})
+    return f"With {first} nothing does: nearest is {rest}, where {_term(read, point, missed[0])}."
+
+
+def _missed(read: Read, point: Point) -> list[str]:
+    bad = out_of_hand(point)
+    return [
+        name for name, target in read.terms.items()
+        if term_verdict(point.metrics.get(name), target, overloaded=bad) != MET
+    ]  # fmt: skip
+
+
+def _term(read: Read, point: Point, name: str) -> str:
+    return term_sentence(name, point.metrics.get(name), read.terms[name], overloaded=out_of_hand(point))
+
+
 def _next_step(read: Read) -> str:
     """Say what one step of safety gives."""
     assert read.chosen is not None, "checked by the caller"
     assert read.beyond is not None, "checked by the caller"
-    name = _tightest(read)
+    name = _missed(read, read.edge)[0] if read.edge is not None and _missed(read, read.edge) else _tightest(read)
     here, there = (point.metrics[name].value for point in (read.chosen, read.beyond))
     if here is None or there is None:
         return ""
@@ -192,11 +230,8 @@ def _binding(read: Read) -> tuple[str, str]:
         return "GPU memory", f"Less is not possible: {read.record['edge_refused']}."
     if read.edge is None and read.feasible:
         return ("none" if limit.name == "none" else limit.name), f"At the answer: {limit.sentence}"
-    missed = [
-        name for name, target in read.terms.items()
-        if term_verdict(point.metrics.get(name), target, overloaded=out_of_hand(point)) != MET
-    ]  # fmt: skip
-    said = term_sentence(missed[0], point.metrics[missed[0]], read.terms[missed[0]]) if missed else ""
+    missed = _missed(read, point)
+    said = _term(read, point, missed[0]) if missed else ""
     name = limit.name if limit.name != "none" else (metric_words(missed[0]) if missed else "none")
     return name, f"At {read.phrase(point.set)}, {said}. {limit.sentence}" if said else limit.sentence
 
@@ -205,7 +240,7 @@ def _headroom(read: Read) -> str:
     assert read.chosen is not None, "checked by the caller"
     if not read.feasible:
         return ""
-    name = _tightest(read)
+    name = _missed(read, read.edge)[0] if read.edge is not None and _missed(read, read.edge) else _tightest(read)
     value, target = read.chosen.metrics[name].value, read.terms[name]
     room = f"{capital(metric_words(name))} has {1 - value / target:.0%} to its target. " if value and target else ""
     return room + headroom(read.chosen)

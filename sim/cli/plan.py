@@ -17,10 +17,11 @@ from sim.cli.options import (
     SeedOption,
     SetOption,
 )
-from sim.cli.output import command_line, message, to_json
+from sim.cli.output import command_line, message, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
+    from sim.results.store import RunData
     from sim.studies.planning.looks import Noted
 
 _RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
@@ -51,7 +52,7 @@ def plan(
     from reports.words import metric_words, show
     from sim.results.store import read_run
     from sim.spec.scenario_file import load_scenario
-    from sim.studies.planning.plan import make_plan
+    from sim.studies.planning.plan import RECOMMENDED, make_plan
 
     if jobs == 0:
         raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
@@ -63,7 +64,10 @@ def plan(
         seen = metric_words(noted.term) + ("" if noted.value is None else f" {show(noted.term, noted.value)}")
         message(f"  {values}: {noted.word} ({seen}; {runs})", quiet or json)
 
-    planned = make_plan(loaded, out, command=command_line(), jobs=jobs, told=told)
+    with progress_bar(quiet, "planning") as progress:
+        planned = make_plan(
+            loaded, out, command=command_line(), jobs=jobs, and_what_if=what_if, told=told, progress=progress
+        )
     data = read_run(planned.path)
     page = write_report(data)
     said = plan_answer(data)
@@ -75,9 +79,26 @@ def plan(
             if sentence:
                 typer.echo(f"  {sentence}")
         typer.echo(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}\n")
-        typer.echo(f"report  {page}")
+        _print_what_if(data)
+        typer.echo(f"report    {page}")
+        if planned.feasible:
+            typer.echo(f"scenario  {planned.path / RECOMMENDED}")
+            for engine, line in planned.record["flags"].items():
+                typer.echo(f"{engine:<9} {line}")
     if not planned.feasible:
         raise typer.Exit(NONE_MEETS)
+
+
+def _print_what_if(data: RunData) -> None:
+    """Print the table of changes, if any were tried."""
+    from reports.planned import Read, shown_metrics
+    from reports.what_if import what_if_table
+
+    table = what_if_table(data.manifest.get("what_if") or [], shown_metrics(Read(data).terms))
+    if table is None:
+        return
+    print_rich(rich_table(table))
+    typer.echo(f"{table.note}\n")
 
 
 def _question(minimize: list[str], maximize: list[str]) -> list[str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,19 @@ from sim.errors import InputError, OutputError, ScenarioError
 from sim.results.files import json_ready, read_json, write_text
 from sim.results.point import Point
 from sim.results.store import RunStore, Status, scenario_hash
-from sim.results.verdict import MET, UNCLEAR
 from sim.results.views import request_table
 from sim.spec.engine_flags import engine_flags
-from sim.spec.plan import PRICE, Plan
+from sim.spec.plan import Plan
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.yaml_text import yaml_text
 from sim.studies.planning.candidates import Variable, variables
-from sim.studies.planning.looks import DOUBLINGS, Design, Looks, Noted, check_terms
-from sim.studies.planning.screen import Screened, screen
-from sim.studies.planning.search import STEER, Edge, Search, Seen
+from sim.studies.planning.looks import Design, Looks, Noted, check_terms
+from sim.studies.planning.questions import Found, search
+from sim.studies.planning.screen import screen
+from sim.studies.planning.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
 
 RECOMMENDED = "recommended.yaml"
-EFFORTS = DOUBLINGS + 2
-_SCREENED = 12
-"""Candidates whose formulas are looked at to find where the search begins."""
 
 Told = Callable[[Noted], None]
 
@@ -56,38 +52,23 @@ class Planned:
     simulated_requests: int
 
 
-@dataclass(slots=True)
-class _Found:
-    """What a search found: designs, the most wanted first.
-
-    :ivar edge: the design before the answer, which is more wanted and does not do; None: there is none in the range.
-    :ivar beyond: the design after the answer, if it was looked at.
-    :ivar doubtful: designs of which it stayed unclear.
-    :ivar fleets: of a plan for a price, a row for every fleet.
-    """
-
-    answer: Design | None
-    best: Design
-    edge: Design | None = None
-    beyond: Design | None = None
-    doubtful: list[Design] = field(default_factory=list)
-    fleets: list[dict[str, Any]] = field(default_factory=list)
-
-
 def make_plan(
     loaded: LoadedScenario,
     out: Path | None = None,
     *,
     command: str = "",
     jobs: int = -1,
+    and_what_if: bool = False,
     told: Told = lambda noted: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Planned:
     """Answer the scenario's ``plan`` and leave a run directory without report.
 
     A search that was killed goes on where it was: every look is kept.
 
     :param out: the run directory; None: ``runs/NAME-plan``.
-    :param told: called with every look.
+    :param and_what_if: also try one change at a time at the answer, or at the best that was found.
+    :param told: called with every look; ``progress`` with the changes tried and all there are.
     :raises InputError: if the question makes no sense, or nothing that was asked for can be simulated.
     """
     started = time.perf_counter()
@@ -117,7 +98,7 @@ def make_plan(
         points: list[Point] = []
         record: dict[str, Any] = {"question": question}
         try:
-            found = _search(plan, axes, looks, loaded)
+            found = search(plan, axes, looks)
             record = _record(plan, axes, found, looks, loaded)
             designs = _in_order(looks.designs(), axes, plan)
             points = [design.point for design in designs if design.point is not None]
@@ -126,9 +107,13 @@ def make_plan(
                 write_text(folder / RECOMMENDED, _recommended(found.answer))
             recording = looks.first_recording(chosen)
             assert chosen.world is not None, "it was looked at"
+            assert chosen.loaded is not None, "it was looked at"
             store.save_requests(request_table(recording, chosen.world.traffic.names), chosen.key)
             store.update({"point_keys": [design.key for design in designs], "sets": [point.set for point in points],
                           "points_total": len(points), "plan": record})  # fmt: skip
+            if and_what_if:
+                rows, requests = what_if(chosen.loaded, store, jobs=jobs, progress=progress)
+                store.update({"what_if": rows, "what_if_requests": requests})
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -179,144 +164,6 @@ def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> Load
     raise first
 
 
-def _search(plan: Plan, axes: list[Variable], looks: Looks, loaded: LoadedScenario) -> _Found:
-    if plan.keys == (PRICE,):
-        return _cheapest(plan, axes[0], looks)
-    if len(axes) == 1:
-        return _one(axes[0], looks, {})
-    return _two(axes[0], axes[1], looks)
-
-
-def _design(looks: Looks, axis: Variable, fixed: Mapping[str, Any], index: int) -> Design:
-    return looks.design({**fixed, axis.key: axis.values[index]})
-
-
-def _searching(axis: Variable, looks: Looks, fixed: Mapping[str, Any], start: int | None = None) -> Search:
-    def look(index: int, effort: int) -> Seen:
-        return looks.look(_design(looks, axis, fixed, index), effort)
-
-    count = len(axis.values)
-    begin = _start(count, lambda index: _design(looks, axis, fixed, index), looks.terms) if start is None else start
-    return Search(count, look, EFFORTS, begin)
-
-
-def _one(axis: Variable, looks: Looks, fixed: Mapping[str, Any], search: Search | None = None) -> _Found:
-    search = search or _searching(axis, looks, fixed)
-    edge = search.run()
-    at = partial(_design, looks, axis, fixed)
-    beyond = None
-    if edge.answer is not None and edge.answer + 1 < len(axis.values):
-        beyond = at(edge.answer + 1)
-        looks.look(beyond, STEER)
-    return _Found(
-        answer=None if edge.answer is None else at(edge.answer), best=at(edge.best),
-        edge=at(edge.before) if edge.answer is not None and edge.before >= 0 else None, beyond=beyond,
-        doubtful=[at(index) for index in edge.doubtful],
-    )  # fmt: skip
-
-
-def _two(outer: Variable, inner: Variable, looks: Looks) -> _Found:
-    """Find the first value of ``outer`` with which any value of ``inner`` will do, then the first of these."""
-    searches: dict[int, Search] = {}
-    last: list[int] = []  # where the inner search last found something
-
-    def look(index: int, effort: int) -> Seen:
-        if index not in searches:
-            fixed = {outer.key: outer.values[index]}
-            searches[index] = _searching(inner, looks, fixed, last[-1] if last else None)
-        seen = searches[index].possible(effort)
-        if seen.hopeful:
-            last.append(min(i for i, each in searches[index].seen.items() if each.hopeful))
-        return seen
-
-    found = Search(len(outer.values), look, EFFORTS).run()
-    chosen = found.best if found.answer is None else found.answer
-    result = _one(inner, looks, {outer.key: outer.values[chosen]}, searches[chosen])
-    if found.answer is not None and found.before >= 0:
-        before = searches[found.before]
-        fixed = {outer.key: outer.values[found.before]}
-        result.edge = result.edge or _design(looks, inner, fixed, min(before.seen, key=lambda i: before.seen[i].score))
-    for index in found.doubtful:
-        unclear = [i for i, each in searches[index].seen.items() if each.word == UNCLEAR]
-        result.doubtful += [_design(looks, inner, {outer.key: outer.values[index]}, i) for i in unclear[:1]]
-    return result
-
-
-def _cheapest(plan: Plan, replicas: Variable, looks: Looks) -> _Found:
-    """Find the smallest fleet of each kind that costs less than the best so far."""
-    best: tuple[float, _Found] | None = None
-    nearest: Design | None = None
-    rows: list[dict[str, Any]] = []
-    doubtful: list[Design] = []
-    for fleet in plan.fleets:
-        each = fleet.price * fleet.gpus
-        counts = [count for count in replicas.values if best is None or count * each < best[0]]
-        row: dict[str, Any] = {"fleet": fleet.name, "price": fleet.price, "gpus": fleet.gpus}
-        rows.append(row)
-        if not counts:
-            row |= {"replicas": None, "total": None, "word": "dearer with its first replica"}
-            continue
-
-        def design(count: Any, fleet: Any = fleet) -> Design:
-            named = {"fleet": fleet.name, "fleet.replicas": count}
-            return looks.design({**fleet.set, "fleet.replicas": count}, named)
-
-        def look(index: int, effort: int, counts: list[Any] = counts, design: Any = design) -> Seen:
-            return looks.look(design(counts[index]), effort)
-
-        begin = _start(len(counts), lambda index, counts=counts, design=design: design(counts[index]), looks.terms)
-        edge: Edge = Search(len(counts), look, EFFORTS, begin).run()
-        doubtful += [design(counts[index]) for index in edge.doubtful]
-        score = edge.seen[edge.best].score
-        nearest = design(counts[edge.best]) if nearest is None or score < _score(nearest) else nearest
-        if edge.answer is None:
-            why = "none in the range" if best is None else "none that is cheaper"
-            row |= {"replicas": None, "total": None, "word": f"{why} meets the SLO"}
-            continue
-        count = counts[edge.answer]
-        row |= {"replicas": count, "total": count * each, "word": MET}
-        before = design(counts[edge.before]) if edge.before >= 0 else None
-        best = count * each, _Found(design(count), design(counts[edge.best]), before)
-    if best is None:
-        assert nearest is not None, "there is a fleet"
-        return _Found(None, nearest, doubtful=doubtful, fleets=rows)
-    best[1].doubtful, best[1].fleets = doubtful, rows
-    return best[1]
-
-
-def _score(design: Design) -> float:
-    return math.inf if design.seen is None else design.seen.score
-
-
-def _start(count: int, design: Callable[[int], Design], terms: Mapping[str, float]) -> int:
-    """Return the first candidate that formulas don't rule out, of a few, and of those between it and the one before."""
-    screened: dict[int, float] = {}
-
-    def strain(index: int) -> float:
-        if index not in screened:
-            made = design(index)
-            screened[index] = math.inf if made.world is None else _strain(screen(made.world), terms)
-        return screened[index]
-
-    few = sorted({round(i * (count - 1) / max(1, _SCREENED - 1)) for i in range(_SCREENED)})
-    right = next((index for index in few if strain(index) <= 1), None)
-    if right is None:
-        return min(few, key=strain)
-    left = max((index for index in few if index < right), default=-1)
-    while right - left > 1:
-        middle = (left + right) // 2
-        left, right = (left, middle) if strain(middle) <= 1 else (middle, right)
-    return right
-
-
-def _strain(found: Screened, terms: Mapping[str, float]) -> float:
-    """Return the worst load, or miss ratio over its target: above 1 a design is hardly worth a look."""
-    strains = [found.loader_load, found.gpu_load]
-    if terms.get("miss_ratio"):
-        strains.append(found.miss_ratio / terms["miss_ratio"])
-    return max(strains)
-
-
 def _in_order(designs: list[Design], axes: list[Variable], plan: Plan) -> list[Design]:
     """Return designs by their values, as a sweep has them."""
     fleets = [fleet.name for fleet in plan.fleets]
@@ -331,7 +178,7 @@ def _in_order(designs: list[Design], axes: list[Variable], plan: Plan) -> list[D
     return sorted(designs, key=place)
 
 
-def _record(plan: Plan, axes: list[Variable], found: _Found, looks: Looks, loaded: LoadedScenario) -> dict[str, Any]:
+def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded: LoadedScenario) -> dict[str, Any]:
     """Return everything that a report says of the search, as plain data."""
     answer: dict[str, Any] = {}
     if found.answer is not None:
@@ -355,6 +202,7 @@ def _record(plan: Plan, axes: list[Variable], found: _Found, looks: Looks, loade
         "certain": found.answer is not None and not found.doubtful if found.answer is not None else not found.doubtful,
         "answer_key": None if found.answer is None else found.answer.key, "best_key": found.best.key,
         "edge_key": found.edge.key if found.edge is not None and found.edge.point is not None else None,
+        "other_edge_key": None if found.other_edge is None else found.other_edge.key,
         "edge_set": None if found.edge is None else found.edge.set,
         "edge_refused": None if found.edge is None or found.edge.refused is None else found.edge.refused.problem,
         "beyond_key": found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,

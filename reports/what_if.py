@@ -1,0 +1,118 @@
+"""What one change at a time would do: a table, and a chart of the metric that matters most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reports.scales import set_ticks
+from reports.svg import COLOURS, Chart, Table, drawing, place, to_svg
+from reports.words import metric_words, show
+from sim.results.pairs import BETTER, LESS, MORE, WORSE
+
+_ROW = 24
+_MOST = 30
+_FAR = 10.0
+"""A change of this many times the value is drawn at the end of its axis, with the number beside it."""
+_SHORT = {BETTER: "better", WORSE: "worse", MORE: "more", LESS: "less"}
+
+
+def what_if_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table | None:
+    """Return every change with what it does to each metric; None where nothing was tried.
+
+    :param rows: of ``manifest["what_if"]``; ``names``: metrics, the most important first.
+    """
+    if not rows:
+        return None
+    lines = []
+    for row in rows:
+        if row["refused"]:
+            lines.append([row["label"], "not possible", *([""] * len(names))])
+            continue
+        cells = [_cell(name, row["metrics"].get(name)) for name in names]
+        lines.append([row["label"], row["verdict"], *cells])
+    refused = [f"{row['label']}: {row['refused']}" for row in rows if row["refused"]]
+    notes = [f"{row['label']}: {row['note']}" for row in rows if row["note"]]
+    base: Mapping[str, Any] = next((row["metrics"] for row in rows if row["metrics"]), {})
+    known = [name for name in names if name in base and base[name]["one"] is not None]
+    said = [
+        "As planned: " + ", ".join(f"{metric_words(name)} {show(name, base[name]['one'])}" for name in known),
+        "Brackets: the change and its 95 % interval, from pairs under the same traffic", *refused, *notes,
+    ]  # fmt: skip
+    note = ". ".join(said)
+    head = ["change", "SLO", *(metric_words(name) for name in names)]
+    return Table("What if? One change at a time", head, lines, f"{note}.", words=(1,))
+
+
+def _cell(name: str, found: Mapping[str, Any] | None) -> str:
+    if found is None or found["other"] is None:
+        return "–"
+    text = show(name, found["other"])
+    if found["lo"] is None or found["hi"] is None:
+        return text
+    if found["word"] not in _SHORT:
+        return f"{text} (no clear change)"
+    low, high = (_signed(name, found[key]) for key in ("lo", "hi"))
+    return f"{text} ({_SHORT[found['word']]}: {low} to {high})"
+
+
+def _signed(name: str, change: float) -> str:
+    return f"{'+' if change >= 0 else '−'}{show(name, abs(change))}"
+
+
+def tornado_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
+    """Draw the relative change of one metric, the largest first, with intervals; None where nothing is known."""
+    known = [(row, row["metrics"][name]) for row in rows if _drawn(row["metrics"].get(name))]
+    known.sort(key=lambda pair: -abs(pair[1]["relative"]))
+    known = known[:_MOST]
+    if not known:
+        return None
+    words = metric_words(name)
+    title = f"Which change moves {words} most?"
+    told = [f"{row['label']} {found['relative']:+.0%} ({found['word']})" for row, found in known]
+    desc = f"Change of {words} against the plan: {'; '.join(told)}."
+    with drawing(_ROW * len(known) + 56) as figure:
+        ax = place(figure, 210, 14, 70, 40)
+        _bars(ax, known)
+        svg = to_svg(figure, "tornado", title, desc)
+    caption = "Change against the plan, under the same traffic; whiskers: 95 %. Hollow: no clear difference."
+    head = ["change", "change of the value", "95 % interval", "verdict"]
+    lines = [
+        [row["label"], _signed(name, found["change"]), f"{_signed(name, found['lo'])} to {_signed(name, found['hi'])}",
+         found["word"]]
+        for row, found in known
+    ]  # fmt: skip
+    return Chart("tornado", title, caption, desc, svg, Table(f"Change of {words}", head, lines, words=(3,)))
+
+
+def _drawn(found: Mapping[str, Any] | None) -> bool:
+    return found is not None and found["relative"] is not None and found["lo"] is not None
+
+
+def _bars(ax: Any, known: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
+    far = min(_FAR, max(abs(found["relative"]) for _, found in known)) or 0.01
+    low = min(0.0, *(max(-1.0, found["lo"] / abs(found["one"])) for _, found in known))
+    high = max(0.0, *(min(far * 1.05, found["hi"] / abs(found["one"])) for _, found in known))
+    room = (high - low) * 0.04 or 0.01
+    ax.set_xlim(low - room, high + room)
+    ax.set_ylim(len(known) - 0.4, -0.6)
+    for i, (_, found) in enumerate(known):
+        size = abs(found["one"])
+        value = found["relative"]
+        clear = found["word"] in _SHORT
+        colour = COLOURS["s2"] if value > 0 else COLOURS["s1"]
+        ax.barh(i, min(value, high), height=0.62, color=colour if clear else "none", edgecolor=colour, linewidth=1.2)
+        ends = [min(max(found[key] / size, low), high) for key in ("lo", "hi")]
+        ax.plot(ends, [i, i], color=COLOURS["ink"], linewidth=1.2)
+        for end in ends:
+            ax.plot([end, end], [i - 0.14, i + 0.14], color=COLOURS["ink"], linewidth=1.2)
+        ax.text(1.01, i, f"{value:+.0%}", transform=ax.get_yaxis_transform(), va="center", ha="left", fontsize=11)
+    ax.axvline(0, color=COLOURS["ink"], linewidth=1)
+    ax.set_yticks(range(len(known)))
+    ax.set_yticklabels([row["label"] for row, _ in known])
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    ax.set_axisbelow(True)
+    ax.spines["left"].set_visible(False)
+    ticks = [tick for tick in ax.get_xticks() if low - room <= tick <= high + room]
+    set_ticks(ax, "x", ticks, [f"{tick:+.0%}" if tick else "0" for tick in ticks])
