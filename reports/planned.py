@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.axes import Axis, make_axes, make_axis
-from reports.binding import headroom, limits
+from reports.binding import headroom, largest_stage, limits
 from reports.findings import Answer
 from reports.svg import Table
 from reports.verdicts import capital, confidence, term_sentence
-from reports.words import metric_words, read_terms, show
+from reports.words import metric_words, percent, read_terms, show
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand, term_verdict
 
@@ -182,11 +182,10 @@ def _other_edge(read: Read) -> str:
 
 
 def _missed(read: Read, point: Point) -> list[str]:
+    """Return the terms that a point does not certainly meet, those that it certainly misses first."""
     bad = out_of_hand(point)
-    return [
-        name for name, target in read.terms.items()
-        if term_verdict(point.metrics.get(name), target, overloaded=bad) != MET
-    ]  # fmt: skip
+    words = {n: term_verdict(point.metrics.get(n), target, overloaded=bad) for n, target in read.terms.items()}
+    return [name for word in (NOT_MET, UNCLEAR) for name in words if words[name] == word]
 
 
 def _term(read: Read, point: Point, name: str) -> str:
@@ -224,16 +223,31 @@ def _tightest(read: Read) -> str:
 def _binding(read: Read) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one."""
     assert read.chosen is not None, "checked by the caller"
-    point = read.edge or read.chosen
-    limit = limits(point)[0]
-    if read.edge is None and read.feasible and read.record.get("edge_refused"):
+    if read.feasible and read.edge is None and read.record.get("edge_refused"):
         return "GPU memory", f"Less is not possible: {read.record['edge_refused']}."
-    if read.edge is None and read.feasible:
-        return ("none" if limit.name == "none" else limit.name), f"At the answer: {limit.sentence}"
+    point = read.edge or read.chosen
+    name, sentence = _limit(point)
+    if read.feasible and read.edge is None:
+        return name, f"At the answer: {sentence}"
     missed = _missed(read, point)
-    said = _term(read, point, missed[0]) if missed else ""
-    name = limit.name if limit.name != "none" else (metric_words(missed[0]) if missed else "none")
-    return name, f"At {read.phrase(point.set)}, {said}. {limit.sentence}" if said else limit.sentence
+    if not missed:
+        return name, sentence
+    return name, f"At {read.phrase(point.set)}, {_term(read, point, missed[0])}. {sentence}"
+
+
+def _limit(point: Point) -> tuple[str, str]:
+    """Return what limits a point; where nobody waits for anything, the part that the latency is made of."""
+    limit = limits(point)[0]
+    stage = largest_stage(point)
+    if limit.name != "none" or stage is None:
+        return limit.name, limit.sentence
+    name, share = stage
+    if name in ("decode_s", "prefill_s"):
+        return "compute", (
+            f"Nobody waits for long: {percent(share)} of the mean latency is {name.removesuffix('_s')}, and steps "
+            "take longer the larger the batch."
+        )
+    return "load time", limit.sentence
 
 
 def _headroom(read: Read) -> str:
