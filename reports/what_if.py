@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reports.scales import set_ticks
 from reports.svg import COLOURS, Chart, Table, drawing, place, to_svg
 from reports.words import metric_words, show
 from sim.results.pairs import BETTER, LESS, MORE, WORSE
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _ROW = 24
 _MOST = 30
-_FAR = 10.0
-"""A change of this many times the value is drawn at the end of its axis, with the number beside it."""
+_LEAST = 0.01
+"""Smallest ratio that is drawn."""
+_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
+_MOST_TICKS = 8
 _SHORT = {BETTER: "better", WORSE: "worse", MORE: "more", LESS: "less"}
 
 
@@ -61,21 +67,21 @@ def _signed(name: str, change: float) -> str:
 
 
 def tornado_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
-    """Draw the relative change of one metric, the largest first, with intervals; None where nothing is known."""
+    """Draw how many times larger one metric gets, the largest change first; None where nothing is known."""
     known = [(row, row["metrics"][name]) for row in rows if _drawn(row["metrics"].get(name))]
-    known.sort(key=lambda pair: -abs(pair[1]["relative"]))
+    known.sort(key=lambda pair: -abs(math.log(_ratio(pair[1]))))
     known = known[:_MOST]
     if not known:
         return None
     words = metric_words(name)
     title = f"Which change moves {words} most?"
-    told = [f"{row['label']} {found['relative']:+.0%} ({found['word']})" for row, found in known]
-    desc = f"Change of {words} against the plan: {'; '.join(told)}."
+    told = [f"{row['label']} ×{_ratio(found):.3g} ({found['word']})" for row, found in known]
+    desc = f"How many times larger {words} gets than planned: {'; '.join(told)}."
     with drawing(_ROW * len(known) + 56) as figure:
-        ax = place(figure, 210, 14, 70, 40)
+        ax = place(figure, 200, 14, 56, 40)
         _bars(ax, known)
         svg = to_svg(figure, "tornado", title, desc)
-    caption = "Change against the plan, under the same traffic; whiskers: 95 %. Hollow: no clear difference."
+    caption = f"Times {words} as planned, under the same traffic; whiskers: 95 %. Hollow: no clear difference."
     head = ["change", "change of the value", "95 % interval", "verdict"]
     lines = [
         [row["label"], _signed(name, found["change"]), f"{_signed(name, found['lo'])} to {_signed(name, found['hi'])}",
@@ -86,33 +92,38 @@ def tornado_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
 
 
 def _drawn(found: Mapping[str, Any] | None) -> bool:
-    return found is not None and found["relative"] is not None and found["lo"] is not None
+    return found is not None and found["lo"] is not None and bool(found["one"]) and bool(found["other"])
 
 
-def _bars(ax: Any, known: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
-    far = min(_FAR, max(abs(found["relative"]) for _, found in known)) or 0.01
-    low = min(0.0, *(max(-1.0, found["lo"] / abs(found["one"])) for _, found in known))
-    high = max(0.0, *(min(far * 1.05, found["hi"] / abs(found["one"])) for _, found in known))
-    room = (high - low) * 0.04 or 0.01
-    ax.set_xlim(low - room, high + room)
+def _ratio(found: Mapping[str, Any], key: str = "change") -> float:
+    """Return how many times the planned value it is; ends of an interval that reach below 0 are cut."""
+    return max(_LEAST, float((found["one"] + found[key]) / found["one"]))
+
+
+def _bars(ax: Axes, known: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
+    ratios = [_ratio(found) for _, found in known]
+    low = max(_LEAST, min(1.0, min(ratios) / 1.1, *(_ratio(found, "lo") for _, found in known), 1 / 1.1))
+    high = max(1.1, max(ratios) * 1.1, *(min(_ratio(found, "hi"), 2 * max(ratios)) for _, found in known))
+    ax.set_xscale("log")
+    ax.set_xlim(low / 1.02, high * 1.02)
     ax.set_ylim(len(known) - 0.4, -0.6)
     for i, (_, found) in enumerate(known):
-        size = abs(found["one"])
-        value = found["relative"]
-        clear = found["word"] in _SHORT
-        colour = COLOURS["s2"] if value > 0 else COLOURS["s1"]
-        ax.barh(i, min(value, high), height=0.62, color=colour if clear else "none", edgecolor=colour, linewidth=1.2)
-        ends = [min(max(found[key] / size, low), high) for key in ("lo", "hi")]
+        value, clear = _ratio(found), found["word"] in _SHORT
+        colour = COLOURS["s2"] if value > 1 else COLOURS["s1"]
+        ax.barh(i, value - 1, left=1, height=0.62, color=colour if clear else "none", edgecolor=colour, linewidth=1.2)
+        ends = [min(max(_ratio(found, key), low), high) for key in ("lo", "hi")]
         ax.plot(ends, [i, i], color=COLOURS["ink"], linewidth=1.2)
         for end in ends:
             ax.plot([end, end], [i - 0.14, i + 0.14], color=COLOURS["ink"], linewidth=1.2)
-        ax.text(1.01, i, f"{value:+.0%}", transform=ax.get_yaxis_transform(), va="center", ha="left", fontsize=11)
-    ax.axvline(0, color=COLOURS["ink"], linewidth=1)
+        ax.text(1.02, i, f"×{value:.3g}", transform=ax.get_yaxis_transform(), va="center", ha="left", fontsize=11)
+    ax.axvline(1, color=COLOURS["ink"], linewidth=1)
     ax.set_yticks(range(len(known)))
     ax.set_yticklabels([row["label"] for row, _ in known])
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
     ax.set_axisbelow(True)
     ax.spines["left"].set_visible(False)
-    ticks = [tick for tick in ax.get_xticks() if low - room <= tick <= high + room]
-    set_ticks(ax, "x", ticks, [f"{tick:+.0%}" if tick else "0" for tick in ticks])
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    while len(ticks) > _MOST_TICKS:
+        ticks = [tick for i, tick in enumerate(ticks) if tick == 1 or (i - ticks.index(1.0)) % 2 == 0]
+    set_ticks(ax, "x", ticks, [f"×{tick:g}" for tick in ticks])

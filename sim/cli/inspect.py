@@ -40,10 +40,13 @@ def check(
 ) -> None:
     """Say whether a scenario can be simulated, and what is wrong with it if not."""
     from sim.spec.scenario_file import load_scenario
+    from sim.studies.planning.plan import check_plan
     from sim.studies.sweep import check_points
 
     loaded = load_scenario(scenario, set_ or [])
     notes = check_points(loaded)
+    if loaded.scenario.plan is not None:
+        check_plan(loaded)
     if resolved:
         _print_resolved(loaded)
     for note in notes:

@@ -221,21 +221,22 @@ class Looks:
         point = design.point
         assert point is not None, "it was simulated"
         score = self._score(point)
+        missing = next((name for name in self.terms if point.metrics[name].value is None), None)
+        if missing is not None:
+            if not last:
+                return Seen(UNCLEAR, score)
+            note = point.metrics[missing].note or "not enough data"
+            raise InputError(
+                f"whether {missing} meets its target can't be told: {note}", key="slo",
+                hint="simulate more requests (workload.requests), or leave the term out",
+            )  # fmt: skip
         if is_overloaded(point):
             return Seen(NOT_MET, max(score, 1 + _CLOSE), final=True)
         widen = self._widening(point)
         word = verdict(point, self.terms, widen)
         if word == UNCLEAR:
-            missing = [name for name in self.terms if point.metrics[name].value is None]
-            if missing and last:
-                metric = point.metrics[missing[0]]
-                raise InputError(
-                    f"whether {missing[0]} meets its target can't be told: {metric.note or 'not enough data'}",
-                    key="slo", hint="simulate more requests (workload.requests), or leave the term out",
-                )  # fmt: skip
             only_costs = bool(point.calibration) and self._without_draws(point, widen) != UNCLEAR
             return Seen(UNCLEAR, score, final=only_costs)
-        # Near the target more replications could still turn a verdict that the first few gave.
         return Seen(word, min(score, 1.0) if word == MET else max(score, 1 + _CLOSE))
 
     def _without_draws(self, point: Point, widen: float) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.errors import InputError, OutputError, ScenarioError
+from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors
 from sim.results.files import json_ready, read_json, write_text
 from sim.results.point import Point
 from sim.results.store import RunStore, Status, scenario_hash
@@ -72,20 +72,10 @@ def make_plan(
     :raises InputError: if the question makes no sense, or nothing that was asked for can be simulated.
     """
     started = time.perf_counter()
-    plan = loaded.scenario.plan
-    if plan is None:
-        raise loaded.locate(ScenarioError(
-            "the scenario asks for no plan", key="plan",
-            hint="give plan: {minimize: cache.gpu.slots, range: [8, 256]}, or --minimize cache.gpu.slots=8..256",
-        ))  # fmt: skip
-    check_terms(loaded)
-    try:
-        axes = variables(plan)
-    except ScenarioError as error:
-        raise loaded.locate(error) from None
+    plan, axes, first = check_plan(loaded)
     question = json_ready(plan.model_dump(mode="json", exclude_none=True))
     folder = out or free_folder(loaded, question)
-    task = task_of(0, _buildable(loaded, plan, axes), {})
+    task = task_of(0, first, {})
     manifest = {
         **manifest_of(loaded, [task], [], command),
         "kind": "plan",
@@ -127,6 +117,25 @@ def make_plan(
     )  # fmt: skip
 
 
+def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScenario]:
+    """Return a scenario's plan, what it considers, and one design that can be built.
+
+    :raises InputError: if the question makes no sense, or none of a few designs can be built.
+    """
+    plan = loaded.scenario.plan
+    if plan is None:
+        raise loaded.locate(ScenarioError(
+            "the scenario asks for no plan", key="plan",
+            hint="give plan: {minimize: cache.gpu.slots, range: [8, 256]}, or --minimize cache.gpu.slots=8..256",
+        ))  # fmt: skip
+    check_terms(loaded)
+    try:
+        axes = variables(plan)
+        return plan, axes, _buildable(loaded, plan, axes)
+    except InputError as error:
+        raise loaded.locate(error) from None
+
+
 def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs")) -> Path:
     """Return ``runs/NAME-plan``, with ``-2``, ``-3``, … where the answer to another question stands there."""
     wanted = scenario_hash(loaded.data)
@@ -144,24 +153,36 @@ def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs")
 
 
 def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> LoadedScenario:
-    """Return the first design that can be built.
-
-    :raises InputError: if none of a few can: that is no answer but a wrong question.
-    """
+    """Return the first design that can be built: if none of a few can, that is no answer but a wrong question."""
     first: InputError | None = None
-    fleets: list[dict[str, Any]] = [fleet.set for fleet in plan.fleets] or [{}]
-    for fleet in fleets:
+    for number in range(max(1, len(plan.fleets))):
+        fleet = plan.fleets[number].set if plan.fleets else {}
+        where = f"plan.fleets.{number}.set" if fleet else "plan.values" if plan.values is not None else "plan.range"
         for place in (0, -1):
-            set_ = {**fleet, **{axis.key: axis.values[place] for axis in axes}}
-            design = loaded.with_values(set_)
+            values = {**fleet, **{axis.key: axis.values[place] for axis in axes}}
             try:
-                task_of(0, design, set_)
+                design = loaded.with_values(values)
+            except InputError as error:
+                raise _asked_for(error, plan, where, values) from None
+            try:
+                task_of(0, design, values)
             except InputError as error:
                 first = first or error
             else:
                 return design
     assert first is not None, "there is a value"
     raise first
+
+
+def _asked_for(error: InputError, plan: Plan, where: str, values: dict[str, Any]) -> InputError:
+    """Return an error of a design as one of the plan that asks for it."""
+    found = error.errors[0] if isinstance(error, SeveralErrors) else error
+    unknown = found.key in plan.keys and found.problem == "unknown key"
+    got = None if unknown else found.got if found.got is not None else values.get(found.key or "")
+    return ScenarioError(
+        f"{found.key}: {found.problem}", key=f"plan.{plan.direction}" if unknown else where, got=got,
+        allowed=found.allowed, hint=found.hint,
+    )  # fmt: skip
 
 
 def _in_order(designs: list[Design], axes: list[Variable], plan: Plan) -> list[Design]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sim.errors import ScenarioError
 from sim.policies.che import che_miss_ratios
 from sim.policies.costs import StepCosts, load_seconds, mean_residual
 from sim.spec.scenario import Scenario
@@ -80,7 +81,11 @@ def _mean_load_s(world: World) -> float:
 
 def mean_tokens(world: World) -> tuple[float, float]:
     """Return mean prompt and output tokens, of the first requests of the first replication."""
-    chunk = next(world.traffic.chunks(0))
+    chunk = next(world.traffic.chunks(0), None)
+    if chunk is None:
+        raise ScenarioError(
+            "no request arrives in this time", key="workload.duration", hint="simulate longer, or raise the rate"
+        )
     return float(chunk.prompt_tokens.mean()), float(chunk.output_tokens.mean())
 
 

@@ -1,0 +1,227 @@
+"""``loraplan plan``: what it finds, what it says, and where it can find nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine, Ended
+
+from sim.results.store import read_run
+from sim.spec.scenario_file import load_scenario
+from sim.studies.planning.plan import make_plan
+
+SMALL = """\
+schema_version: 1
+name: small
+workload:
+  requests: {requests}
+  arrivals: {{process: poisson, rate: 20/s}}
+  popularity: {{law: zipf, exponent: 0.9}}
+  tokens: {{prompt: {{law: fixed, value: 100}}, output: {{law: fixed, value: 20}}}}
+adapters: {{count: 100, rank: 16}}
+cache: {{gpu: {{slots: 24}}}}
+run: {{seed: 1, replications: 3}}
+{rest}
+"""
+
+
+def write(folder: Path, rest: str, requests: int = 2000, name: str = "small.yaml") -> str:
+    path = folder / name
+    path.write_text(SMALL.format(requests=requests, rest=rest), encoding="utf-8")
+    return str(path)
+
+
+def answered(ended: Ended) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(ended.out)
+    assert list(found)[:6] == ["feasible", "answer", "binding", "confidence", "metrics", "simulated_requests"]
+    return found
+
+
+SLOTS = "slo: {miss_ratio: 50%, ttft_p99: 2 s}\nplan: {minimize: cache.gpu.slots, range: [4, 64], step: 4}"
+
+
+def test_the_smallest_cache_is_found_and_can_be_run(loraplan: CommandLine, tmp_path: Path) -> None:
+    ended = loraplan("plan", write(tmp_path, SLOTS), "--json", "--out", "found")
+    assert ended.code == 0, ended.err
+    found = answered(ended)
+    slots = found["answer"]["cache.gpu.slots"]
+    assert found["feasible"]
+    assert found["certain"]
+    assert found["metrics"]["miss_ratio"]["hi"] <= 0.5
+    # The recommended scenario gives the numbers that the plan decided on.
+    again = json.loads(loraplan("run", "found/recommended.yaml", "--json", "--check").out)
+    assert again["points"][0]["metrics"]["miss_ratio"]["value"] == found["metrics"]["miss_ratio"]["value"]
+    fewer = f"cache.gpu.slots={slots - 4}"
+    assert loraplan("run", "found/recommended.yaml", "--check", "--set", fewer).code == 1
+    assert f"--max-loras {slots}" in found["flags"]["vLLM"]
+    assert "<table>" in (tmp_path / "found/report.html").read_text()
+
+
+def test_the_answer_is_told_in_words_with_what_stands_in_the_way(loraplan: CommandLine, tmp_path: Path) -> None:
+    ended = loraplan("plan", write(tmp_path, SLOTS))
+    assert "GPU slots are enough: the smallest that meets the SLO, of 16 values from 4 to 64." in ended.out
+    assert re.search(r"At \d+ GPU slots, (p99 TTFT|miss ratio) is .* asked for\.", ended.out)
+    assert "Confidence: " in ended.out
+    assert "cache.gpu.slots" in ended.err, "every look is told"
+    page = (tmp_path / "runs/small-plan/report.html").read_text()
+    assert "How the search went" in page
+    assert loraplan("report", "runs/small-plan").code == 0
+    assert (tmp_path / "runs/small-plan/report.html").read_text() == page
+
+
+def test_the_question_can_come_from_the_command_line(loraplan: CommandLine, tmp_path: Path) -> None:
+    name = write(tmp_path, "slo: {ttft_p99: 2 s}")
+    ended = loraplan("plan", name, "--maximize", "workload.arrivals.rate=10/s..80/s:10/s", "--json")
+    rate = answered(ended)["answer"]["workload.arrivals.rate"]
+    assert rate in [f"{10 * i}/s" for i in range(1, 9)]
+    assert answered(loraplan("plan", name, "--minimize", "fleet.replicas=1..4", "--json"))["answer"]
+    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"small-plan", "small-plan-2"}
+
+
+def test_an_slo_that_nothing_meets_names_the_best_and_exits_with_1(loraplan: CommandLine, tmp_path: Path) -> None:
+    rest = "slo: {ttft_p99: 1 ms}\nplan: {minimize: cache.gpu.slots, range: [4, 64], step: 4}"
+    ended = loraplan("plan", write(tmp_path, rest))
+    assert ended.code == 1
+    assert "No value of GPU slots from 4 to 64 meets the SLO; nearest is" in ended.out
+    assert not (tmp_path / "runs/small-plan/recommended.yaml").exists()
+    found = answered(loraplan("plan", write(tmp_path, rest), "--json"))
+    assert (found["feasible"], found["answer"]) == (False, {})
+    assert found["metrics"]["ttft_p99_s"]["value"] > 0.001
+    assert found["best"]["cache.gpu.slots"] in range(4, 65, 4)
+
+
+def test_an_slo_that_everything_meets_says_that_the_range_ends_there(loraplan: CommandLine, tmp_path: Path) -> None:
+    rest = "slo: {ttft_p99: 1 h}\nplan: {minimize: cache.gpu.slots, range: [32, 64], step: 4}"
+    ended = loraplan("plan", write(tmp_path, rest))
+    assert ended.code == 0
+    assert "32 GPU slots are enough" in ended.out
+    assert "It is the end of the range: smaller values were not looked at." in ended.out
+
+
+def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_kv_cache(tmp_path: Path) -> None:
+    """Few slots miss, many leave no room for KV: both ends of the range fail."""
+    rest = (
+        "slo: {e2e_p99: 9 s, miss_ratio: 90%}\nfleet: {gpu_memory_utilization: 0.5}\n"
+        "plan: {minimize: cache.gpu.slots, range: [2, 70], step: 4}"
+    )
+    path = write(tmp_path, rest, requests=1500)
+    overrides = ["adapters.rank=32", "workload.tokens.prompt={law: fixed, value: 600}",
+                 "workload.tokens.output={law: fixed, value: 150}", "workload.arrivals.rate=9/s"]  # fmt: skip
+    loaded = load_scenario(path, overrides)
+    planned = make_plan(loaded, tmp_path / "run", jobs=1)
+    words = {look["set"]["cache.gpu.slots"]: look["word"] for look in planned.record["looks"]}
+    assert planned.feasible
+    slots = planned.answer["cache.gpu.slots"]
+    assert any(count < slots and word == "not met" for count, word in words.items())
+    few, many = (
+        make_plan(load_scenario(path, [*overrides, f"plan.values=[{count}]"]), tmp_path / f"run-{count}", jobs=1)
+        for count in (2, 70)
+    )
+    assert not few.feasible
+    assert not many.feasible
+
+
+def test_a_saturated_start_is_left_behind(loraplan: CommandLine, tmp_path: Path) -> None:
+    rest = "slo: {ttft_p99: 2 s}\nplan: {minimize: fleet.replicas, range: [1, 32]}"
+    ended = loraplan("plan", write(tmp_path, rest, 3000), "--set", "workload.arrivals.rate=200/s", "--json")
+    found = answered(ended)
+    assert found["feasible"]
+    assert found["answer"]["fleet.replicas"] > 2
+    looks = read_run(tmp_path / "runs/small-plan").manifest["plan"]["looks"]
+    assert looks[0]["set"]["fleet.replicas"] > 1, "formulas rule out the hopeless ones"
+
+
+def test_two_variables_are_made_small_one_after_the_other(loraplan: CommandLine, tmp_path: Path) -> None:
+    name = write(tmp_path, "slo: {ttft_p99: 2 s, miss_ratio: 50%}")
+    ended = loraplan("plan", name, "--set", "workload.arrivals.rate=60/s", "--minimize", "fleet.replicas=1..6",
+                     "--minimize", "cache.gpu.slots=8..64:8", "--json")  # fmt: skip
+    found = answered(ended)
+    assert set(found["answer"]) == {"fleet.replicas", "cache.gpu.slots"}
+    assert found["metrics"]["miss_ratio"]["hi"] <= 0.5
+
+
+def test_the_cheapest_of_several_fleets_is_found(loraplan: CommandLine, tmp_path: Path) -> None:
+    rest = (
+        "slo: {ttft_p99: 2 s}\nplan:\n  minimize: price\n  range: [1, 8]\n  fleets:\n"
+        "  - {name: large, price: 4, set: {cache.gpu.slots: 64}}\n"
+        "  - {name: small, price: 1, set: {cache.gpu.slots: 16}}\n"
+        "  - {name: dear, price: 100}\n"
+    )
+    found = answered(loraplan("plan", write(tmp_path, rest), "--json"))
+    assert found["answer"] == {"fleet": "small", "fleet.replicas": found["answer"]["fleet.replicas"],
+                               "price": found["answer"]["fleet.replicas"]}  # fmt: skip
+    rows = read_run(tmp_path / "runs/small-plan").manifest["plan"]["fleets"]
+    assert [row["fleet"] for row in rows] == ["large", "small", "dear"]
+    assert rows[2]["word"] == "dearer with its first replica"
+
+
+def test_what_if_changes_one_thing_at_a_time(loraplan: CommandLine, tmp_path: Path) -> None:
+    ended = loraplan("plan", write(tmp_path, SLOTS), "--what-if")
+    assert ended.code == 0, ended.err
+    rows = read_run(tmp_path / "runs/small-plan").manifest["what_if"]
+    labels = {row["label"]: row for row in rows}
+    assert {"twice the traffic", "twice the adapters", "rank 32, all linear layers", "rank 4, attention only",
+            "base weights in 4 bits", "all adapters in host memory", "eviction lfu"} <= set(labels)  # fmt: skip
+    more = labels["twice the adapters"]["metrics"]["miss_ratio"]
+    assert more["word"] == "clearly worse"
+    assert more["paired"]
+    assert "twice the adapters" in ended.out
+    assert "Which change moves" in (tmp_path / "runs/small-plan/report.html").read_text()
+
+
+def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_scenario(write(tmp_path, SLOTS))
+    first = make_plan(loaded, tmp_path / "run", jobs=1)
+    simulated: list[int] = []
+
+    def counted(world: Any, place: int) -> Any:
+        simulated.append(place)
+        return original(world, place)
+
+    from sim.studies.planning import looks
+
+    original = looks._replication
+    monkeypatch.setattr(looks, "_replication", counted)
+    second = make_plan(loaded, tmp_path / "run", jobs=1)
+    assert simulated == [0], "the requests of the answer are written anew, nothing else"
+    assert second.record == first.record
+    assert second.simulated_requests == first.simulated_requests
+
+
+def test_a_seed_repeats_a_plan_whatever_the_number_of_workers(tmp_path: Path) -> None:
+    loaded = load_scenario(write(tmp_path, SLOTS))
+    records = [make_plan(loaded, tmp_path / f"run-{jobs}", jobs=jobs).record for jobs in (1, 2)]
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--minimize", "cache.gpu.slots"), "--minimize: not a key and its range (got cache.gpu.slots, allowed: KEY="),
+        (("--minimize", "a.b=1..2", "--maximize", "a.b=1..2"), "--maximize: a plan asks for one thing"),
+        (("--minimize", "cache.gpu.slotz=8..64"), "plan.minimize: cache.gpu.slotz: unknown key"),
+        (("--maximize", "workload.arrivals.rate=10..20"), "workload.arrivals.rate: not a rate"),
+        (("--jobs", "0"), "--jobs: there is no work for no worker"),
+        (("--set", "workload.requests=30"), "slo: whether ttft_p99_s meets its target can't be told: not enough data"),
+        (("--set", "workload={requests: null, duration: 1 ms, arrivals: {process: poisson, rate: 1/h}}"),
+         "no request arrives in this time"),
+    ],
+)  # fmt: skip
+def test_bad_questions_are_refused(
+    loraplan: CommandLine, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    rest = "slo: {ttft_p99: 2 s}\nplan: {minimize: cache.gpu.slots, range: [16, 32], step: 8}"
+    ended = loraplan("plan", write(tmp_path, rest), *arguments)
+    assert ended.code == 2, ended.out + ended.err
+    assert message in ended.err
+
+
+def test_check_looks_at_the_plan(loraplan: CommandLine, tmp_path: Path) -> None:
+    name = write(tmp_path, "slo: {ttft_p99: 2 s}\nplan: {minimize: cache.gpu.slots, range: [64, 8]}")
+    ended = loraplan("check", name)
+    assert ended.code == 2
+    assert f"{name}:12: plan.range: a range rises" in ended.err

@@ -1,0 +1,136 @@
+"""The search for the edge, with made-up verdicts: no simulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.results.verdict import MET, NOT_MET, UNCLEAR
+from sim.studies.planning.search import Edge, Search, Seen
+
+EFFORTS = 5
+COSTS = (2, 5, 10, 20, 40)
+
+
+@dataclass
+class World:
+    """Scores by candidate; a look shows them with an error that shrinks with its effort.
+
+    :ivar resolution: half-width of what a look with the least effort can tell apart.
+    """
+
+    score: Callable[[int], float]
+    resolution: float = 0.0
+    spent: dict[int, int] = field(default_factory=dict)
+    cost: int = 0
+
+    def look(self, index: int, effort: int) -> Seen:
+        before = self.spent.get(index, -1)
+        assert effort > before, "nothing is looked at twice"
+        self.cost += COSTS[effort] - (COSTS[before] if before >= 0 else 0)
+        self.spent[index] = effort
+        score, half = self.score(index), self.resolution / math.sqrt(COSTS[effort])
+        if math.isinf(score):
+            return Seen(NOT_MET, score, final=True)
+        if score + half <= 1:
+            return Seen(MET, score)
+        return Seen(NOT_MET if score - half > 1 else UNCLEAR, score)
+
+
+def found(world: World, count: int, start: int = 0) -> Edge:
+    return Search(count, world.look, EFFORTS, start).run()
+
+
+@given(st.integers(1, 500), st.data())
+def test_a_monotone_edge_is_found_exactly_wherever_the_search_begins(count: int, data: st.DataObject) -> None:
+    edge = data.draw(st.integers(0, count - 1))
+    start = data.draw(st.integers(0, count - 1))
+    world = World(lambda index: 0.5 if index >= edge else 2.0)
+    result = found(world, count, start)
+    assert (result.answer, result.before, result.doubtful) == (edge, edge - 1, [])
+    assert result.certain
+    assert len(world.spent) <= 2 * math.log2(count + 1) + 4
+
+
+@given(st.integers(2, 300), st.data())
+def test_the_left_edge_of_a_window_is_found(count: int, data: st.DataObject) -> None:
+    """More of a resource is worse again: scores fall to a lowest one, which meets the SLO, and rise after it."""
+    lowest = data.draw(st.integers(0, count - 1))
+    slope_before, slope_after = (data.draw(st.floats(0.02, 0.5)) for _ in range(2))
+    depth = data.draw(st.floats(0.01, 0.5))
+
+    def score(index: int) -> float:
+        away = (lowest - index) * slope_before if index < lowest else (index - lowest) * slope_after
+        return 1 - depth + away
+
+    world = World(score)
+    result = found(world, count, data.draw(st.integers(0, count - 1)))
+    expected = next(index for index in range(count) if score(index) <= 1)
+    assert result.answer == expected
+    assert result.before == expected - 1
+
+
+@given(st.integers(1, 200), st.integers(0, 199))
+def test_where_nothing_meets_it_the_best_is_named(count: int, lowest: int) -> None:
+    world = World(lambda index: 1.5 + 0.1 * abs(index - lowest))
+    result = found(world, count, start=count // 2)
+    assert result.answer is None
+    assert result.certain
+    assert result.best == min(lowest, count - 1)
+
+
+def test_what_cannot_be_built_is_never_the_answer() -> None:
+    world = World(lambda index: math.inf if index >= 10 else 2.0 - 0.12 * index)
+    result = found(world, 64, start=40)
+    assert result.answer == 9
+    assert result.before == 8
+
+
+def test_a_close_call_is_marked_and_the_answer_is_one_that_certainly_does() -> None:
+    world = World(lambda index: 1.3 - 0.01 * index, resolution=0.1)  # 30 is exactly at the target
+    result = found(world, 64, start=0)
+    assert result.doubtful
+    assert not result.certain
+    assert 30 in result.doubtful
+    half = 0.1 / math.sqrt(COSTS[-1])
+    assert result.answer is not None
+    assert world.score(result.answer) + half <= 1
+    assert world.score(result.before) - half > 1
+    assert all(world.score(i) - half <= 1 < world.score(i) + half for i in result.doubtful)
+
+
+def test_effort_goes_where_the_decision_is() -> None:
+    world = World(lambda index: 2.0 if index < 40 else 0.5 if index > 41 else (1.02, 0.98)[index - 40], resolution=0.1)
+    result = found(world, 64, start=0)
+    assert (result.answer, result.before) == (41, 40)
+    assert world.spent[40] == world.spent[41] > 1
+    assert all(effort <= 1 for index, effort in world.spent.items() if index not in (40, 41))
+
+
+@pytest.mark.parametrize("word", [MET, NOT_MET])
+def test_a_first_look_that_was_wrong_is_found_out_at_the_edge(word: str) -> None:
+    """The first look at one candidate beside the edge lies; the sure look there corrects it."""
+    edge = 20
+    liar = edge if word == NOT_MET else edge - 1
+
+    def look(index: int, effort: int) -> Seen:
+        truth = MET if index >= edge else NOT_MET
+        if index == liar and effort == 0:
+            return Seen(word, 0.9 if word == MET else 1.1)
+        return Seen(truth, 0.9 if truth == MET else 1.1)
+
+    result = Search(64, look, EFFORTS, start=edge).run()
+    assert (result.answer, result.before) == (edge, edge - 1)
+
+
+def test_a_search_says_whether_anything_will_do() -> None:
+    assert Search(32, World(lambda index: 2.0 - 0.05 * index).look, EFFORTS).possible(0).hopeful
+    nothing = Search(32, World(lambda index: 3.0 - 0.05 * index).look, EFFORTS).possible(4)
+    assert (nothing.word, nothing.final) == (NOT_MET, True)
+    unsure = Search(8, World(lambda index: 1.0, resolution=1.0).look, EFFORTS).possible(4)
+    assert (unsure.word, unsure.final) == (UNCLEAR, True)
