@@ -43,7 +43,7 @@ class Read:
         self.terms = read_terms((data.manifest.get("scenario") or {}).get("slo"))
         self.points = data.points
         by_key = dict(zip(data.manifest["point_keys"], data.points, strict=False))
-        self.chosen = by_key.get(self.record.get("answer_key") or self.record.get("best_key") or "")
+        self.chosen: Point | None = by_key.get(self.record.get("answer_key") or self.record.get("best_key") or "")
         self.edge = by_key.get(self.record.get("edge_key") or "")
         self.beyond = by_key.get(self.record.get("beyond_key") or "")
         self.other_edge = by_key.get(self.record.get("other_edge_key") or "")

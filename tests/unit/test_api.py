@@ -1,0 +1,84 @@
+"""The verbs for notebooks and scripts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sim
+from sim.errors import InputError
+from sim.results.point import UNITS
+
+SMALL = {"workload.requests": 2000, "run.replications": 2}
+
+
+def test_a_run_gives_numbers_tables_and_words(tmp_path: Path) -> None:
+    result = sim.run("quickstart", SMALL, out=tmp_path / "run", jobs=1)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    metric = summary["points"][0]["metrics"]["ttft_p99_s"]
+    assert result.value("ttft_p99_s") == metric["value"]
+    assert result.metrics.loc["ttft_p99_s", "hi"] == metric["hi"]
+    assert set(result.metrics.index) <= set(UNITS)
+    assert len(result.requests) == 2000
+    assert result.answer.headline in repr(result)
+    html = result._repr_html_()
+    assert result.answer.headline in html
+    assert "<table>" in html
+    assert result.report() == tmp_path / "run/report.html"
+    with pytest.raises(InputError, match=r"ttft_p98_s: no such metric \(allowed: miss_ratio, "):
+        result.value("ttft_p98_s")
+
+
+def test_a_run_that_is_there_is_read(tmp_path: Path) -> None:
+    first = sim.run("quickstart", SMALL, out=tmp_path / "run", jobs=1)
+    written = (tmp_path / "run/requests.parquet").stat().st_mtime_ns
+    again = sim.run("quickstart", SMALL, out=tmp_path / "run", jobs=1)
+    assert (tmp_path / "run/requests.parquet").stat().st_mtime_ns == written
+    assert again.value("e2e_mean_s") == first.value("e2e_mean_s")
+
+
+def test_a_temporary_run_lives_as_long_as_its_result() -> None:
+    result = sim.run("quickstart", SMALL, jobs=1)
+    path = result.path
+    assert path.exists()
+    del result
+    assert not path.exists()
+
+
+def test_a_sweep_gives_a_table_with_the_swept_keys() -> None:
+    points = sim.sweep("quickstart", {"cache.gpu.slots": [16, 32], "cache.eviction": ["lru", "fifo"]}, SMALL, jobs=1)
+    table = points.table("miss_ratio", "ttft_p99_s")
+    assert table.index.names == ["cache.gpu.slots", "cache.eviction"]
+    assert table.loc[(16, "lru"), "miss_ratio"] > table.loc[(32, "lru"), "miss_ratio"]
+    assert len(points.frame) == 4 * len(UNITS)
+    assert points.answer.headline
+
+
+def test_a_plan_gives_what_it_found_and_how() -> None:
+    loaded = sim.load_scenario("quickstart", SMALL)
+    found = sim.plan(loaded, minimize={"cache.gpu.slots": (8, 64, 8)}, jobs=1, seed=2)
+    assert found.feasible
+    assert found.found == {"cache.gpu.slots": found.point.set["cache.gpu.slots"]}
+    assert {"cache.gpu.slots", "word", "replications"} <= set(found.looks.columns)
+    assert found.what_if.empty
+    assert "GPU slots are enough" in found._repr_html_()
+
+
+def test_questions_that_are_none_are_refused() -> None:
+    with pytest.raises(InputError, match="not a range"):
+        sim.plan("quickstart", minimize={"cache.gpu.slots": (8,)})
+    with pytest.raises(InputError, match="a plan asks for one thing"):
+        sim.plan("quickstart", minimize={"a": (1, 2)}, maximize={"a": (1, 2)})
+    with pytest.raises(InputError, match=r"unknown key .*did you mean 'slots'"):
+        sim.run("quickstart", {"cache.gpu.slot": 8})
+    with pytest.raises(AttributeError, match="has no attribute 'sleep'"):
+        sim.sleep  # noqa: B018
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    code = "import sys, sim; sys.exit(bool({'numpy', 'pandas', 'pydantic', 'sim.api'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
