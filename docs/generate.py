@@ -141,6 +141,7 @@ def pages() -> dict[Path, str]:
         "scenario": ("scenario.md", scenario_tables),
         "metrics": ("metrics.md", metric_table),
         "profiles": ("profiles.md", profile_sections),
+        "commands": ("commands.md", command_sections),
     }
     result: dict[Path, str] = {}
     for name, (page, make) in makers.items():
@@ -162,6 +163,50 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("``", "`").split()).replace("|", "\\|")
+
+
+# The command reference: a walk over the command line.
+
+
+def command_sections() -> str:
+    """Return a section for each command: what it does, how it is called, its options."""
+    import typer.main
+
+    from sim.cli import app
+
+    parts = []
+    for path, command in _commands(typer.main.get_command(app), "loraplan"):
+        arguments = [param for param in command.params if param.param_type_name == "argument"]
+        options = [param for param in command.params if param.param_type_name == "option"]
+        usage = " ".join([path, *(_argument(param) for param in arguments), "[OPTIONS]"])
+        rows = [[f"`{_argument(param)}`", getattr(param, "help", "") or "", ""] for param in arguments]
+        rows += [[_option(param), param.help or "", _default_of(param)] for param in options if param.name != "help"]
+        parts += [f"## {path}", "", (command.help or "").split("\f")[0].strip(), "", "```", usage, "```", "",
+                  table(["", "what it is", "default"], rows), ""]  # fmt: skip
+    return "\n".join(parts).rstrip()
+
+
+def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def _argument(param: Any) -> str:
+    name = param.metavar or str(param.name).upper()
+    return name if param.required else f"[{name}]"
+
+
+def _option(param: Any) -> str:
+    names = "`, `".join(param.opts)
+    return f"`{names}`" if param.is_flag else f"`{names} {str(param.name).strip('_').upper()}`"
+
+
+def _default_of(param: Any) -> str:
+    default = param.default
+    return "" if default is None or default is False or callable(default) else f"`{default}`"
 
 
 # The scenario reference: a walk over the JSON Schema that the models give.
@@ -246,7 +291,10 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
             return "list of kinds, see below"
         return "list" if not inner else "list of sections" if inner == "section" else f"list of {inner}"
     if field.get("type") == "object":
-        return "lists of values by dotted key"
+        lists = field.get("additionalProperties", {}) not in (True, {})
+        return "lists of values by dotted key" if lists else "values by dotted key"
+    if "type" not in field:
+        return "any value"
     kind = _PLAIN.get(str(field.get("type")), str(field.get("type")))
     bounds = [f"{word} {field[name]:,.12g}" for name, word in _BOUNDS.items() if name in field]
     return f"{kind}, {' and '.join(bounds)}" if bounds and kind != "text" else kind

@@ -12,8 +12,11 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +56,10 @@ class Results:
     :ivar points: one for every combination of swept values; one for a run.
     """
 
-    def __init__(self, data: RunData, folder: tempfile.TemporaryDirectory[str] | None) -> None:
+    def __init__(self, data: RunData, *, kept: bool) -> None:
         self._data = data
-        self._folder = folder
+        if not kept:
+            weakref.finalize(self, shutil.rmtree, data.path.parent, ignore_errors=True)
         self.path = data.path
         self.points: list[Point] = data.points
         self._terms = _terms(data)
@@ -154,8 +158,8 @@ class PlanResults(Results):
     :ivar simulated_requests: what the search took.
     """
 
-    def __init__(self, data: RunData, folder: tempfile.TemporaryDirectory[str] | None) -> None:
-        super().__init__(data, folder)
+    def __init__(self, data: RunData, *, kept: bool) -> None:
+        super().__init__(data, kept=kept)
         record = data.manifest["plan"]
         self.feasible: bool = record["feasible"]
         self.certain: bool = record["certain"]
@@ -261,10 +265,9 @@ def plan(
     loaded = _loaded(scenario, values, seed)
     if minimize or maximize:
         loaded = loaded.with_values(_question(minimize, maximize))
-    folder = None if out is not None else tempfile.TemporaryDirectory(prefix="loraplan-")
-    path = Path(folder.name) / "plan" if folder is not None else Path(str(out))
-    planned = make_plan(loaded, path, jobs=jobs, and_what_if=what_if, progress=progress)
-    return PlanResults(read_run(planned.path), folder)
+    with _folder(out) as folder:
+        planned = make_plan(loaded, folder, jobs=jobs, and_what_if=what_if, progress=progress)
+    return PlanResults(read_run(planned.path), kept=out is not None)
 
 
 def _question(
@@ -298,10 +301,23 @@ def _study(
 ) -> Results:
     from sim.studies.sweep import study
 
-    folder = None if out is not None else tempfile.TemporaryDirectory(prefix="loraplan-")
-    path = Path(folder.name) / "run" if folder is not None else Path(str(out))
-    finished = study(loaded, sets, path, command="", jobs=jobs, progress=progress)
-    return Results(read_run(finished.path), folder)
+    with _folder(out) as folder:
+        finished = study(loaded, sets, folder, command="", jobs=jobs, progress=progress)
+    return Results(read_run(finished.path), kept=out is not None)
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    """Give the run directory: the one that is to be kept, or one in a temporary folder, gone if nothing comes of it."""
+    if out is not None:
+        yield Path(out)
+        return
+    temporary = Path(tempfile.mkdtemp(prefix="loraplan-"))
+    try:
+        yield temporary / "run"
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _terms(data: RunData) -> dict[str, float]:
