@@ -256,7 +256,11 @@ def _headroom(read: Read) -> str:
         return ""
     name = _missed(read, read.edge)[0] if read.edge is not None and _missed(read, read.edge) else _tightest(read)
     value, target = read.chosen.metrics[name].value, read.terms[name]
-    room = f"{capital(metric_words(name))} has {1 - value / target:.0%} to its target. " if value and target else ""
+    room = (
+        f"{capital(metric_words(name))} has {percent(round(1 - value / target, 3))} to its target. "
+        if value and target
+        else ""
+    )
     return room + headroom(read.chosen)
 
 
@@ -265,7 +269,7 @@ def _confidence(read: Read, *, assumed: bool) -> tuple[str, str]:
     assert read.chosen is not None, "checked by the caller"
     if not record.get("certain"):
         return "low", "the call is too close for the requests that were simulated: longer runs would decide"
-    level = f"{record.get('confidence', 0.95):.0%}"
+    level = percent(record.get("confidence", 0.95))
     word, reason = confidence(read.chosen, read.terms, assumed=assumed)
     sure = f"sure at {level} of the answer and of its neighbour"
     return word, f"{sure}; {reason}"
@@ -289,12 +293,12 @@ def looks_table(data: RunData) -> Table | None:
     for number, look in enumerate(looks[:_MOST_LOOKS], 1):
         seen = "" if look["value"] is None else show(look["term"], look["value"])
         rows.append([str(number), read.phrase(look["set"]), metric_words(look["term"]), seen,
-                     f"{look['score']:.0%}" if look["score"] is not None else "", look["word"],
+                     percent(look["score"]) if look["score"] is not None else "", look["word"],
                      f"{look['replications']}"])  # fmt: skip
     record = read.record
     share = record["simulated_requests"] / max(1, record["every_candidate_requests"])
     note = (
-        f"{record['simulated_requests']:,} requests were simulated: {share:.0%} of one run of each of the "
+        f"{record['simulated_requests']:,} requests were simulated: {percent(share)} of one run of each of the "
         f"{record['candidates']:,} candidates."
     )
     head = ["look", "design", "worst term", "value", "of its target", "verdict", "replications"]
@@ -327,4 +331,4 @@ def _of(point: Point, part: str) -> float | None:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+    return "–" if value is None else percent(value)

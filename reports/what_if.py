@@ -10,6 +10,7 @@ from reports.scales import set_ticks
 from reports.svg import COLOURS, Chart, Table, drawing, place, to_svg
 from reports.words import metric_words, show
 from sim.results.pairs import BETTER, LESS, MORE, WORSE
+from sim.results.point import SHARES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +64,10 @@ def _cell(name: str, found: Mapping[str, Any] | None) -> str:
 
 
 def _signed(name: str, change: float) -> str:
-    return f"{'+' if change >= 0 else '−'}{show(name, abs(change))}"
+    sign = "+" if change >= 0 else "−"
+    if name in SHARES:
+        return f"{sign}{abs(change) * 100:.3g} points"
+    return f"{sign}{show(name, abs(change))}"
 
 
 def tornado_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:

@@ -12,7 +12,9 @@ ScenarioArgument = Annotated[
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value: a.b.c=value. Repeatable.")]
 SeedOption = Annotated[int | None, typer.Option(help="Replace run.seed.", min=0)]
-OutOption = Annotated[Path | None, typer.Option(help="Run directory; unset: runs/NAME, with -sweep or -plan behind it.")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Run directory; unset: runs/NAME, with -sweep or -plan behind it.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no messages, only results and errors.")]
 CheckOption = Annotated[bool, typer.Option("--check", help="Exit with 1 unless the SLO is met.")]
