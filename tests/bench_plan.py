@@ -18,7 +18,7 @@ from sim.studies.planning.candidates import variables
 from sim.studies.planning.plan import Planned, make_plan
 from sim.studies.sweep import study
 
-NAMES = ("plan-cache-size", "plan-replicas", "plan-max-load", "plan-adapters-per-gpu", "plan-cheapest-fleet")
+NAMES = ("plan-cache-size", "plan-replicas", "plan-max-load", "plan-adapters", "plan-cheapest-fleet")
 
 
 def candidates(loaded: LoadedScenario) -> list[tuple[float, dict[str, Any], dict[str, Any]]]:
