@@ -262,6 +262,7 @@ def _manifest(loaded: LoadedScenario, plan: list[Task], keys: list[str], command
         "command": command,
         "seed": loaded.scenario.run.seed,
         "replications": plan[0].replications,
+        "code": code_version(),
         "versions": {
             "loraplan": __version__,
             "python": platform.python_version(),
