@@ -400,7 +400,7 @@ def _alone(comparison: Comparison) -> list[str]:
 
 
 def _told(pair: Pair, names: Sequence[str], *, short: bool = False) -> str:
-    """Return values and changes: ``p99 TTFT 612 ms → 540 ms (−72 ms, 95 % −80 to −64 ms)``.
+    """Return values and changes: ``p99 TTFT 612 ms → 540 ms (−72 ms, 95 %: −80 to −64 ms)``.
 
     :param short: with the relative change alone: ``(−11.8 %)``.
     """

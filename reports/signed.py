@@ -32,7 +32,7 @@ def interval_words(difference: Difference) -> str:
 
 
 def change_words(difference: Difference) -> str:
-    """Return a change and its interval: ``−72 ms, 95 % −80 to −64 ms``."""
+    """Return a change and its interval: ``−72 ms, 95 %: −80 to −64 ms``."""
     d = difference
     if d.change is None:
         return "not comparable"
@@ -40,7 +40,7 @@ def change_words(difference: Difference) -> str:
         return "no change"
     bounds = interval_words(d)
     return signed(d.name, d.change, d.unit) + (
-        f", 95 % {bounds}" if bounds else ", no interval" if d.lo is None else ""
+        f", 95 %: {bounds}" if bounds else ", no interval" if d.lo is None else ""
     )
 
 

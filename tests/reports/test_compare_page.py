@@ -61,7 +61,7 @@ ALL = {
 
 
 def test_the_answer_is_one_sentence() -> None:
-    assert headline(ALL["better"]).startswith("Yes, B is better than A: p99 E2E 300 ms → 200 ms (−100 ms, 95 % ")
+    assert headline(ALL["better"]).startswith("Yes, B is better than A: p99 E2E 300 ms → 200 ms (−100 ms, 95 %: ")
     assert headline(single(p99=0.4, slo={"e2e_p99": "1 s"})).startswith(
         "No, B is worse than A: p99 E2E 300 ms → 400 ms"
     )
