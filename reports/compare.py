@@ -10,7 +10,8 @@ from reports import method
 from reports.axes import spread
 from reports.build import template
 from reports.charts_compare import charts_of
-from reports.compared import Comparison, details, headline, key_metrics
+from reports.compared import Comparison, key_metrics
+from reports.compared_words import details, headline
 from reports.signed import change_cell, relative_cell
 from reports.svg import Table
 from reports.words import metric_words, show

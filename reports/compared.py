@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reports.axes import Axis, make_axes, point_words
-from reports.changes import has_rollout, is_changed
-from reports.signed import change_cell, change_words, relative_cell
-from reports.verdicts import MET, NOT_MET, capital, verdict
-from reports.words import metric_words, number, read_terms, show
+from reports.axes import Axis, make_axes
+from reports.binding import is_overloaded
+from reports.changes import has_rollout, is_changed, latency_name
+from reports.verdicts import MET, NOT_MET, term_verdict, verdict
+from reports.words import number, read_terms
 from sim.errors import InputError
 from sim.results.pairs import (
     BETTER,
@@ -31,7 +31,7 @@ MIXED = "mixed"
 """Better in one term and worse in another."""
 SAME_REQUESTS, SAME_DRAWS, OTHER_TRAFFIC = "same requests", "same draws", "other traffic"
 _IDLE_KEYS = ("schema_version", "name", "description", "sweep")
-_LISTED, _NAMED = 5, 12
+_LISTED = 5
 _OTHER_RATE = 0.02
 """Arrival rates further apart than this share: throughput follows them."""
 
@@ -42,6 +42,8 @@ class Pair:
 
     :ivar differences: by metric; SLO terms first, then in the order of ``UNITS``.
     :ivar traffic: ``SAME_REQUESTS``, ``SAME_DRAWS`` or ``OTHER_TRAFFIC``.
+    :ivar decided: ``BETTER`` or ``WORSE`` where something weighs more than any change: only one of both is overloaded,
+        or meets the SLO while the other certainly doesn't; else nothing. ``why`` says what.
     """
 
     set: dict[str, Any]
@@ -49,9 +51,13 @@ class Pair:
     other: Point
     differences: dict[str, Difference]
     traffic: str
+    decided: str = ""
+    why: str = ""
 
     def word(self, judged: Sequence[str]) -> str:
         """Return how the second point compares over these metrics: a word of ``pairs``, or ``MIXED``."""
+        if self.decided:
+            return self.decided
         words = {self.differences[name].word for name in judged if name in self.differences}
         if BETTER in words and WORSE in words:
             return MIXED
@@ -140,17 +146,33 @@ def _pair(set_: dict[str, Any], one: Point, other: Point, slo: Mapping[str, floa
     names = dict.fromkeys([*slo, *UNITS])
     found = {name: difference for name in names if (difference := difference_of(one, other, name)) is not None}
     traffic = SAME_REQUESTS if same_requests(one, other) else SAME_DRAWS if same_draws(one, other) else OTHER_TRAFFIC
-    return Pair(set_, replace(one, set=set_), replace(other, set=set_), found, traffic)
+    decided, why = _decided(one, other, slo)
+    return Pair(set_, replace(one, set=set_), replace(other, set=set_), found, traffic, decided, why)
+
+
+def _decided(one: Point, other: Point, slo: Mapping[str, float]) -> tuple[str, str]:
+    """Return whether overload or the SLO decides, and how to say so; nothing twice where they don't.
+
+    A queue that grows without limit has no latency to compare: its intervals are wide, and the answer is certain.
+    """
+    full = is_overloaded(one), is_overloaded(other)
+    if full[0] != full[1]:
+        return (WORSE if full[1] else BETTER), f"with {'B' if full[1] else 'A'} more arrives than is served"
+    met = verdict(one, slo), verdict(other, slo)
+    if set(met) == {MET, NOT_MET}:
+        return (WORSE if met[0] == MET else BETTER), f"the SLO is met with {'A' if met[0] == MET else 'B'} alone"
+    return "", ""
 
 
 def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the metrics that decide: the SLO's; else p99 latencies and misses, of rollouts and faults harm."""
-    if slo:
-        return tuple(slo)
+    """Return the metrics that decide: the SLO's, else p99 latencies and misses; of rollouts and faults harm too."""
     points = [point for pair in pairs for point in (pair.one, pair.other)]
-    wanted = ["ttft_p99_s", "e2e_p99_s", "miss_ratio"]
+    wanted = list(slo) or ["ttft_p99_s", "e2e_p99_s", "miss_ratio"]
     if is_changed(points):
-        wanted = ["harmed", *(["rollout_ttft_p99_s"] if has_rollout(points) else []), "e2e_p99_s"]
+        during = [f"rollout_{latency_name(points, slo)}"] if has_rollout(points) else []
+        wanted = ["harmed", *during, *(slo or ["e2e_p99_s"])]
+    if slo:
+        return tuple(dict.fromkeys([*slo, *wanted]))
     known = [n for n in wanted if any(n in pair.differences for pair in pairs)]
     if "ttft_p99_s" in known and all(_equal(pair, "ttft_p99_s", "e2e_p99_s") for pair in pairs):
         known.remove("ttft_p99_s")  # engine fixed: the first token is the whole answer
@@ -245,212 +267,22 @@ def _cautions(one: RunData, other: RunData, pairs: Sequence[Pair], terms: Sequen
     return said
 
 
-def traffic_sentence(comparison: Comparison) -> str:
-    """Return whether both met the same traffic, and what follows from that."""
-    kinds = {pair.traffic for pair in comparison.pairs}
-    if kinds == {SAME_REQUESTS}:
-        return "A and B met the same requests at the same times: compared part by part, most of the luck cancels."
-    if OTHER_TRAFFIC not in kinds:
-        return (
-            "A and B drew their requests from the same random numbers: compared part by part, much of the luck cancels."
-        )
-    some = "At some points A" if len(kinds) > 1 else "A"
-    return (
-        f"{some} and B met different traffic: their intervals are combined as if independent, so only differences "
-        "larger than the luck of both are clear."
-    )
-
-
-def headline(comparison: Comparison) -> str:
-    """Return in one sentence whether B is better than A."""
-    if len(comparison.pairs) > 1:
-        return _headline_of_many(comparison)
-    (pair,) = comparison.pairs
-    word = pair.word(comparison.judged)
-    better, worse = ([n for n in comparison.judged if _is(pair, n, w)] for w in (BETTER, WORSE))
-    if word == MIXED:
-        good, bad = (_told(pair, names, short=True) for names in (better, worse))
-        return f"It depends: B is better in {good}, but worse in {bad}."
-    if word == BETTER:
-        return f"Yes, B is better than A: {_told(pair, better, short=len(better) > 1)}."
-    if word == WORSE:
-        return f"No, B is worse than A: {_told(pair, worse, short=len(worse) > 1)}."
-    names = [name for name in comparison.judged if name in pair.differences]
-    if word == UNCLEAR:
-        known = [name for name in names if pair.differences[name].word == UNCLEAR]
-        if all(pair.differences[name].change == 0 for name in known):
-            return (
-                f"B is neither better nor worse than A: {_names(known)} {'are' if len(known) > 1 else 'is'} the same."
-            )
-        return f"No clear difference between A and B: {_told(pair, known, short=len(known) > 1)}."
-    return f"A and B can't be compared: {_names(names) or 'every metric that decides'} has no value in one of them."
-
-
-def _is(pair: Pair, name: str, word: str) -> bool:
+def is_word(pair: Pair, name: str, word: str) -> bool:
+    """Return whether a metric changes in this way."""
     return name in pair.differences and pair.differences[name].word == word
 
 
-def _headline_of_many(comparison: Comparison) -> str:
-    words = [pair.word(comparison.judged) for pair in comparison.pairs]
-    total = len(words)
-    counts = {word: words.count(word) for word in (BETTER, WORSE, MIXED, UNCLEAR, NOT_COMPARABLE)}
-    names = _names(comparison.judged)
-    if counts[BETTER] == total:
-        return f"Yes, B is better than A at all {total} points: {_clear(comparison, BETTER)}."
-    if counts[WORSE] == total:
-        return f"No, B is worse than A at all {total} points: {_clear(comparison, WORSE)}."
-    if counts[UNCLEAR] == total:
-        return f"No clear difference between A and B at any of {total} points in {names}."
-    if counts[NOT_COMPARABLE] == total:
-        return f"A and B can't be compared: {names} have no value at any of {total} points."
-    parts = (
-        (counts[BETTER], "better"), (counts[WORSE], "worse"), (counts[MIXED], "better in one and worse in another"),
-        (counts[UNCLEAR], "not clearly different"), (counts[NOT_COMPARABLE], "not comparable"),
-    )  # fmt: skip
-    told = ", ".join(f"{words} at {count}" for count, words in parts if count)
-    mostly = "Mostly yes" if counts[BETTER] * 2 > total else "At some points"
-    start = {BETTER: mostly, WORSE: "No"}.get(comparison.word, "It depends")
-    return f"{start}: of {total} points B is {told}, by {names}."
-
-
-def _clear(comparison: Comparison, word: str) -> str:
-    """Return in which metrics a word holds, and at how many points unless at all: ``p99 TTFT, miss ratio at 3``."""
-    counts = [(name, sum(_is(pair, name, word) for pair in comparison.pairs)) for name in comparison.judged]
-    total = len(comparison.pairs)
-    said = ", ".join(metric_words(n) + ("" if count == total else f" at {count}") for n, count in counts if count)
-    unclear = [name for name, count in counts if not count]
-    return said + (f"; nowhere clearly in {_names(unclear)}" if unclear else "")
-
-
-def _where(comparison: Comparison) -> list[str]:
-    """Return which points are better and which worse, where they are few and not all the same."""
-    if len(comparison.pairs) > _NAMED or len({pair.word(comparison.judged) for pair in comparison.pairs}) == 1:
-        return []
-    axes, found = comparison.axes, dict[str, list[str]]()
-    for pair in comparison.pairs:
-        found.setdefault(pair.word(comparison.judged), []).append(point_words(pair.other, axes))
-    order = ((BETTER, "better with"), (WORSE, "worse with"), (MIXED, "better in one and worse in another with"),
-             (UNCLEAR, "not clearly different with"), (NOT_COMPARABLE, "not comparable with"))  # fmt: skip
-    return [f"B is {'; '.join(f'{words} {_listed(found[word])}' for word, words in order if word in found)}."]
-
-
-def details(comparison: Comparison) -> list[str]:
-    """Return further sentences: verdicts, where the differences are largest, what else is clear."""
-    said = [*_verdicts(comparison)]
-    if len(comparison.pairs) > 1:
-        said += _where(comparison)
-        said += [text for name in comparison.judged if (text := _extremes(comparison, name))]
-        said += _alone(comparison)
-    else:
-        said += _beside(comparison, comparison.pairs[0])
-    return [*said, traffic_sentence(comparison)]
-
-
-def _verdicts(comparison: Comparison) -> list[str]:
-    if not comparison.terms:
-        return []
-    judged = [[verdict(p, comparison.terms) for p in side] for side in _sides(comparison)]
-    if len(comparison.pairs) == 1:
-        (a,), (b,) = judged
-        if a == b:
-            return [
-                f"The SLO is {a} with both." if a in (MET, NOT_MET) else "Whether the SLO is met is unclear with both."
-            ]
-        return [f"The SLO is {a} with A, {b} with B."]
-    met = [side.count(MET) for side in judged]
-    return [f"The SLO is met at {met[0]} of {len(judged[0])} points with A, at {met[1]} with B."]
-
-
-def _sides(comparison: Comparison) -> tuple[list[Point], list[Point]]:
-    return [pair.one for pair in comparison.pairs], [pair.other for pair in comparison.pairs]
-
-
-def _beside(comparison: Comparison, pair: Pair) -> list[str]:
-    """Return what else is clear at a single point."""
-    unclear = [n for n in comparison.judged if _is(pair, n, UNCLEAR)]
-    clear = pair.word(comparison.judged) in (BETTER, WORSE, MIXED)
-    said = [f"No clear difference in {_told(pair, unclear)}."] if unclear and clear else []
-    for word, words in ((BETTER, "better"), (WORSE, "worse")):
-        names = [n for n in key_metrics(comparison) if n not in comparison.judged and _is(pair, n, word)]
-        if names:
-            said.append(f"Beside that, B is clearly {words} in {_told(pair, names[:_LISTED], short=True)}.")
-    return said
-
-
-def _extremes(comparison: Comparison, name: str) -> str:
-    """Return between what a metric's changes lie, over the points."""
-    axes = comparison.axes
-    known = [
-        (d.change, pair) for pair in comparison.pairs if (d := pair.differences.get(name)) and d.change is not None
-    ]
-    if not known:
-        return ""
-    low, high = min(known, key=lambda item: item[0]), max(known, key=lambda item: item[0])
-    if low[0] == high[0]:
-        return f"{capital(metric_words(name))} changes by {change_words(low[1].differences[name])} at every point."
-    at = [f"{change_cell(pair.differences[name])} at {point_words(pair.other, axes)}" for _, pair in (low, high)]
-    return f"Change of {metric_words(name)}: from {at[0]} to {at[1]}."
-
-
-def _alone(comparison: Comparison) -> list[str]:
-    counts = [len(sets) for sets in comparison.alone]
-    if not any(counts):
-        return []
-    return [f"{counts[0]} points of A and {counts[1]} of B have no partner with the same swept values."]
-
-
-def _told(pair: Pair, names: Sequence[str], *, short: bool = False) -> str:
-    """Return values and changes: ``p99 TTFT 612 ms → 540 ms (−72 ms, 95 %: −80 to −64 ms)``.
-
-    :param short: with the relative change alone: ``(−11.8 %)``.
-    """
-    parts = []
-    for name in names:
-        d = pair.differences[name]
-        values = f"{show(name, d.one, d.unit)} → {show(name, d.other, d.unit)}"
-        parts.append(f"{metric_words(name)} {values} ({relative_cell(d) if short and d.one else change_words(d)})")
-    return ", ".join(parts)
-
-
-def _names(names: Sequence[str]) -> str:
-    return _listed([metric_words(name) for name in names])
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
-
-
 def worse_terms(comparison: Comparison) -> list[str]:
-    """Return the SLO terms in which B is clearly worse at any point; what ``--check`` asks for."""
-    return [name for name in comparison.terms if any(_is(pair, name, WORSE) for pair in comparison.pairs)]
+    """Return the SLO terms in which B is clearly worse at any point; what ``--check`` asks for.
+
+    A term is worse, too, where A meets it and B certainly doesn't, and a time where B alone is overloaded.
+    """
+    return [n for n, target in comparison.terms.items() if any(_worse(p, n, target) for p in comparison.pairs)]
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Return what ``loraplan compare --json`` prints."""
-    return {
-        "schema_version": 1,
-        "one": _run_json(comparison.one), "other": _run_json(comparison.other),
-        "answer": comparison.word, "headline": headline(comparison), "details": details(comparison),
-        "slo": comparison.terms, "judged": list(comparison.judged), "worse_slo_terms": worse_terms(comparison),
-        "differs": [{"key": key, "one": a, "other": b} for key, a, b in comparison.changed],
-        "cautions": list(comparison.cautions),
-        "points": [
-            {
-                "set": pair.set, "answer": pair.word(comparison.judged), "traffic": pair.traffic,
-                "slo_one": verdict(pair.one, comparison.terms), "slo_other": verdict(pair.other, comparison.terms),
-                "metrics": {name: _difference_json(d) for name, d in pair.differences.items()},
-            }
-            for pair in comparison.pairs
-        ],
-        "without_partner": {"one": comparison.alone[0], "other": comparison.alone[1]},
-    }  # fmt: skip
-
-
-def _run_json(run: RunData) -> dict[str, Any]:
-    found = {key: run.manifest.get(key) for key in ("name", "scenario_hash", "seed", "replications", "code", "command")}
-    return {"path": str(run.path), **found, "profile": (run.manifest.get("profile") or {}).get("name")}
-
-
-def _difference_json(d: Difference) -> dict[str, Any]:
-    names = ("one", "other", "change", "lo", "hi", "relative", "unit", "word", "paired", "note")
-    return {name: getattr(d, name) for name in names}
+def _worse(pair: Pair, name: str, target: float) -> bool:
+    full = is_overloaded(pair.one), is_overloaded(pair.other)
+    if is_word(pair, name, WORSE) or (full == (False, True) and UNITS[name] == "s"):
+        return True
+    sides = zip((pair.one, pair.other), full, strict=True)
+    return [term_verdict(p.metrics.get(name), target, overloaded=o) for p, o in sides] == [MET, NOT_MET]

@@ -38,7 +38,8 @@ def compare(
 ) -> None:
     """Compare two runs: what differs, what changes with it, and whether that is more than luck."""
     from reports.compare import write_page
-    from reports.compared import as_json, compare_runs, worse_terms
+    from reports.compared import compare_runs, worse_terms
+    from reports.compared_words import as_json
 
     comparison = compare_runs(_read(one), _read(other))
     if check and not comparison.terms:
@@ -81,7 +82,7 @@ def _stem(path: Path) -> str:
 
 def _print(comparison: Comparison) -> None:
     from reports.compare import terminal_table
-    from reports.compared import details, headline
+    from reports.compared_words import details, headline
 
     for letter, run in (("A", comparison.one), ("B", comparison.other)):
         typer.echo(f"{letter}  {run.path}  {run.manifest.get('name', '')}")

@@ -13,7 +13,8 @@ from test_report import LOADING, Page
 
 from reports.charts_compare import charts_of
 from reports.compare import key_table, terminal_table, write_page
-from reports.compared import Comparison, as_json, compare_runs, details, headline, key_metrics, worse_terms
+from reports.compared import Comparison, compare_runs, key_metrics, worse_terms
+from reports.compared_words import as_json, details, headline
 from reports.signed import change_cell, interval_words, relative_cell, signed
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
