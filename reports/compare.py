@@ -10,7 +10,7 @@ from reports import method
 from reports.axes import spread
 from reports.build import template
 from reports.charts_compare import charts_of
-from reports.compared import Comparison, key_metrics
+from reports.compared import OPEN, Comparison, key_metrics
 from reports.compared_words import details, headline
 from reports.signed import change_cell, relative_cell
 from reports.svg import Table
@@ -22,7 +22,8 @@ from sim.results.store import RunData
 _MOST_ROWS, _MOST_IN_TERMINAL = 400, 60
 _BADGES = {
     BETTER: ("✓", "B is better", "met"), WORSE: ("✕", "B is worse", "not-met"),
-    UNCLEAR: ("?", "No clear difference", "unclear"), NOT_COMPARABLE: ("–", "Not comparable", "no-SLO"),
+    OPEN: ("?", "Open", "unclear"), UNCLEAR: ("?", "No clear difference", "unclear"),
+    NOT_COMPARABLE: ("–", "Not comparable", "no-SLO"),
 }  # fmt: skip
 _PP_NOTE = "pp: percentage points."
 

@@ -15,6 +15,7 @@ from reports.words import number, read_terms
 from sim.errors import InputError
 from sim.results.pairs import (
     BETTER,
+    DIRECTIONS,
     NOT_COMPARABLE,
     UNCLEAR,
     WORSE,
@@ -27,8 +28,10 @@ from sim.results.point import UNITS, Point
 from sim.results.store import RunData
 from sim.spec.scenario_file import resolved_values
 
-MIXED = "mixed"
-"""Better in one term and worse in another."""
+MIXED, OPEN = "mixed", "open"
+"""Better in one metric and worse in another; clear in one while another may be much the other way."""
+_DOUBT = 0.25
+"""An unclear metric leaves the answer open where its interval reaches this share of A's value to the other side."""
 SAME_REQUESTS, SAME_DRAWS, OTHER_TRAFFIC = "same requests", "same draws", "other traffic"
 _IDLE_KEYS = ("schema_version", "name", "description", "sweep")
 _LISTED = 5
@@ -55,14 +58,25 @@ class Pair:
     why: str = ""
 
     def word(self, judged: Sequence[str]) -> str:
-        """Return how the second point compares over these metrics: a word of ``pairs``, or ``MIXED``."""
+        """Return how the second point compares over these metrics: a word of ``pairs``, ``MIXED`` or ``OPEN``."""
         if self.decided:
             return self.decided
         words = {self.differences[name].word for name in judged if name in self.differences}
         if BETTER in words and WORSE in words:
             return MIXED
-        order = (BETTER, WORSE, UNCLEAR)
-        return next((word for word in order if word in words), NOT_COMPARABLE)
+        word = next((word for word in (BETTER, WORSE, UNCLEAR) if word in words), NOT_COMPARABLE)
+        return OPEN if word in (BETTER, WORSE) and self.doubts(judged, word) else word
+
+    def doubts(self, judged: Sequence[str], word: str) -> list[str]:
+        """Return the metrics that may contradict a word by much: a luckless p99 must not hide behind the misses."""
+        found = []
+        for name in judged:
+            d = self.differences.get(name)
+            if d is not None and d.word == UNCLEAR and d.one and d.lo is not None and d.hi is not None:
+                against = d.hi if (DIRECTIONS[name] == "lower") == (word == BETTER) else -d.lo
+                if DIRECTIONS[name] != "neither" and against > _DOUBT * abs(d.one):
+                    found.append(name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,7 @@ class Comparison:
         words = {pair.word(self.judged) for pair in self.pairs}
         if MIXED in words or {BETTER, WORSE} <= words:
             return MIXED
-        return next((word for word in (BETTER, WORSE, UNCLEAR) if word in words), NOT_COMPARABLE)
+        return next((word for word in (OPEN, BETTER, WORSE, UNCLEAR) if word in words), NOT_COMPARABLE)
 
 
 def compare_runs(one: RunData, other: RunData) -> Comparison:

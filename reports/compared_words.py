@@ -9,6 +9,7 @@ from typing import Any
 from reports.changes import label_of
 from reports.compared import (
     MIXED,
+    OPEN,
     OTHER_TRAFFIC,
     SAME_REQUESTS,
     Comparison,
@@ -54,7 +55,14 @@ def headline(comparison: Comparison) -> str:
     if pair.decided:
         names = better if word == BETTER else worse
         start = "Yes, B is better than A" if word == BETTER else "No, B is worse than A"
-        return f"{start}: {pair.why}{': ' if names else ''}{_told(pair, names, short=True)}."
+        return f"{start}: {pair.why}{'; ' if names else ''}{_told(pair, names, short=True)}."
+    if word == OPEN:
+        clear, side = (better, BETTER) if better else (worse, WORSE)
+        doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
+        return (
+            f"It is open whether B is better than A: it is {side} in {_told(pair, clear, short=True)}, but may be much "
+            f"{than} in {_told(pair, doubts)}."
+        )
     if word == MIXED:
         good, bad = (_told(pair, names, short=True) for names in (better, worse))
         return f"It depends: B is better in {good}, but worse in {bad}."
@@ -76,7 +84,7 @@ def headline(comparison: Comparison) -> str:
 def _headline_of_many(comparison: Comparison) -> str:
     words = [pair.word(comparison.judged) for pair in comparison.pairs]
     total = len(words)
-    counts = {word: words.count(word) for word in (BETTER, WORSE, MIXED, UNCLEAR, NOT_COMPARABLE)}
+    counts = {word: words.count(word) for word in (BETTER, WORSE, MIXED, OPEN, UNCLEAR, NOT_COMPARABLE)}
     names = _names(comparison.judged)
     if counts[BETTER] == total:
         return f"Yes, B is better than A at all {total} points: {_reasons(comparison, BETTER)}."
@@ -88,11 +96,12 @@ def _headline_of_many(comparison: Comparison) -> str:
         return f"A and B can't be compared: {names} have no value at any of {total} points."
     parts = (
         (counts[BETTER], "better"), (counts[WORSE], "worse"), (counts[MIXED], "better in one and worse in another"),
-        (counts[UNCLEAR], "not clearly different"), (counts[NOT_COMPARABLE], "not comparable"),
+        (counts[OPEN], "clear in one metric and open in another"), (counts[UNCLEAR], "not clearly different"),
+        (counts[NOT_COMPARABLE], "not comparable"),
     )  # fmt: skip
     told = ", ".join(f"{words} at {count}" for count, words in parts if count)
     mostly = "Mostly yes" if counts[BETTER] * 2 > total else "At some points"
-    start = {BETTER: mostly, WORSE: "No"}.get(comparison.word, "It depends")
+    start = {BETTER: mostly, WORSE: "No", OPEN: "It is open"}.get(comparison.word, "It depends")
     return f"{start}: of {total} points B is {told}, by {names}."
 
 
@@ -123,7 +132,8 @@ def _where(comparison: Comparison) -> list[str]:
     for pair in comparison.pairs:
         found.setdefault(pair.word(comparison.judged), []).append(_at(comparison, pair))
     order = ((BETTER, "better with"), (WORSE, "worse with"), (MIXED, "better in one and worse in another with"),
-             (UNCLEAR, "not clearly different with"), (NOT_COMPARABLE, "not comparable with"))  # fmt: skip
+             (OPEN, "clear in one metric and open in another with"), (UNCLEAR, "not clearly different with"),
+             (NOT_COMPARABLE, "not comparable with"))  # fmt: skip
     return [f"B is {'; '.join(f'{words} {_listed(found[word])}' for word, words in order if word in found)}."]
 
 
@@ -161,10 +171,13 @@ def _sides(comparison: Comparison) -> tuple[list[Point], list[Point]]:
 def _beside(comparison: Comparison, pair: Pair) -> list[str]:
     """Return what else is clear at a single point."""
     unclear = [n for n in comparison.judged if is_word(pair, n, UNCLEAR)]
-    clear = pair.word(comparison.judged) in (BETTER, WORSE, MIXED)
+    clear = pair.word(comparison.judged) in (BETTER, WORSE, MIXED)  # else the headline has told them
     said = [f"No clear difference in {_told(pair, unclear)}."] if unclear and clear else []
     for word, words in ((BETTER, "better"), (WORSE, "worse")):
-        names = [n for n in key_metrics(comparison) if n not in comparison.judged and is_word(pair, n, word)]
+        against = pair.decided not in ("", word)  # what decides doesn't make this untrue
+        names = [
+            n for n in key_metrics(comparison) if is_word(pair, n, word) and (against or n not in comparison.judged)
+        ]
         if names:
             said.append(f"Beside that, B is clearly {words} in {_told(pair, names[:_LISTED], short=True)}.")
     return said

@@ -27,9 +27,9 @@ SAME = {"requests": "a", "draws": "b"}
 def run(*points: Point, name: str = "x", slo: dict[str, str] | None = None, **more: Any) -> RunData:
     for point in points:
         point.traffic_ids = dict(SAME)
-        for name, metric in point.metrics.items():
+        for key, metric in point.metrics.items():
             if metric.value is not None:
-                total = metric.unit in SUMMED or name in ("preemptions", "evictions")
+                total = metric.unit in SUMMED or key in ("preemptions", "evictions")
                 metric.parts = [metric.value * f / (3 if total else 1) for f in (0.99, 1.0, 1.01)]
     manifest = samples.manifest(kind="run", status="finished")
     manifest |= {"scenario": {**manifest["scenario"], "slo": slo}, **more}
@@ -53,7 +53,22 @@ def swept(values: tuple[float, ...] = (25, 26, 33), other: tuple[float, ...] = (
     return compare_runs(*sides)
 
 
+def uncertain() -> Comparison:
+    """Fewer misses, and latencies that may be anything."""
+    comparison = single(miss=0.7)
+    for name in ("ttft_p99_s", "e2e_p99_s"):
+        one, other = (point.metrics[name] for point in (comparison.one.points[0], comparison.other.points[0]))
+        one.parts, other.parts = [0.2, 0.3, 0.4], [0.4, 0.3, 0.2]
+    return compare_runs(comparison.one, comparison.other)
+
+
+def overload(*, second: bool) -> Comparison:
+    sides = [samples.make_point(fixed=False), samples.make_point(fixed=False, p99=3.0, offered=1.2)]
+    return compare_runs(*(run(point, name=str(i)) for i, point in enumerate(sides if second else sides[::-1])))
+
+
 ALL = {
+    "open": uncertain(), "overload": overload(second=True),
     "better": single(p99=0.2, slo={"e2e_p99": "1 s"}), "same": single(p99=0.3), "mixed": single(p99=0.2, miss=0.9),
     "swept": swept(), "many": swept(tuple(range(1, 61)), tuple(0.2 + 0.002 * i for i in range(60))),
     "rollouts": compare_runs(run(samples.changed_point()), run(samples.changed_point(harmed=4000, during=1.2))),
@@ -79,6 +94,11 @@ def test_the_answer_is_one_sentence() -> None:
     assert headline(ALL["names"]) == (
         "Yes, B is better than A at all 2 points: p99 TTFT, p99 E2E; nowhere clearly in miss ratio."
     )
+    assert headline(ALL["open"]).startswith(
+        "It is open whether B is better than A: it is clearly better in miss ratio 80 % → 70 % (−12.5 %), but may be "
+        "much worse in p99 TTFT 288 ms → 240 ms (−48 ms, 95 %: −566 to +470 ms)"
+    )
+    assert ALL["open"].word == "open"
     assert headline(ALL["rollouts"]).startswith("No, B is worse than A: requests harmed 220 → 4,000")
 
 
@@ -91,9 +111,21 @@ def test_the_slo_is_judged_on_both_sides() -> None:
     assert crossed.judged == ("e2e_p99_s",)
 
 
+def test_overload_and_the_slo_decide_before_any_change() -> None:
+    assert headline(ALL["overload"]).startswith("No, B is worse than A: with B more arrives than is served")
+    assert headline(overload(second=False)).startswith("Yes, B is better than A: with A more arrives than is served")
+    lost = single(p99=0.5, miss=0.7, slo={"e2e_p99": "400 ms", "miss_ratio": "90%"})
+    assert headline(lost).startswith("No, B is worse than A: the SLO is met with A alone; p99 E2E 300 ms → 500 ms")
+    assert any(text.startswith("Beside that, B is clearly better in miss ratio 80 % → 70 %") for text in details(lost))
+    assert as_json(lost)["points"][0]["why"] == "the SLO is met with A alone"
+    # A time that an overloaded run has is worse, however wide its interval.
+    full = replace(ALL["overload"], terms={"ttft_p99_s": 10.0, "miss_ratio": 1.0})
+    assert worse_terms(full) == ["ttft_p99_s"]
+
+
 def test_without_an_slo_latencies_and_misses_decide() -> None:
     assert ALL["mixed"].judged == ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
-    assert ALL["rollouts"].judged == ("harmed", "rollout_ttft_p99_s", "e2e_p99_s")
+    assert ALL["rollouts"].judged == ("harmed", "rollout_e2e_p99_s", "e2e_p99_s")
 
 
 def test_slo_terms_come_first_and_zero_counts_are_left_out() -> None:
