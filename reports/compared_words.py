@@ -207,7 +207,7 @@ def _alone(comparison: Comparison) -> list[str]:
     counts = [len(sets) for sets in comparison.alone]
     if not any(counts):
         return []
-    return [f"{counts[0]} points of A and {counts[1]} of B have no partner with the same swept values."]
+    return [f"Points without a partner of the same swept values: {counts[0]} of A, {counts[1]} of B."]
 
 
 def _told(pair: Pair, names: Sequence[str], *, short: bool = False) -> str:
