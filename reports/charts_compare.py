@@ -79,14 +79,16 @@ def changes_chart(pair: Pair, names: Sequence[str]) -> Chart | None:
 def points_chart(comparison: Comparison, axes: Sequence[Axis], name: str) -> Chart | None:
     """Draw the change of one metric at each point with its interval."""
     dots, rows = [], []
+    shorts = [axis.short_labels(16) for axis in axes]  # of all points at once: each looks at all values
     for pair in comparison.pairs:
         d = pair.differences.get(name)
         if d is None:
             continue
-        labels = [axis.point_label(pair.other) for axis in axes]
-        rows.append([", ".join(labels), show(name, d.one, d.unit), show(name, d.other, d.unit), change_cell(d), d.word])
+        where = ", ".join(axis.point_label(pair.other) for axis in axes)
+        rows.append([where, show(name, d.one, d.unit), show(name, d.other, d.unit), change_cell(d), d.word])
         if d.change is not None and d.lo is not None and d.hi is not None:
-            short = shorten(", ".join(axis.short_label(pair.other, 16) for axis in axes), 20)
+            parts = (labels[axis.index(pair.other)] for axis, labels in zip(axes, shorts, strict=True))
+            short = shorten(", ".join(parts), 20)
             dots.append(Dot(short, d.change, d.lo, d.hi, d.word, relative_cell(d)))
     if not dots:
         return None
