@@ -30,7 +30,7 @@ def _tail(quantile: float) -> float:
     return -math.log10(1 - quantile)
 
 
-def _measured(point: Point, key: str) -> tuple[list[float], list[float]]:
+def measured_quantiles(point: Point, key: str) -> tuple[list[float], list[float]]:
     """Return the quantiles that have a value, and the values; JSON keeps what is missing as null."""
     pairs = [(q, v) for q, v in zip(point.cdf["q"], point.cdf[key], strict=False) if v is not None]
     return [q for q, _ in pairs], [v for _, v in pairs]
@@ -42,13 +42,13 @@ def _curves(points: Sequence[Point], axes: Sequence[Axis]) -> list[Curve]:
     if len(points) == 1:
         for key, (label, colour) in LATENCIES.items():
             if points[0].cdf.get(key):
-                curves.append((label, COLOURS[colour], *_measured(points[0], key)))
+                curves.append((label, COLOURS[colour], *measured_quantiles(points[0], key)))
         return curves
     key = next((k for k in ("ttft_s", "e2e_s") if any(p.cdf.get(k) for p in points)), "e2e_s")
     for point, colour in zip(points, SERIES, strict=False):
         if point.cdf.get(key):
             label = shorten(", ".join(axis.short_label(point, 16) for axis in axes), 16)
-            curves.append((label, colour, *_measured(point, key)))
+            curves.append((label, colour, *measured_quantiles(point, key)))
     return curves
 
 
@@ -59,10 +59,20 @@ def cdf_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
     if not curves:
         return None
     what = "latency" if len(some) == 1 else "TTFT" if some[0].cdf.get("ttft_s") else "E2E"
+    caption = f"{what} by {', '.join(axis.words for axis in axes)}." if len(some) > 1 else ""
+    return quantile_chart("cdf", "How slow are the slowest requests?", caption, what, curves)
+
+
+def quantile_chart(ident: str, title: str, caption: str, what: str, curves: Sequence[Curve]) -> Chart:
+    """Draw quantiles of one or several latencies up to the far tail.
+
+    :param caption: what comes before how to read the chart.
+    :param what: the latency, in words.
+    :param curves: each with a value above 0.
+    """
     top = max(q for curve in curves for q in curve[2] if q < 1)
     high = max(max(curve[3]) for curve in curves)
     low = max(min(min(v for v in curve[3] if v > 0) for curve in curves), high / 1e5)
-    title = "How slow are the slowest requests?"
     desc = f"Share of requests served within a time, for {', '.join(curve[0] for curve in curves)}."
     with drawing(330) as figure:
         ax = place(figure, 58, 36, 116, 52)
@@ -84,11 +94,9 @@ def cdf_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
         _curve_labels(ax, curves)
         y_title(ax, "share of requests within")
         x_title(ax, what)
-        svg = to_svg(figure, "cdf", title, desc)
-    caption = "Further up means further into the tail: each labelled line is a tenth as many requests as the one below."
-    if len(some) > 1:
-        caption = f"{what} by {', '.join(axis.words for axis in axes)}. {caption}"
-    return Chart("cdf", title, caption, desc, svg, _cdf_table(curves, what))
+        svg = to_svg(figure, ident, title, desc)
+    reading = "Further up means further into the tail: each labelled line is a tenth as many requests as the one below."
+    return Chart(ident, title, f"{caption} {reading}".strip(), desc, svg, _cdf_table(curves, what))
 
 
 def _curve_labels(ax: Axes, curves: Sequence[Curve]) -> None:

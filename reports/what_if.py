@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.scales import set_ticks
+from reports.signed import signed
 from reports.svg import COLOURS, Chart, Table, drawing, place, to_svg
 from reports.words import metric_words, show
 from sim.results.pairs import BETTER, LESS, MORE, WORSE
-from sim.results.point import SHARES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,15 +59,8 @@ def _cell(name: str, found: Mapping[str, Any] | None) -> str:
         return text
     if found["word"] not in _SHORT:
         return f"{text} (no clear change)"
-    low, high = (_signed(name, found[key]) for key in ("lo", "hi"))
+    low, high = (signed(name, found[key], found["unit"]) for key in ("lo", "hi"))
     return f"{text} ({_SHORT[found['word']]}: {low} to {high})"
-
-
-def _signed(name: str, change: float) -> str:
-    sign = "+" if change >= 0 else "−"
-    if name in SHARES:
-        return f"{sign}{abs(change) * 100:.3g} points"
-    return f"{sign}{show(name, abs(change))}"
 
 
 def tornado_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
@@ -88,7 +81,7 @@ def tornado_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
     caption = f"Times {words} as planned, under the same traffic; whiskers: 95 %. Hollow: no clear difference."
     head = ["change", "change of the value", "95 % interval", "verdict"]
     lines = [
-        [row["label"], _signed(name, found["change"]), f"{_signed(name, found['lo'])} to {_signed(name, found['hi'])}",
+        [row["label"], signed(name, found["change"], found["unit"]), f"{signed(name, found['lo'], found['unit'])} to {signed(name, found['hi'], found['unit'])}",
          found["word"]]
         for row, found in known
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli import cache, calibrate, fidelity, inspect, measured, plan, serve, simulate, trace
+from sim.cli import cache, calibrate, compare, fidelity, inspect, measured, plan, serve, simulate, trace
 from sim.errors import LoraplanError
 
 INTERRUPTED = 130
@@ -27,6 +27,7 @@ app = typer.Typer(
 for command in (simulate.run, simulate.sweep, plan.plan, inspect.report, inspect.check, fidelity.fidelity):
     app.command()(command)
 app.command()(inspect.schema)
+app.command()(compare.compare)
 app.command()(cache.cache)
 app.command()(trace.trace)
 scenarios_app = typer.Typer(help="List and copy the bundled scenarios.", no_args_is_help=True)
@@ -91,7 +92,7 @@ def _guarded(debug: bool) -> int:
 
 def _interrupted() -> int:
     kept = "finished points are kept; the same command goes on from there"
-    if {"trace", "cache"} & set(sys.argv[1:2]):
+    if {"trace", "cache", "compare"} & set(sys.argv[1:2]):
         kept = "nothing is kept"
     if "calibrate" in sys.argv:
         fits = "fit" in sys.argv

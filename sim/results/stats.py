@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,7 @@ def kept(parts: Floats) -> list[float | None]:
     return [float(f"{part:.{_DIGITS}g}") if math.isfinite(part) else None for part in parts.tolist()]
 
 
+@cache
 def student(degrees: int) -> float:
     """Return the 97.5 % quantile of Student's t: the half-width of a 95 % interval in standard errors."""
     from scipy.special import stdtrit

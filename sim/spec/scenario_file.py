@@ -93,6 +93,18 @@ def load_scenario(source: str, overrides: Sequence[str] = (), seed: int | None =
     return loaded
 
 
+def resolved_values(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return every value of a merged scenario by its key, defaults included, as text.
+
+    :param data: as in a run's manifest; what this version can't read gives the values as they are written.
+    """
+    try:
+        values = Scenario.model_validate(data).model_dump(mode="json", by_alias=True)
+    except ValidationError:
+        values = dict(data)
+    return {key: _text(value) for key, value in _leaves(values, "")}
+
+
 def _find(source: str, folder: Path) -> tuple[Path, str]:
     """Return the file that a source means and what messages call it."""
     path = folder / Path(source).expanduser()

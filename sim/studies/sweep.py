@@ -266,6 +266,7 @@ def manifest_of(loaded: LoadedScenario, plan: list[Task], keys: list[str], comma
         "command": command,
         "seed": loaded.scenario.run.seed,
         "replications": plan[0].replications,
+        "code": code_version(),
         "versions": {
             "loraplan": __version__,
             "python": platform.python_version(),

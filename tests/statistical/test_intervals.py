@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sim.results.pairs import difference_of
 from sim.results.stats import Sampled, ratio, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.studies.point import simulate_point
@@ -12,12 +13,16 @@ from sim.studies.point import simulate_point
 MEAN_WAIT_S, P99_WAIT_S = 0.005, 0.033362559570022064  # M/D/1, 10 ms, load .5 (oracles.json)
 
 
-def queue(seed: int, replications: int, requests: int) -> Scenario:
+FASTER_MEAN_WAIT_S = 0.45 * 0.009 / (2 * 0.55)
+"""The same arrivals at a server that takes 9 ms: Pollaczek and Khinchine."""
+
+
+def queue(seed: int, replications: int, requests: int, service: str = "10 ms") -> Scenario:
     return Scenario.model_validate({
         "schema_version": 1, "name": "md1",
         "workload": {"requests": requests, "arrivals": {"process": "poisson", "rate": "50/s"}},
         "adapters": {"count": 1, "size": "1 MB"},
-        "fleet": {"engine": "fixed", "service": {"law": "fixed", "value": "10 ms"}},
+        "fleet": {"engine": "fixed", "service": {"law": "fixed", "value": service}},
         "cache": {"gpu": {"slots": 1}},
         "storage": {"load": {"law": "fixed", "value": "1 ms"}},
         "run": {"seed": seed, "replications": replications},
@@ -45,6 +50,31 @@ def test_intervals_of_mean_and_p99_hold(replications: int) -> None:
     assert held_mean >= 34
     assert held_p99 >= 34
     assert too_wide == 0, "an interval may hold by saying nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replications", [1, 5])
+def test_intervals_of_a_known_difference_hold(replications: int) -> None:
+    runs, held, paired, apart = 40, 0, 0.0, 0.0
+    for seed in range(runs):
+        slow, fast = (
+            simulate_point(queue(seed, replications, 20_000 // replications, service), {}, with_requests=False).point
+            for service in ("10 ms", "9 ms")
+        )
+        found = difference_of(slow, fast, "queue_mean_s")
+        fast.traffic_ids = {}
+        independent = difference_of(slow, fast, "queue_mean_s")
+        assert found is not None
+        assert found.lo is not None
+        assert found.hi is not None
+        assert independent is not None
+        assert independent.hi is not None
+        assert independent.lo is not None
+        assert found.paired
+        held += found.lo <= FASTER_MEAN_WAIT_S - MEAN_WAIT_S <= found.hi
+        paired, apart = paired + found.hi - found.lo, apart + independent.hi - independent.lo
+    assert held >= 34  # as above
+    assert paired < 0.5 * apart, "most of the luck is that of the arrivals, which both meet"
 
 
 def test_too_few_requests_have_no_p99() -> None:

@@ -1,0 +1,104 @@
+"""``loraplan compare``: is one run better than another?"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cli.options import DebugOption, QuietOption
+from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from reports.compared import Comparison
+    from sim.results.store import RunData
+
+PAGE, DATA = "report.html", "compare.json"
+_SHOWN = 12
+"""Differing keys that the terminal lists."""
+
+
+def compare(
+    one: Annotated[Path, typer.Argument(metavar="A", help="A run directory, such as runs/quickstart.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Another one: is it better than A?")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page; unset: runs/compare-A-B, and none with --json.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 if B is clearly worse in any term of the SLO.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare two runs: what differs, what changes with it, and whether that is more than luck."""
+    from reports.compare import write_page
+    from reports.compared import compare_runs, worse_terms
+    from reports.compared_words import as_json
+
+    comparison = compare_runs(_read(one), _read(other))
+    if check and not comparison.terms:
+        raise InputError("the scenarios have no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
+    folder = out or (None if json else Path("runs") / f"compare-{_stem(one)}-{_stem(other)}")
+    if folder is not None:
+        from sim.results.files import write_json
+
+        make_folder(folder)
+        write_json(folder / DATA, as_json(comparison))
+        write_page(comparison, folder / PAGE, shlex.join(["loraplan", *sys.argv[1:]]))
+    if json:
+        typer.echo(to_json(as_json(comparison)))
+    else:
+        _print(comparison)
+        typer.echo(f"\nreport  {folder / PAGE}\ndata    {folder / DATA}" if folder is not None else "")
+    for caution in comparison.cautions:
+        message(f"note: {caution}", quiet)
+    if check and worse_terms(comparison):
+        raise typer.Exit(1)
+
+
+def _read(path: Path) -> RunData:
+    """Read a run directory; a scenario in its place must be run first."""
+    from sim.results.store import read_run
+    from sim.spec.scenario_file import bundled_scenarios
+
+    bundled = not path.exists() and str(path) in {entry.name for entry in bundled_scenarios()}
+    if bundled or path.suffix in (".yaml", ".yml"):
+        raise InputError(
+            "this is a scenario, not a run directory", got=str(path), hint=f"run it first: loraplan run {path}"
+        )
+    return read_run(path)
+
+
+def _stem(path: Path) -> str:
+    """Return a run directory's name as part of another one."""
+    return re.sub(r"[^\w.-]+", "-", path.resolve().name)[:60].strip("-.") or "run"
+
+
+def _print(comparison: Comparison) -> None:
+    from reports.compare import terminal_table
+    from reports.compared_words import details, headline
+
+    for letter, run in (("A", comparison.one), ("B", comparison.other)):
+        typer.echo(f"{letter}  {run.path}  {run.manifest.get('name', '')}")
+    typer.echo(f"\n{headline(comparison)}")
+    for sentence in details(comparison):
+        typer.echo(f"  {sentence}")
+    typer.echo("")
+    if comparison.changed:
+        rows = [list(row) for row in comparison.changed[:_SHOWN]]
+        print_rich(rich_rows(["what differs", "A", "B"], rows))
+        if len(comparison.changed) > _SHOWN:
+            typer.echo(f"… and {len(comparison.changed) - _SHOWN} more: the page has all of them")
+    else:
+        typer.echo("The scenarios don't differ.")
+    table = terminal_table(comparison)
+    typer.echo("")
+    print_rich(rich_table(table))
+    if table.note:
+        typer.echo(table.note)

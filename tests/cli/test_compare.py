@@ -1,0 +1,171 @@
+"""``loraplan compare``: pairs, words, exit codes and files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+
+from sim.results.point import UNITS
+from sim.spec.scenario_file import load_scenario
+from sim.studies.sweep import study
+
+
+def simulate(out: Path, *settings: str, over: dict[str, list[object]] | None = None, seed: int | None = None) -> Path:
+    loaded = load_scenario("cache-thrash", ["workload.requests=8000", *settings], seed)
+    key, values = next(iter((over or {}).items()), ("", []))
+    sets = [{key: value} for value in values] or [{}]
+    return study(loaded, sets, out, command="loraplan run", jobs=1).path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    simulate(root / "small", "cache.gpu.slots=200")
+    simulate(root / "large", "cache.gpu.slots=400")
+    simulate(root / "luck", "cache.gpu.slots=200", seed=7)
+    simulate(root / "swept", over={"cache.gpu.slots": [100, 200, 400]})
+    simulate(root / "fifo", "cache.eviction=fifo", over={"cache.gpu.slots": [200, 400, 800]})
+    simulate(root / "rates", over={"workload.arrivals.rate": ["20/s", "26/s"]})
+    simulate(root / "aimless", "slo=null")
+    return root
+
+
+def compared(loraplan: CommandLine, one: Path, other: Path, *options: str) -> dict[str, object]:
+    ended = loraplan("compare", str(one), str(other), "--json", *options)
+    assert ended.code == 0, ended.err
+    found: dict[str, object] = json.loads(ended.out)
+    return found
+
+
+def test_more_slots_are_better_and_fewer_worse(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
+    ended = loraplan("compare", str(runs / "small"), str(runs / "large"))
+    assert ended.code == 0
+    assert "Yes, B is better than A: p99 E2E" in ended.out
+    assert re.search(r"cache\.gpu\.slots +200 +400", ended.out)
+    assert re.search(r"p99 E2E, SLO 400 ms .* clearly better", ended.out)
+    assert "A and B met the same requests at the same times" in ended.out
+    assert ended.err == ""
+    page = tmp_path / "runs/compare-small-large/report.html"
+    assert str(page.relative_to(tmp_path)) in ended.out
+    assert "Yes, B is better than A" in page.read_text(encoding="utf-8")
+    assert loraplan("compare", str(runs / "large"), str(runs / "small")).out.count("No, B is worse than A") == 1
+
+
+def test_json_has_every_metric_and_stable_keys(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
+    data = compared(loraplan, runs / "small", runs / "large")
+    assert list(data) == [
+        "schema_version", "one", "other", "answer", "headline", "details", "slo", "judged", "worse_slo_terms",
+        "differs", "cautions", "points", "without_partner",
+    ]  # fmt: skip
+    assert data["answer"] == "clearly better"
+    assert data["differs"] == [{"key": "cache.gpu.slots", "one": "200", "other": "400"}]
+    (point,) = data["points"]  # type: ignore[misc]
+    assert point["traffic"] == "same requests"
+    assert set(point["metrics"]) <= set(UNITS)
+    missed = point["metrics"]["miss_ratio"]
+    assert list(missed) == ["one", "other", "change", "lo", "hi", "relative", "unit", "word", "paired", "note"]
+    assert missed["lo"] < missed["change"] < missed["hi"] < 0
+    one = json.loads((runs / "small/summary.json").read_text())["points"][0]["metrics"]["miss_ratio"]["value"]
+    assert (missed["one"], missed["word"], missed["paired"]) == (one, "clearly better", True)
+    assert not (tmp_path / "runs").exists(), "no page with --json"
+
+
+def test_check_fails_only_where_an_slo_term_is_clearly_worse(loraplan: CommandLine, runs: Path) -> None:
+    small, large = str(runs / "small"), str(runs / "large")
+    assert loraplan("compare", small, large, "--check", "--json").code == 0
+    assert loraplan("compare", small, small, "--check", "--json").code == 0
+    worse = loraplan("compare", large, small, "--check", "--json")
+    assert worse.code == 1
+    assert json.loads(worse.out)["worse_slo_terms"] == ["e2e_p99_s"]
+    nothing = loraplan("compare", str(runs / "aimless"), str(runs / "aimless"), "--check", "--json")
+    assert nothing.code == 2
+    assert "no SLO to check" in nothing.err
+
+
+def test_a_run_beside_itself_does_not_differ(loraplan: CommandLine, runs: Path) -> None:
+    ended = loraplan("compare", str(runs / "small"), str(runs / "small"))
+    assert "B is neither better nor worse than A: p99 E2E is the same." in ended.out
+    assert "The scenarios don't differ." in ended.out
+    assert ended.err == "note: A and B are the same run.\n"
+    assert loraplan("compare", str(runs / "small"), str(runs / "small"), "--quiet").err == ""
+
+
+def test_other_luck_is_not_paired(loraplan: CommandLine, runs: Path) -> None:
+    ended = loraplan("compare", str(runs / "small"), str(runs / "luck"))
+    assert "No clear difference between A and B" in ended.out
+    assert "met different traffic" in ended.out
+    assert "note: The seeds differ (1 and 7)" in ended.err
+
+
+def test_sweeps_pair_equal_values(loraplan: CommandLine, runs: Path) -> None:
+    data = compared(loraplan, runs / "swept", runs / "fifo")
+    assert [point["set"] for point in data["points"]] == [{"cache.gpu.slots": 200}, {"cache.gpu.slots": 400}]  # type: ignore[attr-defined]
+    assert data["without_partner"] == {"one": [{"cache.gpu.slots": 100}], "other": [{"cache.gpu.slots": 800}]}
+    assert {"key": "cache.eviction", "one": "lru", "other": "fifo"} in data["differs"]  # type: ignore[operator]
+    ended = loraplan("compare", str(runs / "swept"), str(runs / "fifo"), "--out", "page")
+    assert "Points without a partner of the same swept values: 1 of A, 1 of B." in ended.out
+    assert Path("page/report.html").exists()
+
+
+def test_a_single_run_stands_against_every_point(loraplan: CommandLine, runs: Path) -> None:
+    data = compared(loraplan, runs / "small", runs / "swept")
+    answers = [point["answer"] for point in data["points"]]  # type: ignore[attr-defined]
+    assert answers == ["clearly worse", "no clear difference", "clearly better"]
+    assert data["answer"] == "mixed"
+    assert {"key": "cache.gpu.slots", "one": "200", "other": "swept: 100, 200, 400"} in data["differs"]  # type: ignore[operator]
+    back = compared(loraplan, runs / "swept", runs / "small")
+    assert [p["answer"] for p in back["points"]] == ["clearly better", "no clear difference", "clearly worse"]  # type: ignore[attr-defined]
+    said = loraplan("compare", str(runs / "small"), str(runs / "swept")).out
+    assert "B is better with 400 GPU slots; worse with 100 GPU slots; not clearly different with 200 GPU slots." in said
+
+
+def test_rates_share_their_draws(loraplan: CommandLine, runs: Path) -> None:
+    data = compared(loraplan, runs / "small", runs / "rates")
+    assert [point["traffic"] for point in data["points"]] == ["same draws", "same requests"]  # type: ignore[attr-defined]
+    assert any("Arrival rates differ" in text for text in data["cautions"])  # type: ignore[attr-defined]
+
+
+def test_points_that_never_meet_are_refused(loraplan: CommandLine, runs: Path) -> None:
+    ended = loraplan("compare", str(runs / "swept"), str(runs / "rates"))
+    assert ended.code == 2
+    assert "no points of these runs belong together" in ended.err
+    assert '{"cache.gpu.slots": 100}' in ended.err
+
+
+def test_scenarios_must_be_run_first(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
+    for wrong in ("cache-thrash", "mine.yaml"):
+        ended = loraplan("compare", str(runs / "small"), wrong)
+        assert ended.code == 2
+        assert f"this is a scenario, not a run directory (got {wrong}); run it first: loraplan run {wrong}" in ended.err
+    assert "there is no such folder" in loraplan("compare", str(runs / "small"), "nowhere").err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    ended = loraplan("compare", str(empty), str(runs / "small"))
+    assert ended.code == 2
+    assert "is not a run directory" in ended.err
+    assert loraplan("compare", str(runs / "small"), str(runs / "large"), "--out", str(runs / "small")).code == 2
+
+
+def test_code_and_profiles_that_differ_are_told(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "older"
+    shutil.copytree(runs / "small", copy)
+    file = copy / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest |= {"code": "0.0.1+12345678", "profile": {"name": "x", "sha256": "y"}, "status": "interrupted"}
+    file.write_text(json.dumps(manifest))
+    cautions = "\n".join(compared(loraplan, copy, runs / "large")["cautions"])  # type: ignore[arg-type]
+    assert "A was simulated by loraplan 0.0.1+12345678, B by" in cautions
+    assert "The profiles differ (x and no profile)" in cautions
+    assert "A is not finished: 1 of 1 points." in cautions
+    point = next((copy / "points").iterdir())
+    data = json.loads(point.read_text())
+    del data["point"]["parts"], data["point"]["traffic_ids"]
+    point.write_text(json.dumps(data))
+    older = compared(loraplan, copy, runs / "large")
+    assert "of an older version" in "\n".join(older["cautions"])  # type: ignore[arg-type]
+    assert not older["points"][0]["metrics"]["miss_ratio"]["paired"]  # type: ignore[index]

@@ -1,0 +1,208 @@
+"""The page of a comparison: sentences, tables, charts; alone, escaped and readable."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import samples
+from test_report import LOADING, Page
+
+from reports.charts_compare import charts_of
+from reports.compare import key_table, terminal_table, write_page
+from reports.compared import Comparison, compare_runs, key_metrics, worse_terms
+from reports.compared_words import as_json, details, headline
+from reports.signed import change_cell, interval_words, relative_cell, signed
+from sim.errors import InputError
+from sim.results.pairs import Difference, difference_of
+from sim.results.point import SUMMED, Point
+from sim.results.store import RunData
+
+SAME = {"requests": "a", "draws": "b"}
+
+
+def run(*points: Point, name: str = "x", slo: dict[str, str] | None = None, **more: Any) -> RunData:
+    for point in points:
+        point.traffic_ids = dict(SAME)
+        for key, metric in point.metrics.items():
+            if metric.value is not None:
+                total = metric.unit in SUMMED or key in ("preemptions", "evictions")
+                metric.parts = [metric.value * f / (3 if total else 1) for f in (0.99, 1.0, 1.01)]
+    manifest = samples.manifest(kind="run", status="finished")
+    manifest |= {"scenario": {**manifest["scenario"], "slo": slo}, **more}
+    return RunData(Path(f"/tmp/runs/{name}"), manifest, list(points))
+
+
+def single(*, p99: float = 0.25, miss: float = 0.8, slo: dict[str, str] | None = None) -> Comparison:
+    return compare_runs(
+        run(samples.make_point(fixed=False), name="one", slo=slo),
+        run(samples.make_point(p99=p99, miss=miss, fixed=False), name="two", slo=slo),
+    )
+
+
+def swept(values: tuple[float, ...] = (25, 26, 33), other: tuple[float, ...] = (0.2, 0.3, 0.4)) -> Comparison:
+    sides = [
+        run(
+            *(samples.make_point({"cache.gpu.slots": v}, p99=p, fixed=False) for v, p in zip(values, side, strict=True))
+        )
+        for side in ((0.3,) * len(values), other)
+    ]
+    return compare_runs(*sides)
+
+
+def uncertain() -> Comparison:
+    """Fewer misses, and latencies that may be anything."""
+    comparison = single(miss=0.7)
+    for name in ("ttft_p99_s", "e2e_p99_s"):
+        one, other = (point.metrics[name] for point in (comparison.one.points[0], comparison.other.points[0]))
+        one.parts, other.parts = [0.2, 0.3, 0.4], [0.4, 0.3, 0.2]
+    return compare_runs(comparison.one, comparison.other)
+
+
+def overload(*, second: bool) -> Comparison:
+    sides = [samples.make_point(fixed=False), samples.make_point(fixed=False, p99=3.0, offered=1.2)]
+    return compare_runs(*(run(point, name=str(i)) for i, point in enumerate(sides if second else sides[::-1])))
+
+
+ALL = {
+    "open": uncertain(), "overload": overload(second=True),
+    "better": single(p99=0.2, slo={"e2e_p99": "1 s"}), "same": single(p99=0.3), "mixed": single(p99=0.2, miss=0.9),
+    "swept": swept(), "many": swept(tuple(range(1, 61)), tuple(0.2 + 0.002 * i for i in range(60))),
+    "rollouts": compare_runs(run(samples.changed_point()), run(samples.changed_point(harmed=4000, during=1.2))),
+    "names": swept((1, 2), (0.2, 0.2)),
+}  # fmt: skip
+
+
+def test_the_answer_is_one_sentence() -> None:
+    assert headline(ALL["better"]).startswith("Yes, B is better than A: p99 E2E 300 ms → 200 ms (−100 ms, 95 %: ")
+    assert headline(single(p99=0.4, slo={"e2e_p99": "1 s"})).startswith(
+        "No, B is worse than A: p99 E2E 300 ms → 400 ms"
+    )
+    assert (
+        headline(ALL["same"]) == "B is neither better nor worse than A: p99 TTFT, p99 E2E and miss ratio are the same."
+    )
+    assert headline(ALL["mixed"]) == (
+        "It depends: B is better in p99 TTFT 288 ms → 192 ms (−33.3 %), p99 E2E 300 ms → 200 ms (−33.3 %), but worse "
+        "in miss ratio 80 % → 90 % (+12.5 %)."
+    )
+    assert headline(ALL["swept"]).startswith(
+        "It depends: of 3 points B is better at 1, worse at 1, not clearly different at 1, by p99 TTFT, p99 E2E"
+    )
+    assert headline(ALL["names"]) == (
+        "Yes, B is better than A at all 2 points: p99 TTFT, p99 E2E; nowhere clearly in miss ratio."
+    )
+    assert headline(ALL["open"]).startswith(
+        "It is open whether B is better than A: it is clearly better in miss ratio 80 % → 70 % (−12.5 %), but may be "
+        "much worse in p99 TTFT 288 ms → 240 ms (−48 ms, 95 %: −566 to +470 ms)"
+    )
+    assert ALL["open"].word == "open"
+    assert headline(ALL["rollouts"]).startswith("No, B is worse than A: requests harmed 220 → 4,000")
+
+
+def test_the_slo_is_judged_on_both_sides() -> None:
+    assert "The SLO is met with both." in details(ALL["better"])
+    crossed = single(p99=0.5, slo={"e2e_p99": "400 ms"})
+    assert "The SLO is met with A, not met with B." in details(crossed)
+    assert worse_terms(crossed) == ["e2e_p99_s"]
+    assert worse_terms(ALL["better"]) == []
+    assert crossed.judged == ("e2e_p99_s",)
+
+
+def test_overload_and_the_slo_decide_before_any_change() -> None:
+    assert headline(ALL["overload"]).startswith("No, B is worse than A: with B more arrives than is served")
+    assert headline(overload(second=False)).startswith("Yes, B is better than A: with A more arrives than is served")
+    lost = single(p99=0.5, miss=0.7, slo={"e2e_p99": "400 ms", "miss_ratio": "90%"})
+    assert headline(lost).startswith("No, B is worse than A: the SLO is met with A alone; p99 E2E 300 ms → 500 ms")
+    assert any(text.startswith("Beside that, B is clearly better in miss ratio 80 % → 70 %") for text in details(lost))
+    assert as_json(lost)["points"][0]["why"] == "the SLO is met with A alone"
+    # A time that an overloaded run has is worse, however wide its interval.
+    full = replace(ALL["overload"], terms={"ttft_p99_s": 10.0, "miss_ratio": 1.0})
+    assert worse_terms(full) == ["ttft_p99_s"]
+
+
+def test_without_an_slo_latencies_and_misses_decide() -> None:
+    assert ALL["mixed"].judged == ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
+    assert ALL["rollouts"].judged == ("harmed", "rollout_e2e_p99_s", "e2e_p99_s")
+
+
+def test_slo_terms_come_first_and_zero_counts_are_left_out() -> None:
+    names = key_metrics(ALL["better"])
+    assert names[0] == "e2e_p99_s"
+    assert "failed" not in names
+    table = key_table(ALL["better"])
+    assert table.rows[0][:3] == ["p99 E2E, SLO 1 s", "300 ms", "200 ms"]
+    assert table.rows[0][5] == "clearly better"
+
+
+def test_changes_have_a_sign_and_one_unit() -> None:
+    assert signed("e2e_p99_s", -0.072, "s") == "−72 ms"
+    assert signed("miss_ratio", 0.031, "1") == "+3.1 pp"
+    assert signed("completed", 1204, "requests") == "+1,204"
+    assert signed("e2e_p99_s", 0.0, "s") == "0 s"
+    difference = Difference("e2e_p99_s", "s", 0.6, 0.5, -0.1, -0.12, -0.08, -1 / 6, "clearly better", True, "")
+    assert interval_words(difference) == "−120 to −80 ms"
+    assert change_cell(difference) == "−100 ms (−120 to −80 ms)"
+    assert relative_cell(difference) == "−16.7 %"
+    assert interval_words(replace(difference, hi=1.5)) == "−120 ms to +1.5 s"
+    assert relative_cell(replace(difference, relative=None)) == "–"
+
+
+def test_long_sweeps_are_cut_on_the_terminal_and_whole_in_json() -> None:
+    table = terminal_table(ALL["many"])
+    assert len(table.rows) == 60
+    assert "60 of 180 rows" in table.note
+    assert len(as_json(ALL["many"])["points"]) == 60
+
+
+def test_charts_share_axes() -> None:
+    idents = [chart.ident for chart in charts_of(ALL["better"])]
+    assert idents == ["changes", "cdf-ttft", "cdf-e2e", "stages"]
+    swept_ = charts_of(ALL["swept"])
+    assert [chart.ident for chart in swept_][:2] == ["curves-ttft-p99-s", "change-ttft-p99-s"]
+    assert "A goes from 288 ms" in swept_[0].desc
+    assert "B goes from 192 ms" in swept_[0].desc
+    assert [row[0] for row in swept_[1].table.rows] == ["25", "26", "33"]
+    dots = next(chart for chart in charts_of(ALL["many"]) if chart.ident.startswith("change-"))
+    assert "24 of 60 points" in dots.caption
+    assert len(dots.table.rows) == 60
+
+
+def test_every_difference_of_the_page_is_that_of_the_points() -> None:
+    comparison = ALL["better"]
+    (pair,) = comparison.pairs
+    for name, difference in pair.differences.items():
+        assert difference == difference_of(pair.one, pair.other, name)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_the_page_stands_alone(name: str, tmp_path: Path) -> None:
+    path = write_page(ALL[name], tmp_path / "p.html", "loraplan compare a b")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(set(page.ids)) == len(page.ids)
+    assert not page.of("script")
+    for _, attrs in page.tags:
+        for key in LOADING & attrs.keys():
+            assert re.match(r"#|data:", attrs[key] or "#"), attrs
+    assert len(page.of("h1")) == 1
+    anchors = {(a["href"] or "").removeprefix("#") for a in page.of("a") if (a["href"] or "").startswith("#")}
+    assert anchors - {""} <= set(page.ids)
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", text, flags=re.S).lower().split()
+    assert len(text) < 1_000_000
+
+
+def test_what_users_write_is_escaped(tmp_path: Path) -> None:
+    one, two = (run(samples.make_point(fixed=False), name="<b>1") for _ in "ab")
+    two.manifest["scenario"] = {**two.manifest["scenario"], "cache": {"eviction": "<script>alert(1)</script>"}}
+    text = write_page(compare_runs(one, two), tmp_path / "p.html", "<i>x</i>").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "<b>1" not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_runs_without_points_are_refused() -> None:
+    with pytest.raises(InputError, match="no finished points"):
+        compare_runs(run(), run(samples.make_point()))
