@@ -59,8 +59,12 @@ def _cell(name: str, found: Mapping[str, Any] | None) -> str:
         return text
     if found["word"] not in _SHORT:
         return f"{text} (no clear change)"
+    return f"{text} ({_SHORT[found['word']]}: {_interval(name, found)})"
+
+
+def _interval(name: str, found: Mapping[str, Any]) -> str:
     low, high = (signed(name, found[key], found["unit"]) for key in ("lo", "hi"))
-    return f"{text} ({_SHORT[found['word']]}: {low} to {high})"
+    return f"{low} to {high}"
 
 
 def tornado_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
@@ -81,8 +85,7 @@ def tornado_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
     caption = f"Times {words} as planned, under the same traffic; whiskers: 95 %. Hollow: no clear difference."
     head = ["change", "change of the value", "95 % interval", "verdict"]
     lines = [
-        [row["label"], signed(name, found["change"], found["unit"]), f"{signed(name, found['lo'], found['unit'])} to {signed(name, found['hi'], found['unit'])}",
-         found["word"]]
+        [row["label"], signed(name, found["change"], found["unit"]), _interval(name, found), found["word"]]
         for row, found in known
     ]  # fmt: skip
     return Chart("tornado", title, caption, desc, svg, Table(f"Change of {words}", head, lines, words=(3,)))
