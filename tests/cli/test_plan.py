@@ -125,6 +125,20 @@ def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_k
     assert not many.feasible
 
 
+def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
+    rest = "slo: {miss_ratio: 42%}\nplan: {minimize: cache.gpu.slots, range: [24, 32]}"
+    name = write(tmp_path, rest, requests=600)
+    ended = loraplan("plan", name)
+    assert ended.code == 0
+    assert "Too close to call: " in ended.out
+    assert "Confidence: low. The call is too close" in ended.out
+    found = answered(loraplan("plan", name, "--json"))
+    assert not found["certain"]
+    assert found["confidence"] == "low"
+    assert found["unclear"]
+    assert all(row["cache.gpu.slots"] < found["answer"]["cache.gpu.slots"] for row in found["unclear"])
+
+
 def test_a_saturated_start_is_left_behind(loraplan: CommandLine, tmp_path: Path) -> None:
     rest = "slo: {ttft_p99: 2 s}\nplan: {minimize: fleet.replicas, range: [1, 32]}"
     ended = loraplan("plan", write(tmp_path, rest, 3000), "--set", "workload.arrivals.rate=200/s", "--json")
