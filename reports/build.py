@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +28,11 @@ if TYPE_CHECKING:
     from sim.results.store import RunData
 
 FILE = "report.html"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def build_report(run: RunData) -> str:
-    """Return the report of a run as HTML that needs neither network nor JavaScript."""
+    """Return the report of a run as HTML that needs no network, and no JavaScript to be read."""
     return template("report.html.j2").render(**_context(run))
 
 
@@ -44,11 +48,31 @@ def template(name: str) -> Template:
     """Return a page's template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    loader = FileSystemLoader(_TEMPLATES)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["script"] = page_script()
     return environment.get_template(name)
+
+
+@dataclass(frozen=True)
+class Script:
+    """The one script of a page.
+
+    :ivar hash: as the page's Content-Security-Policy names it: nothing but this text may run.
+    """
+
+    text: str
+    hash: str
+
+
+@cache
+def page_script() -> Script:
+    """Return the script that sorts tables and copies commands."""
+    text = f"\n{(_TEMPLATES / 'report.js').read_text(encoding='utf-8')}"
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Script(text, f"sha256-{digest}")
 
 
 def _context(run: RunData) -> dict[str, Any]:

@@ -253,6 +253,8 @@ def _value(point: Point, name: str) -> str:
 def _compare_routers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     ordered = in_order(points, axes)
     known = [p for p in ordered if value_of(p, "loads_per_request") is not None]
+    # With one replica there is nothing to route.
+    known = [p for p in known if value_of(p, "replica_load_skew") is not None] or known
     if len(known) < 2:
         return []
     best = min(known, key=lambda p: value_of(p, "loads_per_request") or 0.0)

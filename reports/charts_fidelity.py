@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from reports.scales import count_tick, nice_log, seconds_tick
-from reports.svg import COLOURS, SERIES, Chart, Table, drawing, place, to_svg
+from reports.svg import COLOURS, SERIES, Chart, Table, drawing, look_of, place, to_svg
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +65,8 @@ def scatter_chart(name: str, title: str, what: str, points: Sequence[tuple[float
         _titles(ax, f"measured {what}", f"predicted {what}")
         svg = to_svg(figure, ident, title, desc)
     legend = [(regime, f"var(--{variable})") for regime, (variable, _, _) in REGIME_COLOURS.items()]
-    return Chart(ident, title, caption, desc, svg, table, legend)
+    looks = [look_of("", marker) for _, _, marker in REGIME_COLOURS.values()]
+    return Chart(ident, title, caption, desc, svg, table, legend, looks)
 
 
 def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
@@ -107,7 +108,8 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
         _titles(ax, "slots", "p50 TTFT")
         svg = to_svg(figure, ident, title, desc)
     legend = [("measured", "var(--s2)"), ("predicted", "var(--s1)")]
-    return Chart(ident, title, caption, desc, svg, Table(title, head, rows), legend)
+    looks = [look_of("-", "o"), look_of("--", "s")]
+    return Chart(ident, title, caption, desc, svg, Table(title, head, rows), legend, looks)
 
 
 def _thinned(slots: Sequence[int]) -> list[str]:

@@ -38,8 +38,12 @@ def heat_chart(
     grid = {(across.index(p), up.index(p)): p for p in points}
     ident = ident or f"heat-{name.replace('_', '-')}"
     words = metric_words(name)
-    title = f"{_capital(words)} for every pair of {across.words} and {up.words}{where}"
     target = slo_terms.get(name)
+    pair = f"{across.words} and {up.words}"
+    title = (
+        f"How does {words} change with {pair}{where}?" if target is None else
+        f"Which {pair} keep {words} within its SLO{where}?"
+    )  # fmt: skip
     met = {at for at, p in grid.items() if target is not None and term_verdict(p.metrics.get(name), target) == MET}
     desc = f"{words} by {across.words} and {up.words}. {_extremes(grid, across, up, name)}"
     caption = "Darker is higher in light mode, brighter in dark mode; ? marks unsettled values."
@@ -54,10 +58,6 @@ def heat_chart(
         found = [grid.get((i, j)) for i in range(len(across.values))]
         rows.append([up.label(value), *("–" if p is None else cell(p, name) for p in found)])
     return Chart(ident, title, caption, desc, svg, Table(f"{words} by {across.words} and {up.words}", head, rows))
-
-
-def _capital(text: str) -> str:
-    return text if text.startswith("p99") else text[:1].upper() + text[1:]
 
 
 def _value(point: Point, name: str) -> float | None:

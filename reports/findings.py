@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from reports.axes import Axis, in_order, make_axes, point_words
 from reports.binding import OVERLOADED, headroom, is_overloaded, limits
-from reports.changes import compare, tell
+from reports.changes import compare, is_changed, tell
 from reports.verdicts import (
     MET,
     NO_SLO,
@@ -230,7 +230,9 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         details.append(f"At {wobbly} of {len(points)} points {metric_words(name)} is unsettled.")
     binding_name = "none: nothing is near its limit" if binding.name == "none" else binding.name
     changed = compare(points, axes, slo_terms)
-    if changed:
+    if changed and slo_terms and not is_changed(points) and len(axes) > 1:
+        details += changed  # more than the router is swept, so the SLO is asked about first
+    elif changed:
         plain = [text for text in (headline, *details) if text != _range_sentence(points, axes, name)]
         headline, details = changed[0], [*changed[1:], *plain]
     return Answer(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LOG_SPAN = 20.0
-_LEVEL, _SLANTED = 24, 14
+_LEVEL, _SLANTED = 24, 20
 _LETTER = 7.2
 """Width of a letter in chart units, on average, with room for the larger text of phones."""
 

@@ -24,7 +24,7 @@ _KEY_COLUMNS = (
 )  # fmt: skip
 _ALL_METRICS_UP_TO = 40
 _ALL_ACROSS_UP_TO = 8
-_MOST_POINTS = 300
+_MOST_POINTS = 1000
 
 
 @dataclass(frozen=True)
