@@ -138,7 +138,7 @@ def _badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str
     """Return the mark, the words and the style of the verdict; a sweep counts its points."""
     good = sum(verdict(point, terms) == MET for point in points)
     if len(points) > 1 and 0 < good < len(points):
-        return "◐", f"SLO met at {good} of {len(points)} points", "partly"
+        return "◐", f"SLO met at {good} of {len(points):,} points", "partly"
     words = {MET: "SLO met", NOT_MET: "SLO not met", UNCLEAR: "Unclear", NO_SLO: "No SLO given"}[word]
     everywhere = " at every point" if len(points) > 1 and word == MET else ""
     return {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}[word], words + everywhere, word.replace(" ", "-")
@@ -148,7 +148,7 @@ def _warnings(points: list[Point]) -> list[str]:
     counts = Counter(sentence for point in points for sentence in dict.fromkeys(point.warnings))
     if len(points) == 1:
         return list(counts)
-    return [f"{sentence} ({count} of {len(points)} points)" for sentence, count in counts.most_common(12)]
+    return [f"{sentence} ({count} of {len(points):,} points)" for sentence, count in counts.most_common(12)]
 
 
 def _assumed_note(manifest: dict[str, Any]) -> str:

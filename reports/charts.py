@@ -88,11 +88,11 @@ def bands_note(points: Sequence[Point]) -> str:
     return " Paler: calibration intervals." if any(point.calibration for point in points) else ""
 
 
-def _bands_words(points: Sequence[Point], names: Sequence[str]) -> str:
+def _bands_words(points: Sequence[Point], axis: Axis, names: Sequence[str]) -> str:
     """Return what bands and marks are; hollow ones only where there are any."""
     unsettled = any(not p.metrics[name].settled for p in points for name in names if has_values([p], name))
     hollow = "; hollow points are unsettled" if unsettled and len(points) <= _MOST_MARKERS else ""
-    return f"Bands are 95 % intervals{hollow}."
+    return f"{'Bands' if axis.numeric else 'Bars'} are 95 % intervals{hollow}."
 
 
 def has_values(points: Sequence[Point], name: str) -> bool:
@@ -245,7 +245,7 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
             targets.pop(same or "", None)
             label = "SLO" if same else f"SLO {metric_words(name).removeprefix('p99 ')}"
             targets[f"{label} {show(name, slo_terms[name])}"] = slo_terms[name]
-    caption = f"{_bands_words(points, names)}{bands_note(points)}"
+    caption = f"{_bands_words(points, axis, names)}{bands_note(points)}"
     if slo_terms and not targets:
         caption += " The SLO asks for another metric."
     table = numbers_table(f"p99 latency by {axis.words}", axis, ordered, names)
@@ -295,7 +295,7 @@ def family_chart(
     note = f"{table_note(len(rows), len(shown))} {brackets_note(points)}".strip()
     table = Table(f"{metric_words(name)} by {axis.words} and {other.words}", head, shown, note)
     targets = {f"SLO {show(name, slo_terms[name])}": slo_terms[name]} if name in slo_terms else {}
-    caption = f"{_bands_words(points, [name])}{bands_note(points)}"
+    caption = f"{_bands_words(points, axis, [name])}{bands_note(points)}"
     kind = "share" if name == "miss_ratio" else "s"
     return line_chart(
         f"family-{name.replace('_', '-')}", title, caption, axis, lines, table, kind=kind, what=metric_words(name),

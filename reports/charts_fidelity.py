@@ -44,7 +44,7 @@ def scatter_chart(name: str, title: str, what: str, points: Sequence[tuple[float
     within = sum(1 / _BAND <= predicted / measured <= _BAND for measured, predicted, _ in points)
     caption = (
         f"One mark a run. On the line prediction and measurement agree; the band is a factor of {_BAND} either way and "
-        f"holds {within / len(points):.0%} of {len(points)} runs."
+        f"holds {within / len(points):.0%} of {len(points):,} runs."
     )
     desc = f"{what}: {within} of {len(points)} predictions lie within a factor of {_BAND} of the measurement."
     scale = 1e-3 if name.endswith("_ms") else 1.0
