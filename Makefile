@@ -1,4 +1,4 @@
-# Everything here needs only Python 3.11+, make and a package index.
+# Everything here but a11y needs only Python 3.11+, make and a package index.
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .vllm-venv

@@ -201,7 +201,8 @@ def _compare_rollouts(points: Sequence[Point], axes: Sequence[Axis], slo_terms: 
     said = extremes(points, axes, "rollout_peak_loads_per_s", tail=_before(points, "before_peak_loads_per_s"))
     said += extremes(points, axes, f"rollout_{name}", tail=_before(points, f"before_{name}"))
     took = [(point, point.metrics["rollout_duration_s"]) for point in points]
-    done = [f"{label_of(p, axes)} {show('rollout_duration_s', m.value)}" for p, m in took if m.value is not None]
+    colon = "" if all(not axis.numeric for axis in axes) else ":"
+    done = [f"{label_of(p, axes)}{colon} {show('rollout_duration_s', m.value)}" for p, m in took if m.value is not None]
     open_ = [label_of(p, axes) for p, m in took if m.value is None]
     if len(points) <= _LISTED:
         told = [f"Complete after: {', '.join(done)}."] if done else []

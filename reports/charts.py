@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reports.axes import Axis, in_order, spread
+from reports.binding import is_fixed
 from reports.scales import scale_x, scale_y, slanted, x_title, y_title
 from reports.svg import (
     COLOURS,
@@ -235,6 +236,8 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
     """Draw p99 TTFT and E2E against a swept key, with the SLO."""
     ordered = in_order(points, [axis])
     names = [name for name in ("ttft_p99_s", "e2e_p99_s") if has_values(points, name)]
+    if len(names) > 1 and "ttft_p99_s" not in slo_terms and all(map(is_fixed, points)):
+        names = names[1:]  # the first token is the whole answer
     if not names:
         return None
     lines = [Line(metric_words(name), SERIES[0 if name == "ttft_p99_s" else 1], name, ordered) for name in names]
