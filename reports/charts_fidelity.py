@@ -77,7 +77,7 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
         ("predicted p50", [run.predicted["ttft_p50_ms"] / 1e3 for run in runs], SERIES[0], "s--"),
     )
     best = min(runs, key=lambda run: run.measured["ttft_p99_ms"])
-    title = f"How many slots? {runs[0].label}"
+    title = f"How many slots for {runs[0].label}?"
     chosen = min(runs, key=lambda run: run.predicted["ttft_p99_ms"])
     same = "the same" if best.slots == chosen.slots else str(chosen.slots)
     caption = f"p50 TTFT by slots. Best measured p99 TTFT: {best.slots} slots; predicted: {same}."
@@ -89,7 +89,7 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
         )]
         for run in runs
     ]  # fmt: skip
-    desc = f"{title}. " + " ".join(f"{row[0]} slots: measured {row[1]}, predicted {row[2]}." for row in rows)
+    desc = f"{title} " + " ".join(f"{row[0]} slots: measured {row[1]}, predicted {row[2]}." for row in rows)
     values = [value for _, ys, _, _ in lines for value in ys]
     with drawing(300) as figure:
         ax = place(figure, _LEFT, 30, 24, _BOTTOM)

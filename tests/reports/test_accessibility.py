@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -92,6 +93,14 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "trace": lambda file: file.write_text(page_of(FACTS), encoding="utf-8") and None,
     "cache": cache, "fidelity": fidelity, "serve": serve,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["cache", "fidelity", "serve", "trace", "thousand-3"])
+def test_every_chart_asks_a_question(name: str, tmp_path: Path) -> None:
+    PAGES[name](tmp_path / "report.html")
+    titles = re.findall(r"<figcaption><h3>(.*?)</h3>", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert titles
+    assert all(title.count("?") == 1 and title.endswith("?") for title in titles)
 
 
 def lacking() -> str:
