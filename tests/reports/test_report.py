@@ -81,6 +81,13 @@ def test_loads_nothing_and_runs_its_own_script_alone(page: tuple[str, Page]) -> 
     assert not re.search(r"@import|url\((?!#)", text)
 
 
+def test_nothing_stands_in_the_page_that_only_the_script_can_do(page: tuple[str, Page]) -> None:
+    text = without_script(page[0])
+    assert "<button" not in text
+    assert "aria-sort=" not in re.sub(r"<style>.*?</style>", "", text, flags=re.S)
+    assert "can be read" in text[text.index("<footer>") :]
+
+
 def test_charts_have_names_and_numbers(page: tuple[str, Page]) -> None:
     text, read = page
     figures = re.findall(r"<figure.*?</figure>", text, flags=re.S)
