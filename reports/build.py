@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +31,11 @@ if TYPE_CHECKING:
     from sim.results.store import RunData
 
 FILE = "report.html"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def build_report(run: RunData) -> str:
-    """Return the report of a run as HTML that needs neither network nor JavaScript."""
+    """Return the report of a run as HTML that needs no network, and no JavaScript to be read."""
     return template("report.html.j2").render(**_context(run))
 
 
@@ -47,11 +51,31 @@ def template(name: str) -> Template:
     """Return a page's template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    loader = FileSystemLoader(_TEMPLATES)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["script"] = page_script()
     return environment.get_template(name)
+
+
+@dataclass(frozen=True)
+class Script:
+    """The one script of a page.
+
+    :ivar hash: as the page's Content-Security-Policy names it: nothing but this text may run.
+    """
+
+    text: str
+    hash: str
+
+
+@cache
+def page_script() -> Script:
+    """Return the script that sorts tables and copies commands."""
+    text = f"\n{(_TEMPLATES / 'report.js').read_text(encoding='utf-8')}"
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Script(text, f"sha256-{digest}")
 
 
 def _context(run: RunData) -> dict[str, Any]:
@@ -143,7 +167,7 @@ def _badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str
     """Return the mark, the words and the style of the verdict; a sweep counts its points."""
     good = sum(verdict(point, terms) == MET for point in points)
     if len(points) > 1 and 0 < good < len(points):
-        return "◐", f"SLO met at {good} of {len(points)} points", "partly"
+        return "◐", f"SLO met at {good} of {len(points):,} points", "partly"
     words = {MET: "SLO met", NOT_MET: "SLO not met", UNCLEAR: "Unclear", NO_SLO: "No SLO given"}[word]
     everywhere = " at every point" if len(points) > 1 and word == MET else ""
     return {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}[word], words + everywhere, word.replace(" ", "-")
@@ -153,7 +177,7 @@ def _warnings(points: list[Point]) -> list[str]:
     counts = Counter(sentence for point in points for sentence in dict.fromkeys(point.warnings))
     if len(points) == 1:
         return list(counts)
-    return [f"{sentence} ({count} of {len(points)} points)" for sentence, count in counts.most_common(12)]
+    return [f"{sentence} ({count} of {len(points):,} points)" for sentence, count in counts.most_common(12)]
 
 
 def _assumed_note(manifest: dict[str, Any]) -> str:

@@ -200,7 +200,8 @@ def _compare_rollouts(points: Sequence[Point], axes: Sequence[Axis], slo_terms: 
     said = extremes(points, axes, "rollout_peak_loads_per_s", tail=_before(points, "before_peak_loads_per_s"))
     said += extremes(points, axes, f"rollout_{name}", tail=_before(points, f"before_{name}"))
     took = [(point, point.metrics["rollout_duration_s"]) for point in points]
-    done = [f"{label_of(p, axes)} {show('rollout_duration_s', m.value)}" for p, m in took if m.value is not None]
+    colon = "" if all(not axis.numeric for axis in axes) else ":"
+    done = [f"{label_of(p, axes)}{colon} {show('rollout_duration_s', m.value)}" for p, m in took if m.value is not None]
     open_ = [label_of(p, axes) for p, m in took if m.value is None]
     if len(points) <= _LISTED:
         told = [f"Complete after: {', '.join(done)}."] if done else []
@@ -252,6 +253,8 @@ def _value(point: Point, name: str) -> str:
 def _compare_routers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     ordered = in_order(points, axes)
     known = [p for p in ordered if value_of(p, "loads_per_request") is not None]
+    # With one replica there is nothing to route.
+    known = [p for p in known if value_of(p, "replica_load_skew") is not None] or known
     if len(known) < 2:
         return []
     best = min(known, key=lambda p: value_of(p, "loads_per_request") or 0.0)

@@ -5,11 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reports.axes import Axis, in_order, spread
+from reports.binding import is_fixed
 from reports.scales import scale_x, scale_y, slanted, x_title, y_title
-from reports.svg import COLOURS, SERIES, WIDTH, Chart, Table, drawing, place, place_labels, to_svg
+from reports.svg import (
+    COLOURS,
+    SERIES,
+    WIDTH,
+    Chart,
+    Table,
+    dash_of,
+    drawing,
+    label_sample,
+    marker_of,
+    place,
+    place_labels,
+    to_svg,
+)
 from reports.words import RATIOS, calibration, interval, metric_words, show
 from sim.results.point import Metric, Point
 
@@ -17,11 +31,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HEIGHT = 330
-LEFT, TOP, RIGHT, BOTTOM = 58, 36, 116, 52
+LEFT, TOP, RIGHT, BOTTOM = 58, 36, 134, 52
 MOST_ROWS = 200
 """Rows of a chart's table; beyond it, evenly spaced ones."""
 _MOST_MARKERS = 40
 _MOST_PLACES = 200
+_ASIDE = 0.16
+"""Distance between marks of one category, as a share of the room that a category has."""
 _PALE = 2.0
 """A calibration interval is drawn up to this factor beyond all sampling intervals of its line."""
 
@@ -73,15 +89,25 @@ def bands_note(points: Sequence[Point]) -> str:
     return " Paler: calibration intervals." if any(point.calibration for point in points) else ""
 
 
+def _bands_words(points: Sequence[Point], axis: Axis, names: Sequence[str]) -> str:
+    """Return what bands and marks are; hollow ones only where there are any."""
+    unsettled = any(not p.metrics[name].settled for p in points for name in names if has_values([p], name))
+    hollow = "; hollow points are unsettled" if unsettled and len(points) <= _MOST_MARKERS else ""
+    return f"{'Bands' if axis.numeric else 'Bars'} are 95 % intervals{hollow}."
+
+
 def has_values(points: Sequence[Point], name: str) -> bool:
     """Return whether at least one point measured this metric."""
     return any(name in p.metrics and p.metrics[name].value is not None for p in points)
 
 
-def _draw_line(ax: Axes, axis: Axis, line: Line) -> list[float]:
-    """Draw a line, its band and its markers; return every value that must be visible."""
+def _draw_line(ax: Axes, axis: Axis, line: Line, aside: float = 0.0) -> list[float]:
+    """Draw a line, its band and its markers; return every value that must be visible.
+
+    :param aside: how far marks of categories stand beside their place, so that lines don't hide each other.
+    """
     points = [p for p in spread(line.points, _MOST_PLACES) if has_values([p], line.name)]
-    xs = [axis.place(p) for p in points]
+    xs = [axis.place(p) + (0.0 if axis.numeric else aside) for p in points]
     metrics = [p.metrics[line.name] for p in points]
     ys = [float(m.value or 0.0) for m in metrics]
     lows, highs = (list(ends) for ends in zip(*(_bounds(line.name, m) for m in metrics), strict=True))
@@ -92,15 +118,16 @@ def _draw_line(ax: Axes, axis: Axis, line: Line) -> list[float]:
         ax.vlines(xs, *pale, color=line.colour, linewidth=1.2, alpha=0.45)
     if axis.numeric:
         ax.fill_between(xs, lows, highs, color=line.colour, alpha=0.18, linewidth=0)
-        ax.plot(xs, ys, color=line.colour, solid_joinstyle="round")
+        style = "-" if len(points) <= _MOST_MARKERS else dash_of(line.colour)
+        ax.plot(xs, ys, color=line.colour, linestyle=style, solid_joinstyle="round")
     else:
         ax.vlines(xs, lows, highs, color=line.colour, linewidth=2.4, alpha=0.45)
     if len(points) <= _MOST_MARKERS or not axis.numeric:
         for settled in (True, False):
             some = [i for i, m in enumerate(metrics) if m.settled is settled]
             ax.plot(
-                [xs[i] for i in some], [ys[i] for i in some], "o", color=line.colour, clip_on=False, zorder=4,
-                markerfacecolor=line.colour if settled else COLOURS["paper"], markeredgewidth=1.6,
+                [xs[i] for i in some], [ys[i] for i in some], marker_of(line.colour), color=line.colour, clip_on=False,
+                zorder=4, markerfacecolor=line.colour if settled else COLOURS["paper"], markeredgewidth=1.6,
             )  # fmt: skip
     return [*ys, *lows, *highs, *(pale[0] if pale else ()), *(pale[1] if pale else ())]
 
@@ -132,18 +159,26 @@ def _bounds(name: str, metric: Metric) -> tuple[float, float]:
     return (max(low, 0.0), min(high, 1.0)) if name in RATIOS else (low, high)
 
 
-def end_labels(ax: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
-    """Write labels in the right margin, each at the height of its line's end.
+def end_labels(
+    ax: Axes, ends: Sequence[tuple[str, str, float]], how: str = "line", dashes: Sequence[Any] = (),
+    markers: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Write labels in the right margin, each at the height of its line's end, with a sample of it.
 
-    :param ends: text, colour and the value on the y axis.
+    :param ends: text, colour and the value on the y axis; of those that end together the last stands highest.
+    :param how: what the sample shows: ``line``, ``marker``, ``both`` or ``area``.
+    :param dashes: line styles in the same order, ``markers`` likewise; else those of the colours.
     """
     height = float(ax.bbox.height)
     data_to_axes = ax.transScale + ax.transLimits
     wanted = [float(data_to_axes.transform((ax.get_xlim()[1], end[2]))[1]) * height for end in ends]
     places = place_labels(wanted, 17, 2, height - 2)
-    for (label, colour, _), at in zip(ends, places, strict=True):
+    for i, ((label, colour, _), at) in enumerate(zip(ends, places, strict=True)):
+        ink = colour if colour == COLOURS["slo"] else COLOURS["ink"]
+        dash, marker = dashes[i] if dashes else None, markers[i] if markers else ""
+        begin = label_sample(ax, colour, at, how, dash, marker)
         ax.annotate(
-            label, (1, 0), (9, at), xycoords="axes fraction", textcoords="offset points", color=colour, va="center",
+            label, (1, 0), (begin, at), xycoords="axes fraction", textcoords="offset points", color=ink, va="center",
         )  # fmt: skip
 
 
@@ -161,7 +196,10 @@ def line_chart(
     desc = f"{what} against {axis.words}. {_describe(axis, lines)}"
     with drawing(round(HEIGHT + below)) as figure:
         ax = place(figure, LEFT, TOP, RIGHT, BOTTOM + below)
-        seen = [value for line in lines for value in _draw_line(ax, axis, line)]
+        seen = [
+            value for i, line in enumerate(lines)
+            for value in _draw_line(ax, axis, line, _ASIDE * (i - (len(lines) - 1) / 2))
+        ]  # fmt: skip
         targets = {label: at for label, at in (targets or {}).items() if not seen or at <= 3 * max(seen)}
         scale_y(ax, [*seen, *targets.values()], kind)
         scale_x(ax, axis, room)
@@ -172,7 +210,8 @@ def line_chart(
             known = [p for p in line.points if has_values([p], line.name)]
             if known:
                 ends.append((line.label, line.colour, float(known[-1].metrics[line.name].value or 0.0)))
-        end_labels(ax, ends)
+        many = max(len(line.points) for line in lines) > _MOST_MARKERS
+        end_labels(ax, ends, "marker" if not axis.numeric else "line" if many else "both")
         y_title(ax, what)
         x_title(ax, axis.words, below)
         svg = to_svg(figure, ident, title, desc)
@@ -197,6 +236,8 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
     """Draw p99 TTFT and E2E against a swept key, with the SLO."""
     ordered = in_order(points, [axis])
     names = [name for name in ("ttft_p99_s", "e2e_p99_s") if has_values(points, name)]
+    if len(names) > 1 and "ttft_p99_s" not in slo_terms and all(map(is_fixed, points)):
+        names = names[1:]  # the first token is the whole answer
     if not names:
         return None
     lines = [Line(metric_words(name), SERIES[0 if name == "ttft_p99_s" else 1], name, ordered) for name in names]
@@ -207,7 +248,7 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
             targets.pop(same or "", None)
             label = "SLO" if same else f"SLO {metric_words(name).removeprefix('p99 ')}"
             targets[f"{label} {show(name, slo_terms[name])}"] = slo_terms[name]
-    caption = f"Bands are 95 % intervals; hollow points are unsettled.{bands_note(points)}"
+    caption = f"{_bands_words(points, axis, names)}{bands_note(points)}"
     if slo_terms and not targets:
         caption += " The SLO asks for another metric."
     table = numbers_table(f"p99 latency by {axis.words}", axis, ordered, names)
@@ -257,8 +298,7 @@ def family_chart(
     note = f"{table_note(len(rows), len(shown))} {brackets_note(points)}".strip()
     table = Table(f"{metric_words(name)} by {axis.words} and {other.words}", head, shown, note)
     targets = {f"SLO {show(name, slo_terms[name])}": slo_terms[name]} if name in slo_terms else {}
-    caption = f"One line a value of {other.words}. Bands are 95 % intervals; hollow points are unsettled."
-    caption += bands_note(points)
+    caption = f"{_bands_words(points, axis, [name])}{bands_note(points)}"
     kind = "share" if name == "miss_ratio" else "s"
     return line_chart(
         f"family-{name.replace('_', '-')}", title, caption, axis, lines, table, kind=kind, what=metric_words(name),

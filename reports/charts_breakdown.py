@@ -17,7 +17,7 @@ from reports.scales import (
     x_title,
     y_title,
 )
-from reports.svg import COLOURS, WIDTH, Chart, Table, drawing, place, to_svg
+from reports.svg import COLOURS, WIDTH, Chart, Table, drawing, hatched, place, to_svg
 from reports.words import percent
 from sim.results.point import Point
 from sim.spec.units import human_seconds
@@ -59,7 +59,7 @@ def breakdown_chart(point: Point) -> Chart | None:
         start = 0.0
         for i, (key, _, colour) in enumerate(stages):
             length = point.breakdown[key]
-            ax.barh(i, length, left=start, height=0.62, color=colour, linewidth=0)
+            ax.barh(i, length, left=start, height=0.62, **hatched(colour))
             if i:
                 ax.plot([start, start], [i - 1.31, i + 0.31], color=COLOURS["muted"], linewidth=0.8)
             text = f"{rows[i][1]} · {rows[i][2] if length > 0.001 * total else '< 0.1 %'}"
@@ -96,15 +96,15 @@ def breakdown_sweep_chart(points: Sequence[Point], axis: Axis) -> Chart | None:
     share = known[-1].breakdown[last[0]] / (sum(known[-1].breakdown.values()) or 1.0)
     desc = f"Mean time by stage against {axis.words}; at {axis.point_label(known[-1])}, {percent(share)} is {last[1]}."
     title = "Where does the time go?"
-    room = WIDTH - 58 - 122
+    room = WIDTH - 58 - 134
     below = slanted(axis, room)
     with drawing(round(330 + below)) as figure:
-        ax = place(figure, 58, 36, 122, 52 + below)
+        ax = place(figure, 58, 36, 134, 52 + below)
         ends = _stack(ax, axis, shown, stages)
         scale_y(ax, [sum(p.breakdown.values()) for p in shown], "s")
         _undo_log(ax, max(sum(p.breakdown.values()) for p in shown))
         scale_x(ax, axis, room)
-        end_labels(ax, ends)
+        end_labels(ax, ends, "area")
         y_title(ax, "mean latency")
         x_title(ax, axis.words, below)
         svg = to_svg(figure, "breakdown", title, desc)
@@ -132,9 +132,9 @@ def _stack(
     for key, words, colour in stages:
         top = [low + p.breakdown.get(key, 0.0) for low, p in zip(base, points, strict=True)]
         if axis.numeric and len(points) > 1:
-            ax.fill_between(xs, base, top, color=colour, alpha=0.85, linewidth=0)
+            ax.fill_between(xs, base, top, **hatched(colour))
         else:
-            ax.bar(xs, [t - b for t, b in zip(top, base, strict=True)], 0.62, bottom=base, color=colour, linewidth=0)
+            ax.bar(xs, [t - b for t, b in zip(top, base, strict=True)], 0.62, bottom=base, **hatched(colour))
         if top[-1] - base[-1] > 0:
             ends.append((words, colour, (top[-1] + base[-1]) / 2))
         base = top
@@ -158,7 +158,7 @@ def breakdown_bars_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart
         left = [0.0] * len(known)
         for key, _, colour in stages:
             part = [p.breakdown.get(key, 0.0) for p in known]
-            ax.barh(range(len(known)), part, 0.66, left=left, color=colour, linewidth=0)
+            ax.barh(range(len(known)), part, 0.66, left=left, **hatched(colour))
             left = [a + b for a, b in zip(left, part, strict=True)]
         ax.set_ylim(len(known) - 0.5, -0.5)
         ax.set_xlim(0, top * 1.02)
@@ -171,5 +171,6 @@ def breakdown_bars_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart
         x_title(ax, f"mean latency; rows are {', '.join(axis.words for axis in axes)}")
         svg = to_svg(figure, "breakdown", title, desc)
     legend = [(words, next(f"var(--{c})" for k, (_, c) in STAGES.items() if k == key)) for key, words, _ in stages]
+    looks = [STAGES[key][1] for key, *_ in stages]
     caption = f"Mean seconds of a request, stage by stage, at {len(known)} points of the sweep."
-    return Chart("breakdown", title, caption, desc, svg, Table("Mean time by stage", head, rows), legend)
+    return Chart("breakdown", title, caption, desc, svg, Table("Mean time by stage", head, rows), legend, looks)

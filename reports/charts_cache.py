@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from reports.axes import spread
 from reports.charts import end_labels
 from reports.scales import nice_log, scale_y, set_ticks, x_title, y_title
-from reports.svg import COLOURS, SERIES, Chart, Table, drawing, place, to_svg
+from reports.svg import COLOURS, SERIES, Chart, Table, drawing, look_of, place, to_svg
 from reports.words import number, percent
 from sim.results.cache_points import CacheResult
 from sim.spec.units import human_bytes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CLAIRVOYANT = "belady"
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 340, 58, 36, 22, 52
-_LABELS = 116  # the right margin where lines carry their names
+_LABELS = 134  # the right margin where lines carry their names
 _ROWS = 40
 _ROOM = 0.15
 """Labels of capacities stand at least this share of the axis apart."""
@@ -37,9 +37,8 @@ def orders_chart(result: CacheResult) -> Chart:
     title = "How much cache does LRU need, and how much is due to the order of requests?"
     shuffles = "a random order" if result.shuffles == 1 else f"the mean of {result.shuffles} random orders"
     caption = (
-        "Miss ratio of LRU at every capacity. The gap between the trace's order and a shuffled one is locality: what "
-        f"sessions and bursts save. Shuffled: {shuffles} of the same requests. Independent draws: Che's approximation "
-        "with the same popularity, in the long run."
+        "The gap between the trace's order and a shuffled one is locality: what sessions and bursts save. Shuffled: "
+        f"{shuffles}. Independent draws: the same popularity, in the long run."
     )
     at = result.at
     desc = "LRU's miss ratio. " + " ".join(
@@ -66,7 +65,8 @@ def orders_chart(result: CacheResult) -> Chart:
     ]
     head = ["capacity", *(label for label, *_ in lines)]
     table = Table("LRU's miss ratio", head, rows, "lru_curve.csv has every point of the curve.")
-    return Chart(ident, title, caption, desc, svg, table, [(label, f"var(--{name})") for label, _, name, *_ in lines])
+    legend = [(label, f"var(--{name})") for label, _, name, *_ in lines]
+    return Chart(ident, title, caption, desc, svg, table, legend, [look_of(style) for *_, style in lines])
 
 
 def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
@@ -86,20 +86,22 @@ def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
     desc, curve = _policies_desc(result, lines, what), result.curve
     with drawing(_HEIGHT) as figure:
         ax = place(figure, _LEFT, _TOP, _LABELS, _BOTTOM)
-        ends = []
+        ends: list[tuple[float, tuple[str, str, float], str, str]] = []
         for index, (policy, values) in enumerate(lines):
             colour, style = _look(result.policies, policy)
             along = policy == "lru" and not of_bytes
             if along:  # every capacity between the marks is known
                 inside = (curve.capacities >= result.capacities[0]) & (curve.capacities <= result.capacities[-1])
                 ax.plot(curve.capacities[inside], curve.real[inside], color=colour, linewidth=1.5, zorder=3)
+            marker = _MARKERS[index % len(_MARKERS)]
             ax.plot(result.capacities, values, linestyle="none" if along else style, color=colour,
-                    linewidth=1.5, marker=_MARKERS[index % len(_MARKERS)], markersize=6,
+                    linewidth=1.5, marker=marker, markersize=6,
                     markeredgecolor=COLOURS["paper"], markeredgewidth=0.8, zorder=3, clip_on=False)  # fmt: skip
-            ends.append((policy, colour, values[-1]))
+            ends.append((sum(values), (policy, colour, values[-1]), style, marker))
         _axes(ax, result, result.capacities, [value for _, values in lines for value in values], what)
         _ticks(ax, result, _apart(result.capacities))
-        end_labels(ax, ends)
+        ends.sort(key=lambda end: end[0])  # where lines end together, labels stand as the lines lie before
+        end_labels(ax, [end[1] for end in ends], "both", [end[2] for end in ends], [end[3] for end in ends])
         svg = to_svg(figure, ident, title, desc)
     rows = [[policy, *(percent(value) for value in values)] for policy, values in lines]
     table = Table(title, ["policy", *(capacity_words(result, c) for c in result.capacities)], rows)

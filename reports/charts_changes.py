@@ -10,7 +10,7 @@ from reports.axes import Axis, in_order, shorten, spread
 from reports.charts import end_labels
 from reports.charts_time import LATENCIES, draw_events, event_marks, time_axis
 from reports.scales import count_tick, nice_linear, seconds_tick, set_ticks, y_title
-from reports.svg import COLOURS, SERIES, Chart, Table, drawing, place, to_svg
+from reports.svg import COLOURS, SERIES, Chart, Table, dash_of, drawing, hatched, place, to_svg
 from reports.words import percent
 from sim.results.point import Point
 from sim.spec.units import human_seconds
@@ -50,7 +50,7 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
     begins = min(time for p in some for time in _happenings(p))
     with drawing(_PANEL * len(panels) + 48) as figure:
         for i, (key, what) in enumerate(panels):
-            ax = place(figure, 58, 34 + _PANEL * i, 132, 48 + _PANEL * (len(panels) - 1 - i))
+            ax = place(figure, 58, 34 + _PANEL * i, 150, 48 + _PANEL * (len(panels) - 1 - i))
             _lines(ax, some, labels, key, start, end, named=i == 0)
             time_axis(ax, start, end, last=i == len(panels) - 1)
             draw_events(ax, [(begins, "begin")], named=i == 0)
@@ -94,7 +94,7 @@ def _lines(
     top, ends = 0.0, []
     for point, label, colour in zip(points, labels, SERIES, strict=False):
         times, values = _within(point, key, start, end)
-        ax.plot(times, values, color=colour, linewidth=1.5)
+        ax.plot(times, values, color=colour, linewidth=1.5, linestyle=dash_of(colour))
         known = [value for value in values if not math.isnan(value)] or [0.0]
         top = max(top, *known)
         ends.append((label, colour, known[-1]))
@@ -149,7 +149,8 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
         "First replication: shares of the requests that arrive in a short span, by the version of their first token."
     )
     legend = [(_version_words(name), _CSS_OF.get(name, f"var(--{_colour(name)})")) for name in names]
-    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names), legend)
+    looks = [_colour(name) for name in names]
+    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names), legend, looks)
 
 
 def _strip_title(point: Point, axes: Sequence[Axis]) -> str:
@@ -166,7 +167,11 @@ def _colour(name: str) -> str:
 
 def _stack(ax: Axes, mix: dict[str, Any], names: Sequence[str]) -> None:
     shares = [mix["versions"].get(name, [0.0] * len(mix["t_s"])) for name in names]
-    ax.stackplot(mix["t_s"], shares, colors=[COLOURS[_colour(name)] for name in names], alpha=0.85, linewidth=0)
+    base = [0.0] * len(mix["t_s"])
+    for name, share in zip(names, shares, strict=True):
+        top = [a + b for a, b in zip(base, share, strict=True)]
+        ax.fill_between(mix["t_s"], base, top, **hatched(COLOURS[_colour(name)]))
+        base = top
     ax.set_ylim(0, 1)
     set_ticks(ax, "y", [0, 0.5, 1], [percent(tick) for tick in (0, 0.5, 1)])
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from reports.scales import count_tick, nice_log, seconds_tick
-from reports.svg import COLOURS, SERIES, Chart, Table, drawing, place, to_svg
+from reports.svg import COLOURS, SERIES, Chart, Table, drawing, look_of, place, to_svg
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ def scatter_chart(name: str, title: str, what: str, points: Sequence[tuple[float
     within = sum(1 / _BAND <= predicted / measured <= _BAND for measured, predicted, _ in points)
     caption = (
         f"One mark a run. On the line prediction and measurement agree; the band is a factor of {_BAND} either way and "
-        f"holds {within / len(points):.0%} of {len(points)} runs."
+        f"holds {within / len(points):.0%} of {len(points):,} runs."
     )
     desc = f"{what}: {within} of {len(points)} predictions lie within a factor of {_BAND} of the measurement."
     scale = 1e-3 if name.endswith("_ms") else 1.0
@@ -65,7 +65,8 @@ def scatter_chart(name: str, title: str, what: str, points: Sequence[tuple[float
         _titles(ax, f"measured {what}", f"predicted {what}")
         svg = to_svg(figure, ident, title, desc)
     legend = [(regime, f"var(--{variable})") for regime, (variable, _, _) in REGIME_COLOURS.items()]
-    return Chart(ident, title, caption, desc, svg, table, legend)
+    looks = [look_of("", marker) for _, _, marker in REGIME_COLOURS.values()]
+    return Chart(ident, title, caption, desc, svg, table, legend, looks)
 
 
 def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
@@ -76,7 +77,7 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
         ("predicted p50", [run.predicted["ttft_p50_ms"] / 1e3 for run in runs], SERIES[0], "s--"),
     )
     best = min(runs, key=lambda run: run.measured["ttft_p99_ms"])
-    title = f"How many slots? {runs[0].label}"
+    title = f"How many slots for {runs[0].label}?"
     chosen = min(runs, key=lambda run: run.predicted["ttft_p99_ms"])
     same = "the same" if best.slots == chosen.slots else str(chosen.slots)
     caption = f"p50 TTFT by slots. Best measured p99 TTFT: {best.slots} slots; predicted: {same}."
@@ -88,7 +89,7 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
         )]
         for run in runs
     ]  # fmt: skip
-    desc = f"{title}. " + " ".join(f"{row[0]} slots: measured {row[1]}, predicted {row[2]}." for row in rows)
+    desc = f"{title} " + " ".join(f"{row[0]} slots: measured {row[1]}, predicted {row[2]}." for row in rows)
     values = [value for _, ys, _, _ in lines for value in ys]
     with drawing(300) as figure:
         ax = place(figure, _LEFT, 30, 24, _BOTTOM)
@@ -107,7 +108,8 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
         _titles(ax, "slots", "p50 TTFT")
         svg = to_svg(figure, ident, title, desc)
     legend = [("measured", "var(--s2)"), ("predicted", "var(--s1)")]
-    return Chart(ident, title, caption, desc, svg, Table(title, head, rows), legend)
+    looks = [look_of("-", "o"), look_of("--", "s")]
+    return Chart(ident, title, caption, desc, svg, Table(title, head, rows), legend, looks)
 
 
 def _thinned(slots: Sequence[int]) -> list[str]:

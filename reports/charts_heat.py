@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LETTER = 6.6
+_INVERSE = 5
+"""Step of the colours from which text on them is inverse."""
 Grid = dict[tuple[int, int], Point]
 """Points by column (first key) and row (second key)."""
 Scale = tuple[float, float, bool]
@@ -38,13 +40,18 @@ def heat_chart(
     grid = {(across.index(p), up.index(p)): p for p in points}
     ident = ident or f"heat-{name.replace('_', '-')}"
     words = metric_words(name)
-    title = f"{_capital(words)} for every pair of {across.words} and {up.words}{where}"
     target = slo_terms.get(name)
+    pair = f"{across.words} and {up.words}"
+    title = (
+        f"How does {words} change with {pair}{where}?" if target is None else
+        f"Which {pair} keep {words} within its SLO{where}?"
+    )  # fmt: skip
     met = {at for at, p in grid.items() if target is not None and term_verdict(p.metrics.get(name), target) == MET}
     desc = f"{words} by {across.words} and {up.words}. {_extremes(grid, across, up, name)}"
-    caption = "Darker is higher in light mode, brighter in dark mode; ? marks unsettled values."
+    caption = _caption(len(met), len(grid), None if target is None else show(name, target))
+    if any(not p.metrics[name].settled for p in points if _value(p, name) is not None):
+        caption += " ? marks unsettled values."
     if target is not None:
-        caption += f" The outline holds the cells that meet the SLO of {show(name, target)}."
         desc += f" {len(met)} of {len(grid)} cells meet the SLO of {show(name, target)}."
     known = [value for p in scale_over or points if (value := _value(p, name)) is not None]
     svg = _draw(grid, across, up, name, met, _steps(known, name), (ident, title, desc))
@@ -56,8 +63,14 @@ def heat_chart(
     return Chart(ident, title, caption, desc, svg, Table(f"{words} by {across.words} and {up.words}", head, rows))
 
 
-def _capital(text: str) -> str:
-    return text if text.startswith("p99") else text[:1].upper() + text[1:]
+def _caption(met: int, cells: int, target: str | None) -> str:
+    """Return how colours and hatches read."""
+    colours = "The strip below the chart says what the colours are."
+    if target is None:
+        return colours
+    if met in (0, cells):
+        return f"{'No cell certainly meets' if met == 0 else 'Every cell meets'} the SLO of {target}. {colours}"
+    return f"Hatched: cells that don't certainly meet the SLO of {target}. {colours}"
 
 
 def _value(point: Point, name: str) -> float | None:
@@ -108,9 +121,11 @@ def _draw(
             level = _level(value, scale)
             ax.fill([i, i + 1, i + 1, i], [j, j, j + 1, j + 1], color=HEAT[level], linewidth=0)
             if written:
-                ink = COLOURS["ink"] if level < 5 else COLOURS["heat-ink"]
+                ink = COLOURS["ink"] if level < _INVERSE else COLOURS["heat-ink"]
                 ax.text(i + 0.5, j + 0.5, texts[i, j], color=ink, ha="center", va="center_baseline")
-        _outline(ax, met, grid)
+        if met:
+            _outline(ax, met, grid)
+            _hatch(ax, met, grid, name, scale)
         _labels(ax, across, up, width, height)
         y_title(ax, up.words, min(46, left - 4))
         x_title(ax, across.words)
@@ -124,7 +139,7 @@ def _text(point: Point, name: str) -> str:
 
 
 def _outline(ax: Axes, met: set[tuple[int, int]], grid: Grid) -> None:
-    """Draw the border between cells that meet the SLO and those that don't."""
+    """Draw the border between cells that meet the SLO and those that don't, with a seam that parts it from them."""
     segments = []
     for i, j in met:
         for di, dj, edge in (
@@ -134,7 +149,34 @@ def _outline(ax: Axes, met: set[tuple[int, int]], grid: Grid) -> None:
             if (i + di, j + dj) in grid and (i + di, j + dj) not in met:
                 segments.append(edge)
     for xs, ys in segments:
+        ax.plot(xs, ys, color=COLOURS["paper"], linewidth=4.6, solid_capstyle="round", zorder=4)
         ax.plot(xs, ys, color=COLOURS["slo"], linewidth=2.6, solid_capstyle="round", zorder=5)
+
+
+def _hatch(ax: Axes, met: set[tuple[int, int]], grid: Grid, name: str, scale: Scale) -> None:
+    """Hatch the cells that don't certainly meet the SLO, in a colour that is seen on theirs."""
+    inks: dict[str, list[tuple[int, int]]] = {}
+    for at, point in grid.items():
+        value = _value(point, name)
+        if at not in met and value is not None:
+            inks.setdefault("ink" if _level(value, scale) < _INVERSE else "heat-ink", []).append(at)
+    for ink, cells in inks.items():
+        for i, j, length in _runs(cells):
+            ax.fill(
+                [i, i + length, i + length, i], [j, j, j + 1, j + 1], facecolor="none", hatch="//",
+                edgecolor=COLOURS[ink], linewidth=0, alpha=0.4,
+            )  # fmt: skip
+
+
+def _runs(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Return cells that follow each other in a row as first column, row and length."""
+    runs: list[tuple[int, int, int]] = []
+    for i, j in sorted(cells, key=lambda cell: (cell[1], cell[0])):
+        if runs and runs[-1][1] == j and sum(runs[-1][::2]) == i:
+            runs[-1] = (runs[-1][0], j, runs[-1][2] + 1)
+        else:
+            runs.append((i, j, 1))
+    return runs
 
 
 def _labels(ax: Axes, across: Axis, up: Axis, width: float, height: float) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts import end_labels
 from reports.scales import nice_log, seconds_tick, set_ticks, x_title, y_title
-from reports.svg import COLOURS, SERIES, Chart, Table, drawing, place, to_svg
+from reports.svg import COLOURS, SERIES, Chart, Table, dash_of, drawing, place, to_svg
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 
@@ -75,12 +75,12 @@ def quantile_chart(ident: str, title: str, caption: str, what: str, curves: Sequ
     low = max(min(min(v for v in curve[3] if v > 0) for curve in curves), high / 1e5)
     desc = f"Share of requests served within a time, for {', '.join(curve[0] for curve in curves)}."
     with drawing(330) as figure:
-        ax = place(figure, 58, 36, 116, 52)
+        ax = place(figure, 58, 36, 136, 52)
         for _, colour, quantiles, values in curves:
             pairs = [(q, v) for q, v in zip(quantiles, values, strict=True) if q < 1]
             start = max((i for i, (_, v) in enumerate(pairs) if v <= low / 1.2), default=0)
             kept = [(q, max(v, low / 1.2)) for q, v in pairs[start:]]
-            ax.plot([v for _, v in kept], [_tail(q) for q, _ in kept], color=colour)
+            ax.plot([v for _, v in kept], [_tail(q) for q, _ in kept], color=colour, linestyle=dash_of(colour))
         ax.set_xscale("log")
         ax.set_xlim(low / 1.2, high * 1.2)
         ticks = nice_log(low / 1.2, high * 1.2, 6)

@@ -82,7 +82,8 @@ def distributions(
         x_title(ax, what)
         svg = to_svg(figure, ident, title, desc)
     legend = [(" and ".join(names), "var(--s2)"), ("predicted (dashed)", "var(--s1)")]
-    return Chart(ident, title, caption, desc, svg, Table(title, ["requests", *names, "predicted"], rows), legend)
+    table = Table(title, ["requests", *names, "predicted"], rows)
+    return Chart(ident, title, caption, desc, svg, table, legend, ["line", "dashed"])
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

@@ -21,11 +21,13 @@ Series = tuple[str, str, str]
 """Key of the timeline, label, colour."""
 LATENCIES = ("ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s")
 """Keys of the timeline that are times of requests."""
+_DASHES = ("-", (0, (4, 1.2)))
+"""Styles of the lines of a strip, which are two at most."""
 _EACH = 104
 _APART = 0.03
 """Events closer than this share of the axis get one label."""
 _MOST_NAMED = 4
-_TITLE = 0.22
+_TITLE = 0.28
 """Share of the axis above which its title stands."""
 
 
@@ -56,7 +58,7 @@ def timeline_chart(point: Point, where: str) -> Chart | None:
     marks = event_marks(point.events, times[0], times[-1])
     with drawing(_EACH * len(panels) + 48) as figure:
         for i, (what, series) in enumerate(panels):
-            ax = place(figure, 58, 34 + _EACH * i, 122, 48 + _EACH * (len(panels) - 1 - i))
+            ax = place(figure, 58, 34 + _EACH * i, 142, 48 + _EACH * (len(panels) - 1 - i))
             _panel(ax, values, times, what, series, last=i == len(panels) - 1)
             draw_events(ax, marks, named=i == 0)
         svg = to_svg(figure, "timeline", title, desc)
@@ -102,9 +104,9 @@ def _panel(
 ) -> None:
     """Draw one strip of the timeline."""
     every, ends = [], []
-    for key, label, colour in series:
+    for (key, label, colour), dash in zip(series, _DASHES, strict=False):
         column = values[key]
-        ax.plot(times, column, color=COLOURS[colour], linewidth=1.2)
+        ax.plot(times, column, color=COLOURS[colour], linewidth=1.2, linestyle=dash)
         if key not in LATENCIES:
             ax.fill_between(times, 0, column, color=COLOURS[colour], alpha=0.12, linewidth=0)
         known = _known(column)
@@ -116,7 +118,7 @@ def _panel(
     show_tick = seconds_tick if series[0][0] in LATENCIES else count_tick
     set_ticks(ax, "y", ticks, [show_tick(tick) for tick in ticks])
     time_axis(ax, times[0], times[-1], last=last)
-    end_labels(ax, ends)
+    end_labels(ax, ends, dashes=_DASHES)
     y_title(ax, what)
 
 

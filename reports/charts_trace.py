@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from reports.axes import spread
 from reports.scales import nice_linear, nice_log, scale_y, set_ticks, x_title, y_title
-from reports.svg import COLOURS, SERIES, WIDTH, Chart, Table, drawing, place, to_svg
+from reports.svg import COLOURS, SERIES, WIDTH, Chart, Table, drawing, look_of, place, to_svg
 from reports.trace_tables import check_curve_table, curve_table, plural
 from reports.words import number, percent
 from sim.results.trace_facts import FitCheck, TraceFacts
@@ -123,7 +123,8 @@ def slots_chart(
         x_title(ax, "slots")
         svg = to_svg(figure, ident, title, desc)
     legend = [(line.label, f"var(--s{line.series})") for line in lines]
-    return Chart(ident, title, caption, desc, svg, table, legend)
+    looks = [look_of(line.style, line.marker) for line in lines]
+    return Chart(ident, title, caption, desc, svg, table, legend, looks)
 
 
 def _powers_of_two(low: int, high: int, most: int = 10) -> list[float]:
@@ -174,7 +175,7 @@ def rate_chart(facts: TraceFacts) -> Chart | None:
     )
     table = Table("Rate over time", ["middle of the span", "rate"], rows, note)
     legend = [("rate", "var(--s1)"), ("mean (dashed)", "currentColor")]
-    return Chart("rate", title, caption, desc, svg, table, legend)
+    return Chart("rate", title, caption, desc, svg, table, legend, ["line", "dashed"])
 
 
 def _time_axis(ax: Axes, span_s: float) -> str:

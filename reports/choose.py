@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from reports.axes import Axis, point_words
+from reports.axes import Axis, in_order, point_words, spread
 from reports.charts import family_chart, has_values, latency_chart, ratio_chart
 from reports.charts_breakdown import breakdown_bars_chart, breakdown_chart, breakdown_sweep_chart
 from reports.charts_changes import moments_chart, version_chart
@@ -76,12 +77,17 @@ def _facets(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[st
     across, up = ranked[:2]
     rest = [axis for axis in axes if axis not in (across, up)]
     groups: dict[str, list[Point]] = {}
-    for point in points:
+    for point in in_order(points, rest):
         groups.setdefault(point_words(point, rest), []).append(point)
-    if len(groups) > _MOST_FACETS or len(across.values) * len(up.values) > _MOST_CELLS:
+    if len(across.values) * len(up.values) > _MOST_CELLS:
         return []
     name = _latency(points, slo_terms)
-    return [
-        heat_chart(some, across, up, name, slo_terms, where=f", {words}", ident=f"heat-{i}", scale_over=points)
-        for i, (words, some) in enumerate(groups.items())
+    shown = spread(list(groups.items()), _MOST_FACETS)
+    charts = [
+        heat_chart(some, across, up, name, slo_terms, where=f" with {words}", ident=f"heat-{i}", scale_over=points)
+        for i, (words, some) in enumerate(shown)
     ]
+    if len(shown) == len(groups):
+        return list(charts)
+    note = f" {len(shown)} of {len(groups)} such charts are drawn, evenly spaced."
+    return [chart and replace(chart, caption=chart.caption + note) for chart in charts]

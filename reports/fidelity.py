@@ -12,6 +12,7 @@ from reports.build import template
 from reports.charts_fidelity import REGIME_COLOURS, scatter_chart, slots_chart
 from reports.svg import Chart, Table
 from sim.results.files import write_text
+from sim.spec.units import human_seconds
 
 METRICS = {
     "req_per_s": "completed requests/s", "tpot_mean_ms": "mean TPOT", "itl_p50_ms": "median ITL",
@@ -123,7 +124,7 @@ def show_value(name: str, value: float) -> str:
         return "–"
     if not name.endswith("_ms"):
         return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
-    return f"{value:,.3g} ms" if value < 1000 else f"{value / 1000:,.3g} s"
+    return human_seconds(value / 1000)
 
 
 def _context(page: FidelityPage) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from reports.axes import Axis, in_order, make_axes, point_words
 from reports.binding import OVERLOADED, headroom, limits
-from reports.changes import compare, tell
+from reports.changes import compare, is_changed, tell
 from reports.verdicts import capital, confidence, main_metric, term_sentence
 from reports.words import metric_words, show, with_interval
 from sim.results.point import Point
@@ -216,10 +216,12 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     overall = NO_SLO if not slo_terms else MET if MET in words else UNCLEAR if UNCLEAR in words else NOT_MET
     wobbly = sum(not p.metrics[name].settled for p in points if name in p.metrics)
     if wobbly:
-        details.append(f"At {wobbly} of {len(points)} points {metric_words(name)} is unsettled.")
+        details.append(f"At {wobbly} of {len(points):,} points {metric_words(name)} is unsettled.")
     binding_name = "none: nothing is near its limit" if binding.name == "none" else binding.name
     changed = compare(points, axes, slo_terms)
-    if changed:
+    if changed and slo_terms and not is_changed(points) and len(axes) > 1:
+        details += changed  # more than the router is swept, so the SLO is asked about first
+    elif changed:
         plain = [text for text in (headline, *details) if text != _range_sentence(points, axes, name)]
         headline, details = changed[0], [*changed[1:], *plain]
     return Answer(
@@ -285,8 +287,8 @@ def _many_axes(
         return _range_sentence(points, axes, name), [], None
     good = sum(verdict(point, slo_terms) == MET for point in points)
     unsure = sum(verdict(point, slo_terms) == UNCLEAR for point in points)
-    tail = f"; {unsure} are unclear" if unsure else ""
-    headline = f"{good} of {len(points)} combinations meet the SLO{tail}."
+    tail = f"; {unsure:,} {'is' if unsure == 1 else 'are'} unclear" if unsure else ""
+    headline = f"{good:,} of {len(points):,} combinations meet the SLO{tail}."
     details = []
     if len(axes) == 2:
         inner = next((a for a in axes if a.key.rsplit(".", 1)[-1] in _RESOURCES), axes[0])

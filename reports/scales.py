@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LOG_SPAN = 20.0
-_LEVEL, _SLANTED = 24, 14
+_LEVEL, _SLANTED = 24, 20
 _LETTER = 7.2
 """Width of a letter in chart units, on average, with room for the larger text of phones."""
 
@@ -105,22 +105,24 @@ def scale_x(ax: Axes, axis: Axis, room: float) -> None:
         ax.set_xlim(low - pad, high + pad)
         ticks = nice_linear(low, high)
     swept = _swept_ticks(ax, axis, room)
-    ticks = swept or ticks
-    set_ticks(ax, "x", ticks, [axis.tick(tick) for tick in ticks])
+    if swept:
+        set_ticks(ax, "x", [axis.places[i] for i in swept], [axis.label(axis.values[i]) for i in swept])
+    else:
+        set_ticks(ax, "x", ticks, [axis.tick(tick) for tick in ticks])
 
 
-def _swept_ticks(ax: Axes, axis: Axis, room: float) -> list[float]:
-    """Return the swept values themselves as ticks if they are few and far enough apart, else nothing."""
+def _swept_ticks(ax: Axes, axis: Axis, room: float) -> list[int]:
+    """Return which swept values are ticks themselves: those far enough apart if they are few, else none."""
     if len(axis.places) > 12:
         return []
     low, high = ax.get_xlim()
     where = [math.log(p / low) / math.log(high / low) if axis.log else (p - low) / (high - low) for p in axis.places]
-    halves = [len(axis.tick(place)) * _LETTER / 2 for place in axis.places]
+    halves = [len(axis.label(value)) * _LETTER / 2 for value in axis.values]
     kept: list[int] = []
     for i, share in enumerate(where):
         if not kept or (share - where[kept[-1]]) * room > halves[i] + halves[kept[-1]] + 8:
             kept.append(i)
-    return [axis.places[i] for i in kept]
+    return kept
 
 
 def _categories(ax: Axes, axis: Axis, room: float) -> None:

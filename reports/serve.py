@@ -164,7 +164,7 @@ def _charts(page: ServePage) -> list[Chart]:
         measured = [[point[1] for point in points], *(run for run in again if run)]
         charts.append(request_scatter(f"scatter-{name}", title, what, points))
         charts.append(
-            distributions(f"cdf-{name}", f"{what}: all requests together", what, measured, [p[2] for p in points])
+            distributions(f"cdf-{name}", f"Is {what} spread as predicted?", what, measured, [p[2] for p in points])
         )
     return charts
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,13 @@ HEAT = tuple(f"#0102{i:02x}" for i in range(HEAT_STEPS))
 """Stand-in colours of the steps of a heat map, from low to high."""
 SERIES = tuple(COLOURS[f"s{i}"] for i in range(1, 7))
 
+_DASHES = ("-", (0, (7, 2)), (0, (2, 1.5)), (0, (8, 2, 1.5, 2)), (0, (4, 1.5, 1, 1.5, 1, 1.5)), (0, (1, 1.2)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_HATCHES = ("--", "////", "\\\\\\\\", "xxx", "...", "")
+_SLO_DASH = (0, (5, 3))
+_SAMPLE = 18
+"""Length of a line's sample before its label, in chart units."""
+
 _CSS = {value: "currentColor" if name == "ink" else f"var(--{name})" for name, value in COLOURS.items()}
 _CSS |= {value: f"var(--h{i})" for i, value in enumerate(HEAT)}
 _RC = {
@@ -36,7 +43,7 @@ _RC = {
     "axes.edgecolor": COLOURS["muted"], "axes.labelcolor": COLOURS["ink"], "axes.unicode_minus": True,
     "xtick.color": COLOURS["muted"], "ytick.color": COLOURS["muted"], "xtick.labelcolor": COLOURS["ink"],
     "ytick.labelcolor": COLOURS["ink"], "axes.spines.top": False, "axes.spines.right": False,
-    "lines.linewidth": 1.8, "lines.markersize": 5, "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "lines.linewidth": 1.8, "lines.markersize": 5, "hatch.linewidth": 0.7, "xtick.minor.size": 0, "ytick.minor.size": 0,
     "xtick.major.size": 4, "xtick.major.pad": 5, "ytick.major.size": 0, "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.8,
 }  # fmt: skip
@@ -67,6 +74,8 @@ class Chart:
     :ivar caption: how to read it.
     :ivar desc: the text for those who can't see it.
     :ivar legend: words and CSS colour, for charts that can't label their parts in place.
+    :ivar legend_looks: how each part of the legend is drawn, beside its colour: ``line``, ``dashed``, ``dotted``, a
+        marker (``o``, ``s``, ``t``), or a hatch (``s1`` to ``s6``).
     """
 
     ident: str
@@ -76,6 +85,54 @@ class Chart:
     svg: str
     table: Table
     legend: list[tuple[str, str]] = field(default_factory=list)
+    legend_looks: list[str] = field(default_factory=list)
+
+
+def dash_of(colour: str) -> Any:
+    """Return the line style that goes with a colour: nothing is told by colour alone."""
+    if colour == COLOURS["slo"]:
+        return _SLO_DASH
+    return _DASHES[SERIES.index(colour)] if colour in SERIES else "-"
+
+
+def marker_of(colour: str) -> str:
+    """Return the marker that goes with a colour."""
+    return _MARKERS[SERIES.index(colour)] if colour in SERIES else "o"
+
+
+def look_of(style: str, marker: str = "") -> str:
+    """Return how a legend shows a line style and a marker."""
+    line = {"-": "line", "--": "dashed", ":": "dotted"}.get(style, "")
+    return f"{line} {({'o': 'o', 's': 's', '^': 't'}).get(marker, '')}".strip()
+
+
+def hatched(colour: str) -> dict[str, Any]:
+    """Return how an area of this colour is filled: its hatch, in the colour of the page."""
+    hatch = _HATCHES[SERIES.index(colour)] if colour in SERIES else "++"
+    return {"facecolor": colour, "hatch": hatch, "edgecolor": COLOURS["paper"], "linewidth": 0.0}
+
+
+def label_sample(ax: Axes, colour: str, at: float, how: str, dash: Any = None, marker: str = "") -> float:
+    """Draw a sample of a line, marker or area in the right margin; return how far from the axis its label begins.
+
+    :param at: height above the lower end of the axis, in chart units.
+    :param how: ``line``, ``marker``, ``both`` or ``area``.
+    :param dash: the line style; None: the colour's. So with the marker.
+    """
+    width, height = float(ax.bbox.width), float(ax.bbox.height)
+    left, middle, right = (1 + x / width for x in (6, 6 + _SAMPLE / 2, 6 + _SAMPLE))
+    common: dict[str, Any] = {"transform": ax.transAxes, "clip_on": False, "color": colour}
+    if how == "area":
+        low, high = (at - 5) / height, (at + 5) / height
+        swatch = hatched(colour) | {"transform": ax.transAxes, "clip_on": False}
+        ax.fill([left, left + 12 / width, left + 12 / width, left], [low, low, high, high], **swatch)
+        return 6 + 12 + 5
+    if how != "marker" or colour == COLOURS["slo"]:
+        style = dash or ("-" if how == "both" and colour in SERIES else dash_of(colour))
+        ax.plot([left, right], [at / height] * 2, linestyle=style, linewidth=1.6, **common)
+    if how in ("marker", "both") and colour != COLOURS["slo"]:
+        ax.plot([middle], [at / height], marker or marker_of(colour), **common)
+    return 6 + _SAMPLE + 5
 
 
 @contextmanager
@@ -115,7 +172,7 @@ def inline(text: str, ident: str, title: str, desc: str) -> str:
     box = re.search(r'viewBox="([^"]+)"', text)
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>", "", text, flags=re.S)
     text = _short_paths(text)
-    text = re.sub(r'(?<!xlink:)\bid="((?:m|p|image)[0-9a-f]{10,})"', rf'id="{ident}-\1"', text)
+    text = re.sub(r'(?<!xlink:)\bid="((?:m|p|h|image)[0-9a-f]{10,})"', rf'id="{ident}-\1"', text)
     text = re.sub(r' id="(?!' + re.escape(ident) + r'-)[^"]*"', "", text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{ident}-\1)", text)
     text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{ident}-\1"', text)

@@ -24,7 +24,7 @@ _KEY_COLUMNS = (
 )  # fmt: skip
 _ALL_METRICS_UP_TO = 40
 _ALL_ACROSS_UP_TO = 8
-_MOST_POINTS = 300
+_MOST_POINTS = 1000
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
     changed = (*(["harmed"] if is_changed([point]) else []), *(ROLLOUT_TILES if has_rollout([point]) else []))
     names = [*slo_terms, *(name for name in (*changed, *TILES) if name not in slo_terms)]
     tiles = []
+    if is_fixed(point) and "ttft_p99_s" not in slo_terms:
+        names.remove("ttft_p99_s")  # the first token is the whole answer
     for name in names:
         metric = point.metrics.get(name)
         if metric is None or (metric.value is None and name not in slo_terms):

