@@ -20,7 +20,7 @@ _MOST = 30
 _LEAST = 0.01
 """Smallest ratio that is drawn."""
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
-_MOST_TICKS = 8
+_MOST_TICKS = 7
 _SHORT = {BETTER: "better", WORSE: "worse", MORE: "more", LESS: "less"}
 
 
@@ -123,7 +123,9 @@ def _bars(ax: Axes, known: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
     ax.grid(axis="x")
     ax.set_axisbelow(True)
     ax.spines["left"].set_visible(False)
-    ticks = [tick for tick in _TICKS if low <= tick <= high]
-    while len(ticks) > _MOST_TICKS:
-        ticks = [tick for i, tick in enumerate(ticks) if tick == 1 or (i - ticks.index(1.0)) % 2 == 0]
+    apart, ticks = math.log(high / low) / _MOST_TICKS, [1.0]
+    for tick in sorted(_TICKS, key=lambda tick: abs(math.log(tick))):
+        if low <= tick <= high and all(abs(math.log(tick / kept)) >= apart for kept in ticks):
+            ticks.append(tick)
+    ticks.sort()
     set_ticks(ax, "x", ticks, [f"×{tick:g}" for tick in ticks])

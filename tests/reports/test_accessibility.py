@@ -17,12 +17,15 @@ from pathlib import Path
 import pytest
 import samples
 from test_cache_page import sessions, study
+from test_compare_page import ALL as COMPARED
 from test_size import one_axis, three_axes, vary
 from test_trace_page import FACTS, page_of
 
 import reports.cache_page
+import reports.compare
 import reports.fidelity
 import reports.serve
+import sim
 from reports.build import build_report, template
 from reports.cache_page import CachePage
 from reports.fidelity import METRICS, Compared, FidelityPage
@@ -75,6 +78,16 @@ def serve(file: Path) -> None:
     reports.serve.write_page(ServePage(summary, requests, "Tiny.", again, "loraplan calibrate serve"), file)
 
 
+def compare(file: Path) -> None:
+    reports.compare.write_page(COMPARED["swept"], file, "loraplan compare a b")
+
+
+def plan(file: Path) -> None:
+    values = {"workload.requests": 2000, "run.replications": 2}
+    found = sim.plan("quickstart", values, minimize={"cache.gpu.slots": (16, 64, 16)}, what_if=True, jobs=1)
+    shutil.copy(found.report(), file)
+
+
 def thousand(make: Callable[[], object]) -> samples.RunData:
     luck = random.Random(1)
     points = [vary(swept, i / 1000, luck) for i, swept in enumerate(make())]  # type: ignore[arg-type, var-annotated]
@@ -92,10 +105,11 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "thousand-1": report(lambda: thousand(one_axis)), "thousand-3": report(lambda: thousand(three_axes)),
     "trace": lambda file: file.write_text(page_of(FACTS), encoding="utf-8") and None,
     "cache": cache, "fidelity": fidelity, "serve": serve,
+    "compare": compare, "plan": plan,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["cache", "fidelity", "serve", "trace", "thousand-3"])
+@pytest.mark.parametrize("name", ["cache", "fidelity", "serve", "trace", "thousand-3", "compare", "plan"])
 def test_every_chart_asks_a_question(name: str, tmp_path: Path) -> None:
     PAGES[name](tmp_path / "report.html")
     titles = re.findall(r"<figcaption><h3>(.*?)</h3>", (tmp_path / "report.html").read_text(encoding="utf-8"))
