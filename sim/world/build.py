@@ -190,7 +190,7 @@ class Assembly:
             reload_times(*self._costs, replication, index),
             make_fetches(world, clock, recorder, cache, index, versions, storage), foresight, versions,
             *self._told(index), storage,
-            None if self._changes is None else partial(self._changes.load_failed, index),
+            None if self._changes is None else partial(self._changes.load_failed, index), self.fleet.next_key,
         )  # fmt: skip
         server = _server(world, parts, rule, self._watched)
         if self._base_model_answers:

@@ -30,7 +30,8 @@ class Changes:
     :ivar rollouts, identity, outages: rollouts, faults by which requests reach the wrong adapter, and crashes; None
         where there are none.
     :ivar steering: whether ``steer`` may do anything; ``guarding``: whether ``lets_in`` may, beside what ``gates`` say;
-        ``resending``: whether requests may come again, or wait outside. Every request asks these first.
+        ``resending``: whether requests may come again, or wait outside; ``reordering``: whether some take their places
+        in queues later than they came. Every request asks these first.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Changes:
         self.gates = Gates(0) if rollouts is None else rollouts.gates
         self.steering = identity is not None or (rollouts is not None and rollouts.renames)
         self.resending = identity is not None or outages is not None
+        self.reordering = self.resending or (rollouts is not None and rollouts.holds)
         self.guarding = outages is not None
 
     def start(self, fleet: Fleet) -> None:

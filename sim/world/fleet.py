@@ -46,7 +46,8 @@ class Fleet:
 
     :param limits: tokens of prompt and output together, and of the prompt, with more of which a request is refused;
         None: no limit.
-    :ivar look: brings the router's view up to date.
+    :ivar look: makes up for a reading of the router's view that was left out.
+    :ivar next_key: gives a request the last place in the queues, where some may come again or were held.
     :param changes: rollouts and faults, through which every request then goes; None: nothing changes.
     :param inside: counts requests inside by adapter, where the router wants to know; None: nobody does.
     """
@@ -82,7 +83,7 @@ class Fleet:
         self._chunk_first = 0
         self._make: Callable[[int, list[int]], Server] | None = None
         self._gone: list[Server] = []
-        self._order = count()  # requests that come again stand behind those that are waiting by then
+        self.next_key: Callable[[], int] = count().__next__
         self.look: Callable[[], None] = lambda: None
 
     def open(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
@@ -115,10 +116,10 @@ class Fleet:
         changes = self._changes
         assert changes is not None, "otherwise requests go straight to a replica"
         name = request.adapter
-        if changes.resending:
-            if changes.parks(request):
-                return
-            request.key = next(self._order)
+        if changes.resending and changes.parks(request):
+            return
+        if changes.reordering:
+            request.key = self.next_key()
         if changes.steering:
             name = changes.steer(request)
         servers = self.servers

@@ -27,7 +27,8 @@ class Rollouts:
 
     :param versions: by replica, which versions it has; those of a replica that takes the place of a dead one are the
         same object, emptied.
-    :ivar renames: whether a new version has a name of its own, so that requests must be steered.
+    :ivar renames: whether a new version has a name of its own, so that requests must be steered; ``holds``: whether
+        requests may have to wait for a new version.
     :ivar gates: closed gates of the replicas; while there are none, every request is let in.
     :ivar extra: bytes of old versions beside new ones in GPU memory.
     :ivar swapped: told of every new version that takes the place of an older one of the same name: replica, adapter,
@@ -48,6 +49,7 @@ class Rollouts:
     ) -> None:
         self._readdress = readdress
         self.renames = bool(shifts)
+        self.holds = any(swap.wave.rollout.strategy == "drain-then-swap" for swap in swaps)
         self.original: list[int] = lineage.original.tolist()
         self._course = course
         self._shifts = shifts

@@ -43,6 +43,7 @@ class Parts:
     :ivar lost: told of a request that leaves without having been served. None: nobody asks.
     :ivar storage: what is wrong with storage; None: nothing.
     :ivar fails: told of a request that has left since its adapter can't be loaded. None: loads don't fail.
+    :ivar next_key: gives a request that was held its place in the queue, behind all that wait by then.
     """
 
     clock: Clock
@@ -60,6 +61,7 @@ class Parts:
     lost: Callable[[Request], None] | None = None
     storage: StorageFaults | None = None
     fails: Callable[[Request], None] | None = None
+    next_key: Callable[[], int] | None = None
 
 
 class Server(ABC):
@@ -75,7 +77,7 @@ class Server(ABC):
 
     # Attributes of an object with more than 30 are read slowly otherwise (CPython 3.11 to 3.13).
     __slots__ = (
-        "_ends", "_fails", "_fetches", "_foresight", "_inside", "_lost", "ask_early", "blocking", "cache", "clock",
+        "_ends", "_fails", "_fetches", "_foresight", "_inside", "_lost", "_next_key", "ask_early", "blocking", "cache", "clock",
         "down", "held", "host", "index", "inside_area", "loader", "recorder",
     )  # fmt: skip
 
@@ -99,6 +101,7 @@ class Server(ABC):
         self._ends = parts.ends
         self._lost = parts.lost
         self._fails = parts.fails
+        self._next_key = parts.next_key
         self.held: list[Request] = []
         self._foresight = parts.foresight
         if self._fetches is not None:
@@ -123,13 +126,15 @@ class Server(ABC):
         self.held.append(request)
 
     def let_in(self, adapter: int) -> None:
-        """Do what was put off for the held requests of an adapter."""
-        now = self.clock._now
+        """Take in the held requests of an adapter, as if they had just come."""
+        now, next_key = self.clock._now, self._next_key
+        assert next_key is not None, "given where requests may be held"
         free = [request for request in self.held if request.adapter == adapter]
         self.held = [request for request in self.held if request.adapter != adapter]
         for request in free:
             self._inside[self.index] -= 1
             self.inside_area += now
+            request.key = next_key()
             self.arrive(request)
 
     def _fetch(self, request: Request, fetches: HostFetches) -> bool:
