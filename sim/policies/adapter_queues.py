@@ -100,6 +100,11 @@ class AdapterQueues(ReadyQueue):
             del self._active[adapter]
             self._weight -= self._cache.weights[adapter]
 
+    def discard(self, adapter: int) -> None:
+        """Let an adapter go that nobody uses or waits for, if it is there: nobody will ask for it again."""
+        if adapter in self._active and self._may_go(adapter) and adapter not in self.aside:
+            self._offload(adapter)
+
     def next_change_s(self) -> float:
         """Return the time after which the next pass might decide otherwise though nobody came or left."""
         now = self._now()

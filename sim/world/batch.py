@@ -277,9 +277,11 @@ class BatchServer(Server):
                 blocked_s += action(now + blocked_s)
         return blocked_s
 
-    def drop(self, adapter: int) -> None:
-        if self._cycling is None:  # there, adapters have turns, and go when theirs is over
-            super().drop(adapter)
+    def _drop_from_gpu(self, adapter: int) -> None:
+        if self._cycling is None:
+            super()._drop_from_gpu(adapter)
+        else:
+            self._cycling.discard(adapter)
 
     def under_way(self, adapter: int) -> list[tuple[Request, int]]:
         scheduler, now = self.scheduler, self.clock._now

@@ -70,7 +70,7 @@ def build_world(scenario: Scenario) -> World:
     if lineage is not None:
         population = with_copies(population, lineage, scenario.adapters, base_model)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
-    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity)
+    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, lineage)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
     notes = list(traffic.notes)
     if profile is not None and not fixed:
@@ -174,7 +174,10 @@ class Assembly:
         world, replication, clock, recorder = self._world, self._replication, self._clock, self._recorder
         scenario = world.scenario
         if index < len(self.fleet.servers):  # it takes the place of a dead one, and nobody warms it up
-            world = replace(world, warm=())
+            pinned = world.pinned
+            if self._changes is not None and self._changes.rollouts is not None:
+                pinned = self._changes.rollouts.pinned(pinned)
+            world = replace(world, warm=(), pinned=pinned)
             for board in self._boards:
                 board.forget(index)
         rule = _kv_rule(world)

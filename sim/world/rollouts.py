@@ -92,6 +92,15 @@ class Rollouts:
             elif not shifting or adapter not in shifting or not shifting[adapter].moves(request):
                 return
 
+    def pinned(self, adapters: Sequence[int]) -> tuple[int, ...]:
+        """Return which versions are pinned now of adapters that were pinned at the start."""
+        pin_of, pinned = self._course.pin_of, []
+        for adapter in adapters:
+            while adapter in pin_of:
+                adapter = pin_of[adapter]
+            pinned.append(adapter)
+        return tuple(pinned)
+
     def refuse(self, request: Request, replica: int) -> None:
         """Refuse a request whose adapter is being replaced."""
         self._recorder.turned_away(request, replica, REFUSED)

@@ -256,17 +256,31 @@ class Server(ABC):
 
     def drop(self, adapter: int) -> None:
         """Let the copies of an adapter go that nobody uses: nobody will ask for it again."""
-        self.cache.discard(adapter)
+        self._drop_from_gpu(adapter)
         if isinstance(self.host, HostCache):
             self.host.discard(adapter)
-        if self.loader.short_of_room:
-            self.loader.room_appeared()
+        loaders = [self.loader]
+        if self._fetches is not None:
+            self._fetches.cache.discard(adapter)
+            loaders.append(self._fetches.loader)
+        for loader in loaders:
+            if loader.short_of_room:
+                loader.room_appeared()
+
+    def _drop_from_gpu(self, adapter: int) -> None:
+        self.cache.discard(adapter)
+
+    def pin_instead(self, old: int, new: int) -> None:
+        """Let the new version of an adapter have its pin, if it is pinned."""
+        for cache in (self.cache, None if self._fetches is None else self._fetches.cache):
+            if isinstance(cache, GpuCache):
+                cache.pin_instead(old, new)
 
     def has_copy(self, adapter: int) -> bool:
         """Return whether an adapter lies here, or is on its way, in GPU or host memory."""
         if self.down:
             return False  # what it begins with when it is up again is read then
-        if self.cache.state[adapter] != ABSENT or (isinstance(self.host, AllInHost) and self._fetches is None):
+        if self.cache.state[adapter] != ABSENT:
             return True
         if isinstance(self.cache, TouchedCache):
             return self.cache.holds(adapter)

@@ -174,8 +174,13 @@ class Shift:
                 self._over(adapter)
 
     def _over(self, adapter: int) -> None:
-        """Drop the copies of an adapter whose last request has left."""
+        """Drop the copies of an adapter whose last request has left; a pin goes over to the new version."""
         del self._course.draining[adapter]
+        if not self.rolled_back:
+            new = self.wave.copies[self._place[adapter]]
+            self._course.pin_of[adapter] = new
+            for server in self._servers:
+                server.pin_instead(adapter, new)
         if not self.wave.rollout.keep_old:
             for server in self._servers:
                 server.drop(adapter)
