@@ -46,8 +46,8 @@ class GpuCache:
     :param weights: what each adapter takes: bytes, or 1 where slots are counted.
     :param capacity: bytes or slots.
     :param base_model_slot: the base model fills a slot, until all others are in use and one more is needed.
-    :param pinned: adapters that are resident from the start and never leave; they count as in use. ``pin_instead`` gives
-        a place to another one.
+    :param pinned: adapters that are resident from the start and never leave; they count as in use; ``pin_instead``
+        gives the place of one to another.
     :ivar state: by adapter, ``ABSENT``, ``LOADING`` (room is taken) or ``RESIDENT``.
     :ivar users: by adapter, requests that use it: from the moment it is asked for until they end.
     :ivar used: weight of all residents and loads under way; ``idle_weight``: of residents not in use.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -140,6 +141,7 @@ class Assembly:
         counted = "inside" in router.reads and scenario.fleet.replicas > 1
         self._inside = Inside(self._live.counts) if counted else None
         self._versions: list[Versions] = []
+        self._made = Counter[int]()  # by index: one that takes the place of another draws other luck
         self._boards: list[Board] = [] if self._live.residency is None else [self._live.residency]
         self._changes = self._make_changes(router, view)
         plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
@@ -180,17 +182,19 @@ class Assembly:
             world = replace(world, warm=(), pinned=pinned)
             for board in self._boards:
                 board.forget(index)
+        place = self._made[index] * scenario.fleet.replicas + index
+        self._made[index] += 1
         rule = _kv_rule(world)
         foresight = None if self._future is None else Foresight(self._future)
-        setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", index), foresight)
-        cache, host = make_caches(world, replication, index, rule, setting)
+        setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", place), foresight)
+        cache, host = make_caches(world, replication, place, rule, setting)
         if self._boards:
             watch(cache, index, self._boards)
         versions = self._versions[index] if self._versions else None
-        storage = make_storage(world, replication, index)
+        storage = make_storage(world, replication, index, place)
         parts = Parts(
             clock, recorder, index, inside, cache, host, (scenario.storage.loaders, scenario.storage.host_loaders),
-            reload_times(*self._costs, replication, index),
+            reload_times(*self._costs, replication, place),
             make_fetches(world, clock, recorder, cache, index, versions, storage), foresight, versions,
             *self._told(index), storage,
             None if self._changes is None else partial(self._changes.load_failed, index), self.fleet.next_key,

@@ -76,15 +76,18 @@ def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, fores
 
 
 def make_caches(
-    world: World, replication: int, replica: int, rule: KvRule | None, setting: Setting
+    world: World, replication: int, place: int, rule: KvRule | None, setting: Setting
 ) -> tuple[GpuCache | TouchedCache, HostCache | AllInHost | None]:
-    """Return the cache in GPU memory and the host tier, with everybody in them who is there from the start."""
+    """Return the cache in GPU memory and the host tier, with everybody in them who is there from the start.
+
+    :param place: a number of the replica's own, not that of one which stood in its place before.
+    """
     spec, count = world.scenario.cache, len(world.population)
     if spec.eviction == "vllm-lru":
         slots = world.capacity
         host_slots = slots if spec.host is None or spec.host.slots is None else spec.host.slots
         # A Python set is walked by hash, and vLLM's adapters are hashed by name, anew in every process.
-        hashes = stream(world.scenario.run.seed, replication, "set-order", replica).integers(2**61 - 1, size=count)
+        hashes = stream(world.scenario.run.seed, replication, "set-order", place).integers(2**61 - 1, size=count)
         touched = TouchedCache(count, slots, host_slots, set_order(hashes.tolist()))
         touched.warm_up(world.warm)
         return touched, None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sim.results.records import FAILED, LOAD_FAILED, Recorder, pack_mark
+from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder, pack_mark
 from sim.traffic.request import Request
 from sim.world.identity import Identity
 from sim.world.inside import Inside
@@ -108,9 +108,10 @@ class Changes:
         return partial(self._ends, replica)
 
     def _ends(self, replica: int, request: Request, now: float) -> bool:
+        astray = self.identity is not None and self.identity.astray(request)
         taken = self.identity is not None and self.identity.ends(replica, request, now)
         if self.rollouts is not None:
-            if taken:  # what it was answered with counts for nothing
+            if astray:  # it was answered by no version of its own adapter
                 self.rollouts.left(replica, request)
             else:
                 self.rollouts.ended(replica, request, now)
@@ -129,6 +130,8 @@ class Changes:
         """End a request that was never answered, or not by the right adapter."""
         if self.identity is not None:
             self.identity.forget(request)
+        if self.rollouts is not None and marks & (LOST | LOAD_FAILED):
+            self.rollouts.failed(request)
         self._recorder.turned_away(request, replica, FAILED)
         self._recorder.mark_rows += pack_mark(request.index, marks, 0, 0, 0, 0)
 

@@ -112,6 +112,10 @@ class Identity:
         """Return the adapter by which a router sends a request; the replica may leave it out nevertheless."""
         return self._wrong[request.index].name if request.adapter == self._base_model else request.adapter
 
+    def astray(self, request: Request) -> bool:
+        """Return whether a request inside is at the wrong adapter."""
+        return request.index in self._wrong
+
     def restore(self, request: Request) -> None:
         """Let a request that was lost, and comes again, ask for its own adapter."""
         asked = self._wrong.pop(request.index, None)

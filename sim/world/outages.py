@@ -95,7 +95,8 @@ class Outages:
         number, crash = event.subject
         fleet, changes, now, replica = self._fleet, self._changes, self._clock._now, crash.replica
         inside = sorted(fleet.servers[replica].die(), key=lambda request: request.key)
-        self._recorder.cut_loads(replica, now)
+        if fleet.servers[replica].blocking:  # others note loads when they are over
+            self._recorder.cut_loads(replica, now)
         self._replace(replica)
         fleet.inside[replica] = 0
         stand_in = fleet.servers[replica]

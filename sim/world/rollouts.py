@@ -136,6 +136,11 @@ class Rollouts:
                 self._gated[adapter].ended(request, now)
         self._no_longer(replica, adapter)
 
+    def failed(self, request: Request) -> None:
+        """Note that a request will never be answered: its replica died, or its adapter couldn't be loaded."""
+        if request.adapter in self._gated:
+            self._gated[request.adapter].failed(request)
+
     def left(self, replica: int, request: Request) -> None:
         """Note that a request left a replica without being answered."""
         self._started.pop(request.index, None)

@@ -77,8 +77,8 @@ class Server(ABC):
 
     # Attributes of an object with more than 30 are read slowly otherwise (CPython 3.11 to 3.13).
     __slots__ = (
-        "_ends", "_fails", "_fetches", "_foresight", "_inside", "_lost", "_next_key", "ask_early", "blocking", "cache", "clock",
-        "down", "held", "host", "index", "inside_area", "loader", "recorder",
+        "_ends", "_fails", "_fetches", "_foresight", "_inside", "_lost", "_next_key", "ask_early", "blocking", "cache",
+        "clock", "down", "held", "host", "index", "inside_area", "loader", "recorder",
     )  # fmt: skip
 
     def __init__(self, parts: Parts, *, ask_early: bool) -> None:
@@ -241,7 +241,7 @@ class Server(ABC):
         def blocking(start_s: float) -> float:
             faults, took_s = self.loader.faults, seconds
             if faults is not None:
-                took_s = faults.seconds(start_s, seconds, adapter, ~adapter)
+                took_s = faults.seconds(start_s, seconds, adapter, faults.unasked(adapter))
             self.recorder.load_rows += pack_load(
                 start_s, start_s + took_s, self.clock._now, adapter, FROM_STORAGE, self.index
             )

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from sim.policies.gate import Sample, failed_terms
+from sim.policies.gate import NEVER_S, Sample, failed_terms
 from sim.results.records import Event, Recorder
 from sim.rng import luck, stream, stream_key
 from sim.traffic.request import MISS, Request
@@ -80,6 +80,11 @@ class Shift:
         if self.wave.rollout.gate is not None and request.adapter not in self._place:
             missed, arrival_s = request.outcome == MISS, request.arrival_s
             self._samples.append(Sample(request.first_token_s - arrival_s, now - arrival_s, missed))
+
+    def failed(self, request: Request) -> None:
+        """Note that a request for the old version or the new one failed."""
+        if self.wave.rollout.gate is not None and request.adapter not in self._place:
+            self._samples.append(Sample(NEVER_S, NEVER_S, request.outcome == MISS))
 
     def left(self, adapter: int) -> None:
         """Note that a request for an adapter that gets no more has left."""

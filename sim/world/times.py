@@ -113,15 +113,18 @@ def request_times(scenario: Scenario, profile: Profile | None, population: Popul
 
 
 def reload_times(
-    scenario: Scenario, profile: Profile | None, population: Population, replication: int, replica: int
+    scenario: Scenario, profile: Profile | None, population: Population, replication: int, place: int
 ) -> Callable[[int, int], float]:
-    """Return the seconds of loads that no request brings about, by adapter and tier: those of vLLM's cascades."""
+    """Return the seconds of loads that no request brings about, by adapter and tier: those of vLLM's cascades.
+
+    :param place: a number of the replica's own, not that of one which stood in its place before.
+    """
     if scenario.cache.eviction != "vllm-lru":
         return _never
     from_storage, from_host = tier_times(scenario, profile, population)
 
     def rng(purpose: str) -> np.random.Generator:
-        return stream(scenario.run.seed, replication, purpose, replica)
+        return stream(scenario.run.seed, replication, purpose, place)
 
     again_from_storage = from_storage.draws(rng("reload"))
     again_from_host = from_host.draws(rng("host-reload"))
