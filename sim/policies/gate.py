@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 NEVER_S = 1e30
 """Seconds of what never comes: more than any limit, also on average."""
 

@@ -105,7 +105,7 @@ class Event:
 
     :ivar time_s: when.
     :ivar kind: ``rollout``, ``stage``, ``complete``, ``rollback``, ``crash``, ``detected``, ``restart``, ``fault``,
-        ``over``.
+        ``over``, ``end`` (the run, with something planned that never came).
     :ivar text: in words, for a timeline.
     """
 

@@ -216,6 +216,8 @@ class BatchServer(Server):
         self._started = now
         self._steps = steps = step.steps
         if steps == 0:
+            if self._cycling is not None and self._cycling.may_go_on():
+                return self._next_leap(now)  # nobody would come to take out more of those that are in the way
             return -1.0
         if self._loads is not None:
             self._load_s = self._loads.before_step(step.prefills, now) + blocked_s

@@ -77,6 +77,15 @@ class Changes:
         """Return whether a request waits outside, since no replica is up."""
         return self.outages is not None and self.outages.parks(request)
 
+    def awaits(self) -> bool:
+        """Return whether a request is still to come that is inside no replica."""
+        identity, outages = self.identity, self.outages
+        return (identity is not None and identity.awaits()) or (outages is not None and outages.awaits())
+
+    def some_down(self) -> bool:
+        """Return whether a replica is down, so that requests may wait for ever."""
+        return self.outages is not None and self.outages.some_down()
+
     def steer(self, request: Request) -> int:
         """Decide which adapter, of which version, a request reaches; return the one by which it is routed."""
         if self.identity is not None:

@@ -10,7 +10,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ScenarioError
+from sim.errors import LoraplanError, ScenarioError
 from sim.policies.routing import Router
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
@@ -147,11 +147,36 @@ class Fleet:
         if self._changes is not None:
             self._changes.start(self)
         if plan.end_s is None:
-            clock.run()
+            if self._changes is None:
+                clock.run()
+            else:
+                self._run_to_the_last(self._changes)
+            self._check_that_all_left()
         else:
             clock.call_at(plan.end_s, CONTROL, lambda event: None)
             clock.run(until=plan.end_s)
         return self._close()
+
+    def _run_to_the_last(self, changes: Changes) -> None:
+        """Run until the last request has left; what is planned for later concerns nobody, loads under way end."""
+        clock = self.clock
+        while self._next is not None:
+            clock.step()
+        while clock.pending() and (any(self.inside) or changes.awaits() or clock.peek() == clock._now):
+            clock.step()
+        clock.forget_plans()
+        clock.run()
+
+    def _check_that_all_left(self) -> None:
+        """Raise where requests are inside and nothing will ever happen, though all replicas are up.
+
+        :raises LoraplanError: it is a fault of the simulator, and the numbers would be worth nothing.
+        """
+        if any(self.inside) and not (self._changes is not None and self._changes.some_down()):
+            states = "; ".join(server.state_in_words() for server in self.servers if self.inside[server.index])
+            raise LoraplanError(
+                f"internal error: the simulation stands still at {self.clock.now:.6g} s with requests inside: {states}"
+            )
 
     def _section_starts(self) -> list[int]:
         """Return the index of the request that opens each section; empty where sections go by time."""

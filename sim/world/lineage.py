@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,6 +47,13 @@ class Lineage:
     waves: tuple[Wave, ...]
     original: NDArray[np.int64]
     born: dict[int, int]
+
+
+def note_missing_stages(wave: Wave, begun: int, note: Callable[[str, str], None]) -> None:
+    """Note that a run has ended before all stages of a rollout had begun, if so."""
+    planned = len(wave.rollout.stages)
+    if begun < planned:
+        note("end", f"the run ends before stage {begun + 1} of {planned}")
 
 
 def lay_out(scenario: Scenario, traffic: Traffic) -> Lineage:

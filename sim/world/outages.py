@@ -83,8 +83,19 @@ class Outages:
             self._hang(outage, request)
         return False
 
+    def awaits(self) -> bool:
+        """Return whether a request waits outside."""
+        return bool(self._parked)
+
+    def some_down(self) -> bool:
+        """Return whether a replica is down."""
+        return bool(self._down)
+
     def close(self) -> None:
         """End those for whom no replica was up, or who hung at one, when the simulation stopped."""
+        for outage in self._down.values():
+            if outage.crash.down is not None:
+                self._note(outage, "end", f"the run ends before replica {outage.crash.replica} is up again")
         for outage in self._outages:
             for request in outage.stuck:
                 self._recorder.turned_away(request, outage.crash.replica, UNFINISHED)

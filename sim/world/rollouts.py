@@ -164,6 +164,8 @@ class Rollouts:
     def close(self) -> dict[str, float]:
         """Return how long it took (nan: not complete), and the most bytes that old versions took beside new ones."""
         parts = self._parts
+        for part in parts:
+            part.close()
         begins = [part.wave.rollout.at for part in parts]
         whole = [part.complete_s - part.wave.rollout.at for part in parts]
         ends = [part.wave.rollout.at + (part.wave.rollout.observe or float("inf")) for part in parts]

@@ -223,6 +223,14 @@ class Server(ABC):
             waiting += self._fetches.waiting()
         return waiting + self.held + self._unserved()
 
+    def state_in_words(self) -> str:
+        """Return what there is inside, for a message about a fault of ours."""
+        loads, cache = len(self.loader.under_way), self.cache
+        return (
+            f"replica {self.index} has {self._inside[self.index]} inside ({len(self._unserved())} queued or running, "
+            f"{len(self.held)} held), {loads} loads under way, {cache.in_use} of {cache.capacity} in use"
+        )
+
     @abstractmethod
     def at_boundary(self, action: Action) -> None:
         """Call ``action`` when no step is under way: at the next boundary, at once if nobody runs."""

@@ -13,7 +13,7 @@ from sim.traffic.request import MISS, Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.course import Course
 from sim.world.instances import RouterInstances
-from sim.world.lineage import Wave
+from sim.world.lineage import Wave, note_missing_stages
 from sim.world.server import Server
 
 
@@ -53,6 +53,7 @@ class Shift:
         self._place_of_name = {name: i for i, name in enumerate(wave.names)}
         self._stages: list[tuple[float, float, list[float]]] = []  # when it began, its share, and each router's delay
         self._due_s = math.inf  # when the first adapter was to be new for everybody
+        self._begun = 0  # stages
         self._inside: Counter[int] = Counter()  # requests inside for adapters that get no more
         self._open = count  # adapters of which the side that loses still gets requests, or has some inside
         self._samples: list[Sample] = []
@@ -99,6 +100,11 @@ class Shift:
             return 0
         return self.wave.versions[i]
 
+    def close(self) -> None:
+        """Note, when the run has stopped, what was planned and never came."""
+        if self._begun and not self.rolled_back:
+            note_missing_stages(self.wave, self._begun, self._note)
+
     def _lot(self, request: Request, i: int) -> float:
         if self.wave.rollout.sticky and request.session is not None:
             # A session may ask for several adapters: it moves with each of them alone.
@@ -117,6 +123,7 @@ class Shift:
         number: int = event.subject
         rollout, course = self.wave.rollout, self._course
         share = rollout.stages[number]
+        self._begun = number + 1
         self._note("rollout" if number == 0 else "stage", f"{share:.0%} of the requests to the new version")
         if number == 0:
             course.begins(self.wave)

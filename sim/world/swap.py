@@ -14,7 +14,7 @@ from sim.results.records import Event, Recorder
 from sim.rng import luck, stream, stream_key
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.course import Course
-from sim.world.lineage import Wave
+from sim.world.lineage import Wave, note_missing_stages
 from sim.world.server import Server
 from sim.world.times import TierTimes
 from sim.world.versions import Versions
@@ -112,6 +112,7 @@ class Swap:
         self._open = [set(range(count)) for _ in range(replicas)]  # by replica, adapters that have not been replaced
         self._begun: list[set[int]] = [set() for _ in range(replicas)]
         self._replicas_left = replicas
+        self._stages_begun = 0
         self._servers: list[Server] = []
 
     def start(self, servers: list[Server]) -> None:
@@ -147,8 +148,14 @@ class Swap:
         for i in list(self._begun[replica]):
             self._done(replica, i)
 
+    def close(self) -> None:
+        """Note, when the run has stopped, what was planned and never came."""
+        if self._stages_begun:
+            note_missing_stages(self.wave, self._stages_begun, self._note)
+
     def _note_stage(self, event: Call) -> None:
         number, replicas = event.subject
+        self._stages_begun = number + 1
         if number == 0:
             self._course.begins(self.wave)
         text = f"{self.wave.rollout.strategy} on {replicas} replica{'s' if replicas != 1 else ''}"
