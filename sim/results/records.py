@@ -209,6 +209,10 @@ class Recorder:
         if chunk.session is not None:
             self._sessions.append(chunk.session)
 
+    def marked(self, index: int, marks: int) -> None:
+        """Add marks to a request."""
+        self.mark_rows += pack_mark(index, marks, 0, 0, 0, 0)
+
     def turned_away(self, r: Request, replica: int, status: int) -> None:
         """Note a request that did not complete: ``UNFINISHED``, ``REFUSED`` or ``FAILED``."""
         self.request_rows += pack_request(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder, pack_mark
+from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder
 from sim.traffic.request import Request
 from sim.world.identity import Identity
 from sim.world.inside import Inside
@@ -142,7 +142,7 @@ class Changes:
         if self.rollouts is not None and marks & (LOST | LOAD_FAILED):
             self.rollouts.failed(request)
         self._recorder.turned_away(request, replica, FAILED)
-        self._recorder.mark_rows += pack_mark(request.index, marks, 0, 0, 0, 0)
+        self._recorder.marked(request.index, marks)
 
     def load_failed(self, replica: int, request: Request) -> None:
         """End a request that has left a replica since its adapter can't be loaded."""

@@ -41,6 +41,23 @@ class Plan:
     warmup: float
 
 
+@dataclass(slots=True)
+class Gone:
+    """What is left of replicas that died: what a recording sums up over all."""
+
+    inside_area: float = 0.0
+    evictions: int = 0
+    in_use_peak: int = 0
+    kv_peak_share: float = 0.0
+
+    def add(self, dead: Server) -> None:
+        self.inside_area += dead.inside_area
+        self.evictions += dead.cache.evictions
+        self.in_use_peak = max(self.in_use_peak, dead.cache.in_use_peak)
+        if isinstance(dead, BatchServer):
+            self.kv_peak_share = max(self.kv_peak_share, _kv_peak_share(dead))
+
+
 class Fleet:
     """All replicas of one simulated world.
 
@@ -82,7 +99,7 @@ class Fleet:
         self._sessions: list[int] = []  # of the requests of this chunk
         self._chunk_first = 0
         self._make: Callable[[int, list[int]], Server] | None = None
-        self._gone: list[Server] = []
+        self._gone = Gone()
         self.next_key: Callable[[], int] = count().__next__
         self.look: Callable[[], None] = lambda: None
 
@@ -98,7 +115,7 @@ class Fleet:
         """Put a new, empty replica in the place of one that died; return the dead one."""
         assert self._make is not None, "the fleet is open"
         dead = self.servers[replica]
-        self._gone.append(dead)
+        self._gone.add(dead)
         self.servers[replica] = self._make(replica, self.inside)
         return dead
 
@@ -249,20 +266,22 @@ class Fleet:
             for request in server.close():
                 self.recorder.turned_away(request, server.index, UNFINISHED)
         facts = {} if self._changes is None else self._changes.close()
-        servers = self.servers + self._gone
+        servers, gone = self.servers, self._gone
         while len(self.recorder.bounds) <= self.recorder.sections:  # fewer requests came than sections
             self.recorder.mark(stopped)
-        area = sum(server.inside_area for server in servers)
+        area = sum(server.inside_area for server in servers) + gone.inside_area
+        if self._changes is not None and self._changes.outages is not None:
+            area += self._changes.outages.hanging_area
         recording = self.recorder.close(float(stopped), area)
         recording.facts |= facts
-        recording.evictions = sum(server.cache.evictions for server in servers)
-        recording.in_use_peak = max(server.cache.in_use_peak for server in servers)
+        recording.evictions = sum(server.cache.evictions for server in servers) + gone.evictions
+        recording.in_use_peak = max(gone.in_use_peak, *(server.cache.in_use_peak for server in servers))
         batched = [server for server in servers if isinstance(server, BatchServer)]
         fronted = [server for server in servers if isinstance(server, FrontedServer)]
         if fronted:
             recording.facts["merged_gaps"] = sum(server.merged_gaps for server in fronted)
         if batched:
-            recording.kv_peak_share = max(_kv_peak_share(server) for server in batched)
+            recording.kv_peak_share = max(gone.kv_peak_share, *(_kv_peak_share(server) for server in batched))
         return recording
 
 

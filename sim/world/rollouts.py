@@ -55,6 +55,10 @@ class Rollouts:
         self._shifts = shifts
         self._swaps = swaps
         self._parts: tuple[Shift | Swap, ...] = (*shifts, *swaps)
+        self._parts_of: dict[int, list[Shift | Swap]] = {}
+        for part in self._parts:
+            for name in part.wave.names:
+                self._parts_of.setdefault(name, []).append(part)
         self.gates = gates
         self._versions = versions
         self._recorder = recorder
@@ -104,7 +108,7 @@ class Rollouts:
     def refuse(self, request: Request, replica: int) -> None:
         """Refuse a request whose adapter is being replaced."""
         self._recorder.turned_away(request, replica, REFUSED)
-        self._recorder.mark_rows += pack_mark(request.index, GATED, 0, 0, 0, 0)
+        self._recorder.marked(request.index, GATED)
 
     def ends_on(self, replica: int) -> Callable[[Request, float], bool]:
         """Return ``ended`` for one replica, made cheap for requests that no rollout concerns just then."""
@@ -188,7 +192,7 @@ class Rollouts:
 
     def _due(self, name: int, time: float) -> int:
         """Return the version that everybody was to have at a time: 1 before the first cutover."""
-        return max([part.due(name, time) for part in self._parts], default=1)
+        return max([part.due(name, time) for part in self._parts_of.get(name, ())], default=1)
 
 
 def make_rollouts(
