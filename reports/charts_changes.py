@@ -116,15 +116,25 @@ def _moments_table(
     for key, what in panels:
         for point, label in zip(points, labels, strict=True):
             head.append(f"{label}: {what}")
-            columns.append((key, _within(point, key, start, end)[1]))
-    rows = [[human_seconds(times[i]), *(_cell(key, c, i) for key, c in columns)] for i in picked]
+            columns.append((key, point.timeline["t_s"], point.timeline[key]))
+    rows = [[human_seconds(times[i]), *(_cell(key, t, c, times[i]) for key, t, c in columns)] for i in picked]
     return Table("Around the events, first replication of each point", head, rows)
 
 
-def _cell(key: str, column: Sequence[float], i: int) -> str:
-    if i >= len(column) or math.isnan(column[i]):
+def _cell(key: str, times: Sequence[float], column: Sequence[float | None], time: float) -> str:
+    value = _value_at(times, column, time)
+    if value is None or math.isnan(value):
         return "–"
-    return human_seconds(column[i]) if key in LATENCIES else f"{column[i]:.3g}"
+    return human_seconds(value) if key in LATENCIES else f"{value:.3g}"
+
+
+def _value_at(times: Sequence[float], column: Sequence[float | None], time: float) -> float | None:
+    """Return the value of the span around a time; None after the last one. Runs of several lengths have other spans.
+
+    :param times: the middles of equal spans.
+    """
+    i = int(time / (2 * times[0]))
+    return column[i] if i < len(column) else None
 
 
 def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
@@ -190,6 +200,9 @@ def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[st
         for name in names:
             if name in point.version_mix["versions"] and name != "1":
                 head.append(f"{_strip_title(point, axes)}: {_version_words(name)}" if axes else _version_words(name))
-                columns.append(point.version_mix["versions"][name])
-    rows = [[human_seconds(times[i]), *(percent(c[i]) if i < len(c) else "–" for c in columns)] for i in picked]
+                columns.append((point.version_mix["t_s"], point.version_mix["versions"][name]))
+    rows = []
+    for i in picked:
+        shares = [_value_at(middles, column, times[i]) for middles, column in columns]
+        rows.append([human_seconds(times[i]), *("–" if share is None else percent(share) for share in shares)])
     return Table("Shares of arrivals by version", head, rows, "The rest is version 1.")

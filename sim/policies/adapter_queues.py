@@ -100,11 +100,20 @@ class AdapterQueues(ReadyQueue):
             del self._active[adapter]
             self._weight -= self._cache.weights[adapter]
 
+    def discard(self, adapter: int) -> None:
+        """Let an adapter go that nobody uses or waits for, if it is there: nobody will ask for it again."""
+        if adapter in self._active and self._may_go(adapter) and adapter not in self.aside:
+            self._offload(adapter)
+
+    def may_go_on(self) -> bool:
+        """Return whether another pass at this instant may make room: one takes out no more adapters than wait."""
+        return bool(self._pending) and (bool(self._idle()) or self._outstayed(self._now()) is not None)
+
     def next_change_s(self) -> float:
         """Return the time after which the next pass might decide otherwise though nobody came or left."""
         now = self._now()
-        if self._pending and (self._idle() or self._outstayed(now) is not None):
-            return now  # a pass takes out no more than wait, and one that outstayed its time
+        if self.may_go_on():
+            return now
         times = [t for a, t in self._active.items() if t >= now and (a in self.aside or self._pending)]
         return min(times, default=inf)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from functools import partial
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
 from sim.policies.cache import RESIDENT, GpuCache
@@ -103,6 +103,7 @@ class ClaimingQueue(ReadyQueue):
         self._aside_heads: list[tuple[int, int]] = []
         self._aside_count = 0
         self._asked = 0
+        self._chosen: dict[int, Request] = {}  # stop: by index, those in line whose load was asked for and is over
 
     def first(self) -> Request | None:
         """Return the request that would be admitted next, or None; asks for loads on the way."""
@@ -120,6 +121,9 @@ class ClaimingQueue(ReadyQueue):
             elif self._admissible(request):
                 return request
             elif self._stop and not self._asked:
+                if self._chosen:
+                    self._come_first(min(self._chosen.values(), key=by_key))  # it may hold what the others wait for
+                    continue
                 self.over_limit = True
                 return None  # everybody waits
             else:
@@ -144,6 +148,8 @@ class ClaimingQueue(ReadyQueue):
         self._asked -= 1
         request.claimed = True
         self.push(request)
+        if self._stop:
+            self._chosen[request.index] = request
 
     def failed(self, request: Request) -> None:
         """Note that a request handed to ``ask`` has left, since its adapter can't be loaded."""
@@ -160,6 +166,17 @@ class ClaimingQueue(ReadyQueue):
         request = heappop(self.line)[1]
         if not request.claimed:
             self._cache.acquire(request.adapter)
+        elif self._chosen:
+            self._chosen.pop(request.index, None)
+
+    def _come_first(self, request: Request) -> None:
+        """Put one that has its adapter before those that came to the queue later but stand before it."""
+        del self._chosen[request.index]
+        self.line.remove((request.key, request))
+        heapify(self.line)
+        self._front -= 1
+        request.key = self._front
+        self.push(request)
 
     def _admissible(self, request: Request) -> bool:
         adapter = request.adapter

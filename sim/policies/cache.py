@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from sim.policies.eviction import Eviction
@@ -46,7 +46,8 @@ class GpuCache:
     :param weights: what each adapter takes: bytes, or 1 where slots are counted.
     :param capacity: bytes or slots.
     :param base_model_slot: the base model fills a slot, until all others are in use and one more is needed.
-    :param pinned: adapters that are resident from the start and never leave; they count as in use.
+    :param pinned: adapters that are resident from the start and never leave; they count as in use; ``pin_instead``
+        gives the place of one to another.
     :ivar state: by adapter, ``ABSENT``, ``LOADING`` (room is taken) or ``RESIDENT``.
     :ivar users: by adapter, requests that use it: from the moment it is asked for until they end.
     :ivar used: weight of all residents and loads under way; ``idle_weight``: of residents not in use.
@@ -79,7 +80,7 @@ class GpuCache:
         self._touched = eviction.touched
         self._coming = eviction.coming
         self._unused: set[int] = set()  # came before anybody asked; kept only where uses are counted
-        self._pinned = frozenset(pinned)
+        self._pinned = set(pinned)
         for adapter in pinned:  # a user that never leaves, so that nothing else needs to know of them
             self.users[adapter] = 1
             self.state[adapter] = RESIDENT
@@ -222,6 +223,14 @@ class GpuCache:
             self.watch.left(victim)
         return weight
 
+    def pin_instead(self, old: int, new: int) -> None:
+        """Keep another adapter instead of one, if that is pinned; it may have to be loaded first."""
+        if old in self._pinned:
+            self._pinned.remove(old)
+            self._pinned.add(new)
+            self.release(old)
+            self.acquire(new)
+
     def evict(self, adapter: int) -> None:
         """Evict this idle adapter, whoever's turn it is.
 
@@ -274,7 +283,7 @@ class GpuCache:
         assert len(self._eviction) == len(idle), "the eviction policy holds exactly the idle residents"
         assert all(count >= 0 for count in self.users)
         assert self._unused <= set(idle), "whoever was used is not unused"
-        assert all(self.state[a] == RESIDENT and self.users[a] > 0 for a in self._pinned)
+        assert all(self.users[a] > 0 for a in self._pinned)
 
 
 class UnifiedCache(GpuCache):
@@ -329,16 +338,22 @@ class UnifiedCache(GpuCache):
 
 
 class AllInHost:
-    """Host memory that holds every adapter from the start."""
+    """Host memory that holds every adapter from the start.
+
+    :param but: adapters that come later, and stay once they were loaded from storage.
+    """
+
+    def __init__(self, but: Iterable[int] = ()) -> None:
+        self._absent = set(but)
 
     def touch(self, adapter: int) -> bool:
-        return True
+        return adapter not in self._absent
 
     def __contains__(self, adapter: int) -> bool:
-        return True
+        return adapter not in self._absent
 
     def insert(self, adapter: int) -> None:
-        raise AssertionError("nothing comes from storage")
+        self._absent.discard(adapter)
 
     def check_integrity(self) -> None:
         """There is nothing to check."""

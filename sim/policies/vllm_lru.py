@@ -203,25 +203,34 @@ class TouchedCache:
         return self._in_host[adapter]
 
     def discard(self, adapter: int) -> None:
-        """Let an adapter outside the batch go, from its slot and from host memory: nobody will ask for it again."""
-        if adapter not in self._host_idle:
+        """Let an adapter that nobody in the batch uses go, from its slot and from host memory: nobody will ask for it.
+
+        The last touched batch may still hold it.
+        """
+        if self.users[adapter] or not self._in_host[adapter]:
             return
-        del self._host_idle[adapter]
         self._in_host[adapter] = False
         self._host_count -= 1
-        if adapter in self._idle:
-            del self._idle[adapter]
+        if adapter in self._members:
+            self._leave_batch(adapter)
+        else:
+            del self._host_idle[adapter]
+            self._idle.pop(adapter, None)
+        if self.state[adapter] == RESIDENT:
             self._evict(adapter)
 
     def lose(self, adapter: int) -> None:
         """Note that the load of an adapter of the batch has failed; those who use it leave before the next one."""
-        self._batch = [other for other in self._batch if other != adapter]
-        self._members.remove(adapter)
+        self._leave_batch(adapter)
         self._in_host[adapter] = False
         self._host_count -= 1
         self.state[adapter] = ABSENT
         if self.watch is not None:
             self.watch.left(adapter)
+
+    def _leave_batch(self, adapter: int) -> None:
+        self._batch = [other for other in self._batch if other != adapter]
+        self._members.remove(adapter)
 
     def _settle(self, adapter: int) -> None:
         self.state[adapter] = RESIDENT

@@ -96,7 +96,8 @@ def version_mix(recording: Recording, spans: int) -> dict[str, Any]:
         return {}
     completed = r["status"] == COMPLETED
     version = np.where(completed, r["version"], 0).astype(np.int64)
-    known = r["status"] != UNFINISHED  # the end came before their version was known
+    # The end came before their version was known, or they have an answer, but by another adapter.
+    known = (r["status"] != UNFINISHED) & ~(completed & (version == 0))
     span = _span_of(r["arrival_s"], end, spans)
     table = np.zeros((int(version.max()) + 1, spans))
     np.add.at(table, (version[known], span[known]), 1.0)

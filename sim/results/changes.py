@@ -278,9 +278,10 @@ def sessions_of_both(requests: dict[str, NDArray[np.generic]]) -> tuple[int, int
     A session that asks for several adapters counts once for each. It goes back where an answer begins with a version
     older than one that an earlier request (in order of arrival) was answered with.
 
-    :param requests: columns session, adapter, index, status, version, last_version.
+    :param requests: columns session, adapter, index, status, version, last_version. Version 0, an answer by another
+        adapter, counts for nothing.
     """
-    done = requests["status"] == COMPLETED
+    done = (requests["status"] == COMPLETED) & (requests["version"] != 0)
     columns = {
         name: requests[name][done].astype(np.int64)
         for name in ("session", "adapter", "index", "version", "last_version")

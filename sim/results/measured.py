@@ -113,7 +113,10 @@ class Measured:
         return np.concatenate(parts).astype(np.float64)
 
     def loads(self, from_storage: bool) -> tuple[Floats, Floats]:
-        """Return loads started and loader-seconds by section; of loads from storage only, or of all."""
+        """Return loads started and loader-seconds by section; of loads from storage only, or of all.
+
+        Every attempt at a load counts as a load. A loader is held in the pauses between them.
+        """
         started, busy = [], []
         for r in self.recordings:
             chosen = r.loads["tier"] == FROM_STORAGE if from_storage else np.ones(len(r.loads["tier"]), dtype=bool)
@@ -121,7 +124,10 @@ class Measured:
             section = np.searchsorted(r.bounds, start, side="right") - 1
             inside = (section >= 0) & (section < self.sections)
             started.append(np.bincount(section[inside], minlength=self.sections))
-            busy.append(_overlap(start, end, r.bounds))
+            held = _overlap(start, end, r.bounds)
+            if from_storage and len(r.backoffs):
+                held = held + _overlap(r.backoffs[:, 0], r.backoffs[:, 1], r.bounds)
+            busy.append(held)
         return np.concatenate(started).astype(np.float64), np.concatenate(busy)
 
 

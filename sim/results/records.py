@@ -9,12 +9,16 @@ A run is cut into a warm-up, ``sections`` equal parts of the measured requests, 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sim.traffic.request import FROM_STORAGE
 
 if TYPE_CHECKING:
     from sim.traffic.generate import Chunk
@@ -101,7 +105,7 @@ class Event:
 
     :ivar time_s: when.
     :ivar kind: ``rollout``, ``stage``, ``complete``, ``rollback``, ``crash``, ``detected``, ``restart``, ``fault``,
-        ``over``.
+        ``over``, ``end`` (the run, with something planned that never came).
     :ivar text: in words, for a timeline.
     """
 
@@ -115,12 +119,15 @@ class Recording:
     """One replication, ready for statistics.
 
     :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. Beside those ``marks``
-        (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token,
+        (``MIXED`` and so on, added up), ``version`` and ``last_version`` of the first and the last token (1 and more;
+        0: the answer was by another adapter and nobody noticed),
         ``tokens_before`` (tokens by other versions than the last one), ``tries`` (how often a request was sent again),
         ``detected`` (how many wrong answers to it were noticed),
         and ``session`` where the traffic has sessions.
     :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
         the traffic where a new version has a name of its own.
+    :ivar backoffs: (n, 4) pauses in which a loader was held between attempts at a load: start, end, whether the next
+        attempt began, replica.
     :ivar events: what happened to the fleet, in order.
     :ivar bounds: (sections + 1,) times: section i is from ``bounds[i]`` to ``bounds[i + 1]``, the last is the end
         of the measured time.
@@ -147,6 +154,7 @@ class Recording:
     inside_area: float
     stopped_s: float
     busy_by_replica: Floats = field(default_factory=lambda: np.zeros(0))
+    backoffs: Floats = field(default_factory=lambda: np.zeros((0, 4)))
     evictions: int = 0
     in_use_peak: int = 0
     kv_peak_share: float = 0.0
@@ -163,6 +171,7 @@ class Recorder:
         leaves, of ``pack_step`` for every leap and of ``pack_load`` for every load.
     :ivar pause_rows: of ``pack_pause`` for gaps between tokens that are longer than the step that ends them.
     :ivar mark_rows: of ``pack_mark``.
+    :ivar backoffs: rows of ``Recording.backoffs``.
     :ivar events: what happens to the fleet, in order.
     :ivar settled: times, adapters and versions: what ends from then on, and has no other mark, is by this version.
     """
@@ -171,6 +180,7 @@ class Recorder:
         self.sections = sections
         self.mark_rows = bytearray()
         self.events: list[Event] = []
+        self.backoffs: list[tuple[float, float, bool, int]] = []
         self.settled: list[tuple[float, Ints, Ints]] = []
         self._busy_by_replica = np.zeros(replicas)
         self._sessions: list[NDArray[np.int64]] = []
@@ -199,6 +209,10 @@ class Recorder:
         if chunk.session is not None:
             self._sessions.append(chunk.session)
 
+    def marked(self, index: int, marks: int) -> None:
+        """Add marks to a request."""
+        self.mark_rows += pack_mark(index, marks, 0, 0, 0, 0)
+
     def turned_away(self, r: Request, replica: int, status: int) -> None:
         """Note a request that did not complete: ``UNFINISHED``, ``REFUSED`` or ``FAILED``."""
         self.request_rows += pack_request(
@@ -206,12 +220,32 @@ class Recorder:
             r.index, r.preemptions, r.outcome, r.tier, replica, status,
         )  # fmt: skip
 
+    def load_attempts(
+        self, spans: Iterable[tuple[float, float]], asked_s: float, adapter: int, replica: int, now: float = inf
+    ) -> None:
+        """Note the attempts at one load from storage, and the pauses between them, up to ``now``.
+
+        :param spans: when each attempt starts and ends.
+        """
+        before = inf
+        for started_s, ended_s in spans:
+            if before <= min(started_s, now):
+                self.backoffs.append((before, min(started_s, now), started_s <= now, replica))
+            if started_s <= now:
+                self.load_rows += pack_load(started_s, min(ended_s, now), asked_s, adapter, FROM_STORAGE, replica)
+            before = ended_s
+
     def short_of_room(self, start: float, end: float) -> None:
         """Note a time in which the first load in a queue found no room."""
         self._short.append((start, end))
 
     def cut_loads(self, replica: int, now: float) -> None:
         """End the loads of a replica that were noted with an end to come, and drop those that were to begin."""
+        self.backoffs = [
+            (a, min(b, now) if who == replica else b, again and (who != replica or b <= now), who)
+            for a, b, again, who in self.backoffs
+            if who != replica or a <= now
+        ]
         rows = np.frombuffer(bytes(self.load_rows), dtype=_LOAD_ROW).copy()
         there = rows["replica"] == replica
         rows["ended_s"][there & (rows["ended_s"] > now)] = now
@@ -319,6 +353,10 @@ class Recorder:
             columns[name][at[told]] = rows[name][told]
         columns["version"] = self._settled_versions(requests, columns["version"])
         columns["last_version"] = np.maximum(columns["last_version"], columns["version"])
+        astray = (
+            np.asarray(columns["marks"], dtype=np.int64) & WRONG_SERVED
+        ) > 0  # answered by no version of its adapter
+        columns["version"][astray] = columns["last_version"][astray] = 0
         return columns
 
     def _settled_versions(self, requests: dict[str, NDArray[np.generic]], told: NDArray[Any]) -> NDArray[np.int32]:
@@ -354,6 +392,7 @@ class Recorder:
             busy_s=self._busy,
             blocked_s=self._blocked,
             busy_by_replica=self._busy_by_replica,
+            backoffs=np.array(self.backoffs, dtype=np.float64).reshape(-1, 4),
             events=self.events,
             running_area=self._running_area,
             room_short_s=short,

@@ -237,19 +237,23 @@ def _capacity(m: Measured, metrics: dict[str, Metric]) -> dict[str, dict[str, fl
 
 
 def _offered_to_loaders(m: Measured) -> float | None:
-    """Return loader-seconds asked for, over those there are: loads asked for times the mean load."""
-    seconds = [r.loads["ended_s"] - r.loads["started_s"] for r in m.recordings]
-    stored = [s[r.loads["tier"] == FROM_STORAGE] for s, r in zip(seconds, m.recordings, strict=True)]
-    each = np.concatenate(stored)
-    if len(each) == 0:
+    """Return loader-seconds asked for, over those there are: loads asked for times the mean time that one holds its
+    loader."""
+    loads, held_s = 0, 0.0
+    for r in m.recordings:
+        stored = r.loads["tier"] == FROM_STORAGE
+        loads += int(stored.sum()) - int(r.backoffs[:, 2].sum())  # those after a pause belong to one load
+        held_s += float((r.loads["ended_s"] - r.loads["started_s"])[stored].sum())
+        held_s += float((r.backoffs[:, 1] - r.backoffs[:, 0]).sum())
+    if loads <= 0:
         return 0.0
     places = m.facts.loaders * m.facts.replicas * float(m.spans.sum())
     # A full loader turns misses into delayed hits, since one load serves all who wait for it; without its queue they
     # would be misses.
-    full = each.sum() > _FULL * places
+    full = held_s > _FULL * places
     outcome = m.column("outcome")
     asked = (m.column("tier") == FROM_STORAGE) & ((outcome == MISS) | (full & (outcome == DELAYED_HIT)))
-    return float(asked.sum() * each.mean() / places) if places > 0 else None
+    return float(asked.sum() * held_s / loads / places) if places > 0 else None
 
 
 def _overload(m: Measured) -> float | None:

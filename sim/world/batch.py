@@ -216,6 +216,8 @@ class BatchServer(Server):
         self._started = now
         self._steps = steps = step.steps
         if steps == 0:
+            if self._cycling is not None and self._cycling.may_go_on():
+                return self._next_leap(now)  # nobody would come to take out more of those that are in the way
             return -1.0
         if self._loads is not None:
             self._load_s = self._loads.before_step(step.prefills, now) + blocked_s
@@ -277,9 +279,11 @@ class BatchServer(Server):
                 blocked_s += action(now + blocked_s)
         return blocked_s
 
-    def drop(self, adapter: int) -> None:
-        if self._cycling is None:  # there, adapters have turns, and go when theirs is over
-            super().drop(adapter)
+    def _drop_from_gpu(self, adapter: int) -> None:
+        if self._cycling is None:
+            super()._drop_from_gpu(adapter)
+        else:
+            self._cycling.discard(adapter)
 
     def under_way(self, adapter: int) -> list[tuple[Request, int]]:
         scheduler, now = self.scheduler, self.clock._now

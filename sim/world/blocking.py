@@ -11,7 +11,7 @@ from sim.policies.vllm_lru import TouchedCache
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
 from sim.world.loader import Loader
-from sim.world.storage import Attempts, StorageFaults
+from sim.world.storage import StorageFaults
 from sim.world.versions import Noted
 
 
@@ -68,7 +68,7 @@ class ProtectedLoads:
         if self._faults is not None and tier == FROM_STORAGE:
             attempts = self._faults.attempts(start, seconds, request.adapter, request.index)
             seconds, succeeds = attempts.seconds, attempts.succeeds
-            _log(self._recorder, attempts, start, request.adapter, self._replica)
+            self._recorder.load_attempts(attempts.spans, start, request.adapter, self._replica)
         else:
             self._recorder.load_rows += pack_load(start, start + seconds, start, request.adapter, tier, self._replica)
         if succeeds:
@@ -141,10 +141,10 @@ class TouchedLoads:
                 seconds = request.load_s if tier == FROM_STORAGE else request.host_load_s
             tiers[adapter] = tier
             if self._faults is not None and tier == FROM_STORAGE:
-                number = ~adapter if request is None else request.index
+                number = self._faults.unasked(adapter) if request is None else request.index
                 attempts = self._faults.attempts(time, seconds, adapter, number)
                 seconds = attempts.seconds
-                _log(self._recorder, attempts, now, adapter, self._replica)
+                self._recorder.load_attempts(attempts.spans, now, adapter, self._replica)
                 if not attempts.succeeds:
                     lost.add(adapter)
             else:
@@ -161,11 +161,6 @@ class TouchedLoads:
             for adapter in lost:
                 self._cache.lose(adapter)
         return time - now
-
-
-def _log(recorder: Recorder, attempts: Attempts, asked_s: float, adapter: int, replica: int) -> None:
-    for started_s, ended_s in attempts.spans:
-        recorder.load_rows += pack_load(started_s, ended_s, asked_s, adapter, FROM_STORAGE, replica)
 
 
 def _first_of_missing(prefills: list[Request], state: list[int]) -> dict[int, Request]:

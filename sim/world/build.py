@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -70,7 +71,7 @@ def build_world(scenario: Scenario) -> World:
     if lineage is not None:
         population = with_copies(population, lineage, scenario.adapters, base_model)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
-    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity)
+    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, lineage)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
     notes = list(traffic.notes)
     if profile is not None and not fixed:
@@ -140,6 +141,7 @@ class Assembly:
         counted = "inside" in router.reads and scenario.fleet.replicas > 1
         self._inside = Inside(self._live.counts) if counted else None
         self._versions: list[Versions] = []
+        self._made = Counter[int]()  # by index: one that takes the place of another draws other luck
         self._boards: list[Board] = [] if self._live.residency is None else [self._live.residency]
         self._changes = self._make_changes(router, view)
         plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
@@ -174,23 +176,28 @@ class Assembly:
         world, replication, clock, recorder = self._world, self._replication, self._clock, self._recorder
         scenario = world.scenario
         if index < len(self.fleet.servers):  # it takes the place of a dead one, and nobody warms it up
-            world = replace(world, warm=())
+            pinned = world.pinned
+            if self._changes is not None and self._changes.rollouts is not None:
+                pinned = self._changes.rollouts.pinned(pinned)
+            world = replace(world, warm=(), pinned=pinned)
             for board in self._boards:
                 board.forget(index)
+        place = self._made[index] * scenario.fleet.replicas + index
+        self._made[index] += 1
         rule = _kv_rule(world)
         foresight = None if self._future is None else Foresight(self._future)
-        setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", index), foresight)
-        cache, host = make_caches(world, replication, index, rule, setting)
+        setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", place), foresight)
+        cache, host = make_caches(world, replication, place, rule, setting)
         if self._boards:
             watch(cache, index, self._boards)
         versions = self._versions[index] if self._versions else None
-        storage = make_storage(world, replication, index)
+        storage = make_storage(world, replication, index, place)
         parts = Parts(
             clock, recorder, index, inside, cache, host, (scenario.storage.loaders, scenario.storage.host_loaders),
-            reload_times(*self._costs, replication, index),
+            reload_times(*self._costs, replication, place),
             make_fetches(world, clock, recorder, cache, index, versions, storage), foresight, versions,
             *self._told(index), storage,
-            None if self._changes is None else partial(self._changes.load_failed, index),
+            None if self._changes is None else partial(self._changes.load_failed, index), self.fleet.next_key,
         )  # fmt: skip
         server = _server(world, parts, rule, self._watched)
         if self._base_model_answers:

@@ -24,6 +24,7 @@ from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
 from sim.world.fetches import HostFetches
 from sim.world.future import Foresight
+from sim.world.lineage import Lineage
 from sim.world.storage import StorageFaults
 from sim.world.versions import Fetched, Versions
 from sim.world.world import World
@@ -75,15 +76,18 @@ def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, fores
 
 
 def make_caches(
-    world: World, replication: int, replica: int, rule: KvRule | None, setting: Setting
+    world: World, replication: int, place: int, rule: KvRule | None, setting: Setting
 ) -> tuple[GpuCache | TouchedCache, HostCache | AllInHost | None]:
-    """Return the cache in GPU memory and the host tier, with everybody in them who is there from the start."""
+    """Return the cache in GPU memory and the host tier, with everybody in them who is there from the start.
+
+    :param place: a number of the replica's own, not that of one which stood in its place before.
+    """
     spec, count = world.scenario.cache, len(world.population)
     if spec.eviction == "vllm-lru":
         slots = world.capacity
         host_slots = slots if spec.host is None or spec.host.slots is None else spec.host.slots
         # A Python set is walked by hash, and vLLM's adapters are hashed by name, anew in every process.
-        hashes = stream(world.scenario.run.seed, replication, "set-order", replica).integers(2**61 - 1, size=count)
+        hashes = stream(world.scenario.run.seed, replication, "set-order", place).integers(2**61 - 1, size=count)
         touched = TouchedCache(count, slots, host_slots, set_order(hashes.tolist()))
         touched.warm_up(world.warm)
         return touched, None
@@ -91,8 +95,11 @@ def make_caches(
     cache.warm_up(world.warm)
     if host is None:
         return cache, None
-    if host.fill != "load":
-        return cache, AllInHost()
+    if host.fill == "arrival":
+        return cache, AllInHost()  # as far as the GPU sees
+    if host.fill == "start":
+        later = set(range(len(world.traffic.population), count)) - set(world.pinned)
+        return cache, AllInHost(later)  # new versions with names of their own
     copies = HostCache(*_capacity(host, world.population))
     for adapter in reversed(world.pinned + _there(world.warm, cache)):
         copies.insert(adapter)  # they came through host memory, too
@@ -123,7 +130,7 @@ def make_fetches(
             "an adapter is larger than host memory, through which all must come", key="cache.host.size",
             got=human_bytes(capacity), allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
         )  # fmt: skip
-    _check_pinned(world.pinned, weights, capacity, "cache.host")
+    _check_pinned(_heaviest(world.pinned, weights, world.lineage), weights, capacity, "cache.host")
     fetched = GpuCache(weights, capacity, EVICTIONS["lru"](Setting(weights, capacity)), pinned=world.pinned)
     fetched.warm_up(_there(world.warm, cache))
     return HostFetches(
@@ -150,11 +157,12 @@ def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int],
 
 
 def pinned_and_warm(
-    scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int
+    scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int, lineage: Lineage | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the adapters to pin and those to warm up with, the most popular first.
 
     :param weights: what each adapter takes of ``capacity``.
+    :param lineage: which versions adapters will have, if there are rollouts.
     :raises ScenarioError: where there are not as many to pin, or pinned ones leave no room for another adapter.
     """
     cache = scenario.cache
@@ -166,7 +174,7 @@ def pinned_and_warm(
             "there are fewer adapters", key="cache.pinned", got=cache.pinned, allowed=f"at most {len(hottest)}"
         )
     pinned = tuple(hottest[: cache.pinned])
-    _check_pinned(pinned, weights, capacity, "cache.gpu")
+    _check_pinned(_heaviest(pinned, weights, lineage), weights, capacity, "cache.gpu")
     return pinned, tuple(hottest[cache.pinned : cache.pinned + cache.warm])
 
 
@@ -188,6 +196,15 @@ def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tup
         return [1] * len(population), spec.slots
     assert spec.size is not None, "a cache has slots or a size"
     return population.size_bytes.tolist(), spec.size
+
+
+def _heaviest(pinned: Sequence[int], weights: Sequence[int], lineage: Lineage | None) -> list[int]:
+    """Return which version of each pinned adapter takes most: each has the pin in turn."""
+    heaviest = {adapter: adapter for adapter in pinned}
+    for adapter, name in enumerate(() if lineage is None else lineage.original.tolist()):
+        if name in heaviest and weights[adapter] > weights[heaviest[name]]:
+            heaviest[name] = adapter
+    return list(heaviest.values())
 
 
 def _check_pinned(pinned: Sequence[int], weights: Sequence[int], capacity: int, where: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sim.results.records import FAILED, LOAD_FAILED, Recorder, pack_mark
+from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder
 from sim.traffic.request import Request
 from sim.world.identity import Identity
 from sim.world.inside import Inside
@@ -30,7 +30,8 @@ class Changes:
     :ivar rollouts, identity, outages: rollouts, faults by which requests reach the wrong adapter, and crashes; None
         where there are none.
     :ivar steering: whether ``steer`` may do anything; ``guarding``: whether ``lets_in`` may, beside what ``gates`` say;
-        ``resending``: whether requests may come again, or wait outside. Every request asks these first.
+        ``resending``: whether requests may come again, or wait outside; ``reordering``: whether some take their places
+        in queues later than they came. Every request asks these first.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Changes:
         self.gates = Gates(0) if rollouts is None else rollouts.gates
         self.steering = identity is not None or (rollouts is not None and rollouts.renames)
         self.resending = identity is not None or outages is not None
+        self.reordering = self.resending or (rollouts is not None and rollouts.holds)
         self.guarding = outages is not None
 
     def start(self, fleet: Fleet) -> None:
@@ -74,6 +76,15 @@ class Changes:
     def parks(self, request: Request) -> bool:
         """Return whether a request waits outside, since no replica is up."""
         return self.outages is not None and self.outages.parks(request)
+
+    def awaits(self) -> bool:
+        """Return whether a request is still to come that is inside no replica."""
+        identity, outages = self.identity, self.outages
+        return (identity is not None and identity.awaits()) or (outages is not None and outages.awaits())
+
+    def some_down(self) -> bool:
+        """Return whether a replica is down, so that requests may wait for ever."""
+        return self.outages is not None and self.outages.some_down()
 
     def steer(self, request: Request) -> int:
         """Decide which adapter, of which version, a request reaches; return the one by which it is routed."""
@@ -106,9 +117,10 @@ class Changes:
         return partial(self._ends, replica)
 
     def _ends(self, replica: int, request: Request, now: float) -> bool:
+        astray = self.identity is not None and self.identity.astray(request)
         taken = self.identity is not None and self.identity.ends(replica, request, now)
         if self.rollouts is not None:
-            if taken:  # what it was answered with counts for nothing
+            if astray:  # it was answered by no version of its own adapter
                 self.rollouts.left(replica, request)
             else:
                 self.rollouts.ended(replica, request, now)
@@ -127,8 +139,10 @@ class Changes:
         """End a request that was never answered, or not by the right adapter."""
         if self.identity is not None:
             self.identity.forget(request)
+        if self.rollouts is not None and marks & (LOST | LOAD_FAILED):
+            self.rollouts.failed(request)
         self._recorder.turned_away(request, replica, FAILED)
-        self._recorder.mark_rows += pack_mark(request.index, marks, 0, 0, 0, 0)
+        self._recorder.marked(request.index, marks)
 
     def load_failed(self, replica: int, request: Request) -> None:
         """End a request that has left a replica since its adapter can't be loaded."""

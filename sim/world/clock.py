@@ -54,6 +54,11 @@ class Clock(simpy.Environment):
         """Return how many events are still to come."""
         return len(self._queue)
 
+    def forget_plans(self) -> None:
+        """Take all control events off the queue."""
+        self._queue[:] = [entry for entry in self._queue if entry[1] != CONTROL]
+        heapify(self._queue)
+
     def forget(self, owners: Sequence[object]) -> None:
         """Take all calls of methods of these objects off the queue."""
         ids = {id(owner) for owner in owners}

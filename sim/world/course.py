@@ -28,6 +28,7 @@ class Course:
     :ivar watched: adapters of which some requests may be answered by one version and some by another.
     :ivar settled: by adapter as the traffic numbers it, the version that the last complete rollout brought: what ends
         from then on, with nothing else written down, was answered by it.
+    :ivar pin_of: by adapter that a rollout has replaced, the new version, which has its pin if it had one.
     :ivar judging: gates that will look at their samples; these alone keep no simulation going.
     """
 
@@ -39,6 +40,7 @@ class Course:
         self.draining: dict[int, Shift] = {}
         self.watched: set[int] = set()
         self.settled: dict[int, int] = {}
+        self.pin_of: dict[int, int] = {}
         self.judging = 0
         self._waves: Counter[int] = Counter()  # rollouts under way by adapter: one may outlast its plan
         self._instant = -1.0

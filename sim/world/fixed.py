@@ -19,6 +19,7 @@ class FixedServer(Server):
         self._serving: Request | None = None
         self._event = Call(parts.clock, self._served)
         self._actions: list[Action] = []
+        self._leaving = False  # whether the one that is served has its answer, and keeps its place for this instant
 
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
         if self._serving is None:
@@ -38,9 +39,11 @@ class FixedServer(Server):
         now = self.clock._now
         request.first_token_s = now
         self.recorder.step_rows += pack_step(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
+        self._leaving = True
         self._leave(request, now)  # answered by the weights that were there until now
         while self._actions:
             self._act()
+        self._leaving = False
         self._serving = None  # only now: who is let in by one of them stands behind those who wait
         if self._queue:
             self._serve(self._queue.popleft())
@@ -67,4 +70,5 @@ class FixedServer(Server):
         return super().die()
 
     def _unserved(self) -> list[Request]:
-        return ([self._serving] if self._serving else []) + list(self._queue)
+        serving = [] if self._serving is None or self._leaving else [self._serving]
+        return serving + list(self._queue)

@@ -10,7 +10,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ScenarioError
+from sim.errors import LoraplanError, ScenarioError
 from sim.policies.routing import Router
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
@@ -41,12 +41,30 @@ class Plan:
     warmup: float
 
 
+@dataclass(slots=True)
+class Gone:
+    """What is left of replicas that died: what a recording sums up over all."""
+
+    inside_area: float = 0.0
+    evictions: int = 0
+    in_use_peak: int = 0
+    kv_peak_share: float = 0.0
+
+    def add(self, dead: Server) -> None:
+        self.inside_area += dead.inside_area
+        self.evictions += dead.cache.evictions
+        self.in_use_peak = max(self.in_use_peak, dead.cache.in_use_peak)
+        if isinstance(dead, BatchServer):
+            self.kv_peak_share = max(self.kv_peak_share, _kv_peak_share(dead))
+
+
 class Fleet:
     """All replicas of one simulated world.
 
     :param limits: tokens of prompt and output together, and of the prompt, with more of which a request is refused;
         None: no limit.
-    :ivar look: brings the router's view up to date.
+    :ivar look: makes up for a reading of the router's view that was left out.
+    :ivar next_key: gives a request the last place in the queues, where some may come again or were held.
     :param changes: rollouts and faults, through which every request then goes; None: nothing changes.
     :param inside: counts requests inside by adapter, where the router wants to know; None: nobody does.
     """
@@ -81,8 +99,8 @@ class Fleet:
         self._sessions: list[int] = []  # of the requests of this chunk
         self._chunk_first = 0
         self._make: Callable[[int, list[int]], Server] | None = None
-        self._gone: list[Server] = []
-        self._order = count()  # requests that come again stand behind those that are waiting by then
+        self._gone = Gone()
+        self.next_key: Callable[[], int] = count().__next__
         self.look: Callable[[], None] = lambda: None
 
     def open(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
@@ -97,7 +115,7 @@ class Fleet:
         """Put a new, empty replica in the place of one that died; return the dead one."""
         assert self._make is not None, "the fleet is open"
         dead = self.servers[replica]
-        self._gone.append(dead)
+        self._gone.add(dead)
         self.servers[replica] = self._make(replica, self.inside)
         return dead
 
@@ -115,10 +133,10 @@ class Fleet:
         changes = self._changes
         assert changes is not None, "otherwise requests go straight to a replica"
         name = request.adapter
-        if changes.resending:
-            if changes.parks(request):
-                return
-            request.key = next(self._order)
+        if changes.resending and changes.parks(request):
+            return
+        if changes.reordering:
+            request.key = self.next_key()
         if changes.steering:
             name = changes.steer(request)
         servers = self.servers
@@ -146,11 +164,36 @@ class Fleet:
         if self._changes is not None:
             self._changes.start(self)
         if plan.end_s is None:
-            clock.run()
+            if self._changes is None:
+                clock.run()
+            else:
+                self._run_to_the_last(self._changes)
+            self._check_that_all_left()
         else:
             clock.call_at(plan.end_s, CONTROL, lambda event: None)
             clock.run(until=plan.end_s)
         return self._close()
+
+    def _run_to_the_last(self, changes: Changes) -> None:
+        """Run until the last request has left; what is planned for later concerns nobody, loads under way end."""
+        clock = self.clock
+        while self._next is not None:
+            clock.step()
+        while clock.pending() and (any(self.inside) or changes.awaits() or clock.peek() == clock._now):
+            clock.step()
+        clock.forget_plans()
+        clock.run()
+
+    def _check_that_all_left(self) -> None:
+        """Raise where requests are inside and nothing will ever happen, though all replicas are up.
+
+        :raises LoraplanError: it is a fault of the simulator, and the numbers would be worth nothing.
+        """
+        if any(self.inside) and not (self._changes is not None and self._changes.some_down()):
+            states = "; ".join(server.state_in_words() for server in self.servers if self.inside[server.index])
+            raise LoraplanError(
+                f"internal error: the simulation stands still at {self.clock.now:.6g} s with requests inside: {states}"
+            )
 
     def _section_starts(self) -> list[int]:
         """Return the index of the request that opens each section; empty where sections go by time."""
@@ -223,20 +266,22 @@ class Fleet:
             for request in server.close():
                 self.recorder.turned_away(request, server.index, UNFINISHED)
         facts = {} if self._changes is None else self._changes.close()
-        servers = self.servers + self._gone
+        servers, gone = self.servers, self._gone
         while len(self.recorder.bounds) <= self.recorder.sections:  # fewer requests came than sections
             self.recorder.mark(stopped)
-        area = sum(server.inside_area for server in servers)
+        area = sum(server.inside_area for server in servers) + gone.inside_area
+        if self._changes is not None and self._changes.outages is not None:
+            area += self._changes.outages.hanging_area
         recording = self.recorder.close(float(stopped), area)
         recording.facts |= facts
-        recording.evictions = sum(server.cache.evictions for server in servers)
-        recording.in_use_peak = max(server.cache.in_use_peak for server in servers)
+        recording.evictions = sum(server.cache.evictions for server in servers) + gone.evictions
+        recording.in_use_peak = max(gone.in_use_peak, *(server.cache.in_use_peak for server in servers))
         batched = [server for server in servers if isinstance(server, BatchServer)]
         fronted = [server for server in servers if isinstance(server, FrontedServer)]
         if fronted:
             recording.facts["merged_gaps"] = sum(server.merged_gaps for server in fronted)
         if batched:
-            recording.kv_peak_share = max(_kv_peak_share(server) for server in batched)
+            recording.kv_peak_share = max(gone.kv_peak_share, *(_kv_peak_share(server) for server in batched))
         return recording
 
 

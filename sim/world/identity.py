@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from sim.results.records import (
@@ -21,7 +22,6 @@ from sim.results.records import (
     Event,
     Recorder,
     pack_judged,
-    pack_mark,
 )  # fmt: skip
 from sim.spec.faults import BaseModelAnswers, NamedPrefixes
 from sim.spec.scenario import Scenario
@@ -80,6 +80,8 @@ class Identity:
         self._recorder = recorder
         self._readdress = readdress
         self._base_model = base_model
+        self._there: list[Mixup] = []
+        self._until_s = -inf
         self._wrong: dict[int, Asked] = {}  # by index, of those inside that are at the wrong adapter
         self._tries: dict[int, int] = {}  # by index, of those that were sent again
         self._to_come: dict[int, Request] = {}
@@ -93,16 +95,23 @@ class Identity:
     def steer(self, request: Request) -> None:
         """Lead a request to the wrong adapter, if a fault says so."""
         now, tried = self._clock._now, self._tries.get(request.index, 0)
-        for mixup in self._mixups:
-            if mixup.begins_s <= now < mixup.ends_s:
-                reached = mixup.reaches(request, tried, now)
-                if reached is not None:
-                    self._lead_astray(request, reached, mixup)
-                    return
+        if now >= self._until_s:
+            self._look_at_the_time(now)
+        for mixup in self._there:
+            reached = mixup.reaches(request, tried, now)
+            if reached is not None:
+                self._lead_astray(request, reached, mixup)
+                return
+
+    def _look_at_the_time(self, now: float) -> None:
+        """Note which faults are there, and until when that stays so."""
+        self._there = [mixup for mixup in self._mixups if mixup.begins_s <= now < mixup.ends_s]
+        edges = (time for mixup in self._mixups for time in (mixup.begins_s, mixup.ends_s))
+        self._until_s = min((time for time in edges if time > now), default=inf)
 
     def _lead_astray(self, request: Request, reached: int, mixup: Mixup) -> None:
         self._wrong[request.index] = Asked(request.adapter, request.load_s, request.host_load_s, mixup)
-        self._recorder.mark_rows += pack_mark(request.index, MISROUTED, 0, 0, 0, 0)
+        self._recorder.marked(request.index, MISROUTED)
         if reached == self._base_model:
             request.adapter = reached
         else:
@@ -111,6 +120,10 @@ class Identity:
     def routed_by(self, request: Request) -> int:
         """Return the adapter by which a router sends a request; the replica may leave it out nevertheless."""
         return self._wrong[request.index].name if request.adapter == self._base_model else request.adapter
+
+    def astray(self, request: Request) -> bool:
+        """Return whether a request inside is at the wrong adapter."""
+        return request.index in self._wrong
 
     def restore(self, request: Request) -> None:
         """Let a request that was lost, and comes again, ask for its own adapter."""
@@ -123,14 +136,14 @@ class Identity:
         asked = self._wrong.pop(request.index, None)
         if asked is None:
             if self._prefixes is not None and self._prefixes.found(replica, request):
-                self._recorder.mark_rows += pack_mark(request.index, OLD_PREFIX, 0, 0, 0, 0)
+                self._recorder.marked(request.index, OLD_PREFIX)
             if self._tries:
                 self._tries.pop(request.index, None)
             return False
         index, tried = request.index, self._tries.pop(request.index, 0)
         marks = WRONG_LOAD if request.outcome == MISS else 0
         if not asked.mixup.noticed(request, tried):
-            self._recorder.mark_rows += pack_mark(index, marks | WRONG_SERVED, 0, 0, 0, 0)
+            self._recorder.marked(index, marks | WRONG_SERVED)
             return False
         detector = asked.mixup.detector
         assert detector is not None, "somebody noticed"

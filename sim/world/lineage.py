@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,12 +49,19 @@ class Lineage:
     born: dict[int, int]
 
 
+def note_missing_stages(wave: Wave, begun: int, note: Callable[[str, str], None]) -> None:
+    """Note that a run has ended before all stages of a rollout had begun, if so."""
+    planned = len(wave.rollout.stages)
+    if begun < planned:
+        note("end", f"the run ends before stage {begun + 1} of {planned}")
+
+
 def lay_out(scenario: Scenario, traffic: Traffic) -> Lineage:
     """Decide which adapters each rollout replaces.
 
     :raises ScenarioError: for an adapter that isn't there, or one that is to be replaced twice at a time.
     """
-    present = _present(traffic)
+    present = traffic.places  # those that come by churn come as new as they are
     chosen = _choose(scenario, traffic, present)
     _check_overlaps(scenario.rollouts, chosen)
     count = len(traffic.population)
@@ -105,14 +113,12 @@ def with_copies(population: Population, lineage: Lineage, adapters: Adapters, ba
     )
 
 
-def _present(traffic: Traffic) -> int:
-    """Return how many adapters are there at the start; those that come by churn come as new as they are."""
-    return traffic.places
-
-
 def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[int, ...]]:
     """Return the adapters of each rollout, as the traffic numbers them."""
-    key = stream_key(scenario.run.seed, 0, "rollout-share")
+    ranked: list[int] = []
+    if any(rollout.share is not None for rollout in scenario.rollouts):
+        key = stream_key(scenario.run.seed, 0, "rollout-share")
+        ranked = sorted(range(present), key=lambda adapter: luck(key, adapter))
     low = 0.0
     chosen: list[tuple[int, ...]] = []
     for number, rollout in enumerate(scenario.rollouts):
@@ -120,7 +126,6 @@ def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[in
             chosen.append((_find(rollout.adapter, traffic, present, number),))
         elif rollout.share is not None:
             high = low + rollout.share
-            ranked = sorted(range(present), key=lambda adapter: luck(key, adapter))
             # In the order of their numbers: with a spread, popular ones and others then begin as they come.
             names = sorted(ranked[round(low * present) : round(high * present)])
             if not names:
@@ -153,8 +158,9 @@ def _find(adapter: int | str, traffic: Traffic, present: int, number: int) -> in
 
 
 def _check_overlaps(rollouts: tuple[Rollout, ...], chosen: list[tuple[int, ...]]) -> None:
-    for i, names in enumerate(chosen):
+    sets = [frozenset(names) for names in chosen]
+    for i, names in enumerate(sets):
         for j in range(i):
-            if overlap(rollouts[i], rollouts[j]) and set(names) & set(chosen[j]):
+            if overlap(rollouts[i], rollouts[j]) and not names.isdisjoint(sets[j]):
                 problem, got, hint = overlap_words(i, j, rollouts)
                 raise ScenarioError(problem, key=f"rollouts.{i}", got=got, hint=hint)

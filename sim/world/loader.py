@@ -184,18 +184,10 @@ class Loader:
             self._recorder.short_of_room(self._short_since, now)
         for load in (*self.under_way.values(), *self._renewals):
             if load.attempts is not None:
-                self._log_attempts(load, load.attempts, now)
+                self._recorder.load_attempts(load.attempts.spans, load.asked_s, load.adapter, self._replica, now)
             elif load.started_s >= 0:
                 self._recorder.load_rows += pack_load(
                     load.started_s, now, load.asked_s, load.adapter, load.tier, self._replica
-                )
-
-    def _log_attempts(self, load: Load, attempts: Attempts, now: float) -> None:
-        """Note each attempt at a load up to now."""
-        for started_s, ended_s in attempts.spans:
-            if started_s <= now:
-                self._recorder.load_rows += pack_load(
-                    started_s, min(ended_s, now), load.asked_s, load.adapter, load.tier, self._replica
                 )
 
     def begins(self, adapter: int, tier: int) -> None:
@@ -240,7 +232,7 @@ class Loader:
         end_s = now + load.seconds
         if self.faults is not None and load.tier == FROM_STORAGE:
             request = begun_by or (load.waiting[0] if load.waiting else None)
-            number = ~load.adapter if request is None else request.index
+            number = self.faults.unasked(load.adapter) if request is None else request.index
             load.attempts = self.faults.attempts(now, load.seconds, load.adapter, number)
             end_s = load.attempts.end_s
         clock.push((end_s, LOAD_DONE, clock.next_id(), load))
@@ -252,7 +244,7 @@ class Loader:
         if load.attempts is None:
             self._recorder.load_rows += pack_load(started, now, asked_s, adapter, load.tier, self._replica)
         else:
-            self._log_attempts(load, load.attempts, now)
+            self._recorder.load_attempts(load.attempts.spans, asked_s, adapter, self._replica, now)
         if load.renews is not None:
             self._renewed(load)
             return

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sim.policies.routing import View
-from sim.results.records import LOST, REROUTED, UNFINISHED, Event, Recorder, pack_mark
+from sim.results.records import LOST, REROUTED, UNFINISHED, Event, Recorder
 from sim.spec.faults import Crash
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
-from sim.world.server import Server
 
 if TYPE_CHECKING:
     from sim.world.changes import Changes
@@ -28,14 +27,12 @@ class Outage:
     """One crash and what followed so far.
 
     :ivar number: its place among the scenario's faults.
-    :ivar stand_in: what stands in the place of the dead replica; counts the time of the requests that hang there.
     :ivar stuck: these requests, as they came.
     :ivar detected: whether the router knows; ``over``: whether the replica is up again.
     """
 
     number: int
     crash: Crash
-    stand_in: Server
     stuck: list[Request] = field(default_factory=list)
     detected: bool = False
     over: bool = False
@@ -46,6 +43,7 @@ class Outages:
 
     :param crashes: each with its place among the scenario's faults.
     :param view: what the router knows; here, which replicas are up.
+    :ivar hanging_area: request-seconds spent hanging at dead replicas, as ``Server.inside_area``.
     """
 
     def __init__(self, crashes: Sequence[tuple[int, Crash]], view: View, clock: Clock, recorder: Recorder) -> None:
@@ -56,6 +54,7 @@ class Outages:
         self._down: dict[int, Outage] = {}
         self._outages: list[Outage] = []
         self._parked: list[Request] = []
+        self.hanging_area = 0.0
         self._fleet: Fleet
         self._changes: Changes
 
@@ -83,8 +82,19 @@ class Outages:
             self._hang(outage, request)
         return False
 
+    def awaits(self) -> bool:
+        """Return whether a request waits outside."""
+        return bool(self._parked)
+
+    def some_down(self) -> bool:
+        """Return whether a replica is down."""
+        return bool(self._down)
+
     def close(self) -> None:
         """End those for whom no replica was up, or who hung at one, when the simulation stopped."""
+        for outage in self._down.values():
+            if outage.crash.down is not None:
+                self._note(outage, "end", f"the run ends before replica {outage.crash.replica} is up again")
         for outage in self._outages:
             for request in outage.stuck:
                 self._recorder.turned_away(request, outage.crash.replica, UNFINISHED)
@@ -95,12 +105,12 @@ class Outages:
         number, crash = event.subject
         fleet, changes, now, replica = self._fleet, self._changes, self._clock._now, crash.replica
         inside = sorted(fleet.servers[replica].die(), key=lambda request: request.key)
-        self._recorder.cut_loads(replica, now)
+        if fleet.servers[replica].blocking:  # others note loads when they are over
+            self._recorder.cut_loads(replica, now)
         self._replace(replica)
         fleet.inside[replica] = 0
-        stand_in = fleet.servers[replica]
-        stand_in.down = True
-        outage = self._down[replica] = Outage(number, crash, stand_in)
+        fleet.servers[replica].down = True
+        outage = self._down[replica] = Outage(number, crash)
         self._outages.append(outage)
         self._note(outage, "crash", f"replica {replica} dies with {_requests(len(inside))} inside")
         for request in inside:
@@ -126,8 +136,8 @@ class Outages:
         self._note(outage, "detected", f"the router notices{gone}{begun}")
         for request in stuck:
             fleet.inside[replica] -= 1
-            outage.stand_in.inside_area += self._clock._now
-            self._recorder.mark_rows += pack_mark(request.index, REROUTED, 0, 0, 0, 0)
+            self.hanging_area += self._clock._now
+            self._recorder.marked(request.index, REROUTED)
         for request in stuck:
             fleet.submit(request)
 
@@ -151,7 +161,7 @@ class Outages:
 
     def _hang(self, outage: Outage, request: Request) -> None:
         self._fleet.inside[outage.crash.replica] += 1
-        outage.stand_in.inside_area -= self._clock._now
+        self.hanging_area -= self._clock._now
         outage.stuck.append(self._changes.anew(request))
 
     def _note(self, outage: Outage, kind: str, text: str) -> None:

@@ -27,7 +27,8 @@ class Rollouts:
 
     :param versions: by replica, which versions it has; those of a replica that takes the place of a dead one are the
         same object, emptied.
-    :ivar renames: whether a new version has a name of its own, so that requests must be steered.
+    :ivar renames: whether a new version has a name of its own, so that requests must be steered; ``holds``: whether
+        requests may have to wait for a new version.
     :ivar gates: closed gates of the replicas; while there are none, every request is let in.
     :ivar extra: bytes of old versions beside new ones in GPU memory.
     :ivar swapped: told of every new version that takes the place of an older one of the same name: replica, adapter,
@@ -48,11 +49,16 @@ class Rollouts:
     ) -> None:
         self._readdress = readdress
         self.renames = bool(shifts)
+        self.holds = any(swap.wave.rollout.strategy == "drain-then-swap" for swap in swaps)
         self.original: list[int] = lineage.original.tolist()
         self._course = course
         self._shifts = shifts
         self._swaps = swaps
         self._parts: tuple[Shift | Swap, ...] = (*shifts, *swaps)
+        self._parts_of: dict[int, list[Shift | Swap]] = {}
+        for part in self._parts:
+            for name in part.wave.names:
+                self._parts_of.setdefault(name, []).append(part)
         self.gates = gates
         self._versions = versions
         self._recorder = recorder
@@ -90,10 +96,19 @@ class Rollouts:
             elif not shifting or adapter not in shifting or not shifting[adapter].moves(request):
                 return
 
+    def pinned(self, adapters: Sequence[int]) -> tuple[int, ...]:
+        """Return which versions are pinned now of adapters that were pinned at the start."""
+        pin_of, pinned = self._course.pin_of, []
+        for adapter in adapters:
+            while adapter in pin_of:
+                adapter = pin_of[adapter]
+            pinned.append(adapter)
+        return tuple(pinned)
+
     def refuse(self, request: Request, replica: int) -> None:
         """Refuse a request whose adapter is being replaced."""
         self._recorder.turned_away(request, replica, REFUSED)
-        self._recorder.mark_rows += pack_mark(request.index, GATED, 0, 0, 0, 0)
+        self._recorder.marked(request.index, GATED)
 
     def ends_on(self, replica: int) -> Callable[[Request, float], bool]:
         """Return ``ended`` for one replica, made cheap for requests that no rollout concerns just then."""
@@ -125,6 +140,11 @@ class Rollouts:
                 self._gated[adapter].ended(request, now)
         self._no_longer(replica, adapter)
 
+    def failed(self, request: Request) -> None:
+        """Note that a request will never be answered: its replica died, or its adapter couldn't be loaded."""
+        if request.adapter in self._gated:
+            self._gated[request.adapter].failed(request)
+
     def left(self, replica: int, request: Request) -> None:
         """Note that a request left a replica without being answered."""
         self._started.pop(request.index, None)
@@ -148,6 +168,8 @@ class Rollouts:
     def close(self) -> dict[str, float]:
         """Return how long it took (nan: not complete), and the most bytes that old versions took beside new ones."""
         parts = self._parts
+        for part in parts:
+            part.close()
         begins = [part.wave.rollout.at for part in parts]
         whole = [part.complete_s - part.wave.rollout.at for part in parts]
         ends = [part.wave.rollout.at + (part.wave.rollout.observe or float("inf")) for part in parts]
@@ -170,7 +192,7 @@ class Rollouts:
 
     def _due(self, name: int, time: float) -> int:
         """Return the version that everybody was to have at a time: 1 before the first cutover."""
-        return max([part.due(name, time) for part in self._parts], default=1)
+        return max([part.due(name, time) for part in self._parts_of.get(name, ())], default=1)
 
 
 def make_rollouts(

@@ -43,6 +43,7 @@ class Parts:
     :ivar lost: told of a request that leaves without having been served. None: nobody asks.
     :ivar storage: what is wrong with storage; None: nothing.
     :ivar fails: told of a request that has left since its adapter can't be loaded. None: loads don't fail.
+    :ivar next_key: gives a request that was held its place in the queue, behind all that wait by then.
     """
 
     clock: Clock
@@ -60,6 +61,7 @@ class Parts:
     lost: Callable[[Request], None] | None = None
     storage: StorageFaults | None = None
     fails: Callable[[Request], None] | None = None
+    next_key: Callable[[], int] | None = None
 
 
 class Server(ABC):
@@ -75,8 +77,8 @@ class Server(ABC):
 
     # Attributes of an object with more than 30 are read slowly otherwise (CPython 3.11 to 3.13).
     __slots__ = (
-        "_ends", "_fails", "_fetches", "_foresight", "_inside", "_lost", "ask_early", "blocking", "cache", "clock",
-        "down", "held", "host", "index", "inside_area", "loader", "recorder",
+        "_ends", "_fails", "_fetches", "_foresight", "_inside", "_lost", "_next_key", "ask_early", "blocking", "cache",
+        "clock", "down", "held", "host", "index", "inside_area", "loader", "recorder",
     )  # fmt: skip
 
     def __init__(self, parts: Parts, *, ask_early: bool) -> None:
@@ -99,6 +101,7 @@ class Server(ABC):
         self._ends = parts.ends
         self._lost = parts.lost
         self._fails = parts.fails
+        self._next_key = parts.next_key
         self.held: list[Request] = []
         self._foresight = parts.foresight
         if self._fetches is not None:
@@ -123,13 +126,15 @@ class Server(ABC):
         self.held.append(request)
 
     def let_in(self, adapter: int) -> None:
-        """Do what was put off for the held requests of an adapter."""
-        now = self.clock._now
+        """Take in the held requests of an adapter, as if they had just come."""
+        now, next_key = self.clock._now, self._next_key
+        assert next_key is not None, "given where requests may be held"
         free = [request for request in self.held if request.adapter == adapter]
         self.held = [request for request in self.held if request.adapter != adapter]
         for request in free:
             self._inside[self.index] -= 1
             self.inside_area += now
+            request.key = next_key()
             self.arrive(request)
 
     def _fetch(self, request: Request, fetches: HostFetches) -> bool:
@@ -218,6 +223,14 @@ class Server(ABC):
             waiting += self._fetches.waiting()
         return waiting + self.held + self._unserved()
 
+    def state_in_words(self) -> str:
+        """Return what there is inside, for a message about a fault of ours."""
+        loads, cache = len(self.loader.under_way), self.cache
+        return (
+            f"replica {self.index} has {self._inside[self.index]} inside ({len(self._unserved())} queued or running, "
+            f"{len(self.held)} held), {loads} loads under way, {cache.in_use} of {cache.capacity} in use"
+        )
+
     @abstractmethod
     def at_boundary(self, action: Action) -> None:
         """Call ``action`` when no step is under way: at the next boundary, at once if nobody runs."""
@@ -236,7 +249,7 @@ class Server(ABC):
         def blocking(start_s: float) -> float:
             faults, took_s = self.loader.faults, seconds
             if faults is not None:
-                took_s = faults.seconds(start_s, seconds, adapter, ~adapter)
+                took_s = faults.seconds(start_s, seconds, adapter, faults.unasked(adapter))
             self.recorder.load_rows += pack_load(
                 start_s, start_s + took_s, self.clock._now, adapter, FROM_STORAGE, self.index
             )
@@ -251,17 +264,31 @@ class Server(ABC):
 
     def drop(self, adapter: int) -> None:
         """Let the copies of an adapter go that nobody uses: nobody will ask for it again."""
-        self.cache.discard(adapter)
+        self._drop_from_gpu(adapter)
         if isinstance(self.host, HostCache):
             self.host.discard(adapter)
-        if self.loader.short_of_room:
-            self.loader.room_appeared()
+        loaders = [self.loader]
+        if self._fetches is not None:
+            self._fetches.cache.discard(adapter)
+            loaders.append(self._fetches.loader)
+        for loader in loaders:
+            if loader.short_of_room:
+                loader.room_appeared()
+
+    def _drop_from_gpu(self, adapter: int) -> None:
+        self.cache.discard(adapter)
+
+    def pin_instead(self, old: int, new: int) -> None:
+        """Let the new version of an adapter have its pin, if it is pinned."""
+        for cache in (self.cache, None if self._fetches is None else self._fetches.cache):
+            if isinstance(cache, GpuCache):
+                cache.pin_instead(old, new)
 
     def has_copy(self, adapter: int) -> bool:
         """Return whether an adapter lies here, or is on its way, in GPU or host memory."""
         if self.down:
             return False  # what it begins with when it is up again is read then
-        if self.cache.state[adapter] != ABSENT or (isinstance(self.host, AllInHost) and self._fetches is None):
+        if self.cache.state[adapter] != ABSENT:
             return True
         if isinstance(self.cache, TouchedCache):
             return self.cache.holds(adapter)

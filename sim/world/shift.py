@@ -6,14 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from sim.policies.gate import Sample, failed_terms
+from sim.policies.gate import NEVER_S, Sample, failed_terms
 from sim.results.records import Event, Recorder
 from sim.rng import luck, stream, stream_key
 from sim.traffic.request import MISS, Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.course import Course
 from sim.world.instances import RouterInstances
-from sim.world.lineage import Wave
+from sim.world.lineage import Wave, note_missing_stages
 from sim.world.server import Server
 
 
@@ -53,6 +53,7 @@ class Shift:
         self._place_of_name = {name: i for i, name in enumerate(wave.names)}
         self._stages: list[tuple[float, float, list[float]]] = []  # when it began, its share, and each router's delay
         self._due_s = math.inf  # when the first adapter was to be new for everybody
+        self._begun = 0  # stages
         self._inside: Counter[int] = Counter()  # requests inside for adapters that get no more
         self._open = count  # adapters of which the side that loses still gets requests, or has some inside
         self._samples: list[Sample] = []
@@ -81,6 +82,11 @@ class Shift:
             missed, arrival_s = request.outcome == MISS, request.arrival_s
             self._samples.append(Sample(request.first_token_s - arrival_s, now - arrival_s, missed))
 
+    def failed(self, request: Request) -> None:
+        """Note that a request for the old version or the new one failed."""
+        if self.wave.rollout.gate is not None and request.adapter not in self._place:
+            self._samples.append(Sample(NEVER_S, NEVER_S, request.outcome == MISS))
+
     def left(self, adapter: int) -> None:
         """Note that a request for an adapter that gets no more has left."""
         self._inside[adapter] -= 1
@@ -93,6 +99,11 @@ class Shift:
         if i is None or self.rolled_back or time < self._due_s + self._offsets[i]:
             return 0
         return self.wave.versions[i]
+
+    def close(self) -> None:
+        """Note, when the run has stopped, what was planned and never came."""
+        if self._begun and not self.rolled_back:
+            note_missing_stages(self.wave, self._begun, self._note)
 
     def _lot(self, request: Request, i: int) -> float:
         if self.wave.rollout.sticky and request.session is not None:
@@ -112,6 +123,7 @@ class Shift:
         number: int = event.subject
         rollout, course = self.wave.rollout, self._course
         share = rollout.stages[number]
+        self._begun = number + 1
         self._note("rollout" if number == 0 else "stage", f"{share:.0%} of the requests to the new version")
         if number == 0:
             course.begins(self.wave)
@@ -174,8 +186,13 @@ class Shift:
                 self._over(adapter)
 
     def _over(self, adapter: int) -> None:
-        """Drop the copies of an adapter whose last request has left."""
+        """Drop the copies of an adapter whose last request has left; a pin goes over to the new version."""
         del self._course.draining[adapter]
+        if not self.rolled_back:
+            new = self.wave.copies[self._place[adapter]]
+            self._course.pin_of[adapter] = new
+            for server in self._servers:
+                server.pin_instead(adapter, new)
         if not self.wave.rollout.keep_old:
             for server in self._servers:
                 server.drop(adapter)

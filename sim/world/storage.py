@@ -18,6 +18,8 @@ from sim.spec.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFaul
 from sim.spec.scenario import Scenario
 from sim.world.world import World
 
+LONGEST_PAUSE_S = 300.0
+"""From here on pauses between attempts don't double any more: Kubernetes' cap of ``CrashLoopBackOff``."""
 Window = tuple[float, float, float]
 """When it begins and ends, and how many times as long loads take in it; infinite: they stand still."""
 
@@ -31,11 +33,15 @@ class StorageSpeed:
     def __init__(self, windows: Sequence[Window]) -> None:
         self._edges = sorted({time for begin_s, end_s, _ in windows for time in (begin_s, end_s)})
         self._speeds = [1.0]  # before the first edge, and from each on; the last is 1 again
+        begins: dict[float, list[int]] = {}
+        for i, (begin_s, _, _) in enumerate(windows):
+            begins.setdefault(begin_s, []).append(i)
+        there: list[int] = []
         for edge in self._edges:
+            there = sorted([i for i in there if windows[i][1] > edge] + begins.get(edge, []))
             speed = 1.0
-            for begin_s, end_s, factor in windows:
-                if begin_s <= edge < end_s:
-                    speed /= factor
+            for i in there:  # in the order of the scenario, so that the product is the same to the last bit
+                speed /= windows[i][2]
             self._speeds.append(speed)
 
     def finish(self, start_s: float, work_s: float) -> float:
@@ -78,7 +84,8 @@ class Failures:
     """Attempts that fail.
 
     :ivar begin_s, end_s: attempts that end from the first time on and before the second may fail.
-    :ivar retries: attempts after the first; ``backoff_s``: pause before the first of them, doubled before each further.
+    :ivar retries: attempts after the first; ``backoff_s``: pause before the first of them, doubled before each further,
+        up to ``LONGEST_PAUSE_S``.
     :ivar keys: by attempt, of the luck of loads.
     """
 
@@ -116,6 +123,7 @@ class StorageFaults:
     and whoever else retries with a sleep in the thread that loads do so.
 
     :param original: by number in the caches, that of the adapter: its versions lie where it lies. None: the same.
+    :param place: a number of this replica's own, so that loads that no request begins have their luck for themselves.
     """
 
     def __init__(
@@ -124,17 +132,20 @@ class StorageFaults:
         delays: Sequence[Delay],
         failures: Sequence[Failures],
         original: Sequence[int] | None = None,
+        place: int = 0,
     ) -> None:
         self._speed = speed
         self._delays = delays
         self._failures = failures
         self._original = original
+        self._place = place
+        self._unasked: dict[int, int] = {}  # by adapter, loads that no request began
 
     def attempts(self, start_s: float, seconds: float, adapter: int, number: int) -> Attempts:
         """Return how a load goes that starts now.
 
         :param seconds: what it takes where nothing is wrong.
-        :param number: whose luck is the load's: the index of the request that began it, or ``~adapter``.
+        :param number: whose luck is the load's: the index of the request that began it, or ``unasked``.
         """
         work_s = self._work_s(start_s, seconds, adapter, number)
         took_s, began_s = self._speed.seconds(start_s, work_s), start_s
@@ -145,7 +156,13 @@ class StorageFaults:
             failed = self._failed(len(spans) - 1, end_s, number)
             if failed is None or len(spans) > failed.retries:
                 return Attempts(tuple(spans), took_s if len(spans) == 1 else end_s - began_s, failed is None)
-            start_s = end_s + failed.backoff_s * 2.0 ** (len(spans) - 1)
+            start_s = end_s + _pause_s(failed.backoff_s, len(spans) - 1)
+
+    def unasked(self, adapter: int) -> int:
+        """Return a number below 0 for a load that no request begins: another one each time, here and elsewhere."""
+        count = self._unasked.get(adapter, 0)
+        self._unasked[adapter] = count + 1
+        return ~((((self._place << 24) + adapter) << 20) + count)
 
     def seconds(self, start_s: float, seconds: float, adapter: int, number: int) -> float:
         """Return what a load takes that doesn't fail."""
@@ -171,13 +188,20 @@ class StorageFaults:
         return None
 
 
+def _pause_s(backoff_s: float, doubled: int) -> float:
+    return min(backoff_s * 2.0**doubled, max(LONGEST_PAUSE_S, backoff_s))
+
+
 def storage_faults(world: World) -> list[tuple[int, StorageFault]]:
     """Return the faults of a scenario that concern storage, each with its place there."""
     return [(i, fault) for i, fault in enumerate(world.scenario.faults) if isinstance(fault, StorageFault)]
 
 
-def make_storage(world: World, replication: int, replica: int) -> StorageFaults | None:
-    """Return what is wrong with the storage of one replica; None: nothing."""
+def make_storage(world: World, replication: int, replica: int, place: int) -> StorageFaults | None:
+    """Return what is wrong with the storage of one replica; None: nothing.
+
+    :param place: a number of the replica's own, not that of one which stood in its place before.
+    """
     seed = world.scenario.run.seed
     windows: list[Window] = []
     delays: list[Delay] = []
@@ -198,7 +222,7 @@ def make_storage(world: World, replication: int, replica: int) -> StorageFaults 
     if not (windows or delays or failures):
         return None
     original = None if world.lineage is None else world.lineage.original.tolist()
-    return StorageFaults(StorageSpeed(windows), delays, failures, original)
+    return StorageFaults(StorageSpeed(windows), delays, failures, original, place)
 
 
 def _one(fault: NetworkDelay) -> Callable[[float], float]:

@@ -14,7 +14,7 @@ from sim.results.records import Event, Recorder
 from sim.rng import luck, stream, stream_key
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.course import Course
-from sim.world.lineage import Wave
+from sim.world.lineage import Wave, note_missing_stages
 from sim.world.server import Server
 from sim.world.times import TierTimes
 from sim.world.versions import Versions
@@ -109,9 +109,11 @@ class Swap:
         count, replicas = len(wave.adapters), len(versions)
         self._place_of_name = {name: i for i, name in enumerate(wave.names)}
         self._offsets = [wave.rollout.spread * i / count for i in range(count)]
-        self._open = [set(range(count)) for _ in range(replicas)]  # by replica, adapters that have not been replaced
+        self._over = [bytearray(count) for _ in range(replicas)]  # by replica, 1 for adapters that have been replaced
+        self._left = [count] * replicas
         self._begun: list[set[int]] = [set() for _ in range(replicas)]
         self._replicas_left = replicas
+        self._stages_begun = 0
         self._servers: list[Server] = []
 
     def start(self, servers: list[Server]) -> None:
@@ -125,13 +127,14 @@ class Swap:
         for number, share in enumerate(rollout.stages):
             began_s, last = rollout.at + number * rollout.dwell, max(math.ceil(share * replicas - 1e-9), first)
             self._clock.call_at(began_s, CONTROL, self._note_stage, (number, last - first))
+            at: dict[float, list[int]] = {}
             for replica in range(first, last):
-                there_s = began_s + float(delays[replica])
+                at.setdefault(began_s + float(delays[replica]), []).append(replica)
+            for there_s, together in at.items():
                 if rollout.spread == 0:
-                    self._clock.call_at(there_s, CONTROL, self._begin, (replica, everyone))
+                    self._clock.call_at(there_s, CONTROL, self._begin_all, (together, everyone))
                 else:
-                    for i, offset in enumerate(self._offsets):
-                        self._clock.call_at(there_s + offset, CONTROL, self._begin, (replica, (i,)))
+                    self._clock.call_at(there_s, CONTROL, self._begin_next, (there_s, together, 0))
             first = last
 
     def due(self, name: int, time: float) -> int:
@@ -147,16 +150,35 @@ class Swap:
         for i in list(self._begun[replica]):
             self._done(replica, i)
 
+    def close(self) -> None:
+        """Note, when the run has stopped, what was planned and never came."""
+        if self._stages_begun:
+            note_missing_stages(self.wave, self._stages_begun, self._note)
+
     def _note_stage(self, event: Call) -> None:
         number, replicas = event.subject
+        self._stages_begun = number + 1
         if number == 0:
             self._course.begins(self.wave)
         text = f"{self.wave.rollout.strategy} on {replicas} replica{'s' if replicas != 1 else ''}"
         self._note("rollout" if number == 0 else "stage", text)
 
-    def _begin(self, event: Call) -> None:
+    def _begin_all(self, event: Call) -> None:
+        replicas, chosen = event.subject
+        for replica in replicas:
+            self._begin(replica, chosen)
+
+    def _begin_next(self, event: Call) -> None:
+        """Begin with the adapter whose turn it is, on replicas that heard of it together, and plan the next one's."""
+        there_s, replicas, i = event.subject
+        if i + 1 < len(self._offsets):
+            event.subject = (there_s, replicas, i + 1)
+            self._clock.schedule_call(there_s + self._offsets[i + 1], CONTROL, event)
+        for replica in replicas:
+            self._begin(replica, (i,))
+
+    def _begin(self, replica: int, chosen: Sequence[int]) -> None:
         """Begin to replace adapters on one replica."""
-        replica, chosen = event.subject
         wave, server, versions = self.wave, self._servers[replica], self._versions[replica]
         self._begun[replica].update(chosen)
         strategy, inside = wave.rollout.strategy, Counter[int]()
@@ -172,7 +194,7 @@ class Swap:
             elif not drains:
                 self._renew(replica, i, partial(self._done, replica, i))
             elif (closed := self._gates.closed(replica, adapter)) is not None:
-                closed.later.append(partial(self._begin, Call(self._clock, self._begin, (replica, (i,)))))
+                closed.later.append(partial(self._begin, replica, (i,)))
             else:
                 then = partial(self._renew, replica, i, partial(self._reopen, replica, i))
                 self._gates.close(replica, adapter, Gate(strategy == "unload-then-load", inside[adapter], then))
@@ -211,12 +233,13 @@ class Swap:
             self._done(replica, i)
 
     def _done(self, replica: int, i: int) -> None:
-        left = self._open[replica]
-        if i not in left:
+        over = self._over[replica]
+        if over[i]:
             return
-        left.remove(i)
+        over[i] = 1
+        self._left[replica] -= 1
         self._begun[replica].discard(i)
-        if not left:
+        if not self._left[replica]:
             self._replicas_left -= 1
             if self._replicas_left == 0:
                 self.complete_s = self._clock._now

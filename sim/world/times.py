@@ -45,26 +45,25 @@ class Readdress:
             request.host_load_s *= host[adapter] / host[old]
 
 
-@dataclass(frozen=True, slots=True)
 class TierTimes:
     """Load times of one tier: a law, or each adapter's own time times a residual."""
 
-    law: TimeLaw | None
-    tier: TierCost | None
-    population: Population
+    def __init__(self, law: TimeLaw | None, tier: TierCost | None, population: Population) -> None:
+        self.law = law
+        self.tier = tier
+        self._own = None if law is not None or tier is None else load_seconds(tier, population)
 
     def base(self) -> list[float] | None:
         """Return each adapter's own time in seconds; None where a law knows no adapters, or there is no tier."""
-        if self.law is not None or self.tier is None:
-            return None
-        return [float(seconds) for seconds in load_seconds(self.tier, self.population)]
+        return None if self._own is None else self._own.tolist()
 
     def seconds(self, adapter: NDArray[np.int64], luck: Floats) -> Floats:
         """Return the seconds of loads, same shape."""
         if self.law is not None:
             return self.law.ppf(luck)
         assert self.tier is not None, "loads have a law or a profile"
-        return np.asarray(load_seconds(self.tier, self.population)[adapter] * residual(self.tier, luck))
+        assert self._own is not None, "it has one where there is no law"
+        return np.asarray(self._own[adapter] * residual(self.tier, luck))
 
     def draws(self, rng: np.random.Generator) -> Callable[[int], float]:
         """Return a function that gives the seconds of one load after the other, by adapter."""
@@ -74,7 +73,8 @@ class TierTimes:
             return lambda adapter: next(drawn)
         tier = self.tier
         assert tier is not None, "loads have a law or a profile"
-        base = load_seconds(tier, self.population).tolist()
+        base = self.base()
+        assert base is not None, "it has them where there is no law"
         factors = _one_by_one(rng, lambda luck: residual(tier, luck))
         return lambda adapter: float(base[adapter]) * next(factors)
 
@@ -113,15 +113,18 @@ def request_times(scenario: Scenario, profile: Profile | None, population: Popul
 
 
 def reload_times(
-    scenario: Scenario, profile: Profile | None, population: Population, replication: int, replica: int
+    scenario: Scenario, profile: Profile | None, population: Population, replication: int, place: int
 ) -> Callable[[int, int], float]:
-    """Return the seconds of loads that no request brings about, by adapter and tier: those of vLLM's cascades."""
+    """Return the seconds of loads that no request brings about, by adapter and tier: those of vLLM's cascades.
+
+    :param place: a number of the replica's own, not that of one which stood in its place before.
+    """
     if scenario.cache.eviction != "vllm-lru":
         return _never
     from_storage, from_host = tier_times(scenario, profile, population)
 
     def rng(purpose: str) -> np.random.Generator:
-        return stream(scenario.run.seed, replication, purpose, replica)
+        return stream(scenario.run.seed, replication, purpose, place)
 
     again_from_storage = from_storage.draws(rng("reload"))
     again_from_host = from_host.draws(rng("host-reload"))

@@ -80,8 +80,9 @@ class Views:
 
     A reading is a control event: the first of its instant, so arrivals of this instant see it, and it sees nothing that
     happens then. From one reading on, those between the next one and the next arrival are left out: nobody would see
-    them. Readings end with arrivals; whoever sends a request later calls ``look``. ``up`` and ``slots`` belong to
-    whoever made the view and are never touched.
+    them. Readings end with arrivals. Whoever sends a request at another time calls ``look``: if the last reading before
+    that was left out, it is made up for, later than it was due. ``up`` and ``slots`` belong to whoever made the view
+    and are never touched.
 
     Make it when all replicas are there and nothing has happened.
 
@@ -106,6 +107,7 @@ class Views:
         self._interval_s = interval_s
         self._next_s = next_s
         self._reading = 1
+        self._done = 0  # the last one that was read or made up for
         if interval_s == 0:
             self._share()
         elif reads:
@@ -113,9 +115,12 @@ class Views:
             clock.call_at(interval_s, CONTROL, self._again)
 
     def look(self) -> None:
-        """Read now, for a request that comes at no arrival."""
+        """Make up for the last reading, if it was left out, for a request that comes at no arrival."""
         if self._interval_s > 0 and self._reads:
-            self._read()
+            last = self._last(self._clock._now)
+            if last > self._done:
+                self._done = last
+                self._read()
 
     def _share(self) -> None:
         view, sources = self._view, self._sources
@@ -130,18 +135,25 @@ class Views:
             view.inside = sources.inside
 
     def _again(self, event: Call) -> None:
-        self._read()
-        next_s, interval_s = self._next_s(), self._interval_s
+        if self._reading > self._done:
+            self._done = self._reading
+            self._read()
+        next_s = self._next_s()
         if next_s == inf:
             return
+        self._reading = max(self._reading + 1, self._last(next_s))
+        self._clock.schedule_call(self._reading * self._interval_s, CONTROL, event)
+
+    def _last(self, time_s: float) -> int:
+        """Return the number of the last reading that is due until then."""
         # A product, not a sum: the n-th reading is at n intervals, however many there were.
-        last = int(next_s / interval_s)
-        while last * interval_s > next_s:
+        interval_s = self._interval_s
+        last = int(time_s / interval_s)
+        while last * interval_s > time_s:
             last -= 1
-        while (last + 1) * interval_s <= next_s:
+        while (last + 1) * interval_s <= time_s:
             last += 1
-        self._reading = max(self._reading + 1, last)
-        self._clock.schedule_call(self._reading * interval_s, CONTROL, event)
+        return last
 
     def _read(self) -> None:
         view, sources, reads = self._view, self._sources, self._reads

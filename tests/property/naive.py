@@ -500,8 +500,13 @@ class Batching(Replica):
             elif job.adapter in self.resident and (not blocking or self.fits(job.adapter)):
                 return job
             elif not self.fits(job.adapter):
-                if stop:
-                    return None
+                if stop:  # whoever has been chosen before, and was loaded for, goes first
+                    chosen = [other for other in line if other.uses]
+                    if not chosen:
+                        return None
+                    self.front -= 1
+                    chosen[0].key = self.front
+                    continue
                 job.place = "aside"
             elif blocking:
                 return job

@@ -365,7 +365,7 @@ class Queueing(Engine):
         if not self.pending:
             return
         may_go = [(a, t) for a, t in self.active if a not in self.in_use() and a not in self.on_its_way]
-        for entry in [(a, t) for a, t in may_go if not self.queue_of(a)][: len(self.pending)]:
+        for entry in self.idle_ones()[: len(self.pending)]:
             self.drop(entry)
         if self.active and self.active[0] in may_go and now > self.active[0][1] and self.active[0][0] in self.served:
             entry = self.active[0]
@@ -380,8 +380,16 @@ class Queueing(Engine):
             for job in self.queue_of(adapter):
                 self.hand_over(job, now)
 
+    def idle_ones(self) -> list[tuple[int, float]]:
+        return [
+            (a, t) for a, t in self.active
+            if a not in self.in_use() and a not in self.on_its_way and not self.queue_of(a)
+        ]  # fmt: skip
+
     def admit(self, budget: int, chunks: list[tuple[Job, int, int]], now: float) -> list[Job]:
         fresh = super().admit(budget, chunks, now)
+        while not self.running and self.pending and self.idle_ones():  # they are in the way, and nobody else comes
+            fresh = super().admit(budget, chunks, now)
         self.served |= {job.adapter for job in fresh}
         self.passed = 0  # queues of adapters are not scanned
         return fresh

@@ -225,6 +225,8 @@ def test_sessions_that_saw_both_and_went_back() -> None:
     assert sessions([(0, 0, 1, 1), (0, 1, 2, 2)]) == (0, 0)  # other adapters have versions of their own
     assert sessions([(0, 0, 2, 2), (1, 0, 1, 1)]) == (0, 0)
     assert sessions([(0, 0, 3, 3), (0, 0, 2, 2), (0, 1, 1, 1), (0, 1, 2, 2)]) == (2, 1)
+    assert sessions([(0, 0, 1, 1), (0, 0, 0, 0), (0, 0, 1, 1)]) == (0, 0)  # one answer was by another adapter
+    assert sessions([(0, 0, 0, 0)]) == (0, 0)
 
 
 def test_only_answers_count_for_sessions() -> None:

@@ -18,6 +18,7 @@ from sim.policies.base_model import AdapterCounts
 from sim.policies.cache import GpuCache
 from sim.policies.eviction import EVICTIONS, Setting
 from sim.policies.misrouting import Anyone, Popular, exchanged
+from sim.results.changes import sessions_of_both
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -304,8 +305,9 @@ def test_a_wrong_answer_that_was_noticed_leaves_no_version_behind() -> None:
     kept = Scenario.model_validate(dumped | {"faults": [WRONG_ONCE]})
     served, retried = (simulate(build_world(one), 0, 1).requests for one in (kept, scenario))
     told = ("version", "last_version", "tokens_before")
-    assert [int(served[name][0]) for name in told[:2]] == [1, 2], "it did run through the swap"
-    assert served["marks"][0] & MIXED
+    assert served["first_token_s"][0] < 0.5 < served["finished_s"][0] - GRID, "it did run through the swap"
+    assert [int(served[name][0]) for name in told] == [0, 0, 0], "no version of its own adapter answered"
+    assert not served["marks"][0] & MIXED
     assert [int(retried[name][0]) for name in told] == [2, 2, 0]
     assert retried["marks"][0] == MISROUTED | WRONG_LOAD | WRONG_DETECTED | RETRIED
 
@@ -401,3 +403,25 @@ def test_old_prefixes_last_as_long_as_they_are_kept() -> None:
     requests = simulate(build_world(scenario), 0, 1).requests
     found = np.flatnonzero(requests["marks"] & OLD_PREFIX).tolist()
     assert found == [6, 8], "number 7 asks for an adapter that had never answered here"
+
+
+def test_sessions_see_no_versions_of_adapters_that_they_never_asked_for() -> None:
+    """Half the answers come from another adapter, one of which gets a new version."""
+    workload = {
+        "requests": 1000, "arrivals": {"process": "poisson", "rate": "10/s"}, "popularity": {"law": "uniform"},
+        "sessions": {"requests": 4, "gap_median": "5 s", "gap_sigma": 1.0},
+    }  # fmt: skip
+    scenario = parts.build(
+        workload=workload, adapters={"count": 5}, cache={"gpu": {"slots": 10}},
+        fleet={"engine": "fixed", "service": parts.fixed_time(0.02)}, storage={"load": parts.fixed_time(0.01)},
+        rollouts=[{"strategy": "in-place", "at": "50 s", "adapter": 0}],
+        faults=[{"kind": "misrouting", "probability": 0.5}],
+    )  # fmt: skip
+    requests = simulate(build_world(scenario), 0, 1).requests
+    wrong = (requests["marks"] & WRONG_SERVED) > 0
+    assert 400 < wrong.sum() < 600
+    assert (requests["version"] == 0).tolist() == wrong.tolist() == (requests["last_version"] == 0).tolist()
+    others = requests["adapter"] != 0
+    assert set(requests["version"][others & ~wrong].tolist()) == {1}
+    assert sessions_of_both({name: column[others] for name, column in requests.items()}) == (0, 0)
+    assert sessions_of_both(requests)[0] > 0

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from strategies import build, fixed_time, write_trace
 
+from sim.results.metrics import measure
 from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, UNFINISHED, Recording
+from sim.results.views import _offered_to_loaders
 from sim.spec.scenario import Scenario
+from sim.studies.point import facts_of
 from sim.traffic.request import MISS
 from sim.world.build import Assembly, build_world, simulate
+from sim.world.storage import LONGEST_PAUSE_S, Failures, StorageFaults, StorageSpeed
 
 
 def services(rows: list[tuple[float, int]], faults: list[dict[str, Any]], **sections: Any) -> Scenario:
@@ -180,3 +186,74 @@ def test_routers_forget_what_a_dead_replica_had(down: str) -> None:
     residency = assembly._live.residency
     assert residency is not None
     residency.check_integrity([server.cache.state for server in assembly.fleet.servers])
+
+
+def test_a_loader_is_held_in_the_pauses_between_attempts() -> None:
+    failing = {"kind": "failing-loads", "probability": 1.0, "retries": 2, "backoff": "1 s", "lasts": "3 s"}
+    scenario = services([(0.0, 0), (10.0, 1)], [failing], fleet={"replicas": 1}, cache={"gpu": {"slots": 2}})
+    recording = run(scenario)
+    # Attempts end at 0.5 and 2 s, and the last one, from 4 s on, succeeds; the run is measured up to 10 s.
+    assert recording.loads["started_s"].tolist() == [0.0, 1.5, 4.0, 10.0]
+    assert recording.backoffs.tolist() == [[0.5, 1.5, 1, 0], [2.0, 4.0, 1, 0]]
+    metrics, measured = measure([recording], facts_of(build_world(scenario)))
+    assert metrics["loader_utilization"].value == pytest.approx(4.5 / 10)
+    # Two loads held it for 5 s, and two requests asked for one.
+    assert _offered_to_loaders(measured) == pytest.approx(2 * 2.5 / 10)
+
+
+def test_a_pause_is_cut_by_a_crash() -> None:
+    failing = {"kind": "failing-loads", "probability": 1.0, "retries": 1, "backoff": "2 s", "lasts": "1 s"}
+    crash = {"kind": "crash", "replica": 0, "at": "1 s", "requests": "lose"}
+    recording = run(services([(0.0, 0), (1.5, 1)], [failing, crash], cache={"gpu": {"slots": 2}}))
+    assert recording.backoffs.tolist()[0] == [0.5, 1.0, 0, 0]
+
+
+def test_pauses_stop_doubling() -> None:
+    failures = Failures(0.0, math.inf, 1.0, 100, 1.0, tuple(range(101)))
+    faults = StorageFaults(StorageSpeed(()), (), (failures,))
+    spans = faults.attempts(0.0, 1.0, 0, 0).spans
+    pauses = [after - before for (_, before), (after, _) in itertools.pairwise(spans)]
+    assert pauses == [min(2.0**k, LONGEST_PAUSE_S) for k in range(100)]
+
+
+def test_loads_that_no_request_begins_have_luck_of_their_own() -> None:
+    numbers = [
+        StorageFaults(StorageSpeed(()), (), (), place=place).unasked(adapter)
+        for place in range(3) for adapter in (0, 1, 2**24 - 1)
+    ]  # fmt: skip
+    one = StorageFaults(StorageSpeed(()), (), ())
+    numbers += [one.unasked(0) for _ in range(100)][1:]
+    assert max(numbers) < 0, "requests have the others"
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_a_run_ends_with_its_last_request_and_says_what_never_came() -> None:
+    crash = CRASH | {"at": "0.5 s", "down": "2 h", "detected": "0 s"}
+    stages = {"strategy": "new-name", "at": "0.5 s", "stages": ["50%", "100%"], "dwell": "1 h"}
+    recording = run(services(ROWS, [crash], rollouts=[stages]))
+    assert recording.requests["status"].tolist() == [COMPLETED] * 5
+    assert recording.stopped_s == recording.requests["finished_s"].max()
+    assert [event.text for event in recording.events if event.kind == "end"] == [
+        "faults.0: the run ends before replica 0 is up again", "rollouts.0: the run ends before stage 2 of 2",
+    ]  # fmt: skip
+
+
+def test_a_gate_sees_requests_that_failed() -> None:
+    """Nobody who asks for the new version is answered, so there is no latency to be looked at."""
+    failing = {"kind": "failing-loads", "probability": 1.0, "retries": 0, "at": "5 s", "lasts": "6 s"}
+    rollout = {
+        "strategy": "new-name", "at": "5 s", "stages": ["50%", "100%"], "dwell": "5 s",
+        "gate": {"e2e_mean": "1 h", "min_requests": 3},
+    }  # fmt: skip
+    rows = [(0.25 * k, 0) for k in range(80)]
+    recording = run(services(rows, [failing], rollouts=[rollout], cache={"gpu": {"slots": 4}}))
+    told = [(event.time_s, event.kind, event.text) for event in recording.events if event.kind in ("stage", "rollback")]
+    assert [entry[:2] for entry in told] == [(10.0, "rollback")]
+    assert told[0][2].endswith("e2e_mean without end, since requests failed, allowed 3.6e+03 s")
+
+
+def test_gone_replicas_leave_their_sums() -> None:
+    crashes = [CRASH | {"at": f"{2 * k + 0.5} s", "down": "0.5 s", "detected": "1 s"} for k in range(4)]
+    recording = run(services([(0.2 * k, k % 4) for k in range(40)], crashes, cache={"gpu": {"slots": 1}}))
+    requests = recording.requests
+    assert recording.inside_area == pytest.approx(float((requests["finished_s"] - requests["arrival_s"]).sum()))

@@ -259,16 +259,29 @@ def test_a_reading_that_no_arrival_would_see_is_left_out() -> None:
     assert readings == pytest.approx([0.0, 0.1, 7.7, 7.8])
 
 
-def test_a_router_that_reads_nothing_has_no_readings_and_one_may_look_between_arrivals() -> None:
-    clock, view, loads = Clock(), View(), [0]
+def test_a_router_that_reads_nothing_has_no_readings() -> None:
+    clock = Clock()
     Views(clock, View(), Sources([0]), frozenset(), 0.1, lambda: 1.0)
     clock.run()
     assert clock.now == 0
-    views = Views(clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: math.inf)
-    loads[0] = 5
-    assert view.loads == [0]
-    views.look()
-    assert view.loads == [5]
+
+
+def test_a_look_between_arrivals_makes_up_for_a_reading_that_was_left_out_and_reads_no_more() -> None:
+    clock, view, loads = Clock(), View(), [0]
+    views = Views(clock, view, Sources(loads), frozenset({"loads"}), 1.0, lambda: 10.5)  # the next arrival
+    seen = []
+
+    def look(event: Call) -> None:
+        loads[0] += 1
+        views.look()
+        seen.append((clock.now, *view.loads))
+
+    for time in (0.5, 1.25, 1.75, 2.5, 2.75, 9.5, 10.25):
+        clock.call_at(time, ARRIVAL, look)
+    clock.run()
+    # The reading at 1 was on the clock, with a load of 1; those of 2 to 9 were left out; that of 10 was on the clock.
+    assert seen[:3] == [(0.5, 0), (1.25, 1), (1.75, 1)]
+    assert seen[3:] == [(2.5, 4), (2.75, 4), (9.5, 6), (10.25, 6)]
 
 
 def test_a_crash_makes_a_replica_lose_all_its_adapters() -> None:

@@ -1,0 +1,109 @@
+"""What becomes of old versions and new ones in every cache, where new ones have names of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from strategies import build, fixed_time
+
+from sim.errors import ScenarioError
+from sim.policies.cache import ABSENT, RESIDENT
+from sim.results.records import COMPLETED, Recording
+from sim.spec.scenario import Scenario
+from sim.traffic.request import FROM_HOST, FROM_STORAGE
+from sim.world.build import Assembly, build_world
+from sim.world.fleet import Fleet
+
+COUNT = 20
+
+
+def new_names(rollout: dict[str, Any] | None = None, **sections: Any) -> Scenario:
+    workload = {
+        "requests": 1500, "arrivals": {"process": "poisson", "rate": "20/s"}, "popularity": {"law": "uniform"},
+        "tokens": {"prompt": {"law": "fixed", "value": 100}, "output": {"law": "fixed", "value": 20}},
+    }  # fmt: skip
+    return build(
+        workload=workload, adapters={"count": COUNT, "size": "1 MB"}, cache=sections.pop("cache", {}),
+        storage={"load": fixed_time(0.02), "host_load": fixed_time(0.002)},
+        rollouts=[{"strategy": "new-name", "at": "30 s", **(rollout or {})}], **sections,
+    )  # fmt: skip
+
+
+def run(scenario: Scenario) -> tuple[Fleet, Recording]:
+    world = build_world(scenario)
+    fleet = Assembly(world, 0, 1, lambda server: server).fleet
+    recording = fleet.run(world.traffic.chunks(0))
+    assert all(recording.requests["status"] == COMPLETED)
+    for server in fleet.servers:
+        server.check_integrity()
+    return fleet, recording
+
+
+CACHES: dict[str, dict[str, Any]] = {
+    "continuous": {"gpu": {"slots": 64}},
+    "vllm-0.32": {"gpu": {"slots": 64}, "host": {"slots": 64}},
+    "sglang": {"host": {"fill": "arrival"}},
+    "tensorrt-llm": {},
+    "lorax": {},
+}
+
+
+@pytest.mark.parametrize("engine", CACHES)
+def test_old_versions_leave_every_cache(engine: str) -> None:
+    fleet, recording = run(new_names(cache=CACHES[engine], fleet={"engine": engine}))
+    assert "complete" in [event.kind for event in recording.events]
+    for server in fleet.servers:
+        old = range(COUNT)
+        assert all(server.cache.state[adapter] == ABSENT for adapter in old)
+        assert not any(server.has_copy(adapter) for adapter in old)
+
+
+@pytest.mark.parametrize("engine", ["sglang", "s-lora"])
+def test_a_new_name_comes_from_storage_at_first_though_all_are_in_host_memory_from_the_start(engine: str) -> None:
+    cache = {"host": {"fill": "start"}} if engine == "sglang" else {}
+    _, recording = run(new_names(cache=cache, fleet={"engine": engine}))
+    loads = recording.loads
+    for adapter in range(COUNT):
+        assert set(loads["tier"][loads["adapter"] == adapter].tolist()) <= {FROM_HOST}
+    for copy in range(COUNT, 2 * COUNT):
+        tiers = loads["tier"][loads["adapter"] == copy].tolist()
+        assert tiers[0] == FROM_STORAGE
+        assert set(tiers[1:]) <= {FROM_HOST}
+
+
+@pytest.mark.parametrize("keep_old", [False, True])
+@pytest.mark.parametrize("fill", ["", "load", "arrival"])
+def test_a_pin_goes_over_to_the_new_version(fill: str, keep_old: bool) -> None:
+    cache: dict[str, Any] = {"gpu": {"slots": 8}, "pinned": 4}
+    if fill:
+        cache["host"] = {"fill": fill}
+    if fill == "load":
+        cache["host"]["slots"] = 30
+    fleet, recording = run(new_names({"keep_old": keep_old}, cache=cache))
+    complete_s = next(event.time_s for event in recording.events if event.kind == "complete")
+    pinned = [adapter for adapter in range(COUNT) if adapter not in recording.loads["adapter"].tolist()]
+    assert len(pinned) == 4, "these were never loaded"
+    (server,) = fleet.servers
+    for adapter in pinned:
+        new = adapter + COUNT
+        assert (server.cache.state[adapter] == RESIDENT) <= keep_old
+        assert (server.cache.state[new], server.cache.users[new]) == (RESIDENT, 1)
+        started_s = recording.loads["started_s"][recording.loads["adapter"] == new]
+        assert sum(started_s > complete_s) <= 1 + (fill == "arrival"), "once loaded, it stays"
+
+
+def test_a_fresh_replica_begins_with_the_pinned_new_versions() -> None:
+    crash = {"kind": "crash", "replica": 0, "at": "50 s", "down": "1 s"}
+    fleet, recording = run(new_names(cache={"gpu": {"slots": 8}, "pinned": 4}, fleet={"replicas": 2}, faults=[crash]))
+    pinned = [adapter for adapter in range(COUNT) if adapter not in recording.loads["adapter"].tolist()]
+    late = recording.loads["started_s"] > 51
+    here = recording.loads["adapter"][late & (recording.loads["replica"] == 0)].tolist()
+    assert not set(here) & {adapter + COUNT for adapter in pinned}
+    assert all(fleet.servers[0].cache.state[adapter + COUNT] == RESIDENT for adapter in pinned)
+
+
+def test_pinned_versions_that_grow_must_leave_room_too() -> None:
+    scenario = new_names({"size": "3 MB"}, cache={"gpu": {"size": "10 MB"}, "pinned": 3})
+    with pytest.raises(ScenarioError, match="pinned adapters leave no room for another one"):
+        build_world(scenario)
