@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from sim.policies.eviction import Eviction
-from sim.policies.eviction.lru import Lru
 
 ABSENT, LOADING, RESIDENT = 0, 1, 2
 
@@ -22,22 +21,6 @@ class Watch(Protocol):
     def left(self, adapter: int) -> None:
         """An adapter has left."""
         ...
-
-
-class _AllBut:
-    """Everybody but one."""
-
-    def __init__(self, one: int) -> None:
-        self._one = one
-
-    def __contains__(self, adapter: object) -> bool:
-        return adapter != self._one
-
-    def __len__(self) -> int:
-        return 1  # not empty
-
-    def __iter__(self) -> Iterator[int]:
-        raise AssertionError("asked only who is in it")
 
 
 class GpuCache:
@@ -232,18 +215,14 @@ class GpuCache:
             self.acquire(new)
 
     def evict(self, adapter: int) -> None:
-        """Evict this idle adapter, whoever's turn it is.
-
-        Only under LRU, which knows nothing of an adapter that isn't idle: other policies keep a place for one in use.
-        """
-        assert isinstance(self._eviction, Lru), "others would keep a place for it"
-        self._eviction.busy(adapter)
+        """Evict this idle adapter, whoever's turn it is."""
+        self._eviction.remove(adapter)
         self._leave(adapter)
 
     def discard(self, adapter: int) -> None:
         """Let an idle adapter go if it is there, whoever's turn it is: nobody will ask for it again."""
         if self.state[adapter] == RESIDENT and self.users[adapter] == 0:
-            self._evict_next(_AllBut(adapter))
+            self.evict(adapter)
 
     def evict_idle(self) -> None:
         """Evict all idle adapters."""

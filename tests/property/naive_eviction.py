@@ -57,6 +57,9 @@ class Naive:
     def choose(self, ready: set[int]) -> int:
         raise NotImplementedError
 
+    def removed(self, adapter: int) -> None:
+        """It has left for another reason."""
+
 
 class Lru(Naive):
     def choose(self, ready: set[int]) -> int:
@@ -142,6 +145,9 @@ class Clock(Naive):
                 self.marked.remove(adapter)
             self.ring.append(adapter)
 
+    def removed(self, adapter: int) -> None:
+        self.ring.remove(adapter)
+
 
 class Sieve(Clock):
     """``ring`` is from old to new and stays so; ``hand`` is whom to look at next, None: the oldest."""
@@ -159,6 +165,12 @@ class Sieve(Clock):
             if adapter in ready:
                 self.marked.remove(adapter)
 
+    def removed(self, adapter: int) -> None:
+        if self.hand == adapter:
+            place = self.ring.index(adapter)
+            self.hand = self.ring[place + 1] if place + 1 < len(self.ring) else None
+        super().removed(adapter)
+
 
 class S3Fifo(Naive):
     def __init__(self, *setting: object) -> None:
@@ -169,6 +181,9 @@ class S3Fifo(Naive):
         self.was_ghost: set[int] = set()
         self.counted = dict.fromkeys(range(len(self.weights)), 0)
         self.evicted = False
+
+    def removed(self, adapter: int) -> None:
+        (self.small if adapter in self.small else self.main).remove(adapter)
 
     def weigh(self, queue: list[int]) -> int:
         return sum(self.weights[a] for a in queue)

@@ -115,7 +115,11 @@ def test_a_cache_evicts_whom_its_naive_twin_evicts(name: str, data: st.DataObjec
     warm = data.draw(st.lists(st.integers(0, count - 1), max_size=4, unique=True))
     warm_up(cache, twin, [a for a in warm if a not in twin.pinned])
     rng = random.Random(data.draw(st.integers(0, 99_999)))
-    kinds = data.draw(st.sampled_from(("use end drop", "use use use end end drop drop drop", "use end drop ahead")))
+    kinds = data.draw(
+        st.sampled_from(
+            ("use end drop", "use use use end end drop drop drop", "use end drop ahead", "use end drop discard")
+        )
+    )
     hot = data.draw(st.integers(1, count))
     for _ in range(STEPS):
         kind, adapter = rng.choice(kinds.split()), rng.randrange(hot if rng.random() < 0.6 else count)
@@ -143,6 +147,12 @@ def test_a_cache_evicts_whom_its_naive_twin_evicts(name: str, data: st.DataObjec
             ended = sorted(twin.loading)[adapter % len(twin.loading)]
             cache.loaded(ended)
             twin.end(ended)
+        elif kind == "discard":
+            if adapter in twin.ready():
+                twin.policy.removed(adapter)
+                twin.resident.remove(adapter)
+                twin.evictions += 1
+            cache.discard(adapter)
         elif kind == "ahead" and cache.state[adapter] == ABSENT:
             assert cache.reserve_ahead(adapter, spared) == twin.reserve(adapter, spared)
         compare(cache, twin)

@@ -45,6 +45,9 @@ class Random:
         self.busy(adapter)
         return adapter
 
+    def remove(self, adapter: int) -> None:
+        self.busy(adapter)
+
     def __len__(self) -> int:
         return len(self._idle)
 
@@ -71,6 +74,7 @@ class Belady:
         self._far: list[tuple[float, int]] = []  # heaps of -next and adapter, and of next and adapter: all in _next,
         self._near: list[tuple[float, int]] = []  # and some that are out of date; none in _near whose request waits
         self.busy: Callable[[int], None] = self._next.__delitem__
+        self.remove: Callable[[int], None] = self.busy
 
     def idle(self, adapter: int) -> None:
         self._note(adapter, self._next_use(adapter))
@@ -145,6 +149,7 @@ class RefcountScore:
         self._now = setting.now
         self._idle: set[int] = set()
         self.busy: Callable[[int], None] = self._idle.remove
+        self.remove: Callable[[int], None] = self.busy
 
     def idle(self, adapter: int) -> None:
         self._idle.add(adapter)

@@ -52,9 +52,12 @@ class Clock(_Marked):
                 used[adapter] = 0
                 ring.move_to_end(adapter)
             else:
-                del ring[adapter]
-                idle.remove(adapter)
+                self.remove(adapter)
                 return adapter
+
+    def remove(self, adapter: int) -> None:
+        del self._ring[adapter]
+        self._idle.remove(adapter)
 
 
 class Sieve(_Marked):
@@ -93,10 +96,16 @@ class Sieve(_Marked):
                 used[hand] = 0
                 hand = newer[hand]
             else:
-                self._hand = newer[hand]
-                newer[self._older[hand]], self._older[newer[hand]] = newer[hand], self._older[hand]
-                idle.remove(hand)
+                self._hand = hand
+                self.remove(hand)
                 return hand
+
+    def remove(self, adapter: int) -> None:
+        newer, older = self._newer, self._older
+        if self._hand == adapter:
+            self._hand = newer[adapter]
+        newer[older[adapter]], older[newer[adapter]] = newer[adapter], older[adapter]
+        self._idle.remove(adapter)
 
 
 def _anyone(idle: set[int], spared: Collection[int]) -> bool:

@@ -19,6 +19,7 @@ class Lru:
         # The two that every request calls are the dictionary's own C methods.
         self.idle: Callable[[int], None] = self._order.setdefault
         self.busy: Callable[[int], None] = self._order.__delitem__
+        self.remove: Callable[[int], None] = self.busy
 
     def loaded(self, adapter: int) -> None:
         """Loads make no difference to the order of use."""

@@ -43,6 +43,9 @@ class Eviction(Protocol):
     an adapter becomes resident unused or loses its last user, ``busy`` when an idle one is used again. ``victim`` takes
     the next one out, and returns None where none is left; those ``spared`` and those in use are never offered.
 
+    ``remove`` takes an idle one out that leaves for another reason: it is no victim, so luck, hands and ages stay as
+    they are, and no ghost remembers it.
+
     ``touched`` is called for every use but the one that caused the load, so also where the adapter is in use already:
     None where the policy makes no difference between one user and many. For what came before anybody asked (a warm
     start, a prefetch) the first use counts as the cause. It may name adapters that never leave.
@@ -64,5 +67,7 @@ class Eviction(Protocol):
     def loaded(self, adapter: int) -> None: ...
 
     def victim(self, spared: Collection[int] = ()) -> int | None: ...
+
+    def remove(self, adapter: int) -> None: ...
 
     def __len__(self) -> int: ...

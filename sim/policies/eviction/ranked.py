@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 
 from sim.policies.eviction.protocol import Setting
 
@@ -54,6 +54,12 @@ class Ranked:
         for entry in passed:
             heappush(heap, entry)
         return found
+
+    def remove(self, adapter: int) -> None:
+        self._idle.remove(adapter)
+        self._in_heap.remove(adapter)  # its key is forgotten, and after another load it may be lower
+        self._heap = [entry for entry in self._heap if entry[1] != adapter]
+        heapify(self._heap)
 
     def __len__(self) -> int:
         return len(self._idle)

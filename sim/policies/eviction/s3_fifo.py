@@ -77,6 +77,14 @@ class S3Fifo:
             if victim is not None:
                 return victim
 
+    def remove(self, adapter: int) -> None:
+        self._idle.remove(adapter)
+        if adapter in self._small:
+            self._leave_small(adapter)
+        else:
+            del self._main[adapter]
+            self._main_weight -= self._weights[adapter]
+
     def _from_small(self, ready: Collection[int]) -> int | None:
         """Take the first that wasn't used twice, and move those before it to the main queue; None: there is none."""
         promoted: list[int] = []
