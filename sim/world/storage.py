@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.results.records import Event
 from sim.rng import luck, stream_key
-from sim.spec.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFault, StorageStall
+from sim.spec.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFault, StorageStall, never_happens
 from sim.spec.scenario import Scenario
 from sim.world.world import World
 
@@ -222,6 +222,8 @@ def note_storage(world: World, events: list[Event], stopped_s: float) -> None:
     They need no event on the clock, which would prolong a run without an end.
     """
     for i, fault in storage_faults(world):
+        if never_happens(fault):
+            continue
         where = "all replicas" if fault.replica is None else f"replica {fault.replica}"
         began, over = _words(fault)
         events.append(Event(fault.at, "fault", f"faults.{i}: {began} ({where})"))
