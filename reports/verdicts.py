@@ -46,10 +46,25 @@ def out_of_hand(point: Point) -> bool:
     return is_overloaded(point) or bool(point.calibration.get("overloaded"))
 
 
+def certainly_late(point: Point, slo_terms: Mapping[str, float]) -> bool:
+    """Return whether so many wait in vain when the run ends that one of the p99 targets is missed, whatever comes.
+
+    Latencies are those of completed requests. But of those that are late without an answer, each is beyond one of the
+    targets for single requests: more than 1 % of all for each such target, and one of these has its 1 %.
+    """
+    single = [name for name in slo_terms if name in ("ttft_p99_s", "e2e_p99_s", "queue_p99_s")]
+    if not single or "tpot_mean_s" in slo_terms:
+        return False
+    late, total = point.harm.get("slow_unanswered") or 0, point.harm.get("requests") or 0
+    return late > 0.01 * len(single) * total
+
+
 def verdict(point: Point, slo_terms: Mapping[str, float]) -> str:
     """Return the verdict over all terms: one that is not met decides, then one that is unclear."""
     if not slo_terms:
         return NO_SLO
+    if certainly_late(point, slo_terms):
+        return NOT_MET
     bad = out_of_hand(point)
     found = {term_verdict(point.metrics.get(name), target, overloaded=bad) for name, target in slo_terms.items()}
     return NOT_MET if NOT_MET in found else UNCLEAR if UNCLEAR in found else MET
@@ -69,9 +84,14 @@ def term_sentence(name: str, metric: Metric | None, target: float, *, overloaded
     words = metric_words(name)
     if metric is None or metric.value is None:
         return f"{words}: {missing(metric)}"
-    side = {
-        MET: "within the", NOT_MET: "above the", UNCLEAR: "too uncertain to compare with the",
-    }[term_verdict(metric, target, overloaded=overloaded)]  # fmt: skip
+    found = term_verdict(metric, target, overloaded=overloaded)
+    side = {MET: "within the", NOT_MET: "above the", UNCLEAR: "too uncertain to compare with the"}[found]
+    if found == UNCLEAR and overloaded and term_verdict(metric, target) == MET:
+        hedge = "" if metric.settled else ", unsettled"
+        return (
+            f"{words} of those answered is {with_interval(name, metric)}{hedge}, but more arrives than is served, so "
+            f"that says nothing of the {show(name, target)} asked for"
+        )
     hedge = "" if metric.settled else ", unsettled"
     return f"{words} is {with_interval(name, metric)}{hedge}, {side} {show(name, target)} asked for"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sim.results.records import FAILED, LOAD_FAILED, Recorder, pack_mark
+from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder, pack_mark
 from sim.traffic.request import Request
 from sim.world.identity import Identity
 from sim.world.inside import Inside
@@ -123,8 +123,15 @@ class Changes:
         if self._inside is not None:
             self._inside.left(replica, request)
 
+    def broken_off(self, replica: int, request: Request, *, whole: bool = False) -> None:
+        """Note what a request got so far that gets no more; ``whole``: all its tokens, which somebody found wrong."""
+        if self.rollouts is not None:
+            self.rollouts.broken_off(replica, request, whole=whole)
+
     def fail(self, replica: int, request: Request, marks: int) -> None:
-        """End a request that was never answered, or not by the right adapter."""
+        """End a request that was never answered to its end, or not by the right adapter."""
+        if not marks & LOST:  # those told already, before their replica had lost everything
+            self.broken_off(replica, request, whole=not marks)  # nothing to say of it: its answer was wrong
         if self.identity is not None:
             self.identity.forget(request)
         self._recorder.turned_away(request, replica, FAILED)
@@ -132,8 +139,8 @@ class Changes:
 
     def load_failed(self, replica: int, request: Request) -> None:
         """End a request that has left a replica since its adapter can't be loaded."""
-        self.lost(replica, request)
         self.fail(replica, request, LOAD_FAILED)
+        self.lost(replica, request)
 
     def replaced(self, replica: int) -> None:
         """Note that a new, empty replica is to stand in the place of one that died."""

@@ -95,6 +95,9 @@ class Outages:
         number, crash = event.subject
         fleet, changes, now, replica = self._fleet, self._changes, self._clock._now, crash.replica
         inside = sorted(fleet.servers[replica].die(), key=lambda request: request.key)
+        if crash.requests == "lose":
+            for request in inside:
+                changes.broken_off(replica, request)
         self._recorder.cut_loads(replica, now)
         self._replace(replica)
         fleet.inside[replica] = 0
