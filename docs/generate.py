@@ -67,7 +67,8 @@ METRICS = {
     "goodput_rps": ("Measured requests that end in the measured time and within every target for single requests, "
                     "per second.", "time", "ratio"),
     "slo_attainment": ("Measured requests that complete within every target for single requests, over completed, "
-                       "refused and failed ones. Unfinished requests are left out.", "measured", "ratio"),
+                       "refused and failed ones and unfinished ones that are late by then. Other unfinished ones are "
+                       "left out.", "measured", "ratio"),
     "completed": ("Requests that ended with their last token, summed over replications.", "measured", "none"),
     "unfinished": ("Requests still inside when a run of given `duration` stops.", "measured", "none"),
     "refused": ("Requests with more prompt and output tokens than the KV cache of a replica holds, and those that came "
@@ -80,8 +81,11 @@ METRICS = {
     "replica_load_skew": ("Requests of the busiest replica (in each replication) over the mean per replica: 1 is even, "
                           "`fleet.replicas` is all to one.", "measured", "ratio"),
     "harmed": ("Requests with a mixed, stale or wrong answer, with an old prefix, refused by a rollout, failed, or "
-               "completed beyond a target for single requests. Each counts once.", "measured", "count"),
-    "mixed_version_responses": ("Requests whose tokens come from more than one version.", "measured", "count"),
+               "[late](#who-is-late). Each counts once.", "measured", "count"),
+    "harmed_excess": ("Of the requests from the first rollout or fault on, those harmed, less as large a share as was "
+                      "late before it. Below 0 where fewer are late than before.", "measured", "count"),
+    "mixed_version_responses": ("Requests whose tokens come from more than one version, also where the last "
+                                "one never came.", "measured", "count"),
     "sessions_saw_both": ("Sessions that were answered by more than one version of an adapter. A session that asks for "
                           "several adapters counts once for each.", "completed", "count"),
     "sessions_went_back": ("Of those, sessions in which an answer begins with a version older than one that an earlier "
@@ -115,6 +119,9 @@ METRICS = {
                           "count"),
     "rerouted": ("Requests sent to another replica because theirs had died.", "measured", "count"),
     "lost": ("Requests lost with their replica. They count as failed.", "measured", "count"),
+    "rerouted_e2e_mean_s": ("E2E of rerouted requests, from their first arrival, mean. A replica that dies holds long "
+                            "requests more often than short ones, so they are longer than others, too.", "completed",
+                            "replications"),
 }  # fmt: skip
 """Each metric's definition, what it is taken over, and how its interval is made."""
 

@@ -18,6 +18,14 @@ BUSY_COMPUTE = 0.9
 BLOCKED = 0.05
 """A resource that made requests wait during this share of the time limits the point."""
 OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
+BROKEN = "More arrives than is served with this fault, so percentiles depend on how long the run is"
+_FAULTS = {
+    "crash": "replicas were down for {} of their time", "storage-stall": "storage stood still for {} of the time",
+    "failing-loads": "loads from storage failed for {} of the time",
+    "slow-storage": "storage was slow for {} of the time",
+}  # fmt: skip
+_UNANSWERED = 0.01
+"""Share of requests that wait in vain when the run ends, from which a fault limits the point."""
 
 _NAMES = {"slots": "slots", "kv": "KV memory", "seats": "seats (max_num_seqs)"}
 _STAGES = {
@@ -31,7 +39,7 @@ _STAGES = {
 class Limit:
     """One resource that limits a point.
 
-    :ivar name: ``loader``, ``slots``, ``KV memory``, ``seats (max_num_seqs)``, ``compute`` or ``none``.
+    :ivar name: ``fault``, ``loader``, ``slots``, ``KV memory``, ``seats (max_num_seqs)``, ``compute`` or ``none``.
     :ivar sentence: why, with the numbers.
     """
 
@@ -47,6 +55,27 @@ def _of(point: Point, part: str, key: str) -> float | None:
 def is_fixed(point: Point) -> bool:
     """Return whether the engine serves one request at a time (no prefill of its own)."""
     return not point.breakdown.get("prefill_s") and "seats" not in point.capacity
+
+
+def is_broken(point: Point) -> bool:
+    """Return whether it is a fault that keeps requests from being served: what stands still lacks no resources."""
+    shares = [_of(point, "faults", kind) or 0.0 for kind in _FAULTS]
+    in_vain = (point.harm.get("slow_unanswered") or 0) > _UNANSWERED * max(1, point.harm.get("requests") or 0)
+    return max(shares) >= BLOCKED and (is_overloaded(point) or in_vain)
+
+
+def overload_words(point: Point) -> str:
+    """Return what is to be said first where more arrives than is served; empty elsewhere."""
+    return "" if not is_overloaded(point) else BROKEN if is_broken(point) else OVERLOADED
+
+
+def _broken(point: Point) -> Limit:
+    shares = {kind: _of(point, "faults", kind) or 0.0 for kind in _FAULTS}
+    said = " and ".join(
+        _FAULTS[kind].format("all" if share > 0.9995 else percent(share))
+        for kind, share in shares.items() if share >= BLOCKED
+    )  # fmt: skip
+    return Limit("fault", f"{said[0].upper()}{said[1:]}, and requests waited for that.")
 
 
 def largest_stage(point: Point) -> tuple[str, float] | None:
@@ -113,6 +142,8 @@ def limits(point: Point) -> list[Limit]:
 
     A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded.
     """
+    if is_broken(point):
+        return [_broken(point)]
     loader, compute = _loader(point), _compute(point)
     found = [loader] if loader is not None else []
     found += [limit for _, limit in _blocked(point)]
@@ -131,6 +162,8 @@ def _nothing(point: Point) -> str:
 
 def headroom(point: Point) -> str:
     """Return how much more traffic fits, as far as the loads say it."""
+    if is_broken(point):
+        return "Not visible in this run: simulate without the fault to see it."
     if is_overloaded(point):
         load = offered(point) or 1.0
         return (

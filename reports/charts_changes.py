@@ -56,7 +56,10 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
             draw_events(ax, [(begins, "begin")], named=i == 0)
             y_title(ax, what)
         svg = to_svg(figure, "moments", title, desc)
-    caption = "First replication of each point, the same traffic in all. A p99 is that of five short spans together."
+    caption = (
+        "First replication of each point, the same traffic in all. A p99 is that of five short spans together, none of "
+        "them beyond the time at which something began."
+    )
     return Chart("moments", title, caption, desc, svg, _moments_table(some, labels, panels, start, end))
 
 

@@ -27,7 +27,7 @@ _EACH = 104
 _APART = 0.03
 """Events closer than this share of the axis get one label."""
 _MOST_NAMED = 4
-_TITLE = 0.28
+_TITLE = 0.3
 """Share of the axis above which its title stands."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reports.axes import Axis, in_order, make_axes, point_words
-from reports.binding import OVERLOADED, headroom, limits
+from reports.binding import headroom, limits, overload_words
 from reports.changes import compare, is_changed, tell
 from reports.verdicts import capital, confidence, main_metric, term_sentence
 from reports.words import metric_words, show, with_interval
@@ -49,7 +49,7 @@ class Answer:
 
 def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
     bad = is_overloaded(point)
-    start = f"{OVERLOADED}. " if bad else ""
+    start = f"{overload_words(point)}. " if bad else ""
     if found == NO_SLO:
         name = main_metric([point], slo_terms)
         metric = point.metrics.get(name)
@@ -59,6 +59,9 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
         return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}."
     never = out_of_hand(point)
     each = {n: term_verdict(point.metrics.get(n), t, overloaded=never) for n, t in slo_terms.items()}
+    if found == NOT_MET and NOT_MET not in each.values():
+        late, total = point.harm.get("slow_unanswered") or 0, point.harm.get("requests") or 0
+        return f"{start}The SLO is not met: {late:,} of {total:,} requests were late and had no answer yet."
     deciding = main_metric([point], slo_terms) if found == MET else next(n for n, v in each.items() if v == found)
     metric = point.metrics.get(deciding)
     probably = "" if metric is None or metric.settled or bad else "probably "
@@ -288,13 +291,18 @@ def _many_axes(
     good = sum(verdict(point, slo_terms) == MET for point in points)
     unsure = sum(verdict(point, slo_terms) == UNCLEAR for point in points)
     tail = f"; {unsure:,} {'is' if unsure == 1 else 'are'} unclear" if unsure else ""
-    headline = f"{good:,} of {len(points):,} combinations meet the SLO{tail}."
+    if good == len(points):
+        return f"All {good:,} combinations meet the SLO.", [], None
+    headline = f"{good:,} of {len(points):,} combinations meet{'s' if good == 1 else ''} the SLO{tail}."
     details = []
     if len(axes) == 2:
         inner = next((a for a in axes if a.key.rsplit(".", 1)[-1] in _RESOURCES), axes[0])
         outer = axes[1] if inner is axes[0] else axes[0]
+        rows: dict[str, list[str]] = {}  # what holds for several values is said once
         for i, value in enumerate(outer.values[:8]):
             row = [point for point in points if outer.index(point) == i]
             if row:
-                details.append(f"With {outer.phrase(value)}, {boundary(row, inner, slo_terms)[0]}.")
+                found = rows.setdefault(boundary(row, inner, slo_terms)[0], [])
+                found.append(outer.label(value) if found else outer.phrase(value))
+        details += [f"With {' and '.join(values)}, {words}." for words, values in rows.items()]
     return headline, details, None

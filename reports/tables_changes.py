@@ -22,7 +22,7 @@ _HARM_ROWS = {
     "retried": "sent again after a wrong answer", "old_prefix": "prefixes of an old version",
     "lost": "lost with their replica", "rerouted": "sent to another replica",
     "failed_loads": "adapter could not be loaded",
-    "failed": "failed, for whatever reason", "slow": "completed beyond the SLO",
+    "failed": "failed, for whatever reason", "slow": "late by the SLO, answered or not",
 }  # fmt: skip
 _METRIC_OF = {
     "mixed": "mixed_version_responses", "stale": "stale_after_cutover", "misrouted": "misrouted",
@@ -31,7 +31,8 @@ _METRIC_OF = {
 }  # fmt: skip
 """Metric that says whether a kind of harm can be at all; the others are shown where they are."""
 _COUNTS = (
-    "harmed", "mixed_version_responses", "stale_after_cutover", "refused", "sessions_saw_both", "sessions_went_back",
+    "harmed", "harmed_excess", "mixed_version_responses", "stale_after_cutover", "refused", "sessions_saw_both",
+    "sessions_went_back",
     "wrong_adapter_served", "wrong_adapter_detected", "retried", "old_prefix_served", "failed", "lost", "rerouted",
 )  # fmt: skip
 _ROLLOUT = (
@@ -39,7 +40,7 @@ _ROLLOUT = (
     "before_miss_ratio", "rollout_loads", "rollout_peak_loads_per_s", "before_peak_loads_per_s",
     "extra_resident_bytes_peak", "rollout_duration_s",
 )  # fmt: skip
-_PLAIN = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
+_PLAIN = ("rerouted_e2e_mean_s", "ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
 
 
 def shown_metrics(points: Sequence[Point]) -> list[str]:

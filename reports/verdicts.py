@@ -30,9 +30,14 @@ def term_sentence(name: str, metric: Metric | None, target: float, *, overloaded
     words = metric_words(name)
     if metric is None or metric.value is None:
         return f"{words}: {missing(metric)}"
-    side = {
-        MET: "within the", NOT_MET: "above the", UNCLEAR: "too uncertain to compare with the",
-    }[term_verdict(metric, target, overloaded=overloaded)]  # fmt: skip
+    found = term_verdict(metric, target, overloaded=overloaded)
+    side = {MET: "within the", NOT_MET: "above the", UNCLEAR: "too uncertain to compare with the"}[found]
+    if found == UNCLEAR and overloaded and term_verdict(metric, target) == MET:
+        hedge = "" if metric.settled else ", unsettled"
+        return (
+            f"{words} of those answered is {with_interval(name, metric)}{hedge}, but more arrives than is served, so "
+            f"that says nothing of the {show(name, target)} asked for"
+        )
     hedge = "" if metric.settled else ", unsettled"
     return f"{words} is {with_interval(name, metric)}{hedge}, {side} {show(name, target)} asked for"
 

@@ -27,6 +27,7 @@ METRIC_WORDS = {
     "slo_attainment": "SLO attainment", "completed": "completed", "unfinished": "unfinished",
     "refused": "refused", "failed": "failed", "preemptions": "preemptions", "evictions": "evictions",
     "replica_load_skew": "load skew of replicas", "harmed": "requests harmed",
+    "harmed_excess": "harmed beyond the usual",
     "mixed_version_responses": "mixed-version responses", "sessions_saw_both": "sessions that saw both versions",
     "sessions_went_back": "sessions that went back", "stale_after_cutover": "stale after cutover",
     "extra_resident_bytes_peak": "extra resident bytes, peak", "rollout_duration_s": "rollout duration",
@@ -37,6 +38,7 @@ METRIC_WORDS = {
     "before_miss_ratio": "miss ratio before", "misrouted": "misrouted", "wrong_adapter_served": "wrong answers served",
     "wrong_adapter_detected": "wrong answers noticed", "retried": "sent again",
     "old_prefix_served": "old prefixes served", "rerouted": "rerouted", "lost": "lost",
+    "rerouted_e2e_mean_s": "mean E2E of rerouted",
 }  # fmt: skip
 """Metrics in the words of style.md."""
 
@@ -51,6 +53,14 @@ KEY_WORDS = {
     "storage.loaders": "loaders", "storage.mode": "load mode", "router.policy": "router policy",
     "run.seed": "seed", "rollouts.0.strategy": "strategy", "rollouts.0.spread": "spread of the rollout",
     "rollouts.0.dwell": "dwell of a stage", "rollouts.0.share": "share rolled out", "rollouts.0.stages": "stages",
+    "rollouts.0.at": "start of the rollout", "rollouts.0.adapter": "adapter rolled out",
+    "rollouts.0.propagation": "propagation", "rollouts.0.keep_old": "keep old versions",
+    "rollouts.0.sticky": "sticky sessions", "faults.0.at": "start of the fault", "faults.0.factor": "slowdown",
+    "faults.0.delay": "network delay", "faults.0.share": "share concerned", "faults.0.backoff": "pause before a retry",
+    "faults.0.retries": "retries of a load", "faults.0.replica": "replica concerned",
+    "faults.0.lifetime": "lifetime of old prefixes", "faults.0.to": "adapter reached",
+    "faults.0.propagation": "propagation of the map", "faults.0.detector.delay": "pause before a retry",
+    "router.instances": "router instances",
     "faults.0.requests": "fate of requests inside", "faults.0.detected": "time to notice",
     "faults.0.down": "time down", "faults.0.lasts": "length of the fault", "faults.0.probability": "fault probability",
     "faults.0.detector.checks": "answers checked", "faults.0.detector.retries": "retries",
@@ -63,6 +73,8 @@ COUNTED = frozenset({
 })  # fmt: skip
 """Words that follow their number: ``64 GPU slots``, but ``arrival rate 25/s``."""
 
+_TINY = 1e-4
+"""A ratio closer to 0 than this says no more than that."""
 _SECONDS = (("h", 7200.0, 3600.0), ("min", 600.0, 60.0), ("s", 0.9995, 1.0), ("ms", 0.9995e-3, 1e-3))
 
 
@@ -80,7 +92,7 @@ def number(value: float) -> str:
     """Return a number with three digits, whole from 1,000 on: ``1234.5`` → ``"1,234"``."""
     if abs(value) >= 999.5 or float(value).is_integer():
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.2e}"
+    return f"{value:.3g}" if abs(value) >= _TINY else f"below {_TINY:g}"
 
 
 def percent(share: float) -> str:
@@ -151,6 +163,10 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
         return f"{human_bytes(lower)} to {human_bytes(upper)}"
     if metric.unit in SUMMED:
         return f"{lower:,.0f} to {upper:,.0f}"
+    if metric.unit not in ("s", "B") and metric.unit not in SUMMED and abs(like) < _TINY:
+        return f"{number(low)} to {number(high)}" if high >= _TINY else ""
+    if metric.unit == "s" and low <= 0 < high and metric.value > 0:
+        return f"up to {human_seconds(upper)}"
     if suffix.strip() and metric.unit == "s" and (high > 1000 or (low and abs(low) < 0.1)):
         return f"{human_seconds(lower)} to {human_seconds(upper)}"
     return f"{_scaled(low, like)} to {_scaled(high, like)}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.changes import replication_of
+from sim.results.changes import before_changes
 from sim.results.measured import Facts, Measured, slow_ones
 from sim.results.records import (
     COMPLETED,
@@ -46,6 +47,8 @@ _HARM = {
 }  # fmt: skip
 _BESIDE = 2
 """Spans on both sides that the p99 of a span looks at too."""
+_BEGIN = frozenset({"rollout", "stage", "fault", "crash"})
+"""Kinds of events with which something begins."""
 
 
 def mark_words(marks: NDArray[Any]) -> tuple[NDArray[np.int32], list[str]]:
@@ -109,25 +112,51 @@ def version_mix(recording: Recording, spans: int) -> dict[str, Any]:
     return {"t_s": _middles(end, spans), "versions": named}
 
 
-def timeline_latencies(r: Requests, end: float, spans: int) -> dict[str, list[float | None]]:
+def timeline_latencies(
+    r: Requests, end: float, spans: int, cuts: Sequence[float] = ()
+) -> dict[str, list[float | None]]:
     """Return mean and p99 TTFT and E2E of the requests that arrive in each of equal spans; None where too few do.
 
-    The p99 of a span is that over its neighbours, too, or it would be little more than the slowest request.
+    The p99 of a span is that over its neighbours, too, or it would be little more than the slowest request. But never
+    are those that came before something happened taken together with those that came after: a span in which it happens
+    belongs to the side on which its middle lies, or an effect would show before its cause.
+
+    :param cuts: when something happened.
     """
     done = r["status"] == COMPLETED
-    span = _span_of(r["arrival_s"][done], end, spans)
-    order = np.argsort(span, kind="stable")
-    edges = np.searchsorted(span[order], np.arange(spans + 1))
+    arrival = np.asarray(r["arrival_s"][done], dtype=np.float64)
+    order = np.argsort(arrival, kind="stable")
+    arrival, width = arrival[order], end / spans
+    walls = np.array([-math.inf, *sorted(cuts), math.inf])
+    side = np.searchsorted(walls, _middles(end, spans), side="right")
+    lowest, highest = walls[side - 1], walls[side]
+
+    def edges(beside: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        first = np.maximum(np.maximum(np.arange(spans) - beside, 0) * width, lowest)
+        last = np.arange(spans) + beside + 1
+        until = np.minimum(np.where(last >= spans, math.inf, last * width), highest)
+        return np.searchsorted(arrival, first), np.searchsorted(arrival, until)
+
+    (own_from, own_to), (from_, to) = edges(0), edges(_BESIDE)
     found: dict[str, list[float | None]] = {}
     for name, stamp in (("ttft", "first_token_s"), ("e2e", "finished_s")):
-        seconds = np.asarray(r[stamp][done] - r["arrival_s"][done], dtype=np.float64)[order]
+        seconds = np.asarray(r[stamp][done], dtype=np.float64)[order] - arrival
         means, tails = found[f"{name}_mean_s"], found[f"{name}_p99_s"] = [], []
         for i in range(spans):
-            own = seconds[edges[i] : edges[i + 1]]
-            around = seconds[edges[max(0, i - _BESIDE)] : edges[min(spans, i + _BESIDE + 1)]]
+            own, around = seconds[own_from[i] : own_to[i]], seconds[from_[i] : to[i]]
             means.append(float(own.mean()) if len(own) else None)
             tails.append(float(np.quantile(around, 0.99)) if len(own) and len(around) >= MIN_SECTION_P99 else None)
     return found
+
+
+def event_cuts(recording: Recording, spans: int) -> list[float]:
+    """Return when something began, but for what follows within the spans that a p99 looks at."""
+    cuts: list[float] = []
+    for event in sorted(recording.events, key=lambda event: event.time_s):
+        far = not cuts or event.time_s - cuts[-1] >= (2 * _BESIDE + 1) * recording.stopped_s / spans
+        if event.kind in _BEGIN and event.time_s > 0 and far:
+            cuts.append(float(event.time_s))
+    return cuts
 
 
 def _span_of(times: NDArray[Any], end: float, spans: int) -> NDArray[np.int64]:
@@ -147,9 +176,13 @@ def harm(m: Measured) -> dict[str, int | None]:
     slow = slow_ones(m)
     counts["failed"] = int((m.column("status") == FAILED).sum())
     counts["slow"] = None if slow is None else int(slow.sum())
-    found = {"requests": len(marks), **counts}
-    if slow is not None and m.facts.strategies:
-        begins = np.array([recording.facts["during_from_s"] for recording in m.recordings])
-        before = m.column("arrival_s") < begins[replication_of(m)]
-        found |= {"requests_before": int(before.sum()), "slow_before": int((slow & before).sum())}
+    unanswered = m.column("status") == UNFINISHED
+    found = {"requests": len(marks), **counts, "unanswered": int(unanswered.sum())}
+    if slow is not None:
+        found["slow_unanswered"] = int((slow & unanswered).sum())
+    before = before_changes(m)
+    if before.any() or m.facts.strategies:
+        found |= {"requests_before": int(before.sum()), "unanswered_after": int((unanswered & ~before).sum())}
+        if slow is not None:
+            found["slow_before"] = int((slow & before).sum())
     return found

@@ -62,18 +62,45 @@ def change_metrics(m: Measured, slow: Mask | None) -> dict[str, Metric]:
         "refused": _ended(m, status == REFUSED),
         "failed": _ended(m, status == FAILED),
         "replica_load_skew": _skew(m),
-        "harmed": _harmed(m, slow),
+        **_harmed(m, slow),
         **_rollouts(m),
         **_faults(m),
     }
 
 
-def _harmed(m: Measured, slow: Mask | None) -> Metric:
-    """Return the requests with a mixed, stale, wrong or late answer, or none; each counts once."""
+def _harmed(m: Measured, slow: Mask | None) -> dict[str, Metric]:
+    """Return the requests with a mixed, stale, wrong or late answer, or none; each counts once.
+
+    Beside their number, by how much it exceeds that of the late ones to be expected anyway: of the requests that come
+    from the first rollout or fault on, as large a share as of those before.
+    """
     if not m.facts.strategies and not m.facts.faults:
-        return Metric(None, unit="requests", note=NO_CHANGE)
+        return {name: Metric(None, unit="requests", note=NO_CHANGE) for name in ("harmed", "harmed_excess")}
     harmed = ((m.column("marks") & _HARMFUL) > 0) | (m.column("status") == FAILED)
-    return counted(m, harmed if slow is None else harmed | slow)
+    late = np.zeros_like(harmed) if slow is None else slow
+    harmed = harmed | late
+    before, replication = before_changes(m), replication_of(m)
+
+    def each(where: Mask) -> Floats:
+        return np.bincount(replication[where], minlength=m.replications).astype(np.float64)
+
+    came = each(before)
+    if np.any(came == 0):
+        excess = Metric(None, unit="requests", note="nothing measured before the first rollout or fault")
+    else:
+        beyond = each(harmed & ~before) - each(~before) * each(late & before) / came
+        excess = summed(beyond, "requests", least=-math.inf)
+    return {"harmed": counted(m, harmed), "harmed_excess": excess}
+
+
+def before_changes(m: Measured) -> Mask:
+    """Return which measured requests came before the first rollout or fault that begins at some time.
+
+    What is there from the start belongs to how things are anyway; where there is nothing else, nobody came before.
+    """
+    begins = np.array([min(r.facts.get("during_from_s", math.inf), m.facts.faults_from_s) for r in m.recordings])
+    begins[np.isinf(begins)] = 0.0
+    return np.asarray(m.column("arrival_s") < begins[replication_of(m)])
 
 
 def replication_of(m: Measured) -> NDArray[np.int64]:
@@ -95,14 +122,14 @@ def _ended(m: Measured, where: Mask) -> Metric:
     return metric
 
 
-def summed(each: Floats, unit: str) -> Metric:
-    """Return the sum of one count a replication, with an interval from their spread."""
+def summed(each: Floats, unit: str, least: float = 0.0) -> Metric:
+    """Return the sum of one count a replication, with an interval from their spread, which ends at ``least``."""
     total = float(each.sum())
     half = half_width(total / len(each), each)
     if half is None:
-        return Metric(int(total), unit=unit, note=_ONE if total else "")
+        return Metric(round(total), unit=unit, note=_ONE if total else "")
     half *= len(each)
-    return Metric(int(total), max(0.0, total - half), total + half, unit, parts=kept(each))
+    return Metric(round(total), max(least, total - half), total + half, unit, parts=kept(each))
 
 
 def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.inf) -> Metric:
@@ -143,7 +170,21 @@ def _faults(m: Measured) -> dict[str, Metric]:
             found[name] = counted(m, (marks & mark) > 0)
         else:
             found[name] = Metric(None, unit="requests", note=NO_FAULT)
+    found["rerouted_e2e_mean_s"] = _rerouted(m) if "crash" in m.facts.faults else Metric(None, unit="s", note=NO_FAULT)
     return found
+
+
+def _rerouted(m: Measured) -> Metric:
+    """Return how long the requests take that begin anew elsewhere, from their first arrival on."""
+    chosen = m.completed & ((m.column("marks") & REROUTED) > 0)
+    if not chosen.any():
+        return Metric(None, unit="s", note="not enough data: no request was rerouted and completed")
+    seconds = m.column("finished_s") - m.column("arrival_s")
+
+    def mean(where: Mask) -> float:
+        return float(seconds[where].mean()) if where.any() else math.nan
+
+    return spread_over(mean(chosen), _per_replication(m, chosen, mean), "s")
 
 
 @dataclass(frozen=True, slots=True)

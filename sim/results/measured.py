@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.records import COMPLETED, Recording
+from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.stats import MIN_FOR_P99, Sampled
 from sim.traffic.request import FROM_STORAGE
 
@@ -18,6 +19,21 @@ Ints = NDArray[np.int64]
 
 Judge = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]]
 """Says of each request, given the columns of all, whether it is good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A time in which replicas are down, or storage doesn't do what it should.
+
+    :ivar kind: of the fault.
+    :ivar from_s, to_s: as the scenario says; without an end: infinite.
+    :ivar share: of the replicas that it concerns.
+    """
+
+    kind: str
+    from_s: float
+    to_s: float
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +49,8 @@ class Facts:
     :ivar strategies: of the rollouts; () where there are none.
     :ivar faults: kinds of the faults.
     :ivar seed: of the random numbers that the traffic is drawn from; None for a trace.
+    :ivar faults_from_s: when the first fault begins that isn't there from the start; infinite: there is none.
+    :ivar broken: when replicas are down or storage is slow.
     """
 
     slo: dict[str, float]
@@ -50,6 +68,8 @@ class Facts:
     strategies: tuple[str, ...] = ()
     faults: frozenset[str] = frozenset()
     seed: int | None = None
+    faults_from_s: float = math.inf
+    broken: tuple[Broken, ...] = ()
 
 
 class Measured:
@@ -143,6 +163,7 @@ def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
 
 JUDGED = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
 """Columns that a judge looks at."""
+_TERMS = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_p99_s", "admitted_s"))
 
 
 def judge_of(facts: Facts) -> Judge | None:
@@ -150,27 +171,40 @@ def judge_of(facts: Facts) -> Judge | None:
 
     The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are held against each single request.
     """
-    slo = facts.slo
-    terms = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_p99_s", "admitted_s"))
-    if not any(name in slo for name, _ in terms) and "tpot_mean_s" not in slo:
+    if not any(name in facts.slo for name, _ in _TERMS) and "tpot_mean_s" not in facts.slo:
         return None
 
     def judge(requests: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-        good: NDArray[np.bool_] = requests["status"] == COMPLETED
-        for name, stamp in terms:
-            if name in slo:
-                good &= requests[stamp] - requests["arrival_s"] <= slo[name]
-        if "tpot_mean_s" in slo and not facts.fixed:
-            later = np.maximum(requests["output_tokens"] - 1, 1)
-            good &= requests["finished_s"] - requests["first_token_s"] <= slo["tpot_mean_s"] * later
-        return good
+        return np.asarray((requests["status"] == COMPLETED) & _in_time(requests, facts))
 
     return judge
 
 
+def _in_time(requests: Mapping[str, NDArray[Any]], facts: Facts) -> NDArray[np.bool_]:
+    """Return which requests keep every per-request target, by their stamps as they are."""
+    slo = facts.slo
+    good = np.ones(len(requests["arrival_s"]), dtype=bool)
+    for name, stamp in _TERMS:
+        if name in slo:
+            good &= requests[stamp] - requests["arrival_s"] <= slo[name]
+    if "tpot_mean_s" in slo and not facts.fixed:
+        later = np.maximum(requests["output_tokens"] - 1, 1)
+        good &= requests["finished_s"] - requests["first_token_s"] <= slo["tpot_mean_s"] * later
+    return good
+
+
 def slow_ones(m: Measured) -> NDArray[np.bool_] | None:
-    """Return which measured requests completed, but not within every per-request target; None without such."""
-    judge = judge_of(m.facts)
-    if judge is None:
+    """Return which measured requests are late; None without per-request targets.
+
+    Late is who completed beyond such a target, and who was still unfinished when the run ended and had been waiting
+    beyond one by then: whenever its answer may come, it comes too late. What has not happened yet counts as if it
+    happened at the end of the run, which is as soon as it can.
+    """
+    if judge_of(m.facts) is None:
         return None
-    return np.asarray(m.completed & ~judge({name: m.column(name) for name in JUDGED}))
+    columns = {name: m.column(name) for name in JUDGED}
+    stopped_s = np.array([recording.stopped_s for recording in m.recordings])[m.section // m.sections]
+    for name in ("admitted_s", "first_token_s", "finished_s"):
+        columns[name] = np.where(columns[name] < 0, stopped_s, columns[name])
+    asked = m.completed | (columns["status"] == UNFINISHED)
+    return np.asarray(asked & ~_in_time(columns, m.facts))

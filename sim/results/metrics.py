@@ -99,9 +99,10 @@ def _rates(m: Measured) -> dict[str, Metric]:
         metrics["slo_attainment"] = Metric(None, unit="1", note=note)
     else:
         metrics["goodput_rps"] = ratio(m.by_finish(judge), m.spans, m.sections, "1/s")
-        good = judge({name: m.column(name) for name in JUDGED})
-        ended = m.column("status") != UNFINISHED
-        metrics["slo_attainment"] = ratio(m.count(good), m.count(ended), m.sections, "1", highest=1)
+        good, late = judge({name: m.column(name) for name in JUDGED}), slow_ones(m)
+        assert late is not None, "there is a judge"
+        decided = (m.column("status") != UNFINISHED) | late
+        metrics["slo_attainment"] = ratio(m.count(good), m.count(decided), m.sections, "1", highest=1)
     return metrics
 
 

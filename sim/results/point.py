@@ -18,6 +18,7 @@ UNITS = {
     "throughput_rps": "1/s", "output_tokens_per_s": "1/s", "goodput_rps": "1/s", "slo_attainment": "1",
     "completed": "requests", "unfinished": "requests", "refused": "requests", "failed": "requests",
     "preemptions": "1", "evictions": "1", "replica_load_skew": "1", "harmed": "requests",
+    "harmed_excess": "requests",
     "mixed_version_responses": "requests", "sessions_saw_both": "sessions", "sessions_went_back": "sessions",
     "stale_after_cutover": "requests", "extra_resident_bytes_peak": "B",
     "rollout_duration_s": "s", "rollout_loads": "loads", "rollout_peak_loads_per_s": "1/s",
@@ -25,6 +26,7 @@ UNITS = {
     "before_peak_loads_per_s": "1/s", "before_ttft_p99_s": "s", "before_e2e_p99_s": "s", "before_miss_ratio": "1",
     "misrouted": "requests", "wrong_adapter_served": "requests", "wrong_adapter_detected": "requests",
     "retried": "requests", "old_prefix_served": "requests", "rerouted": "requests", "lost": "requests",
+    "rerouted_e2e_mean_s": "s",
 }  # fmt: skip
 """Every metric and its unit, in the order in which tables print them."""
 
@@ -89,15 +91,16 @@ class Point:
     :ivar timeline: first replication, about 200 equal spans: ``{"t_s", "running", "waiting", "loads_in_flight"
         , "arrivals_per_s", "loads_per_s", "ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"}`` (time means; t_s
         is the middle of the span). TTFT and E2E are those of the requests that arrive in the span, their p99 over two
-        spans more on both sides; None where there are too few.
+        spans more on both sides, but not across the begin of a rollout or fault; None where there are too few.
     :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"loader_queue_s",
         "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service).
     :ivar groups: rows by kind of adapter: ``{"group", "adapters", "adapter_bytes", "requests", "miss_ratio",
         "ttft_p99_s", "e2e_p99_s"}``; then rows by popularity (hottest 1 %, next 9 %, rest).
     :ivar capacity: what could bind: ``{"loader": {"utilization", "offered_load", "loaders"}, "slots":
         {"blocked_share", "in_use_peak", "slots"}, "kv": {"blocked_share", "peak_share", "tokens"}, "seats":
-        {"blocked_share", "limit"}, "compute": {"utilization"}}``; shares are of measured time; a part the
-        engine lacks is missing.
+        {"blocked_share", "limit"}, "compute": {"utilization"}, "faults": {"crash", ...}}``; shares
+        are of measured time; those of faults, by kind, times the share of replicas that are down or have slow storage;
+        a part that the engine or the scenario lacks is missing.
     :ivar traffic: ``{"requests", "adapters", "rate_rps", "top_1pct", "top_10pct", "top_20pct",
         "effective_adapters"}`` of what was simulated.
     :ivar warnings: sentences for the reader.
@@ -112,9 +115,10 @@ class Point:
         first token; none: refused or failed.
     :ivar harm: of scenarios with rollouts or faults, measured requests of all replications by what befell them:
         ``{"requests", "mixed", "stale", "refused_by_rollout", "wrong_served", "wrong_detected", "retried", "lost",
-        "failed_loads", "rerouted", "old_prefix", "failed", "slow", "requests_before", "slow_before"}``; slow:
-        completed beyond the targets for single requests, None without such targets; before: those that came before the
-        first rollout began, where there is one and such targets.
+        "failed_loads", "rerouted", "old_prefix", "failed", "slow", "unanswered", "slow_unanswered", "requests_before",
+        "unanswered_after", "slow_before"}``; slow: late by the targets for single requests, None without such targets;
+        unanswered: unfinished when the run ended, those of them that are slow too, and those that came from the first
+        rollout or fault on; before: those that came before that, where it isn't there from the start.
     :ivar traffic_ids: ``{"requests", "draws"}``: digests of the traffic, equal where two points met the same one
         (``sim.results.draws``).
     """

@@ -34,9 +34,9 @@ wrong to the last try)."""
 STATUS_WORDS = ("completed", "unfinished", "refused", "failed")
 
 MIXED, STALE, GATED, LOST, LOAD_FAILED, REROUTED = 1, 2, 4, 8, 16, 32
-"""Marks of a request: answered by more than one version; by a version older than the one that everybody should have
-had when it came; refused because its adapter was being replaced; lost with its replica; failed because its adapter
-could not be loaded; sent to another replica because its own died."""
+"""Marks of a request: answered, to its end or not, by more than one version; by a version older than the one that
+everybody should have had when it came; refused because its adapter was being replaced; lost with its replica; failed
+because its adapter could not be loaded; sent to another replica because its own died."""
 WRONG_SERVED, WRONG_DETECTED, RETRIED, OLD_PREFIX, WRONG_LOAD, MISROUTED = 64, 128, 256, 512, 1024, 2048
 """More of them: a wrong answer was taken for right; a wrong answer was noticed; it was sent again after that; its
 prefix came from an older version; it loaded an adapter that nobody had asked for; it reached a wrong adapter, or
@@ -119,11 +119,10 @@ class Recording:
     """One replication, ready for statistics.
 
     :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. Beside those ``marks``
-        (``MIXED`` and so on, added up), ``version`` and ``last_version`` of the first and the last token (1 and more;
-        0: the answer was by another adapter and nobody noticed),
-        ``tokens_before`` (tokens by other versions than the last one), ``tries`` (how often a request was sent again),
-        ``detected`` (how many wrong answers to it were noticed),
-        and ``session`` where the traffic has sessions.
+        (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token
+        so far (0: there is none, or the answer was by another adapter and nobody noticed), ``tokens_before`` (tokens by
+        other versions than the last one), ``tries`` (how often a request was sent again), ``detected`` (how many wrong
+        answers to it were noticed), and ``session`` where the traffic has sessions.
     :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
         the traffic where a new version has a name of its own.
     :ivar backoffs: (n, 4) pauses in which a loader was held between attempts at a load: start, end, whether the next
@@ -360,8 +359,9 @@ class Recorder:
         return columns
 
     def _settled_versions(self, requests: dict[str, NDArray[np.generic]], told: NDArray[Any]) -> NDArray[np.int32]:
-        """Return versions with what ``settled`` says put in where nothing was told."""
-        version = np.ones(len(told), dtype=np.int32)
+        """Return versions with what ``settled`` says put in where nothing was told; 0: nobody computed a token."""
+        answered = (requests["status"] == COMPLETED) | (np.asarray(requests["first_token_s"], dtype=np.float64) >= 0)
+        version = answered.astype(np.int32)
         if self.settled:
             adapter = np.asarray(requests["adapter"], dtype=np.int64)
             finished_s = np.asarray(requests["finished_s"], dtype=np.float64)

@@ -53,6 +53,19 @@ def out_of_hand(point: Point) -> bool:
     return is_overloaded(point) or bool(point.calibration.get("overloaded"))
 
 
+def certainly_late(point: Point, slo_terms: Mapping[str, float]) -> bool:
+    """Return whether so many wait in vain when the run ends that one of the p99 targets is missed, whatever comes.
+
+    Latencies are those of completed requests. But of those that are late without an answer, each is beyond one of the
+    targets for single requests: more than 1 % of all for each such target, and one of these has its 1 %.
+    """
+    single = [name for name in slo_terms if name in ("ttft_p99_s", "e2e_p99_s", "queue_p99_s")]
+    if not single or "tpot_mean_s" in slo_terms:
+        return False
+    late, total = point.harm.get("slow_unanswered") or 0, point.harm.get("requests") or 0
+    return late > 0.01 * len(single) * total
+
+
 def verdict(point: Point, slo_terms: Mapping[str, float], widen: float = 1.0) -> str:
     """Return the verdict over all terms: one that is not met decides, then one that is unclear.
 
@@ -60,6 +73,8 @@ def verdict(point: Point, slo_terms: Mapping[str, float], widen: float = 1.0) ->
     """
     if not slo_terms:
         return NO_SLO
+    if certainly_late(point, slo_terms):
+        return NOT_MET
     bad = out_of_hand(point)
     found = {
         term_verdict(point.metrics.get(name), target, overloaded=bad, widen=widen) for name, target in slo_terms.items()

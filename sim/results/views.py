@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.change_views import (
+    event_cuts,
     event_rows,
     harm,
     mark_words,
@@ -105,6 +106,8 @@ def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table
     for name in ("admitted_s", "first_token_s", "finished_s"):
         stamps = columns[name]
         columns[name] = pa.array(stamps, mask=stamps < 0)
+    for name in ("version", "last_version"):
+        columns[name] = pa.array(columns[name], mask=columns[name] == 0)
     return pa.table(columns)
 
 
@@ -147,7 +150,7 @@ def _timeline(recording: Recording) -> dict[str, list[Any]]:
         "loads_in_flight": mean(loading),
         "arrivals_per_s": per_second(r["arrival_s"]),
         "loads_per_s": per_second(recording.loads["started_s"]),
-        **timeline_latencies(r, end, _SPANS),
+        **timeline_latencies(r, end, _SPANS, event_cuts(recording, _SPANS)),
     }
 
 
@@ -226,6 +229,8 @@ def _capacity(m: Measured, metrics: dict[str, Metric]) -> dict[str, dict[str, fl
         },
         "compute": {"utilization": metrics["gpu_utilization"].value, "offered_load": _overload(m)},
     }
+    if facts.broken:
+        parts["faults"] = _broken_shares(m)
     if not facts.fixed:
         parts["seats"] = {"blocked_share": float(blocked[1]) / time, "limit": facts.max_num_seqs}
         parts["kv"] = {
@@ -234,6 +239,18 @@ def _capacity(m: Measured, metrics: dict[str, Metric]) -> dict[str, dict[str, fl
             "tokens": facts.kv_tokens,
         }
     return parts
+
+
+def _broken_shares(m: Measured) -> dict[str, float | None]:
+    """Return the share of the measured time, times that of the replicas, in which each kind of fault was there."""
+    shares: dict[str, float | None] = {}
+    span = max(float(m.spans.sum()), 1e-12)
+    for fault in m.facts.broken:
+        inside = sum(
+            max(0.0, min(fault.to_s, float(r.bounds[-1])) - max(fault.from_s, float(r.bounds[0]))) for r in m.recordings
+        )
+        shares[fault.kind] = (shares.get(fault.kind) or 0.0) + inside * fault.share / span
+    return shares
 
 
 def _offered_to_loaders(m: Measured) -> float | None:
@@ -302,7 +319,12 @@ def _warn(point: Point, refusals: str) -> None:
         )
     refused = point.metrics["refused"].value
     if refused:
-        point.warnings.append(f"{refused:,.0f} requests were refused: {refusals}")
+        gated = point.harm.get("refused_by_rollout") or 0
+        parts = [f"{gated:,} since the adapter was being replaced (unload-then-load)"] if gated else []
+        if refused > gated:
+            parts.append(f"{refused - gated:,.0f} since {refusals}" if gated else refusals)
+        some = f"{refused:,.0f} request{'s were' if refused > 1 else ' was'} refused"
+        point.warnings.append(f"{some}: {', '.join(parts)}")
     failed = point.metrics["failed"].value
     if failed:
         some = f"{failed:,.0f} request{'s' if failed > 1 else ''}"

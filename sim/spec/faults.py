@@ -34,8 +34,8 @@ class SlowStorage(Strict):
     kind: Literal["slow-storage"]
     at: Seconds
     """When it begins."""
-    lasts: Seconds = Field(gt=0)
-    """How long."""
+    lasts: Seconds = Field(ge=0)
+    """How long; 0: it never happens, which is the point of a sweep to compare with."""
     factor: float = Field(gt=1, le=1e6)
     """How many times as long a load takes."""
     replica: NonNegativeInt | None = None
@@ -48,8 +48,8 @@ class StorageStall(Strict):
     kind: Literal["storage-stall"]
     at: Seconds
     """When it begins."""
-    lasts: Seconds = Field(gt=0)
-    """How long."""
+    lasts: Seconds = Field(ge=0)
+    """How long; 0: it never happens, which is the point of a sweep to compare with."""
     replica: NonNegativeInt | None = None
     """Only this replica's; unset: that of all replicas."""
 
@@ -58,12 +58,12 @@ class FailingLoads(Strict):
     """Loads from storage fail at their end, and are tried again after a pause that doubles each time."""
 
     kind: Literal["failing-loads"]
-    probability: Share = Field(gt=0)
-    """Of each attempt."""
+    probability: Share
+    """How likely each attempt is to fail; 0: none does."""
     at: Seconds = Field(default=0.0, ge=0)
     """When it begins."""
-    lasts: Seconds | None = Field(default=None, gt=0)
-    """How long; unset: to the end."""
+    lasts: Seconds | None = Field(default=None, ge=0)
+    """How long; 0: it never happens; unset: to the end."""
     retries: NonNegativeInt = Field(default=3, le=100)
     """Attempts after the first one; if the last one fails, so do the requests that wait for it."""
     backoff: Seconds = Field(default=1.0, ge=0)
@@ -80,8 +80,8 @@ class NetworkDelay(Strict):
     """What a load takes beside its own time."""
     at: Seconds = Field(default=0.0, ge=0)
     """When it begins; it counts for loads that start from then on."""
-    lasts: Seconds | None = Field(default=None, gt=0)
-    """How long; unset: to the end."""
+    lasts: Seconds | None = Field(default=None, ge=0)
+    """How long; 0: it never happens; unset: to the end."""
     share: Share = Field(default=1.0, gt=0)
     """Share of the adapters that are remote."""
     replica: NonNegativeInt | None = None
@@ -108,8 +108,8 @@ class IdentityFault(Strict):
 
     at: Seconds = Field(default=0.0, ge=0)
     """When it begins."""
-    lasts: Seconds | None = Field(default=None, gt=0)
-    """How long; unset: to the end."""
+    lasts: Seconds | None = Field(default=None, ge=0)
+    """How long; 0: it never happens; unset: to the end."""
     detector: Detector | None = None
     """Who notices; unset: nobody."""
 
@@ -118,8 +118,8 @@ class Misrouting(IdentityFault):
     """A request reaches another adapter by chance."""
 
     kind: Literal["misrouting"]
-    probability: Share = Field(gt=0)
-    """Of each request."""
+    probability: Share
+    """How likely that is for each request; 0: it never happens."""
     to: Literal["popular", "any"] = "popular"
     """Which adapter it reaches: drawn by popularity, as if two requests were mixed up, or any other one; of those that
     are there at the start, and by their popularity then."""
@@ -143,8 +143,8 @@ class BaseModelAnswers(IdentityFault):
     """
 
     kind: Literal["base-model"]
-    probability: Share = Field(gt=0)
-    """Of each request."""
+    probability: Share
+    """How likely that is for each request; 0: it never happens."""
 
 
 class NamedPrefixes(Strict):
@@ -155,7 +155,7 @@ class NamedPrefixes(Strict):
     share: Share = Field(gt=0)
     """Share of the requests that find their prefix in the cache, on replicas that had answered with the old version."""
     lifetime: Seconds = Field(gt=0)
-    """How long after the swap old prefixes are still found on that replica."""
+    """How long after the last answer by the old version on a replica its prefixes are still found there."""
 
 
 StorageFault = SlowStorage | StorageStall | FailingLoads | NetworkDelay
@@ -165,6 +165,11 @@ Fault = Annotated[
     | NamedPrefixes,
     Field(discriminator="kind"),
 ]  # fmt: skip
+
+
+def never_happens(fault: Fault) -> bool:
+    """Return whether a fault lasts no time, or has no probability: the healthy point of a sweep."""
+    return getattr(fault, "lasts", None) == 0 or getattr(fault, "probability", None) == 0
 
 
 def check_faults(faults: tuple[Fault, ...], replicas: int) -> None:

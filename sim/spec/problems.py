@@ -51,6 +51,9 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
         spot = _walk(detail["loc"], model, data)
         if spot.matches:
             found.append(_explain(detail, spot, model, data))
+    if not found:  # what was written fits none of the choices: the first says so
+        detail = error.errors(include_url=False)[0]
+        found.append(_explain(detail, _walk(detail["loc"], model, data), model, data))
     return found
 
 
@@ -92,7 +95,12 @@ def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> Inp
         )
     rare: dict[str, Callable[[], InputError]] = {
         "extra_forbidden": lambda: _unknown_key(spot, model),
-        "missing": lambda: ScenarioError("is missing", key=spot.key, hint=_about(spot)),
+        "missing": lambda: ScenarioError(
+            "is missing",
+            key=spot.key,
+            allowed=_describe(spot.kind) or None,
+            hint=None if _literals(spot.kind) else _about(spot),
+        ),
         "union_tag_not_found": lambda: _no_tag(spot, got),
         "union_tag_invalid": lambda: _no_tag(spot, got),
         "model_type": lambda: _not_a_section(spot, got),
@@ -181,6 +189,8 @@ def _type_hint(kind: str, got: Any) -> str | None:
         return "put it in quotes"
     if kind == "tuple_type" and isinstance(got, (str, int, float)):
         return f"write [{got}]"
+    if kind == "tuple_type" and isinstance(got, Mapping):
+        return "write '- ' before its first key"
     return None
 
 
@@ -188,7 +198,7 @@ def _about(spot: _Spot) -> str | None:
     """Return the first sentence of the field's description: the best answer to "what is that?"."""
     for name, field in spot.owner.model_fields.items() if spot.owner else ():
         if spot.path and _alias(spot.owner, name) == spot.path[-1] and field.description:
-            text = field.description.replace("``", "").split("\n")[0]
+            text = " ".join(field.description.replace("``", "").split()).split(". ")[0]
             return text.rstrip(".")[:1].lower() + text.rstrip(".")[1:]
     return None
 

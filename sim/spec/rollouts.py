@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+import numpy as np
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from sim.spec.base import Strict, located
 from sim.spec.laws import TimeLaw
-from sim.spec.units import Bytes, Seconds, Share, format_share
+from sim.spec.units import Bytes, Seconds, Share, format_seconds, format_share
 
 STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
+
+
+PROPAGATED = 0.999
+"""Share of the delays that are counted as known in time, for laws of which none is the longest."""
+
+
+def _one_adapter(value: Any) -> Any:
+    """Refuse in one message what is neither number nor name: as a choice of two types it would be told twice."""
+    if value is None or isinstance(value, str) or (type(value) is int and value >= 0):
+        return value
+    raise located("", "must be the number of one adapter, or its name", got=value, allowed="0 and more, or text")
 
 
 class Gate(Strict):
@@ -55,7 +67,7 @@ class Rollout(Strict):
     overwritten; every replica goes on with its copies in GPU and host memory until it happens to read them again."""
     at: Seconds
     """When it begins."""
-    adapter: NonNegativeInt | str | None = None
+    adapter: Annotated[NonNegativeInt | str | None, BeforeValidator(_one_adapter)] = None
     """One adapter: its number (0 is the most popular under most laws), or its name where a trace or a weights file
     gives names. Neither ``adapter`` nor ``share``: all that are there at the start."""
     share: Share | None = Field(default=None, gt=0, le=1)
@@ -98,9 +110,10 @@ class Rollout(Strict):
                 "stages", "the last stage must reach everybody", got=_percents(self.stages), hint="end with 100%"
             )
         if self.strategy != "new-name":
-            for key in ("gate", "rank", "size"):
-                if getattr(self, key) is not None:
-                    raise located(key, f"only a new-name rollout has a {key}", got=f"strategy {self.strategy}")
+            for key, default in (("gate", None), ("rank", None), ("size", None), ("sticky", True), ("keep_old", False)):
+                if getattr(self, key) != default:
+                    article = "" if isinstance(default, bool) else "a "
+                    raise located(key, f"only a new-name rollout has {article}{key}", got=f"strategy {self.strategy}")
         if self.strategy == "lazy-reread" and len(self.stages) > 1:
             raise located(
                 "stages", "files are overwritten for all replicas at once", got=_percents(self.stages), allowed="100%"
@@ -113,8 +126,17 @@ class Rollout(Strict):
 
     @property
     def planned_s(self) -> float:
-        """Seconds from ``at`` to the last stage of the last adapter, where no gate prolongs it."""
-        return self.spread + self.dwell * (len(self.stages) - 1)
+        """Seconds from ``at`` until everybody knows of the last stage of the last adapter, with no gate to prolong it.
+
+        Where the delays of ``propagation`` have no upper end, until nearly everybody does.
+        """
+        return self.spread + self.dwell * (len(self.stages) - 1) + self._known_after_s()
+
+    def _known_after_s(self) -> float:
+        if self.propagation is None:
+            return 0.0
+        bounded = self.propagation.law in ("fixed", "uniform")
+        return float(self.propagation.ppf(np.array([1.0 if bounded else PROPAGATED]))[0])
 
 
 def check_rollouts(rollouts: tuple[Rollout, ...]) -> None:
@@ -138,7 +160,10 @@ def check_rollouts(rollouts: tuple[Rollout, ...]) -> None:
             if (everything or (rollout.adapter is not None and rollout.adapter == other.adapter)) and overlap(
                 rollout, other
             ):
-                raise overlapping(i, j, rollouts)
+                named = next((r.adapter for r in (rollout, other) if r.adapter is not None), None)
+                who = "all adapters" if named is None else f"adapter {named}"
+                problem, got, hint = overlap_words(i, j, rollouts, who)
+                raise located(f"rollouts.{i}", problem, got=got, hint=hint)
 
 
 def overlap(one: Rollout, other: Rollout) -> bool:
@@ -147,17 +172,21 @@ def overlap(one: Rollout, other: Rollout) -> bool:
     return second.at <= first.at + first.planned_s
 
 
-def overlapping(i: int, j: int, rollouts: tuple[Rollout, ...]) -> Exception:
-    """Return the error for rollouts ``i`` and ``j``, which touch the same adapter at the same time."""
-    problem, got, hint = overlap_words(i, j, rollouts)
-    return located(f"rollouts.{i}", problem, got=got, hint=hint)
+def overlap_words(i: int, j: int, rollouts: tuple[Rollout, ...], who: str) -> tuple[str, str, str]:
+    """Return problem, got and hint for rollouts ``i`` and ``j``, which touch the same adapters at the same time.
 
-
-def overlap_words(i: int, j: int, rollouts: tuple[Rollout, ...]) -> tuple[str, str, str]:
-    """Return problem, got and hint of that error."""
-    spans = (f"rollouts.{k} from {rollouts[k].at:g} s to {rollouts[k].at + rollouts[k].planned_s:g} s" for k in (j, i))
+    :param who: these adapters, in words.
+    """
+    spans = []
+    for k in (j, i):
+        rollout = rollouts[k]
+        ends = rollout.at + rollout.planned_s
+        begins = format_seconds(rollout.at)
+        when = f"from {begins} to {format_seconds(ends)}" if ends > rollout.at else f"at {begins}"
+        spans.append(f"rollouts.{k} {when}{', propagation included' if rollout.propagation is not None else ''}")
+    drawn = " (a share is drawn by run.seed)" if any(rollouts[k].share is not None for k in (i, j)) else ""
     return (
-        "rolls out an adapter while another rollout of it is under way", ", ".join(spans),
+        f"rolls out {who} while another rollout does{drawn}", "; ".join(spans),
         "begin it after the other has ended",
     )  # fmt: skip
 

@@ -38,6 +38,8 @@ def _parse(value: object, units: dict[str, Any], what: str, example: str) -> flo
         if value == 0:
             return 0.0
         unit = example.split()[-1]
+        if not math.isfinite(value):
+            raise _refuse(f"not a finite {what}", value, allowed)
         raise _refuse(f"a {what} needs its unit", value, allowed, f"write {value} {unit}")
     match = _QUANTITY.fullmatch(value)
     if match is None:

@@ -6,14 +6,17 @@ A profile's draws say how far errors of the calibration reach; each is one more 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from sim.results.calibration import MIN_DRAWS, Alone, add_calibration, alone
-from sim.results.measured import Facts
+from sim.results.measured import Broken, Facts
 from sim.results.point import Point
 from sim.results.stats import sections_per_replication
 from sim.results.views import request_table, summarise
+from sim.spec.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world, simulate
 from sim.world.world import World
@@ -142,7 +145,19 @@ def facts_of(world: World) -> Facts:
         strategies=tuple(rollout.strategy for rollout in scenario.rollouts),
         faults=frozenset(fault.kind for fault in scenario.faults),
         seed=None if world.traffic.replayed else scenario.run.seed,
+        faults_from_s=min((at for fault in scenario.faults if (at := getattr(fault, "at", 0.0)) > 0), default=inf),
+        broken=tuple(_broken(scenario)),
     )
+
+
+def _broken(scenario: Scenario) -> Iterator[Broken]:
+    """Return when replicas are down and when storage is slow."""
+    for fault in scenario.faults:
+        if isinstance(fault, Crash):
+            yield Broken(fault.kind, fault.at, fault.at + (fault.down or inf), 1 / scenario.fleet.replicas)
+        elif isinstance(fault, (SlowStorage, StorageStall, FailingLoads, NetworkDelay)):
+            to_s = inf if fault.lasts is None else fault.at + fault.lasts
+            yield Broken(fault.kind, fault.at, to_s, 1.0 if fault.replica is None else 1 / scenario.fleet.replicas)
 
 
 def _refusals(scenario: Scenario) -> str:
@@ -157,6 +172,4 @@ def _refusals(scenario: Scenario) -> str:
         reasons.append("host memory was full of adapters in use (cache.host.full: reject)")
     if fleet.front_end != "none":
         reasons.append("the client had too many requests open")
-    if any(rollout.strategy == "unload-then-load" for rollout in scenario.rollouts):
-        reasons.append("the adapter was being replaced (unload-then-load)")
     return ", or ".join(reasons)

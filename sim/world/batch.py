@@ -299,12 +299,24 @@ class BatchServer(Server):
             found += [(r, r.generated) for r in waiting if r.adapter == adapter and r.generated]
         return found
 
+    def tokens_out(self, request: Request) -> int:
+        if request.last_step < 0:
+            return request.generated
+        left = request.last_step - self.scheduler.step
+        return request.output_tokens - left + (self._steps_done() if self._step.decoding else 0)
+
+    def _steps_done(self) -> int:
+        """Return how many steps of the leap under way have ended."""
+        now = self.clock._now
+        if not self._steps or self._started + self._elapsed(1) > now:
+            return 0
+        return min(self._steps, self._steps_until(now) - 1)
+
     def close(self) -> list[Request]:
         """Log the steps that have ended, and return the requests still inside."""
-        now = self.clock._now
-        if self._steps and self._started + self._elapsed(1) <= now:
+        done = self._steps_done()
+        if done:
             scheduler = self.scheduler
-            done = min(self._steps, self._steps_until(now) - 1)
             kv = scheduler.kv
             kv.peak_tokens = max(kv.peak_tokens, kv.tokens + done * kv.decoding)
             decoding = self._step.decoding - (self._log_pauses() if scheduler.paused else 0)
@@ -318,7 +330,7 @@ class BatchServer(Server):
         now, steps = self.clock._now, self._steps
         inside = super().die()
         if steps:  # the step in which it dies kept the GPU busy, and gave nobody a token
-            done = min(steps, self._steps_until(now) - 1) if self._started + self._elapsed(1) <= now else 0
+            done = self._steps_done()
             began = self._started + self._elapsed(done) if done else self._started
             if began < now:
                 self.recorder.step_rows += pack_step(

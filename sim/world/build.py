@@ -91,6 +91,7 @@ def build_world(scenario: Scenario) -> World:
         notes.append(
             "pinned adapters are those that are popular at the start; they keep their places as popularity moves on"
         )
+    notes += _begins_unseen(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     return World(
@@ -274,6 +275,24 @@ def _check_times(scenario: Scenario, traffic: Traffic) -> None:
                     "begins after the last request is expected", key=f"{key}.{i}.at", got=format_seconds(begins_s),
                     allowed=f"before {human_seconds(end_s)}", hint="begin earlier, or simulate longer",
                 )  # fmt: skip
+
+
+def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
+    """Return which rollouts and faults begin in the warm-up, where nothing is measured."""
+    measured_s = scenario.run.warmup * traffic.expected_s()
+    early = [
+        f"{key}.{i}"
+        for key in ("rollouts", "faults")
+        for i, change in enumerate(getattr(scenario, key))
+        if getattr(change, "at", 0.0) < measured_s and (key == "rollouts" or getattr(change, "at", 0.0) > 0)
+    ]
+    if not early:
+        return []
+    return [
+        f"{' and '.join(early)} begin{'s' if len(early) == 1 else ''} in the warm-up, so what follows at once isn't "
+        f"measured, and there is no time before to compare with; begin after {human_seconds(measured_s)}, or lower "
+        "run.warmup"
+    ]
 
 
 def _disturbed(profile: Profile) -> list[str]:

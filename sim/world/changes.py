@@ -135,8 +135,15 @@ class Changes:
         if self._inside is not None:
             self._inside.left(replica, request)
 
+    def broken_off(self, replica: int, request: Request, *, whole: bool = False) -> None:
+        """Note what a request got so far that gets no more; ``whole``: all its tokens, which somebody found wrong."""
+        if self.rollouts is not None:
+            self.rollouts.broken_off(replica, request, whole=whole)
+
     def fail(self, replica: int, request: Request, marks: int) -> None:
-        """End a request that was never answered, or not by the right adapter."""
+        """End a request that was never answered to its end, or not by the right adapter."""
+        if not marks & LOST:  # those told already, before their replica had lost everything
+            self.broken_off(replica, request, whole=not marks)  # nothing to say of it: its answer was wrong
         if self.identity is not None:
             self.identity.forget(request)
         if self.rollouts is not None and marks & (LOST | LOAD_FAILED):
@@ -146,8 +153,8 @@ class Changes:
 
     def load_failed(self, replica: int, request: Request) -> None:
         """End a request that has left a replica since its adapter can't be loaded."""
-        self.lost(replica, request)
         self.fail(replica, request, LOAD_FAILED)
+        self.lost(replica, request)
 
     def replaced(self, replica: int) -> None:
         """Note that a new, empty replica is to stand in the place of one that died."""

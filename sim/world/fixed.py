@@ -62,6 +62,9 @@ class FixedServer(Server):
     def under_way(self, adapter: int) -> list[tuple[Request, int]]:
         return []  # an answer is one piece of work
 
+    def tokens_out(self, request: Request) -> int:
+        return request.output_tokens if request.first_token_s >= 0 else 0
+
     def die(self) -> list[Request]:
         now, serving = self.clock._now, self._serving
         if serving is not None and serving.admitted_s < now:

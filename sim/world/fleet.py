@@ -264,6 +264,8 @@ class Fleet:
         stopped = self.clock.now
         for server in self.servers:
             for request in server.close():
+                if self._changes is not None:
+                    self._changes.broken_off(server.index, request)
                 self.recorder.turned_away(request, server.index, UNFINISHED)
         facts = {} if self._changes is None else self._changes.close()
         servers, gone = self.servers, self._gone

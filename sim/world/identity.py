@@ -135,7 +135,7 @@ class Identity:
         """Judge an answer; return whether that wasn't the request's end, or it has ended otherwise than completed."""
         asked = self._wrong.pop(request.index, None)
         if asked is None:
-            if self._prefixes is not None and self._prefixes.found(replica, request):
+            if self._prefixes is not None and self._prefixes.found(replica, request, now):
                 self._recorder.marked(request.index, OLD_PREFIX)
             if self._tries:
                 self._tries.pop(request.index, None)
@@ -182,6 +182,8 @@ class Identity:
             self._recorder.turned_away(request, -1, UNFINISHED)
         stopped, events = self._clock.now, self._recorder.events
         for mixup in self._mixups:
+            if mixup.never:
+                continue
             key = f"faults.{mixup.number}"
             events.append(Event(mixup.begins_s, "fault", f"{key}: {mixup.words}"))
             events.append(Event(mixup.ends_s, "over", f"{key}: requests reach their own adapters again"))

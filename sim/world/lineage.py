@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,8 @@ from sim.spec.rollouts import Rollout, overlap, overlap_words
 from sim.spec.scenario import Adapters, Scenario
 from sim.traffic.adapters import Population, populate
 from sim.traffic.generate import Traffic
+
+_MOST_NAMES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def lay_out(scenario: Scenario, traffic: Traffic) -> Lineage:
     """
     present = traffic.places  # those that come by churn come as new as they are
     chosen = _choose(scenario, traffic, present)
-    _check_overlaps(scenario.rollouts, chosen)
+    _check_overlaps(scenario.rollouts, chosen, traffic.names)
     count = len(traffic.population)
     current = np.arange(count)
     version = np.ones(count, dtype=np.int64)
@@ -130,7 +132,7 @@ def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[in
             names = sorted(ranked[round(low * present) : round(high * present)])
             if not names:
                 raise ScenarioError(
-                    "this share of the adapters is nobody", key=f"rollouts.{number}.share",
+                    "this share is less than one adapter", key=f"rollouts.{number}.share",
                     got=f"{rollout.share:.3g} of {present}", allowed=f"at least {1 / present:.2%}",
                 )  # fmt: skip
             chosen.append(tuple(names))
@@ -153,14 +155,19 @@ def _find(adapter: int | str, traffic: Traffic, present: int, number: int) -> in
         return traffic.names.index(adapter)
     if not traffic.names:
         raise ScenarioError("adapters have no names here", key=key, got=adapter, allowed=f"0 to {present - 1}")
-    hint = did_you_mean(adapter, traffic.names) or ""
-    raise ScenarioError("there is no such adapter", key=key, got=adapter, hint=hint)
+    some = ", ".join(traffic.names[:_MOST_NAMES]) + (", …" if len(traffic.names) > _MOST_NAMES else "")
+    raise ScenarioError(
+        "there is no such adapter", key=key, got=adapter, allowed=some, hint=did_you_mean(adapter, traffic.names)
+    )
 
 
-def _check_overlaps(rollouts: tuple[Rollout, ...], chosen: list[tuple[int, ...]]) -> None:
-    sets = [frozenset(names) for names in chosen]
-    for i, names in enumerate(sets):
+def _check_overlaps(rollouts: tuple[Rollout, ...], chosen: list[tuple[int, ...]], names: Sequence[str]) -> None:
+    sets = [frozenset(each) for each in chosen]
+    for i, mine in enumerate(sets):
         for j in range(i):
-            if overlap(rollouts[i], rollouts[j]) and not names.isdisjoint(sets[j]):
-                problem, got, hint = overlap_words(i, j, rollouts)
+            if overlap(rollouts[i], rollouts[j]) and not mine.isdisjoint(sets[j]):
+                both = sorted(mine & sets[j])
+                who = f"adapter {names[both[0]] if both[0] < len(names) else both[0]}"
+                who += f" and {len(both) - 1} more" if len(both) > 1 else ""
+                problem, got, hint = overlap_words(i, j, rollouts, who)
                 raise ScenarioError(problem, key=f"rollouts.{i}", got=got, hint=hint)

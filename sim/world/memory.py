@@ -79,12 +79,28 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
     if slots is not None:
         each = adapter_bytes(slots, profile, population) // slots
         hint += f"; each slot takes {human_bytes(each)}"
+    rollout = _enlarged(scenario, population)
+    if slots is not None and rollout is not None:
+        number, key, given = rollout
+        return ScenarioError(
+            f"with {slots} slots (cache.gpu.slots) that hold it, too little GPU memory is left for a KV cache",
+            key=f"rollouts.{number}.{key}", got=given, hint=hint,
+        )  # fmt: skip
     return ScenarioError(
         "the adapter cache leaves too little GPU memory for a KV cache",
         key="cache.gpu.slots" if slots is not None else "cache.gpu.size",
         got=slots if slots is not None else human_bytes(gpu.size or 0),
         allowed=_advice(scenario, profile, population), hint=hint,
     )  # fmt: skip
+
+
+def _enlarged(scenario: Scenario, population: Population) -> tuple[int, str, str] | None:
+    """Return the rollout whose new version is larger than every adapter of the start: number, key, value."""
+    for number, rollout in enumerate(scenario.rollouts):
+        others = population.size_bytes[population.size_bytes != (rollout.size or 0)]
+        if rollout.size is not None and len(others) and rollout.size > int(others.max()):
+            return number, "size", human_bytes(rollout.size)
+    return None
 
 
 def _advice(scenario: Scenario, profile: Profile, population: Population) -> str:

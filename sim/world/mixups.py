@@ -8,7 +8,7 @@ from math import inf
 from sim.errors import ScenarioError
 from sim.policies.misrouting import Anyone, Popular, exchanged
 from sim.rng import luck, stream, stream_key
-from sim.spec.faults import BaseModelAnswers, Misrouting, StaleMap
+from sim.spec.faults import BaseModelAnswers, Misrouting, StaleMap, never_happens
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_seconds
 from sim.traffic.generate import Traffic
@@ -25,7 +25,7 @@ class Mixup(ABC):
 
     :param number: its place in the scenario.
     :ivar begins_s, ends_s: requests that are sent from the first time on and before the second may go wrong.
-    :ivar words: what happens, for a timeline.
+    :ivar words: what happens, for a timeline; ``never``: whether nothing does.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Mixup(ABC):
         self.detector = spec.detector
         self.begins_s = spec.at
         self.ends_s = inf if spec.lasts is None else spec.at + spec.lasts
-        self.words = ""
+        self.words, self.never = "", never_happens(spec)
         self._check_key = stream_key(seed, replication, f"answer-check-{number}")
 
     @abstractmethod

@@ -105,6 +105,9 @@ class Outages:
         number, crash = event.subject
         fleet, changes, now, replica = self._fleet, self._changes, self._clock._now, crash.replica
         inside = sorted(fleet.servers[replica].die(), key=lambda request: request.key)
+        if crash.requests == "lose":
+            for request in inside:
+                changes.broken_off(replica, request)
         if fleet.servers[replica].blocking:  # others note loads when they are over
             self._recorder.cut_loads(replica, now)
         self._replace(replica)

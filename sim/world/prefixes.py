@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection
+from math import inf
 
 from sim.rng import luck, stream_key
 from sim.spec.faults import NamedPrefixes
@@ -28,33 +29,38 @@ class OldPrefixes:
             for number, spec in faults
         ]
         self._concerned = concerned
-        self._answered: set[tuple[int, int]] = set()
-        self._swapped_s: dict[tuple[int, int], list[float]] = {}
+        self._answered_s: dict[tuple[int, int], float] = {}  # by replica and adapter, the last answer there
+        self._swaps: dict[tuple[int, int], list[tuple[float, float]]] = {}  # each swap, and the last answer before it
 
     def swapped(self, replica: int, adapter: int, under_way: bool, now: float) -> None:
         """Note that a new version takes the place of an old one.
 
         :param under_way: whether somebody is being answered by the old one.
         """
-        if under_way or (replica, adapter) in self._answered:
-            self._swapped_s.setdefault((replica, adapter), []).append(now)
+        last_s = now if under_way else self._answered_s.get((replica, adapter))
+        if last_s is not None:
+            self._swaps.setdefault((replica, adapter), []).append((now, last_s))
 
-    def found(self, replica: int, request: Request) -> bool:
-        """Return whether a request that has been answered had found the prefix of an older version."""
+    def found(self, replica: int, request: Request, now: float) -> bool:
+        """Return whether a request that has been answered now had found the prefix of an older version.
+
+        What an old version computed grows old from its last answer on that replica, not from the swap: a copy may have
+        left long before the new version is loaded there.
+        """
         if request.adapter not in self._concerned:
             return False
         where = replica, request.adapter
-        self._answered.add(where)
-        swaps = self._swapped_s.get(where)
+        self._answered_s[where] = now
+        swaps = self._swaps.get(where)
         if swaps is None:
             return False
-        last = bisect_right(swaps, request.admitted_s) - 1
+        last = bisect_right(swaps, (request.admitted_s, inf)) - 1
         if last < 0:
             return False
-        age_s = request.admitted_s - swaps[last]
+        age_s = request.admitted_s - swaps[last][1]
         return any(age_s < lifetime and luck(key, request.index) < share for share, lifetime, key in self._faults)
 
     def forget(self, replica: int) -> None:
         """Note that a replica has lost everything."""
-        self._answered = {where for where in self._answered if where[0] != replica}
-        self._swapped_s = {where: swaps for where, swaps in self._swapped_s.items() if where[0] != replica}
+        self._answered_s = {where: time for where, time in self._answered_s.items() if where[0] != replica}
+        self._swaps = {where: swaps for where, swaps in self._swaps.items() if where[0] != replica}

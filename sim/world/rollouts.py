@@ -66,7 +66,8 @@ class Rollouts:
         self.swapped: Callable[[int, int, bool], None] | None = None
         self._servers: list[Server] = []
         self._gated = {copy: shift for shift in shifts if shift.wave.rollout.gate for copy in shift.wave.copies}
-        self._started: dict[int, tuple[int, int]] = {}  # first version, and tokens by others than the last one
+        # By request across whose answer its version changed: which version computed it until how many tokens were out.
+        self._started: dict[int, list[tuple[int, int]]] = {}
         for replica, of_replica in enumerate(versions):
             of_replica.changed = partial(self._changed, replica)
 
@@ -126,12 +127,9 @@ class Rollouts:
         """Note which versions have answered a request."""
         adapter = request.adapter
         if adapter in self._course.watched or request.index in self._started:
-            last = self._versions[replica].of(adapter)
-            first, tokens = self._started.pop(request.index, (last, 0))
+            first, last, tokens, marks = self._answered_by(replica, request, whole=True)
+            self._started.pop(request.index, None)
             name = self.original[adapter]
-            marks = MIXED if first != last else 0
-            if first < self._due(name, request.arrival_s):
-                marks |= STALE
             if marks or last != self._course.settled.get(name, 1):
                 self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
             else:
@@ -144,6 +142,33 @@ class Rollouts:
         """Note that a request will never be answered: its replica died, or its adapter couldn't be loaded."""
         if request.adapter in self._gated:
             self._gated[request.adapter].failed(request)
+
+    def broken_off(self, replica: int, request: Request, *, whole: bool) -> None:
+        """Note which versions a request has tokens of that will get no more, though it has not completed.
+
+        These tokens were streamed, so it may be mixed or stale like any other. Told before the replica forgets it.
+
+        :param whole: whether it has all its tokens, and was found wrong.
+        """
+        if request.first_token_s >= 0 and request.adapter < len(self.original):  # else by the base model
+            first, last, tokens, marks = self._answered_by(replica, request, whole=whole)
+            self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
+
+    def _answered_by(self, replica: int, request: Request, *, whole: bool) -> tuple[int, int, int, int]:
+        """Return versions of the first and the last token, tokens by others than the last, and marks."""
+        last, tokens = self._versions[replica].of(request.adapter), 0
+        past = self._started.get(request.index)
+        first = last
+        if past is not None:
+            (first, _), (_, tokens) = past[0], past[-1]
+            if (
+                not whole and self._servers[replica].tokens_out(request) == tokens
+            ):  # none by the version that is there now
+                last, tokens = past[-1][0], past[-2][1] if len(past) > 1 else 0
+        marks = MIXED if first != last else 0
+        if first < self._due(self.original[request.adapter], request.arrival_s):
+            marks |= STALE
+        return first, last, tokens, marks
 
     def left(self, replica: int, request: Request) -> None:
         """Note that a request left a replica without being answered."""
@@ -187,8 +212,9 @@ class Rollouts:
         if self.swapped is not None:
             self.swapped(replica, adapter, bool(under_way))
         for request, tokens in under_way:
-            first, _ = self._started.get(request.index, (old, 0))
-            self._started[request.index] = first, tokens
+            past = self._started.setdefault(request.index, [])
+            if not past or past[-1][1] < tokens:  # else it got no token by the version that goes
+                past.append((old, tokens))
 
     def _due(self, name: int, time: float) -> int:
         """Return the version that everybody was to have at a time: 1 before the first cutover."""

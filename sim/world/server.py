@@ -235,6 +235,10 @@ class Server(ABC):
     def at_boundary(self, action: Action) -> None:
         """Call ``action`` when no step is under way: at the next boundary, at once if nobody runs."""
 
+    @abstractmethod
+    def tokens_out(self, request: Request) -> int:
+        """Return how many tokens a request inside has by now."""
+
     def renew(self, adapter: int, seconds: float, swap: Callable[[], None]) -> None:
         """Fetch an adapter from storage though it is there, then call ``swap`` between two steps.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.results.records import Event
 from sim.rng import luck, stream_key
-from sim.spec.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFault, StorageStall
+from sim.spec.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFault, StorageStall, never_happens
 from sim.spec.scenario import Scenario
 from sim.world.world import World
 
@@ -27,10 +27,11 @@ Window = tuple[float, float, float]
 class StorageSpeed:
     """How fast storage works: at full speed, but slower in windows; where several overlap, their factors multiply.
 
-    :param windows: in any order, all with an end.
+    :param windows: in any order, all with an end; one that ends as it begins is none.
     """
 
     def __init__(self, windows: Sequence[Window]) -> None:
+        windows = [window for window in windows if window[1] > window[0]]
         self._edges = sorted({time for begin_s, end_s, _ in windows for time in (begin_s, end_s)})
         self._speeds = [1.0]  # before the first edge, and from each on; the last is 1 again
         begins: dict[float, list[int]] = {}
@@ -246,6 +247,8 @@ def note_storage(world: World, events: list[Event], stopped_s: float) -> None:
     They need no event on the clock, which would prolong a run without an end.
     """
     for i, fault in storage_faults(world):
+        if never_happens(fault):
+            continue
         where = "all replicas" if fault.replica is None else f"replica {fault.replica}"
         began, over = _words(fault)
         events.append(Event(fault.at, "fault", f"faults.{i}: {began} ({where})"))

@@ -160,6 +160,8 @@ class Swap:
         self._stages_begun = number + 1
         if number == 0:
             self._course.begins(self.wave)
+        elif replicas == 0:
+            return  # the stage before had reached as many already: shares are rounded up
         text = f"{self.wave.rollout.strategy} on {replicas} replica{'s' if replicas != 1 else ''}"
         self._note("rollout" if number == 0 else "stage", text)
 

@@ -6,6 +6,7 @@ boundary. The simulator looks only at requests under way when a version changes.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ class Seen:
         self.asked: dict[int, int] = {}
         self._leaps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by request, version and tokens so far
         self._preempted: dict[int, int] = {}
+        self._next_token_s: dict[int, float] = {}  # by request that decodes in the leap under way; inf: it doesn't
         assert world.lineage is not None, "nothing changes otherwise"
         self._born = world.lineage.born
         assembly = Assembly(world, replication, 1, self._watching)
@@ -76,6 +78,16 @@ class Seen:
         before = next(tokens for version, tokens in leaps if version == last)
         return Answer(leaps[0][0], last, before if leaps[0][0] != last else 0)
 
+    def answer_so_far(self, index: int, stopped_s: float) -> Answer:
+        """Return by whom a request was answered that had some tokens, but not the last, when the run stopped."""
+        leaps = self._leaps[index]
+        starts = [tokens for _, tokens in leaps]
+        final = starts[-1] + (self._next_token_s[index] <= stopped_s)
+        gave = [i for i, (start, end) in enumerate(zip(starts, [*starts[1:], final], strict=True)) if end > start]
+        last = leaps[gave[-1]][0]
+        before = next(tokens for version, tokens in leaps if version == last)
+        return Answer(leaps[0][0], last, before if leaps[0][0] != last else 0)
+
     def _watching(self, kind: type[Any]) -> Any:
         seen = self
 
@@ -97,6 +109,8 @@ class Seen:
         decoding = request.last_step >= 0
         tokens = request.output_tokens - (request.last_step - server.scheduler.step) if decoding else request.generated
         self._leaps[index].append((self.version(server.index, request.adapter), tokens))
+        decodes = decoding and server._step.decoding
+        self._next_token_s[index] = server._started + server._elapsed(1) if decodes else math.inf
 
     def _follow(self, replica: int, versions: Versions) -> None:
         """Keep our own versions of one replica, told of what happens to its copies but not of what that means."""

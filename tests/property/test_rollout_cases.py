@@ -99,7 +99,7 @@ def test_unload_then_load_refuses_meanwhile() -> None:
     recording = run(by_hand(rows, {"strategy": "unload-then-load", "at": seconds(10.25 * D), "adapter": 0}))
     assert marked(recording, GATED).tolist() == [False] * 5 + [True, True, False]
     assert recording.requests["status"].tolist() == [COMPLETED] * 5 + [REFUSED] * 2 + [COMPLETED]
-    assert versions(recording)[3:] == [(1, 1, 0), (1, 1, 0), (1, 1, 0), (1, 1, 0), (2, 2, 0)]
+    assert versions(recording)[3:] == [(1, 1, 0), (1, 1, 0), (0, 0, 0), (0, 0, 0), (2, 2, 0)]
     assert steps(recording, "admitted_s")[-1] == 43
 
 

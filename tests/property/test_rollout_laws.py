@@ -86,12 +86,17 @@ def test_every_token_has_one_version_and_mixed_are_exactly_those_running_at_a_sw
     recording, requests = seen.recording, seen.recording.requests
     version, last, before = (requests[name] for name in ("version", "last_version", "tokens_before"))
     most = Counter(name for wave in world.lineage.waves for name in wave.names) if world.lineage else Counter()
-    assert np.all((version >= 1) & (version <= last) & (before >= 0) & (before <= requests["output_tokens"]))
+    answered = requests["first_token_s"] >= 0
+    assert np.all((version >= 1) == answered), "who has a token has the version that computed it, others have none"
+    assert np.all((version <= last) & (before >= 0) & (before <= requests["output_tokens"]))
     assert all(last[i] <= 1 + most[int(name)] for i, name in enumerate(requests["adapter"]))
     done = np.flatnonzero(requests["status"] == COMPLETED).tolist()
     assert [(version[i], last[i], before[i]) for i in done] == [seen.answer(i) for i in done]
-    assert np.all(marked(recording, MIXED)[done] == (version != last)[done])
-    assert not np.any(marked(recording, MIXED | STALE)[requests["status"] != COMPLETED])
+    cut_off = np.flatnonzero(answered & (requests["status"] == UNFINISHED)).tolist()
+    so_far = [seen.answer_so_far(i, recording.stopped_s) for i in cut_off]
+    assert [(version[i], last[i], before[i]) for i in cut_off] == so_far
+    assert np.all(marked(recording, MIXED) == (version != last)), "tokens of both were streamed"
+    assert not np.any(marked(recording, MIXED | STALE)[~answered])
 
 
 @settings(max_examples=EXAMPLES)
@@ -127,8 +132,9 @@ def test_stale_is_who_came_after_the_cutover_and_got_an_older_version_first(scen
     due = np.ones(len(requests["index"]), dtype=np.int64)
     for name, version, _, cutover_s in begins(world):
         due[(requests["adapter"] == name) & (requests["arrival_s"] >= cutover_s)] = version
-    done = requests["status"] == COMPLETED
-    assert marked(recording, STALE)[done].tolist() == (requests["version"] < due)[done].tolist()
+    answered = requests["first_token_s"] >= 0
+    assert marked(recording, STALE)[answered].tolist() == (requests["version"] < due)[answered].tolist()
+    assert not np.any(marked(recording, STALE)[~answered])
 
 
 @settings(max_examples=EXAMPLES)

@@ -311,10 +311,12 @@ def crashes() -> RunData:
     points = [
         changed_point(
             {"faults.0.requests": fate, "faults.0.detected": late}, harmed=5 + lost, rollout=False,
-            harm={"lost": lost, "failed": lost, "rerouted": 120 - lost, "slow": 5},
-            faults={"lost": lost, "rerouted": 120 - lost, "failed": lost},
+            harm={"lost": lost, "failed": lost, "rerouted": max(0, 120 - lost), "slow": 5},
+            faults={"lost": lost, "rerouted": max(0, 120 - lost), "failed": lost,
+                    "rerouted_e2e_mean_s": None if lost else 9.0},
         )
-        for fate, lost in (("reroute", 0), ("lose", 120)) for late in ("0 s", "5 s")
+        for fate, first in (("reroute", 0), ("lose", 120)) for late in ("0 s", "5 s")
+        for lost in (first + (20 if first and late == "5 s" else 0),)
     ]  # fmt: skip
     return _run(points, "sweep", {"ttft_p99": "1 s"})
 

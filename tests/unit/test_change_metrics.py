@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.results.change_views import mark_words, replica_rows, timeline_latencies, version_mix
+from sim.results.change_views import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
 from sim.results.changes import PEAK_SPAN_S, sessions_of_both
-from sim.results.measured import Facts
+from sim.results.measured import Broken, Facts
 from sim.results.metrics import measure
 from sim.results.point import NOT_THERE, UNITS, Metric, Point
 from sim.results.records import (
@@ -109,7 +109,58 @@ def test_every_request_ends_in_one_of_four_ways_and_they_add_up() -> None:
     assert ends == [32, 1, 2, 1]  # request 0 came in the warm-up
     assert sum(end or 0 for end in ends) == COUNT - WARM
     attained = found["slo_attainment"].value
-    assert attained == pytest.approx(32 / 35)  # failed and refused ones count, the unfinished one doesn't
+    assert attained == pytest.approx(32 / 36)  # the unfinished one has waited 34 s of the 2 s that it may
+
+
+def test_who_has_no_answer_is_late_once_it_has_waited_beyond_a_target() -> None:
+    # The run stops at 41 s. 30 came 11 s before, 39 came 1.5 s before; neither has its last token.
+    one = recording(status={30: UNFINISHED, 39: UNFINISHED}, arrival_s={39: 39.5})
+    point = summarise([one], facts(faults=frozenset({"crash"}), strategies=()), {}, [])
+    assert values(point.metrics, "unfinished", "harmed") == [2, 1]
+    assert (point.harm["slow"], point.harm["unanswered"], point.harm["slow_unanswered"]) == (1, 2, 1)
+    assert point.metrics["slo_attainment"].value == pytest.approx(34 / 35)  # 39 may still be in time: nobody knows
+    # A first token in time is no answer in time; one that hasn't come is late by the same rule.
+    ttft = facts(slo={"ttft_p99_s": 2.0}, faults=frozenset({"crash"}), strategies=())
+    assert summarise([one], ttft, {}, []).harm["slow"] == 0
+    none_yet = recording(status={30: UNFINISHED}, first_token_s={30: -1.0}, admitted_s={30: -1.0})
+    assert summarise([none_yet], ttft, {}, []).harm["slow"] == 1
+    no_target = summarise([one], facts(slo={}, faults=frozenset({"crash"}), strategies=()), {}, [])
+    assert (no_target.harm["slow"], no_target.harm["unanswered"]) == (None, 2)
+    # What it has streamed so far took longer than its target allows for all of it: 19 s for two gaps of 5 s.
+    slow_tokens = facts(slo={"tpot_mean_s": 5.0}, strategies=())
+    found = summarise([recording(status={22: UNFINISHED})], slow_tokens, {}, []).metrics
+    assert found["slo_attainment"].value == 35 / 36
+
+
+def test_harm_is_told_against_what_is_slow_anyway() -> None:
+    # Measured: 16 that came before 20 s, of which 2 are slow, and 20 later, of which 5 are: 2.5 were to be expected.
+    slow = {i: i + 9.0 for i in (5, 6, 20, 21, 22, 23, 24)}
+    one, other = recording(finished_s=slow), recording()
+    found = metrics(one, faults=frozenset({"storage-stall"}), strategies=(), faults_from_s=20.0)
+    assert values(found, "harmed", "harmed_excess") == [7, round(5 - 20 * 2 / 16)]
+    pair = metrics(one, other, faults=frozenset({"storage-stall"}), strategies=(), faults_from_s=20.0)["harmed_excess"]
+    assert pair.lo is not None
+    assert pair.lo < 0, "fewer than usual may be slow, too: the interval doesn't end at 0"
+    always = metrics(recording(facts={"during_from_s": math.inf}), faults=frozenset({"misrouting"}))["harmed_excess"]
+    assert (always.value, always.note) == (None, "nothing measured before the first rollout or fault")
+    point = summarise([one], facts(faults=frozenset({"crash"}), strategies=(), faults_from_s=20.0), {}, [])
+    assert (point.harm["requests_before"], point.harm["slow_before"]) == (16, 2)
+
+
+def test_rerouted_requests_say_how_long_they_take() -> None:
+    one = recording(marks={10: REROUTED, 11: REROUTED, 12: REROUTED}, finished_s={10: 15.0, 11: 18.0},
+                    status={12: UNFINISHED})  # fmt: skip
+    found = metrics(one, faults=frozenset({"crash"}), strategies=())
+    assert values(found, "rerouted", "rerouted_e2e_mean_s") == [3, pytest.approx((5 + 7) / 2)]
+    none = metrics(recording(), faults=frozenset({"crash"}), strategies=())["rerouted_e2e_mean_s"]
+    assert none.note == "not enough data: no request was rerouted and completed"
+
+
+def test_what_is_broken_is_a_share_of_time_and_replicas() -> None:
+    broken = (Broken("crash", 22.0, 31.0, 0.5), Broken("storage-stall", 30.0, math.inf, 1.0))
+    point = summarise([recording()], facts(faults=frozenset({"crash"}), strategies=(), broken=broken), {}, [])
+    assert point.capacity["faults"] == {"crash": pytest.approx(9 / 36 / 2), "storage-stall": pytest.approx(10 / 36)}
+    assert "faults" not in summarise([recording()], facts(), {}, []).capacity
 
 
 def test_marks_are_counted_over_measured_requests() -> None:
@@ -277,6 +328,31 @@ def test_latencies_over_time_belong_to_arrivals() -> None:
     assert found["e2e_p99_s"] == [None] * 41  # five requests are too few
 
 
+def test_an_effect_does_not_show_before_its_cause() -> None:
+    """Whoever comes from 20.25 s on is slow: in a span of two seconds, nobody may be mixed with those before."""
+    count = 4000
+    arrival = np.arange(count) / 100.0
+    slow = arrival >= 20.25
+    r = {
+        "status": np.full(count, COMPLETED), "arrival_s": arrival, "first_token_s": arrival + 0.5,
+        "finished_s": arrival + np.where(slow, 9.0, 1.0),
+    }  # fmt: skip
+    p99 = timeline_latencies(r, 40.0, 20, (20.25,))["e2e_p99_s"]
+    assert p99[:10] == [pytest.approx(1.0)] * 10  # the spans before that of 20 to 22 s, whose middle is 21 s
+    assert p99[10:] == [pytest.approx(9.0)] * 10
+    means = timeline_latencies(r, 40.0, 20, (20.25,))["e2e_mean_s"]
+    assert means == [pytest.approx(1.0)] * 10 + [pytest.approx(9.0)] * 10
+    assert timeline_latencies(r, 40.0, 20)["e2e_p99_s"][9] == pytest.approx(9.0), "without a cut it would"
+    late = timeline_latencies(r, 40.0, 20, (21.5,))["e2e_mean_s"]
+    assert late[10] == pytest.approx((25 * 1.0 + 125 * 9.0) / 150), "that span ends at the cut"
+
+
+def test_what_follows_at_once_is_no_cut_of_its_own() -> None:
+    times = [(0.0, "fault"), (10.0, "crash"), (10.5, "detected"), (12.0, "stage"), (16.0, "stage"), (30.0, "restart")]
+    one = recording(events=[Event(time, kind, "") for time, kind in times])
+    assert event_cuts(one, 41) == [10.0, 16.0]  # five spans of a second apart
+
+
 def test_a_point_carries_what_a_report_draws() -> None:
     events = [Event(20.0, "rollout", "b"), Event(12.0, "fault", "a")]
     one = recording(marks={10: GATED, 11: LOST, 12: STALE}, status={10: REFUSED, 11: FAILED}, events=events)
@@ -285,6 +361,13 @@ def test_a_point_carries_what_a_report_draws() -> None:
     wanted = {"requests": 72, "refused_by_rollout": 1, "lost": 1, "failed": 1, "stale": 1, "slow": 0, "mixed": 0}
     assert wanted.items() <= point.harm.items()
     assert point.metrics["stale_after_cutover"].parts == [1, 0]
+    assert "1 request was refused: 1 since the adapter was being replaced (unload-then-load)" in point.warnings
+    both = summarise(
+        [recording(marks={10: GATED}, status={10: REFUSED, 11: REFUSED})], facts(refusals="too long"), {}, []
+    )
+    assert both.warnings == [
+        "2 requests were refused: 1 since the adapter was being replaced (unload-then-load), 1 since too long"
+    ]
     assert point.metrics["harmed"].parts == [3, 0]
     assert point.metrics["misrouted"].parts == []
     assert "1 request failed: 1 lost with their replica" in point.warnings

@@ -50,13 +50,13 @@ GRID = parts.GRID
     [
         ("{kind: misrouting}", "faults.0.probability: "),
         ("{kind: misrouting, probability: 120%}", "faults.0.probability: "),
-        ("{kind: misrouting, probability: 0}", "faults.0.probability: "),
+        ("{kind: misrouting, probability: -1%}", "faults.0.probability: "),
         ("{kind: misrouting, probability: 1%, to: nobody}", "faults.0.to: "),
         ("{kind: base-model, probability: 2}", "faults.0.probability: "),
         ("{kind: stale-map, share: 5%}", "faults.0.propagation: "),
         ("{kind: misrouting, probability: 1%, detector: {checks: 2}}", "faults.0.detector.checks: "),
         ("{kind: misrouting, probability: 1%, detector: {retries: 101}}", "faults.0.detector.retries: "),
-        ("{kind: misrouting, probability: 1%, lasts: 0 s}", "faults.0.lasts: "),
+        ("{kind: misrouting, probability: 1%, lasts: -1 s}", "faults.0.lasts: "),
         ("{kind: mistaken, probability: 1%}", "faults.0"),
         (
             "{kind: named-prefixes, share: 50%, lifetime: 1 min}",
@@ -425,3 +425,39 @@ def test_sessions_see_no_versions_of_adapters_that_they_never_asked_for() -> Non
     assert set(requests["version"][others & ~wrong].tolist()) == {1}
     assert sessions_of_both({name: column[others] for name, column in requests.items()}) == (0, 0)
     assert sessions_of_both(requests)[0] > 0
+
+
+def test_old_prefixes_grow_old_from_the_last_answer_of_the_old_version() -> None:
+    """Adapter 0 answers until 2 s and is evicted for adapter 1; its new version is first loaded at 8 s."""
+    asked = {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 8: 0, 9: 0}
+    scenario = parts.build(
+        workload={"trace": {"file": parts.write_trace([(float(s), a, 1, 2) for s, a in asked.items()])}},
+        adapters={"count": 2, "size": "1 MiB"}, fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096},
+        cache={"gpu": {"slots": 1}}, storage={"load": parts.fixed_time(GRID)},
+        rollouts=[{"strategy": "in-place", "at": "5.5 s"}],
+        faults=[{"kind": "named-prefixes", "share": 1.0, "lifetime": "3 s"}],
+    )  # fmt: skip
+    requests = simulate(build_world(scenario), 0, 1).requests
+    assert requests["version"].tolist() == [1, 1, 1, 1, 1, 2, 2]
+    assert not np.any(requests["marks"] & OLD_PREFIX)
+    longer = scenario.model_copy(update={"faults": (scenario.faults[0].model_copy(update={"lifetime": 6.5}),)})
+    found = simulate(build_world(longer), 0, 1).requests["marks"] & OLD_PREFIX
+    assert np.flatnonzero(found).tolist() == [5], "8 s is within 6.5 s of the answer at 2 s, and 9 s isn't"
+
+
+@pytest.mark.parametrize("fault", [
+    {"kind": "misrouting", "probability": 0.0}, {"kind": "base-model", "probability": 0.5, "lasts": "0 s"},
+    {"kind": "storage-stall", "at": "2 s", "lasts": "0 s"}, {"kind": "failing-loads", "probability": 0.0},
+    {"kind": "slow-storage", "at": "2 s", "lasts": "0 s", "factor": 9.0},
+])  # fmt: skip
+def test_a_fault_that_never_happens_changes_nothing(fault: dict[str, object]) -> None:
+    rows = [(float(second), second % 3, 1, 2) for second in range(12)]
+    given = {
+        "workload": {"trace": {"file": parts.write_trace(rows)}}, "adapters": {"count": 3, "size": "1 MiB"},
+        "fleet": {"profile": parts.write_profile(STEP), "kv_tokens": 4096}, "cache": {"gpu": {"slots": 1}},
+        "storage": {"load": parts.fixed_time(GRID)},
+    }  # fmt: skip
+    healthy, broken = (simulate(build_world(parts.build(**given, **also)), 0, 1) for also in ({}, {"faults": [fault]}))
+    assert broken.events == []
+    for name in ("finished_s", "load_wait_s", "marks", "status"):
+        assert broken.requests[name].tolist() == healthy.requests[name].tolist()

@@ -108,7 +108,8 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
          " q, k, v, o, gate, up, down)"),
         ("[q, v]", "[q, v]\n  dtype: fp6", "13: adapters.dtype: not one of the known values (got fp6, allowed: fp16, "
          "bf16, fp32, fp8); did you mean 'fp16'?"),
-        ("[q, v]", "[q, v]\n  mix: {share: 1}", "13: adapters.mix: must be a list (got {'share': 1})"),
+        ("[q, v]", "[q, v]\n  mix: {share: 1}", "13: adapters.mix: must be a list (got {'share': 1}); write '- ' "
+         "before its first key"),
         ("  targets: [q, v]", "  mix:\n  - {share: 60%}\n  - {share: 20%, rank: x}",
          "14: adapters.mix.1.rank: must be a whole number (got x)"),
         ("  targets: [q, v]", "  mix:\n  - {share: 60%}\n  - {share: 20%}",
