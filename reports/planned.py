@@ -232,6 +232,8 @@ def _binding(read: Read) -> tuple[str, str]:
     missed = _missed(read, point)
     if not missed:
         return name, sentence
+    if missed[0] == "miss_ratio":  # latencies have nothing to say of it
+        name, sentence = "adapter cache", "It holds too few of the adapters that are asked for."
     return name, f"At {read.phrase(point.set)}, {_term(read, point, missed[0])}. {sentence}"
 
 

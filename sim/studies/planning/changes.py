@@ -110,8 +110,8 @@ def _base_model(world: World) -> Iterator[Change]:
     freed = int(profile.memory.weights_bytes * (1 - FOUR_BITS / 16) // profile.memory.kv_bytes_per_token)
     yield Change(
         "base model", "base weights in 4 bits", {"fleet.kv_tokens": world.kv_tokens + freed},
-        f"assumed: {1 - FOUR_BITS / 16:.0%} of the weights' memory becomes KV cache; step costs as before, since the "
-        "profile holds none for 4-bit weights",
+        f"assumed: {100 * (1 - FOUR_BITS / 16):.0f} % of the weights' memory becomes KV cache; step costs as before, "
+        "since the profile holds none for 4-bit weights",
     )  # fmt: skip
 
 
