@@ -64,6 +64,7 @@ class GpuCache:
         self._coming = eviction.coming
         self._unused: set[int] = set()  # came before anybody asked; kept only where uses are counted
         self._pinned = set(pinned)
+        self._untold = set(pinned)  # those of which the eviction policy has not heard: they were there from the start
         for adapter in pinned:  # a user that never leaves, so that nothing else needs to know of them
             self.users[adapter] = 1
             self.state[adapter] = RESIDENT
@@ -211,6 +212,9 @@ class GpuCache:
         if old in self._pinned:
             self._pinned.remove(old)
             self._pinned.add(new)
+            if old in self._untold:
+                self._untold.remove(old)
+                self._eviction.loaded(old)
             self.release(old)
             self.acquire(new)
 

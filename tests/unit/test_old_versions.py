@@ -93,6 +93,17 @@ def test_a_pin_goes_over_to_the_new_version(fill: str, keep_old: bool) -> None:
         assert sum(started_s > complete_s) <= 1 + (fill == "arrival"), "once loaded, it stays"
 
 
+@pytest.mark.parametrize("eviction", ["fifo", "clock", "lfu", "sieve", "s3-fifo", "gdsf", "random", "refcount-score"])
+@pytest.mark.parametrize("keep_old", [False, True])
+def test_every_eviction_policy_takes_in_who_was_pinned(eviction: str, keep_old: bool) -> None:
+    second = {"strategy": "new-name", "at": "50 s", "keep_old": keep_old}
+    scenario = new_names({"keep_old": keep_old}, cache={"gpu": {"slots": 8}, "pinned": 4, "eviction": eviction})
+    dumped = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    fleet, _ = run(Scenario.model_validate(dumped | {"rollouts": [*dumped["rollouts"], second]}))
+    newest = [adapter for adapter in range(2 * COUNT, 3 * COUNT) if fleet.servers[0].cache.users[adapter]]
+    assert len(newest) == 4
+
+
 def test_a_fresh_replica_begins_with_the_pinned_new_versions() -> None:
     crash = {"kind": "crash", "replica": 0, "at": "50 s", "down": "1 s"}
     fleet, recording = run(new_names(cache={"gpu": {"slots": 8}, "pinned": 4}, fleet={"replicas": 2}, faults=[crash]))
