@@ -243,9 +243,10 @@ def test_a_replica_comes_back_empty(scenario: Scenario, data: st.DataObject) -> 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Assembly, "_make_server", made)
-        run(with_(scenario, faults=[crash]))
-    replicas = scenario.fleet.replicas
-    assert len(seen) == replicas + 2, "one stands in for the dead one, one comes back"
+        recording = run(with_(scenario, faults=[crash]))
+    replicas, kinds = scenario.fleet.replicas, [event.kind for event in recording.events]
+    assert len(seen) == replicas + kinds.count("crash") + kinds.count("restart"), "one stands in, one comes back"
+    assert ("restart" in kinds) != ("end" in kinds), "unless nobody is left to come back for"
     assert all(there == pinned for there, pinned in seen[replicas:])
 
 
