@@ -164,22 +164,21 @@ class Fleet:
         if self._changes is not None:
             self._changes.start(self)
         if plan.end_s is None:
-            if self._changes is None:
-                clock.run()
-            else:
-                self._run_to_the_last(self._changes)
+            self._run_to_the_last()
             self._check_that_all_left()
         else:
             clock.call_at(plan.end_s, CONTROL, lambda event: None)
             clock.run(until=plan.end_s)
         return self._close()
 
-    def _run_to_the_last(self, changes: Changes) -> None:
+    def _run_to_the_last(self) -> None:
         """Run until the last request has left; what is planned for later concerns nobody, loads under way end."""
-        clock = self.clock
+        clock, changes = self.clock, self._changes
         while self._next is not None:
             clock.step()
-        while clock.pending() and (any(self.inside) or changes.awaits() or clock.peek() == clock._now):
+        while clock.pending() and (
+            any(self.inside) or (changes is not None and changes.awaits()) or clock.peek() == clock._now
+        ):
             clock.step()
         clock.forget_plans()
         clock.run()

