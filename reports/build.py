@@ -150,7 +150,8 @@ def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
         "charts": [*([] if tornado is None else [tornado]), *charts],
         "traffic": tables.traffic_table(focus), "capacity": tables.capacity_table(focus),
         "replicas": tables_changes.replicas_table(focus, where),
-        "plan": {"tables": [table for table in found if table is not None], "flags": list(flags.items())},
+        "plan": {"tables": [table for table in found if table is not None], "flags": list(flags.items()),
+                 "beyond": (run.manifest.get("plan") or {}).get("beyond_flags") or []},
     }  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
     alone = tuple([p.set for p in run.points if id(p) not in ids] for run, ids in zip((one, other), taken, strict=True))
     return Comparison(
         one, other, pairs, slo, _judged(pairs, slo), tuple(_changed(one, other)),
-        tuple(_cautions(one, other, pairs, terms)), (alone[0], alone[1]),
+        (*_alone(alone), *_cautions(one, other, pairs, terms)), (alone[0], alone[1]),
     )  # fmt: skip
 
 
@@ -243,6 +243,12 @@ def _swept(run: RunData) -> dict[str, str]:
     if len(run.points) == 1:
         found |= {key: str(value) for key, value in run.points[0].set.items()}
     return found
+
+
+def _alone(alone: Sequence[Sequence[Any]]) -> list[str]:
+    """Say how many points of each side were left out, since the other side has none of the same values."""
+    told = [f"{len(sets)} of {side}" for side, sets in zip("AB", alone, strict=True) if sets]
+    return [f"Left out, without a partner of the same values: {' and '.join(told)}."] if told else []
 
 
 def _cautions(one: RunData, other: RunData, pairs: Sequence[Pair], terms: Sequence[Mapping[str, float]]) -> list[str]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sim.results.store import RunData
 
 _MOST_LOOKS = 200
+_GAIN = 0.005
+"""Share of a value from which one step further is a gain worth a sentence."""
 
 
 def is_plan(manifest: Mapping[str, Any]) -> bool:
@@ -106,10 +108,13 @@ def _headline(read: Read) -> str:
         )
     phrase = capital(read.phrase(answer))
     most = record["direction"] == "maximize"
-    verb = "can be served" if most else "is enough" if phrase.split()[0] == "1" else "are enough"
+    several = phrase[0].isdigit() and phrase.split()[0] != "1"
+    if record["question"].get("values"):
+        return f"{phrase} is the first of {record['candidates']} that meets the SLO."
     if most:
-        return f"{phrase} is the largest that meets the SLO{_of_range(read)}."
-    return f"{phrase} {verb}: the smallest that meets the SLO{_of_range(read)}."
+        what = "are the most that meet" if several else "is the largest that meets"
+        return f"{phrase} {what} the SLO{_of_range(read)}."
+    return f"{phrase} {'are' if several else 'is'} enough: the smallest that meets the SLO{_of_range(read)}."
 
 
 def _of_range(read: Read) -> str:
@@ -142,7 +147,13 @@ def _details(read: Read) -> list[str]:
     bad = out_of_hand(chosen)
     where = "There" if read.feasible else f"At {read.phrase(chosen.set)}"
     told = [term_sentence(name, chosen.metrics.get(name), target, overloaded=bad) for name, target in terms.items()]
-    said.append(f"{where}, {'; '.join(told)}.")
+    if read.feasible or len(told) > 1:
+        said.append(f"{where}, {'; '.join(told)}.")
+    if not read.feasible and bad:
+        said.append("More arrives there than is served, so its numbers depend on how long the run is.")
+    if not read.feasible and record.get("doubtful"):
+        maybe = "; ".join(read.phrase(set_) for set_ in record["doubtful"][:4])
+        said.append(f"Too close to call: {maybe}.")
     for row in record.get("fleets", []):
         total = "" if row["total"] is None else f"{_count(row['replicas'], 'replica')}, {_money(row['total'])} an hour"
         said.append(f"{row['fleet']} at {_money(row['price'])} per GPU hour: {total or row['word']}.")
@@ -202,6 +213,8 @@ def _next_step(read: Read) -> str:
         return ""
     missed = [n for n, t in read.terms.items() if term_verdict(read.beyond.metrics.get(n), t) == NOT_MET]
     worse = f", and {metric_words(missed[0])} misses its target again" if missed else ""
+    if there >= here * (1 - _GAIN) and not missed:
+        return ""
     return (
         f"One step of safety, {read.phrase(read.beyond.set)}, takes {metric_words(name)} from {show(name, here)} to "
         f"{show(name, there)}{worse}."
@@ -256,14 +269,12 @@ def _headroom(read: Read) -> str:
     assert read.chosen is not None, "checked by the caller"
     if not read.feasible:
         return ""
-    name = _missed(read, read.edge)[0] if read.edge is not None and _missed(read, read.edge) else _tightest(read)
+    name = _tightest(read)
     value, target = read.chosen.metrics[name].value, read.terms[name]
-    room = (
-        f"{capital(metric_words(name))} has {percent(round(1 - value / target, 3))} to its target. "
-        if value and target
-        else ""
-    )
-    return room + headroom(read.chosen)
+    if not value or not target:
+        return headroom(read.chosen)
+    room = f"{capital(metric_words(name))} has {percent(round(1 - value / target, 3))} to its target."
+    return f"{room} {headroom(read.chosen)}"
 
 
 def _confidence(read: Read, *, assumed: bool) -> tuple[str, str]:
@@ -273,8 +284,9 @@ def _confidence(read: Read, *, assumed: bool) -> tuple[str, str]:
         return "low", "the call is too close for the requests that were simulated: longer runs would decide"
     level = percent(record.get("confidence", 0.95))
     word, reason = confidence(read.chosen, read.terms, assumed=assumed)
-    sure = f"sure at {level} of the answer and of its neighbour"
-    return word, f"{sure}; {reason}"
+    if not read.feasible:
+        return ("medium" if assumed else "high"), f"sure at {level} that the nearest of them misses the SLO"
+    return word, f"sure at {level} of the answer and of its neighbour; {reason}"
 
 
 def _count(count: int, what: str) -> str:

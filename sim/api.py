@@ -263,7 +263,7 @@ def plan(
     from sim.studies.planning.plan import make_plan
 
     loaded = _loaded(scenario, values, seed)
-    if minimize or maximize:
+    if minimize is not None or maximize is not None:
         loaded = loaded.with_values(_question(minimize, maximize))
     with _folder(out) as folder:
         planned = make_plan(loaded, folder, jobs=jobs, and_what_if=what_if, progress=progress)
@@ -276,9 +276,10 @@ def _question(
     if minimize and maximize:
         raise InputError("a plan asks for one thing", key="maximize", hint="give either minimize or maximize")
     name, asked = ("minimize", minimize) if minimize else ("maximize", maximize)
-    assert asked, "one of them is given"
+    if not asked:
+        raise InputError("no key and range", key=name, hint='such as {"cache.gpu.slots": (8, 128)}')
     for key, ends in asked.items():
-        if isinstance(ends, str) or not 2 <= len(ends) <= 3:
+        if not isinstance(ends, (list, tuple)) or not 2 <= len(ends) <= 3:
             raise InputError("not a range", key=key, got=ends, allowed="(first, last) or (first, last, step)")
     ranges = [list(ends[:2]) for ends in asked.values()]
     steps = [ends[2] if len(ends) > 2 else None for ends in asked.values()]

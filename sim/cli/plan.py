@@ -85,6 +85,8 @@ def plan(
             typer.echo(f"scenario  {planned.path / RECOMMENDED}")
             for engine, line in planned.record["flags"].items():
                 typer.echo(f"{engine:<9} {line}")
+            if planned.record["flags"] and planned.record["beyond_flags"]:
+                typer.echo(f"beside it {'; '.join(planned.record['beyond_flags'])}")
     if not planned.feasible:
         raise typer.Exit(NONE_MEETS)
 
@@ -112,7 +114,13 @@ def _question(minimize: list[str], maximize: list[str]) -> list[str]:
     for text in texts:
         match = _RANGE.fullmatch(text)
         if match is None:
-            raise InputError("not a key and its range", key=f"--{name}", got=text, allowed="KEY=a..b or KEY=a..b:step")
+            raise InputError(
+                "not a key and its range",
+                key=f"--{name}",
+                got=text,
+                allowed="KEY=a..b or KEY=a..b:step",
+                hint="a list of values goes into the scenario: plan: {values: [8, 16]}",
+            )
         parts.append([part.strip() if part else None for part in match.groups()])
     keys, lows, highs, steps = zip(*parts, strict=True)
     if len(parts) == 1:

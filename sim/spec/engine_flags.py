@@ -26,6 +26,19 @@ def engine_flags(scenario: Scenario) -> dict[str, str]:
     return {"vLLM": _vllm(scenario), "SGLang": _sglang(scenario)} if engine == "continuous" else {}
 
 
+def beyond_flags(scenario: Scenario) -> list[str]:
+    """Return what the scenario has that these command lines can't say."""
+    found = []
+    engine, eviction = scenario.fleet.engine, scenario.cache.eviction
+    if engine == "continuous" and eviction not in _SGLANG_EVICTIONS:
+        found.append(f"eviction {eviction}: vLLM evicts by its own LRU, SGLang by lru or fifo")
+    if scenario.cache.gpu.size is not None:
+        found.append("a cache by size: both engines count slots")
+    if scenario.fleet.replicas > 1:
+        found.append(f"{scenario.fleet.replicas} replicas behind a router of policy {scenario.router.policy}")
+    return found
+
+
 def _ranks(scenario: Scenario) -> int:
     adapters = scenario.adapters
     return max([kind.rank for kind in adapters.mix if kind.rank is not None] or [adapters.rank])

@@ -12,6 +12,9 @@ from sim.spec.units import Share
 PRICE = "price"
 """What ``minimize`` says where the cheapest of several fleets is wanted."""
 MOST_VARIABLES = 2
+_NEVER = (
+    "schema_version", "name", "description", "slo", "run", "sweep", "plan", "workload.requests", "workload.duration",
+)  # fmt: skip
 
 
 class FleetChoice(Strict):
@@ -63,6 +66,12 @@ class Plan(Strict):
                 got=", ".join(keys),
                 allowed="one key, or two in a list",
             )
+        wrong = next((key for key in keys if key in _NEVER or key.partition(".")[0] in _NEVER), None)
+        if wrong is not None:
+            raise located(
+                self.direction, "this says what is asked, or how long to simulate, and can't be planned", got=wrong,
+                allowed="what is bought or what comes, such as cache.gpu.slots or workload.arrivals.rate",
+            )  # fmt: skip
         if (PRICE in keys) != bool(self.fleets):
             raise located(
                 "fleets", "minimize: price and fleets go together", got=f"{len(self.fleets)} fleets",

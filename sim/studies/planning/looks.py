@@ -230,10 +230,10 @@ class Looks:
                 f"whether {missing} meets its target can't be told: {note}", key="slo",
                 hint="simulate more requests (workload.requests), or leave the term out",
             )  # fmt: skip
-        if is_overloaded(point):
-            return Seen(NOT_MET, max(score, 1 + _CLOSE), final=True)
         widen = self._widening(point)
         word = verdict(point, self.terms, widen)
+        if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
+            return Seen(UNCLEAR, max(score, 1 + _CLOSE))
         if word == UNCLEAR:
             only_costs = bool(point.calibration) and self._without_draws(point, widen) != UNCLEAR
             return Seen(UNCLEAR, score, final=only_costs)

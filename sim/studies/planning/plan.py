@@ -15,7 +15,7 @@ from sim.results.files import json_ready, read_json, write_text
 from sim.results.point import Point
 from sim.results.store import RunStore, Status, scenario_hash
 from sim.results.views import request_table
-from sim.spec.engine_flags import engine_flags
+from sim.spec.engine_flags import beyond_flags, engine_flags
 from sim.spec.plan import Plan
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.yaml_text import yaml_text
@@ -82,7 +82,14 @@ def make_plan(
         "asked": scenario_hash(loaded.data),
         "plan": {"question": question},
     }
-    with RunStore.create(folder, manifest) as store:
+    if out is not None:
+        _refuse_other(folder, question)
+    try:
+        opened = RunStore.create(folder, manifest)
+    except OutputError as error:
+        error.hint = "give another --out"
+        raise
+    with opened as store:
         looks = Looks(loaded, store, jobs=jobs, confidence=plan.confidence, told=told)
         status: Status = "failed"
         points: list[Point] = []
@@ -134,6 +141,19 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
         return plan, axes, _buildable(loaded, plan, axes)
     except InputError as error:
         raise loaded.locate(error) from None
+
+
+def _refuse_other(folder: Path, question: Any) -> None:
+    """Refuse a folder that holds the answer to another question, or a run: its report would be lost."""
+    if not (folder / "manifest.json").exists():
+        return
+    try:
+        old = read_json(folder / "manifest.json")
+    except OutputError:
+        return  # said by who opens it
+    if isinstance(old, dict) and (old.get("plan") or {}).get("question") != question:
+        kind = "the answer to another question" if old.get("kind") == "plan" else f"a {old.get('kind', 'run')}"
+        raise OutputError(f"this folder holds {kind}", file=str(folder), got=old.get("name"), hint="give another --out")
 
 
 def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs")) -> Path:
@@ -241,7 +261,8 @@ def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded
             "miss_ratio": formulas.miss_ratio, "loader_load": formulas.loader_load, "gpu_load": formulas.gpu_load,
             "batch": formulas.batch, "kv_share": formulas.kv_share,
         },
-        "flags": engine_flags(chosen.loaded.scenario),
+        "flags": {} if found.answer is None else engine_flags(chosen.loaded.scenario),
+        "beyond_flags": beyond_flags(chosen.loaded.scenario),
         "replications": 0 if chosen.point is None else int(chosen.point.cost["replications"]),
     }  # fmt: skip
     ready: dict[str, Any] = json_ready(record)

@@ -96,7 +96,10 @@ class Search:
             if isinstance(found, Edge):
                 return found
             right = found
-        return Edge(None, self._count - 1, sorted(doubtful), self._best(), self.seen)
+        unclear = [
+            index for index, seen in self.seen.items() if seen.word == UNCLEAR and self._spent[index] == self._most
+        ]
+        return Edge(None, self._count - 1, sorted({*doubtful, *unclear}), self._best(), self.seen)
 
     def possible(self, effort: int) -> Seen:
         """Say whether any candidate meets the SLO: the word of the one that looks best.
