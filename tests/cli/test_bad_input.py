@@ -170,7 +170,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("plan", "quickstart"), "No such command 'plan'"),
+        (("plann", "quickstart"), "No such command 'plann'"),
         (("run",), "Missing argument"),
         (("run", "quickstart", "--bogus"), "No such option: --bogus"),
         (("run", "quickstart", "--jobs", "0"), "--jobs: there is no work for no worker"),

@@ -278,7 +278,7 @@ def test_a_look_between_arrivals_makes_up_for_a_reading_that_was_left_out_and_re
 
     for time in (0.5, 1.25, 1.75, 2.5, 2.75, 9.5, 10.25):
         clock.call_at(time, ARRIVAL, look)
-    clock.run()
+    clock.run(until=10.4)
     # The reading at 1 was on the clock, with a load of 1; those of 2 to 9 were left out; that of 10 was on the clock.
     assert seen[:3] == [(0.5, 0), (1.25, 1), (1.75, 1)]
     assert seen[3:] == [(2.5, 4), (2.75, 4), (9.5, 6), (10.25, 6)]
