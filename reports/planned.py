@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from reports.axes import Axis, make_axes, make_axis
+from reports.axes import make_axis
 from reports.binding import headroom, largest_stage, limits
 from reports.findings import Answer
 from reports.svg import Table
@@ -49,7 +49,6 @@ class Read:
         self.edge = by_key.get(self.record.get("edge_key") or "")
         self.beyond = by_key.get(self.record.get("beyond_key") or "")
         self.other_edge = by_key.get(self.record.get("other_edge_key") or "")
-        self.axes = make_axes(data.points)
 
     @property
     def feasible(self) -> bool:
@@ -58,11 +57,7 @@ class Read:
 
     def phrase(self, set_: Mapping[str, Any]) -> str:
         """Return values in words: ``64 GPU slots, 2 replicas``."""
-        return ", ".join(_axis(key, self.points).phrase(value) for key, value in set_.items())
-
-
-def _axis(key: str, points: Sequence[Point]) -> Axis:
-    return make_axis(key, points)
+        return ", ".join(make_axis(key, self.points).phrase(value) for key, value in set_.items())
 
 
 def plan_answer(data: RunData) -> Answer:
@@ -122,7 +117,7 @@ def _of_range(read: Read) -> str:
     if len(ranges) != 1:
         return ""
     ((key, (first, last, count)),) = ranges.items()
-    axis = _axis(key, read.points)
+    axis = make_axis(key, read.points)
     low, high = (last, first) if read.record["direction"] == "maximize" else (first, last)
     return f", of {count} values from {axis.label(low)} to {axis.label(high)}"
 
@@ -134,7 +129,7 @@ def _asked(read: Read) -> str:
         return f"fleet of {first} to {last} replicas"
     parts = []
     for key, (first, last, _) in ranges.items():
-        axis = _axis(key, read.points)
+        axis = make_axis(key, read.points)
         low, high = (last, first) if read.record["direction"] == "maximize" else (first, last)
         parts.append(f"{axis.words} from {axis.label(low)} to {axis.label(high)}")
     return f"value of {' with '.join(parts)}"
@@ -187,7 +182,7 @@ def _other_edge(read: Read) -> str:
     missed = _missed(read, point)
     if not missed:
         return ""
-    first = _axis(key, read.points).phrase(point.set[key])
+    first = make_axis(key, read.points).phrase(point.set[key])
     rest = read.phrase({name: value for name, value in point.set.items() if name != key})
     return f"With {first} nothing does: nearest is {rest}, where {_term(read, point, missed[0])}."
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Ended
+from profiles_with_draws import write_profile
 
 from sim.results.store import read_run
 from sim.spec.scenario_file import load_scenario
@@ -204,6 +205,24 @@ def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeyp
     assert simulated == [0], "the requests of the answer are written anew, nothing else"
     assert second.record == first.record
     assert second.simulated_requests == first.simulated_requests
+
+
+@pytest.mark.parametrize("replications", [1, 3])
+def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replications: int) -> None:
+    """Draws that are the profile's own costs leave nothing open, however many replications a look has."""
+    profile = write_profile(tmp_path / "profile.json", [(1.0, 1.0)] * 5)
+    rest = (
+        f"slo: {{miss_ratio: 42%}}\nplan: {{minimize: cache.gpu.slots, range: [26, 32]}}\nfleet: {{profile: {profile}}}"
+    )
+    loaded = load_scenario(write(tmp_path, rest, requests=600), [f"run.replications={replications}"])
+    planned = make_plan(loaded, tmp_path / "run", jobs=1)
+    assert max(look["replications"] for look in planned.record["looks"]) > replications, "some call is close"
+    sure = [point for point in planned.points if point.cost["replications"] >= replications]
+    assert len(sure) > 1
+    for point in sure:
+        assert point.calibration["draws"] == 5
+        metric = point.metrics["miss_ratio"]
+        assert metric.calibration_lo == metric.calibration_hi == metric.value
 
 
 def test_a_seed_repeats_a_plan_whatever_the_number_of_workers(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sim.results.verdict import MET, NOT_MET, UNCLEAR, is_overloaded, verdict
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.parallel import unordered
 from sim.studies.planning.search import Seen
-from sim.studies.point import calibrate, conclude, draws_of, simulate_draw
+from sim.studies.point import calibrate, conclude, draws_of, replications_of, simulate_draw
 from sim.studies.sweep import code_version, input_digests
 from sim.world.build import build_world, simulate
 from sim.world.world import World
@@ -145,7 +145,8 @@ class Looks:
         effort = min(effort, len(by_effort) - 1)
         if design.seen is not None and (design.effort >= effort or design.seen.final):
             return design.seen
-        self._simulate(design, by_effort[effort], with_draws=by_effort[effort] > FIRST)
+        replications = by_effort[effort]
+        self._simulate(design, replications, with_draws=replications >= replications_of(design.world))
         design.effort = effort
         design.seen = self._judged(design, last=effort == len(by_effort) - 1)
         term, value = self._worst(design)
@@ -188,7 +189,8 @@ class Looks:
             if draws:
                 if design.drawn is None:
                     design.drawn = self._parallel(simulate_draw, world, range(draws))
-                calibrate(point, world, recordings, design.drawn)
+                # Draws met the traffic of the scenario's own replications, however many there are by now.
+                calibrate(point, world, recordings[: replications_of(world)], design.drawn)
             point.cost["replications"] = replications
             self._store.save_point(key, point)
         total = round(point.cost["requests"] * (1 + draws / replications))

@@ -240,7 +240,7 @@ def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded
         "direction": plan.direction, "keys": list(plan.keys), "confidence": plan.confidence,
         "ranges": {axis.key: [axis.values[0], axis.values[-1], len(axis.values)] for axis in axes},
         "feasible": found.answer is not None, "answer": answer,
-        "certain": found.answer is not None and not found.doubtful if found.answer is not None else not found.doubtful,
+        "certain": not found.doubtful,
         "answer_key": None if found.answer is None else found.answer.key, "best_key": found.best.key,
         "edge_key": found.edge.key if found.edge is not None and found.edge.point is not None else None,
         "other_edge_key": None if found.other_edge is None else found.other_edge.key,
