@@ -9,12 +9,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from calibrate.adapter_files import CONFIG, WEIGHTS, read_adapter, read_header
 from sim.errors import InputError, OutputError
 from sim.results.files import write_atomically, write_json
 from sim.spec.scenario import Targets
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, ModelShape, modules_of, parameters_per_rank
+from sim.training.adapter_folder import CONFIG, WEIGHTS, read_adapter
+from sim.training.safetensors_header import read_header
 
 PATHS = {
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 
-from calibrate.adapter_files import only_dtype, read_adapter
 from calibrate.devices import Device
 from calibrate.hardware import describe
 from calibrate.interference import (
@@ -34,6 +33,7 @@ from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import SHAPES, ModelShape, tensor_count
+from sim.training.adapter_folder import only_dtype, read_adapter
 
 _MARGIN = 1.05  # of disk space: headers, configurations, blocks
 _FILE_STAGES: tuple[Stage, ...] = ("open", "read cold", "read warm", "pin", "copy per tensor", "copy one buffer")

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.adapter_files import CONFIG, WEIGHTS, read_adapter, read_header
 from calibrate.synthesize import FORMATS, adapter_bytes, synthesize, tensor_shapes
 from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import DTYPE_BYTES, SHAPES, parameters_per_rank, tensor_count
+from sim.training.adapter_folder import CONFIG, WEIGHTS, read_adapter
+from sim.training.safetensors_header import read_header
 
 TINY = SHAPES["tiny"]
 TARGETS: tuple[Targets, ...] = (("q", "v"), ("q", "k", "v", "o"), "all-linear")

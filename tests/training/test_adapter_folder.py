@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.adapter_files import CONFIG, HEADER_LIMIT, WEIGHTS, find_adapters, only_dtype, read_adapter, read_header
 from calibrate.synthesize import synthesize
 from sim.errors import InputError
 from sim.traffic.adapters import SHAPES
+from sim.training.adapter_folder import CONFIG, WEIGHTS, find_adapters, only_dtype, read_adapter
+from sim.training.safetensors_header import HEADER_LIMIT, read_header
 
 A, B = "model.q_proj.lora_A.weight", "model.q_proj.lora_B.weight"
 

@@ -1,0 +1,179 @@
+"""The header of a safetensors file from a stranger, read safely: without torch, and never a pickle.
+
+A safetensors file is eight bytes with the length of a header (little-endian), the header as JSON, and the tensors'
+bytes. Everything the header claims is checked before it is used, because whoever made the file may have lied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sim.errors import InputError
+
+HEADER_LIMIT = 100_000_000
+"""Bytes of a header, at most: the limit of the safetensors library."""
+
+_DIMENSIONS_LIMIT = 8
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+DTYPES = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F8_E4M3": "fp8"}
+"""Our names of the number formats that adapters come in; others keep the name of the file format."""
+
+_PICKLES = {
+    b"PK\x03\x04": "a zip archive, as torch.save writes: a pickle",
+    b"\x80\x02": "a pickle", b"\x80\x03": "a pickle", b"\x80\x04": "a pickle", b"\x80\x05": "a pickle",
+    b"\x1f\x8b": "a gzip archive",
+}  # fmt: skip
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+NEVER_LOADED = (
+    "loading a pickle runs whatever code its maker put in; re-save it as safetensors on a machine you can lose"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as the header gives it.
+
+    :ivar start: its first byte in the file; ``end``: one beyond its last.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A checked header: tensors in the order of their bytes, which fill the file to its end."""
+
+    path: Path
+    tensors: tuple[Tensor, ...]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Return the header of a safetensors file, checked against the file.
+
+    :raises InputError: if the file can't be read, is a pickle, is cut short or contradicts itself.
+    """
+    if path.suffix in PICKLE_SUFFIXES:
+        raise InputError("this file is a pickle by its name and is not read", file=str(path), hint=NEVER_LOADED)
+    raw, size = _read_raw(path)
+    try:
+        data = json.loads(raw, object_pairs_hook=_no_twins)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise InputError("the header is not JSON", file=str(path), got=printable(str(error))) from None
+    if not isinstance(data, dict):
+        raise InputError("the header is not a JSON object", file=str(path))
+    metadata = data.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or any(type(value) is not str for value in metadata.values()):
+        raise InputError("the header's __metadata__ is not a table of texts", file=str(path))
+    begin = 8 + len(raw)
+    tensors = sorted(
+        (_tensor(name, facts, begin, path) for name, facts in data.items()), key=lambda t: (t.start, t.end)
+    )
+    at = begin
+    for tensor in tensors:
+        if tensor.start != at:
+            raise InputError(
+                "tensors overlap or leave a gap", file=str(path), key=printable(tensor.name), got=tensor.start - begin,
+                allowed=f"data from byte {at - begin}",
+            )  # fmt: skip
+        at = tensor.end
+    if at != size:
+        short = "cut short" if at > size else "longer than its header says"
+        raise InputError(
+            f"this file is {short}", file=str(path), got=f"{size} bytes", allowed=f"{at} bytes",
+            hint="copy or download it again",
+        )  # fmt: skip
+    return Header(path, tuple(tensors), metadata)
+
+
+def _read_raw(path: Path) -> tuple[bytes, int]:
+    """Return the header's bytes and the file's size."""
+    try:
+        # without O_NONBLOCK the open of a named pipe would wait for a writer for ever
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb", buffering=0) as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise InputError("this is not a regular file", file=str(path))
+            start = file.read(9)
+            length = int.from_bytes(start[:8], "little")
+            _check_start(start, length, facts.st_size, path)
+            return start[8:] + file.read(length - 1), facts.st_size
+    except OSError as error:
+        raise InputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
+
+
+def _check_start(start: bytes, length: int, size: int, path: Path) -> None:
+    """Refuse what can't be a header before a byte of it is read; a length of 0x0280 looks like a pickle, so ``{``
+    decides."""
+    if length <= HEADER_LIMIT and start[8:] == b"{":
+        if length > size - 8:
+            raise InputError(
+                "this file is cut short within its header", file=str(path), got=f"{size} bytes",
+                allowed=f"at least {length + 8} bytes", hint="copy or download it again",
+            )  # fmt: skip
+        return
+    for magic, what in _PICKLES.items():
+        if start.startswith(magic):
+            raise InputError(
+                f"this is no safetensors file but {what}; it is not loaded", file=str(path), hint=NEVER_LOADED
+            )
+    if len(start) < 9:
+        raise InputError("too short for a safetensors file", file=str(path), got=f"{size} bytes")
+    if length > HEADER_LIMIT:
+        raise InputError(
+            "the header's length can't be true", file=str(path), got=f"{length} bytes",
+            allowed=f"up to {HEADER_LIMIT} bytes, and no more than the file's {size}",
+            hint="this is no safetensors file",
+        )  # fmt: skip
+    raise InputError("no safetensors file: its header doesn't start with {", file=str(path), got=repr(start[8:]))
+
+
+def _tensor(name: str, facts: Any, begin: int, path: Path) -> Tensor:
+    def wrong(problem: str, got: object, allowed: str | None = None) -> InputError:
+        return InputError(problem, file=str(path), key=printable(name), got=printable(str(got)), allowed=allowed)
+
+    if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape", "data_offsets"}:
+        raise wrong("not a tensor", facts, "dtype, shape and data_offsets")
+    dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
+    bits = _BITS.get(dtype) if type(dtype) is str else None
+    if bits is None:
+        raise wrong("unknown number format", dtype, ", ".join(_BITS))
+    if type(shape) is not list or len(shape) > _DIMENSIONS_LIMIT or not _counts(shape):
+        raise wrong("not a shape", shape, f"up to {_DIMENSIONS_LIMIT} whole numbers from 0")
+    if type(offsets) is not list or len(offsets) != 2 or not _counts(offsets) or offsets[0] > offsets[1]:
+        raise wrong("not a range of bytes", offsets, "[first byte, one beyond the last]")
+    if prod(shape) * bits != (offsets[1] - offsets[0]) * 8:
+        raise wrong(f"shape {shape} of {dtype} doesn't fill its bytes", offsets, f"{prod(shape) * bits / 8:g} bytes")
+    return Tensor(name, dtype, tuple(shape), begin + offsets[0], begin + offsets[1])
+
+
+def _counts(values: Sequence[Any]) -> bool:
+    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return table
+
+
+def printable(text: str, limit: int = 120) -> str:
+    """Return a stranger's text so that it can be printed: no control characters, no lone surrogates."""
+    short = text if len(text) <= limit else text[: limit - 1] + "…"
+    return short if short.isprintable() else ascii(short)
