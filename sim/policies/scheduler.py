@@ -79,6 +79,7 @@ class Scheduler:
     :ivar step: decode steps so far: the counter that finish times and KV phases refer to.
     :ivar adapters: requests in the batch by adapter, in the order in which the adapters came in.
     :ivar adapters_changed: whether an adapter came in or left since the world last set this to False.
+    :ivar toggled: where somebody gave a list: adapters that came in or left, an entry each time, until it is emptied.
     :ivar blocked: why the last boundary left an admissible request waiting.
     :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
         takes them out.
@@ -118,6 +119,7 @@ class Scheduler:
         self._rank_sum = 0
         self.adapters: dict[int, int] = {}
         self.adapters_changed = False
+        self.toggled: list[int] | None = None
         self._ends: list[int] = []  # a heap of last step and index in one number: compared faster than tuples
         self.preempted = 0
         self._partial: Request | None = None
@@ -386,6 +388,8 @@ class Scheduler:
             else:
                 adapters[adapter] = 1
                 self.adapters_changed = True
+                if self.toggled is not None:
+                    self.toggled.append(adapter)
                 self._rank_sum += self._ranks[adapter]
             if request.admitted_s < 0:
                 request.admitted_s = now
@@ -473,6 +477,8 @@ class Scheduler:
         else:
             del adapters[adapter]
             self.adapters_changed = True
+            if self.toggled is not None:
+                self.toggled.append(adapter)
             self._rank_sum -= self._ranks[adapter]
 
     def scheduled(self) -> dict[int, int]:

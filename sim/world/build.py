@@ -134,13 +134,14 @@ class Assembly:
             self._future = Future(world.traffic.arrivals(replication), len(world.population))
         view = View(up=list(range(scenario.fleet.replicas)), slots=_adapters_at_a_time(world))
         router = make_router(world, view, replication)
-        self._live = Live(len(world.population), scenario.fleet.replicas, router)
+        # Of one replica nobody asks the router.
+        self._reads = router.reads if scenario.fleet.replicas > 1 else frozenset[str]()
+        self._live = Live(len(world.population), scenario.fleet.replicas, self._reads)
         self._base_model_answers = answering_base_model(scenario)
         if self._base_model_answers:
             counts = self._live.counts
             counts[:] = (AdapterCounts(len(world.population)) for _ in counts)
-        counted = "inside" in router.reads and scenario.fleet.replicas > 1
-        self._inside = Inside(self._live.counts) if counted else None
+        self._inside = Inside(self._live.counts) if "inside" in self._reads else None
         self._versions: list[Versions] = []
         self._made = Counter[int]()  # by index: one that takes the place of another draws other luck
         self._boards: list[Board] = [] if self._live.residency is None else [self._live.residency]
@@ -152,9 +153,9 @@ class Assembly:
             (_token_limit(world), longest_prompt), self._changes, self._inside,
         )  # fmt: skip
         self.fleet.open(scenario.fleet.replicas, self._make_server)
-        sources = self._live.sources(self.fleet.inside)
+        sources = self._live.sources(self.fleet.inside, self.fleet.count_inside)
         interval_s = scenario.router.view_interval
-        self.fleet.look = Views(self._clock, view, sources, router.reads, interval_s, self.fleet.next_s).look
+        self.fleet.look = Views(self._clock, view, sources, self._reads, interval_s, self.fleet.next_s).look
 
     def _make_changes(self, router: Router, view: View) -> Changes | None:
         world, replication = self._world, self._replication
@@ -210,8 +211,6 @@ class Assembly:
         """Return what a replica asks at a request's last token, and what it tells of one that leaves otherwise."""
         if self._changes is not None:
             return self._changes.ends_on(index), partial(self._changes.lost, index)
-        if self._inside is not None:
-            return self._inside.ends_on(index), partial(self._inside.left, index)
         return None, None
 
 

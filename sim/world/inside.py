@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 from sim.traffic.request import Request
 
@@ -15,6 +16,15 @@ class Inside:
 
     def __init__(self, counts: list[dict[int, int]]) -> None:
         self._counts = counts
+
+    @property
+    def counts(self) -> list[dict[int, int]]:
+        """By replica, requests inside by adapter: kept current."""
+        return self._counts
+
+    def begin(self, replica: int, requests: Iterable[Request]) -> None:
+        """Count those that are inside a replica already."""
+        self._counts[replica].update(Counter(request.adapter for request in requests))
 
     def entered(self, replica: int, request: Request) -> None:
         """Note that a request has come into a replica."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sim.policies.routing import ROUTERS, Router, Setting, View
 from sim.rng import stream_key
+from sim.world.activity import Activity, InBatches, InsideAny
 from sim.world.batch import BatchServer
 from sim.world.server import Server
 from sim.world.views import Residency, Sources
@@ -15,25 +16,34 @@ from sim.world.world import World
 class Live:
     """What can be seen of the replicas at any time.
 
+    :param reads: what the router looks at (``Router.reads``).
     :ivar residency: who has which adapter; None where the router doesn't ask.
-    :ivar counts: by replica, requests inside by adapter; kept by ``Changes`` where the router asks.
+    :ivar counts: by replica, requests inside by adapter; kept by ``Inside`` where the router asks.
+    :ivar activity: who runs what in batches; None where the router doesn't ask.
     """
 
-    def __init__(self, adapters: int, replicas: int, router: Router) -> None:
-        self.residency = Residency(adapters, replicas) if "resident" in router.reads else None
+    def __init__(self, adapters: int, replicas: int, reads: frozenset[str]) -> None:
+        self.residency = Residency(adapters, replicas) if "resident" in reads else None
         self.counts: list[dict[int, int]] = [{} for _ in range(replicas)]
-        self._running: list[dict[int, int]] = [{}] * replicas
+        self.activity = InBatches(adapters, replicas) if "running" in reads else None
+        self._batches = False
+        self._adapters = adapters
 
     def replica(self, index: int, server: Server) -> None:
-        """Note which server stands at an index: a batch is its own; in an engine without one, all inside run."""
-        self._running[index] = server.scheduler.adapters if isinstance(server, BatchServer) else self.counts[index]
+        """Note which server stands at an index."""
+        if self.activity is not None and isinstance(server, BatchServer):
+            self.activity.replica(index, server.scheduler)
+            self._batches = True
 
-    def sources(self, loads: list[int]) -> Sources:
+    def sources(self, loads: list[int], inside: Callable[[], list[dict[int, int]]]) -> Sources:
         """Return what views are read from.
 
-        :param loads: by replica, requests inside.
+        :param loads: by replica, requests inside; ``inside`` returns them by adapter.
         """
-        return Sources(loads, self.residency, self._running, self.counts)
+        activity: Activity | None = self.activity
+        if activity is not None and not self._batches:
+            activity = InsideAny(self._adapters, inside())
+        return Sources(loads, self.residency, activity, inside)
 
 
 def make_router(world: World, view: View, replication: int) -> Router:

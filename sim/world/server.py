@@ -216,6 +216,11 @@ class Server(ABC):
         self.clock.forget([self, self.loader] if self._fetches is None else [self, self.loader, self._fetches.loader])
         return inside
 
+    def tell(self, ends: Callable[[Request, float], bool], lost: Callable[[Request], None]) -> None:
+        """From now on, ask and tell of requests that leave (``Parts.ends``, ``Parts.lost``); nobody did before."""
+        assert (self._ends, self._lost) == (None, None)
+        self._ends, self._lost = ends, lost
+
     def everyone(self) -> list[Request]:
         """Return the requests inside, in no order."""
         waiting = [request for load in self.loader.under_way.values() for request in load.waiting]

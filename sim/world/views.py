@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 from sim.policies.routing import View
+from sim.world.activity import Activity, RunningNow
 from sim.world.clock import CONTROL, Call, Clock
+
+_ROOM: dict[int, int] = {}
+"""Stands in a copy for requests inside a replica that has room."""
 
 
 class Residency:
@@ -66,13 +71,14 @@ class Sources:
 
     :ivar loads: by replica, requests inside.
     :ivar residency: who has which adapter; None where no router asks.
-    :ivar running, inside: by replica, requests in its batch, and all requests inside, by adapter.
+    :ivar activity: who runs what; None where no router asks.
+    :ivar inside: returns, by replica, requests inside by adapter, kept current from then on.
     """
 
     loads: list[int]
     residency: Residency | None = None
-    running: list[dict[int, int]] = field(default_factory=list)
-    inside: list[dict[int, int]] = field(default_factory=list)
+    activity: Activity | None = None
+    inside: Callable[[], list[dict[int, int]]] = list
 
 
 class Views:
@@ -108,6 +114,8 @@ class Views:
         self._next_s = next_s
         self._reading = 1
         self._done = 0  # the last one that was read or made up for
+        self._all_room = [_ROOM] * len(sources.loads)
+        self._how = list(self._readers())
         if interval_s == 0:
             self._share()
         elif reads:
@@ -130,9 +138,10 @@ class Views:
             assert sources.residency is not None, "the router reads residents"
             view.resident = sources.residency.masks
         if "running" in self._reads:
-            view.running = sources.running
+            assert sources.activity is not None, "the router reads who runs what"
+            view.running = RunningNow(sources.activity)
         if "inside" in self._reads:
-            view.inside = sources.inside
+            view.inside = sources.inside()
 
     def _again(self, event: Call) -> None:
         if self._reading > self._done:
@@ -141,7 +150,9 @@ class Views:
         next_s = self._next_s()
         if next_s == inf:
             return
-        self._reading = max(self._reading + 1, self._last(next_s))
+        self._reading += 1
+        if (self._reading + 1) * self._interval_s <= next_s:
+            self._reading = self._last(next_s)
         self._clock.schedule_call(self._reading * self._interval_s, CONTROL, event)
 
     def _last(self, time_s: float) -> int:
@@ -155,15 +166,35 @@ class Views:
             last += 1
         return last
 
-    def _read(self) -> None:
+    def _readers(self) -> Iterator[Callable[[], None]]:
+        """Yield what brings the fields up to date that the router looks at."""
         view, sources, reads = self._view, self._sources, self._reads
-        view.reading += 1
         if "loads" in reads:
-            view.loads = sources.loads.copy()
+            yield self._read_loads
         if "resident" in reads:
             assert sources.residency is not None, "the router reads residents"
-            sources.residency.copy_to(view.resident)
+            yield partial(sources.residency.copy_to, view.resident)
         if "running" in reads:
-            view.running = [adapters.copy() for adapters in sources.running]
+            yield self._read_running
         if "inside" in reads:
-            view.inside = [adapters.copy() for adapters in sources.inside]
+            yield self._read_inside
+
+    def _read(self) -> None:
+        self._view.reading += 1
+        for read in self._how:
+            read()
+
+    def _read_loads(self) -> None:
+        self._view.loads = self._sources.loads.copy()
+
+    def _read_running(self) -> None:
+        assert self._sources.activity is not None, "the router reads who runs what"
+        self._view.running = self._sources.activity.read()
+
+    def _read_inside(self) -> None:
+        view, sources = self._view, self._sources
+        slots = view.slots
+        if max(sources.loads) < slots:  # all have room, and nobody asks for more
+            view.inside = self._all_room
+        else:
+            view.inside = [adapters.copy() if len(adapters) >= slots else _ROOM for adapters in sources.inside()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -141,6 +142,11 @@ def test_caches_and_boards_agree_at_the_end(scenario: Scenario) -> None:
     if residency is not None:
         adapters = len(build_world(scenario).population)
         residency.check_integrity([server.cache.state[:adapters] for server in servers])
+    if assembly._live.activity is not None:
+        assembly._live.activity.check_integrity()
+    if assembly._live.activity is not None and len(servers) > 1:
+        for counted, server in zip(assembly.fleet.count_inside(), servers, strict=True):
+            assert counted == Counter(request.adapter for request in server.everyone())
 
 
 @settings(max_examples=EXAMPLES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
@@ -18,6 +19,7 @@ from sim.policies.routing import ROUTERS, Router, Setting, View
 from sim.policies.routing.hashing import Hash
 from sim.policies.routing.placement import PLACEMENTS
 from sim.policies.routing.service import ServicePerAdapter
+from sim.world.activity import InsideAny
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.views import Residency, Sources, Views
 
@@ -37,12 +39,18 @@ def settings_of(draw: st.DrawFn, placement: str | None = None) -> Setting:
         slots=draw(st.integers(1, 8)),
     )
     view.inside = [set(luck.sample(range(ADAPTERS), luck.randrange(10))) for _ in range(replicas)]
-    view.running = [set(sorted(adapters)[: luck.randrange(9)]) for adapters in view.inside]
+    batches = [sorted(adapters)[: luck.randrange(9)] for adapters in view.inside]
+    view.running = masks_of(batches, ADAPTERS + 5)
     weights = None if draw(st.booleans()) else [luck.paretovariate(0.7) for _ in range(ADAPTERS)]
     return Setting(
         view, replicas, draw(st.integers(0, 2**64 - 1)), ADAPTERS, weights,
         placement=placement or draw(st.sampled_from(tuple(PLACEMENTS))), copies=draw(st.integers(1, replicas)),
     )  # fmt: skip
+
+
+def masks_of(batches: Sequence[Iterable[int]], adapters: int) -> list[int]:
+    """Replicas by adapter, and none for what comes after them, the plain way."""
+    return [sum(1 << r for r, batch in enumerate(batches) if a in batch) for a in range(adapters + 1)]
 
 
 def ups(replicas: int) -> st.SearchStrategy[list[int]]:
@@ -198,7 +206,7 @@ def test_an_adapter_that_nobody_has_goes_to_any_of_the_least_loaded(up: range | 
 
 
 def test_at_low_load_affinity_by_activity_is_random() -> None:
-    view = View(loads=[0] * 8, up=list(range(8)), running=[set() for _ in range(8)], inside=[set()] * 8, slots=4)
+    view = View(loads=[0] * 8, up=list(range(8)), running=[0], inside=[set()] * 8, slots=4)
     check_frequencies(chosen("affinity-activity", view, 40_000), dict.fromkeys(range(8), 5_000))
 
 
@@ -206,11 +214,13 @@ def test_at_low_load_affinity_by_activity_is_random() -> None:
 def test_activity_scores_as_the_scorer_does(setting: Setting) -> None:
     view = setting.view
 
+    batches = [{a for a in range(ADAPTERS) if view.running[a] >> r & 1} for r in range(setting.replicas)]
+
     def score(replica: int, adapter: int) -> float:
-        waiting = view.inside[replica] - view.running[replica]  # type: ignore[operator]
-        if adapter in view.running[replica]:
+        waiting = view.inside[replica] - batches[replica]  # type: ignore[operator]
+        if adapter in batches[replica]:
             return 1.0
-        if len(view.running[replica]) + len(waiting) < view.slots:
+        if len(batches[replica]) + len(waiting) < view.slots:
             return 0.8
         return 0.6 if adapter in waiting else 0.0
 
@@ -304,7 +314,14 @@ def test_a_stale_view_shows_what_was_so_at_the_last_reading(seed: int, interval:
     luck, clock, view = Random(seed), Clock(), View()
     residency, loads = Residency(12, replicas), [0] * replicas
     running: list[dict[int, int]] = [{} for _ in range(replicas)]
-    history = [(0.0, residency.masks.copy(), loads.copy(), [s.copy() for s in running])]
+    inside: list[dict[int, int]] = [{} for _ in range(replicas)]
+    view.slots = 3
+
+    def seen() -> tuple[Any, ...]:
+        full = [adapters.copy() if len(adapters) >= view.slots else {} for adapters in inside]
+        return clock.now, residency.masks.copy(), loads.copy(), masks_of(running, 12), full
+
+    history = [seen()]
     left = 40
 
     def change(event: Call) -> None:
@@ -313,19 +330,21 @@ def test_a_stale_view_shows_what_was_so_at_the_last_reading(seed: int, interval:
         readings = math.floor(clock.now / interval * (1 + 1e-12))
         # Readings come first, so what happened at the instant of the last one isn't in it.
         then = next(state for state in reversed(history) if state[0] < readings * interval or state[0] == 0)
-        assert (view.resident, view.loads, view.running) == (then[1], then[2], then[3])
+        assert (view.resident, view.loads, view.running, view.inside) == then[1:]
         replica, adapter = luck.randrange(replicas), luck.randrange(12)
-        loads[replica] += luck.choice((1, 0))
+        loads[replica] += luck.choice((1, 2))  # no fewer requests inside than adapters
         running[replica][adapter] = running[replica].get(adapter, 0) + 1
+        inside[replica][luck.randrange(12)] = 1
         luck.choice((residency.placed, residency.placed, residency.left))(adapter, replica)
         if luck.random() < 0.1:
             residency.forget(replica)
-        history.append((clock.now, residency.masks.copy(), loads.copy(), [s.copy() for s in running]))
+        history.append(seen())
 
     times = sorted(luck.randrange(1, 2000) / 1024 for _ in range(left))
     for time in times:
         clock.call_at(time, ARRIVAL, change)
-    reads = frozenset({"loads", "resident", "running"})
-    Views(clock, view, Sources(loads, residency, running), reads, interval, lambda: times[-left] if left else math.inf)
+    reads = frozenset({"loads", "resident", "running", "inside"})
+    sources = Sources(loads, residency, InsideAny(12, running), lambda: inside)
+    Views(clock, view, sources, reads, interval, lambda: times[-left] if left else math.inf)
     clock.run()
     assert left == 0

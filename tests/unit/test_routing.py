@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from sim.policies.routing import ROUTERS, Setting, View
 from sim.policies.routing.placement import PLACEMENTS
 from sim.spec import routing
+from sim.world.activity import InsideAny, RunningNow
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.views import Residency, Sources, Views
 
@@ -137,13 +138,14 @@ def test_residency_with_a_bound_leaves_a_full_holder_and_copies_the_adapter() ->
 def test_activity_prefers_running_then_room_then_waiting() -> None:
     view = view_of([0] * 4)
     view.slots = 2
-    view.running = [{1, 2}, {3, 4}, {5}, {6, 7}]
+    batches: list[Any] = [{1, 2}, {3, 4}, {5}, {6, 7}]
+    view.running = RunningNow(InsideAny(10, batches))
     view.inside = [{1, 2}, {3, 4, 9}, {5}, {6, 7}]
     router = ROUTERS["affinity-activity"](setting(view))
     assert router.choose(3, 0) == 1
     assert router.choose(8, 0) == 2
     assert router.choose(9, 0) == 2  # room (0.8) before waiting (0.6)
-    view.running[2] = view.inside[2] = {5, 8}
+    batches[2] = view.inside[2] = {5, 8}
     assert router.choose(9, 0) == 1
     assert {router.choose(0, number) for number in range(100)} == {0, 1, 2, 3}
 
@@ -194,14 +196,17 @@ def test_an_adapter_that_comes_later_is_placed_at_its_first_request_and_stays() 
 
 
 def test_a_current_view_shares_the_live_lists() -> None:
-    clock, view, sources = Clock(), View(), Sources([1, 2], Residency(3, 2), [{0: 1}, {}], [{0: 1}, {1: 2}])
+    clock, view, batches = Clock(), View(), [{0: 1}, {}]
+    inside = [{0: 1}, {1: 2}]
+    sources = Sources([1, 2], Residency(3, 2), InsideAny(10, batches), lambda: inside)
     reads = frozenset({"loads", "resident", "running", "inside"})
     assert sources.residency is not None
     Views(clock, view, sources, reads, 0.0, lambda: math.inf)
     assert view.loads is sources.loads
     assert view.resident is sources.residency.masks
-    assert view.running is sources.running
-    assert view.inside is sources.inside
+    batches[1][2] = 1
+    assert [view.running[adapter] for adapter in (0, 1, 2)] == [0b01, 0, 0b10]
+    assert view.inside is inside
     clock.run()
     assert clock.now == 0
 

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from sim.policies.routing.protocol import Setting, load_limit
 from sim.rng import luck
 
 _MOST_MASKS = 1 << 16
+
+
+class _Masks:
+    """Bit masks of replicas, and the replicas in them.
+
+    :ivar known: the replicas in masks that were asked for before; look here first, it is quicker than a call.
+    """
+
+    def __init__(self, replicas: int) -> None:
+        self.known: dict[int, tuple[int, ...]] = {}
+        self._replicas = range(replicas)
+        self._up: list[int] = []  # the last list that was asked for, and its mask
+        self._up_mask = 0
+
+    def replicas(self, mask: int) -> tuple[int, ...]:
+        """Return the replicas in a mask, ascending."""
+        if len(self.known) >= _MOST_MASKS:
+            self.known.clear()
+        found = self.known[mask] = tuple(r for r in self._replicas if mask >> r & 1)
+        return found
+
+    def of(self, up: list[int]) -> int:
+        """Return the mask of some replicas."""
+        if up != self._up:
+            self._up = up.copy()
+            self._up_mask = sum(1 << replica for replica in up)
+        return self._up_mask
 
 
 class ByResidency:
@@ -26,19 +54,17 @@ class ByResidency:
         self._replicas = setting.replicas
         self._bound = setting.bound
         self._key = setting.key
-        self._holders: dict[int, tuple[int, ...]] = {}  # the replicas in a mask, for masks seen before
-        self._up: list[int] = []  # those up when some were down last, and their mask
-        self._up_mask = 0
+        self._masks = _Masks(setting.replicas)
 
     def choose(self, adapter: int, number: int) -> int:
         view = self._view
         loads, up = view.loads, view.up
         mask = view.resident[adapter]
         if len(up) < self._replicas:
-            mask &= self._mask(up)
+            mask &= self._masks.of(up)
         if mask:
             if mask & (mask - 1):
-                chosen = min(self._holders.get(mask) or self._listed(mask), key=loads.__getitem__)
+                chosen = min(self._masks.known.get(mask) or self._masks.replicas(mask), key=loads.__getitem__)
             else:
                 chosen = mask.bit_length() - 1
             if self._bound is None or loads[chosen] < load_limit(self._bound, loads, up):
@@ -58,18 +84,6 @@ class ByResidency:
                 chosen = loads.index(least, chosen + 1)
         return chosen
 
-    def _listed(self, mask: int) -> tuple[int, ...]:
-        if len(self._holders) >= _MOST_MASKS:
-            self._holders.clear()
-        holders = self._holders[mask] = tuple(r for r in range(self._replicas) if mask >> r & 1)
-        return holders
-
-    def _mask(self, up: list[int]) -> int:
-        if up != self._up:
-            self._up = up.copy()
-            self._up_mask = sum(1 << replica for replica in up)
-        return self._up_mask
-
 
 class ByActivity:
     """The replica with the highest score for the adapter; of several, one by the request's luck.
@@ -84,28 +98,26 @@ class ByActivity:
 
     def __init__(self, setting: Setting) -> None:
         self._view = setting.view
+        self._replicas = setting.replicas
         self._key = setting.key
-        self._known: dict[int, list[int]] = {}  # by adapter, its best replicas at this reading
+        self._masks = _Masks(setting.replicas)
+        self._known = self._masks.known
+        self._room: list[int] = []  # replicas with room at this reading
         self._reading = 0
 
     def choose(self, adapter: int, number: int) -> int:
         view = self._view
-        if view.reading != self._reading or not view.reading:
-            self._known.clear()
-            self._reading = view.reading
-        best = self._known.get(adapter)
-        if best is None:
-            best = self._known[adapter] = self._best(adapter)
-        return best[0] if len(best) == 1 else best[int(luck(self._key, number) * len(best))]
-
-    def _best(self, adapter: int) -> list[int]:
-        view = self._view
-        up, running, inside = view.up, view.running, view.inside
-        if len(up) == len(running):  # the same lists, sooner
-            active = [r for r, adapters in enumerate(running) if adapter in adapters]
+        mask = view.running[adapter]
+        if mask and len(view.up) < self._replicas:
+            mask &= self._masks.of(view.up)
+        best: Sequence[int]
+        if mask:
+            if not mask & (mask - 1):
+                return mask.bit_length() - 1
+            best = self._known.get(mask) or self._masks.replicas(mask)
         else:
-            active = [r for r in up if adapter in running[r]]
-        if active:
-            return active
-        slots = view.slots
-        return [r for r in up if len(inside[r]) < slots] or [r for r in up if adapter in inside[r]] or up.copy()
+            if view.reading != self._reading or not view.reading:
+                self._reading = view.reading
+                self._room = [replica for replica in view.up if len(view.inside[replica]) < view.slots]
+            best = self._room or [r for r in view.up if adapter in view.inside[r]] or view.up
+        return best[int(luck(self._key, number) * len(best))]

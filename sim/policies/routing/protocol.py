@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 
+class Running(Protocol):
+    """Which replicas run an adapter; a list is one."""
+
+    def __getitem__(self, adapter: int, /) -> int: ...
+
+
 @dataclass(slots=True)
 class View:
     """What a router knows of the replicas. The lists are shared with the world, or copies of some age.
@@ -15,8 +21,9 @@ class View:
     :ivar loads: by replica, requests inside: waiting or running.
     :ivar up: indices of the replicas that the router believes to be up, ascending; never empty at a choice.
     :ivar resident: by adapter, a bit mask of the replicas where it is in GPU memory or on its way there.
-    :ivar running: by replica, requests in its batch by adapter.
-    :ivar inside: by replica, requests inside by adapter.
+    :ivar running: by adapter, a bit mask of the replicas in whose batch it is.
+    :ivar inside: by replica, requests inside by adapter; where the view is a copy, an empty dict may stand for any with
+        fewer adapters than ``slots``.
     :ivar slots: adapters that one replica can run at a time.
     :ivar reading: another number after every change, where what is here changes at readings only; 0 where it is live.
     """
@@ -24,7 +31,7 @@ class View:
     loads: list[int] = field(default_factory=list)
     up: list[int] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
-    running: list[dict[int, int]] = field(default_factory=list)
+    running: Running = field(default_factory=list[int])
     inside: list[dict[int, int]] = field(default_factory=list)
     slots: int = 1
     reading: int = 0

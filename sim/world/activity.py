@@ -1,0 +1,84 @@
+"""Which adapters run on which replicas: what routers by activity look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from sim.policies.scheduler import Scheduler
+
+
+class Activity(Protocol):
+    """Who runs what."""
+
+    def read(self) -> Sequence[int]:
+        """Return, by adapter, a bit mask of the replicas in whose batch it is now; good until the next call."""
+        ...
+
+
+class InBatches:
+    """Who runs what where replicas have batches: kept up to date by the adapters that came in or left since.
+
+    Few do between two readings, while a batch holds many: reading it whole would cost more than the rest of a router.
+    """
+
+    def __init__(self, adapters: int, replicas: int) -> None:
+        self._masks = [0] * (adapters + 1)  # the base model comes last
+        self._toggled: list[list[int]] = [[] for _ in range(replicas)]
+        self._schedulers: list[Scheduler | None] = [None] * replicas
+
+    def replica(self, index: int, scheduler: Scheduler) -> None:
+        """Note which scheduler, still without requests, stands at an index; the one before runs nothing any more."""
+        dead = self._schedulers[index]
+        if dead is not None:
+            dead.toggled = None
+            self._toggled[index].extend(dict.keys(dead.adapters))  # the base model's number too, if it is one of them
+        scheduler.toggled = self._toggled[index]
+        self._schedulers[index] = scheduler
+
+    def read(self) -> Sequence[int]:
+        masks, bit = self._masks, 1
+        for toggled in self._toggled:
+            if toggled:
+                for adapter in toggled:
+                    masks[adapter] ^= bit
+                toggled.clear()
+            bit += bit
+        return masks
+
+    def check_integrity(self) -> None:
+        """Assert that what is noted agrees with the batches."""
+        masks = self.read()
+        for index, scheduler in enumerate(self._schedulers):
+            noted = {adapter for adapter, mask in enumerate(masks) if mask >> index & 1}
+            there = set(dict.keys(scheduler.adapters)) if scheduler is not None else set()
+            assert noted == there, f"replica {index}: {sorted(noted)} noted, {sorted(there)} there"
+
+
+class InsideAny:
+    """Who runs what where replicas have no batches: all requests inside run.
+
+    :param counts: by replica, requests inside by adapter.
+    """
+
+    def __init__(self, adapters: int, counts: list[dict[int, int]]) -> None:
+        self._adapters = adapters
+        self._counts = counts
+
+    def read(self) -> Sequence[int]:
+        masks = [0] * (self._adapters + 1)
+        for replica, adapters in enumerate(self._counts):
+            for adapter in adapters:
+                masks[adapter] |= 1 << replica
+        return masks
+
+
+class RunningNow:
+    """Which replicas run an adapter at this moment."""
+
+    def __init__(self, activity: Activity) -> None:
+        self._activity = activity
+
+    def __getitem__(self, adapter: int) -> int:
+        """Return a bit mask of the replicas."""
+        return self._activity.read()[adapter]
