@@ -67,9 +67,15 @@ def read_header(path: Path) -> Header:
 
     :raises InputError: if the file can't be read, is a pickle, is cut short or contradicts itself.
     """
-    if path.suffix in PICKLE_SUFFIXES:
-        raise InputError("this file is a pickle by its name and is not read", file=str(path), hint=NEVER_LOADED)
-    raw, size = _read_raw(path)
+    raw, size = read_raw_header(path)
+    return parse_header(raw, size, path)
+
+
+def parse_header(raw: bytes, size: int, path: Path) -> Header:
+    """Return a header from its bytes and its file's size, checked; ``path`` is for messages.
+
+    :raises InputError: if it contradicts itself or the size.
+    """
     try:
         data = json.loads(raw, object_pairs_hook=_no_twins)
     except (ValueError, RecursionError, MemoryError) as error:
@@ -100,8 +106,13 @@ def read_header(path: Path) -> Header:
     return Header(path, tuple(tensors), metadata)
 
 
-def _read_raw(path: Path) -> tuple[bytes, int]:
-    """Return the header's bytes and the file's size."""
+def read_raw_header(path: Path) -> tuple[bytes, int]:
+    """Return the header's bytes and the file's size.
+
+    :raises InputError: if the file can't be read, is a pickle, or ends within its header.
+    """
+    if path.suffix in PICKLE_SUFFIXES:
+        raise InputError("this file is a pickle by its name and is not read", file=str(path), hint=NEVER_LOADED)
     try:
         # without O_NONBLOCK the open of a named pipe would wait for a writer for ever
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
