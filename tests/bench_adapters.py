@@ -13,37 +13,35 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "training"))
-
-from fleets import config_of, header_of, sparse
-
+from calibrate.example_fleet import BASE, MODEL, header_of, write_sparse
+from calibrate.synthesize import adapter_config
 from sim.spec.scenario import Targets
 from sim.training.census import take_census
 from sim.training.copies import find_copies
 
-BASE = "meta-llama/Llama-3.1-8B-Instruct"
 TARGETS: tuple[Targets, ...] = (("q", "v"), ("q", "k", "v", "o"), "all-linear")
+CONFIG = adapter_config(BASE, 16, "all-linear")
 
 
 def equal(root: Path, count: int) -> None:
-    start, size = header_of("llama-3.1-8b", 16, "all-linear", "bf16")
+    start, size = header_of(MODEL, 16, "all-linear", "bf16")
     for n in range(count):
-        sparse(root / f"tenant-{n:05d}", start, size, config_of(BASE, 16), seed=n)
+        write_sparse(root / f"tenant-{n:05d}", start, size, CONFIG, n)
 
 
 def mixed(root: Path, count: int) -> None:
-    kinds = [(r, header_of("llama-3.1-8b", r, t, "bf16")) for r in (4, 8, 16, 32, 64) for t in TARGETS]
+    kinds = [(r, t, *header_of(MODEL, r, t, "bf16")) for r in (4, 8, 16, 32, 64) for t in TARGETS]
     for n in range(count):
-        rank, (start, size) = kinds[n % len(kinds)]
-        sparse(root / f"tenant-{n:05d}", start, size, config_of(BASE, rank), seed=n)
+        rank, targets, start, size = kinds[n % len(kinds)]
+        write_sparse(root / f"tenant-{n:05d}", start, size, adapter_config(BASE, rank, targets), n)
 
 
 def different(root: Path, count: int) -> None:
-    start, size = header_of("llama-3.1-8b", 16, "all-linear", "bf16")
+    start, size = header_of(MODEL, 16, "all-linear", "bf16")
     for n in range(count):
         own = start.replace(b'"format":"pt"', b'"format":"%05d"' % n)
         own = (len(own) - 8).to_bytes(8, "little") + own[8:]
-        sparse(root / f"tenant-{n:05d}", own, size, config_of(BASE, 16), seed=n)
+        write_sparse(root / f"tenant-{n:05d}", own, size, CONFIG, n)
 
 
 def main() -> None:

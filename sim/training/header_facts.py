@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -80,14 +80,15 @@ def _facts(header: Header, size: int, digest: str) -> HeaderFacts:
     pairs, others = _pairs(header)
     ranks = _ranks(pairs, str(header.path))
     targets = {name.rpartition(".")[2] for name in pairs}
-    layers = {found[1] for found in map(_LAYER.search, pairs) if found}
+    by_layer = Counter(found[1] for found in map(_LAYER.search, pairs) if found)
+    dtypes = {DTYPES.get(name, name) for name in {tensor.dtype for tensor in header.tensors}}
     return HeaderFacts(
-        ranks, tuple(sorted(targets)), tuple(sorted({DTYPES.get(t.dtype, t.dtype) for t in header.tensors})),
+        ranks, tuple(sorted(targets)), tuple(sorted(dtypes)),
         tensors=len(header.tensors),
-        parameters=sum(prod(tensor.shape) for tensor in header.tensors),
-        lora_parameters=sum(prod(side) for both in pairs.values() for side in both if side is not None),
-        bytes=sum(tensor.end - tensor.start for tensor in header.tensors), file_bytes=size, layers=len(layers),
-        even=not layers or _is_even(pairs), others=others, extras=_extras(targets, others), digest=digest,
+        parameters=sum([prod(tensor.shape) for tensor in header.tensors]),
+        lora_parameters=sum([prod(a) + prod(b) for a, b in pairs.values() if a is not None and b is not None]),
+        bytes=sum([tensor.end - tensor.start for tensor in header.tensors]), file_bytes=size, layers=len(by_layer),
+        even=len(set(by_layer.values())) <= 1, others=others, extras=_extras(targets, others), digest=digest,
     )  # fmt: skip
 
 
@@ -130,16 +131,6 @@ def _ranks(pairs: Pairs, path: str) -> tuple[int, ...]:
             )  # fmt: skip
         ranks.add(a[0])
     return tuple(sorted(ranks))
-
-
-def _is_even(pairs: Pairs) -> bool:
-    """Return whether every layer that is named has the same modules; those outside of layers don't count."""
-    by_layer: dict[str, int] = {}
-    for name in pairs:
-        found = _LAYER.search(name)
-        if found:
-            by_layer[found[1]] = by_layer.get(found[1], 0) + 1
-    return len(set(by_layer.values())) == 1
 
 
 def _extras(targets: set[str], others: tuple[str, ...]) -> tuple[Extra, ...]:
