@@ -84,10 +84,12 @@ def adapters(
 
 def _none_read(census: Census) -> InputError:
     """Return the error of a census without an adapter; it names the first few folders."""
+    from sim.training.safetensors_header import printable
+
     shown = "; ".join(f"{failure.folder}: {failure.problem}" for failure in census.failures[:3])
     return InputError(
-        f"none of {_folders(len(census.failures))} holds a LoRA adapter that can be read", key="DIR",
-        hint=shown,
+        f"none of {_folders(len(census.failures))} holds a LoRA adapter that can be read",
+        file=printable(str(census.root), 300), hint=shown,
     )  # fmt: skip
 
 

@@ -174,5 +174,7 @@ def _below(folder: Path, root: Path) -> str:
 
 
 def _problem(error: InputError, folder: Path) -> str:
-    """Return an error without the folder's own name, which stands beside it."""
-    return printable(str(error).removeprefix(f"{folder}/").removeprefix(f"{folder}: "), 400)
+    """Return an error without the folder's path, which stands beside it."""
+    text = str(error).removeprefix(f"{error.file}: ")
+    name = Path(error.file or folder).name
+    return printable(text if name == folder.name else f"{name}: {text}", 400)
