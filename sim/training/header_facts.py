@@ -20,6 +20,9 @@ from sim.training.safetensors_header import DTYPES, Header, parse_header, printa
 _SIDES = {"A": 0, "embedding_A": 0, "B": 1, "embedding_B": 1}
 _LAYER = re.compile(r"\.(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out", "embeddings")
+LIMIT = 32_000_000
+"""Bytes of an adapter's header, at most: twice what 58 layers of 256 experts come to."""
+
 _KEPT_HEADERS, _KEPT_BYTES = 64, 1 << 19
 
 
@@ -62,7 +65,7 @@ class KnownHeaders:
 
         :raises InputError: if it can't be read or is no adapter's.
         """
-        raw, size = read_raw_header(path)
+        raw, size = read_raw_header(path, LIMIT)
         key = hashlib.blake2b(raw, digest_size=16).hexdigest(), size
         facts = self._known.get(key)
         if facts is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ HEADER_LIMIT = 100_000_000
 """Bytes of a header, at most: the limit of the safetensors library."""
 
 _DIMENSIONS_LIMIT = 8
+_BYTES_A_BRACKET = 8
+"""A tensor's entry has three opening brackets in some fifty bytes. Lists of empty lists, at three bytes each, would
+take twenty times the header's memory."""
+
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -77,6 +82,8 @@ def parse_header(raw: bytes, size: int, path: Path) -> Header:
 
     :raises InputError: if it contradicts itself or the size.
     """
+    if raw.count(b"[") + raw.count(b"{") > 16 + len(raw) // _BYTES_A_BRACKET:
+        raise InputError("too many brackets for a header", file=str(path), hint="this is no safetensors file")
     try:
         data = json.loads(raw, object_pairs_hook=_no_twins)
     except (ValueError, RecursionError, MemoryError) as error:
@@ -107,9 +114,10 @@ def parse_header(raw: bytes, size: int, path: Path) -> Header:
     return Header(path, tuple(tensors), metadata)
 
 
-def read_raw_header(path: Path) -> tuple[bytes, int]:
+def read_raw_header(path: Path, limit: int = HEADER_LIMIT) -> tuple[bytes, int]:
     """Return the header's bytes and the file's size.
 
+    :param limit: bytes of a header, at most.
     :raises InputError: if the file can't be read, is a pickle, or ends within its header.
     """
     if path.suffix in PICKLE_SUFFIXES:
@@ -123,16 +131,16 @@ def read_raw_header(path: Path) -> tuple[bytes, int]:
                 raise InputError("this is not a regular file", file=str(path))
             start = file.read(9)
             length = int.from_bytes(start[:8], "little")
-            _check_start(start, length, facts.st_size, path)
+            _check_start(start, length, facts.st_size, path, limit)
             return start[8:] + file.read(length - 1), facts.st_size
     except OSError as error:
         raise InputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
 
 
-def _check_start(start: bytes, length: int, size: int, path: Path) -> None:
+def _check_start(start: bytes, length: int, size: int, path: Path, limit: int) -> None:
     """Refuse what can't be a header before a byte of it is read; a length of 0x0280 looks like a pickle, so ``{``
     decides."""
-    if length <= HEADER_LIMIT and start[8:] == b"{":
+    if length <= limit and start[8:] == b"{":
         if length > size - 8:
             raise InputError(
                 "this file is cut short within its header", file=str(path), got=f"{size} bytes",
@@ -146,6 +154,9 @@ def _check_start(start: bytes, length: int, size: int, path: Path) -> None:
             )
     if len(start) < 9:
         raise InputError("too short for a safetensors file", file=str(path), got=f"{size} bytes")
+    if limit < length <= HEADER_LIMIT and start[8:] == b"{":
+        raise InputError("this header is too long for an adapter's", file=str(path), got=f"{length} bytes",
+                         allowed=f"up to {limit} bytes")  # fmt: skip
     if length > HEADER_LIMIT:
         raise InputError(
             "the header's length can't be true", file=str(path), got=f"{length} bytes",
@@ -175,7 +186,12 @@ def _tensor(name: str, facts: Any, begin: int, path: Path) -> Tensor:
 
 
 def _wrong(path: Path, name: str, problem: str, got: object, allowed: str) -> InputError:
-    return InputError(problem, file=str(path), key=printable(name), got=printable(str(got)), allowed=allowed)
+    return InputError(problem, file=str(path), key=printable(name), got=printable(_brief(got)), allowed=allowed)
+
+
+def _brief(value: object) -> str:
+    """Return a value as text, without all of it where it is a list of millions."""
+    return reprlib.repr(value) if isinstance(value, list | dict) else str(value)
 
 
 def _counts(values: Sequence[Any]) -> bool:
