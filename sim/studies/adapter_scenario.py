@@ -40,7 +40,9 @@ def check_target(path: Path) -> None:
     :raises OutputError: if there is a file, a folder or a link.
     """
     if path.exists() or path.is_symlink():
-        raise OutputError("this file exists and is not overwritten", file=str(path), hint="remove it or give another")
+        raise OutputError(
+            "this exists already and is not overwritten", file=str(path), hint="remove it or give another"
+        )
 
 
 def write_scenario(census: Census, asked: Asked, path: Path) -> list[str]:
@@ -55,10 +57,10 @@ def write_scenario(census: Census, asked: Asked, path: Path) -> list[str]:
     if not served:
         raise InputError("no adapter is of this base model", key="--base-model", got=base)
     notes = []
-    if len(served) < len(census.entries):
-        notes.append(
-            f"{len(census.entries) - len(served):,} adapters of other base models are left out of the scenario"
-        )
+    left_out = len(census.entries) - len(served)
+    if left_out:
+        what = "1 adapter of another base model is" if left_out == 1 else f"{left_out:,} of other base models are"
+        notes.append(f"{what} left out of the scenario")
     model = known_model(base or "")
     profile = _profile_of(model, asked.engine)
     if profile is None:

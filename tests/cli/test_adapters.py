@@ -88,7 +88,7 @@ def test_a_written_scenario_is_never_written_over(loraplan: CommandLine, tmp_pat
     for _ in range(2):
         ended = loraplan("adapters", "fleet", "--write", "mine.yaml")
         assert ended.code == 2
-        assert "mine.yaml: this file exists and is not overwritten" in ended.err
+        assert "mine.yaml: this exists already and is not overwritten" in ended.err
     assert (tmp_path / "mine.yaml").read_text() == "precious"
     ended = loraplan("adapters", "fleet", "--write", "none/mine.yaml")
     assert ended.code == 2
