@@ -169,6 +169,8 @@ _FLAGS: Mapping[str, Extra] = {
 
 def _all_extras(facts: HeaderFacts, config: Mapping[str, Any]) -> tuple[Extra, ...]:
     found = {*facts.extras, *(extra for key, extra in _FLAGS.items() if config.get(key) not in (None, False, [], {}))}
+    if config.get("modules_to_save"):  # which says why the file has whole embeddings
+        found.discard("saved embeddings")
     if config.get("bias") not in (None, "none"):
         found.add("bias")
     if not facts.even:
