@@ -100,7 +100,7 @@ def write_adapter(
     place.mkdir(parents=True, exist_ok=True)
     shapes, noise = tensor_shapes(shape, rank, targets), np.random.default_rng(seed)
     write_atomically(place / WEIGHTS, lambda file: _fill(file, shapes, dtype, noise))
-    write_json(place / CONFIG, _config(base_model, rank, targets))
+    write_json(place / CONFIG, adapter_config(base_model, rank, targets))
 
 
 def _is_whole(place: Path, shapes: Mapping[str, tuple[int, int]], dtype: str, base_model: str) -> bool:
@@ -133,7 +133,7 @@ def _places(shapes: Mapping[str, tuple[int, int]], width: int) -> Iterator[tuple
         yield name, size, start, at
 
 
-def _config(base_model: str, rank: int, targets: Targets) -> dict[str, object]:
+def adapter_config(base_model: str, rank: int, targets: Targets) -> dict[str, object]:
     """Return ``adapter_config.json``: the fields that PEFT writes and engines read."""
     return {
         "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": base_model, "bias": "none",

@@ -149,6 +149,7 @@ def pages() -> dict[Path, str]:
         "metrics": ("metrics.md", metric_table),
         "profiles": ("profiles.md", profile_sections),
         "commands": ("commands.md", command_sections),
+        "engine-rules": ("adapters.md", engine_rules),
     }
     result: dict[Path, str] = {}
     for name, (page, make) in makers.items():
@@ -160,6 +161,26 @@ def pages() -> dict[Path, str]:
         body = make()
         result[path] = region.sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)  # type: ignore[misc]
     return result
+
+
+def engine_rules() -> str:
+    """Return what engines make of adapters, and the words of each rule that isn't plain support."""
+    from sim.training.engine_rules import ENGINE_RULES, EXTRAS
+
+    real = [name for name in ENGINE_RULES if name not in ("continuous", "fixed")]
+    words = {"served": "yes", "refused": "refused", "wrong": "wrongly", "unknown": "–"}
+    rows = [[extra, *(words[ENGINE_RULES[name].rule(extra).verdict] for name in real)] for extra in EXTRAS]
+    slots = {"all": "all modules, largest rank", "targets": "all targets, largest rank", "adapter": "the adapter",
+             "unknown": "–"}  # fmt: skip
+    rows.append(["a slot holds", *(slots[ENGINE_RULES[name].slots_hold] for name in real)])
+    choices = [", ".join(map(str, ENGINE_RULES[name].rank_choices)) or "–" for name in real]
+    rows.append(["largest rank, choices", *choices])
+    said = [
+        [name, extra, rule.words, f"`{rule.source}`" if rule.source else ""]
+        for name in real
+        for extra, rule in ENGINE_RULES[name].extras.items()
+    ]
+    return table(["", *real], rows) + "\n\n" + table(["engine", "extra", "the engine …", "read from"], said)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -6,17 +6,19 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError
-from sim.training.safetensors_header import DTYPES, NEVER_LOADED, PICKLE_SUFFIXES, Header, printable, read_header
+from sim.training.engine_rules import EXTRAS, Extra
+from sim.training.header_facts import HeaderFacts, KnownHeaders
+from sim.training.safetensors_header import DTYPES, NEVER_LOADED, PICKLE_SUFFIXES, printable, read_header
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 _CONFIG_LIMIT = 1 << 20
-_SIDES = {"A": 0, "embedding_A": 0, "B": 1, "embedding_B": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,11 @@ class AdapterFile:
     :ivar tensors: in the file; ``bytes``: of all tensors, without the header.
     :ivar base_model: as the configuration names it; ``alpha``: its scaling; ``None`` where it doesn't say.
     :ivar others: tensors that belong to no pair of A and B: DoRA magnitudes, saved modules.
+    :ivar parameters: numbers in all tensors; ``lora_parameters``: those of the pairs of A and B.
+    :ivar file_bytes: of the weights' file, header included.
+    :ivar extras: what it brings beside plain LoRA, from names and configuration, in the order of ``EXTRAS``.
+    :ivar layers: layers that have one of its modules, by the numbers in their names.
+    :ivar header_digest: equal for files with equal headers.
     """
 
     folder: Path
@@ -42,6 +49,12 @@ class AdapterFile:
     base_model: str | None
     alpha: float | None
     others: tuple[str, ...]
+    parameters: int = 0
+    lora_parameters: int = 0
+    file_bytes: int = 0
+    extras: tuple[Extra, ...] = ()
+    layers: int = 0
+    header_digest: str = ""
 
     @property
     def rank(self) -> int:
@@ -49,24 +62,34 @@ class AdapterFile:
         return self.ranks[-1]
 
 
-def read_adapter(folder: Path, root: Path | None = None) -> AdapterFile:
+class NotLoraError(InputError):
+    """An adapter of another kind, such as IA3 or prompt tuning: nothing is wrong with it, but it is not LoRA."""
+
+
+def read_adapter(folder: Path, root: Path | None = None, known: KnownHeaders | None = None) -> AdapterFile:
     """Return the facts of an adapter folder as PEFT writes it.
 
     :param root: the folder that nothing may lead out of; the adapter's own where not given.
+    :param known: headers that were read before, for who reads many folders.
+    :raises NotLoraError: if its configuration says that it is no LoRA adapter.
     :raises InputError: naming the file and what is wrong with it.
     """
     root = folder if root is None else root
     path = _inside(folder / WEIGHTS, root)
     if not path.exists():
         _refuse_pickles(folder)
+        if not (folder / CONFIG).exists():
+            raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
+    config = _read_config(_inside(folder / CONFIG, root))
+    _refuse_other_kinds(config, folder / CONFIG)
+    if not path.exists():
         raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
-    header, config = read_header(path), _read_config(_inside(folder / CONFIG, root))
-    ranks, targets, others = _pairs(header)
-    _agree(config, ranks, folder / CONFIG)
+    facts = (known or KnownHeaders()).read(path)
+    _agree(config, facts.ranks, folder / CONFIG)
     return AdapterFile(
-        folder, path, ranks, targets, tuple(sorted({DTYPES.get(t.dtype, t.dtype) for t in header.tensors})),
-        len(header.tensors), sum(tensor.end - tensor.start for tensor in header.tensors),
-        config.get("base_model_name_or_path"), config.get("lora_alpha"), others,
+        folder, path, facts.ranks, facts.targets, facts.dtypes, facts.tensors, facts.bytes,
+        config.get("base_model_name_or_path"), config.get("lora_alpha"), facts.others, facts.parameters,
+        facts.lora_parameters, facts.file_bytes, _all_extras(facts, config), facts.layers, facts.digest,
     )  # fmt: skip
 
 
@@ -85,50 +108,19 @@ def only_dtype(adapter: AdapterFile) -> str:
     )  # fmt: skip
 
 
-def find_adapters(root: Path) -> Iterator[Path]:
+def find_adapters(root: Path, unreadable: list[OSError] | None = None) -> Iterator[Path]:
     """Yield the folders below ``root`` that look like adapters, sorted; links to folders aren't followed.
 
-    :raises InputError: if the folder can't be listed.
+    :param unreadable: takes the errors of folders that can't be listed, which are passed over.
+    :raises InputError: if the folder itself is none.
     """
     if not root.is_dir():
-        raise InputError("no such folder", file=str(root))
-    for place, folders, files in os.walk(root):
+        problem = "this is a file, not a folder" if root.exists() else "no such folder"
+        raise InputError(problem, file=printable(str(root), 300))
+    for place, folders, files in os.walk(root, onerror=None if unreadable is None else unreadable.append):
         folders.sort()
         if CONFIG in files or WEIGHTS in files:
             yield Path(place)
-
-
-def _pairs(header: Header) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return ranks, targets and the tensors that belong to no pair; each A (r, d_in) must have its B (d_out, r)."""
-    path = str(header.path)
-    pairs: dict[str, list[tuple[int, ...] | None]] = {}
-    others = []
-    for tensor in header.tensors:
-        module, found, rest = tensor.name.rpartition(".lora_")
-        side = _SIDES.get(rest.partition(".")[0])
-        if not found or side is None:
-            others.append(tensor.name)
-            continue
-        if len(tensor.shape) < 2 or 0 in tensor.shape:
-            raise InputError("not a LoRA matrix", file=path, key=printable(tensor.name), got=tensor.shape)
-        both = pairs.setdefault(module, [None, None])
-        if both[side] is not None:
-            raise InputError("two matrices for one side", file=path, key=printable(tensor.name))
-        both[side] = tensor.shape
-    ranks = set()
-    for module, (a, b) in pairs.items():
-        if a is None or b is None:
-            missing = "lora_A" if a is None else "lora_B"
-            raise InputError(f"a LoRA pair lacks its {missing}", file=path, key=printable(module))
-        if a[0] != b[1]:
-            raise InputError(
-                "the ranks of a LoRA pair differ", file=path, key=printable(module), got=f"A {a}, B {b}",
-                allowed="A (rank, d_in) and B (d_out, rank)",
-            )  # fmt: skip
-        ranks.add(a[0])
-    if not pairs:
-        raise InputError("no LoRA matrices in this file", file=path, hint="is it a full model?")
-    return tuple(sorted(ranks)), tuple(sorted({name.rpartition(".")[2] for name in pairs})), tuple(others)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -140,7 +132,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             raw = file.read(_CONFIG_LIMIT + 1)
         if len(raw) > _CONFIG_LIMIT:
             raise InputError("this configuration is too long", file=str(path), allowed=f"{_CONFIG_LIMIT} bytes")
-        config = json.loads(raw)
+        config = json.loads(raw, parse_constant=_no_constant)
     except OSError as error:
         raise InputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
     except (ValueError, RecursionError) as error:
@@ -149,9 +141,41 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise InputError("this configuration is not a JSON object", file=str(path))
     for key, kinds in (("base_model_name_or_path", (str,)), ("lora_alpha", (int, float)), ("r", (int,))):
         value = config.get(key)
-        if value is not None and type(value) not in kinds:
+        if value is not None and (type(value) not in kinds or (type(value) is float and not isfinite(value))):
             raise InputError("not of the right type", file=str(path), key=key, got=printable(str(value)))
     return config
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
+    kind = config.get("peft_type")
+    if kind is not None and kind != "LORA":
+        raise NotLoraError(
+            "this adapter is not LoRA", file=str(path), key="peft_type", got=printable(str(kind)), allowed="LORA",
+            hint="engines that serve many LoRA adapters don't serve it",
+        )  # fmt: skip
+
+
+_FLAGS: Mapping[str, Extra] = {
+    "use_dora": "DoRA", "use_rslora": "rsLoRA", "modules_to_save": "saved modules", "rank_pattern": "rank pattern",
+    "alpha_pattern": "alpha pattern", "lora_bias": "bias", "trainable_token_indices": "trained tokens",
+    "layers_to_transform": "part of the layers",
+}  # fmt: skip
+"""What a configuration's field says if it is neither null, false nor empty."""
+
+
+def _all_extras(facts: HeaderFacts, config: Mapping[str, Any]) -> tuple[Extra, ...]:
+    found = {*facts.extras, *(extra for key, extra in _FLAGS.items() if config.get(key) not in (None, False, [], {}))}
+    if config.get("modules_to_save"):  # which says why the file has whole embeddings
+        found.discard("saved embeddings")
+    if config.get("bias") not in (None, "none"):
+        found.add("bias")
+    if not facts.even:
+        found.add("part of the layers")
+    return tuple(extra for extra in EXTRAS if extra in found)
 
 
 def _agree(config: Mapping[str, Any], ranks: tuple[int, ...], path: Path) -> None:

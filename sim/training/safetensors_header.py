@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sim.errors import InputError
 
@@ -21,6 +23,11 @@ HEADER_LIMIT = 100_000_000
 """Bytes of a header, at most: the limit of the safetensors library."""
 
 _DIMENSIONS_LIMIT = 8
+_BYTES_A_BRACKET = 8
+"""A tensor's entry has three opening brackets in some fifty bytes. Lists of empty lists, at three bytes each, would
+take twenty times the header's memory."""
+
+_FIELDS = {"dtype", "shape", "data_offsets"}
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -39,9 +46,8 @@ NEVER_LOADED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor as the header gives it.
+class Tensor(NamedTuple):
+    """A tensor as the header gives it; a tuple, because a census makes millions.
 
     :ivar start: its first byte in the file; ``end``: one beyond its last.
     """
@@ -67,9 +73,17 @@ def read_header(path: Path) -> Header:
 
     :raises InputError: if the file can't be read, is a pickle, is cut short or contradicts itself.
     """
-    if path.suffix in PICKLE_SUFFIXES:
-        raise InputError("this file is a pickle by its name and is not read", file=str(path), hint=NEVER_LOADED)
-    raw, size = _read_raw(path)
+    raw, size = read_raw_header(path)
+    return parse_header(raw, size, path)
+
+
+def parse_header(raw: bytes, size: int, path: Path) -> Header:
+    """Return a header from its bytes and its file's size, checked; ``path`` is for messages.
+
+    :raises InputError: if it contradicts itself or the size.
+    """
+    if raw.count(b"[") + raw.count(b"{") > 16 + len(raw) // _BYTES_A_BRACKET:
+        raise InputError("too many brackets for a header", file=str(path), hint="this is no safetensors file")
     try:
         data = json.loads(raw, object_pairs_hook=_no_twins)
     except (ValueError, RecursionError, MemoryError) as error:
@@ -81,7 +95,7 @@ def read_header(path: Path) -> Header:
         raise InputError("the header's __metadata__ is not a table of texts", file=str(path))
     begin = 8 + len(raw)
     tensors = sorted(
-        (_tensor(name, facts, begin, path) for name, facts in data.items()), key=lambda t: (t.start, t.end)
+        (_tensor(name, facts, begin, path) for name, facts in data.items()), key=attrgetter("start", "end")
     )
     at = begin
     for tensor in tensors:
@@ -100,8 +114,14 @@ def read_header(path: Path) -> Header:
     return Header(path, tuple(tensors), metadata)
 
 
-def _read_raw(path: Path) -> tuple[bytes, int]:
-    """Return the header's bytes and the file's size."""
+def read_raw_header(path: Path, limit: int = HEADER_LIMIT) -> tuple[bytes, int]:
+    """Return the header's bytes and the file's size.
+
+    :param limit: bytes of a header, at most.
+    :raises InputError: if the file can't be read, is a pickle, or ends within its header.
+    """
+    if path.suffix in PICKLE_SUFFIXES:
+        raise InputError("this file is a pickle by its name and is not read", file=str(path), hint=NEVER_LOADED)
     try:
         # without O_NONBLOCK the open of a named pipe would wait for a writer for ever
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -111,16 +131,16 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
                 raise InputError("this is not a regular file", file=str(path))
             start = file.read(9)
             length = int.from_bytes(start[:8], "little")
-            _check_start(start, length, facts.st_size, path)
+            _check_start(start, length, facts.st_size, path, limit)
             return start[8:] + file.read(length - 1), facts.st_size
     except OSError as error:
         raise InputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
 
 
-def _check_start(start: bytes, length: int, size: int, path: Path) -> None:
+def _check_start(start: bytes, length: int, size: int, path: Path, limit: int) -> None:
     """Refuse what can't be a header before a byte of it is read; a length of 0x0280 looks like a pickle, so ``{``
     decides."""
-    if length <= HEADER_LIMIT and start[8:] == b"{":
+    if length <= limit and start[8:] == b"{":
         if length > size - 8:
             raise InputError(
                 "this file is cut short within its header", file=str(path), got=f"{size} bytes",
@@ -134,6 +154,9 @@ def _check_start(start: bytes, length: int, size: int, path: Path) -> None:
             )
     if len(start) < 9:
         raise InputError("too short for a safetensors file", file=str(path), got=f"{size} bytes")
+    if limit < length <= HEADER_LIMIT and start[8:] == b"{":
+        raise InputError("this header is too long for an adapter's", file=str(path), got=f"{length} bytes",
+                         allowed=f"up to {limit} bytes")  # fmt: skip
     if length > HEADER_LIMIT:
         raise InputError(
             "the header's length can't be true", file=str(path), got=f"{length} bytes",
@@ -144,26 +167,38 @@ def _check_start(start: bytes, length: int, size: int, path: Path) -> None:
 
 
 def _tensor(name: str, facts: Any, begin: int, path: Path) -> Tensor:
-    def wrong(problem: str, got: object, allowed: str | None = None) -> InputError:
-        return InputError(problem, file=str(path), key=printable(name), got=printable(str(got)), allowed=allowed)
-
-    if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape", "data_offsets"}:
-        raise wrong("not a tensor", facts, "dtype, shape and data_offsets")
+    """Return a tensor; called half a thousand times a file, so what is right passes without a detour."""
+    if not isinstance(facts, dict) or facts.keys() != _FIELDS:
+        raise _wrong(path, name, "not a tensor", facts, "dtype, shape and data_offsets")
     dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
     bits = _BITS.get(dtype) if type(dtype) is str else None
     if bits is None:
-        raise wrong("unknown number format", dtype, ", ".join(_BITS))
+        raise _wrong(path, name, "unknown number format", dtype, ", ".join(_BITS))
     if type(shape) is not list or len(shape) > _DIMENSIONS_LIMIT or not _counts(shape):
-        raise wrong("not a shape", shape, f"up to {_DIMENSIONS_LIMIT} whole numbers from 0")
+        raise _wrong(path, name, "not a shape", shape, f"up to {_DIMENSIONS_LIMIT} whole numbers from 0")
     if type(offsets) is not list or len(offsets) != 2 or not _counts(offsets) or offsets[0] > offsets[1]:
-        raise wrong("not a range of bytes", offsets, "[first byte, one beyond the last]")
-    if prod(shape) * bits != (offsets[1] - offsets[0]) * 8:
-        raise wrong(f"shape {shape} of {dtype} doesn't fill its bytes", offsets, f"{prod(shape) * bits / 8:g} bytes")
-    return Tensor(name, dtype, tuple(shape), begin + offsets[0], begin + offsets[1])
+        raise _wrong(path, name, "not a range of bytes", offsets, "[first byte, one beyond the last]")
+    start, end = offsets
+    if prod(shape) * bits != (end - start) * 8:
+        allowed = f"{prod(shape) * bits / 8:g} bytes"
+        raise _wrong(path, name, f"shape {shape} of {dtype} doesn't fill its bytes", offsets, allowed)
+    return Tensor(name, dtype, tuple(shape), begin + start, begin + end)
+
+
+def _wrong(path: Path, name: str, problem: str, got: object, allowed: str) -> InputError:
+    return InputError(problem, file=str(path), key=printable(name), got=printable(_brief(got)), allowed=allowed)
+
+
+def _brief(value: object) -> str:
+    """Return a value as text, without all of it where it is a list of millions."""
+    return reprlib.repr(value) if isinstance(value, list | dict) else str(value)
 
 
 def _counts(values: Sequence[Any]) -> bool:
-    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+    for value in values:  # noqa: SIM110  # a generator costs three times as much
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            return False
+    return True
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

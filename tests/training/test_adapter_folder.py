@@ -19,6 +19,7 @@ from calibrate.synthesize import synthesize
 from sim.errors import InputError
 from sim.traffic.adapters import SHAPES
 from sim.training.adapter_folder import CONFIG, WEIGHTS, find_adapters, only_dtype, read_adapter
+from sim.training.header_facts import LIMIT
 from sim.training.safetensors_header import HEADER_LIMIT, read_header
 
 A, B = "model.q_proj.lora_A.weight", "model.q_proj.lora_B.weight"
@@ -92,8 +93,10 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "longer": (raw_file(pair(), bytes(33)), "longer than its header says"),
     "no JSON": (raw_file(b"{nonsense}"), "not JSON"),
     "not UTF-8": (raw_file(b'{"\xff": 1}'), "not JSON"),
-    "nested without end": (raw_file(b'{"a":' + b"[" * 100_000), "not JSON"),
+    "nested without end": (raw_file(b'{"a":' + b"[           " * 100_000), "not JSON"),
     "a number without end": (raw_file(b'{"a":' + b"1" * 10_000 + b"}"), "not JSON"),
+    "lists without end": (raw_file(b'{"a":[' + b"[]," * 10_000 + b"[]]}"), "too many brackets"),
+    "a tensor of a thousand numbers": (raw_file({A: list(range(1000))}), "got [0, 1, 2, 3, 4, 5, ...]"),
     "twins": (raw_file(b'{"a": {}, "a": {}}'), "a name stands there twice"),
     "metadata of numbers": (raw_file({"__metadata__": {"a": 1}}), "__metadata__"),
     "a gap": (raw_file({A: tensor([1], 2, 4)}, bytes(4)), "overlap or leave a gap"),
@@ -121,6 +124,15 @@ def test_a_bad_file_is_refused_with_the_reason(tmp_path: Path, name: str) -> Non
     assert reason in str(caught.value)
     assert caught.value.file == str(path)
     assert str(caught.value).isprintable()
+
+
+def test_a_header_longer_than_any_adapters_is_not_read(tmp_path: Path) -> None:
+    place = adapter(tmp_path / "a", pair(), 32)
+    with (place / WEIGHTS).open("wb") as file:
+        file.write(struct.pack("<Q", LIMIT + 1) + b"{")
+        file.truncate(LIMIT + 100)
+    with pytest.raises(InputError, match="too long for an adapter's"):
+        read_adapter(place)
 
 
 BAD_PAIRS: dict[str, tuple[dict[str, Any], int, str]] = {

@@ -1,0 +1,173 @@
+"""``loraplan adapters`` as somebody uses it: tables, JSON, a scenario that runs, and folders from strangers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+
+from calibrate.example_fleet import BASE, MODEL, header_of, write_sparse
+from calibrate.synthesize import adapter_config
+from sim.spec.scenario import Targets
+from sim.spec.scenario_file import load_scenario
+from sim.traffic.adapters import SHAPES, parameters_per_rank, populate
+
+
+def add(root: Path, name: str, rank: int = 8, targets: Targets = ("q", "v"), base: str = BASE, mark: int = 0) -> Path:
+    start, size = header_of(MODEL, rank, targets, "bf16")
+    return write_sparse(root / name, start, size, adapter_config(base, rank, targets), mark)
+
+
+def test_the_example_is_counted_and_judged(loraplan: CommandLine, tmp_path: Path) -> None:
+    ended = loraplan("adapters", "--example", "fleet", "--engine", "vllm-0.32")
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("16 adapters of 6 kinds: 714 MB, 4.46 MB to 336 MB each.\n")
+    assert "vllm-0.32 takes these ranks with --max-lora-rank 64." in ended.out
+    assert (
+        "refused: 1 adapter: DoRA: vllm-0.32 does not yet support DoRA (tone) [vllm/lora/peft_helper.py]" in ended.out
+    )
+    assert "(support-3 = support-3-copy)" in ended.out
+    assert loraplan("adapters", "fleet", "--engine", "vllm-0.32", "--check").code == 1
+    again = loraplan("adapters", "--example", "fleet")
+    assert again.code == 2
+    assert "something stands there already" in again.err
+
+
+def test_json_has_every_adapter(loraplan: CommandLine, tmp_path: Path) -> None:
+    add(tmp_path, "fleet/a")
+    add(tmp_path, "fleet/b", 16, "all-linear", mark=1)
+    (tmp_path / "fleet" / "c").mkdir()
+    (tmp_path / "fleet" / "c" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    data = json.loads(loraplan("adapters", "fleet", "--json").out)
+    assert (data["count"], data["max_rank"], data["base_model"]) == (2, 16, BASE)
+    per_rank = parameters_per_rank(SHAPES[MODEL], ("q", "v"))
+    first = data["adapters"][0]
+    assert (first["folder"], first["rank"], first["targets"], first["bytes"]) == ("a", 8, ["q", "v"], 8 * per_rank * 2)
+    assert first["file_bytes"] == (tmp_path / "fleet/a/adapter_model.safetensors").stat().st_size
+    assert data["failures"][0]["kind"] == "not LoRA"
+    assert [kind["count"] for kind in data["groups"]] == [1, 1]
+
+
+def test_many_adapters_are_shown_by_kind(loraplan: CommandLine, tmp_path: Path) -> None:
+    for n in range(30):
+        add(tmp_path, f"fleet/a{n:02d}", 8 if n % 3 else 16, mark=n)
+    out = loraplan("adapters", "fleet").out
+    assert out.startswith("30 adapters of 2 kinds: ")
+    assert "a05" not in out
+    for n in range(25):
+        add(tmp_path, f"fleet/b{n:02d}", n + 20, mark=n)
+    assert "7 more kinds; --json has all" in loraplan("adapters", "fleet").out
+
+
+@pytest.mark.parametrize(
+    "engine", [None, "vllm-0.8", "vllm-0.32", "sglang", "s-lora", "lorax", "tensorrt-llm", "fixed"]
+)
+def test_a_written_scenario_passes_check_with_true_sizes(
+    loraplan: CommandLine, tmp_path: Path, engine: str | None
+) -> None:
+    chosen = () if engine is None else ("--engine", engine)
+    assert loraplan("adapters", "--example", "fleet", *chosen, "--write", "mine.yaml", "--quiet").code == 0
+    checked = loraplan("check", "mine.yaml")
+    assert checked.code == 0, checked.err
+    adapters = load_scenario("mine.yaml", []).scenario.adapters
+    assert adapters.count == 15, "the one of another base model is left out"
+    data = json.loads(loraplan("adapters", "fleet", "--json").out)
+    served = sorted(a["bytes"] for a in data["adapters"] if a["base_model"] == BASE)
+    written = sorted(size for kind in adapters.mix for size in [kind.size] * round(kind.share * 15))
+    assert written == served
+    population = populate(adapters, MODEL, 15)
+    assert int(population.size_bytes.max()) == max(served)
+
+
+def test_a_written_scenario_is_never_written_over(loraplan: CommandLine, tmp_path: Path) -> None:
+    add(tmp_path, "fleet/a")
+    (tmp_path / "mine.yaml").write_text("precious")
+    for _ in range(2):
+        ended = loraplan("adapters", "fleet", "--write", "mine.yaml")
+        assert ended.code == 2
+        assert "mine.yaml: this exists already and is not overwritten" in ended.err
+    assert (tmp_path / "mine.yaml").read_text() == "precious"
+    ended = loraplan("adapters", "fleet", "--write", "none/mine.yaml")
+    assert ended.code == 2
+    assert "can't write this file" in ended.err
+    ended = loraplan("adapters", "fleet", "--write", "new.yaml", "--base-model", "qwen2.5-7b")
+    assert ended.code == 2
+    assert "no adapter is of this base model" in ended.err
+    assert not (tmp_path / "new.yaml").exists()
+
+
+def test_what_no_profile_covers_is_said(loraplan: CommandLine, tmp_path: Path) -> None:
+    add(tmp_path, "fleet/a", 512, "all-linear")
+    ended = loraplan("adapters", "fleet", "--write", "mine.yaml")
+    assert ended.code == 0
+    assert "note: the scenario is written, but can't be simulated as it stands: mine.yaml" in ended.err
+    assert "adapters.rank: more than twice what the profile" in ended.err
+    assert loraplan("check", "mine.yaml").code == 2
+
+
+def test_a_base_model_without_a_profile_is_said(loraplan: CommandLine, tmp_path: Path) -> None:
+    add(tmp_path, "fleet/a", base="someone/Strange-9B")
+    ended = loraplan("adapters", "fleet", "--write", "mine.yaml")
+    assert ended.code == 0
+    assert "note: no bundled profile is of someone/Strange-9B" in ended.err
+    assert loraplan("check", "mine.yaml").code == 0
+
+
+def test_strangers_folders_leave_no_traceback(loraplan: CommandLine, tmp_path: Path) -> None:
+    add(tmp_path, "fleet/good", base="\x1b]0;evil\x07[bold]x")
+    weights = add(tmp_path, "fleet/huge") / "adapter_model.safetensors"
+    weights.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+    weights = add(tmp_path, "fleet/cut") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    halves = [{"dtype": "F16", "shape": [1], "data_offsets": [start, start + 2]} for start in (0, 1)]
+    overlapping = json.dumps(dict(zip(("x.lora_A", "x.lora_B"), halves, strict=True))).encode()
+    weights = add(tmp_path, "fleet/overlap") / "adapter_model.safetensors"
+    weights.write_bytes(len(overlapping).to_bytes(8, "little") + overlapping + bytes(3))
+    weights = add(tmp_path, "fleet/twice") / "adapter_model.safetensors"
+    weights.write_bytes(b"\x10\0\0\0\0\0\0\0" + b'{"a": 1, "a": 2}')
+    os.mkdir(os.fsencode(tmp_path) + b"/fleet/\xff\x1b[2J")
+    add(tmp_path / "fleet", os.fsdecode(b"\xff\x1b[2J"), mark=3)
+    for extra in ((), ("--json",), ("--engine", "vllm-0.32"), ("--write", "mine.yaml")):
+        ended = loraplan("adapters", "fleet", *extra)
+        assert ended.code == 0, ended.err
+        assert "note: 4 folders could not be read" in ended.err
+        for text in (ended.out, ended.err):
+            assert "Traceback" not in text
+            assert all(line.isprintable() for line in text.splitlines())
+    for words in ("length can't be true", "cut short", "overlap or leave a gap", "a name stands there twice"):
+        assert words in loraplan("adapters", "fleet").out
+    assert loraplan("adapters", "fleet", "--check").code == 1
+
+
+def test_nothing_to_count(loraplan: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    bad = add(tmp_path, "bad/a") / "adapter_model.safetensors"
+    bad.write_bytes(b"")
+    for name, words in (
+        ("empty", "empty: no adapters here or in the folders below"),
+        ("none", "none: no such folder"),
+        ("file", "file: this is a file, not a folder"),
+        ("bad", "bad: none of 1 folder holds a LoRA adapter that can be read; a: adapter_model.safetensors: too short"),
+    ):
+        ended = loraplan("adapters", name)
+        assert ended.code == 2
+        assert words in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--engine", "vllm"), "--engine: unknown engine (got vllm"),
+        (("--engine", "vllm-0.8", "--max-rank", "48"), "--max-rank: vllm-0.8 has no such largest rank (got 48"),
+        (("--max-rank", "0"), "Invalid value for '--max-rank'"),
+    ],
+)
+def test_wrong_options(loraplan: CommandLine, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    add(tmp_path, "fleet/a")
+    ended = loraplan("adapters", "fleet", *arguments)
+    assert ended.code == 2
+    assert words in ended.err
