@@ -105,10 +105,12 @@ def full_fleet_notes(found: FullFleet | None, beside: int) -> list[str]:
     if found is None or not found.replicas:
         return []
     models, spec = sum(found.full), found.spec
-    how = f"{spec.replicas} for each of {models} models" if found.homes else f"a pool that swaps {models} models"
+    of = f"{models} full model{'s' * (models != 1)}"
+    how = f"a pool that swaps {of}" if not found.homes else f"{spec.replicas} for each of {of}"
+    verb = "replicas serve" if found.replicas > 1 else "replica serves"
     notes = [
-        f"{found.replicas} replicas serve full models ({how}), beside {beside} of the base model: "
-        f"{found.replicas + beside} replicas in all, each with its GPUs"
+        f"{found.replicas} {verb} full models ({how}), beside {beside} of the base model: "
+        f"{found.replicas + beside} replicas in all, each with GPUs of its own"
     ]
     if spec.serve == "swap" and spec.load is None:
         notes.append(
