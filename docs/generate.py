@@ -290,7 +290,7 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
         properties = models[name]["properties"]
-        tag = next((tag for tag in TAGS if tag in properties), None)
+        tag = next((tag for tag in TAGS if "const" in properties.get(tag, {})), None)
         return f"`{properties[tag]['const']}`" if tag else "section"
     if field.get("type") == "array":
         inner = _type(field["items"], models) if field.get("items") else ""
