@@ -271,7 +271,7 @@ def test_formulas_leave_full_models_out() -> None:
     assert found.miss_ratio == pytest.approx(alone.miss_ratio, rel=1e-6)
 
 
-def test_what_ifs_leave_full_models_as_they_are(tmp_path: Path) -> None:
+def test_what_ifs_leave_full_models_as_they_are() -> None:
     loaded = load_scenario("full-models-beside-adapters")
     found = {change.label: change for change in changes(build_world(loaded.scenario))}
     design = loaded.with_values(found["rank 32, all linear layers"].set).scenario
@@ -327,3 +327,13 @@ def test_costs_per_passed_request_are_those_of_lora() -> None:
     world = build_world(scenario(fleet={"profile": path, "kv_tokens": 65536}))
     assert world.full is not None
     assert world.full.profile.step.per_passed_s == 0
+
+
+def test_another_way_to_serve_replaces_what_belongs_to_the_first() -> None:
+    loaded = load_scenario("full-models-beside-adapters", ["fleet.full_models={serve: swap, turn: 20 s}"])
+    assert loaded.scenario.fleet.full_models is not None
+    assert loaded.scenario.fleet.full_models.turn == 20
+    for key, value in (("fleet.full_models", {"serve": "dedicated"}), ("fleet.full_models.serve", "dedicated")):
+        back = loaded.with_values({key: value}).scenario.fleet.full_models
+        assert back is not None
+        assert back.turn is None
