@@ -214,7 +214,7 @@ def capacity_table(point: Point) -> Table | None:
     rows = []
     for part, words in (
         ("loader", "loader"), ("slots", "slots"), ("kv", "KV memory"), ("seats", "seats (max_num_seqs)"),
-        ("compute", "compute"),
+        ("compute", "compute"), ("full_models", "loads of whole models"),
     ):  # fmt: skip
         values = point.capacity.get(part)
         if values:
@@ -239,10 +239,12 @@ def _blocked(values: Mapping[str, float | None]) -> str:
 
 
 def _amount(values: Mapping[str, float | None]) -> str:
-    for key in ("loaders", "slots", "tokens", "limit"):
+    for key in ("loaders", "slots", "tokens", "limit", "replicas"):
         value = values.get(key)
         if value is not None:
-            return f"{value:,.0f} {'seats' if key == 'limit' else key}".replace("1 loaders", "1 loader")
+            return f"{value:,.0f} {'seats' if key == 'limit' else key}".replace("1 loaders", "1 loader").replace(
+                "1 replicas", "1 replica"
+            )
     return "–"
 
 
