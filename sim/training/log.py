@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError
+from sim.training.adapter_folder import CONFIG
 from sim.training.safetensors_header import printable
 
 STATE = "trainer_state.json"
@@ -24,7 +25,7 @@ LOG_LIMIT = 64 << 20
 """Bytes of a log, at most: one entry a step for 300,000 steps."""
 
 _STEP_LIMIT = 1 << 40
-_CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
+CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 _EVAL = "eval_"
 _SPEEDS = (
     "runtime",
@@ -88,7 +89,7 @@ class TrainingLog:
     @property
     def is_checkpoint(self) -> bool:
         """Whether the file lies in a checkpoint's folder, and so speaks of that checkpoint's weights."""
-        return _CHECKPOINT.fullmatch(self.path.parent.name) is not None
+        return CHECKPOINT.fullmatch(self.path.parent.name) is not None
 
     @property
     def stopped_early(self) -> bool:
@@ -127,7 +128,7 @@ def read_log(path: Path) -> TrainingLog:
         loss=table.get("loss", Series()),
         grad_norm=table.get("grad_norm", Series()),
         learning_rate=table.get("learning_rate", Series()),
-        eval_loss=table.get("eval_loss", Series()),
+        eval_loss=_eval_loss(table, notes),
         metrics=_metrics(table),
         global_step=global_step,
         max_steps=_whole(data.get("max_steps")),
@@ -149,14 +150,13 @@ def find_log(folder: Path) -> Path | None:
     """
     if (folder / STATE).is_file():
         return folder / STATE
-    checkpoints = [
-        (int(match[1]), child) for child in _children(folder) if (match := _CHECKPOINT.fullmatch(child.name))
-    ]
+    checkpoints = [(int(match[1]), child) for child in _children(folder) if (match := CHECKPOINT.fullmatch(child.name))]
     for _, child in sorted(checkpoints, reverse=True):
         if (child / STATE).is_file():
             return child / STATE
-    beside = folder.absolute().parent / STATE
-    return beside if beside.is_file() else None
+    beside = folder.absolute().parent
+    alone = sum((child / CONFIG).is_file() for child in _children(beside)) == 1
+    return beside / STATE if alone and (beside / STATE).is_file() else None
 
 
 def read_json(path: Path, limit: int, what: str) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _by_key(rows: Iterable[tuple[int, Mapping[str, Any]]], notes: list[str]) -> 
                 continue
             values = table.setdefault(key, {})
             before = values.get(step)
-            if before is not None and key in ("loss", "eval_loss") and before != number and not before != before:
+            if before is not None and key in ("loss", "eval_loss") and _differ(before, number):
                 repeated.add(step)
             values[step] = number
     for key, count in wrong.items():
@@ -226,9 +226,23 @@ def _by_key(rows: Iterable[tuple[int, Mapping[str, Any]]], notes: list[str]) -> 
     return {key: _series(sorted(values.items())) for key, values in table.items()}
 
 
+def _differ(one: float, other: float) -> bool:
+    return one != other and not (math.isnan(one) and math.isnan(other))
+
+
 def _series(points: Iterable[tuple[int, float]]) -> Series:
     both = list(points)
     return Series(tuple(step for step, _ in both), tuple(value for _, value in both))
+
+
+def _eval_loss(table: Mapping[str, Series], notes: list[str]) -> Series:
+    """Return the validation loss; of several data sets, which log ``eval_NAME_loss``, the first by name."""
+    if "eval_loss" in table:
+        return table["eval_loss"]
+    named = sorted(key for key in table if key.startswith(_EVAL) and key.endswith("_loss"))
+    if len(named) > 1:
+        notes.append(f"{len(named)} validation sets: judged by {printable(named[0])}")
+    return table[named[0]] if named else Series()
 
 
 def _metrics(table: Mapping[str, Series]) -> dict[str, Series]:
@@ -266,7 +280,7 @@ def _best_step(data: Mapping[str, Any]) -> int | None:
     if step:
         return step
     name = data.get("best_model_checkpoint")
-    match = _CHECKPOINT.search(name[-40:]) if isinstance(name, str) else None
+    match = CHECKPOINT.search(name[-40:]) if isinstance(name, str) else None
     return int(match[1]) if match else None
 
 
