@@ -39,6 +39,8 @@ def judge(case: Case) -> Judged:
 
 def _underfitting(case: Case, course: Course, helped: list[Tried], unmoved: bool) -> Judged:
     rank, lines = case.facts.rank, case.thresholds
+    if case.epochs is not None and case.epochs < lines.fewest_epochs:
+        return Judged(notes=(f"{_plateau(course).what}, but the data was seen {case.epochs:.2g} times only",))
     evidence = [_plateau(course), *_quality(course)]
     if rank is not None:
         layers = "attention's layers only" if case.facts.attention_only else "more than attention's layers"

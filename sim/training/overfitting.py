@@ -90,7 +90,8 @@ def _examples(case: Case) -> Evidence:
     facts = case.facts
     source = (facts.origin or {}).get("examples", "")
     if facts.examples is not None:
-        return Evidence(f"{facts.examples:,} training examples ({source})")
+        about = "" if source.startswith("--") else "about "
+        return Evidence(f"{about}{facts.examples:,} training examples ({source})")
     if facts.examples_at_least is not None:
         return Evidence(f"at least {facts.examples_at_least:,} training examples ({source})")
     return Evidence("the number of training examples is unknown")

@@ -32,9 +32,14 @@ class Thresholds(Strict):
     high_loss: float = Field(2.0, gt=0)
     """Validation loss per token (nats) from which it counts as mediocre where no metric was logged. Source: our choice;
     fine-tunes of text that the base knows end between 0.3 and 1.8 in public logs."""
-    flat_share: float = Field(0.06, gt=0, lt=1)
+    flat_share: float = Field(0.1, gt=0, lt=1)
     """A loss is flat early if at most this share of its whole fall lies in the second half of the run, in validation.
-    Source: our choice, from the runs that docs/vet.md lists."""
+    Source: our choice; failing runs 0.03 to 0.09."""
+    flat_end: float = Field(0.015, gt=0, lt=1)
+    """And if its last quarter takes away at most this share of it. Source: our choice; failing runs 0.00 to 0.012,
+    small adapters that were only cut short 0.023 and more."""
+    fewest_epochs: float = Field(0.9, ge=0)
+    """Passes over the data below which a small adapter is not to blame. Source: our choice."""
 
     gradient_jump: float = Field(10.0, gt=1)
     """Gradient norm, median of five entries, over the median of the ten before: from here on a jump. Source: our

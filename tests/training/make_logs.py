@@ -44,12 +44,14 @@ HEALTHY = (
     Recipe("cut-short", rank=4, steps=60),
     Recipe("cut-very-short", rank=4, steps=40),
     Recipe("cut-half-way", rank=4, steps=120),
+    Recipe("cut-short-cosine", rank=4, steps=120, lr=8e-3, arguments={"lr_scheduler_type": "cosine"}),
     Recipe("cut-short-attention", rank=4, targets="q,v", steps=120),
     Recipe("hot", lr=8e-3, arguments={"warmup_steps": 20}),
     Recipe("unclipped", arguments=FREE),
 )
 FAILING = (
-    Recipe("rank-1-attention", "underfitting", rank=1, targets="q,v", steps=1000, lr=8e-3),
+    Recipe("rank-1-linear", "underfitting", rank=1, targets="q,v", steps=800, lr=8e-3,
+           arguments={"lr_scheduler_type": "linear"}),
     Recipe("rank-1-cosine", "underfitting", rank=1, targets="q,v", steps=800, lr=1e-2,
            arguments={"lr_scheduler_type": "cosine", "warmup_steps": 30}),
     Recipe("rank-2-attention", "underfitting", rank=2, targets="q,v", steps=1000, lr=8e-3,
