@@ -91,7 +91,7 @@ class Course:
         over few examples each, and too noisy for this.
     :ivar moved: share by which the best validation level lies below the start.
     :ivar metric: name and best level of a judged metric, None where there is none.
-    :ivar flat: whether it stood still in its second half.
+    :ivar still: whether the second half brought little; ``flat``: and its end next to nothing.
     :ivar mediocre: whether it ended at a quality that nobody wants.
     """
 
@@ -105,6 +105,7 @@ class Course:
     late: float
     moved: float
     metric: tuple[str, Level] | None
+    still: bool
     flat: bool
     mediocre: bool
 
@@ -144,7 +145,7 @@ def _course(losses: Series, evals: Series, metric: tuple[str, Series] | None, li
     moved = 1 - eval_best.value / begin if begin > 0 else 0.0
     return Course(
         begin, train_start, train_half, train_end, eval_half, eval_end, eval_best, late, moved, best,
-        flat=late <= lines.flat_share and last <= lines.flat_end, mediocre=mediocre,
+        still=late <= lines.flat_share, flat=late <= lines.flat_share and last <= lines.flat_end, mediocre=mediocre,
     )  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def _too_hot(case: Case) -> Found | None:
     """Look for a run that learned nothing at a learning rate that no adapter takes: the explosion came before the
     first entry."""
     rates, course = case.log.learning_rate.finite(), case.course
-    if not len(rates) or course is None or not (course.flat and course.mediocre):
+    if not len(rates) or course is None or not (course.still and course.mediocre):
         return None
     top = max(rates.values)
     if top < case.thresholds.hot_learning_rate:

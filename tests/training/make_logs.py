@@ -22,6 +22,7 @@ from tiny_lab import Base, Recipe, train
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 FREE = {"max_grad_norm": 1e9}
 """Gradients aren't clipped, but their norm is logged."""
+RISING = {"lr_scheduler_type": "constant_with_warmup"}
 
 HEALTHY = (
     Recipe("constant"),
@@ -46,7 +47,7 @@ HEALTHY = (
     Recipe("cut-half-way", rank=4, steps=120),
     Recipe("cut-short-cosine", rank=4, steps=120, lr=8e-3, arguments={"lr_scheduler_type": "cosine"}),
     Recipe("cut-short-attention", rank=4, targets="q,v", steps=120),
-    Recipe("hot", lr=8e-3, arguments={"warmup_steps": 20}),
+    Recipe("hot", lr=8e-3, arguments=RISING | {"warmup_steps": 20}),
     Recipe("unclipped", arguments=FREE),
 )
 FAILING = (
@@ -56,8 +57,9 @@ FAILING = (
            arguments={"lr_scheduler_type": "cosine", "warmup_steps": 30}),
     Recipe("rank-2-attention", "underfitting", rank=2, targets="q,v", steps=1000, lr=8e-3,
            arguments={"lr_scheduler_type": "cosine", "warmup_steps": 30}),
-    Recipe("explodes", "divergence", task="rows", lr=1.0, base_bits=4, arguments=FREE | {"warmup_steps": 60}),
-    Recipe("explodes-late", "divergence", task="rows", lr=0.5, base_bits=4, arguments=FREE | {"warmup_steps": 300}),
+    Recipe("explodes", "divergence", task="rows", lr=0.2, base_bits=4, arguments=FREE | RISING | {"warmup_steps": 200}),
+    Recipe("explodes-late", "divergence", task="rows", lr=0.5, base_bits=4,
+           arguments=FREE | RISING | {"warmup_steps": 300}),
     Recipe("explodes-at-once", "divergence", lr=1.0, base_bits=4, arguments=FREE),
     Recipe("explodes-sgd", "divergence", task="rows", lr=1e5, base_bits=4, arguments=FREE | {"optim": "sgd"}),
     Recipe("no-number", "divergence", lr=1e25, base_bits=4, arguments=FREE),
