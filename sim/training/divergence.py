@@ -27,7 +27,9 @@ def judge(case: Case) -> Judged:
         evidence.append(Evidence(f"the base was held in {bits} bits ({source})"))
     elif bits is None:
         notes.append("the base's number format is unknown, so whether quantisation is to blame: give --base-bits")
-    return Judged(Finding("divergence", confidence, tuple(evidence), calmer(case.facts)), tuple(notes))
+    return Judged(
+        Finding("divergence", confidence, tuple(evidence), calmer(case.facts, _hottest(case) is not None)), tuple(notes)
+    )
 
 
 Found = tuple[Confidence, list[Evidence]]
@@ -130,21 +132,24 @@ def _validation_agrees(case: Case, base: Level) -> bool:
 def _too_hot(case: Case) -> Found | None:
     """Look for a run that learned nothing at a learning rate that no adapter takes: the explosion came before the
     first entry."""
-    rates, course = case.log.learning_rate.finite(), case.course
-    if not len(rates) or course is None or not (course.still and course.mediocre):
+    course, top = case.course, _hottest(case)
+    if top is None or course is None or not (course.still and course.mediocre):
         return None
-    top = max(rates.values)
-    if top < case.thresholds.hot_learning_rate:
-        return None
-    step = rates.steps[rates.values.index(top)]
     return "likely", [
-        Evidence(f"the learning rate went up to {top:.3g}", (step,), (top,)),
+        Evidence(f"the learning rate went up to {top[1]:.3g}", (top[0],), (top[1],)),
         Evidence(
             f"the training loss stands at {course.train_end.value:.3g} ({course.train_end.where}), half-way it was "
             f"{course.train_half.value:.3g}", (course.train_half.last, course.train_end.last),
             (course.train_half.value, course.train_end.value),
         ),
     ]  # fmt: skip
+
+
+def _hottest(case: Case) -> tuple[int, float] | None:
+    """Return step and value of the highest learning rate, if no adapter could bear it."""
+    rates = case.log.learning_rate.finite()
+    step, top = max(entries(rates), key=lambda entry: entry[1], default=(0, 0.0))
+    return (step, top) if top >= case.thresholds.hot_learning_rate else None
 
 
 def _worse_than_16_bit(case: Case, notes: list[str]) -> Found | None:

@@ -68,11 +68,12 @@ FAILING = (
     Recipe("100-examples-rank-64", "overfitting", examples=100, steps=700, rank=64, noise=0.2),
     Recipe("100-examples-cosine", "overfitting", examples=100, steps=700, noise=0.2, lr=6e-3,
            arguments={"lr_scheduler_type": "cosine", "warmup_steps": 20}),
-    Recipe("100-examples-clean", "overfitting", examples=100, steps=700),
     Recipe("unknown-words", "domain-shift", task="unknown"),
     Recipe("unknown-words-rank-64", "domain-shift", task="unknown", rank=64, lr=2e-3),
     Recipe("parity", "domain-shift", task="parity", rank=32),
 )  # fmt: skip
+BORDERLINE = (Recipe("100-examples-clean", "overfitting", examples=100, steps=700),)
+"""Learned by heart, but the validation loss stands still and three quarters of the answers are right: no fixture."""
 RECIPES = HEALTHY + FAILING
 
 
@@ -118,7 +119,7 @@ def main() -> None:
     given = parser.parse_args()
     for seed in range(given.first, given.first + given.seeds):
         base = Base.made(seed)
-        for recipe in RECIPES:
+        for recipe in RECIPES if given.out == FIXTURES else RECIPES + BORDERLINE:
             if given.names and recipe.name not in given.names:
                 continue
             target = given.out / (recipe.name if given.out == FIXTURES else f"{recipe.name}/seed-{seed}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_logs import Curve, closing, falling, history, write_config, write_log
+from log_samples import Curve, closing, falling, history, write_config, write_log
 
 from sim.spec.scenario import Targets
 from sim.training.thresholds import Thresholds

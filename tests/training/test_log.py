@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_logs import closing, falling, history, write_config, write_log
+from log_samples import closing, falling, history, write_config, write_log
 
 from sim.errors import InputError
 from sim.training.log import LOG_LIMIT, find_log, read_log
