@@ -179,7 +179,7 @@ def threshold_table() -> str:
 
     rows = []
     for name, field in Thresholds.model_fields.items():
-        meaning, _, source = (field.description or "").partition("Source: ")
+        meaning, _, source = " ".join((field.description or "").split()).partition("Source: ")
         rows.append([f"`{name}`", f"{field.default:g}", meaning.strip(), source.strip()])
     return table(["threshold", "value", "meaning", "source"], rows)
 
