@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli import adapters, cache, calibrate, compare, fidelity, inspect, measured, plan, serve, simulate, trace
+from sim.cli import adapters, cache, calibrate, compare, fidelity, inspect, measured, plan, serve, simulate, trace, vet
 from sim.errors import LoraplanError
 
 INTERRUPTED = 130
@@ -31,6 +31,7 @@ app.command()(compare.compare)
 app.command()(cache.cache)
 app.command()(trace.trace)
 app.command()(adapters.adapters)
+app.command()(vet.vet)
 scenarios_app = typer.Typer(help="List and copy the bundled scenarios.", no_args_is_help=True)
 scenarios_app.command("list")(inspect.list_scenarios)
 scenarios_app.command("copy")(inspect.copy_bundled)
@@ -93,7 +94,7 @@ def _guarded(debug: bool) -> int:
 
 def _interrupted() -> int:
     kept = "finished points are kept; the same command goes on from there"
-    if {"trace", "cache", "compare", "adapters"} & set(sys.argv[1:2]):
+    if {"trace", "cache", "compare", "adapters", "vet"} & set(sys.argv[1:2]):
         kept = "nothing is kept"
     if "calibrate" in sys.argv:
         fits = "fit" in sys.argv
