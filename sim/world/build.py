@@ -40,7 +40,7 @@ from sim.world.future import Foresight, Future
 from sim.world.identity import answering_base_model, make_identity
 from sim.world.inside import Inside
 from sim.world.lineage import lay_out, with_copies
-from sim.world.memory import usable_kv_tokens
+from sim.world.memory import padded_rank, usable_kv_tokens
 from sim.world.mixups import check_mixups
 from sim.world.outages import Outages
 from sim.world.rollouts import make_rollouts
@@ -241,7 +241,7 @@ def _server(world: World, parts: Parts, rule: KvRule | None, watched: Watch) -> 
         "kv": KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size),
         "costs": StepCosts(
             world.profile.step, _slots(scenario, world.traffic.population), fleet.max_num_batched_tokens,
-            int(world.population.rank.max()),
+            padded_rank(world.profile, world.population),
         ),
         "ranks": world.ranks,
         "ask_early": scenario.load_at == "arrival",

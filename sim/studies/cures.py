@@ -1,0 +1,296 @@
+"""What a cure of the training means for a fleet: the change of the scenario that belongs to it, at the same memory.
+
+Rank and targets make adapters larger. GPU memory for them stays what it was, so fewer slots are left, counted as the
+engine lays them out: where slots are padded to the largest rank, one larger adapter makes every slot as large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from sim.errors import InputError
+from sim.spec.scenario import Targets
+from sim.spec.scenario_file import LoadedScenario
+from sim.spec.units import human_bytes
+from sim.spec.workload import AdapterKind, Adapters
+from sim.studies.planning.changes import Change
+from sim.traffic.adapters import MODULES, Population, modules_of, populate
+from sim.training.adapter_folder import AdapterFile
+from sim.training.vetted import Cure, Vetted
+from sim.world.lineage import with_copies
+from sim.world.memory import adapter_bytes
+from sim.world.world import World
+
+ONE, ALL, ALL_SAME_HOST = "one", "all", "all, same host memory"
+"""Who gets the cure: what was vetted, or every adapter like it, with host memory for all of them or as before."""
+
+
+@dataclass(frozen=True, slots=True)
+class CureChange:
+    """A cure as a change of a scenario.
+
+    :ivar scope: ``ONE``, ``ALL`` or ``ALL_SAME_HOST``; ``adapters``: how many get it.
+    :ivar bytes_before, bytes_after: of one adapter that gets it; None where its size has nothing to do with it.
+    """
+
+    cure: Cure
+    scope: str
+    adapters: int
+    change: Change
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+
+
+def cures_of(vetted: Sequence[Vetted]) -> list[tuple[Cure, list[Vetted]]]:
+    """Return every cure that changes what serving costs, in the order found, with those that it was found for."""
+    wanted: dict[tuple[object, ...], tuple[Cure, list[Vetted]]] = {}
+    for each in vetted:
+        for finding in each.findings:
+            for cure in finding.cures:
+                if cure.changes_serving:
+                    key = (cure.rank, cure.targets, cure.base_quantization, cure.full_model)
+                    found = wanted.setdefault(key, (cure, []))[1]
+                    if each not in found:
+                        found.append(each)
+    return list(wanted.values())
+
+
+def changes_of(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> list[CureChange]:
+    """Return the changes that price a cure, that of the vetted adapters alone first.
+
+    :param wanted: those that the cure was found for.
+    :param world: of the scenario as it is.
+    """
+    return list(_of_shape(cure, wanted, loaded, world))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kinds:
+    """The kinds of adapters of a scenario, and those among them that are like the vetted one."""
+
+    kinds: tuple[AdapterKind, ...]
+    alike: tuple[int, ...]
+
+
+def _of_shape(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> Iterator[CureChange]:
+    """Yield what larger adapters change, for those that were vetted and for all that are like them."""
+    adapters, count = loaded.scenario.adapters, len(world.traffic.population)
+    number = min(len(wanted), count)
+    words = shape_words(cure)
+    try:
+        found = _kinds(adapters, [each.adapter for each in wanted if each.adapter is not None])
+        old = found.kinds[found.alike[0]]
+        new = _cured(cure, old, wanted)
+    except InputError as error:
+        refused = Change("cure", f"{words}: {_who(number, count)}", refused=error.problem)
+        yield CureChange(cure, ONE, number, refused)
+        return
+    if _same(old, new):
+        said = f"the scenario's adapters have {_kind_words(old)}: nothing changes"
+        yield CureChange(cure, ALL, count, Change("cure", f"{words}: all adapters", note=said))
+        return
+    share = share_of(number, count)
+    others = tuple(kind.model_copy(update={"share": kind.share * (1 - share)}) for kind in found.kinds)
+    alone = adapters_with(adapters, (new.model_copy(update={"share": share}), *others))
+    kinds = tuple(_cured(cure, kind, wanted) if i in found.alike else kind for i, kind in enumerate(found.kinds))
+    alike = round(count * sum(found.kinds[i].share for i in found.alike))
+    which = "all adapters" if len(found.alike) == len(found.kinds) else "all of its kind"
+    sizes = _bytes_of(old, adapters, world), _bytes_of(new, adapters, world)
+    scopes = [(ONE, number, _who(number, count), alone), (ALL, alike, which, adapters_with(adapters, kinds))]
+    for scope, cured, who, after in scopes:
+        change = _at_same_memory(f"{words}: {who}", adapters, after, loaded, world)
+        change = replace(change, note="; ".join(filter(None, [change.note, *_notes(wanted, old, loaded, scope)])))
+        yield CureChange(cure, scope, cured, change, *sizes)
+        host = None if scope == ONE or change.refused else _host_slots(change, after, loaded, world)
+        if host is not None:
+            bound = Change("cure", f"{words}: {who}, host memory as before", {**change.set, "cache.host.slots": host})
+            yield CureChange(cure, ALL_SAME_HOST, cured, bound, *sizes)
+
+
+def shape_words(cure: Cure) -> str:
+    """Return a cure of rank and targets in words: ``rank 16, all linear layers``."""
+    said = [f"rank {cure.rank}"] if cure.rank is not None else []
+    if cure.targets is not None:
+        said.append(_target_words(cure.targets))
+    return ", ".join(said)
+
+
+def share_of(number: int, count: int) -> float:
+    """Return the share for the first kind of a mix by which it gets exactly so many adapters, the first among them.
+
+    ``populate`` deals kinds by the golden-ratio sequence; the share ends between its ``number``-th value and the next.
+    """
+    dealt = np.sort((np.arange(count) * 0.6180339887498949) % 1.0)
+    return 1.0 if number >= count else float(dealt[number - 1] + dealt[number]) / 2
+
+
+def adapters_with(adapters: Adapters, kinds: tuple[AdapterKind, ...]) -> Adapters:
+    """Return the same adapters, of other kinds."""
+    rest = {name: getattr(adapters, name) for name in ("base_model", "count", "dtype")}
+    return Adapters(**{key: value for key, value in rest.items() if value is not None}, mix=kinds)
+
+
+def slots_at_same_memory(world: World, population: Population) -> int:
+    """Return how many slots for other adapters the memory of the scenario's slots holds; 0: not one."""
+    slots, profile = world.scenario.cache.gpu.slots, world.profile
+    assert slots is not None, "asked of a cache by slots"
+
+    def taken(number: int, of: Population) -> int:
+        return number * of.slot_bytes if profile is None else adapter_bytes(number, profile, of)
+
+    budget, low, high = taken(slots, world.population), 0, slots + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if taken(middle, population) <= budget:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _kinds(adapters: Adapters, files: Sequence[AdapterFile]) -> _Kinds:
+    """Return the kinds of a scenario and which are like the vetted adapters.
+
+    :raises InputError: where that can't be said.
+    """
+    if not adapters.mix:
+        kind = AdapterKind(share=1.0, rank=adapters.rank, targets=adapters.targets, size=adapters.size)
+        return _Kinds((kind,), (0,))
+    if not files:
+        raise InputError("the scenario mixes kinds of adapters, and a log alone does not say of which kind this one is")
+    shapes = {(file.rank, frozenset(_modules(file))) for file in files}
+    alike = [i for i, k in enumerate(adapters.mix) if (k.rank, frozenset(modules_of(k.targets))) in shapes]
+    if not alike:
+        raise InputError(f"no kind of adapters.mix has {_file_words(files[0])}, as the vetted adapter has")
+    return _Kinds(adapters.mix, tuple(alike))
+
+
+def _cured(cure: Cure, old: AdapterKind, wanted: Sequence[Vetted]) -> AdapterKind:
+    """Return a kind of adapters after the cure: never of a lower rank, or of fewer targets.
+
+    :raises InputError: if its size can't be said.
+    """
+    rank, targets = max(old.rank, cure.rank or 0), _union(old.targets, cure.targets)
+    size = old.size
+    if size is not None:
+        known = next((each.adapter for each in wanted if each.adapter is not None), None)
+        if known is None or not known.bytes or cure.adapter_bytes is None:
+            raise InputError("the scenario gives adapters a size, and how much larger the cured one gets isn't known")
+        size = round(size * max(1.0, cure.adapter_bytes / known.bytes))
+    return AdapterKind(share=old.share, rank=rank, targets=targets, size=size)
+
+
+def _at_same_memory(label: str, before: Adapters, after: Adapters, loaded: LoadedScenario, world: World) -> Change:
+    """Return the change to other adapters in which GPU memory for them stays what it was."""
+    values = [_plain(kind) for kind in after.mix]
+    whole = len(values) == 1 and not before.mix
+    own = {f"adapters.{key}": value for key, value in values[0].items() if key != "share"} if whole else {}
+    set_ = own or {"adapters.mix": values}
+    gpu = loaded.scenario.cache.gpu
+    if gpu.slots is None:
+        what = "adapters take KV memory when they come" if gpu.unified else f"{human_bytes(gpu.size or 0)} stay"
+        return Change("cure", label, set_, what)
+    if gpu.unified:
+        return Change("cure", label, set_, "adapters take KV memory when they come")
+    slots = slots_at_same_memory(world, population_of(after, world))
+    if slots == 0:
+        return Change("cure", label, refused=f"the memory of {gpu.slots} slots holds not one such adapter")
+    return Change("cure", label, set_ if slots == gpu.slots else {**set_, "cache.gpu.slots": slots})
+
+
+def _plain(kind: AdapterKind) -> dict[str, Any]:
+    """Return a kind as a scenario writes it."""
+    values = kind.model_dump(mode="json", exclude_none=True)
+    return values if kind.size is None else {**values, "size": f"{kind.size} B"}
+
+
+def population_of(adapters: Adapters, world: World) -> Population:
+    """Return other adapters in the place of a world's, with the new versions that its rollouts bring."""
+    model = _model(world)
+    population = populate(adapters, model, len(world.traffic.population))
+    return population if world.lineage is None else with_copies(population, world.lineage, adapters, model)
+
+
+def _host_slots(change: Change, after: Adapters, loaded: LoadedScenario, world: World) -> int | None:
+    """Return how many copies the host memory of before holds; None where it holds as many as before."""
+    host, population = loaded.scenario.cache.host, world.traffic.population
+    if host is None or host.slots is None:
+        return None
+    held = min(host.slots, len(population))
+    mean = float(populate(after, _model(world), len(population)).size_bytes.mean())
+    left = max(int(held * float(population.size_bytes.mean()) / mean), 1)
+    if loaded.scenario.cache.eviction == "vllm-lru":  # each adapter in a slot has a copy
+        left = max(left, int(change.set.get("cache.gpu.slots", loaded.scenario.cache.gpu.slots or 0)))
+    return left if left < held else None
+
+
+def _notes(wanted: Sequence[Vetted], old: AdapterKind, loaded: LoadedScenario, scope: str) -> Iterator[str]:
+    gpu, storage = loaded.scenario.cache.gpu, loaded.scenario.storage
+    if scope == ONE:
+        if gpu.slots is not None and not gpu.unified:
+            yield "slots are padded to the largest rank of all, so one adapter makes every slot as large"
+        file = next((each.adapter for each in wanted if each.adapter is not None), None)
+        if file is not None and old.size is None and (file.rank != old.rank or _modules(file) != _known(old.targets)):
+            yield f"the vetted adapter has {_file_words(file)}, the scenario's have {_kind_words(old)}"
+    if storage.load is not None:
+        yield "storage.load says how long a load takes, so larger adapters load no slower here"
+
+
+def _who(number: int, count: int) -> str:
+    if number >= count:
+        return "all adapters"
+    return "one adapter" if number == 1 else f"{number:,} adapters"
+
+
+def _bytes_of(kind: AdapterKind, adapters: Adapters, world: World) -> int:
+    one = adapters_with(adapters, (kind.model_copy(update={"share": 1.0}),))
+    return int(populate(one, _model(world), 1).size_bytes[0])
+
+
+def _model(world: World) -> str:
+    if world.profile is not None:
+        return world.profile.model
+    return world.scenario.adapters.base_model or "llama-3.1-8b"
+
+
+def _union(one: Targets, other: Targets | None) -> Targets:
+    if other is None:
+        return one
+    if set(modules_of(other)) <= set(modules_of(one)):
+        return one
+    both = {*modules_of(one), *modules_of(other)}
+    return (
+        "all-linear" if both == set(MODULES) else TypeAdapter(Targets).validate_python(sorted(both, key=MODULES.index))
+    )
+
+
+def _same(one: AdapterKind, other: AdapterKind) -> bool:
+    return (one.rank, one.size, _known(one.targets)) == (other.rank, other.size, _known(other.targets))
+
+
+def _known(targets: Targets) -> tuple[str, ...]:
+    return tuple(name for name in MODULES if name in modules_of(targets))
+
+
+def _modules(file: AdapterFile) -> tuple[str, ...]:
+    """Return the target modules of a file by our names; those that have none here are left out."""
+    return tuple(name for name in MODULES if f"{name}_proj" in file.targets)
+
+
+def _file_words(file: AdapterFile) -> str:
+    return f"rank {file.rank} on {', '.join(file.targets)}"
+
+
+def _kind_words(kind: AdapterKind) -> str:
+    return f"rank {kind.rank} on {_target_words(kind.targets)}"
+
+
+def _target_words(targets: Targets) -> str:
+    if targets == "all-linear" or set(targets) == set(MODULES):
+        return "all linear layers"
+    return "attention only" if set(targets) == set(MODULES[:4]) else ", ".join(targets)
