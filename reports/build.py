@@ -14,6 +14,7 @@ from reports import method, tables, tables_changes
 from reports.axes import Axis, make_axes, point_words
 from reports.changes import is_changed
 from reports.choose import choose_charts
+from reports.cures import badge, cures_answer, cures_tables, is_priced, vetted_table
 from reports.findings import answer, sweep_answer, sweep_focus
 from reports.planned import Read, formulas_table, is_plan, looks_table, plan_answer, shown_metrics
 from reports.verdicts import main_metric
@@ -107,6 +108,8 @@ def _context(run: RunData) -> dict[str, Any]:
     found = _results(run.points, terms, assumed=method.is_assumed(manifest))
     if is_plan(manifest):
         found |= _planned(run, terms)
+    if is_priced(manifest):
+        found |= _priced(run, terms)
     return {**common, **found}
 
 
@@ -150,8 +153,22 @@ def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
         "charts": [*([] if tornado is None else [tornado]), *charts],
         "traffic": tables.traffic_table(focus), "capacity": tables.capacity_table(focus),
         "replicas": tables_changes.replicas_table(focus, where),
-        "plan": {"tables": [table for table in found if table is not None], "flags": list(flags.items()),
+        "plan": {"name": "Plan", "heading": "How was it found, and what would change it?",
+                 "tables": [table for table in found if table is not None], "flags": list(flags.items()),
                  "beyond": (run.manifest.get("plan") or {}).get("beyond_flags") or []},
+    }  # fmt: skip
+
+
+def _priced(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
+    """Return what the page of priced cures says otherwise than that of the run as it is."""
+    said, (focus, *_) = cures_answer(run), run.points
+    rows = run.manifest["cures"]["rows"]
+    tornado = tornado_chart(rows, main_metric([focus], terms))
+    return {
+        "answer": said, "badge": badge(run), "where": " as it is",
+        "charts": [*([] if tornado is None else [tornado]), *choose_charts(run.points, [], terms, focus)],
+        "plan": {"name": "Cures", "heading": "What was found, and what does its cure cost?",
+                 "tables": [*cures_tables(run), vetted_table(run)], "flags": [], "beyond": []},
     }  # fmt: skip
 
 

@@ -34,11 +34,14 @@ ONE, ALL, ALL_SAME_HOST = "one", "all", "all, same host memory"
 class CureChange:
     """A cure as a change of a scenario.
 
-    :ivar scope: ``ONE``, ``ALL`` or ``ALL_SAME_HOST``; ``adapters``: how many get it.
+    :ivar title: the cure in words, ``who``: whom it is for; ``scope``: ``ONE``, ``ALL`` or ``ALL_SAME_HOST``;
+        ``adapters``: how many get it.
     :ivar bytes_before, bytes_after: of one adapter that gets it; None where its size has nothing to do with it.
     """
 
     cure: Cure
+    title: str
+    who: str
     scope: str
     adapters: int
     change: Change
@@ -80,19 +83,19 @@ class _Kinds:
 def _of_shape(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> Iterator[CureChange]:
     """Yield what larger adapters change, for those that were vetted and for all that are like them."""
     adapters, count = loaded.scenario.adapters, len(world.traffic.population)
-    number = min(len(wanted), count)
-    words = shape_words(cure)
+    number, title = min(len(wanted), count), shape_words(cure)
     try:
         found = _kinds(adapters, [each.adapter for each in wanted if each.adapter is not None])
         old = found.kinds[found.alike[0]]
         new = _cured(cure, old, wanted)
     except InputError as error:
-        refused = Change("cure", f"{words}: {_who(number, count)}", refused=error.problem)
-        yield CureChange(cure, ONE, number, refused)
+        who = _who(number, count)
+        yield CureChange(cure, title, who, ONE, number, Change("cure", f"{title}: {who}", refused=error.problem))
         return
     if _same(old, new):
         said = f"the scenario's adapters have {_kind_words(old)}: nothing changes"
-        yield CureChange(cure, ALL, count, Change("cure", f"{words}: all adapters", note=said))
+        change = Change("cure", f"{title}: all adapters", note=said)
+        yield CureChange(cure, title, "all adapters", ALL, count, change)
         return
     share = share_of(number, count)
     others = tuple(kind.model_copy(update={"share": kind.share * (1 - share)}) for kind in found.kinds)
@@ -102,14 +105,15 @@ def _of_shape(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, worl
     which = "all adapters" if len(found.alike) == len(found.kinds) else "all of its kind"
     sizes = _bytes_of(old, adapters, world), _bytes_of(new, adapters, world)
     scopes = [(ONE, number, _who(number, count), alone), (ALL, alike, which, adapters_with(adapters, kinds))]
-    for scope, cured, who, after in scopes:
-        change = _at_same_memory(f"{words}: {who}", adapters, after, loaded, world)
+    for scope, cured, who, after in scopes[number >= count :]:
+        change = _at_same_memory(f"{title}: {who}", adapters, after, loaded, world)
         change = replace(change, note="; ".join(filter(None, [change.note, *_notes(wanted, old, loaded, scope)])))
-        yield CureChange(cure, scope, cured, change, *sizes)
+        yield CureChange(cure, title, who, scope, cured, change, *sizes)
         host = None if scope == ONE or change.refused else _host_slots(change, after, loaded, world)
         if host is not None:
-            bound = Change("cure", f"{words}: {who}, host memory as before", {**change.set, "cache.host.slots": host})
-            yield CureChange(cure, ALL_SAME_HOST, cured, bound, *sizes)
+            who = f"{who}, host memory as before"
+            bound = Change("cure", f"{title}: {who}", {**change.set, "cache.host.slots": host})
+            yield CureChange(cure, title, who, ALL_SAME_HOST, cured, bound, *sizes)
 
 
 def shape_words(cure: Cure) -> str:

@@ -26,8 +26,9 @@ class PricedCures:
     """What the cures cost.
 
     :ivar point: of the scenario as it is.
-    :ivar rows: one a change, as the manifest keeps them under ``cures``: those of ``rows_of``, with ``scope``,
-        ``adapters``, ``adapter_bytes``, ``memory`` (what there is room for, before and after), ``found`` and ``for``.
+    :ivar rows: one a change, as the manifest keeps them under ``cures``: those of ``rows_of``, with ``title``
+        and ``who``, ``scope``, ``adapters``, ``cure``, ``for``, ``adapter_bytes``, and ``memory``: what there is room
+        for, before and after.
     """
 
     path: Path
@@ -118,7 +119,8 @@ def _rows(
     rows = []
     for row, each, (cured, whose) in zip(rows_of(loaded, tried), tried[1:], found, strict=True):
         rows.append({
-            **row, "cure": cured.cure.words, "scope": cured.scope, "adapters": cured.adapters,
+            **row, "title": cured.title, "who": cured.who, "scope": cured.scope, "adapters": cured.adapters,
+            "cure": cured.cure.words,
             "for": [str(vetted.path) for vetted in whose],
             "adapter_bytes": [cured.bytes_before, cured.bytes_after],
             "memory": {name: [before[name], each.memory.get(name)] for name in before},

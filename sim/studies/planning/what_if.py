@@ -20,8 +20,8 @@ from sim.studies.sweep import code_version, input_digests
 from sim.world.build import build_world
 from sim.world.world import World
 
-ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
-"""Metrics that every what-if shows, beside those of the SLO."""
+ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
+"""Metrics that every what-if keeps, beside those of the SLO."""
 
 
 @dataclass(frozen=True, slots=True)
