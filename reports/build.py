@@ -14,7 +14,7 @@ from reports import method, tables, tables_changes
 from reports.axes import Axis, make_axes, point_words
 from reports.changes import is_changed
 from reports.choose import choose_charts
-from reports.cures import badge, cures_answer, cures_tables, is_priced, vetted_table
+from reports.cures import badge, charted, cures_answer, cures_tables, is_priced, vetted_table
 from reports.findings import answer, sweep_answer, sweep_focus
 from reports.planned import Read, formulas_table, is_plan, looks_table, plan_answer, shown_metrics
 from reports.verdicts import main_metric
@@ -162,8 +162,8 @@ def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
 def _priced(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
     """Return what the page of priced cures says otherwise than that of the run as it is."""
     said, (focus, *_) = cures_answer(run), run.points
-    rows = run.manifest["cures"]["rows"]
-    tornado = tornado_chart(rows, main_metric([focus], terms))
+    rows, width = charted(run)
+    tornado = tornado_chart(rows, main_metric([focus], terms), "as it is", width)
     return {
         "answer": said, "badge": badge(run), "where": " as it is",
         "charts": [*([] if tornado is None else [tornado]), *choose_charts(run.points, [], terms, focus)],

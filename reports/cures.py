@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from reports.findings import Answer, answer
 from reports.svg import Table
-from reports.verdicts import capital
+from reports.verdicts import capital, main_metric
 from reports.what_if import change_cell
 from reports.words import metric_words, read_terms, show, with_interval
+from sim.results.pairs import BETTER, WORSE
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, verdict
 from sim.spec.units import human_bytes
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _MEMORY = {"slots": "GPU slots", "kv_tokens": "KV cache, tokens", "host_bytes": "copies in host memory"}
 _METRICS = ("miss_ratio", "loads_per_request", "ttft_p99_s", "e2e_p99_s")
 _TOLD = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
+_WHO = {"one": "one", "all": "all", "all, same host memory": "all, same host memory"}
+_LABEL_WIDTH, _LETTER = 120, 6.4
+"""Pixels for the names of a chart's rows: the least, and for each letter."""
 
 
 def is_priced(manifest: Mapping[str, Any]) -> bool:
@@ -33,8 +37,17 @@ def cures_answer(data: RunData) -> Answer:
     record, terms = data.manifest["cures"], read_terms((data.manifest.get("scenario") or {}).get("slo"))
     assumed = (data.manifest.get("profile") or {}).get("status") == "assumed"
     said = answer(data.points[0], terms, assumed=assumed)
-    first, *others = [_sentence(row, data.points[0], terms) for row in record["rows"]]
-    return replace(said, headline=first, details=[*others, *found_sentences(record["vetted"])])
+    told = [_sentence(row, data.points[0], terms) for row in record["rows"]]
+    headline = _headline(record["rows"][0], data.points[0], terms)
+    return replace(said, headline=headline, details=[*told, *found_sentences(record["vetted"])])
+
+
+def charted(data: RunData) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows with names short enough for a chart, and the width that these need there."""
+    rows = data.manifest["cures"]["rows"]
+    several = len({row["title"] for row in rows}) > 1
+    short = [{**row, "label": f"{row['title']}: {_WHO[row['scope']]}" if several else row["who"]} for row in rows]
+    return short, max(_LABEL_WIDTH, *(int(_LETTER * len(row["label"])) for row in short))
 
 
 def badge(data: RunData) -> tuple[str, str, str]:
@@ -85,8 +98,27 @@ def found_sentences(vetted: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
+def _headline(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
+    """Return the first change in short: what it takes of memory, and what becomes of the metric that matters most."""
+    if row["refused"] or not row["set"]:
+        return _sentence(row, base, terms)
+    slots, slots_after = row["memory"]["slots"]
+    told = [f"{slots:,} → {slots_after:,} slots"] if slots is not None and slots != slots_after else []
+    name = main_metric([base], terms)
+    if (found := row["metrics"].get(name)) is not None and found["one"] is not None and found["other"] is not None:
+        told.append(f"{metric_words(name)} {show(name, found['one'])} → {show(name, found['other'])}")
+    if terms:
+        told.append(_verdicts(row, base, terms))
+    return f"{capital(row['title'])}, for {row['who']}: {', '.join(told)}."
+
+
+def _verdicts(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
+    before, after = verdict(base, terms), row["verdict"]
+    return f"SLO {after}" if before == after else f"SLO {before} → {after}"
+
+
 def _sentence(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
-    what = f"{capital(row['title'])}, {row['who']}"
+    what = f"{capital(row['title'])}, for {row['who']}"
     if row["refused"]:
         return f"{what}: not possible, for {row['refused']}."
     if not row["set"]:
@@ -98,8 +130,7 @@ def _sentence(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -
         if found is not None and found["one"] is not None and found["other"] is not None:
             told.append(f"{metric_words(name)} {show(name, found['one'])} → {change_cell(name, found)}")
     if terms:
-        before, after = verdict(base, terms), row["verdict"]
-        told.append(f"the SLO is {after}" if before == after else f"the SLO was {before} and is {after}")
+        told.append(_verdicts(row, base, terms))
     return f"{what}: {'; '.join(told)}."
 
 
@@ -122,6 +153,10 @@ def _table(
     said = ["Brackets: the 95 % interval, in the other columns that of the change, from pairs under the same traffic"]
     said += [f"{capital(row['who'])}: not possible, for {row['refused']}" for row in rows if row["refused"]]
     said += [f"{capital(row['who'])}: {row['note']}" for row in shown if row["note"]]
+    clear = [[(row["metrics"].get(name) or {}).get("word") for name in _METRICS[:2]] for row in shown]
+    if [BETTER, WORSE] in clear:
+        said.append("Fewer requests miss where those whose adapter is in a slot pass those that wait, and yet more is "
+                    "loaded: adapters in use are evicted and come back")  # fmt: skip
     return Table(capital(title), ["", "as it is", *(row["who"] for row in shown)], lines, f"{'. '.join(said)}.")
 
 
