@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli import cache, calibrate, compare, fidelity, inspect, measured, plan, serve, simulate, trace
+from sim.cli import cache, calibrate, compare, fidelity, inspect, measured, plan, serve, simulate, trace, vet
 from sim.errors import LoraplanError
 
 INTERRUPTED = 130
@@ -30,6 +30,7 @@ app.command()(inspect.schema)
 app.command()(compare.compare)
 app.command()(cache.cache)
 app.command()(trace.trace)
+app.command()(vet.vet)
 scenarios_app = typer.Typer(help="List and copy the bundled scenarios.", no_args_is_help=True)
 scenarios_app.command("list")(inspect.list_scenarios)
 scenarios_app.command("copy")(inspect.copy_bundled)
@@ -92,7 +93,7 @@ def _guarded(debug: bool) -> int:
 
 def _interrupted() -> int:
     kept = "finished points are kept; the same command goes on from there"
-    if {"trace", "cache", "compare"} & set(sys.argv[1:2]):
+    if {"trace", "cache", "compare", "vet"} & set(sys.argv[1:2]):
         kept = "nothing is kept"
     if "calibrate" in sys.argv:
         fits = "fit" in sys.argv

@@ -10,6 +10,7 @@ from sim.spec.scenario import Targets
 from sim.training.adapter_folder import AdapterFile
 
 Mode = Literal["underfitting", "divergence", "overfitting", "domain-shift"]
+MODES: tuple[Mode, ...] = ("underfitting", "divergence", "overfitting", "domain-shift")
 Confidence = Literal["possible", "likely", "certain"]
 BaseQuantization = Literal["bf16", "int8", "nf4"]
 
@@ -63,6 +64,18 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Now:
+    """An adapter's size as far as its files tell; None where they don't."""
+
+    rank: int | None = None
+    targets: Targets | None = None
+    parameters: int | None = None
+    adapter_bytes: int | None = None
+    base_bits: int | None = None
+    examples: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Vetted:
     """What is known of one adapter and its training.
 
@@ -70,12 +83,16 @@ class Vetted:
     :ivar adapter: its files; None where only a log was given.
     :ivar findings: the surest first; empty for a healthy run, and where the evidence is thin.
     :ivar notes: what could not be judged, and why; what was odd in the log.
+    :ivar unjudged: modes that the evidence didn't suffice for: all of them without a log.
+    :ivar now: the adapter as it is, to hold cures against: rank, targets, parameters, bytes.
     """
 
     path: Path
     adapter: AdapterFile | None
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+    unjudged: tuple[Mode, ...] = ()
+    now: Now | None = None
 
     @property
     def passes(self) -> bool:

@@ -1,0 +1,111 @@
+"""Overfitting: the validation loss rises from its best while the training loss goes on falling."""
+
+from __future__ import annotations
+
+from sim.training.case import Case, Judged, highest
+from sim.training.curves import Level, lowest, near, points, slope, tail
+from sim.training.log import Series
+from sim.training.sized_cures import less_fit
+from sim.training.vetted import Confidence, Evidence, Finding
+
+
+def judge(case: Case) -> Judged:
+    """Say whether a run learned its examples by heart, up to the step whose weights were kept."""
+    lines, log = case.thresholds, case.log
+    evals = case.evals.until(log.kept_step)
+    losses = case.losses.until(log.kept_step)
+    if len(case.evals) < lines.fewest_evals or len(losses) < lines.fewest_losses:
+        got = "no validation loss" if not len(case.evals) else f"{len(case.evals)} validation losses"
+        notes = (f"{got} and {len(losses)} training losses: overfitting can't be judged",)
+        return Judged(notes=notes, thin=("overfitting",))
+    if len(evals) < lines.fewest_evals:  # a best step so early is no course, but no doubt either
+        return Judged(notes=(f"the weights kept are those of step {log.kept_step}, the best by the run's own account",))
+    at, best = lowest(evals)
+    after = len(evals) - 1 - at
+    end = tail(evals)
+    since, last = near(losses, evals.steps[at]), tail(losses)
+    fall = 1 - last.value / since.value if since.value > 0 else 0.0
+    rise = end.value / best.value - 1 if best.value > 0 else 0.0
+    if after < 2 or fall < lines.train_fall:
+        return Judged()
+    if rise < lines.eval_rise or slope(evals.values[at:]) <= 0:
+        return _gap(case, evals)
+    gain = _better(case, evals.steps[at])
+    if gain is not None:
+        return Judged(notes=(f"the validation loss rises from step {evals.steps[at]} on, but {gain}",))
+    evidence = (
+        Evidence(
+            f"the validation loss rose by {rise:.0%}: {best.value:.3g} ({best.where}) to {end.value:.3g} ({end.where})",
+            *points(evals),
+        ),
+        _training(since, last, fall),
+    )
+    return _finding(case, evidence, evals.steps[at], strong=rise >= 5 * lines.eval_rise)
+
+
+def _gap(case: Case, evals: Series) -> Judged:
+    """Say what is between: the validation stands still in the second half while the training loss halves."""
+    half = evals.steps[len(evals) // 2]
+    losses = case.losses.until(case.log.kept_step)
+    since, last = near(losses, half), tail(losses)
+    late = 1 - last.value / since.value if since.value > 0 else 0.0
+    still = lowest(Series(evals.steps[: len(evals) // 2], evals.values[: len(evals) // 2]))[1]
+    _, best = lowest(evals)
+    if late < 0.5 or best.value < 0.98 * still.value or not _few(case) or _better(case, half) is not None:
+        return Judged()
+    evidence = (
+        Evidence(f"the validation loss stands at {tail(evals).value:.3g} from step {half} on", *points(evals)),
+        _training(since, last, late),
+    )
+    examples = _examples(case)
+    return Judged(Finding("overfitting", "possible", (*evidence, examples), less_fit(case.facts, half)))
+
+
+def _training(since: Level, last: Level, fall: float) -> Evidence:
+    what = f"the training loss fell by {fall:.0%} meanwhile: {since.value:.3g} ({since.where}) to {last.value:.3g}"
+    return Evidence(f"{what} ({last.where})", (since.last, last.last), (since.value, last.value))
+
+
+def _finding(case: Case, evidence: tuple[Evidence, ...], best_step: int, strong: bool) -> Judged:
+    few = _few(case)
+    order: tuple[Confidence, ...] = ("possible", "likely", "certain")
+    sure = 1 + strong if few else 0
+    notes: tuple[str, ...] = ()
+    if case.facts.examples is None and not few:
+        notes = ("how many examples were trained on is unknown: give --examples",)
+    cures = less_fit(case.facts, best_step)
+    return Judged(Finding("overfitting", order[sure], (*evidence, _examples(case)), cures), notes)
+
+
+def _few(case: Case) -> bool:
+    """Say whether the training data is tiny, by the count or by the lower bound with the usual accumulation."""
+    lines, facts = case.thresholds, case.facts
+    if facts.examples is not None:
+        return facts.examples < lines.tiny_examples
+    least = facts.examples_at_least
+    return least is not None and least * lines.usual_accumulation < lines.tiny_examples
+
+
+def _examples(case: Case) -> Evidence:
+    facts = case.facts
+    source = (facts.origin or {}).get("examples", "")
+    if facts.examples is not None:
+        return Evidence(f"{facts.examples:,} training examples ({source})")
+    if facts.examples_at_least is not None:
+        return Evidence(f"at least {facts.examples_at_least:,} training examples ({source})")
+    return Evidence("the number of training examples is unknown")
+
+
+def _better(case: Case, step: int) -> str | None:
+    """Say which metric got better since a step, by more than noise, and stayed so; None where none did."""
+    for name, series in case.log.metrics.items():
+        series = series.finite().until(case.log.kept_step)
+        sign = -1 if name.endswith(("wer", "cer", "loss", "error", "perplexity")) else 1
+        if len(series) < case.thresholds.fewest_evals or (sign == -1 and name.endswith("loss")):
+            continue
+        gain = case.thresholds.metric_gain
+        before, now = near(series, step, 3).value, tail(series).value
+        best = highest(series).value if sign > 0 else lowest(series)[1].value
+        if before > 0 and sign * (now / before - 1) >= gain and sign * (best - now) <= gain * best:
+            return f"{name} got better: {before:.3g} to {now:.3g}"
+    return None
