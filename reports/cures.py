@@ -82,7 +82,8 @@ def vetted_table(data: RunData) -> Table:
     rows = []
     for each in data.manifest["cures"]["vetted"]:
         for finding in each["findings"]:
-            evidence, cures = ("; ".join(finding[key]) for key in ("evidence", "cures"))
+            evidence = "; ".join(seen["what"] for seen in finding["evidence"])
+            cures = "; ".join(cure["words"] for cure in finding["cures"])
             rows.append([each["path"], finding["mode"], finding["confidence"], evidence, cures])
     head = ["adapter", "finding", "confidence", "evidence", "cures, in order"]
     return Table("What the vetting found", head, rows, words=(1, 2, 3, 4))
@@ -93,8 +94,8 @@ def found_sentences(vetted: Sequence[Mapping[str, Any]]) -> list[str]:
     said = []
     for each in vetted:
         for finding in each["findings"]:
-            evidence = f": {finding['evidence'][0]}" if finding["evidence"] else ""
-            said.append(f"{each['path']}: {finding['mode']}, {finding['confidence']}{evidence.rstrip('.')}.")
+            evidence = f": {finding['evidence'][0]['what'].rstrip('.')}" if finding["evidence"] else ""
+            said.append(f"{each['path']}: {finding['mode']}, {finding['confidence']}{evidence}.")
     return said
 
 

@@ -20,8 +20,7 @@ from sim.spec.units import human_bytes
 from sim.spec.workload import AdapterKind, Adapters
 from sim.studies.planning.changes import Change
 from sim.traffic.adapters import MODULES, Population, modules_of, populate
-from sim.training.adapter_folder import AdapterFile
-from sim.training.vetted import Cure, Vetted
+from sim.training.vetted import Cure, Now, Vetted
 from sim.world.lineage import with_copies
 from sim.world.memory import adapter_bytes
 from sim.world.world import World
@@ -85,7 +84,7 @@ def _of_shape(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, worl
     adapters, count = loaded.scenario.adapters, len(world.traffic.population)
     number, title = min(len(wanted), count), shape_words(cure)
     try:
-        found = _kinds(adapters, [each.adapter for each in wanted if each.adapter is not None])
+        found = _kinds(adapters, [each.now for each in wanted if each.now is not None])
         old = found.kinds[found.alike[0]]
         new = _cured(cure, old, wanted)
     except InputError as error:
@@ -119,8 +118,7 @@ def _of_shape(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, worl
 def shape_words(cure: Cure) -> str:
     """Return a cure of rank and targets in words: ``rank 16, all linear layers``."""
     said = [f"rank {cure.rank}"] if cure.rank is not None else []
-    if cure.targets is not None:
-        said.append(_target_words(cure.targets))
+    said.append("same layers" if cure.targets is None else _target_words(cure.targets))
     return ", ".join(said)
 
 
@@ -157,7 +155,7 @@ def slots_at_same_memory(world: World, population: Population) -> int:
     return low
 
 
-def _kinds(adapters: Adapters, files: Sequence[AdapterFile]) -> _Kinds:
+def _kinds(adapters: Adapters, vetted: Sequence[Now]) -> _Kinds:
     """Return the kinds of a scenario and which are like the vetted adapters.
 
     :raises InputError: where that can't be said.
@@ -165,12 +163,13 @@ def _kinds(adapters: Adapters, files: Sequence[AdapterFile]) -> _Kinds:
     if not adapters.mix:
         kind = AdapterKind(share=1.0, rank=adapters.rank, targets=adapters.targets, size=adapters.size)
         return _Kinds((kind,), (0,))
-    if not files:
-        raise InputError("the scenario mixes kinds of adapters, and a log alone does not say of which kind this one is")
-    shapes = {(file.rank, frozenset(_modules(file))) for file in files}
-    alike = [i for i, k in enumerate(adapters.mix) if (k.rank, frozenset(modules_of(k.targets))) in shapes]
+    shapes = {(now.rank, _known(now.targets)) for now in vetted if now.rank is not None and now.targets is not None}
+    if not shapes:
+        raise InputError("the scenario mixes kinds of adapters, and nothing says of which kind the vetted one is")
+    alike = [i for i, kind in enumerate(adapters.mix) if (kind.rank, _known(kind.targets)) in shapes]
     if not alike:
-        raise InputError(f"no kind of adapters.mix has {_file_words(files[0])}, as the vetted adapter has")
+        words = " or ".join(f"rank {rank} on {', '.join(targets)}" for rank, targets in sorted(shapes))
+        raise InputError(f"no kind of adapters.mix has {words}, as the vetted adapter has")
     return _Kinds(adapters.mix, tuple(alike))
 
 
@@ -182,11 +181,21 @@ def _cured(cure: Cure, old: AdapterKind, wanted: Sequence[Vetted]) -> AdapterKin
     rank, targets = max(old.rank, cure.rank or 0), _union(old.targets, cure.targets)
     size = old.size
     if size is not None:
-        known = next((each.adapter for each in wanted if each.adapter is not None), None)
-        if known is None or not known.bytes or cure.adapter_bytes is None:
+        grown = _times(cure, wanted)
+        if grown is None:
             raise InputError("the scenario gives adapters a size, and how much larger the cured one gets isn't known")
-        size = round(size * max(1.0, cure.adapter_bytes / known.bytes))
+        size = round(size * max(1.0, grown))
     return AdapterKind(share=old.share, rank=rank, targets=targets, size=size)
+
+
+def _times(cure: Cure, wanted: Sequence[Vetted]) -> float | None:
+    """Return how many times as large a cured adapter is; None where nothing says so."""
+    for each in wanted:
+        if each.now is not None and each.now.parameters and cure.parameters:
+            return cure.parameters / each.now.parameters
+        if each.now is not None and each.now.adapter_bytes and cure.adapter_bytes:
+            return cure.adapter_bytes / each.now.adapter_bytes
+    return None
 
 
 def _at_same_memory(label: str, before: Adapters, after: Adapters, loaded: LoadedScenario, world: World) -> Change:
@@ -238,9 +247,10 @@ def _notes(wanted: Sequence[Vetted], old: AdapterKind, loaded: LoadedScenario, s
     if scope == ONE:
         if gpu.slots is not None and not gpu.unified:
             yield "slots are padded to the largest rank of all, so one adapter makes every slot as large"
-        file = next((each.adapter for each in wanted if each.adapter is not None), None)
-        if file is not None and old.size is None and (file.rank != old.rank or _modules(file) != _known(old.targets)):
-            yield f"the vetted adapter has {_file_words(file)}, the scenario's have {_kind_words(old)}"
+        now = next((each.now for each in wanted if each.now is not None), None)
+        if now is not None and now.targets is not None and old.size is None and _shape_of(now) != _shape_of(old):
+            vetted = f"rank {now.rank} on {_target_words(now.targets)}"
+            yield f"the vetted adapter has {vetted}, the scenario's have {_kind_words(old)}"
     if storage.load is not None:
         yield "storage.load says how long a load takes, so larger adapters load no slower here"
 
@@ -274,20 +284,15 @@ def _union(one: Targets, other: Targets | None) -> Targets:
 
 
 def _same(one: AdapterKind, other: AdapterKind) -> bool:
-    return (one.rank, one.size, _known(one.targets)) == (other.rank, other.size, _known(other.targets))
+    return (one.size, _shape_of(one)) == (other.size, _shape_of(other))
+
+
+def _shape_of(one: Now | AdapterKind) -> tuple[int | None, tuple[str, ...]]:
+    return one.rank, () if one.targets is None else _known(one.targets)
 
 
 def _known(targets: Targets) -> tuple[str, ...]:
     return tuple(name for name in MODULES if name in modules_of(targets))
-
-
-def _modules(file: AdapterFile) -> tuple[str, ...]:
-    """Return the target modules of a file by our names; those that have none here are left out."""
-    return tuple(name for name in MODULES if f"{name}_proj" in file.targets)
-
-
-def _file_words(file: AdapterFile) -> str:
-    return f"rank {file.rank} on {', '.join(file.targets)}"
 
 
 def _kind_words(kind: AdapterKind) -> str:

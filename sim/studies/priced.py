@@ -17,6 +17,7 @@ from sim.studies.cures import CureChange, changes_of, cures_of
 from sim.studies.planning.plan import free_folder, refuse_other
 from sim.studies.planning.what_if import Tried, rows_of, try_changes
 from sim.studies.sweep import manifest_of, task_of
+from sim.training.vet_words import as_json
 from sim.training.vetted import Vetted
 from sim.world.build import build_world
 
@@ -83,7 +84,12 @@ def price_cures(
             assert base is not None, "it was simulated"
             points = [base]
             rows = _rows(loaded, tried, found)
-            record = {"question": question, "rows": rows, "memory": tried[0].memory, "vetted": vetted_record(vetted)}
+            record = {
+                "question": question,
+                "rows": rows,
+                "memory": tried[0].memory,
+                "vetted": [as_json(one) for one in vetted],
+            }
             store.update({"point_keys": [tried[0].key], "sets": [{}], "points_total": 1, "cures": record})
             status = "finished"
         except KeyboardInterrupt:
@@ -92,23 +98,6 @@ def price_cures(
         finally:
             store.finish(points, {"wall_s": time.perf_counter() - started}, status)
     return PricedCures(folder, base, rows)
-
-
-def vetted_record(vetted: Sequence[Vetted]) -> list[dict[str, Any]]:
-    """Return what was found, as plain data: of each its path, whether it passes, findings with evidence, notes."""
-    record: list[dict[str, Any]] = json_ready([
-        {
-            "path": each.path, "passes": each.passes, "notes": each.notes,
-            "findings": [
-                {"mode": finding.mode, "confidence": finding.confidence,
-                 "evidence": [evidence.what for evidence in finding.evidence],
-                 "cures": [cure.words for cure in finding.cures]}
-                for finding in each.findings
-            ],
-        }
-        for each in vetted
-    ])  # fmt: skip
-    return record
 
 
 def _rows(
