@@ -16,6 +16,7 @@ from reports.changes import is_changed
 from reports.choose import choose_charts
 from reports.cures import badge, charted, cures_answer, cures_tables, is_priced, vetted_table
 from reports.findings import answer, sweep_answer, sweep_focus
+from reports.held import held_table, is_held
 from reports.planned import Read, formulas_table, is_plan, looks_table, plan_answer, shown_metrics
 from reports.verdicts import main_metric
 from reports.what_if import tornado_chart, what_if_table
@@ -127,7 +128,7 @@ def _results(points: list[Point], terms: dict[str, float], *, assumed: bool) -> 
         "charts": choose_charts(points, axes, terms, focus), "groups": tables.groups_table(focus, where),
         "metrics": tables.points_table(points, axes, terms) if axes else tables.metrics_table(points[0]),
         "traffic": tables.traffic_table(focus), "capacity": tables.capacity_table(focus),
-        "warnings": _warnings(points), "is_changed": is_changed(points),
+        "warnings": _warnings(points), "is_changed": is_changed(points) or is_held(points),
         "changes": _changes(points, axes, terms, focus, where),
         "replicas": tables_changes.replicas_table(focus, where),
         "swept": [(axis.words, axis.key, len(axis.values)) for axis in axes],
@@ -175,6 +176,7 @@ def _priced(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
 def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], focus: Point, where: str) -> list[Table]:
     """Return the tables of rollouts, faults and routers that there are."""
     found = [
+        held_table(focus if focus.held else next((p for p in points if p.held), focus), where if focus.held else ""),
         tables_changes.side_by_side(points, axes, terms), tables_changes.harm_table(focus, where),
         tables_changes.events_table(focus, where),
     ]  # fmt: skip

@@ -17,9 +17,9 @@ from sim.studies.cures import CureChange, changes_of, cures_of
 from sim.studies.planning.plan import free_folder, refuse_other
 from sim.studies.planning.what_if import Tried, rows_of, try_changes
 from sim.studies.sweep import manifest_of, task_of
+from sim.studies.vetting import build
 from sim.training.vet_words import as_json
 from sim.training.vetted import Vetted
-from sim.world.build import build_world
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def price_cures(
     if not wanted:
         return None
     task = task_of(0, loaded, {})
-    world = build_world(loaded.scenario)
+    world = build(loaded.scenario)
     found = [(change, whose) for cure, whose in wanted for change in changes_of(cure, whose, loaded, world)]
     question = json_ready([[each.change.label, each.change.set] for each, _ in found])
     folder = out or free_folder(loaded, question, kind="cures")

@@ -17,7 +17,7 @@ from sim.studies.parallel import unordered
 from sim.studies.planning.changes import Change, changes
 from sim.studies.point import conclude, replications_of, simulate_replication
 from sim.studies.sweep import code_version, input_digests
-from sim.world.build import build_world
+from sim.studies.vetting import build
 from sim.world.world import World
 
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
@@ -53,7 +53,7 @@ def what_if(
     :param store: where points are kept: a what-if that was killed goes on.
     :returns: rows as ``rows_of`` gives them.
     """
-    found = changes(build_world(loaded.scenario))
+    found = changes(build(loaded.scenario))
     tried = try_changes(loaded, found, store, jobs=jobs, progress=progress)
     requests = sum(int(each.point.cost["requests"]) for each in tried if each.point is not None)
     return rows_of(loaded, tried), requests
@@ -102,7 +102,7 @@ def _made(loaded: LoadedScenario, change: Change) -> Tried:
         return Tried(change, None, refused=change.refused)
     try:
         design = loaded.with_values(change.set) if change.set else loaded
-        world = build_world(design.scenario)
+        world = build(design.scenario)
     except InputError as error:
         return Tried(change, None, refused=error.problem)
     key = point_key(design.data, {"what_if": True}, code_version(), input_digests(design, world))
@@ -140,7 +140,7 @@ def _points(tried: Sequence[Tried], store: RunStore, jobs: int, progress: Callab
 
 def _simulated(place: int, design: LoadedScenario) -> tuple[int, Point]:
     """Simulate a design with the profile's own costs: draws would cost more and cancel in the difference."""
-    world = build_world(design.scenario)
+    world = build(design.scenario)
     recordings = [simulate_replication(world, replication) for replication in range(replications_of(world))]
     return place, conclude(world, recordings, {}, with_requests=False).point
 
