@@ -15,6 +15,8 @@ from sim.spec.units import human_seconds
 BUSY_LOADER = 0.7
 """From this utilisation on, waiting for a loader grows faster than the traffic."""
 BUSY_COMPUTE = 0.9
+SWAPPING = 0.25
+"""From this share of their time on that replicas of full models spend loading, swaps limit the point."""
 BLOCKED = 0.05
 """A resource that made requests wait during this share of the time limits the point."""
 OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
@@ -39,7 +41,8 @@ _STAGES = {
 class Limit:
     """One resource that limits a point.
 
-    :ivar name: ``fault``, ``loader``, ``slots``, ``KV memory``, ``seats (max_num_seqs)``, ``compute`` or ``none``.
+    :ivar name: ``fault``, ``swaps``, ``loader``, ``slots``, ``KV memory``, ``seats (max_num_seqs)``, ``compute`` or
+        ``none``.
     :ivar sentence: why, with the numbers.
     """
 
@@ -137,6 +140,13 @@ def _compute(point: Point) -> Limit | None:
     return Limit("compute", text)
 
 
+def _swaps(point: Point) -> Limit | None:
+    busy = _of(point, "full_models", "utilization")
+    if busy is None or busy < SWAPPING:
+        return None
+    return Limit("swaps", f"Replicas of full models spend {percent(busy)} of their time loading whole models.")
+
+
 def limits(point: Point) -> list[Limit]:
     """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
 
@@ -145,7 +155,7 @@ def limits(point: Point) -> list[Limit]:
     if is_broken(point):
         return [_broken(point)]
     loader, compute = _loader(point), _compute(point)
-    found = [loader] if loader is not None else []
+    found = [limit for limit in (_swaps(point), loader) if limit is not None]
     found += [limit for _, limit in _blocked(point)]
     if compute is not None:
         found.append(compute)  # where seats, KV memory or slots run out, they are what to buy
@@ -175,6 +185,8 @@ def headroom(point: Point) -> str:
     demand = _of(point, part, "offered_load") or busy
     if first in _NAMES.values():
         return _peaks(point, first)
+    if first == "swaps":
+        return "Not visible in one run: a longer turn, more replicas for full models or dedicated ones load less often."
     if demand is None or busy is None or demand <= 0.001:
         return "Not visible in this run: no part of it was measurably busy with loads."
     who = "loader" if part == "loader" else "server" if is_fixed(point) else "GPU"

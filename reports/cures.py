@@ -19,7 +19,12 @@ from sim.spec.units import human_bytes
 if TYPE_CHECKING:
     from sim.results.store import RunData
 
-_MEMORY = {"slots": "GPU slots", "kv_tokens": "KV cache, tokens", "host_bytes": "copies in host memory"}
+_MEMORY = {
+    "replicas": "replicas",
+    "slots": "GPU slots",
+    "kv_tokens": "KV cache, tokens",
+    "host_bytes": "copies in host memory",
+}
 _METRICS = ("miss_ratio", "loads_per_request", "ttft_p99_s", "e2e_p99_s")
 _TOLD = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
 _WHO = {"one": "one", "all": "all", "all, same host memory": "all, same host memory"}
@@ -63,6 +68,8 @@ def badge(data: RunData) -> tuple[str, str, str]:
         return "✕", "SLO not met even before", "not-met"
     if good == 0 and words.count(NOT_MET) == len(words):
         return "✕", "SLO not met after any cure", "not-met"
+    if good == 0:
+        return "?", "Unclear whether any cure leaves the SLO met", "unclear"
     return "◐", f"SLO met after {good} of {len(words)} changes", "partly"
 
 
@@ -103,14 +110,23 @@ def _headline(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -
     """Return the first change in short: what it takes of memory, and what becomes of the metric that matters most."""
     if row["refused"] or not row["set"]:
         return _sentence(row, base, terms)
-    slots, slots_after = row["memory"]["slots"]
-    told = [f"{slots:,} → {slots_after:,} slots"] if slots is not None and slots != slots_after else []
+    told = _moved(row)
     name = main_metric([base], terms)
     if (found := row["metrics"].get(name)) is not None and found["one"] is not None and found["other"] is not None:
         told.append(f"{metric_words(name)} {show(name, found['one'])} → {show(name, found['other'])}")
     if terms:
         told.append(_verdicts(row, base, terms))
     return f"{capital(row['title'])}, for {row['who']}: {', '.join(told)}."
+
+
+def _moved(row: Mapping[str, Any]) -> list[str]:
+    """Return what a change takes, in words: replicas, slots, or the KV cache where slots stay."""
+    found: list[str] = []
+    for key, words in (("replicas", "replicas"), ("slots", "slots"), ("kv_tokens", "KV tokens")):
+        before, after = row["memory"][key]
+        if before is not None and before != after and not (key == "kv_tokens" and found):
+            found.append(f"{before:,} → {after:,} {words}")
+    return found
 
 
 def _verdicts(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
@@ -124,8 +140,7 @@ def _sentence(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -
         return f"{what}: not possible, for {row['refused']}."
     if not row["set"]:
         return f"{what}: it costs nothing; {row['note']}."
-    slots, slots_after = row["memory"]["slots"]
-    told = [f"{slots:,} → {slots_after:,} slots"] if slots is not None and slots != slots_after else []
+    told = _moved(row)
     for name in _TOLD:
         found = row["metrics"].get(name)
         if found is not None and found["one"] is not None and found["other"] is not None:
@@ -143,7 +158,8 @@ def _table(
     names = [name for name in names if base.metrics[name].value is not None]
     lines = [["one such adapter", *_sizes(shown)]] if any(row["adapter_bytes"][1] for row in shown) else []
     for key, words in _MEMORY.items():
-        if memory[key] is not None:
+        moved = any(row["memory"][key][1] != memory[key] for row in shown)
+        if memory[key] is not None and (moved or key != "replicas"):
             cells = [_memory_cell(key, row["memory"][key][1]) for row in shown]
             lines.append([words, _memory_cell(key, memory[key]), *cells])
     for name in names:

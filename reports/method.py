@@ -44,7 +44,20 @@ def modelled(manifest: Mapping[str, Any]) -> list[str]:
         if _filled(manifest, "storage", "mode") == "blocking"
         else "Loaders as servers with a queue of their own; one load in flight per adapter."
     )
-    return found + _changing(_part(manifest, "scenario"))
+    return found + _full_models(_part(manifest, "scenario")) + _changing(_part(manifest, "scenario"))
+
+
+def _full_models(scenario: Mapping[str, Any]) -> list[str]:
+    """Return what is modelled of full fine-tunes, where there are some."""
+    full = _part(_part(scenario, "fleet"), "full_models")
+    if not full:
+        return []
+    if full.get("serve") != "swap":
+        return ["Full models on replicas of their own, which hold them from the start and serve nothing else."]
+    return [
+        "Full models on a pool of replicas: one that isn't there waits until another has drained, then it is loaded "
+        "whole, and nothing runs on that replica meanwhile."
+    ]
 
 
 def _changing(scenario: Mapping[str, Any]) -> list[str]:
@@ -93,9 +106,22 @@ def assumed(manifest: Mapping[str, Any]) -> list[str]:
         found += _traffic(workload)
     if _part(scenario, "storage").get("load"):
         found.append("Loads take the time that the scenario gives, however many run at once.")
+    found += _base_weights(_part(scenario, "adapters"))
     if not scenario.get("faults"):
         found.append("No replica, loader or storage fails, and every request reaches the adapter it asks for.")
     return found
+
+
+def _base_weights(adapters: Mapping[str, Any]) -> list[str]:
+    """Return what quantised base weights take for granted."""
+    name = adapters.get("base_quantization", "bf16")
+    if name == "bf16":
+        return []
+    return [
+        f"The base model's linear layers are kept in {name}; what that does to steps is the profile's where it has "
+        "such steps, and otherwise a factor that nobody measured on this device (under Worth knowing). What it does to "
+        "answers is not simulated."
+    ]
 
 
 _PROCESSES = {

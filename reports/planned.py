@@ -98,7 +98,8 @@ def _headline(read: Read) -> str:
     if record.get("fleets"):
         total = answer["price"]
         return (
-            f"{capital(_count(answer['fleet.replicas'], 'replica'))} of {answer['fleet']} for {_money(total)} an hour: "
+            f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record)} of {answer['fleet']} for "
+            f"{_money(total)} an hour: "
             f"the cheapest of {len(record['fleets'])} fleets that meets the SLO."
         )
     phrase = capital(read.phrase(answer))
@@ -110,6 +111,12 @@ def _headline(read: Read) -> str:
         what = "are the most that meet" if several else "is the largest that meets"
         return f"{phrase} {what} the SLO{_of_range(read)}."
     return f"{phrase} {'are' if several else 'is'} enough: the smallest that meets the SLO{_of_range(read)}."
+
+
+def _and_full(record: Mapping[str, Any]) -> str:
+    """Return the replicas of full models that stand beside those that were counted."""
+    count = record.get("full_replicas") or 0
+    return f" and {count} for full models" if count else ""
 
 
 def _of_range(read: Read) -> str:
@@ -150,7 +157,9 @@ def _details(read: Read) -> list[str]:
         maybe = "; ".join(read.phrase(set_) for set_ in record["doubtful"][:4])
         said.append(f"Too close to call: {maybe}.")
     for row in record.get("fleets", []):
-        total = "" if row["total"] is None else f"{_count(row['replicas'], 'replica')}, {_money(row['total'])} an hour"
+        total = ""
+        if row["total"] is not None:
+            total = f"{_count(row['replicas'], 'replica')}{_and_full(row)}, {_money(row['total'])} an hour"
         said.append(f"{row['fleet']} at {_money(row['price'])} per GPU hour: {total or row['word']}.")
     if read.feasible and record.get("doubtful"):
         maybe = "; ".join(read.phrase(set_) for set_ in record["doubtful"][:4])

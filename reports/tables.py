@@ -159,7 +159,10 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
     rows = []
     for point in in_order(points, axes):
         metrics = [(name, point.metrics[name]) for name in names]
-        cells = [show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *") for name, m in metrics]
+        cells = [
+            show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *") if m.applies else "–"
+            for name, m in metrics
+        ]
         judged = [verdict(point, slo_terms)] if slo_terms else []
         rows.append([*(axis.point_label(point) for axis in axes), *judged, *cells, limits(point)[0].name])
     starred = any("*" in cell for row in rows for cell in row)
@@ -214,7 +217,7 @@ def capacity_table(point: Point) -> Table | None:
     rows = []
     for part, words in (
         ("loader", "loader"), ("slots", "slots"), ("kv", "KV memory"), ("seats", "seats (max_num_seqs)"),
-        ("compute", "compute"),
+        ("compute", "compute"), ("full_models", "loads of whole models"),
     ):  # fmt: skip
         values = point.capacity.get(part)
         if values:
@@ -239,10 +242,12 @@ def _blocked(values: Mapping[str, float | None]) -> str:
 
 
 def _amount(values: Mapping[str, float | None]) -> str:
-    for key in ("loaders", "slots", "tokens", "limit"):
+    for key in ("loaders", "slots", "tokens", "limit", "replicas"):
         value = values.get(key)
         if value is not None:
-            return f"{value:,.0f} {'seats' if key == 'limit' else key}".replace("1 loaders", "1 loader")
+            return f"{value:,.0f} {'seats' if key == 'limit' else key}".replace("1 loaders", "1 loader").replace(
+                "1 replicas", "1 replica"
+            )
     return "–"
 
 

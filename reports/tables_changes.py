@@ -111,7 +111,8 @@ def replicas_table(point: Point, where: str) -> Table | None:
         return None
     head = ["replica", "requests", "completed", "miss ratio", "loads", "busy", "p99 E2E"]
     rows = [
-        [str(row["replica"]), f"{row['requests']:,}", f"{row['completed']:,}", _shown(row, "miss_ratio"),
+        [f"{row['replica']}{' (full models)' if row.get('full') else ''}", f"{row['requests']:,}",
+         f"{row['completed']:,}", _shown(row, "miss_ratio"),
          f"{row['loads']:,}", "–" if row["busy_share"] is None else percent(row["busy_share"]),
          _shown(row, "e2e_p99_s")]
         for row in point.replicas

@@ -118,6 +118,16 @@ def _job(loaded: LoadedScenario, options: Options, folder: Path, say: Say) -> Jo
     scenario = loaded.scenario
     if scenario.fleet.engine == "fixed":
         raise InputError("a live LLM server is no engine with a fixed service time", key="fleet.engine", got="fixed")
+    if scenario.fleet.full_models is not None:
+        raise InputError(
+            "a live server has one base model", key="fleet.full_models", got=scenario.fleet.full_models.serve,
+            hint="remove full models from adapters.mix",
+        )  # fmt: skip
+    if scenario.adapters.base_quantization != "bf16":
+        raise InputError(
+            "the server that is started keeps its base weights as they are", key="adapters.base_quantization",
+            got=scenario.adapters.base_quantization, allowed="bf16",
+        )  # fmt: skip
     if options.url is None and scenario.fleet.replicas > 1:
         raise InputError(
             "one server is started, not several", key="fleet.replicas", got=scenario.fleet.replicas,

@@ -75,6 +75,7 @@ def replica_rows(recording: Recording, facts: Facts) -> list[dict[str, Any]]:
         seconds = (r["finished_s"] - r["arrival_s"])[done]
         rows.append({
             "replica": replica,
+            **({"full": replica >= facts.own_replicas} if facts.full_replicas else {}),
             "requests": int(here.sum()),
             "completed": int(done.sum()),
             "miss_ratio": float((r["outcome"][admitted] == MISS).mean()) if admitted.any() else None,

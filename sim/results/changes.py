@@ -146,12 +146,13 @@ def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.
 
 
 def _skew(m: Measured) -> Metric:
-    """Return the requests of each replication's busiest replica, over the mean per replica."""
-    replicas = m.facts.replicas
+    """Return the requests of each replication's busiest replica, over the mean per replica; those of full models
+    aside, to which requests don't come by choice."""
+    replicas = m.facts.own_replicas
     if replicas == 1:
         return Metric(None, note=ONE_REPLICA)
     replica = m.column("replica").astype(np.int64)
-    sent = replica >= 0
+    sent = (replica >= 0) & (replica < replicas)
     by_section = np.zeros((m.sections * m.replications, replicas))
     np.add.at(by_section, (m.section[sent], replica[sent]), 1.0)
     by_replication = by_section.reshape(m.replications, m.sections, replicas).sum(axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ class Facts:
     :ivar seed: of the random numbers that the traffic is drawn from; None for a trace.
     :ivar faults_from_s: when the first fault begins that isn't there from the start; infinite: there is none.
     :ivar broken: when replicas are down or storage is slow.
+    :ivar full_replicas: the last of ``replicas`` that serve full models; loaders and slots are of the others.
     """
 
     slo: dict[str, float]
@@ -70,6 +71,12 @@ class Facts:
     seed: int | None = None
     faults_from_s: float = math.inf
     broken: tuple[Broken, ...] = ()
+    full_replicas: int = 0
+
+    @property
+    def own_replicas(self) -> int:
+        """How many replicas serve the base model and its adapters."""
+        return self.replicas - self.full_replicas
 
 
 class Measured:
@@ -132,14 +139,19 @@ class Measured:
             parts.append(np.bincount(section[inside], weights=weights, minlength=self.sections))
         return np.concatenate(parts).astype(np.float64)
 
-    def loads(self, from_storage: bool) -> tuple[Floats, Floats]:
-        """Return loads started and loader-seconds by section; of loads from storage only, or of all.
+    def loads(self, which: Literal["all", "from storage", "full models"]) -> tuple[Floats, Floats]:
+        """Return loads started and seconds of loading by section: of all loads, of those that loaders make from
+        storage, or of whole models.
 
         Every attempt at a load counts as a load. A loader is held in the pauses between them.
         """
         started, busy = [], []
+        from_storage, own = which == "from storage", self.facts.own_replicas
         for r in self.recordings:
-            chosen = r.loads["tier"] == FROM_STORAGE if from_storage else np.ones(len(r.loads["tier"]), dtype=bool)
+            chosen = np.ones(len(r.loads["tier"]), dtype=bool)
+            if which != "all":
+                whole = r.loads["replica"] >= own
+                chosen = ~whole & (r.loads["tier"] == FROM_STORAGE) if from_storage else whole
             start, end = r.loads["started_s"][chosen], r.loads["ended_s"][chosen]
             section = np.searchsorted(r.bounds, start, side="right") - 1
             inside = (section >= 0) & (section < self.sections)

@@ -32,9 +32,9 @@ def _cache(m: Measured) -> dict[str, Metric]:
     total = m.count(admitted)
     sizes = m.facts.size_bytes[m.column("adapter")].astype(np.float64)
     missed = admitted & (outcome == MISS)
-    started, _ = m.loads(from_storage=False)
-    _, busy = m.loads(from_storage=True)
-    places = m.facts.loaders * m.facts.replicas
+    started, _ = m.loads("all")
+    _, busy = m.loads("from storage")
+    places = m.facts.loaders * m.facts.own_replicas
     names = {"miss_ratio": MISS, "delayed_hit_ratio": DELAYED_HIT, "hit_ratio": HIT}
     return {
         **{

@@ -89,6 +89,9 @@ _MARK_COLUMNS: dict[str, type] = {
     "detected": np.int32,
 }  # fmt: skip
 
+_BY_SLOTS = 3
+"""``sim.policies.scheduler.BY_SLOTS``, the last row of ``blocked_s``."""
+
 GAP_LOW_S, GAP_STEP, GAP_BINS = 1e-7, 1.001, 27650
 """Gaps between tokens are counted in bins 0.1 % wide from 0.1 µs to 10^5 s."""
 _LOG_STEP = float(np.log(GAP_STEP))
@@ -165,6 +168,7 @@ class Recorder:
     """Take rows from the world and keep them small.
 
     :param sections: equal parts of the measured requests.
+    :param own: replicas with slots for adapters; those behind them swap whole models, and lack no slots.
     :ivar bounds: start of each section so far, then the end; told by ``mark`` before time gets there.
     :ivar request_rows, step_rows, load_rows: the world adds the bytes of ``pack_request`` for every request that
         leaves, of ``pack_step`` for every leap and of ``pack_load`` for every load.
@@ -175,8 +179,9 @@ class Recorder:
     :ivar settled: times, adapters and versions: what ends from then on, and has no other mark, is by this version.
     """
 
-    def __init__(self, sections: int, replicas: int = 1) -> None:
+    def __init__(self, sections: int, replicas: int = 1, own: int | None = None) -> None:
         self.sections = sections
+        self._own = replicas if own is None else own
         self.mark_rows = bytearray()
         self.events: list[Event] = []
         self.backoffs: list[tuple[float, float, bool, int]] = []
@@ -278,6 +283,8 @@ class Recorder:
         start, first, growth, load_s = (rows[name].copy() for name in ("start", "first", "growth", "load_s"))
         steps, decoding, running = (rows[name].astype(np.float64) for name in ("steps", "decoding", "running"))
         blocked = rows["blocked"]
+        if self._own < len(self._busy_by_replica):
+            blocked = np.where((blocked == _BY_SLOTS) & (rows["replica"] >= self._own), 0, blocked)
         end = start + (load_s + steps * first + growth * (steps * (steps - 1) / 2))
         self._running_area += float(np.sum(running * (end - start)))
         # Gaps after the end of the measured time belong to measured requests: they count in the last section.

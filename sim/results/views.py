@@ -158,11 +158,15 @@ def _breakdown(m: Measured) -> dict[str, float]:
     if not m.completed.any():
         return {}
     done = m.completed
-    load_queue, load_wait = float(m.column("load_queue_s")[done].mean()), float(m.column("load_wait_s")[done].mean())
+    waits = m.column("load_wait_s")[done]
+    load_queue, load_wait = float(m.column("load_queue_s")[done].mean()), float(waits.mean())
     queue = float(m.seconds("admitted_s", "arrival_s").mean())
     prefill = 0.0 if m.facts.fixed else float(m.seconds("first_token_s", "admitted_s").mean())
     decode = float(m.seconds("finished_s", "admitted_s").mean()) - prefill
     inside_step = load_wait if m.facts.blocking else 0.0
+    if m.facts.full_replicas and not m.facts.blocking:  # whole models always load inside a step
+        whole = m.column("replica")[done] >= m.facts.own_replicas
+        inside_step = float(np.where(whole, waits, 0.0).mean())
     return {
         "loader_queue_s": load_queue,
         "load_s": load_wait - load_queue,
@@ -216,19 +220,27 @@ def _capacity(m: Measured, metrics: dict[str, Metric]) -> dict[str, dict[str, fl
     facts, span = m.facts, float(m.spans.sum())
     blocked = np.sum([r.blocked_s.sum(axis=1) for r in m.recordings], axis=0)
     time = max(span * facts.replicas, 1e-12)
+    own_time = max(span * facts.own_replicas, 1e-12)
     parts: dict[str, dict[str, float | None]] = {
         "loader": {
             "utilization": metrics["loader_utilization"].value,
             "offered_load": _offered_to_loaders(m),
-            "loaders": facts.loaders * facts.replicas,
+            "loaders": facts.loaders * facts.own_replicas,
         },
         "slots": {
-            "blocked_share": min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / time),
+            "blocked_share": min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),
             "in_use_peak": max(r.in_use_peak for r in m.recordings),
             "slots": facts.slots,
         },
         "compute": {"utilization": metrics["gpu_utilization"].value, "offered_load": _overload(m)},
     }
+    if facts.full_replicas:
+        started, loading = m.loads("full models")
+        parts["full_models"] = {
+            "utilization": float(loading.sum()) / max(span * facts.full_replicas, 1e-12),
+            "loads": float(started.sum()) / m.replications,
+            "replicas": facts.full_replicas,
+        }
     if facts.broken:
         parts["faults"] = _broken_shares(m)
     if not facts.fixed:
@@ -258,18 +270,19 @@ def _offered_to_loaders(m: Measured) -> float | None:
     loader."""
     loads, held_s = 0, 0.0
     for r in m.recordings:
-        stored = r.loads["tier"] == FROM_STORAGE
+        stored = (r.loads["tier"] == FROM_STORAGE) & (r.loads["replica"] < m.facts.own_replicas)
         loads += int(stored.sum()) - int(r.backoffs[:, 2].sum())  # those after a pause belong to one load
         held_s += float((r.loads["ended_s"] - r.loads["started_s"])[stored].sum())
         held_s += float((r.backoffs[:, 1] - r.backoffs[:, 0]).sum())
     if loads <= 0:
         return 0.0
-    places = m.facts.loaders * m.facts.replicas * float(m.spans.sum())
+    places = m.facts.loaders * m.facts.own_replicas * float(m.spans.sum())
     # A full loader turns misses into delayed hits, since one load serves all who wait for it; without its queue they
     # would be misses.
     full = held_s > _FULL * places
     outcome = m.column("outcome")
-    asked = (m.column("tier") == FROM_STORAGE) & ((outcome == MISS) | (full & (outcome == DELAYED_HIT)))
+    of_loaders = (m.column("tier") == FROM_STORAGE) & (m.column("replica") < m.facts.own_replicas)
+    asked = of_loaders & ((outcome == MISS) | (full & (outcome == DELAYED_HIT)))
     return float(asked.sum() * held_s / loads / places) if places > 0 else None
 
 

@@ -30,13 +30,17 @@ def engine_flags(scenario: Scenario) -> dict[str, str]:
 def beyond_flags(scenario: Scenario) -> list[str]:
     """Return what the scenario has that these command lines can't say."""
     found = []
-    engine, eviction = scenario.fleet.engine, scenario.cache.eviction
+    fleet, engine, eviction = scenario.fleet, scenario.fleet.engine, scenario.cache.eviction
     if engine == "continuous" and eviction not in _SGLANG_EVICTIONS:
         found.append(f"eviction {eviction}: vLLM evicts by its own LRU, SGLang by lru or fifo")
     if scenario.cache.gpu.size is not None:
         found.append("a cache by size: both engines count slots")
     if scenario.fleet.replicas > 1:
         found.append(f"{scenario.fleet.replicas} replicas behind a router of policy {scenario.router.policy}")
+    if fleet.full_models is not None:
+        found.append("replicas of full models, each started like this with its own MODEL and without LoRA")
+    if scenario.adapters.base_quantization != "bf16":
+        found.append(f"base weights in {scenario.adapters.base_quantization}: start from a checkpoint in this format")
     return found
 
 
@@ -47,7 +51,7 @@ def vllm_rank(rank: int) -> int:
 
 def _ranks(scenario: Scenario) -> int:
     adapters = scenario.adapters
-    return max([kind.rank for kind in adapters.mix if kind.rank is not None] or [adapters.rank])
+    return max([kind.rank for kind in adapters.mix if kind.kind == "lora"] or [adapters.rank])
 
 
 def _vllm(scenario: Scenario) -> str:
@@ -70,8 +74,11 @@ def _vllm(scenario: Scenario) -> str:
 def _sglang(scenario: Scenario) -> str:
     fleet, gpu, host = scenario.fleet, scenario.cache.gpu, scenario.cache.host
     targets = {
-        module for kind in (scenario.adapters.mix or (scenario.adapters,)) for module in _modules(kind.targets)
-    }  # fmt: skip
+        module
+        for targets in [kind.targets for kind in scenario.adapters.mix if kind.kind == "lora"]
+        or [scenario.adapters.targets]
+        for module in _modules(targets)
+    }
     named = [name for short, name in _PROJECTIONS.items() if short in targets]
     parts = ["python -m sglang.launch_server --model-path MODEL --enable-lora"]
     if gpu.slots is not None:

@@ -115,6 +115,15 @@ class Memory(Strict):
     vLLM 0.8 allocates them, embedding rows and the allocator's rounding included."""
 
 
+class Quantized(Strict):
+    """What another number format of the base weights costs."""
+
+    weights_bytes: PositiveInt | None = None
+    """Base model in this format; unset: worked out from the model's shape."""
+    step: StepCost | None = None
+    """Step costs in this format; unset: not known, and assumed where they are needed."""
+
+
 class Envelope(Strict):
     """Where the numbers were measured, or are thought to hold; beyond it results are extrapolated."""
 
@@ -242,6 +251,8 @@ class Profile(Strict):
     """Spread of single steps around their cost."""
     draws: tuple[Draw, ...] = ()
     """Bootstrap draws of step and load costs: ``loraplan run`` reports a calibration interval from them."""
+    quantized: dict[Literal["int8", "nf4"], Quantized] = Field(default_factory=dict)
+    """The same device, model and engine with quantised base weights, by format (``adapters.base_quantization``)."""
 
 
 def bundled_profiles() -> list[str]:

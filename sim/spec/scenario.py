@@ -14,6 +14,7 @@ from sim.spec.arrivals import Arrivals
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
 from sim.spec.faults import FailingLoads, Fault, NamedPrefixes, check_faults
+from sim.spec.full_models import FullModels, check_full_models
 from sim.spec.plan import Plan
 from sim.spec.popularity import Popularity
 from sim.spec.rollouts import Rollout, check_rollouts
@@ -32,8 +33,9 @@ from sim.spec.units import Seconds, Share
 from sim.spec.workload import Adapters, Targets, Workload
 
 __all__ = [
-    "DEFAULT_PROFILE", "ENGINES", "EVICTIONS", "ROUTERS", "Adapters", "Arrivals", "Cache", "Fleet", "GpuCache",
-    "HostCache", "Popularity", "Router", "Run", "Scenario", "Slo", "Storage", "Targets", "Workload",
+    "DEFAULT_PROFILE", "ENGINES", "EVICTIONS", "ROUTERS", "Adapters", "Arrivals", "Cache", "Fleet",
+    "FullModels", "GpuCache", "HostCache", "Popularity", "Router", "Run", "Scenario", "Slo", "Storage", "Targets",
+    "Workload",
 ]  # fmt: skip
 
 
@@ -168,6 +170,12 @@ class Scenario(Strict):
         if self.cache.prefetch != "none":
             self._fits_prefetch()
         self.router.check_copies(self.fleet.replicas)
+        check_full_models(self)
+        if self.adapters.base_quantization != "bf16" and self.fleet.engine == "fixed":
+            raise located(
+                "adapters.base_quantization", "engine fixed has no weights, and its service time is given",
+                got=self.adapters.base_quantization, allowed="bf16",
+            )  # fmt: skip
         if self.rollouts or self.faults:
             self._fits_changes()
         return self

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from sim.errors import did_you_mean
 from sim.spec.base import Strict, located
 from sim.spec.engines import PRESETS
+from sim.spec.full_models import FullModels
 from sim.spec.laws import TimeLaw
 from sim.spec.units import Bytes, Seconds, Share
 
@@ -90,6 +91,8 @@ class Fleet(Strict):
     """What stands between clients and the engine. ``none`` to plan. ``vllm-0.8-scraped`` to reproduce measured runs: an
     API server that stops for longer and longer while its metrics are read every 2 s and at each adapter's first
     request, and a client that keeps at most 25,500 requests open."""
+    full_models: FullModels | None = None
+    """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), beside ``replicas`` of the base model."""
 
     @field_validator("engine")
     @classmethod

@@ -83,12 +83,23 @@ class AdapterKind(Strict):
 
     share: Share
     """Share of all adapters; the shares of a mix add up to 100%."""
+    kind: Literal["lora", "full"] = "lora"
+    """``lora``: an adapter. ``full``: a full fine-tune, a model of its own that takes the place of the base model;
+    ``fleet.full_models`` says who serves it."""
     rank: PositiveInt = 16
     """LoRA rank."""
     targets: Targets = "all-linear"
     """Modules with LoRA weights: ``all-linear`` or a list of q, k, v, o, gate, up, down."""
     size: Bytes | None = None
-    """Bytes of one adapter, if not those of its rank and targets."""
+    """Bytes of one adapter, if not those of its rank and targets; of a full model, if not those of the profile's
+    weights."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> AdapterKind:
+        for key in ("rank", "targets"):
+            if self.kind == "full" and key in self.model_fields_set:
+                raise located(key, f"a full fine-tune has no {key}", got=getattr(self, key), hint=f"remove {key}")
+        return self
 
 
 class Adapters(Strict):
@@ -105,7 +116,17 @@ class Adapters(Strict):
     size: Bytes | None = None
     """Bytes of one adapter (without a mix); unset: computed from rank, targets and the base model."""
     dtype: Literal["fp16", "bf16", "fp32", "fp8"] = "fp16"
-    """Number format of the weights."""
+    """Number format of the adapters' weights."""
+    base_quantization: Literal["bf16", "int8", "nf4"] = "bf16"
+    """Number format of the base model's linear layers. ``bf16``: as in the profile. ``int8``: 8 bits (LLM.int8()).
+    ``nf4``: 4-bit NormalFloat (QLoRA). Embeddings, output head and norms stay as they are."""
+    base_double_quantization: bool = True
+    """``nf4`` only: whether the constants of its blocks are quantised too: 4.127 bits a weight in all, otherwise
+    4.5."""
+    base_slowdown: float | None = Field(default=None, gt=0, le=100)
+    """With ``base_quantization``: how many times as long the base model's part of a step takes (``fixed_s`` and
+    ``tokens`` of the profile). Unset: what the profile has measured, else an assumed 2.0 for ``int8`` and 1.33 for
+    ``nf4``."""
     mix: tuple[AdapterKind, ...] = ()
     """Kinds of adapters and their shares, instead of one kind."""
 
@@ -118,4 +139,14 @@ class Adapters(Strict):
             total = sum(kind.share for kind in self.mix)
             if abs(total - 1) > 1e-6:
                 raise located("mix", "the shares of a mix add up to 100%", got=f"{total:.2%}")
+        if self.base_quantization == "bf16" and self.base_slowdown is not None:
+            raise located(
+                "base_slowdown", "the base model isn't quantised, and its steps take what the profile says",
+                got=self.base_slowdown, hint="give base_quantization: nf4 or int8",
+            )  # fmt: skip
+        if self.base_quantization != "nf4" and "base_double_quantization" in self.model_fields_set:
+            raise located(
+                "base_double_quantization", "only nf4 has constants that are quantised too",
+                got=f"base_quantization {self.base_quantization}", hint="remove it",
+            )  # fmt: skip
         return self

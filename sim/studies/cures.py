@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from sim.errors import InputError
+from sim.spec.profile import load_profile
 from sim.spec.scenario import Targets
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.units import human_bytes
@@ -27,6 +28,11 @@ from sim.world.world import World
 
 ONE, ALL, ALL_SAME_HOST = "one", "all", "all, same host memory"
 """Who gets the cure: what was vetted, or every adapter like it, with host memory for all of them or as before."""
+
+
+_PRECISION = ("nf4", "int8", "bf16")
+"""Formats of the base model's weights, from few bits to many."""
+BITS_WORDS = {"nf4": "4 bits", "int8": "8 bits", "bf16": "16 bits"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,46 @@ def changes_of(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, wor
     :param wanted: those that the cure was found for.
     :param world: of the scenario as it is.
     """
+    if cure.full_model:
+        return list(_of_full(cure, wanted, loaded, world))
+    if cure.base_quantization is not None:
+        return [_of_base(cure, loaded, world)]
     return list(_of_shape(cure, wanted, loaded, world))
+
+
+def _of_base(cure: Cure, loaded: LoadedScenario, world: World) -> CureChange:
+    """Return what a base with more bits changes: its weights take memory from the KV cache, slots stay."""
+    wanted, has = cure.base_quantization, loaded.scenario.adapters.base_quantization
+    assert wanted is not None, "asked of a cure of the base"
+    title, count = f"base model in {BITS_WORDS[wanted]}", len(world.traffic.population)
+    label = f"{title}: the fleet"
+    if _PRECISION.index(has) >= _PRECISION.index(wanted):
+        change = Change("cure", label, note=f"the fleet serves its base model in {BITS_WORDS[has]} already")
+        return CureChange(cure, title, "the fleet", ALL, count, change)
+    # What belongs to the format of before says nothing of the new one.
+    own = {f"adapters.{key}": None for key in ("base_slowdown", "base_double_quantization")}
+    change = Change("cure", label, {**own, "adapters.base_quantization": wanted},
+                    "the weights take their memory from the KV cache")  # fmt: skip
+    return CureChange(cure, title, "the fleet", ALL, count, change)
+
+
+def _of_full(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> Iterator[CureChange]:
+    """Yield what full fine-tunes change: replicas of their own, or a pool that swaps them."""
+    adapters, count = loaded.scenario.adapters, len(world.traffic.population)
+    number, title = min(len(wanted), count), "full fine-tune"
+    share = share_of(number, count)
+    kinds = adapters.mix or (_only_kind(adapters),)
+    full = AdapterKind(share=share, kind="full")
+    others = tuple(kind.model_copy(update={"share": kind.share * (1 - share)}) for kind in kinds)
+    mix = [_plain(kind) for kind in (full, *others) if kind.share > 0]
+    sizes = _bytes_of(kinds[0], adapters, world), _bytes_of(full, adapters, world)
+    served = loaded.scenario.fleet.full_models
+    ways = {"replicas of their own": "dedicated", "a pool that swaps": "swap"} if served is None else {"as now": None}
+    for how, serve in ways.items():
+        who = f"{_who(number, count)}, {how if number > 1 else how.replace('their', 'its')}"
+        set_ = {"adapters.mix": mix, **({} if serve is None else {"fleet.full_models.serve": serve})}
+        note = "full models need GPUs of their own, beside those of the fleet"
+        yield CureChange(cure, title, who, ONE, number, Change("cure", f"{title}: {who}", set_, note), *sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +151,9 @@ def _of_shape(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, worl
     scopes = [(ONE, number, _who(number, count), alone), (ALL, alike, which, adapters_with(adapters, kinds))]
     for scope, cured, who, after in scopes[number >= count :]:
         change = _at_same_memory(f"{title}: {who}", adapters, after, loaded, world)
-        change = replace(change, note="; ".join(filter(None, [change.note, *_notes(wanted, old, loaded, scope)])))
+        if not change.refused:
+            notes = _notes(wanted, old, loaded, alone=scope == ONE, fewer="cache.gpu.slots" in change.set)
+            change = replace(change, note="; ".join(filter(None, [change.note, *notes])))
         yield CureChange(cure, title, who, scope, cured, change, *sizes)
         host = None if scope == ONE or change.refused else _host_slots(change, after, loaded, world)
         if host is not None:
@@ -133,8 +180,8 @@ def share_of(number: int, count: int) -> float:
 
 def adapters_with(adapters: Adapters, kinds: tuple[AdapterKind, ...]) -> Adapters:
     """Return the same adapters, of other kinds."""
-    rest = {name: getattr(adapters, name) for name in ("base_model", "count", "dtype")}
-    return Adapters(**{key: value for key, value in rest.items() if value is not None}, mix=kinds)
+    names = adapters.model_fields_set - {"rank", "targets", "size", "mix"}
+    return Adapters(**{name: getattr(adapters, name) for name in names}, mix=kinds)
 
 
 def slots_at_same_memory(world: World, population: Population) -> int:
@@ -161,16 +208,19 @@ def _kinds(adapters: Adapters, vetted: Sequence[Now]) -> _Kinds:
     :raises InputError: where that can't be said.
     """
     if not adapters.mix:
-        kind = AdapterKind(share=1.0, rank=adapters.rank, targets=adapters.targets, size=adapters.size)
-        return _Kinds((kind,), (0,))
+        return _Kinds((_only_kind(adapters),), (0,))
     shapes = {(now.rank, _known(now.targets)) for now in vetted if now.rank is not None and now.targets is not None}
     if not shapes:
         raise InputError("the scenario mixes kinds of adapters, and nothing says of which kind the vetted one is")
-    alike = [i for i, kind in enumerate(adapters.mix) if (kind.rank, _known(kind.targets)) in shapes]
+    alike = [i for i, kind in enumerate(adapters.mix) if kind.kind == "lora" and _shape_of(kind) in shapes]
     if not alike:
         words = " or ".join(f"rank {rank} on {', '.join(targets)}" for rank, targets in sorted(shapes))
         raise InputError(f"no kind of adapters.mix has {words}, as the vetted adapter has")
     return _Kinds(adapters.mix, tuple(alike))
+
+
+def _only_kind(adapters: Adapters) -> AdapterKind:
+    return AdapterKind(share=1.0, rank=adapters.rank, targets=adapters.targets, size=adapters.size)
 
 
 def _cured(cure: Cure, old: AdapterKind, wanted: Sequence[Vetted]) -> AdapterKind:
@@ -218,14 +268,18 @@ def _at_same_memory(label: str, before: Adapters, after: Adapters, loaded: Loade
 
 def _plain(kind: AdapterKind) -> dict[str, Any]:
     """Return a kind as a scenario writes it."""
-    values = kind.model_dump(mode="json", exclude_none=True)
+    values = kind.model_dump(
+        mode="json", exclude_none=True, exclude=set() if kind.kind == "lora" else {"rank", "targets"}
+    )
+    if kind.kind == "lora":
+        del values["kind"]
     return values if kind.size is None else {**values, "size": f"{kind.size} B"}
 
 
 def population_of(adapters: Adapters, world: World) -> Population:
     """Return other adapters in the place of a world's, with the new versions that its rollouts bring."""
     model = _model(world)
-    population = populate(adapters, model, len(world.traffic.population))
+    population = _populate(adapters, world, len(world.traffic.population))
     return population if world.lineage is None else with_copies(population, world.lineage, adapters, model)
 
 
@@ -235,17 +289,23 @@ def _host_slots(change: Change, after: Adapters, loaded: LoadedScenario, world: 
     if host is None or host.slots is None:
         return None
     held = min(host.slots, len(population))
-    mean = float(populate(after, _model(world), len(population)).size_bytes.mean())
-    left = max(int(held * float(population.size_bytes.mean()) / mean), 1)
+    before, mean = (_mean_bytes(each) for each in (population, _populate(after, world, len(population))))
+    left = max(int(held * before / mean), 1)
     if loaded.scenario.cache.eviction == "vllm-lru":  # each adapter in a slot has a copy
         left = max(left, int(change.set.get("cache.gpu.slots", loaded.scenario.cache.gpu.slots or 0)))
     return left if left < held else None
 
 
-def _notes(wanted: Sequence[Vetted], old: AdapterKind, loaded: LoadedScenario, scope: str) -> Iterator[str]:
-    gpu, storage = loaded.scenario.cache.gpu, loaded.scenario.storage
-    if scope == ONE:
-        if gpu.slots is not None and not gpu.unified:
+def _notes(
+    wanted: Sequence[Vetted], old: AdapterKind, loaded: LoadedScenario, *, alone: bool, fewer: bool
+) -> Iterator[str]:
+    """Yield what to know of a price.
+
+    :param alone: that of the vetted adapters alone; ``fewer``: whether slots are left.
+    """
+    storage = loaded.scenario.storage
+    if alone:
+        if fewer:
             yield "slots are padded to the largest rank of all, so one adapter makes every slot as large"
         now = next((each.now for each in wanted if each.now is not None), None)
         if now is not None and now.targets is not None and old.size is None and _shape_of(now) != _shape_of(old):
@@ -263,7 +323,19 @@ def _who(number: int, count: int) -> str:
 
 def _bytes_of(kind: AdapterKind, adapters: Adapters, world: World) -> int:
     one = adapters_with(adapters, (kind.model_copy(update={"share": 1.0}),))
-    return int(populate(one, _model(world), 1).size_bytes[0])
+    return int(_populate(one, world, 1).size_bytes[0])
+
+
+def _populate(adapters: Adapters, world: World, count: int) -> Population:
+    weights = 0
+    if world.profile is not None:  # as it is on disk: full models keep the bits that a quantised base gave up
+        weights = load_profile(world.scenario.fleet.profile)[0].memory.weights_bytes
+    return populate(adapters, _model(world), count, weights)
+
+
+def _mean_bytes(population: Population) -> float:
+    """Return the mean size of adapters; full models are none."""
+    return float(population.size_bytes[~population.full].mean())
 
 
 def _model(world: World) -> str:

@@ -170,7 +170,7 @@ def facts_of(world: World) -> Facts:
         slo=scenario.slo.terms(),
         fixed=fixed,
         blocking=scenario.storage.mode == "blocking",
-        replicas=scenario.fleet.replicas,
+        replicas=world.replicas,
         loaders=1 if scenario.storage.mode == "blocking" else scenario.storage.loaders,
         size_bytes=population.size_bytes,
         kind=population.kind,
@@ -184,6 +184,7 @@ def facts_of(world: World) -> Facts:
         seed=None if world.traffic.replayed else scenario.run.seed,
         faults_from_s=min((at for fault in scenario.faults if (at := getattr(fault, "at", 0.0)) > 0), default=inf),
         broken=tuple(_broken(scenario)),
+        full_replicas=world.replicas - scenario.fleet.replicas,
     )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError, did_you_mean
 from sim.spec.scenario import Adapters, Targets
+from sim.spec.units import human_bytes
+from sim.spec.workload import AdapterKind
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1}
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -106,15 +108,21 @@ def tensor_count(shape: ModelShape, targets: Targets) -> int:
     return 2 * shape.layers * len(modules_of(targets))
 
 
+def model_tensors(shape: ModelShape) -> int:
+    """Return the tensors of a whole model's files: weights, biases and two norms a layer, and those at both ends."""
+    return shape.layers * (len(MODULES) + 2 + 3 * shape.qkv_bias) + 3
+
+
 @dataclass(frozen=True, slots=True)
 class Population:
-    """All adapters of a scenario, by adapter index.
+    """All adapters of a scenario, by adapter index; full models are among them, with a rank of 0.
 
     :ivar size_bytes: (n,) int64.
     :ivar rank: (n,) int64.
     :ivar tensors: (n,) int64, tensors in the adapter's file.
     :ivar kind: (n,) int64, index into ``kind_names``.
     :ivar slot_bytes: bytes of one padded slot: every supported module at the largest rank.
+    :ivar full_kinds: the kinds that are full models.
     """
 
     size_bytes: NDArray[np.int64]
@@ -123,13 +131,28 @@ class Population:
     kind: NDArray[np.int64]
     kind_names: tuple[str, ...]
     slot_bytes: int
+    full_kinds: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.size_bytes)
 
+    @property
+    def full(self) -> NDArray[np.bool_]:
+        """Which are full models, (n,)."""
+        return np.isin(self.kind, self.full_kinds)
 
-def populate(adapters: Adapters, base_model: str, count: int) -> Population:
+    def without_full(self) -> Population:
+        """Return what the replicas of the base model know: full models take nothing there, and nobody asks for them."""
+        if not self.full_kinds:
+            return self
+        full = self.full
+        return replace(self, size_bytes=np.where(full, 0, self.size_bytes), tensors=np.where(full, 0, self.tensors))
+
+
+def populate(adapters: Adapters, base_model: str, count: int, weights_bytes: int = 0) -> Population:
     """Lay out ``count`` adapters.
+
+    :param weights_bytes: bytes of a full model that has no size of its own.
 
     Kinds of a mix are dealt by the golden-ratio sequence: every prefix of the adapters, and so every
     band of popularity, has the mix's shares as nearly as whole adapters allow, whatever the seed.
@@ -138,31 +161,38 @@ def populate(adapters: Adapters, base_model: str, count: int) -> Population:
     spread = (np.arange(count) * 0.6180339887498949) % 1.0
     edges = np.cumsum([kind.share for kind in kinds])[:-1] if kinds else np.empty(0)
     kind = np.searchsorted(edges, spread, side="right").astype(np.int64)
-    specs = [(k.rank, k.targets, k.size) for k in kinds] or [(adapters.rank, adapters.targets, adapters.size)]
+    # Checked already, and sizes are parsed.
+    alone = AdapterKind.model_construct(share=1.0, rank=adapters.rank, targets=adapters.targets, size=adapters.size)
+    specs = kinds or (alone,)
     width = DTYPE_BYTES[adapters.dtype]
     shape = SHAPES.get(base_model)
-    if shape is None and any(size is None for _, _, size in specs):
+    if shape is None and any(spec.kind == "lora" and spec.size is None for spec in specs):
         shape = model_shape(base_model)  # raises: without a shape there is no size
-    sizes, tensors = [], []
-    for rank, targets, size in specs:
-        by_shape = rank * parameters_per_rank(shape, targets) * width if shape else 0
-        sizes.append(size if size is not None else by_shape)
-        tensors.append(tensor_count(shape, targets) if shape else 2)
-    ranks = [rank for rank, _, _ in specs]
-    padded = max(ranks) * parameters_per_rank(shape, "all-linear") * width if shape else max(sizes)
+    sizes, tensors = zip(*(_size_and_tensors(spec, shape, width, weights_bytes) for spec in specs), strict=True)
+    ranks = [0 if spec.kind == "full" else spec.rank for spec in specs]
+    largest = max((size for spec, size in zip(specs, sizes, strict=True) if spec.kind == "lora"), default=0)
+    padded = max(ranks) * parameters_per_rank(shape, "all-linear") * width if shape else largest
     return Population(
         size_bytes=np.asarray(sizes, dtype=np.int64)[kind],
         rank=np.asarray(ranks, dtype=np.int64)[kind],
         tensors=np.asarray(tensors, dtype=np.int64)[kind],
         kind=kind,
-        kind_names=tuple(_kind_name(rank, targets, size) for rank, targets, size in specs),
-        slot_bytes=max(padded, max(sizes)),
+        kind_names=tuple(_kind_name(spec, size) for spec, size in zip(specs, sizes, strict=True)),
+        slot_bytes=max(padded, largest),
+        full_kinds=tuple(number for number, spec in enumerate(specs) if spec.kind == "full"),
     )
 
 
-def _kind_name(rank: int, targets: Targets, size: int | None) -> str:
-    from sim.spec.units import human_bytes
+def _size_and_tensors(spec: AdapterKind, shape: ModelShape | None, width: int, weights_bytes: int) -> tuple[int, int]:
+    if spec.kind == "full":
+        return spec.size or weights_bytes, model_tensors(shape) if shape else 1
+    by_shape = spec.rank * parameters_per_rank(shape, spec.targets) * width if shape else 0
+    return spec.size if spec.size is not None else by_shape, tensor_count(shape, spec.targets) if shape else 2
 
-    if size is not None:
-        return f"{human_bytes(size)} (rank {rank})"
-    return f"rank {rank}, {targets if isinstance(targets, str) else ','.join(targets)}"
+
+def _kind_name(spec: AdapterKind, size: int) -> str:
+    if spec.kind == "full":
+        return f"full models, {human_bytes(size)}"
+    if spec.size is not None:
+        return f"{human_bytes(spec.size)} (rank {spec.rank})"
+    return f"rank {spec.rank}, {spec.targets if isinstance(spec.targets, str) else ','.join(spec.targets)}"

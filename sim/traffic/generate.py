@@ -71,10 +71,11 @@ class Traffic:
     :ivar total: how many requests will come, or None while only the duration is known.
     :ivar end_s: no request comes after this time, where a duration is given.
     :ivar notes: sentences for the user.
+    :param weights_bytes: of the base model, and so of a full fine-tune that has no size of its own.
     :raises TraceError, ScenarioError: where a file or a count can't be used.
     """
 
-    def __init__(self, scenario: Scenario, base_model: str) -> None:
+    def __init__(self, scenario: Scenario, base_model: str, weights_bytes: int = 0) -> None:
         workload = scenario.workload
         self._seed = scenario.run.seed
         self._workload = workload
@@ -109,7 +110,8 @@ class Traffic:
         self._places = count
         self._new = newcomers(workload.churn, count, self.expected_s()) if workload.churn is not None else 0
         self._check_size()
-        self.population = _with_trace_sizes(populate(scenario.adapters, base_model, count + self._new), self._trace)
+        population = populate(scenario.adapters, base_model, count + self._new, weights_bytes)
+        self.population = _with_trace_sizes(population, self._trace)
         named = self._trace is not None and self._trace.adapter is not None
         self._chooser = None if named else Chooser(workload.popularity, count)
         self._source = self._make_source(cvs)
@@ -282,6 +284,12 @@ def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
 def _with_trace_sizes(population: Population, trace: TraceData | None) -> Population:
     if trace is None or trace.adapter_bytes is None:
         return population
+    if population.full_kinds:
+        raise ScenarioError(
+            "the trace brings the sizes of adapters, and doesn't say which of them are full models",
+            key=f"adapters.mix.{population.full_kinds[0]}.kind", got="full", allowed="lora",
+            hint="remove the trace's column adapter_bytes, or the full models",
+        )  # fmt: skip
     sizes = population.size_bytes.copy()
     sizes[: len(trace.adapter_bytes)] = trace.adapter_bytes
     return Population(

@@ -12,11 +12,12 @@ from sim.policies.cache import GpuCache, UnifiedCache
 from sim.policies.costs import StepCosts
 from sim.policies.kv_rules import KvRule
 from sim.policies.memory import KvBlocks
+from sim.policies.model_turns import ModelTurns
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.vllm_lru import TouchedCache
 from sim.results.records import pack_pause, pack_step
 from sim.traffic.request import DELAYED_HIT, MISS, Request
-from sim.world.blocking import ProtectedLoads, StepLoads, TouchedLoads, UnifiedLoads
+from sim.world.blocking import ProtectedLoads, StepLoads, TouchedLoads, TurnLoads, UnifiedLoads
 from sim.world.clock import BOUNDARY, Call
 from sim.world.prefetch import Prefetch
 from sim.world.server import Action, Parts, Server
@@ -35,6 +36,7 @@ class BatchServer(Server):
     :param cycle_s: requests wait in queues by adapter with this cycle time; None: in one queue.
     :param discards: adapters that nobody uses leave at the end of a decode step in which a request ended.
     :param prefetch: idle loaders load for those who wait in the queue.
+    :param turn_s: of a replica that swaps whole models: how long a model's turn lasts; None: it serves adapters.
     """
 
     __slots__ = (
@@ -57,6 +59,7 @@ class BatchServer(Server):
         cycle_s: float | None = None,
         discards: bool = False,
         prefetch: bool = False,
+        turn_s: float | None = None,
     ) -> None:
         super().__init__(parts, ask_early=ask_early)
         self.blocking = blocking
@@ -66,9 +69,10 @@ class BatchServer(Server):
         if cycle_s is not None:
             self._cycling = AdapterQueues(cast(GpuCache, cache), self._ask, lambda: self.clock._now, cycle_s)
             self.claiming = self._cycling
-        elif not ask_early:
+        elif turn_s is None and not ask_early:
             self.claiming = ClaimingQueue(cache, self._ask, stop=stop, blocking=blocking, gives_up=touched)
-        self.waiting = ReadyQueue() if self.claiming is None else self.claiming
+        turns = None if turn_s is None else ModelTurns(cast(GpuCache, cache), lambda: self.clock._now, turn_s)
+        self.waiting = turns or self.claiming or ReadyQueue()
         self.scheduler = Scheduler(limits, kv, self.waiting, ranks, costs, rule)
         self._step = self.scheduler.decided
         self._discards = cast(GpuCache, cache).evict_idle if discards else None
@@ -79,6 +83,8 @@ class BatchServer(Server):
             )
         elif isinstance(cache, UnifiedCache):
             self._loads = UnifiedLoads(cache, self.loader, parts.recorder, parts.index)
+        elif turns is not None:
+            self._loads = TurnLoads(cache, self.loader, parts.recorder, parts.index, turns.came)
         elif self.claiming is not None:
             self._loads = ProtectedLoads(cache, self.loader, parts.recorder, parts.index)
         self._prefetch: Prefetch | None = None

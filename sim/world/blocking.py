@@ -81,6 +81,24 @@ class ProtectedLoads:
         return seconds
 
 
+class TurnLoads(ProtectedLoads):
+    """The same for whole models that have turns, which begin when their loads end.
+
+    :param came: told of a model, and when its load ends.
+    """
+
+    def __init__(
+        self, cache: GpuCache, loader: Loader, recorder: Recorder, replica: int, came: Callable[[int, float], None]
+    ) -> None:
+        super().__init__(cache, loader, recorder, replica)
+        self._came = came
+
+    def _load(self, request: Request, start: float) -> float:
+        seconds = super()._load(request, start)
+        self._came(request.adapter, start + seconds)
+        return seconds
+
+
 class UnifiedLoads(ProtectedLoads):
     """The same where adapters share the KV cache: first, idle ones leave to those who were admitted what they need."""
 

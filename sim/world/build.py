@@ -6,19 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.policies.base_model import AdapterCounts
-from sim.policies.costs import StepCosts, beyond_envelope
-from sim.policies.front_end import FRONT_ENDS, FrontEnd
-from sim.policies.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
-from sim.policies.memory import KvBlocks
+from sim.policies.base_weights import base_weights
+from sim.policies.costs import beyond_envelope
 from sim.policies.routing import Router, View
-from sim.policies.scheduler import Limits
 from sim.results.records import Recorder, Recording
 from sim.rng import stream
 from sim.spec.faults import Crash, FailingLoads
@@ -29,20 +25,20 @@ from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.traffic.request import Request
 from sim.world.base_model import serve_base_model
-from sim.world.batch import BatchServer
 from sim.world.caches import Board, eviction_setting, gpu_capacity, make_caches, make_fetches, pinned_and_warm, watch
 from sim.world.changes import Changes
 from sim.world.clock import Clock
-from sim.world.fixed import FixedServer
 from sim.world.fleet import Fleet, Plan
-from sim.world.fronted import FrontedServer
+from sim.world.full_models import full_fleet_notes, lay_out_full_models
+from sim.world.full_replicas import FullReplicas
 from sim.world.future import Foresight, Future
 from sim.world.identity import answering_base_model, make_identity
 from sim.world.inside import Inside
 from sim.world.lineage import lay_out, with_copies
-from sim.world.memory import padded_rank, usable_kv_tokens
+from sim.world.memory import usable_kv_tokens
 from sim.world.mixups import check_mixups
 from sim.world.outages import Outages
+from sim.world.replica import Watch, kv_rule, make_server
 from sim.world.rollouts import make_rollouts
 from sim.world.routes import Live, make_router
 from sim.world.server import Parts, Server
@@ -63,11 +59,15 @@ def build_world(scenario: Scenario) -> World:
     fixed = scenario.fleet.engine == "fixed"
     profile, digest = (None, "") if fixed and _needs_no_profile(scenario) else load_profile(scenario.fleet.profile)
     base_model = _base_model(scenario, profile)
-    traffic = Traffic(scenario, base_model)
+    traffic = Traffic(scenario, base_model, 0 if profile is None else profile.memory.weights_bytes)
     _check_times(scenario, traffic)
     check_mixups(scenario, traffic)
     lineage = lay_out(scenario, traffic) if scenario.rollouts else None
-    population = traffic.population
+    full = lay_out_full_models(scenario, profile, traffic)
+    weights_kept = None if profile is None else base_weights(scenario.adapters, profile)
+    if profile is not None and weights_kept is not None:
+        profile = weights_kept.apply(profile)
+    population = traffic.population.without_full()
     if lineage is not None:
         population = with_copies(population, lineage, scenario.adapters, base_model)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
@@ -78,13 +78,15 @@ def build_world(scenario: Scenario) -> World:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
         notes += _disturbed(profile)
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
-    notes += storage_notes(scenario)
+    notes += storage_notes(scenario) + full_fleet_notes(full, scenario.fleet.replicas)
+    notes += () if weights_kept is None else weights_kept.notes
     if profile is not None and scenario.storage.loaders > 1 and scenario.storage.load is None:
         notes.append("loads at the same time share no bandwidth in this version: several loaders look too good")
-    if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and capacity < len(population):
+    served = int(np.count_nonzero(~population.full)) if population.full_kinds else len(population)
+    if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and capacity < served:
         notes.append(
             f"host memory holds as many adapters as there are slots (vLLM's max_cpu_loras): with {capacity} "
-            f"of {len(population)} most loads come from storage, inside the step; cache.host.slots={len(population)} "
+            f"of {served} most loads come from storage, inside the step; cache.host.slots={served} "
             "keeps all"
         )
     if scenario.cache.pinned and (scenario.workload.churn or scenario.workload.drift):
@@ -99,11 +101,8 @@ def build_world(scenario: Scenario) -> World:
         profile_sha256=digest, kv_tokens=kv_tokens,
         weights=weights, capacity=capacity, ranks=population.rank.tolist(),
         adapter_blocks=_adapter_blocks(scenario, profile, population), pinned=pinned, warm=warm, notes=tuple(notes),
+        full=full, base_weights=weights_kept,
     )  # fmt: skip
-
-
-Watch = Callable[[type[BatchServer]], Callable[..., BatchServer]]
-"""From a class of batching servers to one that also watches: how calibration looks into a run."""
 
 
 def simulate(world: World, replication: int, sections: int, watched: Watch = lambda server: server) -> Recording:
@@ -127,7 +126,8 @@ class Assembly:
         self._replication = replication
         self._watched = watched
         scenario = world.scenario
-        self._clock, self._recorder = Clock(), Recorder(sections, scenario.fleet.replicas)
+        self._clock = Clock()
+        self._recorder = Recorder(sections, world.replicas, scenario.fleet.replicas)
         self._costs = scenario, world.profile, world.population
         self._future = None
         if scenario.cache.eviction == "belady":
@@ -135,12 +135,17 @@ class Assembly:
         view = View(up=list(range(scenario.fleet.replicas)), slots=_adapters_at_a_time(world))
         router = make_router(world, view, replication)
         self._live = Live(len(world.population), scenario.fleet.replicas, router)
+        self._full = None if world.full is None else FullReplicas(world, world.full, watched)
         self._base_model_answers = answering_base_model(scenario)
         if self._base_model_answers:
             counts = self._live.counts
             counts[:] = (AdapterCounts(len(world.population)) for _ in counts)
         counted = "inside" in router.reads and scenario.fleet.replicas > 1
-        self._inside = Inside(self._live.counts) if counted else None
+        if self._full is not None:
+            counted = counted or self._full.counted
+        self._inside = None
+        if counted:
+            self._inside = Inside(self._live.counts + (self._full.counts if self._full is not None else []))
         self._versions: list[Versions] = []
         self._made = Counter[int]()  # by index: one that takes the place of another draws other luck
         self._boards: list[Board] = [] if self._live.residency is None else [self._live.residency]
@@ -148,11 +153,15 @@ class Assembly:
         plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
         longest_prompt = None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens
         self.fleet = Fleet(
-            self._clock, self._recorder, router, request_times(*self._costs), plan,
-            (_token_limit(world), longest_prompt), self._changes, self._inside,
+            self._clock, self._recorder, router if self._full is None else self._full.router(router, replication),
+            request_times(*self._costs, world.full), plan, (_token_limits(world), longest_prompt), self._changes,
+            self._inside,
         )  # fmt: skip
         self.fleet.open(scenario.fleet.replicas, self._make_server)
         sources = self._live.sources(self.fleet.inside)
+        if self._full is not None:
+            self.fleet.open_more(self._full.fleet.replicas, self._make_full)
+            self._full.look_at(self.fleet.beside)
         interval_s = scenario.router.view_interval
         self.fleet.look = Views(self._clock, view, sources, router.reads, interval_s, self.fleet.next_s).look
 
@@ -185,7 +194,7 @@ class Assembly:
                 board.forget(index)
         place = self._made[index] * scenario.fleet.replicas + index
         self._made[index] += 1
-        rule = _kv_rule(world)
+        rule = kv_rule(world)
         foresight = None if self._future is None else Foresight(self._future)
         setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", place), foresight)
         cache, host = make_caches(world, replication, place, rule, setting)
@@ -200,11 +209,17 @@ class Assembly:
             *self._told(index), storage,
             None if self._changes is None else partial(self._changes.load_failed, index), self.fleet.next_key,
         )  # fmt: skip
-        server = _server(world, parts, rule, self._watched)
+        server = make_server(world, parts, rule, self._watched)
         if self._base_model_answers:
             serve_base_model(server, parts.fetches)
         self._live.replica(index, server)
         return server
+
+    def _make_full(self, index: int, inside: list[int]) -> Server:
+        """Make a replica of full models: nothing changes there, and no view is of any age."""
+        assert self._full is not None, "called where there are some"
+        ends = None if self._inside is None else self._inside.ends_on(index)
+        return self._full.make(index, inside, self._clock, self._recorder, ends, self._replication)
 
     def _told(self, index: int) -> tuple[Callable[[Request, float], bool] | None, Callable[[Request], None] | None]:
         """Return what a replica asks at a request's last token, and what it tells of one that leaves otherwise."""
@@ -215,53 +230,12 @@ class Assembly:
         return None, None
 
 
-def _kv_rule(world: World) -> KvRule | None:
-    """Return how KV memory is set aside for answers; None where it isn't."""
-    fleet, tokens = world.scenario.fleet, world.kv_tokens
-    adapters = (*world.adapter_blocks, 0) if world.scenario.cache.gpu.unified else ()  # 0: of the base model
-    if tokens is not None and fleet.kv_check == "peak":
-        return PeakOfAnswers(tokens, adapters)
-    if tokens is not None and fleet.kv_check == "whole-answer":
-        return WholeAnswer(tokens // fleet.block_size, fleet.block_size, adapters)
-    return None
-
-
-def _server(world: World, parts: Parts, rule: KvRule | None, watched: Watch) -> Server:
-    scenario = world.scenario
-    fleet = scenario.fleet
-    if fleet.engine == "fixed":
-        return FixedServer(parts)
-    assert world.profile is not None, "checked by build_world"
-    assert world.kv_tokens is not None, "checked by build_world"
-    options: dict[str, Any] = {
-        "limits": Limits(
-            fleet.max_num_seqs, fleet.max_num_batched_tokens, fleet.kv_check != "first-chunk",
-            fleet.batching == "prefill-first", fleet.chunked_prefill, fleet.admission_interval, fleet.waiting_ratio,
-        ),
-        "kv": KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size),
-        "costs": StepCosts(
-            world.profile.step, _slots(scenario, world.traffic.population), fleet.max_num_batched_tokens,
-            padded_rank(world.profile, world.population),
-        ),
-        "ranks": world.ranks,
-        "ask_early": scenario.load_at == "arrival",
-        "blocking": scenario.storage.mode == "blocking",
-        "stop": fleet.admission == "stop",
-        "rule": rule,
-        "cycle_s": scenario.cache.cycle if fleet.admission == "per-adapter" else None,
-        "prefetch": scenario.cache.prefetch == "queued",
-        "discards": scenario.cache.eviction == "discard-when-idle",
-    }  # fmt: skip
-    if fleet.front_end == "none":
-        return watched(BatchServer)(parts, **options)
-    costs = FRONT_ENDS[fleet.front_end]
-    return watched(FrontedServer)(parts, front_end=FrontEnd(costs, len(world.population)), **options)
-
-
 def _adapters_at_a_time(world: World) -> int:
     """Return how many adapters of the mean size fit into the GPU cache; new versions to come count for nothing."""
     weights = world.weights[: len(world.traffic.population)]
-    return max(1, world.capacity * len(weights) // sum(weights))
+    if world.full is not None:
+        weights = [weight for weight, full in zip(weights, world.full.full, strict=True) if not full]
+    return max(1, world.capacity * len(weights) // max(1, sum(weights)))
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:
@@ -327,22 +301,18 @@ def _adapter_blocks(scenario: Scenario, profile: Profile | None, population: Pop
     return [-(-int(size) // block_bytes) for size in population.size_bytes.tolist()]
 
 
-def _slots(scenario: Scenario, population: Population) -> int:
-    """Return the slots that step costs and memory refer to; a cache by size counts as many as fit of the mean size.
-
-    Unified memory has none that a step would have to pass through.
-    """
-    gpu = scenario.cache.gpu
-    if gpu.unified:
-        return 0
-    if gpu.slots is not None:
-        return gpu.slots
-    assert gpu.size is not None, "a cache has slots or a size"
-    return max(1, int(gpu.size / float(population.size_bytes.mean())))
+def _token_limits(world: World) -> int | NDArray[np.int64] | None:
+    """Return the most tokens a request may have, by adapter where full models have other memory; None: no limit."""
+    longest = world.scenario.fleet.max_model_len
+    limit = _token_limit(world)
+    if world.full is None:
+        return limit
+    limits = world.full.token_limits(limit)
+    return limits if longest is None else np.minimum(limits, longest)
 
 
 def _token_limit(world: World) -> int | None:
-    """Return the most tokens a request may have; None: no limit."""
+    """Return the most tokens that a request of an adapter may have; None: no limit."""
     fleet, tokens = world.scenario.fleet, world.kv_tokens
     if tokens is not None:
         tokens -= fleet.block_size * max(world.adapter_blocks, default=0)

@@ -168,7 +168,8 @@ def pinned_and_warm(
     cache = scenario.cache
     if not (cache.pinned or cache.warm):
         return (), ()
-    hottest: list[int] = traffic.hottest().tolist()
+    full = traffic.population.full.tolist()
+    hottest: list[int] = [a for a in traffic.hottest().tolist() if not full[a]]
     if cache.pinned > len(hottest):
         raise ScenarioError(
             "there are fewer adapters", key="cache.pinned", got=cache.pinned, allowed=f"at most {len(hottest)}"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import LoraplanError, ScenarioError
-from sim.policies.routing import Router
+from sim.policies.routing import Choosing
 from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
@@ -61,8 +61,9 @@ class Gone:
 class Fleet:
     """All replicas of one simulated world.
 
-    :param limits: tokens of prompt and output together, and of the prompt, with more of which a request is refused;
-        None: no limit.
+    :param limits: tokens of prompt and output together (one number, or one for each adapter), and of the prompt, with
+        more of which a request is refused; None: no limit.
+    :ivar beside: like ``inside``, of the replicas that stand behind those the router's view tells of (full models).
     :ivar look: makes up for a reading of the router's view that was left out.
     :ivar next_key: gives a request the last place in the queues, where some may come again or were held.
     :param changes: rollouts and faults, through which every request then goes; None: nothing changes.
@@ -73,10 +74,10 @@ class Fleet:
         self,
         clock: Clock,
         recorder: Recorder,
-        router: Router,
+        router: Choosing,
         times: Times,
         plan: Plan,
-        limits: tuple[int | None, int | None],
+        limits: tuple[int | NDArray[np.int64] | None, int | None],
         changes: Changes | None = None,
         inside: Inside | None = None,
     ) -> None:
@@ -84,6 +85,7 @@ class Fleet:
         self.recorder = recorder
         self.servers: list[Server] = []
         self.inside: list[int] = []
+        self.beside: list[int] = []
         self._only: Server | None = None  # the one replica, where there is no choice
         self._router = router
         self._times = times
@@ -110,6 +112,13 @@ class Fleet:
         for index in range(replicas):
             self.servers.append(make(index, self.inside))
         self._only = self.servers[0] if replicas == 1 and self._changes is None else None
+
+    def open_more(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
+        """Let more replicas begin behind the others, which count their requests in a list of their own."""
+        first = len(self.servers)
+        self.beside.extend([0] * (first + replicas))
+        self.servers += [make(first + place, self.beside) for place in range(replicas)]
+        self._only = None
 
     def replace(self, replica: int) -> Server:
         """Put a new, empty replica in the place of one that died; return the dead one."""
@@ -177,19 +186,24 @@ class Fleet:
         while self._next is not None:
             clock.step()
         while clock.pending() and (
-            any(self.inside) or (changes is not None and changes.awaits()) or clock.peek() == clock._now
+            self._anybody() or (changes is not None and changes.awaits()) or clock.peek() == clock._now
         ):
             clock.step()
         clock.forget_plans()
         clock.run()
+
+    def _anybody(self) -> bool:
+        """Return whether a request is inside."""
+        return any(self.inside) or any(self.beside)
 
     def _check_that_all_left(self) -> None:
         """Raise where requests are inside and nothing will ever happen, though all replicas are up.
 
         :raises LoraplanError: it is a fault of the simulator, and the numbers would be worth nothing.
         """
-        if any(self.inside) and not (self._changes is not None and self._changes.some_down()):
-            states = "; ".join(server.state_in_words() for server in self.servers if self.inside[server.index])
+        if self._anybody() and not (self._changes is not None and self._changes.some_down()):
+            inside = self.inside + self.beside[len(self.inside) :]
+            states = "; ".join(server.state_in_words() for server in self.servers if inside[server.index])
             raise LoraplanError(
                 f"internal error: the simulation stands still at {self.clock.now:.6g} s with requests inside: {states}"
             )
@@ -215,7 +229,8 @@ class Fleet:
         self.recorder.flush()
         self.recorder.to_come(chunk)
         if self._token_limit is not None:
-            too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limit
+            limit = self._token_limit if isinstance(self._token_limit, int) else self._token_limit[chunk.adapter]
+            too_long = chunk.prompt_tokens + chunk.output_tokens > limit
             if self._prompt_limit is not None:
                 too_long |= chunk.prompt_tokens > self._prompt_limit
             self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())

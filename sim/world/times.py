@@ -16,6 +16,7 @@ from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Chunk
 from sim.traffic.request import FROM_STORAGE, Request
+from sim.world.full_models import FullFleet
 
 Floats = NDArray[np.float64]
 _BLOCK = 4096
@@ -96,7 +97,9 @@ def has_host_tier(scenario: Scenario) -> bool:
     return scenario.cache.host is not None or scenario.cache.eviction == "vllm-lru"
 
 
-def request_times(scenario: Scenario, profile: Profile | None, population: Population) -> Times:
+def request_times(
+    scenario: Scenario, profile: Profile | None, population: Population, full: FullFleet | None = None
+) -> Times:
     """Return what turns luck into the seconds that requests carry with them."""
     from_storage, from_host = tier_times(scenario, profile, population)
     service = scenario.fleet.service
@@ -104,12 +107,30 @@ def request_times(scenario: Scenario, profile: Profile | None, population: Popul
     def none(chunk: Chunk) -> Floats:
         return np.zeros(len(chunk))
 
+    def load(chunk: Chunk) -> Floats:
+        return from_storage.seconds(chunk.adapter, chunk.load_luck)
+
     return Times(
-        load=lambda chunk: from_storage.seconds(chunk.adapter, chunk.load_luck),
+        load=load if full is None else _with_whole_loads(load, full),
         host_load=(lambda chunk: from_host.seconds(chunk.adapter, chunk.host_load_luck))
         if has_host_tier(scenario) else none,
         service=none if service is None else lambda chunk: service.ppf(chunk.service_luck),
     )  # fmt: skip
+
+
+def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullFleet) -> Callable[[Chunk], Floats]:
+    """Return load times where some adapters are full models: a load of one of those is that of a whole model."""
+    is_full = np.asarray(full.full)
+
+    def both(chunk: Chunk) -> Floats:
+        whole = is_full[chunk.adapter]
+        return (
+            np.where(whole, full.load_seconds(chunk.load_luck, chunk.adapter), load(chunk))
+            if whole.any()
+            else load(chunk)
+        )
+
+    return both
 
 
 def reload_times(

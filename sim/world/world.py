@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from sim.policies.base_weights import BaseWeights
 from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
+from sim.world.full_models import FullFleet
 from sim.world.lineage import Lineage
 
 
@@ -24,6 +26,10 @@ class World:
         own.
     :ivar notes: sentences for the user.
     :ivar lineage: which adapters rollouts replace; None where there are none.
+    :ivar full: the replicas of full models; None where there are none. Elsewhere here, full models are adapters of no
+        size, which nobody asks for.
+    :ivar base_weights: how the base model's weights are kept, where not as in the profile; ``profile`` is the one that
+        follows from it.
     """
 
     scenario: Scenario
@@ -40,9 +46,20 @@ class World:
     warm: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
     lineage: Lineage | None = None
+    full: FullFleet | None = None
+    base_weights: BaseWeights | None = None
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas there are, those of full models among them."""
+        return self.scenario.fleet.replicas + (0 if self.full is None else self.full.replicas)
 
     def with_costs(self, costs: Draw) -> World:
-        """Return this world with other step and load costs; traffic, memory and fleet stay as they are."""
+        """Return this world with other step and load costs; traffic, memory and fleet stay as they are.
+
+        :param costs: for the base model as the profile has it.
+        """
         assert self.profile is not None, "costs belong to a profile"
-        profile = self.profile.model_copy(update={"step": costs.step, "load": costs.load, "draws": ()})
-        return replace(self, profile=profile)
+        own = costs if self.base_weights is None else self.base_weights.drawn(costs)
+        profile = self.profile.model_copy(update={"step": own.step, "load": own.load, "draws": ()})
+        return replace(self, profile=profile, full=None if self.full is None else self.full.with_costs(costs))

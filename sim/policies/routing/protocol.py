@@ -62,15 +62,8 @@ class Setting:
     copies: int = 1
 
 
-class Router(Protocol):
-    """Choose a replica for each request.
-
-    :cvar reads: the fields of the view that it looks at, beside ``up`` and ``slots``.
-    """
-
-    reads: ClassVar[frozenset[str]]
-
-    def __init__(self, setting: Setting) -> None: ...
+class Choosing(Protocol):
+    """Choose a replica for each request."""
 
     def choose(self, adapter: int, number: int) -> int:
         """Return the index of a replica that is up.
@@ -79,6 +72,17 @@ class Router(Protocol):
         :param number: the request's own number, to which its luck belongs: it is as lucky in every design.
         """
         ...
+
+
+class Router(Choosing, Protocol):
+    """What a scenario can name.
+
+    :cvar reads: the fields of the view that it looks at, beside ``up`` and ``slots``.
+    """
+
+    reads: ClassVar[frozenset[str]]
+
+    def __init__(self, setting: Setting) -> None: ...
 
 
 def is_up(replica: int, up: Sequence[int]) -> bool:

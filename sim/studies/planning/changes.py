@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from sim.policies.base_weights import ASSUMED_SLOWDOWN
 from sim.spec.arrivals import GammaArrivals, PoissonArrivals, WeibullArrivals
-from sim.spec.scenario import Scenario
+from sim.spec.scenario import Adapters, Scenario
 from sim.spec.units import format_rate
+from sim.spec.workload import AdapterKind
 from sim.world.world import World
 
-FOUR_BITS = 4.5
-"""Bits of a weight in 4-bit formats: four, and the scales of its group (GPTQ and AWQ in groups of 128, NF4 in 64)."""
+_BASE_FORMATS: dict[Literal["bf16", "int8", "nf4"], str] = {"bf16": "as in the profile", "int8": "in 8 bits",
+                                                            "nf4": "in 4 bits"}  # fmt: skip
 _ATTENTION = ("q", "k", "v", "o")
 _RANKS = (4, 16, 32)
 _EVICTIONS = ("lru", "lfu", "sieve", "gdsf")
@@ -85,18 +87,29 @@ def _adapters(scenario: Scenario) -> Iterator[Change]:
     if adapters.size is not None:
         yield Change("adapters", "adapters twice as large", {"adapters.size": f"{2 * adapters.size} B"})
         return
-    if any(kind.size is not None for kind in adapters.mix):
+    full = [kind for kind in adapters.mix if kind.kind == "full"]
+    if any(kind.size is not None for kind in adapters.mix if kind.kind == "lora"):
         return
     now = None if adapters.mix else (adapters.rank, _target_words(adapters.targets))
-    drop = {"adapters.mix": None} if adapters.mix else {}
     for targets, words in (("all-linear", "all linear layers"), (list(_ATTENTION), "attention only")):
         for rank in _RANKS:
             if (rank, words) != now:
-                yield Change("adapters", f"rank {rank}, {words}",
-                             {**drop, "adapters.rank": rank, "adapters.targets": targets})  # fmt: skip
+                yield Change("adapters", f"rank {rank}, {words}", _all_of(rank, targets, adapters, full))
     if adapters.dtype != "fp8":
         yield Change("adapters", "adapters in 8 bits", {"adapters.dtype": "fp8"},
                      "half the bytes to load and keep; step costs as before")  # fmt: skip
+
+
+def _all_of(rank: int, targets: Any, adapters: Adapters, full: list[AdapterKind]) -> dict[str, Any]:
+    """Return the values that give every adapter this shape and leave full models alone."""
+    if not full:
+        drop = {"adapters.mix": None} if adapters.mix else {}
+        return {**drop, "adapters.rank": rank, "adapters.targets": targets}
+    kept = [kind.model_dump(mode="json", exclude_unset=True) for kind in full]
+    for kind in kept:
+        kind |= {"size": f"{kind['size']} B"} if kind.get("size") is not None else {}
+    share = 1 - sum(kind.share for kind in full)
+    return {"adapters.mix": [{"share": share, "rank": rank, "targets": targets}, *kept]}
 
 
 def _target_words(targets: Any) -> str:
@@ -106,15 +119,24 @@ def _target_words(targets: Any) -> str:
 
 
 def _base_model(world: World) -> Iterator[Change]:
-    profile = world.profile
-    if profile is None or world.kv_tokens is None or not profile.memory.weights_bytes:
+    """Yield other formats of the base weights; where the KV cache is given in tokens, they would change no memory."""
+    scenario = world.scenario
+    if world.profile is None or world.kv_tokens is None or scenario.fleet.kv_tokens is not None:
         return
-    freed = int(profile.memory.weights_bytes * (1 - FOUR_BITS / 16) // profile.memory.kv_bytes_per_token)
-    yield Change(
-        "base model", "base weights in 4 bits", {"fleet.kv_tokens": world.kv_tokens + freed},
-        f"assumed: {100 * (1 - FOUR_BITS / 16):.0f} % of the weights' memory becomes KV cache; step costs as before, "
-        "since the profile holds none for 4-bit weights",
-    )  # fmt: skip
+    now = scenario.adapters.base_quantization
+    drop = {f"adapters.{key}": None for key in ("base_slowdown", "base_double_quantization")
+            if key in scenario.adapters.model_fields_set}  # fmt: skip
+    for name, words in _BASE_FORMATS.items():
+        if name == now:
+            continue
+        measured = name == "bf16" or (
+            name in world.profile.quantized and world.profile.quantized[name].step is not None
+        )
+        note = "" if measured else (
+            f"the KV cache gets the memory; assumed: the base model's part of a step takes {ASSUMED_SLOWDOWN[name]:g} "
+            "times as long"
+        )  # fmt: skip
+        yield Change("base model", f"base weights {words}", {**drop, "adapters.base_quantization": name}, note)
 
 
 def _loading(scenario: Scenario) -> Iterator[Change]:

@@ -21,7 +21,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.yaml_text import yaml_text
 from sim.studies.planning.candidates import Variable, variables
 from sim.studies.planning.looks import Design, Looks, Noted, check_terms
-from sim.studies.planning.questions import Found, search
+from sim.studies.planning.questions import Found, full_replicas, search
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
@@ -229,7 +229,8 @@ def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded
         answer = dict(found.answer.set)
         if plan.fleets:
             fleet = next(each for each in plan.fleets if each.name == answer["fleet"])
-            answer["price"] = fleet.price * fleet.gpus * answer["fleet.replicas"]
+            replicas = answer["fleet.replicas"] + full_replicas(found.answer)
+            answer["price"] = fleet.price * fleet.gpus * replicas
     chosen = found.answer or found.best
     assert chosen.world is not None, "it was looked at"
     assert chosen.loaded is not None, "it was looked at"
@@ -266,6 +267,7 @@ def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded
         },
         "flags": {} if found.answer is None else engine_flags(chosen.loaded.scenario),
         "beyond_flags": beyond_flags(chosen.loaded.scenario),
+        "full_replicas": full_replicas(chosen),
         "replications": 0 if chosen.point is None else int(chosen.point.cost["replications"]),
     }  # fmt: skip
     ready: dict[str, Any] = json_ready(record)

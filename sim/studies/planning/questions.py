@@ -124,9 +124,10 @@ def _cheapest(plan: Plan, replicas: Variable, looks: Looks) -> Found:
     for fleet in plan.fleets:
         each = fleet.price * fleet.gpus
         row: dict[str, Any] = {"fleet": fleet.name, "price": fleet.price, "gpus": fleet.gpus, "replicas": None,
-                               "total": None, "word": "dearer with its first replica"}  # fmt: skip
+                               "full_replicas": 0, "total": None, "word": "dearer with its first replica"}  # fmt: skip
         rows.append(row)
-        affordable = Variable(replicas.key, tuple(count for count in replicas.values if count * each < least))
+        full = full_replicas(_Of(fleet).design(looks, replicas, 0)) if replicas.values else 0
+        affordable = Variable(replicas.key, tuple(n for n in replicas.values if (n + full) * each < least))
         if not affordable.values:
             continue
         found = _one(affordable, looks, _Of(fleet))
@@ -137,13 +138,19 @@ def _cheapest(plan: Plan, replicas: Variable, looks: Looks) -> Found:
             row["word"] = f"{why} meets the SLO"
             continue
         count = found.answer.set[replicas.key]
-        best, least = found, count * each
-        row |= {"replicas": count, "total": least, "word": MET}
+        full = full_replicas(found.answer)
+        best, least = found, (count + full) * each
+        row |= {"replicas": count, "full_replicas": full, "total": least, "word": MET}
     if best is None:
         assert nearest is not None, "there is a fleet"
         best = Found(None, nearest)
     best.doubtful, best.fleets = doubtful, rows
     return best
+
+
+def full_replicas(design: Design) -> int:
+    """Return the replicas of full models beside those that a design counts; 0 where it can't be built."""
+    return 0 if design.world is None else design.world.replicas - design.world.scenario.fleet.replicas
 
 
 def _score(design: Design) -> float:

@@ -15,6 +15,7 @@ from sim.errors import ScenarioError
 from sim.policies.che import che_miss_ratios
 from sim.policies.costs import StepCosts, load_seconds, mean_residual
 from sim.spec.scenario import Scenario
+from sim.world.memory import padded_rank
 from sim.world.world import World
 
 HOPELESS = 1.05
@@ -50,8 +51,8 @@ def screen(world: World) -> Screened:
     """Return what formulas say of a world."""
     scenario, traffic = world.scenario, world.traffic
     replicas = scenario.fleet.replicas
-    rate = traffic.rate / replicas
-    shares = traffic.shares()
+    shares, own = _shares(world)
+    rate = traffic.rate * own / replicas
     weights = np.asarray(world.weights[: len(shares)], dtype=np.int64)
     pooled = replicas if scenario.router.policy in _AFFINITY else 1
     miss = float(che_miss_ratios(shares, [world.capacity * pooled], weights)[0])
@@ -76,7 +77,17 @@ def _mean_load_s(world: World) -> float:
     tier = world.profile.load.storage
     places = world.traffic.places
     seconds = load_seconds(tier, world.population)[:places]
-    return float(seconds @ world.traffic.shares()) * mean_residual(tier)
+    return float(seconds @ _shares(world)[0]) * mean_residual(tier)
+
+
+def _shares(world: World) -> tuple[np.ndarray, float]:
+    """Return the share of each adapter in the requests that come to replicas of the base model, and that of these."""
+    shares = world.traffic.shares()
+    if world.full is None:
+        return shares, 1.0
+    own = np.where(world.full.full[: len(shares)], 0.0, shares)
+    total = float(own.sum())
+    return own / max(total, 1e-300), total
 
 
 def mean_tokens(world: World) -> tuple[float, float]:
@@ -100,17 +111,18 @@ def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, flo
     assert world.kv_tokens is not None, "a batching engine has a KV cache"
     prompt, output = mean_tokens(world)
     held = prompt + output / 2
-    costs = StepCosts(
-        world.profile.step, _slots(scenario, world), scenario.fleet.max_num_batched_tokens, max(world.ranks, default=0)
-    )
+    rank = padded_rank(world.profile, world.population)
+    costs = StepCosts(world.profile.step, _slots(scenario, world), scenario.fleet.max_num_batched_tokens, rank)
     most = max(1, min(scenario.fleet.max_num_seqs, int(world.kv_tokens / held)))
-    shares = world.traffic.shares()
+    shares = _shares(world)[0]
     best, enough = 0.0, None
     for batch in sorted({*np.unique(np.geomspace(1, most, 40).astype(int)).tolist(), most}):
         prefill = prompt / output * batch
         tokens = min(scenario.fleet.max_num_batched_tokens, int(batch + prefill))
         distinct = min(_distinct(shares, batch), world.capacity if scenario.cache.gpu.slots else batch)
-        step = costs.step(tokens, int(batch * held), int(distinct), int(distinct * np.mean(world.ranks)))
+        step = costs.step(
+            tokens, int(batch * held), int(distinct), int(distinct * _mean_of_adapters(world, world.ranks))
+        )
         serves = batch / (step * output) * max(0.0, 1 - blocked)
         best = max(best, serves)
         if serves >= rate and enough is None:
@@ -127,4 +139,11 @@ def _distinct(shares: np.ndarray, batch: int) -> float:
 def _slots(scenario: Scenario, world: World) -> int:
     if scenario.cache.gpu.slots is not None:
         return scenario.cache.gpu.slots
-    return max(1, int(world.capacity / max(1.0, float(np.mean(world.weights)))))
+    return max(1, int(world.capacity / max(1.0, _mean_of_adapters(world, world.weights))))
+
+
+def _mean_of_adapters(world: World, values: list[int]) -> float:
+    """Return the mean over adapters; full models are none."""
+    if world.full is None:
+        return float(np.mean(values))
+    return float(np.mean([value for value, full in zip(values, world.full.full, strict=True) if not full] or [0]))

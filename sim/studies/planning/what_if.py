@@ -112,16 +112,18 @@ def _made(loaded: LoadedScenario, change: Change) -> Tried:
 def memory_of(world: World) -> dict[str, Any]:
     """Return what one replica has room for: GPU slots (of the mean size, where bytes are counted), KV cache, copies.
 
-    ``{"slots", "kv_tokens", "host_bytes"}``; None where there is no such limit.
+    ``{"replicas", "slots", "kv_tokens", "host_bytes"}``, all but the first of one replica; None where there is no such
+    limit.
     """
-    cache, sizes = world.scenario.cache, world.traffic.population.size_bytes
+    cache, population = world.scenario.cache, world.traffic.population
+    sizes = population.size_bytes[~population.full]
     slots = cache.gpu.slots
     if slots is None and not cache.gpu.unified:
         slots = int(world.capacity / float(sizes.mean()))
     host = None
     if cache.host is not None and cache.host.slots is not None:
         host = int(min(cache.host.slots, len(sizes)) * float(sizes.mean()))
-    return {"slots": slots, "kv_tokens": world.kv_tokens, "host_bytes": host}
+    return {"replicas": world.replicas, "slots": slots, "kv_tokens": world.kv_tokens, "host_bytes": host}
 
 
 def _points(tried: Sequence[Tried], store: RunStore, jobs: int, progress: Callable[[int, int], None]) -> list[Tried]:
