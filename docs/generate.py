@@ -36,12 +36,14 @@ METRICS = {
     "hit_ratio": ("Requests that found their adapter resident when it was asked for, over all.", "admitted", "ratio"),
     "byte_miss_ratio": ("Adapter bytes of the requests that missed, over the adapter bytes of all.", "admitted",
                         "ratio"),
-    "loads_per_request": ("Loads from any tier that start in the measured time, over the requests.", "admitted",
-                          "ratio"),
+    "loads_per_request": ("Loads from any tier that start in the measured time, those of whole models among them, over "
+                          "the requests.", "admitted", "ratio"),
     "loader_utilization": ("Seconds in which loads from storage run, over measured time × `storage.loaders` × "
-                           "`fleet.replicas`. Copies from host memory are not in it.", "time", "ratio"),
+                           "`fleet.replicas`. Copies from host memory are not in it, nor loads of whole models.",
+                           "time", "ratio"),
     "gpu_utilization": ("Seconds in which a step (engine `fixed`: a request) runs, over measured time × "
-                        "`fleet.replicas`. A batch of one counts as much as a batch of 256.", "time", "ratio"),
+                        "replicas, those of full models among them. A batch of one counts as much as a batch of 256.",
+                        "time", "ratio"),
     "queue_mean_s": ("Arrival to first admission, mean. With `storage.mode: overlap` the load wait is part of it.",
                      "completed", "mean"),
     "queue_p50_s": ("The same, median.", "completed", "quantile"),
@@ -79,7 +81,8 @@ METRICS = {
     "evictions": ("Adapters that left GPU memory, in the whole run of every replication: warm-up and drain "
                   "included.", "whole run", "none"),
     "replica_load_skew": ("Requests of the busiest replica (in each replication) over the mean per replica: 1 is even, "
-                          "`fleet.replicas` is all to one.", "measured", "ratio"),
+                          "`fleet.replicas` is all to one. Replicas of full models are left out.", "measured",
+                          "ratio"),
     "harmed": ("Requests with a mixed, stale or wrong answer, with an old prefix, refused by a rollout, failed, or "
                "[late](#who-is-late). Each counts once.", "measured", "count"),
     "harmed_excess": ("Of the requests from the first rollout or fault on, those harmed, less as large a share as was "
@@ -290,7 +293,7 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
         properties = models[name]["properties"]
-        tag = next((tag for tag in TAGS if tag in properties), None)
+        tag = next((tag for tag in TAGS if "const" in properties.get(tag, {})), None)
         return f"`{properties[tag]['const']}`" if tag else "section"
     if field.get("type") == "array":
         inner = _type(field["items"], models) if field.get("items") else ""

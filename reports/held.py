@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.signed import signed
 from reports.svg import Table
 from reports.words import metric_words, percent, show
 from sim.results.point import Point
@@ -79,6 +78,8 @@ def _changes(point: Point) -> str:
 
 
 def _change(name: str, found: Mapping[str, Any]) -> str:
+    from reports.signed import signed  # numpy is heavy, and the terminal's words need it here alone
+
     if found["lo"] is None or found["hi"] is None:
         return "one replication: no interval"
     word = _SHORT.get(found["word"])

@@ -26,25 +26,30 @@ class FullModels(Strict):
     for all full models; a replica holds ``resident`` of them and loads another one when one of these has drained."""
     replicas: PositiveInt = Field(default=1, le=4096)
     """``dedicated``: replicas of each full model. ``swap``: replicas of the pool."""
-    resident: PositiveInt = Field(default=1, le=64)
-    """``swap`` only: whole models that a replica holds at a time."""
+    resident: PositiveInt | None = Field(default=None, le=64)
+    """``swap`` only: whole models that a replica holds at a time. Unset: 1."""
     load: TimeLaw | None = None
     """``swap`` only: time of loading one whole model; nothing runs on the replica meanwhile. Unset: the size over the
     bandwidth of the profile's loads from storage, with their cost per tensor, without their spread. For models that are
     kept in host memory give a law, such as ``{law: fixed, value: 800 ms}``."""
-    turn: Seconds = 0.0
+    turn: Seconds | None = None
     """``swap`` only: for how long after its load a model's requests may pass older ones that wait for another model.
-    0: nobody passes; first come, first served, as Ollama does."""
+    Unset: nobody passes; first come, first served, as Ollama does."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> FullModels:
         for key in _SWAP_KEYS:
-            if self.serve == "dedicated" and key in self.model_fields_set:
+            if self.serve == "dedicated" and getattr(self, key) is not None:
                 raise located(
                     key, "a replica of its own holds a model from the start and never loads", got="serve dedicated",
                     allowed="only with serve swap", hint=f"remove {key}, or set serve: swap",
                 )  # fmt: skip
         return self
+
+    @property
+    def places(self) -> int:
+        """Whole models that a replica holds at a time, with the default worked out."""
+        return self.resident or 1
 
 
 def check_full_models(scenario: Scenario) -> None:

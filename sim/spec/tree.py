@@ -19,7 +19,7 @@ Scalar = str | int | float | bool | None
 MAX_DEPTH = 50
 """Deeper nesting is refused: no scenario needs it, and what walks the tree is recursive."""
 
-TAGS = ("law", "process", "kind")
+TAGS = ("law", "process", "kind", "serve")
 """Keys that say what the other keys of their mapping mean."""
 
 # Section: (what an overlay gives, what it drops from the base). Only pairs where the later choice can

@@ -124,7 +124,7 @@ def _kv_tokens(scenario: Scenario, profile: Profile, sizes: list[int]) -> int:
     """Return the KV cache of a replica that holds one, or some, of these models."""
     fleet = scenario.fleet
     assert fleet.full_models is not None, "called where there are some"
-    resident = min(fleet.full_models.resident, max(1, len(sizes))) if fleet.full_models.serve == "swap" else 1
+    resident = min(fleet.full_models.places, max(1, len(sizes)))
     reserved = fleet.reserved_kv_blocks * fleet.block_size
     if fleet.kv_tokens is not None:
         return fleet.kv_tokens // fleet.block_size * fleet.block_size - reserved

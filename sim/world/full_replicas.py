@@ -79,7 +79,7 @@ class FullReplicas:
         if self._swaps:
             watch(cache, index, [self._residency])
         parts = Parts(clock, recorder, index, inside, cache, None, (1, 1), _never, ends=ends)
-        turn_s = self.fleet.spec.turn if self._swaps else None
+        turn_s = (self.fleet.spec.turn or 0.0) if self._swaps else None
         return make_server(world, parts, kv_rule(world), self._watched, turn_s)
 
 
@@ -91,7 +91,7 @@ def world_of(world: World, fleet: FullFleet, place: int) -> World:
     :param place: of the replica, counted from ``fleet.first``.
     """
     scenario, swaps = world.scenario, fleet.spec.serve == "swap"
-    resident = fleet.spec.resident if swaps else 1
+    resident = fleet.spec.places
     rules = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
     derived = scenario.model_copy(update={
         "fleet": scenario.fleet.model_copy(update=rules),

@@ -259,6 +259,22 @@ def test_a_kept_file_that_cannot_be_made(
         (("--url", "http://h:1", "--stall", "0"), "--stall: no time to wait"),
         (("--url", "http://h:1", "--profile", "none"), "no such profile"),
         (("--launch", "vllm", "--fit", "--set", "fleet.replicas=2"), "fleet.replicas: one server is started"),
+        (
+            (
+                "--launch",
+                "vllm",
+                "--fit",
+                "--set",
+                "adapters={count: 4, mix: [{share: .5}, {share: .5, kind: full}]}",
+                "--set",
+                "fleet.full_models={serve: dedicated}",
+            ),
+            "fleet.full_models: a live server has one base model",
+        ),
+        (
+            ("--launch", "vllm", "--fit", "--set", "adapters.base_quantization=nf4"),
+            "keeps its base weights as they are",
+        ),
         (("--launch", "vllm", "--fit", "--set", "workload.requests=30000"), "too many requests for a live run"),
         (("--launch", "vllm", "--fit", "--set", "fleet.max_model_len=20"), "a request is longer than the server takes"),
     ],

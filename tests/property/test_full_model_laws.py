@@ -255,7 +255,7 @@ def test_with_a_turn_all_requests_of_a_model_share_its_load() -> None:
     later = np.array([0, 1, 1, 1, 1, 1]) * 0.01  # the turn begins with the end of the load: they join a step later
     first = 0.05 + 2 + 5 * 0.01 + later
     assert finished[::2] == pytest.approx(first)
-    assert finished[1::2] == pytest.approx(first[-1] + 0.05 + 3 + 5 * 0.01)  # its turn has its last five steps left
+    assert finished[1::2] == pytest.approx(first[-1] + 0.05 + 3 + 5 * 0.01)  # by then nobody is before them
 
 
 def test_places_for_both_need_two_loads_whatever_the_order() -> None:

@@ -1,0 +1,339 @@
+"""Full models: what is refused, where requests go, what memory is left, and what metrics, plans and reports say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from strategies import build, write_file, write_profile
+
+from reports.binding import headroom, limits
+from reports.method import assumed, modelled
+from reports.tables import capacity_table
+from reports.tables_changes import replicas_table
+from sim.errors import ScenarioError
+from sim.policies.routing import View
+from sim.policies.routing.full_models import Beside, ToHolders, ToOwnReplicas
+from sim.spec.engine_flags import beyond_flags, engine_flags
+from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import load_scenario
+from sim.studies.planning.changes import changes
+from sim.studies.planning.plan import make_plan
+from sim.studies.planning.screen import screen
+from sim.studies.point import simulate_point
+from sim.traffic.adapters import SHAPES, model_tensors, populate
+from sim.world.build import build_world, simulate
+
+WORKLOAD: dict[str, Any] = {"requests": 300, "arrivals": {"process": "poisson", "rate": "4/s"}}
+FULL = {"share": 0.2, "kind": "full"}
+MIX = [{"share": 0.8, "rank": 16}, FULL]
+
+
+def scenario(**sections: Any) -> Scenario:
+    fleet = {"full_models": {"serve": "dedicated"}, **sections.pop("fleet", {})}
+    given = {"workload": WORKLOAD, "adapters": {"count": 10, "mix": MIX}, "cache": {"gpu": {"slots": 4}}}
+    return build(**{**given, **sections}, fleet=fleet)
+
+
+def refused(**sections: Any) -> tuple[str, str]:
+    """Return the key and the problem for which a scenario is refused."""
+    with pytest.raises(ValidationError) as caught:
+        scenario(**sections)
+    found = caught.value.errors()[0]
+    context = found.get("ctx", {})
+    key = ".".join([*map(str, found["loc"]), str(context.get("key", ""))]).strip(".")
+    return key, str(context.get("problem", found["msg"]))
+
+
+SWAP = {"full_models": {"serve": "swap"}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "key", "problem"),
+    [
+        ({"fleet": {"full_models": None}}, "adapters.mix.1.kind", "no replica serves full models"),
+        ({"adapters": {"count": 3}}, "fleet.full_models", "there is no full model"),
+        ({"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "rank": 4}]}}, "adapters.mix.0.rank",
+         "a full fine-tune has no rank"),
+        ({"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "targets": ["q"]}]}}, "adapters.mix.0.targets",
+         "a full fine-tune has no targets"),
+        ({"fleet": {"full_models": {"resident": 2}}}, "fleet.full_models.resident", "a replica of its own holds"),
+        ({"fleet": {"full_models": {"turn": "1 s"}}}, "fleet.full_models.turn", "a replica of its own holds"),
+        ({"fleet": {"full_models": {"load": {"law": "fixed", "value": "1 s"}}}}, "fleet.full_models.load",
+         "a replica of its own holds"),
+        ({"fleet": {"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}}}, "fleet.engine",
+         "engine fixed has no weights that a full model could replace"),
+        ({"rollouts": [{"strategy": "in-place", "at": "1 s"}]}, "rollouts", "rollouts aren't simulated"),
+        ({"faults": [{"kind": "crash", "replica": 0, "at": "1 s", "down": "1 s"}]}, "faults",
+         "faults aren't simulated beside full models"),
+        ({"fleet": {"engine": "vllm-0.8", "front_end": "vllm-0.8-scraped"}}, "fleet.front_end", "this front end"),
+        ({"cache": {"gpu": {"slots": 4}, "eviction": "belady"}}, "cache.eviction", "eviction belady knows"),
+        ({"router": {"policy": "service-per-adapter"}}, "router.policy", "service-per-adapter places adapters"),
+        ({"workload": {**WORKLOAD, "churn": {"share": 0.1, "every": "10 s"}}}, "workload.churn",
+         "a full model that comes later"),
+        ({"adapters": {"count": 3, "mix": MIX, "base_slowdown": 1.5}}, "adapters.base_slowdown",
+         "the base model isn't quantised"),
+        ({"adapters": {"count": 3, "mix": MIX, "base_quantization": "int8", "base_double_quantization": True}},
+         "adapters.base_double_quantization", "only nf4 has constants"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str, problem: str) -> None:
+    found = refused(**sections)
+    assert found[0] == key
+    assert found[1].startswith(problem)
+
+
+def test_engine_fixed_has_no_weights_to_quantise() -> None:
+    with pytest.raises(ValidationError, match="engine fixed has no weights, and its service time is given"):
+        build(
+            workload=WORKLOAD, adapters={"count": 3, "base_quantization": "nf4"}, cache={"gpu": {"slots": 4}},
+            fleet={"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}},
+        )  # fmt: skip
+
+
+def test_sizes_from_a_trace_leave_open_which_are_full_models() -> None:
+    rows = "timestamp_s,adapter_id,input_tokens,output_tokens,adapter_bytes\n0,a,10,10,1000\n1,b,10,10,2000\n"
+    with pytest.raises(ScenarioError, match="doesn't say which of them are full models") as caught:
+        build_world(scenario(workload={"trace": {"file": write_file(".csv", rows)}}, adapters={"mix": MIX}))
+    assert caught.value.key == "adapters.mix.1.kind"
+
+
+def test_more_replicas_than_a_fleet_may_have_are_refused() -> None:
+    with pytest.raises(ScenarioError, match="too many replicas") as caught:
+        build_world(scenario(adapters={"count": 30000, "mix": MIX}))
+    assert caught.value.key == "fleet.full_models.replicas"
+    with pytest.raises(ScenarioError, match=r"4,096 in the pool, beside 1 of the base model"):
+        build_world(scenario(fleet={"full_models": {"serve": "swap", "replicas": 4096}}))
+
+
+def test_models_that_leave_no_kv_cache_are_refused() -> None:
+    with pytest.raises(
+        ScenarioError, match=r"too little GPU memory.*got 1 of 70 GB, allowed: up to 56\.2 GB"
+    ) as caught:
+        build_world(scenario(adapters={"count": 10, "mix": [MIX[0], {**FULL, "size": "70 GB"}]}))
+    assert caught.value.key == "adapters.mix"
+    many = {"full_models": {"serve": "swap", "resident": 4}}
+    with pytest.raises(ScenarioError, match=r"got 4 of 16\.1 GB") as caught:
+        build_world(scenario(adapters={"count": 50, "mix": MIX}, fleet=many))
+    assert caught.value.key == "fleet.full_models.resident"
+
+
+def test_memory_is_that_of_the_models_which_a_replica_holds() -> None:
+    one = build_world(scenario()).full
+    two = build_world(scenario(fleet={"full_models": {"serve": "swap", "resident": 2}})).full
+    assert one is not None
+    assert two is not None
+    assert len(set(one.kv_tokens)) == 1
+    kv_bytes = 2 * 32 * 8 * 128 * 2
+    assert (one.kv_tokens[0] - two.kv_tokens[0]) * kv_bytes == pytest.approx(16_060_522_496, abs=16 * kv_bytes)
+    more = build_world(scenario(fleet={"full_models": {"serve": "swap", "resident": 64}})).full
+    assert more is not None
+    assert more.kv_tokens == two.kv_tokens, "there are only two models to hold"
+
+
+def test_full_models_change_no_slot_and_no_rank() -> None:
+    plain = populate(Scenario.model_validate(scenario().model_dump(mode="json", exclude_unset=True, by_alias=True) | {
+        "adapters": {"count": 10, "rank": 16}, "fleet": {}}).adapters, "llama-3.1-8b", 10)  # fmt: skip
+    world = build_world(scenario())
+    assert world.population.slot_bytes == plain.slot_bytes
+    assert int(world.population.rank.max()) == 16
+    assert world.traffic.population.size_bytes.max() == 16_060_522_496
+    assert world.population.size_bytes.max() == plain.size_bytes.max()
+    assert world.weights == [1] * 10
+    exact = build_world(scenario(cache={"gpu": {"size": "1 GB"}}))
+    assert exact.weights == [0 if full else 83_886_080 for full in world.traffic.population.full]
+    assert not world.traffic.population.full[0]
+    pinned = build_world(scenario(cache={"gpu": {"slots": 4}, "pinned": 3, "warm": 9}))
+    assert not any(pinned.traffic.population.full[list(pinned.pinned + pinned.warm)])
+
+
+def test_a_model_has_the_tensors_of_its_published_index() -> None:
+    # model.safetensors.index.json of Llama-3.1-8B lists 291 tensors, that of Qwen2.5-7B 339.
+    assert model_tensors(SHAPES["llama-3.1-8b"]) == 291
+    assert model_tensors(SHAPES["qwen2.5-7b"]) == 339
+
+
+def test_a_load_takes_the_size_over_the_bandwidth() -> None:
+    full = build_world(scenario(fleet=SWAP)).full
+    assert full is not None
+    model = full.full.index(True)
+    luck = np.array([0.0, 0.999])
+    expected = 0.0466 + 291 * 1.48e-5 + 16_060_522_496 / 2.14e9
+    assert full.load_seconds(luck, np.array([model, model])).tolist() == pytest.approx([expected, expected])
+
+
+def test_requests_find_their_replica() -> None:
+    view = View(loads=[0, 9, 4, 3], resident=[0, 0, 0, 0b0110, 0], inside=[{}, {}, {}, {4: 1}])
+    own = ToOwnReplicas(view, {3: range(1, 2), 4: range(2, 4)})
+    assert (own.choose(3, 0), own.choose(4, 0)) == (1, 3)
+    pool = ToHolders(view, range(1, 4), [3, 4, 2], key=1)
+    assert pool.choose(3, 0) == 2, "of two that hold it, the one with fewer requests"
+    assert pool.choose(4, 0) == 3, "nobody holds it, and there they wait for it"
+    view.loads = [0, 5, 5, 5]
+    assert pool.choose(2, 0) == 3, "of equally loaded ones, the one that holds the fewest"
+    view.resident = [0] * 5
+    assert {pool.choose(2, number) for number in range(40)} == {1, 2, 3}
+    assert ToHolders(view, range(2, 3), [2], key=1).choose(2, 0) == 2
+
+    class Other:
+        def choose(self, adapter: int, number: int) -> int:
+            return -adapter
+
+    beside = Beside([False, False, False, True, True], own, Other())
+    assert [beside.choose(adapter, 0) for adapter in (1, 2, 3, 4)] == [-1, -2, 1, 2]
+
+
+def test_too_long_is_by_the_memory_of_the_replica_that_serves_it() -> None:
+    small = {"share": 0.2, "kind": "full", "size": "52 GB"}
+    tokens = {"prompt": {"law": "fixed", "value": 35000}, "output": {"law": "fixed", "value": 2}}
+    world = build_world(scenario(
+        workload={**WORKLOAD, "requests": 60, "tokens": tokens}, adapters={"count": 10, "mix": [MIX[0], small]}
+    ))  # fmt: skip
+    requests = simulate(world, 0, 1).requests
+    assert world.full is not None
+    full = np.asarray(world.full.full)[np.asarray(requests["adapter"])]
+    assert full.any()
+    assert ((requests["status"] == 2) == full).all(), "52 GB of weights leave 34,313 tokens"
+    limited = build_world(scenario(fleet={"max_model_len": 8192}))
+    assert limited.full is not None
+    long = {**tokens, "prompt": {"law": "fixed", "value": 9000}}
+    none = simulate(build_world(scenario(workload={**WORKLOAD, "requests": 20, "tokens": long},
+                                         fleet={"max_model_len": 8192})), 0, 1)  # fmt: skip
+    assert (none.requests["status"] == 2).all()
+
+
+@pytest.fixture(scope="module")
+def swapping() -> Any:
+    return simulate_point(
+        scenario(
+            workload={**WORKLOAD, "requests": 2000}, fleet={"replicas": 2, "full_models": {"serve": "swap"}},
+            run={"replications": 1, "warmup": 0},
+        ), {}, with_requests=True,
+    )  # fmt: skip
+
+
+def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) -> None:
+    point, table = swapping.point, swapping.requests
+    part = point.capacity["full_models"]
+    assert part["replicas"] == 1
+    assert part["utilization"] > 0.5, "two models that swap for nearly every request"
+    assert point.metrics["loader_utilization"].value < 0.5
+    assert point.capacity["loader"]["loaders"] == 2
+    rows = {row["group"]: row for row in point.groups}
+    assert rows["full models, 16.1 GB"]["adapters"] == 2
+    assert rows["full models, 16.1 GB"]["miss_ratio"] > rows["rank 16, all-linear"]["miss_ratio"]
+    replicas = np.asarray(table["replica"])
+    assert set(replicas.tolist()) == {0, 1, 2}
+    assert [row["full"] for row in point.replicas] == [False, False, True]
+    assert point.metrics["replica_load_skew"].value < 1.2, "of the two that share the adapters"
+    assert sum(point.breakdown.values()) == pytest.approx(point.metrics["e2e_mean_s"].value, rel=1e-6)
+
+
+def test_a_report_says_what_swaps_cost(swapping: Any) -> None:
+    point = swapping.point
+    assert limits(point)[0].name == "swaps"
+    assert "spend" in limits(point)[0].sentence
+    if "overloaded" not in " ".join(point.warnings):
+        assert headroom(point).startswith("Not visible in one run: a longer turn")
+    table, where = replicas_table(point, ""), capacity_table(point)
+    assert table is not None
+    assert table.rows[2][0] == "2 (full models)"
+    assert where is not None
+    assert where.rows[-1][0] == "loads of whole models"
+    assert where.rows[-1][-1] == "1 replica"
+    notes = " ".join(point.warnings)
+    assert (
+        "1 replica serves full models (a pool that swaps 2 full models), beside 2 of the base model: 3 replicas"
+        in notes
+    )
+    assert "assumed, for nobody measured loads that large" in notes
+    data = {"scenario": {"fleet": {"full_models": {"serve": "swap"}}, "adapters": {"base_quantization": "nf4"}}}
+    assert any("it is loaded whole" in line for line in modelled(data))
+    assert any("kept in nf4" in line for line in assumed(data))
+    data["scenario"]["fleet"]["full_models"]["serve"] = "dedicated"
+    assert any("replicas of their own" in line for line in modelled(data))
+
+
+def test_formulas_leave_full_models_out() -> None:
+    world = build_world(scenario(adapters={"count": 10, "mix": [{"share": 0.8, "rank": 16}, {**FULL, "size": "1 GB"}]}))
+    found = screen(world)
+    shares = world.traffic.shares()
+    assert world.full is not None
+    own = float(shares[~np.asarray(world.full.full)].sum())
+    alone = screen(build_world(build(
+        workload={**WORKLOAD, "arrivals": {"process": "poisson", "rate": f"{4 * own}/s"}},
+        adapters={"count": 8, "rank": 16}, cache={"gpu": {"slots": 4}},
+    )))  # fmt: skip
+    assert found.loader_load == pytest.approx(alone.loader_load, rel=1e-6)
+    assert found.miss_ratio == pytest.approx(alone.miss_ratio, rel=1e-6)
+
+
+def test_what_ifs_leave_full_models_as_they_are() -> None:
+    loaded = load_scenario("full-models-beside-adapters")
+    found = {change.label: change for change in changes(build_world(loaded.scenario))}
+    design = loaded.with_values(found["rank 32, all linear layers"].set).scenario
+    assert [(kind.kind, kind.share) for kind in design.adapters.mix] == [("lora", 0.96), ("full", 0.04)]
+    assert design.adapters.mix[0].rank == 32
+    quantised = loaded.with_values(found["base weights in 4 bits"].set).scenario
+    assert quantised.adapters.base_quantization == "nf4"
+    world = build_world(quantised)
+    assert world.full is not None
+    assert world.full.kv_tokens == build_world(loaded.scenario).full.kv_tokens, "full models aren't quantised"  # type: ignore[union-attr]
+
+
+def test_command_lines_leave_full_models_out() -> None:
+    mixed = scenario(adapters={"count": 10, "mix": [{"share": 0.8, "rank": 8, "targets": ["q"]}, FULL],
+                               "base_quantization": "nf4"})  # fmt: skip
+    flags = engine_flags(mixed)
+    assert "--max-lora-rank 8 " in flags["vLLM"]
+    assert "--lora-target-modules q_proj" in flags["SGLang"]
+    beyond = " ".join(beyond_flags(mixed))
+    assert "replicas of full models" in beyond
+    assert "base weights in nf4" in beyond
+
+
+def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
+    path = tmp_path / "priced.yaml"
+    path.write_text(
+        "schema_version: 1\nname: priced\nworkload:\n  requests: 300\n  arrivals: {process: poisson, rate: 4/s}\n"
+        "  tokens: {prompt: {law: fixed, value: 50}, output: {law: fixed, value: 5}}\n"
+        "adapters: {count: 10, mix: [{share: 80%, rank: 16}, {share: 20%, kind: full}]}\n"
+        "fleet: {full_models: {serve: dedicated}}\nrun: {replications: 2}\nslo: {ttft_mean: 30 s}\n"
+        "plan: {minimize: price, range: [1, 2], fleets: [{name: a, price: 3, gpus: 2}]}\n"
+    )
+    planned = make_plan(load_scenario(str(path)), tmp_path / "out", jobs=1)
+    assert planned.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3}
+    assert planned.record["fleets"][0]["full_replicas"] == 2
+    assert planned.record["full_replicas"] == 2
+
+
+def test_draws_reach_full_models_too() -> None:
+    world = build_world(scenario(fleet={"profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"}))
+    assert world.profile is not None
+    assert world.full is not None
+    draw = world.profile.draws[0]
+    drawn = world.with_costs(draw)
+    assert drawn.full is not None
+    assert drawn.full.profile.step.fixed_s == draw.step.fixed_s
+    assert drawn.full.profile.step.lora.per_adapter_s == 0
+    assert drawn.full.profile.load == draw.load
+
+
+def test_costs_per_passed_request_are_those_of_lora() -> None:
+    path = write_profile({"fixed_s": 0.01, "per_passed_s": 1.0})
+    world = build_world(scenario(fleet={"profile": path, "kv_tokens": 65536}))
+    assert world.full is not None
+    assert world.full.profile.step.per_passed_s == 0
+
+
+def test_another_way_to_serve_replaces_what_belongs_to_the_first() -> None:
+    loaded = load_scenario("full-models-beside-adapters", ["fleet.full_models={serve: swap, turn: 20 s}"])
+    assert loaded.scenario.fleet.full_models is not None
+    assert loaded.scenario.fleet.full_models.turn == 20
+    for key, value in (("fleet.full_models", {"serve": "dedicated"}), ("fleet.full_models.serve", "dedicated")):
+        back = loaded.with_values({key: value}).scenario.fleet.full_models
+        assert back is not None
+        assert back.turn is None
