@@ -122,14 +122,16 @@ def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
     worth = sorted((one for one in found if one.findings), key=lambda one: one.passes)
     for one in worth[:_SHOWN]:
         typer.echo("")
-        _print_one(one, quiet)
+        _print_one(one, quiet=True)
     if len(worth) > _SHOWN:
         typer.echo(f"\n… and {len(worth) - _SHOWN} more with findings: --json has all of them")
+    if any(one.notes for one in found):
+        message("note: what could not be judged, and why, stands in --json, or behind each adapter vetted alone", quiet)
 
 
 def _print_one(one: Vetted, quiet: bool) -> None:
     from sim.training.safetensors_header import printable
-    from sim.training.vet_words import cure_rows, verdict
+    from sim.training.vet_words import changes_size, cure_rows, verdict
 
     typer.echo(verdict(one))
     for finding in one.findings:
@@ -137,7 +139,12 @@ def _print_one(one: Vetted, quiet: bool) -> None:
             typer.echo(f"{finding.mode} ({finding.confidence})")
         for evidence in finding.evidence:
             typer.echo(f"  {printable(evidence.what, 300)}")
-        typer.echo("")
-        print_rich(rich_rows(["cure", "rank", "targets", "parameters", "size"], cure_rows(one, finding)))
+        if changes_size(finding):
+            typer.echo("")
+            print_rich(rich_rows(["cure", "rank", "targets", "parameters", "size"], cure_rows(one, finding)))
+        else:
+            typer.echo("cures, in the order in which to try them")
+            for number, cure in enumerate(finding.cures, 1):
+                typer.echo(f"  {number}. {cure.words}")
     for note in one.notes:
         message(f"note: {printable(note, 400)}", quiet)

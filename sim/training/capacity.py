@@ -21,7 +21,8 @@ def judge(case: Case) -> Judged:
         return Judged(notes=notes, thin=("underfitting", "domain-shift"))
     larger = [tried for tried in case.tried if _larger(tried, case)]
     helped = [tried for tried in larger if tried.best <= course.eval_best.value * (1 - lines.quality_drop)]
-    if not course.flat or not (course.mediocre or (helped and case.small)):
+    unmoved = course.moved < lines.least_move
+    if not (course.still if unmoved else course.flat) or not (course.mediocre or (helped and case.small)):
         return Judged()
     rates, norms = case.log.learning_rate.finite(), case.log.grad_norm.finite()
     if len(rates) and max(rates.values) < lines.least_learning_rate:
@@ -29,7 +30,6 @@ def judge(case: Case) -> Judged:
         return Judged(notes=(f"the loss stands still, but the learning rate never rose above {top:.2g}: says nothing",))
     if len(norms) and max(norms.values) == 0:
         return Judged(notes=("the gradient is zero throughout: nothing was trained",))
-    unmoved = course.moved < lines.least_move
     if case.small and (helped or not larger):
         return _underfitting(case, course, helped, unmoved)
     if unmoved:
@@ -39,6 +39,8 @@ def judge(case: Case) -> Judged:
 
 def _underfitting(case: Case, course: Course, helped: list[Tried], unmoved: bool) -> Judged:
     rank, lines = case.facts.rank, case.thresholds
+    if case.epochs is not None and case.epochs < lines.fewest_epochs:
+        return Judged(notes=(f"{_plateau(course).what}, but the data was seen {case.epochs:.2g} times only",))
     evidence = [_plateau(course), *_quality(course)]
     if rank is not None:
         layers = "attention's layers only" if case.facts.attention_only else "more than attention's layers"

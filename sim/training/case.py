@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from sim.training.curves import Level, lowest, middle, start, tail
+from sim.training.curves import Level, at_share, lowest, start, tail
 from sim.training.facts import Facts
 from sim.training.log import Series, TrainingLog
 from sim.training.thresholds import Thresholds
@@ -69,6 +69,12 @@ class Case:
         return _course(self.losses, self.evals, judged_metric(self.log), lines)
 
     @property
+    def epochs(self) -> float | None:
+        """Passes over the data; None where the log doesn't tell."""
+        per_epoch = self.log.steps_per_epoch
+        return self.log.global_step / per_epoch if per_epoch else None
+
+    @property
     def small(self) -> bool:
         """Whether the adapter's capacity is small: its rank, or attention's layers only."""
         rank = self.facts.rank
@@ -85,7 +91,7 @@ class Course:
         over few examples each, and too noisy for this.
     :ivar moved: share by which the best validation level lies below the start.
     :ivar metric: name and best level of a judged metric, None where there is none.
-    :ivar flat: whether it stood still in its second half.
+    :ivar still: whether the second half brought little; ``flat``: and its end next to nothing.
     :ivar mediocre: whether it ended at a quality that nobody wants.
     """
 
@@ -99,6 +105,7 @@ class Course:
     late: float
     moved: float
     metric: tuple[str, Level] | None
+    still: bool
     flat: bool
     mediocre: bool
 
@@ -127,17 +134,18 @@ def highest(series: Series) -> Level:
 
 
 def _course(losses: Series, evals: Series, metric: tuple[str, Series] | None, lines: Thresholds) -> Course:
-    train_start, train_half, train_end = start(losses), middle(losses), tail(losses)
+    train_start, train_half, train_end = start(losses), at_share(losses, 0.5), tail(losses)
     begin = max(train_start.value, evals.values[0])
-    eval_half, eval_end = middle(evals), tail(evals)
+    eval_half, eval_end = at_share(evals, 0.5), tail(evals)
     _, eval_best = lowest(evals)
     late = _share(eval_half.value - eval_end.value, begin - eval_end.value, begin, lines)
+    last = 1 - eval_end.value / at_share(evals, 0.75).value if eval_end.value > 0 else 0.0
     best = (metric[0], highest(metric[1])) if metric else None
     mediocre = best[1].value < lines.mediocre_metric if best else eval_end.value >= lines.high_loss
     moved = 1 - eval_best.value / begin if begin > 0 else 0.0
     return Course(
         begin, train_start, train_half, train_end, eval_half, eval_end, eval_best, late, moved, best,
-        flat=late <= lines.flat_share, mediocre=mediocre,
+        still=late <= lines.flat_share, flat=late <= lines.flat_share and last <= lines.flat_end, mediocre=mediocre,
     )  # fmt: skip
 
 

@@ -41,19 +41,20 @@ def tail(series: Series) -> Level:
     return window(series, len(series) - max(3, len(series) // 10), len(series))
 
 
-def middle(series: Series) -> Level:
-    """Return the level half-way, by steps, of a window as wide as that of ``tail``."""
-    half = (series.steps[0] + series.steps[-1]) / 2
-    at = sum(step <= half for step in series.steps)
+def at_share(series: Series, share: float) -> Level:
+    """Return the level where a share of the steps is done, of a window as wide as that of ``tail``."""
+    step = series.steps[0] + share * (series.steps[-1] - series.steps[0])
+    at = sum(one <= step for one in series.steps)
     wide = max(3, len(series) // 10)
     return window(series, at - (wide + 1) // 2, at + wide // 2)
 
 
 def lowest(series: Series, wide: int = 3) -> tuple[int, Level]:
-    """Return the lowest level of ``wide`` entries, and the index of its middle."""
+    """Return the lowest level of ``wide`` entries, and the index of the lowest entry among them."""
     levels = [(window(series, at, at + wide), at) for at in range(max(1, len(series) - wide + 1))]
     level, at = min(levels, key=lambda pair: pair[0].value)
-    return min(at + wide // 2, len(series) - 1), level
+    inside = range(at, min(at + wide, len(series)))
+    return min(inside, key=lambda index: series.values[index]), level
 
 
 def near(series: Series, step: int, wide: int = 5) -> Level:

@@ -6,8 +6,9 @@ import math
 from statistics import median
 
 from sim.training.case import Case, Judged, judged_metric
-from sim.training.curves import largest_jump, lowest, near, points, start, tail, window
+from sim.training.curves import Level, largest_jump, lowest, near, points, start, tail, window
 from sim.training.log import Series, TrainingLog, entries
+from sim.training.safetensors_header import printable
 from sim.training.sized_cures import calmer
 from sim.training.vetted import Confidence, Evidence, Finding, Mode
 
@@ -22,11 +23,13 @@ def judge(case: Case) -> Judged:
     confidence, evidence = found
     bits = case.facts.base_bits
     if bits is not None and bits < 16:
-        source = (case.facts.origin or {}).get("base_bits", "")
+        source = printable((case.facts.origin or {}).get("base_bits", ""))
         evidence.append(Evidence(f"the base was held in {bits} bits ({source})"))
     elif bits is None:
         notes.append("the base's number format is unknown, so whether quantisation is to blame: give --base-bits")
-    return Judged(Finding("divergence", confidence, tuple(evidence), calmer(case.facts)), tuple(notes))
+    return Judged(
+        Finding("divergence", confidence, tuple(evidence), calmer(case.facts, _hottest(case) is not None)), tuple(notes)
+    )
 
 
 Found = tuple[Confidence, list[Evidence]]
@@ -75,14 +78,12 @@ def _left(case: Case, notes: list[str]) -> Found | None:
         notes.append(f"{len(losses)} losses: too few to see a divergence; at least {lines.fewest_losses} are needed")
         return None
     wide = max(5, len(losses) // 8)
-    _, low = lowest(losses, wide)
-    begin, end = start(losses), window(losses, len(losses) - wide, len(losses))
-    base = low if low.value <= begin.value else begin
+    begin, base, end = start(losses), _base(losses, wide), window(losses, len(losses) - wide, len(losses))
     rise = end.value - base.value
     rose = (
         end.value >= lines.loss_rise * base.value
         and rise >= max(lines.least_loss_rise, lines.lost_share * (begin.value - base.value))
-        and _validation_agrees(case)
+        and _validation_agrees(case, base)
     )
     jump = largest_jump(case.log.grad_norm.finite().until(case.log.kept_step))
     jumped = jump is not None and jump.ratio >= lines.gradient_jump and jump.after.value >= 1
@@ -108,33 +109,47 @@ def _left(case: Case, notes: list[str]) -> Found | None:
     return ("certain" if sure else "likely"), evidence
 
 
-def _validation_agrees(case: Case) -> bool:
+def _base(losses: Series, wide: int) -> Level:
+    """Return the level that a loss should not have left: its lowest, or its start where it never got below that.
+
+    The start is of few entries, whose noise no median takes away: the highest of them counts.
+    """
+    _, low = lowest(losses, wide)
+    first = max(3, len(losses) // 20)
+    begin = Level(max(losses.values[:first]), losses.steps[0], losses.steps[first - 1])
+    return low if low.value <= begin.value else begin
+
+
+def _validation_agrees(case: Case, base: Level) -> bool:
     """Say whether the validation loss, which is less noisy, rose as well; true where there is none to ask."""
-    evals = case.evals.until(case.log.kept_step)
-    if len(evals) < case.thresholds.fewest_evals or not case.losses:
+    evals, lines = case.evals.until(case.log.kept_step), case.thresholds
+    if len(evals) < lines.fewest_evals:
         return True
     end = tail(evals).value
-    return end >= 1.2 * lowest(evals)[1].value or end >= start(case.losses).value
+    return end >= 1.2 * lowest(evals)[1].value or end >= lines.loss_rise * base.value
 
 
 def _too_hot(case: Case) -> Found | None:
     """Look for a run that learned nothing at a learning rate that no adapter takes: the explosion came before the
     first entry."""
-    rates, course = case.log.learning_rate.finite(), case.course
-    if not len(rates) or course is None or not (course.flat and course.mediocre):
+    course, top = case.course, _hottest(case)
+    if top is None or course is None or not (course.still and course.mediocre):
         return None
-    top = max(rates.values)
-    if top < case.thresholds.hot_learning_rate:
-        return None
-    step = rates.steps[rates.values.index(top)]
     return "likely", [
-        Evidence(f"the learning rate went up to {top:.3g}", (step,), (top,)),
+        Evidence(f"the learning rate went up to {top[1]:.3g}", (top[0],), (top[1],)),
         Evidence(
             f"the training loss stands at {course.train_end.value:.3g} ({course.train_end.where}), half-way it was "
             f"{course.train_half.value:.3g}", (course.train_half.last, course.train_end.last),
             (course.train_half.value, course.train_end.value),
         ),
     ]  # fmt: skip
+
+
+def _hottest(case: Case) -> tuple[int, float] | None:
+    """Return step and value of the highest learning rate, if no adapter could bear it."""
+    rates = case.log.learning_rate.finite()
+    step, top = max(entries(rates), key=lambda entry: entry[1], default=(0, 0.0))
+    return (step, top) if top >= case.thresholds.hot_learning_rate else None
 
 
 def _worse_than_16_bit(case: Case, notes: list[str]) -> Found | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError
-from sim.training.adapter_folder import CONFIG
+from sim.training.adapter_folder import CONFIG, _inside
 from sim.training.safetensors_header import printable
 
 STATE = "trainer_state.json"
@@ -147,16 +147,16 @@ def find_log(folder: Path) -> Path | None:
     The first of these that is there: ``trainer_state.json`` in the folder itself (what ``save_state`` writes, and
     every checkpoint has); in the child ``checkpoint-N`` with the largest N; beside the folder, where the folder has
     no log of its own and is the only adapter there.
+
+    :raises InputError: if the log is a link that leads out of its folder.
     """
-    if (folder / STATE).is_file():
-        return folder / STATE
     checkpoints = [(int(match[1]), child) for child in _children(folder) if (match := CHECKPOINT.fullmatch(child.name))]
-    for _, child in sorted(checkpoints, reverse=True):
-        if (child / STATE).is_file():
-            return child / STATE
+    for place in (folder, *(child for _, child in sorted(checkpoints, reverse=True))):
+        if _inside(place / STATE, place).is_file():
+            return place / STATE
     beside = folder.absolute().parent
     alone = sum((child / CONFIG).is_file() for child in _children(beside)) == 1
-    return beside / STATE if alone and (beside / STATE).is_file() else None
+    return beside / STATE if alone and _inside(beside / STATE, beside).is_file() else None
 
 
 def read_json(path: Path, limit: int, what: str) -> dict[str, Any]:
@@ -221,8 +221,8 @@ def _by_key(rows: Iterable[tuple[int, Mapping[str, Any]]], notes: list[str]) -> 
         notes.append(f"{count} values of {key} are no numbers: left out")
     if repeated:
         first, last = min(repeated), max(repeated)
-        where = f"step {first}" if first == last else f"{len(repeated)} steps from {first} to {last}"
-        notes.append(f"{where} stand there more than once, as after a resumption: the later entry counts")
+        where = f"step {first} stands" if first == last else f"{len(repeated)} steps from {first} to {last} stand"
+        notes.append(f"{where} there more than once, as after a resumption: the later entry counts")
     return {key: _series(sorted(values.items())) for key, values in table.items()}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from sim.training.case import Case, Judged, highest
-from sim.training.curves import Level, lowest, near, points, slope, tail
+from sim.training.curves import Level, lowest, near, points, slope, tail, window
 from sim.training.log import Series
 from sim.training.sized_cures import less_fit
 from sim.training.vetted import Confidence, Evidence, Finding
@@ -44,21 +46,31 @@ def judge(case: Case) -> Judged:
 
 
 def _gap(case: Case, evals: Series) -> Judged:
-    """Say what is between: the validation stands still in the second half while the training loss halves."""
-    half = evals.steps[len(evals) // 2]
-    losses = case.losses.until(case.log.kept_step)
-    since, last = near(losses, half), tail(losses)
-    late = 1 - last.value / since.value if since.value > 0 else 0.0
-    still = lowest(Series(evals.steps[: len(evals) // 2], evals.values[: len(evals) // 2]))[1]
+    """Say what is between: the validation loss stands still, while the training loss left it far behind.
+
+    How far is measured by their ratio against that of the first evaluation: some Trainers logged training losses
+    that were too large by the accumulated steps.
+    """
+    lines = case.thresholds
     _, best = lowest(evals)
-    if late < 0.5 or best.value < 0.98 * still.value or not _few(case) or _better(case, half) is not None:
+    levels = [window(evals, at - 1, at + 2).value for at in range(len(evals))]
+    at = next(at for at, level in enumerate(levels) if level <= best.value * (1 + lines.still_share))
+    losses = case.losses.until(case.log.kept_step)
+    first, since, last = near(losses, evals.steps[0], 3), near(losses, evals.steps[at]), tail(losses)
+    if len(evals) - at < lines.fewest_evals or not _few(case) or min(first.value, last.value, evals.values[0]) <= 0:
+        return Judged()
+    apart = tail(evals).value / last.value / (evals.values[0] / first.value)
+    if apart < lines.gap_ratio or _better(case, evals.steps[at]) is not None:
         return Judged()
     evidence = (
-        Evidence(f"the validation loss stands at {tail(evals).value:.3g} from step {half} on", *points(evals)),
-        _training(since, last, late),
-    )
-    examples = _examples(case)
-    return Judged(Finding("overfitting", "possible", (*evidence, examples), less_fit(case.facts, half)))
+        Evidence(f"the validation loss stands at {levels[-1]:.3g} from step {evals.steps[at]} on", *points(evals)),
+        Evidence(
+            f"the training loss went on to {last.value:.3g} ({last.where}): validation over training grew "
+            f"{apart:.1f} times since step {evals.steps[0]}", (since.last, last.last), (since.value, last.value),
+        ),
+        _examples(case),
+    )  # fmt: skip
+    return Judged(Finding("overfitting", "possible", evidence, less_fit(case.facts, evals.steps[at])))
 
 
 def _training(since: Level, last: Level, fall: float) -> Evidence:
@@ -90,7 +102,8 @@ def _examples(case: Case) -> Evidence:
     facts = case.facts
     source = (facts.origin or {}).get("examples", "")
     if facts.examples is not None:
-        return Evidence(f"{facts.examples:,} training examples ({source})")
+        about = "" if source.startswith("--") else "about "
+        return Evidence(f"{about}{facts.examples:,} training examples ({source})")
     if facts.examples_at_least is not None:
         return Evidence(f"at least {facts.examples_at_least:,} training examples ({source})")
     return Evidence("the number of training examples is unknown")
@@ -106,6 +119,12 @@ def _better(case: Case, step: int) -> str | None:
         gain = case.thresholds.metric_gain
         before, now = near(series, step, 3).value, tail(series).value
         best = highest(series).value if sign > 0 else lowest(series)[1].value
-        if before > 0 and sign * (now / before - 1) >= gain and sign * (best - now) <= gain * best:
+        change = sign * (now - before)
+        if change >= max(gain * before, _luck(before, case.log.eval_examples)) and sign * (best - now) <= gain * best:
             return f"{name} got better: {before:.3g} to {now:.3g}"
     return None
+
+
+def _luck(share: float, examples: int | None) -> float:
+    """Return two standard errors of a share of right answers among so many examples; 0 where it is none."""
+    return 2 * math.sqrt(share * (1 - share) / examples) if examples and 0 <= share <= 1 else 0.0

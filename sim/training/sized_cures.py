@@ -24,16 +24,17 @@ def more_rank(facts: Facts) -> tuple[Cure, ...]:
     return tuple(cures)
 
 
-def calmer(facts: Facts) -> tuple[Cure, ...]:
-    """Return what keeps a training from diverging: a better base first where the base is quantised."""
-    cures = []
+def calmer(facts: Facts, hot: bool) -> tuple[Cure, ...]:
+    """Return what keeps a training from diverging: a better base first where the base is quantised, but a lower
+    learning rate where none could bear it."""
+    slower = Cure("lower-rate", "lower the learning rate, to 1e-4 or a tenth of what it was")
+    cures = [slower] if hot else []
     if facts.base_bits is not None and facts.base_bits < 8:
         cures.append(Cure("base-8-bit", "train on an 8-bit base", base_quantization="int8"))
     if facts.base_bits is not None and facts.base_bits < 16:
         cures.append(Cure("base-16-bit", "train on a 16-bit base", base_quantization="bf16"))
     cures.append(Cure("clip", "clip gradients at 1.0 to 2.0 (max_grad_norm)"))
-    cures.append(Cure("lower-rate", "lower the learning rate, to 1e-4 or a tenth of what it was"))
-    return tuple(cures)
+    return tuple(cures if hot else [*cures, slower])
 
 
 def less_fit(facts: Facts, best_step: int) -> tuple[Cure, ...]:

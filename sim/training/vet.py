@@ -91,17 +91,17 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, strict: boo
             notes.append(f"no {WEIGHTS} here: rank and targets are those of {CONFIG}")
     except InputError as error:
         notes.append(f"the weights can't be used: {error}")
-    found = find_log(folder)
     try:
+        found = find_log(folder)
         log = read_log(found) if found else None
+        if found is None:
+            notes.append(f"no {STATE} here, in a checkpoint or above: how it was trained is unknown")
+        elif found.parent != folder:
+            notes.append(f"the log is {os.path.relpath(found, folder)}")
     except InputError as error:
         if strict:
             raise
         notes.append(f"the log can't be used: {error}")
-    if found is None:
-        notes.append(f"no {STATE} here, in a checkpoint or above: how it was trained is unknown")
-    elif found.parent != folder:
-        notes.append(f"the log is {os.path.relpath(found, folder)}")
     try:
         facts = gather(folder, adapter, log, base_bits, examples)
     except InputError as error:

@@ -9,7 +9,7 @@ from typing import Any
 from sim.spec.scenario import Targets
 from sim.spec.units import human_bytes
 from sim.training.safetensors_header import printable
-from sim.training.vetted import MODES, Cure, Finding, Vetted
+from sim.training.vetted import MODES, Cure, Finding, Now, Vetted
 
 UNKNOWN = "–"
 
@@ -38,14 +38,16 @@ def summary(all_of: Sequence[Vetted]) -> str:
     return f"{len(all_of)} adapters: {', '.join(parts)}"
 
 
+def changes_size(finding: Finding) -> bool:
+    """Return whether a cure gives the adapter another size."""
+    return any(cure.rank or cure.targets for cure in finding.cures)
+
+
 def cure_rows(one: Vetted, finding: Finding) -> list[list[str]]:
-    """Return the table of cures: the adapter as it is first, where a cure changes it."""
-    rows = []
-    now = one.now
-    if now is not None and any(cure.rank or cure.targets for cure in finding.cures):
-        size = [_rank(now.rank), _targets(now.targets), _count(now.parameters), _bytes(now.adapter_bytes)]
-        rows.append(["as it is", *size])
-    return rows + [_cure_row(one, cure) for cure in finding.cures]
+    """Return the table of cures: the adapter as it is first."""
+    now = one.now or Now()
+    before = [_rank(now.rank), _targets(now.targets), _count(now.parameters), _bytes(now.adapter_bytes)]
+    return [["as it is", *before], *(_cure_row(one, cure) for cure in finding.cures)]
 
 
 def _cure_row(one: Vetted, cure: Cure) -> list[str]:

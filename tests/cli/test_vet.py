@@ -1,0 +1,115 @@
+"""``loraplan vet`` as somebody meets it: what it prints, its exit codes, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+from log_samples import falling, history, write_config, write_log
+
+STUCK = history(falling(2.5, 1.2, 30), falling(2.5, 1.3, 30), accuracy=falling(0.2, 0.7, 30))
+HEALTHY = history(falling(3, 0.5), falling(3, 0.6), accuracy=falling(0.1, 0.95))
+
+
+@pytest.fixture
+def stuck(tmp_path: Path) -> Path:
+    write_config(tmp_path / "stuck", 4, ["q_proj", "v_proj"])
+    write_log(tmp_path / "stuck", STUCK)
+    return tmp_path / "stuck"
+
+
+def test_one_adapter(loraplan: CommandLine, stuck: Path) -> None:
+    ended = loraplan("vet", "stuck")
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert lines[0] == "stuck: underfitting (likely)"
+    assert "  rank 4 on attention's layers only" in lines
+    assert any(line.split() == ["as", "it", "is", "4", "q,v", "1,703,936", "–"] for line in lines)
+    assert any(line.endswith("41,943,040     –") and "all-linear" in line for line in lines)
+    assert ended.err == "note: no adapter_model.safetensors here: rank and targets are those of adapter_config.json\n"
+
+
+def test_check_fails_what_is_likely(loraplan: CommandLine, stuck: Path) -> None:
+    assert loraplan("vet", "stuck", "--check").code == 1
+    write_log(stuck, HEALTHY)
+    ended = loraplan("vet", "stuck", "--check", "--quiet")
+    assert (ended.code, ended.out, ended.err) == (0, "stuck: nothing found\n", "")
+
+
+def test_many_adapters_begin_with_a_summary(loraplan: CommandLine, stuck: Path) -> None:
+    write_config(stuck.parent / "fine")
+    write_log(stuck.parent / "fine", HEALTHY)
+    write_config(stuck.parent / "unknown")
+    lines = loraplan("vet", ".").out.splitlines()
+    assert lines[:3] == ["3 adapters: 1 underfitting, 1 with nothing found, 1 that can't be judged", "", lines[2]]
+    assert lines[2] == "stuck: underfitting (likely)"
+
+
+def test_json_has_everything(loraplan: CommandLine, stuck: Path) -> None:
+    write_log(stuck, history(lambda at: 2.0 if at < 0.5 else math.nan))
+    (one,) = json.loads(loraplan("vet", "stuck", "--json", "--base-bits", "4").out)
+    assert set(one) == {"path", "passes", "adapter", "findings", "unjudged", "notes"}
+    assert one["passes"] is False
+    assert one["adapter"]["rank"] == 4
+    (finding,) = one["findings"]
+    assert (finding["mode"], finding["confidence"]) == ("divergence", "certain")
+    assert finding["evidence"][0]["values"][0] is None
+    assert [cure["base_quantization"] for cure in finding["cures"]] == ["int8", "bf16", None, None]
+
+
+def test_a_log_alone(loraplan: CommandLine, tmp_path: Path) -> None:
+    file = write_log(tmp_path / "run", HEALTHY)
+    assert loraplan("vet", str(file)).out == f"{file}: nothing found\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nowhere",), "error: nowhere: no such file or folder"),
+        (("empty",), "error: empty: no adapter and no trainer_state.json here"),
+        (("stuck", "--threshold", "smal_rank=8"), "did you mean 'small_rank'?"),
+        (("stuck", "--threshold", "small_rank"), "--threshold: not a setting (got small_rank, allowed: name=value)"),
+        (("stuck", "--threshold", "small_rank=0"), "--threshold: threshold small_rank: input should be greater"),
+        (("stuck", "--threshold", "high_loss=much"), "--threshold: threshold high_loss: input should be a valid"),
+        (("stuck", "--threshold", "high_loss=nan"), "--threshold: threshold high_loss: "),
+        (("stuck", "--reference", "empty"), "--reference: no trainer_state.json of a 16-bit run here"),
+        (("stuck", "--reference", "nowhere"), "--reference: no trainer_state.json of a 16-bit run here"),
+        (("broken",), "error: broken/trainer_state.json: this log is not JSON"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_said(loraplan: CommandLine, stuck: Path, arguments: tuple[str, ...], says: str) -> None:
+    Path("empty").mkdir()
+    Path("broken").mkdir()
+    Path("broken/trainer_state.json").write_text("{")
+    ended = loraplan("vet", *arguments)
+    assert ended.code == 2
+    assert says in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_threshold_is_set(loraplan: CommandLine, stuck: Path) -> None:
+    assert loraplan("vet", "stuck", "--threshold", "mediocre_metric=0.6").out == "stuck: nothing found\n"
+
+
+def test_bad_files_among_many_are_notes(loraplan: CommandLine, stuck: Path) -> None:
+    for name, text in (("broken", "{"), ("listed", "[]")):
+        write_config(stuck.parent / name)
+        (stuck.parent / name / "trainer_state.json").write_text(text)
+    (stuck.parent / "listed" / "adapter_config.json").write_text("[]")
+    (stuck / "adapter_model.safetensors").write_bytes(b"\x80\x02")
+    found = {one["path"]: one for one in json.loads(loraplan("vet", ".", "--json").out)}
+    assert found["broken"]["notes"][-1].startswith("the log can't be used: broken/trainer_state.json: this log is not")
+    assert found["listed"]["notes"][-1].startswith("the configuration can't be used: ")
+    assert found["stuck"]["findings"][0]["mode"] == "underfitting"
+    assert found["stuck"]["notes"][0].startswith("the weights can't be used: ")
+
+
+def test_names_with_odd_characters_are_printed_safely(loraplan: CommandLine, tmp_path: Path) -> None:
+    folder = tmp_path / "a\x1b[31m"
+    write_config(folder, 4, ["q_proj"], base_model_name_or_path="\x1b]0;4bit")
+    write_log(folder, history(lambda at: 2.0 if at < 0.5 else math.nan))
+    ended = loraplan("vet", str(folder))
+    assert "\x1b" not in ended.out + ended.err

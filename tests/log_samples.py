@@ -1,0 +1,57 @@
+"""Logs written by hand, for what no training of a few seconds shows: strange files, rare courses, large models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Curve = Callable[[float], float]
+
+
+def history(
+    loss: Curve, eval_loss: Curve | None = None, *, steps: int = 400, losses: int = 40, evals: int = 10,
+    grad_norm: Curve | None = None, accuracy: Curve | None = None, epochs: float = 4, lr: float = 2e-4,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return a log_history of curves over the share of the run that is done, 0 to 1."""
+    rows: list[dict[str, Any]] = []
+    for n in range(1, losses + 1):
+        at, step = n / losses, n * steps // losses
+        norm = {} if grad_norm is None else {"grad_norm": grad_norm(at)}
+        rows.append({"epoch": epochs * at, "loss": loss(at), "learning_rate": lr, "step": step} | norm)
+    for n in range(1, evals + 1) if eval_loss else ():
+        at, step = n / evals, n * steps // evals
+        assert eval_loss is not None
+        metric = {} if accuracy is None else {"eval_accuracy": accuracy(at)}
+        rows.append({"epoch": epochs * at, "eval_loss": eval_loss(at), "step": step} | metric)
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def write_log(folder: Path, rows: Sequence[Mapping[str, Any]] | object, **rest: Any) -> Path:
+    """Write a ``trainer_state.json`` as the Trainer does, NaN included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "trainer_state.json"
+    state = {"global_step": 400, "max_steps": 400, "num_train_epochs": 4, "train_batch_size": 16, "log_history": rows}
+    file.write_text(json.dumps(state | rest))
+    return file
+
+
+def write_config(folder: Path, rank: int = 16, targets: object = "all-linear", **rest: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    base = {"peft_type": "LORA", "r": rank, "target_modules": targets, "base_model_name_or_path": "meta/Llama-3.1-8B"}
+    (folder / "adapter_config.json").write_text(json.dumps(base | rest))
+
+
+def closing(steps: int = 400, batch: int = 16) -> dict[str, Any]:
+    """Return the entry that a finished run ends with."""
+    return {
+        "step": steps, "train_runtime": 100.0, "train_samples_per_second": batch * steps / 100,
+        "train_steps_per_second": steps / 100, "train_loss": 1.0, "total_flos": 1e15,
+    }  # fmt: skip
+
+
+def falling(start: float, end: float, speed: float = 8.0) -> Curve:
+    """Return a curve that falls from start to end, most of it early."""
+    return lambda at: end + (start - end) * math.exp(-speed * at)

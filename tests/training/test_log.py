@@ -1,0 +1,185 @@
+"""Logs from strangers: what stands there is read, what is odd is said, and nothing ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from log_samples import closing, falling, history, write_config, write_log
+
+from sim.errors import InputError
+from sim.training.log import LOG_LIMIT, find_log, read_log
+
+
+def test_the_series_of_a_log(tmp_path: Path) -> None:
+    rows = [
+        {"epoch": 0.5, "loss": 2.5, "grad_norm": 1.5, "learning_rate": 1e-4, "step": 10},
+        {"epoch": 1.0, "loss": 2.0, "grad_norm": 0.5, "learning_rate": 5e-5, "step": 20},
+        {"epoch": 1.0, "eval_loss": 1.9, "eval_accuracy": 0.6, "eval_runtime": 2.0, "eval_samples_per_second": 50.0,
+         "eval_steps_per_second": 5.0, "step": 20},
+    ]  # fmt: skip
+    log = read_log(write_log(tmp_path, rows, best_global_step=20, global_step=20))
+    assert log.loss.steps == (10, 20)
+    assert log.grad_norm.values == (1.5, 0.5)
+    assert log.eval_loss.values == (1.9,)
+    assert set(log.metrics) == {"accuracy"}
+    assert (log.steps_per_epoch, log.eval_examples, log.best_step) == (20, 100, 20)
+    assert log.notes == ()
+
+
+def test_nan_and_infinity_are_values(tmp_path: Path) -> None:
+    file = write_log(tmp_path, [{"loss": math.nan, "grad_norm": math.inf, "step": 1}, {"loss": 2.0, "step": 2}])
+    assert "NaN" in file.read_text()
+    log = read_log(file)
+    assert math.isnan(log.loss.values[0])
+    assert log.grad_norm.values == (math.inf,)
+    assert log.loss.finite().values == (2.0,)
+
+
+def test_numbers_as_text_are_read_as_older_trainers_wrote_them(tmp_path: Path) -> None:
+    log = read_log(write_log(tmp_path, [{"loss": "2.5", "grad_norm": "nan", "step": 1}]))
+    assert log.loss.values == (2.5,)
+    assert math.isnan(log.grad_norm.values[0])
+
+
+def test_of_repeated_steps_the_later_entry_counts(tmp_path: Path) -> None:
+    rows = [{"loss": 3.0, "step": 1}, {"loss": 2.0, "step": 2}, {"loss": 1.0, "step": 2}, {"loss": 0.5, "step": 3}]
+    log = read_log(write_log(tmp_path, rows))
+    assert log.loss.values == (3.0, 1.0, 0.5)
+    assert log.notes == ("step 2 stands there more than once, as after a resumption: the later entry counts",)
+
+
+def test_steps_out_of_order_are_sorted(tmp_path: Path) -> None:
+    assert read_log(write_log(tmp_path, [{"loss": 1.0, "step": 9}, {"loss": 2.0, "step": 3}])).loss.steps == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("entry", "note"),
+    [
+        ({"loss": 1.0}, "1 of 2 entries have no step that can be read: left out"),
+        ({"loss": 1.0, "step": -1}, "1 of 2 entries have no step"),
+        ({"loss": 1.0, "step": "two"}, "1 of 2 entries have no step"),
+        ("not an entry", "1 of 2 entries have no step"),
+        ({"loss": [1.0], "step": 2}, "1 values of loss are no numbers: left out"),
+        ({"loss": None, "step": 2}, "1 values of loss are no numbers"),
+        ({"loss": True, "step": 2}, "1 values of loss are no numbers"),
+        ({"loss": "9" * 500, "step": 2}, "1 values of loss are no numbers"),
+    ],
+)
+def test_an_odd_entry_is_left_out_with_a_note(tmp_path: Path, entry: object, note: str) -> None:
+    log = read_log(write_log(tmp_path, [{"loss": 2.0, "step": 1}, entry]))
+    assert log.loss.values == (2.0,)
+    assert log.notes[0].startswith(note)
+
+
+def test_numbers_too_large_for_a_float_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "trainer_state.json"
+    file.write_text(
+        '{"log_history": [{"loss": 1' + "0" * 400 + ', "step": 1}, {"loss": 1.0, "step": 1' + "0" * 50 + "}]}"
+    )
+    assert len(read_log(file).loss) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "this log is not JSON"),
+        ("[]", "this log is not a JSON object"),
+        ("{", "this log is not JSON"),
+        ("[" * 100_000, "this log is not JSON"),
+        ('{"a": ' * 50_000, "this log is not JSON"),
+        ("{}", "no log_history in this file"),
+        ('{"log_history": {}}', "no log_history in this file (got dict"),
+        ('{"log_history": "x"}', "no log_history in this file (got str"),
+    ],
+)
+def test_a_file_that_is_no_log_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "trainer_state.json"
+    file.write_text(text)
+    with pytest.raises(InputError) as raised:
+        read_log(file)
+    assert str(raised.value).startswith(f"{file}: {says}")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "trainer_state.json"
+    file.write_bytes(b"\xff\xfe\xff{}")
+    with pytest.raises(InputError, match="this log is not JSON"):
+        read_log(file)
+
+
+def test_a_log_too_long_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    file = tmp_path / "trainer_state.json"
+    with file.open("wb") as out:
+        out.truncate(LOG_LIMIT + 1)
+    with pytest.raises(InputError, match="this log is too long"):
+        read_log(file)
+
+
+@pytest.mark.parametrize(
+    ("state", "step"),
+    [
+        ({"best_global_step": 20, "best_model_checkpoint": "x/checkpoint-30"}, 20),
+        ({"best_model_checkpoint": "./results/checkpoint-2800"}, 2800),
+        ({"best_model_checkpoint": r"out\checkpoint-7"}, 7),
+        ({"best_model_checkpoint": "results/best"}, None),
+        ({"best_model_checkpoint": 3}, None),
+        ({"best_global_step": None}, None),
+    ],
+)
+def test_the_best_step_in_newer_and_older_logs(tmp_path: Path, state: dict[str, Any], step: int | None) -> None:
+    assert read_log(write_log(tmp_path, [], **state)).best_step == step
+
+
+def test_the_weights_of_a_checkpoint_are_its_own(tmp_path: Path) -> None:
+    rows = history(falling(3, 1))
+    assert read_log(write_log(tmp_path / "out", rows, best_global_step=100)).kept_step == 100
+    assert read_log(write_log(tmp_path / "out" / "checkpoint-400", rows, best_global_step=100)).kept_step == 400
+
+
+def test_a_step_has_as_many_examples_as_the_closing_entry_says(tmp_path: Path) -> None:
+    rows = [*history(falling(3, 1), epochs=2), closing(400, batch=64)]
+    log = read_log(write_log(tmp_path, rows, train_batch_size=4))
+    assert (log.batch, log.steps_per_epoch) == (64, 200)
+
+
+def test_of_several_validation_sets_the_first_is_taken(tmp_path: Path) -> None:
+    log = read_log(write_log(tmp_path, [{"eval_b_loss": 2.0, "eval_a_loss": 1.0, "step": 1}]))
+    assert log.eval_loss.values == (1.0,)
+    assert log.notes == ("2 validation sets: judged by eval_a_loss",)
+
+
+def test_where_a_log_is_looked_for(tmp_path: Path) -> None:
+    adapter = tmp_path / "out" / "adapter"
+    write_config(adapter)
+    assert find_log(adapter) is None
+    above = write_log(tmp_path / "out", [])
+    assert find_log(adapter) == above
+    old, new = (write_log(adapter / f"checkpoint-{step}", []) for step in (900, 1000))
+    assert find_log(adapter) == new != old
+    own = write_log(adapter, [])
+    assert find_log(adapter) == own
+
+
+def test_a_log_above_several_adapters_belongs_to_none(tmp_path: Path) -> None:
+    write_log(tmp_path, [])
+    for name in ("a", "b"):
+        write_config(tmp_path / name)
+    assert find_log(tmp_path / "a") is None
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    secret = write_log(tmp_path / "elsewhere", [])
+    write_config(tmp_path / "adapter")
+    (tmp_path / "adapter" / "trainer_state.json").symlink_to(secret)
+    with pytest.raises(InputError, match="this path leads out of the folder"):
+        find_log(tmp_path / "adapter")
+
+
+def test_a_log_is_json_with_floats_of_any_kind(tmp_path: Path) -> None:
+    file = write_log(tmp_path, [{"loss": 1e400, "step": 1}])
+    assert json.loads(file.read_text())["log_history"][0]["loss"] == math.inf
+    assert read_log(file).loss.values == (math.inf,)
