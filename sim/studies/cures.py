@@ -220,7 +220,14 @@ def _kinds(adapters: Adapters, vetted: Sequence[Now]) -> _Kinds:
 
 
 def _only_kind(adapters: Adapters) -> AdapterKind:
-    return AdapterKind(share=1.0, rank=adapters.rank, targets=adapters.targets, size=adapters.size)
+    return _kind(1.0, adapters.rank, adapters.targets, adapters.size)
+
+
+def _kind(share: float, rank: int, targets: Targets, size: int | None) -> AdapterKind:
+    """Return a kind of adapters, checked; a size is written with its unit."""
+    return AdapterKind.model_validate(
+        {"share": share, "rank": rank, "targets": targets, "size": None if size is None else f"{size} B"}
+    )
 
 
 def _cured(cure: Cure, old: AdapterKind, wanted: Sequence[Vetted]) -> AdapterKind:
@@ -235,7 +242,7 @@ def _cured(cure: Cure, old: AdapterKind, wanted: Sequence[Vetted]) -> AdapterKin
         if grown is None:
             raise InputError("the scenario gives adapters a size, and how much larger the cured one gets isn't known")
         size = round(size * max(1.0, grown))
-    return AdapterKind(share=old.share, rank=rank, targets=targets, size=size)
+    return _kind(old.share, rank, targets, size)
 
 
 def _times(cure: Cure, wanted: Sequence[Vetted]) -> float | None:
