@@ -64,10 +64,9 @@ def badge(data: RunData) -> tuple[str, str, str]:
     good = words.count(MET)
     if words and good == len(words):
         return "✓", "SLO met after every cure", "met"
-    if verdict(data.points[0], terms) == NOT_MET:
-        return "✕", "SLO not met even before", "not-met"
     if good == 0 and words.count(NOT_MET) == len(words):
-        return "✕", "SLO not met after any cure", "not-met"
+        before = ", nor before" if verdict(data.points[0], terms) == NOT_MET else ""
+        return "✕", f"SLO not met after any cure{before}", "not-met"
     if good == 0:
         return "?", "Unclear whether any cure leaves the SLO met", "unclear"
     return "◐", f"SLO met after {good} of {len(words)} changes", "partly"
