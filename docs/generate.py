@@ -152,6 +152,7 @@ def pages() -> dict[Path, str]:
         "metrics": ("metrics.md", metric_table),
         "profiles": ("profiles.md", profile_sections),
         "commands": ("commands.md", command_sections),
+        "thresholds": ("vet.md", threshold_table),
     }
     result: dict[Path, str] = {}
     for name, (page, make) in makers.items():
@@ -173,6 +174,17 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("``", "`").split()).replace("|", "\\|")
+
+
+def threshold_table() -> str:
+    """Return every line that vet draws: its default, its meaning and its source."""
+    from sim.training.thresholds import Thresholds
+
+    rows = []
+    for name, field in Thresholds.model_fields.items():
+        meaning, _, source = (field.description or "").partition("Source: ")
+        rows.append([f"`{name}`", f"{field.default:g}", meaning.strip(), source.strip()])
+    return table(["threshold", "value", "meaning", "source"], rows)
 
 
 # The command reference: a walk over the command line.

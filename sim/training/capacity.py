@@ -21,6 +21,7 @@ def judge(case: Case) -> Judged:
         return Judged(notes=notes, thin=("underfitting", "domain-shift"))
     larger = [tried for tried in case.tried if _larger(tried, case)]
     helped = [tried for tried in larger if tried.best <= course.eval_best.value * (1 - lines.quality_drop)]
+    as_good = _as_good(case, course)
     unmoved = course.moved < lines.least_move
     if not (course.still if unmoved else course.flat) or not (course.mediocre or (helped and case.small)):
         return Judged()
@@ -30,11 +31,20 @@ def judge(case: Case) -> Judged:
         return Judged(notes=(f"the loss stands still, but the learning rate never rose above {top:.2g}: says nothing",))
     if len(norms) and max(norms.values) == 0:
         return Judged(notes=("the gradient is zero throughout: nothing was trained",))
-    if case.small and (helped or not larger):
+    if case.small and (helped or not any(tried in larger for tried in as_good)):
         return _underfitting(case, course, helped, unmoved)
     if unmoved:
+        fell = 1 - course.train_end.value / course.train_start.value
+        if fell >= lines.learned_by_heart:
+            return Judged(notes=(f"the validation loss hardly moved, but the training loss fell by {fell:.0%}",))
         return _domain_shift(case, course)
     return Judged(notes=(_plateau(course).what + ": this may be what the task allows",))
+
+
+def _as_good(case: Case, course: Course) -> list[Tried]:
+    """Return other ranks of the same training that ended where this one did; one that failed says nothing."""
+    near = case.thresholds.quality_drop * course.eval_best.value
+    return [tried for tried in case.tried if tried.done and abs(tried.best - course.eval_best.value) <= near]
 
 
 def _underfitting(case: Case, course: Course, helped: list[Tried], unmoved: bool) -> Judged:
@@ -64,7 +74,7 @@ def _domain_shift(case: Case, course: Course) -> Judged:
         Evidence(f"{moved}, to {course.eval_best.value:.3g} ({course.eval_best.where})", *_ends(course)),
         *_quality(course),
     ]
-    ranks = sorted({tried.rank for tried in case.tried} | ({rank} if rank else set()))
+    ranks = sorted({tried.rank for tried in _as_good(case, course)} | ({rank} if rank else set()))
     if ranks:
         evidence.append(Evidence(f"ranks tried: {', '.join(map(str, ranks))}"))
     confidence: Confidence = "possible"

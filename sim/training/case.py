@@ -27,12 +27,16 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """Another adapter of what looks like the same training: its capacity and its best validation loss."""
+    """Another adapter of what looks like the same training: its capacity and its best validation loss.
+
+    :ivar done: whether it had stopped learning: else its best says nothing against its rank.
+    """
 
     name: str
     rank: int
     attention_only: bool
     best: float
+    done: bool
 
 
 @dataclass(frozen=True)

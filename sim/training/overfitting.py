@@ -42,7 +42,7 @@ def judge(case: Case) -> Judged:
         ),
         _training(since, last, fall),
     )
-    return _finding(case, evidence, evals.steps[at], strong=rise >= 5 * lines.eval_rise)
+    return _finding(case, evidence, evals.steps[at], strong=rise >= lines.eval_rise_certain)
 
 
 def _gap(case: Case, evals: Series) -> Judged:

@@ -65,9 +65,11 @@ class Thresholds(Strict):
     usual_accumulation: int = Field(8, ge=1)
     """Gradient accumulation assumed to be the most, where only a lower bound of the examples is known. Source: our
     choice."""
-    eval_rise: float = Field(0.1, gt=0)
-    """Final validation loss over its best, less one, from which a run overfits. Source: our choice; healthy runs end
-    below 0.05, where the best is taken as a median."""
+    eval_rise: float = Field(0.06, gt=0)
+    """Final validation loss over its best, less one, from which a run overfits. Source: our choice; failing runs 0.08
+    to 0.31, healthy ones whose training loss goes on falling below 0.04."""
+    eval_rise_certain: float = Field(0.5, gt=0)
+    """The same, from which there is no doubt. Source: our choice."""
     train_fall: float = Field(0.2, gt=0, lt=1)
     """Share by which the training loss must have fallen since the best evaluation, for the gap to have grown. Source:
     our choice; without this a rising validation loss is something else."""
@@ -84,6 +86,9 @@ class Thresholds(Strict):
     least_move: float = Field(0.1, gt=0, lt=1)
     """Share by which the validation loss must fall below its start, or the training taught nothing. Source: our choice;
     runs on a base that can't learn move by 0.00 to 0.07, and healthy ones by 0.25 and more."""
+    learned_by_heart: float = Field(0.5, gt=0, lt=1)
+    """A training loss that fell by this share says that something was learned, if not what the validation asks: no sign
+    of the base. Source: our choice; on a base that can't learn it falls by less than 0.05."""
     least_learning_rate: float = Field(1e-5, gt=0)
     """Below this peak learning rate a loss that stands still says nothing of the base. Source: our choice; a tenth of
     what published runs use."""

@@ -141,7 +141,9 @@ def _tried(case: Case, one: _Read, others: list[_Read] | tuple[_Read, ...]) -> I
             continue
         if abs(there.course.begin - case.course.begin) > _SAME_START * case.course.begin:
             continue
-        yield Tried(other.path.name, other.facts.rank, other.facts.attention_only, there.course.eval_best.value)
+        enough = there.epochs is None or there.epochs >= case.thresholds.fewest_epochs
+        best, done = there.course.eval_best.value, there.course.flat and enough
+        yield Tried(other.path.name, other.facts.rank, other.facts.attention_only, best, done)
 
 
 def _fingerprint(one: _Read) -> tuple[object, ...] | None:
