@@ -350,3 +350,5 @@ class BatchServer(Server):
     def check_integrity(self) -> None:
         super().check_integrity()
         self.scheduler.check_integrity()
+        if isinstance(self.waiting, ModelTurns):
+            self.waiting.check_integrity()

@@ -117,6 +117,20 @@ def test_each_part_of_the_fleet_is_as_if_the_other_had_no_requests(
                 assert ours[name].tolist() == whole[name][chosen].tolist(), name
 
 
+def checked(server: type[BatchServer]) -> type[BatchServer]:
+    """Return a class of servers that count everything anew at every boundary."""
+
+    class Checked(server):  # type: ignore[misc, valid-type]
+        __slots__ = ()
+
+        def _next_leap(self, now: float) -> float:
+            end_s = super()._next_leap(now)
+            self.check_integrity()
+            return float(end_s)
+
+    return Checked
+
+
 @settings(max_examples=60)
 @given(rows(8), pools(), others)
 def test_nobody_is_lost_and_every_cache_agrees_with_a_count(
@@ -124,7 +138,7 @@ def test_nobody_is_lost_and_every_cache_agrees_with_a_count(
 ) -> None:
     scenario = scenario_of(trace, full, **{key: dict(value) for key, value in other.items()})
     world = build_world(scenario)
-    assembly = Assembly(world, 0, 1, lambda server: server)
+    assembly = Assembly(world, 0, 1, checked)
     servers = assembly.fleet.servers
     recording = assembly.fleet.run(world.traffic.chunks(0))
     requests = recording.requests
