@@ -27,7 +27,6 @@ _MEMORY = {
 }
 _METRICS = ("miss_ratio", "loads_per_request", "ttft_p99_s", "e2e_p99_s")
 _TOLD = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
-_WHO = {"one": "one", "all": "all", "all, same host memory": "all, same host memory"}
 _LABEL_WIDTH, _LETTER = 120, 6.4
 """Pixels for the names of a chart's rows: the least, and for each letter."""
 
@@ -51,7 +50,7 @@ def charted(data: RunData) -> tuple[list[dict[str, Any]], int]:
     """Return the rows with names short enough for a chart, and the width that these need there."""
     rows = data.manifest["cures"]["rows"]
     several = len({row["title"] for row in rows}) > 1
-    short = [{**row, "label": f"{row['title']}: {_WHO[row['scope']]}" if several else row["who"]} for row in rows]
+    short = [{**row, "label": f"{row['title']}: {row['scope']}" if several else row["who"]} for row in rows]
     return short, max(_LABEL_WIDTH, *(int(_LETTER * len(row["label"])) for row in short))
 
 

@@ -28,6 +28,8 @@ from sim.world.world import World
 
 ONE, ALL, ALL_SAME_HOST = "one", "all", "all, same host memory"
 """Who gets the cure: what was vetted, or every adapter like it, with host memory for all of them or as before."""
+OWN, POOL = "own replicas", "swapping pool"
+"""Who serves what was vetted, where the cure is a full model."""
 
 
 _PRECISION = ("nf4", "int8", "bf16")
@@ -39,8 +41,8 @@ BITS_WORDS = {"nf4": "4 bits", "int8": "8 bits", "bf16": "16 bits"}
 class CureChange:
     """A cure as a change of a scenario.
 
-    :ivar title: the cure in words, ``who``: whom it is for; ``scope``: ``ONE``, ``ALL`` or ``ALL_SAME_HOST``;
-        ``adapters``: how many get it.
+    :ivar title: the cure in words, ``who``: whom it is for; ``scope``: the same in a word or two, one of
+        those above; ``adapters``: how many get it.
     :ivar bytes_before, bytes_after: of one adapter that gets it; None where its size has nothing to do with it.
     """
 
@@ -108,12 +110,14 @@ def _of_full(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world
     mix = [_plain(kind) for kind in (full, *others) if kind.share > 0]
     sizes = _bytes_of(kinds[0], adapters, world), _bytes_of(full, adapters, world)
     served = loaded.scenario.fleet.full_models
-    ways = {"replicas of their own": "dedicated", "a pool that swaps": "swap"} if served is None else {"as now": None}
-    for how, serve in ways.items():
+    ways: dict[str, tuple[str, str | None]] = {"as now": (ONE, None)}
+    if served is None:
+        ways = {"replicas of their own": (OWN, "dedicated"), "a pool that swaps": (POOL, "swap")}
+    for how, (scope, serve) in ways.items():
         who = f"{_who(number, count)}, {how if number > 1 else how.replace('their', 'its')}"
         set_ = {"adapters.mix": mix, **({} if serve is None else {"fleet.full_models.serve": serve})}
         note = "full models need GPUs of their own, beside those of the fleet"
-        yield CureChange(cure, title, who, ONE, number, Change("cure", f"{title}: {who}", set_, note), *sizes)
+        yield CureChange(cure, title, who, scope, number, Change("cure", f"{title}: {who}", set_, note), *sizes)
 
 
 @dataclass(frozen=True, slots=True)
