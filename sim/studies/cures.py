@@ -8,29 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
-from pydantic import TypeAdapter
 
 from sim.errors import InputError
-from sim.spec.profile import load_profile
-from sim.spec.scenario import Targets
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.units import human_bytes
 from sim.spec.workload import AdapterKind, Adapters
+from sim.studies.cured_kinds import (
+    adapters_with,
+    bytes_of,
+    cured_kind,
+    kind_words,
+    kinds_of,
+    mean_bytes,
+    only_kind,
+    plain_kind,
+    populate_as,
+    population_of,
+    same_shape,
+    shape_of,
+    share_of,
+    slots_at_same_memory,
+    target_words,
+)
 from sim.studies.planning.changes import Change
-from sim.traffic.adapters import MODULES, Population, modules_of, populate
-from sim.training.vetted import Cure, Now, Vetted
-from sim.world.lineage import with_copies
-from sim.world.memory import adapter_bytes
+from sim.training.vetted import Cure, Vetted
 from sim.world.world import World
 
 ONE, ALL, ALL_SAME_HOST = "one", "all", "all, same host memory"
 """Who gets the cure: what was vetted, or every adapter like it, with host memory for all of them or as before."""
 OWN, POOL = "own replicas", "swapping pool"
 """Who serves what was vetted, where the cure is a full model."""
-
 
 _PRECISION = ("nf4", "int8", "bf16")
 """Formats of the base model's weights, from few bits to many."""
@@ -104,11 +111,11 @@ def _of_full(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world
     adapters, count = loaded.scenario.adapters, len(world.traffic.population)
     number, title = min(len(wanted), count), "full fine-tune"
     share = share_of(number, count)
-    kinds = adapters.mix or (_only_kind(adapters),)
+    kinds = adapters.mix or (only_kind(adapters),)
     full = AdapterKind(share=share, kind="full")
     others = tuple(kind.model_copy(update={"share": kind.share * (1 - share)}) for kind in kinds)
-    mix = [_plain(kind) for kind in (full, *others) if kind.share > 0]
-    sizes = _bytes_of(kinds[0], adapters, world), _bytes_of(full, adapters, world)
+    mix = [plain_kind(kind) for kind in (full, *others) if kind.share > 0]
+    sizes = bytes_of(kinds[0], adapters, world), bytes_of(full, adapters, world)
     served = loaded.scenario.fleet.full_models
     ways: dict[str, tuple[str, str | None]] = {"as now": (ONE, None)}
     if served is None:
@@ -120,38 +127,30 @@ def _of_full(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world
         yield CureChange(cure, title, who, scope, number, Change("cure", f"{title}: {who}", set_, note), *sizes)
 
 
-@dataclass(frozen=True, slots=True)
-class _Kinds:
-    """The kinds of adapters of a scenario, and those among them that are like the vetted one."""
-
-    kinds: tuple[AdapterKind, ...]
-    alike: tuple[int, ...]
-
-
 def _of_shape(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> Iterator[CureChange]:
     """Yield what larger adapters change, for those that were vetted and for all that are like them."""
     adapters, count = loaded.scenario.adapters, len(world.traffic.population)
     number, title = min(len(wanted), count), shape_words(cure)
     try:
-        found = _kinds(adapters, [each.now for each in wanted if each.now is not None])
+        found = kinds_of(adapters, [each.now for each in wanted if each.now is not None])
         old = found.kinds[found.alike[0]]
-        new = _cured(cure, old, wanted)
+        new = cured_kind(cure, old, wanted)
     except InputError as error:
         who = _who(number, count)
         yield CureChange(cure, title, who, ONE, number, Change("cure", f"{title}: {who}", refused=error.problem))
         return
-    if _same(old, new):
-        said = f"the scenario's adapters have {_kind_words(old)}: nothing changes"
+    if same_shape(old, new):
+        said = f"the scenario's adapters have {kind_words(old)}: nothing changes"
         change = Change("cure", f"{title}: all adapters", note=said)
         yield CureChange(cure, title, "all adapters", ALL, count, change)
         return
     share = share_of(number, count)
     others = tuple(kind.model_copy(update={"share": kind.share * (1 - share)}) for kind in found.kinds)
     alone = adapters_with(adapters, (new.model_copy(update={"share": share}), *others))
-    kinds = tuple(_cured(cure, kind, wanted) if i in found.alike else kind for i, kind in enumerate(found.kinds))
+    kinds = tuple(cured_kind(cure, kind, wanted) if i in found.alike else kind for i, kind in enumerate(found.kinds))
     alike = round(count * sum(found.kinds[i].share for i in found.alike))
     which = "all adapters" if len(found.alike) == len(found.kinds) else "all of its kind"
-    sizes = _bytes_of(old, adapters, world), _bytes_of(new, adapters, world)
+    sizes = bytes_of(old, adapters, world), bytes_of(new, adapters, world)
     scopes = [(ONE, number, _who(number, count), alone), (ALL, alike, which, adapters_with(adapters, kinds))]
     for scope, cured, who, after in scopes[number >= count :]:
         change = _at_same_memory(f"{title}: {who}", adapters, after, loaded, world)
@@ -169,99 +168,13 @@ def _of_shape(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, worl
 def shape_words(cure: Cure) -> str:
     """Return a cure of rank and targets in words: ``rank 16, all linear layers``."""
     said = [f"rank {cure.rank}"] if cure.rank is not None else []
-    said.append("same layers" if cure.targets is None else _target_words(cure.targets))
+    said.append("same layers" if cure.targets is None else target_words(cure.targets))
     return ", ".join(said)
-
-
-def share_of(number: int, count: int) -> float:
-    """Return the share for the first kind of a mix by which it gets exactly so many adapters, the first among them.
-
-    ``populate`` deals kinds by the golden-ratio sequence; the share ends between its ``number``-th value and the next.
-    """
-    dealt = np.sort((np.arange(count) * 0.6180339887498949) % 1.0)
-    return 1.0 if number >= count else float(dealt[number - 1] + dealt[number]) / 2
-
-
-def adapters_with(adapters: Adapters, kinds: tuple[AdapterKind, ...]) -> Adapters:
-    """Return the same adapters, of other kinds."""
-    names = adapters.model_fields_set - {"rank", "targets", "size", "mix"}
-    return Adapters(**{name: getattr(adapters, name) for name in names}, mix=kinds)
-
-
-def slots_at_same_memory(world: World, population: Population) -> int:
-    """Return how many slots for other adapters the memory of the scenario's slots holds; 0: not one."""
-    slots, profile = world.scenario.cache.gpu.slots, world.profile
-    assert slots is not None, "asked of a cache by slots"
-
-    def taken(number: int, of: Population) -> int:
-        return number * of.slot_bytes if profile is None else adapter_bytes(number, profile, of)
-
-    budget, low, high = taken(slots, world.population), 0, slots + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if taken(middle, population) <= budget:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def _kinds(adapters: Adapters, vetted: Sequence[Now]) -> _Kinds:
-    """Return the kinds of a scenario and which are like the vetted adapters.
-
-    :raises InputError: where that can't be said.
-    """
-    if not adapters.mix:
-        return _Kinds((_only_kind(adapters),), (0,))
-    shapes = {(now.rank, _known(now.targets)) for now in vetted if now.rank is not None and now.targets is not None}
-    if not shapes:
-        raise InputError("the scenario mixes kinds of adapters, and nothing says of which kind the vetted one is")
-    alike = [i for i, kind in enumerate(adapters.mix) if kind.kind == "lora" and _shape_of(kind) in shapes]
-    if not alike:
-        words = " or ".join(f"rank {rank} on {', '.join(targets)}" for rank, targets in sorted(shapes))
-        raise InputError(f"no kind of adapters.mix has {words}, as the vetted adapter has")
-    return _Kinds(adapters.mix, tuple(alike))
-
-
-def _only_kind(adapters: Adapters) -> AdapterKind:
-    return _kind(1.0, adapters.rank, adapters.targets, adapters.size)
-
-
-def _kind(share: float, rank: int, targets: Targets, size: int | None) -> AdapterKind:
-    """Return a kind of adapters, checked; a size is written with its unit."""
-    return AdapterKind.model_validate(
-        {"share": share, "rank": rank, "targets": targets, "size": None if size is None else f"{size} B"}
-    )
-
-
-def _cured(cure: Cure, old: AdapterKind, wanted: Sequence[Vetted]) -> AdapterKind:
-    """Return a kind of adapters after the cure: never of a lower rank, or of fewer targets.
-
-    :raises InputError: if its size can't be said.
-    """
-    rank, targets = max(old.rank, cure.rank or 0), _union(old.targets, cure.targets)
-    size = old.size
-    if size is not None:
-        grown = _times(cure, wanted)
-        if grown is None:
-            raise InputError("the scenario gives adapters a size, and how much larger the cured one gets isn't known")
-        size = round(size * max(1.0, grown))
-    return _kind(old.share, rank, targets, size)
-
-
-def _times(cure: Cure, wanted: Sequence[Vetted]) -> float | None:
-    """Return how many times as large a cured adapter is; None where nothing says so."""
-    for each in wanted:
-        if each.now is not None and each.now.parameters and cure.parameters:
-            return cure.parameters / each.now.parameters
-        if each.now is not None and each.now.adapter_bytes and cure.adapter_bytes:
-            return cure.adapter_bytes / each.now.adapter_bytes
-    return None
 
 
 def _at_same_memory(label: str, before: Adapters, after: Adapters, loaded: LoadedScenario, world: World) -> Change:
     """Return the change to other adapters in which GPU memory for them stays what it was."""
-    values = [_plain(kind) for kind in after.mix]
+    values = [plain_kind(kind) for kind in after.mix]
     whole = len(values) == 1 and not before.mix
     own = {f"adapters.{key}": value for key, value in values[0].items() if key != "share"} if whole else {}
     set_ = own or {"adapters.mix": values}
@@ -277,30 +190,13 @@ def _at_same_memory(label: str, before: Adapters, after: Adapters, loaded: Loade
     return Change("cure", label, set_ if slots == gpu.slots else {**set_, "cache.gpu.slots": slots})
 
 
-def _plain(kind: AdapterKind) -> dict[str, Any]:
-    """Return a kind as a scenario writes it."""
-    values = kind.model_dump(
-        mode="json", exclude_none=True, exclude=set() if kind.kind == "lora" else {"rank", "targets"}
-    )
-    if kind.kind == "lora":
-        del values["kind"]
-    return values if kind.size is None else {**values, "size": f"{kind.size} B"}
-
-
-def population_of(adapters: Adapters, world: World) -> Population:
-    """Return other adapters in the place of a world's, with the new versions that its rollouts bring."""
-    model = _model(world)
-    population = _populate(adapters, world, len(world.traffic.population))
-    return population if world.lineage is None else with_copies(population, world.lineage, adapters, model)
-
-
 def _host_slots(change: Change, after: Adapters, loaded: LoadedScenario, world: World) -> int | None:
     """Return how many copies the host memory of before holds; None where it holds as many as before."""
     host, population = loaded.scenario.cache.host, world.traffic.population
     if host is None or host.slots is None:
         return None
     held = min(host.slots, len(population))
-    before, mean = (_mean_bytes(each) for each in (population, _populate(after, world, len(population))))
+    before, mean = (mean_bytes(each) for each in (population, populate_as(after, world, len(population))))
     left = max(int(held * before / mean), 1)
     if loaded.scenario.cache.eviction == "vllm-lru":  # each adapter in a slot has a copy
         left = max(left, int(change.set.get("cache.gpu.slots", loaded.scenario.cache.gpu.slots or 0)))
@@ -319,9 +215,9 @@ def _notes(
         if fewer:
             yield "slots are padded to the largest rank of all, so one adapter makes every slot as large"
         now = next((each.now for each in wanted if each.now is not None), None)
-        if now is not None and now.targets is not None and old.size is None and _shape_of(now) != _shape_of(old):
-            vetted = f"rank {now.rank} on {_target_words(now.targets)}"
-            yield f"the vetted adapter has {vetted}, the scenario's have {_kind_words(old)}"
+        if now is not None and now.targets is not None and old.size is None and shape_of(now) != shape_of(old):
+            vetted = f"rank {now.rank} on {target_words(now.targets)}"
+            yield f"the vetted adapter has {vetted}, the scenario's have {kind_words(old)}"
     if storage.load is not None:
         yield "storage.load says how long a load takes, so larger adapters load no slower here"
 
@@ -330,59 +226,3 @@ def _who(number: int, count: int) -> str:
     if number >= count:
         return "all adapters"
     return "one adapter" if number == 1 else f"{number:,} adapters"
-
-
-def _bytes_of(kind: AdapterKind, adapters: Adapters, world: World) -> int:
-    one = adapters_with(adapters, (kind.model_copy(update={"share": 1.0}),))
-    return int(_populate(one, world, 1).size_bytes[0])
-
-
-def _populate(adapters: Adapters, world: World, count: int) -> Population:
-    weights = 0
-    if world.profile is not None:  # as it is on disk: full models keep the bits that a quantised base gave up
-        weights = load_profile(world.scenario.fleet.profile)[0].memory.weights_bytes
-    return populate(adapters, _model(world), count, weights)
-
-
-def _mean_bytes(population: Population) -> float:
-    """Return the mean size of adapters; full models are none."""
-    return float(population.size_bytes[~population.full].mean())
-
-
-def _model(world: World) -> str:
-    if world.profile is not None:
-        return world.profile.model
-    return world.scenario.adapters.base_model or "llama-3.1-8b"
-
-
-def _union(one: Targets, other: Targets | None) -> Targets:
-    if other is None:
-        return one
-    if set(modules_of(other)) <= set(modules_of(one)):
-        return one
-    both = {*modules_of(one), *modules_of(other)}
-    return (
-        "all-linear" if both == set(MODULES) else TypeAdapter(Targets).validate_python(sorted(both, key=MODULES.index))
-    )
-
-
-def _same(one: AdapterKind, other: AdapterKind) -> bool:
-    return (one.size, _shape_of(one)) == (other.size, _shape_of(other))
-
-
-def _shape_of(one: Now | AdapterKind) -> tuple[int | None, tuple[str, ...]]:
-    return one.rank, () if one.targets is None else _known(one.targets)
-
-
-def _known(targets: Targets) -> tuple[str, ...]:
-    return tuple(name for name in MODULES if name in modules_of(targets))
-
-
-def _kind_words(kind: AdapterKind) -> str:
-    return f"rank {kind.rank} on {_target_words(kind.targets)}"
-
-
-def _target_words(targets: Targets) -> str:
-    if targets == "all-linear" or set(targets) == set(MODULES):
-        return "all linear layers"
-    return "attention only" if set(targets) == set(MODULES[:4]) else ", ".join(targets)

@@ -57,21 +57,14 @@ def price_cures(
     wanted = cures_of(vetted)
     if not wanted:
         return None
-    task = task_of(0, loaded, {})
     world = build(loaded.scenario)
     found = [(change, whose) for cure, whose in wanted for change in changes_of(cure, whose, loaded, world)]
     question = json_ready([[each.change.label, each.change.set] for each, _ in found])
     folder = out or free_folder(loaded, question, kind="cures")
     if out is not None:
         refuse_other(folder, question, "cures")
-    manifest = {
-        **manifest_of(loaded, [task], [], command),
-        "kind": "cures",
-        "asked": scenario_hash(loaded.data),
-        "cures": {"question": question},
-    }
     try:
-        opened = RunStore.create(folder, manifest)
+        opened = RunStore.create(folder, _manifest(loaded, question, command))
     except OutputError as error:
         error.hint = "give another --out"
         raise
@@ -98,6 +91,15 @@ def price_cures(
         finally:
             store.finish(points, {"wall_s": time.perf_counter() - started}, status)
     return PricedCures(folder, base, rows)
+
+
+def _manifest(loaded: LoadedScenario, question: Any, command: str) -> dict[str, Any]:
+    return {
+        **manifest_of(loaded, [task_of(0, loaded, {})], [], command),
+        "kind": "cures",
+        "asked": scenario_hash(loaded.data),
+        "cures": {"question": question},
+    }
 
 
 def _rows(

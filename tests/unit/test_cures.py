@@ -12,7 +12,8 @@ from reports.cures import badge, cures_answer, cures_tables
 from sim.policies.slot_memory import slots_bytes
 from sim.results.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
-from sim.studies.cures import ALL, ALL_SAME_HOST, ONE, CureChange, changes_of, cures_of, share_of, slots_at_same_memory
+from sim.studies.cured_kinds import share_of, slots_at_same_memory
+from sim.studies.cures import ALL, ALL_SAME_HOST, ONE, CureChange, changes_of, cures_of
 from sim.studies.priced import price_cures
 from sim.studies.vetting import build
 from sim.traffic.adapters import SHAPES, populate
