@@ -139,8 +139,9 @@ def highest(series: Series) -> Level:
 
 def _course(losses: Series, evals: Series, metric: tuple[str, Series] | None, lines: Thresholds) -> Course:
     train_start, train_half, train_end = start(losses), at_share(losses, 0.5), tail(losses)
-    begin = max(train_start.value, evals.values[0])
     eval_half, eval_end = at_share(evals, 0.5), tail(evals)
+    scaled = train_end.value > 3 * eval_end.value  # by accumulated steps, as some Trainers logged it
+    begin = evals.values[0] if scaled else max(train_start.value, evals.values[0])
     _, eval_best = lowest(evals)
     late = _share(eval_half.value - eval_end.value, begin - eval_end.value, begin, lines)
     last = 1 - eval_end.value / at_share(evals, 0.75).value if eval_end.value > 0 else 0.0

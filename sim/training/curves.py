@@ -51,7 +51,8 @@ def at_share(series: Series, share: float) -> Level:
 
 def lowest(series: Series, wide: int = 3) -> tuple[int, Level]:
     """Return the lowest level of ``wide`` entries, and the index of the lowest entry among them."""
-    levels = [(window(series, at, at + wide), at) for at in range(max(1, len(series) - wide + 1))]
+    places = range(0, max(1, len(series) - wide + 1), max(1, wide // 8))  # all would cost n² where windows grow with n
+    levels = [(window(series, at, at + wide), at) for at in places]
     level, at = min(levels, key=lambda pair: pair[0].value)
     inside = range(at, min(at + wide, len(series)))
     return min(inside, key=lambda index: series.values[index]), level

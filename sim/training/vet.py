@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from sim.training.vetted import MODES, Now, Vetted
 _DEFAULT = Thresholds()
 _SAME_START = 0.05
 """Relative difference of starting losses up to which two runs may have had the same data."""
+_MOST_ALIKE = 100
+"""Runs of one training that are held against each other, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def vet_path(
     known = _read_reference(reference) if reference else None
     if path.is_file():
         facts = gather(path.parent, None, log := read_log(path), base_bits, examples)
-        return (_judge(_Read(path, None, log, facts, ()), thresholds, (), known),)
+        return (_judge(_Read(path, None, log, facts, ()), _case(log, facts, thresholds, known), ()),)
     if not path.is_dir():
         raise InputError("no such file or folder", file=str(path))
     folders = list(_folders(path))
@@ -60,7 +62,12 @@ def vet_path(
             f"no adapter and no {STATE} here", file=str(path), hint=f"an adapter's folder has a {CONFIG}",
         )  # fmt: skip
     read = [_read(folder, base_bits, examples, strict=len(folders) == 1) for folder in folders]
-    return tuple(_judge(one, thresholds, read, known) for one in read)
+    cases = [_case(one.log, one.facts, thresholds, known) for one in read]
+    alike: dict[tuple[object, ...], list[tuple[_Read, Case]]] = {}
+    for one, case in zip(read, cases, strict=True):
+        if case is not None:
+            alike.setdefault(_fingerprint(one), []).append((one, case))
+    return tuple(_judge(one, case, alike.get(_fingerprint(one), ())) for one, case in zip(read, cases, strict=True))
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -117,27 +124,25 @@ def _read_reference(path: Path) -> TrainingLog:
     return read_log(found)
 
 
-def _judge(
-    one: _Read, thresholds: Thresholds, others: list[_Read] | tuple[_Read, ...], reference: TrainingLog | None
-) -> Vetted:
+def _case(log: TrainingLog | None, facts: Facts, thresholds: Thresholds, reference: TrainingLog | None) -> Case | None:
+    return None if log is None else Case(log, facts, thresholds, reference=reference)
+
+
+def _judge(one: _Read, case: Case | None, alike: Sequence[tuple[_Read, Case]]) -> Vetted:
     facts = one.facts
     now = Now(facts.rank, facts.targets, facts.parameters, facts.adapter_bytes, facts.base_bits, facts.examples)
-    if one.log is None:
+    if one.log is None or case is None:
         return Vetted(one.path, one.adapter, (), one.notes, MODES, now)
-    case = Case(one.log, facts, thresholds, reference=reference)
-    said = judge(replace(case, tried=tuple(_tried(case, one, others))))
+    said = judge(replace(case, tried=tuple(_tried(one, case, alike[:_MOST_ALIKE]))))
     notes = (*one.notes, *one.log.notes, *said.notes)
     return Vetted(one.path, one.adapter, said.findings, notes, said.thin, now)
 
 
-def _tried(case: Case, one: _Read, others: list[_Read] | tuple[_Read, ...]) -> Iterator[Tried]:
-    """Yield other ranks of what looks like the same training: folders side by side, the same base, the same number of
-    examples for training and validation, the same loss at the start."""
-    for other in others:
-        if other is one or other.log is None or other.path.parent != one.path.parent or other.facts.rank is None:
-            continue
-        there = Case(other.log, other.facts, case.thresholds)
-        if _fingerprint(one) != _fingerprint(other) or case.course is None or there.course is None:
+def _tried(one: _Read, case: Case, alike: Sequence[tuple[_Read, Case]]) -> Iterator[Tried]:
+    """Yield other ranks of what looks like the same training: the same base, as many examples for training and
+    validation, the same loss at the start."""
+    for other, there in alike:
+        if other is one or other.facts.rank is None or case.course is None or there.course is None:
             continue
         if abs(there.course.begin - case.course.begin) > _SAME_START * case.course.begin:
             continue
@@ -146,10 +151,11 @@ def _tried(case: Case, one: _Read, others: list[_Read] | tuple[_Read, ...]) -> I
         yield Tried(other.path.name, other.facts.rank, other.facts.attention_only, best, done)
 
 
-def _fingerprint(one: _Read) -> tuple[object, ...] | None:
-    """Return what the runs of one training have in common; itself where too little is known."""
+def _fingerprint(one: _Read) -> tuple[object, ...]:
+    """Return what the runs of one training have in common, its folder included; its own path where too little is
+    known."""
     log, facts = one.log, one.facts
     examples = facts.examples or facts.examples_at_least
     if log is None or facts.base_model is None or log.eval_examples is None or examples is None:
         return (one.path,)
-    return (facts.base_model, log.eval_examples, examples)
+    return (one.path.parent, facts.base_model, log.eval_examples, examples)

@@ -11,6 +11,7 @@ import pytest
 from log_samples import closing, falling, history, write_config, write_log
 
 from sim.errors import InputError
+from sim.training.facts import gather
 from sim.training.log import LOG_LIMIT, find_log, read_log
 
 
@@ -183,3 +184,34 @@ def test_a_log_is_json_with_floats_of_any_kind(tmp_path: Path) -> None:
     file = write_log(tmp_path, [{"loss": 1e400, "step": 1}])
     assert json.loads(file.read_text())["log_history"][0]["loss"] == math.inf
     assert read_log(file).loss.values == (math.inf,)
+
+
+def test_facts_that_files_and_names_give(tmp_path: Path) -> None:
+    write_config(tmp_path, 8, ["model.layers.0.self_attn.q_proj", "v_proj"], lora_dropout=0.05)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"bits": 4, "quant_method": "gptq"}}))
+    facts = gather(tmp_path, None, None, None, None)
+    assert (facts.rank, facts.modules, facts.dropout, facts.base_bits) == (8, ("q_proj", "v_proj"), 0.05, 4)
+    assert facts.attention_only
+    assert facts.parameters == 8 * 425_984
+    assert gather(tmp_path, None, None, 16, 50).base_bits == 16
+    assert gather(tmp_path, None, None, 16, 50).examples == 50
+
+
+@pytest.mark.parametrize(
+    ("base", "known"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", 32),
+        ("meta-llama/Meta-Llama-3-8B", 32),
+        ("Qwen/Qwen2.5-7B-Instruct", 28),
+        ("mistralai/Mistral-7B-v0.1", 32),
+        ("meta-llama/Llama-2-70b-hf", 80),
+        ("tiny", None),
+        ("gpt2", None),
+        (None, None),
+        ("x" * 10_000, None),
+    ],
+)
+def test_the_shape_of_a_named_base(tmp_path: Path, base: str | None, known: int | None) -> None:
+    write_config(tmp_path, 8, "all-linear", base_model_name_or_path=base)
+    shape = gather(tmp_path, None, None, None, None).shape
+    assert (shape.layers if shape else None) == known
