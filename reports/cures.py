@@ -168,6 +168,7 @@ def _table(
     said = ["Brackets: the 95 % interval, in the other columns that of the change, from pairs under the same traffic"]
     said += [f"{capital(row['who'])}: not possible, for {row['refused']}" for row in rows if row["refused"]]
     said += [f"{capital(row['who'])}: {row['note']}" for row in shown if row["note"]]
+    said += [f"{capital(row['who'])}: {warning}" for row in shown for warning in row["warnings"]]
     clear = [[(row["metrics"].get(name) or {}).get("word") for name in _METRICS[:2]] for row in shown]
     if [BETTER, WORSE] in clear:
         said.append("Fewer requests miss where those whose adapter is in a slot pass those that wait, and yet more is "

@@ -40,9 +40,6 @@ def vet(
         typer.Option(help="Price every cure at this fleet: a scenario file, or the name of a bundled one."),
     ] = None,
     set_: SetOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="With --scenario: the run directory; unset: runs/NAME-cures.")
-    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if anything likely or certain was found.")
     ] = False,
@@ -56,24 +53,21 @@ def vet(
     from sim.training.vet_words import as_json
 
     found = vet_path(path, parse_thresholds(threshold or []), reference, base_bits=base_bits, examples=examples)
-    if scenario is None and (set_ or out):
-        raise InputError("there is no scenario to price cures at", key="--set" if set_ else "--out",
-                         hint="give --scenario")  # fmt: skip
-    priced = None if scenario is None else _price(found, scenario, set_ or [], out, quiet)
+    if scenario is None and set_:
+        raise InputError("there is no scenario to price cures at", key="--set", hint="give --scenario")
+    priced = None if scenario is None else _price(found, scenario, set_ or [], quiet)
     if json:
         vetted = [as_json(one) for one in found]
         typer.echo(to_json(vetted if scenario is None else {"vetted": vetted, "priced": _priced_json(priced)}))
     else:
         _print(found, quiet)
         if scenario is not None:
-            _print_priced(priced)
+            _print_priced(priced, quiet)
     if check and not all(one.passes for one in found):
         raise typer.Exit(1)
 
 
-def _price(
-    found: tuple[Vetted, ...], scenario: str, set_: list[str], out: Path | None, quiet: bool
-) -> PricedCures | None:
+def _price(found: tuple[Vetted, ...], scenario: str, set_: list[str], quiet: bool) -> PricedCures | None:
     """Simulate what the cures change, and write the run directory with its report."""
     from reports.build import write_report
     from sim.results.store import read_run
@@ -81,7 +75,7 @@ def _price(
     from sim.studies.priced import price_cures
 
     with progress_bar(quiet, "pricing") as progress:
-        priced = price_cures(found, load_scenario(scenario, set_), out, command=command_line(), progress=progress)
+        priced = price_cures(found, load_scenario(scenario, set_), command=command_line(), progress=progress)
     if priced is not None:
         write_report(read_run(priced.path))
     return priced
@@ -94,7 +88,7 @@ def _priced_json(priced: PricedCures | None) -> dict[str, Any] | None:
     return {"run": str(priced.path), "as_it_is": priced.point.metrics_json(), "changes": priced.rows}
 
 
-def _print_priced(priced: PricedCures | None) -> None:
+def _print_priced(priced: PricedCures | None, quiet: bool) -> None:
     """Print what the fleet pays: an answer and a table a cure."""
     from reports.build import FILE
     from reports.cures import cures_answer, cures_tables
@@ -110,6 +104,8 @@ def _print_priced(priced: PricedCures | None) -> None:
         print_rich(rich_table(table))
         typer.echo(table.note)
     typer.echo(f"\nreport  {priced.path / FILE}")
+    for warning in priced.point.warnings:
+        message(f"note: {warning}", quiet)
 
 
 def _print(found: tuple[Vetted, ...], quiet: bool) -> None:

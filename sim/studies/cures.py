@@ -123,8 +123,7 @@ def _of_full(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world
     for how, (scope, serve) in ways.items():
         who = f"{_who(number, count)}, {how if number > 1 else how.replace('their', 'its')}"
         set_ = {"adapters.mix": mix, **({} if serve is None else {"fleet.full_models.serve": serve})}
-        note = "full models need GPUs of their own, beside those of the fleet"
-        yield CureChange(cure, title, who, scope, number, Change("cure", f"{title}: {who}", set_, note), *sizes)
+        yield CureChange(cure, title, who, scope, number, Change("cure", f"{title}: {who}", set_), *sizes)
 
 
 def _of_shape(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> Iterator[CureChange]:

@@ -16,7 +16,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.studies.cures import CureChange, changes_of, cures_of
 from sim.studies.planning.plan import free_folder, refuse_other
 from sim.studies.planning.what_if import Tried, rows_of, try_changes
-from sim.studies.sweep import manifest_of, task_of
+from sim.studies.sweep import Task, manifest_of, task_of
 from sim.studies.vetting import build
 from sim.training.vet_words import as_json
 from sim.training.vetted import Vetted
@@ -28,8 +28,8 @@ class PricedCures:
 
     :ivar point: of the scenario as it is.
     :ivar rows: one a change, as the manifest keeps them under ``cures``: those of ``rows_of``, with ``title``
-        and ``who``, ``scope``, ``adapters``, ``cure``, ``for``, ``adapter_bytes``, and ``memory``: what there is room
-        for, before and after.
+        and ``who``, ``scope``, ``adapters``, ``cure``, ``for``, ``adapter_bytes``, ``warnings`` that the fleet as it
+        is does not have, and ``memory``: what there is room for, before and after.
     """
 
     path: Path
@@ -57,6 +57,7 @@ def price_cures(
     wanted = cures_of(vetted)
     if not wanted:
         return None
+    task = task_of(0, loaded, {})  # says where what is wrong was written
     world = build(loaded.scenario)
     found = [(change, whose) for cure, whose in wanted for change in changes_of(cure, whose, loaded, world)]
     question = json_ready([[each.change.label, each.change.set] for each, _ in found])
@@ -64,7 +65,7 @@ def price_cures(
     if out is not None:
         refuse_other(folder, question, "cures")
     try:
-        opened = RunStore.create(folder, _manifest(loaded, question, command))
+        opened = RunStore.create(folder, _manifest(loaded, task, question, command))
     except OutputError as error:
         error.hint = "give another --out"
         raise
@@ -93,9 +94,9 @@ def price_cures(
     return PricedCures(folder, base, rows)
 
 
-def _manifest(loaded: LoadedScenario, question: Any, command: str) -> dict[str, Any]:
+def _manifest(loaded: LoadedScenario, task: Task, question: Any, command: str) -> dict[str, Any]:
     return {
-        **manifest_of(loaded, [task_of(0, loaded, {})], [], command),
+        **manifest_of(loaded, [task], [], command),
         "kind": "cures",
         "asked": scenario_hash(loaded.data),
         "cures": {"question": question},
@@ -106,12 +107,14 @@ def _rows(
     loaded: LoadedScenario, tried: Sequence[Tried], found: Sequence[tuple[CureChange, list[Vetted]]]
 ) -> list[dict[str, Any]]:
     """Return the rows of the what-if, with what is known of the cure and of memory."""
-    before = tried[0].memory
+    before, base = tried[0].memory, tried[0].point
+    assert base is not None, "it was simulated"
     rows = []
     for row, each, (cured, whose) in zip(rows_of(loaded, tried), tried[1:], found, strict=True):
         rows.append({
             **row, "title": cured.title, "who": cured.who, "scope": cured.scope, "adapters": cured.adapters,
             "cure": cured.cure.words,
+            "warnings": [] if each.point is None else [w for w in each.point.warnings if w not in base.warnings],
             "for": [str(vetted.path) for vetted in whose],
             "adapter_bytes": [cured.bytes_before, cured.bytes_after],
             "memory": {name: [before[name], each.memory.get(name)] for name in before},

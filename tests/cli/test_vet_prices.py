@@ -11,6 +11,8 @@ from stuck_adapter import LEARNED, write_adapter
 
 QUICK = ("--set", "workload.requests=400", "--set", "run.replications=2", "--set", "cache.host=null")
 
+RUN = "runs/retrain-1000-adapters-cures"
+
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,19 +21,19 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prices_are_printed_and_kept(loraplan: CommandLine) -> None:
     write_adapter(Path("stuck"))
-    ended = loraplan("vet", "stuck", "--scenario", "retrain-1000-adapters", *QUICK, "--out", "prices")
+    ended = loraplan("vet", "stuck", "--scenario", "retrain-1000-adapters", *QUICK)
     assert ended.code == 0
     assert ended.out.startswith("stuck: underfitting (likely)\n")
     assert "\nretrain-1000-adapters: Rank 16, same layers, for one adapter: 64 → 32 slots, " in ended.out
     for title in ("Rank 16, same layers", "Rank 32, same layers", "Rank 16, all linear layers"):
         assert f"\n{title}\n" in ended.out
-    assert ended.out.endswith("report  prices/report.html\n")
-    assert "stuck: underfitting, likely: the training loss was " in Path("prices/report.html").read_text()
+    assert ended.out.endswith(f"report  {RUN}/report.html\n")
+    assert "stuck: underfitting, likely: the training loss was " in Path(RUN, "report.html").read_text()
 
-    again = loraplan("vet", "stuck", "--scenario", "retrain-1000-adapters", *QUICK, "--out", "prices", "--json")
+    again = loraplan("vet", "stuck", "--scenario", "retrain-1000-adapters", *QUICK, "--json")
     found = json.loads(again.out)
     assert [one["path"] for one in found["vetted"]] == ["stuck"]
-    assert found["priced"]["run"] == "prices"
+    assert found["priced"]["run"] == RUN
     assert [(row["who"], row["memory"]["slots"]) for row in found["priced"]["changes"][-2:]] == [
         ("one adapter", [64, 32]), ("all adapters", [64, 32]),
     ]  # fmt: skip
@@ -62,9 +64,8 @@ def test_a_gated_run_says_what_was_held(loraplan: CommandLine) -> None:
     )
 
 
-@pytest.mark.parametrize(("option", "value"), [("--set", "run.seed=2"), ("--out", "prices")])
-def test_what_belongs_to_a_scenario_needs_one(loraplan: CommandLine, option: str, value: str) -> None:
+def test_what_belongs_to_a_scenario_needs_one(loraplan: CommandLine) -> None:
     write_adapter(Path("stuck"))
-    ended = loraplan("vet", "stuck", option, value)
+    ended = loraplan("vet", "stuck", "--set", "run.seed=2")
     assert ended.code == 2
-    assert ended.err == f"error: {option}: there is no scenario to price cures at; give --scenario\n"
+    assert ended.err == "error: --set: there is no scenario to price cures at; give --scenario\n"
