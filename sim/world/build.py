@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.policies.base_model import AdapterCounts
-from sim.policies.base_weights import base_weights
+from sim.policies.base_weights import BaseWeights, base_weights
 from sim.policies.costs import beyond_envelope
 from sim.policies.routing import Router, View
 from sim.results.records import Recorder, Recording
@@ -79,7 +79,7 @@ def build_world(scenario: Scenario) -> World:
         notes += _disturbed(profile)
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
     notes += storage_notes(scenario) + full_fleet_notes(full, scenario.fleet.replicas)
-    notes += () if weights_kept is None else weights_kept.notes
+    notes += _base_notes(scenario, weights_kept)
     if profile is not None and scenario.storage.loaders > 1 and scenario.storage.load is None:
         notes.append("loads at the same time share no bandwidth in this version: several loaders look too good")
     served = int(np.count_nonzero(~population.full)) if population.full_kinds else len(population)
@@ -273,6 +273,15 @@ def _disturbed(profile: Profile) -> list[str]:
     """Return what disturbed the measurement behind a profile, in a sentence for the user."""
     flags = profile.provenance.device.get("flags", "none") if profile.provenance else "none"
     return [] if flags == "none" else [f"the profile {profile.name} was measured on a disturbed device: {flags}"]
+
+
+def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:
+    """Return what is assumed of quantised base weights, and where they change no memory."""
+    tokens = scenario.fleet.kv_tokens
+    if kept is None or tokens is None:
+        return [] if kept is None else list(kept.notes)
+    given = f"fleet.kv_tokens gives the KV cache ({tokens:,} tokens): quantised base weights don't enlarge it"
+    return [*kept.notes, given]
 
 
 def _needs_no_profile(scenario: Scenario) -> bool:

@@ -74,6 +74,9 @@ def test_what_nobody_measured_is_said_to_be_assumed(name: str) -> None:
     assert f"takes {ASSUMED_SLOWDOWN[name]:g} times as long (assumed)" in assumed.notes[-1]
     given = world(adapters={"base_quantization": name, "base_slowdown": 1.0})
     assert "given by adapters.base_slowdown, not measured" in given.notes[-1]
+    fixed = world(adapters={"base_quantization": name}, fleet={"kv_tokens": 65536})
+    assert fixed.notes[-1].startswith("fleet.kv_tokens gives the KV cache (65,536 tokens)")
+    assert fixed.kv_tokens == 65536
 
 
 def test_a_profile_may_have_measured_steps(tmp_path: Path) -> None:

@@ -166,9 +166,9 @@ def test_a_load_takes_the_size_over_the_bandwidth() -> None:
 
 
 def test_requests_find_their_replica() -> None:
-    view = View(loads=[0, 9, 4, 3], resident=[0, 0, 0, 0b0110, 0], inside=[{}, {}, {}, {4: 1}])
+    view = View(loads=[0, 9, 2, 3], resident=[0, 0, 0, 0b0110, 0], inside=[{}, {}, {}, {4: 1}])
     own = ToOwnReplicas(view, {3: range(1, 2), 4: range(2, 4)})
-    assert (own.choose(3, 0), own.choose(4, 0)) == (1, 3)
+    assert (own.choose(3, 0), own.choose(4, 0)) == (1, 2)
     pool = ToHolders(view, range(1, 4), [3, 4, 2], key=1)
     assert pool.choose(3, 0) == 2, "of two that hold it, the one with fewer requests"
     assert pool.choose(4, 0) == 3, "nobody holds it, and there they wait for it"
@@ -230,6 +230,15 @@ def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) ->
     assert [row["full"] for row in point.replicas] == [False, False, True]
     assert point.metrics["replica_load_skew"].value < 1.2, "of the two that share the adapters"
     assert sum(point.breakdown.values()) == pytest.approx(point.metrics["e2e_mean_s"].value, rel=1e-6)
+
+
+def test_waiting_for_a_place_is_no_lack_of_slots() -> None:
+    point = simulate_point(
+        scenario(workload={**WORKLOAD, "requests": 2000}, cache={"gpu": {"slots": 10}}, fleet=SWAP,
+                 run={"replications": 1, "warmup": 0}), {}, with_requests=False,
+    ).point  # fmt: skip
+    assert point.capacity["slots"]["blocked_share"] == 0
+    assert point.capacity["full_models"]["utilization"] > 0.5
 
 
 def test_a_report_says_what_swaps_cost(swapping: Any) -> None:
