@@ -147,6 +147,17 @@ def test_an_adapter_of_another_shape_than_the_scenarios_is_said() -> None:
     assert "the vetted adapter has rank 2 on q, v, the scenario's have rank 4 on attention only" in one.change.note
 
 
+def test_where_a_law_says_how_long_loads_take_the_price_says_that_too() -> None:
+    loaded = load_scenario("cache-thrash")  # engine fixed, adapters of 50 MB in a cache of 10 GB
+    now = Now(rank=4, targets=("q", "k", "v", "o"), parameters=3_407_872)
+    found = changes_of(LARGER, [vetted(LARGER, now=now)], loaded, build(loaded.scenario))
+    assert [each.bytes_after for each in found] == [round(50_000_000 * 41_943_040 / 3_407_872)] * 2
+    assert all("storage.load says how long a load takes" in each.change.note for each in found)
+    assert build(loaded.with_values(found[1].change.set).scenario).capacity == 10_000_000_000
+    base = Cure("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
+    assert changes_of(base, [vetted(base)], loaded, build(loaded.scenario))[0].change.set == {}
+
+
 # Base and full fine-tunes
 
 
