@@ -14,7 +14,9 @@ from reports import method, tables, tables_changes
 from reports.axes import Axis, make_axes, point_words
 from reports.changes import is_changed
 from reports.choose import choose_charts
+from reports.cures import badge, charted, cures_answer, cures_tables, is_priced, vetted_table
 from reports.findings import answer, sweep_answer, sweep_focus
+from reports.held import held_table, is_held
 from reports.planned import Read, formulas_table, is_plan, looks_table, plan_answer, shown_metrics
 from reports.verdicts import main_metric
 from reports.what_if import tornado_chart, what_if_table
@@ -107,6 +109,8 @@ def _context(run: RunData) -> dict[str, Any]:
     found = _results(run.points, terms, assumed=method.is_assumed(manifest))
     if is_plan(manifest):
         found |= _planned(run, terms)
+    if is_priced(manifest):
+        found |= _priced(run, terms)
     return {**common, **found}
 
 
@@ -124,7 +128,7 @@ def _results(points: list[Point], terms: dict[str, float], *, assumed: bool) -> 
         "charts": choose_charts(points, axes, terms, focus), "groups": tables.groups_table(focus, where),
         "metrics": tables.points_table(points, axes, terms) if axes else tables.metrics_table(points[0]),
         "traffic": tables.traffic_table(focus), "capacity": tables.capacity_table(focus),
-        "warnings": _warnings(points), "is_changed": is_changed(points),
+        "warnings": _warnings(points), "is_changed": is_changed(points) or is_held(points),
         "changes": _changes(points, axes, terms, focus, where),
         "replicas": tables_changes.replicas_table(focus, where),
         "swept": [(axis.words, axis.key, len(axis.values)) for axis in axes],
@@ -150,14 +154,29 @@ def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
         "charts": [*([] if tornado is None else [tornado]), *charts],
         "traffic": tables.traffic_table(focus), "capacity": tables.capacity_table(focus),
         "replicas": tables_changes.replicas_table(focus, where),
-        "plan": {"tables": [table for table in found if table is not None], "flags": list(flags.items()),
+        "plan": {"name": "Plan", "heading": "How was it found, and what would change it?",
+                 "tables": [table for table in found if table is not None], "flags": list(flags.items()),
                  "beyond": (run.manifest.get("plan") or {}).get("beyond_flags") or []},
+    }  # fmt: skip
+
+
+def _priced(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
+    """Return what the page of priced cures says otherwise than that of the run as it is."""
+    said, (focus, *_) = cures_answer(run), run.points
+    rows, width = charted(run)
+    tornado = tornado_chart(rows, main_metric([focus], terms), "as it is", width)
+    return {
+        "answer": said, "badge": badge(run), "where": " as it is",
+        "charts": [*([] if tornado is None else [tornado]), *choose_charts(run.points, [], terms, focus)],
+        "plan": {"name": "Cures", "heading": "What was found, and what does its cure cost?",
+                 "tables": [*cures_tables(run), vetted_table(run)], "flags": [], "beyond": []},
     }  # fmt: skip
 
 
 def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], focus: Point, where: str) -> list[Table]:
     """Return the tables of rollouts, faults and routers that there are."""
     found = [
+        held_table(focus if focus.held else next((p for p in points if p.held), focus), where if focus.held else ""),
         tables_changes.side_by_side(points, axes, terms), tables_changes.harm_table(focus, where),
         tables_changes.events_table(focus, where),
     ]  # fmt: skip

@@ -193,7 +193,11 @@ def latency_name(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str
 def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
     """Return what a sweep says of rollouts, faults or routers, the most telling first; nothing where it has none."""
     if is_changed(points):
-        return _compare_harm(points, axes, slo_terms)
+        changed = [point for point in points if point.harm]  # of the others, held rollouts, there is nothing to tell
+        if len(changed) == 1 < len(points):
+            headline, *more = tell(changed[0], slo_terms)
+            return [f"With {label_of(changed[0], axes)}: {headline[:1].lower()}{headline[1:]}", *more]
+        return _compare_harm(changed, axes, slo_terms)
     if compares_routers(points, axes):
         return _compare_routers(points, axes)
     return []

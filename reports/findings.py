@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from reports.axes import Axis, in_order, make_axes, point_words
 from reports.binding import headroom, limits, overload_words
 from reports.changes import compare, is_changed, tell
+from reports.held import tell_held
 from reports.verdicts import capital, confidence, main_metric, term_sentence
 from reports.words import metric_words, show, with_interval
 from sim.results.point import Point
@@ -106,7 +107,7 @@ def answer(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = Fals
     binding, *others = limits(point)
     details = _details(point, slo_terms, headline)
     details += [f"Also near its limit: {other.name}. {other.sentence}" for other in others]
-    changed = tell(point, slo_terms)
+    changed = [*tell_held([point]), *tell(point, slo_terms)]
     if changed:
         headline, details = changed[0], [*changed[1:], headline, *details]
     word, reason = confidence(point, slo_terms, assumed=assumed)
@@ -227,6 +228,8 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     elif changed:
         plain = [text for text in (headline, *details) if text != _range_sentence(points, axes, name)]
         headline, details = changed[0], [*changed[1:], *plain]
+    if held := tell_held(points):
+        headline, details = held[0], [*held[1:], headline, *details]
     return Answer(
         headline, details, overall, binding_name, bound, f"At {where}: {_lower(said.headroom)}",
         said.confidence, f"at {where}: {said.reason}",

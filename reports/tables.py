@@ -159,7 +159,10 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
     rows = []
     for point in in_order(points, axes):
         metrics = [(name, point.metrics[name]) for name in names]
-        cells = [show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *") for name, m in metrics]
+        cells = [
+            show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *") if m.applies else "–"
+            for name, m in metrics
+        ]
         judged = [verdict(point, slo_terms)] if slo_terms else []
         rows.append([*(axis.point_label(point) for axis in axes), *judged, *cells, limits(point)[0].name])
     starred = any("*" in cell for row in rows for cell in row)

@@ -21,6 +21,7 @@ _LEAST = 0.01
 """Smallest ratio that is drawn."""
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
 _MOST_TICKS = 7
+_LABELS = 200
 _SHORT = {BETTER: "better", WORSE: "worse", MORE: "more", LESS: "less"}
 
 
@@ -36,7 +37,7 @@ def what_if_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Ta
         if row["refused"]:
             lines.append([row["label"], "not possible", *([""] * len(names))])
             continue
-        cells = [_cell(name, row["metrics"].get(name)) for name in names]
+        cells = [change_cell(name, row["metrics"].get(name)) for name in names]
         lines.append([row["label"], row["verdict"], *cells])
     refused = [f"{row['label']}: {row['refused']}" for row in rows if row["refused"]]
     notes = [f"{row['label']}: {row['note']}" for row in rows if row["note"]]
@@ -51,7 +52,8 @@ def what_if_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Ta
     return Table("What if? One change at a time", head, lines, f"{note}.", words=(1,))
 
 
-def _cell(name: str, found: Mapping[str, Any] | None) -> str:
+def change_cell(name: str, found: Mapping[str, Any] | None) -> str:
+    """Return what a metric becomes, and the interval of its change where that is clear."""
     if found is None or found["other"] is None:
         return "–"
     text = show(name, found["other"])
@@ -67,8 +69,13 @@ def _interval(name: str, found: Mapping[str, Any]) -> str:
     return f"{low} to {high}"
 
 
-def tornado_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
-    """Draw how many times larger one metric gets, the largest change first; None where nothing is known."""
+def tornado_chart(
+    rows: Sequence[Mapping[str, Any]], name: str, before: str = "as planned", labels: int = _LABELS
+) -> Chart | None:
+    """Draw how many times larger one metric gets, the largest change first; None where nothing is known.
+
+    :param before: what the changes are held against, in words; ``labels``: width for those of the rows.
+    """
     known = [(row, row["metrics"][name]) for row in rows if _drawn(row["metrics"].get(name))]
     known.sort(key=lambda pair: -abs(math.log(_ratio(pair[1]))))
     known = known[:_MOST]
@@ -77,12 +84,12 @@ def tornado_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
     words = metric_words(name)
     title = f"Which change moves {words} most?"
     told = [f"{row['label']} ×{_ratio(found):.3g} ({found['word']})" for row, found in known]
-    desc = f"How many times larger {words} gets than planned: {'; '.join(told)}."
+    desc = f"How many times larger {words} gets than {before.removeprefix('as ')}: {'; '.join(told)}."
     with drawing(_ROW * len(known) + 56) as figure:
-        ax = place(figure, 200, 14, 56, 40)
+        ax = place(figure, labels, 14, 56, 40)
         _bars(ax, known)
         svg = to_svg(figure, "tornado", title, desc)
-    caption = f"Times {words} as planned, under the same traffic; whiskers: 95 %. Hollow: no clear difference."
+    caption = f"Times {words} {before}, under the same traffic; whiskers: 95 %. Hollow: no clear difference."
     head = ["change", "change of the value", "95 % interval", "verdict"]
     lines = [
         [row["label"], signed(name, found["change"], found["unit"]), _interval(name, found), found["word"]]

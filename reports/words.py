@@ -55,6 +55,7 @@ KEY_WORDS = {
     "rollouts.0.dwell": "dwell of a stage", "rollouts.0.share": "share rolled out", "rollouts.0.stages": "stages",
     "rollouts.0.at": "start of the rollout", "rollouts.0.adapter": "adapter rolled out",
     "rollouts.0.propagation": "propagation", "rollouts.0.keep_old": "keep old versions",
+    "rollouts.0.require": "gate before the rollout",
     "rollouts.0.sticky": "sticky sessions", "faults.0.at": "start of the fault", "faults.0.factor": "slowdown",
     "faults.0.delay": "network delay", "faults.0.share": "share concerned", "faults.0.backoff": "pause before a retry",
     "faults.0.retries": "retries of a load", "faults.0.replica": "replica concerned",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import DebugOption, QuietOption
-from sim.cli.output import message, print_rich, rich_rows, to_json
+from sim.cli.options import DebugOption, QuietOption, SetOption
+from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, rich_table, to_json
+from sim.errors import InputError
 
 if TYPE_CHECKING:
+    from sim.studies.priced import PricedCures
     from sim.training.vetted import Vetted
 
 _SHOWN = 20
@@ -33,6 +35,11 @@ def vet(
     threshold: Annotated[
         list[str] | None, typer.Option(help="Draw a line elsewhere: name=value, such as small_rank=8. Repeatable.")
     ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="Price every cure at this fleet: a scenario file, or the name of a bundled one."),
+    ] = None,
+    set_: SetOption = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if anything likely or certain was found.")
     ] = False,
@@ -46,12 +53,59 @@ def vet(
     from sim.training.vet_words import as_json
 
     found = vet_path(path, parse_thresholds(threshold or []), reference, base_bits=base_bits, examples=examples)
+    if scenario is None and set_:
+        raise InputError("there is no scenario to price cures at", key="--set", hint="give --scenario")
+    priced = None if scenario is None else _price(found, scenario, set_ or [], quiet)
     if json:
-        typer.echo(to_json([as_json(one) for one in found]))
+        vetted = [as_json(one) for one in found]
+        typer.echo(to_json(vetted if scenario is None else {"vetted": vetted, "priced": _priced_json(priced)}))
     else:
         _print(found, quiet)
+        if scenario is not None:
+            _print_priced(priced, quiet)
     if check and not all(one.passes for one in found):
         raise typer.Exit(1)
+
+
+def _price(found: tuple[Vetted, ...], scenario: str, set_: list[str], quiet: bool) -> PricedCures | None:
+    """Simulate what the cures change, and write the run directory with its report."""
+    from reports.build import write_report
+    from sim.results.store import read_run
+    from sim.spec.scenario_file import load_scenario
+    from sim.studies.priced import price_cures
+
+    with progress_bar(quiet, "pricing") as progress:
+        priced = price_cures(found, load_scenario(scenario, set_), command=command_line(), progress=progress)
+    if priced is not None:
+        write_report(read_run(priced.path))
+    return priced
+
+
+def _priced_json(priced: PricedCures | None) -> dict[str, Any] | None:
+    """Return the prices as plain data; None where no cure changes what serving costs."""
+    if priced is None:
+        return None
+    return {"run": str(priced.path), "as_it_is": priced.point.metrics_json(), "changes": priced.rows}
+
+
+def _print_priced(priced: PricedCures | None, quiet: bool) -> None:
+    """Print what the fleet pays: an answer and a table a cure."""
+    from reports.build import FILE
+    from reports.cures import cures_answer, cures_tables
+    from sim.results.store import read_run
+
+    if priced is None:
+        typer.echo("\nNo cure that was found changes what serving costs: there is nothing to price.")
+        return
+    data = read_run(priced.path)
+    typer.echo(f"\n{data.manifest['name']}: {cures_answer(data).headline}")
+    for table in cures_tables(data):
+        typer.echo(f"\n{table.caption}")
+        print_rich(rich_table(table))
+        typer.echo(table.note)
+    typer.echo(f"\nreport  {priced.path / FILE}")
+    for warning in priced.point.warnings:
+        message(f"note: {warning}", quiet)
 
 
 def _print(found: tuple[Vetted, ...], quiet: bool) -> None:

@@ -226,7 +226,7 @@ def _rollouts(m: Measured) -> dict[str, Metric]:
         **_sessions(m),
         "extra_resident_bytes_peak": spread_over(float(extra.mean()), extra, "B"),
         "rollout_duration_s": _duration(m),
-        **_window_metrics(m),
+        **window_metrics(m),
     }
 
 
@@ -243,7 +243,7 @@ def _duration(m: Measured) -> Metric:
     return Metric(None, unit="s", settled=False, note=note)
 
 
-def _window_metrics(m: Measured) -> dict[str, Metric]:
+def window_metrics(m: Measured) -> dict[str, Metric]:
     """Return latencies, misses and loads during the rollouts and before."""
     arrival, replication = m.column("arrival_s").astype(np.float64), replication_of(m)
     windows = [Window.of(r, arrival[replication == i]) for i, r in enumerate(m.recordings)]

@@ -119,6 +119,9 @@ class Point:
         "unanswered_after", "slow_before"}``; slow: late by the targets for single requests, None without such targets;
         unanswered: unfinished when the run ended, those of them that are slow too, and those that came from the first
         rollout or fault on; before: those that came before that, where it isn't there from the start.
+    :ivar held: rollouts that were held because their version was vetted and failed: ``{"rollouts": [{"rollout",
+        "strategy", "at_s", "weights", "vetted"}], "requests", "answered": {"value", "lo", "hi"}, "by_rollout": [...],
+        "metrics": {NAME: ...}}``: what was avoided, by the same traffic with them going out (``sim.results.avoided``).
     :ivar traffic_ids: ``{"requests", "draws"}``: digests of the traffic, equal where two points met the same one
         (``sim.results.draws``).
     """
@@ -139,14 +142,16 @@ class Point:
     version_mix: dict[str, Any] = field(default_factory=dict)
     harm: dict[str, int | None] = field(default_factory=dict)
     traffic_ids: dict[str, str] = field(default_factory=dict)
+    held: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data that ``json`` can write; nothing about calibration where the profile has no draws."""
+        """Return plain data that ``json`` can write; nothing of calibration or held rollouts where there is none."""
         data = asdict(replace(self, metrics={}))
         data["metrics"] = self.metrics_json()
         data["parts"] = {name: metric.parts for name, metric in self.metrics.items() if metric.parts}
-        if not self.calibration:
-            del data["calibration"]
+        for name in ("calibration", "held"):
+            if not data[name]:
+                del data[name]
         return data
 
     def metrics_json(self) -> dict[str, Any]:

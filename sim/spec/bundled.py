@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import OutputError, ScenarioError, did_you_mean
-from sim.spec.tree import FILE_KEYS, is_path, plain
+from sim.spec.tree import files_of, plain
 from sim.spec.yaml_tree import read_yaml
 
 _EDITOR_LINE = re.compile(r"(?m)^(# yaml-language-server: \$schema=)\S+$")
@@ -56,7 +56,7 @@ def bundled_path(name: str) -> Path:
 
 
 def copy_scenario(name: str, destination: Path) -> Path:
-    """Copy a bundled scenario, and the traces it reads, to be edited; return the new file.
+    """Copy a bundled scenario, and the files it reads, to be edited; return the new file.
 
     :param destination: a folder, or the name of the new file. Nothing is overwritten.
     :raises ScenarioError: if there is no such scenario.
@@ -77,7 +77,10 @@ def copy_scenario(name: str, destination: Path) -> Path:
             out.write(text)
         for original, copy in copies:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(original, copy)
+            if original.is_dir():
+                shutil.copytree(original, copy)
+            else:
+                shutil.copyfile(original, copy)
     except OSError as error:
         raise OutputError(f"can't write this file: {error.strerror}", file=str(target)) from None
     return target
@@ -86,11 +89,4 @@ def copy_scenario(name: str, destination: Path) -> Path:
 def _files(source: Path) -> list[str]:
     """Return the relative files that a scenario's own keys name."""
     data: Any = plain(read_yaml(source, str(source)))
-    found = []
-    for key in FILE_KEYS:
-        value = data
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, str) and (key != "fleet.profile" or is_path(value)) and not Path(value).is_absolute():
-            found.append(value)
-    return found
+    return [file for _, file in files_of(data) if not Path(file).is_absolute()]

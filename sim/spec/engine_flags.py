@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from sim.spec.scenario import Scenario
 
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for ``--max-lora-rank`` (``vllm/config.py``, ``LoRAConfig``): slots are padded to one of these."""
 _SGLANG_EVICTIONS = ("lru", "fifo")
 _PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 
@@ -43,6 +44,11 @@ def beyond_flags(scenario: Scenario) -> list[str]:
     return found
 
 
+def vllm_rank(rank: int) -> int:
+    """Return the rank that vLLM pads slots to where the largest adapter has this one; above its limit, that one."""
+    return next((allowed for allowed in VLLM_RANKS if allowed >= rank), rank)
+
+
 def _ranks(scenario: Scenario) -> int:
     adapters = scenario.adapters
     return max([kind.rank for kind in adapters.mix if kind.kind == "lora"] or [adapters.rank])
@@ -50,7 +56,7 @@ def _ranks(scenario: Scenario) -> int:
 
 def _vllm(scenario: Scenario) -> str:
     fleet, gpu, host = scenario.fleet, scenario.cache.gpu, scenario.cache.host
-    rank = next((allowed for allowed in _VLLM_RANKS if allowed >= _ranks(scenario)), _VLLM_RANKS[-1])
+    rank = min(vllm_rank(_ranks(scenario)), VLLM_RANKS[-1])
     parts = ["vllm serve MODEL --enable-lora"]
     if gpu.slots is not None:
         parts.append(f"--max-loras {gpu.slots}")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from sim.errors import InputError, ScenarioError, did_you_mean
-from sim.spec.tree import TAGS, join
+from sim.spec.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12
 _WANTED = {
@@ -65,11 +65,6 @@ def misplaced_flags(model: type[BaseModel], data: Any) -> list[InputError]:
         for path, value in _leaves(data, "")
         if isinstance(value, bool) and without_indexes(path) in numbers
     ]
-
-
-def without_indexes(key: str) -> str:
-    """Return a dotted key without the places in lists: ``adapters.mix.0.rank`` → ``adapters.mix.rank``."""
-    return ".".join(part for part in key.split(".") if not part.isdigit())
 
 
 def known_keys(model: type[BaseModel]) -> list[str]:

@@ -95,6 +95,12 @@ class Rollout(Strict):
     """``new-name`` only: rank of the new version; unset: that of the old one."""
     size: Bytes | None = None
     """``new-name`` only: bytes of the new version, in place of what its rank says."""
+    weights: str | None = None
+    """Folder of the new version as training left it: a PEFT adapter with its ``trainer_state.json``, or a folder of
+    them. ``new-name`` takes ``rank`` and ``size`` from there, where neither is given."""
+    require: Literal["none", "vet"] = "none"
+    """``vet``: before the run, ``weights`` are vetted as ``loraplan vet`` does. Where something likely or certain is
+    found, the rollout is held: it doesn't happen, and the report shows what that avoided."""
     observe: Seconds | None = Field(default=None, gt=0)
     """What counts as during the rollout: this long from ``at``; unset: to the end of the run."""
 
@@ -109,6 +115,8 @@ class Rollout(Strict):
             raise located(
                 "stages", "the last stage must reach everybody", got=_percents(self.stages), hint="end with 100%"
             )
+        if self.require == "vet" and self.weights is None:
+            raise located("weights", "a version that must be vetted needs its folder", hint="such as weights: sales-v2")
         if self.strategy != "new-name":
             for key, default in (("gate", None), ("rank", None), ("size", None), ("sticky", True), ("keep_old", False)):
                 if getattr(self, key) != default:

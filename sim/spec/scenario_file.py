@@ -14,10 +14,10 @@ from sim.errors import InputError, ScenarioError, SeveralErrors, did_you_mean
 from sim.spec import tree
 from sim.spec.bundled import BundledScenario, bundled_path, bundled_scenarios, copy_scenario
 from sim.spec.engines import preset_value
-from sim.spec.problems import known_keys, misplaced_flags, problems, without_indexes
+from sim.spec.problems import known_keys, misplaced_flags, problems
 from sim.spec.scenario import Scenario
 from sim.spec.schema import scenario_schema
-from sim.spec.tree import Node, Origin
+from sim.spec.tree import Node, Origin, without_indexes
 from sim.spec.yaml_tree import parse_yaml, read_yaml
 
 __all__ = [

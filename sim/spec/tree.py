@@ -46,8 +46,9 @@ FILE_KEYS = (
     "workload.tokens.prompt.file",
     "workload.tokens.output.file",
     "fleet.profile",
+    "rollouts.weights",
 )
-"""Keys whose value is a file (the profile only where it looks like a path)."""
+"""Keys whose value is a file or a folder (the profile only where it looks like a path), without places in lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +138,39 @@ def with_absolute_files(node: Node, folder: Path, path: str = "") -> Node:
     if isinstance(value, dict):
         children = {key: with_absolute_files(child, folder, join(path, key)) for key, child in value.items()}
         return replace(node, value=children)
-    if isinstance(value, str) and path in FILE_KEYS and (path != "fleet.profile" or is_path(value)):
+    if isinstance(value, list) and any(isinstance(child.value, dict) for child in value):
+        children_of = [with_absolute_files(child, folder, join(path, i)) for i, child in enumerate(value)]
+        return replace(node, value=children_of)
+    if isinstance(value, str) and without_indexes(path) in FILE_KEYS and (path != "fleet.profile" or is_path(value)):
         return replace(node, value=str((folder / Path(value).expanduser()).resolve()))
     return node
+
+
+def without_indexes(key: str) -> str:
+    """Return a dotted key without the places in lists: ``adapters.mix.0.rank`` → ``adapters.mix.rank``."""
+    return ".".join(part for part in key.split(".") if not part.isdigit())
+
+
+def files_of(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield every file and folder that a scenario's plain data names: its dotted key and its path.
+
+    A profile that is a name and no path is none.
+    """
+    for key in FILE_KEYS:
+        for path, value in _values(data, key.split("."), ""):
+            if isinstance(value, str) and (key != "fleet.profile" or is_path(value)):
+                yield path, value
+
+
+def _values(data: Any, parts: Sequence[str], path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the values at a dotted key, of every item where there is a list on the way."""
+    if isinstance(data, (list, tuple)):
+        for i, item in enumerate(data):
+            yield from _values(item, parts, join(path, i))
+    elif not parts:
+        yield path, data
+    elif isinstance(data, Mapping) and parts[0] in data:
+        yield from _values(data[parts[0]], parts[1:], join(path, parts[0]))
 
 
 def is_path(profile: str) -> bool:

@@ -5,12 +5,14 @@ A profile's draws say how far errors of the calibration reach; each is one more 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from sim.results.avoided import HeldBack, avoided
 from sim.results.calibration import MIN_DRAWS, Alone, add_calibration, alone
 from sim.results.measured import Broken, Facts
 from sim.results.point import Point
@@ -18,6 +20,7 @@ from sim.results.stats import sections_per_replication
 from sim.results.views import request_table, summarise
 from sim.spec.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
 from sim.spec.scenario import Scenario
+from sim.studies.vetting import build, held_record, release
 from sim.world.build import build_world, simulate
 from sim.world.world import World
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     import pyarrow
 
     from sim.results.records import Recording
+
+_NUMBERED = re.compile(r"rollouts\.(\d+)")
 
 MAX_DRAWS = 8
 """Draws of a profile that are simulated. With 8, Student's t is 18 % above the normal quantile it tends to."""
@@ -72,12 +77,16 @@ def simulate_point(scenario: Scenario, set_: dict[str, Any], *, with_requests: b
     """
     while True:
         started = time.perf_counter()
-        world = build_world(scenario)
+        world = build(scenario)
         recordings = [simulate_replication(world, index) for index in range(replications_of(world))]
         outcome = conclude(world, recordings, set_, with_requests=with_requests)
         longer = doubled(scenario, outcome.point)
         if longer is None:
             calibrate(outcome.point, world, recordings, [simulate_draw(world, i) for i in range(len(draws_of(world)))])
+            otherwise = world_otherwise(scenario)
+            if otherwise is not None:
+                gone = [simulate_replication(otherwise, index) for index in range(replications_of(otherwise))]
+                add_held(outcome.point, scenario, otherwise, recordings, gone)
             outcome.point.cost["wall_s"] = time.perf_counter() - started
             return outcome
         scenario = longer
@@ -104,6 +113,34 @@ def calibrate(point: Point, world: World, recordings: list[Recording], drawn: li
         facts = facts_of(world)
         own = [alone(recording, facts) for recording in recordings[: len(drawn)]]
         add_calibration(point, own, drawn, len(world.profile.draws))
+
+
+def world_otherwise(scenario: Scenario) -> World | None:
+    """Return the world in which every rollout happens; None where none is held."""
+    otherwise = release(scenario).otherwise
+    return None if otherwise is None else build_world(otherwise)
+
+
+def add_held(
+    point: Point, scenario: Scenario, otherwise: World, happened: list[Recording], gone: list[Recording]
+) -> None:
+    """Add which rollouts were held and what that avoided; events get the numbers that the scenario gives rollouts.
+
+    :param otherwise: the world in which they happen; ``gone``: its recordings, of the same replications.
+    """
+    held, lineage = release(scenario).held, otherwise.lineage
+    assert lineage is not None, "a rollout is held"
+    waves = {wave.number: wave for wave in lineage.waves}
+    back = []
+    for each in held:
+        wave, rollout = waves[each.number], each.rollout
+        back.append(HeldBack(wave.names, wave.versions, rollout.at, rollout.at + (rollout.observe or inf)))
+    point.held = {"rollouts": held_record(held), **avoided(happened, gone, facts_of(otherwise), back)}
+    kept = [i for i in range(len(scenario.rollouts)) if i not in {each.number for each in held}]
+    for event in point.events:
+        match = _NUMBERED.match(event["text"])
+        if match is not None:
+            event["text"] = f"rollouts.{kept[int(match[1])]}{event['text'][match.end() :]}"
 
 
 def doubled(scenario: Scenario, point: Point) -> Scenario | None:

@@ -19,10 +19,11 @@ from sim.errors import InputError, ScenarioError
 from sim.results.point import Point
 from sim.results.store import RunStore, Status, digest_file, holds_nothing_else, point_key, scenario_hash
 from sim.spec.scenario_file import LoadedScenario
-from sim.spec.tree import FILE_KEYS
+from sim.spec.tree import files_of, without_indexes
 from sim.studies.parallel import unordered
 from sim.studies.point import (
     Outcome,
+    add_held,
     calibrate,
     conclude,
     draws_of,
@@ -30,8 +31,9 @@ from sim.studies.point import (
     simulate_draw,
     simulate_point,
     simulate_replication,
+    world_otherwise,
 )
-from sim.world.build import build_world
+from sim.studies.vetting import build, digest_weights
 from sim.world.world import World
 
 Progress = Callable[[int, int], None]
@@ -170,7 +172,7 @@ def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> Task:
 
 def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> World:
     try:
-        return build_world(point.scenario)
+        return build(point.scenario)
     except InputError as error:
         if set_ and error.file is None:
             error.hint = "; ".join(filter(None, [error.hint, f"at the point {dict(set_)}"]))
@@ -192,20 +194,25 @@ def _simulate_all(tasks: list[Task], jobs: int, progress: Progress) -> Iterator[
 
 def _one_point(task: Task, jobs: int, progress: Progress) -> Outcome:
     started = time.perf_counter()
-    world = build_world(task.point.scenario)
-    parts: list[tuple[Callable[[World, int], Any], int]]
-    parts = [(simulate_replication, place) for place in range(task.replications)]
-    parts += [(simulate_draw, place) for place in range(len(draws_of(world)))]
+    world = build(task.point.scenario)
+    otherwise = world_otherwise(task.point.scenario)
+    parts: list[tuple[Callable[[World, int], Any], World, int]]
+    parts = [(simulate_replication, world, place) for place in range(task.replications)]
+    parts += [(simulate_draw, world, place) for place in range(len(draws_of(world)))]
+    if otherwise is not None:
+        parts += [(simulate_replication, otherwise, place) for place in range(task.replications)]
     progress(0, len(parts))
     found: dict[int, Any] = {}
-    arguments = [(index, part, world, place) for index, (part, place) in enumerate(parts)]
-    for index, result in unordered(_part_task, arguments, jobs):
+    for index, result in unordered(_part_task, [(i, *part) for i, part in enumerate(parts)], jobs):
         found[index] = result
         progress(len(found), len(parts))
     in_order = [found[index] for index in range(len(parts))]
-    recordings, drawn = in_order[: task.replications], in_order[task.replications :]
+    recordings, rest = in_order[: task.replications], in_order[task.replications :]
+    drawn, gone = rest[: len(draws_of(world))], rest[len(draws_of(world)) :]
     outcome = conclude(world, recordings, task.set, with_requests=task.index == 0)
     calibrate(outcome.point, world, recordings, drawn)
+    if otherwise is not None:
+        add_held(outcome.point, task.point.scenario, otherwise, recordings, gone)
     outcome.point.cost["wall_s"] = time.perf_counter() - started
     return outcome
 
@@ -229,12 +236,11 @@ def _size(world: World) -> float:
 def input_digests(point: LoadedScenario, world: World) -> dict[str, str]:
     """Return the hash of every file that the point's numbers depend on, by its key."""
     digests = {}
-    for key in FILE_KEYS:
-        value: Any = point.data
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if isinstance(value, str) and key != "fleet.profile":
-            digests[key] = digest_file(Path(value))
+    for key, file in files_of(point.data):
+        if without_indexes(key) == "rollouts.weights":
+            digests[key] = digest_weights(Path(file))
+        elif key != "fleet.profile":
+            digests[key] = digest_file(Path(file))
     if world.profile is not None:
         digests["fleet.profile"] = world.profile_sha256
     return digests

@@ -14,6 +14,8 @@ from sim.spec.units import human_bytes
 from sim.spec.workload import AdapterKind
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1}
+GOLDEN = 0.6180339887498949
+"""The golden ratio's fraction, whose multiples deal kinds of a mix to adapters."""
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -158,7 +160,7 @@ def populate(adapters: Adapters, base_model: str, count: int, weights_bytes: int
     band of popularity, has the mix's shares as nearly as whole adapters allow, whatever the seed.
     """
     kinds = adapters.mix
-    spread = (np.arange(count) * 0.6180339887498949) % 1.0
+    spread = (np.arange(count) * GOLDEN) % 1.0
     edges = np.cumsum([kind.share for kind in kinds])[:-1] if kinds else np.empty(0)
     kind = np.searchsorted(edges, spread, side="right").astype(np.int64)
     # Checked already, and sizes are parsed.

@@ -6,17 +6,24 @@ from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts
 from sim.policies.memory import kv_tokens_left
 from sim.policies.slot_memory import slots_bytes
+from sim.spec.engine_flags import vllm_rank
 from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import Population, model_shape
 
 
+def padded_rank(profile: Profile, population: Population) -> int:
+    """Return the rank that every slot is padded to: the largest there is; vLLM rounds it up to one it knows."""
+    largest = int(population.rank.max())
+    return largest if profile.memory.slot_layout == "exact" else vllm_rank(largest)
+
+
 def adapter_bytes(slots: int, profile: Profile, population: Population) -> int:
     """Return the GPU memory of ``slots`` padded slots, in bytes."""
     if profile.memory.slot_layout == "exact":
         return slots * population.slot_bytes
-    return slots_bytes(model_shape(profile.model), slots, int(population.rank.max()))
+    return slots_bytes(model_shape(profile.model), slots, padded_rank(profile, population))
 
 
 def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Population) -> int:

@@ -15,6 +15,7 @@ from sim.traffic.adapters import Population
 from sim.world.batch import BatchServer
 from sim.world.fixed import FixedServer
 from sim.world.fronted import FrontedServer
+from sim.world.memory import padded_rank
 from sim.world.server import Parts, Server
 from sim.world.world import World
 
@@ -52,7 +53,7 @@ def make_server(world: World, parts: Parts, rule: KvRule | None, watched: Watch,
         "kv": KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size),
         "costs": StepCosts(
             world.profile.step, _slots(scenario, world.traffic.population), fleet.max_num_batched_tokens,
-            int(world.population.rank.max()),
+            padded_rank(world.profile, world.population),
         ),
         "ranks": world.ranks,
         "ask_early": scenario.load_at == "arrival",

@@ -113,6 +113,7 @@ def test_commands_do_what_the_page_shows(page: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # starting workers would cost more than these runs
     for step in steps(page):
         if isinstance(step, File):
+            Path(step.name).parent.mkdir(parents=True, exist_ok=True)
             Path(step.name).write_text(step.text, encoding="utf-8")
             continue
         shortened = step.long and not LONG

@@ -25,16 +25,18 @@ _ROUTERS = ("round-robin", "least-loaded", "hash", "affinity-residency")
 class Change:
     """One change of a scenario.
 
-    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``eviction`` or ``router``.
+    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``eviction``, ``router`` or ``cure``.
     :ivar label: what it does, in words.
-    :ivar set: values by dotted key.
+    :ivar set: values by dotted key; ``{}``: nothing changes.
     :ivar note: what to know of it.
+    :ivar refused: why the scenario can't be changed so; empty where it can.
     """
 
     group: str
     label: str
     set: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    refused: str = ""
 
 
 def changes(world: World) -> list[Change]:

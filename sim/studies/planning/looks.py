@@ -22,7 +22,8 @@ from sim.studies.parallel import unordered
 from sim.studies.planning.search import Seen
 from sim.studies.point import calibrate, conclude, draws_of, replications_of, simulate_draw
 from sim.studies.sweep import code_version, input_digests
-from sim.world.build import build_world, simulate
+from sim.studies.vetting import build
+from sim.world.build import simulate
 from sim.world.world import World
 
 DOUBLINGS = 3
@@ -168,7 +169,7 @@ class Looks:
             error.hint = "; ".join(filter(None, [error.hint, f"at {set_}"]))
             raise
         try:
-            world = build_world(loaded.scenario)
+            world = build(loaded.scenario)
         except ScenarioError as error:
             return Design(named, loaded, None, refused=error)
         return Design(named, loaded, world)

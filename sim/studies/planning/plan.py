@@ -83,7 +83,7 @@ def make_plan(
         "plan": {"question": question},
     }
     if out is not None:
-        _refuse_other(folder, question)
+        refuse_other(folder, question)
     try:
         opened = RunStore.create(folder, manifest)
     except OutputError as error:
@@ -143,7 +143,7 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
         raise loaded.locate(error) from None
 
 
-def _refuse_other(folder: Path, question: Any) -> None:
+def refuse_other(folder: Path, question: Any, kind: str = "plan") -> None:
     """Refuse a folder that holds the answer to another question, or a run: its report would be lost."""
     if not (folder / "manifest.json").exists():
         return
@@ -151,23 +151,26 @@ def _refuse_other(folder: Path, question: Any) -> None:
         old = read_json(folder / "manifest.json")
     except OutputError:
         return  # said by who opens it
-    if isinstance(old, dict) and (old.get("plan") or {}).get("question") != question:
-        kind = "the answer to another question" if old.get("kind") == "plan" else f"a {old.get('kind', 'run')}"
-        raise OutputError(f"this folder holds {kind}", file=str(folder), got=old.get("name"), hint="give another --out")
+    if isinstance(old, dict) and (old.get(kind) or {}).get("question") != question:
+        what = "the answer to another question" if old.get("kind") == kind else f"a {old.get('kind', 'run')}"
+        raise OutputError(f"this folder holds {what}", file=str(folder), got=old.get("name"), hint="give another --out")
 
 
-def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs")) -> Path:
-    """Return ``runs/NAME-plan``, with ``-2``, ``-3``, … where the answer to another question stands there."""
+def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs"), kind: str = "plan") -> Path:
+    """Return ``runs/NAME-plan``, with ``-2``, ``-3``, … where the answer to another question stands there.
+
+    :param kind: of the run directory: ``plan``, or ``cures``.
+    """
     wanted = scenario_hash(loaded.data)
     for number in itertools.count(1):
-        folder = root / (f"{loaded.scenario.name}-plan" + (f"-{number}" if number > 1 else ""))
+        folder = root / (f"{loaded.scenario.name}-{kind}" + (f"-{number}" if number > 1 else ""))
         if not folder.exists() or not any(folder.iterdir()):
             return folder
         try:
             old = read_json(folder / "manifest.json")
         except OutputError:
             continue
-        if isinstance(old, dict) and old.get("asked") == wanted and (old.get("plan") or {}).get("question") == question:
+        if isinstance(old, dict) and old.get("asked") == wanted and (old.get(kind) or {}).get("question") == question:
             return folder
     raise AssertionError("numbers don't end")
 

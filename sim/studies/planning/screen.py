@@ -15,6 +15,7 @@ from sim.errors import ScenarioError
 from sim.policies.che import che_miss_ratios
 from sim.policies.costs import StepCosts, load_seconds, mean_residual
 from sim.spec.scenario import Scenario
+from sim.world.memory import padded_rank
 from sim.world.world import World
 
 HOPELESS = 1.05
@@ -110,9 +111,8 @@ def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, flo
     assert world.kv_tokens is not None, "a batching engine has a KV cache"
     prompt, output = mean_tokens(world)
     held = prompt + output / 2
-    costs = StepCosts(
-        world.profile.step, _slots(scenario, world), scenario.fleet.max_num_batched_tokens, max(world.ranks, default=0)
-    )
+    rank = padded_rank(world.profile, world.population)
+    costs = StepCosts(world.profile.step, _slots(scenario, world), scenario.fleet.max_num_batched_tokens, rank)
     most = max(1, min(scenario.fleet.max_num_seqs, int(world.kv_tokens / held)))
     shares = _shares(world)[0]
     best, enough = 0.0, None

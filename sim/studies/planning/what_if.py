@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sim.errors import InputError
@@ -16,10 +17,27 @@ from sim.studies.parallel import unordered
 from sim.studies.planning.changes import Change, changes
 from sim.studies.point import conclude, replications_of, simulate_replication
 from sim.studies.sweep import code_version, input_digests
-from sim.world.build import build_world
+from sim.studies.vetting import build
+from sim.world.world import World
 
-ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
-"""Metrics that every what-if shows, beside those of the SLO."""
+ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
+"""Metrics that every what-if keeps, beside those of the SLO."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A change, and the design that it makes.
+
+    :ivar design: None where the change can't be made; ``refused`` says why.
+    :ivar memory: what there is room for (``memory_of``); ``key``: the name under which its ``point`` is kept.
+    """
+
+    change: Change
+    design: LoadedScenario | None
+    memory: dict[str, Any] = field(default_factory=dict)
+    refused: str = ""
+    key: str = ""
+    point: Point | None = None
 
 
 def what_if(
@@ -33,65 +51,98 @@ def what_if(
 
     :param loaded: the chosen design; every change is made from there.
     :param store: where points are kept: a what-if that was killed goes on.
-    :returns: rows ``{"group", "label", "set", "note", "refused", "verdict", "metrics": {NAME: Difference}}`` as plain
-        data; ``refused`` says why a change can't be made, None where it can.
+    :returns: rows as ``rows_of`` gives them.
+    """
+    found = changes(build(loaded.scenario))
+    tried = try_changes(loaded, found, store, jobs=jobs, progress=progress)
+    requests = sum(int(each.point.cost["requests"]) for each in tried if each.point is not None)
+    return rows_of(loaded, tried), requests
+
+
+def try_changes(
+    loaded: LoadedScenario,
+    wanted: Sequence[Change],
+    store: RunStore,
+    *,
+    jobs: int = -1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Tried]:
+    """Simulate a design and what each change makes of it, under the same traffic; the design as it is comes first."""
+    tried = [_made(loaded, change) for change in (Change("", "as it is"), *wanted)]
+    assert tried[0].design is not None, "the chosen design can be built"
+    return _points(tried, store, jobs, progress)
+
+
+def rows_of(loaded: LoadedScenario, tried: Sequence[Tried]) -> list[dict[str, Any]]:
+    """Return what the changes do, as plain data: one row each, without the first, which they are held against.
+
+    :returns: rows ``{"group", "label", "set", "note", "refused", "verdict", "metrics": {NAME: Difference}}``;
+        ``refused`` says why a change can't be made, None where it can.
     """
     terms = loaded.scenario.slo.terms()
     names = list(dict.fromkeys([*terms, *ALWAYS]))
-    tried: list[tuple[Change, LoadedScenario | None, str]] = [(Change("", "as planned"), loaded, "")]
-    for change in changes(build_world(loaded.scenario)):
-        try:
-            design = loaded.with_values(change.set)
-            build_world(design.scenario)
-        except InputError as error:
-            tried.append((change, None, error.problem))
-        else:
-            tried.append((change, design, ""))
-    points = _points([design for _, design, _ in tried], store, jobs, progress)
-    base = points[0]
-    assert base is not None, "the chosen design can be built"
+    base = tried[0].point
+    assert base is not None, "it was simulated"
     rows = []
-    for (change, _, why), point in zip(tried[1:], points[1:], strict=True):
+    for each in tried[1:]:
+        change, point = each.change, each.point
         row: dict[str, Any] = {"group": change.group, "label": change.label, "set": change.set, "note": change.note,
-                               "refused": why or None, "verdict": None, "metrics": {}}  # fmt: skip
+                               "refused": each.refused or None, "verdict": None, "metrics": {}}  # fmt: skip
         if point is not None:
             row["verdict"] = verdict(point, terms)
             found = {name: difference_of(base, point, name) for name in names}
             row["metrics"] = {name: _plain(each) for name, each in found.items() if each is not None}
         rows.append(row)
-    requests = sum(int(point.cost["requests"]) for point in points if point is not None)
     ready: list[dict[str, Any]] = json_ready(rows)
-    return ready, requests
+    return ready
 
 
-def _points(
-    designs: list[LoadedScenario | None], store: RunStore, jobs: int, progress: Callable[[int, int], None]
-) -> list[Point | None]:
-    """Return the point of every design that there is, simulating those that were not kept."""
-    found: dict[int, Point] = {}
-    keys: dict[int, str] = {}
-    todo: list[tuple[int, LoadedScenario]] = []
-    for place, design in enumerate(designs):
-        if design is None:
-            continue
-        inputs = input_digests(design, build_world(design.scenario))
-        keys[place] = point_key(design.data, {"what_if": True}, code_version(), inputs)
-        kept = store.load_point(keys[place])
-        if kept is None:
-            todo.append((place, design))
-        else:
-            found[place] = kept
-    progress(len(found), len(keys))
-    for place, point in unordered(_simulated, todo, jobs):
-        store.save_point(keys[place], point)
-        found[place] = point
-        progress(len(found), len(keys))
-    return [found.get(place) for place in range(len(designs))]
+def _made(loaded: LoadedScenario, change: Change) -> Tried:
+    if change.refused:
+        return Tried(change, None, refused=change.refused)
+    try:
+        design = loaded.with_values(change.set) if change.set else loaded
+        world = build(design.scenario)
+    except InputError as error:
+        return Tried(change, None, refused=error.problem)
+    key = point_key(design.data, {"what_if": True}, code_version(), input_digests(design, world))
+    return Tried(change, design, memory_of(world), key=key)
+
+
+def memory_of(world: World) -> dict[str, Any]:
+    """Return what one replica has room for: GPU slots (of the mean size, where bytes are counted), KV cache, copies.
+
+    ``{"replicas", "slots", "kv_tokens", "host_bytes"}``, all but the first of one replica; None where there is no such
+    limit.
+    """
+    cache, population = world.scenario.cache, world.traffic.population
+    sizes = population.size_bytes[~population.full]
+    slots = cache.gpu.slots
+    if slots is None and not cache.gpu.unified:
+        slots = int(world.capacity / float(sizes.mean()))
+    host = None
+    if cache.host is not None and cache.host.slots is not None:
+        host = int(min(cache.host.slots, len(sizes)) * float(sizes.mean()))
+    return {"replicas": world.replicas, "slots": slots, "kv_tokens": world.kv_tokens, "host_bytes": host}
+
+
+def _points(tried: Sequence[Tried], store: RunStore, jobs: int, progress: Callable[[int, int], None]) -> list[Tried]:
+    """Return every design with its point, simulating those that were not kept; two that are equal only once."""
+    designs = {each.key: each.design for each in tried if each.design is not None}
+    found = {key: point for key in designs if (point := store.load_point(key)) is not None}
+    progress(len(found), len(designs))
+    todo = [(key, design) for key, design in designs.items() if key not in found]
+    for place, point in unordered(_simulated, [(i, design) for i, (_, design) in enumerate(todo)], jobs):
+        key = todo[place][0]
+        store.save_point(key, point)
+        found[key] = point
+        progress(len(found), len(designs))
+    return [replace(each, point=found.get(each.key)) for each in tried]
 
 
 def _simulated(place: int, design: LoadedScenario) -> tuple[int, Point]:
     """Simulate a design with the profile's own costs: draws would cost more and cancel in the difference."""
-    world = build_world(design.scenario)
+    world = build(design.scenario)
     recordings = [simulate_replication(world, replication) for replication in range(replications_of(world))]
     return place, conclude(world, recordings, {}, with_requests=False).point
 

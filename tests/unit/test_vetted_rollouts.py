@@ -1,0 +1,234 @@
+"""Rollouts that require a vetting: held, sent out, refused; what that avoided; and that inputs are part of a result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scenario_samples import refusal, write
+from stuck_adapter import LEARNED, write_adapter
+
+from reports.build import build_report
+from reports.findings import answer, sweep_answer
+from reports.held import held_table
+from sim.errors import InputError
+from sim.results.store import read_run
+from sim.spec.scenario_file import LoadedScenario, load_scenario
+from sim.studies.point import simulate_point
+from sim.studies.sweep import study, task_of
+from sim.studies.vetting import build, digest_weights, release
+
+SCENARIO = """\
+schema_version: 1
+name: gated
+workload:
+  duration: 4 min
+  arrivals: {process: poisson, rate: 8/s}
+adapters: {count: 20, rank: 4}
+fleet: {replicas: 2}
+cache: {gpu: {slots: 8}}
+slo: {ttft_p99: 1 s}
+run: {replications: 2, warmup: 10%}
+"""
+VET = "rollouts:\n  - {strategy: STRATEGY, at: 2 min, weights: new/v2, require: vet}\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A scenario whose rollout needs a vetting, beside the folder of a version that got stuck."""
+    write_adapter(tmp_path / "new" / "v2")
+    return scenario(tmp_path)
+
+
+def scenario(folder: Path, rollouts: str = VET, strategy: str = "new-name") -> Path:
+    return write(folder / "gated.yaml", SCENARIO + rollouts.replace("STRATEGY", strategy))
+
+
+def run(file: Path, out: str, *sets: dict[str, Any]) -> Path:
+    return study(load_scenario(str(file)), list(sets) or [{}], file.parent / out, command="", jobs=1).path
+
+
+def said(loaded: LoadedScenario) -> str:
+    with pytest.raises(InputError) as caught:
+        task_of(0, loaded, {})
+    return str(caught.value)
+
+
+# Held, or sent out
+
+
+@pytest.mark.parametrize("strategy", ["new-name", "in-place"])
+def test_a_held_rollout_leaves_the_tables_of_a_scenario_without_it(file: Path, strategy: str) -> None:
+    from pyarrow import parquet
+
+    held = run(scenario(file.parent, strategy=strategy), "held")
+    without = run(scenario(file.parent, ""), "without")
+    assert (held / "points.csv").read_bytes() == (without / "points.csv").read_bytes()
+    assert parquet.read_table(held / "requests.parquet").equals(parquet.read_table(without / "requests.parquet"))
+
+
+def test_what_was_avoided_is_the_same_traffic_with_the_version_out(file: Path) -> None:
+    (point,) = read_run(run(file, "held")).points
+    gone = simulate_point(load_scenario(str(file), ["rollouts.0.require=none"]).scenario, {}, with_requests=False).point
+    held = point.held
+    for name, found in held["metrics"].items():
+        assert found["other"] == pytest.approx(gone.metrics[name].value)
+    versions = gone.version_mix["versions"]
+    assert max(versions["2"]) == 1.0
+    assert 0 < held["answered"]["value"] < held["requests"] == gone.harm["requests"]
+    assert held["by_rollout"] == [held["answered"]]
+    assert held["metrics"]["rollout_loads"]["change"] > 0
+
+
+@pytest.mark.parametrize("strategy", ["new-name", "drain-then-swap"])
+def test_every_answer_by_a_held_version_is_counted(file: Path, strategy: str) -> None:
+    path = str(scenario(file.parent, strategy=strategy))
+    held = simulate_point(load_scenario(path, ["run.replications=1"]).scenario, {}, with_requests=False).point.held
+    otherwise = load_scenario(path, ["run.replications=1", "rollouts.0.require=none"]).scenario
+    requests = simulate_point(otherwise, {}, with_requests=True).requests
+    assert requests is not None
+    table = requests.to_pandas()
+    by_the_new = table[(table["status"] == "completed") & (table["version"] == 2)]
+    assert held["answered"]["value"] == len(by_the_new) > 0
+    assert by_the_new["arrival_s"].min() > 100  # it begins at two minutes
+
+
+def test_a_version_that_passes_goes_out_and_is_said_to(file: Path) -> None:
+    write_adapter(file.parent / "new" / "v2", LEARNED, rank=8)
+    world = build(load_scenario(str(file)).scenario)
+    assert "rollouts.0 vetted: passes" in world.notes
+    assert world.lineage is not None
+    assert world.population.rank.max() == 8  # from its folder
+    (point,) = read_run(run(file, "out")).points
+    assert not point.held
+    assert "2" in point.version_mix["versions"]
+
+
+def test_rank_of_the_scenario_counts_more_than_that_of_the_folder(file: Path) -> None:
+    loaded = load_scenario(str(file), ["rollouts.0.require=none", "rollouts.0.rank=32"])
+    assert build(loaded.scenario).population.rank.max() == 32
+
+
+def test_thin_evidence_passes_and_is_said(file: Path) -> None:
+    (file.parent / "new" / "v2" / "trainer_state.json").unlink()
+    notes = release(load_scenario(str(file)).scenario).notes
+    assert notes[0] == "rollouts.0 vetted: passes"
+    assert notes[1].startswith("rollouts.0: v2: too little is known to judge underfitting, divergence")
+
+
+def test_others_go_out_under_their_own_numbers(file: Path) -> None:
+    write_adapter(file.parent / "new" / "v3", LEARNED)
+    rollouts = (
+        "rollouts:\n  - {strategy: new-name, at: 1 min, share: 50%, weights: new/v2, require: vet}\n"
+        "  - {strategy: new-name, at: 2 min, share: 50%, weights: new/v3, require: vet}\n"
+    )
+    (point,) = read_run(run(scenario(file.parent, rollouts), "two")).points
+    assert [row["rollout"] for row in point.held["rollouts"]] == [0]
+    assert {event["text"].partition(":")[0] for event in point.events} == {"rollouts.1"}
+
+
+def test_a_fault_that_needs_swaps_goes_with_the_last_of_them(file: Path) -> None:
+    path = scenario(
+        file.parent, VET + "faults:\n  - {kind: named-prefixes, share: 10%, lifetime: 1 min}\n", strategy="in-place"
+    )
+    (point,) = read_run(run(path, "prefixes")).points
+    assert point.held
+
+
+def test_the_gate_can_be_swept(file: Path) -> None:
+    sets: list[dict[str, Any]] = [{"rollouts.0.require": word} for word in ("none", "vet")]
+    data = read_run(run(file, "sweep", *sets))
+    out, held = data.points
+    assert out.version_mix
+    assert held.held
+    told = sweep_answer(data.points, {"ttft_p99_s": 1.0})
+    assert told.headline.startswith("Held at 1 of 2 points: rollouts.0, v2 shows underfitting (likely). ")
+    assert "With none: requests harmed" in " ".join(told.details)
+    assert "What holding it avoided" in build_report(data)
+
+
+# What is refused
+
+
+def test_a_gate_needs_the_versions_folder(file: Path) -> None:
+    line = (SCENARIO + VET).count("\n")
+    assert refusal(scenario(file.parent, VET.replace("weights: new/v2, ", ""))) == (
+        f"{file}:{line}: rollouts.0.weights: a version that must be vetted needs its folder; such as weights: sales-v2"
+    )
+    shutil.rmtree(file.parent / "new")
+    assert said(load_scenario(str(scenario(file.parent)))) == (
+        f"{file}:{line}: rollouts.0.weights: there is no such folder (got {file.parent}/new/v2)"
+    )
+    write(file.parent / "new" / "v2", "a file")
+    assert "is a file, not the folder of an adapter" in said(load_scenario(str(file)))
+
+
+def test_files_that_cannot_be_read_are_an_error_and_no_pass(file: Path) -> None:
+    log = file.parent / "new" / "v2" / "trainer_state.json"
+    whole = log.read_text()
+    log.write_text(whole[:100])
+    assert "rollouts.0.weights: the new version can't be vetted: " in said(load_scenario(str(file)))
+    log.write_text(whole)
+    (log.parent / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
+    assert "rollouts.0.weights: the new version can't be vetted: " in said(load_scenario(str(file)))
+
+
+def test_adapters_of_several_shapes_need_a_rollout_each(file: Path) -> None:
+    write_adapter(file.parent / "new" / "v2" / "a", LEARNED, rank=8)
+    write_adapter(file.parent / "new" / "v2" / "b", LEARNED, rank=16)
+    assert "the adapters in this folder have several shapes" in said(load_scenario(str(file)))
+    assert release(load_scenario(str(scenario(file.parent, strategy="in-place"))).scenario).held
+
+
+# Paths and digests
+
+
+def test_folders_are_found_beside_the_scenario_and_from_where_a_value_is_set(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(tmp_path / "elsewhere" / "v9", LEARNED)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    written = load_scenario(str(file)).scenario.rollouts[0].weights
+    assert written == str(file.parent / "new" / "v2")
+    given = load_scenario(str(file), ["rollouts.0.weights=v9"])
+    assert given.scenario.rollouts[0].weights == str(tmp_path / "elsewhere" / "v9")
+    swept = load_scenario(str(file)).with_values({"rollouts.0.weights": "v9"})
+    assert swept.scenario.rollouts[0].weights == str(tmp_path / "elsewhere" / "v9")
+
+
+def test_a_version_that_was_trained_again_is_another_input(file: Path) -> None:
+    folder, loaded = file.parent / "new" / "v2", load_scenario(str(file))
+    before = task_of(0, loaded, {}).inputs
+    assert before["rollouts.0.weights"] == digest_weights(folder)
+    write(folder / "README.md", "not read, so not part of it")
+    assert task_of(0, loaded, {}).inputs == before
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_dropout": 0.1}))
+    changed = task_of(0, loaded, {}).inputs
+    assert changed != before
+    write_adapter(folder, LEARNED)
+    assert task_of(0, loaded, {}).inputs not in (before, changed)
+
+
+# Words
+
+
+def test_the_report_says_what_was_held_and_why(file: Path) -> None:
+    data = read_run(run(file, "held"))
+    (point,) = data.points
+    told = answer(point, {"ttft_p99_s": 1.0})
+    value, total = point.held["answered"]["value"], point.held["requests"]
+    assert told.headline.startswith("Held: rollouts.0, v2 shows underfitting (likely). A version that failed would ")
+    assert f"have answered {value:,} of {total:,} requests" in told.headline
+    assert told.details[0].startswith("Had it gone out, meanwhile: p99 TTFT ")
+    assert any(warning.startswith("rollouts.0 is held: v2 shows underfitting (likely): the training loss was ")
+               for warning in point.warnings)  # fmt: skip
+    table = held_table(point, "")
+    assert table is not None
+    assert table.rows[0][:2] == ["requests answered by a version that failed", "0"]
+    assert "What holding it avoided" in build_report(data)
+    summary = json.loads((data.path / "summary.json").read_text())
+    assert summary["points"][0]["held"]["answered"]["value"] == value
