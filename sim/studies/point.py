@@ -70,17 +70,33 @@ def simulate_point(scenario: Scenario, set_: dict[str, Any], *, with_requests: b
 
     :param set_: the swept keys and values that made this scenario.
     """
-    while True:
-        started = time.perf_counter()
-        world = build_world(scenario)
-        recordings = [simulate_replication(world, index) for index in range(replications_of(world))]
-        outcome = conclude(world, recordings, set_, with_requests=with_requests)
-        longer = doubled(scenario, outcome.point)
-        if longer is None:
-            calibrate(outcome.point, world, recordings, [simulate_draw(world, i) for i in range(len(draws_of(world)))])
-            outcome.point.cost["wall_s"] = time.perf_counter() - started
-            return outcome
-        scenario = longer
+    longer: Scenario | None = scenario
+    while longer is not None:
+        outcome, longer = simulate_round(longer, set_, with_requests=with_requests)
+    return outcome
+
+
+def simulate_round(
+    what: Scenario | World, set_: dict[str, Any], *, with_requests: bool
+) -> tuple[Outcome, Scenario | None]:
+    """Simulate a point once; return also the longer scenario to go on with, None where this was long enough.
+
+    :param what: a world where this process may lack the files that the scenario reads.
+    """
+    started = time.perf_counter()
+    world = world_of(what)
+    recordings = [simulate_replication(world, index) for index in range(replications_of(world))]
+    outcome = conclude(world, recordings, set_, with_requests=with_requests)
+    longer = doubled(world.scenario, outcome.point)
+    if longer is None:
+        calibrate(outcome.point, world, recordings, [simulate_draw(world, i) for i in range(len(draws_of(world)))])
+        outcome.point.cost["wall_s"] = time.perf_counter() - started
+    return outcome, longer
+
+
+def world_of(what: Scenario | World) -> World:
+    """Return the world, built where only its scenario is given."""
+    return what if isinstance(what, World) else build_world(what)
 
 
 def conclude(world: World, recordings: list[Recording], set_: dict[str, Any], *, with_requests: bool) -> Outcome:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,9 +18,10 @@ from sim import __version__
 from sim.errors import InputError, ScenarioError
 from sim.results.point import Point
 from sim.results.store import RunStore, Status, digest_file, holds_nothing_else, point_key, scenario_hash
+from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.spec.tree import FILE_KEYS
-from sim.studies.parallel import unordered
+from sim.spec.tree import FILE_KEYS, is_path
+from sim.studies.backends.pool import Local, Pool
 from sim.studies.point import (
     Outcome,
     calibrate,
@@ -30,6 +31,7 @@ from sim.studies.point import (
     simulate_draw,
     simulate_point,
     simulate_replication,
+    simulate_round,
 )
 from sim.world.build import build_world
 from sim.world.world import World
@@ -81,12 +83,14 @@ def study(
     command: str,
     overwrite: bool = False,
     jobs: int = -1,
+    pool: Pool | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Finished:
     """Simulate every point, unless ``out`` has it already, and leave a run directory without report.
 
     :param sets: swept keys and values of each point; ``[{}]`` for a single run.
     :param jobs: worker processes; -1: one for each core.
+    :param pool: where to simulate instead; it stays open.
     :raises InputError: before anything is simulated, if any point can't be.
     :raises KeyboardInterrupt: after what was finished is safe.
     """
@@ -101,7 +105,7 @@ def study(
         status: Status = "failed"
         try:
             todo = [task for task, key in zip(plan, keys, strict=True) if key not in done]
-            for task, outcome in _simulate_all(todo, jobs, progress):
+            for task, outcome in _simulate_all(todo, pool or Local(jobs), progress):
                 if outcome.requests is not None:
                     store.save_requests(outcome.requests, keys[task.index])
                 done[keys[task.index]] = outcome.point
@@ -177,20 +181,56 @@ def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> World:
         raise point.locate(error) from None
 
 
-def _simulate_all(tasks: list[Task], jobs: int, progress: Progress) -> Iterator[tuple[Task, Outcome]]:
+def _simulate_all(tasks: list[Task], pool: Pool, progress: Progress) -> Iterator[tuple[Task, Outcome]]:
     """Yield outcomes as they come: parallel over points, or over replications and draws where there is one point."""
-    if sum(task.work for task in tasks) < SMALL_RUN:
-        jobs = 1
+    pool = pool.worth(sum(task.work for task in tasks), SMALL_RUN)
     if len(tasks) == 1 and tasks[0].point.scenario.run.half_width is None:
-        yield tasks[0], _one_point(tasks[0], jobs, progress)
+        yield tasks[0], _one_point(tasks[0], pool, progress)
         return
     progress(0, len(tasks))
-    for count, (index, outcome) in enumerate(unordered(_point_task, [(i, t) for i, t in enumerate(tasks)], jobs), 1):
+    for count, (index, outcome) in enumerate(_points(tasks, pool), 1):
         yield tasks[index], outcome
         progress(count, len(tasks))
 
 
-def _one_point(task: Task, jobs: int, progress: Progress) -> Outcome:
+def _points(tasks: list[Task], pool: Pool) -> Iterator[tuple[int, Outcome]]:
+    """Yield the places of tasks and their outcomes as they come.
+
+    A point of which a worker got the world instead of the scenario comes home after each doubling of its run: only here
+    are the files that a longer world is built from.
+    """
+    todo = [(place, task.point.scenario) for place, task in enumerate(tasks)]
+    while todo:
+        arguments = _arguments(tasks, todo, pool)
+        todo = []
+        for place, outcome, longer in pool.unordered(_point_task, arguments):
+            if longer is None:
+                yield place, outcome
+            else:
+                todo.append((place, longer))
+
+
+def _arguments(tasks: list[Task], todo: list[tuple[int, Scenario]], pool: Pool) -> Iterable[tuple[Any, ...]]:
+    for place, scenario in todo:
+        yield place, sent(scenario, pool), tasks[place].set, tasks[place].index == 0
+
+
+def sent(scenario: Scenario, pool: Pool) -> Scenario | World:
+    """Return what a worker gets to simulate: the world where it may lack the files that the scenario reads."""
+    return build_world(scenario) if pool.away and _reads_files(scenario) else scenario
+
+
+def _reads_files(scenario: Scenario) -> bool:
+    for key in FILE_KEYS:
+        value: Any = scenario
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, str) and (key != "fleet.profile" or is_path(value)):
+            return True
+    return False
+
+
+def _one_point(task: Task, pool: Pool, progress: Progress) -> Outcome:
     started = time.perf_counter()
     world = build_world(task.point.scenario)
     parts: list[tuple[Callable[[World, int], Any], int]]
@@ -199,7 +239,7 @@ def _one_point(task: Task, jobs: int, progress: Progress) -> Outcome:
     progress(0, len(parts))
     found: dict[int, Any] = {}
     arguments = [(index, part, world, place) for index, (part, place) in enumerate(parts)]
-    for index, result in unordered(_part_task, arguments, jobs):
+    for index, result in pool.unordered(_part_task, arguments):
         found[index] = result
         progress(len(found), len(parts))
     in_order = [found[index] for index in range(len(parts))]
@@ -210,8 +250,12 @@ def _one_point(task: Task, jobs: int, progress: Progress) -> Outcome:
     return outcome
 
 
-def _point_task(place: int, task: Task) -> tuple[int, Outcome]:
-    return place, simulate_point(task.point.scenario, task.set, with_requests=task.index == 0)
+def _point_task(
+    place: int, what: Scenario | World, set_: dict[str, Any], with_requests: bool
+) -> tuple[int, Outcome, Scenario | None]:
+    if isinstance(what, World):
+        return place, *simulate_round(what, set_, with_requests=with_requests)
+    return place, simulate_point(what, set_, with_requests=with_requests), None
 
 
 def _part_task(index: int, part: Callable[[World, int], Any], world: World, place: int) -> tuple[int, Any]:

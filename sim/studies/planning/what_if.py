@@ -11,12 +11,14 @@ from sim.results.pairs import Difference, difference_of
 from sim.results.point import Point
 from sim.results.store import RunStore, point_key
 from sim.results.verdict import verdict
+from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.parallel import unordered
+from sim.studies.backends.pool import Pool
 from sim.studies.planning.changes import Change, changes
-from sim.studies.point import conclude, replications_of, simulate_replication
-from sim.studies.sweep import code_version, input_digests
+from sim.studies.point import conclude, replications_of, simulate_replication, world_of
+from sim.studies.sweep import code_version, input_digests, sent
 from sim.world.build import build_world
+from sim.world.world import World
 
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
 """Metrics that every what-if shows, beside those of the SLO."""
@@ -26,7 +28,7 @@ def what_if(
     loaded: LoadedScenario,
     store: RunStore,
     *,
-    jobs: int = -1,
+    pool: Pool,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Return one row a change, and how many requests were simulated.
@@ -47,7 +49,7 @@ def what_if(
             tried.append((change, None, error.problem))
         else:
             tried.append((change, design, ""))
-    points = _points([design for _, design, _ in tried], store, jobs, progress)
+    points = _points([design for _, design, _ in tried], store, pool, progress)
     base = points[0]
     assert base is not None, "the chosen design can be built"
     rows = []
@@ -65,7 +67,7 @@ def what_if(
 
 
 def _points(
-    designs: list[LoadedScenario | None], store: RunStore, jobs: int, progress: Callable[[int, int], None]
+    designs: list[LoadedScenario | None], store: RunStore, pool: Pool, progress: Callable[[int, int], None]
 ) -> list[Point | None]:
     """Return the point of every design that there is, simulating those that were not kept."""
     found: dict[int, Point] = {}
@@ -82,16 +84,16 @@ def _points(
         else:
             found[place] = kept
     progress(len(found), len(keys))
-    for place, point in unordered(_simulated, todo, jobs):
+    for place, point in pool.unordered(_simulated, ((place, sent(design.scenario, pool)) for place, design in todo)):
         store.save_point(keys[place], point)
         found[place] = point
         progress(len(found), len(keys))
     return [found.get(place) for place in range(len(designs))]
 
 
-def _simulated(place: int, design: LoadedScenario) -> tuple[int, Point]:
+def _simulated(place: int, what: Scenario | World) -> tuple[int, Point]:
     """Simulate a design with the profile's own costs: draws would cost more and cancel in the difference."""
-    world = build_world(design.scenario)
+    world = world_of(what)
     recordings = [simulate_replication(world, replication) for replication in range(replications_of(world))]
     return place, conclude(world, recordings, {}, with_requests=False).point
 
