@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sim.errors import InputError
@@ -15,6 +17,7 @@ from sim.studies.backends.start import lacks_loraplan, no_loraplan, without_ctrl
 
 TRIES = 3
 """Times that a task is run again after its worker died; Dask's default."""
+_LOSSES = ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "ObjectLostError")
 
 
 def start(jobs: int) -> Futures:
@@ -56,7 +59,8 @@ class RayFutures:
         self._ray = ray
         if ray.is_initialized():
             raise InputError("this process uses Ray already", key="--backend", hint="call ray.shutdown() first")
-        with _own_signals(), without_ctrl_c():
+        with _own_signals(), without_ctrl_c(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what goes wrong is raised, too
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
         self._under_way: list[Any] = []
         self._calls: dict[Any, Any] = {}
@@ -87,14 +91,9 @@ class RayFutures:
         errors = self._ray.exceptions
         try:
             return self._ray.get(handle)
-        except (
-            errors.WorkerCrashedError,
-            errors.OutOfMemoryError,
-            errors.NodeDiedError,
-            errors.ObjectLostError,
-        ) as lost:
-            raise Lost from lost
         except Exception as error:
+            if isinstance(error, tuple(getattr(errors, name) for name in _LOSSES)):
+                raise Lost from error
             if lacks_loraplan(error):
                 raise no_loraplan(self.name) from None
             if isinstance(error, (errors.LocalRayletDiedError, errors.RaySystemError, ConnectionError)):
@@ -103,10 +102,9 @@ class RayFutures:
 
     def close(self) -> None:
         try:
-            for reference in self._under_way:
-                self._ray.cancel(reference, force=True)
-        except Exception:
-            pass
+            with suppress(Exception):  # the cluster itself may be gone
+                for reference in self._under_way:
+                    self._ray.cancel(reference, force=True)
         finally:
             self._ray.shutdown()
 
@@ -114,6 +112,9 @@ class RayFutures:
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """Keep this process's handlers: Ray takes SIGTERM for itself, and what was started would not be ended."""
+    if threading.current_thread() is not threading.main_thread():  # where neither Ray nor we can set any
+        yield
+        return
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

@@ -50,7 +50,8 @@ def where_of(texts: Sequence[str]) -> Where:
     if ":" not in address and not address.endswith(".json") and address != "auto":
         raise InputError(
             "neither a backend nor an address", key="--backend", got=address,
-            allowed=f"{', '.join(BACKENDS)}, or an address such as tcp://host:8786", hint=did_you_mean(address, BACKENDS),
+            allowed=f"{', '.join(BACKENDS)}, or an address such as tcp://host:8786",
+            hint=did_you_mean(address, BACKENDS),
         )  # fmt: skip
     return _addressed(backend, address)
 
