@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import queue
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError
 from sim.studies.backends.cluster import Futures, Gone, Lost
-from sim.studies.backends.start import lacks_loraplan, no_loraplan, without_ctrl_c
+from sim.studies.backends.start import no_loraplan, without_ctrl_c
 
 TIMEOUT_S = 10
 _ASK_AGAIN_S = 1.0
+_LACKS_LORAPLAN = "__import__('importlib.util').util.find_spec('sim') is None"
 
 
 def start(jobs: int) -> Futures:
@@ -24,7 +26,7 @@ def start(jobs: int) -> Futures:
     with without_ctrl_c():
         # No memory limit: Dask would stop a worker at 95 % of its share, however little its neighbours use.
         cluster = LocalCluster(
-            n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0,
+            n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", memory_limit=0,
             silence_logs=logging.CRITICAL,
         )  # fmt: skip
         return DaskFutures(cluster, "the Dask cluster", cluster)
@@ -36,7 +38,6 @@ def connect(address: str, told: Callable[[str], None]) -> Futures:
     :param address: ``tcp://host:8786``, or the scheduler's JSON file.
     :raises InputError: if nothing answers.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it would say is said here, in one line
     where = {"scheduler_file": address} if address.endswith(".json") else address
     if isinstance(where, dict) and not Path(address).is_file():
         raise InputError("no such file", key="--address", got=address, hint="dask scheduler --scheduler-file writes it")
@@ -65,12 +66,17 @@ class DaskFutures:
     def __init__(self, where: Any, name: str, own: Any = None) -> None:
         from distributed import Client
 
+        for logger in ("distributed", "distributed.client"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)  # what matters is raised, in one line
         self.name = name
         self._own = own
         kwargs = where if isinstance(where, dict) else {"address": where}
-        self._client = Client(**kwargs, timeout=TIMEOUT_S, set_as_default=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of versions that differ: those that matter are compared by every task
+            self._client = Client(**kwargs, timeout=TIMEOUT_S, set_as_default=False)
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._under_way: set[Any] = set()
+        self._known: set[str] = set()
         self._cores, self._asked_s = 0, float("-inf")
 
     def threads(self) -> dict[str, int]:
@@ -82,10 +88,21 @@ class DaskFutures:
         now = time.monotonic()
         if now - self._asked_s > _ASK_AGAIN_S:
             try:
-                self._cores, self._asked_s = sum(self.threads().values()), now
+                threads = self.threads()
+                self._refuse_without_loraplan(threads.keys() - self._known)
+                self._cores, self._asked_s = sum(threads.values()), now
             except OSError as error:
                 raise Gone(self.name) from error
         return self._cores
+
+    def _refuse_without_loraplan(self, workers: set[str]) -> None:
+        """Ask workers that are new: one that can't import a task dies of it, and the task would wait for ever."""
+        if not workers:
+            return
+        lacking = self._client.run(eval, _LACKS_LORAPLAN, workers=list(workers), on_error="ignore")
+        if any(lacking.values()):
+            raise no_loraplan(self.name)
+        self._known |= lacking.keys()
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Any:
         future = self._client.submit(call, *arguments, pure=False)
@@ -111,10 +128,6 @@ class DaskFutures:
             raise Lost from error
         except CancelledError as error:  # the scheduler forgot it: it ended, or began anew
             raise Gone(self.name) from error
-        except Exception as error:
-            if lacks_loraplan(error):
-                raise no_loraplan(self.name) from None
-            raise
 
     def close(self) -> None:
         try:

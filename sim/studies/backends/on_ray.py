@@ -17,12 +17,15 @@ from sim.studies.backends.start import lacks_loraplan, no_loraplan, without_ctrl
 
 TRIES = 3
 """Times that a task is run again after its worker died; Dask's default."""
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nobody was asked whether Ray may report home
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray would print to stdout, where results go, what befell its workers
+}
 _LOSSES = ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "ObjectLostError")
 
 
 def start(jobs: int) -> Futures:
     """Start a cluster of ``jobs`` worker processes on this machine."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked whether Ray may report home
     # Without "local" it would join any cluster that it finds on this machine.
     return RayFutures("the Ray cluster", address="local", num_cpus=jobs, include_dashboard=False)
 
@@ -42,7 +45,7 @@ def connect(address: str) -> Futures:
         raise InputError(
             "no Ray cluster answers here", key="--address", got=address,
             allowed="such as ray://host:10001; on one of its machines auto",
-            hint=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            hint=f"{_first_line(error)}; a cluster that was started with a token wants RAY_AUTH_MODE=token here, too",
         ) from None  # fmt: skip
 
 
@@ -53,6 +56,8 @@ class RayFutures:
     """
 
     def __init__(self, name: str, **options: Any) -> None:
+        for key, value in _QUIET.items():
+            os.environ.setdefault(key, value)
         import ray
 
         self.name = name
@@ -107,6 +112,10 @@ class RayFutures:
                     self._ray.cancel(reference, force=True)
         finally:
             self._ray.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager

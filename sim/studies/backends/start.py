@@ -5,13 +5,18 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 from sim.errors import InputError
 
 
 @contextmanager
 def without_ctrl_c() -> Iterator[None]:
-    """Start processes that don't get a terminal's Ctrl-C; one that comes meanwhile is delivered afterwards."""
+    """Start processes that don't get a terminal's Ctrl-C; one that comes meanwhile is delivered afterwards.
+
+    They inherit the mask, as do threads that start more of them later.
+    """
+    resource_tracker.ensure_running()  # which takes SIGINT off the mask of the thread that first needs it
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
