@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import pickle
 import socket
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sim.errors import InputError, LoraplanError, TraceError
 from sim.spec.scenario_file import load_scenario
-from sim.studies.backends import where
+from sim.studies.backends import on_dask, on_ray, where
 from sim.studies.backends.cluster import FEWEST, Cluster, Gone, Lost
 from sim.studies.backends.remote import answer, software
+from sim.studies.backends.start import lacks_loraplan
 from sim.studies.backends.where import Where, open_pool, where_of
 from sim.studies.planning.plan import make_plan
 from sim.studies.sweep import study
@@ -142,6 +146,75 @@ def test_an_address_where_nobody_listens_is_one_line(monkeypatch: pytest.MonkeyP
     assert str(refused.value) == f"--address: nothing answers here (got {there}); Connection refused"
 
 
+@pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-OpenSSH_9.2"])
+def test_an_address_where_something_else_listens_is_one_line(monkeypatch: pytest.MonkeyPatch, greeting: bytes) -> None:
+    monkeypatch.setattr(where, "find_spec", lambda name: object())
+    monkeypatch.setattr(where, "_ANSWER_S", 0.2)
+    with socket.socket() as other, ThreadPoolExecutor() as thread:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        called = thread.submit(other.accept)
+        there = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        called.add_done_callback(lambda accepted: accepted.result()[0].sendall(greeting))
+        with pytest.raises(InputError) as refused, open_pool(where_of([there])):
+            pass
+        called.result()[0].close()
+    assert str(refused.value) == (
+        f"--address: something listens here, but no Dask scheduler (got {there}, allowed: such as tcp://host:8786)"
+    )
+
+
+def test_a_schedulers_file_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(InputError) as refused:
+        on_dask.connect("none/scheduler.json", lambda text: None)
+    assert str(refused.value) == (
+        "--address: no such file (got none/scheduler.json); dask scheduler --scheduler-file writes it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ConnectionError("timeout\nand more"), "--address: no Ray cluster answers here (got ray://a:1, allowed: such "
+         "as ray://host:10001; on one of its machines auto); timeout; a cluster that was started with a token wants "
+         "RAY_AUTH_MODE=token here, too"),
+        (ImportError("no grpc"), "--address: an address ray://… needs Ray's client (got ray://a:1); pip install "
+         "'ray[client]' (no grpc)"),
+    ],
+)  # fmt: skip
+def test_a_ray_cluster_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    def init(**options: Any) -> None:
+        raise error
+
+    for key in on_ray.SET_BEFORE_IMPORT:
+        monkeypatch.setenv(key, "")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    with pytest.raises(InputError) as refused:
+        on_ray.connect("ray://a:1")
+    assert str(refused.value) == says
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    with pytest.raises(InputError, match="--backend: this process uses Ray already"):
+        on_ray.connect("ray://a:1")
+
+
+def test_a_worker_without_loraplan_is_named() -> None:
+    lacking = RuntimeError("a task failed")
+    lacking.__cause__ = ModuleNotFoundError("No module named 'sim'")
+    assert lacks_loraplan(lacking)
+    assert not lacks_loraplan(ModuleNotFoundError("No module named 'simplejson'"))
+    futures = object.__new__(on_dask.DaskFutures)
+    futures.name = "the Dask cluster"
+    futures._known = set()
+    futures._client = SimpleNamespace(run=lambda call, *rest, **more: {"tcp://a:1": False, "tcp://b:1": True})
+    with pytest.raises(InputError) as refused:
+        futures._refuse_without_loraplan({"tcp://a:1", "tcp://b:1"})
+    assert str(refused.value) == (
+        "--backend: a worker of the Dask cluster has no loraplan; install on every worker what is installed here"
+    )
+
+
 def test_an_address_without_a_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(where, "find_spec", lambda name: object())
     with (
@@ -223,20 +296,22 @@ def test_a_cluster_that_is_gone_says_that_points_are_kept() -> None:
     )
 
 
-WEIGHTS = """
+GENERATED = """  requests: 400
+  arrivals: {process: poisson, rate: 20/s}
+  popularity: {law: weights, file: weights.csv}"""
+LONGER = ", half_width: 20%, max_requests: 3200"
+WEIGHTS = f"""
 schema_version: 1
 name: weights
 workload:
-  requests: 400
-  arrivals: {process: poisson, rate: 20/s}
-  popularity: {law: weights, file: weights.csv}
-adapters: {count: 40, size: 50 MB}
-fleet: {engine: fixed, service: {law: exponential, mean: 10 ms}}
-cache: {gpu: {size: 500 MB}}
-storage: {loaders: 1, load: {law: uniform, low: 20 ms, high: 50 ms}}
-slo: {e2e_p99: 1 s}
-run: {seed: 1, replications: 2, half_width: 20%, max_requests: 3200}
-sweep: {cache.gpu.size: [500 MB, 1 GB, 1500 MB]}
+{GENERATED}
+adapters: {{count: 40, size: 50 MB}}
+fleet: {{engine: fixed, service: {{law: exponential, mean: 10 ms}}}}
+cache: {{gpu: {{size: 500 MB}}}}
+storage: {{loaders: 1, load: {{law: uniform, low: 20 ms, high: 50 ms}}}}
+slo: {{e2e_p99: 1 s}}
+run: {{seed: 1, replications: 2{LONGER}}}
+sweep: {{cache.gpu.size: [500 MB, 1 GB, 1500 MB]}}
 """
 
 
@@ -245,6 +320,17 @@ def weights(tmp_path: Path) -> Path:
     (tmp_path / "weights.csv").write_text("".join(f"{1 / (number + 1):.4f}\n" for number in range(40)))
     (tmp_path / "weights.yaml").write_text(WEIGHTS)
     return tmp_path / "weights.yaml"
+
+
+def test_a_trace_travels_with_its_points(tmp_path: Path) -> None:
+    rows = [f"{number * 0.05:.2f},a{number * number % 31},5,5" for number in range(300)]
+    (tmp_path / "t.csv").write_text("timestamp_s,adapter_id,input_tokens,output_tokens\n" + "\n".join(rows))
+    (tmp_path / "trace.yaml").write_text(WEIGHTS.replace(GENERATED, "  trace: {file: t.csv}").replace(LONGER, ""))
+    loaded = load_scenario(str(tmp_path / "trace.yaml"))
+    sets = [{"cache.gpu.size": size} for size in ("500 MB", "1 GB")]
+    study(loaded, sets, tmp_path / "here", command="", jobs=1)
+    study(loaded, sets, tmp_path / "there", command="", pool=Cluster(MadeUp(missing=tmp_path / "t.csv")))
+    assert tables(tmp_path / "there") == tables(tmp_path / "here")
 
 
 def tables(folder: Path) -> list[bytes]:

@@ -17,7 +17,7 @@ from sim.studies.backends.start import lacks_loraplan, no_loraplan, without_ctrl
 
 TRIES = 3
 """Times that a task is run again after its worker died; Dask's default."""
-_QUIET = {
+SET_BEFORE_IMPORT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nobody was asked whether Ray may report home
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray would print to stdout, where results go, what befell its workers
 }
@@ -56,7 +56,7 @@ class RayFutures:
     """
 
     def __init__(self, name: str, **options: Any) -> None:
-        for key, value in _QUIET.items():
+        for key, value in SET_BEFORE_IMPORT.items():
             os.environ.setdefault(key, value)
         import ray
 

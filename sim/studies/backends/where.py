@@ -20,6 +20,7 @@ BACKENDS = ("local", "dask", "ray")
 _SCHEMES = {"tcp": "dask", "tls": "dask", "ws": "dask", "wss": "dask", "ucx": "dask", "ray": "ray"}
 _MODULES = {"dask": "distributed", "ray": "ray"}
 _ANSWER_S = 5.0
+_LONG_GREETING = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _futures(where: Where, jobs: int, told: Callable[[str], None]) -> Futures:
 
 
 def _knock(address: str) -> None:
-    """Refuse an address where nobody listens: the packages themselves would try for half a minute."""
+    """Refuse an address where nobody listens, or no Dask: Ray would try for half a minute, Dask for ever."""
     if ":" not in address:
         return
     try:
@@ -124,7 +125,18 @@ def _knock(address: str) -> None:
         raise InputError("an address names host and port", key="--address", got=address,
                          allowed="such as tcp://host:8786 or ray://host:10001")  # fmt: skip
     try:
-        socket.create_connection((host, port), timeout=_ANSWER_S).close()
+        with socket.create_connection((host, port), timeout=_ANSWER_S) as line:
+            greeting = line.recv(8, socket.MSG_WAITALL) if parts.scheme == "tcp" else None
+    except TimeoutError:
+        raise _no_dask(address) from None
     except OSError as error:
         raise InputError("nothing answers here", key="--address", got=address,
                          hint=str(error.strerror or error)) from None  # fmt: skip
+    # Dask's scheduler speaks first, and begins with the length of what it says: 8 bytes, the lowest first.
+    if greeting is not None and not 0 < int.from_bytes(greeting, "little") < _LONG_GREETING:
+        raise _no_dask(address)
+
+
+def _no_dask(address: str) -> InputError:
+    return InputError("something listens here, but no Dask scheduler", key="--address", got=address,
+                      allowed="such as tcp://host:8786")  # fmt: skip
