@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from reports.findings import Answer
+    from sim.studies.backends.pool import Pool
 
 Source = str | Path | LoadedScenario
 Progress = Callable[[int, int], None]
@@ -207,6 +208,8 @@ def run(
     seed: int | None = None,
     out: str | Path | None = None,
     jobs: int = -1,
+    backend: str = "local",
+    address: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Results:
     """Simulate one scenario.
@@ -215,10 +218,11 @@ def run(
     :param values: by dotted key.
     :param out: a run directory to keep; one that holds this run already is read, not simulated.
     :param jobs: worker processes; -1: one for each core.
+    :param backend: ``local``, ``dask`` or ``ray``; ``address``: of a cluster that is there already.
     :param progress: called with the tasks done and all there are.
     :raises InputError: if the scenario can't be simulated.
     """
-    return _study(_loaded(scenario, values, seed), [{}], out, jobs, progress)
+    return _study(_loaded(scenario, values, seed), [{}], out, _pool(backend, address, jobs), progress)
 
 
 def sweep(
@@ -229,6 +233,8 @@ def sweep(
     seed: int | None = None,
     out: str | Path | None = None,
     jobs: int = -1,
+    backend: str = "local",
+    address: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Results:
     """Simulate every combination of values; parameters as for ``run``.
@@ -239,7 +245,7 @@ def sweep(
 
     loaded = _loaded(scenario, values, seed)
     axes = None if over is None else {key: list(values) for key, values in over.items()}
-    return _study(loaded, grid(loaded, axes), out, jobs, progress)
+    return _study(loaded, grid(loaded, axes), out, _pool(backend, address, jobs), progress)
 
 
 def plan(
@@ -252,6 +258,8 @@ def plan(
     seed: int | None = None,
     out: str | Path | None = None,
     jobs: int = -1,
+    backend: str = "local",
+    address: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> PlanResults:
     """Find the smallest or largest value that meets the SLO; other parameters as for ``run``.
@@ -265,8 +273,8 @@ def plan(
     loaded = _loaded(scenario, values, seed)
     if minimize is not None or maximize is not None:
         loaded = loaded.with_values(_question(minimize, maximize))
-    with _folder(out) as folder:
-        planned = make_plan(loaded, folder, jobs=jobs, and_what_if=what_if, progress=progress)
+    with _folder(out) as folder, _pool(backend, address, jobs) as pool:
+        planned = make_plan(loaded, folder, pool=pool, and_what_if=what_if, progress=progress)
     return PlanResults(read_run(planned.path), kept=out is not None)
 
 
@@ -297,13 +305,23 @@ def _loaded(scenario: Source, values: Mapping[str, Any] | None, seed: int | None
     return scenario.with_values(changed) if changed else scenario
 
 
+def _pool(backend: str, address: str | None, jobs: int) -> AbstractContextManager[Pool]:
+    from sim.studies.backends.where import open_pool, where_of
+
+    return open_pool(where_of([backend] if address is None else [backend, address]), jobs)
+
+
 def _study(
-    loaded: LoadedScenario, sets: list[dict[str, Any]], out: str | Path | None, jobs: int, progress: Progress
+    loaded: LoadedScenario,
+    sets: list[dict[str, Any]],
+    out: str | Path | None,
+    opened: AbstractContextManager[Pool],
+    progress: Progress,
 ) -> Results:
     from sim.studies.sweep import study
 
-    with _folder(out) as folder:
-        finished = study(loaded, sets, folder, command="", jobs=jobs, progress=progress)
+    with _folder(out) as folder, opened as pool:
+        finished = study(loaded, sets, folder, command="", pool=pool, progress=progress)
     return Results(read_run(finished.path), kept=out is not None)
 
 

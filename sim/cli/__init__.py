@@ -59,6 +59,7 @@ def root(
     version_: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; also behind any command.")] = False,
 ) -> None:
     """Capacity planning for multi-LoRA LLM serving. Start with: loraplan run quickstart."""
 
@@ -66,8 +67,10 @@ def root(
 def main() -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _stop)
-    debug = "--debug" in sys.argv or bool(os.environ.get("LORAPLAN_DEBUG"))
-    sys.exit(_guarded(debug))
+    # Taken out here, because it may stand behind any command, and none of them needs to know of it.
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("LORAPLAN_DEBUG"))
+    sys.exit(_guarded(arguments, debug))
 
 
 def _stop(number: int, frame: object) -> None:
@@ -75,9 +78,9 @@ def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _guarded(debug: bool) -> int:
+def _guarded(arguments: list[str], debug: bool) -> int:
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
         if code == INTERRUPTED:  # newer typer makes an exit code of Ctrl-C, older ones raise
             return _interrupted()
         return code if isinstance(code, int) else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import DebugOption, JsonOption, QuietOption
+from sim.cli.options import JsonOption, QuietOption
 from sim.cli.output import message, print_rich, progress_bar, rich_rows, to_json
 from sim.errors import InputError
 
@@ -41,7 +41,6 @@ def adapters(
     ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Count PEFT adapter folders by their headers: ranks, modules, sizes, and what an engine would make of them."""
     from sim.training.census import take_census

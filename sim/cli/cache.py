@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import DebugOption, QuietOption
+from sim.cli.options import QuietOption
 from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
 
@@ -45,7 +45,6 @@ def cache(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
     from sim.policies.byte_sums import check_byte_sums

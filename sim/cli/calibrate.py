@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sim.cli.options import DebugOption, QuietOption
+from sim.cli.options import QuietOption
 from sim.cli.output import message, print_rich, progress_bar, rich_rows
 from sim.errors import InputError
 
@@ -40,7 +40,6 @@ def steps(
     seed: SamplesSeedOption = 1,
     overwrite: AnewOption = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Time forward steps of a model's shapes with LoRA, over batch size, adapters, ranks, slots and KV."""
     _need_torch()
@@ -56,7 +55,6 @@ def loads(
     seed: SamplesSeedOption = 1,
     overwrite: AnewOption = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Time adapter loads in stages: from disk, to the GPU, into slots, one and several at a time."""
     _need_torch()
@@ -73,7 +71,6 @@ def everything(
     seed: SamplesSeedOption = 1,
     overwrite: AnewOption = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Time steps and loads, and fit a profile to them: OUT/profile.json."""
     from sim.cli.measured import fit

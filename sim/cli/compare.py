@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import DebugOption, QuietOption
+from sim.cli.options import QuietOption
 from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, to_json
 from sim.errors import InputError
 
@@ -34,7 +34,6 @@ def compare(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Compare two runs: what differs, what changes with it, and whether that is more than luck."""
     from reports.compare import write_page

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.measured import predict_runs
-from sim.cli.options import DebugOption, JobsOption, QuietOption
+from sim.cli.options import JobsOption, QuietOption
 from sim.cli.output import message, print_rich, rich_rows, to_json
 from sim.errors import InputError
 
@@ -39,7 +39,6 @@ def fidelity(
     jobs: JobsOption = -1,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Predict measured runs of a real server, or replay a record of a real engine step by step."""
     if runs is not None:

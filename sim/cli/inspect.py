@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import DebugOption, QuietOption, ScenarioArgument, SetOption
+from sim.cli.options import QuietOption, ScenarioArgument, SetOption
 from sim.cli.output import message, print_rich
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 def report(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/quickstart.")],
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Draw the report of a run again, without simulating."""
     from reports.build import write_report
@@ -36,7 +35,6 @@ def check(
     resolved: Annotated[
         bool, typer.Option("--resolved", help="Print every value, defaults included, and where it comes from.")
     ] = False,
-    debug: DebugOption = False,
 ) -> None:
     """Say whether a scenario can be simulated, and what is wrong with it if not."""
     from sim.spec.scenario_file import load_scenario
@@ -66,14 +64,14 @@ def _print_resolved(loaded: LoadedScenario) -> None:
     print_rich(table)
 
 
-def schema(debug: DebugOption = False) -> None:
+def schema() -> None:
     """Print the JSON Schema of scenario files, for editors."""
     from sim.spec.schema import schema_text
 
     typer.echo(schema_text(), nl=False)
 
 
-def list_scenarios(debug: DebugOption = False) -> None:
+def list_scenarios() -> None:
     """List the bundled scenarios."""
     from rich.table import Table
 
@@ -90,7 +88,6 @@ def list_scenarios(debug: DebugOption = False) -> None:
 def copy_bundled(
     name: Annotated[str, typer.Argument(help="A bundled scenario.")],
     destination: Annotated[Path, typer.Argument(help="A new file, or a folder.")] = Path("."),
-    debug: DebugOption = False,
 ) -> None:
     """Copy a bundled scenario to edit it."""
     from sim.spec.scenario_file import copy_scenario

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import DebugOption, JobsOption, QuietOption
+from sim.cli.options import JobsOption, QuietOption
 from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, to_json
 from sim.errors import InputError
 
@@ -117,7 +117,6 @@ def fit(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     jobs: JobsOption = -1,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Fit a profile to measurements, and say how well it predicts what it was not fitted on.
 

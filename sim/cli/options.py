@@ -20,4 +20,12 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no m
 CheckOption = Annotated[bool, typer.Option("--check", help="Exit with 1 unless the SLO is met.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Simulate again what the run directory has.")]
 JobsOption = Annotated[int, typer.Option(help="Worker processes; -1: one for each core.", min=-1)]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend", "--address", metavar="TEXT",
+        help="Where to simulate: local (default), dask, ray; or the address of a cluster: tcp://host:8786 (Dask), "
+        "ray://host:10001.",
+    ),
+]  # fmt: skip
+"""One option with two names: what is given says by itself whether it is a backend or an address."""

@@ -7,11 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from sim.studies.backends.pool import Pool
 
 
 def command_line() -> str:
@@ -31,6 +36,13 @@ def message(text: str, quiet: bool) -> None:
     """Tell the user something beside the results."""
     if not quiet:
         typer.echo(text, err=True)
+
+
+def pool_of(backend: list[str] | None, jobs: int, quiet: bool) -> AbstractContextManager[Pool]:
+    """Return what opens the pool that ``--backend``, ``--address`` and ``--jobs`` ask for."""
+    from sim.studies.backends.where import open_pool, where_of
+
+    return open_pool(where_of(backend or []), jobs, lambda text: message(text, quiet))
 
 
 @contextmanager

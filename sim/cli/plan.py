@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import (
-    DebugOption,
+    BackendOption,
     JobsOption,
     JsonOption,
     OutOption,
@@ -17,7 +17,7 @@ from sim.cli.options import (
     SeedOption,
     SetOption,
 )
-from sim.cli.output import command_line, message, print_rich, progress_bar, rich_table, to_json
+from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def plan(
     set_: SetOption = None,
     seed: SeedOption = None,
     out: OutOption = None,
+    backend: BackendOption = None,
     jobs: JobsOption = -1,
     json: JsonOption = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
     from reports.build import write_report
@@ -54,8 +54,6 @@ def plan(
     from sim.spec.scenario_file import load_scenario
     from sim.studies.planning.plan import RECOMMENDED, make_plan
 
-    if jobs == 0:
-        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
     loaded = load_scenario(scenario, [*(set_ or []), *_question(minimize or [], maximize or [])], seed)
 
     def told(noted: Noted) -> None:
@@ -64,9 +62,9 @@ def plan(
         seen = metric_words(noted.term) + ("" if noted.value is None else f" {show(noted.term, noted.value)}")
         message(f"  {values}: {noted.word} ({seen}; {runs})", quiet or json)
 
-    with progress_bar(quiet, "planning") as progress:
+    with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet, "planning") as progress:
         planned = make_plan(
-            loaded, out, command=command_line(), jobs=jobs, and_what_if=what_if, told=told, progress=progress
+            loaded, out, command=command_line(), pool=pool, and_what_if=what_if, told=told, progress=progress
         )
     data = read_run(planned.path)
     page = write_report(data)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import DebugOption, QuietOption, ScenarioArgument, SeedOption, SetOption
+from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption
 from sim.cli.output import make_folder, message, print_rich, rich_table, to_json
 from sim.errors import InputError
 
@@ -49,7 +49,6 @@ def serve(
     out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/serve-NAME.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md)."""
     from sim.spec.scenario_file import load_scenario

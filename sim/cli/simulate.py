@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import (
+    BackendOption,
     CheckOption,
-    DebugOption,
     JobsOption,
     JsonOption,
     OutOption,
@@ -19,7 +19,7 @@ from sim.cli.options import (
     SeedOption,
     SetOption,
 )
-from sim.cli.output import command_line, message, print_rich, progress_bar, rich_table, to_json
+from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,16 +36,16 @@ def run(
     out: OutOption = None,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
+    backend: BackendOption = None,
     jobs: JobsOption = -1,
     json: JsonOption = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Simulate one scenario; write a run directory with a report; print the answer."""
     from sim.spec.scenario_file import load_scenario
 
     loaded = load_scenario(scenario, set_ or [], seed)
-    _simulate(loaded, [{}], out, check=check, overwrite=overwrite, jobs=jobs, json=json, quiet=quiet)
+    _simulate(loaded, [{}], out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
 
 
 def sweep(
@@ -59,10 +59,10 @@ def sweep(
     out: OutOption = None,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
+    backend: BackendOption = None,
     jobs: JobsOption = -1,
     json: JsonOption = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Simulate a grid of values in parallel. A sweep that was stopped goes on where it was."""
     from sim.spec.scenario_file import load_scenario
@@ -71,7 +71,7 @@ def sweep(
     axes = _axes(over or [])
     loaded = load_scenario(scenario, set_ or [], seed)
     sets = grid(loaded, axes)
-    _simulate(loaded, sets, out, check=check, overwrite=overwrite, jobs=jobs, json=json, quiet=quiet)
+    _simulate(loaded, sets, out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
 
 
 def _simulate(
@@ -81,6 +81,7 @@ def _simulate(
     *,
     check: bool,
     overwrite: bool,
+    backend: list[str] | None,
     jobs: int,
     json: bool,
     quiet: bool,
@@ -92,12 +93,10 @@ def _simulate(
 
     if check and not loaded.scenario.slo.terms():
         raise InputError("the scenario has no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
-    if jobs == 0:
-        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
     folder = out or free_folder(loaded, sets)
-    with progress_bar(quiet) as progress:
+    with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet) as progress:
         command = command_line()
-        finished = study(loaded, sets, folder, command=command, overwrite=overwrite, jobs=jobs, progress=progress)
+        finished = study(loaded, sets, folder, command=command, overwrite=overwrite, pool=pool, progress=progress)
     data = read_run(finished.path)
     page = write_report(data)
     if json:

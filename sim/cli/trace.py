@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import DebugOption, QuietOption
+from sim.cli.options import QuietOption
 from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
 
@@ -41,7 +41,6 @@ def trace(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Diagnose a trace (bursts, popularity, locality) and write a scenario whose traffic is like it."""
     from sim.studies.trace_study import study_trace

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import DebugOption, QuietOption, SetOption
+from sim.cli.options import QuietOption, SetOption
 from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, rich_table, to_json
 from sim.errors import InputError
 
@@ -45,7 +45,6 @@ def vet(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: QuietOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Read adapters' training logs: what went wrong, on which evidence, and what would cure it."""
     from sim.training.thresholds import parse_thresholds

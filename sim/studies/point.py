@@ -75,21 +75,46 @@ def simulate_point(scenario: Scenario, set_: dict[str, Any], *, with_requests: b
 
     :param set_: the swept keys and values that made this scenario.
     """
-    while True:
-        started = time.perf_counter()
-        world = build(scenario)
-        recordings = [simulate_replication(world, index) for index in range(replications_of(world))]
-        outcome = conclude(world, recordings, set_, with_requests=with_requests)
-        longer = doubled(scenario, outcome.point)
-        if longer is None:
-            calibrate(outcome.point, world, recordings, [simulate_draw(world, i) for i in range(len(draws_of(world)))])
-            otherwise = world_otherwise(scenario)
-            if otherwise is not None:
-                gone = [simulate_replication(otherwise, index) for index in range(replications_of(otherwise))]
-                add_held(outcome.point, scenario, otherwise, recordings, gone)
-            outcome.point.cost["wall_s"] = time.perf_counter() - started
-            return outcome
-        scenario = longer
+    longer: Scenario | None = scenario
+    while longer is not None:
+        outcome, longer = simulate_round(longer, set_, with_requests=with_requests)
+    return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A scenario with the worlds that are simulated for it: all that a process needs which may lack its files.
+
+    :ivar otherwise: the world in which rollouts that are held went out; None where none is held.
+    """
+
+    scenario: Scenario
+    world: World
+    otherwise: World | None
+
+
+def built(what: Scenario | Built) -> Built:
+    """Return a scenario with its worlds; where they are there already, as they are."""
+    return what if isinstance(what, Built) else Built(what, build(what), world_otherwise(what))
+
+
+def simulate_round(
+    what: Scenario | Built, set_: dict[str, Any], *, with_requests: bool
+) -> tuple[Outcome, Scenario | None]:
+    """Simulate a point once; return also the longer scenario to go on with, None where this was long enough."""
+    started = time.perf_counter()
+    ready = built(what)
+    world, otherwise = ready.world, ready.otherwise
+    recordings = [simulate_replication(world, index) for index in range(replications_of(world))]
+    outcome = conclude(world, recordings, set_, with_requests=with_requests)
+    longer = doubled(ready.scenario, outcome.point)
+    if longer is None:
+        calibrate(outcome.point, world, recordings, [simulate_draw(world, i) for i in range(len(draws_of(world)))])
+        if otherwise is not None:
+            gone = [simulate_replication(otherwise, index) for index in range(replications_of(otherwise))]
+            add_held(outcome.point, ready.scenario, otherwise, recordings, gone)
+        outcome.point.cost["wall_s"] = time.perf_counter() - started
+    return outcome, longer
 
 
 def conclude(world: World, recordings: list[Recording], set_: dict[str, Any], *, with_requests: bool) -> Outcome:

@@ -13,6 +13,7 @@ from sim.results.files import json_ready
 from sim.results.point import Point
 from sim.results.store import RunStore, Status, scenario_hash
 from sim.spec.scenario_file import LoadedScenario
+from sim.studies.backends.pool import Local
 from sim.studies.cures import CureChange, changes_of, cures_of
 from sim.studies.planning.plan import free_folder, refuse_other
 from sim.studies.planning.what_if import Tried, rows_of, try_changes
@@ -73,7 +74,7 @@ def price_cures(
     with opened as store:
         status: Status = "failed"
         try:
-            tried = try_changes(loaded, [each.change for each, _ in found], store, jobs=jobs, progress=progress)
+            tried = try_changes(loaded, [each.change for each, _ in found], store, pool=Local(jobs), progress=progress)
             base = tried[0].point
             assert base is not None, "it was simulated"
             points = [base]

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,12 +18,15 @@ from sim import __version__
 from sim.errors import InputError, ScenarioError
 from sim.results.point import Point
 from sim.results.store import RunStore, Status, digest_file, holds_nothing_else, point_key, scenario_hash
+from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.tree import files_of, without_indexes
-from sim.studies.parallel import unordered
+from sim.studies.backends.pool import Local, Pool
 from sim.studies.point import (
+    Built,
     Outcome,
     add_held,
+    built,
     calibrate,
     conclude,
     draws_of,
@@ -31,7 +34,7 @@ from sim.studies.point import (
     simulate_draw,
     simulate_point,
     simulate_replication,
-    world_otherwise,
+    simulate_round,
 )
 from sim.studies.vetting import build, digest_weights
 from sim.world.world import World
@@ -83,12 +86,14 @@ def study(
     command: str,
     overwrite: bool = False,
     jobs: int = -1,
+    pool: Pool | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Finished:
     """Simulate every point, unless ``out`` has it already, and leave a run directory without report.
 
     :param sets: swept keys and values of each point; ``[{}]`` for a single run.
     :param jobs: worker processes; -1: one for each core.
+    :param pool: where to simulate instead; it stays open.
     :raises InputError: before anything is simulated, if any point can't be.
     :raises KeyboardInterrupt: after what was finished is safe.
     """
@@ -103,7 +108,7 @@ def study(
         status: Status = "failed"
         try:
             todo = [task for task, key in zip(plan, keys, strict=True) if key not in done]
-            for task, outcome in _simulate_all(todo, jobs, progress):
+            for task, outcome in _simulate_all(todo, pool or Local(jobs), progress):
                 if outcome.requests is not None:
                     store.save_requests(outcome.requests, keys[task.index])
                 done[keys[task.index]] = outcome.point
@@ -179,23 +184,50 @@ def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> World:
         raise point.locate(error) from None
 
 
-def _simulate_all(tasks: list[Task], jobs: int, progress: Progress) -> Iterator[tuple[Task, Outcome]]:
+def _simulate_all(tasks: list[Task], pool: Pool, progress: Progress) -> Iterator[tuple[Task, Outcome]]:
     """Yield outcomes as they come: parallel over points, or over replications and draws where there is one point."""
-    if sum(task.work for task in tasks) < SMALL_RUN:
-        jobs = 1
+    pool = pool.worth(sum(task.work for task in tasks), SMALL_RUN)
     if len(tasks) == 1 and tasks[0].point.scenario.run.half_width is None:
-        yield tasks[0], _one_point(tasks[0], jobs, progress)
+        yield tasks[0], _one_point(tasks[0], pool, progress)
         return
     progress(0, len(tasks))
-    for count, (index, outcome) in enumerate(unordered(_point_task, [(i, t) for i, t in enumerate(tasks)], jobs), 1):
+    for count, (index, outcome) in enumerate(_points(tasks, pool), 1):
         yield tasks[index], outcome
         progress(count, len(tasks))
 
 
-def _one_point(task: Task, jobs: int, progress: Progress) -> Outcome:
+def _points(tasks: list[Task], pool: Pool) -> Iterator[tuple[int, Outcome]]:
+    """Yield the places of tasks and their outcomes as they come.
+
+    A point of which a worker got the world instead of the scenario comes home after each doubling of its run: only here
+    are the files that a longer world is built from.
+    """
+    todo = [(place, task.point.scenario) for place, task in enumerate(tasks)]
+    while todo:
+        arguments = _arguments(tasks, todo, pool)
+        todo = []
+        for place, outcome, longer in pool.unordered(_point_task, arguments):
+            if longer is None:
+                yield place, outcome
+            else:
+                todo.append((place, longer))
+
+
+def _arguments(tasks: list[Task], todo: list[tuple[int, Scenario]], pool: Pool) -> Iterable[tuple[Any, ...]]:
+    for place, scenario in todo:
+        yield place, sent(scenario, pool), tasks[place].set, tasks[place].index == 0
+
+
+def sent(scenario: Scenario, pool: Pool) -> Scenario | Built:
+    """Return what a worker gets to simulate: with its worlds where it may lack the files that the scenario reads."""
+    reads_files = pool.away and any(files_of(scenario.model_dump()))
+    return built(scenario) if reads_files else scenario
+
+
+def _one_point(task: Task, pool: Pool, progress: Progress) -> Outcome:
     started = time.perf_counter()
-    world = build(task.point.scenario)
-    otherwise = world_otherwise(task.point.scenario)
+    ready = built(task.point.scenario)
+    world, otherwise = ready.world, ready.otherwise
     parts: list[tuple[Callable[[World, int], Any], World, int]]
     parts = [(simulate_replication, world, place) for place in range(task.replications)]
     parts += [(simulate_draw, world, place) for place in range(len(draws_of(world)))]
@@ -203,7 +235,8 @@ def _one_point(task: Task, jobs: int, progress: Progress) -> Outcome:
         parts += [(simulate_replication, otherwise, place) for place in range(task.replications)]
     progress(0, len(parts))
     found: dict[int, Any] = {}
-    for index, result in unordered(_part_task, [(i, *part) for i, part in enumerate(parts)], jobs):
+    arguments = [(index, *part) for index, part in enumerate(parts)]
+    for index, result in pool.unordered(_part_task, arguments):
         found[index] = result
         progress(len(found), len(parts))
     in_order = [found[index] for index in range(len(parts))]
@@ -217,8 +250,12 @@ def _one_point(task: Task, jobs: int, progress: Progress) -> Outcome:
     return outcome
 
 
-def _point_task(place: int, task: Task) -> tuple[int, Outcome]:
-    return place, simulate_point(task.point.scenario, task.set, with_requests=task.index == 0)
+def _point_task(
+    place: int, what: Scenario | Built, set_: dict[str, Any], with_requests: bool
+) -> tuple[int, Outcome, Scenario | None]:
+    if isinstance(what, Built):
+        return place, *simulate_round(what, set_, with_requests=with_requests)
+    return place, simulate_point(what, set_, with_requests=with_requests), None
 
 
 def _part_task(index: int, part: Callable[[World, int], Any], world: World, place: int) -> tuple[int, Any]:

@@ -160,7 +160,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; sys.argv = ['loraplan', '--help']\n"
         "from sim.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = ('pandas', 'matplotlib', 'scipy', 'torch', 'numpy', 'pyarrow', 'simpy')\n"
+        "heavy = ('pandas', 'matplotlib', 'scipy', 'torch', 'numpy', 'pyarrow', 'simpy', 'joblib', 'dask', 'ray')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -18,7 +18,7 @@ from sim.results.stats import sections_per_replication, student
 from sim.results.store import RunStore, point_key
 from sim.results.verdict import MET, NOT_MET, UNCLEAR, is_overloaded, verdict
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.parallel import unordered
+from sim.studies.backends.pool import Local, Pool
 from sim.studies.planning.search import Seen
 from sim.studies.point import calibrate, conclude, draws_of, replications_of, simulate_draw
 from sim.studies.sweep import code_version, input_digests
@@ -90,6 +90,7 @@ class Looks:
     """Designs of one scenario, made by setting keys, and looks at them.
 
     :param store: where points are kept; a look that was kept by an earlier, killed search costs nothing again.
+    :param pool: where replications are simulated; None: worker processes here, one for each core.
     :param confidence: how sure the two verdicts at the edge have to be together.
     :param told: called with every look.
     :ivar requests: simulated so far, those of kept looks included: what the search would cost anew.
@@ -100,13 +101,13 @@ class Looks:
         loaded: LoadedScenario,
         store: RunStore,
         *,
-        jobs: int = -1,
+        pool: Pool | None = None,
         confidence: float = 0.95,
         told: Callable[[Noted], None] = lambda noted: None,
     ) -> None:
         self._loaded = loaded
         self._store = store
-        self._jobs = jobs
+        self._pool = pool or Local()
         self._confidence = confidence
         self._told = told
         self._designs: dict[str, Design] = {}
@@ -216,8 +217,8 @@ class Looks:
     def _parallel(self, task: Callable[[World, int], Any], world: World, places: range) -> list[Any]:
         """Return what a task gives for every place, in order."""
         total = world.traffic.total or int(world.traffic.rate * (world.traffic.end_s or 0.0))
-        jobs = 1 if total * len(places) < SMALL_LOOK else self._jobs
-        found = dict(unordered(_placed, [(place, task, world) for place in places], jobs))
+        pool = self._pool.worth(total * len(places), SMALL_LOOK)
+        found = dict(pool.unordered(_placed, [(place, task, world) for place in places]))
         return [found[place] for place in places]
 
     def _judged(self, design: Design, *, last: bool) -> Seen:

@@ -19,6 +19,7 @@ from sim.spec.engine_flags import beyond_flags, engine_flags
 from sim.spec.plan import Plan
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.yaml_text import yaml_text
+from sim.studies.backends.pool import Local, Pool
 from sim.studies.planning.candidates import Variable, variables
 from sim.studies.planning.looks import Design, Looks, Noted, check_terms
 from sim.studies.planning.questions import Found, full_replicas, search
@@ -58,6 +59,7 @@ def make_plan(
     *,
     command: str = "",
     jobs: int = -1,
+    pool: Pool | None = None,
     and_what_if: bool = False,
     told: Told = lambda noted: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -67,6 +69,8 @@ def make_plan(
     A search that was killed goes on where it was: every look is kept.
 
     :param out: the run directory; None: ``runs/NAME-plan``.
+    :param jobs: worker processes; -1: one for each core.
+    :param pool: where to simulate instead; it stays open.
     :param and_what_if: also try one change at a time at the answer, or at the best that was found.
     :param told: called with every look; ``progress`` with the changes tried and all there are.
     :raises InputError: if the question makes no sense, or nothing that was asked for can be simulated.
@@ -89,8 +93,9 @@ def make_plan(
     except OutputError as error:
         error.hint = "give another --out"
         raise
+    pool = pool or Local(jobs)
     with opened as store:
-        looks = Looks(loaded, store, jobs=jobs, confidence=plan.confidence, told=told)
+        looks = Looks(loaded, store, pool=pool, confidence=plan.confidence, told=told)
         status: Status = "failed"
         points: list[Point] = []
         record: dict[str, Any] = {"question": question}
@@ -109,7 +114,7 @@ def make_plan(
             store.update({"point_keys": [design.key for design in designs], "sets": [point.set for point in points],
                           "points_total": len(points), "plan": record})  # fmt: skip
             if and_what_if:
-                rows, requests = what_if(chosen.loaded, store, jobs=jobs, progress=progress)
+                rows, requests = what_if(chosen.loaded, store, pool=pool, progress=progress)
                 store.update({"what_if": rows, "what_if_requests": requests})
             status = "finished"
         except KeyboardInterrupt:

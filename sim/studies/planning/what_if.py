@@ -12,11 +12,12 @@ from sim.results.pairs import Difference, difference_of
 from sim.results.point import Point
 from sim.results.store import RunStore, point_key
 from sim.results.verdict import verdict
+from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.parallel import unordered
+from sim.studies.backends.pool import Pool
 from sim.studies.planning.changes import Change, changes
-from sim.studies.point import conclude, replications_of, simulate_replication
-from sim.studies.sweep import code_version, input_digests
+from sim.studies.point import Built, built, conclude, replications_of, simulate_replication
+from sim.studies.sweep import code_version, input_digests, sent
 from sim.studies.vetting import build
 from sim.world.world import World
 
@@ -44,7 +45,7 @@ def what_if(
     loaded: LoadedScenario,
     store: RunStore,
     *,
-    jobs: int = -1,
+    pool: Pool,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Return one row a change, and how many requests were simulated.
@@ -54,7 +55,7 @@ def what_if(
     :returns: rows as ``rows_of`` gives them.
     """
     found = changes(build(loaded.scenario))
-    tried = try_changes(loaded, found, store, jobs=jobs, progress=progress)
+    tried = try_changes(loaded, found, store, pool=pool, progress=progress)
     requests = sum(int(each.point.cost["requests"]) for each in tried if each.point is not None)
     return rows_of(loaded, tried), requests
 
@@ -64,13 +65,13 @@ def try_changes(
     wanted: Sequence[Change],
     store: RunStore,
     *,
-    jobs: int = -1,
+    pool: Pool,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Tried]:
     """Simulate a design and what each change makes of it, under the same traffic; the design as it is comes first."""
     tried = [_made(loaded, change) for change in (Change("", "as it is"), *wanted)]
     assert tried[0].design is not None, "the chosen design can be built"
-    return _points(tried, store, jobs, progress)
+    return _points(tried, store, pool, progress)
 
 
 def rows_of(loaded: LoadedScenario, tried: Sequence[Tried]) -> list[dict[str, Any]]:
@@ -126,13 +127,14 @@ def memory_of(world: World) -> dict[str, Any]:
     return {"replicas": world.replicas, "slots": slots, "kv_tokens": world.kv_tokens, "host_bytes": host}
 
 
-def _points(tried: Sequence[Tried], store: RunStore, jobs: int, progress: Callable[[int, int], None]) -> list[Tried]:
+def _points(tried: Sequence[Tried], store: RunStore, pool: Pool, progress: Callable[[int, int], None]) -> list[Tried]:
     """Return every design with its point, simulating those that were not kept; two that are equal only once."""
     designs = {each.key: each.design for each in tried if each.design is not None}
     found = {key: point for key in designs if (point := store.load_point(key)) is not None}
     progress(len(found), len(designs))
     todo = [(key, design) for key, design in designs.items() if key not in found]
-    for place, point in unordered(_simulated, [(i, design) for i, (_, design) in enumerate(todo)], jobs):
+    arguments = ((place, sent(design.scenario, pool)) for place, (_, design) in enumerate(todo))
+    for place, point in pool.unordered(_simulated, arguments):
         key = todo[place][0]
         store.save_point(key, point)
         found[key] = point
@@ -140,9 +142,9 @@ def _points(tried: Sequence[Tried], store: RunStore, jobs: int, progress: Callab
     return [replace(each, point=found.get(each.key)) for each in tried]
 
 
-def _simulated(place: int, design: LoadedScenario) -> tuple[int, Point]:
+def _simulated(place: int, what: Scenario | Built) -> tuple[int, Point]:
     """Simulate a design with the profile's own costs: draws would cost more and cancel in the difference."""
-    world = build(design.scenario)
+    world = built(what).world
     recordings = [simulate_replication(world, replication) for replication in range(replications_of(world))]
     return place, conclude(world, recordings, {}, with_requests=False).point
 

@@ -1,0 +1,48 @@
+"""What a study sees of the place where its tasks run, and the place that is always there: this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+from sim.studies.parallel import unordered
+
+Task = Callable[..., Any]
+
+
+class Pool(Protocol):
+    """Workers that take tasks.
+
+    :ivar away: whether workers may run on machines that lack the files of this one.
+    """
+
+    away: bool
+
+    def unordered(self, task: Task, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Yield ``task(*a)`` for every ``a`` in the order in which they finish.
+
+        :raises LoraplanError: if tasks were lost with their workers; of a cluster only after all others were yielded.
+        """
+        ...
+
+    def worth(self, requests: float, least: int) -> Pool:
+        """Return where so many simulated requests are done soonest: below ``least`` perhaps in this process."""
+        ...
+
+
+class Local:
+    """Worker processes on this machine, or none.
+
+    :param jobs: how many; -1: one for each core; 1: this process, in order.
+    """
+
+    away = False
+
+    def __init__(self, jobs: int = -1) -> None:
+        self._jobs = jobs
+
+    def unordered(self, task: Task, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        return unordered(task, list(arguments), self._jobs)
+
+    def worth(self, requests: float, least: int) -> Pool:
+        return Local(1) if requests < least else self

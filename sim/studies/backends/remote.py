@@ -1,0 +1,73 @@
+"""What happens on a worker: its software is held against that of home, then the task runs."""
+
+from __future__ import annotations
+
+import pickle
+import platform
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from typing import Any
+
+from sim.errors import InputError, LoraplanError
+from sim.studies.sweep import code_version
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a task: its value, or the error it raised.
+
+    An error travels as a value, because clusters wrap what is raised, each in its own way.
+    """
+
+    value: Any = None
+    error: Exception | None = None
+
+    def open(self) -> Any:
+        """Return the value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+@lru_cache(maxsize=1)
+def software() -> Mapping[str, str]:
+    """Return the versions of everything that decides a result to its last digit."""
+    packages = {name: metadata.version(name) for name in ("numpy", "scipy", "simpy")}
+    return {"loraplan": code_version(), "Python": ".".join(platform.python_version_tuple()[:2]), **packages}
+
+
+def answer(home: Mapping[str, str], task: Callable[..., Any], arguments: tuple[Any, ...]) -> Answer:
+    """Run a task on a worker.
+
+    :param home: ``software`` where the study runs; a worker with another one refuses.
+    """
+    try:
+        _refuse_others(home)
+        return Answer(task(*arguments))
+    except Exception as error:
+        error.add_note(f"on the worker:\n{traceback.format_exc()}")
+        return Answer(error=_fit_to_travel(error))
+
+
+def _refuse_others(home: Mapping[str, str]) -> None:
+    own = software()
+    others = [name for name in home if own.get(name) != home[name]]
+    if others:
+        raise InputError(
+            f"a worker on {platform.node()} has other software, which may give other numbers", key="--backend",
+            got=", ".join(f"{name} {own.get(name)}" for name in others),
+            allowed=", ".join(f"{name} {home[name]}" for name in others),
+            hint="install on every worker what is installed here",
+        )  # fmt: skip
+
+
+def _fit_to_travel(error: Exception) -> Exception:
+    """Return the error, or its words where it can't be sent: some packages' errors don't come out of a pickle."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return LoraplanError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,142 @@
+"""From ``--backend`` and ``--address`` to a pool that is open while a study runs."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from sim.errors import InputError, did_you_mean
+from sim.studies.backends.pool import Local, Pool
+
+if TYPE_CHECKING:
+    from sim.studies.backends.cluster import Futures
+
+BACKENDS = ("local", "dask", "ray")
+_SCHEMES = {"tcp": "dask", "tls": "dask", "ws": "dask", "wss": "dask", "ucx": "dask", "ray": "ray"}
+_MODULES = {"dask": "distributed", "ray": "ray"}
+_ANSWER_S = 5.0
+_LONG_GREETING = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where tasks run.
+
+    :ivar address: of a cluster that is there already; None: one is started for the study and ended with it.
+    """
+
+    backend: str = "local"
+    address: str | None = None
+
+
+def where_of(texts: Sequence[str]) -> Where:
+    """Return what the values of ``--backend`` and ``--address`` mean, in any order and under either name.
+
+    :raises InputError: where they contradict each other, or are neither a backend nor an address.
+    """
+    backends = [text for text in texts if text in BACKENDS]
+    addresses = [text for text in texts if text not in BACKENDS]
+    for name, values in (("--backend", backends), ("--address", addresses)):
+        if len(set(values)) > 1:
+            raise InputError("given twice", key=name, got=" and ".join(values), hint="a study runs in one place")
+    backend = backends[0] if backends else None
+    if not addresses:
+        return Where(backend or "local")
+    address = addresses[0]
+    if ":" not in address and not address.endswith(".json") and address != "auto":
+        raise InputError(
+            "neither a backend nor an address", key="--backend", got=address,
+            allowed=f"{', '.join(BACKENDS)}, or an address such as tcp://host:8786",
+            hint=did_you_mean(address, BACKENDS),
+        )  # fmt: skip
+    return _addressed(backend, address)
+
+
+def _addressed(backend: str | None, address: str) -> Where:
+    scheme = address.partition("://")[0] if "://" in address else ""
+    if scheme and scheme not in _SCHEMES:
+        raise InputError("unknown kind of address", key="--address", got=address,
+                         allowed="tcp://… or tls://… (Dask), ray://… (Ray)")  # fmt: skip
+    meant = _SCHEMES.get(scheme) or ("dask" if address.endswith(".json") else backend)
+    if meant is None:
+        raise InputError("which cluster is at this address?", key="--address", got=address,
+                         hint="say --backend dask or --backend ray with it")  # fmt: skip
+    if backend not in (None, meant) or meant == "local" or (meant == "dask" and address == "auto"):
+        raise InputError(f"not an address for --backend {backend or meant}", key="--address", got=address)
+    if meant == "dask" and not scheme and not address.endswith(".json"):
+        address = f"tcp://{address}"
+    return Where(meant, address)
+
+
+@contextmanager
+def open_pool(where: Where, jobs: int = -1, told: Callable[[str], None] = lambda text: None) -> Iterator[Pool]:
+    """Open a pool; at the end nothing runs that was started for it, and a cluster that was there is left as it was.
+
+    :param jobs: worker processes, of a cluster that is there tasks at a time; -1: as many as there are cores.
+    :param told: called with sentences for the user.
+    :raises InputError: if the package is missing, or nothing answers at the address.
+    """
+    if jobs == 0:
+        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
+    if where.backend == "local":
+        yield Local(jobs)
+        return
+    if find_spec(_MODULES[where.backend]) is None:
+        raise InputError(
+            f"the package {_MODULES[where.backend]} is missing", key="--backend", got=where.backend,
+            hint=f"pip install 'loraplan[{where.backend}]'",
+        )  # fmt: skip
+    from sim.studies.backends.cluster import Cluster
+
+    cluster = Cluster(_futures(where, jobs, told), -1 if where.address is None else jobs, told)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def _futures(where: Where, jobs: int, told: Callable[[str], None]) -> Futures:
+    from joblib import cpu_count
+
+    from sim.studies.backends import on_dask, on_ray
+
+    if where.address is None:
+        start = on_dask.start if where.backend == "dask" else on_ray.start
+        return start(cpu_count() if jobs < 0 else jobs)
+    _knock(where.address)
+    return on_dask.connect(where.address, told) if where.backend == "dask" else on_ray.connect(where.address)
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens, or no Dask: Ray would try for half a minute, Dask for ever."""
+    if ":" not in address:
+        return
+    try:
+        parts = urlsplit(address if "://" in address else f"tcp://{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise InputError("an address names host and port", key="--address", got=address,
+                         allowed="such as tcp://host:8786 or ray://host:10001")  # fmt: skip
+    try:
+        with socket.create_connection((host, port), timeout=_ANSWER_S) as line:
+            greeting = line.recv(8, socket.MSG_WAITALL) if parts.scheme == "tcp" else None
+    except TimeoutError:
+        raise _no_dask(address) from None
+    except OSError as error:
+        raise InputError("nothing answers here", key="--address", got=address,
+                         hint=str(error.strerror or error)) from None  # fmt: skip
+    # Dask's scheduler speaks first, and begins with the length of what it says: 8 bytes, the lowest first.
+    if greeting is not None and not 0 < int.from_bytes(greeting, "little") < _LONG_GREETING:
+        raise _no_dask(address)
+
+
+def _no_dask(address: str) -> InputError:
+    return InputError("something listens here, but no Dask scheduler", key="--address", got=address,
+                      allowed="such as tcp://host:8786")  # fmt: skip

@@ -1,0 +1,70 @@
+"""The same sweep on real clusters: the same tables, also when a worker is killed midway, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine, start
+from process_tree import THERE, alive, below, workers
+
+SWEEP = ("sweep", "cache-thrash", "--set", "workload.requests=4000", "--set", "run.replications=1", "--jobs", "2",
+         "--over", "workload.arrivals.rate=20/s,21/s,22/s,23/s,24/s,25/s,26/s,27/s,28/s,29/s,30/s,31/s")  # fmt: skip
+
+
+@pytest.fixture(params=["dask", "ray"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    package = {"dask": "distributed", "ray": "ray"}[name]
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed (the extra [{name}])")
+    return name
+
+
+def wait_for_points(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(list((folder / "points").glob("*.json"))) < count:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline, "too few points within two minutes"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not THERE, reason="finds processes in /proc")
+def test_tables_are_the_same_with_a_worker_killed_midway(loraplan: CommandLine, tmp_path: Path, backend: str) -> None:
+    assert loraplan(*SWEEP, "--out", "here").code == 0
+    process = start(tmp_path, *SWEEP, "--backend", backend, "--json", "--out", "there")
+    wait_for_points(process, tmp_path / "there", 4)
+    os.kill(workers(process.pid)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    for table in ("points.csv", "summary.json", "requests.parquet"):
+        assert (tmp_path / "there" / table).read_bytes() == (tmp_path / "here" / table).read_bytes()
+    assert out == (tmp_path / "there/summary.json").read_text(), "something else was printed among the results"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not THERE, reason="finds processes in /proc")
+def test_a_signal_leaves_no_worker_behind_and_any_backend_goes_on(
+    loraplan: CommandLine, tmp_path: Path, backend: str
+) -> None:
+    process = start(tmp_path, *SWEEP, "--backend", backend, "--out", "out")
+    wait_for_points(process, tmp_path / "out", 2)
+    started = below(process.pid)
+    assert workers(process.pid)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "interrupted: finished points are kept; the same command goes on from there"
+    deadline = time.monotonic() + 20
+    while left := [command for number, command in started.items() if alive(number, command)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    again = loraplan(*SWEEP, "--out", "out")  # on this machine
+    assert again.code == 0
+    assert "of 12 points were there from an earlier run" in again.err

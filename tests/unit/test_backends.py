@@ -1,0 +1,379 @@
+"""Pools: a made-up cluster loses tasks, refuses software and lacks files; the study is told, or doesn't notice."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sim.errors import InputError, LoraplanError, TraceError
+from sim.spec.scenario_file import load_scenario
+from sim.studies.backends import on_dask, on_ray, where
+from sim.studies.backends.cluster import FEWEST, Cluster, Gone, Lost
+from sim.studies.backends.remote import answer, software
+from sim.studies.backends.start import lacks_loraplan
+from sim.studies.backends.where import Where, open_pool, where_of
+from sim.studies.planning.plan import make_plan
+from sim.studies.sweep import study
+
+
+class MadeUp:
+    """Futures that run in this process, the last first, through a pickle there and back.
+
+    :param lost: submissions that die with their worker, by number.
+    :param missing: a file that is not there while a call runs.
+    """
+
+    name = "the made-up cluster"
+
+    def __init__(self, lost: tuple[int, ...] = (), missing: Path | None = None, cores: int = 2) -> None:
+        self._lost, self._missing, self._cores = lost, missing, cores
+        self._calls: list[tuple[int, bytes]] = []
+        self.submitted = 0
+        self.most = 0
+        self.closed = False
+
+    def cores(self) -> int:
+        return self._cores
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> int:
+        self._calls.append((self.submitted, pickle.dumps((call, arguments))))
+        self.submitted += 1
+        self.most = max(self.most, len(self._calls))
+        return self.submitted - 1
+
+    def ended(self, timeout_s: float) -> list[tuple[int, bytes]]:
+        return [self._calls.pop()]
+
+    def result(self, handle: tuple[int, bytes]) -> Any:
+        number, sent = handle
+        if number in self._lost:
+            raise Lost
+        aside = None if self._missing is None else self._missing.rename(self._missing.with_suffix(".aside"))
+        try:
+            call, arguments = pickle.loads(sent)
+            return pickle.loads(pickle.dumps(call(*arguments)))
+        finally:
+            if aside is not None and self._missing is not None:
+                aside.rename(self._missing)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def twice(number: int) -> int:
+    return 2 * number
+
+
+def fails(number: int) -> int:
+    raise TraceError("a bad row", file="t.csv", line=3, got=number)
+
+
+class NoPickle(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one + two)
+
+
+def fails_oddly() -> None:
+    raise NoPickle("od", "d")
+
+
+@pytest.mark.parametrize(
+    ("texts", "meant"),
+    [
+        ([], Where("local")),
+        (["local"], Where("local")),
+        (["dask"], Where("dask")),
+        (["dask", "tcp://a:8786"], Where("dask", "tcp://a:8786")),
+        (["a:8786", "dask"], Where("dask", "tcp://a:8786")),
+        (["tcp://a:8786"], Where("dask", "tcp://a:8786")),
+        (["run/scheduler.json"], Where("dask", "run/scheduler.json")),
+        (["ray://a:10001"], Where("ray", "ray://a:10001")),
+        (["ray", "a:6379"], Where("ray", "a:6379")),
+        (["ray", "auto"], Where("ray", "auto")),
+    ],
+)
+def test_a_backend_and_an_address_tell_themselves_apart(texts: list[str], meant: Where) -> None:
+    assert where_of(texts) == meant
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["dsk"], "--backend: neither a backend nor an address (got dsk, allowed: local, dask, ray, or an address such "
+                  "as tcp://host:8786); did you mean 'dask'?"),
+        (["a:8786"], "--address: which cluster is at this address? (got a:8786); say --backend dask or --backend ray"),
+        (["auto"], "--address: which cluster is at this address?"),
+        (["http://a:1"], "--address: unknown kind of address (got http://a:1, allowed: tcp://"),
+        (["dask", "ray://a:1"], "--address: not an address for --backend dask (got ray://a:1)"),
+        (["local", "a:1"], "--address: not an address for --backend local"),
+        (["dask", "auto"], "--address: not an address for --backend dask"),
+        (["dask", "ray"], "--backend: given twice (got dask and ray)"),
+        (["tcp://a:1", "tcp://b:1"], "--address: given twice"),
+    ],
+)  # fmt: skip
+def test_what_is_neither_or_both_is_refused(texts: list[str], says: str) -> None:
+    with pytest.raises(InputError) as refused:
+        where_of(texts)
+    assert str(refused.value).startswith(says)
+
+
+@pytest.mark.parametrize(("backend", "module"), [("dask", "distributed"), ("ray", "ray")])
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, backend: str, module: str) -> None:
+    monkeypatch.setattr(where, "find_spec", lambda name: None)
+    with pytest.raises(InputError) as refused, open_pool(Where(backend)):
+        pass
+    assert str(refused.value) == (
+        f"--backend: the package {module} is missing (got {backend}); pip install 'loraplan[{backend}]'"
+    )
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_where_nobody_listens_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(where, "find_spec", lambda name: object())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and no listen: a connection is refused
+        there = address.format(taken.getsockname()[1])
+        with pytest.raises(InputError) as refused, open_pool(where_of([there])):
+            pass
+    assert str(refused.value) == f"--address: nothing answers here (got {there}); Connection refused"
+
+
+@pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-OpenSSH_9.2"])
+def test_an_address_where_something_else_listens_is_one_line(monkeypatch: pytest.MonkeyPatch, greeting: bytes) -> None:
+    monkeypatch.setattr(where, "find_spec", lambda name: object())
+    monkeypatch.setattr(where, "_ANSWER_S", 0.2)
+    with socket.socket() as other, ThreadPoolExecutor() as thread:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        called = thread.submit(other.accept)
+        there = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        called.add_done_callback(lambda accepted: accepted.result()[0].sendall(greeting))
+        with pytest.raises(InputError) as refused, open_pool(where_of([there])):
+            pass
+        called.result()[0].close()
+    assert str(refused.value) == (
+        f"--address: something listens here, but no Dask scheduler (got {there}, allowed: such as tcp://host:8786)"
+    )
+
+
+def test_a_schedulers_file_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(InputError) as refused:
+        on_dask.connect("none/scheduler.json", lambda text: None)
+    assert str(refused.value) == (
+        "--address: no such file (got none/scheduler.json); dask scheduler --scheduler-file writes it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ConnectionError("timeout\nand more"), "--address: no Ray cluster answers here (got ray://a:1, allowed: such "
+         "as ray://host:10001; on one of its machines auto); timeout; a cluster that was started with a token wants "
+         "RAY_AUTH_MODE=token here, too"),
+        (ImportError("no grpc"), "--address: an address ray://… needs Ray's client (got ray://a:1); pip install "
+         "'ray[client]' (no grpc)"),
+    ],
+)  # fmt: skip
+def test_a_ray_cluster_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    def init(**options: Any) -> None:
+        raise error
+
+    for key in on_ray.SET_BEFORE_IMPORT:
+        monkeypatch.setenv(key, "")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    with pytest.raises(InputError) as refused:
+        on_ray.connect("ray://a:1")
+    assert str(refused.value) == says
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    with pytest.raises(InputError, match="--backend: this process uses Ray already"):
+        on_ray.connect("ray://a:1")
+
+
+def test_a_worker_without_loraplan_is_named() -> None:
+    lacking = RuntimeError("a task failed")
+    lacking.__cause__ = ModuleNotFoundError("No module named 'sim'")
+    assert lacks_loraplan(lacking)
+    assert not lacks_loraplan(ModuleNotFoundError("No module named 'simplejson'"))
+    futures = object.__new__(on_dask.DaskFutures)
+    futures.name = "the Dask cluster"
+    futures._known = set()
+    futures._client = SimpleNamespace(run=lambda call, *rest, **more: {"tcp://a:1": False, "tcp://b:1": True})
+    with pytest.raises(InputError) as refused:
+        futures._refuse_without_loraplan({"tcp://a:1", "tcp://b:1"})
+    assert str(refused.value) == (
+        "--backend: a worker of the Dask cluster has no loraplan; install on every worker what is installed here"
+    )
+
+
+def test_an_address_without_a_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(where, "find_spec", lambda name: object())
+    with (
+        pytest.raises(InputError, match="--address: an address names host and port"),
+        open_pool(Where("dask", "tcp://a")),
+    ):
+        pass
+
+
+def test_no_worker_is_refused_whatever_the_backend() -> None:
+    with pytest.raises(InputError, match="--jobs: there is no work for no worker"), open_pool(Where(), 0):
+        pass
+
+
+def test_a_pool_by_default_is_this_machine() -> None:
+    with open_pool(Where(), 1) as pool:
+        assert not pool.away
+        assert list(pool.unordered(twice, [(1,), (2,)])) == [2, 4]
+
+
+def test_results_come_as_they_end_and_arguments_are_taken_as_there_is_room() -> None:
+    taken = []
+
+    def arguments() -> Iterator[tuple[int]]:
+        for number in range(100):
+            taken.append(number)
+            yield (number,)
+
+    futures = MadeUp()
+    results = Cluster(futures).unordered(twice, arguments())
+    assert next(results) == 2 * (FEWEST - 1)  # the last that was begun
+    assert len(taken) == FEWEST
+    assert sorted([2 * (FEWEST - 1), *results]) == [2 * number for number in range(100)]
+    assert futures.most == FEWEST
+
+
+def test_jobs_bound_what_is_under_way_on_a_cluster_of_others() -> None:
+    futures = MadeUp(cores=500)
+    list(Cluster(futures, jobs=3).unordered(twice, [(number,) for number in range(20)]))
+    assert futures.most == 3
+
+
+def test_a_lost_task_costs_itself_only() -> None:
+    found: list[int] = []
+    with pytest.raises(LoraplanError, match=r"2 tasks died with every worker that tried.*all others are kept"):
+        found.extend(Cluster(MadeUp(lost=(3, 17))).unordered(twice, [(number,) for number in range(30)]))
+    assert sorted(found) == [2 * number for number in range(30) if number not in (3, 17)]
+
+
+def test_an_error_of_a_task_comes_home_as_it_is() -> None:
+    with pytest.raises(TraceError) as raised:
+        list(Cluster(MadeUp()).unordered(fails, [(7,)]))
+    assert str(raised.value) == "t.csv:3: a bad row (got 7)"
+    assert "in fails" in raised.value.__notes__[0]
+    with pytest.raises(LoraplanError, match="NoPickle: odd"):
+        list(Cluster(MadeUp()).unordered(fails_oddly, [()]))
+
+
+def test_a_worker_with_other_software_refuses() -> None:
+    assert answer(software(), twice, (4,)).open() == 8
+    with pytest.raises(InputError) as refused:
+        answer({**software(), "loraplan": "0.0.1+abc", "numpy": "1.0"}, twice, (4,)).open()
+    assert "has other software, which may give other numbers (got loraplan " in str(refused.value)
+    assert "allowed: loraplan 0.0.1+abc, numpy 1.0); install on every worker what is installed here" in str(
+        refused.value
+    )
+
+
+def test_a_cluster_without_workers_is_waited_for_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.studies.backends.cluster.PATIENCE_S", -1.0)
+    told: list[str] = []
+    list(Cluster(MadeUp(cores=0), told=told.append).unordered(twice, [(number,) for number in range(40)]))
+    assert told == ["note: the made-up cluster has no workers; waiting for some"]
+
+
+def test_a_cluster_that_is_gone_says_that_points_are_kept() -> None:
+    assert str(Gone("the Dask cluster at tcp://a:1")) == (
+        "the Dask cluster at tcp://a:1 is gone; what was finished is kept: run the same command to go on"
+    )
+
+
+GENERATED = """  requests: 400
+  arrivals: {process: poisson, rate: 20/s}
+  popularity: {law: weights, file: weights.csv}"""
+LONGER = ", half_width: 20%, max_requests: 3200"
+WEIGHTS = f"""
+schema_version: 1
+name: weights
+workload:
+{GENERATED}
+adapters: {{count: 40, size: 50 MB}}
+fleet: {{engine: fixed, service: {{law: exponential, mean: 10 ms}}}}
+cache: {{gpu: {{size: 500 MB}}}}
+storage: {{loaders: 1, load: {{law: uniform, low: 20 ms, high: 50 ms}}}}
+slo: {{e2e_p99: 1 s}}
+run: {{seed: 1, replications: 2{LONGER}}}
+sweep: {{cache.gpu.size: [500 MB, 1 GB, 1500 MB]}}
+"""
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    (tmp_path / "weights.csv").write_text("".join(f"{1 / (number + 1):.4f}\n" for number in range(40)))
+    (tmp_path / "weights.yaml").write_text(WEIGHTS)
+    return tmp_path / "weights.yaml"
+
+
+def test_a_trace_travels_with_its_points(tmp_path: Path) -> None:
+    rows = [f"{number * 0.05:.2f},a{number * number % 31},5,5" for number in range(300)]
+    (tmp_path / "t.csv").write_text("timestamp_s,adapter_id,input_tokens,output_tokens\n" + "\n".join(rows))
+    (tmp_path / "trace.yaml").write_text(WEIGHTS.replace(GENERATED, "  trace: {file: t.csv}").replace(LONGER, ""))
+    loaded = load_scenario(str(tmp_path / "trace.yaml"))
+    sets = [{"cache.gpu.size": size} for size in ("500 MB", "1 GB")]
+    study(loaded, sets, tmp_path / "here", command="", jobs=1)
+    study(loaded, sets, tmp_path / "there", command="", pool=Cluster(MadeUp(missing=tmp_path / "t.csv")))
+    assert tables(tmp_path / "there") == tables(tmp_path / "here")
+
+
+def tables(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in ("points.csv", "summary.json", "requests.parquet")]
+
+
+def test_workers_need_none_of_the_files_and_tables_are_the_same(weights: Path, tmp_path: Path) -> None:
+    loaded = load_scenario(str(weights))
+    sets = [{"cache.gpu.size": size} for size in ("500 MB", "1 GB", "1500 MB")]
+    study(loaded, sets, tmp_path / "here", command="", jobs=1)
+    futures = MadeUp(missing=tmp_path / "weights.csv")
+    study(loaded, sets, tmp_path / "there", command="", pool=Cluster(futures))
+    assert tables(tmp_path / "there") == tables(tmp_path / "here")
+    assert futures.submitted > len(sets), "no run was made longer: the test shows nothing"
+
+
+def test_a_point_that_was_lost_is_all_that_the_next_run_simulates(weights: Path, tmp_path: Path) -> None:
+    loaded = load_scenario(str(weights), ["run.half_width=null"])
+    sets = [{"cache.gpu.size": f"{size} MB"} for size in range(500, 1500, 100)]
+    with pytest.raises(LoraplanError, match="a task died"):
+        study(loaded, sets, tmp_path / "out", command="", pool=Cluster(MadeUp(lost=(4,))))
+    futures = MadeUp()
+    finished = study(loaded, sets, tmp_path / "out", command="", pool=Cluster(futures))
+    assert finished.reused == len(sets) - 1
+    assert futures.submitted == loaded.scenario.run.replications  # one point is spread over its replications
+    study(loaded, sets, tmp_path / "here", command="", jobs=1)
+    assert tables(tmp_path / "out") == tables(tmp_path / "here")
+
+
+def test_a_plan_finds_the_same_on_a_cluster(weights: Path, tmp_path: Path) -> None:
+    values = ["run.half_width=null", "plan={minimize: cache.gpu.size, range: [500 MB, 1500 MB], step: 250 MB}"]
+    loaded = load_scenario(str(weights), values)
+    here = make_plan(loaded, tmp_path / "here", jobs=1, and_what_if=True)
+    pool = Cluster(MadeUp(missing=tmp_path / "weights.csv"))
+    there = make_plan(loaded, tmp_path / "there", pool=pool, and_what_if=True)
+    assert there.record == here.record
+    assert tables(tmp_path / "there") == tables(tmp_path / "here")
+
+
+def test_the_made_up_cluster_is_closed_with_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    futures = MadeUp()
+    monkeypatch.setattr(where, "find_spec", lambda name: object())
+    monkeypatch.setattr(where, "_futures", lambda *asked: futures)
+    with pytest.raises(KeyboardInterrupt), open_pool(Where("dask")):
+        raise KeyboardInterrupt
+    assert futures.closed
