@@ -75,12 +75,12 @@ def read_adapter(folder: Path, root: Path | None = None, known: KnownHeaders | N
     :raises InputError: naming the file and what is wrong with it.
     """
     root = folder if root is None else root
-    path = _inside(folder / WEIGHTS, root)
+    path = inside(folder / WEIGHTS, root)
     if not path.exists():
         _refuse_pickles(folder)
         if not (folder / CONFIG).exists():
             raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
-    config = _read_config(_inside(folder / CONFIG, root))
+    config = _read_config(inside(folder / CONFIG, root))
     _refuse_other_kinds(config, folder / CONFIG)
     if not path.exists():
         raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
@@ -188,7 +188,7 @@ def _agree(config: Mapping[str, Any], ranks: tuple[int, ...], path: Path) -> Non
         )  # fmt: skip
 
 
-def _inside(path: Path, root: Path) -> Path:
+def inside(path: Path, root: Path) -> Path:
     """Return a path with links resolved.
 
     :raises InputError: if it leads out of ``root``.

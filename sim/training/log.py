@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError
-from sim.training.adapter_folder import CONFIG, _inside
+from sim.training.adapter_folder import CONFIG, inside
 from sim.training.safetensors_header import printable
 
 STATE = "trainer_state.json"
@@ -152,11 +152,11 @@ def find_log(folder: Path) -> Path | None:
     """
     checkpoints = [(int(match[1]), child) for child in _children(folder) if (match := CHECKPOINT.fullmatch(child.name))]
     for place in (folder, *(child for _, child in sorted(checkpoints, reverse=True))):
-        if _inside(place / STATE, place).is_file():
+        if inside(place / STATE, place).is_file():
             return place / STATE
     beside = folder.absolute().parent
     alone = sum((child / CONFIG).is_file() for child in _children(beside)) == 1
-    return beside / STATE if alone and _inside(beside / STATE, beside).is_file() else None
+    return beside / STATE if alone and inside(beside / STATE, beside).is_file() else None
 
 
 def read_json(path: Path, limit: int, what: str) -> dict[str, Any]:

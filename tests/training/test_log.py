@@ -180,6 +180,15 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         find_log(tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "config.json"])
+def test_configurations_behind_links_that_lead_out_are_not_read(tmp_path: Path, name: str) -> None:
+    write_log(tmp_path / "adapter", [])
+    (tmp_path / "secret.json").write_text(json.dumps({"r": 4, "load_in_4bit": True}))
+    (tmp_path / "adapter" / name).symlink_to(tmp_path / "secret.json")
+    with pytest.raises(InputError, match="this path leads out of the folder"):
+        gather(tmp_path / "adapter", None, None, None, None)
+
+
 def test_a_log_is_json_with_floats_of_any_kind(tmp_path: Path) -> None:
     file = write_log(tmp_path, [{"loss": 1e400, "step": 1}])
     assert json.loads(file.read_text())["log_history"][0]["loss"] == math.inf
