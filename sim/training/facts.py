@@ -13,8 +13,9 @@ from typing import Any
 
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import DTYPE_BYTES, MODULES, SHAPES, ModelShape, parameters_per_rank
-from sim.training.adapter_folder import CONFIG, AdapterFile, inside
-from sim.training.log import TrainingLog, read_json
+from sim.training.adapter_folder import CONFIG, AdapterFile
+from sim.training.log import TrainingLog
+from sim.training.strangers import inside, read_json
 
 _LIMIT = 1 << 20
 _ATTENTION = re.compile(

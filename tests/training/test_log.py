@@ -92,7 +92,7 @@ def test_numbers_too_large_for_a_float_are_left_out(tmp_path: Path) -> None:
         ("{", "this log is not JSON"),
         ("[" * 100_000, "this log is not JSON"),
         ('{"a": ' * 50_000, "this log is not JSON"),
-        ("{}", "no log_history in this file"),
+        ("{}", "no log_history in this file (allowed: a trainer_state.json"),
         ('{"log_history": {}}', "no log_history in this file (got dict"),
         ('{"log_history": "x"}', "no log_history in this file (got str"),
     ],
