@@ -41,7 +41,8 @@ def vet(
     ] = None,
     set_: SetOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 if anything likely or certain was found.")
+        bool,
+        typer.Option("--check", help="Exit with 1 if anything likely or certain was found, or one can't be judged."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: QuietOption = False,
@@ -108,6 +109,7 @@ def _print_priced(priced: PricedCures | None, quiet: bool) -> None:
 
 
 def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
+    from sim.training.safetensors_header import printable
     from sim.training.vet_words import summary
 
     if len(found) == 1:
@@ -120,6 +122,9 @@ def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
         _print_one(one, quiet=True)
     if len(worth) > _SHOWN:
         typer.echo(f"\n… and {len(worth) - _SHOWN} more with findings: --json has all of them")
+    unknown = [printable(str(one.path), 200) for one in found if not one.judged]
+    if unknown:
+        typer.echo(f"\ncan't be judged: {', '.join(unknown[:_SHOWN])}{', …' if len(unknown) > _SHOWN else ''}")
     if any(one.notes for one in found):
         message("note: what could not be judged, and why, stands in --json, or behind each adapter vetted alone", quiet)
 
