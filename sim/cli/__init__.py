@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from sim.cells import plain_text
 from sim.cli import adapters, cache, calibrate, compare, fidelity, inspect, measured, plan, serve, simulate, trace, vet
 from sim.errors import LoraplanError
 
@@ -111,8 +112,9 @@ def _explain(error: Exception) -> int:
         error.show()
         return 2
     if isinstance(error, LoraplanError):
-        for line in str(error).splitlines():
-            typer.echo(f"error: {line}", err=True)
+        for line in str(error).split("\n"):
+            typer.echo(f"error: {plain_text(line)}", err=True)
         return error.exit_code
-    typer.echo(f"error: a failure inside loraplan: {type(error).__name__}: {error}; --debug shows where", err=True)
+    said = plain_text(f"{type(error).__name__}: {error}")
+    typer.echo(f"error: a failure inside loraplan: {said}; --debug shows where", err=True)
     return 3

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption, ScenarioArgument, SetOption
+from sim.cells import plain_text
+from sim.cli.options import ConfinedOption, QuietOption, ScenarioArgument, SetOption
 from sim.cli.output import message, print_rich
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ def check(
     resolved: Annotated[
         bool, typer.Option("--resolved", help="Print every value, defaults included, and where it comes from.")
     ] = False,
+    confined: ConfinedOption = False,
 ) -> None:
     """Say whether a scenario can be simulated, and what is wrong with it if not."""
     from sim.spec.scenario_file import load_scenario
     from sim.studies.planning.plan import check_plan
     from sim.studies.sweep import check_points
 
-    loaded = load_scenario(scenario, set_ or [])
+    loaded = load_scenario(scenario, set_ or [], confined=confined)
     notes = check_points(loaded)
     if loaded.scenario.plan is not None:
         check_plan(loaded)
@@ -60,7 +62,7 @@ def _print_resolved(loaded: LoadedScenario) -> None:
     for name in ("key", "value", "from"):
         table.add_column(name, overflow="fold")
     for row in loaded.rows():
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(plain_text(cell)) for cell in row))
     print_rich(table)
 
 

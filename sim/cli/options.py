@@ -11,6 +11,10 @@ ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a bundled one.")
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value: a.b.c=value. Repeatable.")]
+ConfinedOption = Annotated[
+    bool,
+    typer.Option("--confined", help="For a stranger's scenario: refuse files outside its folder."),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Replace run.seed.", min=0)]
 OutOption = Annotated[
     Path | None, typer.Option(help="Run directory; unset: runs/NAME, with -sweep or -plan behind it.")

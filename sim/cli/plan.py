@@ -9,6 +9,7 @@ import typer
 
 from sim.cli.options import (
     BackendOption,
+    ConfinedOption,
     JobsOption,
     JsonOption,
     OutOption,
@@ -44,6 +45,7 @@ def plan(
     backend: BackendOption = None,
     jobs: JobsOption = -1,
     json: JsonOption = False,
+    confined: ConfinedOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
@@ -54,7 +56,8 @@ def plan(
     from sim.spec.scenario_file import load_scenario
     from sim.studies.planning.plan import RECOMMENDED, make_plan
 
-    loaded = load_scenario(scenario, [*(set_ or []), *_question(minimize or [], maximize or [])], seed)
+    overrides = [*(set_ or []), *_question(minimize or [], maximize or [])]
+    loaded = load_scenario(scenario, overrides, seed, confined=confined)
 
     def told(noted: Noted) -> None:
         values = ", ".join(f"{key} {value}" for key, value in noted.set.items())

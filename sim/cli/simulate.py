@@ -10,6 +10,7 @@ import typer
 from sim.cli.options import (
     BackendOption,
     CheckOption,
+    ConfinedOption,
     JobsOption,
     JsonOption,
     OutOption,
@@ -39,12 +40,13 @@ def run(
     backend: BackendOption = None,
     jobs: JobsOption = -1,
     json: JsonOption = False,
+    confined: ConfinedOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Simulate one scenario; write a run directory with a report; print the answer."""
     from sim.spec.scenario_file import load_scenario
 
-    loaded = load_scenario(scenario, set_ or [], seed)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=confined)
     _simulate(loaded, [{}], out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
 
 
@@ -62,6 +64,7 @@ def sweep(
     backend: BackendOption = None,
     jobs: JobsOption = -1,
     json: JsonOption = False,
+    confined: ConfinedOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Simulate a grid of values in parallel. A sweep that was stopped goes on where it was."""
@@ -69,7 +72,7 @@ def sweep(
     from sim.studies.sweep import grid
 
     axes = _axes(over or [])
-    loaded = load_scenario(scenario, set_ or [], seed)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=confined)
     sets = grid(loaded, axes)
     _simulate(loaded, sets, out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import QuietOption, SetOption
+from sim.cli.options import ConfinedOption, QuietOption, SetOption
 from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, rich_table, to_json
 from sim.errors import InputError
 
@@ -44,6 +44,7 @@ def vet(
         bool, typer.Option("--check", help="Exit with 1 if anything likely or certain was found.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    confined: ConfinedOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Read adapters' training logs: what went wrong, on which evidence, and what would cure it."""
@@ -54,7 +55,7 @@ def vet(
     found = vet_path(path, parse_thresholds(threshold or []), reference, base_bits=base_bits, examples=examples)
     if scenario is None and set_:
         raise InputError("there is no scenario to price cures at", key="--set", hint="give --scenario")
-    priced = None if scenario is None else _price(found, scenario, set_ or [], quiet)
+    priced = None if scenario is None else _price(found, scenario, set_ or [], confined=confined, quiet=quiet)
     if json:
         vetted = [as_json(one) for one in found]
         typer.echo(to_json(vetted if scenario is None else {"vetted": vetted, "priced": _priced_json(priced)}))
@@ -66,7 +67,9 @@ def vet(
         raise typer.Exit(1)
 
 
-def _price(found: tuple[Vetted, ...], scenario: str, set_: list[str], quiet: bool) -> PricedCures | None:
+def _price(
+    found: tuple[Vetted, ...], scenario: str, set_: list[str], *, confined: bool, quiet: bool
+) -> PricedCures | None:
     """Simulate what the cures change, and write the run directory with its report."""
     from reports.build import write_report
     from sim.results.store import read_run
@@ -74,7 +77,8 @@ def _price(found: tuple[Vetted, ...], scenario: str, set_: list[str], quiet: boo
     from sim.studies.priced import price_cures
 
     with progress_bar(quiet, "pricing") as progress:
-        priced = price_cures(found, load_scenario(scenario, set_), command=command_line(), progress=progress)
+        loaded = load_scenario(scenario, set_, confined=confined)
+        priced = price_cures(found, loaded, command=command_line(), progress=progress)
     if priced is not None:
         write_report(read_run(priced.path))
     return priced

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, OutputError, ScenarioError
+from sim.reading import inside, open_regular
 from sim.spec.faults import NamedPrefixes
 from sim.spec.rollouts import Rollout
 from sim.spec.scenario import Scenario
 from sim.training.adapter_folder import CONFIG, WEIGHTS, read_adapter
-from sim.training.log import STATE, find_log
+from sim.training.log import LOG_LIMIT, STATE, find_log
 from sim.training.safetensors_header import printable
 from sim.training.vet import vet_path
 from sim.training.vet_words import as_json
@@ -117,10 +118,10 @@ def digest_weights(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
         for file in _files(folder):
-            size = file.stat().st_size
-            digest.update(f"{os.path.relpath(file, folder)}\0{size}\0".encode())
-            with file.open("rb") as opened:
-                digest.update(opened.read(_HEADER if file.name == WEIGHTS else -1))
+            with open_regular(file) as opened:
+                size = os.fstat(opened.fileno()).st_size
+                digest.update(f"{os.path.relpath(file, folder)}\0{size}\0".encode(errors="surrogateescape"))
+                digest.update(opened.read(_HEADER if file.name == WEIGHTS else LOG_LIMIT + 1))
     except OSError as error:
         raise OutputError(f"can't read this file: {error.strerror or error}", file=str(error.filename)) from None
     return digest.hexdigest()
@@ -133,7 +134,8 @@ def _files(folder: Path) -> Iterator[Path]:
         yield log
     for place, names, files in os.walk(folder):
         names.sort()
-        yield from (Path(place) / name for name in _READ if name in files)
+        # Links out of the folder are refused by who reads them; here they are passed over.
+        yield from (file for name in _READ if name in files and inside(file := Path(place) / name, folder))
 
 
 def _vetting(number: int, rollout: Rollout) -> Vetting:
