@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cells import plain_text
-from sim.cli.options import ConfinedOption, QuietOption, ScenarioArgument, SetOption
+from sim.cli.options import QuietOption, ScenarioArgument, SetOption, is_confined
 from sim.cli.output import message, print_rich
 
 if TYPE_CHECKING:
@@ -31,19 +31,19 @@ def report(
 
 
 def check(
+    context: typer.Context,
     scenario: ScenarioArgument,
     set_: SetOption = None,
     resolved: Annotated[
         bool, typer.Option("--resolved", help="Print every value, defaults included, and where it comes from.")
     ] = False,
-    confined: ConfinedOption = False,
 ) -> None:
     """Say whether a scenario can be simulated, and what is wrong with it if not."""
     from sim.spec.scenario_file import load_scenario
     from sim.studies.planning.plan import check_plan
     from sim.studies.sweep import check_points
 
-    loaded = load_scenario(scenario, set_ or [], confined=confined)
+    loaded = load_scenario(scenario, set_ or [], confined=is_confined(context))
     notes = check_points(loaded)
     if loaded.scenario.plan is not None:
         check_plan(loaded)

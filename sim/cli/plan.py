@@ -9,7 +9,6 @@ import typer
 
 from sim.cli.options import (
     BackendOption,
-    ConfinedOption,
     JobsOption,
     JsonOption,
     OutOption,
@@ -17,6 +16,7 @@ from sim.cli.options import (
     ScenarioArgument,
     SeedOption,
     SetOption,
+    is_confined,
 )
 from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
@@ -30,6 +30,7 @@ NONE_MEETS = 1
 
 
 def plan(
+    context: typer.Context,
     scenario: ScenarioArgument,
     minimize: Annotated[
         list[str] | None,
@@ -45,7 +46,6 @@ def plan(
     backend: BackendOption = None,
     jobs: JobsOption = -1,
     json: JsonOption = False,
-    confined: ConfinedOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
@@ -57,7 +57,7 @@ def plan(
     from sim.studies.planning.plan import RECOMMENDED, make_plan
 
     overrides = [*(set_ or []), *_question(minimize or [], maximize or [])]
-    loaded = load_scenario(scenario, overrides, seed, confined=confined)
+    loaded = load_scenario(scenario, overrides, seed, confined=is_confined(context))
 
     def told(noted: Noted) -> None:
         values = ", ".join(f"{key} {value}" for key, value in noted.set.items())

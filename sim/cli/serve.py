@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import ConfinedOption, QuietOption, ScenarioArgument, SeedOption, SetOption
+from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, is_confined
 from sim.cli.output import make_folder, message, print_rich, rich_table, to_json
 from sim.errors import InputError
 
@@ -29,6 +29,7 @@ _LEFT = (
 
 
 def serve(
+    context: typer.Context,
     scenario: ScenarioArgument,
     launch: Annotated[str | None, typer.Option(help="Start a server here: vllm.")] = None,
     url: Annotated[str | None, typer.Option(help="Drive the OpenAI-compatible server at this address.")] = None,
@@ -48,14 +49,13 @@ def serve(
     seed: SeedOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/serve-NAME.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False,
-    confined: ConfinedOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md)."""
     from sim.spec.scenario_file import load_scenario
 
     _check(launch, url, adapters, server_python, fit=fit, profile=profile, repeat=repeat, stall=stall)
-    loaded = load_scenario(scenario, set_ or [], seed, confined=confined)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
     asked = not fit or loaded.scenario.adapters.base_model is None  # else the scenario's profile is of no use here
     used = profile or (loaded.scenario.fleet.profile if asked else "")
     folder = _folder(out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)

@@ -10,7 +10,6 @@ import typer
 from sim.cli.options import (
     BackendOption,
     CheckOption,
-    ConfinedOption,
     JobsOption,
     JsonOption,
     OutOption,
@@ -19,6 +18,7 @@ from sim.cli.options import (
     ScenarioArgument,
     SeedOption,
     SetOption,
+    is_confined,
 )
 from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def run(
+    context: typer.Context,
     scenario: ScenarioArgument,
     set_: SetOption = None,
     seed: SeedOption = None,
@@ -40,17 +41,17 @@ def run(
     backend: BackendOption = None,
     jobs: JobsOption = -1,
     json: JsonOption = False,
-    confined: ConfinedOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Simulate one scenario; write a run directory with a report; print the answer."""
     from sim.spec.scenario_file import load_scenario
 
-    loaded = load_scenario(scenario, set_ or [], seed, confined=confined)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
     _simulate(loaded, [{}], out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
 
 
 def sweep(
+    context: typer.Context,
     scenario: ScenarioArgument,
     over: Annotated[
         list[str] | None,
@@ -64,7 +65,6 @@ def sweep(
     backend: BackendOption = None,
     jobs: JobsOption = -1,
     json: JsonOption = False,
-    confined: ConfinedOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Simulate a grid of values in parallel. A sweep that was stopped goes on where it was."""
@@ -72,7 +72,7 @@ def sweep(
     from sim.studies.sweep import grid
 
     axes = _axes(over or [])
-    loaded = load_scenario(scenario, set_ or [], seed, confined=confined)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
     sets = grid(loaded, axes)
     _simulate(loaded, sets, out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import ConfinedOption, QuietOption, SetOption
+from sim.cli.options import QuietOption, SetOption, is_confined
 from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, rich_table, to_json
 from sim.errors import InputError
 
@@ -20,6 +20,7 @@ _SHOWN = 20
 
 
 def vet(
+    context: typer.Context,
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="An adapter folder, a folder of them, or a trainer_state.json.")
     ],
@@ -44,7 +45,6 @@ def vet(
         bool, typer.Option("--check", help="Exit with 1 if anything likely or certain was found.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    confined: ConfinedOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Read adapters' training logs: what went wrong, on which evidence, and what would cure it."""
@@ -55,7 +55,9 @@ def vet(
     found = vet_path(path, parse_thresholds(threshold or []), reference, base_bits=base_bits, examples=examples)
     if scenario is None and set_:
         raise InputError("there is no scenario to price cures at", key="--set", hint="give --scenario")
-    priced = None if scenario is None else _price(found, scenario, set_ or [], confined=confined, quiet=quiet)
+    priced = (
+        None if scenario is None else _price(found, scenario, set_ or [], confined=is_confined(context), quiet=quiet)
+    )
     if json:
         vetted = [as_json(one) for one in found]
         typer.echo(to_json(vetted if scenario is None else {"vetted": vetted, "priced": _priced_json(priced)}))

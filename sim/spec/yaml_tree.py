@@ -58,6 +58,9 @@ def read_yaml(path: Path, name: str) -> Node:
 
 def parse_yaml(text: str, place: str) -> Node | None:
     """Return the tree of a YAML text, or None where it holds nothing."""
+    if text.count(",") + text.count(":") + text.count("- ") > 4 * MAX_NODES:
+        # Before it is composed, which would take a minute: no text of this size has so many by chance.
+        raise ScenarioError("too many values", allowed=f"{MAX_NODES:,} with aliases written out", file=place)
     yaml = YAML(typ="safe", pure=True)
     try:
         root = yaml.compose(text)
