@@ -58,7 +58,6 @@ class ParquetTable:
     """A Parquet file, read batch by batch."""
 
     def __init__(self, file: str, raw: IO[bytes]) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._name, self._raw = file, raw
@@ -70,7 +69,7 @@ class ParquetTable:
             self._file = pq.ParquetFile(raw, read_dictionary=text, **limits)
             self.header: tuple[str, ...] = tuple(schema.names)
         self._text = frozenset(text)
-        self._nested = frozenset(field.name for field in schema if pa.types.is_nested(field.type))
+        self._other = frozenset(field.name for field in schema if not (_is_text(field.type) or _is_small(field.type)))
         self._batches: Iterator[Any] | None = None
         self._batch: Any = None
         self._row = 1
@@ -100,8 +99,10 @@ class ParquetTable:
     def _check(self, columns: Sequence[str]) -> None:
         """Refuse, by what the file says of itself, columns of lists and of texts that are longer than names are."""
         for name in columns:
-            if name in self._nested:
-                raise TraceError("this column holds lists or tables", key=name, file=self._name, allowed="plain cells")
+            if name in self._other:
+                raise TraceError(
+                    "a column of this kind is not read", key=name, file=self._name, allowed="numbers, times or text"
+                )
         facts = self._file.metadata
         wanted = frozenset(columns)
         for group in range(facts.num_row_groups):
@@ -126,9 +127,25 @@ class ParquetTable:
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    """Return whether cells have the length that they choose, be it once for each different one."""
     import pyarrow as pa
 
-    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind))
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    kinds = (
+        types.is_string, types.is_binary, types.is_large_string, types.is_large_binary, types.is_fixed_size_binary,
+    )  # fmt: skip
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def _is_small(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_small(kind.value_type)
+    return bool(types.is_primitive(kind) or types.is_decimal(kind) or types.is_null(kind))
 
 
 @contextlib.contextmanager
