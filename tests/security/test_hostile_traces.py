@@ -1,4 +1,4 @@
-"""Traces and other tables from strangers: packed or wide, long or never-ending, they take no more than a block's memory."""
+"""Traces and other tables from strangers: packed, wide, long or never-ending, they take a block's memory."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def long_words(count: int = 1000) -> pa.Array:
 PARQUET: dict[str, tuple[Callable[[], pa.Table], str]] = {
     "a dictionary of one long name": (lambda: table(adapter_id=long_words()), "adapter_id: a cell is too long"),
     "numbers as long texts": (lambda: table(input_tokens=long_words()), "input_tokens: a cell is too long"),
-    "one long cell": (lambda: table(adapter_id=pa.array(["x"] * 1000 + ["x" * 9000])), "adapter_id: a cell is too long"),
+    "one long cell": (
+        lambda: table(adapter_id=pa.array(["x"] * 1000 + ["x" * 9000])), "adapter_id: a cell is too long",
+    ),
     "bytes of one size": (
         lambda: table(adapter_id=pa.array([b"x" * 9000], pa.binary(9000))), "adapter_id: a cell is too long",
     ),
