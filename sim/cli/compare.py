@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim.cells import plain_text
 from sim.cli.options import QuietOption
 from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, to_json
 from sim.errors import InputError
@@ -84,10 +85,10 @@ def _print(comparison: Comparison) -> None:
     from reports.compared_words import details, headline
 
     for letter, run in (("A", comparison.one), ("B", comparison.other)):
-        typer.echo(f"{letter}  {run.path}  {run.manifest.get('name', '')}")
-    typer.echo(f"\n{headline(comparison)}")
+        typer.echo(plain_text(f"{letter}  {run.path}  {run.manifest.get('name', '')}"))
+    typer.echo(plain_text(f"\n{headline(comparison)}"))
     for sentence in details(comparison):
-        typer.echo(f"  {sentence}")
+        typer.echo(plain_text(f"  {sentence}"))
     typer.echo("")
     if comparison.changed:
         rows = [list(row) for row in comparison.changed[:_SHOWN]]

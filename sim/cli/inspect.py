@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption, ScenarioArgument, SetOption
+from sim.cells import plain_text
+from sim.cli.options import QuietOption, ScenarioArgument, SetOption, is_confined
 from sim.cli.output import message, print_rich
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def report(
 
 
 def check(
+    context: typer.Context,
     scenario: ScenarioArgument,
     set_: SetOption = None,
     resolved: Annotated[
@@ -41,7 +43,7 @@ def check(
     from sim.studies.planning.plan import check_plan
     from sim.studies.sweep import check_points
 
-    loaded = load_scenario(scenario, set_ or [])
+    loaded = load_scenario(scenario, set_ or [], confined=is_confined(context))
     notes = check_points(loaded)
     if loaded.scenario.plan is not None:
         check_plan(loaded)
@@ -60,7 +62,7 @@ def _print_resolved(loaded: LoadedScenario) -> None:
     for name in ("key", "value", "from"):
         table.add_column(name, overflow="fold")
     for row in loaded.rows():
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(plain_text(cell)) for cell in row))
     print_rich(table)
 
 

@@ -16,6 +16,7 @@ from sim.cli.options import (
     ScenarioArgument,
     SeedOption,
     SetOption,
+    is_confined,
 )
 from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
@@ -29,6 +30,7 @@ NONE_MEETS = 1
 
 
 def plan(
+    context: typer.Context,
     scenario: ScenarioArgument,
     minimize: Annotated[
         list[str] | None,
@@ -54,7 +56,8 @@ def plan(
     from sim.spec.scenario_file import load_scenario
     from sim.studies.planning.plan import RECOMMENDED, make_plan
 
-    loaded = load_scenario(scenario, [*(set_ or []), *_question(minimize or [], maximize or [])], seed)
+    overrides = [*(set_ or []), *_question(minimize or [], maximize or [])]
+    loaded = load_scenario(scenario, overrides, seed, confined=is_confined(context))
 
     def told(noted: Noted) -> None:
         values = ", ".join(f"{key} {value}" for key, value in noted.set.items())

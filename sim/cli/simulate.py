@@ -18,6 +18,7 @@ from sim.cli.options import (
     ScenarioArgument,
     SeedOption,
     SetOption,
+    is_confined,
 )
 from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def run(
+    context: typer.Context,
     scenario: ScenarioArgument,
     set_: SetOption = None,
     seed: SeedOption = None,
@@ -44,11 +46,12 @@ def run(
     """Simulate one scenario; write a run directory with a report; print the answer."""
     from sim.spec.scenario_file import load_scenario
 
-    loaded = load_scenario(scenario, set_ or [], seed)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
     _simulate(loaded, [{}], out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
 
 
 def sweep(
+    context: typer.Context,
     scenario: ScenarioArgument,
     over: Annotated[
         list[str] | None,
@@ -69,7 +72,7 @@ def sweep(
     from sim.studies.sweep import grid
 
     axes = _axes(over or [])
-    loaded = load_scenario(scenario, set_ or [], seed)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
     sets = grid(loaded, axes)
     _simulate(loaded, sets, out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
 

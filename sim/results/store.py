@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import OutputError
+from sim.reading import POINT_BYTES, open_regular
 from sim.results.files import (
     digest_file,
     point_key,
@@ -82,6 +83,7 @@ class RunStore:
         """
         _refuse_foreign(out)
         _make_folder(out / "points")
+        _refuse_links(out, ("points", ".lock"))
         lock = _take_lock(out)
         try:
             if overwrite:
@@ -129,7 +131,8 @@ class RunStore:
         from pyarrow import ArrowInvalid, parquet
 
         try:
-            metadata = parquet.read_schema(self.path / "requests.parquet").metadata or {}
+            with open_regular(self.path / "requests.parquet") as file:
+                metadata = parquet.read_schema(file).metadata or {}
         except (OSError, ArrowInvalid):
             return False
         return bool(metadata.get(_POINT) == key.encode())
@@ -191,6 +194,7 @@ def read_run(path: Path) -> RunData:
         raise OutputError(
             "is not a run directory: it has no manifest.json", file=str(path), hint="'loraplan run' writes one"
         )
+    _refuse_links(path, ("points", "manifest.json"))
     manifest = read_json(file)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("point_keys"), list):
         raise OutputError("this file is damaged: it is no manifest", file=str(file))
@@ -199,7 +203,10 @@ def read_run(path: Path) -> RunData:
             "written by another version of loraplan", key="schema_version", got=manifest.get("schema_version"),
             allowed=str(SCHEMA_VERSION), file=str(file),
         )  # fmt: skip
-    points = [(key, _load_point(path, key)) for key in manifest["point_keys"]]
+    keys = [str(key) for key in manifest["point_keys"]]
+    if len(set(keys)) < len(keys):  # ten bytes each, which would be read as a point each
+        raise OutputError("this file is damaged: a point stands there twice", key="point_keys", file=str(file))
+    points = [(key, _load_point(path, key)) for key in keys]
     lost = [key for key, point in points if point is None]
     if lost and manifest.get("status") == "finished":
         raise OutputError(
@@ -232,10 +239,23 @@ def _load_point(folder: Path, key: str) -> Point | None:
     file = _point_file(folder, key)
     if not file.exists():
         return None
+    _refuse_links(folder, (f"points/{file.name}",))
     try:
-        return Point.from_json(read_json(file)["point"])
+        return Point.from_json(read_json(file, POINT_BYTES)["point"])
     except (OutputError, LookupError, TypeError, AttributeError):
         return None
+
+
+def _refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Refuse links in a run directory: loraplan makes none, and one in a stranger's leads out of it.
+
+    The folder itself may be reached through a link: that is its owner's.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise OutputError(
+                "this is a link, which no run directory has", file=str(folder / name), hint="copy what it leads to"
+            )
 
 
 def _make_folder(out: Path) -> None:
@@ -272,7 +292,7 @@ def _wrote_manifest(out: Path) -> bool:
 def _take_lock(out: Path) -> int | None:
     """Lock the folder for this process; None where the system has no such locks."""
     try:
-        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     except OSError as error:
         raise OutputError(f"can't write in this folder: {error.strerror or error}", file=str(out)) from None
     try:

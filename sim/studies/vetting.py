@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, OutputError, ScenarioError
+from sim.reading import inside, open_regular
 from sim.spec.faults import NamedPrefixes
 from sim.spec.rollouts import Rollout
 from sim.spec.scenario import Scenario
@@ -117,9 +118,9 @@ def digest_weights(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
         for file in _files(folder):
-            size = file.stat().st_size
-            digest.update(f"{os.path.relpath(file, folder)}\0{size}\0".encode())
-            with file.open("rb") as opened:
+            with open_regular(file) as opened:
+                size = os.fstat(opened.fileno()).st_size
+                digest.update(f"{os.path.relpath(file, folder)}\0{size}\0".encode(errors="surrogateescape"))
                 digest.update(opened.read(_HEADER if file.name == WEIGHTS else LOG_LIMIT + 1))
     except OSError as error:
         raise OutputError(f"can't read this file: {error.strerror or error}", file=str(error.filename)) from None
@@ -133,7 +134,9 @@ def _files(folder: Path) -> Iterator[Path]:
         yield log
     for place, names, files in os.walk(folder):
         names.sort()
-        yield from (file for name in _READ if name in files and (file := Path(place) / name).is_file())
+        # Links out of the folder are refused by who reads them; here they and pipes are passed over.
+        found = (Path(place) / name for name in _READ if name in files)
+        yield from (file for file in found if file.is_file() and inside(file, folder))
 
 
 def _vetting(number: int, rollout: Rollout) -> Vetting:
