@@ -1,4 +1,4 @@
-"""Fuzz the reader of traces by coverage: ``pip install atheris``, then ``python tests/fuzz/atheris_trace.py -runs=100000``.
+"""Fuzz the reader of traces by coverage: ``pip install atheris``, then ``atheris_trace.py -runs=100000``.
 
 ``--corpus`` reads only the corpus and needs no atheris.
 """

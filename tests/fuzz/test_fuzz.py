@@ -1,4 +1,4 @@
-"""What CI fuzzes: 500 cases over the kinds, five kills, and the readers' harnesses; make fuzz and make kills do more."""
+"""What CI fuzzes: 500 cases over the kinds, five kills, the readers' harnesses; make fuzz and make kills do more."""
 
 from __future__ import annotations
 
