@@ -1,4 +1,4 @@
-"""Disks that are full or can't be written, clocks that jump, folders in use, workers that die: said, and gone on from."""
+"""Disks that are full or read-only, clocks that jump, folders in use, workers that die: said, and gone on from."""
 
 from __future__ import annotations
 

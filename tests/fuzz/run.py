@@ -25,7 +25,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-KINDS = {"scenario": 30, "adapter": 20, "line": 20, "run": 10, "profile": 10, "trace": 10}
+KINDS = {"scenario": 36, "adapter": 20, "line": 18, "run": 6, "profile": 10, "trace": 10}
 """Kinds of cases, and how many of a hundred."""
 TIME_LIMIT_S = 60
 """For one command: the slowest ones here need seconds."""
