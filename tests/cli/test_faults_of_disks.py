@@ -159,3 +159,16 @@ def test_an_error_that_quotes_control_characters_is_one_printable_line(loraplan:
     assert "x\\x00\\x1b[31m\\ny" in ended.err
     asked = loraplan("adapters", ".", "--base-model", "x\x1b[31m")
     assert asked.err == "error: --base-model: not a model's name (got x\\x1b[31m)\n"
+
+
+def test_a_plan_that_goes_on_in_a_changed_folder_names_it(loraplan: CommandLine, tmp_path: Path) -> None:
+    line = ("plan", "cache-thrash", "--out", "out", "--set", "workload.requests=300", "--set", "slo={ttft_mean: 1 ms}",
+            "--minimize", "cache.gpu.slots=4..5", "--jobs", "1", "--quiet")  # fmt: skip
+    assert loraplan(*line).code == 1, "nothing meets such an SLO"
+    for file in (tmp_path / "out/points").glob("*.json"):
+        data = json.loads(file.read_text())
+        data["point"]["timeline"]["t_s"].pop()
+        file.write_text(json.dumps(data))
+    ended = loraplan(*line)
+    assert ended.code == 2
+    assert ended.err.startswith("error: out: something in this run directory is not what loraplan writes")
