@@ -15,7 +15,7 @@ import typer
 from sim.cells import plain_text
 from sim.cli import adapters, cache, calibrate, compare, fidelity, inspect, measured, plan, serve, simulate, trace, vet
 from sim.cli.options import CONFINED
-from sim.errors import LoraplanError
+from sim.errors import InputError, LoraplanError
 
 INTERRUPTED = 130
 
@@ -118,6 +118,9 @@ def _explain(error: Exception) -> int:
     if hasattr(error, "format_message") and hasattr(error, "show"):  # a usage error of click, or of typer's own copy
         error.show()
         return 2
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.strerror:
+        # Whatever stands in the way of a file is the user's to change, and they need its name.
+        error = InputError(f"can't be used: {error.strerror}", file=os.fsdecode(error.filename))
     if isinstance(error, LoraplanError):
         for line in str(error).split("\n"):
             typer.echo(f"error: {plain_text(line)}", err=True)

@@ -37,14 +37,27 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Compare two runs: what differs, what changes with it, and whether that is more than luck."""
+    from reports.compared import compare_runs
+    from sim.results.store import blamed_on
+
+    with blamed_on(one, other):
+        comparison = compare_runs(_read(one), _read(other))
+        failed = _show(comparison, (one, other), out, check=check, json=json)
+    for caution in comparison.cautions:
+        message(f"note: {caution}", quiet)
+    if check and failed:
+        raise typer.Exit(1)
+
+
+def _show(comparison: Comparison, runs: tuple[Path, Path], out: Path | None, *, check: bool, json: bool) -> bool:
+    """Write the page and print the answer; return whether B is clearly worse in any term."""
     from reports.compare import write_page
-    from reports.compared import compare_runs, worse_terms
+    from reports.compared import worse_terms
     from reports.compared_words import as_json
 
-    comparison = compare_runs(_read(one), _read(other))
     if check and not comparison.terms:
         raise InputError("the scenarios have no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
-    folder = out or (None if json else Path("runs") / f"compare-{_stem(one)}-{_stem(other)}")
+    folder = out or (None if json else Path("runs") / f"compare-{_stem(runs[0])}-{_stem(runs[1])}")
     if folder is not None:
         from sim.results.files import write_json
 
@@ -56,10 +69,7 @@ def compare(
     else:
         _print(comparison)
         typer.echo(f"\nreport  {folder / PAGE}\ndata    {folder / DATA}" if folder is not None else "")
-    for caution in comparison.cautions:
-        message(f"note: {caution}", quiet)
-    if check and worse_terms(comparison):
-        raise typer.Exit(1)
+    return bool(worse_terms(comparison))
 
 
 def _read(path: Path) -> RunData:

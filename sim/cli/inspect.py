@@ -21,13 +21,15 @@ def report(
 ) -> None:
     """Draw the report of a run again, without simulating."""
     from reports.build import write_report
-    from sim.results.store import read_run
+    from sim.results.store import blamed_on, read_run
 
-    data = read_run(run_directory)
+    with blamed_on(run_directory):
+        data = read_run(run_directory)
+        page = write_report(data)
     if data.manifest.get("status") != "finished":
         done, total = len(data.points), data.manifest.get("points_total", "?")
         message(f"note: this run is not finished: {done} of {total} points", quiet)
-    typer.echo(write_report(data))
+    typer.echo(page)
 
 
 def check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,7 +53,7 @@ def plan(
     from reports.build import write_report
     from reports.planned import plan_answer, plan_json
     from reports.words import metric_words, show
-    from sim.results.store import read_run
+    from sim.results.store import blamed_on, read_run
     from sim.spec.scenario_file import load_scenario
     from sim.studies.planning.plan import RECOMMENDED, make_plan
 
@@ -69,9 +70,10 @@ def plan(
         planned = make_plan(
             loaded, out, command=command_line(), pool=pool, and_what_if=what_if, told=told, progress=progress
         )
-    data = read_run(planned.path)
-    page = write_report(data)
-    said = plan_answer(data)
+    with blamed_on(planned.path) if planned.resumed else nullcontext():
+        data = read_run(planned.path)
+        page = write_report(data)
+        said = plan_answer(data)
     if json:
         typer.echo(to_json(plan_json(data)))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,7 +92,7 @@ def _simulate(
 ) -> None:
     """Run a study, write its report, print its answer; exit with 1 where ``check`` asks for a missed SLO."""
     from reports.build import write_report
-    from sim.results.store import read_run, summary_json
+    from sim.results.store import blamed_on, read_run, summary_json
     from sim.studies.sweep import free_folder, study
 
     if check and not loaded.scenario.slo.terms():
@@ -100,8 +101,9 @@ def _simulate(
     with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet) as progress:
         command = command_line()
         finished = study(loaded, sets, folder, command=command, overwrite=overwrite, pool=pool, progress=progress)
-    data = read_run(finished.path)
-    page = write_report(data)
+    with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
+        data = read_run(finished.path)
+        page = write_report(data)
     if json:
         typer.echo(to_json(summary_json(loaded.scenario.name, finished.points)))
     else:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from sim.errors import OutputError
+from sim.errors import LoraplanError, OutputError
 from sim.reading import POINT_BYTES, open_regular
 from sim.results.files import (
     digest_file,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RunData",
     "RunStore",
+    "blamed_on",
     "digest_file",
     "holds_nothing_else",
     "point_key",
@@ -213,6 +215,25 @@ def read_run(path: Path) -> RunData:
             "this point is missing or damaged", file=str(_point_file(path, lost[0])), hint="run the scenario again",
         )  # fmt: skip
     return RunData(path, manifest, [point for _, point in points if point is not None])
+
+
+@contextmanager
+def blamed_on(*folders: Path) -> Iterator[None]:
+    """Say of run directories what fails in whoever reads them: they hold what loraplan doesn't write.
+
+    Their files are JSON that anybody can change, and a report looks at hundreds of values.
+
+    :raises OutputError: in place of what is no error of ours; ``--debug`` shows that one too.
+    """
+    try:
+        yield
+    except LoraplanError:
+        raise
+    except Exception as error:
+        raise OutputError(
+            "something in this run directory is not what loraplan writes", file=" or ".join(map(str, folders)),
+            got=f"{type(error).__name__}: {error}", hint="simulate again into another folder; --debug shows more",
+        ) from error  # fmt: skip
 
 
 def holds_nothing_else(folder: Path, wanted_hash: str, sets: list[dict[str, Any]]) -> bool:

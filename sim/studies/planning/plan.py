@@ -51,6 +51,8 @@ class Planned:
     points: list[Point]
     record: dict[str, Any]
     simulated_requests: int
+    resumed: bool = False
+    """Whether the folder held looks of an earlier search."""
 
 
 def make_plan(
@@ -125,7 +127,7 @@ def make_plan(
     assert chosen.point is not None, "it was looked at"
     return Planned(
         folder, found.answer is not None, record["answer"], record["certain"], chosen.point, points, record,
-        looks.requests,
+        looks.requests, store.resumed,
     )  # fmt: skip
 
 
