@@ -134,7 +134,7 @@ def _files(folder: Path) -> Iterator[Path]:
         yield log
     for place, names, files in os.walk(folder):
         names.sort()
-        # Links out of the folder are refused by who reads them; here they and pipes are passed over.
+        # Links out of the folder and pipes are refused by who reads them; here they are passed over.
         found = (Path(place) / name for name in _READ if name in files)
         yield from (file for file in found if file.is_file() and inside(file, folder))
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from reports.build import write_report
-from sim.errors import InputError, OutputError
+from sim.errors import OutputError
 from sim.results import files
 from sim.results.files import digest_file, read_json, write_text
 from sim.results.point import UNITS, Metric, Point
@@ -152,9 +152,8 @@ def test_what_is_hashed_of_new_versions_lies_in_their_folder(tmp_path: Path) -> 
     (folder / "adapter_config.json").symlink_to(tmp_path / "secret")
     (folder / "adapter_model.safetensors").symlink_to("/dev/zero")
     assert digest_weights(folder) == before
-    os.mkfifo(folder / "trainer_state.json")
-    with pytest.raises(InputError, match="it is not a file"):
-        digest_weights(folder)
+    os.mkfifo(folder / "trainer_state.json")  # whose content nobody waits for; a vetting finds that there is no log
+    assert digest_weights(folder) == before
 
 
 def test_nothing_in_the_repository_loads_a_pickle_of_a_file() -> None:
