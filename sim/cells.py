@@ -24,3 +24,9 @@ def plain_text(text: str) -> str:
         letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
+
+
+def printable(text: str, limit: int = 120) -> str:
+    """Return a stranger's text for one place in a sentence: cut short, no control characters, no lone surrogates."""
+    short = text if len(text) <= limit else text[: limit - 1] + "…"
+    return short if short.isprintable() else ascii(short)

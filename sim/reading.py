@@ -66,15 +66,18 @@ def read_regular(path: str | Path, limit: int) -> bytes:
     :raises OSError: if it is none, or has more than ``limit`` bytes.
     """
     with open_regular(path) as file:
-        return _bounded(file, limit, str(path))
+        return read_bounded(file, limit, str(path))
 
 
-def read_unpacked(raw: IO[bytes] | gzip.GzipFile, limit: int, path: str) -> bytes:
-    """Return what is left of a stream that may unpack to far more than the file has.
+def read_bounded(raw: IO[bytes] | gzip.GzipFile, limit: int, path: str) -> bytes:
+    """Return what is left of a stream, which may unpack to far more than the file has.
 
     :raises OSError: if that is more than ``limit`` bytes.
     """
-    return _bounded(raw, limit, path)
+    content = raw.read(limit + 1)
+    if len(content) > limit:
+        raise too_large(limit, path)
+    return content
 
 
 def open_text(path: str | Path, limit: int = TABLE_BYTES) -> io.TextIOWrapper:
@@ -142,13 +145,6 @@ class Bounded(io.BufferedIOBase):
     def close(self) -> None:
         self._raw.close()
         super().close()
-
-
-def _bounded(file: IO[bytes] | gzip.GzipFile, limit: int, path: str) -> bytes:
-    raw = file.read(limit + 1)
-    if len(raw) > limit:
-        raise too_large(limit, path)
-    return raw
 
 
 def _size(count: int) -> str:

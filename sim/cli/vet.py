@@ -115,7 +115,7 @@ def _print_priced(priced: PricedCures | None, quiet: bool) -> None:
 
 
 def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
-    from sim.training.safetensors_header import printable
+    from sim.cells import printable
     from sim.training.vet_words import summary
 
     if len(found) == 1:
@@ -136,7 +136,7 @@ def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
 
 
 def _print_one(one: Vetted, quiet: bool) -> None:
-    from sim.training.safetensors_header import printable
+    from sim.cells import printable
     from sim.training.vet_words import changes_size, cure_rows, verdict
 
     typer.echo(verdict(one))

@@ -13,9 +13,8 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,15 @@ from sim.results.files import (
     write_text,
 )
 from sim.results.point import Point
+from sim.results.run_folder import (
+    KEY,
+    make_folder,
+    refuse_foreign,
+    refuse_links,
+    release_lock,
+    remove_ours,
+    take_lock,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -55,10 +63,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 Status = Literal["running", "finished", "interrupted", "failed"]
 
-_FILES = ("manifest.json", "summary.json", "points.csv", "requests.parquet", "report.html", "recommended.yaml")
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _POINT = b"loraplan.point"
-_DRAFT = re.compile(r"\..+\.\d+\.tmp")
 
 
 class RunStore:
@@ -83,13 +88,13 @@ class RunStore:
         :param overwrite: remove what loraplan wrote there (and nothing else) instead of continuing.
         :raises OutputError: if the folder can't be written, is in use, or holds something else.
         """
-        _refuse_foreign(out)
-        _make_folder(out / "points")
-        _refuse_links(out, ("points", ".lock"))
-        lock = _take_lock(out)
+        refuse_foreign(out)
+        make_folder(out / "points")
+        refuse_links(out, ("points", ".lock"))
+        lock = take_lock(out)
         try:
             if overwrite:
-                _remove_ours(out)
+                remove_ours(out)
             resumed = _same_scenario(out, manifest)
             point_keys = list(manifest.get("point_keys", ()))
             start = {"schema_version": SCHEMA_VERSION, "status": "running", "points_done": 0}
@@ -97,7 +102,7 @@ class RunStore:
             store = cls(out, {**full, "point_keys": point_keys}, lock, resumed)
             store.update()
         except BaseException:
-            _release(lock)
+            release_lock(lock)
             raise
         return store
 
@@ -112,7 +117,7 @@ class RunStore:
     def close(self) -> None:
         """Let go of the folder. Closing twice does nothing."""
         lock, self._lock = self._lock, None
-        _release(lock)
+        release_lock(lock)
 
     def update(self, changes: Mapping[str, Any] | None = None) -> None:
         """Change keys of the manifest and write it."""
@@ -174,6 +179,22 @@ class RunStore:
         self.update({**(manifest_updates or {}), "status": status, "points_done": len(points)})
         self.close()
 
+    @contextmanager
+    def closing(self, points: Callable[[], list[Point]], started_s: float) -> Iterator[None]:
+        """Finish when a block ends, whatever ends it: what is there by then stands in the tables.
+
+        :param points: returns the points that ended; ``started_s``: when the work began, by ``time.perf_counter``.
+        """
+        status: Status = "failed"
+        try:
+            yield
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            self.finish(points(), {"wall_s": time.perf_counter() - started_s}, status)
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -196,7 +217,7 @@ def read_run(path: Path) -> RunData:
         raise OutputError(
             "is not a run directory: it has no manifest.json", file=str(path), hint="'loraplan run' writes one"
         )
-    _refuse_links(path, ("points", "manifest.json"))
+    refuse_links(path, ("points", "manifest.json"))
     manifest = read_json(file)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("point_keys"), list):
         raise OutputError("this file is damaged: it is no manifest", file=str(file))
@@ -251,7 +272,7 @@ def holds_nothing_else(folder: Path, wanted_hash: str, sets: list[dict[str, Any]
 
 
 def _point_file(folder: Path, key: str) -> Path:
-    if not _KEY.fullmatch(str(key)):
+    if not KEY.fullmatch(str(key)):
         raise OutputError("not the key of a point", got=key, file=str(folder / "manifest.json"))
     return folder / "points" / f"{key}.json"
 
@@ -260,80 +281,11 @@ def _load_point(folder: Path, key: str) -> Point | None:
     file = _point_file(folder, key)
     if not file.exists():
         return None
-    _refuse_links(folder, (f"points/{file.name}",))
+    refuse_links(folder, (f"points/{file.name}",))
     try:
         return Point.from_json(read_json(file, POINT_BYTES)["point"])
     except (OutputError, LookupError, TypeError, AttributeError):
         return None
-
-
-def _refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Refuse links in a run directory: loraplan makes none, and one in a stranger's leads out of it.
-
-    The folder itself may be reached through a link: that is its owner's.
-    """
-    for name in names:
-        if (folder / name).is_symlink():
-            raise OutputError(
-                "this is a link, which no run directory has", file=str(folder / name), hint="copy what it leads to"
-            )
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"can't make this folder: {error.strerror or error}", file=str(out.parent)) from None
-
-
-def _refuse_foreign(out: Path) -> None:
-    try:
-        names = sorted(entry.name for entry in out.iterdir())
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise OutputError(f"can't use this as a folder: {error.strerror or error}", file=str(out)) from None
-    foreign = [name for name in names if name not in (*_FILES, ".lock", "points") and not _DRAFT.fullmatch(name)]
-    if foreign and not _wrote_manifest(out):
-        raise OutputError(
-            "this folder holds other files", got=", ".join(foreign[:3]), file=str(out),
-            allowed="a new or empty folder, or one that loraplan wrote", hint="give another --out",
-        )  # fmt: skip
-
-
-def _wrote_manifest(out: Path) -> bool:
-    """Say whether the manifest is one of ours: web pages have a ``manifest.json`` too."""
-    try:
-        manifest = read_json(out / "manifest.json")
-    except OutputError:
-        return False
-    return isinstance(manifest, dict) and "scenario_hash" in manifest
-
-
-def _take_lock(out: Path) -> int | None:
-    """Lock the folder for this process; None where the system has no such locks."""
-    try:
-        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    except OSError as error:
-        raise OutputError(f"can't write in this folder: {error.strerror or error}", file=str(out)) from None
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise OutputError(
-            "another loraplan works in this folder", file=str(out), hint="wait for it, or give another --out"
-        ) from None
-    except (ImportError, OSError):  # Windows, some network disks: better no lock than no run
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _release(lock: int | None) -> None:
-    if lock is not None:
-        os.close(lock)  # which ends the lock; the empty file stays, removing it would race
 
 
 def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> bool:
@@ -351,18 +303,3 @@ def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> bool:
             got=old.get("name") if isinstance(old, dict) else None, hint="give another --out, or --overwrite",
         )  # fmt: skip
     return True
-
-
-def _remove_ours(out: Path) -> None:
-    for file in _ours(out):
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"can't remove this file: {error.strerror or error}", file=str(file)) from None
-
-
-def _ours(out: Path) -> Iterable[Path]:
-    yield from (out / name for name in _FILES)
-    yield from (file for file in (out / "points").glob("*.json") if _KEY.fullmatch(file.stem))
-    for folder in (out, out / "points"):
-        yield from (file for file in folder.iterdir() if _DRAFT.fullmatch(file.name))

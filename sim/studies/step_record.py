@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from sim.errors import InputError
-from sim.reading import RECORD_BYTES, read_regular, read_unpacked
+from sim.reading import RECORD_BYTES, read_bounded, read_regular
 
 _PRESETS = {"0.8": "vllm-0.8", "0.32": "vllm-0.32"}
 
@@ -128,7 +128,7 @@ def read_record(path: Path) -> StepRecord:
     if raw[:2] == b"\x1f\x8b":
         try:
             with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
-                raw = read_unpacked(packed, RECORD_BYTES, where)
+                raw = read_bounded(packed, RECORD_BYTES, where)
         except (OSError, EOFError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno == errno.EFBIG:
                 raise InputError("can't read the record", file=where, got=error.strerror) from None

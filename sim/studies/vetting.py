@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sim.cells import printable
 from sim.errors import InputError, OutputError, ScenarioError
 from sim.reading import inside, open_regular
 from sim.spec.faults import NamedPrefixes
@@ -21,7 +22,6 @@ from sim.spec.rollouts import Rollout
 from sim.spec.scenario import Scenario
 from sim.training.adapter_folder import CONFIG, WEIGHTS
 from sim.training.log import LOG_LIMIT, STATE, find_log
-from sim.training.safetensors_header import printable
 from sim.training.vet import vet_path
 from sim.training.vet_words import as_json
 from sim.training.vetted import Vetted

@@ -9,11 +9,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from sim.cells import printable
 from sim.errors import InputError
 from sim.training.engine_rules import EXTRAS, Extra
 from sim.training.header_facts import HeaderFacts, KnownHeaders
-from sim.training.safetensors_header import DTYPES, NEVER_LOADED, PICKLE_SUFFIXES, printable, read_header
-from sim.training.strangers import inside, read_json
+from sim.training.safetensors_header import DTYPES, NEVER_LOADED, PICKLE_SUFFIXES, read_header
+from sim.training.strangers import read_json, resolved_inside
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -75,12 +76,12 @@ def read_adapter(folder: Path, root: Path | None = None, known: KnownHeaders | N
     :raises InputError: naming the file and what is wrong with it.
     """
     root = folder if root is None else root
-    path = inside(folder / WEIGHTS, root)
+    path = resolved_inside(folder / WEIGHTS, root)
     if not path.exists():
         _refuse_pickles(folder)
         if not (folder / CONFIG).exists():
             raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
-    config = _read_config(inside(folder / CONFIG, root))
+    config = _read_config(resolved_inside(folder / CONFIG, root))
     _refuse_other_kinds(config, folder / CONFIG)
     if not path.exists():
         raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")

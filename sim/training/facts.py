@@ -15,7 +15,7 @@ from sim.spec.scenario import Targets
 from sim.traffic.adapters import DTYPE_BYTES, MODULES, SHAPES, ModelShape, parameters_per_rank
 from sim.training.adapter_folder import CONFIG, AdapterFile
 from sim.training.log import TrainingLog
-from sim.training.strangers import inside, read_json
+from sim.training.strangers import read_json, resolved_inside
 
 _LIMIT = 1 << 20
 _ATTENTION = re.compile(
@@ -128,7 +128,7 @@ def gather(
 
 def _read_config(folder: Path | None, name: str) -> dict[str, Any]:
     """Return a configuration of the folder; an empty one where there is none."""
-    if folder is None or not (path := inside(folder / name, folder)).is_file():
+    if folder is None or not (path := resolved_inside(folder / name, folder)).is_file():
         return {}
     return read_json(path, _LIMIT, "configuration")
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sim.cells import printable
 from sim.errors import InputError
 from sim.training.adapter_folder import CONFIG
-from sim.training.safetensors_header import printable
-from sim.training.strangers import inside, read_json
+from sim.training.strangers import read_json, resolved_inside
 
 STATE = "trainer_state.json"
 
@@ -152,11 +152,11 @@ def find_log(folder: Path) -> Path | None:
     """
     checkpoints = [(int(match[1]), child) for child in _children(folder) if (match := CHECKPOINT.fullmatch(child.name))]
     for place in (folder, *(child for _, child in sorted(checkpoints, reverse=True))):
-        if inside(place / STATE, place).is_file():
+        if resolved_inside(place / STATE, place).is_file():
             return place / STATE
     beside = folder.absolute().parent
     alone = sum((child / CONFIG).is_file() for child in _children(beside)) == 1
-    return beside / STATE if alone and inside(beside / STATE, beside).is_file() else None
+    return beside / STATE if alone and resolved_inside(beside / STATE, beside).is_file() else None
 
 
 def _children(folder: Path) -> list[Path]:

@@ -6,20 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sim.cells import printable
 from sim.errors import InputError
-from sim.training.safetensors_header import printable
+from sim.reading import brackets_fit, inside, read_regular
 
 
-def inside(path: Path, root: Path) -> Path:
+def resolved_inside(path: Path, root: Path) -> Path:
     """Return a path with links resolved.
 
-    :raises InputError: if it leads out of ``root``.
+    :raises InputError: if it leads out of ``root``, or can't be followed.
     """
     try:
         real, home = path.resolve(), root.resolve()
     except (OSError, RuntimeError) as error:  # a link to itself
         raise InputError("this path can't be followed", file=str(path), got=str(error)) from None
-    if not real.is_relative_to(home):
+    if not inside(real, home):
         raise InputError(
             "this path leads out of the folder", file=str(path), got=str(real), allowed=f"files below {home}",
             hint="copy the adapter instead of linking to it",
@@ -37,13 +38,12 @@ def read_json(path: Path, limit: int, what: str, *, constants: bool = True) -> d
     try:
         if not path.is_file():
             raise InputError(f"no such {what}", file=str(path))
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
+        raw = read_regular(path, limit)
     except OSError as error:
         raise InputError(f"can't read this {what}: {error.strerror or error}", file=str(path)) from None
-    if len(raw) > limit:
-        raise InputError(f"this {what} is too long", file=str(path), allowed=f"{limit} bytes")
     try:
+        if not brackets_fit(raw):
+            raise ValueError("too many brackets for its length")
         data = json.loads(raw, parse_constant=None if constants else _no_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"this {what} is not JSON", file=str(path), got=printable(str(error))) from None

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from sim.cells import printable
 from sim.spec.scenario import Targets
 from sim.spec.units import human_bytes
-from sim.training.safetensors_header import printable
 from sim.training.vetted import MODES, Cure, Finding, Now, Vetted
 
 UNKNOWN = "–"
