@@ -105,7 +105,8 @@ def _guarded(arguments: list[str], debug: bool, confined: bool) -> int:
 
 def _interrupted() -> int:
     kept = "finished points are kept; the same command goes on from there"
-    if {"trace", "cache", "compare", "adapters", "vet"} & set(sys.argv[1:2]):
+    prices = any(argument.split("=")[0] == "--scenario" for argument in sys.argv)  # of cures: vet simulates
+    if {"trace", "cache", "compare", "adapters", "vet"} & set(sys.argv[1:2]) and not prices:
         kept = "nothing is kept"
     if "calibrate" in sys.argv:
         fits = "fit" in sys.argv
