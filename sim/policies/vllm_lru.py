@@ -139,21 +139,26 @@ class TouchedCache:
         return [adapter for adapter in self._order(batch) if adapter in some]
 
     def _idle_suffice(self, entering: list[int], last_batch: int) -> bool:
-        """Return whether free slots and those of adapters outside both batches suffice, and host memory has room.
+        """Return whether free places and those of adapters outside both batches suffice, in slots and in host memory.
 
         That is the common, quick case: whoever sat out the last batch was touched before all of it.
         """
         fresh = sum(not self._in_host[adapter] for adapter in entering)
-        if self._host_count + fresh > self.host_slots:
-            return False
-        lacking = len(self._idle) + last_batch + len(entering) - self.capacity
-        return lacking <= len(self._idle) and not any(a in self._members for a in islice(self._idle, max(0, lacking)))
+        return self._may_leave(self._host_idle, self._host_count + fresh - self.host_slots) and self._may_leave(
+            self._idle, len(self._idle) + last_batch + len(entering) - self.capacity
+        )
+
+    def _may_leave(self, idle: OrderedDict[int, None], lacking: int) -> bool:
+        """Return whether as many as are lacking are idle, and the batch has none of those idle for longest."""
+        return lacking <= 0 or (lacking <= len(idle) and self._members.isdisjoint(islice(idle, lacking)))
 
     def _fill(self, entering: list[int], last_batch: int) -> list[tuple[int, int]]:
-        """Load adapters into free slots, or into those of the longest idle."""
+        """Load adapters into free places, or into those of the longest idle."""
         loads = []
         idle, occupied = self._idle, len(self._idle) + last_batch
         for adapter in entering:
+            if self._host_count == self.host_slots and not self._in_host[adapter]:
+                occupied -= self._evict_from_host()
             if occupied >= self.capacity:
                 self._evict(idle.popitem(last=False)[0])
             else:
@@ -161,6 +166,17 @@ class TouchedCache:
             loads.append((adapter, self._tier(adapter)))
             self._settle(adapter)
         return loads
+
+    def _evict_from_host(self) -> bool:
+        """Let the adapter go that was touched longest ago; return whether that has emptied its slot as well."""
+        victim = self._host_idle.popitem(last=False)[0]
+        self._in_host[victim] = False
+        self._host_count -= 1
+        if victim not in self._idle:
+            return False
+        del self._idle[victim]
+        self._evict(victim)
+        return True
 
     def _walk(self, before: list[int], batch: list[int]) -> list[tuple[int, int]]:
         """Touch every adapter of the batch in turn, as vLLM does."""
@@ -172,12 +188,7 @@ class TouchedCache:
             if self._in_host[adapter]:
                 host.move_to_end(adapter)
             elif self._host_count == self.host_slots:
-                victim = host.popitem(last=False)[0]
-                self._in_host[victim] = False
-                self._host_count -= 1
-                if victim in gpu:
-                    del gpu[victim]
-                    self._evict(victim)
+                self._evict_from_host()
             if state[adapter] == RESIDENT:
                 gpu.move_to_end(adapter)
                 continue
