@@ -7,6 +7,7 @@ preempted. A request's ``max_tokens`` is taken to be what it does produce.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -25,11 +26,12 @@ class KvRule(Protocol):
     need: int
     timed: bool
 
-    def fits(self, request: Request, adapters: Iterable[int], step: int, running: Iterable[Request]) -> bool:
-        """Return whether a request may join those ``running`` at decode counter ``step``.
+    def begin(self, running: Iterable[Request], adapters: Iterable[int], step: int) -> None:
+        """Begin a look at the waiting requests: these run at decode counter ``step``, with these distinct adapters."""
+        ...
 
-        :param adapters: distinct adapters of the batch.
-        """
+    def fits(self, request: Request) -> bool:
+        """Return whether a request may join those who run, and those who have joined since the look began."""
         ...
 
     def joined(self, request: Request) -> None: ...
@@ -53,14 +55,17 @@ class WholeAnswer:
         self.total = total
         self.size = size
         self.need = 0
-        self._adapter_blocks = adapter_blocks
+        self._adapters = _AdaptersOfBatch(adapter_blocks)
 
-    def fits(self, request: Request, adapters: Iterable[int], step: int, running: Iterable[Request]) -> bool:
-        taken = _of_adapters(self._adapter_blocks, request, adapters)
-        return self.need + self._blocks(request) + taken <= self.total
+    def begin(self, running: Iterable[Request], adapters: Iterable[int], step: int) -> None:
+        self._adapters.begin(adapters)
+
+    def fits(self, request: Request) -> bool:
+        return self.need + self._blocks(request) + self._adapters.with_that_of(request) <= self.total
 
     def joined(self, request: Request) -> None:
         self.need += self._blocks(request)
+        self._adapters.add(request)
 
     def left(self, request: Request) -> None:
         self.need -= self._blocks(request)
@@ -84,35 +89,67 @@ class PeakOfAnswers:
     def __init__(self, total: int, adapter_tokens: Sequence[int] = ()) -> None:
         self.total = total
         self.need = 0
-        self._adapter_tokens = adapter_tokens
-        self._tried = 0
+        self._adapters = _AdaptersOfBatch(adapter_tokens)
+        self._alive: list[tuple[int, int]] = []  # (tokens still to come, negative; tokens held), the longest first
+        self._tried: tuple[int, list[tuple[int, int]]] = (0, [])
+        self._step = 0
 
-    def fits(self, request: Request, adapters: Iterable[int], step: int, running: Iterable[Request]) -> bool:
-        alive = [_left_and_held(other, step) for other in running]
-        alive.append(_left_and_held(request, step))
-        alive.sort(reverse=True)
-        peak = held = 0
-        for count, (left, tokens) in enumerate(alive, 1):
+    def begin(self, running: Iterable[Request], adapters: Iterable[int], step: int) -> None:
+        self._step = step
+        self._alive = sorted(_left_and_held(request, step) for request in running)
+        self._adapters.begin(adapters)
+
+    def fits(self, request: Request) -> bool:
+        alive = self._alive.copy()
+        insort(alive, _left_and_held(request, self._step))
+        peak = held = count = 0
+        for left, tokens in alive:
+            count += 1
             held += tokens
-            peak = max(peak, left * count + held)
-        self._tried = peak
-        return peak < self.total - _of_adapters(self._adapter_tokens, request, adapters)
+            if held - left * count > peak:
+                peak = held - left * count
+        self._tried = peak, alive
+        return peak < self.total - self._adapters.with_that_of(request)
 
     def joined(self, request: Request) -> None:
-        self.need = self._tried
+        self.need, self._alive = self._tried
+        self._adapters.add(request)
 
     def left(self, request: Request) -> None:
         """Keep the peak as a bound: who leaves was counted in it."""
 
 
 def _left_and_held(request: Request, step: int) -> tuple[int, int]:
-    """Return the tokens still to come of a request, and those it holds."""
+    """Return the tokens still to come of a request, negative, and those it holds."""
     if request.last_step >= 0:
         left = request.last_step - step - 1
-        return left, request.prompt_tokens + request.output_tokens - 1 - left
-    return request.output_tokens - 1, request.prompt_tokens + 1
+        return -left, request.prompt_tokens + request.output_tokens - 1 - left
+    return 1 - request.output_tokens, request.prompt_tokens + 1
 
 
-def _of_adapters(weights: Sequence[int], request: Request, adapters: Iterable[int]) -> int:
-    """Return what the batch's adapters take with the one of a request that would join."""
-    return sum(weights[adapter] for adapter in {*adapters, request.adapter}) if weights else 0
+class _AdaptersOfBatch:
+    """What the batch's adapters take of the KV cache.
+
+    :param weights: of each adapter; empty: they take nothing.
+    """
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        self._weights = weights
+        self._members: set[int] = set()
+        self._taken = 0
+
+    def begin(self, adapters: Iterable[int]) -> None:
+        if self._weights:
+            self._members = set(adapters)
+            self._taken = sum(self._weights[adapter] for adapter in self._members)
+
+    def with_that_of(self, request: Request) -> int:
+        """Return what they take with the adapter of a request that would join."""
+        adapter = request.adapter
+        return self._taken + (self._weights[adapter] if self._weights and adapter not in self._members else 0)
+
+    def add(self, request: Request) -> None:
+        """Count in the adapter of a request that joins."""
+        if self._weights:
+            self._taken = self.with_that_of(request)
+            self._members.add(request.adapter)

@@ -357,6 +357,8 @@ class Scheduler:
         budget, before = limits.batched_tokens - tokens, len(running)
         if waiting.by_turns:
             waiting.begin()
+        if rule is not None:
+            rule.begin(running.values(), adapters, self.step)
         while budget > 0 and (line or aside):
             if len(running) == limits.num_seqs:
                 self.blocked = BY_SEATS
@@ -370,7 +372,7 @@ class Scheduler:
                 break
             need = -(-(prefill if whole or prefill < budget else budget) // size)
             if rule is not None:
-                if not rule.fits(request, adapters, self.step, running.values()):
+                if not rule.fits(request):
                     self.blocked, self._blocked_key = BY_KV, request.key
                     break
                 rule.joined(request)
