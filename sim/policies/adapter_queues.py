@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop
+from heapq import heappop, heappush
 from math import inf
 
 from sim.policies.admission import ReadyQueue, by_key
@@ -47,7 +47,11 @@ class AdapterQueues(ReadyQueue):
         self._served: set[int] = set()  # had a request admitted since they became active
         self._weight = 0
         self._asked = 0
-        self._chosen = -1
+        self._sorted_in = 0  # requests in the queues
+        # Heaps of (key of a queue's first request, adapter), of those within their cycle time and of others. Entries
+        # that aren't true any more, or stand in the wrong heap, are found when they come to the top.
+        self._within: list[tuple[int, int]] = []
+        self._beyond: list[tuple[int, int]] = []
         self._base_model: int | None = None
         self.take = self._claim
 
@@ -78,12 +82,25 @@ class AdapterQueues(ReadyQueue):
         Adapters within their cycle time go before others.
         """
         self._sort_in()
-        now, queues = self._now(), self.aside
-        ready = [(now > until, queues[a][0].key, a) for a, until in self._active.items() if a in queues]
-        if not ready:
-            return None
-        self._chosen = min(ready)[2]
-        return queues[self._chosen][0]
+        now, active, within, beyond = self._now(), self._active, self._within, self._beyond
+        while within:
+            key, adapter = within[0]
+            if self._is_first(key, adapter):
+                if now <= active[adapter]:
+                    return self.aside[adapter][0]
+                heappush(beyond, (key, adapter))
+            heappop(within)
+        while beyond:
+            key, adapter = beyond[0]
+            if self._is_first(key, adapter) and now > active[adapter]:
+                return self.aside[adapter][0]
+            heappop(beyond)
+        return None
+
+    def _is_first(self, key: int, adapter: int) -> bool:
+        """Return whether the request of this key is the first of an active adapter's queue."""
+        queue = self.aside.get(adapter)
+        return queue is not None and queue[0].key == key and adapter in self._active
 
     def arrived(self, request: Request) -> None:
         """Note that a request handed to ``ask`` has its adapter in GPU memory."""
@@ -121,16 +138,20 @@ class AdapterQueues(ReadyQueue):
         return super().everyone() + [request for group in self.aside.values() for request in group]
 
     def size(self) -> int:
-        return len(self.line) + self._asked + sum(map(len, self.aside.values()))
+        return len(self.line) + self._asked + self._sorted_in
 
     def _claim(self) -> None:
-        queue = self.aside[self._chosen]
+        adapter = heappop(self._within or self._beyond)[1]  # first has just left it at the top
+        queue = self.aside[adapter]
         request = queue.pop(0)
-        if not queue:
-            del self.aside[self._chosen]
-        self._served.add(request.adapter)
+        self._sorted_in -= 1
+        if queue:
+            heappush(self._within, (queue[0].key, adapter))
+        else:
+            del self.aside[adapter]
+        self._served.add(adapter)
         if not request.claimed:
-            self._cache.acquire(request.adapter)
+            self._cache.acquire(adapter)
 
     def _sort_in(self) -> None:
         line = self.line
@@ -140,7 +161,11 @@ class AdapterQueues(ReadyQueue):
             if adapter in self._loading:
                 self._hand_over(request)
                 continue
-            insort(self.aside.setdefault(adapter, []), request, key=by_key)
+            queue = self.aside.setdefault(adapter, [])
+            insort(queue, request, key=by_key)
+            self._sorted_in += 1
+            if queue[0] is request:
+                heappush(self._within, (request.key, adapter))
             if adapter not in self._active:
                 self._wait_for_place(adapter)
 
@@ -151,7 +176,8 @@ class AdapterQueues(ReadyQueue):
 
     def _idle(self) -> list[int]:
         """Return the active adapters that nobody uses or waits for."""
-        return [adapter for adapter in self._active if self._may_go(adapter) and adapter not in self.aside]
+        aside, may_go = self.aside, self._may_go
+        return [adapter for adapter in self._active if adapter not in aside and may_go(adapter)]
 
     def _outstayed(self, now: float) -> int | None:
         """Return the adapter that has been active longest, if it has been so for too long."""
@@ -177,7 +203,9 @@ class AdapterQueues(ReadyQueue):
         self._weight += self._cache.weights[adapter]
         self._loading.add(adapter)
         self._served.discard(adapter)
-        for request in self.aside.pop(adapter):
+        queue = self.aside.pop(adapter)
+        self._sorted_in -= len(queue)
+        for request in queue:
             self._hand_over(request)
 
     def _hand_over(self, request: Request) -> None:
