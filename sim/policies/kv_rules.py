@@ -102,9 +102,8 @@ class PeakOfAnswers:
     def fits(self, request: Request) -> bool:
         alive = self._alive.copy()
         insort(alive, _left_and_held(request, self._step))
-        peak = held = count = 0
-        for left, tokens in alive:
-            count += 1
+        peak = held = 0
+        for count, (left, tokens) in enumerate(alive, 1):
             held += tokens
             if held - left * count > peak:
                 peak = held - left * count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import mul
 
 from sim.spec.profile import Memory
 
@@ -61,8 +62,10 @@ class KvBlocks:
     def spare(self, step: int, steps: int) -> int:
         """Return the blocks free after ``steps`` decode steps from counter value ``step``; negative: lacking."""
         assert self.phases, "phases are counted"
-        size, at = self.size, step + steps
-        remainders = sum(count * ((phase + at) % size) for phase, count in enumerate(self.phases))
+        size, phases = self.size, self.phases
+        at = (step + steps) % size
+        # The sum of count * ((phase + at) % size), without a loop in Python.
+        remainders: int = sum(map(mul, phases, range(size))) + at * self.decoding - size * sum(phases[size - at :])
         held = (self.tokens + self.decoding * (steps + size - 1) - remainders) // size
         return self.total - self.prefill - held
 

@@ -12,26 +12,52 @@ about slots / 6 + 1 loads.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 from sim.policies.cache import ABSENT, RESIDENT, Watch
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 
 
-def set_order(keys: Sequence[int]) -> Callable[[list[int]], list[int]]:
-    """Return the order in which a Python set of the batch's adapters is walked, as vLLM builds it.
+class Order(ABC):
+    """The order in which a batch's adapters are touched, given them in the order of their admission."""
+
+    @abstractmethod
+    def __call__(self, batch: list[int]) -> list[int]: ...
+
+    def few(self, some: Collection[int], batch: list[int]) -> list[int]:
+        """Return some adapters of a batch in the order in which it is touched."""
+        return [adapter for adapter in self(batch) if adapter in some]
+
+
+class SetOrder(Order):
+    """The order in which a Python set of the batch's adapters is walked, as vLLM builds it.
 
     :param keys: hash of each adapter; vLLM's are those of names, which differ from process to process.
     """
-    adapter_of = {key: adapter for adapter, key in enumerate(keys)}
-    assert len(adapter_of) == len(keys), "two adapters share a hash"
 
-    def order(batch: list[int]) -> list[int]:
-        return [adapter_of[key] for key in set([keys[adapter] for adapter in batch])]  # noqa: C403 (the list sizes it)
+    def __init__(self, keys: Sequence[int]) -> None:
+        adapter_of = {key: adapter for adapter, key in enumerate(keys)}
+        assert len(adapter_of) == len(keys), "two adapters share a hash"
+        self._key_of, self._adapter_of = keys.__getitem__, adapter_of.__getitem__
+        self._last: tuple[list[int], set[int]] = ([], set())
 
-    return order
+    def __call__(self, batch: list[int]) -> list[int]:
+        return list(map(self._adapter_of, self._keys(batch)))
+
+    def few(self, some: Collection[int], batch: list[int]) -> list[int]:
+        if len(some) < 2:
+            return list(some)
+        keys = {self._key_of(adapter): adapter for adapter in some}
+        return [keys[key] for key in self._keys(batch) if key in keys]
+
+    def _keys(self, batch: list[int]) -> set[int]:
+        """Return the set; who comes into a batch is asked for in one step, who leaves it in the next."""
+        if self._last[0] is not batch:
+            self._last = batch, set(map(self._key_of, batch))
+        return self._last[1]
 
 
 class TouchedCache:
@@ -41,7 +67,6 @@ class TouchedCache:
 
     :param adapters: how many there are.
     :param host_slots: adapters that host memory holds; at least ``slots``, as vLLM demands.
-    :param order: the order in which a batch's adapters are touched, given them in the order of their admission.
     :ivar state: by adapter, ``ABSENT`` or ``RESIDENT``.
     :ivar users: by adapter, requests in the batch.
     :ivar in_use: distinct adapters in the batch.
@@ -51,7 +76,7 @@ class TouchedCache:
     :ivar watch: told of every adapter that comes into a slot or leaves it; None: nobody.
     """
 
-    def __init__(self, adapters: int, slots: int, host_slots: int, order: Callable[[list[int]], list[int]]) -> None:
+    def __init__(self, adapters: int, slots: int, host_slots: int, order: Order) -> None:
         assert host_slots >= slots, "a slot's adapter has a copy in host memory"
         self.capacity = slots
         self._adapters = adapters
@@ -67,6 +92,7 @@ class TouchedCache:
         self._order = order
         self._batch: list[int] = []
         self._members: set[int] = set()
+        self._toggled: list[int] = []  # came into the batch or left it since it was touched
         # Those outside the batch, least recently touched first; those in the batch were all touched by its last step.
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._host_idle: OrderedDict[int, None] = OrderedDict()
@@ -95,8 +121,10 @@ class TouchedCache:
         users = self.users
         users[adapter] += 1
         if users[adapter] == 1:
+            self._toggled.append(adapter)
             self.in_use += 1
-            self.in_use_peak = max(self.in_use_peak, self.in_use)
+            if self.in_use > self.in_use_peak:
+                self.in_use_peak = self.in_use
         return self.state[adapter] == RESIDENT
 
     def release(self, adapter: int) -> bool:
@@ -104,6 +132,7 @@ class TouchedCache:
         users = self.users
         users[adapter] -= 1
         if users[adapter] == 0:
+            self._toggled.append(adapter)
             self.in_use -= 1
         return False
 
@@ -114,29 +143,28 @@ class TouchedCache:
     def touch(self, batch: list[int]) -> list[tuple[int, int]]:
         """Make the batch's adapters resident; return the loads as (adapter, tier), in their order.
 
-        :param batch: distinct adapters in the order of their admission. To be called whenever the set has changed;
-            a step with the same set as the one before changes nothing.
+        :param batch: distinct adapters in the order of their admission, those that are acquired. To be called whenever
+            the set has changed; a step with the same set as the one before changes nothing.
         """
-        before, members_before = self._batch, self._members
-        self._batch, self._members = batch, members = batch, set(batch)
-        arrived = members - members_before
+        before, members, users = self._batch, self._members, self.users
+        last_batch, toggled = len(members), set(self._toggled)
+        self._batch = batch
+        self._toggled.clear()
+        arrived = [adapter for adapter in toggled if users[adapter] and adapter not in members]
+        gone = [adapter for adapter in toggled if not users[adapter] and adapter in members]
+        members.update(arrived)
+        members.difference_update(gone)
         entering = [adapter for adapter in arrived if self.state[adapter] != RESIDENT]
-        if entering and not self._idle_suffice(entering, len(members_before)):
+        if entering and not self._idle_suffice(entering, last_batch):
             return self._walk(before, batch)
         idle, host_idle = self._idle, self._host_idle
-        loads = self._fill(self._in_order(entering, batch), len(members_before)) if entering else []
+        loads = self._fill(self._order.few(entering, batch), last_batch) if entering else []
         for adapter in arrived:
             idle.pop(adapter, None)
             host_idle.pop(adapter, None)
-        for adapter in self._in_order(members_before - members, before):
+        for adapter in self._order.few(gone, before):
             idle[adapter] = host_idle[adapter] = None
         return loads
-
-    def _in_order(self, some: Collection[int], batch: list[int]) -> list[int]:
-        """Return some adapters of a batch in the order in which it is touched."""
-        if len(some) < 2:
-            return list(some)
-        return [adapter for adapter in self._order(batch) if adapter in some]
 
     def _idle_suffice(self, entering: list[int], last_batch: int) -> bool:
         """Return whether free places and those of adapters outside both batches suffice, in slots and in host memory.

@@ -12,7 +12,7 @@ from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.memory import KvBlocks
 from sim.policies.scheduler import Limits, Scheduler
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.vllm_lru import Order, TouchedCache
 from sim.spec.engines import preset_value
 from sim.spec.profile import StepCost
 from sim.studies.step_record import RecordedStep, StepRecord
@@ -45,34 +45,43 @@ def replay(record: StepRecord) -> Replay:
     return _Replayer(record).run()
 
 
+class _RecordedOrder(Order):
+    """The recorded order of a set of adapters; where the engine never had this set, the order given."""
+
+    def __init__(self) -> None:
+        self._orders: dict[frozenset[int], tuple[int, ...]] = {}
+
+    def note(self, adapters: tuple[int, ...]) -> None:
+        self._orders[frozenset(adapters)] = adapters
+
+    def __call__(self, batch: list[int]) -> list[int]:
+        return list(self._orders.get(frozenset(batch), batch))
+
+
 class _Replayer:
     def __init__(self, record: StepRecord) -> None:
         config, preset = record.config, record.preset
         self.record = record
-        self.cache = TouchedCache(config.adapters, config.slots, config.host_slots, self._order)
+        self._orders = _RecordedOrder()
+        self.cache = TouchedCache(config.adapters, config.slots, config.host_slots, self._orders)
         self.waiting = ClaimingQueue(self.cache, _never, stop=False, blocking=True, gives_up=True)
         whole_prompt = preset_value(preset, "fleet.kv_check") == "whole-prompt"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, whole_prompt)
         kv = KvBlocks(config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks"), config.block_size)
         costs = StepCosts(StepCost(), config.slots, config.max_num_batched_tokens)
         self.scheduler = Scheduler(limits, kv, self.waiting, [0] * config.adapters, costs)
-        self._orders: dict[frozenset[int], tuple[int, ...]] = {}
         self._to_come = [
             Request(request.id, request.arrival_s, request.adapter, request.prompt_tokens, request.output_tokens)
             for request in sorted(record.requests, key=lambda request: (request.arrival_s, request.id))
         ]
         self._preemptions = dict.fromkeys(range(len(record.requests)), 0)
 
-    def _order(self, batch: list[int]) -> list[int]:
-        """Return the recorded order of a set of adapters; where the engine never had this set, the order given."""
-        return list(self._orders.get(frozenset(batch), batch))
-
     def run(self) -> Replay:
         record = self.record
         result = Replay(len(record.steps), loads=sum(len(step.loads) for step in record.steps))
         last = {request: number for number, step in enumerate(record.steps) for request in step.scheduled}
         for number, step in enumerate(record.steps):
-            self._orders[frozenset(step.adapters)] = step.adapters
+            self._orders.note(step.adapters)
             for request in self._step(number, step, result):
                 result.late_steps[request.index] = number - last.get(request.index, number)
         return result

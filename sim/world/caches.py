@@ -12,7 +12,7 @@ from sim.errors import ScenarioError
 from sim.policies.cache import ABSENT, RESIDENT, AllInHost, GpuCache, HostCache, UnifiedCache
 from sim.policies.eviction import EVICTIONS, Eviction, Setting
 from sim.policies.kv_rules import KvRule
-from sim.policies.vllm_lru import TouchedCache, set_order
+from sim.policies.vllm_lru import SetOrder, TouchedCache
 from sim.results.records import Recorder
 from sim.rng import stream
 from sim.spec.scenario import GpuCache as GpuCacheSpec
@@ -88,7 +88,7 @@ def make_caches(
         host_slots = slots if spec.host is None or spec.host.slots is None else spec.host.slots
         # A Python set is walked by hash, and vLLM's adapters are hashed by name, anew in every process.
         hashes = stream(world.scenario.run.seed, replication, "set-order", place).integers(2**61 - 1, size=count)
-        touched = TouchedCache(count, slots, host_slots, set_order(hashes.tolist()))
+        touched = TouchedCache(count, slots, host_slots, SetOrder(hashes.tolist()))
         touched.warm_up(world.warm)
         return touched, None
     cache, host = _gpu_cache(world, EVICTIONS[spec.eviction](setting), rule), spec.host

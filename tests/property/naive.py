@@ -17,7 +17,7 @@ import numpy as np
 from naive_eviction import NAIVE
 
 from sim.policies.costs import load_seconds, residual
-from sim.policies.vllm_lru import set_order
+from sim.policies.vllm_lru import SetOrder
 from sim.rng import stream
 from sim.world.times import reload_times
 from sim.world.world import World
@@ -554,7 +554,7 @@ class Touching(Batching):
         super().__init__(fleet, index)
         world, replication = self.world, fleet.replication
         rng = stream(self.scenario.run.seed, replication, "set-order", index)
-        self.order = set_order(rng.integers(2**61 - 1, size=len(world.population)).tolist())
+        self.order = SetOrder(rng.integers(2**61 - 1, size=len(world.population)).tolist())
         self.reload_s = reload_times(self.scenario, world.profile, world.population, replication, index)
         self.slots: list[int] = list(reversed(world.warm[: world.capacity]))  # least recently touched first
         self.host = list(self.slots)  # the same

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.policies.vllm_lru import TouchedCache, set_order
+from sim.policies.vllm_lru import SetOrder, TouchedCache
 from sim.studies.record_costs import fit_costs, record_times
 from sim.studies.record_prediction import predict
 from sim.studies.replay import replay
@@ -149,7 +149,7 @@ def test_the_cache_equals_a_plain_walk(
     random: Random, slots: int, more_host: int, adapters: int, spread: int, steps: int
 ) -> None:
     keys = random.sample(range(max(spread, adapters * 2)), adapters)  # close ones collide in the set's table
-    order = set_order(keys)
+    order = SetOrder(keys)
     cache = TouchedCache(adapters, slots, slots + more_host, order)
     walk = Walk(slots, slots + more_host, order)
     batch: list[int] = []
