@@ -108,7 +108,7 @@ class _Walk:
                 raise self._refuse("a key must be a word", key)
             if str(key.tag) == _CORE + "merge":
                 raise self._refuse("merge keys (<<) are not read", key, hint="use extends to build on another file")
-            name = str(key.value)
+            name = self._text(key)
             if name in result:
                 first = result[name].origin.line
                 raise self._refuse(f"the key {name!r} stands here twice", key, hint=f"the first is in line {first}")
@@ -121,7 +121,7 @@ class _Walk:
         if self._num_letters > MAX_TEXT:
             raise self._refuse("too much text", source, f"{MAX_TEXT:,} characters with aliases written out")
         if tag in _TEXT:
-            return str(source.value)
+            return self._text(source)
         if tag not in _TYPED:
             raise self._refuse("YAML tags are not read", source, got=tag)
         try:
@@ -131,6 +131,16 @@ class _Walk:
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise self._refuse("too large a number", source, got=source.value)
         return value
+
+    def _text(self, source: Any) -> str:
+        r"""Return a text; pairs of escapes as JSON writes an emoji (``"\ud83d\ude00"``) are one character."""
+        text = str(source.value)
+        if text.isascii():
+            return text
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise self._refuse("half a character: an escape of a pair stands alone", source, got=text) from None
 
     def _refuse(
         self, problem: str, source: Any, allowed: str | None = None, *, got: object = None, hint: str | None = None

@@ -163,10 +163,10 @@ def _worse_than_16_bit(case: Case, notes: list[str]) -> Found | None:
         return None
     mine, theirs = here[shared], there[shared]
     level, other = tail(mine).value, tail(theirs).value
-    drop = (level - other) / other if shared == "eval_loss" else (other - level) / other
     if not other > 0:
         notes.append(f"the reference's {shared} is zero: quality can't be compared")
         return None
+    drop = (level - other) / other if shared == "eval_loss" else (other - level) / other
     noise = 2 * max(_spread(mine), _spread(theirs)) / other
     said = f"{shared} is {level:.3g} at the end, {other:.3g} in the 16-bit run"
     if drop < case.thresholds.quality_drop or drop <= noise:

@@ -231,6 +231,20 @@ def test_quality_against_the_16_bit_run_by_loss_and_its_noise(tmp_path: Path) ->
     assert named(vet_path(tmp_path / "wild", reference=tmp_path / "sixteen")[0]) == {}
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_a_reference_at_zero_compares_with_nothing(tmp_path: Path, metric: str) -> None:
+    evals = [falling(3, 0.6), lambda at: 0.0]
+    for name, values in zip(("four", "sixteen"), evals, strict=True):
+        rows = (
+            history(falling(3, 0.5), values)
+            if metric == "loss"
+            else history(falling(3, 0.5), falling(3, 0.6), accuracy=values)
+        )
+        write_log(tmp_path / name, rows)
+    (one,) = vet_path(tmp_path / "four", reference=tmp_path / "sixteen", base_bits=4)
+    assert any(note.endswith("is zero: quality can't be compared") for note in one.notes)
+
+
 # Overfitting
 
 

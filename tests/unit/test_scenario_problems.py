@@ -9,6 +9,8 @@ from scenario_samples import BASE, base, edited, refusal, write
 
 from sim.errors import SeveralErrors
 from sim.spec.scenario_file import load_scenario
+from sim.spec.tree import plain
+from sim.spec.yaml_tree import parse_yaml
 
 __all__ = ["base"]  # a fixture, used by its name
 
@@ -33,6 +35,8 @@ PROCESSES = "poisson, gamma, weibull, on-off, piecewise, diurnal, mmpp"
         ("fleet:\n  replicas: 1\n  replicas: 2\n", "3: the key 'replicas' stands here twice; the first is in line 2"),
         ("name: a\n---\nname: b\n", "2: not YAML: a second document begins here"),
         ("name: *a\n", "1: not YAML: found undefined alias 'a'"),
+        ('name: "\\ud83d"\n', "1: half a character: an escape of a pair stands alone (got \\ud83d)"),
+        ('name: a\n"\\ude00": 1\n', "2: half a character"),
         ("name: !py a\n", "1: YAML tags are not read (got !py)"),
         ("name: !!int abc\n", "1: not a value YAML can read (got abc)"),
         ("a: &a {x: 1}\nb:\n  <<: *a\n", "3: merge keys (<<) are not read; use extends"),
@@ -153,3 +157,9 @@ def test_all_problems_come_together_sorted_by_line(base: Path) -> None:
         ("--set", None), (str(path), 2), (str(path), 6), (str(path), 11), (str(path), 15),
     ]  # fmt: skip
     assert caught.value.exit_code == 2
+
+
+def test_a_pair_of_escapes_is_one_character_as_in_json() -> None:
+    node = parse_yaml('description: "\\ud83d\\ude00"', "x")
+    assert node is not None
+    assert plain(node) == {"description": "😀"}
