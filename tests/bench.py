@@ -16,6 +16,7 @@ from typing import Any
 
 import simpy
 
+from sim.spec.engines import PRESETS
 from sim.spec.rollouts import STRATEGIES
 from sim.spec.routing import ROUTERS
 from sim.spec.scenario import Scenario
@@ -27,6 +28,9 @@ LENGTHS = {
     "long": {"prompt": {"law": "lognormal", "mean": 600, "p99": 5400, "max": 8192},
              "output": {"law": "lognormal", "mean": 155, "p99": 870, "max": 4096}},
 }  # fmt: skip
+
+SLOTTED = ("continuous", "vllm-0.8", "vllm-0.32", "sglang", "fixed")
+"""Engines whose adapter memory is counted in slots; the others keep the memory of their preset."""
 
 
 def batch(
@@ -102,6 +106,27 @@ def sizes(quick: bool) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def saturated(quick: bool) -> dict[str, dict[str, Any]]:
+    """Return rows of engines at saturation: 2,000 requests a second, most of which are waiting before half have ended.
+
+    384 slots where the engine has slots; more than 20,000 wait, but in quick runs.
+    """
+    requests = 10_000 if quick else 30_000
+    rows = {}
+    for engine in PRESETS:
+        data = batch(2000, requests)
+        data["fleet"]["engine"] = engine
+        if engine == "fixed":
+            data["fleet"]["service"] = {"law": "fixed", "value": "10 ms"}
+        data["cache"] = {"gpu": {"slots": 384}} if engine in SLOTTED else {}
+        rows[f"{engine}, saturated"] = data
+    for engine in ("continuous", "vllm-0.32"):
+        data = batch(2000, requests, "long")
+        data["fleet"]["engine"], data["cache"] = engine, {"gpu": {"slots": 384}}
+        rows[f"{engine}, saturated, long"] = data
+    return rows
+
+
 def long_runs() -> dict[str, dict[str, Any]]:
     """Return rows that take minutes: only with ``--row NAME``."""
     return {
@@ -141,7 +166,12 @@ def measure(data: dict[str, Any], repetitions: int) -> dict[str, float]:
 def main() -> None:
     """Print the tables."""
     quick = "--quick" in sys.argv
-    tables = {"one core": rows(quick), "fleets": fleets(quick), "sizes of fleets": sizes(quick)}
+    tables = {
+        "one core": rows(quick),
+        "saturation": saturated(quick),
+        "fleets": fleets(quick),
+        "sizes of fleets": sizes(quick),
+    }
     if "--row" in sys.argv:
         name = sys.argv[sys.argv.index("--row") + 1]
         data = next(table[name] for table in (*tables.values(), long_runs()) if name in table)

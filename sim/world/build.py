@@ -32,6 +32,7 @@ from sim.world.fleet import Fleet, Plan
 from sim.world.full_models import full_fleet_notes, lay_out_full_models
 from sim.world.full_replicas import FullReplicas
 from sim.world.future import Foresight, Future
+from sim.world.garbage import uncollected
 from sim.world.identity import answering_base_model, make_identity
 from sim.world.inside import Inside
 from sim.world.lineage import lay_out, with_copies
@@ -110,7 +111,8 @@ def simulate(world: World, replication: int, sections: int, watched: Watch = lam
 
     :param sections: parts into which the measured requests are cut for intervals.
     """
-    recording = Assembly(world, replication, sections, watched).fleet.run(world.traffic.chunks(replication))
+    with uncollected():
+        recording = Assembly(world, replication, sections, watched).fleet.run(world.traffic.chunks(replication))
     note_storage(world, recording.events, recording.stopped_s)
     return recording
 
