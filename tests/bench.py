@@ -129,9 +129,22 @@ def saturated(quick: bool) -> dict[str, dict[str, Any]]:
 
 def long_runs() -> dict[str, dict[str, Any]]:
     """Return rows that take minutes: only with ``--row NAME``."""
+    month = batch(4, 10_368_000, size="1200 MB")
+    month["workload"]["arrivals"] = {"process": "diurnal", "rate": "4/s", "swing": 0.8, "peak_at": "14 h"}
     return {
         "ten million requests": batch(40, 10_000_000),
-        "a million adapters": batch(40, 1_000_000, adapters=1_000_000),
+        "thirty days, 4/s on average": month,
+        # As many of the requests miss in each, and the disk keeps up with them: only the number of adapters differs.
+        **{
+            f"{count:,} adapters, three quarters miss": batch(
+                40, 1_000_000, adapters=count, size=size, storage={"load": {"law": "fixed", "value": "5 ms"}}
+            )
+            for count, size in ((10_000, "600 MB"), (100_000, "2400 MB"), (1_000_000, "9 GB"))
+        },
+        "256 replicas, least-loaded": batch(256 * 40, 2_000_000, size="1200 MB", replicas=256),
+        "256 replicas, affinity-residency": batch(
+            256 * 40, 2_000_000, size="1200 MB", replicas=256, router={"policy": "affinity-residency"}
+        ),
     }
 
 
