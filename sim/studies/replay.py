@@ -12,7 +12,8 @@ from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.memory import KvBlocks
 from sim.policies.scheduler import Limits, Scheduler
-from sim.policies.vllm_lru import Order, TouchedCache
+from sim.policies.set_order import Order
+from sim.policies.vllm_lru import TouchedCache
 from sim.spec.engines import preset_value
 from sim.spec.profile import StepCost
 from sim.studies.step_record import RecordedStep, StepRecord

@@ -12,7 +12,8 @@ from sim.errors import ScenarioError
 from sim.policies.cache import ABSENT, RESIDENT, AllInHost, GpuCache, HostCache, UnifiedCache
 from sim.policies.eviction import EVICTIONS, Eviction, Setting
 from sim.policies.kv_rules import KvRule
-from sim.policies.vllm_lru import SetOrder, TouchedCache
+from sim.policies.set_order import SetOrder
+from sim.policies.vllm_lru import TouchedCache
 from sim.results.records import Recorder
 from sim.rng import stream
 from sim.spec.scenario import GpuCache as GpuCacheSpec

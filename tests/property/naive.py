@@ -17,7 +17,7 @@ import numpy as np
 from naive_eviction import NAIVE
 
 from sim.policies.costs import load_seconds, residual
-from sim.policies.vllm_lru import SetOrder
+from sim.policies.set_order import SetOrder
 from sim.rng import stream
 from sim.world.times import reload_times
 from sim.world.world import World

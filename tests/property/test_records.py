@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.policies.vllm_lru import SetOrder, TouchedCache
+from sim.policies.set_order import SetOrder
+from sim.policies.vllm_lru import TouchedCache
 from sim.studies.record_costs import fit_costs, record_times
 from sim.studies.record_prediction import predict
 from sim.studies.replay import replay

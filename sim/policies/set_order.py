@@ -1,0 +1,45 @@
+"""The order in which vLLM touches the adapters of a batch: that of a Python set of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+
+
+class Order(ABC):
+    """The order in which a batch's adapters are touched, given them in the order of their admission."""
+
+    @abstractmethod
+    def __call__(self, batch: list[int]) -> list[int]: ...
+
+    def few(self, some: Collection[int], batch: list[int]) -> list[int]:
+        """Return some adapters of a batch in the order in which it is touched."""
+        return [adapter for adapter in self(batch) if adapter in some]
+
+
+class SetOrder(Order):
+    """The order in which a Python set of the batch's adapters is walked, as vLLM builds it.
+
+    :param keys: hash of each adapter; vLLM's are those of names, which differ from process to process.
+    """
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        adapter_of = {key: adapter for adapter, key in enumerate(keys)}
+        assert len(adapter_of) == len(keys), "two adapters share a hash"
+        self._key_of, self._adapter_of = keys.__getitem__, adapter_of.__getitem__
+        self._last: tuple[list[int], set[int]] = ([], set())
+
+    def __call__(self, batch: list[int]) -> list[int]:
+        return list(map(self._adapter_of, self._keys(batch)))
+
+    def few(self, some: Collection[int], batch: list[int]) -> list[int]:
+        if len(some) < 2:
+            return list(some)
+        keys = {self._key_of(adapter): adapter for adapter in some}
+        return [keys[key] for key in self._keys(batch) if key in keys]
+
+    def _keys(self, batch: list[int]) -> set[int]:
+        """Return the set; who comes into a batch is asked for in one step, who leaves it in the next."""
+        if self._last[0] is not batch:
+            self._last = batch, set(map(self._key_of, batch))
+        return self._last[1]
