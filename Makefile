@@ -32,9 +32,13 @@ lint: $(VENV)/.installed-test ## style, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimPy timeouts
+bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimPy timeouts; adds to their history
 	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench_compare.py --append
 	$(BIN)/python tests/bench_cache.py
+
+bench-compare: $(VENV)/.installed-test ## a few quick rows of bench beside their history: reports, fails on nothing
+	-$(BIN)/python tests/bench_compare.py
 
 fuzz: $(VENV)/.installed-test ## 10,000 made-up scenarios, traces, profiles, adapters, run directories and command lines
 	$(BIN)/python tests/fuzz/run.py --cases $(or $(CASES),10000) --jobs $(or $(JOBS),2)
