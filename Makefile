@@ -19,7 +19,7 @@ demo: $(VENV)/.installed ## install, run a bundled scenario, say where the repor
 
 test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-vllm: $(VENV)/.installed-test vllm-env ## hold predictions against a real vLLM, on this CPU
 	$(BIN)/python -m pytest tests/serve/test_real_vllm.py
