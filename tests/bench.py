@@ -2,7 +2,8 @@
 
 Each row is a process of its own, so that its peak memory is its own. Bare timeouts (``yield env.timeout(1)``) are
 measured in the same process, before and after each repetition; a row shows the repetition with the least CPU time,
-which a busy machine disturbs least. ``worth`` is the time of one simulated request in bare timeouts.
+which a busy machine disturbs least. ``worth`` is the time of one simulated request in bare timeouts. What was measured
+is added to the history (``bench_history.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from typing import Any
 
 import simpy
+from bench_history import Figures, append
 
 from sim.spec.engines import PRESETS
 from sim.spec.rollouts import STRATEGIES
@@ -79,6 +81,7 @@ def rows(quick: bool) -> dict[str, dict[str, Any]]:
         "short, 40/s, zipf 2: 1,000 adapters": batch(40, short, exponent=2),
         "short, 40/s, zipf 2: 100,000 adapters": batch(40, short, adapters=100_000, exponent=2),
         "engine fixed, cache-thrash: 30/s": thrash(short),
+        "engine vllm-0.8, short, 20/s": batch(20, short, fleet={"engine": "vllm-0.8"}, cache={"gpu": {"slots": 200}}),
     }
 
 
@@ -191,26 +194,36 @@ def main() -> None:
         requests = data["workload"]["requests"]
         print(json.dumps(measure(data, 5 if requests <= 100_000 else 2 if requests <= 1_000_000 else 1)))
         return
-    for title, table in tables.items():
-        show(title, list(table), quick)
+    shown = [show(title, list(table), quick) for title, table in tables.items()]
+    append("quick" if quick else "full", {name: figures for rows in shown for name, figures in rows.items()})
     print("worth: the time of one simulated request in bare SimPy timeouts. Every change of the batch is an event, so")
     print("a request costs less the more of them share a step: quote the workload with the figure.")
 
 
-def show(title: str, names: list[str], quick: bool) -> None:
-    """Measure the rows of one table, each in a process of its own, and print it."""
+def measured(name: str, quick: bool) -> Figures:
+    """Measure a row in a process of its own.
+
+    :raises subprocess.SubprocessError: if that fails; its ``stderr`` says why.
+    """
+    command = [sys.executable, __file__, "--row", name, *(["--quick"] if quick else [])]
+    row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout)
+    return Figures(row["worth"], 1 / row["request_s"], 1 / row["timeout_s"], row["peak_mb"])
+
+
+def show(title: str, names: list[str], quick: bool) -> dict[str, Figures]:
+    """Measure the rows of one table, print it and return their figures."""
     print(f"{title:38} {'requests/s':>10} {'timeouts/s':>10} {'worth':>6} {'peak MB':>8} {'against first':>14}")
-    first = 0.0
+    shown: dict[str, Figures] = {}
     for name in names:
-        command = [sys.executable, __file__, "--row", name, *(["--quick"] if quick else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(done.stderr)
-        row = json.loads(done.stdout)
-        first = first or row["worth"]
-        print(f"{name:38} {1 / row['request_s']:10,.0f} {1 / row['timeout_s']:10,.0f} {row['worth']:6.1f} "
-              f"{row['peak_mb']:8,.0f} {row['worth'] / first:13.2f}x", flush=True)  # fmt: skip
+        try:
+            row = shown[name] = measured(name, quick)
+        except subprocess.CalledProcessError as error:
+            sys.exit(error.stderr)
+        first = shown[names[0]].worth
+        print(f"{name:38} {row.requests_per_s:10,.0f} {row.bare_per_s:10,.0f} {row.worth:6.1f} "
+              f"{row.peak_mb:8,.0f} {row.worth / first:13.2f}x", flush=True)  # fmt: skip
     print(flush=True)
+    return shown
 
 
 if __name__ == "__main__":

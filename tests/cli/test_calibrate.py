@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ ALL = ("calibrate", "all", "--device", "cpu", "--model", "tiny", "--quick", "--o
 
 
 @pytest.mark.slow
-def test_from_nothing_to_a_simulation(tmp_path: Path, loraplan: CommandLine) -> None:
+def test_from_nothing_to_a_simulation_and_then_with_another_backend(tmp_path: Path, loraplan: CommandLine) -> None:
     process = start(tmp_path, *ALL)
     out, err = process.communicate(timeout=590)
     assert process.returncode == 0, err
@@ -35,17 +36,23 @@ def test_from_nothing_to_a_simulation(tmp_path: Path, loraplan: CommandLine) -> 
     metrics = json.loads(ran.out)["points"][0]["metrics"]
     assert metrics["ttft_p50_s"]["calibration_lo"] <= metrics["ttft_p50_s"]["value"]
     assert not (tmp_path / "runs/cal/adapters").exists()
+    is_fitted_where_it_was_timed("bmm", tmp_path, loraplan)
 
 
-@pytest.mark.slow
-def test_another_backend_is_fitted_where_it_was_timed(tmp_path: Path, loraplan: CommandLine) -> None:
+def is_fitted_where_it_was_timed(backend: str, folder: Path, loraplan: CommandLine) -> None:
+    """Time another backend beside loads that are there already: timing those again would say nothing new."""
     tiny = ("--device", "cpu", "--model", "tiny", "--quick", "--out", "cal")
-    assert loraplan("calibrate", "steps", *tiny, "--backend", "bmm", "--layers", "1").code == 0
+    (folder / "cal").mkdir()
+    for file in (folder / "runs/cal").glob("loads.*"):
+        shutil.copy(file, folder / "cal")
+    loads = (folder / "cal/loads.jsonl").read_bytes()
     assert loraplan("calibrate", "loads", *tiny).code == 0
+    assert (folder / "cal/loads.jsonl").read_bytes() == loads, "a finished run has nothing left to do"
+    assert loraplan("calibrate", "steps", *tiny, "--backend", backend, "--layers", "1").code == 0
     ended = loraplan("calibrate", "fit", "cal", "--out", "cal/profile.json")
     assert ended.code == 0, ended.err
-    profile = json.loads((tmp_path / "cal/profile.json").read_text())
-    assert profile["conditions"]["lora_backend"] == "bmm"
+    profile = json.loads((folder / "cal/profile.json").read_text())
+    assert profile["conditions"]["lora_backend"] == backend
     assert profile["conditions"]["layers_timed"] == 1
     assert next(line["count"] for line in profile["hold_out"] if line["what"] == "LoRA decode steps") > 20
 

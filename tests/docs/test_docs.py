@@ -107,6 +107,7 @@ def as_check(text: str) -> str:
 with_commands = [page for page in PAGES if any(isinstance(step, Command) for step in steps(page))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", with_commands, ids=lambda page: page.name)
 def test_commands_do_what_the_page_shows(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -21,6 +21,7 @@ def test_leaps_equal_steps_of_engines(engine: str, data: st.DataObject) -> None:
     compare(scenario, EngineFleet)
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(engine_scenarios(engine="continuous"))
 def test_leaps_equal_steps_whatever_rules_meet(scenario: Scenario) -> None:

@@ -61,6 +61,7 @@ def check_error(error: InputError, file: Path) -> None:
     assert len(text) < 1500
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(
     content=broken(), skip_bad=st.booleans(), limit=st.sampled_from((None, None, 1, 3)),

@@ -128,19 +128,25 @@ def lacking() -> str:
     return ""
 
 
-def run_node(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script of ``tests/a11y`` on ``report.html`` in a folder; skip the test where it can't run."""
+@pytest.fixture
+def browser() -> None:
+    """Skip a test that a browser is to judge where there is none, before its page is made."""
     reason = lacking()
     if reason and os.environ.get("LORAPLAN_A11Y"):
         pytest.fail(reason)
     if reason:
         pytest.skip(reason)
+
+
+def run_node(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of ``tests/a11y`` on ``report.html`` in a folder."""
     return subprocess.run(
         ["node", A11Y / script, "report.html"], cwd=folder, capture_output=True, text=True, timeout=300
     )
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("browser")
 @pytest.mark.parametrize("name", PAGES)
 def test_anyone_can_read_and_use_the_page(name: str, tmp_path: Path) -> None:
     PAGES[name](tmp_path / "report.html")
@@ -149,6 +155,7 @@ def test_anyone_can_read_and_use_the_page(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("browser")
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -170,6 +177,7 @@ def test_the_check_finds_what_is_wrong(spoil: tuple[str, str], said: str, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("browser")
 def test_columns_sort_by_what_their_cells_mean(tmp_path: Path) -> None:
     cells = {
         "time": ("1.2 s (1.1 to 1.3) unsettled", "350 ms", "not enough data", "2 min", "90 µs"),

@@ -11,6 +11,7 @@ from traffic_samples import drawn, traffic
 
 from sim.policies.lru_curve import lru_curve
 from sim.spec.popularity import Drift
+from sim.traffic import generate
 from sim.traffic.arrivals import weibull_shape
 from sim.traffic.fits.describe import SessionTable, dispersion, sessions_by_gap
 from sim.traffic.turnover import Turnover
@@ -126,7 +127,11 @@ def test_adapters_with_arrivals_of_their_own_keep_their_rate_from_the_first_seco
     ],
     ids=lambda arrivals: arrivals["process"],
 )
-def test_one_stream_keeps_its_rate_from_the_first_second_on(arrivals: dict[str, Any]) -> None:
+def test_one_stream_keeps_its_rate_from_the_first_second_on(
+    arrivals: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A replication reads 40 requests, and bursts of five times as many: of a block of 65,536 the rest is thrown away.
+    monkeypatch.setattr(generate, "BLOCK", 1024)
     made = traffic(None, 5, duration="2 s", arrivals={**arrivals, "rate": "20/s"})
     counts = [sum(len(times) for times, _ in made.arrivals(replication)) for replication in range(1500)]
     assert np.mean(counts) == pytest.approx(40, abs=SIGMAS * np.std(counts, ddof=1) / math.sqrt(len(counts)))

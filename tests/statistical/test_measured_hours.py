@@ -47,6 +47,7 @@ def test_more_slots_can_be_worse(shared: Path) -> None:
         assert few.run.measured[name] < 0.7 * many.run.measured[name], "measured"
 
 
+@pytest.mark.slow
 def test_a_sample_of_hours_is_predicted(shared: Path) -> None:
     """Every 22nd of the cheaper runs; medians of so few scatter, so bounds are half as wide again as those of all.
 
@@ -67,6 +68,7 @@ def test_a_sample_of_hours_is_predicted(shared: Path) -> None:
         assert errors.log10_abs_p50 < 1.5 * bound, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most_slots", "bound"), [(16, 0.10), (64, 0.10)])
 def test_load_counts_of_runs_in_which_slots_bind(shared: Path, tmp_path: Path, most_slots: int, bound: float) -> None:
     """docs/validation.md has all rows; without evictions of adapters in use, loads would be 3 to 5 times too few."""
