@@ -115,7 +115,7 @@ def saturated(quick: bool) -> dict[str, dict[str, Any]]:
     384 slots where the engine has slots; more than 20,000 wait, but in quick runs.
     """
     requests = 10_000 if quick else 30_000
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for engine in PRESETS:
         data = batch(2000, requests)
         data["fleet"]["engine"] = engine

@@ -16,11 +16,12 @@ ROWS = (
     "short requests, 40/s",
     "long, 12/s, a third miss",
     "engine vllm-0.8, short, 20/s",
+    "vllm-0.32, saturated",
     "four, affinity-residency",
     "four, rollout in-place of all",
     "engine fixed, cache-thrash: 30/s",
 )
-"""The plain engine, misses, a preset, a router, a rollout and the fixed engine: 12 s of one core."""
+"""The plain engine, misses, a preset at ease and saturated, a router, a rollout and the fixed engine: 12 s of one core."""
 
 
 def measured(names: tuple[str, ...]) -> tuple[dict[str, Figures], list[str]]:
