@@ -21,7 +21,8 @@ ROWS = (
     "four, rollout in-place of all",
     "engine fixed, cache-thrash: 30/s",
 )
-"""The plain engine, misses, a preset at ease and saturated, a router, a rollout and the fixed engine: 12 s of one core."""
+"""The plain engine, misses, a preset at ease and saturated, a router, a rollout and the fixed engine: 14 s of one
+core."""
 
 
 def measured(names: tuple[str, ...]) -> tuple[dict[str, Figures], list[str]]:
