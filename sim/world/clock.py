@@ -37,12 +37,14 @@ class Clock(simpy.Environment):
 
     :ivar push, next_id: what ``schedule_call`` is made of. The places that schedule most events use these two C
         functions themselves and save a Python call per event.
+    :ivar queue: what is to come, a heap whose entries begin with their time.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.push: Callable[[tuple[float, int, int, Call]], None] = partial(heappush, self._queue)
         self.next_id = self._eid.__next__
+        self.queue: list[Any] = self._queue
 
     def call_at(self, time: float, kind: int, callback: Callable[[Call], None], subject: Any = None) -> Call:
         """Call ``callback(event)`` at ``time``; at one instant in the order of ``kind``, then of creation."""

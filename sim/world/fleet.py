@@ -263,16 +263,18 @@ class Fleet:
         return True
 
     def _arrivals(self, event: Call) -> None:
-        """Let in all requests of this instant, and come again at the next."""
+        """Let in all requests until something else happens, and come again after it."""
         clock = self.clock
-        now = clock._now
+        now, queue = clock._now, clock.queue
         request = self._next
         while request is not None:
             if request.arrival_s > now:
-                self._next = request
-                event.callbacks = event.call
-                clock.push((request.arrival_s, ARRIVAL, clock.next_id(), event))
-                return
+                if queue and queue[0][0] <= request.arrival_s:
+                    self._next = request
+                    event.callbacks = event.call
+                    clock.push((request.arrival_s, ARRIVAL, clock.next_id(), event))
+                    return
+                clock._now = now = request.arrival_s  # nothing comes before it: an event would only be put on and off
             if self._too_long and request.index in self._too_long:
                 self.recorder.turned_away(request, -1, REFUSED)
             elif self._only is not None:
