@@ -2,8 +2,8 @@
 
 ``python tests/bench_coverage.py --out FILE [--runs 200] [--requests 20000 2000] [--load .5 .7 ...] [--jobs 1]``: every
 run is one point as ``loraplan run`` makes it, with a seed of its own and 5 replications, and becomes one line of FILE.
-It can be stopped at any time and goes on where it was; ``--table`` prints the tables of what is there. M/M/1 and M/D/1 are
-known in closed form, cache-thrash from long runs of its own (``--references`` of ``--long`` requests, at every load).
+It can be stopped at any time and goes on where it was; ``--table`` prints the tables of what is there. M/M/1 and M/D/1
+are known in closed form, cache-thrash from long runs of its own (``--references`` of ``--long`` requests a load).
 
 Lines of another version of the simulator are left out. Seeds: 1 to RUNS; references 1,000,001 and on.
 """
@@ -230,8 +230,8 @@ def print_tables(table: Rows, details: bool) -> None:
             continue
         for name, c in cells.items():
             low, high = c.limits if c.settled else (0.0, 1.0)
-            print(f"{scenario:13}{load:5g}{count:7d} {name:13} settled {c.settled:4d}: {c!s} %, {low:.1%} to {high:.1%} "
-                  f"({c.below} too low); marked {c.marked:4d}, {c.marked_held} hold; withheld {c.withheld}; "
+            print(f"{scenario:12} {load:5g}{count:7} {name:12} settled {c.settled}: {c!s} %, {low:.1%} to {high:.1%}, "
+                  f"{c.below} too low; marked {c.marked:4d}, {c.marked_held} hold; withheld {c.withheld}; "
                   f"half-width {c.half:.1%}")  # fmt: skip
 
 

@@ -37,8 +37,12 @@ Half-widths of queues with one server are about 9 % of the value there, at any l
 one less than ``WIDE``.
 """
 INDEPENDENT = 12
-"""Requests a turn takes where they hardly depend on each other: 8 where not at all, since a quarter lies above and a
+"""Values that a turn takes where they hardly depend on each other: 8 where not at all, since a quarter lies above and a
 quarter below; half as many again, since turns are counted in a sample."""
+STRIDES = (1, 16)
+"""Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn."""
+MIN_STRIDES = 200
+"""Values below which their turns say nothing."""
 NARROW = 0.025
 """A half-width up to this share of the value is no luck, however few the turns: most of the value never changes."""
 _DIGITS = 7
@@ -117,7 +121,7 @@ class Sampled:
         self._sections = sections
         self._replications = replications
         self._least_for_p99 = least_for_p99
-        self._turns: int | None = None
+        self._turns: list[tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self._values)
@@ -139,13 +143,11 @@ class Sampled:
         return [float(x) for x in np.quantile(self._values, q)] if len(self) else []
 
     @property
-    def turns(self) -> int:
-        """How often the values went from their lowest quarter to their highest: a queue filled, and emptied before."""
+    def turns(self) -> list[tuple[int, int]]:
+        """How often requests turned and how many there are; the same of means of consecutive ones (``STRIDES``)."""
         if self._turns is None:
-            low, high = np.quantile(self._values, [0.25, 0.75])
-            side = (self._values > high).astype(np.int8) - (self._values <= low)
-            side = side[side != 0]
-            self._turns = int(np.count_nonzero((side[1:] > 0) & (side[:-1] < 0)))
+            means = (self._values[: len(self) // n * n].reshape(-1, n).mean(axis=1) for n in STRIDES if len(self) >= n)
+            self._turns = [(turns_of(each), len(each)) for each in means]
         return self._turns
 
     def _estimate(
@@ -160,13 +162,12 @@ class Sampled:
         metric = estimate(statistic(self._values), _each(statistic, parts), _each(statistic, whole), unit)
         if metric.settled and min(map(len, parts)) < least_each:
             metric.settled, metric.note = False, f"fewer than {least_each} requests in a section: run more requests"
-        if metric.settled and self._narrow_by_luck(metric, turns):
-            metric.settled = False
-            metric.note = f"the queue turned {self.turns:,} times, {turns:,} are needed: run more requests"
+        if metric.settled:
+            self._doubt(metric, turns)
         return metric
 
-    def _narrow_by_luck(self, metric: Metric, turns: int) -> bool:
-        """Say whether requests depend on each other and too few stretches of them are behind a half-width.
+    def _doubt(self, metric: Metric, needed: int) -> None:
+        """Unsettle a metric where requests depend on each other and too few stretches of them are behind it.
 
         Where half-widths are usually wide, those that pass for narrow come from runs without their share of long
         queues, and their values are too low as well. The half-width can't tell, turns can: they vary little.
@@ -174,8 +175,19 @@ class Sampled:
         assert metric.value is not None
         assert metric.hi is not None
         if metric.hi - metric.value <= NARROW * abs(metric.value):
-            return False
-        return self.turns < min(turns, len(self) / INDEPENDENT)
+            return
+        for turns, values in self.turns:
+            if values >= MIN_STRIDES and turns < min(needed, values / INDEPENDENT):
+                metric.settled = False
+                metric.note = f"the queue turned {turns:,} times, {needed:,} are needed: run more requests"
+
+
+def turns_of(values: Floats) -> int:
+    """Return how often values go from their lowest quarter to their highest: a queue has emptied and filled again."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    side = (values > high).astype(np.int8) - (values <= low)
+    side = side[side != 0]
+    return int(np.count_nonzero((side[1:] > 0) & (side[:-1] < 0)))
 
 
 def _each(statistic: Callable[[Floats], float], parts: list[Floats]) -> Floats:
