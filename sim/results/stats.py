@@ -39,8 +39,9 @@ one less than ``WIDE``.
 INDEPENDENT = 12
 """Values that a turn takes where they hardly depend on each other: 8 where not at all, since a quarter lies above and a
 quarter below; half as many again, since turns are counted in a sample."""
-STRIDES = (1, 16)
-"""Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn."""
+STRIDES = {1: 1.0, 16: 0.5}
+"""Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn. Beside
+it, which share of the turns is needed: such means turn half as often in a busy queue."""
 MIN_STRIDES = 200
 """Values below which their turns say nothing."""
 NARROW = 0.025
@@ -144,7 +145,7 @@ class Sampled:
 
     @property
     def turns(self) -> list[tuple[int, int]]:
-        """How often requests turned and how many there are; the same of means of consecutive ones (``STRIDES``)."""
+        """How often requests turned and how many there are; the same of means of 16 (``STRIDES``)."""
         if self._turns is None:
             means = (self._values[: len(self) // n * n].reshape(-1, n).mean(axis=1) for n in STRIDES if len(self) >= n)
             self._turns = [(turns_of(each), len(each)) for each in means]
@@ -176,10 +177,11 @@ class Sampled:
         assert metric.hi is not None
         if metric.hi - metric.value <= NARROW * abs(metric.value):
             return
-        for turns, values in self.turns:
-            if values >= MIN_STRIDES and turns < min(needed, values / INDEPENDENT):
+        for (turns, values), share in zip(self.turns, STRIDES.values(), strict=False):
+            least = round(share * needed)
+            if metric.settled and values >= MIN_STRIDES and turns < min(least, values / INDEPENDENT):
                 metric.settled = False
-                metric.note = f"the queue turned {turns:,} times, {needed:,} are needed: run more requests"
+                metric.note = f"the queue turned {turns:,} times, {least:,} are needed: run more requests"
 
 
 def turns_of(values: Floats) -> int:
