@@ -40,8 +40,8 @@ INDEPENDENT = 12
 """Values that a turn takes where they hardly depend on each other: 8 where not at all, since a quarter lies above and a
 quarter below; half as many again, since turns are counted in a sample."""
 STRIDES = {1: 1.0, 16: 0.5}
-"""Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn. Beside
-it, which share of the turns is needed: such means turn half as often in a busy queue."""
+"""Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn.
+Beside it the share of the turns that is needed: such means turn half as often in a busy queue."""
 MIN_STRIDES = 200
 """Values below which their turns say nothing."""
 NARROW = 0.025
