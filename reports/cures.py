@@ -26,7 +26,6 @@ _MEMORY = {
     "host_bytes": "copies in host memory",
 }
 _METRICS = ("miss_ratio", "loads_per_request", "ttft_p99_s", "e2e_p99_s")
-_TOLD = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
 _LABEL_WIDTH, _LETTER = 120, 6.4
 """Pixels for the names of a chart's rows: the least, and for each letter."""
 
@@ -41,9 +40,14 @@ def cures_answer(data: RunData) -> Answer:
     record, terms = data.manifest["cures"], read_terms((data.manifest.get("scenario") or {}).get("slo"))
     assumed = (data.manifest.get("profile") or {}).get("status") == "assumed"
     said = answer(data.points[0], terms, assumed=assumed)
-    told = [_sentence(row, data.points[0], terms) for row in record["rows"]]
-    headline = _headline(record["rows"][0], data.points[0], terms)
-    return replace(said, headline=headline, details=[*told, *found_sentences(record["vetted"])])
+    by_title: dict[str, list[Mapping[str, Any]]] = {}
+    for row in record["rows"]:
+        by_title.setdefault(row["title"], []).append(row)
+    # The first row of a cure is that for one adapter, where there is one, the next for all; tables have the rest.
+    told = [_in_short(rows[:2][-1], data.points[0], terms) for rows in by_title.values()]
+    headline = _in_short(record["rows"][0], data.points[0], terms)
+    told = [sentence for sentence in told if sentence != headline]
+    return replace(said, headline=headline, details=[*found_sentences(record["vetted"]), *told])
 
 
 def charted(data: RunData) -> tuple[list[dict[str, Any]], int]:
@@ -104,17 +108,20 @@ def found_sentences(vetted: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
-def _headline(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
-    """Return the first change in short: what it takes of memory, and what becomes of the metric that matters most."""
-    if row["refused"] or not row["set"]:
-        return _sentence(row, base, terms)
+def _in_short(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
+    """Return what a change takes of memory, and what becomes of the metric that matters most."""
+    what = f"{capital(row['title'])}, for {row['who']}"
+    if row["refused"]:
+        return f"{what}: not possible, for {row['refused']}."
+    if not row["set"]:
+        return f"{what}: it costs nothing; {row['note']}."
     told = _moved(row)
     name = main_metric([base], terms)
     if (found := row["metrics"].get(name)) is not None and found["one"] is not None and found["other"] is not None:
         told.append(f"{metric_words(name)} {show(name, found['one'])} → {show(name, found['other'])}")
     if terms:
         told.append(_verdicts(row, base, terms))
-    return f"{capital(row['title'])}, for {row['who']}: {', '.join(told)}."
+    return f"{what}: {', '.join(told)}."
 
 
 def _moved(row: Mapping[str, Any]) -> list[str]:
@@ -130,22 +137,6 @@ def _moved(row: Mapping[str, Any]) -> list[str]:
 def _verdicts(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
     before, after = verdict(base, terms), row["verdict"]
     return f"SLO {after}" if before == after else f"SLO {before} → {after}"
-
-
-def _sentence(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
-    what = f"{capital(row['title'])}, for {row['who']}"
-    if row["refused"]:
-        return f"{what}: not possible, for {row['refused']}."
-    if not row["set"]:
-        return f"{what}: it costs nothing; {row['note']}."
-    told = _moved(row)
-    for name in _TOLD:
-        found = row["metrics"].get(name)
-        if found is not None and found["one"] is not None and found["other"] is not None:
-            told.append(f"{metric_words(name)} {show(name, found['one'])} → {change_cell(name, found)}")
-    if terms:
-        told.append(_verdicts(row, base, terms))
-    return f"{what}: {'; '.join(told)}."
 
 
 def _table(

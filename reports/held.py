@@ -36,7 +36,7 @@ def held_table(point: Point, where: str) -> Table | None:
     if not point.held:
         return None
     answered = point.held["answered"]
-    rows = [["requests answered by a version that failed", "0", f"{answered['value']:,}{_between(answered)}", ""]]
+    rows = [["requests answered by a held version", "0", f"{answered['value']:,}{_between(answered)}", ""]]
     if len(point.held["rollouts"]) > 1:
         for row, each in zip(point.held["rollouts"], point.held["by_rollout"], strict=True):
             rows.append([f"of rollouts.{row['rollout']}", "0", f"{each['value']:,}{_between(each)}", ""])
@@ -54,16 +54,20 @@ def held_table(point: Point, where: str) -> Table | None:
 
 def _why(row: Mapping[str, Any]) -> str:
     failing = [each for each in row["vetted"] if not each["passes"]]
-    found = [f"{each['path']} shows {each['findings'][0]['mode']} ({each['findings'][0]['confidence']})"
-             for each in failing]  # fmt: skip
+    found = [f"{each['path']} {_shows(each['findings'])}" for each in failing]
     more = f" and {len(found) - 1} more fail" if len(found) > 1 else ""
     return f"rollouts.{row['rollout']}, {found[0]}{more}"
+
+
+def _shows(findings: Sequence[Mapping[str, Any]]) -> str:
+    """Return the surest finding; what fails without one could not be judged."""
+    return f"shows {findings[0]['mode']} ({findings[0]['confidence']})" if findings else "can't be judged"
 
 
 def _answered(point: Point) -> str:
     answered, total = point.held["answered"], max(1, point.held["requests"])
     count = f"{answered['value']:,} of {total:,} requests, {percent(answered['value'] / total)}"
-    return f"A version that failed would have answered {count}."
+    return f"A held version would have answered {count}."
 
 
 def _changes(point: Point) -> str:

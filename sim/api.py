@@ -38,15 +38,20 @@ Progress = Callable[[int, int], None]
 
 
 def load_scenario(
-    source: str | Path, values: Mapping[str, Any] | None = None, seed: int | None = None
+    source: str | Path,
+    values: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    *,
+    confined: bool = False,
 ) -> LoadedScenario:
     """Read and check a scenario.
 
     :param source: a YAML file, or the name of a bundled scenario.
     :param values: by dotted key, such as ``{"cache.gpu.slots": 64, "workload.arrivals.rate": "12/s"}``.
+    :param confined: refuse files outside the scenario's folder: for a stranger's scenario.
     :raises InputError: with every problem found.
     """
-    loaded = _load(str(source), (), seed)
+    loaded = _load(str(source), (), seed, confined=confined)
     return loaded.with_values(values) if values else loaded
 
 

@@ -70,7 +70,7 @@ class InputError(LoraplanError):
             facts.append(f"allowed: {self.allowed}")
         bracket = f" ({', '.join(facts)})" if facts else ""
         hint = f"; {self.hint}" if self.hint else ""
-        return f"{where}{key}{self.problem}{bracket}{hint}"
+        return _one_line(f"{where}{key}{self.problem}{bracket}{hint}")
 
     def __reduce__(self) -> tuple[object, ...]:
         # The default drops keyword arguments, and errors travel back from worker processes.
@@ -110,6 +110,13 @@ def _shorten(value: object, limit: int = 80) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = repr(value) if isinstance(value, str) and (not value or value != value.strip()) else text
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _one_line(text: str) -> str:
+    """Return text with what no terminal should be sent written as escapes: it quotes files that others wrote."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _rebuild(kind: type[InputError], problem: str, state: dict[str, object]) -> InputError:

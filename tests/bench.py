@@ -102,6 +102,14 @@ def sizes(quick: bool) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def long_runs() -> dict[str, dict[str, Any]]:
+    """Return rows that take minutes: only with ``--row NAME``."""
+    return {
+        "ten million requests": batch(40, 10_000_000),
+        "a million adapters": batch(40, 1_000_000, adapters=1_000_000),
+    }
+
+
 def bare(count: int = 100_000) -> float:
     """Return CPU seconds of one bare timeout."""
     env = simpy.Environment()
@@ -136,8 +144,9 @@ def main() -> None:
     tables = {"one core": rows(quick), "fleets": fleets(quick), "sizes of fleets": sizes(quick)}
     if "--row" in sys.argv:
         name = sys.argv[sys.argv.index("--row") + 1]
-        data = next(table[name] for table in tables.values() if name in table)
-        print(json.dumps(measure(data, 2 if data["workload"]["requests"] > 100_000 else 5)))
+        data = next(table[name] for table in (*tables.values(), long_runs()) if name in table)
+        requests = data["workload"]["requests"]
+        print(json.dumps(measure(data, 5 if requests <= 100_000 else 2 if requests <= 1_000_000 else 1)))
         return
     for title, table in tables.items():
         show(title, list(table), quick)

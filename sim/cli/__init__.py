@@ -12,8 +12,10 @@ from typing import Annotated
 
 import typer
 
+from sim.cells import plain_text
 from sim.cli import adapters, cache, calibrate, compare, fidelity, inspect, measured, plan, serve, simulate, trace, vet
-from sim.errors import LoraplanError
+from sim.cli.options import CONFINED
+from sim.errors import InputError, LoraplanError
 
 INTERRUPTED = 130
 
@@ -60,6 +62,12 @@ def root(
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; also behind any command.")] = False,
+    confined: Annotated[
+        bool,
+        typer.Option(
+            "--confined", help="For a stranger's scenario: refuse files outside its folder; also behind any command."
+        ),
+    ] = False,
 ) -> None:
     """Capacity planning for multi-LoRA LLM serving. Start with: loraplan run quickstart."""
 
@@ -67,10 +75,10 @@ def root(
 def main() -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _stop)
-    # Taken out here, because it may stand behind any command, and none of them needs to know of it.
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("LORAPLAN_DEBUG"))
-    sys.exit(_guarded(arguments, debug))
+    # Taken out here, because they may stand behind any command.
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--confined")]
+    debug = "--debug" in sys.argv[1:] or bool(os.environ.get("LORAPLAN_DEBUG"))
+    sys.exit(_guarded(arguments, debug, "--confined" in sys.argv[1:]))
 
 
 def _stop(number: int, frame: object) -> None:
@@ -78,9 +86,9 @@ def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _guarded(arguments: list[str], debug: bool) -> int:
+def _guarded(arguments: list[str], debug: bool, confined: bool) -> int:
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False, obj=CONFINED if confined else None)
         if code == INTERRUPTED:  # newer typer makes an exit code of Ctrl-C, older ones raise
             return _interrupted()
         return code if isinstance(code, int) else 0
@@ -97,7 +105,8 @@ def _guarded(arguments: list[str], debug: bool) -> int:
 
 def _interrupted() -> int:
     kept = "finished points are kept; the same command goes on from there"
-    if {"trace", "cache", "compare", "adapters", "vet"} & set(sys.argv[1:2]):
+    prices = any(argument.split("=")[0] == "--scenario" for argument in sys.argv)  # of cures: vet simulates
+    if {"trace", "cache", "compare", "adapters", "vet"} & set(sys.argv[1:2]) and not prices:
         kept = "nothing is kept"
     if "calibrate" in sys.argv:
         fits = "fit" in sys.argv
@@ -110,9 +119,13 @@ def _explain(error: Exception) -> int:
     if hasattr(error, "format_message") and hasattr(error, "show"):  # a usage error of click, or of typer's own copy
         error.show()
         return 2
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.strerror:
+        # Whatever stands in the way of a file is the user's to change, and they need its name.
+        error = InputError(f"can't be used: {error.strerror}", file=os.fsdecode(error.filename))
     if isinstance(error, LoraplanError):
-        for line in str(error).splitlines():
-            typer.echo(f"error: {line}", err=True)
+        for line in str(error).split("\n"):
+            typer.echo(f"error: {plain_text(line)}", err=True)
         return error.exit_code
-    typer.echo(f"error: a failure inside loraplan: {type(error).__name__}: {error}; --debug shows where", err=True)
+    said = plain_text(f"{type(error).__name__}: {error}")
+    typer.echo(f"error: a failure inside loraplan: {said}; --debug shows where", err=True)
     return 3

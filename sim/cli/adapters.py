@@ -83,7 +83,7 @@ def adapters(
 
 def _none_read(census: Census) -> InputError:
     """Return the error of a census without an adapter; it names the first few folders."""
-    from sim.training.safetensors_header import printable
+    from sim.cells import printable
 
     shown = "; ".join(f"{failure.folder}: {failure.problem}" for failure in census.failures[:3])
     return InputError(
@@ -190,9 +190,9 @@ def _folders(count: int) -> str:
 
 
 def _as_json(census: Census, concerns: Sequence[Concern], asked: Asked) -> dict[str, Any]:
+    from sim.cells import printable
     from sim.training.census import groups
     from sim.training.engine_checks import needed_rank, served_base
-    from sim.training.safetensors_header import printable
 
     return {
         "schema_version": 1,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim.cells import plain_text
 from sim.cli.options import QuietOption
 from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, to_json
 from sim.errors import InputError
@@ -36,14 +37,27 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Compare two runs: what differs, what changes with it, and whether that is more than luck."""
+    from reports.compared import compare_runs
+    from sim.results.store import blamed_on
+
+    with blamed_on(one, other):
+        comparison = compare_runs(_read(one), _read(other))
+        failed = _show(comparison, (one, other), out, check=check, json=json)
+    for caution in comparison.cautions:
+        message(f"note: {caution}", quiet)
+    if check and failed:
+        raise typer.Exit(1)
+
+
+def _show(comparison: Comparison, runs: tuple[Path, Path], out: Path | None, *, check: bool, json: bool) -> bool:
+    """Write the page and print the answer; return whether B is clearly worse in any term."""
     from reports.compare import write_page
-    from reports.compared import compare_runs, worse_terms
+    from reports.compared import worse_terms
     from reports.compared_words import as_json
 
-    comparison = compare_runs(_read(one), _read(other))
     if check and not comparison.terms:
         raise InputError("the scenarios have no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
-    folder = out or (None if json else Path("runs") / f"compare-{_stem(one)}-{_stem(other)}")
+    folder = out or (None if json else Path("runs") / f"compare-{_stem(runs[0])}-{_stem(runs[1])}")
     if folder is not None:
         from sim.results.files import write_json
 
@@ -55,10 +69,7 @@ def compare(
     else:
         _print(comparison)
         typer.echo(f"\nreport  {folder / PAGE}\ndata    {folder / DATA}" if folder is not None else "")
-    for caution in comparison.cautions:
-        message(f"note: {caution}", quiet)
-    if check and worse_terms(comparison):
-        raise typer.Exit(1)
+    return bool(worse_terms(comparison))
 
 
 def _read(path: Path) -> RunData:
@@ -84,10 +95,10 @@ def _print(comparison: Comparison) -> None:
     from reports.compared_words import details, headline
 
     for letter, run in (("A", comparison.one), ("B", comparison.other)):
-        typer.echo(f"{letter}  {run.path}  {run.manifest.get('name', '')}")
-    typer.echo(f"\n{headline(comparison)}")
+        typer.echo(plain_text(f"{letter}  {run.path}  {run.manifest.get('name', '')}"))
+    typer.echo(plain_text(f"\n{headline(comparison)}"))
     for sentence in details(comparison):
-        typer.echo(f"  {sentence}")
+        typer.echo(plain_text(f"  {sentence}"))
     typer.echo("")
     if comparison.changed:
         rows = [list(row) for row in comparison.changed[:_SHOWN]]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import QuietOption, ScenarioArgument, SetOption
+from sim.cells import plain_text
+from sim.cli.options import QuietOption, ScenarioArgument, SetOption, is_confined
 from sim.cli.output import message, print_rich
 
 if TYPE_CHECKING:
@@ -20,16 +21,19 @@ def report(
 ) -> None:
     """Draw the report of a run again, without simulating."""
     from reports.build import write_report
-    from sim.results.store import read_run
+    from sim.results.store import blamed_on, read_run
 
-    data = read_run(run_directory)
+    with blamed_on(run_directory):
+        data = read_run(run_directory)
+        page = write_report(data)
     if data.manifest.get("status") != "finished":
         done, total = len(data.points), data.manifest.get("points_total", "?")
         message(f"note: this run is not finished: {done} of {total} points", quiet)
-    typer.echo(write_report(data))
+    typer.echo(page)
 
 
 def check(
+    context: typer.Context,
     scenario: ScenarioArgument,
     set_: SetOption = None,
     resolved: Annotated[
@@ -41,7 +45,7 @@ def check(
     from sim.studies.planning.plan import check_plan
     from sim.studies.sweep import check_points
 
-    loaded = load_scenario(scenario, set_ or [])
+    loaded = load_scenario(scenario, set_ or [], confined=is_confined(context))
     notes = check_points(loaded)
     if loaded.scenario.plan is not None:
         check_plan(loaded)
@@ -60,7 +64,7 @@ def _print_resolved(loaded: LoadedScenario) -> None:
     for name in ("key", "value", "from"):
         table.add_column(name, overflow="fold")
     for row in loaded.rows():
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(plain_text(cell)) for cell in row))
     print_rich(table)
 
 

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+CONFINED = "confined"
+"""What the context of a command holds where its scenario must not name files outside its folder."""
+
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a bundled one.")
 ]
@@ -29,3 +32,8 @@ BackendOption = Annotated[
     ),
 ]  # fmt: skip
 """One option with two names: what is given says by itself whether it is a backend or an address."""
+
+
+def is_confined(context: typer.Context) -> bool:
+    """Return whether ``--confined`` was given, which may stand behind any command."""
+    return context.find_root().obj is CONFINED

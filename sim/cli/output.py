@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from sim.cells import plain_text
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def print_rich(renderable: Any) -> None:
 def message(text: str, quiet: bool) -> None:
     """Tell the user something beside the results."""
     if not quiet:
-        typer.echo(text, err=True)
+        typer.echo(plain_text(text), err=True)
 
 
 def pool_of(backend: list[str] | None, jobs: int, quiet: bool) -> AbstractContextManager[Pool]:
@@ -82,7 +83,7 @@ def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Any:
     for index, name in enumerate(head):
         result.add_column(Text(str(name)), justify="left" if index == 0 else "right")
     for row in rows:
-        result.add_row(*(Text(str(cell)) for cell in row))
+        result.add_row(*(Text(plain_text(str(cell))) for cell in row))
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ from sim.cli.options import (
     ScenarioArgument,
     SeedOption,
     SetOption,
+    is_confined,
 )
 from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
@@ -29,6 +31,7 @@ NONE_MEETS = 1
 
 
 def plan(
+    context: typer.Context,
     scenario: ScenarioArgument,
     minimize: Annotated[
         list[str] | None,
@@ -50,11 +53,12 @@ def plan(
     from reports.build import write_report
     from reports.planned import plan_answer, plan_json
     from reports.words import metric_words, show
-    from sim.results.store import read_run
+    from sim.results.store import blamed_on, read_run
     from sim.spec.scenario_file import load_scenario
     from sim.studies.planning.plan import RECOMMENDED, make_plan
 
-    loaded = load_scenario(scenario, [*(set_ or []), *_question(minimize or [], maximize or [])], seed)
+    overrides = [*(set_ or []), *_question(minimize or [], maximize or [])]
+    loaded = load_scenario(scenario, overrides, seed, confined=is_confined(context))
 
     def told(noted: Noted) -> None:
         values = ", ".join(f"{key} {value}" for key, value in noted.set.items())
@@ -66,9 +70,10 @@ def plan(
         planned = make_plan(
             loaded, out, command=command_line(), pool=pool, and_what_if=what_if, told=told, progress=progress
         )
-    data = read_run(planned.path)
-    page = write_report(data)
-    said = plan_answer(data)
+    with blamed_on(planned.path) if planned.resumed else nullcontext():
+        data = read_run(planned.path)
+        page = write_report(data)
+        said = plan_answer(data)
     if json:
         typer.echo(to_json(plan_json(data)))
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption
+from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, is_confined
 from sim.cli.output import make_folder, message, print_rich, rich_table, to_json
 from sim.errors import InputError
 
@@ -29,6 +29,7 @@ _LEFT = (
 
 
 def serve(
+    context: typer.Context,
     scenario: ScenarioArgument,
     launch: Annotated[str | None, typer.Option(help="Start a server here: vllm.")] = None,
     url: Annotated[str | None, typer.Option(help="Drive the OpenAI-compatible server at this address.")] = None,
@@ -54,7 +55,7 @@ def serve(
     from sim.spec.scenario_file import load_scenario
 
     _check(launch, url, adapters, server_python, fit=fit, profile=profile, repeat=repeat, stall=stall)
-    loaded = load_scenario(scenario, set_ or [], seed)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
     asked = not fit or loaded.scenario.adapters.base_model is None  # else the scenario's profile is of no use here
     used = profile or (loaded.scenario.fleet.profile if asked else "")
     folder = _folder(out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)

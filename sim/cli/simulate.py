@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from sim.cli.options import (
     ScenarioArgument,
     SeedOption,
     SetOption,
+    is_confined,
 )
 from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 
 def run(
+    context: typer.Context,
     scenario: ScenarioArgument,
     set_: SetOption = None,
     seed: SeedOption = None,
@@ -44,11 +47,12 @@ def run(
     """Simulate one scenario; write a run directory with a report; print the answer."""
     from sim.spec.scenario_file import load_scenario
 
-    loaded = load_scenario(scenario, set_ or [], seed)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
     _simulate(loaded, [{}], out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
 
 
 def sweep(
+    context: typer.Context,
     scenario: ScenarioArgument,
     over: Annotated[
         list[str] | None,
@@ -69,7 +73,7 @@ def sweep(
     from sim.studies.sweep import grid
 
     axes = _axes(over or [])
-    loaded = load_scenario(scenario, set_ or [], seed)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
     sets = grid(loaded, axes)
     _simulate(loaded, sets, out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
 
@@ -88,7 +92,7 @@ def _simulate(
 ) -> None:
     """Run a study, write its report, print its answer; exit with 1 where ``check`` asks for a missed SLO."""
     from reports.build import write_report
-    from sim.results.store import read_run, summary_json
+    from sim.results.store import blamed_on, read_run, summary_json
     from sim.studies.sweep import free_folder, study
 
     if check and not loaded.scenario.slo.terms():
@@ -97,8 +101,9 @@ def _simulate(
     with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet) as progress:
         command = command_line()
         finished = study(loaded, sets, folder, command=command, overwrite=overwrite, pool=pool, progress=progress)
-    data = read_run(finished.path)
-    page = write_report(data)
+    with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
+        data = read_run(finished.path)
+        page = write_report(data)
     if json:
         typer.echo(to_json(summary_json(loaded.scenario.name, finished.points)))
     else:

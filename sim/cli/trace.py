@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim.cells import plain_text
 from sim.cli.options import QuietOption
 from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, to_json
 from sim.errors import InputError
@@ -131,9 +132,9 @@ def _write(folder: Path, file: Path, study: Study, data: TraceData) -> list[tupl
 def _print(study: Study, written: list[tuple[str, Path]]) -> None:
     from reports.trace_words import check_table, curve_table, facts_table, headline, laws_table, sentences
 
-    typer.echo(headline(study.facts))
+    typer.echo(plain_text(headline(study.facts)))
     for sentence in sentences(study.facts):
-        typer.echo(f"  {sentence}")
+        typer.echo(plain_text(f"  {sentence}"))
     for make in (facts_table, curve_table, laws_table, check_table):
         table = make(study.facts)
         if table is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import QuietOption, SetOption
+from sim.cli.options import QuietOption, SetOption, is_confined
 from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, rich_table, to_json
 from sim.errors import InputError
 
@@ -20,6 +20,7 @@ _SHOWN = 20
 
 
 def vet(
+    context: typer.Context,
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="An adapter folder, a folder of them, or a trainer_state.json.")
     ],
@@ -41,7 +42,8 @@ def vet(
     ] = None,
     set_: SetOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit with 1 if anything likely or certain was found.")
+        bool,
+        typer.Option("--check", help="Exit with 1 if anything likely or certain was found, or one can't be judged."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: QuietOption = False,
@@ -54,7 +56,9 @@ def vet(
     found = vet_path(path, parse_thresholds(threshold or []), reference, base_bits=base_bits, examples=examples)
     if scenario is None and set_:
         raise InputError("there is no scenario to price cures at", key="--set", hint="give --scenario")
-    priced = None if scenario is None else _price(found, scenario, set_ or [], quiet)
+    priced = (
+        None if scenario is None else _price(found, scenario, set_ or [], confined=is_confined(context), quiet=quiet)
+    )
     if json:
         vetted = [as_json(one) for one in found]
         typer.echo(to_json(vetted if scenario is None else {"vetted": vetted, "priced": _priced_json(priced)}))
@@ -66,7 +70,9 @@ def vet(
         raise typer.Exit(1)
 
 
-def _price(found: tuple[Vetted, ...], scenario: str, set_: list[str], quiet: bool) -> PricedCures | None:
+def _price(
+    found: tuple[Vetted, ...], scenario: str, set_: list[str], *, confined: bool, quiet: bool
+) -> PricedCures | None:
     """Simulate what the cures change, and write the run directory with its report."""
     from reports.build import write_report
     from sim.results.store import read_run
@@ -74,7 +80,8 @@ def _price(found: tuple[Vetted, ...], scenario: str, set_: list[str], quiet: boo
     from sim.studies.priced import price_cures
 
     with progress_bar(quiet, "pricing") as progress:
-        priced = price_cures(found, load_scenario(scenario, set_), command=command_line(), progress=progress)
+        loaded = load_scenario(scenario, set_, confined=confined)
+        priced = price_cures(found, loaded, command=command_line(), progress=progress)
     if priced is not None:
         write_report(read_run(priced.path))
     return priced
@@ -108,6 +115,7 @@ def _print_priced(priced: PricedCures | None, quiet: bool) -> None:
 
 
 def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
+    from sim.cells import printable
     from sim.training.vet_words import summary
 
     if len(found) == 1:
@@ -120,12 +128,15 @@ def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
         _print_one(one, quiet=True)
     if len(worth) > _SHOWN:
         typer.echo(f"\n… and {len(worth) - _SHOWN} more with findings: --json has all of them")
+    unknown = [printable(str(one.path), 200) for one in found if not one.judged]
+    if unknown:
+        typer.echo(f"\ncan't be judged: {', '.join(unknown[:_SHOWN])}{', …' if len(unknown) > _SHOWN else ''}")
     if any(one.notes for one in found):
         message("note: what could not be judged, and why, stands in --json, or behind each adapter vetted alone", quiet)
 
 
 def _print_one(one: Vetted, quiet: bool) -> None:
-    from sim.training.safetensors_header import printable
+    from sim.cells import printable
     from sim.training.vet_words import changes_size, cure_rows, verdict
 
     typer.echo(verdict(one))

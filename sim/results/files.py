@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
+from sim.cells import text_cell
 from sim.errors import OutputError
+from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
 from sim.results.point import Point
 
 # What can change without changing a result: a sweep that grows keeps the points it has.
 _NOT_HASHED = ("name", "description", "sweep", "plan")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
@@ -29,7 +30,9 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            with draft.open("wb") as file:
+            # A new file: a link of this name, left here by whoever made the folder, must not be written through.
+            draft.unlink(missing_ok=True)
+            with draft.open("xb") as file:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -54,13 +57,17 @@ def write_json(path: Path, data: Any, *, indent: int | None = 2) -> None:
     write_text(path, json.dumps(json_ready(data), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, limit: int = MANIFEST_BYTES) -> Any:
     """Return the content of a JSON file.
 
-    :raises OutputError: if it is missing, unreadable or torn.
+    :param limit: bytes, at most.
+    :raises OutputError: if it is missing, unreadable, too large or torn.
     """
     try:
-        return json.loads(path.read_bytes())
+        raw = read_regular(path, limit)
+        if not brackets_fit(raw):
+            raise ValueError("too many brackets for its length")
+        return json.loads(raw)
     except OSError as error:
         raise OutputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
     except (ValueError, RecursionError) as error:
@@ -88,7 +95,7 @@ def digest_file(path: Path) -> str:
     :raises OutputError: if it can't be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise OutputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
@@ -136,7 +143,7 @@ def points_csv(points: Sequence[Point]) -> str:
         for name, metric in point.metrics.items():
             numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
             bounds = [_cell(number) for number in (metric.calibration_lo, metric.calibration_hi)] if calibrated else []
-            writer.writerow([*values, name, *numbers, _cell(metric.unit), *bounds])
+            writer.writerow([*values, text_cell(name), *numbers, _cell(metric.unit), *bounds])
     return out.getvalue()
 
 
@@ -145,8 +152,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        # A spreadsheet would run this text as a formula; the quote makes it text again.
-        return f"'{value}" if value.startswith(_FORMULA_STARTS) else value
+        return text_cell(value)
     return json.dumps(value, ensure_ascii=False)
 
 

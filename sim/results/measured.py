@@ -94,11 +94,10 @@ class Measured:
         self.sections = len(recordings[0].bounds) - 1
         self.replications = len(recordings)
         self.spans = np.concatenate([np.diff(r.bounds) for r in recordings])
-        keep = [r.section_of >= 0 for r in recordings]
-        self._keep = keep
-        self.section = np.concatenate([
-            r.section_of[k] + i * self.sections for i, (r, k) in enumerate(zip(recordings, keep, strict=True))
-        ])  # fmt: skip
+        # Requests come in the order of their arrivals, so the measured ones are the last of them: a view, not a copy.
+        self._first = [int(np.searchsorted(r.section_of, 0)) for r in recordings]
+        firsts = enumerate(zip(recordings, self._first, strict=True))
+        self.section = _joined([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
         self._columns: dict[str, NDArray[Any]] = {}
         status = self.column("status")
         self.completed = status == COMPLETED
@@ -107,8 +106,8 @@ class Measured:
     def column(self, name: str) -> NDArray[Any]:
         """Return one column of the measured requests."""
         if name not in self._columns:
-            pairs = zip(self.recordings, self._keep, strict=True)
-            self._columns[name] = np.concatenate([r.requests[name][k] for r, k in pairs])
+            pairs = zip(self.recordings, self._first, strict=True)
+            self._columns[name] = _joined([r.requests[name][first:] for r, first in pairs])
         return self._columns[name]
 
     def seconds(self, later: str, earlier: str) -> Floats:
@@ -161,6 +160,11 @@ class Measured:
                 held = held + _overlap(r.backoffs[:, 0], r.backoffs[:, 1], r.bounds)
             busy.append(held)
         return np.concatenate(started).astype(np.float64), np.concatenate(busy)
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return arrays after one another; of a single one no copy is made."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:

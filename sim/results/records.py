@@ -146,7 +146,7 @@ class Recording:
     requests: dict[str, NDArray[np.generic]]
     loads: dict[str, Floats]
     bounds: Floats
-    section_of: Ints
+    section_of: NDArray[np.int32]
     gap_counts: NDArray[np.int64]
     gap_sum_s: Floats
     busy_s: Floats
@@ -187,14 +187,14 @@ class Recorder:
         self.backoffs: list[tuple[float, float, bool, int]] = []
         self.settled: list[tuple[float, Ints, Ints]] = []
         self._busy_by_replica = np.zeros(replicas)
-        self._sessions: list[NDArray[np.int64]] = []
+        self._sessions = bytearray()
         self.bounds: list[float] = []
         self.step_rows = bytearray()
         self.pause_rows = bytearray()
         self.request_rows = bytearray()
         self.load_rows = bytearray()
-        self._known: dict[str, list[NDArray[np.generic]]] = {name: [] for name in _KNOWN}
-        self._tables: list[NDArray[np.void]] = []
+        # Bytes that grow, for arrays of each chunk would leave holes in memory too small for a whole column.
+        self._columns = {name: bytearray() for name in _COLUMNS}
         self._gap_counts = np.zeros((sections, GAP_BINS), dtype=np.int64)
         self._gap_sum = np.zeros(sections)
         self._busy = np.zeros(sections)
@@ -208,10 +208,10 @@ class Recorder:
 
     def to_come(self, chunk: Chunk) -> None:
         """Take what is known of the next requests before they come."""
-        for name, parts in self._known.items():
-            parts.append(getattr(chunk, name).astype(_COLUMNS[name]))
+        for name in _KNOWN:
+            self._columns[name] += getattr(chunk, name).astype(_COLUMNS[name]).tobytes()
         if chunk.session is not None:
-            self._sessions.append(chunk.session)
+            self._sessions += chunk.session.astype(np.int64).tobytes()
 
     def marked(self, index: int, marks: int) -> None:
         """Add marks to a request."""
@@ -270,7 +270,10 @@ class Recorder:
         """Sum up the step rows so far and set request rows aside; sections up to now must be marked."""
         self._flush_steps()
         if self.request_rows:
-            self._tables.append(np.frombuffer(self.request_rows, dtype=_REQUEST_ROW))
+            rows = np.frombuffer(self.request_rows, dtype=_REQUEST_ROW)
+            for name, kind in _COLUMNS.items():
+                if name not in _KNOWN:
+                    self._columns[name] += rows[name].astype(kind).tobytes()
             self.request_rows = bytearray()
 
     def _flush_steps(self) -> None:
@@ -330,17 +333,20 @@ class Recorder:
         np.add.at(self._gap_counts, (section, bins), count.astype(np.int64))
 
     def _requests(self) -> dict[str, NDArray[np.generic]]:
-        """Return the columns of all request rows, sorted by index."""
-        table = np.concatenate(self._tables) if self._tables else np.empty(0, dtype=_REQUEST_ROW)
-        self._tables = []
-        table = table[np.argsort(table["index"], kind="stable")]
-        index = table["index"]
-        columns = {
-            name: np.concatenate(self._known[name])[index] if name in _KNOWN else table[name].astype(kind)
-            for name, kind in _COLUMNS.items()
-        }
+        """Return the columns of all request rows, sorted by index.
+
+        One after the other, each let go before the next: two copies of ten million requests would take too much.
+        """
+        index = np.frombuffer(self._columns.pop("index"), dtype=np.int64)
+        order = np.argsort(index, kind="stable")
+        columns: dict[str, NDArray[np.generic]] = {"index": index[order]}
+        del index
+        for name, kind in _COLUMNS.items():
+            if name != "index":
+                column: NDArray[Any] = np.frombuffer(self._columns.pop(name), dtype=kind)
+                columns[name] = column[columns["index"] if name in _KNOWN else order]
         if self._sessions:
-            columns["session"] = np.concatenate(self._sessions)[index]
+            columns["session"] = np.frombuffer(self._sessions, dtype=np.int64)[columns["index"]]
         return columns | self._marks(columns)
 
     def _marks(self, requests: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
@@ -386,7 +392,7 @@ class Recorder:
         requests = self._requests()
         loads = np.frombuffer(self.load_rows, dtype=_LOAD_ROW)
         bounds = np.asarray(self.bounds)
-        section = np.searchsorted(bounds, requests["arrival_s"], side="right") - 1
+        section = np.searchsorted(bounds, requests["arrival_s"], side="right").astype(np.int32) - 1
         start, end = bounds[0], bounds[-1]
         short = sum(max(0.0, min(b, end) - max(a, start)) for a, b in self._short)
         return Recording(

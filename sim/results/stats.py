@@ -114,11 +114,18 @@ class Sampled:
     """
 
     def __init__(
-        self, values: Floats, section: Ints, sections: int, replications: int, least_for_p99: int = MIN_FOR_P99
+        self,
+        values: Floats,
+        section: NDArray[np.integer],
+        sections: int,
+        replications: int,
+        least_for_p99: int = MIN_FOR_P99,
     ) -> None:
-        order = np.argsort(section, kind="stable")
-        self._values = values[order]
-        self._edges = np.searchsorted(section[order], np.arange(sections * replications + 1))
+        if len(section) and np.any(section[1:] < section[:-1]):
+            order = np.argsort(section, kind="stable")
+            values, section = values[order], section[order]
+        self._values = values
+        self._edges = np.searchsorted(section, np.arange(sections * replications + 1))
         self._sections = sections
         self._replications = replications
         self._least_for_p99 = least_for_p99

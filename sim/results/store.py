@@ -13,15 +13,16 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from sim.errors import OutputError
+from sim.errors import LoraplanError, OutputError
+from sim.reading import POINT_BYTES, open_regular
 from sim.results.files import (
     digest_file,
     point_key,
@@ -34,6 +35,15 @@ from sim.results.files import (
     write_text,
 )
 from sim.results.point import Point
+from sim.results.run_folder import (
+    KEY,
+    make_folder,
+    refuse_foreign,
+    refuse_links,
+    release_lock,
+    remove_ours,
+    take_lock,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -41,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RunData",
     "RunStore",
+    "blamed_on",
     "digest_file",
     "holds_nothing_else",
     "point_key",
@@ -52,10 +63,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 Status = Literal["running", "finished", "interrupted", "failed"]
 
-_FILES = ("manifest.json", "summary.json", "points.csv", "requests.parquet", "report.html", "recommended.yaml")
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _POINT = b"loraplan.point"
-_DRAFT = re.compile(r"\..+\.\d+\.tmp")
 
 
 class RunStore:
@@ -80,12 +88,13 @@ class RunStore:
         :param overwrite: remove what loraplan wrote there (and nothing else) instead of continuing.
         :raises OutputError: if the folder can't be written, is in use, or holds something else.
         """
-        _refuse_foreign(out)
-        _make_folder(out / "points")
-        lock = _take_lock(out)
+        refuse_foreign(out)
+        make_folder(out / "points")
+        refuse_links(out, ("points", ".lock"))
+        lock = take_lock(out)
         try:
             if overwrite:
-                _remove_ours(out)
+                remove_ours(out)
             resumed = _same_scenario(out, manifest)
             point_keys = list(manifest.get("point_keys", ()))
             start = {"schema_version": SCHEMA_VERSION, "status": "running", "points_done": 0}
@@ -93,7 +102,7 @@ class RunStore:
             store = cls(out, {**full, "point_keys": point_keys}, lock, resumed)
             store.update()
         except BaseException:
-            _release(lock)
+            release_lock(lock)
             raise
         return store
 
@@ -108,7 +117,7 @@ class RunStore:
     def close(self) -> None:
         """Let go of the folder. Closing twice does nothing."""
         lock, self._lock = self._lock, None
-        _release(lock)
+        release_lock(lock)
 
     def update(self, changes: Mapping[str, Any] | None = None) -> None:
         """Change keys of the manifest and write it."""
@@ -129,7 +138,8 @@ class RunStore:
         from pyarrow import ArrowInvalid, parquet
 
         try:
-            metadata = parquet.read_schema(self.path / "requests.parquet").metadata or {}
+            with open_regular(self.path / "requests.parquet") as file:
+                metadata = parquet.read_schema(file).metadata or {}
         except (OSError, ArrowInvalid):
             return False
         return bool(metadata.get(_POINT) == key.encode())
@@ -169,6 +179,22 @@ class RunStore:
         self.update({**(manifest_updates or {}), "status": status, "points_done": len(points)})
         self.close()
 
+    @contextmanager
+    def closing(self, points: Callable[[], list[Point]], started_s: float) -> Iterator[None]:
+        """Finish when a block ends, whatever ends it: what is there by then stands in the tables.
+
+        :param points: returns the points that ended; ``started_s``: when the work began, by ``time.perf_counter``.
+        """
+        status: Status = "failed"
+        try:
+            yield
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            self.finish(points(), {"wall_s": time.perf_counter() - started_s}, status)
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -191,6 +217,7 @@ def read_run(path: Path) -> RunData:
         raise OutputError(
             "is not a run directory: it has no manifest.json", file=str(path), hint="'loraplan run' writes one"
         )
+    refuse_links(path, ("points", "manifest.json"))
     manifest = read_json(file)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("point_keys"), list):
         raise OutputError("this file is damaged: it is no manifest", file=str(file))
@@ -199,13 +226,35 @@ def read_run(path: Path) -> RunData:
             "written by another version of loraplan", key="schema_version", got=manifest.get("schema_version"),
             allowed=str(SCHEMA_VERSION), file=str(file),
         )  # fmt: skip
-    points = [(key, _load_point(path, key)) for key in manifest["point_keys"]]
+    keys = [str(key) for key in manifest["point_keys"]]
+    if len(set(keys)) < len(keys):  # ten bytes each, which would be read as a point each
+        raise OutputError("this file is damaged: a point stands there twice", key="point_keys", file=str(file))
+    points = [(key, _load_point(path, key)) for key in keys]
     lost = [key for key, point in points if point is None]
     if lost and manifest.get("status") == "finished":
         raise OutputError(
             "this point is missing or damaged", file=str(_point_file(path, lost[0])), hint="run the scenario again",
         )  # fmt: skip
     return RunData(path, manifest, [point for _, point in points if point is not None])
+
+
+@contextmanager
+def blamed_on(*folders: Path) -> Iterator[None]:
+    """Say of run directories what fails in whoever reads them: they hold what loraplan doesn't write.
+
+    Their files are JSON that anybody can change, and a report looks at hundreds of values.
+
+    :raises OutputError: in place of what is no error of ours; ``--debug`` shows that one too.
+    """
+    try:
+        yield
+    except LoraplanError:
+        raise
+    except Exception as error:
+        raise OutputError(
+            "something in this run directory is not what loraplan writes", file=" or ".join(map(str, folders)),
+            got=f"{type(error).__name__}: {error}", hint="simulate again into another folder; --debug shows more",
+        ) from error  # fmt: skip
 
 
 def holds_nothing_else(folder: Path, wanted_hash: str, sets: list[dict[str, Any]]) -> bool:
@@ -223,7 +272,7 @@ def holds_nothing_else(folder: Path, wanted_hash: str, sets: list[dict[str, Any]
 
 
 def _point_file(folder: Path, key: str) -> Path:
-    if not _KEY.fullmatch(str(key)):
+    if not KEY.fullmatch(str(key)):
         raise OutputError("not the key of a point", got=key, file=str(folder / "manifest.json"))
     return folder / "points" / f"{key}.json"
 
@@ -232,67 +281,11 @@ def _load_point(folder: Path, key: str) -> Point | None:
     file = _point_file(folder, key)
     if not file.exists():
         return None
+    refuse_links(folder, (f"points/{file.name}",))
     try:
-        return Point.from_json(read_json(file)["point"])
+        return Point.from_json(read_json(file, POINT_BYTES)["point"])
     except (OutputError, LookupError, TypeError, AttributeError):
         return None
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"can't make this folder: {error.strerror or error}", file=str(out.parent)) from None
-
-
-def _refuse_foreign(out: Path) -> None:
-    try:
-        names = sorted(entry.name for entry in out.iterdir())
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise OutputError(f"can't use this as a folder: {error.strerror or error}", file=str(out)) from None
-    foreign = [name for name in names if name not in (*_FILES, ".lock", "points") and not _DRAFT.fullmatch(name)]
-    if foreign and not _wrote_manifest(out):
-        raise OutputError(
-            "this folder holds other files", got=", ".join(foreign[:3]), file=str(out),
-            allowed="a new or empty folder, or one that loraplan wrote", hint="give another --out",
-        )  # fmt: skip
-
-
-def _wrote_manifest(out: Path) -> bool:
-    """Say whether the manifest is one of ours: web pages have a ``manifest.json`` too."""
-    try:
-        manifest = read_json(out / "manifest.json")
-    except OutputError:
-        return False
-    return isinstance(manifest, dict) and "scenario_hash" in manifest
-
-
-def _take_lock(out: Path) -> int | None:
-    """Lock the folder for this process; None where the system has no such locks."""
-    try:
-        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise OutputError(f"can't write in this folder: {error.strerror or error}", file=str(out)) from None
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise OutputError(
-            "another loraplan works in this folder", file=str(out), hint="wait for it, or give another --out"
-        ) from None
-    except (ImportError, OSError):  # Windows, some network disks: better no lock than no run
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _release(lock: int | None) -> None:
-    if lock is not None:
-        os.close(lock)  # which ends the lock; the empty file stays, removing it would race
 
 
 def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> bool:
@@ -310,18 +303,3 @@ def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> bool:
             got=old.get("name") if isinstance(old, dict) else None, hint="give another --out, or --overwrite",
         )  # fmt: skip
     return True
-
-
-def _remove_ours(out: Path) -> None:
-    for file in _ours(out):
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"can't remove this file: {error.strerror or error}", file=str(file)) from None
-
-
-def _ours(out: Path) -> Iterable[Path]:
-    yield from (out / name for name in _FILES)
-    yield from (file for file in (out / "points").glob("*.json") if _KEY.fullmatch(file.stem))
-    for folder in (out, out / "points"):
-        yield from (file for file in folder.iterdir() if _DRAFT.fullmatch(file.name))

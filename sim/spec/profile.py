@@ -17,7 +17,9 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from sim.errors import ScenarioError, did_you_mean
+from sim.reading import PROFILE_BYTES, brackets_fit, read_regular
 from sim.spec.base import Strict, located
+from sim.spec.tree import is_path
 
 
 class LoraCost(Strict):
@@ -270,7 +272,9 @@ def load_profile(name: str) -> tuple[Profile, str]:
     bundled = name in bundled_profiles()
     path = Path(str(files("scenarios") / "profiles" / f"{name}.json")) if bundled else Path(name)
     try:
-        raw = path.read_bytes()
+        if not bundled and not is_path(name):  # what looks like a name is never looked for in the folder one works in
+            raise FileNotFoundError
+        raw = read_regular(path, PROFILE_BYTES)
     except OSError as error:
         known = bundled_profiles()
         raise ScenarioError(
@@ -278,13 +282,15 @@ def load_profile(name: str) -> tuple[Profile, str]:
             hint=did_you_mean(name, known) or (error.strerror or ""),
         ) from None  # fmt: skip
     try:
+        if not brackets_fit(raw):
+            raise ValueError("too many brackets for a profile")
         data: Any = json.loads(raw)
         return Profile.model_validate(data), hashlib.sha256(raw).hexdigest()
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ScenarioError("the profile is not JSON", key="fleet.profile", got=str(error), file=str(path)) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "profile"
         raise ScenarioError(
             f"the profile's {where}: {first['msg']}", key="fleet.profile", got=first["input"], file=str(path)
         ) from error
+    except (ValueError, RecursionError) as error:  # a ValidationError is a ValueError too
+        raise ScenarioError("the profile is not JSON", key="fleet.profile", got=str(error), file=str(path)) from error

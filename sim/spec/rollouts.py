@@ -100,7 +100,8 @@ class Rollout(Strict):
     them. ``new-name`` takes ``rank`` and ``size`` from there, where neither is given."""
     require: Literal["none", "vet"] = "none"
     """``vet``: before the run, ``weights`` are vetted as ``loraplan vet`` does. Where something likely or certain is
-    found, the rollout is held: it doesn't happen, and the report shows what that avoided."""
+    found, or a training can't be judged at all, the rollout is held: it doesn't happen, and the report shows what that
+    avoided."""
     observe: Seconds | None = Field(default=None, gt=0)
     """What counts as during the rollout: this long from ``at``; unset: to the end of the run."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sim.errors import InputError, ScenarioError, SeveralErrors, did_you_mean
 from sim.spec import tree
-from sim.spec.bundled import BundledScenario, bundled_path, bundled_scenarios, copy_scenario
+from sim.spec.bundled import BundledScenario, bundled_folder, bundled_path, bundled_scenarios, copy_scenario
 from sim.spec.engines import preset_value
 from sim.spec.problems import known_keys, misplaced_flags, problems
 from sim.spec.scenario import Scenario
@@ -28,6 +28,8 @@ __all__ = [
 _SET = Origin("--set")
 _SEED = Origin("--seed")
 _SWEEP = Origin("sweep")
+MAX_CHAIN = 20
+"""Scenarios that extend each other, at most."""
 _NOT_SWEPT = ("schema_version", "name", "description", "sweep", "plan")
 
 
@@ -39,12 +41,14 @@ class LoadedScenario:
     :ivar data: the merged plain data; it validates again to the same scenario, from any folder.
     :ivar origins: by dotted path, the root as ``""``.
     :ivar source: the file or bundled name, as the user gave it.
+    :ivar confines: the folder that none of its files may lie outside of, those of its points included.
     """
 
     scenario: Scenario
     data: dict[str, Any]
     origins: dict[str, Origin]
     source: str
+    confines: Path | None = None
 
     def with_values(self, values: Mapping[str, Any]) -> LoadedScenario:
         """Return the scenario of one sweep point: these dotted keys set, by the rules of ``--set``.
@@ -54,8 +58,8 @@ class LoadedScenario:
         root = tree.planted(self.data, Origin(self.source), self.origins)
         for key in tree.tags_first(values):
             node = tree.planted(values[key], _SWEEP)
-            root = tree.assign(root, key, tree.with_absolute_files(node, Path.cwd(), key))
-        return _checked(root, self.source)
+            root = tree.assign(root, key, tree.with_absolute_files(node, Path.cwd(), key, self.confines))
+        return replace(_checked(root, self.source), confines=self.confines)
 
     def locate(self, error: InputError) -> InputError:
         """Return the error with the place where its key, or the section around it, was written."""
@@ -73,22 +77,26 @@ class LoadedScenario:
         return "default" if preset_value(engine, key) is None else f"engine {engine}"
 
 
-def load_scenario(source: str, overrides: Sequence[str] = (), seed: int | None = None) -> LoadedScenario:
+def load_scenario(
+    source: str, overrides: Sequence[str] = (), seed: int | None = None, *, confined: bool = False
+) -> LoadedScenario:
     """Read, merge and check a scenario.
 
     :param source: a YAML file, or the name of a bundled scenario.
     :param overrides: ``a.b.c=value`` each, from ``--set``; the value is YAML.
     :param seed: replaces ``run.seed``.
+    :param confined: refuse files outside the scenario's folder; what ``overrides`` name is the user's own choice.
     :raises InputError: with every problem found (``SeveralErrors`` if more than one), sorted by line.
     """
     path, name = _find(source, Path())
-    root = _read(path, name, ())
+    confines = path.resolve().parent if confined and not _is_ours(path) else None
+    root = _read(path, name, (), confines)
     given = dict(_parse_override(text) for text in overrides)
     for key in tree.tags_first(given):
         root = tree.assign(root, key, tree.with_absolute_files(given[key], Path.cwd(), key))
     if seed is not None:
         root = tree.assign(root, "run.seed", Node(seed, _SEED))
-    loaded = _checked(root, source)
+    loaded = replace(_checked(root, source), confines=confines)
     _check_sweep(loaded)
     return loaded
 
@@ -117,27 +125,40 @@ def _find(source: str, folder: Path) -> tuple[Path, str]:
     return bundled, str(bundled)
 
 
-def _read(path: Path, name: str, below: tuple[Path, ...]) -> Node:
-    """Read a file and lay it over the file it extends; ``below`` are those that led here."""
-    root = tree.with_absolute_files(read_yaml(path, name), path.parent.resolve())
+def _read(path: Path, name: str, below: tuple[Path, ...], confines: Path | None) -> Node:
+    """Read a file and lay it over the file it extends.
+
+    :param below: the files that led here.
+    :param confines: the folder that nothing may lead out of; bundled scenarios are ours and may.
+    """
+    ours = _is_ours(path)
+    root = tree.with_absolute_files(read_yaml(path, name), path.parent.resolve(), confines=None if ours else confines)
     assert isinstance(root.value, dict)  # read_yaml's promise
     keys = dict(root.value)
     extends = keys.pop("extends", None)
     root = Node(keys, root.origin)
     if extends is None or extends.value is None:
         return root
-    base_path, base_name = _base_of(extends, path)
+    base_path, base_name = _base_of(extends, path, None if ours else confines)
     chain = (*below, path.resolve())
+    if len(chain) > MAX_CHAIN:
+        raise _at(ScenarioError("too many scenarios extend each other", key="extends", allowed=f"{MAX_CHAIN}"), extends)
     if base_path.resolve() in chain:
         names = " → ".join(file.name for file in (*chain, base_path.resolve()))
         raise _at(ScenarioError("scenarios extend each other in a circle", key="extends", got=names), extends)
     # The overlay's own first line stands for the whole: a missing section is missing there.
-    return Node(tree.merge(_read(base_path, base_name, chain), root).value, root.origin)
+    return Node(tree.merge(_read(base_path, base_name, chain, confines), root).value, root.origin)
 
 
-def _base_of(extends: Node, path: Path) -> tuple[Path, str]:
+def _is_ours(path: Path) -> bool:
+    return path.resolve().is_relative_to(bundled_folder().resolve())
+
+
+def _base_of(extends: Node, path: Path, confines: Path | None) -> tuple[Path, str]:
     if not isinstance(extends.value, str):
         raise _at(ScenarioError("must name one scenario", key="extends", got=tree.plain(extends)), extends)
+    # Before it is looked for: whether a file is there is no stranger's business. A bundled name looks like one inside.
+    tree.absolute_file(extends.value, extends.origin, path.parent, "extends", confines)
     try:
         return _find(extends.value, path.parent)
     except ScenarioError as error:

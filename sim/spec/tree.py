@@ -50,6 +50,9 @@ FILE_KEYS = (
 )
 """Keys whose value is a file or a folder (the profile only where it looks like a path), without places in lists."""
 
+_FLEETS = "plan.fleets.set."
+"""Where a plan's fleets give values by the same keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -130,20 +133,45 @@ def planted(value: Any, origin: Origin, known: Mapping[str, Origin] | None = Non
     return Node(value, here)
 
 
-def with_absolute_files(node: Node, folder: Path, path: str = "") -> Node:
-    """Return the tree with every file in it made absolute, relative names taken from ``folder``."""
+def with_absolute_files(node: Node, folder: Path, path: str = "", confines: Path | None = None) -> Node:
+    """Return the tree with every file in it made absolute, relative names taken from ``folder``.
+
+    :param confines: the folder that no file may lie outside of, links followed; None: they may lie anywhere.
+    :raises ScenarioError: for a file outside, and for what can't be a file's name.
+    """
     value = node.value
     if path.startswith("sweep."):
-        return _swept_files(path.removeprefix("sweep."), node, folder)
+        return _swept_files(path.removeprefix("sweep."), node, folder, confines)
     if isinstance(value, dict):
-        children = {key: with_absolute_files(child, folder, join(path, key)) for key, child in value.items()}
+        children = {key: with_absolute_files(child, folder, join(path, key), confines) for key, child in value.items()}
         return replace(node, value=children)
     if isinstance(value, list) and any(isinstance(child.value, dict) for child in value):
-        children_of = [with_absolute_files(child, folder, join(path, i)) for i, child in enumerate(value)]
+        children_of = [with_absolute_files(child, folder, join(path, i), confines) for i, child in enumerate(value)]
         return replace(node, value=children_of)
-    if isinstance(value, str) and without_indexes(path) in FILE_KEYS and (path != "fleet.profile" or is_path(value)):
-        return replace(node, value=str((folder / Path(value).expanduser()).resolve()))
+    key = without_indexes(path).removeprefix(_FLEETS)
+    if isinstance(value, str) and key in FILE_KEYS and (key != "fleet.profile" or is_path(value)):
+        return replace(node, value=str(absolute_file(value, node.origin, folder, path, confines)))
     return node
+
+
+def absolute_file(value: str, origin: Origin, folder: Path, path: str, confines: Path | None) -> Path:
+    """Return a file that the scenario names at the key ``path``, made absolute with links followed.
+
+    :raises ScenarioError: as ``with_absolute_files`` does.
+    """
+
+    def refusal(problem: str, allowed: str | None = None) -> ScenarioError:
+        return ScenarioError(problem, key=path, got=value, allowed=allowed, file=origin.place, line=origin.line)
+
+    if "\0" in value:
+        raise refusal("not the name of a file")
+    try:
+        file = (folder / Path(value).expanduser()).resolve()
+    except (OSError, RuntimeError):  # ~nobody, a link to itself
+        raise refusal("this path can't be followed") from None
+    if confines is not None and confines not in file.parents:
+        raise refusal("this file lies outside the scenario's folder", f"with --confined only files below {confines}")
+    return file
 
 
 def without_indexes(key: str) -> str:
@@ -178,10 +206,10 @@ def is_path(profile: str) -> bool:
     return profile.endswith(".json") or profile.startswith((".", "/", "~"))
 
 
-def _swept_files(key: str, values: Node, folder: Path) -> Node:
+def _swept_files(key: str, values: Node, folder: Path, confines: Path | None) -> Node:
     if not isinstance(values.value, list):
         return values
-    return replace(values, value=[with_absolute_files(item, folder, key) for item in values.value])
+    return replace(values, value=[with_absolute_files(item, folder, key, confines) for item in values.value])
 
 
 def _other_kind(base: Mapping[str, Node], over: Mapping[str, Node]) -> bool:

@@ -38,7 +38,7 @@ def _parse(value: object, units: dict[str, Any], what: str, example: str) -> flo
         if value == 0:
             return 0.0
         unit = example.split()[-1]
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise _refuse(f"not a finite {what}", value, allowed)
         raise _refuse(f"a {what} needs its unit", value, allowed, f"write {value} {unit}")
     match = _QUANTITY.fullmatch(value)
@@ -98,7 +98,7 @@ def parse_share(value: object) -> float:
             raise _refuse("not a share", value, allowed)
         share = float(match[1]) / (100 if match[2] == "%" else 1)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        share = float(value)
+        share = float(min(max(value, -1), 2))  # whole numbers may be beyond any float
     else:
         raise _refuse("not a share", value, allowed)
     if not 0 <= share <= 1:

@@ -14,12 +14,19 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from sim.errors import ScenarioError
+from sim.reading import open_regular
 from sim.spec.tree import MAX_DEPTH, Node, Origin, Scalar
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
+MAX_TEXT = 4_000_000
+"""Characters of all texts with aliases written out: a long text that stands there thousands of times is checked, hashed
+and written as often."""
+MAX_BITS = 512
+"""Of a whole number: longer ones, as hexadecimal digits can give, are no quantity, and Python refuses to print them."""
 
 _CORE = "tag:yaml.org,2002:"
+_COLLECTIONS = {_CORE + "map", _CORE + "seq"}
 _TYPED = {_CORE + name for name in ("int", "float", "bool", "null")}
 # What a plain word may resolve to by its looks, and what we keep as the text that was written.
 _TEXT = {_CORE + name for name in ("str", "timestamp", "value", "merge")}
@@ -32,11 +39,10 @@ def read_yaml(path: Path, name: str) -> Node:
     :raises ScenarioError: with file and line, for whatever is wrong with it as YAML.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        reason = "it is a folder" if path.is_dir() else error.strerror or str(error)
-        raise ScenarioError(f"can't read this file: {reason}", file=name) from None
+        raise ScenarioError(f"can't read this file: {error.strerror or error}", file=name) from None
     if len(raw) > MAX_BYTES:
         raise ScenarioError("too large for a scenario", allowed="at most 1 MB", file=name)
     node = parse_yaml(_decode(raw, name), name)
@@ -52,6 +58,9 @@ def read_yaml(path: Path, name: str) -> Node:
 
 def parse_yaml(text: str, place: str) -> Node | None:
     """Return the tree of a YAML text, or None where it holds nothing."""
+    if text.count(",") + text.count(":") + text.count("- ") > 4 * MAX_NODES:
+        # Before it is composed, which would take a minute: no text of this size has so many by chance.
+        raise ScenarioError("too many values", allowed=f"{MAX_NODES:,} with aliases written out", file=place)
     yaml = YAML(typ="safe", pure=True)
     try:
         root = yaml.compose(text)
@@ -73,6 +82,7 @@ class _Walk:
         self._yaml = yaml
         self._place = place
         self._num_nodes = 0
+        self._num_letters = 0
 
     def node(self, source: Any, depth: int, line: int | None = None) -> Node:
         """Return the tree below a YAML node; ``line`` is that of its key, where it has one."""
@@ -82,6 +92,8 @@ class _Walk:
             raise self._refuse("too many values", source, f"{MAX_NODES} with aliases written out")
         if depth > MAX_DEPTH:
             raise self._refuse("nested too deeply", source, f"{MAX_DEPTH} levels")
+        if not isinstance(source, ScalarNode) and str(source.tag) not in _COLLECTIONS:
+            raise self._refuse("YAML tags are not read", source, got=str(source.tag))
         if isinstance(source, MappingNode):
             return Node(self._mapping(source, depth), here)
         if isinstance(source, SequenceNode):
@@ -105,6 +117,9 @@ class _Walk:
 
     def _scalar(self, source: Any) -> Scalar:
         tag = str(source.tag)
+        self._num_letters += len(source.value)
+        if self._num_letters > MAX_TEXT:
+            raise self._refuse("too much text", source, f"{MAX_TEXT:,} characters with aliases written out")
         if tag in _TEXT:
             return str(source.value)
         if tag not in _TYPED:
@@ -113,6 +128,8 @@ class _Walk:
             value: Scalar = self._yaml.constructor.construct_object(source, deep=True)
         except (ValueError, YAMLError):
             raise self._refuse("not a value YAML can read", source, got=source.value) from None
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise self._refuse("too large a number", source, got=source.value)
         return value
 
     def _refuse(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sim.cells import text_cell
 from sim.errors import InputError
 from sim.results.files import write_text
 from sim.results.records import COMPLETED, Recording, gap_bin_edges
@@ -236,7 +237,8 @@ def _write_table(
         if row is None:
             continue
         writer.writerow([
-            run.model, run.workload_group, run.case, run.gpu_slots, run.adapters, f"{run.offered_rps:.6g}", run.regime,
+            run.model, text_cell(run.workload_group), text_cell(run.case), run.gpu_slots, run.adapters,
+            f"{run.offered_rps:.6g}", run.regime,
             int(run.name in profiles[run.model].calibration_runs), *(f"{float(row[name]):.8g}" for name in PREDICTED),
             *(f"{run.measured[name]:.8g}" for name in measured), f"{float(row['wall_s']):.3f}", key,
         ])  # fmt: skip

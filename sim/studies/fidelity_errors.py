@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError
+from sim.reading import open_text
 from sim.studies.fidelity import Prediction
 from sim.studies.measured_runs import METRICS, MODELS, REGIMES
 
@@ -123,7 +124,7 @@ def compare_peer(predictions: Sequence[Prediction], file: Path) -> Peer:
     :raises InputError: where the file can't be read or lacks a column.
     """
     try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:
+        with open_text(file) as lines:
             rows = list(csv.DictReader(lines))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError("the peer's predictions can't be read", file=str(file), got=str(error)) from None

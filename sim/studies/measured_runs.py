@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError
+from sim.reading import MANIFEST_BYTES, open_text, read_regular
 from sim.spec.laws import HistogramTokens
 from sim.spec.scenario import Scenario
 
@@ -116,7 +117,7 @@ def read_runs(path: Path) -> list[MeasuredRun]:
     """
     file = str(path)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as lines:
+        with open_text(path) as lines:
             reader = csv.DictReader(lines)
             found = reader.fieldnames or ()
             missing = [name for name in COLUMNS if name not in found]
@@ -127,7 +128,8 @@ def read_runs(path: Path) -> list[MeasuredRun]:
                 )  # fmt: skip
             runs = [_run(row, file, reader.line_num) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError("the table can't be read", file=file, got=str(error)) from None
+        got = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError("the table can't be read", file=file, got=got) from None
     if not runs:
         raise InputError("the table has no rows", file=file)
     return runs
@@ -215,10 +217,10 @@ def read_lengths(path: Path) -> LengthHistograms:
     :raises InputError: naming what is missing.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path, MANIFEST_BYTES))
     except OSError as error:
         raise InputError("the lengths can't be read", file=str(path), got=error.strerror) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("the lengths are not JSON", file=str(path), got=str(error)) from None
     sides = []
     for side in ("prompt", "output"):

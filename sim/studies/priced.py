@@ -11,7 +11,7 @@ from typing import Any
 from sim.errors import OutputError
 from sim.results.files import json_ready
 from sim.results.point import Point
-from sim.results.store import RunStore, Status, scenario_hash
+from sim.results.store import RunStore, scenario_hash
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.backends.pool import Local
 from sim.studies.cures import CureChange, changes_of, cures_of
@@ -71,27 +71,16 @@ def price_cures(
         error.hint = "give another --out"
         raise
     points: list[Point] = []
-    with opened as store:
-        status: Status = "failed"
-        try:
-            tried = try_changes(loaded, [each.change for each, _ in found], store, pool=Local(jobs), progress=progress)
-            base = tried[0].point
-            assert base is not None, "it was simulated"
-            points = [base]
-            rows = _rows(loaded, tried, found)
-            record = {
-                "question": question,
-                "rows": rows,
-                "memory": tried[0].memory,
-                "vetted": [as_json(one) for one in vetted],
-            }
-            store.update({"point_keys": [tried[0].key], "sets": [{}], "points_total": 1, "cures": record})
-            status = "finished"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            store.finish(points, {"wall_s": time.perf_counter() - started}, status)
+    with opened as store, store.closing(lambda: points, started):
+        tried = try_changes(loaded, [each.change for each, _ in found], store, pool=Local(jobs), progress=progress)
+        base = tried[0].point
+        assert base is not None, "it was simulated"
+        points.append(base)
+        rows = _rows(loaded, tried, found)
+        record = {
+            "question": question, "rows": rows, "memory": tried[0].memory, "vetted": [as_json(one) for one in vetted],
+        }  # fmt: skip
+        store.update({"point_keys": [tried[0].key], "sets": [{}], "points_total": 1, "cures": record})
     return PricedCures(folder, base, rows)
 
 

@@ -7,7 +7,9 @@ were touched, and which were loaded and evicted.
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import json
 import re
 import zlib
@@ -18,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from sim.errors import InputError
+from sim.reading import RECORD_BYTES, read_bounded, read_regular
 
 _PRESETS = {"0.8": "vllm-0.8", "0.32": "vllm-0.32"}
 
@@ -119,13 +122,16 @@ def read_record(path: Path) -> StepRecord:
     """
     where = str(path)
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path, RECORD_BYTES)
     except OSError as error:
         raise InputError("can't read the record", file=where, got=error.strerror) from None
     if raw[:2] == b"\x1f\x8b":
         try:
-            raw = gzip.decompress(raw)
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
+                raw = read_bounded(packed, RECORD_BYTES, where)
         except (OSError, EOFError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno == errno.EFBIG:
+                raise InputError("can't read the record", file=where, got=error.strerror) from None
             raise InputError(
                 "the gzip file is damaged or cut short", file=where, got=str(error), hint="copy or record it again"
             ) from None

@@ -17,7 +17,7 @@ from typing import Any
 from sim import __version__
 from sim.errors import InputError, ScenarioError
 from sim.results.point import Point
-from sim.results.store import RunStore, Status, digest_file, holds_nothing_else, point_key, scenario_hash
+from sim.results.store import RunStore, digest_file, holds_nothing_else, point_key, scenario_hash
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.tree import files_of, without_indexes
@@ -105,22 +105,14 @@ def study(
         if not store.has_requests_of(keys[0]):
             done.pop(keys[0], None)  # the first point's requests are missing: simulate it again
         reused = len(done)
-        status: Status = "failed"
-        try:
+        with store.closing(lambda: [done[key] for key in keys if key in done], started):
             todo = [task for task, key in zip(plan, keys, strict=True) if key not in done]
             for task, outcome in _simulate_all(todo, pool or Local(jobs), progress):
                 if outcome.requests is not None:
                     store.save_requests(outcome.requests, keys[task.index])
                 done[keys[task.index]] = outcome.point
                 store.save_point(keys[task.index], outcome.point)
-            status = "finished"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            points = [done[key] for key in keys if key in done]
-            store.finish(points, {"wall_s": time.perf_counter() - started}, status)
-    return Finished(out, points, reused)
+    return Finished(out, [done[key] for key in keys], reused)
 
 
 def check_points(loaded: LoadedScenario) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cells import text_cell
 from sim.policies.lru_curve import lru_curve
 from sim.spec.popularity import Popularity
 from sim.spec.scenario import Scenario
@@ -204,7 +205,7 @@ def weights_text(model: Model, names: Sequence[str]) -> str:
     writer.writerow(["adapter_id", "weight", *(["cv"] if model.cvs is not None else [])])
     for index in np.flatnonzero(model.weights > 0).tolist():
         cv = [] if model.cvs is None else [f"{model.cvs[index]:.4g}"]
-        writer.writerow([names[index], f"{model.weights[index]:.8g}", *cv])
+        writer.writerow([text_cell(names[index]), f"{model.weights[index]:.8g}", *cv])
     return out.getvalue()
 
 

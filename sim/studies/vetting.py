@@ -14,13 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sim.cells import printable
 from sim.errors import InputError, OutputError, ScenarioError
+from sim.reading import inside, open_regular
 from sim.spec.faults import NamedPrefixes
 from sim.spec.rollouts import Rollout
 from sim.spec.scenario import Scenario
-from sim.training.adapter_folder import CONFIG, WEIGHTS, read_adapter
-from sim.training.log import STATE, find_log
-from sim.training.safetensors_header import printable
+from sim.training.adapter_folder import CONFIG, WEIGHTS
+from sim.training.log import LOG_LIMIT, STATE, find_log
 from sim.training.vet import vet_path
 from sim.training.vet_words import as_json
 from sim.training.vetted import Vetted
@@ -117,23 +118,25 @@ def digest_weights(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
         for file in _files(folder):
-            size = file.stat().st_size
-            digest.update(f"{os.path.relpath(file, folder)}\0{size}\0".encode())
-            with file.open("rb") as opened:
-                digest.update(opened.read(_HEADER if file.name == WEIGHTS else -1))
+            with open_regular(file) as opened:
+                size = os.fstat(opened.fileno()).st_size
+                digest.update(f"{os.path.relpath(file, folder)}\0{size}\0".encode(errors="surrogateescape"))
+                digest.update(opened.read(_HEADER if file.name == WEIGHTS else LOG_LIMIT + 1))
     except OSError as error:
         raise OutputError(f"can't read this file: {error.strerror or error}", file=str(error.filename)) from None
     return digest.hexdigest()
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that count, sorted; the log may stand beside it."""
+    """Yield the files of a folder that count, sorted; the log may stand beside it. Pipes and devices are no files."""
     log = find_log(folder)
     if log is not None and folder not in log.parents:
         yield log
     for place, names, files in os.walk(folder):
         names.sort()
-        yield from (Path(place) / name for name in _READ if name in files)
+        # Links out of the folder and pipes are refused by who reads them; here they are passed over.
+        found = (Path(place) / name for name in _READ if name in files)
+        yield from (file for file in found if file.is_file() and inside(file, folder))
 
 
 def _vetting(number: int, rollout: Rollout) -> Vetting:
@@ -165,11 +168,7 @@ def _vetted(folder: Path, digest: str) -> tuple[Vetted, ...]:
 
     :raises InputError: if its files can't be read: what nobody could look at must not pass.
     """
-    vetted = vet_path(folder)
-    for each in vetted:
-        if each.adapter is None and (each.path / WEIGHTS).exists():
-            read_adapter(each.path)  # says what is wrong
-    return vetted
+    return vet_path(folder, strict=True)
 
 
 def _shape(vetted: tuple[Vetted, ...], key: str, folder: Path) -> dict[str, int]:
@@ -192,10 +191,7 @@ def _notes(vetting: Vetting) -> Iterator[str]:
     """Yield sentences for the user: what becomes of the version, and what could not be judged."""
     failing = [each for each in vetting.vetted if not each.passes]
     for each in failing:
-        finding = each.findings[0]
-        why = f": {finding.evidence[0].what}" if finding.evidence else ""
-        shows = f"{_name(vetting, each)} shows {finding.mode} ({finding.confidence}){why}"
-        yield printable(f"rollouts.{vetting.number} is held: {shows}", 400)
+        yield printable(f"rollouts.{vetting.number} is held: {_name(vetting, each)} {_why_not(each)}", 400)
     if failing:
         return
     yield f"rollouts.{vetting.number} vetted: passes"
@@ -205,6 +201,15 @@ def _notes(vetting: Vetting) -> Iterator[str]:
         if possible or thin:
             said = "; ".join([*possible, *thin])
             yield printable(f"rollouts.{vetting.number}: {_name(vetting, each)}: {said}", 400)
+
+
+def _why_not(failing: Vetted) -> str:
+    """Return why a version doesn't pass; where it can't be judged, what was lacking, which the last notes say."""
+    if not failing.judged:
+        return f"can't be judged, so it doesn't pass (require: none sends it out): {'; '.join(failing.notes[::-1])}"
+    finding = failing.findings[0]
+    why = f": {finding.evidence[0].what}" if finding.evidence else ""
+    return f"shows {finding.mode} ({finding.confidence}){why}"
 
 
 def _name(vetting: Vetting, vetted: Vetted) -> str:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import math
+from array import array
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.reading import open_text
 from sim.spec.laws import EmpiricalTokens, HistogramTokens, LognormalTokens, TokenLaw, lognormal_sigma
+from sim.traffic.traces.problems import listed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+MAX_ROWS = 50_000_000
+"""Rows of a file of observed counts, at most: as many as requests of a trace."""
 
 
 class Lengths:
@@ -106,7 +113,7 @@ def read_counts(law: EmpiricalTokens) -> Ints:
     :raises TraceError: naming file and row of a value that is not a whole number of 1 or more.
     """
     try:
-        with open(law.file, newline="", encoding="utf-8-sig") as lines:
+        with open_text(law.file) as lines:
             reader = csv.DictReader(lines)
             if law.column not in (reader.fieldnames or ()):
                 raise TraceError(
@@ -114,14 +121,19 @@ def read_counts(law: EmpiricalTokens) -> Ints:
                     file=law.file,
                     line=1,
                     got=law.column,
-                    allowed=", ".join(reader.fieldnames or ()),
+                    allowed=listed(list(reader.fieldnames or ())),
                 )
-            counts = [_count(row[law.column], law.file, reader.line_num) for row in reader]
+            counts = array(
+                "q", (_count(row[law.column], law.file, reader.line_num) for row in islice(reader, MAX_ROWS))
+            )
+            if next(reader, None) is not None:
+                raise TraceError("too many rows", file=law.file, allowed=f"up to {MAX_ROWS:,}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TraceError("the file can't be read", file=law.file, got=str(error)) from error
+        got = error.strerror if isinstance(error, OSError) else str(error)
+        raise TraceError("the file can't be read", file=law.file, got=got) from error
     if not counts:
         raise TraceError("no rows", file=law.file, hint="an empirical law needs at least one count")
-    return np.asarray(counts, dtype=np.int64)
+    return np.frombuffer(counts, dtype=np.int64)
 
 
 def _count(text: str, file: str, line: int) -> int:

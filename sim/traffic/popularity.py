@@ -5,16 +5,21 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.reading import open_text
 from sim.spec.scenario import Popularity
+from sim.traffic.traces.problems import shown
+from sim.traffic.traces.rows import MAX_NAME_BYTES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+MAX_WEIGHTS = 10_000_000
+"""Rows of a weights file, at most."""
 
 
 def weights_of(law: Popularity, count: int) -> Floats:
@@ -105,33 +110,50 @@ def read_weights(file: str) -> Weights:
     :raises TraceError: naming the line of a weight that is not a number above or equal to zero, or of a coefficient
         of variation that is not above zero.
     """
-    try:
-        rows = list(csv.reader(Path(file).read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TraceError("the weights file can't be read", file=file, got=str(error)) from error
     names: list[str] = []
     weights: list[float] = []
     cvs: list[float] = []
-    for line, row in enumerate(rows, start=1):
-        if not row or (line == 1 and row[-1].strip() in ("weight", "cv")):
-            continue
-        weight, cv = _number(row[min(1, len(row) - 1)]), _number(row[2]) if len(row) > 2 and row[2].strip() else np.nan
-        if not (np.isfinite(weight) and weight >= 0) or len(row) > 3:
-            raise TraceError(
-                "not a weight",
-                file=file,
-                line=line,
-                got=",".join(row),
-                allowed="a number, or adapter_id,number",
-            )
-        if not (np.isnan(cv) or 0.01 <= cv <= 100):
-            raise TraceError("not a coefficient of variation", file=file, line=line, got=row[2], allowed="0.01 to 100")
-        names.append(row[0].strip() if len(row) > 1 else f"adapter-{len(names)}")
-        weights.append(weight)
-        cvs.append(cv)
+    wrong: TraceError | None = None
+    try:
+        with open_text(file) as lines:
+            reader = csv.reader(lines)
+            for row in reader:
+                line = reader.line_num
+                if not row or (line == 1 and row[-1].strip() in ("weight", "cv")):
+                    continue
+                try:
+                    name, weight, cv = _weight(row, len(names), file, line)
+                except TraceError as error:
+                    wrong = wrong or error  # told when all of the file could be read
+                    continue
+                names.append(name)
+                weights.append(weight)
+                cvs.append(cv)
+                if len(names) > MAX_WEIGHTS:
+                    raise TraceError("too many weights", file=file, allowed=f"up to {MAX_WEIGHTS:,}")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        got = error.strerror if isinstance(error, OSError) else str(error)
+        raise TraceError("the weights file can't be read", file=file, got=got) from error
+    if wrong is not None:
+        raise wrong
     if not sum(weights) > 0:
         raise TraceError("no weight above zero", file=file, hint="give one weight a line")
     return Weights(tuple(names), np.asarray(weights), np.asarray(cvs))
+
+
+def _weight(row: list[str], number: int, file: str, line: int) -> tuple[str, float, float]:
+    """Return a row's name, weight and coefficient of variation, NaN where it has none."""
+    weight, cv = _number(row[min(1, len(row) - 1)]), _number(row[2]) if len(row) > 2 and row[2].strip() else np.nan
+    if not (np.isfinite(weight) and weight >= 0) or len(row) > 3:
+        raise TraceError(
+            "not a weight", file=file, line=line, got=shown(",".join(row[:4])), allowed="a number, or adapter_id,number"
+        )
+    if not (np.isnan(cv) or 0.01 <= cv <= 100):
+        raise TraceError("not a coefficient of variation", file=file, line=line, got=row[2], allowed="0.01 to 100")
+    name = row[0].strip() if len(row) > 1 else f"adapter-{number}"
+    if len(name) > MAX_NAME_BYTES:
+        raise TraceError("the adapter's name is too long", file=file, line=line, allowed=f"at most {MAX_NAME_BYTES:,}")
+    return name, weight, cv
 
 
 def _number(text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,10 +9,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from sim.cells import printable
 from sim.errors import InputError
 from sim.training.engine_rules import EXTRAS, Extra
 from sim.training.header_facts import HeaderFacts, KnownHeaders
-from sim.training.safetensors_header import DTYPES, NEVER_LOADED, PICKLE_SUFFIXES, printable, read_header
+from sim.training.safetensors_header import DTYPES, NEVER_LOADED, PICKLE_SUFFIXES, read_header
+from sim.training.strangers import read_json, resolved_inside
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -75,12 +76,12 @@ def read_adapter(folder: Path, root: Path | None = None, known: KnownHeaders | N
     :raises InputError: naming the file and what is wrong with it.
     """
     root = folder if root is None else root
-    path = _inside(folder / WEIGHTS, root)
+    path = resolved_inside(folder / WEIGHTS, root)
     if not path.exists():
         _refuse_pickles(folder)
         if not (folder / CONFIG).exists():
             raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
-    config = _read_config(_inside(folder / CONFIG, root))
+    config = _read_config(resolved_inside(folder / CONFIG, root))
     _refuse_other_kinds(config, folder / CONFIG)
     if not path.exists():
         raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
@@ -125,29 +126,14 @@ def find_adapters(root: Path, unreadable: list[OSError] | None = None) -> Iterat
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Return ``adapter_config.json``; what is used of it has the right type."""
-    try:
-        if not path.is_file():
-            raise InputError(f"no {CONFIG} here", file=str(path.parent), hint="a PEFT adapter folder has one")
-        with path.open("rb") as file:
-            raw = file.read(_CONFIG_LIMIT + 1)
-        if len(raw) > _CONFIG_LIMIT:
-            raise InputError("this configuration is too long", file=str(path), allowed=f"{_CONFIG_LIMIT} bytes")
-        config = json.loads(raw, parse_constant=_no_constant)
-    except OSError as error:
-        raise InputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError("this configuration is not JSON", file=str(path), got=printable(str(error))) from None
-    if not isinstance(config, dict):
-        raise InputError("this configuration is not a JSON object", file=str(path))
+    if not path.is_file():
+        raise InputError(f"no {CONFIG} here", file=str(path.parent), hint="a PEFT adapter folder has one")
+    config = read_json(path, _CONFIG_LIMIT, "configuration", constants=False)
     for key, kinds in (("base_model_name_or_path", (str,)), ("lora_alpha", (int, float)), ("r", (int,))):
         value = config.get(key)
         if value is not None and (type(value) not in kinds or (type(value) is float and not isfinite(value))):
             raise InputError("not of the right type", file=str(path), key=key, got=printable(str(value)))
     return config
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
@@ -186,23 +172,6 @@ def _agree(config: Mapping[str, Any], ranks: tuple[int, ...], path: Path) -> Non
             "the configuration's rank is not that of the weights", file=str(path), key="r", got=rank,
             allowed=", ".join(map(str, ranks)),
         )  # fmt: skip
-
-
-def _inside(path: Path, root: Path) -> Path:
-    """Return a path with links resolved.
-
-    :raises InputError: if it leads out of ``root``.
-    """
-    try:
-        real, home = path.resolve(), root.resolve()
-    except (OSError, RuntimeError) as error:  # a link to itself
-        raise InputError("this path can't be followed", file=str(path), got=str(error)) from None
-    if not real.is_relative_to(home):
-        raise InputError(
-            "this path leads out of the folder", file=str(path), got=str(real), allowed=f"files below {home}",
-            hint="copy the adapter instead of linking to it",
-        )  # fmt: skip
-    return real
 
 
 def _refuse_pickles(folder: Path) -> None:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from sim.training.case import Case, Judged
 from sim.training.sized_cures import more_rank, other_base
-from sim.training.vetted import Confidence, Evidence, Finding
+from sim.training.vetted import Confidence, Evidence, Finding, Mode
 
 if TYPE_CHECKING:
     from sim.training.case import Course, Tried
+
+_MODES: tuple[Mode, ...] = ("underfitting", "domain-shift")
 
 
 def judge(case: Case) -> Judged:
@@ -18,7 +20,7 @@ def judge(case: Case) -> Judged:
     if course is None:
         got = f"{len(case.losses)} training and {len(case.evals)} validation losses"
         notes = (f"{got}: underfitting and domain shift can't be judged",)
-        return Judged(notes=notes, thin=("underfitting", "domain-shift"))
+        return Judged(notes=notes, thin=_MODES)
     larger = [tried for tried in case.tried if _larger(tried, case)]
     helped = [tried for tried in larger if tried.best <= course.eval_best.value * (1 - lines.quality_drop)]
     as_good = _as_good(case, course)
@@ -28,9 +30,10 @@ def judge(case: Case) -> Judged:
     rates, norms = case.log.learning_rate.finite(), case.log.grad_norm.finite()
     if len(rates) and max(rates.values) < lines.least_learning_rate:
         top = max(rates.values)
-        return Judged(notes=(f"the loss stands still, but the learning rate never rose above {top:.2g}: says nothing",))
+        note = f"the loss stands still, but the learning rate never rose above {top:.2g}: says nothing"
+        return Judged(notes=(note,), thin=_MODES)
     if len(norms) and max(norms.values) == 0:
-        return Judged(notes=("the gradient is zero throughout: nothing was trained",))
+        return Judged(notes=("the gradient is zero throughout: nothing was trained",), thin=_MODES)
     if case.small and (helped or not any(tried in larger for tried in as_good)):
         return _underfitting(case, course, helped, unmoved)
     if unmoved:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sim.cells import printable
 from sim.errors import InputError
 from sim.traffic.adapters import MODULES
 from sim.training.adapter_folder import AdapterFile, NotLoraError, find_adapters, read_adapter
 from sim.training.base_models import known_model
 from sim.training.engine_rules import Extra
 from sim.training.header_facts import KnownHeaders
-from sim.training.safetensors_header import printable
 
 _SHORT = {f"{name}_proj": name for name in MODULES}
 _MOST_TARGETS = 32

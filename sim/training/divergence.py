@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from statistics import median
 
+from sim.cells import printable
 from sim.training.case import Case, Judged, judged_metric
 from sim.training.curves import Level, largest_jump, lowest, near, points, start, tail, window
 from sim.training.log import Series, TrainingLog, entries
-from sim.training.safetensors_header import printable
 from sim.training.sized_cures import calmer
 from sim.training.vetted import Confidence, Evidence, Finding, Mode
 

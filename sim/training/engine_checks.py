@@ -63,7 +63,7 @@ class Asked:
 
 
 def check_asked(asked: Asked) -> None:
-    """Refuse an unknown engine, and a largest rank that it can't be given.
+    """Refuse an unknown engine, a largest rank that it can't be given, and a base model that can't be printed.
 
     :raises InputError: naming the option.
     """
@@ -72,6 +72,8 @@ def check_asked(asked: Asked) -> None:
             "unknown engine", key="--engine", got=asked.engine, allowed=", ".join(ENGINE_RULES),
             hint=did_you_mean(asked.engine, ENGINE_RULES),
         )  # fmt: skip
+    if asked.base_model is not None and not asked.base_model.isprintable():
+        raise InputError("not a model's name", key="--base-model", got=asked.base_model)
     choices = asked.rules.rank_choices
     if asked.max_rank is not None and choices and asked.max_rank not in choices:
         raise InputError(

@@ -14,7 +14,8 @@ from typing import Any
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import DTYPE_BYTES, MODULES, SHAPES, ModelShape, parameters_per_rank
 from sim.training.adapter_folder import CONFIG, AdapterFile
-from sim.training.log import TrainingLog, read_json
+from sim.training.log import TrainingLog
+from sim.training.strangers import read_json, resolved_inside
 
 _LIMIT = 1 << 20
 _ATTENTION = re.compile(
@@ -90,9 +91,9 @@ def gather(
     """Return the facts; what the user gives counts more than what the files say.
 
     :param folder: where configurations are looked for; None: a log alone.
-    :raises InputError: if the configuration is no JSON object.
+    :raises InputError: if a configuration is no JSON object, or a link that leads out of the folder.
     """
-    config = read_json(folder / CONFIG, _LIMIT, "configuration") if folder and (folder / CONFIG).is_file() else {}
+    config = _read_config(folder, CONFIG)
     origin: dict[str, str] = {}
     base = config.get("base_model_name_or_path")
     base = base if isinstance(base, str) else None
@@ -125,10 +126,16 @@ def gather(
     return facts
 
 
+def _read_config(folder: Path | None, name: str) -> dict[str, Any]:
+    """Return a configuration of the folder; an empty one where there is none."""
+    if folder is None or not (path := resolved_inside(folder / name, folder)).is_file():
+        return {}
+    return read_json(path, _LIMIT, "configuration")
+
+
 def _bits(config: Mapping[str, Any], folder: Path | None, base: str | None) -> tuple[int | None, str]:
     """Return the base's bits: from a quantisation section beside the adapter, or from the base model's name."""
-    beside = folder / "config.json" if folder else None
-    model = read_json(beside, _LIMIT, "configuration") if beside and beside.is_file() else {}
+    model = _read_config(folder, "config.json")
     for source, section in ((CONFIG, config), ("config.json", model)):
         for table in (section.get("quantization_config"), section):
             if not isinstance(table, Mapping):

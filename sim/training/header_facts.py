@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from sim.cells import printable
 from sim.errors import InputError
 from sim.training.engine_rules import Extra
-from sim.training.safetensors_header import DTYPES, Header, parse_header, printable, read_raw_header
+from sim.training.safetensors_header import DTYPES, Header, parse_header, read_raw_header
 
 _SIDES = {"A": 0, "embedding_A": 0, "B": 1, "embedding_B": 1}
 _LAYER = re.compile(r"\.(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")

@@ -7,7 +7,6 @@ counted in a note: a log is evidence, and one bad entry of it is no reason to re
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sim.cells import printable
 from sim.errors import InputError
-from sim.training.adapter_folder import CONFIG, _inside
-from sim.training.safetensors_header import printable
+from sim.training.adapter_folder import CONFIG
+from sim.training.strangers import read_json, resolved_inside
 
 STATE = "trainer_state.json"
 
@@ -116,7 +116,7 @@ def read_log(path: Path) -> TrainingLog:
     history = data.get("log_history")
     if not isinstance(history, list):
         raise InputError(
-            "no log_history in this file", file=str(path), got=printable(str(type(history).__name__)),
+            "no log_history in this file", file=str(path), got=None if history is None else type(history).__name__,
             allowed=f"a {STATE} of Hugging Face's Trainer",
         )  # fmt: skip
     notes: list[str] = []
@@ -152,34 +152,11 @@ def find_log(folder: Path) -> Path | None:
     """
     checkpoints = [(int(match[1]), child) for child in _children(folder) if (match := CHECKPOINT.fullmatch(child.name))]
     for place in (folder, *(child for _, child in sorted(checkpoints, reverse=True))):
-        if _inside(place / STATE, place).is_file():
+        if resolved_inside(place / STATE, place).is_file():
             return place / STATE
     beside = folder.absolute().parent
     alone = sum((child / CONFIG).is_file() for child in _children(beside)) == 1
-    return beside / STATE if alone and _inside(beside / STATE, beside).is_file() else None
-
-
-def read_json(path: Path, limit: int, what: str) -> dict[str, Any]:
-    """Return a stranger's JSON object; NaN and infinities are kept as floats.
-
-    :raises InputError: if it can't be read, is longer than ``limit`` bytes or no JSON object.
-    """
-    try:
-        if not path.is_file():
-            raise InputError(f"no such {what}", file=str(path))
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"can't read this {what}: {error.strerror or error}", file=str(path)) from None
-    if len(raw) > limit:
-        raise InputError(f"this {what} is too long", file=str(path), allowed=f"{limit} bytes")
-    try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"this {what} is not JSON", file=str(path), got=printable(str(error))) from None
-    if not isinstance(data, dict):
-        raise InputError(f"this {what} is not a JSON object", file=str(path))
-    return data
+    return beside / STATE if alone and resolved_inside(beside / STATE, beside).is_file() else None
 
 
 def _children(folder: Path) -> list[Path]:

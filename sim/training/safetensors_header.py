@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -17,16 +16,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sim.cells import printable
 from sim.errors import InputError
+from sim.reading import brackets_fit, open_regular
 
 HEADER_LIMIT = 100_000_000
 """Bytes of a header, at most: the limit of the safetensors library."""
 
 _DIMENSIONS_LIMIT = 8
-_BYTES_A_BRACKET = 8
-"""A tensor's entry has three opening brackets in some fifty bytes. Lists of empty lists, at three bytes each, would
-take twenty times the header's memory."""
-
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -82,7 +79,7 @@ def parse_header(raw: bytes, size: int, path: Path) -> Header:
 
     :raises InputError: if it contradicts itself or the size.
     """
-    if raw.count(b"[") + raw.count(b"{") > 16 + len(raw) // _BYTES_A_BRACKET:
+    if not brackets_fit(raw):
         raise InputError("too many brackets for a header", file=str(path), hint="this is no safetensors file")
     try:
         data = json.loads(raw, object_pairs_hook=_no_twins)
@@ -123,16 +120,12 @@ def read_raw_header(path: Path, limit: int = HEADER_LIMIT) -> tuple[bytes, int]:
     if path.suffix in PICKLE_SUFFIXES:
         raise InputError("this file is a pickle by its name and is not read", file=str(path), hint=NEVER_LOADED)
     try:
-        # without O_NONBLOCK the open of a named pipe would wait for a writer for ever
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(descriptor, "rb", buffering=0) as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                raise InputError("this is not a regular file", file=str(path))
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(9)
             length = int.from_bytes(start[:8], "little")
-            _check_start(start, length, facts.st_size, path, limit)
-            return start[8:] + file.read(length - 1), facts.st_size
+            _check_start(start, length, size, path, limit)
+            return start[8:] + file.read(length - 1), size
     except OSError as error:
         raise InputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
 
@@ -206,9 +199,3 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         raise ValueError("a name stands there twice")
     return table
-
-
-def printable(text: str, limit: int = 120) -> str:
-    """Return a stranger's text so that it can be printed: no control characters, no lone surrogates."""
-    short = text if len(text) <= limit else text[: limit - 1] + "…"
-    return short if short.isprintable() else ascii(short)

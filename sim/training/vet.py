@@ -41,6 +41,7 @@ def vet_path(
     *,
     base_bits: int | None = None,
     examples: int | None = None,
+    strict: bool = False,
 ) -> tuple[Vetted, ...]:
     """Return what is known of every adapter, or of every log without one, at or below ``path``.
 
@@ -48,6 +49,7 @@ def vet_path(
         checkpoints of one training the newest counts, unless it is ``path``.
     :param reference: the log of the same training on a 16-bit base, or its folder: quality is held against it.
     :param base_bits: of the base's weights in training; ``examples``: of training data; where the files don't say.
+    :param strict: whether any file that can't be read is an error, and no note: so gates ask.
     :raises InputError: if there is nothing to vet, or the only log or the reference can't be read.
     """
     known = _read_reference(reference) if reference else None
@@ -59,9 +61,9 @@ def vet_path(
     folders = list(_folders(path))
     if not folders:
         raise InputError(
-            f"no adapter and no {STATE} here", file=str(path), hint=f"an adapter's folder has a {CONFIG}",
+            f"no adapter and no {STATE} here", file=str(path), hint=f"an adapter's folder has an {CONFIG}",
         )  # fmt: skip
-    read = [_read(folder, base_bits, examples, strict=len(folders) == 1) for folder in folders]
+    read = [_read(folder, base_bits, examples, lone=len(folders) == 1, strict=strict) for folder in folders]
     cases = [_case(one.log, one.facts, thresholds, known) for one in read]
     alike: dict[tuple[object, ...], list[tuple[_Read, Case]]] = {}
     for one, case in zip(read, cases, strict=True):
@@ -87,8 +89,8 @@ def _folders(root: Path) -> Iterator[Path]:
             yield here
 
 
-def _read(folder: Path, base_bits: int | None, examples: int | None, strict: bool) -> _Read:
-    """Read a folder; what can't be read becomes a note, but for a lone log."""
+def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bool, strict: bool) -> _Read:
+    """Read a folder; what can't be read becomes a note, unless ``strict`` or the log of a ``lone`` adapter."""
     notes: list[str] = []
     adapter = log = None
     try:
@@ -97,6 +99,8 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, strict: boo
         elif (folder / CONFIG).is_file():
             notes.append(f"no {WEIGHTS} here: rank and targets are those of {CONFIG}")
     except InputError as error:
+        if strict:
+            raise
         notes.append(f"the weights can't be used: {error}")
     try:
         found = find_log(folder)
@@ -106,12 +110,14 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, strict: boo
         elif found.parent != folder:
             notes.append(f"the log is {os.path.relpath(found, folder)}")
     except InputError as error:
-        if strict:
+        if strict or lone:
             raise
         notes.append(f"the log can't be used: {error}")
     try:
         facts = gather(folder, adapter, log, base_bits, examples)
     except InputError as error:
+        if strict:
+            raise
         notes.append(f"the configuration can't be used: {error}")
         facts = gather(None, adapter, log, base_bits, examples)
     return _Read(folder, adapter, log, facts, tuple(notes))

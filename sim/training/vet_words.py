@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from sim.cells import printable
 from sim.spec.scenario import Targets
 from sim.spec.units import human_bytes
-from sim.training.safetensors_header import printable
 from sim.training.vetted import MODES, Cure, Finding, Now, Vetted
 
 UNKNOWN = "–"
@@ -19,7 +19,7 @@ def verdict(one: Vetted) -> str:
     name = printable(str(one.path), 200)
     if one.findings:
         return f"{name}: {', '.join(f'{finding.mode} ({finding.confidence})' for finding in one.findings)}"
-    if len(one.unjudged) == len(MODES):
+    if not one.judged:
         return f"{name}: can't be judged"
     thin = f"; {', '.join(one.unjudged)} can't be judged" if one.unjudged else ""
     return f"{name}: nothing found{thin}"
@@ -29,8 +29,8 @@ def summary(all_of: Sequence[Vetted]) -> str:
     """Return a line that counts what was found in several adapters."""
     modes = Counter(finding.mode for one in all_of for finding in one.findings)
     fine = sum(not one.findings and not one.unjudged for one in all_of)
-    partly = sum(not one.findings and 0 < len(one.unjudged) < len(MODES) for one in all_of)
-    never = sum(not one.findings and len(one.unjudged) == len(MODES) for one in all_of)
+    partly = sum(one.judged and not one.findings and bool(one.unjudged) for one in all_of)
+    never = sum(not one.judged for one in all_of)
     parts = [f"{modes[mode]} {mode}" for mode in MODES if modes[mode]]
     parts += [f"{fine} with nothing found"] if fine else []
     parts += [f"{partly} with nothing found as far as they can be judged"] if partly else []
@@ -79,6 +79,7 @@ def as_json(one: Vetted) -> dict[str, Any]:
     return {
         "path": str(one.path),
         "passes": one.passes,
+        "judged": one.judged,
         "adapter": None if now is None else {
             "rank": now.rank, "targets": now.targets, "parameters": now.parameters, "bytes": now.adapter_bytes,
             "base_bits": now.base_bits, "examples": now.examples,

@@ -95,6 +95,12 @@ class Vetted:
     now: Now | None = None
 
     @property
+    def judged(self) -> bool:
+        """Whether there was evidence for one failure mode at least: without a log, or with a few steps of it, none."""
+        return bool(self.findings) or len(self.unjudged) < len(MODES)
+
+    @property
     def passes(self) -> bool:
-        """Whether a rollout that requires vetting may send it out: nothing likely or certain was found."""
-        return all(finding.confidence == "possible" for finding in self.findings)
+        """Whether a rollout that requires vetting may send it out: it could be judged, and nothing likely or certain
+        was found. What nobody could look at is not known to be good."""
+        return self.judged and all(finding.confidence == "possible" for finding in self.findings)

@@ -46,12 +46,21 @@ def test_many_adapters_begin_with_a_summary(loraplan: CommandLine, stuck: Path) 
     lines = loraplan("vet", ".").out.splitlines()
     assert lines[:3] == ["3 adapters: 1 underfitting, 1 with nothing found, 1 that can't be judged", "", lines[2]]
     assert lines[2] == "stuck: underfitting (likely)"
+    assert lines[-1] == "can't be judged: unknown"
+
+
+def test_check_fails_what_cannot_be_judged(loraplan: CommandLine, stuck: Path) -> None:
+    (stuck / "trainer_state.json").unlink()
+    assert loraplan("vet", "stuck").code == 0
+    assert loraplan("vet", "stuck", "--check").code == 1
+    (one,) = json.loads(loraplan("vet", "stuck", "--json").out)
+    assert (one["passes"], one["judged"]) == (False, False)
 
 
 def test_json_has_everything(loraplan: CommandLine, stuck: Path) -> None:
     write_log(stuck, history(lambda at: 2.0 if at < 0.5 else math.nan))
     (one,) = json.loads(loraplan("vet", "stuck", "--json", "--base-bits", "4").out)
-    assert set(one) == {"path", "passes", "adapter", "findings", "unjudged", "notes"}
+    assert set(one) == {"path", "passes", "judged", "adapter", "findings", "unjudged", "notes"}
     assert one["passes"] is False
     assert one["adapter"]["rank"] == 4
     (finding,) = one["findings"]

@@ -12,7 +12,8 @@ import pytest
 import samples
 from one_script import without_script
 
-from reports.build import build_report, write_report
+from reports.build import build_report, template, write_report
+from reports.svg import Table
 
 VOID = frozenset(["meta", "link", "br", "img", "input", "hr"])
 LOADING = frozenset(["src", "href", "xlink:href", "data", "srcset", "poster", "action"])
@@ -195,3 +196,10 @@ def test_writes_the_file_whole(tmp_path: Path) -> None:
     assert written == tmp_path / "report.html"
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
     assert written.read_text(encoding="utf-8") == build_report(run)
+
+
+def test_brackets_are_set_small_where_they_hold_an_interval_and_not_in_a_sentence() -> None:
+    rows = [["a", "612 ms (588 to 635)", "1.01 half-way (steps 250 to 350) and 1 at the end (steps 500 to 600)"]]
+    page = str(template("macros.html.j2").module.data_table(Table("t", ["", "value", "evidence"], rows, words=(2,))))
+    assert "612 ms <small>(588 to 635)</small>" in page
+    assert '<td class="l">1.01 half-way (steps 250 to 350) and 1 at the end (steps 500 to 600)</td>' in page

@@ -73,7 +73,7 @@ def test_bad_folders_stop_nothing_and_are_named(tmp_path: Path) -> None:
     ]  # fmt: skip
     says = {
         "cut": "too short", "deep": "not JSON", "endless": "lora_alpha", "loop": "", "no-config": "no adapter_config",
-        "not-a-number": "NaN is no JSON number", "out": "leads out of the folder", "pipe": "not a regular file",
+        "not-a-number": "NaN is no JSON number", "out": "leads out of the folder", "pipe": "it is not a file",
         "pickled": "never loaded",
     }  # fmt: skip
     for name, words in says.items():

@@ -323,6 +323,7 @@ def test_several_ranks_of_one_training_make_it_certain(tmp_path: Path) -> None:
 def test_a_loss_that_could_not_move_says_nothing(tmp_path: Path, rows: list[dict[str, Any]], note: str) -> None:
     one = vet(tmp_path / "a", rows)
     assert named(one) == {}
+    assert set(one.unjudged) == {"underfitting", "domain-shift"}
     assert any(note in said for said in one.notes)
 
 

@@ -92,7 +92,7 @@ def test_numbers_too_large_for_a_float_are_left_out(tmp_path: Path) -> None:
         ("{", "this log is not JSON"),
         ("[" * 100_000, "this log is not JSON"),
         ('{"a": ' * 50_000, "this log is not JSON"),
-        ("{}", "no log_history in this file"),
+        ("{}", "no log_history in this file (allowed: a trainer_state.json"),
         ('{"log_history": {}}', "no log_history in this file (got dict"),
         ('{"log_history": "x"}', "no log_history in this file (got str"),
     ],
@@ -116,7 +116,7 @@ def test_a_log_too_long_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     file = tmp_path / "trainer_state.json"
     with file.open("wb") as out:
         out.truncate(LOG_LIMIT + 1)
-    with pytest.raises(InputError, match="this log is too long"):
+    with pytest.raises(InputError, match="it is larger than 64 MiB"):
         read_log(file)
 
 
@@ -178,6 +178,15 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter" / "trainer_state.json").symlink_to(secret)
     with pytest.raises(InputError, match="this path leads out of the folder"):
         find_log(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "config.json"])
+def test_configurations_behind_links_that_lead_out_are_not_read(tmp_path: Path, name: str) -> None:
+    write_log(tmp_path / "adapter", [])
+    (tmp_path / "secret.json").write_text(json.dumps({"r": 4, "load_in_4bit": True}))
+    (tmp_path / "adapter" / name).symlink_to(tmp_path / "secret.json")
+    with pytest.raises(InputError, match="this path leads out of the folder"):
+        gather(tmp_path / "adapter", None, None, None, None)
 
 
 def test_a_log_is_json_with_floats_of_any_kind(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def test_reads_shares(text: object, share: float) -> None:
         (units.parse_share, 5, "between 0 and 1"),
         (units.parse_share, "5 s", "not a share"),
         (units.parse_share, float("nan"), "between 0 and 1"),
+        (units.parse_share, 10**400, "between 0 and 1"),
+        (units.parse_seconds, 10**400, "needs its unit"),
         (units.parse_share, False, "not a share"),
     ],
 )

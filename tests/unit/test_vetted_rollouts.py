@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,49 @@ def test_rank_of_the_scenario_counts_more_than_that_of_the_folder(file: Path) ->
     assert build(loaded.scenario).population.rank.max() == 32
 
 
-def test_thin_evidence_passes_and_is_said(file: Path) -> None:
-    (file.parent / "new" / "v2" / "trainer_state.json").unlink()
+def test_what_can_be_judged_in_part_passes_and_is_said(file: Path) -> None:
+    log = file.parent / "new" / "v2" / "trainer_state.json"
+    state = json.loads(log.read_text())
+    state["log_history"] = [entry for entry in state["log_history"] if "loss" in entry]  # no validation
+    log.write_text(json.dumps(state))
     notes = release(load_scenario(str(file)).scenario).notes
-    assert notes[0] == "rollouts.0 vetted: passes"
-    assert notes[1].startswith("rollouts.0: v2: too little is known to judge underfitting, divergence")
+    assert notes == (
+        "rollouts.0 vetted: passes",
+        "rollouts.0: v2: too little is known to judge overfitting, underfitting, domain-shift",
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "why"),
+    [
+        (None, "no trainer_state.json here, in a checkpoint or above: how it was trained is unknown"),
+        (2, "2 losses: too few to see a divergence; at least 8 are needed"),
+    ],
+)
+def test_what_cannot_be_judged_is_held_and_says_why(file: Path, entries: int | None, why: str) -> None:
+    log = file.parent / "new" / "v2" / "trainer_state.json"
+    state = json.loads(log.read_text())
+    state["log_history"] = state["log_history"][:entries]
+    log.unlink() if entries is None else log.write_text(json.dumps(state))
+    (point,) = read_run(run(file, "held")).points
+    (note,) = [each for each in point.warnings if each.startswith("rollouts.0 ")]
+    assert note.startswith("rollouts.0 is held: v2 can't be judged, so it doesn't pass (require: none sends it out): ")
+    assert why in note
+    assert point.held["rollouts"][0]["vetted"][0]["judged"] is False
+    headline = answer(point, {"ttft_p99_s": 1.0}).headline
+    assert headline.startswith("Held: rollouts.0, v2 can't be judged. A held version would have answered ")
+    assert release(load_scenario(str(file), ["rollouts.0.require=none"]).scenario).held == ()
+
+
+def test_one_that_cannot_be_judged_holds_all_of_a_folder(file: Path) -> None:
+    shutil.rmtree(file.parent / "new" / "v2")
+    for name in ("a", "b"):
+        write_adapter(file.parent / "new" / "v2" / name, LEARNED)
+    assert not release(load_scenario(str(file)).scenario).held
+    (file.parent / "new" / "v2" / "b" / "trainer_state.json").unlink()
+    released = release(load_scenario(str(file)).scenario)
+    assert released.held
+    assert released.notes[0].startswith("rollouts.0 is held: v2/b can't be judged")
 
 
 def test_others_go_out_under_their_own_numbers(file: Path) -> None:
@@ -172,8 +211,30 @@ def test_files_that_cannot_be_read_are_an_error_and_no_pass(file: Path) -> None:
     log.write_text(whole[:100])
     assert "rollouts.0.weights: the new version can't be vetted: " in said(load_scenario(str(file)))
     log.write_text(whole)
+    config = log.parent / "adapter_config.json"
+    kept = config.read_text()
+    config.write_text("[]")
+    assert "rollouts.0.weights: the new version can't be vetted: " in said(load_scenario(str(file)))
+    config.write_text(kept)
+    write_adapter(log.parent / "beside", LEARNED)
+    (log.parent / "beside" / "trainer_state.json").write_text("{")  # among several, too
+    assert "rollouts.0.weights: the new version can't be vetted: " in said(load_scenario(str(file)))
+    shutil.rmtree(log.parent / "beside")
     (log.parent / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
     assert "rollouts.0.weights: the new version can't be vetted: " in said(load_scenario(str(file)))
+
+
+def test_pipes_and_devices_stop_nothing(file: Path) -> None:
+    folder = file.parent / "new" / "v2"
+    before = digest_weights(folder)
+    (folder / "config.json").symlink_to("/dev/zero")
+    assert "leads out of the folder (got /dev/zero" in said(load_scenario(str(file)))
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    assert digest_weights(folder) == before
+    (folder / "trainer_state.json").unlink()
+    os.mkfifo(folder / "trainer_state.json")
+    assert release(load_scenario(str(file)).scenario).held  # and nobody waits for who writes into a pipe
 
 
 def test_adapters_of_several_shapes_need_a_rollout_each(file: Path) -> None:
@@ -221,14 +282,14 @@ def test_the_report_says_what_was_held_and_why(file: Path) -> None:
     (point,) = data.points
     told = answer(point, {"ttft_p99_s": 1.0})
     value, total = point.held["answered"]["value"], point.held["requests"]
-    assert told.headline.startswith("Held: rollouts.0, v2 shows underfitting (likely). A version that failed would ")
+    assert told.headline.startswith("Held: rollouts.0, v2 shows underfitting (likely). A held version would ")
     assert f"have answered {value:,} of {total:,} requests" in told.headline
     assert told.details[0].startswith("Had it gone out, meanwhile: p99 TTFT ")
     assert any(warning.startswith("rollouts.0 is held: v2 shows underfitting (likely): the training loss was ")
                for warning in point.warnings)  # fmt: skip
     table = held_table(point, "")
     assert table is not None
-    assert table.rows[0][:2] == ["requests answered by a version that failed", "0"]
+    assert table.rows[0][:2] == ["requests answered by a held version", "0"]
     assert "What holding it avoided" in build_report(data)
     summary = json.loads((data.path / "summary.json").read_text())
     assert summary["points"][0]["held"]["answered"]["value"] == value

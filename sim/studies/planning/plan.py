@@ -13,7 +13,7 @@ from typing import Any
 from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors
 from sim.results.files import json_ready, read_json, write_text
 from sim.results.point import Point
-from sim.results.store import RunStore, Status, scenario_hash
+from sim.results.store import RunStore, scenario_hash
 from sim.results.views import request_table
 from sim.spec.engine_flags import beyond_flags, engine_flags
 from sim.spec.plan import Plan
@@ -51,6 +51,8 @@ class Planned:
     points: list[Point]
     record: dict[str, Any]
     simulated_requests: int
+    resumed: bool = False
+    """Whether the folder held looks of an earlier search."""
 
 
 def make_plan(
@@ -94,38 +96,29 @@ def make_plan(
         error.hint = "give another --out"
         raise
     pool = pool or Local(jobs)
-    with opened as store:
+    points: list[Point] = []
+    with opened as store, store.closing(lambda: points, started):
         looks = Looks(loaded, store, pool=pool, confidence=plan.confidence, told=told)
-        status: Status = "failed"
-        points: list[Point] = []
-        record: dict[str, Any] = {"question": question}
-        try:
-            found = search(plan, axes, looks)
-            record = _record(plan, axes, found, looks, loaded)
-            designs = _in_order(looks.designs(), axes, plan)
-            points = [design.point for design in designs if design.point is not None]
-            chosen = found.answer or found.best
-            if found.answer is not None:
-                write_text(folder / RECOMMENDED, _recommended(found.answer))
-            recording = looks.first_recording(chosen)
-            assert chosen.world is not None, "it was looked at"
-            assert chosen.loaded is not None, "it was looked at"
-            store.save_requests(request_table(recording, chosen.world.traffic.names), chosen.key)
-            store.update({"point_keys": [design.key for design in designs], "sets": [point.set for point in points],
-                          "points_total": len(points), "plan": record})  # fmt: skip
-            if and_what_if:
-                rows, requests = what_if(chosen.loaded, store, pool=pool, progress=progress)
-                store.update({"what_if": rows, "what_if_requests": requests})
-            status = "finished"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            store.finish(points, {"wall_s": time.perf_counter() - started}, status)
+        found = search(plan, axes, looks)
+        record = _record(plan, axes, found, looks, loaded)
+        chosen = found.answer or found.best
+        designs = [design for design in _in_order(looks.designs(), axes, plan) if design.point is not None]
+        points += [design.point for design in designs if design.point is not None]
+        if found.answer is not None:
+            write_text(folder / RECOMMENDED, _recommended(found.answer))
+        recording = looks.first_recording(chosen)
+        assert chosen.world is not None, "it was looked at"
+        assert chosen.loaded is not None, "it was looked at"
+        store.save_requests(request_table(recording, chosen.world.traffic.names), chosen.key)
+        store.update({"point_keys": [design.key for design in designs], "sets": [point.set for point in points],
+                      "points_total": len(points), "plan": record})  # fmt: skip
+        if and_what_if:
+            rows, requests = what_if(chosen.loaded, store, pool=pool, progress=progress)
+            store.update({"what_if": rows, "what_if_requests": requests})
     assert chosen.point is not None, "it was looked at"
     return Planned(
         folder, found.answer is not None, record["answer"], record["certain"], chosen.point, points, record,
-        looks.requests,
+        looks.requests, store.resumed,
     )  # fmt: skip
 
 

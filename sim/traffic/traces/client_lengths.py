@@ -7,17 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.errors import TraceError
 from sim.rng import stream
 from sim.traffic.traces.blocks import BLOCK_ROWS
 from sim.traffic.traces.data import Floats, Ints32
 from sim.traffic.traces.formats import check_columns, no_rows
 from sim.traffic.traces.problems import Problems
-from sim.traffic.traces.rows import MAX_TOKENS, Names, Rows, kept
+from sim.traffic.traces.rows import MAX_NAME_BYTES, MAX_TOKENS, Names, Rows, kept
 from sim.traffic.traces.text_files import open_table
 
 STATISTICS = ("mean", "p50", "p90", "p99")
 SHARES = np.array([0.5, 0.9, 0.99])
 """Shares of requests below the quantiles."""
+
+MAX_CLIENTS = 2_000_000
+"""Rows of a lengths file, at most."""
 
 COLUMNS = ("client", *(f"{side}_tokens_{name}" for side in ("input", "output") for name in STATISTICS))
 OPTIONAL = ("pool", "requests")
@@ -32,8 +36,8 @@ class Lengths:
     :ivar statistics: (rows, 2, 4) mean, p50, p90, p99 of input and output tokens.
     """
 
-    pool: NDArray[np.str_]
-    client: NDArray[np.str_]
+    pool: NDArray[np.object_]
+    client: NDArray[np.object_]
     requests: Floats
     statistics: Floats
 
@@ -96,7 +100,7 @@ def tokens_at(shares: Floats, statistics: Floats) -> Ints32:
 
 
 def _load(file: str, skip_bad: bool) -> Lengths:
-    problems, names = Problems(file, skip_bad), Names()
+    problems, names = Problems(file, skip_bad), Names(file)
     parts = []
     with open_table(file) as table:
         columns = (*COLUMNS, *(name for name in OPTIONAL if name in table.header))
@@ -107,18 +111,27 @@ def _load(file: str, skip_bad: bool) -> Lengths:
             statistics = _statistics(rows)
             requests = rows.numbers("requests", least=0) if "requests" in columns else np.ones(len(rows.good))
             pool = rows.texts("pool") if "pool" in columns else [""] * len(client)
+            long = np.fromiter((len(cell) > MAX_NAME_BYTES for cell in pool), np.bool_, len(pool))
+            rows.refuse(long, "pool", "the pool's name is too long", f"at most {MAX_NAME_BYTES:,} letters")
             good = rows.good
             parts.append((kept(pool, good), kept(client, good), requests[good], statistics[good]))
+            if problems.rows > MAX_CLIENTS:
+                raise TraceError("too many rows", file=file, got=f"{problems.rows:,}", allowed=f"up to {MAX_CLIENTS:,}")
     count = sum(len(part[0]) for part in parts)
     problems.settle(count)
     if count == 0:
         raise no_rows(file, problems)
     pools, clients, requests_, statistics_ = zip(*parts, strict=True)
     return Lengths(
-        pool=np.array([cell.strip() for part in pools for cell in part]),
-        client=np.array([cell.strip() for part in clients for cell in part]),
+        pool=_texts([cell.strip() for part in pools for cell in part]),
+        client=_texts([cell.strip() for part in clients for cell in part]),
         requests=np.concatenate(requests_), statistics=np.concatenate(statistics_),
     )  # fmt: skip
+
+
+def _texts(cells: list[str]) -> NDArray[np.object_]:
+    """Return texts as they are: numpy's own give every one the room of the longest."""
+    return np.array(cells, dtype=object)
 
 
 def _statistics(rows: Rows) -> Floats:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from sim.cells import text_cell
 from sim.errors import InputError
 from sim.traffic.traces.data import TraceData
 
@@ -44,6 +45,8 @@ def columns_of(trace: TraceData) -> dict[str, Any]:
 def write_plain(trace: TraceData, out: BinaryIO, suffix: str) -> None:
     """Write a trace to an open file, block by block.
 
+    A name that a spreadsheet would run as a formula gets a quote before it in CSV; Parquet has it as it is.
+
     :param suffix: ``.csv`` or ``.parquet``.
     :raises InputError: for another one.
     """
@@ -74,7 +77,10 @@ def _write_csv(trace: TraceData, out: BinaryIO) -> None:
     text = io.TextIOWrapper(out, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns_of(trace))
+    plain = {name: text_cell(name) for name in trace.names}
     for block in _blocks(trace):
+        if "adapter_id" in block:
+            block["adapter_id"] = [plain[name] for name in block["adapter_id"]]
         writer.writerows(zip(*block.values(), strict=True))
     text.flush()
     text.detach()

@@ -113,7 +113,7 @@ def read_rows(table: Table, layout: Layout, ask: Ask) -> TraceData:
     columns = layout.used(table.header)
     check_columns(table, ask.file, layout.needed(), columns)
     problems, parts, order = Problems(ask.file, ask.skip_bad), _Parts(), Order()
-    reader = _Reader(layout, columns, order)
+    reader = _Reader(layout, columns, order, ask.file)
     block_rows = max(1, min(BLOCK_ROWS, BLOCK_CELLS // len(table.header)))
     limit = None if layout.unsorted else ask.limit
     while (limit is None or parts.count < limit) and not problems.hopeless:
@@ -134,9 +134,9 @@ def read_rows(table: Table, layout: Layout, ask: Ask) -> TraceData:
 class _Reader:
     """Turn blocks into arrays by a layout."""
 
-    def __init__(self, layout: Layout, columns: tuple[str, ...], order: Order) -> None:
+    def __init__(self, layout: Layout, columns: tuple[str, ...], order: Order, file: str) -> None:
         self._layout, self._columns, self._order = layout, columns, order
-        self._names = Names()
+        self._names = Names(file)
         self._origin: Any = None
         self._sizes: Ints = np.zeros(0, dtype=np.int64)
         self._resized: set[int] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 BATCH_ROWS = 1 << 16
 """Rows that are decoded at once."""
 
+CELL_BYTES = 4096
+"""Bytes of a cell of text, at most; names of adapters have up to 1,024."""
+
+_FOOTER_BYTES = 16 << 20
+"""Bytes of a text in the file's description of itself, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArrowColumn:
@@ -28,8 +34,14 @@ class ArrowColumn:
     file: str
 
     def texts(self) -> Sequence[str]:
+        import pyarrow as pa
+
         with _arrow_errors(self.file):
-            return [text_of(value) for value in self.array.to_pylist()]
+            if not pa.types.is_dictionary(self.array.type):
+                return [text_of(value) for value in self.array.to_pylist()]
+            # One string for each different text: a long one that stands in every row takes its bytes once.
+            words = [text_of(value) for value in self.array.dictionary.to_pylist()]
+            return [words[index] if index is not None else "" for index in self.array.indices.to_pylist()]
 
     def floats(self) -> Floats:
         import pyarrow as pa
@@ -45,13 +57,19 @@ class ArrowColumn:
 class ParquetTable:
     """A Parquet file, read batch by batch."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, raw: IO[bytes]) -> None:
         import pyarrow.parquet as pq
 
-        self._name = file
+        self._name, self._raw = file, raw
+        limits = {"thrift_string_size_limit": _FOOTER_BYTES, "thrift_container_size_limit": _FOOTER_BYTES >> 4}
         with _arrow_errors(file):
-            self._file = pq.ParquetFile(file)
-            self.header: tuple[str, ...] = tuple(self._file.schema_arrow.names)
+            # An open file and never a name: pyarrow takes some names for addresses in a network.
+            schema = pq.ParquetFile(raw, **limits).schema_arrow
+            text = [field.name for field in schema if _is_text(field.type)]
+            self._file = pq.ParquetFile(raw, read_dictionary=text, **limits)
+            self.header: tuple[str, ...] = tuple(schema.names)
+        self._text = frozenset(text)
+        self._other = frozenset(field.name for field in schema if not (_is_text(field.type) or _is_small(field.type)))
         self._batches: Iterator[Any] | None = None
         self._batch: Any = None
         self._row = 1
@@ -60,12 +78,16 @@ class ParquetTable:
         import pyarrow as pa
 
         if self._batches is None:
+            self._check(columns)
             self._batches = self._file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
         while self._batch is None or self._batch.num_rows == 0:
             with _arrow_errors(self._name):
                 self._batch = next(self._batches, None)
-            if self._batch is None:
+            if self._batch is not None:
+                self._check_cells()
+            else:
                 self._file.close(force=True)
+                self._raw.close()
                 pa.default_memory_pool().release_unused()
                 return None
         part, self._batch = self._batch.slice(0, count), self._batch.slice(count)
@@ -73,6 +95,57 @@ class ParquetTable:
         self._row += part.num_rows
         problems.rows += part.num_rows
         return Block(rows, {name: ArrowColumn(part.column(name), self._name) for name in columns})
+
+    def _check(self, columns: Sequence[str]) -> None:
+        """Refuse, by what the file says of itself, columns of lists and of texts that are longer than names are."""
+        for name in columns:
+            if name in self._other:
+                raise TraceError(
+                    "a column of this kind is not read", key=name, file=self._name, allowed="numbers, times or text"
+                )
+        facts = self._file.metadata
+        wanted = frozenset(columns)
+        for group in range(facts.num_row_groups):
+            rows = facts.row_group(group).num_rows
+            for place in range(facts.num_columns):
+                column = facts.row_group(group).column(place)
+                if column.path_in_schema in wanted and column.total_uncompressed_size > (rows + 1) * CELL_BYTES * 2:
+                    raise self._too_long(column.path_in_schema)
+
+    def _check_cells(self) -> None:
+        import pyarrow.compute as pc
+
+        with _arrow_errors(self._name):
+            for name in self._text.intersection(self._batch.schema.names):
+                column = self._batch.column(name)
+                words = column.dictionary if hasattr(column, "dictionary") else column
+                if (pc.max(pc.binary_length(words)).as_py() or 0) > CELL_BYTES:
+                    raise self._too_long(name)
+
+    def _too_long(self, column: str) -> TraceError:
+        return TraceError("a cell is too long", key=column, file=self._name, allowed=f"up to {CELL_BYTES:,} bytes")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Return whether cells have the length that they choose, be it once for each different one."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    kinds = (
+        types.is_string, types.is_binary, types.is_large_string, types.is_large_binary, types.is_fixed_size_binary,
+    )  # fmt: skip
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def _is_small(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_small(kind.value_type)
+    return bool(types.is_primitive(kind) or types.is_decimal(kind) or types.is_null(kind))
 
 
 @contextlib.contextmanager

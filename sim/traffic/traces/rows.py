@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.errors import TraceError
 from sim.traffic.traces.blocks import Block, Floats, Ints
 from sim.traffic.traces.problems import Problems
 
@@ -21,6 +22,9 @@ MAX_SECONDS = 1e11
 """3,170 years: times since 1970 in milliseconds or less are beyond it, and so are found."""
 
 MAX_NAME_BYTES = 1024
+
+MAX_NAMES_LETTERS = 1 << 29
+"""Letters of all adapters' names together, at most: ten million names of 50."""
 
 
 class Rows:
@@ -121,9 +125,14 @@ class Rows:
 
 
 class Names:
-    """Number names by their first appearance; its length is how many there are so far."""
+    """Number names by their first appearance; its length is how many there are so far.
 
-    def __init__(self) -> None:
+    :param file: for messages.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._letters = 0
         self._codes: dict[str, int] = {}
         self._names: dict[str, int] = {}
 
@@ -147,11 +156,20 @@ class Names:
         ]
 
     def codes(self, cells: Sequence[str]) -> Ints32:
-        """Return the number of each name, int32; new names get the next ones."""
+        """Return the number of each name, int32; new names get the next ones.
+
+        :raises TraceError: for more names than fit: everything else of a trace has a few bytes a row.
+        """
         codes = self._codes
         for cell in dict.fromkeys(cells):
             if cell not in codes:
                 codes[cell] = self._names.setdefault(cell.strip(), len(self._names))
+                self._letters += len(cell)
+        if self._letters > MAX_NAMES_LETTERS:
+            raise TraceError(
+                "the names of all adapters are too long together", file=self._file, got=f"{len(self._names):,} names",
+                allowed=f"{MAX_NAMES_LETTERS:,} letters",
+            )  # fmt: skip
         return np.fromiter(map(codes.__getitem__, cells), np.int32, len(cells))
 
 

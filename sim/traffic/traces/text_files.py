@@ -18,12 +18,15 @@ from typing import IO, Any
 import numpy as np
 
 from sim.errors import TraceError
+from sim.reading import BLOCK_BYTES, ROW_BYTES, Bounded, open_regular
 from sim.traffic.traces.blocks import Block, Column, Table, TextColumn, text_of
 from sim.traffic.traces.parquet import ParquetTable
 from sim.traffic.traces.problems import Problems
 
 MOST_LINES = 10
 """Lines over which a row that isn't whole may go; with more, a quote has swallowed rows that would be lost unseen."""
+MAX_COLUMNS = 10_000
+"""Columns of a table, at most; the widest known format has 1,444."""
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -36,9 +39,9 @@ def open_table(file: str) -> Iterator[Table]:
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise TraceError("not a file", file=file)
-        with open(file, "rb") as raw:
+        with open_regular(file) as raw:
             if raw.read(4) == b"PAR1":
-                yield ParquetTable(file)
+                yield ParquetTable(file, raw)
                 return
             raw.seek(0)
             packed = raw.read(2) == b"\x1f\x8b"
@@ -63,15 +66,24 @@ def _text_table(file: str, raw: IO[bytes]) -> Table:
     is_json = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
     # Bytes that are no UTF-8 come through as lone surrogates, so that they are found in the row they stand in.
     newline = "\n" if is_json else ""
-    text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
-    return JsonTable(file, text) if is_json else CsvTable(file, text)
+    bounded = Bounded(raw, lambda: _too_long(file), rows=True)
+    text = io.TextIOWrapper(bounded, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    return JsonTable(file, text, bounded) if is_json else CsvTable(file, text, bounded)
+
+
+def _too_long(file: str) -> TraceError:
+    """Return the error for a row that doesn't end: a packed file of 10 MB can hold one of 10 GB."""
+    return TraceError(
+        "a row is too long", file=file, allowed=f"{ROW_BYTES >> 20} MiB", hint="a quote that is never closed?"
+    )
 
 
 class CsvTable:
     """Comma-separated text with a header."""
 
-    def __init__(self, file: str, text: IO[str]) -> None:
+    def __init__(self, file: str, text: IO[str], source: Bounded) -> None:
         self._reader = csv.reader(text, skipinitialspace=True)
+        self._source = source
         self.header: tuple[str, ...] = ()
         try:
             while not any(self.header):
@@ -80,6 +92,7 @@ class CsvTable:
             raise TraceError("the trace is empty", file=file) from None
         except csv.Error as error:
             raise TraceError("not a CSV table", file=file, line=self._reader.line_num, got=str(error)) from error
+        check_width(self.header, file)
 
     def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
         rows, lines = self._rows(count, problems)
@@ -99,20 +112,25 @@ class CsvTable:
         """Return rows and the lines on which they begin."""
         rows: list[list[str]] = []
         lines: list[int] = []
-        reader = self._reader
+        reader, source = self._reader, self._source
         line = reader.line_num
+        source.row_bytes = source.block_bytes = 0
         while True:
             try:
                 for row in islice(reader, count - len(rows)):
                     rows.append(row)
                     lines.append(line + 1)
                     line = reader.line_num
+                    source.row_bytes = 0
+                    if source.block_bytes > BLOCK_BYTES:
+                        break
                 return rows, lines
             except csv.Error as error:
                 problems.rows += 1
                 hint = "a quote that is never closed?" if "field limit" in str(error) else None
                 problems.add(line + 1, "not a CSV row", got=str(error), hint=hint)
                 line = reader.line_num
+                source.row_bytes = 0
 
 
 def _even(rows: list[list[str]], lines: list[int], width: int, problems: Problems) -> tuple[list[list[str]], list[int]]:
@@ -141,8 +159,9 @@ def _even(rows: list[list[str]], lines: list[int], width: int, problems: Problem
 class JsonTable:
     """JSON lines: one object a line; the keys of the first are the header."""
 
-    def __init__(self, file: str, text: IO[str]) -> None:
+    def __init__(self, file: str, text: IO[str], source: Bounded) -> None:
         self._lines = enumerate(text, start=1)
+        self._source = source
         self._first: list[tuple[int, str]] = []
         for number, line in self._lines:
             if line.strip():
@@ -152,13 +171,16 @@ class JsonTable:
         if record is None:
             raise TraceError("not a line of JSON", file=file, line=1, allowed="one object a line")
         self.header = tuple(record)
+        check_width(self.header, file)
 
     def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
         lines: list[int] = []
         cells: dict[str, list[str]] = {name: [] for name in columns}
-        seen = False
+        seen, source = False, self._source
+        source.block_bytes = 0
         for number, line in islice(self._take(), count):
             seen = True
+            source.row_bytes = 0
             record = _record(line)
             if record is None:
                 if line.strip():
@@ -168,6 +190,8 @@ class JsonTable:
             lines.append(number)
             for name in columns:
                 cells[name].append(text_of(record.get(name)))
+            if source.block_bytes > BLOCK_BYTES:
+                break
         problems.rows += len(lines)
         if not seen:
             return None
@@ -177,6 +201,15 @@ class JsonTable:
         while self._first:
             yield self._first.pop()
         yield from self._lines
+
+
+def check_width(header: Sequence[str], file: str) -> None:
+    """Refuse a header of more columns than any trace has.
+
+    :raises TraceError: for those; comparing millions of names would take hours.
+    """
+    if len(header) > MAX_COLUMNS:
+        raise TraceError("too many columns", file=file, got=f"{len(header):,}", allowed=f"up to {MAX_COLUMNS:,}")
 
 
 def _record(line: str) -> dict[str, Any] | None:

@@ -85,7 +85,7 @@ def read_windows(table: Table, ask: Ask) -> TraceData:
 
 def _load_windows(table: Table, problems: Problems, ask: Ask) -> Windows:
     columns = [name for name in WINDOW_COLUMNS if name in table.header]
-    names = Names()
+    names = Names(ask.file)
     parts: list[tuple[Ints, Ints32, Floats, Floats, NDArray[np.str_], Floats]] = []
     while not problems.hopeless and (block := table.read(columns, BLOCK_ROWS, problems)) is not None:
         rows = Rows(block, problems)
@@ -197,7 +197,7 @@ def read_function_counts(table: Table, ask: Ask) -> TraceData:
     """
     minutes = tuple(minute for minute in MINUTES if minute in table.header)
     check_columns(table, ask.file, (FUNCTION_COLUMN, "1"), (FUNCTION_COLUMN, *minutes))
-    problems, names = Problems(ask.file, ask.skip_bad), Names()
+    problems, names = Problems(ask.file, ask.skip_bad), Names(ask.file)
     found: list[tuple[Ints32, Ints32, Ints]] = []
     block_rows = max(1, BLOCK_CELLS // len(table.header))
     read = 0

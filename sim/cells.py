@@ -1,0 +1,32 @@
+"""Text in tables and messages: what a spreadsheet would run or a terminal obey is made plain."""
+
+from __future__ import annotations
+
+import re
+
+_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+
+def text_cell(text: str) -> str:
+    """Return a text for a cell of a CSV file: one that a spreadsheet would run as a formula gets a quote before it.
+
+    Numbers such as ``-1`` stay as they are: nothing can be run in them.
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def plain_text(text: str) -> str:
+    """Return a text for a terminal: control characters and lone surrogates, line breaks but for ``\\n``, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
+
+
+def printable(text: str, limit: int = 120) -> str:
+    """Return a stranger's text for one place in a sentence: cut short, no control characters, no lone surrogates."""
+    short = text if len(text) <= limit else text[: limit - 1] + "…"
+    return short if short.isprintable() else ascii(short)

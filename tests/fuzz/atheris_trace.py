@@ -1,0 +1,39 @@
+"""Fuzz the reader of traces by coverage: ``pip install atheris``, then ``atheris_trace.py -runs=100000``.
+
+``--corpus`` reads only the corpus and needs no atheris.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+
+from harness import fuzz, shortened
+
+if "--corpus" not in sys.argv:
+    import atheris
+
+    with atheris.instrument_imports(include=["sim.traffic.traces"]):
+        from sim.traffic.traces import read
+else:
+    from sim.traffic.traces import read
+
+from trace_samples import SAMPLES
+
+from sim.errors import InputError
+from sim.spec.trace import Trace
+from sim.traffic.traces.objects import read_objects
+
+
+def read_both(file: Path) -> None:
+    with contextlib.suppress(InputError):
+        read_objects(str(file), skip_bad=False)
+    read.read_trace(Trace(file=str(file), skip_bad=True))
+
+
+if __name__ == "__main__":
+    fuzz(read_both, shortened(SAMPLES.values()), "t")

@@ -1,0 +1,200 @@
+"""Run directories and adapter folders from strangers: nothing is read, written or removed outside of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.build import write_report
+from sim.errors import OutputError
+from sim.results import files
+from sim.results.files import digest_file, read_json, write_text
+from sim.results.point import UNITS, Metric, Point
+from sim.results.store import RunStore, read_run
+from sim.studies.vetting import digest_weights
+
+SCENARIO: dict[str, Any] = {"name": "demo"}
+MANIFEST: dict[str, Any] = {
+    "kind": "run", "name": "demo", "scenario": SCENARIO, "scenario_hash": "h1", "seed": 1, "point_keys": ["k1"],
+    "sets": [{}], "replications": 1, "code": "0", "versions": {}, "inputs": {}, "profile": {}, "command": "",
+}  # fmt: skip
+
+
+def a_point() -> Point:
+    return Point({}, {name: Metric(1.0, 0.9, 1.1, unit) for name, unit in UNITS.items()})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    with RunStore.create(tmp_path / "run", MANIFEST) as store:
+        store.finish([a_point()])
+    return tmp_path / "run"
+
+
+def test_the_run_itself_is_fine(run: Path) -> None:
+    assert len(read_run(run).points) == 1
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "points", "points/k1.json"])
+def test_links_out_of_a_run_are_not_followed(run: Path, tmp_path: Path, name: str) -> None:
+    (run / name).rename(tmp_path / "outside")
+    (run / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(OutputError, match="this is a link"):
+        read_run(run)
+
+
+def test_a_run_may_be_reached_through_a_link(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(run)
+    assert len(read_run(tmp_path / "latest").points) == 1
+
+
+def test_a_run_is_not_continued_through_a_link(run: Path, tmp_path: Path) -> None:
+    """Overwriting would remove the files of the folder that it leads to."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "settings.json").write_text("{}")
+    (run / "points" / "k1.json").unlink()
+    (run / "points").rmdir()
+    (run / "points").symlink_to(tmp_path / "mine")
+    with pytest.raises(OutputError, match="this is a link"):
+        RunStore.create(run, MANIFEST, overwrite=True)
+    assert (tmp_path / "mine" / "settings.json").exists()
+
+
+def test_a_lock_makes_no_file_elsewhere(run: Path, tmp_path: Path) -> None:
+    (run / ".lock").unlink()
+    (run / ".lock").symlink_to(tmp_path / "made")
+    with pytest.raises(OutputError):
+        RunStore.create(run, MANIFEST)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["report.html", ".report.html.PID.tmp"])
+def test_a_report_is_not_written_through_a_link(run: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").write_text("kept")
+    (run / name.replace("PID", str(os.getpid()))).symlink_to(tmp_path / "mine")
+    write_text(run / "report.html", "<html>")
+    assert (tmp_path / "mine").read_text() == "kept"
+    assert (run / "report.html").read_text() == "<html>"
+    assert not (run / "report.html").is_symlink()
+
+
+@pytest.mark.parametrize("key", ["../../secret", "/etc/passwd", "a/b", "", ".", "k1\n", "k1\0"])
+def test_keys_of_points_are_no_paths(run: Path, key: str) -> None:
+    edit(run, point_keys=[key])
+    with pytest.raises(OutputError, match="not the key of a point"):
+        read_run(run)
+
+
+def test_a_point_is_read_once(run: Path) -> None:
+    """Ten bytes of a manifest would be a point of 32 MiB each."""
+    edit(run, point_keys=["k1"] * 1000)
+    with pytest.raises(OutputError, match="a point stands there twice"):
+        read_run(run)
+
+
+def edit(run: Path, **changes: Any) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("[" + "[]," * 10_000 + "1]", "too many brackets"), ("[" * 100_000, "not JSON"), ("1" * 5000, "not JSON")],
+)
+def test_json_that_blows_up_is_refused(run: Path, text: str, problem: str) -> None:
+    (run / "manifest.json").write_text(text)
+    with pytest.raises(OutputError, match=problem):
+        read_run(run)
+
+
+def test_large_json_is_refused_before_it_is_parsed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (run / "manifest.json").open("wb") as out:
+        out.truncate(65 << 20)  # a file of holes
+    with pytest.raises(OutputError, match="larger than 64 MiB"):
+        read_run(run)
+    monkeypatch.setattr("sim.results.store.POINT_BYTES", 10)
+    with pytest.raises(OutputError, match="larger than 64 MiB"):
+        read_run(run)
+
+
+def test_a_large_point_is_a_damaged_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.results.store.POINT_BYTES", 10)
+    with pytest.raises(OutputError, match="this point is missing or damaged"):
+        read_run(run)
+
+
+@pytest.mark.timeout(10)
+def test_pipes_and_devices_are_not_read(run: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero")):
+        for read in (read_json, digest_file):
+            reader: Callable[[Path], object] = read
+            with pytest.raises(OutputError, match="it is not a file"):
+                reader(file)
+    (run / "requests.parquet").unlink(missing_ok=True)
+    (run / "requests.parquet").symlink_to(tmp_path / "pipe")
+    with RunStore.create(run, MANIFEST) as store:
+        assert not store.has_requests_of("k1")
+
+
+@pytest.mark.timeout(10)
+def test_what_is_hashed_of_new_versions_lies_in_their_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    before = digest_weights(folder)
+    (tmp_path / "secret").write_text("secret")
+    (folder / "adapter_config.json").symlink_to(tmp_path / "secret")
+    (folder / "adapter_model.safetensors").symlink_to("/dev/zero")
+    assert digest_weights(folder) == before
+    os.mkfifo(folder / "trainer_state.json")  # whose content nobody waits for; a vetting finds that there is no log
+    assert digest_weights(folder) == before
+
+
+def test_nothing_in_the_repository_loads_a_pickle_of_a_file() -> None:
+    """The one pickle is made in the same line that loads it, to see whether an error can travel."""
+    root = Path(files.__file__).parents[2]
+    sources = [file for name in ("sim", "reports") for file in (root / name).rglob("*.py")]
+    assert len(sources) > 200
+    words = (
+        "pickle.load",
+        "read_pickle",
+        "allow_pickle=True",
+        "joblib.load",
+        "torch.load",
+        "yaml.load(",
+        "eval(",
+        "exec(",
+    )
+    found = {
+        (file.name, word) for file in sources for word in words
+        if word in file.read_text(encoding="utf-8").replace("pickle.loads(pickle.dumps(error))", "")
+    }  # fmt: skip
+    assert not found
+
+
+def test_a_report_of_a_strangers_run_is_text(run: Path) -> None:
+    evil = '</title></style></pre><script>alert(1)</script><img src=x onerror="alert(1)">'
+    edit(
+        run, name=evil, command=evil, code=evil, started_at=evil, versions={evil: evil}, inputs={evil: evil},
+        scenario={"name": evil, "description": f"javascript:alert(1){evil}"},
+        profile={"name": evil, "status": "measured", "sha256": evil, "sources": {evil: evil}},
+    )  # fmt: skip
+    point = json.loads((run / "points" / "k1.json").read_text())
+    point["point"].update(
+        warnings=[evil], groups=[{"group": evil, "adapters": 1, "adapter_bytes": 1, "requests": 1, "miss_ratio": 0.1,
+                                  "ttft_p99_s": 1.0, "e2e_p99_s": 1.0}],
+        events=[{"t_s": 1.0, "kind": evil, "text": evil}],
+    )  # fmt: skip
+    (run / "points" / "k1.json").write_text(json.dumps(point))
+    text = write_report(read_run(run)).read_text()
+    assert text.count("<script") == 1
+    assert "<img" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert 'href="javascript' not in text
+    assert "default-src 'none'; script-src 'sha256-" in text
