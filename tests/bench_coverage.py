@@ -1,11 +1,11 @@
 """Count how often the printed 95 % intervals hold, on queues whose true values are known.
 
-``python tests/bench_coverage.py --out FILE [--runs 200] [--requests 20000 2000] [--load .5 .7 ...] [--jobs 1]``: every
-run is one point as ``loraplan run`` makes it, with a seed of its own and 5 replications, and becomes one line of FILE.
-It can be stopped at any time and goes on where it was; ``--table`` prints the tables of what is there. M/M/1 and M/D/1
-are known in closed form, cache-thrash from long runs of its own (``--references`` of ``--long`` requests a load).
+``python tests/bench_coverage.py --out FILE [--runs 200] [--first-seed 2001] [--requests 20000 2000] [--load .5 ...]``:
+every run is one point as ``loraplan run`` makes it, with a seed of its own and 5 replications, and becomes a line of
+FILE. It can be stopped at any time and goes on where it was; ``--table`` prints the tables of what is there. M/M/1 and
+M/D/1 are known in closed form, cache-thrash from long runs of its own (``--references`` of ``--long`` requests a load).
 
-Lines of another version of the simulator are left out. Seeds: 1 to RUNS; references 1,000,001 and on.
+Lines of another version of the simulator are left out. References have seeds of their own: 1,000,001 and on.
 """
 
 from __future__ import annotations
@@ -80,15 +80,20 @@ def simulated(task: Task) -> dict[str, Any]:
 
 
 def tasks(
-    scenarios: list[str], loads: list[float], requests: list[int], runs: int, references: int, long: int
+    scenarios: list[str],
+    loads: list[float],
+    requests: list[int],
+    seeds: range,
+    references: int,
+    long: int,
 ) -> list[Task]:
     """Return all runs, seed by seed: whenever they are stopped, every row of the tables has about as many."""
-    found = []
-    for index in range(runs):
-        found += [Task(s, load, n, index + 1) for s in scenarios for load in loads for n in requests]
+    found, runs = [], len(seeds)
+    for index, seed in enumerate(seeds):
+        found += [Task(s, load, n, seed) for s in scenarios for load in loads for n in requests]
         if "cache-thrash" in scenarios and index * references // runs < (index + 1) * references // runs:
-            seed = FIRST_REFERENCE + index * references // runs
-            found += [Task("cache-thrash", load, long, seed) for load in loads]
+            reference = FIRST_REFERENCE + index * references // runs
+            found += [Task("cache-thrash", load, long, reference) for load in loads]
     return found
 
 
@@ -242,6 +247,7 @@ def main() -> None:
     parser.add_argument("--load", nargs="+", type=float, default=LOADS)
     parser.add_argument("--requests", nargs="+", type=int, default=(20_000, 2_000), help="of each replication")
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--first-seed", type=int, default=2001, help="of the runs; 1 to 72 are those the rules saw")
     parser.add_argument("--references", type=int, default=8)
     parser.add_argument("--long", type=int, default=1_000_000, help="requests of a reference")
     parser.add_argument("--jobs", type=int, default=1)
@@ -251,7 +257,8 @@ def main() -> None:
     )
     asked = parser.parse_args()
     if not asked.table:
-        wanted = tasks(asked.scenario, asked.load, asked.requests, asked.runs, asked.references, asked.long)
+        seeds = range(asked.first_seed, asked.first_seed + asked.runs)
+        wanted = tasks(asked.scenario, asked.load, asked.requests, seeds, asked.references, asked.long)
         simulate(wanted, asked.out, asked.jobs)
     found = list(lines(asked.out))
     print_tables(rows(found), asked.details)

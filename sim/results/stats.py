@@ -29,23 +29,27 @@ WIDE = 0.10
 """A half-width above this share of the value leaves a metric unsettled."""
 ENOUGH_REPLICATIONS = 5
 """Replications from which on the spread between them counts too."""
-TURNS = 750
+TURNS = 1000
 TURNS_P99 = 4000
 """Turns that a mean or median, and a p99, need before a half-width is believed (docs/statistics.md).
 
-Half-widths of queues with one server are about 9 % of the value there, at any load; with fewer turns only luck makes
-one less than ``WIDE``.
+Of exponential times, half-widths are 7 to 9 % of the value there, at any load; with far fewer turns only luck makes one
+less than ``WIDE``. Values that vary less need fewer, by the square, but never fewer than ``FEWEST``: sections with a
+turn or two each depend on one another.
 """
-INDEPENDENT = 12
-"""Values that a turn takes where they hardly depend on each other: 8 where not at all, since a quarter lies above and a
-quarter below; half as many again, since turns are counted in a sample."""
+FEWEST = 200
+BODY = 0.95
+"""How much a p99 varies is judged by how far it lies above this quantile."""
+INDEPENDENT, DEPENDENT = 9.0, 12.0
+"""Values a turn up to which no turns are needed, and from which all are. Where values don't depend on each other a turn
+takes 8, since a quarter lies above and a quarter below, or a little more by chance."""
 STRIDES = {1: 1.0, 16: 0.5}
 """Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn.
 Beside it the share of the turns that is needed: such means turn half as often in a busy queue."""
 MIN_STRIDES = 200
 """Values below which their turns say nothing."""
-NARROW = 0.025
-"""A half-width up to this share of the value is no luck, however few the turns: most of the value never changes."""
+NARROW = 0.01
+"""A half-width up to this share of the value is believed however few the turns: most of the value never changes."""
 _DIGITS = 7
 """Significant digits of parts."""
 NARROW_SHARE = 0.005
@@ -136,14 +140,14 @@ class Sampled:
 
     def mean(self, unit: str) -> Metric:
         """Return the mean, with its interval."""
-        return self._estimate(lambda part: float(np.mean(part)), unit, MIN_FOR_REST, 1, TURNS)
+        return self._estimate(lambda part: float(np.mean(part)), unit, MIN_FOR_REST, 1)
 
     def quantile(self, q: float, unit: str) -> Metric:
         """Return a quantile, with its interval; none where too few requests were measured."""
         tail = q >= 0.99
         return self._estimate(
             lambda part: float(np.quantile(part, q)), unit, self._least_for_p99 if tail else MIN_FOR_REST,
-            MIN_SECTION_P99 if tail else 1, TURNS_P99 if tail else TURNS,
+            MIN_SECTION_P99 if tail else 1, q if tail else None,
         )  # fmt: skip
 
     def quantiles(self, q: list[float]) -> list[float]:
@@ -159,7 +163,7 @@ class Sampled:
         return self._turns
 
     def _estimate(
-        self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int, turns: int
+        self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int, tail: float | None = None
     ) -> Metric:
         if len(self) < least:
             note = f"not enough data: {len(self):,} measured requests, {least:,} are needed"
@@ -171,10 +175,10 @@ class Sampled:
         if metric.settled and min(map(len, parts)) < least_each:
             metric.settled, metric.note = False, f"fewer than {least_each} requests in a section: run more requests"
         if metric.settled:
-            self._doubt(metric, turns)
+            self._doubt(metric, tail)
         return metric
 
-    def _doubt(self, metric: Metric, needed: int) -> None:
+    def _doubt(self, metric: Metric, tail: float | None) -> None:
         """Unsettle a metric where requests depend on each other and too few stretches of them are behind it.
 
         Where half-widths are usually wide, those that pass for narrow come from runs without their share of long
@@ -184,11 +188,25 @@ class Sampled:
         assert metric.hi is not None
         if metric.hi - metric.value <= NARROW * abs(metric.value):
             return
+        needed = self._needed(metric.value, tail)
         for (turns, values), share in zip(self.turns, STRIDES.values(), strict=False):
-            least = round(share * needed)
-            if metric.settled and values >= MIN_STRIDES and turns < min(least, values / INDEPENDENT):
+            depend = (values / max(1, turns) - INDEPENDENT) / (DEPENDENT - INDEPENDENT)
+            least = round(share * needed * min(1.0, depend))
+            if metric.settled and values >= MIN_STRIDES and turns < least:
                 metric.settled = False
                 metric.note = f"the queue turned {turns:,} times, {least:,} are needed: run more requests"
+
+    def _needed(self, value: float, tail: float | None) -> float:
+        """Return how many turns a statistic needs if requests depend on each other.
+
+        :param value: the statistic; ``tail``: which quantile of the tail it is, None for a mean or median.
+        """
+        if tail is None:
+            turns, spread, usual = TURNS, float(np.std(self._values)), float(np.mean(self._values))
+        else:
+            turns, spread = TURNS_P99, value - float(np.quantile(self._values, BODY))
+            usual = value * (1 - math.log(1 - BODY) / math.log(1 - tail))
+        return max(FEWEST, turns * min(1.0, spread / usual) ** 2)
 
 
 def turns_of(values: Floats) -> int:

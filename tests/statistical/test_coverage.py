@@ -29,7 +29,7 @@ def test_closed_forms_are_those_of_the_oracles(shared: Path) -> None:
 
 def test_a_few_runs_of_the_table(tmp_path: Path) -> None:
     """At half load means hold; at .9 only luck would make one narrow, and none is settled."""
-    wanted = tasks(["M/M/1"], [0.5, 0.9], [4_000], RUNS, 0, 0)
+    wanted = tasks(["M/M/1"], [0.5, 0.9], [4_000], range(1, RUNS + 1), 0, 0)
     simulate(wanted[:5], tmp_path / "runs.jsonl", jobs=1)
     with (tmp_path / "runs.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"code": "cut sho')
@@ -64,7 +64,7 @@ def test_what_a_reference_leaves_open_is_in_the_limits() -> None:
 
 
 def test_references_are_spread_over_the_runs() -> None:
-    wanted = tasks(["cache-thrash"], [0.5], [100], 20, 4, 1_000)
+    wanted = tasks(["cache-thrash"], [0.5], [100], range(1, 21), 4, 1_000)
     assert [task.seed - FIRST_REFERENCE for task in wanted if task.reference] == [0, 1, 2, 3]
     assert len(wanted) == len(set(wanted)) == 24
 

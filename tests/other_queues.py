@@ -1,0 +1,179 @@
+"""Queues on which no rule of the intervals was chosen: their sample paths, and what is known of them.
+
+Service takes 1 s on average at the one server, or ``SERVERS`` s at each of several. Times are in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+
+Floats = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, float, tuple[int, int]], tuple[Floats, Floats]]
+"""Random numbers, load, (replications, requests) to gaps before requests and service times, both of that shape."""
+
+SERVERS = 4
+BATCH = 4.0
+"""Mean size of batches that arrive together; sizes are geometric."""
+SCV = 4.0
+"""Squared coefficient of variation of the hyperexponential and log-normal laws."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """How a queue is drawn, and its wait and E2E.
+
+    :ivar wait, e2e: by load: the tail P(> t) as a sum of weights times exp(-rate t); what lacks to 1 doesn't wait at
+        all. None where only the mean is known.
+    :ivar wait_mean_s: by load.
+    """
+
+    draw: Draw
+    wait_mean_s: Callable[[float], float]
+    wait: Callable[[float], list[tuple[float, float]]] | None = None
+    e2e: Callable[[float], list[tuple[float, float]]] | None = None
+    servers: int = 1
+
+
+def path(
+    queue: Queue, load: float, requests: int, replications: int, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Return waits and E2E, (replications, requests), of queues that start empty."""
+    gaps, service = queue.draw(rng, load, (replications, requests))
+    if queue.servers == 1:  # Lindley
+        walk = np.zeros_like(gaps)
+        np.cumsum(service[:, :-1] - gaps[:, 1:], axis=1, out=walk[:, 1:])
+        wait = walk - np.minimum.accumulate(walk, axis=1)
+    else:  # Kiefer and Wolfowitz: the work that each server has left, in order
+        wait, left = np.empty_like(gaps), np.zeros((replications, queue.servers))
+        for i in range(requests):
+            left = np.maximum(left - gaps[:, i, None], 0.0)
+            left.sort(axis=1)
+            wait[:, i] = left[:, 0]
+            left[:, 0] += service[:, i]
+    return wait, wait + service
+
+
+def truth(queue: Queue, load: float) -> dict[str, float]:
+    """Return what is known: means always, quantiles where the tail is."""
+    mean = queue.wait_mean_s(load)
+    found = {"queue_mean_s": mean, "e2e_mean_s": mean + queue.servers}
+    for name, tail in (("queue", queue.wait), ("e2e", queue.e2e)):
+        if tail is not None:
+            found |= {f"{name}_p50_s": quantile(tail(load), 0.5), f"{name}_p99_s": quantile(tail(load), 0.99)}
+    return found
+
+
+def quantile(tail: list[tuple[float, float]], q: float) -> float:
+    """Return a quantile of the law with this tail; 0 where that many don't wait."""
+    if sum(weight for weight, _ in tail) <= 1 - q:
+        return 0.0
+    slowest = min(rate for _, rate in tail)
+    return float(brentq(lambda t: sum(w * math.exp(-rate * t) for w, rate in tail) - (1 - q), 0, 100 / slowest))
+
+
+def _hyper(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    first = rng.uniform(size=shape) < _P
+    return rng.exponential(1.0, shape) / np.where(first, 2 * _P, 2 * (1 - _P))
+
+
+_P = (1 + math.sqrt((SCV - 1) / (SCV + 1))) / 2
+"""Share of the short times of a hyperexponential law of mean 1 with balanced means: its rates are 2 p and 2 (1 - p)."""
+_SIGMA = math.sqrt(math.log(1 + SCV))
+
+
+def _poisson(rng: np.random.Generator, load: float, shape: tuple[int, int]) -> Floats:
+    return rng.exponential(1 / load, shape)
+
+
+def _batches(rng: np.random.Generator, load: float, shape: tuple[int, int]) -> Floats:
+    """Return gaps of Poisson batches: nothing before those that come with the one before."""
+    return np.where(rng.uniform(size=shape) < 1 / BATCH, rng.exponential(BATCH / load, shape), 0.0)
+
+
+def _khinchine(scv: float) -> Callable[[float], float]:
+    return lambda load: load * (1 + scv) / (2 * (1 - load))
+
+
+def _hyper_service(load: float) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return the tails of wait and E2E of M/H2/1: Pollaczek and Khinchine's transform has two poles."""
+    p, fast, slow = (_P, 1 - _P), 2 * _P, 2 * (1 - _P)
+    mixed = np.array([p[0] * fast + p[1] * slow, fast * slow])  # B(s) (s + fast) (s + slow) = mixed[0] s + mixed[1]
+    both = np.array([1.0, fast + slow, fast * slow])
+    below = np.polyadd(np.polymul([1.0, -load], both), load * np.concatenate(([0.0, 0.0], mixed)))[:-1]
+    tails = []
+    for above in (both, mixed):
+        poles = np.roots(below)
+        weights = (1 - load) * np.polyval(above, poles) / np.polyval(np.polyder(below), poles) / -poles
+        tails.append([(float(w), float(-pole)) for w, pole in zip(weights.real, poles.real, strict=True)])
+    return tails[0], tails[1]
+
+
+def _root(transform: Callable[[float, float], float], load: float) -> float:
+    """Return the share that waits in GI/M/1: the root below 1 of x = A(1 - x)."""
+    return float(brentq(lambda x: transform(1 - x, load) - x, 0.0, 1 - 1e-9))
+
+
+def _erlang2(s: float, load: float) -> float:
+    return (2 * load / (2 * load + s)) ** 2
+
+
+def _hyper_gaps(s: float, load: float) -> float:
+    return sum(p * rate / (rate + s) for p, rate in ((_P, 2 * _P * load), (1 - _P, 2 * (1 - _P) * load)))
+
+
+def _gim1(draw: Draw, transform: Callable[[float, float], float]) -> Queue:
+    return Queue(
+        draw,
+        lambda load: (x := _root(transform, load)) / (1 - x),
+        lambda load: [(x := _root(transform, load), 1 - x)],
+        lambda load: [(1.0, 1 - _root(transform, load))],
+    )
+
+
+def _erlang_c(load: float) -> float:
+    """Return the share that waits in M/M/c."""
+    offered = load * SERVERS
+    last = offered**SERVERS / math.factorial(SERVERS) / (1 - load)
+    return last / (sum(offered**k / math.factorial(k) for k in range(SERVERS)) + last)
+
+
+def _mmc_e2e(load: float) -> list[tuple[float, float]]:
+    waits, own, rest = _erlang_c(load), 1 / SERVERS, 1 - load
+    return [(1 - waits + waits * rest / (rest - own), own), (-waits * own / (rest - own), rest)]
+
+
+QUEUES = {
+    "M/H2/1": Queue(
+        lambda rng, load, shape: (_poisson(rng, load, shape), _hyper(rng, shape)),
+        _khinchine(SCV),
+        lambda load: _hyper_service(load)[0],
+        lambda load: _hyper_service(load)[1],
+    ),
+    "M/LN/1": Queue(
+        lambda rng, load, shape: (_poisson(rng, load, shape), rng.lognormal(-(_SIGMA**2) / 2, _SIGMA, shape)),
+        _khinchine(SCV),
+    ),
+    "E2/M/1": _gim1(
+        lambda rng, load, shape: (rng.gamma(2, 1 / (2 * load), shape), rng.exponential(1.0, shape)), _erlang2
+    ),
+    "H2/M/1": _gim1(lambda rng, load, shape: (_hyper(rng, shape) / load, rng.exponential(1.0, shape)), _hyper_gaps),
+    "batches/M/1": Queue(
+        lambda rng, load, shape: (_batches(rng, load, shape), rng.exponential(1.0, shape)),
+        lambda load: BATCH / (1 - load) - 1,
+        lambda load: [(1 - (1 - load) / BATCH, (1 - load) / BATCH)],
+        lambda load: [(1.0, (1 - load) / BATCH)],
+    ),
+    f"M/M/{SERVERS}": Queue(
+        lambda rng, load, shape: (_poisson(rng, load, shape), rng.exponential(SERVERS, shape)),
+        lambda load: _erlang_c(load) / (1 - load),
+        lambda load: [(_erlang_c(load), 1 - load)],
+        _mmc_e2e,
+        SERVERS,
+    ),
+}
