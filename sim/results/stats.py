@@ -30,26 +30,22 @@ WIDE = 0.10
 ENOUGH_REPLICATIONS = 5
 """Replications from which on the spread between them counts too."""
 TURNS = 1000
-TURNS_P99 = 4000
+TURNS_P99 = 3500
 """Turns that a mean or median, and a p99, need before a half-width is believed (docs/statistics.md).
 
-Of exponential times, half-widths are 7 to 9 % of the value there, at any load; with far fewer turns only luck makes one
-less than ``WIDE``. Values that vary less need fewer, by the square, but never fewer than ``FEWEST``: sections with a
-turn or two each depend on one another.
+Of exponential times, half-widths are 5 to 9 % of the value there; with far fewer turns only luck makes one less than
+``WIDE``.
 """
-FEWEST = 200
-BODY = 0.95
-"""How much a p99 varies is judged by how far it lies above this quantile."""
+NARROW = 0.04
+"""Half-widths below this share of the value need fewer turns, by the square: values vary little where that is usual."""
 INDEPENDENT, DEPENDENT = 9.0, 12.0
 """Values a turn up to which no turns are needed, and from which all are. Where values don't depend on each other a turn
 takes 8, since a quarter lies above and a quarter below, or a little more by chance."""
 STRIDES = {1: 1.0, 16: 0.5}
 """Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn.
 Beside it the share of the turns that is needed: such means turn half as often in a busy queue."""
-MIN_STRIDES = 200
-"""Values below which their turns say nothing."""
-NARROW = 0.01
-"""A half-width up to this share of the value is believed however few the turns: most of the value never changes."""
+MIN_STRIDES = 500
+"""Values below which their turns say nothing: there are some 60, if values don't depend on each other."""
 _DIGITS = 7
 """Significant digits of parts."""
 NARROW_SHARE = 0.005
@@ -147,7 +143,7 @@ class Sampled:
         tail = q >= 0.99
         return self._estimate(
             lambda part: float(np.quantile(part, q)), unit, self._least_for_p99 if tail else MIN_FOR_REST,
-            MIN_SECTION_P99 if tail else 1, q if tail else None,
+            MIN_SECTION_P99 if tail else 1, tail=tail,
         )  # fmt: skip
 
     def quantiles(self, q: list[float]) -> list[float]:
@@ -163,7 +159,7 @@ class Sampled:
         return self._turns
 
     def _estimate(
-        self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int, tail: float | None = None
+        self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int, *, tail: bool = False
     ) -> Metric:
         if len(self) < least:
             note = f"not enough data: {len(self):,} measured requests, {least:,} are needed"
@@ -175,38 +171,27 @@ class Sampled:
         if metric.settled and min(map(len, parts)) < least_each:
             metric.settled, metric.note = False, f"fewer than {least_each} requests in a section: run more requests"
         if metric.settled:
-            self._doubt(metric, tail)
+            self._doubt(metric, tail=tail)
         return metric
 
-    def _doubt(self, metric: Metric, tail: float | None) -> None:
+    def _doubt(self, metric: Metric, *, tail: bool) -> None:
         """Unsettle a metric where requests depend on each other and too few stretches of them are behind it.
 
         Where half-widths are usually wide, those that pass for narrow come from runs without their share of long
         queues, and their values are too low as well. The half-width can't tell, turns can: they vary little.
+
+        :param tail: whether it is a p99.
         """
         assert metric.value is not None
         assert metric.hi is not None
-        if metric.hi - metric.value <= NARROW * abs(metric.value):
-            return
-        needed = self._needed(metric.value, tail)
+        half = (metric.hi - metric.value) / metric.value if metric.value else 0.0
+        needed = (TURNS_P99 if tail else TURNS) * min(1.0, half / NARROW) ** 2
         for (turns, values), share in zip(self.turns, STRIDES.values(), strict=False):
             depend = (values / max(1, turns) - INDEPENDENT) / (DEPENDENT - INDEPENDENT)
             least = round(share * needed * min(1.0, depend))
             if metric.settled and values >= MIN_STRIDES and turns < least:
                 metric.settled = False
                 metric.note = f"the queue turned {turns:,} times, {least:,} are needed: run more requests"
-
-    def _needed(self, value: float, tail: float | None) -> float:
-        """Return how many turns a statistic needs if requests depend on each other.
-
-        :param value: the statistic; ``tail``: which quantile of the tail it is, None for a mean or median.
-        """
-        if tail is None:
-            turns, spread, usual = TURNS, float(np.std(self._values)), float(np.mean(self._values))
-        else:
-            turns, spread = TURNS_P99, value - float(np.quantile(self._values, BODY))
-            usual = value * (1 - math.log(1 - BODY) / math.log(1 - tail))
-        return max(FEWEST, turns * min(1.0, spread / usual) ** 2)
 
 
 def turns_of(values: Floats) -> int:
