@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bench_coverage import FIRST_REFERENCE, Task, cell, key, lines, rows, simulate, simulated, tasks
 from known_queues import md1, mm1
+from queue_paths import QUEUES, path
 
-from sim.results.stats import TURNS, TURNS_P99, Sampled, turns_of
+from sim.results.stats import DEPENDENT, INDEPENDENT, NARROW, STRIDES, TURNS, TURNS_P99, Sampled, turns_of
 
 RUNS = 6
 
@@ -112,6 +115,45 @@ def test_a_narrow_interval_of_a_slow_queue_is_luck() -> None:
     assert longer.quantile(0.99, "s").settled
 
 
-def test_what_hardly_changes_needs_no_turns() -> None:
+def test_what_hardly_changes_needs_few_turns() -> None:
     slow = 100 + np.repeat(np.random.default_rng(1).exponential(size=500), 16)
     assert sampled(slow).mean("s").settled
+
+
+def test_a_dozen_stretches_are_too_few_for_a_narrow_interval_too() -> None:
+    """A half-width of 2 % needs a quarter of the turns, not none."""
+    metric = sampled(20 + np.repeat(np.random.default_rng(1).exponential(size=100), 160)).mean("s")
+    assert metric.value is not None
+    assert metric.hi is not None
+    half = metric.hi / metric.value - 1
+    assert 0.015 < half < 0.03
+    needed = round(STRIDES[16] * TURNS * (half / NARROW) ** 2)
+    assert re.fullmatch(rf"the queue turned 1\d times, {needed} are needed: run more requests", metric.note)
+
+
+def test_weak_dependence_needs_fewer_turns() -> None:
+    """Each value depends a little on the one before: a turn takes 10 to 11 values instead of 8."""
+    noise = np.random.default_rng(1).exponential(size=(3, 8_001))
+    values = noise[:, 1:] + 0.35 * noise[:, :-1]
+    short, long = sampled(values[0]), sampled(values.ravel())
+    (turns, count), *_ = long.turns
+    assert INDEPENDENT < count / turns < DEPENDENT
+    assert turns < TURNS_P99
+    assert long.quantile(0.99, "s").settled
+    assert short.quantile(0.99, "s").note.startswith("the queue turned")
+
+
+@pytest.mark.parametrize("name", ["M/H2/1", "E2/M/1", "H2/M/1", "batches/M/1", "M/M/4"])
+def test_sample_paths_of_other_queues_are_those_of_their_closed_forms(name: str) -> None:
+    """Five standard errors of what eighty long replications say; at half load these are small."""
+    queue, load = QUEUES[name], 0.5
+    waits, e2e = (part[:, 500:] for part in path(queue, load, (80, 5_000), np.random.default_rng(1)))
+    known = queue.known(load)
+    for kind, values in (("queue", waits), ("e2e", e2e)):
+        for metric, each in (
+            (f"{kind}_mean_s", values.mean(axis=1)),
+            (f"{kind}_p99_s", np.quantile(values, 0.99, axis=1)),
+        ):
+            error = each.std(ddof=1) / math.sqrt(len(each))
+            assert abs(each.mean() - known[metric]) < 5 * error, metric
+            assert error < 0.03 * known[metric], "few enough errors that a wrong form is seen"

@@ -1,6 +1,6 @@
-"""Queues on which no rule of the intervals was chosen: their sample paths, and what is known of them.
+"""Sample paths of queues whose waits are known: two on which the rules of intervals were chosen, and others.
 
-Service takes 1 s on average at the one server, or ``SERVERS`` s at each of several. Times are in seconds.
+Service takes 1 s on average at the one server, or ``SERVERS`` s at each of several.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from known_queues import md1, mm1
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
@@ -24,34 +25,29 @@ SCV = 4.0
 """Squared coefficient of variation of the hyperexponential and log-normal laws."""
 
 
+Tail = list[tuple[float, float]]
+"""P(> t) as a sum of weights times exp(-rate t); what the weights lack to 1 doesn't wait at all."""
+
+
 @dataclass(frozen=True)
 class Queue:
-    """How a queue is drawn, and its wait and E2E.
-
-    :ivar wait, e2e: by load: the tail P(> t) as a sum of weights times exp(-rate t); what lacks to 1 doesn't wait at
-        all. None where only the mean is known.
-    :ivar wait_mean_s: by load.
-    """
+    """How a queue is drawn, and what is known of its wait and E2E, by metric, at a load."""
 
     draw: Draw
-    wait_mean_s: Callable[[float], float]
-    wait: Callable[[float], list[tuple[float, float]]] | None = None
-    e2e: Callable[[float], list[tuple[float, float]]] | None = None
+    known: Callable[[float], dict[str, float]]
     servers: int = 1
 
 
-def path(
-    queue: Queue, load: float, requests: int, replications: int, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
-    """Return waits and E2E, (replications, requests), of queues that start empty."""
-    gaps, service = queue.draw(rng, load, (replications, requests))
+def path(queue: Queue, load: float, shape: tuple[int, int], rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Return waits and E2E, (replications, requests) as ``shape`` says, of queues that start empty."""
+    gaps, service = queue.draw(rng, load, shape)
     if queue.servers == 1:  # Lindley
         walk = np.zeros_like(gaps)
         np.cumsum(service[:, :-1] - gaps[:, 1:], axis=1, out=walk[:, 1:])
         wait = walk - np.minimum.accumulate(walk, axis=1)
     else:  # Kiefer and Wolfowitz: the work that each server has left, in order
-        wait, left = np.empty_like(gaps), np.zeros((replications, queue.servers))
-        for i in range(requests):
+        wait, left = np.empty_like(gaps), np.zeros((shape[0], queue.servers))
+        for i in range(shape[1]):
             left = np.maximum(left - gaps[:, i, None], 0.0)
             left.sort(axis=1)
             wait[:, i] = left[:, 0]
@@ -59,17 +55,15 @@ def path(
     return wait, wait + service
 
 
-def truth(queue: Queue, load: float) -> dict[str, float]:
-    """Return what is known: means always, quantiles where the tail is."""
-    mean = queue.wait_mean_s(load)
-    found = {"queue_mean_s": mean, "e2e_mean_s": mean + queue.servers}
-    for name, tail in (("queue", queue.wait), ("e2e", queue.e2e)):
-        if tail is not None:
-            found |= {f"{name}_p50_s": quantile(tail(load), 0.5), f"{name}_p99_s": quantile(tail(load), 0.99)}
+def of_tails(wait_mean_s: float, wait: Tail, e2e: Tail, servers: int = 1) -> dict[str, float]:
+    """Return means and quantiles."""
+    found = {"queue_mean_s": wait_mean_s, "e2e_mean_s": wait_mean_s + servers}
+    for name, tail in (("queue", wait), ("e2e", e2e)):
+        found |= {f"{name}_p50_s": quantile(tail, 0.5), f"{name}_p99_s": quantile(tail, 0.99)}
     return found
 
 
-def quantile(tail: list[tuple[float, float]], q: float) -> float:
+def quantile(tail: Tail, q: float) -> float:
     """Return a quantile of the law with this tail; 0 where that many don't wait."""
     if sum(weight for weight, _ in tail) <= 1 - q:
         return 0.0
@@ -96,11 +90,11 @@ def _batches(rng: np.random.Generator, load: float, shape: tuple[int, int]) -> F
     return np.where(rng.uniform(size=shape) < 1 / BATCH, rng.exponential(BATCH / load, shape), 0.0)
 
 
-def _khinchine(scv: float) -> Callable[[float], float]:
-    return lambda load: load * (1 + scv) / (2 * (1 - load))
+def _khinchine(load: float, scv: float) -> float:
+    return load * (1 + scv) / (2 * (1 - load))
 
 
-def _hyper_service(load: float) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+def _hyper_service(load: float) -> tuple[Tail, Tail]:
     """Return the tails of wait and E2E of M/H2/1: Pollaczek and Khinchine's transform has two poles."""
     p, fast, slow = (_P, 1 - _P), 2 * _P, 2 * (1 - _P)
     mixed = np.array([p[0] * fast + p[1] * slow, fast * slow])  # B(s) (s + fast) (s + slow) = mixed[0] s + mixed[1]
@@ -127,13 +121,18 @@ def _hyper_gaps(s: float, load: float) -> float:
     return sum(p * rate / (rate + s) for p, rate in ((_P, 2 * _P * load), (1 - _P, 2 * (1 - _P) * load)))
 
 
-def _gim1(draw: Draw, transform: Callable[[float, float], float]) -> Queue:
-    return Queue(
-        draw,
-        lambda load: (x := _root(transform, load)) / (1 - x),
-        lambda load: [(x := _root(transform, load), 1 - x)],
-        lambda load: [(1.0, 1 - _root(transform, load))],
-    )
+def _gim1(transform: Callable[[float, float], float]) -> Callable[[float], dict[str, float]]:
+    def known(load: float) -> dict[str, float]:
+        waits = _root(transform, load)
+        return of_tails(waits / (1 - waits), [(waits, 1 - waits)], [(1.0, 1 - waits)])
+
+    return known
+
+
+def _batches_known(load: float) -> dict[str, float]:
+    """Return what is known: a batch is served in an exponential time, and so is its part up to a request."""
+    rate = (1 - load) / BATCH
+    return of_tails(1 / rate - 1, [(1 - rate, rate)], [(1.0, rate)])
 
 
 def _erlang_c(load: float) -> float:
@@ -143,37 +142,36 @@ def _erlang_c(load: float) -> float:
     return last / (sum(offered**k / math.factorial(k) for k in range(SERVERS)) + last)
 
 
-def _mmc_e2e(load: float) -> list[tuple[float, float]]:
+def _mmc_known(load: float) -> dict[str, float]:
     waits, own, rest = _erlang_c(load), 1 / SERVERS, 1 - load
-    return [(1 - waits + waits * rest / (rest - own), own), (-waits * own / (rest - own), rest)]
+    e2e = [(1 - waits + waits * rest / (rest - own), own), (-waits * own / (rest - own), rest)]
+    return of_tails(waits / rest, [(waits, rest)], e2e, SERVERS)
 
 
 QUEUES = {
+    "M/M/1": Queue(
+        lambda rng, load, shape: (_poisson(rng, load, shape), rng.exponential(1.0, shape)), lambda x: mm1(x, 1)
+    ),
+    "M/D/1": Queue(lambda rng, load, shape: (_poisson(rng, load, shape), np.ones(shape)), lambda x: md1(x, 1)),
     "M/H2/1": Queue(
         lambda rng, load, shape: (_poisson(rng, load, shape), _hyper(rng, shape)),
-        _khinchine(SCV),
-        lambda load: _hyper_service(load)[0],
-        lambda load: _hyper_service(load)[1],
+        lambda load: of_tails(_khinchine(load, SCV), *_hyper_service(load)),
     ),
     "M/LN/1": Queue(
         lambda rng, load, shape: (_poisson(rng, load, shape), rng.lognormal(-(_SIGMA**2) / 2, _SIGMA, shape)),
-        _khinchine(SCV),
+        lambda load: {"queue_mean_s": _khinchine(load, SCV), "e2e_mean_s": _khinchine(load, SCV) + 1},
     ),
-    "E2/M/1": _gim1(
-        lambda rng, load, shape: (rng.gamma(2, 1 / (2 * load), shape), rng.exponential(1.0, shape)), _erlang2
+    "E2/M/1": Queue(
+        lambda rng, load, shape: (rng.gamma(2, 1 / (2 * load), shape), rng.exponential(1.0, shape)), _gim1(_erlang2)
     ),
-    "H2/M/1": _gim1(lambda rng, load, shape: (_hyper(rng, shape) / load, rng.exponential(1.0, shape)), _hyper_gaps),
+    "H2/M/1": Queue(
+        lambda rng, load, shape: (_hyper(rng, shape) / load, rng.exponential(1.0, shape)), _gim1(_hyper_gaps)
+    ),
     "batches/M/1": Queue(
-        lambda rng, load, shape: (_batches(rng, load, shape), rng.exponential(1.0, shape)),
-        lambda load: BATCH / (1 - load) - 1,
-        lambda load: [(1 - (1 - load) / BATCH, (1 - load) / BATCH)],
-        lambda load: [(1.0, (1 - load) / BATCH)],
+        lambda rng, load, shape: (_batches(rng, load, shape), rng.exponential(1.0, shape)), _batches_known
     ),
     f"M/M/{SERVERS}": Queue(
-        lambda rng, load, shape: (_poisson(rng, load, shape), rng.exponential(SERVERS, shape)),
-        lambda load: _erlang_c(load) / (1 - load),
-        lambda load: [(_erlang_c(load), 1 - load)],
-        _mmc_e2e,
-        SERVERS,
+        lambda rng, load, shape: (_poisson(rng, load, shape), rng.exponential(SERVERS, shape)), _mmc_known, SERVERS
     ),
 }
+"""Laws H2 and LN have a squared coefficient of variation of ``SCV``; of LN only means are known."""
