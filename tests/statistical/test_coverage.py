@@ -13,7 +13,7 @@ from bench_coverage import FIRST_REFERENCE, Task, cell, key, lines, rows, simula
 from known_queues import md1, mm1
 from queue_paths import QUEUES, path
 
-from sim.results.stats import DEPENDENT, INDEPENDENT, NARROW, STRIDES, TURNS, TURNS_P99, Sampled, turns_of
+from sim.results.stats import DEPENDENT, INDEPENDENT, NARROW, TURNS, TURNS_P99, Sampled, turns_of
 
 RUNS = 6
 
@@ -127,7 +127,7 @@ def test_a_dozen_stretches_are_too_few_for_a_narrow_interval_too() -> None:
     assert metric.hi is not None
     half = metric.hi / metric.value - 1
     assert 0.015 < half < 0.03
-    needed = round(STRIDES[16] * TURNS * (half / NARROW) ** 2)
+    needed = round(TURNS * (half / NARROW) ** 2)
     assert re.fullmatch(rf"the queue turned 1\d times, {needed} are needed: run more requests", metric.note)
 
 
