@@ -38,12 +38,13 @@ Of exponential times, half-widths are 5 to 9 % of the value there; with far fewe
 """
 NARROW = 0.04
 """Half-widths below this share of the value need fewer turns, by the square: values vary little where that is usual."""
-INDEPENDENT, DEPENDENT = 9.0, 12.0
-"""Values a turn up to which no turns are needed, and from which all are. Where values don't depend on each other a turn
-takes 8, since a quarter lies above and a quarter below, or a little more by chance."""
-STRIDES = {1: 1.0, 16: 0.5}
+INDEPENDENT = 9.0
+"""Values a turn up to which no turns are needed. Where values don't depend on each other a turn takes 8, since a quarter
+lies above and a quarter below, or a little more by chance."""
+STRIDES = {1: (1.0, 12.0), 16: (0.5, 18.0)}
 """Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn.
-Beside it the share of the turns that is needed: such means turn half as often in a busy queue."""
+Beside it the share of the turns that is needed, since such means turn half as often in a busy queue; and values a turn
+from which that many are needed, since such means depend on each other a little wherever requests do."""
 MIN_STRIDES = 500
 """Values below which their turns say nothing: there are some 60, if values don't depend on each other."""
 _DIGITS = 7
@@ -186,8 +187,8 @@ class Sampled:
         assert metric.hi is not None
         half = (metric.hi - metric.value) / metric.value if metric.value else 0.0
         needed = (TURNS_P99 if tail else TURNS) * min(1.0, half / NARROW) ** 2
-        for (turns, values), share in zip(self.turns, STRIDES.values(), strict=False):
-            depend = (values / max(1, turns) - INDEPENDENT) / (DEPENDENT - INDEPENDENT)
+        for (turns, values), (share, dependent) in zip(self.turns, STRIDES.values(), strict=False):
+            depend = (values / max(1, turns) - INDEPENDENT) / (dependent - INDEPENDENT)
             least = round(share * needed * min(1.0, depend))
             if metric.settled and values >= MIN_STRIDES and turns < least:
                 metric.settled = False

@@ -13,7 +13,7 @@ from bench_coverage import FIRST_REFERENCE, Task, cell, key, lines, rows, simula
 from known_queues import md1, mm1
 from queue_paths import QUEUES, path
 
-from sim.results.stats import DEPENDENT, INDEPENDENT, NARROW, TURNS, TURNS_P99, Sampled, turns_of
+from sim.results.stats import INDEPENDENT, NARROW, STRIDES, TURNS, TURNS_P99, Sampled, turns_of
 
 RUNS = 6
 
@@ -137,7 +137,7 @@ def test_weak_dependence_needs_fewer_turns() -> None:
     values = noise[:, 1:] + 0.35 * noise[:, :-1]
     short, long = sampled(values[0]), sampled(values.ravel())
     (turns, count), *_ = long.turns
-    assert INDEPENDENT < count / turns < DEPENDENT
+    assert INDEPENDENT < count / turns < STRIDES[1][1]
     assert turns < TURNS_P99
     assert long.quantile(0.99, "s").settled
     assert short.quantile(0.99, "s").note.startswith("the queue turned")
