@@ -39,7 +39,7 @@ Of exponential times, half-widths are 5 to 9 % of the value there; with far fewe
 NARROW = 0.04
 """Half-widths below this share of the value need fewer turns, by the square: values vary little where that is usual."""
 INDEPENDENT = 9.0
-"""Values a turn up to which no turns are needed. Where values don't depend on each other a turn takes 8, since a quarter
+"""Values a turn up to which no turns are needed. Where values don't depend on each other it is 8, since a quarter
 lies above and a quarter below, or a little more by chance."""
 STRIDES = {1: (1.0, 12.0), 16: (0.5, 18.0)}
 """Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn.
