@@ -27,6 +27,8 @@ ROWS = (
     (200_000, (0.9, 0.93), 48),
 )
 """Requests of a replication, loads, and how many runs of five replications."""
+SOME = 0.05
+"""Share of the runs below which a row is left out of the sums of rows."""
 AT_ONCE = 4_000_000
 """Requests that are drawn at once."""
 STATISTICS = {
@@ -58,7 +60,7 @@ def samples(
 
 
 def row(label: str, found: list[tuple[Metric, int]], truth: float) -> Counter[str]:
-    """Print one row; return how many intervals there are, are narrow, are settled, and how many of each hold."""
+    """Print one row; return how many intervals there are, are narrow and are settled, and how many of those hold."""
     turns = np.array([each for _, each in found])
     low, value, high = (np.array([getattr(m, end) for m, _ in found], dtype=float) for end in ("lo", "value", "hi"))
     half, holds = (high - value) / value, (low <= truth) & (truth <= high)
@@ -68,11 +70,14 @@ def row(label: str, found: list[tuple[Metric, int]], truth: float) -> Counter[st
           f"half-width {np.median(half):5.1%} ± {np.std(half) / half.mean():3.0%}  sd √turns {spread:.2f}  "
           f"all {holds.mean():6.1%}  narrow {share(holds, narrow)}  settled {share(holds, settled)}",
           flush=True)  # fmt: skip
-    low_row = settled.sum() >= 0.05 * len(found) and holds[settled].mean() < 0.9
-    return Counter(
-        all=len(found), narrow=int(narrow.sum()), settled=int(settled.sum()), narrow_hold=int(holds[narrow].sum()),
-        settled_hold=int(holds[settled].sum()), rows=int(settled.sum() >= 0.05 * len(found)), low_rows=int(low_row),
-    )  # fmt: skip
+    counts = Counter(all=len(found))
+    for kind, those in (("narrow", narrow), ("settled", settled)):
+        held, some = int(holds[those].sum()), bool(those.sum() >= SOME * len(found))
+        counts += Counter({
+            kind: int(those.sum()), f"{kind} hold": held, f"{kind} rows": int(some),
+            f"{kind} below": int(some and held < 0.9 * those.sum()),
+        })  # fmt: skip
+    return counts
 
 
 def share(holds: np.ndarray, of: np.ndarray) -> str:
@@ -100,9 +105,12 @@ def main() -> None:
                     total += row(label, found[metric], known[metric])
         sums[name] = total
     for name, c in sums.items():
-        print(f"{name:12} narrow {c['narrow'] / c['all']:.0%}, hold {c['narrow_hold'] / c['narrow']:.1%}; "
-              f"settled {c['settled'] / c['all']:.0%}, hold {c['settled_hold'] / c['settled']:.1%}; "
-              f"of {c['rows']} rows with 5 % settled or more, below 90 %: {c['low_rows']}")  # fmt: skip
+        print(name, end="")
+        for kind in ("narrow", "settled"):
+            held, low, of = (c[f"{kind} {what}"] for what in ("hold", "below", "rows"))
+            print(f"; {kind} {c[kind] / c['all']:.0%}, hold {held / max(1, c[kind]):.1%}, below 90 % in {low} of {of} rows",
+                  end="")  # fmt: skip
+        print()
 
 
 if __name__ == "__main__":
