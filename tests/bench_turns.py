@@ -108,8 +108,8 @@ def main() -> None:
         print(name, end="")
         for kind in ("narrow", "settled"):
             held, low, of = (c[f"{kind} {what}"] for what in ("hold", "below", "rows"))
-            print(f"; {kind} {c[kind] / c['all']:.0%}, hold {held / max(1, c[kind]):.1%}, below 90 % in {low} of {of} rows",
-                  end="")  # fmt: skip
+            print(f"; {kind} {c[kind] / c['all']:.0%}, hold {held / max(1, c[kind]):.1%}, ", end="")
+            print(f"below 90 % in {low} of {of} rows", end="")
         print()
 
 

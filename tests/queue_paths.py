@@ -1,6 +1,6 @@
 """Sample paths of queues whose waits are known: two on which the rules of intervals were chosen, and others.
 
-Service takes 1 s on average at the one server, or ``SERVERS`` s at each of several.
+Service takes 1 s on average at the one server, or as many seconds as there are servers at each of several.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, float, tuple[int, int]], tuple[Floats, Floats]]
 """Random numbers, load, (replications, requests) to gaps before requests and service times, both of that shape."""
 
-SERVERS = 4
 BATCH = 4.0
 """Mean size of batches that arrive together; sizes are geometric."""
 SCV = 4.0
@@ -135,17 +134,18 @@ def _batches_known(load: float) -> dict[str, float]:
     return of_tails(1 / rate - 1, [(1 - rate, rate)], [(1.0, rate)])
 
 
-def _erlang_c(load: float) -> float:
-    """Return the share that waits in M/M/c."""
-    offered = load * SERVERS
-    last = offered**SERVERS / math.factorial(SERVERS) / (1 - load)
-    return last / (sum(offered**k / math.factorial(k) for k in range(SERVERS)) + last)
+def _mmc(servers: int) -> Queue:
+    def known(load: float) -> dict[str, float]:
+        offered, own, rest = load * servers, 1 / servers, 1 - load
+        last = offered**servers / math.factorial(servers) / rest
+        waits = last / (sum(offered**k / math.factorial(k) for k in range(servers)) + last)  # Erlang's C
+        e2e = [(1 - waits + waits * rest / (rest - own), own), (-waits * own / (rest - own), rest)]
+        return of_tails(waits / rest, [(waits, rest)], e2e, servers)
 
+    def draw(rng: np.random.Generator, load: float, shape: tuple[int, int]) -> tuple[Floats, Floats]:
+        return _poisson(rng, load, shape), rng.exponential(servers, shape)
 
-def _mmc_known(load: float) -> dict[str, float]:
-    waits, own, rest = _erlang_c(load), 1 / SERVERS, 1 - load
-    e2e = [(1 - waits + waits * rest / (rest - own), own), (-waits * own / (rest - own), rest)]
-    return of_tails(waits / rest, [(waits, rest)], e2e, SERVERS)
+    return Queue(draw, known, servers)
 
 
 QUEUES = {
@@ -170,8 +170,11 @@ QUEUES = {
     "batches/M/1": Queue(
         lambda rng, load, shape: (_batches(rng, load, shape), rng.exponential(1.0, shape)), _batches_known
     ),
-    f"M/M/{SERVERS}": Queue(
-        lambda rng, load, shape: (_poisson(rng, load, shape), rng.exponential(SERVERS, shape)), _mmc_known, SERVERS
+    "M/M/4": _mmc(4),
+    "M/M/3": _mmc(3),
+    "D/M/1": Queue(
+        lambda rng, load, shape: (np.full(shape, 1 / load), rng.exponential(1.0, shape)),
+        _gim1(lambda s, load: math.exp(-s / load)),
     ),
 }
 """Laws H2 and LN have a squared coefficient of variation of ``SCV``; of LN only means are known."""

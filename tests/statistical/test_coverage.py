@@ -143,7 +143,7 @@ def test_weak_dependence_needs_fewer_turns() -> None:
     assert short.quantile(0.99, "s").note.startswith("the queue turned")
 
 
-@pytest.mark.parametrize("name", ["M/H2/1", "E2/M/1", "H2/M/1", "batches/M/1", "M/M/4"])
+@pytest.mark.parametrize("name", ["M/H2/1", "E2/M/1", "H2/M/1", "batches/M/1", "M/M/4", "M/M/3", "D/M/1"])
 def test_sample_paths_of_other_queues_are_those_of_their_closed_forms(name: str) -> None:
     """Five standard errors of what eighty long replications say; at half load these are small."""
     queue, load = QUEUES[name], 0.5
