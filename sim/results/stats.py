@@ -29,6 +29,24 @@ WIDE = 0.10
 """A half-width above this share of the value leaves a metric unsettled."""
 ENOUGH_REPLICATIONS = 5
 """Replications from which on the spread between them counts too."""
+TURNS = 1000
+TURNS_P99 = 3500
+"""Turns that a mean or median, and a p99, need before a half-width is believed (docs/statistics.md).
+
+Of exponential times, half-widths are 5 to 9 % of the value there; with far fewer turns only luck makes one less than
+``WIDE``.
+"""
+NARROW = 0.04
+"""Half-widths below this share of the value need fewer turns, by the square: values vary little where that is usual."""
+INDEPENDENT = 9.0
+"""Values a turn up to which no turns are needed. Where values don't depend on each other it is 8, since a quarter
+lies above and a quarter below, or a little more by chance."""
+STRIDES = {1: (1.0, 12.0), 16: (0.5, 18.0)}
+"""Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn.
+Beside it the share of the turns that is needed, since such means turn half as often in a busy queue; and values a turn
+from which that many are needed, since such means depend on each other a little wherever requests do."""
+MIN_STRIDES = 500
+"""Values below which their turns say nothing: there are some 60, if values don't depend on each other."""
 _DIGITS = 7
 """Significant digits of parts."""
 NARROW_SHARE = 0.005
@@ -112,6 +130,7 @@ class Sampled:
         self._sections = sections
         self._replications = replications
         self._least_for_p99 = least_for_p99
+        self._turns: list[tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self._values)
@@ -125,14 +144,24 @@ class Sampled:
         tail = q >= 0.99
         return self._estimate(
             lambda part: float(np.quantile(part, q)), unit, self._least_for_p99 if tail else MIN_FOR_REST,
-            MIN_SECTION_P99 if tail else 1,
+            MIN_SECTION_P99 if tail else 1, tail=tail,
         )  # fmt: skip
 
     def quantiles(self, q: list[float]) -> list[float]:
         """Return quantiles over everything, for drawing."""
         return [float(x) for x in np.quantile(self._values, q)] if len(self) else []
 
-    def _estimate(self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int) -> Metric:
+    @property
+    def turns(self) -> list[tuple[int, int]]:
+        """How often requests turned and how many there are; the same of means of 16 (``STRIDES``)."""
+        if self._turns is None:
+            means = (self._values[: len(self) // n * n].reshape(-1, n).mean(axis=1) for n in STRIDES if len(self) >= n)
+            self._turns = [(turns_of(each), len(each)) for each in means]
+        return self._turns
+
+    def _estimate(
+        self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int, *, tail: bool = False
+    ) -> Metric:
         if len(self) < least:
             note = f"not enough data: {len(self):,} measured requests, {least:,} are needed"
             return Metric(None, unit=unit, settled=False, note=note)
@@ -142,7 +171,36 @@ class Sampled:
         metric = estimate(statistic(self._values), _each(statistic, parts), _each(statistic, whole), unit)
         if metric.settled and min(map(len, parts)) < least_each:
             metric.settled, metric.note = False, f"fewer than {least_each} requests in a section: run more requests"
+        if metric.settled:
+            self._doubt(metric, tail=tail)
         return metric
+
+    def _doubt(self, metric: Metric, *, tail: bool) -> None:
+        """Unsettle a metric where requests depend on each other and too few stretches of them are behind it.
+
+        Where half-widths are usually wide, those that pass for narrow come from runs without their share of long
+        queues, and their values are too low as well. The half-width can't tell, turns can: they vary little.
+
+        :param tail: whether it is a p99.
+        """
+        assert metric.value is not None
+        assert metric.hi is not None
+        half = (metric.hi - metric.value) / metric.value if metric.value else 0.0
+        needed = (TURNS_P99 if tail else TURNS) * min(1.0, half / NARROW) ** 2
+        for (turns, values), (share, dependent) in zip(self.turns, STRIDES.values(), strict=False):
+            depend = (values / max(1, turns) - INDEPENDENT) / (dependent - INDEPENDENT)
+            least = round(share * needed * min(1.0, depend))
+            if metric.settled and values >= MIN_STRIDES and turns < least:
+                metric.settled = False
+                metric.note = f"the queue turned {turns:,} times, {least:,} are needed: run more requests"
+
+
+def turns_of(values: Floats) -> int:
+    """Return how often values go from their lowest quarter to their highest: a queue has emptied and filled again."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    side = (values > high).astype(np.int8) - (values <= low)
+    side = side[side != 0]
+    return int(np.count_nonzero((side[1:] > 0) & (side[:-1] < 0)))
 
 
 def _each(statistic: Callable[[Floats], float], parts: list[Floats]) -> Floats:

@@ -1,0 +1,268 @@
+"""Count how often the printed 95 % intervals hold, on queues whose true values are known.
+
+``python tests/bench_coverage.py --out FILE [--runs 200] [--first-seed 2001] [--requests 20000 2000] [--load .5 ...]``:
+every run is one point as ``loraplan run`` makes it, with a seed of its own and 5 replications, and becomes a line of
+FILE. It can be stopped at any time and goes on where it was; ``--table`` prints the tables of what is there. M/M/1 and
+M/D/1 are known in closed form, cache-thrash from long runs of its own (``--references`` of ``--long`` requests a load).
+
+Lines of another version of the simulator are left out. References have seeds of their own: 1,000,001 and on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from known_queues import md1, mm1
+from scipy.stats import binomtest
+
+from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import load_scenario
+from sim.studies.point import simulate_point
+from sim.studies.sweep import code_version
+
+SCENARIOS = ("M/M/1", "M/D/1", "cache-thrash")
+LOADS = (0.5, 0.7, 0.8, 0.9, 0.93, 0.97)
+METRICS = ("miss_ratio", "queue_mean_s", "queue_p99_s", "e2e_mean_s", "e2e_p50_s", "e2e_p99_s")
+SERVICE_S = 0.01
+LOAD_S, MISSES = 0.035, 0.8
+"""cache-thrash: a load takes 35 ms on average, and nearly 80 % of the requests miss: the load is that of the loader."""
+FIRST_REFERENCE = 1_000_001
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: ``reference`` is a long one that tells what is true."""
+
+    scenario: str
+    load: float
+    requests: int
+    seed: int
+
+    @property
+    def reference(self) -> bool:
+        return self.seed >= FIRST_REFERENCE
+
+
+def scenario_of(task: Task) -> Scenario:
+    """Return what a user would have written: default replications, warm-up and sections."""
+    if task.scenario == "cache-thrash":
+        rate = f"workload.arrivals.rate={task.load / (LOAD_S * MISSES)!r}/s"
+        replications = f"run.replications={1 if task.reference else 5}"
+        sets = [rate, f"workload.requests={task.requests}", replications]
+        return load_scenario("cache-thrash", sets, task.seed).scenario
+    time = {"M/M/1": {"law": "exponential", "mean": "10 ms"}, "M/D/1": {"law": "fixed", "value": "10 ms"}}[
+        task.scenario
+    ]
+    return Scenario.model_validate({
+        "schema_version": 1, "name": "queue",
+        "workload": {
+            "requests": task.requests, "arrivals": {"process": "poisson", "rate": f"{task.load / SERVICE_S!r}/s"},
+        },
+        "adapters": {"count": 1, "size": "1 MB"}, "cache": {"gpu": {"slots": 1}},
+        "fleet": {"engine": "fixed", "service": time}, "storage": {"load": {"law": "fixed", "value": "1 ms"}},
+        "run": {"seed": task.seed},
+    })  # fmt: skip
+
+
+def simulated(task: Task) -> dict[str, Any]:
+    """Simulate one run; return its line."""
+    metrics = simulate_point(scenario_of(task), {}, with_requests=False).point.metrics
+    kept = {name: [(m := metrics[name]).value, m.lo, m.hi, m.settled, m.note] for name in METRICS}
+    return {"scenario": task.scenario, "load": task.load, "requests": task.requests, "seed": task.seed, "metrics": kept}
+
+
+def tasks(
+    scenarios: list[str],
+    loads: list[float],
+    requests: list[int],
+    seeds: range,
+    references: int,
+    long: int,
+) -> list[Task]:
+    """Return all runs, seed by seed: whenever they are stopped, every row of the tables has about as many."""
+    found, runs = [], len(seeds)
+    for index, seed in enumerate(seeds):
+        found += [Task(s, load, n, seed) for s in scenarios for load in loads for n in requests]
+        if "cache-thrash" in scenarios and index * references // runs < (index + 1) * references // runs:
+            reference = FIRST_REFERENCE + index * references // runs
+            found += [Task("cache-thrash", load, long, reference) for load in loads]
+    return found
+
+
+def lines(out: Path) -> Iterator[dict[str, Any]]:
+    """Return the finished runs of this version; a line that a kill cut short counts as none."""
+    code = code_version()
+    for text in out.read_text(encoding="utf-8").splitlines() if out.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            if line["code"] == code:
+                yield line
+
+
+def key(line: dict[str, Any]) -> Task:
+    return Task(line["scenario"], line["load"], line["requests"], line["seed"])
+
+
+def simulate(wanted: list[Task], out: Path, jobs: int) -> None:
+    """Simulate what is not there yet."""
+    from joblib import Parallel, delayed
+
+    there = {key(line) for line in lines(out)}
+    todo = [task for task in wanted if task not in there]
+    code = code_version()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="utf-8") as file:
+        file.write("\n" if out.stat().st_size else "")  # ends a line that was cut short
+        for line in Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(simulated)(task) for task in todo):
+            file.write(json.dumps({"code": code, **line}) + "\n")
+            file.flush()
+
+
+@dataclass
+class Cell:
+    """What became of one metric in the runs of one scenario at one load.
+
+    :ivar settled, marked, withheld: runs that printed it as settled, as unsettled, without an interval.
+    :ivar held: of the settled ones, how many hold the truth; if it were one standard error lower; one higher.
+    :ivar below: of the settled ones, how many lie below the truth.
+    :ivar marked_held: of the marked ones, how many hold the truth.
+    :ivar half: the median half-width of all intervals, as a share of the truth.
+    """
+
+    settled: int = 0
+    marked: int = 0
+    withheld: int = 0
+    held: tuple[int, int, int] = (0, 0, 0)
+    below: int = 0
+    marked_held: int = 0
+    half: float = 0.0
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The 95 % interval (Clopper and Pearson) of the coverage, with what the reference leaves open."""
+        low, high = (binomtest(count, self.settled).proportion_ci() for count in (min(self.held), max(self.held)))
+        return float(low.low), float(high.high)
+
+    def __str__(self) -> str:
+        """Coverage in per cent, and of how many, where not all are settled; a dash where none is."""
+        if not self.settled:
+            return "withheld" if self.withheld and not self.marked else "marked"
+        some = f" of {self.settled}" if self.marked or self.withheld else ""
+        return f"{self.held[0] / self.settled:.1%}"[:-1] + some
+
+
+def truths(found: list[dict[str, Any]], scenario: str, load: float) -> dict[str, tuple[float, float]]:
+    """Return each known value with its standard error."""
+    if scenario == "M/M/1":
+        return {name: (value, 0.0) for name, value in mm1(load, SERVICE_S).items()}
+    if scenario == "M/D/1":
+        known = {name: (value, 0.0) for name, value in md1(load, SERVICE_S).items()}
+        if load == 0.5:
+            del known["e2e_p50_s"]  # exactly half don't wait at all: the median is anything up to the next wait
+        return known
+    long = [
+        line["metrics"]
+        for line in found
+        if line["seed"] >= FIRST_REFERENCE and (line["scenario"], line["load"]) == (scenario, load)
+    ]
+    if len(long) < 2:
+        return {}
+    values = {name: np.array([metrics[name][0] for metrics in long]) for name in METRICS}
+    return {name: (float(v.mean()), float(v.std(ddof=1) / np.sqrt(len(v)))) for name, v in values.items()}
+
+
+def cell(printed: list[tuple[float | None, float | None, float | None, bool]], truth: float, error: float) -> Cell:
+    """Count what became of one metric's intervals.
+
+    :param printed: value, lo, hi and whether it is settled, of every run; ``error``: the standard error of ``truth``.
+    """
+    known = [(lo, hi, settled) for _, lo, hi, settled in printed if lo is not None and hi is not None]
+    held = [
+        sum(settled and lo <= true <= hi for lo, hi, settled in known)
+        for true in (truth, truth - error, truth + error)
+    ]  # fmt: skip
+    settled = sum(settled for *_, settled in known)
+    return Cell(
+        settled=settled,
+        marked=len(known) - settled,
+        withheld=len(printed) - len(known),
+        held=(held[0], held[1], held[2]),
+        below=sum(settled and hi < truth for _, hi, settled in known),
+        marked_held=sum(not settled and lo <= truth <= hi for lo, hi, settled in known),
+        half=float(np.median([(hi - lo) / 2 / truth for lo, hi, _ in known])) if known else 0.0,
+    )
+
+
+Rows = dict[tuple[str, float, int], dict[str, Cell]]
+
+
+def rows(found: list[dict[str, Any]]) -> Rows:
+    """Return the cells of every scenario, load and number of requests that was run."""
+    groups: dict[tuple[str, float, int], list[dict[str, Any]]] = defaultdict(list)
+    for line in found:
+        if line["seed"] < FIRST_REFERENCE:
+            groups[line["scenario"], line["load"], line["requests"]].append(line["metrics"])
+    order = sorted(groups, key=lambda group: (-group[2], SCENARIOS.index(group[0]), group[1]))
+    return {
+        group: {
+            name: cell([tuple(metrics[name][:4]) for metrics in groups[group]], *true)
+            for name, true in truths(found, group[0], group[1]).items()
+            if name in METRICS
+        }
+        for group in order
+    }
+
+
+def print_tables(table: Rows, details: bool) -> None:
+    """Print coverage by scenario, load and metric; with ``details`` a row for each metric."""
+    requests = None
+    for (scenario, load, count), cells in table.items():
+        if count != requests and not details:
+            print(f"\n{count:,} requests a replication\n\n| scenario | load | runs |", " | ".join(METRICS), "|")
+            print("|---" * (3 + len(METRICS)), end="|\n")
+        requests = count
+        runs = max((c.settled + c.marked + c.withheld for c in cells.values()), default=0)
+        if not details:
+            print("|", " | ".join([scenario, f"{load:g}", str(runs), *(str(cells.get(m, "")) for m in METRICS)]), "|")
+            continue
+        for name, c in cells.items():
+            low, high = c.limits if c.settled else (0.0, 1.0)
+            print(f"{scenario:12} {load:5g}{count:7} {name:12} settled {c.settled}: {c!s} %, {low:.1%} to {high:.1%}, "
+                  f"{c.below} too low; marked {c.marked:4d}, {c.marked_held} hold; withheld {c.withheld}; "
+                  f"half-width {c.half:.1%}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="finished runs, one JSON line each")
+    parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=SCENARIOS)
+    parser.add_argument("--load", nargs="+", type=float, default=LOADS)
+    parser.add_argument("--requests", nargs="+", type=int, default=(20_000, 2_000), help="of each replication")
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--first-seed", type=int, default=2001, help="of the runs; 1 to 72 are those the rules saw")
+    parser.add_argument("--references", type=int, default=8)
+    parser.add_argument("--long", type=int, default=1_000_000, help="requests of a reference")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="simulate nothing more")
+    parser.add_argument(
+        "--details", action="store_true", help="a row for every metric: limits, marked ones, half-widths"
+    )
+    asked = parser.parse_args()
+    if not asked.table:
+        seeds = range(asked.first_seed, asked.first_seed + asked.runs)
+        wanted = tasks(asked.scenario, asked.load, asked.requests, seeds, asked.references, asked.long)
+        simulate(wanted, asked.out, asked.jobs)
+    found = list(lines(asked.out))
+    print_tables(rows(found), asked.details)
+
+
+if __name__ == "__main__":
+    main()
