@@ -69,6 +69,8 @@ def parse_bytes(value: object) -> int:
     size = _parse(value, BYTES, "size", "50 MB")
     if size < 0:
         raise _refuse("a size can't be negative", value, "0 or more")
+    if size > 1e15:
+        raise _refuse("a size of more than a thousand terabytes", value, "up to 1000 TB")
     return round(size)
 
 

@@ -86,7 +86,7 @@ class AdapterKind(Strict):
     kind: Literal["lora", "full"] = "lora"
     """``lora``: an adapter. ``full``: a full fine-tune, a model of its own that takes the place of the base model;
     ``fleet.full_models`` says who serves it."""
-    rank: PositiveInt = 16
+    rank: PositiveInt = Field(default=16, le=4096)
     """LoRA rank."""
     targets: Targets = "all-linear"
     """Modules with LoRA weights: ``all-linear`` or a list of q, k, v, o, gate, up, down."""
@@ -109,7 +109,7 @@ class Adapters(Strict):
     """The model they belong to; unset: the profile's."""
     count: PositiveInt | None = Field(default=None, le=10_000_000)
     """How many adapters; needed unless a trace or a weights file names them (a trace that names none: 100)."""
-    rank: PositiveInt = 16
+    rank: PositiveInt = Field(default=16, le=4096)
     """LoRA rank of every adapter (without a mix)."""
     targets: Targets = "all-linear"
     """Modules with LoRA weights (without a mix)."""

@@ -116,6 +116,8 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
          "before its first key"),
         ("  targets: [q, v]", "  mix:\n  - {share: 60%}\n  - {share: 20%, rank: x}",
          "14: adapters.mix.1.rank: must be a whole number (got x)"),
+        ("  targets: [q, v]", "  rank: 18446744073709551616",
+         "12: adapters.rank: out of range (got 18446744073709551616, allowed: at most 4096)"),
         ("  targets: [q, v]", "  mix:\n  - {share: 60%}\n  - {share: 20%}",
          "12: adapters.mix: the shares of a mix add up to 100% (got 80.00%)"),
         ("{slots: 8}", "{slots: 8, size: 1 GB}", "14: cache.gpu.slots: give either slots or size (got slots 8, size "
