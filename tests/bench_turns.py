@@ -55,7 +55,7 @@ def samples(
                 for name, q in STATISTICS.items():
                     if name.startswith(kind):
                         metric = sample.mean("s") if q is None else sample.quantile(q, "s")
-                        found[name].append((metric, sample.turns[0][0]))
+                        found[name].append((metric, sample.turns[0].count))
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -38,13 +39,12 @@ Of exponential times, half-widths are 5 to 9 % of the value there; with far fewe
 """
 NARROW = 0.04
 """Half-widths below this share of the value need fewer turns, by the square: values vary little where that is usual."""
-INDEPENDENT = 9.0
-"""Values a turn up to which no turns are needed. Where values don't depend on each other it is 8, since a quarter
-lies above and a quarter below, or a little more by chance."""
-STRIDES = {1: (1.0, 12.0), 16: (0.5, 18.0)}
+INDEPENDENT = 1.125
+"""How many fewer turns than independent values would take (or a little more by chance) need no turns at all."""
+STRIDES = {1: (1.0, 1.5), 16: (0.5, 2.25)}
 """Turns are counted of requests and of means of 16: each hit that passes a queue of misses would look like a turn.
-Beside it the share of the turns that is needed, since such means turn half as often in a busy queue; and values a turn
-from which that many are needed, since such means depend on each other a little wherever requests do."""
+Beside it the share of the turns that is needed, since such means turn half as often in a busy queue; and how many fewer
+turns than of independent values ask for that many: such means depend on each other a little wherever requests do."""
 MIN_STRIDES = 500
 """Values below which their turns say nothing: there are some 60, if values don't depend on each other."""
 _DIGITS = 7
@@ -130,7 +130,7 @@ class Sampled:
         self._sections = sections
         self._replications = replications
         self._least_for_p99 = least_for_p99
-        self._turns: list[tuple[int, int]] | None = None
+        self._turns: list[Turns] | None = None
 
     def __len__(self) -> int:
         return len(self._values)
@@ -152,11 +152,11 @@ class Sampled:
         return [float(x) for x in np.quantile(self._values, q)] if len(self) else []
 
     @property
-    def turns(self) -> list[tuple[int, int]]:
-        """How often requests turned and how many there are; the same of means of 16 (``STRIDES``)."""
+    def turns(self) -> list[Turns]:
+        """The turns of requests, and of means of 16 (``STRIDES``)."""
         if self._turns is None:
             means = (self._values[: len(self) // n * n].reshape(-1, n).mean(axis=1) for n in STRIDES if len(self) >= n)
-            self._turns = [(turns_of(each), len(each)) for each in means]
+            self._turns = [turns_of(each) for each in means]
         return self._turns
 
     def _estimate(
@@ -187,20 +187,36 @@ class Sampled:
         assert metric.hi is not None
         half = (metric.hi - metric.value) / metric.value if metric.value else 0.0
         needed = (TURNS_P99 if tail else TURNS) * min(1.0, half / NARROW) ** 2
-        for (turns, values), (share, dependent) in zip(self.turns, STRIDES.values(), strict=False):
-            depend = (values / max(1, turns) - INDEPENDENT) / (dependent - INDEPENDENT)
+        for found, (share, dependent) in zip(self.turns, STRIDES.values(), strict=False):
+            depend = (found.independent / max(1, found.count) - INDEPENDENT) / (dependent - INDEPENDENT)
             least = round(share * needed * min(1.0, depend))
-            if metric.settled and values >= MIN_STRIDES and turns < least:
+            if metric.settled and found.values >= MIN_STRIDES and found.count < least:
                 metric.settled = False
-                metric.note = f"the queue turned {turns:,} times, {least:,} are needed: run more requests"
+                metric.note = f"the queue turned {found.count:,} times, {least:,} are needed: run more requests"
 
 
-def turns_of(values: Floats) -> int:
-    """Return how often values go from their lowest quarter to their highest: a queue has emptied and filled again."""
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How often values go from their lowest quarter to their highest: a queue has emptied and filled again.
+
+    :ivar independent: how often they would if they didn't depend on each other; one in eight, unless many are equal:
+        half of the waits may be 0.
+    :ivar values: how many there are.
+    """
+
+    count: int
+    independent: float
+    values: int
+
+
+def turns_of(values: Floats) -> Turns:
+    """Count the turns of values in their order."""
     low, high = np.quantile(values, [0.25, 0.75])
     side = (values > high).astype(np.int8) - (values <= low)
     side = side[side != 0]
-    return int(np.count_nonzero((side[1:] > 0) & (side[:-1] < 0)))
+    highs = int(np.count_nonzero(side > 0))
+    independent = highs * (len(side) - highs) / len(side)
+    return Turns(int(np.count_nonzero((side[1:] > 0) & (side[:-1] < 0))), independent, len(values))
 
 
 def _each(statistic: Callable[[Floats], float], parts: list[Floats]) -> Floats:

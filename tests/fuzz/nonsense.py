@@ -103,7 +103,8 @@ def spoiled(draw: st.DrawFn, tree: Any, values: st.SearchStrategy[Any] = nasty_v
         number = value.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ/% ")
         parent[key] = f"{number}{draw(st.sampled_from((' ', '')))}{draw(st.sampled_from(UNITS))}"
     elif how == "number" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        parent[key] = draw(st.sampled_from((-value, value + 1, value / 2, str(value), f"{value} s", [value], 0)))
+        half = value / 2 if abs(value) < 1e300 else 0.5
+        parent[key] = draw(st.sampled_from((-value, value + 1, half, str(value), f"{value} s", [value], 0)))
     elif how == "swap":
         parent[key] = copy.deepcopy(at(tree, draw(st.sampled_from(every))))
     else:

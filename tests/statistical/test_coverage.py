@@ -13,7 +13,7 @@ from bench_coverage import FIRST_REFERENCE, Task, cell, key, lines, rows, simula
 from known_queues import md1, mm1
 from queue_paths import QUEUES, path
 
-from sim.results.stats import INDEPENDENT, NARROW, STRIDES, TURNS, TURNS_P99, Sampled, turns_of
+from sim.results.stats import INDEPENDENT, NARROW, STRIDES, TURNS, TURNS_P99, Sampled, Turns, turns_of
 
 RUNS = 6
 
@@ -80,7 +80,19 @@ def sampled(values: np.ndarray) -> Sampled:
 def test_turns_are_counted_from_the_lowest_quarter_to_the_highest() -> None:
     values = np.array([0.0, 3, 2, 3, 1, 0, 1, 3, 3, 0, 2, 0, 2, 0, 3, 1, 1, 2, 2, 1])
     assert np.quantile(values, [0.25, 0.75]).tolist() == [0.75, 2.25]
-    assert turns_of(values) == 3
+    # Five are in the lowest quarter and five in the highest: of ten pairs, a quarter is low and then high.
+    assert turns_of(values) == Turns(count=3, independent=5 * 5 / 10, values=20)
+
+
+def test_equal_values_are_told_apart_from_independent_ones() -> None:
+    """Half of the waits are 0: a turn takes six values where they don't depend on each other, not eight."""
+    rng = np.random.default_rng(1)
+    waits = np.where(rng.uniform(size=40_000) < 0.5, 0.0, rng.exponential(size=40_000))
+    found = turns_of(waits)
+    assert found.independent == pytest.approx(40_000 / 6, rel=0.02)
+    assert found.count == pytest.approx(found.independent, rel=0.05)
+    busy = turns_of(np.maximum.accumulate(waits.reshape(-1, 4), axis=1).ravel())
+    assert busy.independent > 1.5 * busy.count
 
 
 def test_independent_requests_need_no_turns() -> None:
@@ -88,7 +100,7 @@ def test_independent_requests_need_no_turns() -> None:
     rng = np.random.default_rng(1)
     for _ in range(20):
         sample = sampled(rng.uniform(size=4_000))
-        assert sample.turns[0][0] < TURNS
+        assert sample.turns[0].count < TURNS
         assert sample.mean("s").settled
         assert sample.quantile(0.99, "s").settled
 
@@ -97,9 +109,9 @@ def test_hits_that_pass_a_queue_are_no_turns() -> None:
     """A fifth of the requests waits for nothing; the others wait as long as the queue is, which changes slowly."""
     rng = np.random.default_rng(1)
     queue = 1 + np.repeat(rng.uniform(size=100), 200)
-    (single, _), (mean, _) = sampled(np.where(rng.uniform(size=20_000) < 0.3, 0.0, queue)).turns
-    assert single > 1_000
-    assert mean < 150
+    single, mean = sampled(np.where(rng.uniform(size=20_000) < 0.3, 0.0, queue)).turns
+    assert single.count > 1_000
+    assert mean.count < 150
 
 
 def test_a_narrow_interval_of_a_slow_queue_is_luck() -> None:
@@ -136,9 +148,9 @@ def test_weak_dependence_needs_fewer_turns() -> None:
     noise = np.random.default_rng(1).exponential(size=(3, 8_001))
     values = noise[:, 1:] + 0.35 * noise[:, :-1]
     short, long = sampled(values[0]), sampled(values.ravel())
-    (turns, count), *_ = long.turns
-    assert INDEPENDENT < count / turns < STRIDES[1][1]
-    assert turns < TURNS_P99
+    turns = long.turns[0]
+    assert INDEPENDENT < turns.independent / turns.count < STRIDES[1][1]
+    assert turns.count < TURNS_P99
     assert long.quantile(0.99, "s").settled
     assert short.quantile(0.99, "s").note.startswith("the queue turned")
 
