@@ -177,8 +177,9 @@ def intervals(manifest: Mapping[str, Any]) -> str:
         f"Intervals are 95 %. The {_replications(manifest)} are cut into at least 20 sections in all; Student's t over "
         "the sections gives the half-width around the value of the whole sample. From five replications on, the spread "
         "between replications is taken as well and the wider interval is printed. Requests of one run wait in the same "
-        "queue, so they are never treated as independent. A value is unsettled where its half-width is above 10 % or "
-        "where the loader or server is loaded above 95 %; below 1,000 measured requests no p99 is given."
+        "queue, so they are never treated as independent. A value is unsettled where its half-width is above 10 %, "
+        "where latencies went too few times from their lowest quarter to their highest (the interval may be narrow by "
+        "luck), or where the loader or server is loaded above 95 %; below 1,000 measured requests no p99 is given."
     )
 
 

@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--load", nargs="+", type=float, default=LOADS)
     parser.add_argument("--requests", nargs="+", type=int, default=(20_000, 2_000), help="of each replication")
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--first-seed", type=int, default=2001, help="of the runs; 1 to 72 are those the rules saw")
+    parser.add_argument("--first-seed", type=int, default=2001, help="the rule saw 1 to 72 and 2001 to 2068")
     parser.add_argument("--references", type=int, default=8)
     parser.add_argument("--long", type=int, default=1_000_000, help="requests of a reference")
     parser.add_argument("--jobs", type=int, default=1)

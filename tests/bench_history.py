@@ -95,7 +95,7 @@ def read(path: Path = HISTORY) -> tuple[list[dict[str, Any]], list[str]]:
                 if not (math.isfinite(row["worth"]) and row["worth"] > 0):
                     raise ValueError("no worth")
             runs.append({"mode": run["mode"], "rows": run["rows"]})
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             notes.append(f"{path.name}:{number}: this line can't be read: left out")
     return runs, notes
 

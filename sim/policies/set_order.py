@@ -39,7 +39,10 @@ class SetOrder(Order):
         return [keys[key] for key in self._keys(batch) if key in keys]
 
     def _keys(self, batch: list[int]) -> set[int]:
-        """Return the set; who comes into a batch is asked for in one step, who leaves it in the next."""
+        """Return the set; who comes into a batch is asked for in one step, who leaves it in the next.
+
+        A batch is known by its list, which must not be changed meanwhile.
+        """
         if self._last[0] is not batch:
             self._last = batch, set(map(self._key_of, batch))
         return self._last[1]

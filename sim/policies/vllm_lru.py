@@ -28,6 +28,7 @@ class TouchedCache:
 
     :param adapters: how many there are.
     :param host_slots: adapters that host memory holds; at least ``slots``, as vLLM demands.
+    :param order: the order in which the adapters of a batch are touched.
     :ivar state: by adapter, ``ABSENT`` or ``RESIDENT``.
     :ivar users: by adapter, requests in the batch.
     :ivar in_use: distinct adapters in the batch.

@@ -12,7 +12,7 @@ import json
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -21,46 +21,49 @@ from sim.reading import PROFILE_BYTES, brackets_fit, read_regular
 from sim.spec.base import Strict, located
 from sim.spec.tree import is_path
 
+Seconds = Annotated[float, Field(ge=0, le=1e10)]
+"""No longer than times in scenarios may be: what is simulated would not end."""
+
 
 class LoraCost(Strict):
     """Seconds that LoRA adds to a step: ``fixed + slot·S + S·(slot_token·T + slot_prefill_token·P) + (distinct +
     max_rank·R)·D + rank·Σ r + token_rank·Σ tokens·r``, with S slots padded to rank R, T tokens of which P of prompts,
     D distinct adapters of rank r."""
 
-    fixed_s: NonNegativeFloat = 0.0
+    fixed_s: Seconds = 0.0
     """As soon as LoRA is turned on."""
-    per_slot_s: NonNegativeFloat = 0.0
+    per_slot_s: Seconds = 0.0
     """For every slot, filled or not."""
-    per_slot_token_s: NonNegativeFloat = 0.0
+    per_slot_token_s: Seconds = 0.0
     """For every slot, filled or not, and token of the step: kernels whose grid spans all slots."""
-    per_slot_prefill_token_s: NonNegativeFloat = 0.0
+    per_slot_prefill_token_s: Seconds = 0.0
     """For every slot and prompt token of the step, beside ``per_slot_token_s``."""
-    per_adapter_s: NonNegativeFloat = 0.0
+    per_adapter_s: Seconds = 0.0
     """For every distinct adapter in the batch."""
-    per_adapter_max_rank_s: NonNegativeFloat = 0.0
+    per_adapter_max_rank_s: Seconds = 0.0
     """For every distinct adapter, times the rank that slots are padded to."""
-    per_adapter_rank_s: NonNegativeFloat = 0.0
+    per_adapter_rank_s: Seconds = 0.0
     """For every distinct adapter, times its rank."""
-    per_token_rank_s: NonNegativeFloat = 0.0
+    per_token_rank_s: Seconds = 0.0
     """For every token of the step, times the rank of its adapter."""
 
 
 class StepCost(Strict):
     """Seconds of one step (docs/model.md)."""
 
-    fixed_s: NonNegativeFloat = 0.0
+    fixed_s: Seconds = 0.0
     """Every step."""
-    tokens: tuple[tuple[NonNegativeFloat, NonNegativeFloat], ...] = ((0, 0), (1, 0))
+    tokens: tuple[tuple[NonNegativeFloat, Seconds], ...] = ((0, 0), (1, 0))
     """Pairs (scheduled tokens, seconds), rising; linear between them, and beyond the last."""
-    per_sequence_s: NonNegativeFloat = 0.0
+    per_sequence_s: Seconds = 0.0
     """For every sequence of the step."""
-    per_kv_token_s: NonNegativeFloat = 0.0
+    per_kv_token_s: Seconds = 0.0
     """For every KV token that decoding sequences attend to."""
-    per_attended_token_s: NonNegativeFloat = 0.0
+    per_attended_token_s: Seconds = 0.0
     """Prefill attention: for every pair of a prompt token and a token it attends to."""
-    prefill_step_s: NonNegativeFloat = 0.0
+    prefill_step_s: Seconds = 0.0
     """For a step in which somebody prefills: inputs are put together anew."""
-    per_passed_s: NonNegativeFloat = 0.0
+    per_passed_s: Seconds = 0.0
     """For every waiting request that the scheduler passes because its adapter would be one too many."""
     lora: LoraCost = LoraCost()
     """What LoRA adds."""
@@ -78,15 +81,15 @@ class TierCost(Strict):
     """Seconds of one load from one tier: ``open + per_tensor·tensors + padded·B tensors + bytes / bandwidth``, times a
     residual."""
 
-    open_s: NonNegativeFloat = 0.0
+    open_s: Seconds = 0.0
     """Every load."""
-    per_tensor_s: NonNegativeFloat = 0.0
+    per_tensor_s: Seconds = 0.0
     """For every tensor of the adapter."""
-    per_padded_tensor_s: NonNegativeFloat = 0.0
+    per_padded_tensor_s: Seconds = 0.0
     """For every B tensor of an adapter of lower rank than its slot is padded to: its rows are copied one by one."""
-    bandwidth_bytes_per_s: PositiveFloat
+    bandwidth_bytes_per_s: float = Field(ge=1)
     """Bytes per second of one load. Loads at the same time don't slow each other down in this version."""
-    residual: tuple[PositiveFloat, ...] = (1.0,)
+    residual: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = (1.0,)
     """Quantiles of measured over predicted, equally spaced from 0 to 1; (1,) means no spread."""
 
 

@@ -83,7 +83,7 @@ class Run(Strict):
     warmup: Share = Field(default=0.05, lt=1)
     """Share of the requests (or of the duration) at the start that is simulated but not measured."""
     half_width: Share | None = Field(default=None, gt=0)
-    """Double the requests until the 95 % half-width of p99 E2E is below this share of its value."""
+    """Double the requests until the 95 % half-width of p99 E2E is below this share of its value, not by luck."""
     max_requests: PositiveInt = 4_000_000
     """With ``half_width``: stop doubling at this many requests per replication."""
 

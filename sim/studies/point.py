@@ -16,7 +16,7 @@ from sim.results.avoided import HeldBack, avoided
 from sim.results.calibration import MIN_DRAWS, Alone, add_calibration, alone
 from sim.results.measured import Broken, Facts
 from sim.results.point import Point
-from sim.results.stats import sections_per_replication
+from sim.results.stats import lacks_swings, sections_per_replication
 from sim.results.views import request_table, summarise
 from sim.spec.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
 from sim.spec.scenario import Scenario
@@ -169,18 +169,21 @@ def add_held(
 
 
 def doubled(scenario: Scenario, point: Point) -> Scenario | None:
-    """Return the scenario with twice the requests, if its interval is wider than ``run.half_width`` allows."""
+    """Return the scenario with twice the requests, if its interval is wider than ``run.half_width`` allows.
+
+    Also where too few swings are behind it: to stop at the first narrow interval would be to stop where luck made it.
+    """
     run, workload = scenario.run, scenario.workload
     metric = point.metrics["e2e_p99_s"]
     if run.half_width is None or workload.requests is None or workload.trace is not None:
         return None
     too_wide = metric.value is None or metric.hi is None or metric.hi - metric.value > run.half_width * metric.value
-    if not too_wide:
+    if not too_wide and not lacks_swings(metric):
         return None
     if workload.requests * 2 > run.max_requests:
         point.warnings.append(
-            f"the interval of e2e_p99 is wider than run.half_width at {workload.requests:,} requests, and twice as "
-            f"many are more than run.max_requests"
+            f"the interval of e2e_p99 is {'wider than run.half_width' if too_wide else 'narrow by luck, maybe,'} at "
+            f"{workload.requests:,} requests, and twice as many are more than run.max_requests"
         )
         return None
     longer = workload.model_copy(update={"requests": workload.requests * 2})

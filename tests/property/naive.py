@@ -17,7 +17,6 @@ import numpy as np
 from naive_eviction import NAIVE
 
 from sim.policies.costs import load_seconds, residual
-from sim.policies.set_order import SetOrder
 from sim.rng import stream
 from sim.world.times import reload_times
 from sim.world.world import World
@@ -554,11 +553,16 @@ class Touching(Batching):
         super().__init__(fleet, index)
         world, replication = self.world, fleet.replication
         rng = stream(self.scenario.run.seed, replication, "set-order", index)
-        self.order = SetOrder(rng.integers(2**61 - 1, size=len(world.population)).tolist())
+        self.keys = rng.integers(2**61 - 1, size=len(world.population)).tolist()
         self.reload_s = reload_times(self.scenario, world.profile, world.population, replication, index)
         self.slots: list[int] = list(reversed(world.warm[: world.capacity]))  # least recently touched first
         self.host = list(self.slots)  # the same
         self.batch: list[int] = []  # adapters in use, in the order in which they came in
+
+    def order(self) -> list[int]:
+        """Return the batch as a Python set of its adapters' hashes is walked."""
+        adapters = {self.keys[adapter]: adapter for adapter in self.batch}
+        return [adapters[key] for key in set([self.keys[adapter] for adapter in self.batch])]  # noqa: C403
 
     def fill(self) -> None:
         self.resident = set(self.world.warm[: self.world.capacity])
@@ -586,7 +590,7 @@ class Touching(Batching):
         missing = [job for job in fresh if job.adapter not in self.slots]
         bringers = {job.adapter: job for job in reversed(missing)}
         time, tiers = now, {}
-        for adapter in self.order(list(self.batch)):
+        for adapter in self.order():
             tier = self.touch_host(adapter)
             if adapter in self.slots:
                 self.slots.remove(adapter)

@@ -89,6 +89,23 @@ def test_costs_of_one_record_predict_another_end_to_end(shared: Path) -> None:
         assert abs(metrics[name].error) <= 0.15
 
 
+def as_a_set(batch: list[int], keys: list[int]) -> list[int]:
+    """Return a batch in the order in which a Python set of its keys is walked."""
+    adapters = {keys[adapter]: adapter for adapter in batch}
+    return [adapters[key] for key in set([keys[adapter] for adapter in batch])]  # noqa: C403 (as vLLM builds it)
+
+
+@given(random=st.randoms(use_true_random=False), adapters=st.integers(1, 60))
+def test_the_order_of_a_set_is_that_of_a_set(random: Random, adapters: int) -> None:
+    keys = random.sample(range(4 * adapters), adapters)
+    order = SetOrder(keys)
+    for _ in range(4):
+        batch = random.sample(range(adapters), random.randint(0, adapters))
+        some = random.sample(batch, random.randint(0, len(batch)))
+        assert order.few(some, batch) == [adapter for adapter in as_a_set(batch, keys) if adapter in some]
+        assert order(batch) == as_a_set(batch, keys)
+
+
 class Walk:
     """vLLM's two tiers as two lists, least recently touched first; every step touches its whole batch."""
 
@@ -150,9 +167,8 @@ def test_the_cache_equals_a_plain_walk(
     random: Random, slots: int, more_host: int, adapters: int, spread: int, steps: int
 ) -> None:
     keys = random.sample(range(max(spread, adapters * 2)), adapters)  # close ones collide in the set's table
-    order = SetOrder(keys)
-    cache = TouchedCache(adapters, slots, slots + more_host, order)
-    walk = Walk(slots, slots + more_host, order)
+    cache = TouchedCache(adapters, slots, slots + more_host, SetOrder(keys))
+    walk = Walk(slots, slots + more_host, lambda batch: as_a_set(batch, keys))
     batch: list[int] = []
     in_use = 0
     for _ in range(steps):

@@ -50,7 +50,14 @@ def test_a_slower_row_is_named(tmp_path: Path, worth: float, named: bool) -> Non
 
 @pytest.mark.parametrize(
     "torn",
-    ['{"mode": "quick", "rows": {"pl', "[]", '{"mode": "quick", "rows": {"plain": {"worth": NaN}}}', "7", "\x00\udcff"],
+    [
+        '{"mode": "quick", "rows": {"pl',
+        "[]",
+        '{"mode": "quick", "rows": {"plain": {"worth": NaN}}}',
+        '{"mode": "quick", "rows": {"plain": {"worth": 1' + 400 * "0" + "}}}",
+        "7",
+        "\x00\udcff",
+    ],
 )
 def test_a_torn_line_is_left_out_and_the_next_run_stands_apart(tmp_path: Path, torn: str) -> None:
     path = history(tmp_path, 8)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from scenario_samples import BASE, base, edited, refusal, write
+from strategies import write_profile
 
-from sim.errors import SeveralErrors
+from sim.errors import ScenarioError, SeveralErrors
+from sim.spec.profile import load_profile
 from sim.spec.scenario_file import load_scenario
 from sim.spec.tree import plain
 from sim.spec.yaml_tree import parse_yaml
@@ -165,3 +167,19 @@ def test_a_pair_of_escapes_is_one_character_as_in_json() -> None:
     node = parse_yaml('description: "\\ud83d\\ude00"', "x")
     assert node is not None
     assert plain(node) == {"description": "😀"}
+
+
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        ({"open_s": 1e308, "bandwidth_bytes_per_s": 1e9}, "load.storage.open_s"),
+        ({"bandwidth_bytes_per_s": 1e-300}, "load.storage.bandwidth_bytes_per_s"),
+        ({"bandwidth_bytes_per_s": 1e9, "residual": [1.0, 1e300]}, "load.storage.residual"),
+    ],
+)
+def test_costs_that_no_clock_can_count_are_refused(cost: dict[str, object], message: str) -> None:
+    profile = write_profile({"fixed_s": 0.001, "tokens": [[0, 0.0], [64, 0.001]]}, storage=cost)
+    with pytest.raises(ScenarioError) as refused:
+        load_profile(profile)
+    assert message in str(refused.value)
+    assert "Input should be" in str(refused.value)
