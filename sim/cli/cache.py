@@ -166,6 +166,6 @@ def _bytes(key: str, word: str) -> int:
         raise InputError(
             told["problem"], key=key, got=word, allowed=told["allowed"] or None, hint=told["hint"] or None
         ) from None
-    if not 0 < size < 10**18:
-        raise InputError("out of range", key=key, got=word, allowed="above 0 B and below 10^18 B")
+    if size == 0:
+        raise InputError("out of range", key=key, got=word, allowed="above 0 B, up to 1000 TB")
     return size
