@@ -178,6 +178,6 @@ def _parse_over(text: str) -> tuple[str, list[Any]]:
         raise InputError("not a key and its values", key="--over", got=text, allowed="key=v1,v2,v3")
     try:
         parsed = YAML(typ="safe", pure=True).load(f"[{values}]")
-    except YAMLError:
+    except (YAMLError, ValueError, RecursionError):  # of numbers with thousands of digits, of brackets as deep
         raise InputError("the values are not YAML", key=f"--over {key}", got=values, allowed="v1,v2,v3") from None
     return key.strip(), parsed

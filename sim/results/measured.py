@@ -174,7 +174,7 @@ def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
     began, ended = np.searchsorted(start, bounds), np.searchsorted(end, bounds)
     # Up to time b, the intervals have run for the sum of min(b, end) - min(b, start).
     until = (bounds * began - sums_start[began]) - (bounds * ended - sums_end[ended])
-    return np.diff(until)
+    return np.maximum(np.diff(until), 0.0)  # a section without any may come out below zero, by rounding
 
 
 JUDGED = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")

@@ -179,6 +179,8 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("sweep", "quickstart", "--over", "slots"), "--over: not a key and its values"),
         (("sweep", "quickstart", "--set", "sweep=null"), "sweep: nothing to sweep"),
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,nine"), "cache.gpu.slots: must be a whole number"),
+        (("sweep", "quickstart", "--over", "cache.gpu.slots=8," + "9" * 5000), "the values are not YAML"),
+        (("sweep", "quickstart", "--over", "cache.gpu.slots=" + "[" * 5000), "the values are not YAML"),
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,5000"), "leaves too little GPU memory"),
         (("report", "nowhere"), "nowhere: there is no such folder"),
         (("run", "quickstart", "--set", "fleet.engine=lorex"), "did you mean 'lorax'?"),
