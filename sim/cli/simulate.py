@@ -22,7 +22,7 @@ from sim.cli.options import (
     is_confined,
 )
 from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
-from sim.errors import InputError
+from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
     from sim.results.point import Point
@@ -170,14 +170,15 @@ def _axes(texts: list[str]) -> dict[str, list[Any]]:
 
 def _parse_over(text: str) -> tuple[str, list[Any]]:
     """Return the key and values of ``--over key=v1,v2``; values are YAML, so lists and mappings work too."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    from sim.spec.tree import plain
+    from sim.spec.yaml_tree import parse_yaml
 
     key, equals, values = text.partition("=")
     if not equals or not key.strip() or not values.strip():
         raise InputError("not a key and its values", key="--over", got=text, allowed="key=v1,v2,v3")
     try:
-        parsed = YAML(typ="safe", pure=True).load(f"[{values}]")
-    except (YAMLError, ValueError, RecursionError):  # of numbers with thousands of digits, of brackets as deep
-        raise InputError("the values are not YAML", key=f"--over {key}", got=values, allowed="v1,v2,v3") from None
-    return key.strip(), parsed
+        node = parse_yaml(f"[{values}]", "--over")
+    except ScenarioError as error:
+        raise InputError(error.problem, key=f"--over {key}", got=values, allowed="v1,v2,v3") from None
+    assert node is not None, "brackets are a list"
+    return key.strip(), plain(node)
