@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.devices import Call, Device, UnavailableError, out_of_memory
-from calibrate.hardware import Watch
+from calibrate.device.devices import Call, Device, UnavailableError, out_of_memory
+from calibrate.device.hardware import Watch
 from calibrate.samples import Configuration, SampleLog, Visit
 from sim.errors import InputError
 

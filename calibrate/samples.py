@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import InputError, OutputError
-from sim.results.files import read_json, write_atomically, write_json
+from sim.results.run_directory.result_files import read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

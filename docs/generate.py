@@ -16,7 +16,7 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 
 TAGS = ("law", "process", "kind")
-"""Keys that say which of several models a mapping is; as in sim/spec/tree.py."""
+"""Keys that say which of several models a mapping is; as in sim/spec/files/tree.py."""
 
 _UNIT_OF_EXAMPLE = {"20 ms": "time", "50 MB": "size", "12/s": "rate", "5%": "share"}
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
@@ -169,7 +169,7 @@ def pages() -> dict[Path, str]:
 
 def engine_rules() -> str:
     """Return what engines make of adapters, and the words of each rule that isn't plain support."""
-    from sim.training.engine_rules import ENGINE_RULES, EXTRAS
+    from sim.training.files.engine_rules import ENGINE_RULES, EXTRAS
 
     real = [name for name in ENGINE_RULES if name not in ("continuous", "fixed")]
     words = {"served": "yes", "refused": "refused", "wrong": "wrongly", "unknown": "–"}
@@ -199,7 +199,7 @@ def _cell(text: str) -> str:
 
 def threshold_table() -> str:
     """Return every line that vet draws: its default, its meaning and its source."""
-    from sim.training.thresholds import Thresholds
+    from sim.training.logs.thresholds import Thresholds
 
     rows = []
     for name, field in Thresholds.model_fields.items():
@@ -257,7 +257,7 @@ def _default_of(param: Any) -> str:
 
 def scenario_tables() -> str:
     """Return one table for each section of a scenario, in the order of the file."""
-    from sim.spec.schema import scenario_schema
+    from sim.spec.files.schema import scenario_schema
 
     models = scenario_schema()["$defs"]
     parts = []
@@ -399,7 +399,7 @@ def _law_tables(models: dict[str, Any]) -> list[str]:
 
 def metric_table() -> str:
     """Return one row a metric: name, words, unit, definition, what it is taken over, interval."""
-    from reports.words import METRIC_WORDS
+    from reports.formatting import METRIC_WORDS
     from sim.results.point import UNITS
     from sim.spec.scenario import Slo
 

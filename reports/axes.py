@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.words import COUNTED, key_words, number, percent
+from reports.formatting import COUNTED, key_words, number, percent
 from sim.results.point import Point
 from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError
 from sim.results.point import Metric, Point
-from sim.results.store import RunData, read_run
+from sim.results.run_directory.store import RunData, read_run
 from sim.results.verdict import MET, NO_SLO, verdict
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.scenario_file import load_scenario as _load
@@ -30,7 +30,7 @@ from sim.spec.scenario_file import load_scenario as _load
 if TYPE_CHECKING:
     import pandas as pd
 
-    from reports.findings import Answer
+    from reports.answers.findings import Answer
     from sim.studies.backends.pool import Pool
 
 Source = str | Path | LoadedScenario
@@ -73,7 +73,7 @@ class Results:
     @property
     def point(self) -> Point:
         """The point of a run; of a sweep or a plan, the one whose numbers one wants first."""
-        from reports.findings import sweep_focus
+        from reports.answers.findings import sweep_focus
 
         return self.points[0] if len(self.points) == 1 else sweep_focus(self.points, self._terms)
 
@@ -134,12 +134,12 @@ class Results:
 
     def report(self) -> Path:
         """Write ``report.html`` into the run directory and return its path."""
-        from reports.build import write_report
+        from reports.pages.run_page import write_report
 
         return write_report(self._data)
 
     def _answer(self) -> Answer:
-        from reports.findings import answer, sweep_answer
+        from reports.answers.findings import answer, sweep_answer
 
         assumed = (self._data.manifest.get("profile") or {}).get("status") == "assumed"
         if len(self.points) == 1:
@@ -148,7 +148,7 @@ class Results:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the answer, and the numbers behind it."""
-        from reports.notebook import snippet
+        from reports.pages.notebook import snippet
 
         return snippet(self._data, self.answer)
 
@@ -175,7 +175,7 @@ class PlanResults(Results):
     @property
     def point(self) -> Point:
         """The point of the answer, or of the best that was found."""
-        from reports.planned import Read
+        from reports.answers.plan_answer import Read
 
         chosen: Point | None = Read(self._data).chosen
         assert chosen is not None, "a finished plan has a best point"
@@ -201,7 +201,7 @@ class PlanResults(Results):
         ])  # fmt: skip
 
     def _answer(self) -> Answer:
-        from reports.planned import plan_answer
+        from reports.answers.plan_answer import plan_answer
 
         return plan_answer(self._data)
 
@@ -273,7 +273,7 @@ def plan(
         scenario's ``plan`` block.
     :param what_if: also try one change at a time at the answer; ``progress`` counts these.
     """
-    from sim.studies.planning.plan import make_plan
+    from sim.studies.planning.plan_study import make_plan
 
     loaded = _loaded(scenario, values, seed)
     if minimize is not None or maximize is not None:
@@ -345,7 +345,7 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
 
 
 def _terms(data: RunData) -> dict[str, float]:
-    from reports.words import read_terms
+    from reports.formatting import read_terms
 
     return read_terms((data.manifest.get("scenario") or {}).get("slo"))
 

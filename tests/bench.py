@@ -19,9 +19,9 @@ import simpy
 from bench_history import Figures, append
 
 from sim.spec.engines import PRESETS
-from sim.spec.rollouts import STRATEGIES
-from sim.spec.routing import ROUTERS
 from sim.spec.scenario import Scenario
+from sim.spec.sections.rollout_strategies import STRATEGIES
+from sim.spec.sections.routing import ROUTERS
 from sim.world.build import build_world, simulate
 
 LENGTHS = {

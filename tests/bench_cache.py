@@ -19,8 +19,8 @@ import numpy as np
 from bench_history import Figures, append
 from numpy.typing import NDArray
 
-from sim.policies.lru_curve import lru_curve
-from sim.policies.replay_fast import CHUNK, KERNELS
+from sim.policies.replay.fast_replay import CHUNK, KERNELS
+from sim.policies.replay.lru_curve import lru_curve
 
 FIT, SIZE = 200, 50_000_000
 REPETITIONS = 7

@@ -15,7 +15,7 @@ from typing import Any
 from sim.results.verdict import MET, verdict
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.planning.candidates import variables
-from sim.studies.planning.plan import Planned, make_plan
+from sim.studies.planning.plan_study import Planned, make_plan
 from sim.studies.sweep import study
 
 NAMES = ("plan-cache-size", "plan-replicas", "plan-max-load", "plan-adapters", "plan-cheapest-fleet")

@@ -4,7 +4,7 @@
 requests in each of five replications a row for the mean and p99 of the wait, and the mean, median and p99 of E2E:
 swings and half-widths with their variation from run to run, the standard deviation of the value (as a share of the
 truth) times the root of the swings, and coverage among all runs, among those whose half-width is narrow, and among
-those that are settled, for which swings count too (``sim.results.stats``). Sums by queue at the end.
+those that are settled, for which swings count too (``sim.results.statistics``). Sums by queue at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from queue_paths import QUEUES, Queue, path
 
 from sim.results.point import Metric
-from sim.results.stats import WIDE, Sampled, sections_per_replication
+from sim.results.statistics import WIDE, Sampled, sections_per_replication
 
 WARMUP, REPLICATIONS = 0.05, 5
 ROWS = (

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calibrate.serve.connection import Broken, Host
-from calibrate.serve.errors import ServerError
-from calibrate.serve.planned import Planned
+from calibrate.serve.planned_requests import Planned
+from calibrate.serve.server_errors import ServerError
 from sim.errors import InputError
 
 COMPLETE, SHORT, REFUSED, BROKEN = "complete", "short", "refused", "broken"

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 from calibrate.serve.client import BROKEN, COMPLETE, REFUSED, Sent, send
 from calibrate.serve.connection import Host
-from calibrate.serve.errors import ServerError
-from calibrate.serve.planned import Planned
+from calibrate.serve.planned_requests import Planned
+from calibrate.serve.server_errors import ServerError
 from calibrate.serve.server_metrics import Page, read_page
 from sim.errors import OutputError
 

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibrate import host_memory
-from calibrate.serve.errors import ServerError
+from calibrate.device import host_memory
+from calibrate.loads.synthetic_adapters import write_adapter
+from calibrate.serve.server_errors import ServerError
 from calibrate.serve.tiny_model import write_base
-from calibrate.synthesize import write_adapter
 from sim.errors import InputError
 from sim.spec.engines import PRESETS
 from sim.spec.scenario import Scenario

@@ -12,7 +12,7 @@ import numpy as np
 
 from calibrate.serve.client import Sent
 from calibrate.serve.drive import Driver
-from calibrate.serve.planned import Planned
+from calibrate.serve.planned_requests import Planned
 from sim.spec.scenario import Scenario
 
 MOST_SEQUENCES = 64

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.regression import DRAWS, significant
-from calibrate.serve.errors import ServerError
+from calibrate.fit.regression import DRAWS, significant
 from calibrate.serve.ladder import Batch, Join, Ladder, Load
-from calibrate.serve.predict import FRONT_END
+from calibrate.serve.serve_prediction import FRONT_END
+from calibrate.serve.server_errors import ServerError
 from sim.rng import stream
 from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario

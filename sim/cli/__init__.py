@@ -13,7 +13,20 @@ from typing import Annotated
 import typer
 
 from sim.cells import plain_text
-from sim.cli import adapters, cache, calibrate, compare, fidelity, inspect, measured, plan, serve, simulate, trace, vet
+from sim.cli import (
+    adapters_command,
+    cache_command,
+    calibrate_command,
+    compare_command,
+    fidelity_command,
+    fit_command,
+    inspect_commands,
+    plan_command,
+    run_commands,
+    serve_command,
+    trace_command,
+    vet_command,
+)
 from sim.cli.options import CONFINED
 from sim.errors import InputError, LoraplanError
 
@@ -26,24 +39,31 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (simulate.run, simulate.sweep, plan.plan, inspect.report, inspect.check, fidelity.fidelity):
+for command in (
+    run_commands.run,
+    run_commands.sweep,
+    plan_command.plan,
+    inspect_commands.report,
+    inspect_commands.check,
+    fidelity_command.fidelity,
+):
     app.command()(command)
-app.command()(inspect.schema)
-app.command()(compare.compare)
-app.command()(cache.cache)
-app.command()(trace.trace)
-app.command()(adapters.adapters)
-app.command()(vet.vet)
+app.command()(inspect_commands.schema)
+app.command()(compare_command.compare)
+app.command()(cache_command.cache)
+app.command()(trace_command.trace)
+app.command()(adapters_command.adapters)
+app.command()(vet_command.vet)
 scenarios_app = typer.Typer(help="List and copy the bundled scenarios.", no_args_is_help=True)
-scenarios_app.command("list")(inspect.list_scenarios)
-scenarios_app.command("copy")(inspect.copy_bundled)
+scenarios_app.command("list")(inspect_commands.list_scenarios)
+scenarios_app.command("copy")(inspect_commands.copy_bundled)
 app.add_typer(scenarios_app, name="scenarios")
 calibrate_app = typer.Typer(help="Write the profiles that predictions are made from.", no_args_is_help=True)
-calibrate_app.command("all")(calibrate.everything)
-calibrate_app.command("steps")(calibrate.steps)
-calibrate_app.command("loads")(calibrate.loads)
-calibrate_app.command("fit")(measured.fit)
-calibrate_app.command("serve")(serve.serve)
+calibrate_app.command("all")(calibrate_command.everything)
+calibrate_app.command("steps")(calibrate_command.steps)
+calibrate_app.command("loads")(calibrate_command.loads)
+calibrate_app.command("fit")(fit_command.fit)
+calibrate_app.command("serve")(serve_command.serve)
 app.add_typer(calibrate_app, name="calibrate")
 
 

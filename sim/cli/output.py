@@ -112,6 +112,6 @@ def to_json(data: Any) -> str:
     """Return data as JSON text."""
     import json
 
-    from sim.results.files import json_ready
+    from sim.results.run_directory.result_files import json_ready
 
     return json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False)

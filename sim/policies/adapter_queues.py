@@ -14,8 +14,8 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
 
+from sim.policies.adapter_cache import GpuCache
 from sim.policies.admission import ReadyQueue, by_key
-from sim.policies.cache import GpuCache
 from sim.traffic.request import MISS, Request
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
-from sim.policies.cache import RESIDENT, GpuCache
+from sim.policies.adapter_cache import RESIDENT, GpuCache
 from sim.policies.vllm_lru import TouchedCache
 from sim.traffic.request import Request
 

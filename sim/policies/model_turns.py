@@ -17,8 +17,8 @@ from heapq import heappop
 from itertools import pairwise
 from math import inf
 
+from sim.policies.adapter_cache import RESIDENT, GpuCache
 from sim.policies.admission import ReadyQueue, by_key
-from sim.policies.cache import RESIDENT, GpuCache
 from sim.traffic.request import Request
 
 

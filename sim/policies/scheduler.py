@@ -14,8 +14,8 @@ from heapq import heappop, heappush
 from sim.policies.admission import ReadyQueue
 from sim.policies.base_model import AdapterCounts
 from sim.policies.costs import StepCosts
-from sim.policies.kv_rules import KvRule
-from sim.policies.memory import KvBlocks
+from sim.policies.kv.kv_memory import KvBlocks
+from sim.policies.kv.kv_rules import KvRule
 from sim.traffic.request import Request
 
 UNBLOCKED, BY_SEATS, BY_KV, BY_SLOTS = 0, 1, 2, 3

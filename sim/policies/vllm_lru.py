@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import islice
 
-from sim.policies.cache import ABSENT, RESIDENT, Watch
+from sim.policies.adapter_cache import ABSENT, RESIDENT, Watch
 from sim.policies.set_order import Order
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 

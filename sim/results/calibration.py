@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.measured import Facts
 from sim.results.point import SHARES, SUMMED, Metric, Point
+from sim.results.point_summary import measure_alone
 from sim.results.records import Recording
-from sim.results.stats import student
-from sim.results.views import measure_alone
+from sim.results.sample_data import Facts
+from sim.results.statistics import student
 
 MIN_DRAWS = 2
 _COMPARABLE = 10.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.changes import change_metrics
-from sim.results.measured import JUDGED, Facts, Measured, judge_of, slow_ones
+from sim.results.change_metrics import change_metrics
 from sim.results.point import UNITS, Metric
 from sim.results.records import COMPLETED, UNFINISHED, Recording, gap_bin_edges
-from sim.results.stats import ENOUGH_REPLICATIONS, MIN_FOR_P99, estimate, histogram_quantile, kept, ratio
+from sim.results.sample_data import JUDGED, Facts, Measured, judge_of, slow_ones
+from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_FOR_P99, estimate, histogram_quantile, kept, ratio
 from sim.traffic.request import DELAYED_HIT, HIT, MISS
 
 BUSY = 0.95

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.point import SUMMED, Metric, Point
-from sim.results.stats import half_width
+from sim.results.statistics import half_width
 
 Floats = NDArray[np.float64]
 Direction = Literal["lower", "higher", "neither"]

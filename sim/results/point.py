@@ -121,9 +121,10 @@ class Point:
         rollout or fault on; before: those that came before that, where it isn't there from the start.
     :ivar held: rollouts that were held because their version was vetted and failed: ``{"rollouts": [{"rollout",
         "strategy", "at_s", "weights", "vetted"}], "requests", "answered": {"value", "lo", "hi"}, "by_rollout": [...],
-        "metrics": {NAME: ...}}``: what was avoided, by the same traffic with them going out (``sim.results.avoided``).
+        "metrics": {NAME: ...}}``: what was avoided, by the same traffic with them going out
+        (``sim.results.held_back_counterfactual``).
     :ivar traffic_ids: ``{"requests", "draws"}``: digests of the traffic, equal where two points met the same one
-        (``sim.results.draws``).
+        (``sim.results.traffic_digest``).
     """
 
     set: dict[str, Any]

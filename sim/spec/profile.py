@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Valida
 from sim.errors import ScenarioError, did_you_mean
 from sim.reading import PROFILE_BYTES, brackets_fit, read_regular
 from sim.spec.base import Strict, located
-from sim.spec.tree import is_path
+from sim.spec.files.tree import is_path
 
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
 """No longer than times in scenarios may be: what is simulated would not end."""

@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from sim.spec.arrivals import Arrivals
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
-from sim.spec.faults import FailingLoads, Fault, NamedPrefixes, check_faults
-from sim.spec.full_models import FullModels, check_full_models
-from sim.spec.plan import Plan
-from sim.spec.popularity import Popularity
-from sim.spec.rollouts import Rollout, check_rollouts
-from sim.spec.routing import ROUTERS, Router
-from sim.spec.serving import (
+from sim.spec.sections.arrival_processes import Arrivals
+from sim.spec.sections.faults import FailingLoads, Fault, NamedPrefixes, check_faults
+from sim.spec.sections.full_models import FullModels, check_full_models
+from sim.spec.sections.plan_question import Plan
+from sim.spec.sections.popularity_laws import Popularity
+from sim.spec.sections.rollout_strategies import Rollout, check_rollouts
+from sim.spec.sections.routing import ROUTERS, Router
+from sim.spec.sections.serving import (
     DEFAULT_PROFILE,
     ENGINES,
     EVICTIONS,
@@ -29,8 +29,8 @@ from sim.spec.serving import (
     HostCache,
     Storage,
 )
+from sim.spec.sections.workload import Adapters, Targets, Workload
 from sim.spec.units import Seconds, Share
-from sim.spec.workload import Adapters, Targets, Workload
 
 __all__ = [
     "DEFAULT_PROFILE", "ENGINES", "EVICTIONS", "ROUTERS", "Adapters", "Arrivals", "Cache", "Fleet",

@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from sim.errors import InputError, ScenarioError, SeveralErrors, did_you_mean
-from sim.spec import tree
-from sim.spec.bundled import BundledScenario, bundled_folder, bundled_path, bundled_scenarios, copy_scenario
 from sim.spec.engines import preset_value
-from sim.spec.problems import known_keys, misplaced_flags, problems
+from sim.spec.files import tree
+from sim.spec.files.bundled import BundledScenario, bundled_folder, bundled_path, bundled_scenarios, copy_scenario
+from sim.spec.files.problems import known_keys, misplaced_flags, problems
+from sim.spec.files.schema import scenario_schema
+from sim.spec.files.tree import Node, Origin, without_indexes
+from sim.spec.files.yaml_tree import parse_yaml, read_yaml
 from sim.spec.scenario import Scenario
-from sim.spec.schema import scenario_schema
-from sim.spec.tree import Node, Origin, without_indexes
-from sim.spec.yaml_tree import parse_yaml, read_yaml
 
 __all__ = [
     "BundledScenario", "LoadedScenario", "Origin", "bundled_scenarios", "copy_scenario", "load_scenario",

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from sim.results.avoided import HeldBack, avoided
 from sim.results.calibration import MIN_DRAWS, Alone, add_calibration, alone
-from sim.results.measured import Broken, Facts
+from sim.results.held_back_counterfactual import HeldBack, avoided
 from sim.results.point import Point
-from sim.results.stats import lacks_swings, sections_per_replication
-from sim.results.views import request_table, summarise
-from sim.spec.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
+from sim.results.point_summary import request_table, summarise
+from sim.results.sample_data import Broken, Facts
+from sim.results.statistics import lacks_swings, sections_per_replication
 from sim.spec.scenario import Scenario
-from sim.studies.vetting import build, held_record, release
+from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
+from sim.studies.training.rollout_gate import build, held_record, release
 from sim.world.build import build_world, simulate
 from sim.world.world import World
 

@@ -17,10 +17,10 @@ from typing import Any
 from sim import __version__
 from sim.errors import InputError, ScenarioError
 from sim.results.point import Point
-from sim.results.store import RunStore, digest_file, holds_nothing_else, point_key, scenario_hash
+from sim.results.run_directory.store import RunStore, digest_file, holds_nothing_else, point_key, scenario_hash
+from sim.spec.files.tree import files_of, without_indexes
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.spec.tree import files_of, without_indexes
 from sim.studies.backends.pool import Local, Pool
 from sim.studies.point import (
     Built,
@@ -36,7 +36,7 @@ from sim.studies.point import (
     simulate_replication,
     simulate_round,
 )
-from sim.studies.vetting import build, digest_weights
+from sim.studies.training.rollout_gate import build, digest_weights
 from sim.world.world import World
 
 Progress = Callable[[int, int], None]

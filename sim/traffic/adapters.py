@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from sim.errors import ScenarioError, did_you_mean
 from sim.spec.scenario import Adapters, Targets
+from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import human_bytes
-from sim.spec.workload import AdapterKind
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1}
 GOLDEN = 0.6180339887498949

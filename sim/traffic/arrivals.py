@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.spec.arrivals import Arrivals, OnOffArrivals
+from sim.spec.sections.arrival_processes import Arrivals, OnOffArrivals
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

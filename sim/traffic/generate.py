@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.rng import stream
-from sim.spec.arrivals import GammaArrivals, MmppArrivals, WeibullArrivals
 from sim.spec.scenario import Scenario
+from sim.spec.sections.arrival_processes import GammaArrivals, MmppArrivals, WeibullArrivals
 from sim.traffic.adapters import Population, populate
 from sim.traffic.lengths import Lengths, draw_pair
 from sim.traffic.popularity import Chooser, read_weights, weights_of

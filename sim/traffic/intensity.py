@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.arrivals import DiurnalArrivals, MmppArrivals, PiecewiseArrivals
+from sim.spec.sections.arrival_processes import DiurnalArrivals, MmppArrivals, PiecewiseArrivals
 
 Floats = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.reading import open_text
-from sim.spec.laws import EmpiricalTokens, HistogramTokens, LognormalTokens, TokenLaw, lognormal_sigma
-from sim.traffic.traces.problems import listed
+from sim.spec.sections.laws import EmpiricalTokens, HistogramTokens, LognormalTokens, TokenLaw, lognormal_sigma
+from sim.traffic.traces.bad_rows import listed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

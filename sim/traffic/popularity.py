@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.reading import open_text
 from sim.spec.scenario import Popularity
-from sim.traffic.traces.problems import shown
+from sim.traffic.traces.bad_rows import shown
 from sim.traffic.traces.rows import MAX_NAME_BYTES
 
 Floats = NDArray[np.float64]

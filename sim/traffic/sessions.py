@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.popularity import Sessions
+from sim.spec.sections.popularity_laws import Sessions
 from sim.traffic.popularity import Chooser
 from sim.traffic.sources import Block, Source
 from sim.traffic.streams import Streams

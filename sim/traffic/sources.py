@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.arrivals import Arrivals
-from sim.spec.popularity import Churn, Drift
+from sim.spec.sections.arrival_processes import Arrivals
+from sim.spec.sections.popularity_laws import Churn, Drift
 from sim.traffic.arrivals import gaps, is_poisson, renewal
 from sim.traffic.intensity import Environment, Intensity, diurnal, piecewise
 from sim.traffic.popularity import Chooser

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.popularity import Churn, Drift
+from sim.spec.sections.popularity_laws import Churn, Drift
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

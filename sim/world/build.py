@@ -17,36 +17,44 @@ from sim.policies.costs import beyond_envelope
 from sim.policies.routing import Router, View
 from sim.results.records import Recorder, Recording
 from sim.rng import stream
-from sim.spec.faults import Crash, FailingLoads
 from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
+from sim.spec.sections.faults import Crash, FailingLoads
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.traffic.request import Request
-from sim.world.base_model import serve_base_model
-from sim.world.caches import Board, eviction_setting, gpu_capacity, make_caches, make_fetches, pinned_and_warm, watch
 from sim.world.changes import Changes
 from sim.world.clock import Clock
+from sim.world.faults.base_model_fallback import serve_base_model
+from sim.world.faults.crashes import Outages
+from sim.world.faults.misrouting import answering_base_model, make_identity
+from sim.world.faults.misrouting_faults import check_mixups
+from sim.world.faults.storage_faults import make_storage, note_storage, storage_notes
 from sim.world.fleet import Fleet, Plan
-from sim.world.full_models import full_fleet_notes, lay_out_full_models
-from sim.world.full_replicas import FullReplicas
-from sim.world.future import Foresight, Future
-from sim.world.garbage import uncollected
-from sim.world.identity import answering_base_model, make_identity
-from sim.world.inside import Inside
-from sim.world.lineage import lay_out, with_copies
-from sim.world.memory import usable_kv_tokens
-from sim.world.mixups import check_mixups
-from sim.world.outages import Outages
-from sim.world.replica import Watch, kv_rule, make_server
-from sim.world.rollouts import make_rollouts
-from sim.world.routes import Live, make_router
-from sim.world.server import Parts, Server
-from sim.world.storage import make_storage, note_storage, storage_notes
+from sim.world.gc_pause import uncollected
+from sim.world.gpu_memory import usable_kv_tokens
+from sim.world.pools.full_model_layout import full_fleet_notes, lay_out_full_models
+from sim.world.pools.full_model_replicas import FullReplicas
+from sim.world.replica.assembly import Watch, kv_rule, make_server
+from sim.world.replica.oracle import Foresight, Future
+from sim.world.replica.replica_caches import (
+    Board,
+    eviction_setting,
+    gpu_capacity,
+    make_caches,
+    make_fetches,
+    pinned_and_warm,
+    watch,
+)
+from sim.world.replica.server import Parts, Server
+from sim.world.rollouts.active_rollouts import make_rollouts
+from sim.world.rollouts.rollout_plan import lay_out, with_copies
+from sim.world.rollouts.versions import Versions
+from sim.world.routing.in_flight import Inside
+from sim.world.routing.router_state import Live, make_router
+from sim.world.routing.router_views import Views
 from sim.world.times import has_host_tier, reload_times, request_times
-from sim.world.versions import Versions
-from sim.world.views import Views
 from sim.world.world import World
 
 Floats = NDArray[np.float64]

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder
 from sim.traffic.request import Request
-from sim.world.identity import Identity
-from sim.world.inside import Inside
-from sim.world.outages import Outages
-from sim.world.rollouts import Rollouts
-from sim.world.swap import Gates
+from sim.world.faults.crashes import Outages
+from sim.world.faults.misrouting import Identity
+from sim.world.rollouts.active_rollouts import Rollouts
+from sim.world.rollouts.in_place_update import Gates
+from sim.world.routing.in_flight import Inside
 
 if TYPE_CHECKING:
     from sim.world.fleet import Fleet
-    from sim.world.server import Server
+    from sim.world.replica.server import Server
 
 
 class Changes:

@@ -17,12 +17,12 @@ from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
-from sim.world.batch import BatchServer
 from sim.world.changes import Changes
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
-from sim.world.fronted import FrontedServer
-from sim.world.inside import Inside
-from sim.world.server import Server
+from sim.world.replica.continuous import BatchServer
+from sim.world.replica.front_end_server import FrontedServer
+from sim.world.replica.server import Server
+from sim.world.routing.in_flight import Inside
 from sim.world.times import Times
 
 Floats = NDArray[np.float64]

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from sim.policies.costs import load_seconds, residual
 from sim.rng import stream
-from sim.spec.laws import TimeLaw
 from sim.spec.profile import Profile, TierCost
 from sim.spec.scenario import Scenario
+from sim.spec.sections.laws import TimeLaw
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Chunk
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.full_models import FullFleet
+from sim.world.pools.full_model_layout import FullFleet
 
 Floats = NDArray[np.float64]
 _BLOCK = 4096

@@ -9,8 +9,8 @@ from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
-from sim.world.full_models import FullFleet
-from sim.world.lineage import Lineage
+from sim.world.pools.full_model_layout import FullFleet
+from sim.world.rollouts.rollout_plan import Lineage
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
 
-from calibrate import backends  # noqa: E402
-from calibrate.backends import BACKENDS, TOLERANCE, Routing, check, route  # noqa: E402
+from calibrate.device import lora_backends  # noqa: E402
+from calibrate.device.lora_backends import BACKENDS, TOLERANCE, Routing, check, route  # noqa: E402
 
 CPU = torch.device("cpu")
 ON_CPU = [name for name in BACKENDS if name != "triton"]
@@ -32,7 +32,7 @@ def test_triton_kernels_agree_in_the_interpreter() -> None:
 def test_a_wrong_backend_is_found(break_it: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, routing: Routing) -> None:
         before = y.clone()
-        backends.apply_loop(y, x, a.roll(1, 0) if break_it == "wrong slot" else a, b, routing)
+        lora_backends.apply_loop(y, x, a.roll(1, 0) if break_it == "wrong slot" else a, b, routing)
         if break_it == "scale":
             y += 0.05 * (y - before)
         elif break_it == "leave out":

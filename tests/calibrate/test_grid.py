@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
 
-from calibrate.decoder import Group
-from calibrate.grid import CAPTURE_SIZES, FULL, QUICK, Extent, StepSpec, heads, make_grid
+from calibrate.steps.decoder import Group
+from calibrate.steps.step_grid import CAPTURE_SIZES, FULL, QUICK, Extent, StepSpec, heads, make_grid
 
 BACKENDS = ("grouped_mm", "bmm", "loop")
 

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
 
-from calibrate import hardware  # noqa: E402
+from calibrate.device import hardware  # noqa: E402
 
 GPU = """#!/bin/sh
 case "$2" in

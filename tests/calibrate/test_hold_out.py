@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.fit_report import as_json, closing, decide, hold_out_rows
-from calibrate.from_runs import calibration_subset, closed_loops
-from calibrate.published import (
+from calibrate.fit.fit_report import as_json, closing, decide, hold_out_rows
+from calibrate.fit.regression import ADDITIVE, IN_SAMPLE, LEFT_OUT, MULTIPLICATIVE, Problem, bootstrap, join, summary
+from calibrate.published.profile_from_runs import calibration_subset, closed_loops
+from calibrate.published.published_costs import (
     CELL_OUT,
     HALVES,
     KV_COLUMNS,
@@ -25,11 +26,10 @@ from calibrate.published import (
     load_hold_outs,
     read_rows,
 )
-from calibrate.regression import ADDITIVE, IN_SAMPLE, LEFT_OUT, MULTIPLICATIVE, Problem, bootstrap, join, summary
-from calibrate.step_fit import ALONE, ROUNDS, ClosedLoops, fit_steps, step_hold_outs
-from calibrate.step_terms import TERMS, step_cost
+from calibrate.published.step_fit import ALONE, ROUNDS, ClosedLoops, fit_steps, step_hold_outs
+from calibrate.published.step_terms import TERMS, step_cost
 from sim.spec.profile import Draw, HoldOut, LoadCost, Memory, Profile, load_profile
-from sim.studies.measured_runs import read_lengths, read_runs
+from sim.studies.fidelity.measured_runs import read_lengths, read_runs
 
 MODELS = ("llama-3.1-8b", "qwen2.5-7b")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibrate.load_fit import fit_load_samples
+from calibrate.fit.load_fit import fit_load_samples
 from sim.errors import InputError
 from sim.policies.costs import load_seconds, mean_residual
 from sim.spec.profile import LoadCost
-from sim.spec.workload import Adapters
+from sim.spec.sections.workload import Adapters
 from sim.traffic.adapters import SHAPES, parameters_per_rank, populate, tensor_count
 
 SHAPE = SHAPES["llama-3.1-8b"]

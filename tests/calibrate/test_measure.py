@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
 
-from calibrate.devices import CpuDevice, UnavailableError, open_device, out_of_memory
-from calibrate.hardware import Ceilings, describe
+from calibrate.device.devices import CpuDevice, UnavailableError, open_device, out_of_memory
+from calibrate.device.hardware import Ceilings, describe
 from calibrate.measure import Method, Prepared, drift, measure, median_half_width
 from calibrate.samples import Configuration, SampleLog, Visit, read_samples
 from sim.errors import InputError, OutputError

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.from_runs import calibration_subset, fit_profile
-from calibrate.published import fit_loads, fit_memory, read_rows
+from calibrate.published.profile_from_runs import calibration_subset, fit_profile
+from calibrate.published.published_costs import fit_loads, fit_memory, read_rows
 from sim.errors import InputError, ScenarioError
 from sim.policies.costs import load_seconds, mean_residual
 from sim.spec.profile import LoadCost, Memory, load_profile
 from sim.spec.scenario import Scenario
-from sim.studies.measured_runs import MODELS, TARGETS, read_runs
+from sim.studies.fidelity.measured_runs import MODELS, TARGETS, read_runs
 from sim.traffic.adapters import populate
 from sim.world.build import build_world
 

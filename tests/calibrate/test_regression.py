@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.regression import (
+from calibrate.fit.regression import (
     ADDITIVE,
     LEFT_OUT,
     MULTIPLICATIVE,

@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
 
-from calibrate.grid import QUICK, StepSpec, heads, make_grid
-from calibrate.regression import ADDITIVE, LEFT_OUT, MULTIPLICATIVE, solve
-from calibrate.sample_fit import step_hold_outs
-from calibrate.sample_terms import Terms, timed_steps
+from calibrate.fit.regression import ADDITIVE, LEFT_OUT, MULTIPLICATIVE, solve
+from calibrate.fit.sample_fit import step_hold_outs
+from calibrate.fit.sample_terms import Terms, timed_steps
+from calibrate.steps.step_grid import QUICK, StepSpec, heads, make_grid
 from sim.errors import InputError
 
 BASE = {"step": 2e-3, "token": 1e-5, "sequence": 2e-5, "kv_token": 4e-7}

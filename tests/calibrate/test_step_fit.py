@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.regression import Problem, join, solve
-from calibrate.step_fit import closed_loop, served_hour
-from calibrate.step_log import StepLog
-from calibrate.step_terms import BENDS, PASSED_S, TERMS, Steps, step_cost
+from calibrate.fit.regression import Problem, join, solve
+from calibrate.published.step_fit import closed_loop, served_hour
+from calibrate.published.step_log import StepLog
+from calibrate.published.step_terms import BENDS, PASSED_S, TERMS, Steps, step_cost
 from sim.spec.profile import load_profile
 from sim.spec.scenario import Scenario
-from sim.studies.measured_runs import METRICS, MeasuredRun
+from sim.studies.fidelity.measured_runs import METRICS, MeasuredRun
 from sim.world.build import build_world, simulate
 
 Floats = NDArray[np.float64]

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.synthesize import FORMATS, adapter_bytes, synthesize, tensor_shapes
+from calibrate.loads.synthetic_adapters import FORMATS, adapter_bytes, synthesize, tensor_shapes
 from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import DTYPE_BYTES, SHAPES, parameters_per_rank, tensor_count
-from sim.training.adapter_folder import CONFIG, WEIGHTS, read_adapter
-from sim.training.safetensors_header import read_header
+from sim.training.files.adapter_folder import CONFIG, WEIGHTS, read_adapter
+from sim.training.files.safetensors_header import read_header
 
 TINY = SHAPES["tiny"]
 TARGETS: tuple[Targets, ...] = (("q", "v"), ("q", "k", "v", "o"), "all-linear")
@@ -118,7 +118,7 @@ def test_impossible_adapters_are_refused(tmp_path: Path, rank: int, dtype: str) 
 
 
 def test_every_pattern_of_bits_is_a_small_number_but_never_zero() -> None:
-    from calibrate.synthesize import _BITS
+    from calibrate.loads.synthetic_adapters import _BITS
 
     kind, random, fixed = _BITS["fp16"]
     every = np.arange(1 << 16, dtype=np.uint16)

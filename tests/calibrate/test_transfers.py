@@ -16,9 +16,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from calibrate import load_stages, page_cache, transfers  # noqa: E402
-from calibrate.devices import CpuDevice, Device  # noqa: E402
-from calibrate.interference import (  # noqa: E402
+from calibrate.device import page_cache  # noqa: E402
+from calibrate.device.devices import CpuDevice, Device  # noqa: E402
+from calibrate.device.page_cache import SCOPE, make_cold, resident_share, why_not_cold  # noqa: E402
+from calibrate.fit.load_fit import fit_load_samples  # noqa: E402
+from calibrate.loads import load_stages, load_timing  # noqa: E402
+from calibrate.loads.interference import (  # noqa: E402
     ALONE,
     BESIDE,
     INTERFERENCE,
@@ -26,13 +29,11 @@ from calibrate.interference import (  # noqa: E402
     interference_configurations,
     slow_down_of,
 )
-from calibrate.load_fit import fit_load_samples  # noqa: E402
-from calibrate.load_stages import COLD, Bench, Slots, Stage, read_tensors, together  # noqa: E402
+from calibrate.loads.load_stages import COLD, Bench, Slots, Stage, read_tensors, together  # noqa: E402
+from calibrate.loads.load_timing import Grid, load_configurations, time_loads  # noqa: E402
+from calibrate.loads.synthetic_adapters import synthesize, tensor_shapes  # noqa: E402
 from calibrate.measure import Method, Prepared  # noqa: E402
-from calibrate.page_cache import SCOPE, make_cold, resident_share, why_not_cold  # noqa: E402
 from calibrate.samples import SampleLog, read_samples  # noqa: E402
-from calibrate.synthesize import synthesize, tensor_shapes  # noqa: E402
-from calibrate.transfers import Grid, load_configurations, time_loads  # noqa: E402
 from sim.errors import InputError, OutputError  # noqa: E402
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count  # noqa: E402
 
@@ -301,8 +302,8 @@ def test_what_does_not_fit_into_memory_is_skipped_and_said(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(device, TINY)
-    one = max(load_configurations(TINY, SMALL), key=lambda c: sum(transfers._needs(bench, c)))
-    monkeypatch.setattr(load_stages.host_memory, "free_bytes", lambda: sum(transfers._needs(bench, one)) - 1)
+    one = max(load_configurations(TINY, SMALL), key=lambda c: sum(load_timing._needs(bench, c)))
+    monkeypatch.setattr(load_stages.host_memory, "free_bytes", lambda: sum(load_timing._needs(bench, one)) - 1)
     log = run(device, tmp_path / "out")
     assert f"skipped, too little memory: {one.key}" in log.manifest["flags"]
     assert one.key not in {visit.configuration.key for visit in log.visits}

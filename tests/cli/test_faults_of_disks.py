@@ -113,7 +113,7 @@ def test_a_clock_that_jumps_while_it_runs_changes_nothing(
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(loraplan: CommandLine, tmp_path: Path) -> None:
-    from sim.results.store import RunStore
+    from sim.results.run_directory.store import RunStore
 
     assert loraplan(*SWEEP).code == 0
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())

@@ -10,8 +10,8 @@ import pytest
 from command_line import CommandLine
 from measured_rows import ROW
 
-from sim.studies import fidelity
-from sim.studies.measured_runs import COLUMNS, METRICS
+from sim.studies.fidelity import fidelity_study
+from sim.studies.fidelity.measured_runs import COLUMNS, METRICS
 
 MINUTE = ROW | {"duration_s": "60.0", "max_lora_rank": "16", "adapter_rank_mix": "8|16"}
 
@@ -56,8 +56,8 @@ def test_what_was_predicted_before_is_not_simulated_again(
     lines = kept.read_text(encoding="utf-8").splitlines()
     kept.write_text(f"{lines[0]}\n{lines[1][:50]}", encoding="utf-8")  # as after a kill in the middle of a line
     calls = []
-    simulate = fidelity.predict_run
-    monkeypatch.setattr(fidelity, "predict_run", lambda *given: calls.append(given) or simulate(*given))
+    simulate = fidelity_study.predict_run
+    monkeypatch.setattr(fidelity_study, "predict_run", lambda *given: calls.append(given) or simulate(*given))
     assert loraplan("fidelity", "runs.csv", "--jobs", "1").code == 0
     assert len(calls) == 1, "the row that was left is used again"
     assert _without_time(table.read_text(encoding="utf-8")) == _without_time(whole)

@@ -11,9 +11,9 @@ import pytest
 from command_line import CommandLine, Ended
 from profiles_with_draws import write_profile
 
-from sim.results.store import read_run
+from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import load_scenario
-from sim.studies.planning.plan import make_plan
+from sim.studies.planning.plan_study import make_plan
 
 SMALL = """\
 schema_version: 1
@@ -197,10 +197,10 @@ def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeyp
         simulated.append(place)
         return original(world, place)
 
-    from sim.studies.planning import looks
+    from sim.studies.planning import evaluator
 
-    original = looks._replication
-    monkeypatch.setattr(looks, "_replication", counted)
+    original = evaluator._replication
+    monkeypatch.setattr(evaluator, "_replication", counted)
     second = make_plan(loaded, tmp_path / "run", jobs=1)
     assert simulated == [0], "the requests of the answer are written anew, nothing else"
     assert second.record == first.record

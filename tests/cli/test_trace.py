@@ -12,7 +12,7 @@ from command_line import CommandLine
 from traffic_samples import drawn, traffic
 
 from sim.spec.scenario_file import load_scenario
-from sim.spec.trace import Trace
+from sim.spec.sections.trace_source import Trace
 from sim.traffic.traces.read import read_trace
 from sim.world.build import build_world
 

@@ -15,11 +15,11 @@ if "--corpus" not in sys.argv:
     import atheris
 
     with atheris.instrument_imports(include=["sim.training"]):
-        from sim.training import adapter_folder, safetensors_header
+        from sim.training.files import adapter_folder, safetensors_header
 else:
-    from sim.training import adapter_folder, safetensors_header
+    from sim.training.files import adapter_folder, safetensors_header
 
-from calibrate.example_fleet import header_of
+from calibrate.loads.example_fleet import header_of
 from sim.errors import InputError
 
 SHAPES = [

@@ -25,7 +25,7 @@ else:
 from trace_samples import SAMPLES
 
 from sim.errors import InputError
-from sim.spec.trace import Trace
+from sim.spec.sections.trace_source import Trace
 from sim.traffic.traces.objects import read_objects
 
 

@@ -11,8 +11,8 @@ import nonsense
 from cases import Case
 from hypothesis import strategies as st
 
-from calibrate.example_fleet import header_of
-from calibrate.synthesize import adapter_config
+from calibrate.loads.example_fleet import header_of
+from calibrate.loads.synthetic_adapters import adapter_config
 
 WEIGHTS, CONFIG, STATE = "adapter_model.safetensors", "adapter_config.json", "trainer_state.json"
 _FIXTURES = Path(__file__).resolve().parents[1] / "training" / "fixtures"

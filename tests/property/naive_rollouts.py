@@ -15,9 +15,9 @@ import pytest
 from sim.results.records import Recording
 from sim.traffic.request import FROM_STORAGE, Request
 from sim.world.build import Assembly
-from sim.world.fixed import FixedServer
-from sim.world.server import Server
-from sim.world.versions import Versions
+from sim.world.replica.fixed import FixedServer
+from sim.world.replica.server import Server
+from sim.world.rollouts.versions import Versions
 from sim.world.world import World
 
 

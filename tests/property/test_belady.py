@@ -14,7 +14,7 @@ from test_leaping import compare
 from sim.spec.scenario import Scenario
 from sim.traffic.request import HIT, MISS, Request
 from sim.world.build import build_world, simulate
-from sim.world.future import Foresight, Future
+from sim.world.replica.oracle import Foresight, Future
 
 
 def bursts(seed: int, eviction: str, *, load_at: str | None, seats: int, count: int = 40) -> Scenario:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from naive_eviction import NAIVE, Naive
 
 from sim.errors import InputError
-from sim.policies.cache import ABSENT, LOADING, RESIDENT, GpuCache
+from sim.policies.adapter_cache import ABSENT, LOADING, RESIDENT, GpuCache
 from sim.policies.eviction import EVICTIONS, Setting
-from sim.policies.replay import KERNELS, REPLAYABLE, replay, replay_stepwise
+from sim.policies.replay.cache_replay import KERNELS, REPLAYABLE, replay, replay_stepwise
 
 POLICIES = sorted(EVICTIONS)
 STEPS = 250
@@ -250,7 +250,7 @@ def test_replays_longer_than_a_chunk_are_one_replay(name: str, monkeypatch: pyte
     objects = np.random.default_rng(5).integers(0, 30, 500)
     sizes = np.ones(30, dtype=np.int64)
     whole = replay_stepwise(name, objects, sizes, 8)
-    monkeypatch.setattr("sim.policies.replay.CHUNK", 7)
+    monkeypatch.setattr("sim.policies.replay.cache_replay.CHUNK", 7)
     assert replay_stepwise(name, objects, sizes, 8) == whole
     expected = replay_naively(name, objects.tolist(), sizes.tolist(), 8, None)
     assert (whole.misses, whole.missed_bytes) == expected

@@ -16,7 +16,7 @@ from identity_scenarios import designs, with_
 from strategies import fixed_time, seconds
 
 import sim.world.build
-from sim.policies.cache import ABSENT
+from sim.policies.adapter_cache import ABSENT
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -31,11 +31,11 @@ from sim.results.records import (
 )
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_STORAGE, HIT, MISS, Request
-from sim.world.batch import BatchServer
 from sim.world.build import Assembly, build_world, simulate
 from sim.world.changes import Changes
 from sim.world.clock import Clock
-from sim.world.server import Server
+from sim.world.replica.continuous import BatchServer
+from sim.world.replica.server import Server
 
 EXAMPLES = 50
 

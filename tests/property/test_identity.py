@@ -29,10 +29,10 @@ from sim.results.records import (
 )  # fmt: skip
 from sim.spec.scenario import Scenario
 from sim.traffic.request import MISS, Request
-from sim.world.batch import BatchServer
 from sim.world.build import build_world, simulate
-from sim.world.fixed import FixedServer
-from sim.world.server import Server
+from sim.world.replica.continuous import BatchServer
+from sim.world.replica.fixed import FixedServer
+from sim.world.replica.server import Server
 
 EXAMPLES = 100
 

@@ -13,9 +13,9 @@ from strategies import scenarios
 
 from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
-from sim.world.batch import BatchServer
 from sim.world.build import build_world, simulate
-from sim.world.fixed import FixedServer
+from sim.world.replica.continuous import BatchServer
+from sim.world.replica.fixed import FixedServer
 
 EXAMPLES = 100
 anything = st.one_of(scenarios(), scenarios(), engine_scenarios())

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from sim.policies.set_order import SetOrder
 from sim.policies.vllm_lru import TouchedCache
-from sim.studies.record_costs import fit_costs, record_times
-from sim.studies.record_prediction import predict
-from sim.studies.replay import replay
-from sim.studies.step_record import StepRecord, read_record
+from sim.studies.fidelity.record_costs import fit_costs, record_times
+from sim.studies.fidelity.record_prediction import predict
+from sim.studies.fidelity.step_record import StepRecord, read_record
+from sim.studies.fidelity.step_replay import replay
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 
 OFFLINE = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim.policies.replay import replay
+from sim.policies.replay.cache_replay import replay
 
 LIBCACHESIM = {
     "LRU": "lru", "FIFO": "fifo", "CLOCK": "clock", "SIEVE": "sieve", "LFU": "lfu", "Belady": "belady",

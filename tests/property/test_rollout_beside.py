@@ -15,7 +15,7 @@ from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
 from sim.world.build import build_world
-from sim.world.server import Server
+from sim.world.replica.server import Server
 
 
 def tables(recording: Recording) -> dict[str, bytes]:

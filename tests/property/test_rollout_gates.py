@@ -16,8 +16,8 @@ from test_rollout_cases import crowd
 from test_rollout_laws import EXAMPLES, run
 
 from sim.results.records import COMPLETED, Recording
-from sim.spec.rollouts import Gate
 from sim.spec.scenario import Scenario
+from sim.spec.sections.rollout_strategies import Gate
 from sim.traffic.request import MISS
 from sim.world.build import build_world
 

@@ -13,13 +13,13 @@ from identity_scenarios import with_
 from naive_rollouts import Seen
 from rollout_scenarios import DRAINING, rollout_scenarios
 
-from sim.policies.cache import GpuCache
+from sim.policies.adapter_cache import GpuCache
 from sim.results.records import COMPLETED, GATED, MIXED, REFUSED, STALE, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
-from sim.world.batch import BatchServer
 from sim.world.build import build_world, simulate
-from sim.world.caches import Watched
-from sim.world.fixed import FixedServer
+from sim.world.replica.continuous import BatchServer
+from sim.world.replica.fixed import FixedServer
+from sim.world.replica.replica_caches import Watched
 from sim.world.world import World
 
 EXAMPLES = 60

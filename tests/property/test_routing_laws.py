@@ -19,9 +19,9 @@ from sim.policies.routing import ROUTERS, Router, Setting, View
 from sim.policies.routing.hashing import Hash
 from sim.policies.routing.placement import PLACEMENTS
 from sim.policies.routing.service import ServicePerAdapter
-from sim.world.activity import InsideAny
 from sim.world.clock import ARRIVAL, Call, Clock
-from sim.world.views import Residency, Sources, Views
+from sim.world.routing.activity import InsideAny
+from sim.world.routing.router_views import Residency, Sources, Views
 
 ADAPTERS = 40
 BOUNDED = ("hash", "affinity-residency")

@@ -14,7 +14,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.spec.trace import Trace
+from sim.spec.sections.trace_source import Trace
 from sim.traffic.traces.objects import read_objects
 from sim.traffic.traces.read import TraceData, read_trace
 

@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.trace_page import TracePage, build_page
-from sim.results.files import json_ready
-from sim.studies.trace_scenario import scenario_text
-from sim.studies.trace_study import study_trace
+from reports.pages.trace_page import TracePage, build_page
+from sim.results.run_directory.result_files import json_ready
+from sim.studies.traces.trace_scenario import scenario_text
+from sim.studies.traces.trace_study import study_trace
 from sim.traffic.traces.data import TraceData
 
 
@@ -37,9 +37,9 @@ def traces(draw: st.DrawFn) -> TraceData:
 @given(traces(), st.sampled_from((0.01, 0.5, 0.9, 1.0)), st.sampled_from((3, 20, 400_000)))
 def test_every_trace_is_described_and_fitted_or_not(trace: TraceData, share: float, most: int) -> None:
     with (
-        patch("sim.studies.trace_study.LEAST_FITTED", 3),
-        patch("sim.studies.trace_study.MOST_FITTED", most),
-        patch("sim.traffic.fits.popularity._DRAWS", 3),
+        patch("sim.studies.traces.trace_study.LEAST_FITTED", 3),
+        patch("sim.studies.traces.trace_study.MOST_FITTED", most),
+        patch("sim.traffic.fits.popularity_fit._DRAWS", 3),
     ):
         study = study_trace(trace, "t.csv", fit_share=share, seed=1)
     facts = study.facts

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.results.point import UNITS, Metric, Point
-from sim.results.store import RunData
+from sim.results.run_directory.store import RunData
 
 RATES = (25, 26, 33, 34, 34.2, 34.5)
 P99_S = (0.274, 0.300, 0.863, 1.128, 1.189, 1.289)

@@ -21,16 +21,16 @@ from test_compare_page import ALL as COMPARED
 from test_size import one_axis, three_axes, vary
 from test_trace_page import FACTS, page_of
 
-import reports.cache_page
-import reports.compare
-import reports.fidelity
-import reports.serve
+import reports.pages.cache_page
+import reports.pages.comparison_page
+import reports.pages.fidelity_page
+import reports.pages.serve_page
 import sim
-from reports.build import build_report, template
-from reports.cache_page import CachePage
-from reports.fidelity import METRICS, Compared, FidelityPage
-from reports.serve import ServePage, Shown
-from reports.svg import Table
+from reports.charts.svg import Table
+from reports.pages.cache_page import CachePage
+from reports.pages.fidelity_page import METRICS, Compared, FidelityPage
+from reports.pages.run_page import build_report, template
+from reports.pages.serve_page import ServePage, Shown
 
 A11Y = Path(__file__).parents[1] / "a11y"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -39,7 +39,9 @@ REGIMES = ("unsaturated", "slot-limited", "kv-or-compute-limited")
 
 def cache(file: Path) -> None:
     result = study(sessions(), ("lru", "sieve", "lfu", "belady"), (200_000_000, 500_000_000, 1_000_000_000))
-    reports.cache_page.write_page(CachePage("t.csv", result, ["a note"], [("Trace", "t")], "loraplan cache t"), file)
+    reports.pages.cache_page.write_page(
+        CachePage("t.csv", result, ["a note"], [("Trace", "t")], "loraplan cache t"), file
+    )
 
 
 def fidelity(file: Path) -> None:
@@ -56,7 +58,7 @@ def fidelity(file: Path) -> None:
         "runs": 40, "calibration_runs": 3, "metrics": every, "by_regime": dict.fromkeys(REGIMES, every),
         "slot_choice": {"groups": 10, "right": 0.5, "within_10pct": 0.8},
     }  # fmt: skip
-    reports.fidelity.write_page(
+    reports.pages.fidelity_page.write_page(
         FidelityPage(runs, errors, [("p99 TTFT", 12, 0.2, 0.1)], [("Runs", "40")], "loraplan fidelity runs.csv"), file
     )
 
@@ -66,7 +68,8 @@ def serve(file: Path) -> None:
     times = [(luck.lognormvariate(-2, 0.5), luck.lognormvariate(0, 0.5)) for _ in range(200)]
     row = {"measured": 0.2, "predicted": 0.21, "error": 0.05, "noise": 0.01, "wanted": 0.1}
     summary = {
-        "metrics": dict.fromkeys(reports.serve.METRICS, row), "repeat": 2, "loads_from": "an observer in the server",
+        "metrics": dict.fromkeys(reports.pages.serve_page.METRICS, row), "repeat": 2,
+        "loads_from": "an observer in the server",
         "failed": [1, 0], "requests": 200, "problems": ["HTTP 500 once"], "late_p99_s": 0.02, "notes": ["a note"],
         "scenario": "tiny", "engine": "vllm", "server": [{"running_mean": 2.0}] * 2, "kv": None,
         "profile": {"name": "p", "fitted": True, "sha256": "ab" * 32, "front_end_s": 0.001},
@@ -75,11 +78,11 @@ def serve(file: Path) -> None:
         Shown(i, t, e, t * luck.uniform(0.8, 1.3), e * luck.uniform(0.8, 1.3)) for i, (t, e) in enumerate(times)
     ]
     again = [([t * 1.02 for t, _ in times], [e * 1.02 for _, e in times])]
-    reports.serve.write_page(ServePage(summary, requests, "Tiny.", again, "loraplan calibrate serve"), file)
+    reports.pages.serve_page.write_page(ServePage(summary, requests, "Tiny.", again, "loraplan calibrate serve"), file)
 
 
 def compare(file: Path) -> None:
-    reports.compare.write_page(COMPARED["swept"], file, "loraplan compare a b")
+    reports.pages.comparison_page.write_page(COMPARED["swept"], file, "loraplan compare a b")
 
 
 def plan(file: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from one_script import without_script
 
-from reports.cache_page import CachePage, headline, miss_table, sentences, write_page
-from reports.charts_cache import orders_chart, policies_chart
-from sim.policies.replay import REPLAYABLE
-from sim.results.cache_points import CacheResult
-from sim.studies.cache_study import study_cache
+from reports.charts.cache_charts import orders_chart, policies_chart
+from reports.pages.cache_page import CachePage, headline, miss_table, sentences, write_page
+from sim.policies.replay.cache_replay import REPLAYABLE
+from sim.results.traces.cache_points import CacheResult
+from sim.studies.traces.cache_study import study_cache
 
 SIZES = np.full(40, 50_000_000)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import samples
 
-from reports.build import build_report
-from reports.findings import answer
-from reports.tables import make_tiles, metrics_table
-from reports.words import with_interval
+from reports.answers.findings import answer
+from reports.formatting import with_interval
+from reports.pages.run_page import build_report
+from reports.tables.metric_tables import make_tiles, metrics_table
 from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict
 

@@ -6,15 +6,15 @@ import re
 
 import samples
 
+from reports.answers.change_findings import certainly_less, composition, extremes
+from reports.answers.findings import answer, sweep_answer
 from reports.axes import make_axes
-from reports.build import build_report
-from reports.changes import certainly_less, composition, extremes
-from reports.charts_changes import moments_chart, version_chart
-from reports.charts_time import event_marks, timeline_chart
-from reports.findings import answer, sweep_answer
-from reports.tables import metrics_table, terminal_table
-from reports.tables_changes import events_table, harm_table, replicas_table, side_by_side
-from reports.words import interval, read_terms, show
+from reports.charts.change_charts import moments_chart, version_chart
+from reports.charts.timeline_chart import event_marks, timeline_chart
+from reports.formatting import interval, read_terms, show
+from reports.pages.run_page import build_report
+from reports.tables.change_tables import events_table, harm_table, replicas_table, side_by_side
+from reports.tables.metric_tables import metrics_table, terminal_table
 from sim.results.point import NO_ROLLOUT, UNITS, Metric, Point
 
 TERMS = {"ttft_p99_s": 1.0}

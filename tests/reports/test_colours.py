@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import reports.build
-from reports.svg import COLOURS, SERIES, dash_of, hatched, marker_of
+import reports.pages.run_page
+from reports.charts.svg import COLOURS, SERIES, dash_of, hatched, marker_of
 
 Colour = NDArray[np.float64]
-CSS = (Path(reports.build.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+CSS = (Path(reports.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
 THEMES = dict(zip(("light", "dark", "print"), re.findall(r":root \{(.*?)\}", CSS, flags=re.S), strict=True))
 DRAWN = ("s1", "s2", "s3", "s4", "s5", "s6", "slo")
 # Severity 1.0 in Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision

@@ -12,15 +12,15 @@ import samples
 from one_script import without_script
 from test_report import LOADING, Page
 
-from reports.charts_compare import charts_of
-from reports.compare import key_table, terminal_table, write_page
-from reports.compared import Comparison, compare_runs, key_metrics, worse_terms
-from reports.compared_words import as_json, details, headline
-from reports.signed import change_cell, interval_words, relative_cell, signed
+from reports.answers.comparison_text import as_json, details, headline
+from reports.answers.deltas import change_cell, interval_words, relative_cell, signed
+from reports.answers.run_comparison import Comparison, compare_runs, key_metrics, worse_terms
+from reports.charts.comparison_charts import charts_of
+from reports.pages.comparison_page import key_table, terminal_table, write_page
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import SUMMED, Point
-from sim.results.store import RunData
+from sim.results.run_directory.store import RunData
 
 SAME = {"requests": "a", "draws": "b"}
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import samples
 
+from reports.answers.bottleneck import headroom, limits
+from reports.answers.findings import answer, find_cliff, sweep_answer, sweep_focus
 from reports.axes import make_axes
-from reports.binding import headroom, limits
-from reports.findings import answer, find_cliff, sweep_answer, sweep_focus
 from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict
 
@@ -182,7 +182,7 @@ def test_every_sample_gets_a_whole_answer(name: str) -> None:
 
 def test_words_need_no_heavy_import() -> None:
     code = (
-        "import sys, reports.findings; "
+        "import sys, reports.answers.findings; "
         "print([m for m in ('matplotlib', 'jinja2', 'pandas', 'scipy', 'numpy', 'torch') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

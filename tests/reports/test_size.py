@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import samples
 
-from reports.build import build_report
+from reports.pages.run_page import build_report
 from sim.results.point import Point
 
 SLO = {"ttft_p99": "1 s", "e2e_p99": "1 s", "miss_ratio": "50%"}

@@ -12,8 +12,7 @@ import pytest
 from one_script import without_script
 from test_report import LOADING, Page
 
-from reports.trace_page import TracePage, build_page, write_page
-from reports.trace_words import (
+from reports.answers.trace_findings import (
     candidates_table,
     check_table,
     closed_gap,
@@ -26,7 +25,8 @@ from reports.trace_words import (
     lengths_table,
     sentences,
 )
-from sim.results.trace_facts import (
+from reports.pages.trace_page import TracePage, build_page, write_page
+from sim.results.traces.trace_facts import (
     Candidate,
     CheckedValue,
     FitCheck,

@@ -8,9 +8,9 @@ import pytest
 import samples
 
 from reports.axes import make_axis, spread
-from reports.scales import nice_linear, nice_log
-from reports.svg import place_labels
-from reports.words import number, percent, read_terms, show, with_interval
+from reports.charts.axis_ticks import nice_linear, nice_log
+from reports.charts.svg import place_labels
+from reports.formatting import number, percent, read_terms, show, with_interval
 from sim.results.point import Metric
 
 

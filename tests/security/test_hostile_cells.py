@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sim.cells import plain_text, text_cell
-from sim.results.files import points_csv
 from sim.results.point import Metric, Point
-from sim.spec.trace import Trace
-from sim.studies.traffic_fit import Model, weights_text
+from sim.results.run_directory.result_files import points_csv
+from sim.spec.sections.trace_source import Trace
+from sim.studies.traces.traffic_fit import Model, weights_text
 from sim.traffic.popularity import read_weights
 from sim.traffic.traces.export import write_plain
 from sim.traffic.traces.read import read_trace

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from reports.build import write_report
+from reports.pages.run_page import write_report
 from sim.errors import OutputError
-from sim.results import files
-from sim.results.files import digest_file, read_json, write_text
 from sim.results.point import UNITS, Metric, Point
-from sim.results.store import RunStore, read_run
-from sim.studies.vetting import digest_weights
+from sim.results.run_directory import result_files
+from sim.results.run_directory.result_files import digest_file, read_json, write_text
+from sim.results.run_directory.store import RunStore, read_run
+from sim.studies.training.rollout_gate import digest_weights
 
 SCENARIO: dict[str, Any] = {"name": "demo"}
 MANIFEST: dict[str, Any] = {
@@ -117,13 +117,13 @@ def test_large_json_is_refused_before_it_is_parsed(run: Path, monkeypatch: pytes
         out.truncate(65 << 20)  # a file of holes
     with pytest.raises(OutputError, match="larger than 64 MiB"):
         read_run(run)
-    monkeypatch.setattr("sim.results.store.POINT_BYTES", 10)
+    monkeypatch.setattr("sim.results.run_directory.store.POINT_BYTES", 10)
     with pytest.raises(OutputError, match="larger than 64 MiB"):
         read_run(run)
 
 
 def test_a_large_point_is_a_damaged_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.results.store.POINT_BYTES", 10)
+    monkeypatch.setattr("sim.results.run_directory.store.POINT_BYTES", 10)
     with pytest.raises(OutputError, match="this point is missing or damaged"):
         read_run(run)
 
@@ -158,7 +158,7 @@ def test_what_is_hashed_of_new_versions_lies_in_their_folder(tmp_path: Path) -> 
 
 def test_nothing_in_the_repository_loads_a_pickle_of_a_file() -> None:
     """The one pickle is made in the same line that loads it, to see whether an error can travel."""
-    root = Path(files.__file__).parents[2]
+    root = Path(result_files.__file__).parents[3]
     sources = [file for name in ("sim", "reports") for file in (root / name).rglob("*.py")]
     assert len(sources) > 200
     words = (

@@ -12,9 +12,9 @@ import pytest
 
 from sim import cli
 from sim.errors import InputError
+from sim.spec.files.yaml_tree import MAX_TEXT
 from sim.spec.profile import load_profile
 from sim.spec.scenario_file import load_scenario
-from sim.spec.yaml_tree import MAX_TEXT
 
 BASE = """\
 schema_version: 1

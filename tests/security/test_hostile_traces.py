@@ -14,10 +14,10 @@ import pytest
 
 from sim.errors import InputError
 from sim.reading import ROW_BYTES
-from sim.spec.laws import EmpiricalTokens
-from sim.spec.trace import Trace
-from sim.studies import step_record
-from sim.studies.measured_runs import read_lengths, read_runs
+from sim.spec.sections.laws import EmpiricalTokens
+from sim.spec.sections.trace_source import Trace
+from sim.studies.fidelity import step_record
+from sim.studies.fidelity.measured_runs import read_lengths, read_runs
 from sim.traffic import popularity
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from calibrate.serve.client import Sent
-from calibrate.serve.errors import ServerError
 from calibrate.serve.ladder import Batch, Join, Ladder, Load, held_up
 from calibrate.serve.ladder_fit import fit_profile, fit_steps, public_command, resampled
-from calibrate.serve.planned import Planned
-from calibrate.serve.predict import front_end_seconds
+from calibrate.serve.planned_requests import Planned
+from calibrate.serve.serve_prediction import front_end_seconds
+from calibrate.serve.server_errors import ServerError
 from sim.spec.scenario import Scenario
 from sim.traffic.generate import Traffic
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from fake_server import FakeServer
 
+from calibrate.loads.synthetic_adapters import write_adapter
 from calibrate.serve import engine
 from calibrate.serve.client import _stamps, refusal, send
-from calibrate.serve.compare import comparison
 from calibrate.serve.connection import Host, without_credentials
 from calibrate.serve.drive import Driver
-from calibrate.serve.errors import ServerError
-from calibrate.serve.planned import Planned
-from calibrate.serve.predict import Prediction
+from calibrate.serve.paired_table import comparison
+from calibrate.serve.planned_requests import Planned
+from calibrate.serve.serve_prediction import Prediction
+from calibrate.serve.server_errors import ServerError
 from calibrate.serve.server_metrics import Observed, observed_between, over_run, parse_page
 from calibrate.serve.tiny_model import write_base
-from calibrate.synthesize import write_adapter
 from sim.errors import InputError
 from sim.traffic.adapters import SHAPES, parameters_per_rank
 

@@ -207,9 +207,9 @@ def test_answers_that_break_off_are_counted(loraplan: CommandLine, server: FakeS
 
 
 def test_a_full_disk_ends_the_run(loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from calibrate.serve import study
+    from calibrate.serve import serve_study
 
-    monkeypatch.setattr(study, "KEPT", "/dev/full")
+    monkeypatch.setattr(serve_study, "KEPT", "/dev/full")
     done = serve(loraplan, server)
     assert done.code == 2
     assert (
@@ -237,9 +237,9 @@ def test_a_disk_that_fills_up_keeps_whole_rows(loraplan: CommandLine, server: Fa
 def test_a_kept_file_that_cannot_be_made(
     loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from calibrate.serve import study
+    from calibrate.serve import serve_study
 
-    monkeypatch.setattr(study, "KEPT", "nowhere/requests.jsonl")
+    monkeypatch.setattr(serve_study, "KEPT", "nowhere/requests.jsonl")
     done = serve(loraplan, server)
     assert done.code == 2
     assert "nowhere/requests.jsonl: can't write this file: No such file or directory" in done.err

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from traffic_samples import drawn, traffic
 
-from sim.policies.lru_curve import lru_curve
-from sim.spec.popularity import Drift
+from sim.policies.replay.lru_curve import lru_curve
+from sim.spec.sections.popularity_laws import Drift
 from sim.traffic import generate
 from sim.traffic.arrivals import weibull_shape
 from sim.traffic.fits.describe import SessionTable, dispersion, sessions_by_gap
@@ -212,7 +212,7 @@ def test_drift_lets_the_share_asked_for_trade_places() -> None:
 
 
 def test_lengths_by_adapter_differ_between_adapters_and_keep_their_law() -> None:
-    from sim.traffic.fits.lengths import by_adapter
+    from sim.traffic.fits.length_fit import by_adapter
 
     tokens = {"prompt": {"law": "lognormal", "mean": 600, "p99": 3000}, "output": {"law": "geometric", "mean": 100}}
     for share in (0.0, 0.6):

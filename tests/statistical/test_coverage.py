@@ -14,7 +14,17 @@ from known_queues import md1, mm1
 from queue_paths import QUEUES, path
 
 from sim.results.point import Metric
-from sim.results.stats import INDEPENDENT, NARROW, STRIDES, SWINGS, SWINGS_P99, Sampled, Swings, lacks_swings, swings_of
+from sim.results.statistics import (
+    INDEPENDENT,
+    NARROW,
+    STRIDES,
+    SWINGS,
+    SWINGS_P99,
+    Sampled,
+    Swings,
+    lacks_swings,
+    swings_of,
+)
 from sim.studies.point import doubled, simulate_point
 
 RUNS = 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sim.results.pairs import difference_of
-from sim.results.stats import Sampled, ratio, sections_per_replication
+from sim.results.statistics import Sampled, ratio, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.studies.point import simulate_point
 

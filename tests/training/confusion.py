@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from sim.training.vet import vet_path
+from sim.training.vet_adapters import vet_path
 
 
 def main() -> None:

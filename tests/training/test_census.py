@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from calibrate.example_fleet import BASE, MODEL, header_of, write_example_fleet, write_sparse
-from calibrate.synthesize import adapter_config
+from calibrate.loads.example_fleet import BASE, MODEL, header_of, write_example_fleet, write_sparse
+from calibrate.loads.synthetic_adapters import adapter_config
 from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
-from sim.training import census as counted
-from sim.training.adapter_folder import CONFIG, WEIGHTS
-from sim.training.base_models import known_model
-from sim.training.census import groups, take_census
-from sim.training.copies import find_copies
+from sim.training.files import census as counted
+from sim.training.files.adapter_folder import CONFIG, WEIGHTS
+from sim.training.files.base_models import known_model
+from sim.training.files.census import groups, take_census
+from sim.training.files.copies import find_copies
 
 
 def add(
@@ -145,7 +145,7 @@ def test_a_hostile_number_of_modules_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_equal_headers_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sim.training import header_facts
+    from sim.training.files import header_facts
 
     parsed = []
     parse = header_facts.parse_header

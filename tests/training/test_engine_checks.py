@@ -12,11 +12,19 @@ from sim.errors import InputError
 from sim.spec.engines import PRESETS
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, MODULES, SHAPES, parameters_per_rank
-from sim.training.census import Census, Entry
-from sim.training.copies import Copies
-from sim.training.engine_checks import Asked, Concern, check_asked, check_census, is_served, needed_rank, served_base
-from sim.training.engine_rules import ENGINE_RULES, EXTRAS, Extra
-from sim.training.kinds import kinds_of
+from sim.training.files.adapter_kinds import kinds_of
+from sim.training.files.census import Census, Entry
+from sim.training.files.copies import Copies
+from sim.training.files.engine_checks import (
+    Asked,
+    Concern,
+    check_asked,
+    check_census,
+    is_served,
+    needed_rank,
+    served_base,
+)
+from sim.training.files.engine_rules import ENGINE_RULES, EXTRAS, Extra
 
 BASE = "meta-llama/Llama-3.1-8B-Instruct"
 SERVED_BY = {"s-lora": ("q", "k", "v", "o")}  # all modules that this engine has

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from log_samples import Curve, closing, falling, history, write_config, write_log
 
-from calibrate.synthesize import synthesize
+from calibrate.loads.synthetic_adapters import synthesize
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import SHAPES
-from sim.training.adapter_folder import read_adapter
-from sim.training.thresholds import Thresholds
-from sim.training.vet import vet_path
-from sim.training.vetted import Vetted
+from sim.training.files.adapter_folder import read_adapter
+from sim.training.logs.thresholds import Thresholds
+from sim.training.vet_adapters import vet_path
+from sim.training.vet_results import Vetted
 
 ALL = ("divergence", "overfitting", "underfitting", "domain-shift")
 ATTENTION = ["q_proj", "v_proj"]

@@ -11,8 +11,8 @@ import pytest
 from log_samples import closing, falling, history, write_config, write_log
 
 from sim.errors import InputError
-from sim.training.facts import gather
-from sim.training.log import LOG_LIMIT, find_log, read_log
+from sim.training.logs.training_facts import gather
+from sim.training.logs.training_log import LOG_LIMIT, find_log, read_log
 
 
 def test_the_series_of_a_log(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from calibrate.synthesize import adapter_bytes, synthesize
+from calibrate.loads.synthetic_adapters import adapter_bytes, synthesize
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import SHAPES, ModelShape, parameters_per_rank, tensor_count
-from sim.training.adapter_folder import WEIGHTS
-from sim.training.census import take_census
-from sim.training.safetensors_header import read_header
+from sim.training.files.adapter_folder import WEIGHTS
+from sim.training.files.census import take_census
+from sim.training.files.safetensors_header import read_header
 
 # PEFT still asks transformers by a name that it gave up.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

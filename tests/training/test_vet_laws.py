@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.training.vet import vet_path
-from sim.training.vet_words import as_json, cure_rows, verdict
+from sim.training.vet_adapters import vet_path
+from sim.training.vet_text import as_json, cure_rows, verdict
 
 FIXTURES = sorted(file.parent for file in (Path(__file__).resolve().parent / "fixtures").glob("*/made.json"))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.training.vet import vet_path
+from sim.training.vet_adapters import vet_path
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 RECORDED = sorted(file.parent for file in FIXTURES.glob("*/made.json"))

@@ -11,9 +11,9 @@ import pytest
 from scenario_samples import BASE, base, refusal, write
 
 from sim.errors import OutputError, ScenarioError
-from sim.spec import bundled
+from sim.spec.files import bundled
+from sim.spec.files.schema import schema_text
 from sim.spec.scenario_file import bundled_scenarios, copy_scenario, load_scenario, scenario_schema
-from sim.spec.schema import schema_text
 
 __all__ = ["base"]  # a fixture, used by its name
 

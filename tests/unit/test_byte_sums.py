@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sim.errors import InputError
-from sim.policies.lru_curve import lru_byte_curve
-from sim.policies.replay import replay, replay_stepwise
+from sim.policies.replay.cache_replay import replay, replay_stepwise
+from sim.policies.replay.lru_curve import lru_byte_curve
 
 REQUESTS = 1024  # so that one more than LARGEST makes exactly 2**63
 LARGEST = (2**63 - 1) // REQUESTS

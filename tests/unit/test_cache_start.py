@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
 from sim.errors import ScenarioError
-from sim.policies.cache import ABSENT, RESIDENT, GpuCache, UnifiedCache
+from sim.policies.adapter_cache import ABSENT, RESIDENT, GpuCache, UnifiedCache
 from sim.policies.eviction import EVICTIONS, Setting
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
-from sim.spec.serving import EVICTIONS as NAMES
+from sim.spec.sections.serving import EVICTIONS as NAMES
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, HIT, MISS
 from sim.world.build import build_world, simulate
 

@@ -12,8 +12,8 @@ import pytest
 from profiles_with_draws import write_profile
 
 from sim.results.calibration import bounds
-from sim.results.files import points_csv, summary_json
 from sim.results.point import UNITS, Metric, Point
+from sim.results.run_directory.result_files import points_csv, summary_json
 from sim.spec.scenario import Scenario
 from sim.studies.point import MAX_DRAWS, draws_of, simulate_draw, simulate_point, simulate_replication
 from sim.world.build import build_world

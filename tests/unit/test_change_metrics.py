@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.results.change_views import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
-from sim.results.changes import PEAK_SPAN_S, sessions_of_both
-from sim.results.measured import Broken, Facts
+from sim.results.change_metrics import PEAK_SPAN_S, sessions_of_both
+from sim.results.change_summary import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
 from sim.results.metrics import measure
 from sim.results.point import NOT_THERE, UNITS, Metric, Point
+from sim.results.point_summary import request_table, summarise
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -30,7 +30,7 @@ from sim.results.records import (
     Event,
     Recording,
 )
-from sim.results.views import request_table, summarise
+from sim.results.sample_data import Broken, Facts
 from sim.traffic.request import FROM_STORAGE, HIT, MISS
 
 T975 = {1: 12.7062, 2: 4.30265}

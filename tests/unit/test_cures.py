@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from stuck_adapter import write_adapter
 
-from reports.build import build_report
-from reports.cures import badge, cures_answer, cures_tables
+from reports.answers.remedy_answers import badge, cures_answer, cures_tables
+from reports.pages.run_page import build_report
 from sim.policies.slot_memory import slots_bytes
-from sim.results.store import read_run
+from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
-from sim.studies.cured_kinds import share_of, slots_at_same_memory
-from sim.studies.cures import ALL, ALL_SAME_HOST, ONE, CureChange, changes_of, cures_of
-from sim.studies.priced import price_cures
-from sim.studies.vetting import build
+from sim.studies.training.remedies import ALL, ALL_SAME_HOST, ONE, CureChange, changes_of, cures_of
+from sim.studies.training.remedy_kinds import share_of, slots_at_same_memory
+from sim.studies.training.remedy_run import price_cures
+from sim.studies.training.rollout_gate import build
 from sim.traffic.adapters import SHAPES, populate
-from sim.training.vet import vet_path
-from sim.training.vetted import Cure, Evidence, Finding, Now, Vetted
+from sim.training.vet_adapters import vet_path
+from sim.training.vet_results import Cure, Evidence, Finding, Now, Vetted
 
 LARGER = Cure("rank-16-all-linear", "train with rank 16 on all linear layers", rank=16, targets="all-linear",
               parameters=41_943_040)  # fmt: skip

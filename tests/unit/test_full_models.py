@@ -10,19 +10,19 @@ import pytest
 from pydantic import ValidationError
 from strategies import build, write_file, write_profile
 
-from reports.binding import headroom, limits
-from reports.method import assumed, modelled
-from reports.tables import capacity_table
-from reports.tables_changes import replicas_table
+from reports.answers.bottleneck import headroom, limits
+from reports.pages.method import assumed, modelled
+from reports.tables.change_tables import replicas_table
+from reports.tables.metric_tables import capacity_table
 from sim.errors import ScenarioError
 from sim.policies.routing import View
-from sim.policies.routing.full_models import Beside, ToHolders, ToOwnReplicas
+from sim.policies.routing.full_model_router import Beside, ToHolders, ToOwnReplicas
 from sim.spec.engine_flags import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.studies.planning.changes import changes
-from sim.studies.planning.plan import make_plan
+from sim.studies.planning.plan_study import make_plan
 from sim.studies.planning.screen import screen
+from sim.studies.planning.what_if_changes import changes
 from sim.studies.point import simulate_point
 from sim.traffic.adapters import SHAPES, model_tensors, populate
 from sim.world.build import build_world, simulate

@@ -12,7 +12,7 @@ from sim.spec.scenario import Scenario
 from sim.traffic import generate
 from sim.world.build import build_world, simulate
 from sim.world.fleet import Fleet
-from sim.world.garbage import uncollected
+from sim.world.gc_pause import uncollected
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from scenario_samples import base, edited, refusal
 
 from sim.errors import ScenarioError
+from sim.policies.adapter_cache import GpuCache
 from sim.policies.base_model import AdapterCounts
-from sim.policies.cache import GpuCache
 from sim.policies.eviction import EVICTIONS, Setting
-from sim.policies.misrouting import Anyone, Popular, exchanged
-from sim.results.changes import sessions_of_both
+from sim.policies.wrong_adapter import Anyone, Popular, exchanged
+from sim.results.change_metrics import sessions_of_both
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -35,7 +35,7 @@ from sim.results.records import (
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
 from sim.world.build import Assembly, build_world, simulate
-from sim.world.instances import RouterInstances
+from sim.world.routing.router_instances import RouterInstances
 
 __all__ = ["base"]  # a fixture, used by its name
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sim.spec.laws import TokenLaw
+from sim.spec.sections.laws import TokenLaw
 from sim.traffic.lengths import Lengths, draw_pair
 
 LAWS = [

@@ -9,9 +9,9 @@ import pytest
 from measured_rows import ROW
 
 from sim.errors import InputError
-from sim.studies.fidelity import Prediction
-from sim.studies.fidelity_errors import as_json, compare_peer, errors_of, slot_choice
-from sim.studies.measured_runs import COLUMNS, METRICS, MeasuredRun, read_lengths, read_runs, scenario_of
+from sim.studies.fidelity.fidelity_errors import as_json, compare_peer, errors_of, slot_choice
+from sim.studies.fidelity.fidelity_study import Prediction
+from sim.studies.fidelity.measured_runs import COLUMNS, METRICS, MeasuredRun, read_lengths, read_runs, scenario_of
 
 
 def table(folder: Path, *rows: dict[str, str], columns: tuple[str, ...] = COLUMNS) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from strategies import build, fixed_time
 
 from sim.errors import ScenarioError
-from sim.policies.cache import ABSENT, RESIDENT
+from sim.policies.adapter_cache import ABSENT, RESIDENT
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_HOST, FROM_STORAGE

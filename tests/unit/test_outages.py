@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from strategies import build, fixed_time, write_trace
 
 from sim.results.metrics import measure
+from sim.results.point_summary import _offered_to_loaders
 from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, UNFINISHED, Recording
-from sim.results.views import _offered_to_loaders
 from sim.spec.scenario import Scenario
 from sim.studies.point import facts_of
 from sim.traffic.request import MISS
 from sim.world.build import Assembly, build_world, simulate
-from sim.world.storage import LONGEST_PAUSE_S, Failures, StorageFaults, StorageSpeed
+from sim.world.faults.storage_faults import LONGEST_PAUSE_S, Failures, StorageFaults, StorageSpeed
 
 
 def services(rows: list[tuple[float, int]], faults: list[dict[str, Any]], **sections: Any) -> Scenario:

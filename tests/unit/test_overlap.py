@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.results.measured import _overlap
+from sim.results.sample_data import _overlap
 
 
 def test_loads_are_cut_at_the_bounds_of_sections() -> None:

@@ -21,7 +21,7 @@ from sim.results.pairs import (
     same_requests,
 )
 from sim.results.point import NO_FAULT, UNITS, Metric, Point
-from sim.results.stats import kept
+from sim.results.statistics import kept
 from sim.spec.scenario_file import load_scenario
 from sim.studies.point import simulate_point
 

@@ -10,10 +10,10 @@ import pytest
 from scenario_samples import BASE, write
 
 from sim.errors import InputError
-from sim.spec.plan import Plan
 from sim.spec.scenario_file import load_scenario
+from sim.spec.sections.plan_question import Plan
 from sim.studies.planning.candidates import variables
-from sim.studies.planning.plan import make_plan
+from sim.studies.planning.plan_study import make_plan
 
 SLO = "slo: {ttft_p99: 1 s}\n"
 

@@ -20,7 +20,7 @@ from sim.studies.backends.cluster import FEWEST, Cluster, Gone, Lost
 from sim.studies.backends.remote import answer, software
 from sim.studies.backends.start import lacks_loraplan
 from sim.studies.backends.where import Where, open_pool, where_of
-from sim.studies.planning.plan import make_plan
+from sim.studies.planning.plan_study import make_plan
 from sim.studies.sweep import study
 
 

@@ -14,7 +14,7 @@ from sim.errors import InputError, ScenarioError
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.world.build import build_world
-from sim.world.lineage import Lineage
+from sim.world.rollouts.rollout_plan import Lineage
 
 __all__ = ["base"]  # a fixture, used by its name
 

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from sim.policies.routing import ROUTERS, Setting, View
 from sim.policies.routing.placement import PLACEMENTS
-from sim.spec import routing
-from sim.world.activity import InsideAny, RunningNow
+from sim.spec.sections import routing
 from sim.world.clock import ARRIVAL, Call, Clock
-from sim.world.views import Residency, Sources, Views
+from sim.world.routing.activity import InsideAny, RunningNow
+from sim.world.routing.router_views import Residency, Sources, Views
 
 
 def refused(**values: Any) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from scenario_samples import BASE, base, edited, refusal, write
 from strategies import write_profile
 
 from sim.errors import ScenarioError, SeveralErrors
+from sim.spec.files.tree import plain
+from sim.spec.files.yaml_tree import parse_yaml
 from sim.spec.profile import load_profile
 from sim.spec.scenario_file import load_scenario
-from sim.spec.tree import plain
-from sim.spec.yaml_tree import parse_yaml
 
 __all__ = ["base"]  # a fixture, used by its name
 

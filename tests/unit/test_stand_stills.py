@@ -104,7 +104,7 @@ def test_a_stand_still_is_an_error_and_no_result(monkeypatch: pytest.MonkeyPatch
         workload={"trace": {"file": write_trace(rows)}}, adapters={"size": "1 MB"}, cache={"gpu": {"slots": 1}}
     )
     assert np.all(simulate(build_world(scenario), 0, 1).requests["status"] == COMPLETED)
-    monkeypatch.setattr("sim.policies.cache.GpuCache.reserve", lambda cache, adapter: False)
+    monkeypatch.setattr("sim.policies.adapter_cache.GpuCache.reserve", lambda cache, adapter: False)
     with pytest.raises(LoraplanError, match="stands still at 1 s with requests inside: replica 0 has 2 inside") as told:
         simulate(build_world(scenario), 0, 1)
     assert told.value.exit_code == 3

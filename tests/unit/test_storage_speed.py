@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sim.world.storage import Attempts, Delay, Failures, StorageFaults, StorageSpeed, Window
+from sim.world.faults.storage_faults import Attempts, Delay, Failures, StorageFaults, StorageSpeed, Window
 
 STEP = 2.0**-10
 windows = st.lists(

@@ -18,9 +18,9 @@ import pytest
 from pyarrow import parquet
 
 from sim.errors import OutputError
-from sim.results.files import json_ready, write_atomically
 from sim.results.point import Metric, Point
-from sim.results.store import RunStore, digest_file, point_key, read_run, scenario_hash
+from sim.results.run_directory.result_files import json_ready, write_atomically
+from sim.results.run_directory.store import RunStore, digest_file, point_key, read_run, scenario_hash
 
 
 def a_point(slots: object = 16, miss_ratio: float | None = 0.25) -> Point:
@@ -239,7 +239,7 @@ def test_a_folder_that_can_not_be_written_says_where_and_why() -> None:
 def test_a_second_process_is_told_that_the_folder_is_in_use(tmp_path: Path) -> None:
     out = tmp_path / "r"
     code = (
-        "import sys; from pathlib import Path; from sim.results.store import RunStore\n"
+        "import sys; from pathlib import Path; from sim.results.run_directory.store import RunStore\n"
         "RunStore.create(Path(sys.argv[1]), {'scenario_hash': 'h1'}); print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(

@@ -16,7 +16,7 @@ import pytest
 import trace_samples as samples
 
 from sim.errors import TraceError
-from sim.spec.trace import Trace
+from sim.spec.sections.trace_source import Trace
 from sim.traffic.traces.read import FORMATS, TraceData, format_of, read_trace
 from sim.traffic.traces.text_files import open_table
 

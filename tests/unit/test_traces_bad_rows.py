@@ -10,8 +10,8 @@ import pytest
 import trace_samples as samples
 
 from sim.errors import TraceError
-from sim.spec.laws import EmpiricalTokens
-from sim.spec.trace import Trace
+from sim.spec.sections.laws import EmpiricalTokens
+from sim.spec.sections.trace_source import Trace
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
 from sim.traffic.traces.objects import read_objects
@@ -179,7 +179,7 @@ def test_the_first_bad_row_is_named_whatever_is_wrong_with_it(tmp_path: Path) ->
 
 
 def test_a_refused_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.traffic.traces.problems.LOOK_ON", 10_000)
+    monkeypatch.setattr("sim.traffic.traces.bad_rows.LOOK_ON", 10_000)
     assert "; at least 4,095 more bad rows; " in error_of(
         tmp_path, HEADER + b"1,a,5,0\n" * 4096 + b"1,a,5,5\n" * 50_000
     )
@@ -270,7 +270,8 @@ def test_a_million_rows_need_little_memory(tmp_path: Path) -> None:
             out.write("".join(f"{i * 0.25},adapter-{i * 7919 % 1000},{i // 4},{i % 900 + 1},{i % 70 + 1}\n"
                               for i in range(index, index + 1000)))  # fmt: skip
     code = (
-        "import resource, sys; from sim.spec.trace import Trace; from sim.traffic.traces.read import read_trace; "
+        "import resource, sys; from sim.spec.sections.trace_source import Trace; "
+        "from sim.traffic.traces.read import read_trace; "
         "import pandas; small = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
         "data = read_trace(Trace(file=sys.argv[1])); assert data.session.max() == 249_999; "
         "print(len(data), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - small)"

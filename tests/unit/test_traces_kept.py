@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import trace_samples as samples
 
-from sim.spec.trace import Trace
+from sim.spec.sections.trace_source import Trace
+from sim.traffic.traces.bad_rows import Problems
 from sim.traffic.traces.blocks import Block
-from sim.traffic.traces.problems import Problems
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.traces.text_files import CsvTable
 

@@ -8,7 +8,7 @@ import pytest
 import trace_samples as samples
 
 from sim.errors import InputError, TraceError
-from sim.spec.trace import Trace
+from sim.spec.sections.trace_source import Trace
 from sim.traffic.traces.data import MAX_REQUESTS
 from sim.traffic.traces.objects import read_objects
 from sim.traffic.traces.read import FORMATS, TraceData, read_trace

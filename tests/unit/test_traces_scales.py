@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from sim.errors import TraceError
-from sim.spec.trace import Trace
+from sim.spec.sections.trace_source import Trace
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.traces.scales import with_population
 

@@ -10,7 +10,7 @@ import trace_samples as samples
 from scipy import stats
 
 from sim.errors import TraceError
-from sim.spec.trace import Trace
+from sim.spec.sections.trace_source import Trace
 from sim.traffic.traces.client_lengths import tokens_at
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.traces.renewal import shape_of_cv

@@ -12,15 +12,15 @@ import pytest
 from scenario_samples import refusal, write
 from stuck_adapter import LEARNED, write_adapter
 
-from reports.build import build_report
-from reports.findings import answer, sweep_answer
-from reports.held import held_table
+from reports.answers.findings import answer, sweep_answer
+from reports.answers.held_back_rollouts import held_table
+from reports.pages.run_page import build_report
 from sim.errors import InputError
-from sim.results.store import read_run
+from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.point import simulate_point
 from sim.studies.sweep import study, task_of
-from sim.studies.vetting import build, digest_weights, release
+from sim.studies.training.rollout_gate import build, digest_weights, release
 
 SCENARIO = """\
 schema_version: 1

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sim.policies.eviction.chosen import Belady, Random, RefcountScore
-from sim.policies.eviction.hands import Clock, Sieve
+from sim.policies.eviction.clock_sieve import Clock, Sieve
+from sim.policies.eviction.eviction_policy import Eviction, Setting
 from sim.policies.eviction.lru import Lru
-from sim.policies.eviction.protocol import Eviction, Setting
 from sim.policies.eviction.ranked import Fifo, Gdsf, Lfu, LfuHistory
 from sim.policies.eviction.s3_fifo import S3Fifo
 

@@ -9,7 +9,7 @@ from math import inf
 
 import numpy as np
 
-from sim.policies.eviction.protocol import Setting
+from sim.policies.eviction.eviction_policy import Setting
 
 FREQUENCY, RECENCY, SIZE = 0.45, 0.10, 0.45
 """Weights of Chameleon's score (Iliakopoulou et al., MICRO 2025)."""

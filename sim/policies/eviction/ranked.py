@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush, heapreplace
 
-from sim.policies.eviction.protocol import Setting
+from sim.policies.eviction.eviction_policy import Setting
 
 Key = tuple[float, int]
 """Who has the least leaves first; the second number tells any two apart."""

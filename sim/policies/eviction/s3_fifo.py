@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
-from sim.policies.eviction.protocol import Setting
+from sim.policies.eviction.eviction_policy import Setting
 
 SMALL_SHARE = 0.1
 GHOST_SHARE = 0.9

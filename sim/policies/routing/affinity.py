@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from sim.policies.routing.protocol import Setting, load_limit
+from sim.policies.routing.router_policy import Setting, load_limit
 from sim.rng import luck
 
 _MOST_MASKS = 1 << 16

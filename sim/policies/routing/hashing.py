@@ -7,7 +7,7 @@ from bisect import bisect_left
 from hashlib import blake2b
 from typing import ClassVar
 
-from sim.policies.routing.protocol import Setting, is_up, load_limit
+from sim.policies.routing.router_policy import Setting, is_up, load_limit
 
 POINTS = 128
 """Points of each replica on the ring. Shares of the ring then differ by about ``1 / sqrt(128)``, 9 %."""

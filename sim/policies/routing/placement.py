@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from heapq import heapify, heappop, heappush, nsmallest
 from itertools import islice
 
-from sim.policies.routing.protocol import Setting
+from sim.policies.routing.router_policy import Setting
 
 Homes = tuple[int, ...]
 """The replicas on which an adapter is placed, ascending."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import ClassVar
 
-from sim.policies.routing.protocol import Setting
+from sim.policies.routing.router_policy import Setting
 from sim.rng import luck
 
 

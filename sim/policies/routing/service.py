@@ -7,7 +7,7 @@ from itertools import chain
 from typing import ClassVar
 
 from sim.policies.routing.placement import PLACEMENTS, Homes, fewest, with_room
-from sim.policies.routing.protocol import Setting, is_up
+from sim.policies.routing.router_policy import Setting, is_up
 from sim.rng import luck
 
 

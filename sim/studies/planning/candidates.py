@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.errors import ScenarioError
-from sim.spec.plan import PRICE, Plan
+from sim.spec.sections.plan_question import PRICE, Plan
 
 MOST_WHOLE = 128
 """Whole numbers in a range up to which each of them is considered."""

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from sim.results.verdict import MET, UNCLEAR
-from sim.spec.plan import PRICE, FleetChoice, Plan
+from sim.spec.sections.plan_question import PRICE, FleetChoice, Plan
 from sim.studies.planning.candidates import Variable
-from sim.studies.planning.looks import DOUBLINGS, Design, Looks
+from sim.studies.planning.evaluator import DOUBLINGS, Design, Looks
 from sim.studies.planning.screen import Screened, screen
 from sim.studies.planning.search import STEER, Search, Seen
 

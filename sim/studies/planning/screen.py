@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.errors import ScenarioError
-from sim.policies.che import che_miss_ratios
 from sim.policies.costs import StepCosts, load_seconds, mean_residual
+from sim.policies.replay.che import che_miss_ratios
 from sim.spec.scenario import Scenario
-from sim.world.memory import padded_rank
+from sim.world.gpu_memory import padded_rank
 from sim.world.world import World
 
 HOPELESS = 1.05

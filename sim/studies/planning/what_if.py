@@ -7,18 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sim.errors import InputError
-from sim.results.files import json_ready
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import Point
-from sim.results.store import RunStore, point_key
+from sim.results.run_directory.result_files import json_ready
+from sim.results.run_directory.store import RunStore, point_key
 from sim.results.verdict import verdict
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.backends.pool import Pool
-from sim.studies.planning.changes import Change, changes
+from sim.studies.planning.what_if_changes import Change, changes
 from sim.studies.point import Built, built, conclude, replications_of, simulate_replication
 from sim.studies.sweep import code_version, input_digests, sent
-from sim.studies.vetting import build
+from sim.studies.training.rollout_gate import build
 from sim.world.world import World
 
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")

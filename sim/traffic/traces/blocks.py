@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.traffic.traces.problems import Problems
+from sim.traffic.traces.bad_rows import Problems
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.rng import stream
+from sim.traffic.traces.bad_rows import Problems
 from sim.traffic.traces.blocks import BLOCK_ROWS
 from sim.traffic.traces.data import Floats, Ints32
 from sim.traffic.traces.formats import check_columns, no_rows
-from sim.traffic.traces.problems import Problems
 from sim.traffic.traces.rows import MAX_NAME_BYTES, MAX_TOKENS, Names, Rows, kept
 from sim.traffic.traces.text_files import open_table
 

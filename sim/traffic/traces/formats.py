@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.traffic.traces.bad_rows import Problems, listed, shown
 from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, Table
 from sim.traffic.traces.data import (
     MAX_REQUESTS,
@@ -24,7 +25,6 @@ from sim.traffic.traces.data import (
     too_many,
 )
 from sim.traffic.traces.growing import Growing
-from sim.traffic.traces.problems import Problems, listed, shown
 from sim.traffic.traces.rows import MAX_BYTES, Names, Order, Rows, hashes, kept
 
 YEARS = (1700, 2200)

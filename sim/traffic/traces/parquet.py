@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from sim.errors import TraceError
+from sim.traffic.traces.bad_rows import Problems, shown
 from sim.traffic.traces.blocks import Block, Floats, TextColumn, text_of
-from sim.traffic.traces.problems import Problems, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from sim.errors import TraceError, did_you_mean
-from sim.spec.trace import Trace
+from sim.spec.sections.trace_source import Trace
 from sim.traffic.traces.blocks import Table
 from sim.traffic.traces.data import Ask, TraceData
 from sim.traffic.traces.formats import AZURE_FUNCTIONS_2021, AZURE_LLM, BURSTGPT, MOONCAKE, Layout, plain, read_rows
@@ -79,7 +79,8 @@ FORMATS = {
     "azure-functions": Format(frozenset((FUNCTION_COLUMN, "1")), read_function_counts, drawn=True),
     "azure-functions-2021": _of(AZURE_FUNCTIONS_2021),
 }
-"""The formats by name. A new one is a layout (or a reader), a line here and its name in ``sim/spec/trace.py``."""
+"""The formats by name. A new one is a layout (or a reader), a line here and its name in
+``sim/spec/sections/trace_source.py``."""
 
 
 def format_of(table: Table, asked: str = "auto") -> str:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.traffic.traces.bad_rows import Problems
 from sim.traffic.traces.blocks import Block, Floats, Ints
-from sim.traffic.traces.problems import Problems
 
 Mask = NDArray[np.bool_]
 Ints32 = NDArray[np.int32]

@@ -19,9 +19,9 @@ import numpy as np
 
 from sim.errors import TraceError
 from sim.reading import BLOCK_BYTES, ROW_BYTES, Bounded, open_regular
+from sim.traffic.traces.bad_rows import Problems
 from sim.traffic.traces.blocks import Block, Column, Table, TextColumn, text_of
 from sim.traffic.traces.parquet import ParquetTable
-from sim.traffic.traces.problems import Problems
 
 MOST_LINES = 10
 """Lines over which a row that isn't whole may go; with more, a quote has swallowed rows that would be lost unseen."""

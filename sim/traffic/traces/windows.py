@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.rng import stream
+from sim.traffic.traces.bad_rows import Problems
 from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, Table
 from sim.traffic.traces.client_lengths import draw_lengths
 from sim.traffic.traces.data import MAX_REQUESTS, Ask, Floats, Ints, Ints32, TraceData, too_many
 from sim.traffic.traces.formats import check_columns, in_use, no_rows
-from sim.traffic.traces.problems import Problems
 from sim.traffic.traces.renewal import Family, Straddling, gaps_of, shape_of_cv
 from sim.traffic.traces.rows import MAX_SECONDS, MAX_TOKENS, Names, Rows, kept
 

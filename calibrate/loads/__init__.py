@@ -1,0 +1,1 @@
+"""``loraplan calibrate loads``: the stages of an adapter load, and the files they are timed on."""

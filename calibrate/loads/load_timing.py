@@ -1,0 +1,282 @@
+"""``loraplan calibrate loads``: what is timed of loads, and the run that times it."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from calibrate.device.devices import Device
+from calibrate.device.hardware import describe
+from calibrate.device.page_cache import SCOPE, why_not_cold
+from calibrate.loads.interference import (
+    BESIDE,
+    COPY_BYTES,
+    INTERFERENCE,
+    interference,
+    interference_configurations,
+    slow_down_of,
+)
+from calibrate.loads.load_stages import COLD, Bench, Stage, one_thread
+from calibrate.loads.synthetic_adapters import adapter_bytes, group_name, synthesize
+from calibrate.measure import QUICK as QUICK_METHOD
+from calibrate.measure import Method, Prepared, measure
+from calibrate.samples import Configuration, SampleLog, Value
+from calibrate.steps.step_timing import decode_step
+from sim.errors import InputError, OutputError
+from sim.spec.scenario import Targets
+from sim.spec.units import human_bytes
+from sim.traffic.adapters import SHAPES, ModelShape, tensor_count
+from sim.training.files.adapter_folder import only_dtype, read_adapter
+
+_MARGIN = 1.05  # of disk space: headers, configurations, blocks
+_FILE_STAGES: tuple[Stage, ...] = ("open", "read cold", "read warm", "pin", "copy per tensor", "copy one buffer")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Which adapters loads are timed with.
+
+    :ivar concurrency: loads at the same time. Above 1 only the smallest and the largest rank are timed.
+    """
+
+    ranks: tuple[int, ...] = (8, 16, 32, 64)
+    targets: tuple[Targets, ...] = (("q", "v"), ("q", "k", "v", "o"), "all-linear")
+    dtypes: tuple[str, ...] = ("bf16",)
+    concurrency: tuple[int, ...] = (1, 2, 4, 8)
+
+
+QUICK = Grid(ranks=(8, 32), targets=(("q", "v"), "all-linear"), concurrency=(1, 4))
+
+
+def time_loads(
+    device: Device,
+    model: str,
+    out: Path,
+    *,
+    quick: bool = False,
+    seed: int = 1,
+    command: str = "",
+    overwrite: bool = False,
+    method: Method | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    grid: Grid | None = None,
+    step: Prepared | None = None,
+    keep: bool = False,
+) -> SampleLog:
+    """Time loads stage by stage, or what is left of it in ``out``; the log's manifest says how it went.
+
+    Adapters of noise are written to ``out/adapters`` and removed at the end; an interrupted run leaves them to the
+    next. The manifest holds ``slow_down``, the factor on a step while copies run beside it.
+
+    :param model: a key of ``SHAPES``.
+    :param step: what copies may slow down; by default a decode step of the model's first layers.
+    :param keep: leave the adapters.
+    :raises InputError: for an unknown model, too little disk or memory, or a folder with samples of another run.
+    :raises OutputError: if the disk fills up; samples so far stay.
+    """
+    if model not in SHAPES:
+        raise InputError("unknown model", key="--model", got=model, allowed=", ".join(SHAPES))
+    method = method or (QUICK_METHOD if quick else Method())
+    grid = grid or (QUICK if quick else Grid())
+    bench = Bench(device, SHAPES[model])
+    facts = describe(device)
+    plan = {
+        "model": model, "seed": seed, "device": facts["name"], "torch": facts["torch"], "grid": asdict(grid),
+        "step": "given" if step else "decode", **asdict(method),
+    }  # fmt: skip
+    configurations = [*load_configurations(bench.shape, grid), *interference_configurations(device)]
+    _require_memory(bench, configurations)
+    log = SampleLog.open(out, "loads", plan, overwrite=overwrite)
+    log.once(command=command, date=f"{datetime.date.today()}", device=facts)
+    scratch = _Scratch(out / "adapters", model, seed, configurations)
+    try:
+        scratch.write(_unfinished(configurations, log, method))
+        timed, flags = _without_cold(configurations, scratch)
+        opens = _opener(bench, scratch, device, step or decode_step(model, device))
+        flags += measure(timed, opens, _canary(device), device, log, method, seed=seed, progress=progress)
+    except KeyboardInterrupt:
+        keep = True  # the same command goes on with them
+        raise
+    finally:
+        if not keep:
+            scratch.remove()
+        resident = {**log.manifest.get("page_cache", {}).get("still resident, at most", {}), **bench.resident}
+        with suppress(OutputError):  # a full disk: the error that is on its way says more
+            log.note(page_cache={"scope": SCOPE, "still resident, at most": resident})
+    log.note(flags=[*flags, *bench.warm_flags()], slow_down=slow_down_of(log.visits))
+    log.finish()
+    return log
+
+
+def load_configurations(shape: ModelShape, grid: Grid) -> list[Configuration]:
+    """Return the stages of every adapter of a grid, at every concurrency."""
+    top, ends = max(grid.ranks), {min(grid.ranks), max(grid.ranks)}
+    found = []
+    for count in grid.concurrency:
+        ranks = [rank for rank in grid.ranks if count == 1 or rank in ends]
+        for dtype in grid.dtypes:
+            found += [_configuration("evict", shape, rank, rank, "all-linear", dtype, count) for rank in ranks]
+            for rank in ranks:
+                for targets in grid.targets:
+                    found += [_configuration(s, shape, rank, rank, targets, dtype, count) for s in _FILE_STAGES]
+                    for max_rank in sorted({rank, top}):
+                        write: Stage = "slot write padded" if rank < max_rank else "slot write"
+                        found += [
+                            _configuration(stage, shape, rank, max_rank, targets, dtype, count)
+                            for stage in (write, *_LOADS)
+                        ]
+    return found
+
+
+_LOADS: tuple[Stage, ...] = ("load storage", "load host")
+
+
+def _configuration(
+    stage: Stage, shape: ModelShape, rank: int, max_rank: int, targets: Targets, dtype: str, count: int
+) -> Configuration:
+    named = targets if isinstance(targets, str) else ",".join(targets)
+    tensors = tensor_count(shape, targets)
+    parameters: dict[str, Value] = {
+        "stage": stage, "tier": "storage" if stage in ("open", "read cold", "read warm", "load storage") else "host",
+        "rank": rank, "max_rank": max_rank, "targets": named, "dtype": dtype, "tensors": tensors,
+        "padded_tensors": tensors // 2 if rank < max_rank else 0, "bytes": adapter_bytes(shape, rank, targets, dtype),
+        "concurrency": count,
+    }  # fmt: skip
+    return Configuration(f"{stage} r{rank}/{max_rank} {named} {dtype} x{count}", stage, parameters)
+
+
+class _Scratch:
+    """Adapters that live as long as the run; ``remove`` leaves alone what isn't called as a run calls its adapters."""
+
+    def __init__(self, folder: Path, model: str, seed: int, configurations: Sequence[Configuration]) -> None:
+        self._folder, self._model, self._seed, self._all = folder, model, seed, configurations
+        self._groups: dict[tuple[Value, ...], list[Path]] = {}
+
+    def write(self, configurations: Sequence[Configuration]) -> None:
+        """Write the adapters that these need.
+
+        :raises InputError: if the disk has too little room.
+        """
+        wanted: dict[tuple[Value, ...], Mapping[str, Value]] = {}
+        for one in configurations:
+            key = _group(one)
+            if int(one.parameters["concurrency"]) > int(wanted.get(key, {}).get("concurrency", 0)):
+                wanted[key] = one.parameters
+        if self._folder.is_symlink():
+            raise OutputError("a link stands where adapters are to be written", file=str(self._folder))
+        needed = sum(int(p["bytes"]) * int(p["concurrency"]) for p in wanted.values()) * _MARGIN
+        free = shutil.disk_usage(self._folder.parent).free + sum(
+            file.stat().st_size for file in self._folder.glob("*/*.safetensors")
+        )
+        if needed > free:
+            raise InputError(
+                "too little disk for the adapters that are timed", key="--out", got=f"{human_bytes(free)} free",
+                allowed=f"at least {human_bytes(needed)}", hint="another --out, a smaller --model, or --quick",
+            )  # fmt: skip
+        for key, p in wanted.items():
+            targets = _targets(str(p["targets"]))
+            self._groups[key] = synthesize(
+                self._folder, SHAPES[self._model], self._model, int(p["rank"]), targets, str(p["dtype"]),
+                int(p["concurrency"]), self._seed,
+            )  # fmt: skip
+
+    def files(self, one: Configuration) -> list[Path]:
+        """Return the checked files of a configuration's adapters."""
+        places = self._groups[_group(one)][: int(one.parameters["concurrency"])]
+        adapters = [read_adapter(place, self._folder) for place in places]
+        for adapter in adapters:
+            only_dtype(adapter)
+        return [adapter.path for adapter in adapters]
+
+    def any_file(self) -> Path | None:
+        """Return one of the files; None where nothing was written."""
+        return next((read_adapter(places[0]).path for places in self._groups.values()), None)
+
+    def remove(self) -> None:
+        """Remove all adapters of this run and of those that broke off, and the folder if nothing else is in it."""
+        if self._folder.is_symlink():
+            return
+        for rank, targets, dtype in {_group(one) for one in self._all if one.kind != INTERFERENCE}:
+            name = group_name(int(rank), _targets(str(targets)), str(dtype), self._seed)
+            for place in self._folder.glob(f"{name}-[0-9][0-9][0-9][0-9]"):
+                if not place.is_symlink():
+                    shutil.rmtree(place, ignore_errors=True)
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+
+def _group(one: Configuration) -> tuple[Value, ...]:
+    return tuple(one.parameters[name] for name in ("rank", "targets", "dtype"))
+
+
+def _targets(named: str) -> Targets:
+    return "all-linear" if named == "all-linear" else cast(Targets, tuple(named.split(",")))
+
+
+def _unfinished(configurations: Sequence[Configuration], log: SampleLog, method: Method) -> list[Configuration]:
+    """Return what adapters are needed for: configurations with rounds to go."""
+    loads = [one for one in configurations if one.kind != INTERFERENCE]
+    return [one for one in loads if any((one.key, turn) not in log.done for turn in range(method.rounds))]
+
+
+def _without_cold(configurations: list[Configuration], scratch: _Scratch) -> tuple[list[Configuration], list[str]]:
+    """Leave cold stages out where the page cache can't be dropped; the flag says why."""
+    file = scratch.any_file()
+    why = why_not_cold(file) if file is not None else None
+    if why is None:
+        return configurations, []
+    return [one for one in configurations if one.kind not in COLD], [f"no cold reads: {why}"]
+
+
+def _require_memory(bench: Bench, configurations: Sequence[Configuration]) -> None:
+    """Refuse a model of which not even the smallest whole load fits; what else doesn't fit is skipped and said."""
+    smallest = min(
+        (one for one in configurations if one.kind == "load storage"),
+        key=lambda one: sum(_needs(bench, one)),
+    )
+    host, on_device = _needs(bench, smallest)
+    try:
+        bench.require_memory(host, on_device)
+    except MemoryError as error:
+        raise InputError(
+            "not even the smallest load fits into memory", key="--model", got=str(error),
+            hint="free some, or time a smaller model",
+        ) from None  # fmt: skip
+
+
+def _needs(bench: Bench, one: Configuration) -> tuple[int, int]:
+    p: Mapping[str, Any] = one.parameters
+    return bench.needs(p["stage"], p["concurrency"], p["max_rank"], p["dtype"], p["bytes"])
+
+
+def _opener(
+    bench: Bench, scratch: _Scratch, device: Device, step: Prepared
+) -> Callable[[Configuration], AbstractContextManager[Prepared]]:
+    def opens(one: Configuration) -> AbstractContextManager[Prepared]:
+        p: Mapping[str, Any] = one.parameters
+        if one.kind == INTERFERENCE:
+            return interference(device, step, p["bytes"], beside=one.key == BESIDE)
+        return bench.open(p["stage"], scratch.files(one), p["max_rank"], p["dtype"], p["bytes"])
+
+    return opens
+
+
+def _canary(device: Device) -> Prepared:
+    source = device.pin(torch.ones(COPY_BYTES[device.kind], dtype=torch.uint8))
+    target = torch.empty_like(source, device=device.torch_device)
+
+    def copy() -> object:
+        return target.copy_(source)
+
+    def seconds() -> tuple[float, float]:
+        with one_thread():
+            return device.time(copy)
+
+    return Prepared(copy, seconds=seconds)

@@ -1,0 +1,1 @@
+"""Profiles from published measurements instead of our own samples."""

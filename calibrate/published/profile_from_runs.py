@@ -1,0 +1,164 @@
+"""Fit a whole profile from published measurements: five tables of vLLM 0.8.5 runs on an H100 (docs/validation.md).
+
+A derived profile has no residuals of single steps: the tables hold medians of whole runs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from calibrate.fit.regression import DRAWS, Problem, bootstrap, significant
+from calibrate.published.published_costs import (
+    KV_COLUMNS,
+    LOAD_COLUMNS,
+    Cells,
+    fit_loads,
+    fit_memory,
+    kv_tokens,
+    load_cells,
+    load_draws,
+    load_hold_outs,
+    read_rows,
+)
+from calibrate.published.step_fit import STEP_COLUMNS, ClosedLoops, closed_loop, fit_steps, step_hold_outs
+from calibrate.published.step_terms import GRAPH_TOKENS, TERMS, step_cost
+from sim.errors import InputError
+from sim.results.run_directory.result_files import digest_file, write_json
+from sim.spec.profile import Conditions, Draw, Envelope, LoadCost, Memory, Profile, Provenance, StepCost, TierCost
+from sim.studies.fidelity.measured_runs import MODELS, MeasuredRun, read_lengths, read_runs
+
+FILES = ("runs.csv", "step_runs.csv", "load_samples.csv", "kv_capacity.csv", "sharegpt_lengths.json")
+RULE = (
+    "all runs sorted by model, workload group, slots and adapters; every 7th of them, from the 4th on: light and "
+    "saturated ones of all slot counts and ranks"
+)
+_EVERY, _FROM = 7, 3
+_PUBLISHED = "Agullo et al. 2025 (arXiv 2508.08343), vLLM 0.8.5, bf16, one H100 with 64 GB"
+
+
+def calibration_subset(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
+    """Return the runs that calibrate; the others are left to be predicted."""
+    order = sorted(runs, key=lambda run: (run.model, run.workload_group, run.gpu_slots, run.adapters, run.line))
+    return order[_FROM::_EVERY]
+
+
+def fit_profile(
+    folder: Path,
+    model: str,
+    command: str,
+    jobs: int = -1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Profile:
+    """Fit the profile of one base model.
+
+    :param folder: has the five ``FILES``.
+    :param model: one of those in the tables, such as ``llama-3.1-8b``.
+    :param command: how to repeat it, for the profile's provenance.
+    :raises InputError: where a table or a column is missing.
+    """
+    if model not in MODELS.values():
+        raise InputError("no measurements of this model", key="--model", got=model, allowed=", ".join(MODELS.values()))
+    runs = read_runs(folder / "runs.csv")
+    lengths = read_lengths(folder / "sharegpt_lengths.json")
+    memory = fit_memory(read_rows(folder / "kv_capacity.csv", KV_COLUMNS, model), model)
+    loops = closed_loops(folder, model, cast(Memory, memory.section))
+    load_rows = read_rows(folder / "load_samples.csv", LOAD_COLUMNS)
+    loads = fit_loads(load_rows, model)
+    subset = [run for run in calibration_subset(runs) if run.model == model]
+    if not subset:
+        raise InputError(
+            "too few runs of this model to calibrate with", file=str(folder / "runs.csv"), got=len(runs),
+            allowed="every seventh run calibrates",
+        )  # fmt: skip
+    profile = Profile(
+        schema_version=1, name=f"h100-64gb/{model}/vllm-0.8.5", status="derived",
+        description=f"{model} in bf16 on one H100 with 64 GB under vLLM 0.8.5, fitted from published measurements.",
+        device="NVIDIA H100 64GB", model=model, dtype="bf16",
+        step=StepCost(), load=cast(LoadCost, loads.section), memory=cast(Memory, memory.section),
+        envelope=Envelope(sequences=1000, distinct_adapters=384, rank=32, slots=384),
+        sources=_sources(len(subset)),
+        error="see docs/validation.md: predictions of the runs that did not calibrate, by metric and regime",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder_of_rounds:
+        path = Path(folder_of_rounds) / "profile.json"
+
+        def write(now: Profile) -> str:
+            path.write_text(now.model_dump_json(), encoding="utf-8")
+            return str(path)
+
+        fitted = fit_steps(subset, lengths, loops.problem, profile, write=write, jobs=jobs, progress=progress)
+    cells = load_cells(load_rows)
+    return fitted.profile.model_copy(update={
+        "provenance": Provenance(
+            command=command,
+            data={name: digest_file(folder / name) for name in FILES},
+            calibration="; ".join((RULE, *_left_out(loops))),
+            calibration_runs=tuple(run.name for run in subset),
+            residuals={
+                name: round(error, 4)
+                for name, error in {**fitted.residuals, **loads.residuals, **memory.residuals}.items()
+            },
+        ),
+        "conditions": _conditions(loops, subset),
+        "hold_out": (*step_hold_outs(loops.problem, fitted.problem), *load_hold_outs(cells, model)),
+        "draws": _draws(fitted.problem, cells, model),
+    })  # fmt: skip
+
+
+def closed_loops(folder: Path, model: str, memory: Memory) -> ClosedLoops:
+    """Return the usable closed-loop runs of one base model."""
+    rows = read_rows(folder / "step_runs.csv", STEP_COLUMNS, model)
+    return closed_loop(rows, model, lambda slots, rank: kv_tokens(memory, model, slots, rank))
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write a profile's JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, profile.model_dump(mode="json"))
+
+
+def _left_out(loops: ClosedLoops) -> list[str]:
+    return [f"{count} closed-loop runs left out: {reason}" for reason, count in loops.left_out.items()]
+
+
+def _conditions(loops: ClosedLoops, subset: Sequence[MeasuredRun]) -> Conditions:
+    places = [TERMS.index(name) for name in ("lora", "slot", "adapter", "adapter_rank")]
+    lora, slots, distinct, times_rank = loops.problem.features[:, places].T
+    turned_on = lora > 0
+    ranks = np.rint(times_rank[turned_on] / distinct[turned_on]).astype(int).tolist()
+    return Conditions(
+        engine="vLLM 0.8.5, V1", graphs=f"up to {GRAPH_TOKENS} tokens", lora_backend="vLLM's Triton kernels (punica)",
+        slots=tuple(sorted({*slots[turned_on].astype(int).tolist(), *(run.gpu_slots for run in subset)})),
+        max_ranks=tuple(sorted({*ranks, *(run.max_lora_rank for run in subset)})),
+    )  # fmt: skip
+
+
+def _draws(problem: Problem, cells: Cells, model: str) -> tuple[Draw, ...]:
+    steps = [step_cost(dict(zip(TERMS, significant(terms), strict=True))) for terms in bootstrap(problem)]
+    return tuple(
+        Draw(step=step, load=_rounded(load)) for step, load in zip(steps, load_draws(cells, model, DRAWS), strict=True)
+    )
+
+
+def _rounded(load: LoadCost) -> LoadCost:
+    def tier(cost: TierCost) -> TierCost:
+        numbers = cost.model_dump(exclude={"residual"})
+        rounded = dict(zip(numbers, significant(list(numbers.values())), strict=True))
+        return TierCost.model_validate({**rounded, "residual": significant(cost.residual, 4)})
+
+    return LoadCost(storage=tier(load.storage), host=tier(load.host))
+
+
+def _sources(runs: int) -> dict[str, str]:
+    return {
+        "step": f"step_runs.csv and {runs} of runs.csv ({_PUBLISHED}): non-negative least squares, four rounds",
+        "step.per_passed_s": "0.44 us for each waiting request that the scheduler passes (vllm_h100 notes)",
+        "load": f"load_samples.csv ({_PUBLISHED}): medians of cells; residuals are their spread, first reads left out",
+        "memory": f"kv_capacity.csv ({_PUBLISHED}) for overhead_bytes; the rest is computed",
+        "envelope": "largest values in step_runs.csv and runs.csv",
+    }

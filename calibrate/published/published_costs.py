@@ -1,0 +1,342 @@
+"""Memory and load costs from published measurements of vLLM 0.8.5 (docs/validation.md says where they are from).
+
+``fit_memory`` and ``fit_loads`` take the rows of one table and return a section of a profile.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.fit.regression import Problem, significant, solve, summary
+from sim.errors import InputError
+from sim.policies.slot_memory import reserved_bytes
+from sim.rng import stream
+from sim.spec.profile import HoldOut, LoadCost, Memory, TierCost
+from sim.spec.scenario import Targets
+from sim.studies.fidelity.measured_runs import MODELS, TARGETS
+from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count
+
+Floats = NDArray[np.float64]
+Row = dict[str, str]
+
+TOTAL_BYTES = 64 << 30
+UTILIZATION = 0.9
+KV_COLUMNS = ("model", "max_loras", "max_lora_rank", "kv_cache_tokens", "status")
+LOAD_COLUMNS = ("model", "adapter_rank", "max_lora_rank", "tier", "nth_load", "load_ms")
+"""What is read of ``kv_capacity.csv`` and of ``load_samples.csv``."""
+
+_WORDS = ("model", "status", "tier")
+_WIDTH = 2  # bytes of bf16
+_REUSED = 50
+"""In each run of the load samples, copies 1 to 50 follow loads from disk, copies 51 to 100 find warm host memory."""
+_QUANTILES = np.linspace(0, 1, 101)
+"""Of residuals: the p99 is one of them."""
+_LEAST_PER_BYTE_S = 1e-15
+_RESAMPLES = 1000
+_MIXED = 1000
+"""Predicted samples of each cell, at even quantiles, where cells are mixed."""
+
+READ, FIRST_COPY, RELOAD = "disk_to_host", "first_copy", "reload"
+Cell = tuple[str, int, int, str]
+"""Model, adapter rank, slot rank, and what was timed: ``READ``, ``FIRST_COPY`` or ``RELOAD``."""
+Cells = Sequence[tuple[Cell, Floats]]
+"""Cells and their seconds, in the order of measurement; a cell that is drawn twice is in it twice."""
+TIERS = {RELOAD: "loads from host", READ: "reads from storage"}
+"""What predictions of loads are reported as."""
+LAW, NOISE = "law", "noise"
+HALVES, CELL_OUT, HALF_WIDTH = "odd and even samples", "leave one cell out", "bootstrap half-width"
+TOGETHER = HALVES + ", all cells together"
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A section of a profile, and the median absolute relative error of its fit by what was fitted."""
+
+    section: Memory | LoadCost
+    residuals: dict[str, float]
+
+
+def read_rows(path: Path, columns: Sequence[str], model: str | None = None) -> list[Row]:
+    """Read a CSV file that must have these columns, numbers in all but those of words; an empty cell is no number.
+
+    :param model: a base model that must occur; None: every known one must.
+    :raises InputError: naming the file, and the missing columns or the line and value that can't be used.
+    """
+    file = str(path)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError("columns are missing", file=file, line=1, got=", ".join(missing))
+            rows = [_checked(row, columns, file, reader.line_num) for row in reader if row["model"] in MODELS]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError("the table can't be read", file=file, got=str(error)) from None
+    there = {MODELS[row["model"]] for row in rows}
+    wanted = {model} if model is not None else set(MODELS.values())
+    if wanted - there:
+        raise InputError("no rows of this model", file=file, got=", ".join(sorted(wanted - there)))
+    return rows
+
+
+def _checked(row: Row, columns: Sequence[str], file: str, line: int) -> Row:
+    for name in columns:
+        try:
+            good = name in _WORDS or not row[name] or math.isfinite(float(row[name]))
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise InputError("not a number", file=file, line=line, key=name, got=row[name])
+    return row
+
+
+def fit_memory(rows: Sequence[Row], model: str) -> Fitted:
+    """Fit the bytes that neither weights, slots nor KV cache take, the one number that isn't computed.
+
+    :param rows: ``kv_capacity.csv``: max_loras, max_lora_rank, kv_cache_tokens, status.
+    """
+    shape = SHAPES[model]
+    kv_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * _WIDTH
+    rows = [row for row in rows if MODELS[row["model"]] == model and row["status"] == "ok"]
+    reserved = np.array([reserved_bytes(shape, int(row["max_loras"]), int(row["max_lora_rank"])) for row in rows])
+    tokens = np.array([float(row["kv_cache_tokens"]) for row in rows])
+    usable = float(np.median(tokens * kv_bytes + reserved))
+    memory = Memory(
+        total_bytes=TOTAL_BYTES, utilization=UTILIZATION, weights_bytes=reserved_bytes(shape, 0, 8),
+        overhead_bytes=round(TOTAL_BYTES * UTILIZATION - usable), kv_bytes_per_token=kv_bytes, slot_layout="vllm-0.8",
+    )  # fmt: skip
+    return Fitted(memory, {"kv_tokens": float(np.median(np.abs((usable - reserved) / kv_bytes / tokens - 1)))})
+
+
+def kv_tokens(memory: Memory, model: str, slots: int, rank: int) -> float:
+    """Return the KV tokens that so many slots of such a rank leave room for."""
+    reserved = reserved_bytes(SHAPES[model], slots, rank or 8)
+    return (memory.total_bytes * memory.utilization - memory.overhead_bytes - reserved) / memory.kv_bytes_per_token
+
+
+def load_cells(rows: Sequence[Row]) -> Cells:
+    """Return the load samples by cell.
+
+    The first read of a process is left out: it also warms the file cache of all others.
+
+    :param rows: ``load_samples.csv``: adapter_rank, max_lora_rank, tier, nth_load, load_ms.
+    """
+    cells: dict[Cell, list[float]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: int(row["nth_load"])):
+        nth, tier = int(row["nth_load"]), row["tier"]
+        if tier == "host_to_gpu":
+            tier = RELOAD if nth > _REUSED else FIRST_COPY
+        elif nth == 1:
+            continue
+        key = MODELS[row["model"]], int(row["adapter_rank"]), int(row["max_lora_rank"]), tier
+        cells[key].append(float(row["load_ms"]) / 1000)
+    return [(key, np.array(seconds)) for key, seconds in cells.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadLaw:
+    """Median seconds of loads of one model.
+
+    A copy to the GPU costs for every buffer that is zeroed first (all that the slot has), for every tensor, and for
+    every B tensor of an adapter of lower rank than the slot; bytes play no part. Reading from disk costs a fixed time
+    and bytes over a bandwidth.
+    """
+
+    model: str
+    per_buffer_s: float
+    per_tensor_s: float
+    per_padded_s: float
+    read_s: float
+    per_byte_s: float
+
+    @property
+    def tensors(self) -> int:
+        return tensor_count(SHAPES[self.model], _targets(self.model))
+
+    def copy_s(self, rank: int, slot_rank: int) -> float:
+        """Return the seconds of a copy from host memory to a slot."""
+        padded = self.per_padded_s * (rank < slot_rank) * self.tensors / 2
+        return self.per_buffer_s * _buffers(self.model) + self.per_tensor_s * self.tensors + padded
+
+    def disk_s(self, rank: int) -> float:
+        """Return the seconds of reading an adapter into host memory."""
+        return self.read_s + self.per_byte_s * rank * _bytes_per_rank(self.model)
+
+    def median_s(self, cell: Cell) -> float:
+        """Return the median of a cell of reads or copies."""
+        return self.disk_s(cell[1]) if cell[3] == READ else self.copy_s(cell[1], cell[2])
+
+
+def fit_load_law(cells: Cells, model: str) -> LoadLaw:
+    """Fit medians of cells; one law of copies holds for both models."""
+    reloads = [(cell, seconds) for cell, seconds in cells if cell[3] == RELOAD]
+    features = []
+    for (name, rank, slot_rank, _), _seconds in reloads:
+        tensors = tensor_count(SHAPES[name], _targets(name))
+        features.append((_buffers(name), tensors, tensors / 2 * (rank < slot_rank)))
+    copy = _solve_medians(features, reloads)
+    reads = _of(cells, model, READ)
+    read = _solve_medians([(1, cell[1] * _bytes_per_rank(model)) for cell, _ in reads], reads)
+    per_buffer, per_tensor, per_padded = copy
+    return LoadLaw(model, per_buffer, per_tensor, per_padded, read[0], max(read[1], _LEAST_PER_BYTE_S))
+
+
+def load_cost(cells: Cells, law: LoadLaw) -> LoadCost:
+    """Return the profile section of a law and of how samples spread around the medians of their cells.
+
+    Storage also costs the first copy after it, in proportion to later ones.
+    """
+    first = float(np.median([np.median(s) / law.copy_s(c[1], c[2]) for c, s in _of(cells, law.model, FIRST_COPY)]))
+    storage = TierCost(
+        open_s=law.read_s + first * law.per_buffer_s * _buffers(law.model), per_tensor_s=first * law.per_tensor_s,
+        per_padded_tensor_s=first * law.per_padded_s, bandwidth_bytes_per_s=1 / law.per_byte_s,
+        residual=tuple(significant(spread(_of(cells, law.model, READ)))),
+    )  # fmt: skip
+    host = TierCost(
+        open_s=law.per_buffer_s * _buffers(law.model), per_tensor_s=law.per_tensor_s,
+        per_padded_tensor_s=law.per_padded_s, bandwidth_bytes_per_s=1e15,
+        residual=tuple(significant(spread(_of(cells, law.model, RELOAD)))),
+    )  # fmt: skip
+    return LoadCost(storage=storage, host=host)
+
+
+def spread(cells: Cells) -> Floats:
+    """Return quantiles of sample over median of its cell, averaged over cells, (101,).
+
+    What the law misses of a cell's median isn't in it: that doesn't vary from load to load. Averaging quantiles, rather
+    than pooling samples, keeps the cell that spreads most from making the tail of all.
+    """
+    return np.asarray(np.mean([np.quantile(s / np.median(s), _QUANTILES) for _, s in cells], axis=0))
+
+
+def fit_loads(rows: Sequence[Row], model: str) -> Fitted:
+    """Fit the time of loads.
+
+    :param rows: ``load_samples.csv``: adapter_rank, max_lora_rank, tier, nth_load, load_ms.
+    """
+    cells = load_cells(rows)
+    law = fit_load_law(cells, model)
+    residuals = {
+        name: float(np.median([abs(law.median_s(c) / float(np.median(s)) - 1) for c, s in _of(cells, model, tier)]))
+        for name, tier in (("load.host", RELOAD), ("load.storage", READ))
+    }  # fmt: skip
+    return Fitted(load_cost(cells, law), residuals)
+
+
+def load_hold_outs(cells: Cells, model: str) -> tuple[HoldOut, ...]:
+    """Return how well p50 and p99 of cells of loads are predicted by what doesn't know them.
+
+    Odd and even samples: a law and a spread fitted to every other sample of all cells predict the remaining ones of
+    each cell, and the other way round; the noise beside it is the error of one half of a cell as a prediction of the
+    other. All cells together: the same, of the samples of all cells as one. Leave one cell out: both predict a cell
+    that neither knows. The bootstrap half-width is half of the central 95 % of a cell's p99 when its samples are drawn
+    anew, over that p99.
+    """
+    found = []
+    halves = [([(c, s[k::2]) for c, s in cells], [(c, s[1 - k :: 2]) for c, s in cells]) for k in (0, 1)]
+    for tier, name in TIERS.items():
+        own = _of(cells, model, tier)
+        for word, share in (("p50", 0.5), ("p99", 0.99)):
+            what, count = f"{name}, {word}", len(own)
+            by_half = np.concatenate([
+                _quantile_errors(fit, _of(rest, model, tier), model, share) for fit, rest in halves
+            ])  # fmt: skip
+            together = np.array([_mixed_error(fit, _of(rest, model, tier), model, share) for fit, rest in halves])
+            by_cell = np.concatenate([
+                _quantile_errors([one for one in cells if one[0] != out[0]], [out], model, share) for out in own
+            ])  # fmt: skip
+            noise = np.concatenate([
+                [np.quantile(s[k::2], share) / np.quantile(s[1 - k :: 2], share) - 1 for _, s in own] for k in (0, 1)
+            ])  # fmt: skip
+            found += [
+                summary(what, LAW, HALVES, by_half, count),
+                summary(what, NOISE, HALVES, noise, count),
+                summary(what, LAW, CELL_OUT, by_cell, count),
+                summary(what, LAW, TOGETHER, together, count),
+            ]
+        widths = np.array([_half_width(seconds, 0.99) for _, seconds in own])
+        found.append(summary(f"{name}, p99", NOISE, HALF_WIDTH, widths))
+    return tuple(found)
+
+
+def load_draws(cells: Cells, model: str, draws: int, seed: int = 0) -> list[LoadCost]:
+    """Return load costs fitted to cells drawn with replacement and, in each, to samples drawn with replacement.
+
+    Cells are drawn among those of the same law's part: reads of one rank; copies of one model, padded or not.
+    """
+    strata: dict[tuple[str, str, int], list[tuple[Cell, Floats]]] = defaultdict(list)
+    for cell, seconds in cells:
+        name, rank, slot_rank, tier = cell
+        strata[name, tier, rank if tier == READ else int(rank < slot_rank)].append((cell, seconds))
+    rng = stream(seed, 0, "bootstrap of loads")
+    found = []
+    for _ in range(draws):
+        drawn = [group[place] for group in strata.values() for place in rng.integers(0, len(group), size=len(group))]
+        drawn = [(cell, rng.choice(seconds, size=len(seconds))) for cell, seconds in drawn]
+        found.append(load_cost(drawn, fit_load_law(drawn, model)))
+    return found
+
+
+def _targets(model: str) -> Targets:
+    targets = TARGETS.get(model)
+    return "all-linear" if targets is None else cast(Targets, tuple(targets))
+
+
+def _buffers(model: str) -> int:
+    """Return the buffers of one slot that a load sets to zero: A and B of all supported modules."""
+    shape = SHAPES[model]
+    return tensor_count(shape, "all-linear") + (6 if shape.lora_embeddings else 0)
+
+
+def _bytes_per_rank(model: str) -> int:
+    return parameters_per_rank(SHAPES[model], _targets(model)) * _WIDTH
+
+
+def _of(cells: Cells, model: str, tier: str) -> Cells:
+    return [(cell, seconds) for cell, seconds in cells if (cell[0], cell[3]) == (model, tier)]
+
+
+def _solve_medians(features: Sequence[Sequence[float]], cells: Cells) -> list[float]:
+    """Return the coefficients that fit the medians of cells best."""
+    count = len(cells)
+    names = tuple(str(cell) for cell, _ in cells)
+    terms = tuple(str(place) for place in range(len(features[0])))
+    medians = np.array([np.median(seconds) for _, seconds in cells])
+    problem = Problem(
+        np.array(features, dtype=np.float64), np.zeros(count), medians, np.ones(count), names, names, terms,
+        np.empty((count, 0)),
+    )  # fmt: skip
+    return [float(value) for value in solve(problem)]
+
+
+def _quantile_errors(fit: Cells, rest: Cells, model: str, share: float) -> Floats:
+    """Return relative errors of a quantile of cells of one tier, predicted from other samples."""
+    law = fit_load_law(fit, model)
+    ratio = float(np.interp(share, _QUANTILES, spread(_of(fit, model, rest[0][0][3]))))
+    return np.array([law.median_s(cell) * ratio / np.quantile(seconds, share) - 1 for cell, seconds in rest])
+
+
+def _mixed_error(fit: Cells, rest: Cells, model: str, share: float) -> float:
+    """Return the relative error of a quantile of all samples of one tier, predicted from other samples."""
+    law = fit_load_law(fit, model)
+    even = np.linspace(0, 1, 2 * _MIXED + 1)[1::2]
+    ratios = np.interp(even, _QUANTILES, spread(_of(fit, model, rest[0][0][3])))
+    predicted = np.concatenate([law.median_s(cell) * ratios for cell, _ in rest])
+    measured = np.concatenate([seconds for _, seconds in rest])
+    return float(np.quantile(predicted, share) / np.quantile(measured, share) - 1)
+
+
+def _half_width(seconds: Floats, share: float) -> float:
+    """Return half the width of the bootstrap's central 95 % of a quantile, over that quantile."""
+    drawn = stream(0, 0, "bootstrap of a quantile").choice(seconds, size=(_RESAMPLES, len(seconds)))
+    low, high = np.quantile(np.quantile(drawn, share, axis=1), (0.025, 0.975))
+    return float((high - low) / 2 / np.quantile(seconds, share))

@@ -1,0 +1,310 @@
+"""Fit what steps cost: closed-loop runs of one batch size, and a calibration subset of served hours.
+
+A served hour is simulated with the costs so far; what its requests' TPOT and TTFT are made of then is exact and linear
+in the costs. A non-negative least-squares fit of relative errors over hours and closed-loop runs together gives the
+next costs, and so on: the batches that a simulation forms depend on the costs, but not much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.fit.regression import (
+    ADDITIVE,
+    FAR_CORNER,
+    IN_SAMPLE,
+    LEFT_OUT,
+    MULTIPLICATIVE,
+    Problem,
+    additive,
+    corner_errors,
+    hold_outs,
+    in_sample_errors,
+    join,
+    left_out_errors,
+    multiplicative,
+    solve,
+)
+from calibrate.published.step_log import StepLog
+from calibrate.published.step_terms import BASE_TERMS, BUDGET_TOKENS, FACTOR_TERMS, PASSED_S, TERMS, Steps, step_cost
+from sim.policies.front_end import FRONT_ENDS
+from sim.spec.profile import HoldOut, Profile
+from sim.spec.scenario import Scenario
+from sim.studies.fidelity.fidelity_study import FRONT_END, fronted_scenario
+from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
+from sim.studies.parallel import unordered
+from sim.world.build import build_world, simulate
+
+Floats = NDArray[np.float64]
+
+STEP_COLUMNS = (
+    "model", "max_num_seqs", "input_len", "output_len", "lora_enabled", "max_loras", "max_lora_rank", "adapters_in_use",
+    "median_tpot_ms", "total_input_tokens", "completed", "duration", "median_ttft_ms", "p99_ttft_ms",
+)  # fmt: skip
+"""What ``closed_loop`` reads of ``step_runs.csv``."""
+
+BASE_DECODE, LORA_DECODE, PREFILL = "base decode steps", "LoRA decode steps", "prefill steps"
+"""Kinds of closed-loop rows."""
+ALONE = ", closed loops alone"
+"""Added to the method of held-out errors where served hours took no part in the fit."""
+
+ROUNDS = 4
+DAMPING = 0.85
+_ITL_WEIGHT = 1.0
+_TTFT_WEIGHT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoops:
+    """The usable rows of ``step_runs.csv``.
+
+    :ivar left_out: why others aren't usable, and how many rows each reason holds for.
+    """
+
+    problem: Problem
+    left_out: dict[str, int]
+
+
+def closed_loop(
+    rows: Sequence[dict[str, str]], model: str, kv_tokens: Callable[[int, int], float] = lambda slots, rank: np.inf
+) -> ClosedLoops:
+    """Return the equations of ``step_runs.csv``: runs in which a fixed number of requests is always in the batch.
+
+    Output of one token: steps are full of prompts, and how fast they get done tells the time of a step. More: the
+    median TPOT is that of a decode step, with KV caches half grown. Rows are of one configuration where they measure
+    steps made of the same; the batch size says nothing of steps that the token budget fills.
+
+    :param kv_tokens: how many KV tokens are left by so many slots of such a rank: a run that needs more preempts, and
+        its median is no decode step's.
+    """
+    features, seconds, kinds, names, settings = [], [], [], [], []
+    left_out: dict[str, int] = {}
+    for row in rows:
+        if MODELS[row["model"]] != model:
+            continue
+        reason = _unusable(row, kv_tokens)
+        if reason:
+            left_out[reason] = left_out.get(reason, 0) + 1
+            continue
+        batch, output = float(row["max_num_seqs"]), float(row["output_len"])
+        prompt = float(row["total_input_tokens"]) / float(row["completed"])
+        slots, rank, adapters = _lora(row)
+        if output > 1:
+            distinct = _distinct(adapters, batch)
+            made_of = _steps(batch, batch, 0.0, batch * (prompt + output / 2), distinct, slots, rank)
+            seconds.append(float(row["median_tpot_ms"]) / 1000)
+            kinds.append(LORA_DECODE if slots else BASE_DECODE)
+        else:
+            sequences = min(batch, BUDGET_TOKENS / prompt)
+            tokens = sequences * prompt
+            made_of = _steps(tokens, sequences, tokens, 0.0, _distinct(adapters, sequences), slots, rank)
+            seconds.append(tokens / float(row["total_input_tokens"]) * _busy_s(row))
+            kinds.append(PREFILL)
+        features.append(made_of.features()[0])
+        settings.append((batch if output > 1 else np.nan, prompt, output, adapters))
+        names.append("/".join(f"{value:.10g}" for value in features[-1]))
+    count = len(seconds)
+    problem = Problem(
+        np.array(features), np.zeros(count), np.array(seconds), np.ones(count), tuple(kinds), tuple(names), TERMS,
+        np.array(settings),
+    )  # fmt: skip
+    return ClosedLoops(problem, left_out)
+
+
+def _unusable(row: dict[str, str], kv_tokens: Callable[[int, int], float]) -> str:
+    """Return why a row says nothing of steps; empty where it does."""
+    if not row["max_num_seqs"]:
+        return "no batch size given"
+    batch, completed = float(row["max_num_seqs"]), float(row["completed"])
+    if completed < batch:
+        return "fewer requests than the batch holds"
+    longest = float(row["total_input_tokens"]) / completed + float(row["output_len"])
+    slots, rank, _ = _lora(row)
+    if float(row["output_len"]) > 1 and batch * longest > kv_tokens(int(slots), int(rank)):
+        return "sequences outgrow the KV cache and are preempted"
+    return ""
+
+
+def _lora(row: dict[str, str]) -> tuple[float, float, float]:
+    """Return slots, their rank, and adapters in use; zeros without LoRA."""
+    if row["lora_enabled"] != "1":
+        return 0.0, 0.0, 0.0
+    return float(row["max_loras"]), float(row["max_lora_rank"]), float(row["adapters_in_use"])
+
+
+def _distinct(adapters: float, sequences: float) -> float:
+    """Return how many distinct adapters so many sequences are expected to use, drawn uniformly."""
+    return adapters * (1 - (1 - 1 / adapters) ** sequences) if adapters else 0.0
+
+
+def _busy_s(row: dict[str, str]) -> float:
+    """Return how long the engine worked on the requests of a run with one output token.
+
+    All requests are sent at once and the server takes them all in, one by one, before any token comes out: some 4 s for
+    4,096 of them, whatever their prompts. From then on first tokens come evenly, so that TTFT rises linearly from one
+    request to the next; that line, drawn through its median and p99, starts where the engine does.
+    """
+    median_s, p99_s = float(row["median_ttft_ms"]) / 1000, float(row["p99_ttft_ms"]) / 1000
+    return float(row["duration"]) - (median_s - (p99_s - median_s) * 0.5 / 0.49)
+
+
+def _steps(
+    tokens: float, sequences: float, prompt: float, kv: float, distinct: float, slots: float, rank: float
+) -> Steps:
+    columns = [np.array([value]) for value in (tokens, sequences, prompt, kv, distinct)]
+    return Steps(columns[0], columns[1], columns[2], columns[3], columns[4], slots, rank)
+
+
+def served_hour(run: MeasuredRun, scenario: Scenario) -> Problem:
+    """Simulate a run and return its equations: of mean TPOT, of the median gap between tokens, and of the median TTFT.
+
+    TTFT counts where hardly anybody waits; elsewhere it is a queue's length and says little of a step.
+    """
+    log = StepLog()
+    simulate(build_world(scenario), 0, 1, log.watching)
+    columns = log.columns()
+    steps, growth = columns["steps"], (columns["steps"] - 1) / 2
+    made_of = Steps(
+        columns["tokens"], columns["decoding"] + columns["prefills"], columns["prefill_tokens"],
+        columns["kv_tokens"] + columns["decoding"] * growth, columns["distinct"], run.gpu_slots, run.max_lora_rank,
+    ).features()  # fmt: skip
+    known = columns["passed"] * PASSED_S + columns["load_s"] / steps
+    mean, mean_known = _mean_tpot(log, columns["ended_s"], made_of * steps[:, None], known * steps)
+    gap_s = columns["seconds"] / steps
+    middle = _around_median(gap_s, columns["decoding"] * steps)
+    share = (columns["decoding"] * steps)[middle] / (columns["decoding"] * steps)[middle].sum()
+    measured_itl = run.measured["itl_p50_ms"] / 1000
+    usable = run.itl_usable
+    first, first_known = _median_ttft(log, columns, made_of * steps[:, None], known * steps)
+    light = run.regime == UNSATURATED
+    measured_ttft = run.measured["ttft_p50_ms"] / 1000 - FRONT_ENDS[FRONT_END].request_s
+    return Problem(
+        np.vstack((mean, share @ made_of[middle], first)),
+        np.array([mean_known, share @ known[middle], first_known]),
+        np.array([run.measured["tpot_mean_ms"] / 1000, measured_itl if usable else 1.0, measured_ttft]),
+        np.array([1.0, _ITL_WEIGHT if usable else 0.0, _TTFT_WEIGHT if light else 0.0]),
+        ("served hour: TPOT", "served hour: median ITL", "served hour: median TTFT"), (run.name,) * 3, TERMS,
+        np.empty((3, 0)),
+    )  # fmt: skip
+
+
+def _numbered_hour(place: int, run: MeasuredRun, scenario: Scenario) -> tuple[int, Problem]:
+    return place, served_hour(run, scenario)
+
+
+def _mean_tpot(log: StepLog, ended_s: Floats, made_of: Floats, known: Floats) -> tuple[Floats, float]:
+    """Return the features of the mean TPOT: of each request, what its steps after the first token were made of."""
+    _, first, last, tokens = log.request_columns()
+    several = tokens > 1
+    start = np.searchsorted(ended_s, first[several], side="right")
+    end = np.searchsorted(ended_s, last[several], side="right")
+    gaps = (tokens[several] - 1)[:, None]
+    total = np.vstack((np.zeros(made_of.shape[1]), np.cumsum(made_of, axis=0)))
+    total_known = np.concatenate(([0.0], np.cumsum(known)))
+    mean = ((total[end] - total[start]) / gaps).mean(axis=0)
+    return mean, float(((total_known[end] - total_known[start]) / gaps[:, 0]).mean())
+
+
+def _median_ttft(log: StepLog, columns: dict[str, Floats], made_of: Floats, known: Floats) -> tuple[Floats, float]:
+    """Return what the TTFT of requests around the median is made of: the rest of the step they find, and what follows.
+
+    Between the start and the end of a leap its features pass in proportion to time; idle time is made of nothing.
+    """
+    arrival, first, _, _ = log.request_columns()
+    middle = _around_median(first - arrival, np.ones(len(first)))
+    ends = columns["ended_s"]
+    times = np.column_stack((ends - columns["seconds"], ends)).ravel()
+    parts = []
+    for column in np.column_stack((made_of, known)).T:
+        total = np.cumsum(column)
+        passed = np.column_stack((total - column, total)).ravel()
+        parts.append(
+            float(np.mean(np.interp(first[middle], times, passed) - np.interp(arrival[middle], times, passed)))
+        )
+    return np.array(parts[:-1]), parts[-1]
+
+
+def _around_median(seconds: Floats, weight: Floats) -> NDArray[np.intp]:
+    """Return the places of those between the 45 % and the 55 % quantile."""
+    order = np.argsort(seconds)
+    below = np.cumsum(weight[order]) / weight.sum()
+    return order[np.searchsorted(below, 0.45) : np.searchsorted(below, 0.55) + 1]
+
+
+@dataclass(frozen=True, slots=True)
+class FittedSteps:
+    """Fitted step costs.
+
+    :ivar profile: with these costs.
+    :ivar residuals: median absolute relative error by kind of measurement.
+    :ivar problem: the equations of the last round, closed loops first: what hold-outs and draws are made from.
+    """
+
+    profile: Profile
+    residuals: dict[str, float]
+    problem: Problem
+
+
+def fit_steps(
+    runs: Sequence[MeasuredRun],
+    lengths: LengthHistograms,
+    loops: Problem,
+    profile: Profile,
+    *,
+    write: Callable[[Profile], str],
+    rounds: int = ROUNDS,
+    jobs: int = -1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FittedSteps:
+    """Fit step costs to closed loops and served hours.
+
+    :param runs: the calibration subset.
+    :param profile: the profile so far; its step costs are where the fit starts from.
+    :param write: writes a profile where worker processes find it; returns its path.
+    :param rounds: how often the hours are simulated, each time with the costs of the round before.
+    """
+    terms = solve(loops)
+    problem = loops
+    for turn in range(rounds):
+        profile = _with_costs(profile, terms)
+        path = write(profile)
+        tasks = [(place, run, fronted_scenario(run, lengths, path)) for place, run in enumerate(runs)]
+        hours: dict[int, Problem] = {}
+        for place, hour in unordered(_numbered_hour, tasks, jobs):
+            hours[place] = hour
+            progress(turn * len(runs) + len(hours), rounds * len(runs))
+        problem = join([loops, *(hours[place] for place in sorted(hours))])
+        found = solve(problem)
+        terms = found if turn == 0 else (1 - DAMPING) * terms + DAMPING * found
+    errors, counted = np.abs(problem.errors(terms)), problem.weight > 0
+    kinds = np.array(problem.kind)
+    residuals = {kind: float(np.median(errors[(kinds == kind) & counted])) for kind in dict.fromkeys(problem.kind)}
+    return FittedSteps(_with_costs(profile, terms), residuals, problem)
+
+
+def _with_costs(profile: Profile, terms: Floats) -> Profile:
+    return profile.model_copy(update={"step": step_cost(dict(zip(TERMS, terms.tolist(), strict=True)))})
+
+
+def step_hold_outs(loops: Problem, problem: Problem) -> tuple[HoldOut, ...]:
+    """Return how well closed-loop steps are predicted by fits that don't know them.
+
+    First in the profile's own fit, served hours included, with the batches of the hours as they were simulated last.
+    Then, to compare forms, by closed loops alone: an hour's mean of a product isn't the product of its means, so the
+    multiplicative rival can't use hours. The far corner is held out only there, since the hours reach beyond it.
+
+    :param loops: the closed loops.
+    :param problem: ``loops``, followed by the served hours.
+    """
+    held = np.arange(len(problem)) < len(loops)
+    found = [*hold_outs(problem, left_out_errors(problem, additive, held), ADDITIVE, LEFT_OUT)]
+    within = np.where(held, in_sample_errors(problem, additive), np.nan)
+    found += hold_outs(problem, within, ADDITIVE, IN_SAMPLE)
+    for name, form in ((ADDITIVE, additive), (MULTIPLICATIVE, multiplicative(BASE_TERMS, FACTOR_TERMS))):
+        found += hold_outs(loops, left_out_errors(loops, form), name, LEFT_OUT + ALONE)
+        found += hold_outs(loops, corner_errors(loops, form), name, FAR_CORNER + ALONE)
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""``loraplan calibrate steps``: which steps are timed, and on what model."""

@@ -1,0 +1,230 @@
+"""``loraplan calibrate steps``: time a grid of forward steps on a device."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from calibrate.device.devices import Device, out_of_memory
+from calibrate.device.hardware import Ceilings, describe, measure_ceilings
+from calibrate.device.lora_backends import BACKENDS, REFERENCE, TOLERANCE, check, route
+from calibrate.measure import QUICK as QUICK_METHOD
+from calibrate.measure import Method, Open, Prepared, measure
+from calibrate.samples import Configuration, SampleLog
+from calibrate.steps.decoder import Decoder, Group, Lora, needed_bytes, work_of
+from calibrate.steps.step_grid import FULL, QUICK, Extent, StepSpec, heads, make_grid
+from sim.errors import InputError
+from sim.traffic.adapters import ModelShape, model_shape
+
+DTYPE = torch.bfloat16
+_WIDTH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StepOptions:
+    """What is timed.
+
+    :ivar model: a key of ``sim.traffic.adapters.SHAPES``.
+    :ivar layers: decoder layers; None: all of the model's.
+    :ivar backends: ``REFERENCE`` first.
+    """
+
+    model: str
+    layers: int | None = None
+    backends: tuple[str, ...] = (REFERENCE,)
+    quick: bool = False
+    seed: int = 1
+
+
+def default_backends(device: Device) -> tuple[str, ...]:
+    """Return all backends that this device runs: Triton compiles for GPUs alone, and need not be installed."""
+    from importlib.util import find_spec
+
+    triton = device.kind == "cuda" and find_spec("triton") is not None
+    return tuple(name for name in BACKENDS if name != "triton" or triton)
+
+
+def time_steps(
+    options: StepOptions,
+    device: Device,
+    out: Path,
+    *,
+    command: str,
+    overwrite: bool = False,
+    method: Method | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SampleLog:
+    """Time the grid, or what is left of it in ``out``; the log says how it went.
+
+    :raises InputError: for an unknown model or backend, or where not even the weights fit.
+    """
+    shape, layers = _shape(options)
+    method = method or (QUICK_METHOD if options.quick else Method())
+    extent = fitted_extent(QUICK if options.quick else FULL, shape, layers, device)
+    grid = make_grid(extent, options.backends, graphs=device.graphs, seed=options.seed)
+    specs = grid + heads(grid) * (layers < shape.layers)
+    log = SampleLog.open(out, "steps", _plan(options, device, method, layers), overwrite=overwrite)
+    errors = {name: check(name, device.torch_device, DTYPE, _fresh_seed()) for name in options.backends}
+    _refuse_wrong(errors)
+    if "ceilings" not in log.manifest:  # a resumed run goes on with those that its floors were made from
+        log.once(ceilings=asdict(measure_ceilings(device, DTYPE)))
+    ceilings = Ceilings(**log.manifest["ceilings"])
+    log.once(
+        device=describe(device), date=f"{datetime.date.today()}", command=command, backend_errors=errors,
+        layers=layers, model_layers=shape.layers, memory_bytes=device.total_bytes(),
+    )  # fmt: skip
+    bench = _bench(shape, layers, device, specs, options.seed)
+    by_key = {one.configuration().key: one for one in specs}
+    configurations = [with_floor(one, shape, layers, ceilings) for one in specs]
+    opens = bench_opener(bench, by_key, device)
+    with opens(canary_of(grid).configuration()) as canary:
+        measure(configurations, opens, canary, device, log, method, seed=options.seed, progress=progress)
+    log.finish()
+    return log
+
+
+def with_floor(spec: StepSpec, shape: ModelShape, layers: int, ceilings: Ceilings) -> Configuration:
+    """Return a spec's configuration with the time below which it can't be done, from bytes and operations."""
+    one = spec.configuration()
+    if spec.kind == "head":
+        moved = _WIDTH * shape.vocab * shape.hidden
+        operations = 2 * spec.sequences * shape.vocab * shape.hidden
+    else:
+        moved, operations = work_of(
+            shape, layers, _WIDTH, spec.groups, spec.rank_of_slot(), spec.targets, int(one.parameters["rank_tokens"])
+        )
+    return replace(one, parameters={**one.parameters, "floor_s": ceilings.floor_s(moved, operations)})
+
+
+def canary_of(grid: Sequence[StepSpec]) -> StepSpec:
+    """Return the decode without LoRA in the middle of the grid's batch sizes."""
+    base = sorted((one for one in grid if one.kind == "decode" and not one.distinct and not one.graph),
+                  key=lambda one: (one.sequences, one.kv_tokens))  # fmt: skip
+    return base[len(base) // 2]
+
+
+def fitted_extent(extent: Extent, shape: ModelShape, layers: int, device: Device) -> Extent:
+    """Return the extent with as many KV tokens and slots as the device's memory has room for.
+
+    :raises InputError: where the weights alone don't fit.
+    """
+    free = int(device.free_bytes() * device.room)
+    fixed = needed_bytes(shape, layers, _WIDTH, 0, 0)["weights"]
+    slot_rank = needed_bytes(shape, layers, _WIDTH, 1, 0)["slots"]
+    kv_token = needed_bytes(shape, layers, _WIDTH, 0, 1)["KV cache"]
+    least = fixed + slot_rank * min(extent.slots) * min(extent.ranks) + kv_token * max(extent.prompts)
+    if least > free:
+        raise InputError(
+            f"too little memory: {layers} layers need at least {least / 1e9:.3g} GB", key="--layers", got=layers,
+            allowed=f"what fits into {free / 1e9:.3g} GB", hint="fewer layers are scaled to the model's",
+        )  # fmt: skip
+    room = free - fixed
+    slot_ranks = min(extent.slot_ranks, int(room * 0.6) // slot_rank)
+    return replace(
+        extent,
+        slot_ranks=slot_ranks,
+        kv_tokens=min(extent.kv_tokens, (room - slot_ranks * slot_rank) // kv_token),
+        slots=[slots for slots in extent.slots if slots * min(extent.ranks) <= slot_ranks],
+    )
+
+
+def _bench(shape: ModelShape, layers: int, device: Device, specs: Sequence[StepSpec], seed: int) -> Decoder:
+    try:
+        return Decoder(
+            shape, layers, DTYPE, device.torch_device, slot_ranks=max(one.slot_ranks for one in specs),
+            kv_tokens=max(one.kv_tokens for one in specs), seed=seed,
+        )  # fmt: skip
+    except Exception as error:
+        if out_of_memory(error):
+            raise InputError(
+                "too little memory for weights, slots and KV cache", key="--layers", got=layers,
+                hint="time fewer layers: they are scaled to the model's",
+            ) from None  # fmt: skip
+        raise
+
+
+def decode_step(model: str, device: Device, sequences: int = 32, context: int = 512, layers: int = 4) -> Prepared:
+    """Return a decode without LoRA, of a model's first ``layers``: what copies may slow down."""
+    shape = model_shape(model)
+    groups = (Group(sequences, 1, context),)
+    decoder = Decoder(
+        shape, min(layers, shape.layers), DTYPE, device.torch_device, slot_ranks=0, kv_tokens=sequences * (context + 1)
+    )
+    x, turn, last = decoder.inputs(groups)
+
+    def step() -> torch.Tensor:
+        with torch.inference_mode():
+            return decoder.step(x, turn, last, groups, None)
+
+    return Prepared(step)
+
+
+def bench_opener(decoder: Decoder, specs: dict[str, StepSpec], device: Device) -> Open:
+    """Return what sets a configuration of ``specs`` up on a decoder."""
+
+    @contextmanager
+    def opens(one: Configuration) -> Iterator[Prepared]:
+        spec = specs[one.key]
+        x, turn, last = decoder.inputs(spec.groups)
+        lora = None
+        if spec.distinct:
+            groups = [(g.count, g.new, slots) for g, slots in zip(spec.groups, spec.adapters(), strict=True)]
+            routing = route(groups, spec.rank_of_slot(), spec.slots, device.torch_device)
+            lora = Lora(spec.backend, spec.targets, spec.slots, spec.max_rank, routing)
+
+        def step() -> torch.Tensor:
+            with torch.inference_mode():
+                if spec.kind == "head":
+                    return decoder.head(x, last)
+                return decoder.step(x, turn, last, spec.groups, lora)
+
+        yield Prepared(device.capture(step) if spec.graph else step)
+
+    return opens
+
+
+def _refuse_wrong(errors: dict[str, float]) -> None:
+    wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
+    if wrong:
+        name, error = next(iter(wrong.items()))
+        raise InputError(
+            f"the backend {name} computes something else than the loop in float32: relative error {error:.3g}",
+            key="--backend", got=name, allowed=f"an error up to {TOLERANCE}", hint="leave this backend out",
+        )  # fmt: skip
+
+
+def _shape(options: StepOptions) -> tuple[ModelShape, int]:
+    shape = model_shape(options.model)
+    layers = shape.layers if options.layers is None else options.layers
+    if not 1 <= layers <= shape.layers:
+        raise InputError("not so many layers", key="--layers", got=layers, allowed=f"1 to {shape.layers}")
+    for name in options.backends:
+        if name not in BACKENDS:
+            raise InputError("unknown backend", key="--backend", got=name, allowed=", ".join(BACKENDS))
+    return shape, layers
+
+
+def _plan(options: StepOptions, device: Device, method: Method, layers: int) -> dict[str, object]:
+    """Return what must be equal for samples to belong together."""
+    facts = describe(device)
+    return {
+        "model": options.model, "layers": layers, "backends": list(options.backends), "quick": options.quick,
+        "seed": options.seed, "device": facts["name"], "torch": facts["torch"], "dtype": "bf16",
+        "rounds": method.rounds, "least": method.least, "half_width": method.half_width, "limit_s": method.limit_s,
+    }  # fmt: skip
+
+
+def _fresh_seed() -> int:
+    """Return a seed that differs from run to run: a backend must be right on any input."""
+    return int(torch.randint(2**31, (1,), generator=_entropy()).item())
+
+
+def _entropy() -> torch.Generator:
+    generator = torch.Generator()
+    generator.seed()
+    return generator

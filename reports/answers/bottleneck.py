@@ -1,0 +1,213 @@
+"""What limits a point: the loader, slots, KV memory, seats or compute, and how far away the limit is.
+
+The claims follow from ``Point.capacity`` and ``Point.breakdown`` alone; what those don't say isn't claimed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reports.formatting import percent
+from sim.results.point import Point
+from sim.results.verdict import is_overloaded, offered
+from sim.spec.units import human_seconds
+
+BUSY_LOADER = 0.7
+"""From this utilisation on, waiting for a loader grows faster than the traffic."""
+BUSY_COMPUTE = 0.9
+SWAPPING = 0.25
+"""From this share of their time on that replicas of full models spend loading, swaps limit the point."""
+BLOCKED = 0.05
+"""A resource that made requests wait during this share of the time limits the point."""
+OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
+BROKEN = "More arrives than is served with this fault, so percentiles depend on how long the run is"
+_FAULTS = {
+    "crash": "replicas were down for {} of their time", "storage-stall": "storage stood still for {} of the time",
+    "failing-loads": "loads from storage failed for {} of the time",
+    "slow-storage": "storage was slow for {} of the time",
+}  # fmt: skip
+_UNANSWERED = 0.01
+"""Share of requests that wait in vain when the run ends, from which a fault limits the point."""
+
+_NAMES = {"slots": "slots", "kv": "KV memory", "seats": "seats (max_num_seqs)"}
+_STAGES = {
+    "loader_queue_s": "waiting for a loader or a slot", "load_s": "loading adapters",
+    "queue_s": "waiting for admission",
+    "prefill_s": "prefill", "decode_s": "decode",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One resource that limits a point.
+
+    :ivar name: ``fault``, ``swaps``, ``loader``, ``slots``, ``KV memory``, ``seats (max_num_seqs)``, ``compute`` or
+        ``none``.
+    :ivar sentence: why, with the numbers.
+    """
+
+    name: str
+    sentence: str
+
+
+def _of(point: Point, part: str, key: str) -> float | None:
+    value = point.capacity.get(part, {}).get(key)
+    return None if value is None else float(value)
+
+
+def is_fixed(point: Point) -> bool:
+    """Return whether the engine serves one request at a time (no prefill of its own)."""
+    return not point.breakdown.get("prefill_s") and "seats" not in point.capacity
+
+
+def is_broken(point: Point) -> bool:
+    """Return whether it is a fault that keeps requests from being served: what stands still lacks no resources."""
+    shares = [_of(point, "faults", kind) or 0.0 for kind in _FAULTS]
+    in_vain = (point.harm.get("slow_unanswered") or 0) > _UNANSWERED * max(1, point.harm.get("requests") or 0)
+    return max(shares) >= BLOCKED and (is_overloaded(point) or in_vain)
+
+
+def overload_words(point: Point) -> str:
+    """Return what is to be said first where more arrives than is served; empty elsewhere."""
+    return "" if not is_overloaded(point) else BROKEN if is_broken(point) else OVERLOADED
+
+
+def _broken(point: Point) -> Limit:
+    shares = {kind: _of(point, "faults", kind) or 0.0 for kind in _FAULTS}
+    said = " and ".join(
+        _FAULTS[kind].format("all" if share > 0.9995 else percent(share))
+        for kind, share in shares.items() if share >= BLOCKED
+    )  # fmt: skip
+    return Limit("fault", f"{said[0].upper()}{said[1:]}, and requests waited for that.")
+
+
+def largest_stage(point: Point) -> tuple[str, float] | None:
+    """Return the part of the latency that is largest and its share of the mean."""
+    total = sum(point.breakdown.values())
+    if not total > 0:
+        return None
+    name = max(point.breakdown, key=lambda part: point.breakdown[part])
+    return name, point.breakdown[name] / total
+
+
+def _loader(point: Point) -> Limit | None:
+    busy, load = _of(point, "loader", "utilization"), _of(point, "loader", "offered_load")
+    if load is not None and load >= 1:
+        return Limit("loader", f"Loads need {percent(load)} of what the loader can do, so its queue only grows.")
+    stage = largest_stage(point)
+    waits = stage is not None and stage[0] == "loader_queue_s"
+    if busy is None or busy < BUSY_LOADER:
+        short = _of(point, "slots", "blocked_share")
+        if not waits or (short is not None and short >= BLOCKED):
+            return None  # what looks like a wait for a loader is one for a slot to load into
+    wait = point.breakdown.get("loader_queue_s", 0.0)
+    share = f", {percent(stage[1])} of the latency" if stage is not None and waits else ""
+    queue = f"a request waits {human_seconds(wait)} for it on average{share}"
+    if busy is None:
+        return Limit("loader", f"Waiting for the loader is the largest part of the latency: {queue}.")
+    return Limit("loader", f"The loader is busy {percent(busy)} of the time; {queue}.")
+
+
+def _blocked(point: Point) -> list[tuple[float, Limit]]:
+    """Return slots, KV memory and seats that made requests wait, with the share of time."""
+    why = {
+        "slots": "every slot was in use by a running request while others waited",
+        "kv": "no KV block was free while requests waited",
+        "seats": "the batch was full while requests waited",
+    }
+    found = []
+    for part, name in _NAMES.items():
+        share = _of(point, part, "blocked_share")
+        if share is not None and share >= BLOCKED:
+            found.append((share, Limit(name, f"During {percent(share)} of the time {why[part]}.")))
+    return sorted(found, key=lambda pair: -pair[0])
+
+
+def _compute(point: Point) -> Limit | None:
+    busy, load = _of(point, "compute", "utilization"), _of(point, "compute", "offered_load")
+    if load is not None and load >= 1:
+        return Limit("compute", f"{load:.3g} times as many requests arrive as are served, so the queue only grows.")
+    total, queue = sum(point.breakdown.values()), point.breakdown.get("queue_s", 0.0)
+    if busy is None:
+        return None
+    if is_fixed(point):
+        text = f"The server is busy {percent(busy)} of the time."
+        return Limit("compute", text) if busy >= BUSY_LOADER else None
+    # A batching engine is busy whenever anything runs: only waiting beside it shows a limit.
+    if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
+        return None
+    text = f"The GPU is busy {percent(busy)} of the time and {percent(queue / total)} of the latency is queueing."
+    return Limit("compute", text)
+
+
+def _swaps(point: Point) -> Limit | None:
+    busy = _of(point, "full_models", "utilization")
+    if busy is None or busy < SWAPPING:
+        return None
+    return Limit("swaps", f"Replicas of full models spend {percent(busy)} of their time loading whole models.")
+
+
+def limits(point: Point) -> list[Limit]:
+    """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
+
+    A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded.
+    """
+    if is_broken(point):
+        return [_broken(point)]
+    loader, compute = _loader(point), _compute(point)
+    found = [limit for limit in (_swaps(point), loader) if limit is not None]
+    found += [limit for _, limit in _blocked(point)]
+    if compute is not None:
+        found.append(compute)  # where seats, KV memory or slots run out, they are what to buy
+    return found or [Limit("none", _nothing(point))]
+
+
+def _nothing(point: Point) -> str:
+    stage = largest_stage(point)
+    if stage is None:
+        return "Nothing is near its limit."
+    name, share = stage
+    return f"Nothing is near its limit; {percent(share)} of the mean latency is {_STAGES.get(name, name)}."
+
+
+def headroom(point: Point) -> str:
+    """Return how much more traffic fits, as far as the loads say it."""
+    if is_broken(point):
+        return "Not visible in this run: simulate without the fault to see it."
+    if is_overloaded(point):
+        load = offered(point) or 1.0
+        return (
+            f"None: what arrives is {percent(load)} of what can be served; take away at least {percent(1 - 1 / load)}."
+        )
+    first = limits(point)[0].name
+    part = "compute" if first == "compute" else "loader"
+    busy = _of(point, part, "utilization")
+    demand = _of(point, part, "offered_load") or busy
+    if first in _NAMES.values():
+        return _peaks(point, first)
+    if first == "swaps":
+        return "Not visible in one run: a longer turn, more replicas for full models or dedicated ones load less often."
+    if demand is None or busy is None or demand <= 0.001:
+        return "Not visible in this run: no part of it was measurably busy with loads."
+    who = "loader" if part == "loader" else "server" if is_fixed(point) else "GPU"
+    if part == "compute" and not is_fixed(point):
+        return "Not visible in one run: batches grow with the traffic. Sweep the arrival rate to find the limit."
+    more = 1 / demand - 1
+    times = f"{1 / demand:,.2g}" if more < 99 else f"{1 / demand:,.0f}"
+    amount = f"about {max(1, round(more * 100))} % more traffic" if more < 1 else f"about {times} times the traffic"
+    same = " if the miss ratio stays the same" if part == "loader" else ""
+    text = f"The {who} is busy {percent(busy)} of the time; its queue grows without limit at {amount}{same}."
+    return text if first != "none" else f"{text} Another limit may come first."
+
+
+def _peaks(point: Point, name: str) -> str:
+    if name == "slots":
+        peak, slots = _of(point, "slots", "in_use_peak"), _of(point, "slots", "slots")
+        if peak is not None and slots is not None:
+            used = f"Up to {peak:,.0f} adapters were in use or asked for at once, with {slots:,.0f} slots."
+            return f"{used} Sweep the slots to see what more would give."
+    if name == "KV memory":
+        peak = _of(point, "kv", "peak_share")
+        if peak is not None:
+            return f"At the peak {percent(peak)} of the KV memory was taken. Sweep it to see what more would give."
+    return f"None in {name}: requests already wait for it. Sweep it to see what more would give."

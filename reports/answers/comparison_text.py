@@ -1,0 +1,263 @@
+"""What is said of two runs side by side, in sentences and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from reports.answers.change_findings import label_of
+from reports.answers.deltas import change_cell, change_words, relative_cell
+from reports.answers.run_comparison import (
+    MIXED,
+    OPEN,
+    OTHER_TRAFFIC,
+    SAME_REQUESTS,
+    Comparison,
+    Pair,
+    is_word,
+    key_metrics,
+    worse_terms,
+)
+from reports.answers.verdicts import capital
+from reports.formatting import metric_words, show
+from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
+from sim.results.point import Point
+from sim.results.run_directory.store import RunData
+from sim.results.verdict import MET, NOT_MET, verdict
+
+_LISTED, _NAMED = 5, 9
+"""Metrics and points that a sentence names."""
+
+
+def traffic_sentence(comparison: Comparison) -> str:
+    """Return whether both met the same traffic, and what follows from that."""
+    kinds = {pair.traffic for pair in comparison.pairs}
+    if kinds == {SAME_REQUESTS}:
+        return "A and B met the same requests at the same times: compared part by part, most of the luck cancels."
+    if OTHER_TRAFFIC not in kinds:
+        return (
+            "A and B drew their requests from the same random numbers: compared part by part, much of the luck cancels."
+        )
+    some = "At some points A" if len(kinds) > 1 else "A"
+    return (
+        f"{some} and B met different traffic: their intervals are combined as if independent, so only differences "
+        "larger than the luck of both are clear."
+    )
+
+
+def headline(comparison: Comparison) -> str:
+    """Return in one sentence whether B is better than A."""
+    if len(comparison.pairs) > 1:
+        return _headline_of_many(comparison)
+    (pair,) = comparison.pairs
+    word = pair.word(comparison.judged)
+    better, worse = ([n for n in comparison.judged if is_word(pair, n, w)] for w in (BETTER, WORSE))
+    if pair.decided:
+        names = better if word == BETTER else worse
+        start = "Yes, B is better than A" if word == BETTER else "No, B is worse than A"
+        return f"{start}: {pair.why}{'; ' if names else ''}{_told(pair, names, short=True)}."
+    if word == OPEN:
+        clear, side = (better, BETTER) if better else (worse, WORSE)
+        doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
+        return (
+            f"It is open whether B is better than A: it is {side} in {_told(pair, clear, short=True)}, but may be much "
+            f"{than} in {_told(pair, doubts)}."
+        )
+    if word == MIXED:
+        good, bad = (_told(pair, names, short=True) for names in (better, worse))
+        return f"It depends: B is better in {good}, but worse in {bad}."
+    if word == BETTER:
+        return f"Yes, B is better than A: {_told(pair, better, short=len(better) > 1)}."
+    if word == WORSE:
+        return f"No, B is worse than A: {_told(pair, worse, short=len(worse) > 1)}."
+    names = [name for name in comparison.judged if name in pair.differences]
+    if word == UNCLEAR:
+        known = [name for name in names if pair.differences[name].word == UNCLEAR]
+        if all(pair.differences[name].change == 0 for name in known):
+            return (
+                f"B is neither better nor worse than A: {_names(known)} {'are' if len(known) > 1 else 'is'} the same."
+            )
+        return f"No clear difference between A and B: {_told(pair, known, short=len(known) > 1)}."
+    return f"A and B can't be compared: {_names(names) or 'every metric that decides'} has no value in one of them."
+
+
+def _headline_of_many(comparison: Comparison) -> str:
+    words = [pair.word(comparison.judged) for pair in comparison.pairs]
+    total = len(words)
+    counts = {word: words.count(word) for word in (BETTER, WORSE, MIXED, OPEN, UNCLEAR, NOT_COMPARABLE)}
+    names = _names(comparison.judged)
+    if counts[BETTER] == total:
+        return f"Yes, B is better than A at all {total} points: {_reasons(comparison, BETTER)}."
+    if counts[WORSE] == total:
+        return f"No, B is worse than A at all {total} points: {_reasons(comparison, WORSE)}."
+    if counts[UNCLEAR] == total:
+        return f"No clear difference between A and B at any of {total} points in {names}."
+    if counts[NOT_COMPARABLE] == total:
+        return f"A and B can't be compared: {names} have no value at any of {total} points."
+    parts = (
+        (counts[BETTER], "better"), (counts[WORSE], "worse"), (counts[MIXED], "better in one and worse in another"),
+        (counts[OPEN], "clear in one metric and open in another"), (counts[UNCLEAR], "not clearly different"),
+        (counts[NOT_COMPARABLE], "not comparable"),
+    )  # fmt: skip
+    told = ", ".join(f"{words} at {count}" for count, words in parts if count)
+    mostly = "Mostly yes" if counts[BETTER] * 2 > total else "At some points"
+    start = {BETTER: mostly, WORSE: "No", OPEN: "It is open"}.get(comparison.word, "It depends")
+    return f"{start}: of {total} points B is {told}, by {names}."
+
+
+def _reasons(comparison: Comparison, word: str) -> str:
+    """Return why all points have this word: overload and the SLO first, then metrics."""
+    total = len(comparison.pairs)
+    counts = Counter(pair.why for pair in comparison.pairs if pair.why)
+    told = [f"{why}{'' if count == total else f' at {count}'}" for why, count in counts.most_common()]
+    return "; ".join([*told, *filter(None, [_clear(comparison, word)])])
+
+
+def _clear(comparison: Comparison, word: str) -> str:
+    """Return in which metrics a word holds, and at how many points unless at all: ``p99 TTFT, miss ratio at 3``."""
+    counts = [(name, sum(is_word(pair, name, word) for pair in comparison.pairs)) for name in comparison.judged]
+    total = len(comparison.pairs)
+    said = ", ".join(metric_words(n) + ("" if count == total else f" at {count}") for n, count in counts if count)
+    unclear = [name for name, count in counts if not count]
+    if not said:
+        return ""
+    return said + (f"; nowhere clearly in {_names(unclear)}" if unclear else "")
+
+
+def _where(comparison: Comparison) -> list[str]:
+    """Return which points are better and which worse, where they are few and not all the same."""
+    if len(comparison.pairs) > _NAMED or len({pair.word(comparison.judged) for pair in comparison.pairs}) == 1:
+        return []
+    found: dict[str, list[str]] = {}
+    for pair in comparison.pairs:
+        found.setdefault(pair.word(comparison.judged), []).append(_at(comparison, pair))
+    order = ((BETTER, "better with"), (WORSE, "worse with"), (MIXED, "better in one and worse in another with"),
+             (OPEN, "clear in one metric and open in another with"), (UNCLEAR, "not clearly different with"),
+             (NOT_COMPARABLE, "not comparable with"))  # fmt: skip
+    return [f"B is {'; '.join(f'{words} {_listed(found[word])}' for word, words in order if word in found)}."]
+
+
+def details(comparison: Comparison) -> list[str]:
+    """Return further sentences: verdicts, where the differences are largest, what else is clear."""
+    said = [*_verdicts(comparison)]
+    if len(comparison.pairs) > 1:
+        said += _where(comparison)
+        said += [text for name in comparison.judged if (text := _extremes(comparison, name))]
+        said += _alone(comparison)
+    else:
+        said += _beside(comparison, comparison.pairs[0])
+    return [*said, traffic_sentence(comparison)]
+
+
+def _verdicts(comparison: Comparison) -> list[str]:
+    if not comparison.terms:
+        return []
+    judged = [[verdict(p, comparison.terms) for p in side] for side in _sides(comparison)]
+    if len(comparison.pairs) == 1:
+        (a,), (b,) = judged
+        if a == b:
+            return [
+                f"The SLO is {a} with both." if a in (MET, NOT_MET) else "Whether the SLO is met is unclear with both."
+            ]
+        return [f"The SLO is {a} with A, {b} with B."]
+    met = [side.count(MET) for side in judged]
+    return [f"The SLO is met at {met[0]} of {len(judged[0])} points with A, at {met[1]} with B."]
+
+
+def _sides(comparison: Comparison) -> tuple[list[Point], list[Point]]:
+    return [pair.one for pair in comparison.pairs], [pair.other for pair in comparison.pairs]
+
+
+def _beside(comparison: Comparison, pair: Pair) -> list[str]:
+    """Return what else is clear at a single point."""
+    unclear = [n for n in comparison.judged if is_word(pair, n, UNCLEAR)]
+    clear = pair.word(comparison.judged) in (BETTER, WORSE, MIXED)  # else the headline has told them
+    said = [f"No clear difference in {_told(pair, unclear)}."] if unclear and clear else []
+    for word, words in ((BETTER, "better"), (WORSE, "worse")):
+        against = pair.decided not in ("", word)  # what decides doesn't make this untrue
+        names = [
+            n for n in key_metrics(comparison) if is_word(pair, n, word) and (against or n not in comparison.judged)
+        ]
+        if names:
+            said.append(f"Beside that, B is clearly {words} in {_told(pair, names[:_LISTED], short=True)}.")
+    return said
+
+
+def _extremes(comparison: Comparison, name: str) -> str:
+    """Return between what a metric's changes lie, over the points."""
+    known = [
+        (d.change, pair) for pair in comparison.pairs if (d := pair.differences.get(name)) and d.change is not None
+    ]
+    if not known:
+        return ""
+    low, high = min(known, key=lambda item: item[0]), max(known, key=lambda item: item[0])
+    if low[0] == high[0]:
+        return f"{capital(metric_words(name))} changes by {change_words(low[1].differences[name])} at every point."
+    at = [f"{change_cell(pair.differences[name])} at {_at(comparison, pair)}" for _, pair in (low, high)]
+    return f"Change of {metric_words(name)}: from {at[0]} to {at[1]}."
+
+
+def _at(comparison: Comparison, pair: Pair) -> str:
+    """Return where a pair stands in the sweep: ``64 GPU slots``, ``(64 GPU slots, lru)``."""
+    axes = comparison.axes
+    return f"({label_of(pair.other, axes)})" if len(axes) > 1 else label_of(pair.other, axes)
+
+
+def _alone(comparison: Comparison) -> list[str]:
+    counts = [len(sets) for sets in comparison.alone]
+    if not any(counts):
+        return []
+    return [f"Points without a partner of the same swept values: {counts[0]} of A, {counts[1]} of B."]
+
+
+def _told(pair: Pair, names: Sequence[str], *, short: bool = False) -> str:
+    """Return values and changes: ``p99 TTFT 612 ms → 540 ms (−72 ms, 95 %: −80 to −64 ms)``.
+
+    :param short: with the relative change alone: ``(−11.8 %)``.
+    """
+    parts = []
+    for name in names:
+        d = pair.differences[name]
+        values = f"{show(name, d.one, d.unit)} → {show(name, d.other, d.unit)}"
+        parts.append(f"{metric_words(name)} {values} ({relative_cell(d) if short and d.one else change_words(d)})")
+    return ", ".join(parts)
+
+
+def _names(names: Sequence[str]) -> str:
+    return _listed([metric_words(name) for name in names])
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Return what ``loraplan compare --json`` prints."""
+    return {
+        "schema_version": 1,
+        "one": _run_json(comparison.one), "other": _run_json(comparison.other),
+        "answer": comparison.word, "headline": headline(comparison), "details": details(comparison),
+        "slo": comparison.terms, "judged": list(comparison.judged), "worse_slo_terms": worse_terms(comparison),
+        "differs": [{"key": key, "one": a, "other": b} for key, a, b in comparison.changed],
+        "cautions": list(comparison.cautions),
+        "points": [
+            {
+                "set": pair.set, "answer": pair.word(comparison.judged), "why": pair.why, "traffic": pair.traffic,
+                "slo_one": verdict(pair.one, comparison.terms), "slo_other": verdict(pair.other, comparison.terms),
+                "metrics": {name: _difference_json(d) for name, d in pair.differences.items()},
+            }
+            for pair in comparison.pairs
+        ],
+        "without_partner": {"one": comparison.alone[0], "other": comparison.alone[1]},
+    }  # fmt: skip
+
+
+def _run_json(run: RunData) -> dict[str, Any]:
+    found = {key: run.manifest.get(key) for key in ("name", "scenario_hash", "seed", "replications", "code", "command")}
+    return {"path": str(run.path), **found, "profile": (run.manifest.get("profile") or {}).get("name")}
+
+
+def _difference_json(d: Difference) -> dict[str, Any]:
+    names = ("one", "other", "change", "lo", "hi", "relative", "unit", "word", "paired", "note")
+    return {name: getattr(d, name) for name in names}

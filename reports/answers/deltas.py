@@ -1,0 +1,63 @@
+"""How changes read: with a sign, in the unit of the metric, shares in percentage points."""
+
+from __future__ import annotations
+
+import re
+
+from reports.formatting import RATIOS, percent, show
+from sim.results.pairs import Difference
+
+_AMOUNT = re.compile(r"^[−+]?[\d.,]+(e[-+]?\d+)?")
+
+
+def signed(name: str, value: float, unit: str) -> str:
+    """Return a change: ``−72 ms``, ``+3.1 pp``, ``+1,204``, ``0``."""
+    if name in RATIOS:
+        text = f"{abs(value) * 100:.3g}"
+        text = f"{0 if 'e-' in text else text} pp"
+    else:
+        text = show(name, abs(value), unit)
+    sign = "−" if value < 0 else "+"
+    return text if value == 0 or text.startswith("0 ") or text == "0" else f"{sign}{text}"
+
+
+def interval_words(difference: Difference) -> str:
+    """Return the interval of a change: ``−80 to −64 ms``; nothing where there is none or it has no width."""
+    d = difference
+    if d.lo is None or d.hi is None or d.lo == d.hi:
+        return ""
+    low, high = signed(d.name, d.lo, d.unit), signed(d.name, d.hi, d.unit)
+    suffixes = [_AMOUNT.sub("", text) for text in (low, high)]
+    return f"{low.removesuffix(suffixes[0]) if suffixes[0] == suffixes[1] else low} to {high}"
+
+
+def change_words(difference: Difference) -> str:
+    """Return a change and its interval: ``−72 ms, 95 %: −80 to −64 ms``."""
+    d = difference
+    if d.change is None:
+        return "not comparable"
+    if d.change == 0 and not interval_words(d):
+        return "no change"
+    bounds = interval_words(d)
+    return signed(d.name, d.change, d.unit) + (
+        f", 95 %: {bounds}" if bounds else ", no interval" if d.lo is None else ""
+    )
+
+
+def change_cell(difference: Difference | None) -> str:
+    """Return a change for a table: ``−72 ms (−80 to −64 ms)``."""
+    d = difference
+    if d is None or d.change is None:
+        return "–"
+    bounds = interval_words(d)
+    return signed(d.name, d.change, d.unit) + (f" ({bounds})" if bounds else "")
+
+
+def relative_cell(difference: Difference | None) -> str:
+    """Return the change as a share of the first value: ``−11.8 %``."""
+    if difference is None or difference.relative is None:
+        return "–"
+    text = percent(abs(difference.relative))
+    if text == "0 %":
+        return text
+    return f"{'−' if difference.relative < 0 else '+'}{text}"

@@ -1,0 +1,352 @@
+"""The answer of a plan in words: what is enough, what stands in the way of less, how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from reports.answers.bottleneck import headroom, largest_stage, limits
+from reports.answers.findings import Answer
+from reports.answers.verdicts import capital, confidence, term_sentence
+from reports.axes import make_axis
+from reports.charts.svg import Table
+from reports.formatting import metric_words, percent, read_terms, show
+from sim.results.point import Point
+from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand, term_verdict
+
+if TYPE_CHECKING:
+    from sim.results.run_directory.store import RunData
+
+_MOST_LOOKS = 200
+_GAIN = 0.005
+"""Share of a value from which one step further is a gain worth a sentence."""
+
+
+def is_plan(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a run directory holds a finished plan."""
+    return manifest.get("kind") == "plan" and "answer" in (manifest.get("plan") or {})
+
+
+def shown_metrics(terms: Mapping[str, float]) -> list[str]:
+    """Return the metrics that tables of a plan show: the SLO's terms, and what else one wants to see."""
+    return list(dict.fromkeys([*terms, "ttft_p99_s", "e2e_p99_s", "miss_ratio"]))
+
+
+class Read:
+    """A plan's run directory, its points by the role they have.
+
+    :ivar record: what the search left (``manifest["plan"]``).
+    :ivar chosen: the answer's point, or that of the best that was found.
+    :ivar edge: the more wanted neighbour that does not do; None: the range ends there, or it can't be built.
+    """
+
+    def __init__(self, data: RunData) -> None:
+        self.record: dict[str, Any] = data.manifest.get("plan") or {}
+        self.terms = read_terms((data.manifest.get("scenario") or {}).get("slo"))
+        self.points = data.points
+        by_key = dict(zip(data.manifest["point_keys"], data.points, strict=False))
+        self.chosen: Point | None = by_key.get(self.record.get("answer_key") or self.record.get("best_key") or "")
+        self.edge = by_key.get(self.record.get("edge_key") or "")
+        self.beyond = by_key.get(self.record.get("beyond_key") or "")
+        self.other_edge = by_key.get(self.record.get("other_edge_key") or "")
+
+    @property
+    def feasible(self) -> bool:
+        """Whether anything meets the SLO."""
+        return bool(self.record.get("feasible"))
+
+    def phrase(self, set_: Mapping[str, Any]) -> str:
+        """Return values in words: ``64 GPU slots, 2 replicas``."""
+        return ", ".join(make_axis(key, self.points).phrase(value) for key, value in set_.items())
+
+
+def plan_answer(data: RunData) -> Answer:
+    """Return the answer of a finished plan."""
+    read = Read(data)
+    assert read.chosen is not None, "a finished plan has a best point"
+    assumed = (data.manifest.get("profile") or {}).get("status") == "assumed"
+    word, reason = _confidence(read, assumed=assumed)
+    binding, sentence = _binding(read)
+    details = _details(read)
+    found = MET if read.feasible else NOT_MET if read.record.get("certain") else UNCLEAR
+    return Answer(_headline(read), details, found, binding, sentence, _headroom(read), word, reason)
+
+
+def plan_json(data: RunData) -> dict[str, Any]:
+    """Return what ``loraplan plan --json`` prints."""
+    read = Read(data)
+    assert read.chosen is not None, "a finished plan has a best point"
+    said = plan_answer(data)
+    record = read.record
+    return {
+        "feasible": read.feasible, "answer": record.get("answer", {}), "binding": said.binding,
+        "confidence": said.confidence, "metrics": read.chosen.metrics_json(),
+        "simulated_requests": record.get("simulated_requests"),
+        "certain": record.get("certain"), "unclear": record.get("doubtful", []), "best": read.chosen.set,
+        "reason": said.reason, "flags": record.get("flags", {}), "what_if": data.manifest.get("what_if", []),
+    }  # fmt: skip
+
+
+def _headline(read: Read) -> str:
+    record = read.record
+    if not read.feasible:
+        assert read.chosen is not None, "checked by the caller"
+        asked = _asked(read)
+        unclear = "" if record.get("certain") else " certainly"
+        return f"No {asked}{unclear} meets the SLO; nearest is {read.phrase(read.chosen.set)}."
+    answer = record["answer"]
+    if record.get("fleets"):
+        total = answer["price"]
+        return (
+            f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record)} of {answer['fleet']} for "
+            f"{_money(total)} an hour: "
+            f"the cheapest of {len(record['fleets'])} fleets that meets the SLO."
+        )
+    phrase = capital(read.phrase(answer))
+    most = record["direction"] == "maximize"
+    several = phrase[0].isdigit() and phrase.split()[0] != "1"
+    if record["question"].get("values"):
+        return f"{phrase} is the first of {record['candidates']} that meets the SLO."
+    if most:
+        what = "are the most that meet" if several else "is the largest that meets"
+        return f"{phrase} {what} the SLO{_of_range(read)}."
+    return f"{phrase} {'are' if several else 'is'} enough: the smallest that meets the SLO{_of_range(read)}."
+
+
+def _and_full(record: Mapping[str, Any]) -> str:
+    """Return the replicas of full models that stand beside those that were counted."""
+    count = record.get("full_replicas") or 0
+    return f" and {count} for full models" if count else ""
+
+
+def _of_range(read: Read) -> str:
+    ranges = read.record.get("ranges", {})
+    if len(ranges) != 1:
+        return ""
+    ((key, (first, last, count)),) = ranges.items()
+    axis = make_axis(key, read.points)
+    low, high = (last, first) if read.record["direction"] == "maximize" else (first, last)
+    return f", of {count} values from {axis.label(low)} to {axis.label(high)}"
+
+
+def _asked(read: Read) -> str:
+    ranges = read.record.get("ranges", {})
+    if read.record.get("fleets"):
+        (first, last, _), *_ = ranges.values()
+        return f"fleet of {first} to {last} replicas"
+    parts = []
+    for key, (first, last, _) in ranges.items():
+        axis = make_axis(key, read.points)
+        low, high = (last, first) if read.record["direction"] == "maximize" else (first, last)
+        parts.append(f"{axis.words} from {axis.label(low)} to {axis.label(high)}")
+    return f"value of {' with '.join(parts)}"
+
+
+def _details(read: Read) -> list[str]:
+    record, chosen, terms = read.record, read.chosen, read.terms
+    assert chosen is not None, "checked by the caller"
+    said = []
+    bad = out_of_hand(chosen)
+    where = "There" if read.feasible else f"At {read.phrase(chosen.set)}"
+    told = [term_sentence(name, chosen.metrics.get(name), target, overloaded=bad) for name, target in terms.items()]
+    if read.feasible or len(told) > 1:
+        said.append(f"{where}, {'; '.join(told)}.")
+    if not read.feasible and bad:
+        said.append("More arrives there than is served, so its numbers depend on how long the run is.")
+    if not read.feasible and record.get("doubtful"):
+        maybe = "; ".join(read.phrase(set_) for set_ in record["doubtful"][:4])
+        said.append(f"Too close to call: {maybe}.")
+    for row in record.get("fleets", []):
+        total = ""
+        if row["total"] is not None:
+            total = f"{_count(row['replicas'], 'replica')}{_and_full(row)}, {_money(row['total'])} an hour"
+        said.append(f"{row['fleet']} at {_money(row['price'])} per GPU hour: {total or row['word']}.")
+    if read.feasible and record.get("doubtful"):
+        maybe = "; ".join(read.phrase(set_) for set_ in record["doubtful"][:4])
+        said.append(f"Too close to call: {maybe} may do as well.")
+    if read.feasible and not record.get("edge_key") and not record.get("doubtful"):
+        said.append(_at_the_end(read))
+    said.append(_other_edge(read))
+    if read.beyond is not None and read.feasible:
+        said.append(_next_step(read))
+    said += [f"{refused['why']}." for refused in record.get("refused", [])[:1]]
+    return [sentence for sentence in said if sentence]
+
+
+def _at_the_end(read: Read) -> str:
+    if read.record.get("edge_refused"):
+        return f"The next value, {read.phrase(read.record['edge_set'])}, can't be built: {read.record['edge_refused']}."
+    if read.record.get("fleets"):
+        return ""
+    more = "larger" if read.record["direction"] == "maximize" else "smaller"
+    return f"It is the end of the range: {more} values were not looked at."
+
+
+def _other_edge(read: Read) -> str:
+    """Say of two variables why the first can't be smaller."""
+    point = read.other_edge
+    if point is None or not read.feasible:
+        return ""
+    key = read.record["keys"][0]
+    missed = _missed(read, point)
+    if not missed:
+        return ""
+    first = make_axis(key, read.points).phrase(point.set[key])
+    rest = read.phrase({name: value for name, value in point.set.items() if name != key})
+    return f"With {first} nothing does: nearest is {rest}, where {_term(read, point, missed[0])}."
+
+
+def _missed(read: Read, point: Point) -> list[str]:
+    """Return the terms that a point does not certainly meet, those that it certainly misses first."""
+    bad = out_of_hand(point)
+    words = {n: term_verdict(point.metrics.get(n), target, overloaded=bad) for n, target in read.terms.items()}
+    return [name for word in (NOT_MET, UNCLEAR) for name in words if words[name] == word]
+
+
+def _term(read: Read, point: Point, name: str) -> str:
+    return term_sentence(name, point.metrics.get(name), read.terms[name], overloaded=out_of_hand(point))
+
+
+def _next_step(read: Read) -> str:
+    """Say what one step of safety gives."""
+    assert read.chosen is not None, "checked by the caller"
+    assert read.beyond is not None, "checked by the caller"
+    name = _missed(read, read.edge)[0] if read.edge is not None and _missed(read, read.edge) else _tightest(read)
+    here, there = (point.metrics[name].value for point in (read.chosen, read.beyond))
+    if here is None or there is None:
+        return ""
+    missed = [n for n, t in read.terms.items() if term_verdict(read.beyond.metrics.get(n), t) == NOT_MET]
+    worse = f", and {metric_words(missed[0])} misses its target again" if missed else ""
+    if there >= here * (1 - _GAIN) and not missed:
+        return ""
+    return (
+        f"One step of safety, {read.phrase(read.beyond.set)}, takes {metric_words(name)} from {show(name, here)} to "
+        f"{show(name, there)}{worse}."
+    )
+
+
+def _tightest(read: Read) -> str:
+    """Return the term that is nearest its target at the chosen point."""
+    assert read.chosen is not None, "checked by the caller"
+    metrics = read.chosen.metrics
+
+    def over(name: str) -> float:
+        value = metrics[name].value
+        return 0.0 if value is None or not read.terms[name] else value / read.terms[name]
+
+    return max(read.terms, key=over)
+
+
+def _binding(read: Read) -> tuple[str, str]:
+    """Return what stands in the way of the next more wanted design, or what limits the best one."""
+    assert read.chosen is not None, "checked by the caller"
+    if read.feasible and read.edge is None and read.record.get("edge_refused"):
+        return "GPU memory", f"Less is not possible: {read.record['edge_refused']}."
+    point = read.edge or read.chosen
+    name, sentence = _limit(point)
+    if read.feasible and read.edge is None:
+        return name, f"At the answer: {sentence}"
+    missed = _missed(read, point)
+    if not missed:
+        return name, sentence
+    if missed[0] == "miss_ratio":  # latencies have nothing to say of it
+        name, sentence = "adapter cache", "It holds too few of the adapters that are asked for."
+    return name, f"At {read.phrase(point.set)}, {_term(read, point, missed[0])}. {sentence}"
+
+
+def _limit(point: Point) -> tuple[str, str]:
+    """Return what limits a point; where nobody waits for anything, the part that the latency is made of."""
+    limit = limits(point)[0]
+    stage = largest_stage(point)
+    if limit.name != "none" or stage is None:
+        return limit.name, limit.sentence
+    name, share = stage
+    if name in ("decode_s", "prefill_s"):
+        return "compute", (
+            f"Nobody waits for long: {percent(share)} of the mean latency is {name.removesuffix('_s')}, and steps "
+            "take longer the larger the batch."
+        )
+    return "load time", limit.sentence
+
+
+def _headroom(read: Read) -> str:
+    assert read.chosen is not None, "checked by the caller"
+    if not read.feasible:
+        return ""
+    name = _tightest(read)
+    value, target = read.chosen.metrics[name].value, read.terms[name]
+    if not value or not target:
+        return headroom(read.chosen)
+    room = f"{capital(metric_words(name))} has {percent(round(1 - value / target, 3))} to its target."
+    return f"{room} {headroom(read.chosen)}"
+
+
+def _confidence(read: Read, *, assumed: bool) -> tuple[str, str]:
+    record = read.record
+    assert read.chosen is not None, "checked by the caller"
+    if not record.get("certain"):
+        return "low", "the call is too close for the requests that were simulated: longer runs would decide"
+    level = percent(record.get("confidence", 0.95))
+    word, reason = confidence(read.chosen, read.terms, assumed=assumed)
+    if not read.feasible:
+        return ("medium" if assumed else "high"), f"sure at {level} that the nearest of them misses the SLO"
+    return word, f"sure at {level} of the answer and of its neighbour; {reason}"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}".removesuffix(".00")
+
+
+def looks_table(data: RunData) -> Table | None:
+    """Return what the search looked at, in order; None for a run that is no plan."""
+    read = Read(data)
+    looks = read.record.get("looks", [])
+    if not looks:
+        return None
+    rows = []
+    for number, look in enumerate(looks[:_MOST_LOOKS], 1):
+        seen = "" if look["value"] is None else show(look["term"], look["value"])
+        rows.append([str(number), read.phrase(look["set"]), metric_words(look["term"]), seen,
+                     percent(look["score"]) if look["score"] is not None else "", look["word"],
+                     f"{look['replications']}"])  # fmt: skip
+    record = read.record
+    share = record["simulated_requests"] / max(1, record["every_candidate_requests"])
+    note = (
+        f"{record['simulated_requests']:,} requests were simulated: {percent(share)} of one run of each of the "
+        f"{record['candidates']:,} candidates."
+    )
+    head = ["look", "design", "worst term", "value", "of its target", "verdict", "replications"]
+    return Table("How the search went", head, rows, note, words=(1, 2, 5))
+
+
+def formulas_table(data: RunData) -> Table | None:
+    """Return what formulas said of the answer, beside what was simulated."""
+    read = Read(data)
+    formulas = read.record.get("formulas")
+    if not formulas or read.chosen is None:
+        return None
+    metrics = read.chosen.metrics
+    rows = [
+        ["miss ratio (Che)", _percent(formulas["miss_ratio"]), _percent(metrics["miss_ratio"].value)],
+        ["load of the loaders", _percent(formulas["loader_load"]), _percent(metrics["loader_utilization"].value)],
+        ["load of the GPU, at its largest batch", _percent(formulas["gpu_load"]), "–"],
+        ["KV memory that the batch needs", _percent(formulas["kv_share"]), _percent(_of(read.chosen, "kv"))],
+    ]
+    note = (
+        "Formulas leave out bursts and queues. They decide where the search begins and nothing else; the miss ratio "
+        "counts delayed hits as hits only in the simulation."
+    )
+    return Table("What formulas said of it", ["", "formula", "simulated"], rows, note)
+
+
+def _of(point: Point, part: str) -> float | None:
+    value = point.capacity.get(part, {}).get("peak_share")
+    return None if value is None else float(value)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else percent(value)

@@ -1,0 +1,307 @@
+"""Two runs side by side: which points belong together, what differs, and whether the second is better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from reports.answers.change_findings import has_rollout, is_changed, latency_name
+from reports.axes import Axis, make_axes
+from reports.formatting import number, read_terms
+from sim.errors import InputError
+from sim.results.pairs import (
+    BETTER,
+    DIRECTIONS,
+    NOT_COMPARABLE,
+    UNCLEAR,
+    WORSE,
+    Difference,
+    difference_of,
+    same_draws,
+    same_requests,
+)
+from sim.results.point import UNITS, Point
+from sim.results.run_directory.store import RunData
+from sim.results.verdict import MET, NOT_MET, is_overloaded, term_verdict, verdict
+from sim.spec.scenario_file import resolved_values
+
+MIXED, OPEN = "mixed", "open"
+"""Better in one metric and worse in another; clear in one while another may be much the other way."""
+_DOUBT = 0.25
+"""An unclear metric leaves the answer open where its interval reaches this share of A's value to the other side."""
+SAME_REQUESTS, SAME_DRAWS, OTHER_TRAFFIC = "same requests", "same draws", "other traffic"
+_IDLE_KEYS = ("schema_version", "name", "description", "sweep")
+_LISTED = 5
+_OTHER_RATE = 0.02
+"""Arrival rates further apart than this share: throughput follows them."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two points that belong together; both have the ``set`` of the pair.
+
+    :ivar differences: by metric; SLO terms first, then in the order of ``UNITS``.
+    :ivar traffic: ``SAME_REQUESTS``, ``SAME_DRAWS`` or ``OTHER_TRAFFIC``.
+    :ivar decided: ``BETTER`` or ``WORSE`` where something weighs more than any change: only one of both is overloaded,
+        or meets the SLO while the other certainly doesn't; else nothing. ``why`` says what.
+    """
+
+    set: dict[str, Any]
+    one: Point
+    other: Point
+    differences: dict[str, Difference]
+    traffic: str
+    decided: str = ""
+    why: str = ""
+
+    def word(self, judged: Sequence[str]) -> str:
+        """Return how the second point compares over these metrics: a word of ``pairs``, ``MIXED`` or ``OPEN``."""
+        if self.decided:
+            return self.decided
+        words = {self.differences[name].word for name in judged if name in self.differences}
+        if BETTER in words and WORSE in words:
+            return MIXED
+        word = next((word for word in (BETTER, WORSE, UNCLEAR) if word in words), NOT_COMPARABLE)
+        return OPEN if word in (BETTER, WORSE) and self.doubts(judged, word) else word
+
+    def doubts(self, judged: Sequence[str], word: str) -> list[str]:
+        """Return the metrics that may contradict a word by much: a luckless p99 must not hide behind the misses."""
+        found = []
+        for name in judged:
+            d = self.differences.get(name)
+            if d is not None and d.word == UNCLEAR and d.one and d.lo is not None and d.hi is not None:
+                against = d.hi if (DIRECTIONS[name] == "lower") == (word == BETTER) else -d.lo
+                if DIRECTIONS[name] != "neither" and against > _DOUBT * abs(d.one):
+                    found.append(name)
+        return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, paired.
+
+    :ivar terms: the SLO by metric: that of the second run, or of the first where it has none.
+    :ivar judged: metrics that decide which one is better: the SLO's, else the main ones.
+    :ivar changed: key and values of what differs between the scenarios.
+    :ivar cautions: what to know before believing the differences.
+    :ivar alone: swept values of points without a partner, of the first and of the second run.
+    """
+
+    one: RunData
+    other: RunData
+    pairs: tuple[Pair, ...]
+    terms: dict[str, float]
+    judged: tuple[str, ...]
+    changed: tuple[tuple[str, str, str], ...]
+    cautions: tuple[str, ...]
+    alone: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+
+    @property
+    def axes(self) -> list[Axis]:
+        """Return the swept keys along which pairs differ."""
+        return make_axes([pair.other for pair in self.pairs])
+
+    @property
+    def word(self) -> str:
+        """Return the answer over all pairs."""
+        words = {pair.word(self.judged) for pair in self.pairs}
+        if MIXED in words or {BETTER, WORSE} <= words:
+            return MIXED
+        return next((word for word in (OPEN, BETTER, WORSE, UNCLEAR) if word in words), NOT_COMPARABLE)
+
+
+def compare_runs(one: RunData, other: RunData) -> Comparison:
+    """Pair the points of two runs and compare them.
+
+    :raises InputError: if a run has no points, or none of their points belong together.
+    """
+    for run in (one, other):
+        if not run.points:
+            raise InputError("this run has no finished points", file=str(run.path), hint="run it again, it goes on")
+    terms = [read_terms((run.manifest.get("scenario") or {}).get("slo")) for run in (one, other)]
+    slo = terms[1] or terms[0]
+    matched = _matched(one.points, other.points)
+    if not matched:
+        raise InputError(
+            "no points of these runs belong together: no swept values are equal", got=_sets(one.points[:1]),
+            allowed=_sets(other.points), hint="sweep the same values of the same keys in both, or compare single runs",
+        )  # fmt: skip
+    pairs = tuple(_pair(set_, a, b, slo) for set_, a, b in matched)
+    taken = [{id(pair[side]) for pair in matched} for side in (1, 2)]
+    alone = tuple([p.set for p in run.points if id(p) not in ids] for run, ids in zip((one, other), taken, strict=True))
+    return Comparison(
+        one, other, pairs, slo, _judged(pairs, slo), tuple(_changed(one, other)),
+        (*_alone(alone), *_cautions(one, other, pairs, terms)), (alone[0], alone[1]),
+    )  # fmt: skip
+
+
+def _matched(one: Sequence[Point], other: Sequence[Point]) -> list[tuple[dict[str, Any], Point, Point]]:
+    if len(one) == 1:
+        return [(b.set if len(other) > 1 else {}, one[0], b) for b in other]
+    if len(other) == 1:
+        return [(a.set, a, other[0]) for a in one]
+    partners = {_identity(point.set): point for point in other}
+    return [(a.set, a, partners[key]) for a in one if (key := _identity(a.set)) in partners]
+
+
+def _identity(set_: Mapping[str, Any]) -> str:
+    return json.dumps(set_, sort_keys=True, default=str)
+
+
+def _sets(points: Sequence[Point]) -> str:
+    shown = "; ".join(json.dumps(point.set, ensure_ascii=False, default=str) for point in points[:2])
+    return shown + (f"; … ({len(points)} points)" if len(points) > 2 else "")
+
+
+def _pair(set_: dict[str, Any], one: Point, other: Point, slo: Mapping[str, float]) -> Pair:
+    names = dict.fromkeys([*slo, *UNITS])
+    found = {name: difference for name in names if (difference := difference_of(one, other, name)) is not None}
+    traffic = SAME_REQUESTS if same_requests(one, other) else SAME_DRAWS if same_draws(one, other) else OTHER_TRAFFIC
+    decided, why = _decided(one, other, slo)
+    return Pair(set_, replace(one, set=set_), replace(other, set=set_), found, traffic, decided, why)
+
+
+def _decided(one: Point, other: Point, slo: Mapping[str, float]) -> tuple[str, str]:
+    """Return whether overload or the SLO decides, and how to say so; nothing twice where they don't.
+
+    A queue that grows without limit has no latency to compare: its intervals are wide, and the answer is certain.
+    """
+    full = is_overloaded(one), is_overloaded(other)
+    if full[0] != full[1]:
+        return (WORSE if full[1] else BETTER), f"with {'B' if full[1] else 'A'} more arrives than is served"
+    met = verdict(one, slo), verdict(other, slo)
+    if set(met) == {MET, NOT_MET}:
+        return (WORSE if met[0] == MET else BETTER), f"the SLO is met with {'A' if met[0] == MET else 'B'} alone"
+    return "", ""
+
+
+def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the metrics that decide: the SLO's, else p99 latencies and misses; of rollouts and faults harm too."""
+    points = [point for pair in pairs for point in (pair.one, pair.other)]
+    wanted = list(slo) or ["ttft_p99_s", "e2e_p99_s", "miss_ratio"]
+    if is_changed(points):
+        during = [f"rollout_{latency_name(points, slo)}"] if has_rollout(points) else []
+        wanted = ["harmed", *during, *(slo or ["e2e_p99_s"])]
+    if slo:
+        return tuple(dict.fromkeys([*slo, *wanted]))
+    known = [n for n in wanted if any(n in pair.differences for pair in pairs)]
+    if "ttft_p99_s" in known and all(_equal(pair, "ttft_p99_s", "e2e_p99_s") for pair in pairs):
+        known.remove("ttft_p99_s")  # engine fixed: the first token is the whole answer
+    return tuple(known)
+
+
+def _equal(pair: Pair, name: str, other: str) -> bool:
+    first, second = pair.differences.get(name), pair.differences.get(other)
+    return first is not None and second is not None and (first.one, first.other) == (second.one, second.other)
+
+
+def key_metrics(comparison: Comparison) -> list[str]:
+    """Return the metrics that short tables show: what is judged, then what explains it."""
+    more = ["ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loads_per_request", "loader_utilization",
+            "throughput_rps", "slo_attainment", "harmed", "rollout_ttft_p99_s", "replica_load_skew", "refused",
+            "failed", "unfinished"]  # fmt: skip
+    found = dict.fromkeys([*comparison.judged, *more])
+    some = {name for pair in comparison.pairs for name, d in pair.differences.items() if _tells(d)}
+    names = [name for name in found if name in comparison.terms or name in some]
+    if (
+        all(_equal(pair, "ttft_p99_s", "e2e_p99_s") for pair in comparison.pairs)
+        and "ttft_p99_s" not in comparison.terms
+    ):
+        names = [name for name in names if name != "ttft_p99_s"]
+    return names
+
+
+def _tells(difference: Difference) -> bool:
+    """Return whether there is anything to see: a value, and not a count of nothing on both sides."""
+    return difference.word != NOT_COMPARABLE and not (
+        difference.one == difference.other == 0 and difference.unit in ("requests", "sessions", "loads")
+    )
+
+
+def _changed(one: RunData, other: RunData) -> list[tuple[str, str, str]]:
+    """Return what the scenarios say differently, defaults included; a swept key says over what it goes."""
+    said = [resolved_values(run.manifest.get("scenario") or {}) for run in (one, other)]
+    swept = [_swept(run) for run in (one, other)]
+    rows = []
+    for key in dict.fromkeys([*said[0], *said[1], *swept[0], *swept[1]]):
+        values = [s.get(key, v.get(key, "–")) for s, v in zip(swept, said, strict=True)]
+        # A section that one of them lacks is unset there; its keys tell the same.
+        nothing = set(values) <= {"–", "unset"}
+        if key.partition(".")[0] not in _IDLE_KEYS and values[0] != values[1] and not nothing:
+            rows.append((key, values[0], values[1]))
+    return rows
+
+
+def _swept(run: RunData) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for axis in make_axes(run.points):
+        labels = [axis.label(value) for value in axis.values]
+        shown = labels if len(labels) <= _LISTED else [*labels[:2], "…", labels[-1]]
+        found[axis.key] = f"swept: {', '.join(shown)}"
+    if len(run.points) == 1:
+        found |= {key: str(value) for key, value in run.points[0].set.items()}
+    return found
+
+
+def _alone(alone: Sequence[Sequence[Any]]) -> list[str]:
+    """Say how many points of each side were left out, since the other side has none of the same values."""
+    told = [f"{len(sets)} of {side}" for side, sets in zip("AB", alone, strict=True) if sets]
+    return [f"Left out, without a partner of the same values: {' and '.join(told)}."] if told else []
+
+
+def _cautions(one: RunData, other: RunData, pairs: Sequence[Pair], terms: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return what makes the comparison less than it seems."""
+    said = []
+    if one.path.resolve() == other.path.resolve():
+        said.append("A and B are the same run.")
+    a, b = one.manifest, other.manifest
+    versions = [run.get("code") or (run.get("versions") or {}).get("loraplan", "unknown") for run in (a, b)]
+    if versions[0] != versions[1]:
+        said.append(
+            f"A was simulated by loraplan {versions[0]}, B by {versions[1]}: a difference may come from the code. "
+            "Run the older one again."
+        )  # fmt: skip
+    profiles = [run.get("profile") or {} for run in (a, b)]
+    if profiles[0].get("sha256") != profiles[1].get("sha256"):
+        names = [str(profile.get("name", "no profile")) for profile in profiles]
+        same = "of the same name with other numbers" if names[0] == names[1] else f"{names[0]} and {names[1]}"
+        said.append(f"The profiles differ ({same}): errors of the two don't cancel, and no interval here has them.")
+    for key, words in (("seed", "seeds"), ("replications", "numbers of replications")):
+        if a.get(key) != b.get(key):
+            said.append(f"The {words} differ ({a.get(key)} and {b.get(key)}): luck is part of every difference.")
+    if terms[0] and terms[1] and dict(terms[0]) != dict(terms[1]):
+        said.append("The SLOs differ: both are held against that of B.")
+    rates = [(pair.one.traffic.get("rate_rps", 0.0), pair.other.traffic.get("rate_rps", 0.0)) for pair in pairs]
+    apart = [(x, y) for x, y in rates if abs(y - x) > _OTHER_RATE * max(x, y)]
+    if apart:
+        told = f"{number(apart[0][0])}/s and {number(apart[0][1])}/s" if len(pairs) == 1 else "at some points"
+        said.append(f"Arrival rates differ ({told}): throughput and goodput follow them, whatever the design.")
+    for letter, run in (("A", a), ("B", b)):
+        if run.get("status") != "finished":
+            said.append(f"{letter} is not finished: {run.get('points_done')} of {run.get('points_total')} points.")
+    if any(not point.traffic_ids for pair in pairs for point in (pair.one, pair.other)):
+        said.append("At least one run doesn't say what traffic it met: it is of an older version. Run it again.")
+    return said
+
+
+def is_word(pair: Pair, name: str, word: str) -> bool:
+    """Return whether a metric changes in this way."""
+    return name in pair.differences and pair.differences[name].word == word
+
+
+def worse_terms(comparison: Comparison) -> list[str]:
+    """Return the SLO terms in which B is clearly worse at any point; what ``--check`` asks for.
+
+    A term is worse, too, where A meets it and B certainly doesn't, and a time where B alone is overloaded.
+    """
+    return [n for n, target in comparison.terms.items() if any(_worse(p, n, target) for p in comparison.pairs)]
+
+
+def _worse(pair: Pair, name: str, target: float) -> bool:
+    full = is_overloaded(pair.one), is_overloaded(pair.other)
+    if is_word(pair, name, WORSE) or (full == (False, True) and UNITS[name] == "s"):
+        return True
+    sides = zip((pair.one, pair.other), full, strict=True)
+    return [term_verdict(p.metrics.get(name), target, overloaded=o) for p, o in sides] == [MET, NOT_MET]

@@ -1,0 +1,170 @@
+"""Axes that read well: few round ticks with units, logarithmic where values span much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from reports.axes import Axis
+from reports.charts.svg import COLOURS
+from reports.formatting import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LOG_SPAN = 20.0
+_LEVEL, _SLANTED = 24, 20
+_LETTER = 7.2
+"""Width of a letter in chart units, on average, with room for the larger text of phones."""
+
+
+def seconds_tick(value: float) -> str:
+    """Return a time for an axis: µs, ms or s, never minutes, so that round ticks stay round."""
+    if value == 0:
+        return "0"
+    if abs(value) < 0.9995e-3:
+        return f"{value * 1e6:.6g} µs"
+    return f"{value * 1e3:.6g} ms" if abs(value) < 0.9995 else f"{value:,.6g} s"
+
+
+def count_tick(value: float) -> str:
+    """Return a plain number for an axis."""
+    return f"{value:,.6g}" if abs(value) < 1e5 else f"{value:,.0f}"
+
+
+TICKS: dict[str, Callable[[float], str]] = {"s": seconds_tick, "share": percent, "count": count_tick}
+"""How the ticks of an axis read, by what it shows."""
+
+
+def nice_log(low: float, high: float, most: int = 7) -> list[float]:
+    """Return ticks at 1, 2 and 5 times powers of ten inside an interval, thinned to at most ``most``."""
+    found: list[float] = []
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        found = [s * 10.0**d for d in decades for s in steps if low * 0.999 <= s * 10.0**d <= high * 1.001]
+        if len(found) <= most:
+            break
+    return found if len(found) <= most else found[:: math.ceil(len(found) / most)]
+
+
+def nice_linear(low: float, high: float, most: int = 6) -> list[float]:
+    """Return round, evenly spaced ticks inside an interval."""
+    span = high - low
+    if not span > 0:
+        return [low]
+    raw = span / (most - 1)
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * unit for s in (1, 2, 2.5, 5, 10) if s * unit >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    count = math.floor(high / step + 1e-9) - first + 1
+    return [(first + i) * step for i in range(count)]
+
+
+def scale_y(ax: Axes, values: Sequence[float], kind: str, *, from_zero: bool = True) -> bool:
+    """Set limits, ticks and grid of the y axis; return whether it is logarithmic.
+
+    :param values: everything that must be visible.
+    :param kind: key of ``TICKS``.
+    """
+    positive = [value for value in values if value > 0]
+    high = max(values, default=1.0) or 1.0
+    log = bool(positive) and kind == "s" and max(positive) > _LOG_SPAN * min(positive)
+    if log:
+        low, high = min(positive) / 1.25, max(positive) * 1.25
+        ax.set_yscale("log")
+        ticks = nice_log(low, high)
+    else:
+        top = 1.08 * high
+        low, high = 0.0 if from_zero else min(values), min(top, 1.0) if kind == "share" and high <= 1 else top
+        ticks = nice_linear(low, high)
+    ax.set_ylim(low, high)
+    set_ticks(ax, "y", ticks, [TICKS[kind](tick) for tick in ticks])
+    ax.grid(True, axis="y")
+    ax.set_axisbelow(True)
+    ax.spines["left"].set_visible(False)
+    return log
+
+
+def scale_x(ax: Axes, axis: Axis, room: float) -> None:
+    """Set limits and ticks of an x axis that shows a swept key.
+
+    :param room: width of the axis in chart units, for as many labels as fit.
+    """
+    if not axis.numeric:
+        _categories(ax, axis, room)
+        return
+    low, high = axis.places[0], axis.places[-1]
+    if axis.log:
+        ax.set_xscale("log")
+        pad = (high / low) ** 0.03
+        ax.set_xlim(low / pad, high * pad)
+        ticks = nice_log(low, high)
+    else:
+        pad = (high - low) * 0.03
+        ax.set_xlim(low - pad, high + pad)
+        ticks = nice_linear(low, high)
+    swept = _swept_ticks(ax, axis, room)
+    if swept:
+        set_ticks(ax, "x", [axis.places[i] for i in swept], [axis.label(axis.values[i]) for i in swept])
+    else:
+        set_ticks(ax, "x", ticks, [axis.tick(tick) for tick in ticks])
+
+
+def _swept_ticks(ax: Axes, axis: Axis, room: float) -> list[int]:
+    """Return which swept values are ticks themselves: those far enough apart if they are few, else none."""
+    if len(axis.places) > 12:
+        return []
+    low, high = ax.get_xlim()
+    where = [math.log(p / low) / math.log(high / low) if axis.log else (p - low) / (high - low) for p in axis.places]
+    halves = [len(axis.label(value)) * _LETTER / 2 for value in axis.values]
+    kept: list[int] = []
+    for i, share in enumerate(where):
+        if not kept or (share - where[kept[-1]]) * room > halves[i] + halves[kept[-1]] + 8:
+            kept.append(i)
+    return kept
+
+
+def _categories(ax: Axes, axis: Axis, room: float) -> None:
+    """Label categories below the axis, slanted or thinned where they are long or many."""
+    ax.set_xlim(-0.5, len(axis.values) - 0.5)
+    if slanted(axis, room) == 0:
+        set_ticks(ax, "x", list(axis.places), axis.short_labels(_LEVEL))
+        return
+    labels = axis.short_labels(_SLANTED)
+    every = math.ceil(len(labels) * 26 / room)
+    set_ticks(ax, "x", list(axis.places)[::every], labels[::every])
+    for label in ax.get_xticklabels():
+        label.set(rotation=35, ha="right", va="center", rotation_mode="anchor")
+
+
+def slanted(axis: Axis, room: float) -> float:
+    """Return how many chart units the labels of an axis need below it, beyond one line."""
+    if axis.numeric:
+        return 0.0
+    level = max(map(len, axis.short_labels(_LEVEL))) * _LETTER
+    longest = max(map(len, axis.short_labels(_SLANTED))) * _LETTER
+    return 0.0 if level + 8 <= room / len(axis.values) else 0.58 * longest
+
+
+def set_ticks(ax: Axes, which: str, places: Sequence[float], labels: Sequence[str]) -> None:
+    """Set exactly these ticks and no minor ones."""
+    target = ax.xaxis if which == "x" else ax.yaxis
+    target.set_ticks(list(places), list(labels))
+    target.set_ticks([], minor=True)
+
+
+def y_title(ax: Axes, text: str, left: float = 46) -> None:
+    """Write what the y axis shows above it, horizontally, this far left of the axis."""
+    ax.annotate(
+        text, (0, 1), (-left, 14), xycoords="axes fraction", textcoords="offset points", color=COLOURS["muted"],
+        va="baseline",
+    )  # fmt: skip
+
+
+def x_title(ax: Axes, text: str, below: float = 0.0) -> None:
+    """Write what the x axis shows below it."""
+    ax.annotate(
+        text, (0.5, 0), (0, -36 - below), xycoords="axes fraction", textcoords="offset points",
+        color=COLOURS["muted"], ha="center", va="baseline",
+    )  # fmt: skip

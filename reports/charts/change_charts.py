@@ -1,0 +1,211 @@
+"""Charts of rollouts and faults: strategies beside each other over time, and which version answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from reports.axes import Axis, in_order, shorten, spread
+from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, y_title
+from reports.charts.svg import COLOURS, SERIES, Chart, Table, dash_of, drawing, hatched, place, to_svg
+from reports.charts.sweep_charts import end_labels
+from reports.charts.timeline_chart import LATENCIES, draw_events, event_marks, time_axis
+from reports.formatting import percent
+from sim.results.point import Point
+from sim.spec.units import human_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ROWS = 25
+_STRIP, _PANEL = 58, 128
+_PANELS = (
+    ("ttft_p99_s", "p99 TTFT by arrival"),
+    ("e2e_p99_s", "p99 E2E by arrival"),
+    ("loads_per_s", "loads per second"),
+)
+_AROUND = 0.4
+"""Room before the first event and after the last, as a share of the time between them; at least of the whole run."""
+_LEAST = 0.12
+_VERSION_COLOURS = ("s6", "s1", "s2", "s4", "s3", "s5")
+_CSS_OF = {"none": "var(--slo)"}
+
+
+def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
+    """Draw p99 E2E and loads per second around the events, one line a point of a sweep (at most six)."""
+    some = [p for p in in_order(points, axes) if _happenings(p) and p.timeline.get("e2e_p99_s")] if axes else []
+    some = spread(some, len(SERIES))
+    if len(some) < 2:
+        return None
+    start, end = _around(some)
+    labels = [shorten(", ".join(axis.short_label(p, 16) for axis in axes), 18) for p in some]
+    title = "What do requests feel while it happens?"
+    panels = [(key, what) for key, what in _PANELS if any(_peak(p, key, start, end) for p in some)]
+    told = [
+        f"{label} up to {', '.join(_told(p, key, what, start, end) for key, what in panels)}"
+        for label, p in zip(labels, some, strict=True)
+    ]  # fmt: skip
+    desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(told)}."
+    begins = min(time for p in some for time in _happenings(p))
+    with drawing(_PANEL * len(panels) + 48) as figure:
+        for i, (key, what) in enumerate(panels):
+            ax = place(figure, 58, 34 + _PANEL * i, 150, 48 + _PANEL * (len(panels) - 1 - i))
+            _lines(ax, some, labels, key, start, end, named=i == 0)
+            time_axis(ax, start, end, last=i == len(panels) - 1)
+            draw_events(ax, [(begins, "begin")], named=i == 0)
+            y_title(ax, what)
+        svg = to_svg(figure, "moments", title, desc)
+    caption = (
+        "First replication of each point, the same traffic in all. A p99 is that of five short spans together, none of "
+        "them beyond the time at which something began."
+    )
+    return Chart("moments", title, caption, desc, svg, _moments_table(some, labels, panels, start, end))
+
+
+def _told(point: Point, key: str, what: str, start: float, end: float) -> str:
+    peak = _peak(point, key, start, end)
+    return f"{human_seconds(peak) if key in LATENCIES else f'{peak:.3g}'} {what}"
+
+
+def _happenings(point: Point) -> list[float]:
+    """Return when something happened; what is so from the start has no before to compare with."""
+    return [event["t_s"] for event in point.events if event["t_s"] > 0]
+
+
+def _around(points: Sequence[Point]) -> tuple[float, float]:
+    """Return the time around all events, within the run."""
+    events = [time for p in points for time in _happenings(p)]
+    times = points[0].timeline["t_s"]
+    room = max(_AROUND * (max(events) - min(events)), _LEAST * (times[-1] - times[0]))
+    return max(times[0], min(events) - room), min(times[-1], max(events) + room)
+
+
+def _within(point: Point, key: str, start: float, end: float) -> tuple[list[float], list[float]]:
+    pairs = zip(point.timeline["t_s"], point.timeline[key], strict=True)
+    inside = [(t, math.nan if v is None else v) for t, v in pairs if start <= t <= end]
+    return [t for t, _ in inside], [v for _, v in inside]
+
+
+def _peak(point: Point, key: str, start: float, end: float) -> float:
+    return max((v for v in _within(point, key, start, end)[1] if not math.isnan(v)), default=0.0)
+
+
+def _lines(
+    ax: Axes, points: Sequence[Point], labels: Sequence[str], key: str, start: float, end: float, *, named: bool
+) -> None:
+    top, ends = 0.0, []
+    for point, label, colour in zip(points, labels, SERIES, strict=False):
+        times, values = _within(point, key, start, end)
+        ax.plot(times, values, color=colour, linewidth=1.5, linestyle=dash_of(colour))
+        known = [value for value in values if not math.isnan(value)] or [0.0]
+        top = max(top, *known)
+        ends.append((label, colour, known[-1]))
+    top = top * 1.08 or 1.0
+    ticks = nice_linear(0, top, 4)
+    ax.set_xlim(start, end)
+    ax.set_ylim(0, top)
+    set_ticks(ax, "y", ticks, [(seconds_tick if key in LATENCIES else count_tick)(t) for t in ticks])
+    if named:
+        end_labels(ax, ends)
+
+
+def _moments_table(
+    points: Sequence[Point], labels: Sequence[str], panels: Sequence[tuple[str, str]], start: float, end: float
+) -> Table:
+    times, _ = _within(points[0], "loads_per_s", start, end)
+    picked = spread(range(len(times)), _ROWS)
+    columns, head = [], ["time"]
+    for key, what in panels:
+        for point, label in zip(points, labels, strict=True):
+            head.append(f"{label}: {what}")
+            columns.append((key, point.timeline["t_s"], point.timeline[key]))
+    rows = [[human_seconds(times[i]), *(_cell(key, t, c, times[i]) for key, t, c in columns)] for i in picked]
+    return Table("Around the events, first replication of each point", head, rows)
+
+
+def _cell(key: str, times: Sequence[float], column: Sequence[float | None], time: float) -> str:
+    value = _value_at(times, column, time)
+    if value is None or math.isnan(value):
+        return "–"
+    return human_seconds(value) if key in LATENCIES else f"{value:.3g}"
+
+
+def _value_at(times: Sequence[float], column: Sequence[float | None], time: float) -> float | None:
+    """Return the value of the span around a time; None after the last one. Runs of several lengths have other spans.
+
+    :param times: the middles of equal spans.
+    """
+    i = int(time / (2 * times[0]))
+    return column[i] if i < len(column) else None
+
+
+def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
+    """Draw which version answers the requests that arrive, as stacked areas: one strip a point (at most six)."""
+    some = spread([p for p in in_order(points, axes) if p.version_mix.get("versions")], len(SERIES))
+    if not some:
+        return None
+    names = sorted({name for p in some for name in p.version_mix["versions"]}, key=lambda n: (n == "none", n))
+    title = "Which version answers?"
+    desc = "Shares of arrivals by the version of their first token. " + " ".join(_mix_words(p, axes) for p in some)
+    strip = 150 if len(some) == 1 else _STRIP + 34
+    with drawing(strip * len(some) + 48 + 6) as figure:
+        for i, point in enumerate(some):
+            ax = place(figure, 58, 34 + strip * i, 24, 54 + strip * (len(some) - 1 - i))
+            _stack(ax, point.version_mix, names)
+            times = point.version_mix["t_s"]
+            time_axis(ax, times[0], times[-1], last=i == len(some) - 1)
+            draw_events(ax, event_marks(point.events, times[0], times[-1]), named=len(some) == 1)
+            y_title(ax, _strip_title(point, axes) if axes else "share of arrivals", 0 if axes else 46)
+        svg = to_svg(figure, "versions", title, desc)
+    caption = (
+        "First replication: shares of the requests that arrive in a short span, by the version of their first token."
+    )
+    legend = [(_version_words(name), _CSS_OF.get(name, f"var(--{_colour(name)})")) for name in names]
+    looks = [_colour(name) for name in names]
+    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names), legend, looks)
+
+
+def _strip_title(point: Point, axes: Sequence[Axis]) -> str:
+    return shorten(", ".join(axis.short_label(point, 40) for axis in axes), 60)
+
+
+def _version_words(name: str) -> str:
+    return "refused or failed" if name == "none" else f"version {name}"
+
+
+def _colour(name: str) -> str:
+    return "slo" if name == "none" else _VERSION_COLOURS[(int(name) - 1) % len(_VERSION_COLOURS)]
+
+
+def _stack(ax: Axes, mix: dict[str, Any], names: Sequence[str]) -> None:
+    shares = [mix["versions"].get(name, [0.0] * len(mix["t_s"])) for name in names]
+    base = [0.0] * len(mix["t_s"])
+    for name, share in zip(names, shares, strict=True):
+        top = [a + b for a, b in zip(base, share, strict=True)]
+        ax.fill_between(mix["t_s"], base, top, **hatched(COLOURS[_colour(name)]))
+        base = top
+    ax.set_ylim(0, 1)
+    set_ticks(ax, "y", [0, 0.5, 1], [percent(tick) for tick in (0, 0.5, 1)])
+
+
+def _mix_words(point: Point, axes: Sequence[Axis]) -> str:
+    last = {name: shares[-2] for name, shares in point.version_mix["versions"].items()}
+    who = f"{_strip_title(point, axes)} ends with " if axes else "At the end "
+    return f"{who}{', '.join(f'{percent(share)} {_version_words(name)}' for name, share in last.items())}."
+
+
+def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[str]) -> Table:
+    times = points[0].version_mix["t_s"]
+    picked = spread(range(len(times)), _ROWS)
+    columns, head = [], ["time"]
+    for point in points:
+        for name in names:
+            if name in point.version_mix["versions"] and name != "1":
+                head.append(f"{_strip_title(point, axes)}: {_version_words(name)}" if axes else _version_words(name))
+                columns.append((point.version_mix["t_s"], point.version_mix["versions"][name]))
+    rows = []
+    for i in picked:
+        shares = [_value_at(middles, column, times[i]) for middles, column in columns]
+        rows.append([human_seconds(times[i]), *("–" if share is None else percent(share) for share in shares)])
+    return Table("Shares of arrivals by version", head, rows, "The rest is version 1.")

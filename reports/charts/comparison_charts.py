@@ -1,0 +1,230 @@
+"""Charts of two runs on the same axes: what changes, latencies, stages, curves over a swept key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from reports.answers.deltas import change_cell, relative_cell
+from reports.answers.run_comparison import Comparison, Pair, key_metrics
+from reports.axes import Axis, shorten, spread
+from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, seconds_tick, set_ticks, x_title
+from reports.charts.breakdown_charts import STAGES
+from reports.charts.distribution_charts import Curve, measured_quantiles, quantile_chart
+from reports.charts.svg import COLOURS, SERIES, Chart, Table, drawing, place, to_svg
+from reports.charts.sweep_charts import Line, line_chart, numbers_table
+from reports.formatting import RATIOS, metric_words, percent, show
+from sim.results.pairs import BETTER, WORSE
+from sim.results.point import UNITS
+from sim.spec.units import human_seconds
+
+A, B = COLOURS["s6"], SERIES[0]
+"""Colours of the two runs: the first is what is there, the second what is proposed."""
+_COLOUR_OF = {BETTER: COLOURS["s3"], WORSE: COLOURS["slo"]}
+_LEGEND = [("clearly better", "var(--s3)"), ("clearly worse", "var(--slo)"), ("neither", "var(--muted)")]
+_MOST_DOTS = 24
+_FARTHEST = 2.0
+"""Relative changes are drawn up to this; beyond it an arrow points on."""
+_LEFT, _RIGHT = 158, 92
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One change with its interval.
+
+    :ivar text: written at the right.
+    """
+
+    label: str
+    value: float
+    low: float
+    high: float
+    word: str
+    text: str
+
+
+def charts_of(comparison: Comparison) -> list[Chart]:
+    """Return the charts that fit: of one pair its metrics and distributions, of several the curves of what decides."""
+    axes = comparison.axes
+    if len(comparison.pairs) == 1:
+        (pair,) = comparison.pairs
+        found = [changes_chart(pair, key_metrics(comparison)), *_latencies(pair), stages_chart(pair)]
+        return [chart for chart in found if chart is not None]
+    charts: list[Chart | None] = []
+    for name in comparison.judged:
+        if len(axes) == 1:
+            charts.append(curves_chart(comparison, axes[0], name))
+        charts.append(points_chart(comparison, axes, name))
+    return [chart for chart in charts if chart is not None]
+
+
+def changes_chart(pair: Pair, names: Sequence[str]) -> Chart | None:
+    """Draw the relative change of each metric with its interval."""
+    dots = []
+    for name in names:
+        d = pair.differences.get(name)
+        if d is not None and d.lo is not None and d.hi is not None and d.change is not None and d.one:
+            change, low, high = (value / abs(d.one) for value in (d.change, d.lo, d.hi))
+            dots.append(Dot(metric_words(name), change, low, high, d.word, relative_cell(d)))
+    if not dots:
+        return None
+    caption = "Change from A to B as a share of A's value; bars are 95 % intervals. Left of 0 is less, not worse."
+    rows = [
+        [metric_words(n), change_cell(d), relative_cell(d), d.word] for n in names if (d := pair.differences.get(n))
+    ]
+    table = Table("Changes from A to B", ["metric", "change", "relative", "B is"], rows, words=(3,))
+    return dots_chart("changes", "What changes from A to B?", caption, dots, _signed(percent), "change", table)
+
+
+def points_chart(comparison: Comparison, axes: Sequence[Axis], name: str) -> Chart | None:
+    """Draw the change of one metric at each point with its interval."""
+    dots, rows = [], []
+    shorts = [axis.short_labels(16) for axis in axes]  # of all points at once: each looks at all values
+    for pair in comparison.pairs:
+        d = pair.differences.get(name)
+        if d is None:
+            continue
+        where = ", ".join(axis.point_label(pair.other) for axis in axes)
+        rows.append([where, show(name, d.one, d.unit), show(name, d.other, d.unit), change_cell(d), d.word])
+        if d.change is not None and d.lo is not None and d.hi is not None:
+            parts = (labels[axis.index(pair.other)] for axis, labels in zip(axes, shorts, strict=True))
+            short = shorten(", ".join(parts), 20)
+            dots.append(Dot(short, d.change, d.lo, d.hi, d.word, relative_cell(d)))
+    if not dots:
+        return None
+    words = metric_words(name)
+    over = ", ".join(axis.words for axis in axes) or "point"
+    left_out = f" {_MOST_DOTS} of {len(dots)} points, evenly spaced." if len(dots) > _MOST_DOTS else ""
+    caption = f"B minus A by {over}, in percent of A at the right; bars are 95 % intervals of the difference.{left_out}"
+    table = Table(f"Change of {words}", [over, "A", "B", "change", "B is"], rows, words=(4,))
+    ident = f"change-{name.replace('_', '-')}"
+    title = f"How much does {words} change from A to B?"
+    return dots_chart(ident, title, caption, spread(dots, _MOST_DOTS), _ticks(name), f"change of {words}", table)
+
+
+def dots_chart(
+    ident: str, title: str, caption: str, dots: Sequence[Dot], tick: Callable[[float], str], what: str, table: Table
+) -> Chart:
+    """Draw changes as dots with intervals, one below the other, on both sides of 0."""
+    relative = what == "change"
+    ends = [value for dot in dots for value in (dot.low, dot.high, dot.value, 0.0)]
+    low, high = min(ends), max(ends)
+    if relative:
+        low, high = max(low, -_FARTHEST), min(high, _FARTHEST)
+    pad = 0.06 * ((high - low) or 1.0)
+    low, high = low - pad, high + pad
+    desc = " ".join(f"{dot.label}: {dot.text}, {dot.word}." for dot in dots)
+    with drawing(72 + 26 * len(dots)) as figure:
+        ax = place(figure, _LEFT, 14, _RIGHT, 52)
+        ax.set_xlim(low, high)
+        ax.set_ylim(len(dots) - 0.5, -0.5)
+        ax.axvline(0, color=COLOURS["ink"], linewidth=1.0, zorder=2)
+        for row, dot in enumerate(dots):
+            colour = _COLOUR_OF.get(dot.word, COLOURS["muted"])
+            ax.hlines(row, max(dot.low, low), min(dot.high, high), color=colour, linewidth=2.6, alpha=0.5)
+            outside = ">" if dot.value > high else "<" if dot.value < low else ""
+            clear = dot.word in _COLOUR_OF
+            ax.plot(
+                [min(max(dot.value, low), high)], [row], outside or "o", color=colour, zorder=4, clip_on=False,
+                markerfacecolor=colour if clear else COLOURS["paper"], markeredgewidth=1.6,
+            )  # fmt: skip
+            ax.annotate(
+                dot.text, (1, row), (9, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center"
+            )
+        ticks = nice_linear(low, high, 5)
+        set_ticks(ax, "x", ticks, [tick(value) for value in ticks])
+        set_ticks(ax, "y", range(len(dots)), [dot.label for dot in dots])
+        ax.grid(True, axis="x")
+        ax.set_axisbelow(True)
+        ax.spines["left"].set_visible(False)
+        x_title(ax, what)
+        svg = to_svg(figure, ident, title, desc)
+    return Chart(ident, title, caption, desc, svg, table, legend=_LEGEND)
+
+
+def _signed(tick: Callable[[float], str]) -> Callable[[float], str]:
+    def write(value: float) -> str:
+        text = tick(abs(value))
+        return text if abs(value) < 1e-12 else f"{'−' if value < 0 else '+'}{text}"
+
+    return write
+
+
+def _ticks(name: str) -> Callable[[float], str]:
+    if name in RATIOS:
+        return _signed(lambda share: percent(share).replace(" %", " pp"))
+    return _signed(seconds_tick if UNITS[name] == "s" else count_tick)
+
+
+def curves_chart(comparison: Comparison, axis: Axis, name: str) -> Chart | None:
+    """Draw a metric of both runs over the swept key, with bands and the SLO."""
+    sides = [sorted(side, key=axis.index) for side in zip(*((p.one, p.other) for p in comparison.pairs), strict=True)]
+    lines = [Line(label, colour, name, side) for label, colour, side in zip("AB", (A, B), sides, strict=True)]
+    if not any(point.metrics[name].value is not None for side in sides for point in side):
+        return None
+    words, target = metric_words(name), comparison.terms.get(name)
+    targets = {} if target is None else {f"SLO {show(name, target)}": target}
+    both = [numbers_table("", axis, side, [name]).rows for side in sides]
+    rows = [[a[0], a[1], b[1]] for a, b in zip(*both, strict=True)]
+    table = Table(f"{words} by {axis.words}", [axis.words, "A", "B"], rows)
+    kind = "share" if name in RATIOS else "s" if UNITS[name] == "s" else "count"
+    assert kind in TICKS, "an axis has ticks"
+    title = f"How does {words} change with {axis.words}, in A and in B?"
+    caption = "Bands are the 95 % interval of each alone, wider than that of their difference; hollow: unsettled."
+    return line_chart(
+        f"curves-{name.replace('_', '-')}", title, caption, axis, lines, table, kind=kind, what=words, targets=targets
+    )
+
+
+def _latencies(pair: Pair) -> list[Chart]:
+    charts = []
+    for key, words in (("ttft_s", "TTFT"), ("e2e_s", "E2E")):
+        curves: list[Curve] = []
+        for label, colour, point in (("A", A, pair.one), ("B", B, pair.other)):
+            if point.cdf.get(key) and any(value for value in point.cdf[key]):
+                curves.append((label, colour, *measured_quantiles(point, key)))
+        if len(curves) == 2:
+            title = f"How is {words} distributed, in A and in B?"
+            charts.append(quantile_chart(f"cdf-{key.removesuffix('_s')}", title, "", words, curves))
+    return charts
+
+
+def stages_chart(pair: Pair) -> Chart | None:
+    """Draw the mean time of each stage in both runs."""
+    parts = [pair.one.breakdown, pair.other.breakdown]
+    stages = [(key, words) for key, (words, _) in STAGES.items() if any(part.get(key, 0.0) > 0 for part in parts)]
+    if not stages or not all(parts):
+        return None
+    fixed = all(not part.get("prefill_s") for part in parts)
+    names = ["service" if fixed and key == "decode_s" else words for key, words in stages]
+    high = max(part.get(key, 0.0) for part in parts for key, _ in stages)
+    rows = [
+        [name, *(human_seconds(part.get(key, 0.0)) for part in parts)]
+        for name, (key, _) in zip(names, stages, strict=True)
+    ]
+    totals = [human_seconds(sum(part.values())) for part in parts]
+    rows.append(["in all", *totals])
+    title = "Where does the time go, in A and in B?"
+    desc = " ".join(f"{name}: {a} in A, {b} in B." for name, a, b in rows)
+    with drawing(66 + 52 * len(stages)) as figure:
+        ax = place(figure, 112, 14, 92, 52)
+        for row, (key, _) in enumerate(stages):
+            for part, colour, letter, shift in zip(parts, (A, B), "AB", (-0.19, 0.19), strict=True):
+                length = part.get(key, 0.0)
+                ax.barh(row + shift, length, height=0.34, color=colour, linewidth=0)
+                ax.annotate(
+                    f"{letter} {human_seconds(length)}", (length, row + shift), (6, 0), textcoords="offset points",
+                    va="center",
+                )  # fmt: skip
+        ax.set_ylim(len(stages) - 0.5, -0.5)
+        ax.set_xlim(0, high)
+        ticks = nice_linear(0, high, 5)
+        set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks])
+        set_ticks(ax, "y", range(len(stages)), names)
+        ax.grid(True, axis="x")
+        ax.set_axisbelow(True)
+        ax.spines["left"].set_visible(False)
+        x_title(ax, "mean time")
+        svg = to_svg(figure, "stages", title, desc)
+    caption = f"The mean request, stage by stage: {totals[0]} in A, {totals[1]} in B. No intervals."
+    return Chart("stages", title, caption, desc, svg, Table("Mean time by stage", ["stage", "A", "B"], rows))

@@ -1,0 +1,141 @@
+"""Charts that hold predictions against measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from reports.charts.axis_ticks import count_tick, nice_log, seconds_tick
+from reports.charts.svg import COLOURS, SERIES, Chart, Table, drawing, look_of, place, to_svg
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+
+REGIME_COLOURS = {
+    "unsaturated": ("s1", SERIES[0], "o"), "slot-limited": ("s2", SERIES[1], "^"),
+    "kv-or-compute-limited": ("s3", SERIES[2], "s"),
+}  # fmt: skip
+"""CSS variable, stand-in colour and marker of each regime: told apart by shape as well."""
+
+_SIDE, _LEFT, _TOP, _RIGHT, _BOTTOM = 430, 66, 20, 16, 52
+_BAND = 1.25
+
+
+class SlotRun(Protocol):
+    """What a chart over slots needs of a run."""
+
+    @property
+    def slots(self) -> int: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def measured(self) -> Mapping[str, float]: ...
+    @property
+    def predicted(self) -> Mapping[str, float]: ...
+
+
+def scatter_chart(name: str, title: str, what: str, points: Sequence[tuple[float, float, str]], table: Table) -> Chart:
+    """Draw predicted against measured values, both on logarithmic axes.
+
+    :param points: measured, predicted, regime.
+    """
+    within = sum(1 / _BAND <= predicted / measured <= _BAND for measured, predicted, _ in points)
+    caption = (
+        f"One mark a run. On the line prediction and measurement agree; the band is a factor of {_BAND} either way and "
+        f"holds {within / len(points):.0%} of {len(points):,} runs."
+    )
+    desc = f"{what}: {within} of {len(points)} predictions lie within a factor of {_BAND} of the measurement."
+    scale = 1e-3 if name.endswith("_ms") else 1.0
+    tick = seconds_tick if name.endswith("_ms") else count_tick
+    ident = f"scatter-{name.replace('_', '-')}"
+    values = [value * scale for measured, predicted, _ in points for value in (measured, predicted)]
+    low, high = min(values) / 1.3, max(values) * 1.3
+    with drawing(_SIDE + 30, _SIDE + 60) as figure:
+        ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
+        ax.fill_between([low, high], [low / _BAND, high / _BAND], [low * _BAND, high * _BAND],
+                        color=COLOURS["muted"], alpha=0.16, linewidth=0)  # fmt: skip
+        ax.plot([low, high], [low, high], color=COLOURS["muted"], linewidth=1)
+        for regime, (_, colour, marker) in REGIME_COLOURS.items():
+            some = [(measured * scale, predicted * scale) for measured, predicted, r in points if r == regime]
+            if some:
+                ax.plot(*zip(*some, strict=True), marker, color=colour, markersize=4.2, alpha=0.7, markeredgewidth=0)
+        _log_axes(ax, low, high, tick)
+        _titles(ax, f"measured {what}", f"predicted {what}")
+        svg = to_svg(figure, ident, title, desc)
+    legend = [(regime, f"var(--{variable})") for regime, (variable, _, _) in REGIME_COLOURS.items()]
+    looks = [look_of("", marker) for _, _, marker in REGIME_COLOURS.values()]
+    return Chart(ident, title, caption, desc, svg, table, legend, looks)
+
+
+def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
+    """Draw p50 TTFT against slots of one workload, measured and predicted."""
+    slots = [run.slots for run in runs]
+    lines = (
+        ("measured p50", [run.measured["ttft_p50_ms"] / 1e3 for run in runs], SERIES[1], "o-"),
+        ("predicted p50", [run.predicted["ttft_p50_ms"] / 1e3 for run in runs], SERIES[0], "s--"),
+    )
+    best = min(runs, key=lambda run: run.measured["ttft_p99_ms"])
+    title = f"How many slots for {runs[0].label}?"
+    chosen = min(runs, key=lambda run: run.predicted["ttft_p99_ms"])
+    same = "the same" if best.slots == chosen.slots else str(chosen.slots)
+    caption = f"p50 TTFT by slots. Best measured p99 TTFT: {best.slots} slots; predicted: {same}."
+    head = ["slots", "p50 TTFT measured", "predicted", "p99 TTFT measured", "predicted "]
+    rows = [
+        [str(run.slots), *(
+            seconds_tick(float(f"{side[name] / 1e3:.3g}"))
+            for name in ("ttft_p50_ms", "ttft_p99_ms") for side in (run.measured, run.predicted)
+        )]
+        for run in runs
+    ]  # fmt: skip
+    desc = f"{title} " + " ".join(f"{row[0]} slots: measured {row[1]}, predicted {row[2]}." for row in rows)
+    values = [value for _, ys, _, _ in lines for value in ys]
+    with drawing(300) as figure:
+        ax = place(figure, _LEFT, 30, 24, _BOTTOM)
+        for label, ys, colour, style in lines:
+            ax.plot(slots, ys, style, color=colour, label=label, markersize=5)
+        ax.set_xscale("log")
+        ax.set_xticks(slots, _thinned(slots))
+        ax.set_xticks([], minor=True)
+        low, high = min(values) / 1.4, max(values) * 1.4
+        ax.set_yscale("log")
+        ticks = nice_log(low, high)
+        ax.set_yticks(ticks, [seconds_tick(value) for value in ticks])
+        ax.set_yticks([], minor=True)
+        ax.set_ylim(low, high)
+        ax.grid(axis="y")
+        _titles(ax, "slots", "p50 TTFT")
+        svg = to_svg(figure, ident, title, desc)
+    legend = [("measured", "var(--s2)"), ("predicted", "var(--s1)")]
+    looks = [look_of("-", "o"), look_of("--", "s")]
+    return Chart(ident, title, caption, desc, svg, Table(title, head, rows), legend, looks)
+
+
+def _thinned(slots: Sequence[int]) -> list[str]:
+    """Return labels of a logarithmic axis, those left out that would touch the one before."""
+    words, last = [], 0.0
+    for value in slots:
+        room = value >= 1.2 * last
+        words.append(str(value) if room else "")
+        last = value if room else last
+    return words
+
+
+def _log_axes(ax: Axes, low: float, high: float, tick: object) -> None:
+    ticks = nice_log(low, high, 6)
+    words = [tick(value) for value in ticks]  # type: ignore[operator]
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks(ticks, words)
+    ax.set_yticks(ticks, words)
+    ax.set_xticks([], minor=True)
+    ax.set_yticks([], minor=True)
+    ax.set_xlim(low, high)
+    ax.set_ylim(low, high)
+    ax.grid()
+
+
+def _titles(ax: Axes, below: str, left: str) -> None:
+    ax.set_xlabel(below, labelpad=8)
+    ax.set_title(left, loc="left", fontsize=12, color=COLOURS["ink"], pad=8)

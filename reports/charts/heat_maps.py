@@ -1,0 +1,210 @@
+"""Heat maps of a sweep along two keys, with the border of the SLO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from reports.axes import Axis
+from reports.charts.axis_ticks import set_ticks, x_title, y_title
+from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, Table, drawing, place, to_svg
+from reports.charts.sweep_charts import cell, has_values
+from reports.formatting import RATIOS, metric_words, show
+from sim.results.point import Point
+from sim.results.verdict import MET, term_verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LETTER = 6.6
+_INVERSE = 5
+"""Step of the colours from which text on them is inverse."""
+Grid = dict[tuple[int, int], Point]
+"""Points by column (first key) and row (second key)."""
+Scale = tuple[float, float, bool]
+"""Lowest and highest value of the colours, and whether they are logarithmic."""
+
+
+def heat_chart(
+    points: Sequence[Point], across: Axis, up: Axis, name: str, slo_terms: Mapping[str, float], *,
+    where: str = "", ident: str = "", scale_over: Sequence[Point] = (),
+) -> Chart | None:  # fmt: skip
+    """Draw one metric as coloured cells, one a pair of values, and outline the cells that meet the SLO.
+
+    :param where: the values of further keys, for the title.
+    :param scale_over: the points whose values span the colours, where several charts must compare.
+    """
+    if not has_values(points, name):
+        return None
+    grid = {(across.index(p), up.index(p)): p for p in points}
+    ident = ident or f"heat-{name.replace('_', '-')}"
+    words = metric_words(name)
+    target = slo_terms.get(name)
+    pair = f"{across.words} and {up.words}"
+    title = (
+        f"How does {words} change with {pair}{where}?" if target is None else
+        f"Which {pair} keep {words} within its SLO{where}?"
+    )  # fmt: skip
+    met = {at for at, p in grid.items() if target is not None and term_verdict(p.metrics.get(name), target) == MET}
+    desc = f"{words} by {across.words} and {up.words}. {_extremes(grid, across, up, name)}"
+    caption = _caption(len(met), len(grid), None if target is None else show(name, target))
+    if any(not p.metrics[name].settled for p in points if _value(p, name) is not None):
+        caption += " ? marks unsettled values."
+    if target is not None:
+        desc += f" {len(met)} of {len(grid)} cells meet the SLO of {show(name, target)}."
+    known = [value for p in scale_over or points if (value := _value(p, name)) is not None]
+    svg = _draw(grid, across, up, name, met, _steps(known, name), (ident, title, desc))
+    head = [f"{up.words} ＼ {across.words}", *(across.label(value) for value in across.values)]
+    rows = []
+    for j, value in enumerate(up.values):
+        found = [grid.get((i, j)) for i in range(len(across.values))]
+        rows.append([up.label(value), *("–" if p is None else cell(p, name) for p in found)])
+    return Chart(ident, title, caption, desc, svg, Table(f"{words} by {across.words} and {up.words}", head, rows))
+
+
+def _caption(met: int, cells: int, target: str | None) -> str:
+    """Return how colours and hatches read."""
+    colours = "The strip below the chart says what the colours are."
+    if target is None:
+        return colours
+    if met in (0, cells):
+        return f"{'No cell certainly meets' if met == 0 else 'Every cell meets'} the SLO of {target}. {colours}"
+    return f"Hatched: cells that don't certainly meet the SLO of {target}. {colours}"
+
+
+def _value(point: Point, name: str) -> float | None:
+    metric = point.metrics.get(name)
+    return None if metric is None else metric.value
+
+
+def _extremes(grid: Grid, across: Axis, up: Axis, name: str) -> str:
+    known = [(value, at) for at, p in grid.items() if (value := _value(p, name)) is not None]
+    parts = []
+    for word, (value, (i, j)) in (("Lowest", min(known)), ("highest", max(known))):
+        where = f"{across.words} {across.label(across.values[i])}, {up.words} {up.label(up.values[j])}"
+        parts.append(f"{word} {show(name, value)} at {where}")
+    return f"{'; '.join(parts)}."
+
+
+def _steps(values: Sequence[float], name: str) -> Scale:
+    """Return the ends of the colour scale and whether it is logarithmic; shares are linear."""
+    low, high = min(values), max(values)
+    return low, high, name not in RATIOS and low > 0 and high > 4 * low
+
+
+def _level(value: float, scale: Scale) -> int:
+    low, high, log = scale
+    if not high > low:
+        return 0
+    share = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+    return min(HEAT_STEPS - 1, int(share * HEAT_STEPS))
+
+
+def _draw(
+    grid: Grid, across: Axis, up: Axis, name: str, met: set[tuple[int, int]], scale: Scale, about: tuple[str, str, str]
+) -> str:
+    columns, rows = len(across.values), len(up.values)
+    left = 22 + _LETTER * max(map(len, up.short_labels(18)))
+    width = (WIDTH - left - 16) / columns
+    height = min(40.0, max(300.0 / rows, 4.0))
+    texts = {at: _text(point, name) for at, point in grid.items()}
+    written = height >= 18 and max(len(t) for t in texts.values()) * _LETTER + 6 <= width
+    with drawing(round(34 + height * rows + 96)) as figure:
+        ax = place(figure, left, 34, 16, 96)
+        ax.set_xlim(0, columns)
+        ax.set_ylim(0, rows)
+        for (i, j), point in grid.items():
+            value = _value(point, name)
+            if value is None:
+                continue
+            level = _level(value, scale)
+            ax.fill([i, i + 1, i + 1, i], [j, j, j + 1, j + 1], color=HEAT[level], linewidth=0)
+            if written:
+                ink = COLOURS["ink"] if level < _INVERSE else COLOURS["heat-ink"]
+                ax.text(i + 0.5, j + 0.5, texts[i, j], color=ink, ha="center", va="center_baseline")
+        if met:
+            _outline(ax, met, grid)
+            _hatch(ax, met, grid, name, scale)
+        _labels(ax, across, up, width, height)
+        y_title(ax, up.words, min(46, left - 4))
+        x_title(ax, across.words)
+        _key(figure_axes=place(figure, left, 34 + height * rows + 58, 16, 26), scale=scale, name=name)
+        return to_svg(figure, *about)
+
+
+def _text(point: Point, name: str) -> str:
+    value = _value(point, name)
+    return "–" if value is None else show(name, value) + ("" if point.metrics[name].settled else "?")
+
+
+def _outline(ax: Axes, met: set[tuple[int, int]], grid: Grid) -> None:
+    """Draw the border between cells that meet the SLO and those that don't, with a seam that parts it from them."""
+    segments = []
+    for i, j in met:
+        for di, dj, edge in (
+            (1, 0, ((i + 1, i + 1), (j, j + 1))), (-1, 0, ((i, i), (j, j + 1))),
+            (0, 1, ((i, i + 1), (j + 1, j + 1))), (0, -1, ((i, i + 1), (j, j))),
+        ):  # fmt: skip
+            if (i + di, j + dj) in grid and (i + di, j + dj) not in met:
+                segments.append(edge)
+    for xs, ys in segments:
+        ax.plot(xs, ys, color=COLOURS["paper"], linewidth=4.6, solid_capstyle="round", zorder=4)
+        ax.plot(xs, ys, color=COLOURS["slo"], linewidth=2.6, solid_capstyle="round", zorder=5)
+
+
+def _hatch(ax: Axes, met: set[tuple[int, int]], grid: Grid, name: str, scale: Scale) -> None:
+    """Hatch the cells that don't certainly meet the SLO, in a colour that is seen on theirs."""
+    inks: dict[str, list[tuple[int, int]]] = {}
+    for at, point in grid.items():
+        value = _value(point, name)
+        if at not in met and value is not None:
+            inks.setdefault("ink" if _level(value, scale) < _INVERSE else "heat-ink", []).append(at)
+    for ink, cells in inks.items():
+        for i, j, length in _runs(cells):
+            ax.fill(
+                [i, i + length, i + length, i], [j, j, j + 1, j + 1], facecolor="none", hatch="//",
+                edgecolor=COLOURS[ink], linewidth=0, alpha=0.4,
+            )  # fmt: skip
+
+
+def _runs(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Return cells that follow each other in a row as first column, row and length."""
+    runs: list[tuple[int, int, int]] = []
+    for i, j in sorted(cells, key=lambda cell: (cell[1], cell[0])):
+        if runs and runs[-1][1] == j and sum(runs[-1][::2]) == i:
+            runs[-1] = (runs[-1][0], j, runs[-1][2] + 1)
+        else:
+            runs.append((i, j, 1))
+    return runs
+
+
+def _labels(ax: Axes, across: Axis, up: Axis, width: float, height: float) -> None:
+    labels = across.short_labels(14)
+    every = max(1, math.ceil((max(map(len, labels)) * _LETTER + 8) / width))
+    set_ticks(ax, "x", [i + 0.5 for i in range(0, len(labels), every)], labels[::every])
+    labels = up.short_labels(18)
+    every = max(1, math.ceil(16 / height))
+    set_ticks(ax, "y", [j + 0.5 for j in range(0, len(labels), every)], labels[::every])
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def _key(figure_axes: Axes, scale: Scale, name: str) -> None:
+    """Draw the colour scale as a strip with its values below."""
+    low, high, log = scale
+    figure_axes.set_xlim(0, HEAT_STEPS)
+    figure_axes.set_ylim(0, 1)
+    for step in range(HEAT_STEPS):
+        figure_axes.fill([step, step + 1, step + 1, step], [0, 0, 1, 1], color=HEAT[step], linewidth=0)
+    shares = [i / HEAT_STEPS for i in range(0, HEAT_STEPS + 1, 3)]
+    values = [low * (high / low) ** s if log else low + s * (high - low) for s in shares]
+    set_ticks(figure_axes, "x", [s * HEAT_STEPS for s in shares], [show(name, value) for value in values])
+    set_ticks(figure_axes, "y", [], [])
+    figure_axes.tick_params(length=0)
+    for spine in figure_axes.spines.values():
+        spine.set_visible(False)
+    labels = figure_axes.get_xticklabels()
+    labels[0].set(ha="left")
+    labels[-1].set(ha="right")

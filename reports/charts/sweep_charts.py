@@ -1,0 +1,306 @@
+"""Charts of a sweep along one key: latency and ratios with their intervals, and where the time goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reports.answers.bottleneck import is_fixed
+from reports.axes import Axis, in_order, spread
+from reports.charts.axis_ticks import scale_x, scale_y, slanted, x_title, y_title
+from reports.charts.svg import (
+    COLOURS,
+    SERIES,
+    WIDTH,
+    Chart,
+    Table,
+    dash_of,
+    drawing,
+    label_sample,
+    marker_of,
+    place,
+    place_labels,
+    to_svg,
+)
+from reports.formatting import RATIOS, calibration, interval, metric_words, show
+from sim.results.point import Metric, Point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HEIGHT = 330
+LEFT, TOP, RIGHT, BOTTOM = 58, 36, 134, 52
+MOST_ROWS = 200
+"""Rows of a chart's table; beyond it, evenly spaced ones."""
+_MOST_MARKERS = 40
+_MOST_PLACES = 200
+_ASIDE = 0.16
+"""Distance between marks of one category, as a share of the room that a category has."""
+_PALE = 2.0
+"""A calibration interval is drawn up to this factor beyond all sampling intervals of its line."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric along an axis.
+
+    :ivar label: written at the line's end.
+    :ivar points: sorted along the axis.
+    """
+
+    label: str
+    colour: str
+    name: str
+    points: Sequence[Point]
+
+
+def numbers_table(caption: str, axis: Axis, points: Sequence[Point], names: Sequence[str]) -> Table:
+    """Return metrics with their intervals, one row a point; unsettled values carry a mark."""
+    shown = spread(points, MOST_ROWS)
+    head = [axis.words, *(metric_words(name) for name in names)]
+    rows = [[axis.point_label(p), *(cell(p, name) for name in names)] for p in shown]
+    return Table(caption, head, rows, f"{table_note(len(points), len(shown))} {brackets_note(points)}".strip())
+
+
+def table_note(total: int, shown: int) -> str:
+    """Return what a shortened table leaves out."""
+    return "" if shown == total else f"{shown:,} of {total:,} points, evenly spaced; points.csv has all of them."
+
+
+def brackets_note(points: Sequence[Point]) -> str:
+    """Return what the square brackets of ``cell`` hold, where there are any."""
+    return "In square brackets: calibration intervals." if any(point.calibration for point in points) else ""
+
+
+def cell(point: Point, name: str) -> str:
+    """Return a metric as a table shows it: value, intervals, and a mark if it is unsettled."""
+    metric = point.metrics.get(name)
+    if metric is None or metric.value is None:
+        return "–"
+    bounds, drawn = interval(name, metric), calibration(name, metric)
+    text = show(name, metric.value, metric.unit) + (f" ({bounds})" if bounds else "")
+    return f"{text}{'' if metric.settled else ' unsettled'}{f' [{drawn}]' if drawn else ''}"
+
+
+def bands_note(points: Sequence[Point]) -> str:
+    """Return what the paler bands are, where there are any."""
+    return " Paler: calibration intervals." if any(point.calibration for point in points) else ""
+
+
+def _bands_words(points: Sequence[Point], axis: Axis, names: Sequence[str]) -> str:
+    """Return what bands and marks are; hollow ones only where there are any."""
+    unsettled = any(not p.metrics[name].settled for p in points for name in names if has_values([p], name))
+    hollow = "; hollow points are unsettled" if unsettled and len(points) <= _MOST_MARKERS else ""
+    return f"{'Bands' if axis.numeric else 'Bars'} are 95 % intervals{hollow}."
+
+
+def has_values(points: Sequence[Point], name: str) -> bool:
+    """Return whether at least one point measured this metric."""
+    return any(name in p.metrics and p.metrics[name].value is not None for p in points)
+
+
+def _draw_line(ax: Axes, axis: Axis, line: Line, aside: float = 0.0) -> list[float]:
+    """Draw a line, its band and its markers; return every value that must be visible.
+
+    :param aside: how far marks of categories stand beside their place, so that lines don't hide each other.
+    """
+    points = [p for p in spread(line.points, _MOST_PLACES) if has_values([p], line.name)]
+    xs = [axis.place(p) + (0.0 if axis.numeric else aside) for p in points]
+    metrics = [p.metrics[line.name] for p in points]
+    ys = [float(m.value or 0.0) for m in metrics]
+    lows, highs = (list(ends) for ends in zip(*(_bounds(line.name, m) for m in metrics), strict=True))
+    pale = _pale(line.name, metrics, lows, highs)
+    if pale is not None and axis.numeric:
+        ax.fill_between(xs, *pale, color=line.colour, alpha=0.10, linewidth=0)
+    elif pale is not None:
+        ax.vlines(xs, *pale, color=line.colour, linewidth=1.2, alpha=0.45)
+    if axis.numeric:
+        ax.fill_between(xs, lows, highs, color=line.colour, alpha=0.18, linewidth=0)
+        style = "-" if len(points) <= _MOST_MARKERS else dash_of(line.colour)
+        ax.plot(xs, ys, color=line.colour, linestyle=style, solid_joinstyle="round")
+    else:
+        ax.vlines(xs, lows, highs, color=line.colour, linewidth=2.4, alpha=0.45)
+    if len(points) <= _MOST_MARKERS or not axis.numeric:
+        for settled in (True, False):
+            some = [i for i, m in enumerate(metrics) if m.settled is settled]
+            ax.plot(
+                [xs[i] for i in some], [ys[i] for i in some], marker_of(line.colour), color=line.colour, clip_on=False,
+                zorder=4, markerfacecolor=line.colour if settled else COLOURS["paper"], markeredgewidth=1.6,
+            )  # fmt: skip
+    return [*ys, *lows, *highs, *(pale[0] if pale else ()), *(pale[1] if pale else ())]
+
+
+def _pale(
+    name: str, metrics: Sequence[Metric], lows: Sequence[float], highs: Sequence[float]
+) -> tuple[list[float], list[float]] | None:
+    """Return the calibration intervals as drawn; None where there are none.
+
+    They may end far outside: one that reaches into overload must not push everything else into a corner.
+    """
+    if all(metric.calibration_lo is None for metric in metrics):
+        return None
+    bottom, top = min(lows) / _PALE, max(highs) * _PALE
+    ends = zip(metrics, lows, highs, strict=True)
+    drawn = [
+        (low if m.calibration_lo is None else max(m.calibration_lo, bottom),
+         high if m.calibration_hi is None else min(m.calibration_hi, top))
+        for m, low, high in ends
+    ]  # fmt: skip
+    highest = 1.0 if name in RATIOS else math.inf
+    return [low for low, _ in drawn], [min(high, highest) for _, high in drawn]
+
+
+def _bounds(name: str, metric: Metric) -> tuple[float, float]:
+    """Return the interval as drawn: the value itself where there is none, shares between 0 and 1."""
+    value = float(metric.value or 0.0)
+    low, high = value if metric.lo is None else metric.lo, value if metric.hi is None else metric.hi
+    return (max(low, 0.0), min(high, 1.0)) if name in RATIOS else (low, high)
+
+
+def end_labels(
+    ax: Axes, ends: Sequence[tuple[str, str, float]], how: str = "line", dashes: Sequence[Any] = (),
+    markers: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Write labels in the right margin, each at the height of its line's end, with a sample of it.
+
+    :param ends: text, colour and the value on the y axis; of those that end together the last stands highest.
+    :param how: what the sample shows: ``line``, ``marker``, ``both`` or ``area``.
+    :param dashes: line styles in the same order, ``markers`` likewise; else those of the colours.
+    """
+    height = float(ax.bbox.height)
+    data_to_axes = ax.transScale + ax.transLimits
+    wanted = [float(data_to_axes.transform((ax.get_xlim()[1], end[2]))[1]) * height for end in ends]
+    places = place_labels(wanted, 17, 2, height - 2)
+    for i, ((label, colour, _), at) in enumerate(zip(ends, places, strict=True)):
+        ink = colour if colour == COLOURS["slo"] else COLOURS["ink"]
+        dash, marker = dashes[i] if dashes else None, markers[i] if markers else ""
+        begin = label_sample(ax, colour, at, how, dash, marker)
+        ax.annotate(
+            label, (1, 0), (begin, at), xycoords="axes fraction", textcoords="offset points", color=ink, va="center",
+        )  # fmt: skip
+
+
+def line_chart(
+    ident: str, title: str, caption: str, axis: Axis, lines: Sequence[Line], table: Table, *,
+    kind: str, what: str, targets: Mapping[str, float] | None = None,
+) -> Chart:  # fmt: skip
+    """Draw metrics along one axis, with interval bands and SLO lines.
+
+    :param kind: what the y axis shows, a key of ``scales.TICKS``.
+    :param targets: SLO lines by their label.
+    """
+    room = WIDTH - LEFT - RIGHT
+    below = slanted(axis, room)
+    desc = f"{what} against {axis.words}. {_describe(axis, lines)}"
+    with drawing(round(HEIGHT + below)) as figure:
+        ax = place(figure, LEFT, TOP, RIGHT, BOTTOM + below)
+        seen = [
+            value for i, line in enumerate(lines)
+            for value in _draw_line(ax, axis, line, _ASIDE * (i - (len(lines) - 1) / 2))
+        ]  # fmt: skip
+        targets = {label: at for label, at in (targets or {}).items() if not seen or at <= 3 * max(seen)}
+        scale_y(ax, [*seen, *targets.values()], kind)
+        scale_x(ax, axis, room)
+        for at in set(targets.values()):
+            ax.axhline(at, color=COLOURS["slo"], linewidth=1.4, linestyle=(0, (5, 3)), zorder=3)
+        ends = [(label, COLOURS["slo"], at) for label, at in targets.items()]
+        for line in lines:
+            known = [p for p in line.points if has_values([p], line.name)]
+            if known:
+                ends.append((line.label, line.colour, float(known[-1].metrics[line.name].value or 0.0)))
+        many = max(len(line.points) for line in lines) > _MOST_MARKERS
+        end_labels(ax, ends, "marker" if not axis.numeric else "line" if many else "both")
+        y_title(ax, what)
+        x_title(ax, axis.words, below)
+        svg = to_svg(figure, ident, title, desc)
+    return Chart(ident, title, caption, desc, svg, table)
+
+
+def _describe(axis: Axis, lines: Sequence[Line]) -> str:
+    sentences = []
+    for line in lines:
+        known = [p for p in line.points if has_values([p], line.name)]
+        if known:
+            first, last = known[0], known[-1]
+            sentences.append(
+                f"{line.label} goes from {show(line.name, first.metrics[line.name].value)} at "
+                f"{axis.point_label(first)} to {show(line.name, last.metrics[line.name].value)} at "
+                f"{axis.point_label(last)}."
+            )
+    return " ".join(sentences)
+
+
+def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float]) -> Chart | None:
+    """Draw p99 TTFT and E2E against a swept key, with the SLO."""
+    ordered = in_order(points, [axis])
+    names = [name for name in ("ttft_p99_s", "e2e_p99_s") if has_values(points, name)]
+    if len(names) > 1 and "ttft_p99_s" not in slo_terms and all(map(is_fixed, points)):
+        names = names[1:]  # the first token is the whole answer
+    if not names:
+        return None
+    lines = [Line(metric_words(name), SERIES[0 if name == "ttft_p99_s" else 1], name, ordered) for name in names]
+    targets: dict[str, float] = {}
+    for name in names:
+        if name in slo_terms:
+            same = next((label for label, at in targets.items() if at == slo_terms[name]), None)
+            targets.pop(same or "", None)
+            label = "SLO" if same else f"SLO {metric_words(name).removeprefix('p99 ')}"
+            targets[f"{label} {show(name, slo_terms[name])}"] = slo_terms[name]
+    caption = f"{_bands_words(points, axis, names)}{bands_note(points)}"
+    if slo_terms and not targets:
+        caption += " The SLO asks for another metric."
+    table = numbers_table(f"p99 latency by {axis.words}", axis, ordered, names)
+    title = f"How does p99 latency change with {axis.words}?"
+    return line_chart("latency", title, caption, axis, lines, table, kind="s", what="p99 latency", targets=targets)
+
+
+def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float]) -> Chart | None:
+    """Draw miss and delayed-hit ratio, and how busy the loader is, against a swept key."""
+    ordered = in_order(points, [axis])
+    wanted = (
+        ("miss_ratio", "misses", SERIES[1]), ("delayed_hit_ratio", "delayed hits", SERIES[4]),
+        ("loader_utilization", "loader busy", SERIES[0]),
+    )  # fmt: skip
+    lines = [Line(label, colour, name, ordered) for name, label, colour in wanted if has_values(points, name)]
+    if not lines:
+        return None
+    target = slo_terms.get("miss_ratio")
+    targets = {} if target is None else {f"SLO {show('miss_ratio', target)}": target}
+    title = "How often must an adapter be loaded, and how busy is the loader?"
+    caption = "Misses and delayed hits as shares of admitted requests; the loader as a share of time."
+    caption += bands_note(points)
+    names = [line.name for line in lines]
+    table = numbers_table(f"Miss ratio, delayed hits and loader by {axis.words}", axis, ordered, names)
+    return line_chart("ratios", title, caption, axis, lines, table, kind="share", what="share", targets=targets)
+
+
+def family_chart(
+    points: Sequence[Point], axis: Axis, other: Axis, slo_terms: Mapping[str, float], name: str
+) -> Chart | None:
+    """Draw one metric against a swept key, one line a value of a second key (at most six)."""
+    if not has_values(points, name) or len(other.values) > len(SERIES):
+        return None
+    lines = []
+    labels = other.short_labels(15)
+    for i in range(len(other.values)):
+        row = in_order([p for p in points if other.index(p) == i], [axis])
+        lines.append(Line(labels[i], SERIES[i], name, row))
+    title = f"How does {metric_words(name)} change with {axis.words}, for each {other.words}?"
+    head = [axis.words, *(f"{other.words} {other.label(value)}" for value in other.values)]
+    found = {(axis.index(p), other.index(p)): p for p in points}
+    rows = []
+    for i, value in enumerate(axis.values):
+        row_points = [found.get((i, j)) for j in range(len(other.values))]
+        rows.append([axis.label(value), *("–" if p is None else cell(p, name) for p in row_points)])
+    shown = spread(rows, MOST_ROWS)
+    note = f"{table_note(len(rows), len(shown))} {brackets_note(points)}".strip()
+    table = Table(f"{metric_words(name)} by {axis.words} and {other.words}", head, shown, note)
+    targets = {f"SLO {show(name, slo_terms[name])}": slo_terms[name]} if name in slo_terms else {}
+    caption = f"{_bands_words(points, axis, [name])}{bands_note(points)}"
+    kind = "share" if name == "miss_ratio" else "s"
+    return line_chart(
+        f"family-{name.replace('_', '-')}", title, caption, axis, lines, table, kind=kind, what=metric_words(name),
+        targets=targets,
+    )  # fmt: skip

@@ -1,0 +1,169 @@
+"""What happened when: a timeline of the first replication, with the events of rollouts and faults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from reports.axes import spread
+from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, x_title, y_title
+from reports.charts.svg import COLOURS, Chart, Table, drawing, place, to_svg
+from reports.charts.sweep_charts import end_labels
+from reports.formatting import number
+from sim.results.point import Point
+from sim.spec.units import human_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Series = tuple[str, str, str]
+"""Key of the timeline, label, colour."""
+LATENCIES = ("ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s")
+"""Keys of the timeline that are times of requests."""
+_DASHES = ("-", (0, (4, 1.2)))
+"""Styles of the lines of a strip, which are two at most."""
+_EACH = 104
+_APART = 0.03
+"""Events closer than this share of the axis get one label."""
+_MOST_NAMED = 4
+_TITLE = 0.3
+"""Share of the axis above which its title stands."""
+
+
+def timeline_chart(point: Point, where: str) -> Chart | None:
+    """Draw arrivals, loads, running and waiting requests over the first replication; latencies where things change."""
+    values = {key: [_number(key, v) for v in column] for key, column in point.timeline.items()}
+    times = values.get("t_s") or []
+    panels: list[tuple[str, list[Series]]] = [
+        ("requests", [("running", "running", "s1"), ("waiting", "waiting", "s2")]),
+        ("loads", [("loads_in_flight", "loads under way", "s5")]),
+        ("per second", [("arrivals_per_s", "arrivals", "s6"), ("loads_per_s", "loads", "s5")]),
+    ]
+    if point.events:
+        panels = [
+            ("TTFT by arrival", [("ttft_p99_s", "p99", "s2"), ("ttft_mean_s", "mean", "s1")]),
+            ("E2E by arrival", [("e2e_p99_s", "p99", "s2"), ("e2e_mean_s", "mean", "s1")]), *panels,
+        ]  # fmt: skip
+    panels = [(w, [s for s in series if any(not math.isnan(v) for v in values.get(s[0], []))]) for w, series in panels]
+    panels = [panel for panel in panels if panel[1]]
+    if len(times) < 2 or not panels:
+        return None
+    title = "What happened when?"
+    peaks = [
+        f"{_name(key, label, what)} up to {_told(key, max(_known(values[key])))}"
+        for what, series in panels for key, label, _ in series
+    ]  # fmt: skip
+    desc = f"First replication over {human_seconds(times[-1])}, in spans: {', '.join(peaks)}."
+    marks = event_marks(point.events, times[0], times[-1])
+    with drawing(_EACH * len(panels) + 48) as figure:
+        for i, (what, series) in enumerate(panels):
+            ax = place(figure, 58, 34 + _EACH * i, 142, 48 + _EACH * (len(panels) - 1 - i))
+            _panel(ax, values, times, what, series, last=i == len(panels) - 1)
+            draw_events(ax, marks, named=i == 0)
+        svg = to_svg(figure, "timeline", title, desc)
+    caption = f"First replication{where}, warm-up included; means over short spans.{_events_words(point.events)}"
+    return Chart("timeline", title, caption, desc, svg, _numbers(values, times, panels))
+
+
+def _number(key: str, value: float | None) -> float:
+    """Return a value to draw: nothing measured is a gap in a latency, and zero otherwise."""
+    return (math.nan if key in LATENCIES else 0.0) if value is None else float(value)
+
+
+def _known(values: Sequence[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _told(key: str, value: float) -> str:
+    return human_seconds(value) if key in LATENCIES else number(value)
+
+
+def _name(key: str, label: str, what: str) -> str:
+    """Return what a line shows, for those who don't see which strip it is in."""
+    return f"{label} {what}" if key in LATENCIES or what == "per second" else label
+
+
+def _numbers(
+    values: dict[str, list[float]], times: Sequence[float], panels: Sequence[tuple[str, Sequence[Series]]]
+) -> Table:
+    picked = spread(range(len(times)), 25)
+    series = [(key, _name(key, label, what)) for what, some in panels for key, label, _ in some]
+    rows = []
+    for i in picked:
+        cells = [values[key][i] for key, _ in series]
+        told = ["–" if math.isnan(v) else _told(key, v) if key in LATENCIES else f"{v:.3g}"
+                for v, (key, _) in zip(cells, series, strict=True)]  # fmt: skip
+        rows.append([human_seconds(times[i]), *told])
+    note = f"{len(picked)} of {len(times)} spans." if len(picked) < len(times) else ""
+    return Table("First replication over time", ["time", *(label for _, label in series)], rows, note)
+
+
+def _panel(
+    ax: Axes, values: dict[str, list[float]], times: Sequence[float], what: str, series: Sequence[Series], *, last: bool
+) -> None:
+    """Draw one strip of the timeline."""
+    every, ends = [], []
+    for (key, label, colour), dash in zip(series, _DASHES, strict=False):
+        column = values[key]
+        ax.plot(times, column, color=COLOURS[colour], linewidth=1.2, linestyle=dash)
+        if key not in LATENCIES:
+            ax.fill_between(times, 0, column, color=COLOURS[colour], alpha=0.12, linewidth=0)
+        known = _known(column)
+        every += known
+        ends.append((label, COLOURS[colour], known[-1]))
+    top = max(every) * 1.08 or 1.0
+    ticks = nice_linear(0, top, 3)
+    ax.set_ylim(0, top)
+    show_tick = seconds_tick if series[0][0] in LATENCIES else count_tick
+    set_ticks(ax, "y", ticks, [show_tick(tick) for tick in ticks])
+    time_axis(ax, times[0], times[-1], last=last)
+    end_labels(ax, ends, dashes=_DASHES)
+    y_title(ax, what)
+
+
+def time_axis(ax: Axes, start: float, end: float, *, last: bool) -> None:
+    """Set limits, ticks and grid of an axis over simulated time; only the last strip names its ticks."""
+    ax.set_xlim(start, end)
+    ticks = nice_linear(start, end, 6)
+    set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks] if last else [""] * len(ticks))
+    ax.grid(True, axis="y")
+    ax.set_axisbelow(True)
+    ax.spines["left"].set_visible(False)
+    if last:
+        x_title(ax, "simulated time")
+
+
+def event_marks(events: Sequence[dict[str, Any]], start: float, end: float) -> list[tuple[float, str]]:
+    """Return where lines stand and their labels: the numbers of the events, one label for those close together."""
+    marks: list[tuple[float, list[int]]] = []
+    for place_, event in enumerate(events, 1):
+        at = min(max(event["t_s"], start), end)
+        if marks and at - marks[-1][0] < _APART * (end - start):
+            marks[-1][1].append(place_)
+        else:
+            marks.append((at, [place_]))
+    return [(at, str(some[0]) if len(some) == 1 else f"{some[0]}–{some[-1]}") for at, some in marks]
+
+
+def draw_events(ax: Axes, marks: Sequence[tuple[float, str]], *, named: bool) -> None:
+    """Draw a line where something happened, with its number above the first strip; inside it, below its title."""
+    start, end = ax.get_xlim()
+    for at, label in marks:
+        ax.axvline(at, color=COLOURS["muted"], linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
+        titled = at - start < _TITLE * (end - start)
+        if named:
+            ax.annotate(
+                label, (at, 1), (3, -2) if titled else (0, 3), xycoords=("data", "axes fraction"),
+                textcoords="offset points", color=COLOURS["ink"], ha="left" if titled else "center",
+                va="top" if titled else "bottom",
+            )  # fmt: skip
+
+
+def _events_words(events: Sequence[dict[str, Any]]) -> str:
+    """Return what the numbered lines are."""
+    if not events:
+        return ""
+    named = [f"{i} {event['text']} ({human_seconds(event['t_s'])})" for i, event in enumerate(events[:_MOST_NAMED], 1)]
+    more = " The table of events has all." if len(events) > _MOST_NAMED else ""
+    return f" Lines: {'; '.join(named)}.{more}"

@@ -1,0 +1,27 @@
+"""What a notebook shows of a run: the answer and its table, as a piece of HTML."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reports.answers.findings import Answer
+from reports.answers.plan_answer import is_plan, looks_table
+from reports.axes import make_axes
+from reports.formatting import read_terms
+from reports.pages.run_page import template
+from reports.tables.metric_tables import metrics_table, terminal_table
+
+if TYPE_CHECKING:
+    from sim.results.run_directory.store import RunData
+
+
+def snippet(run: RunData, answer: Answer) -> str:
+    """Return the answer and its table; it has the notebook's own style, and needs neither network nor scripts."""
+    terms = read_terms((run.manifest.get("scenario") or {}).get("slo"))
+    if is_plan(run.manifest):
+        table = looks_table(run)
+    elif len(run.points) == 1:
+        table = metrics_table(run.points[0])
+    else:
+        table = terminal_table(run.points, make_axes(run.points), terms)
+    return template("notebook.html.j2").render(name=run.manifest.get("name", ""), answer=answer, table=table)

@@ -1,0 +1,90 @@
+"""The page of a trace: what its traffic is like, and whether fitted traffic may stand for it; one HTML file."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reports.answers.trace_findings import (
+    candidates_table,
+    check_table,
+    curve_table,
+    facts_table,
+    headline,
+    laws_sentences,
+    laws_table,
+    lengths_sentences,
+    lengths_table,
+    sentences,
+)
+from reports.charts.svg import Table
+from reports.charts.trace_charts import check_chart, curve_chart, rate_chart
+from reports.formatting import number
+from reports.pages.run_page import template
+from sim.results.run_directory.result_files import write_text
+from sim.results.traces.trace_facts import TraceFacts
+
+
+@dataclass(frozen=True)
+class TracePage:
+    """What the page shows.
+
+    :ivar name: the trace, as the reader knows it.
+    :ivar command: what writes this page again.
+    :ivar scenario: text of the file with the fitted traffic, or None.
+    :ivar provenance: (label, text) lines.
+    :ivar scenario_file: name of that file, beside the page.
+    """
+
+    facts: TraceFacts
+    name: str
+    command: str
+    scenario: str | None
+    provenance: Sequence[tuple[str, str]]
+    scenario_file: str = "traffic.yaml"
+
+
+def write_page(page: TracePage, path: Path) -> Path:
+    """Write the page; a reader never sees half a file."""
+    write_text(path, build_page(page))
+    return path
+
+
+def build_page(page: TracePage) -> str:
+    """Return the page as HTML that needs neither network nor JavaScript."""
+    facts = page.facts
+    context: dict[str, Any] = {
+        "name": page.name, "headline": _kept(headline(facts)), "sentences": _kept_all(sentences(facts)),
+        "curve": curve_chart(facts), "curve_table": curve_table(facts),
+        "check": check_chart(facts.fit), "check_table": check_table(facts), "candidates": candidates_table(facts),
+        "rate": rate_chart(facts), "facts": facts_table(facts),
+        "laws": _laws(facts), "laws_texts": _kept_all(laws_sentences(facts)),
+        "lengths": lengths_table(facts), "lengths_texts": _kept_all(lengths_sentences(facts)),
+        "fitted": facts.fit is not None, "found": facts.sessions is not None and not facts.sessions.named,
+        "notes": _notes(facts), "provenance": page.provenance, "command": page.command, "scenario": page.scenario,
+        "run": f"loraplan run {shlex.quote(page.scenario_file)}", "scenario_file": page.scenario_file,
+    }  # fmt: skip
+    return template("trace.html.j2").render(**context)
+
+
+def _kept(text: str) -> str:
+    """Return a text whose percent signs stay on the line of their number."""
+    return text.replace(" %", "\u00a0%")
+
+
+def _kept_all(texts: Sequence[str]) -> list[str]:
+    return [_kept(text) for text in texts]
+
+
+def _laws(facts: TraceFacts) -> list[Table]:
+    tables = [laws_table(facts, of) for of in dict.fromkeys(law.of for law in facts.laws)]
+    return [table for table in tables if table is not None]
+
+
+def _notes(facts: TraceFacts) -> list[str]:
+    """Return what a reader should know of the file, with the rows that were left out, by reason."""
+    left_out = [f"Rows left out: {number(count)} ({reason})." for reason, count in facts.skipped.items()]
+    return [*left_out, *facts.notes]

@@ -1,0 +1,129 @@
+"""Tables of rollouts, faults and replicas: harm, strategies side by side, events, and what each replica did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
+from reports.axes import Axis, in_order, spread
+from reports.charts.svg import Table
+from reports.charts.sweep_charts import cell, table_note
+from reports.formatting import metric_words, percent, show, with_interval
+from sim.results.point import UNITS, Point
+from sim.results.verdict import verdict
+from sim.spec.units import human_seconds
+
+_MOST_POINTS = 100
+_MOST_EVENTS = 40
+_HARM_ROWS = {
+    "mixed": "answers of more than one version", "stale": "answers of an old version after cutover",
+    "refused_by_rollout": "refused while an adapter was replaced", "misrouted": "reached a wrong adapter, or none",
+    "wrong_served": "wrong answers taken for right", "wrong_detected": "wrong answers noticed",
+    "retried": "sent again after a wrong answer", "old_prefix": "prefixes of an old version",
+    "lost": "lost with their replica", "rerouted": "sent to another replica",
+    "failed_loads": "adapter could not be loaded",
+    "failed": "failed, for whatever reason", "slow": "late by the SLO, answered or not",
+}  # fmt: skip
+_METRIC_OF = {
+    "mixed": "mixed_version_responses", "stale": "stale_after_cutover", "misrouted": "misrouted",
+    "wrong_served": "wrong_adapter_served", "wrong_detected": "wrong_adapter_detected", "retried": "retried",
+    "old_prefix": "old_prefix_served", "lost": "lost", "rerouted": "rerouted", "failed": "failed", "slow": "harmed",
+}  # fmt: skip
+"""Metric that says whether a kind of harm can be at all; the others are shown where they are."""
+_COUNTS = (
+    "harmed", "harmed_excess", "mixed_version_responses", "stale_after_cutover", "refused", "sessions_saw_both",
+    "sessions_went_back",
+    "wrong_adapter_served", "wrong_adapter_detected", "retried", "old_prefix_served", "failed", "lost", "rerouted",
+)  # fmt: skip
+_ROLLOUT = (
+    "rollout_ttft_p99_s", "before_ttft_p99_s", "rollout_e2e_p99_s", "before_e2e_p99_s", "rollout_miss_ratio",
+    "before_miss_ratio", "rollout_loads", "rollout_peak_loads_per_s", "before_peak_loads_per_s",
+    "extra_resident_bytes_peak", "rollout_duration_s",
+)  # fmt: skip
+_PLAIN = ("rerouted_e2e_mean_s", "ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
+
+
+def shown_metrics(points: Sequence[Point]) -> list[str]:
+    """Return the metrics that mean something at one of these points, in the order of tables."""
+    names = [name for name in UNITS if any(name in p.metrics and p.metrics[name].applies for p in points)]
+    if not is_changed(points) and not any(value_of(point, "failed") for point in points):
+        names = [name for name in names if name != "failed"]
+    return names
+
+
+def harm_table(point: Point, where: str) -> Table | None:
+    """Return how many requests met with what at one point."""
+    if not point.harm:
+        return None
+    total = max(1, int(point.harm["requests"] or 0))
+    rows = []
+    for key, words in _HARM_ROWS.items():
+        count = int(value_of(point, "misrouted") or 0) if key == "misrouted" else point.harm.get(key)
+        metric = point.metrics.get(_METRIC_OF.get(key, ""))
+        if count is not None and (count or (metric is not None and metric.applies)):
+            rows.append([words, f"{count:,}", percent(count / total)])
+    harmed = point.metrics["harmed"]
+    rows.append(["harmed in one way or another", with_interval("harmed", harmed), percent((harmed.value or 0) / total)])
+    note = (
+        f"Of {total:,} measured requests of all replications; a request may be in several rows. Sent again or to "
+        "another replica, and noticed is no harm by itself: it counts as slow where it took too long."
+    )
+    return Table(f"What befell requests{where}", ["", "requests", "share"], rows, note)
+
+
+def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table | None:
+    """Return one row a point with harm, latencies, loads and skew; nothing for a sweep that isn't about these."""
+    if not axes or not (is_changed(points) or compares_routers(points, axes)):
+        return None
+    names = [name for name in _COUNTS if is_changed(points) and any(value_of(p, name) for p in points)]
+    names += _ROLLOUT if has_rollout(points) else _PLAIN
+    names.append("replica_load_skew")
+    names = [name for name in names if any(value_of(p, name) for p in points)]
+    shown = spread(in_order(points, axes), _MOST_POINTS)
+    head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names)]
+    rows = [
+        [*(axis.point_label(p) for axis in axes), *([verdict(p, slo_terms)] if slo_terms else []),
+         *(cell(p, name) for name in names)]
+        for p in shown
+    ]  # fmt: skip
+    if len(axes) == 1 and len(shown) <= 6:  # as columns they fit beside each other
+        rows = [list(row) for row in zip(head, *rows, strict=True)]
+        head, rows = rows[0], rows[1:]
+    note = table_note(len(points), len(shown))
+    counted = "Counts are sums over all replications, with 95 % intervals; all points meet the same traffic."
+    return Table("Side by side, on the same traffic", head, rows, f"{note} {counted}".strip())
+
+
+def events_table(point: Point, where: str) -> Table | None:
+    """Return what happened to the fleet in the first replication, numbered as in the timeline."""
+    if not point.events:
+        return None
+    events = point.events[:_MOST_EVENTS]
+    rows = [[str(i), human_seconds(event["t_s"]), str(event["text"])] for i, event in enumerate(events, 1)]
+    more = len(point.events) - len(events)
+    note = f"{more} more events are in points/." if more else ""
+    return Table(f"Events of the first replication{where}", ["", "at", "what"], rows, note, words=(2,))
+
+
+def replicas_table(point: Point, where: str) -> Table | None:
+    """Return what each replica did in the first replication, and how unevenly."""
+    if not point.replicas:
+        return None
+    head = ["replica", "requests", "completed", "miss ratio", "loads", "busy", "p99 E2E"]
+    rows = [
+        [f"{row['replica']}{' (full models)' if row.get('full') else ''}", f"{row['requests']:,}",
+         f"{row['completed']:,}", _shown(row, "miss_ratio"),
+         f"{row['loads']:,}", "–" if row["busy_share"] is None else percent(row["busy_share"]),
+         _shown(row, "e2e_p99_s")]
+        for row in point.replicas
+    ]  # fmt: skip
+    skew = point.metrics.get("replica_load_skew")
+    said = "" if skew is None or skew.value is None else (
+        f" Over all replications the busiest replica gets {with_interval('replica_load_skew', skew)} times the mean."
+    )  # fmt: skip
+    return Table(f"Replicas{where}", head, rows, f"First replication, measured requests.{said}")
+
+
+def _shown(row: Mapping[str, float | None], name: str) -> str:
+    value = row[name]
+    return "–" if value is None else show(name, value)

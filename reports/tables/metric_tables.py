@@ -1,0 +1,257 @@
+"""Tables of the report: key numbers, groups of adapters, and every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from reports.answers.bottleneck import is_fixed, limits
+from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
+from reports.axes import Axis, in_order, spread
+from reports.charts.svg import Table
+from reports.charts.sweep_charts import brackets_note, cell, table_note
+from reports.formatting import calibration, interval, metric_words, percent, show, size_words
+from reports.tables.change_tables import shown_metrics
+from sim.results.point import Metric, Point
+from sim.results.verdict import out_of_hand, term_verdict, verdict
+from sim.spec.units import human_seconds
+
+TILES = ("ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loader_utilization", "throughput_rps")
+ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
+_KEY_COLUMNS = (
+    "ttft_p99_s", "e2e_p99_s", "miss_ratio", "delayed_hit_ratio", "loader_utilization", "gpu_utilization",
+    "throughput_rps", "slo_attainment", "unfinished",
+)  # fmt: skip
+_ALL_METRICS_UP_TO = 40
+_ALL_ACROSS_UP_TO = 8
+_MOST_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key number.
+
+    :ivar bounds: the sampling interval, ``calibration`` that of the profile's draws, or nothing.
+    :ivar mark: what the SLO says of it: ``met``, ``not met``, ``unclear`` or nothing.
+    """
+
+    words: str
+    value: str
+    bounds: str
+    calibration: str
+    target: str
+    mark: str
+    settled: bool
+
+
+def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
+    """Return the key numbers of a point; SLO terms come first."""
+    changed = (*(["harmed"] if is_changed([point]) else []), *(ROLLOUT_TILES if has_rollout([point]) else []))
+    names = [*slo_terms, *(name for name in (*changed, *TILES) if name not in slo_terms)]
+    tiles = []
+    if is_fixed(point) and "ttft_p99_s" not in slo_terms:
+        names.remove("ttft_p99_s")  # the first token is the whole answer
+    for name in names:
+        metric = point.metrics.get(name)
+        if metric is None or (metric.value is None and name not in slo_terms):
+            continue
+        target = slo_terms.get(name)
+        tiles.append(
+            Tile(
+                metric_words(name), show(name, metric.value, metric.unit) if metric.value is not None else "–",
+                interval(name, metric) if metric.value is not None else metric.note or "not enough data",
+                calibration(name, metric), "" if target is None else f"SLO {show(name, target)}",
+                "" if target is None else term_verdict(metric, target, overloaded=out_of_hand(point)),
+                metric.settled or metric.value is None,
+            )
+        )  # fmt: skip
+    return tiles[: 7 if changed else 8]
+
+
+def groups_table(point: Point, where: str) -> Table | None:
+    """Return one row a kind of adapter, then one a band of popularity."""
+    if not point.groups:
+        return None
+    wanted = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
+    names = tuple(n for n in wanted if any(row.get(n) is not None for row in point.groups))
+    head = ["group", "adapters", "adapter size", "requests", *(metric_words(name) for name in names)]
+    rows = []
+    for row in point.groups:
+        numbers = [f"{row[key]:,.0f}" if row.get(key) is not None else "–" for key in ("adapters", "requests")]
+        cells = [show(name, row[name]) if row.get(name) is not None else "–" for name in names]
+        rows.append([str(row["group"]), numbers[0], size_words(row.get("adapter_bytes")), numbers[1], *cells])
+    return Table(f"Groups of adapters{where}", head, rows, "Groups by kind, then by popularity; no intervals.")
+
+
+def metrics_table(point: Point) -> Table:
+    """Return every metric of one point with its intervals."""
+    drawn = bool(point.calibration)
+    rows = []
+    for name in shown_metrics([point]):
+        metric = point.metrics.get(name)
+        if metric is not None:
+            value = "–" if metric.value is None else show(name, metric.value, metric.unit)
+            more = [_calibration_cell(name, metric)] if drawn else []
+            rows.append([metric_words(name), value, interval(name, metric) or "–", *more, _remark(metric)])
+    head = ["metric", "value", "95 % interval", *(["calibration"] if drawn else []), "remark"]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    note = f"calibration: {calibration_note(point)}" if drawn else ""
+    caption = "Every metric with its 95 % interval" + (" and what the calibration leaves open" if drawn else "")
+    return Table(caption, head, rows, note, words=(4 if drawn else 3,))
+
+
+def _calibration_cell(name: str, metric: Metric) -> str:
+    return calibration(name, metric) or ("–" if metric.calibration_lo is None else "no change")
+
+
+def calibration_note(point: Point) -> str:
+    """Return in one sentence what a calibration interval is made of."""
+    draws, of = point.calibration["draws"], point.calibration["of"]
+    which = f"{draws} of the {of:,} draws" if of > draws else f"the {draws} draws"
+    return f"95 %, from {which} of the profile's costs on the same traffic; beside the interval, not in it."
+
+
+def _remark(metric: Metric) -> str:
+    if metric.value is None:
+        return metric.note or "not enough data"
+    if metric.settled:
+        return metric.note
+    return f"unsettled: {metric.note}" if metric.note else "unsettled"
+
+
+def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
+    """Return one row a point: every metric for few points, the key ones for many."""
+    measured = [name for name in shown_metrics(points) if any(value_of(p, name) is not None for p in points)]
+    names = [n for n in measured if len(points) <= _ALL_METRICS_UP_TO or n in _KEY_COLUMNS or n in slo_terms]
+    shown = spread(in_order(points, axes), _MOST_POINTS)
+    if len(axes) == 1 and len(points) <= _ALL_ACROSS_UP_TO:
+        return _across(shown, axes[0], slo_terms, names)
+    head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *(metric_words(n) for n in names)]
+    rows = [
+        [*(axis.point_label(p) for axis in axes), *([verdict(p, slo_terms)] if slo_terms else []),
+         *(cell(p, name) for name in names)]
+        for p in shown
+    ]  # fmt: skip
+    note = table_note(len(points), len(shown))
+    if len(names) < len(measured):
+        note = f"{note} The key metrics; points.csv has all {len(measured)}.".strip()
+    note = f"{note} {brackets_note(points)}".strip()
+    return Table("All points with 95 % intervals", head, rows, note)
+
+
+def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
+    """Return one row a point with what decides: narrow enough for a terminal, without intervals."""
+    rest: tuple[str, ...] = ("miss_ratio", "loader_utilization", "throughput_rps")
+    if is_changed(points):
+        rest = (
+            ("harmed", "rollout_ttft_p99_s", "rollout_peak_loads_per_s")
+            if has_rollout(points)
+            else ("harmed", "failed")
+        )
+    elif compares_routers(points, axes):
+        rest = ("miss_ratio", "loads_per_request", "replica_load_skew")
+    wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest])
+    if all(is_fixed(point) for point in points):
+        wanted.pop("ttft_p99_s", None)  # the first token is the whole answer
+    names = [name for name in wanted if any(value_of(p, name) is not None for p in points)]
+    head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names), "limit"]
+    rows = []
+    for point in in_order(points, axes):
+        metrics = [(name, point.metrics[name]) for name in names]
+        cells = [
+            show(name, m.value, m.unit) + ("" if m.settled or m.value is None else " *") if m.applies else "–"
+            for name, m in metrics
+        ]
+        judged = [verdict(point, slo_terms)] if slo_terms else []
+        rows.append([*(axis.point_label(point) for axis in axes), *judged, *cells, limits(point)[0].name])
+    starred = any("*" in cell for row in rows for cell in row)
+    return Table("Points", head, rows, "* unsettled: the report says why" if starred else "")
+
+
+def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], names: Sequence[str]) -> Table:
+    """Return one row a metric and one column a point: short enough to compare along a line."""
+    rows = [[metric_words(name), *(cell(p, name) for p in points)] for name in names]
+    if slo_terms:
+        rows.insert(0, ["SLO", *(verdict(p, slo_terms) for p in points)])
+    head = [axis.words, *(axis.point_label(p) for p in points)]
+    return Table("Every metric with its 95 % interval", head, rows, brackets_note(points))
+
+
+def traffic_table(point: Point) -> Table | None:
+    """Return what was simulated, as it turned out."""
+    words = {
+        "requests": "requests measured", "adapters": "adapters asked for", "rate_rps": "arrival rate",
+        "top_1pct": "traffic of the hottest 1 %", "top_10pct": "traffic of the hottest 10 %",
+        "top_20pct": "traffic of the hottest 20 %", "effective_adapters": "effective adapters",
+    }  # fmt: skip
+    rows = []
+    for key, label in words.items():
+        value = point.traffic.get(key)
+        if value is not None:
+            text = f"{value:.4g}/s" if key == "rate_rps" else percent(value) if "pct" in key else f"{value:,.0f}"
+            rows.append([label, text])
+    return Table("The traffic as simulated", ["", "value"], rows) if rows else None
+
+
+def traffic_sentence(points: Sequence[Point]) -> str:
+    """Return how concentrated the simulated traffic is, over all points."""
+    known = [point.traffic for point in points if point.traffic.get("effective_adapters") is not None]
+    if not known:
+        return ""
+
+    def span(key: str, show_one: Callable[[float], str]) -> str:
+        shown = [show_one(value) for value in sorted(traffic[key] for traffic in known)]
+        return shown[0] if shown[0] == shown[-1] else f"{shown[0]} to {shown[-1]}"
+
+    tops = " / ".join(span(f"top_{part}pct", percent) for part in (1, 10, 20))
+    whole = "{:,.0f}".format
+    return (
+        f"Traffic: the hottest 1 / 10 / 20 % of {span('adapters', whole)} adapters get {tops} of the requests; "
+        f"as hard to guess as {span('effective_adapters', whole)} equally popular ones."
+    )
+
+
+def capacity_table(point: Point) -> Table | None:
+    """Return what could bind, and how far each is used."""
+    rows = []
+    for part, words in (
+        ("loader", "loader"), ("slots", "slots"), ("kv", "KV memory"), ("seats", "seats (max_num_seqs)"),
+        ("compute", "compute"), ("full_models", "loads of whole models"),
+    ):  # fmt: skip
+        values = point.capacity.get(part)
+        if values:
+            rows.append([words, _use(values), _blocked(values), _amount(values)])
+    head = ["resource", "used", "requests waited for it", "amount"]
+    return Table("What could limit this point", head, rows, words=(1, 2)) if rows else None
+
+
+def _use(values: Mapping[str, float | None]) -> str:
+    for key, word in (("utilization", "of the time"), ("peak_share", "at the peak")):
+        value = values.get(key)
+        if value is not None:
+            load = values.get("offered_load")
+            return f"{percent(value)} {word}" + (f", offered load {load:.3g}" if load is not None else "")
+    peak = values.get("in_use_peak")
+    return "–" if peak is None else f"up to {peak:,.0f} wanted at once"
+
+
+def _blocked(values: Mapping[str, float | None]) -> str:
+    share = values.get("blocked_share")
+    return "–" if share is None else f"{percent(share)} of the time"
+
+
+def _amount(values: Mapping[str, float | None]) -> str:
+    for key in ("loaders", "slots", "tokens", "limit", "replicas"):
+        value = values.get(key)
+        if value is not None:
+            return f"{value:,.0f} {'seats' if key == 'limit' else key}".replace("1 loaders", "1 loader").replace(
+                "1 replicas", "1 replica"
+            )
+    return "–"
+
+
+def wall_words(manifest: Mapping[str, object]) -> str:
+    """Return how long the simulation took, for people."""
+    wall = manifest.get("wall_s")
+    return human_seconds(float(wall)) if isinstance(wall, (int, float)) else "unknown"

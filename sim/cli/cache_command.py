@@ -1,0 +1,171 @@
+"""``loraplan cache``: replay a trace's requests on caches of several policies and sizes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cli.options import QuietOption
+from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.results.traces.cache_points import CacheResult
+    from sim.traffic.traces.objects import Objects
+
+TABLE, CURVE, PAGE = "cache.csv", "lru_curve.csv", "report.html"
+_MOST_SLOTS = 10**12
+
+
+def cache(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace that names the adapter of each request.")],
+    policy: Annotated[
+        str | None, typer.Option(help="Eviction policies, with commas between; unset: lru,sieve,lfu,belady.")
+    ] = None,
+    capacity: Annotated[
+        str | None, typer.Option(help="Sizes, such as 2GB,10GB; unset: a spread of what all adapters take.")
+    ] = None,
+    slots: Annotated[
+        str | None, typer.Option(help="Sizes in slots instead, such as 16,32: one adapter each, whatever its size.")
+    ] = None,
+    adapter_size: Annotated[
+        str | None, typer.Option(help="Size of every adapter, such as 50MB; unset: the trace's adapter_bytes.")
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", help="Format of the trace (docs/traces.md).")] = "auto",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results; unset: runs/cache-NAME, and none with --json.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
+    from sim.policies.replay.overflow import check_byte_sums
+    from sim.studies.traces.cache_study import DEFAULT_POLICIES, check_policies, study_cache
+    from sim.traffic.traces.objects import read_objects
+
+    policies = _words("--policy", policy) if policy is not None else DEFAULT_POLICIES
+    check_policies(policies)
+    if capacity is not None and slots is not None:
+        raise InputError("give sizes in bytes or in slots, not both", key="--slots", got=slots)
+    size = None if adapter_size is None else _bytes("--adapter-size", adapter_size)
+    wanted = _wanted(capacity, slots)
+    folder = out or (None if json else Path("runs") / f"cache-{file_stem(trace)}")
+    objects = read_objects(str(trace), format=format_, skip_bad=skip_bad, adapter_size=size)
+    if folder is not None:
+        make_folder(folder)
+    notes = list(objects.notes)
+    by_slots = slots is not None or (capacity is None and objects.size_bytes is None)
+    if not by_slots and objects.size_bytes is None:
+        raise InputError(
+            "the trace doesn't say how large adapters are", key="--capacity", got=capacity,
+            hint="give --adapter-size, or --slots instead of --capacity",
+        )  # fmt: skip
+    if by_slots and slots is None:
+        notes.append("the trace doesn't say how large adapters are, so sizes count slots; --adapter-size gives bytes")
+    for note in notes:
+        message(f"note: {note}", quiet)
+    if not by_slots and objects.size_bytes is not None:
+        check_byte_sums(len(objects.adapter), objects.size_bytes)
+    with progress_bar(quiet, "replaying") as progress:
+        result = study_cache(
+            objects.adapter, objects.size_bytes, policies, wanted or _default(objects, by_slots), by_slots=by_slots,
+            progress=progress,
+        )  # fmt: skip
+    written = [] if folder is None else _write(folder, trace, result, notes)
+    if json:
+        typer.echo(to_json([point.as_json() for point in result.points]))
+        return
+    _print(result, written)
+
+
+def _print(result: CacheResult, written: Sequence[tuple[str, Path]]) -> None:
+    from reports.pages.cache_page import headline, miss_table, sentences
+
+    table = miss_table(result)
+    typer.echo(headline(result) + "\n")
+    print_rich(rich_table(table))
+    typer.echo(table.note + "\n")
+    for text in sentences(result):
+        typer.echo(text)
+    typer.echo("")
+    for label, path in written:
+        typer.echo(f"{label:7} {path}")
+
+
+def _write(folder: Path, trace: Path, result: CacheResult, notes: Sequence[str]) -> list[tuple[str, Path]]:
+    from reports.pages.cache_page import CachePage, write_page
+    from sim import __version__
+    from sim.results.run_directory.result_files import digest_file, write_text
+    from sim.results.traces.cache_points import cache_csv, curve_csv
+
+    write_text(folder / TABLE, cache_csv(result.points))
+    write_text(folder / CURVE, curve_csv(result))
+    page = CachePage(
+        name=trace.name,
+        result=result,
+        notes=notes,
+        provenance=[
+            ("Trace", f"{trace.name}, sha256 {digest_file(trace)[:12]}"),
+            ("Policies", ", ".join(result.policies)),
+            ("Shuffles", f"{result.shuffles}, seeds fixed"),
+            ("Version", f"loraplan {__version__}"),
+        ],
+        command=shlex.join(["loraplan", *sys.argv[1:]]),
+    )
+    path = write_page(page, folder / PAGE)
+    return [("report", path), ("table", folder / TABLE), ("curve", folder / CURVE)]
+
+
+def _default(objects: Objects, by_slots: bool) -> tuple[int, ...]:
+    from sim.studies.traces.cache_study import default_capacities, default_slots
+
+    if by_slots or objects.size_bytes is None:
+        return default_slots(len(objects.names))
+    return default_capacities(objects.size_bytes)
+
+
+def _wanted(capacity: str | None, slots: str | None) -> list[int]:
+    if slots is not None:
+        return [_count("--slots", word) for word in _words("--slots", slots)]
+    if capacity is not None:
+        return [_bytes("--capacity", word) for word in _words("--capacity", capacity)]
+    return []
+
+
+def _words(key: str, text: str) -> list[str]:
+    """Return what stands between the commas, each once, in order."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise InputError("nothing stands between two commas", key=key, got=text, allowed="a list such as a,b,c")
+    return list(dict.fromkeys(words))
+
+
+def _count(key: str, word: str) -> int:
+    if not word.isascii() or not word.isdigit() or not 0 < int(word[:20]) <= _MOST_SLOTS:
+        raise InputError("not a number of slots", key=key, got=word, allowed="whole numbers from 1 on, such as 16,32")
+    return int(word)
+
+
+def _bytes(key: str, word: str) -> int:
+    from pydantic_core import PydanticCustomError
+
+    from sim.spec.units import parse_bytes
+
+    try:
+        size = parse_bytes(word)
+    except PydanticCustomError as error:
+        told = error.context or {}
+        raise InputError(
+            told["problem"], key=key, got=word, allowed=told["allowed"] or None, hint=told["hint"] or None
+        ) from None
+    if size == 0:
+        raise InputError("out of range", key=key, got=word, allowed="above 0 B, up to 1000 TB")
+    return size

@@ -1,0 +1,114 @@
+"""``loraplan compare``: is one run better than another?"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cells import plain_text
+from sim.cli.options import QuietOption
+from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from reports.answers.run_comparison import Comparison
+    from sim.results.run_directory.store import RunData
+
+PAGE, DATA = "report.html", "compare.json"
+_SHOWN = 12
+"""Differing keys that the terminal lists."""
+
+
+def compare(
+    one: Annotated[Path, typer.Argument(metavar="A", help="A run directory, such as runs/quickstart.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Another one: is it better than A?")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page; unset: runs/compare-A-B, and none with --json.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 if B is clearly worse in any term of the SLO.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare two runs: what differs, what changes with it, and whether that is more than luck."""
+    from reports.answers.run_comparison import compare_runs
+    from sim.results.run_directory.store import blamed_on
+
+    with blamed_on(one, other):
+        comparison = compare_runs(_read(one), _read(other))
+        failed = _show(comparison, (one, other), out, check=check, json=json)
+    for caution in comparison.cautions:
+        message(f"note: {caution}", quiet)
+    if check and failed:
+        raise typer.Exit(1)
+
+
+def _show(comparison: Comparison, runs: tuple[Path, Path], out: Path | None, *, check: bool, json: bool) -> bool:
+    """Write the page and print the answer; return whether B is clearly worse in any term."""
+    from reports.answers.comparison_text import as_json
+    from reports.answers.run_comparison import worse_terms
+    from reports.pages.comparison_page import write_page
+
+    if check and not comparison.terms:
+        raise InputError("the scenarios have no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
+    folder = out or (None if json else Path("runs") / f"compare-{_stem(runs[0])}-{_stem(runs[1])}")
+    if folder is not None:
+        from sim.results.run_directory.result_files import write_json
+
+        make_folder(folder)
+        write_json(folder / DATA, as_json(comparison))
+        write_page(comparison, folder / PAGE, shlex.join(["loraplan", *sys.argv[1:]]))
+    if json:
+        typer.echo(to_json(as_json(comparison)))
+    else:
+        _print(comparison)
+        typer.echo(f"\nreport  {folder / PAGE}\ndata    {folder / DATA}" if folder is not None else "")
+    return bool(worse_terms(comparison))
+
+
+def _read(path: Path) -> RunData:
+    """Read a run directory; a scenario in its place must be run first."""
+    from sim.results.run_directory.store import read_run
+    from sim.spec.scenario_file import bundled_scenarios
+
+    bundled = not path.exists() and str(path) in {entry.name for entry in bundled_scenarios()}
+    if bundled or path.suffix in (".yaml", ".yml"):
+        raise InputError(
+            "this is a scenario, not a run directory", got=str(path), hint=f"run it first: loraplan run {path}"
+        )
+    return read_run(path)
+
+
+def _stem(path: Path) -> str:
+    """Return a run directory's name as part of another one."""
+    return re.sub(r"[^\w.-]+", "-", path.resolve().name)[:60].strip("-.") or "run"
+
+
+def _print(comparison: Comparison) -> None:
+    from reports.answers.comparison_text import details, headline
+    from reports.pages.comparison_page import terminal_table
+
+    for letter, run in (("A", comparison.one), ("B", comparison.other)):
+        typer.echo(plain_text(f"{letter}  {run.path}  {run.manifest.get('name', '')}"))
+    typer.echo(plain_text(f"\n{headline(comparison)}"))
+    for sentence in details(comparison):
+        typer.echo(plain_text(f"  {sentence}"))
+    typer.echo("")
+    if comparison.changed:
+        rows = [list(row) for row in comparison.changed[:_SHOWN]]
+        print_rich(rich_rows(["what differs", "A", "B"], rows))
+        if len(comparison.changed) > _SHOWN:
+            typer.echo(f"… and {len(comparison.changed) - _SHOWN} more: the page has all of them")
+    else:
+        typer.echo("The scenarios don't differ.")
+    table = terminal_table(comparison)
+    typer.echo("")
+    print_rich(rich_table(table))
+    if table.note:
+        typer.echo(table.note)

@@ -1,0 +1,172 @@
+"""``loraplan fidelity``: hold the simulator against what a real engine did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.cli.fit_command import predict_runs
+from sim.cli.options import JobsOption, QuietOption
+from sim.cli.output import message, print_rich, rich_rows, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.studies.fidelity.record_costs import RecordCosts
+    from sim.studies.fidelity.record_prediction import Predicted
+    from sim.studies.fidelity.step_record import StepRecord
+    from sim.studies.fidelity.step_replay import Replay
+
+
+def fidelity(
+    runs: Annotated[
+        Path | None, typer.Argument(metavar="RUNS.csv", help="Predict the measured runs of this table.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Replay this record of an engine's steps, and compare every step.")
+    ] = None,
+    fit_on: Annotated[
+        Path | None, typer.Option(help="Fit costs to this record, and predict --record; both in real time.")
+    ] = None,
+    lengths: Annotated[
+        Path | None, typer.Option(help="Histograms of lengths; unset: sharegpt_lengths.json beside RUNS.csv.")
+    ] = None,
+    profile_dir: Annotated[
+        Path | None, typer.Option(help="Folder with a profile MODEL.json for each model; unset: the bundled ones.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/fidelity-NAME.")] = None,
+    jobs: JobsOption = -1,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Predict measured runs of a real server, or replay a record of a real engine step by step."""
+    if runs is not None:
+        if record is not None or fit_on is not None:
+            raise InputError(
+                "give either measured runs or a record, not both", key="--record", got=str(record or fit_on)
+            )
+        predict_runs(runs, lengths, profile_dir, out, jobs, json=json, quiet=quiet)
+        return
+    if record is None and fit_on is not None:
+        raise InputError("costs fitted for nothing", key="--record", hint="give the record to predict")
+    if record is None:
+        raise InputError(
+            "there is nothing to compare with",
+            key="RUNS.csv",
+            allowed="a table of measured runs, or --record with a record of an engine's steps",
+        )
+    if lengths or profile_dir or out:
+        raise InputError(
+            "--lengths, --profile-dir and --out go with RUNS.csv",
+            key="--record",
+            got=str(lengths or profile_dir or out),
+        )
+    _compare_record(record, fit_on, json=json, quiet=quiet)
+
+
+def _compare_record(file: Path, fit_on: Path | None, *, json: bool, quiet: bool) -> None:
+    from sim.studies.fidelity.step_record import read_record
+    from sim.studies.fidelity.step_replay import replay
+
+    record = read_record(file)
+    if fit_on is None:
+        result = replay(record)
+        if json:
+            typer.echo(to_json(_replay_json(result)))
+        else:
+            _print_replay(file, record, result)
+        return
+    from sim.studies.fidelity.record_costs import fit_costs, record_times
+    from sim.studies.fidelity.record_prediction import ORDERS, predict
+
+    times = record_times(record, str(file))
+    costs = fit_costs(record_times(read_record(fit_on), str(fit_on)))
+    if fit_on.resolve() == file.resolve():
+        message("note: costs fitted to the record that they predict say little; give --fit-on another one", quiet)
+    result, metrics = replay(record), predict(record, times, costs)
+    if json:
+        typer.echo(to_json(_replay_json(result) | {"prediction": _prediction_json(costs, metrics)}))
+        return
+    _print_replay(file, record, result)
+    _print_prediction(fit_on, costs, metrics)
+    message(f"note: predictions are means of {ORDERS} simulations, each with another order of adapters", quiet)
+
+
+def _late_steps(result: Replay) -> tuple[int, int]:
+    """Return how many requests end within one step of the record, and the most steps between them."""
+    late = [abs(steps) for steps in result.late_steps.values()]
+    return sum(steps <= 1 for steps in late), max(late, default=0)
+
+
+def _replay_json(result: Replay) -> dict[str, Any]:
+    return {
+        "steps": result.steps,
+        "equal_steps": result.equal_steps,
+        "loads": result.loads,
+        "predicted_loads": result.predicted_loads,
+        "equal_loads": result.equal_loads,
+        "first_difference": result.first_difference,
+        "late_steps_max": _late_steps(result)[1],
+    }
+
+
+def _prediction_json(costs: RecordCosts, metrics: dict[str, Predicted]) -> dict[str, Any]:
+    return {
+        "step_s": costs.step_s,
+        "metrics": {
+            name: {"measured": value.measured, "predicted": value.predicted, "error": value.error}
+            for name, value in metrics.items()
+        },
+    }
+
+
+def _print_replay(file: Path, record: StepRecord, result: Replay) -> None:
+    preempted = sum(len(step.preempted) for step in record.steps)
+    rows: list[tuple[str, str]] = [
+        ("engine", record.engine),
+        ("preset", record.preset),
+        ("requests", f"{len(record.requests):,}"),
+        ("steps", f"{result.steps:,}"),
+        ("equal steps", f"{result.equal_steps:,}"),
+        ("loads", f"{result.loads:,}"),
+        ("predicted loads", f"{result.predicted_loads:,}"),
+        ("equal loads", f"{result.equal_loads:,}"),
+        ("preemptions", f"{preempted:,}"),
+    ]
+    if record.mode == "online":
+        rows.append(("ends within one step", f"{_late_steps(result)[0]:,} of {len(record.requests):,} requests"))
+    if result.first_difference is None:
+        typer.echo(f"{file}: every step is met: tokens, preemptions, loads and evictions\n")
+    else:
+        different = result.steps - result.equal_steps
+        typer.echo(f"{file}: {different:,} of {result.steps:,} steps differ; the first: {result.first_difference}\n")
+    print_rich(rich_rows(("", ""), rows))
+
+
+_COST_WORDS = {
+    "step": "ms a step", "sequence": "a sequence", "token": "a token", "adapter": "a distinct adapter",
+    "storage_load": "a load from storage", "kv_token": "a KV token",
+}  # fmt: skip
+
+
+def _print_prediction(fit_on: Path, costs: RecordCosts, metrics: dict[str, Predicted]) -> None:
+    words = ", ".join(f"{seconds * 1e3:.3g} {_COST_WORDS[name]}" for name, seconds in costs.step_s.items())
+    host = float(costs.host_s[len(costs.host_s) // 2])
+    typer.echo(f"\nPredicted with costs from {fit_on}: {words}; {host * 1e3:.3g} a load from host memory (median)\n")
+    rows = [
+        (_metric_words(name), _show(name, value.measured), _show(name, value.predicted), f"{value.error:+.1%}")
+        for name, value in metrics.items()
+    ]
+    print_rich(rich_rows(("metric", "measured", "predicted", "error"), rows))
+
+
+def _metric_words(name: str) -> str:
+    latency, _, rest = name.partition("_")
+    return f"{rest.removesuffix('_s')} {latency.upper()}" if rest else name
+
+
+def _show(name: str, value: float) -> str:
+    from sim.spec.units import human_seconds
+
+    return human_seconds(value) if name.endswith("_s") else f"{value:,.1f}"

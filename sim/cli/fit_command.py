@@ -1,0 +1,178 @@
+"""The side of ``loraplan fidelity`` that predicts measured runs, and ``loraplan calibrate fit``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.cli.options import JobsOption, QuietOption
+from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from reports.pages.fidelity_page import FidelityPage
+    from sim.spec.profile import Profile
+    from sim.studies.fidelity.fidelity_study import ModelProfile, Prediction
+
+LENGTHS = "sharegpt_lengths.json"
+PEER = "digital_twin_predictions.csv"
+SAMPLES = ("steps.parquet", "loads.parquet")
+TABLE, PAGE, SUMMARY = "predictions.csv", "report.html", "fidelity.json"
+
+
+def predict_runs(
+    file: Path, lengths: Path | None, profile_dir: Path | None, out: Path | None, jobs: int, *, json: bool, quiet: bool
+) -> None:
+    """Predict every run of a table; write one row a run and a page; print the errors."""
+    from reports.pages.fidelity_page import choice_sentence, error_table, peer_table, write_page
+    from sim.results.run_directory.result_files import write_json
+    from sim.studies.fidelity.fidelity_errors import as_json
+    from sim.studies.fidelity.fidelity_study import predict_all, profiles_for
+    from sim.studies.fidelity.measured_runs import read_lengths, read_runs
+
+    if jobs == 0:
+        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
+    runs = read_runs(file)
+    histograms = read_lengths(lengths or file.with_name(LENGTHS))
+    profiles = profiles_for(sorted({run.model for run in runs}), profile_dir)
+    folder = out or Path("runs") / f"fidelity-{file.stem}"
+    _make(folder)
+    if (folder / "manifest.json").exists():
+        raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
+    with progress_bar(quiet) as progress:
+        predictions = predict_all(
+            runs, histograms, profiles, table=folder / TABLE, source=str(file), jobs=jobs, progress=progress
+        )
+    errors = as_json(predictions)
+    write_json(folder / SUMMARY, errors)
+    page = _page(predictions, errors, file, profiles)
+    path = write_page(page, folder / PAGE)
+    if json:
+        typer.echo(to_json(errors))
+        return
+    table = error_table(errors)
+    print_rich(rich_table(table))
+    typer.echo(f"{table.note}\n\n{choice_sentence(errors)}")
+    beside = peer_table(page.peer)
+    if beside is not None:
+        typer.echo(f"\n{beside.caption}:")
+        print_rich(rich_table(beside))
+    typer.echo(f"\nreport  {path}\ntable   {folder / TABLE}")
+    if errors["calibration_runs"]:
+        message(
+            f"note: {errors['calibration_runs']} runs calibrated the profiles and are left out of all errors", quiet
+        )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("can't make this folder", key="--out", got=str(folder), hint=error.strerror) from None
+
+
+def _page(
+    predictions: Sequence[Prediction], errors: dict[str, Any], file: Path, profiles: dict[str, ModelProfile]
+) -> FidelityPage:
+    from reports.pages.fidelity_page import Compared, FidelityPage
+    from sim.studies.fidelity.fidelity_errors import compare_peer
+
+    peer = file.with_name(PEER)
+    left = [p for p in predictions if not p.calibrated]
+    seconds = sum(p.wall_s for p in predictions)
+    return FidelityPage(
+        runs=[
+            Compared(
+                p.run.name, p.run.model, f"{p.run.model}/{p.run.workload_group}/{p.run.rates}/{p.run.ranks}",
+                f"{p.run.model}, {p.run.adapters} adapters, {p.run.offered_rps:.3g} requests/s", p.run.gpu_slots,
+                p.run.regime, p.calibrated, p.run.measured, p.predicted,
+            )
+            for p in predictions
+        ],
+        errors=errors,
+        peer=compare_peer(left, peer).rows if peer.exists() else (),
+        provenance=[
+            ("Measured runs", f"{file.name}, {len(predictions)} runs"),
+            *((f"Profile of {model}", f"{profile.name}, sha256 {profile.sha256[:12]}") for model, profile in
+              profiles.items()),
+            ("Calibration", f"{errors['calibration_runs']} runs, named in the profiles, are left out of all errors"),
+            ("Model", "engine vllm-0.8 behind the front end vllm-0.8-scraped; up to 30 requests/s thrice"),
+            ("Cost", f"{seconds:,.0f} core seconds, {seconds / len(predictions):.2f} a run"),
+        ],
+        command=shlex.join(["loraplan", *sys.argv[1:]]),
+    )  # fmt: skip
+
+
+def fit(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of samples, or of tables of published measurements.")
+    ],
+    out: Annotated[Path, typer.Option(help="The profile to write.")],
+    model: Annotated[str | None, typer.Option(help="Base model, such as llama-3.1-8b; tables have several.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    jobs: JobsOption = -1,
+    quiet: QuietOption = False,
+) -> None:
+    """Fit a profile to measurements, and say how well it predicts what it was not fitted on.
+
+    DIR has either samples that `loraplan calibrate steps` and `loads` took, or tables of published measurements
+    (docs/validation.md).
+    """
+    from calibrate.fit.fit_report import HEAD, as_json, closing, hold_out_rows
+    from calibrate.published.profile_from_runs import write_profile
+
+    if jobs == 0:
+        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
+    _make(out.parent)
+    if out.is_dir():
+        raise InputError("a folder, not a file", key="--out", got=str(out))
+    if out.exists() and not _is_profile(out):
+        raise InputError("this file is no profile: it is not replaced", key="--out", got=str(out))
+    profile = _fitted(folder, model, out.name, jobs, quiet)
+    write_profile(profile, out)
+    if json:
+        typer.echo(to_json({**as_json(profile), "file": str(out)}))
+        return
+    print_rich(rich_rows(HEAD, hold_out_rows(profile.hold_out)))
+    typer.echo("\n" + "\n".join(closing(profile)))
+    typer.echo(f"\nprofile  {out}")
+
+
+def _is_profile(file: Path) -> bool:
+    """Return whether a file looks like a profile, if only one of an older form."""
+    import json
+
+    try:
+        data = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"step", "load", "memory"} <= data.keys()
+
+
+def _fitted(folder: Path, model: str | None, name: str, jobs: int, quiet: bool) -> Profile:
+    """Fit whatever kind of measurements a folder holds."""
+    from calibrate.published.profile_from_runs import FILES, fit_profile
+
+    options = ["--model", model] if model else []
+    command = shlex.join(["loraplan", "calibrate", "fit", "DIR", *options, "--out", name])
+    if any((folder / file).exists() for file in SAMPLES):
+        from calibrate.fit.sample_fit import fit_samples
+
+        return fit_samples(folder, model, command)
+    if not any((folder / file).exists() for file in FILES):
+        raise InputError(
+            "nothing to fit in this folder", key="DIR", got=str(folder),
+            allowed=f"{' and '.join(SAMPLES)}, or the tables {', '.join(FILES)}",
+            hint="loraplan calibrate steps and loads take samples",
+        )  # fmt: skip
+    if model is None:
+        from sim.studies.fidelity.measured_runs import MODELS
+
+        raise InputError("tables hold several base models", key="--model", allowed=", ".join(MODELS.values()))
+    with progress_bar(quiet) as progress:
+        return fit_profile(folder, model, command, jobs, progress)

@@ -1,0 +1,99 @@
+"""Commands that look at scenarios and runs without simulating: check, schema, scenarios, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cells import plain_text
+from sim.cli.options import QuietOption, ScenarioArgument, SetOption, is_confined
+from sim.cli.output import message, print_rich
+
+if TYPE_CHECKING:
+    from sim.spec.scenario_file import LoadedScenario
+
+
+def report(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/quickstart.")],
+    quiet: QuietOption = False,
+) -> None:
+    """Draw the report of a run again, without simulating."""
+    from reports.pages.run_page import write_report
+    from sim.results.run_directory.store import blamed_on, read_run
+
+    with blamed_on(run_directory):
+        data = read_run(run_directory)
+        page = write_report(data)
+    if data.manifest.get("status") != "finished":
+        done, total = len(data.points), data.manifest.get("points_total", "?")
+        message(f"note: this run is not finished: {done} of {total} points", quiet)
+    typer.echo(page)
+
+
+def check(
+    context: typer.Context,
+    scenario: ScenarioArgument,
+    set_: SetOption = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print every value, defaults included, and where it comes from.")
+    ] = False,
+) -> None:
+    """Say whether a scenario can be simulated, and what is wrong with it if not."""
+    from sim.spec.scenario_file import load_scenario
+    from sim.studies.planning.plan_study import check_plan
+    from sim.studies.sweep import check_points
+
+    loaded = load_scenario(scenario, set_ or [], confined=is_confined(context))
+    notes = check_points(loaded)
+    if loaded.scenario.plan is not None:
+        check_plan(loaded)
+    if resolved:
+        _print_resolved(loaded)
+    for note in notes:
+        message(f"note: {note}", False)
+    typer.echo(f"{scenario}: ok")
+
+
+def _print_resolved(loaded: LoadedScenario) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("key", "value", "from"):
+        table.add_column(name, overflow="fold")
+    for row in loaded.rows():
+        table.add_row(*(Text(plain_text(cell)) for cell in row))
+    print_rich(table)
+
+
+def schema() -> None:
+    """Print the JSON Schema of scenario files, for editors."""
+    from sim.spec.files.schema import schema_text
+
+    typer.echo(schema_text(), nl=False)
+
+
+def list_scenarios() -> None:
+    """List the bundled scenarios."""
+    from rich.table import Table
+
+    from sim.spec.scenario_file import bundled_scenarios
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("scenario", no_wrap=True)
+    table.add_column("what it shows")
+    for entry in bundled_scenarios():
+        table.add_row(entry.name, entry.description)
+    print_rich(table)
+
+
+def copy_bundled(
+    name: Annotated[str, typer.Argument(help="A bundled scenario.")],
+    destination: Annotated[Path, typer.Argument(help="A new file, or a folder.")] = Path("."),
+) -> None:
+    """Copy a bundled scenario to edit it."""
+    from sim.spec.scenario_file import copy_scenario
+
+    typer.echo(copy_scenario(name, destination))

@@ -1,0 +1,134 @@
+"""``loraplan plan``: which value, or which fleet, meets the SLO."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cli.options import (
+    BackendOption,
+    JobsOption,
+    JsonOption,
+    OutOption,
+    QuietOption,
+    ScenarioArgument,
+    SeedOption,
+    SetOption,
+    is_confined,
+)
+from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.results.run_directory.store import RunData
+    from sim.studies.planning.evaluator import Noted
+
+_RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
+NONE_MEETS = 1
+
+
+def plan(
+    context: typer.Context,
+    scenario: ScenarioArgument,
+    minimize: Annotated[
+        list[str] | None,
+        typer.Option(help="Find the smallest value: KEY=a..b, with steps KEY=a..b:step. Twice: both, the first first."),
+    ] = None,
+    maximize: Annotated[list[str] | None, typer.Option(help="Find the largest value: KEY=a..b[:step].")] = None,
+    what_if: Annotated[
+        bool, typer.Option("--what-if", help="Also say what one change at a time would do at the answer.")
+    ] = False,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    out: OutOption = None,
+    backend: BackendOption = None,
+    jobs: JobsOption = -1,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
+    from reports.answers.plan_answer import plan_answer, plan_json
+    from reports.formatting import metric_words, show
+    from reports.pages.run_page import write_report
+    from sim.results.run_directory.store import blamed_on, read_run
+    from sim.spec.scenario_file import load_scenario
+    from sim.studies.planning.plan_study import RECOMMENDED, make_plan
+
+    overrides = [*(set_ or []), *_question(minimize or [], maximize or [])]
+    loaded = load_scenario(scenario, overrides, seed, confined=is_confined(context))
+
+    def told(noted: Noted) -> None:
+        values = ", ".join(f"{key} {value}" for key, value in noted.set.items())
+        runs = f"{noted.replications} replication{'s' if noted.replications != 1 else ''}"
+        seen = metric_words(noted.term) + ("" if noted.value is None else f" {show(noted.term, noted.value)}")
+        message(f"  {values}: {noted.word} ({seen}; {runs})", quiet or json)
+
+    with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet, "planning") as progress:
+        planned = make_plan(
+            loaded, out, command=command_line(), pool=pool, and_what_if=what_if, told=told, progress=progress
+        )
+    with blamed_on(planned.path) if planned.resumed else nullcontext():
+        data = read_run(planned.path)
+        page = write_report(data)
+        said = plan_answer(data)
+    if json:
+        typer.echo(to_json(plan_json(data)))
+    else:
+        typer.echo(f"{loaded.scenario.name}: {said.headline}")
+        for sentence in (*said.details, said.binding_sentence, said.headroom):
+            if sentence:
+                typer.echo(f"  {sentence}")
+        typer.echo(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}\n")
+        _print_what_if(data)
+        typer.echo(f"report    {page}")
+        if planned.feasible:
+            typer.echo(f"scenario  {planned.path / RECOMMENDED}")
+            for engine, line in planned.record["flags"].items():
+                typer.echo(f"{engine:<9} {line}")
+            if planned.record["flags"] and planned.record["beyond_flags"]:
+                typer.echo(f"beside it {'; '.join(planned.record['beyond_flags'])}")
+    if not planned.feasible:
+        raise typer.Exit(NONE_MEETS)
+
+
+def _print_what_if(data: RunData) -> None:
+    """Print the table of changes, if any were tried."""
+    from reports.answers.plan_answer import Read, shown_metrics
+    from reports.tables.what_if_table import what_if_table
+
+    table = what_if_table(data.manifest.get("what_if") or [], shown_metrics(Read(data).terms))
+    if table is None:
+        return
+    print_rich(rich_table(table))
+    typer.echo(f"{table.note}\n")
+
+
+def _question(minimize: list[str], maximize: list[str]) -> list[str]:
+    """Return what the options say as changes to the scenario's ``plan``."""
+    if minimize and maximize:
+        raise InputError("a plan asks for one thing", key="--maximize", hint="give either --minimize or --maximize")
+    if not minimize and not maximize:
+        return []
+    name, texts = ("minimize", minimize) if minimize else ("maximize", maximize)
+    parts = []
+    for text in texts:
+        match = _RANGE.fullmatch(text)
+        if match is None:
+            raise InputError(
+                "not a key and its range",
+                key=f"--{name}",
+                got=text,
+                allowed="KEY=a..b or KEY=a..b:step",
+                hint="a list of values goes into the scenario: plan: {values: [8, 16]}",
+            )
+        parts.append([part.strip() if part else None for part in match.groups()])
+    keys, lows, highs, steps = zip(*parts, strict=True)
+    if len(parts) == 1:
+        found = [f"plan.{name}={keys[0]}", f"plan.range=[{lows[0]}, {highs[0]}]"]
+        return [*found, f"plan.step={steps[0]}"] if steps[0] else found
+    ranges = ", ".join(f"[{low}, {high}]" for low, high in zip(lows, highs, strict=True))
+    found = [f"plan.{name}=[{', '.join(map(str, keys))}]", f"plan.range=[{ranges}]"]
+    return [*found, f"plan.step=[{', '.join(step or 'null' for step in steps)}]"] if any(steps) else found

@@ -1,0 +1,184 @@
+"""``loraplan run`` and ``loraplan sweep``: simulate, keep the results, print the answer."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.cli.options import (
+    BackendOption,
+    CheckOption,
+    JobsOption,
+    JsonOption,
+    OutOption,
+    OverwriteOption,
+    QuietOption,
+    ScenarioArgument,
+    SeedOption,
+    SetOption,
+    is_confined,
+)
+from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
+from sim.errors import InputError, ScenarioError
+
+if TYPE_CHECKING:
+    from sim.results.point import Point
+    from sim.results.run_directory.store import RunData
+    from sim.spec.scenario_file import LoadedScenario
+    from sim.studies.sweep import Finished
+
+
+def run(
+    context: typer.Context,
+    scenario: ScenarioArgument,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    out: OutOption = None,
+    check: CheckOption = False,
+    overwrite: OverwriteOption = False,
+    backend: BackendOption = None,
+    jobs: JobsOption = -1,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Simulate one scenario; write a run directory with a report; print the answer."""
+    from sim.spec.scenario_file import load_scenario
+
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
+    _simulate(loaded, [{}], out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
+
+
+def sweep(
+    context: typer.Context,
+    scenario: ScenarioArgument,
+    over: Annotated[
+        list[str] | None,
+        typer.Option("--over", help="Values to try: key=v1,v2,v3. Repeatable; in place of the sweep: block."),
+    ] = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    out: OutOption = None,
+    check: CheckOption = False,
+    overwrite: OverwriteOption = False,
+    backend: BackendOption = None,
+    jobs: JobsOption = -1,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Simulate a grid of values in parallel. A sweep that was stopped goes on where it was."""
+    from sim.spec.scenario_file import load_scenario
+    from sim.studies.sweep import grid
+
+    axes = _axes(over or [])
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
+    sets = grid(loaded, axes)
+    _simulate(loaded, sets, out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
+
+
+def _simulate(
+    loaded: LoadedScenario,
+    sets: list[dict[str, Any]],
+    out: Path | None,
+    *,
+    check: bool,
+    overwrite: bool,
+    backend: list[str] | None,
+    jobs: int,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Run a study, write its report, print its answer; exit with 1 where ``check`` asks for a missed SLO."""
+    from reports.pages.run_page import write_report
+    from sim.results.run_directory.store import blamed_on, read_run, summary_json
+    from sim.studies.sweep import free_folder, study
+
+    if check and not loaded.scenario.slo.terms():
+        raise InputError("the scenario has no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
+    folder = out or free_folder(loaded, sets)
+    with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet) as progress:
+        command = command_line()
+        finished = study(loaded, sets, folder, command=command, overwrite=overwrite, pool=pool, progress=progress)
+    with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
+        data = read_run(finished.path)
+        page = write_report(data)
+    if json:
+        typer.echo(to_json(summary_json(loaded.scenario.name, finished.points)))
+    else:
+        _print_answer(loaded, data)
+        typer.echo(f"\nreport  {page}\ntables  {finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}")
+    _notes(finished, quiet)
+    if check and not _meets_slo(loaded, finished.points):
+        raise typer.Exit(1)
+
+
+def _notes(finished: Finished, quiet: bool) -> None:
+    if finished.reused:
+        count = f"{finished.reused} of {len(finished.points)} points" if len(finished.points) > 1 else "the results"
+        message(f"note: {count} were there from an earlier run; --overwrite simulates them again", quiet)
+    for warning in dict.fromkeys(warning for point in finished.points for warning in point.warnings):
+        message(f"note: {warning}", quiet)
+
+
+def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
+    """Return whether every point meets every term of the SLO with its interval."""
+    from reports.answers.findings import answer
+
+    terms = loaded.scenario.slo.terms()
+    return all(answer(point, terms).verdict == "met" for point in points)
+
+
+def _print_answer(loaded: LoadedScenario, data: RunData) -> None:
+    from reports.answers.findings import answer, sweep_answer
+    from reports.answers.verdicts import capital
+    from reports.axes import make_axes
+    from reports.tables.metric_tables import metrics_table, terminal_table, traffic_sentence
+
+    terms = loaded.scenario.slo.terms()
+    assumed = (data.manifest.get("profile") or {}).get("status") == "assumed"
+    points = data.points
+    if len(points) == 1:
+        told, table = answer(points[0], terms, assumed=assumed), metrics_table(points[0])
+    else:
+        told = sweep_answer(points, terms, assumed=assumed)
+        table = terminal_table(points, make_axes(points), terms)
+    typer.echo(f"{loaded.scenario.name}: {told.headline}")
+    for sentence in (told.binding_sentence, told.headroom, *told.details, traffic_sentence(points)):
+        if sentence:
+            typer.echo(f"  {sentence}")
+    typer.echo(f"  Confidence: {told.confidence}. {capital(told.reason)}\n")
+    print_rich(rich_table(table))
+    if table.note:
+        typer.echo(table.note)
+
+
+def _axes(texts: list[str]) -> dict[str, list[Any]]:
+    axes: dict[str, list[Any]] = {}
+    for text in texts:
+        key, values = _parse_over(text)
+        if key in axes:
+            raise InputError("given twice", key=f"--over {key}", hint="write all its values in one: key=v1,v2,v3")
+        if any(value in values[:place] for place, value in enumerate(values)):
+            raise InputError("a value stands twice", key=f"--over {key}", got=text.partition("=")[2])
+        if key.partition(".")[0] in ("name", "description", "schema_version", "sweep", "run"):
+            raise InputError("can't be swept", key=f"--over {key}", allowed="what is simulated, not how it is called")
+        axes[key] = values
+    return axes
+
+
+def _parse_over(text: str) -> tuple[str, list[Any]]:
+    """Return the key and values of ``--over key=v1,v2``; values are YAML, so lists and mappings work too."""
+    from sim.spec.files.tree import plain
+    from sim.spec.files.yaml_tree import parse_yaml
+
+    key, equals, values = text.partition("=")
+    if not equals or not key.strip() or not values.strip():
+        raise InputError("not a key and its values", key="--over", got=text, allowed="key=v1,v2,v3")
+    try:
+        node = parse_yaml(f"[{values}]", "--over")
+    except ScenarioError as error:
+        raise InputError(error.problem, key=f"--over {key}", got=values, allowed="v1,v2,v3") from None
+    assert node is not None, "brackets are a list"
+    return key.strip(), plain(node)

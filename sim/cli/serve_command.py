@@ -1,0 +1,183 @@
+"""``loraplan calibrate serve``: a real server under a scenario's traffic, and the prediction beside it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, is_confined
+from sim.cli.output import make_folder, message, print_rich, rich_table, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from calibrate.serve.serve_study import Result
+    from sim.spec.scenario_file import LoadedScenario
+
+KEYS = ("LORAPLAN_API_KEY", "OPENAI_API_KEY")
+MOST_RUNS = 20
+_LEFT = (
+    "requests.parquet", "comparison.json", "report.html", "ladder.json", "profile.json", "server.log", "observed.jsonl",
+)  # fmt: skip
+
+
+def serve(
+    context: typer.Context,
+    scenario: ScenarioArgument,
+    launch: Annotated[str | None, typer.Option(help="Start a server here: vllm.")] = None,
+    url: Annotated[str | None, typer.Option(help="Drive the OpenAI-compatible server at this address.")] = None,
+    adapters: Annotated[
+        str | None, typer.Option(help="With --url: what adapter {} is called there; unset: as the server lists them.")
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Measure costs over the API first, and predict from them.")
+    ] = False,
+    profile: Annotated[str | None, typer.Option(help="Predict from this profile; unset: the scenario's.")] = None,
+    repeat: Annotated[int, typer.Option(help="Identical runs: what they differ by is the noise.", min=1)] = 2,
+    stall: Annotated[float, typer.Option(help="Give up when nothing comes for so many seconds.")] = 60.0,
+    server_python: Annotated[
+        Path | None, typer.Option(help="With --launch: the python of an environment with vLLM; unset: .vllm-venv.")
+    ] = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/serve-NAME.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md)."""
+    from sim.spec.scenario_file import load_scenario
+
+    _check(launch, url, adapters, server_python, fit=fit, profile=profile, repeat=repeat, stall=stall)
+    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
+    asked = not fit or loaded.scenario.adapters.base_model is None  # else the scenario's profile is of no use here
+    used = profile or (loaded.scenario.fleet.profile if asked else "")
+    folder = _folder(out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)
+
+    from calibrate.serve.serve_study import Options, serve
+
+    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+    options = Options(url, key, adapters, profile, fit, repeat, stall, server_python, tuple(set_ or ()))
+    try:
+        with _bar(quiet) as progress:
+            result = serve(loaded, options, folder, lambda text: message(text, quiet), progress)
+    except KeyboardInterrupt:
+        kept = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in folder.glob("requests-*.jsonl"))
+        message(f"interrupted: {kept:,} finished requests are kept in {folder}", quiet=False)
+        raise SystemExit(130) from None  # not by way of a command's exit code: that says what a fit keeps
+    except InputError as error:
+        raise error if (error.key or "").startswith("--") else loaded.locate(error) from None
+    _print(loaded, result, json=json, quiet=quiet)
+
+
+def _check(
+    launch: str | None, url: str | None, adapters: str | None, server_python: Path | None, *, fit: bool,
+    profile: str | None, repeat: int, stall: float,
+) -> None:  # fmt: skip
+    if (launch is None) == (url is None):
+        raise InputError(
+            "which server?", key="--launch", got="both --launch and --url" if url else None,
+            allowed="--launch vllm to start one, or --url http://host:8000",
+        )  # fmt: skip
+    if launch is not None and launch != "vllm":
+        raise InputError("can't start this", key="--launch", got=launch, allowed="vllm", hint="others: by --url")
+    for key, value, other in (("--adapters", adapters, launch), ("--server-python", server_python, url)):
+        if value is not None and other is not None:
+            raise InputError(f"goes with {'--url' if launch else '--launch'}", key=key, got=str(value))
+    if fit and profile is not None:
+        raise InputError("either fit a profile or give one", key="--profile", got=profile, hint="leave out --fit")
+    if not 1 <= repeat <= MOST_RUNS:
+        raise InputError("so many runs make no sense", key="--repeat", got=repeat, allowed=f"1 to {MOST_RUNS}")
+    if not 1 <= stall < 1e5:
+        raise InputError("no time to wait", key="--stall", got=stall, allowed="1 to 100,000 seconds")
+
+
+def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:
+    """Return the folder for results, and move aside what an earlier study left there.
+
+    :param profile: read by this study, so that it stays where it is.
+    :param fit: it will be overwritten: what moves aside is a copy.
+    """
+    make_folder(folder)
+    earlier = [*folder.glob("requests-*.jsonl"), *(folder / name for name in _LEFT if (folder / name).exists())]
+    read = [file for file in earlier if profile.is_file() and file.samefile(profile)]
+    earlier = [file for file in earlier if fit or file not in read]
+    if earlier:  # nobody should take them for this study's, nor lose them
+        number = next(n for n in range(1, 10**6) if not (folder / f"earlier-{n}").exists())
+        aside = folder / f"earlier-{number}"
+        aside.mkdir()
+        for file in earlier:
+            if file in read:
+                shutil.copy2(file, aside / file.name)
+            else:
+                file.rename(aside / file.name)
+    return folder
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal how many requests of a run have ended, nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("serving"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Few refreshes: the client's stamps are made in this process.
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as bar:
+        task = bar.add_task("serving", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print(loaded: LoadedScenario, result: Result, *, json: bool, quiet: bool) -> None:
+    from reports.pages.serve_page import metrics_table, write_page
+
+    page = write_page(_page(loaded, result), result.folder / "report.html")
+    if json:
+        typer.echo(to_json(result.summary))
+    else:
+        table = metrics_table(result.summary)
+        print_rich(rich_table(table))
+        typer.echo(f"{table.note}\n")
+        typer.echo(f"report    {page}\nrequests  {result.folder / 'requests.parquet'}")
+        if result.summary["profile"]["fitted"]:
+            typer.echo(f"profile   {result.folder / 'profile.json'}")
+    for sentence in _notes(result.summary):
+        message(f"note: {sentence}", quiet)
+
+
+def _notes(summary: dict[str, Any]) -> list[str]:
+    notes = [*summary["notes"]]
+    if any(summary["failed"]):
+        words = "; ".join(summary["problems"])
+        notes.append(f"{sum(summary['failed'])} requests were not served and count nowhere: {words}")
+    if summary["late_p99_s"] > 0.01:
+        notes.append(
+            f"1 % of the requests were sent more than {summary['late_p99_s'] * 1e3:.0f} ms late: this machine was "
+            "busy; the prediction takes the times at which they were sent"
+        )
+    return notes
+
+
+def _page(loaded: LoadedScenario, result: Result) -> Any:
+    from calibrate.serve.connection import without_credentials
+    from reports.pages.serve_page import ServePage, Shown
+
+    first = result.times[0]
+    requests = [
+        Shown(row.request.index, first.ttft_s[row.request.index], first.e2e_s[row.request.index],
+              result.prediction.ttft_s[row.request.index], result.prediction.e2e_s[row.request.index])
+        for row in result.measured.runs[0].sent
+    ]  # fmt: skip
+    return ServePage(
+        summary=result.summary, requests=requests, description=loaded.scenario.description,
+        again=[(run.ttft_s.tolist(), run.e2e_s.tolist()) for run in result.times[1:2]],
+        command=shlex.join(["loraplan", *map(without_credentials, sys.argv[1:])]),
+    )  # fmt: skip

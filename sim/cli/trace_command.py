@@ -1,0 +1,147 @@
+"""``loraplan trace``: what a trace is like, and a scenario whose traffic is like it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cells import plain_text
+from sim.cli.options import QuietOption
+from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.spec.sections.trace_source import Trace
+    from sim.studies.traces.trace_study import Study
+    from sim.traffic.traces.data import TraceData
+
+FACTS, PAGE = "trace.json", "report.html"
+SEED = 1
+"""Of shuffles and of the generated traffic: the same trace gives the same answer."""
+
+
+def trace(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trace of any format (docs/traces.md).")],
+    format_: Annotated[str, typer.Option("--format", help="Format of the trace; auto: told by its columns.")] = "auto",
+    requests: Annotated[int | None, typer.Option(help="Read at most so many requests.", min=1)] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")
+    ] = False,
+    fit: Annotated[
+        str, typer.Option(help="Share of the trace's time that traffic is fitted to; the rest checks it.")
+    ] = "50%",
+    convert: Annotated[
+        Path | None, typer.Option(help="Only write the trace as plain .csv or .parquet to this file.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results; unset: runs/trace-NAME, and none with --json.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Diagnose a trace (bursts, popularity, locality) and write a scenario whose traffic is like it."""
+    from sim.studies.traces.trace_study import study_trace
+    from sim.traffic.traces.read import read_trace
+
+    share = _share(fit)
+    source = _source(file, format_, skip_bad)
+    data = read_trace(source, requests)
+    if convert is not None:
+        _convert(data, convert)
+        typer.echo(convert)
+        return
+    folder = out or (None if json else Path("runs") / f"trace-{file_stem(file)}")
+    if folder is not None:
+        make_folder(folder)
+    with progress_bar(quiet, "fitting") as progress:
+        study = study_trace(data, str(file), fit_share=share, seed=SEED, progress=progress)
+    for note in study.facts.notes:
+        message(f"note: {note}", quiet)
+    written = [] if folder is None else _write(folder, file, study, data)
+    if json:
+        typer.echo(to_json(study.facts.to_json()))
+        return
+    _print(study, written)
+
+
+def _source(file: Path, format_: str, skip_bad: bool) -> Trace:
+    from typing import get_args
+
+    from sim.errors import did_you_mean
+    from sim.spec.sections.trace_source import Trace, TraceFormat
+
+    known = get_args(TraceFormat)
+    if format_ not in known:
+        raise InputError(
+            "unknown format", key="--format", got=format_, allowed=", ".join(known), hint=did_you_mean(format_, known)
+        )
+    return Trace.model_validate({"file": str(file), "format": format_, "skip_bad": skip_bad})
+
+
+def _share(text: str) -> float:
+    from pydantic_core import PydanticCustomError
+
+    from sim.spec.units import parse_share
+
+    try:
+        share = parse_share(text)
+    except PydanticCustomError as error:
+        allowed = (error.context or {})["allowed"]
+        raise InputError("not a share", key="--fit", got=text, allowed=allowed) from None
+    if not share > 0:
+        raise InputError("nothing to fit", key="--fit", got=text, allowed="above 0, up to 100%")
+    return share
+
+
+def _convert(data: TraceData, target: Path) -> None:
+    from sim.results.run_directory.result_files import write_atomically
+    from sim.traffic.traces.export import SUFFIXES, check_plain, write_plain
+
+    if target.suffix not in SUFFIXES:
+        raise InputError("not a format to convert to", key="--convert", got=target.name, allowed=", ".join(SUFFIXES))
+    check_plain(data)
+    write_atomically(target, lambda out: write_plain(data, out, target.suffix))
+
+
+def _write(folder: Path, file: Path, study: Study, data: TraceData) -> list[tuple[str, Path]]:
+    from reports.pages.trace_page import TracePage, write_page
+    from sim import __version__
+    from sim.results.run_directory.result_files import digest_file, write_json
+    from sim.studies.traces.trace_scenario import write_scenario
+
+    write_json(folder / FACTS, study.facts.to_json())
+    written = [("facts", folder / FACTS)]
+    scenario = None
+    if study.model is not None:
+        path = write_scenario(study, data, file_stem(file), folder, seed=SEED)
+        scenario = path.read_text(encoding="utf-8")
+        written.insert(0, ("scenario", path))
+    provenance = [
+        ("Trace", f"{file.name}, sha256 {digest_file(file)[:12]}"),
+        ("Seed", str(SEED)),
+        ("Version", f"loraplan {__version__}"),
+    ]
+    page = TracePage(study.facts, file.name, shlex.join(["loraplan", *sys.argv[1:]]), scenario, provenance)
+    return [("report", write_page(page, folder / PAGE)), *written]
+
+
+def _print(study: Study, written: list[tuple[str, Path]]) -> None:
+    from reports.answers.trace_findings import check_table, curve_table, facts_table, headline, laws_table, sentences
+
+    typer.echo(plain_text(headline(study.facts)))
+    for sentence in sentences(study.facts):
+        typer.echo(plain_text(f"  {sentence}"))
+    for make in (facts_table, curve_table, laws_table, check_table):
+        table = make(study.facts)
+        if table is not None:
+            typer.echo(f"\n{table.caption}")
+            print_rich(rich_table(table))
+            if table.note:
+                typer.echo(table.note)
+    typer.echo("")
+    for label, path in written:
+        typer.echo(f"{label:8} {path}")

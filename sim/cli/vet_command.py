@@ -1,0 +1,156 @@
+"""``loraplan vet``: was this adapter trained well, and what would cure it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.cli.options import QuietOption, SetOption, is_confined
+from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, rich_table, to_json
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.studies.training.remedy_run import PricedCures
+    from sim.training.vet_results import Vetted
+
+_SHOWN = 20
+"""Adapters with findings that the terminal shows in full."""
+
+
+def vet(
+    context: typer.Context,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="An adapter folder, a folder of them, or a trainer_state.json.")
+    ],
+    reference: Annotated[
+        Path | None, typer.Option(help="Log or folder of the same training on a 16-bit base, to compare quality with.")
+    ] = None,
+    base_bits: Annotated[
+        int | None, typer.Option(help="Bits of the base's weights in training, where no file says so.", min=1, max=32)
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(help="Examples that were trained on, where the log doesn't say.", min=1)
+    ] = None,
+    threshold: Annotated[
+        list[str] | None, typer.Option(help="Draw a line elsewhere: name=value, such as small_rank=8. Repeatable.")
+    ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="Price every cure at this fleet: a scenario file, or the name of a bundled one."),
+    ] = None,
+    set_: SetOption = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Exit with 1 if anything likely or certain was found, or one can't be judged."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Read adapters' training logs: what went wrong, on which evidence, and what would cure it."""
+    from sim.training.logs.thresholds import parse_thresholds
+    from sim.training.vet_adapters import vet_path
+    from sim.training.vet_text import as_json
+
+    found = vet_path(path, parse_thresholds(threshold or []), reference, base_bits=base_bits, examples=examples)
+    if scenario is None and set_:
+        raise InputError("there is no scenario to price cures at", key="--set", hint="give --scenario")
+    priced = (
+        None if scenario is None else _price(found, scenario, set_ or [], confined=is_confined(context), quiet=quiet)
+    )
+    if json:
+        vetted = [as_json(one) for one in found]
+        typer.echo(to_json(vetted if scenario is None else {"vetted": vetted, "priced": _priced_json(priced)}))
+    else:
+        _print(found, quiet)
+        if scenario is not None:
+            _print_priced(priced, quiet)
+    if check and not all(one.passes for one in found):
+        raise typer.Exit(1)
+
+
+def _price(
+    found: tuple[Vetted, ...], scenario: str, set_: list[str], *, confined: bool, quiet: bool
+) -> PricedCures | None:
+    """Simulate what the cures change, and write the run directory with its report."""
+    from reports.pages.run_page import write_report
+    from sim.results.run_directory.store import read_run
+    from sim.spec.scenario_file import load_scenario
+    from sim.studies.training.remedy_run import price_cures
+
+    with progress_bar(quiet, "pricing") as progress:
+        loaded = load_scenario(scenario, set_, confined=confined)
+        priced = price_cures(found, loaded, command=command_line(), progress=progress)
+    if priced is not None:
+        write_report(read_run(priced.path))
+    return priced
+
+
+def _priced_json(priced: PricedCures | None) -> dict[str, Any] | None:
+    """Return the prices as plain data; None where no cure changes what serving costs."""
+    if priced is None:
+        return None
+    return {"run": str(priced.path), "as_it_is": priced.point.metrics_json(), "changes": priced.rows}
+
+
+def _print_priced(priced: PricedCures | None, quiet: bool) -> None:
+    """Print what the fleet pays: an answer and a table a cure."""
+    from reports.answers.remedy_answers import cures_answer, cures_tables
+    from reports.pages.run_page import FILE
+    from sim.results.run_directory.store import read_run
+
+    if priced is None:
+        typer.echo("\nNo cure that was found changes what serving costs: there is nothing to price.")
+        return
+    data = read_run(priced.path)
+    typer.echo(f"\n{data.manifest['name']}: {cures_answer(data).headline}")
+    for table in cures_tables(data):
+        typer.echo(f"\n{table.caption}")
+        print_rich(rich_table(table))
+        typer.echo(table.note)
+    typer.echo(f"\nreport  {priced.path / FILE}")
+    for warning in priced.point.warnings:
+        message(f"note: {warning}", quiet)
+
+
+def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
+    from sim.cells import printable
+    from sim.training.vet_text import summary
+
+    if len(found) == 1:
+        _print_one(found[0], quiet)
+        return
+    typer.echo(summary(found))
+    worth = sorted((one for one in found if one.findings), key=lambda one: one.passes)
+    for one in worth[:_SHOWN]:
+        typer.echo("")
+        _print_one(one, quiet=True)
+    if len(worth) > _SHOWN:
+        typer.echo(f"\n… and {len(worth) - _SHOWN} more with findings: --json has all of them")
+    unknown = [printable(str(one.path), 200) for one in found if not one.judged]
+    if unknown:
+        typer.echo(f"\ncan't be judged: {', '.join(unknown[:_SHOWN])}{', …' if len(unknown) > _SHOWN else ''}")
+    if any(one.notes for one in found):
+        message("note: what could not be judged, and why, stands in --json, or behind each adapter vetted alone", quiet)
+
+
+def _print_one(one: Vetted, quiet: bool) -> None:
+    from sim.cells import printable
+    from sim.training.vet_text import changes_size, cure_rows, verdict
+
+    typer.echo(verdict(one))
+    for finding in one.findings:
+        if len(one.findings) > 1:
+            typer.echo(f"{finding.mode} ({finding.confidence})")
+        for evidence in finding.evidence:
+            typer.echo(f"  {printable(evidence.what, 300)}")
+        if changes_size(finding):
+            typer.echo("")
+            print_rich(rich_rows(["cure", "rank", "targets", "parameters", "size"], cure_rows(one, finding)))
+        else:
+            typer.echo("cures, in the order in which to try them")
+            for number, cure in enumerate(finding.cures, 1):
+                typer.echo(f"  {number}. {cure.words}")
+    for note in one.notes:
+        message(f"note: {printable(note, 400)}", quiet)

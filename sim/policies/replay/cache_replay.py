@@ -1,0 +1,169 @@
+"""Cache-only replay: a stream of requests goes through a cache, and nothing takes time.
+
+No loads under way, nothing in use, no queues: what miss-ratio curves and libCacheSim count. The policies are those of
+the simulator, so a replay says what they do; ``KERNELS`` (``replay_fast``) are faster ways to the same counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import InputError, did_you_mean
+from sim.policies.eviction import EVICTIONS, Eviction, Setting
+from sim.policies.replay.fast_replay import CHUNK, KERNELS
+from sim.policies.replay.overflow import check_byte_sums
+from sim.rng import stream
+
+Ints = NDArray[np.integer]
+
+NEEDS_BATCH = frozenset(("discard-when-idle", "cycle", "vllm-lru"))
+"""Policies that decide by what runs in a batch."""
+REPLAYABLE = tuple(name for name in EVICTIONS if name not in NEEDS_BATCH)
+"""All others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay counted.
+
+    :ivar capacity: bytes, or slots where every size is 1.
+    """
+
+    policy: str
+    capacity: int
+    requests: int
+    misses: int
+    missed_bytes: int
+    requested_bytes: int
+
+    @property
+    def miss_ratio(self) -> float:
+        """Misses over requests."""
+        return self.misses / self.requests if self.requests else 0.0
+
+    @property
+    def byte_miss_ratio(self) -> float:
+        """Bytes of misses over bytes of requests."""
+        return self.missed_bytes / self.requested_bytes if self.requested_bytes else 0.0
+
+
+def replay(policy: str, objects: Ints, sizes: Ints, capacity: int, seed: int = 1) -> Replayed:
+    """Replay a stream through a cold cache.
+
+    :param objects: (requests,) what each request asks for, from 0 to ``len(sizes) - 1``.
+    :param sizes: (objects,) bytes of each, above 0; ones where the capacity counts slots. An object larger than the
+        cache is a miss, evicts nobody and never stays.
+    :param capacity: bytes or slots.
+    :param seed: of ``random``, the only policy with luck.
+    :raises InputError: for a policy that is unknown, or that decides by what runs in a batch; for sizes whose sum over
+        all requests is too large to be counted.
+    """
+    check_policy(policy)
+    check_byte_sums(len(objects), sizes)
+    kernel = KERNELS.get(policy)
+    if kernel is None:
+        return replay_stepwise(policy, objects, sizes, capacity, seed)
+    misses, missed = kernel(objects, sizes.astype(np.int64), capacity)
+    return Replayed(policy, capacity, len(objects), misses, missed, int(sizes[objects].sum(dtype=np.int64)))
+
+
+def replay_stepwise(policy: str, objects: Ints, sizes: Ints, capacity: int, seed: int = 1) -> Replayed:
+    """Replay through the simulator's own policy, one request after the other; parameters and errors as ``replay``."""
+    check_policy(policy)
+    check_byte_sums(len(objects), sizes)
+    weights: list[int] = sizes.tolist()
+    # Belady asks only about the object of the request at hand: for others the answer has stayed the same since.
+    at_hand = [-1.0, inf]
+    setting = Setting(
+        weights, capacity, stream(seed, 0, "eviction"), lambda: at_hand[0], lambda adapter: at_hand[1],
+        lambda: at_hand[0],
+    )  # fmt: skip
+    stepper = _Stepper(EVICTIONS[policy](setting), weights, capacity)
+    after = next_uses(objects) if policy == "belady" else None
+    for start in range(0, len(objects), CHUNK):
+        chunk: list[int] = objects[start : start + CHUNK].tolist()
+        stepper.go_on(chunk, at_hand, None if after is None else after[start : start + CHUNK].tolist())
+    return Replayed(
+        policy, capacity, len(objects), stepper.misses, stepper.missed, int(sizes[objects].sum(dtype=np.int64))
+    )
+
+
+class _Stepper:
+    """A cache without times, which requests go through one by one.
+
+    :ivar misses: so far; ``missed``: their bytes.
+    """
+
+    def __init__(self, eviction: Eviction, weights: Sequence[int], capacity: int) -> None:
+        self.misses = self.missed = 0
+        self._eviction = eviction
+        self._weights = weights
+        self._capacity = self._free = capacity
+        self._resident = bytearray(len(weights))
+
+    def go_on(self, objects: Sequence[int], at_hand: list[float], after: Sequence[float] | None) -> None:
+        """Let more requests in.
+
+        :param at_hand: is told the index of each, over all, and that of the next for the same object.
+        :param after: the latter; None: nobody asks.
+        """
+        eviction, resident = self._eviction, self._resident
+        busy, idle, touched = eviction.busy, eviction.idle, eviction.touched
+        for index, adapter in enumerate(objects):
+            at_hand[0] += 1
+            if after is not None:
+                at_hand[1] = after[index]
+            if resident[adapter]:
+                busy(adapter)
+                if touched is not None:
+                    touched(adapter)
+                idle(adapter)
+            else:
+                self._miss(adapter)
+        assert len(eviction) == sum(resident), "the eviction policy holds exactly the residents"
+
+    def _miss(self, adapter: int) -> None:
+        eviction, weights, weight = self._eviction, self._weights, self._weights[adapter]
+        self.misses += 1
+        self.missed += weight
+        if weight > self._capacity:
+            return
+        if eviction.coming is not None:
+            eviction.coming(adapter)
+        while self._free < weight:
+            victim = eviction.victim()
+            assert victim is not None, "nothing is in use, so a full cache has somebody to evict"
+            self._resident[victim] = 0
+            self._free += weights[victim]
+        self._free -= weight
+        self._resident[adapter] = 1
+        eviction.loaded(adapter)
+        eviction.idle(adapter)
+
+
+def next_uses(objects: Ints) -> NDArray[np.float64]:
+    """Return the index of the next request for the same object, shape (requests,); infinite: there is none."""
+    order = np.argsort(objects, kind="stable")
+    same = objects[order[1:]] == objects[order[:-1]]
+    after = np.full(len(objects), inf)
+    after[order[:-1][same]] = order[1:][same]
+    return after
+
+
+def check_policy(policy: str) -> None:
+    """Refuse a policy that can't be replayed.
+
+    :raises InputError: with those that can.
+    """
+    if policy in REPLAYABLE:
+        return
+    batch = policy in NEEDS_BATCH
+    raise InputError(
+        "this policy decides by what runs in a batch, and a replay has none" if batch else "unknown eviction policy",
+        key="--policy", got=policy, allowed=", ".join(REPLAYABLE), hint=did_you_mean(policy, REPLAYABLE) or None,
+    )  # fmt: skip

@@ -1,0 +1,185 @@
+"""Misses of an LRU cache at every size, in one pass over a request stream.
+
+LRU has the stack property (Mattson et al., IBM Systems Journal 1970): a request hits exactly where the cache has at
+least as many slots as its stack distance, the number of distinct adapters from its adapter's last use up to and with
+itself.
+
+Here ``last[i]`` is the position of the same adapter's request before position i. Of the ``i - last[i] - 1`` requests
+between the two, those with ``last[j] > last[i]`` repeat an adapter seen in between already; any other j before i has
+``last[j] < j <= last[i]``. So
+
+    distance[i] = i - last[i] - (number of j < i with last[j] > last[i]),
+
+and the bracket counts inversions, which takes log2(requests) passes of numpy over the array and no loop over requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.policies.replay.fast_replay import lru
+from sim.policies.replay.overflow import check_byte_sums
+
+Ints = NDArray[np.int64]
+
+CHUNK = 1 << 20
+"""Requests whose distances are counted at a time: about 60 MB of work space, whatever the length of the trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class LruCurve:
+    """Requests by stack distance.
+
+    :ivar counts: (adapters + 1,) at d the requests that hit with d slots or more and miss with fewer; none at 0.
+    :ivar first: first requests of an adapter, which miss at every size: a cache starts empty.
+    """
+
+    counts: NDArray[np.int64]
+    first: int
+
+    @property
+    def requests(self) -> int:
+        return int(self.counts.sum()) + self.first
+
+    def misses(self, slots: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the misses with so many slots each; 0 slots hold nothing."""
+        hits = np.cumsum(self.counts)
+        return self.requests - hits[np.clip(np.asarray(slots, dtype=np.int64), 0, len(hits) - 1)]
+
+    def miss_ratios(self, slots: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float64]:
+        """Return misses over requests with so many slots each."""
+        return self.misses(slots) / self.requests
+
+
+def lru_curve(objects: NDArray[np.integer], chunk: int = CHUNK) -> LruCurve:
+    """Return the whole LRU curve of a stream.
+
+    :param objects: (requests,) adapters, numbered from 0 without many gaps.
+    :param chunk: requests at a time; changes time and memory, never the result.
+    """
+    adapters = int(objects.max()) + 1 if len(objects) else 0
+    counts = np.zeros(adapters + 1, dtype=np.int64)
+    first = 0
+    for distances, repeated, _ in _distances(objects, np.ones(adapters, dtype=np.int64), chunk):
+        counts += np.bincount(distances, minlength=adapters + 1)
+        first += int((~repeated).sum())
+    return LruCurve(counts, first)
+
+
+def lru_byte_curve(
+    objects: NDArray[np.integer],
+    sizes: NDArray[np.int64],
+    capacities: Sequence[int] | NDArray[np.int64],
+    chunk: int = CHUNK,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return misses and missed bytes at each capacity, exact for sizes of any mix.
+
+    Counted in bytes the stack property holds as well. What is resident is always the top of the LRU stack, and the
+    next adapter below never fits beside it: true when the last eviction ended, since it went no further than needed,
+    and kept by hits, which only reorder the top, and by adapters that enter it from below. So a request hits exactly
+    where the bytes from its adapter's last use up to and with itself fit. Only an adapter larger than the cache breaks
+    this, as it passes the cache by; capacities below the largest are replayed one by one.
+
+    :param sizes: (adapters,) bytes, all positive.
+    :param capacities: bytes, in any order.
+    :raises InputError: for sizes whose sum over all requests is too large to be counted.
+    """
+    check_byte_sums(len(objects), sizes)
+    asked = np.asarray(capacities, dtype=np.int64)
+    misses, missed_bytes = np.zeros((2, len(asked)), dtype=np.int64)
+    largest = int(sizes.max()) if len(sizes) else 0
+    for index in np.flatnonzero(asked < largest):
+        misses[index], missed_bytes[index] = lru(objects, sizes, int(asked[index]))
+    holding = np.flatnonzero(asked >= largest)
+    holding = holding[np.argsort(asked[holding])]
+    # found[k]: requests that the k-th capacity holds and the one before doesn't; the last: those that none holds.
+    found, found_bytes = np.zeros((2, len(holding) + 1), dtype=np.int64)
+    for distances, repeated, requested in _distances(objects, sizes, chunk):
+        holds = np.full(len(requested), len(holding))
+        holds[repeated] = np.searchsorted(asked[holding], distances, side="left")
+        np.add.at(found, holds, 1)
+        np.add.at(found_bytes, holds, sizes[requested])
+    misses[holding] = found.sum() - np.cumsum(found)[:-1]
+    missed_bytes[holding] = found_bytes.sum() - np.cumsum(found_bytes)[:-1]
+    return misses, missed_bytes
+
+
+def _distances(
+    objects: NDArray[np.integer], weights: NDArray[np.int64], chunk: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.integer]]]:
+    """Give, chunk by chunk, the weighted stack distances of repeated requests, which are repeated, and all requests.
+
+    A chunk begins with the LRU stack so far, least recent first, as if these requests came just before it. That is
+    all that later distances depend on, so the result is the same as in one piece.
+    """
+    used = np.full(len(weights), -1, dtype=np.int64)  # where each adapter was requested last
+    for start in range(0, len(objects), chunk):
+        requested = objects[start : start + chunk]
+        known = np.flatnonzero(used >= 0)
+        stack = known[np.argsort(used[known])]
+        stream = np.concatenate([stack, requested])
+        last = _last_use(stream)
+        repeated = last >= 0
+        position = np.flatnonzero(repeated)
+        before = last[position]
+        total = np.concatenate([[0], np.cumsum(weights[stream])])
+        between = total[position + 1] - total[before + 1]
+        repeats = _larger_before(before, weights[stream[position]])
+        yield between - repeats, repeated[len(stack) :], requested
+        used[requested] = np.arange(start, start + len(requested))  # of equal adapters the last one stays
+
+
+def _last_use(stream: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the position of the request before with the same adapter, -1 where there is none."""
+    # numpy sorts 16-bit numbers by radix: ten times as fast.
+    keys = stream.astype(np.uint16) if len(stream) and stream.max() < 1 << 16 else stream
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    last = np.full(len(stream), -1, dtype=np.int64)
+    last[order[1:][same]] = order[:-1][same]
+    return last
+
+
+def _larger_before(values: Ints, weights: Ints) -> Ints:
+    """Return for each value the sum of the weights of larger ones to its left; values are distinct.
+
+    Values become ranks, which are dealt out by their bits, the highest first, order kept: a radix sort from the front.
+    Two ranks part at the highest bit in which they differ. There the one with a 1 is the larger, and counts for every
+    0 to its right in its group. A group shares all higher bits and so begins at its smallest rank.
+    """
+    count = len(values)
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    equal = bool((weights == weights[0]).all())
+    seen = np.zeros(int(values.max()) + 1, dtype=np.int64)
+    seen[values] = 1
+    original: Ints = np.cumsum(seen)[values] - 1
+    ranks, weight = original, None if equal else weights
+    places = np.arange(count)
+    larger = np.zeros(count, dtype=np.int64)
+    for shift in range((count - 1).bit_length() - 1, -1, -1):
+        ones = (ranks >> shift) & 1
+        group = (ranks >> (shift + 1)) << (shift + 1)
+        left = _sum_before(ones, group)
+        heavier = left if weight is None else _sum_before(ones * weight, group)
+        larger = larger + np.where(ones, 0, heavier)
+        target = np.where(ones, group + (1 << shift) + left, places - left)
+        ranks, larger = _moved(ranks, target), _moved(larger, target)
+        weight = None if weight is None else _moved(weight, target)
+    return larger[original] * (weights[0] if equal else 1)
+
+
+def _sum_before(values: Ints, group: Ints) -> Ints:
+    """Return at each place the sum of the values between the begin of its group and itself, itself left out."""
+    before = np.cumsum(values) - values
+    return before - before[group]
+
+
+def _moved(values: Ints, target: Ints) -> Ints:
+    moved = np.empty_like(values)
+    moved[target] = values
+    return moved

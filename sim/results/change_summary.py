@@ -1,0 +1,189 @@
+"""What a report draws of rollouts, faults and replicas beside their metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.change_metrics import before_changes
+from sim.results.records import (
+    COMPLETED,
+    FAILED,
+    GATED,
+    LOAD_FAILED,
+    LOST,
+    MISROUTED,
+    MIXED,
+    OLD_PREFIX,
+    REROUTED,
+    RETRIED,
+    STALE,
+    UNFINISHED,
+    WRONG_DETECTED,
+    WRONG_LOAD,
+    WRONG_SERVED,
+    Recording,
+)
+from sim.results.sample_data import Facts, Measured, slow_ones
+from sim.results.statistics import MIN_SECTION_P99
+from sim.traffic.request import MISS
+
+Floats = NDArray[np.float64]
+Requests = Mapping[str, NDArray[Any]]
+
+_MARK_WORDS = {
+    MIXED: "mixed", STALE: "stale", GATED: "gated", LOST: "lost", LOAD_FAILED: "load-failed", REROUTED: "rerouted",
+    WRONG_SERVED: "wrong-served", WRONG_DETECTED: "wrong-detected", RETRIED: "retried", OLD_PREFIX: "old-prefix",
+    WRONG_LOAD: "wrong-load", MISROUTED: "misrouted",
+}  # fmt: skip
+_HARM = {
+    "mixed": MIXED, "stale": STALE, "refused_by_rollout": GATED, "wrong_served": WRONG_SERVED,
+    "wrong_detected": WRONG_DETECTED, "retried": RETRIED, "lost": LOST, "failed_loads": LOAD_FAILED,
+    "rerouted": REROUTED, "old_prefix": OLD_PREFIX,
+}  # fmt: skip
+_BESIDE = 2
+"""Spans on both sides that the p99 of a span looks at too."""
+_BEGIN = frozenset({"rollout", "stage", "fault", "crash"})
+"""Kinds of events with which something begins."""
+
+
+def mark_words(marks: NDArray[Any]) -> tuple[NDArray[np.int32], list[str]]:
+    """Return the marks of requests as words with spaces between, each text once: (n,) which text, and the texts."""
+    found, which = np.unique(marks, return_inverse=True)
+    texts = [" ".join(word for mark, word in _MARK_WORDS.items() if value & mark) for value in found.tolist()]
+    return which.astype(np.int32), texts
+
+
+def replica_rows(recording: Recording, facts: Facts) -> list[dict[str, Any]]:
+    """Return one row a replica of what one replication measured; nothing for a single replica."""
+    if facts.replicas == 1:
+        return []
+    measured = recording.section_of >= 0
+    r: dict[str, NDArray[Any]] = {name: column[measured] for name, column in recording.requests.items()}
+    begins, ends = float(recording.bounds[0]), float(recording.bounds[-1])
+    started = recording.loads["started_s"]
+    loads = recording.loads["replica"][(started >= begins) & (started < ends)].astype(np.int64)
+    counts = np.bincount(loads, minlength=facts.replicas)
+    rows = []
+    for replica in range(facts.replicas):
+        here = r["replica"] == replica
+        done, admitted = here & (r["status"] == COMPLETED), here & (r["admitted_s"] >= 0)
+        seconds = (r["finished_s"] - r["arrival_s"])[done]
+        rows.append({
+            "replica": replica,
+            **({"full": replica >= facts.own_replicas} if facts.full_replicas else {}),
+            "requests": int(here.sum()),
+            "completed": int(done.sum()),
+            "miss_ratio": float((r["outcome"][admitted] == MISS).mean()) if admitted.any() else None,
+            "loads": int(counts[replica]),
+            "busy_share": float(recording.busy_by_replica[replica]) / (ends - begins) if ends > begins else None,
+            "e2e_p99_s": float(np.quantile(seconds, 0.99)) if len(seconds) >= MIN_SECTION_P99 else None,
+        })  # fmt: skip
+    return rows
+
+
+def event_rows(recording: Recording) -> list[dict[str, Any]]:
+    """Return what happened to the fleet, in order of time."""
+    ordered = sorted(recording.events, key=lambda event: event.time_s)
+    return [{"t_s": float(event.time_s), "kind": event.kind, "text": event.text} for event in ordered]
+
+
+def version_mix(recording: Recording, spans: int) -> dict[str, Any]:
+    """Return which version answers the requests that arrive in each of equal spans of a replication."""
+    r: Requests = recording.requests
+    end = recording.stopped_s
+    if end <= 0 or len(r["index"]) == 0:
+        return {}
+    completed = r["status"] == COMPLETED
+    version = np.where(completed, r["version"], 0).astype(np.int64)
+    # The end came before their version was known, or they have an answer, but by another adapter.
+    known = (r["status"] != UNFINISHED) & ~(completed & (version == 0))
+    span = _span_of(r["arrival_s"], end, spans)
+    table = np.zeros((int(version.max()) + 1, spans))
+    np.add.at(table, (version[known], span[known]), 1.0)
+    total = table.sum(axis=0)
+    shares = np.divide(table, total, out=np.zeros_like(table), where=total > 0)
+    named = {str(number): shares[number].tolist() for number in range(1, len(shares)) if table[number].any()}
+    if table[0].any():
+        named["none"] = shares[0].tolist()
+    return {"t_s": _middles(end, spans), "versions": named}
+
+
+def timeline_latencies(
+    r: Requests, end: float, spans: int, cuts: Sequence[float] = ()
+) -> dict[str, list[float | None]]:
+    """Return mean and p99 TTFT and E2E of the requests that arrive in each of equal spans; None where too few do.
+
+    The p99 of a span is that over its neighbours, too, or it would be little more than the slowest request. But never
+    are those that came before something happened taken together with those that came after: a span in which it happens
+    belongs to the side on which its middle lies, or an effect would show before its cause.
+
+    :param cuts: when something happened.
+    """
+    done = r["status"] == COMPLETED
+    arrival = np.asarray(r["arrival_s"][done], dtype=np.float64)
+    order = np.argsort(arrival, kind="stable")
+    arrival, width = arrival[order], end / spans
+    walls = np.array([-math.inf, *sorted(cuts), math.inf])
+    side = np.searchsorted(walls, _middles(end, spans), side="right")
+    lowest, highest = walls[side - 1], walls[side]
+
+    def edges(beside: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        first = np.maximum(np.maximum(np.arange(spans) - beside, 0) * width, lowest)
+        last = np.arange(spans) + beside + 1
+        until = np.minimum(np.where(last >= spans, math.inf, last * width), highest)
+        return np.searchsorted(arrival, first), np.searchsorted(arrival, until)
+
+    (own_from, own_to), (from_, to) = edges(0), edges(_BESIDE)
+    found: dict[str, list[float | None]] = {}
+    for name, stamp in (("ttft", "first_token_s"), ("e2e", "finished_s")):
+        seconds = np.asarray(r[stamp][done], dtype=np.float64)[order] - arrival
+        means, tails = found[f"{name}_mean_s"], found[f"{name}_p99_s"] = [], []
+        for i in range(spans):
+            own, around = seconds[own_from[i] : own_to[i]], seconds[from_[i] : to[i]]
+            means.append(float(own.mean()) if len(own) else None)
+            tails.append(float(np.quantile(around, 0.99)) if len(own) and len(around) >= MIN_SECTION_P99 else None)
+    return found
+
+
+def event_cuts(recording: Recording, spans: int) -> list[float]:
+    """Return when something began, but for what follows within the spans that a p99 looks at."""
+    cuts: list[float] = []
+    for event in sorted(recording.events, key=lambda event: event.time_s):
+        far = not cuts or event.time_s - cuts[-1] >= (2 * _BESIDE + 1) * recording.stopped_s / spans
+        if event.kind in _BEGIN and event.time_s > 0 and far:
+            cuts.append(float(event.time_s))
+    return cuts
+
+
+def _span_of(times: NDArray[Any], end: float, spans: int) -> NDArray[np.int64]:
+    return np.clip((np.asarray(times, dtype=np.float64) * spans / end).astype(np.int64), 0, spans - 1)
+
+
+def _middles(end: float, spans: int) -> list[float]:
+    return [float(x) for x in (np.arange(spans) + 0.5) * end / spans]
+
+
+def harm(m: Measured) -> dict[str, int | None]:
+    """Return how many measured requests met with what; nothing where there are neither rollouts nor faults."""
+    if not m.facts.strategies and not m.facts.faults:
+        return {}
+    marks = m.column("marks")
+    counts: dict[str, int | None] = {name: int(((marks & mark) > 0).sum()) for name, mark in _HARM.items()}
+    slow = slow_ones(m)
+    counts["failed"] = int((m.column("status") == FAILED).sum())
+    counts["slow"] = None if slow is None else int(slow.sum())
+    unanswered = m.column("status") == UNFINISHED
+    found = {"requests": len(marks), **counts, "unanswered": int(unanswered.sum())}
+    if slow is not None:
+        found["slow_unanswered"] = int((slow & unanswered).sum())
+    before = before_changes(m)
+    if before.any() or m.facts.strategies:
+        found |= {"requests_before": int(before.sum()), "unanswered_after": int((unanswered & ~before).sum())}
+        if slow is not None:
+            found["slow_before"] = int((slow & before).sum())
+    return found

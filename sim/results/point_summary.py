@@ -1,0 +1,352 @@
+"""What a report draws of a point beside its metrics: distributions, timeline, breakdown, groups, capacity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.change_summary import (
+    event_cuts,
+    event_rows,
+    harm,
+    mark_words,
+    replica_rows,
+    timeline_latencies,
+    version_mix,
+)
+from sim.results.metrics import measure
+from sim.results.point import Metric, Point
+from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
+from sim.results.sample_data import Facts, Measured
+from sim.results.statistics import MIN_SECTION_P99
+from sim.results.traffic_digest import traffic_ids
+from sim.traffic.popularity import concentration
+from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Floats = NDArray[np.float64]
+
+_Q = [0.0, 0.001, 0.005, 0.01, 0.02, 0.05, *(i / 20 for i in range(2, 18)), 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98,
+      0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999, 0.9995, 1.0]  # fmt: skip
+_SPANS = 200
+_FULL = 0.98
+"""Loader utilisation from which its queue only grows."""
+_BACKLOG = 0.02
+"""Growth of the queue over the measured time, as a share of arrivals, from which more comes than is served."""
+
+
+def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], warnings: list[str]) -> Point:
+    """Return the point of these replications.
+
+    :param set_: the swept keys and their values.
+    :param warnings: sentences from before the run.
+    """
+    metrics, m = measure(recordings, facts)
+    point = Point(
+        set=set_,
+        metrics=metrics,
+        cdf=_cdf(m),
+        timeline=_timeline(recordings[0]),
+        breakdown=_breakdown(m),
+        groups=_groups(m),
+        capacity=_capacity(m, metrics),
+        traffic=_traffic(m),
+        warnings=list(warnings),
+        replicas=replica_rows(recordings[0], facts),
+        events=event_rows(recordings[0]),
+        version_mix=version_mix(recordings[0], _SPANS) if facts.strategies else {},
+        harm=harm(m),
+        traffic_ids=traffic_ids(recordings, facts),
+    )
+    _warn(point, facts.refusals)
+    _unsettle_overloaded(point)
+    return point
+
+
+def measure_alone(recording: Recording, facts: Facts) -> tuple[dict[str, Metric], bool]:
+    """Return the metrics of one replication by itself, and whether more arrives than is served.
+
+    They are there to be compared with others on the same traffic, so fewer requests are enough for a p99 than where
+    it is printed: one that varies more only makes the comparison wider.
+    """
+    metrics, m = measure([recording], facts, least_for_p99=MIN_SECTION_P99)
+    return metrics, any(load is not None and load >= 1 for load in (_offered_to_loaders(m), _overload(m)))
+
+
+def _unsettle_overloaded(point: Point) -> None:
+    """Mark the latencies of an overloaded point: a longer run would give other numbers, whatever the interval says."""
+    loads = [point.capacity[part]["offered_load"] for part in ("loader", "compute")]
+    if any(load is not None and load >= 1 for load in loads):
+        for metric in point.metrics.values():
+            if metric.unit == "s" and metric.value is not None:
+                metric.settled, metric.note = False, "more arrives than is served: depends on how long the run is"
+
+
+def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table:
+    """Return one row a request of one replication: every stamp, outcome, adapter, replica, version.
+
+    :param names: adapter names, or () where adapters are numbered.
+    """
+    import pyarrow as pa
+
+    columns: dict[str, Any] = dict(recording.requests)
+    words = {"outcome": ["hit", "delayed_hit", "miss"], "tier": ["gpu", "host", "storage"],
+             "status": list(STATUS_WORDS)}  # fmt: skip
+    for name, values in words.items():
+        indices = pa.array(columns[name].astype(np.int8))
+        columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(values))
+    if names:
+        columns["adapter_id"] = pa.DictionaryArray.from_arrays(pa.array(columns["adapter"]), pa.array(names))
+    columns["marks"] = pa.DictionaryArray.from_arrays(*map(pa.array, mark_words(columns["marks"])))
+    columns["measured"] = pa.array(recording.section_of >= 0)
+    for name in ("admitted_s", "first_token_s", "finished_s"):
+        stamps = columns[name]
+        columns[name] = pa.array(stamps, mask=stamps < 0)
+    for name in ("version", "last_version"):
+        columns[name] = pa.array(columns[name], mask=columns[name] == 0)
+    return pa.table(columns)
+
+
+def _cdf(m: Measured) -> dict[str, list[float]]:
+    waits = m.sampled(m.column("load_wait_s")[m.completed])
+    stamps = {"ttft_s": "first_token_s", "e2e_s": "finished_s", "queue_s": "admitted_s"}
+    curves = {name: m.sampled(m.seconds(stamp, "arrival_s")).quantiles(_Q) for name, stamp in stamps.items()}
+    if m.facts.fixed:
+        curves["ttft_s"] = []
+    return {"q": _Q, **curves, "load_wait_s": waits.quantiles(_Q)}
+
+
+def _timeline(recording: Recording) -> dict[str, list[Any]]:
+    """Return means over equal spans of the first replication, from counts at eight instants in each."""
+    r = recording.requests
+    end = recording.stopped_s
+    if end <= 0 or len(r["index"]) == 0:
+        return {}
+    at = (np.arange(_SPANS * 8) + 0.5) * end / (_SPANS * 8)
+
+    def passed(stamps: NDArray[Any]) -> Floats:
+        known = np.sort(np.asarray(stamps, dtype=np.float64)[np.asarray(stamps) >= 0])
+        return np.searchsorted(known, at, side="right").astype(np.float64)
+
+    def mean(counts: Floats) -> list[float]:
+        return [float(x) for x in counts.reshape(_SPANS, 8).mean(axis=1)]
+
+    served = ~np.isin(r["status"], (REFUSED, FAILED))  # the others never wait, or nobody knows when they went
+    arrived, admitted = passed(r["arrival_s"][served]), passed(r["admitted_s"][served])
+
+    def per_second(times: NDArray[Any]) -> list[float]:
+        counts, _ = np.histogram(np.asarray(times, dtype=np.float64), bins=_SPANS, range=(0, end))
+        return [float(x) for x in counts / (end / _SPANS)]
+
+    loading = passed(recording.loads["started_s"]) - passed(recording.loads["ended_s"])
+    return {
+        "t_s": [float(x) for x in (np.arange(_SPANS) + 0.5) * end / _SPANS],
+        "running": mean(admitted - passed(r["finished_s"])),
+        "waiting": mean(arrived - admitted),
+        "loads_in_flight": mean(loading),
+        "arrivals_per_s": per_second(r["arrival_s"]),
+        "loads_per_s": per_second(recording.loads["started_s"]),
+        **timeline_latencies(r, end, _SPANS, event_cuts(recording, _SPANS)),
+    }
+
+
+def _breakdown(m: Measured) -> dict[str, float]:
+    if not m.completed.any():
+        return {}
+    done = m.completed
+    waits = m.column("load_wait_s")[done]
+    load_queue, load_wait = float(m.column("load_queue_s")[done].mean()), float(waits.mean())
+    queue = float(m.seconds("admitted_s", "arrival_s").mean())
+    prefill = 0.0 if m.facts.fixed else float(m.seconds("first_token_s", "admitted_s").mean())
+    decode = float(m.seconds("finished_s", "admitted_s").mean()) - prefill
+    inside_step = load_wait if m.facts.blocking else 0.0
+    if m.facts.full_replicas and not m.facts.blocking:  # whole models always load inside a step
+        whole = m.column("replica")[done] >= m.facts.own_replicas
+        inside_step = float(np.where(whole, waits, 0.0).mean())
+    return {
+        "loader_queue_s": load_queue,
+        "load_s": load_wait - load_queue,
+        "queue_s": max(0.0, queue - (load_wait - inside_step)),
+        "prefill_s": max(0.0, prefill - inside_step),
+        "decode_s": decode,
+    }
+
+
+def _groups(m: Measured) -> list[dict[str, Any]]:
+    """Return rows by kind of adapter, then by popularity as seen in the run."""
+    facts = m.facts
+    count = len(facts.size_bytes)
+    rows = []
+    if len(facts.kind_names) > 1:
+        rows = [_group(m, name, facts.kind == i) for i, name in enumerate(facts.kind_names)]
+    if count >= 10:
+        asked = np.bincount(m.column("adapter"), minlength=count)
+        place = np.empty(count, dtype=np.int64)
+        place[np.argsort(-asked, kind="stable")] = np.arange(count)
+        top, next_ = max(1, round(count * 0.01)), max(2, round(count * 0.1))
+        bands = (("hottest 1 %", 0, top), ("next 9 %", top, next_), ("other 90 %", next_, count))
+        rows += [_group(m, name, (place >= a) & (place < b)) for name, a, b in bands]
+    return rows
+
+
+def _group(m: Measured, name: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    adapter = m.column("adapter")
+    inside = chosen[adapter]
+    done = m.completed & inside
+    admitted = m.admitted & inside
+
+    def p99(stamp: str) -> float | None:
+        if done.sum() < 1000:
+            return None
+        return float(np.quantile(m.column(stamp)[done] - m.column("arrival_s")[done], 0.99))
+
+    missed = admitted & (m.column("outcome") == MISS)
+    return {
+        "group": name,
+        "adapters": int(chosen.sum()),
+        "adapter_bytes": float(m.facts.size_bytes[chosen].mean()) if chosen.any() else 0.0,
+        "requests": int(inside.sum()),
+        "miss_ratio": float(missed.sum() / admitted.sum()) if admitted.any() else None,
+        "ttft_p99_s": None if m.facts.fixed else p99("first_token_s"),
+        "e2e_p99_s": p99("finished_s"),
+    }
+
+
+def _capacity(m: Measured, metrics: dict[str, Metric]) -> dict[str, dict[str, float | None]]:
+    facts, span = m.facts, float(m.spans.sum())
+    blocked = np.sum([r.blocked_s.sum(axis=1) for r in m.recordings], axis=0)
+    time = max(span * facts.replicas, 1e-12)
+    own_time = max(span * facts.own_replicas, 1e-12)
+    parts: dict[str, dict[str, float | None]] = {
+        "loader": {
+            "utilization": metrics["loader_utilization"].value,
+            "offered_load": _offered_to_loaders(m),
+            "loaders": facts.loaders * facts.own_replicas,
+        },
+        "slots": {
+            "blocked_share": min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),
+            "in_use_peak": max(r.in_use_peak for r in m.recordings),
+            "slots": facts.slots,
+        },
+        "compute": {"utilization": metrics["gpu_utilization"].value, "offered_load": _overload(m)},
+    }
+    if facts.full_replicas:
+        started, loading = m.loads("full models")
+        parts["full_models"] = {
+            "utilization": float(loading.sum()) / max(span * facts.full_replicas, 1e-12),
+            "loads": float(started.sum()) / m.replications,
+            "replicas": facts.full_replicas,
+        }
+    if facts.broken:
+        parts["faults"] = _broken_shares(m)
+    if not facts.fixed:
+        parts["seats"] = {"blocked_share": float(blocked[1]) / time, "limit": facts.max_num_seqs}
+        parts["kv"] = {
+            "blocked_share": float(blocked[2]) / time,
+            "peak_share": max(r.kv_peak_share for r in m.recordings),
+            "tokens": facts.kv_tokens,
+        }
+    return parts
+
+
+def _broken_shares(m: Measured) -> dict[str, float | None]:
+    """Return the share of the measured time, times that of the replicas, in which each kind of fault was there."""
+    shares: dict[str, float | None] = {}
+    span = max(float(m.spans.sum()), 1e-12)
+    for fault in m.facts.broken:
+        inside = sum(
+            max(0.0, min(fault.to_s, float(r.bounds[-1])) - max(fault.from_s, float(r.bounds[0]))) for r in m.recordings
+        )
+        shares[fault.kind] = (shares.get(fault.kind) or 0.0) + inside * fault.share / span
+    return shares
+
+
+def _offered_to_loaders(m: Measured) -> float | None:
+    """Return loader-seconds asked for, over those there are: loads asked for times the mean time that one holds its
+    loader."""
+    loads, held_s = 0, 0.0
+    for r in m.recordings:
+        stored = (r.loads["tier"] == FROM_STORAGE) & (r.loads["replica"] < m.facts.own_replicas)
+        loads += int(stored.sum()) - int(r.backoffs[:, 2].sum())  # those after a pause belong to one load
+        held_s += float((r.loads["ended_s"] - r.loads["started_s"])[stored].sum())
+        held_s += float((r.backoffs[:, 1] - r.backoffs[:, 0]).sum())
+    if loads <= 0:
+        return 0.0
+    places = m.facts.loaders * m.facts.own_replicas * float(m.spans.sum())
+    # A full loader turns misses into delayed hits, since one load serves all who wait for it; without its queue they
+    # would be misses.
+    full = held_s > _FULL * places
+    outcome = m.column("outcome")
+    of_loaders = (m.column("tier") == FROM_STORAGE) & (m.column("replica") < m.facts.own_replicas)
+    asked = of_loaders & ((outcome == MISS) | (full & (outcome == DELAYED_HIT)))
+    return float(asked.sum() * held_s / loads / places) if places > 0 else None
+
+
+def _overload(m: Measured) -> float | None:
+    """Return arrivals over completions where the queue grew over the whole measured time; None where it didn't."""
+    grown = served = came = 0.0
+    for r in m.recordings:
+        taken_in = ~np.isin(r.requests["status"], (REFUSED, FAILED))
+        arrived, admitted, finished = (
+            np.asarray(r.requests[name][taken_in], dtype=np.float64)
+            for name in ("arrival_s", "admitted_s", "finished_s")
+        )
+        marks = np.linspace(r.bounds[0], r.bounds[-1], 5)
+        queue = [float((arrived <= t).sum() - ((admitted >= 0) & (admitted <= t)).sum()) for t in marks]
+        if queue[4] > queue[2] > queue[0]:
+            grown += queue[4] - queue[0]
+        served += float(((finished > marks[0]) & (finished <= marks[4])).sum())
+        came += float(((arrived > marks[0]) & (arrived <= marks[4])).sum())
+    if grown > max(50 * m.replications, _BACKLOG * came):
+        return max(1.0, came / max(served, 1.0))
+    return None
+
+
+def _traffic(m: Measured) -> dict[str, float]:
+    count = len(m.facts.size_bytes)
+    span = float(m.spans.sum())
+    return {
+        "requests": float(len(m.section)),
+        "adapters": float(count),
+        "rate_rps": float(len(m.section)) / span if span > 0 else 0.0,
+        **concentration(np.bincount(m.column("adapter"), minlength=count)),
+    }
+
+
+def _warn(point: Point, refusals: str) -> None:
+    loader = point.capacity["loader"]["offered_load"]
+    if loader is not None and loader >= 1:
+        point.warnings.append(
+            f"overloaded: loads need {loader:.2f} times what the loaders can do; the queue grows without limit, and "
+            "percentiles depend on how long the run is"
+        )
+    batch = point.capacity["compute"]["offered_load"]
+    if batch is not None:
+        point.warnings.append(
+            f"overloaded: {batch:.2f} times as many requests arrive as are served; the queue grows without limit, and "
+            "percentiles depend on how long the run is"
+        )
+    refused = point.metrics["refused"].value
+    if refused:
+        gated = point.harm.get("refused_by_rollout") or 0
+        parts = [f"{gated:,} since the adapter was being replaced (unload-then-load)"] if gated else []
+        if refused > gated:
+            parts.append(f"{refused - gated:,.0f} since {refusals}" if gated else refusals)
+        some = f"{refused:,.0f} request{'s were' if refused > 1 else ' was'} refused"
+        point.warnings.append(f"{some}: {', '.join(parts)}")
+    failed = point.metrics["failed"].value
+    if failed:
+        some = f"{failed:,.0f} request{'s' if failed > 1 else ''}"
+        point.warnings.append(f"{some} failed: {_failures(point.harm, int(failed))}")
+
+
+def _failures(harm: dict[str, int | None], failed: int) -> str:
+    """Return why requests failed, in words."""
+    lost, unloaded = harm.get("lost") or 0, harm.get("failed_loads") or 0
+    parts = ((lost, "lost with their replica"), (unloaded, "their adapter could not be loaded"),
+             (failed - lost - unloaded, "no right answer to the last try"))  # fmt: skip
+    return ", ".join(f"{count:,} {why}" for count, why in parts if count > 0)

@@ -1,0 +1,305 @@
+"""The run directory: the same files for one point or a thousand, safe to kill and to continue.
+
+::
+
+    manifest.json      what was asked, with which versions and seed, and how far it came
+    points/KEY.json    each point as it ends; what a killed sweep keeps
+    summary.json       the metrics of every point, for scripts
+    points.csv         the same, one row a point and metric, for spreadsheets
+    requests.parquet   one row a request of the first replication
+    report.html        written by ``reports``
+    .lock              held while a process works here
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from sim.errors import LoraplanError, OutputError
+from sim.reading import POINT_BYTES, open_regular
+from sim.results.point import Point
+from sim.results.run_directory.result_files import (
+    digest_file,
+    point_key,
+    points_csv,
+    read_json,
+    scenario_hash,
+    summary_json,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from sim.results.run_directory.run_folder import (
+    KEY,
+    make_folder,
+    refuse_foreign,
+    refuse_links,
+    release_lock,
+    remove_ours,
+    take_lock,
+)
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = [
+    "RunData",
+    "RunStore",
+    "blamed_on",
+    "digest_file",
+    "holds_nothing_else",
+    "point_key",
+    "read_run",
+    "scenario_hash",
+    "summary_json",
+]
+
+SCHEMA_VERSION = 1
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+_POINT = b"loraplan.point"
+
+
+class RunStore:
+    """Write one run directory; made by ``create``, held by a lock until ``close`` or ``finish``.
+
+    :ivar path: the folder.
+    :ivar manifest: as it stands in ``manifest.json``.
+    :ivar resumed: whether an earlier run of the same scenario left its points here.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: int | None, resumed: bool) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.resumed = resumed
+        self._lock = lock
+
+    @classmethod
+    def create(cls, out: Path, manifest: dict[str, Any], overwrite: bool = False) -> RunStore:
+        """Open a folder for a run; continue where one of the same ``scenario_hash`` stopped.
+
+        :param manifest: needs ``scenario_hash``; ``point_keys`` gives the points and their order.
+        :param overwrite: remove what loraplan wrote there (and nothing else) instead of continuing.
+        :raises OutputError: if the folder can't be written, is in use, or holds something else.
+        """
+        refuse_foreign(out)
+        make_folder(out / "points")
+        refuse_links(out, ("points", ".lock"))
+        lock = take_lock(out)
+        try:
+            if overwrite:
+                remove_ours(out)
+            resumed = _same_scenario(out, manifest)
+            point_keys = list(manifest.get("point_keys", ()))
+            start = {"schema_version": SCHEMA_VERSION, "status": "running", "points_done": 0}
+            full = {**manifest, **start, "points_total": manifest.get("points_total", len(point_keys))}
+            store = cls(out, {**full, "point_keys": point_keys}, lock, resumed)
+            store.update()
+        except BaseException:
+            release_lock(lock)
+            raise
+        return store
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder. Closing twice does nothing."""
+        lock, self._lock = self._lock, None
+        release_lock(lock)
+
+    def update(self, changes: Mapping[str, Any] | None = None) -> None:
+        """Change keys of the manifest and write it."""
+        self.manifest = {**self.manifest, **(changes or {})}
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def save_point(self, key: str, point: Point) -> None:
+        """Keep a finished point; from now on it survives the process."""
+        data = {"schema_version": SCHEMA_VERSION, "point": point.to_json()}
+        write_json(_point_file(self.path, key), data, indent=None)  # nobody reads a thousand of them
+
+    def load_point(self, key: str) -> Point | None:
+        """Return a kept point, or None where there is none or its file is damaged: it is simulated again."""
+        return _load_point(self.path, key)
+
+    def has_requests_of(self, key: str) -> bool:
+        """Return whether ``requests.parquet`` is there and holds the requests of this point."""
+        from pyarrow import ArrowInvalid, parquet
+
+        try:
+            with open_regular(self.path / "requests.parquet") as file:
+                metadata = parquet.read_schema(file).metadata or {}
+        except (OSError, ArrowInvalid):
+            return False
+        return bool(metadata.get(_POINT) == key.encode())
+
+    def save_requests(self, table: pyarrow.Table, key: str) -> None:
+        """Write ``requests.parquet``, the requests of the point ``key``."""
+        from pyarrow import parquet
+
+        table = table.replace_schema_metadata({_POINT: key.encode()})
+
+        def fill(file: Any) -> None:
+            parquet.write_table(table, file, compression="zstd")
+
+        write_atomically(self.path / "requests.parquet", fill)
+
+    def save_report(self, html: str) -> None:
+        """Write ``report.html``."""
+        write_text(self.path / "report.html", html)
+
+    def finish(
+        self, points: list[Point], manifest_updates: Mapping[str, Any] | None = None, status: Status = "finished"
+    ) -> None:
+        """Write the tables and the final manifest, and let go of the folder.
+
+        :param points: those that ended, in the order of the manifest's ``point_keys``.
+        :param status: ``finished`` wants every point; the others take what there is.
+        """
+        keys = self.manifest["point_keys"]
+        if status == "finished":
+            assert len(points) == len(keys), f"{len(points)} points for {len(keys)} keys"
+            for key, point in zip(keys, points, strict=True):
+                if self.load_point(key) is None:
+                    self.save_point(key, point)
+        write_json(self.path / "summary.json", summary_json(str(self.manifest.get("name", "")), points))
+        write_text(self.path / "points.csv", points_csv(points))
+        # Last, because a manifest that says finished promises that the rest is there.
+        self.update({**(manifest_updates or {}), "status": status, "points_done": len(points)})
+        self.close()
+
+    @contextmanager
+    def closing(self, points: Callable[[], list[Point]], started_s: float) -> Iterator[None]:
+        """Finish when a block ends, whatever ends it: what is there by then stands in the tables.
+
+        :param points: returns the points that ended; ``started_s``: when the work began, by ``time.perf_counter``.
+        """
+        status: Status = "failed"
+        try:
+            yield
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            self.finish(points(), {"wall_s": time.perf_counter() - started_s}, status)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run directory that was read: all a report needs."""
+
+    path: Path
+    manifest: dict[str, Any]
+    points: list[Point]
+
+
+def read_run(path: Path) -> RunData:
+    """Read a run directory; an unfinished one gives the points that ended.
+
+    :raises OutputError: if it is no run directory, or damaged.
+    """
+    if not path.is_dir():
+        raise OutputError("there is no such folder" if not path.exists() else "is not a folder", file=str(path))
+    file = path / "manifest.json"
+    if not file.exists():
+        raise OutputError(
+            "is not a run directory: it has no manifest.json", file=str(path), hint="'loraplan run' writes one"
+        )
+    refuse_links(path, ("points", "manifest.json"))
+    manifest = read_json(file)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("point_keys"), list):
+        raise OutputError("this file is damaged: it is no manifest", file=str(file))
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise OutputError(
+            "written by another version of loraplan", key="schema_version", got=manifest.get("schema_version"),
+            allowed=str(SCHEMA_VERSION), file=str(file),
+        )  # fmt: skip
+    keys = [str(key) for key in manifest["point_keys"]]
+    if len(set(keys)) < len(keys):  # ten bytes each, which would be read as a point each
+        raise OutputError("this file is damaged: a point stands there twice", key="point_keys", file=str(file))
+    points = [(key, _load_point(path, key)) for key in keys]
+    lost = [key for key, point in points if point is None]
+    if lost and manifest.get("status") == "finished":
+        raise OutputError(
+            "this point is missing or damaged", file=str(_point_file(path, lost[0])), hint="run the scenario again",
+        )  # fmt: skip
+    return RunData(path, manifest, [point for _, point in points if point is not None])
+
+
+@contextmanager
+def blamed_on(*folders: Path) -> Iterator[None]:
+    """Say of run directories what fails in whoever reads them: they hold what loraplan doesn't write.
+
+    Their files are JSON that anybody can change, and a report looks at hundreds of values.
+
+    :raises OutputError: in place of what is no error of ours; ``--debug`` shows that one too.
+    """
+    try:
+        yield
+    except LoraplanError:
+        raise
+    except Exception as error:
+        raise OutputError(
+            "something in this run directory is not what loraplan writes", file=" or ".join(map(str, folders)),
+            got=f"{type(error).__name__}: {error}", hint="simulate again into another folder; --debug shows more",
+        ) from error  # fmt: skip
+
+
+def holds_nothing_else(folder: Path, wanted_hash: str, sets: list[dict[str, Any]]) -> bool:
+    """Return whether these points may use the folder: it is free, or holds some of them and no others."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return not folder.exists() or not any(folder.iterdir())
+    try:
+        old = read_json(manifest)
+    except OutputError:
+        return False
+    if not isinstance(old, dict) or old.get("scenario_hash") != wanted_hash:
+        return False
+    return all(set_ in sets for set_ in old.get("sets", []))
+
+
+def _point_file(folder: Path, key: str) -> Path:
+    if not KEY.fullmatch(str(key)):
+        raise OutputError("not the key of a point", got=key, file=str(folder / "manifest.json"))
+    return folder / "points" / f"{key}.json"
+
+
+def _load_point(folder: Path, key: str) -> Point | None:
+    file = _point_file(folder, key)
+    if not file.exists():
+        return None
+    refuse_links(folder, (f"points/{file.name}",))
+    try:
+        return Point.from_json(read_json(file, POINT_BYTES)["point"])
+    except (OutputError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> bool:
+    file = out / "manifest.json"
+    if not file.exists():
+        return False
+    try:
+        old = read_json(file)
+    except OutputError as error:
+        error.hint = "give another --out, or --overwrite"
+        raise
+    if not isinstance(old, dict) or old.get("scenario_hash") != manifest["scenario_hash"]:
+        raise OutputError(
+            "this folder holds the run of another scenario", file=str(out),
+            got=old.get("name") if isinstance(old, dict) else None, hint="give another --out, or --overwrite",
+        )  # fmt: skip
+    return True

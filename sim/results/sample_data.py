@@ -1,0 +1,226 @@
+"""The measured requests of a point's replications, as columns, and what is counted over them by section."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.records import COMPLETED, UNFINISHED, Recording
+from sim.results.statistics import MIN_FOR_P99, Sampled
+from sim.traffic.request import FROM_STORAGE
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+Judge = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]]
+"""Says of each request, given the columns of all, whether it is good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A time in which replicas are down, or storage doesn't do what it should.
+
+    :ivar kind: of the fault.
+    :ivar from_s, to_s: as the scenario says; without an end: infinite.
+    :ivar share: of the replicas that it concerns.
+    """
+
+    kind: str
+    from_s: float
+    to_s: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the metrics must know of the scenario.
+
+    :ivar slo: targets by metric name.
+    :ivar fixed: engine ``fixed``: no tokens.
+    :ivar blocking: loads happen after admission, inside the step.
+    :ivar size_bytes, kind, kind_names: of the adapters.
+    :ivar slots: adapter slots, or None where bytes are counted; ``kv_tokens``, ``max_num_seqs``: None for ``fixed``.
+    :ivar refusals: for what reasons requests may be refused, in words.
+    :ivar strategies: of the rollouts; () where there are none.
+    :ivar faults: kinds of the faults.
+    :ivar seed: of the random numbers that the traffic is drawn from; None for a trace.
+    :ivar faults_from_s: when the first fault begins that isn't there from the start; infinite: there is none.
+    :ivar broken: when replicas are down or storage is slow.
+    :ivar full_replicas: the last of ``replicas`` that serve full models; loaders and slots are of the others.
+    """
+
+    slo: dict[str, float]
+    fixed: bool
+    blocking: bool
+    replicas: int
+    loaders: int
+    size_bytes: Ints
+    kind: Ints
+    kind_names: tuple[str, ...]
+    slots: int | None
+    kv_tokens: int | None
+    max_num_seqs: int | None
+    refusals: str = "prompt and output don't fit into the KV cache of one replica"
+    strategies: tuple[str, ...] = ()
+    faults: frozenset[str] = frozenset()
+    seed: int | None = None
+    faults_from_s: float = math.inf
+    broken: tuple[Broken, ...] = ()
+    full_replicas: int = 0
+
+    @property
+    def own_replicas(self) -> int:
+        """How many replicas serve the base model and its adapters."""
+        return self.replicas - self.full_replicas
+
+
+class Measured:
+    """The measured requests of all replications, as columns, with sums by section.
+
+    :ivar section: section of each request, replications after one another.
+    :ivar spans: seconds of each section.
+    :param least_for_p99: completed requests below which there is no p99.
+    """
+
+    def __init__(self, recordings: list[Recording], facts: Facts, least_for_p99: int = MIN_FOR_P99) -> None:
+        self.least_for_p99 = least_for_p99
+        self.recordings = recordings
+        self.facts = facts
+        self.sections = len(recordings[0].bounds) - 1
+        self.replications = len(recordings)
+        self.spans = np.concatenate([np.diff(r.bounds) for r in recordings])
+        # Requests come in the order of their arrivals, so the measured ones are the last of them: a view, not a copy.
+        self._first = [int(np.searchsorted(r.section_of, 0)) for r in recordings]
+        firsts = enumerate(zip(recordings, self._first, strict=True))
+        self.section = _joined([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
+        self._columns: dict[str, NDArray[Any]] = {}
+        status = self.column("status")
+        self.completed = status == COMPLETED
+        self.admitted = self.column("admitted_s") >= 0
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return one column of the measured requests."""
+        if name not in self._columns:
+            pairs = zip(self.recordings, self._first, strict=True)
+            self._columns[name] = _joined([r.requests[name][first:] for r, first in pairs])
+        return self._columns[name]
+
+    def seconds(self, later: str, earlier: str) -> Floats:
+        """Return the time between two stamps of each completed request."""
+        done = self.completed
+        return np.asarray(self.column(later)[done] - self.column(earlier)[done], dtype=np.float64)
+
+    def sampled(self, values: Floats, where: NDArray[np.bool_] | None = None) -> Sampled:
+        """Return statistics over values of the completed requests (or of those ``where`` says)."""
+        mask = self.completed if where is None else where
+        return Sampled(values, self.section[mask], self.sections, self.replications, self.least_for_p99)
+
+    def count(self, where: NDArray[np.bool_], weight: NDArray[Any] | None = None) -> Floats:
+        """Return the number (or summed weight) of measured requests by section."""
+        weights = None if weight is None else weight[where]
+        total = self.sections * self.replications
+        return np.bincount(self.section[where], weights=weights, minlength=total).astype(np.float64)
+
+    def by_finish(self, where: Judge | None = None, weight: str | None = None) -> Floats:
+        """Return completions (or their summed ``weight``) by the section in which they ended, whenever they came."""
+        parts = []
+        for r in self.recordings:
+            chosen = r.requests["status"] == COMPLETED if where is None else where(r.requests)
+            finished = np.asarray(r.requests["finished_s"], dtype=np.float64)[chosen]
+            section = np.searchsorted(r.bounds, finished, side="right") - 1
+            inside = (section >= 0) & (section < self.sections)
+            weights = None if weight is None else r.requests[weight][chosen][inside].astype(np.float64)
+            parts.append(np.bincount(section[inside], weights=weights, minlength=self.sections))
+        return np.concatenate(parts).astype(np.float64)
+
+    def loads(self, which: Literal["all", "from storage", "full models"]) -> tuple[Floats, Floats]:
+        """Return loads started and seconds of loading by section: of all loads, of those that loaders make from
+        storage, or of whole models.
+
+        Every attempt at a load counts as a load. A loader is held in the pauses between them.
+        """
+        started, busy = [], []
+        from_storage, own = which == "from storage", self.facts.own_replicas
+        for r in self.recordings:
+            chosen = np.ones(len(r.loads["tier"]), dtype=bool)
+            if which != "all":
+                whole = r.loads["replica"] >= own
+                chosen = ~whole & (r.loads["tier"] == FROM_STORAGE) if from_storage else whole
+            start, end = r.loads["started_s"][chosen], r.loads["ended_s"][chosen]
+            section = np.searchsorted(r.bounds, start, side="right") - 1
+            inside = (section >= 0) & (section < self.sections)
+            started.append(np.bincount(section[inside], minlength=self.sections))
+            held = _overlap(start, end, r.bounds)
+            if from_storage and len(r.backoffs):
+                held = held + _overlap(r.backoffs[:, 0], r.backoffs[:, 1], r.bounds)
+            busy.append(held)
+        return np.concatenate(started).astype(np.float64), np.concatenate(busy)
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return arrays after one another; of a single one no copy is made."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
+    """Return the seconds that intervals spend in each section: a difference of integrals at the bounds."""
+    start, end = np.sort(start), np.sort(end)
+    sums_start, sums_end = np.concatenate(([0.0], np.cumsum(start))), np.concatenate(([0.0], np.cumsum(end)))
+    began, ended = np.searchsorted(start, bounds), np.searchsorted(end, bounds)
+    # Up to time b, the intervals have run for the sum of min(b, end) - min(b, start).
+    until = (bounds * began - sums_start[began]) - (bounds * ended - sums_end[ended])
+    return np.maximum(np.diff(until), 0.0)  # a section without any may come out below zero, by rounding
+
+
+JUDGED = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
+"""Columns that a judge looks at."""
+_TERMS = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_p99_s", "admitted_s"))
+
+
+def judge_of(facts: Facts) -> Judge | None:
+    """Return what says of each request whether it completed within every per-request target; None without such.
+
+    The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are held against each single request.
+    """
+    if not any(name in facts.slo for name, _ in _TERMS) and "tpot_mean_s" not in facts.slo:
+        return None
+
+    def judge(requests: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        return np.asarray((requests["status"] == COMPLETED) & _in_time(requests, facts))
+
+    return judge
+
+
+def _in_time(requests: Mapping[str, NDArray[Any]], facts: Facts) -> NDArray[np.bool_]:
+    """Return which requests keep every per-request target, by their stamps as they are."""
+    slo = facts.slo
+    good = np.ones(len(requests["arrival_s"]), dtype=bool)
+    for name, stamp in _TERMS:
+        if name in slo:
+            good &= requests[stamp] - requests["arrival_s"] <= slo[name]
+    if "tpot_mean_s" in slo and not facts.fixed:
+        later = np.maximum(requests["output_tokens"] - 1, 1)
+        good &= requests["finished_s"] - requests["first_token_s"] <= slo["tpot_mean_s"] * later
+    return good
+
+
+def slow_ones(m: Measured) -> NDArray[np.bool_] | None:
+    """Return which measured requests are late; None without per-request targets.
+
+    Late is who completed beyond such a target, and who was still unfinished when the run ended and had been waiting
+    beyond one by then: whenever its answer may come, it comes too late. What has not happened yet counts as if it
+    happened at the end of the run, which is as soon as it can.
+    """
+    if judge_of(m.facts) is None:
+        return None
+    columns = {name: m.column(name) for name in JUDGED}
+    stopped_s = np.array([recording.stopped_s for recording in m.recordings])[m.section // m.sections]
+    for name in ("admitted_s", "first_token_s", "finished_s"):
+        columns[name] = np.where(columns[name] < 0, stopped_s, columns[name])
+    asked = m.completed | (columns["status"] == UNFINISHED)
+    return np.asarray(asked & ~_in_time(columns, m.facts))

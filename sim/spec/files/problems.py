@@ -1,0 +1,328 @@
+"""Turn what pydantic found into our words: the key as the user wrote it, what is wrong, what may stand there.
+
+A location of pydantic's is walked along the models' annotations. That tells the keys in it from the tags and
+type names pydantic puts between them, and finds the model whose keys an unknown key should have been.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from sim.errors import InputError, ScenarioError, did_you_mean
+from sim.spec.files.tree import TAGS, join, without_indexes
+
+_MOST_KEYS = 12
+_WANTED = {
+    "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+    "int_parsing_size": "a whole number", "float_type": "a number", "float_parsing": "a number",
+    "finite_number": "a finite number", "bool_type": "true or false", "bool_parsing": "true or false",
+    "string_type": "text", "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping of keys",
+}  # fmt: skip
+_BOUNDS = {
+    "greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"), "less_than_equal": ("le", "at most"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Where a location leads: its keys, the model that holds the last one, and the type it should have."""
+
+    path: tuple[str | int, ...]
+    owner: type[BaseModel] | None
+    kind: Any
+    matches: bool  # False on the branch of a union that the user did not mean
+
+    @property
+    def key(self) -> str:
+        return ".".join(str(part) for part in self.path)
+
+
+def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[InputError]:
+    """Return every problem pydantic found in ``data``, in our words, each with its dotted key."""
+    found: list[InputError] = []
+    for detail in error.errors(include_url=False):
+        spot = _walk(detail["loc"], model, data)
+        if spot.matches:
+            found.append(_explain(detail, spot, model, data))
+    if not found:  # what was written fits none of the choices: the first says so
+        detail = error.errors(include_url=False)[0]
+        found.append(_explain(detail, _walk(detail["loc"], model, data), model, data))
+    return found
+
+
+def misplaced_flags(model: type[BaseModel], data: Any) -> list[InputError]:
+    """Return an error for each true or false where a number belongs: pydantic would read it as 1 or 0."""
+    numbers = {path for path, kind in _known(model) if {int, float} & set(_plain_kinds(kind))}
+    return [
+        ScenarioError("must be a number", key=path, got="true" if value else "false")
+        for path, value in _leaves(data, "")
+        if isinstance(value, bool) and without_indexes(path) in numbers
+    ]
+
+
+def known_keys(model: type[BaseModel]) -> list[str]:
+    """Return the dotted path of every key that a model can hold, sections included."""
+    return [path for path, _ in _known(model)]
+
+
+def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> InputError:
+    got = _value(data, spot.path)
+    kind, context = detail["type"], detail.get("ctx") or {}
+    if kind == "quantity":
+        return _of_ours(context, spot, data)
+    if kind in _BOUNDS:
+        name, word = _BOUNDS[kind]
+        return ScenarioError("out of range", key=spot.key, got=got, allowed=f"{word} {_number(context[name])}")
+    if kind in _WANTED:
+        return ScenarioError(f"must be {_WANTED[kind]}", key=spot.key, got=got, hint=_type_hint(kind, got))
+    if kind in ("too_short", "too_long"):
+        least = kind == "too_short"
+        allowed = f"at {'least' if least else 'most'} {context['min_length' if least else 'max_length']:,}"
+        return ScenarioError(
+            f"too {'few' if least else 'many'} entries", key=spot.key, got=context["actual_length"], allowed=allowed
+        )
+    rare: dict[str, Callable[[], InputError]] = {
+        "extra_forbidden": lambda: _unknown_key(spot, model),
+        "missing": lambda: ScenarioError(
+            "is missing",
+            key=spot.key,
+            allowed=_describe(spot.kind) or None,
+            hint=None if _literals(spot.kind) else _about(spot),
+        ),
+        "union_tag_not_found": lambda: _no_tag(spot, got),
+        "union_tag_invalid": lambda: _no_tag(spot, got),
+        "model_type": lambda: _not_a_section(spot, got),
+        "model_attributes_type": lambda: _not_a_section(spot, got),
+        "literal_error": lambda: _not_allowed(spot, got),
+        "string_pattern_mismatch": lambda: _not_a_name(spot, got, context),
+    }
+    if kind in rare:
+        return rare[kind]()
+    return ScenarioError(detail["msg"].replace("Input should", "should"), key=spot.key, got=got)
+
+
+def _of_ours(context: Mapping[str, Any], spot: _Spot, data: Any) -> InputError:
+    key = join(spot.key, context["key"]) if context.get("key") else spot.key
+    allowed, hint, got = context.get("allowed") or None, context.get("hint") or None, context.get("got")
+    if isinstance(got, float):
+        # The model's own number is 0.01 where the file says 10 ms.
+        written = _value(data, (*spot.path, *str(context.get("key") or "").split(".")))
+        got = _number(got) if written is None else written
+    return ScenarioError(context["problem"], key=key, got=got, allowed=allowed, hint=hint)
+
+
+def _unknown_key(spot: _Spot, model: type[BaseModel]) -> InputError:
+    allowed = _keys(spot.owner)
+    word = str(spot.path[-1])
+    hint = _of_another_kind(spot, model) or _elsewhere(word, spot.key, model) or did_you_mean(word, allowed)
+    listed = ", ".join(allowed) if 0 < len(allowed) <= _MOST_KEYS else None
+    return ScenarioError("unknown key", key=spot.key, allowed=listed, hint=hint)
+
+
+def _of_another_kind(spot: _Spot, model: type[BaseModel]) -> str | None:
+    """Say which laws or processes have the key that this one has not."""
+    tagged = _tagged(_walk(spot.path[:-1], model, {}).kind) if len(spot.path) > 1 else None
+    if tagged is None:
+        return None
+    tag, kinds = tagged
+    having = [name for name, kind in kinds.items() if spot.path[-1] in _keys(kind)]
+    return f"only {tag} {', '.join(having)} {'has' if len(having) == 1 else 'have'} it" if having else None
+
+
+def _elsewhere(word: str, key: str, model: type[BaseModel]) -> str | None:
+    """Find a key of that name in another section: people remember ``slots``, not ``cache.gpu.slots``."""
+    by_name: dict[str, str] = {}
+    for path in known_keys(model):
+        if path != without_indexes(key):
+            by_name.setdefault(path.rpartition(".")[2], path)
+    return f"did you mean {by_name[word]!r}?" if word in by_name else None
+
+
+def _no_tag(spot: _Spot, got: Any) -> InputError:
+    tag, kinds = _tagged(spot.kind) or ("law", {})
+    allowed, key = ", ".join(kinds), join(spot.key, tag)
+    given = got.get(tag) if isinstance(got, Mapping) else None
+    if given is None:
+        return ScenarioError("is missing", key=key, allowed=allowed)
+    return ScenarioError(f"unknown {tag}", key=key, got=given, allowed=allowed, hint=did_you_mean(str(given), kinds))
+
+
+def _not_a_section(spot: _Spot, got: Any) -> InputError:
+    tagged = _tagged(spot.kind)
+    if tagged is not None:
+        allowed = f"{{{tagged[0]}: ...}} with one of {', '.join(tagged[1])}"
+    else:
+        model = next(iter(_members(spot.kind)), None)
+        names = _keys(model)
+        allowed = f"the keys {', '.join(names[:_MOST_KEYS])}" + (", ..." if len(names) > _MOST_KEYS else "")
+    return ScenarioError("must be a section with keys of its own", key=spot.key, got=got, allowed=allowed)
+
+
+def _not_allowed(spot: _Spot, got: Any) -> InputError:
+    words = [str(word) for word in _literals(spot.kind)]
+    hint = did_you_mean(got, words) if isinstance(got, str) else None
+    return ScenarioError("not one of the known values", key=spot.key, got=got, allowed=_describe(spot.kind), hint=hint)
+
+
+def _not_a_name(spot: _Spot, got: Any, context: Mapping[str, Any]) -> InputError:
+    allowed = f"text that matches {context['pattern']}"
+    if spot.key == "name":
+        allowed = "letters, digits, and . _ - inside, at most 64 of them"
+    return ScenarioError("not a usable name" if spot.key == "name" else "not in the right form",
+                         key=spot.key, got=got, allowed=allowed)  # fmt: skip
+
+
+def _type_hint(kind: str, got: Any) -> str | None:
+    if kind == "string_type" and isinstance(got, (int, float)):
+        return "put it in quotes"
+    if kind == "tuple_type" and isinstance(got, (str, int, float)):
+        return f"write [{got}]"
+    if kind == "tuple_type" and isinstance(got, Mapping):
+        return "write '- ' before its first key"
+    return None
+
+
+def _about(spot: _Spot) -> str | None:
+    """Return the first sentence of the field's description: the best answer to "what is that?"."""
+    for name, field in spot.owner.model_fields.items() if spot.owner else ():
+        if spot.path and _alias(spot.owner, name) == spot.path[-1] and field.description:
+            text = " ".join(field.description.replace("``", "").split()).split(". ")[0]
+            return text.rstrip(".")[:1].lower() + text.rstrip(".")[1:]
+    return None
+
+
+def _walk(location: Sequence[str | int], model: type[BaseModel], data: Any) -> _Spot:
+    path: list[str | int] = []
+    owner: type[BaseModel] | None = model
+    kind: Any = model
+    matches = True
+    for part in location:
+        tagged, members = _tagged(kind), _members(kind)
+        if tagged is not None and part in tagged[1]:
+            owner = kind = tagged[1][str(part)]
+        elif len(members) > 1:
+            branch = _branch(str(part), members)
+            matches = matches and _is_list(branch) == isinstance(_value(data, path), (list, tuple))
+            # At the union itself the whole choice is what may stand there, not only this branch.
+            kind = branch if _is_list(branch) else kind
+        else:
+            owner = members[0] if members and _is_model(members[0]) else owner
+            kind = _below(members[0] if members else None, part)
+            path.append(part)
+    return _Spot(tuple(path), owner, kind, matches)
+
+
+def _below(kind: Any, part: str | int) -> Any:
+    """Return the annotation of a field of a model, or of what a list or mapping holds."""
+    if _is_model(kind):
+        for name, field in kind.model_fields.items():
+            if part in (name, field.alias):
+                return field.annotation
+        return None
+    arguments = [argument for argument in get_args(kind) if argument is not Ellipsis]
+    return arguments[-1] if arguments else None
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """Return the alternatives of an annotation, without None and without pydantic's trimmings."""
+    if get_origin(kind) is Annotated:
+        return _members(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return tuple(member for part in get_args(kind) for member in _members(part))
+    return () if kind is None or kind is type(None) else (kind,)
+
+
+def _tagged(kind: Any) -> tuple[str, dict[str, type[BaseModel]]] | None:
+    """Return the tag and the models it chooses between, or None where the annotation is no such choice."""
+    members = _members(kind)
+    if len(members) < 2 or not all(_is_model(member) for member in members):
+        return None
+    tag = next((tag for tag in TAGS if all(tag in member.model_fields for member in members)), None)
+    if tag is None:
+        return None
+    return tag, {str(_literals(member.model_fields[tag].annotation)[0]): member for member in members}
+
+
+def _branch(label: str, members: Sequence[Any]) -> Any:
+    wants_list = label.startswith(("tuple[", "list["))
+    return next((member for member in members if _is_list(member) == wants_list), members[0])
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) in (tuple, list)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _literals(kind: Any) -> list[Any]:
+    return [word for member in _members(kind) if get_origin(member) is Literal for word in get_args(member)]
+
+
+def _describe(kind: Any) -> str:
+    words = [str(word) for word in _literals(kind)]
+    lists = [f"a list of {_describe(get_args(member)[0])}" for member in _members(kind) if _is_list(member)]
+    return " or ".join(([", ".join(words)] if words else []) + lists)
+
+
+def _keys(model: Any) -> list[str]:
+    return [_alias(model, name) for name in model.model_fields] if _is_model(model) else []
+
+
+def _alias(model: Any, name: str) -> str:
+    return model.model_fields[name].alias or name
+
+
+def _value(data: Any, path: Sequence[str | int]) -> Any:
+    for part in path:
+        if isinstance(data, Mapping):
+            data = data.get(part)
+        elif isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return None
+    return data
+
+
+def _number(bound: Any) -> str:
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)
+
+
+@lru_cache(maxsize=8)
+def _known(model: type[BaseModel]) -> tuple[tuple[str, Any], ...]:
+    return tuple(_paths(model, ""))
+
+
+def _paths(kind: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for member in _members(kind):
+        if _is_list(member):
+            yield from _paths(get_args(member)[0], path)
+        elif _is_model(member):
+            for name, field in member.model_fields.items():
+                here = join(path, _alias(member, name))
+                yield here, field.annotation
+                yield from _paths(field.annotation, here)
+
+
+def _plain_kinds(kind: Any) -> Iterator[Any]:
+    for member in _members(kind):
+        yield from _plain_kinds(get_args(member)[0]) if _is_list(member) else (member,)
+
+
+def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _leaves(value, join(path, key))
+    elif isinstance(data, (list, tuple)):
+        for index, value in enumerate(data):
+            yield from _leaves(value, join(path, index))
+    else:
+        yield path, data

@@ -1,0 +1,204 @@
+"""New versions of adapters that go out while traffic flows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+
+from sim.spec.base import Strict, located
+from sim.spec.sections.laws import TimeLaw
+from sim.spec.units import Bytes, Seconds, Share, format_seconds, format_share
+
+STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
+
+
+PROPAGATED = 0.999
+"""Share of the delays that are counted as known in time, for laws of which none is the longest."""
+
+
+def _one_adapter(value: Any) -> Any:
+    """Refuse in one message what is neither number nor name: as a choice of two types it would be told twice."""
+    if value is None or isinstance(value, str) or (type(value) is int and value >= 0):
+        return value
+    raise located("", "must be the number of one adapter, or its name", got=value, allowed="0 and more, or text")
+
+
+class Gate(Strict):
+    """What the new version's own requests must show before the next stage; if they don't, the rollout goes back.
+
+    Looked at when a stage's dwell is over, over all requests of the new version that ended in that stage.
+    """
+
+    ttft_mean: Seconds | None = None
+    """Mean time to first token, at most."""
+    ttft_p99: Seconds | None = None
+    """99 % of first tokens within this time."""
+    e2e_mean: Seconds | None = None
+    """Mean time from arrival to last token, at most."""
+    e2e_p99: Seconds | None = None
+    """99 % of requests end within this time."""
+    miss_ratio: Share | None = None
+    """Share of requests that had to start a load, at most."""
+    min_requests: PositiveInt = 100
+    """With fewer requests the stage goes on for another dwell."""
+
+    @model_validator(mode="after")
+    def _asks(self) -> Gate:
+        if not self.terms():
+            raise located("", "a gate looks at one metric or more", hint="such as {e2e_p99: 12 s}")
+        return self
+
+    def terms(self) -> dict[str, float]:
+        """Return the given limits by name: ``{"e2e_p99": 12.0}``."""
+        names = ("ttft_mean", "ttft_p99", "e2e_mean", "e2e_p99", "miss_ratio")
+        return {name: limit for name in names if (limit := getattr(self, name)) is not None}
+
+
+class Rollout(Strict):
+    """One rollout: adapters, when, and how their new version takes over."""
+
+    strategy: Literal["new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread"]
+    """``new-name``: the new version is an adapter of its own, and routers shift requests to it. ``in-place``: every
+    replica fetches the new weights and swaps them between two steps: responses that are running mix versions.
+    ``unload-then-load``: requests are refused from the call to unload until the last running one has left and the new
+    weights have been loaded. ``drain-then-swap``: they wait for that instead. ``lazy-reread``: the files are
+    overwritten; every replica goes on with its copies in GPU and host memory until it happens to read them again."""
+    at: Seconds
+    """When it begins."""
+    adapter: Annotated[NonNegativeInt | str | None, BeforeValidator(_one_adapter)] = None
+    """One adapter: its number (0 is the most popular under most laws), or its name where a trace or a weights file
+    gives names. Neither ``adapter`` nor ``share``: all that are there at the start."""
+    share: Share | None = Field(default=None, gt=0, le=1)
+    """A random share of all adapters. The shares of several rollouts take different adapters."""
+    stages: tuple[Share, ...] = Field(default=(1.0,), min_length=1, max_length=100)
+    """Stages, rising to 100 %. ``new-name``: share of the requests that routers send to the new version: one stage is
+    blue-green, several are a canary. The others: share of the replicas that have the new version."""
+    dwell: Seconds = Field(default=300.0, gt=0)
+    """How long a stage lasts before the next one."""
+    gate: Gate | None = None
+    """``new-name`` only: what must hold for a stage to be followed by the next one. Otherwise all requests go back to
+    the old version."""
+    spread: Seconds = Field(default=0.0, ge=0)
+    """The adapters begin one after the other, evenly over this time; 0: all at once."""
+    propagation: TimeLaw | None = None
+    """How long a change takes to reach each router (``new-name``) or replica (the others), drawn anew for each; unset:
+    no time."""
+    sticky: bool = True
+    """``new-name`` only: a session moves to the new version once and stays, but for what routers know at different
+    times. If not, every request draws its version. Requests without a session draw in any case."""
+    keep_old: bool = False
+    """``new-name`` only: leave old versions to eviction. Otherwise every replica drops one as soon as no router sends
+    requests to it any more and its last request, on whatever replica, has left."""
+    rank: PositiveInt | None = Field(default=None, le=4096)
+    """``new-name`` only: rank of the new version; unset: that of the old one."""
+    size: Bytes | None = None
+    """``new-name`` only: bytes of the new version, in place of what its rank says."""
+    weights: str | None = None
+    """Folder of the new version as training left it: a PEFT adapter with its ``trainer_state.json``, or a folder of
+    them. ``new-name`` takes ``rank`` and ``size`` from there, where neither is given."""
+    require: Literal["none", "vet"] = "none"
+    """``vet``: before the run, ``weights`` are vetted as ``loraplan vet`` does. Where something likely or certain is
+    found, or a training can't be judged at all, the rollout is held: it doesn't happen, and the report shows what that
+    avoided."""
+    observe: Seconds | None = Field(default=None, gt=0)
+    """What counts as during the rollout: this long from ``at``; unset: to the end of the run."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Rollout:
+        if self.adapter is not None and self.share is not None:
+            raise located("share", "give one adapter, or a share of all", got=f"adapter {self.adapter} and a share")
+        for before, after in zip((0.0, *self.stages), self.stages, strict=False):
+            if not before < after <= 1:
+                raise located("stages", "stages rise from above 0 % to 100 %", got=_percents(self.stages))
+        if self.stages[-1] != 1:
+            raise located(
+                "stages", "the last stage must reach everybody", got=_percents(self.stages), hint="end with 100%"
+            )
+        if self.require == "vet" and self.weights is None:
+            raise located("weights", "a version that must be vetted needs its folder", hint="such as weights: sales-v2")
+        if self.strategy != "new-name":
+            for key, default in (("gate", None), ("rank", None), ("size", None), ("sticky", True), ("keep_old", False)):
+                if getattr(self, key) != default:
+                    article = "" if isinstance(default, bool) else "a "
+                    raise located(key, f"only a new-name rollout has {article}{key}", got=f"strategy {self.strategy}")
+        if self.strategy == "lazy-reread" and len(self.stages) > 1:
+            raise located(
+                "stages", "files are overwritten for all replicas at once", got=_percents(self.stages), allowed="100%"
+            )
+        if self.gate is not None and len(self.stages) == 1:
+            raise located("gate", "a gate stands between two stages", hint="such as stages: [5%, 100%]")
+        if self.gate is not None and self.spread:
+            raise located("gate", "a gate judges all adapters of a rollout together", got=f"spread {self.spread:g} s")
+        return self
+
+    @property
+    def planned_s(self) -> float:
+        """Seconds from ``at`` until everybody knows of the last stage of the last adapter, with no gate to prolong it.
+
+        Where the delays of ``propagation`` have no upper end, until nearly everybody does.
+        """
+        return self.spread + self.dwell * (len(self.stages) - 1) + self._known_after_s()
+
+    def _known_after_s(self) -> float:
+        if self.propagation is None:
+            return 0.0
+        bounded = self.propagation.law in ("fixed", "uniform")
+        return float(self.propagation.ppf(np.array([1.0 if bounded else PROPAGATED]))[0])
+
+
+def check_rollouts(rollouts: tuple[Rollout, ...]) -> None:
+    """Check rollouts against each other.
+
+    :raises PydanticCustomError: where shares exceed all adapters, or two roll out all of them at the same time.
+    """
+    total = 0.0
+    for i, rollout in enumerate(rollouts):
+        total += rollout.share or 0.0
+        if total > 1 + 1e-12:
+            raise located(
+                f"rollouts.{i}.share", "the shares of all rollouts together exceed the adapters there are",
+                got=_percents(tuple(r.share for r in rollouts if r.share is not None)), allowed="up to 100% together",
+            )  # fmt: skip
+    for i, rollout in enumerate(rollouts):
+        for j, other in enumerate(rollouts[:i]):
+            everything = (rollout.adapter is None and rollout.share is None) or (
+                other.adapter is None and other.share is None
+            )
+            if (everything or (rollout.adapter is not None and rollout.adapter == other.adapter)) and overlap(
+                rollout, other
+            ):
+                named = next((r.adapter for r in (rollout, other) if r.adapter is not None), None)
+                who = "all adapters" if named is None else f"adapter {named}"
+                problem, got, hint = overlap_words(i, j, rollouts, who)
+                raise located(f"rollouts.{i}", problem, got=got, hint=hint)
+
+
+def overlap(one: Rollout, other: Rollout) -> bool:
+    """Return whether two rollouts are under way at the same time, as planned."""
+    first, second = sorted((one, other), key=lambda rollout: rollout.at)
+    return second.at <= first.at + first.planned_s
+
+
+def overlap_words(i: int, j: int, rollouts: tuple[Rollout, ...], who: str) -> tuple[str, str, str]:
+    """Return problem, got and hint for rollouts ``i`` and ``j``, which touch the same adapters at the same time.
+
+    :param who: these adapters, in words.
+    """
+    spans = []
+    for k in (j, i):
+        rollout = rollouts[k]
+        ends = rollout.at + rollout.planned_s
+        begins = format_seconds(rollout.at)
+        when = f"from {begins} to {format_seconds(ends)}" if ends > rollout.at else f"at {begins}"
+        spans.append(f"rollouts.{k} {when}{', propagation included' if rollout.propagation is not None else ''}")
+    drawn = " (a share is drawn by run.seed)" if any(rollouts[k].share is not None for k in (i, j)) else ""
+    return (
+        f"rolls out {who} while another rollout does{drawn}", "; ".join(spans),
+        "begin it after the other has ended",
+    )  # fmt: skip
+
+
+def _percents(shares: tuple[float, ...]) -> str:
+    return ", ".join(format_share(share) for share in shares)

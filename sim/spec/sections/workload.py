@@ -1,0 +1,152 @@
+"""What arrives, and on which adapters: the first two sections of a scenario."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from sim.spec.base import Strict, located
+from sim.spec.sections.arrival_processes import Arrivals, MmppArrivals, PiecewiseArrivals
+from sim.spec.sections.laws import LognormalTokens, TokenLaw
+from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, Sessions, UniformPopularity
+from sim.spec.sections.trace_source import Trace
+from sim.spec.units import Bytes, Seconds, Share
+
+
+class Tokens(Strict):
+    """How long prompts and answers are."""
+
+    prompt: TokenLaw = LognormalTokens(law="lognormal", mean=600, p99=5400, max=8192)
+    """Prompt tokens per request."""
+    output: TokenLaw = LognormalTokens(law="lognormal", mean=155, p99=870, max=4096)
+    """Output tokens per request."""
+    correlation: float = Field(default=0.0, gt=-1, lt=1)
+    """Correlation of the normal scores of a request's prompt and output length: below 0, long prompts have short
+    answers. 0: independent."""
+    by_adapter: Share = 0.0
+    """Share of the variance of lengths (of their normal scores) that lies between adapters: 0, every request is drawn
+    alone; 50%, some adapters have long prompts and others short ones, and likewise answers."""
+
+
+class Workload(Strict):
+    """What arrives: generated from laws, or replayed from a trace."""
+
+    requests: PositiveInt | None = Field(default=None, le=1_000_000_000)
+    """Simulate this many requests, to the end of the last one. With a trace: at most so many of its requests, after
+    scaling."""
+    duration: Seconds | None = Field(default=None, gt=0)
+    """Simulate this long instead; what has not ended by then counts as unfinished."""
+    arrivals: Arrivals | None = None
+    """When requests come. Not with a trace."""
+    popularity: Popularity = UniformPopularity(law="uniform")
+    """Which adapter a request asks for (where a trace names it, the trace decides)."""
+    sessions: Sessions | None = None
+    """Requests come in sessions of one adapter; ``arrivals`` then says when sessions begin, and its rate is still that
+    of requests. Unset: every request chooses its adapter anew. Not with a trace."""
+    drift: Drift | None = None
+    """Popularity moves between adapters as time passes. Not with a trace."""
+    churn: Churn | None = None
+    """Adapters are replaced by new ones as time passes. Not with a trace."""
+    tokens: Tokens = Tokens()
+    """Prompt and output lengths. Not with a trace that has them."""
+    trace: Trace | None = None
+    """Replay recorded requests instead."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Workload:
+        if self.trace is not None:
+            for key in ("arrivals", "sessions", "drift", "churn"):
+                if getattr(self, key) is not None:
+                    what = "arrivals" if key == "arrivals" else "order of requests"
+                    raise located(key, f"a trace brings its own {what}", hint=f"remove {key}")
+        elif self.arrivals is None:
+            raise located("arrivals", "nothing arrives", hint="give arrivals: {process: poisson, rate: 12/s}")
+        elif self.requests is None and self.duration is None:
+            raise located("requests", "the run has no end", hint="give requests: 100000 or duration: 1 h")
+        if self.requests is not None and self.duration is not None and self.trace is None:
+            raise located("duration", "give either requests or duration, not both")
+        if self.popularity.law == "cyclic" and getattr(self.arrivals, "per", "") == "adapter":
+            raise located("popularity", "adapters that come on their own don't take turns", got="cyclic")
+        if isinstance(self.arrivals, PiecewiseArrivals) and not any(step.level for step in self.arrivals.steps):
+            raise located("arrivals.steps", "no level above zero")
+        if isinstance(self.arrivals, MmppArrivals) and not any(state.level for state in self.arrivals.states):
+            raise located("arrivals.states", "no level above zero")
+        return self
+
+
+Targets = Literal["all-linear"] | tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...]
+
+
+class AdapterKind(Strict):
+    """A share of the adapters that have the same shape."""
+
+    share: Share
+    """Share of all adapters; the shares of a mix add up to 100%."""
+    kind: Literal["lora", "full"] = "lora"
+    """``lora``: an adapter. ``full``: a full fine-tune, a model of its own that takes the place of the base model;
+    ``fleet.full_models`` says who serves it."""
+    rank: PositiveInt = Field(default=16, le=4096)
+    """LoRA rank."""
+    targets: Targets = "all-linear"
+    """Modules with LoRA weights: ``all-linear`` or a list of q, k, v, o, gate, up, down."""
+    size: Bytes | None = None
+    """Bytes of one adapter, if not those of its rank and targets; of a full model, if not those of the profile's
+    weights."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> AdapterKind:
+        for key in ("rank", "targets"):
+            if self.kind == "full" and key in self.model_fields_set:
+                raise located(key, f"a full fine-tune has no {key}", got=getattr(self, key), hint=f"remove {key}")
+        return self
+
+
+class Adapters(Strict):
+    """How many adapters there are, and how large."""
+
+    base_model: str | None = None
+    """The model they belong to; unset: the profile's."""
+    count: PositiveInt | None = Field(default=None, le=10_000_000)
+    """How many adapters; needed unless a trace or a weights file names them (a trace that names none: 100)."""
+    rank: PositiveInt = Field(default=16, le=4096)
+    """LoRA rank of every adapter (without a mix)."""
+    targets: Targets = "all-linear"
+    """Modules with LoRA weights (without a mix)."""
+    size: Bytes | None = None
+    """Bytes of one adapter (without a mix); unset: computed from rank, targets and the base model."""
+    dtype: Literal["fp16", "bf16", "fp32", "fp8"] = "fp16"
+    """Number format of the adapters' weights."""
+    base_quantization: Literal["bf16", "int8", "nf4"] = "bf16"
+    """Number format of the base model's linear layers. ``bf16``: as in the profile. ``int8``: 8 bits (LLM.int8()).
+    ``nf4``: 4-bit NormalFloat (QLoRA). Embeddings, output head and norms stay as they are."""
+    base_double_quantization: bool = True
+    """``nf4`` only: whether the constants of its blocks are quantised too: 4.127 bits a weight in all, otherwise
+    4.5."""
+    base_slowdown: float | None = Field(default=None, gt=0, le=100)
+    """With ``base_quantization``: how many times as long the base model's part of a step takes (``fixed_s`` and
+    ``tokens`` of the profile). Unset: what the profile has measured, else an assumed 2.0 for ``int8`` and 1.33 for
+    ``nf4``."""
+    mix: tuple[AdapterKind, ...] = ()
+    """Kinds of adapters and their shares, instead of one kind."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Adapters:
+        if self.mix:
+            for key in ("rank", "targets", "size"):
+                if key in self.model_fields_set:
+                    raise located(key, f"give {key} in the mix or for all adapters, not both")
+            total = sum(kind.share for kind in self.mix)
+            if abs(total - 1) > 1e-6:
+                raise located("mix", "the shares of a mix add up to 100%", got=f"{total:.2%}")
+        if self.base_quantization == "bf16" and self.base_slowdown is not None:
+            raise located(
+                "base_slowdown", "the base model isn't quantised, and its steps take what the profile says",
+                got=self.base_slowdown, hint="give base_quantization: nf4 or int8",
+            )  # fmt: skip
+        if self.base_quantization != "nf4" and "base_double_quantization" in self.model_fields_set:
+            raise located(
+                "base_double_quantization", "only nf4 has constants that are quantised too",
+                got=f"base_quantization {self.base_quantization}", hint="remove it",
+            )  # fmt: skip
+        return self

@@ -1,0 +1,271 @@
+"""Measured runs of a real server: a table with a row per served hour, and each row as a scenario.
+
+The columns are those of ``vllm_h100/runs.csv`` (docs/validation.md); lengths come as two histograms in a JSON file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sim.errors import InputError
+from sim.reading import MANIFEST_BYTES, open_text, read_regular
+from sim.spec.scenario import Scenario
+from sim.spec.sections.laws import HistogramTokens
+
+METRICS = (
+    "req_per_s", "tpot_mean_ms", "itl_mean_ms", "itl_p50_ms", "ttft_p50_ms", "ttft_p99_ms", "running_mean",
+)  # fmt: skip
+"""What is compared, as the columns are called."""
+
+MORE_METRICS = ("output_tok_per_s", "ttft_mean_ms")
+"""Compared as well, where the table has them."""
+
+COLUMNS = (
+    "model", "workload_group", "case", "gpu_slots", "host_slots", "adapters", "max_lora_rank", "adapter_rank_mix",
+    "adapter_rates_rps", "adapters_per_rate", "duration_s", "waiting_mean", "kv_usage_mean", *METRICS,
+)  # fmt: skip
+
+MODELS = {"llama-3.1-8b-instruct": "llama-3.1-8b", "qwen-2.5-7b-instruct": "qwen2.5-7b"}
+"""Base models by the names that tables use."""
+
+TARGETS: dict[str, Any] = {"qwen2.5-7b": ["q", "v"]}
+"""What the adapters of a base model target, where it isn't all linear modules: inferred from the times of their copies
+to the GPU, which fit 2 of 7 modules (docs/validation.md)."""
+
+MEAN_TOKENS = {"llama-3.1-8b": (223.5, 195.0), "qwen2.5-7b": (223.5, 191.8)}
+"""Mean prompt and output tokens of completed requests, from the tables' throughputs."""
+
+LENGTH_CORRELATION = -0.35
+"""Correlation of the normal scores of prompt and output length. The runs show it where their KV cache is used: 360 KV
+tokens for each running sequence, while independent lengths would give 425 (docs/validation.md)."""
+
+UNSATURATED, SLOT_LIMITED, OTHER_LIMITED = "unsaturated", "slot-limited", "kv-or-compute-limited"
+REGIMES = (UNSATURATED, SLOT_LIMITED, OTHER_LIMITED)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """One row.
+
+    :ivar line: its line in the file.
+    :ivar rates: (requests per second of one adapter, how many adapters have this rate).
+    :ivar measured: the compared metrics, in the table's units.
+    """
+
+    line: int
+    model: str
+    workload_group: str
+    case: str
+    gpu_slots: int
+    host_slots: int
+    adapters: int
+    max_lora_rank: int
+    ranks: tuple[int, ...]
+    rates: tuple[tuple[float, int], ...]
+    duration_s: float
+    waiting_mean: float
+    kv_usage_mean: float
+    measured: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """The run's name: model, workload group and case."""
+        return f"{self.model}/{self.workload_group}/{self.case}"
+
+    @property
+    def offered_rps(self) -> float:
+        """Requests per second of all adapters together."""
+        return sum(rate * count for rate, count in self.rates)
+
+    @property
+    def itl_usable(self) -> bool:
+        """Whether the median gap between tokens is the engine's.
+
+        Beyond 300 requests/s offered, and below 5 ms, those that the measuring client saw are of its own queue.
+        """
+        return self.offered_rps <= 300 and self.measured["itl_p50_ms"] >= 5
+
+    @property
+    def regime(self) -> str:
+        """What limited the run, by what was measured.
+
+        Unsaturated: 97 % of what was offered was served, and hardly anybody waited. Slot-limited: otherwise, where
+        adapters outnumber slots and KV blocks were left. All else: KV memory or the GPU itself.
+        """
+        if self.measured["req_per_s"] >= 0.97 * self.offered_rps and self.waiting_mean < 20:
+            return UNSATURATED
+        return SLOT_LIMITED if self.adapters > self.gpu_slots and self.kv_usage_mean < 0.9 else OTHER_LIMITED
+
+
+@dataclass(frozen=True, slots=True)
+class LengthHistograms:
+    """Prompt and output lengths: ``{"low", "high", "shares"}`` each."""
+
+    prompt: Mapping[str, Any]
+    output: Mapping[str, Any]
+
+
+def read_runs(path: Path) -> list[MeasuredRun]:
+    """Read a table of measured runs.
+
+    :raises InputError: naming the missing columns, or the line and value that can't be used.
+    """
+    file = str(path)
+    try:
+        with open_text(path) as lines:
+            reader = csv.DictReader(lines)
+            found = reader.fieldnames or ()
+            missing = [name for name in COLUMNS if name not in found]
+            if missing:
+                raise InputError(
+                    "columns are missing", file=file, line=1, got=", ".join(missing),
+                    hint=f"a table of measured runs has the columns {', '.join(COLUMNS)}",
+                )  # fmt: skip
+            runs = [_run(row, file, reader.line_num) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        got = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError("the table can't be read", file=file, got=got) from None
+    if not runs:
+        raise InputError("the table has no rows", file=file)
+    return runs
+
+
+def _run(row: dict[str, str], file: str, line: int) -> MeasuredRun:
+    def parsed(column: str, parse: Callable[[str], Any], allowed: str) -> Any:
+        text = row[column] or ""
+        try:
+            return parse(text)
+        except (ValueError, KeyError):
+            raise InputError("not a value", file=file, line=line, key=column, got=text, allowed=allowed) from None
+
+    def count(column: str) -> int:
+        return int(parsed(column, _positive_int, "a whole number, 1 or more"))
+
+    def number(column: str) -> float:
+        return float(parsed(column, _number, "a number, 0 or more"))
+
+    rates = parsed(
+        "adapter_rates_rps", lambda text: [_number(part) for part in text.split("|")], "numbers like 0.1|0.2"
+    )
+    each = parsed(
+        "adapters_per_rate", lambda text: [_positive_int(part) for part in text.split("|")], "counts like 8|8"
+    )
+    adapters = count("adapters")
+    if len(rates) != len(each) or sum(each) != adapters:
+        raise InputError(
+            "rates, counts and adapters don't fit together", file=file, line=line, key="adapters_per_rate",
+            got=f"{len(rates)} rates, counts {row['adapters_per_rate']}, {adapters} adapters",
+            allowed="a count for each rate, adding up to the adapters",
+        )  # fmt: skip
+    if not 0 < sum(rate * count for rate, count in zip(rates, each, strict=True)) <= 1e6:
+        raise InputError(
+            "the rates of all adapters together make no traffic that can be simulated", file=file, line=line,
+            key="adapter_rates_rps", got=row["adapter_rates_rps"], allowed="above 0, up to 1,000,000 requests/s",
+        )  # fmt: skip
+    if count("host_slots") < count("gpu_slots"):
+        raise InputError(
+            "every adapter in a slot has a copy in host memory", file=file, line=line, key="host_slots",
+            got=row["host_slots"], allowed=f"at least gpu_slots ({row['gpu_slots']})",
+        )  # fmt: skip
+    return MeasuredRun(
+        line=line,
+        model=parsed("model", MODELS.__getitem__, ", ".join(MODELS)),
+        workload_group=row["workload_group"],
+        case=row["case"],
+        gpu_slots=count("gpu_slots"),
+        host_slots=count("host_slots"),
+        adapters=adapters,
+        max_lora_rank=count("max_lora_rank"),
+        ranks=parsed("adapter_rank_mix", lambda text: tuple(map(_positive_int, text.split("|"))), "ranks like 8|8|32"),
+        rates=tuple(zip(rates, each, strict=True)),
+        duration_s=float(parsed("duration_s", _duration, "seconds, 1 to 10,000,000")),
+        waiting_mean=number("waiting_mean"),
+        kv_usage_mean=number("kv_usage_mean"),
+        measured={name: number(name) for name in (*METRICS, *MORE_METRICS) if name in row},
+    )
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _duration(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 1e7:
+        raise ValueError
+    return value
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
+def read_lengths(path: Path) -> LengthHistograms:
+    """Read two histograms of token counts: ``{"prompt": {"min", "max", "bin_share"}, "output": …}``.
+
+    :raises InputError: naming what is missing.
+    """
+    try:
+        data = json.loads(read_regular(path, MANIFEST_BYTES))
+    except OSError as error:
+        raise InputError("the lengths can't be read", file=str(path), got=error.strerror) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError("the lengths are not JSON", file=str(path), got=str(error)) from None
+    sides = []
+    for side in ("prompt", "output"):
+        try:
+            part = data[side]
+            law = HistogramTokens.model_validate(
+                {"law": "histogram", "low": part["min"], "high": part["max"], "shares": part["bin_share"]}
+            )
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                "not a histogram of lengths", file=str(path), key=side,
+                allowed="whole numbers min < max from 1 on, and a list bin_share of numbers from 0 on",
+            ) from None  # fmt: skip
+        sides.append({"low": law.low, "high": law.high, "shares": law.shares})
+    return LengthHistograms(*sides)
+
+
+def scenario_of(run: MeasuredRun, lengths: LengthHistograms, profile: str, seed: int = 1) -> Scenario:
+    """Return the scenario that a run was: one replica of vLLM 0.8 with the settings of all these runs."""
+    means = MEAN_TOKENS[run.model]
+    prompt, output = (
+        {"law": "histogram", **side, "mean": mean}
+        for side, mean in zip((lengths.prompt, lengths.output), means, strict=True)
+    )
+    shares = {rank: run.ranks.count(rank) / len(run.ranks) for rank in dict.fromkeys(run.ranks)}
+    targets = TARGETS.get(run.model, "all-linear")
+    return Scenario.model_validate({
+        "schema_version": 1,
+        "name": "measured-run",
+        "description": f"{run.name}, {run.gpu_slots} slots",
+        "workload": {
+            "duration": f"{run.duration_s} s",
+            "arrivals": {"process": "poisson", "rate": f"{run.offered_rps}/s"},
+            "popularity": {
+                "law": "groups", "groups": [{"adapters": count, "weight": rate} for rate, count in run.rates],
+            },
+            "tokens": {"prompt": prompt, "output": output, "correlation": LENGTH_CORRELATION},
+        },
+        "adapters": {
+            "base_model": run.model, "count": run.adapters, "dtype": "bf16",
+            "mix": [{"share": f"{share:.9%}", "rank": rank, "targets": targets} for rank, share in shares.items()],
+        },
+        "fleet": {
+            "profile": profile, "engine": "vllm-0.8", "max_num_seqs": 2048, "max_num_batched_tokens": 2048,
+        },
+        "cache": {"gpu": {"slots": run.gpu_slots}, "host": {"slots": run.host_slots}},
+        "run": {"seed": seed, "replications": 1, "warmup": "0%"},
+    })  # fmt: skip

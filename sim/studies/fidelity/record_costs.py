@@ -1,0 +1,215 @@
+"""What the steps and loads of an engine cost, fitted to a record of it in real time.
+
+A step's time is the time to the next step, or where the engine then had nothing to do, to the end of the requests
+that ended with it; the seconds of its loads are taken out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import InputError
+from sim.studies.fidelity.step_record import StepRecord
+
+Floats = NDArray[np.float64]
+
+FEATURES = ("step", "sequence", "token", "adapter", "storage_load", "kv_token")
+"""What a step may cost seconds for: itself, each sequence, scheduled token, distinct adapter, load from storage
+(reading the file: the record's loads are copies from host memory) and KV token that decoding sequences attend to."""
+
+CANDIDATES: tuple[tuple[str, ...], ...] = (
+    ("step", "sequence", "token", "adapter"),
+    ("step", "sequence", "token", "adapter", "storage_load"),
+    ("step", "sequence", "token", "adapter", "storage_load", "kv_token"),
+)
+"""Sets of features, the smaller ones first; a larger one is taken only where steps held out say so."""
+
+_FOLDS = 10
+_WORTH = 0.99  # a larger set must bring the error on held-out steps down to this share
+_QUANTILES = np.linspace(0, 1, 41)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordTimes:
+    """Times of a record in seconds.
+
+    :ivar end_s: (steps,) when each step ended; ``step_s``: (steps,) how long it took without its loads.
+    :ivar features: by name of ``FEATURES``, (steps,).
+    :ivar ttft_s: (requests,) from arrival to the end of the step that completed the prefill; ``e2e_s``: (requests,).
+    :ivar loads_s: (loads,) from host memory, in their order.
+    """
+
+    end_s: Floats
+    step_s: Floats
+    features: dict[str, Floats]
+    ttft_s: Floats
+    e2e_s: Floats
+    loads_s: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCosts:
+    """Fitted costs.
+
+    :ivar step_s: seconds by feature; only those that were taken.
+    :ivar held_out_s: root mean square error of steps that were held out.
+    :ivar host_s, storage_s: (41,) quantiles of the seconds of a load, equally spaced from 0 to 1.
+    """
+
+    step_s: dict[str, float]
+    held_out_s: float
+    host_s: Floats
+    storage_s: Floats
+
+
+def record_times(record: StepRecord, file: str) -> RecordTimes:
+    """Take the times out of a record in real time.
+
+    :param file: what to call it in errors.
+    :raises InputError: where the record has no real times.
+    """
+    if record.mode != "online":
+        raise InputError(
+            "only records in real time have arrivals to predict", file=file, key="mode", got=record.mode,
+            allowed="online", hint="record a stream of requests with a rate",
+        )  # fmt: skip
+    finished = [request.finished_s for request in record.requests]
+    if None in finished:
+        raise InputError("a request never ended", file=file, key=f"requests.{finished.index(None)}.finished_s")
+    finished_s = np.array(finished, dtype=np.float64)
+    arrival_s = np.array([request.arrival_s for request in record.requests])
+    last = {request: number for number, step in enumerate(record.steps) for request in step.scheduled}
+    if len(last) < len(record.requests):
+        missing = min(set(range(len(record.requests))) - last.keys())
+        raise InputError("no step schedules a request", file=file, key=f"requests.{missing}")
+    end_s = _ends(record, arrival_s, finished_s, last)
+    loads_s = np.array([seconds for step in record.steps for _, seconds in step.loads])
+    if not len(loads_s):
+        raise InputError("the record has no loads", file=file, key="steps")
+    in_loads = np.array([sum(seconds for _, seconds in step.loads) for step in record.steps])
+    features, first = _features(record)
+    return RecordTimes(
+        end_s=end_s,
+        step_s=end_s - np.array([step.at_s for step in record.steps]) - in_loads,
+        features=features,
+        ttft_s=end_s[first] - arrival_s,
+        e2e_s=finished_s - arrival_s,
+        loads_s=loads_s,
+    )
+
+
+def _ends(record: StepRecord, arrival_s: Floats, finished_s: Floats, last: dict[int, int]) -> Floats:
+    """Return when each step ended: at the next one's beginning, if the engine went straight on."""
+    steps = record.steps
+    last_step = np.array([last[request] for request in range(len(arrival_s))])
+    ends = np.zeros(len(steps))
+    for number, step in enumerate(steps):
+        ending = [finished_s[request] for request in step.scheduled if last[request] == number]
+        busy_until = max(ending, default=step.at_s)
+        left = (last_step > number) & (arrival_s <= busy_until)
+        ends[number] = steps[number + 1].at_s if left.any() else busy_until
+    return ends
+
+
+def _features(record: StepRecord) -> tuple[dict[str, Floats], NDArray[np.int64]]:
+    """Return the features of every step, and for every request the step that completes its first prefill."""
+    prompts = [request.prompt_tokens for request in record.requests]
+    context = [0] * len(prompts)
+    target = list(prompts)  # tokens to prefill; more after a preemption
+    produced = [0] * len(prompts)
+    first = np.zeros(len(prompts), dtype=np.int64)
+    host = HostCopies(record.config.host_slots)
+    rows = []
+    for number, step in enumerate(record.steps):
+        for request in step.preempted:
+            context[request], target[request] = 0, prompts[request] + produced[request]
+        kv_tokens = 0
+        for request, tokens in step.scheduled.items():
+            decodes = context[request] >= target[request]
+            context[request] += tokens
+            kv_tokens += context[request] if decodes else 0
+            if context[request] >= target[request]:
+                if produced[request] == 0:
+                    first[request] = number
+                produced[request] += 1
+        from_storage = host.touch(step.adapters)
+        tokens_in_step = sum(step.scheduled.values())
+        rows.append((1, len(step.scheduled), tokens_in_step, len(step.adapters), from_storage, kv_tokens))
+    columns = np.array(rows, dtype=np.float64).T
+    return dict(zip(FEATURES, columns, strict=True)), first
+
+
+class HostCopies:
+    """The adapters in host memory, least recently touched first."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._copies: OrderedDict[int, None] = OrderedDict()
+
+    def touch(self, adapters: Iterable[int]) -> int:
+        """Touch adapters in turn; return how many had to be read from storage."""
+        read = 0
+        for adapter in adapters:
+            if adapter in self._copies:
+                self._copies.move_to_end(adapter)
+                continue
+            if len(self._copies) == self._slots:
+                self._copies.popitem(last=False)
+            self._copies[adapter] = None
+            read += 1
+        return read
+
+
+def fit_costs(times: RecordTimes) -> RecordCosts:
+    """Fit costs by non-negative least squares, with the features that steps held out call for."""
+    chosen, error = CANDIDATES[0], _held_out_error(times, CANDIDATES[0])
+    for candidate in CANDIDATES[1:]:
+        candidate_error = _held_out_error(times, candidate)
+        if candidate_error < _WORTH * error:
+            chosen, error = candidate, candidate_error
+    everything = np.ones(len(times.step_s), dtype=bool)
+    step_s = dict(zip(chosen, _fit(times, chosen, everything).tolist(), strict=True))
+    host_s = np.quantile(times.loads_s, _QUANTILES)
+    return RecordCosts(step_s, error, host_s, _storage_seconds(times, step_s, host_s))
+
+
+def _matrix(times: RecordTimes, names: tuple[str, ...]) -> Floats:
+    return np.column_stack([times.features[name] for name in names])
+
+
+def _fit(times: RecordTimes, names: tuple[str, ...], rows: NDArray[np.bool_]) -> Floats:
+    from scipy.optimize import nnls
+
+    return np.asarray(nnls(_matrix(times, names)[rows], times.step_s[rows])[0])
+
+
+def _held_out_error(times: RecordTimes, names: tuple[str, ...]) -> float:
+    """Return the root mean square error of steps that the fit didn't see: a tenth of the record at a time."""
+    count = len(times.step_s)
+    fold = np.arange(count) * _FOLDS // count
+    squares = 0.0
+    for number in range(_FOLDS):
+        out = fold == number
+        if out.any():
+            predicted = _matrix(times, names)[out] @ _fit(times, names, ~out)
+            squares += float(((predicted - times.step_s[out]) ** 2).sum())
+    return float(np.sqrt(squares / count))
+
+
+def _storage_seconds(times: RecordTimes, step_s: dict[str, float], host_s: Floats) -> Floats:
+    """Return quantiles of the seconds of a load from storage: a copy from host memory, and what its step took longer.
+
+    From steps with one such load alone; at least a copy from host memory.
+    """
+    if not step_s.get("storage_load"):
+        return host_s
+    rest = sum(seconds * times.features[name] for name, seconds in step_s.items() if name != "storage_load")
+    longer = (times.step_s - rest)[times.features["storage_load"] == 1]
+    if len(longer) < len(_QUANTILES) // 2:
+        return host_s + step_s["storage_load"]
+    return np.asarray(np.maximum(np.quantile(longer, _QUANTILES), 0.0) + float(np.median(host_s)))

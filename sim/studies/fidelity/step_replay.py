@@ -1,0 +1,142 @@
+"""Replay a record of a real engine through the simulator's scheduler and adapter cache, and compare every step.
+
+What a simulator can't know is given: the order in which the engine touched each batch's adapters (a Python set's), and
+for records in real time when each step began.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sim.policies.admission import ClaimingQueue
+from sim.policies.costs import StepCosts
+from sim.policies.kv.kv_memory import KvBlocks
+from sim.policies.scheduler import Limits, Scheduler
+from sim.policies.set_order import Order
+from sim.policies.vllm_lru import TouchedCache
+from sim.spec.engines import preset_value
+from sim.spec.profile import StepCost
+from sim.studies.fidelity.step_record import RecordedStep, StepRecord
+from sim.traffic.request import Request
+
+
+@dataclass(slots=True)
+class Replay:
+    """How a replay compares with its record.
+
+    :ivar steps: steps of the record; ``equal_steps``: those with the same tokens for the same requests, the same
+        preemptions, loads and evictions.
+    :ivar loads: loads of the record; ``predicted_loads``: of the replay; ``equal_loads``: those at the same place of
+        the same step.
+    :ivar first_difference: a sentence, or None.
+    :ivar late_steps: by request, how many steps later than recorded it ended; negative: earlier.
+    """
+
+    steps: int
+    equal_steps: int = 0
+    loads: int = 0
+    predicted_loads: int = 0
+    equal_loads: int = 0
+    first_difference: str | None = None
+    late_steps: dict[int, int] = field(default_factory=dict)
+
+
+def replay(record: StepRecord) -> Replay:
+    """Replay a record."""
+    return _Replayer(record).run()
+
+
+class _RecordedOrder(Order):
+    """The recorded order of a set of adapters; where the engine never had this set, the order given."""
+
+    def __init__(self) -> None:
+        self._orders: dict[frozenset[int], tuple[int, ...]] = {}
+
+    def note(self, adapters: tuple[int, ...]) -> None:
+        self._orders[frozenset(adapters)] = adapters
+
+    def __call__(self, batch: list[int]) -> list[int]:
+        return list(self._orders.get(frozenset(batch), batch))
+
+
+class _Replayer:
+    def __init__(self, record: StepRecord) -> None:
+        config, preset = record.config, record.preset
+        self.record = record
+        self._orders = _RecordedOrder()
+        self.cache = TouchedCache(config.adapters, config.slots, config.host_slots, self._orders)
+        self.waiting = ClaimingQueue(self.cache, _never, stop=False, blocking=True, gives_up=True)
+        whole_prompt = preset_value(preset, "fleet.kv_check") == "whole-prompt"
+        limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, whole_prompt)
+        kv = KvBlocks(config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks"), config.block_size)
+        costs = StepCosts(StepCost(), config.slots, config.max_num_batched_tokens)
+        self.scheduler = Scheduler(limits, kv, self.waiting, [0] * config.adapters, costs)
+        self._to_come = [
+            Request(request.id, request.arrival_s, request.adapter, request.prompt_tokens, request.output_tokens)
+            for request in sorted(record.requests, key=lambda request: (request.arrival_s, request.id))
+        ]
+        self._preemptions = dict.fromkeys(range(len(record.requests)), 0)
+
+    def run(self) -> Replay:
+        record = self.record
+        result = Replay(len(record.steps), loads=sum(len(step.loads) for step in record.steps))
+        last = {request: number for number, step in enumerate(record.steps) for request in step.scheduled}
+        for number, step in enumerate(record.steps):
+            self._orders.note(step.adapters)
+            for request in self._step(number, step, result):
+                result.late_steps[request.index] = number - last.get(request.index, number)
+        return result
+
+    def _step(self, number: int, step: RecordedStep, result: Replay) -> list[Request]:
+        """Take one step and compare it; return the requests that end with it."""
+        scheduler = self.scheduler
+        while self._to_come and self._to_come[0].arrival_s <= step.at_s:
+            self.waiting.push(self._to_come.pop(0))
+        before = set(scheduler.running)
+        scheduler.compose(step.at_s)
+        scheduled = scheduler.scheduled()
+        preempted = sorted(before - scheduler.running.keys())
+        for request in scheduler.running.values():
+            request.claimed = True
+        victims: list[int] = []
+        self.cache.victims = victims
+        loads = self.cache.touch(list(scheduler.adapters))
+        self.cache.check_integrity()
+        scheduler.check_integrity()
+        evicted = [(adapter, adapter in scheduler.adapters) for adapter in victims]
+        comparisons: list[tuple[str, object, object]] = [
+            ("tokens by request", scheduled, step.scheduled),
+            ("preempted", preempted, sorted(step.preempted)),
+            ("loads", [adapter for adapter, _ in loads], [adapter for adapter, _ in step.loads]),
+            ("evictions (adapter, in this batch)", evicted, list(step.evictions)),
+        ]
+        result.predicted_loads += len(loads)
+        result.equal_loads += sum(ours[0] == theirs[0] for ours, theirs in zip(loads, step.loads, strict=False))
+        different = [
+            f"step {number} (at {step.at_s:.3f} s): {what}: "
+            f"replay {_brief(ours, theirs)}, record {_brief(theirs, ours)}"
+            for what, ours, theirs in comparisons
+            if ours != theirs
+        ]
+        if not different:
+            result.equal_steps += 1
+        elif result.first_difference is None:
+            result.first_difference = different[0]
+        if not scheduler.running:
+            return []
+        finished = scheduler.complete(1, step.at_s)
+        for request in finished:
+            self.cache.release(request.adapter)
+        return finished
+
+
+def _brief(some: object, other: object) -> str:
+    """Return what of a value differs from the other one."""
+    if isinstance(some, dict) and isinstance(other, dict):
+        only = {key: value for key, value in some.items() if other.get(key) != value}
+        return str(only) if only else "nothing more"
+    return str(some)
+
+
+def _never(request: Request) -> None:
+    raise AssertionError("blocking loads are never asked for ahead")

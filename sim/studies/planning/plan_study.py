@@ -1,0 +1,281 @@
+"""``loraplan plan``: from the question in a scenario to its answer in a run directory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors
+from sim.results.point import Point
+from sim.results.point_summary import request_table
+from sim.results.run_directory.result_files import json_ready, read_json, write_text
+from sim.results.run_directory.store import RunStore, scenario_hash
+from sim.spec.engine_flags import beyond_flags, engine_flags
+from sim.spec.files.yaml_text import yaml_text
+from sim.spec.scenario_file import LoadedScenario
+from sim.spec.sections.plan_question import Plan
+from sim.studies.backends.pool import Local, Pool
+from sim.studies.planning.candidates import Variable, variables
+from sim.studies.planning.evaluator import Design, Looks, Noted, check_terms
+from sim.studies.planning.questions import Found, full_replicas, search
+from sim.studies.planning.screen import screen
+from sim.studies.planning.what_if import what_if
+from sim.studies.sweep import manifest_of, task_of
+
+RECOMMENDED = "recommended.yaml"
+
+Told = Callable[[Noted], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan found.
+
+    :ivar answer: the values found, ``{}`` where nothing meets the SLO; of a plan for a price with ``fleet`` and
+        ``price``, per hour.
+    :ivar certain: whether nothing more wanted may do after all, at the stated confidence.
+    :ivar point: of the answer, or of the best that was found.
+    :ivar record: all of it as plain data, as the manifest keeps it under ``plan``.
+    """
+
+    path: Path
+    feasible: bool
+    answer: dict[str, Any]
+    certain: bool
+    point: Point
+    points: list[Point]
+    record: dict[str, Any]
+    simulated_requests: int
+    resumed: bool = False
+    """Whether the folder held looks of an earlier search."""
+
+
+def make_plan(
+    loaded: LoadedScenario,
+    out: Path | None = None,
+    *,
+    command: str = "",
+    jobs: int = -1,
+    pool: Pool | None = None,
+    and_what_if: bool = False,
+    told: Told = lambda noted: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Planned:
+    """Answer the scenario's ``plan`` and leave a run directory without report.
+
+    A search that was killed goes on where it was: every look is kept.
+
+    :param out: the run directory; None: ``runs/NAME-plan``.
+    :param jobs: worker processes; -1: one for each core.
+    :param pool: where to simulate instead; it stays open.
+    :param and_what_if: also try one change at a time at the answer, or at the best that was found.
+    :param told: called with every look; ``progress`` with the changes tried and all there are.
+    :raises InputError: if the question makes no sense, or nothing that was asked for can be simulated.
+    """
+    started = time.perf_counter()
+    plan, axes, first = check_plan(loaded)
+    question = json_ready(plan.model_dump(mode="json", exclude_none=True))
+    folder = out or free_folder(loaded, question)
+    task = task_of(0, first, {})
+    manifest = {
+        **manifest_of(loaded, [task], [], command),
+        "kind": "plan",
+        "asked": scenario_hash(loaded.data),
+        "plan": {"question": question},
+    }
+    if out is not None:
+        refuse_other(folder, question)
+    try:
+        opened = RunStore.create(folder, manifest)
+    except OutputError as error:
+        error.hint = "give another --out"
+        raise
+    pool = pool or Local(jobs)
+    points: list[Point] = []
+    with opened as store, store.closing(lambda: points, started):
+        looks = Looks(loaded, store, pool=pool, confidence=plan.confidence, told=told)
+        found = search(plan, axes, looks)
+        record = _record(plan, axes, found, looks, loaded)
+        chosen = found.answer or found.best
+        designs = [design for design in _in_order(looks.designs(), axes, plan) if design.point is not None]
+        points += [design.point for design in designs if design.point is not None]
+        if found.answer is not None:
+            write_text(folder / RECOMMENDED, _recommended(found.answer))
+        recording = looks.first_recording(chosen)
+        assert chosen.world is not None, "it was looked at"
+        assert chosen.loaded is not None, "it was looked at"
+        store.save_requests(request_table(recording, chosen.world.traffic.names), chosen.key)
+        store.update({"point_keys": [design.key for design in designs], "sets": [point.set for point in points],
+                      "points_total": len(points), "plan": record})  # fmt: skip
+        if and_what_if:
+            rows, requests = what_if(chosen.loaded, store, pool=pool, progress=progress)
+            store.update({"what_if": rows, "what_if_requests": requests})
+    assert chosen.point is not None, "it was looked at"
+    return Planned(
+        folder, found.answer is not None, record["answer"], record["certain"], chosen.point, points, record,
+        looks.requests, store.resumed,
+    )  # fmt: skip
+
+
+def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScenario]:
+    """Return a scenario's plan, what it considers, and one design that can be built.
+
+    :raises InputError: if the question makes no sense, or none of a few designs can be built.
+    """
+    plan = loaded.scenario.plan
+    if plan is None:
+        raise loaded.locate(ScenarioError(
+            "the scenario asks for no plan", key="plan",
+            hint="give plan: {minimize: cache.gpu.slots, range: [8, 256]}, or --minimize cache.gpu.slots=8..256",
+        ))  # fmt: skip
+    check_terms(loaded)
+    try:
+        axes = variables(plan)
+        return plan, axes, _buildable(loaded, plan, axes)
+    except InputError as error:
+        raise loaded.locate(error) from None
+
+
+def refuse_other(folder: Path, question: Any, kind: str = "plan") -> None:
+    """Refuse a folder that holds the answer to another question, or a run: its report would be lost."""
+    if not (folder / "manifest.json").exists():
+        return
+    try:
+        old = read_json(folder / "manifest.json")
+    except OutputError:
+        return  # said by who opens it
+    if isinstance(old, dict) and (old.get(kind) or {}).get("question") != question:
+        what = "the answer to another question" if old.get("kind") == kind else f"a {old.get('kind', 'run')}"
+        raise OutputError(f"this folder holds {what}", file=str(folder), got=old.get("name"), hint="give another --out")
+
+
+def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs"), kind: str = "plan") -> Path:
+    """Return ``runs/NAME-plan``, with ``-2``, ``-3``, … where the answer to another question stands there.
+
+    :param kind: of the run directory: ``plan``, or ``cures``.
+    """
+    wanted = scenario_hash(loaded.data)
+    for number in itertools.count(1):
+        folder = root / (f"{loaded.scenario.name}-{kind}" + (f"-{number}" if number > 1 else ""))
+        if not folder.exists() or not any(folder.iterdir()):
+            return folder
+        try:
+            old = read_json(folder / "manifest.json")
+        except OutputError:
+            continue
+        if isinstance(old, dict) and old.get("asked") == wanted and (old.get(kind) or {}).get("question") == question:
+            return folder
+    raise AssertionError("numbers don't end")
+
+
+def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> LoadedScenario:
+    """Return the first design that can be built: if none of a few can, that is no answer but a wrong question."""
+    first: InputError | None = None
+    for number in range(max(1, len(plan.fleets))):
+        fleet = plan.fleets[number].set if plan.fleets else {}
+        where = f"plan.fleets.{number}.set" if fleet else "plan.values" if plan.values is not None else "plan.range"
+        for place in (0, -1):
+            values = {**fleet, **{axis.key: axis.values[place] for axis in axes}}
+            try:
+                design = loaded.with_values(values)
+            except InputError as error:
+                raise _asked_for(error, plan, where, values) from None
+            try:
+                task_of(0, design, values)
+            except InputError as error:
+                first = first or error
+            else:
+                return design
+    assert first is not None, "there is a value"
+    raise first
+
+
+def _asked_for(error: InputError, plan: Plan, where: str, values: dict[str, Any]) -> InputError:
+    """Return an error of a design as one of the plan that asks for it."""
+    found = error.errors[0] if isinstance(error, SeveralErrors) else error
+    unknown = found.key in plan.keys and found.problem == "unknown key"
+    got = None if unknown else found.got if found.got is not None else values.get(found.key or "")
+    return ScenarioError(
+        f"{found.key}: {found.problem}", key=f"plan.{plan.direction}" if unknown else where, got=got,
+        allowed=found.allowed, hint=found.hint,
+    )  # fmt: skip
+
+
+def _in_order(designs: list[Design], axes: list[Variable], plan: Plan) -> list[Design]:
+    """Return designs by their values, as a sweep has them."""
+    fleets = [fleet.name for fleet in plan.fleets]
+
+    def place(design: Design) -> list[int]:
+        found = [fleets.index(design.set["fleet"])] if fleets else []
+        for axis in axes:
+            index = axis.values.index(design.set[axis.key])
+            found.append(-index if plan.direction == "maximize" else index)
+        return found
+
+    return sorted(designs, key=place)
+
+
+def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded: LoadedScenario) -> dict[str, Any]:
+    """Return everything that a report says of the search, as plain data."""
+    answer: dict[str, Any] = {}
+    if found.answer is not None:
+        answer = dict(found.answer.set)
+        if plan.fleets:
+            fleet = next(each for each in plan.fleets if each.name == answer["fleet"])
+            replicas = answer["fleet.replicas"] + full_replicas(found.answer)
+            answer["price"] = fleet.price * fleet.gpus * replicas
+    chosen = found.answer or found.best
+    assert chosen.world is not None, "it was looked at"
+    assert chosen.loaded is not None, "it was looked at"
+    candidates = math.prod(len(axis.values) for axis in axes) * max(1, len(plan.fleets))
+    each = chosen.point.cost["requests"] / chosen.point.cost["replications"] if chosen.point is not None else 0.0
+    every = each * (1 if chosen.world.traffic.replayed else loaded.scenario.run.replications)
+    refused = [design for design in looks.all_designs() if design.refused is not None]
+    formulas = screen(chosen.world)
+    record = {
+        "question": plan.model_dump(mode="json", exclude_none=True),
+        "direction": plan.direction, "keys": list(plan.keys), "confidence": plan.confidence,
+        "ranges": {axis.key: [axis.values[0], axis.values[-1], len(axis.values)] for axis in axes},
+        "feasible": found.answer is not None, "answer": answer,
+        "certain": not found.doubtful,
+        "answer_key": None if found.answer is None else found.answer.key, "best_key": found.best.key,
+        "edge_key": found.edge.key if found.edge is not None and found.edge.point is not None else None,
+        "other_edge_key": None if found.other_edge is None else found.other_edge.key,
+        "edge_set": None if found.edge is None else found.edge.set,
+        "edge_refused": None if found.edge is None or found.edge.refused is None else found.edge.refused.problem,
+        "beyond_key": found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,
+        "doubtful": [design.set for design in found.doubtful],
+        "refused": [{"set": design.set, "why": str(design.refused)} for design in refused[:3]],
+        "fleets": found.fleets,
+        "looks": [
+            {"set": noted.set, "replications": noted.replications, "word": noted.word, "score": noted.score,
+             "term": noted.term, "value": noted.value}
+            for noted in looks.noted
+        ],
+        "simulated_requests": looks.requests, "candidates": candidates,
+        "every_candidate_requests": round(every * candidates),
+        "formulas": {
+            "miss_ratio": formulas.miss_ratio, "loader_load": formulas.loader_load, "gpu_load": formulas.gpu_load,
+            "batch": formulas.batch, "kv_share": formulas.kv_share,
+        },
+        "flags": {} if found.answer is None else engine_flags(chosen.loaded.scenario),
+        "beyond_flags": beyond_flags(chosen.loaded.scenario),
+        "full_replicas": full_replicas(chosen),
+        "replications": 0 if chosen.point is None else int(chosen.point.cost["replications"]),
+    }  # fmt: skip
+    ready: dict[str, Any] = json_ready(record)
+    return ready
+
+
+def _recommended(design: Design) -> str:
+    """Return the scenario of the answer, to run, sweep and keep; with as many replications as decided on it."""
+    assert design.loaded is not None, "it was looked at"
+    assert design.point is not None, "it was looked at"
+    data = {key: value for key, value in design.loaded.data.items() if key not in ("plan", "sweep")}
+    data["run"] = {**data.get("run", {}), "replications": int(design.point.cost["replications"])}
+    return yaml_text(data)

@@ -1,0 +1,157 @@
+"""The changes that a what-if tries, one at a time: more traffic, larger adapters, other policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sim.policies.base_weights import ASSUMED_SLOWDOWN
+from sim.spec.scenario import Adapters, Scenario
+from sim.spec.sections.arrival_processes import GammaArrivals, PoissonArrivals, WeibullArrivals
+from sim.spec.sections.workload import AdapterKind
+from sim.spec.units import format_rate
+from sim.world.world import World
+
+_BASE_FORMATS: dict[Literal["bf16", "int8", "nf4"], str] = {"bf16": "as in the profile", "int8": "in 8 bits",
+                                                            "nf4": "in 4 bits"}  # fmt: skip
+_ATTENTION = ("q", "k", "v", "o")
+_RANKS = (4, 16, 32)
+_EVICTIONS = ("lru", "lfu", "sieve", "gdsf")
+_ROUTERS = ("round-robin", "least-loaded", "hash", "affinity-residency")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of a scenario.
+
+    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``eviction``, ``router`` or ``cure``.
+    :ivar label: what it does, in words.
+    :ivar set: values by dotted key; ``{}``: nothing changes.
+    :ivar note: what to know of it.
+    :ivar refused: why the scenario can't be changed so; empty where it can.
+    """
+
+    group: str
+    label: str
+    set: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    refused: str = ""
+
+
+def changes(world: World) -> list[Change]:
+    """Return the changes that make sense for a design, those of the traffic first."""
+    scenario = world.scenario
+    found = [*_traffic(scenario), *_adapters(scenario), *_base_model(world), *_loading(scenario)]
+    if scenario.cache.eviction in (*_EVICTIONS, "fifo", "clock", "random", "s3-fifo", "lfu-history"):
+        found += [
+            Change("eviction", f"eviction {name}", {"cache.eviction": name})
+            for name in _EVICTIONS if name != scenario.cache.eviction
+        ]  # fmt: skip
+    if scenario.fleet.replicas > 1:
+        own = ("bound", "copies", "placement")
+        drop = {f"router.{key}": None for key in own if key in scenario.router.model_fields_set}
+        found += [
+            Change("router", f"router {name}", {"router.policy": name, **drop})
+            for name in _ROUTERS if name != scenario.router.policy
+        ]  # fmt: skip
+    return found
+
+
+def _traffic(scenario: Scenario) -> Iterator[Change]:
+    workload = scenario.workload
+    if workload.trace is not None:
+        scale = workload.trace.time_scale
+        yield Change("traffic", "twice the traffic", {"workload.trace.time_scale": 2 * scale},
+                     "the trace is played twice as fast")  # fmt: skip
+        return
+    arrivals = workload.arrivals
+    assert arrivals is not None, "checked by the model"
+    for factor, words in ((2, "twice the traffic"), (0.5, "half the traffic")):
+        yield Change("traffic", words, {"workload.arrivals.rate": format_rate(factor * arrivals.rate)})
+    if isinstance(arrivals, PoissonArrivals):
+        yield Change("traffic", "bursty traffic (cv 1 → 3)", {
+            "workload.arrivals.process": "gamma", "workload.arrivals.rate": format_rate(arrivals.rate),
+            "workload.arrivals.cv": 3.0,
+        }, "gamma gaps at the same rate")  # fmt: skip
+    elif isinstance(arrivals, GammaArrivals | WeibullArrivals) and arrivals.cv is not None:
+        yield Change("traffic", f"burstier traffic (cv {arrivals.cv:g} → {2 * arrivals.cv:g})",
+                     {"workload.arrivals.cv": 2 * arrivals.cv})  # fmt: skip
+
+
+def _adapters(scenario: Scenario) -> Iterator[Change]:
+    adapters = scenario.adapters
+    counted = scenario.workload.trace is None and scenario.workload.popularity.law not in ("weights", "groups")
+    if adapters.count is not None and counted:
+        yield Change("adapters", "twice the adapters", {"adapters.count": 2 * adapters.count})
+    if adapters.size is not None:
+        yield Change("adapters", "adapters twice as large", {"adapters.size": f"{2 * adapters.size} B"})
+        return
+    full = [kind for kind in adapters.mix if kind.kind == "full"]
+    if any(kind.size is not None for kind in adapters.mix if kind.kind == "lora"):
+        return
+    now = None if adapters.mix else (adapters.rank, _target_words(adapters.targets))
+    for targets, words in (("all-linear", "all linear layers"), (list(_ATTENTION), "attention only")):
+        for rank in _RANKS:
+            if (rank, words) != now:
+                yield Change("adapters", f"rank {rank}, {words}", _all_of(rank, targets, adapters, full))
+    if adapters.dtype != "fp8":
+        yield Change("adapters", "adapters in 8 bits", {"adapters.dtype": "fp8"},
+                     "half the bytes to load and keep; step costs as before")  # fmt: skip
+
+
+def _all_of(rank: int, targets: Any, adapters: Adapters, full: list[AdapterKind]) -> dict[str, Any]:
+    """Return the values that give every adapter this shape and leave full models alone."""
+    if not full:
+        drop = {"adapters.mix": None} if adapters.mix else {}
+        return {**drop, "adapters.rank": rank, "adapters.targets": targets}
+    kept = [kind.model_dump(mode="json", exclude_unset=True) for kind in full]
+    for kind in kept:
+        kind |= {"size": f"{kind['size']} B"} if kind.get("size") is not None else {}
+    share = 1 - sum(kind.share for kind in full)
+    return {"adapters.mix": [{"share": share, "rank": rank, "targets": targets}, *kept]}
+
+
+def _target_words(targets: Any) -> str:
+    if targets == "all-linear":
+        return "all linear layers"
+    return "attention only" if set(targets) == set(_ATTENTION) else "other modules"
+
+
+def _base_model(world: World) -> Iterator[Change]:
+    """Yield other formats of the base weights; where the KV cache is given in tokens, they would change no memory."""
+    scenario = world.scenario
+    if world.profile is None or world.kv_tokens is None or scenario.fleet.kv_tokens is not None:
+        return
+    now = scenario.adapters.base_quantization
+    drop = {f"adapters.{key}": None for key in ("base_slowdown", "base_double_quantization")
+            if key in scenario.adapters.model_fields_set}  # fmt: skip
+    for name, words in _BASE_FORMATS.items():
+        if name == now:
+            continue
+        measured = name == "bf16" or (
+            name in world.profile.quantized and world.profile.quantized[name].step is not None
+        )
+        note = "" if measured else (
+            f"the KV cache gets the memory; assumed: the base model's part of a step takes {ASSUMED_SLOWDOWN[name]:g} "
+            "times as long"
+        )  # fmt: skip
+        yield Change("base model", f"base weights {words}", {**drop, "adapters.base_quantization": name}, note)
+
+
+def _loading(scenario: Scenario) -> Iterator[Change]:
+    cache, storage = scenario.cache, scenario.storage
+    count = scenario.adapters.count
+    if cache.eviction == "vllm-lru":
+        if count is not None and (cache.host is None or (cache.host.slots or 0) < count):
+            yield Change("loading", "all adapters in host memory", {"cache.host.slots": count})
+    elif scenario.fleet.engine != "fixed" and (cache.host is None or cache.host.fill != "start"):
+        drop = {f"cache.host.{key}": None for key in ("slots", "size") if cache.host is not None}
+        yield Change("loading", "all adapters in host memory", {**drop, "cache.host.fill": "start"})
+    if storage.mode == "overlap":
+        yield Change("loading", f"{2 * storage.loaders} loaders", {"storage.loaders": 2 * storage.loaders},
+                     "loaders share no bandwidth in this version: it looks too good")  # fmt: skip
+        if scenario.fleet.engine == "continuous":
+            yield Change("loading", "loads that block the step", {
+                "storage.mode": "blocking", "storage.loaders": 1, "fleet.load_at": None, "cache.prefetch": "none",
+            })  # fmt: skip

@@ -1,0 +1,1 @@
+"""Studies of recorded traffic: diagnosis, fitted traffic, cache-only replay."""

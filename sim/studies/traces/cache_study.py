@@ -1,0 +1,151 @@
+"""Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.policies.replay.cache_replay import check_policy, replay
+from sim.policies.replay.che import che_byte_miss_ratios, che_miss_ratios
+from sim.policies.replay.lru_curve import lru_byte_curve
+from sim.results.traces.cache_points import CachePoint, CacheResult, LruOrders
+from sim.rng import stream
+
+DEFAULT_POLICIES = ("lru", "sieve", "lfu", "belady")
+DEFAULT_SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Shares of all adapters' bytes that are replayed where no size is asked for."""
+
+_MOST_SLOTS = 6
+_CURVE_POINTS = 120
+_SMALLEST = 1 / 1000
+"""The curve begins at this share of what all adapters take, or at the largest adapter."""
+_SHUFFLED_REQUESTS, _MOST_SHUFFLES = 500_000, 5
+"""Short traces are shuffled several times: one order of a few thousand requests has luck of its own."""
+
+Ratios = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def check_policies(policies: Sequence[str]) -> None:
+    """Refuse policies that can't be replayed.
+
+    :raises InputError: naming the first of them, and those that can.
+    """
+    for policy in policies:
+        check_policy(policy)
+
+
+def default_slots(adapters: int) -> tuple[int, ...]:
+    """Return powers of two below the number of adapters, the largest six; 1 where there is one adapter."""
+    return tuple(1 << power for power in range((adapters - 1).bit_length()))[-_MOST_SLOTS:] or (1,)
+
+
+def default_capacities(sizes: NDArray[np.int64]) -> tuple[int, ...]:
+    """Return round sizes from a fortieth to most of what all adapters take, none below twice the largest adapter."""
+    total, least = int(sizes.sum()), 2 * int(sizes.max())
+    rounded = {_two_digits(share * total) for share in DEFAULT_SHARES}
+    return tuple(sorted({max(size, least) for size in rounded}))
+
+
+def study_cache(
+    adapter: NDArray[np.int32],
+    sizes: NDArray[np.int64] | None,
+    policies: Sequence[str],
+    capacities: Sequence[int],
+    *,
+    by_slots: bool,
+    seed: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CacheResult:
+    """Replay every policy at every capacity, and LRU in the orders the trace might have had.
+
+    :param adapter: (requests,) adapters from 0 on, at least one request.
+    :param sizes: (adapters,) bytes, or None where they aren't known; then ``by_slots`` must be true.
+    :param capacities: slots or bytes; sorted here, equal ones once.
+    :param seed: of the shuffles and of policies that draw.
+    :param progress: called with replays done and in all.
+    """
+    assert by_slots or sizes is not None, "a capacity in bytes needs the adapters' sizes"
+    adapters = int(adapter.max()) + 1
+    weights = np.ones(adapters, dtype=np.int64) if by_slots or sizes is None else sizes
+    asked = tuple(sorted(set(capacities)))
+    points = []
+    total = len(policies) * len(asked) + 1
+    for policy in policies:
+        for capacity in asked:
+            done = replay(policy, adapter, weights, capacity, seed)
+            points.append(_point(policy, capacity, by_slots, sizes, done.requests, done.misses, done.byte_miss_ratio))
+            progress(len(points), total)
+    equal = bool((weights == weights[0]).all())
+    grid = _grid(weights, asked)
+    objects, bytes_, shuffles = lru_orders(adapter, weights, grid, seed)
+    places = np.searchsorted(grid, asked)
+    progress(total, total)
+    return CacheResult(
+        requests=len(adapter), adapters=adapters, by_slots=by_slots, footprint=int(weights.sum()), equal_sizes=equal,
+        policies=tuple(policies), capacities=asked, points=tuple(points), at=_at(objects, places),
+        at_bytes=None if equal else _at(bytes_, places), curve=objects, shuffles=shuffles,
+    )  # fmt: skip
+
+
+def _point(
+    policy: str, capacity: int, by_slots: bool, sizes: NDArray[np.int64] | None, requests: int, misses: int,
+    byte_miss_ratio: float,
+) -> CachePoint:  # fmt: skip
+    ratio = misses / requests
+    if not by_slots:
+        return CachePoint(policy, None, capacity, requests, misses, ratio, byte_miss_ratio)
+    if sizes is None:
+        return CachePoint(policy, capacity, None, requests, misses, ratio, None)
+    # The replay saw slots, not bytes: only where all adapters are equal does it say which bytes missed.
+    equal = bool((sizes == sizes[0]).all())
+    return CachePoint(policy, capacity, capacity * int(sizes.max()), requests, misses, ratio, ratio if equal else None)
+
+
+def _grid(weights: NDArray[np.int64], asked: Sequence[int]) -> NDArray[np.int64]:
+    """Return the capacities of the curve, evenly spaced on a logarithmic axis, with those asked for among them."""
+    total = int(weights.sum())
+    low = max(int(weights.max()), math.ceil(total * _SMALLEST))
+    spaced = np.geomspace(low, total, _CURVE_POINTS).round().astype(np.int64)
+    if (weights == weights[0]).all():
+        spaced -= spaced % weights[0]  # between two whole numbers of adapters nothing changes
+    return np.unique(np.concatenate([spaced, np.asarray(asked, dtype=np.int64)]))
+
+
+def lru_orders(
+    adapter: NDArray[np.int32], weights: NDArray[np.int64], grid: NDArray[np.int64], seed: int
+) -> tuple[LruOrders, LruOrders, int]:
+    """Return LRU's miss ratios in the real order and in others, of requests and of bytes, and how many were shuffled.
+
+    :param weights: (adapters,) bytes, or 1 where ``grid`` counts slots; ``grid``: capacities, ascending.
+    """
+    real = _lru_ratios(adapter, weights, grid)
+    shuffles = max(1, min(_MOST_SHUFFLES, _SHUFFLED_REQUESTS // len(adapter)))
+    orders = [
+        _lru_ratios(stream(seed, number, "shuffle").permutation(adapter), weights, grid) for number in range(shuffles)
+    ]
+    counts = np.bincount(adapter).astype(np.float64)
+    draws = che_miss_ratios(counts, grid, weights), che_byte_miss_ratios(counts, grid, weights)
+    objects, bytes_ = (
+        LruOrders(grid, real[i], np.mean([order[i] for order in orders], axis=0), draws[i]) for i in (0, 1)
+    )
+    return objects, bytes_, shuffles
+
+
+def _lru_ratios(adapter: NDArray[np.int32], weights: NDArray[np.int64], grid: NDArray[np.int64]) -> Ratios:
+    misses, missed_bytes = lru_byte_curve(adapter, weights, grid)
+    requested = int(np.bincount(adapter, minlength=len(weights)) @ weights)
+    return misses / len(adapter), missed_bytes / requested
+
+
+def _at(orders: LruOrders, places: NDArray[np.intp]) -> LruOrders:
+    return LruOrders(
+        orders.capacities[places], orders.real[places], orders.shuffled[places], orders.independent[places]
+    )
+
+
+def _two_digits(size: float) -> int:
+    unit = int(10.0 ** max(math.floor(math.log10(size)) - 1, 0))
+    return math.ceil(size / unit) * unit

@@ -1,0 +1,128 @@
+"""The scenario file of fitted traffic, with the files that it names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sim.results.run_directory.result_files import write_text
+from sim.rng import stream
+from sim.studies.traces.trace_study import Study
+from sim.studies.traces.traffic_fit import weights_text, workload_of
+from sim.traffic.fits.length_fit import by_adapter, correlation
+from sim.traffic.traces.data import TraceData
+
+SCENARIO, ADAPTERS, LENGTHS = "traffic.yaml", "adapters.csv", "lengths.csv"
+_MOST_LENGTHS = 20_000
+_UNNAMED = "count: 100"
+
+
+def write_scenario(study: Study, trace: TraceData, name: str, folder: Path, *, seed: int) -> Path:
+    """Write the fitted traffic as a scenario, its weights and its lengths, and return the scenario's path.
+
+    All of it is taken from the part of the trace that was fitted.
+    """
+    model, part = study.model, study.part
+    assert model is not None, "there is traffic to write"
+    assert part is not None, "fitted to a part"
+    if trace.adapter is not None and model.weights is not None:
+        write_text(folder / ADAPTERS, weights_text(model, trace.names))
+    if trace.prompt_tokens is not None:
+        write_text(folder / LENGTHS, _lengths(trace, part.rows, seed))
+    write_text(folder / SCENARIO, scenario_text(study, trace, name))
+    return folder / SCENARIO
+
+
+def scenario_text(study: Study, trace: TraceData, name: str) -> str:
+    """Return the text of the scenario file."""
+    facts, model, part = study.facts, study.model, study.part
+    assert model is not None, "there is traffic to write"
+    assert part is not None, "fitted to a part"
+    named = trace.adapter is not None
+    workload = workload_of(model, ADAPTERS) if named else dict(model.workload)
+    lines = [
+        f"# Synthetic traffic fitted to {_one_line(name)} by loraplan trace.",
+        *[f"# {line}" for line in _said(study)],
+        "schema_version: 1",
+        f"name: {_scenario_name(name)}",
+        f"description: {_quoted(f'Synthetic traffic like that of {_one_line(name)}: {model.words}')}",
+        "workload:",
+        f"  duration: {facts.span_s:.6g} s",
+    ]
+    for key, value in workload.items():
+        lines.append(f"  {key}: {_flow(value)}")
+    if not named:
+        lines.append("  popularity: {law: zipf, exponent: 0.9}   # the trace names no adapters: make your own choice")
+    if trace.prompt_tokens is not None and trace.output_tokens is not None:
+        prompt, output = trace.prompt_tokens[part.rows], trace.output_tokens[part.rows]
+        between = by_adapter(prompt, output, part.adapter) if named else 0.0
+        lines += [
+            "  tokens:",
+            f"    prompt: {{law: empirical, file: {LENGTHS}, column: input_tokens}}",
+            f"    output: {{law: empirical, file: {LENGTHS}, column: output_tokens}}",
+            f"    correlation: {correlation(prompt, output):.3g}",
+            f"    by_adapter: {between:.3g}",
+        ]
+    lines.append("adapters:")
+    if not named:
+        lines.append(f"  {_UNNAMED}")
+    elif model.weights is None:
+        lines.append(f"  count: {model.adapters}")
+    lines.append("  rank: 16   # the trace doesn't say: make your own choice")
+    return "\n".join(lines) + "\n"
+
+
+def _said(study: Study) -> list[str]:
+    check, part = study.facts.fit, study.part
+    assert part is not None, "fitted to a part"
+    share = part.span_s / study.facts.span_s
+    fitted = "Fitted to all of it" if share >= 1 else f"Fitted to the first {share:.3g} of its time"
+    lines = [f"{fitted}, {len(part):,} requests."]
+    worst = None if check is None else check.worst()
+    if check is None or worst is None:
+        return [*lines, "Its miss ratios were checked on nothing."]
+    return [
+        *lines,
+        f"On the next {check.requests_checked:,} requests its LRU miss ratio is off by at most {worst[1]:.3f} "
+        f"(at {worst[0]} slots).",
+    ]
+
+
+def _lengths(trace: TraceData, rows: slice, seed: int) -> str:
+    """Return pairs of lengths of the fitted part, all or a sample, in random order."""
+    assert trace.prompt_tokens is not None, "asked for lengths that are there"
+    assert trace.output_tokens is not None, "both or none"
+    chosen = rows.start + stream(seed, 0, "lengths-sample").permutation(rows.stop - rows.start)[:_MOST_LENGTHS]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["input_tokens", "output_tokens"])
+    writer.writerows(zip(trace.prompt_tokens[chosen].tolist(), trace.output_tokens[chosen].tolist(), strict=True))
+    return out.getvalue()
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def _scenario_name(name: str) -> str:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
+    return f"like-{stem or 'trace'}"[:64].rstrip("-._")
+
+
+def _one_line(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,134 @@
+"""A scenario whose adapters are those of a census: true counts and sizes, and an example's traffic around them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sim.errors import InputError, OutputError
+from sim.results.run_directory.result_files import write_text
+from sim.spec.engines import preset_value
+from sim.spec.files.bundled import bundled_folder
+from sim.spec.scenario_file import load_scenario
+from sim.spec.sections.serving import DEFAULT_PROFILE
+from sim.studies.sweep import check_points
+from sim.training.files.adapter_kinds import Kind, kinds_of
+from sim.training.files.base_models import known_model
+from sim.training.files.census import Census, Entry
+from sim.training.files.engine_checks import Asked, is_served, served_base
+
+SLOTS = 32
+"""Slots of a written scenario, at most; few adapters get one each."""
+
+_DTYPES = ("fp16", "bf16", "fp8")
+_WORKLOAD = """\
+workload:   # an example's: put your own here
+  requests: 20000
+  arrivals: {process: poisson, rate: 6/s}
+  popularity: {law: zipf, exponent: 0.9}
+  tokens:
+    prompt: {law: lognormal, mean: 300, p99: 2000, max: 4096}
+    output: {law: lognormal, mean: 120, p99: 600, max: 2048}
+"""
+
+
+def check_target(path: Path) -> None:
+    """Refuse to write where something stands.
+
+    :raises OutputError: if there is a file, a folder or a link.
+    """
+    if path.exists() or path.is_symlink():
+        raise OutputError(
+            "this exists already and is not overwritten", file=str(path), hint="remove it or give another"
+        )
+
+
+def write_scenario(census: Census, asked: Asked, path: Path) -> list[str]:
+    """Write the scenario and return notes for the user; one says so if ``loraplan check`` would refuse it.
+
+    :raises OutputError: if the file exists or can't be written.
+    :raises InputError: if no adapter is of the base model that is served.
+    """
+    check_target(path)
+    base = served_base(census.entries, asked)
+    served = [entry for entry in census.entries if is_served(entry, base)]
+    if not served:
+        raise InputError("no adapter is of this base model", key="--base-model", got=base)
+    notes = []
+    left_out = len(census.entries) - len(served)
+    if left_out:
+        what = "1 adapter of another base model is" if left_out == 1 else f"{left_out:,} of other base models are"
+        notes.append(f"{what} left out of the scenario")
+    model = known_model(base or "")
+    profile = _profile_of(model, asked.engine)
+    if profile is None:
+        what = f"no bundled profile is of {base}" if base else "the adapters name no base model"
+        notes.append(f"{what}: the scenario's costs and memory are those of {DEFAULT_PROFILE}; give fleet.profile")
+    write_text(path, scenario_text(census.root, served, asked, model if profile else None, profile))
+    try:
+        check_points(load_scenario(str(path), []))
+    except InputError as error:  # such as a rank far beyond what any profile was measured with
+        notes.append(f"the scenario is written, but can't be simulated as it stands: {error}")
+    return notes
+
+
+def scenario_text(root: Path, served: Sequence[Entry], asked: Asked, model: str | None, profile: str | None) -> str:
+    """Return the text of the scenario file.
+
+    :param model: our name of the base model, None where no profile is of it.
+    """
+    kinds = kinds_of(served)
+    name = _scenario_name(root)
+    lines = [
+        f"# {len(served):,} adapters counted by loraplan adapters; counts and sizes are those of the files.",
+        "schema_version: 1",
+        f"name: {name}",
+        f"description: {len(served):,} adapters as they are on disk, with an example's traffic",
+        *_WORKLOAD.splitlines(),
+        "adapters:",
+    ]
+    if model is not None:
+        lines.append(f"  base_model: {model}")
+    lines += [f"  count: {len(served)}", *_dtype(served), "  mix:"]
+    lines += [_kind(kind, len(served)) for kind in kinds]
+    engine = asked.engine if asked.engine not in (None, "fixed") else None
+    lines += ["fleet:", f"  profile: {profile or DEFAULT_PROFILE}"]
+    if engine is not None:
+        lines.append(f"  engine: {engine}")
+    if engine is None or preset_value(engine, "cache.gpu") is None:
+        lines += ["cache:", f"  gpu: {{slots: {min(SLOTS, len(served))}}}"]
+    lines += ["slo: {ttft_p99: 1 s, e2e_p99: 20 s}   # and your own here"]
+    return "\n".join(lines) + "\n"
+
+
+def _kind(kind: Kind, total: int) -> str:
+    targets = kind.targets if isinstance(kind.targets, str) else f"[{', '.join(kind.targets)}]"
+    said = f"{kind.count:,} adapters" if kind.count > 1 else "1 adapter"
+    mean = "" if kind.exact else ", their mean size and largest rank"
+    share = repr(kind.count / total)
+    return f"    - {{share: {share}, rank: {kind.rank}, targets: {targets}, size: {kind.size} B}}   # {said}{mean}"
+
+
+def _dtype(served: Sequence[Entry]) -> list[str]:
+    """Return the number format that slots are kept in: the commonest, but 16 bits where files have more."""
+    usual = Counter(name for entry in served for name in entry.dtypes).most_common(1)[0][0]
+    if usual in _DTYPES:
+        return [f"  dtype: {usual}"]
+    return [f"  dtype: bf16   # of the slots; the files are {usual}"]
+
+
+def _profile_of(model: str | None, engine: str | None) -> str | None:
+    """Return a bundled profile of the model: one that was measured with the engine, or the first."""
+    folder = bundled_folder() / "profiles"
+    found = sorted(
+        path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"*/{model}/*.json") if model
+    )
+    own = [name for name in found if engine is not None and name.rpartition("/")[2].startswith(engine)]
+    return next(iter(own or found), None)
+
+
+def _scenario_name(root: Path) -> str:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", root.resolve().name).strip("-._")
+    return (stem or "adapters")[:64].rstrip("-._")

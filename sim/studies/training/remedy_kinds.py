@@ -1,0 +1,194 @@
+"""Kinds of adapters before and after a cure, and how many of them the memory of before holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from sim.errors import InputError
+from sim.spec.profile import load_profile
+from sim.spec.scenario import Targets
+from sim.spec.sections.workload import AdapterKind, Adapters
+from sim.traffic.adapters import GOLDEN, MODULES, Population, modules_of, populate
+from sim.training.vet_results import Cure, Now, Vetted
+from sim.world.gpu_memory import adapter_bytes
+from sim.world.rollouts.rollout_plan import with_copies
+from sim.world.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """The kinds of adapters of a scenario, and those among them that are like the vetted one."""
+
+    kinds: tuple[AdapterKind, ...]
+    alike: tuple[int, ...]
+
+
+def share_of(number: int, count: int) -> float:
+    """Return the share for the first kind of a mix by which it gets exactly so many adapters, the first among them.
+
+    ``populate`` deals kinds by the golden-ratio sequence; the share ends between its ``number``-th value and the next.
+    """
+    dealt = np.sort((np.arange(count) * GOLDEN) % 1.0)
+    return 1.0 if number >= count else float(dealt[number - 1] + dealt[number]) / 2
+
+
+def adapters_with(adapters: Adapters, kinds: tuple[AdapterKind, ...]) -> Adapters:
+    """Return the same adapters, of other kinds."""
+    names = adapters.model_fields_set - {"rank", "targets", "size", "mix"}
+    return Adapters(**{name: getattr(adapters, name) for name in names}, mix=kinds)
+
+
+def slots_at_same_memory(world: World, population: Population) -> int:
+    """Return how many slots for other adapters the memory of the scenario's slots holds; 0: not one."""
+    slots, profile = world.scenario.cache.gpu.slots, world.profile
+    assert slots is not None, "asked of a cache by slots"
+
+    def taken(number: int, of: Population) -> int:
+        return number * of.slot_bytes if profile is None else adapter_bytes(number, profile, of)
+
+    budget, low, high = taken(slots, world.population), 0, slots + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if taken(middle, population) <= budget:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def kinds_of(adapters: Adapters, vetted: Sequence[Now]) -> Kinds:
+    """Return the kinds of a scenario and which are like the vetted adapters.
+
+    :raises InputError: where that can't be said.
+    """
+    if not adapters.mix:
+        return Kinds((only_kind(adapters),), (0,))
+    shapes = {(now.rank, _known(now.targets)) for now in vetted if now.rank is not None and now.targets is not None}
+    if not shapes:
+        raise InputError("the scenario mixes kinds of adapters, and nothing says of which kind the vetted one is")
+    alike = [i for i, kind in enumerate(adapters.mix) if kind.kind == "lora" and shape_of(kind) in shapes]
+    if not alike:
+        words = " or ".join(f"rank {rank} on {', '.join(targets)}" for rank, targets in sorted(shapes))
+        raise InputError(f"no kind of adapters.mix has {words}, as the vetted adapter has")
+    return Kinds(adapters.mix, tuple(alike))
+
+
+def only_kind(adapters: Adapters) -> AdapterKind:
+    """Return the one kind of adapters that have no mix."""
+    return _kind(1.0, adapters.rank, adapters.targets, adapters.size)
+
+
+def _kind(share: float, rank: int, targets: Targets, size: int | None) -> AdapterKind:
+    """Return a kind of adapters, checked; a size is written with its unit."""
+    return AdapterKind.model_validate(
+        {"share": share, "rank": rank, "targets": targets, "size": None if size is None else f"{size} B"}
+    )
+
+
+def cured_kind(cure: Cure, old: AdapterKind, wanted: Sequence[Vetted]) -> AdapterKind:
+    """Return a kind of adapters after the cure: never of a lower rank, or of fewer targets.
+
+    :raises InputError: if its size can't be said.
+    """
+    rank, targets = max(old.rank, cure.rank or 0), _union(old.targets, cure.targets)
+    size = old.size
+    if size is not None:
+        grown = _times(cure, wanted)
+        if grown is None:
+            raise InputError("the scenario gives adapters a size, and how much larger the cured one gets isn't known")
+        size = round(size * max(1.0, grown))
+    return _kind(old.share, rank, targets, size)
+
+
+def _times(cure: Cure, wanted: Sequence[Vetted]) -> float | None:
+    """Return how many times as large a cured adapter is; None where nothing says so."""
+    for each in wanted:
+        if each.now is not None and each.now.parameters and cure.parameters:
+            return cure.parameters / each.now.parameters
+        if each.now is not None and each.now.adapter_bytes and cure.adapter_bytes:
+            return cure.adapter_bytes / each.now.adapter_bytes
+    return None
+
+
+def plain_kind(kind: AdapterKind) -> dict[str, Any]:
+    """Return a kind as a scenario writes it."""
+    values = kind.model_dump(
+        mode="json", exclude_none=True, exclude=set() if kind.kind == "lora" else {"rank", "targets"}
+    )
+    if kind.kind == "lora":
+        del values["kind"]
+    return values if kind.size is None else {**values, "size": f"{kind.size} B"}
+
+
+def population_of(adapters: Adapters, world: World) -> Population:
+    """Return other adapters in the place of a world's, with the new versions that its rollouts bring."""
+    model = _model(world)
+    population = populate_as(adapters, world, len(world.traffic.population))
+    return population if world.lineage is None else with_copies(population, world.lineage, adapters, model)
+
+
+def bytes_of(kind: AdapterKind, adapters: Adapters, world: World) -> int:
+    """Return the bytes of one adapter of a kind."""
+    one = adapters_with(adapters, (kind.model_copy(update={"share": 1.0}),))
+    return int(populate_as(one, world, 1).size_bytes[0])
+
+
+def populate_as(adapters: Adapters, world: World, count: int) -> Population:
+    """Return other adapters of a world's model; full models have the bytes of the profile's weights."""
+    weights = 0
+    if world.profile is not None:  # as it is on disk: full models keep the bits that a quantised base gave up
+        weights = load_profile(world.scenario.fleet.profile)[0].memory.weights_bytes
+    return populate(adapters, _model(world), count, weights)
+
+
+def mean_bytes(population: Population) -> float:
+    """Return the mean size of adapters; full models are none."""
+    return float(population.size_bytes[~population.full].mean())
+
+
+def _model(world: World) -> str:
+    if world.profile is not None:
+        return world.profile.model
+    return world.scenario.adapters.base_model or "llama-3.1-8b"
+
+
+def _union(one: Targets, other: Targets | None) -> Targets:
+    if other is None:
+        return one
+    if set(modules_of(other)) <= set(modules_of(one)):
+        return one
+    both = {*modules_of(one), *modules_of(other)}
+    return (
+        "all-linear" if both == set(MODULES) else TypeAdapter(Targets).validate_python(sorted(both, key=MODULES.index))
+    )
+
+
+def same_shape(one: AdapterKind, other: AdapterKind) -> bool:
+    """Return whether two kinds differ in their shares at most."""
+    return (one.size, shape_of(one)) == (other.size, shape_of(other))
+
+
+def shape_of(one: Now | AdapterKind) -> tuple[int | None, tuple[str, ...]]:
+    """Return rank and target modules, these in the order of a layer."""
+    return one.rank, () if one.targets is None else _known(one.targets)
+
+
+def _known(targets: Targets) -> tuple[str, ...]:
+    return tuple(name for name in MODULES if name in modules_of(targets))
+
+
+def kind_words(kind: AdapterKind) -> str:
+    """Return a kind in words: ``rank 4 on attention only``."""
+    return f"rank {kind.rank} on {target_words(kind.targets)}"
+
+
+def target_words(targets: Targets) -> str:
+    """Return target modules in words."""
+    if targets == "all-linear" or set(targets) == set(MODULES):
+        return "all linear layers"
+    return "attention only" if set(targets) == set(MODULES[:4]) else ", ".join(targets)

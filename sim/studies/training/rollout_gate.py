@@ -1,0 +1,217 @@
+"""The gate of rollouts: a new version whose training went wrong is held back, and the others go out.
+
+A scenario says which folder a version comes from; here it is read. The simulated world then knows only the rollouts
+that happen: with one held back it is the same world as without that rollout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sim.cells import printable
+from sim.errors import InputError, OutputError, ScenarioError
+from sim.reading import inside, open_regular
+from sim.spec.scenario import Scenario
+from sim.spec.sections.faults import NamedPrefixes
+from sim.spec.sections.rollout_strategies import Rollout
+from sim.training.files.adapter_folder import CONFIG, WEIGHTS
+from sim.training.logs.training_log import LOG_LIMIT, STATE, find_log
+from sim.training.vet_adapters import vet_path
+from sim.training.vet_results import Vetted
+from sim.training.vet_text import as_json
+from sim.world.build import build_world
+from sim.world.world import World
+
+_SWAPS = ("in-place", "unload-then-load", "drain-then-swap")
+_READ = (CONFIG, STATE, WEIGHTS, "config.json")
+"""What a vetting reads of a folder."""
+_HEADER = 1 << 20
+"""Bytes of the weights that go into a digest: the header of most; the tensors say nothing of training or size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vetting:
+    """What the folder of a new version shows.
+
+    :ivar number: of the rollout, as the scenario counts; ``rollout``: with rank and size from its folder.
+    """
+
+    number: int
+    rollout: Rollout
+    vetted: tuple[Vetted, ...]
+
+    @property
+    def held(self) -> bool:
+        """Whether the version must not go out."""
+        return self.rollout.require == "vet" and not all(each.passes for each in self.vetted)
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A scenario after its rollouts were vetted.
+
+    :ivar scenario: what happens: without rollouts that are held.
+    :ivar otherwise: what would have happened with them; None where none is held.
+    :ivar held: the rollouts that are; ``notes``: sentences for the user.
+    """
+
+    scenario: Scenario
+    otherwise: Scenario | None
+    held: tuple[Vetting, ...]
+    notes: tuple[str, ...]
+
+
+def build(scenario: Scenario) -> World:
+    """Return the world of a scenario in which only the rollouts happen that may.
+
+    :raises InputError: with the key of the value that doesn't fit, of rollouts that are held too.
+    """
+    released = release(scenario)
+    if released.otherwise is not None:
+        build_world(released.otherwise)
+    world = build_world(released.scenario)
+    return replace(world, notes=(*world.notes, *released.notes)) if released.notes else world
+
+
+def release(scenario: Scenario) -> Released:
+    """Vet the new versions of a scenario's rollouts, as far as they name a folder.
+
+    :raises ScenarioError: for a folder that isn't there, or files in it that can't be read.
+    """
+    if all(rollout.weights is None for rollout in scenario.rollouts):
+        return Released(scenario, None, (), ())
+    vettings = [_vetting(i, rollout) for i, rollout in enumerate(scenario.rollouts)]
+    held = tuple(each for each in vettings if each.held)
+    everything = scenario.model_copy(update={"rollouts": tuple(each.rollout for each in vettings)})
+    notes = tuple(note for each in vettings if each.rollout.require == "vet" for note in _notes(each))
+    if not held:
+        return Released(everything, None, (), notes)
+    rest = tuple(each.rollout for each in vettings if not each.held)
+    faults = scenario.faults
+    if not any(rollout.strategy in _SWAPS for rollout in rest):  # nobody swaps weights below a prefix any more
+        faults = tuple(fault for fault in faults if not isinstance(fault, NamedPrefixes))
+    happens = scenario.model_copy(update={"rollouts": rest, "faults": faults})
+    return Released(happens, everything, held, notes)
+
+
+def held_record(held: tuple[Vetting, ...]) -> list[dict[str, Any]]:
+    """Return which rollouts are held, and why, as plain data."""
+    return [
+        {"rollout": each.number, "strategy": each.rollout.strategy, "at_s": each.rollout.at,
+         "weights": each.rollout.weights,
+         "vetted": [{**as_json(one), "path": _name(each, one)} for one in each.vetted]}
+        for each in held
+    ]  # fmt: skip
+
+
+def digest_weights(folder: Path) -> str:
+    """Return the SHA-256 of what a vetting reads of a folder: configurations, logs, headers and sizes of weights.
+
+    :raises OutputError: if something of it can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for file in _files(folder):
+            with open_regular(file) as opened:
+                size = os.fstat(opened.fileno()).st_size
+                digest.update(f"{os.path.relpath(file, folder)}\0{size}\0".encode(errors="surrogateescape"))
+                digest.update(opened.read(_HEADER if file.name == WEIGHTS else LOG_LIMIT + 1))
+    except OSError as error:
+        raise OutputError(f"can't read this file: {error.strerror or error}", file=str(error.filename)) from None
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder that count, sorted; the log may stand beside it. Pipes and devices are no files."""
+    log = find_log(folder)
+    if log is not None and folder not in log.parents:
+        yield log
+    for place, names, files in os.walk(folder):
+        names.sort()
+        # Links out of the folder and pipes are refused by who reads them; here they are passed over.
+        found = (Path(place) / name for name in _READ if name in files)
+        yield from (file for file in found if file.is_file() and inside(file, folder))
+
+
+def _vetting(number: int, rollout: Rollout) -> Vetting:
+    """Return what a rollout's folder shows; of one without a folder, nothing."""
+    if rollout.weights is None:
+        return Vetting(number, rollout, ())
+    folder = Path(rollout.weights)
+    key = f"rollouts.{number}.weights"
+    if not folder.is_dir():
+        problem = "is a file, not the folder of an adapter" if folder.exists() else "there is no such folder"
+        raise ScenarioError(problem, key=key, got=rollout.weights)
+    try:
+        vetted = _vetted(folder, digest_weights(folder))
+        if rollout.strategy == "new-name" and rollout.rank is None and rollout.size is None:
+            rollout = rollout.model_copy(update=_shape(vetted, key, folder))
+    except ScenarioError:
+        raise
+    except InputError as error:
+        raise ScenarioError(
+            f"the new version can't be vetted: {error}", key=key, got=rollout.weights,
+            hint="a folder as PEFT writes it, with the trainer_state.json of its training",
+        ) from None  # fmt: skip
+    return Vetting(number, rollout, vetted)
+
+
+@lru_cache(maxsize=64)
+def _vetted(folder: Path, digest: str) -> tuple[Vetted, ...]:
+    """Return what a folder of this content shows.
+
+    :raises InputError: if its files can't be read: what nobody could look at must not pass.
+    """
+    return vet_path(folder, strict=True)
+
+
+def _shape(vetted: tuple[Vetted, ...], key: str, folder: Path) -> dict[str, int]:
+    """Return rank and size of the new versions, as far as their files say.
+
+    :raises ScenarioError: if they differ: a rollout brings versions of one shape.
+    """
+    ranks = {each.now.rank for each in vetted if each.now is not None and each.now.rank is not None}
+    sizes = {each.adapter.bytes for each in vetted if each.adapter is not None}
+    if len(ranks) > 1 or len(sizes) > 1:
+        raise ScenarioError(
+            "the adapters in this folder have several shapes", key=key, got=str(folder),
+            hint="give rollouts a folder each, or rank and size",
+        )  # fmt: skip
+    found = {"rank": next(iter(ranks), None), "size": next(iter(sizes), None)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _notes(vetting: Vetting) -> Iterator[str]:
+    """Yield sentences for the user: what becomes of the version, and what could not be judged."""
+    failing = [each for each in vetting.vetted if not each.passes]
+    for each in failing:
+        yield printable(f"rollouts.{vetting.number} is held: {_name(vetting, each)} {_why_not(each)}", 400)
+    if failing:
+        return
+    yield f"rollouts.{vetting.number} vetted: passes"
+    for each in vetting.vetted:
+        possible = [f"{finding.mode} is possible" for finding in each.findings]
+        thin = [f"too little is known to judge {', '.join(each.unjudged)}"] if each.unjudged else []
+        if possible or thin:
+            said = "; ".join([*possible, *thin])
+            yield printable(f"rollouts.{vetting.number}: {_name(vetting, each)}: {said}", 400)
+
+
+def _why_not(failing: Vetted) -> str:
+    """Return why a version doesn't pass; where it can't be judged, what was lacking, which the last notes say."""
+    if not failing.judged:
+        return f"can't be judged, so it doesn't pass (require: none sends it out): {'; '.join(failing.notes[::-1])}"
+    finding = failing.findings[0]
+    why = f": {finding.evidence[0].what}" if finding.evidence else ""
+    return f"shows {finding.mode} ({finding.confidence}){why}"
+
+
+def _name(vetting: Vetting, vetted: Vetted) -> str:
+    """Return an adapter's folder from the one above the rollout's: scenarios are moved, and reports read elsewhere."""
+    return os.path.relpath(vetted.path, Path(vetting.rollout.weights or ".").parent)

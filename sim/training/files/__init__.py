@@ -1,0 +1,1 @@
+"""Adapter files: safe reading of headers, a census of folders, and what engines make of them."""

@@ -1,0 +1,276 @@
+"""What an engine would make of a census: which adapters it refuses, serves wrongly, or pads at others' cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sim.errors import InputError, did_you_mean
+from sim.spec.units import human_bytes
+from sim.traffic.adapters import DTYPE_BYTES, SHAPES, parameters_per_rank
+from sim.training.files.base_models import fits, known_model
+from sim.training.files.census import Census, Entry
+from sim.training.files.copies import Copies
+from sim.training.files.engine_rules import ENGINE_RULES, EXTRAS, EngineRules, Verdict
+
+Level = Literal["refused", "wrong", "waste", "unknown", "note"]
+LEVELS: tuple[Level, ...] = ("refused", "wrong", "waste", "unknown", "note")
+"""In the order of their weight: not served at all, served wrongly, served at a cost, not known, worth knowing."""
+
+EXAMPLES = 3
+_CHECKPOINT = "checkpoint-"
+_SLOT_WIDTH = 2  # bytes of fp16 and bf16, in which engines keep adapters, whatever the file has
+_PADDING_WORTH_SAYING = 0.25
+_LEVEL_OF: dict[Verdict, Level] = {"refused": "refused", "wrong": "wrong", "unknown": "unknown"}
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """Something that a check found.
+
+    :ivar check: short name of the check.
+    :ivar count: adapters concerned; ``folders``: the first few.
+    :ivar source: the engine's source file that says so, or "".
+    """
+
+    check: str
+    level: Level
+    words: str
+    count: int
+    folders: tuple[str, ...]
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a census is held against.
+
+    :ivar engine: a key of ``ENGINE_RULES``, None: only what holds for all engines.
+    :ivar max_rank: the engine's largest rank; None: what the adapters need.
+    :ivar base_model: the base model that is served; None: the one that most adapters name.
+    """
+
+    engine: str | None = None
+    max_rank: int | None = None
+    base_model: str | None = None
+
+    @property
+    def rules(self) -> EngineRules:
+        """The rules of the engine; those of none are empty."""
+        return EngineRules() if self.engine is None else ENGINE_RULES[self.engine]
+
+
+def check_asked(asked: Asked) -> None:
+    """Refuse an unknown engine, a largest rank that it can't be given, and a base model that can't be printed.
+
+    :raises InputError: naming the option.
+    """
+    if asked.engine is not None and asked.engine not in ENGINE_RULES:
+        raise InputError(
+            "unknown engine", key="--engine", got=asked.engine, allowed=", ".join(ENGINE_RULES),
+            hint=did_you_mean(asked.engine, ENGINE_RULES),
+        )  # fmt: skip
+    if asked.base_model is not None and not asked.base_model.isprintable():
+        raise InputError("not a model's name", key="--base-model", got=asked.base_model)
+    choices = asked.rules.rank_choices
+    if asked.max_rank is not None and choices and asked.max_rank not in choices:
+        raise InputError(
+            f"{asked.engine} has no such largest rank", key="--max-rank", got=asked.max_rank,
+            allowed=", ".join(map(str, choices)),
+        )  # fmt: skip
+
+
+def check_census(census: Census, asked: Asked, copies: Copies) -> list[Concern]:
+    """Return what is worth a user's attention, the gravest first."""
+    entries = census.entries
+    found = [
+        *_base_models(entries, asked), *_misfits(entries), *_ranks(entries, asked), *_modules(entries, asked),
+        *_extras(entries, asked), *_padding(entries, asked), *_dtypes(entries), *_copies(copies),
+        *_checkpoints(entries),
+    ]  # fmt: skip
+    return sorted(found, key=lambda concern: LEVELS.index(concern.level))
+
+
+def served_base(entries: Sequence[Entry], asked: Asked) -> str | None:
+    """Return the base model that is served: the one asked for, or the one that most adapters name."""
+    if asked.base_model is not None:
+        return asked.base_model
+    named = Counter(entry.base_model for entry in entries if entry.base_model is not None)
+    return min(named, key=lambda name: (-named[name], name), default=None)
+
+
+def is_served(entry: Entry, base: str | None) -> bool:
+    """Return whether an adapter names the base model that is served; one that names none is taken at its word.
+
+    Our own name of a model, such as ``llama-3.1-8b``, stands for all of its versions.
+    """
+    return entry.base_model is None or base is None or base.rstrip("/") in (entry.base_model.rstrip("/"), entry.model)
+
+
+def needed_rank(entries: Sequence[Entry], asked: Asked) -> int:
+    """Return the rank that slots are made for: what was asked for, or the least choice that takes every adapter."""
+    if asked.max_rank is not None:
+        return asked.max_rank
+    largest = max(entry.rank for entry in entries)
+    choices = asked.rules.rank_choices
+    return next((choice for choice in choices if choice >= largest), choices[-1] if choices else largest)
+
+
+def _concern(check: str, level: Level, words: str, concerned: Sequence[Entry], source: str = "") -> Concern:
+    return Concern(check, level, words, len(concerned), tuple(e.folder for e in concerned[:EXAMPLES]), source)
+
+
+def _base_models(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
+    base = served_base(entries, asked)
+    others = [entry for entry in entries if not is_served(entry, base)]
+    if others:
+        names = Counter(entry.base_model for entry in others)
+        listed = ", ".join(f"{name} ({count})" for name, count in names.most_common(EXAMPLES))
+        most = "the base model asked for" if asked.base_model else "what most name"
+        words = f"another base model than {base}, {most}: {listed}; engines don't compare names and serve what fits"
+        yield _concern("base-model", "wrong", words, others)
+    nameless = [entry for entry in entries if entry.base_model is None]
+    if nameless:
+        yield _concern("base-model", "unknown", "the configuration names no base model", nameless)
+
+
+def _misfits(entries: Sequence[Entry]) -> Iterator[Concern]:
+    """Adapters whose matrices don't fit the model that they name."""
+    wrong = [
+        entry for entry in entries
+        if entry.model is not None and len(entry.ranks) == 1 and _is_plain(entry)
+        and not fits(entry.model, entry.rank, entry.modules, entry.lora_parameters)
+    ]  # fmt: skip
+    if wrong:
+        yield _concern(
+            "shape", "wrong", f"the matrices are not as large as {wrong[0].model}'s layers ask for: the base model "
+            "named is not the one it was trained on, or has other layers", wrong,
+        )  # fmt: skip
+
+
+def _is_plain(entry: Entry) -> bool:
+    known = set(entry.modules) <= {"q", "k", "v", "o", "gate", "up", "down"}
+    return known and "part of the layers" not in entry.extras
+
+
+def _ranks(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
+    limit = asked.max_rank
+    if limit is None and asked.rules.rank_choices:
+        limit = asked.rules.rank_choices[-1]
+    above = [entry for entry in entries if limit is not None and entry.rank > limit]
+    if above:
+        what = "asked for" if asked.max_rank else f"that {asked.engine} can have"
+        yield _concern(
+            "rank", "refused", f"a rank up to {max(e.rank for e in above)}, above {limit}, the largest {what}", above,
+            asked.rules.source,
+        )  # fmt: skip
+
+
+def _modules(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
+    rules = asked.rules
+    if rules.modules:
+        odd = [entry for entry in entries if not set(entry.targets) <= set(rules.modules)]
+        if odd:
+            names = sorted({name for entry in odd for name in entry.targets} - set(rules.modules))
+            level = _LEVEL_OF.get(rules.other_modules, "unknown")
+            fate = {"refused": "refuses", "wrong": "leaves out"}.get(rules.other_modules, "may not know")
+            words = f"modules that {asked.engine} {fate}: {', '.join(names[:8])}"
+            yield _concern("modules", level, words, odd, rules.source)
+    lacking = [entry for entry in entries if not set(rules.needed_modules) <= set(entry.targets)]
+    if lacking:
+        words = f"{asked.engine} needs all of {', '.join(rules.needed_modules)}, and they have fewer"
+        yield _concern("modules", "refused", words, lacking, rules.source)
+
+
+def _extras(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
+    for extra in EXTRAS:
+        having = [entry for entry in entries if extra in entry.extras]
+        if not having:
+            continue
+        rule = asked.rules.rule(extra)
+        if not asked.rules.extras:
+            yield _concern("extras", "note", f"{extra}: --engine vllm-0.32, say, tells what becomes of it", having)
+        elif rule.verdict != "served":
+            words = f"{extra}: {asked.engine} {rule.words}"
+            yield _concern("extras", _LEVEL_OF[rule.verdict], words, having, rule.source)
+
+
+def _padding(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
+    """Slots that are larger than what lies in them, where the engine pads and the model's layers are known."""
+    base = served_base(entries, asked)
+    model = known_model(base or "")
+    rules = asked.rules
+    if asked.engine is None or rules.slots_hold not in ("all", "targets") or model is None:
+        return
+    rank = needed_rank(entries, asked)
+    served = [e for e in entries if is_served(e, base) and e.rank <= rank and _is_plain(e)]
+    if not served:
+        return
+    modules = "all-linear" if rules.slots_hold == "all" else tuple(sorted({name for e in served for name in e.modules}))
+    per_rank = parameters_per_rank(SHAPES[model], modules) * _SLOT_WIDTH  # type: ignore[arg-type]
+    slot = rank * per_rank
+    filled = sum(entry.lora_parameters for entry in served) * _SLOT_WIDTH / len(served)
+    if filled > (1 - _PADDING_WORTH_SAYING) * slot:
+        return
+    what = "every linear module" if rules.slots_hold == "all" else "every module that any of them has"
+    words = (
+        f"a slot takes {human_bytes(slot)}, {what} at rank {rank}, and an adapter fills {filled / slot:.0%} of it in "
+        f"the mean: 32 slots hold {human_bytes(32 * (slot - filled))} of padding"
+    )
+    yield _concern("padding", "waste", words + _cheaper(served, asked, rank, per_rank), served, rules.source)
+
+
+def _cheaper(served: Sequence[Entry], asked: Asked, rank: int, per_rank: int) -> str:
+    """Return what a slot would take without the few adapters of the highest rank, if they are few."""
+    if asked.max_rank is not None:
+        return ""
+    top = max(entry.rank for entry in served)
+    rest = [entry for entry in served if entry.rank < top]
+    few = len(served) - len(rest)
+    if not rest or few > len(served) / 4:
+        return ""
+    smaller = needed_rank(rest, asked)
+    if smaller >= rank:
+        return ""
+    whose = "the one adapter" if few == 1 else f"the {few:,} adapters"
+    return f"; without {whose} of rank {top} it would take {human_bytes(smaller * per_rank)}"
+
+
+def _dtypes(entries: Sequence[Entry]) -> Iterator[Concern]:
+    mixed = [entry for entry in entries if len(entry.dtypes) > 1]
+    if mixed:
+        words = f"several number formats in one adapter: {', '.join(mixed[0].dtypes)}"
+        yield _concern("dtype", "note", words + "; engines convert them as they load", mixed)
+    whole = [entry for entry in entries if len(entry.dtypes) == 1]
+    counts = Counter(entry.dtypes[0] for entry in whole)
+    if len(counts) > 1:
+        usual = counts.most_common(1)[0][0]
+        others = [entry for entry in whole if entry.dtypes[0] != usual]
+        listed = ", ".join(f"{name} ({count:,})" for name, count in counts.most_common())
+        yield _concern("dtype", "note", f"number formats differ over the fleet: {listed}", others)
+    wide = [entry for entry in whole if DTYPE_BYTES.get(entry.dtypes[0], 0) > _SLOT_WIDTH]
+    if wide:
+        words = "fp32 files: twice the bytes to store and to load, and engines keep 16 bits of each number"
+        yield _concern("dtype", "waste", words, wide)
+
+
+def _copies(copies: Copies) -> Iterator[Concern]:
+    if copies.sets:
+        spare = sum(len(equal) - 1 for equal in copies.sets)
+        what = "1 adapter is" if spare == 1 else f"{spare:,} adapters are"
+        words = f"{what} there already under another name, byte for byte; as two names they take two slots"
+        example = tuple(" = ".join(equal[:EXAMPLES]) for equal in copies.sets[:EXAMPLES])
+        yield Concern("copies", "waste", words, sum(map(len, copies.sets)), example)
+    if copies.unread:
+        yield Concern("copies", "unknown", "likely copies that were too many bytes to compare", copies.unread, ())
+
+
+def _checkpoints(entries: Sequence[Entry]) -> Iterator[Concern]:
+    def is_one(entry: Entry) -> bool:
+        return any(part.startswith(_CHECKPOINT) for part in entry.folder.split("/"))
+
+    between = list(filter(is_one, entries))
+    if between:
+        yield _concern("checkpoints", "note", "states between of a training (checkpoint-N), and counted", between)

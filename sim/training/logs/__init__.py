@@ -1,0 +1,1 @@
+"""Training logs: curves, thresholds, and the rules of the four failure modes."""

@@ -1,0 +1,104 @@
+"""Robust statistics of noisy curves: medians of windows, never a single point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from sim.training.logs.training_log import Series, entries
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The median of a window of entries, and the window's steps."""
+
+    value: float
+    first: int
+    last: int
+
+    @property
+    def where(self) -> str:
+        """Say which steps it stands on."""
+        return f"step {self.first}" if self.first == self.last else f"steps {self.first} to {self.last}"
+
+
+def window(series: Series, begin: int, end: int) -> Level:
+    """Return the level of entries ``begin`` up to but not including ``end``, cut to what there is; at least one."""
+    begin = min(max(begin, 0), len(series) - 1)
+    end = min(max(end, begin + 1), len(series))
+    return Level(median(series.values[begin:end]), series.steps[begin], series.steps[end - 1])
+
+
+def start(series: Series) -> Level:
+    """Return where a curve starts: the median of its first twentieth, for falls at the start are steep."""
+    return window(series, 0, max(1, len(series) // 20))
+
+
+def tail(series: Series) -> Level:
+    """Return where a curve ends: the median of its last tenth, of three entries at least."""
+    return window(series, len(series) - max(3, len(series) // 10), len(series))
+
+
+def at_share(series: Series, share: float) -> Level:
+    """Return the level where a share of the steps is done, of a window as wide as that of ``tail``."""
+    step = series.steps[0] + share * (series.steps[-1] - series.steps[0])
+    at = sum(one <= step for one in series.steps)
+    wide = max(3, len(series) // 10)
+    return window(series, at - (wide + 1) // 2, at + wide // 2)
+
+
+def lowest(series: Series, wide: int = 3) -> tuple[int, Level]:
+    """Return the lowest level of ``wide`` entries, and the index of the lowest entry among them."""
+    places = range(0, max(1, len(series) - wide + 1), max(1, wide // 8))  # all would cost n² where windows grow with n
+    levels = [(window(series, at, at + wide), at) for at in places]
+    level, at = min(levels, key=lambda pair: pair[0].value)
+    inside = range(at, min(at + wide, len(series)))
+    return min(inside, key=lambda index: series.values[index]), level
+
+
+def near(series: Series, step: int, wide: int = 5) -> Level:
+    """Return the level of the ``wide`` entries around a step."""
+    at = min(range(len(series)), key=lambda index: abs(series.steps[index] - step))
+    return window(series, at - wide // 2, at - wide // 2 + wide)
+
+
+def slope(values: Sequence[float]) -> float:
+    """Return the median slope of all pairs of points (Theil-Sen), per entry; at most the last 60 are taken."""
+    values = values[-60:]
+    pairs = [(values[j] - values[i]) / (j - i) for i in range(len(values)) for j in range(i + 1, len(values))]
+    return median(pairs) if pairs else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A lasting rise of a curve: level before, level after, and the step where it begins."""
+
+    step: int
+    before: Level
+    after: Level
+
+    @property
+    def ratio(self) -> float:
+        """How many times higher it is after it."""
+        return self.after.value / self.before.value if self.before.value > 0 else math.inf
+
+
+def largest_jump(series: Series, before: int = 10, after: int = 5) -> Jump | None:
+    """Return the largest ratio of the median after an entry to that before it; None for curves too short."""
+    best: Jump | None = None
+    for at in range(min(before, 5), len(series) - after + 1):
+        jump = Jump(series.steps[at], window(series, at - before, at), window(series, at, at + after))
+        if jump.before.value > 0 and (best is None or jump.ratio > best.ratio):
+            best = jump
+    return best
+
+
+def points(series: Series, limit: int = 8) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return up to ``limit`` evenly chosen (steps, values) as evidence, the first and the last among them."""
+    if len(series) <= limit:
+        return series.steps, series.values
+    chosen = [round(index * (len(series) - 1) / (limit - 1)) for index in range(limit)]
+    both = list(entries(series))
+    return tuple(both[at][0] for at in chosen), tuple(both[at][1] for at in chosen)

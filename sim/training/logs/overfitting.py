@@ -1,0 +1,130 @@
+"""Overfitting: the validation loss rises from its best while the training loss goes on falling."""
+
+from __future__ import annotations
+
+import math
+
+from sim.training.logs.curves import Level, lowest, near, points, slope, tail, window
+from sim.training.logs.training_case import Case, Judged, highest
+from sim.training.logs.training_log import Series
+from sim.training.sized_remedies import less_fit
+from sim.training.vet_results import Confidence, Evidence, Finding
+
+
+def judge(case: Case) -> Judged:
+    """Say whether a run learned its examples by heart, up to the step whose weights were kept."""
+    lines, log = case.thresholds, case.log
+    evals = case.evals.until(log.kept_step)
+    losses = case.losses.until(log.kept_step)
+    if len(case.evals) < lines.fewest_evals or len(losses) < lines.fewest_losses:
+        got = "no validation loss" if not len(case.evals) else f"{len(case.evals)} validation losses"
+        notes = (f"{got} and {len(losses)} training losses: overfitting can't be judged",)
+        return Judged(notes=notes, thin=("overfitting",))
+    if len(evals) < lines.fewest_evals:  # a best step so early is no course, but no doubt either
+        return Judged(notes=(f"the weights kept are those of step {log.kept_step}, the best by the run's own account",))
+    at, best = lowest(evals)
+    after = len(evals) - 1 - at
+    end = tail(evals)
+    since, last = near(losses, evals.steps[at]), tail(losses)
+    fall = 1 - last.value / since.value if since.value > 0 else 0.0
+    rise = end.value / best.value - 1 if best.value > 0 else 0.0
+    if after < 2 or fall < lines.train_fall:
+        return Judged()
+    if rise < lines.eval_rise or slope(evals.values[at:]) <= 0:
+        return _gap(case, evals)
+    gain = _better(case, evals.steps[at])
+    if gain is not None:
+        return Judged(notes=(f"the validation loss rises from step {evals.steps[at]} on, but {gain}",))
+    evidence = (
+        Evidence(
+            f"the validation loss rose by {rise:.0%}: {best.value:.3g} ({best.where}) to {end.value:.3g} ({end.where})",
+            *points(evals),
+        ),
+        _training(since, last, fall),
+    )
+    return _finding(case, evidence, evals.steps[at], strong=rise >= lines.eval_rise_certain)
+
+
+def _gap(case: Case, evals: Series) -> Judged:
+    """Say what is between: the validation loss stands still, while the training loss left it far behind.
+
+    How far is measured by their ratio against that of the first evaluation: some Trainers logged training losses
+    that were too large by the accumulated steps.
+    """
+    lines = case.thresholds
+    _, best = lowest(evals)
+    levels = [window(evals, at - 1, at + 2).value for at in range(len(evals))]
+    at = next(at for at, level in enumerate(levels) if level <= best.value * (1 + lines.still_share))
+    losses = case.losses.until(case.log.kept_step)
+    first, since, last = near(losses, evals.steps[0], 3), near(losses, evals.steps[at]), tail(losses)
+    if len(evals) - at < lines.fewest_evals or not _few(case) or min(first.value, last.value, evals.values[0]) <= 0:
+        return Judged()
+    apart = tail(evals).value / last.value / (evals.values[0] / first.value)
+    if apart < lines.gap_ratio or _better(case, evals.steps[at]) is not None:
+        return Judged()
+    evidence = (
+        Evidence(f"the validation loss stands at {levels[-1]:.3g} from step {evals.steps[at]} on", *points(evals)),
+        Evidence(
+            f"the training loss went on to {last.value:.3g} ({last.where}): validation over training grew "
+            f"{apart:.1f} times since step {evals.steps[0]}", (since.last, last.last), (since.value, last.value),
+        ),
+        _examples(case),
+    )  # fmt: skip
+    return Judged(Finding("overfitting", "possible", evidence, less_fit(case.facts, evals.steps[at])))
+
+
+def _training(since: Level, last: Level, fall: float) -> Evidence:
+    what = f"the training loss fell by {fall:.0%} meanwhile: {since.value:.3g} ({since.where}) to {last.value:.3g}"
+    return Evidence(f"{what} ({last.where})", (since.last, last.last), (since.value, last.value))
+
+
+def _finding(case: Case, evidence: tuple[Evidence, ...], best_step: int, strong: bool) -> Judged:
+    few = _few(case)
+    order: tuple[Confidence, ...] = ("possible", "likely", "certain")
+    sure = 1 + strong if few else 0
+    notes: tuple[str, ...] = ()
+    if case.facts.examples is None and not few:
+        notes = ("how many examples were trained on is unknown: give --examples",)
+    cures = less_fit(case.facts, best_step)
+    return Judged(Finding("overfitting", order[sure], (*evidence, _examples(case)), cures), notes)
+
+
+def _few(case: Case) -> bool:
+    """Say whether the training data is tiny, by the count or by the lower bound with the usual accumulation."""
+    lines, facts = case.thresholds, case.facts
+    if facts.examples is not None:
+        return facts.examples < lines.tiny_examples
+    least = facts.examples_at_least
+    return least is not None and least * lines.usual_accumulation < lines.tiny_examples
+
+
+def _examples(case: Case) -> Evidence:
+    facts = case.facts
+    source = (facts.origin or {}).get("examples", "")
+    if facts.examples is not None:
+        about = "" if source.startswith("--") else "about "
+        return Evidence(f"{about}{facts.examples:,} training examples ({source})")
+    if facts.examples_at_least is not None:
+        return Evidence(f"at least {facts.examples_at_least:,} training examples ({source})")
+    return Evidence("the number of training examples is unknown")
+
+
+def _better(case: Case, step: int) -> str | None:
+    """Say which metric got better since a step, by more than noise, and stayed so; None where none did."""
+    for name, series in case.log.metrics.items():
+        series = series.finite().until(case.log.kept_step)
+        sign = -1 if name.endswith(("wer", "cer", "loss", "error", "perplexity")) else 1
+        if len(series) < case.thresholds.fewest_evals or (sign == -1 and name.endswith("loss")):
+            continue
+        gain = case.thresholds.metric_gain
+        before, now = near(series, step, 3).value, tail(series).value
+        best = highest(series).value if sign > 0 else lowest(series)[1].value
+        change = sign * (now - before)
+        if change >= max(gain * before, _luck(before, case.log.eval_examples)) and sign * (best - now) <= gain * best:
+            return f"{name} got better: {before:.3g} to {now:.3g}"
+    return None
+
+
+def _luck(share: float, examples: int | None) -> float:
+    """Return two standard errors of a share of right answers among so many examples; 0 where it is none."""
+    return 2 * math.sqrt(share * (1 - share) / examples) if examples and 0 <= share <= 1 else 0.0

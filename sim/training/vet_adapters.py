@@ -1,0 +1,167 @@
+"""Vet adapters: find them and their logs, gather the facts, judge each by the rules of the failure modes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sim.errors import InputError
+from sim.training.files.adapter_folder import CONFIG, WEIGHTS, AdapterFile, read_adapter
+from sim.training.logs.failure_modes import judge
+from sim.training.logs.thresholds import Thresholds
+from sim.training.logs.training_case import Case, Tried
+from sim.training.logs.training_facts import Facts, gather
+from sim.training.logs.training_log import CHECKPOINT, STATE, TrainingLog, find_log, read_log
+from sim.training.vet_results import MODES, Now, Vetted
+
+_DEFAULT = Thresholds()
+_SAME_START = 0.05
+"""Relative difference of starting losses up to which two runs may have had the same data."""
+_MOST_ALIKE = 100
+"""Runs of one training that are held against each other, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An adapter or a lone log, read but not judged; ``log`` is None where there is none that can be read."""
+
+    path: Path
+    adapter: AdapterFile | None
+    log: TrainingLog | None
+    facts: Facts
+    notes: tuple[str, ...]
+
+
+def vet_path(
+    path: Path,
+    thresholds: Thresholds = _DEFAULT,
+    reference: Path | None = None,
+    *,
+    base_bits: int | None = None,
+    examples: int | None = None,
+    strict: bool = False,
+) -> tuple[Vetted, ...]:
+    """Return what is known of every adapter, or of every log without one, at or below ``path``.
+
+    :param path: a ``trainer_state.json``, an adapter folder, or a folder of such folders, at any depth. Of the
+        checkpoints of one training the newest counts, unless it is ``path``.
+    :param reference: the log of the same training on a 16-bit base, or its folder: quality is held against it.
+    :param base_bits: of the base's weights in training; ``examples``: of training data; where the files don't say.
+    :param strict: whether any file that can't be read is an error, and no note: so gates ask.
+    :raises InputError: if there is nothing to vet, or the only log or the reference can't be read.
+    """
+    known = _read_reference(reference) if reference else None
+    if path.is_file():
+        facts = gather(path.parent, None, log := read_log(path), base_bits, examples)
+        return (_judge(_Read(path, None, log, facts, ()), _case(log, facts, thresholds, known), ()),)
+    if not path.is_dir():
+        raise InputError("no such file or folder", file=str(path))
+    folders = list(_folders(path))
+    if not folders:
+        raise InputError(
+            f"no adapter and no {STATE} here", file=str(path), hint=f"an adapter's folder has an {CONFIG}",
+        )  # fmt: skip
+    read = [_read(folder, base_bits, examples, lone=len(folders) == 1, strict=strict) for folder in folders]
+    cases = [_case(one.log, one.facts, thresholds, known) for one in read]
+    alike: dict[tuple[object, ...], list[tuple[_Read, Case]]] = {}
+    for one, case in zip(read, cases, strict=True):
+        if case is not None:
+            alike.setdefault(_fingerprint(one), []).append((one, case))
+    return tuple(_judge(one, case, alike.get(_fingerprint(one), ())) for one, case in zip(read, cases, strict=True))
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Yield folders to vet, sorted; links to folders aren't followed, checkpoints count where nothing else does."""
+    for place, names, files in os.walk(root):
+        names.sort()
+        here = Path(place)
+        checkpoints = sorted((int(match[1]), name) for name in names if (match := CHECKPOINT.fullmatch(name)))
+        names[:] = [name for name in names if not CHECKPOINT.fullmatch(name)]
+        if {CONFIG, WEIGHTS} & set(files):
+            yield here
+        elif any((here / name / CONFIG).is_file() for name in names) and STATE in files:
+            continue  # the log of the one adapter below
+        elif checkpoints and (here / checkpoints[-1][1] / CONFIG).is_file():
+            yield here / checkpoints[-1][1]
+        elif STATE in files or (checkpoints and (here / checkpoints[-1][1] / STATE).is_file()):
+            yield here
+
+
+def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bool, strict: bool) -> _Read:
+    """Read a folder; what can't be read becomes a note, unless ``strict`` or the log of a ``lone`` adapter."""
+    notes: list[str] = []
+    adapter = log = None
+    try:
+        if (folder / WEIGHTS).exists():
+            adapter = read_adapter(folder)
+        elif (folder / CONFIG).is_file():
+            notes.append(f"no {WEIGHTS} here: rank and targets are those of {CONFIG}")
+    except InputError as error:
+        if strict:
+            raise
+        notes.append(f"the weights can't be used: {error}")
+    try:
+        found = find_log(folder)
+        log = read_log(found) if found else None
+        if found is None:
+            notes.append(f"no {STATE} here, in a checkpoint or above: how it was trained is unknown")
+        elif found.parent != folder:
+            notes.append(f"the log is {os.path.relpath(found, folder)}")
+    except InputError as error:
+        if strict or lone:
+            raise
+        notes.append(f"the log can't be used: {error}")
+    try:
+        facts = gather(folder, adapter, log, base_bits, examples)
+    except InputError as error:
+        if strict:
+            raise
+        notes.append(f"the configuration can't be used: {error}")
+        facts = gather(None, adapter, log, base_bits, examples)
+    return _Read(folder, adapter, log, facts, tuple(notes))
+
+
+def _read_reference(path: Path) -> TrainingLog:
+    found = path if path.is_file() else find_log(path)
+    if found is None:
+        raise InputError(f"no {STATE} of a 16-bit run here", file=str(path), key="--reference")
+    return read_log(found)
+
+
+def _case(log: TrainingLog | None, facts: Facts, thresholds: Thresholds, reference: TrainingLog | None) -> Case | None:
+    return None if log is None else Case(log, facts, thresholds, reference=reference)
+
+
+def _judge(one: _Read, case: Case | None, alike: Sequence[tuple[_Read, Case]]) -> Vetted:
+    facts = one.facts
+    now = Now(facts.rank, facts.targets, facts.parameters, facts.adapter_bytes, facts.base_bits, facts.examples)
+    if one.log is None or case is None:
+        return Vetted(one.path, one.adapter, (), one.notes, MODES, now)
+    said = judge(replace(case, tried=tuple(_tried(one, case, alike[:_MOST_ALIKE]))))
+    notes = (*one.notes, *one.log.notes, *said.notes)
+    return Vetted(one.path, one.adapter, said.findings, notes, said.thin, now)
+
+
+def _tried(one: _Read, case: Case, alike: Sequence[tuple[_Read, Case]]) -> Iterator[Tried]:
+    """Yield other ranks of what looks like the same training: the same base, as many examples for training and
+    validation, the same loss at the start."""
+    for other, there in alike:
+        if other is one or other.facts.rank is None or case.course is None or there.course is None:
+            continue
+        if abs(there.course.begin - case.course.begin) > _SAME_START * case.course.begin:
+            continue
+        enough = there.epochs is None or there.epochs >= case.thresholds.fewest_epochs
+        best, done = there.course.eval_best.value, there.course.flat and enough
+        yield Tried(other.path.name, other.facts.rank, other.facts.attention_only, best, done)
+
+
+def _fingerprint(one: _Read) -> tuple[object, ...]:
+    """Return what the runs of one training have in common, its folder included; its own path where too little is
+    known."""
+    log, facts = one.log, one.facts
+    examples = facts.examples or facts.examples_at_least
+    if log is None or facts.base_model is None or log.eval_examples is None or examples is None:
+        return (one.path,)
+    return (one.path.parent, facts.base_model, log.eval_examples, examples)

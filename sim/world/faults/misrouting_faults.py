@@ -1,0 +1,154 @@
+"""How requests come to the wrong adapter: by chance, by a stale map, or to none at all (``faults`` of these kinds)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import inf
+
+from sim.errors import ScenarioError
+from sim.policies.wrong_adapter import Anyone, Popular, exchanged
+from sim.rng import luck, stream, stream_key
+from sim.spec.scenario import Scenario
+from sim.spec.sections.faults import BaseModelAnswers, Misrouting, StaleMap, never_happens
+from sim.spec.units import human_seconds
+from sim.traffic.generate import Traffic
+from sim.traffic.request import Request
+from sim.world.routing.router_instances import RouterInstances
+from sim.world.world import World
+
+_MOST_TRIES = 128
+"""More than a request has, so that each try has a number of its own."""
+
+
+class Mixup(ABC):
+    """One fault by which requests reach the wrong adapter.
+
+    :param number: its place in the scenario.
+    :ivar begins_s, ends_s: requests that are sent from the first time on and before the second may go wrong.
+    :ivar words: what happens, for a timeline; ``never``: whether nothing does.
+    """
+
+    def __init__(
+        self, number: int, spec: Misrouting | StaleMap | BaseModelAnswers, seed: int, replication: int
+    ) -> None:
+        self.number = number
+        self.detector = spec.detector
+        self.begins_s = spec.at
+        self.ends_s = inf if spec.lasts is None else spec.at + spec.lasts
+        self.words, self.never = "", never_happens(spec)
+        self._check_key = stream_key(seed, replication, f"answer-check-{number}")
+
+    @abstractmethod
+    def reaches(self, request: Request, tried: int, now: float) -> int | None:
+        """Return the wrong adapter that a request reaches now, as the traffic numbers it, or None: the right one.
+
+        :param tried: how often it was sent again.
+        :param now: from ``begins_s`` on and before ``ends_s``.
+        """
+
+    def noticed(self, request: Request, tried: int) -> bool:
+        """Return whether somebody looks at the name in the wrong answer to a request."""
+        if self.detector is None:
+            return False
+        return luck(self._check_key, request.index * _MOST_TRIES + tried) < self.detector.checks
+
+
+class ByChance(Mixup):
+    """Another adapter, with a probability."""
+
+    def __init__(self, number: int, spec: Misrouting, traffic: Traffic, seed: int, replication: int) -> None:
+        super().__init__(number, spec, seed, replication)
+        self._probability = spec.probability
+        self._others = Popular(traffic.shares().tolist()) if spec.to == "popular" else Anyone(traffic.places)
+        self._key = stream_key(seed, replication, f"misrouting-{number}")
+        self._to_key = stream_key(seed, replication, f"misrouting-to-{number}")
+        self.words = f"{100 * spec.probability:.3g} % of the requests reach another adapter"
+
+    def reaches(self, request: Request, tried: int, now: float) -> int | None:
+        lot = request.index * _MOST_TRIES + tried
+        if luck(self._key, lot) >= self._probability:
+            return None
+        return self._others.other(request.adapter, luck(self._to_key, lot))
+
+
+class ByStaleMap(Mixup):
+    """Adapters that have changed places among each other, until the router of a request has heard of it."""
+
+    def __init__(
+        self, number: int, spec: StaleMap, traffic: Traffic, routers: RouterInstances, seed: int, replication: int
+    ) -> None:
+        super().__init__(number, spec, seed, replication)
+        self._reached = exchanged(traffic.places, spec.share, _exchange_key(seed, number))
+        self._routers = routers
+        drawn = stream(seed, replication, "map-propagation", number).random(routers.count)
+        self._known_s = [min(spec.at + delay, self.ends_s) for delay in spec.propagation.ppf(drawn).tolist()]
+        self.ends_s = max(self._known_s)
+        self.words = (
+            f"{len(self._reached)} adapters have changed places; routers hear of it within "
+            f"{human_seconds(self.ends_s - spec.at)}"
+        )
+
+    def reaches(self, request: Request, tried: int, now: float) -> int | None:
+        reached = self._reached.get(request.adapter)
+        if reached is None or now >= self._known_s[self._routers.of(request)]:
+            return None
+        return reached
+
+
+class WithoutAdapter(Mixup):
+    """The base model alone, with a probability.
+
+    :param base_model: the number under which it stands in replicas.
+    """
+
+    def __init__(self, number: int, spec: BaseModelAnswers, base_model: int, seed: int, replication: int) -> None:
+        super().__init__(number, spec, seed, replication)
+        self._probability = spec.probability
+        self._base_model = base_model
+        self._key = stream_key(seed, replication, f"base-model-{number}")
+        self.words = f"{100 * spec.probability:.3g} % of the requests are answered by the base model"
+
+    def reaches(self, request: Request, tried: int, now: float) -> int | None:
+        lot = request.index * _MOST_TRIES + tried
+        return self._base_model if luck(self._key, lot) < self._probability else None
+
+
+def make_mixups(world: World, base_model: int, replication: int) -> list[Mixup]:
+    """Return the faults of these kinds, in the scenario's order."""
+    scenario, traffic = world.scenario, world.traffic
+    seed = scenario.run.seed
+    mixups: list[Mixup] = []
+    for number, spec in enumerate(scenario.faults):
+        if isinstance(spec, Misrouting):
+            mixups.append(ByChance(number, spec, traffic, seed, replication))
+        elif isinstance(spec, StaleMap):
+            routers = RouterInstances(scenario.router.instances, seed, replication)
+            mixups.append(ByStaleMap(number, spec, traffic, routers, seed, replication))
+        elif isinstance(spec, BaseModelAnswers):
+            mixups.append(WithoutAdapter(number, spec, base_model, seed, replication))
+    return mixups
+
+
+def check_mixups(scenario: Scenario, traffic: Traffic) -> None:
+    """Refuse faults for which there are too few adapters.
+
+    :raises ScenarioError: where nobody else could be reached.
+    """
+    for number, spec in enumerate(scenario.faults):
+        if isinstance(spec, Misrouting) and traffic.places < 2:
+            raise ScenarioError(
+                "there is no other adapter that a request could reach", key=f"faults.{number}", got=traffic.places,
+                allowed="two adapters or more", hint="raise adapters.count",
+            )  # fmt: skip
+        if isinstance(spec, StaleMap) and not exchanged(
+            traffic.places, spec.share, _exchange_key(scenario.run.seed, number)
+        ):
+            raise ScenarioError(
+                "fewer than two adapters can't change places", key=f"faults.{number}.share",
+                got=f"{spec.share:.3g} of {traffic.places}",
+                allowed=f"at least {2 / traffic.places:.2%}" if traffic.places > 1 else "two adapters or more",
+            )  # fmt: skip
+
+
+def _exchange_key(seed: int, number: int) -> int:
+    return stream_key(seed, 0, f"stale-map-{number}")  # the same adapters in every replication

@@ -1,0 +1,131 @@
+"""How GPU memory is shared out on one replica: what adapters take, and what that leaves for the KV cache."""
+
+from __future__ import annotations
+
+from sim.errors import ScenarioError
+from sim.policies.costs import StepCosts
+from sim.policies.kv.kv_memory import kv_tokens_left
+from sim.policies.slot_memory import slots_bytes
+from sim.spec.engine_flags import vllm_rank
+from sim.spec.profile import Profile
+from sim.spec.scenario import Scenario
+from sim.spec.units import human_bytes
+from sim.traffic.adapters import Population, model_shape
+
+
+def padded_rank(profile: Profile, population: Population) -> int:
+    """Return the rank that every slot is padded to: the largest there is; vLLM rounds it up to one it knows."""
+    largest = int(population.rank.max())
+    return largest if profile.memory.slot_layout == "exact" else vllm_rank(largest)
+
+
+def adapter_bytes(slots: int, profile: Profile, population: Population) -> int:
+    """Return the GPU memory of ``slots`` padded slots, in bytes."""
+    if profile.memory.slot_layout == "exact":
+        return slots * population.slot_bytes
+    return slots_bytes(model_shape(profile.model), slots, padded_rank(profile, population))
+
+
+def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Population) -> int:
+    """Return the KV cache of one replica in tokens, whole blocks only, without those that the engine keeps.
+
+    :raises ScenarioError: where too little memory is left.
+    """
+    fleet, gpu = scenario.fleet, scenario.cache.gpu
+    if StepCosts(profile.step, 1, 1).least_s <= 0:
+        raise ScenarioError("a step of this profile takes no time", key="fleet.profile", got=fleet.profile)
+    if fleet.kv_tokens is not None:
+        least = fleet.block_size * (1 + fleet.reserved_kv_blocks)
+        if fleet.kv_tokens < least:
+            raise ScenarioError(
+                "not one KV block fits", key="fleet.kv_tokens", got=fleet.kv_tokens, allowed=f"at least {least}"
+            )
+        tokens = fleet.kv_tokens
+    else:
+        tokens = _left(scenario, profile, population, gpu.slots, gpu.size)
+    needed = fleet.max_num_batched_tokens if fleet.kv_tokens is None else 0
+    if max(needed, fleet.max_model_len or 0) > tokens:
+        raise _too_little(scenario, profile, population, tokens)
+    return (tokens // fleet.block_size - fleet.reserved_kv_blocks) * fleet.block_size
+
+
+def _left(scenario: Scenario, profile: Profile, population: Population, slots: int | None, size: int | None) -> int:
+    if scenario.cache.gpu.unified:
+        taken = 0  # adapters take KV blocks when they come
+    else:
+        taken = adapter_bytes(slots, profile, population) if slots is not None else size or 0
+    return kv_tokens_left(profile.memory, taken, scenario.fleet.gpu_memory_utilization)
+
+
+def _too_little(scenario: Scenario, profile: Profile, population: Population, tokens: int) -> ScenarioError:
+    fleet, gpu = scenario.fleet, scenario.cache.gpu
+    longest = fleet.max_model_len or 0
+    if fleet.kv_tokens is not None:
+        return ScenarioError(
+            "the KV cache can't hold one request of full length", key="fleet.kv_tokens", got=fleet.kv_tokens,
+            allowed=f"at least fleet.max_model_len ({longest})",
+        )  # fmt: skip
+    whole = _left(scenario, profile, population, None, 0)
+    if longest > fleet.max_num_batched_tokens and whole < longest:
+        return ScenarioError(
+            "the KV cache can't hold one request of full length, even without adapters", key="fleet.max_model_len",
+            got=longest, allowed=f"up to {max(whole, 0):,} tokens on {profile.device}",
+        )  # fmt: skip
+    if whole < fleet.max_num_batched_tokens and fleet.gpu_memory_utilization is not None:
+        return ScenarioError(
+            f"this share of {profile.device} is too small for the weights of {profile.model} and a KV cache",
+            key="fleet.gpu_memory_utilization", got=f"{fleet.gpu_memory_utilization:.0%}",
+        )  # fmt: skip
+    slots = gpu.slots
+    needed = (
+        f"a KV cache of {longest:,} tokens, one request of fleet.max_model_len"
+        if longest > fleet.max_num_batched_tokens
+        else f"a KV cache of {fleet.max_num_batched_tokens:,} tokens, one step of fleet.max_num_batched_tokens"
+    )
+    hint = f"{max(tokens, 0):,} KV tokens would be left; needed is {needed}"
+    if slots is not None:
+        each = adapter_bytes(slots, profile, population) // slots
+        hint += f"; each slot takes {human_bytes(each)}"
+    rollout = _enlarged(scenario, population)
+    if slots is not None and rollout is not None:
+        number, key, given = rollout
+        return ScenarioError(
+            f"with {slots} slots (cache.gpu.slots) that hold it, too little GPU memory is left for a KV cache",
+            key=f"rollouts.{number}.{key}", got=given, hint=hint,
+        )  # fmt: skip
+    return ScenarioError(
+        "the adapter cache leaves too little GPU memory for a KV cache",
+        key="cache.gpu.slots" if slots is not None else "cache.gpu.size",
+        got=slots if slots is not None else human_bytes(gpu.size or 0),
+        allowed=_advice(scenario, profile, population), hint=hint,
+    )  # fmt: skip
+
+
+def _enlarged(scenario: Scenario, population: Population) -> tuple[int, str, str] | None:
+    """Return the rollout whose new version is larger than every adapter of the start: number, key, value."""
+    for number, rollout in enumerate(scenario.rollouts):
+        others = population.size_bytes[population.size_bytes != (rollout.size or 0)]
+        if rollout.size is not None and len(others) and rollout.size > int(others.max()):
+            return number, "size", human_bytes(rollout.size)
+    return None
+
+
+def _advice(scenario: Scenario, profile: Profile, population: Population) -> str:
+    """Return how large the adapter cache may be."""
+    fleet, gpu = scenario.fleet, scenario.cache.gpu
+    needed = max(fleet.max_num_batched_tokens, fleet.max_model_len or 0)
+    if _left(scenario, profile, population, None, 0) < needed:
+        return f"nothing: {profile.device} is full with the weights of {profile.model}"
+    if gpu.slots is None:
+        free = _left(scenario, profile, population, None, 0) - needed
+        return f"up to {human_bytes(free * profile.memory.kv_bytes_per_token)} on {profile.device}"
+    low, high = 0, gpu.slots
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _left(scenario, profile, population, middle, None) >= needed:
+            low = middle
+        else:
+            high = middle
+    if low == 0:
+        return f"no slot of this size fits beside the weights on {profile.device}"
+    return f"up to {low} slots on {profile.device}"

@@ -1,0 +1,1 @@
+"""Several kinds of replica in one fleet: full models beside adapters."""

@@ -1,0 +1,151 @@
+"""Full models of a scenario: which ones there are, which replicas serve them, and what memory is left there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import ScenarioError
+from sim.policies.costs import load_seconds
+from sim.policies.kv.kv_memory import kv_tokens_left
+from sim.spec.profile import Draw, LoraCost, Profile, StepCost
+from sim.spec.scenario import Scenario
+from sim.spec.sections.full_models import FullModels
+from sim.spec.units import human_bytes
+from sim.traffic.adapters import Population
+from sim.traffic.generate import Traffic
+
+MOST_REPLICAS = 4096
+"""Replicas of a fleet, those of full models among them."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class FullFleet:
+    """The replicas of full models. They stand behind those of the base model, so their indices begin with ``first``.
+
+    :ivar profile: what steps and loads cost there: nothing for LoRA.
+    :ivar population: every adapter's size; ``full``: which are full models.
+    :ivar homes: by model, its own replicas; empty where a pool serves all.
+    :ivar kv_tokens: by replica, counted from ``first``: its KV cache in tokens.
+    """
+
+    spec: FullModels
+    profile: Profile
+    population: Population
+    full: list[bool]
+    first: int
+    replicas: int
+    homes: dict[int, range]
+    kv_tokens: tuple[int, ...]
+
+    @property
+    def model_of(self) -> list[int]:
+        """By replica, counted from ``first``, the model it holds; empty where a pool serves all."""
+        return [model for model, own in self.homes.items() for _ in own]
+
+    def with_costs(self, costs: Draw) -> FullFleet:
+        """Return the same replicas with other step and load costs."""
+        return replace(self, profile=_without_lora(self.profile, costs.step).model_copy(update={"load": costs.load}))
+
+    def load_seconds(self, luck: Floats, adapter: NDArray[np.int64]) -> Floats:
+        """Return the seconds of whole loads, same shape."""
+        if self.spec.load is not None:
+            return np.asarray(self.spec.load.ppf(luck))
+        return load_seconds(self.profile.load.storage, self.population)[adapter]
+
+    def token_limits(self, others: int | None) -> NDArray[np.int64]:
+        """Return the most tokens of a request by adapter; the KV cache of its replicas bounds that of a full model.
+
+        :param others: that of all other requests; None: no limit.
+        """
+        limits = np.full(len(self.full), np.iinfo(np.int64).max if others is None else others)
+        for model in np.flatnonzero(self.full).tolist():
+            own = self.homes.get(model)
+            limits[model] = self.kv_tokens[0 if own is None else own[0] - self.first]
+        return limits
+
+
+def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Traffic) -> FullFleet | None:
+    """Return the replicas of a scenario's full models; None where it says nothing of such.
+
+    :param profile: as it was read, base weights not quantised: full models are not.
+    :raises ScenarioError: where a full model doesn't fit, or there would be too many replicas.
+    """
+    spec, population = scenario.fleet.full_models, traffic.population
+    if spec is None:
+        return None
+    assert profile is not None, "full models need an engine that batches, and that needs a profile"
+    models = np.flatnonzero(population.full).tolist()
+    first, homes, replicas = scenario.fleet.replicas, dict[int, range](), spec.replicas
+    if spec.serve == "dedicated":
+        places = range(first, first + len(models) * replicas, replicas)
+        homes = {model: range(place, place + replicas) for model, place in zip(models, places, strict=True)}
+        replicas *= len(models)
+    if first + replicas > MOST_REPLICAS:
+        each = f"{len(models):,} full models, {spec.replicas} replicas each" if homes else f"{replicas:,} in the pool"
+        raise ScenarioError(
+            "too many replicas", key="fleet.full_models.replicas", got=f"{each}, beside {first:,} of the base model",
+            allowed=f"{MOST_REPLICAS:,} in all", hint="a lower share of full models, or serve: swap",
+        )  # fmt: skip
+    sizes = [[model] for model in homes for _ in range(spec.replicas)] if homes else [models] * replicas
+    kv = tuple(_kv_tokens(scenario, profile, [int(population.size_bytes[m]) for m in each]) for each in sizes)
+    without = _without_lora(profile, profile.step)
+    return FullFleet(spec, without, population, population.full.tolist(), first, replicas, homes, kv)
+
+
+def full_fleet_notes(found: FullFleet | None, beside: int) -> list[str]:
+    """Return what a user should know of the replicas of full models.
+
+    :param beside: replicas of the base model.
+    """
+    if found is None or not found.replicas:
+        return []
+    models, spec = sum(found.full), found.spec
+    of = f"{models} full model{'s' * (models != 1)}"
+    how = f"a pool that swaps {of}" if not found.homes else f"{spec.replicas} for each of {of}"
+    verb = "replicas serve" if found.replicas > 1 else "replica serves"
+    notes = [
+        f"{found.replicas} {verb} full models ({how}), beside {beside} of the base model: "
+        f"{found.replicas + beside} replicas in all, each with GPUs of its own"
+    ]
+    if spec.serve == "swap" and spec.load is None:
+        notes.append(
+            "loads of whole models take their size over the bandwidth that the profile has for adapters from storage: "
+            "assumed, for nobody measured loads that large; fleet.full_models.load gives another time"
+        )
+    return notes
+
+
+def _kv_tokens(scenario: Scenario, profile: Profile, sizes: list[int]) -> int:
+    """Return the KV cache of a replica that holds one, or some, of these models."""
+    fleet = scenario.fleet
+    assert fleet.full_models is not None, "called where there are some"
+    resident = min(fleet.full_models.places, max(1, len(sizes)))
+    reserved = fleet.reserved_kv_blocks * fleet.block_size
+    if fleet.kv_tokens is not None:
+        return fleet.kv_tokens // fleet.block_size * fleet.block_size - reserved
+    largest = max(sizes, default=0)
+    memory = profile.memory.model_copy(update={"weights_bytes": max(1, largest * resident)})
+    tokens = kv_tokens_left(memory, 0, fleet.gpu_memory_utilization)
+    needed = max(fleet.max_num_batched_tokens, fleet.max_model_len or 0)
+    if tokens < needed:
+        share = memory.utilization if fleet.gpu_memory_utilization is None else fleet.gpu_memory_utilization
+        most = memory.total_bytes * share - memory.overhead_bytes - needed * memory.kv_bytes_per_token
+        raise ScenarioError(
+            "full models leave too little GPU memory for a KV cache",
+            key="fleet.full_models.resident" if resident > 1 else "adapters.mix",
+            got=f"{resident} of {human_bytes(largest)}",
+            allowed=f"up to {human_bytes(max(0, most))} on {profile.device}",
+            hint=f"{max(0, tokens):,} KV tokens would be left; needed are {needed:,}, one step or one request",
+        )  # fmt: skip
+    return (tokens // fleet.block_size) * fleet.block_size - reserved
+
+
+def _without_lora(profile: Profile, step: StepCost) -> Profile:
+    """Return a profile of an engine that serves no adapters, and so passes no request for the sake of one."""
+    plain = step.model_copy(update={"lora": LoraCost(), "per_passed_s": 0.0})
+    return profile.model_copy(update={"step": plain, "draws": (), "quantized": {}})

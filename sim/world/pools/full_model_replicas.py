@@ -1,0 +1,102 @@
+"""Replicas of full models: ordinary replicas whose GPU cache has places for whole models instead of adapters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sim.policies.adapter_cache import GpuCache
+from sim.policies.eviction import EVICTIONS, Setting
+from sim.policies.routing import Choosing, View
+from sim.policies.routing.full_model_router import Beside, FullModelRouter, ToHolders, ToOwnReplicas
+from sim.results.records import Recorder
+from sim.rng import stream_key
+from sim.spec.scenario import Cache, Storage
+from sim.spec.scenario import GpuCache as GpuCacheSpec
+from sim.world.clock import Clock
+from sim.world.pools.full_model_layout import FullFleet
+from sim.world.replica.assembly import Watch, kv_rule, make_server
+from sim.world.replica.replica_caches import watch
+from sim.world.replica.server import Parts, Server
+from sim.world.routing.router_views import Residency
+from sim.world.world import World
+
+
+class FullReplicas:
+    """The replicas of full models of one replication, and how requests find theirs.
+
+    :ivar counts: by replica of a pool, requests inside by model; kept by ``Inside``.
+    """
+
+    def __init__(self, world: World, fleet: FullFleet, watched: Watch) -> None:
+        self.fleet = fleet
+        self._world = world
+        self._watched = watched
+        self._swaps = not fleet.homes and fleet.spec.serve == "swap"
+        self._view = View()
+        self.counts: list[dict[int, int]] = [{} for _ in range(fleet.replicas)]
+        self._residency = Residency(len(fleet.full), fleet.first + fleet.replicas)
+
+    @property
+    def counted(self) -> bool:
+        """Whether the router looks at who is inside."""
+        return self._swaps and self.fleet.replicas > 1
+
+    def router(self, others: Choosing, replication: int) -> Choosing:
+        """Return the router of the whole fleet.
+
+        :param others: that of the base model's replicas.
+        """
+        fleet = self.fleet
+        models: FullModelRouter = ToOwnReplicas(self._view, fleet.homes)
+        if self._swaps:
+            pool = range(fleet.first, fleet.first + fleet.replicas)
+            key = stream_key(self._world.scenario.run.seed, replication, "full-model-router")
+            models = ToHolders(self._view, pool, [model for model, full in enumerate(fleet.full) if full], key)
+        return Beside(fleet.full, models, others)
+
+    def look_at(self, inside: list[int]) -> None:
+        """Let the router see the replicas, all of which are there by now.
+
+        :param inside: by index, requests inside.
+        """
+        self._view.loads = inside
+        self._view.resident = self._residency.masks
+        self._view.inside = [{}] * self.fleet.first + self.counts
+
+    def make(self, index: int, inside: list[int], clock: Clock, recorder: Recorder) -> Server:
+        """Return a new replica."""
+        world = world_of(self._world, self.fleet, index - self.fleet.first)
+        setting = Setting(world.weights, world.capacity, now=lambda: clock.now)
+        cache = GpuCache(world.weights, world.capacity, EVICTIONS["lru"](setting), pinned=world.pinned)
+        if self._swaps:
+            watch(cache, index, [self._residency])
+        parts = Parts(clock, recorder, index, inside, cache, None, (1, 1), _never)
+        turn_s = (self.fleet.spec.turn or 0.0) if self._swaps else None
+        return make_server(world, parts, kv_rule(world), self._watched, turn_s)
+
+
+def world_of(world: World, fleet: FullFleet, place: int) -> World:
+    """Return the world as a replica of full models knows it: slots for whole models, and no LoRA.
+
+    Its own model is there from the start and stays; a pool begins empty, and its loads block the step that needs them.
+
+    :param place: of the replica, counted from ``fleet.first``.
+    """
+    scenario, swaps = world.scenario, fleet.spec.serve == "swap"
+    resident = fleet.spec.places
+    rules = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
+    derived = scenario.model_copy(update={
+        "fleet": scenario.fleet.model_copy(update=rules),
+        "cache": Cache(gpu=GpuCacheSpec(slots=resident)),
+        "storage": Storage(mode="blocking" if swaps else "overlap"),
+    })  # fmt: skip
+    models = len(fleet.full)
+    return replace(
+        world, scenario=derived, profile=fleet.profile, kv_tokens=fleet.kv_tokens[place], weights=[1] * models,
+        capacity=resident, ranks=[0] * models, adapter_blocks=[],
+        pinned=() if swaps else (fleet.model_of[place],), warm=(), full=None, base_weights=None,
+    )  # fmt: skip
+
+
+def _never(adapter: int, tier: int) -> float:
+    raise AssertionError("only requests begin loads here")

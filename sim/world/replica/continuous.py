@@ -1,0 +1,354 @@
+"""A replica that batches continuously: the shell around the step scheduler."""
+
+from __future__ import annotations
+
+import math
+from heapq import heappush
+from typing import cast
+
+from sim.policies.adapter_cache import GpuCache, UnifiedCache
+from sim.policies.adapter_queues import AdapterQueues
+from sim.policies.admission import ClaimingQueue, ReadyQueue
+from sim.policies.costs import StepCosts
+from sim.policies.kv.kv_memory import KvBlocks
+from sim.policies.kv.kv_rules import KvRule
+from sim.policies.model_turns import ModelTurns
+from sim.policies.scheduler import Limits, Scheduler
+from sim.policies.vllm_lru import TouchedCache
+from sim.results.records import pack_pause, pack_step
+from sim.traffic.request import DELAYED_HIT, MISS, Request
+from sim.world.clock import BOUNDARY, Call
+from sim.world.replica.prefetch import Prefetch
+from sim.world.replica.server import Action, Parts, Server
+from sim.world.replica.step_loads import ProtectedLoads, StepLoads, TouchedLoads, TurnLoads, UnifiedLoads
+
+
+class BatchServer(Server):
+    """Continuous batching with leaping: one event for every change of the batch.
+
+    Between changes all steps have the same batch and a cost linear in the growing KV cache, so a leap of k steps
+    takes ``k d + s k (k - 1) / 2`` seconds, d the first step and s the growth per step. An arrival that may be
+    admitted cuts the leap at the next boundary.
+
+    :param blocking: loads happen inside the step that admits their request; otherwise they overlap with steps.
+    :param stop: a request over the adapter limit stops the queue; otherwise later ones pass it.
+    :param rule: how much of the KV cache a request must find, where it is more than its prompt needs.
+    :param cycle_s: requests wait in queues by adapter with this cycle time; None: in one queue.
+    :param discards: adapters that nobody uses leave at the end of a decode step in which a request ended.
+    :param prefetch: idle loaders load for those who wait in the queue.
+    :param turn_s: of a replica that swaps whole models: how long a model's turn lasts; None: it serves adapters.
+    """
+
+    __slots__ = (
+        "_actions", "_cycling", "_discards", "_event", "_first", "_growth", "_load_s", "_loads", "_prefetch", "_spare",
+        "_started", "_step", "_steps", "claiming", "scheduler", "waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        limits: Limits,
+        kv: KvBlocks,
+        costs: StepCosts,
+        ranks: list[int],
+        ask_early: bool,
+        blocking: bool,
+        stop: bool,
+        rule: KvRule | None = None,
+        cycle_s: float | None = None,
+        discards: bool = False,
+        prefetch: bool = False,
+        turn_s: float | None = None,
+    ) -> None:
+        super().__init__(parts, ask_early=ask_early)
+        self.blocking = blocking
+        cache, touched = parts.cache, isinstance(parts.cache, TouchedCache)
+        self.claiming: ClaimingQueue | AdapterQueues | None = None
+        self._cycling: AdapterQueues | None = None
+        if cycle_s is not None:
+            self._cycling = AdapterQueues(cast(GpuCache, cache), self._ask, lambda: self.clock._now, cycle_s)
+            self.claiming = self._cycling
+        elif turn_s is None and not ask_early:
+            self.claiming = ClaimingQueue(cache, self._ask, stop=stop, blocking=blocking, gives_up=touched)
+        turns = None if turn_s is None else ModelTurns(cast(GpuCache, cache), lambda: self.clock._now, turn_s)
+        self.waiting = turns or self.claiming or ReadyQueue()
+        self.scheduler = Scheduler(limits, kv, self.waiting, ranks, costs, rule)
+        self._step = self.scheduler.decided
+        self._discards = cast(GpuCache, cache).evict_idle if discards else None
+        self._loads: StepLoads | None = None
+        if isinstance(cache, TouchedCache):
+            self._loads = TouchedLoads(
+                cache, self.scheduler, parts.recorder, parts.reload_s, parts.index, parts.versions, parts.storage
+            )
+        elif isinstance(cache, UnifiedCache):
+            self._loads = UnifiedLoads(cache, self.loader, parts.recorder, parts.index)
+        elif turns is not None:
+            self._loads = TurnLoads(cache, self.loader, parts.recorder, parts.index, turns.came)
+        elif self.claiming is not None:
+            self._loads = ProtectedLoads(cache, self.loader, parts.recorder, parts.index)
+        self._prefetch: Prefetch | None = None
+        if prefetch:
+            self._prefetch = Prefetch(cast(GpuCache, cache), self.loader)
+            self.loader.ahead = self._load_ahead
+        self._event: Call | None = None  # the boundary to come; None while idle
+        self._spare: Call | None = None  # a spent event to use again
+        self._started = 0.0
+        self._steps = 0
+        self._first = 0.0
+        self._growth = 0.0
+        self._load_s = 0.0
+        self._actions: list[Action] = []
+
+    def _ask(self, request: Request) -> None:
+        request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
+
+    def _loaded(self, requests: list[Request], in_time: bool) -> None:
+        if self.claiming is None:
+            for request in requests:
+                self._enqueue(request, in_time)
+            return
+        for request in requests:
+            self.claiming.arrived(request)
+        if requests:
+            self._wake(min(request.key for request in requests), in_time)
+        # A load ahead that nobody joined brings no boundary forward. Whoever wants the adapter stands in the queue and
+        # was announced when it came; the next boundary that could let it in comes for that reason, or for a seat, KV
+        # blocks or an adapter that somebody gives back.
+
+    def _not_loaded(self, requests: list[Request], in_time: bool) -> None:
+        super()._not_loaded(requests, in_time)
+        if self.claiming is not None and requests:  # others may have waited for their places
+            self._wake(min(request.key for request in requests), in_time)
+
+    def _unclaim(self, request: Request) -> None:
+        if self.claiming is None:
+            super()._unclaim(request)
+        else:
+            self.claiming.failed(request)
+
+    def _enqueue(self, request: Request, in_time: bool = False) -> None:
+        key = request.key
+        heappush(self.waiting.line, (key, request))
+        if self._steps != 1:  # nothing to do where a single step is under way: its end is the next boundary
+            self._wake(key, in_time)
+        if self._prefetch is not None:
+            self._prefetch.entered(request)
+            self._load_ahead()
+
+    def _load_ahead(self) -> None:
+        """Load for those in the queue, unless a boundary of this very instant comes first and may ask for loads."""
+        assert self._prefetch is not None, "called where there is one"
+        if self._event is not None:
+            end = self._started + self._elapsed(self._steps) if self._steps else self.clock._now
+            if end == self.clock._now:
+                return
+        self._prefetch.go_on()
+
+    def _wake(self, key: int, in_time: bool) -> None:
+        """Bring the next boundary forward for a request of this key, if it may join."""
+        steps, now = self._steps, self.clock._now
+        if self._event is None:
+            self._schedule(now)
+        elif steps > 1 and self._started + self._elapsed(steps - 1) >= now and self.scheduler.may_change(key):
+            cut = self._steps_until(now, in_time)
+            if cut < steps:
+                self._steps = cut
+                self._schedule(self._started + self._elapsed(cut))
+
+    def _schedule(self, time: float) -> None:
+        event, self._spare = self._spare or Call(self.clock, self._boundary), None
+        self._event = event
+        self.clock.schedule_call(time, BOUNDARY, event)
+
+    def _elapsed(self, steps: int) -> float:
+        return self._load_s + steps * self._first + self._growth * (steps * (steps - 1) / 2)
+
+    def _steps_until(self, now: float, in_time: bool = False) -> int:
+        """Return the fewest steps that end after ``now`` (or at ``now``): the boundary at which somebody can join."""
+        started, first, growth = self._started, self._first, self._growth
+        gone = now - started - self._load_s
+        steps = max(1, int(gone / first) + 1)  # enough: steps only get longer
+        if steps > 50 and growth > 0:
+            half = first / growth - 0.5
+            steps = int(math.sqrt(half * half + 2 * gone / growth) - half) + 1
+        # All of that is rounded; the boundary is the first one whose time, as computed, lies after now.
+        while steps > 1 and started + self._elapsed(steps - 1) > now:
+            steps -= 1
+        while started + self._elapsed(steps) <= now:
+            steps += 1
+        if in_time and steps > 1 and started + self._elapsed(steps - 1) == now:
+            steps -= 1
+        return steps
+
+    def _boundary(self, event: Call) -> None:
+        if event is not self._event:
+            self._spare = event
+            return  # the end of a leap that was cut
+        clock = self.clock
+        end = self._next_leap(clock._now)
+        if end < 0:
+            self._event, self._spare = None, event
+            return
+        event.callbacks = event.call
+        clock.push((end, BOUNDARY, clock.next_id(), event))
+
+    def _next_leap(self, now: float) -> float:
+        """Complete the leap that ends now and begin the next; return its end, or -1 where nobody runs."""
+        scheduler, steps = self.scheduler, self._steps
+        if steps:
+            decoding = self._step.decoding
+            if scheduler.paused:
+                decoding -= self._log_pauses()
+            self.recorder.step_rows += pack_step(
+                self._started, self._first, self._growth, self._load_s,
+                steps, decoding, len(scheduler.running), scheduler.blocked, self.index,
+            )  # fmt: skip
+            finished = scheduler.complete(steps, now)
+            if self._loads is not None and self._loads.failed:
+                finished = self._end_failed(self._loads, finished)
+            for request in finished:
+                self._leave(request, now)
+            if self._discards is not None and finished and self._step.decoding:
+                self._discards()
+            if scheduler.recompute_gaps:
+                self.recorder.gaps(scheduler.recompute_gaps, now)
+                scheduler.recompute_gaps = []
+        blocked_s = self._act(now) if self._actions else 0.0
+        step = scheduler.compose(now)
+        if self._prefetch is not None:
+            self._prefetch.left(step.prefills)
+            self._prefetch.go_on()
+        self._started = now
+        self._steps = steps = step.steps
+        if steps == 0:
+            if self._cycling is not None and self._cycling.may_go_on():
+                return self._next_leap(now)  # nobody would come to take out more of those that are in the way
+            return -1.0
+        if self._loads is not None:
+            self._load_s = self._loads.before_step(step.prefills, now) + blocked_s
+            if self._loads.failed:
+                self._steps = steps = 1
+        self._first = first = step.first_s
+        self._growth = growth = step.growth_s
+        if self._cycling is not None and steps > 1:
+            self._steps = steps = min(steps, self._steps_before_cycle(self._cycling))
+        return now + (self._load_s + steps * first + growth * (steps * (steps - 1) / 2))  # as _elapsed(steps)
+
+    def _end_failed(self, loads: StepLoads, finished: list[Request]) -> list[Request]:
+        """End the requests whose adapter couldn't be loaded by the step that ends now; return the other finished ones.
+
+        That step computed them nevertheless: what a batch looks like is decided before its loads.
+        """
+        failed, loads.failed = loads.failed, []
+        over = {request.index for request in finished}
+        for request in failed:
+            if request.index not in over:
+                self.scheduler.expel(request)
+            self.cache.release(request.adapter)
+            if self._fetches is not None:
+                self._fetches.leave(request)
+            self._fail(request)
+        left = {request.index for request in failed}
+        return [request for request in finished if request.index not in left]
+
+    def _log_pauses(self) -> int:
+        """Note gaps that end with this step and are longer, since prefills came between; return how many."""
+        if not self._step.decoding:
+            return 0
+        for since, count in self.scheduler.paused:
+            gap_s = self._started - since + self._load_s + self._first
+            self.recorder.pause_rows += pack_pause(self._started, gap_s, count)
+        return int(sum(count for _, count in self.scheduler.paused))
+
+    def _steps_before_cycle(self, waiting: AdapterQueues) -> int:
+        time = waiting.next_change_s()
+        return self._steps if time == math.inf else self._steps_until(time)
+
+    def at_boundary(self, action: Action) -> None:
+        self._actions.append(action)
+        steps, now = self._steps, self.clock._now
+        if self._event is None:
+            self._schedule(now)
+        elif steps > 1 and self._started + self._elapsed(steps - 1) >= now:
+            cut = self._steps_until(now, in_time=True)
+            if cut < steps:
+                self._steps = cut
+                self._schedule(self._started + self._elapsed(cut))
+
+    def _act(self, now: float) -> float:
+        """Do what waited for a boundary; return for how many seconds that blocks the next step, if there is one."""
+        blocked_s = 0.0
+        while self._actions:
+            actions, self._actions = self._actions, []
+            for action in actions:
+                blocked_s += action(now + blocked_s)
+        return blocked_s
+
+    def _drop_from_gpu(self, adapter: int) -> None:
+        if self._cycling is None:
+            super()._drop_from_gpu(adapter)
+        else:
+            self._cycling.discard(adapter)
+
+    def under_way(self, adapter: int) -> list[tuple[Request, int]]:
+        scheduler, now = self.scheduler, self.clock._now
+        found = []
+        for request in scheduler.running.values() if adapter in scheduler.adapters else ():
+            # Whoever joined at this very boundary has computed nothing yet, unless it was preempted before.
+            if request.adapter == adapter and (request.admitted_s < now or request.generated):
+                decoding = request.last_step >= 0
+                left = request.last_step - scheduler.step if decoding else 0
+                found.append((request, request.output_tokens - left if decoding else request.generated))
+        if scheduler.preempted:
+            waiting = self.waiting.everyone()
+            found += [(r, r.generated) for r in waiting if r.adapter == adapter and r.generated]
+        return found
+
+    def tokens_out(self, request: Request) -> int:
+        if request.last_step < 0:
+            return request.generated
+        left = request.last_step - self.scheduler.step
+        return request.output_tokens - left + (self._steps_done() if self._step.decoding else 0)
+
+    def _steps_done(self) -> int:
+        """Return how many steps of the leap under way have ended."""
+        now = self.clock._now
+        if not self._steps or self._started + self._elapsed(1) > now:
+            return 0
+        return min(self._steps, self._steps_until(now) - 1)
+
+    def close(self) -> list[Request]:
+        """Log the steps that have ended, and return the requests still inside."""
+        done = self._steps_done()
+        if done:
+            scheduler = self.scheduler
+            kv = scheduler.kv
+            kv.peak_tokens = max(kv.peak_tokens, kv.tokens + done * kv.decoding)
+            decoding = self._step.decoding - (self._log_pauses() if scheduler.paused else 0)
+            self.recorder.step_rows += pack_step(
+                self._started, self._first, self._growth, self._load_s,
+                done, decoding, len(scheduler.running), scheduler.blocked, self.index,
+            )  # fmt: skip
+        return super().close()
+
+    def die(self) -> list[Request]:
+        now, steps = self.clock._now, self._steps
+        inside = super().die()
+        if steps:  # the step in which it dies kept the GPU busy, and gave nobody a token
+            done = self._steps_done()
+            began = self._started + self._elapsed(done) if done else self._started
+            if began < now:
+                self.recorder.step_rows += pack_step(
+                    began, now - began, 0.0, 0.0, 1, 0, len(self.scheduler.running), self.scheduler.blocked, self.index
+                )
+        return inside
+
+    def _unserved(self) -> list[Request]:
+        return list(self.scheduler.running.values()) + self.waiting.everyone()
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        self.scheduler.check_integrity()
+        if isinstance(self.waiting, ModelTurns):
+            self.waiting.check_integrity()

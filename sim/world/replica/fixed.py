@@ -1,0 +1,77 @@
+"""A replica of engine ``fixed``: one request at a time, with a service time of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from sim.results.records import pack_step
+from sim.traffic.request import Request
+from sim.world.clock import BOUNDARY, Call
+from sim.world.replica.server import Action, Parts, Server
+
+
+class FixedServer(Server):
+    """Engine ``fixed``: one request at a time, first ready first served."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts, ask_early=True)
+        self._queue: deque[Request] = deque()
+        self._serving: Request | None = None
+        self._event = Call(parts.clock, self._served)
+        self._actions: list[Action] = []
+        self._leaving = False  # whether the one that is served has its answer, and keeps its place for this instant
+
+    def _enqueue(self, request: Request, in_time: bool = False) -> None:
+        if self._serving is None:
+            self._serve(request)
+        else:
+            self._queue.append(request)
+
+    def _serve(self, request: Request) -> None:
+        now = self.clock._now
+        self._serving = request
+        request.admitted_s = now
+        self.clock.schedule_call(now + request.service_s, BOUNDARY, self._event)
+
+    def _served(self, event: Call) -> None:
+        request = self._serving
+        assert request is not None, "a service ends that never began"
+        now = self.clock._now
+        request.first_token_s = now
+        self.recorder.step_rows += pack_step(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
+        self._leaving = True
+        self._leave(request, now)  # answered by the weights that were there until now
+        while self._actions:
+            self._act()
+        self._leaving = False
+        self._serving = None  # only now: who is let in by one of them stands behind those who wait
+        if self._queue:
+            self._serve(self._queue.popleft())
+
+    def at_boundary(self, action: Action) -> None:
+        self._actions.append(action)
+        if self._serving is None:
+            self._act()
+
+    def _act(self) -> None:
+        actions, self._actions = self._actions, []
+        for action in actions:
+            blocked_s = action(self.clock._now)
+            assert blocked_s == 0.0, "loads overlap with service"
+
+    def under_way(self, adapter: int) -> list[tuple[Request, int]]:
+        return []  # an answer is one piece of work
+
+    def tokens_out(self, request: Request) -> int:
+        return request.output_tokens if request.first_token_s >= 0 else 0
+
+    def die(self) -> list[Request]:
+        now, serving = self.clock._now, self._serving
+        if serving is not None and serving.admitted_s < now:
+            worked_s = now - serving.admitted_s
+            self.recorder.step_rows += pack_step(serving.admitted_s, worked_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
+        return super().die()
+
+    def _unserved(self) -> list[Request]:
+        serving = [] if self._serving is None or self._leaving else [self._serving]
+        return serving + list(self._queue)

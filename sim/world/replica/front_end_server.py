@@ -1,0 +1,76 @@
+"""A batching replica behind a front end that delays requests and tokens (``fleet.front_end``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sim.policies.front_end import FrontEnd
+from sim.results.records import REFUSED
+from sim.traffic.request import Request
+from sim.world.clock import ARRIVAL, Call
+from sim.world.replica.continuous import BatchServer
+from sim.world.replica.server import Parts
+
+
+class FrontedServer(BatchServer):
+    """``BatchServer`` whose requests come in, and whose tokens go out, through a ``FrontEnd``.
+
+    :ivar merged_gaps: gaps between tokens that nobody outside saw: what comes during a stall is sent as one.
+    """
+
+    def __init__(self, parts: Parts, *, front_end: FrontEnd, **options: Any) -> None:
+        super().__init__(parts, **options)
+        self.front_end = front_end
+        self.merged_gaps = 0.0
+        self._last_stall = 0
+        self._changed_s = -1.0  # since when an arrival's change of the waiting set has not been seen by a step
+
+    def arrive(self, request: Request) -> None:
+        now = self.clock._now
+        if self._inside[self.index] >= self.front_end.max_in_flight:
+            self.recorder.turned_away(request, self.index, REFUSED)
+            return
+        self._inside[self.index] += 1
+        self.inside_area -= now
+        self.clock.call_at(self.front_end.enter(now, request.adapter), ARRIVAL, self._reach_engine, request)
+
+    def _reach_engine(self, event: Call) -> None:
+        request: Request = event.subject
+        now = self.clock._now
+        if self._steps and self._changed_s >= 0 and self._step_end_after(self._changed_s) <= now:
+            self.front_end.step_ended(now)
+        self.front_end.waits(request.adapter)
+        self._changed_s = now
+        self._take_in(request)
+
+    def _step_end_after(self, time: float) -> float:
+        return self._started + self._elapsed(self._steps_until(max(time, self._started)))
+
+    def _next_leap(self, now: float) -> float:
+        if self._steps:
+            self.front_end.step_ended(now)
+            self._count_merged(now)
+        end = super()._next_leap(now)
+        self._changed_s = -1.0
+        for request in self.scheduler.decided.prefills:
+            if request.admitted_s == now and request.preemptions == 0:
+                self.front_end.runs(request.adapter)
+        return end
+
+    def _count_merged(self, now: float) -> None:
+        stalled_s, last = self.front_end.stalled_between(self._started, now)
+        if stalled_s > 0:
+            inside = stalled_s / (now - self._started) * self._steps
+            apart = last - self._last_stall  # the first token after each stall began is seen, if late
+            self.merged_gaps += max(0.0, inside - apart) * self.scheduler.kv.decoding
+            self._last_stall = last
+
+    def _leave(self, request: Request, now: float) -> None:
+        self.front_end.ends(request.adapter)
+        super()._leave(request, now)
+
+    def _record(self, r: Request, now: float) -> None:
+        seen = self.front_end.seen(now)
+        r.first_token_s = self.front_end.seen(r.first_token_s)
+        self.inside_area += seen - now
+        super()._record(r, seen)

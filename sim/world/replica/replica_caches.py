@@ -1,0 +1,222 @@
+"""The caches of one replica as a scenario describes them, and who is in them from the start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from sim.errors import ScenarioError
+from sim.policies.adapter_cache import ABSENT, RESIDENT, AllInHost, GpuCache, HostCache, UnifiedCache
+from sim.policies.eviction import EVICTIONS, Eviction, Setting
+from sim.policies.kv.kv_rules import KvRule
+from sim.policies.set_order import SetOrder
+from sim.policies.vllm_lru import TouchedCache
+from sim.results.records import Recorder
+from sim.rng import stream
+from sim.spec.scenario import GpuCache as GpuCacheSpec
+from sim.spec.scenario import HostCache as HostCacheSpec
+from sim.spec.scenario import Scenario
+from sim.spec.units import human_bytes
+from sim.traffic.adapters import Population
+from sim.traffic.generate import Traffic
+from sim.world.clock import Clock
+from sim.world.faults.storage_faults import StorageFaults
+from sim.world.replica.host_cache_fill import HostFetches
+from sim.world.replica.oracle import Foresight
+from sim.world.rollouts.rollout_plan import Lineage
+from sim.world.rollouts.versions import Fetched, Versions
+from sim.world.world import World
+
+
+class Watched:
+    """Tells boards that all replicas share what is in the cache of one of them."""
+
+    def __init__(self, replica: int, boards: Sequence[Board]) -> None:
+        self._replica = replica
+        self._boards = boards
+
+    def placed(self, adapter: int) -> None:
+        for board in self._boards:
+            board.placed(adapter, self._replica)
+
+    def left(self, adapter: int) -> None:
+        for board in self._boards:
+            board.left(adapter, self._replica)
+
+
+class Board(Protocol):
+    """Who wants to know what is in the caches of all replicas."""
+
+    def placed(self, adapter: int, replica: int) -> None: ...
+
+    def left(self, adapter: int, replica: int) -> None: ...
+
+    def forget(self, replica: int) -> None: ...
+
+
+def watch(cache: GpuCache | TouchedCache, replica: int, boards: Sequence[Board]) -> None:
+    """Let boards know what is in a cache, and what comes and goes."""
+    watched = Watched(replica, boards)
+    for adapter, state in enumerate(cache.state):
+        if state != ABSENT:
+            watched.placed(adapter)
+    cache.watch = watched
+
+
+def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, foresight: Foresight | None) -> Setting:
+    """Return what eviction policies may know; where adapters share the KV cache, they weigh blocks."""
+    weights, capacity = world.weights, world.capacity
+    if world.adapter_blocks:
+        assert world.kv_tokens is not None, "they share it"
+        weights, capacity = world.adapter_blocks, world.kv_tokens // world.scenario.fleet.block_size
+    setting = Setting(weights, capacity, rng, now=lambda: clock.now)
+    return setting if foresight is None else replace(setting, next_use=foresight.next_use, come=foresight.come)
+
+
+def make_caches(
+    world: World, replication: int, place: int, rule: KvRule | None, setting: Setting
+) -> tuple[GpuCache | TouchedCache, HostCache | AllInHost | None]:
+    """Return the cache in GPU memory and the host tier, with everybody in them who is there from the start.
+
+    :param place: a number of the replica's own, not that of one which stood in its place before.
+    """
+    spec, count = world.scenario.cache, len(world.population)
+    if spec.eviction == "vllm-lru":
+        slots = world.capacity
+        host_slots = slots if spec.host is None or spec.host.slots is None else spec.host.slots
+        # A Python set is walked by hash, and vLLM's adapters are hashed by name, anew in every process.
+        hashes = stream(world.scenario.run.seed, replication, "set-order", place).integers(2**61 - 1, size=count)
+        touched = TouchedCache(count, slots, host_slots, SetOrder(hashes.tolist()))
+        touched.warm_up(world.warm)
+        return touched, None
+    cache, host = _gpu_cache(world, EVICTIONS[spec.eviction](setting), rule), spec.host
+    cache.warm_up(world.warm)
+    if host is None:
+        return cache, None
+    if host.fill == "arrival":
+        return cache, AllInHost()  # as far as the GPU sees
+    if host.fill == "start":
+        later = set(range(len(world.traffic.population), count)) - set(world.pinned)
+        return cache, AllInHost(later)  # new versions with names of their own
+    copies = HostCache(*_capacity(host, world.population))
+    for adapter in reversed(world.pinned + _there(world.warm, cache)):
+        copies.insert(adapter)  # they came through host memory, too
+    return cache, copies
+
+
+def make_fetches(
+    world: World,
+    clock: Clock,
+    recorder: Recorder,
+    cache: GpuCache | TouchedCache,
+    replica: int,
+    versions: Versions | None,
+    storage: StorageFaults | None = None,
+) -> HostFetches | None:
+    """Return host memory that fills at arrival, if the scenario has it; what the GPU begins with came through it.
+
+    :raises ScenarioError: where an adapter doesn't fit there.
+    """
+    host = world.scenario.cache.host
+    if host is None or host.fill != "arrival":
+        return None
+    unlimited = host.slots is None and host.size is None
+    count = len(world.population)
+    weights, capacity = ([1] * count, count) if unlimited else _capacity(host, world.population)
+    if max(weights) > capacity:
+        raise ScenarioError(
+            "an adapter is larger than host memory, through which all must come", key="cache.host.size",
+            got=human_bytes(capacity), allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
+        )  # fmt: skip
+    _check_pinned(_heaviest(world.pinned, weights, world.lineage), weights, capacity, "cache.host")
+    fetched = GpuCache(weights, capacity, EVICTIONS["lru"](Setting(weights, capacity)), pinned=world.pinned)
+    fetched.warm_up(_there(world.warm, cache))
+    return HostFetches(
+        clock, fetched, world.scenario.storage.loaders, recorder, reject=host.full == "reject", replica=replica,
+        versions=None if versions is None else Fetched(versions), faults=storage,
+    )  # fmt: skip
+
+
+def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:
+    """Return what each adapter takes, and how much there is: slots or bytes.
+
+    :raises ScenarioError: where the largest adapter doesn't fit.
+    """
+    if spec.unified:
+        return [1] * len(population), spec.slots or len(population)
+    weights, capacity = _capacity(spec, population)
+    largest = max(weights)
+    if largest > capacity:
+        raise ScenarioError(
+            "an adapter is larger than the GPU cache", key="cache.gpu.size", got=human_bytes(capacity),
+            allowed=f"at least {human_bytes(largest)}, the largest adapter",
+        )  # fmt: skip
+    return weights, capacity
+
+
+def pinned_and_warm(
+    scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int, lineage: Lineage | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the adapters to pin and those to warm up with, the most popular first.
+
+    :param weights: what each adapter takes of ``capacity``.
+    :param lineage: which versions adapters will have, if there are rollouts.
+    :raises ScenarioError: where there are not as many to pin, or pinned ones leave no room for another adapter.
+    """
+    cache = scenario.cache
+    if not (cache.pinned or cache.warm):
+        return (), ()
+    full = traffic.population.full.tolist()
+    hottest: list[int] = [a for a in traffic.hottest().tolist() if not full[a]]
+    if cache.pinned > len(hottest):
+        raise ScenarioError(
+            "there are fewer adapters", key="cache.pinned", got=cache.pinned, allowed=f"at most {len(hottest)}"
+        )
+    pinned = tuple(hottest[: cache.pinned])
+    _check_pinned(_heaviest(pinned, weights, lineage), weights, capacity, "cache.gpu")
+    return pinned, tuple(hottest[cache.pinned : cache.pinned + cache.warm])
+
+
+def _there(adapters: tuple[int, ...], cache: GpuCache | TouchedCache) -> tuple[int, ...]:
+    return tuple(adapter for adapter in adapters if cache.state[adapter] == RESIDENT)
+
+
+def _gpu_cache(world: World, eviction: Eviction, rule: KvRule | None) -> GpuCache:
+    spec = world.scenario.cache.gpu
+    if spec.unified:
+        assert rule is not None, "checked by the scenario"
+        return UnifiedCache(world.capacity, eviction, world.adapter_blocks, lambda: rule.total - rule.need)
+    base = spec.base_model_slot
+    return GpuCache(world.weights, world.capacity, eviction, base_model_slot=base, pinned=world.pinned)
+
+
+def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tuple[list[int], int]:
+    if spec.slots is not None:
+        return [1] * len(population), spec.slots
+    assert spec.size is not None, "a cache has slots or a size"
+    return population.size_bytes.tolist(), spec.size
+
+
+def _heaviest(pinned: Sequence[int], weights: Sequence[int], lineage: Lineage | None) -> list[int]:
+    """Return which version of each pinned adapter takes most: each has the pin in turn."""
+    heaviest = {adapter: adapter for adapter in pinned}
+    for adapter, name in enumerate(() if lineage is None else lineage.original.tolist()):
+        if name in heaviest and weights[adapter] > weights[heaviest[name]]:
+            heaviest[name] = adapter
+    return list(heaviest.values())
+
+
+def _check_pinned(pinned: Sequence[int], weights: Sequence[int], capacity: int, where: str) -> None:
+    """Refuse pinned adapters beside which the largest other one finds no room."""
+    taken = sum(weights[adapter] for adapter in pinned)
+    kept = set(pinned)
+    largest = max((weight for adapter, weight in enumerate(weights) if adapter not in kept), default=0)
+    if taken + largest > capacity:
+        raise ScenarioError(
+            f"pinned adapters leave no room for another one in {where}", key="cache.pinned", got=len(pinned),
+            allowed=f"up to {capacity - largest:,} of {capacity:,}: they take {taken:,}, another one up to {largest:,}",
+            hint=f"pin fewer, or enlarge {where}",
+        )  # fmt: skip

@@ -1,0 +1,337 @@
+"""One replica: requests come in, find or wait for their adapter, are served, and leave.
+
+``Server`` holds what both kinds share; ``FixedServer`` (``fixed``) serves one request at a time, ``BatchServer``
+(``batch``) batches continuously. Both leave the decisions to ``sim.policies``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from sim.policies.adapter_cache import ABSENT, AllInHost, GpuCache, HostCache
+from sim.policies.vllm_lru import TouchedCache
+from sim.results.records import COMPLETED, REFUSED, Recorder, pack_load, pack_request
+from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
+from sim.world.clock import Clock
+from sim.world.faults.storage_faults import StorageFaults
+from sim.world.replica.host_cache_fill import HostFetches
+from sim.world.replica.loader import Loader
+from sim.world.replica.oracle import Foresight
+from sim.world.rollouts.versions import Versions
+
+Action = Callable[[float], float]
+"""What is done between two steps: gets the time from which on it may block the engine, returns for how long it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a replica is made of.
+
+    :ivar index: the replica's number.
+    :ivar inside: requests inside each replica, waiting or running: shared with the router; this one keeps its own.
+    :ivar host: host tier, or None; a ``TouchedCache`` has its own.
+    :ivar loaders: loaders from storage, and from host.
+    :ivar reload_s: seconds of a load that no request begins: by adapter and tier.
+    :ivar fetches: host memory that is filled when requests arrive, or None.
+    :ivar foresight: what a clairvoyant eviction policy knows, or None.
+    :ivar versions: which versions of adapters this replica has, or None where no rollout keeps a name.
+    :ivar ends: asked when a request's last token is out, before that is recorded: True takes the request over, to send
+        it again. None: nobody asks.
+    :ivar lost: told of a request that leaves without having been served. None: nobody asks.
+    :ivar storage: what is wrong with storage; None: nothing.
+    :ivar fails: told of a request that has left since its adapter can't be loaded. None: loads don't fail.
+    :ivar next_key: gives a request that was held its place in the queue, behind all that wait by then.
+    """
+
+    clock: Clock
+    recorder: Recorder
+    index: int
+    inside: list[int]
+    cache: GpuCache | TouchedCache
+    host: HostCache | AllInHost | None
+    loaders: tuple[int, int]
+    reload_s: Callable[[int, int], float]
+    fetches: HostFetches | None = None
+    foresight: Foresight | None = None
+    versions: Versions | None = None
+    ends: Callable[[Request, float], bool] | None = None
+    lost: Callable[[Request], None] | None = None
+    storage: StorageFaults | None = None
+    fails: Callable[[Request], None] | None = None
+    next_key: Callable[[], int] | None = None
+
+
+class Server(ABC):
+    """What every replica has: a cache, loaders, a count of requests inside.
+
+    :param ask_early: loads are asked for at arrival; otherwise at admission.
+    :ivar blocking: whether loads happen inside steps.
+    :ivar down: whether it is only there in the place of one that died: nothing is done here.
+    :ivar held: requests inside that wait outside the queues, until ``let_in``.
+    :ivar inside_area: request-seconds spent inside, once closed. Counted at arrivals and departures, apart from the
+        requests' own records: Little's law compares the two. Until then, departure times less arrival times.
+    """
+
+    # Attributes of an object with more than 30 are read slowly otherwise (CPython 3.11 to 3.13).
+    __slots__ = (
+        "_ends", "_fails", "_fetches", "_foresight", "_inside", "_lost", "_next_key", "ask_early", "blocking", "cache",
+        "clock", "down", "held", "host", "index", "inside_area", "loader", "recorder",
+    )  # fmt: skip
+
+    def __init__(self, parts: Parts, *, ask_early: bool) -> None:
+        self.clock = parts.clock
+        self.recorder = parts.recorder
+        self.index = parts.index
+        self.cache = parts.cache
+        self.host = parts.host
+        self.ask_early = ask_early
+        self.blocking = False
+        # A TouchedCache loads in its own steps and never asks a loader.
+        protected = cast(GpuCache, parts.cache)
+        self.loader = Loader(
+            parts.clock, protected, parts.host, parts.loaders, parts.recorder, self._loaded, parts.index,
+            parts.versions, parts.storage,
+        )  # fmt: skip
+        self.loader.on_failed = self._not_loaded
+        self.down = False
+        self._fetches = parts.fetches
+        self._ends = parts.ends
+        self._lost = parts.lost
+        self._fails = parts.fails
+        self._next_key = parts.next_key
+        self.held: list[Request] = []
+        self._foresight = parts.foresight
+        if self._fetches is not None:
+            self._fetches.go_on = self._take_in
+            self._fetches.give_up = self._fail
+        self.inside_area = 0.0
+        self._inside = parts.inside
+
+    def arrive(self, request: Request) -> None:
+        """Take in a request; where loads are asked for at arrival, its adapter is in use from now on."""
+        self._inside[self.index] += 1
+        self.inside_area -= self.clock._now
+        if self._foresight is not None:
+            self._foresight.arrived(request)
+        if self._fetches is None or self._fetch(request, self._fetches):
+            self._take_in(request)
+
+    def hold(self, request: Request) -> None:
+        """Take in a request that must wait before anything is done for it."""
+        self._inside[self.index] += 1
+        self.inside_area -= self.clock._now
+        self.held.append(request)
+
+    def let_in(self, adapter: int) -> None:
+        """Take in the held requests of an adapter, as if they had just come."""
+        now, next_key = self.clock._now, self._next_key
+        assert next_key is not None, "given where requests may be held"
+        free = [request for request in self.held if request.adapter == adapter]
+        self.held = [request for request in self.held if request.adapter != adapter]
+        for request in free:
+            self._inside[self.index] -= 1
+            self.inside_area += now
+            request.key = next_key()
+            self.arrive(request)
+
+    def _fetch(self, request: Request, fetches: HostFetches) -> bool:
+        """Return whether a request's adapter is in host memory; if not, it is fetched, or the request turned away."""
+        if fetches.rejects(request):
+            self._inside[self.index] -= 1
+            self.inside_area += self.clock._now
+            if self._foresight is not None:
+                self._foresight.turned_away(request)
+            if self._lost is not None:
+                self._lost(request)
+            self.recorder.turned_away(request, self.index, REFUSED)
+            return False
+        return fetches.fetch(request)
+
+    def _take_in(self, request: Request, in_time: bool = False) -> None:
+        if self.ask_early and not self.cache.acquire(request.adapter):
+            request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
+        else:
+            self._enqueue(request, in_time)
+
+    def _leave(self, request: Request, now: float) -> None:
+        index = self.index
+        self._inside[index] -= 1
+        self.inside_area += now
+        if self.cache.release(request.adapter) and self.loader.short_of_room:
+            self.loader.room_appeared()
+        if self._fetches is not None:
+            self._fetches.leave(request)
+        if self._ends is None or not self._ends(request, now):
+            self._record(request, now)
+
+    def _record(self, r: Request, now: float) -> None:
+        self.recorder.request_rows += pack_request(
+            r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, now,
+            r.index, r.preemptions, r.outcome, r.tier, self.index, COMPLETED,
+        )  # fmt: skip
+
+    def _loaded(self, requests: list[Request], in_time: bool) -> None:
+        for request in requests:
+            self._enqueue(request, in_time)
+
+    def _not_loaded(self, requests: list[Request], in_time: bool) -> None:
+        """End requests whose adapter can't be loaded."""
+        for request in requests:
+            self._unclaim(request)
+            self._fail(request)
+
+    def _unclaim(self, request: Request) -> None:
+        """Note that a request which has asked for a load uses its adapter no more."""
+        if self.cache.release(request.adapter) and self.loader.short_of_room:
+            self.loader.room_appeared()
+
+    def _fail(self, request: Request) -> None:
+        assert self._fails is not None, "told where loads can fail"
+        self._inside[self.index] -= 1
+        self.inside_area += self.clock._now
+        self._fails(request)
+
+    @abstractmethod
+    def _enqueue(self, request: Request, in_time: bool = False) -> None:
+        """Queue a request: its adapter is there, or will be asked for at admission.
+
+        :param in_time: whether it may still join at a step boundary of this very instant.
+        """
+
+    def close(self) -> list[Request]:
+        """Note what is under way when the simulation stops; return the requests still inside."""
+        now = self.clock._now
+        self.inside_area += self._inside[self.index] * now
+        self.loader.close(now)
+        if self._fetches is not None:
+            self._fetches.close(now)
+        return self.everyone()
+
+    def die(self) -> list[Request]:
+        """Stop at once and for good: note what was under way until now; return the requests that were inside."""
+        inside = self.close()
+        self.clock.forget([self, self.loader] if self._fetches is None else [self, self.loader, self._fetches.loader])
+        return inside
+
+    def tell(self, ends: Callable[[Request, float], bool], lost: Callable[[Request], None]) -> None:
+        """From now on, ask and tell of requests that leave (``Parts.ends``, ``Parts.lost``); nobody did before."""
+        assert (self._ends, self._lost) == (None, None)
+        self._ends, self._lost = ends, lost
+
+    def everyone(self) -> list[Request]:
+        """Return the requests inside, in no order."""
+        waiting = [request for load in self.loader.under_way.values() for request in load.waiting]
+        if self._fetches is not None:
+            waiting += self._fetches.waiting()
+        return waiting + self.held + self._unserved()
+
+    def state_in_words(self) -> str:
+        """Return what there is inside, for a message about a fault of ours."""
+        loads, cache = len(self.loader.under_way), self.cache
+        return (
+            f"replica {self.index} has {self._inside[self.index]} inside ({len(self._unserved())} queued or running, "
+            f"{len(self.held)} held), {loads} loads under way, {cache.in_use} of {cache.capacity} in use"
+        )
+
+    @abstractmethod
+    def at_boundary(self, action: Action) -> None:
+        """Call ``action`` when no step is under way: at the next boundary, at once if nobody runs."""
+
+    @abstractmethod
+    def tokens_out(self, request: Request) -> int:
+        """Return how many tokens a request inside has by now."""
+
+    def renew(self, adapter: int, seconds: float, swap: Callable[[], None]) -> None:
+        """Fetch an adapter from storage though it is there, then call ``swap`` between two steps.
+
+        :param seconds: what the load takes. Where loads block steps, this one blocks the next step, too.
+        """
+        assert not self.down, "it has no copy that could be renewed"
+
+        def ready(start_s: float) -> float:
+            swap()
+            return 0.0
+
+        def blocking(start_s: float) -> float:
+            faults, took_s = self.loader.faults, seconds
+            if faults is not None:
+                took_s = faults.seconds(start_s, seconds, adapter, faults.unasked(adapter))
+            self.recorder.load_rows += pack_load(
+                start_s, start_s + took_s, self.clock._now, adapter, FROM_STORAGE, self.index
+            )
+            swap()
+            return took_s
+
+        if self.blocking:
+            self.at_boundary(blocking)
+            return
+        loader = self.loader if self._fetches is None else self._fetches.loader
+        loader.renew(adapter, seconds, lambda: self.at_boundary(ready))
+
+    def drop(self, adapter: int) -> None:
+        """Let the copies of an adapter go that nobody uses: nobody will ask for it again."""
+        self._drop_from_gpu(adapter)
+        if isinstance(self.host, HostCache):
+            self.host.discard(adapter)
+        loaders = [self.loader]
+        if self._fetches is not None:
+            self._fetches.cache.discard(adapter)
+            loaders.append(self._fetches.loader)
+        for loader in loaders:
+            if loader.short_of_room:
+                loader.room_appeared()
+
+    def _drop_from_gpu(self, adapter: int) -> None:
+        self.cache.discard(adapter)
+
+    def pin_instead(self, old: int, new: int) -> None:
+        """Let the new version of an adapter have its pin, if it is pinned."""
+        for cache in (self.cache, None if self._fetches is None else self._fetches.cache):
+            if isinstance(cache, GpuCache):
+                cache.pin_instead(old, new)
+
+    def has_copy(self, adapter: int) -> bool:
+        """Return whether an adapter lies here, or is on its way, in GPU or host memory."""
+        if self.down:
+            return False  # what it begins with when it is up again is read then
+        if self.cache.state[adapter] != ABSENT:
+            return True
+        if isinstance(self.cache, TouchedCache):
+            return self.cache.holds(adapter)
+        if self._fetches is not None:
+            return self._fetches.cache.state[adapter] != ABSENT
+        return self.host is not None and adapter in self.host
+
+    def forget_copy(self, adapter: int) -> bool:
+        """Drop the copy of an adapter in host memory if it lies only there and can go; return whether none is left."""
+        load = self.loader.under_way.get(adapter)
+        if load is not None and load.tier == FROM_HOST:
+            return False  # it waits for a loader, and will read this copy
+        if self.cache.state[adapter] == ABSENT:
+            if isinstance(self.cache, TouchedCache):
+                self.cache.discard(adapter)
+            elif isinstance(self.host, HostCache):
+                self.host.discard(adapter)
+        return not self.has_copy(adapter)
+
+    @abstractmethod
+    def under_way(self, adapter: int) -> list[tuple[Request, int]]:
+        """Return the requests for which something has been computed with this adapter, each with its tokens so far.
+
+        To be asked at a boundary.
+        """
+
+    @abstractmethod
+    def _unserved(self) -> list[Request]:
+        """Return the requests inside that wait for no load."""
+
+    def check_integrity(self) -> None:
+        """Assert that the caches agree with a count from scratch."""
+        self.cache.check_integrity()
+        if self.host is not None:
+            self.host.check_integrity()
+        if self._fetches is not None:
+            self._fetches.cache.check_integrity()

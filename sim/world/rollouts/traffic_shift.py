@@ -1,0 +1,208 @@
+"""A rollout under a new name: routers shift requests to it, stage by stage, and back if a gate says so."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+from sim.policies.gate import NEVER_S, Sample, failed_terms
+from sim.results.records import Event, Recorder
+from sim.rng import luck, stream, stream_key
+from sim.traffic.request import MISS, Request
+from sim.world.clock import CONTROL, Call, Clock
+from sim.world.replica.server import Server
+from sim.world.rollouts.rollout_plan import Wave, note_missing_stages
+from sim.world.rollouts.rollout_progress import Course
+from sim.world.routing.router_instances import RouterInstances
+
+
+class Shift:
+    """One such rollout.
+
+    :param readdress: lets a request ask for another adapter.
+    :param routers: router instances; each learns of a stage in its own time.
+    :ivar complete_s: when the last request of the last old version had left; nan before.
+    """
+
+    def __init__(
+        self,
+        wave: Wave,
+        clock: Clock,
+        recorder: Recorder,
+        course: Course,
+        readdress: Callable[[Request, int], None],
+        routers: RouterInstances,
+        seed: int,
+        replication: int,
+    ) -> None:
+        self.wave = wave
+        self.complete_s = math.nan
+        self.rolled_back = False
+        self._clock = clock
+        self._recorder = recorder
+        self._course = course
+        self._readdress = readdress
+        self._routers = routers
+        self._rng = stream(seed, replication, "propagation", wave.number)
+        self._session_key = stream_key(seed, replication, f"version-session-{wave.number}")
+        self._request_key = stream_key(seed, replication, f"version-{wave.number}")
+        count = len(wave.adapters)
+        self._offsets = [wave.rollout.spread * i / count for i in range(count)]
+        self._place = {adapter: i for i, adapter in enumerate(wave.adapters)}
+        self._place_of_name = {name: i for i, name in enumerate(wave.names)}
+        self._stages: list[tuple[float, float, list[float]]] = []  # when it began, its share, and each router's delay
+        self._due_s = math.inf  # when the first adapter was to be new for everybody
+        self._begun = 0  # stages
+        self._inside: Counter[int] = Counter()  # requests inside for adapters that get no more
+        self._open = count  # adapters of which the side that loses still gets requests, or has some inside
+        self._samples: list[Sample] = []
+        self._servers: list[Server] = []
+
+    def start(self, servers: list[Server]) -> None:
+        """Put the stages on the clock; those behind a gate follow when it has judged."""
+        self._servers = servers
+        rollout = self.wave.rollout
+        last = 1 if rollout.gate is not None else len(rollout.stages)
+        for number in range(last):
+            self._clock.call_at(rollout.at + number * rollout.dwell, CONTROL, self._begin_stage, number)
+
+    def moves(self, request: Request) -> bool:
+        """Let a request ask for the new version, if its router has heard of it and its lot falls so; return whether."""
+        i = self._place[request.adapter]
+        share = self._share(self._routers.of(request), i)
+        if share > 0.0 and (share >= 1.0 or self._lot(request, i) < share):
+            self._readdress(request, self.wave.copies[i])
+            return True
+        return False
+
+    def ended(self, request: Request, now: float) -> None:
+        """Note that a request has been answered by the old version or the new one."""
+        if self.wave.rollout.gate is not None and request.adapter not in self._place:
+            missed, arrival_s = request.outcome == MISS, request.arrival_s
+            self._samples.append(Sample(request.first_token_s - arrival_s, now - arrival_s, missed))
+
+    def failed(self, request: Request) -> None:
+        """Note that a request for the old version or the new one failed."""
+        if self.wave.rollout.gate is not None and request.adapter not in self._place:
+            self._samples.append(Sample(NEVER_S, NEVER_S, request.outcome == MISS))
+
+    def left(self, adapter: int) -> None:
+        """Note that a request for an adapter that gets no more has left."""
+        self._inside[adapter] -= 1
+        if self._inside[adapter] == 0:
+            self._over(adapter)
+
+    def due(self, name: int, time: float) -> int:
+        """Return the version that everybody was to have of an adapter at a time, by this rollout; 0: any."""
+        i = self._place_of_name.get(name)
+        if i is None or self.rolled_back or time < self._due_s + self._offsets[i]:
+            return 0
+        return self.wave.versions[i]
+
+    def close(self) -> None:
+        """Note, when the run has stopped, what was planned and never came."""
+        if self._begun and not self.rolled_back:
+            note_missing_stages(self.wave, self._begun, self._note)
+
+    def _lot(self, request: Request, i: int) -> float:
+        if self.wave.rollout.sticky and request.session is not None:
+            # A session may ask for several adapters: it moves with each of them alone.
+            return luck(self._session_key, request.session * len(self._offsets) + i)
+        return luck(self._request_key, request.index)
+
+    def _share(self, router: int, i: int) -> float:
+        """Return the share of requests that a router sends to the new version of the ``i``-th adapter now."""
+        now = self._clock._now
+        for began_s, share, delays in reversed(self._stages):
+            if began_s + self._offsets[i] + delays[router] <= now:
+                return share
+        return 0.0
+
+    def _begin_stage(self, event: Call) -> None:
+        number: int = event.subject
+        rollout, course = self.wave.rollout, self._course
+        share = rollout.stages[number]
+        self._begun = number + 1
+        self._note("rollout" if number == 0 else "stage", f"{share:.0%} of the requests to the new version")
+        if number == 0:
+            course.begins(self.wave)
+            course.shifting.update(dict.fromkeys(self.wave.adapters, self))
+        known_s = self._announce(share)
+        if share == 1:
+            self._due_s = self._clock._now
+            if rollout.spread == 0:
+                self._clock.call_at(known_s, CONTROL, self._settle, range(len(self._offsets)))
+            else:
+                for i, offset in enumerate(self._offsets):
+                    self._clock.call_at(known_s + offset, CONTROL, self._settle, (i,))
+        elif rollout.gate is not None:
+            self._samples = []
+            self._judge_later(number)
+
+    def _announce(self, share: float) -> float:
+        """Tell the routers of a share; return when all of them will have heard of it, for the first adapter."""
+        law, count = self.wave.rollout.propagation, self._routers.count
+        drawn = self._rng.random(count)
+        delays = [0.0] * count if law is None else law.ppf(drawn).tolist()
+        self._stages.append((self._clock._now, share, delays))
+        return self._clock._now + float(max(delays))
+
+    def _judge_later(self, number: int) -> None:
+        self._course.judging += 1
+        self._clock.call_at(self._clock._now + self.wave.rollout.dwell, CONTROL, self._judge, number)
+
+    def _judge(self, event: Call) -> None:
+        gate, number = self.wave.rollout.gate, int(event.subject)
+        assert gate is not None, "only a gate judges"
+        self._course.judging -= 1
+        if len(self._samples) < gate.min_requests:
+            if self._clock.pending() > self._course.judging:  # else nobody is inside or will come: this is the end
+                self._judge_later(number)
+            return
+        failed = failed_terms(gate.terms(), self._samples)
+        if not failed:
+            self._begin_stage(Call(self._clock, self._begin_stage, number + 1))
+            return
+        self.rolled_back = True
+        self._note("rollback", f"back to the old version: {failed}")
+        self._clock.call_at(self._announce(0.0), CONTROL, self._settle, range(len(self._offsets)))
+
+    def _settle(self, event: Call) -> None:
+        """Count, now that every router knows, the requests inside for the adapters that get no more."""
+        course, wave = self._course, self.wave
+        losers = {}
+        for i in event.subject:
+            old, new = wave.adapters[i], wave.copies[i]
+            course.shifting.pop(old)
+            if not self.rolled_back:
+                course.moved[old] = new
+            losers[new if self.rolled_back else old] = self
+        for server in self._servers:
+            self._inside.update(r.adapter for r in server.everyone() if r.adapter in losers)
+        course.draining.update(losers)
+        for adapter in losers:
+            if self._inside[adapter] == 0:
+                self._over(adapter)
+
+    def _over(self, adapter: int) -> None:
+        """Drop the copies of an adapter whose last request has left; a pin goes over to the new version."""
+        del self._course.draining[adapter]
+        if not self.rolled_back:
+            new = self.wave.copies[self._place[adapter]]
+            self._course.pin_of[adapter] = new
+            for server in self._servers:
+                server.pin_instead(adapter, new)
+        if not self.wave.rollout.keep_old:
+            for server in self._servers:
+                server.drop(adapter)
+        self._open -= 1
+        if self._open:
+            return
+        self._course.ends(self.wave, complete=not self.rolled_back)
+        if not self.rolled_back:
+            self.complete_s = self._clock._now
+            self._note("complete", "the old version has left")
+
+    def _note(self, kind: str, text: str) -> None:
+        self._recorder.events.append(Event(self._clock._now, kind, f"rollouts.{self.wave.number}: {text}"))

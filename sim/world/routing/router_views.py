@@ -1,0 +1,200 @@
+"""What keeps a router's view current: live lists, or copies at intervals; and who has which adapter in GPU memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+
+from sim.policies.routing import View
+from sim.world.clock import CONTROL, Call, Clock
+from sim.world.routing.activity import Activity, RunningNow
+
+_ROOM: dict[int, int] = {}
+"""Stands in a copy for requests inside a replica that has room."""
+
+
+class Residency:
+    """Which replicas have an adapter in GPU memory, or are loading it.
+
+    :ivar masks: by adapter, a bit mask of these replicas.
+    """
+
+    def __init__(self, adapters: int, replicas: int) -> None:
+        self.masks = [0] * adapters
+        self._bits = [1 << replica for replica in range(replicas)]
+        self._changed: set[int] | None = None  # since the last copy, where somebody copies
+
+    def placed(self, adapter: int, replica: int) -> None:
+        """Note that a load has begun on a replica; one that is there already may be noted again."""
+        self.masks[adapter] |= self._bits[replica]
+        if self._changed is not None:
+            self._changed.add(adapter)
+
+    def left(self, adapter: int, replica: int) -> None:
+        """Note that a replica has the adapter no more; one that it never had may be noted too."""
+        self.masks[adapter] &= ~self._bits[replica]
+        if self._changed is not None:
+            self._changed.add(adapter)
+
+    def forget(self, replica: int) -> None:
+        """Note that a replica has lost all its adapters, in a crash."""
+        bit = self._bits[replica]
+        for adapter, mask in enumerate(self.masks):
+            if mask & bit:
+                self.left(adapter, replica)
+
+    def copy_to(self, masks: list[int]) -> None:
+        """Bring a copy up to date. Only one list can be kept: what has changed is noted once."""
+        if self._changed is None or len(masks) != len(self.masks):
+            masks[:] = self.masks
+            self._changed = set()
+            return
+        for adapter in self._changed:
+            masks[adapter] = self.masks[adapter]
+        self._changed.clear()
+
+    def check_integrity(self, states: Sequence[Sequence[int]]) -> None:
+        """Assert that the masks agree with the caches.
+
+        :param states: by replica and adapter, 0 where it is absent (``GpuCache.state``).
+        """
+        for adapter, mask in enumerate(self.masks):
+            there = sum(bit for bit, state in zip(self._bits, states, strict=True) if state[adapter])
+            assert mask == there, f"adapter {adapter}: {mask:b} noted, {there:b} there"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The live state of the fleet, from which views are read: the very lists that the servers keep.
+
+    :ivar loads: by replica, requests inside.
+    :ivar residency: who has which adapter; None where no router asks.
+    :ivar activity: who runs what; None where no router asks.
+    :ivar inside: returns, by replica, requests inside by adapter, kept current from then on.
+    """
+
+    loads: list[int]
+    residency: Residency | None = None
+    activity: Activity | None = None
+    inside: Callable[[], list[dict[int, int]]] = list
+
+
+class Views:
+    """Keep the view of a router: shared with the fleet, or read anew every so often.
+
+    A reading is a control event: the first of its instant, so arrivals of this instant see it, and it sees nothing that
+    happens then. From one reading on, those between the next one and the next arrival are left out: nobody would see
+    them. Readings end with arrivals. Whoever sends a request at another time calls ``look``: if the last reading before
+    that was left out, it is made up for, later than it was due. ``up`` and ``slots`` belong to whoever made the view
+    and are never touched.
+
+    Make it when all replicas are there and nothing has happened.
+
+    :param reads: what the router looks at (``Router.reads``); nothing else is shared or copied.
+    :param interval_s: seconds between readings; 0: the view is always current.
+    :param next_s: when the next request arrives, infinite where none does; asked at every reading.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        view: View,
+        sources: Sources,
+        reads: frozenset[str],
+        interval_s: float,
+        next_s: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._view = view
+        self._sources = sources
+        self._reads = reads
+        self._interval_s = interval_s
+        self._next_s = next_s
+        self._reading = 1
+        self._done = 0  # the last one that was read or made up for
+        self._all_room = [_ROOM] * len(sources.loads)
+        self._how = list(self._readers())
+        if interval_s == 0:
+            self._share()
+        elif reads:
+            self._read()
+            clock.call_at(interval_s, CONTROL, self._again)
+
+    def look(self) -> None:
+        """Make up for the last reading, if it was left out, for a request that comes at no arrival."""
+        if self._interval_s > 0 and self._reads:
+            last = self._last(self._clock._now)
+            if last > self._done:
+                self._done = last
+                self._read()
+
+    def _share(self) -> None:
+        view, sources = self._view, self._sources
+        if "loads" in self._reads:
+            view.loads = sources.loads
+        if "resident" in self._reads:
+            assert sources.residency is not None, "the router reads residents"
+            view.resident = sources.residency.masks
+        if "running" in self._reads:
+            assert sources.activity is not None, "the router reads who runs what"
+            view.running = RunningNow(sources.activity)
+        if "inside" in self._reads:
+            view.inside = sources.inside()
+
+    def _again(self, event: Call) -> None:
+        if self._reading > self._done:
+            self._done = self._reading
+            self._read()
+        next_s = self._next_s()
+        if next_s == inf:
+            return
+        self._reading += 1
+        if (self._reading + 1) * self._interval_s <= next_s:
+            self._reading = self._last(next_s)
+        self._clock.schedule_call(self._reading * self._interval_s, CONTROL, event)
+
+    def _last(self, time_s: float) -> int:
+        """Return the number of the last reading that is due until then."""
+        # A product, not a sum: the n-th reading is at n intervals, however many there were.
+        interval_s = self._interval_s
+        last = int(time_s / interval_s)
+        while last * interval_s > time_s:
+            last -= 1
+        while (last + 1) * interval_s <= time_s:
+            last += 1
+        return last
+
+    def _readers(self) -> Iterator[Callable[[], None]]:
+        """Yield what brings the fields up to date that the router looks at."""
+        view, sources, reads = self._view, self._sources, self._reads
+        if "loads" in reads:
+            yield self._read_loads
+        if "resident" in reads:
+            assert sources.residency is not None, "the router reads residents"
+            yield partial(sources.residency.copy_to, view.resident)
+        if "running" in reads:
+            yield self._read_running
+        if "inside" in reads:
+            yield self._read_inside
+
+    def _read(self) -> None:
+        self._view.reading += 1
+        for read in self._how:
+            read()
+
+    def _read_loads(self) -> None:
+        self._view.loads = self._sources.loads.copy()
+
+    def _read_running(self) -> None:
+        assert self._sources.activity is not None, "the router reads who runs what"
+        self._view.running = self._sources.activity.read()
+
+    def _read_inside(self) -> None:
+        view, sources = self._view, self._sources
+        slots = view.slots
+        if max(sources.loads) < slots:  # all have room, and nobody asks for more
+            view.inside = self._all_room
+        else:
+            view.inside = [adapters.copy() if len(adapters) >= slots else _ROOM for adapters in sources.inside()]
