@@ -2,12 +2,12 @@
 
 ::
 
-    from sim import load_scenario, run, sweep, plan
+    import loraplan
 
-    result = run("quickstart", {"cache.gpu.slots": 64})
+    result = loraplan.run("quickstart", {"cache.gpu.slots": 64})
     result.value("ttft_p99_s"), result.meets_slo
-    sweep("quickstart", {"cache.gpu.slots": [16, 32, 64]}).table("ttft_p99_s")
-    plan("quickstart", minimize={"cache.gpu.slots": (8, 128)}).answer
+    loraplan.sweep("quickstart", {"cache.gpu.slots": [16, 32, 64]}).table("ttft_p99_s")
+    loraplan.plan("quickstart", minimize={"cache.gpu.slots": (8, 128)}).answer
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from reports.answers.findings import Answer
+    from reports.answers.run_comparison import Comparison
     from sim.studies.backends.pool import Pool
 
 Source = str | Path | LoadedScenario
@@ -281,6 +282,52 @@ def plan(
     with _folder(out) as folder, _pool(backend, address, jobs) as pool:
         planned = make_plan(loaded, folder, pool=pool, and_what_if=what_if, progress=progress)
     return PlanResults(read_run(planned.path), kept=out is not None)
+
+
+class ComparisonResults:
+    """Two runs side by side, under the same traffic where their scenarios allow it.
+
+    :ivar comparison: pairs of points with the difference of every metric.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+
+    @property
+    def answer(self) -> str:
+        """Whether the second run is better, in one sentence."""
+        from reports.answers.comparison_text import headline
+
+        return headline(self.comparison)
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """One row for each pair of points and metric: the swept keys, metric, one, other, change, lo, hi, word."""
+        import pandas as pd
+
+        kept = ("one", "other", "change", "lo", "hi", "word")
+        return pd.DataFrame(
+            [
+                {**pair.set, "metric": name, **{key: getattr(found, key) for key in kept}}
+                for pair in self.comparison.pairs
+                for name, found in pair.differences.items()
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.answer}>"
+
+
+def compare(one: Results | str | Path, other: Results | str | Path) -> ComparisonResults:
+    """Compare two runs: is the second one better?
+
+    :param one, other: what ``run``, ``sweep`` or ``plan`` returned, or run directories.
+    :raises InputError: if a run can't be read, or no points of the two belong together.
+    """
+    from reports.answers.run_comparison import compare_runs
+
+    runs = [read_run(each.path if isinstance(each, Results) else Path(each)) for each in (one, other)]
+    return ComparisonResults(compare_runs(*runs))
 
 
 def _question(

@@ -70,7 +70,7 @@ app.add_typer(calibrate_app, name="calibrate")
 def version(value: bool) -> None:
     """Print the version and stop."""
     if value:
-        from sim import __version__
+        from sim.version import __version__
 
         typer.echo(f"loraplan {__version__}")
         raise typer.Exit

@@ -102,9 +102,9 @@ def _print(result: CacheResult, written: Sequence[tuple[str, Path]]) -> None:
 
 def _write(folder: Path, trace: Path, result: CacheResult, notes: Sequence[str]) -> list[tuple[str, Path]]:
     from reports.pages.cache_page import CachePage, write_page
-    from sim import __version__
     from sim.results.run_directory.result_files import digest_file, write_text
     from sim.results.traces.cache_points import cache_csv, curve_csv
+    from sim.version import __version__
 
     write_text(folder / TABLE, cache_csv(result.points))
     write_text(folder / CURVE, curve_csv(result))

@@ -109,9 +109,9 @@ def _convert(data: TraceData, target: Path) -> None:
 
 def _write(folder: Path, file: Path, study: Study, data: TraceData) -> list[tuple[str, Path]]:
     from reports.pages.trace_page import TracePage, write_page
-    from sim import __version__
     from sim.results.run_directory.result_files import digest_file, write_json
     from sim.studies.traces.trace_scenario import write_scenario
+    from sim.version import __version__
 
     write_json(folder / FACTS, study.facts.to_json())
     written = [("facts", folder / FACTS)]

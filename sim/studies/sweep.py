@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sim import __version__
 from sim.errors import InputError, ScenarioError
 from sim.results.point import Point
 from sim.results.run_directory.store import RunStore, digest_file, holds_nothing_else, point_key, scenario_hash
@@ -37,6 +36,7 @@ from sim.studies.point import (
     simulate_round,
 )
 from sim.studies.training.rollout_gate import build, digest_weights
+from sim.version import __version__
 from sim.world.world import World
 
 Progress = Callable[[int, int], None]

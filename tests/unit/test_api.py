@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import loraplan
 import sim
 from sim.errors import InputError
 from sim.results.point import UNITS
@@ -17,7 +18,7 @@ SMALL = {"workload.requests": 2000, "run.replications": 2}
 
 
 def test_a_run_gives_numbers_tables_and_words(tmp_path: Path) -> None:
-    result = sim.run("quickstart", SMALL, out=tmp_path / "run", jobs=1)
+    result = loraplan.run("quickstart", SMALL, out=tmp_path / "run", jobs=1)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     metric = summary["points"][0]["metrics"]["ttft_p99_s"]
     assert result.value("ttft_p99_s") == metric["value"]
@@ -34,15 +35,15 @@ def test_a_run_gives_numbers_tables_and_words(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_there_is_read(tmp_path: Path) -> None:
-    first = sim.run("quickstart", SMALL, out=tmp_path / "run", jobs=1)
+    first = loraplan.run("quickstart", SMALL, out=tmp_path / "run", jobs=1)
     written = (tmp_path / "run/requests.parquet").stat().st_mtime_ns
-    again = sim.run("quickstart", SMALL, out=tmp_path / "run", jobs=1)
+    again = loraplan.run("quickstart", SMALL, out=tmp_path / "run", jobs=1)
     assert (tmp_path / "run/requests.parquet").stat().st_mtime_ns == written
     assert again.value("e2e_mean_s") == first.value("e2e_mean_s")
 
 
 def test_a_temporary_run_lives_as_long_as_its_result() -> None:
-    result = sim.run("quickstart", SMALL, jobs=1)
+    result = loraplan.run("quickstart", SMALL, jobs=1)
     path = result.path
     assert path.exists()
     del result
@@ -50,7 +51,9 @@ def test_a_temporary_run_lives_as_long_as_its_result() -> None:
 
 
 def test_a_sweep_gives_a_table_with_the_swept_keys() -> None:
-    points = sim.sweep("quickstart", {"cache.gpu.slots": [16, 32], "cache.eviction": ["lru", "fifo"]}, SMALL, jobs=1)
+    points = loraplan.sweep(
+        "quickstart", {"cache.gpu.slots": [16, 32], "cache.eviction": ["lru", "fifo"]}, SMALL, jobs=1
+    )
     table = points.table("miss_ratio", "ttft_p99_s")
     assert table.index.names == ["cache.gpu.slots", "cache.eviction"]
     assert table.loc[(16, "lru"), "miss_ratio"] > table.loc[(32, "lru"), "miss_ratio"]
@@ -60,7 +63,7 @@ def test_a_sweep_gives_a_table_with_the_swept_keys() -> None:
 
 def test_a_plan_gives_what_it_found_and_how() -> None:
     loaded = sim.load_scenario("quickstart", SMALL)
-    found = sim.plan(loaded, minimize={"cache.gpu.slots": (8, 64, 8)}, jobs=1, seed=2)
+    found = loraplan.plan(loaded, minimize={"cache.gpu.slots": (8, 64, 8)}, jobs=1, seed=2)
     assert found.feasible
     assert found.found == {"cache.gpu.slots": found.point.set["cache.gpu.slots"]}
     assert {"cache.gpu.slots", "word", "replications"} <= set(found.looks.columns)
@@ -70,15 +73,36 @@ def test_a_plan_gives_what_it_found_and_how() -> None:
 
 def test_questions_that_are_none_are_refused() -> None:
     with pytest.raises(InputError, match="not a range"):
-        sim.plan("quickstart", minimize={"cache.gpu.slots": (8,)})
+        loraplan.plan("quickstart", minimize={"cache.gpu.slots": (8,)})
     with pytest.raises(InputError, match="a plan asks for one thing"):
-        sim.plan("quickstart", minimize={"a": (1, 2)}, maximize={"a": (1, 2)})
+        loraplan.plan("quickstart", minimize={"a": (1, 2)}, maximize={"a": (1, 2)})
     with pytest.raises(InputError, match=r"unknown key .*did you mean 'slots'"):
-        sim.run("quickstart", {"cache.gpu.slot": 8})
+        loraplan.run("quickstart", {"cache.gpu.slot": 8})
     with pytest.raises(AttributeError, match="has no attribute 'sleep'"):
         sim.sleep  # noqa: B018
 
 
-def test_importing_the_package_costs_nothing() -> None:
-    code = "import sys, sim; sys.exit(bool({'numpy', 'pandas', 'pydantic', 'sim.api'} & set(sys.modules)))"
+def test_two_runs_are_compared_by_result_or_folder(tmp_path: Path) -> None:
+    one = loraplan.run("quickstart", SMALL | {"cache.gpu.slots": 16}, out=tmp_path / "one", jobs=1)
+    other = loraplan.run("quickstart", SMALL | {"cache.gpu.slots": 64}, jobs=1)
+    found = loraplan.compare(one, other)
+    assert found.answer in repr(found)
+    row = found.differences.set_index("metric").loc["miss_ratio"]
+    assert (row["one"], row["other"]) == (one.value("miss_ratio"), other.value("miss_ratio"))
+    assert row["word"] == "clearly better"
+    again = loraplan.compare(tmp_path / "one", other)
+    assert again.differences.equals(found.differences)
+
+
+def test_the_public_face_has_what_it_names() -> None:
+    assert all(getattr(loraplan, name) is not None for name in loraplan.__all__)
+    assert loraplan.run is sim.run
+    with pytest.raises(AttributeError, match="has no attribute 'sleep'"):
+        loraplan.sleep  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["sim", "loraplan"])
+def test_importing_the_package_costs_nothing(name: str) -> None:
+    heavy = "{'numpy', 'pandas', 'pydantic', 'sim.api'}"
+    code = f"import sys, {name}; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
