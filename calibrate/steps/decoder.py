@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention.bias import causal_lower_right
 
-from calibrate.device.lora_backends import BACKENDS, Routing
+from calibrate.device.lora_backends import BACKENDS
+from calibrate.device.lora_routing import Routing
 from sim.traffic.adapters import MODULES, ModelShape
 
 _NORM_EPS = 1e-5

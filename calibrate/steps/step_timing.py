@@ -12,7 +12,8 @@ import torch
 
 from calibrate.device.devices import Device, out_of_memory
 from calibrate.device.hardware import Ceilings, describe, measure_ceilings
-from calibrate.device.lora_backends import BACKENDS, REFERENCE, TOLERANCE, check, route
+from calibrate.device.lora_backends import BACKENDS, REFERENCE, TOLERANCE, check
+from calibrate.device.lora_routing import route
 from calibrate.measure import QUICK as QUICK_METHOD
 from calibrate.measure import Method, Open, Prepared, measure
 from calibrate.samples import Configuration, SampleLog

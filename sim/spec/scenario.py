@@ -12,9 +12,10 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
+from sim.spec.full_model_checks import check_full_models
 from sim.spec.sections.arrival_processes import Arrivals
 from sim.spec.sections.faults import FailingLoads, Fault, NamedPrefixes, check_faults
-from sim.spec.sections.full_models import FullModels, check_full_models
+from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.plan_question import Plan
 from sim.spec.sections.popularity_laws import Popularity
 from sim.spec.sections.rollout_strategies import Rollout, check_rollouts
@@ -170,7 +171,8 @@ class Scenario(Strict):
         if self.cache.prefetch != "none":
             self._fits_prefetch()
         self.router.check_copies(self.fleet.replicas)
-        check_full_models(self)
+        changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
+        check_full_models(self.adapters, self.fleet, self.cache, self.router, self.workload, changes)
         if self.adapters.base_quantization != "bf16" and self.fleet.engine == "fixed":
             raise located(
                 "adapters.base_quantization", "engine fixed has no weights, and its service time is given",

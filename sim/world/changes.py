@@ -19,7 +19,7 @@ from sim.world.rollouts.in_place_update import Gates
 from sim.world.routing.in_flight import Inside
 
 if TYPE_CHECKING:
-    from sim.world.fleet import Fleet
+    from sim.world.ports import OpenFleet
     from sim.world.replica.server import Server
 
 
@@ -54,7 +54,7 @@ class Changes:
         self.reordering = self.resending or (rollouts is not None and rollouts.holds)
         self.guarding = outages is not None
 
-    def start(self, fleet: Fleet) -> None:
+    def start(self, fleet: OpenFleet) -> None:
         """Put everything that will happen on the clock."""
         self._servers = fleet.servers
         if self.rollouts is not None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from sim.spec.base import Strict, located
 from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Seconds
-
-if TYPE_CHECKING:
-    from sim.spec.scenario import Scenario
 
 _SWAP_KEYS = ("resident", "load", "turn")
 """What only a pool of replicas has."""
@@ -50,49 +46,3 @@ class FullModels(Strict):
     def places(self) -> int:
         """Whole models that a replica holds at a time, with the default worked out."""
         return self.resident or 1
-
-
-def check_full_models(scenario: Scenario) -> None:
-    """Refuse full models that nothing serves, and what this version doesn't simulate beside them."""
-    kinds = [i for i, kind in enumerate(scenario.adapters.mix) if kind.kind == "full"]
-    served = scenario.fleet.full_models is not None
-    if not kinds:
-        if served:
-            raise located(
-                "fleet.full_models", "there is no full model", got=f"{len(scenario.adapters.mix)} kinds of adapters",
-                hint="give adapters.mix a kind such as {share: 1%, kind: full}, or remove full_models",
-            )  # fmt: skip
-        return
-    if not served:
-        raise located(
-            f"adapters.mix.{kinds[0]}.kind", "no replica serves full models", got="full",
-            hint="give fleet.full_models: {serve: dedicated}, or {serve: swap, replicas: 2}",
-        )  # fmt: skip
-    for key, problem, got, allowed in _beside(scenario):
-        raise located(key, problem, got=got, allowed=allowed)
-
-
-def _beside(scenario: Scenario) -> Sequence[tuple[str, str, object, str]]:
-    """Return what doesn't go beside full models: key, problem, what is there, what is allowed."""
-    fleet, full = scenario.fleet, scenario.fleet.full_models
-    assert full is not None, "somebody serves them"
-    found: list[tuple[str, str, object, str]] = [
-        (key, f"{key} aren't simulated beside full models", f"{len(getattr(scenario, key))} {key}", "none")
-        for key in ("rollouts", "faults") if getattr(scenario, key)
-    ]  # fmt: skip
-    if fleet.engine == "fixed":
-        found.append(("fleet.engine", "engine fixed has no weights that a full model could replace", "fixed",
-                      "an engine that batches"))  # fmt: skip
-    if fleet.front_end != "none":
-        found.append(("fleet.front_end", "this front end reproduces measured runs, in which nobody served full models",
-                      fleet.front_end, "none"))  # fmt: skip
-    if scenario.cache.eviction == "belady":
-        found.append(("cache.eviction", "eviction belady knows the requests to come to one fleet, not to two", "belady",
-                      "another eviction"))  # fmt: skip
-    if scenario.router.policy == "service-per-adapter":
-        found.append(("router.policy", "service-per-adapter places adapters one by one, and full models with them",
-                      "service-per-adapter", "another policy"))  # fmt: skip
-    if full.serve == "dedicated" and scenario.workload.churn is not None:
-        found.append(("workload.churn", "a full model that comes later would need a replica that comes with it",
-                      "fleet.full_models.serve dedicated", "serve swap"))  # fmt: skip
-    return found

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from sim.policies.routing import View
 from sim.results.records import LOST, REROUTED, UNFINISHED, Event, Recorder
 from sim.spec.sections.faults import Crash
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
-
-if TYPE_CHECKING:
-    from sim.world.changes import Changes
-    from sim.world.fleet import Fleet
+from sim.world.ports import Endings, OpenFleet
 
 
 @dataclass(slots=True)
@@ -55,12 +51,12 @@ class Outages:
         self._outages: list[Outage] = []
         self._parked: list[Request] = []
         self.hanging_area = 0.0
-        self._fleet: Fleet
-        self._changes: Changes
+        self._fleet: OpenFleet
+        self._endings: Endings
 
-    def start(self, fleet: Fleet, changes: Changes) -> None:
+    def start(self, fleet: OpenFleet, endings: Endings) -> None:
         """Put the crashes on the clock."""
-        self._fleet, self._changes = fleet, changes
+        self._fleet, self._endings = fleet, endings
         for number, crash in self._crashes:
             self._clock.call_at(crash.at, CONTROL, self._crash, (number, crash))
 
@@ -77,7 +73,7 @@ class Outages:
         if outage is None:
             return True
         if outage.crash.requests == "lose":
-            self._changes.fail(replica, request, LOST)
+            self._endings.fail(replica, request, LOST)
         else:
             self._hang(outage, request)
         return False
@@ -103,11 +99,11 @@ class Outages:
 
     def _crash(self, event: Call) -> None:
         number, crash = event.subject
-        fleet, changes, now, replica = self._fleet, self._changes, self._clock._now, crash.replica
+        fleet, endings, now, replica = self._fleet, self._endings, self._clock._now, crash.replica
         inside = sorted(fleet.servers[replica].die(), key=lambda request: request.key)
         if crash.requests == "lose":
             for request in inside:
-                changes.broken_off(replica, request)
+                endings.broken_off(replica, request)
         if fleet.servers[replica].blocking:  # others note loads when they are over
             self._recorder.cut_loads(replica, now)
         self._replace(replica)
@@ -117,9 +113,9 @@ class Outages:
         self._outages.append(outage)
         self._note(outage, "crash", f"replica {replica} dies with {_requests(len(inside))} inside")
         for request in inside:
-            changes.lost(replica, request)
+            endings.lost(replica, request)
             if crash.requests == "lose":
-                changes.fail(replica, request, LOST)
+                endings.fail(replica, request, LOST)
             else:
                 self._hang(outage, request)
         self._clock.call_at(now + crash.detected, CONTROL, self._detect, outage)
@@ -159,13 +155,13 @@ class Outages:
             self._fleet.submit(request)
 
     def _replace(self, replica: int) -> None:
-        self._changes.replaced(replica)
+        self._endings.replaced(replica)
         self._fleet.replace(replica)
 
     def _hang(self, outage: Outage, request: Request) -> None:
         self._fleet.inside[outage.crash.replica] += 1
         self.hanging_area -= self._clock._now
-        outage.stuck.append(self._changes.anew(request))
+        outage.stuck.append(self._endings.anew(request))
 
     def _note(self, outage: Outage, kind: str, text: str) -> None:
         self._recorder.events.append(Event(self._clock._now, kind, f"faults.{outage.number}: {text}"))

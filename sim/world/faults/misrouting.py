@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
 
 from sim.results.records import (
     MISROUTED,
@@ -29,15 +28,10 @@ from sim.traffic.request import MISS, Request
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.faults.misrouting_faults import Mixup, make_mixups
 from sim.world.faults.stale_prefixes import OldPrefixes
+from sim.world.ports import OpenFleet
 from sim.world.rollouts.active_rollouts import Rollouts
 from sim.world.times import Readdress
 from sim.world.world import World
-
-
-class Sender(Protocol):
-    """What identity faults ask of the fleet."""
-
-    def submit(self, request: Request) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +82,7 @@ class Identity:
         self._submit: Callable[[Request], None]
         self._fail: Callable[[int, Request, int], None]
 
-    def start(self, fleet: Sender, fail: Callable[[int, Request, int], None]) -> None:
+    def start(self, fleet: OpenFleet, fail: Callable[[int, Request, int], None]) -> None:
         """Take what is needed to send requests again, or to end them: ``fail`` with replica, request and marks."""
         self._submit, self._fail = fleet.submit, fail
 

@@ -7,16 +7,24 @@ from its adapter and the time. Only in between is it looked at.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from sim.results.records import Recorder, pack_mark
+from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.rollouts.rollout_plan import Wave
 
-if TYPE_CHECKING:
-    from sim.world.rollouts.traffic_shift import Shift
+
+class ShiftingRollout(Protocol):
+    """A rollout under a new name that decides, request by request, which version is asked for."""
+
+    def moves(self, request: Request) -> bool:
+        """Let a request ask for the new version, if its share has been reached; return whether."""
+
+    def left(self, adapter: int) -> None:
+        """Record that a request for the losing version has left."""
 
 
 class Course:
@@ -36,8 +44,8 @@ class Course:
         self._clock = clock
         self._recorder = recorder
         self.moved: dict[int, int] = {}
-        self.shifting: dict[int, Shift] = {}
-        self.draining: dict[int, Shift] = {}
+        self.shifting: dict[int, ShiftingRollout] = {}
+        self.draining: dict[int, ShiftingRollout] = {}
         self.watched: set[int] = set()
         self.settled: dict[int, int] = {}
         self.pin_of: dict[int, int] = {}

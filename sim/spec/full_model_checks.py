@@ -1,0 +1,65 @@
+"""What a scenario with full fine-tunes must have, and what this version doesn't simulate with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sim.spec.base import located
+from sim.spec.sections.routing import Router
+from sim.spec.sections.serving import Cache, Fleet
+from sim.spec.sections.workload import Adapters, Workload
+
+Refusal = tuple[str, str, object, str]
+"""A key, what is wrong with it, what the scenario says, and what is allowed."""
+
+
+def check_full_models(
+    adapters: Adapters, fleet: Fleet, cache: Cache, router: Router, workload: Workload, changes: dict[str, int]
+) -> None:
+    """Refuse full models without replicas that serve them, and what isn't simulated with them.
+
+    :param changes: how many rollouts and faults the scenario has, by key.
+    :raises PydanticCustomError: with the key that is wrong.
+    """
+    kinds = [i for i, kind in enumerate(adapters.mix) if kind.kind == "full"]
+    served = fleet.full_models is not None
+    if not kinds:
+        if served:
+            raise located(
+                "fleet.full_models",
+                "there is no full model",
+                got=f"{len(adapters.mix)} kinds of adapters",
+                hint="give adapters.mix a kind such as {share: 1%, kind: full}, or remove full_models",
+            )
+        return
+    if not served:
+        raise located(
+            f"adapters.mix.{kinds[0]}.kind",
+            "no replica serves full models",
+            got="full",
+            hint="give fleet.full_models: {serve: dedicated}, or {serve: swap, replicas: 2}",
+        )
+    for key, count in changes.items():
+        if count:
+            raise located(key, f"{key} aren't simulated beside full models", got=f"{count} {key}", allowed="none")
+    for key, problem, got, allowed in _unsupported(fleet, cache, router, workload):
+        raise located(key, problem, got=got, allowed=allowed)
+
+
+def _unsupported(fleet: Fleet, cache: Cache, router: Router, workload: Workload) -> Iterator[Refusal]:
+    if fleet.engine == "fixed":
+        problem = "engine fixed has no weights that a full model could replace"
+        yield "fleet.engine", problem, "fixed", "an engine that batches"
+    if fleet.front_end != "none":
+        problem = "this front end reproduces measured runs, in which nobody served full models"
+        yield "fleet.front_end", problem, fleet.front_end, "none"
+    if cache.eviction == "belady":
+        problem = "eviction belady knows the requests to come to one fleet, not to two"
+        yield "cache.eviction", problem, "belady", "another eviction"
+    if router.policy == "service-per-adapter":
+        problem = "service-per-adapter places adapters one by one, and full models with them"
+        yield "router.policy", problem, "service-per-adapter", "another policy"
+    assert fleet.full_models is not None, "checked before"
+    if fleet.full_models.serve == "dedicated" and workload.churn is not None:
+        problem = "a full model that comes later would need a replica that comes with it"
+        yield "workload.churn", problem, "fleet.full_models.serve dedicated", "serve swap"
