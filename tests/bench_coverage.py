@@ -25,7 +25,7 @@ from scipy.stats import binomtest
 
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.studies.point import simulate_point
+from sim.studies.evaluate import evaluate_scenario
 from sim.studies.sweep import code_version
 
 SCENARIOS = ("M/M/1", "M/D/1", "cache-thrash")
@@ -74,7 +74,7 @@ def scenario_of(task: Task) -> Scenario:
 
 def simulated(task: Task) -> dict[str, Any]:
     """Simulate one run; return its line."""
-    metrics = simulate_point(scenario_of(task), {}, with_requests=False).point.metrics
+    metrics = evaluate_scenario(scenario_of(task)).point.metrics
     kept = {name: [(m := metrics[name]).value, m.lo, m.hi, m.settled, m.note] for name in METRICS}
     return {"scenario": task.scenario, "load": task.load, "requests": task.requests, "seed": task.seed, "metrics": kept}
 

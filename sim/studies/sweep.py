@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
@@ -21,21 +21,16 @@ from sim.spec.files.tree import files_of, without_indexes
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.backends.pool import Local, Pool
-from sim.studies.point import (
-    Built,
+from sim.studies.evaluate import (
+    Design,
+    Options,
     Outcome,
-    add_held,
-    built,
-    calibrate,
-    conclude,
-    draws_of,
-    replications_of,
-    simulate_draw,
-    simulate_point,
-    simulate_replication,
-    simulate_round,
+    evaluate,
+    evaluate_scenario,
+    make_design,
+    on_pool,
 )
-from sim.studies.training.rollout_gate import build, digest_weights
+from sim.studies.training.rollout_gate import digest_weights
 from sim.version import __version__
 from sim.world.world import World
 
@@ -98,7 +93,9 @@ def study(
     :raises KeyboardInterrupt: after what was finished is safe.
     """
     started = time.perf_counter()
-    plan = [task_of(index, loaded.with_values(set_) if set_ else loaded, set_) for index, set_ in enumerate(sets)]
+    tasks = (task_of(i, loaded.with_values(set_) if set_ else loaded, set_) for i, set_ in enumerate(sets))
+    # Thousands of worlds would not fit into memory: workers build them again, one at a time.
+    plan = [task if len(sets) == 1 else replace(task, design=None) for task in tasks]
     keys = [point_key(loaded.data, task.set, code_version(), task.inputs) for task in plan]
     with RunStore.create(out, manifest_of(loaded, plan, keys, command), overwrite) as store:
         done = {key: point for key in keys if (point := store.load_point(key)) is not None}
@@ -121,9 +118,9 @@ def check_points(loaded: LoadedScenario) -> list[str]:
     :raises InputError: saying what is wrong, and where.
     """
     sets = grid(loaded) if loaded.scenario.sweep else []
-    notes = list(_build(loaded, {}).notes)
+    notes = list(_build(loaded, {}).world.notes)
     for set_ in sets:
-        notes += _build(loaded.with_values(set_), set_).notes
+        notes += _build(loaded.with_values(set_), set_).world.notes
     return list(dict.fromkeys(notes))
 
 
@@ -144,6 +141,7 @@ class Task:
 
     :ivar set: swept keys and values; ``inputs``: hashes of the files it reads, by key.
     :ivar work: requests to simulate in all, draws of the profile included; ``replications``: how often.
+    :ivar design: with its worlds; None where they would take too much memory.
     """
 
     index: int
@@ -153,23 +151,30 @@ class Task:
     work: float
     replications: int
     profile: dict[str, Any] | None
+    design: Design | None
+
+    @property
+    def options(self) -> Options:
+        """What its evaluation includes: the requests of the first point are kept."""
+        return Options(self.set, requests=self.index == 0)
 
 
 def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> Task:
-    """Check that a point can be simulated; the world it takes is dropped, a thousand of them would not fit."""
-    world = _build(point, set_)
+    """Check that a point can be simulated, and build its worlds."""
+    design = _build(point, set_)
+    world = design.world
     profile = None
     if world.profile is not None:
         texts = {name: getattr(world.profile, name) for name in ("name", "status", "description", "error")}
         profile = {**texts, "sha256": world.profile_sha256}
         if world.profile.draws:
             profile["draws"] = len(world.profile.draws)
-    return Task(index, point, set_, input_digests(point, world), _size(world), replications_of(world), profile)
+    return Task(index, point, set_, input_digests(point, world), _size(design), design.replications, profile, design)
 
 
-def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> World:
+def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
     try:
-        return build(point.scenario)
+        return make_design(point.scenario)
     except InputError as error:
         if set_ and error.file is None:
             error.hint = "; ".join(filter(None, [error.hint, f"at the point {dict(set_)}"]))
@@ -180,7 +185,8 @@ def _simulate_all(tasks: list[Task], pool: Pool, progress: Progress) -> Iterator
     """Yield outcomes as they come: parallel over points, or over replications and draws where there is one point."""
     pool = pool.worth(sum(task.work for task in tasks), SMALL_RUN)
     if len(tasks) == 1 and tasks[0].point.scenario.run.half_width is None:
-        yield tasks[0], _one_point(tasks[0], pool, progress)
+        design = tasks[0].design or make_design(tasks[0].point.scenario)
+        yield tasks[0], evaluate(design, tasks[0].options, on_pool(pool, progress))
         return
     progress(0, len(tasks))
     for count, (index, outcome) in enumerate(_points(tasks, pool), 1):
@@ -196,70 +202,32 @@ def _points(tasks: list[Task], pool: Pool) -> Iterator[tuple[int, Outcome]]:
     """
     todo = [(place, task.point.scenario) for place, task in enumerate(tasks)]
     while todo:
-        arguments = _arguments(tasks, todo, pool)
+        arguments = ((place, sent(scenario, pool), tasks[place].options) for place, scenario in todo)
         todo = []
-        for place, outcome, longer in pool.unordered(_point_task, arguments):
-            if longer is None:
+        for place, outcome in pool.unordered(_point_task, arguments):
+            if outcome.longer is None:
                 yield place, outcome
             else:
-                todo.append((place, longer))
+                todo.append((place, outcome.longer))
 
 
-def _arguments(tasks: list[Task], todo: list[tuple[int, Scenario]], pool: Pool) -> Iterable[tuple[Any, ...]]:
-    for place, scenario in todo:
-        yield place, sent(scenario, pool), tasks[place].set, tasks[place].index == 0
-
-
-def sent(scenario: Scenario, pool: Pool) -> Scenario | Built:
+def sent(scenario: Scenario, pool: Pool) -> Scenario | Design:
     """Return what a worker gets to simulate: with its worlds where it may lack the files that the scenario reads."""
     reads_files = pool.away and any(files_of(scenario.model_dump()))
-    return built(scenario) if reads_files else scenario
+    return make_design(scenario) if reads_files else scenario
 
 
-def _one_point(task: Task, pool: Pool, progress: Progress) -> Outcome:
-    started = time.perf_counter()
-    ready = built(task.point.scenario)
-    world, otherwise = ready.world, ready.otherwise
-    parts: list[tuple[Callable[[World, int], Any], World, int]]
-    parts = [(simulate_replication, world, place) for place in range(task.replications)]
-    parts += [(simulate_draw, world, place) for place in range(len(draws_of(world)))]
-    if otherwise is not None:
-        parts += [(simulate_replication, otherwise, place) for place in range(task.replications)]
-    progress(0, len(parts))
-    found: dict[int, Any] = {}
-    arguments = [(index, *part) for index, part in enumerate(parts)]
-    for index, result in pool.unordered(_part_task, arguments):
-        found[index] = result
-        progress(len(found), len(parts))
-    in_order = [found[index] for index in range(len(parts))]
-    recordings, rest = in_order[: task.replications], in_order[task.replications :]
-    drawn, gone = rest[: len(draws_of(world))], rest[len(draws_of(world)) :]
-    outcome = conclude(world, recordings, task.set, with_requests=task.index == 0)
-    calibrate(outcome.point, world, recordings, drawn)
-    if otherwise is not None:
-        add_held(outcome.point, task.point.scenario, otherwise, recordings, gone)
-    outcome.point.cost["wall_s"] = time.perf_counter() - started
-    return outcome
+def _point_task(place: int, what: Scenario | Design, options: Options) -> tuple[int, Outcome]:
+    return place, evaluate(what, options) if isinstance(what, Design) else evaluate_scenario(what, options)
 
 
-def _point_task(
-    place: int, what: Scenario | Built, set_: dict[str, Any], with_requests: bool
-) -> tuple[int, Outcome, Scenario | None]:
-    if isinstance(what, Built):
-        return place, *simulate_round(what, set_, with_requests=with_requests)
-    return place, simulate_point(what, set_, with_requests=with_requests), None
-
-
-def _part_task(index: int, part: Callable[[World, int], Any], world: World, place: int) -> tuple[int, Any]:
-    return index, part(world, place)
-
-
-def _size(world: World) -> float:
-    total = world.traffic.total
+def _size(design: Design) -> float:
+    traffic = design.world.traffic
+    total = traffic.total
     if total is None:
-        assert world.traffic.end_s is not None, "a run has a count or a duration"
-        total = int(world.traffic.rate * world.traffic.end_s)
-    return total * (replications_of(world) + len(draws_of(world)))
+        assert traffic.end_s is not None, "a run has a count or a duration"
+        total = int(traffic.rate * traffic.end_s)
+    return total * (design.replications + len(design.draws))
 
 
 def input_digests(point: LoadedScenario, world: World) -> dict[str, str]:

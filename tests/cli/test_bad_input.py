@@ -201,7 +201,7 @@ def test_a_failure_inside_is_one_line_and_debug_shows_it(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("sim.studies.sweep.build", broken)
+    monkeypatch.setattr("sim.studies.sweep.make_design", broken)
     ended = loraplan("run", "quickstart")
     assert ended.code == 3
     assert ended.err == "error: a failure inside loraplan: ZeroDivisionError: oh; --debug shows where\n"

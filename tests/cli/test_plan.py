@@ -13,6 +13,7 @@ from profiles_with_draws import write_profile
 
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import load_scenario
+from sim.studies import evaluate
 from sim.studies.planning.plan_study import make_plan
 
 SMALL = """\
@@ -193,14 +194,12 @@ def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeyp
     first = make_plan(loaded, tmp_path / "run", jobs=1)
     simulated: list[int] = []
 
-    def counted(world: Any, place: int) -> Any:
-        simulated.append(place)
-        return original(world, place)
+    def counted(design: evaluate.Design, part: evaluate.Part) -> Any:
+        simulated.append(part.place)
+        return original(design, part)
 
-    from sim.studies.planning import evaluator
-
-    original = evaluator._replication
-    monkeypatch.setattr(evaluator, "_replication", counted)
+    original = evaluate.simulate_part
+    monkeypatch.setattr(evaluate, "simulate_part", counted)
     second = make_plan(loaded, tmp_path / "run", jobs=1)
     assert simulated == [0], "the requests of the answer are written anew, nothing else"
     assert second.record == first.record

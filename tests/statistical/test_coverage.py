@@ -25,7 +25,7 @@ from sim.results.statistics import (
     lacks_swings,
     swings_of,
 )
-from sim.studies.point import doubled, simulate_point
+from sim.studies.evaluate import doubled, evaluate_scenario
 
 RUNS = 6
 
@@ -122,7 +122,7 @@ def test_many_short_runs_are_made_longer_until_there_are_enough_swings() -> None
     """A half-width of 10 % is reached sooner: by luck."""
     scenario = scenario_of(Task("M/M/1", 0.7, 1_000, seed=1))
     asked = scenario.model_copy(update={"run": scenario.run.model_copy(update={"half_width": 0.1})})
-    point = simulate_point(asked, {}, with_requests=False).point
+    point = evaluate_scenario(asked).point
     note = "the queue swung 259 times, 3,500 are needed: run more requests"
     for metric, requests in (
         (Metric(0.15, 0.14, 0.16, "s", settled=False, note=note), 2_000),

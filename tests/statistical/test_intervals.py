@@ -8,7 +8,7 @@ import pytest
 from sim.results.pairs import difference_of
 from sim.results.statistics import Sampled, ratio, sections_per_replication
 from sim.spec.scenario import Scenario
-from sim.studies.point import simulate_point
+from sim.studies.evaluate import evaluate_scenario
 
 MEAN_WAIT_S, P99_WAIT_S = 0.005, 0.033362559570022064  # M/D/1, 10 ms, load .5 (oracles.json)
 
@@ -36,7 +36,7 @@ def test_intervals_of_means_tails_and_known_differences_hold(replications: int) 
     runs, held_mean, held_p99, too_wide, held_difference, paired, apart = 40, 0, 0, 0, 0, 0.0, 0.0
     for seed in range(runs):
         slow, fast = (
-            simulate_point(queue(seed, replications, 20_000 // replications, service), {}, with_requests=False).point
+            evaluate_scenario(queue(seed, replications, 20_000 // replications, service)).point
             for service in ("10 ms", "9 ms")
         )
         mean, p99 = slow.metrics["queue_mean_s"], slow.metrics["queue_p99_s"]
@@ -69,7 +69,7 @@ def test_intervals_of_means_tails_and_known_differences_hold(replications: int) 
 
 
 def test_too_few_requests_have_no_p99() -> None:
-    metrics = simulate_point(queue(1, 1, 900), {}, with_requests=False).point.metrics
+    metrics = evaluate_scenario(queue(1, 1, 900)).point.metrics
     assert metrics["queue_p99_s"].value is None
     assert metrics["queue_p99_s"].note == "not enough data: 855 measured requests, 1,000 are needed"
     assert metrics["queue_p50_s"].value is not None

@@ -15,8 +15,8 @@ from sim.results.calibration import bounds
 from sim.results.point import UNITS, Metric, Point
 from sim.results.run_directory.result_files import points_csv, summary_json
 from sim.spec.scenario import Scenario
-from sim.studies.point import MAX_DRAWS, draws_of, simulate_draw, simulate_point, simulate_replication
-from sim.world.build import build_world
+from sim.studies.evaluate import DRAW, MAX_DRAWS, Part, evaluate_scenario, make_design, simulate_part
+from sim.world.build import simulate
 
 COUNTS = ("completed", "unfinished", "refused", "failed", "preemptions", "evictions")
 
@@ -36,7 +36,7 @@ def scenario(profile: str, *, rate: str = "6/s", requests: int = 1500, **run: An
 
 
 def simulated(profile: str, **changes: Any) -> Point:
-    return simulate_point(scenario(profile, **changes), {}, with_requests=False).point
+    return evaluate_scenario(scenario(profile, **changes)).point
 
 
 def test_draws_like_the_profile_leave_nothing_open(tmp_path: Path) -> None:
@@ -69,14 +69,14 @@ def test_the_interval_holds_what_the_drawn_profiles_give(tmp_path: Path) -> None
 
 
 def test_a_draw_sees_the_traffic_that_it_is_compared_on(tmp_path: Path) -> None:
-    world = build_world(scenario(write_profile(tmp_path / "p.json", [(1.0, 1.0), (1.0, 1.3), (1.2, 1.0)])))
-    own = [simulate_replication(world, replication) for replication in range(2)]
+    design = make_design(scenario(write_profile(tmp_path / "p.json", [(1.0, 1.0), (1.0, 1.3), (1.2, 1.0)])))
+    world = design.world
+    own = [simulate(world, replication, 10) for replication in range(2)]
     for place in range(3):
-        drawn = simulate_replication(world.with_costs(world.profile.draws[place]), place % 2)  # type: ignore[union-attr]
+        drawn = simulate(world.with_costs(world.profile.draws[place]), place % 2, 10)  # type: ignore[union-attr]
         for column in ("arrival_s", "adapter", "prompt_tokens", "output_tokens"):
             assert (drawn.requests[column] == own[place % 2].requests[column]).all()
-    slow = simulate_draw(world, 2).values["itl_mean_s"]
-    same = simulate_draw(world, 0).values["itl_mean_s"]
+    slow, same = (simulate_part(design, Part(DRAW, place)).values["itl_mean_s"] for place in (2, 0))
     assert slow is not None
     assert same is not None
     assert slow > 1.1 * same
@@ -88,8 +88,7 @@ def test_a_draw_sees_the_traffic_that_it_is_compared_on(tmp_path: Path) -> None:
      (200, [0, 25, 50, 75, 100, 125, 150, 175])],
 )  # fmt: skip
 def test_at_most_eight_draws_evenly_over_all(tmp_path: Path, count: int, chosen: list[int]) -> None:
-    world = build_world(scenario(write_profile(tmp_path / "p.json", [(1.0, 1.0)] * count)))
-    assert draws_of(world) == chosen
+    assert make_design(scenario(write_profile(tmp_path / "p.json", [(1.0, 1.0)] * count))).draws == chosen
     assert len(chosen) <= MAX_DRAWS
 
 

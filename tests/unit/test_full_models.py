@@ -20,10 +20,10 @@ from sim.policies.routing.full_model_router import Beside, ToHolders, ToOwnRepli
 from sim.spec.engine_flags import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
+from sim.studies.evaluate import Options, evaluate_scenario
 from sim.studies.planning.plan_study import make_plan
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if_changes import changes
-from sim.studies.point import simulate_point
 from sim.traffic.adapters import SHAPES, model_tensors, populate
 from sim.world.build import build_world, simulate
 
@@ -207,12 +207,10 @@ def test_too_long_is_by_the_memory_of_the_replica_that_serves_it() -> None:
 
 @pytest.fixture(scope="module")
 def swapping() -> Any:
-    return simulate_point(
-        scenario(
-            workload={**WORKLOAD, "requests": 2000}, fleet={"replicas": 2, "full_models": {"serve": "swap"}},
-            run={"replications": 1, "warmup": 0},
-        ), {}, with_requests=True,
-    )  # fmt: skip
+    fleet = {"replicas": 2, "full_models": {"serve": "swap"}}
+    run = {"replications": 1, "warmup": 0}
+    swapped = scenario(workload={**WORKLOAD, "requests": 2000}, fleet=fleet, run=run)
+    return evaluate_scenario(swapped, Options(requests=True))
 
 
 def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) -> None:
@@ -233,10 +231,9 @@ def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) ->
 
 
 def test_waiting_for_a_place_is_no_lack_of_slots() -> None:
-    point = simulate_point(
-        scenario(workload={**WORKLOAD, "requests": 2000}, cache={"gpu": {"slots": 10}}, fleet=SWAP,
-                 run={"replications": 1, "warmup": 0}), {}, with_requests=False,
-    ).point  # fmt: skip
+    workload, cache = {**WORKLOAD, "requests": 2000}, {"gpu": {"slots": 10}}
+    waiting = scenario(workload=workload, cache=cache, fleet=SWAP, run={"replications": 1, "warmup": 0})
+    point = evaluate_scenario(waiting).point
     assert point.capacity["slots"]["blocked_share"] == 0
     assert point.capacity["full_models"]["utilization"] > 0.5
 

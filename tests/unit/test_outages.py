@@ -14,7 +14,7 @@ from sim.results.metrics import measure
 from sim.results.point_summary import _offered_to_loaders
 from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
-from sim.studies.point import facts_of
+from sim.studies.evaluate import facts_of
 from sim.traffic.request import MISS
 from sim.world.build import Assembly, build_world, simulate
 from sim.world.faults.storage_faults import LONGEST_PAUSE_S, Failures, StorageFaults, StorageSpeed

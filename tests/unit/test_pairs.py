@@ -23,12 +23,12 @@ from sim.results.pairs import (
 from sim.results.point import NO_FAULT, UNITS, Metric, Point
 from sim.results.statistics import kept
 from sim.spec.scenario_file import load_scenario
-from sim.studies.point import simulate_point
+from sim.studies.evaluate import evaluate_scenario
 
 
 def simulated(*settings: str, scenario: str = "cache-thrash") -> Point:
     loaded = load_scenario(scenario, ["workload.requests=4000", *settings], None)
-    return simulate_point(loaded.scenario, {}, with_requests=False).point
+    return evaluate_scenario(loaded.scenario).point
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from reports.pages.run_page import build_report
 from sim.errors import InputError
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
-from sim.studies.point import simulate_point
+from sim.studies.evaluate import Options, evaluate_scenario
 from sim.studies.sweep import study, task_of
 from sim.studies.training.rollout_gate import build, digest_weights, release
 
@@ -73,7 +73,7 @@ def test_a_held_rollout_leaves_the_tables_of_a_scenario_without_it(file: Path, s
 
 def test_what_was_avoided_is_the_same_traffic_with_the_version_out(file: Path) -> None:
     (point,) = read_run(run(file, "held")).points
-    gone = simulate_point(load_scenario(str(file), ["rollouts.0.require=none"]).scenario, {}, with_requests=False).point
+    gone = evaluate_scenario(load_scenario(str(file), ["rollouts.0.require=none"]).scenario).point
     held = point.held
     for name, found in held["metrics"].items():
         assert found["other"] == pytest.approx(gone.metrics[name].value)
@@ -87,9 +87,9 @@ def test_what_was_avoided_is_the_same_traffic_with_the_version_out(file: Path) -
 @pytest.mark.parametrize("strategy", ["new-name", "drain-then-swap"])
 def test_every_answer_by_a_held_version_is_counted(file: Path, strategy: str) -> None:
     path = str(scenario(file.parent, strategy=strategy))
-    held = simulate_point(load_scenario(path, ["run.replications=1"]).scenario, {}, with_requests=False).point.held
+    held = evaluate_scenario(load_scenario(path, ["run.replications=1"]).scenario).point.held
     otherwise = load_scenario(path, ["run.replications=1", "rollouts.0.require=none"]).scenario
-    requests = simulate_point(otherwise, {}, with_requests=True).requests
+    requests = evaluate_scenario(otherwise, Options(requests=True)).requests
     assert requests is not None
     table = requests.to_pandas()
     by_the_new = table[(table["status"] == "completed") & (table["version"] == 2)]

@@ -6,24 +6,23 @@ All designs meet the same traffic in the same replication, so what differs betwe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sim.errors import InputError, ScenarioError
-from sim.results.calibration import Alone
 from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
-from sim.results.statistics import sections_per_replication, student
+from sim.results.statistics import student
 from sim.results.verdict import MET, NOT_MET, UNCLEAR, is_overloaded, verdict
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.backends.pool import Local, Pool
+from sim.studies.evaluate import REPLICATION, Options, Part, Runner, evaluate, on_pool
+from sim.studies.evaluate import Design as BuiltDesign
 from sim.studies.planning.search import Seen
-from sim.studies.point import calibrate, conclude, draws_of, replications_of, simulate_draw
 from sim.studies.sweep import code_version, input_digests
 from sim.studies.training.rollout_gate import build
-from sim.world.build import simulate
 from sim.world.world import World
 
 DOUBLINGS = 3
@@ -52,23 +51,32 @@ class Design:
 
     :ivar set: keys and values that make it.
     :ivar refused: why it can't be built, such as slots that don't fit into memory; None where it can.
-    :ivar recordings: one a replication, from 0 on.
+    :ivar built: its world; None where it can't be built. ``parts``: what was simulated of it and is still in memory.
     :ivar point: over the replications of the last look; ``key``: the name of its file.
-    :ivar counted: requests of it that the search has counted; ``dropped``: recordings it had once, let go for memory.
+    :ivar counted: requests of it that the search has counted; ``dropped``: replications let go to save memory.
     """
 
     set: dict[str, Any]
     loaded: LoadedScenario | None
-    world: World | None
+    built: BuiltDesign | None
     refused: InputError | None = None
-    recordings: list[Recording] = field(default_factory=list)
-    drawn: list[Alone] | None = None
+    parts: dict[Part, Any] = field(default_factory=dict)
     point: Point | None = None
     key: str = ""
     effort: int = -1
     seen: Seen | None = None
     counted: int = 0
     dropped: int = 0
+
+    @property
+    def world(self) -> World | None:
+        """Its world; None where it can't be built."""
+        return None if self.built is None else self.built.world
+
+    @property
+    def recordings(self) -> list[Recording]:
+        """Replications in memory."""
+        return [result for part, result in self.parts.items() if part.kind == REPLICATION]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +150,13 @@ class Looks:
         """
         if design.refused is not None:
             return Seen(NOT_MET, math.inf, final=True)
-        assert design.world is not None, "it was built"
-        by_effort = replications_by_effort(design.world)
+        assert design.built is not None, "it was built"
+        by_effort = replications_by_effort(design.built.world)
         effort = min(effort, len(by_effort) - 1)
         if design.seen is not None and (design.effort >= effort or design.seen.final):
             return design.seen
         replications = by_effort[effort]
-        self._simulate(design, replications, with_draws=replications >= replications_of(design.world))
+        self._simulate(design, replications, with_draws=replications >= design.built.replications)
         design.effort = effort
         design.seen = self._judged(design, last=effort == len(by_effort) - 1)
         term, value = self._worst(design)
@@ -159,9 +167,12 @@ class Looks:
 
     def first_recording(self, design: Design) -> Recording:
         """Return the first replication, simulating it again where only its point was kept."""
-        assert design.world is not None, "it was looked at"
-        self._record(design, 1)
-        return design.recordings[0]
+        first = Part(REPLICATION, 0)
+        if first not in design.parts:
+            assert design.built is not None, "it was looked at"
+            design.parts.update(self._run(design)(design.built, [first]))
+        recording: Recording = design.parts[first]
+        return recording
 
     def _made(self, set_: dict[str, Any], named: dict[str, Any]) -> Design:
         try:
@@ -173,26 +184,23 @@ class Looks:
             world = build(loaded.scenario)
         except ScenarioError as error:
             return Design(named, loaded, None, refused=error)
-        return Design(named, loaded, world)
+        return Design(named, loaded, BuiltDesign(loaded.scenario, world))
 
     def _simulate(self, design: Design, replications: int, *, with_draws: bool) -> None:
         """Bring the design's point to so many replications, from what an earlier search kept where it did."""
-        assert design.world is not None, "it was built"
+        assert design.built is not None, "it was built"
         assert design.loaded is not None, "it was built"
-        world = design.world
+        built = design.built
         values = {"replications": replications}
-        key = point_key(design.loaded.data, values, code_version(), input_digests(design.loaded, world))
-        draws = len(draws_of(world)) if with_draws else 0
+        key = point_key(design.loaded.data, values, code_version(), input_digests(design.loaded, built.world))
+        draws = len(built.draws) if with_draws else 0
         point = self._store.load_point(key)
         if point is None:
-            self._record(design, replications)
-            recordings = design.recordings[:replications]
-            point = conclude(world, recordings, design.set, with_requests=False).point
-            if draws:
-                if design.drawn is None:
-                    design.drawn = self._parallel(simulate_draw, world, range(draws))
-                # Draws met the traffic of the scenario's own replications, however many there are by now.
-                calibrate(point, world, recordings[: replications_of(world)], design.drawn)
+            before = set(design.parts)
+            options = Options(design.set, replications, draws=with_draws, counterfactual=False)
+            point = evaluate(built, options, self._run(design), design.parts).point
+            self._count_again(design, before)
+            self._let_go(design)
             point.cost["replications"] = replications
             self._store.save_point(key, point)
         total = round(point.cost["requests"] * (1 + draws / replications))
@@ -200,26 +208,33 @@ class Looks:
         design.counted = max(total, design.counted)
         design.point, design.key = point, key
 
-    def _record(self, design: Design, replications: int) -> None:
-        """Simulate the replications that are missing, and let go of those of other designs where they take much."""
+    def _run(self, design: Design) -> Runner:
+        """Return what simulates parts of a design: on the pool where that is worth starting worker processes."""
         assert design.world is not None, "it was built"
-        missing = range(len(design.recordings), replications)
-        made = self._parallel(_replication, design.world, missing)
-        lost = [recording for place, recording in zip(missing, made, strict=True) if place < design.dropped]
-        self.requests += sum(len(recording.section_of) for recording in lost)
-        design.recordings += made
+        traffic = design.world.traffic
+        each = traffic.total or int(traffic.rate * (traffic.end_s or 0.0))
+
+        def run(built: BuiltDesign, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:
+            return on_pool(self._pool.worth(each * len(parts), SMALL_LOOK))(built, parts) if parts else ()
+
+        return run
+
+    def _count_again(self, design: Design, before: set[Part]) -> None:
+        """Count the requests of replications that had been let go and were simulated once more."""
+        again = [
+            result
+            for part, result in design.parts.items()
+            if part not in before and part.kind == REPLICATION and part.place < design.dropped
+        ]
+        self.requests += sum(len(recording.section_of) for recording in again)
+
+    def _let_go(self, design: Design) -> None:
+        """Drop the replications of designs that were looked at long ago, where all together take much memory."""
         self._recent = [other for other in self._recent if other is not design] + [design]
         while len(self._recent) > 1 and sum(map(_bytes, self._recent)) > MOST_BYTES:
             oldest = self._recent.pop(0)
             oldest.dropped = max(oldest.dropped, len(oldest.recordings))
-            oldest.recordings = []
-
-    def _parallel(self, task: Callable[[World, int], Any], world: World, places: range) -> list[Any]:
-        """Return what a task gives for every place, in order."""
-        total = world.traffic.total or int(world.traffic.rate * (world.traffic.end_s or 0.0))
-        pool = self._pool.worth(total * len(places), SMALL_LOOK)
-        found = dict(pool.unordered(_placed, [(place, task, world) for place in places]))
-        return [found[place] for place in places]
+            oldest.parts = {part: result for part, result in oldest.parts.items() if part.kind != REPLICATION}
 
     def _judged(self, design: Design, *, last: bool) -> Seen:
         point = design.point
@@ -306,19 +321,9 @@ def check_terms(loaded: LoadedScenario) -> None:
         ))  # fmt: skip
 
 
-def _replication(world: World, place: int) -> Recording:
-    """Simulate a replication cut into as many sections as the scenario's own number of replications needs."""
-    base = 1 if world.traffic.replayed else world.scenario.run.replications
-    return simulate(world, place, sections_per_replication(base))
-
-
 def _bytes(design: Design) -> int:
     kept = 0
     for recording in design.recordings:
         columns = [*recording.requests.values(), *recording.loads.values(), recording.section_of, recording.gap_counts]
         kept += sum(column.nbytes for column in columns)
     return kept
-
-
-def _placed(place: int, task: Callable[[World, int], Any], world: World) -> tuple[int, Any]:
-    return place, task(world, place)

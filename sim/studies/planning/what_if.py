@@ -15,8 +15,8 @@ from sim.results.verdict import verdict
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.backends.pool import Pool
+from sim.studies.evaluate import Design, Options, evaluate, make_design
 from sim.studies.planning.what_if_changes import Change, changes
-from sim.studies.point import Built, built, conclude, replications_of, simulate_replication
 from sim.studies.sweep import code_version, input_digests, sent
 from sim.studies.training.rollout_gate import build
 from sim.world.world import World
@@ -142,11 +142,12 @@ def _points(tried: Sequence[Tried], store: RunStore, pool: Pool, progress: Calla
     return [replace(each, point=found.get(each.key)) for each in tried]
 
 
-def _simulated(place: int, what: Scenario | Built) -> tuple[int, Point]:
+def _simulated(place: int, what: Scenario | Design) -> tuple[int, Point]:
     """Simulate a design with the profile's own costs: draws would cost more and cancel in the difference."""
-    world = built(what).world
-    recordings = [simulate_replication(world, replication) for replication in range(replications_of(world))]
-    return place, conclude(world, recordings, {}, with_requests=False).point
+    design = what if isinstance(what, Design) else make_design(what)
+    # Naming the number of replications switches doubling off: every change meets the same traffic.
+    options = Options(replications=design.replications, draws=False, counterfactual=False)
+    return place, evaluate(design, options).point
 
 
 def _plain(found: Difference) -> dict[str, Any]:

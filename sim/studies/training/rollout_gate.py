@@ -67,16 +67,36 @@ class Released:
     notes: tuple[str, ...]
 
 
-def build(scenario: Scenario) -> World:
-    """Return the world of a scenario in which only the rollouts happen that may.
+@dataclass(frozen=True, slots=True)
+class Worlds:
+    """The worlds of a scenario whose rollouts were vetted.
 
-    :raises InputError: with the key of the value that doesn't fit, of rollouts that are held too.
+    :ivar happens: the world without the rollouts that are held back.
+    :ivar counterfactual: the world in which they go out; None where none is held back.
+    :ivar held: the rollouts that are held back.
+    """
+
+    happens: World
+    counterfactual: World | None
+    held: tuple[Vetting, ...]
+
+
+def build_worlds(scenario: Scenario) -> Worlds:
+    """Vet the rollouts of a scenario and build its worlds.
+
+    :raises InputError: with the key of the value that doesn't fit, also of rollouts that are held back.
     """
     released = release(scenario)
-    if released.otherwise is not None:
-        build_world(released.otherwise)
-    world = build_world(released.scenario)
-    return replace(world, notes=(*world.notes, *released.notes)) if released.notes else world
+    counterfactual = None if released.otherwise is None else build_world(released.otherwise)
+    happens = build_world(released.scenario)
+    if released.notes:
+        happens = replace(happens, notes=(*happens.notes, *released.notes))
+    return Worlds(happens, counterfactual, released.held)
+
+
+def build(scenario: Scenario) -> World:
+    """Return the world of a scenario in which only the rollouts happen that may; raises as ``build_worlds`` does."""
+    return build_worlds(scenario).happens
 
 
 def release(scenario: Scenario) -> Released:

@@ -1,0 +1,318 @@
+"""From a design to a point: the one place that simulates replications and draws conclusions from them.
+
+Runs, sweeps, plans, what-ifs and remedies all call ``evaluate``. They differ in their options, and in whether the parts
+of an evaluation run in this process or on a pool.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sim.results.calibration import MIN_DRAWS, Alone, add_calibration, alone
+from sim.results.held_back_counterfactual import HeldBack, avoided
+from sim.results.point import Point
+from sim.results.point_summary import request_table, summarise
+from sim.results.sample_data import Broken, Facts
+from sim.results.statistics import lacks_swings, sections_per_replication
+from sim.spec.scenario import Scenario
+from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
+from sim.studies.training.rollout_gate import Vetting, build_worlds, held_record
+from sim.world.build import simulate
+from sim.world.world import World
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from sim.results.records import Recording
+    from sim.studies.backends.pool import Pool
+
+_NUMBERED = re.compile(r"rollouts\.(\d+)")
+
+MAX_DRAWS = 8
+"""Draws of a profile that are simulated. With 8, Student's t is 18 % above the normal quantile it tends to."""
+
+REPLICATION, DRAW, COUNTERFACTUAL = "replication", "draw", "counterfactual"
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """A scenario with its worlds, built once: everything a process needs that may lack the scenario's files.
+
+    :ivar world: what happens.
+    :ivar counterfactual: the world in which rollouts that are held back go out; None where none is.
+    :ivar held: the rollouts that are held back.
+    """
+
+    scenario: Scenario
+    world: World
+    counterfactual: World | None = None
+    held: tuple[Vetting, ...] = ()
+
+    @property
+    def replications(self) -> int:
+        """How often the scenario is simulated: a trace comes only once."""
+        return 1 if self.world.traffic.replayed else self.scenario.run.replications
+
+    @property
+    def draws(self) -> list[int]:
+        """Which draws of the profile are simulated, spread evenly over all; none where there are too few."""
+        total = 0 if self.world.profile is None else len(self.world.profile.draws)
+        count = min(total, MAX_DRAWS)
+        return [place * total // count for place in range(count)] if total >= MIN_DRAWS else []
+
+
+class Part(NamedTuple):
+    """One simulation of an evaluation: which kind, and its number among those of its kind."""
+
+    kind: str
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an evaluation includes.
+
+    :ivar set: swept keys and values that made the design.
+    :ivar replications: None: as many as the scenario says.
+    :ivar draws: simulate draws of the profile, for calibration intervals.
+    :ivar counterfactual: simulate what holding rollouts back avoided.
+    :ivar requests: keep the request table of the first replication.
+    """
+
+    set: dict[str, Any] = field(default_factory=dict)
+    replications: int | None = None
+    draws: bool = True
+    counterfactual: bool = True
+    requests: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An evaluated design.
+
+    :ivar requests: of the first replication, where the options ask for them.
+    :ivar longer: the scenario with twice the requests, where ``run.half_width`` asks for a longer run; else None.
+    """
+
+    point: Point
+    requests: pyarrow.Table | None
+    longer: Scenario | None = None
+
+
+Runner = Callable[[Design, Sequence[Part]], Iterable[tuple[Part, Any]]]
+"""Simulates parts of a design and yields each with its result, in any order."""
+
+
+def make_design(scenario: Scenario) -> Design:
+    """Build the worlds of a scenario.
+
+    :raises InputError: if it can't be simulated.
+    """
+    worlds = build_worlds(scenario)
+    return Design(scenario, worlds.happens, worlds.counterfactual, worlds.held)
+
+
+def parts_of(design: Design, options: Options) -> list[Part]:
+    """Return the simulations that an evaluation takes, replications first."""
+    count = design.replications if options.replications is None else options.replications
+    parts = [Part(REPLICATION, place) for place in range(count)]
+    if options.draws:
+        parts += [Part(DRAW, place) for place in range(len(design.draws))]
+    if options.counterfactual and design.counterfactual is not None:
+        parts += [Part(COUNTERFACTUAL, place) for place in range(count)]
+    return parts
+
+
+def simulate_part(design: Design, part: Part) -> Recording | Alone:
+    """Simulate one part.
+
+    A draw meets the traffic of a replication that is simulated with the profile's own costs too. All parts are cut into
+    as many sections as the intervals of the scenario's own number of replications need.
+    """
+    world, place = design.world, part.place
+    sections = sections_per_replication(design.replications)
+    if part.kind == DRAW:
+        assert world.profile is not None, "draws belong to a profile"
+        drawn = world.with_costs(world.profile.draws[design.draws[place]])
+        return alone(simulate(drawn, place % design.replications, sections), facts_of(world))
+    if part.kind == COUNTERFACTUAL:
+        assert design.counterfactual is not None, "a rollout is held back"
+        return simulate(design.counterfactual, place, sections)
+    return simulate(world, place, sections)
+
+
+def in_this_process(design: Design, parts: Sequence[Part]) -> Iterator[tuple[Part, Any]]:
+    """Simulate parts one after the other."""
+    for part in parts:
+        yield part, simulate_part(design, part)
+
+
+def on_pool(pool: Pool, progress: Callable[[int, int], None] = lambda done, total: None) -> Runner:
+    """Return a runner that simulates parts on a pool."""
+
+    def run(design: Design, parts: Sequence[Part]) -> Iterator[tuple[Part, Any]]:
+        progress(0, len(parts))
+        for done, result in enumerate(pool.unordered(_part_task, [(design, part) for part in parts]), 1):
+            yield result
+            progress(done, len(parts))
+
+    return run
+
+
+def evaluate(
+    design: Design,
+    options: Options,
+    run: Runner = in_this_process,
+    known: dict[Part, Any] | None = None,
+) -> Outcome:
+    """Simulate a design and draw conclusions.
+
+    :param known: results of parts that need not be simulated again; what is simulated is added.
+    """
+    started = time.perf_counter()
+    results: dict[Part, Any] = {} if known is None else known
+    parts = parts_of(design, options)
+    replications = [part for part in parts if part.kind == REPLICATION]
+    doubles = design.scenario.run.half_width is not None and options.replications is None
+    first = replications if doubles else parts
+    results.update(run(design, [part for part in first if part not in results]))
+    recordings: list[Recording] = [results[part] for part in replications]
+    point = summarise(recordings, facts_of(design.world), options.set, list(design.world.notes))
+    point.cost = {
+        "simulated_s": float(sum(recording.stopped_s for recording in recordings)),
+        "requests": float(sum(len(recording.section_of) for recording in recordings)),
+    }
+    table = request_table(recordings[0], design.world.traffic.names) if options.requests else None
+    longer = doubled(design.scenario, point) if doubles else None
+    if longer is None:
+        results.update(run(design, [part for part in parts if part not in results]))
+        _add_calibration(point, design, recordings, [results[part] for part in parts if part.kind == DRAW])
+        without = [results[part] for part in parts if part.kind == COUNTERFACTUAL]
+        if without:
+            _add_held_back(point, design, recordings, without)
+        point.cost["wall_s"] = time.perf_counter() - started
+    return Outcome(point, table, longer)
+
+
+def evaluate_scenario(scenario: Scenario, options: Options | None = None) -> Outcome:
+    """Evaluate a scenario in this process, doubling the run while ``run.half_width`` asks for it."""
+    longer: Scenario | None = scenario
+    while longer is not None:
+        outcome = evaluate(make_design(longer), options or Options())
+        longer = outcome.longer
+    return outcome
+
+
+def _part_task(design: Design, part: Part) -> tuple[Part, Any]:
+    return part, simulate_part(design, part)
+
+
+def _add_calibration(point: Point, design: Design, recordings: Sequence[Recording], drawn: Sequence[Alone]) -> None:
+    """Add calibration intervals; a point of a profile without draws stays as it is."""
+    if not drawn:
+        return
+    assert design.world.profile is not None, "draws belong to a profile"
+    facts = facts_of(design.world)
+    # Draws met the traffic of the scenario's own replications, however many were simulated.
+    own = [alone(recording, facts) for recording in recordings[: design.replications][: len(drawn)]]
+    add_calibration(point, own, drawn, len(design.world.profile.draws))
+
+
+def _add_held_back(point: Point, design: Design, happened: Sequence[Recording], without: Sequence[Recording]) -> None:
+    """Add which rollouts were held back and what that avoided; events get the scenario's own numbers of rollouts.
+
+    :param without: recordings of the same replications in which those rollouts go out.
+    """
+    world = design.counterfactual
+    assert world is not None, "a rollout is held back"
+    assert world.lineage is not None, "it has a place among the rollouts"
+    waves = {wave.number: wave for wave in world.lineage.waves}
+    back = []
+    for each in design.held:
+        wave, rollout = waves[each.number], each.rollout
+        back.append(HeldBack(wave.names, wave.versions, rollout.at, rollout.at + (rollout.observe or inf)))
+    point.held = {"rollouts": held_record(design.held), **avoided(list(happened), list(without), facts_of(world), back)}
+    held = {each.number for each in design.held}
+    kept = [number for number in range(len(design.scenario.rollouts)) if number not in held]
+    for event in point.events:
+        match = _NUMBERED.match(event["text"])
+        if match is not None:
+            event["text"] = f"rollouts.{kept[int(match[1])]}{event['text'][match.end() :]}"
+
+
+def doubled(scenario: Scenario, point: Point) -> Scenario | None:
+    """Return the scenario with twice the requests, if its interval is wider than ``run.half_width`` allows.
+
+    Also where too few swings are behind it: to stop at the first narrow interval would be to stop where luck made it.
+    """
+    run, workload = scenario.run, scenario.workload
+    metric = point.metrics["e2e_p99_s"]
+    if run.half_width is None or workload.requests is None or workload.trace is not None:
+        return None
+    too_wide = metric.value is None or metric.hi is None or metric.hi - metric.value > run.half_width * metric.value
+    if not too_wide and not lacks_swings(metric):
+        return None
+    if workload.requests * 2 > run.max_requests:
+        point.warnings.append(
+            f"the interval of e2e_p99 is {'wider than run.half_width' if too_wide else 'narrow by luck, maybe,'} at "
+            f"{workload.requests:,} requests, and twice as many are more than run.max_requests"
+        )
+        return None
+    longer = workload.model_copy(update={"requests": workload.requests * 2})
+    return scenario.model_copy(update={"workload": longer})
+
+
+def facts_of(world: World) -> Facts:
+    """Return what metrics must know of a world."""
+    scenario, population = world.scenario, world.traffic.population
+    fixed = scenario.fleet.engine == "fixed"
+    return Facts(
+        slo=scenario.slo.terms(),
+        fixed=fixed,
+        blocking=scenario.storage.mode == "blocking",
+        replicas=world.replicas,
+        loaders=1 if scenario.storage.mode == "blocking" else scenario.storage.loaders,
+        size_bytes=population.size_bytes,
+        kind=population.kind,
+        kind_names=population.kind_names,
+        slots=scenario.cache.gpu.slots,
+        kv_tokens=world.kv_tokens,
+        max_num_seqs=None if fixed else scenario.fleet.max_num_seqs,
+        refusals=_refusals(scenario),
+        strategies=tuple(rollout.strategy for rollout in scenario.rollouts),
+        faults=frozenset(fault.kind for fault in scenario.faults),
+        seed=None if world.traffic.replayed else scenario.run.seed,
+        faults_from_s=min((at for fault in scenario.faults if (at := getattr(fault, "at", 0.0)) > 0), default=inf),
+        broken=tuple(_broken(scenario)),
+        full_replicas=world.replicas - scenario.fleet.replicas,
+    )
+
+
+def _broken(scenario: Scenario) -> Iterator[Broken]:
+    """Return when replicas are down and when storage is slow."""
+    for fault in scenario.faults:
+        if isinstance(fault, Crash):
+            yield Broken(fault.kind, fault.at, fault.at + (fault.down or inf), 1 / scenario.fleet.replicas)
+        elif isinstance(fault, (SlowStorage, StorageStall, FailingLoads, NetworkDelay)):
+            to_s = inf if fault.lasts is None else fault.at + fault.lasts
+            yield Broken(fault.kind, fault.at, to_s, 1.0 if fault.replica is None else 1 / scenario.fleet.replicas)
+
+
+def _refusals(scenario: Scenario) -> str:
+    """Return for what reasons requests of a scenario may be refused."""
+    fleet, host = scenario.fleet, scenario.cache.host
+    reasons = ["prompt and output don't fit into the KV cache of one replica"]
+    if fleet.max_model_len is not None:
+        reasons.append(f"are longer than fleet.max_model_len ({fleet.max_model_len})")
+    if not fleet.chunked_prefill:
+        reasons.append(f"the prompt is longer than a step's budget ({fleet.max_num_batched_tokens})")
+    if host is not None and host.full == "reject":
+        reasons.append("host memory was full of adapters in use (cache.host.full: reject)")
+    if fleet.front_end != "none":
+        reasons.append("the client had too many requests open")
+    return ", or ".join(reasons)
