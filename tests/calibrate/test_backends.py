@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate import backends  # noqa: E402
 from calibrate.backends import BACKENDS, TOLERANCE, Routing, check, route  # noqa: E402

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.decoder import Group
 from calibrate.grid import CAPTURE_SIZES, FULL, QUICK, Extent, StepSpec, heads, make_grid
