@@ -109,8 +109,11 @@ def main() -> int:
     failed = False
     for page in options.pages or PAGES:
         before = page.read_text(encoding="utf-8")
-        with tempfile.TemporaryDirectory() as folder:
-            after, problems = rewritten(page, Path(folder), options.long)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                after, problems = rewritten(page, Path(folder), options.long)
+        except PageError as error:
+            after, problems = before, [f" {error}"]
         for problem in problems:
             failed = True
             print(f"{page.name}:{problem}", file=sys.stderr)
