@@ -46,7 +46,7 @@ def heat_chart(
         f"How does {words} change with {pair}{where}?" if target is None else
         f"Which {pair} keep {words} within its SLO{where}?"
     )  # fmt: skip
-    met = {at for at, p in grid.items() if target is not None and term_verdict(p.metrics.get(name), target) == MET}
+    met = {at for at, p in grid.items() if target is not None and term_verdict(p, name, target) == MET}
     desc = f"{words} by {across.words} and {up.words}. {_extremes(grid, across, up, name)}"
     caption = _caption(len(met), len(grid), None if target is None else show(name, target))
     if any(not p.metrics[name].settled for p in points if _value(p, name) is not None):

@@ -303,5 +303,4 @@ def _worse(pair: Pair, name: str, target: float) -> bool:
     full = is_overloaded(pair.one), is_overloaded(pair.other)
     if is_word(pair, name, WORSE) or (full == (False, True) and UNITS[name] == "s"):
         return True
-    sides = zip((pair.one, pair.other), full, strict=True)
-    return [term_verdict(p.metrics.get(name), target, overloaded=o) for p, o in sides] == [MET, NOT_MET]
+    return [term_verdict(point, name, target) for point in (pair.one, pair.other)] == [MET, NOT_MET]
