@@ -33,6 +33,12 @@ _UNANSWERED = 0.01
 _UNSERVED = 0.01
 """Share of requests that are refused or fail, from which that limits a point."""
 
+_FAILURES = {
+    "failed_loads": ": their adapter could not be loaded. Allow more retries, or keep more adapters in GPU or host memory.",
+    "lost": ": they were lost with their replica. Send such requests to another replica (requests: reroute).",
+    "wrong_detected": ": a wrong answer was noticed, and no retry was left. Allow more retries.",
+}
+"""Why requests fail, and what to do, by the name in ``Point.harm``."""
 _NAMES = {"slots": "slots", "kv": "KV memory", "seats": "seats (max_num_seqs)"}
 _STAGES = {
     "loader_queue_s": "waiting for a loader or a slot", "load_s": "loading adapters",
@@ -45,8 +51,8 @@ _STAGES = {
 class Limit:
     """One resource that limits a point.
 
-    :ivar name: ``fault``, ``refusals``, ``failures``, ``swaps``, ``loader``, ``slots``, ``KV memory``, ``seats (max_num_seqs)``, ``compute`` or
-        ``none``.
+    :ivar name: ``fault``, ``refusals``, ``failures``, ``swaps``, ``loader``, ``slots``, ``KV memory``,
+        ``seats (max_num_seqs)``, ``compute`` or ``none``.
     :ivar sentence: why, with the numbers.
     """
 
@@ -106,24 +112,19 @@ def _why_refused(point: Point, refused: float) -> str:
         return ". The notes of this run list the possible reasons."
     if limit < (_of(point, "kv", "tokens") or 0.0):
         return (
-            f": the longest has {longest:,} tokens, and fleet.max_model_len allows {limit:,}. Raise it to {longest:,} to "
-            "serve them all."
+            f": the longest has {longest:,} tokens, and fleet.max_model_len allows {limit:,}. Raise it to {longest:,} "
+            "to serve them all."
         )
     return (
-        f": the longest has {longest:,} tokens, and the KV cache of a replica holds {limit:,}. Raise fleet.kv_tokens, or "
-        "leave the KV cache more GPU memory (fewer adapter slots, smaller adapters)."
+        f": the longest has {longest:,} tokens, and the KV cache of a replica holds {limit:,}. Raise fleet.kv_tokens, "
+        "or leave the KV cache more GPU memory (fewer adapter slots, smaller adapters)."
     )
 
 
 def _why_failed(point: Point) -> str:
-    reasons = (
-        ("failed_loads", ": their adapter could not be loaded. Allow more retries, or keep more adapters in GPU or host "
-                         "memory."),
-        ("lost", ": they were lost with their replica. Send such requests to another replica (requests: reroute)."),
-        ("wrong_detected", ": a wrong answer was noticed, and no retry was left. Allow more retries."),
-    )  # fmt: skip
-    name, words = max(reasons, key=lambda pair: point.harm.get(pair[0]) or 0)
-    return words if point.harm.get(name) else "."
+    counts = {name: point.harm.get(name) or 0 for name in _FAILURES}
+    most = max(counts, key=lambda name: counts[name])
+    return _FAILURES[most] if counts[most] else "."
 
 
 def largest_stage(point: Point) -> tuple[str, float] | None:
@@ -226,7 +227,7 @@ def headroom(point: Point) -> str:
         )
     first = limits(point)[0].name
     if first in ("refusals", "failures"):
-        return "None for the requests that are not served: more load of the same kind leaves as large a share unserved."
+        return "Not visible while requests are refused or fail: serve them first."
     part = "compute" if first == "compute" else "loader"
     busy = _of(point, part, "utilization")
     demand = _of(point, part, "offered_load") or busy

@@ -81,7 +81,8 @@ def confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = 
     if is_overloaded(point):
         return "low", "more arrives than can be served, so the numbers depend on how long the run is"
     if any(lacks_answers(point, n, t) and late_verdict(point, n, t) == NOT_MET for n, t in slo_terms.items()):
-        return ("medium" if assumed else "high"), "clearly more requests go unserved than the SLO allows"
+        reason = "clearly more requests go unserved than the SLO allows"
+        return ("medium", f"{reason}, but the costs are assumed, not measured") if assumed else ("high", reason)
     for name, metric in metrics.items():
         if metric.value is None and (name in slo_terms or metric.note.startswith("not enough data")):
             return "low", f"{metric_words(name)}: {missing(metric)}"

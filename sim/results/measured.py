@@ -230,4 +230,5 @@ def slow_ones(m: Measured) -> NDArray[np.bool_] | None:
 
 def stopped_s(m: Measured) -> Floats:
     """Return when the run of each measured request stopped."""
-    return np.array([recording.stopped_s for recording in m.recordings])[m.section // m.sections]
+    ends = np.array([recording.stopped_s for recording in m.recordings], dtype=np.float64)
+    return np.asarray(ends[m.section // m.sections])

@@ -138,8 +138,8 @@ class Point:
         (``sim.results.draws``).
     :ivar late: by latency term of the SLO; ``{}`` where every measured request was served.
     :ivar unserved: measured requests of all replications: ``{"requests", "refused", "failed", "too_long",
-        "longest_tokens", "limit_tokens"}``; too long: refused at arrival for their tokens, with the most that one of them
-        has, and how many ``fleet.max_model_len`` or the KV cache allows; ``{}`` where every one was served.
+        "longest_tokens", "limit_tokens"}``; too long: refused at arrival for their tokens, with the most that one of
+        them has, and how many ``fleet.max_model_len`` or the KV cache allows; ``{}`` where every one was served.
     """
 
     set: dict[str, Any]

@@ -36,10 +36,13 @@ def unserved_counts(m: Measured) -> dict[str, int]:
     tokens = m.column("prompt_tokens")[too_long] + m.column("output_tokens")[too_long]
     limits = [limit for limit in (m.facts.max_model_len, m.facts.kv_tokens) if limit is not None]
     return {
-        "requests": len(lost), "refused": int(refused.sum()), "failed": int(lost.sum() - refused.sum()),
-        "too_long": int(too_long.sum()), "longest_tokens": int(np.max(tokens, initial=0)),
+        "requests": len(lost),
+        "refused": int(refused.sum()),
+        "failed": int(lost.sum() - refused.sum()),
+        "too_long": int(too_long.sum()),
+        "longest_tokens": int(np.max(tokens, initial=0)),
         "limit_tokens": min(limits, default=0),
-    }  # fmt: skip
+    }
 
 
 def is_served(m: Measured) -> bool:
@@ -60,7 +63,7 @@ def attainment(m: Measured, judge: Judge) -> Metric:
     assert late is not None, "there is a judge"
     good = judge({name: m.column(name) for name in JUDGED})
     decided = (m.column("status") != UNFINISHED) | late
-    return _share(m, good, decided, _times_target(m, m.facts.slo))
+    return _share(m, good, decided, _times_target(m, m.facts.slo), m.sections)
 
 
 def late_shares(m: Measured) -> dict[str, Late]:
@@ -75,11 +78,13 @@ def late_shares(m: Measured) -> dict[str, Late]:
 
 def _late_share(m: Measured, name: str, target: float) -> Metric:
     lost, stamp = unserved(m), _quantile_stamp(name)
+    # A rollout or a fault is one event: it meets some sections and not others.
+    sections = 1 if m.facts.strategies or m.facts.faults else m.sections
     if stamp is None:
-        return _share(m, lost, np.ones_like(lost), lost.astype(np.float64))
+        return _share(m, lost, np.ones_like(lost), lost.astype(np.float64), sections)
     wait = _wait(m, stamp)
     late = lost | (wait > target)
-    return _share(m, late, (m.column("status") != UNFINISHED) | late, np.where(lost, np.inf, wait))
+    return _share(m, late, (m.column("status") != UNFINISHED) | late, np.where(lost, np.inf, wait), sections)
 
 
 def _quantile_stamp(name: str) -> str | None:
@@ -108,10 +113,15 @@ def _times_target(m: Measured, slo: Mapping[str, float]) -> Floats:
     return np.asarray(found, dtype=np.float64)
 
 
-def _share(m: Measured, chosen: Mask, of: Mask, slowness: Floats) -> Metric:
-    """Return how many of the requests ``of`` are ``chosen``: the late ones, or all others."""
+def _share(m: Measured, chosen: Mask, of: Mask, slowness: Floats, sections: int) -> Metric:
+    """Return how many of the requests ``of`` are ``chosen``: the late ones, or all others.
+
+    :param sections: parts of a replication; 1: its interval comes from replications alone.
+    """
     rare = min(int(chosen.sum()), int(of.sum()) - int(chosen.sum())) < _RARE * int(of.sum())
     tail = chosen
     if rare and of.any():
         tail = of & (slowness >= np.quantile(slowness[of], 1 - _RARE, method="lower"))
-    return share_of_requests(m.count(chosen), m.count(of), m.count(tail), m.sections)
+    parts = m.replications * sections
+    over, under, slow = (m.count(which).reshape(parts, -1).sum(axis=1) for which in (chosen, of, tail))
+    return share_of_requests(over, under, slow, sections)

@@ -280,8 +280,10 @@ def share_of_requests(over: Floats, under: Floats, tail: Floats, sections: int) 
     if metric.value is None:
         return metric
     low, high = wilson(metric.value, _independent(tail, under, sections))
-    metric.lo = low if metric.lo is None else min(metric.lo, low)
-    metric.hi = high if metric.hi is None else max(metric.hi, high)
+    if metric.lo is None or metric.hi is None:  # a single part has no spread
+        metric.lo, metric.hi, metric.settled, metric.note = low, high, True, ""
+    else:
+        metric.lo, metric.hi = min(metric.lo, low), max(metric.hi, high)
     if metric.settled:
         _unsettle_wide(metric, max(metric.value - metric.lo, metric.hi - metric.value), is_share=True)
     return metric

@@ -14,7 +14,7 @@ MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
 
 
 def interval_verdict(metric: Metric | None, target: float, *, overloaded: bool = False, widen: float = 1.0) -> str:
-    """Return whether a value meets its target, by its interval alone; a term of an SLO asks for more (``term_verdict``).
+    """Return whether a value meets its target, by its interval alone; for a term of an SLO see ``term_verdict``.
 
     An unsettled interval is doubled before it may decide, and to count as met it must also leave a quarter
     of the value to the target: waits that haven't settled grow with a longer run, they don't shrink. The
@@ -64,9 +64,9 @@ def allowed(name: str) -> float:
 def late_share(point: Point, name: str, target: float) -> Metric | None:
     """Return the share of the measured requests that are late for a term; None where every one was served.
 
-    Refused and failed requests are infinitely late (``sim.results.served``). Points of older versions, and those simulated
-    for another target, only have counts and the distribution of completed requests: these say nearly the same, with an
-    interval as of independent requests.
+    Refused and failed requests are infinitely late (``sim.results.served``). Points of older versions, and those
+    simulated for another target, only have counts and the distribution of completed requests: these say nearly the
+    same, with an interval as of independent requests.
     """
     if name == "miss_ratio":  # judges the cache, by admitted requests
         return None
@@ -90,7 +90,7 @@ def unserved(point: Point) -> tuple[float, float]:
 
 
 def _share_beyond(point: Point, name: str, target: float) -> float:
-    """Return which share of the completed requests is beyond the target of a quantile, at most: by their distribution."""
+    """Return which share of the completed requests is beyond the target of a quantile, by their distribution."""
     stage, _, statistic = name.removesuffix("_s").partition("_")
     curve = point.cdf.get(f"{stage}_s") or (point.cdf.get("e2e_s") if stage == "ttft" else None)
     if statistic not in ("p50", "p99") or not curve:

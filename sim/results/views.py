@@ -77,7 +77,8 @@ def measure_alone(recording: Recording, facts: Facts) -> tuple[dict[str, Metric]
     it is printed: one that varies more only makes the comparison wider.
     """
     metrics, m = measure([recording], facts, least_for_p99=MIN_SECTION_P99)
-    return metrics, late_shares(m), any(load is not None and load >= 1 for load in (_offered_to_loaders(m), _overload(m)))
+    overloaded = any(load is not None and load >= 1 for load in (_offered_to_loaders(m), _overload(m)))
+    return metrics, late_shares(m), overloaded
 
 
 def _unsettle_overloaded(point: Point) -> None:

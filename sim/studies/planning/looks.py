@@ -166,10 +166,10 @@ class Looks:
         assert design.point is not None, "it was simulated"
         term = self._worst(design.point)
         lost, total = unserved(design.point)
-        noted = Noted(
-            design.set, by_effort[effort], design.seen.word, design.seen.score, term, design.point.metrics[term].value,
-            lost / total if lacks_answers(design.point, term, self.terms[term]) else None,
-        )  # fmt: skip
+        value, share = design.point.metrics[term].value, None
+        if lacks_answers(design.point, term, self.terms[term]):
+            share = lost / total
+        noted = Noted(design.set, by_effort[effort], design.seen.word, design.seen.score, term, value, share)
         self.noted.append(noted)
         self._told(noted)
         return design.seen
