@@ -106,6 +106,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     return f"did you mean {close[0]!r}?" if close else None
 
 
+def install_hint(extra: str) -> str:
+    """Return how to install an extra. loraplan is on no package index, so it takes a clone of the repository."""
+    return f"run pip install -e '.[{extra}]' in your clone of loraplan"
+
+
 def _shorten(value: object, limit: int = 80) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = repr(value) if isinstance(value, str) and (not value or value != value.strip()) else text

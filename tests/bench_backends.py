@@ -1,8 +1,8 @@
 """Hold one sweep on every backend against the same on this machine, with a worker killed midway, too.
 
 ``python tests/bench_backends.py [--points 200] [--requests 10000] [--out FOLDER] [NAME ...]``: a row for every run: the
-time it took, and whether its tables are those of ``local``, byte for byte. Needs ``loraplan[dask,ray]``; what is not
-installed is left out, and said.
+time it took, and whether its tables are those of ``local``, byte for byte. Needs
+``pip install -e '.[dask,ray]'``; what is not installed is left out, and said.
 """
 
 from __future__ import annotations

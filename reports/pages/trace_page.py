@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,13 @@ def _kept_all(texts: Sequence[str]) -> list[str]:
 
 
 def _laws(facts: TraceFacts) -> list[Table]:
+    """Return a table of laws for each thing they are of; verdicts of two words stay on one line."""
     tables = [laws_table(facts, of) for of in dict.fromkeys(law.of for law in facts.laws)]
-    return [table for table in tables if table is not None]
+    return [
+        replace(table, rows=[[*row[:-1], row[-1].replace(" ", "\u00a0")] for row in table.rows])
+        for table in tables
+        if table is not None
+    ]
 
 
 def _notes(facts: TraceFacts) -> list[str]:

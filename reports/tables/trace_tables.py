@@ -115,10 +115,10 @@ def laws_table(facts: TraceFacts, of: str | None = None) -> Table | None:
 
 
 def _verdict(law: LawRow) -> str:
-    """Return what p says of a law; the spaces don't break."""
+    """Return what p says of a law."""
     if law.p_value is None:
-        return "not\u00a0judged"
-    return "possible" if law.p_value >= LEAST_P else "ruled\u00a0out"
+        return "not judged"
+    return "possible" if law.p_value >= LEAST_P else "ruled out"
 
 
 def parameters(law: LawRow) -> str:

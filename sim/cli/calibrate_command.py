@@ -11,7 +11,7 @@ import typer
 
 from sim.cli.options import QuietOption
 from sim.cli.output import message, print_rich, progress_bar, rich_rows
-from sim.errors import InputError
+from sim.errors import InputError, install_hint
 
 if TYPE_CHECKING:
     from calibrate.samples import SampleLog
@@ -130,7 +130,7 @@ def _need_torch() -> None:
         raise InputError(
             f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed",
             key="calibrate",
-            hint="pip install 'loraplan[gpu]'",
+            hint=install_hint("gpu"),
         )
 
 

@@ -51,7 +51,7 @@ def plan(
 ) -> None:
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
     from reports.answers.plan_answer import plan_answer, plan_json
-    from reports.formatting import metric_words, show
+    from reports.formatting import metric_words, percent, show
     from reports.pages.run_page import write_report
     from sim.results.run_directory.store import blamed_on, read_run
     from sim.spec.scenario_file import load_scenario
@@ -64,6 +64,8 @@ def plan(
         values = ", ".join(f"{key} {value}" for key, value in noted.set.items())
         runs = f"{noted.replications} replication{'s' if noted.replications != 1 else ''}"
         seen = metric_words(noted.term) + ("" if noted.value is None else f" {show(noted.term, noted.value)}")
+        if noted.unserved is not None:
+            seen = f"{percent(noted.unserved)} of the requests refused or failed"
         message(f"  {values}: {noted.word} ({seen}; {runs})", quiet or json)
 
     with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet, "planning") as progress:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.device import lora_backends  # noqa: E402
 from calibrate.device.lora_backends import BACKENDS, TOLERANCE, check  # noqa: E402

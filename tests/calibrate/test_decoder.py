@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.device.lora_routing import route  # noqa: E402
 from calibrate.steps.decoder import Decoder, Group, Lora, needed_bytes, work_of  # noqa: E402

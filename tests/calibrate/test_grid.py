@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.steps.decoder import Group
 from calibrate.steps.step_grid import CAPTURE_SIZES, FULL, QUICK, Extent, StepSpec, heads, make_grid

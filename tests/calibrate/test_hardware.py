@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.device import hardware  # noqa: E402
 

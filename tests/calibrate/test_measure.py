@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.device.devices import CpuDevice, UnavailableError, open_device, out_of_memory
 from calibrate.device.hardware import Ceilings, describe

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.fit.regression import ADDITIVE, LEFT_OUT, MULTIPLICATIVE, solve
 from calibrate.fit.sample_fit import step_hold_outs

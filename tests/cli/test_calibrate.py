@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine, start
 
-pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
+pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 ALL = ("calibrate", "all", "--device", "cpu", "--model", "tiny", "--quick", "--out", "runs/cal")
 
@@ -150,4 +150,4 @@ def test_without_torch_the_extra_is_named(loraplan: CommandLine, monkeypatch: py
     ended = loraplan("calibrate", "steps", "--device", "cpu", "--model", "tiny")
     assert ended.code == 2
     assert "torch is not installed" in ended.err
-    assert "pip install 'loraplan[gpu]'" in ended.err
+    assert "run pip install -e '.[gpu]' in your clone of loraplan" in ended.err

@@ -47,6 +47,8 @@ def test_it_says_what_the_trace_is_like_and_writes_a_page_and_a_scenario(lorapla
     folder = Path("runs/trace-recorded")
     assert {path.name for path in folder.iterdir()} >= {"report.html", "traffic.yaml", "trace.json", "lengths.csv"}
     assert "of the same ones shuffled" in ended.out
+    assert "ruled out" in ended.out
+    assert "\\x" not in ended.out, "a no-break space comes out as an escape"
     assert ended.out.splitlines()[-2].split() == ["scenario", str(folder / "traffic.yaml")]
     written = json.loads((folder / "trace.json").read_text(encoding="utf-8"))
     assert written == facts(loraplan, recorded)

@@ -1,6 +1,6 @@
 """Predict the adapter loads of ten-minute runs (load_counts.csv); as a program, print errors by slots.
 
-    python tests/statistical/load_counts.py ../shared/data [mean-itl]
+    python tests/statistical/load_counts.py DIR [mean-itl]
 
 Requests come through the front end that all these runs were measured behind. It matters: while it stands still,
 adapters whose next request waits outside leave the batch, and come back at the price of a cascade.
@@ -44,14 +44,14 @@ class Counted:
         return self.predicted / self.measured - 1
 
 
-def rows(shared: Path) -> list[dict[str, str]]:
+def rows(tables: Path) -> list[dict[str, str]]:
     """Return the runs in which slots bind: more adapters than slots, and most of the KV cache free."""
     capacity = {}
-    with open(shared / "vllm_h100" / "kv_capacity.csv", newline="") as lines:
+    with open(tables / "kv_capacity.csv", newline="") as lines:
         for row in csv.DictReader(lines):
             if row["status"] == "ok" and row["model"].startswith("llama") and row["max_lora_rank"] == "8":
                 capacity[row["max_loras"]] = float(row["kv_cache_tokens"])
-    with open(shared / "vllm_h100" / "load_counts.csv", newline="") as lines:
+    with open(tables / "load_counts.csv", newline="") as lines:
         return [
             row | {"kv_tokens": str(capacity[row["gpu_slots"]])}
             for row in csv.DictReader(lines)

@@ -72,7 +72,7 @@ def test_a_sample_of_hours_is_predicted(shared: Path) -> None:
 @pytest.mark.parametrize(("most_slots", "bound"), [(16, 0.10), (64, 0.10)])
 def test_load_counts_of_runs_in_which_slots_bind(shared: Path, tmp_path: Path, most_slots: int, bound: float) -> None:
     """docs/validation.md has all rows; without evictions of adapters in use, loads would be 3 to 5 times too few."""
-    some = [row for row in rows(shared) if int(row["gpu_slots"]) <= most_slots][:: most_slots // 4]
+    some = [row for row in rows(shared / "vllm_h100") if int(row["gpu_slots"]) <= most_slots][:: most_slots // 4]
     counted = [count(row, tmp_path) for row in some]
     assert len(counted) > 10
     assert median_error(counted) < bound

@@ -131,7 +131,8 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError) as refused, open_pool(Where(backend)):
         pass
     assert str(refused.value) == (
-        f"--backend: the package {module} is missing (got {backend}); pip install 'loraplan[{backend}]'"
+        f"--backend: the package {module} is missing (got {backend}); "
+        f"run pip install -e '.[{backend}]' in your clone of loraplan"
     )
 
 

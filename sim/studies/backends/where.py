@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sim.errors import InputError, did_you_mean
+from sim.errors import InputError, did_you_mean, install_hint
 from sim.studies.backends.pool import Local, Pool
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def open_pool(where: Where, jobs: int = -1, told: Callable[[str], None] = lambda
     if find_spec(_MODULES[where.backend]) is None:
         raise InputError(
             f"the package {_MODULES[where.backend]} is missing", key="--backend", got=where.backend,
-            hint=f"pip install 'loraplan[{where.backend}]'",
+            hint=install_hint(where.backend),
         )  # fmt: skip
     from sim.studies.backends.cluster import Cluster
 
