@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scipy.stats import t as student_t
 
@@ -27,8 +27,10 @@ class Request:
     adapter_bytes: float
     output_tokens: int
     outcome: str
+    tier: str
     replica: int
     preemptions: int
+    load_queue_s: float
     load_wait_s: float
     admitted_s: float | None
     first_token_s: float | None
@@ -52,7 +54,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a replica (engine ``fixed``: the service of a request)."""
+    """A step of a replica (engine ``fixed``: the service of a request), or a loader's pause before another attempt."""
 
     start_s: float
     end_s: float
@@ -72,6 +74,8 @@ class Replication:
 
     requests: list[Request]
     loads: list[Load]
+    pauses: list[Step]
+    retries: int
     steps: list[Step]
     gaps: list[Gap]
     evictions: int
@@ -107,8 +111,10 @@ class Part:
     last: bool
     measured: list[Request]
     measured_indices: set[int]
+    busiest_replica: int
     ended: list[Request]
     loads: list[Load]
+    pauses: list[Step]
     steps: list[Step]
     gaps: list[Gap]
 
@@ -121,24 +127,17 @@ class Part:
 
 
 def measured_requests(replication: Replication, facts: Facts) -> list[Request]:
-    """Requests that arrive after the warm-up: of the requests or, with a duration, of the time."""
-    requests = sorted(replication.requests, key=lambda request: request.index)
-    if facts.duration_s is None:
-        warmup_requests = int(facts.warmup * len(requests))
-        return requests[warmup_requests:]
-    measured = []
-    for request in requests:
-        if request.arrival_s >= facts.warmup * facts.duration_s:
-            measured.append(request)
-    return measured
+    """Requests that arrive from the end of the warm-up on, which is a share of the requests or of the time."""
+    warmup_ends_s, _ = measured_time(replication, facts)
+    return [request for request in replication.requests if request.arrival_s >= warmup_ends_s]
 
 
 def measured_time(replication: Replication, facts: Facts) -> tuple[float, float]:
-    """From the first measured arrival to the last arrival; with a duration from the warm-up's end to the run's."""
+    """From the first arrival after the warm-up to the last; with a duration from the warm-up's end to the run's."""
     if facts.duration_s is not None:
         return facts.warmup * facts.duration_s, facts.duration_s
-    arrivals = [request.arrival_s for request in measured_requests(replication, facts)]
-    return min(arrivals), max(arrivals)
+    arrivals = [request.arrival_s for request in replication.requests]
+    return arrivals[math.floor(facts.warmup * len(arrivals))], arrivals[-1]
 
 
 def overlap_s(start_s: float, end_s: float, begin_s: float, stop_s: float) -> float:
@@ -146,36 +145,53 @@ def overlap_s(start_s: float, end_s: float, begin_s: float, stop_s: float) -> fl
     return max(0.0, min(end_s, stop_s) - max(start_s, begin_s))
 
 
-def is_in(time_s: float, begin_s: float, end_s: float, last: bool) -> bool:
+def is_in(time_s: float, begin_s: float, end_s: float) -> bool:
     """Whether it happens in a part; what happens on a border belongs to the part that begins there."""
-    if last:
-        return begin_s <= time_s <= end_s
     return begin_s <= time_s < end_s
 
 
 def make_part(
     replication: Replication, facts: Facts, begin_s: float, end_s: float, last: bool, measured: list[Request]
 ) -> Part:
-    """The part [begin, end] of a replication; the last one ends with the measured time and has the drain's gaps."""
+    """The part from begin to end of a replication; the last one has the drain's gaps, too."""
     ended = []
     for request in replication.requests:
-        if request.status == "completed" and request.finished_s is not None:
-            if is_in(request.finished_s, begin_s, end_s, last):
-                ended.append(request)
+        if request.status == "completed" and is_in(request.finished_s, begin_s, end_s):
+            ended.append(request)
     loads = []
     for load in replication.loads:
-        if overlap_s(load.start_s, load.end_s, begin_s, end_s) > 0 or is_in(load.start_s, begin_s, end_s, last):
+        if overlap_s(load.start_s, load.end_s, begin_s, end_s) > 0 or is_in(load.start_s, begin_s, end_s):
             loads.append(load)
-    steps = []
-    for step in replication.steps:
-        if overlap_s(step.start_s, step.end_s, begin_s, end_s) > 0:
-            steps.append(step)
+    steps = [step for step in replication.steps if overlap_s(step.start_s, step.end_s, begin_s, end_s) > 0]
+    pauses = [pause for pause in replication.pauses if overlap_s(pause.start_s, pause.end_s, begin_s, end_s) > 0]
     gaps = []
     for gap in replication.gaps:
         if begin_s <= gap.step_start_s and (last or gap.step_start_s < end_s):
             gaps.append(gap)
-    measured_indices = {request.index for request in measured_requests(replication, facts)}
-    return Part(facts, begin_s, end_s, last, measured, measured_indices, ended, loads, steps, gaps)
+    all_measured = measured_requests(replication, facts)
+    return Part(
+        facts,
+        begin_s,
+        end_s,
+        last,
+        measured,
+        {request.index for request in all_measured},
+        busiest_replica(all_measured, facts),
+        ended,
+        loads,
+        pauses,
+        steps,
+        gaps,
+    )
+
+
+def busiest_replica(measured: list[Request], facts: Facts) -> int:
+    """The replica of the base model with the most measured requests; of several the first."""
+    counts = [0] * facts.base_replicas
+    for request in measured:
+        if 0 <= request.replica < facts.base_replicas:
+            counts[request.replica] += 1
+    return counts.index(max(counts))
 
 
 def whole(replication: Replication, facts: Facts) -> Part:
@@ -184,24 +200,27 @@ def whole(replication: Replication, facts: Facts) -> Part:
     return make_part(replication, facts, begin_s, end_s, True, measured_requests(replication, facts))
 
 
+def section_begins(replication: Replication, facts: Facts, how_many: int) -> list[float]:
+    """When each section begins: at every n-th measured request; with a duration, after equal times."""
+    begin_s, end_s = measured_time(replication, facts)
+    if facts.duration_s is not None:
+        return [begin_s + (end_s - begin_s) * place / how_many for place in range(how_many)]
+    arrivals = [request.arrival_s for request in replication.requests]
+    after_warmup = arrivals[math.floor(facts.warmup * len(arrivals)) :]
+    return [after_warmup[len(after_warmup) * place // how_many] for place in range(how_many)]
+
+
 def sections(replication: Replication, facts: Facts, how_many: int) -> list[Part]:
     """Sections of equally many measured requests; with a duration, of equal times."""
     measured = measured_requests(replication, facts)
-    begin_s, end_s = measured_time(replication, facts)
+    begins = section_begins(replication, facts, how_many)
+    _, measured_end_s = measured_time(replication, facts)
     parts = []
-    for place in range(how_many):
+    for place, begin_s in enumerate(begins):
         last = place == how_many - 1
-        if facts.duration_s is None:
-            first = len(measured) * place // how_many
-            after = len(measured) * (place + 1) // how_many
-            mine = measured[first:after]
-            starts = measured[first].arrival_s
-            ends = end_s if last else measured[after].arrival_s
-        else:
-            starts = begin_s + (end_s - begin_s) * place / how_many
-            ends = end_s if last else begin_s + (end_s - begin_s) * (place + 1) / how_many
-            mine = [request for request in measured if is_in(request.arrival_s, starts, ends, last)]
-        parts.append(make_part(replication, facts, starts, ends, last, mine))
+        end_s = measured_end_s if last else begins[place + 1]
+        mine = [r for r in measured if r.arrival_s >= begin_s and (last or r.arrival_s < end_s)]
+        parts.append(make_part(replication, facts, begin_s, end_s, last, mine))
     return parts
 
 
@@ -321,7 +340,7 @@ def loads_per_request(parts: list[Part]) -> float | None:
     begun = 0
     for part in parts:
         for load in part.loads:
-            if is_in(load.start_s, part.begin_s, part.end_s, part.last):
+            if is_in(load.start_s, part.begin_s, part.end_s):
                 begun += 1
     return ratio(begun, len(admitted(parts)))
 
@@ -334,6 +353,8 @@ def loader_utilization(parts: list[Part]) -> float | None:
         for load in part.loads:
             if load.tier == "storage" and not load.whole_model:
                 busy_s.append(overlap_s(load.start_s, load.end_s, part.begin_s, part.end_s))
+        for pause in part.pauses:
+            busy_s.append(overlap_s(pause.start_s, pause.end_s, part.begin_s, part.end_s))
     return ratio(math.fsum(busy_s), math.fsum(there_s))
 
 
@@ -462,17 +483,14 @@ def preemptions(parts: list[Part]) -> int:
 
 
 def replica_load_skew(parts: list[Part]) -> float | None:
-    """Requests of the busiest replica of the base model over the mean per replica, each summed over the parts."""
-    busiest = 0
+    """Requests of each replication's busiest replica over the mean per replica of the base model."""
+    of_busiest = 0
     means = []
     for part in parts:
-        counts = [0] * part.facts.base_replicas
-        for request in part.measured:
-            if 0 <= request.replica < part.facts.base_replicas:
-                counts[request.replica] += 1
-        busiest += max(counts)
-        means.append(sum(counts) / len(counts))
-    return ratio(busiest, math.fsum(means))
+        own = [request for request in part.measured if 0 <= request.replica < part.facts.base_replicas]
+        of_busiest += len([request for request in own if request.replica == part.busiest_replica])
+        means.append(len(own) / part.facts.base_replicas)
+    return ratio(of_busiest, math.fsum(means))
 
 
 HARMS = ("mixed", "stale", "wrong-served", "old-prefix", "gated")
@@ -490,21 +508,24 @@ def harmed(parts: list[Part]) -> int:
 
 
 def first_event_s(facts: Facts) -> float:
-    """When the first rollout or fault begins."""
-    return min(facts.rollout_begins + facts.fault_begins)
+    """When the first rollout or fault begins; a fault from the start belongs to how things are."""
+    later_faults = [begins_s for begins_s in facts.fault_begins if begins_s > 0]
+    return min(facts.rollout_begins + later_faults, default=0.0)
 
 
 def harmed_excess(parts: list[Part]) -> float | None:
-    """Harmed from the first rollout or fault on, less as large a share as was late before."""
-    facts = parts[0].facts
-    began_s = first_event_s(facts)
-    before = [request for part in parts for request in part.measured if request.arrival_s < began_s]
-    after = [request for part in parts for request in part.measured if request.arrival_s >= began_s]
-    if not before:
-        return None
-    late_before = len([request for request in before if is_late(request, facts)])
-    harmed_after = len([request for request in after if is_harmed(request, facts)])
-    return harmed_after - late_before / len(before) * len(after)
+    """Harmed from the first rollout or fault on, less as large a share as was late before, summed over replications."""
+    total = 0.0
+    for part in parts:
+        began_s = first_event_s(part.facts)
+        before = [request for request in part.measured if request.arrival_s < began_s]
+        after = [request for request in part.measured if request.arrival_s >= began_s]
+        if not before:
+            return None
+        late_before = len([request for request in before if is_late(request, part.facts)])
+        harmed_after = len([request for request in after if is_harmed(request, part.facts)])
+        total += harmed_after - late_before / len(before) * len(after)
+    return total
 
 
 def versions_of_sessions(part: Part) -> dict[tuple[int, int], list[Request]]:
@@ -545,61 +566,68 @@ def sessions_went_back(parts: list[Part]) -> int:
     return went_back
 
 
-def window_during(part: Part) -> tuple[float, float]:
-    """From the first rollout to the end of its observation, within the measured time."""
-    facts = part.facts
-    ends = [part.end_s if end_s is None else end_s for end_s in facts.rollout_ends]
+def window_during(facts: Facts) -> tuple[float, float]:
+    """From the first rollout to the end of the last observation."""
+    ends = [math.inf if end_s is None else end_s for end_s in facts.rollout_ends]
     return min(facts.rollout_begins), max(ends)
 
 
+def only_arrived(part: Part, begin_s: float, end_s: float) -> Part:
+    """The part with the requests that arrived in a window alone."""
+    mine = [request for request in part.measured if begin_s <= request.arrival_s < end_s]
+    return replace(part, measured=mine)
+
+
 def arrived_during(parts: list[Part]) -> list[Part]:
-    return [with_requests(part, *window_during(part)) for part in parts]
+    return [only_arrived(part, *window_during(part.facts)) for part in parts]
 
 
 def arrived_before(parts: list[Part]) -> list[Part]:
-    return [with_requests(part, part.begin_s, min(part.facts.rollout_begins)) for part in parts]
+    return [only_arrived(part, -math.inf, min(part.facts.rollout_begins)) for part in parts]
 
 
-def with_requests(part: Part, begin_s: float, end_s: float) -> Part:
-    mine = [request for request in part.measured if begin_s <= request.arrival_s < end_s]
-    return Part(part.facts, begin_s, end_s, False, mine, set(), [], part.loads, [], [])
+def span_during(part: Part) -> tuple[float, float]:
+    """The part of the window that lies in the measured time."""
+    begin_s, end_s = window_during(part.facts)
+    begin_s = max(begin_s, part.begin_s)
+    return begin_s, max(begin_s, min(end_s, part.end_s))
 
 
-def loads_in_window(part: Part, measured_end_s: float) -> list[float]:
-    """Begins of the loads in the window, but for those after the measured time."""
-    begun = []
-    for load in part.loads:
-        if part.begin_s <= load.start_s < part.end_s and load.start_s <= measured_end_s:
-            begun.append(load.start_s)
-    return sorted(begun)
+def span_before(part: Part) -> tuple[float, float]:
+    """The measured time before the first rollout."""
+    return part.begin_s, max(part.begin_s, min(min(part.facts.rollout_begins), part.end_s))
+
+
+def loads_begun(part: Part, span: tuple[float, float]) -> list[float]:
+    return sorted(load.start_s for load in part.loads if is_in(load.start_s, *span))
 
 
 def rollout_loads(parts: list[Part]) -> int:
-    return sum(
-        len(loads_in_window(during, part.end_s)) for part, during in zip(parts, arrived_during(parts), strict=True)
-    )
+    return sum(len(loads_begun(part, span_during(part))) for part in parts)
 
 
-def peak_loads_per_s(begins: list[float]) -> float:
-    """The highest number of loads that begin within any 10 s, per second."""
+def peak_loads_per_s(part: Part, span: tuple[float, float]) -> float | None:
+    """The highest number of loads that begin within any 10 s of a span, or in all of a shorter one, per second."""
+    begins = loads_begun(part, span)
+    window_s = min(10.0, span[1] - span[0])
+    if window_s <= 0:
+        return None
     most = 0
     for first in range(len(begins)):
         within = 0
         for other in begins[first:]:
-            if other < begins[first] + 10.0:
+            if other < begins[first] + window_s:
                 within += 1
         most = max(most, within)
-    return most / 10.0
+    return most / window_s
 
 
-def rollout_peak_loads_per_s(part: Part) -> float:
-    (during,) = arrived_during([part])
-    return peak_loads_per_s(loads_in_window(during, part.end_s))
+def rollout_peak_loads_per_s(part: Part) -> float | None:
+    return peak_loads_per_s(part, span_during(part))
 
 
-def before_peak_loads_per_s(part: Part) -> float:
-    (before,) = arrived_before([part])
-    return peak_loads_per_s(loads_in_window(before, part.end_s))
+def before_peak_loads_per_s(part: Part) -> float | None:
+    return peak_loads_per_s(part, span_before(part))
 
 
 def rerouted_e2e_mean_s(parts: list[Part]) -> float | None:
@@ -648,6 +676,8 @@ RATIOS: dict[str, Statistic] = {
     "replica_load_skew": replica_load_skew,
 }
 HISTOGRAMS: dict[str, Statistic] = {"itl_p99_s": itl_p99_s}
+OF_TOKENS = ("tpot_mean_s", "itl_mean_s", "itl_p99_s", "output_tokens_per_s")
+"""Engine ``fixed`` has no tokens."""
 SHARES = (
     "miss_ratio",
     "delayed_hit_ratio",
@@ -663,13 +693,23 @@ SHARES = (
 
 @dataclass(frozen=True)
 class Counted:
-    """A metric: its value, its value in every section and replication, and its interval. None: withheld."""
+    """A metric: its value, in every section and replication, its interval, and the parts that a point keeps.
+
+    None: withheld.
+    """
 
     value: float | None
     in_sections: list[float | None]
     in_replications: list[float | None]
     low: float | None = None
     high: float | None = None
+
+    @property
+    def parts(self) -> list[float | None]:
+        """One value a replication from five replications on, else one a section; counts of events one a replication."""
+        if not self.in_sections or len(self.in_replications) >= MIN_REPLICATIONS_AS_SECTIONS:
+            return self.in_replications
+        return self.in_sections
 
 
 def half_width(values: list[float], value: float) -> float | None:
@@ -713,7 +753,10 @@ class SecondCount:
             other = half_width([x for x in in_replications if x is not None], value)
             if other is not None:
                 half = other if half is None else max(half, other)
-        return Counted(value, in_sections, in_replications, *limits(name, value, half))
+        low, high = limits(name, value, half)
+        if name == "replica_load_skew" and low is not None:
+            low, high = max(1.0, low), min(float(self.facts.base_replicas), high)
+        return Counted(value, in_sections, in_replications, low, high)
 
     def of_replications(self, name: str, value: float | None, in_replications: list[float | None]) -> Counted:
         """Kinds replications and p99 of replications: the spread of the replications."""
@@ -751,6 +794,8 @@ class SecondCount:
         here = len(completed(self.wholes))
         counted = {}
         for name, statistic in MEANS.items():
+            if self.facts.fixed_engine and name in OF_TOKENS:
+                continue
             values = len(tpots(self.wholes)) if name == "tpot_mean_s" else here
             counted[name] = self.of_sections(name, statistic, values >= MIN_REQUESTS_MEAN)
         for name, statistic in MEDIANS.items():
@@ -758,6 +803,8 @@ class SecondCount:
         for name, statistic in P99S.items():
             counted[name] = self.of_sections(name, statistic, here >= MIN_REQUESTS_P99)
         for name, statistic in (RATIOS | HISTOGRAMS).items():
+            if self.facts.fixed_engine and name in OF_TOKENS:
+                continue
             if name in ("goodput_rps", "slo_attainment") and not has_targets(self.facts):
                 continue
             if name == "replica_load_skew" and self.facts.base_replicas == 1:
@@ -771,14 +818,18 @@ class SecondCount:
         for name in ("completed", "unfinished"):
             counted[name] = self.without_interval(lambda parts, status=name: count_status(parts, status))
         counted["preemptions"] = self.without_interval(preemptions)
-        evictions = sum(replication.evictions for replication in self.replications)
-        counted["evictions"] = Counted(evictions, [], [])
+        evictions = [replication.evictions for replication in self.replications]
+        counted["evictions"] = Counted(sum(evictions), [], evictions)
         for name in ("refused", "failed"):
-            counted[name] = self.summed(lambda parts, status=name: count_status(parts, status))
+            metric = self.summed(lambda parts, status=name: count_status(parts, status))
+            if not self.facts.rollout_begins and not self.facts.faults:  # then it comes in a stream, like any other
+                metric = replace(metric, in_sections=[count_status([part], name) for part in self.sections])
+            counted[name] = metric
         return counted
 
     def without_interval(self, statistic: Statistic) -> Counted:
-        return Counted(statistic(self.wholes), [], [statistic([part]) for part in self.wholes])
+        in_sections = [statistic([section]) for section in self.sections]
+        return Counted(statistic(self.wholes), in_sections, [statistic([part]) for part in self.wholes])
 
     def summed(self, statistic: Statistic) -> Counted:
         return self.of_count(statistic(self.wholes), [statistic([part]) for part in self.wholes])
@@ -812,7 +863,7 @@ class SecondCount:
         for when, parts in (("rollout", during), ("before", before)):
             name = f"{when}_peak_loads_per_s"
             peaks = [begins[when](part) for part in self.wholes]
-            counted[name] = self.of_replications(name, mean(peaks), peaks)
+            counted[name] = self.of_replications(name, None if None in peaks else mean(peaks), peaks)
             for what, statistic in (("ttft_p99_s", ttft_p99_s), ("e2e_p99_s", e2e_p99_s)):
                 name = f"{when}_{what}"
                 enough = len(completed(parts)) >= MIN_REQUESTS_P99
