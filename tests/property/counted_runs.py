@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from naive_metrics import Facts, Gap, Load, Replication, Request, Step
+from naive_metrics import Facts, Gap, Load, Replication, Request, Span, Step
 
 from sim.results.point import Point
 from sim.results.records import _PAUSE_ROW, _STEP_ROW, STATUS_WORDS, Recorder, Recording
@@ -24,6 +24,8 @@ from sim.world.build import build_world
 from sim.world.world import World
 
 TIER_WORDS = ("gpu", "host", "storage")
+WAITING_WORDS = ("", "seats", "kv", "slots")
+"""What ``blocked`` of a row of steps says."""
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Rows:
     steps: list[dict[str, float]]
     pauses: list[dict[str, float]]
     single_gaps: list[tuple[float, list[float]]]
+    short_of_room: list[Span]
 
 
 class KeepingRecorder(Recorder):
@@ -42,7 +45,7 @@ class KeepingRecorder(Recorder):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.rows = Rows([], [], [])
+        self.rows = Rows([], [], [], [])
         self.kept.append(self.rows)
 
     def _flush_steps(self) -> None:
@@ -58,6 +61,10 @@ class KeepingRecorder(Recorder):
         self.rows.single_gaps.append((step_start_s, list(seconds)))
         super().gaps(seconds, step_start_s)
 
+    def short_of_room(self, start: float, end: float) -> None:
+        self.rows.short_of_room.append(Span(start, end))
+        super().short_of_room(start, end)
+
 
 def rows_of(packed: bytearray, kind: np.dtype[Any]) -> list[Any]:
     return list(np.frombuffer(bytes(packed), dtype=kind).tolist())
@@ -65,12 +72,12 @@ def rows_of(packed: bytearray, kind: np.dtype[Any]) -> list[Any]:
 
 def single_steps(row: dict[str, float]) -> Iterator[Step]:
     """Cut a leap into its steps: the first also waits for loads, and each takes ``growth`` longer than the one before."""
-    ends_s = row["start"]
+    ends_s, replica, waiting_for = row["start"], int(row["replica"]), WAITING_WORDS[int(row["blocked"])]
     for place in range(int(row["steps"])):
         starts_s = ends_s
         done = place + 1
         ends_s = row["start"] + (row["load_s"] + done * row["first"] + row["growth"] * (done * (done - 1) / 2))
-        yield Step(starts_s, ends_s)
+        yield Step(starts_s, ends_s, replica, waiting_for)
 
 
 def steps_and_gaps(rows: Rows) -> tuple[list[Step], list[Gap]]:
@@ -126,7 +133,7 @@ def load_rows(recording: Recording, world: World) -> list[Load]:
     columns = [recording.loads[name].tolist() for name in ("started_s", "ended_s", "tier", "replica")]
     base_replicas = world.scenario.fleet.replicas
     return [
-        Load(started_s, ended_s, TIER_WORDS[int(tier)], replica >= base_replicas)
+        Load(started_s, ended_s, TIER_WORDS[int(tier)], replica >= base_replicas, int(replica))
         for started_s, ended_s, tier, replica in zip(*columns, strict=True)
     ]
 
@@ -137,7 +144,8 @@ def replication_of(recording: Recording, rows: Rows, world: World) -> Replicatio
     return Replication(
         requests=request_rows(recording, world),
         loads=load_rows(recording, world),
-        pauses=[Step(row[0], row[1]) for row in recording.backoffs.tolist()],
+        short_of_room=rows.short_of_room,
+        pauses=[Span(row[0], row[1]) for row in recording.backoffs.tolist()],
         retries=int(sum(row[2] for row in recording.backoffs.tolist())),
         steps=steps,
         gaps=gaps,
@@ -170,6 +178,7 @@ def facts_from(scenario: Scenario, world: World) -> Facts:
 class Run:
     """A simulated point beside the rows behind it."""
 
+    world: World
     point: Point
     replications: list[Replication]
     facts: Facts
@@ -185,4 +194,4 @@ def run(scenario: Scenario) -> Run:
     assert len(kept) == len(recordings)
     point = summarise(recordings, facts_of(world), {}, [])
     replications = [replication_of(*pair, world) for pair in zip(recordings, kept, strict=True)]
-    return Run(point, replications, facts_from(scenario, world))
+    return Run(world, point, replications, facts_from(scenario, world))
