@@ -7,13 +7,14 @@ here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from naive_metrics import Facts, Gap, Load, Replication, Request, Span, Step
+from naive_metrics import Broken, Facts, Gap, Load, Replication, Request, Span, Step
 
 from sim.results.point import Point
 from sim.results.records import _PAUSE_ROW, _STEP_ROW, STATUS_WORDS, Recorder, Recording
@@ -170,8 +171,19 @@ def facts_from(scenario: Scenario, world: World) -> Facts:
         rollout_ends=[None if one.observe is None else one.at + one.observe for one in scenario.rollouts],
         fault_begins=[getattr(fault, "at", 0.0) for fault in scenario.faults],
         faults=tuple(fault.kind for fault in scenario.faults),
+        broken=tuple(broken_times(scenario)),
         sessions=scenario.workload.sessions is not None,
     )
+
+
+def broken_times(scenario: Scenario) -> Iterator[Broken]:
+    one_replica = 1 / scenario.fleet.replicas
+    for fault in scenario.faults:
+        if fault.kind == "crash":
+            yield Broken("crash", fault.at, math.inf if fault.down is None else fault.at + fault.down, one_replica)
+        elif fault.kind in ("slow-storage", "storage-stall", "failing-loads", "network-delay"):
+            end_s = math.inf if fault.lasts is None else fault.at + fault.lasts
+            yield Broken(fault.kind, fault.at, end_s, 1.0 if fault.replica is None else one_replica)
 
 
 @dataclass

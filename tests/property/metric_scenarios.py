@@ -27,7 +27,7 @@ FAULTS = (
     "base-model",
     "named-prefixes",
 )
-FAMILIES = (*ENGINES, *STRATEGIES, "faults", "full-models")
+FAMILIES = (*ENGINES, *STRATEGIES, "faults", "crash", "full-models")
 ROUTERS = (
     "round-robin",
     "least-loaded",
@@ -64,13 +64,16 @@ def _sections(draw: random.Random, family: str) -> dict[str, Any]:
     requests = draw.choice((60, 90, 150, 220, 300))
     replications = draw.choice((1, 1, 2, 3, 5, 5, 6))
     rate = draw.choice((3, 8, 15, 30, 60)) * ODD
+    large = family in STRATEGIES and draw.random() < 0.2
+    if large:  # or there would be no p99 of the requests that come during a rollout
+        requests, replications = 420, 6
     horizon_s = requests / rate
     replicas = draw.choice((1, 1, 2, 3, 4))
     adapters = _adapters(draw, full=family == "full-models")
     sections: dict[str, Any] = {
         "schema_version": 1,
         "name": "counted",
-        "workload": _workload(draw, engine, requests, rate, adapters["count"], changes),
+        "workload": _workload(draw, requests, rate, adapters["count"], changes, timed=not large),
         "adapters": adapters,
         "cache": _cache(draw, engine),
         "storage": _storage(draw, engine),
@@ -88,6 +91,8 @@ def _sections(draw: random.Random, family: str) -> dict[str, Any]:
     if changes in ("rollout", "both", *STRATEGIES):
         strategy = changes if changes in STRATEGIES else draw.choice(STRATEGIES)
         sections["rollouts"] = [_rollout(draw, strategy, horizon_s)]
+    if changes == "crash":
+        sections["faults"] = [_fault(draw, "crash", horizon_s, replicas)]
     if changes in ("faults", "both") or (changes in STRATEGIES and draw.random() < 0.3):
         kinds = draw.sample(FAULTS, draw.choice((1, 1, 2)))
         if "named-prefixes" in kinds and "rollouts" not in sections:
@@ -106,7 +111,7 @@ def _adapters(draw: random.Random, *, full: bool) -> dict[str, Any]:
 
 
 def _workload(
-    draw: random.Random, engine: str, requests: int, rate: float, adapters: int, changes: str
+    draw: random.Random, requests: int, rate: float, adapters: int, changes: str, *, timed: bool
 ) -> dict[str, Any]:
     most_prompt, most_output = draw.choice(((40, 12), (90, 30), (20, 4), (60, 1)))
     if changes == "none" and draw.random() < 0.1:
@@ -125,7 +130,7 @@ def _workload(
             ),
         },
     }
-    if draw.random() < 0.35:
+    if timed and draw.random() < 0.35:
         workload["duration"] = seconds(requests / rate)
     else:
         workload["requests"] = requests
@@ -276,7 +281,7 @@ def _fault(draw: random.Random, kind: str, horizon_s: float, replicas: int) -> d
             "at": at,
             "down": lasts,
             "detected": seconds(draw.choice((0.0, 0.1, 1.0))),
-            "requests": draw.choice(("reroute", "lose")),
+            "requests": draw.choice(("reroute", "reroute", "lose")),
         }
     if kind == "named-prefixes":
         return {"kind": kind, "share": 0.8, "lifetime": seconds(horizon_s)}

@@ -100,6 +100,16 @@ class Replication:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """A time in which a replica is down or storage is slow, and the share of the replicas that it concerns."""
+
+    kind: str
+    begin_s: float
+    end_s: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Facts:
     """What of the scenario the metrics depend on."""
 
@@ -114,6 +124,7 @@ class Facts:
     rollout_ends: list[float | None] = field(default_factory=list)
     fault_begins: list[float] = field(default_factory=list)
     faults: tuple[str, ...] = ()
+    broken: tuple[Broken, ...] = ()
     sessions: bool = False
 
 
@@ -656,6 +667,9 @@ SECTIONS_IN_ALL = 20
 MIN_REQUESTS_MEAN = 20
 MIN_REQUESTS_P99 = 1000
 MIN_REPLICATIONS_AS_SECTIONS = 5
+MOST_BUSY = 0.95
+WIDE = 0.1
+NARROW_SHARE = 0.005
 
 Statistic = Callable[[list[Part]], float | None]
 
@@ -719,6 +733,7 @@ class Counted:
     in_replications: list[float | None]
     low: float | None = None
     high: float | None = None
+    settled: bool = True
 
     @property
     def parts(self) -> list[float | None]:
@@ -747,6 +762,18 @@ def limits(name: str, value: float, half: float | None) -> tuple[float | None, f
     return max(low, 0.0), high
 
 
+def is_narrow(name: str, half: float | None, value: float) -> bool:
+    """Whether a half-width is at most 10 % of the value; shares are spared up to 0.005."""
+    if half is None:
+        return False
+    return half <= WIDE * abs(value) or (name in SHARES and half <= NARROW_SHARE)
+
+
+def values_of(name: str, section: Part) -> list[float]:
+    """The values that a mean or quantile of requests is taken of."""
+    return tpots([section]) if name == "tpot_mean_s" else [e2e_s(request) for request in completed([section])]
+
+
 class SecondCount:
     """All metrics of one point, from its replications."""
 
@@ -763,7 +790,7 @@ class SecondCount:
         in_replications = [statistic([replication]) for replication in self.wholes]
         value = statistic(self.wholes) if enough else None
         if value is None:
-            return Counted(None, in_sections, in_replications)
+            return Counted(None, in_sections, in_replications, settled=False)
         half = half_width([x for x in in_sections if x is not None], value)
         if len(self.wholes) >= MIN_REPLICATIONS_AS_SECTIONS:
             other = half_width([x for x in in_replications if x is not None], value)
@@ -772,14 +799,32 @@ class SecondCount:
         low, high = limits(name, value, half)
         if name == "replica_load_skew" and low is not None:
             low, high = max(1.0, low), min(float(self.facts.base_replicas), high)
-        return Counted(value, in_sections, in_replications, low, high)
+        settled = is_narrow(name, half, value) and not self.is_saturated(name)
+        for section in self.sections:
+            least = 100 if name in P99S else 1
+            if name in (MEANS | MEDIANS | P99S) and len(values_of(name, section)) < least:
+                settled = False
+        return Counted(value, in_sections, in_replications, low, high, settled)
+
+    def is_saturated(self, name: str) -> bool:
+        """Whether a time can't be trusted, since loaders or the fixed server are full, or more arrives than is served."""
+        if not name.endswith("_s") or name == "output_tokens_per_s" or name.endswith("_loads_per_s"):
+            return False
+        if name != "rollout_duration_s":
+            if loader_utilization(self.wholes) > MOST_BUSY:
+                return True
+            if self.facts.fixed_engine and gpu_utilization(self.wholes) > MOST_BUSY:
+                return True
+        offered = (offered_to_loaders(self.replications, self.wholes), overload(self.replications, self.wholes))
+        return any(load is not None and load >= 1 for load in offered)
 
     def of_replications(self, name: str, value: float | None, in_replications: list[float | None]) -> Counted:
         """Kinds replications and p99 of replications: the spread of the replications."""
         if value is None:
-            return Counted(None, [], in_replications)
+            return Counted(None, [], in_replications, settled=False)
         half = half_width([x for x in in_replications if x is not None], value)
-        return Counted(value, [], in_replications, *limits(name, value, half))
+        settled = half is not None and half <= WIDE * abs(value) and not self.is_saturated(name)
+        return Counted(value, [], in_replications, *limits(name, value, half), settled)
 
     def of_count(self, value: float | None, in_replications: list[float | None], negative: bool = False) -> Counted:
         """Kind count: a sum, whose interval is as many times that of the mean as there are replications."""
@@ -932,32 +977,45 @@ COUNTED_MARKS = {
 }
 
 
+def loader_seconds(replications: list[Replication]) -> float:
+    """Seconds for which loads hold the loaders from storage, pauses included, in the whole run."""
+    held_s = []
+    for replication in replications:
+        for load in replication.loads:
+            if load.tier == "storage" and not load.whole_model:
+                held_s.append(load.end_s - load.start_s)
+        for pause in replication.pauses:
+            held_s.append(pause.end_s - pause.start_s)
+    return math.fsum(held_s)
+
+
+def loaders_are_full(replications: list[Replication], parts: list[Part]) -> bool:
+    """Whether their seconds are more than 98 % of measured time × loaders × replicas."""
+    facts = parts[0].facts
+    return loader_seconds(replications) > FULL_LOADERS * all_seconds(parts) * facts.loaders * facts.base_replicas
+
+
 def offered_to_loaders(replications: list[Replication], parts: list[Part]) -> float | None:
     """Loads that measured requests ask storage for, times the mean time that a load holds its loader, over the time.
 
     Delayed hits ask for none, unless the loaders are full: then they would be misses if there were no queue.
     """
     facts = parts[0].facts
-    held_s = []
     loads = 0
     for replication in replications:
-        for load in replication.loads:
-            if load.tier == "storage" and not load.whole_model:
-                held_s.append(load.end_s - load.start_s)
-                loads += 1
-        held_s += [pause.end_s - pause.start_s for pause in replication.pauses]
+        loads += len([load for load in replication.loads if load.tier == "storage" and not load.whole_model])
         loads -= replication.retries
     if loads <= 0:
         return 0.0
-    there_s = all_seconds(parts) * facts.loaders * facts.base_replicas
-    full = math.fsum(held_s) > FULL_LOADERS * there_s
+    full = loaders_are_full(replications, parts)
     asked = 0
     for part in parts:
         for request in part.measured:
             if request.tier == "storage" and request.replica < facts.base_replicas:
                 if request.outcome == "miss" or (full and request.outcome == "delayed_hit"):
                     asked += 1
-    return ratio(asked * math.fsum(held_s) / loads, there_s)
+    there_s = all_seconds(parts) * facts.loaders * facts.base_replicas
+    return ratio(asked * loader_seconds(replications) / loads, there_s)
 
 
 def queue_length(requests: list[Request], time_s: float) -> int:
@@ -991,11 +1049,11 @@ def overload(replications: list[Replication], parts: list[Part]) -> float | None
 
 
 def blocked_share(parts: list[Part], reason: str, replicas: int) -> float:
-    """Replica-seconds in which a step ran while requests waited for a reason, over measured time × replicas."""
+    """Seconds of the first replicas in which a step ran while requests waited for something, over their time."""
     blocked_s = []
     for part in parts:
         for step in part.steps:
-            if step.waiting_for == reason:
+            if step.waiting_for == reason and step.replica < replicas:
                 blocked_s.append(overlap_s(step.start_s, step.end_s, part.begin_s, part.end_s))
     return math.fsum(blocked_s) / max(all_seconds(parts) * replicas, 1e-12)
 
@@ -1019,6 +1077,16 @@ def full_models_utilization(parts: list[Part]) -> float:
             if load.whole_model:
                 busy_s.append(overlap_s(load.start_s, load.end_s, part.begin_s, part.end_s))
     return math.fsum(busy_s) / max(all_seconds(parts) * (facts.all_replicas - facts.base_replicas), 1e-12)
+
+
+def broken_shares(parts: list[Part]) -> dict[str, float]:
+    """Share of the measured time, times that of the replicas, in which each kind of fault was there."""
+    shares: dict[str, float] = {}
+    for fault in parts[0].facts.broken:
+        there_s = [overlap_s(fault.begin_s, fault.end_s, part.begin_s, part.end_s) for part in parts]
+        share = math.fsum(there_s) / max(all_seconds(parts), 1e-12)
+        shares[fault.kind] = shares.get(fault.kind, 0.0) + share * fault.share
+    return shares
 
 
 def breakdown(parts: list[Part]) -> dict[str, float]:

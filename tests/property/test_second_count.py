@@ -16,15 +16,18 @@ from naive_metrics import Counted, Part, SecondCount
 from sim.results.point import NOT_THERE, UNITS, Metric
 from sim.spec.scenario import Scenario
 
-EACH = 34
-"""Scenarios of a family: 510 in all."""
+EACH = 32
+"""Scenarios of a family: 512 in all."""
 NEAR = 1e-9
 PART = 1e-6
 """Points keep seven digits of parts."""
-BIN = 1.001 * (1 + 1e-12)
+BIN = 1.001
 """Upper edge of a bin of gaps over its lower edge."""
+ALIKE = 2.5e-4
+"""Steps of a leap that differ by less than twice this are counted as equal: a quarter of a bin."""
 GAPS_IN_BINS = ("itl_p99_s",)
-ALWAYS_BY_REPLICATION = ("evictions",)
+WHOLE_REQUESTS = ("harmed_excess",)
+"""Rounded."""
 
 
 def near(a: float | None, b: float | None, tolerance: float = NEAR) -> bool:
@@ -37,7 +40,7 @@ def in_bin(exact: float | None, edge: float | None) -> bool:
     """Whether a value lies in the bin that ends with an edge."""
     if exact is None or edge is None:
         return exact is None and edge is None
-    return exact * (1 - 1e-6) <= edge <= exact * BIN * (1 + 1e-6)
+    return exact * (1 - ALIKE) <= edge <= exact * BIN * (1 + ALIKE)
 
 
 def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iterator[str]:
@@ -48,14 +51,28 @@ def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iter
             if ours.value is not None or not (ours.note in NOT_THERE or " no " in f" {ours.note}"):
                 yield f"{name}: {ours.value} ({ours.note}), not counted"
             continue
-        same = in_bin(theirs.value, ours.value) if name in GAPS_IN_BINS else near(theirs.value, ours.value)
-        if not same:
+        if not same_value(name, theirs.value, ours.value):
             yield f"{name}: {ours.value}, counted {theirs.value} ({ours.note})"
             continue
         if name not in GAPS_IN_BINS and not (near(theirs.low, ours.lo) and near(theirs.high, ours.hi)):
             yield f"{name}: {ours.lo} to {ours.hi}, counted {theirs.low} to {theirs.high}"
+        if ours.value is not None and theirs.settled != ours.settled and not (theirs.settled and swings_may_lack(ours)):
+            yield f"{name}: settled {ours.settled}, counted {theirs.settled} ({ours.note})"
         if ours.parts and not parts_agree(name, ours.parts, theirs):
             yield f"{name}: parts {ours.parts}, counted {theirs.in_sections} or {theirs.in_replications}"
+
+
+def swings_may_lack(metric: Metric) -> bool:
+    """Whether a metric is unsettled for want of swings, which aren't counted here."""
+    return metric.note.endswith("are needed: run more requests")
+
+
+def same_value(name: str, exact: float | None, value: float | None) -> bool:
+    if name in GAPS_IN_BINS:
+        return in_bin(exact, value)
+    if name in WHOLE_REQUESTS and exact is not None and value is not None:
+        return value == round(value) and abs(exact - value) <= 0.5 + NEAR
+    return near(exact, value)
 
 
 def parts_agree(name: str, parts: list[float | None], counted: Counted) -> bool:
@@ -93,6 +110,7 @@ def differences_beside(one: Run, counted: SecondCount) -> Iterator[str]:
     for (part, name), share in shares.items():
         if not near(capacity[part][name], share):
             yield f"capacity {part} {name}: {capacity[part][name]}, counted {share}"
+    yield from close_rows("faults", capacity.get("faults", {}), naive_metrics.broken_shares(parts))
     if facts.all_replicas > 1:
         for ours, theirs in zip(point.replicas, naive_metrics.replica_rows(replications[0], parts[0]), strict=True):
             yield from close_rows(f"replica {theirs['replica']}", ours, theirs)
@@ -132,13 +150,65 @@ def differences_of_groups(one: Run, parts: list[Part]) -> Iterator[str]:
         yield from close_rows(ours["group"], ours, naive_metrics.group_row(parts, adapters, sizes))
 
 
+def events(one: Run, counted: SecondCount) -> Iterator[str]:
+    """Say what a scenario met with, of what the count must have seen."""
+    facts, parts, metrics = one.facts, counted.wholes, one.point.metrics
+    measured = [request for part in parts for request in part.measured]
+    yield from {request.status for request in measured}
+    yield from {request.outcome for request in measured if request.admitted_s is not None}
+    yield from {f"from {request.tier}" for request in measured}
+    yield from {mark for request in measured for mark in request.marks}
+    yield from {fault.kind for fault in one.world.scenario.faults}
+    yield from {rollout.strategy for rollout in one.world.scenario.rollouts}
+    found = {
+        "duration": facts.duration_s is not None,
+        "warm-up": facts.warmup > 0,
+        "preemptions": any(request.preemptions for request in measured),
+        "late": any(naive_metrics.is_late(request, facts) for request in measured),
+        "late without an answer": any(r.status == "unfinished" and naive_metrics.is_late(r, facts) for r in measured),
+        "good in the warm-up": any(
+            request.index not in part.measured_indices and not naive_metrics.is_late(request, facts)
+            for part in parts
+            for request in part.ended
+        )
+        and naive_metrics.has_targets(facts),
+        "several targets": len(facts.targets) > 1,
+        "several replicas": facts.base_replicas > 1,
+        "several loaders": facts.loaders > 1 and metrics["loader_utilization"].value != 0,
+        "pauses of loaders": any(replication.pauses for replication in one.replications),
+        "p99 of requests": metrics["e2e_p99_s"].value is not None,
+        "p99 during a rollout": metrics["rollout_e2e_p99_s"].value is not None,
+        "five replications": len(parts) >= 5,
+        "saw both": bool(metrics["sessions_saw_both"].value),
+        "went back": bool(metrics["sessions_went_back"].value),
+        "steps across borders": any(
+            step.start_s < part.end_s < step.end_s for part in counted.sections for step in part.steps
+        ),
+        "gaps in the drain": any(gap.step_start_s > part.end_s for part in parts for gap in part.gaps),
+        "whole models load": any(load.whole_model for part in parts for load in part.loads),
+        "host memory fills": one.world.scenario.cache.host is not None
+        and one.world.scenario.cache.host.fill == "arrival",
+        "loads in steps": one.world.scenario.storage.mode == "blocking",
+        "full loaders": naive_metrics.loaders_are_full(one.replications, parts),
+        "overloaded": one.point.capacity["compute"]["offered_load"] is not None,
+    }
+    yield from (name for name, there in found.items() if there)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_metric_agrees_with_the_second_count(family: str) -> None:
-    seen = Counter[str]()
-    for number in range(EACH):
-        scenario = metric_scenario(family, number)
-        one = run(scenario)
-        counted = SecondCount(one.replications, one.facts)
-        found = [*differences(counted.metrics(), one.point.metrics), *differences_beside(one, counted)]
-        assert not found, "\n".join([f"{family}/{number}", *found, scenario.model_dump_json(exclude_unset=True)])
+def test_every_metric_agrees_with_the_second_count() -> None:
+    seen, wrong = Counter[str](), []
+    for family in FAMILIES:
+        for number in range(EACH):
+            scenario = metric_scenario(family, number)
+            one = run(scenario)
+            counted = SecondCount(one.replications, one.facts)
+            found = [*differences(counted.metrics(), one.point.metrics), *differences_beside(one, counted)]
+            if found:
+                yaml = scenario.model_dump_json(by_alias=True, exclude_unset=True)
+                wrong.append("\n  ".join([f"metric_scenario({family!r}, {number})", *found, yaml]))
+            assert len(wrong) < 3, "\n".join(wrong)
+            seen.update(set(events(one, counted)))
+    assert not wrong, "\n".join(wrong)
+    rare = {name: (seen[name], least) for name, least in LEAST.items() if seen[name] < least}
+    assert not rare, f"too few scenarios show what they are for (seen, least): {rare}"
