@@ -94,7 +94,7 @@ class Measured:
         self.sections = len(recordings[0].bounds) - 1
         self.replications = len(recordings)
         self.spans = np.concatenate([np.diff(r.bounds) for r in recordings])
-        # Requests come in the order of their arrivals, so the measured ones are the last of them: a view, not a copy.
+        # Requests are numbered in the order of their arrivals, so the measured ones are the last: a view, not a copy.
         self._first = [int(np.searchsorted(r.section_of, 0)) for r in recordings]
         firsts = enumerate(zip(recordings, self._first, strict=True))
         self.section = _joined([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
@@ -127,16 +127,26 @@ class Measured:
         return np.bincount(self.section[where], weights=weights, minlength=total).astype(np.float64)
 
     def by_finish(self, where: Judge | None = None, weight: str | None = None) -> Floats:
-        """Return completions (or their summed ``weight``) by the section in which they ended, whenever they came."""
+        """Return completions (or their summed ``weight``) by the section in which they ended, whenever they came.
+
+        :param where: count measured requests alone, and of these the ones that it finds good.
+        """
         parts = []
         for r in self.recordings:
-            chosen = r.requests["status"] == COMPLETED if where is None else where(r.requests)
+            chosen = r.requests["status"] == COMPLETED if where is None else where(r.requests) & (r.section_of >= 0)
             finished = np.asarray(r.requests["finished_s"], dtype=np.float64)[chosen]
             section = np.searchsorted(r.bounds, finished, side="right") - 1
             inside = (section >= 0) & (section < self.sections)
             weights = None if weight is None else r.requests[weight][chosen][inside].astype(np.float64)
             parts.append(np.bincount(section[inside], weights=weights, minlength=self.sections))
         return np.concatenate(parts).astype(np.float64)
+
+    def host_fill_s(self) -> float:
+        """Return the seconds that completed measured requests waited for host memory, all together."""
+        total = 0.0
+        for r, first in zip(self.recordings, self._first, strict=True):
+            total += float(r.host_fills["wait_s"][r.host_fills["index"] >= first].sum())
+        return total
 
     def loads(self, which: Literal["all", "from storage", "full models"]) -> tuple[Floats, Floats]:
         """Return loads started and seconds of loading by section: of all loads, of those that loaders make from
