@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.leaps import seconds_by_section
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.stats import MIN_FOR_P99, Sampled
 from sim.traffic.request import FROM_STORAGE
@@ -178,13 +179,13 @@ def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
-    """Return the seconds that intervals spend in each section: a difference of integrals at the bounds."""
-    start, end = np.sort(start), np.sort(end)
-    sums_start, sums_end = np.concatenate(([0.0], np.cumsum(start))), np.concatenate(([0.0], np.cumsum(end)))
-    began, ended = np.searchsorted(start, bounds), np.searchsorted(end, bounds)
-    # Up to time b, the intervals have run for the sum of min(b, end) - min(b, start).
-    until = (bounds * began - sums_start[began]) - (bounds * ended - sums_end[ended])
-    return np.maximum(np.diff(until), 0.0)  # a section without any may come out below zero, by rounding
+    """Return the seconds that intervals spend in each section.
+
+    Each by itself: differences of sums over the whole run would leave nothing of sections of a few nanoseconds.
+    """
+    sections = len(bounds) - 1
+    _, section, seconds = seconds_by_section(start, end, bounds, sections)
+    return np.bincount(section, weights=seconds, minlength=sections).astype(np.float64)
 
 
 JUDGED = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")

@@ -107,7 +107,10 @@ def _adapters(draw: random.Random, *, full: bool) -> dict[str, Any]:
         return {"count": count, "mix": [{"share": 0.3, "kind": "full", "size": "2 GB"}, {"share": 0.7, "rank": 8}]}
     if draw.random() < 0.5:
         return {"count": count, "rank": 8, "size": "2 MiB"}
-    return {"count": count, "mix": [{"share": 0.5, "rank": 4, "size": "1 MiB"}, {"share": 0.5, "rank": 16, "size": "4 MiB"}]}
+    return {
+        "count": count,
+        "mix": [{"share": 0.5, "rank": 4, "size": "1 MiB"}, {"share": 0.5, "rank": 16, "size": "4 MiB"}],
+    }
 
 
 def _workload(
@@ -147,9 +150,7 @@ def _trace(
     rows, time_s = [], 0.0
     for _ in range(requests):
         time_s += draw.choice((0, 0, 1, 2, 4)) / rate
-        rows.append(
-            (time_s, draw.randrange(adapters), draw.randint(1, most_prompt), draw.randint(1, most_output))
-        )
+        rows.append((time_s, draw.randrange(adapters), draw.randint(1, most_prompt), draw.randint(1, most_output)))
     return rows
 
 
@@ -209,7 +210,11 @@ def _cache(draw: random.Random, engine: str) -> dict[str, Any]:
     if engine in ("vllm-0.8", "vllm-0.32"):
         cache["host"] = {"slots": slots + draw.choice((0, 2, 4))}
     elif engine == "tensorrt-llm":
-        cache["host"] = {"size": f"{draw.choice((4, 9, 20))} MiB", "fill": "arrival", "full": draw.choice(("wait", "reject"))}
+        cache["host"] = {
+            "size": f"{draw.choice((4, 9, 20))} MiB",
+            "fill": "arrival",
+            "full": draw.choice(("wait", "reject")),
+        }
     elif draw.random() < 0.5:
         cache["host"] = draw.choice(
             (
@@ -290,7 +295,11 @@ def _fault(draw: random.Random, kind: str, horizon_s: float, replicas: int) -> d
         fault |= {"at": at, "lasts": lasts}
     more: dict[str, dict[str, Any]] = {
         "slow-storage": {"factor": draw.choice((3.0, 20.0))},
-        "failing-loads": {"probability": draw.choice((0.2, 0.7)), "retries": draw.choice((0, 1, 2)), "backoff": "50 ms"},
+        "failing-loads": {
+            "probability": draw.choice((0.2, 0.7)),
+            "retries": draw.choice((0, 1, 2)),
+            "backoff": "50 ms",
+        },
         "network-delay": {"delay": {"law": "uniform", "low": "5 ms", "high": "200 ms"}, "share": 0.5},
         "misrouting": {"probability": 0.2},
         "stale-map": {"share": 0.9, "propagation": {"law": "uniform", "low": "0 s", "high": lasts}},

@@ -10,7 +10,7 @@ from typing import Any
 import naive_metrics
 import pytest
 from counted_runs import Run, run
-from metric_scenarios import FAMILIES, metric_scenario
+from metric_scenarios import FAMILIES, FAULTS, STRATEGIES, metric_scenario
 from naive_metrics import Counted, Part, SecondCount
 
 from sim.results.point import NOT_THERE, UNITS, Metric
@@ -21,6 +21,7 @@ EACH = 32
 NEAR = 1e-9
 PART = 1e-6
 """Points keep seven digits of parts."""
+ZERO = 1e-12
 BIN = 1.001
 """Upper edge of a bin of gaps over its lower edge."""
 ALIKE = 2.5e-4
@@ -28,12 +29,59 @@ ALIKE = 2.5e-4
 GAPS_IN_BINS = ("itl_p99_s",)
 WHOLE_REQUESTS = ("harmed_excess",)
 """Rounded."""
+LEAST = {
+    "hit": 400,
+    "delayed_hit": 250,
+    "miss": 400,
+    "from host": 250,
+    "from storage": 300,
+    "refused": 90,
+    "unfinished": 70,
+    "failed": 30,
+    "late": 150,
+    "late without an answer": 25,
+    "good in the warm-up": 120,
+    "several targets": 180,
+    "preemptions": 35,
+    "warm-up": 300,
+    "duration": 120,
+    "several replicas": 220,
+    "several loaders": 50,
+    "loads in steps": 250,
+    "host memory fills": 110,
+    "whole models load": 10,
+    "full loaders": 20,
+    "overloaded": 20,
+    "five replications": 160,
+    "p99 of requests": 50,
+    "steps across borders": 300,
+    "gaps in the drain": 150,
+    "gaps add up": 100,
+    **dict.fromkeys(STRATEGIES, 35),
+    "p99 during a rollout": 10,
+    "mixed": 7,
+    "stale": 70,
+    "gated": 13,
+    "saw both": 70,
+    "went back": 20,
+    **dict.fromkeys(FAULTS, 10),
+    "rerouted": 13,
+    "lost": 12,
+    "load-failed": 10,
+    "pauses of loaders": 6,
+    "misrouted": 25,
+    "wrong-served": 18,
+    "wrong-detected": 14,
+    "retried": 8,
+    "old-prefix": 11,
+}
+"""How many of the scenarios must show what they are for."""
 
 
 def near(a: float | None, b: float | None, tolerance: float = NEAR) -> bool:
     if a is None or b is None:
         return a is None and b is None
-    return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
+    return math.isclose(a, b, rel_tol=tolerance, abs_tol=ZERO)
 
 
 def in_bin(exact: float | None, edge: float | None) -> bool:
@@ -84,6 +132,32 @@ def parts_agree(name: str, parts: list[float | None], counted: Counted) -> bool:
     return all(near(a, b, PART) for a, b in zip(parts, wanted, strict=True))
 
 
+def laws(one: Run, counted: SecondCount) -> Iterator[str]:
+    """Say what doesn't add up."""
+    metrics, parts = counted.metrics(), counted.wholes
+    ways = [metrics[name].value for name in ("hit_ratio", "delayed_hit_ratio", "miss_ratio")]
+    if None not in ways and not near(sum(ways), 1.0):
+        yield f"hits, delayed hits and misses add up to {sum(ways)}"
+    ends = sum(one.point.metrics[name].value for name in ("completed", "unfinished", "refused", "failed"))
+    if ends != sum(len(part.measured) for part in parts):
+        yield f"{ends} requests ended in one of four ways, {sum(len(part.measured) for part in parts)} were measured"
+    for replication in one.replications if gaps_are_those_of_requests(one) else ():
+        done = [request for request in replication.requests if request.status == "completed"]
+        tokens = sum(request.output_tokens - 1 for request in done)
+        seconds = math.fsum(request.finished_s - request.first_token_s for request in done)
+        gaps = [gap.gap_s for gap in replication.gaps]
+        if len(gaps) != tokens or not near(math.fsum(gaps), seconds):
+            yield f"{len(gaps)} gaps of {math.fsum(gaps)} s, of requests {tokens} of {seconds} s"
+
+
+def gaps_are_those_of_requests(one: Run) -> bool:
+    """Whether every gap between tokens is one of a completed request: none had to begin anew or was broken off."""
+    every = [request for replication in one.replications for request in replication.requests]
+    ended = all(request.status in ("completed", "refused") for request in every)
+    again = any(mark in request.marks for request in every for mark in ("retried", "rerouted"))
+    return ended and not again and not one.facts.fixed_engine
+
+
 def close_rows(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
     """Say which fields of two rows differ, of those that the second count has."""
     for field, value in theirs.items():
@@ -126,7 +200,7 @@ def differences_of_breakdown(one: Run, parts: list[Part]) -> Iterator[str]:
         return
     if not near(sum(ours.values()), naive_metrics.e2e_mean_s(parts)):
         yield f"breakdown {ours} adds up to {sum(ours.values())}, mean E2E is {naive_metrics.e2e_mean_s(parts)}"
-    if min(ours.values()) < -NEAR:
+    if min(ours.values()) < -ZERO:
         yield f"breakdown {ours} has a negative stage"
     before_s, waits_s = theirs.pop("until_admission_s"), theirs["loader_queue_s"] + theirs["load_s"]
     scenario, host = one.world.scenario, one.world.scenario.cache.host
@@ -172,6 +246,7 @@ def events(one: Run, counted: SecondCount) -> Iterator[str]:
             for request in part.ended
         )
         and naive_metrics.has_targets(facts),
+        "gaps add up": gaps_are_those_of_requests(one),
         "several targets": len(facts.targets) > 1,
         "several replicas": facts.base_replicas > 1,
         "several loaders": facts.loaders > 1 and metrics["loader_utilization"].value != 0,
@@ -203,7 +278,11 @@ def test_every_metric_agrees_with_the_second_count() -> None:
             scenario = metric_scenario(family, number)
             one = run(scenario)
             counted = SecondCount(one.replications, one.facts)
-            found = [*differences(counted.metrics(), one.point.metrics), *differences_beside(one, counted)]
+            found = [
+                *differences(counted.metrics(), one.point.metrics),
+                *differences_beside(one, counted),
+                *laws(one, counted),
+            ]
             if found:
                 yaml = scenario.model_dump_json(by_alias=True, exclude_unset=True)
                 wrong.append("\n  ".join([f"metric_scenario({family!r}, {number})", *found, yaml]))
