@@ -91,8 +91,9 @@ METRICS = {
                       "before.", "measured", "count"),
     "mixed_version_responses": ("Requests whose tokens come from more than one version, also where the last "
                                 "one never came.", "measured", "count"),
-    "sessions_saw_both": ("Sessions that were answered by more than one version of an adapter, in one answer or in "
-                          "several. A session that asks for several adapters counts once for each.", "completed", "count"),
+    "sessions_saw_both": ("Sessions that were answered by more than one version of an adapter, in one answer or "
+                          "in several. A session that asks for several adapters counts once for each.", "completed",
+                          "count"),
     "sessions_went_back": ("Of those, sessions in which an answer begins with a version older than one that an earlier "
                            "request was answered with.", "completed", "count"),
     "stale_after_cutover": ("Requests that came when everybody was to have the new version, and whose answer began "
@@ -104,8 +105,8 @@ METRICS = {
                            "every replica has the new version; of several rollouts the longest; mean over "
                            "replications. Withheld unless complete in all of them.", "whole run", "replications"),
     "rollout_loads": ("Loads from any tier that start *during*.", "the window", "count"),
-    "rollout_peak_loads_per_s": ("Highest number of loads that start within any 10 s *during* (in all of it, where it is "
-                                 "shorter), per second; mean over replications.", "the window", "replications"),
+    "rollout_peak_loads_per_s": ("Highest number of loads that start within any 10 s *during* (in all of it, where it "
+                                 "is shorter), per second; mean over replications.", "the window", "replications"),
     "rollout_ttft_p99_s": ("TTFT, 99 % quantile, of requests that come *during*.", "completed", "p99 of replications"),
     "rollout_e2e_p99_s": ("E2E, 99 % quantile, of requests that come *during*.", "completed", "p99 of replications"),
     "rollout_miss_ratio": ("Miss ratio of requests that come *during*.", "admitted", "replications"),

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
-from naive_metrics import Broken, Facts, Gap, Load, Replication, Request, Span, Step
+from naive_parts import Broken, Facts, Gap, Load, Replication, Request, Span, Step
 
 from sim.results.point import Point
 from sim.results.records import _PAUSE_ROW, _STEP_ROW, STATUS_WORDS, Recorder, Recording
@@ -42,7 +42,7 @@ class Rows:
 class KeepingRecorder(Recorder):
     """A recorder that keeps its rows of steps and gaps."""
 
-    kept: list[Rows] = []
+    kept: ClassVar[list[Rows]] = []
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -72,7 +72,7 @@ def rows_of(packed: bytearray, kind: np.dtype[Any]) -> list[Any]:
 
 
 def single_steps(row: dict[str, float]) -> Iterator[Step]:
-    """Cut a leap into its steps: the first also waits for loads, and each takes ``growth`` longer than the one before."""
+    """Cut a leap into its steps: the first also waits for loads; each takes ``growth`` longer than the one before."""
     ends_s, replica, waiting_for = row["start"], int(row["replica"]), WAITING_WORDS[int(row["blocked"])]
     for place in range(int(row["steps"])):
         starts_s = ends_s
@@ -87,14 +87,11 @@ def steps_and_gaps(rows: Rows) -> tuple[list[Step], list[Gap]]:
         for place, step in enumerate(single_steps(row)):
             steps.append(step)
             seconds = row["first"] + row["growth"] * place + (row["load_s"] if place == 0 else 0.0)
-            for _ in range(int(row["decoding"])):
-                gaps.append(Gap(step.start_s, seconds))
+            gaps += [Gap(step.start_s, seconds)] * int(row["decoding"])
     for pause in rows.pauses:
-        for _ in range(int(pause["count"])):
-            gaps.append(Gap(pause["start"], pause["seconds"]))
+        gaps += [Gap(pause["start"], pause["seconds"])] * int(pause["count"])
     for step_start_s, several in rows.single_gaps:
-        for seconds in several:
-            gaps.append(Gap(step_start_s, seconds))
+        gaps += [Gap(step_start_s, seconds) for seconds in several]
     return steps, gaps
 
 
@@ -198,11 +195,9 @@ class Run:
 
 def run(scenario: Scenario) -> Run:
     world = build_world(scenario)
-    recordings = []
+    KeepingRecorder.kept = kept = []
     with patch("sim.world.build.Recorder", KeepingRecorder):
-        KeepingRecorder.kept = kept = []
-        for index in range(replications_of(world)):
-            recordings.append(simulate_replication(world, index))
+        recordings = [simulate_replication(world, index) for index in range(replications_of(world))]
     assert len(kept) == len(recordings)
     point = summarise(recordings, facts_of(world), {}, [])
     replications = [replication_of(*pair, world) for pair in zip(recordings, kept, strict=True)]

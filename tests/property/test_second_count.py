@@ -1,4 +1,7 @@
-"""Every metric, counted a second time from single requests, loads, steps and gaps (``naive_metrics``)."""
+"""Every metric, counted a second time from single requests, loads, steps and gaps (``naive_metrics``).
+
+A scenario that differs is named by family and number; ``metric_scenario`` makes it again.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,15 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import naive_metrics
+import naive_capacity
 import pytest
 from counted_runs import Run, run
 from metric_scenarios import FAMILIES, FAULTS, STRATEGIES, metric_scenario
-from naive_metrics import Counted, Part, SecondCount
+from naive_intervals import Counted, SecondCount
+from naive_metrics import e2e_mean_s
+from naive_parts import Part, has_targets, is_late
 
 from sim.results.point import NOT_THERE, UNITS, Metric
-from sim.spec.scenario import Scenario
 
 EACH = 32
 """Scenarios of a family: 512 in all."""
@@ -171,35 +175,35 @@ def differences_beside(one: Run, counted: SecondCount) -> Iterator[str]:
     yield from differences_of_breakdown(one, parts)
     capacity = point.capacity
     shares = {
-        ("loader", "offered_load"): naive_metrics.offered_to_loaders(replications, parts),
-        ("compute", "offered_load"): naive_metrics.overload(replications, parts),
-        ("slots", "blocked_share"): naive_metrics.slots_blocked_share(replications, parts),
+        ("loader", "offered_load"): naive_capacity.offered_to_loaders(replications, parts),
+        ("compute", "offered_load"): naive_capacity.overload(replications, parts),
+        ("slots", "blocked_share"): naive_capacity.slots_blocked_share(replications, parts),
     }
     if not facts.fixed_engine:
         for reason in ("seats", "kv"):
-            share = naive_metrics.blocked_share(parts, reason, facts.all_replicas)
+            share = naive_capacity.blocked_share(parts, reason, facts.all_replicas)
             shares[reason, "blocked_share"] = share
     if facts.all_replicas > facts.base_replicas:
-        shares["full_models", "utilization"] = naive_metrics.full_models_utilization(parts)
+        shares["full_models", "utilization"] = naive_capacity.full_models_utilization(parts)
     for (part, name), share in shares.items():
         if not near(capacity[part][name], share):
             yield f"capacity {part} {name}: {capacity[part][name]}, counted {share}"
-    yield from close_rows("faults", capacity.get("faults", {}), naive_metrics.broken_shares(parts))
+    yield from close_rows("faults", capacity.get("faults", {}), naive_capacity.broken_shares(parts))
     if facts.all_replicas > 1:
-        for ours, theirs in zip(point.replicas, naive_metrics.replica_rows(replications[0], parts[0]), strict=True):
+        for ours, theirs in zip(point.replicas, naive_capacity.replica_rows(replications[0], parts[0]), strict=True):
             yield from close_rows(f"replica {theirs['replica']}", ours, theirs)
     yield from differences_of_groups(one, parts)
     if facts.rollout_begins or facts.faults:
-        yield from close_rows("harm", point.harm, naive_metrics.harm_counts(parts))
+        yield from close_rows("harm", point.harm, naive_capacity.harm_counts(parts))
 
 
 def differences_of_breakdown(one: Run, parts: list[Part]) -> Iterator[str]:
     """Stages add up to mean E2E, none is negative, and what rows alone tell of them agrees."""
-    ours, theirs = dict(one.point.breakdown), naive_metrics.breakdown(parts)
+    ours, theirs = dict(one.point.breakdown), naive_capacity.breakdown(parts)
     if not theirs:
         return
-    if not near(sum(ours.values()), naive_metrics.e2e_mean_s(parts)):
-        yield f"breakdown {ours} adds up to {sum(ours.values())}, mean E2E is {naive_metrics.e2e_mean_s(parts)}"
+    if not near(sum(ours.values()), e2e_mean_s(parts)):
+        yield f"breakdown {ours} adds up to {sum(ours.values())}, mean E2E is {e2e_mean_s(parts)}"
     if min(ours.values()) < -ZERO:
         yield f"breakdown {ours} has a negative stage"
     before_s, waits_s = theirs.pop("until_admission_s"), theirs["loader_queue_s"] + theirs["load_s"]
@@ -219,9 +223,9 @@ def differences_of_groups(one: Run, parts: list[Part]) -> Iterator[str]:
     if len(population.kind_names) > 1:
         groups = [[a for a, kind in enumerate(kinds) if kind == number] for number in range(len(population.kind_names))]
     if len(sizes) >= 10:
-        groups += naive_metrics.popularity_bands(parts, len(sizes))
+        groups += naive_capacity.popularity_bands(parts, len(sizes))
     for ours, adapters in zip(one.point.groups, groups, strict=True):
-        yield from close_rows(ours["group"], ours, naive_metrics.group_row(parts, adapters, sizes))
+        yield from close_rows(ours["group"], ours, naive_capacity.group_row(parts, adapters, sizes))
 
 
 def events(one: Run, counted: SecondCount) -> Iterator[str]:
@@ -238,14 +242,14 @@ def events(one: Run, counted: SecondCount) -> Iterator[str]:
         "duration": facts.duration_s is not None,
         "warm-up": facts.warmup > 0,
         "preemptions": any(request.preemptions for request in measured),
-        "late": any(naive_metrics.is_late(request, facts) for request in measured),
-        "late without an answer": any(r.status == "unfinished" and naive_metrics.is_late(r, facts) for r in measured),
+        "late": any(is_late(request, facts) for request in measured),
+        "late without an answer": any(r.status == "unfinished" and is_late(r, facts) for r in measured),
         "good in the warm-up": any(
-            request.index not in part.measured_indices and not naive_metrics.is_late(request, facts)
+            request.index not in part.measured_indices and not is_late(request, facts)
             for part in parts
             for request in part.ended
         )
-        and naive_metrics.has_targets(facts),
+        and has_targets(facts),
         "gaps add up": gaps_are_those_of_requests(one),
         "several targets": len(facts.targets) > 1,
         "several replicas": facts.base_replicas > 1,
@@ -264,7 +268,7 @@ def events(one: Run, counted: SecondCount) -> Iterator[str]:
         "host memory fills": one.world.scenario.cache.host is not None
         and one.world.scenario.cache.host.fill == "arrival",
         "loads in steps": one.world.scenario.storage.mode == "blocking",
-        "full loaders": naive_metrics.loaders_are_full(one.replications, parts),
+        "full loaders": naive_capacity.loaders_are_full(one.replications, parts),
         "overloaded": one.point.capacity["compute"]["offered_load"] is not None,
     }
     yield from (name for name, there in found.items() if there)
