@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,8 @@ class Leaps:
     :ivar decoding: sequences that get a token at the end of each step.
     """
 
+    COLUMNS: ClassVar = ("start", "steps", "first", "growth", "load_s", "decoding")
+
     start: Floats
     steps: Floats
     first: Floats
@@ -82,8 +85,7 @@ class Leaps:
 
     def of(self, rows: Ints | NDArray[np.bool_]) -> Leaps:
         """Return some of the leaps."""
-        columns = (self.start, self.steps, self.first, self.growth, self.load_s, self.decoding)
-        return Leaps(*(column[rows] for column in columns))
+        return Leaps(*(getattr(self, name)[rows] for name in self.COLUMNS))
 
     def part(self, low: Floats, high: Floats) -> Leaps:
         """Return each leap from step ``low`` up to, and without, step ``high``; loads belong to the first step."""
@@ -115,13 +117,12 @@ class Leaps:
 
 def joined(parts: list[Leaps]) -> Leaps:
     """Return leaps after one another."""
-    columns = ("start", "steps", "first", "growth", "load_s", "decoding")
-    return Leaps(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
+    return Leaps(*(np.concatenate([getattr(part, name) for part in parts]) for name in Leaps.COLUMNS))
 
 
 def steps_by_section(leaps: Leaps, bounds: Floats, sections: int) -> tuple[Leaps, Ints]:
-    """Return leaps whose steps all start in one section, and that section; those that start before the first one are
-    left out.
+    """Return the leaps in which somebody decodes, so cut that all steps of each start in one section, and that section;
+    steps that start before the first one are left out.
 
     What starts after the end of the measured time counts in the last section: requests that are measured get these
     tokens.
@@ -129,18 +130,19 @@ def steps_by_section(leaps: Leaps, bounds: Floats, sections: int) -> tuple[Leaps
     last_one = sections - 1
     section = np.minimum(section_of(leaps.start, bounds), last_one)
     beyond = np.minimum(section_of(leaps.start + leaps.seconds(), bounds), last_one)
-    crossing = np.flatnonzero((section != beyond) & (leaps.steps > 1))
-    if not crossing.size:
-        inside = section >= 0
-        return leaps.of(inside), section[inside]
-    inside = section >= 0
+    decoding = leaps.decoding > 0
+    crossing = np.flatnonzero(decoding & (section != beyond) & (leaps.steps > 1))
+    inside = decoding & (section >= 0)
     inside[crossing] = False
+    whole, whole_section = leaps.of(inside), section[inside]
+    if not crossing.size:
+        return whole, whole_section
     cut, starts = leaps.of(crossing), bounds[:sections]
     before = np.stack([cut.steps_before(np.full(crossing.size, start)) for start in starts], axis=1)
     before = np.column_stack((before, cut.steps))
     at, cut_section = np.nonzero(np.diff(before, axis=1) > 0)
     parts = cut.of(at).part(before[at, cut_section], before[at, cut_section + 1])
-    return joined([leaps.of(inside), parts]), np.concatenate((section[inside], cut_section))
+    return joined([whole, parts]), np.concatenate((whole_section, cut_section))
 
 
 def count_gaps(leaps: Leaps, section: Ints, counts: NDArray[np.int64], sums: Floats) -> None:

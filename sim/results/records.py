@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.leaps import GAP_BINS, Leaps, count_gaps, gap_bins, section_of, seconds_by_section, steps_by_section
+from sim.results.leaps import GAP_BINS, Leaps, count_gaps, gap_bins, seconds_by_section, section_of, steps_by_section
 from sim.traffic.request import FROM_STORAGE
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ _MARK_COLUMNS: dict[str, type] = {
 _BY_SLOTS = 3
 """``sim.policies.scheduler.BY_SLOTS``, the last row of ``blocked_s``."""
 
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened to the fleet.
@@ -122,8 +123,8 @@ class Recording:
         answers to it were noticed), and ``session`` where the traffic has sessions.
     :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
         the traffic where a new version has a name of its own.
-    :ivar host_fills: index and wait_s of completed requests that waited for host memory, which fills at arrival: the part
-        of load_wait_s that lies before their admission, however loads to the GPU happen.
+    :ivar host_fills: index and wait_s of completed requests that waited for host memory, where that fills at arrival:
+        the part of load_wait_s that lies before their admission, however loads to the GPU happen.
     :ivar backoffs: (n, 4) pauses in which a loader was held between attempts at a load: start, end, whether the next
         attempt began, replica.
     :ivar events: what happened to the fleet, in order.
@@ -280,8 +281,7 @@ class Recorder:
             return
         rows = np.frombuffer(self.step_rows, dtype=_STEP_ROW)
         self.step_rows = bytearray()
-        columns = (rows[name].astype(np.float64) for name in ("start", "steps", "first", "growth", "load_s", "decoding"))
-        leaps = Leaps(*columns)
+        leaps = Leaps(*(rows[name].astype(np.float64) for name in Leaps.COLUMNS))
         end = leaps.start + leaps.seconds()
         self._running_area += float(np.sum(rows["running"] * (end - leaps.start)))
         bounds = np.asarray(self.bounds)
@@ -292,8 +292,7 @@ class Recorder:
         if self._own < len(self._busy_by_replica):
             blocked = np.where((blocked == _BY_SLOTS) & (replica >= self._own), 0, blocked)
         np.add.at(self._blocked, (blocked, section), seconds)
-        decoding = leaps.decoding > 0
-        count_gaps(*steps_by_section(leaps.of(decoding), bounds, self.sections), self._gap_counts, self._gap_sum)
+        count_gaps(*steps_by_section(leaps, bounds, self.sections), self._gap_counts, self._gap_sum)
 
     def _flush_pauses(self) -> None:
         rows = np.frombuffer(self.pause_rows, dtype=_PAUSE_ROW)

@@ -121,7 +121,7 @@ def test_the_breakdown_adds_up(scenario: Scenario, warmup: float) -> None:
     e2e_s = float(np.mean((recording.requests["finished_s"] - recording.requests["arrival_s"])[done]))
     assert sum(point.breakdown.values()) == pytest.approx(e2e_s, rel=1e-9)
     assert min(point.breakdown.values()) >= 0
-    assert (point.breakdown["prefill_s"] > 0) == (scenario.fleet.engine != "fixed"), "a step takes time besides its loads"
+    assert (point.breakdown["prefill_s"] > 0) == (scenario.fleet.engine != "fixed"), "steps take time besides loads"
 
 
 @settings(max_examples=EXAMPLES)
