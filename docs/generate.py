@@ -71,11 +71,14 @@ METRICS = {
                     "per second.", "time", "ratio"),
     "slo_attainment": ("Measured requests that complete within every target for single requests, over completed, "
                        "refused and failed ones and unfinished ones that are late by then. Other unfinished ones are "
-                       "left out.", "measured", "ratio"),
+                       "left out.", "measured", "share"),
     "completed": ("Requests that ended with their last token, summed over replications.", "measured", "none"),
     "unfinished": ("Requests still inside when a run of given `duration` stops.", "measured", "none"),
-    "refused": ("Requests with more prompt and output tokens than the KV cache of a replica holds, and those that came "
-                "while their adapter was being replaced (`unload-then-load`).", "measured", "count"),
+    "refused": ("Requests that are turned away: with more prompt and output tokens than `fleet.max_model_len` or the "
+                "KV cache of a replica allows, or, without chunked prefill, a prompt longer than a step's budget; while "
+                "their adapter was being replaced (`unload-then-load`); with host memory full of adapters in use "
+                "(`cache.host.full: reject`); beyond the requests that the client of `fleet.front_end` keeps open.",
+                "measured", "count"),
     "failed": ("Requests that ended without a right answer: lost with their replica, their adapter could not be "
                "loaded, or a wrong answer to the last try was noticed.", "measured", "count"),
     "preemptions": ("Times a running request lost its KV blocks and had to start again.", "measured", "none"),

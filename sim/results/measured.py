@@ -53,6 +53,7 @@ class Facts:
     :ivar faults_from_s: when the first fault begins that isn't there from the start; infinite: there is none.
     :ivar broken: when replicas are down or storage is slow.
     :ivar full_replicas: the last of ``replicas`` that serve full models; loaders and slots are of the others.
+    :ivar max_model_len: tokens of the longest request that is taken; None: what the KV cache holds.
     """
 
     slo: dict[str, float]
@@ -73,6 +74,7 @@ class Facts:
     faults_from_s: float = math.inf
     broken: tuple[Broken, ...] = ()
     full_replicas: int = 0
+    max_model_len: int | None = None
 
     @property
     def own_replicas(self) -> int:
@@ -230,8 +232,14 @@ def slow_ones(m: Measured) -> NDArray[np.bool_] | None:
     if judge_of(m.facts) is None:
         return None
     columns = {name: m.column(name) for name in JUDGED}
-    stopped_s = np.array([recording.stopped_s for recording in m.recordings])[m.section // m.sections]
+    ends = stopped_s(m)
     for name in ("admitted_s", "first_token_s", "finished_s"):
-        columns[name] = np.where(columns[name] < 0, stopped_s, columns[name])
+        columns[name] = np.where(columns[name] < 0, ends, columns[name])
     asked = m.completed | (columns["status"] == UNFINISHED)
     return np.asarray(asked & ~_in_time(columns, m.facts))
+
+
+def stopped_s(m: Measured) -> Floats:
+    """Return when the run of each measured request stopped."""
+    ends = np.array([recording.stopped_s for recording in m.recordings], dtype=np.float64)
+    return np.asarray(ends[m.section // m.sections])

@@ -19,8 +19,9 @@ from sim.results.change_views import (
 from sim.results.draws import traffic_ids
 from sim.results.measured import Facts, Measured
 from sim.results.metrics import measure
-from sim.results.point import Metric, Point
+from sim.results.point import Late, Metric, Point
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
+from sim.results.served import is_served, late_shares, unserved_counts
 from sim.results.stats import MIN_SECTION_P99
 from sim.traffic.popularity import concentration
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS
@@ -63,20 +64,23 @@ def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], w
         version_mix=version_mix(recordings[0], _SPANS) if facts.strategies else {},
         harm=harm(m),
         traffic_ids=traffic_ids(recordings, facts),
+        late={} if is_served(m) else late_shares(m),
+        unserved=unserved_counts(m),
     )
     _warn(point, facts.refusals)
     _unsettle_overloaded(point)
     return point
 
 
-def measure_alone(recording: Recording, facts: Facts) -> tuple[dict[str, Metric], bool]:
-    """Return the metrics of one replication by itself, and whether more arrives than is served.
+def measure_alone(recording: Recording, facts: Facts) -> tuple[dict[str, Metric], dict[str, Late], bool]:
+    """Return the metrics of one replication by itself, who is late, and whether more arrives than is served.
 
     They are there to be compared with others on the same traffic, so fewer requests are enough for a p99 than where
     it is printed: one that varies more only makes the comparison wider.
     """
     metrics, m = measure([recording], facts, least_for_p99=MIN_SECTION_P99)
-    return metrics, any(load is not None and load >= 1 for load in (_offered_to_loaders(m), _overload(m)))
+    overloaded = any(load is not None and load >= 1 for load in (_offered_to_loaders(m), _overload(m)))
+    return metrics, late_shares(m), overloaded
 
 
 def _unsettle_overloaded(point: Point) -> None:

@@ -155,7 +155,8 @@ def replication_of(recording: Recording, rows: Rows, world: World) -> Replicatio
 
 def facts_from(scenario: Scenario, world: World) -> Facts:
     slo = scenario.slo
-    targets = {term: getattr(slo, term) for term in ("ttft_p99", "e2e_p99", "queue_p99", "tpot_mean")}
+    given = {term: getattr(slo, term) for term in type(slo).model_fields if getattr(slo, term) is not None}
+    targets = {term: given[term] for term in ("ttft_p99", "e2e_p99", "queue_p99", "tpot_mean") if term in given}
     return Facts(
         warmup=scenario.run.warmup,
         duration_s=scenario.workload.duration,
@@ -163,7 +164,8 @@ def facts_from(scenario: Scenario, world: World) -> Facts:
         base_replicas=scenario.fleet.replicas,
         all_replicas=world.replicas,
         fixed_engine=scenario.fleet.engine == "fixed",
-        targets={term: target_s for term, target_s in targets.items() if target_s is not None},
+        targets=targets,
+        terms={term: target for term, target in given.items() if term != "miss_ratio"},
         rollout_begins=[rollout.at for rollout in scenario.rollouts],
         rollout_ends=[None if one.observe is None else one.at + one.observe for one in scenario.rollouts],
         fault_begins=[getattr(fault, "at", 0.0) for fault in scenario.faults],

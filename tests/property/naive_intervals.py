@@ -51,12 +51,29 @@ from naive_metrics import (
     ttft_p50_s,
     ttft_p99_s,
 )
-from naive_parts import MIN_REQUESTS_P99, Facts, Part, Replication, completed, e2e_s, has_targets, mean, sections, whole
+from naive_parts import (
+    MIN_REQUESTS_P99,
+    Facts,
+    Part,
+    Replication,
+    Request,
+    completed,
+    e2e_s,
+    has_targets,
+    is_late,
+    mean,
+    ratio,
+    sections,
+    whole,
+)
 from scipy.stats import t as student_t
 
 SECTIONS_IN_ALL = 20
 MIN_REQUESTS_MEAN = 20
 MIN_REPLICATIONS_AS_SECTIONS = 5
+NORMAL = 1.959964
+RARE = 0.01
+STAGES = ("ttft", "e2e", "queue")
 MOST_BUSY = 0.95
 WIDE = 0.1
 NARROW_SHARE = 0.005
@@ -152,6 +169,25 @@ def limits(name: str, value: float, half: float | None) -> tuple[float | None, f
     return max(low, 0.0), high
 
 
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share seen in n independent requests."""
+    center = (share + NORMAL**2 / (2 * n)) / (1 + NORMAL**2 / n)
+    half = NORMAL / (1 + NORMAL**2 / n) * math.sqrt(share * (1 - share) / n + NORMAL**2 / (4 * n**2))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def is_lost(request: Request) -> bool:
+    """Whether it never gets a right answer."""
+    return request.status in ("refused", "failed")
+
+
+def waited_s(request: Request, stage: str, facts: Facts) -> float:
+    """From arrival to a stamp, or to the end of the run where it hasn't come."""
+    stamps = {"queue": request.admitted_s, "ttft": request.first_token_s, "e2e": request.finished_s}
+    stamp_s = facts.duration_s if stamps[stage] is None else stamps[stage]
+    return stamp_s - request.arrival_s
+
+
 def is_narrow(name: str, half: float | None, value: float) -> bool:
     """Whether a half-width is at most 10 % of the value; shares are spared up to 0.005."""
     if half is None:
@@ -195,6 +231,122 @@ class SecondCount:
             if name in (MEANS | MEDIANS | P99S) and len(values_of(name, section)) < least:
                 settled = False
         return Counted(value, in_sections, in_replications, low, high, settled)
+
+    def attainment(self) -> Counted:
+        """SLO attainment: a ratio with the interval of a share of requests."""
+        metric = self.of_sections("slo_attainment", slo_attainment, True)
+        if metric.value is None:
+            return metric
+        tail = self.tail(lambda request: is_late(request, self.facts) or is_lost(request), self.in_targets)
+        low, high = self.share_limits(metric, tail, self.sections)
+        half = max(metric.value - low, high - metric.value)
+        settled = metric.settled and is_narrow("slo_attainment", half, metric.value)
+        return replace(metric, low=low, high=high, settled=settled)
+
+    def late_shares(self) -> dict[str, Counted]:
+        """For each latency term of the SLO, the share of the measured requests that are late for it."""
+        return {term: self.late_share(term, target_s) for term, target_s in self.facts.terms.items()}
+
+    def late_share(self, term: str, target_s: float) -> Counted:
+        """Refused and failed ones, and those beyond the target of a quantile; its sections are whole replications
+        with rollouts or faults."""
+        stage, _, statistic = term.partition("_")
+        of_quantile = stage in STAGES and statistic in ("p50", "p99")
+
+        def slowness(request: Request) -> float:
+            if is_lost(request):
+                return math.inf
+            return waited_s(request, stage, self.facts) / target_s if of_quantile else 0.0
+
+        def late(request: Request) -> bool:
+            return slowness(request) > 1.0
+
+        def share(parts: list[Part]) -> float | None:
+            measured = [request for part in parts for request in part.measured]
+            late_ones = [request for request in measured if late(request)]
+            open_ones = [r for r in measured if of_quantile and r.status == "unfinished" and not late(r)]
+            return ratio(len(late_ones), len(measured) - len(open_ones))
+
+        changes = self.facts.rollout_begins or self.facts.faults
+        sections_of_it = self.wholes if changes else self.sections
+        value = share(self.wholes)
+        if value is None:
+            return Counted(None, [], [])
+        half = self.wider_half(share, value, sections_of_it)
+        metric = Counted(value, [], [], *limits("slo_attainment", value, half))
+        tail = self.tail(late, slowness, judged=lambda r: not of_quantile or r.status != "unfinished" or late(r))
+        low, high = self.share_limits(metric, tail, sections_of_it)
+        return replace(metric, low=low, high=high)
+
+    def in_targets(self, request: Request) -> float:
+        """How many times its tightest target a request takes; infinite without an answer."""
+        if is_lost(request):
+            return math.inf
+        times = [0.0]
+        for term, target_s in self.facts.targets.items():
+            if term in ("ttft_p99", "e2e_p99", "queue_p99"):
+                times.append(waited_s(request, term.removesuffix("_p99"), self.facts) / target_s)
+            elif term == "tpot_mean" and not self.facts.fixed_engine:
+                decode_s = waited_s(request, "e2e", self.facts) - waited_s(request, "ttft", self.facts)
+                times.append(decode_s / max(request.output_tokens - 1, 1) / target_s)
+        return max(times)
+
+    def tail(
+        self,
+        late: Callable[[Request], bool],
+        slowness: Callable[[Request], float],
+        judged: Callable[[Request], bool] | None = None,
+    ) -> tuple[Statistic, float]:
+        """The share of a tail that shows how much requests depend on each other, and of how many it is one.
+
+        The late requests, or, where these are fewer than 1 % or all but 1 %, the slowest 1 %.
+        """
+
+        def counts(request: Request) -> bool:
+            if judged is not None:
+                return judged(request)
+            return request.status != "unfinished" or is_late(request, self.facts)
+
+        every = [request for part in self.wholes for request in part.measured if counts(request)]
+        those_late = len([request for request in every if late(request)])
+        in_tail = late
+        if min(those_late, len(every) - those_late) < RARE * len(every):
+            ordered = sorted(slowness(request) for request in every)
+            border = ordered[math.floor((1 - RARE) * (len(ordered) - 1))]
+
+            def in_tail(request: Request) -> bool:
+                return slowness(request) >= border
+
+        def share(parts: list[Part]) -> float | None:
+            here = [request for part in parts for request in part.measured if counts(request)]
+            return ratio(len([request for request in here if in_tail(request)]), len(here))
+
+        return share, len(every)
+
+    def wider_half(self, share: Statistic, value: float, sections_of_it: list[Part]) -> float | None:
+        """The half-width of sections, or that of replications if there are five and it is wider."""
+        halves = [[share([section]) for section in sections_of_it]]
+        if len(self.wholes) >= MIN_REPLICATIONS_AS_SECTIONS:
+            halves.append([share([part]) for part in self.wholes])
+        widths = [half_width([x for x in values if x is not None], value) for values in halves]
+        if widths[0] is None:
+            return None
+        return max(width for width in widths if width is not None)
+
+    def share_limits(
+        self, metric: Counted, tail: tuple[Statistic, float], sections_of_it: list[Part]
+    ) -> tuple[float, float]:
+        """The wider of the interval that a share has and Wilson's, of as many independent requests as say the same."""
+        share, requests = tail
+        in_tail = share(self.wholes)
+        half = self.wider_half(share, in_tail, sections_of_it)
+        independent = requests
+        if half:
+            independent = min(requests, NORMAL**2 * in_tail * (1 - in_tail) / half**2)
+        low, high = wilson(metric.value, independent)
+        if metric.low is None:
+            return low, high
+        return min(low, metric.low), max(high, metric.high)
 
     def is_saturated(self, name: str) -> bool:
         """Whether it is a time and loaders or the fixed server are full, or more arrives than is served."""
@@ -260,7 +412,7 @@ class SecondCount:
                 continue
             if name == "replica_load_skew" and self.facts.base_replicas == 1:
                 continue
-            counted[name] = self.of_sections(name, statistic, True)
+            counted[name] = self.attainment() if name == "slo_attainment" else self.of_sections(name, statistic, True)
         return counted
 
     def counts(self) -> dict[str, Counted]:

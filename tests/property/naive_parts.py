@@ -106,7 +106,10 @@ class Broken:
 
 @dataclass(frozen=True)
 class Facts:
-    """What of the scenario the metrics depend on."""
+    """What of the scenario the metrics depend on.
+
+    ``targets``: those for single requests; ``terms``: all of latencies.
+    """
 
     warmup: float
     duration_s: float | None
@@ -115,6 +118,7 @@ class Facts:
     all_replicas: int
     fixed_engine: bool
     targets: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)
     rollout_begins: list[float] = field(default_factory=list)
     rollout_ends: list[float | None] = field(default_factory=list)
     fault_begins: list[float] = field(default_factory=list)

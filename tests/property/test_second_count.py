@@ -56,6 +56,7 @@ LEAST = {
     "whole models load": 10,
     "full loaders": 20,
     "overloaded": 20,
+    "shares of late requests": 80,
     "five replications": 160,
     "p99 of requests": 50,
     "steps across borders": 300,
@@ -173,6 +174,7 @@ def differences_beside(one: Run, counted: SecondCount) -> Iterator[str]:
     """Say where what a point holds beside its metrics differs."""
     point, facts, parts, replications = one.point, one.facts, counted.wholes, one.replications
     yield from differences_of_breakdown(one, parts)
+    yield from differences_of_late(one, counted)
     capacity = point.capacity
     shares = {
         ("loader", "offered_load"): naive_capacity.offered_to_loaders(replications, parts),
@@ -195,6 +197,17 @@ def differences_beside(one: Run, counted: SecondCount) -> Iterator[str]:
     yield from differences_of_groups(one, parts)
     if facts.rollout_begins or facts.faults:
         yield from close_rows("harm", point.harm, naive_capacity.harm_counts(parts))
+
+
+def differences_of_late(one: Run, counted: SecondCount) -> Iterator[str]:
+    """Shares of late requests: only where some were not served, or had waited too long when the run ended."""
+    if not one.point.late:
+        return
+    for term, theirs in counted.late_shares().items():
+        ours = one.point.late[f"{term}_s"].share
+        pairs = ((ours.value, theirs.value), (ours.lo, theirs.low), (ours.hi, theirs.high))
+        if not all(near(a, b) for a, b in pairs):
+            yield f"late {term}: {pairs}"
 
 
 def differences_of_breakdown(one: Run, parts: list[Part]) -> Iterator[str]:
@@ -269,6 +282,7 @@ def events(one: Run, counted: SecondCount) -> Iterator[str]:
         and one.world.scenario.cache.host.fill == "arrival",
         "loads in steps": one.world.scenario.storage.mode == "blocking",
         "full loaders": naive_capacity.loaders_are_full(one.replications, parts),
+        "shares of late requests": bool(one.point.late),
         "overloaded": one.point.capacity["compute"]["offered_load"] is not None,
     }
     yield from (name for name, there in found.items() if there)
