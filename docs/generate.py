@@ -75,8 +75,8 @@ METRICS = {
     "completed": ("Requests that ended with their last token, summed over replications.", "measured", "none"),
     "unfinished": ("Requests still inside when a run of given `duration` stops.", "measured", "none"),
     "refused": ("Requests that are turned away: with more prompt and output tokens than `fleet.max_model_len` or the "
-                "KV cache of a replica allows, or, without chunked prefill, a prompt longer than a step's budget; while "
-                "their adapter was being replaced (`unload-then-load`); with host memory full of adapters in use "
+                "KV cache of a replica allows, or, without chunked prefill, a prompt longer than a step's budget; "
+                "while their adapter was being replaced (`unload-then-load`); with host memory full of adapters in use "
                 "(`cache.host.full: reject`); beyond the requests that the client of `fleet.front_end` keeps open.",
                 "measured", "count"),
     "failed": ("Requests that ended without a right answer: lost with their replica, their adapter could not be "

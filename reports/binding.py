@@ -34,7 +34,7 @@ _UNSERVED = 0.01
 """Share of requests that are refused or fail, from which that limits a point."""
 
 _FAILURES = {
-    "failed_loads": ": their adapter could not be loaded. Allow more retries, or keep more adapters in GPU or host memory.",
+    "failed_loads": ": their adapter could not be loaded. Allow more retries, or keep more adapters in memory.",
     "lost": ": they were lost with their replica. Send such requests to another replica (requests: reroute).",
     "wrong_detected": ": a wrong answer was noticed, and no retry was left. Allow more retries.",
 }
