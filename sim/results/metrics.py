@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.changes import change_metrics
+from sim.results.leaps import gap_bin_edges
 from sim.results.measured import Facts, Measured, judge_of, slow_ones
 from sim.results.point import UNITS, Metric
-from sim.results.records import COMPLETED, UNFINISHED, Recording, gap_bin_edges
+from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.served import attainment
 from sim.results.stats import ENOUGH_REPLICATIONS, MIN_FOR_P99, estimate, histogram_quantile, kept, ratio
 from sim.traffic.request import DELAYED_HIT, HIT, MISS
