@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
-from sim.results.leaps import gap_bins
+from sim.results.leaps import Leaps, gap_bins
 from sim.results.records import Recorder, Recording, pack_step
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world, simulate
@@ -53,6 +53,16 @@ def test_a_step_that_starts_at_a_bound_belongs_to_the_section_that_begins_there(
     recording = sections_of(pack_step(8.0, 1.0, 0.0, 0.0, 8, 1, 1, 0, 0))
     assert recording.gap_counts.sum(axis=1).tolist() == [5, 1]
     assert recording.busy_s.tolist() == [5.0, 1.0]
+
+
+@pytest.mark.parametrize("growth", [0.0, 1e-9, 0.003])
+def test_steps_before_a_time_are_counted_exactly_where_rounding_is_not(growth: float) -> None:
+    steps = np.arange(1.0, 400.0)
+    same = np.ones(len(steps))
+    leaps = Leaps(0.7 * same, 500 * same, 0.1 * same, growth * same, 0.3 * same, same)
+    starts = leaps.start + leaps.seconds(steps)
+    assert leaps.steps_before(starts).tolist() == steps.tolist()
+    assert leaps.steps_before(np.nextafter(starts, np.inf)).tolist() == (steps + 1).tolist()
 
 
 def test_only_the_first_step_of_a_leap_waits_for_its_loads() -> None:
