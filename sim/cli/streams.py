@@ -76,9 +76,11 @@ def _guarded(stream: TextIO | None, name: str | None, errors: str) -> Any:
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(_Guard(getattr(binary, "raw", binary), name)),
-        encoding=stream.encoding, errors=errors, line_buffering=getattr(stream, "line_buffering", False),
+        encoding=stream.encoding,
+        errors=errors,
+        line_buffering=getattr(stream, "line_buffering", False),
         write_through=getattr(stream, "write_through", False),
-    )  # fmt: skip
+    )
 
 
 class _Guard(io.RawIOBase):

@@ -31,9 +31,12 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     pool = Parallel(
-        n_jobs=workers, backend=_watched_backend(), return_as="generator_unordered", batch_size=1,
+        n_jobs=workers,
+        backend=_watched_backend(),
+        return_as="generator_unordered",
+        batch_size=1,
         pre_dispatch="2*n_jobs",
-    )  # fmt: skip
+    )
     # Workers inherit the mask, so Ctrl-C reaches only this process, even while a worker still starts up; one that
     # comes meanwhile is delivered as soon as the mask is lifted.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

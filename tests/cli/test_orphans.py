@@ -18,10 +18,19 @@ LONG = ("--set", "workload.requests=3000000", "--set", "run.replications=2", "--
 COMMANDS = {
     "sweep": ("sweep", "cache-thrash", *LONG, "--over", "cache.gpu.slots=4,8", "--jobs", "2"),
     "run": ("run", "cache-thrash", *LONG, "--jobs", "2"),
-    "plan": ("plan", "cache-thrash", *LONG, "--set", "slo={ttft_p99: 2 s}", "--minimize", "cache.gpu.slots=4..32",
-             "--jobs", "2"),
+    "plan": (
+        "plan",
+        "cache-thrash",
+        *LONG,
+        "--set",
+        "slo={ttft_p99: 2 s}",
+        "--minimize",
+        "cache.gpu.slots=4..32",
+        "--jobs",
+        "2",
+    ),
     "dask": ("sweep", "cache-thrash", *LONG, "--over", "cache.gpu.slots=4,8", "--jobs", "2", "--backend", "dask"),
-}  # fmt: skip
+}
 GONE_S = 10.0
 
 pytestmark = pytest.mark.skipif(not THERE, reason="finds processes in /proc")
@@ -77,9 +86,13 @@ def test_workers_without_work_end_too(tmp_path: Path) -> None:
     """They would wait for work on a pipe whose other end they hold themselves."""
     (tmp_path / "idle.py").write_text(IDLE)
     with subprocess.Popen(
-        [sys.executable, "idle.py"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "idle.py"],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as process:  # fmt: skip
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "[1, 2]\n"
         left = kill_alone(process, 3)

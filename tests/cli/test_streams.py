@@ -27,10 +27,15 @@ run: {replications: 3}
 PLAN = ("plan", "s.yaml", "--out", "out", "--minimize", "cache.gpu.slots=2..8", "--jobs", "1")
 RUN = ("run", "s.yaml", "--out", "out", "--jobs", "1")
 COMMANDS = {
-    "--version": ("--version",), "--help": ("run", "--help"), "schema": ("schema",),
-    "resolved": ("check", "s.yaml", "--resolved"), "run": RUN, "plan": PLAN,
-    "trace": ("trace", "t.csv", "--out", "traced"), "cache": ("cache", "t.csv", "--slots", "1", "--json"),
-}  # fmt: skip
+    "--version": ("--version",),
+    "--help": ("run", "--help"),
+    "schema": ("schema",),
+    "resolved": ("check", "s.yaml", "--resolved"),
+    "run": RUN,
+    "plan": PLAN,
+    "trace": ("trace", "t.csv", "--out", "traced"),
+    "cache": ("cache", "t.csv", "--slots", "1", "--json"),
+}
 
 
 @pytest.fixture
@@ -45,9 +50,12 @@ def shell(folder: Path, line: str, *arguments: str, **environment: str) -> subpr
     """Run a line of bash in which ``"$@"`` is loraplan with these arguments."""
     loraplan = [sys.executable, "-m", "sim.cli", *arguments]
     return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line, "bash", *loraplan], cwd=folder, capture_output=True, timeout=120,
+        ["bash", "-o", "pipefail", "-c", line, "bash", *loraplan],
+        cwd=folder,
+        capture_output=True,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
