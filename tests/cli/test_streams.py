@@ -144,6 +144,7 @@ def test_json_is_whole_in_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding
     assert ("größer" in text) == (encoding != "ascii")
 
 
+@pytest.mark.promise("Whatever is printed on a terminal has control characters as escapes")
 def test_only_one_place_prints() -> None:
     """What is printed elsewhere would not be escaped: names, notes and paths of strangers would reach the terminal."""
     words = {"echo", "secho", "print", "write", "writelines", "Console"}

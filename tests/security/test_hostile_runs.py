@@ -53,6 +53,7 @@ def lead_out(run: Path, name: str, there: bool = True) -> Path:
     return outside
 
 
+@pytest.mark.promise("points, manifest and lock are refused if they are one")
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("name", LINKED)
 def test_links_out_of_a_run_are_not_followed(run: Path, name: str, there: bool) -> None:
@@ -86,6 +87,9 @@ run: {replications: 2}
 """
 
 
+@pytest.mark.promise(
+    "Nothing outside is read, written or removed.", "points, manifest and lock are refused if they are one"
+)
 @pytest.mark.parametrize("name", [*LINKED, ".lock"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_reads_or_changes_anything_through_a_link(
@@ -124,6 +128,7 @@ def test_no_command_reads_or_changes_anything_through_a_link(
     assert (tmp_path / "run" / name).is_symlink()
 
 
+@pytest.mark.promise("Tables and reports take a link's place: nothing is written or read through it.")
 @pytest.mark.parametrize("name", ["requests.parquet", "report.html", "summary.json", "points.csv", "recommended.yaml"])
 def test_tables_take_the_place_of_a_link(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """They are written and not read: what a link leads to stays as it is, and says nothing about the run."""
@@ -172,6 +177,7 @@ def test_a_run_is_not_continued_through_a_link(run: Path, tmp_path: Path) -> Non
     assert (tmp_path / "mine" / "settings.json").exists()
 
 
+@pytest.mark.promise("points, manifest and lock are refused if they are one")
 def test_a_lock_makes_no_file_elsewhere(run: Path, tmp_path: Path) -> None:
     (run / ".lock").unlink()
     (run / ".lock").symlink_to(tmp_path / "made")
@@ -180,6 +186,7 @@ def test_a_lock_makes_no_file_elsewhere(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.promise("Tables and reports take a link's place: nothing is written or read through it.")
 @pytest.mark.parametrize("name", ["report.html", ".report.html.PID.tmp"])
 def test_a_report_is_not_written_through_a_link(run: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "mine").write_text("kept")
@@ -190,6 +197,7 @@ def test_a_report_is_not_written_through_a_link(run: Path, tmp_path: Path, name:
     assert not (run / "report.html").is_symlink()
 
 
+@pytest.mark.promise("Keys of points are no paths.")
 @pytest.mark.parametrize("key", ["../../secret", "/etc/passwd", "a/b", "", ".", "k1\n", "k1\0"])
 def test_keys_of_points_are_no_paths(run: Path, key: str) -> None:
     edit(run, point_keys=[key])
@@ -197,6 +205,7 @@ def test_keys_of_points_are_no_paths(run: Path, key: str) -> None:
         read_run(run)
 
 
+@pytest.mark.promise("a point of a run: 32 MiB, each point once")
 def test_a_point_is_read_once(run: Path) -> None:
     """Ten bytes of a manifest would be a point of 32 MiB each."""
     edit(run, point_keys=["k1"] * 1000)
@@ -209,6 +218,7 @@ def edit(run: Path, **changes: Any) -> None:
     (run / "manifest.json").write_text(json.dumps({**manifest, **changes}))
 
 
+@pytest.mark.promise("text with more brackets than 1 in 8 bytes is refused before it is parsed")
 @pytest.mark.parametrize(
     ("text", "problem"),
     [("[" + "[]," * 10_000 + "1]", "too many brackets"), ("[" * 100_000, "not JSON"), ("1" * 5000, "not JSON")],
@@ -219,6 +229,7 @@ def test_json_that_blows_up_is_refused(run: Path, text: str, problem: str) -> No
         read_run(run)
 
 
+@pytest.mark.promise("profile, manifest: 64 MiB")
 def test_large_json_is_refused_before_it_is_parsed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (run / "manifest.json").open("wb") as out:
         out.truncate(65 << 20)  # a file of holes
@@ -229,6 +240,7 @@ def test_large_json_is_refused_before_it_is_parsed(run: Path, monkeypatch: pytes
         read_run(run)
 
 
+@pytest.mark.promise("a point of a run: 32 MiB, each point once")
 def test_a_large_point_is_a_damaged_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sim.results.store.POINT_BYTES", 10)
     with pytest.raises(OutputError, match="this point is missing or damaged"):
@@ -263,6 +275,7 @@ def test_what_is_hashed_of_new_versions_lies_in_their_folder(tmp_path: Path) -> 
     assert digest_weights(folder) == before
 
 
+@pytest.mark.promise("No code is run.", "pickles are never loaded, nothing of a file is evaluated")
 def test_nothing_in_the_repository_loads_a_pickle_of_a_file() -> None:
     """The one pickle is made in the same line that loads it, to see whether an error can travel."""
     root = Path(files.__file__).parents[2]
@@ -285,6 +298,9 @@ def test_nothing_in_the_repository_loads_a_pickle_of_a_file() -> None:
     assert not found
 
 
+@pytest.mark.promise(
+    "Nothing is injected.", "Reports escape every text; a page's policy allows its one script by hash, and no network."
+)
 def test_a_report_of_a_strangers_run_is_text(run: Path) -> None:
     evil = '</title></style></pre><script>alert(1)</script><img src=x onerror="alert(1)">'
     edit(

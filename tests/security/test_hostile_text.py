@@ -71,6 +71,10 @@ RUN, PLAN = ("run", "s.yaml", "--out", "out"), ("plan", "s.yaml", "--minimize", 
 SWEEP = ("sweep", "s.yaml", "--over", "cache.gpu.slots=4,8", "--out", "out")
 
 
+@pytest.mark.promise(
+    "Whatever is printed on a terminal has control characters as escapes",
+    "and line breaks of a stranger's text too: none of it looks like a line of loraplan's.",
+)
 @pytest.mark.parametrize(
     ("made", "then"),
     [
@@ -96,6 +100,7 @@ def test_a_strangers_run_prints_plain_text(
         assert r"note: look: \x1b[31mred\x1b]0;title\x07\x9b2J\u202e\rerror: forged\nerror: forged\x7f" in text
 
 
+@pytest.mark.promise("Whatever is printed on a terminal has control characters as escapes")
 @pytest.mark.parametrize("options", [(), ("--json",)])
 @pytest.mark.parametrize("command", ["adapters", "vet"])
 def test_names_of_adapter_folders_are_plain_text(
@@ -113,6 +118,7 @@ def test_names_of_adapter_folders_are_plain_text(
     assert harmless(text)
 
 
+@pytest.mark.promise("Whatever is printed on a terminal has control characters as escapes")
 def test_paths_keys_and_arguments_are_plain_text(printed: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     rows = "".join(f"{i},a{i % 3},10,5\n" for i in range(60))
     (tmp_path / f"t{EVIL}.csv").write_text("timestamp_s,adapter_id,input_tokens,output_tokens\n" + rows)

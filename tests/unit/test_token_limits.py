@@ -55,6 +55,7 @@ def build(folder: Path, prompt: str, output: str, *changes: str) -> object:
         raise loaded.locate(error) from None
 
 
+@pytest.mark.promise("tokens of a request: 10 million, prompt and answer together")
 @pytest.mark.parametrize("huge", [BEYOND, "3000000000"])
 @pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize("side", ["prompt", "output"])
@@ -77,6 +78,7 @@ def test_the_same_laws_with_fewer_tokens_are_fine(tmp_path: Path, name: str) -> 
     build(tmp_path, text.replace("N", str(value)), SHORT)
 
 
+@pytest.mark.promise("tokens of a request: 10 million, prompt and answer together")
 @pytest.mark.parametrize(
     ("prompt", "output"),
     [
@@ -130,6 +132,7 @@ def test_what_fits_is_not_touched() -> None:
 HEAD = "timestamp_s,adapter_id,input_tokens,output_tokens\n"
 
 
+@pytest.mark.promise("tokens of a request: 10 million, prompt and answer together")
 @pytest.mark.parametrize(
     ("row", "said"),
     [
