@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, is_confined
-from sim.cli.output import make_folder, message, print_rich, rich_table, to_json
+from sim.cli.output import make_folder, message, print_rich, rich_table, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -141,14 +141,14 @@ def _print(loaded: LoadedScenario, result: Result, *, json: bool, quiet: bool) -
 
     page = write_page(_page(loaded, result), result.folder / "report.html")
     if json:
-        typer.echo(to_json(result.summary))
+        say_json(result.summary)
     else:
         table = metrics_table(result.summary)
         print_rich(rich_table(table))
-        typer.echo(f"{table.note}\n")
-        typer.echo(f"report    {page}\nrequests  {result.folder / 'requests.parquet'}")
+        say(table.note, "")
+        say(f"report    {page}", f"requests  {result.folder / 'requests.parquet'}")
         if result.summary["profile"]["fitted"]:
-            typer.echo(f"profile   {result.folder / 'profile.json'}")
+            say(f"profile   {result.folder / 'profile.json'}")
     for sentence in _notes(result.summary):
         message(f"note: {sentence}", quiet)
 

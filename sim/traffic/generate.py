@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sim.errors import ScenarioError
 from sim.rng import stream
 from sim.spec.arrivals import GammaArrivals, MmppArrivals, WeibullArrivals
+from sim.spec.laws import MAX_TOKENS
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population, populate
 from sim.traffic.lengths import Lengths, draw_pair
@@ -116,6 +117,8 @@ class Traffic:
         self._chooser = None if named else Chooser(workload.popularity, count)
         self._source = self._make_source(cvs)
         self._lengths = Lengths(workload.tokens.prompt), Lengths(workload.tokens.output)
+        if self._trace is None or self._trace.prompt_tokens is None:
+            _check_together(*self._lengths)
         self._scores: tuple[int, Floats] | None = None
 
     @property
@@ -266,6 +269,17 @@ class Traffic:
             kinds = (stream(self._seed, replication, f"adapter-{kind}") for kind in ("prompt", "output"))
             self._scores = replication, np.stack([rng.standard_normal(len(self.population)) for rng in kinds])
         return self._scores[1]
+
+
+def _check_together(prompt: Lengths, output: Lengths) -> None:
+    """Refuse lengths each of which a request may have, but not both."""
+    if prompt.longest + output.longest > MAX_TOKENS:
+        raise ScenarioError(
+            "prompt and output together are too long",
+            key="workload.tokens",
+            got=f"up to {prompt.longest:,.0f} and {output.longest:,.0f} tokens",
+            allowed=f"up to {MAX_TOKENS:,} together",
+        )
 
 
 def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
