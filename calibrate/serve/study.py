@@ -174,10 +174,10 @@ async def _measure(
     job: Job, driver: Driver, running: engine.Running | None, installed: engine.Installed | None
 ) -> Measured:
     try:
-        bases, listed = await served_models(driver.host)
+        bases, listed = await served_models(driver.host, driver.stall_s)
         if not driver.names:
             driver.names = _names(job.options.adapters, listed, bases, job.adapters)
-        page = await read_page(driver.host)
+        page = await read_page(driver.host, driver.page_limit_s)
         kv: dict[str, int] = {}
         if page is not None and page.kv_tokens and page.block_size:
             kv = {"kv_tokens": page.kv_tokens, "block_size": page.block_size}
