@@ -189,8 +189,10 @@ class Driver:
             for task in (watch, done, *waiting):
                 task.cancel()
             await asyncio.gather(watch, done, *waiting, return_exceptions=True)
+        good = sum(sent.status == COMPLETE for sent in run.sent)
+        if not problem.done() and not good:
+            problem.set_result(serves_nobody(run.sent[-1]))
         if problem.done():
-            good = sum(sent.status == COMPLETE for sent in run.sent)
             raise ServerError(
                 f"{problem.result()} ({good} of {len(planned)} requests were served)", where=self.host.url,
                 hint=f"those are kept in {file.name}",
@@ -212,7 +214,7 @@ class Driver:
             if not problem.done():
                 problem.set_result(f"the server died: {self.died() or sent.problem}")
         elif len(run.sent) >= _FEW and all(other.status in (REFUSED, BROKEN) for other in run.sent):
-            problem.set_result(f"the server serves nobody: {sent.problem}")
+            problem.set_result(serves_nobody(sent))
 
     async def _alive(self) -> bool:
         """Return whether a server still answers anything."""
@@ -240,6 +242,11 @@ class Driver:
 def stalled(silent_s: float) -> str:
     """Say that a server stalled."""
     return f"the server stalled: no token came for {silent_s:.0f} s"
+
+
+def serves_nobody(last: Sent) -> str:
+    """Say that no request was served, and what went wrong with one of them."""
+    return f"the server serves nobody: {last.problem}"
 
 
 def _opened(path: Path) -> BinaryIO:

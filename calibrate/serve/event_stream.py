@@ -13,7 +13,8 @@ PENDING_BYTES = 64 << 10
 EVENT_BYTES = 64 << 10
 """Bytes of an event, at most. Those of vLLM have some 400."""
 
-_SPARE_TOKENS = 16
+SPARE_TOKENS = 16
+"""Tokens that may come beyond twice those that were asked for."""
 
 
 class EventStream:
@@ -24,16 +25,16 @@ class EventStream:
     :param asked: tokens that were asked for. An answer of more than twice as many is broken: some servers that do not
         count their tokens send one in two pieces.
     :param stamps: gets them.
-    :ivar problem: what is wrong with the stream, as far as it was read.
+    :ivar problem: what is wrong with the stream, as far as it was read; ``pending``: bytes that are kept unread.
     """
 
     def __init__(self, asked: int, stamps: list[tuple[float, int]]) -> None:
         self.problem = ""
         self._stamps = stamps
-        self._most_tokens = 2 * asked + _SPARE_TOKENS
+        self._most_tokens = 2 * asked + SPARE_TOKENS
         self._tokens = 0
         self._pieces: list[tuple[float, bytes]] = []
-        self._pending = 0
+        self.pending = 0
         self._rest = b""
 
     def add(self, now: float, data: bytes) -> None:
@@ -42,15 +43,15 @@ class EventStream:
         :raises Broken: where something is wrong with those that were read by now.
         """
         self._pieces.append((now, data))
-        self._pending += len(data) + PIECE_BYTES
-        if self._pending > PENDING_BYTES:
+        self.pending += len(data) + PIECE_BYTES
+        if self.pending > PENDING_BYTES:
             self.read()
         if self.problem:
             raise Broken(self.problem)
 
     def read(self) -> None:
         """Read what has come so far; what follows a problem is dropped."""
-        pieces, self._pieces, self._pending = self._pieces, [], 0
+        pieces, self._pieces, self.pending = self._pieces, [], 0
         try:
             for now, data in pieces:
                 if not self.problem:

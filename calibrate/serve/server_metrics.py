@@ -24,7 +24,9 @@ PAGE_LIMIT_S = 10.0
 MOST_KV_TOKENS = 2**31 - 1
 """Tokens of KV cache that are believed, at most."""
 
-_LINE_LETTERS = 64 << 10
+LINE_LETTERS = 64 << 10
+"""Characters of a line of it, at most; longer ones are left out."""
+
 _MOST = 1e15
 _LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*+)(?:\{(.*)\})?\s+(\S+)")
 _LABEL = re.compile(r'(?<!\w)(\w+)="((?:[^"\\]|\\.)*+)"')
@@ -76,7 +78,7 @@ def parse_page(text: str, at: float) -> Page:
     page = Page(at)
     known = {theirs: ours for names in (_GAUGES, _COUNTERS) for ours, all_ in names.items() for theirs in all_}
     for line in text.splitlines():
-        found = _LINE.match(line) if len(line) <= _LINE_LETTERS else None
+        found = _LINE.match(line) if len(line) <= LINE_LETTERS else None
         if found is None:
             continue
         name, labels, value = found.groups()
