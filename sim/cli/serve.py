@@ -41,7 +41,7 @@ def serve(
     ] = False,
     profile: Annotated[str | None, typer.Option(help="Predict from this profile; unset: the scenario's.")] = None,
     repeat: Annotated[int, typer.Option(help="Identical runs: what they differ by is the noise.", min=1)] = 2,
-    stall: Annotated[float, typer.Option(help="Give up when nothing comes for so many seconds.")] = 60.0,
+    stall: Annotated[float, typer.Option(help="Give up when the server sends no token for so many seconds.")] = 60.0,
     server_python: Annotated[
         Path | None, typer.Option(help="With --launch: the python of an environment with vLLM; unset: .vllm-venv.")
     ] = None,

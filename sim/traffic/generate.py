@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from sim.traffic.adapters import Population, populate
 from sim.traffic.lengths import Lengths, draw_pair
 from sim.traffic.popularity import Chooser, read_weights, weights_of
 from sim.traffic.sessions import InSessions, mean_gap
-from sim.traffic.sources import Block, Growing, OneStream, Recorded, Source, StreamPerAdapter, Turned, cut
+from sim.traffic.sources import Block, Constant, Growing, OneStream, Recorded, Source, StreamPerAdapter, Turned, cut
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.turnover import newcomers
 
@@ -226,7 +225,7 @@ class Traffic:
         if getattr(arrivals, "per", "aggregate") == "adapter":
             source = StreamPerAdapter(arrivals, rate, weights_of(workload.popularity, self._places), cvs, seed, sizes)
         else:
-            source = OneStream(arrivals, rate, chooser, seed, repeat(BLOCK) if sessions is None else sizes)
+            source = OneStream(arrivals, rate, chooser, seed, Constant(BLOCK) if sessions is None else sizes)
         if workload.drift is not None or workload.churn is not None:
             source = Turned(source, workload.drift, workload.churn, self._places, self._new, seed)
         return source if sessions is None else InSessions(source, rate, sessions, chooser, seed)
