@@ -183,7 +183,7 @@ POLICIES = (
         "- memory.overhead_bytes",
         "",
         "activations and CUDA graphs take memory as well",
-        ("tests/calibrate/test_published.py", "tests/unit/test_full_models.py"),
+        ("tests/unit/test_full_models.py", "tests/unit/test_base_weights.py"),
     ),
     # Caches ---------------------------------------------------------------------------------------------------------
     Mutant(

@@ -1,12 +1,13 @@
 """Put mistakes into copies of the program, one at a time, and see whether the tests notice: ``make mutants``.
 
 For each mutant of the catalogue the tests that are most likely to notice run first, until one fails; with ``--whole``
-the rest of the suite follows. Before that, the tests run once without a mutant: one that fails anyway notices nothing.
+the rest of the suite follows. Before that, the tests run once without a mutant, and those that fail are left out: a
+test that fails anyway notices nothing.
 What was found is kept in a file, so that an interrupted run resumes, and a second run tries only mutants whose code or
 tests have changed since.
 
-Exit codes: 0, every mutant is killed or explained; 1, some survive; 2, the tests fail without a mutant, or an entry of
-the catalogue doesn't fit the code.
+Exit codes: 0, every mutant is killed or explained; 1, some survive; 2, tests can't be run, or an entry of the
+catalogue doesn't fit the code.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from pathlib import Path
 from catalogue import MUTANTS
 from mutant import Mutant
 from trial import (
+    ALL_CORES,
     BROKEN,
     KILLED,
     ROOT,
     SURVIVED,
     TIMEOUT,
+    WHOLE,
     Outcome,
     copy_of_tree,
     digest_of,
@@ -58,22 +61,25 @@ class Kept:
             file.write(json.dumps({"mutant": name, "digest": digest, **asdict(outcome)}) + "\n")
 
 
-def check_without_mutant(mutants: Iterable[Mutant], tree: str, limit_s: float, kept: Kept) -> bool:
-    """Run the named tests on the program as it is; return whether they pass."""
-    mutants = list(mutants)
-    tests = sorted({test for mutant in mutants for test in mutant.tests})
+def failing_without_mutant(mutants: Iterable[Mutant], *, whole: bool, limit_s: float, kept: Kept) -> list[str] | None:
+    """Run the tests on the program as it is; return those that fail, or None where they can't be run."""
+    tests = ["tests"] if whole else sorted({test for mutant in mutants for test in mutant.tests})
     tests = [test for test in tests if "::" not in test or test.partition("::")[0] not in tests]
-    digest = digest_of(tree, tests, tests)
+    digest = digest_of(digest_of_tree(), tests, tests)
     outcome = kept.get(digest)
     if outcome is None:
-        print(f"without a mutant: {len(tests)} test files or tests …", flush=True)
+        print(f"Running {'all tests' if whole else f'{len(tests)} test files'} without a mutant", flush=True)
         with copy_of_tree() as copy:
-            outcome = run_tests(copy, tests, limit_s * len(mutants))
-        if outcome.verdict == SURVIVED:
+            outcome = run_tests(copy, tests, WHOLE * limit_s, *(ALL_CORES if whole else ()))
+        if outcome.verdict in (SURVIVED, KILLED):
             kept.add(digest, "", outcome)
-    if outcome.verdict != SURVIVED:
-        print(f"The tests don't pass without a mutant ({outcome.verdict}):\n{outcome.by}")
-    return outcome.verdict == SURVIVED
+    if outcome.verdict == SURVIVED:
+        return []
+    if outcome.verdict == KILLED and "::" in outcome.by:
+        print(f"These tests fail without a mutant and are left out:\n{outcome.by}")
+        return outcome.by.splitlines()
+    print(f"The tests can't be run without a mutant ({outcome.verdict}):\n{outcome.by}")
+    return None
 
 
 def table(found: dict[str, tuple[Mutant, Outcome]]) -> str:
@@ -119,16 +125,17 @@ def main() -> int:
         print(error)
         return 2
     kept, tree = Kept(given.results), digest_of_tree()
-    if not check_without_mutant(mutants, tree, given.limit, kept):
+    failing = failing_without_mutant(mutants, whole=given.whole, limit_s=given.limit, kept=kept)
+    if failing is None:
         return 2
     found: dict[str, tuple[Mutant, Outcome]] = {}
     with ThreadPoolExecutor(given.jobs) as pool:
         begun = {}
         for mutant in mutants:
             tests = (*mutant.tests, *(("tests",) if given.whole else ()))
-            digest = digest_of(tree, tests, mutant, given.whole)
+            digest = digest_of(tree, tests, mutant, failing, given.whole)
             if (outcome := kept.get(digest)) is None:
-                future = pool.submit(try_mutant, mutant, whole=given.whole, limit_s=given.limit)
+                future = pool.submit(try_mutant, mutant, whole=given.whole, limit_s=given.limit, failing=failing)
                 begun[future] = mutant, digest
             else:
                 found[mutant.name] = mutant, outcome

@@ -34,7 +34,7 @@ def test_names_are_unique_and_the_catalogue_is_spread() -> None:
 
 def test_an_entry_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text("a = 1\nb = 1\n")
-    with pytest.raises(LookupError, match="twice: its old text occurs 2 times in code.py"):
+    with pytest.raises(LookupError, match="twice: its old text occurs 2 times"):
         Mutant("twice", "code.py", "= 1", "= 2", "", ()).source(tmp_path)
     with pytest.raises(LookupError, match="occurs 0 times"):
         Mutant("gone", "code.py", "c = 1", "c = 2", "", ()).apply(tmp_path)

@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLED, SURVIVED, TIMEOUT, EXPLAINED, BROKEN = "killed", "survived", "timeout", "explained", "not run"
 OWN_TESTS = "tests/mutants"
 """They look for the old text of every mutant, so in a mutant they always fail."""
+WHOLE = 20
+"""How many times as long as the named tests of a mutant the whole suite may take."""
+ALL_CORES = ("-n", "auto", "--dist", "worksteal")
 MEMORY_BYTES = 12 * 2**30
 """Address space of a test run: a mutant that never stops allocating must not take the machine with it."""
 _LEFT_OUT = (
@@ -44,7 +47,7 @@ class Outcome:
     """How a test run ended.
 
     :ivar verdict: ``KILLED``, ``SURVIVED``, ``TIMEOUT``, or ``BROKEN`` where pytest could not run the tests.
-    :ivar by: the test that failed first, or what pytest printed last.
+    :ivar by: the tests that failed, one a line, or what pytest printed last.
     """
 
     verdict: str
@@ -87,11 +90,9 @@ def check_imports(tree: Path) -> None:
 
 
 def run_tests(tree: Path, tests: Sequence[str], limit_s: float, *options: str) -> Outcome:
-    """Run tests in a copy of the tree until one fails or the time is up."""
-    command = [
-        sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking",
-        f"--ignore={OWN_TESTS}", *options, *tests,
-    ]  # fmt: skip
+    """Run tests in a copy of the tree until the time is up; with option ``-x`` until one fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
+    command += [f"--ignore={OWN_TESTS}", *options, *tests]
     started = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -118,22 +119,26 @@ def run_tests(tree: Path, tests: Sequence[str], limit_s: float, *options: str) -
     if process.returncode == _PASSED:
         return Outcome(SURVIVED, seconds)
     if process.returncode in (_FAILED, _STOPPED):
-        failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
-        return Outcome(KILLED, seconds, failed[0] if failed else "\n".join(lines[-3:]))
+        failed = [
+            line.partition(" ")[2].partition(" - ")[0] for line in lines if line.startswith(("FAILED ", "ERROR "))
+        ]
+        return Outcome(KILLED, seconds, "\n".join(failed or lines[-3:]))
     return Outcome(BROKEN, seconds, "\n".join(lines[-20:]))
 
 
-def try_mutant(mutant: Mutant, *, whole: bool, limit_s: float) -> Outcome:
+def try_mutant(mutant: Mutant, *, whole: bool, limit_s: float, failing: Sequence[str] = ()) -> Outcome:
     """Run the tests that are most likely to notice a mutant, then (``whole``) all others.
 
+    :param failing: tests that fail without a mutant too, and are left out.
     :raises LookupError: where the entry doesn't fit the code any more.
     """
+    left_out = [f"--deselect={test}" for test in failing]
     with copy_of_tree() as tree:
         mutant.apply(tree)
-        outcome = run_tests(tree, mutant.tests, limit_s)
+        outcome = run_tests(tree, mutant.tests, limit_s, "-x", *left_out)
         if outcome.verdict == SURVIVED and whole:
-            others = [f"--deselect={test}" for test in mutant.tests]
-            rest = run_tests(tree, ["tests"], 20 * limit_s, "-n", "auto", "--dist", "worksteal", *others)
+            left_out += [f"--deselect={test}" for test in mutant.tests]
+            rest = run_tests(tree, ["tests"], WHOLE * limit_s, "-x", *ALL_CORES, *left_out)
             outcome = Outcome(rest.verdict, outcome.seconds + rest.seconds, rest.by)
     if outcome.verdict == SURVIVED and mutant.explained:
         return Outcome(EXPLAINED, outcome.seconds, mutant.explained)
