@@ -308,8 +308,8 @@ RESULTS = (
     Mutant(
         "six-replications-are-enough",
         _STATS,
-        ">= ENOUGH_REPLICATIONS",
-        "> ENOUGH_REPLICATIONS",
+        "ENOUGH_REPLICATIONS = 5",
+        "ENOUGH_REPLICATIONS = 6",
         "the spread between five replications is ignored",
         (PAIRS, INTERVALS),
     ),

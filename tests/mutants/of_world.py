@@ -72,8 +72,8 @@ WORLD = (
     Mutant(
         "gaps-across-preemption-lost",
         _BATCH,
-        "self.recorder.gaps(scheduler.recompute_gaps, now)",
-        "pass",
+        "self.recorder.gaps(scheduler.recompute_gaps, ",
+        "(scheduler.recompute_gaps, ",
         "the longest gaps of all are missing",
         (LEAPING, LAWS),
     ),

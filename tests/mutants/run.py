@@ -7,7 +7,7 @@ What was found is kept in a file, so that an interrupted run resumes, and a seco
 tests have changed since.
 
 Exit codes: 0, every mutant is killed or explained; 1, some survive; 2, tests can't be run, or an entry of the
-catalogue doesn't fit the code.
+catalogue doesn't fit the code; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -139,13 +139,17 @@ def main() -> int:
                 begun[future] = mutant, digest
             else:
                 found[mutant.name] = mutant, outcome
-        for future in as_completed(begun):
-            mutant, digest = begun[future]
-            outcome = future.result()
-            found[mutant.name] = mutant, outcome
-            print(f"{outcome.verdict:9} {outcome.seconds:6.1f} s  {mutant.name}  {outcome.by[:120]}", flush=True)
-            if outcome.verdict != BROKEN:
-                kept.add(digest, mutant.name, outcome)
+        try:
+            for future in as_completed(begun):
+                mutant, digest = begun[future]
+                found[mutant.name] = mutant, (outcome := future.result())
+                print(f"{outcome.verdict:9} {outcome.seconds:6.1f} s  {mutant.name}  {outcome.by[:120]}", flush=True)
+                if outcome.verdict != BROKEN:
+                    kept.add(digest, mutant.name, outcome)
+        except KeyboardInterrupt:
+            print("Stopping when the mutants under way are done; the next run resumes here", flush=True)
+            pool.shutdown(cancel_futures=True)
+            return 130
     print(table({name: found[name] for name in names if name in found}))
     verdicts = {outcome.verdict for _, outcome in found.values()}
     return 2 if BROKEN in verdicts else 1 if SURVIVED in verdicts else 0

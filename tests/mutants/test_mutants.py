@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from catalogue import MUTANTS
 from mutant import Mutant
-from trial import ROOT
+from trial import BROKEN, KILLED, ROOT, SURVIVED, TIMEOUT, check_imports, run_tests
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -40,3 +40,40 @@ def test_an_entry_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         Mutant("gone", "code.py", "c = 1", "c = 2", "", ()).apply(tmp_path)
     Mutant("fits", "code.py", "b = 1", "b = 2", "", ()).apply(tmp_path)
     assert (tmp_path / "code.py").read_text() == "a = 1\nb = 2\n"
+
+
+CONFTEST = "from hypothesis import settings\nsettings.register_profile('no-shrinking')\n"
+TESTS = """
+import time
+from code_of import one
+
+def test_one() -> None:
+    assert one() == 1
+
+def test_that_it_ends() -> None:
+    while one() == 3:
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("returned", "test", "verdict"),
+    [(1, "", SURVIVED), (2, "", KILLED), (3, "::test_that_it_ends", TIMEOUT), (1, "::test_that_is_not_there", BROKEN)],
+)
+def test_a_trial_tells_how_tests_end(returned: int, test: str, verdict: str, tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "code_of.py").write_text(f"def one(): return {returned}\n")
+    (tmp_path / "test_code.py").write_text(TESTS)
+    outcome = run_tests(tmp_path, [f"test_code.py{test}"], 3.0 if verdict == TIMEOUT else 60.0, "-x")
+    assert outcome.verdict == verdict
+    assert (outcome.by == "test_code.py::test_one") == (verdict == KILLED)
+
+
+def test_a_copy_that_is_not_imported_is_refused(tmp_path: Path) -> None:
+    check_imports(ROOT)
+    (tmp_path / "sim.py").write_text("")
+    for name in ("reports", "calibrate"):
+        (tmp_path / f"{name}.py").write_text("")
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(RuntimeError, match="imports"):
+        check_imports(tmp_path / "copy")
