@@ -111,7 +111,7 @@ POLICIES = (
         "key < self._blocked_key",
         "key > self._blocked_key",
         "where KV blocks lack, only an older request may join",
-        (LEAPING,),
+        (f"{LEAPING}::test_a_leap_is_cut_for_an_older_request_than_the_one_that_lacks_kv_blocks", LEAPING),
     ),
     Mutant(
         "gate-opens-late",
@@ -183,7 +183,7 @@ POLICIES = (
         "- memory.overhead_bytes",
         "",
         "activations and CUDA graphs take memory as well",
-        ("tests/unit/test_full_models.py", "tests/unit/test_base_weights.py"),
+        ("tests/unit/test_costs.py",),
     ),
     # Caches ---------------------------------------------------------------------------------------------------------
     Mutant(
@@ -379,7 +379,7 @@ POLICIES = (
         "+ tier.per_tensor_s * population.tensors",
         "",
         "opening each tensor takes time",
-        ("tests/calibrate/test_load_fit.py", "tests/calibrate/test_transfers.py"),
+        ("tests/unit/test_costs.py",),
     ),
     Mutant(
         "mean-of-quantiles",
@@ -387,7 +387,7 @@ POLICIES = (
         "np.mean((quantiles[1:] + quantiles[:-1]) / 2)",
         "np.mean(quantiles)",
         "the end points weigh half as much as the others",
-        ("tests/calibrate/test_load_fit.py",),
+        ("tests/unit/test_costs.py",),
     ),
     # Routers --------------------------------------------------------------------------------------------------------
     Mutant(

@@ -295,7 +295,7 @@ WORLD = (
         "first = int(total * self._plan.warmup)",
         "first = 0",
         "misses of an empty cache are measured",
-        ("tests/statistical/test_intervals.py", "tests/cli/test_commands.py"),
+        ("tests/unit/test_sections.py",),
     ),
     Mutant(
         "warm-up-of-a-duration-not-dropped",
@@ -303,7 +303,7 @@ WORLD = (
         "np.linspace(plan.warmup * plan.end_s, plan.end_s",
         "np.linspace(0.0, plan.end_s",
         "misses of an empty cache are measured",
-        (LEAPING, "tests/cli/test_commands.py"),
+        ("tests/unit/test_sections.py",),
     ),
     Mutant(
         "sections-by-time",
@@ -311,7 +311,7 @@ WORLD = (
         "self.recorder.mark(float(chunk.arrival_s[marks.pop(0) - chunk.first]))",
         "self.recorder.mark(float(chunk.arrival_s[-1]) * marks.pop(0) / (chunk.first + len(chunk)))",
         "in bursty traffic a section of a run has few requests or many",
-        ("tests/cli/test_commands.py", LEAPING),
+        ("tests/unit/test_sections.py",),
     ),
     Mutant(
         "longest-request-refused",
@@ -343,6 +343,6 @@ WORLD = (
         "tokens // fleet.block_size - fleet.reserved_kv_blocks)",
         "tokens // fleet.block_size)",
         "vLLM keeps a block for itself",
-        ("tests/property/test_records.py",),
+        (VLLM,),
     ),
 )
