@@ -281,6 +281,17 @@ POLICIES = (
         "        return False",
         "in vLLM a copy in a slot always has one in host memory",
         ("tests/property/test_records.py", f"{LEAPING}::test_leaps_equal_steps_of_vllm"),
+        explained="Slots hold what was touched last of host memory. So a host victim that is in a slot means that host "
+        "memory holds nothing but the slots' adapters, and that the slots are full: the slot's own eviction, which "
+        "follows at once, takes the same adapter.",
+    ),
+    Mutant(
+        "newest-vllm-host-copy-leaves",
+        "sim/policies/vllm_lru.py",
+        "self._host_idle.popitem(last=False)",
+        "self._host_idle.popitem(last=True)",
+        "vLLM's host memory drops what was touched longest ago",
+        ("tests/property/test_records.py", f"{LEAPING}::test_leaps_equal_steps_of_vllm"),
     ),
     # Eviction -------------------------------------------------------------------------------------------------------
     Mutant(
