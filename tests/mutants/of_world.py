@@ -43,7 +43,7 @@ WORLD = (
         "while started + self._elapsed(steps) <= now:",
         "while started + self._elapsed(steps) < now:",
         "who arrives at the instant of a boundary joins at the next one",
-        (LEAPING,),
+        ("tests/property/test_boundaries.py", LEAPING),
     ),
     Mutant(
         "load-end-misses-its-boundary",
@@ -51,7 +51,7 @@ WORLD = (
         "if in_time and steps > 1 and",
         "if not in_time and steps > 1 and",
         "a load that ends on a boundary is there for it",
-        (LEAPING,),
+        ("tests/property/test_boundaries.py", LEAPING),
     ),
     Mutant(
         "leap-cut-one-step-late",
