@@ -100,7 +100,7 @@ RESULTS = (
         "(full & (outcome == DELAYED_HIT))",
         "(outcome == DELAYED_HIT)",
         "requests that join a load ask for none, unless the loader is full",
-        METRICS,
+        ("tests/unit/test_offered_load.py",),
     ),
     Mutant(
         "full-loader-ignores-delayed-hits",
@@ -108,7 +108,7 @@ RESULTS = (
         "(full & (outcome == DELAYED_HIT))",
         "(outcome == MISS)",
         "a full loader hides its overload in delayed hits",
-        ("tests/cli/test_overload.py",),
+        ("tests/unit/test_offered_load.py",),
     ),
     Mutant(
         "miss-ratio-over-all-requests",
