@@ -11,6 +11,8 @@ LAWS = "tests/property/test_laws.py"
 LEAPING = "tests/property/test_leaping.py"
 OUTAGES = "tests/unit/test_outages.py"
 SPEED = "tests/unit/test_storage_speed.py"
+AT_ONE_INSTANT = f"{LEAPING}::test_leaps_equal_steps_where_much_happens_at_one_instant"
+FIXED = f"{LEAPING}::test_the_engine_without_batches_agrees_with_its_twin"
 VLLM = f"{LEAPING}::test_leaps_equal_steps_of_vllm"
 
 _BATCH = "sim/world/batch.py"
@@ -91,7 +93,7 @@ WORLD = (
         "self._queue.popleft()",
         "self._queue.pop()",
         "the newest request is served first",
-        (LEAPING,),
+        (FIXED,),
     ),
     Mutant(
         "boundaries-before-load-ends",
@@ -99,7 +101,7 @@ WORLD = (
         "CONTROL, LOAD_DONE, BOUNDARY, ARRIVAL = 0, 1, 2, 3",
         "CONTROL, BOUNDARY, LOAD_DONE, ARRIVAL = 0, 1, 2, 3",
         "a load that ends on a boundary is there for it",
-        (LEAPING,),
+        (AT_ONE_INSTANT, LEAPING),
     ),
     Mutant(
         "arrivals-before-boundaries",
@@ -107,7 +109,7 @@ WORLD = (
         "CONTROL, LOAD_DONE, BOUNDARY, ARRIVAL = 0, 1, 2, 3",
         "CONTROL, LOAD_DONE, ARRIVAL, BOUNDARY = 0, 1, 2, 3",
         "who arrives at the instant of a boundary waits for the next one",
-        (LEAPING,),
+        (AT_ONE_INSTANT, LEAPING),
     ),
     # Loads ----------------------------------------------------------------------------------------------------------
     Mutant(
@@ -116,7 +118,7 @@ WORLD = (
         "DELAYED_HIT if self.loader.ask(request) else MISS",
         "(self.loader.ask(request), MISS)[1]",
         "a request that joins a load makes none",
-        (LEAPING,),
+        (FIXED, LEAPING),
     ),
     Mutant(
         "joined-load-is-a-miss-at-admission",
@@ -156,7 +158,7 @@ WORLD = (
         "if channel.queue or channel.busy == channel.loaders or not",
         "if channel.busy == channel.loaders or not",
         "a load that finds room passes the first one, which waits for room",
-        (LEAPING,),
+        (FIXED, LEAPING),
     ),
     Mutant(
         "one-loader-too-many",
@@ -214,7 +216,7 @@ WORLD = (
         "self.inside_area += now\n        if self.cache.release(request.adapter) and",
         "self.inside_area += now\n        if not self.cache.release(request.adapter) and",
         "loads that wait for room wait though somebody has left",
-        (LEAPING,),
+        (FIXED, LEAPING),
     ),
     Mutant(
         "replica-never-empties",
@@ -222,7 +224,7 @@ WORLD = (
         "        index = self.index\n        self._inside[index] -= 1",
         "        index = self.index",
         "routers see requests that have left",
-        (LEAPING,),
+        (FIXED, LEAPING),
     ),
     Mutant(
         "fetch-is-no-miss",
