@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from reports.verdicts import capital, unserved_words
 from reports.words import percent
 from sim.results.point import Point
-from sim.results.verdict import is_overloaded, offered
+from sim.results.verdict import is_overloaded, offered, unserved
 from sim.spec.units import human_seconds
 
 BUSY_LOADER = 0.7
@@ -29,6 +30,15 @@ _FAULTS = {
 _UNANSWERED = 0.01
 """Share of requests that wait in vain when the run ends, from which a fault limits the point."""
 
+_UNSERVED = 0.01
+"""Share of requests that are refused or fail, from which that limits a point."""
+
+_FAILURES = {
+    "failed_loads": ": their adapter could not be loaded. Allow more retries, or keep more adapters in GPU or host memory.",
+    "lost": ": they were lost with their replica. Send such requests to another replica (requests: reroute).",
+    "wrong_detected": ": a wrong answer was noticed, and no retry was left. Allow more retries.",
+}
+"""Why requests fail, and what to do, by the name in ``Point.harm``."""
 _NAMES = {"slots": "slots", "kv": "KV memory", "seats": "seats (max_num_seqs)"}
 _STAGES = {
     "loader_queue_s": "waiting for a loader or a slot", "load_s": "loading adapters",
@@ -41,8 +51,8 @@ _STAGES = {
 class Limit:
     """One resource that limits a point.
 
-    :ivar name: ``fault``, ``swaps``, ``loader``, ``slots``, ``KV memory``, ``seats (max_num_seqs)``, ``compute`` or
-        ``none``.
+    :ivar name: ``fault``, ``refusals``, ``failures``, ``swaps``, ``loader``, ``slots``, ``KV memory``,
+        ``seats (max_num_seqs)``, ``compute`` or ``none``.
     :ivar sentence: why, with the numbers.
     """
 
@@ -79,6 +89,42 @@ def _broken(point: Point) -> Limit:
         for kind, share in shares.items() if share >= BLOCKED
     )  # fmt: skip
     return Limit("fault", f"{said[0].upper()}{said[1:]}, and requests waited for that.")
+
+
+def _not_served(point: Point) -> Limit | None:
+    """Return that requests are refused or fail, why, and what to do about the larger part of them."""
+    lost, total = unserved(point)
+    if lost <= _UNSERVED * total:
+        return None
+    refused = point.metrics["refused"].value or 0.0
+    words = capital(unserved_words(point))
+    if refused < lost / 2:
+        return Limit("failures", f"{words}{_why_failed(point)}")
+    return Limit("refusals", f"{words}{_why_refused(point, refused)}")
+
+
+def _why_refused(point: Point, refused: float) -> str:
+    by_rollout, too_long = point.harm.get("refused_by_rollout") or 0, point.unserved.get("too_long", 0)
+    if by_rollout > refused / 2:
+        return " while their adapter was being replaced. Strategies other than unload-then-load refuse no requests."
+    longest, limit = point.unserved.get("longest_tokens", 0), point.unserved.get("limit_tokens", 0)
+    if too_long <= refused / 2 or longest <= limit:
+        return ". The notes of this run list the possible reasons."
+    if limit < (_of(point, "kv", "tokens") or 0.0):
+        return (
+            f": the longest has {longest:,} tokens, and fleet.max_model_len allows {limit:,}. Raise it to {longest:,} "
+            "to serve them all."
+        )
+    return (
+        f": the longest has {longest:,} tokens, and the KV cache of a replica holds {limit:,}. Raise fleet.kv_tokens, "
+        "or leave the KV cache more GPU memory (fewer adapter slots, smaller adapters)."
+    )
+
+
+def _why_failed(point: Point) -> str:
+    counts = {name: point.harm.get(name) or 0 for name in _FAILURES}
+    most = max(counts, key=lambda name: counts[name])
+    return _FAILURES[most] if counts[most] else "."
 
 
 def largest_stage(point: Point) -> tuple[str, float] | None:
@@ -155,7 +201,7 @@ def limits(point: Point) -> list[Limit]:
     if is_broken(point):
         return [_broken(point)]
     loader, compute = _loader(point), _compute(point)
-    found = [limit for limit in (_swaps(point), loader) if limit is not None]
+    found = [limit for limit in (_not_served(point), _swaps(point), loader) if limit is not None]
     found += [limit for _, limit in _blocked(point)]
     if compute is not None:
         found.append(compute)  # where seats, KV memory or slots run out, they are what to buy
@@ -180,6 +226,8 @@ def headroom(point: Point) -> str:
             f"None: what arrives is {percent(load)} of what can be served; take away at least {percent(1 - 1 / load)}."
         )
     first = limits(point)[0].name
+    if first in ("refusals", "failures"):
+        return "Not visible while requests are refused or fail: serve them first."
     part = "compute" if first == "compute" else "loader"
     busy = _of(point, part, "utilization")
     demand = _of(point, part, "offered_load") or busy

@@ -24,8 +24,9 @@ from reports.svg import (
     place_labels,
     to_svg,
 )
-from reports.words import RATIOS, calibration, interval, metric_words, show
-from sim.results.point import Metric, Point
+from reports.words import RATIOS, calibration, interval, metric_words, percent, show
+from sim.results.point import UNITS, Metric, Point
+from sim.results.verdict import unserved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,6 +88,15 @@ def cell(point: Point, name: str) -> str:
 def bands_note(points: Sequence[Point]) -> str:
     """Return what the paler bands are, where there are any."""
     return " Paler: calibration intervals." if any(point.calibration for point in points) else ""
+
+
+def unserved_note(points: Sequence[Point], name: str = "e2e_p99_s") -> str:
+    """Return which share of the requests a latency leaves out because they were not served, at the worst point."""
+    worst = max((lost / total for lost, total in map(unserved, points) if total), default=0.0)
+    if not worst or UNITS.get(name) != "s":
+        return ""
+    up_to = "up to " if len(points) > 1 else ""
+    return f" Refused and failed requests ({up_to}{percent(worst)}) have no latency, but count against the SLO."
 
 
 def _bands_words(points: Sequence[Point], axis: Axis, names: Sequence[str]) -> str:
@@ -251,6 +261,7 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
     caption = f"{_bands_words(points, axis, names)}{bands_note(points)}"
     if slo_terms and not targets:
         caption += " The SLO asks for another metric."
+    caption += unserved_note(points)
     table = numbers_table(f"p99 latency by {axis.words}", axis, ordered, names)
     title = f"How does p99 latency change with {axis.words}?"
     return line_chart("latency", title, caption, axis, lines, table, kind="s", what="p99 latency", targets=targets)
@@ -298,7 +309,7 @@ def family_chart(
     note = f"{table_note(len(rows), len(shown))} {brackets_note(points)}".strip()
     table = Table(f"{metric_words(name)} by {axis.words} and {other.words}", head, shown, note)
     targets = {f"SLO {show(name, slo_terms[name])}": slo_terms[name]} if name in slo_terms else {}
-    caption = f"{_bands_words(points, axis, [name])}{bands_note(points)}"
+    caption = f"{_bands_words(points, axis, [name])}{bands_note(points)}{unserved_note(points, name)}"
     kind = "share" if name == "miss_ratio" else "s"
     return line_chart(
         f"family-{name.replace('_', '-')}", title, caption, axis, lines, table, kind=kind, what=metric_words(name),

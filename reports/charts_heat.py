@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from reports.axes import Axis
-from reports.charts import cell, has_values
+from reports.charts import cell, has_values, unserved_note
 from reports.scales import set_ticks, x_title, y_title
 from reports.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, Table, drawing, place, to_svg
 from reports.words import RATIOS, metric_words, show
@@ -46,11 +46,12 @@ def heat_chart(
         f"How does {words} change with {pair}{where}?" if target is None else
         f"Which {pair} keep {words} within its SLO{where}?"
     )  # fmt: skip
-    met = {at for at, p in grid.items() if target is not None and term_verdict(p.metrics.get(name), target) == MET}
+    met = {at for at, p in grid.items() if target is not None and term_verdict(p, name, target) == MET}
     desc = f"{words} by {across.words} and {up.words}. {_extremes(grid, across, up, name)}"
     caption = _caption(len(met), len(grid), None if target is None else show(name, target))
     if any(not p.metrics[name].settled for p in points if _value(p, name) is not None):
         caption += " ? marks unsettled values."
+    caption += unserved_note(points, name)
     if target is not None:
         desc += f" {len(met)} of {len(grid)} cells meet the SLO of {show(name, target)}."
     known = [value for p in scale_over or points if (value := _value(p, name)) is not None]

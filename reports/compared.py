@@ -24,7 +24,7 @@ from sim.results.pairs import (
 )
 from sim.results.point import UNITS, Point
 from sim.results.store import RunData
-from sim.results.verdict import MET, NOT_MET, is_overloaded, term_verdict, verdict
+from sim.results.verdict import MET, NOT_MET, is_overloaded, term_verdict, unserved, verdict
 from sim.spec.scenario_file import resolved_values
 
 MIXED, OPEN = "mixed", "open"
@@ -34,6 +34,8 @@ _DOUBT = 0.25
 SAME_REQUESTS, SAME_DRAWS, OTHER_TRAFFIC = "same requests", "same draws", "other traffic"
 _IDLE_KEYS = ("schema_version", "name", "description", "sweep")
 _LISTED = 5
+_UNSERVED = 0.01
+"""Share of refused or failed requests above which these are judged too: a latency leaves them out."""
 _OTHER_RATE = 0.02
 """Arrival rates further apart than this share: throughput follows them."""
 
@@ -184,12 +186,19 @@ def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
     if is_changed(points):
         during = [f"rollout_{latency_name(points, slo)}"] if has_rollout(points) else []
         wanted = ["harmed", *during, *(slo or ["e2e_p99_s"])]
+    wanted += [name for name in ("refused", "failed") if any(_is_lacking(point, name) for point in points)]
     if slo:
         return tuple(dict.fromkeys([*slo, *wanted]))
     known = [n for n in wanted if any(n in pair.differences for pair in pairs)]
     if "ttft_p99_s" in known and all(_equal(pair, "ttft_p99_s", "e2e_p99_s") for pair in pairs):
         known.remove("ttft_p99_s")  # engine fixed: the first token is the whole answer
     return tuple(known)
+
+
+def _is_lacking(point: Point, name: str) -> bool:
+    """Return whether a count of requests that are not served is more than latencies may leave out of account."""
+    metric, (_, total) = point.metrics.get(name), unserved(point)
+    return metric is not None and (metric.value or 0.0) > _UNSERVED * total
 
 
 def _equal(pair: Pair, name: str, other: str) -> bool:
@@ -303,5 +312,4 @@ def _worse(pair: Pair, name: str, target: float) -> bool:
     full = is_overloaded(pair.one), is_overloaded(pair.other)
     if is_word(pair, name, WORSE) or (full == (False, True) and UNITS[name] == "s"):
         return True
-    sides = zip((pair.one, pair.other), full, strict=True)
-    return [term_verdict(p.metrics.get(name), target, overloaded=o) for p, o in sides] == [MET, NOT_MET]
+    return [term_verdict(point, name, target) for point in (pair.one, pair.other)] == [MET, NOT_MET]

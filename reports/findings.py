@@ -13,10 +13,10 @@ from reports.axes import Axis, in_order, make_axes, point_words
 from reports.binding import headroom, limits, overload_words
 from reports.changes import compare, is_changed, tell
 from reports.held import tell_held
-from reports.verdicts import capital, confidence, main_metric, term_sentence
+from reports.verdicts import capital, confidence, main_metric, term_sentence, unserved_words
 from reports.words import metric_words, show, with_interval
 from sim.results.point import Point
-from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_overloaded, out_of_hand, term_verdict, verdict
+from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_overloaded, late_verdict, term_verdict, verdict
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
@@ -58,28 +58,30 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
             return f"{start}There is not enough data for {metric_words(name)}."
         hedge = "" if metric.settled else ", unsettled"
         return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}."
-    never = out_of_hand(point)
-    each = {n: term_verdict(point.metrics.get(n), t, overloaded=never) for n, t in slo_terms.items()}
+    each = {n: term_verdict(point, n, t) for n, t in slo_terms.items()}
     if found == NOT_MET and NOT_MET not in each.values():
         late, total = point.harm.get("slow_unanswered") or 0, point.harm.get("requests") or 0
         return f"{start}The SLO is not met: {late:,} of {total:,} requests were late and had no answer yet."
     deciding = main_metric([point], slo_terms) if found == MET else next(n for n, v in each.items() if v == found)
     metric = point.metrics.get(deciding)
-    probably = "" if metric is None or metric.settled or bad else "probably "
+    sure = metric is None or metric.settled or bad or late_verdict(point, deciding, slo_terms[deciding]) == NOT_MET
+    probably = "" if sure else "probably "
     opening = {
         MET: f"The SLO is {probably}met", NOT_MET: f"The SLO is {probably}not met",
         UNCLEAR: "Whether the SLO is met is unclear",
     }[found]  # fmt: skip
-    return f"{start}{opening}: {term_sentence(deciding, metric, slo_terms[deciding], overloaded=never)}."
+    return f"{start}{opening}: {term_sentence(point, deciding, slo_terms[deciding])}."
 
 
 def _details(point: Point, slo_terms: Mapping[str, float], headline: str) -> list[str]:
-    never = out_of_hand(point)
     found = []
     for name, target in slo_terms.items():
-        sentence = term_sentence(name, point.metrics.get(name), target, overloaded=never)
+        sentence = term_sentence(point, name, target)
         if sentence not in headline:
             found.append(f"{capital(sentence)}.")
+    lost = unserved_words(point)
+    if lost and lost not in " ".join([headline, *found]):
+        found.append(f"{capital(lost)}.")
     for name in ("ttft_p99_s", "e2e_p99_s"):
         metric = point.metrics.get(name)
         words = metric_words(name)
@@ -281,7 +283,7 @@ def _one_axis(
         return spread, details, None
     headline, edge = boundary(points, axis, slo_terms)
     if edge is not None and name in slo_terms:
-        details.insert(0, f"There, {term_sentence(name, edge.metrics.get(name), slo_terms[name])}.")
+        details.insert(0, f"There, {term_sentence(edge, name, slo_terms[name])}.")
     return f"{capital(headline)}.", details if cliff is not None else [*details, spread], edge
 
 

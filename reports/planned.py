@@ -9,10 +9,10 @@ from reports.axes import make_axis
 from reports.binding import headroom, largest_stage, limits
 from reports.findings import Answer
 from reports.svg import Table
-from reports.verdicts import capital, confidence, term_sentence
+from reports.verdicts import capital, confidence, term_sentence, unserved_words
 from reports.words import metric_words, percent, read_terms, show
 from sim.results.point import Point
-from sim.results.verdict import MET, NOT_MET, UNCLEAR, out_of_hand, term_verdict
+from sim.results.verdict import MET, NOT_MET, UNCLEAR, lacks_answers, out_of_hand, term_verdict
 
 if TYPE_CHECKING:
     from sim.results.store import RunData
@@ -148,7 +148,7 @@ def _details(read: Read) -> list[str]:
     said = []
     bad = out_of_hand(chosen)
     where = "There" if read.feasible else f"At {read.phrase(chosen.set)}"
-    told = [term_sentence(name, chosen.metrics.get(name), target, overloaded=bad) for name, target in terms.items()]
+    told = [term_sentence(chosen, name, target) for name, target in terms.items()]
     if read.feasible or len(told) > 1:
         said.append(f"{where}, {'; '.join(told)}.")
     if not read.feasible and bad:
@@ -166,7 +166,7 @@ def _details(read: Read) -> list[str]:
         said.append(f"Too close to call: {maybe} may do as well.")
     if read.feasible and not record.get("edge_key") and not record.get("doubtful"):
         said.append(_at_the_end(read))
-    said.append(_other_edge(read))
+    said += [_other_edge(read), _unserved(read)]
     if read.beyond is not None and read.feasible:
         said.append(_next_step(read))
     said += [f"{refused['why']}." for refused in record.get("refused", [])[:1]]
@@ -196,15 +196,29 @@ def _other_edge(read: Read) -> str:
     return f"With {first} nothing does: nearest is {rest}, where {_term(read, point, missed[0])}."
 
 
+def _unserved(read: Read) -> str:
+    """Say with which values too many requests are refused or fail: the one nearest to the answer stands for all."""
+    if not read.feasible or len(read.record["keys"]) > 1 or read.record.get("fleets"):
+        return ""
+    assert read.chosen is not None, "it is feasible"
+    places = [i for i, p in enumerate(read.points) if any(lacks_answers(p, n, t) for n, t in read.terms.items())]
+    if not places:
+        return ""
+    at = read.points.index(read.chosen)
+    point = read.points[min(places, key=lambda i: abs(i - at))]
+    said = unserved_words(read.chosen)
+    here = f"at the answer {said}" if said else "at the answer every request is served"
+    return f"With {read.phrase(point.set)}, {unserved_words(point)}; {here}."
+
+
 def _missed(read: Read, point: Point) -> list[str]:
     """Return the terms that a point does not certainly meet, those that it certainly misses first."""
-    bad = out_of_hand(point)
-    words = {n: term_verdict(point.metrics.get(n), target, overloaded=bad) for n, target in read.terms.items()}
+    words = {n: term_verdict(point, n, target) for n, target in read.terms.items()}
     return [name for word in (NOT_MET, UNCLEAR) for name in words if words[name] == word]
 
 
 def _term(read: Read, point: Point, name: str) -> str:
-    return term_sentence(name, point.metrics.get(name), read.terms[name], overloaded=out_of_hand(point))
+    return term_sentence(point, name, read.terms[name])
 
 
 def _next_step(read: Read) -> str:
@@ -215,7 +229,7 @@ def _next_step(read: Read) -> str:
     here, there = (point.metrics[name].value for point in (read.chosen, read.beyond))
     if here is None or there is None:
         return ""
-    missed = [n for n, t in read.terms.items() if term_verdict(read.beyond.metrics.get(n), t) == NOT_MET]
+    missed = [n for n, t in read.terms.items() if term_verdict(read.beyond, n, t) == NOT_MET]
     worse = f", and {metric_words(missed[0])} misses its target again" if missed else ""
     if there >= here * (1 - _GAIN) and not missed:
         return ""
@@ -249,6 +263,8 @@ def _binding(read: Read) -> tuple[str, str]:
     missed = _missed(read, point)
     if not missed:
         return name, sentence
+    if name in ("refusals", "failures"):
+        return name, f"At {read.phrase(point.set)}, {sentence}"
     if missed[0] == "miss_ratio":  # latencies have nothing to say of it
         name, sentence = "adapter cache", "It holds too few of the adapters that are asked for."
     return name, f"At {read.phrase(point.set)}, {_term(read, point, missed[0])}. {sentence}"
@@ -309,8 +325,10 @@ def looks_table(data: RunData) -> Table | None:
         return None
     rows = []
     for number, look in enumerate(looks[:_MOST_LOOKS], 1):
-        seen = "" if look["value"] is None else show(look["term"], look["value"])
-        rows.append([str(number), read.phrase(look["set"]), metric_words(look["term"]), seen,
+        term, seen = metric_words(look["term"]), "" if look["value"] is None else show(look["term"], look["value"])
+        if look.get("unserved") is not None:
+            term, seen = "refused or failed", percent(look["unserved"])
+        rows.append([str(number), read.phrase(look["set"]), term, seen,
                      percent(look["score"]) if look["score"] is not None else "", look["word"],
                      f"{look['replications']}"])  # fmt: skip
     record = read.record

@@ -13,7 +13,7 @@ from reports.svg import Table
 from reports.tables_changes import shown_metrics
 from reports.words import calibration, interval, metric_words, percent, show, size_words
 from sim.results.point import Metric, Point
-from sim.results.verdict import out_of_hand, term_verdict, verdict
+from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
 
 TILES = ("ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loader_utilization", "throughput_rps")
@@ -61,7 +61,7 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
                 metric_words(name), show(name, metric.value, metric.unit) if metric.value is not None else "–",
                 interval(name, metric) if metric.value is not None else metric.note or "not enough data",
                 calibration(name, metric), "" if target is None else f"SLO {show(name, target)}",
-                "" if target is None else term_verdict(metric, target, overloaded=out_of_hand(point)),
+                "" if target is None else term_verdict(point, name, target),
                 metric.settled or metric.value is None,
             )
         )  # fmt: skip

@@ -52,7 +52,7 @@ def plan(
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
     from reports.build import write_report
     from reports.planned import plan_answer, plan_json
-    from reports.words import metric_words, show
+    from reports.words import metric_words, percent, show
     from sim.results.store import blamed_on, read_run
     from sim.spec.scenario_file import load_scenario
     from sim.studies.planning.plan import RECOMMENDED, make_plan
@@ -64,6 +64,8 @@ def plan(
         values = ", ".join(f"{key} {value}" for key, value in noted.set.items())
         runs = f"{noted.replications} replication{'s' if noted.replications != 1 else ''}"
         seen = metric_words(noted.term) + ("" if noted.value is None else f" {show(noted.term, noted.value)}")
+        if noted.unserved is not None:
+            seen = f"{percent(noted.unserved)} of the requests refused or failed"
         message(f"  {values}: {noted.word} ({seen}; {runs})", quiet or json)
 
     with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet, "planning") as progress:

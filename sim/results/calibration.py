@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +31,19 @@ class Alone:
 
     :ivar values: by metric; None where it has not enough data.
     :ivar overloaded: whether more arrives than is served.
+    :ivar late: share of late requests by latency term of the SLO.
     """
 
     values: dict[str, float | None]
     overloaded: bool
+    late: dict[str, float | None] = field(default_factory=dict)
 
 
 def alone(recording: Recording, facts: Facts) -> Alone:
     """Return what one replication says by itself."""
-    metrics, overloaded = measure_alone(recording, facts)
-    return Alone({name: metric.value for name, metric in metrics.items()}, overloaded)
+    metrics, late, overloaded = measure_alone(recording, facts)
+    values = {name: metric.value for name, metric in metrics.items()}
+    return Alone(values, overloaded, {name: each.share.value for name, each in late.items()})
 
 
 def add_calibration(point: Point, own: Sequence[Alone], drawn: Sequence[Alone], of: int) -> None:
@@ -55,16 +58,22 @@ def add_calibration(point: Point, own: Sequence[Alone], drawn: Sequence[Alone], 
     for name, metric in point.metrics.items():
         if metric.unit in SUMMED:  # over all replications; a draw has but one
             continue
-        values = [(before.values[name], after.values[name]) for before, after in pairs]
-        known = [(before, after) for before, after in values if before is not None and after is not None]
-        if metric.value is not None and metric.lo is not None and len(known) == len(pairs):
-            metric.calibration_lo, metric.calibration_hi = bounds(name, metric, known)
+        _add(name, metric, [(before.values[name], after.values[name]) for before, after in pairs])
+    for name, late in point.late.items():
+        _add("slo_attainment", late.share, [(before.late[name], after.late[name]) for before, after in pairs])
     overloaded = point.calibration["overloaded"]
     if overloaded and not all(each.overloaded for each in own):
         point.warnings.append(
             f"with {overloaded} of {len(drawn)} draws of the profile's costs more arrives than is served: the profile "
             "does not tell whether this load can be served, and calibration intervals depend on how long the run is"
         )
+
+
+def _add(name: str, metric: Metric, values: Sequence[tuple[float | None, float | None]]) -> None:
+    """Give a metric its calibration interval, where every pair of replication and draw has a value."""
+    known = [(before, after) for before, after in values if before is not None and after is not None]
+    if metric.value is not None and metric.lo is not None and len(known) == len(values):
+        metric.calibration_lo, metric.calibration_hi = bounds(name, metric, known)
 
 
 def bounds(name: str, metric: Metric, pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:

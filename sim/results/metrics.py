@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.changes import change_metrics
-from sim.results.measured import JUDGED, Facts, Measured, judge_of, slow_ones
+from sim.results.leaps import gap_bin_edges
+from sim.results.measured import Facts, Measured, judge_of, slow_ones
 from sim.results.point import UNITS, Metric
-from sim.results.records import COMPLETED, UNFINISHED, Recording, gap_bin_edges
+from sim.results.records import COMPLETED, UNFINISHED, Recording
+from sim.results.served import attainment
 from sim.results.stats import ENOUGH_REPLICATIONS, MIN_FOR_P99, estimate, histogram_quantile, kept, ratio
 from sim.traffic.request import DELAYED_HIT, HIT, MISS
 
@@ -99,10 +101,7 @@ def _rates(m: Measured) -> dict[str, Metric]:
         metrics["slo_attainment"] = Metric(None, unit="1", note=note)
     else:
         metrics["goodput_rps"] = ratio(m.by_finish(judge), m.spans, m.sections, "1/s")
-        good, late = judge({name: m.column(name) for name in JUDGED}), slow_ones(m)
-        assert late is not None, "there is a judge"
-        decided = (m.column("status") != UNFINISHED) | late
-        metrics["slo_attainment"] = ratio(m.count(good), m.count(decided), m.sections, "1", highest=1)
+        metrics["slo_attainment"] = attainment(m, judge)
     return metrics
 
 

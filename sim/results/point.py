@@ -81,6 +81,18 @@ class Metric:
 
 
 @dataclass(slots=True)
+class Late:
+    """How many of the measured requests an SLO term counts as late, those without an answer among them.
+
+    :ivar target: that of the term. The share is of no use for another one.
+    :ivar share: with its interval (``sim.results.served``).
+    """
+
+    target: float
+    share: Metric
+
+
+@dataclass(slots=True)
 class Point:
     """Everything a report needs to know of one point.
 
@@ -93,7 +105,8 @@ class Point:
         is the middle of the span). TTFT and E2E are those of the requests that arrive in the span, their p99 over two
         spans more on both sides, but not across the begin of a rollout or fault; None where there are too few.
     :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"loader_queue_s",
-        "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service).
+        "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service); docs/metrics.md
+        says which wait lies where.
     :ivar groups: rows by kind of adapter: ``{"group", "adapters", "adapter_bytes", "requests", "miss_ratio",
         "ttft_p99_s", "e2e_p99_s"}``; then rows by popularity (hottest 1 %, next 9 %, rest).
     :ivar capacity: what could bind: ``{"loader": {"utilization", "offered_load", "loaders"}, "slots":
@@ -124,6 +137,10 @@ class Point:
         "metrics": {NAME: ...}}``: what was avoided, by the same traffic with them going out (``sim.results.avoided``).
     :ivar traffic_ids: ``{"requests", "draws"}``: digests of the traffic, equal where two points met the same one
         (``sim.results.draws``).
+    :ivar late: by latency term of the SLO; ``{}`` where every measured request was served.
+    :ivar unserved: measured requests of all replications: ``{"requests", "refused", "failed", "too_long",
+        "longest_tokens", "limit_tokens"}``; too long: refused at arrival for their tokens, with the most that one of
+        them has, and how many ``fleet.max_model_len`` or the KV cache allows; ``{}`` where every one was served.
     """
 
     set: dict[str, Any]
@@ -143,13 +160,20 @@ class Point:
     harm: dict[str, int | None] = field(default_factory=dict)
     traffic_ids: dict[str, str] = field(default_factory=dict)
     held: dict[str, Any] = field(default_factory=dict)
+    late: dict[str, Late] = field(default_factory=dict)
+    unserved: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data that ``json`` can write; nothing of calibration or held rollouts where there is none."""
-        data = asdict(replace(self, metrics={}))
+        """Return plain data that ``json`` can write, without the parts that most points have nothing of."""
+        data = asdict(replace(self, metrics={}, late={}))
         data["metrics"] = self.metrics_json()
+        calibrated = bool(self.calibration)
+        data["late"] = {
+            name: {"target": late.target, "share": late.share.to_json(calibrated=calibrated)}
+            for name, late in self.late.items()
+        }
         data["parts"] = {name: metric.parts for name, metric in self.metrics.items() if metric.parts}
-        for name in ("calibration", "held"):
+        for name in ("calibration", "held", "late", "unserved"):
             if not data[name]:
                 del data[name]
         return data
@@ -163,5 +187,7 @@ class Point:
         """Build a point from what ``to_json`` gave; keys of other versions are left out."""
         parts = data.get("parts", {})
         metrics = {name: Metric(**values, parts=parts.get(name, [])) for name, values in data["metrics"].items()}
+        late = {name: Late(one["target"], Metric(**one["share"])) for name, one in data.get("late", {}).items()}
         known = {one.name for one in fields(Point)}
-        return Point(**{**{key: value for key, value in data.items() if key in known}, "metrics": metrics})
+        given = {key: value for key, value in data.items() if key in known}
+        return Point(**{**given, "metrics": metrics, "late": late})

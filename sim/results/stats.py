@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.point import Metric
+from sim.results.wilson import NORMAL, wilson
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -94,18 +95,28 @@ def estimate(
     """
     if not math.isfinite(value):
         return Metric(None, unit=unit, settled=False, note="not enough data")
-    half = half_width(value, by_section)
+    half = _wider_half(value, by_section, by_replication)
     if half is None:
         return Metric(value, unit=unit, settled=False, note="too few sections for an interval")
-    enough = len(by_replication) >= ENOUGH_REPLICATIONS
-    if enough:
-        half = max(half, half_width(value, by_replication) or 0.0)
-    parts = kept(by_replication if enough else by_section)
+    parts = kept(by_replication if len(by_replication) >= ENOUGH_REPLICATIONS else by_section)
     metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit, parts=parts)
-    if half > WIDE * abs(value) and not (highest == 1 and half <= NARROW_SHARE):
+    _unsettle_wide(metric, half, is_share=highest == 1)
+    return metric
+
+
+def _wider_half(value: float, by_section: Floats, by_replication: Floats) -> float | None:
+    """Return the wider half-width of sections and, where there are enough, of replications."""
+    half = half_width(value, by_section)
+    if half is not None and len(by_replication) >= ENOUGH_REPLICATIONS:
+        half = max(half, half_width(value, by_replication) or 0.0)
+    return half
+
+
+def _unsettle_wide(metric: Metric, half: float, *, is_share: bool) -> None:
+    assert metric.value is not None, "it has an interval"
+    if half > WIDE * abs(metric.value) and not (is_share and half <= NARROW_SHARE):
         metric.settled = False
         metric.note = f"95 % interval wider than ±{WIDE:.0%}: run more requests or replications"
-    return metric
 
 
 class Sampled:
@@ -239,14 +250,51 @@ def ratio(over: Floats, under: Floats, sections: int, unit: str, *, highest: flo
     :param highest: 1 where ``over`` is a part of ``under``.
     """
 
-    def divide(a: Floats, b: Floats) -> Floats:
-        return np.asarray(np.divide(a, b, out=np.full(len(a), math.nan), where=b > 0))
-
     total = float(under.sum())
     if total <= 0:
         return Metric(None, unit=unit, settled=False, note="not enough data")
+    return estimate(float(over.sum()) / total, *_ratios(over, under, sections), unit, highest=highest)
+
+
+def _ratios(over: Floats, under: Floats, sections: int) -> tuple[Floats, Floats]:
+    """Return the ratio of two sums in each section and in each replication; nan where there is nothing."""
+
+    def divide(a: Floats, b: Floats) -> Floats:
+        return np.asarray(np.divide(a, b, out=np.full(len(a), math.nan), where=b > 0))
+
     whole = divide(over.reshape(-1, sections).sum(axis=1), under.reshape(-1, sections).sum(axis=1))
-    return estimate(float(over.sum()) / total, divide(over, under), whole, unit, highest=highest)
+    return divide(over, under), whole
+
+
+def share_of_requests(over: Floats, under: Floats, tail: Floats, sections: int) -> Metric:
+    """Return a share of requests with an interval that holds near 0 and 1 too.
+
+    Sections show no spread where (nearly) every request is alike. So the interval is the wider of theirs and of
+    Wilson's, of as many independent requests as say no more of the tail than these do: requests that are late come
+    together, and are late together.
+
+    :param over, under: (replications x sections,) counts.
+    :param tail: as ``over``, of a tail that is not too rare to show how much requests depend on each other.
+    """
+    metric = ratio(over, under, sections, "1", highest=1)
+    if metric.value is None:
+        return metric
+    low, high = wilson(metric.value, _independent(tail, under, sections))
+    if metric.lo is None or metric.hi is None:  # a single part has no spread
+        metric.lo, metric.hi, metric.settled, metric.note = low, high, True, ""
+    else:
+        metric.lo, metric.hi = min(metric.lo, low), max(metric.hi, high)
+    if metric.settled:
+        _unsettle_wide(metric, max(metric.value - metric.lo, metric.hi - metric.value), is_share=True)
+    return metric
+
+
+def _independent(tail: Floats, under: Floats, sections: int) -> float:
+    """Return how many independent requests would tell the share of a tail as closely as these do."""
+    total = float(under.sum())
+    value = float(tail.sum()) / total
+    half = _wider_half(value, *_ratios(tail, under, sections))
+    return total if not half else min(total, NORMAL**2 * value * (1 - value) / half**2)
 
 
 def histogram_quantile(counts: NDArray[np.int64], edges: Floats, q: float) -> float:

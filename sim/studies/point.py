@@ -213,6 +213,7 @@ def facts_of(world: World) -> Facts:
         faults_from_s=min((at for fault in scenario.faults if (at := getattr(fault, "at", 0.0)) > 0), default=inf),
         broken=tuple(_broken(scenario)),
         full_replicas=world.replicas - scenario.fleet.replicas,
+        max_model_len=scenario.fleet.max_model_len,
     )
 
 

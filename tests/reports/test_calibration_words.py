@@ -10,7 +10,7 @@ from reports.findings import answer
 from reports.tables import make_tiles, metrics_table
 from reports.words import with_interval
 from sim.results.point import Metric, Point
-from sim.results.verdict import term_verdict
+from sim.results.verdict import interval_verdict
 
 TERMS = {"e2e_p99_s": 1.0}
 
@@ -31,7 +31,7 @@ def drawn(width: float, *, p99: float = 0.3, half: float = 0.01, overloaded: int
     ],
 )
 def test_the_verdict_counts_both_errors(metric: Metric, verdict: str) -> None:
-    assert term_verdict(metric, 1.0) == verdict
+    assert interval_verdict(metric, 1.0) == verdict
 
 
 def test_both_intervals_stand_in_the_answer() -> None:

@@ -13,7 +13,7 @@ from reports.axes import make_axes
 from reports.binding import headroom, limits
 from reports.findings import answer, find_cliff, sweep_answer, sweep_focus
 from sim.results.point import Metric, Point
-from sim.results.verdict import term_verdict
+from sim.results.verdict import interval_verdict
 
 FREE: dict[str, dict[str, float | None]] = {
     "loader": {"utilization": 0.2, "offered_load": 0.2, "loaders": 1},
@@ -87,7 +87,7 @@ def test_headroom_follows_from_the_offered_load() -> None:
     ],
 )
 def test_verdict_by_interval(metric: Metric | None, verdict: str) -> None:
-    assert term_verdict(metric, 1.0) == verdict
+    assert interval_verdict(metric, 1.0) == verdict
 
 
 def test_one_term_that_fails_decides() -> None:

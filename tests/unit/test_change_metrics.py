@@ -10,13 +10,13 @@ import pytest
 
 from sim.results.change_views import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
 from sim.results.changes import PEAK_SPAN_S, sessions_of_both
+from sim.results.leaps import GAP_BINS
 from sim.results.measured import Broken, Facts
 from sim.results.metrics import measure
 from sim.results.point import NOT_THERE, UNITS, Metric, Point
 from sim.results.records import (
     COMPLETED,
     FAILED,
-    GAP_BINS,
     GATED,
     LOST,
     MIXED,

@@ -16,7 +16,17 @@ from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.stats import sections_per_replication, student
 from sim.results.store import RunStore, point_key
-from sim.results.verdict import MET, NOT_MET, UNCLEAR, is_overloaded, verdict
+from sim.results.verdict import (
+    MET,
+    NOT_MET,
+    UNCLEAR,
+    allowed,
+    is_overloaded,
+    lacks_answers,
+    late_share,
+    unserved,
+    verdict,
+)
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.backends.pool import Local, Pool
 from sim.studies.planning.search import Seen
@@ -76,6 +86,7 @@ class Noted:
     """One look, for the record of a search.
 
     :ivar term: the SLO's term that is worst, and its ``value``.
+    :ivar unserved: share of the requests that were refused or failed, where that makes it the worst.
     """
 
     set: dict[str, Any]
@@ -84,6 +95,7 @@ class Noted:
     score: float
     term: str
     value: float | None
+    unserved: float | None = None
 
 
 class Looks:
@@ -151,8 +163,13 @@ class Looks:
         self._simulate(design, replications, with_draws=replications >= replications_of(design.world))
         design.effort = effort
         design.seen = self._judged(design, last=effort == len(by_effort) - 1)
-        term, value = self._worst(design)
-        noted = Noted(design.set, by_effort[effort], design.seen.word, design.seen.score, term, value)
+        assert design.point is not None, "it was simulated"
+        term = self._worst(design.point)
+        lost, total = unserved(design.point)
+        value, share = design.point.metrics[term].value, None
+        if lacks_answers(design.point, term, self.terms[term]):
+            share = lost / total
+        noted = Noted(design.set, by_effort[effort], design.seen.word, design.seen.score, term, value, share)
         self.noted.append(noted)
         self._told(noted)
         return design.seen
@@ -225,8 +242,10 @@ class Looks:
         point = design.point
         assert point is not None, "it was simulated"
         score = self._score(point)
+        widen = self._widening(point)
+        word = verdict(point, self.terms, widen)
         missing = next((name for name in self.terms if point.metrics[name].value is None), None)
-        if missing is not None:
+        if missing is not None and word != NOT_MET:
             if not last:
                 return Seen(UNCLEAR, score)
             note = point.metrics[missing].note or "not enough data"
@@ -234,8 +253,6 @@ class Looks:
                 f"whether {missing} meets its target can't be told: {note}", key="slo",
                 hint="simulate more requests (workload.requests), or leave the term out",
             )  # fmt: skip
-        widen = self._widening(point)
-        word = verdict(point, self.terms, widen)
         if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
             return Seen(UNCLEAR, max(score, 1 + _CLOSE))
         if word == UNCLEAR:
@@ -254,16 +271,13 @@ class Looks:
             point.metrics[name].calibration_lo, point.metrics[name].calibration_hi = bounds
         return word
 
-    def _worst(self, design: Design) -> tuple[str, float | None]:
+    def _worst(self, point: Point) -> str:
         """Return the term that is furthest above its target, or least below it."""
-        assert design.point is not None, "it was simulated"
-        metrics = design.point.metrics
-        name = max(self.terms, key=lambda name: _over(metrics[name].value, self.terms[name]))
-        return name, metrics[name].value
+        return max(self.terms, key=lambda name: _strain(point, name, self.terms[name]))
 
     def _score(self, point: Point) -> float:
         """Return the worst term, value over target; above 1 misses it."""
-        return max(_over(point.metrics[name].value, target) for name, target in self.terms.items())
+        return max(_strain(point, name, target) for name, target in self.terms.items())
 
     def _widening(self, point: Point) -> float:
         """Return the factor on 95 % half-widths at which the answer is as sure as asked.
@@ -278,6 +292,15 @@ class Looks:
         looks = DOUBLINGS + 2
         error = (1 - self._confidence) / (2 * looks)
         return float(stdtrit(degrees, 1 - error)) / student(degrees)
+
+
+def _strain(point: Point, name: str, target: float) -> float:
+    """Return a term's value over its target, or late requests over those that may be, whichever is more.
+
+    Where nothing is refused and nothing fails, the second says nothing that the first doesn't.
+    """
+    late, value = late_share(point, name, target), _over(point.metrics[name].value, target)
+    return value if late is None else max(value, _over(late.value, allowed(name)))
 
 
 def _over(value: float | None, target: float) -> float:

@@ -254,7 +254,7 @@ def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded
         "fleets": found.fleets,
         "looks": [
             {"set": noted.set, "replications": noted.replications, "word": noted.word, "score": noted.score,
-             "term": noted.term, "value": noted.value}
+             "term": noted.term, "value": noted.value, "unserved": noted.unserved}
             for noted in looks.noted
         ],
         "simulated_requests": looks.requests, "candidates": candidates,

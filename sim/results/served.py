@@ -1,0 +1,127 @@
+"""Which measured requests are late for a target, where those without an answer are infinitely late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.measured import JUDGED, Judge, Measured, slow_ones, stopped_s
+from sim.results.point import Late, Metric
+from sim.results.records import FAILED, REFUSED, UNFINISHED
+from sim.results.stats import share_of_requests
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+_STAMPS = {"ttft": "first_token_s", "e2e": "finished_s", "queue": "admitted_s"}
+_RARE = 0.01
+"""Where fewer requests are late, the slowest ones up to this share tell how much requests depend on each other."""
+
+
+def unserved(m: Measured) -> Mask:
+    """Return which measured requests were refused or failed: they never get a right answer."""
+    return np.asarray(np.isin(m.column("status"), (REFUSED, FAILED)))
+
+
+def unserved_counts(m: Measured) -> dict[str, int]:
+    """Return how many measured requests were not served, and what made refused ones too long; nothing if all were."""
+    lost = unserved(m)
+    if not lost.any():
+        return {}
+    refused = m.column("status") == REFUSED
+    too_long = refused & (m.column("replica") < 0)
+    tokens = m.column("prompt_tokens")[too_long] + m.column("output_tokens")[too_long]
+    limits = [limit for limit in (m.facts.max_model_len, m.facts.kv_tokens) if limit is not None]
+    return {
+        "requests": len(lost),
+        "refused": int(refused.sum()),
+        "failed": int(lost.sum() - refused.sum()),
+        "too_long": int(too_long.sum()),
+        "longest_tokens": int(np.max(tokens, initial=0)),
+        "limit_tokens": min(limits, default=0),
+    }
+
+
+def is_served(m: Measured) -> bool:
+    """Return whether every measured request was served, or may still be in time where the run ends before that."""
+    if unserved(m).any():
+        return False
+    waiting = m.column("status") == UNFINISHED
+    return not waiting.any() or not any(
+        np.any(waiting & (_wait(m, stamp) > target))
+        for name, target in m.facts.slo.items()
+        if (stamp := _quantile_stamp(name)) is not None
+    )
+
+
+def attainment(m: Measured, judge: Judge) -> Metric:
+    """Return the share of requests that complete within every target for single requests (docs/metrics.md)."""
+    late = slow_ones(m)
+    assert late is not None, "there is a judge"
+    good = judge({name: m.column(name) for name in JUDGED})
+    decided = (m.column("status") != UNFINISHED) | late
+    return _share(m, good, decided, _times_target(m, m.facts.slo), m.sections)
+
+
+def late_shares(m: Measured) -> dict[str, Late]:
+    """Return, for each latency term of the SLO, the share of the measured requests that it counts as late.
+
+    Of a quantile those refused, failed, or beyond the target, completed or not. What may still be in time when the run
+    ends is left out. Of a mean, TPOT and ITL, where an infinite value would say nothing, those refused or failed.
+    """
+    terms = ((name, target) for name, target in m.facts.slo.items() if name != "miss_ratio")
+    return {name: Late(target, replace(_late_share(m, name, target), parts=[])) for name, target in terms}
+
+
+def _late_share(m: Measured, name: str, target: float) -> Metric:
+    lost, stamp = unserved(m), _quantile_stamp(name)
+    # A rollout or a fault is one event: it meets some sections and not others.
+    sections = 1 if m.facts.strategies or m.facts.faults else m.sections
+    if stamp is None:
+        return _share(m, lost, np.ones_like(lost), lost.astype(np.float64), sections)
+    wait = _wait(m, stamp)
+    late = lost | (wait > target)
+    return _share(m, late, (m.column("status") != UNFINISHED) | late, np.where(lost, np.inf, wait), sections)
+
+
+def _quantile_stamp(name: str) -> str | None:
+    """Return up to which stamp a term takes a quantile of latencies; None for other terms."""
+    stage, _, statistic = name.removesuffix("_s").partition("_")
+    return _STAMPS.get(stage) if statistic in ("p50", "p99") else None
+
+
+def _wait(m: Measured, stamp: str) -> Floats:
+    """Return the seconds from arrival to a stamp; to the end of the run where it hasn't come by then."""
+    at = m.column(stamp)
+    return np.asarray(np.where(at < 0, stopped_s(m), at) - m.column("arrival_s"), dtype=np.float64)
+
+
+def _times_target(m: Measured, slo: Mapping[str, float]) -> Floats:
+    """Return how many times its tightest target for single requests each request takes; infinite without an answer."""
+    found = np.where(unserved(m), np.inf, 0.0)
+    for name, target in slo.items():
+        stamp = _quantile_stamp(name)
+        if stamp is not None and name.endswith("_p99_s"):
+            found = np.maximum(found, _wait(m, stamp) / max(target, 1e-9))
+        elif name == "tpot_mean_s" and not m.facts.fixed:
+            decode = _wait(m, "finished_s") - _wait(m, "first_token_s")
+            gaps = np.maximum(m.column("output_tokens") - 1, 1)
+            found = np.maximum(found, decode / gaps / max(target, 1e-9))
+    return np.asarray(found, dtype=np.float64)
+
+
+def _share(m: Measured, chosen: Mask, of: Mask, slowness: Floats, sections: int) -> Metric:
+    """Return how many of the requests ``of`` are ``chosen``: the late ones, or all others.
+
+    :param sections: parts of a replication; 1: its interval comes from replications alone.
+    """
+    rare = min(int(chosen.sum()), int(of.sum()) - int(chosen.sum())) < _RARE * int(of.sum())
+    tail = chosen
+    if rare and of.any():
+        tail = of & (slowness >= np.quantile(slowness[of], 1 - _RARE, method="lower"))
+    parts = m.replications * sections
+    over, under, slow = (m.count(which).reshape(parts, -1).sum(axis=1) for which in (chosen, of, tail))
+    return share_of_requests(over, under, slow, sections)

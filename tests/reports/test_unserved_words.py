@@ -1,0 +1,98 @@
+"""What is said of points that refuse or fail requests: why, and what to do about it."""
+
+from __future__ import annotations
+
+import pytest
+import samples
+
+from reports.binding import headroom, limits
+from reports.findings import answer
+from reports.tables import make_tiles
+from reports.verdicts import term_sentence, unserved_words
+from sim.results.point import Late, Metric, Point
+
+TERMS = {"e2e_p99_s": 1.0}
+
+
+def lacking(refused: int = 0, failed: int = 0, share: float | None = None, **unserved: int) -> Point:
+    point = samples.make_point(fixed=False)
+    total = 100_000
+    counts = {"completed": total - refused - failed, "refused": refused, "failed": failed}
+    for name, count in counts.items():
+        point.metrics[name] = Metric(count, unit="requests")
+    value = (refused + failed) / total if share is None else share
+    point.late = {"e2e_p99_s": Late(1.0, Metric(value, 0.97 * value, 1.03 * value))}
+    point.unserved = unserved
+    return point
+
+
+TOO_LONG = {"too_long": 5000, "longest_tokens": 9000, "limit_tokens": 8192}
+TOO_LONG_WORDS = (
+    "5 % of the requests were refused: the longest has 9,000 tokens, and fleet.max_model_len allows 8,192. Raise it"
+)
+BEYOND_KV = {"too_long": 5000, "longest_tokens": 300_000, "limit_tokens": 262_144}
+BEYOND_KV_WORDS = (
+    "the longest has 300,000 tokens, and the KV cache of a replica holds 262,144. Raise fleet.kv_tokens, or"
+)
+
+
+@pytest.mark.parametrize(
+    ("point", "harm", "name", "words"),
+    [
+        (lacking(5000, **TOO_LONG), {}, "refusals", TOO_LONG_WORDS),
+        (lacking(5000, **BEYOND_KV), {}, "refusals", BEYOND_KV_WORDS),
+        (lacking(5000), {"refused_by_rollout": 4000}, "refusals", "while their adapter was being replaced. Strategies"),
+        (lacking(5000), {}, "refusals", "5 % of the requests were refused. The notes of this run list"),
+        (lacking(0, 5000), {"failed_loads": 4000, "lost": 1000}, "failures", "could not be loaded. Allow more retries"),
+        (lacking(0, 5000), {"lost": 4000}, "failures", "lost with their replica. Send such requests to another"),
+        (lacking(0, 5000), {"wrong_detected": 5000}, "failures", "a wrong answer was noticed, and no retry was left."),
+        (lacking(2000, 6000), {"lost": 6000}, "failures", "2 % of the requests were refused and 6 % failed: they were"),
+    ],
+)
+def test_the_larger_part_says_why(point: Point, harm: dict[str, int], name: str, words: str) -> None:
+    point.harm |= harm
+    first = limits(point)[0]
+    assert first.name == name
+    assert words in first.sentence
+    assert headroom(point) == "Not visible while requests are refused or fail: serve them first."
+
+
+def test_one_percent_may_go_unserved() -> None:
+    assert limits(lacking(1000))[0].name != "refusals"
+    assert limits(lacking(1001))[0].name == "refusals"
+
+
+def test_a_small_share_is_mentioned_where_the_slo_is_met() -> None:
+    said = answer(lacking(300, share=0.003), TERMS)
+    assert said.headline.startswith("The SLO is met: p99 E2E is 300 ms")
+    assert "0.3 % of the requests were refused." in said.details
+    assert unserved_words(samples.make_point()) == ""
+
+
+def test_what_is_late_beside_the_refused_is_told() -> None:
+    point = lacking(300, share=0.014)
+    said = answer(point, TERMS)
+    assert said.headline == (
+        "The SLO is not met: 1.4 % (1.36 to 1.44) of the requests had no answer within 1 s, more than the 1 % that a "
+        "target for p99 E2E allows; p99 E2E of the completed ones is 300 ms (296 to 304)."
+    )
+    assert said.verdict == "not met"
+    close = lacking(990, share=0.0099)
+    assert "0.99 % of the requests were refused, too close to the 1 % that" in answer(close, TERMS).headline
+    assert answer(close, TERMS).verdict == "unclear"
+
+
+def test_a_value_beyond_the_target_speaks_for_itself() -> None:
+    point = lacking(300, share=0.03)
+    point.metrics["e2e_p99_s"] = Metric(1.5, 1.4, 1.6, "s")
+    assert term_sentence(point, "e2e_p99_s", 1.0) == "p99 E2E is 1.5 s (1.40 to 1.60), above the 1 s asked for"
+
+
+def test_confidence_and_tiles_follow() -> None:
+    point = lacking(49_000, **TOO_LONG)
+    point.metrics["e2e_p99_s"].settled = False
+    said = answer(point, TERMS)
+    assert said.headline.startswith("The SLO is not met: 49 % of the requests were refused")
+    assert (said.confidence, said.reason) == ("high", "clearly more requests go unserved than the SLO allows")
+    assert answer(point, TERMS, assumed=True).confidence == "medium"
+    assert make_tiles(point, TERMS)[0].mark == "not met"
