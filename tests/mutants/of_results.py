@@ -8,11 +8,12 @@ CHANGES = "tests/unit/test_change_metrics.py"
 INTERVALS = "tests/statistical/test_intervals.py"
 LAWS = "tests/property/test_laws.py"
 LEAPING = "tests/property/test_leaping.py"
-METRICS = (CHANGES,)
-"""Tests of metrics by hand."""
+METRICS = ("tests/unit/test_metrics_by_hand.py", CHANGES, "tests/property/test_second_count.py")
+"""Metrics by hand, then every one a second time on random scenarios."""
 OUTAGES = "tests/unit/test_outages.py"
 PAIRS = "tests/unit/test_pairs.py"
 
+_LEAPS = "sim/results/leaps.py"
 _MEASURED = "sim/results/measured.py"
 _METRICS = "sim/results/metrics.py"
 _RECORDS = "sim/results/records.py"
@@ -175,17 +176,41 @@ RESULTS = (
         METRICS,
     ),
     Mutant(
-        "overlap-ends-late",
+        "section-gets-what-came-before-it",
+        _LEAPS,
+        "np.maximum(start[crossing, None], low)",
+        "start[crossing, None]",
+        "what goes on from one section into the next counts twice",
+        ("tests/unit/test_overlap.py", "tests/unit/test_leap_sections.py"),
+    ),
+    Mutant(
+        "failed-requests-are-served",
+        "sim/results/served.py",
+        'np.isin(m.column("status"), (REFUSED, FAILED))',
+        'm.column("status") == REFUSED',
+        "a fleet whose loads fail meets its SLO",
+        ("tests/unit/test_served.py", CHANGES),
+    ),
+    Mutant(
+        "late-without-the-unserved",
+        "sim/results/served.py",
+        "late = lost | (wait > target)",
+        "late = ~lost & (wait > target)",
+        "a fleet that refuses half of its requests meets its SLO",
+        ("tests/unit/test_served.py", CHANGES),
+    ),
+    Mutant(
+        "unfinished-requests-in-time",
         _MEASURED,
-        "np.searchsorted(end, bounds)",
-        "np.searchsorted(start, bounds)",
-        "a load that begins in one section and ends in the next is cut off",
-        ("tests/unit/test_overlap.py",),
+        'm.completed | (columns["status"] == UNFINISHED)',
+        "m.completed",
+        "requests that wait beyond their target when the run ends are not late",
+        (CHANGES, "tests/unit/test_served.py"),
     ),
     # Recordings -----------------------------------------------------------------------------------------------------
     Mutant(
         "gap-edges-off-by-one",
-        _RECORDS,
+        _LEAPS,
         "np.arange(1, GAP_BINS + 1, dtype=np.float64)",
         "np.arange(0, GAP_BINS, dtype=np.float64)",
         "quantiles of gaps are those of the bin below",
@@ -193,16 +218,16 @@ RESULTS = (
     ),
     Mutant(
         "gap-sum-forgets-sequences",
-        _RECORDS,
-        "np.add.at(self._gap_sum, section, total * decoding)",
-        "np.add.at(self._gap_sum, section, total)",
+        _LEAPS,
+        "np.add.at(sums, section, leaps.seconds() * leaps.decoding)",
+        "np.add.at(sums, section, leaps.seconds())",
         "a step gives a gap to every sequence that decodes in it",
         (LEAPING, LAWS),
     ),
     Mutant(
         "gaps-leave-out-loads",
-        _RECORDS,
-        "(low + high - 1) / 2 + load_s[leap]",
+        _LEAPS,
+        "(low + high - 1) / 2 + leaps.load_s[leap]",
         "(low + high - 1) / 2",
         "who decodes while a step loads waits for the load",
         METRICS,

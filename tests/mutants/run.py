@@ -108,7 +108,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="only this mutant; may be given several times")
     parser.add_argument("--whole", action="store_true", help="run the whole suite on what the named tests don't notice")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
-    parser.add_argument("--limit", type=float, default=180.0, help="seconds for the named tests; 20 times that for all")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for the named tests; 10 times that for all")
     parser.add_argument("--results", type=Path, default=ROOT / ".mutants.jsonl", help="where outcomes are kept")
     parser.add_argument("--list", action="store_true", help="print the catalogue and stop")
     given = parser.parse_args()

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLED, SURVIVED, TIMEOUT, EXPLAINED, BROKEN = "killed", "survived", "timeout", "explained", "not run"
 OWN_TESTS = "tests/mutants"
 """They look for the old text of every mutant, so in a mutant they always fail."""
-WHOLE = 20
+WHOLE = 10
 """How many times as long as the named tests of a mutant the whole suite may take."""
 ALL_CORES = ("-n", "auto", "--dist", "worksteal")
 MEMORY_BYTES = 12 * 2**30
