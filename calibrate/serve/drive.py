@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from calibrate.serve.client import BROKEN, COMPLETE, REFUSED, Sent, send
+from calibrate.serve.client import BROKEN, COMPLETE, MODELS_BYTES, REFUSED, Sent, send
 from calibrate.serve.connection import Host
+from calibrate.serve.http_answer import Broken
 from calibrate.serve.planned_requests import Planned
 from calibrate.serve.server_errors import ServerError
-from calibrate.serve.server_metrics import Page, read_page
+from calibrate.serve.server_metrics import PAGE_LIMIT_S, Page, read_page
 from sim.errors import OutputError
 
 METRICS_EVERY_S = 2.0
+ALIVE_LIMIT_S = 5.0
 _LEAD_S = 0.5
 _FEW = 20
 """If so many have ended and none was served, no more are sent."""
@@ -48,7 +50,7 @@ class Driver:
     """Send traffic to one server.
 
     :param names: what each adapter is called there.
-    :param stall_s: nothing at all coming for so long while requests are open is a stall.
+    :param stall_s: no token and no end of a request for so long while requests are open is a stall.
     :param died: says why a server of ours has ended; None while it lives.
     """
 
@@ -58,6 +60,12 @@ class Driver:
     died: Callable[[], str | None] = lambda: None
     progress: Callable[[int, int], None] = lambda done, total: None
     _heard: float = 0.0
+    _open: dict[int, Sent] = field(default_factory=dict)
+
+    @property
+    def page_limit_s(self) -> float:
+        """Seconds that a metrics page may take."""
+        return min(PAGE_LIMIT_S, self.stall_s)
 
     async def one(self, request: Planned) -> Sent:
         """Send one request now and wait for its end.
@@ -67,20 +75,18 @@ class Driver:
         return (await self.together([request]))[0]
 
     async def together(self, requests: Sequence[Planned]) -> list[Sent]:
-        """Send requests at once and wait for all, as long as anything comes.
+        """Send requests at once and wait for all, as long as tokens come.
 
         :raises ServerError: unless all are served completely.
         """
-        tasks = [asyncio.ensure_future(send(self.host, r, self.names[r.adapter])) for r in requests]
-        begun = time.monotonic()
+        tasks = [asyncio.ensure_future(self._send(request)) for request in requests]
+        self._heard = time.monotonic()
         try:
             left: Iterable[asyncio.Task[Sent]] = tasks
             while left:
-                silent = time.monotonic() - max(begun, self.host.heard)
+                silent = self._silent_s()
                 if silent >= self.stall_s:
-                    raise ServerError(
-                        self._died() or f"the server stalled: nothing came for {silent:.0f} s", where=self.host.url
-                    )
+                    raise ServerError(self._died() or stalled(silent), where=self.host.url)
                 _, left = await asyncio.wait(left, timeout=self.stall_s - silent)
         finally:
             for task in tasks:
@@ -94,6 +100,26 @@ class Driver:
                 )
         return sent
 
+    async def _send(self, request: Planned) -> Sent:
+        sent = self._open[request.index] = Sent(request)
+        try:
+            return await send(self.host, request, self.names[request.adapter], sent)
+        finally:
+            del self._open[request.index]
+            self._heard = time.monotonic()
+
+    def _silent_s(self) -> float:
+        """Return for how long no token has come and no request has ended.
+
+        Bytes alone are not heard: a server could send some for ever. What has come is read only where that seems long,
+        since reading delays stamps.
+        """
+        if time.monotonic() - self._heard >= self.stall_s:
+            for sent in self._open.values():
+                sent.stream.read()
+                self._heard = max(self._heard, sent.last)
+        return time.monotonic() - self._heard
+
     def _died(self) -> str | None:
         words = self.died()
         return None if words is None else f"the server died: {words}"
@@ -104,7 +130,7 @@ class Driver:
         :raises ServerError: where the server stalls, dies or serves nobody; finished requests are in ``kept``.
         :raises OutputError: where ``kept`` can't be written, such as on a full disk.
         """
-        pages = [page] if (page := await read_page(self.host)) else []
+        pages = [page] if (page := await read_page(self.host, self.page_limit_s)) else []
         gc.collect()
         gc.disable()  # a collection would stop all stamps at once
         try:
@@ -115,7 +141,7 @@ class Driver:
         finally:
             gc.enable()
         run.end = time.monotonic()
-        if pages and (page := await read_page(self.host)):
+        if pages and (page := await read_page(self.host, self.page_limit_s)):
             run.pages.append(page)
         run.sent.sort(key=lambda sent: sent.request.index)
         return run
@@ -130,6 +156,8 @@ class Driver:
 
         def begin(request: Planned) -> None:
             if not problem.done():
+                if not waiting:
+                    self._heard = time.monotonic()  # there was nothing to hear
                 task = loop.create_task(self._keep(run, request, file, problem))
                 waiting.add(task)
                 task.add_done_callback(ended)
@@ -161,16 +189,17 @@ class Driver:
             for task in (watch, done, *waiting):
                 task.cancel()
             await asyncio.gather(watch, done, *waiting, return_exceptions=True)
+        good = sum(sent.status == COMPLETE for sent in run.sent)
+        if not problem.done() and not good:
+            problem.set_result(serves_nobody(run.sent[-1]))
         if problem.done():
-            good = sum(sent.status == COMPLETE for sent in run.sent)
             raise ServerError(
                 f"{problem.result()} ({good} of {len(planned)} requests were served)", where=self.host.url,
                 hint=f"those are kept in {file.name}",
             )  # fmt: skip
 
     async def _keep(self, run: Run, request: Planned, file: BinaryIO, problem: asyncio.Future[str]) -> None:
-        sent = await send(self.host, request, self.names[request.adapter])
-        self._heard = time.monotonic()
+        sent = await self._send(request)
         run.sent.append(sent)
         if not problem.done() or problem.exception() is None:
             try:
@@ -185,15 +214,15 @@ class Driver:
             if not problem.done():
                 problem.set_result(f"the server died: {self.died() or sent.problem}")
         elif len(run.sent) >= _FEW and all(other.status in (REFUSED, BROKEN) for other in run.sent):
-            problem.set_result(f"the server serves nobody: {sent.problem}")
+            problem.set_result(serves_nobody(sent))
 
     async def _alive(self) -> bool:
         """Return whether a server still answers anything."""
         if self.died() is not None:
             return False
         try:
-            status, _ = await asyncio.wait_for(self.host.get("/v1/models"), 5)
-        except Exception:
+            status, _ = await self.host.get("/v1/models", ALIVE_LIMIT_S, MODELS_BYTES)
+        except (Broken, OSError):
             return False
         return status < 500
 
@@ -201,15 +230,23 @@ class Driver:
         """Read the metrics now and then, and notice a stall."""
         while not problem.done():
             await asyncio.sleep(min(METRICS_EVERY_S, self.stall_s / 4))
-            silent = time.monotonic() - max(self._heard, self.host.heard)
-            if waiting and silent > self.stall_s:
+            if waiting and (silent := self._silent_s()) >= self.stall_s:
                 if not problem.done():
-                    problem.set_result(f"the server stalled: nothing came for {silent:.0f} s")
+                    problem.set_result(stalled(silent))
                 return
             if run.pages and time.monotonic() - run.pages[-1].at >= METRICS_EVERY_S:
-                with contextlib.suppress(TimeoutError):
-                    page = await asyncio.wait_for(read_page(self.host), METRICS_EVERY_S)
-                    run.pages += [page] if page is not None else []
+                page = await read_page(self.host, METRICS_EVERY_S)
+                run.pages += [page] if page is not None else []
+
+
+def stalled(silent_s: float) -> str:
+    """Say that a server stalled."""
+    return f"the server stalled: no token came for {silent_s:.0f} s"
+
+
+def serves_nobody(last: Sent) -> str:
+    """Say that no request was served, and what went wrong with one of them."""
+    return f"the server serves nobody: {last.problem}"
 
 
 def _opened(path: Path) -> BinaryIO:

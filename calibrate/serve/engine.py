@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -10,8 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from pathlib import Path
 
 from calibrate.device import host_memory
 from calibrate.loads.synthetic_adapters import write_adapter
+from calibrate.serve.connection import Host
+from calibrate.serve.http_answer import Broken
 from calibrate.serve.server_errors import ServerError
 from calibrate.serve.tiny_model import write_base
 from sim.errors import InputError
@@ -30,6 +31,7 @@ from sim.traffic.adapters import DTYPE_BYTES, ModelShape, Population
 ENVIRONMENT = Path(".vllm-venv")
 START_LIMIT_S = 900.0
 STOP_LIMIT_S = 15.0
+HEALTH_LIMIT_S, HEALTH_BYTES = 5.0, 64 << 10
 BASE_NAME = "base"
 OBSERVED = "observed.jsonl"
 _OBSERVER = Path(__file__).with_name("observer")
@@ -234,14 +236,21 @@ def _await(running: Running) -> None:
         words = running.died()
         if words is not None:
             raise ServerError(f"vLLM ended before it served: {words}", where=str(running.log))
-        try:
-            with urllib.request.urlopen(f"{running.url}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass
+        if asyncio.run(_healthy(running.url)):
+            return
         time.sleep(0.5)
     raise ServerError(f"vLLM did not answer within {START_LIMIT_S:.0f} s", where=str(running.log))
+
+
+async def _healthy(url: str) -> bool:
+    host = Host(url)
+    try:
+        status, _ = await host.get("/health", HEALTH_LIMIT_S, HEALTH_BYTES)
+    except (Broken, OSError):
+        return False
+    finally:
+        await host.close()
+    return status == 200
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

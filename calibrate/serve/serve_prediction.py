@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.serve.planned_requests import Planned
-from sim.results.records import COMPLETED, Recording, gap_bin_edges
+from sim.results.leaps import gap_bin_edges
+from sim.results.records import COMPLETED, Recording
 from sim.results.statistics import histogram_quantile
 from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario

@@ -18,6 +18,7 @@ from calibrate.serve.connection import Host
 from calibrate.serve.drive import Driver, Run
 from calibrate.serve.planned_requests import Planned, longest_request, plan_requests
 from calibrate.serve.serve_prediction import Prediction, front_end_seconds, predict
+from calibrate.serve.server_errors import ServerError
 from calibrate.serve.server_metrics import Observed, observed_between, over_run, read_page
 from sim.errors import InputError
 from sim.results.run_directory.result_files import write_atomically, write_json, write_text
@@ -174,10 +175,10 @@ async def _measure(
     job: Job, driver: Driver, running: engine.Running | None, installed: engine.Installed | None
 ) -> Measured:
     try:
-        bases, listed = await served_models(driver.host)
+        bases, listed = await served_models(driver.host, driver.stall_s)
         if not driver.names:
             driver.names = _names(job.options.adapters, listed, bases, job.adapters)
-        page = await read_page(driver.host)
+        page = await read_page(driver.host, driver.page_limit_s)
         kv: dict[str, int] = {}
         if page is not None and page.kv_tokens and page.block_size:
             kv = {"kv_tokens": page.kv_tokens, "block_size": page.block_size}
@@ -212,6 +213,12 @@ async def _run(job: Job, driver: Driver, measured: Measured, number: int, observ
 async def _fit(job: Job, driver: Driver, measured: Measured) -> None:
     rungs = await ladder.measure(driver, job.loaded.scenario, job.planned, job.adapters)
     write_json(job.folder / LADDER, asdict(rungs))
+    if not rungs.batches:
+        raise ServerError(
+            "no step can be timed: the tokens of an answer come all at once",
+            where=driver.host.url,
+            hint="turn off what collects streams, such as a buffering proxy",
+        )
     scenario, population = job.loaded.scenario, job.traffic.population
     command = ladder_fit.public_command(
         scenario.name, launched=job.options.url is None, settings=job.options.settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from bisect import bisect_right
@@ -11,10 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.serve.connection import Broken, Host
+from calibrate.serve.connection import Host
+from calibrate.serve.http_answer import Broken
 
-_LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+PAGE_BYTES = 8 << 20
+"""Bytes of a metrics page, at most."""
+
+PAGE_LIMIT_S = 10.0
+"""Seconds that a page may take before and after the traffic, at most."""
+
+MOST_KV_TOKENS = 2**31 - 1
+"""Tokens of KV cache that are believed, at most."""
+
+LINE_LETTERS = 64 << 10
+"""Characters of a line of it, at most; longer ones are left out."""
+
+_MOST = 1e15
+_LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*+)(?:\{(.*)\})?\s+(\S+)")
+_LABEL = re.compile(r'(?<!\w)(\w+)="((?:[^"\\]|\\.)*+)"')
+_COUNT = re.compile(r"[0-9]{1,10}")
 _GAUGES = {
     "running": ("vllm:num_requests_running", "sglang:num_running_reqs"),
     "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs"),
@@ -44,36 +60,47 @@ class Page:
     block_size: int | None = None
 
 
-async def read_page(host: Host) -> Page | None:
-    """Return what the metrics page says; None for a server without one."""
+async def read_page(host: Host, limit_s: float) -> Page | None:
+    """Return what the metrics page says; None for a server without one, or one that takes longer than ``limit_s``."""
     now = time.monotonic()
     try:
-        status, body = await host.get("/metrics")
+        status, body = await host.get("/metrics", limit_s, PAGE_BYTES)
     except (Broken, OSError):
         return None
     return parse_page(body.decode("utf-8", errors="replace"), now) if status == 200 else None
 
 
 def parse_page(text: str, at: float) -> Page:
-    """Read a metrics page in Prometheus' format; a metric of several series is their sum."""
+    """Read a metrics page in Prometheus' format; a metric of several series is their sum.
+
+    Lines that are none, and values that can't be meant, are left out.
+    """
     page = Page(at)
     known = {theirs: ours for names in (_GAUGES, _COUNTERS) for ours, all_ in names.items() for theirs in all_}
     for line in text.splitlines():
-        found = _LINE.match(line)
+        found = _LINE.match(line) if len(line) <= LINE_LETTERS else None
         if found is None:
             continue
         name, labels, value = found.groups()
         if name in known:
-            try:
-                page.values[known[name]] = page.values.get(known[name], 0.0) + float(value)
-            except ValueError:
-                continue
+            _add(page.values, known[name], value)
         elif name == "vllm:cache_config_info":
             info = dict(_LABEL.findall(labels or ""))
             size, blocks = info.get("block_size", ""), info.get("num_gpu_blocks", "")
-            if size.isdigit() and blocks.isdigit():
-                page.block_size, page.kv_tokens = int(size), int(size) * int(blocks)
+            if _COUNT.fullmatch(size) and _COUNT.fullmatch(blocks):
+                tokens = int(size) * int(blocks)
+                if 0 < tokens <= MOST_KV_TOKENS:
+                    page.block_size, page.kv_tokens = int(size), tokens
     return page
+
+
+def _add(values: dict[str, float], name: str, text: str) -> None:
+    try:
+        value = float(text)
+    except ValueError:
+        return
+    if math.isfinite(value) and 0 <= value <= _MOST:
+        values[name] = values.get(name, 0.0) + value
 
 
 def over_run(pages: list[Page]) -> dict[str, float]:
@@ -91,7 +118,7 @@ def over_run(pages: list[Page]) -> dict[str, float]:
     if "preemptions" in grown:
         result["preemptions"] = grown["preemptions"]
     for name in ("ttft", "e2e"):
-        if grown.get(f"{name}_count"):
+        if grown.get(f"{name}_count") and f"{name}_sum_s" in grown:
             result[f"{name}_mean_s"] = grown[f"{name}_sum_s"] / grown[f"{name}_count"]
     return result
 

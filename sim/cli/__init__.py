@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -12,7 +13,6 @@ from typing import Annotated
 
 import typer
 
-from sim.cells import plain_text
 from sim.cli import (
     adapters_command,
     cache_command,
@@ -28,6 +28,8 @@ from sim.cli import (
     vet_command,
 )
 from sim.cli.options import CONFINED
+from sim.cli.output import message, say
+from sim.cli.streams import check_surroundings, guarded_streams, working_folder_exists
 from sim.errors import InputError, LoraplanError
 
 INTERRUPTED = 130
@@ -72,7 +74,7 @@ def version(value: bool) -> None:
     if value:
         from sim.version import __version__
 
-        typer.echo(f"loraplan {__version__}")
+        say(f"loraplan {__version__}")
         raise typer.Exit
 
 
@@ -98,7 +100,9 @@ def main() -> None:
     # Taken out here, because they may stand behind any command.
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--confined")]
     debug = "--debug" in sys.argv[1:] or bool(os.environ.get("LORAPLAN_DEBUG"))
-    sys.exit(_guarded(arguments, debug, "--confined" in sys.argv[1:]))
+    with guarded_streams():
+        code = _exit_code(arguments, debug, "--confined" in sys.argv[1:])
+    sys.exit(code)
 
 
 def _stop(number: int, frame: object) -> None:
@@ -106,17 +110,16 @@ def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _guarded(arguments: list[str], debug: bool, confined: bool) -> int:
+def _exit_code(arguments: list[str], debug: bool, confined: bool) -> int:
     try:
+        check_surroundings()
         code = app(arguments, standalone_mode=False, obj=CONFINED if confined else None)
+        sys.stdout.flush()  # here, so that a disk that is full is an error of the command
         if code == INTERRUPTED:  # newer typer makes an exit code of Ctrl-C, older ones raise
             return _interrupted()
         return code if isinstance(code, int) else 0
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit would complain
-        return 0
     except Exception as error:
         if debug and not hasattr(error, "show"):
             raise
@@ -131,21 +134,26 @@ def _interrupted() -> int:
     if "calibrate" in sys.argv:
         fits = "fit" in sys.argv
         kept = "nothing of a fit is kept" if fits else "what was measured is kept; the same command goes on from there"
-    typer.echo(f"interrupted: {kept}", err=True)
+    message(f"interrupted: {kept}", quiet=False)
     return INTERRUPTED
 
 
 def _explain(error: Exception) -> int:
     if hasattr(error, "format_message") and hasattr(error, "show"):  # a usage error of click, or of typer's own copy
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        for line in usage.getvalue().splitlines():
+            message(line, quiet=False)
         return 2
     if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.strerror:
         # Whatever stands in the way of a file is the user's to change, and they need its name.
         error = InputError(f"can't be used: {error.strerror}", file=os.fsdecode(error.filename))
+    elif isinstance(error, OSError) and not working_folder_exists():
+        error = InputError("no longer exists", file="the working folder")
     if isinstance(error, LoraplanError):
         for line in str(error).split("\n"):
-            typer.echo(f"error: {plain_text(line)}", err=True)
+            message(f"error: {line}", quiet=False)
         return error.exit_code
-    said = plain_text(f"{type(error).__name__}: {error}")
-    typer.echo(f"error: a failure inside loraplan: {said}; --debug shows where", err=True)
+    said = f"{type(error).__name__}: {error}"
+    message(f"error: a failure inside loraplan: {said}; --debug shows where", quiet=False)
     return 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import JsonOption, QuietOption
-from sim.cli.output import message, print_rich, progress_bar, rich_rows, to_json
+from sim.cli.output import message, print_rich, progress_bar, rich_rows, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,11 +72,11 @@ def adapters(
     if unreadable:
         message(f"note: {_folders(len(unreadable))} could not be read", quiet)
     if json:
-        typer.echo(to_json(_as_json(census, concerns, asked)))
+        say_json(_as_json(census, concerns, asked))
     else:
         _print(census, concerns, asked)
         if write is not None:
-            typer.echo(f"\nscenario {write}")
+            say("", f"scenario {write}")
     if check and (unreadable or any(concern.level in ("refused", "wrong") for concern in concerns)):
         raise typer.Exit(NOT_FIT)
 
@@ -97,15 +97,15 @@ def _print(census: Census, concerns: Sequence[Concern], asked: Asked) -> None:
     from sim.training.files.engine_checks import needed_rank
 
     kinds = groups(census.entries)
-    typer.echo(_headline(census, kinds) + "\n")
+    say(_headline(census, kinds), "")
     print_rich(rich_rows(*_single_rows(census.entries)) if len(census.entries) <= _ROWS else rich_rows(*_kinds(kinds)))
     option = asked.rules.rank_option
     if asked.engine is not None and option and asked.max_rank is None:
-        typer.echo(f"\n{asked.engine} takes these ranks with {option} {needed_rank(census.entries, asked)}.")
+        say("", f"{asked.engine} takes these ranks with {option} {needed_rank(census.entries, asked)}.")
     if concerns:
-        typer.echo("")
+        say("")
     for concern in concerns:
-        typer.echo(_sentence(concern))
+        say(_sentence(concern))
     for kind in ("not LoRA", "unreadable"):
         _print_failures(kind, [failure for failure in census.failures if failure.kind == kind])
 
@@ -178,11 +178,11 @@ def _sentence(concern: Concern) -> str:
 def _print_failures(kind: str, failures: Sequence[Failure]) -> None:
     if not failures:
         return
-    typer.echo(f"\n{kind}: {_folders(len(failures))}")
+    say("", f"{kind}: {_folders(len(failures))}")
     for failure in failures[:_LISTED]:
-        typer.echo(f"  {failure.folder}: {failure.problem}")
+        say(f"  {failure.folder}: {failure.problem}")
     if len(failures) > _LISTED:
-        typer.echo(f"  … {len(failures) - _LISTED:,} more; --json has all")
+        say(f"  … {len(failures) - _LISTED:,} more; --json has all")
 
 
 def _folders(count: int) -> str:

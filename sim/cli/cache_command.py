@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import QuietOption
-from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, to_json
+from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def cache(
         )  # fmt: skip
     written = [] if folder is None else _write(folder, trace, result, notes)
     if json:
-        typer.echo(to_json([point.as_json() for point in result.points]))
+        say_json([point.as_json() for point in result.points])
         return
     _print(result, written)
 
@@ -90,14 +90,14 @@ def _print(result: CacheResult, written: Sequence[tuple[str, Path]]) -> None:
     from reports.pages.cache_page import headline, miss_table, sentences
 
     table = miss_table(result)
-    typer.echo(headline(result) + "\n")
+    say(headline(result), "")
     print_rich(rich_table(table))
-    typer.echo(table.note + "\n")
+    say(table.note, "")
     for text in sentences(result):
-        typer.echo(text)
-    typer.echo("")
+        say(text)
+    say("")
     for label, path in written:
-        typer.echo(f"{label:7} {path}")
+        say(f"{label:7} {path}")
 
 
 def _write(folder: Path, trace: Path, result: CacheResult, notes: Sequence[str]) -> list[tuple[str, Path]]:

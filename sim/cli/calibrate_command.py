@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sim.cli.options import QuietOption
-from sim.cli.output import message, print_rich, progress_bar, rich_rows
+from sim.cli.output import message, print_rich, progress_bar, rich_rows, say
 from sim.errors import InputError, install_hint
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def _tell(log: SampleLog, suite: Literal["steps", "loads"], quiet: bool) -> None
 
     head, rows = sample_rows(log)
     print_rich(rich_rows(head, rows))
-    typer.echo(f"\n{ceilings_line(log)}" if suite == "steps" else "")
-    typer.echo(f"samples  {log.folder / f'{suite}.parquet'}")
+    say("", *((ceilings_line(log),) if suite == "steps" else ()))
+    say(f"samples  {log.folder / f'{suite}.parquet'}")
     for flag in log.manifest.get("flags", ()):
         message(f"note: {flag}", quiet)
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cells import plain_text
 from sim.cli.options import QuietOption
-from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, to_json
+from sim.cli.output import make_folder, message, print_rich, rich_rows, rich_table, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,10 +64,10 @@ def _show(comparison: Comparison, runs: tuple[Path, Path], out: Path | None, *, 
         write_json(folder / DATA, as_json(comparison))
         write_page(comparison, folder / PAGE, shlex.join(["loraplan", *sys.argv[1:]]))
     if json:
-        typer.echo(to_json(as_json(comparison)))
+        say_json(as_json(comparison))
     else:
         _print(comparison)
-        typer.echo(f"\nreport  {folder / PAGE}\ndata    {folder / DATA}" if folder is not None else "")
+        say("", *(() if folder is None else (f"report  {folder / PAGE}", f"data    {folder / DATA}")))
     return bool(worse_terms(comparison))
 
 
@@ -95,20 +94,20 @@ def _print(comparison: Comparison) -> None:
     from reports.pages.comparison_page import terminal_table
 
     for letter, run in (("A", comparison.one), ("B", comparison.other)):
-        typer.echo(plain_text(f"{letter}  {run.path}  {run.manifest.get('name', '')}"))
-    typer.echo(plain_text(f"\n{headline(comparison)}"))
+        say(f"{letter}  {run.path}  {run.manifest.get('name', '')}")
+    say("", headline(comparison))
     for sentence in details(comparison):
-        typer.echo(plain_text(f"  {sentence}"))
-    typer.echo("")
+        say(f"  {sentence}")
+    say("")
     if comparison.changed:
         rows = [list(row) for row in comparison.changed[:_SHOWN]]
         print_rich(rich_rows(["what differs", "A", "B"], rows))
         if len(comparison.changed) > _SHOWN:
-            typer.echo(f"… and {len(comparison.changed) - _SHOWN} more: the page has all of them")
+            say(f"… and {len(comparison.changed) - _SHOWN} more: the page has all of them")
     else:
-        typer.echo("The scenarios don't differ.")
+        say("The scenarios don't differ.")
     table = terminal_table(comparison)
-    typer.echo("")
+    say("")
     print_rich(rich_table(table))
     if table.note:
-        typer.echo(table.note)
+        say(table.note)

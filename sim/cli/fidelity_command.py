@@ -9,7 +9,7 @@ import typer
 
 from sim.cli.fit_command import predict_runs
 from sim.cli.options import JobsOption, QuietOption
-from sim.cli.output import message, print_rich, rich_rows, to_json
+from sim.cli.output import message, print_rich, rich_rows, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _compare_record(file: Path, fit_on: Path | None, *, json: bool, quiet: bool)
     if fit_on is None:
         result = replay(record)
         if json:
-            typer.echo(to_json(_replay_json(result)))
+            say_json(_replay_json(result))
         else:
             _print_replay(file, record, result)
         return
@@ -86,7 +86,7 @@ def _compare_record(file: Path, fit_on: Path | None, *, json: bool, quiet: bool)
         message("note: costs fitted to the record that they predict say little; give --fit-on another one", quiet)
     result, metrics = replay(record), predict(record, times, costs)
     if json:
-        typer.echo(to_json(_replay_json(result) | {"prediction": _prediction_json(costs, metrics)}))
+        say_json(_replay_json(result) | {"prediction": _prediction_json(costs, metrics)})
         return
     _print_replay(file, record, result)
     _print_prediction(fit_on, costs, metrics)
@@ -137,10 +137,10 @@ def _print_replay(file: Path, record: StepRecord, result: Replay) -> None:
     if record.mode == "online":
         rows.append(("ends within one step", f"{_late_steps(result)[0]:,} of {len(record.requests):,} requests"))
     if result.first_difference is None:
-        typer.echo(f"{file}: every step is met: tokens, preemptions, loads and evictions\n")
+        say(f"{file}: every step is met: tokens, preemptions, loads and evictions", "")
     else:
         different = result.steps - result.equal_steps
-        typer.echo(f"{file}: {different:,} of {result.steps:,} steps differ; the first: {result.first_difference}\n")
+        say(f"{file}: {different:,} of {result.steps:,} steps differ; the first: {result.first_difference}", "")
     print_rich(rich_rows(("", ""), rows))
 
 
@@ -153,7 +153,7 @@ _COST_WORDS = {
 def _print_prediction(fit_on: Path, costs: RecordCosts, metrics: dict[str, Predicted]) -> None:
     words = ", ".join(f"{seconds * 1e3:.3g} {_COST_WORDS[name]}" for name, seconds in costs.step_s.items())
     host = float(costs.host_s[len(costs.host_s) // 2])
-    typer.echo(f"\nPredicted with costs from {fit_on}: {words}; {host * 1e3:.3g} a load from host memory (median)\n")
+    say("", f"Predicted with costs from {fit_on}: {words}; {host * 1e3:.3g} a load from host memory (median)", "")
     rows = [
         (_metric_words(name), _show(name, value.measured), _show(name, value.predicted), f"{value.error:+.1%}")
         for name, value in metrics.items()

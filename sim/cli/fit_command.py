@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import JobsOption, QuietOption
-from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, to_json
+from sim.cli.output import message, print_rich, progress_bar, rich_rows, rich_table, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,16 +53,16 @@ def predict_runs(
     page = _page(predictions, errors, file, profiles)
     path = write_page(page, folder / PAGE)
     if json:
-        typer.echo(to_json(errors))
+        say_json(errors)
         return
     table = error_table(errors)
     print_rich(rich_table(table))
-    typer.echo(f"{table.note}\n\n{choice_sentence(errors)}")
+    say(table.note, "", choice_sentence(errors))
     beside = peer_table(page.peer)
     if beside is not None:
-        typer.echo(f"\n{beside.caption}:")
+        say("", f"{beside.caption}:")
         print_rich(rich_table(beside))
-    typer.echo(f"\nreport  {path}\ntable   {folder / TABLE}")
+    say("", f"report  {path}", f"table   {folder / TABLE}")
     if errors["calibration_runs"]:
         message(
             f"note: {errors['calibration_runs']} runs calibrated the profiles and are left out of all errors", quiet
@@ -136,11 +136,10 @@ def fit(
     profile = _fitted(folder, model, out.name, jobs, quiet)
     write_profile(profile, out)
     if json:
-        typer.echo(to_json({**as_json(profile), "file": str(out)}))
+        say_json({**as_json(profile), "file": str(out)})
         return
     print_rich(rich_rows(HEAD, hold_out_rows(profile.hold_out)))
-    typer.echo("\n" + "\n".join(closing(profile)))
-    typer.echo(f"\nprofile  {out}")
+    say("", *closing(profile), "", f"profile  {out}")
 
 
 def _is_profile(file: Path) -> bool:

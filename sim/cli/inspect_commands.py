@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cells import plain_text
+from sim.cells import one_line
 from sim.cli.options import QuietOption, ScenarioArgument, SetOption, is_confined
-from sim.cli.output import message, print_rich
+from sim.cli.output import message, print_rich, say
 
 if TYPE_CHECKING:
     from sim.spec.scenario_file import LoadedScenario
@@ -29,7 +29,7 @@ def report(
     if data.manifest.get("status") != "finished":
         done, total = len(data.points), data.manifest.get("points_total", "?")
         message(f"note: this run is not finished: {done} of {total} points", quiet)
-    typer.echo(page)
+    say(page)
 
 
 def check(
@@ -53,7 +53,7 @@ def check(
         _print_resolved(loaded)
     for note in notes:
         message(f"note: {note}", False)
-    typer.echo(f"{scenario}: ok")
+    say(f"{scenario}: ok")
 
 
 def _print_resolved(loaded: LoadedScenario) -> None:
@@ -64,7 +64,7 @@ def _print_resolved(loaded: LoadedScenario) -> None:
     for name in ("key", "value", "from"):
         table.add_column(name, overflow="fold")
     for row in loaded.rows():
-        table.add_row(*(Text(plain_text(cell)) for cell in row))
+        table.add_row(*(Text(one_line(cell)) for cell in row))
     print_rich(table)
 
 
@@ -72,7 +72,7 @@ def schema() -> None:
     """Print the JSON Schema of scenario files, for editors."""
     from sim.spec.files.schema import schema_text
 
-    typer.echo(schema_text(), nl=False)
+    say(*schema_text().splitlines())
 
 
 def list_scenarios() -> None:
@@ -96,4 +96,4 @@ def copy_bundled(
     """Copy a bundled scenario to edit it."""
     from sim.spec.scenario_file import copy_scenario
 
-    typer.echo(copy_scenario(name, destination))
+    say(copy_scenario(name, destination))

@@ -1,4 +1,8 @@
-"""How commands speak: results to stdout, progress and messages to stderr."""
+"""How commands speak: results to stdout, progress and messages to stderr.
+
+Commands print with the functions below and in no other way: these escape what a terminal would obey. File names,
+names of adapters and notes may come from strangers, also those in the middle of a sentence.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from sim.cells import plain_text
+from sim.cells import one_line
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +27,18 @@ def command_line() -> str:
     return shlex.join(["loraplan", *sys.argv[1:]])
 
 
+def say(*lines: object) -> None:
+    """Print lines to stdout. A line break within a line is an escape too: every argument stays one line."""
+    for line in lines:
+        print(one_line(str(line)))
+
+
+def say_json(data: Any) -> None:
+    """Print data to stdout as JSON that reads back the same, whatever characters stdout can take."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(_escaped(to_json(data), lambda letter: letter == letter.encode(encoding, "replace").decode(encoding)))
+
+
 def print_rich(renderable: Any) -> None:
     """Print a rich object to stdout; a pipe gets full width, so that nothing is cut off."""
     from rich.console import Console
@@ -36,7 +50,7 @@ def print_rich(renderable: Any) -> None:
 def message(text: str, quiet: bool) -> None:
     """Tell the user something beside the results."""
     if not quiet:
-        typer.echo(plain_text(text), err=True)
+        print(one_line(text), file=sys.stderr)
 
 
 def pool_of(backend: list[str] | None, jobs: int, quiet: bool) -> AbstractContextManager[Pool]:
@@ -81,9 +95,9 @@ def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Any:
 
     result = Table(box=None, pad_edge=False, header_style="bold", show_header=any(head))
     for index, name in enumerate(head):
-        result.add_column(Text(str(name)), justify="left" if index == 0 else "right")
+        result.add_column(Text(one_line(str(name))), justify="left" if index == 0 else "right")
     for row in rows:
-        result.add_row(*(Text(plain_text(str(cell))) for cell in row))
+        result.add_row(*(Text(one_line(str(cell))) for cell in row))
     return result
 
 
@@ -109,9 +123,22 @@ def make_folder(folder: Path) -> None:
 
 
 def to_json(data: Any) -> str:
-    """Return data as JSON text."""
+    """Return data as JSON text; control characters, which may stand in it, are escapes."""
     import json
 
     from sim.results.run_directory.result_files import json_ready
 
-    return json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False)
+    return _escaped(json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False), _stays)
+
+
+def _stays(letter: str) -> bool:
+    return letter.isprintable() or letter == "\n"
+
+
+def _escaped(text: str, stays: Callable[[str], bool]) -> str:
+    """Return JSON in which other characters than these are escapes of JSON."""
+    import json
+
+    if all(map(stays, set(text))):
+        return text
+    return "".join(letter if stays(letter) else json.dumps(letter)[1:-1] for letter in text)

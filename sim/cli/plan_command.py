@@ -19,7 +19,7 @@ from sim.cli.options import (
     SetOption,
     is_confined,
 )
-from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
+from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,21 +77,21 @@ def plan(
         page = write_report(data)
         said = plan_answer(data)
     if json:
-        typer.echo(to_json(plan_json(data)))
+        say_json(plan_json(data))
     else:
-        typer.echo(f"{loaded.scenario.name}: {said.headline}")
+        say(f"{loaded.scenario.name}: {said.headline}")
         for sentence in (*said.details, said.binding_sentence, said.headroom):
             if sentence:
-                typer.echo(f"  {sentence}")
-        typer.echo(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}\n")
+                say(f"  {sentence}")
+        say(f"  Confidence: {said.confidence}. {said.reason[:1].upper()}{said.reason[1:]}", "")
         _print_what_if(data)
-        typer.echo(f"report    {page}")
+        say(f"report    {page}")
         if planned.feasible:
-            typer.echo(f"scenario  {planned.path / RECOMMENDED}")
+            say(f"scenario  {planned.path / RECOMMENDED}")
             for engine, line in planned.record["flags"].items():
-                typer.echo(f"{engine:<9} {line}")
+                say(f"{engine:<9} {line}")
             if planned.record["flags"] and planned.record["beyond_flags"]:
-                typer.echo(f"beside it {'; '.join(planned.record['beyond_flags'])}")
+                say(f"beside it {'; '.join(planned.record['beyond_flags'])}")
     if not planned.feasible:
         raise typer.Exit(NONE_MEETS)
 
@@ -105,7 +105,7 @@ def _print_what_if(data: RunData) -> None:
     if table is None:
         return
     print_rich(rich_table(table))
-    typer.echo(f"{table.note}\n")
+    say(table.note, "")
 
 
 def _question(minimize: list[str], maximize: list[str]) -> list[str]:

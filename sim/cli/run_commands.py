@@ -21,7 +21,7 @@ from sim.cli.options import (
     SetOption,
     is_confined,
 )
-from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, to_json
+from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, say, say_json
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
@@ -105,10 +105,11 @@ def _simulate(
         data = read_run(finished.path)
         page = write_report(data)
     if json:
-        typer.echo(to_json(summary_json(loaded.scenario.name, finished.points)))
+        say_json(summary_json(loaded.scenario.name, finished.points))
     else:
         _print_answer(loaded, data)
-        typer.echo(f"\nreport  {page}\ntables  {finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}")
+        tables = f"{finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}"
+        say("", f"report  {page}", f"tables  {tables}")
     _notes(finished, quiet)
     if check and not _meets_slo(loaded, finished.points):
         raise typer.Exit(1)
@@ -144,14 +145,14 @@ def _print_answer(loaded: LoadedScenario, data: RunData) -> None:
     else:
         told = sweep_answer(points, terms, assumed=assumed)
         table = terminal_table(points, make_axes(points), terms)
-    typer.echo(f"{loaded.scenario.name}: {told.headline}")
+    say(f"{loaded.scenario.name}: {told.headline}")
     for sentence in (told.binding_sentence, told.headroom, *told.details, traffic_sentence(points)):
         if sentence:
-            typer.echo(f"  {sentence}")
-    typer.echo(f"  Confidence: {told.confidence}. {capital(told.reason)}\n")
+            say(f"  {sentence}")
+    say(f"  Confidence: {told.confidence}. {capital(told.reason)}", "")
     print_rich(rich_table(table))
     if table.note:
-        typer.echo(table.note)
+        say(table.note)
 
 
 def _axes(texts: list[str]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, is_confined
-from sim.cli.output import make_folder, message, print_rich, rich_table, to_json
+from sim.cli.output import make_folder, message, print_rich, rich_table, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def serve(
     ] = False,
     profile: Annotated[str | None, typer.Option(help="Predict from this profile; unset: the scenario's.")] = None,
     repeat: Annotated[int, typer.Option(help="Identical runs: what they differ by is the noise.", min=1)] = 2,
-    stall: Annotated[float, typer.Option(help="Give up when nothing comes for so many seconds.")] = 60.0,
+    stall: Annotated[float, typer.Option(help="Give up when the server sends no token for so many seconds.")] = 60.0,
     server_python: Annotated[
         Path | None, typer.Option(help="With --launch: the python of an environment with vLLM; unset: .vllm-venv.")
     ] = None,
@@ -141,14 +141,14 @@ def _print(loaded: LoadedScenario, result: Result, *, json: bool, quiet: bool) -
 
     page = write_page(_page(loaded, result), result.folder / "report.html")
     if json:
-        typer.echo(to_json(result.summary))
+        say_json(result.summary)
     else:
         table = metrics_table(result.summary)
         print_rich(rich_table(table))
-        typer.echo(f"{table.note}\n")
-        typer.echo(f"report    {page}\nrequests  {result.folder / 'requests.parquet'}")
+        say(table.note, "")
+        say(f"report    {page}", f"requests  {result.folder / 'requests.parquet'}")
         if result.summary["profile"]["fitted"]:
-            typer.echo(f"profile   {result.folder / 'profile.json'}")
+            say(f"profile   {result.folder / 'profile.json'}")
     for sentence in _notes(result.summary):
         message(f"note: {sentence}", quiet)
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cells import plain_text
 from sim.cli.options import QuietOption
-from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, to_json
+from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def trace(
     data = read_trace(source, requests)
     if convert is not None:
         _convert(data, convert)
-        typer.echo(convert)
+        say(convert)
         return
     folder = out or (None if json else Path("runs") / f"trace-{file_stem(file)}")
     if folder is not None:
@@ -63,7 +62,7 @@ def trace(
         message(f"note: {note}", quiet)
     written = [] if folder is None else _write(folder, file, study, data)
     if json:
-        typer.echo(to_json(study.facts.to_json()))
+        say_json(study.facts.to_json())
         return
     _print(study, written)
 
@@ -132,16 +131,16 @@ def _write(folder: Path, file: Path, study: Study, data: TraceData) -> list[tupl
 def _print(study: Study, written: list[tuple[str, Path]]) -> None:
     from reports.answers.trace_findings import check_table, curve_table, facts_table, headline, laws_table, sentences
 
-    typer.echo(plain_text(headline(study.facts)))
+    say(headline(study.facts))
     for sentence in sentences(study.facts):
-        typer.echo(plain_text(f"  {sentence}"))
+        say(f"  {sentence}")
     for make in (facts_table, curve_table, laws_table, check_table):
         table = make(study.facts)
         if table is not None:
-            typer.echo(f"\n{table.caption}")
+            say("", table.caption)
             print_rich(rich_table(table))
             if table.note:
-                typer.echo(table.note)
-    typer.echo("")
+                say(table.note)
+    say("")
     for label, path in written:
-        typer.echo(f"{label:8} {path}")
+        say(f"{label:8} {path}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.options import QuietOption, SetOption, is_confined
-from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, rich_table, to_json
+from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, rich_table, say, say_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def vet(
     )
     if json:
         vetted = [as_json(one) for one in found]
-        typer.echo(to_json(vetted if scenario is None else {"vetted": vetted, "priced": _priced_json(priced)}))
+        say_json(vetted if scenario is None else {"vetted": vetted, "priced": _priced_json(priced)})
     else:
         _print(found, quiet)
         if scenario is not None:
@@ -101,15 +101,15 @@ def _print_priced(priced: PricedCures | None, quiet: bool) -> None:
     from sim.results.run_directory.store import read_run
 
     if priced is None:
-        typer.echo("\nNo cure that was found changes what serving costs: there is nothing to price.")
+        say("", "No cure that was found changes what serving costs: there is nothing to price.")
         return
     data = read_run(priced.path)
-    typer.echo(f"\n{data.manifest['name']}: {cures_answer(data).headline}")
+    say("", f"{data.manifest['name']}: {cures_answer(data).headline}")
     for table in cures_tables(data):
-        typer.echo(f"\n{table.caption}")
+        say("", table.caption)
         print_rich(rich_table(table))
-        typer.echo(table.note)
-    typer.echo(f"\nreport  {priced.path / FILE}")
+        say(table.note)
+    say("", f"report  {priced.path / FILE}")
     for warning in priced.point.warnings:
         message(f"note: {warning}", quiet)
 
@@ -121,16 +121,16 @@ def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
     if len(found) == 1:
         _print_one(found[0], quiet)
         return
-    typer.echo(summary(found))
+    say(summary(found))
     worth = sorted((one for one in found if one.findings), key=lambda one: one.passes)
     for one in worth[:_SHOWN]:
-        typer.echo("")
+        say("")
         _print_one(one, quiet=True)
     if len(worth) > _SHOWN:
-        typer.echo(f"\n… and {len(worth) - _SHOWN} more with findings: --json has all of them")
+        say("", f"… and {len(worth) - _SHOWN} more with findings: --json has all of them")
     unknown = [printable(str(one.path), 200) for one in found if not one.judged]
     if unknown:
-        typer.echo(f"\ncan't be judged: {', '.join(unknown[:_SHOWN])}{', …' if len(unknown) > _SHOWN else ''}")
+        say("", f"can't be judged: {', '.join(unknown[:_SHOWN])}{', …' if len(unknown) > _SHOWN else ''}")
     if any(one.notes for one in found):
         message("note: what could not be judged, and why, stands in --json, or behind each adapter vetted alone", quiet)
 
@@ -139,18 +139,18 @@ def _print_one(one: Vetted, quiet: bool) -> None:
     from sim.cells import printable
     from sim.training.vet_text import changes_size, cure_rows, verdict
 
-    typer.echo(verdict(one))
+    say(verdict(one))
     for finding in one.findings:
         if len(one.findings) > 1:
-            typer.echo(f"{finding.mode} ({finding.confidence})")
+            say(f"{finding.mode} ({finding.confidence})")
         for evidence in finding.evidence:
-            typer.echo(f"  {printable(evidence.what, 300)}")
+            say(f"  {printable(evidence.what, 300)}")
         if changes_size(finding):
-            typer.echo("")
+            say("")
             print_rich(rich_rows(["cure", "rank", "targets", "parameters", "size"], cure_rows(one, finding)))
         else:
-            typer.echo("cures, in the order in which to try them")
+            say("cures, in the order in which to try them")
             for number, cure in enumerate(finding.cures, 1):
-                typer.echo(f"  {number}. {cure.words}")
+                say(f"  {number}. {cure.words}")
     for note in one.notes:
         message(f"note: {printable(note, 400)}", quiet)

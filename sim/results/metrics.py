@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.change_metrics import change_metrics
+from sim.results.leaps import gap_bin_edges
 from sim.results.point import UNITS, Metric
-from sim.results.records import COMPLETED, UNFINISHED, Recording, gap_bin_edges
+from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.sample_data import Facts, Measured, judge_of, slow_ones
 from sim.results.served import attainment
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_FOR_P99, estimate, histogram_quantile, kept, ratio

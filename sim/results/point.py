@@ -105,7 +105,8 @@ class Point:
         is the middle of the span). TTFT and E2E are those of the requests that arrive in the span, their p99 over two
         spans more on both sides, but not across the begin of a rollout or fault; None where there are too few.
     :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"loader_queue_s",
-        "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service).
+        "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service); docs/metrics.md
+        says which wait lies where.
     :ivar groups: rows by kind of adapter: ``{"group", "adapters", "adapter_bytes", "requests", "miss_ratio",
         "ttft_p99_s", "e2e_p99_s"}``; then rows by popularity (hottest 1 %, next 9 %, rest).
     :ivar capacity: what could bind: ``{"loader": {"utilization", "offered_load", "loaders"}, "slots":

@@ -36,6 +36,8 @@ _Q = [0.0, 0.001, 0.005, 0.01, 0.02, 0.05, *(i / 20 for i in range(2, 18)), 0.9,
 _SPANS = 200
 _FULL = 0.98
 """Loader utilisation from which its queue only grows."""
+_ROUNDING = 1e-10
+"""Share of the latency below which a stage is what rounding left of a difference of equal times."""
 _BACKLOG = 0.02
 """Growth of the queue over the measured time, as a share of arrivals, from which more comes than is served."""
 
@@ -159,25 +161,34 @@ def _timeline(recording: Recording) -> dict[str, list[Any]]:
 
 
 def _breakdown(m: Measured) -> dict[str, float]:
+    """Return the mean seconds of each stage, which add up to mean E2E.
+
+    Admission and first token cut E2E into three. Load waits are taken out of that part in which they lie: of the
+    first, unless loads happen inside steps. Host memory that fills at arrival fills before admission, wherever the
+    loads to the GPU happen.
+    """
     if not m.completed.any():
         return {}
-    done = m.completed
-    waits = m.column("load_wait_s")[done]
-    load_queue, load_wait = float(m.column("load_queue_s")[done].mean()), float(waits.mean())
-    queue = float(m.seconds("admitted_s", "arrival_s").mean())
+    waits = m.column("load_wait_s")[m.completed]
+    load_queue, load_wait = float(m.column("load_queue_s")[m.completed].mean()), float(waits.mean())
+    before = float(m.seconds("admitted_s", "arrival_s").mean())
     prefill = 0.0 if m.facts.fixed else float(m.seconds("first_token_s", "admitted_s").mean())
-    decode = float(m.seconds("finished_s", "admitted_s").mean()) - prefill
-    inside_step = load_wait if m.facts.blocking else 0.0
-    if m.facts.full_replicas and not m.facts.blocking:  # whole models always load inside a step
-        whole = m.column("replica")[done] >= m.facts.own_replicas
+    after = float(m.seconds("finished_s", "admitted_s" if m.facts.fixed else "first_token_s").mean())
+    inside_step = 0.0
+    if m.facts.blocking:
+        inside_step = load_wait - m.host_fill_s() / len(waits)
+    elif m.facts.full_replicas:  # whole models always load inside a step
+        whole = m.column("replica")[m.completed] >= m.facts.own_replicas
         inside_step = float(np.where(whole, waits, 0.0).mean())
-    return {
+    stages = {
         "loader_queue_s": load_queue,
         "load_s": load_wait - load_queue,
-        "queue_s": max(0.0, queue - (load_wait - inside_step)),
-        "prefill_s": max(0.0, prefill - inside_step),
-        "decode_s": decode,
+        "queue_s": before - (load_wait - inside_step),
+        "prefill_s": prefill - inside_step,
+        "decode_s": after,
     }
+    rounding = _ROUNDING * sum(stages.values())
+    return {name: 0.0 if abs(seconds) < rounding else seconds for name, seconds in stages.items()}
 
 
 def _groups(m: Measured) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.leaps import GAP_BINS, Leaps, count_gaps, gap_bins, seconds_by_section, section_of, steps_by_section
 from sim.traffic.request import FROM_STORAGE
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ _MARK_ROW = np.dtype([
 pack_mark = Struct("=qi2h2i8x").pack
 """One row of ``Recorder.mark_rows`` for a request of which there is more to say, in any number: the fields of
 ``_MARK_ROW`` but the last. Marks and tries add up; the other fields are 0 where a row doesn't speak of them."""
+_HOST_FILL_ROW = np.dtype([("index", "i8"), ("wait_s", "f8")])
+pack_host_fill = Struct("=qd").pack
+"""One row of ``Recorder.host_fill_rows``: a completed request, and its seconds of waiting for host memory."""
 pack_judged = Struct("=qi8x2i4x").pack
 """Another of these rows, for a wrong answer that was noticed: index, marks, tries and ``detected``."""
 _MARK_COLUMNS: dict[str, type] = {
@@ -91,15 +95,6 @@ _MARK_COLUMNS: dict[str, type] = {
 
 _BY_SLOTS = 3
 """``sim.policies.scheduler.BY_SLOTS``, the last row of ``blocked_s``."""
-
-GAP_LOW_S, GAP_STEP, GAP_BINS = 1e-7, 1.001, 27650
-"""Gaps between tokens are counted in bins 0.1 % wide from 0.1 µs to 10^5 s."""
-_LOG_STEP = float(np.log(GAP_STEP))
-
-
-def gap_bin_edges() -> Floats:
-    """Return the upper edges of the bins, shape (GAP_BINS,)."""
-    return GAP_LOW_S * GAP_STEP ** np.arange(1, GAP_BINS + 1, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +123,8 @@ class Recording:
         answers to it were noticed), and ``session`` where the traffic has sessions.
     :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
         the traffic where a new version has a name of its own.
+    :ivar host_fills: index and wait_s of completed requests that waited for host memory, where that fills at arrival:
+        the part of load_wait_s that lies before their admission, however loads to the GPU happen.
     :ivar backoffs: (n, 4) pauses in which a loader was held between attempts at a load: start, end, whether the next
         attempt began, replica.
     :ivar events: what happened to the fleet, in order.
@@ -156,6 +153,7 @@ class Recording:
     inside_area: float
     stopped_s: float
     busy_by_replica: Floats = field(default_factory=lambda: np.zeros(0))
+    host_fills: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=_HOST_FILL_ROW))
     backoffs: Floats = field(default_factory=lambda: np.zeros((0, 4)))
     evictions: int = 0
     in_use_peak: int = 0
@@ -173,7 +171,7 @@ class Recorder:
     :ivar request_rows, step_rows, load_rows: the world adds the bytes of ``pack_request`` for every request that
         leaves, of ``pack_step`` for every leap and of ``pack_load`` for every load.
     :ivar pause_rows: of ``pack_pause`` for gaps between tokens that are longer than the step that ends them.
-    :ivar mark_rows: of ``pack_mark``.
+    :ivar mark_rows: of ``pack_mark``; ``host_fill_rows``: of ``pack_host_fill``.
     :ivar backoffs: rows of ``Recording.backoffs``.
     :ivar events: what happens to the fleet, in order.
     :ivar settled: times, adapters and versions: what ends from then on, and has no other mark, is by this version.
@@ -183,6 +181,7 @@ class Recorder:
         self.sections = sections
         self._own = replicas if own is None else own
         self.mark_rows = bytearray()
+        self.host_fill_rows = bytearray()
         self.events: list[Event] = []
         self.backoffs: list[tuple[float, float, bool, int]] = []
         self.settled: list[tuple[float, Ints, Ints]] = []
@@ -255,12 +254,11 @@ class Recorder:
         rows["ended_s"][there & (rows["ended_s"] > now)] = now
         self.load_rows[:] = rows[~(there & (rows["started_s"] > now))].tobytes()
 
-    def gaps(self, seconds: list[float], now: float) -> None:
-        """Note single gaps between tokens that end now: those across a preemption."""
-        section = self._section(now)
+    def gaps(self, seconds: list[float], step_start_s: float) -> None:
+        """Note single gaps between tokens that end with the step that started then: those across a preemption."""
+        section = self._section(step_start_s)
         if section >= 0:
-            bins = np.clip(np.log(np.asarray(seconds) / GAP_LOW_S) / _LOG_STEP, 0, GAP_BINS - 1).astype(np.int64)
-            np.add.at(self._gap_counts[section], bins, 1)
+            np.add.at(self._gap_counts[section], gap_bins(np.asarray(seconds)), 1)
             self._gap_sum[section] += sum(seconds)
 
     def _section(self, time: float) -> int:
@@ -283,54 +281,28 @@ class Recorder:
             return
         rows = np.frombuffer(self.step_rows, dtype=_STEP_ROW)
         self.step_rows = bytearray()
-        start, first, growth, load_s = (rows[name].copy() for name in ("start", "first", "growth", "load_s"))
-        steps, decoding, running = (rows[name].astype(np.float64) for name in ("steps", "decoding", "running"))
-        blocked = rows["blocked"]
-        if self._own < len(self._busy_by_replica):
-            blocked = np.where((blocked == _BY_SLOTS) & (rows["replica"] >= self._own), 0, blocked)
-        end = start + (load_s + steps * first + growth * (steps * (steps - 1) / 2))
-        self._running_area += float(np.sum(running * (end - start)))
-        # Gaps after the end of the measured time belong to measured requests: they count in the last section.
+        leaps = Leaps(*(rows[name].astype(np.float64) for name in Leaps.COLUMNS))
+        end = leaps.start + leaps.seconds()
+        self._running_area += float(np.sum(rows["running"] * (end - leaps.start)))
         bounds = np.asarray(self.bounds)
-        section = np.searchsorted(bounds, start, side="right") - 1
-        spans = np.clip(end, None, bounds[-1] if len(bounds) > self.sections else np.inf) - start
-        timed = (section >= 0) & (section < self.sections)
-        np.add.at(self._busy, section[timed], spans[timed])
-        replicas = len(self._busy_by_replica)
-        if replicas == 1:
-            self._busy_by_replica[0] += float(spans[timed].sum())
-        else:
-            self._busy_by_replica += np.bincount(rows["replica"][timed], weights=spans[timed], minlength=replicas)
-        np.add.at(self._blocked, (blocked[timed].astype(np.int64), section[timed]), spans[timed])
-        counted = (section >= 0) & (decoding > 0)
-        section = np.minimum(section, self.sections - 1)
-        self._count_gaps(section[counted], *(column[counted] for column in (steps, first, growth, decoding, load_s)))
-
-    def _count_gaps(
-        self, section: Ints, steps: Floats, first: Floats, growth: Floats, decoding: Floats, load_s: Floats
-    ) -> None:
-        total = load_s + steps * first + growth * steps * (steps - 1) / 2
-        np.add.at(self._gap_sum, section, total * decoding)
-        # Steps of one leap differ by the growing KV; pieces within half a bin's width count as equal.
-        pieces = np.clip(np.ceil(growth * steps / (0.0005 * first)), 1, steps).astype(np.int64)
-        leap = np.repeat(np.arange(len(steps)), pieces)
-        piece = np.arange(len(leap)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        low = np.floor(piece * steps[leap] / pieces[leap])
-        high = np.floor((piece + 1) * steps[leap] / pieces[leap])
-        seconds = first[leap] + growth[leap] * (low + high - 1) / 2 + load_s[leap]
-        bins = np.clip(np.log(seconds / GAP_LOW_S) / _LOG_STEP, 0, GAP_BINS - 1).astype(np.int64)
-        np.add.at(self._gap_counts, (section[leap], bins), ((high - low) * decoding[leap]).astype(np.int64))
+        row, section, seconds = seconds_by_section(leaps.start, end, bounds, self.sections)
+        np.add.at(self._busy, section, seconds)
+        replica, blocked = rows["replica"][row], rows["blocked"][row].astype(np.int64)
+        self._busy_by_replica += np.bincount(replica, weights=seconds, minlength=len(self._busy_by_replica))
+        if self._own < len(self._busy_by_replica):
+            blocked = np.where((blocked == _BY_SLOTS) & (replica >= self._own), 0, blocked)
+        np.add.at(self._blocked, (blocked, section), seconds)
+        count_gaps(*steps_by_section(leaps, bounds, self.sections), self._gap_counts, self._gap_sum)
 
     def _flush_pauses(self) -> None:
         rows = np.frombuffer(self.pause_rows, dtype=_PAUSE_ROW)
         self.pause_rows = bytearray()
-        section = np.searchsorted(np.asarray(self.bounds), rows["start"], side="right") - 1
+        section = section_of(rows["start"], np.asarray(self.bounds))
         measured = section >= 0
         section, seconds, count = np.minimum(section, self.sections - 1)[measured], rows["seconds"], rows["count"]
         seconds, count = seconds[measured], count[measured]
         np.add.at(self._gap_sum, section, seconds * count)
-        bins = np.clip(np.log(seconds / GAP_LOW_S) / _LOG_STEP, 0, GAP_BINS - 1).astype(np.int64)
-        np.add.at(self._gap_counts, (section, bins), count.astype(np.int64))
+        np.add.at(self._gap_counts, (section, gap_bins(seconds)), count.astype(np.int64))
 
     def _requests(self) -> dict[str, NDArray[np.generic]]:
         """Return the columns of all request rows, sorted by index.
@@ -405,6 +377,7 @@ class Recorder:
             busy_s=self._busy,
             blocked_s=self._blocked,
             busy_by_replica=self._busy_by_replica,
+            host_fills=np.frombuffer(self.host_fill_rows, dtype=_HOST_FILL_ROW),
             backoffs=np.array(self.backoffs, dtype=np.float64).reshape(-1, 4),
             events=self.events,
             running_area=self._running_area,

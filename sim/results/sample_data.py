@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.leaps import seconds_by_section
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.statistics import MIN_FOR_P99, Sampled
 from sim.traffic.request import FROM_STORAGE
@@ -96,7 +97,7 @@ class Measured:
         self.sections = len(recordings[0].bounds) - 1
         self.replications = len(recordings)
         self.spans = np.concatenate([np.diff(r.bounds) for r in recordings])
-        # Requests come in the order of their arrivals, so the measured ones are the last of them: a view, not a copy.
+        # Requests are numbered in the order of their arrivals, so the measured ones are the last: a view, not a copy.
         self._first = [int(np.searchsorted(r.section_of, 0)) for r in recordings]
         firsts = enumerate(zip(recordings, self._first, strict=True))
         self.section = _joined([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
@@ -129,16 +130,26 @@ class Measured:
         return np.bincount(self.section[where], weights=weights, minlength=total).astype(np.float64)
 
     def by_finish(self, where: Judge | None = None, weight: str | None = None) -> Floats:
-        """Return completions (or their summed ``weight``) by the section in which they ended, whenever they came."""
+        """Return completions (or their summed ``weight``) by the section in which they ended, whenever they came.
+
+        :param where: count measured requests alone, and of these the ones that it finds good.
+        """
         parts = []
         for r in self.recordings:
-            chosen = r.requests["status"] == COMPLETED if where is None else where(r.requests)
+            chosen = r.requests["status"] == COMPLETED if where is None else where(r.requests) & (r.section_of >= 0)
             finished = np.asarray(r.requests["finished_s"], dtype=np.float64)[chosen]
             section = np.searchsorted(r.bounds, finished, side="right") - 1
             inside = (section >= 0) & (section < self.sections)
             weights = None if weight is None else r.requests[weight][chosen][inside].astype(np.float64)
             parts.append(np.bincount(section[inside], weights=weights, minlength=self.sections))
         return np.concatenate(parts).astype(np.float64)
+
+    def host_fill_s(self) -> float:
+        """Return the seconds that completed measured requests waited for host memory, all together."""
+        total = 0.0
+        for r, first in zip(self.recordings, self._first, strict=True):
+            total += float(r.host_fills["wait_s"][r.host_fills["index"] >= first].sum())
+        return total
 
     def loads(self, which: Literal["all", "from storage", "full models"]) -> tuple[Floats, Floats]:
         """Return loads started and seconds of loading by section: of all loads, of those that loaders make from
@@ -170,13 +181,13 @@ def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
-    """Return the seconds that intervals spend in each section: a difference of integrals at the bounds."""
-    start, end = np.sort(start), np.sort(end)
-    sums_start, sums_end = np.concatenate(([0.0], np.cumsum(start))), np.concatenate(([0.0], np.cumsum(end)))
-    began, ended = np.searchsorted(start, bounds), np.searchsorted(end, bounds)
-    # Up to time b, the intervals have run for the sum of min(b, end) - min(b, start).
-    until = (bounds * began - sums_start[began]) - (bounds * ended - sums_end[ended])
-    return np.maximum(np.diff(until), 0.0)  # a section without any may come out below zero, by rounding
+    """Return the seconds that intervals spend in each section.
+
+    Each by itself: differences of sums over the whole run would leave nothing of sections of a few nanoseconds.
+    """
+    sections = len(bounds) - 1
+    _, section, seconds = seconds_by_section(start, end, bounds, sections)
+    return np.bincount(section, weights=seconds, minlength=sections).astype(np.float64)
 
 
 JUDGED = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")

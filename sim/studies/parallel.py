@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from sim.errors import LoraplanError
+
+WATCH_S = 0.5
+"""How often a worker checks that its parent is alive."""
 
 
 def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: int) -> Iterator[Any]:
@@ -24,7 +30,13 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
         return
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
+    pool = Parallel(
+        n_jobs=workers,
+        backend=_watched_backend(),
+        return_as="generator_unordered",
+        batch_size=1,
+        pre_dispatch="2*n_jobs",
+    )
     # Workers inherit the mask, so Ctrl-C reaches only this process, even while a worker still starts up; one that
     # comes meanwhile is delivered as soon as the mask is lifted.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -42,6 +54,36 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
     except BaseException:
         _kill_workers()
         raise
+
+
+def end_with_parent(parent: int) -> None:
+    """Make this process end soon after its parent, even if the parent was killed and could not say so.
+
+    Workers wait on a pipe of which they hold both ends, so they would never see it close. Once they are gone, joblib's
+    resource trackers lose their last writer and end too. A thread that polls works on every POSIX system. Linux's
+    ``PR_SET_PDEATHSIG`` would also fire when the thread ends that started the worker, while the process lives on.
+    """
+    threading.Thread(target=_watch, args=(parent,), name="end with parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_S)
+    os._exit(1)  # nothing is left to tell, and the main thread may be in the middle of a task
+
+
+def _watched_backend() -> Any:
+    """Return a loky backend whose workers end with this process.
+
+    ``Parallel`` passes an initializer on from joblib 1.5 on, its backend in all versions.
+    """
+    from joblib._parallel_backends import LokyBackend
+
+    class WatchedBackend(LokyBackend):  # type: ignore[misc] # joblib ships no types
+        def configure(self, *args: Any, **options: Any) -> Any:
+            return super().configure(*args, initializer=end_with_parent, initargs=(os.getpid(),), **options)
+
+    return WatchedBackend()
 
 
 def _kill_workers() -> None:

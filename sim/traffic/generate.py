@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +13,12 @@ from sim.errors import ScenarioError
 from sim.rng import stream
 from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import GammaArrivals, MmppArrivals, WeibullArrivals
+from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.adapters import Population, populate
 from sim.traffic.lengths import Lengths, draw_pair
 from sim.traffic.popularity import Chooser, read_weights, weights_of
 from sim.traffic.sessions import InSessions, mean_gap
-from sim.traffic.sources import Block, Growing, OneStream, Recorded, Source, StreamPerAdapter, Turned, cut
+from sim.traffic.sources import Block, Constant, Growing, OneStream, Recorded, Source, StreamPerAdapter, Turned, cut
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.turnover import newcomers
 
@@ -116,6 +116,8 @@ class Traffic:
         self._chooser = None if named else Chooser(workload.popularity, count)
         self._source = self._make_source(cvs)
         self._lengths = Lengths(workload.tokens.prompt), Lengths(workload.tokens.output)
+        if self._trace is None or self._trace.prompt_tokens is None:
+            _check_together(*self._lengths)
         self._scores: tuple[int, Floats] | None = None
 
     @property
@@ -223,7 +225,7 @@ class Traffic:
         if getattr(arrivals, "per", "aggregate") == "adapter":
             source = StreamPerAdapter(arrivals, rate, weights_of(workload.popularity, self._places), cvs, seed, sizes)
         else:
-            source = OneStream(arrivals, rate, chooser, seed, repeat(BLOCK) if sessions is None else sizes)
+            source = OneStream(arrivals, rate, chooser, seed, Constant(BLOCK) if sessions is None else sizes)
         if workload.drift is not None or workload.churn is not None:
             source = Turned(source, workload.drift, workload.churn, self._places, self._new, seed)
         return source if sessions is None else InSessions(source, rate, sessions, chooser, seed)
@@ -266,6 +268,17 @@ class Traffic:
             kinds = (stream(self._seed, replication, f"adapter-{kind}") for kind in ("prompt", "output"))
             self._scores = replication, np.stack([rng.standard_normal(len(self.population)) for rng in kinds])
         return self._scores[1]
+
+
+def _check_together(prompt: Lengths, output: Lengths) -> None:
+    """Refuse lengths each of which a request may have, but not both."""
+    if prompt.longest + output.longest > MAX_TOKENS:
+        raise ScenarioError(
+            "prompt and output together are too long",
+            key="workload.tokens",
+            got=f"up to {prompt.longest:,.0f} and {output.longest:,.0f} tokens",
+            allowed=f"up to {MAX_TOKENS:,} together",
+        )
 
 
 def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.reading import open_text
-from sim.spec.sections.laws import EmpiricalTokens, HistogramTokens, LognormalTokens, TokenLaw, lognormal_sigma
+from sim.spec.sections.laws import (
+    MAX_TOKENS,
+    EmpiricalTokens,
+    HistogramTokens,
+    LognormalTokens,
+    TokenLaw,
+    lognormal_sigma,
+)
 from sim.traffic.traces.bad_rows import listed
 
 Floats = NDArray[np.float64]
@@ -28,6 +35,22 @@ class Lengths:
     def __init__(self, law: TokenLaw) -> None:
         self._law = law
         self._observed = read_counts(law) if law.law == "empirical" else np.empty(0, dtype=np.int64)
+
+    @property
+    def longest(self) -> float:
+        """The most tokens of a request; where the law has no end, the largest number that it is given by."""
+        law = self._law
+        if law.law == "fixed":
+            return law.value
+        if law.law == "uniform":
+            return law.high
+        if law.law == "empirical":
+            return int(self._observed.max())
+        if law.law == "histogram":
+            return law.high * law.stretch()
+        if law.max is not None:
+            return law.max
+        return law.mean if law.law == "geometric" else law.p99
 
     def draw(self, rng: np.random.Generator, count: int) -> Ints:
         """Return ``count`` token counts, int64."""
@@ -76,17 +99,28 @@ def draw_pair(
 ) -> tuple[Ints, Ints]:
     """Draw prompt and output tokens of ``count`` requests whose normal scores have the given correlation.
 
+    Laws without an end are cut where a request would have more than ``MAX_TOKENS``.
+
     :param rngs: of prompts and of outputs; prompts don't depend on the correlation but for its being 0 or not.
     :param by_adapter: share of the scores' variance that comes from the requests' adapters.
     :param between: (2, count) that part of the scores of prompts and of outputs, before it is correlated.
     """
     if correlation == 0 and between is None:
-        return prompt.draw(rngs[0], count), output.draw(rngs[1], count)
+        return together(prompt.draw(rngs[0], count), output.draw(rngs[1], count))
     scores, own = (rng.standard_normal(count) for rng in rngs)
     if between is not None:
         within = math.sqrt(1 - by_adapter)
         scores, own = within * scores + between[0], within * own + between[1]
-    return prompt.at(scores), output.at(correlation * scores + math.sqrt(1 - correlation**2) * own)
+    return together(prompt.at(scores), output.at(correlation * scores + math.sqrt(1 - correlation**2) * own))
+
+
+def together(prompt: Ints, output: Ints) -> tuple[Ints, Ints]:
+    """Return prompts and outputs that have at most ``MAX_TOKENS`` together; outputs are cut first.
+
+    Both keep 1 or more.
+    """
+    prompt = np.minimum(prompt, MAX_TOKENS - 1)
+    return prompt, np.minimum(output, MAX_TOKENS - prompt)
 
 
 def _lognormal(law: LognormalTokens, scores: Floats) -> Ints:
@@ -98,8 +132,7 @@ def _from_histogram(law: HistogramTokens, shares: Floats) -> Ints:
     """Return the counts below which these shares of requests lie."""
     weights = np.asarray(law.shares) / sum(law.shares)
     edges = np.linspace(law.low, law.high, len(weights) + 1)
-    stretch = 1.0 if law.mean is None else law.mean / float(weights @ (edges[1:] + edges[:-1]) / 2)
-    lengths = np.interp(shares, np.concatenate(([0.0], np.cumsum(weights))), edges) * stretch
+    lengths = np.interp(shares, np.concatenate(([0.0], np.cumsum(weights))), edges) * law.stretch()
     return np.maximum(np.rint(lengths), 1).astype(np.int64)
 
 
@@ -141,6 +174,7 @@ def _count(text: str, file: str, line: int) -> int:
         count = int(float(text))
     except (TypeError, ValueError, OverflowError):
         count = 0
-    if not 1 <= count <= 10**9:
-        raise TraceError("not a token count", file=file, line=line, got=text, allowed="a whole number, 1 or more")
+    if not 1 <= count <= MAX_TOKENS:
+        allowed = f"a whole number, 1 to {MAX_TOKENS:,}"
+        raise TraceError("not a token count", file=file, line=line, got=text, allowed=allowed)
     return count

@@ -175,6 +175,20 @@ class Growing:
             size = min(2 * size, self._largest)
 
 
+class Constant:
+    """The same size for all consecutive blocks, without end.
+
+    In place of ``itertools.repeat``: worlds travel to worker processes, and pickles of itertools end with Python 3.14.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield self._size
+
+
 class Turned:
     """A source whose places in the ranking are held by other adapters as time passes.
 

@@ -57,7 +57,7 @@ def run_line(line: list[str], folder: Path) -> Ended:
         ):  # fmt: skip
             warnings.simplefilter("always")
             try:
-                code = cli._guarded(list(line), debug=True, confined=False)
+                code = cli._exit_code(list(line), debug=True, confined=False)
             except SystemExit as stopped:
                 code = int(stopped.code or 0)
             except Exception as error:

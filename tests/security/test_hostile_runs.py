@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from reports.pages.run_page import write_report
+from sim import cli
 from sim.errors import OutputError
 from sim.results.point import UNITS, Metric, Point
 from sim.results.run_directory import result_files
 from sim.results.run_directory.result_files import digest_file, read_json, write_text
-from sim.results.run_directory.store import RunStore, read_run
+from sim.results.run_directory.run_folder import read_manifest
+from sim.results.run_directory.store import RunStore, holds_nothing_else, read_run
 from sim.studies.training.rollout_gate import digest_weights
 
 SCENARIO: dict[str, Any] = {"name": "demo"}
@@ -40,12 +42,122 @@ def test_the_run_itself_is_fine(run: Path) -> None:
     assert len(read_run(run).points) == 1
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "points", "points/k1.json"])
-def test_links_out_of_a_run_are_not_followed(run: Path, tmp_path: Path, name: str) -> None:
-    (run / name).rename(tmp_path / "outside")
-    (run / name).symlink_to(tmp_path / "outside")
+LINKED = ("manifest.json", "points", "points/k1.json")
+
+
+def lead_out(run: Path, name: str, there: bool = True) -> Path:
+    """Put a link in place of a file of the run, to a copy outside or to nothing; return the copy."""
+    outside = run.parent / "outside"
+    (run / name).rename(outside)
+    (run / name).symlink_to(outside if there else run.parent / "nothing")
+    return outside
+
+
+@pytest.mark.promise("points, manifest and lock are refused if they are one")
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("name", LINKED)
+def test_links_out_of_a_run_are_not_followed(run: Path, name: str, there: bool) -> None:
+    lead_out(run, name, there)
     with pytest.raises(OutputError, match="this is a link"):
         read_run(run)
+
+
+def contents(folder: Path) -> dict[Path, bytes | Path]:
+    """Return what each file below a folder holds, and where each link leads."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_symlink() or file.is_file()]
+    return {file: file.readlink() if file.is_symlink() else file.read_bytes() for file in files}
+
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "run": ("run", "s.yaml", "--out", "run"),
+    "run --overwrite": ("run", "s.yaml", "--out", "run", "--overwrite"),
+    "sweep": ("sweep", "s.yaml", "--over", "cache.gpu.slots=4", "--out", "run"),
+    "plan": ("plan", "s.yaml", "--minimize", "cache.gpu.slots=4..5", "--out", "run"),
+    "report": ("report", "run"),
+    "compare": ("compare", "run", "run"),
+}
+SMALL = """\
+schema_version: 1
+name: small
+workload: {requests: 50, arrivals: {process: poisson, rate: 5/s}}
+adapters: {count: 20}
+cache: {gpu: {slots: 8}}
+slo: {ttft_mean: 100 s}
+run: {replications: 2}
+"""
+
+
+@pytest.mark.promise(
+    "Nothing outside is read, written or removed.", "points, manifest and lock are refused if they are one"
+)
+@pytest.mark.parametrize("name", [*LINKED, ".lock"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_reads_or_changes_anything_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
+    """The folder that each command itself left, with one file moved out and a link in its place."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(SMALL)
+
+    def ended(line: tuple[str, ...]) -> int:
+        options = ("--jobs", "1") if line[0] in ("run", "sweep", "plan") else ()
+        monkeypatch.setattr("sys.argv", ["loraplan", *line, *options, "--quiet"])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0)
+
+    assert ended(COMMANDS[command] if command in ("sweep", "plan") else COMMANDS["run"]) == 0
+    if name.startswith("points/"):
+        name = f"points/{next((tmp_path / 'run' / 'points').iterdir()).name}"
+    lead_out(tmp_path / "run", name)
+    before = contents(tmp_path)
+    reads = command in ("report", "compare")
+    capsys.readouterr()
+    if reads and name == ".lock":
+        return  # they take no lock
+    code = ended(COMMANDS[command])
+    if command == "run --overwrite" and name.startswith("points/"):
+        assert code == 0, "a link among what is overwritten is removed, and its target stays"
+        assert not (tmp_path / "run" / name).is_symlink()
+        assert (tmp_path / "outside").read_bytes() == before[tmp_path / "outside"]
+        return
+    assert code == 2
+    assert "link" in capsys.readouterr().err
+    changed = {file for file, content in contents(tmp_path).items() if before.get(file) != content}
+    assert {file.name for file in changed} <= {"manifest.json", "summary.json", "points.csv"}, "files of the run"
+    assert (tmp_path / "run" / name).is_symlink()
+
+
+@pytest.mark.promise("Tables and reports take a link's place: nothing is written or read through it.")
+@pytest.mark.parametrize("name", ["requests.parquet", "report.html", "summary.json", "points.csv", "recommended.yaml"])
+def test_tables_take_the_place_of_a_link(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """They are written and not read: what a link leads to stays as it is, and says nothing about the run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(SMALL)
+    line = COMMANDS["plan" if name == "recommended.yaml" else "run"]
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", ["loraplan", *line[:-1], "fresh", "--quiet", "--jobs", "1"])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert not stopped.value.code
+        if not (tmp_path / "outside").exists():
+            lead_out(tmp_path / "fresh", name)
+            before = (tmp_path / "outside").read_bytes()
+    assert (tmp_path / "outside").read_bytes() == before
+    assert not (tmp_path / "fresh" / name).is_symlink()
+    assert (tmp_path / "fresh" / name).is_file()
+
+
+def test_a_linked_manifest_makes_no_folder_ours(run: Path, tmp_path: Path) -> None:
+    """A folder with other files is used only if its manifest is one of loraplan's."""
+    lead_out(run, "manifest.json")
+    (run / "notes.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="this is a link"):
+            RunStore.create(run, MANIFEST, overwrite=overwrite)
+    assert not holds_nothing_else(run, "h1", [{}])
+    with pytest.raises(OutputError, match="this is a link"):
+        read_manifest(run)
 
 
 def test_a_run_may_be_reached_through_a_link(run: Path, tmp_path: Path) -> None:
@@ -65,6 +177,7 @@ def test_a_run_is_not_continued_through_a_link(run: Path, tmp_path: Path) -> Non
     assert (tmp_path / "mine" / "settings.json").exists()
 
 
+@pytest.mark.promise("points, manifest and lock are refused if they are one")
 def test_a_lock_makes_no_file_elsewhere(run: Path, tmp_path: Path) -> None:
     (run / ".lock").unlink()
     (run / ".lock").symlink_to(tmp_path / "made")
@@ -73,6 +186,7 @@ def test_a_lock_makes_no_file_elsewhere(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.promise("Tables and reports take a link's place: nothing is written or read through it.")
 @pytest.mark.parametrize("name", ["report.html", ".report.html.PID.tmp"])
 def test_a_report_is_not_written_through_a_link(run: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "mine").write_text("kept")
@@ -83,6 +197,7 @@ def test_a_report_is_not_written_through_a_link(run: Path, tmp_path: Path, name:
     assert not (run / "report.html").is_symlink()
 
 
+@pytest.mark.promise("Keys of points are no paths.")
 @pytest.mark.parametrize("key", ["../../secret", "/etc/passwd", "a/b", "", ".", "k1\n", "k1\0"])
 def test_keys_of_points_are_no_paths(run: Path, key: str) -> None:
     edit(run, point_keys=[key])
@@ -90,6 +205,7 @@ def test_keys_of_points_are_no_paths(run: Path, key: str) -> None:
         read_run(run)
 
 
+@pytest.mark.promise("a point of a run: 32 MiB, each point once")
 def test_a_point_is_read_once(run: Path) -> None:
     """Ten bytes of a manifest would be a point of 32 MiB each."""
     edit(run, point_keys=["k1"] * 1000)
@@ -102,6 +218,7 @@ def edit(run: Path, **changes: Any) -> None:
     (run / "manifest.json").write_text(json.dumps({**manifest, **changes}))
 
 
+@pytest.mark.promise("text with more brackets than 1 in 8 bytes is refused before it is parsed")
 @pytest.mark.parametrize(
     ("text", "problem"),
     [("[" + "[]," * 10_000 + "1]", "too many brackets"), ("[" * 100_000, "not JSON"), ("1" * 5000, "not JSON")],
@@ -112,6 +229,7 @@ def test_json_that_blows_up_is_refused(run: Path, text: str, problem: str) -> No
         read_run(run)
 
 
+@pytest.mark.promise("profile, manifest: 64 MiB")
 def test_large_json_is_refused_before_it_is_parsed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (run / "manifest.json").open("wb") as out:
         out.truncate(65 << 20)  # a file of holes
@@ -122,6 +240,7 @@ def test_large_json_is_refused_before_it_is_parsed(run: Path, monkeypatch: pytes
         read_run(run)
 
 
+@pytest.mark.promise("a point of a run: 32 MiB, each point once")
 def test_a_large_point_is_a_damaged_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sim.results.run_directory.store.POINT_BYTES", 10)
     with pytest.raises(OutputError, match="this point is missing or damaged"):
@@ -156,6 +275,7 @@ def test_what_is_hashed_of_new_versions_lies_in_their_folder(tmp_path: Path) -> 
     assert digest_weights(folder) == before
 
 
+@pytest.mark.promise("No code is run.", "pickles are never loaded, nothing of a file is evaluated")
 def test_nothing_in_the_repository_loads_a_pickle_of_a_file() -> None:
     """The one pickle is made in the same line that loads it, to see whether an error can travel."""
     root = Path(result_files.__file__).parents[3]
@@ -178,6 +298,9 @@ def test_nothing_in_the_repository_loads_a_pickle_of_a_file() -> None:
     assert not found
 
 
+@pytest.mark.promise(
+    "Nothing is injected.", "Reports escape every text; a page's policy allows its one script by hash, and no network."
+)
 def test_a_report_of_a_strangers_run_is_text(run: Path) -> None:
     evil = '</title></style></pre><script>alert(1)</script><img src=x onerror="alert(1)">'
     edit(

@@ -39,6 +39,7 @@ def test_the_scenario_itself_is_fine(tmp_path: Path) -> None:
     assert load_scenario(str(write(tmp_path, BASE)), confined=True).scenario.name == "mine"
 
 
+@pytest.mark.promise("No code is run.", "YAML tags make no objects.")
 @pytest.mark.parametrize(
     "tagged",
     [
@@ -67,6 +68,11 @@ def bombs() -> dict[str, tuple[str, str]]:
     }
 
 
+@pytest.mark.promise(
+    "scenario: 1 MB",
+    "scenario: 100,000 values and 4 million characters with aliases written out",
+    "scenario: 50 levels",
+)
 @pytest.mark.parametrize("name", bombs())
 def test_what_would_blow_up_is_refused(tmp_path: Path, name: str) -> None:
     text, problem = bombs()[name]
@@ -87,10 +93,15 @@ def test_what_is_no_path_is_refused_where_it_stands(tmp_path: Path, name: str) -
         load_profile(load_scenario(str(file)).scenario.fleet.profile)
 
 
+@pytest.mark.promise(
+    "Nothing outside is read, written or removed.",
+    "it may name only files below its own folder, links followed, and bundled ones",
+)
 @pytest.mark.parametrize(
     "text",
     [
         "extends: FILE\n" + BASE, TRACED, BASE + "fleet: {profile: FILE}\n", BASE + ROLLOUT,
+        TRACED.replace("{file: FILE}", "{file: own.csv, lengths_file: FILE}"),
         BASE + "sweep: {fleet.profile: [FILE]}\n", BASE + "sweep: {workload.trace: [{file: FILE}]}\n",
         BASE + "plan: {minimize: fleet.replicas, fleets: [{name: a, price: 1, set: {fleet.profile: FILE}}]}\n",
         BASE.replace("  requests: 20", "  requests: 20\n  popularity: {law: weights, file: FILE}"),
@@ -108,12 +119,14 @@ def test_confined_scenarios_name_no_file_outside_their_folder(tmp_path: Path, te
     assert "root:x" not in str(caught.value)
 
 
+@pytest.mark.promise("values of sweeps and plans")
 def test_values_of_a_plan_are_confined_too(tmp_path: Path) -> None:
     loaded = load_scenario(str(write(tmp_path / "theirs", BASE)), confined=True)
     with pytest.raises(InputError, match="outside the scenario's folder"):
         loaded.with_values({"fleet.profile": str(tmp_path / "p.json")})
 
 
+@pytest.mark.promise("and bundled ones", "What you name yourself with `--set` is not refused.")
 def test_confined_scenarios_have_their_own_files_bundled_ones_and_what_the_user_sets(tmp_path: Path) -> None:
     write(tmp_path / "theirs", "timestamp_s,adapter_id,input_tokens,output_tokens\n0,a,1,1\n", "t.csv")
     write(tmp_path, "timestamp_s,adapter_id,input_tokens,output_tokens\n0,a,1,1\n", "mine.csv")
@@ -124,6 +137,7 @@ def test_confined_scenarios_have_their_own_files_bundled_ones_and_what_the_user_
     assert load_scenario(own.source, mine, confined=True).scenario.workload.trace is not None
 
 
+@pytest.mark.promise("With `--confined`, behind any command")
 def test_the_command_line_confines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     write(tmp_path, "timestamp_s,adapter_id,input_tokens,output_tokens\n0,a,1,1\n1,b,1,1\n", "t.csv")
     file = write(tmp_path / "theirs", TRACED.replace("FILE", "../t.csv"))
@@ -135,6 +149,7 @@ def test_the_command_line_confines(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "with --confined only files below" in capsys.readouterr().err
 
 
+@pytest.mark.promise("scenario: 20 files that extend each other")
 def test_a_chain_of_scenarios_ends(tmp_path: Path) -> None:
     for number in range(30):
         write(tmp_path, f"extends: {number + 1}.yaml\n", f"{number}.yaml")
@@ -143,6 +158,7 @@ def test_a_chain_of_scenarios_ends(tmp_path: Path) -> None:
         load_scenario(str(tmp_path / "0.yaml"))
 
 
+@pytest.mark.promise("Only regular files are opened: no pipes, no devices.")
 @pytest.mark.timeout(10)
 def test_pipes_and_devices_are_no_profiles(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "p.json")
@@ -166,11 +182,13 @@ def test_profiles_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
         load_profile(str(write(tmp_path, text, "p.json")))
 
 
+@pytest.mark.promise("text with more brackets than 1 in 8 bytes is refused before it is parsed")
 def test_a_profile_of_lists_is_not_even_parsed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="too many brackets"):
         load_profile(str(write(tmp_path, "[" + "[]," * 5000 + "1]", "p.json")))
 
 
+@pytest.mark.promise("Whatever is printed on a terminal has control characters as escapes")
 def test_messages_hold_no_escapes_for_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +202,7 @@ def test_messages_hold_no_escapes_for_the_terminal(
     assert "\x07" not in err
 
 
+@pytest.mark.promise("Nothing is fetched.", "is a file that isn't there")
 @pytest.mark.parametrize("address", ["https://example.com/t.csv", "s3://bucket/t.parquet", "hdfs://h/t", "file:///t"])
 @pytest.mark.parametrize("text", [TRACED, "extends: FILE\n" + BASE, BASE + "fleet: {profile: FILE}\n"])
 def test_an_address_is_a_file_that_is_not_there(

@@ -45,6 +45,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.promise("Memory is bounded.", "row of a trace, unpacked: 4 MiB")
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_row_that_never_ends_is_refused_after_4_mib(tmp_path: Path, name: str) -> None:
     trace = packed(tmp_path / "t.csv.gz", ENDLESS[name])
@@ -60,6 +61,7 @@ def test_a_long_trace_is_no_bomb(tmp_path: Path) -> None:
     assert len(read_trace(packed(tmp_path / "t.csv.gz", [HEAD, row * rows]))) == rows
 
 
+@pytest.mark.promise("row of a trace, unpacked: blocks of rows end after 16 MiB")
 @pytest.mark.parametrize("line", [b"a," * 50_000 + b"\n", b'{"a":"' + b"a" * 100_000 + b'"}\n'])
 def test_blocks_of_long_rows_end_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
     """4,096 rows of 4 MiB would be a block of 16 GB."""
@@ -75,12 +77,14 @@ def test_blocks_of_long_rows_end_early(tmp_path: Path, monkeypatch: pytest.Monke
     assert most < 30
 
 
+@pytest.mark.promise("row of a trace, unpacked: 10,000 columns")
 def test_a_header_of_very_many_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(b",".join(b"c%d" % i for i in range(20_000)) + b"\n1\n")
     with pytest.raises(InputError, match="too many columns"):
         read_trace(Trace(file=str(tmp_path / "t")))
 
 
+@pytest.mark.promise("name of an adapter; all names: 537 million letters")
 def test_names_do_not_add_up_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "MAX_NAMES_LETTERS", 100_000)
     lines = b"".join(b"%d,%s%d,1,1\n" % (i, b"a" * 1000, i) for i in range(200))
@@ -113,6 +117,10 @@ PARQUET: dict[str, tuple[Callable[[], pa.Table], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.promise(
+    "text in a cell of Parquet: 4,096 bytes",
+    "text in a cell of Parquet: longer dictionaries and columns are refused before they are decoded",
+)
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("name", PARQUET)
 def test_cells_of_parquet_are_bounded(tmp_path: Path, name: str, plain: bool) -> None:
@@ -153,6 +161,7 @@ READERS: dict[str, Callable[[str], object]] = {
 }
 
 
+@pytest.mark.promise("Only regular files are opened: no pipes, no devices.")
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("name", READERS)
 def test_pipes_devices_and_folders_are_no_tables(tmp_path: Path, name: str) -> None:
@@ -171,6 +180,7 @@ def test_lines_of_other_tables_are_bounded_too(tmp_path: Path, name: str) -> Non
         READERS[name](str(tmp_path / "t"))
 
 
+@pytest.mark.promise("tables of weights, counts, runs: 10 million weights, 50 million counts")
 def test_other_tables_have_so_many_rows_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t").write_text("a\n" + "1\n" * 20)
     monkeypatch.setattr("sim.traffic.lengths.MAX_ROWS", 10)
@@ -187,6 +197,7 @@ def test_other_tables_have_so_many_rows_at_most(tmp_path: Path, monkeypatch: pyt
         READERS["lengths of clients"](str(tmp_path / "t"))
 
 
+@pytest.mark.promise("name of an adapter; all names: 1,024 bytes")
 def test_names_of_weights_and_pools_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("a" * 5000 + ",1\n")
     with pytest.raises(InputError, match="the adapter's name is too long"):
@@ -197,6 +208,7 @@ def test_names_of_weights_and_pools_are_bounded(tmp_path: Path) -> None:
         READERS["lengths of clients"](str(tmp_path / "t"))
 
 
+@pytest.mark.promise("step record, unpacked: 256 MiB")
 def test_a_step_record_does_not_unpack_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_record, "RECORD_BYTES", 1 << 20)
     (tmp_path / "r.json.gz").write_bytes(gzip.compress(b" " * (4 << 20)))

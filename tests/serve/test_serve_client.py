@@ -11,9 +11,10 @@ from fake_server import FakeServer
 
 from calibrate.loads.synthetic_adapters import write_adapter
 from calibrate.serve import engine
-from calibrate.serve.client import _stamps, refusal, send
+from calibrate.serve.client import refusal, send
 from calibrate.serve.connection import Host, without_credentials
 from calibrate.serve.drive import Driver
+from calibrate.serve.event_stream import EventStream
 from calibrate.serve.paired_table import comparison
 from calibrate.serve.planned_requests import Planned
 from calibrate.serve.serve_prediction import Prediction
@@ -28,21 +29,30 @@ def event(tokens: int) -> bytes:
     return f'data: {{"choices": [{{"text": "w"}}], "usage": {{"completion_tokens": {tokens}}}}}\n\n'.encode()
 
 
+def stamps_of(pieces: list[tuple[float, bytes]]) -> tuple[list[tuple[float, int]], str]:
+    stamps: list[tuple[float, int]] = []
+    stream = EventStream(100, stamps)
+    for now, data in pieces:
+        stream.add(now, data)
+    stream.end()
+    return stamps, stream.problem
+
+
 def test_events_in_pieces_and_several_in_one() -> None:
     whole = event(1) + event(2) + event(4) + b"data: [DONE]\n\n"
     cut = len(event(1)) + 5
-    assert _stamps([(1.0, whole[:cut]), (2.0, whole[cut:])]) == ([(1.0, 1), (2.0, 4)], "")
+    assert stamps_of([(1.0, whole[:cut]), (2.0, whole[cut:])]) == ([(1.0, 1), (2.0, 4)], "")
 
 
 def test_an_error_in_the_stream() -> None:
-    stamps, problem = _stamps([(1.0, event(1)), (2.0, b'data: {"error": {"message": "out of memory"}}\n\n')])
+    stamps, problem = stamps_of([(1.0, event(1)), (2.0, b'data: {"error": {"message": "out of memory"}}\n\n')])
     assert stamps == [(1.0, 1)]
     assert problem == "out of memory"
-    assert _stamps([(1.0, b"data: {torn\n\n")])[1] == "an event that is not JSON"
-    assert _stamps([(1.0, b'data: {"error": "out of memory"}\n\n')])[1] == "out of memory"
-    assert _stamps([(1.0, b'data: {"error": {"code": 5}}\n\n')])[1] == "{'code': 5}"
-    assert _stamps([(1.0, b"data: [1]\n\n")])[1] == "an event that is no JSON object"
-    assert _stamps([(1.0, b'data: {"error": null, "choices": [{"text": "w"}]}\n\n')]) == ([(1.0, 1)], "")
+    assert stamps_of([(1.0, b"data: {torn\n\n")])[1] == "an event that is not JSON"
+    assert stamps_of([(1.0, b'data: {"error": "out of memory"}\n\n')])[1] == "out of memory"
+    assert stamps_of([(1.0, b'data: {"error": {"code": 5}}\n\n')])[1] == "{'code': 5}"
+    assert stamps_of([(1.0, b"data: [1]\n\n")])[1] == "an event that is no JSON object"
+    assert stamps_of([(1.0, b'data: {"error": null, "choices": [{"text": "w"}]}\n\n')]) == ([(1.0, 1)], "")
 
 
 def test_refusals_in_words() -> None:
@@ -53,6 +63,8 @@ def test_refusals_in_words() -> None:
 
 
 def test_connections_are_kept(server: FakeServer) -> None:
+    server.token_s = 0.05  # or a busy machine would get two tokens at once
+
     async def several() -> set[int]:
         host = Host(f"{server.url}/v1")
         ports = set()
@@ -90,7 +102,7 @@ def test_a_stall_is_silence_not_a_long_answer(server: FakeServer) -> None:
 
     assert asyncio.run(two(40)) == ["complete", "complete"]  # at least 1.2 s
     server.token_s = 2.0
-    with pytest.raises(ServerError, match="the server stalled: nothing came for"):
+    with pytest.raises(ServerError, match="the server stalled: no token came for"):
         asyncio.run(two(2))
 
 

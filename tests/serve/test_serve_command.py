@@ -174,7 +174,7 @@ def test_a_server_that_stalls(loraplan: CommandLine, server: FakeServer) -> None
     server.good_for, server.then = 4 + 12, "stalls"
     done = serve(loraplan, server, "--stall", "1.5")
     assert done.code == 3
-    assert "the server stalled: nothing came for" in done.err
+    assert "the server stalled: no token came for" in done.err
     assert sum(row["status"] == "complete" for row in kept()) == 12
 
 

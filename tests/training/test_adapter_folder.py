@@ -114,6 +114,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.promise("safetensors header: 100 MB, and no more than the file has")
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
     content, reason = BAD_FILES[name]
@@ -188,6 +189,7 @@ class Bomb:
         return (os.mkdir, (str(self.mark),))
 
 
+@pytest.mark.promise("No code is run.", "Weights are read as headers of safetensors files, pickles are never loaded")
 @pytest.mark.parametrize("name", [WEIGHTS, "adapter_model.bin", "adapter_model.pt"])
 @pytest.mark.parametrize("archive", [False, True])
 def test_a_pickle_is_never_loaded(good: Path, tmp_path: Path, name: str, archive: bool) -> None:
@@ -207,6 +209,7 @@ def test_a_pickle_is_never_loaded(good: Path, tmp_path: Path, name: str, archive
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.promise("An adapter folder is read within itself; links that lead out are refused.")
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 def test_a_link_out_of_the_folder_is_refused(good: Path, tmp_path: Path, name: str) -> None:
     outside = tmp_path / f"outside-{name}"
@@ -217,6 +220,7 @@ def test_a_link_out_of_the_folder_is_refused(good: Path, tmp_path: Path, name: s
     assert read_adapter(good, root=tmp_path).rank == 2  # a cache of models links within itself
 
 
+@pytest.mark.promise("An adapter folder is read within itself; links that lead out are refused.")
 def test_a_folder_that_leads_out_of_the_root_is_refused(good: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()

@@ -165,6 +165,37 @@ def test_a_gradient_norm_that_comes_back_is_a_note(tmp_path: Path) -> None:
     assert any("the loss came back" in note for note in one.notes)
 
 
+def spiked(*places: int, losses: int = 40) -> list[dict[str, Any]]:
+    """A healthy run whose gradient norm is 1.0, 1.2 just before the first of these entries, and 47.5 in them."""
+    norms = {places[0] - 1: 1.2} | dict.fromkeys(places, 47.5)
+    return history(
+        falling(3, 0.5), falling(3, 0.6), losses=losses, grad_norm=lambda at: norms.get(round(at * losses) - 1, 1.0)
+    )
+
+
+def of_gradients(one: Vetted) -> list[str]:
+    return [note for note in one.notes if "gradient" in note]
+
+
+@pytest.mark.parametrize("places", [(20,), (3,), (39,), (20, 21)])
+def test_a_single_spike_of_the_gradient_norm_is_a_note_that_quotes_it(tmp_path: Path, places: tuple[int, ...]) -> None:
+    one = vet(tmp_path / "a", spiked(*places))
+    assert one.findings == ()
+    assert one.unjudged == ()
+    (note,) = of_gradients(one)
+    step = 10 * places[0]
+    assert note.startswith(f"the gradient norm rose from 1.2 (step {step}) to 47.5 (step {step + 10}), 10 times")
+
+
+def test_a_spike_of_the_gradient_norm_is_no_note_in_warm_up_or_where_norms_are_small(tmp_path: Path) -> None:
+    assert of_gradients(vet(tmp_path / "a", spiked(2))) == []
+    small = [row | ({"grad_norm": row["grad_norm"] / 50} if "loss" in row else {}) for row in spiked(20)]
+    assert of_gradients(vet(tmp_path / "b", small)) == []
+    vet(tmp_path / "c", spiked(20))
+    (moved,) = vet_path(tmp_path / "c", Thresholds(gradient_jump=48))
+    assert of_gradients(moved) == []
+
+
 @pytest.mark.parametrize("peak", [5.0, 40.0])
 def test_a_peak_of_the_gradient_in_warm_up_is_nothing(tmp_path: Path, peak: float) -> None:
     rows = history(falling(3, 1), falling(3, 1), grad_norm=lambda at: peak if at < 0.1 else 1.0)

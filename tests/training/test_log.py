@@ -112,6 +112,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         read_log(file)
 
 
+@pytest.mark.promise("training log: 64 MiB")
 def test_a_log_too_long_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     file = tmp_path / "trainer_state.json"
     with file.open("wb") as out:

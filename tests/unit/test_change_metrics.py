@@ -10,13 +10,13 @@ import pytest
 
 from sim.results.change_metrics import PEAK_SPAN_S, sessions_of_both
 from sim.results.change_summary import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
+from sim.results.leaps import GAP_BINS
 from sim.results.metrics import measure
 from sim.results.point import NOT_THERE, UNITS, Metric, Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.records import (
     COMPLETED,
     FAILED,
-    GAP_BINS,
     GATED,
     LOST,
     MIXED,

@@ -13,8 +13,10 @@ import pytest
 from pydantic import ValidationError
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
+from sim.results.point_summary import summarise
 from sim.results.records import REFUSED, Recording
 from sim.spec.scenario import Scenario
+from sim.studies.point import facts_of
 from sim.traffic.request import HIT, MISS
 from sim.world.build import build_world, simulate
 
@@ -160,6 +162,17 @@ def test_tensorrt_llm_reads_storage_beside_the_steps_and_copies_within_them() ->
     in_step = run("tensorrt-llm", rows, cache__host={"slots": 2, "fill": "load"})
     # First token at 7, the fifth at 11, the sixth after six ticks of reading at 18.
     assert ticks(in_step, "finished_s") == [24, 19], "the read, too, stops the first"
+
+
+def test_fetches_wait_before_admission_and_copies_after_it() -> None:
+    # Both wait 6 ticks for host memory, and 2 for the copy inside the step that admits them, which itself takes one.
+    world = build_world(scenario("tensorrt-llm", [(0, 0, 2, 12), (10, 1, 2, 2)]))
+    recording = simulate(world, 0, 1)
+    assert recording.host_fills["wait_s"].tolist() == [6 * GRID, 6 * GRID]
+    breakdown = summarise([recording], facts_of(world), {}, []).breakdown
+    # Admitted at 6 and 16, first tokens at 9 and 19, last ones at 22 and 20.
+    stages = {"loader_queue_s": 0, "load_s": 8 * GRID, "queue_s": 0, "prefill_s": 1 * GRID, "decode_s": 7 * GRID}
+    assert breakdown == pytest.approx(stages)
 
 
 def test_tensorrt_llm_keeps_blocks_for_whole_answers() -> None:

@@ -47,7 +47,7 @@ BAD = {
     "NaN": (b"nan,a,5,5\n", "t:4: timestamp_s: not a number that can stand here (got nan, allowed: a number)"),
     "inf": (b"3,a,5,inf\n", "t:4: output_tokens: not a number that can stand here (got inf"),
     "zero": (b"3,a,0,5\n", "t:4: input_tokens: not a number that can stand here (got 0, allowed: a whole number, 1 to "
-                           "1,000,000,000)"),
+                           "10,000,000)"),
     "negative": (b"3,a,5,-7\n", "t:4: output_tokens: not a number that can stand here (got -7"),
     "fraction": (b"3,a,5,1.5\n", "t:4: output_tokens: not a token count (got 1.5"),
     "huge": (b"3,a,5,99999999999999999999999999\n", "t:4: output_tokens: not a token count (got 9999"),

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from sim.errors import OutputError
 from sim.results.run_directory.result_files import read_json
@@ -13,7 +14,9 @@ from sim.results.run_directory.result_files import read_json
 KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """The name of a point."""
 
-_FILES = ("manifest.json", "summary.json", "points.csv", "requests.parquet", "report.html", "recommended.yaml")
+MANIFEST = "manifest.json"
+
+_FILES = (MANIFEST, "summary.json", "points.csv", "requests.parquet", "report.html", "recommended.yaml")
 _DRAFT = re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -36,10 +39,19 @@ def refuse_foreign(out: Path) -> None:
 def _wrote_manifest(out: Path) -> bool:
     """Say whether the manifest is one of ours: web pages have a ``manifest.json`` too."""
     try:
-        manifest = read_json(out / "manifest.json")
+        manifest = read_manifest(out)
     except OutputError:
         return False
     return isinstance(manifest, dict) and "scenario_hash" in manifest
+
+
+def read_manifest(out: Path) -> Any:
+    """Return what ``manifest.json`` holds; nothing is checked but that it is JSON.
+
+    :raises OutputError: if it is missing, damaged, or a link.
+    """
+    refuse_links(out, (MANIFEST,))
+    return read_json(out / MANIFEST)
 
 
 def make_folder(out: Path) -> None:

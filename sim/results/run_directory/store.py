@@ -37,7 +37,9 @@ from sim.results.run_directory.result_files import (
 )
 from sim.results.run_directory.run_folder import (
     KEY,
+    MANIFEST,
     make_folder,
+    read_manifest,
     refuse_foreign,
     refuse_links,
     release_lock,
@@ -88,9 +90,9 @@ class RunStore:
         :param overwrite: remove what loraplan wrote there (and nothing else) instead of continuing.
         :raises OutputError: if the folder can't be written, is in use, or holds something else.
         """
+        refuse_links(out, (MANIFEST, "points", ".lock"))  # before anything is read or made through one
         refuse_foreign(out)
         make_folder(out / "points")
-        refuse_links(out, ("points", ".lock"))
         lock = take_lock(out)
         try:
             if overwrite:
@@ -122,7 +124,7 @@ class RunStore:
     def update(self, changes: Mapping[str, Any] | None = None) -> None:
         """Change keys of the manifest and write it."""
         self.manifest = {**self.manifest, **(changes or {})}
-        write_json(self.path / "manifest.json", self.manifest)
+        write_json(self.path / MANIFEST, self.manifest)
 
     def save_point(self, key: str, point: Point) -> None:
         """Keep a finished point; from now on it survives the process."""
@@ -137,8 +139,11 @@ class RunStore:
         """Return whether ``requests.parquet`` is there and holds the requests of this point."""
         from pyarrow import ArrowInvalid, parquet
 
+        path = self.path / "requests.parquet"
+        if path.is_symlink():
+            return False  # the table that is written next takes its place
         try:
-            with open_regular(self.path / "requests.parquet") as file:
+            with open_regular(path) as file:
                 metadata = parquet.read_schema(file).metadata or {}
         except (OSError, ArrowInvalid):
             return False
@@ -212,13 +217,13 @@ def read_run(path: Path) -> RunData:
     """
     if not path.is_dir():
         raise OutputError("there is no such folder" if not path.exists() else "is not a folder", file=str(path))
-    file = path / "manifest.json"
+    refuse_links(path, (MANIFEST, "points"))
+    file = path / MANIFEST
     if not file.exists():
         raise OutputError(
             "is not a run directory: it has no manifest.json", file=str(path), hint="'loraplan run' writes one"
         )
-    refuse_links(path, ("points", "manifest.json"))
-    manifest = read_json(file)
+    manifest = read_manifest(path)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("point_keys"), list):
         raise OutputError("this file is damaged: it is no manifest", file=str(file))
     if manifest.get("schema_version") != SCHEMA_VERSION:
@@ -259,11 +264,10 @@ def blamed_on(*folders: Path) -> Iterator[None]:
 
 def holds_nothing_else(folder: Path, wanted_hash: str, sets: list[dict[str, Any]]) -> bool:
     """Return whether these points may use the folder: it is free, or holds some of them and no others."""
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
+    if not (folder / MANIFEST).exists():
         return not folder.exists() or not any(folder.iterdir())
     try:
-        old = read_json(manifest)
+        old = read_manifest(folder)
     except OutputError:
         return False
     if not isinstance(old, dict) or old.get("scenario_hash") != wanted_hash:
@@ -273,15 +277,15 @@ def holds_nothing_else(folder: Path, wanted_hash: str, sets: list[dict[str, Any]
 
 def _point_file(folder: Path, key: str) -> Path:
     if not KEY.fullmatch(str(key)):
-        raise OutputError("not the key of a point", got=key, file=str(folder / "manifest.json"))
+        raise OutputError("not the key of a point", got=key, file=str(folder / MANIFEST))
     return folder / "points" / f"{key}.json"
 
 
 def _load_point(folder: Path, key: str) -> Point | None:
     file = _point_file(folder, key)
+    refuse_links(folder, (f"points/{file.name}",))
     if not file.exists():
         return None
-    refuse_links(folder, (f"points/{file.name}",))
     try:
         return Point.from_json(read_json(file, POINT_BYTES)["point"])
     except (OutputError, LookupError, TypeError, AttributeError):
@@ -289,11 +293,10 @@ def _load_point(folder: Path, key: str) -> Point | None:
 
 
 def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> bool:
-    file = out / "manifest.json"
-    if not file.exists():
+    if not (out / MANIFEST).exists():
         return False
     try:
-        old = read_json(file)
+        old = read_manifest(out)
     except OutputError as error:
         error.hint = "give another --out, or --overwrite"
         raise

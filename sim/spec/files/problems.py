@@ -79,7 +79,7 @@ def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> Inp
         return _of_ours(context, spot, data)
     if kind in _BOUNDS:
         name, word = _BOUNDS[kind]
-        return ScenarioError("out of range", key=spot.key, got=got, allowed=f"{word} {_number(context[name])}")
+        return ScenarioError("out of range", key=spot.key, got=got, allowed=f"{word} {_bound(context[name])}")
     if kind in _WANTED:
         return ScenarioError(f"must be {_WANTED[kind]}", key=spot.key, got=got, hint=_type_hint(kind, got))
     if kind in ("too_short", "too_long"):
@@ -290,6 +290,11 @@ def _value(data: Any, path: Sequence[str | int]) -> Any:
         else:
             return None
     return data
+
+
+def _bound(bound: Any) -> str:
+    """Return a bound as people write it: 10,000,000 rather than 1e+07."""
+    return f"{bound:,.0f}" if 10_000 <= abs(bound) < 1e15 and bound == int(bound) else _number(bound)
 
 
 def _number(bound: Any) -> str:

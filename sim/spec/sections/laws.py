@@ -11,12 +11,18 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from sim.spec.base import Strict, located
 from sim.spec.units import Seconds
 
 Floats = NDArray[np.float64]
+
+MAX_TOKENS = 10_000_000
+"""Tokens of a request, prompt and answer together, at most: many times the longest context that a model has."""
+
+TokenCount = Annotated[int, Field(gt=0, le=MAX_TOKENS)]
+
 _Z99 = 2.3263478740408408  # standard normal quantile at 0.99
 
 
@@ -120,7 +126,7 @@ class FixedTokens(Strict):
     """Every request has the same number of tokens."""
 
     law: Literal["fixed"]
-    value: PositiveInt
+    value: TokenCount
     """How many tokens."""
 
 
@@ -128,9 +134,9 @@ class UniformTokens(Strict):
     """Any number of tokens between two bounds, both included."""
 
     law: Literal["uniform"]
-    low: PositiveInt
+    low: TokenCount
     """The fewest tokens."""
-    high: PositiveInt
+    high: TokenCount
     """The most tokens."""
 
     @model_validator(mode="after")
@@ -144,9 +150,9 @@ class GeometricTokens(Strict):
     """Each token is the last with the same probability: 1, 2, 3, … with the given mean."""
 
     law: Literal["geometric"]
-    mean: float = Field(ge=1)
+    mean: float = Field(ge=1, le=MAX_TOKENS)
     """Mean tokens, 1 or more."""
-    max: PositiveInt | None = None
+    max: TokenCount | None = None
     """Longer draws are cut to this many tokens."""
 
 
@@ -154,11 +160,11 @@ class LognormalTokens(Strict):
     """Token counts with a long tail, given by mean and 99 % quantile; rounded up, at least 1."""
 
     law: Literal["lognormal"]
-    mean: float = Field(gt=0)
+    mean: float = Field(gt=0, le=MAX_TOKENS)
     """Mean tokens (before the cut at ``max``)."""
-    p99: float = Field(gt=0)
+    p99: float = Field(gt=0, le=MAX_TOKENS)
     """One request in a hundred is longer."""
-    max: PositiveInt | None = None
+    max: TokenCount | None = None
     """Longer draws are cut to this many tokens."""
 
     @model_validator(mode="after")
@@ -181,13 +187,13 @@ class HistogramTokens(Strict):
     """A histogram with equally wide bins; uniform within each."""
 
     law: Literal["histogram"]
-    low: PositiveInt
+    low: TokenCount
     """Lower edge of the first bin, in tokens."""
-    high: PositiveInt
+    high: TokenCount
     """Upper edge of the last bin."""
     shares: tuple[float, ...] = Field(min_length=1)
     """Share of requests in each bin; they need not add up to 1."""
-    mean: float | None = Field(default=None, gt=0, le=1e9)
+    mean: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
     """Stretch all lengths by the same factor, so that their mean is this."""
 
     @model_validator(mode="after")
@@ -196,7 +202,22 @@ class HistogramTokens(Strict):
             raise located("high", "high is not above low", got=f"low {self.low}, high {self.high}")
         if any(not 0 <= share < math.inf for share in self.shares) or not 0 < sum(self.shares) < math.inf:
             raise located("shares", "shares are numbers from 0, not all of them 0", got=list(self.shares))
+        if self.stretch() * self.high > MAX_TOKENS:
+            raise located(
+                "mean",
+                "the longest request would have too many tokens",
+                got=f"{self.mean:g}: {self.stretch() * self.high:,.0f} tokens in place of {self.high:,}",
+                allowed=f"up to {MAX_TOKENS:,} tokens",
+            )
         return self
+
+    def stretch(self) -> float:
+        """Return the factor by which all lengths are stretched."""
+        if self.mean is None:
+            return 1.0
+        weights = np.asarray(self.shares) / sum(self.shares)
+        edges = np.linspace(self.low, self.high, len(weights) + 1)
+        return self.mean / float(weights @ (edges[1:] + edges[:-1]) / 2)
 
 
 TokenLaw = Annotated[

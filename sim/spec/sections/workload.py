@@ -15,7 +15,7 @@ from sim.spec.units import Bytes, Seconds, Share
 
 
 class Tokens(Strict):
-    """How long prompts and answers are."""
+    """How long prompts and answers are. A request has at most 10,000,000 tokens, prompt and answer together."""
 
     prompt: TokenLaw = LognormalTokens(law="lognormal", mean=600, p99=5400, max=8192)
     """Prompt tokens per request."""

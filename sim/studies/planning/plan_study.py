@@ -13,7 +13,8 @@ from typing import Any
 from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors
 from sim.results.point import Point
 from sim.results.point_summary import request_table
-from sim.results.run_directory.result_files import json_ready, read_json, write_text
+from sim.results.run_directory.result_files import json_ready, write_text
+from sim.results.run_directory.run_folder import MANIFEST, read_manifest
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.spec.engine_flags import beyond_flags, engine_flags
 from sim.spec.files.yaml_text import yaml_text
@@ -143,10 +144,10 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
 
 def refuse_other(folder: Path, question: Any, kind: str = "plan") -> None:
     """Refuse a folder that holds the answer to another question, or a run: its report would be lost."""
-    if not (folder / "manifest.json").exists():
+    if not (folder / MANIFEST).exists():
         return
     try:
-        old = read_json(folder / "manifest.json")
+        old = read_manifest(folder)
     except OutputError:
         return  # said by who opens it
     if isinstance(old, dict) and (old.get(kind) or {}).get("question") != question:
@@ -165,7 +166,7 @@ def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs")
         if not folder.exists() or not any(folder.iterdir()):
             return folder
         try:
-            old = read_json(folder / "manifest.json")
+            old = read_manifest(folder)
         except OutputError:
             continue
         if isinstance(old, dict) and old.get("asked") == wanted and (old.get(kind) or {}).get("question") == question:

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.rng import stream
+from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.traces.bad_rows import Problems
 from sim.traffic.traces.blocks import BLOCK_ROWS
 from sim.traffic.traces.data import Floats, Ints32
 from sim.traffic.traces.formats import check_columns, no_rows
-from sim.traffic.traces.rows import MAX_NAME_BYTES, MAX_TOKENS, Names, Rows, kept
+from sim.traffic.traces.rows import MAX_NAME_BYTES, Names, Rows, kept
 from sim.traffic.traces.text_files import open_table
 
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -68,6 +69,8 @@ def draw_lengths(
         for side, tokens in ((0, prompt), (1, output)):
             rng = stream(seed, 0, f"{('prompt', 'output')[side]} of {name}")
             tokens[mine] = tokens_at(rng.random(len(mine)), statistics[side])
+    np.minimum(prompt, MAX_TOKENS - 1, out=prompt)
+    np.minimum(output, MAX_TOKENS - prompt, out=output)
     pools = len(np.unique(lengths.pool)) > 1
     note = f"{file}: lengths of {len(names) - absent:,} clients" + (f" of pool {pool}" if pools else "")
     if absent:

@@ -148,6 +148,8 @@ class _Reader:
         cells = rows.names(layout.adapter, self._names) if layout.adapter else ()
         prompt = rows.tokens(layout.prompt) if layout.prompt else None
         output = self._output(rows) if layout.output else None
+        if prompt is not None and output is not None and layout.output is not None:
+            rows.together(layout.output, prompt, output)
         has_sizes = layout.size is not None and layout.size in self._columns
         sizes = rows.whole(layout.size or "", 1, MAX_BYTES, "not a size in bytes") if has_sizes else None
         if seconds is not None and layout.time is not None and not layout.unsorted:

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.traces.bad_rows import Problems
 from sim.traffic.traces.blocks import Block, Floats, Ints
 
 Mask = NDArray[np.bool_]
 Ints32 = NDArray[np.int32]
 
-MAX_TOKENS = 10**9
 MAX_BYTES = 10**11
 """Bytes of an adapter: none has 100 GB, and the bytes of 50 million requests add up in int64 (5e18 of 9.2e18)."""
 
@@ -98,6 +98,11 @@ class Rows:
     def tokens(self, column: str, least: int = 1) -> Ints32:
         """Return a column of token counts, int32."""
         return self.whole(column, least, MAX_TOKENS, "not a token count").astype(np.int32)
+
+    def together(self, column: str, prompt: Ints32, output: Ints32) -> None:
+        """Refuse rows whose prompt and output have too many tokens together; ``column`` is that of the outputs."""
+        allowed = f"up to {MAX_TOKENS:,} tokens together with the prompt"
+        self.refuse(prompt + output > MAX_TOKENS, column, "the request is too long", allowed)
 
     def seconds(self, column: str, per_second: float = 1) -> Floats:
         """Return a column of times in seconds, from a column in units of which ``per_second`` make one."""

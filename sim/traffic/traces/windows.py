@@ -16,7 +16,10 @@ from sim.traffic.traces.client_lengths import draw_lengths
 from sim.traffic.traces.data import MAX_REQUESTS, Ask, Floats, Ints, Ints32, TraceData, too_many
 from sim.traffic.traces.formats import check_columns, in_use, no_rows
 from sim.traffic.traces.renewal import Family, Straddling, gaps_of, shape_of_cv
-from sim.traffic.traces.rows import MAX_SECONDS, MAX_TOKENS, Names, Rows, kept
+from sim.traffic.traces.rows import MAX_SECONDS, Names, Rows, kept
+
+MAX_COUNT = 10**9
+"""Calls of a function in a minute, at most."""
 
 WINDOW_COLUMNS = ("client_id", "timestamp_s", "rate_rps", "cv", "pattern", "shape")
 WINDOW_S = 600.0
@@ -207,7 +210,7 @@ def read_function_counts(table: Table, ask: Ask) -> TraceData:
             break
         rows = Rows(block, problems)
         cells = rows.names((FUNCTION_COLUMN,), names)
-        counts = np.stack([rows.whole(minute, 0, MAX_TOKENS, "not a count") for minute in minutes], axis=1)
+        counts = np.stack([rows.whole(minute, 0, MAX_COUNT, "not a count") for minute in minutes], axis=1)
         read += int(np.count_nonzero(rows.good))
         codes = names.codes(kept(cells, rows.good))
         row, minute = np.nonzero(counts[rows.good])

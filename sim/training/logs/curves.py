@@ -95,6 +95,32 @@ def largest_jump(series: Series, before: int = 10, after: int = 5) -> Jump | Non
     return best
 
 
+@dataclass(frozen=True, slots=True)
+class Spike:
+    """One entry that stands far above those before it, and the entry from which it rose."""
+
+    step: int
+    value: float
+    before_step: int
+    before: float
+
+
+def largest_spike(series: Series, ratio: float, before: int = 10, least: int = 3) -> Spike | None:
+    """Return the highest entry that is ``ratio`` times the median of the ``before`` entries ahead of it.
+
+    The first ``least`` entries are no spikes: norms are high in warm-up.
+    """
+    spikes: list[Spike] = []
+    calm = least - 1  # the last entry that was no spike
+    for at in range(least, len(series)):
+        level = window(series, at - before, at).value
+        if level > 0 and series.values[at] >= ratio * level:
+            spikes.append(Spike(series.steps[at], series.values[at], series.steps[calm], series.values[calm]))
+        else:
+            calm = at
+    return max(spikes, key=lambda spike: spike.value, default=None)
+
+
 def points(series: Series, limit: int = 8) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Return up to ``limit`` evenly chosen (steps, values) as evidence, the first and the last among them."""
     if len(series) <= limit:

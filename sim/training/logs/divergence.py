@@ -6,7 +6,7 @@ import math
 from statistics import median
 
 from sim.cells import printable
-from sim.training.logs.curves import Level, largest_jump, lowest, near, points, start, tail, window
+from sim.training.logs.curves import Jump, Level, largest_jump, largest_spike, lowest, near, points, start, tail, window
 from sim.training.logs.training_case import Case, Judged, judged_metric
 from sim.training.logs.training_log import Series, TrainingLog, entries
 from sim.training.sized_remedies import calmer
@@ -18,6 +18,7 @@ def judge(case: Case) -> Judged:
     notes: list[str] = []
     found = _no_number(case, notes) or _left(case, notes) or _too_hot(case) or _worse_than_16_bit(case, notes)
     if found is None:
+        notes += _spike(case)
         thin: tuple[Mode, ...] = ("divergence",) if len(case.losses) < case.thresholds.fewest_losses else ()
         return Judged(notes=tuple(notes), thin=thin)
     confidence, evidence = found
@@ -85,8 +86,7 @@ def _left(case: Case, notes: list[str]) -> Found | None:
         and rise >= max(lines.least_loss_rise, lines.lost_share * (begin.value - base.value))
         and _validation_agrees(case, base)
     )
-    jump = largest_jump(case.log.grad_norm.finite().until(case.log.kept_step))
-    jumped = jump is not None and jump.ratio >= lines.gradient_jump and jump.after.value >= 1
+    jump = _lasting_jump(case)
     evidence = []
     if rose:
         evidence.append(
@@ -95,7 +95,7 @@ def _left(case: Case, notes: list[str]) -> Found | None:
                 (base.last, end.last), (base.value, end.value),
             )
         )  # fmt: skip
-    if jump is not None and jumped:
+    if jump is not None:
         before = near(losses, jump.before.last).value
         steps, norms = (jump.before.last, jump.after.first), (jump.before.value, jump.after.value)
         what = f"the gradient norm jumped from {norms[0]:.3g} ({jump.before.where}) to {norms[1]:.3g}"
@@ -105,8 +105,29 @@ def _left(case: Case, notes: list[str]) -> Found | None:
             return None
     if not evidence:
         return None
-    sure = rose and (jumped or (end.value >= 2 * lines.loss_rise * base.value and end.value >= base.value + 1))
+    far = end.value >= 2 * lines.loss_rise * base.value and end.value >= base.value + 1
+    sure = rose and (far or jump is not None)
     return ("certain" if sure else "likely"), evidence
+
+
+def _lasting_jump(case: Case) -> Jump | None:
+    """Return the largest rise of the gradient norm that lasted for several entries, if it is a jump."""
+    jump = largest_jump(case.log.grad_norm.finite().until(case.log.kept_step))
+    if jump is None or jump.ratio < case.thresholds.gradient_jump or jump.after.value < 1:
+        return None
+    return jump
+
+
+def _spike(case: Case) -> list[str]:
+    """Return a note on a gradient norm that was high for an entry or two: no median of five shows it."""
+    norms, least = case.log.grad_norm.finite().until(case.log.kept_step), case.thresholds.gradient_jump
+    spike = largest_spike(norms, least)
+    if spike is None or spike.value < 1 or _lasting_jump(case) is not None:
+        return []
+    return [
+        f"the gradient norm rose from {spike.before:.3g} (step {spike.before_step}) to {spike.value:.3g} "
+        f"(step {spike.step}), {least:g} times its usual level or more; a single spike alone is not a divergence"
+    ]
 
 
 def _base(losses: Series, wide: int) -> Level:

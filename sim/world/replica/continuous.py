@@ -212,7 +212,7 @@ class BatchServer(Server):
             if self._discards is not None and finished and self._step.decoding:
                 self._discards()
             if scheduler.recompute_gaps:
-                self.recorder.gaps(scheduler.recompute_gaps, now)
+                self.recorder.gaps(scheduler.recompute_gaps, self._started)
                 scheduler.recompute_gaps = []
         blocked_s = self._act(now) if self._actions else 0.0
         step = scheduler.compose(now)
@@ -319,30 +319,20 @@ class BatchServer(Server):
         return min(self._steps, self._steps_until(now) - 1)
 
     def close(self) -> list[Request]:
-        """Log the steps that have ended, and return the requests still inside."""
-        done = self._steps_done()
+        """Log the steps that have ended and the one under way, and return the requests still inside."""
+        now, done, scheduler = self.clock._now, self._steps_done(), self.scheduler
+        running, blocked = len(scheduler.running), scheduler.blocked
         if done:
-            scheduler = self.scheduler
             kv = scheduler.kv
             kv.peak_tokens = max(kv.peak_tokens, kv.tokens + done * kv.decoding)
             decoding = self._step.decoding - (self._log_pauses() if scheduler.paused else 0)
             self.recorder.step_rows += pack_step(
-                self._started, self._first, self._growth, self._load_s,
-                done, decoding, len(scheduler.running), scheduler.blocked, self.index,
-            )  # fmt: skip
+                self._started, self._first, self._growth, self._load_s, done, decoding, running, blocked, self.index
+            )
+        began = self._started + self._elapsed(done) if done else self._started
+        if self._steps and began < now:  # this step kept the GPU busy, and gave nobody a token
+            self.recorder.step_rows += pack_step(began, now - began, 0.0, 0.0, 1, 0, running, blocked, self.index)
         return super().close()
-
-    def die(self) -> list[Request]:
-        now, steps = self.clock._now, self._steps
-        inside = super().die()
-        if steps:  # the step in which it dies kept the GPU busy, and gave nobody a token
-            done = self._steps_done()
-            began = self._started + self._elapsed(done) if done else self._started
-            if began < now:
-                self.recorder.step_rows += pack_step(
-                    began, now - began, 0.0, 0.0, 1, 0, len(self.scheduler.running), self.scheduler.blocked, self.index
-                )
-        return inside
 
     def _unserved(self) -> list[Request]:
         return list(self.scheduler.running.values()) + self.waiting.everyone()

@@ -65,12 +65,13 @@ class FixedServer(Server):
     def tokens_out(self, request: Request) -> int:
         return request.output_tokens if request.first_token_s >= 0 else 0
 
-    def die(self) -> list[Request]:
+    def close(self) -> list[Request]:
+        """Log the service under way, and return the requests still inside."""
         now, serving = self.clock._now, self._serving
         if serving is not None and serving.admitted_s < now:
             worked_s = now - serving.admitted_s
             self.recorder.step_rows += pack_step(serving.admitted_s, worked_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
-        return super().die()
+        return super().close()
 
     def _unserved(self) -> list[Request]:
         serving = [] if self._serving is None or self._leaving else [self._serving]

@@ -62,8 +62,12 @@ class HostFetches:
         self._waits[request.index] = (DELAYED_HIT if joined else MISS, 0.0, 0.0)
         return False
 
-    def leave(self, request: Request) -> None:
-        """Note that a request ends, and add what it waited for host memory to what it waited for the GPU."""
+    def leave(self, request: Request) -> float:
+        """Note that a request ends, and add what it waited for host memory to what it waited for the GPU.
+
+        :return: the seconds that it waited for host memory: all of them before its admission.
+        """
+        wait_s = 0.0
         waited = self._waits.pop(request.index, None)
         if waited is not None:
             outcome, queue_s, wait_s = waited
@@ -72,6 +76,7 @@ class HostFetches:
             request.load_wait_s += wait_s
             request.outcome = max(request.outcome, outcome)  # a miss counts before a delayed hit
         self._release(request.adapter)
+        return wait_s
 
     def _release(self, adapter: int) -> None:
         if self.cache.release(adapter) and self.loader.short_of_room:

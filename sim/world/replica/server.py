@@ -13,7 +13,7 @@ from typing import cast
 
 from sim.policies.adapter_cache import ABSENT, AllInHost, GpuCache, HostCache
 from sim.policies.vllm_lru import TouchedCache
-from sim.results.records import COMPLETED, REFUSED, Recorder, pack_load, pack_request
+from sim.results.records import COMPLETED, REFUSED, Recorder, pack_host_fill, pack_load, pack_request
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
 from sim.world.clock import Clock
 from sim.world.faults.storage_faults import StorageFaults
@@ -162,10 +162,11 @@ class Server(ABC):
         self.inside_area += now
         if self.cache.release(request.adapter) and self.loader.short_of_room:
             self.loader.room_appeared()
-        if self._fetches is not None:
-            self._fetches.leave(request)
+        fill_s = 0.0 if self._fetches is None else self._fetches.leave(request)
         if self._ends is None or not self._ends(request, now):
             self._record(request, now)
+            if fill_s:
+                self.recorder.host_fill_rows += pack_host_fill(request.index, fill_s)
 
     def _record(self, r: Request, now: float) -> None:
         self.recorder.request_rows += pack_request(

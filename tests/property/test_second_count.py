@@ -1,0 +1,311 @@
+"""Every metric, counted a second time from single requests, loads, steps and gaps (``naive_metrics``).
+
+A scenario that differs is named by family and number; ``metric_scenario`` makes it again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import naive_capacity
+import pytest
+from counted_runs import Run, run
+from metric_scenarios import FAMILIES, FAULTS, STRATEGIES, metric_scenario
+from naive_intervals import Counted, SecondCount
+from naive_metrics import e2e_mean_s
+from naive_parts import Part, has_targets, is_late
+
+from sim.results.point import NOT_THERE, UNITS, Metric
+
+EACH = 32
+"""Scenarios of a family: 512 in all."""
+NEAR = 1e-9
+PART = 1e-6
+"""Points keep seven digits of parts."""
+ZERO = 1e-12
+BIN = 1.001
+"""Upper edge of a bin of gaps over its lower edge."""
+ALIKE = 2.5e-4
+"""Steps of a leap that differ by less than twice this are counted as equal: a quarter of a bin."""
+GAPS_IN_BINS = ("itl_p99_s",)
+WHOLE_REQUESTS = ("harmed_excess",)
+"""Rounded."""
+LEAST = {
+    "hit": 400,
+    "delayed_hit": 250,
+    "miss": 400,
+    "from host": 250,
+    "from storage": 300,
+    "refused": 90,
+    "unfinished": 70,
+    "failed": 30,
+    "late": 150,
+    "late without an answer": 25,
+    "good in the warm-up": 120,
+    "several targets": 180,
+    "preemptions": 35,
+    "warm-up": 300,
+    "duration": 120,
+    "several replicas": 220,
+    "several loaders": 50,
+    "loads in steps": 250,
+    "host memory fills": 110,
+    "whole models load": 10,
+    "full loaders": 20,
+    "overloaded": 20,
+    "shares of late requests": 80,
+    "five replications": 160,
+    "p99 of requests": 50,
+    "steps across borders": 300,
+    "gaps in the drain": 150,
+    "gaps add up": 100,
+    **dict.fromkeys(STRATEGIES, 35),
+    "p99 during a rollout": 10,
+    "mixed": 7,
+    "stale": 70,
+    "gated": 13,
+    "saw both": 70,
+    "went back": 20,
+    **dict.fromkeys(FAULTS, 10),
+    "rerouted": 13,
+    "lost": 12,
+    "load-failed": 10,
+    "pauses of loaders": 6,
+    "misrouted": 25,
+    "wrong-served": 18,
+    "wrong-detected": 14,
+    "retried": 8,
+    "old-prefix": 11,
+}
+"""How many of the scenarios must show what they are for."""
+
+
+def near(a: float | None, b: float | None, tolerance: float = NEAR) -> bool:
+    if a is None or b is None:
+        return a is None and b is None
+    return math.isclose(a, b, rel_tol=tolerance, abs_tol=ZERO)
+
+
+def in_bin(exact: float | None, edge: float | None) -> bool:
+    """Whether a value lies in the bin that ends with an edge."""
+    if exact is None or edge is None:
+        return exact is None and edge is None
+    return exact * (1 - ALIKE) <= edge <= exact * BIN * (1 + ALIKE)
+
+
+def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iterator[str]:
+    """Say where the two counts differ."""
+    for name in UNITS:
+        ours, theirs = metrics[name], counted.get(name)
+        if theirs is None:
+            if ours.value is not None or not (ours.note in NOT_THERE or " no " in f" {ours.note}"):
+                yield f"{name}: {ours.value} ({ours.note}), not counted"
+            continue
+        if not same_value(name, theirs.value, ours.value):
+            yield f"{name}: {ours.value}, counted {theirs.value} ({ours.note})"
+            continue
+        if name not in GAPS_IN_BINS and not (near(theirs.low, ours.lo) and near(theirs.high, ours.hi)):
+            yield f"{name}: {ours.lo} to {ours.hi}, counted {theirs.low} to {theirs.high}"
+        if ours.value is not None and theirs.settled != ours.settled and not (theirs.settled and swings_may_lack(ours)):
+            yield f"{name}: settled {ours.settled}, counted {theirs.settled} ({ours.note})"
+        if ours.parts and not parts_agree(name, ours.parts, theirs):
+            yield f"{name}: parts {ours.parts}, counted {theirs.in_sections} or {theirs.in_replications}"
+
+
+def swings_may_lack(metric: Metric) -> bool:
+    """Whether a metric is unsettled for want of swings, which aren't counted here."""
+    return metric.note.endswith("are needed: run more requests")
+
+
+def same_value(name: str, exact: float | None, value: float | None) -> bool:
+    if name in GAPS_IN_BINS:
+        return in_bin(exact, value)
+    if name in WHOLE_REQUESTS and exact is not None and value is not None:
+        return value == round(value) and abs(exact - value) <= 0.5 + NEAR
+    return near(exact, value)
+
+
+def parts_agree(name: str, parts: list[float | None], counted: Counted) -> bool:
+    wanted = counted.parts
+    if len(parts) != len(wanted):
+        return False
+    if name in GAPS_IN_BINS:
+        return all(in_bin(b, a) for a, b in zip(parts, wanted, strict=True))
+    return all(near(a, b, PART) for a, b in zip(parts, wanted, strict=True))
+
+
+def laws(one: Run, counted: SecondCount) -> Iterator[str]:
+    """Say what doesn't add up."""
+    metrics, parts = counted.metrics(), counted.wholes
+    ways = [metrics[name].value for name in ("hit_ratio", "delayed_hit_ratio", "miss_ratio")]
+    if None not in ways and not near(sum(ways), 1.0):
+        yield f"hits, delayed hits and misses add up to {sum(ways)}"
+    ends = sum(one.point.metrics[name].value for name in ("completed", "unfinished", "refused", "failed"))
+    if ends != sum(len(part.measured) for part in parts):
+        yield f"{ends} requests ended in one of four ways, {sum(len(part.measured) for part in parts)} were measured"
+    for replication in one.replications if gaps_are_those_of_requests(one) else ():
+        done = [request for request in replication.requests if request.status == "completed"]
+        tokens = sum(request.output_tokens - 1 for request in done)
+        seconds = math.fsum(request.finished_s - request.first_token_s for request in done)
+        gaps = [gap.gap_s for gap in replication.gaps]
+        if len(gaps) != tokens or not near(math.fsum(gaps), seconds):
+            yield f"{len(gaps)} gaps of {math.fsum(gaps)} s, of requests {tokens} of {seconds} s"
+
+
+def gaps_are_those_of_requests(one: Run) -> bool:
+    """Whether every gap between tokens is one of a completed request: none had to begin anew or was broken off."""
+    every = [request for replication in one.replications for request in replication.requests]
+    ended = all(request.status in ("completed", "refused") for request in every)
+    again = any(mark in request.marks for request in every for mark in ("retried", "rerouted"))
+    return ended and not again and not one.facts.fixed_engine
+
+
+def close_rows(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
+    """Say which fields of two rows differ, of those that the second count has."""
+    for field, value in theirs.items():
+        if not near(ours[field], value):
+            yield f"{name} {field}: {ours[field]}, counted {value}"
+
+
+def differences_beside(one: Run, counted: SecondCount) -> Iterator[str]:
+    """Say where what a point holds beside its metrics differs."""
+    point, facts, parts, replications = one.point, one.facts, counted.wholes, one.replications
+    yield from differences_of_breakdown(one, parts)
+    yield from differences_of_late(one, counted)
+    capacity = point.capacity
+    shares = {
+        ("loader", "offered_load"): naive_capacity.offered_to_loaders(replications, parts),
+        ("compute", "offered_load"): naive_capacity.overload(replications, parts),
+        ("slots", "blocked_share"): naive_capacity.slots_blocked_share(replications, parts),
+    }
+    if not facts.fixed_engine:
+        for reason in ("seats", "kv"):
+            share = naive_capacity.blocked_share(parts, reason, facts.all_replicas)
+            shares[reason, "blocked_share"] = share
+    if facts.all_replicas > facts.base_replicas:
+        shares["full_models", "utilization"] = naive_capacity.full_models_utilization(parts)
+    for (part, name), share in shares.items():
+        if not near(capacity[part][name], share):
+            yield f"capacity {part} {name}: {capacity[part][name]}, counted {share}"
+    yield from close_rows("faults", capacity.get("faults", {}), naive_capacity.broken_shares(parts))
+    if facts.all_replicas > 1:
+        for ours, theirs in zip(point.replicas, naive_capacity.replica_rows(replications[0], parts[0]), strict=True):
+            yield from close_rows(f"replica {theirs['replica']}", ours, theirs)
+    yield from differences_of_groups(one, parts)
+    if facts.rollout_begins or facts.faults:
+        yield from close_rows("harm", point.harm, naive_capacity.harm_counts(parts))
+
+
+def differences_of_late(one: Run, counted: SecondCount) -> Iterator[str]:
+    """Shares of late requests: only where some were not served, or had waited too long when the run ended."""
+    if not one.point.late:
+        return
+    for term, theirs in counted.late_shares().items():
+        ours = one.point.late[f"{term}_s"].share
+        pairs = ((ours.value, theirs.value), (ours.lo, theirs.low), (ours.hi, theirs.high))
+        if not all(near(a, b) for a, b in pairs):
+            yield f"late {term}: {pairs}"
+
+
+def differences_of_breakdown(one: Run, parts: list[Part]) -> Iterator[str]:
+    """Stages add up to mean E2E, none is negative, and what rows alone tell of them agrees."""
+    ours, theirs = dict(one.point.breakdown), naive_capacity.breakdown(parts)
+    if not theirs:
+        return
+    if not near(sum(ours.values()), e2e_mean_s(parts)):
+        yield f"breakdown {ours} adds up to {sum(ours.values())}, mean E2E is {e2e_mean_s(parts)}"
+    if min(ours.values()) < -ZERO:
+        yield f"breakdown {ours} has a negative stage"
+    before_s, waits_s = theirs.pop("until_admission_s"), theirs["loader_queue_s"] + theirs["load_s"]
+    scenario, host = one.world.scenario, one.world.scenario.cache.host
+    if scenario.fleet.full_models is None and (host is None or host.fill != "arrival"):
+        inside_step_s = waits_s if scenario.storage.mode == "blocking" else 0.0
+        if not near(ours["queue_s"], before_s - (waits_s - inside_step_s)):
+            yield f"breakdown queue_s: {ours['queue_s']}, counted {before_s - (waits_s - inside_step_s)}"
+    ours["queue_and_prefill_s"] = ours.pop("queue_s") + ours.pop("prefill_s")
+    yield from close_rows("breakdown", ours, theirs)
+
+
+def differences_of_groups(one: Run, parts: list[Part]) -> Iterator[str]:
+    population = one.world.traffic.population
+    sizes, kinds = [float(size) for size in population.size_bytes], population.kind.tolist()
+    groups = []
+    if len(population.kind_names) > 1:
+        groups = [[a for a, kind in enumerate(kinds) if kind == number] for number in range(len(population.kind_names))]
+    if len(sizes) >= 10:
+        groups += naive_capacity.popularity_bands(parts, len(sizes))
+    for ours, adapters in zip(one.point.groups, groups, strict=True):
+        yield from close_rows(ours["group"], ours, naive_capacity.group_row(parts, adapters, sizes))
+
+
+def events(one: Run, counted: SecondCount) -> Iterator[str]:
+    """Say what a scenario met with, of what the count must have seen."""
+    facts, parts, metrics = one.facts, counted.wholes, one.point.metrics
+    measured = [request for part in parts for request in part.measured]
+    yield from {request.status for request in measured}
+    yield from {request.outcome for request in measured if request.admitted_s is not None}
+    yield from {f"from {request.tier}" for request in measured}
+    yield from {mark for request in measured for mark in request.marks}
+    yield from {fault.kind for fault in one.world.scenario.faults}
+    yield from {rollout.strategy for rollout in one.world.scenario.rollouts}
+    found = {
+        "duration": facts.duration_s is not None,
+        "warm-up": facts.warmup > 0,
+        "preemptions": any(request.preemptions for request in measured),
+        "late": any(is_late(request, facts) for request in measured),
+        "late without an answer": any(r.status == "unfinished" and is_late(r, facts) for r in measured),
+        "good in the warm-up": any(
+            request.index not in part.measured_indices and not is_late(request, facts)
+            for part in parts
+            for request in part.ended
+        )
+        and has_targets(facts),
+        "gaps add up": gaps_are_those_of_requests(one),
+        "several targets": len(facts.targets) > 1,
+        "several replicas": facts.base_replicas > 1,
+        "several loaders": facts.loaders > 1 and metrics["loader_utilization"].value != 0,
+        "pauses of loaders": any(replication.pauses for replication in one.replications),
+        "p99 of requests": metrics["e2e_p99_s"].value is not None,
+        "p99 during a rollout": metrics["rollout_e2e_p99_s"].value is not None,
+        "five replications": len(parts) >= 5,
+        "saw both": bool(metrics["sessions_saw_both"].value),
+        "went back": bool(metrics["sessions_went_back"].value),
+        "steps across borders": any(
+            step.start_s < part.end_s < step.end_s for part in counted.sections for step in part.steps
+        ),
+        "gaps in the drain": any(gap.step_start_s > part.end_s for part in parts for gap in part.gaps),
+        "whole models load": any(load.whole_model for part in parts for load in part.loads),
+        "host memory fills": one.world.scenario.cache.host is not None
+        and one.world.scenario.cache.host.fill == "arrival",
+        "loads in steps": one.world.scenario.storage.mode == "blocking",
+        "full loaders": naive_capacity.loaders_are_full(one.replications, parts),
+        "shares of late requests": bool(one.point.late),
+        "overloaded": one.point.capacity["compute"]["offered_load"] is not None,
+    }
+    yield from (name for name, there in found.items() if there)
+
+
+@pytest.mark.slow
+def test_every_metric_agrees_with_the_second_count() -> None:
+    seen, wrong = Counter[str](), []
+    for family in FAMILIES:
+        for number in range(EACH):
+            scenario = metric_scenario(family, number)
+            one = run(scenario)
+            counted = SecondCount(one.replications, one.facts)
+            found = [
+                *differences(counted.metrics(), one.point.metrics),
+                *differences_beside(one, counted),
+                *laws(one, counted),
+            ]
+            if found:
+                yaml = scenario.model_dump_json(by_alias=True, exclude_unset=True)
+                wrong.append("\n  ".join([f"metric_scenario({family!r}, {number})", *found, yaml]))
+            assert len(wrong) < 3, "\n".join(wrong)
+            seen.update(set(events(one, counted)))
+    assert not wrong, "\n".join(wrong)
+    rare = {name: (seen[name], least) for name, least in LEAST.items() if seen[name] < least}
+    assert not rare, f"too few scenarios show what they are for (seen, least): {rare}"

@@ -1,0 +1,117 @@
+"""Leaps that cross the bounds of sections, from rows whose parts can be counted on paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from strategies import GRID, build, fixed_time, write_profile, write_trace
+
+from sim.results.leaps import Leaps, gap_bins
+from sim.results.records import Recorder, Recording, pack_step
+from sim.spec.scenario import Scenario
+from sim.world.build import build_world, simulate
+
+
+def sections_of(*rows: bytes, bounds: tuple[float, ...] = (10.0, 15.0, 20.0), replicas: int = 1) -> Recording:
+    recorder = Recorder(len(bounds) - 1, replicas)
+    for bound in bounds:
+        recorder.mark(bound)
+    for row in rows:
+        recorder.step_rows += row
+    return recorder.close(30.0, 0.0)
+
+
+def gaps(recording: Recording, section: int, *seconds: float) -> list[int]:
+    return recording.gap_counts[section, gap_bins(np.array(seconds))].tolist()
+
+
+def test_a_leap_from_the_warm_up_into_the_drain_counts_in_every_section_with_its_part() -> None:
+    # 14 steps of 1 s, the first after a load of 0.25 s: they start at 7.5, then at 8.75, 9.75, ... and end at 21.75.
+    recording = sections_of(pack_step(7.5, 1.0, 0.0, 0.25, 14, 3, 4, 2, 1), replicas=2)
+    assert recording.busy_s.tolist() == [5.0, 5.0]
+    assert recording.busy_by_replica.tolist() == [0.0, 10.0]
+    assert recording.blocked_s.tolist() == [[0, 0], [0, 0], [5.0, 5.0], [0, 0]]
+    assert recording.running_area == 4 * 14.25, "of the whole run"
+    # Starts from 10.75 to 14.75, and from 15.75 to 20.75, the last one in the drain; three tokens each.
+    assert recording.gap_counts.sum(axis=1).tolist() == [15, 18]
+    assert recording.gap_sum_s.tolist() == [15.0, 18.0]
+    assert gaps(recording, 0, 1.0, 1.25) == [15, 0], "the step with the load started in the warm-up"
+
+
+def test_the_steps_of_a_cut_leap_keep_their_length() -> None:
+    # Steps of 1, 1.5, 2 and 2.5 s start at 12, 13, 14.5 and 16.5.
+    recording = sections_of(pack_step(12.0, 1.0, 0.5, 0.0, 4, 1, 1, 0, 0))
+    assert recording.busy_s.tolist() == [3.0, 4.0]
+    assert recording.gap_sum_s.tolist() == [4.5, 2.5]
+    assert gaps(recording, 0, 1.0, 1.5, 2.0, 2.5) == [1, 1, 1, 0]
+    assert gaps(recording, 1, 1.0, 1.5, 2.0, 2.5) == [0, 0, 0, 1]
+
+
+def test_a_step_that_starts_at_a_bound_belongs_to_the_section_that_begins_there() -> None:
+    recording = sections_of(pack_step(8.0, 1.0, 0.0, 0.0, 8, 1, 1, 0, 0))
+    assert recording.gap_counts.sum(axis=1).tolist() == [5, 1]
+    assert recording.busy_s.tolist() == [5.0, 1.0]
+
+
+@pytest.mark.parametrize("growth", [0.0, 1e-9, 0.003])
+def test_steps_before_a_time_are_counted_exactly_where_rounding_is_not(growth: float) -> None:
+    steps = np.arange(1.0, 400.0)
+    same = np.ones(len(steps))
+    leaps = Leaps(0.7 * same, 500 * same, 0.1 * same, growth * same, 0.3 * same, same)
+    starts = leaps.start + leaps.seconds(steps)
+    assert leaps.steps_before(starts).tolist() == steps.tolist()
+    assert leaps.steps_before(np.nextafter(starts, np.inf)).tolist() == (steps + 1).tolist()
+
+
+def test_only_the_first_step_of_a_leap_waits_for_its_loads() -> None:
+    recording = sections_of(pack_step(11.0, 0.5, 0.0, 2.0, 3, 1, 1, 0, 0))
+    assert gaps(recording, 0, 2.5, 0.5) == [1, 2]
+    assert recording.gap_sum_s.tolist() == [3.5, 0.0]
+
+
+def test_what_lies_outside_the_measured_time_is_not_busy() -> None:
+    before, after = pack_step(1.0, 1.0, 0.0, 0.0, 9, 1, 1, 0, 0), pack_step(20.0, 1.0, 0.0, 0.0, 2, 1, 1, 0, 0)
+    recording = sections_of(before, after)
+    assert recording.busy_s.tolist() == [0.0, 0.0]
+    assert recording.gap_counts.sum(axis=1).tolist() == [0, 2], "tokens of the drain belong to measured requests"
+
+
+def timed(arrivals: list[float], end_s: float, **sections: Any) -> Scenario:
+    """Requests for one adapter that is there from the start; the first comes in the warm-up."""
+    trace = write_trace([(arrival, 0, 2, 40) for arrival in arrivals])
+    return build(
+        workload={"trace": {"file": trace}, "duration": f"{end_s} s"}, adapters={"count": 1, "size": "1 MiB"},
+        cache={"gpu": {"slots": 1}, "warm": 1}, run={"seed": 1, "warmup": 1.001 / len(arrivals)}, **sections,
+    )  # fmt: skip
+
+
+def test_a_server_that_never_rests_is_busy_all_the_time() -> None:
+    fleet = {"engine": "fixed", "service": fixed_time(3.0)}
+    # Served from 0 to 3, from 3 to 6, and from 6 on.
+    recording = simulate(build_world(timed([0.0, 2.0, 4.0, 6.0], 8.0, fleet=fleet)), 0, 3)
+    assert recording.bounds.tolist() == [2.0, 4.0, 6.0, 8.0]
+    assert recording.busy_s.tolist() == [2.0, 2.0, 2.0]
+    assert recording.busy_by_replica.tolist() == [6.0]
+
+
+def test_one_service_that_outlasts_the_run_is_all_of_it() -> None:
+    fleet = {"engine": "fixed", "service": fixed_time(100.0)}
+    recording = simulate(build_world(timed([0.0, 2.0, 5.0], 8.0, fleet=fleet)), 0, 2)
+    assert recording.bounds.tolist() == [2.0, 5.0, 8.0]
+    assert recording.busy_s.tolist() == [3.0, 3.0]
+    assert recording.running_area == 8.0
+
+
+@pytest.mark.parametrize(("ticks", "expected"), [(1, [4, 3]), (4, [1, 0])])
+def test_a_step_under_way_at_the_end_keeps_the_gpu_busy(ticks: int, expected: list[int]) -> None:
+    # One request decodes from the start on, and the batch has no place for the others.
+    profile = write_profile({"fixed_s": ticks * GRID})
+    fleet = {"profile": profile, "kv_tokens": 64, "block_size": 1, "max_num_seqs": 1}
+    recording = simulate(build_world(timed([0.0, 4.25 * GRID, 8.5 * GRID], 12.75 * GRID, fleet=fleet)), 0, 2)
+    assert (recording.bounds / GRID).tolist() == [4.25, 8.5, 12.75]
+    assert (recording.busy_s / GRID).tolist() == [4.25, 4.25]
+    assert recording.running_area == 12.75 * GRID
+    # Tokens end the steps that start at 5 to 8 and at 9 to 11; of steps of four ticks, the one that starts at 8.
+    assert recording.gap_counts.sum(axis=1).tolist() == expected

@@ -1,0 +1,56 @@
+"""Where a run is cut: the warm-up, then sections with equally many requests, or of equal length where time ends it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from strategies import GRID, build, fixed_time, write_trace
+
+from sim.results.records import Recording
+from sim.world.build import build_world, simulate
+
+BURSTY = [0.01 * i for i in range(90)] + [10.0 + i for i in range(10)]
+"""Ninety requests within a second, then one a second."""
+
+
+def run(sections: int, warmup: float, workload: dict[str, Any]) -> Recording:
+    scenario = build(
+        workload=workload,
+        adapters={"count": 1, "size": "1 MiB"},
+        cache={"gpu": {"slots": 1}},
+        storage={"load": fixed_time(GRID)},
+        fleet={"engine": "fixed", "service": fixed_time(GRID)},
+        run={"seed": 1, "warmup": warmup},
+    )
+    return simulate(build_world(scenario), 0, sections)
+
+
+def trace(arrivals: list[float]) -> dict[str, Any]:
+    return {"trace": {"file": write_trace([(arrival, 0, 1, 1) for arrival in arrivals])}}
+
+
+def test_sections_have_equally_many_requests_however_they_are_spread_over_time() -> None:
+    recording = run(3, 0.1, trace(BURSTY))
+    assert recording.bounds == pytest.approx([BURSTY[10], BURSTY[40], BURSTY[70], BURSTY[99]])
+    assert np.bincount(recording.section_of + 1).tolist() == [10, 30, 30, 30], "the first ten are the warm-up"
+
+
+def test_a_duration_cuts_a_trace_and_ends_its_last_section() -> None:
+    recording = run(3, 0.2, {**trace(BURSTY), "duration": "15 s"})
+    assert recording.bounds == pytest.approx([BURSTY[19], BURSTY[44], BURSTY[69], 15.0])
+    assert np.bincount(recording.section_of + 1).tolist() == [19, 25, 25, 26], "95 requests come before 15 s"
+
+
+def test_where_only_the_time_is_known_warm_up_and_sections_are_shares_of_it() -> None:
+    recording = run(4, 0.2, {"duration": "15 s", "arrivals": {"process": "poisson", "rate": "20/s"}})
+    assert recording.bounds == pytest.approx([3.0, 6.0, 9.0, 12.0, 15.0])
+    arrival_s = recording.requests["arrival_s"]
+    assert np.array_equal(recording.section_of, np.floor(arrival_s / 3.0) - 1)
+
+
+def test_without_a_warm_up_every_request_is_measured() -> None:
+    recording = run(2, 0.0, trace(BURSTY))
+    assert recording.bounds[0] == BURSTY[0]
+    assert np.bincount(recording.section_of + 1).tolist() == [0, 50, 50]
