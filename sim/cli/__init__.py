@@ -27,7 +27,7 @@ from sim.cli import (
     trace_command,
     vet_command,
 )
-from sim.cli.options import CONFINED
+from sim.cli.options import Session
 from sim.cli.output import message, say
 from sim.cli.streams import check_surroundings, guarded_streams, working_folder_exists
 from sim.errors import InputError, LoraplanError
@@ -111,30 +111,24 @@ def _stop(number: int, frame: object) -> None:
 
 
 def _exit_code(arguments: list[str], debug: bool, confined: bool) -> int:
+    session = Session(confined)
     try:
         check_surroundings()
-        code = app(arguments, standalone_mode=False, obj=CONFINED if confined else None)
+        code = app(arguments, standalone_mode=False, obj=session)
         sys.stdout.flush()  # here, so that a disk that is full is an error of the command
         if code == INTERRUPTED:  # newer typer makes an exit code of Ctrl-C, older ones raise
-            return _interrupted()
+            return _interrupted(session)
         return code if isinstance(code, int) else 0
     except (typer.Abort, KeyboardInterrupt):
-        return _interrupted()
+        return _interrupted(session)
     except Exception as error:
         if debug and not hasattr(error, "show"):
             raise
         return _explain(error)
 
 
-def _interrupted() -> int:
-    kept = "finished points are kept; the same command goes on from there"
-    prices = any(argument.split("=")[0] == "--scenario" for argument in sys.argv)  # of cures: vet simulates
-    if {"trace", "cache", "compare", "adapters", "vet"} & set(sys.argv[1:2]) and not prices:
-        kept = "nothing is kept"
-    if "calibrate" in sys.argv:
-        fits = "fit" in sys.argv
-        kept = "nothing of a fit is kept" if fits else "what was measured is kept; the same command goes on from there"
-    message(f"interrupted: {kept}", quiet=False)
+def _interrupted(session: Session) -> int:
+    message(f"interrupted: {session.kept}", quiet=False)
     return INTERRUPTED
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sim.cli.options import QuietOption
-from sim.cli.output import message, print_rich, progress_bar, rich_rows, say
+from sim.cli.options import MEASURED_SAMPLES, QuietOption, session_of, takes
+from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, say
 from sim.errors import InputError, install_hint
 
 if TYPE_CHECKING:
@@ -27,90 +26,96 @@ BackendOption = Annotated[
     list[str] | None, typer.Option(help="grouped_mm, bmm, loop, triton; the first is fitted. Unset: all that run.")
 ]
 SamplesSeedOption = Annotated[int, typer.Option(help="Of the order of visits and the random batches.", min=0)]
-AnewOption = Annotated[bool, typer.Option("--overwrite", help="Start anew: remove the samples in the folder.")]
+OverwriteSamplesOption = Annotated[
+    bool, typer.Option("--overwrite", help="Start over: remove the samples in the folder.")
+]
 
 
-def steps(
-    model: ModelOption = "llama-3.1-8b",
-    device: DeviceOption = "cuda",
-    out: SamplesOption = Path("runs/calibration"),
-    layers: LayersOption = None,
-    backend: BackendOption = None,
-    quick: QuickOption = False,
-    seed: SamplesSeedOption = 1,
-    overwrite: AnewOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The options of commands that time a device."""
+
+    context: typer.Context
+    model: ModelOption = "llama-3.1-8b"
+    device: DeviceOption = "cuda"
+    out: SamplesOption = Path("runs/calibration")
+    quick: QuickOption = False
+    seed: SamplesSeedOption = 1
+    overwrite: OverwriteSamplesOption = False
+    quiet: QuietOption = False
+
+
+@takes(SamplingOptions)
+def steps(options: SamplingOptions, layers: LayersOption = None, backend: BackendOption = None) -> None:
     """Time forward steps of a model's shapes with LoRA, over batch size, adapters, ranks, slots and KV."""
-    _need_torch()
-    _time_steps(model, device, out, layers, backend, quick=quick, seed=seed, overwrite=overwrite, quiet=quiet)
-    message(f"next: loraplan calibrate loads --model {model} --device {device} --out {out}", quiet)
+    _begin(options)
+    _time_steps(options, layers, backend)
+    target = f"--model {options.model} --device {options.device} --out {options.out}"
+    message(f"next: loraplan calibrate loads {target}", options.quiet)
 
 
-def loads(
-    model: ModelOption = "llama-3.1-8b",
-    device: DeviceOption = "cuda",
-    out: SamplesOption = Path("runs/calibration"),
-    quick: QuickOption = False,
-    seed: SamplesSeedOption = 1,
-    overwrite: AnewOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@takes(SamplingOptions)
+def loads(options: SamplingOptions) -> None:
     """Time adapter loads in stages: from disk, to the GPU, into slots, one and several at a time."""
-    _need_torch()
-    _time_loads(model, device, out, quick=quick, seed=seed, overwrite=overwrite, quiet=quiet)
-    message(f"next: loraplan calibrate fit {out} --out {out / PROFILE}", quiet)
+    _begin(options)
+    _time_loads(options)
+    message(f"next: loraplan calibrate fit {options.out} --out {options.out / PROFILE}", options.quiet)
 
 
-def everything(
-    model: ModelOption = "llama-3.1-8b",
-    device: DeviceOption = "cuda",
-    out: SamplesOption = Path("runs/calibration"),
-    layers: LayersOption = None,
-    quick: QuickOption = False,
-    seed: SamplesSeedOption = 1,
-    overwrite: AnewOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@takes(SamplingOptions)
+def everything(options: SamplingOptions, layers: LayersOption = None) -> None:
     """Time steps and loads, and fit a profile to them: OUT/profile.json."""
     from sim.cli.fit_command import fit
 
+    _begin(options)
+    profile = options.out / PROFILE
+    if options.overwrite:
+        profile.unlink(missing_ok=True)  # it would be taken for one of the new samples
+    _time_steps(options, layers, None)
+    _time_loads(options)
+    fit(options.out, out=profile, quiet=options.quiet)
+    message(f"next: loraplan run quickstart --set fleet.profile={profile}", options.quiet)
+
+
+def _begin(options: SamplingOptions) -> None:
     _need_torch()
-    if overwrite:
-        (out / PROFILE).unlink(missing_ok=True)  # it would be taken for one of the new samples
-    _time_steps(model, device, out, layers, None, quick=quick, seed=seed, overwrite=overwrite, quiet=quiet)
-    _time_loads(model, device, out, quick=quick, seed=seed, overwrite=overwrite, quiet=quiet)
-    fit(out, out=out / PROFILE, quiet=quiet)
-    message(f"next: loraplan run quickstart --set fleet.profile={out / PROFILE}", quiet)
+    session_of(options.context).kept = MEASURED_SAMPLES
 
 
-def _time_steps(
-    model: str, device: str, out: Path, layers: int | None, backend: list[str] | None, *, quick: bool, seed: int,
-    overwrite: bool, quiet: bool,
-) -> None:  # fmt: skip
+def _time_steps(options: SamplingOptions, layers: int | None, backend: list[str] | None) -> None:
     from calibrate.device.devices import open_device
     from calibrate.steps.step_timing import StepOptions, default_backends, time_steps
 
-    target = open_device(device)
-    options = StepOptions(model, layers, tuple(backend or default_backends(target)), quick, seed)
-    with progress_bar(quiet, "timing steps") as progress:
-        log = time_steps(options, target, out, command=_command(), overwrite=overwrite, progress=progress)
-    _tell(log, "steps", quiet)
+    target = open_device(options.device)
+    backends = tuple(backend or default_backends(target))
+    grid = StepOptions(options.model, layers, backends, options.quick, options.seed)
+    with progress_bar(options.quiet, "timing steps") as progress:
+        log = time_steps(
+            grid, target, options.out, command=command_line(), overwrite=options.overwrite, progress=progress
+        )
+    _print_samples(log, "steps", options.quiet)
 
 
-def _time_loads(model: str, device: str, out: Path, *, quick: bool, seed: int, overwrite: bool, quiet: bool) -> None:
+def _time_loads(options: SamplingOptions) -> None:
     from calibrate.device.devices import open_device
     from calibrate.loads.load_timing import time_loads
 
-    target = open_device(device)
-    with progress_bar(quiet, "timing loads") as progress:
+    target = open_device(options.device)
+    with progress_bar(options.quiet, "timing loads") as progress:
         log = time_loads(
-            target, model, out, quick=quick, seed=seed, command=_command(), overwrite=overwrite, progress=progress
+            target,
+            options.model,
+            options.out,
+            quick=options.quick,
+            seed=options.seed,
+            command=command_line(),
+            overwrite=options.overwrite,
+            progress=progress,
         )
-    _tell(log, "loads", quiet)
+    _print_samples(log, "loads", options.quiet)
 
 
-def _tell(log: SampleLog, suite: Literal["steps", "loads"], quiet: bool) -> None:
+def _print_samples(log: SampleLog, suite: Literal["steps", "loads"], quiet: bool) -> None:
     """Print what was timed, and on stderr what may have disturbed it."""
     from calibrate.summary import ceilings_line, sample_rows
 
@@ -132,7 +137,3 @@ def _need_torch() -> None:
             key="calibrate",
             hint=install_hint("gpu"),
         )
-
-
-def _command() -> str:
-    return shlex.join(["loraplan", *sys.argv[1:]])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cells import one_line
-from sim.cli.options import QuietOption, ScenarioArgument, SetOption, is_confined
+from sim.cli.options import QuietOption, ScenarioArgument, SetOption, session_of
 from sim.cli.output import message, print_rich, say
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def check(
     from sim.studies.planning.plan_study import check_plan
     from sim.studies.sweep import check_points
 
-    loaded = load_scenario(scenario, set_ or [], confined=is_confined(context))
+    loaded = load_scenario(scenario, set_ or [], confined=session_of(context).confined)
     notes = check_points(loaded)
     if loaded.scenario.plan is not None:
         check_plan(loaded)

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-CONFINED = "confined"
-"""What the context of a command holds where its scenario must not name files outside its folder."""
+if TYPE_CHECKING:
+    from sim.spec.scenario_file import LoadedScenario
+
+FINISHED_POINTS = "finished points are kept; the same command goes on from there"
+MEASURED_SAMPLES = "what was measured is kept; the same command goes on from there"
+
+
+@dataclass(slots=True)
+class Session:
+    """What all commands share.
+
+    :ivar confined: whether scenarios may name files in their own folder only (``--confined``).
+    :ivar kept: what is left of the work if the command is interrupted; commands that keep something say so.
+    """
+
+    confined: bool = False
+    kept: str = "nothing is kept"
+
 
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a bundled one.")
@@ -34,6 +53,66 @@ BackendOption = Annotated[
 """One option with two names: what is given says by itself whether it is a backend or an address."""
 
 
-def is_confined(context: typer.Context) -> bool:
-    """Return whether ``--confined`` was given, which may stand behind any command."""
-    return context.find_root().obj is CONFINED
+def session_of(context: typer.Context) -> Session:
+    """Return the session a command belongs to."""
+    session = context.find_root().obj
+    return session if isinstance(session, Session) else Session()
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The argument and the options of commands that simulate a scenario and write a run directory."""
+
+    context: typer.Context
+    scenario: ScenarioArgument
+    set_: SetOption = None
+    seed: SeedOption = None
+    out: OutOption = None
+    backend: BackendOption = None
+    jobs: JobsOption = -1
+    json: JsonOption = False
+    quiet: QuietOption = False
+
+    def load(self, *overrides: str) -> LoadedScenario:
+        """Read the scenario, with what ``--set`` and further overrides change.
+
+        :raises InputError: with every problem found.
+        """
+        from sim.spec.scenario_file import load_scenario
+
+        session = session_of(self.context)
+        session.kept = FINISHED_POINTS
+        return load_scenario(self.scenario, [*(self.set_ or []), *overrides], self.seed, confined=session.confined)
+
+
+def takes(options: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let typer see the fields of a dataclass where a command takes an object of it as its first parameter.
+
+    In ``--help`` the command's own options come first, then the shared ones in the order of the fields.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(options)
+    ]
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        needed = [parameter for parameter in shared if parameter.default is inspect.Parameter.empty]
+        rest = [parameter for parameter in shared if parameter not in needed]
+        parameters = [*needed, *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own), *rest]
+
+        def wrapped(**given: Any) -> None:
+            command(options(**{parameter.name: given.pop(parameter.name) for parameter in shared}), **given)
+
+        wrapped.__name__, wrapped.__doc__, wrapped.__module__ = command.__name__, command.__doc__, command.__module__
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return wrapped
+
+    return decorated

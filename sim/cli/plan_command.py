@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import (
-    BackendOption,
-    JobsOption,
-    JsonOption,
-    OutOption,
-    QuietOption,
-    ScenarioArgument,
-    SeedOption,
-    SetOption,
-    is_confined,
-)
+from sim.cli.options import StudyOptions, takes
 from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, say, say_json
 from sim.errors import InputError
 
@@ -30,9 +20,9 @@ _RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
 NONE_MEETS = 1
 
 
+@takes(StudyOptions)
 def plan(
-    context: typer.Context,
-    scenario: ScenarioArgument,
+    options: StudyOptions,
     minimize: Annotated[
         list[str] | None,
         typer.Option(help="Find the smallest value: KEY=a..b, with steps KEY=a..b:step. Twice: both, the first first."),
@@ -41,24 +31,15 @@ def plan(
     what_if: Annotated[
         bool, typer.Option("--what-if", help="Also say what one change at a time would do at the answer.")
     ] = False,
-    set_: SetOption = None,
-    seed: SeedOption = None,
-    out: OutOption = None,
-    backend: BackendOption = None,
-    jobs: JobsOption = -1,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
     from reports.answers.plan_answer import plan_answer, plan_json
     from reports.formatting import metric_words, percent, show
     from reports.pages.run_page import write_report
     from sim.results.run_directory.store import blamed_on, read_run
-    from sim.spec.scenario_file import load_scenario
     from sim.studies.planning.plan_study import RECOMMENDED, make_plan
 
-    overrides = [*(set_ or []), *_question(minimize or [], maximize or [])]
-    loaded = load_scenario(scenario, overrides, seed, confined=is_confined(context))
+    loaded = options.load(*_question(minimize or [], maximize or []))
 
     def told(noted: Noted) -> None:
         values = ", ".join(f"{key} {value}" for key, value in noted.set.items())
@@ -66,17 +47,18 @@ def plan(
         seen = metric_words(noted.term) + ("" if noted.value is None else f" {show(noted.term, noted.value)}")
         if noted.unserved is not None:
             seen = f"{percent(noted.unserved)} of the requests refused or failed"
-        message(f"  {values}: {noted.word} ({seen}; {runs})", quiet or json)
+        message(f"  {values}: {noted.word} ({seen}; {runs})", options.quiet or options.json)
 
-    with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet, "planning") as progress:
+    quiet = options.quiet
+    with pool_of(options.backend, options.jobs, quiet) as pool, progress_bar(quiet, "planning") as progress:
         planned = make_plan(
-            loaded, out, command=command_line(), pool=pool, and_what_if=what_if, told=told, progress=progress
+            loaded, options.out, command=command_line(), pool=pool, and_what_if=what_if, told=told, progress=progress
         )
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)
         page = write_report(data)
         said = plan_answer(data)
-    if json:
+    if options.json:
         say_json(plan_json(data))
     else:
         say(f"{loaded.scenario.name}: {said.headline}")

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import (
-    BackendOption,
-    CheckOption,
-    JobsOption,
-    JsonOption,
-    OutOption,
-    OverwriteOption,
-    QuietOption,
-    ScenarioArgument,
-    SeedOption,
-    SetOption,
-    is_confined,
-)
+from sim.cli.options import CheckOption, OverwriteOption, StudyOptions, takes
 from sim.cli.output import command_line, message, pool_of, print_rich, progress_bar, rich_table, say, say_json
 from sim.errors import InputError, ScenarioError
 
@@ -31,64 +18,32 @@ if TYPE_CHECKING:
     from sim.studies.sweep import Finished
 
 
-def run(
-    context: typer.Context,
-    scenario: ScenarioArgument,
-    set_: SetOption = None,
-    seed: SeedOption = None,
-    out: OutOption = None,
-    check: CheckOption = False,
-    overwrite: OverwriteOption = False,
-    backend: BackendOption = None,
-    jobs: JobsOption = -1,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@takes(StudyOptions)
+def run(options: StudyOptions, check: CheckOption = False, overwrite: OverwriteOption = False) -> None:
     """Simulate one scenario; write a run directory with a report; print the answer."""
-    from sim.spec.scenario_file import load_scenario
-
-    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
-    _simulate(loaded, [{}], out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
+    _simulate(options, options.load(), [{}], check=check, overwrite=overwrite)
 
 
+@takes(StudyOptions)
 def sweep(
-    context: typer.Context,
-    scenario: ScenarioArgument,
+    options: StudyOptions,
     over: Annotated[
         list[str] | None,
         typer.Option("--over", help="Values to try: key=v1,v2,v3. Repeatable; in place of the sweep: block."),
     ] = None,
-    set_: SetOption = None,
-    seed: SeedOption = None,
-    out: OutOption = None,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
-    backend: BackendOption = None,
-    jobs: JobsOption = -1,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Simulate a grid of values in parallel. A sweep that was stopped goes on where it was."""
-    from sim.spec.scenario_file import load_scenario
+    """Simulate a grid of values in parallel. An interrupted sweep resumes."""
     from sim.studies.sweep import grid
 
     axes = _axes(over or [])
-    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
-    sets = grid(loaded, axes)
-    _simulate(loaded, sets, out, check=check, overwrite=overwrite, backend=backend, jobs=jobs, json=json, quiet=quiet)
+    loaded = options.load()
+    _simulate(options, loaded, grid(loaded, axes), check=check, overwrite=overwrite)
 
 
 def _simulate(
-    loaded: LoadedScenario,
-    sets: list[dict[str, Any]],
-    out: Path | None,
-    *,
-    check: bool,
-    overwrite: bool,
-    backend: list[str] | None,
-    jobs: int,
-    json: bool,
-    quiet: bool,
+    options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str, Any]], *, check: bool, overwrite: bool
 ) -> None:
     """Run a study, write its report, print its answer; exit with 1 where ``check`` asks for a missed SLO."""
     from reports.pages.run_page import write_report
@@ -97,20 +52,20 @@ def _simulate(
 
     if check and not loaded.scenario.slo.terms():
         raise InputError("the scenario has no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
-    folder = out or free_folder(loaded, sets)
-    with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet) as progress:
+    folder = options.out or free_folder(loaded, sets)
+    with pool_of(options.backend, options.jobs, options.quiet) as pool, progress_bar(options.quiet) as progress:
         command = command_line()
         finished = study(loaded, sets, folder, command=command, overwrite=overwrite, pool=pool, progress=progress)
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
         data = read_run(finished.path)
         page = write_report(data)
-    if json:
+    if options.json:
         say_json(summary_json(loaded.scenario.name, finished.points))
     else:
         _print_answer(loaded, data)
         tables = f"{finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}"
         say("", f"report  {page}", f"tables  {tables}")
-    _notes(finished, quiet)
+    _notes(finished, options.quiet)
     if check and not _meets_slo(loaded, finished.points):
         raise typer.Exit(1)
 

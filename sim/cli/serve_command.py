@@ -8,12 +8,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, is_confined
+from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, session_of, takes
 from sim.cli.output import make_folder, message, print_rich, rich_table, say, say_json
 from sim.errors import InputError
 
@@ -28,74 +29,95 @@ _LEFT = (
 )  # fmt: skip
 
 
-def serve(
-    context: typer.Context,
-    scenario: ScenarioArgument,
-    launch: Annotated[str | None, typer.Option(help="Start a server here: vllm.")] = None,
-    url: Annotated[str | None, typer.Option(help="Drive the OpenAI-compatible server at this address.")] = None,
+@dataclass(frozen=True)
+class ServeOptions:
+    """What ``calibrate serve`` takes."""
+
+    context: typer.Context
+    scenario: ScenarioArgument
+    launch: Annotated[str | None, typer.Option(help="Start a server here: vllm.")] = None
+    url: Annotated[str | None, typer.Option(help="Drive the OpenAI-compatible server at this address.")] = None
     adapters: Annotated[
         str | None, typer.Option(help="With --url: what adapter {} is called there; unset: as the server lists them.")
-    ] = None,
-    fit: Annotated[
-        bool, typer.Option("--fit", help="Measure costs over the API first, and predict from them.")
-    ] = False,
-    profile: Annotated[str | None, typer.Option(help="Predict from this profile; unset: the scenario's.")] = None,
-    repeat: Annotated[int, typer.Option(help="Identical runs: what they differ by is the noise.", min=1)] = 2,
-    stall: Annotated[float, typer.Option(help="Give up when the server sends no token for so many seconds.")] = 60.0,
+    ] = None
+    fit: Annotated[bool, typer.Option("--fit", help="Measure costs over the API first, and predict from them.")] = False
+    profile: Annotated[str | None, typer.Option(help="Predict from this profile; unset: the scenario's.")] = None
+    repeat: Annotated[int, typer.Option(help="Identical runs: what they differ by is the noise.", min=1)] = 2
+    stall: Annotated[float, typer.Option(help="Give up when the server sends no token for so many seconds.")] = 60.0
     server_python: Annotated[
         Path | None, typer.Option(help="With --launch: the python of an environment with vLLM; unset: .vllm-venv.")
-    ] = None,
-    set_: SetOption = None,
-    seed: SeedOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/serve-NAME.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = None
+    set_: SetOption = None
+    seed: SeedOption = None
+    out: Annotated[Path | None, typer.Option(help="Folder for results; unset: runs/serve-NAME.")] = None
+    json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False
+    quiet: QuietOption = False
+
+    def check(self) -> None:
+        """Refuse options that don't go together.
+
+        :raises InputError: naming the option.
+        """
+        if (self.launch is None) == (self.url is None):
+            raise InputError(
+                "which server?",
+                key="--launch",
+                got="both --launch and --url" if self.url else None,
+                allowed="--launch vllm to start one, or --url http://host:8000",
+            )
+        if self.launch is not None and self.launch != "vllm":
+            raise InputError(
+                "can't start this", key="--launch", got=self.launch, allowed="vllm", hint="others: by --url"
+            )
+        pairs = (("--adapters", self.adapters, self.launch), ("--server-python", self.server_python, self.url))
+        for key, value, other in pairs:
+            if value is not None and other is not None:
+                raise InputError(f"goes with {'--url' if self.launch else '--launch'}", key=key, got=str(value))
+        if self.fit and self.profile is not None:
+            hint = "leave out --fit"
+            raise InputError("either fit a profile or give one", key="--profile", got=self.profile, hint=hint)
+        if not 1 <= self.repeat <= MOST_RUNS:
+            raise InputError("so many runs make no sense", key="--repeat", got=self.repeat, allowed=f"1 to {MOST_RUNS}")
+        if not 1 <= self.stall < 1e5:
+            raise InputError("no time to wait", key="--stall", got=self.stall, allowed="1 to 100,000 seconds")
+
+
+@takes(ServeOptions)
+def serve(options: ServeOptions) -> None:
     """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md)."""
     from sim.spec.scenario_file import load_scenario
 
-    _check(launch, url, adapters, server_python, fit=fit, profile=profile, repeat=repeat, stall=stall)
-    loaded = load_scenario(scenario, set_ or [], seed, confined=is_confined(context))
+    options.check()
+    session, quiet, fit, profile = session_of(options.context), options.quiet, options.fit, options.profile
+    loaded = load_scenario(options.scenario, options.set_ or [], options.seed, confined=session.confined)
     asked = not fit or loaded.scenario.adapters.base_model is None  # else the scenario's profile is of no use here
     used = profile or (loaded.scenario.fleet.profile if asked else "")
-    folder = _folder(out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)
+    folder = _folder(options.out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)
 
     from calibrate.serve.serve_study import Options, serve
 
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-    options = Options(url, key, adapters, profile, fit, repeat, stall, server_python, tuple(set_ or ()))
+    how = Options(
+        options.url,
+        key,
+        options.adapters,
+        profile,
+        fit,
+        options.repeat,
+        options.stall,
+        options.server_python,
+        tuple(options.set_ or ()),
+    )
     try:
         with _bar(quiet) as progress:
-            result = serve(loaded, options, folder, lambda text: message(text, quiet), progress)
+            result = serve(loaded, how, folder, lambda text: message(text, quiet), progress)
     except KeyboardInterrupt:
         kept = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in folder.glob("requests-*.jsonl"))
-        message(f"interrupted: {kept:,} finished requests are kept in {folder}", quiet=False)
-        raise SystemExit(130) from None  # not by way of a command's exit code: that says what a fit keeps
+        session.kept = f"{kept:,} finished requests are kept in {folder}"
+        raise
     except InputError as error:
         raise error if (error.key or "").startswith("--") else loaded.locate(error) from None
-    _print(loaded, result, json=json, quiet=quiet)
-
-
-def _check(
-    launch: str | None, url: str | None, adapters: str | None, server_python: Path | None, *, fit: bool,
-    profile: str | None, repeat: int, stall: float,
-) -> None:  # fmt: skip
-    if (launch is None) == (url is None):
-        raise InputError(
-            "which server?", key="--launch", got="both --launch and --url" if url else None,
-            allowed="--launch vllm to start one, or --url http://host:8000",
-        )  # fmt: skip
-    if launch is not None and launch != "vllm":
-        raise InputError("can't start this", key="--launch", got=launch, allowed="vllm", hint="others: by --url")
-    for key, value, other in (("--adapters", adapters, launch), ("--server-python", server_python, url)):
-        if value is not None and other is not None:
-            raise InputError(f"goes with {'--url' if launch else '--launch'}", key=key, got=str(value))
-    if fit and profile is not None:
-        raise InputError("either fit a profile or give one", key="--profile", got=profile, hint="leave out --fit")
-    if not 1 <= repeat <= MOST_RUNS:
-        raise InputError("so many runs make no sense", key="--repeat", got=repeat, allowed=f"1 to {MOST_RUNS}")
-    if not 1 <= stall < 1e5:
-        raise InputError("no time to wait", key="--stall", got=stall, allowed="1 to 100,000 seconds")
+    _print(loaded, result, json=options.json, quiet=quiet)
 
 
 def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:

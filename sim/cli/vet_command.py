@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import QuietOption, SetOption, is_confined
+from sim.cli.options import FINISHED_POINTS, QuietOption, SetOption, session_of
 from sim.cli.output import command_line, message, print_rich, progress_bar, rich_rows, rich_table, say, say_json
 from sim.errors import InputError
 
@@ -56,8 +56,12 @@ def vet(
     found = vet_path(path, parse_thresholds(threshold or []), reference, base_bits=base_bits, examples=examples)
     if scenario is None and set_:
         raise InputError("there is no scenario to price cures at", key="--set", hint="give --scenario")
+    if scenario is not None:
+        session_of(context).kept = FINISHED_POINTS
     priced = (
-        None if scenario is None else _price(found, scenario, set_ or [], confined=is_confined(context), quiet=quiet)
+        None
+        if scenario is None
+        else _price(found, scenario, set_ or [], confined=session_of(context).confined, quiet=quiet)
     )
     if json:
         vetted = [as_json(one) for one in found]
