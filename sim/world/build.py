@@ -40,7 +40,7 @@ from sim.world.replica.assembly import Watch, kv_rule, make_server
 from sim.world.replica.oracle import Foresight, Future
 from sim.world.replica.replica_caches import (
     Board,
-    eviction_setting,
+    eviction_context,
     gpu_capacity,
     make_caches,
     make_fetches,
@@ -207,8 +207,8 @@ class Assembly:
         self._made[index] += 1
         rule = kv_rule(world)
         foresight = None if self._future is None else Foresight(self._future)
-        setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", place), foresight)
-        cache, host = make_caches(world, replication, place, rule, setting)
+        context = eviction_context(world, clock, stream(scenario.run.seed, replication, "eviction", place), foresight)
+        cache, host = make_caches(world, replication, place, rule, context)
         if self._boards:
             watch(cache, index, self._boards)
         versions = self._versions[index] if self._versions else None

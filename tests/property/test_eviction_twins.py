@@ -13,7 +13,7 @@ from naive_eviction import NAIVE, Naive
 
 from sim.errors import InputError
 from sim.policies.adapter_cache import ABSENT, LOADING, RESIDENT, GpuCache
-from sim.policies.eviction import EVICTIONS, Setting
+from sim.policies.eviction import EVICTIONS, EvictionContext
 from sim.policies.replay.cache_replay import KERNELS, REPLAYABLE, replay, replay_stepwise
 
 POLICIES = sorted(EVICTIONS)
@@ -99,8 +99,8 @@ def both(data: st.DataObject, name: str) -> tuple[GpuCache, NaiveCache, list[int
 
     used_at: dict[int, int] = {}
     luck, now = np.random.default_rng(seed), lambda: float(clock[0])
-    setting = Setting(weights, capacity, luck, now, next_use, now)
-    cache = GpuCache(weights, capacity, EVICTIONS[name](setting), base_model_slot=base, pinned=pinned)
+    context = EvictionContext(weights, capacity, luck, now, next_use, now)
+    cache = GpuCache(weights, capacity, EVICTIONS[name](context), base_model_slot=base, pinned=pinned)
     policy = NAIVE[name](weights, capacity, np.random.default_rng(seed).random, next_use, lambda: float(clock[0]))
     twin = NaiveCache(policy, pinned, base=base)
     return cache, twin, clock, used_at

@@ -12,7 +12,7 @@ from strategies import GRID, build, fixed_time, write_profile, write_trace
 
 from sim.errors import ScenarioError
 from sim.policies.adapter_cache import ABSENT, RESIDENT, GpuCache, UnifiedCache
-from sim.policies.eviction import EVICTIONS, Setting
+from sim.policies.eviction import EVICTIONS, EvictionContext
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.spec.sections.serving import EVICTIONS as NAMES
@@ -231,7 +231,7 @@ def test_nothing_leaves_the_kv_cache_for_a_load_that_finds_no_slot() -> None:
 
 def test_every_policy_lets_an_adapter_be_taken_out_by_name() -> None:
     for name in EVICTIONS:
-        cache = GpuCache([1, 1], 2, EVICTIONS[name](Setting([1, 1], 2, rng=np.random.default_rng(1))))
+        cache = GpuCache([1, 1], 2, EVICTIONS[name](EvictionContext([1, 1], 2, rng=np.random.default_rng(1))))
         cache.warm_up([0, 1])
         cache.evict(0)
         assert cache.state == [ABSENT, RESIDENT]

@@ -15,7 +15,7 @@ def _no_future(adapter: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class EvictionContext:
     """What policies may need to know of their cache; most need little of it.
 
     :ivar weights: what each adapter takes: bytes, or 1 where slots are counted.

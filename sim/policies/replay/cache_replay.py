@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError, did_you_mean
-from sim.policies.eviction import EVICTIONS, Eviction, Setting
+from sim.policies.eviction import EVICTIONS, Eviction, EvictionContext
 from sim.policies.replay.fast_replay import CHUNK, KERNELS
 from sim.policies.replay.overflow import check_byte_sums
 from sim.rng import stream
@@ -79,11 +79,11 @@ def replay_stepwise(policy: str, objects: Ints, sizes: Ints, capacity: int, seed
     weights: list[int] = sizes.tolist()
     # Belady asks only about the object of the request at hand: for others the answer has stayed the same since.
     at_hand = [-1.0, inf]
-    setting = Setting(
+    context = EvictionContext(
         weights, capacity, stream(seed, 0, "eviction"), lambda: at_hand[0], lambda adapter: at_hand[1],
         lambda: at_hand[0],
     )  # fmt: skip
-    stepper = _Stepper(EVICTIONS[policy](setting), weights, capacity)
+    stepper = _Stepper(EVICTIONS[policy](context), weights, capacity)
     after = next_uses(objects) if policy == "belady" else None
     for start in range(0, len(objects), CHUNK):
         chunk: list[int] = objects[start : start + CHUNK].tolist()

@@ -7,7 +7,7 @@ checks scenarios without importing policies. What keeps a view current is in ``s
 from sim.policies.routing.affinity import ByActivity, ByResidency
 from sim.policies.routing.hashing import Hash
 from sim.policies.routing.plain import LeastLoaded, PowerOfTwo, Random, RoundRobin
-from sim.policies.routing.router_policy import Choosing, Router, Setting, View
+from sim.policies.routing.router_policy import Choosing, Router, RouterContext, View
 from sim.policies.routing.service import ServicePerAdapter
 
 ROUTERS: dict[str, type[Router]] = {
@@ -21,4 +21,4 @@ ROUTERS: dict[str, type[Router]] = {
     "service-per-adapter": ServicePerAdapter,
 }
 
-__all__ = ["ROUTERS", "Choosing", "Router", "Setting", "View"]
+__all__ = ["ROUTERS", "Choosing", "Router", "RouterContext", "View"]

@@ -48,7 +48,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class RouterContext:
     """What a router is made of.
 
     :ivar replicas: how many there are, up or down.
@@ -89,7 +89,7 @@ class Router(Choosing, Protocol):
 
     reads: ClassVar[frozenset[str]]
 
-    def __init__(self, setting: Setting) -> None: ...
+    def __init__(self, context: RouterContext) -> None: ...
 
 
 def is_up(replica: int, up: Sequence[int]) -> bool:

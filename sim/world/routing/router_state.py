@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sim.policies.routing import ROUTERS, Router, Setting, View
+from sim.policies.routing import ROUTERS, Router, RouterContext, View
 from sim.rng import stream_key
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.server import Server
@@ -53,7 +53,7 @@ def make_router(world: World, view: View, replication: int) -> Router:
     if spec.policy == "service-per-adapter" and spec.placement == "popularity":
         weights = traffic.shares().tolist()
     return ROUTERS[spec.policy](
-        Setting(
+        RouterContext(
             view, world.scenario.fleet.replicas, stream_key(world.scenario.run.seed, replication, "router"),
             traffic.places, weights, spec.load_bound, spec.placement, spec.copies,
         )
