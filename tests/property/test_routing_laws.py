@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from sim.policies.routing import ROUTERS, Router, RouterContext, View
+from sim.policies.routing import Router, RouterContext, View, make_router
 from sim.policies.routing.hashing import Hash
-from sim.policies.routing.placement import PLACEMENTS
 from sim.policies.routing.service import ServicePerAdapter
+from sim.spec.policies import PLACEMENTS, ROUTERS
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.routing.activity import InsideAny
 from sim.world.routing.router_views import Residency, Sources, Views
@@ -44,7 +44,7 @@ def contexts_of(draw: st.DrawFn, placement: str | None = None) -> RouterContext:
     weights = None if draw(st.booleans()) else [luck.paretovariate(0.7) for _ in range(ADAPTERS)]
     return RouterContext(
         view, replicas, draw(st.integers(0, 2**64 - 1)), ADAPTERS, weights,
-        placement=placement or draw(st.sampled_from(tuple(PLACEMENTS))), copies=draw(st.integers(1, replicas)),
+        placement=placement or draw(st.sampled_from(PLACEMENTS.names)), copies=draw(st.integers(1, replicas)),
     )  # fmt: skip
 
 
@@ -59,10 +59,10 @@ def ups(replicas: int) -> st.SearchStrategy[list[int]]:
 
 
 def made(policy: str, context: RouterContext, bound: float) -> Router:
-    return ROUTERS[policy](replace(context, bound=bound) if policy in BOUNDED else context)
+    return make_router(policy, replace(context, bound=bound) if policy in BOUNDED else context)
 
 
-@pytest.mark.parametrize("policy", ROUTERS)
+@pytest.mark.parametrize("policy", ROUTERS.names)
 @given(context=contexts_of(), bound=st.sampled_from((1.001, 1.25, 3.0)), data=st.data())
 def test_only_replicas_that_are_up_are_chosen(policy: str, context: RouterContext, bound: float, data: Any) -> None:
     router = made(policy, context, bound)
@@ -73,7 +73,7 @@ def test_only_replicas_that_are_up_are_chosen(policy: str, context: RouterContex
         context.view.up = data.draw(ups(context.replicas))
 
 
-@pytest.mark.parametrize("policy", ROUTERS)
+@pytest.mark.parametrize("policy", ROUTERS.names)
 @given(context=contexts_of(), number=st.integers(0, 10**9))
 def test_a_request_is_as_lucky_whatever_came_before(policy: str, context: RouterContext, number: int) -> None:
     if policy == "service-per-adapter":  # where an adapter goes whose replicas are down depends on those before
@@ -154,7 +154,7 @@ def test_shares_of_the_ring_are_as_even_as_its_points_make_them() -> None:
 @given(replicas=st.integers(1, 9), data=st.data())
 def test_round_robin_gives_everyone_who_is_up_the_same(replicas: int, data: Any) -> None:
     view = View(loads=[0] * replicas, up=list(range(replicas)))
-    router = ROUTERS["round-robin"](RouterContext(view, replicas, 0, ADAPTERS))
+    router = make_router("round-robin", RouterContext(view, replicas, 0, ADAPTERS))
     for _ in range(3):
         view.up = data.draw(ups(replicas))
         requests = data.draw(st.integers(0, 40))
@@ -171,7 +171,7 @@ def check_frequencies(counts: Counter[int], expected: dict[int, float]) -> None:
 
 
 def chosen(policy: str, view: View, requests: int, adapter: int = 0) -> Counter[int]:
-    router = ROUTERS[policy](RouterContext(view, len(view.loads), 2024, 1))
+    router = make_router(policy, RouterContext(view, len(view.loads), 2024, 1))
     return Counter(router.choose(adapter, number) for number in range(requests))
 
 
@@ -193,7 +193,7 @@ def test_power_of_two_draws_every_pair_as_often(up: range | tuple[int, ...]) -> 
 
 def test_power_of_two_takes_the_first_drawn_of_equal_ones() -> None:
     context = RouterContext(View(loads=[3] * 8, up=list(range(8))), 8, 2024, 1)
-    router, first = ROUTERS["power-of-two"](context), ROUTERS["random"](context)
+    router, first = make_router("power-of-two", context), make_router("random", context)
     assert all(router.choose(0, number) == first.choose(0, number) for number in range(1000))
 
 
@@ -224,7 +224,7 @@ def test_activity_scores_as_the_scorer_does(context: RouterContext) -> None:
             return 0.8
         return 0.6 if adapter in waiting else 0.0
 
-    router = ROUTERS["affinity-activity"](context)
+    router = make_router("affinity-activity", context)
     for adapter in range(ADAPTERS):
         scores = {replica: score(replica, adapter) for replica in view.up}
         assert scores[router.choose(adapter, adapter)] == max(scores.values())
@@ -232,7 +232,7 @@ def test_activity_scores_as_the_scorer_does(context: RouterContext) -> None:
 
 @given(context=contexts_of())
 def test_residency_takes_a_holder_where_one_is_up(context: RouterContext) -> None:
-    view, router = context.view, ROUTERS["affinity-residency"](context)
+    view, router = context.view, make_router("affinity-residency", context)
     for adapter in range(ADAPTERS):
         holders = [replica for replica in view.up if view.resident[adapter] >> replica & 1]
         least = min(view.loads[replica] for replica in holders or view.up)
@@ -259,11 +259,11 @@ def test_requests_spread_evenly_over_an_adapters_copies() -> None:
         check_frequencies(counts, dict.fromkeys(router.homes(adapter), 10_000 / 3))
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", PLACEMENTS.names)
 @given(data=st.data())
 def test_copies_of_an_adapter_are_on_different_replicas(placement: str, data: Any) -> None:
     context = data.draw(contexts_of(placement))
-    for homes in PLACEMENTS[placement](context):
+    for homes in PLACEMENTS[placement].load()(context):
         assert len(homes) >= context.copies
         assert all(one < other for one, other in pairwise(homes))
         assert 0 <= homes[0] <= homes[-1] < context.replicas
@@ -272,7 +272,7 @@ def test_copies_of_an_adapter_are_on_different_replicas(placement: str, data: An
 @given(context=contexts_of("least-adapters"))
 def test_least_adapters_places_as_a_naive_scheduler_does(context: RouterContext) -> None:
     counts = [0] * context.replicas
-    for homes in PLACEMENTS["least-adapters"](context):
+    for homes in PLACEMENTS["least-adapters"].load()(context):
         fewest = sorted(range(context.replicas), key=lambda r: counts[r])[: context.copies]
         assert homes == tuple(sorted(fewest))
         for replica in homes:
@@ -283,7 +283,7 @@ def test_least_adapters_places_as_a_naive_scheduler_does(context: RouterContext)
 @given(context=contexts_of("bin-pack"))
 def test_bin_pack_opens_a_replica_only_when_those_before_are_full(context: RouterContext) -> None:
     counts, slots = [0] * context.replicas, context.view.slots
-    for homes in PLACEMENTS["bin-pack"](context):
+    for homes in PLACEMENTS["bin-pack"].load()(context):
         room = [replica for replica in range(context.replicas) if counts[replica] < slots]
         assert set(homes) >= set(room[: context.copies])
         rest = [counts[replica] for replica in homes if replica not in room]
@@ -297,7 +297,7 @@ def test_bin_pack_opens_a_replica_only_when_those_before_are_full(context: Route
 def test_popularity_places_as_a_naive_greedy_does_and_splits_the_hot(context: RouterContext) -> None:
     weights = context.weights or [1.0] * ADAPTERS
     fair = math.fsum(weights) / context.replicas
-    placed, loads = PLACEMENTS["popularity"](context), [0.0] * context.replicas
+    placed, loads = PLACEMENTS["popularity"].load()(context), [0.0] * context.replicas
     for adapter in sorted(range(ADAPTERS), key=lambda a: (-weights[a], a)):
         homes = placed[adapter]
         each = weights[adapter] / len(homes)

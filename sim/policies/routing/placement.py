@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from heapq import heapify, heappop, heappush, nsmallest
 from itertools import islice
 
@@ -62,14 +62,6 @@ def by_popularity(context: RouterContext) -> list[Homes]:
         homes = tuple(sorted(replica for _, replica in taken))
         placed[adapter] = known.setdefault(homes, homes)
     return placed
-
-
-PLACEMENTS: dict[str, Callable[[RouterContext], list[Homes]]] = {
-    "least-adapters": least_adapters,
-    "bin-pack": bin_pack,
-    "popularity": by_popularity,
-}
-"""How adapters are placed: from a context to the homes of each adapter."""
 
 
 def fewest(counts: Sequence[int], copies: int, among: Collection[int]) -> Homes:

@@ -6,9 +6,10 @@ from collections import Counter
 from itertools import chain
 from typing import ClassVar
 
-from sim.policies.routing.placement import PLACEMENTS, Homes, fewest, with_room
+from sim.policies.routing.placement import Homes, fewest, with_room
 from sim.policies.routing.router_policy import RouterContext, is_up
 from sim.rng import luck
+from sim.spec.policies import PLACEMENTS
 
 
 class ServicePerAdapter:
@@ -22,11 +23,11 @@ class ServicePerAdapter:
     reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, context: RouterContext) -> None:
-        self._setting = context
+        self._context = context
         self._view = context.view
         self._replicas = context.replicas
         self._key = context.key
-        self._homes = PLACEMENTS[context.placement](context)
+        self._homes: list[Homes] = PLACEMENTS[context.placement].load()(context)
         self._late: dict[int, Homes] = {}
         self._moved: dict[int, int] = {}  # adapters whose own replicas are all down, and where they are now
         placed = Counter(chain.from_iterable(self._homes))
@@ -54,7 +55,7 @@ class ServicePerAdapter:
 
     def _place(self, up: list[int]) -> Homes:
         """Place one more adapter; nobody knows how popular it will be."""
-        context, counts = self._setting, self._counts
+        context, counts = self._context, self._counts
         if context.placement == "bin-pack":
             homes = with_room(counts, self._view.slots, context.copies, up)
         else:

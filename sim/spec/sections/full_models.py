@@ -86,12 +86,13 @@ def _beside(scenario: Scenario) -> Sequence[tuple[str, str, object, str]]:
     if fleet.front_end != "none":
         found.append(("fleet.front_end", "this front end reproduces measured runs, in which nobody served full models",
                       fleet.front_end, "none"))  # fmt: skip
-    if scenario.cache.eviction == "belady":
-        found.append(("cache.eviction", "eviction belady knows the requests to come to one fleet, not to two", "belady",
-                      "another eviction"))  # fmt: skip
-    if scenario.router.policy == "service-per-adapter":
-        found.append(("router.policy", "service-per-adapter places adapters one by one, and full models with them",
-                      "service-per-adapter", "another policy"))  # fmt: skip
+    eviction, router = scenario.eviction_policy, scenario.router_policy
+    if eviction.needs_future:
+        found.append(("cache.eviction", f"eviction {eviction.name} knows the requests to come to one fleet, not to two",
+                      eviction.name, "another eviction"))  # fmt: skip
+    if router.places_adapters:
+        found.append(("router.policy", f"{router.name} places adapters one by one, and full models with them",
+                      router.name, "another policy"))  # fmt: skip
     if full.serve == "dedicated" and scenario.workload.churn is not None:
         found.append(("workload.churn", "a full model that comes later would need a replica that comes with it",
                       "fleet.full_models.serve dedicated", "serve swap"))  # fmt: skip

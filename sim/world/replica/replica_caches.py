@@ -10,7 +10,8 @@ import numpy as np
 
 from sim.errors import ScenarioError
 from sim.policies.adapter_cache import ABSENT, RESIDENT, AllInHost, GpuCache, HostCache, UnifiedCache
-from sim.policies.eviction import EVICTIONS, Eviction, EvictionContext
+from sim.policies.eviction import Eviction, EvictionContext, make_eviction
+from sim.policies.eviction.lru import Lru
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.set_order import SetOrder
 from sim.policies.vllm_lru import TouchedCache
@@ -94,7 +95,7 @@ def make_caches(
         touched = TouchedCache(count, slots, host_slots, SetOrder(hashes.tolist()))
         touched.warm_up(world.warm)
         return touched, None
-    cache, host = _gpu_cache(world, EVICTIONS[spec.eviction](context), rule), spec.host
+    cache, host = _gpu_cache(world, make_eviction(world.scenario.eviction_policy, context), rule), spec.host
     cache.warm_up(world.warm)
     if host is None:
         return cache, None
@@ -134,7 +135,7 @@ def make_fetches(
             got=human_bytes(capacity), allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
         )  # fmt: skip
     _check_pinned(_heaviest(world.pinned, weights, world.lineage), weights, capacity, "cache.host")
-    fetched = GpuCache(weights, capacity, EVICTIONS["lru"](EvictionContext(weights, capacity)), pinned=world.pinned)
+    fetched = GpuCache(weights, capacity, Lru(EvictionContext(weights, capacity)), pinned=world.pinned)
     fetched.warm_up(_there(world.warm, cache))
     return HostFetches(
         clock, fetched, world.scenario.storage.loaders, recorder, reject=host.full == "reject", replica=replica,
