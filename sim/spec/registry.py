@@ -172,7 +172,7 @@ class Registry(Generic[E]):
                 raise InputError(f"this name is that of another {self.what}", key=key, got=name, hint="choose another")
             if not isinstance(target, type):
                 raise InputError("not a class", key=f"{key}.{name}", got=target, hint=f'such as {key}={{"mine": Mine}}')
-            found[name] = self.make(name=name, target=target, origin=key, about=_first_line(target.__doc__))
+            found[name] = self.make(name=name, target=target, origin=f"{key}=", about=_first_line(target.__doc__))
         return found
 
     def described(self, text: str) -> str:
