@@ -17,7 +17,7 @@ from sim.spec.sections.arrival_processes import Arrivals
 from sim.spec.sections.faults import FailingLoads, Fault, NamedPrefixes, check_faults
 from sim.spec.sections.full_models import FullModels, check_full_models
 from sim.spec.sections.plan_question import Plan
-from sim.spec.sections.popularity_laws import Popularity
+from sim.spec.sections.popularity_laws import GroupsPopularity, Popularity, WeightsPopularity
 from sim.spec.sections.rollout_strategies import Rollout, check_rollouts
 from sim.spec.sections.routing import Router
 from sim.spec.sections.serving import (
@@ -158,9 +158,9 @@ class Scenario(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Scenario:
-        named_by_file = self.workload.popularity.law == "weights" or self.workload.trace is not None
+        named_by_file = isinstance(self.workload.popularity, WeightsPopularity) or self.workload.trace is not None
         popularity = self.workload.popularity
-        if popularity.law == "groups" and self.workload.trace is None:
+        if isinstance(popularity, GroupsPopularity) and self.workload.trace is None:
             grouped = sum(group.adapters for group in popularity.groups)
             if grouped != self.adapters.count:
                 raise located(

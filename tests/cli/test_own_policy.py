@@ -282,7 +282,7 @@ def test_a_what_if_goes_on_without_a_broken_package(example: Path) -> None:
 
 def test_a_replay_names_a_broken_package(example: Path) -> None:
     install(example, "their-policies", {"loraplan.evictions": {"absent": "nowhere:Nothing"}})
-    with pytest.raises(InputError, match="package their-policies 1.0"):
+    with pytest.raises(InputError, match=r"package their-policies 1.0"):
         replayable("absent")
     forget()
 

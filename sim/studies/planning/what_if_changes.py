@@ -82,7 +82,7 @@ def _traffic(scenario: Scenario) -> Iterator[Change]:
 
 def _adapters(scenario: Scenario) -> Iterator[Change]:
     adapters = scenario.adapters
-    counted = scenario.workload.trace is None and scenario.workload.popularity.law not in ("weights", "groups")
+    counted = scenario.workload.trace is None and not scenario.workload.popularity.fixes_count
     if adapters.count is not None and counted:
         yield Change("adapters", "twice the adapters", {"adapters.count": 2 * adapters.count})
     if adapters.size is not None:
