@@ -15,6 +15,8 @@ def made(entry: Entry, context: Any, methods: Sequence[str], optional: Sequence[
     :raises InputError: if it can't be imported or made, or lacks something.
     """
     make = entry.load()
+    if not isinstance(make, type):
+        raise entry.unusable(f"it is no class but {make!r}")
     try:
         found = make(context)
     except Exception as error:  # whatever somebody else's class does when it is made

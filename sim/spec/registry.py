@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sim.errors import InputError, did_you_mean
-from sim.spec.base import located
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OURS = Path(__file__).resolve().parents[1]
@@ -146,6 +145,8 @@ class Registry(Generic[E]):
         """
         if self.get(name, given) is not None:
             return name
+        from sim.spec.base import located  # pydantic, which help does without
+
         error = self.unknown(name, "", given)
         raise located("", error.problem, got=name, allowed=error.allowed or "", hint=error.hint or "")
 

@@ -241,12 +241,15 @@ BROKEN = {
     "absent": ("nowhere:Nothing", "ModuleNotFoundError: No module named 'nowhere'"),
     "misspelt": ("broken:Mispelt", "AttributeError: module 'broken' has no attribute 'Mispelt'"),
     "raises": ("broken:Raises", "making it from its context raises ValueError: no"),
+    "function": ("broken:function", "it is no class but <function function"),
     "lacks": ("broken:Lacks", "it lacks loaded, remove, coming (None will do)"),
 }
 CODE = """
 class Raises:
     def __init__(self, context):
         raise ValueError("no")
+
+def function(context): ...
 
 class Lacks:
     touched = None
