@@ -145,56 +145,31 @@ ENGINES = Registry(
     (
         # The defaults of all fields: protected LRU, loads that overlap with steps, skip-over admission.
         Engine(
-            name="continuous",
-            about="continuous batching with protected LRU and overlapped loads: an idealised engine, not a real one.",
-            target=f"{_RULES}:CONTINUOUS",
+            "continuous",
+            "continuous batching with protected LRU and overlapped loads: an idealised engine, not a real one.",
+            f"{_RULES}:CONTINUOUS",
             flags=("vLLM", "SGLang"),
         ),
         # KV blocks for the first chunk of a prompt suffice to join.
-        Engine(
-            name="vllm-0.8",
-            about="as vLLM 0.8.3 to 0.8.5, V1 engine.",
-            target=f"{_RULES}:VLLM_0_8",
-            flags=("vLLM",),
-            preset=_VLLM,
-        ),
+        Engine("vllm-0.8", "as vLLM 0.8.3 to 0.8.5, V1 engine.", f"{_RULES}:VLLM_0_8", flags=("vLLM",), preset=_VLLM),
         # The whole prompt must fit (scheduler_reserve_full_isl).
         Engine(
-            name="vllm-0.32",
-            about="as vLLM 0.32.",
-            target=f"{_RULES}:VLLM_0_32",
+            "vllm-0.32",
+            "as vLLM 0.32.",
+            f"{_RULES}:VLLM_0_32",
             flags=("vLLM",),
             preset=_changed(_VLLM, fleet={"kv_check": "whole-prompt"}),
         ),
+        Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
+        Engine("s-lora", "as S-LoRA in 2024.", f"{_RULES}:S_LORA", preset=_S_LORA),
+        Engine("lorax", "as LoRAX in 2024.", f"{_RULES}:LORAX", preset=_LORAX),
         Engine(
-            name="sglang",
-            about="as SGLang 0.5.23.",
-            target=f"{_RULES}:SGLANG",
-            flags=("SGLang",),
-            preset=_SGLANG,
+            "tensorrt-llm", "as TensorRT-LLM with GUARANTEED_NO_EVICT.", f"{_RULES}:TENSORRT_LLM", preset=_TENSORRT_LLM
         ),
         Engine(
-            name="s-lora",
-            about="as S-LoRA in 2024.",
-            target=f"{_RULES}:S_LORA",
-            preset=_S_LORA,
-        ),
-        Engine(
-            name="lorax",
-            about="as LoRAX in 2024.",
-            target=f"{_RULES}:LORAX",
-            preset=_LORAX,
-        ),
-        Engine(
-            name="tensorrt-llm",
-            about="as TensorRT-LLM with GUARANTEED_NO_EVICT.",
-            target=f"{_RULES}:TENSORRT_LLM",
-            preset=_TENSORRT_LLM,
-        ),
-        Engine(
-            name="fixed",
-            about="one request at a time with a given service time (encoders, classifiers, queueing oracles).",
-            target=f"{_RULES}:FIXED",
+            "fixed",
+            "one request at a time with a given service time (encoders, classifiers, queueing oracles).",
+            f"{_RULES}:FIXED",
         ),
     ),
 )

@@ -35,75 +35,58 @@ class EvictionEntry(Entry):
 EVICTIONS = Registry(
     "eviction policy",
     (
+        EvictionEntry("lru", "the least recently used.", "sim.policies.eviction.lru:Lru", in_what_if=True),
+        EvictionEntry("fifo", "the first loaded.", "sim.policies.eviction.ranked:Fifo"),
         EvictionEntry(
-            name="lru", about="the least recently used.", target="sim.policies.eviction.lru:Lru", in_what_if=True
-        ),
-        EvictionEntry(name="fifo", about="the first loaded.", target="sim.policies.eviction.ranked:Fifo"),
-        EvictionEntry(
-            name="clock",
-            about="the first loaded; one that was used lately is passed over once and goes to the end of the queue.",
-            target="sim.policies.eviction.clock_sieve:ClockEviction",
+            "clock",
+            "the first loaded; one that was used lately is passed over once and goes to the end of the queue.",
+            "sim.policies.eviction.clock_sieve:ClockEviction",
         ),
         EvictionEntry(
-            name="lfu",
-            about="the one with the fewest uses since its load.",
-            target="sim.policies.eviction.ranked:Lfu",
+            "lfu", "the one with the fewest uses since its load.", "sim.policies.eviction.ranked:Lfu", in_what_if=True
+        ),
+        EvictionEntry("lfu-history", "the one with the fewest uses ever.", "sim.policies.eviction.ranked:LfuHistory"),
+        EvictionEntry(
+            "sieve",
+            "the first loaded; one that was used lately is passed over once and keeps its place.",
+            "sim.policies.eviction.clock_sieve:Sieve",
             in_what_if=True,
         ),
         EvictionEntry(
-            name="lfu-history",
-            about="the one with the fewest uses ever.",
-            target="sim.policies.eviction.ranked:LfuHistory",
+            "s3-fifo", "those used once leave soon, those used again late.", "sim.policies.eviction.s3_fifo:S3Fifo"
+        ),
+        EvictionEntry("gdsf", "by uses per byte, ageing.", "sim.policies.eviction.ranked:Gdsf", in_what_if=True),
+        EvictionEntry("random", "any, equally likely.", "sim.policies.eviction.chosen:Random"),
+        EvictionEntry(
+            "refcount-score",
+            "by uses, last use and size, as Chameleon does.",
+            "sim.policies.eviction.chosen:RefcountScore",
         ),
         EvictionEntry(
-            name="sieve",
-            about="the first loaded; one that was used lately is passed over once and keeps its place.",
-            target="sim.policies.eviction.clock_sieve:Sieve",
-            in_what_if=True,
-        ),
-        EvictionEntry(
-            name="s3-fifo",
-            about="those used once leave soon, those used again late.",
-            target="sim.policies.eviction.s3_fifo:S3Fifo",
-        ),
-        EvictionEntry(
-            name="gdsf",
-            about="by uses per byte, ageing.",
-            target="sim.policies.eviction.ranked:Gdsf",
-            in_what_if=True,
-        ),
-        EvictionEntry(name="random", about="any, equally likely.", target="sim.policies.eviction.chosen:Random"),
-        EvictionEntry(
-            name="refcount-score",
-            about="by uses, last use and size, as Chameleon does.",
-            target="sim.policies.eviction.chosen:RefcountScore",
-        ),
-        EvictionEntry(
-            name="belady",
-            about="the one whose next request arrives last: a reference that no server can have, since it knows the "
-            "future.",
-            target="sim.policies.eviction.chosen:Belady",
+            "belady",
+            "the one whose next request arrives last: a reference that no server can have, since it knows the future.",
+            "sim.policies.eviction.chosen:Belady",
             needs_future=True,
         ),
         EvictionEntry(
-            name="vllm-lru",
-            about="the one that steps touched least recently, in use or not, as vLLM does; it then also leaves when "
+            "vllm-lru",
+            "the one that steps touched least recently, in use or not, as vLLM does; it then also leaves when "
             "host memory drops it.",
-            target="sim.policies.vllm_lru:TouchedCache",  # a whole cache: its order is that of the batch
+            "sim.policies.vllm_lru:TouchedCache",  # a whole cache: its order is that of the batch
             needs_batch=True,
         ),
         # These two empty the cache by rules of their own at step boundaries; where room is short besides, LRU decides.
         EvictionEntry(
-            name="discard-when-idle",
-            about="all that are not in use, whenever a decode step ends a request.",
-            target="sim.policies.eviction.lru:Lru",
+            "discard-when-idle",
+            "all that are not in use, whenever a decode step ends a request.",
+            "sim.policies.eviction.lru:Lru",
             needs_batch=True,
         ),
         EvictionEntry(
-            name="cycle",
-            about="with ``admission: per-adapter``, those whose queue is empty, as others wait for a place, then the "
+            "cycle",
+            "with ``admission: per-adapter``, those whose queue is empty, as others wait for a place, then the "
             "one that has been there longest, if longer than ``cycle``.",
-            target="sim.policies.eviction.lru:Lru",
+            "sim.policies.eviction.lru:Lru",
             needs_batch=True,
         ),
     ),
@@ -138,54 +121,47 @@ class RouterEntry(Entry):
 ROUTERS = Registry(
     "router policy",
     (
+        RouterEntry("round-robin", "replicas in turn.", "sim.policies.routing.plain:RoundRobin", in_what_if=True),
+        RouterEntry("random", "any, equally likely.", "sim.policies.routing.plain:Random"),
         RouterEntry(
-            name="round-robin",
-            about="replicas in turn.",
-            target="sim.policies.routing.plain:RoundRobin",
-            in_what_if=True,
-        ),
-        RouterEntry(name="random", about="any, equally likely.", target="sim.policies.routing.plain:Random"),
-        RouterEntry(
-            name="least-loaded",
-            about="the fewest requests in the replica, lowest index first.",
-            target="sim.policies.routing.plain:LeastLoaded",
+            "least-loaded",
+            "the fewest requests in the replica, lowest index first.",
+            "sim.policies.routing.plain:LeastLoaded",
             in_what_if=True,
         ),
         RouterEntry(
-            name="power-of-two",
-            about="of two random ones, the one with fewer requests.",
-            target="sim.policies.routing.plain:PowerOfTwo",
+            "power-of-two", "of two random ones, the one with fewer requests.", "sim.policies.routing.plain:PowerOfTwo"
         ),
         RouterEntry(
-            name="hash",
-            about="consistent hashing of the adapter, with bounded loads.",
-            target="sim.policies.routing.hashing:Hash",
+            "hash",
+            "consistent hashing of the adapter, with bounded loads.",
+            "sim.policies.routing.hashing:Hash",
             keys=("bound",),
             bound=1.25,
             splits_adapters=True,
             in_what_if=True,
         ),
         RouterEntry(
-            name="affinity-residency",
-            about="where the adapter is in GPU memory; of several such replicas the least loaded, and if there is none "
+            "affinity-residency",
+            "where the adapter is in GPU memory; of several such replicas the least loaded, and if there is none "
             "the least loaded of all.",
-            target="sim.policies.routing.affinity:ByResidency",
+            "sim.policies.routing.affinity:ByResidency",
             keys=("bound",),
             splits_adapters=True,
             in_what_if=True,
         ),
         RouterEntry(
-            name="affinity-activity",
-            about="where requests for the adapter run, else where there is room for one more adapter, as in the LoRA "
+            "affinity-activity",
+            "where requests for the adapter run, else where there is room for one more adapter, as in the LoRA "
             "affinity scorer of llm-d and the Gateway API Inference Extension.",
-            target="sim.policies.routing.affinity:ByActivity",
+            "sim.policies.routing.affinity:ByActivity",
             view_interval_s=0.05,  # Gateway API Inference Extension, pkg/epp/server: DefaultRefreshMetricsInterval
             splits_adapters=True,
         ),
         RouterEntry(
-            name="service-per-adapter",
-            about="the replicas on which the adapter was placed, as in AIBrix.",
-            target="sim.policies.routing.service:ServicePerAdapter",
+            "service-per-adapter",
+            "the replicas on which the adapter was placed, as in AIBrix.",
+            "sim.policies.routing.service:ServicePerAdapter",
             keys=("placement", "copies"),
             places_adapters=True,
             splits_adapters=True,
@@ -199,20 +175,18 @@ PLACEMENTS = Registry(
     "placement",
     (
         Entry(
-            name="least-adapters",
-            about="on the replica with the fewest, one adapter after the other.",
-            target="sim.policies.routing.placement:least_adapters",
+            "least-adapters",
+            "on the replica with the fewest, one adapter after the other.",
+            "sim.policies.routing.placement:least_adapters",
         ),
         Entry(
-            name="bin-pack",
-            about="a replica's slots are filled before the next one's.",
-            target="sim.policies.routing.placement:bin_pack",
+            "bin-pack", "a replica's slots are filled before the next one's.", "sim.policies.routing.placement:bin_pack"
         ),
         Entry(
-            name="popularity",
-            about="the hottest first, on the replica with the least expected load; one with more than a replica's fair "
+            "popularity",
+            "the hottest first, on the replica with the least expected load; one with more than a replica's fair "
             "share of the traffic gets as many copies as such shares.",
-            target="sim.policies.routing.placement:by_popularity",
+            "sim.policies.routing.placement:by_popularity",
         ),
     ),
 )

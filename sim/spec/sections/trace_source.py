@@ -25,27 +25,18 @@ _FORMATS, _READ = "sim.traffic.traces.formats", "sim.traffic.traces.read"
 TRACE_FORMATS = Registry(
     "format",
     (
-        TraceFormat(name="auto", about="told by the columns.", has_lengths_file=True),
-        TraceFormat(name="csv", about=_COLUMNS, target=f"{_READ}:CSV"),
-        TraceFormat(name="parquet", about="the same columns.", target=f"{_READ}:PARQUET"),
-        TraceFormat(name="azure-llm-2023", about="Azure's LLM inference traces.", target=f"{_FORMATS}:AZURE_LLM"),
-        TraceFormat(name="mooncake", about="Mooncake's traces.", target=f"{_FORMATS}:MOONCAKE"),
-        TraceFormat(name="burstgpt", about="BurstGPT.", target=f"{_FORMATS}:BURSTGPT"),
+        TraceFormat("auto", "told by the columns.", has_lengths_file=True),
+        TraceFormat("csv", _COLUMNS, f"{_READ}:CSV"),
+        TraceFormat("parquet", "the same columns.", f"{_READ}:PARQUET"),
+        TraceFormat("azure-llm-2023", "Azure's LLM inference traces.", f"{_FORMATS}:AZURE_LLM"),
+        TraceFormat("mooncake", "Mooncake's traces.", f"{_FORMATS}:MOONCAKE"),
+        TraceFormat("burstgpt", "BurstGPT.", f"{_FORMATS}:BURSTGPT"),
         TraceFormat(
-            name="servegen-windows",
-            about="ServeGen's rates of clients.",
-            target=f"{_READ}:SERVEGEN_WINDOWS",
-            has_lengths_file=True,
+            "servegen-windows", "ServeGen's rates of clients.", f"{_READ}:SERVEGEN_WINDOWS", has_lengths_file=True
         ),
+        TraceFormat("azure-functions", "Azure Functions, invocations per minute.", f"{_READ}:AZURE_FUNCTIONS"),
         TraceFormat(
-            name="azure-functions",
-            about="Azure Functions, invocations per minute.",
-            target=f"{_READ}:AZURE_FUNCTIONS",
-        ),
-        TraceFormat(
-            name="azure-functions-2021",
-            about="Azure Functions 2021, one invocation a row.",
-            target=f"{_FORMATS}:AZURE_FUNCTIONS_2021",
+            "azure-functions-2021", "Azure Functions 2021, one invocation a row.", f"{_FORMATS}:AZURE_FUNCTIONS_2021"
         ),
     ),
 )
