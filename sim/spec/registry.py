@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,6 +72,34 @@ class Entry:
         for each in found.__mro__[:-1]:
             digest.update(_source(each))
         return digest.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take a class along by value: a worker may have another version of its module, or none."""
+        state = dict(self.__dict__)
+        if isinstance(self.target, type):
+            state["target"] = _packed(self.target)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        target = state["target"]
+        self.__dict__.update(state, target=pickle.loads(target) if isinstance(target, bytes) else target)
+
+
+def _packed(found: type) -> bytes:
+    try:
+        import cloudpickle
+    except ImportError:  # joblib before 1.6 brings its own
+        from joblib.externals import cloudpickle
+    module = sys.modules.get(found.__module__)
+    by_value = module is not None and found.__module__ != "__main__" and not found.__module__.startswith("sim.")
+    if by_value:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        packed: bytes = cloudpickle.dumps(found)
+    finally:
+        if by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+    return packed
 
 
 _NO_SOURCE = os.urandom(16)

@@ -98,6 +98,21 @@ def test_a_sweep_in_workers_gives_what_one_process_gives(policy: type, monkeypat
     assert same(two, one)
 
 
+def test_workers_that_are_there_already_get_the_class_as_it_is_now(
+    example: Path, policy: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim.studies.sweep.SMALL_RUN", 0)
+    values = {**SMALL, "cache.eviction": NAME}
+    first = sim.run("quickstart", values, jobs=2, evictions={NAME: policy})
+    file = example / "small_of_oldest.py"
+    file.write_text(file.read_text().replace("in self._idle if", "in reversed(self._idle) if"))
+    sys.modules.pop("small_of_oldest")
+    newest = import_module("small_of_oldest").SmallOfOldest
+    second = sim.run("quickstart", values, jobs=2, evictions={NAME: newest})
+    assert not same(first, second)
+    assert same(second, sim.run("quickstart", values, jobs=1, evictions={NAME: newest}))
+
+
 def test_a_class_of_a_script_reaches_the_workers(example: Path) -> None:
     script = FILES["small_of_oldest.py"] + (
         "\nfrom sim import run\nfrom sim.studies import sweep\nsweep.SMALL_RUN = 0\n"
