@@ -175,20 +175,23 @@ def pages() -> dict[Path, str]:
 
 def engine_rules() -> str:
     """Return what engines make of adapters, and the words of each rule that isn't plain support."""
-    from sim.training.files.engine_rules import ENGINE_RULES, EXTRAS
+    from sim.spec.engines import ENGINES
+    from sim.training.files.engine_checks import rules_of
+    from sim.training.files.engine_rules import EXTRAS
 
-    real = [name for name in ENGINE_RULES if name not in ("continuous", "fixed")]
+    rules_by_engine = {name: rules_of(name) for name in ENGINES.names if name not in ("continuous", "fixed")}
+    real = list(rules_by_engine)
     words = {"served": "yes", "refused": "refused", "wrong": "wrongly", "unknown": "–"}
-    rows = [[extra, *(words[ENGINE_RULES[name].rule(extra).verdict] for name in real)] for extra in EXTRAS]
+    rows = [[extra, *(words[rules_by_engine[name].rule(extra).verdict] for name in real)] for extra in EXTRAS]
     slots = {"all": "all modules, largest rank", "targets": "all targets, largest rank", "adapter": "the adapter",
              "unknown": "–"}  # fmt: skip
-    rows.append(["a slot holds", *(slots[ENGINE_RULES[name].slots_hold] for name in real)])
-    choices = [", ".join(map(str, ENGINE_RULES[name].rank_choices)) or "–" for name in real]
+    rows.append(["a slot holds", *(slots[rules_by_engine[name].slots_hold] for name in real)])
+    choices = [", ".join(map(str, rules_by_engine[name].rank_choices)) or "–" for name in real]
     rows.append(["largest rank, choices", *choices])
     said = [
         [name, extra, rule.words, f"`{rule.source}`" if rule.source else ""]
         for name in real
-        for extra, rule in ENGINE_RULES[name].extras.items()
+        for extra, rule in rules_by_engine[name].extras.items()
     ]
     return table(["", *real], rows) + "\n\n" + table(["engine", "extra", "the engine …", "read from"], said)
 

@@ -24,6 +24,7 @@ from sim.errors import InputError
 from sim.results.point import Metric, Point
 from sim.results.run_directory.store import RunData, read_run
 from sim.results.verdict import MET, NO_SLO, verdict
+from sim.spec.policies import Given
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.scenario_file import load_scenario as _load
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 Source = str | Path | LoadedScenario
 Progress = Callable[[int, int], None]
+Policies = Mapping[str, type]
+"""Classes of eviction policies or routers by name."""
 
 
 def load_scenario(
@@ -44,15 +47,19 @@ def load_scenario(
     seed: int | None = None,
     *,
     confined: bool = False,
+    evictions: Policies | None = None,
+    routers: Policies | None = None,
 ) -> LoadedScenario:
     """Read and check a scenario.
 
     :param source: a YAML file, or the name of a bundled scenario.
     :param values: by dotted key, such as ``{"cache.gpu.slots": 64, "workload.arrivals.rate": "12/s"}``.
     :param confined: refuse files outside the scenario's folder: for a stranger's scenario.
+    :param evictions: classes of your own by the names that ``cache.eviction`` may then have (docs/own-policy.md).
+    :param routers: the same for ``router.policy``.
     :raises InputError: with every problem found.
     """
-    loaded = _load(str(source), (), seed, confined=confined)
+    loaded = _load(str(source), (), seed, confined=confined, given=Given.of(evictions, routers))
     return loaded.with_values(values) if values else loaded
 
 
@@ -211,6 +218,8 @@ def run(
     scenario: Source,
     values: Mapping[str, Any] | None = None,
     *,
+    evictions: Policies | None = None,
+    routers: Policies | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
     jobs: int = -1,
@@ -222,13 +231,21 @@ def run(
 
     :param scenario: a file, a bundled name, or what ``load_scenario`` gave.
     :param values: by dotted key.
+    :param evictions: eviction policies of your own, such as ``{"mine": Mine}``: classes by the names that
+        ``cache.eviction`` may then have (docs/own-policy.md). ``routers``: the same for ``router.policy``.
     :param out: a run directory to keep; one that holds this run already is read, not simulated.
     :param jobs: worker processes; -1: one for each core.
     :param backend: ``local``, ``dask`` or ``ray``; ``address``: of a cluster that is there already.
     :param progress: called with the tasks done and all there are.
     :raises InputError: if the scenario can't be simulated.
     """
-    return _study(_loaded(scenario, values, seed), [{}], out, _pool(backend, address, jobs), progress)
+    return _study(
+        _loaded(scenario, values, seed, Given.of(evictions, routers)),
+        [{}],
+        out,
+        _pool(backend, address, jobs),
+        progress,
+    )
 
 
 def sweep(
@@ -236,6 +253,8 @@ def sweep(
     over: Mapping[str, Iterable[Any]] | None = None,
     values: Mapping[str, Any] | None = None,
     *,
+    evictions: Policies | None = None,
+    routers: Policies | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
     jobs: int = -1,
@@ -249,7 +268,7 @@ def sweep(
     """
     from sim.studies.sweep import grid
 
-    loaded = _loaded(scenario, values, seed)
+    loaded = _loaded(scenario, values, seed, Given.of(evictions, routers))
     axes = None if over is None else {key: list(values) for key, values in over.items()}
     return _study(loaded, grid(loaded, axes), out, _pool(backend, address, jobs), progress)
 
@@ -261,6 +280,8 @@ def plan(
     minimize: Mapping[str, Sequence[Any]] | None = None,
     maximize: Mapping[str, Sequence[Any]] | None = None,
     what_if: bool = False,
+    evictions: Policies | None = None,
+    routers: Policies | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
     jobs: int = -1,
@@ -276,7 +297,7 @@ def plan(
     """
     from sim.studies.planning.plan_study import make_plan
 
-    loaded = _loaded(scenario, values, seed)
+    loaded = _loaded(scenario, values, seed, Given.of(evictions, routers))
     if minimize is not None or maximize is not None:
         loaded = loaded.with_values(_question(minimize, maximize))
     with _folder(out) as folder, _pool(backend, address, jobs) as pool:
@@ -350,11 +371,13 @@ def _question(
     return {"plan": question}
 
 
-def _loaded(scenario: Source, values: Mapping[str, Any] | None, seed: int | None) -> LoadedScenario:
+def _loaded(scenario: Source, values: Mapping[str, Any] | None, seed: int | None, given: Given) -> LoadedScenario:
     if not isinstance(scenario, LoadedScenario):
-        return load_scenario(scenario, values, seed)
+        loaded = _load(str(scenario), (), seed, given=given)
+        return loaded.with_values(values) if values else loaded
+    loaded = scenario.with_policies(given) if given.evictions or given.routers else scenario
     changed = {**(values or {}), **({} if seed is None else {"run.seed": seed})}
-    return scenario.with_values(changed) if changed else scenario
+    return loaded.with_values(changed) if changed else loaded
 
 
 def _pool(backend: str, address: str | None, jobs: int) -> AbstractContextManager[Pool]:

@@ -18,10 +18,10 @@ from typing import Any
 import simpy
 from bench_history import Figures, append
 
-from sim.spec.engines import PRESETS
+from sim.spec.engines import ENGINES
+from sim.spec.policies import ROUTERS
 from sim.spec.scenario import Scenario
 from sim.spec.sections.rollout_strategies import STRATEGIES
-from sim.spec.sections.routing import ROUTERS
 from sim.world.build import build_world, simulate
 
 LENGTHS = {
@@ -89,7 +89,7 @@ def fleets(quick: bool) -> dict[str, dict[str, Any]]:
     """Return rows of fleets, of 40 requests a second for each replica, a third of which miss."""
     requests = 20_000 if quick else 100_000
     rows = {"four replicas, least-loaded": batch(160, requests, size="1200 MB", replicas=4)}
-    others = (name for name in ROUTERS if name != "least-loaded")
+    others = (name for name in ROUTERS.names if name != "least-loaded")
     for policy in others:
         rows[f"four, {policy}"] = batch(160, requests, size="1200 MB", replicas=4, router={"policy": policy})
     for strategy in STRATEGIES:
@@ -116,7 +116,7 @@ def saturated(quick: bool) -> dict[str, dict[str, Any]]:
     """
     requests = 10_000 if quick else 30_000
     rows: dict[str, dict[str, Any]] = {}
-    for engine in PRESETS:
+    for engine in ENGINES.names:
         data = batch(2000, requests)
         data["fleet"]["engine"] = engine
         if engine == "fixed":

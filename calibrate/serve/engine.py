@@ -23,7 +23,7 @@ from calibrate.serve.http_answer import Broken
 from calibrate.serve.server_errors import ServerError
 from calibrate.serve.tiny_model import write_base
 from sim.errors import InputError
-from sim.spec.engines import PRESETS
+from sim.spec.engines import ENGINES
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, ModelShape, Population
@@ -106,7 +106,7 @@ def _version(python: Path) -> tuple[str, bool] | None:
 def nearest_preset(version: str) -> str:
     """Return the preset of the vLLM version that is nearest to an installed one."""
     numbers = [int(part) if part.isdigit() else 0 for part in version.split(".")[:2]] + [0, 0]
-    presets = [name for name in PRESETS if name.startswith("vllm-")]
+    presets = [name for name in ENGINES.names if name.startswith("vllm-")]
 
     def distance(name: str) -> float:
         major, minor = (int(part) for part in name.removeprefix("vllm-").split("."))

@@ -11,12 +11,13 @@ from reports.charts.svg import COLOURS, SERIES, Chart, Table, drawing, look_of, 
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
 from sim.results.traces.cache_points import CacheResult
+from sim.spec.policies import EVICTIONS
 from sim.spec.units import human_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CLAIRVOYANT = "belady"
+CLAIRVOYANT = next(entry.name for entry in EVICTIONS if entry.needs_future)
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 340, 58, 36, 22, 52
 _LABELS = 134  # the right margin where lines carry their names

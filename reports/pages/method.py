@@ -7,7 +7,7 @@ from typing import Any
 
 from reports.tables.metric_tables import wall_words
 from sim.results.point import Point
-from sim.spec.engines import PRESETS, preset_value
+from sim.spec.engines import ENGINES, preset_value
 
 
 def _part(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -94,7 +94,7 @@ def _filled(manifest: Mapping[str, Any], section: str, key: str) -> Any:
     """Return a value of the scenario, or what its engine's preset fills in."""
     given = _part(_part(manifest, "scenario"), section).get(key)
     name = engine(manifest)
-    return given if given is not None or name not in PRESETS else preset_value(name, f"{section}.{key}")
+    return given if given is not None or name not in ENGINES else preset_value(name, f"{section}.{key}")
 
 
 def assumed(manifest: Mapping[str, Any]) -> list[str]:

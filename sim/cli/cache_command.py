@@ -13,6 +13,7 @@ import typer
 from sim.cli.options import QuietOption
 from sim.cli.output import file_stem, make_folder, message, print_rich, progress_bar, rich_table, say, say_json
 from sim.errors import InputError
+from sim.spec.policies import CACHE_DEFAULTS
 
 if TYPE_CHECKING:
     from sim.results.traces.cache_points import CacheResult
@@ -25,7 +26,7 @@ _MOST_SLOTS = 10**12
 def cache(
     trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace that names the adapter of each request.")],
     policy: Annotated[
-        str | None, typer.Option(help="Eviction policies, with commas between; unset: lru,sieve,lfu,belady.")
+        str | None, typer.Option(help=f"Eviction policies, with commas between; unset: {','.join(CACHE_DEFAULTS)}.")
     ] = None,
     capacity: Annotated[
         str | None, typer.Option(help="Sizes, such as 2GB,10GB; unset: a spread of what all adapters take.")
@@ -47,12 +48,12 @@ def cache(
     quiet: QuietOption = False,
 ) -> None:
     """Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
+    from sim.policies.replay.cache_replay import replayable
     from sim.policies.replay.overflow import check_byte_sums
-    from sim.studies.traces.cache_study import DEFAULT_POLICIES, check_policies, study_cache
+    from sim.studies.traces.cache_study import study_cache
     from sim.traffic.traces.objects import read_objects
 
-    policies = _words("--policy", policy) if policy is not None else DEFAULT_POLICIES
-    check_policies(policies)
+    policies = [replayable(name) for name in (_words("--policy", policy) if policy is not None else CACHE_DEFAULTS)]
     if capacity is not None and slots is not None:
         raise InputError("give sizes in bytes or in slots, not both", key="--slots", got=slots)
     size = None if adapter_size is None else _bytes("--adapter-size", adapter_size)

@@ -68,16 +68,10 @@ def trace(
 
 
 def _source(file: Path, format_: str, skip_bad: bool) -> Trace:
-    from typing import get_args
+    from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
 
-    from sim.errors import did_you_mean
-    from sim.spec.sections.trace_source import Trace, TraceFormat
-
-    known = get_args(TraceFormat)
-    if format_ not in known:
-        raise InputError(
-            "unknown format", key="--format", got=format_, allowed=", ".join(known), hint=did_you_mean(format_, known)
-        )
+    if format_ not in TRACE_FORMATS:
+        raise TRACE_FORMATS.unknown(format_, "--format")
     return Trace.model_validate({"file": str(file), "format": format_, "skip_bad": skip_bad})
 
 

@@ -6,11 +6,13 @@ https://docs.sglang.ai/advanced_features/server_arguments.html and advanced_feat
 
 from __future__ import annotations
 
+from sim.spec.engines import ENGINES
 from sim.spec.scenario import Scenario
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for ``--max-lora-rank`` (``vllm/config.py``, ``LoRAConfig``): slots are padded to one of these."""
 _SGLANG_EVICTIONS = ("lru", "fifo")
+"""What SGLang takes for ``--lora-eviction-policy``."""
 _PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 
 
@@ -19,12 +21,8 @@ def engine_flags(scenario: Scenario) -> dict[str, str]:
 
     One replica each. ``MODEL`` stands for the base model's path or name.
     """
-    engine = scenario.fleet.engine
-    if engine.startswith("vllm"):
-        return {"vLLM": _vllm(scenario)}
-    if engine == "sglang":
-        return {"SGLang": _sglang(scenario)}
-    return {"vLLM": _vllm(scenario), "SGLang": _sglang(scenario)} if engine == "continuous" else {}
+    writers = {"vLLM": _vllm, "SGLang": _sglang}
+    return {name: writers[name](scenario) for name in ENGINES[scenario.fleet.engine].flags}
 
 
 def beyond_flags(scenario: Scenario) -> list[str]:

@@ -7,7 +7,10 @@ was read from the source named beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from sim.spec.registry import Entry, Registry
 
 Preset = Mapping[str, Mapping[str, Any]]
 """Values by section and key, such as ``{"fleet": {"admission": "skip"}}``."""
@@ -28,108 +31,148 @@ def _changed(preset: Preset, **sections: Mapping[str, Any]) -> Preset:
     return {name: {**preset.get(name, {}), **sections.get(name, {})} for name in (*preset, *sections)}
 
 
-PRESETS: dict[str, Preset] = {
-    # The plain one, and the defaults of all fields: protected LRU, loads that overlap with steps, skip-over admission.
-    "continuous": {},
-    # vLLM 0.8.3 to 0.8.5, V1 engine: KV blocks for the first chunk of a prompt suffice to join.
-    "vllm-0.8": _VLLM,
-    # vLLM 0.32: the whole prompt must fit (scheduler_reserve_full_isl).
-    "vllm-0.32": _changed(_VLLM, fleet={"kv_check": "whole-prompt"}),
-    # SGLang 0.5.23.
-    "sglang": {
-        # managers/scheduler.py: "Run prefill first if possible"; a request over the adapter limit is passed (from 0.5.7
-        # on; before, all wait: admission stop). chunked_prefill_size is 8192 on GPUs of 60 to 160 GB. page_size 1.
-        "fleet": {
-            "batching": "prefill-first",
-            "admission": "skip",
-            "max_num_batched_tokens": 8192,
-            "block_size": 1,
-        },
-        # lora/eviction_policy.py: lru by default, or fifo. lora/lora_manager.py, fetch_new_loras({None}): the base
-        # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
-        # adapters are in host memory; max_loaded_loras (cache.host.slots) limits them, and those it drove out are read
-        # again when a request for them arrives.
-        "cache": {"gpu": {"slots": 8, "base_model_slot": True}, "host": {"fill": "start"}, "eviction": "lru"},
-        # model_executor/forward_batch_info.py: the batch's adapters are fetched right before it runs. With
-        # --enable-lora-overlap-loading: mode overlap, one loader, load_at admission.
-        "storage": {"mode": "blocking"},
+# SGLang 0.5.23.
+_SGLANG: Preset = {
+    # managers/scheduler.py: "Run prefill first if possible"; a request over the adapter limit is passed (from 0.5.7
+    # on; before, all wait: admission stop). chunked_prefill_size is 8192 on GPUs of 60 to 160 GB. page_size 1.
+    "fleet": {
+        "batching": "prefill-first",
+        "admission": "skip",
+        "max_num_batched_tokens": 8192,
+        "block_size": 1,
     },
-    # S-LoRA, repository as of 2024.
-    "s-lora": {
-        # slora/server/router/manager.py: a new batch after max_wait_tokens = 10 decode steps, computed alone.
-        # router/req_queue.py: first come first served, up to the first that doesn't fit; peak of the KV cache; prompts
-        # whole, batch_max_tokens = max_req_total_len = 3072.
-        "fleet": {
-            "batching": "prefill-first",
-            "chunked_prefill": False,
-            "max_num_batched_tokens": 3072,
-            "admission": "stop",
-            "admission_interval": 10,
-            "kv_check": "peak",
-            "block_size": 1,
-        },
-        # common/mem_allocator.py, router/model_infer/infer_adapter.py: adapters and KV in one pool; offload_adapters
-        # frees those that the running batch doesn't use. model_rpc.py: all adapters are in host memory at the start.
-        "cache": {"gpu": {"unified": True}, "host": {"fill": "start"}, "eviction": "discard-when-idle"},
-        # router/manager.py, _step: load_adapters is awaited before the prefill. Prefetch is off by default.
-        "storage": {"mode": "blocking"},
-    },
-    # LoRAX, repository as of 2024.
-    "lorax": {
-        # router/src/infer.rs: a prefill batch of its own once waiting requests are waiting_served_ratio = 1.2 times the
-        # running ones, or max_waiting_tokens = 20 decode steps have passed. router/src/scheduler.rs: queues by adapter.
-        # block_allocator.rs: blocks for input and max_new_tokens, of 16, the first kept. Prefill budget 4096.
-        "fleet": {
-            "batching": "prefill-first",
-            "chunked_prefill": False,
-            "max_num_batched_tokens": 4096,
-            "admission": "per-adapter",
-            "admission_interval": 20,
-            "waiting_ratio": 1.2,
-            "kv_check": "whole-answer",
-            "block_size": 16,
-            "reserved_kv_blocks": 1,
-        },
-        # server/lorax_server/utils/adapter.py: ADAPTER_MEMORY_FRACTION, a tenth of the GPU, here of 64 GB.
-        # router/src/scheduler.rs, update_adapters: adapter_cycle_time_s = 2. router/src/loader.rs: downloaded at the
-        # first request, then on the local disk, which stands here for host memory.
-        "cache": {
-            "gpu": {"size": "6.4 GB"},
-            "host": {"fill": "arrival"},
-            "eviction": "cycle",
-            "cycle": "2 s",
-        },
-        # router/src/loader.rs, loader_task: one command at a time.
-        "storage": {"mode": "overlap", "loaders": 1, "host_loaders": 1},
-    },
-    # TensorRT-LLM, GUARANTEED_NO_EVICT.
-    "tensorrt-llm": {
-        # cpp/tensorrt_llm/batch_manager/capacityScheduler.cpp: blocks to the end of the answer; lack of adapter pages
-        # passes a request, lack of KV blocks stops the scan. microBatchScheduler.cpp: decodes and prompts in one step,
-        # prompts whole unless chunked context is on. kv_cache tokens_per_block 32.
-        "fleet": {
-            "batching": "mixed",
-            "chunked_prefill": False,
-            "max_num_batched_tokens": 8192,
-            "admission": "skip",
-            "load_at": "admission",
-            "kv_check": "whole-answer",
-            "block_size": 32,
-        },
-        # batch_manager/peftCacheManager.cpp, runtime/loraCache.cpp: host cache of 1 GiB filled at arrival, requests
-        # rejected when it is full; device cache of 2 % of the memory that weights leave (here of 64 GB); of tasks
-        # that nobody uses, the one that ended longest ago leaves.
-        "cache": {
-            "gpu": {"size": "0.8 GB"},
-            "host": {"size": "1 GiB", "fill": "arrival", "full": "reject"},
-            "eviction": "lru",
-        },
-        # peftCacheManager.cpp, ensureBatch: copies are joined before the step; numPutWorkers, numEnsureWorkers 1.
-        "storage": {"mode": "blocking", "loaders": 1},
-    },
-    # One request at a time with a given service time.
-    "fixed": {},
+    # lora/eviction_policy.py: lru by default, or fifo. lora/lora_manager.py, fetch_new_loras({None}): the base
+    # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
+    # adapters are in host memory; max_loaded_loras (cache.host.slots) limits them, and those it drove out are read
+    # again when a request for them arrives.
+    "cache": {"gpu": {"slots": 8, "base_model_slot": True}, "host": {"fill": "start"}, "eviction": "lru"},
+    # model_executor/forward_batch_info.py: the batch's adapters are fetched right before it runs. With
+    # --enable-lora-overlap-loading: mode overlap, one loader, load_at admission.
+    "storage": {"mode": "blocking"},
 }
+
+# S-LoRA, repository as of 2024.
+_S_LORA: Preset = {
+    # slora/server/router/manager.py: a new batch after max_wait_tokens = 10 decode steps, computed alone.
+    # router/req_queue.py: first come first served, up to the first that doesn't fit; peak of the KV cache; prompts
+    # whole, batch_max_tokens = max_req_total_len = 3072.
+    "fleet": {
+        "batching": "prefill-first",
+        "chunked_prefill": False,
+        "max_num_batched_tokens": 3072,
+        "admission": "stop",
+        "admission_interval": 10,
+        "kv_check": "peak",
+        "block_size": 1,
+    },
+    # common/mem_allocator.py, router/model_infer/infer_adapter.py: adapters and KV in one pool; offload_adapters
+    # frees those that the running batch doesn't use. model_rpc.py: all adapters are in host memory at the start.
+    "cache": {"gpu": {"unified": True}, "host": {"fill": "start"}, "eviction": "discard-when-idle"},
+    # router/manager.py, _step: load_adapters is awaited before the prefill. Prefetch is off by default.
+    "storage": {"mode": "blocking"},
+}
+
+# LoRAX, repository as of 2024.
+_LORAX: Preset = {
+    # router/src/infer.rs: a prefill batch of its own once waiting requests are waiting_served_ratio = 1.2 times the
+    # running ones, or max_waiting_tokens = 20 decode steps have passed. router/src/scheduler.rs: queues by adapter.
+    # block_allocator.rs: blocks for input and max_new_tokens, of 16, the first kept. Prefill budget 4096.
+    "fleet": {
+        "batching": "prefill-first",
+        "chunked_prefill": False,
+        "max_num_batched_tokens": 4096,
+        "admission": "per-adapter",
+        "admission_interval": 20,
+        "waiting_ratio": 1.2,
+        "kv_check": "whole-answer",
+        "block_size": 16,
+        "reserved_kv_blocks": 1,
+    },
+    # server/lorax_server/utils/adapter.py: ADAPTER_MEMORY_FRACTION, a tenth of the GPU, here of 64 GB.
+    # router/src/scheduler.rs, update_adapters: adapter_cycle_time_s = 2. router/src/loader.rs: downloaded at the
+    # first request, then on the local disk, which stands here for host memory.
+    "cache": {
+        "gpu": {"size": "6.4 GB"},
+        "host": {"fill": "arrival"},
+        "eviction": "cycle",
+        "cycle": "2 s",
+    },
+    # router/src/loader.rs, loader_task: one command at a time.
+    "storage": {"mode": "overlap", "loaders": 1, "host_loaders": 1},
+}
+
+# TensorRT-LLM, GUARANTEED_NO_EVICT.
+_TENSORRT_LLM: Preset = {
+    # cpp/tensorrt_llm/batch_manager/capacityScheduler.cpp: blocks to the end of the answer; lack of adapter pages
+    # passes a request, lack of KV blocks stops the scan. microBatchScheduler.cpp: decodes and prompts in one step,
+    # prompts whole unless chunked context is on. kv_cache tokens_per_block 32.
+    "fleet": {
+        "batching": "mixed",
+        "chunked_prefill": False,
+        "max_num_batched_tokens": 8192,
+        "admission": "skip",
+        "load_at": "admission",
+        "kv_check": "whole-answer",
+        "block_size": 32,
+    },
+    # batch_manager/peftCacheManager.cpp, runtime/loraCache.cpp: host cache of 1 GiB filled at arrival, requests
+    # rejected when it is full; device cache of 2 % of the memory that weights leave (here of 64 GB); of tasks
+    # that nobody uses, the one that ended longest ago leaves.
+    "cache": {
+        "gpu": {"size": "0.8 GB"},
+        "host": {"size": "1 GiB", "fill": "arrival", "full": "reject"},
+        "eviction": "lru",
+    },
+    # peftCacheManager.cpp, ensureBatch: copies are joined before the step; numPutWorkers, numEnsureWorkers 1.
+    "storage": {"mode": "blocking", "loaders": 1},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(Entry):
+    """An engine, or rather the values of scenario fields that follow it; its target is what it makes of adapters.
+
+    :ivar flags: the engines whose command lines can say what such a scenario says (``sim/spec/engine_flags.py``).
+    """
+
+    preset: Preset = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+
+_RULES = "sim.training.files.engine_rules"
+ENGINES = Registry(
+    "engine",
+    (
+        # The defaults of all fields: protected LRU, loads that overlap with steps, skip-over admission.
+        Engine(
+            "continuous",
+            "continuous batching with protected LRU and overlapped loads: an idealised engine, not a real one.",
+            f"{_RULES}:CONTINUOUS",
+            flags=("vLLM", "SGLang"),
+        ),
+        # KV blocks for the first chunk of a prompt suffice to join.
+        Engine("vllm-0.8", "as vLLM 0.8.3 to 0.8.5, V1 engine.", f"{_RULES}:VLLM_0_8", flags=("vLLM",), preset=_VLLM),
+        # The whole prompt must fit (scheduler_reserve_full_isl).
+        Engine(
+            "vllm-0.32",
+            "as vLLM 0.32.",
+            f"{_RULES}:VLLM_0_32",
+            flags=("vLLM",),
+            preset=_changed(_VLLM, fleet={"kv_check": "whole-prompt"}),
+        ),
+        Engine("sglang", "as SGLang 0.5.23.", f"{_RULES}:SGLANG", flags=("SGLang",), preset=_SGLANG),
+        Engine("s-lora", "as S-LoRA in 2024.", f"{_RULES}:S_LORA", preset=_S_LORA),
+        Engine("lorax", "as LoRAX in 2024.", f"{_RULES}:LORAX", preset=_LORAX),
+        Engine(
+            "tensorrt-llm", "as TensorRT-LLM with GUARANTEED_NO_EVICT.", f"{_RULES}:TENSORRT_LLM", preset=_TENSORRT_LLM
+        ),
+        Engine(
+            "fixed",
+            "one request at a time with a given service time (encoders, classifiers, queueing oracles).",
+            f"{_RULES}:FIXED",
+        ),
+    ),
+)
 
 _CAPACITY = ("slots", "size")
 
@@ -143,7 +186,7 @@ def fill(data: Any) -> Any:
         return data
     fleet = data.get("fleet", {})
     engine = fleet.get("engine") if isinstance(fleet, dict) else None
-    preset = PRESETS.get(engine, {}) if isinstance(engine, str) else {}
+    preset = ENGINES[engine].preset if isinstance(engine, str) and engine in ENGINES else {}
     filled = dict(data)
     for section, values in preset.items():
         given = data.get(section, {})
@@ -167,7 +210,7 @@ def _filled(value: Any, given: Any) -> Any:
 
 def preset_value(engine: str, key: str) -> Any:
     """Return what an engine's preset says of a dotted key, or None."""
-    value: Any = PRESETS[engine]
+    value: Any = ENGINES[engine].preset
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sim.spec.base import located
-from sim.spec.sections.routing import Router
-from sim.spec.sections.serving import Cache, Fleet
+from sim.spec.policies import EvictionEntry, RouterEntry
+from sim.spec.sections.serving import Fleet
 from sim.spec.sections.workload import Adapters, Workload
 
 Refusal = tuple[str, str, object, str]
@@ -14,7 +14,12 @@ Refusal = tuple[str, str, object, str]
 
 
 def check_full_models(
-    adapters: Adapters, fleet: Fleet, cache: Cache, router: Router, workload: Workload, changes: dict[str, int]
+    adapters: Adapters,
+    fleet: Fleet,
+    eviction: EvictionEntry,
+    router: RouterEntry,
+    workload: Workload,
+    changes: dict[str, int],
 ) -> None:
     """Refuse full models without replicas that serve them, and what isn't simulated with them.
 
@@ -42,23 +47,23 @@ def check_full_models(
     for key, count in changes.items():
         if count:
             raise located(key, f"{key} aren't simulated beside full models", got=f"{count} {key}", allowed="none")
-    for key, problem, got, allowed in _unsupported(fleet, cache, router, workload):
+    for key, problem, got, allowed in _unsupported(fleet, eviction, router, workload):
         raise located(key, problem, got=got, allowed=allowed)
 
 
-def _unsupported(fleet: Fleet, cache: Cache, router: Router, workload: Workload) -> Iterator[Refusal]:
+def _unsupported(fleet: Fleet, eviction: EvictionEntry, router: RouterEntry, workload: Workload) -> Iterator[Refusal]:
     if fleet.engine == "fixed":
         problem = "engine fixed has no weights that a full model could replace"
         yield "fleet.engine", problem, "fixed", "an engine that batches"
     if fleet.front_end != "none":
         problem = "this front end reproduces measured runs, in which nobody served full models"
         yield "fleet.front_end", problem, fleet.front_end, "none"
-    if cache.eviction == "belady":
-        problem = "eviction belady knows the requests to come to one fleet, not to two"
-        yield "cache.eviction", problem, "belady", "another eviction"
-    if router.policy == "service-per-adapter":
-        problem = "service-per-adapter places adapters one by one, and full models with them"
-        yield "router.policy", problem, "service-per-adapter", "another policy"
+    if eviction.needs_future:
+        problem = f"eviction {eviction.name} knows the requests to come to one fleet, not to two"
+        yield "cache.eviction", problem, eviction.name, "another eviction"
+    if router.places_adapters:
+        problem = f"{router.name} places adapters one by one, and full models with them"
+        yield "router.policy", problem, router.name, "another policy"
     assert fleet.full_models is not None, "checked before"
     if fleet.full_models.serve == "dedicated" and workload.churn is not None:
         problem = "a full model that comes later would need a replica that comes with it"

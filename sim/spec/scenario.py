@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationInfo, model_validator
 
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
 from sim.spec.full_model_checks import check_full_models
+from sim.spec.policies import EVICTIONS, ROUTERS, EvictionEntry, Given, RouterEntry, given_in
 from sim.spec.sections.arrival_processes import Arrivals
 from sim.spec.sections.faults import FailingLoads, Fault, NamedPrefixes, check_faults
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.plan_question import Plan
-from sim.spec.sections.popularity_laws import Popularity
+from sim.spec.sections.popularity_laws import GroupsPopularity, Popularity, WeightsPopularity
 from sim.spec.sections.rollout_strategies import Rollout, check_rollouts
-from sim.spec.sections.routing import ROUTERS, Router
+from sim.spec.sections.routing import Router
 from sim.spec.sections.serving import (
     DEFAULT_PROFILE,
-    ENGINES,
-    EVICTIONS,
     Cache,
     Fleet,
     GpuCache,
@@ -34,8 +33,8 @@ from sim.spec.sections.workload import Adapters, Targets, Workload
 from sim.spec.units import Seconds, Share
 
 __all__ = [
-    "DEFAULT_PROFILE", "ENGINES", "EVICTIONS", "ROUTERS", "Adapters", "Arrivals", "Cache", "Fleet",
-    "FullModels", "GpuCache", "HostCache", "Popularity", "Router", "Run", "Scenario", "Slo", "Storage", "Targets",
+    "DEFAULT_PROFILE", "Adapters", "Arrivals", "Cache", "Fleet", "FullModels",
+    "GpuCache", "HostCache", "Popularity", "Router", "Run", "Scenario", "Slo", "Storage", "Targets",
     "Workload",
 ]  # fmt: skip
 
@@ -129,6 +128,7 @@ class Scenario(Strict):
 
     plan: Plan | None = None
     """For ``loraplan plan``: the value that is looked for."""
+    _given: Given = PrivateAttr(default_factory=Given)
 
     @model_validator(mode="before")
     @classmethod
@@ -136,10 +136,32 @@ class Scenario(Strict):
         return fill(data)
 
     @model_validator(mode="after")
+    def _remember(self, info: ValidationInfo) -> Scenario:
+        self._given = given_in(info.context)
+        return self
+
+    @property
+    def given(self) -> Given:
+        """Policies that the call which read this scenario brought along."""
+        return self._given
+
+    @property
+    def eviction_policy(self) -> EvictionEntry:
+        """The eviction policy, with its facts."""
+        name = self.cache.eviction
+        return EVICTIONS.get(name, self._given.evictions) or EvictionEntry(name=name, origin="another package")
+
+    @property
+    def router_policy(self) -> RouterEntry:
+        """The router, with its facts."""
+        name = self.router.policy
+        return ROUTERS.get(name, self._given.routers) or RouterEntry(name=name, origin="another package")
+
+    @model_validator(mode="after")
     def _whole(self) -> Scenario:
-        named_by_file = self.workload.popularity.law == "weights" or self.workload.trace is not None
+        named_by_file = isinstance(self.workload.popularity, WeightsPopularity) or self.workload.trace is not None
         popularity = self.workload.popularity
-        if popularity.law == "groups" and self.workload.trace is None:
+        if isinstance(popularity, GroupsPopularity) and self.workload.trace is None:
             grouped = sum(group.adapters for group in popularity.groups)
             if grouped != self.adapters.count:
                 raise located(
@@ -172,7 +194,8 @@ class Scenario(Strict):
             self._fits_prefetch()
         self.router.check_copies(self.fleet.replicas)
         changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
-        check_full_models(self.adapters, self.fleet, self.cache, self.router, self.workload, changes)
+        eviction, router = self.eviction_policy, self.router_policy
+        check_full_models(self.adapters, self.fleet, eviction, router, self.workload, changes)
         if self.adapters.base_quantization != "bf16" and self.fleet.engine == "fixed":
             raise located(
                 "adapters.base_quantization", "engine fixed has no weights, and its service time is given",
@@ -195,11 +218,13 @@ class Scenario(Strict):
                         f"{key}.{i}.at", "begins after the end of the run", got=f"{change.at:g} s",
                         allowed=f"below workload.duration ({end_s:g} s)",
                     )  # fmt: skip
-        if self.cache.eviction == "belady":
+        if self.eviction_policy.needs_future:
+            name = self.cache.eviction
             raise located(
-                what, "eviction belady knows the requests that will come to a fleet in which nothing changes",
+                what,
+                f"eviction {name} knows the requests that will come to a fleet in which nothing changes",
                 hint="choose another cache.eviction",
-            )  # fmt: skip
+            )
         if self.fleet.front_end != "none":
             raise located(
                 what, "this front end reproduces measured runs, in which nothing changed", got=self.fleet.front_end,
@@ -270,7 +295,7 @@ class Scenario(Strict):
         if eviction in ("vllm-lru", "cycle"):
             raise located(
                 "cache.eviction", "unified memory has no fixed places", got=eviction,
-                allowed=", ".join(name for name in EVICTIONS if name not in ("vllm-lru", "cycle")),
+                allowed=", ".join(name for name in EVICTIONS.names if name not in ("vllm-lru", "cycle")),
             )  # fmt: skip
         if fleet.kv_check not in ("whole-answer", "peak") or self.storage.mode != "blocking":
             raise located(

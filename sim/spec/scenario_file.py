@@ -18,6 +18,7 @@ from sim.spec.files.problems import known_keys, misplaced_flags, problems
 from sim.spec.files.schema import scenario_schema
 from sim.spec.files.tree import Node, Origin, without_indexes
 from sim.spec.files.yaml_tree import parse_yaml, read_yaml
+from sim.spec.policies import Given
 from sim.spec.scenario import Scenario
 
 __all__ = [
@@ -50,6 +51,11 @@ class LoadedScenario:
     source: str
     confines: Path | None = None
 
+    def with_policies(self, given: Given) -> LoadedScenario:
+        """Return this scenario with more policies that its points may name."""
+        root = tree.planted(self.data, Origin(self.source), self.origins)
+        return replace(_checked(root, self.source, self.scenario.given | given), confines=self.confines)
+
     def with_values(self, values: Mapping[str, Any]) -> LoadedScenario:
         """Return the scenario of one sweep point: these dotted keys set, by the rules of ``--set``.
 
@@ -59,7 +65,7 @@ class LoadedScenario:
         for key in tree.tags_first(values):
             node = tree.planted(values[key], _SWEEP)
             root = tree.assign(root, key, tree.with_absolute_files(node, Path.cwd(), key, self.confines))
-        return replace(_checked(root, self.source), confines=self.confines)
+        return replace(_checked(root, self.source, self.scenario.given), confines=self.confines)
 
     def locate(self, error: InputError) -> InputError:
         """Return the error with the place where its key, or the section around it, was written."""
@@ -78,7 +84,12 @@ class LoadedScenario:
 
 
 def load_scenario(
-    source: str, overrides: Sequence[str] = (), seed: int | None = None, *, confined: bool = False
+    source: str,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    *,
+    confined: bool = False,
+    given: Given = Given(),  # noqa: B008 — frozen
 ) -> LoadedScenario:
     """Read, merge and check a scenario.
 
@@ -86,17 +97,18 @@ def load_scenario(
     :param overrides: ``a.b.c=value`` each, from ``--set``; the value is YAML.
     :param seed: replaces ``run.seed``.
     :param confined: refuse files outside the scenario's folder; what ``overrides`` name is the user's own choice.
+    :param given: policies that it may name beside those of loraplan and of installed packages.
     :raises InputError: with every problem found (``SeveralErrors`` if more than one), sorted by line.
     """
     path, name = _find(source, Path())
     confines = path.resolve().parent if confined and not _is_ours(path) else None
     root = _read(path, name, (), confines)
-    given = dict(_parse_override(text) for text in overrides)
-    for key in tree.tags_first(given):
-        root = tree.assign(root, key, tree.with_absolute_files(given[key], Path.cwd(), key))
+    nodes = dict(_parse_override(text) for text in overrides)
+    for key in tree.tags_first(nodes):
+        root = tree.assign(root, key, tree.with_absolute_files(nodes[key], Path.cwd(), key))
     if seed is not None:
         root = tree.assign(root, "run.seed", Node(seed, _SEED))
-    loaded = replace(_checked(root, source), confines=confines)
+    loaded = replace(_checked(root, source, given), confines=confines)
     _check_sweep(loaded)
     return loaded
 
@@ -107,7 +119,7 @@ def resolved_values(data: Mapping[str, Any]) -> dict[str, str]:
     :param data: as in a run's manifest; what this version can't read gives the values as they are written.
     """
     try:
-        values = Scenario.model_validate(data).model_dump(mode="json", by_alias=True)
+        values = Scenario.model_validate(data, context=Given(any_name=True)).model_dump(mode="json", by_alias=True)
     except ValidationError:
         values = dict(data)
     return {key: _text(value) for key, value in _leaves(values, "")}
@@ -194,11 +206,11 @@ def _parse_override(text: str) -> tuple[str, Node]:
     return key, tree.planted(tree.plain(node), _SET)
 
 
-def _checked(root: Node, source: str) -> LoadedScenario:
+def _checked(root: Node, source: str, given: Given) -> LoadedScenario:
     data, origins = tree.plain(root), tree.origins(root)
     found: list[InputError] = []
     try:
-        scenario = Scenario.model_validate(data)
+        scenario = Scenario.model_validate(data, context=given)
     except ValidationError as error:
         found = problems(error, Scenario, data)
     named = {problem.key for problem in found}

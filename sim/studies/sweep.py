@@ -231,8 +231,10 @@ def _size(design: Design) -> float:
 
 
 def input_digests(point: LoadedScenario, world: World) -> dict[str, str]:
-    """Return the hash of every file that the point's numbers depend on, by its key."""
-    digests = {}
+    """Return the hash of every file that the point's numbers depend on, by its key, and of policies from outside."""
+    scenario = point.scenario
+    policies = {"cache.eviction": scenario.eviction_policy, "router.policy": scenario.router_policy}
+    digests = {key: entry.digest() for key, entry in policies.items() if entry.origin}
     for key, file in files_of(point.data):
         if without_indexes(key) == "rollouts.weights":
             digests[key] = digest_weights(Path(file))

@@ -1,15 +1,29 @@
-"""Gaps of renewal processes: one stream over all adapters, or one for each."""
+"""Arrival processes: the gaps between requests, and the rate that changes with time.
+
+A process is a model and a row in ``PROCESSES``. Gaps make one stream over all adapters, or one for each.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.spec.sections.arrival_processes import Arrivals, OnOffArrivals
+from sim.spec.sections.arrival_processes import (
+    Arrivals,
+    DiurnalArrivals,
+    GammaArrivals,
+    MmppArrivals,
+    OnOffArrivals,
+    PiecewiseArrivals,
+    PoissonArrivals,
+    WeibullArrivals,
+)
+from sim.traffic.intensity import Environment, Intensity, diurnal, piecewise
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -28,22 +42,30 @@ class Gaps:
     residual: Callable[[np.random.Generator, Ints], Floats]
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What a process does with the fields of its model.
+
+    :ivar one: gaps of one stream: from a law, a generator, a count and a mean rate.
+    :ivar many: the gaps of a process for each rate: from a law, rates and coefficients of variation.
+    :ivar intensity: the rate that changes with time: from a law, a seed and a replication; None: it is constant. Gaps
+        then are counted in expected arrivals.
+    """
+
+    one: Callable[[Any, np.random.Generator, int, float], Floats]
+    many: Callable[[Any, Floats, Floats], Gaps]
+    intensity: Callable[[Any, int, int], Intensity] | None = None
+
+
 def gaps(law: Arrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
     """Return ``count`` gaps in seconds of one stream with this mean rate."""
-    if law.process == "poisson" or is_poisson(law):
-        return rng.standard_exponential(count) / rate
-    if law.process == "weibull":
-        return _weibull(rng, np.full(count, law.cv), np.full(count, rate))
-    if law.process == "on-off":
-        return _on_off(law, rng, np.full(count, rate))
-    assert law.process != "mmpp", "no renewal process"
-    shape = 1 / law.cv**2  # a gamma law of this shape has the coefficient of variation cv
-    return rng.standard_gamma(shape, count) / (shape * rate)
+    make = _exponential if is_memoryless(law) else PROCESSES[type(law)].one
+    return make(law, rng, count, rate)
 
 
-def is_poisson(law: Arrivals) -> bool:
+def is_memoryless(law: Arrivals) -> bool:
     """Return whether gaps are exponential (on the clock of expected arrivals, where the rate changes)."""
-    return law.process == "poisson" or getattr(law, "cv", 0) == 1
+    return PROCESSES[type(law)].one is _exponential or getattr(law, "cv", 0) == 1
 
 
 def renewal(law: Arrivals, rates: Floats, cvs: Floats | None) -> Gaps:
@@ -51,25 +73,15 @@ def renewal(law: Arrivals, rates: Floats, cvs: Floats | None) -> Gaps:
 
     :param cvs: coefficients of variation in place of the law's, nan: the law's; gamma and Weibull only.
     """
-    if isinstance(law, OnOffArrivals):
-        return _on_off_gaps(law, rates)
     own = getattr(law, "cv", 1.0)
     cv = np.full(len(rates), own) if cvs is None else np.where(np.isnan(cvs), own, cvs)
-    if law.process == "weibull":
-        shape = weibull_shape(cv)
-        scale = 1 / (rates * _gamma(1 + 1 / shape))
-        return Gaps(
-            draw=lambda rng, i: scale[i] * rng.standard_exponential(len(i)) ** (1 / shape[i]),
-            # Gaps seen from a moment in time are drawn in proportion to their length: x**shape is then gamma.
-            residual=lambda rng, i: (
-                rng.random(len(i)) * scale[i] * rng.standard_gamma(1 + 1 / shape[i]) ** (1 / shape[i])
-            ),
-        )
-    shape = 1 / cv**2
-    return Gaps(
-        draw=lambda rng, i: rng.standard_gamma(shape[i]) / (shape[i] * rates[i]),
-        residual=lambda rng, i: rng.random(len(i)) * rng.standard_gamma(shape[i] + 1) / (shape[i] * rates[i]),
-    )
+    return PROCESSES[type(law)].many(law, rates, cv)
+
+
+def intensity(law: Arrivals, seed: int, replication: int) -> Intensity | None:
+    """Return the rate that changes with time; None where it is constant."""
+    make = PROCESSES[type(law)].intensity
+    return None if make is None else make(law, seed, replication)
 
 
 def weibull_shape(cv: Floats) -> Floats:
@@ -95,9 +107,40 @@ def _gamma(x: Floats) -> Floats:
     return np.asarray(gamma(x))
 
 
-def _weibull(rng: np.random.Generator, cv: Floats, rate: Floats) -> Floats:
-    shape = float(weibull_shape(cv[:1])[0])
-    return np.asarray(rng.standard_exponential(len(cv)) ** (1 / shape) / (rate * math.gamma(1 + 1 / shape)))
+def _exponential(law: Arrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
+    return rng.standard_exponential(count) / rate
+
+
+def _gamma_gaps(law: Any, rng: np.random.Generator, count: int, rate: float) -> Floats:
+    shape = 1 / law.cv**2  # a gamma law of this shape has the coefficient of variation cv
+    return np.asarray(rng.standard_gamma(shape, count) / (shape * rate))
+
+
+def _gamma_streams(law: Arrivals, rates: Floats, cv: Floats) -> Gaps:
+    shape = 1 / cv**2
+    return Gaps(
+        draw=lambda rng, i: rng.standard_gamma(shape[i]) / (shape[i] * rates[i]),
+        residual=lambda rng, i: rng.random(len(i)) * rng.standard_gamma(shape[i] + 1) / (shape[i] * rates[i]),
+    )
+
+
+def _weibull_gaps(law: WeibullArrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
+    shape = float(weibull_shape(np.array([law.cv]))[0])
+    return np.asarray(rng.standard_exponential(count) ** (1 / shape) / (rate * math.gamma(1 + 1 / shape)))
+
+
+def _weibull_streams(law: WeibullArrivals, rates: Floats, cv: Floats) -> Gaps:
+    shape = weibull_shape(cv)
+    scale = 1 / (rates * _gamma(1 + 1 / shape))
+    return Gaps(
+        draw=lambda rng, i: scale[i] * rng.standard_exponential(len(i)) ** (1 / shape[i]),
+        # Gaps seen from a moment in time are drawn in proportion to their length: x**shape is then gamma.
+        residual=lambda rng, i: rng.random(len(i)) * scale[i] * rng.standard_gamma(1 + 1 / shape[i]) ** (1 / shape[i]),
+    )
+
+
+def _on_off_gaps(law: OnOffArrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
+    return _on_off(law, rng, np.full(count, rate))
 
 
 def _on_off(law: OnOffArrivals, rng: np.random.Generator, rate: Floats) -> Floats:
@@ -115,10 +158,22 @@ def _on_off(law: OnOffArrivals, rng: np.random.Generator, rate: Floats) -> Float
     return np.asarray(while_on.standard_gamma(silences + 1) / (busy + leave) + off)
 
 
-def _on_off_gaps(law: OnOffArrivals, rates: Floats) -> Gaps:
+def _on_off_streams(law: OnOffArrivals, rates: Floats, cv: Floats) -> Gaps:
     def residual(rng: np.random.Generator, which: Ints) -> Floats:
         off = rng.random(len(which)) < law.off / (law.on + law.off)
         silence = np.where(off, rng.standard_exponential(len(which)) * law.off, 0.0)
         return silence + _on_off(law, rng, rates[which])
 
     return Gaps(lambda rng, which: _on_off(law, rng, rates[which]), residual)
+
+
+PROCESSES: Mapping[type, Process] = {
+    PoissonArrivals: Process(_exponential, _gamma_streams),
+    GammaArrivals: Process(_gamma_gaps, _gamma_streams),
+    WeibullArrivals: Process(_weibull_gaps, _weibull_streams),
+    OnOffArrivals: Process(_on_off_gaps, _on_off_streams),
+    PiecewiseArrivals: Process(_gamma_gaps, _gamma_streams, lambda law, seed, replication: piecewise(law)),
+    DiurnalArrivals: Process(_gamma_gaps, _gamma_streams, lambda law, seed, replication: diurnal(law)),
+    MmppArrivals: Process(_exponential, _gamma_streams, Environment),
+}
+"""What every member of the union ``Arrivals`` does."""

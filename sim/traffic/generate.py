@@ -14,6 +14,7 @@ from sim.rng import stream
 from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import GammaArrivals, MmppArrivals, WeibullArrivals
 from sim.spec.sections.laws import MAX_TOKENS
+from sim.spec.sections.popularity_laws import WeightsPopularity
 from sim.traffic.adapters import Population, populate
 from sim.traffic.lengths import Lengths, draw_pair
 from sim.traffic.popularity import Chooser, read_weights, weights_of
@@ -90,7 +91,7 @@ class Traffic:
                 raise ScenarioError(
                     "the trace brings its own lengths", key="workload.tokens", hint="remove tokens"
                 )  # fmt: skip
-        elif workload.popularity.law == "weights":
+        elif isinstance(workload.popularity, WeightsPopularity):
             weights = read_weights(workload.popularity.file)
             self.names, cvs = weights.names, weights.cv
             gaps_have_cv = isinstance(workload.arrivals, GammaArrivals | WeibullArrivals)
@@ -290,7 +291,7 @@ def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
             "fewer adapters than the file names", key="adapters.count", got=given, allowed=f"{len(names)} or more",
             hint="or leave it out",
         )  # fmt: skip
-    weights = scenario.workload.popularity.law == "weights" and scenario.workload.trace is None
+    weights = isinstance(scenario.workload.popularity, WeightsPopularity) and scenario.workload.trace is None
     return len(names) if given is None or weights else given
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.reading import open_text
-from sim.spec.scenario import Popularity
+from sim.spec.sections.popularity_laws import Popularity, WeightsPopularity
 from sim.traffic.traces.bad_rows import shown
 from sim.traffic.traces.rows import MAX_NAME_BYTES
 
@@ -23,38 +22,20 @@ MAX_WEIGHTS = 10_000_000
 
 
 def weights_of(law: Popularity, count: int) -> Floats:
-    """Return each adapter's probability, shape (count,), summing to 1. A cyclic law is uniform here."""
-    raw = _raw_weights(law, count)
+    """Return each adapter's probability, shape (count,), summing to 1. A cyclic law is uniform here.
+
+    :raises TraceError: for a weights file that can't be read, or has another number of weights.
+    """
+    raw = _weights_of_file(law.file, count) if isinstance(law, WeightsPopularity) else law.weights(count)
     return np.asarray(raw / raw.sum())
 
 
-def _raw_weights(law: Popularity, count: int) -> Floats:
-    places = np.arange(1, count + 1, dtype=np.float64)
-    if law.law == "zipf":
-        return places**-law.exponent
-    if law.law == "zipf-mandelbrot":
-        return np.asarray((places + law.shift) ** -law.exponent)
-    if law.law == "geometric":  # far down the ranking this is 0, as it should be
-        return np.exp(-math.log(law.ratio) * (places - 1))
-    if law.law == "s-lora-power":
-        return np.diff(np.concatenate(([0.0], (places / count) ** law.alpha)))
-    if law.law == "hot-cold":
-        hot = min(count, max(1, round(law.hot * count)))
-        cold = count - hot
-        share = law.requests if cold else 1.0
-        return np.repeat([share / hot, (1 - share) / max(cold, 1)], [hot, cold])
-    if law.law == "groups":
-        return np.repeat([group.weight for group in law.groups], [group.adapters for group in law.groups])
-    if law.law == "weights":
-        raw = read_weights(law.file).weight
-        if len(raw) != count:
-            raise TraceError(
-                "as many weights as adapters are needed",
-                file=law.file,
-                got=f"{len(raw)} weights, {count} adapters",
-            )
-        return raw
-    return np.ones(count)
+def _weights_of_file(file: str, count: int) -> Floats:
+    raw = read_weights(file).weight
+    if len(raw) != count:
+        got = f"{len(raw)} weights, {count} adapters"
+        raise TraceError("as many weights as adapters are needed", file=file, got=got)
+    return raw
 
 
 class Chooser:
@@ -64,14 +45,14 @@ class Chooser:
     """
 
     def __init__(self, law: Popularity, count: int) -> None:
-        self._cyclic = law.law == "cyclic"
+        self._in_turn = law.in_turn
         self._count = count
         self._cumulative = np.cumsum(weights_of(law, count))
         self._cumulative[-1] = 1.0  # rounding must not leave a gap above the last adapter
 
     def choose(self, rng: np.random.Generator, first: int, count: int) -> Ints:
         """Return the adapters of requests ``first`` to ``first + count - 1``, shape (count,)."""
-        if self._cyclic:
+        if self._in_turn:
             return np.arange(first, first + count, dtype=np.int64) % self._count
         return np.searchsorted(self._cumulative, rng.random(count), side="right").astype(np.int64)
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from sim.rng import stream
 from sim.spec.sections.arrival_processes import Arrivals
 from sim.spec.sections.popularity_laws import Churn, Drift
-from sim.traffic.arrivals import gaps, is_poisson, renewal
-from sim.traffic.intensity import Environment, Intensity, diurnal, piecewise
+from sim.traffic.arrivals import gaps, intensity, is_memoryless, renewal
 from sim.traffic.popularity import Chooser
 from sim.traffic.streams import Streams
 from sim.traffic.turnover import Turnover
@@ -85,43 +84,29 @@ class OneStream:
         self._sizes = sizes
 
     def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
-        intensity = self._intensity(replication)
-        rate = self._law.rate if intensity is None else 1.0  # else gaps are counted in expected arrivals
+        changing = intensity(self._law, self._seed, replication)
+        rate = self._law.rate if changing is None else 1.0  # else gaps are counted in expected arrivals
         first, clock = 0, 0.0
         for block, size in enumerate(self._sizes):
             if most is not None and first >= most:
                 return
             count = size if most is None else min(size, most - first)
-            times = self._gaps(stream(self._seed, replication, "arrivals", block), count, rate)
+            times = gaps(self._law, stream(self._seed, replication, "arrivals", block), count, rate)
             if first == 0:
                 times[0] = self._first(replication, times[0], rate)
             times[0] += clock
             times = np.cumsum(times)
             clock = float(times[-1])
             places = self._chooser.choose(stream(self._seed, replication, "popularity", block), first, count)
-            yield Block(times if intensity is None else intensity.time_at(times), places)
+            yield Block(times if changing is None else changing.time_at(times), places)
             first += count
 
     def _first(self, replication: int, gap: float, rate: float) -> float:
         """Return the time of the first arrival: a whole gap only where gaps have no memory."""
-        if self._law.process == "mmpp" or is_poisson(self._law):
+        if is_memoryless(self._law):
             return gap
         rng = stream(self._seed, replication, "first-arrivals")
         return float(renewal(self._law, np.array([rate]), None).residual(rng, np.zeros(1, dtype=np.int64))[0])
-
-    def _gaps(self, rng: np.random.Generator, count: int, rate: float) -> Floats:
-        if self._law.process == "mmpp":
-            return rng.standard_exponential(count)
-        return gaps(self._law, rng, count, rate)
-
-    def _intensity(self, replication: int) -> Intensity | None:
-        if self._law.process == "piecewise":
-            return piecewise(self._law)
-        if self._law.process == "diurnal":
-            return diurnal(self._law)
-        if self._law.process == "mmpp":
-            return Environment(self._law, self._seed, replication)
-        return None
 
 
 class StreamPerAdapter:

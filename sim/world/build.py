@@ -10,11 +10,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ScenarioError
+from sim.errors import InputError, ScenarioError
 from sim.policies.base_model import AdapterCounts
 from sim.policies.base_weights import BaseWeights, base_weights
 from sim.policies.costs import beyond_envelope
-from sim.policies.routing import Router, View
+from sim.policies.eviction import check_eviction
+from sim.policies.routing import Router, View, check_router
 from sim.results.records import Recorder, Recording
 from sim.rng import stream
 from sim.spec.profile import Profile, load_profile
@@ -40,7 +41,7 @@ from sim.world.replica.assembly import Watch, kv_rule, make_server
 from sim.world.replica.oracle import Foresight, Future
 from sim.world.replica.replica_caches import (
     Board,
-    eviction_setting,
+    eviction_context,
     gpu_capacity,
     make_caches,
     make_fetches,
@@ -65,6 +66,7 @@ def build_world(scenario: Scenario) -> World:
 
     :raises ScenarioError, TraceError: with the key of the value that doesn't fit.
     """
+    _check_policies(scenario)
     fixed = scenario.fleet.engine == "fixed"
     profile, digest = (None, "") if fixed and _needs_no_profile(scenario) else load_profile(scenario.fleet.profile)
     base_model = _base_model(scenario, profile)
@@ -140,7 +142,7 @@ class Assembly:
         self._recorder = Recorder(sections, world.replicas, scenario.fleet.replicas)
         self._costs = scenario, world.profile, world.population
         self._future = None
-        if scenario.cache.eviction == "belady":
+        if scenario.eviction_policy.needs_future:
             self._future = Future(world.traffic.arrivals(replication), len(world.population))
         view = View(up=list(range(scenario.fleet.replicas)), slots=_adapters_at_a_time(world))
         router = make_router(world, view, replication)
@@ -207,8 +209,8 @@ class Assembly:
         self._made[index] += 1
         rule = kv_rule(world)
         foresight = None if self._future is None else Foresight(self._future)
-        setting = eviction_setting(world, clock, stream(scenario.run.seed, replication, "eviction", place), foresight)
-        cache, host = make_caches(world, replication, place, rule, setting)
+        context = eviction_context(world, clock, stream(scenario.run.seed, replication, "eviction", place), foresight)
+        cache, host = make_caches(world, replication, place, rule, context)
         if self._boards:
             watch(cache, index, self._boards)
         versions = self._versions[index] if self._versions else None
@@ -244,6 +246,20 @@ def _adapters_at_a_time(world: World) -> int:
     if world.full is not None:
         weights = [weight for weight, full in zip(weights, world.full.full, strict=True) if not full]
     return max(1, world.capacity * len(weights) // max(1, sum(weights)))
+
+
+def _check_policies(scenario: Scenario) -> None:
+    """Refuse policies from outside that can't be used."""
+    try:
+        check_eviction(scenario.eviction_policy)
+    except InputError as error:
+        error.key = "cache.eviction"
+        raise
+    try:
+        check_router(scenario.router_policy)
+    except InputError as error:
+        error.key = "router.policy"
+        raise
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:

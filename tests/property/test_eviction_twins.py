@@ -13,10 +13,12 @@ from naive_eviction import NAIVE, Naive
 
 from sim.errors import InputError
 from sim.policies.adapter_cache import ABSENT, LOADING, RESIDENT, GpuCache
-from sim.policies.eviction import EVICTIONS, Setting
-from sim.policies.replay.cache_replay import KERNELS, REPLAYABLE, replay, replay_stepwise
+from sim.policies.eviction import EvictionContext, make_eviction
+from sim.policies.replay.cache_replay import KERNELS, replay, replay_stepwise
+from sim.spec.policies import EVICTIONS
 
-POLICIES = sorted(EVICTIONS)
+POLICIES = sorted(set(EVICTIONS.names) - {"vllm-lru"})
+REPLAYABLE = [entry.name for entry in EVICTIONS if not entry.needs_batch]
 STEPS = 250
 """Steps of one example: hypothesis draws what they are like, and the seed that they come from."""
 
@@ -99,8 +101,8 @@ def both(data: st.DataObject, name: str) -> tuple[GpuCache, NaiveCache, list[int
 
     used_at: dict[int, int] = {}
     luck, now = np.random.default_rng(seed), lambda: float(clock[0])
-    setting = Setting(weights, capacity, luck, now, next_use, now)
-    cache = GpuCache(weights, capacity, EVICTIONS[name](setting), base_model_slot=base, pinned=pinned)
+    context = EvictionContext(weights, capacity, luck, now, next_use, now)
+    cache = GpuCache(weights, capacity, make_eviction(name, context), base_model_slot=base, pinned=pinned)
     policy = NAIVE[name](weights, capacity, np.random.default_rng(seed).random, next_use, lambda: float(clock[0]))
     twin = NaiveCache(policy, pinned, base=base)
     return cache, twin, clock, used_at

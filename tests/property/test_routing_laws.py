@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from sim.policies.routing import ROUTERS, Router, Setting, View
+from sim.policies.routing import Router, RouterContext, View, make_router
 from sim.policies.routing.hashing import Hash
-from sim.policies.routing.placement import PLACEMENTS
 from sim.policies.routing.service import ServicePerAdapter
+from sim.spec.policies import PLACEMENTS, ROUTERS
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.routing.activity import InsideAny
 from sim.world.routing.router_views import Residency, Sources, Views
@@ -28,8 +28,8 @@ BOUNDED = ("hash", "affinity-residency")
 
 
 @st.composite
-def settings_of(draw: st.DrawFn, placement: str | None = None) -> Setting:
-    """A setting whose view is full of whatever."""
+def contexts_of(draw: st.DrawFn, placement: str | None = None) -> RouterContext:
+    """A context whose view is full of whatever."""
     replicas = draw(st.integers(1, 9))
     luck = Random(draw(st.integers(0, 10**6)))
     view = View(
@@ -42,9 +42,9 @@ def settings_of(draw: st.DrawFn, placement: str | None = None) -> Setting:
     batches = [sorted(adapters)[: luck.randrange(9)] for adapters in view.inside]
     view.running = masks_of(batches, ADAPTERS + 5)
     weights = None if draw(st.booleans()) else [luck.paretovariate(0.7) for _ in range(ADAPTERS)]
-    return Setting(
+    return RouterContext(
         view, replicas, draw(st.integers(0, 2**64 - 1)), ADAPTERS, weights,
-        placement=placement or draw(st.sampled_from(tuple(PLACEMENTS))), copies=draw(st.integers(1, replicas)),
+        placement=placement or draw(st.sampled_from(PLACEMENTS.names)), copies=draw(st.integers(1, replicas)),
     )  # fmt: skip
 
 
@@ -58,27 +58,27 @@ def ups(replicas: int) -> st.SearchStrategy[list[int]]:
     return st.one_of(st.just(list(range(replicas))), some)
 
 
-def made(policy: str, setting: Setting, bound: float) -> Router:
-    return ROUTERS[policy](replace(setting, bound=bound) if policy in BOUNDED else setting)
+def made(policy: str, context: RouterContext, bound: float) -> Router:
+    return make_router(policy, replace(context, bound=bound) if policy in BOUNDED else context)
 
 
-@pytest.mark.parametrize("policy", ROUTERS)
-@given(setting=settings_of(), bound=st.sampled_from((1.001, 1.25, 3.0)), data=st.data())
-def test_only_replicas_that_are_up_are_chosen(policy: str, setting: Setting, bound: float, data: Any) -> None:
-    router = made(policy, setting, bound)
+@pytest.mark.parametrize("policy", ROUTERS.names)
+@given(context=contexts_of(), bound=st.sampled_from((1.001, 1.25, 3.0)), data=st.data())
+def test_only_replicas_that_are_up_are_chosen(policy: str, context: RouterContext, bound: float, data: Any) -> None:
+    router = made(policy, context, bound)
     for change in range(3):
         for number in range(30):
             adapter = (7 * number) % (ADAPTERS + 5)  # some came after the start
-            assert router.choose(adapter, number) in setting.view.up, f"{policy}, change {change}, request {number}"
-        setting.view.up = data.draw(ups(setting.replicas))
+            assert router.choose(adapter, number) in context.view.up, f"{policy}, change {change}, request {number}"
+        context.view.up = data.draw(ups(context.replicas))
 
 
-@pytest.mark.parametrize("policy", ROUTERS)
-@given(setting=settings_of(), number=st.integers(0, 10**9))
-def test_a_request_is_as_lucky_whatever_came_before(policy: str, setting: Setting, number: int) -> None:
+@pytest.mark.parametrize("policy", ROUTERS.names)
+@given(context=contexts_of(), number=st.integers(0, 10**9))
+def test_a_request_is_as_lucky_whatever_came_before(policy: str, context: RouterContext, number: int) -> None:
     if policy == "service-per-adapter":  # where an adapter goes whose replicas are down depends on those before
-        setting.view.up = list(range(setting.replicas))
-    router, other = made(policy, setting, 1.25), made(policy, setting, 1.25)
+        context.view.up = list(range(context.replicas))
+    router, other = made(policy, context, 1.25), made(policy, context, 1.25)
     if policy != "round-robin":  # whose turn it is depends on those before
         for i in range(5):
             other.choose(i, i)
@@ -86,11 +86,11 @@ def test_a_request_is_as_lucky_whatever_came_before(policy: str, setting: Settin
 
 
 @pytest.mark.parametrize("policy", BOUNDED)
-@given(setting=settings_of(), bound=st.sampled_from((1.0001, 1.1, 1.25, 2.0)), seed=st.integers(0, 10**6))
+@given(context=contexts_of(), bound=st.sampled_from((1.0001, 1.1, 1.25, 2.0)), seed=st.integers(0, 10**6))
 def test_no_replica_gets_more_than_the_bound_times_the_mean(
-    policy: str, setting: Setting, bound: float, seed: int
+    policy: str, context: RouterContext, bound: float, seed: int
 ) -> None:
-    router, view, luck = made(policy, setting, bound), setting.view, Random(seed)
+    router, view, luck = made(policy, context, bound), context.view, Random(seed)
     for number in range(60):
         replica = router.choose(luck.randrange(3), number)  # three adapters want it all
         total = sum(view.loads[r] for r in view.up) + 1
@@ -117,33 +117,33 @@ class NaiveRing:
         return next(r for r in order if r in view.up and view.loads[r] + 1 <= most)
 
 
-@given(setting=settings_of(), bound=st.sampled_from((1.0001, 1.25, 3.0)))
-def test_hash_goes_clockwise_as_a_naive_ring_does(setting: Setting, bound: float) -> None:
-    router = Hash(replace(setting, bound=bound))
-    naive = NaiveRing(router, setting.replicas, bound)
+@given(context=contexts_of(), bound=st.sampled_from((1.0001, 1.25, 3.0)))
+def test_hash_goes_clockwise_as_a_naive_ring_does(context: RouterContext, bound: float) -> None:
+    router = Hash(replace(context, bound=bound))
+    naive = NaiveRing(router, context.replicas, bound)
     for number in range(10):
         replica = router.choose(number, number)
-        assert replica == naive.choose(number, setting.view)
-        setting.view.loads[replica] += 1
+        assert replica == naive.choose(number, context.view)
+        context.view.loads[replica] += 1
 
 
-@given(setting=settings_of(), data=st.data())
-def test_when_a_replica_leaves_only_its_adapters_move_and_all_return_with_it(setting: Setting, data: Any) -> None:
-    router, view = Hash(setting), setting.view
-    view.up = list(range(setting.replicas))
+@given(context=contexts_of(), data=st.data())
+def test_when_a_replica_leaves_only_its_adapters_move_and_all_return_with_it(context: RouterContext, data: Any) -> None:
+    router, view = Hash(context), context.view
+    view.up = list(range(context.replicas))
     before = [router.choose(adapter, 0) for adapter in range(300)]
-    if setting.replicas > 1:
-        gone = data.draw(st.integers(0, setting.replicas - 1))
+    if context.replicas > 1:
+        gone = data.draw(st.integers(0, context.replicas - 1))
         view.up = [replica for replica in view.up if replica != gone]
         without = [router.choose(adapter, 0) for adapter in range(300)]
         assert all(now == then for now, then in zip(without, before, strict=True) if then != gone)
-        view.up = list(range(setting.replicas))
+        view.up = list(range(context.replicas))
     assert [router.choose(adapter, 0) for adapter in range(300)] == before
 
 
 def test_shares_of_the_ring_are_as_even_as_its_points_make_them() -> None:
     replicas, adapters = 16, 200_000
-    router = Hash(Setting(View(loads=[0] * replicas, up=list(range(replicas))), replicas, 11, adapters))
+    router = Hash(RouterContext(View(loads=[0] * replicas, up=list(range(replicas))), replicas, 11, adapters))
     counts = Counter(router.choose(adapter, 0) for adapter in range(adapters))
     # A share is the sum of 128 of 2,048 exponential gaps, nearly: its relative deviation is 1 / sqrt(128); that of the
     # count of adapters, 1 / sqrt(12,500), adds little. Five deviations for 16 replicas.
@@ -154,7 +154,7 @@ def test_shares_of_the_ring_are_as_even_as_its_points_make_them() -> None:
 @given(replicas=st.integers(1, 9), data=st.data())
 def test_round_robin_gives_everyone_who_is_up_the_same(replicas: int, data: Any) -> None:
     view = View(loads=[0] * replicas, up=list(range(replicas)))
-    router = ROUTERS["round-robin"](Setting(view, replicas, 0, ADAPTERS))
+    router = make_router("round-robin", RouterContext(view, replicas, 0, ADAPTERS))
     for _ in range(3):
         view.up = data.draw(ups(replicas))
         requests = data.draw(st.integers(0, 40))
@@ -171,7 +171,7 @@ def check_frequencies(counts: Counter[int], expected: dict[int, float]) -> None:
 
 
 def chosen(policy: str, view: View, requests: int, adapter: int = 0) -> Counter[int]:
-    router = ROUTERS[policy](Setting(view, len(view.loads), 2024, 1))
+    router = make_router(policy, RouterContext(view, len(view.loads), 2024, 1))
     return Counter(router.choose(adapter, number) for number in range(requests))
 
 
@@ -192,8 +192,8 @@ def test_power_of_two_draws_every_pair_as_often(up: range | tuple[int, ...]) -> 
 
 
 def test_power_of_two_takes_the_first_drawn_of_equal_ones() -> None:
-    setting = Setting(View(loads=[3] * 8, up=list(range(8))), 8, 2024, 1)
-    router, first = ROUTERS["power-of-two"](setting), ROUTERS["random"](setting)
+    context = RouterContext(View(loads=[3] * 8, up=list(range(8))), 8, 2024, 1)
+    router, first = make_router("power-of-two", context), make_router("random", context)
     assert all(router.choose(0, number) == first.choose(0, number) for number in range(1000))
 
 
@@ -210,11 +210,11 @@ def test_at_low_load_affinity_by_activity_is_random() -> None:
     check_frequencies(chosen("affinity-activity", view, 40_000), dict.fromkeys(range(8), 5_000))
 
 
-@given(setting=settings_of())
-def test_activity_scores_as_the_scorer_does(setting: Setting) -> None:
-    view = setting.view
+@given(context=contexts_of())
+def test_activity_scores_as_the_scorer_does(context: RouterContext) -> None:
+    view = context.view
 
-    batches = [{a for a in range(ADAPTERS) if view.running[a] >> r & 1} for r in range(setting.replicas)]
+    batches = [{a for a in range(ADAPTERS) if view.running[a] >> r & 1} for r in range(context.replicas)]
 
     def score(replica: int, adapter: int) -> float:
         waiting = view.inside[replica] - batches[replica]  # type: ignore[operator]
@@ -224,15 +224,15 @@ def test_activity_scores_as_the_scorer_does(setting: Setting) -> None:
             return 0.8
         return 0.6 if adapter in waiting else 0.0
 
-    router = ROUTERS["affinity-activity"](setting)
+    router = make_router("affinity-activity", context)
     for adapter in range(ADAPTERS):
         scores = {replica: score(replica, adapter) for replica in view.up}
         assert scores[router.choose(adapter, adapter)] == max(scores.values())
 
 
-@given(setting=settings_of())
-def test_residency_takes_a_holder_where_one_is_up(setting: Setting) -> None:
-    view, router = setting.view, ROUTERS["affinity-residency"](setting)
+@given(context=contexts_of())
+def test_residency_takes_a_holder_where_one_is_up(context: RouterContext) -> None:
+    view, router = context.view, make_router("affinity-residency", context)
     for adapter in range(ADAPTERS):
         holders = [replica for replica in view.up if view.resident[adapter] >> replica & 1]
         least = min(view.loads[replica] for replica in holders or view.up)
@@ -241,69 +241,69 @@ def test_residency_takes_a_holder_where_one_is_up(setting: Setting) -> None:
         assert view.loads[replica] == least
 
 
-@given(setting=settings_of(), number=st.integers(0, 10**6))
-def test_requests_go_to_their_adapters_own_replicas(setting: Setting, number: int) -> None:
-    router, view = ServicePerAdapter(setting), setting.view
+@given(context=contexts_of(), number=st.integers(0, 10**6))
+def test_requests_go_to_their_adapters_own_replicas(context: RouterContext, number: int) -> None:
+    router, view = ServicePerAdapter(context), context.view
     for adapter in range(ADAPTERS + 5):
         homes = set(router.homes(adapter))
-        assert len(homes) >= min(setting.copies, len(view.up))
+        assert len(homes) >= min(context.copies, len(view.up))
         replica = router.choose(adapter, number)
         assert replica in homes or not homes & set(view.up)
 
 
 def test_requests_spread_evenly_over_an_adapters_copies() -> None:
     view = View(loads=[0] * 5, up=list(range(5)))
-    router = ServicePerAdapter(Setting(view, 5, 2024, 10, copies=3))
+    router = ServicePerAdapter(RouterContext(view, 5, 2024, 10, copies=3))
     for adapter in range(10):
         counts = Counter(router.choose(adapter, number) for number in range(10_000))
         check_frequencies(counts, dict.fromkeys(router.homes(adapter), 10_000 / 3))
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", PLACEMENTS.names)
 @given(data=st.data())
 def test_copies_of_an_adapter_are_on_different_replicas(placement: str, data: Any) -> None:
-    setting = data.draw(settings_of(placement))
-    for homes in PLACEMENTS[placement](setting):
-        assert len(homes) >= setting.copies
+    context = data.draw(contexts_of(placement))
+    for homes in PLACEMENTS[placement].load()(context):
+        assert len(homes) >= context.copies
         assert all(one < other for one, other in pairwise(homes))
-        assert 0 <= homes[0] <= homes[-1] < setting.replicas
+        assert 0 <= homes[0] <= homes[-1] < context.replicas
 
 
-@given(setting=settings_of("least-adapters"))
-def test_least_adapters_places_as_a_naive_scheduler_does(setting: Setting) -> None:
-    counts = [0] * setting.replicas
-    for homes in PLACEMENTS["least-adapters"](setting):
-        fewest = sorted(range(setting.replicas), key=lambda r: counts[r])[: setting.copies]
+@given(context=contexts_of("least-adapters"))
+def test_least_adapters_places_as_a_naive_scheduler_does(context: RouterContext) -> None:
+    counts = [0] * context.replicas
+    for homes in PLACEMENTS["least-adapters"].load()(context):
+        fewest = sorted(range(context.replicas), key=lambda r: counts[r])[: context.copies]
         assert homes == tuple(sorted(fewest))
         for replica in homes:
             counts[replica] += 1
     assert max(counts) - min(counts) <= 1
 
 
-@given(setting=settings_of("bin-pack"))
-def test_bin_pack_opens_a_replica_only_when_those_before_are_full(setting: Setting) -> None:
-    counts, slots = [0] * setting.replicas, setting.view.slots
-    for homes in PLACEMENTS["bin-pack"](setting):
-        room = [replica for replica in range(setting.replicas) if counts[replica] < slots]
-        assert set(homes) >= set(room[: setting.copies])
+@given(context=contexts_of("bin-pack"))
+def test_bin_pack_opens_a_replica_only_when_those_before_are_full(context: RouterContext) -> None:
+    counts, slots = [0] * context.replicas, context.view.slots
+    for homes in PLACEMENTS["bin-pack"].load()(context):
+        room = [replica for replica in range(context.replicas) if counts[replica] < slots]
+        assert set(homes) >= set(room[: context.copies])
         rest = [counts[replica] for replica in homes if replica not in room]
-        others = [counts[replica] for replica in range(setting.replicas) if replica not in (*homes, *room)]
+        others = [counts[replica] for replica in range(context.replicas) if replica not in (*homes, *room)]
         assert not rest or not others or max(rest) <= min(others)
         for replica in homes:
             counts[replica] += 1
 
 
-@given(setting=settings_of("popularity"))
-def test_popularity_places_as_a_naive_greedy_does_and_splits_the_hot(setting: Setting) -> None:
-    weights = setting.weights or [1.0] * ADAPTERS
-    fair = math.fsum(weights) / setting.replicas
-    placed, loads = PLACEMENTS["popularity"](setting), [0.0] * setting.replicas
+@given(context=contexts_of("popularity"))
+def test_popularity_places_as_a_naive_greedy_does_and_splits_the_hot(context: RouterContext) -> None:
+    weights = context.weights or [1.0] * ADAPTERS
+    fair = math.fsum(weights) / context.replicas
+    placed, loads = PLACEMENTS["popularity"].load()(context), [0.0] * context.replicas
     for adapter in sorted(range(ADAPTERS), key=lambda a: (-weights[a], a)):
         homes = placed[adapter]
         each = weights[adapter] / len(homes)
         assert each <= fair * (1 + 1e-8)
-        assert len(homes) == setting.copies or weights[adapter] / (len(homes) - 1) > fair * (1 - 1e-8)
-        others = [loads[replica] for replica in range(setting.replicas) if replica not in homes]
+        assert len(homes) == context.copies or weights[adapter] / (len(homes) - 1) > fair * (1 - 1e-8)
+        others = [loads[replica] for replica in range(context.replicas) if replica not in homes]
         assert not others or max(loads[replica] for replica in homes) <= min(others) + 1e-9 * fair
         for replica in homes:
             loads[replica] += each

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.spec.engines import PRESETS
+from sim.spec.engines import ENGINES
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, MODULES, SHAPES, parameters_per_rank
 from sim.training.files.adapter_kinds import kinds_of
@@ -22,9 +22,10 @@ from sim.training.files.engine_checks import (
     check_census,
     is_served,
     needed_rank,
+    rules_of,
     served_base,
 )
-from sim.training.files.engine_rules import ENGINE_RULES, EXTRAS, Extra
+from sim.training.files.engine_rules import EXTRAS, Extra
 
 BASE = "meta-llama/Llama-3.1-8B-Instruct"
 SERVED_BY = {"s-lora": ("q", "k", "v", "o")}  # all modules that this engine has
@@ -50,9 +51,8 @@ def concerns(entries: list[Entry], copies: Copies | None = None, **asked: object
 
 
 def test_every_preset_has_rules_and_every_rule_its_source() -> None:
-    assert set(ENGINE_RULES) == set(PRESETS)
     for name in REAL:
-        rules = ENGINE_RULES[name]
+        rules = rules_of(name)
         assert rules.source
         for extra, rule in rules.extras.items():
             assert extra in EXTRAS
@@ -61,7 +61,7 @@ def test_every_preset_has_rules_and_every_rule_its_source() -> None:
 
 
 def test_a_plain_fleet_gives_no_concern() -> None:
-    for engine in (None, *PRESETS):
+    for engine in (None, *ENGINES.names):
         modules = SERVED_BY.get(engine or "", MODULES)
         assert concerns([entry("a", modules=modules), entry("b", modules=modules)], engine=engine) == []
 
@@ -69,7 +69,7 @@ def test_a_plain_fleet_gives_no_concern() -> None:
 @pytest.mark.parametrize("engine", REAL)
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_an_extra_is_judged_by_its_rule(engine: str, extra: Extra) -> None:
-    rule = ENGINE_RULES[engine].rule(extra)
+    rule = rules_of(engine).rule(extra)
     modules = SERVED_BY.get(engine, MODULES)
     found = concerns([entry("odd", extras=(extra,), modules=modules), entry("plain", modules=modules)], engine=engine)
     if rule.verdict == "served":

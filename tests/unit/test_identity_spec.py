@@ -16,7 +16,7 @@ from scenario_samples import base, edited, refusal
 from sim.errors import ScenarioError
 from sim.policies.adapter_cache import GpuCache
 from sim.policies.base_model import AdapterCounts
-from sim.policies.eviction import EVICTIONS, Setting
+from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.wrong_adapter import Anyone, Popular, exchanged
 from sim.results.change_metrics import sessions_of_both
 from sim.results.records import (
@@ -32,6 +32,7 @@ from sim.results.records import (
     WRONG_SERVED,
     Recording,
 )  # fmt: skip
+from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
 from sim.world.build import Assembly, build_world, simulate
@@ -150,12 +151,14 @@ def test_the_base_model_counts_as_nobodys_adapter() -> None:
     assert (len(counts), list(counts)) == (1, [3])
 
 
-@pytest.mark.parametrize("eviction", [name for name in EVICTIONS if name not in ("belady", "cycle")])
+@pytest.mark.parametrize("eviction", [name for name in EVICTIONS.names if name not in ("belady", "cycle", "vllm-lru")])
 def test_an_eviction_policy_never_hears_of_the_base_model(eviction: str) -> None:
     weights = [1] * 4
     rng = np.random.default_rng(3)
-    make = EVICTIONS[eviction]
-    plain, other = (GpuCache(weights, 2, make(Setting(weights, 2, np.random.default_rng(1)))) for _ in range(2))
+    plain, other = (
+        GpuCache(weights, 2, make_eviction(eviction, EvictionContext(weights, 2, np.random.default_rng(1))))
+        for _ in range(2)
+    )
     number = other.serve_base_model()
     assert number == 4
     for adapter in rng.integers(0, 4, 200).tolist():
@@ -170,10 +173,10 @@ def test_an_eviction_policy_never_hears_of_the_base_model(eviction: str) -> None
         assert (plain.state, plain.evictions) == (other.state[:4], other.evictions)
 
 
-@pytest.mark.parametrize("eviction", [name for name in EVICTIONS if name not in ("belady", "cycle")])
+@pytest.mark.parametrize("eviction", [name for name in EVICTIONS.names if name not in ("belady", "cycle", "vllm-lru")])
 def test_every_eviction_policy_lets_one_go_that_is_named(eviction: str) -> None:
     weights = [1] * 4
-    cache = GpuCache(weights, 4, EVICTIONS[eviction](Setting(weights, 4, np.random.default_rng(1))))
+    cache = GpuCache(weights, 4, make_eviction(eviction, EvictionContext(weights, 4, np.random.default_rng(1))))
     cache.warm_up([0, 1, 2, 3])
     cache.discard(2)
     cache.check_integrity()

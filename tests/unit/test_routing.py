@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sim.policies.routing import ROUTERS, Setting, View
-from sim.policies.routing.placement import PLACEMENTS
+from sim.policies.routing import RouterContext, View, make_router
+from sim.spec.policies import PLACEMENTS, ROUTERS
 from sim.spec.sections import routing
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.routing.activity import InsideAny, RunningNow
@@ -23,24 +23,19 @@ def refused(**values: Any) -> dict[str, Any]:
     return {**context, "key": ".".join((*map(str, error["loc"]), *filter(None, [context.get("key")])))}
 
 
-def setting(view: View, **options: Any) -> Setting:
+def context(view: View, **options: Any) -> RouterContext:
     values = {"replicas": len(view.loads), "key": 7, "adapters": 8} | options
-    return Setting(view, **values)
+    return RouterContext(view, **values)
 
 
 def view_of(loads: list[int], up: list[int] | None = None) -> View:
     return View(loads=loads, up=list(range(len(loads))) if up is None else up)
 
 
-def test_every_policy_that_a_scenario_may_name_exists_and_none_else() -> None:
-    assert tuple(ROUTERS) == routing.ROUTERS
-    assert tuple(PLACEMENTS) == routing.PLACEMENTS
-
-
 def test_an_unknown_policy_lists_the_known_ones_and_the_nearest() -> None:
     problem = refused(policy="least-loadad")
     assert (problem["key"], problem["got"]) == ("policy", "least-loadad")
-    assert problem["allowed"] == ", ".join(routing.ROUTERS)
+    assert problem["allowed"] == ", ".join(ROUTERS.names)
     assert problem["hint"] == "did you mean 'least-loaded'?"
 
 
@@ -102,7 +97,7 @@ def test_defaults_depend_on_the_policy() -> None:
 
 def test_least_loaded_takes_the_first_of_equal_ones_that_is_up() -> None:
     view = view_of([3, 1, 1, 0])
-    router = ROUTERS["least-loaded"](setting(view))
+    router = make_router("least-loaded", context(view))
     assert router.choose(0, 0) == 3
     view.up = [0, 1, 2]
     assert router.choose(0, 0) == 1
@@ -110,7 +105,7 @@ def test_least_loaded_takes_the_first_of_equal_ones_that_is_up() -> None:
 
 def test_round_robin_goes_on_after_a_replica_that_is_down() -> None:
     view = view_of([0] * 4)
-    router = ROUTERS["round-robin"](setting(view))
+    router = make_router("round-robin", context(view))
     assert [router.choose(0, i) for i in range(3)] == [0, 1, 2]
     view.up = [0, 1]
     assert [router.choose(0, i) for i in range(3)] == [0, 1, 0]
@@ -121,7 +116,7 @@ def test_round_robin_goes_on_after_a_replica_that_is_down() -> None:
 def test_residency_takes_the_least_loaded_holder_then_the_least_loaded_of_all() -> None:
     view = view_of([5, 9, 4, 0])
     view.resident = [0b0011, 0b0010, 0]
-    router = ROUTERS["affinity-residency"](setting(view))
+    router = make_router("affinity-residency", context(view))
     assert [router.choose(adapter, 0) for adapter in (0, 1, 2)] == [0, 1, 3]
     view.up = [1, 2]
     assert [router.choose(adapter, 0) for adapter in (0, 1, 2)] == [1, 1, 2]
@@ -131,8 +126,8 @@ def test_residency_with_a_bound_leaves_a_full_holder_and_copies_the_adapter() ->
     view = view_of([4, 2])
     view.resident = [0b01]
     # With this request 7 are inside; a bound of 1.1 lets a replica hold ceil(1.1 * 7 / 2) = 4 of them.
-    assert ROUTERS["affinity-residency"](setting(view, bound=1.1)).choose(0, 0) == 1
-    assert ROUTERS["affinity-residency"](setting(view, bound=1.2)).choose(0, 0) == 0
+    assert make_router("affinity-residency", context(view, bound=1.1)).choose(0, 0) == 1
+    assert make_router("affinity-residency", context(view, bound=1.2)).choose(0, 0) == 0
 
 
 def test_activity_prefers_running_then_room_then_waiting() -> None:
@@ -141,7 +136,7 @@ def test_activity_prefers_running_then_room_then_waiting() -> None:
     batches: list[Any] = [{1, 2}, {3, 4}, {5}, {6, 7}]
     view.running = RunningNow(InsideAny(10, batches))
     view.inside = [{1, 2}, {3, 4, 9}, {5}, {6, 7}]
-    router = ROUTERS["affinity-activity"](setting(view))
+    router = make_router("affinity-activity", context(view))
     assert router.choose(3, 0) == 1
     assert router.choose(8, 0) == 2
     assert router.choose(9, 0) == 2  # room (0.8) before waiting (0.6)
@@ -153,20 +148,20 @@ def test_activity_prefers_running_then_room_then_waiting() -> None:
 def test_bin_pack_fills_slots_one_replica_after_the_other() -> None:
     view = view_of([0] * 3)
     view.slots = 2
-    homes = PLACEMENTS["bin-pack"](setting(view, adapters=8))
+    homes = PLACEMENTS["bin-pack"].load()(context(view, adapters=8))
     assert homes == [(0,), (0,), (1,), (1,), (2,), (2,), (0,), (1,)]
 
 
 def test_popular_adapters_get_as_many_copies_as_shares() -> None:
     view = view_of([0] * 4)
-    homes = PLACEMENTS["popularity"](setting(view, adapters=4, weights=[60.0, 20.0, 15.0, 5.0]))
+    homes = PLACEMENTS["popularity"].load()(context(view, adapters=4, weights=[60.0, 20.0, 15.0, 5.0]))
     # 60 % is 2.4 replicas' worth: three copies of 0.8 each; then 0.8, 0.6 and 0.2 on the least loaded, in this order.
     assert homes == [(0, 1, 2), (3,), (0,), (1,)]
 
 
 def test_an_adapter_whose_replicas_are_down_moves_and_comes_back() -> None:
     view = view_of([0] * 3)
-    router = ROUTERS["service-per-adapter"](setting(view, adapters=6))
+    router = make_router("service-per-adapter", context(view, adapters=6))
     assert [router.choose(adapter, 0) for adapter in range(6)] == [0, 1, 2, 0, 1, 2]
     view.up = [1, 2]
     # Both others have two adapters; the first moves to 1, the second then to 2.
@@ -179,7 +174,7 @@ def test_an_adapter_whose_replicas_are_down_moves_and_comes_back() -> None:
 
 def test_nothing_is_left_of_a_stay_elsewhere() -> None:
     view = view_of([0] * 3, up=[1, 2])
-    router = ROUTERS["service-per-adapter"](setting(view, adapters=6))
+    router = make_router("service-per-adapter", context(view, adapters=6))
     assert router.choose(0, 0) == 1
     view.up = [0, 1, 2]
     assert router.choose(0, 0) == 0
@@ -189,7 +184,7 @@ def test_nothing_is_left_of_a_stay_elsewhere() -> None:
 
 def test_an_adapter_that_comes_later_is_placed_at_its_first_request_and_stays() -> None:
     view = view_of([0] * 3, up=[1, 2])
-    router = ROUTERS["service-per-adapter"](setting(view, adapters=4))  # 0 has two of them, 1 and 2 one each
+    router = make_router("service-per-adapter", context(view, adapters=4))  # 0 has two of them, 1 and 2 one each
     assert [router.choose(adapter, 0) for adapter in (9, 7, 9)] == [1, 2, 1]
     view.up = [0, 1, 2]
     assert [router.choose(adapter, 0) for adapter in (9, 7)] == [1, 2]

@@ -16,8 +16,8 @@ import pytest
 import trace_samples as samples
 
 from sim.errors import TraceError
-from sim.spec.sections.trace_source import Trace
-from sim.traffic.traces.read import FORMATS, TraceData, format_of, read_trace
+from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
+from sim.traffic.traces.read import TraceData, format_of, read_trace
 from sim.traffic.traces.text_files import open_table
 
 
@@ -35,7 +35,7 @@ def test_each_format_is_told_by_its_columns(tmp_path: Path, name: str) -> None:
 
 
 def test_every_format_has_a_sample() -> None:
-    assert {name.partition(".")[0] for name in samples.SAMPLES} == set(FORMATS)
+    assert {name.partition(".")[0] for name in samples.SAMPLES} == set(TRACE_FORMATS.names) - {"auto"}
 
 
 @pytest.mark.parametrize("content", [samples.CSV, samples.SAMPLES["csv.gz"], samples.SAMPLES["parquet"]])

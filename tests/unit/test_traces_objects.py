@@ -8,10 +8,10 @@ import pytest
 import trace_samples as samples
 
 from sim.errors import InputError, TraceError
-from sim.spec.sections.trace_source import Trace
+from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
 from sim.traffic.traces.data import MAX_REQUESTS
 from sim.traffic.traces.objects import read_objects
-from sim.traffic.traces.read import FORMATS, TraceData, read_trace
+from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.traces.rows import MAX_BYTES
 
 
@@ -50,7 +50,7 @@ def test_objects_are_those_of_the_trace_or_there_are_none(tmp_path: Path, name: 
 
 
 def test_an_error_lists_the_formats_that_name_adapters(tmp_path: Path) -> None:
-    named = [name for name in FORMATS if read(tmp_path, samples.SAMPLES[name]).adapter is not None]
+    named = [name for name in TRACE_FORMATS.names[1:] if read(tmp_path, samples.SAMPLES[name]).adapter is not None]
     (tmp_path / "t").write_bytes(samples.AZURE_LLM)
     with pytest.raises(TraceError) as raised:
         read_objects(str(tmp_path / "t"))

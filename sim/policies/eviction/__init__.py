@@ -1,4 +1,4 @@
-"""Who leaves a full cache. A policy is one class in here and one line in ``EVICTIONS``.
+"""Which adapter leaves a full cache. A policy is a class in here and an entry in ``sim/spec/policies.py``.
 
 Names and rules are libCacheSim's where it has the policy. Adapters in use never leave; each class says what its queue
 or hand does with them.
@@ -6,20 +6,35 @@ or hand does with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import numpy as np
 
-from sim.policies.eviction.chosen import Belady, Random, RefcountScore
-from sim.policies.eviction.clock_sieve import Clock, Sieve
-from sim.policies.eviction.eviction_policy import Eviction, Setting
-from sim.policies.eviction.lru import Lru
-from sim.policies.eviction.ranked import Fifo, Gdsf, Lfu, LfuHistory
-from sim.policies.eviction.s3_fifo import S3Fifo
+from sim.policies.eviction.eviction_policy import Eviction, EvictionContext
+from sim.policies.eviction.watched_eviction import WatchedEviction
+from sim.policies.outside import made
+from sim.spec.policies import EVICTIONS, EvictionEntry
 
-__all__ = ["EVICTIONS", "Eviction", "Setting"]
+__all__ = ["Eviction", "EvictionContext", "check_eviction", "make_eviction"]
 
-EVICTIONS: dict[str, Callable[[Setting], Eviction]] = {
-    "lru": Lru, "fifo": Fifo, "clock": Clock, "lfu": Lfu, "lfu-history": LfuHistory, "sieve": Sieve, "s3-fifo": S3Fifo,
-    "gdsf": Gdsf, "random": Random, "belady": Belady, "refcount-score": RefcountScore,
-    # These two empty the cache by rules of their own, in the world; where room is short beside that, LRU decides.
-    "discard-when-idle": Lru, "cycle": Lru,
-}  # fmt: skip
+_METHODS, _OPTIONAL = ("idle", "busy", "loaded", "victim", "remove", "__len__"), ("touched", "coming")
+
+
+def make_eviction(policy: str | EvictionEntry, context: EvictionContext) -> Eviction:
+    """Return a policy for one cache.
+
+    :param policy: an entry, or a name of loraplan's own.
+    :raises InputError: if it comes from outside and can't be used.
+    """
+    entry = EVICTIONS[policy] if isinstance(policy, str) else policy
+    if entry.origin:
+        return WatchedEviction(entry, made(entry, context, _METHODS, _OPTIONAL))
+    eviction: Eviction = entry.load()(context)
+    return eviction
+
+
+def check_eviction(entry: EvictionEntry) -> None:
+    """Try a policy from outside before anything is simulated.
+
+    :raises InputError: if it can't be imported or made, or lacks a method.
+    """
+    if entry.origin:
+        make_eviction(entry, EvictionContext([1], 1, np.random.default_rng(0)))

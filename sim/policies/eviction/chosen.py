@@ -9,7 +9,7 @@ from math import inf
 
 import numpy as np
 
-from sim.policies.eviction.eviction_policy import Setting
+from sim.policies.eviction.eviction_policy import EvictionContext
 
 FREQUENCY, RECENCY, SIZE = 0.45, 0.10, 0.45
 """Weights of Chameleon's score (Iliakopoulou et al., MICRO 2025)."""
@@ -23,10 +23,10 @@ class Random:
     touched: Callable[[int], None] | None = None
     coming: Callable[[int], None] | None = None
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, context: EvictionContext) -> None:
         self._idle: list[int] = []  # sorted, so that what leaves doesn't depend on how they came
-        assert setting.rng is not None, "it decides by luck"
-        self._luck = _numbers(setting.rng)
+        assert context.rng is not None, "it draws its victims"
+        self._uniform_draws = _numbers(context.rng)
 
     def idle(self, adapter: int) -> None:
         insort(self._idle, adapter)
@@ -41,7 +41,7 @@ class Random:
         ready = [adapter for adapter in self._idle if adapter not in spared] if spared else self._idle
         if not ready:
             return None
-        adapter = ready[int(next(self._luck) * len(ready))]
+        adapter = ready[int(next(self._uniform_draws) * len(ready))]
         self.busy(adapter)
         return adapter
 
@@ -67,9 +67,9 @@ class Belady:
     touched: Callable[[int], None] | None = None
     coming: Callable[[int], None] | None = None
 
-    def __init__(self, setting: Setting) -> None:
-        self._next_use = setting.next_use
-        self._come = setting.come
+    def __init__(self, context: EvictionContext) -> None:
+        self._next_use = context.next_use
+        self._come = context.come
         self._next: dict[int, float] = {}  # of those idle
         self._far: list[tuple[float, int]] = []  # heaps of -next and adapter, and of next and adapter: all in _next,
         self._near: list[tuple[float, int]] = []  # and some that are out of date; none in _near whose request waits
@@ -141,12 +141,12 @@ class RefcountScore:
 
     coming: Callable[[int], None] | None = None
 
-    def __init__(self, setting: Setting) -> None:
-        largest = max(setting.weights, default=1)
-        self._size = [SIZE * weight / largest for weight in setting.weights]
-        self._uses = [0] * len(setting.weights)
-        self._last = [0.0] * len(setting.weights)
-        self._now = setting.now
+    def __init__(self, context: EvictionContext) -> None:
+        largest = max(context.weights, default=1)
+        self._size = [SIZE * weight / largest for weight in context.weights]
+        self._uses = [0] * len(context.weights)
+        self._last = [0.0] * len(context.weights)
+        self._now = context.now
         self._idle: set[int] = set()
         self.busy: Callable[[int], None] = self._idle.remove
         self.remove: Callable[[int], None] = self.busy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
-from sim.policies.eviction.eviction_policy import Setting
+from sim.policies.eviction.eviction_policy import EvictionContext
 
 
 class _Marked:
@@ -13,8 +13,8 @@ class _Marked:
 
     coming: Callable[[int], None] | None = None
 
-    def __init__(self, setting: Setting) -> None:
-        self._used = bytearray(len(setting.weights))
+    def __init__(self, context: EvictionContext) -> None:
+        self._used = bytearray(len(context.weights))
         self._idle: set[int] = set()
         self.idle: Callable[[int], None] = self._idle.add
         self.busy: Callable[[int], None] = self._idle.remove
@@ -26,14 +26,14 @@ class _Marked:
         return len(self._idle)
 
 
-class Clock(_Marked):
+class ClockEviction(_Marked):
     """First loaded leaves first, but one that was used since the hand last passed is passed once more.
 
     libCacheSim's Clock with one bit (FIFO with reinsertion). Who is in use is passed as well, and keeps its bit.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, context: EvictionContext) -> None:
+        super().__init__(context)
         self._ring: OrderedDict[int, None] = OrderedDict()  # who the hand comes to first stands first
 
     def loaded(self, adapter: int) -> None:
@@ -67,9 +67,9 @@ class Sieve(_Marked):
     is passed as well, and keeps its bit.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        count = len(setting.weights)
+    def __init__(self, context: EvictionContext) -> None:
+        super().__init__(context)
+        count = len(context.weights)
         # A ring from old to new; the entry behind the last adapter is where it begins and ends.
         self._end = count
         self._newer = [count] * (count + 1)

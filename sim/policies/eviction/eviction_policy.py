@@ -1,4 +1,4 @@
-"""What an eviction policy is told, and what it is asked."""
+"""What an eviction policy is made from, and what it decides."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def _no_future(adapter: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """What policies may need to know of their cache; most need little of it.
+class EvictionContext:
+    """What an eviction policy may know about its cache; most use little of it.
 
-    :ivar weights: what each adapter takes: bytes, or 1 where slots are counted.
+    :ivar weights: what each adapter takes: bytes, or 1 where slots are counted. Adapters are numbers from 0 on.
     :ivar capacity: bytes or slots.
-    :ivar rng: ``random`` only: where it takes its luck from.
-    :ivar now: the time of last uses, in seconds.
-    :ivar next_use: ``belady`` only: index, in order of arrival, of the next request that uses an adapter; infinite:
-        never again. Asked only about adapters that are not in use; while one stays so, the answer changes only when
-        that request goes elsewhere, and only to a higher one.
-    :ivar come: ``belady`` only: how many requests have come. Those below come next in any case.
+    :ivar rng: random numbers of the policy's own. There is one in every simulation and replay.
+    :ivar now: the time in seconds; in a replay without times, the number of the request.
+    :ivar next_use: ``belady`` only: index, in order of arrival, of the next request that uses an adapter; infinite if
+        there is none. Call it only for adapters that are not in use. While an adapter stays idle, the answer changes
+        only when that request goes elsewhere, and only to a higher index.
+    :ivar come: ``belady`` only: how many requests have come. Requests below that number come next in any case.
     """
 
     weights: Sequence[int]
@@ -37,19 +37,27 @@ class Setting:
 
 
 class Eviction(Protocol):
-    """Decide which idle resident (resident and not in use) leaves next.
+    """Choose which idle adapter (resident, not in use) leaves a full cache; a scenario names it as ``cache.eviction``.
 
-    ``loaded`` is called at the end of every load, before ``idle`` if nobody uses the adapter. ``idle`` is called when
-    an adapter becomes resident unused or loses its last user, ``busy`` when an idle one is used again. ``victim`` takes
-    the next one out, and returns None where none is left; those ``spared`` and those in use are never offered.
+    To write one, make a class that takes an ``EvictionContext`` and has the members below. It needs no base class. Name
+    it with ``evictions={"mine": Mine}`` in Python, or with an entry point of the group ``loraplan.evictions``;
+    docs/own-policy.md has a complete example. The simulator makes one object for each cache of each replica and calls
+    it in this order:
 
-    ``remove`` takes an idle one out that leaves for another reason: it is no victim, so luck, hands and ages stay as
-    they are, and no ghost remembers it.
+    - A request misses: ``coming(adapter)``, then ``victim()`` until there is room.
+    - The load ends: ``loaded(adapter)``, then ``idle(adapter)`` if no request uses it.
+    - An idle adapter is used: ``busy(adapter)``. Its last user ends: ``idle(adapter)``.
+    - Any use but the one that caused the load: ``touched(adapter)``, after ``busy`` where that is called. After a warm
+      start or a prefetch, the first use counts as the cause.
+    - An idle adapter leaves for another reason than lack of room: ``remove(adapter)``.
 
-    ``touched`` is called for every use but the one that caused the load, so also where the adapter is in use already:
-    None where the policy makes no difference between one user and many. For what came before anybody asked (a warm
-    start, a prefetch) the first use counts as the cause. It may name adapters that never leave.
-    ``coming`` is called before victims are taken for a load: None where that makes no difference.
+    ``victim(spared)`` chooses an idle adapter that is not in ``spared``, forgets it and returns it, or returns None if
+    there is none. All other methods only take note. ``remove`` forgets an adapter too, but it was not chosen: random
+    numbers, the hands of a clock, ages and ghost lists stay as they are. ``len()`` is the number of idle adapters.
+
+    ``touched`` and ``coming`` may be None, which saves a call for each request. ``touched`` may name adapters that
+    never leave (pinned ones), for which ``loaded`` and ``idle`` are never called. A policy that draws takes its numbers
+    from ``context.rng``, or a run could not be repeated.
     """
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
-from sim.policies.eviction.eviction_policy import Setting
+from sim.policies.eviction.eviction_policy import EvictionContext
 
 
 class Lru:
@@ -14,7 +14,7 @@ class Lru:
     touched: Callable[[int], None] | None = None
     coming: Callable[[int], None] | None = None
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, context: EvictionContext) -> None:
         self._order: OrderedDict[int, None] = OrderedDict()
         # The two that every request calls are the dictionary's own C methods.
         self.idle: Callable[[int], None] = self._order.setdefault

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush, heapreplace
 
-from sim.policies.eviction.eviction_policy import Setting
+from sim.policies.eviction.eviction_policy import EvictionContext
 
 Key = tuple[float, int]
 """Who has the least leaves first; the second number tells any two apart."""
@@ -21,8 +21,8 @@ class Ranked:
     touched: Callable[[int], None] | None = None
     coming: Callable[[int], None] | None = None
 
-    def __init__(self, setting: Setting) -> None:
-        self._keys: list[Key] = [(0, 0)] * len(setting.weights)
+    def __init__(self, context: EvictionContext) -> None:
+        self._keys: list[Key] = [(0, 0)] * len(context.weights)
         self._idle: set[int] = set()
         self.busy: Callable[[int], None] = self._idle.remove
         self._heap: list[tuple[Key, int]] = []
@@ -68,8 +68,8 @@ class Ranked:
 class Fifo(Ranked):
     """First loaded leaves first, however often it was used."""
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, context: EvictionContext) -> None:
+        super().__init__(context)
         self._loads = 0
 
     def loaded(self, adapter: int) -> None:
@@ -83,8 +83,8 @@ class Lfu(Ranked):
     The load counts as the first use, and all are forgotten at eviction.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, context: EvictionContext) -> None:
+        super().__init__(context)
         self.touched = self._touched
         self._count = 0
 
@@ -100,10 +100,10 @@ class Lfu(Ranked):
 class LfuHistory(Ranked):
     """Fewest uses ever leaves first, those before an eviction included; of as many, the first loaded."""
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, context: EvictionContext) -> None:
+        super().__init__(context)
         self.touched = self._touched
-        self._uses = [0] * len(setting.weights)
+        self._uses = [0] * len(context.weights)
         self._loads = 0
 
     def loaded(self, adapter: int) -> None:
@@ -124,11 +124,11 @@ class Gdsf(Ranked):
     one in first, with the ``L`` of before, and may take it out again at once; a server needs it.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
+    def __init__(self, context: EvictionContext) -> None:
+        super().__init__(context)
         self.touched = self._touched
-        self._weights = setting.weights
-        self._uses = [0] * len(setting.weights)
+        self._weights = context.weights
+        self._uses = [0] * len(context.weights)
         self._count = 0
         self._highest = 0.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
-from sim.policies.eviction.eviction_policy import Setting
+from sim.policies.eviction.eviction_policy import EvictionContext
 
 SMALL_SHARE = 0.1
 GHOST_SHARE = 0.9
@@ -26,16 +26,16 @@ class S3Fifo:
     back to the end, as if it had been used, and keeps its count.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        self._weights = setting.weights
-        self._small_most = max(1, int(setting.capacity * SMALL_SHARE))
-        self._main_most = setting.capacity - int(setting.capacity * SMALL_SHARE)
-        self._ghost_most = int(setting.capacity * GHOST_SHARE)
+    def __init__(self, context: EvictionContext) -> None:
+        self._weights = context.weights
+        self._small_most = max(1, int(context.capacity * SMALL_SHARE))
+        self._main_most = context.capacity - int(context.capacity * SMALL_SHARE)
+        self._ghost_most = int(context.capacity * GHOST_SHARE)
         self._small: OrderedDict[int, None] = OrderedDict()
         self._main: OrderedDict[int, None] = OrderedDict()
         self._ghost: OrderedDict[int, None] = OrderedDict()
         self._small_weight = self._main_weight = self._ghost_weight = 0
-        self._uses = [0] * len(setting.weights)
+        self._uses = [0] * len(context.weights)
         self._returning: set[int] = set()  # was a ghost when its load began
         self._has_evicted = False
         self._idle: set[int] = set()

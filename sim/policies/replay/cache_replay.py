@@ -14,17 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError, did_you_mean
-from sim.policies.eviction import EVICTIONS, Eviction, Setting
+from sim.policies.eviction import Eviction, EvictionContext, check_eviction, make_eviction
 from sim.policies.replay.fast_replay import CHUNK, KERNELS
 from sim.policies.replay.overflow import check_byte_sums
 from sim.rng import stream
+from sim.spec.policies import EVICTIONS, EvictionEntry
 
 Ints = NDArray[np.integer]
-
-NEEDS_BATCH = frozenset(("discard-when-idle", "cycle", "vllm-lru"))
-"""Policies that decide by what runs in a batch."""
-REPLAYABLE = tuple(name for name in EVICTIONS if name not in NEEDS_BATCH)
-"""All others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +48,10 @@ class Replayed:
         return self.missed_bytes / self.requested_bytes if self.requested_bytes else 0.0
 
 
-def replay(policy: str, objects: Ints, sizes: Ints, capacity: int, seed: int = 1) -> Replayed:
+def replay(policy: str | EvictionEntry, objects: Ints, sizes: Ints, capacity: int, seed: int = 1) -> Replayed:
     """Replay a stream through a cold cache.
 
+    :param policy: a name, or an entry that a call gives.
     :param objects: (requests,) what each request asks for, from 0 to ``len(sizes) - 1``.
     :param sizes: (objects,) bytes of each, above 0; ones where the capacity counts slots. An object larger than the
         cache is a miss, evicts nobody and never stays.
@@ -63,33 +60,33 @@ def replay(policy: str, objects: Ints, sizes: Ints, capacity: int, seed: int = 1
     :raises InputError: for a policy that is unknown, or that decides by what runs in a batch; for sizes whose sum over
         all requests is too large to be counted.
     """
-    check_policy(policy)
+    entry = replayable(policy)
     check_byte_sums(len(objects), sizes)
-    kernel = KERNELS.get(policy)
+    kernel = None if entry.origin else KERNELS.get(entry.name)
     if kernel is None:
-        return replay_stepwise(policy, objects, sizes, capacity, seed)
+        return replay_stepwise(entry, objects, sizes, capacity, seed)
     misses, missed = kernel(objects, sizes.astype(np.int64), capacity)
-    return Replayed(policy, capacity, len(objects), misses, missed, int(sizes[objects].sum(dtype=np.int64)))
+    return Replayed(entry.name, capacity, len(objects), misses, missed, int(sizes[objects].sum(dtype=np.int64)))
 
 
-def replay_stepwise(policy: str, objects: Ints, sizes: Ints, capacity: int, seed: int = 1) -> Replayed:
+def replay_stepwise(policy: str | EvictionEntry, objects: Ints, sizes: Ints, capacity: int, seed: int = 1) -> Replayed:
     """Replay through the simulator's own policy, one request after the other; parameters and errors as ``replay``."""
-    check_policy(policy)
+    entry = replayable(policy)
     check_byte_sums(len(objects), sizes)
     weights: list[int] = sizes.tolist()
     # Belady asks only about the object of the request at hand: for others the answer has stayed the same since.
     at_hand = [-1.0, inf]
-    setting = Setting(
+    context = EvictionContext(
         weights, capacity, stream(seed, 0, "eviction"), lambda: at_hand[0], lambda adapter: at_hand[1],
         lambda: at_hand[0],
     )  # fmt: skip
-    stepper = _Stepper(EVICTIONS[policy](setting), weights, capacity)
-    after = next_uses(objects) if policy == "belady" else None
+    stepper = _Stepper(make_eviction(entry, context), weights, capacity)
+    after = next_uses(objects) if entry.needs_future else None
     for start in range(0, len(objects), CHUNK):
         chunk: list[int] = objects[start : start + CHUNK].tolist()
         stepper.go_on(chunk, at_hand, None if after is None else after[start : start + CHUNK].tolist())
     return Replayed(
-        policy, capacity, len(objects), stepper.misses, stepper.missed, int(sizes[objects].sum(dtype=np.int64))
+        entry.name, capacity, len(objects), stepper.misses, stepper.missed, int(sizes[objects].sum(dtype=np.int64))
     )
 
 
@@ -155,15 +152,21 @@ def next_uses(objects: Ints) -> NDArray[np.float64]:
     return after
 
 
-def check_policy(policy: str) -> None:
-    """Refuse a policy that can't be replayed.
+def replayable(policy: str | EvictionEntry) -> EvictionEntry:
+    """Return the entry of a policy that can be replayed.
 
-    :raises InputError: with those that can.
+    :raises InputError: for others, with those that can.
     """
-    if policy in REPLAYABLE:
-        return
-    batch = policy in NEEDS_BATCH
+    entry = policy if isinstance(policy, EvictionEntry) else EVICTIONS.get(policy)
+    if entry is not None and not entry.needs_batch:
+        check_eviction(entry)
+        return entry
+    known = [other.name for other in EVICTIONS.all() if not other.needs_batch]
+    batch = "this policy decides by what runs in a batch, and a replay has none"
     raise InputError(
-        "this policy decides by what runs in a batch, and a replay has none" if batch else "unknown eviction policy",
-        key="--policy", got=policy, allowed=", ".join(REPLAYABLE), hint=did_you_mean(policy, REPLAYABLE) or None,
-    )  # fmt: skip
+        "unknown eviction policy" if entry is None else batch,
+        key="--policy",
+        got=policy,
+        allowed=", ".join(known),
+        hint=None if isinstance(policy, EvictionEntry) else did_you_mean(policy, known),
+    )

@@ -1,24 +1,42 @@
 """Which replica a request goes to: pure decisions over a view that may be stale.
 
-A policy is one class and one line in ``ROUTERS``; its name also stands in ``sim.spec.sections.routing.ROUTERS``, which
-checks scenarios without importing policies. What keeps a view current is in ``sim.world.routing.router_views``.
+A router is a class in here and an entry in ``sim/spec/policies.py``. What keeps a view current is in
+``sim.world.routing.router_views``.
 """
 
-from sim.policies.routing.affinity import ByActivity, ByResidency
-from sim.policies.routing.hashing import Hash
-from sim.policies.routing.plain import LeastLoaded, PowerOfTwo, Random, RoundRobin
-from sim.policies.routing.router_policy import Choosing, Router, Setting, View
-from sim.policies.routing.service import ServicePerAdapter
+from __future__ import annotations
 
-ROUTERS: dict[str, type[Router]] = {
-    "round-robin": RoundRobin,
-    "random": Random,
-    "least-loaded": LeastLoaded,
-    "power-of-two": PowerOfTwo,
-    "hash": Hash,
-    "affinity-residency": ByResidency,
-    "affinity-activity": ByActivity,
-    "service-per-adapter": ServicePerAdapter,
-}
+from sim.policies.outside import made
+from sim.policies.routing.router_policy import VIEW_FIELDS, Choosing, Router, RouterContext, View
+from sim.policies.routing.watched_router import WatchedRouter
+from sim.spec.policies import ROUTERS, RouterEntry
 
-__all__ = ["ROUTERS", "Choosing", "Router", "Setting", "View"]
+__all__ = ["Choosing", "Router", "RouterContext", "View", "check_router", "make_router"]
+
+
+def make_router(policy: str | RouterEntry, context: RouterContext) -> Router:
+    """Return a router for one fleet.
+
+    :param policy: an entry, or a name of loraplan's own.
+    :raises InputError: if it comes from outside and can't be used.
+    """
+    entry = ROUTERS[policy] if isinstance(policy, str) else policy
+    if not entry.origin:
+        router: Router = entry.load()(context)
+        return router
+    found = made(entry, context, ("choose",))
+    reads = getattr(found, "reads", None)
+    if not isinstance(reads, (frozenset, set)) or not reads <= VIEW_FIELDS:
+        allowed = ", ".join(sorted(VIEW_FIELDS))
+        raise entry.unusable(f"its 'reads' must be a frozenset of what it looks at ({allowed}), not {reads!r}")
+    return WatchedRouter(entry, found, frozenset(reads), context.view)
+
+
+def check_router(entry: RouterEntry) -> None:
+    """Try a router from outside before anything is simulated.
+
+    :raises InputError: if it can't be imported or made, or lacks something.
+    """
+    if entry.origin:
+        view = View(loads=[0], up=[0], resident=[0], running=[0], inside=[{}])
+        make_router(entry, RouterContext(view, replicas=1, key=0, adapters=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from sim.policies.routing.router_policy import Setting, load_limit
+from sim.policies.routing.router_policy import RouterContext, load_limit
 from sim.rng import luck
 
 _MOST_MASKS = 1 << 16
@@ -49,12 +49,12 @@ class ByResidency:
 
     reads: ClassVar[frozenset[str]] = frozenset({"loads", "resident"})
 
-    def __init__(self, setting: Setting) -> None:
-        self._view = setting.view
-        self._replicas = setting.replicas
-        self._bound = setting.bound
-        self._key = setting.key
-        self._masks = _Masks(setting.replicas)
+    def __init__(self, context: RouterContext) -> None:
+        self._view = context.view
+        self._replicas = context.replicas
+        self._bound = context.bound
+        self._key = context.key
+        self._masks = _Masks(context.replicas)
 
     def choose(self, adapter: int, number: int) -> int:
         view = self._view
@@ -96,11 +96,11 @@ class ByActivity:
 
     reads: ClassVar[frozenset[str]] = frozenset({"running", "inside"})
 
-    def __init__(self, setting: Setting) -> None:
-        self._view = setting.view
-        self._replicas = setting.replicas
-        self._key = setting.key
-        self._masks = _Masks(setting.replicas)
+    def __init__(self, context: RouterContext) -> None:
+        self._view = context.view
+        self._replicas = context.replicas
+        self._key = context.key
+        self._masks = _Masks(context.replicas)
         self._known = self._masks.known
         self._room: list[int] = []  # replicas with room at this reading
         self._reading = 0

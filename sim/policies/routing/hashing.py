@@ -7,7 +7,7 @@ from bisect import bisect_left
 from hashlib import blake2b
 from typing import ClassVar
 
-from sim.policies.routing.router_policy import Setting, is_up, load_limit
+from sim.policies.routing.router_policy import RouterContext, is_up, load_limit
 
 POINTS = 128
 """Points of each replica on the ring. Shares of the ring then differ by about ``1 / sqrt(128)``, 9 %."""
@@ -23,14 +23,14 @@ class Hash:
 
     reads: ClassVar[frozenset[str]] = frozenset({"loads"})
 
-    def __init__(self, setting: Setting) -> None:
-        self._view = setting.view
-        self._replicas = setting.replicas
-        self._bound = setting.bound
-        self._key = setting.key.to_bytes(8, "little")
+    def __init__(self, context: RouterContext) -> None:
+        self._view = context.view
+        self._replicas = context.replicas
+        self._bound = context.bound
+        self._key = context.key.to_bytes(8, "little")
         ring = sorted(
             (self._point(f"replica/{replica}/{i}"), replica)
-            for replica in range(setting.replicas)
+            for replica in range(context.replicas)
             for i in range(POINTS)
         )
         self._points = [point for point, _ in ring]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import ClassVar
 
-from sim.policies.routing.router_policy import Setting
+from sim.policies.routing.router_policy import RouterContext
 from sim.rng import luck
 
 
@@ -14,9 +14,9 @@ class RoundRobin:
 
     reads: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, setting: Setting) -> None:
-        self._view = setting.view
-        self._replicas = setting.replicas
+    def __init__(self, context: RouterContext) -> None:
+        self._view = context.view
+        self._replicas = context.replicas
         self._next = 0
 
     def choose(self, adapter: int, number: int) -> int:
@@ -33,9 +33,9 @@ class Random:
 
     reads: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, setting: Setting) -> None:
-        self._view = setting.view
-        self._key = setting.key
+    def __init__(self, context: RouterContext) -> None:
+        self._view = context.view
+        self._key = context.key
 
     def choose(self, adapter: int, number: int) -> int:
         up = self._view.up
@@ -47,8 +47,8 @@ class LeastLoaded:
 
     reads: ClassVar[frozenset[str]] = frozenset({"loads"})
 
-    def __init__(self, setting: Setting) -> None:
-        self._view = setting.view
+    def __init__(self, context: RouterContext) -> None:
+        self._view = context.view
 
     def choose(self, adapter: int, number: int) -> int:
         loads, up = self._view.loads, self._view.up
@@ -62,9 +62,9 @@ class PowerOfTwo:
 
     reads: ClassVar[frozenset[str]] = frozenset({"loads"})
 
-    def __init__(self, setting: Setting) -> None:
-        self._view = setting.view
-        self._key = setting.key
+    def __init__(self, context: RouterContext) -> None:
+        self._view = context.view
+        self._key = context.key
 
     def choose(self, adapter: int, number: int) -> int:
         loads, up = self._view.loads, self._view.up

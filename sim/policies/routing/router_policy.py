@@ -1,11 +1,11 @@
-"""What every router is told, and what it answers."""
+"""What every router is made from, and what it decides."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 
 class Running(Protocol):
@@ -48,15 +48,16 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """What a router is made of.
+class RouterContext:
+    """What a router is made from.
 
+    :ivar view: what it sees of the replicas, kept current or read at intervals (``router.staleness``).
     :ivar replicas: how many there are, up or down.
-    :ivar key: of its luck and its hashes, see ``sim.rng.stream_key``.
+    :ivar key: of its random numbers and hashes, see ``sim.rng.stream_key``.
     :ivar adapters: how many there are at the start; a request may name a later one.
     :ivar weights: share of the traffic by adapter, in any unit; None: not known, taken as equal.
     :ivar bound: most requests in a replica over the mean, above 1; None: no bound.
-    :ivar placement: a key of ``PLACEMENTS``; ``copies``: replicas on which each adapter is placed.
+    :ivar placement: a name in ``PLACEMENTS``; ``copies``: replicas on which each adapter is placed.
     """
 
     view: View
@@ -81,15 +82,37 @@ class Choosing(Protocol):
         ...
 
 
-class Router(Choosing, Protocol):
-    """What a scenario can name.
+VIEW_FIELDS = frozenset(("loads", "resident", "running", "inside"))
+"""What a view holds only for routers that say they read it."""
 
-    :cvar reads: the fields of the view that it looks at, beside ``up`` and ``slots``.
+
+class Router(Choosing, Protocol):
+    """Choose a replica for each request of a fleet; a scenario names it as ``router.policy``.
+
+    To write one, make a class that takes a ``RouterContext`` and has ``reads`` and ``choose``. It needs no base class.
+    Name it with ``routers={"mine": Mine}`` in Python, or with an entry point of the group ``loraplan.routers``
+    (docs/own-policy.md)::
+
+        class FirstUp:
+            reads = frozenset()  # it looks at nothing but which replicas are up
+
+            def __init__(self, context):
+                self._view = context.view
+
+            def choose(self, adapter, number):
+                return self._view.up[0]
+
+    The simulator makes one router for each replication. It calls ``choose`` once for each request, in order of arrival,
+    and again when a request is sent again. ``choose`` returns an index in ``view.up`` and changes nothing but the
+    router's own state: the lists of the view belong to the simulator and may be its own. A router that draws takes its
+    number from ``sim.rng.luck(context.key, number)``, so that a request draws the same number in every design.
+
+    :ivar reads: the fields of the view that it looks at, besides ``up`` and ``slots``, which are always there. A view
+        holds nothing in the other fields.
     """
 
-    reads: ClassVar[frozenset[str]]
-
-    def __init__(self, setting: Setting) -> None: ...
+    @property
+    def reads(self) -> frozenset[str]: ...
 
 
 def is_up(replica: int, up: Sequence[int]) -> bool:

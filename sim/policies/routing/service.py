@@ -6,9 +6,10 @@ from collections import Counter
 from itertools import chain
 from typing import ClassVar
 
-from sim.policies.routing.placement import PLACEMENTS, Homes, fewest, with_room
-from sim.policies.routing.router_policy import Setting, is_up
+from sim.policies.routing.placement import Homes, fewest, with_room
+from sim.policies.routing.router_policy import RouterContext, is_up
 from sim.rng import luck
+from sim.spec.policies import PLACEMENTS
 
 
 class ServicePerAdapter:
@@ -21,16 +22,16 @@ class ServicePerAdapter:
 
     reads: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, setting: Setting) -> None:
-        self._setting = setting
-        self._view = setting.view
-        self._replicas = setting.replicas
-        self._key = setting.key
-        self._homes = PLACEMENTS[setting.placement](setting)
+    def __init__(self, context: RouterContext) -> None:
+        self._context = context
+        self._view = context.view
+        self._replicas = context.replicas
+        self._key = context.key
+        self._homes: list[Homes] = PLACEMENTS[context.placement].load()(context)
         self._late: dict[int, Homes] = {}
         self._moved: dict[int, int] = {}  # adapters whose own replicas are all down, and where they are now
         placed = Counter(chain.from_iterable(self._homes))
-        self._counts = [placed[replica] for replica in range(setting.replicas)]
+        self._counts = [placed[replica] for replica in range(context.replicas)]
 
     def choose(self, adapter: int, number: int) -> int:
         up = self._view.up
@@ -54,11 +55,11 @@ class ServicePerAdapter:
 
     def _place(self, up: list[int]) -> Homes:
         """Place one more adapter; nobody knows how popular it will be."""
-        setting, counts = self._setting, self._counts
-        if setting.placement == "bin-pack":
-            homes = with_room(counts, self._view.slots, setting.copies, up)
+        context, counts = self._context, self._counts
+        if context.placement == "bin-pack":
+            homes = with_room(counts, self._view.slots, context.copies, up)
         else:
-            homes = fewest(counts, setting.copies, up)
+            homes = fewest(counts, context.copies, up)
         for replica in homes:
             counts[replica] += 1
         return homes

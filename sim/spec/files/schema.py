@@ -6,16 +6,20 @@ import copy
 import json
 from typing import Any
 
-from sim.spec.scenario import ENGINES, EVICTIONS, ROUTERS, Scenario
-from sim.spec.sections.routing import PLACEMENTS
+from sim.spec.engines import ENGINES
+from sim.spec.policies import EVICTIONS, PLACEMENTS, ROUTERS
+from sim.spec.registry import Registry
+from sim.spec.scenario import Scenario
+from sim.spec.sections.trace_source import TRACE_FORMATS
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 # Checked by the models with better messages than an enum's, so the schema has to hear of them here.
-_NAMES = {
+_NAMES: dict[tuple[str, str], Registry[Any]] = {
     ("Fleet", "engine"): ENGINES,
     ("Cache", "eviction"): EVICTIONS,
     ("Router", "policy"): ROUTERS,
     ("Router", "placement"): PLACEMENTS,
+    ("Trace", "format"): TRACE_FORMATS,
 }
 _EXTENDS = {
     "type": "string",
@@ -34,8 +38,8 @@ def scenario_schema() -> dict[str, Any]:
     scenario = Scenario.model_json_schema(by_alias=True)
     models: dict[str, Any] = scenario.pop("$defs")
     models["Scenario"] = scenario
-    for (model, field), names in _NAMES.items():
-        models[model]["properties"][field]["enum"] = list(names)
+    for (model, field), registry in _NAMES.items():
+        models[model]["properties"][field]["enum"] = list(registry.all_names())
     models = {name: _without_discriminators(model) for name, model in models.items()}
     overlays = {f"{name}.overlay": _overlay(model) for name, model in models.items()}
     overlays["Scenario.overlay"]["properties"]["extends"] = _EXTENDS

@@ -1,30 +1,55 @@
-"""Which adapters are asked for: popularity laws, and what changes them while time passes."""
+"""Which adapters are asked for: popularity laws, and what changes them while time passes.
+
+A law is a model with ``weights`` and a member of the union ``Popularity``, which is all that knows of it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from sim.spec.base import Strict
 from sim.spec.units import Seconds, Share
 
+Floats = NDArray[np.float64]
 
-class UniformPopularity(Strict):
+
+class _Law(Strict):
+    # Whether the law itself says how many adapters there are; whether requests go to adapters in turn.
+    fixes_count: ClassVar[bool] = False
+    in_turn: ClassVar[bool] = False
+
+
+def _places(count: int) -> Floats:
+    return np.arange(1, count + 1, dtype=np.float64)
+
+
+class UniformPopularity(_Law):
     """Every adapter is equally likely."""
 
     law: Literal["uniform"]
 
+    def weights(self, count: int) -> Floats:
+        """Return how often each adapter is asked for, in any scale; (count,)."""
+        return np.ones(count)
 
-class ZipfPopularity(Strict):
+
+class ZipfPopularity(_Law):
     """The k-th most popular adapter is asked for in proportion to ``1 / k**exponent``."""
 
     law: Literal["zipf"]
     exponent: float = Field(ge=0, le=10)
     """0 is uniform; production traffic lies between 0.6 and 1.2."""
 
+    def weights(self, count: int) -> Floats:
+        return _places(count) ** -self.exponent
 
-class ZipfMandelbrotPopularity(Strict):
+
+class ZipfMandelbrotPopularity(_Law):
     """In proportion to ``1 / (k + shift)**exponent``: Zipf with a flatter head."""
 
     law: Literal["zipf-mandelbrot"]
@@ -33,24 +58,33 @@ class ZipfMandelbrotPopularity(Strict):
     shift: float = Field(ge=0, le=1e6)
     """How flat the head is; 0 is Zipf, 6.5 fits Alibaba's GenTD26."""
 
+    def weights(self, count: int) -> Floats:
+        return np.asarray((_places(count) + self.shift) ** -self.exponent)
 
-class GeometricPopularity(Strict):
+
+class GeometricPopularity(_Law):
     """Every adapter is asked for ``ratio`` times as often as the next; SGLang's benchmark calls it skewed."""
 
     law: Literal["geometric"]
     ratio: float = Field(default=1.5, ge=1, le=1000)
     """1 is uniform; SGLang's benchmark has 1.5 (its --lora-zipf-alpha)."""
 
+    def weights(self, count: int) -> Floats:
+        return np.exp(-math.log(self.ratio) * (_places(count) - 1))  # far down the ranking 0, as it should be
 
-class SLoraPowerPopularity(Strict):
+
+class SLoraPowerPopularity(_Law):
     """S-LoRA's: the first k of n adapters get a share of ``(k / n)**alpha`` of the requests."""
 
     law: Literal["s-lora-power"]
     alpha: float = Field(gt=0, le=100)
     """1 is uniform; the smaller, the more the first adapters get."""
 
+    def weights(self, count: int) -> Floats:
+        return np.diff(np.concatenate(([0.0], (_places(count) / count) ** self.alpha)))
 
-class HotColdPopularity(Strict):
+
+class HotColdPopularity(_Law):
     """Some adapters get most requests, each of these as often as the other; the rest share the others."""
 
     law: Literal["hot-cold"]
@@ -59,18 +93,29 @@ class HotColdPopularity(Strict):
     requests: Share
     """Share of the requests that the hot ones get, such as ``90%``."""
 
+    def weights(self, count: int) -> Floats:
+        hot = min(count, max(1, round(self.hot * count)))
+        cold = count - hot
+        share = self.requests if cold else 1.0
+        return np.repeat([share / hot, (1 - share) / max(cold, 1)], [hot, cold])
 
-class CyclicPopularity(Strict):
+
+class CyclicPopularity(_Law):
     """Adapters in turn, 0, 1, 2, …: the worst case of an LRU cache."""
 
     law: Literal["cyclic"]
+    in_turn: ClassVar[bool] = True
+
+    def weights(self, count: int) -> Floats:
+        return np.ones(count)
 
 
-class WeightsPopularity(Strict):
+class WeightsPopularity(_Law):
     """Weights from a file: one number a line, adapter 0 first, or CSV rows ``adapter_id,weight`` (and perhaps ``cv``,
     see ``arrivals.per``)."""
 
     law: Literal["weights"]
+    fixes_count: ClassVar[bool] = True
     file: str
     """The file, relative to the scenario."""
 
@@ -84,12 +129,16 @@ class AdapterGroup(Strict):
     """How often each is asked for, relative to the others; a rate per adapter will do."""
 
 
-class GroupsPopularity(Strict):
+class GroupsPopularity(_Law):
     """Groups of equally popular adapters: the first group's are adapters 0, 1, …, and so on."""
 
     law: Literal["groups"]
+    fixes_count: ClassVar[bool] = True
     groups: tuple[AdapterGroup, ...] = Field(min_length=1)
     """The groups; together they have ``adapters.count`` adapters."""
+
+    def weights(self, count: int) -> Floats:
+        return np.repeat([group.weight for group in self.groups], [group.adapters for group in self.groups])
 
 
 Popularity = Annotated[

@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from sim.errors import did_you_mean
 from sim.spec.base import Strict, located
+from sim.spec.policies import PLACEMENTS, ROUTERS, RouterEntry, given_in
 from sim.spec.units import Seconds, format_seconds
 
-ROUTERS = (
-    "round-robin", "random", "least-loaded", "power-of-two", "hash", "affinity-residency", "affinity-activity",
-    "service-per-adapter",
-)  # fmt: skip
-PLACEMENTS = ("least-adapters", "bin-pack", "popularity")
-
-_OWN_KEYS = {
-    "bound": ("hash", "affinity-residency"),
-    "placement": ("service-per-adapter",),
-    "copies": ("service-per-adapter",),
-}
-"""Keys that mean something to some policies only, and which these are."""
-_SCRAPE_S = 0.05  # Gateway API Inference Extension, pkg/epp/server: DefaultRefreshMetricsInterval
+OWN_KEYS = ("bound", "placement", "copies")
+"""Keys that mean something to some policies only; ``RouterEntry.keys`` says to which."""
 _SHORTEST_S = 0.001
-_HASH_BOUND = 1.25
-
-
-def _known(value: str, known: tuple[str, ...], what: str) -> str:
-    if value in known:
-        return value
-    raise located("", f"unknown {what}", got=value, allowed=", ".join(known), hint=did_you_mean(value, known) or "")
 
 
 class Router(Strict):
     """Which replica a request goes to."""
 
-    policy: str = "round-robin"
-    """``round-robin``: replicas in turn. ``random``: any. ``least-loaded``: fewest requests in the replica, lowest
-    index first. ``power-of-two``: of two random ones, the one with fewer requests. ``hash``: consistent hashing of the
-    adapter, with bounded loads. ``affinity-residency``: where the adapter is in GPU memory; of several such replicas
-    the least loaded, and if there is none the least loaded of all. ``affinity-activity``: where requests for the
-    adapter run, else where there is room for one more adapter, as the LoRA affinity scorer of llm-d and the Gateway
-    API Inference Extension has it. ``service-per-adapter``: the replicas on which the adapter was placed, as
-    AIBrix does."""
+    policy: str = Field(
+        default="round-robin", description=ROUTERS.described("Where a request goes. Your own: docs/own-policy.md.")
+    )
     staleness: Seconds | None = None
     """What the router knows of the replicas (requests, residents, running adapters) is read anew every so often; 0: it
     is always current. Unset: 0, and with ``affinity-activity`` 50 ms. It makes no difference to a policy that looks at
@@ -50,11 +27,12 @@ class Router(Strict):
     """``hash`` and ``affinity-residency`` only: a replica is passed over if the request would give it more than this
     many times the mean number of requests per replica, rounded up. Unset: 1.25 with ``hash``, no bound with
     ``affinity-residency``."""
-    placement: str = "least-adapters"
-    """``service-per-adapter`` only: where adapters are placed before the run. ``least-adapters``: on the replica with
-    the fewest, one adapter after the other. ``bin-pack``: a replica's slots are filled before the next one's.
-    ``popularity``: the hottest first, on the replica with the least expected load; one with more than a replica's fair
-    share of the traffic gets as many copies as such shares."""
+    placement: str = Field(
+        default="least-adapters",
+        description=PLACEMENTS.described(
+            "``service-per-adapter`` only: on which replicas adapters are placed before the run."
+        ),
+    )
     copies: PositiveInt = Field(default=1, le=4096)
     """``service-per-adapter`` only: replicas on which each adapter is placed, at least."""
     instances: PositiveInt = Field(default=1, le=256)
@@ -63,8 +41,9 @@ class Router(Strict):
 
     @field_validator("policy")
     @classmethod
-    def _policy(cls, value: str) -> str:
-        return _known(value, ROUTERS, "router policy")
+    def _policy(cls, value: str, info: ValidationInfo) -> str:
+        given = given_in(info.context)
+        return value if given.any_name else ROUTERS.check(value, given.routers)
 
     @field_validator("staleness")
     @classmethod
@@ -79,29 +58,38 @@ class Router(Strict):
     @field_validator("placement")
     @classmethod
     def _placement(cls, value: str) -> str:
-        return _known(value, PLACEMENTS, "placement")
+        return PLACEMENTS.check(value)
 
     @model_validator(mode="after")
     def _meaningful(self) -> Router:
-        for key, policies in _OWN_KEYS.items():
-            if key in self.model_fields_set and self.policy not in policies and getattr(self, key) is not None:
+        for key in OWN_KEYS:
+            if key in self.model_fields_set and key not in self._facts.keys and getattr(self, key) is not None:
+                policies = " or ".join(entry.name for entry in ROUTERS if key in entry.keys)
                 raise located(
-                    key, f"policy {self.policy} has no {key}", got=getattr(self, key),
-                    allowed=f"only with policy {' or '.join(policies)}", hint=f"remove {key}, or choose such a policy",
-                )  # fmt: skip
+                    key,
+                    f"policy {self.policy} has no {key}",
+                    got=getattr(self, key),
+                    allowed=f"only with policy {policies}",
+                    hint=f"remove {key}, or choose such a policy",
+                )
         return self
+
+    @property
+    def _facts(self) -> RouterEntry:
+        """The facts of the policy; of one from outside, that every key means something to it."""
+        return ROUTERS[self.policy] if self.policy in ROUTERS else RouterEntry(name=self.policy, keys=OWN_KEYS)
 
     @property
     def view_interval(self) -> float:
         """Seconds between two readings of the router's view, with the default worked out; 0: always current."""
         if self.staleness is not None:
             return self.staleness
-        return _SCRAPE_S if self.policy == "affinity-activity" else 0.0
+        return self._facts.view_interval_s
 
     @property
     def load_bound(self) -> float | None:
         """The bound on a replica's requests over the mean, with the default worked out; None: no bound."""
-        return _HASH_BOUND if self.bound is None and self.policy == "hash" else self.bound
+        return self._facts.bound if self.bound is None else self.bound
 
     def check_copies(self, replicas: int) -> None:
         """Refuse more copies of an adapter than there are replicas; for the check of the whole scenario."""

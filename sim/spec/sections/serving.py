@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from sim.errors import did_you_mean
 from sim.spec.base import Strict, located
-from sim.spec.engines import PRESETS
+from sim.spec.engines import ENGINES
+from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.full_models import FullModels
 from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Bytes, Seconds, Share
 
-ENGINES = tuple(PRESETS)
-EVICTIONS = (
-    "lru", "fifo", "clock", "lfu", "lfu-history", "sieve", "s3-fifo", "gdsf", "random", "refcount-score", "belady",
-    "vllm-lru", "discard-when-idle", "cycle",
-)  # fmt: skip
 DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
 
 
@@ -28,12 +23,6 @@ _BATCHING_KEYS = (
 """What engine ``fixed`` has not."""
 
 
-def _known(value: str, known: tuple[str, ...], what: str) -> str:
-    if value in known:
-        return value
-    raise located("", f"unknown {what}", got=value, allowed=", ".join(known), hint=did_you_mean(value, known) or "")
-
-
 class Fleet(Strict):
     """The replicas, what each can do, and how long its steps take."""
 
@@ -41,10 +30,9 @@ class Fleet(Strict):
     """How many replicas serve the traffic."""
     profile: str = DEFAULT_PROFILE
     """Where step, load and memory costs come from: a bundled name or a path to a profile."""
-    engine: str = "continuous"
-    """``continuous``: continuous batching with protected LRU and overlapped loads. ``vllm-0.8``, ``vllm-0.32``,
-    ``sglang``, ``s-lora``, ``lorax``, ``tensorrt-llm``: presets that follow these engines; any field of a preset can be
-    set. ``fixed``: one request at a time with a given service time (encoders, classifiers, queueing oracles)."""
+    engine: str = Field(
+        default="continuous", description=ENGINES.described("Which rules a replica follows; any of them can be set.")
+    )
     service: TimeLaw | None = None
     """Engine ``fixed`` only: the time one request takes."""
     max_num_seqs: PositiveInt = 256
@@ -97,7 +85,7 @@ class Fleet(Strict):
     @field_validator("engine")
     @classmethod
     def _engine(cls, value: str) -> str:
-        return _known(value, ENGINES, "engine")
+        return ENGINES.check(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> Fleet:
@@ -203,16 +191,13 @@ class Cache(Strict):
     host: HostCache | None = None
     """Host memory for adapters, per replica; unset: every load comes from storage (with ``vllm-lru``: as many host
     slots as GPU slots)."""
-    eviction: str = "lru"
-    """Who leaves a full GPU cache. All but ``vllm-lru`` leave adapters in use alone. ``lru``: the least recently used.
-    ``fifo``: the first loaded. ``clock``, ``sieve``: the first loaded that wasn't used lately. ``lfu``: the one with
-    fewest uses since its load; ``lfu-history``: with fewest uses ever. ``s3-fifo``: soon, those used once; late, those
-    used again. ``gdsf``: by uses per byte, ageing. ``random``: any. ``refcount-score``: by uses, last use and size, as
-    Chameleon does. ``belady``: whose next request arrives last: a reference that no server can have, for it knows the
-    future. ``vllm-lru``: the one that steps touched least recently, in use or not, as vLLM does; it then also leaves
-    when host memory drops it. ``discard-when-idle``: all that are not in use, whenever a decode step ends a request.
-    ``cycle``: with ``admission: per-adapter``, those whose queue is empty, as others wait for a place, then the one
-    that has been there longest, if longer than ``cycle``."""
+    eviction: str = Field(
+        default="lru",
+        description=EVICTIONS.described(
+            "Which adapter leaves a full GPU cache. Only ``vllm-lru`` takes adapters in use. Policies of your own: "
+            "docs/own-policy.md."
+        ),
+    )
     cycle: Seconds = Field(default=2.0, gt=0)
     """With ``eviction: cycle``: how long an adapter may keep others from a place while its queue isn't empty."""
     pinned: NonNegativeInt = 0
@@ -229,8 +214,9 @@ class Cache(Strict):
 
     @field_validator("eviction")
     @classmethod
-    def _eviction(cls, value: str) -> str:
-        return _known(value, EVICTIONS, "eviction policy")
+    def _eviction(cls, value: str, info: ValidationInfo) -> str:
+        given = given_in(info.context)
+        return value if given.any_name else EVICTIONS.check(value, given.evictions)
 
 
 class Storage(Strict):

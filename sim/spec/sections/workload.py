@@ -66,8 +66,8 @@ class Workload(Strict):
             raise located("requests", "the run has no end", hint="give requests: 100000 or duration: 1 h")
         if self.requests is not None and self.duration is not None and self.trace is None:
             raise located("duration", "give either requests or duration, not both")
-        if self.popularity.law == "cyclic" and getattr(self.arrivals, "per", "") == "adapter":
-            raise located("popularity", "adapters that come on their own don't take turns", got="cyclic")
+        if self.popularity.in_turn and getattr(self.arrivals, "per", "") == "adapter":
+            raise located("popularity", "adapters that come on their own don't take turns", got=self.popularity.law)
         if isinstance(self.arrivals, PiecewiseArrivals) and not any(step.level for step in self.arrivals.steps):
             raise located("arrivals.steps", "no level above zero")
         if isinstance(self.arrivals, MmppArrivals) and not any(state.level for state in self.arrivals.states):

@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from sim.errors import InputError
 from sim.reading import RECORD_BYTES, read_bounded, read_regular
+from sim.spec.engines import ENGINES
 
-_PRESETS = {"0.8": "vllm-0.8", "0.32": "vllm-0.32"}
+_PRESETS = {name.removeprefix("vllm-"): name for name in ENGINES.names if name.startswith("vllm-")}
 
 
 class _Part(BaseModel):

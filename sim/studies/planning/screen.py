@@ -20,8 +20,6 @@ from sim.world.world import World
 
 HOPELESS = 1.05
 """Load from which no luck helps: more arrives than is served."""
-_AFFINITY = ("hash", "affinity-residency", "affinity-activity", "service-per-adapter")
-"""Routers that give a replica a part of the adapters, so that the caches of all add up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ def screen(world: World) -> Screened:
     shares, own = _shares(world)
     rate = traffic.rate * own / replicas
     weights = np.asarray(world.weights[: len(shares)], dtype=np.int64)
-    pooled = replicas if scenario.router.policy in _AFFINITY else 1
+    pooled = replicas if scenario.router_policy.splits_adapters else 1
     miss = float(che_miss_ratios(shares, [world.capacity * pooled], weights)[0])
     loading = _mean_load_s(world)
     loaders = 1 if scenario.storage.mode == "blocking" else scenario.storage.loaders

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sim.policies.base_weights import ASSUMED_SLOWDOWN
+from sim.spec.policies import EVICTIONS, ROUTERS
 from sim.spec.scenario import Adapters, Scenario
 from sim.spec.sections.arrival_processes import GammaArrivals, PoissonArrivals, WeibullArrivals
+from sim.spec.sections.routing import OWN_KEYS
 from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import format_rate
 from sim.world.world import World
@@ -17,8 +19,6 @@ _BASE_FORMATS: dict[Literal["bf16", "int8", "nf4"], str] = {"bf16": "as in the p
                                                             "nf4": "in 4 bits"}  # fmt: skip
 _ATTENTION = ("q", "k", "v", "o")
 _RANKS = (4, 16, 32)
-_EVICTIONS = ("lru", "lfu", "sieve", "gdsf")
-_ROUTERS = ("round-robin", "least-loaded", "hash", "affinity-residency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +43,19 @@ def changes(world: World) -> list[Change]:
     """Return the changes that make sense for a design, those of the traffic first."""
     scenario = world.scenario
     found = [*_traffic(scenario), *_adapters(scenario), *_base_model(world), *_loading(scenario)]
-    if scenario.cache.eviction in (*_EVICTIONS, "fifo", "clock", "random", "s3-fifo", "lfu-history"):
+    if scenario.eviction_policy.is_exchangeable:
         found += [
-            Change("eviction", f"eviction {name}", {"cache.eviction": name})
-            for name in _EVICTIONS if name != scenario.cache.eviction
-        ]  # fmt: skip
+            Change("eviction", f"eviction {entry.name}", {"cache.eviction": entry.name})
+            for entry in EVICTIONS.all(scenario.given.evictions)
+            if entry.in_what_if and entry.name != scenario.cache.eviction
+        ]
     if scenario.fleet.replicas > 1:
-        own = ("bound", "copies", "placement")
-        drop = {f"router.{key}": None for key in own if key in scenario.router.model_fields_set}
+        drop = {f"router.{key}": None for key in OWN_KEYS if key in scenario.router.model_fields_set}
         found += [
-            Change("router", f"router {name}", {"router.policy": name, **drop})
-            for name in _ROUTERS if name != scenario.router.policy
-        ]  # fmt: skip
+            Change("router", f"router {entry.name}", {"router.policy": entry.name, **drop})
+            for entry in ROUTERS.all(scenario.given.routers)
+            if entry.in_what_if and entry.name != scenario.router.policy
+        ]
     return found
 
 
@@ -81,7 +82,7 @@ def _traffic(scenario: Scenario) -> Iterator[Change]:
 
 def _adapters(scenario: Scenario) -> Iterator[Change]:
     adapters = scenario.adapters
-    counted = scenario.workload.trace is None and scenario.workload.popularity.law not in ("weights", "groups")
+    counted = scenario.workload.trace is None and not scenario.workload.popularity.fixes_count
     if adapters.count is not None and counted:
         yield Change("adapters", "twice the adapters", {"adapters.count": 2 * adapters.count})
     if adapters.size is not None:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.replay.cache_replay import check_policy, replay
+from sim.policies.replay.cache_replay import replay, replayable
 from sim.policies.replay.che import che_byte_miss_ratios, che_miss_ratios
 from sim.policies.replay.lru_curve import lru_byte_curve
 from sim.results.traces.cache_points import CachePoint, CacheResult, LruOrders
 from sim.rng import stream
+from sim.spec.policies import EvictionEntry
 
-DEFAULT_POLICIES = ("lru", "sieve", "lfu", "belady")
 DEFAULT_SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Shares of all adapters' bytes that are replayed where no size is asked for."""
 
@@ -26,15 +26,6 @@ _SHUFFLED_REQUESTS, _MOST_SHUFFLES = 500_000, 5
 """Short traces are shuffled several times: one order of a few thousand requests has luck of its own."""
 
 Ratios = tuple[NDArray[np.float64], NDArray[np.float64]]
-
-
-def check_policies(policies: Sequence[str]) -> None:
-    """Refuse policies that can't be replayed.
-
-    :raises InputError: naming the first of them, and those that can.
-    """
-    for policy in policies:
-        check_policy(policy)
 
 
 def default_slots(adapters: int) -> tuple[int, ...]:
@@ -52,7 +43,7 @@ def default_capacities(sizes: NDArray[np.int64]) -> tuple[int, ...]:
 def study_cache(
     adapter: NDArray[np.int32],
     sizes: NDArray[np.int64] | None,
-    policies: Sequence[str],
+    policies: Sequence[str | EvictionEntry],
     capacities: Sequence[int],
     *,
     by_slots: bool,
@@ -63,6 +54,7 @@ def study_cache(
 
     :param adapter: (requests,) adapters from 0 on, at least one request.
     :param sizes: (adapters,) bytes, or None where they aren't known; then ``by_slots`` must be true.
+    :param policies: names, or entries that a call gives.
     :param capacities: slots or bytes; sorted here, equal ones once.
     :param seed: of the shuffles and of policies that draw.
     :param progress: called with replays done and in all.
@@ -72,11 +64,14 @@ def study_cache(
     weights = np.ones(adapters, dtype=np.int64) if by_slots or sizes is None else sizes
     asked = tuple(sorted(set(capacities)))
     points = []
-    total = len(policies) * len(asked) + 1
-    for policy in policies:
+    entries = [replayable(policy) for policy in policies]
+    total = len(entries) * len(asked) + 1
+    for policy in entries:
         for capacity in asked:
             done = replay(policy, adapter, weights, capacity, seed)
-            points.append(_point(policy, capacity, by_slots, sizes, done.requests, done.misses, done.byte_miss_ratio))
+            points.append(
+                _point(policy.name, capacity, by_slots, sizes, done.requests, done.misses, done.byte_miss_ratio)
+            )
             progress(len(points), total)
     equal = bool((weights == weights[0]).all())
     grid = _grid(weights, asked)
@@ -84,10 +79,19 @@ def study_cache(
     places = np.searchsorted(grid, asked)
     progress(total, total)
     return CacheResult(
-        requests=len(adapter), adapters=adapters, by_slots=by_slots, footprint=int(weights.sum()), equal_sizes=equal,
-        policies=tuple(policies), capacities=asked, points=tuple(points), at=_at(objects, places),
-        at_bytes=None if equal else _at(bytes_, places), curve=objects, shuffles=shuffles,
-    )  # fmt: skip
+        requests=len(adapter),
+        adapters=adapters,
+        by_slots=by_slots,
+        footprint=int(weights.sum()),
+        equal_sizes=equal,
+        policies=tuple(entry.name for entry in entries),
+        capacities=asked,
+        points=tuple(points),
+        at=_at(objects, places),
+        at_bytes=None if equal else _at(bytes_, places),
+        curve=objects,
+        shuffles=shuffles,
+    )
 
 
 def _point(

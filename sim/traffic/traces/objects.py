@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError, TraceError
+from sim.spec.sections.trace_source import TRACE_FORMATS
 from sim.traffic.traces.data import Ask
-from sim.traffic.traces.read import FORMATS, format_of
+from sim.traffic.traces.read import format_named, format_of
 from sim.traffic.traces.rows import MAX_BYTES
 from sim.traffic.traces.text_files import open_table
 
@@ -50,13 +51,13 @@ def read_objects(
         raise InputError("no size of an adapter", key="--adapter-size", got=adapter_size, allowed=f"1 to {MAX_BYTES:,}")
     with open_table(file) as table:
         name = format_of(table, format)
-        if not FORMATS[name].adapters:
+        if not format_named(name).adapters:
             raise TraceError(
                 "this format names no adapters", file=file, got=name,
-                allowed=", ".join(other for other, format_ in FORMATS.items() if format_.adapters),
+                allowed=", ".join(other for other in TRACE_FORMATS.names[1:] if format_named(other).adapters),
                 hint="a scenario can draw them: workload.trace with workload.popularity",
             )  # fmt: skip
-        data = FORMATS[name].read(table, Ask(file=file, limit=None, skip_bad=skip_bad, adapters_only=True))
+        data = format_named(name).read(table, Ask(file=file, limit=None, skip_bad=skip_bad, adapters_only=True))
     assert data.adapter is not None, "the format says that it names adapters"
     sizes = data.adapter_bytes
     if adapter_size is not None:

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
-from sim.errors import TraceError, did_you_mean
-from sim.spec.sections.trace_source import Trace
+from sim.errors import TraceError
+from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
 from sim.traffic.traces.blocks import Table
 from sim.traffic.traces.data import Ask, TraceData
-from sim.traffic.traces.formats import AZURE_FUNCTIONS_2021, AZURE_LLM, BURSTGPT, MOONCAKE, Layout, plain, read_rows
+from sim.traffic.traces.formats import Layout, plain, read_rows
 from sim.traffic.traces.parquet import ParquetTable
 from sim.traffic.traces.scales import faster, with_population
 from sim.traffic.traces.text_files import open_table
 from sim.traffic.traces.windows import FUNCTION_COLUMN, read_function_counts, read_windows
 
-__all__ = ["FORMATS", "Format", "TraceData", "format_of", "read_trace"]
+__all__ = ["Format", "TraceData", "format_named", "format_of", "read_trace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,6 @@ class Format:
     read: Callable[[Table, Ask], TraceData]
     adapters: bool = True
     drawn: bool = False
-
-
-def _of(layout: Layout) -> Format:
-    return Format(frozenset(layout.needed()), partial(_read_layout, layout), adapters=bool(layout.adapter))
 
 
 def _read_layout(layout: Layout, table: Table, ask: Ask) -> TraceData:
@@ -69,18 +65,20 @@ def _plain(table: Table, ask: Ask) -> Layout:
     return replace(layout, time=time, prompt=prompt, output=output, session=None, others=(*layout.others, "session_id"))
 
 
-FORMATS = {
-    "csv": Format(frozenset(), _read_csv),
-    "parquet": Format(frozenset(), _read_parquet),
-    "azure-llm-2023": _of(AZURE_LLM),
-    "mooncake": _of(MOONCAKE),
-    "burstgpt": _of(BURSTGPT),
-    "servegen-windows": Format(frozenset(("client_id", "timestamp_s", "rate_rps")), read_windows, drawn=True),
-    "azure-functions": Format(frozenset((FUNCTION_COLUMN, "1")), read_function_counts, drawn=True),
-    "azure-functions-2021": _of(AZURE_FUNCTIONS_2021),
-}
-"""The formats by name. A new one is a layout (or a reader), a line here and its name in
-``sim/spec/sections/trace_source.py``."""
+CSV = Format(frozenset(), _read_csv)
+PARQUET = Format(frozenset(), _read_parquet)
+SERVEGEN_WINDOWS = Format(frozenset(("client_id", "timestamp_s", "rate_rps")), read_windows, drawn=True)
+AZURE_FUNCTIONS = Format(frozenset((FUNCTION_COLUMN, "1")), read_function_counts, drawn=True)
+
+
+@lru_cache
+def format_named(name: str) -> Format:
+    """Return the format of a name in ``TRACE_FORMATS``."""
+    found = TRACE_FORMATS[name].load()
+    if isinstance(found, Layout):
+        return Format(frozenset(found.needed()), partial(_read_layout, found), adapters=bool(found.adapter))
+    assert isinstance(found, Format), "a layout, or a format with a reader of its own"
+    return found
 
 
 def format_of(table: Table, asked: str = "auto") -> str:
@@ -88,13 +86,13 @@ def format_of(table: Table, asked: str = "auto") -> str:
 
     :raises TraceError: for a name that is none.
     """
-    if asked not in ("auto", *FORMATS):
-        hint = did_you_mean(asked, FORMATS)
-        raise TraceError("unknown format", key="format", got=asked, allowed=", ".join(("auto", *FORMATS)), hint=hint)
+    if asked not in TRACE_FORMATS:
+        raise TRACE_FORMATS.unknown(asked, "format", kind=TraceError)
     if asked != "auto":
         return asked
-    for name, format_ in FORMATS.items():
-        if format_.marks and format_.marks <= set(table.header):
+    for name in TRACE_FORMATS.names[1:]:
+        marks = format_named(name).marks
+        if marks and marks <= set(table.header):
             return name
     return "parquet" if isinstance(table, ParquetTable) else "csv"
 
@@ -107,10 +105,10 @@ def read_trace(trace: Trace, limit: int | None = None, *, seed: int = 1) -> Trac
     """
     with open_table(trace.file) as table:
         name = format_of(table, trace.format)
-    if trace.lengths_file is not None and name != "servegen-windows":
+    if trace.lengths_file is not None and not TRACE_FORMATS[name].has_lengths_file:
         raise TraceError("only servegen-windows has a lengths file", file=trace.file, got=f"format {name}")
     ask = Ask(file=trace.file, limit=limit, lengths_file=trace.lengths_file, skip_bad=trace.skip_bad)
-    if FORMATS[name].drawn:
+    if format_named(name).drawn:
         return faster(_kept(name, replace(ask, seed=seed, rate_scale=trace.population_scale)), trace.time_scale)
     # The limit counts requests after scaling: of a trace with copies all rows are needed.
     data = _kept(name, ask if trace.population_scale == 1 else replace(ask, limit=None))
@@ -135,4 +133,4 @@ def _state(file: str) -> tuple[int, int]:
 def _read(name: str, ask: Ask, states: tuple[tuple[int, int], ...]) -> TraceData:
     """Read a trace once per state of its files: a sweep builds many worlds from it. Two, as a trace may take 1.2 GB."""
     with open_table(ask.file) as table:
-        return FORMATS[name].read(table, ask)
+        return format_named(name).read(table, ask)

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sim.errors import InputError, did_you_mean
+from sim.errors import InputError
+from sim.spec.engines import ENGINES
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, SHAPES, parameters_per_rank
 from sim.training.files.base_models import fits, known_model
 from sim.training.files.census import Census, Entry
 from sim.training.files.copies import Copies
-from sim.training.files.engine_rules import ENGINE_RULES, EXTRAS, EngineRules, Verdict
+from sim.training.files.engine_rules import EXTRAS, EngineRules, Verdict
 
 Level = Literal["refused", "wrong", "waste", "unknown", "note"]
 LEVELS: tuple[Level, ...] = ("refused", "wrong", "waste", "unknown", "note")
@@ -47,7 +48,7 @@ class Concern:
 class Asked:
     """What a census is held against.
 
-    :ivar engine: a key of ``ENGINE_RULES``, None: only what holds for all engines.
+    :ivar engine: a name in ``ENGINES``; None: only what holds for all engines.
     :ivar max_rank: the engine's largest rank; None: what the adapters need.
     :ivar base_model: the base model that is served; None: the one that most adapters name.
     """
@@ -59,7 +60,13 @@ class Asked:
     @property
     def rules(self) -> EngineRules:
         """The rules of the engine; those of none are empty."""
-        return EngineRules() if self.engine is None else ENGINE_RULES[self.engine]
+        return EngineRules() if self.engine is None else rules_of(self.engine)
+
+
+def rules_of(engine: str) -> EngineRules:
+    """Return what an engine makes of adapters."""
+    rules: EngineRules = ENGINES[engine].load()
+    return rules
 
 
 def check_asked(asked: Asked) -> None:
@@ -67,11 +74,8 @@ def check_asked(asked: Asked) -> None:
 
     :raises InputError: naming the option.
     """
-    if asked.engine is not None and asked.engine not in ENGINE_RULES:
-        raise InputError(
-            "unknown engine", key="--engine", got=asked.engine, allowed=", ".join(ENGINE_RULES),
-            hint=did_you_mean(asked.engine, ENGINE_RULES),
-        )  # fmt: skip
+    if asked.engine is not None and asked.engine not in ENGINES:
+        raise ENGINES.unknown(asked.engine, "--engine")
     if asked.base_model is not None and not asked.base_model.isprintable():
         raise InputError("not a model's name", key="--base-model", got=asked.base_model)
     choices = asked.rules.rank_choices

@@ -71,7 +71,7 @@ class EngineRules:
 _HELPER, _MODEL = "vllm/lora/peft_helper.py", "vllm/lora/lora_model.py"
 _ONE_SCALE = "scales every module by alpha / r of the configuration"
 
-_VLLM_0_8 = EngineRules(
+VLLM_0_8 = EngineRules(
     # vllm/config.py, LoRAConfig: possible_max_ranks
     rank_choices=(8, 16, 32, 64, 128, 256, 320, 512),
     rank_option="--max-lora-rank",
@@ -91,12 +91,12 @@ _VLLM_0_8 = EngineRules(
     source="vllm/config.py, vllm/lora/layers.py",
 )  # fmt: skip
 
-_VLLM_0_32 = EngineRules(
+VLLM_0_32 = EngineRules(
     rank_choices=(1, 8, 16, 32, 64, 128, 256, 320, 512),
     rank_option="--max-lora-rank",
     slots_hold="all",
     extras={
-        **_VLLM_0_8.extras,
+        **VLLM_0_8.extras,
         "bias": Rule("refused", "does not support an adapter's bias", _HELPER),
         "saved embeddings": Rule("wrong", "leaves them out (is_base_embedding_weights) and keeps the base model's",
                                  _MODEL),
@@ -108,7 +108,7 @@ _VLLM_0_32 = EngineRules(
 )  # fmt: skip
 
 _SGLANG_SCALE = Rule("unknown", "reads it in newer versions (lora_config.py); what this one does was not looked up")
-_SGLANG = EngineRules(
+SGLANG = EngineRules(
     rank_option="--max-lora-rank",
     # lora/mem_pool.py: buffers of max_lora_rank for the target modules of --lora-target-modules, or of all adapters
     slots_hold="targets",
@@ -129,7 +129,7 @@ _SGLANG = EngineRules(
 
 _SLORA_LAYER = "slora/models/peft/layer_weights/lora_layer_weight.py"
 _SLORA_SCALE = Rule("wrong", _ONE_SCALE, "slora/models/peft/lora_adapter.py")
-_S_LORA = EngineRules(
+S_LORA = EngineRules(
     slots_hold="adapter",  # common/mem_allocator.py: pages of one pool, as many as the adapter's rank needs
     modules=("q_proj", "k_proj", "v_proj", "o_proj"),
     other_modules="wrong",
@@ -150,7 +150,7 @@ _S_LORA = EngineRules(
 
 _LORAX_LORA = "server/lorax_server/adapters/lora.py"
 _LORAX_SCALE = Rule("wrong", _ONE_SCALE, _LORAX_LORA)
-_LORAX = EngineRules(
+LORAX = EngineRules(
     slots_hold="adapter",  # utils/sgmv.py, pad_rank: each adapter padded to 8 or a multiple of 16 of its own rank
     modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
     other_modules="wrong",
@@ -168,7 +168,7 @@ _LORAX = EngineRules(
 )
 
 _TRT = "tensorrt_llm/lora_manager.py"
-_TENSORRT_LLM = EngineRules(
+TENSORRT_LLM = EngineRules(
     rank_option="max_lora_rank",
     slots_hold="adapter",  # cpp/tensorrt_llm/runtime/loraCache.cpp: pages by the adapter's own module sizes
     # get_default_trtllm_modules_to_hf_modules; keys of embed_tokens and lm_head are passed over
@@ -190,15 +190,6 @@ _TENSORRT_LLM = EngineRules(
     source=_TRT,
 )  # fmt: skip
 
-ENGINE_RULES: Mapping[str, EngineRules] = {
-    # No real engine: the simulator's own slots hold every module at the largest rank.
-    "continuous": EngineRules(slots_hold="all", source="docs/model.md"),
-    "vllm-0.8": _VLLM_0_8,
-    "vllm-0.32": _VLLM_0_32,
-    "sglang": _SGLANG,
-    "s-lora": _S_LORA,
-    "lorax": _LORAX,
-    "tensorrt-llm": _TENSORRT_LLM,
-    "fixed": EngineRules(slots_hold="adapter", source="docs/model.md"),
-}
-"""By the name of the engine's preset; a test holds the names to those of ``sim/spec/engines.py``."""
+# No real engine: the simulator's own slots hold every module at the largest rank.
+CONTINUOUS = EngineRules(slots_hold="all", source="docs/model.md")
+FIXED = EngineRules(slots_hold="adapter", source="docs/model.md")

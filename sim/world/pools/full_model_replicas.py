@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sim.policies.adapter_cache import GpuCache
-from sim.policies.eviction import EVICTIONS, Setting
+from sim.policies.eviction import EvictionContext
+from sim.policies.eviction.lru import Lru
 from sim.policies.routing import Choosing, View
 from sim.policies.routing.full_model_router import Beside, FullModelRouter, ToHolders, ToOwnReplicas
 from sim.results.records import Recorder
@@ -66,8 +67,8 @@ class FullReplicas:
     def make(self, index: int, inside: list[int], clock: Clock, recorder: Recorder) -> Server:
         """Return a new replica."""
         world = world_of(self._world, self.fleet, index - self.fleet.first)
-        setting = Setting(world.weights, world.capacity, now=lambda: clock.now)
-        cache = GpuCache(world.weights, world.capacity, EVICTIONS["lru"](setting), pinned=world.pinned)
+        context = EvictionContext(world.weights, world.capacity, now=lambda: clock.now)
+        cache = GpuCache(world.weights, world.capacity, Lru(context), pinned=world.pinned)
         if self._swaps:
             watch(cache, index, [self._residency])
         parts = Parts(clock, recorder, index, inside, cache, None, (1, 1), _never)

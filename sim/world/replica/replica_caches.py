@@ -10,7 +10,8 @@ import numpy as np
 
 from sim.errors import ScenarioError
 from sim.policies.adapter_cache import ABSENT, RESIDENT, AllInHost, GpuCache, HostCache, UnifiedCache
-from sim.policies.eviction import EVICTIONS, Eviction, Setting
+from sim.policies.eviction import Eviction, EvictionContext, make_eviction
+from sim.policies.eviction.lru import Lru
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.set_order import SetOrder
 from sim.policies.vllm_lru import TouchedCache
@@ -66,18 +67,20 @@ def watch(cache: GpuCache | TouchedCache, replica: int, boards: Sequence[Board])
     cache.watch = watched
 
 
-def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, foresight: Foresight | None) -> Setting:
+def eviction_context(
+    world: World, clock: Clock, rng: np.random.Generator, foresight: Foresight | None
+) -> EvictionContext:
     """Return what eviction policies may know; where adapters share the KV cache, they weigh blocks."""
     weights, capacity = world.weights, world.capacity
     if world.adapter_blocks:
         assert world.kv_tokens is not None, "they share it"
         weights, capacity = world.adapter_blocks, world.kv_tokens // world.scenario.fleet.block_size
-    setting = Setting(weights, capacity, rng, now=lambda: clock.now)
-    return setting if foresight is None else replace(setting, next_use=foresight.next_use, come=foresight.come)
+    context = EvictionContext(weights, capacity, rng, now=lambda: clock.now)
+    return context if foresight is None else replace(context, next_use=foresight.next_use, come=foresight.come)
 
 
 def make_caches(
-    world: World, replication: int, place: int, rule: KvRule | None, setting: Setting
+    world: World, replication: int, place: int, rule: KvRule | None, context: EvictionContext
 ) -> tuple[GpuCache | TouchedCache, HostCache | AllInHost | None]:
     """Return the cache in GPU memory and the host tier, with everybody in them who is there from the start.
 
@@ -92,7 +95,7 @@ def make_caches(
         touched = TouchedCache(count, slots, host_slots, SetOrder(hashes.tolist()))
         touched.warm_up(world.warm)
         return touched, None
-    cache, host = _gpu_cache(world, EVICTIONS[spec.eviction](setting), rule), spec.host
+    cache, host = _gpu_cache(world, make_eviction(world.scenario.eviction_policy, context), rule), spec.host
     cache.warm_up(world.warm)
     if host is None:
         return cache, None
@@ -132,7 +135,7 @@ def make_fetches(
             got=human_bytes(capacity), allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
         )  # fmt: skip
     _check_pinned(_heaviest(world.pinned, weights, world.lineage), weights, capacity, "cache.host")
-    fetched = GpuCache(weights, capacity, EVICTIONS["lru"](Setting(weights, capacity)), pinned=world.pinned)
+    fetched = GpuCache(weights, capacity, Lru(EvictionContext(weights, capacity)), pinned=world.pinned)
     fetched.warm_up(_there(world.warm, cache))
     return HostFetches(
         clock, fetched, world.scenario.storage.loaders, recorder, reject=host.full == "reject", replica=replica,

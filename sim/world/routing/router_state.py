@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sim.policies.routing import ROUTERS, Router, Setting, View
+from sim.policies.routing import Router, RouterContext, View
+from sim.policies.routing import make_router as make_policy
 from sim.rng import stream_key
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.server import Server
@@ -50,11 +51,18 @@ def make_router(world: World, view: View, replication: int) -> Router:
     """Return the router of one replication."""
     spec, traffic = world.scenario.router, world.traffic
     weights: Sequence[float] | None = None
-    if spec.policy == "service-per-adapter" and spec.placement == "popularity":
+    if spec.placement == "popularity":
         weights = traffic.shares().tolist()
-    return ROUTERS[spec.policy](
-        Setting(
-            view, world.scenario.fleet.replicas, stream_key(world.scenario.run.seed, replication, "router"),
-            traffic.places, weights, spec.load_bound, spec.placement, spec.copies,
-        )
-    )  # fmt: skip
+    return make_policy(
+        world.scenario.router_policy,
+        RouterContext(
+            view=view,
+            replicas=world.scenario.fleet.replicas,
+            key=stream_key(world.scenario.run.seed, replication, "router"),
+            adapters=traffic.places,
+            weights=weights,
+            bound=spec.load_bound,
+            placement=spec.placement,
+            copies=spec.copies,
+        ),
+    )
