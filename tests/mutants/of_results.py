@@ -270,7 +270,7 @@ RESULTS = (
         'there & (rows["ended_s"] > now)',
         'rows["ended_s"] > now',
         "the loads of replicas that are up end with a crash elsewhere",
-        (OUTAGES, "tests/property/test_faults.py"),
+        ("tests/unit/test_counted_once.py",),
     ),
     Mutant(
         "version-from-the-instant-after",
@@ -278,7 +278,7 @@ RESULTS = (
         "(finished_s >= time)",
         "(finished_s > time)",
         "what ends at the instant of a cutover is by the new version",
-        ("tests/property/test_rollout_cases.py", "tests/property/test_rollout_laws.py"),
+        ("tests/unit/test_counted_once.py",),
     ),
     # Intervals ------------------------------------------------------------------------------------------------------
     Mutant("student-with-n", _STATS, "student(count - 1)", "student(count)", "intervals are too narrow", (INTERVALS,)),

@@ -8,9 +8,10 @@ from test_change_metrics import COUNT, WARM, facts, recording
 
 from sim.results.leaps import GAP_BINS, GAP_STEP, gap_bin_edges, gap_bins
 from sim.results.metrics import measure
-from sim.results.records import COMPLETED, MIXED, STALE, Recorder, pack_mark
+from sim.results.records import COMPLETED, MIXED, STALE, Recorder, pack_load, pack_mark
 from sim.results.stats import histogram_quantile
 from sim.results.views import summarise
+from sim.traffic.request import FROM_STORAGE
 
 MEASURED = COUNT - WARM
 
@@ -72,3 +73,31 @@ def test_everything_that_happened_to_a_request_is_kept() -> None:
     )
     assert found["marks"].tolist() == [0, MIXED | STALE]
     assert found["tries"].tolist() == [2, 0]
+
+
+def test_a_crash_ends_the_loads_of_its_own_replica_alone() -> None:
+    recorder = Recorder(1, replicas=2)
+    recorder.mark(0.0)
+    for replica in (0, 1):
+        for started_s, ended_s in ((1.0, 9.0), (6.0, 8.0)):  # noted when they were decided: one is to begin after now
+            recorder.load_rows += pack_load(started_s, ended_s, 1.0, 0, FROM_STORAGE, replica)
+    recorder.cut_loads(0, 5.0)
+    loads = recorder.close(10.0, 0.0).loads
+    rows = zip(loads["replica"].tolist(), loads["started_s"].tolist(), loads["ended_s"].tolist(), strict=True)
+    assert list(rows) == [(0, 1.0, 5.0), (1, 1.0, 9.0), (1, 6.0, 8.0)]
+
+
+def test_what_ends_at_the_instant_of_a_cutover_is_by_the_new_version() -> None:
+    recorder = Recorder(1)
+    recorder.settled = [(5.0, np.array([0]), np.array([2]))]
+    finished_s = np.array([4.0, 5.0, 6.0])
+    found = recorder._marks(
+        {
+            "index": np.arange(3),
+            "status": np.full(3, COMPLETED),
+            "first_token_s": finished_s,
+            "finished_s": finished_s,
+            "adapter": np.zeros(3, dtype=int),
+        }
+    )
+    assert found["version"].tolist() == [1, 2, 2]
