@@ -149,7 +149,7 @@ RESULTS = (
         "held = held + _overlap(r.backoffs[:, 0], r.backoffs[:, 1], r.bounds)",
         "pass",
         "a loader is held in the pauses between its attempts",
-        METRICS,
+        ("tests/unit/test_counted_once.py",),
     ),
     Mutant(
         "replications-share-sections",
@@ -173,7 +173,7 @@ RESULTS = (
         'np.maximum(requests["output_tokens"] - 1, 1)',
         'np.maximum(requests["output_tokens"], 1)',
         "the target for each token is given one token too many",
-        METRICS,
+        ("tests/unit/test_counted_once.py",),
     ),
     Mutant(
         "section-gets-what-came-before-it",
@@ -214,7 +214,7 @@ RESULTS = (
         "np.arange(1, GAP_BINS + 1, dtype=np.float64)",
         "np.arange(0, GAP_BINS, dtype=np.float64)",
         "quantiles of gaps are those of the bin below",
-        METRICS,
+        ("tests/unit/test_counted_once.py",),
     ),
     Mutant(
         "gap-sum-forgets-sequences",
@@ -246,7 +246,7 @@ RESULTS = (
         "min(b, end) - max(a, start)",
         "b - a",
         "waits for a slot in the warm-up count",
-        METRICS,
+        ("tests/unit/test_counted_once.py",),
     ),
     Mutant(
         "marks-overwrite",
@@ -254,7 +254,7 @@ RESULTS = (
         'np.bitwise_or.at(columns["marks"], at, rows["marks"])',
         'columns["marks"][at] = rows["marks"]',
         "of several things that happen to a request only the last is noted",
-        (OUTAGES, "tests/property/test_faults.py"),
+        ("tests/unit/test_counted_once.py",),
     ),
     Mutant(
         "tries-counted-once",
@@ -262,7 +262,7 @@ RESULTS = (
         'np.add.at(columns["tries"], at, rows["tries"])',
         'columns["tries"][at] += rows["tries"]',
         "numpy adds once where an index comes twice",
-        ("tests/property/test_identity.py",),
+        ("tests/unit/test_counted_once.py",),
     ),
     Mutant(
         "crash-cuts-loads-of-others",
@@ -270,7 +270,7 @@ RESULTS = (
         'there & (rows["ended_s"] > now)',
         'rows["ended_s"] > now',
         "the loads of replicas that are up end with a crash elsewhere",
-        (OUTAGES, "tests/property/test_faults.py"),
+        ("tests/unit/test_counted_once.py",),
     ),
     Mutant(
         "version-from-the-instant-after",
@@ -278,7 +278,7 @@ RESULTS = (
         "(finished_s >= time)",
         "(finished_s > time)",
         "what ends at the instant of a cutover is by the new version",
-        ("tests/property/test_rollout_cases.py", "tests/property/test_rollout_laws.py"),
+        ("tests/unit/test_counted_once.py",),
     ),
     # Intervals ------------------------------------------------------------------------------------------------------
     Mutant("student-with-n", _STATS, "student(count - 1)", "student(count)", "intervals are too narrow", (INTERVALS,)),
@@ -320,7 +320,7 @@ RESULTS = (
         'q * total, side="left"))])',
         'q * total, side="left")) - 1])',
         "a quantile is the upper edge of its bin",
-        METRICS,
+        ("tests/unit/test_counted_once.py",),
     ),
     Mutant(
         "p99-of-a-hundred",
@@ -417,7 +417,7 @@ RESULTS = (
         "np.argsort(-asked",
         "np.argsort(asked",
         "the hottest 1 % are the coldest",
-        METRICS,
+        ("tests/unit/test_counted_once.py",),
     ),
     Mutant(
         "pairs-of-other-traffic",

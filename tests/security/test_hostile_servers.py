@@ -44,6 +44,7 @@ from calibrate.serve.server_metrics import (
     MOST_KV_TOKENS,
     PAGE_BYTES,
     PAGE_LIMIT_S,
+    Page,
     over_run,
     parse_page,
     read_page,
@@ -121,6 +122,8 @@ def test_a_server_that_is_well_is_served(server: HostileServer, serve: Serve) ->
     assert server.asked.count("/v1/completions") == 4 + 30
 
 
+@pytest.mark.promise("A hostile server gets no further than its answers.")
+@pytest.mark.promise("The connection and the list of models may take as long as `--stall`, together.")
 def test_a_server_that_accepts_and_never_answers(server: HostileServer, serve: Serve) -> None:
     server.accepts = hostile.silent
     code, said = serve()
@@ -135,11 +138,13 @@ def test_a_server_that_never_shakes_hands(server: HostileServer, serve: Serve) -
     assert "no complete answer within 2 s" in said
 
 
+@pytest.mark.promise("A metrics page may take 10 s")
 def test_a_metrics_page_that_never_comes_is_no_metrics_page(server: HostileServer, serve: Serve) -> None:
     server.answers["/metrics"] = hostile.silent
     assert serve()[0] == 0
 
 
+@pytest.mark.promise("a few seconds after `--stall` seconds in which no token came")
 @pytest.mark.parametrize("good_for", [0, 4 + 8])
 def test_completions_that_never_begin(server: HostileServer, serve: Serve, good_for: int) -> None:
     server.answers["/v1/completions"], server.good_for = hostile.silent, good_for
@@ -166,6 +171,7 @@ DRIPS = {
 }
 
 
+@pytest.mark.promise("Bytes without tokens, such as blank lines, do not count.")
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/metrics"])
 def test_an_answer_that_drips_for_ever(server: HostileServer, serve: Serve, path: str) -> None:
     server.answers[path] = drip(*DRIPS["signs of life"], every_s=0.1)
@@ -231,6 +237,8 @@ ENDLESS = {
 }
 
 
+@pytest.mark.promise("may talk to a server that sends anything.")
+@pytest.mark.promise("The command then ends with a sentence and an exit code")
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/completions"])
 @pytest.mark.parametrize("what", ENDLESS)
 def test_an_endless_answer_is_refused(server: HostileServer, serve: Serve, path: str, what: str) -> None:
@@ -241,6 +249,7 @@ def test_an_endless_answer_is_refused(server: HostileServer, serve: Serve, path:
     assert any(words in said for words in expected), said
 
 
+@pytest.mark.promise("An answer that exceeds a bound is refused before the excess is kept")
 @pytest.mark.parametrize("what", ENDLESS)
 def test_an_endless_answer_takes_bounded_memory(server: HostileServer, what: str) -> None:
     server.answers["/v1/models"] = endless(*ENDLESS[what])
@@ -262,6 +271,7 @@ def test_an_endless_answer_takes_bounded_memory(server: HostileServer, what: str
         tracemalloc.stop()
 
 
+@pytest.mark.promise("list of models; name of a model: 16 MiB")
 def test_the_list_of_models_is_bounded(server: HostileServer, serve: Serve) -> None:
     server.answers["/v1/models"] = HEAD + b"Content-Length: %d\r\n\r\n" % (MODELS_BYTES + 1)
     code, said = serve()
@@ -269,6 +279,7 @@ def test_the_list_of_models_is_bounded(server: HostileServer, serve: Serve) -> N
     assert "the answer is larger than 16,384 KiB" in said
 
 
+@pytest.mark.promise("event; part of an answer that is not parsed yet: 64 KiB")
 @given(st.integers(1, 100), st.binary(min_size=1, max_size=40))
 @settings(max_examples=20)
 def test_an_unread_stream_is_bounded(repeats: int, piece: bytes) -> None:
@@ -309,6 +320,7 @@ LIES = {
 }
 
 
+@pytest.mark.promise("the answer is refused, and its connection is closed.")
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/completions"])
 @pytest.mark.parametrize("what", LIES)
 def test_an_answer_that_contradicts_itself_is_refused(
@@ -404,6 +416,8 @@ NO_MODELS = {
 }
 
 
+@pytest.mark.promise("list of models; name of a model: 1,024 characters")
+@pytest.mark.promise("A list that holds an unprintable name is refused.")
 @pytest.mark.parametrize("what", NO_MODELS)
 def test_a_list_of_models_that_is_none(server: HostileServer, serve: Serve, what: str) -> None:
     server.answers["/v1/models"] = plain(NO_MODELS[what])
@@ -412,6 +426,8 @@ def test_a_list_of_models_that_is_none(server: HostileServer, serve: Serve, what
     assert f"--url: no OpenAI-compatible server (got {server.url}/v1/models answers HTTP 200)" in said
 
 
+@pytest.mark.promise("It goes to the host in `--url` only.")
+@pytest.mark.promise("Redirects are not followed.")
 def test_a_redirect_is_not_followed(server: HostileServer, serve: Serve) -> None:
     """The key is for this server."""
     server.answers["/v1/models"] = plain(b"", f"Location: {server.url}/elsewhere", status="307 Temporary Redirect")
@@ -441,6 +457,9 @@ EVENTS = {
 }  # fmt: skip
 
 
+@pytest.mark.promise("A token count must be a whole number of at most twice the requested tokens and 16.")
+@pytest.mark.promise("Control characters appear as escapes.")
+@pytest.mark.promise("what the server says in messages and results: 300 characters, before escapes")
 @pytest.mark.parametrize("what", EVENTS)
 def test_an_event_that_lies(server: HostileServer, serve: Serve, what: str) -> None:
     answer, words = EVENTS[what]
@@ -477,6 +496,7 @@ def test_answers_that_come_at_once_cannot_be_fitted(serve: Serve, monkeypatch: p
     assert "no step can be timed: the tokens of an answer come all at once; turn off what collects streams" in said
 
 
+@pytest.mark.promise("answer with an HTTP error: 64 KiB of it are kept")
 def test_refusals_are_cut_short(server: HostileServer, serve: Serve) -> None:
     server.answers["/v1/completions"] = plain(b"[" * 500_000, status="503 Busy")
     code, said = serve()
@@ -485,6 +505,7 @@ def test_refusals_are_cut_short(server: HostileServer, serve: Serve) -> None:
     assert refusal(500, b'{"error": {"message": "\\u001b[2J"}}') == "HTTP 500: '\\x1b[2J'"
 
 
+@pytest.mark.promise("Metrics that are negative, infinite or not numbers are left out")
 @pytest.mark.parametrize(
     "value", ["NaN", "Inf", "-Inf", "1e400", "-1", "9" * 5000, "1e300", "five", "\N{SUPERSCRIPT TWO}"]
 )
@@ -529,12 +550,48 @@ def test_words_of_a_server_fit_a_line(said: object) -> None:
     words.encode()
 
 
+@pytest.mark.promise("metrics page; a line of it: 8 MiB")
+def test_a_metrics_page_beyond_its_bounds_is_missing(server: HostileServer) -> None:
+    async def read() -> list[Page | None]:
+        host = Host(server.url)
+        try:
+            pages = []
+            for size in (PAGE_BYTES - (1 << 20), PAGE_BYTES + 1):  # each piece that is received counts a little more
+                server.answers["/metrics"] = plain(b"vllm:num_requests_waiting 2\n".ljust(size, b"\n"))
+                pages.append(await read_page(host, PATIENCE_S))
+            return pages
+        finally:
+            await host.close()
+
+    inside, beyond = asyncio.run(read())
+    assert inside is not None
+    assert inside.values == {"waiting": 2.0}
+    assert beyond is None
+
+
+@pytest.mark.promise("metrics page; a line of it: 64 KiB")
+@pytest.mark.parametrize(("letters", "read"), [(LINE_LETTERS, True), (LINE_LETTERS + 1, False)])
+def test_a_long_line_of_a_metrics_page_is_left_out(letters: int, read: bool) -> None:
+    page = parse_page("vllm:num_requests_waiting 2".ljust(letters) + "\n", 0.0)
+    assert (page.values == {"waiting": 2.0}) == read
+
+
+@pytest.mark.promise("streamed answer: 1 MiB, and 16 KiB for each token that was requested")
+def test_a_streamed_answer_is_bounded_by_the_tokens_that_were_requested(server: HostileServer, serve: Serve) -> None:
+    blank = b": " + b"a" * 50_000 + b"\n\n"
+    server.answers["/v1/completions"] = chunks(blank * ((ANSWER_BYTES + TOKEN_BYTES * 1000) // len(blank)))
+    code, said = serve()
+    assert code == 3
+    assert "larger than" in said
+
+
 @given(st.binary(max_size=200))
 def test_json_is_read_or_refused(data: bytes) -> None:
     with suppress(ValueError):
         parse_json(data)
 
 
+@pytest.mark.promise("status line and headers; trailers: 64 KiB")
 def test_headers_are_bounded_to_the_byte() -> None:
     def head(size: int) -> bytes:
         return HEAD + b"a: " + b"b" * (size - len(HEAD) - 3) + b"\r\n\r\n"

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from calibrate.serve import client, event_stream, http_answer, server_json, server_metrics
 from sim import cli, reading
 from sim.errors import InputError, OutputError
 from sim.results.run_directory.result_files import read_json
@@ -46,6 +47,7 @@ ROOT = Path(__file__).parents[2]
 ADVICE = (
     "A scenario may name any file you can read, as your own ones do.",
     "JSON takes up to about ten times its size in memory",
+    "A server can still make a run slow",
 )
 """What stands among the promises and is none: how a sentence begins."""
 
@@ -134,6 +136,19 @@ LIMITS = {
     == (10**7, 50 * 10**6),
     "safetensors header: 100 MB, and no more than the file has": safetensors_header.HEADER_LIMIT == 10**8,
     "training log: 64 MiB": training_log.LOG_LIMIT == 64 * MIB,
+    "status line and headers; trailers: 64 KiB": http_answer.HEAD_BYTES == MIB // 16,
+    "list of models; name of a model: 16 MiB": client.MODELS_BYTES == 16 * MIB,
+    "list of models; name of a model: 1,024 characters": client.NAME_LETTERS == 1024,
+    "metrics page; a line of it: 8 MiB": server_metrics.PAGE_BYTES == 8 * MIB,
+    "metrics page; a line of it: 64 KiB": server_metrics.LINE_LETTERS == MIB // 16,
+    "streamed answer: 1 MiB, and 16 KiB for each token that was requested": (
+        (client.ANSWER_BYTES, client.TOKEN_BYTES) == (MIB, MIB // 64)
+    ),
+    "event; part of an answer that is not parsed yet: 64 KiB": (
+        event_stream.EVENT_BYTES == event_stream.PENDING_BYTES == MIB // 16
+    ),
+    "answer with an HTTP error: 64 KiB of it are kept": client.REFUSAL_BYTES == MIB // 16,
+    "what the server says in messages and results: 300 characters, before escapes": server_json.WORDS == 300,
 }
 NO_NUMBER = {"text in a cell of Parquet: longer dictionaries and columns are refused before they are decoded"}
 
