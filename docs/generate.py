@@ -33,105 +33,206 @@ OVER_REQUESTS = {
 METRICS = {
     "miss_ratio": ("Requests that had to start a load, over all.", "admitted", "ratio"),
     "delayed_hit_ratio": ("Requests that joined a load under way, over all.", "admitted", "ratio"),
-    "hit_ratio": ("Requests that found their adapter resident when it was asked for, over all.", "admitted", "ratio"),
-    "byte_miss_ratio": ("Bytes of the adapters that the requests that missed asked for, over those of all.",
-                        "admitted", "ratio"),
-    "loads_per_request": ("Loads from any tier that start in the measured time, those of whole models among them, over "
-                          "the requests. Each attempt at a load that fails counts.", "admitted", "ratio"),
-    "loader_utilization": ("Seconds in which loads from storage run, pauses between attempts included, over measured "
-                           "time × `storage.loaders` × `fleet.replicas`. Copies from host memory are not in it, nor "
-                           "loads of whole models.", "time", "ratio"),
-    "gpu_utilization": ("Seconds in which a step (engine `fixed`: a request) runs, over measured time × "
-                        "replicas, those of full models among them. A batch of one counts as much as a batch of 256.",
-                        "time", "ratio"),
-    "queue_mean_s": ("Arrival to first admission, mean. With `storage.mode: overlap` the load wait is part of it.",
-                     "completed", "mean"),
+    "hit_ratio": ("Requests that found their adapter resident when they needed it, over all.", "admitted", "ratio"),
+    "byte_miss_ratio": ("Adapter bytes of the requests that missed, over those of all requests.", "admitted", "ratio"),
+    "loads_per_request": (
+        "Loads from any tier that start in the measured time, including loads of whole models, over the requests. "
+        "Each attempt of a load that fails counts.",
+        "admitted",
+        "ratio",
+    ),
+    "loader_utilization": (
+        "Seconds in which loads from storage run, including pauses between attempts, over measured time × "
+        "`storage.loaders` × `fleet.replicas`. Copies from host memory and loads of whole models do not count.",
+        "time",
+        "ratio",
+    ),
+    "gpu_utilization": (
+        "Seconds in which a step (engine `fixed`: a request) runs, over measured time × replicas, including replicas "
+        "of full models. A batch of one counts as much as a batch of 256.",
+        "time",
+        "ratio",
+    ),
+    "queue_mean_s": (
+        "Arrival to first admission, mean. With `storage.mode: overlap` the load wait is part of it.",
+        "completed",
+        "mean",
+    ),
     "queue_p50_s": ("The same, median.", "completed", "quantile"),
     "queue_p99_s": ("The same, 99 % quantile.", "completed", "p99"),
-    "load_wait_mean_s": ("From asking for the adapter to having it, mean; 0 for a hit.", "completed", "mean"),
-    "ttft_mean_s": ("TTFT, mean: arrival to the end of the step that completes the prefill. Engine `fixed` has one "
-                    "answer, so there TTFT equals E2E.", "completed", "mean"),
+    "load_wait_mean_s": ("From needing the adapter to having it, mean; 0 for a hit.", "completed", "mean"),
+    "ttft_mean_s": (
+        "TTFT, mean: arrival to the end of the step that completes the prefill. Engine `fixed` has one "
+        "answer, so there TTFT equals E2E.",
+        "completed",
+        "mean",
+    ),
     "ttft_p50_s": ("TTFT, median.", "completed", "quantile"),
     "ttft_p99_s": ("TTFT, 99 % quantile.", "completed", "p99"),
-    "tpot_mean_s": ("TPOT, mean over requests of (last token − first token) / (output tokens − 1); requests with "
-                    "one output token are left out.", "completed", "mean"),
-    "itl_mean_s": ("ITL, mean over the gaps between consecutive tokens, all requests pooled: a request of 900 "
-                   "tokens weighs 899 times one of 2.", "gaps", "ratio"),
-    "itl_p99_s": ("ITL, 99 % quantile of the same gaps, from a histogram: the upper edge of a bin 0.1 % wide. "
-                  "Steps of a batch that differ by less than half a bin count as equal.",
-                  "gaps", "histogram"),
+    "tpot_mean_s": (
+        "TPOT, mean over requests of (last token − first token) / (output tokens − 1); requests with "
+        "one output token are left out.",
+        "completed",
+        "mean",
+    ),
+    "itl_mean_s": (
+        "ITL, mean over the gaps between consecutive tokens, all requests pooled: a request of 900 "
+        "tokens weighs 899 times one of 2.",
+        "gaps",
+        "ratio",
+    ),
+    "itl_p99_s": (
+        "ITL, 99 % quantile of the same gaps, from a histogram: the upper edge of a bin 0.1 % wide. "
+        "Steps of a batch that differ by less than half a bin count as equal.",
+        "gaps",
+        "histogram",
+    ),
     "e2e_mean_s": ("Arrival to last token, mean.", "completed", "mean"),
     "e2e_p50_s": ("E2E, median.", "completed", "quantile"),
     "e2e_p99_s": ("E2E, 99 % quantile.", "completed", "p99"),
-    "throughput_rps": ("Requests that end in the measured time, those that arrived in the warm-up included, per "
-                       "second.", "time", "ratio"),
-    "output_tokens_per_s": ("Output tokens of the requests in `throughput_rps`, per second; all tokens of a request "
-                            "count when it ends.", "time", "ratio"),
-    "goodput_rps": ("Measured requests that end in the measured time and within every target for single requests, "
-                    "per second.", "time", "ratio"),
-    "slo_attainment": ("Measured requests that complete within every target for single requests, over completed, "
-                       "refused and failed ones and unfinished ones that are late by then. Other unfinished ones are "
-                       "left out.", "measured", "share"),
+    "throughput_rps": (
+        "Requests that end in the measured time, per second, including those that arrived in the warm-up.",
+        "time",
+        "ratio",
+    ),
+    "output_tokens_per_s": (
+        "Output tokens of the requests in `throughput_rps`, per second; all tokens of a request count when it ends.",
+        "time",
+        "ratio",
+    ),
+    "goodput_rps": (
+        "Measured requests that end in the measured time and within every target for single requests, per second.",
+        "time",
+        "ratio",
+    ),
+    "slo_attainment": (
+        "Measured requests that complete within every target for single requests, over completed, refused and failed "
+        "requests and unfinished ones that are already late. Other unfinished requests are left out.",
+        "measured",
+        "share",
+    ),
     "completed": ("Requests that ended with their last token, summed over replications.", "measured", "none"),
     "unfinished": ("Requests still inside when a run of given `duration` stops.", "measured", "none"),
-    "refused": ("Requests that are turned away: with more prompt and output tokens than `fleet.max_model_len` or the "
-                "KV cache of a replica allows, or, without chunked prefill, a prompt longer than a step's budget; "
-                "while their adapter was being replaced (`unload-then-load`); with host memory full of adapters in use "
-                "(`cache.host.full: reject`); beyond the requests that the client of `fleet.front_end` keeps open.",
-                "measured", "count"),
-    "failed": ("Requests that ended without a right answer: lost with their replica, their adapter could not be "
-               "loaded, or a wrong answer to the last try was noticed.", "measured", "count"),
+    "refused": (
+        "Requests that are refused: with more prompt and output tokens than `fleet.max_model_len` or the KV cache of "
+        "a replica allows, or, without chunked prefill, a prompt longer than a step's budget; while their adapter was "
+        "being replaced (`unload-then-load`); with host memory full of adapters in use (`cache.host.full: reject`); "
+        "beyond the requests that the client of `fleet.front_end` keeps open.",
+        "measured",
+        "count",
+    ),
+    "failed": (
+        "Requests that ended without a right answer: they were lost with their replica, their adapter could not be "
+        "loaded, or a wrong answer to the last try was noticed.",
+        "measured",
+        "count",
+    ),
     "preemptions": ("Times a running request lost its KV blocks and had to start again.", "measured", "none"),
-    "evictions": ("Adapters that left GPU memory, in the whole run of every replication: warm-up and drain "
-                  "included.", "whole run", "none"),
-    "replica_load_skew": ("Requests of the busiest replica (in each replication) over the mean per replica: 1 is even, "
-                          "`fleet.replicas` is all to one. Replicas of full models are left out.", "measured",
-                          "ratio"),
-    "harmed": ("Requests with a mixed or stale answer, a wrong one that was taken for right, or an old prefix, those "
-               "refused by a rollout, failed, or [late](#who-is-late). Each counts once.", "measured", "count"),
-    "harmed_excess": ("Of the requests from the first rollout or fault on, those harmed, less as large a share as was "
-                      "late before it in the same replication, to whole requests. Below 0 where fewer are late than "
-                      "before.", "measured", "count"),
-    "mixed_version_responses": ("Requests whose tokens come from more than one version, also where the last "
-                                "one never came.", "measured", "count"),
-    "sessions_saw_both": ("Sessions that were answered by more than one version of an adapter, in one answer or "
-                          "in several. A session that asks for several adapters counts once for each.", "completed",
-                          "count"),
-    "sessions_went_back": ("Of those, sessions in which an answer begins with a version older than one that an earlier "
-                           "request was answered with.", "completed", "count"),
-    "stale_after_cutover": ("Requests that came when everybody was to have the new version, and whose answer began "
-                            "with an older one.", "measured", "count"),
-    "extra_resident_bytes_peak": ("Most bytes that old versions took in the GPU memory of all replicas beside new ones "
-                                  "of the same adapter, mean over replications. Only `new-name` has several at a time.",
-                                  "whole run", "replications"),
-    "rollout_duration_s": ("From `at` until the last request of the last old version has left (`new-name`), or until "
-                           "every replica has the new version; of several rollouts the longest; mean over "
-                           "replications. Withheld unless complete in all of them.", "whole run", "replications"),
+    "evictions": (
+        "Adapters that left GPU memory in the whole run of every replication, including warm-up and drain.",
+        "whole run",
+        "none",
+    ),
+    "replica_load_skew": (
+        "Requests of the busiest replica (in each replication) over the mean per replica: 1 is even, `fleet.replicas` "
+        "means that one replica got all. Replicas of full models are left out.",
+        "measured",
+        "ratio",
+    ),
+    "harmed": (
+        "Requests with a mixed or stale answer, a wrong answer that was not noticed, or an old prefix, and requests "
+        "that were refused by a rollout, failed, or were [late](#who-is-late). Each counts once.",
+        "measured",
+        "count",
+    ),
+    "harmed_excess": (
+        "Requests harmed from the first rollout or fault on, minus the share that was late before it in the same "
+        "replication, rounded to whole requests. Below 0 if fewer are late than before.",
+        "measured",
+        "count",
+    ),
+    "mixed_version_responses": (
+        "Requests whose tokens come from more than one version, even if the last token never came.",
+        "measured",
+        "count",
+    ),
+    "sessions_saw_both": (
+        "Sessions that were answered by more than one version of an adapter, in one answer or in several. A session "
+        "with several adapters counts once for each.",
+        "completed",
+        "count",
+    ),
+    "sessions_went_back": (
+        "Of those, sessions in which an answer begins with an older version than an earlier answer of the session had.",
+        "completed",
+        "count",
+    ),
+    "stale_after_cutover": (
+        "Requests that arrived when all requests should get the new version, and whose answer began with an older one.",
+        "measured",
+        "count",
+    ),
+    "extra_resident_bytes_peak": (
+        "Most bytes that old versions took in the GPU memory of all replicas in addition to new ones of the same "
+        "adapter, mean over replications. Only `new-name` has several versions at a time.",
+        "whole run",
+        "replications",
+    ),
+    "rollout_duration_s": (
+        "From `at` until the last request of the last old version has left (`new-name`), or until every replica has "
+        "the new version; with several rollouts the longest; mean over replications. Withheld unless complete in all "
+        "of them.",
+        "whole run",
+        "replications",
+    ),
     "rollout_loads": ("Loads from any tier that start *during*.", "the window", "count"),
-    "rollout_peak_loads_per_s": ("Highest number of loads that start within any 10 s *during* (in all of it, where it "
-                                 "is shorter), per second; mean over replications.", "the window", "replications"),
-    "rollout_ttft_p99_s": ("TTFT, 99 % quantile, of requests that come *during*.", "completed", "p99 of replications"),
-    "rollout_e2e_p99_s": ("E2E, 99 % quantile, of requests that come *during*.", "completed", "p99 of replications"),
-    "rollout_miss_ratio": ("Miss ratio of requests that come *during*.", "admitted", "replications"),
-    "before_peak_loads_per_s": ("Like `rollout_peak_loads_per_s`, in the measured time before the first rollout "
-                                "begins.", "the time before", "replications"),
-    "before_ttft_p99_s": ("TTFT, 99 % quantile, of requests that come before the first rollout begins.", "completed",
-                          "p99 of replications"),
+    "rollout_peak_loads_per_s": (
+        "Highest number of loads that start within any 10 s *during* (within all of it, if it is shorter), per "
+        "second; mean over replications.",
+        "the window",
+        "replications",
+    ),
+    "rollout_ttft_p99_s": (
+        "TTFT, 99 % quantile, of requests that arrive *during*.",
+        "completed",
+        "p99 of replications",
+    ),
+    "rollout_e2e_p99_s": ("E2E, 99 % quantile, of requests that arrive *during*.", "completed", "p99 of replications"),
+    "rollout_miss_ratio": ("Miss ratio of requests that arrive *during*.", "admitted", "replications"),
+    "before_peak_loads_per_s": (
+        "Like `rollout_peak_loads_per_s`, in the measured time before the first rollout begins.",
+        "the time before",
+        "replications",
+    ),
+    "before_ttft_p99_s": (
+        "TTFT, 99 % quantile, of requests that arrive before the first rollout begins.",
+        "completed",
+        "p99 of replications",
+    ),
     "before_e2e_p99_s": ("E2E, 99 % quantile, of the same.", "completed", "p99 of replications"),
     "before_miss_ratio": ("Miss ratio of the same.", "admitted", "replications"),
     "misrouted": ("Requests that reached a wrong adapter, or none, at least once.", "measured", "count"),
-    "wrong_adapter_served": ("Requests whose wrong answer was taken for right. They count as completed.", "measured",
-                             "count"),
-    "wrong_adapter_detected": ("Requests of which a wrong answer was noticed.", "measured", "count"),
+    "wrong_adapter_served": (
+        "Requests with a wrong answer that was not noticed. They count as completed.",
+        "measured",
+        "count",
+    ),
+    "wrong_adapter_detected": ("Requests with a wrong answer that was noticed.", "measured", "count"),
     "retried": ("Requests that were sent again after a wrong answer, once or more.", "measured", "count"),
-    "old_prefix_served": ("Requests whose prefix came from an older version (fault `named-prefixes`).", "measured",
-                          "count"),
-    "rerouted": ("Requests sent to another replica because theirs had died.", "measured", "count"),
+    "old_prefix_served": (
+        "Requests whose prefix came from an older version (fault `named-prefixes`).",
+        "measured",
+        "count",
+    ),
+    "rerouted": ("Requests sent to another replica because theirs had crashed.", "measured", "count"),
     "lost": ("Requests lost with their replica. They count as failed.", "measured", "count"),
-    "rerouted_e2e_mean_s": ("E2E of rerouted requests, from their first arrival, mean. A replica that dies holds long "
-                            "requests more often than short ones, so they are longer than others, too.", "completed",
-                            "replications"),
-}  # fmt: skip
+    "rerouted_e2e_mean_s": (
+        "E2E of rerouted requests, from their first arrival, mean. A replica that crashes holds long requests more "
+        "often than short ones, so these requests are also longer than others.",
+        "completed",
+        "replications",
+    ),
+}
 """Each metric's definition, what it is taken over, and how its interval is made."""
 
 
@@ -183,8 +284,12 @@ def engine_rules() -> str:
     real = list(rules_by_engine)
     words = {"served": "yes", "refused": "refused", "wrong": "wrongly", "unknown": "–"}
     rows = [[extra, *(words[rules_by_engine[name].rule(extra).verdict] for name in real)] for extra in EXTRAS]
-    slots = {"all": "all modules, largest rank", "targets": "all targets, largest rank", "adapter": "the adapter",
-             "unknown": "–"}  # fmt: skip
+    slots = {
+        "all": "all modules, largest rank",
+        "targets": "all targets, largest rank",
+        "adapter": "the adapter",
+        "unknown": "–",
+    }
     rows.append(["a slot holds", *(slots[rules_by_engine[name].slots_hold] for name in real)])
     choices = [", ".join(map(str, rules_by_engine[name].rank_choices)) or "–" for name in real]
     rows.append(["largest rank, choices", *choices])
@@ -233,8 +338,18 @@ def command_sections() -> str:
         usage = " ".join([path, *(_argument(param) for param in arguments), "[OPTIONS]"])
         rows = [[f"`{_argument(param)}`", getattr(param, "help", "") or "", ""] for param in arguments]
         rows += [[_option(param), param.help or "", _default_of(param)] for param in options if param.name != "help"]
-        parts += [f"## {path}", "", (command.help or "").split("\f")[0].strip(), "", "```", usage, "```", "",
-                  table(["", "what it is", "default"], rows), ""]  # fmt: skip
+        parts += [
+            f"## {path}",
+            "",
+            (command.help or "").split("\f")[0].strip(),
+            "",
+            "```",
+            usage,
+            "```",
+            "",
+            table(["", "what it is", "default"], rows),
+            "",
+        ]
     return "\n".join(parts).rstrip()
 
 
@@ -280,9 +395,12 @@ def scenario_tables() -> str:
 
 
 _LAWS = {
-    "arrivals": "Arrival processes", "popularity": "Popularity laws", "service": "Time laws", "prompt": "Token laws",
+    "arrivals": "Arrival processes",
+    "popularity": "Popularity laws",
+    "service": "Time laws",
+    "prompt": "Token laws",
     "faults": "Faults",
-}  # fmt: skip
+}
 
 
 def _sections(models: dict[str, Any], name: str = "Scenario", path: str = "") -> Iterator[tuple[str, str]]:
@@ -379,8 +497,12 @@ def _value(value: Any) -> str:
 def _law_tables(models: dict[str, Any]) -> list[str]:
     parts = []
     places = {
-        "arrivals": "Workload", "popularity": "Workload", "service": "Fleet", "prompt": "Tokens", "faults": "Scenario",
-    }  # fmt: skip
+        "arrivals": "Workload",
+        "popularity": "Workload",
+        "service": "Fleet",
+        "prompt": "Tokens",
+        "faults": "Scenario",
+    }
     for key, title in _LAWS.items():
         rows = []
         kinds = models[places[key]]["properties"][key]
@@ -444,9 +566,12 @@ def profile_sections() -> str:
         profile, _ = load_profile(name)
         data = json.loads(profile.model_dump_json())
         lines = [
-            f"- status: **{profile.status}**", f"- device: {profile.device}",
-            f"- model: {profile.model}, {profile.dtype}", f"- {profile.description}", f"- error: {profile.error}",
-        ]  # fmt: skip
+            f"- status: **{profile.status}**",
+            f"- device: {profile.device}",
+            f"- model: {profile.model}, {profile.dtype}",
+            f"- {profile.description}",
+            f"- error: {profile.error}",
+        ]
         rows = [[f"`{key}`", _number(data, key), source] for key, source in _number_sources(data, profile.sources)]
         if profile.provenance is not None:
             lines += _provenance(profile.provenance)

@@ -24,6 +24,7 @@ outputs = script("outputs")
 PAGES: list[Path] = outputs.PAGES
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+_PATH = re.compile(r"(?<![\w./-])(?:sim|reports|calibrate|tests|tools)/[\w./*-]*")
 _COMMAND_CELL = re.compile(r"`(--(?:set|over) [^`|]*)`")
 
 
@@ -63,7 +64,7 @@ def test_every_output_can_be_compared() -> None:
 
 
 def test_commands_of_the_reference_table_are_valid() -> None:
-    cells = _COMMAND_CELL.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    cells = _COMMAND_CELL.findall((ROOT / "docs" / "validation.md").read_text(encoding="utf-8"))
     assert len(cells) >= 5
     for cell in cells:
         words = shlex.split(cell)
@@ -95,8 +96,31 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
-    targets = {target.partition("#")[0] for target in _LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))}
-    assert {page.relative_to(ROOT).as_posix() for page in PAGES if page.name != "README.md"} <= targets
+    index = ROOT / "docs" / "index.md"
+    reached = {page for start in (ROOT / "README.md", index) for page in _linked(start)}
+    assert index in reached
+    assert set(PAGES) - {ROOT / "README.md"} <= reached
+
+
+def _linked(page: Path) -> set[Path]:
+    targets = (target.partition("#")[0] for target in _LINK.findall(page.read_text(encoding="utf-8")))
+    return {(page.parent / target).resolve() for target in targets if target}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = {path.rstrip("./") for path in _PATH.findall(page.read_text(encoding="utf-8"))}
+    missing = sorted(path for path in named if not any(ROOT.glob(path)))
+    assert not missing, f"{page.name} names files that do not exist"
+
+
+def test_the_readme_is_short_and_its_pictures_are_small() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900
+    pictures = [ROOT / target for target in _LINK.findall(text) if target.endswith(".png")]
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert picture.stat().st_size < 300_000, picture.name
 
 
 def test_pages_name_no_machine() -> None:
@@ -124,8 +148,11 @@ def test_generated_tables_are_current() -> None:
 
 
 def test_the_adapter_table_is_what_the_shapes_give() -> None:
-    rows = re.findall(r"^\| ([a-z0-9.\-, ]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$",
-                      (ROOT / "docs" / "model.md").read_text(encoding="utf-8"), re.MULTILINE)  # fmt: skip
+    rows = re.findall(
+        r"^\| ([a-z0-9.\-, ]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$",
+        (ROOT / "docs" / "model.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     seen = set()
     for names, *numbers in rows:
         for name in names.split(", "):
