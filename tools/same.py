@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 BASELINE = Path(__file__).with_name("same.json")
 SEEDS = (1, 2, 3)
 REQUESTS = 1200
@@ -123,8 +124,11 @@ def stable(data: Any) -> Any:
 
 
 def digest(data: Any) -> str:
-    """Return a short digest of JSON data; the order of keys counts, because scripts may print them in order."""
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+    """Return a short digest of JSON data, whatever folder the checkout is in.
+
+    The order of keys counts, because scripts may print them in order.
+    """
+    return hashlib.sha256(json.dumps(data).replace(str(ROOT), "").encode()).hexdigest()[:16]
 
 
 def differences(wanted: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> list[str]:
