@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from calibrate.fit.regression import ADDITIVE, LEFT_OUT, MULTIPLICATIVE
+from calibrate.fit.cost_forms import ADDITIVE, MULTIPLICATIVE
 from sim.spec.profile import HoldOut, Profile
+from sim.studies.fidelity.least_squares import LEFT_OUT
 
 HEAD = ("predicted", "form", "held out", "rows", "mean error", "90 %", "bias")
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from sim.errors import InputError
 from sim.spec.profile import HoldOut, LoadCost, TierCost
+from sim.studies.fidelity.least_squares import (
+    DRAWS,
+    LEFT_OUT,
+    Problem,
+    hold_out_line,
+    left_out_errors,
+    resample,
+    solve,
+    sum_of_terms,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +32,8 @@ Tier = Literal["storage", "host"]
 TIERS: dict[Tier, str] = {"storage": "load storage", "host": "load host"}
 """The whole load that each tier is fitted to, as configurations call it."""
 
-_QUANTILES = 101
-_DRAWS = 16
+_TERMS = ("load", "tensor", "padded_tensor", "byte")
+_QUANTILES = np.linspace(0, 1, 101)
 _P99_SAMPLES = 100
 """Samples of a configuration from which on it has a p99 of its own."""
 _NO_BANDWIDTH = 1e15
@@ -99,13 +109,13 @@ def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int
     hold_out = [row for tier in TIERS for row in (_leave_one_out(tier, alone[tier]), *_odd_even(tier, alone[tier]))]
     return LoadFit(
         LoadCost(storage=_tier_cost(alone["storage"]), host=_tier_cost(alone["host"])),
-        {f"load.{tier}": float(np.median(np.abs(_errors(_law(found), found)))) for tier, found in alone.items()},
+        {
+            f"load.{tier}": float(np.median(np.abs(_problem(found).errors(_law(found)))))
+            for tier, found in alone.items()
+        },
         tuple(hold_out),
         tuple(row for tier in TIERS for row in _together(tier, cells[tier])),
-        tuple(
-            LoadCost(storage=_tier_cost(_drawn(alone["storage"], rng)), host=_tier_cost(_drawn(alone["host"], rng)))
-            for _ in range(_DRAWS)
-        ),
+        tuple(LoadCost(**{tier: _tier_cost(resample(alone[tier], rng)) for tier in TIERS}) for _ in range(DRAWS)),
         manifest.get("slow_down"),
     )
 
@@ -127,14 +137,18 @@ def _cells(frame: pd.DataFrame, kind: str, manifest: Mapping[str, Any]) -> list[
     return found
 
 
+def _problem(cells: Sequence[Cell]) -> Problem:
+    features = np.array([cell.features for cell in cells])
+    medians = [cell.median for cell in cells]
+    return Problem.of(dict(zip(_TERMS, features.T, strict=True)), medians, configuration=[cell.key for cell in cells])
+
+
+_fit = partial(solve, loss="relative")
+
+
 def _law(cells: Sequence[Cell]) -> Floats:
     """Return seconds per load, tensor, padded tensor and byte, none below 0."""
-    features = np.array([cell.features for cell in cells])
-    medians = np.array([cell.median for cell in cells])
-    scale = features.max(axis=0)
-    scale[scale == 0] = 1  # bytes are 1e8 times tensors: as they stand, nnls would stop early
-    solution = np.asarray(nnls(features / scale / medians[:, None], np.ones(len(medians)))[0], dtype=np.float64)
-    return np.asarray(solution / scale)
+    return _fit(_problem(cells))
 
 
 def _tier_cost(cells: Sequence[Cell]) -> TierCost:
@@ -153,19 +167,12 @@ def _residual(cells: Sequence[Cell], law: Floats) -> Floats:
     order = np.argsort(ratios)
     ratios, weights = ratios[order], weights[order]
     at = (np.cumsum(weights) - weights / 2) / weights.sum()
-    return np.asarray(np.interp(np.linspace(0, 1, _QUANTILES), at, ratios))
-
-
-def _errors(law: Floats, cells: Sequence[Cell]) -> Floats:
-    """Return (predicted − measured) / measured of the medians."""
-    return np.array([float(cell.features @ law) / cell.median - 1 for cell in cells])
+    return np.asarray(np.interp(_QUANTILES, at, ratios))
 
 
 def _leave_one_out(tier: Tier, cells: Sequence[Cell]) -> HoldOut:
-    errors = [
-        float(_errors(_law([*cells[:index], *cells[index + 1 :]]), [cell])[0]) for index, cell in enumerate(cells)
-    ]
-    return _hold_out(f"medians of loads from {tier}", "leave one configuration out", errors)
+    errors = left_out_errors(_problem(cells), sum_of_terms(_fit))
+    return hold_out_line(f"medians of loads from {tier}", "law", LEFT_OUT, errors)
 
 
 def _odd_even(tier: Tier, cells: Sequence[Cell]) -> list[HoldOut]:
@@ -180,29 +187,21 @@ def _odd_even(tier: Tier, cells: Sequence[Cell]) -> list[HoldOut]:
     residual = _residual(even, law)
     rows = []
     for share, name in ((0.5, "p50"), (0.99, "p99")):
-        factor = float(np.interp(share, np.linspace(0, 1, _QUANTILES), residual))
+        factor = float(np.interp(share, _QUANTILES, residual))
         enough = [cell for cell in odd if share < 0.99 or 2 * len(cell.seconds) >= _P99_SAMPLES]
         errors = [factor * float(cell.features @ law) / float(np.quantile(cell.seconds, share)) - 1 for cell in enough]
         if not enough:
-            measured = float(np.interp(share, np.linspace(0, 1, _QUANTILES), _residual(odd, law)))
+            measured = float(np.interp(share, _QUANTILES, _residual(odd, law)))
             errors = [factor / measured - 1]
         what = f"{name} of loads from {tier}" + ("" if enough else ", all configurations pooled")
-        rows.append(_hold_out(what, "even samples predict odd ones", errors))
+        rows.append(hold_out_line(what, "law", "even samples predict odd ones", errors))
     return rows
 
 
 def _half(cell: Cell, first: int) -> Cell:
     """Return every other sample of a configuration; all where there is but one."""
     part = slice(first, None, 2) if len(cell.seconds) > 1 else slice(None)
-    return Cell(cell.key, cell.concurrency, cell.features, cell.seconds[part], cell.wall_s[part])
-
-
-def _hold_out(what: str, method: str, errors: Sequence[float]) -> HoldOut:
-    sizes = np.abs(errors)
-    return HoldOut(
-        what=what, form="law", method=method, count=len(errors), mean=float(np.mean(sizes)),
-        p90=float(np.quantile(sizes, 0.9)), bias=float(np.mean(errors)),
-    )  # fmt: skip
+    return replace(cell, seconds=cell.seconds[part], wall_s=cell.wall_s[part])
 
 
 def _together(tier: Tier, cells: Sequence[Cell]) -> list[Together]:
@@ -215,7 +214,3 @@ def _together(tier: Tier, cells: Sequence[Cell]) -> list[Together]:
             factors = [cell.median / alone[tuple(cell.features)].median for cell in some]
             rows.append(Together(tier, count, float(np.median(rates)), float(np.median(factors))))
     return rows
-
-
-def _drawn(cells: Sequence[Cell], rng: np.random.Generator) -> list[Cell]:
-    return [cells[index] for index in rng.integers(0, len(cells), len(cells))]

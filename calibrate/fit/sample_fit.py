@@ -8,28 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.fit.load_fit import LoadFit, fit_load_samples
-from calibrate.fit.regression import (
+from calibrate.fit.cost_forms import (
     ADDITIVE,
-    DRAWS,
     FAR_CORNER,
-    LEFT_OUT,
     MULTIPLICATIVE,
-    Problem,
-    additive,
-    bootstrap,
     corner_errors,
     hold_outs,
-    left_out_errors,
     multiplicative,
     sample_residual,
-    solve,
 )
+from calibrate.fit.load_fit import LoadFit, fit_load_samples
 from calibrate.fit.sample_terms import Terms, TimedSteps, timed_steps
 from calibrate.samples import read_samples
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file
 from sim.spec.profile import Conditions, Draw, Envelope, HoldOut, Memory, Profile, Provenance
+from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, additive, bootstrap, left_out_errors, solve
 from sim.traffic.adapters import ModelShape, model_shape
 
 UTILIZATION = 0.9
@@ -73,7 +67,7 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
     found = solve(problem)
     loads = fit_load_samples(load_frame, load_facts)
     shape = model_shape(timed)
-    draws = [terms.step_cost(one) for one in bootstrap(problem, DRAWS, seed=1)]
+    draws = [terms.step_cost(one) for one in bootstrap(problem, seed=1)]
     hold_out = (*step_hold_outs(problem, terms), *loads.hold_out)
     device = str(step_facts["device"]["name"])
     predicted = problem.features @ found

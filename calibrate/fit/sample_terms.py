@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from calibrate.device.lora_backends import REFERENCE
-from calibrate.fit.regression import Problem, ramps
+from calibrate.fit.cost_forms import ramps
 from sim.errors import InputError
 from sim.spec.profile import LoraCost, StepCost
+from sim.studies.fidelity.least_squares import Problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,8 +125,8 @@ class Terms:
         """The terms of a step without LoRA."""
         return tuple(name for name in self.names if name not in _LORA)
 
-    def features(self, steps: TimedSteps) -> Floats:
-        """Return what each term is multiplied with, (n, terms).
+    def columns(self, steps: TimedSteps) -> dict[str, ArrayLike]:
+        """Return what each term is multiplied with, (n,).
 
         ``tokens_to_K`` rises from 0 to 1 between the knot before K and K: non-negative terms make a table that never
         falls.
@@ -141,21 +142,23 @@ class Terms:
             "adapter_rank": steps.column("rank_sum"), "token_rank": steps.column("rank_tokens"),
         }  # fmt: skip
         columns |= {f"tokens_to_{knot}": values for knot, values in zip(self.knots, table.T, strict=True)}
-        return np.column_stack([columns[name] for name in self.names]).astype(np.float64)
+        return {name: columns[name] for name in self.names}
 
     def problem(self, steps: TimedSteps) -> Problem:
         """Return the equations of timed steps; every configuration counts the same."""
-        count, adapters = len(steps.keys), steps.column("distinct") > 0
+        adapters = steps.column("distinct") > 0
         axes = (
             np.where(steps.column("prefill_tokens") > 0, steps.column("prefill_tokens"), np.nan),
             steps.column("sequences"), steps.column("decode_kv_tokens"),
             *(np.where(adapters, steps.column(name), np.nan) for name in ("distinct", "slots", "max_rank")),
         )  # fmt: skip
-        return Problem(
-            features=self.features(steps), known=np.zeros(count), seconds=steps.seconds, weight=np.ones(count),
-            kind=tuple(map(str, steps.classes)), configuration=tuple(steps.keys), terms=self.names,
+        return Problem.of(
+            self.columns(steps),
+            steps.seconds,
+            kind=steps.classes.tolist(),
+            configuration=steps.keys,
             settings=np.column_stack(axes),
-        )  # fmt: skip
+        )
 
     def step_cost(self, found: Floats) -> StepCost:
         """Return the profile section of fitted terms, (terms,)."""

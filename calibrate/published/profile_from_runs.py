@@ -12,7 +12,6 @@ from typing import cast
 
 import numpy as np
 
-from calibrate.fit.regression import DRAWS, Problem, bootstrap, significant
 from calibrate.published.published_costs import (
     KV_COLUMNS,
     LOAD_COLUMNS,
@@ -30,6 +29,7 @@ from calibrate.published.step_terms import GRAPH_TOKENS, TERMS, step_cost
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file, write_json
 from sim.spec.profile import Conditions, Draw, Envelope, LoadCost, Memory, Profile, Provenance, StepCost, TierCost
+from sim.studies.fidelity.least_squares import DRAWS, Problem, bootstrap, significant
 from sim.studies.fidelity.measured_runs import MODELS, MeasuredRun, read_lengths, read_runs
 
 FILES = ("runs.csv", "step_runs.csv", "load_samples.csv", "kv_capacity.csv", "sharegpt_lengths.json")

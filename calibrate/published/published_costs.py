@@ -8,20 +8,20 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from calibrate.fit.regression import Problem, significant, solve, summary
 from sim.errors import InputError
 from sim.policies.slot_memory import reserved_bytes
 from sim.rng import stream
 from sim.spec.profile import HoldOut, LoadCost, Memory, TierCost
 from sim.spec.scenario import Targets
+from sim.studies.fidelity.least_squares import Problem, hold_out_line, resample, rounded, significant, solve
 from sim.studies.fidelity.measured_runs import MODELS, TARGETS
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count
 
@@ -179,15 +179,16 @@ class LoadLaw:
 def fit_load_law(cells: Cells, model: str) -> LoadLaw:
     """Fit medians of cells; one law of copies holds for both models."""
     reloads = [(cell, seconds) for cell, seconds in cells if cell[3] == RELOAD]
-    features = []
-    for (name, rank, slot_rank, _), _seconds in reloads:
-        tensors = tensor_count(SHAPES[name], _targets(name))
-        features.append((_buffers(name), tensors, tensors / 2 * (rank < slot_rank)))
-    copy = _solve_medians(features, reloads)
+    tensors = [tensor_count(SHAPES[name], _targets(name)) for (name, *_), _ in reloads]
+    padded = [count / 2 * (rank < top) for count, ((_, rank, top, _), _) in zip(tensors, reloads, strict=True)]
+    buffers = [_buffers(name) for (name, *_), _ in reloads]
+    buffer_s, tensor_s, padded_s = _fit_medians(
+        {"buffer": buffers, "tensor": tensors, "padded_tensor": padded}, reloads
+    )
     reads = _of(cells, model, READ)
-    read = _solve_medians([(1, cell[1] * _bytes_per_rank(model)) for cell, _ in reads], reads)
-    per_buffer, per_tensor, per_padded = copy
-    return LoadLaw(model, per_buffer, per_tensor, per_padded, read[0], max(read[1], _LEAST_PER_BYTE_S))
+    sizes = [cell[1] * _bytes_per_rank(model) for cell, _ in reads]
+    read_s, per_byte_s = _fit_medians({"read": np.ones(len(reads)), "byte": sizes}, reads)
+    return LoadLaw(model, buffer_s, tensor_s, padded_s, read_s, max(per_byte_s, _LEAST_PER_BYTE_S))
 
 
 def load_cost(cells: Cells, law: LoadLaw) -> LoadCost:
@@ -258,14 +259,14 @@ def load_hold_outs(cells: Cells, model: str) -> tuple[HoldOut, ...]:
                 [np.quantile(s[k::2], share) / np.quantile(s[1 - k :: 2], share) - 1 for _, s in own] for k in (0, 1)
             ])  # fmt: skip
             found += [
-                summary(what, LAW, HALVES, by_half, count),
-                summary(what, NOISE, HALVES, noise, count),
-                summary(what, LAW, CELL_OUT, by_cell, count),
-                summary(what, LAW, TOGETHER, together, count),
+                hold_out_line(what, LAW, HALVES, by_half, count),
+                hold_out_line(what, NOISE, HALVES, noise, count),
+                hold_out_line(what, LAW, CELL_OUT, by_cell, count),
+                hold_out_line(what, LAW, TOGETHER, together, count),
             ]
         widths = np.array([_half_width(seconds, 0.99) for _, seconds in own])
-        found.append(summary(f"{name}, p99", NOISE, HALF_WIDTH, widths))
-    return tuple(found)
+        found.append(hold_out_line(f"{name}, p99", NOISE, HALF_WIDTH, widths))
+    return tuple(map(rounded, found))
 
 
 def load_draws(cells: Cells, model: str, draws: int, seed: int = 0) -> list[LoadCost]:
@@ -273,15 +274,15 @@ def load_draws(cells: Cells, model: str, draws: int, seed: int = 0) -> list[Load
 
     Cells are drawn among those of the same law's part: reads of one rank; copies of one model, padded or not.
     """
-    strata: dict[tuple[str, str, int], list[tuple[Cell, Floats]]] = defaultdict(list)
-    for cell, seconds in cells:
-        name, rank, slot_rank, tier = cell
-        strata[name, tier, rank if tier == READ else int(rank < slot_rank)].append((cell, seconds))
+
+    def part(cell: tuple[Cell, Floats]) -> tuple[str, str, int]:
+        name, rank, slot_rank, tier = cell[0]
+        return name, tier, rank if tier == READ else int(rank < slot_rank)
+
     rng = stream(seed, 0, "bootstrap of loads")
     found = []
     for _ in range(draws):
-        drawn = [group[place] for group in strata.values() for place in rng.integers(0, len(group), size=len(group))]
-        drawn = [(cell, rng.choice(seconds, size=len(seconds))) for cell, seconds in drawn]
+        drawn = [(cell, rng.choice(seconds, size=len(seconds))) for cell, seconds in resample(cells, rng, part)]
         found.append(load_cost(drawn, fit_load_law(drawn, model)))
     return found
 
@@ -305,17 +306,9 @@ def _of(cells: Cells, model: str, tier: str) -> Cells:
     return [(cell, seconds) for cell, seconds in cells if (cell[0], cell[3]) == (model, tier)]
 
 
-def _solve_medians(features: Sequence[Sequence[float]], cells: Cells) -> list[float]:
+def _fit_medians(columns: Mapping[str, ArrayLike], cells: Cells) -> list[float]:
     """Return the coefficients that fit the medians of cells best."""
-    count = len(cells)
-    names = tuple(str(cell) for cell, _ in cells)
-    terms = tuple(str(place) for place in range(len(features[0])))
-    medians = np.array([np.median(seconds) for _, seconds in cells])
-    problem = Problem(
-        np.array(features, dtype=np.float64), np.zeros(count), medians, np.ones(count), names, names, terms,
-        np.empty((count, 0)),
-    )  # fmt: skip
-    return [float(value) for value in solve(problem)]
+    return [float(value) for value in solve(Problem.of(columns, [np.median(seconds) for _, seconds in cells]))]
 
 
 def _quantile_errors(fit: Cells, rest: Cells, model: str, share: float) -> Floats:

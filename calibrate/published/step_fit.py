@@ -8,26 +8,20 @@ next costs, and so on: the batches that a simulation forms depend on the costs, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.fit.regression import (
+from calibrate.fit.cost_forms import (
     ADDITIVE,
     FAR_CORNER,
     IN_SAMPLE,
-    LEFT_OUT,
     MULTIPLICATIVE,
-    Problem,
-    additive,
     corner_errors,
     hold_outs,
     in_sample_errors,
-    join,
-    left_out_errors,
     multiplicative,
-    solve,
 )
 from calibrate.published.step_log import StepLog
 from calibrate.published.step_terms import BASE_TERMS, BUDGET_TOKENS, FACTOR_TERMS, PASSED_S, TERMS, Steps, step_cost
@@ -35,6 +29,7 @@ from sim.policies.front_end import FRONT_ENDS
 from sim.spec.profile import HoldOut, Profile
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.fidelity_study import FRONT_END, fronted_scenario
+from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, additive, join, left_out_errors, solve
 from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.parallel import unordered
 from sim.world.build import build_world, simulate
@@ -54,8 +49,6 @@ ALONE = ", closed loops alone"
 
 ROUNDS = 4
 DAMPING = 0.85
-_ITL_WEIGHT = 1.0
-_TTFT_WEIGHT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +100,8 @@ def closed_loop(
         features.append(made_of.features()[0])
         settings.append((batch if output > 1 else np.nan, prompt, output, adapters))
         names.append("/".join(f"{value:.10g}" for value in features[-1]))
-    count = len(seconds)
-    problem = Problem(
-        np.array(features), np.zeros(count), np.array(seconds), np.ones(count), tuple(kinds), tuple(names), TERMS,
-        np.array(settings),
-    )  # fmt: skip
+    columns = dict(zip(TERMS, np.array(features).T, strict=True))
+    problem = Problem.of(columns, seconds, kind=kinds, configuration=names, settings=np.array(settings))
     return ClosedLoops(problem, left_out)
 
 
@@ -182,14 +172,17 @@ def served_hour(run: MeasuredRun, scenario: Scenario) -> Problem:
     first, first_known = _median_ttft(log, columns, made_of * steps[:, None], known * steps)
     light = run.regime == UNSATURATED
     measured_ttft = run.measured["ttft_p50_ms"] / 1000 - FRONT_ENDS[FRONT_END].request_s
-    return Problem(
-        np.vstack((mean, share @ made_of[middle], first)),
-        np.array([mean_known, share @ known[middle], first_known]),
-        np.array([run.measured["tpot_mean_ms"] / 1000, measured_itl if usable else 1.0, measured_ttft]),
-        np.array([1.0, _ITL_WEIGHT if usable else 0.0, _TTFT_WEIGHT if light else 0.0]),
-        ("served hour: TPOT", "served hour: median ITL", "served hour: median TTFT"), (run.name,) * 3, TERMS,
-        np.empty((3, 0)),
-    )  # fmt: skip
+    equations = Problem.of(
+        dict(zip(TERMS, np.vstack((mean, share @ made_of[middle], first)).T, strict=True)),
+        [run.measured["tpot_mean_ms"] / 1000, measured_itl if usable else 1.0, measured_ttft],
+        kind=("served hour: TPOT", "served hour: median ITL", "served hour: median TTFT"),
+        configuration=(run.name,) * 3,
+    )
+    return replace(
+        equations,
+        known=np.array([mean_known, share @ known[middle], first_known]),
+        weight=np.array([1.0, float(usable), float(light)]),
+    )
 
 
 def _numbered_hour(place: int, run: MeasuredRun, scenario: Scenario) -> tuple[int, Problem]:

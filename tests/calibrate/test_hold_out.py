@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibrate.fit.cost_forms import ADDITIVE, IN_SAMPLE, MULTIPLICATIVE
 from calibrate.fit.fit_report import as_json, closing, decide, hold_out_rows
-from calibrate.fit.regression import ADDITIVE, IN_SAMPLE, LEFT_OUT, MULTIPLICATIVE, Problem, bootstrap, join, summary
 from calibrate.published.profile_from_runs import calibration_subset, closed_loops
 from calibrate.published.published_costs import (
     CELL_OUT,
@@ -29,6 +29,7 @@ from calibrate.published.published_costs import (
 from calibrate.published.step_fit import ALONE, ROUNDS, ClosedLoops, fit_steps, step_hold_outs
 from calibrate.published.step_terms import TERMS, step_cost
 from sim.spec.profile import Draw, HoldOut, LoadCost, Memory, Profile, load_profile
+from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, bootstrap, hold_out_line, join
 from sim.studies.fidelity.measured_runs import read_lengths, read_runs
 
 MODELS = ("llama-3.1-8b", "qwen2.5-7b")
@@ -179,7 +180,7 @@ def test_the_report_has_every_line_and_the_decision(shared: Path) -> None:
 
 def test_the_multiplicative_form_may_win() -> None:
     def line(form: str, error: float) -> HoldOut:
-        return summary("LoRA decode steps", form, LEFT_OUT, np.array([error, -error]))
+        return hold_out_line("LoRA decode steps", form, LEFT_OUT, np.array([error, -error]))
 
     decision = decide((line(ADDITIVE, 0.04), line(MULTIPLICATIVE, 0.02)))
     assert decision is not None
@@ -189,7 +190,6 @@ def test_the_multiplicative_form_may_win() -> None:
 
 
 def test_equations_of_a_run_keep_their_name() -> None:
-    empty = np.empty((1, 0))
-    one = Problem(np.ones((1, 1)), np.zeros(1), np.ones(1), np.ones(1), ("k",), ("a",), ("t",), empty)
+    one = Problem.of({"t": [1]}, [1], configuration=("a",))
     assert join([one, one]).configuration == ("a", "a")
     assert len(join([one, one]).places()["a"]) == 2

@@ -10,11 +10,12 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[gpu]'")
 
-from calibrate.fit.regression import ADDITIVE, LEFT_OUT, MULTIPLICATIVE, solve
+from calibrate.fit.cost_forms import ADDITIVE, MULTIPLICATIVE
 from calibrate.fit.sample_fit import step_hold_outs
 from calibrate.fit.sample_terms import Terms, timed_steps
 from calibrate.steps.step_grid import QUICK, StepSpec, heads, make_grid
 from sim.errors import InputError
+from sim.studies.fidelity.least_squares import LEFT_OUT, solve
 
 BASE = {"step": 2e-3, "token": 1e-5, "sequence": 2e-5, "kv_token": 4e-7}
 LORA = {"lora": 1e-3, "slot": 2e-5, "adapter": 3e-4, "rank_sum": 1e-5}
