@@ -90,9 +90,11 @@ class SampleLog:
             stray = next((f for f in (folder / f"{suite}.jsonl", folder / f"{suite}.parquet") if f.exists()), None)
             if stray is not None:
                 raise InputError(
-                    f"this folder holds samples, but not {path.name}, which says of what", key="--out",
-                    got=str(stray), hint="put it back, give another folder, or --overwrite to start anew",
-                )  # fmt: skip
+                    f"this folder holds samples, but not {path.name}, which says of what",
+                    key="--out",
+                    got=str(stray),
+                    hint="put it back, give another folder, or --overwrite to start anew",
+                )
             manifest: dict[str, Any] = {"schema_version": 1, "suite": suite, "plan": dict(plan), "status": "running"}
             write_json(path, manifest)
             return cls(folder, suite, manifest, [])
@@ -103,9 +105,12 @@ class SampleLog:
         if different:
             key = sorted(different)[0]
             raise InputError(
-                f"this folder holds samples of another run: its {key} differs", key="--out", got=str(folder),
-                allowed=f"{key} {manifest['plan'].get(key)}", hint="give another folder, or --overwrite to start anew",
-            )  # fmt: skip
+                f"this folder holds samples of another run: its {key} differs",
+                key="--out",
+                got=str(folder),
+                allowed=f"{key} {manifest['plan'].get(key)}",
+                hint="give another folder, or --overwrite to start anew",
+            )
         return cls(folder, suite, manifest, list(_read(folder / f"{suite}.jsonl")))
 
     @property
@@ -129,9 +134,10 @@ class SampleLog:
             if self._file.exists():
                 os.truncate(self._file, before)  # half a line would be taken for a killed run's, but why leave it
             raise OutputError(
-                f"can't write samples: {error.strerror or error}", file=str(self._file),
+                f"can't write samples: {error.strerror or error}",
+                file=str(self._file),
                 hint="the samples so far are kept; the same command goes on from there",
-            ) from None  # fmt: skip
+            ) from None
         self.visits.append(visit)
 
     def once(self, **facts: Any) -> dict[str, Any]:
@@ -161,10 +167,12 @@ class SampleLog:
             rows["seconds"] += visit.seconds
             rows["wall_s"] += visit.wall_s
             rows["flags"] += ["; ".join(visit.flags)] * count
-        table = pa.table({
-            name: pa.array(values).dictionary_encode() if name in _WORDS else pa.array(values)
-            for name, values in rows.items()
-        })  # fmt: skip
+        table = pa.table(
+            {
+                name: pa.array(values).dictionary_encode() if name in _WORDS else pa.array(values)
+                for name, values in rows.items()
+            }
+        )
         path = self.folder / f"{self.suite}.parquet"
         write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
         self.note(status="finished", samples=len(rows["seconds"]))
@@ -188,14 +196,17 @@ def read_samples(folder: Path, suite: Suite, needed: Sequence[str] = ("plan",)) 
     missing = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
     if missing:
         raise OutputError(
-            "this is no manifest of samples", file=str(folder / f"{suite}.json"), got=f"no {', '.join(missing)}",
+            "this is no manifest of samples",
+            file=str(folder / f"{suite}.json"),
+            got=f"no {', '.join(missing)}",
             hint=f"the same loraplan calibrate {suite} writes it anew when it ends",
-        )  # fmt: skip
+        )
     if not path.exists():
         raise OutputError(
-            f"there are no finished {suite} here", file=str(folder),
+            f"there are no finished {suite} here",
+            file=str(folder),
             hint=f"run: loraplan calibrate {suite} --out {folder}; a broken-off run goes on where it stopped",
-        )  # fmt: skip
+        )
     try:
         frame = pd.read_parquet(path)
         frame["parameters"] = [json.loads(text) for text in frame["parameters"].astype(str)]
@@ -219,9 +230,12 @@ def _read(path: Path) -> Iterable[Visit]:
             yield Visit(**data)
         except (ValueError, TypeError, KeyError) as error:
             raise OutputError(
-                "this line holds no samples", file=str(path), line=number, got=str(error),
+                "this line holds no samples",
+                file=str(path),
+                line=number,
+                got=str(error),
                 hint="remove the line, or start anew with --overwrite",
-            ) from None  # fmt: skip
+            ) from None
 
 
 def _plain(value: Any) -> Any:

@@ -41,7 +41,7 @@ _NO_BANDWIDTH = 1e15
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class LoadConfiguration:
     """The loads of one configuration.
 
     :ivar features: (4,): 1, tensors, padded tensors, bytes.
@@ -61,7 +61,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class ConcurrentLoads:
     """Loads at the same time.
 
     :ivar bytes_per_s: of all together, the median over adapters.
@@ -81,15 +81,15 @@ class LoadFit:
     :ivar cost: the law of both tiers.
     :ivar residuals: median absolute relative error of the fit by tier, as ``load.storage`` and ``load.host``.
     :ivar hold_out: errors on what was not fitted.
-    :ivar together: what loads at the same time do to each other; the law itself is of one load alone.
+    :ivar concurrent: what loads at the same time do to each other; the law itself is of one load alone.
     :ivar draws: bootstrap draws, fitted to configurations drawn with replacement.
-    :ivar slow_down: factor on a step beside copies; None where it wasn't timed.
+    :ivar slow_down: factor on a step while copies run; None where it wasn't timed.
     """
 
     cost: LoadCost
     residuals: dict[str, float]
     hold_out: tuple[HoldOut, ...]
-    together: tuple[Together, ...]
+    concurrent: tuple[ConcurrentLoads, ...]
     draws: tuple[LoadCost, ...]
     slow_down: float | None
 
@@ -114,30 +114,32 @@ def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int
             for tier, found in alone.items()
         },
         tuple(hold_out),
-        tuple(row for tier in TIERS for row in _together(tier, cells[tier])),
+        tuple(row for tier in TIERS for row in _concurrent(tier, cells[tier])),
         tuple(LoadCost(**{tier: _tier_cost(resample(alone[tier], rng)) for tier in TIERS}) for _ in range(DRAWS)),
         manifest.get("slow_down"),
     )
 
 
-def _cells(frame: pd.DataFrame, kind: str, manifest: Mapping[str, Any]) -> list[Cell]:
+def _cells(frame: pd.DataFrame, kind: str, manifest: Mapping[str, Any]) -> list[LoadConfiguration]:
     """Return the configurations of one kind of whole load, by key."""
     found = []
     for key, rows in frame[frame["kind"] == kind].groupby("key", observed=True):
         p = rows["parameters"].iloc[0]
         features = np.array([1, p["tensors"], p["padded_tensors"], p["bytes"]], dtype=np.float64)
         seconds, wall = (rows[name].to_numpy(dtype=np.float64) for name in ("seconds", "wall_s"))
-        found.append(Cell(str(key), int(p["concurrency"]), features, seconds, wall))
+        found.append(LoadConfiguration(str(key), int(p["concurrency"]), features, seconds, wall))
     if sum(cell.concurrency == 1 for cell in found) < 2:
         reasons = [flag for flag in manifest.get("flags", ()) if "no cold" in flag or "skipped" in flag]
         raise InputError(
-            f"too few configurations of {kind!r} to fit a law", got=sum(cell.concurrency == 1 for cell in found),
-            allowed="2 or more", hint="; ".join(reasons[:3]) or "time more ranks and targets",
-        )  # fmt: skip
+            f"too few configurations of {kind!r} to fit a law",
+            got=sum(cell.concurrency == 1 for cell in found),
+            allowed="2 or more",
+            hint="; ".join(reasons[:3]) or "time more ranks and targets",
+        )
     return found
 
 
-def _problem(cells: Sequence[Cell]) -> Problem:
+def _problem(cells: Sequence[LoadConfiguration]) -> Problem:
     features = np.array([cell.features for cell in cells])
     medians = [cell.median for cell in cells]
     return Problem.of(dict(zip(_TERMS, features.T, strict=True)), medians, configuration=[cell.key for cell in cells])
@@ -146,21 +148,23 @@ def _problem(cells: Sequence[Cell]) -> Problem:
 _fit = partial(solve, loss="relative")
 
 
-def _law(cells: Sequence[Cell]) -> Floats:
+def _law(cells: Sequence[LoadConfiguration]) -> Floats:
     """Return seconds per load, tensor, padded tensor and byte, none below 0."""
     return _fit(_problem(cells))
 
 
-def _tier_cost(cells: Sequence[Cell]) -> TierCost:
+def _tier_cost(cells: Sequence[LoadConfiguration]) -> TierCost:
     law = _law(cells)
     return TierCost(
-        open_s=float(law[0]), per_tensor_s=float(law[1]), per_padded_tensor_s=float(law[2]),
+        open_s=float(law[0]),
+        per_tensor_s=float(law[1]),
+        per_padded_tensor_s=float(law[2]),
         bandwidth_bytes_per_s=1 / float(law[3]) if law[3] > 1 / _NO_BANDWIDTH else _NO_BANDWIDTH,
         residual=tuple(float(f"{value:.5g}") for value in _residual(cells, law)),
-    )  # fmt: skip
+    )
 
 
-def _residual(cells: Sequence[Cell], law: Floats) -> Floats:
+def _residual(cells: Sequence[LoadConfiguration], law: Floats) -> Floats:
     """Return the quantiles of measured over predicted, every configuration with the same weight."""
     ratios = np.concatenate([cell.seconds / (cell.features @ law) for cell in cells])
     weights = np.concatenate([np.full(len(cell.seconds), 1 / len(cell.seconds)) for cell in cells])
@@ -170,12 +174,12 @@ def _residual(cells: Sequence[Cell], law: Floats) -> Floats:
     return np.asarray(np.interp(_QUANTILES, at, ratios))
 
 
-def _leave_one_out(tier: Tier, cells: Sequence[Cell]) -> HoldOut:
+def _leave_one_out(tier: Tier, cells: Sequence[LoadConfiguration]) -> HoldOut:
     errors = left_out_errors(_problem(cells), sum_of_terms(_fit))
     return hold_out_line(f"medians of loads from {tier}", "law", LEFT_OUT, errors)
 
 
-def _odd_even(tier: Tier, cells: Sequence[Cell]) -> list[HoldOut]:
+def _odd_even(tier: Tier, cells: Sequence[LoadConfiguration]) -> list[HoldOut]:
     """Return how well law and residual of the even samples meet p50 and p99 of the odd ones.
 
     A p99 is compared configuration by configuration where both halves together have 100 samples, else for the pooled
@@ -198,13 +202,13 @@ def _odd_even(tier: Tier, cells: Sequence[Cell]) -> list[HoldOut]:
     return rows
 
 
-def _half(cell: Cell, first: int) -> Cell:
+def _half(cell: LoadConfiguration, first: int) -> LoadConfiguration:
     """Return every other sample of a configuration; all where there is but one."""
     part = slice(first, None, 2) if len(cell.seconds) > 1 else slice(None)
     return replace(cell, seconds=cell.seconds[part], wall_s=cell.wall_s[part])
 
 
-def _together(tier: Tier, cells: Sequence[Cell]) -> list[Together]:
+def _concurrent(tier: Tier, cells: Sequence[LoadConfiguration]) -> list[ConcurrentLoads]:
     alone = {tuple(cell.features): cell for cell in cells if cell.concurrency == 1}
     rows = []
     for count in sorted({cell.concurrency for cell in cells}):
@@ -212,5 +216,5 @@ def _together(tier: Tier, cells: Sequence[Cell]) -> list[Together]:
         if some:
             rates = [count * cell.features[3] / float(np.median(cell.wall_s)) for cell in some]
             factors = [cell.median / alone[tuple(cell.features)].median for cell in some]
-            rows.append(Together(tier, count, float(np.median(rates)), float(np.median(factors))))
+            rows.append(ConcurrentLoads(tier, count, float(np.median(rates)), float(np.median(factors))))
     return rows

@@ -25,8 +25,12 @@ _LONGER = 3
 
 def interference_configurations(device: Device) -> list[Configuration]:
     """Return a step alone and beside copies."""
-    parameters: dict[str, Value] = {"stage": INTERFERENCE, "tier": "host", "concurrency": 1,
-                                    "bytes": COPY_BYTES[device.kind]}  # fmt: skip
+    parameters: dict[str, Value] = {
+        "stage": INTERFERENCE,
+        "tier": "host",
+        "concurrency": 1,
+        "bytes": COPY_BYTES[device.kind],
+    }
     return [Configuration(key, INTERFERENCE, parameters) for key in (ALONE, BESIDE)]
 
 

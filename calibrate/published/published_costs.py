@@ -111,9 +111,13 @@ def fit_memory(rows: Sequence[Row], model: str) -> Fitted:
     tokens = np.array([float(row["kv_cache_tokens"]) for row in rows])
     usable = float(np.median(tokens * kv_bytes + reserved))
     memory = Memory(
-        total_bytes=TOTAL_BYTES, utilization=UTILIZATION, weights_bytes=reserved_bytes(shape, 0, 8),
-        overhead_bytes=round(TOTAL_BYTES * UTILIZATION - usable), kv_bytes_per_token=kv_bytes, slot_layout="vllm-0.8",
-    )  # fmt: skip
+        total_bytes=TOTAL_BYTES,
+        utilization=UTILIZATION,
+        weights_bytes=reserved_bytes(shape, 0, 8),
+        overhead_bytes=round(TOTAL_BYTES * UTILIZATION - usable),
+        kv_bytes_per_token=kv_bytes,
+        slot_layout="vllm-0.8",
+    )
     return Fitted(memory, {"kv_tokens": float(np.median(np.abs((usable - reserved) / kv_bytes / tokens - 1)))})
 
 
@@ -198,15 +202,19 @@ def load_cost(cells: Cells, law: LoadLaw) -> LoadCost:
     """
     first = float(np.median([np.median(s) / law.copy_s(c[1], c[2]) for c, s in _of(cells, law.model, FIRST_COPY)]))
     storage = TierCost(
-        open_s=law.read_s + first * law.per_buffer_s * _buffers(law.model), per_tensor_s=first * law.per_tensor_s,
-        per_padded_tensor_s=first * law.per_padded_s, bandwidth_bytes_per_s=1 / law.per_byte_s,
+        open_s=law.read_s + first * law.per_buffer_s * _buffers(law.model),
+        per_tensor_s=first * law.per_tensor_s,
+        per_padded_tensor_s=first * law.per_padded_s,
+        bandwidth_bytes_per_s=1 / law.per_byte_s,
         residual=tuple(significant(spread(_of(cells, law.model, READ)))),
-    )  # fmt: skip
+    )
     host = TierCost(
-        open_s=law.per_buffer_s * _buffers(law.model), per_tensor_s=law.per_tensor_s,
-        per_padded_tensor_s=law.per_padded_s, bandwidth_bytes_per_s=1e15,
+        open_s=law.per_buffer_s * _buffers(law.model),
+        per_tensor_s=law.per_tensor_s,
+        per_padded_tensor_s=law.per_padded_s,
+        bandwidth_bytes_per_s=1e15,
         residual=tuple(significant(spread(_of(cells, law.model, RELOAD)))),
-    )  # fmt: skip
+    )
     return LoadCost(storage=storage, host=host)
 
 
@@ -229,7 +237,7 @@ def fit_loads(rows: Sequence[Row], model: str) -> Fitted:
     residuals = {
         name: float(np.median([abs(law.median_s(c) / float(np.median(s)) - 1) for c, s in _of(cells, model, tier)]))
         for name, tier in (("load.host", RELOAD), ("load.storage", READ))
-    }  # fmt: skip
+    }
     return Fitted(load_cost(cells, law), residuals)
 
 
@@ -248,16 +256,16 @@ def load_hold_outs(cells: Cells, model: str) -> tuple[HoldOut, ...]:
         own = _of(cells, model, tier)
         for word, share in (("p50", 0.5), ("p99", 0.99)):
             what, count = f"{name}, {word}", len(own)
-            by_half = np.concatenate([
-                _quantile_errors(fit, _of(rest, model, tier), model, share) for fit, rest in halves
-            ])  # fmt: skip
+            by_half = np.concatenate(
+                [_quantile_errors(fit, _of(rest, model, tier), model, share) for fit, rest in halves]
+            )
             together = np.array([_mixed_error(fit, _of(rest, model, tier), model, share) for fit, rest in halves])
-            by_cell = np.concatenate([
-                _quantile_errors([one for one in cells if one[0] != out[0]], [out], model, share) for out in own
-            ])  # fmt: skip
-            noise = np.concatenate([
-                [np.quantile(s[k::2], share) / np.quantile(s[1 - k :: 2], share) - 1 for _, s in own] for k in (0, 1)
-            ])  # fmt: skip
+            by_cell = np.concatenate(
+                [_quantile_errors([one for one in cells if one[0] != out[0]], [out], model, share) for out in own]
+            )
+            noise = np.concatenate(
+                [[np.quantile(s[k::2], share) / np.quantile(s[1 - k :: 2], share) - 1 for _, s in own] for k in (0, 1)]
+            )
             found += [
                 hold_out_line(what, LAW, HALVES, by_half, count),
                 hold_out_line(what, NOISE, HALVES, noise, count),

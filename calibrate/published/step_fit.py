@@ -7,8 +7,10 @@ next costs, and so on: the batches that a simulation forms depend on the costs, 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +39,21 @@ from sim.world.build import build_world, simulate
 Floats = NDArray[np.float64]
 
 STEP_COLUMNS = (
-    "model", "max_num_seqs", "input_len", "output_len", "lora_enabled", "max_loras", "max_lora_rank", "adapters_in_use",
-    "median_tpot_ms", "total_input_tokens", "completed", "duration", "median_ttft_ms", "p99_ttft_ms",
-)  # fmt: skip
+    "model",
+    "max_num_seqs",
+    "input_len",
+    "output_len",
+    "lora_enabled",
+    "max_loras",
+    "max_lora_rank",
+    "adapters_in_use",
+    "median_tpot_ms",
+    "total_input_tokens",
+    "completed",
+    "duration",
+    "median_ttft_ms",
+    "p99_ttft_ms",
+)
 """What ``closed_loop`` reads of ``step_runs.csv``."""
 
 BASE_DECODE, LORA_DECODE, PREFILL = "base decode steps", "LoRA decode steps", "prefill steps"
@@ -87,16 +101,16 @@ def closed_loop(
         prompt = float(row["total_input_tokens"]) / float(row["completed"])
         slots, rank, adapters = _lora(row)
         if output > 1:
-            distinct = _distinct(adapters, batch)
-            made_of = _steps(batch, batch, 0.0, batch * (prompt + output / 2), distinct, slots, rank)
+            tokens, sequences, prefill_tokens, kv = batch, batch, 0.0, batch * (prompt + output / 2)
             seconds.append(float(row["median_tpot_ms"]) / 1000)
             kinds.append(LORA_DECODE if slots else BASE_DECODE)
         else:
-            sequences = min(batch, BUDGET_TOKENS / prompt)
-            tokens = sequences * prompt
-            made_of = _steps(tokens, sequences, tokens, 0.0, _distinct(adapters, sequences), slots, rank)
+            sequences, kv = min(batch, BUDGET_TOKENS / prompt), 0.0
+            tokens = prefill_tokens = sequences * prompt
             seconds.append(tokens / float(row["total_input_tokens"]) * _busy_s(row))
             kinds.append(PREFILL)
+        amounts = np.array([[tokens], [sequences], [prefill_tokens], [kv], [_distinct(adapters, sequences)]])
+        made_of = Steps(amounts[0], amounts[1], amounts[2], amounts[3], amounts[4], slots, rank)
         features.append(made_of.features()[0])
         settings.append((batch if output > 1 else np.nan, prompt, output, adapters))
         names.append("/".join(f"{value:.10g}" for value in features[-1]))
@@ -142,13 +156,6 @@ def _busy_s(row: dict[str, str]) -> float:
     return float(row["duration"]) - (median_s - (p99_s - median_s) * 0.5 / 0.49)
 
 
-def _steps(
-    tokens: float, sequences: float, prompt: float, kv: float, distinct: float, slots: float, rank: float
-) -> Steps:
-    columns = [np.array([value]) for value in (tokens, sequences, prompt, kv, distinct)]
-    return Steps(columns[0], columns[1], columns[2], columns[3], columns[4], slots, rank)
-
-
 def served_hour(run: MeasuredRun, scenario: Scenario) -> Problem:
     """Simulate a run and return its equations: of mean TPOT, of the median gap between tokens, and of the median TTFT.
 
@@ -159,9 +166,14 @@ def served_hour(run: MeasuredRun, scenario: Scenario) -> Problem:
     columns = log.columns()
     steps, growth = columns["steps"], (columns["steps"] - 1) / 2
     made_of = Steps(
-        columns["tokens"], columns["decoding"] + columns["prefills"], columns["prefill_tokens"],
-        columns["kv_tokens"] + columns["decoding"] * growth, columns["distinct"], run.gpu_slots, run.max_lora_rank,
-    ).features()  # fmt: skip
+        columns["tokens"],
+        columns["decoding"] + columns["prefills"],
+        columns["prefill_tokens"],
+        columns["kv_tokens"] + columns["decoding"] * growth,
+        columns["distinct"],
+        run.gpu_slots,
+        run.max_lora_rank,
+    ).features()
     known = columns["passed"] * PASSED_S + columns["load_s"] / steps
     mean, mean_known = _mean_tpot(log, columns["ended_s"], made_of * steps[:, None], known * steps)
     gap_s = columns["seconds"] / steps
@@ -242,35 +254,50 @@ class FittedSteps:
     problem: Problem
 
 
+@dataclass(frozen=True, slots=True)
+class ServedHours:
+    """The calibration subset.
+
+    :ivar rounds: how often the hours are simulated, each time with the costs of the round before.
+    """
+
+    runs: Sequence[MeasuredRun]
+    lengths: LengthHistograms
+    rounds: int = ROUNDS
+
+
 def fit_steps(
-    runs: Sequence[MeasuredRun],
-    lengths: LengthHistograms,
+    hours: ServedHours,
     loops: Problem,
     profile: Profile,
     *,
-    write: Callable[[Profile], str],
-    rounds: int = ROUNDS,
     jobs: int = -1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FittedSteps:
-    """Fit step costs to closed loops and served hours.
+    """Fit step costs to closed loops and served hours; all else in the profile stays.
 
-    :param runs: the calibration subset.
-    :param profile: the profile so far; its step costs are where the fit starts from.
-    :param write: writes a profile where worker processes find it; returns its path.
-    :param rounds: how often the hours are simulated, each time with the costs of the round before.
+    :param loops: the closed loops.
     """
+    with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
+        return _fit_rounds(hours, loops, profile, Path(folder) / "profile.json", jobs, progress)
+
+
+def _fit_rounds(
+    hours: ServedHours, loops: Problem, profile: Profile, path: Path, jobs: int, progress: Callable[[int, int], None]
+) -> FittedSteps:
+    """Fit round by round; ``path``: where worker processes find the profile so far."""
+    runs, rounds = hours.runs, hours.rounds
     terms = solve(loops)
     problem = loops
     for turn in range(rounds):
         profile = _with_costs(profile, terms)
-        path = write(profile)
-        tasks = [(place, run, fronted_scenario(run, lengths, path)) for place, run in enumerate(runs)]
-        hours: dict[int, Problem] = {}
-        for place, hour in unordered(_numbered_hour, tasks, jobs):
-            hours[place] = hour
-            progress(turn * len(runs) + len(hours), rounds * len(runs))
-        problem = join([loops, *(hours[place] for place in sorted(hours))])
+        path.write_text(profile.model_dump_json(), encoding="utf-8")
+        tasks = [(place, run, fronted_scenario(run, hours.lengths, str(path))) for place, run in enumerate(runs)]
+        equations: dict[int, Problem] = {}
+        for place, equations_of_hour in unordered(_numbered_hour, tasks, jobs):
+            equations[place] = equations_of_hour
+            progress(turn * len(runs) + len(equations), rounds * len(runs))
+        problem = join([loops, *(equations[place] for place in sorted(equations))])
         found = solve(problem)
         terms = found if turn == 0 else (1 - DAMPING) * terms + DAMPING * found
     errors, counted = np.abs(problem.errors(terms)), problem.weight > 0

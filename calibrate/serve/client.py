@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from calibrate.serve.connection import Broken, Host
-from calibrate.serve.planned_requests import Planned
+from calibrate.serve.connection import ConnectionBroken, Host
+from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_errors import ServerError
 from sim.errors import InputError
 
@@ -16,14 +16,14 @@ COMPLETE, SHORT, REFUSED, BROKEN = "complete", "short", "refused", "broken"
 
 
 @dataclass(slots=True)
-class Sent:
+class SentRequest:
     """One request and what came back. Times are monotonic seconds; 0 where nothing came.
 
     :ivar stamps: when each piece with tokens came, and the tokens that had come by then.
     :ivar problem: what the server said, where it refused.
     """
 
-    request: Planned
+    request: PlannedRequest
     sent: float = 0.0
     stamps: list[tuple[float, int]] = field(default_factory=list)
     status: str = BROKEN
@@ -52,21 +52,27 @@ class Sent:
         return result
 
 
-def payload(request: Planned, model: str) -> bytes:
+def payload(request: PlannedRequest, model: str) -> bytes:
     """Return the body: an exact number of prompt tokens, and an answer that ends at its length and not before."""
-    return json.dumps({
-        "model": model, "prompt": request.prompt(), "max_tokens": request.output_tokens, "temperature": 0,
-        "ignore_eos": True, "stream": True,
-        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-    }).encode()  # fmt: skip
+    return json.dumps(
+        {
+            "model": model,
+            "prompt": request.prompt(),
+            "max_tokens": request.output_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+    ).encode()
 
 
-async def send(host: Host, request: Planned, model: str, into: Sent | None = None) -> Sent:
+async def send(host: Host, request: PlannedRequest, model: str, into: SentRequest | None = None) -> SentRequest:
     """Send one request and return what came, complete or not.
 
     :param into: filled as pieces come, so that a caller that gives up has what there is.
     """
-    result = into or Sent(request)
+    result = into or SentRequest(request)
     pieces: list[tuple[float, bytes]] = []
     body = payload(request, model)
 
@@ -75,7 +81,7 @@ async def send(host: Host, request: Planned, model: str, into: Sent | None = Non
 
     try:
         answer = await host.request("/v1/completions", body, take)
-    except (Broken, OSError) as error:
+    except (ConnectionBroken, OSError) as error:
         result.problem = str(error) or type(error).__name__
         result.stamps = _stamps(pieces)[0]
         return result
@@ -141,7 +147,7 @@ async def served_models(host: Host) -> tuple[list[str], list[str]]:
     """
     try:
         status, body = await host.get("/v1/models")
-    except (Broken, OSError) as error:
+    except (ConnectionBroken, OSError) as error:
         raise ServerError(
             f"the server can't be reached: {error}", where=host.url, hint="is it up, and is this its address?"
         ) from None
@@ -155,7 +161,9 @@ async def served_models(host: Host) -> tuple[list[str], list[str]]:
         adapters = [str(row["id"]) for row in rows if row.get("parent")]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
-            "no OpenAI-compatible server", key="--url", got=f"{host.url}/v1/models answers HTTP {status}",
+            "no OpenAI-compatible server",
+            key="--url",
+            got=f"{host.url}/v1/models answers HTTP {status}",
             hint="give the address that stands before /v1",
-        ) from None  # fmt: skip
+        ) from None
     return bases, adapters

@@ -25,12 +25,12 @@ def without_credentials(text: str) -> str:
     return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
 
 
-class Broken(Exception):
+class ConnectionBroken(Exception):
     """The connection ended before the answer did."""
 
 
 @dataclass(slots=True)
-class Answer:
+class HttpResponse:
     """An answer, complete or up to where it broke.
 
     :ivar sent: when the request was handed to the socket, monotonic seconds.
@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
         self._hears: Callable[[float], None] = _deaf
         self.reusable = False
         self.heard = False
-        self._answer = Answer()
+        self._answer = HttpResponse()
         self._body: Body = _drop
         self._done: asyncio.Future[None] | None = None
         self._buffer = b""
@@ -65,17 +65,17 @@ class Connection(asyncio.Protocol):
         if self._state == "rest":
             self._finish()
         elif self._done is not None and not self._done.done():
-            self._done.set_exception(Broken(str(error) if error else "the server closed the connection"))
+            self._done.set_exception(ConnectionBroken(str(error) if error else "the server closed the connection"))
         self.transport = None
 
-    async def exchange(self, request: bytes, body: Body, hears: Callable[[float], None]) -> Answer:
+    async def exchange(self, request: bytes, body: Body, hears: Callable[[float], None]) -> HttpResponse:
         """Send a request and return its answer once it is complete.
 
         :raises Broken: where the connection ends before.
         """
         assert self.transport is not None
         self._hears = hears
-        self._answer, self._body, self._state, self._buffer = Answer(), body, "head", b""
+        self._answer, self._body, self._state, self._buffer = HttpResponse(), body, "head", b""
         self._done, self.reusable, self.heard = asyncio.get_running_loop().create_future(), False, False
         self._answer.sent = time.monotonic()
         self.transport.write(request)
@@ -155,7 +155,7 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, words: str) -> None:
         if self._done is not None and not self._done.done():
-            self._done.set_exception(Broken(words))
+            self._done.set_exception(ConnectionBroken(words))
         self.close()
 
 
@@ -188,7 +188,7 @@ class Host:
         self._all: set[Connection] = set()
         self.heard = 0.0
 
-    async def request(self, path: str, payload: bytes | None, body: Body) -> Answer:
+    async def request(self, path: str, payload: bytes | None, body: Body) -> HttpResponse:
         """Send a request on a free connection or a new one; a kept one that the server has closed is replaced.
 
         :raises Broken, OSError: where the server can't be reached, or goes away.
@@ -202,7 +202,7 @@ class Host:
             connection = kept or await self._connect()
             try:
                 answer = await connection.exchange(message, body, _deaf if payload is None else self._hear)
-            except Broken:
+            except ConnectionBroken:
                 self._forget(connection)
                 if kept is not None and not connection.heard:
                     continue

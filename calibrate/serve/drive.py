@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from calibrate.serve.client import BROKEN, COMPLETE, REFUSED, Sent, send
+from calibrate.serve.client import BROKEN, COMPLETE, REFUSED, SentRequest, send
 from calibrate.serve.connection import Host
-from calibrate.serve.planned_requests import Planned
+from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_errors import ServerError
-from calibrate.serve.server_metrics import Page, read_page
+from calibrate.serve.server_metrics import MetricsPage, read_page
 from sim.errors import OutputError
 
 METRICS_EVERY_S = 2.0
@@ -27,7 +27,7 @@ _FEW = 20
 
 
 @dataclass(slots=True)
-class Run:
+class LiveRun:
     """One run through the traffic.
 
     :ivar start: monotonic seconds of the traffic's time 0.
@@ -37,8 +37,8 @@ class Run:
     """
 
     start: float
-    sent: list[Sent] = field(default_factory=list)
-    pages: list[Page] = field(default_factory=list)
+    sent: list[SentRequest] = field(default_factory=list)
+    pages: list[MetricsPage] = field(default_factory=list)
     end: float = 0.0
     kept: int = 0
 
@@ -59,14 +59,14 @@ class Driver:
     progress: Callable[[int, int], None] = lambda done, total: None
     _heard: float = 0.0
 
-    async def one(self, request: Planned) -> Sent:
+    async def one(self, request: PlannedRequest) -> SentRequest:
         """Send one request now and wait for its end.
 
         :raises ServerError: unless it is served completely.
         """
         return (await self.together([request]))[0]
 
-    async def together(self, requests: Sequence[Planned]) -> list[Sent]:
+    async def together(self, requests: Sequence[PlannedRequest]) -> list[SentRequest]:
         """Send requests at once and wait for all, as long as anything comes.
 
         :raises ServerError: unless all are served completely.
@@ -74,7 +74,7 @@ class Driver:
         tasks = [asyncio.ensure_future(send(self.host, r, self.names[r.adapter])) for r in requests]
         begun = time.monotonic()
         try:
-            left: Iterable[asyncio.Task[Sent]] = tasks
+            left: Iterable[asyncio.Task[SentRequest]] = tasks
             while left:
                 silent = time.monotonic() - max(begun, self.host.heard)
                 if silent >= self.stall_s:
@@ -98,7 +98,7 @@ class Driver:
         words = self.died()
         return None if words is None else f"the server died: {words}"
 
-    async def run(self, planned: Sequence[Planned], kept: Path) -> Run:
+    async def run(self, planned: Sequence[PlannedRequest], kept: Path) -> LiveRun:
         """Send all of it; append each request to ``kept`` as it ends.
 
         :raises ServerError: where the server stalls, dies or serves nobody; finished requests are in ``kept``.
@@ -109,7 +109,7 @@ class Driver:
         gc.disable()  # a collection would stop all stamps at once
         try:
             with _opened(kept) as file:
-                run = Run(time.monotonic() + _LEAD_S, pages=pages)
+                run = LiveRun(time.monotonic() + _LEAD_S, pages=pages)
                 self._heard = run.start
                 await self._send_all(run, planned, file)
         finally:
@@ -120,7 +120,7 @@ class Driver:
         run.sent.sort(key=lambda sent: sent.request.index)
         return run
 
-    async def _send_all(self, run: Run, planned: Sequence[Planned], file: BinaryIO) -> None:
+    async def _send_all(self, run: LiveRun, planned: Sequence[PlannedRequest], file: BinaryIO) -> None:
         loop = asyncio.get_running_loop()
         shift = loop.time() - time.monotonic()
         problem: asyncio.Future[str] = loop.create_future()
@@ -128,7 +128,7 @@ class Driver:
         everything = asyncio.Event()
         left = len(planned)
 
-        def begin(request: Planned) -> None:
+        def begin(request: PlannedRequest) -> None:
             if not problem.done():
                 task = loop.create_task(self._keep(run, request, file, problem))
                 waiting.add(task)
@@ -164,11 +164,12 @@ class Driver:
         if problem.done():
             good = sum(sent.status == COMPLETE for sent in run.sent)
             raise ServerError(
-                f"{problem.result()} ({good} of {len(planned)} requests were served)", where=self.host.url,
+                f"{problem.result()} ({good} of {len(planned)} requests were served)",
+                where=self.host.url,
                 hint=f"those are kept in {file.name}",
-            )  # fmt: skip
+            )
 
-    async def _keep(self, run: Run, request: Planned, file: BinaryIO, problem: asyncio.Future[str]) -> None:
+    async def _keep(self, run: LiveRun, request: PlannedRequest, file: BinaryIO, problem: asyncio.Future[str]) -> None:
         sent = await send(self.host, request, self.names[request.adapter])
         self._heard = time.monotonic()
         run.sent.append(sent)
@@ -197,7 +198,7 @@ class Driver:
             return False
         return status < 500
 
-    async def _watch(self, run: Run, waiting: set[asyncio.Task[None]], problem: asyncio.Future[str]) -> None:
+    async def _watch(self, run: LiveRun, waiting: set[asyncio.Task[None]], problem: asyncio.Future[str]) -> None:
         """Read the metrics now and then, and notice a stall."""
         while not problem.done():
             await asyncio.sleep(min(METRICS_EVERY_S, self.stall_s / 4))
@@ -235,18 +236,24 @@ def _write_row(file: BinaryIO, row: dict[str, Any], before: int) -> int:
         with contextlib.suppress(OSError):
             os.ftruncate(file.fileno(), start)
         raise OutputError(
-            f"can't write this file: {error.strerror or error}", file=str(file.name),
+            f"can't write this file: {error.strerror or error}",
+            file=str(file.name),
             hint=f"the run has ended; {before:,} finished requests are kept there",
-        ) from None  # fmt: skip
+        ) from None
     return 1
 
 
-def kept_row(sent: Sent, start: float) -> dict[str, Any]:
+def kept_row(sent: SentRequest, start: float) -> dict[str, Any]:
     """Return a request as it is kept: times in seconds after the run's start."""
     r = sent.request
     return {
-        "index": r.index, "adapter": r.adapter, "prompt_tokens": r.prompt_tokens, "output_tokens": r.output_tokens,
-        "planned_s": r.at_s, "sent_s": round(sent.sent - start, 6) if sent.sent else None,
-        "status": sent.status, "problem": sent.problem,
+        "index": r.index,
+        "adapter": r.adapter,
+        "prompt_tokens": r.prompt_tokens,
+        "output_tokens": r.output_tokens,
+        "planned_s": r.at_s,
+        "sent_s": round(sent.sent - start, 6) if sent.sent else None,
+        "status": sent.status,
+        "problem": sent.problem,
         "stamps": [[round(at - start, 6), tokens] for at, tokens in sent.stamps],
-    }  # fmt: skip
+    }

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibrate.device import host_memory
-from calibrate.loads.synthetic_adapters import write_adapter
+from calibrate.loads.synthetic_adapters import SyntheticAdapter, write_adapter
 from calibrate.serve.server_errors import ServerError
 from calibrate.serve.tiny_model import write_base
 from sim.errors import InputError
@@ -37,7 +37,7 @@ _ENTRY = "[vllm.general_plugins]\nloraplan_observer = loraplan_observer:observe\
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
+class InstalledVllm:
     """A Python that has vLLM.
 
     :ivar cpu: whether it is the build for CPUs.
@@ -54,7 +54,7 @@ class Installed:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningServer:
     """A server that answers.
 
     :ivar observed: the file in which an observer inside the server writes its steps, else None.
@@ -70,7 +70,7 @@ class Running:
         return None if self.process.poll() is None else last_words(self.log)
 
 
-def find_vllm(python: Path | None) -> Installed:
+def find_vllm(python: Path | None) -> InstalledVllm:
     """Return the first Python with vLLM: the given one, ``.vllm-venv``, or the one that runs this.
 
     :raises InputError: where none has it.
@@ -78,12 +78,13 @@ def find_vllm(python: Path | None) -> Installed:
     candidates = [python] if python else [ENVIRONMENT / "bin" / "python", Path(sys.executable)]
     for candidate in (place.absolute() for place in candidates):  # not resolved: a link is what makes an environment
         if candidate.exists() and (found := _version(candidate)) is not None:
-            return Installed(candidate, *found)
+            return InstalledVllm(candidate, *found)
     raise InputError(
-        "no vLLM here", key="--server-python" if python else "--launch vllm",
+        "no vLLM here",
+        key="--server-python" if python else "--launch vllm",
         got=str(python) if python else f"neither {ENVIRONMENT} nor {Path(sys.executable).name} has it",
         hint="'make vllm-env' installs the CPU build; --server-python names another environment's python",
-    )  # fmt: skip
+    )
 
 
 def _version(python: Path) -> tuple[str, bool] | None:
@@ -122,13 +123,16 @@ def write_model(folder: Path, scenario: Scenario, shape: ModelShape, population:
     free = shutil.disk_usage(folder).free
     if needed > free * 0.9:
         raise InputError(
-            "the adapters' files don't fit on this disk", key="adapters.count", got=f"{needed:,} bytes",
-            allowed=f"{int(free * 0.9):,}", hint="fewer adapters or a lower rank",
-        )  # fmt: skip
+            "the adapters' files don't fit on this disk",
+            key="adapters.count",
+            got=f"{needed:,} bytes",
+            allowed=f"{int(free * 0.9):,}",
+            hint="fewer adapters or a lower rank",
+        )
     for index in range(len(population)):
         kind = targets[int(population.kind[index])]
         rank = int(population.rank[index])
-        write_adapter(folder / adapter_name(index), shape, BASE_NAME, rank, kind, "bf16", (index,))
+        write_adapter(folder / adapter_name(index), SyntheticAdapter(shape, BASE_NAME, rank, kind, "bf16"), (index,))
 
 
 def check_memory(scenario: Scenario, shape: ModelShape, population: Population) -> None:
@@ -144,10 +148,12 @@ def check_memory(scenario: Scenario, shape: ModelShape, population: Population) 
     adapters = slots * population.slot_bytes + min(host, count) * int(population.size_bytes.max())
     if weights + adapters > free:
         raise InputError(
-            "this model and its adapters don't fit into free memory", key="adapters.base_model",
+            "this model and its adapters don't fit into free memory",
+            key="adapters.base_model",
             got=f"{human_bytes(weights)} of weights, {human_bytes(adapters)} of adapters",
-            allowed=f"{human_bytes(free)}", hint="a smaller model (tiny), or --url of a server elsewhere",
-        )  # fmt: skip
+            allowed=f"{human_bytes(free)}",
+            hint="a smaller model (tiny), or --url of a server elsewhere",
+        )
 
 
 def adapter_name(index: int) -> str:
@@ -156,7 +162,7 @@ def adapter_name(index: int) -> str:
 
 
 def server_arguments(
-    scenario: Scenario, population: Population, model: Path, longest: int, installed: Installed
+    scenario: Scenario, population: Population, model: Path, longest: int, installed: InstalledVllm
 ) -> list[str]:
     """Return the arguments of vLLM's API server for a scenario."""
     fleet, cache = scenario.fleet, scenario.cache
@@ -167,13 +173,32 @@ def server_arguments(
     rank = int(population.rank.max())
     padded = next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), rank)
     arguments = [
-        "--model", str(model / BASE_NAME), "--served-model-name", BASE_NAME, "--load-format", "dummy",
-        "--dtype", "bfloat16", "--enable-lora", "--max-loras", str(slots), "--max-cpu-loras", str(host),
-        "--max-lora-rank", str(padded), "--max-num-seqs", str(fleet.max_num_seqs),
-        "--max-num-batched-tokens", str(max(fleet.max_num_batched_tokens, fleet.max_num_seqs)),
-        "--max-model-len", str(longest), "--no-enable-prefix-caching", "--seed", "0",
+        "--model",
+        str(model / BASE_NAME),
+        "--served-model-name",
+        BASE_NAME,
+        "--load-format",
+        "dummy",
+        "--dtype",
+        "bfloat16",
+        "--enable-lora",
+        "--max-loras",
+        str(slots),
+        "--max-cpu-loras",
+        str(host),
+        "--max-lora-rank",
+        str(padded),
+        "--max-num-seqs",
+        str(fleet.max_num_seqs),
+        "--max-num-batched-tokens",
+        str(max(fleet.max_num_batched_tokens, fleet.max_num_seqs)),
+        "--max-model-len",
+        str(longest),
+        "--no-enable-prefix-caching",
+        "--seed",
+        "0",
         "--disable-uvicorn-access-log",
-    ]  # fmt: skip
+    ]
     if installed.cpu:
         arguments.append("--enforce-eager")
     if fleet.gpu_memory_utilization is not None and not installed.cpu:
@@ -183,27 +208,42 @@ def server_arguments(
 
 
 @contextmanager
-def launched(installed: Installed, arguments: list[str], folder: Path) -> Iterator[Running]:
+def launched(installed: InstalledVllm, arguments: list[str], folder: Path) -> Iterator[RunningServer]:
     """Run a server while the block runs; its log stays in ``folder``.
 
     :raises ServerError: where it doesn't come up.
     """
     port, log, observed = _free_port(), folder / "server.log", folder / OBSERVED
     observed.unlink(missing_ok=True)
-    command = [str(installed.python), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1",
-               "--port", str(port), *arguments]  # fmt: skip
+    command = [
+        str(installed.python),
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *arguments,
+    ]
     environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"), "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1", "PYTHONHASHSEED": "0", "LORAPLAN_OBSERVED": str(observed.resolve()),
+        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONHASHSEED": "0",
+        "LORAPLAN_OBSERVED": str(observed.resolve()),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_plugin(folder)), os.environ.get("PYTHONPATH", "")])),
-    }  # fmt: skip
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
-        running = Running(f"http://127.0.0.1:{port}", process, log, observed)
+        running = RunningServer(f"http://127.0.0.1:{port}", process, log, observed)
         _await(running)
         yield running
     finally:
@@ -228,7 +268,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _await(running: Running) -> None:
+def _await(running: RunningServer) -> None:
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         words = running.died()

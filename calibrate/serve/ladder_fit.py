@@ -7,12 +7,13 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from calibrate.serve.ladder import Batch, Join, Ladder, Load
+from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad
 from calibrate.serve.serve_prediction import FRONT_END
 from calibrate.serve.server_errors import ServerError
 from sim.rng import stream
@@ -39,13 +40,23 @@ _LEAST_S = 1e-6
 _HELD = 0.25  # of the times that a join held a stream up: a sum over several gaps gathers all other disturbances too
 
 
-def fit_profile(
-    ladder: Ladder, scenario: Scenario, base_model: str, population: Population, engine: str, kv: Mapping[str, int],
-    command: str,
-) -> Profile:  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class MeasuredServer:
+    """The server that a ladder was measured on.
+
+    :ivar engine: name and version, as far as they are known.
+    :ivar kv_tokens: size of its KV cache, where the server reports it.
+    """
+
+    base_model: str
+    population: Population
+    engine: str
+    kv_tokens: int | None = None
+
+
+def fit_profile(ladder: Ladder, scenario: Scenario, server: MeasuredServer, command: str) -> Profile:
     """Return the profile of the server that was measured.
 
-    :param engine: what it is; ``kv``: ``kv_tokens``, where it told.
     :param command: that made it, without paths, hosts and keys: a profile is passed on.
     :raises ServerError: where too little was measured.
     """
@@ -54,39 +65,52 @@ def fit_profile(
     step, batches = fit_steps(ladder), _batch_problem(ladder.batches)
     hold_out = hold_out_line("decode steps", "additive", LEFT_OUT, left_out_errors(batches, sum_of_terms(_fit_batches)))
     outside_s = step.pop("front_end")
+    base_model, population, engine = server.base_model, server.population, server.engine
     slots = scenario.cache.gpu.slots or len(population)
     max_rank = int(population.rank.max())
     if engine.startswith("/"):  # vLLM calls a model by its path where nobody named it
         engine = engine.rstrip("/").rpartition("/")[2]
-    return Profile.model_validate({
-        "schema_version": 1,
-        "name": f"{_slug(engine)}/{base_model}/fitted",
-        "status": "measured",
-        "description": "Fitted over the API of a live server by loraplan calibrate serve --fit.",
-        "device": platform.processor() or platform.machine(),
-        "model": base_model, "dtype": "bf16",
-        "step": _step_cost(step), "load": _load_cost(ladder.loads, population), "draws": _draws(ladder, population),
-        "memory": _memory(base_model, population, slots, kv.get("kv_tokens", 65536)),
-        "envelope": {
-            "sequences": max(batch.sequences for batch in ladder.batches),
-            "distinct_adapters": max(batch.distinct for batch in ladder.batches), "rank": max_rank, "slots": slots,
-        },
-        "sources": {
-            "step": "ladder of batches, prompts and joins over the API", "load": "pairs of a cold and a warm request",
-            "memory": "KV tokens as the server tells them; the rest stands for nothing measured",
-        },
-        "provenance": {
-            "command": command, "data": {},
-            "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-            "residuals": {"decode steps": float(np.median(np.abs(batches.errors(_fit_batches(batches)))))},
-            "device": {FRONT_END: f"{outside_s:.6g}", "measured over": "the API"},
-        },
-        "conditions": {
-            "engine": engine, "graphs": "as the server was started", "lora_backend": "the server's own",
-            "slots": [slots], "max_ranks": [max_rank],
-        },
-        "hold_out": [hold_out],
-    })  # fmt: skip
+    return Profile.model_validate(
+        {
+            "schema_version": 1,
+            "name": f"{_slug(engine)}/{base_model}/fitted",
+            "status": "measured",
+            "description": "Fitted over the API of a live server by loraplan calibrate serve --fit.",
+            "device": platform.processor() or platform.machine(),
+            "model": base_model,
+            "dtype": "bf16",
+            "step": _step_cost(step),
+            "load": _load_cost(ladder.loads, population),
+            "draws": _draws(ladder, population),
+            "memory": _memory(base_model, population, slots, server.kv_tokens or 65536),
+            "envelope": {
+                "sequences": max(batch.sequences for batch in ladder.batches),
+                "distinct_adapters": max(batch.distinct for batch in ladder.batches),
+                "rank": max_rank,
+                "slots": slots,
+            },
+            "sources": {
+                "step": "ladder of batches, prompts and joins over the API",
+                "load": "pairs of a cold and a warm request",
+                "memory": "KV tokens as the server tells them; the rest stands for nothing measured",
+            },
+            "provenance": {
+                "command": command,
+                "data": {},
+                "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+                "residuals": {"decode steps": float(np.median(np.abs(batches.errors(_fit_batches(batches)))))},
+                "device": {FRONT_END: f"{outside_s:.6g}", "measured over": "the API"},
+            },
+            "conditions": {
+                "engine": engine,
+                "graphs": "as the server was started",
+                "lora_backend": "the server's own",
+                "slots": [slots],
+                "max_ranks": [max_rank],
+            },
+            "hold_out": [hold_out],
+        }
+    )
 
 
 def public_command(scenario: str, *, launched: bool, settings: Sequence[str]) -> str:
@@ -113,14 +137,17 @@ def _slug(name: str) -> str:
 def _step_cost(step: Mapping[str, float]) -> dict[str, Any]:
     rounded = dict(zip(step, significant(list(step.values())), strict=True))
     return {
-        "fixed_s": rounded["fixed"], "tokens": [[0, 0.0], [1, rounded["token"]]],
-        "per_sequence_s": rounded["sequence"], "per_kv_token_s": rounded["kv_token"],
-        "per_attended_token_s": rounded["attended"], "prefill_step_s": rounded["prefill_step"],
+        "fixed_s": rounded["fixed"],
+        "tokens": [[0, 0.0], [1, rounded["token"]]],
+        "per_sequence_s": rounded["sequence"],
+        "per_kv_token_s": rounded["kv_token"],
+        "per_attended_token_s": rounded["attended"],
+        "prefill_step_s": rounded["prefill_step"],
         "lora": {"per_adapter_s": rounded["adapter"]},
-    }  # fmt: skip
+    }
 
 
-def _load_cost(loads: Sequence[Load], population: Population) -> dict[str, Any]:
+def _load_cost(loads: Sequence[TimedLoad], population: Population) -> dict[str, Any]:
     storage = _tier([load for load in loads if load.storage], population)
     host = _tier([load for load in loads if not load.storage], population)
     return {"storage": storage or host or _nothing(), "host": host or storage or _nothing()}
@@ -159,13 +186,18 @@ def fit_steps(ladder: Ladder) -> dict[str, float]:
     rest = sequence_only + token * prompts + attended * prompts**2 / 2
     prefill_step = float(max(0.0, np.median(held - rest))) if len(held) else 0.0
     return {
-        "fixed": fixed, "sequence": sequence_only, "token": token, "adapter": adapter, "kv_token": kv_token,
-        "attended": attended, "prefill_step": prefill_step,
+        "fixed": fixed,
+        "sequence": sequence_only,
+        "token": token,
+        "adapter": adapter,
+        "kv_token": kv_token,
+        "attended": attended,
+        "prefill_step": prefill_step,
         "front_end": _front_end(ladder.joins, sequence_only + prefill_step, token, attended),
-    }  # fmt: skip
+    }
 
 
-def _front_end(joins: Sequence[Join], base_s: float, token: float, attended: float) -> float:
+def _front_end(joins: Sequence[JoiningRequest], base_s: float, token: float, attended: float) -> float:
     """Return what of a joining request's TTFT is neither its step nor the wait for it: half a step on average.
 
     A server that does nothing else answers faster than one that streams to others, so lone requests don't tell.
@@ -177,8 +209,8 @@ def _front_end(joins: Sequence[Join], base_s: float, token: float, attended: flo
     return max(0.0, float(np.median(left))) if left else 0.0
 
 
-def _batch_problem(batches: Sequence[Batch]) -> Problem:
-    columns = {
+def _batch_problem(batches: Sequence[DecodeBatch]) -> Problem:
+    columns: dict[str, ArrayLike] = {
         "step": [1.0] * len(batches),
         "sequence": [batch.sequences for batch in batches],
         "adapter": [batch.distinct for batch in batches],
@@ -210,7 +242,7 @@ def _quantiles(pairs: Sequence[tuple[int, float]], q: float) -> tuple[Floats, Fl
     return np.array(keys, dtype=np.float64), np.array(values)
 
 
-def _tier(loads: Sequence[Load], population: Population) -> dict[str, Any] | None:
+def _tier(loads: Sequence[TimedLoad], population: Population) -> dict[str, Any] | None:
     """Return the cost of a load: a time and its spread, and bytes per second where sizes differ."""
     if not loads:
         return None
@@ -237,6 +269,9 @@ def _memory(base_model: str, population: Population, slots: int, kv_tokens: int)
     per_token = 2 * DTYPE_BYTES["bf16"] * shape.layers * shape.kv_heads * shape.head_dim if shape else 1
     adapters = slots * population.slot_bytes
     return {
-        "total_bytes": 1 + adapters + kv_tokens * per_token, "utilization": 1.0, "weights_bytes": 1,
-        "overhead_bytes": 0, "kv_bytes_per_token": per_token,
-    }  # fmt: skip
+        "total_bytes": 1 + adapters + kv_tokens * per_token,
+        "utilization": 1.0,
+        "weights_bytes": 1,
+        "overhead_bytes": 0,
+        "kv_bytes_per_token": per_token,
+    }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.serve.connection import Broken, Host
+from calibrate.serve.connection import ConnectionBroken, Host
 
 _LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -19,18 +19,18 @@ _GAUGES = {
     "running": ("vllm:num_requests_running", "sglang:num_running_reqs"),
     "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs"),
     "kv_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage"),
-}  # fmt: skip
+}
 _COUNTERS = {
     "preemptions": ("vllm:num_preemptions_total",),
     "ttft_sum_s": ("vllm:time_to_first_token_seconds_sum", "sglang:time_to_first_token_seconds_sum"),
     "ttft_count": ("vllm:time_to_first_token_seconds_count", "sglang:time_to_first_token_seconds_count"),
     "e2e_sum_s": ("vllm:e2e_request_latency_seconds_sum", "sglang:e2e_request_latency_seconds_sum"),
     "e2e_count": ("vllm:e2e_request_latency_seconds_count", "sglang:e2e_request_latency_seconds_count"),
-}  # fmt: skip
+}
 
 
 @dataclass(slots=True)
-class Page:
+class MetricsPage:
     """One reading of a metrics page.
 
     :ivar at: when it was read, monotonic seconds.
@@ -44,19 +44,19 @@ class Page:
     block_size: int | None = None
 
 
-async def read_page(host: Host) -> Page | None:
+async def read_page(host: Host) -> MetricsPage | None:
     """Return what the metrics page says; None for a server without one."""
     now = time.monotonic()
     try:
         status, body = await host.get("/metrics")
-    except (Broken, OSError):
+    except (ConnectionBroken, OSError):
         return None
     return parse_page(body.decode("utf-8", errors="replace"), now) if status == 200 else None
 
 
-def parse_page(text: str, at: float) -> Page:
+def parse_page(text: str, at: float) -> MetricsPage:
     """Read a metrics page in Prometheus' format; a metric of several series is their sum."""
-    page = Page(at)
+    page = MetricsPage(at)
     known = {theirs: ours for names in (_GAUGES, _COUNTERS) for ours, all_ in names.items() for theirs in all_}
     for line in text.splitlines():
         found = _LINE.match(line)
@@ -76,7 +76,7 @@ def parse_page(text: str, at: float) -> Page:
     return page
 
 
-def over_run(pages: list[Page]) -> dict[str, float]:
+def over_run(pages: list[MetricsPage]) -> dict[str, float]:
     """Return means of gauges and growth of counters between the first and the last page."""
     result: dict[str, float] = {}
     if len(pages) < 2:
@@ -97,7 +97,7 @@ def over_run(pages: list[Page]) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ObservedRun:
     """What the observer inside a server saw during a run.
 
     :ivar loads: loads into slots, those of cascades too; ``reads``: adapter files read.
@@ -113,7 +113,7 @@ class Observed:
     load_s: float
 
 
-def observed_between(rows: Iterable[Mapping[str, Any]], start: float, end: float) -> Observed | str:
+def observed_between(rows: Iterable[Mapping[str, Any]], start: float, end: float) -> ObservedRun | str:
     """Count what an observer noted between two monotonic times; a sentence where it could note nothing."""
     rows = list(rows)
     for row in rows:
@@ -129,7 +129,7 @@ def observed_between(rows: Iterable[Mapping[str, Any]], start: float, end: float
         place = bisect_right(begins, load["load"]) - 1
         if place >= 0 and load["adapter"] in steps[place]["new"]:
             missed.add((place, load["adapter"]))
-    return Observed(
+    return ObservedRun(
         steps=len(steps),
         loads=len(loads),
         reads=sum(start <= row.get("read", -1.0) <= end for row in rows),

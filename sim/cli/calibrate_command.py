@@ -100,13 +100,11 @@ def _time_steps(
 
 def _time_loads(model: str, device: str, out: Path, *, quick: bool, seed: int, overwrite: bool, quiet: bool) -> None:
     from calibrate.device.devices import open_device
-    from calibrate.loads.load_timing import time_loads
+    from calibrate.loads.load_timing import LoadOptions, time_loads
 
-    target = open_device(device)
+    target, options = open_device(device), LoadOptions(model, quick, seed)
     with progress_bar(quiet, "timing loads") as progress:
-        log = time_loads(
-            target, model, out, quick=quick, seed=seed, command=_command(), overwrite=overwrite, progress=progress
-        )
+        log = time_loads(options, target, out, command=_command(), overwrite=overwrite, progress=progress)
     _tell(log, "loads", quiet)
 
 

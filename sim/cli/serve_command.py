@@ -18,7 +18,7 @@ from sim.cli.output import make_folder, message, print_rich, rich_table, to_json
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from calibrate.serve.serve_study import Result
+    from calibrate.serve.serve_study import ServeResult
     from sim.spec.scenario_file import LoadedScenario
 
 KEYS = ("LORAPLAN_API_KEY", "OPENAI_API_KEY")
@@ -60,10 +60,10 @@ def serve(
     used = profile or (loaded.scenario.fleet.profile if asked else "")
     folder = _folder(out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)
 
-    from calibrate.serve.serve_study import Options, serve
+    from calibrate.serve.serve_study import ServeOptions, serve
 
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-    options = Options(url, key, adapters, profile, fit, repeat, stall, server_python, tuple(set_ or ()))
+    options = ServeOptions(url, key, adapters, profile, fit, repeat, stall, server_python, tuple(set_ or ()))
     try:
         with _bar(quiet) as progress:
             result = serve(loaded, options, folder, lambda text: message(text, quiet), progress)
@@ -136,7 +136,7 @@ def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _print(loaded: LoadedScenario, result: Result, *, json: bool, quiet: bool) -> None:
+def _print(loaded: LoadedScenario, result: ServeResult, *, json: bool, quiet: bool) -> None:
     from reports.pages.serve_page import metrics_table, write_page
 
     page = write_page(_page(loaded, result), result.folder / "report.html")
@@ -166,7 +166,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _page(loaded: LoadedScenario, result: Result) -> Any:
+def _page(loaded: LoadedScenario, result: ServeResult) -> Any:
     from calibrate.serve.connection import without_credentials
     from reports.pages.serve_page import ServePage, Shown
 

@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="needs the gpu extra: pip install 'loraplan[
 
 from calibrate.device.devices import CpuDevice, UnavailableError, open_device, out_of_memory
 from calibrate.device.hardware import Ceilings, describe
-from calibrate.measure import Method, Prepared, drift, measure, median_half_width
+from calibrate.measure import Method, Prepared, TimedWork, drift, measure, median_half_width
 from calibrate.samples import Configuration, SampleLog, Visit, read_samples
 from sim.errors import InputError, OutputError
 
@@ -52,7 +52,7 @@ def device() -> CpuDevice:
 
 def run(folder: Path, device: CpuDevice, bench: Bench, method: Method = METHOD, **plan: object) -> SampleLog:
     log = SampleLog.open(folder, "steps", {"model": "tiny", **plan})
-    measure(ONES, bench.opens, CANARY, device, log, method, flush=False)
+    measure(TimedWork(ONES, bench.opens, CANARY, flush=False), device, log, method)
     log.finish()
     return log
 

@@ -10,7 +10,7 @@ from measured_rows import ROW
 
 from sim.errors import InputError
 from sim.studies.fidelity.fidelity_errors import as_json, compare_peer, errors_of, slot_choice
-from sim.studies.fidelity.fidelity_study import Prediction
+from sim.studies.fidelity.fidelity_study import RunPrediction
 from sim.studies.fidelity.measured_runs import COLUMNS, METRICS, MeasuredRun, read_lengths, read_runs, scenario_of
 
 
@@ -75,9 +75,9 @@ def test_bad_lengths_are_named(tmp_path: Path) -> None:
         read_lengths(tmp_path / "l.json")
 
 
-def predicted(run: MeasuredRun, factor: float, *, calibrated: bool = False, **changes: float) -> Prediction:
+def predicted(run: MeasuredRun, factor: float, *, calibrated: bool = False, **changes: float) -> RunPrediction:
     values = {name: value * factor for name, value in run.measured.items()} | changes
-    return Prediction(run, values, 1.0, calibrated)
+    return RunPrediction(run, values, 1.0, calibrated)
 
 
 def some_runs(folder: Path, *changes: dict[str, str]) -> list[MeasuredRun]:

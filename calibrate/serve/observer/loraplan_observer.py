@@ -52,8 +52,15 @@ def _patch(scheduler, manager, worker, methods, write):
         out = schedule(self, *args, **keywords)
         if out.total_num_scheduled_tokens:
             fresh = [r.lora_request.lora_int_id for r in out.scheduled_new_reqs if r.lora_request]
-            write({"step": began, "tokens": out.total_num_scheduled_tokens, "sequences": len(out.num_scheduled_tokens),
-                   "new": fresh, "preempted": len(out.preempted_req_ids or ())})  # fmt: skip
+            write(
+                {
+                    "step": began,
+                    "tokens": out.total_num_scheduled_tokens,
+                    "sequences": len(out.num_scheduled_tokens),
+                    "new": fresh,
+                    "preempted": len(out.preempted_req_ids or ()),
+                }
+            )
         return out
 
     def observed_activate(self, lora_id, *args, **keywords):

@@ -77,9 +77,13 @@ def record_times(record: StepRecord, file: str) -> RecordTimes:
     """
     if record.mode != "online":
         raise InputError(
-            "only records in real time have arrivals to predict", file=file, key="mode", got=record.mode,
-            allowed="online", hint="record a stream of requests with a rate",
-        )  # fmt: skip
+            "only records in real time have arrivals to predict",
+            file=file,
+            key="mode",
+            got=record.mode,
+            allowed="online",
+            hint="record a stream of requests with a rate",
+        )
     finished = [request.finished_s for request in record.requests]
     if None in finished:
         raise InputError("a request never ended", file=file, key=f"requests.{finished.index(None)}.finished_s")

@@ -142,9 +142,12 @@ def read_record(path: Path) -> StepRecord:
     engine = data.get("engine") if isinstance(data, dict) else None
     if isinstance(engine, str) and _version(engine) not in _PRESETS:
         raise InputError(
-            "the rules of this engine version are not known", file=where, key="engine", got=engine,
+            "the rules of this engine version are not known",
+            file=where,
+            key="engine",
+            got=engine,
             allowed=", ".join(f"vllm {version}" for version in _PRESETS),
-        )  # fmt: skip
+        )
     try:
         return StepRecord.model_validate(data)
     except ValidationError as error:
