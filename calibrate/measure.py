@@ -1,8 +1,8 @@
-"""The method: how often, in which order and beside which checks anything is timed (docs/calibrate.md).
+"""The method of timing: how often, in which order and with which checks (docs/calibrate.md).
 
-Every configuration is visited once a round, in an order drawn anew for each round. A visit warms up, then samples
+Every configuration is visited once a round, in a new random order. A visit warms up, then samples
 until the median over all its samples is known well enough or its time is up. Before every few visits a canary, always
-the same work, tells whether the device still is what it was. No sample is ever left out.
+the same work, shows whether the device has changed. No sample is ever left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Method:
     :ivar rounds: visits to each configuration.
     :ivar least: samples of a configuration over all rounds, at least.
     :ivar half_width: wanted half-width of the median's 95 % interval, relative to the median.
-    :ivar limit_s: seconds in samples of one configuration over all rounds, at most; what lies between samples doesn't
+    :ivar limit_s: seconds in samples of one configuration over all rounds, at most; time between samples doesn't
         count, and one sample a round is taken whatever it lasts.
     :ivar warmup: calls before the first sample of a visit.
     """
@@ -144,7 +144,7 @@ def measure(
         raise InputError(
             f"not one configuration could be timed: {next(iter(skipped.values()))}",
             key="--model",
-            hint="a smaller model, or fewer layers of it, needs less",
+            hint="choose a smaller model or fewer layers",
         )
     few = sum(len(kept.get(one.key, ())) < method.least for one in configurations if one.key not in skipped)
     flags = [*drift(log.visits), *_disturbed(log.visits)]
@@ -156,7 +156,7 @@ def measure(
 
 
 def drift(visits: Sequence[Visit]) -> list[str]:
-    """Return a sentence if the canary's median in some round lies away from that of the whole run."""
+    """Return a sentence if the canary's median in some round differs from that of all rounds."""
     rounds: dict[int, list[float]] = {}
     for visit in visits:
         if visit.configuration.kind == CANARY:
@@ -184,7 +184,7 @@ def _disturbed(visits: Sequence[Visit]) -> list[str]:
 def _sample(
     prepared: Prepared, device: Device, method: Method, turn: int, before: Sequence[float], flush: bool
 ) -> list[tuple[float, float]]:
-    """Sample one visit: its share of the least number, and on until the median is known or the time is up."""
+    """Sample one visit: at least its share, then until the median is known or the time is up."""
     for _ in range(method.warmup):
         if prepared.before is not None:
             prepared.before()

@@ -1,4 +1,4 @@
-"""What a finished run of samples says at a glance, in rows for a terminal."""
+"""Summarize a finished run of samples in rows for a terminal."""
 
 from __future__ import annotations
 

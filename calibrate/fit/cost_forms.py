@@ -30,7 +30,7 @@ _ALTERNATIONS, _SETTLED = 60, 1e-5
 
 
 def ramps(values: Floats, knots: Sequence[float]) -> Floats:
-    """Return features of a monotone table: between two knots each rises from 0 to 1, the last one goes on rising.
+    """Return features of a monotone table: each rises from 0 to 1 between two knots, the last one without end.
 
     A non-negative coefficient is what the table gains from one knot to the next.
 
@@ -96,7 +96,7 @@ def multiplicative(base: Sequence[str], factor: Sequence[str]) -> Form:
 def far_corner(problem: Problem) -> Mask:
     """Return which rows lie at the far end of the grid: at the largest value of any axis that varies within their kind.
 
-    What is left lies below them on every axis, so that predicting them is extrapolation.
+    All other rows are smaller on every axis, so that predicting the corner is extrapolation.
     """
     corner = np.zeros(len(problem), dtype=np.bool_)
     kinds = np.array(problem.kind)

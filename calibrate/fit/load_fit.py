@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 Tier = Literal["storage", "host"]
 
 TIERS: dict[Tier, str] = {"storage": "load storage", "host": "load host"}
-"""The whole load that each tier is fitted to, as configurations call it."""
+"""The kind of configuration that each tier is fitted to: complete loads."""
 
 _TERMS = ("load", "tensor", "padded_tensor", "byte")
 _QUANTILES = np.linspace(0, 1, 101)
@@ -95,13 +95,13 @@ class LoadFit:
 
 
 def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int = 1) -> LoadFit:
-    """Fit both tiers to the whole loads of a suite, those one at a time.
+    """Fit both tiers to the complete loads of a suite that ran one at a time.
 
     Non-negative least squares of relative errors over the medians of configurations.
 
     :param frame: samples, as ``read_samples`` gives them: key, kind, parameters, seconds, wall_s.
     :param manifest: of the same suite.
-    :raises InputError: if a tier has too few configurations; says why where the manifest does.
+    :raises InputError: if a tier has too few configurations; the hint gives the manifest's reason.
     """
     cells = {tier: _cells(frame, kind, manifest) for tier, kind in TIERS.items()}
     alone = {tier: [cell for cell in found if cell.concurrency == 1] for tier, found in cells.items()}
@@ -121,7 +121,7 @@ def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int
 
 
 def _cells(frame: pd.DataFrame, kind: str, manifest: Mapping[str, Any]) -> list[LoadConfiguration]:
-    """Return the configurations of one kind of whole load, by key."""
+    """Return the configurations of one kind of complete load, by key."""
     found = []
     for key, rows in frame[frame["kind"] == kind].groupby("key", observed=True):
         p = rows["parameters"].iloc[0]
@@ -180,7 +180,7 @@ def _leave_one_out(tier: Tier, cells: Sequence[LoadConfiguration]) -> HoldOut:
 
 
 def _odd_even(tier: Tier, cells: Sequence[LoadConfiguration]) -> list[HoldOut]:
-    """Return how well law and residual of the even samples meet p50 and p99 of the odd ones.
+    """Return how well law and residual of the even samples predict p50 and p99 of the odd ones.
 
     A p99 is compared configuration by configuration where both halves together have 100 samples, else for the pooled
     ratios of all configurations.

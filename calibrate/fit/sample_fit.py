@@ -40,7 +40,7 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
     """Fit the profile of what was timed in a folder, with LoRA by the first of the backends that were timed.
 
     :param model: None, or the base model that must have been timed.
-    :param command: how to repeat it, for the profile's provenance.
+    :param command: reproduces the profile; kept in its provenance.
     :raises InputError: where samples are missing, of another model, or of no such backend.
     """
     step_frame, step_facts = read_samples(folder, "steps", _STEP_FACTS)
@@ -122,7 +122,7 @@ def step_hold_outs(problem: Problem, terms: StepTerms) -> tuple[HoldOut, ...]:
 
 
 def _memory(shape: ModelShape, total: int) -> Memory:
-    """Return memory by formula: of an engine's own use a calibration of steps knows nothing."""
+    """Return memory by formula: timed steps do not show what an engine uses itself."""
     return Memory(
         total_bytes=total,
         utilization=UTILIZATION,

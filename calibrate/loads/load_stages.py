@@ -109,7 +109,7 @@ class Bench:
     @contextmanager
     def open(self, stage: Stage, files: Sequence[Path], max_rank: int, dtype: str, size: int) -> Iterator[Prepared]:
         """Set a stage up for these adapters at the same time, one thread each; ``seconds`` of a sample are the mean
-        of one load, ``wall_s`` those of all, both by the wall clock, both from the instant when all are asked for.
+        of one load, ``wall_s`` those of all, both by the wall clock, both from the start of all.
 
         :param size: bytes of one adapter.
         :raises MemoryError: if the stage would not fit into the memory that is free.

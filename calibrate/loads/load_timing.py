@@ -127,7 +127,7 @@ def time_loads(
         if not keep:
             scratch.remove()
         resident = {**log.manifest.get("page_cache", {}).get("still resident, at most", {}), **bench.resident}
-        with suppress(OutputError):  # a full disk: the error that is on its way says more
+        with suppress(OutputError):  # a full disk: the error being raised says more
             log.note(page_cache={"scope": SCOPE, "still resident, at most": resident})
     log.note(flags=[*flags, *bench.warm_flags()], slow_down=slow_down_of(log.visits))
     log.finish()
@@ -171,7 +171,7 @@ def _configuration(stage: Stage, adapter: SyntheticAdapter, max_rank: int, count
 
 
 class _ScratchAdapters:
-    """Adapters that live as long as the run; ``remove`` leaves alone what isn't called as a run calls its adapters."""
+    """Adapters on disk for the time of the run; ``remove`` deletes only folders named as a run names its adapters."""
 
     def __init__(self, folder: Path, model: str, seed: int, configurations: Sequence[Configuration]) -> None:
         self._folder, self._model, self._seed, self._all = folder, model, seed, configurations
@@ -250,7 +250,7 @@ def _unfinished(configurations: Sequence[Configuration], log: SampleLog, method:
 def _without_cold(
     configurations: list[Configuration], scratch: _ScratchAdapters
 ) -> tuple[list[Configuration], list[str]]:
-    """Leave cold stages out where the page cache can't be dropped; the flag says why."""
+    """Leave cold stages out where the page cache can't be dropped; the flag gives the reason."""
     file = scratch.any_file()
     why = why_not_cold(file) if file is not None else None
     if why is None:
@@ -259,7 +259,7 @@ def _without_cold(
 
 
 def _require_memory(bench: Bench, configurations: Sequence[Configuration]) -> None:
-    """Refuse a model of which not even the smallest whole load fits; what else doesn't fit is skipped and said."""
+    """Refuse a model of which not even the smallest load fits; others that don't fit are skipped and reported."""
     smallest = min(
         (one for one in configurations if one.kind == "load storage"), key=lambda one: sum(_needs(bench, one))
     )

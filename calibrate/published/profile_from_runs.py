@@ -1,6 +1,6 @@
-"""Fit a whole profile from published measurements: five tables of vLLM 0.8.5 runs on an H100 (docs/validation.md).
+"""Fit a profile from published measurements: five tables of vLLM 0.8.5 runs on an H100 (docs/validation.md).
 
-A derived profile has no residuals of single steps: the tables hold medians of whole runs.
+A derived profile has no residuals of single steps: the tables hold one median a run.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def fit_profile(
 
     :param folder: has the five ``FILES``.
     :param model: one of those in the tables, such as ``llama-3.1-8b``.
-    :param command: how to repeat it, for the profile's provenance.
+    :param command: reproduces the profile; kept in its provenance.
     :raises InputError: where a table or a column is missing.
     """
     if model not in MODELS.values():

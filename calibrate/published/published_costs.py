@@ -49,7 +49,7 @@ READ, FIRST_COPY, RELOAD = "disk_to_host", "first_copy", "reload"
 Cell = tuple[str, int, int, str]
 """Model, adapter rank, slot rank, and what was timed: ``READ``, ``FIRST_COPY`` or ``RELOAD``."""
 Cells = Sequence[tuple[Cell, Floats]]
-"""Cells and their seconds, in the order of measurement; a cell that is drawn twice is in it twice."""
+"""Cells and their seconds, in the order of measurement; a cell that is drawn twice occurs twice."""
 TIERS = {RELOAD: "loads from host", READ: "reads from storage"}
 """What predictions of loads are reported as."""
 LAW, NOISE = "law", "noise"
@@ -245,10 +245,10 @@ def load_hold_outs(cells: Cells, model: str) -> tuple[HoldOut, ...]:
     """Return how well p50 and p99 of cells of loads are predicted by what doesn't know them.
 
     Odd and even samples: a law and a spread fitted to every other sample of all cells predict the remaining ones of
-    each cell, and the other way round; the noise beside it is the error of one half of a cell as a prediction of the
+    each cell, and the other way round; their noise is the error of one half of a cell as a prediction of the
     other. All cells together: the same, of the samples of all cells as one. Leave one cell out: both predict a cell
     that neither knows. The bootstrap half-width is half of the central 95 % of a cell's p99 when its samples are drawn
-    anew, over that p99.
+    with replacement, over that p99.
     """
     found = []
     halves = [([(c, s[k::2]) for c, s in cells], [(c, s[1 - k :: 2]) for c, s in cells]) for k in (0, 1)]

@@ -38,22 +38,12 @@ from sim.world.build import build_world, simulate
 
 Floats = NDArray[np.float64]
 
+# By hand: a plain list of names reads better in lines than one name a line.
 STEP_COLUMNS = (
-    "model",
-    "max_num_seqs",
-    "input_len",
-    "output_len",
-    "lora_enabled",
-    "max_loras",
-    "max_lora_rank",
-    "adapters_in_use",
-    "median_tpot_ms",
-    "total_input_tokens",
-    "completed",
-    "duration",
-    "median_ttft_ms",
+    "model", "max_num_seqs", "input_len", "output_len", "lora_enabled", "max_loras", "max_lora_rank",
+    "adapters_in_use", "median_tpot_ms", "total_input_tokens", "completed", "duration", "median_ttft_ms",
     "p99_ttft_ms",
-)
+)  # fmt: skip
 """What ``closed_loop`` reads of ``step_runs.csv``."""
 
 BASE_DECODE, LORA_DECODE, PREFILL = "base decode steps", "LoRA decode steps", "prefill steps"
@@ -81,12 +71,12 @@ def closed_loop(
 ) -> ClosedLoops:
     """Return the equations of ``step_runs.csv``: runs in which a fixed number of requests is always in the batch.
 
-    Output of one token: steps are full of prompts, and how fast they get done tells the time of a step. More: the
-    median TPOT is that of a decode step, with KV caches half grown. Rows are of one configuration where they measure
-    steps made of the same; the batch size says nothing of steps that the token budget fills.
+    Runs with one output token fill every step with prompts, so their rate gives the time of a step. In the others the
+    median TPOT is the time of a decode step with half-grown KV caches. Rows that measure steps made of the same are one
+    configuration: the batch size does not matter where the token budget fills a step.
 
-    :param kv_tokens: how many KV tokens are left by so many slots of such a rank: a run that needs more preempts, and
-        its median is no decode step's.
+    :param kv_tokens: how many KV tokens are left by so many slots of such a rank: a run that needs more preempts, so
+        that its median is not the time of a decode step.
     """
     features, seconds, kinds, names, settings = [], [], [], [], []
     left_out: dict[str, int] = {}
@@ -120,7 +110,7 @@ def closed_loop(
 
 
 def _unusable(row: dict[str, str], kv_tokens: Callable[[int, int], float]) -> str:
-    """Return why a row says nothing of steps; empty where it does."""
+    """Return why a row can't be used to time steps; empty where it can."""
     if not row["max_num_seqs"]:
         return "no batch size given"
     batch, completed = float(row["max_num_seqs"]), float(row["completed"])
@@ -159,7 +149,7 @@ def _busy_s(row: dict[str, str]) -> float:
 def served_hour(run: MeasuredRun, scenario: Scenario) -> Problem:
     """Simulate a run and return its equations: of mean TPOT, of the median gap between tokens, and of the median TTFT.
 
-    TTFT counts where hardly anybody waits; elsewhere it is a queue's length and says little of a step.
+    TTFT counts only where hardly any request waits; elsewhere it measures a queue rather than a step.
     """
     log = StepLog()
     simulate(build_world(scenario), 0, 1, log.watching)

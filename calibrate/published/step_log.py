@@ -1,4 +1,4 @@
-"""Look into a simulated run: what every step was made of, so that its costs can be fitted."""
+"""Log what every step of a simulated run was made of, so that its costs can be fitted."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ TERMS = (
     "adapter_rank",
 )
 """Seconds for: every step; every token, and every one beyond each of ``BENDS``; a step that runs eagerly; every
-sequence; every KV token attended by decodes; a step in which somebody prefills; a step of a server with LoRA turned on;
+sequence; every KV token attended by decodes; a step with a prefill; a step of a server with LoRA turned on;
 every slot; every slot and token, and every slot and prompt token; every distinct adapter, and that times the slots'
 rank."""
 FACTOR_TERMS = ("lora", "slot", "adapter", "adapter_rank")

@@ -17,9 +17,9 @@ COMPLETE, SHORT, REFUSED, BROKEN = "complete", "short", "refused", "broken"
 
 @dataclass(slots=True)
 class SentRequest:
-    """One request and what came back. Times are monotonic seconds; 0 where nothing came.
+    """One request and what came back. Times are monotonic seconds; 0 where nothing arrived.
 
-    :ivar stamps: when each piece with tokens came, and the tokens that had come by then.
+    :ivar stamps: when each piece with tokens arrived, and the tokens received by then.
     :ivar problem: what the server said, where it refused.
     """
 
@@ -31,21 +31,21 @@ class SentRequest:
 
     @property
     def first(self) -> float:
-        """When the first token came."""
+        """When the first token arrived."""
         return self.stamps[0][0] if self.stamps else 0.0
 
     @property
     def last(self) -> float:
-        """When the last token came."""
+        """When the last token arrived."""
         return self.stamps[-1][0] if self.stamps else 0.0
 
     @property
     def tokens(self) -> int:
-        """Tokens that came."""
+        """Tokens that arrived."""
         return self.stamps[-1][1] if self.stamps else 0
 
     def gaps(self) -> list[float]:
-        """Return the seconds between tokens; several in one piece came at once."""
+        """Return the seconds between tokens; tokens of one piece arrived together."""
         result: list[float] = []
         for (before, had), (now, has) in zip(self.stamps, self.stamps[1:], strict=False):
             result += [now - before, *([0.0] * (has - had - 1))]
@@ -53,7 +53,7 @@ class SentRequest:
 
 
 def payload(request: PlannedRequest, model: str) -> bytes:
-    """Return the body: an exact number of prompt tokens, and an answer that ends at its length and not before."""
+    """Return the body: an exact number of prompt tokens, and a completion of an exact length."""
     return json.dumps(
         {
             "model": model,
@@ -68,9 +68,9 @@ def payload(request: PlannedRequest, model: str) -> bytes:
 
 
 async def send(host: Host, request: PlannedRequest, model: str, into: SentRequest | None = None) -> SentRequest:
-    """Send one request and return what came, complete or not.
+    """Send one request and return what arrived, complete or not.
 
-    :param into: filled as pieces come, so that a caller that gives up has what there is.
+    :param into: filled as pieces arrive, so that a caller that gives up keeps them.
     """
     result = into or SentRequest(request)
     pieces: list[tuple[float, bytes]] = []
@@ -152,7 +152,7 @@ async def served_models(host: Host) -> tuple[list[str], list[str]]:
             f"the server can't be reached: {error}", where=host.url, hint="is it up, and is this its address?"
         ) from None
     if status in (401, 403):
-        raise InputError("the server wants a key", key="--url", got=f"HTTP {status}", hint="set OPENAI_API_KEY")
+        raise InputError("the server requires a key", key="--url", got=f"HTTP {status}", hint="set OPENAI_API_KEY")
     try:
         if status != 200:
             raise ValueError(status)
@@ -161,9 +161,9 @@ async def served_models(host: Host) -> tuple[list[str], list[str]]:
         adapters = [str(row["id"]) for row in rows if row.get("parent")]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
-            "no OpenAI-compatible server",
+            "this is not an OpenAI-compatible server",
             key="--url",
             got=f"{host.url}/v1/models answers HTTP {status}",
-            hint="give the address that stands before /v1",
+            hint="give the address without /v1",
         ) from None
     return bases, adapters

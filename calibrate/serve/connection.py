@@ -1,4 +1,4 @@
-"""HTTP/1.1 for timing: every piece of an answer is stamped as it comes out of the socket.
+"""HTTP/1.1 for timing: every piece of an answer gets the time at which it left the socket.
 
 One connection serves one request at a time and is kept for the next one. The standard library's client blocks a
 thread for each request, and hundreds of threads would disturb each other's stamps; this is one event loop.
@@ -21,7 +21,7 @@ Body = Callable[[float, bytes], None]
 
 
 def without_credentials(text: str) -> str:
-    """Return a text without what stands before the @ of a URL in it."""
+    """Return a text without user names and passwords of URLs."""
     return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
 
 
@@ -31,7 +31,7 @@ class ConnectionBroken(Exception):
 
 @dataclass(slots=True)
 class HttpResponse:
-    """An answer, complete or up to where it broke.
+    """An answer, complete or up to where the connection broke.
 
     :ivar sent: when the request was handed to the socket, monotonic seconds.
     """
@@ -46,11 +46,11 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        self._hears: Callable[[float], None] = _deaf
+        self._on_data: Callable[[float], None] = _ignore_time
         self.reusable = False
-        self.heard = False
+        self.answered = False
         self._answer = HttpResponse()
-        self._body: Body = _drop
+        self._body: Body = _ignore
         self._done: asyncio.Future[None] | None = None
         self._buffer = b""
         self._left: int | None = None
@@ -68,15 +68,15 @@ class Connection(asyncio.Protocol):
             self._done.set_exception(ConnectionBroken(str(error) if error else "the server closed the connection"))
         self.transport = None
 
-    async def exchange(self, request: bytes, body: Body, hears: Callable[[float], None]) -> HttpResponse:
+    async def exchange(self, request: bytes, body: Body, on_data: Callable[[float], None]) -> HttpResponse:
         """Send a request and return its answer once it is complete.
 
         :raises Broken: where the connection ends before.
         """
         assert self.transport is not None
-        self._hears = hears
+        self._on_data = on_data
         self._answer, self._body, self._state, self._buffer = HttpResponse(), body, "head", b""
-        self._done, self.reusable, self.heard = asyncio.get_running_loop().create_future(), False, False
+        self._done, self.reusable, self.answered = asyncio.get_running_loop().create_future(), False, False
         self._answer.sent = time.monotonic()
         self.transport.write(request)
         await self._done
@@ -88,8 +88,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic()
-        self.heard = True
-        self._hears(now)
+        self.answered = True
+        self._on_data(now)
         self._buffer += data
         if self._state == "head" and not self._read_head():
             return
@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
         first, *lines = head.decode("latin-1").split("\r\n")
         words = first.split(" ", 2)
         if not words[0].startswith("HTTP/1.") or len(words) < 2 or not words[1].isdigit():
-            self._fail("what answers is not HTTP")
+            self._fail("the answer is not HTTP")
             return False
         self._answer.status = int(words[1])
         pairs = (line.partition(":") for line in lines)
@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
             try:
                 length = int(size.split(b";")[0], 16)
             except ValueError:
-                self._fail("what answers is not HTTP: a chunk has no size")
+                self._fail("the answer is not HTTP: a chunk has no size")
                 return
             if len(rest) < length + 2:
                 return
@@ -164,8 +164,8 @@ class Host:
 
     :param url: such as ``http://127.0.0.1:8000`` or ``https://host/prefix``; a trailing ``/v1`` is taken off,
         and so are user and password.
-    :ivar heard: when anything last came of an answer to a request with a body, monotonic seconds.
-    :raises InputError: where that is no such URL.
+    :ivar last_data_s: when data of an answer to a request with a body last arrived, monotonic seconds.
+    :raises InputError: where it is not such a URL.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
@@ -176,7 +176,9 @@ class Host:
         except ValueError:
             port = -1
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-            raise InputError("not the URL of a server", key="--url", got=url, allowed="such as http://host:8000")
+            raise InputError(
+                "this is not the URL of a server", key="--url", got=url, allowed="such as http://host:8000"
+            )
         secure = parts.scheme == "https"
         self.url = url.rstrip("/").removesuffix("/v1")
         self._host, self._port = parts.hostname, port or (443 if secure else 80)
@@ -186,7 +188,7 @@ class Host:
         self._headers = f"Host: {parts.netloc}\r\nUser-Agent: loraplan\r\n{credentials}"
         self._free: list[Connection] = []
         self._all: set[Connection] = set()
-        self.heard = 0.0
+        self.last_data_s = 0.0
 
     async def request(self, path: str, payload: bytes | None, body: Body) -> HttpResponse:
         """Send a request on a free connection or a new one; a kept one that the server has closed is replaced.
@@ -201,10 +203,10 @@ class Host:
             kept = self._take()
             connection = kept or await self._connect()
             try:
-                answer = await connection.exchange(message, body, _deaf if payload is None else self._hear)
+                answer = await connection.exchange(message, body, _ignore_time if payload is None else self._note_data)
             except ConnectionBroken:
                 self._forget(connection)
-                if kept is not None and not connection.heard:
+                if kept is not None and not connection.answered:
                     continue
                 raise
             except asyncio.CancelledError:
@@ -222,8 +224,8 @@ class Host:
         answer = await self.request(path, None, lambda now, data: pieces.append(data))
         return answer.status, b"".join(pieces)
 
-    def _hear(self, now: float) -> None:
-        self.heard = now
+    def _note_data(self, now: float) -> None:
+        self.last_data_s = now
 
     async def close(self) -> None:
         """Close every connection, those in the middle of an answer too."""
@@ -252,9 +254,9 @@ class Host:
         return connection  # asyncio sets TCP_NODELAY itself
 
 
-def _drop(now: float, data: bytes) -> None:
-    """Take a piece that nobody asked for."""
+def _ignore(now: float, data: bytes) -> None:
+    """Ignore a piece of a body."""
 
 
-def _deaf(now: float) -> None:
-    """Take the time of a piece that says nothing about what is waited for."""
+def _ignore_time(now: float) -> None:
+    """Ignore when data arrived."""

@@ -1,4 +1,4 @@
-"""Open loop: every request is sent at its time, whatever the server does; each is kept as it ends."""
+"""Send requests in an open loop: each at its time, whatever the server does; each is saved when it ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sim.errors import OutputError
 METRICS_EVERY_S = 2.0
 _LEAD_S = 0.5
 _FEW = 20
-"""If so many have ended and none was served, no more are sent."""
+"""After so many failed requests without a served one, no more are sent."""
 
 
 @dataclass(slots=True)
@@ -48,8 +48,8 @@ class Driver:
     """Send traffic to one server.
 
     :param names: what each adapter is called there.
-    :param stall_s: nothing at all coming for so long while requests are open is a stall.
-    :param died: says why a server of ours has ended; None while it lives.
+    :param stall_s: seconds without any data, while requests are open, after which the server counts as stalled.
+    :param died: returns why a server that we started has ended; None while it runs.
     """
 
     host: Host
@@ -57,7 +57,7 @@ class Driver:
     stall_s: float = 60.0
     died: Callable[[], str | None] = lambda: None
     progress: Callable[[int, int], None] = lambda done, total: None
-    _heard: float = 0.0
+    _last_end_s: float = 0.0
 
     async def one(self, request: PlannedRequest) -> SentRequest:
         """Send one request now and wait for its end.
@@ -76,7 +76,7 @@ class Driver:
         try:
             left: Iterable[asyncio.Task[SentRequest]] = tasks
             while left:
-                silent = time.monotonic() - max(begun, self.host.heard)
+                silent = time.monotonic() - max(begun, self.host.last_data_s)
                 if silent >= self.stall_s:
                     raise ServerError(
                         self._died() or f"the server stalled: nothing came for {silent:.0f} s", where=self.host.url
@@ -95,13 +95,13 @@ class Driver:
         return sent
 
     def _died(self) -> str | None:
-        words = self.died()
-        return None if words is None else f"the server died: {words}"
+        reason = self.died()
+        return None if reason is None else f"the server died: {reason}"
 
     async def run(self, planned: Sequence[PlannedRequest], kept: Path) -> LiveRun:
-        """Send all of it; append each request to ``kept`` as it ends.
+        """Send all requests; append each to ``kept`` as it ends.
 
-        :raises ServerError: where the server stalls, dies or serves nobody; finished requests are in ``kept``.
+        :raises ServerError: where the server stalls, dies or serves no request; finished requests are in ``kept``.
         :raises OutputError: where ``kept`` can't be written, such as on a full disk.
         """
         pages = [page] if (page := await read_page(self.host)) else []
@@ -110,7 +110,7 @@ class Driver:
         try:
             with _opened(kept) as file:
                 run = LiveRun(time.monotonic() + _LEAD_S, pages=pages)
-                self._heard = run.start
+                self._last_end_s = run.start
                 await self._send_all(run, planned, file)
         finally:
             gc.enable()
@@ -171,7 +171,7 @@ class Driver:
 
     async def _keep(self, run: LiveRun, request: PlannedRequest, file: BinaryIO, problem: asyncio.Future[str]) -> None:
         sent = await send(self.host, request, self.names[request.adapter])
-        self._heard = time.monotonic()
+        self._last_end_s = time.monotonic()
         run.sent.append(sent)
         if not problem.done() or problem.exception() is None:
             try:
@@ -186,7 +186,7 @@ class Driver:
             if not problem.done():
                 problem.set_result(f"the server died: {self.died() or sent.problem}")
         elif len(run.sent) >= _FEW and all(other.status in (REFUSED, BROKEN) for other in run.sent):
-            problem.set_result(f"the server serves nobody: {sent.problem}")
+            problem.set_result(f"the server serves no request: {sent.problem}")
 
     async def _alive(self) -> bool:
         """Return whether a server still answers anything."""
@@ -202,7 +202,7 @@ class Driver:
         """Read the metrics now and then, and notice a stall."""
         while not problem.done():
             await asyncio.sleep(min(METRICS_EVERY_S, self.stall_s / 4))
-            silent = time.monotonic() - max(self._heard, self.host.heard)
+            silent = time.monotonic() - max(self._last_end_s, self.host.last_data_s)
             if waiting and silent > self.stall_s:
                 if not problem.done():
                     problem.set_result(f"the server stalled: nothing came for {silent:.0f} s")

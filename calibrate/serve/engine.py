@@ -1,4 +1,4 @@
-"""A vLLM server of our own: find its environment, write its model, start it, wait for it, stop it."""
+"""Start a vLLM server: find its environment, write its model, start it, wait for it, stop it."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class RunningServer:
     observed: Path
 
     def died(self) -> str | None:
-        """Return the last words of a server that has ended, None while it lives."""
-        return None if self.process.poll() is None else last_words(self.log)
+        """Return the error that a server ended with, None while it runs."""
+        return None if self.process.poll() is None else last_error(self.log)
 
 
 def find_vllm(python: Path | None) -> InstalledVllm:
@@ -80,7 +80,7 @@ def find_vllm(python: Path | None) -> InstalledVllm:
         if candidate.exists() and (found := _version(candidate)) is not None:
             return InstalledVllm(candidate, *found)
     raise InputError(
-        "no vLLM here",
+        "vLLM was not found",
         key="--server-python" if python else "--launch vllm",
         got=str(python) if python else f"neither {ENVIRONMENT} nor {Path(sys.executable).name} has it",
         hint="'make vllm-env' installs the CPU build; --server-python names another environment's python",
@@ -127,7 +127,7 @@ def write_model(folder: Path, scenario: Scenario, shape: ModelShape, population:
             key="adapters.count",
             got=f"{needed:,} bytes",
             allowed=f"{int(free * 0.9):,}",
-            hint="fewer adapters or a lower rank",
+            hint="use fewer adapters or a lower rank",
         )
     for index in range(len(population)):
         kind = targets[int(population.kind[index])]
@@ -152,7 +152,7 @@ def check_memory(scenario: Scenario, shape: ModelShape, population: Population) 
             key="adapters.base_model",
             got=f"{human_bytes(weights)} of weights, {human_bytes(adapters)} of adapters",
             allowed=f"{human_bytes(free)}",
-            hint="a smaller model (tiny), or --url of a server elsewhere",
+            hint="use a smaller model (tiny), or give --url of a server elsewhere",
         )
 
 
@@ -168,37 +168,25 @@ def server_arguments(
     fleet, cache = scenario.fleet, scenario.cache
     slots = cache.gpu.slots
     if slots is None:
-        raise InputError("vLLM has slots, not bytes for adapters", key="cache.gpu.slots", hint="give cache.gpu.slots")
+        raise InputError("vLLM counts adapter slots, not bytes", key="cache.gpu.slots", hint="set cache.gpu.slots")
     host = slots if cache.host is None or cache.host.slots is None else cache.host.slots
     rank = int(population.rank.max())
     padded = next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), rank)
-    arguments = [
-        "--model",
-        str(model / BASE_NAME),
-        "--served-model-name",
-        BASE_NAME,
-        "--load-format",
-        "dummy",
-        "--dtype",
-        "bfloat16",
-        "--enable-lora",
-        "--max-loras",
-        str(slots),
-        "--max-cpu-loras",
-        str(host),
-        "--max-lora-rank",
-        str(padded),
-        "--max-num-seqs",
-        str(fleet.max_num_seqs),
-        "--max-num-batched-tokens",
-        str(max(fleet.max_num_batched_tokens, fleet.max_num_seqs)),
-        "--max-model-len",
-        str(longest),
-        "--no-enable-prefix-caching",
-        "--seed",
-        "0",
-        "--disable-uvicorn-access-log",
-    ]
+    values = {
+        "--model": model / BASE_NAME,
+        "--served-model-name": BASE_NAME,
+        "--load-format": "dummy",
+        "--dtype": "bfloat16",
+        "--max-loras": slots,
+        "--max-cpu-loras": host,
+        "--max-lora-rank": padded,
+        "--max-num-seqs": fleet.max_num_seqs,
+        "--max-num-batched-tokens": max(fleet.max_num_batched_tokens, fleet.max_num_seqs),
+        "--max-model-len": longest,
+        "--seed": 0,
+    }
+    arguments = [str(word) for pair in values.items() for word in pair]
+    arguments += ["--enable-lora", "--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
     if installed.cpu:
         arguments.append("--enforce-eager")
     if fleet.gpu_memory_utilization is not None and not installed.cpu:
@@ -215,16 +203,8 @@ def launched(installed: InstalledVllm, arguments: list[str], folder: Path) -> It
     """
     port, log, observed = _free_port(), folder / "server.log", folder / OBSERVED
     observed.unlink(missing_ok=True)
-    command = [
-        str(installed.python),
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        *arguments,
-    ]
+    module = [str(installed.python), "-m", "vllm.entrypoints.openai.api_server"]
+    command = [*module, "--host", "127.0.0.1", "--port", str(port), *arguments]
     environment = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
         "HF_HUB_OFFLINE": "1",
@@ -298,15 +278,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.poll()
 
 
-def last_words(log: Path, most: int = 400) -> str:
+def last_error(log: Path, most: int = 400) -> str:
     """Return the line of a log that says most likely why it ends: the last one with an error, else the last."""
     try:
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     except OSError:
-        return "it left no log"
+        return "it wrote no log"
     lines = [line for line in lines if line]
-    telling = [line for line in lines if "Error" in line or "error:" in line]
-    return (telling or lines or ["its log is empty"])[-1][-most:]
+    errors = [line for line in lines if "Error" in line or "error:" in line]
+    return (errors or lines or ["its log is empty"])[-1][-most:]
 
 
 def read_observed(path: Path) -> list[dict[str, object]]:

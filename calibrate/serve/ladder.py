@@ -24,7 +24,7 @@ _STREAMS = 3
 _LEAST_STEPS = 12
 _STEPS_APART = 6
 _PASSES = 3
-"""Every batch is timed so often, at different times, and the median kept: a moment's disturbance counts for little."""
+"""Every batch is timed so often, at different times, and the median kept, so that a short disturbance has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class DecodeBatch:
 
 @dataclass(frozen=True, slots=True)
 class TimedLoad:
-    """One load: what a first token took longer than the same request right after it.
+    """One load: how much later its first token came than that of the same request right after it.
 
     :ivar storage: whether the adapter's file had to be read.
     """
@@ -54,9 +54,9 @@ class TimedLoad:
 
 @dataclass(frozen=True, slots=True)
 class JoiningRequest:
-    """A request that joined a sequence which decodes.
+    """A request that joined a decoding sequence.
 
-    :ivar held_s: by how much longer that made the sequence's gaps.
+    :ivar held_s: seconds that it added to the sequence's gaps.
     :ivar ttft_s: of the request itself; ``step_s``: the sequence's usual gap.
     """
 

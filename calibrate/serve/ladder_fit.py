@@ -68,7 +68,7 @@ def fit_profile(ladder: Ladder, scenario: Scenario, server: MeasuredServer, comm
     base_model, population, engine = server.base_model, server.population, server.engine
     slots = scenario.cache.gpu.slots or len(population)
     max_rank = int(population.rank.max())
-    if engine.startswith("/"):  # vLLM calls a model by its path where nobody named it
+    if engine.startswith("/"):  # vLLM uses the path of a model without a name
         engine = engine.rstrip("/").rpartition("/")[2]
     return Profile.model_validate(
         {
@@ -92,7 +92,7 @@ def fit_profile(ladder: Ladder, scenario: Scenario, server: MeasuredServer, comm
             "sources": {
                 "step": "ladder of batches, prompts and joins over the API",
                 "load": "pairs of a cold and a warm request",
-                "memory": "KV tokens as the server tells them; the rest stands for nothing measured",
+                "memory": "KV tokens as reported by the server; the other sizes are placeholders",
             },
             "provenance": {
                 "command": command,
@@ -198,9 +198,9 @@ def fit_steps(ladder: Ladder) -> dict[str, float]:
 
 
 def _front_end(joins: Sequence[JoiningRequest], base_s: float, token: float, attended: float) -> float:
-    """Return what of a joining request's TTFT is neither its step nor the wait for it: half a step on average.
+    """Return the part of a joining request's TTFT that is neither its step nor the wait for it, half a step on average.
 
-    A server that does nothing else answers faster than one that streams to others, so lone requests don't tell.
+    A server without other work answers faster than one that streams to other requests, so lone requests can't be used.
     """
     left = [
         join.ttft_s - 1.5 * join.step_s - base_s - token * join.prompt_tokens - attended * join.prompt_tokens**2 / 2

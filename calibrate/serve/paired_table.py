@@ -1,4 +1,4 @@
-"""Measured beside predicted: one table, one row a request, and what the same run differs by when done again."""
+"""Compare measured with predicted metrics, in one table with a row a request, and with the noise of repeated runs."""
 
 from __future__ import annotations
 
@@ -19,25 +19,12 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
+# By hand: a plain list of names reads better in lines than one name a line.
 METRICS = (
-    "throughput_rps",
-    "output_tokens_per_s",
-    "ttft_p50_s",
-    "ttft_p90_s",
-    "ttft_p99_s",
-    "ttft_mean_s",
-    "itl_p50_s",
-    "itl_mean_s",
-    "itl_p99_s",
-    "e2e_p50_s",
-    "e2e_p90_s",
-    "e2e_p99_s",
-    "e2e_mean_s",
-    "loads_per_request",
-    "miss_ratio",
-    "in_flight_mean",
-    "preemptions",
-)
+    "throughput_rps", "output_tokens_per_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "ttft_mean_s", "itl_p50_s",
+    "itl_mean_s", "itl_p99_s", "e2e_p50_s", "e2e_p90_s", "e2e_p99_s", "e2e_mean_s", "loads_per_request", "miss_ratio",
+    "in_flight_mean", "preemptions",
+)  # fmt: skip
 """What is compared, in the order of the table."""
 
 WANTED = {
@@ -48,7 +35,7 @@ WANTED = {
     "ttft_p99_s": 0.40,
     "e2e_p99_s": 0.40,
 }
-"""Relative errors that a good prediction stays below on a quiet machine."""
+"""Relative errors that a good prediction stays below on an otherwise idle machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +79,9 @@ def measured_metrics(run: LiveRun, times: RequestTimes, observed: ObservedRun | 
             "itl_p50_s": float(np.quantile(gaps, 0.5)),
             "itl_p99_s": float(np.quantile(gaps, 0.99)),
         }
-    told = over_run(run.pages)
-    if "preemptions" in told:
-        result["preemptions"] = told["preemptions"]
+    counted = over_run(run.pages)
+    if "preemptions" in counted:
+        result["preemptions"] = counted["preemptions"]
     if not isinstance(observed, str):
         result["loads_per_request"] = observed.loads / len(times.sent_s)
         result["miss_ratio"] = observed.misses / len(times.sent_s)
@@ -104,7 +91,7 @@ def measured_metrics(run: LiveRun, times: RequestTimes, observed: ObservedRun | 
 def comparison(runs: Sequence[dict[str, float]], prediction: ServePrediction) -> dict[str, dict[str, float | None]]:
     """Return, by metric, the mean of what was measured, what was predicted, its error and the noise.
 
-    The noise is what the runs themselves differ by at most, relative to their mean; None of one run alone.
+    The noise is the largest difference between runs, relative to their mean; None for a single run.
     """
     table: dict[str, dict[str, float | None]] = {}
     for name in METRICS:

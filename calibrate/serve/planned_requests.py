@@ -9,10 +9,10 @@ from sim.spec.scenario import Scenario
 from sim.traffic.generate import Traffic
 
 MOST_REQUESTS = 20_000
-"""A live run is as long as its traffic: more than this is more likely a planning scenario than a wish."""
+"""A live run lasts as long as its traffic: a scenario with more requests is most likely meant for planning."""
 
 FIRST_TOKEN_ID, TOKEN_IDS = 5, 900
-"""Prompts are made of token ids from here on, so many of them: every vocabulary has these."""
+"""First token id of prompts, and how many ids they use: every vocabulary has these."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from sim.world.world import World
 Floats = NDArray[np.float64]
 
 ORDERS = 8
-"""Simulations, each with another order in which sets of adapters are walked and other luck of loads."""
+"""Simulations, each with another iteration order of adapter sets and other random load times."""
 
 FRONT_END = "front_end_s"
 """Key of ``provenance.device`` in a profile fitted over the API: seconds that a request spends outside the engine."""
@@ -39,7 +39,7 @@ class ServePrediction:
 
     :ivar ttft_s, e2e_s: (requests,) means of all simulations; NaN for a request that was refused.
     :ivar metrics: by name, means of all simulations.
-    :ivar notes: what the simulator says of the scenario.
+    :ivar notes: the simulator's notes on the scenario.
     """
 
     ttft_s: Floats
@@ -49,7 +49,7 @@ class ServePrediction:
 
 
 def front_end_seconds(profile: Profile) -> float:
-    """Return the seconds between client and engine that a profile tells of, else 0."""
+    """Return the seconds between client and engine in a profile, 0 without any."""
     try:
         return float(profile.provenance.device.get(FRONT_END, 0.0)) if profile.provenance else 0.0
     except ValueError:
@@ -61,15 +61,15 @@ def predict(
 ) -> ServePrediction:
     """Simulate requests at the times they were sent.
 
-    As on the server, each adapter is asked for once before the traffic, in order; those requests count nowhere.
+    As on the server, each adapter is requested once before the traffic, in order; those requests are not counted.
 
     :param count: adapters.
     :param sent_s: (requests,) seconds after the run's start.
-    :param settings: of the fleet, in place of the scenario's: profile, engine, what the server told of its KV cache.
+    :param settings: of the fleet, in place of the scenario's: profile, engine, the reported size of the KV cache.
     """
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
         world = build_world(scenario_of(loaded, planned, count, sent_s, settings, Path(folder)))
-    assert world.profile is not None, "engine fixed is refused before"
+    assert world.profile is not None, "engine fixed was refused before"
     outside_s = front_end_seconds(world.profile)
     first = len(world.population)
     runs = [simulate(world, order, 1) for order in range(ORDERS)]

@@ -1,4 +1,4 @@
-"""The whole of ``loraplan calibrate serve``: measure first, predict when the server is at rest, compare, write."""
+"""Run ``loraplan calibrate serve``: measure, predict when the server is idle again, compare, write."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROFILE, LADDER = "profile.json", "ladder.json"
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What the user asked for beside the scenario.
+    """Options of a study, besides the scenario.
 
     :ivar url: of a live server; None: start one.
     :ivar adapters: what adapter number ``{}`` is called there; None: as the server lists them.
@@ -61,7 +61,7 @@ class ServerMeasurement:
     """What came back from the server.
 
     :ivar preset: the nearest engine preset, where its version is known.
-    :ivar kv: the size of its KV cache, where it told.
+    :ivar kv: the size of its KV cache, where the server reports it.
     """
 
     engine: str
@@ -73,7 +73,7 @@ class ServerMeasurement:
 
 @dataclass(frozen=True, slots=True)
 class ServeResult:
-    """What is left in the folder, and what the page needs."""
+    """Results: what was written to the folder, and what the page shows."""
 
     folder: Path
     summary: dict[str, Any]
@@ -102,7 +102,7 @@ class ServeStudy:
 
 
 def serve(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say, progress: Progress) -> ServeResult:
-    """Run a study; every finished request is on disk whatever happens.
+    """Run a study; every finished request is on disk, even if the study fails.
 
     :raises InputError: where scenario, server and options don't fit together.
     :raises ServerError: where the server refuses, stalls or dies.
@@ -117,7 +117,9 @@ def serve(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say,
 def _job(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say) -> ServeStudy:
     scenario = loaded.scenario
     if scenario.fleet.engine == "fixed":
-        raise InputError("a live LLM server is no engine with a fixed service time", key="fleet.engine", got="fixed")
+        raise InputError(
+            "a live server has no fixed service time", key="fleet.engine", got="fixed", hint="choose another engine"
+        )
     if scenario.fleet.full_models is not None:
         raise InputError(
             "a live server has one base model",
@@ -127,21 +129,21 @@ def _job(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say) 
         )
     if scenario.adapters.base_quantization != "bf16":
         raise InputError(
-            "the server that is started keeps its base weights as they are",
+            "the server that is started does not quantize its base weights",
             key="adapters.base_quantization",
             got=scenario.adapters.base_quantization,
             allowed="bf16",
         )
     if options.url is None and scenario.fleet.replicas > 1:
         raise InputError(
-            "one server is started, not several",
+            "only one server can be started",
             key="fleet.replicas",
             got=scenario.fleet.replicas,
             hint="set fleet.replicas=1, or give --url of a router",
         )
     profile = str(folder / PROFILE) if options.fit else options.profile or scenario.fleet.profile
     base_model = scenario.adapters.base_model
-    if not options.fit or base_model is None:  # a wrong name should be no surprise after the measurement
+    if not options.fit or base_model is None:  # a wrong name must fail before the measurement
         known = load_profile(scenario.fleet.profile if options.fit else profile)[0].model
         base_model = base_model or known
         if not options.fit and known != base_model:
@@ -158,7 +160,7 @@ def _job(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say) 
 
 @contextlib.contextmanager
 def _server(job: ServeStudy) -> Iterator[tuple[Driver, engine.RunningServer | None, engine.InstalledVllm | None]]:
-    """Give a driver for the server, and the server itself where it is ours."""
+    """Yield a driver for the server, and the server itself where it was started here."""
     options, scenario = job.options, job.loaded.scenario
     if options.url is not None:
         yield Driver(Host(options.url, options.key), (), options.stall_s), None, None
@@ -284,8 +286,8 @@ def _conclude(job: ServeStudy, measured: ServerMeasurement) -> ServeResult:
         paired_table.measured_metrics(run, columns, seen)
         for run, columns, seen in zip(measured.runs, times, measured.observed, strict=True)
     ]
-    asked = np.array([request.at_s for request in job.planned])
-    sent_s = np.where(np.isfinite(times[0].sent_s), times[0].sent_s, asked)
+    planned_s = np.array([request.at_s for request in job.planned])
+    sent_s = np.where(np.isfinite(times[0].sent_s), times[0].sent_s, planned_s)
     preset, notes = _preset(job.loaded.scenario.fleet.engine, measured)
     settings = {"profile": job.profile, "engine": preset, **measured.kv}
     prediction = predict(job.loaded, job.planned, job.adapters, np.maximum(sent_s, 0.0), settings)

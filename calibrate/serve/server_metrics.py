@@ -1,4 +1,4 @@
-"""What a server tells about itself: its metrics page, and for a server of ours the observer's notes."""
+"""Read a server's metrics page and, for a server that we started, the rows of the observer inside it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MetricsPage:
 
     :ivar at: when it was read, monotonic seconds.
     :ivar values: by our names, those the server has.
-    :ivar kv_tokens, block_size: of vLLM's KV cache, where it tells.
+    :ivar kv_tokens, block_size: of vLLM's KV cache, where the page has them.
     """
 
     at: float
@@ -101,7 +101,7 @@ class ObservedRun:
     """What the observer inside a server saw during a run.
 
     :ivar loads: loads into slots, those of cascades too; ``reads``: adapter files read.
-    :ivar misses: requests that found their adapter in no slot and were the first of their step to ask for it.
+    :ivar misses: requests that found their adapter in no slot and were the first of their step to need it.
     """
 
     steps: int
@@ -114,7 +114,7 @@ class ObservedRun:
 
 
 def observed_between(rows: Iterable[Mapping[str, Any]], start: float, end: float) -> ObservedRun | str:
-    """Count what an observer noted between two monotonic times; a sentence where it could note nothing."""
+    """Count what an observer wrote between two monotonic times; a sentence where it observed nothing."""
     rows = list(rows)
     for row in rows:
         if "unable" in row:

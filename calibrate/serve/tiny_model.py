@@ -1,4 +1,4 @@
-"""The files of a model nobody trained: config and word-level tokenizer, for timing a server.
+"""Write the files of an untrained model: config and word-level tokenizer, for timing a server.
 
 The base weights are not written: the server draws them (``--load-format dummy``). Adapters come from ``synthesize``.
 """

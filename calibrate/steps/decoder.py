@@ -2,7 +2,7 @@
 
 It computes what a Llama-like model computes in one step (RMSNorm, q/k/v, rotary positions, attention over a KV cache,
 o, gate/up, SwiGLU, down, and the output head on the last token of each sequence), so its time is that of the real
-thing on the same kernels. It has nothing to say: weights are noise.
+thing on the same kernels. Its output is meaningless: weights are random.
 """
 
 from __future__ import annotations

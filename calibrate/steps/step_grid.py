@@ -1,7 +1,7 @@
 """Which steps are timed: batch size, distinct adapters, ranks, slots and KV vary independently of each other.
 
 Public measurements let some of them rise together (more adapters, more slots, fuller batches), so that a cost for every
-distinct adapter and a factor on the whole step can't be told apart. Here each varies alone around a centre, then all at
+distinct adapter and a factor on the step's time can't be separated. Here each varies alone around a centre, then all at
 random (a Latin hypercube), and a far corner is left for checking what a fit says beyond its middle.
 """
 
@@ -30,7 +30,7 @@ class StepSpec:
     :ivar groups: sequences, decoding ones first.
     :ivar distinct: distinct adapters in the batch; 0: LoRA is off.
     :ivar slots: adapter slots of the server, each padded to ``max_rank``.
-    :ivar ranks: dealt to the distinct adapters in turn.
+    :ivar ranks: assigned to the distinct adapters in turn.
     :ivar graph: replayed as a CUDA graph; eager otherwise.
     """
 
@@ -65,18 +65,18 @@ class StepSpec:
         return self.slots * self.max_rank
 
     def adapters(self) -> list[list[int]]:
-        """Return the slot of every sequence, by group: the distinct adapters dealt in turn, in slots spread apart."""
+        """Return the slot of every sequence, by group: the distinct adapters in turn, in random slots."""
         if not self.distinct:
             return [[-1] * group.count for group in self.groups]
         used = np.random.default_rng(self.slots).permutation(self.slots)[: self.distinct].tolist()
-        at, dealt = 0, []
+        at, assigned = 0, []
         for group in self.groups:
-            dealt.append([used[(at + index) % self.distinct] for index in range(group.count)])
+            assigned.append([used[(at + index) % self.distinct] for index in range(group.count)])
             at += group.count
-        return dealt
+        return assigned
 
     def rank_of_slot(self) -> dict[int, int]:
-        """Return the rank of each used slot, in the order in which they are dealt."""
+        """Return the rank of each used slot, in the order in which they are assigned."""
         order = dict.fromkeys(slot for group in self.adapters() for slot in group if slot >= 0)
         return {slot: self.ranks[index % len(self.ranks)] for index, slot in enumerate(order)}
 
@@ -117,8 +117,8 @@ class StepSpec:
             return width * head, 2 * self.sequences * head
         linear, ranks = shape.linear_parameters(), self.rank_of_slot()
         per_rank = sum(sum(shape.module(name)) for name in self.targets)
-        dealt = zip(self.groups, self.adapters(), strict=True)
-        token_ranks = sum(group.new * ranks[slot] for group, slots in dealt for slot in slots if slot >= 0)
+        assigned = zip(self.groups, self.adapters(), strict=True)
+        token_ranks = sum(group.new * ranks[slot] for group, slots in assigned for slot in slots if slot >= 0)
         pairs = sum(group.count * group.new * (group.context + (group.new + 1) / 2) for group in self.groups)
         kv_numbers = 2 * self.kv_tokens * shape.kv_heads * shape.head_dim
         moved = width * (layers * (linear + per_rank * sum(ranks.values()) + kv_numbers) + head)

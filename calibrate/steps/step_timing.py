@@ -45,7 +45,7 @@ class StepOptions:
 
 
 def default_backends(device: Device) -> tuple[str, ...]:
-    """Return all backends that this device runs: Triton compiles for GPUs alone, and need not be installed."""
+    """Return all backends that this device runs: Triton needs a GPU and must be installed."""
     from importlib.util import find_spec
 
     triton = device.kind == "cuda" and find_spec("triton") is not None
@@ -73,7 +73,7 @@ def time_steps(
     log = SampleLog.open(out, "steps", _plan(options, device, method, layers), overwrite=overwrite)
     errors = {name: check(name, device.torch_device, DTYPE, _fresh_seed()) for name in options.backends}
     _refuse_wrong(errors)
-    if "ceilings" not in log.manifest:  # a resumed run goes on with those that its floors were made from
+    if "ceilings" not in log.manifest:  # a resumed run keeps those that its floors were computed from
         log.once(ceilings=asdict(measure_ceilings(device, DTYPE)))
     ceilings = Ceilings(**log.manifest["ceilings"])
     log.once(
@@ -126,7 +126,7 @@ def fitted_extent(extent: Extent, shape: ModelShape, layers: int, device: Device
             key="--layers",
             got=layers,
             allowed=f"what fits into {free / 1e9:.3g} GB",
-            hint="fewer layers are scaled to the model's",
+            hint="time fewer layers: results are scaled to all of the model's",
         )
     room = free - fixed
     slot_ranks = min(extent.slot_ranks, int(room * 0.6) // slot_rank)
@@ -148,7 +148,7 @@ def _bench(shape: ModelShape, layers: int, device: Device, specs: Sequence[StepS
                 "too little memory for weights, slots and KV cache",
                 key="--layers",
                 got=layers,
-                hint="time fewer layers: they are scaled to the model's",
+                hint="time fewer layers: results are scaled to all of the model's",
             ) from None
         raise
 
@@ -197,11 +197,11 @@ def _refuse_wrong(errors: dict[str, float]) -> None:
     if wrong:
         name, error = next(iter(wrong.items()))
         raise InputError(
-            f"the backend {name} computes something else than the loop in float32: relative error {error:.3g}",
+            f"the backend {name} differs from the loop in float32: relative error {error:.3g}",
             key="--backend",
             got=name,
             allowed=f"an error up to {TOLERANCE}",
-            hint="leave this backend out",
+            hint="run without this backend",
         )
 
 
@@ -209,7 +209,9 @@ def _shape(options: StepOptions) -> tuple[ModelShape, int]:
     shape = model_shape(options.model)
     layers = shape.layers if options.layers is None else options.layers
     if not 1 <= layers <= shape.layers:
-        raise InputError("not so many layers", key="--layers", got=layers, allowed=f"1 to {shape.layers}")
+        raise InputError(
+            "the model does not have so many layers", key="--layers", got=layers, allowed=f"1 to {shape.layers}"
+        )
     for name in options.backends:
         if name not in BACKENDS:
             raise InputError("unknown backend", key="--backend", got=name, allowed=", ".join(BACKENDS))
@@ -217,7 +219,7 @@ def _shape(options: StepOptions) -> tuple[ModelShape, int]:
 
 
 def _plan(options: StepOptions, device: Device, method: Method, layers: int) -> dict[str, object]:
-    """Return what must be equal for samples to belong together."""
+    """Return what must be equal for samples to be combined."""
     facts = describe(device)
     return {
         "model": options.model,

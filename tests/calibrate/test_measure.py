@@ -101,7 +101,7 @@ def test_samples_of_another_run_are_not_mixed_in(tmp_path: Path, device: CpuDevi
 def test_samples_of_nobody_knows_what_are_refused(tmp_path: Path, device: CpuDevice) -> None:
     run(tmp_path, device, Bench())
     (tmp_path / "steps.json").unlink()
-    with pytest.raises(InputError, match=r"samples, but not steps\.json"):
+    with pytest.raises(InputError, match=r"samples without steps\.json"):
         SampleLog.open(tmp_path, "steps", {"model": "tiny"})
     assert SampleLog.open(tmp_path, "steps", {"model": "tiny"}, overwrite=True).visits == []
 

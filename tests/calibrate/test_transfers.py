@@ -225,14 +225,14 @@ def test_what_runs_beside_a_step_is_waited_for_and_its_error_is_raised() -> None
         threading.Event().wait(0.05)
         done.set()
 
-    device.run_beside(slow)()
+    device.run_concurrently(slow)()
     device.synchronize()
     assert done.is_set()
 
     def fail() -> None:
         raise ValueError("lost")
 
-    device.run_beside(fail)()
+    device.run_concurrently(fail)()
     with pytest.raises(ValueError, match="lost"):
         device.synchronize()
     device.synchronize()

@@ -164,10 +164,10 @@ def test_model_files_can_be_read(tmp_path) -> None:  # type: ignore[no-untyped-d
     assert bool((weights != 0).all())
 
 
-def test_last_words(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_last_error_of_a_log(tmp_path) -> None:  # type: ignore[no-untyped-def]
     log = tmp_path / "log"
     log.write_text("starting\nValueError: too long\nbye\n")
-    assert engine.last_words(log) == "ValueError: too long"
+    assert engine.last_error(log) == "ValueError: too long"
     log.write_text("")
-    assert engine.last_words(log) == "its log is empty"
-    assert engine.last_words(tmp_path / "none") == "it left no log"
+    assert engine.last_error(log) == "its log is empty"
+    assert engine.last_error(tmp_path / "none") == "it wrote no log"

@@ -46,7 +46,7 @@ def test_a_row_becomes_a_scenario(tmp_path: Path) -> None:
         ({"model": "gpt"}, r"runs.csv:2: model: not a value \(got gpt, allowed: llama-3.1-8b-instruct"),
         ({"gpu_slots": "0"}, r"runs.csv:2: gpu_slots: not a value \(got 0, allowed: a whole number, 1 or more\)"),
         ({"adapter_rates_rps": "0.5|x"}, r"runs.csv:2: adapter_rates_rps: not a value \(got 0.5|x"),
-        ({"adapters_per_rate": "4|9"}, r"runs.csv:2: adapters_per_rate: rates, counts and adapters don't fit"),
+        ({"adapters_per_rate": "4|9"}, r"runs.csv:2: adapters_per_rate: rates, counts and adapters don't agree"),
         ({"tpot_mean_ms": "nan"}, r"runs.csv:2: tpot_mean_ms: not a value \(got nan"),
         ({"ttft_p99_ms": ""}, r"runs.csv:2: ttft_p99_ms: not a value"),
     ],

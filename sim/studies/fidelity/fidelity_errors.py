@@ -1,11 +1,11 @@
-"""Errors of predictions: by metric and regime, of the choice of slots, and beside another simulator's."""
+"""Errors of predictions: by metric and regime, of the choice of slots, and compared with another simulator's."""
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -170,18 +170,9 @@ def as_json(predictions: Sequence[RunPrediction]) -> dict[str, Any]:
             regime: {name: _plain(errors) for name, errors in rows.items()}
             for regime, rows in by_regime(compared).items()
         },
-        "slot_choice": None
-        if choice is None
-        else {
-            "groups": choice.groups,
-            "right": choice.right,
-            "within_10pct": choice.within_10pct,
-            "most_slots_within_10pct": choice.most_slots_within_10pct,
-        },
+        "slot_choice": None if choice is None else asdict(choice),
     }
 
 
 def _plain(errors: MetricErrors | None) -> dict[str, float] | None:
-    if errors is None:
-        return None
-    return {name: getattr(errors, name) for name in MetricErrors.__slots__}
+    return None if errors is None else asdict(errors)

@@ -1,4 +1,4 @@
-"""Predict measured runs of a real server, and tell how far off the predictions are."""
+"""Predict measured runs of a real server."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ KEPT = "predicted.jsonl"
 
 LIGHT_RPS = 30
 SEEDS_LIGHT, SEEDS = 3, 1
-"""Where no more than ``LIGHT_RPS`` are offered, the luck of arrivals is as large as the error: a mean over seeds."""
+"""Up to ``LIGHT_RPS`` the randomness of arrivals is as large as the error, so predictions are means over seeds."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunPrediction:
     """One run and what was predicted for it.
 
-    :ivar calibrated: whether the profile was fitted to this run, so that its errors count nowhere.
+    :ivar calibrated: whether the profile was fitted to this run, so that its errors are left out.
     """
 
     run: MeasuredRun
@@ -103,7 +103,7 @@ def profiles_for(models: Sequence[str], folder: Path | None) -> dict[str, ModelP
 def fronted_scenario(run: MeasuredRun, lengths: LengthHistograms, profile: str) -> Scenario:
     """Return the scenario of a run as it was measured: behind the API server and its client.
 
-    Every run has a seed of its own, from its name: one for all would give all of them the same luck.
+    Every run has a seed of its own, from its name: with one seed for all, their random errors would be the same.
     """
     seed = int.from_bytes(hashlib.sha256(run.name.encode()).digest()[:4], "big")
     scenario = scenario_of(run, lengths, profile, seed)
@@ -164,9 +164,9 @@ def predict_all(
 ) -> list[RunPrediction]:
     """Predict every run, in parallel; what was predicted before, in this or another call, is not simulated again.
 
-    :param table: CSV file, one row a run, written at the end and when the study is broken off. Beside it,
+    :param table: CSV file, one row a run, written at the end and when the study is interrupted. Beside it,
         ``predicted.jsonl`` keeps every prediction that was ever made in this folder.
-    :raises InputError: naming the line of a run that can't be simulated, before any is.
+    :raises InputError: naming file and line of a run that can't be simulated, before any is simulated.
     """
     scenarios = [fronted_scenario(run, lengths, profiles[run.model].path) for run in runs]
     for run, scenario in zip(runs, scenarios, strict=True):

@@ -23,22 +23,11 @@ METRICS = ("req_per_s", "tpot_mean_ms", "itl_mean_ms", "itl_p50_ms", "ttft_p50_m
 MORE_METRICS = ("output_tok_per_s", "ttft_mean_ms")
 """Compared as well, where the table has them."""
 
+# By hand: a plain list of names reads better in lines than one name a line.
 COLUMNS = (
-    "model",
-    "workload_group",
-    "case",
-    "gpu_slots",
-    "host_slots",
-    "adapters",
-    "max_lora_rank",
-    "adapter_rank_mix",
-    "adapter_rates_rps",
-    "adapters_per_rate",
-    "duration_s",
-    "waiting_mean",
-    "kv_usage_mean",
-    *METRICS,
-)
+    "model", "workload_group", "case", "gpu_slots", "host_slots", "adapters", "max_lora_rank", "adapter_rank_mix",
+    "adapter_rates_rps", "adapters_per_rate", "duration_s", "waiting_mean", "kv_usage_mean", *METRICS,
+)  # fmt: skip
 
 MODELS = {"llama-3.1-8b-instruct": "llama-3.1-8b", "qwen-2.5-7b-instruct": "qwen2.5-7b"}
 """Base models by the names that tables use."""
@@ -97,7 +86,7 @@ class MeasuredRun:
     def itl_usable(self) -> bool:
         """Whether the median gap between tokens is the engine's.
 
-        Beyond 300 requests/s offered, and below 5 ms, those that the measuring client saw are of its own queue.
+        Beyond 300 requests/s offered, and below 5 ms, the gaps come from the measuring client's own queue.
         """
         return self.offered_rps <= 300 and self.measured["itl_p50_ms"] >= 5
 
@@ -105,7 +94,7 @@ class MeasuredRun:
     def regime(self) -> str:
         """What limited the run, by what was measured.
 
-        Unsaturated: 97 % of what was offered was served, and hardly anybody waited. Slot-limited: otherwise, where
+        Unsaturated: 97 % of what was offered was served, and hardly any request waited. Slot-limited: otherwise, where
         adapters outnumber slots and KV blocks were left. All else: KV memory or the GPU itself.
         """
         if self.measured["req_per_s"] >= 0.97 * self.offered_rps and self.waiting_mean < 20:
@@ -172,7 +161,7 @@ def _run(row: dict[str, str], file: str, line: int) -> MeasuredRun:
     adapters = count("adapters")
     if len(rates) != len(each) or sum(each) != adapters:
         raise InputError(
-            "rates, counts and adapters don't fit together",
+            "rates, counts and adapters don't agree",
             file=file,
             line=line,
             key="adapters_per_rate",
@@ -181,7 +170,7 @@ def _run(row: dict[str, str], file: str, line: int) -> MeasuredRun:
         )
     if not 0 < sum(rate * count for rate, count in zip(rates, each, strict=True)) <= 1e6:
         raise InputError(
-            "the rates of all adapters together make no traffic that can be simulated",
+            "the total rate of all adapters can't be simulated",
             file=file,
             line=line,
             key="adapter_rates_rps",

@@ -1,4 +1,4 @@
-"""Predict a record in real time end to end: its requests, another record's costs, and nothing else of what happened."""
+"""Predict a record in real time end to end, from its requests and the costs of another record alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sim.studies.fidelity.step_record import StepRecord
 from sim.world.build import build_world, simulate
 
 ORDERS = 20
-"""Simulations, each with another order in which sets of adapters are walked: an engine's differs by process."""
+"""Simulations, each with another iteration order of adapter sets, as it differs from process to process."""
 
 _MODEL = "llama-3.1-8b"  # a profile names one; with sizes, KV tokens and times given, nothing depends on it
 
@@ -60,14 +60,9 @@ def predict(
 
 
 def _metrics(ttft_s: Any, e2e_s: Any, loads: int) -> dict[str, float]:
-    return {
-        "ttft_p50_s": float(np.quantile(ttft_s, 0.5)),
-        "ttft_p99_s": float(np.quantile(ttft_s, 0.99)),
-        "e2e_p50_s": float(np.quantile(e2e_s, 0.5)),
-        "e2e_p90_s": float(np.quantile(e2e_s, 0.9)),
-        "e2e_p99_s": float(np.quantile(e2e_s, 0.99)),
-        "loads": float(loads),
-    }
+    quantiles = (("ttft", ttft_s, (50, 99)), ("e2e", e2e_s, (50, 90, 99)))
+    latencies = {f"{n}_p{q}_s": float(np.quantile(values, q / 100)) for n, values, wanted in quantiles for q in wanted}
+    return latencies | {"loads": float(loads)}
 
 
 def scenario_of(record: StepRecord, costs: RecordCosts, folder: Path) -> Scenario:
