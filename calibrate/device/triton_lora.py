@@ -97,34 +97,18 @@ def shrink(x: torch.Tensor, a: torch.Tensor, routing: Routing) -> torch.Tensor:
     """Return ``x[order] · A[slot]ᵀ``, shape (tokens with an adapter, max rank), in x's number format."""
     rank, d_in = a.shape[1], a.shape[2]
     hidden = torch.empty(len(routing.order), rank, dtype=x.dtype, device=x.device)
-    _shrink[(len(routing.tiles),)](
-        x.contiguous(),
-        a,
-        hidden,
-        routing.order,
-        routing.tiles,
-        d_in,
-        rank,
-        TOKENS=_TOKENS,
-        RANK=max(16, triton.next_power_of_2(rank)),
-        BLOCK=_BLOCK,
-    )
+    tensors = (x.contiguous(), a, hidden, routing.order, routing.tiles)
+    _shrink[(len(routing.tiles),)](*tensors, d_in, rank, **_constants(rank))
     return hidden
 
 
 def expand(y: torch.Tensor, hidden: torch.Tensor, b: torch.Tensor, routing: Routing) -> None:
     """Add ``hidden · B[slot]ᵀ`` to ``y[order]``, in place; y may be some columns of a wider tensor."""
     d_out, rank = b.shape[1], b.shape[2]
-    _expand[(len(routing.tiles), triton.cdiv(d_out, _BLOCK))](
-        hidden,
-        b,
-        y,
-        routing.order,
-        routing.tiles,
-        d_out,
-        rank,
-        y.stride(0),
-        TOKENS=_TOKENS,
-        RANK=max(16, triton.next_power_of_2(rank)),
-        BLOCK=_BLOCK,
-    )
+    tensors = (hidden, b, y, routing.order, routing.tiles)
+    grid = (len(routing.tiles), triton.cdiv(d_out, _BLOCK))
+    _expand[grid](*tensors, d_out, rank, y.stride(0), **_constants(rank))
+
+
+def _constants(rank: int) -> dict[str, int]:
+    return {"TOKENS": _TOKENS, "RANK": max(16, triton.next_power_of_2(rank)), "BLOCK": _BLOCK}

@@ -8,13 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.errors import InputError
 from sim.spec.profile import HoldOut, LoadCost, TierCost
 from sim.studies.fidelity.least_squares import (
     DRAWS,
     LEFT_OUT,
+    Floats,
     Problem,
     hold_out_line,
     left_out_errors,
@@ -26,7 +26,6 @@ from sim.studies.fidelity.least_squares import (
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.float64]
 Tier = Literal["storage", "host"]
 
 TIERS: dict[Tier, str] = {"storage": "load storage", "host": "load host"}

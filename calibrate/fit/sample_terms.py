@@ -13,12 +13,11 @@ from calibrate.device.lora_backends import REFERENCE
 from calibrate.fit.cost_forms import ramps
 from sim.errors import InputError
 from sim.spec.profile import LoraCost, StepCost
-from sim.studies.fidelity.least_squares import Problem
+from sim.studies.fidelity.least_squares import Floats, Problem
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.float64]
 
 _BASE = ("sequence", "kv_token", "attended", "prefill_step")
 _LORA = (

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from sim.errors import InputError
 from sim.policies.slot_memory import reserved_bytes
 from sim.rng import stream
 from sim.spec.profile import HoldOut, LoadCost, Memory, TierCost
 from sim.spec.scenario import Targets
-from sim.studies.fidelity.least_squares import Problem, hold_out_line, resample, rounded, significant, solve
+from sim.studies.fidelity.least_squares import Floats, Problem, hold_out_line, resample, rounded, significant, solve
 from sim.studies.fidelity.measured_runs import MODELS, TARGETS
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count
 
-Floats = NDArray[np.float64]
 Row = dict[str, str]
 
 TOTAL_BYTES = 64 << 30

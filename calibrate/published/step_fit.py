@@ -31,12 +31,10 @@ from sim.policies.front_end import FRONT_ENDS
 from sim.spec.profile import HoldOut, Profile
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.fidelity_study import FRONT_END, fronted_scenario
-from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, additive, join, left_out_errors, solve
+from sim.studies.fidelity.least_squares import LEFT_OUT, Floats, Problem, additive, join, left_out_errors, solve
 from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.parallel import unordered
 from sim.world.build import build_world, simulate
-
-Floats = NDArray[np.float64]
 
 # By hand: a plain list of names reads better in lines than one name a line.
 STEP_COLUMNS = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad
 from calibrate.serve.serve_prediction import FRONT_END
@@ -22,6 +22,7 @@ from sim.spec.scenario import Scenario
 from sim.studies.fidelity.least_squares import (
     DRAWS,
     LEFT_OUT,
+    Floats,
     Problem,
     hold_out_line,
     left_out_errors,
@@ -31,8 +32,6 @@ from sim.studies.fidelity.least_squares import (
     sum_of_terms,
 )
 from sim.traffic.adapters import DTYPE_BYTES, SHAPES, Population
-
-Floats = NDArray[np.float64]
 
 _QUANTILES = np.linspace(0, 1, 21)
 _NO_BANDWIDTH = 1e15  # bytes per second: the size adds nothing

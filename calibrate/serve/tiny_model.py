@@ -42,15 +42,8 @@ def write_base(folder: Path, shape: ModelShape, max_model_len: int) -> None:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {
-                "id": number,
-                "content": word,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
+            {"id": number, "content": word, "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
             for number, word in enumerate(("<unk>", "<s>", "</s>"))
         ],
         "normalizer": None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -96,16 +96,13 @@ class Problem:
     def rows(self, places: Places | Mask) -> Problem:
         """Return the problem of some rows, in their order; a place may occur more than once."""
         order = np.arange(len(self))[places]
-        return Problem(
-            terms=self.terms,
-            features=self.features[order],
-            seconds=self.seconds[order],
-            known=self.known[order],
-            weight=self.weight[order],
-            kind=tuple(self.kind[i] for i in order),
-            configuration=tuple(self.configuration[i] for i in order),
-            settings=self.settings[order],
-        )
+        arrays: dict[str, Any] = {
+            name: getattr(self, name)[order] for name in ("features", "seconds", "known", "weight", "settings")
+        }
+        names: dict[str, Any] = {
+            name: tuple(getattr(self, name)[i] for i in order) for name in ("kind", "configuration")
+        }
+        return replace(self, **arrays, **names)
 
     def columns(self, names: Sequence[str]) -> Problem:
         """Return the problem with only these terms."""

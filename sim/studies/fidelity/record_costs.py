@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError
-from sim.studies.fidelity.least_squares import Problem, left_out_seconds, solve, sum_of_terms
+from sim.studies.fidelity.least_squares import Floats, Problem, left_out_seconds, solve, sum_of_terms
 from sim.studies.fidelity.step_record import StepRecord
-
-Floats = NDArray[np.float64]
 
 FEATURES = ("step", "sequence", "token", "adapter", "storage_load", "kv_token")
 """What a step may cost seconds for: itself, each sequence, scheduled token, distinct adapter, load from storage
