@@ -1,8 +1,8 @@
-"""The method: how often, in which order and beside which checks anything is timed (docs/calibrate.md).
+"""The method of timing: how often, in which order and with which checks (docs/calibrate.md).
 
-Every configuration is visited once a round, in an order drawn anew for each round. A visit warms up, then samples
+Every configuration is visited once a round, in a new random order. A visit warms up, then samples
 until the median over all its samples is known well enough or its time is up. Before every few visits a canary, always
-the same work, tells whether the device still is what it was. No sample is ever left out.
+the same work, shows whether the device has changed. No sample is ever left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.device.devices import Call, Device, UnavailableError, out_of_memory
-from calibrate.device.hardware import Watch
+from calibrate.device.hardware import DisturbanceMonitor
 from calibrate.samples import Configuration, SampleLog, Visit
 from sim.errors import InputError
 
@@ -31,7 +31,7 @@ class Method:
     :ivar rounds: visits to each configuration.
     :ivar least: samples of a configuration over all rounds, at least.
     :ivar half_width: wanted half-width of the median's 95 % interval, relative to the median.
-    :ivar limit_s: seconds in samples of one configuration over all rounds, at most; what lies between samples doesn't
+    :ivar limit_s: seconds in samples of one configuration over all rounds, at most; time between samples doesn't
         count, and one sample a round is taken whatever it lasts.
     :ivar warmup: calls before the first sample of a visit.
     """
@@ -81,26 +81,39 @@ def median_half_width(samples: Sequence[float]) -> float:
     return float((hi - lo) / 2 / np.median(ordered))
 
 
+@dataclass(frozen=True, slots=True)
+class TimedWork:
+    """What is to be timed.
+
+    :ivar opens: sets a configuration up; if it fails for lack of memory, or because the device can't do it, the
+        configuration is skipped and the log says so.
+    :ivar canary: the same work throughout the run, to notice that the device changes.
+    :ivar flush: push data out of the caches before every sample.
+    """
+
+    configurations: Sequence[Configuration]
+    opens: Open
+    canary: Prepared
+    flush: bool = True
+
+
 def measure(
-    configurations: Sequence[Configuration],
-    opens: Open,
-    canary: Prepared,
+    work: TimedWork,
     device: Device,
     log: SampleLog,
     method: Method,
     *,
     seed: int = 1,
-    flush: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
     """Time all configurations, each once a round in random order; those that the log has are not timed again.
 
-    :param opens: sets one up; a failure for lack of memory, or of what the device can do, skips the configuration
-        and the log says so.
     :returns: flags over the whole run, in words: drift, throttling, a busy device, what was skipped.
+    :raises InputError: if not one configuration could be timed.
     """
+    configurations = work.configurations
     rng = np.random.default_rng(seed)
-    watch, done = Watch(device), log.done
+    monitor, done = DisturbanceMonitor(device), log.done
     kept: dict[str, list[float]] = {}
     for visit in log.visits:
         kept.setdefault(visit.configuration.key, []).extend(visit.seconds)
@@ -111,12 +124,12 @@ def measure(
         for place, index in enumerate(rng.permutation(len(configurations))):
             one, count = configurations[index], count + 1
             if place % _CANARY_EVERY == 0 and (one.key, turn) not in done:
-                log.add(_canary_visit(canary, device, watch, turn, order))
+                log.add(_canary_visit(work.canary, device, monitor, turn, order))
                 order += 1
             if (one.key, turn) not in done and one.key not in skipped:
                 try:
-                    with opens(one) as prepared:
-                        samples = _sample(prepared, device, method, turn, kept.get(one.key, []), flush)
+                    with work.opens(one) as prepared:
+                        samples = _sample(prepared, device, method, turn, kept.get(one.key, []), work.flush)
                 except Exception as error:
                     if not out_of_memory(error) and not isinstance(error, UnavailableError):
                         raise
@@ -124,14 +137,15 @@ def measure(
                     device.release()
                     continue
                 kept.setdefault(one.key, []).extend(seconds for seconds, _ in samples)
-                log.add(_visit(one, turn, order, samples, watch))
+                log.add(_visit(one, turn, order, samples, monitor))
                 order += 1
             progress(count, total)
     if skipped and len(skipped) == len(configurations):
         raise InputError(
-            f"not one configuration could be timed: {next(iter(skipped.values()))}", key="--model",
-            hint="a smaller model, or fewer layers of it, needs less",
-        )  # fmt: skip
+            f"not one configuration could be timed: {next(iter(skipped.values()))}",
+            key="--model",
+            hint="choose a smaller model or fewer layers",
+        )
     few = sum(len(kept.get(one.key, ())) < method.least for one in configurations if one.key not in skipped)
     flags = [*drift(log.visits), *_disturbed(log.visits)]
     if few:
@@ -142,7 +156,7 @@ def measure(
 
 
 def drift(visits: Sequence[Visit]) -> list[str]:
-    """Return a sentence if the canary's median in some round lies away from that of the whole run."""
+    """Return a sentence if the canary's median in some round differs from that of all rounds."""
     rounds: dict[int, list[float]] = {}
     for visit in visits:
         if visit.configuration.kind == CANARY:
@@ -170,7 +184,7 @@ def _disturbed(visits: Sequence[Visit]) -> list[str]:
 def _sample(
     prepared: Prepared, device: Device, method: Method, turn: int, before: Sequence[float], flush: bool
 ) -> list[tuple[float, float]]:
-    """Sample one visit: its share of the least number, and on until the median is known or the time is up."""
+    """Sample one visit: at least its share, then until the median is known or the time is up."""
     for _ in range(method.warmup):
         if prepared.before is not None:
             prepared.before()
@@ -196,13 +210,15 @@ def _once(prepared: Prepared, device: Device) -> tuple[float, float]:
     return prepared.seconds() if prepared.seconds is not None else device.time(prepared.call)
 
 
-def _visit(one: Configuration, turn: int, order: int, samples: Sequence[tuple[float, float]], watch: Watch) -> Visit:
-    seen = watch.look()
+def _visit(
+    one: Configuration, turn: int, order: int, samples: Sequence[tuple[float, float]], monitor: DisturbanceMonitor
+) -> Visit:
+    seen = monitor.check()
     flags = [f"throttled: {seen.what}"] * seen.throttled + [f"busy device: {seen.what}"] * seen.busy
     return Visit(one, turn, order, [s for s, _ in samples], [w for _, w in samples], flags)
 
 
-def _canary_visit(canary: Prepared, device: Device, watch: Watch, turn: int, order: int) -> Visit:
+def _canary_visit(canary: Prepared, device: Device, monitor: DisturbanceMonitor, turn: int, order: int) -> Visit:
     _once(canary, device)
     samples = [_once(canary, device) for _ in range(5)]
-    return _visit(Configuration(CANARY, CANARY, {}), turn, order, samples, watch)
+    return _visit(Configuration(CANARY, CANARY, {}), turn, order, samples, monitor)

@@ -1,4 +1,4 @@
-"""Raw samples on disk: each visit's are safe as soon as it ends, and a broken-off run goes on where it stopped.
+"""Raw samples on disk: each visit is saved as soon as it ends, and an interrupted run resumes.
 
 A folder holds one suite a file triple::
 
@@ -63,7 +63,7 @@ class SampleLog:
     """The samples of one suite in one folder.
 
     :ivar visits: those already there, in order.
-    :ivar manifest: as it stands in ``SUITE.json``.
+    :ivar manifest: the content of ``SUITE.json``.
     """
 
     def __init__(self, folder: Path, suite: Suite, manifest: dict[str, Any], visits: list[Visit]) -> None:
@@ -72,7 +72,7 @@ class SampleLog:
 
     @classmethod
     def open(cls, folder: Path, suite: Suite, plan: Mapping[str, Any], *, overwrite: bool = False) -> SampleLog:
-        """Open a folder; go on where a run of the same plan stopped.
+        """Open a folder; resume the run of the same plan that was interrupted there.
 
         :param plan: what decides which samples belong together (options, device, method). Other values than those of
             the samples in the folder are refused.
@@ -90,22 +90,27 @@ class SampleLog:
             stray = next((f for f in (folder / f"{suite}.jsonl", folder / f"{suite}.parquet") if f.exists()), None)
             if stray is not None:
                 raise InputError(
-                    f"this folder holds samples, but not {path.name}, which says of what", key="--out",
-                    got=str(stray), hint="put it back, give another folder, or --overwrite to start anew",
-                )  # fmt: skip
+                    f"this folder holds samples without {path.name}, which describes them",
+                    key="--out",
+                    got=str(stray),
+                    hint="put it back, give another folder, or add --overwrite to start over",
+                )
             manifest: dict[str, Any] = {"schema_version": 1, "suite": suite, "plan": dict(plan), "status": "running"}
             write_json(path, manifest)
             return cls(folder, suite, manifest, [])
         manifest = read_json(path)
         if not isinstance(manifest, dict) or not isinstance(manifest.get("plan"), dict):
-            raise OutputError("this is no manifest of samples", file=str(path), hint="--overwrite starts anew")
+            raise OutputError("this is not a manifest of samples", file=str(path), hint="add --overwrite to start over")
         different = [key for key in {**manifest["plan"], **plan} if manifest["plan"].get(key) != _plain(plan.get(key))]
         if different:
             key = sorted(different)[0]
             raise InputError(
-                f"this folder holds samples of another run: its {key} differs", key="--out", got=str(folder),
-                allowed=f"{key} {manifest['plan'].get(key)}", hint="give another folder, or --overwrite to start anew",
-            )  # fmt: skip
+                f"this folder holds samples of another run: its {key} differs",
+                key="--out",
+                got=str(folder),
+                allowed=f"{key} {manifest['plan'].get(key)}",
+                hint="give another folder, or add --overwrite to start over",
+            )
         return cls(folder, suite, manifest, list(_read(folder / f"{suite}.jsonl")))
 
     @property
@@ -116,7 +121,7 @@ class SampleLog:
     def add(self, visit: Visit) -> None:
         """Append a visit; when this returns it is on disk.
 
-        :raises OutputError: if the disk is full; earlier visits stay whole.
+        :raises OutputError: if the disk is full; earlier visits stay.
         """
         line = (json.dumps(asdict(visit), separators=(",", ":")) + "\n").encode()
         before = self._file.stat().st_size if self._file.exists() else 0
@@ -127,15 +132,16 @@ class SampleLog:
                 os.fsync(file.fileno())
         except OSError as error:
             if self._file.exists():
-                os.truncate(self._file, before)  # half a line would be taken for a killed run's, but why leave it
+                os.truncate(self._file, before)  # so that no half line stays
             raise OutputError(
-                f"can't write samples: {error.strerror or error}", file=str(self._file),
-                hint="the samples so far are kept; the same command goes on from there",
-            ) from None  # fmt: skip
+                f"can't write samples: {error.strerror or error}",
+                file=str(self._file),
+                hint="free some space and run the same command again: it resumes after the samples so far",
+            ) from None
         self.visits.append(visit)
 
     def once(self, **facts: Any) -> dict[str, Any]:
-        """Write facts that a resumed run must not change; return them as they stand."""
+        """Write facts that a resumed run must not change; return the manifest."""
         self.note(**{name: value for name, value in facts.items() if name not in self.manifest})
         return self.manifest
 
@@ -145,7 +151,7 @@ class SampleLog:
         write_json(self.folder / f"{self.suite}.json", self.manifest)
 
     def finish(self) -> Path:
-        """Write all samples as Parquet, and say in the manifest that the run is whole."""
+        """Write all samples as Parquet, and mark the run as finished in the manifest."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -161,10 +167,12 @@ class SampleLog:
             rows["seconds"] += visit.seconds
             rows["wall_s"] += visit.wall_s
             rows["flags"] += ["; ".join(visit.flags)] * count
-        table = pa.table({
-            name: pa.array(values).dictionary_encode() if name in _WORDS else pa.array(values)
-            for name, values in rows.items()
-        })  # fmt: skip
+        table = pa.table(
+            {
+                name: pa.array(values).dictionary_encode() if name in _WORDS else pa.array(values)
+                for name, values in rows.items()
+            }
+        )
         path = self.folder / f"{self.suite}.parquet"
         write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
         self.note(status="finished", samples=len(rows["seconds"]))
@@ -188,14 +196,17 @@ def read_samples(folder: Path, suite: Suite, needed: Sequence[str] = ("plan",)) 
     missing = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
     if missing:
         raise OutputError(
-            "this is no manifest of samples", file=str(folder / f"{suite}.json"), got=f"no {', '.join(missing)}",
-            hint=f"the same loraplan calibrate {suite} writes it anew when it ends",
-        )  # fmt: skip
+            "this is not a manifest of samples",
+            file=str(folder / f"{suite}.json"),
+            got=f"no {', '.join(missing)}",
+            hint=f"the same loraplan calibrate {suite} writes a new one when it ends",
+        )
     if not path.exists():
         raise OutputError(
-            f"there are no finished {suite} here", file=str(folder),
-            hint=f"run: loraplan calibrate {suite} --out {folder}; a broken-off run goes on where it stopped",
-        )  # fmt: skip
+            f"there are no finished {suite} here",
+            file=str(folder),
+            hint=f"run: loraplan calibrate {suite} --out {folder}; an interrupted run resumes",
+        )
     try:
         frame = pd.read_parquet(path)
         frame["parameters"] = [json.loads(text) for text in frame["parameters"].astype(str)]
@@ -205,7 +216,7 @@ def read_samples(folder: Path, suite: Suite, needed: Sequence[str] = ("plan",)) 
 
 
 def _read(path: Path) -> Iterable[Visit]:
-    """Yield the visits of a log; the line that a killed run left half written is cut off."""
+    """Yield the visits of a log; a last line that a killed run left incomplete is removed."""
     if not path.exists():
         return
     raw = path.read_bytes()
@@ -219,9 +230,12 @@ def _read(path: Path) -> Iterable[Visit]:
             yield Visit(**data)
         except (ValueError, TypeError, KeyError) as error:
             raise OutputError(
-                "this line holds no samples", file=str(path), line=number, got=str(error),
-                hint="remove the line, or start anew with --overwrite",
-            ) from None  # fmt: skip
+                "this line holds no samples",
+                file=str(path),
+                line=number,
+                got=str(error),
+                hint="remove the line, or add --overwrite to start over",
+            ) from None
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a finished run of samples says at a glance, in rows for a terminal."""
+"""Summarize a finished run of samples in rows for a terminal."""
 
 from __future__ import annotations
 
@@ -31,11 +31,17 @@ def sample_rows(log: SampleLog) -> Table:
         widths = [median_half_width(samples[key]) for key in keys]
         floors = [float(configurations[key].parameters.get("floor_s", float("nan"))) for key in keys]
         over = np.array(medians) / np.array(floors)
-        table.append([
-            kind, f"{len(keys):,}", f"{sum(len(samples[key]) for key in keys):,}", human_seconds(min(medians)),
-            human_seconds(max(medians)), f"{np.median(widths):.1%}" if np.isfinite(np.median(widths)) else "unknown",
-            f"{np.nanmedian(over):.1f}" if np.isfinite(over).any() else "",
-        ])  # fmt: skip
+        table.append(
+            [
+                kind,
+                f"{len(keys):,}",
+                f"{sum(len(samples[key]) for key in keys):,}",
+                human_seconds(min(medians)),
+                human_seconds(max(medians)),
+                f"{np.median(widths):.1%}" if np.isfinite(np.median(widths)) else "unknown",
+                f"{np.nanmedian(over):.1f}" if np.isfinite(over).any() else "",
+            ]
+        )
     return ("what", "configurations", "samples", "fastest", "slowest", "half-width of the median", "times the floor"), (
         table
     )

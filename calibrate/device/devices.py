@@ -1,7 +1,7 @@
 """The device that is measured: the same calls for ``cpu`` and ``cuda``.
 
-``CudaDevice`` is the whole of what only CUDA can do: events, graphs, page-locked memory, streams. The rest of
-``calibrate`` calls a ``Device``; sizes and what ``hardware`` asks of nvidia-smi go by its ``kind``.
+``CudaDevice`` has everything that needs CUDA: events, graphs, page-locked memory, streams. The rest of ``calibrate``
+calls a ``Device``; sizes and the queries of nvidia-smi in ``hardware`` depend on its ``kind``.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ class Device(Protocol):
         """Give cached memory back."""
         ...
 
-    def run_beside(self, call: Call) -> Call:
-        """Return a call that starts another beside what runs next (a side stream), and does not wait for it."""
+    def run_concurrently(self, call: Call) -> Call:
+        """Return a call that starts another on the side (in a stream of its own), and does not wait for it."""
         ...
 
     def lane(self) -> AbstractContextManager[None]:
-        """Hand what the block does to a queue of its own, and wait for that queue, and no other, at its end."""
+        """Run the block's work in a queue of its own, and wait for that queue alone at its end."""
         ...
 
 
@@ -100,7 +100,7 @@ class CpuDevice:
         self.torch_device = torch.device("cpu")
         self.flush_bytes = min(2 * _last_level_cache(), _FLUSH_LIMIT["cpu"])
         self._scratch = torch.ones(self.flush_bytes // 4, dtype=torch.float32)
-        self._beside: list[Future[object]] = []
+        self._concurrent: list[Future[object]] = []
 
     def time(self, call: Call) -> tuple[float, float]:
         started = time.perf_counter()
@@ -112,9 +112,9 @@ class CpuDevice:
         self._scratch.add_(1.0)
 
     def synchronize(self) -> None:
-        """Wait for what runs beside, and raise its error; other calls on the CPU end when they return."""
-        while self._beside:
-            self._beside.pop().result()
+        """Wait for calls of ``run_concurrently``, and raise their errors; other calls have ended already."""
+        while self._concurrent:
+            self._concurrent.pop().result()
 
     def capture(self, call: Call) -> Call:
         return call
@@ -131,9 +131,9 @@ class CpuDevice:
     def release(self) -> None:
         """Do nothing: the allocator gives memory back by itself."""
 
-    def run_beside(self, call: Call) -> Call:
+    def run_concurrently(self, call: Call) -> Call:
         pool = ThreadPoolExecutor(1)
-        return lambda: self._beside.append(pool.submit(call))
+        return lambda: self._concurrent.append(pool.submit(call))
 
     def lane(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -172,17 +172,17 @@ class CudaDevice:
         torch.cuda.synchronize()
 
     def capture(self, call: Call) -> Call:
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):  # what allocates or compiles at its first call may not do so in a graph
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what allocates or compiles at its first call may not do so in a graph
             for _ in range(3):
                 call()
-        torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
                 call()
-        except RuntimeError as error:  # such as a kernel that asks the host; memory that is full says so itself
+        except RuntimeError as error:  # such as a kernel that needs the host; full memory has an error of its own
             if out_of_memory(error):
                 raise
             raise UnavailableError(f"can't be captured as a CUDA graph: {str(error).splitlines()[0]}") from None
@@ -200,7 +200,7 @@ class CudaDevice:
     def release(self) -> None:
         torch.cuda.empty_cache()
 
-    def run_beside(self, call: Call) -> Call:
+    def run_concurrently(self, call: Call) -> Call:
         def started() -> object:
             with torch.cuda.stream(self._side):
                 return call()

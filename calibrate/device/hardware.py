@@ -1,4 +1,4 @@
-"""What the measured machine is, what it can do at best, and whether it was left in peace."""
+"""What the measured machine is, its best bandwidth and arithmetic rate, and whether other work disturbed it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ import torch
 from calibrate.device.devices import Device
 
 _NVIDIA = {
-    "driver": "driver_version", "clock, MHz": "clocks.sm", "highest clock, MHz": "clocks.max.sm",
-    "memory clock, MHz": "clocks.mem", "power cap, W": "power.limit", "temperature, C": "temperature.gpu",
-    "PCIe generation": "pcie.link.gen.current", "PCIe width": "pcie.link.width.current", "ECC": "ecc.mode.current",
-}  # fmt: skip
-"""What is asked of nvidia-smi: no serial numbers, no addresses."""
+    "driver": "driver_version",
+    "clock, MHz": "clocks.sm",
+    "highest clock, MHz": "clocks.max.sm",
+    "memory clock, MHz": "clocks.mem",
+    "power cap, W": "power.limit",
+    "temperature, C": "temperature.gpu",
+    "PCIe generation": "pcie.link.gen.current",
+    "PCIe width": "pcie.link.width.current",
+    "ECC": "ecc.mode.current",
+}
+"""Queried from nvidia-smi: no serial numbers, no addresses."""
 
 _THROTTLED = ("hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "sw_power_cap")
 _REASONS = ("clocks_event_reasons", "clocks_throttle_reasons")
 """What drivers call them since 535, and before."""
-_LOOK_EVERY_S = 5.0
-"""Asking nvidia-smi takes a good part of a second: between two looks the last answer holds."""
+_CHECK_EVERY_S = 5.0
+"""A call of nvidia-smi takes a good part of a second: between two checks the last answer is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """The most that the device was seen to do.
+    """The best rates that the device was measured at.
 
     :ivar bytes_per_s: a large copy within its memory, bytes read plus bytes written.
     :ivar flops_per_s: a large matrix product in the weights' number format.
@@ -65,9 +71,12 @@ def measure_ceilings(device: Device, dtype: torch.dtype, repeats: int = 7) -> Ce
 
 
 def describe(device: Device) -> dict[str, str]:
-    """Return the facts that belong beside every number measured on a device; no serial numbers."""
-    facts = {"name": device_name(device), "system": f"{platform.system()} {platform.machine()}",
-             "python": platform.python_version()}  # fmt: skip
+    """Return the facts to keep with every number measured on a device; no serial numbers."""
+    facts = {
+        "name": device_name(device),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
     for package in ("torch", "safetensors", "triton", "numpy", "loraplan"):
         try:
             facts[package] = version(package)
@@ -84,7 +93,7 @@ def describe(device: Device) -> dict[str, str]:
 
 
 def device_name(device: Device) -> str:
-    """Return the device as its maker calls it."""
+    """Return the name that the maker gives the device."""
     if device.kind == "cuda":
         return torch.cuda.get_device_name(0)
     for line in _lines(Path("/proc/cpuinfo")):
@@ -97,8 +106,8 @@ def device_name(device: Device) -> str:
 class Disturbance:
     """What may have disturbed a measurement.
 
-    :ivar throttled: the device held itself back (heat, power, a CPU quota).
-    :ivar busy: others were at work on it.
+    :ivar throttled: the device ran slower than it can (heat, power, a CPU quota).
+    :ivar busy: other processes used it.
     :ivar what: in words.
     """
 
@@ -107,19 +116,19 @@ class Disturbance:
     what: str
 
 
-class Watch:
-    """Look between visits whether the device is held back, or busy with somebody else's work."""
+class DisturbanceMonitor:
+    """Notice between visits that the device is throttled, or busy with other work."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._quota = _quota_hits()
-        self._seen, self._looked = Disturbance(False, False, ""), float("-inf")
+        self._seen, self._checked = Disturbance(False, False, ""), float("-inf")
 
-    def look(self) -> Disturbance:
-        """Return what has happened since the last look."""
+    def check(self) -> Disturbance:
+        """Return what has happened since the last check."""
         if self._device.kind == "cuda":
-            if time.monotonic() - self._looked >= _LOOK_EVERY_S:
-                self._seen, self._looked = _look_cuda(), time.monotonic()
+            if time.monotonic() - self._checked >= _CHECK_EVERY_S:
+                self._seen, self._checked = _check_cuda(), time.monotonic()
             return self._seen
         before, self._quota = self._quota, _quota_hits()
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
@@ -131,7 +140,7 @@ class Watch:
         return Disturbance(self._quota > before, load > cores + 0.5, "; ".join(words))
 
 
-def _look_cuda() -> Disturbance:
+def _check_cuda() -> Disturbance:
     reasons: list[str] = []
     for prefix in _REASONS:
         answer = _nvidia({name: f"{prefix}.{name}" for name in _THROTTLED})
@@ -164,7 +173,7 @@ def _smi(query: str) -> list[str]:
     ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs: its facts are missing, the measurement isn't
+    except (OSError, subprocess.TimeoutExpired):  # if a driver hangs, only its facts are missing
         return []
     return answer.stdout.splitlines() if answer.returncode == 0 else []
 

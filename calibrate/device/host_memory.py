@@ -1,4 +1,4 @@
-"""The memory of this machine, as Linux tells it; needs no torch."""
+"""The memory of this machine, as Linux reports it; needs no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def free_bytes() -> int:
-    """Return the host memory that can still be allocated; all of it where the system doesn't say."""
+    """Return the host memory that can still be allocated; all of it where the system doesn't report it."""
     return _read("MemAvailable")
 
 

@@ -67,7 +67,7 @@ def graphable(backend: str) -> bool:
 def check(backend: str, device: torch.device, dtype: torch.dtype, seed: int) -> float:
     """Compare a backend with the loop in float32 on fresh random inputs; return the largest relative error.
 
-    The error is ``|out - ref| / |ref|`` of the whole of y. Batches: decodes that share adapters, a long prompt, both
+    The error is ``|out - ref| / |ref|`` over all of y. Batches: decodes that share adapters, a long prompt, both
     at once with tokens that have no adapter; empty slots throughout.
     """
     draw = torch.Generator().manual_seed(seed)

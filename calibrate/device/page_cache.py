@@ -1,4 +1,4 @@
-"""The page cache: dropping a file from it, and seeing whether it is gone."""
+"""Drop a file from the page cache, and check that it is gone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 SCOPE = "this file's page cache on this machine; caches of the disk, the hypervisor or a file server may still hold it"
-"""What ``drop`` empties: the manifest says it beside every cold read."""
+"""What ``drop`` empties, as the manifest says."""
 
 _TRIES = 3
 
@@ -44,7 +44,7 @@ def resident_share(path: Path) -> float:
             call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
             failed = call(mapped.ctypes.data, size, pages.ctypes.data)
         finally:
-            del mapped  # the map can't be closed while it is looked at
+            del mapped  # the map can't be closed while an array refers to it
         if failed:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
     return float(np.mean(pages & 1))
@@ -64,7 +64,7 @@ def make_cold(path: Path) -> float:
 def why_not_cold(path: Path) -> str | None:
     """Return why a file can't be made cold here, in words; None where it can.
 
-    Pages are read first, so that what was cold anyway proves nothing.
+    Pages are read first: a file that was cold before would prove nothing.
     """
     try:
         path.read_bytes()

@@ -1,4 +1,4 @@
-"""What ``loraplan calibrate fit`` tells of a profile it fitted: errors on what was held out, and which form wins."""
+"""Report on a fitted profile: errors on held-out data, and which form of cost predicts better."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from calibrate.fit.regression import ADDITIVE, LEFT_OUT, MULTIPLICATIVE
+from calibrate.fit.cost_forms import ADDITIVE, MULTIPLICATIVE
 from sim.spec.profile import HoldOut, Profile
+from sim.studies.fidelity.least_squares import LEFT_OUT
 
 HEAD = ("predicted", "form", "held out", "rows", "mean error", "90 %", "bias")
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Additive against multiplicative, by mean held-out error over all configurations of the same kinds.
+    """Which form predicts better, by mean held-out error over all configurations of the same kinds.
 
     :ivar method: how both were held out.
     """
@@ -30,7 +31,7 @@ class Decision:
         errors = {ADDITIVE: self.additive, MULTIPLICATIVE: self.multiplicative}
         words = f"The {self.better} form predicts better: {errors[self.better]:.2%} against {errors[other]:.2%}"
         if self.better != ADDITIVE:
-            words += "; the profile holds the additive one, which is all that simulations know"
+            words += "; the profile holds the additive one, which is what simulations use"
         return f"{words} ({self.method})."
 
 

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from sim.errors import InputError
 from sim.spec.profile import HoldOut, LoadCost, TierCost
+from sim.studies.fidelity.least_squares import (
+    DRAWS,
+    LEFT_OUT,
+    Floats,
+    Problem,
+    hold_out_line,
+    left_out_errors,
+    resample,
+    solve,
+    sum_of_terms,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.float64]
 Tier = Literal["storage", "host"]
 
 TIERS: dict[Tier, str] = {"storage": "load storage", "host": "load host"}
-"""The whole load that each tier is fitted to, as configurations call it."""
+"""The kind of configuration that each tier is fitted to: complete loads."""
 
-_QUANTILES = 101
-_DRAWS = 16
+_TERMS = ("load", "tensor", "padded_tensor", "byte")
+_QUANTILES = np.linspace(0, 1, 101)
 _P99_SAMPLES = 100
 """Samples of a configuration from which on it has a p99 of its own."""
 _NO_BANDWIDTH = 1e15
@@ -31,7 +40,7 @@ _NO_BANDWIDTH = 1e15
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class LoadConfiguration:
     """The loads of one configuration.
 
     :ivar features: (4,): 1, tensors, padded tensors, bytes.
@@ -51,7 +60,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class ConcurrentLoads:
     """Loads at the same time.
 
     :ivar bytes_per_s: of all together, the median over adapters.
@@ -71,27 +80,27 @@ class LoadFit:
     :ivar cost: the law of both tiers.
     :ivar residuals: median absolute relative error of the fit by tier, as ``load.storage`` and ``load.host``.
     :ivar hold_out: errors on what was not fitted.
-    :ivar together: what loads at the same time do to each other; the law itself is of one load alone.
+    :ivar concurrent: what loads at the same time do to each other; the law itself is of one load alone.
     :ivar draws: bootstrap draws, fitted to configurations drawn with replacement.
-    :ivar slow_down: factor on a step beside copies; None where it wasn't timed.
+    :ivar slow_down: factor on a step while copies run; None where it wasn't timed.
     """
 
     cost: LoadCost
     residuals: dict[str, float]
     hold_out: tuple[HoldOut, ...]
-    together: tuple[Together, ...]
+    concurrent: tuple[ConcurrentLoads, ...]
     draws: tuple[LoadCost, ...]
     slow_down: float | None
 
 
 def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int = 1) -> LoadFit:
-    """Fit both tiers to the whole loads of a suite, those one at a time.
+    """Fit both tiers to the complete loads of a suite that ran one at a time.
 
     Non-negative least squares of relative errors over the medians of configurations.
 
     :param frame: samples, as ``read_samples`` gives them: key, kind, parameters, seconds, wall_s.
     :param manifest: of the same suite.
-    :raises InputError: if a tier has too few configurations; says why where the manifest does.
+    :raises InputError: if a tier has too few configurations; the hint gives the manifest's reason.
     """
     cells = {tier: _cells(frame, kind, manifest) for tier, kind in TIERS.items()}
     alone = {tier: [cell for cell in found if cell.concurrency == 1] for tier, found in cells.items()}
@@ -99,77 +108,78 @@ def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int
     hold_out = [row for tier in TIERS for row in (_leave_one_out(tier, alone[tier]), *_odd_even(tier, alone[tier]))]
     return LoadFit(
         LoadCost(storage=_tier_cost(alone["storage"]), host=_tier_cost(alone["host"])),
-        {f"load.{tier}": float(np.median(np.abs(_errors(_law(found), found)))) for tier, found in alone.items()},
+        {
+            f"load.{tier}": float(np.median(np.abs(_problem(found).errors(_law(found)))))
+            for tier, found in alone.items()
+        },
         tuple(hold_out),
-        tuple(row for tier in TIERS for row in _together(tier, cells[tier])),
-        tuple(
-            LoadCost(storage=_tier_cost(_drawn(alone["storage"], rng)), host=_tier_cost(_drawn(alone["host"], rng)))
-            for _ in range(_DRAWS)
-        ),
+        tuple(row for tier in TIERS for row in _concurrent(tier, cells[tier])),
+        tuple(LoadCost(**{tier: _tier_cost(resample(alone[tier], rng)) for tier in TIERS}) for _ in range(DRAWS)),
         manifest.get("slow_down"),
     )
 
 
-def _cells(frame: pd.DataFrame, kind: str, manifest: Mapping[str, Any]) -> list[Cell]:
-    """Return the configurations of one kind of whole load, by key."""
+def _cells(frame: pd.DataFrame, kind: str, manifest: Mapping[str, Any]) -> list[LoadConfiguration]:
+    """Return the configurations of one kind of complete load, by key."""
     found = []
     for key, rows in frame[frame["kind"] == kind].groupby("key", observed=True):
         p = rows["parameters"].iloc[0]
         features = np.array([1, p["tensors"], p["padded_tensors"], p["bytes"]], dtype=np.float64)
         seconds, wall = (rows[name].to_numpy(dtype=np.float64) for name in ("seconds", "wall_s"))
-        found.append(Cell(str(key), int(p["concurrency"]), features, seconds, wall))
+        found.append(LoadConfiguration(str(key), int(p["concurrency"]), features, seconds, wall))
     if sum(cell.concurrency == 1 for cell in found) < 2:
         reasons = [flag for flag in manifest.get("flags", ()) if "no cold" in flag or "skipped" in flag]
         raise InputError(
-            f"too few configurations of {kind!r} to fit a law", got=sum(cell.concurrency == 1 for cell in found),
-            allowed="2 or more", hint="; ".join(reasons[:3]) or "time more ranks and targets",
-        )  # fmt: skip
+            f"too few configurations of {kind!r} to fit a law",
+            got=sum(cell.concurrency == 1 for cell in found),
+            allowed="2 or more",
+            hint="; ".join(reasons[:3]) or "time more ranks and targets",
+        )
     return found
 
 
-def _law(cells: Sequence[Cell]) -> Floats:
-    """Return seconds per load, tensor, padded tensor and byte, none below 0."""
+def _problem(cells: Sequence[LoadConfiguration]) -> Problem:
     features = np.array([cell.features for cell in cells])
-    medians = np.array([cell.median for cell in cells])
-    scale = features.max(axis=0)
-    scale[scale == 0] = 1  # bytes are 1e8 times tensors: as they stand, nnls would stop early
-    solution = np.asarray(nnls(features / scale / medians[:, None], np.ones(len(medians)))[0], dtype=np.float64)
-    return np.asarray(solution / scale)
+    medians = [cell.median for cell in cells]
+    return Problem.of(dict(zip(_TERMS, features.T, strict=True)), medians, configuration=[cell.key for cell in cells])
 
 
-def _tier_cost(cells: Sequence[Cell]) -> TierCost:
+_fit = partial(solve, loss="relative")
+
+
+def _law(cells: Sequence[LoadConfiguration]) -> Floats:
+    """Return seconds per load, tensor, padded tensor and byte, none below 0."""
+    return _fit(_problem(cells))
+
+
+def _tier_cost(cells: Sequence[LoadConfiguration]) -> TierCost:
     law = _law(cells)
     return TierCost(
-        open_s=float(law[0]), per_tensor_s=float(law[1]), per_padded_tensor_s=float(law[2]),
+        open_s=float(law[0]),
+        per_tensor_s=float(law[1]),
+        per_padded_tensor_s=float(law[2]),
         bandwidth_bytes_per_s=1 / float(law[3]) if law[3] > 1 / _NO_BANDWIDTH else _NO_BANDWIDTH,
         residual=tuple(float(f"{value:.5g}") for value in _residual(cells, law)),
-    )  # fmt: skip
+    )
 
 
-def _residual(cells: Sequence[Cell], law: Floats) -> Floats:
+def _residual(cells: Sequence[LoadConfiguration], law: Floats) -> Floats:
     """Return the quantiles of measured over predicted, every configuration with the same weight."""
     ratios = np.concatenate([cell.seconds / (cell.features @ law) for cell in cells])
     weights = np.concatenate([np.full(len(cell.seconds), 1 / len(cell.seconds)) for cell in cells])
     order = np.argsort(ratios)
     ratios, weights = ratios[order], weights[order]
     at = (np.cumsum(weights) - weights / 2) / weights.sum()
-    return np.asarray(np.interp(np.linspace(0, 1, _QUANTILES), at, ratios))
+    return np.asarray(np.interp(_QUANTILES, at, ratios))
 
 
-def _errors(law: Floats, cells: Sequence[Cell]) -> Floats:
-    """Return (predicted − measured) / measured of the medians."""
-    return np.array([float(cell.features @ law) / cell.median - 1 for cell in cells])
+def _leave_one_out(tier: Tier, cells: Sequence[LoadConfiguration]) -> HoldOut:
+    errors = left_out_errors(_problem(cells), sum_of_terms(_fit))
+    return hold_out_line(f"medians of loads from {tier}", "law", LEFT_OUT, errors)
 
 
-def _leave_one_out(tier: Tier, cells: Sequence[Cell]) -> HoldOut:
-    errors = [
-        float(_errors(_law([*cells[:index], *cells[index + 1 :]]), [cell])[0]) for index, cell in enumerate(cells)
-    ]
-    return _hold_out(f"medians of loads from {tier}", "leave one configuration out", errors)
-
-
-def _odd_even(tier: Tier, cells: Sequence[Cell]) -> list[HoldOut]:
-    """Return how well law and residual of the even samples meet p50 and p99 of the odd ones.
+def _odd_even(tier: Tier, cells: Sequence[LoadConfiguration]) -> list[HoldOut]:
+    """Return how well law and residual of the even samples predict p50 and p99 of the odd ones.
 
     A p99 is compared configuration by configuration where both halves together have 100 samples, else for the pooled
     ratios of all configurations.
@@ -180,32 +190,24 @@ def _odd_even(tier: Tier, cells: Sequence[Cell]) -> list[HoldOut]:
     residual = _residual(even, law)
     rows = []
     for share, name in ((0.5, "p50"), (0.99, "p99")):
-        factor = float(np.interp(share, np.linspace(0, 1, _QUANTILES), residual))
+        factor = float(np.interp(share, _QUANTILES, residual))
         enough = [cell for cell in odd if share < 0.99 or 2 * len(cell.seconds) >= _P99_SAMPLES]
         errors = [factor * float(cell.features @ law) / float(np.quantile(cell.seconds, share)) - 1 for cell in enough]
         if not enough:
-            measured = float(np.interp(share, np.linspace(0, 1, _QUANTILES), _residual(odd, law)))
+            measured = float(np.interp(share, _QUANTILES, _residual(odd, law)))
             errors = [factor / measured - 1]
         what = f"{name} of loads from {tier}" + ("" if enough else ", all configurations pooled")
-        rows.append(_hold_out(what, "even samples predict odd ones", errors))
+        rows.append(hold_out_line(what, "law", "even samples predict odd ones", errors))
     return rows
 
 
-def _half(cell: Cell, first: int) -> Cell:
+def _half(cell: LoadConfiguration, first: int) -> LoadConfiguration:
     """Return every other sample of a configuration; all where there is but one."""
     part = slice(first, None, 2) if len(cell.seconds) > 1 else slice(None)
-    return Cell(cell.key, cell.concurrency, cell.features, cell.seconds[part], cell.wall_s[part])
+    return replace(cell, seconds=cell.seconds[part], wall_s=cell.wall_s[part])
 
 
-def _hold_out(what: str, method: str, errors: Sequence[float]) -> HoldOut:
-    sizes = np.abs(errors)
-    return HoldOut(
-        what=what, form="law", method=method, count=len(errors), mean=float(np.mean(sizes)),
-        p90=float(np.quantile(sizes, 0.9)), bias=float(np.mean(errors)),
-    )  # fmt: skip
-
-
-def _together(tier: Tier, cells: Sequence[Cell]) -> list[Together]:
+def _concurrent(tier: Tier, cells: Sequence[LoadConfiguration]) -> list[ConcurrentLoads]:
     alone = {tuple(cell.features): cell for cell in cells if cell.concurrency == 1}
     rows = []
     for count in sorted({cell.concurrency for cell in cells}):
@@ -213,9 +215,5 @@ def _together(tier: Tier, cells: Sequence[Cell]) -> list[Together]:
         if some:
             rates = [count * cell.features[3] / float(np.median(cell.wall_s)) for cell in some]
             factors = [cell.median / alone[tuple(cell.features)].median for cell in some]
-            rows.append(Together(tier, count, float(np.median(rates)), float(np.median(factors))))
+            rows.append(ConcurrentLoads(tier, count, float(np.median(rates)), float(np.median(factors))))
     return rows
-
-
-def _drawn(cells: Sequence[Cell], rng: np.random.Generator) -> list[Cell]:
-    return [cells[index] for index in rng.integers(0, len(cells), len(cells))]

@@ -8,28 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.fit.load_fit import LoadFit, fit_load_samples
-from calibrate.fit.regression import (
+from calibrate.fit.cost_forms import (
     ADDITIVE,
-    DRAWS,
     FAR_CORNER,
-    LEFT_OUT,
     MULTIPLICATIVE,
-    Problem,
-    additive,
-    bootstrap,
     corner_errors,
     hold_outs,
-    left_out_errors,
     multiplicative,
     sample_residual,
-    solve,
 )
-from calibrate.fit.sample_terms import Terms, TimedSteps, timed_steps
+from calibrate.fit.load_fit import LoadFit, fit_load_samples
+from calibrate.fit.sample_terms import StepTerms, TimedSteps, timed_steps
 from calibrate.samples import read_samples
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file
 from sim.spec.profile import Conditions, Draw, Envelope, HoldOut, Memory, Profile, Provenance
+from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, additive, bootstrap, left_out_errors, solve
 from sim.traffic.adapters import ModelShape, model_shape
 
 UTILIZATION = 0.9
@@ -46,7 +40,7 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
     """Fit the profile of what was timed in a folder, with LoRA by the first of the backends that were timed.
 
     :param model: None, or the base model that must have been timed.
-    :param command: how to repeat it, for the profile's provenance.
+    :param command: reproduces the profile; kept in its provenance.
     :raises InputError: where samples are missing, of another model, or of no such backend.
     """
     step_frame, step_facts = read_samples(folder, "steps", _STEP_FACTS)
@@ -56,24 +50,29 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
         name = facts["plan"]["model"]
         if name != (model or timed):
             raise InputError(
-                f"the {suite} were timed for another model", key="--model", got=model or name, allowed=str(timed),
+                f"the {suite} were timed for another model",
+                key="--model",
+                got=model or name,
+                allowed=str(timed),
                 file=str(folder / f"{suite}.json"),
-            )  # fmt: skip
+            )
     backend = str(step_facts["plan"]["backends"][0])
     steps = timed_steps(step_frame, step_facts, backend)
-    terms = Terms.of(steps)
+    terms = StepTerms.of(steps)
     adapted = int((steps.column("distinct") > 0).sum())
     if adapted < terms.count_lora:
         raise InputError(
-            "too few steps with LoRA to fit its costs", file=str(folder / "steps.parquet"), got=adapted,
+            "too few steps with LoRA to fit its costs",
+            file=str(folder / "steps.parquet"),
+            got=adapted,
             allowed=f"at least {terms.count_lora}, of the backend {backend}",
-            hint="what was skipped, and why, stands in steps.json",
-        )  # fmt: skip
+            hint="steps.json lists what was skipped and why",
+        )
     problem = terms.problem(steps)
     found = solve(problem)
     loads = fit_load_samples(load_frame, load_facts)
     shape = model_shape(timed)
-    draws = [terms.step_cost(one) for one in bootstrap(problem, DRAWS, seed=1)]
+    draws = [terms.step_cost(one) for one in bootstrap(problem, seed=1)]
     hold_out = (*step_hold_outs(problem, terms), *loads.hold_out)
     device = str(step_facts["device"]["name"])
     predicted = problem.features @ found
@@ -89,7 +88,7 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
         load=loads.cost,
         memory=_memory(shape, int(step_facts["memory_bytes"])),
         envelope=_envelope(steps),
-        sources=_sources(step_facts) | _together(loads),
+        sources=_sources(step_facts) | _concurrent(loads),
         error=_words(hold_out),
         provenance=Provenance(
             command=command,
@@ -111,7 +110,7 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
     )
 
 
-def step_hold_outs(problem: Problem, terms: Terms) -> tuple[HoldOut, ...]:
+def step_hold_outs(problem: Problem, terms: StepTerms) -> tuple[HoldOut, ...]:
     """Return the errors of both forms of step cost, left out and at the far corner."""
     forms = {ADDITIVE: additive, MULTIPLICATIVE: multiplicative(terms.base, _FACTORS)}
     return tuple(
@@ -123,7 +122,7 @@ def step_hold_outs(problem: Problem, terms: Terms) -> tuple[HoldOut, ...]:
 
 
 def _memory(shape: ModelShape, total: int) -> Memory:
-    """Return memory by formula: of an engine's own use a calibration of steps knows nothing."""
+    """Return memory by formula: timed steps do not show what an engine uses itself."""
     return Memory(
         total_bytes=total,
         utilization=UTILIZATION,
@@ -169,19 +168,23 @@ def _sources(facts: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _together(loads: LoadFit) -> dict[str, str]:
+def _concurrent(loads: LoadFit) -> dict[str, str]:
     """Return what loads at the same time do to each other: measured, but not part of the law."""
-    words = {} if loads.slow_down is None else {
-        "load": f"loads.parquet: medians of whole loads; residuals hold every sample. A decode step beside copies took "
-        f"{loads.slow_down:.2f} times as long as alone (timed; not part of the law)"
-    }  # fmt: skip
-    return words | {
-        f"load.{tier}.bandwidth_bytes_per_s": "; ".join(
-            f"{one.concurrency} at once: {one.bytes_per_s / 1e6:,.0f} MB/s together, each {one.slow_down:.2f} times as "
-            "long" for one in loads.together if one.tier == tier
-        ) + " (timed; the law is of one load alone)"
-        for tier in dict.fromkeys(one.tier for one in loads.together)
-    }  # fmt: skip
+    sources = {}
+    if loads.slow_down is not None:
+        sources["load"] = (
+            "loads.parquet: medians of whole loads; residuals hold every sample. A decode step beside copies took "
+            f"{loads.slow_down:.2f} times as long as alone (timed; not part of the law)"
+        )
+    for tier in dict.fromkeys(one.tier for one in loads.concurrent):
+        words = [
+            f"{one.concurrency} at once: {one.bytes_per_s / 1e6:,.0f} MB/s together, "
+            f"each {one.slow_down:.2f} times as long"
+            for one in loads.concurrent
+            if one.tier == tier
+        ]
+        sources[f"load.{tier}.bandwidth_bytes_per_s"] = "; ".join(words) + " (timed; the law is of one load alone)"
+    return sources
 
 
 def _words(hold_out: tuple[HoldOut, ...]) -> str:

@@ -7,21 +7,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from calibrate.device.lora_backends import REFERENCE
-from calibrate.fit.regression import Problem, ramps
+from calibrate.fit.cost_forms import ramps
 from sim.errors import InputError
 from sim.spec.profile import LoraCost, StepCost
+from sim.studies.fidelity.least_squares import Floats, Problem
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.float64]
 
 _BASE = ("sequence", "kv_token", "attended", "prefill_step")
-_LORA = ("lora", "slot", "slot_token", "slot_prefill_token", "adapter", "adapter_max_rank", "adapter_rank",
-         "token_rank")  # fmt: skip
+_LORA = (
+    "lora",
+    "slot",
+    "slot_token",
+    "slot_prefill_token",
+    "adapter",
+    "adapter_max_rank",
+    "adapter_rank",
+    "token_rank",
+)
 CLASSES = ("base decode steps", "LoRA decode steps", "base prefill steps", "LoRA prefill steps")
 
 
@@ -65,11 +73,13 @@ def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str =
     }
     graphed = {_twin(key) for key in groups if key.endswith(" graph")}
     chosen = [
-        key for key in groups
-        if kinds[key] in ("decode", "prefill", "mixed") and parameters[key]["backend"] in ("", backend)
+        key
+        for key in groups
+        if kinds[key] in ("decode", "prefill", "mixed")
+        and parameters[key]["backend"] in ("", backend)
         and (not parameters[key]["targets"] or len(parameters[key]["targets"].split(",")) == 7)
         and not (key.endswith(" eager") and _twin(key) in graphed)
-    ]  # fmt: skip
+    ]
     if not any(parameters[key]["backend"] for key in chosen):
         timed = sorted({str(one["backend"]) for one in parameters.values() if one.get("backend")})
         raise InputError(
@@ -92,7 +102,7 @@ def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str =
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class StepTerms:
     """The terms that steps are fitted with: a monotone table over tokens, and what is linear.
 
     :ivar knots: tokens at which the table has an entry, rising.
@@ -101,7 +111,7 @@ class Terms:
     knots: tuple[int, ...]
 
     @classmethod
-    def of(cls, steps: TimedSteps, limit: int = 12) -> Terms:
+    def of(cls, steps: TimedSteps, limit: int = 12) -> StepTerms:
         """Return terms with knots at measured sizes of base steps, at most ``limit`` of them."""
         base = np.array(["base" in name for name in steps.classes])
         sizes = np.unique(steps.column("tokens")[base]).astype(int)
@@ -124,8 +134,8 @@ class Terms:
         """The terms of a step without LoRA."""
         return tuple(name for name in self.names if name not in _LORA)
 
-    def features(self, steps: TimedSteps) -> Floats:
-        """Return what each term is multiplied with, (n, terms).
+    def columns(self, steps: TimedSteps) -> dict[str, ArrayLike]:
+        """Return what each term is multiplied with, (n,).
 
         ``tokens_to_K`` rises from 0 to 1 between the knot before K and K: non-negative terms make a table that never
         falls.
@@ -134,28 +144,39 @@ class Terms:
         prefill, distinct, rank = steps.column("prefill_tokens"), steps.column("distinct"), steps.column("max_rank")
         table = ramps(tokens, (0, *self.knots))
         columns = {
-            "step": np.ones_like(tokens), "sequence": steps.column("sequences"),
-            "kv_token": steps.column("decode_kv_tokens"), "attended": steps.column("attended"),
-            "prefill_step": prefill > 0, "lora": on, "slot": slots, "slot_token": slots * tokens,
-            "slot_prefill_token": slots * prefill, "adapter": distinct, "adapter_max_rank": distinct * rank,
-            "adapter_rank": steps.column("rank_sum"), "token_rank": steps.column("rank_tokens"),
-        }  # fmt: skip
+            "step": np.ones_like(tokens),
+            "sequence": steps.column("sequences"),
+            "kv_token": steps.column("decode_kv_tokens"),
+            "attended": steps.column("attended"),
+            "prefill_step": prefill > 0,
+            "lora": on,
+            "slot": slots,
+            "slot_token": slots * tokens,
+            "slot_prefill_token": slots * prefill,
+            "adapter": distinct,
+            "adapter_max_rank": distinct * rank,
+            "adapter_rank": steps.column("rank_sum"),
+            "token_rank": steps.column("rank_tokens"),
+        }
         columns |= {f"tokens_to_{knot}": values for knot, values in zip(self.knots, table.T, strict=True)}
-        return np.column_stack([columns[name] for name in self.names]).astype(np.float64)
+        return {name: columns[name] for name in self.names}
 
     def problem(self, steps: TimedSteps) -> Problem:
         """Return the equations of timed steps; every configuration counts the same."""
-        count, adapters = len(steps.keys), steps.column("distinct") > 0
+        adapters = steps.column("distinct") > 0
         axes = (
             np.where(steps.column("prefill_tokens") > 0, steps.column("prefill_tokens"), np.nan),
-            steps.column("sequences"), steps.column("decode_kv_tokens"),
+            steps.column("sequences"),
+            steps.column("decode_kv_tokens"),
             *(np.where(adapters, steps.column(name), np.nan) for name in ("distinct", "slots", "max_rank")),
-        )  # fmt: skip
-        return Problem(
-            features=self.features(steps), known=np.zeros(count), seconds=steps.seconds, weight=np.ones(count),
-            kind=tuple(map(str, steps.classes)), configuration=tuple(steps.keys), terms=self.names,
+        )
+        return Problem.of(
+            self.columns(steps),
+            steps.seconds,
+            kind=steps.classes.tolist(),
+            configuration=steps.keys,
             settings=np.column_stack(axes),
-        )  # fmt: skip
+        )
 
     def step_cost(self, found: Floats) -> StepCost:
         """Return the profile section of fitted terms, (terms,)."""

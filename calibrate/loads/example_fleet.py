@@ -1,7 +1,7 @@
-"""A small fleet of adapter folders to try a census on: real headers and sizes, and nearly no bytes on the disk.
+"""A small fleet of adapter folders to try a census on: real headers and sizes, and hardly any bytes on the disk.
 
-The tensors of these adapters are holes in sparse files, zeros but for a few bytes that tell one from another: enough
-for whoever reads headers, sizes and copies, and of no use for serving.
+The tensors of these adapters are holes in sparse files, zeros but for a few bytes that differ from adapter to adapter:
+enough to read headers and sizes and to find copies, and useless for serving.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MARK = 64
 def header_of(
     model: str, rank: int, targets: Targets, dtype: str, more: Mapping[str, tuple[int, ...]] | None = None
 ) -> tuple[bytes, int]:
-    """Return an adapter's header as it stands in the file, length first, and the bytes of all tensors.
+    """Return an adapter's header as in the file, length first, and the bytes of all tensors.
 
     :param more: names and shapes of further tensors.
     """
@@ -61,12 +61,12 @@ def write_sparse(folder: Path, start: bytes, data_bytes: int, config: Mapping[st
 def write_example_fleet(root: Path) -> list[Path]:
     """Write 16 adapters of Llama-3.1-8B with what fleets have: some of rank 64, a copy, DoRA, fp32, another base.
 
-    :raises InputError: if something stands there already.
+    :raises InputError: if the folder exists already.
     :raises OutputError: if the folder can't be written.
     """
     name = printable(str(root), 300)
     if root.exists() or root.is_symlink():
-        raise InputError("something stands there already", key="--example", got=name, hint="give a new folder")
+        raise InputError("this folder exists already", key="--example", got=name, hint="give a new folder")
     magnitudes = {
         f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_magnitude_vector": (4096,) for layer in range(32)
     }

@@ -1,4 +1,4 @@
-"""What copies to the device do to a step that runs at the same time."""
+"""Time a step while copies to the device run at the same time."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ COPY_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Of one copy, by kind of device."""
 
 _LONGER = 3
-"""Copies are to last so many times as long as the step alone."""
+"""Copies last so many times as long as the step alone."""
 
 
 def interference_configurations(device: Device) -> list[Configuration]:
-    """Return a step alone and beside copies."""
-    parameters: dict[str, Value] = {"stage": INTERFERENCE, "tier": "host", "concurrency": 1,
-                                    "bytes": COPY_BYTES[device.kind]}  # fmt: skip
+    """Return the configurations of a step alone and with copies at the same time."""
+    parameters: dict[str, Value] = {
+        "stage": INTERFERENCE,
+        "tier": "host",
+        "concurrency": 1,
+        "bytes": COPY_BYTES[device.kind],
+    }
     return [Configuration(key, INTERFERENCE, parameters) for key in (ALONE, BESIDE)]
 
 
 def slow_down_of(visits: Sequence[Visit]) -> float:
-    """Return the median of a step beside copies over that of the step alone; NaN where one wasn't timed."""
+    """Return the median of a step with copies over that of the step alone; NaN where one wasn't timed."""
     samples: dict[str, list[float]] = {ALONE: [], BESIDE: []}
     for visit in visits:
         if visit.configuration.kind == INTERFERENCE:
@@ -43,7 +47,7 @@ def slow_down_of(visits: Sequence[Visit]) -> float:
 
 @contextmanager
 def interference(device: Device, step: Prepared, copied: int, *, beside: bool) -> Iterator[Prepared]:
-    """Set a step up, alone or beside copies of ``copied`` bytes that outlast it."""
+    """Set a step up, alone or with copies of ``copied`` bytes that outlast it."""
     source = device.pin(torch.ones(copied, dtype=torch.uint8))
     target = torch.empty_like(source, device=device.torch_device)
     copy_s, step_s = (min(device.time(call)[1] for _ in range(4)) for call in (lambda: target.copy_(source), step.call))
@@ -53,7 +57,7 @@ def interference(device: Device, step: Prepared, copied: int, *, beside: bool) -
         for _ in range(times):
             target.copy_(source, non_blocking=True)
 
-    start, call = device.run_beside(copies), step.call
+    start, call = device.run_concurrently(copies), step.call
 
     def both() -> object:
         if beside:
@@ -61,7 +65,7 @@ def interference(device: Device, step: Prepared, copied: int, *, beside: bool) -
         return call()
 
     def seconds() -> tuple[float, float]:
-        took = device.time(both)  # the copies are handed over first: a device's clock starts when all else is done
+        took = device.time(both)  # the copies are started first: a device's clock starts when all else is done
         device.synchronize()
         return took
 

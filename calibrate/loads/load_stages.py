@@ -24,9 +24,18 @@ from sim.spec.units import human_bytes
 from sim.traffic.adapters import ModelShape
 
 Stage = Literal[
-    "open", "read cold", "read warm", "pin", "copy per tensor", "copy one buffer", "slot write", "slot write padded",
-    "evict", "load storage", "load host",
-]  # fmt: skip
+    "open",
+    "read cold",
+    "read warm",
+    "pin",
+    "copy per tensor",
+    "copy one buffer",
+    "slot write",
+    "slot write padded",
+    "evict",
+    "load storage",
+    "load host",
+]
 
 COLD = ("read cold", "load storage")
 """Stages that start with a file that is not in the page cache."""
@@ -34,9 +43,7 @@ COLD = ("read cold", "load storage")
 IN_SLOTS = ("slot write", "slot write padded", "evict", "load storage", "load host")
 """Stages that write into slot buffers."""
 
-DTYPES = {
-    "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn,
-}  # fmt: skip
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 
 _RESIDENT_LIMIT = 0.01
 
@@ -49,9 +56,7 @@ class Slots:
     A is (slots, max_rank, d_in), B is (slots, d_out, max_rank), one pair for every module of every layer.
     """
 
-    def __init__(
-        self, shape: ModelShape, count: int, max_rank: int, dtype: torch.dtype, device: torch.device
-    ) -> None:  # fmt: skip
+    def __init__(self, shape: ModelShape, count: int, max_rank: int, dtype: torch.dtype, device: torch.device) -> None:
         self._slots: list[Tensors] = [{} for _ in range(count)]
         for name, size in tensor_shapes(shape, max_rank, "all-linear").items():
             stacked = torch.zeros((count, *size), dtype=dtype, device=device)
@@ -104,7 +109,7 @@ class Bench:
     @contextmanager
     def open(self, stage: Stage, files: Sequence[Path], max_rank: int, dtype: str, size: int) -> Iterator[Prepared]:
         """Set a stage up for these adapters at the same time, one thread each; ``seconds`` of a sample are the mean
-        of one load, ``wall_s`` those of all, both by the wall clock, both from the instant when all are asked for.
+        of one load, ``wall_s`` those of all, both by the wall clock, both from the start of all.
 
         :param size: bytes of one adapter.
         :raises MemoryError: if the stage would not fit into the memory that is free.
@@ -131,8 +136,9 @@ class Bench:
         if self.device.kind == "cpu":
             host, device = host + device, 0
         for needed, free, where in (
-            (host, host_memory.free_bytes(), "host memory"), (device, self.device.free_bytes(), "device memory"),
-        ):  # fmt: skip
+            (host, host_memory.free_bytes(), "host memory"),
+            (device, self.device.free_bytes(), "device memory"),
+        ):
             if needed > free:
                 raise MemoryError(f"{human_bytes(needed)} of {where} needed, {human_bytes(free)} free")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -24,9 +25,9 @@ from calibrate.loads.interference import (
     slow_down_of,
 )
 from calibrate.loads.load_stages import COLD, Bench, Stage, one_thread
-from calibrate.loads.synthetic_adapters import adapter_bytes, group_name, synthesize
+from calibrate.loads.synthetic_adapters import SyntheticAdapter, adapter_bytes, group_name, synthesize
 from calibrate.measure import QUICK as QUICK_METHOD
-from calibrate.measure import Method, Prepared, measure
+from calibrate.measure import Method, Prepared, TimedWork, measure
 from calibrate.samples import Configuration, SampleLog, Value
 from calibrate.steps.step_timing import decode_step
 from sim.errors import InputError, OutputError
@@ -36,11 +37,12 @@ from sim.traffic.adapters import SHAPES, ModelShape, tensor_count
 from sim.training.files.adapter_folder import only_dtype, read_adapter
 
 _MARGIN = 1.05  # of disk space: headers, configurations, blocks
+_LOADS: tuple[Stage, ...] = ("load storage", "load host")
 _FILE_STAGES: tuple[Stage, ...] = ("open", "read cold", "read warm", "pin", "copy per tensor", "copy one buffer")
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class LoadGrid:
     """Which adapters loads are timed with.
 
     :ivar concurrency: loads at the same time. Above 1 only the smallest and the largest rank are timed.
@@ -52,108 +54,124 @@ class Grid:
     concurrency: tuple[int, ...] = (1, 2, 4, 8)
 
 
-QUICK = Grid(ranks=(8, 32), targets=(("q", "v"), "all-linear"), concurrency=(1, 4))
+QUICK = LoadGrid(ranks=(8, 32), targets=(("q", "v"), "all-linear"), concurrency=(1, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What is timed of loads.
+
+    :ivar model: a key of ``SHAPES``.
+    :ivar method, grid: by default those for ``quick`` or for a full run.
+    :ivar step: what copies may slow down; by default a decode step of the model's first layers.
+    :ivar keep: leave the adapters on disk.
+    """
+
+    model: str
+    quick: bool = False
+    seed: int = 1
+    method: Method | None = None
+    grid: LoadGrid | None = None
+    step: Prepared | None = None
+    keep: bool = False
 
 
 def time_loads(
+    options: LoadOptions,
     device: Device,
-    model: str,
     out: Path,
     *,
-    quick: bool = False,
-    seed: int = 1,
     command: str = "",
     overwrite: bool = False,
-    method: Method | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    grid: Grid | None = None,
-    step: Prepared | None = None,
-    keep: bool = False,
 ) -> SampleLog:
-    """Time loads stage by stage, or what is left of it in ``out``; the log's manifest says how it went.
+    """Time loads stage by stage, or the rest of an interrupted run in ``out``; the log's manifest says how it went.
 
     Adapters of noise are written to ``out/adapters`` and removed at the end; an interrupted run leaves them to the
-    next. The manifest holds ``slow_down``, the factor on a step while copies run beside it.
+    next. The manifest holds ``slow_down``, the factor on a step while copies run at the same time.
 
-    :param model: a key of ``SHAPES``.
-    :param step: what copies may slow down; by default a decode step of the model's first layers.
-    :param keep: leave the adapters.
     :raises InputError: for an unknown model, too little disk or memory, or a folder with samples of another run.
     :raises OutputError: if the disk fills up; samples so far stay.
     """
+    model, seed, keep = options.model, options.seed, options.keep
     if model not in SHAPES:
         raise InputError("unknown model", key="--model", got=model, allowed=", ".join(SHAPES))
-    method = method or (QUICK_METHOD if quick else Method())
-    grid = grid or (QUICK if quick else Grid())
+    method = options.method or (QUICK_METHOD if options.quick else Method())
+    grid = options.grid or (QUICK if options.quick else LoadGrid())
     bench = Bench(device, SHAPES[model])
     facts = describe(device)
     plan = {
-        "model": model, "seed": seed, "device": facts["name"], "torch": facts["torch"], "grid": asdict(grid),
-        "step": "given" if step else "decode", **asdict(method),
-    }  # fmt: skip
+        "model": model,
+        "seed": seed,
+        "device": facts["name"],
+        "torch": facts["torch"],
+        "grid": asdict(grid),
+        "step": "given" if options.step else "decode",
+        **asdict(method),
+    }
     configurations = [*load_configurations(bench.shape, grid), *interference_configurations(device)]
     _require_memory(bench, configurations)
     log = SampleLog.open(out, "loads", plan, overwrite=overwrite)
     log.once(command=command, date=f"{datetime.date.today()}", device=facts)
-    scratch = _Scratch(out / "adapters", model, seed, configurations)
+    scratch = _ScratchAdapters(out / "adapters", model, seed, configurations)
     try:
         scratch.write(_unfinished(configurations, log, method))
         timed, flags = _without_cold(configurations, scratch)
-        opens = _opener(bench, scratch, device, step or decode_step(model, device))
-        flags += measure(timed, opens, _canary(device), device, log, method, seed=seed, progress=progress)
+        opens = _opener(bench, scratch, device, options.step or decode_step(model, device))
+        work = TimedWork(timed, opens, _canary(device))
+        flags += measure(work, device, log, method, seed=seed, progress=progress)
     except KeyboardInterrupt:
-        keep = True  # the same command goes on with them
+        keep = True  # the same command resumes with them
         raise
     finally:
         if not keep:
             scratch.remove()
         resident = {**log.manifest.get("page_cache", {}).get("still resident, at most", {}), **bench.resident}
-        with suppress(OutputError):  # a full disk: the error that is on its way says more
+        with suppress(OutputError):  # a full disk: the error being raised says more
             log.note(page_cache={"scope": SCOPE, "still resident, at most": resident})
     log.note(flags=[*flags, *bench.warm_flags()], slow_down=slow_down_of(log.visits))
     log.finish()
     return log
 
 
-def load_configurations(shape: ModelShape, grid: Grid) -> list[Configuration]:
+def load_configurations(shape: ModelShape, grid: LoadGrid) -> list[Configuration]:
     """Return the stages of every adapter of a grid, at every concurrency."""
     top, ends = max(grid.ranks), {min(grid.ranks), max(grid.ranks)}
     found = []
-    for count in grid.concurrency:
+    for count, dtype in itertools.product(grid.concurrency, grid.dtypes):
         ranks = [rank for rank in grid.ranks if count == 1 or rank in ends]
-        for dtype in grid.dtypes:
-            found += [_configuration("evict", shape, rank, rank, "all-linear", dtype, count) for rank in ranks]
-            for rank in ranks:
-                for targets in grid.targets:
-                    found += [_configuration(s, shape, rank, rank, targets, dtype, count) for s in _FILE_STAGES]
-                    for max_rank in sorted({rank, top}):
-                        write: Stage = "slot write padded" if rank < max_rank else "slot write"
-                        found += [
-                            _configuration(stage, shape, rank, max_rank, targets, dtype, count)
-                            for stage in (write, *_LOADS)
-                        ]
+        everywhere = [SyntheticAdapter(shape, "", rank, "all-linear", dtype) for rank in ranks]
+        found += [_configuration("evict", adapter, adapter.rank, count) for adapter in everywhere]
+        for rank, targets in itertools.product(ranks, grid.targets):
+            adapter = SyntheticAdapter(shape, "", rank, targets, dtype)
+            found += [_configuration(stage, adapter, rank, count) for stage in _FILE_STAGES]
+            for max_rank in sorted({rank, top}):
+                write: Stage = "slot write padded" if rank < max_rank else "slot write"
+                found += [_configuration(stage, adapter, max_rank, count) for stage in (write, *_LOADS)]
     return found
 
 
-_LOADS: tuple[Stage, ...] = ("load storage", "load host")
-
-
-def _configuration(
-    stage: Stage, shape: ModelShape, rank: int, max_rank: int, targets: Targets, dtype: str, count: int
-) -> Configuration:
+def _configuration(stage: Stage, adapter: SyntheticAdapter, max_rank: int, count: int) -> Configuration:
+    shape, rank, targets, dtype = adapter.shape, adapter.rank, adapter.targets, adapter.dtype
     named = targets if isinstance(targets, str) else ",".join(targets)
     tensors = tensor_count(shape, targets)
     parameters: dict[str, Value] = {
-        "stage": stage, "tier": "storage" if stage in ("open", "read cold", "read warm", "load storage") else "host",
-        "rank": rank, "max_rank": max_rank, "targets": named, "dtype": dtype, "tensors": tensors,
-        "padded_tensors": tensors // 2 if rank < max_rank else 0, "bytes": adapter_bytes(shape, rank, targets, dtype),
+        "stage": stage,
+        "tier": "storage" if stage in ("open", "read cold", "read warm", "load storage") else "host",
+        "rank": rank,
+        "max_rank": max_rank,
+        "targets": named,
+        "dtype": dtype,
+        "tensors": tensors,
+        "padded_tensors": tensors // 2 if rank < max_rank else 0,
+        "bytes": adapter_bytes(shape, rank, targets, dtype),
         "concurrency": count,
-    }  # fmt: skip
+    }
     return Configuration(f"{stage} r{rank}/{max_rank} {named} {dtype} x{count}", stage, parameters)
 
 
-class _Scratch:
-    """Adapters that live as long as the run; ``remove`` leaves alone what isn't called as a run calls its adapters."""
+class _ScratchAdapters:
+    """Adapters on disk for the time of the run; ``remove`` deletes only folders named as a run names its adapters."""
 
     def __init__(self, folder: Path, model: str, seed: int, configurations: Sequence[Configuration]) -> None:
         self._folder, self._model, self._seed, self._all = folder, model, seed, configurations
@@ -170,22 +188,25 @@ class _Scratch:
             if int(one.parameters["concurrency"]) > int(wanted.get(key, {}).get("concurrency", 0)):
                 wanted[key] = one.parameters
         if self._folder.is_symlink():
-            raise OutputError("a link stands where adapters are to be written", file=str(self._folder))
+            raise OutputError(
+                "a symbolic link is in the place of the adapters' folder", file=str(self._folder), hint="remove it"
+            )
         needed = sum(int(p["bytes"]) * int(p["concurrency"]) for p in wanted.values()) * _MARGIN
         free = shutil.disk_usage(self._folder.parent).free + sum(
             file.stat().st_size for file in self._folder.glob("*/*.safetensors")
         )
         if needed > free:
             raise InputError(
-                "too little disk for the adapters that are timed", key="--out", got=f"{human_bytes(free)} free",
-                allowed=f"at least {human_bytes(needed)}", hint="another --out, a smaller --model, or --quick",
-            )  # fmt: skip
+                "too little disk space for the adapters that are timed",
+                key="--out",
+                got=f"{human_bytes(free)} free",
+                allowed=f"at least {human_bytes(needed)}",
+                hint="give another --out or a smaller --model, or add --quick",
+            )
         for key, p in wanted.items():
-            targets = _targets(str(p["targets"]))
-            self._groups[key] = synthesize(
-                self._folder, SHAPES[self._model], self._model, int(p["rank"]), targets, str(p["dtype"]),
-                int(p["concurrency"]), self._seed,
-            )  # fmt: skip
+            targets, dtype = _targets(str(p["targets"])), str(p["dtype"])
+            adapter = SyntheticAdapter(SHAPES[self._model], self._model, int(p["rank"]), targets, dtype)
+            self._groups[key] = synthesize(self._folder, adapter, int(p["concurrency"]), self._seed)
 
     def files(self, one: Configuration) -> list[Path]:
         """Return the checked files of a configuration's adapters."""
@@ -226,8 +247,10 @@ def _unfinished(configurations: Sequence[Configuration], log: SampleLog, method:
     return [one for one in loads if any((one.key, turn) not in log.done for turn in range(method.rounds))]
 
 
-def _without_cold(configurations: list[Configuration], scratch: _Scratch) -> tuple[list[Configuration], list[str]]:
-    """Leave cold stages out where the page cache can't be dropped; the flag says why."""
+def _without_cold(
+    configurations: list[Configuration], scratch: _ScratchAdapters
+) -> tuple[list[Configuration], list[str]]:
+    """Leave cold stages out where the page cache can't be dropped; the flag gives the reason."""
     file = scratch.any_file()
     why = why_not_cold(file) if file is not None else None
     if why is None:
@@ -236,19 +259,20 @@ def _without_cold(configurations: list[Configuration], scratch: _Scratch) -> tup
 
 
 def _require_memory(bench: Bench, configurations: Sequence[Configuration]) -> None:
-    """Refuse a model of which not even the smallest whole load fits; what else doesn't fit is skipped and said."""
+    """Refuse a model of which not even the smallest load fits; others that don't fit are skipped and reported."""
     smallest = min(
-        (one for one in configurations if one.kind == "load storage"),
-        key=lambda one: sum(_needs(bench, one)),
+        (one for one in configurations if one.kind == "load storage"), key=lambda one: sum(_needs(bench, one))
     )
     host, on_device = _needs(bench, smallest)
     try:
         bench.require_memory(host, on_device)
     except MemoryError as error:
         raise InputError(
-            "not even the smallest load fits into memory", key="--model", got=str(error),
-            hint="free some, or time a smaller model",
-        ) from None  # fmt: skip
+            "not even the smallest load fits into memory",
+            key="--model",
+            got=str(error),
+            hint="free some memory, or time a smaller model",
+        ) from None
 
 
 def _needs(bench: Bench, one: Configuration) -> tuple[int, int]:
@@ -257,7 +281,7 @@ def _needs(bench: Bench, one: Configuration) -> tuple[int, int]:
 
 
 def _opener(
-    bench: Bench, scratch: _Scratch, device: Device, step: Prepared
+    bench: Bench, scratch: _ScratchAdapters, device: Device, step: Prepared
 ) -> Callable[[Configuration], AbstractContextManager[Prepared]]:
     def opens(one: Configuration) -> AbstractContextManager[Prepared]:
         p: Mapping[str, Any] = one.parameters

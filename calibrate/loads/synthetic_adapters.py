@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,18 +19,25 @@ from sim.training.files.adapter_folder import CONFIG, WEIGHTS, read_adapter
 from sim.training.files.safetensors_header import read_header
 
 PATHS = {
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-}  # fmt: skip
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
 """Where Llama-like models keep their linear layers."""
 
 FORMATS = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "fp8": "F8_E4M3"}
 """Number formats by the names of the file format."""
 
 _BITS: dict[str, tuple[np.dtype[Any], int, int]] = {  # type, bits of sign, mantissa and low exponent, bits that are set
-    "fp16": (np.dtype("<u2"), 0x87FF, 0x2000), "bf16": (np.dtype("<u2"), 0x80FF, 0x3C00),
-    "fp32": (np.dtype("<u4"), 0x80FFFFFF, 0x3C000000), "fp8": (np.dtype("u1"), 0x8F, 0x20),
-}  # fmt: skip
+    "fp16": (np.dtype("<u2"), 0x87FF, 0x2000),
+    "bf16": (np.dtype("<u2"), 0x80FF, 0x3C00),
+    "fp32": (np.dtype("<u4"), 0x80FFFFFF, 0x3C000000),
+    "fp8": (np.dtype("u1"), 0x8F, 0x20),
+}
 """Random bits of which every pattern is a number of size 2^-7 to 2^-5 (fp8: 2^-3 to 2^-1), of either sign: never 0."""
 
 
@@ -55,55 +63,67 @@ def group_name(rank: int, targets: Targets, dtype: str, seed: int) -> str:
     return f"r{rank}-{targets if isinstance(targets, str) else '.'.join(targets)}-{dtype}-s{seed}"
 
 
-def synthesize(
-    folder: Path, shape: ModelShape, base_model: str, rank: int, targets: Targets, dtype: str, count: int, seed: int
-) -> list[Path]:
-    """Write ``count`` adapters; those that are there already and whole are kept.
+@dataclass(frozen=True, slots=True)
+class SyntheticAdapter:
+    """What adapters of noise are equal in.
 
-    :param dtype: a key of ``FORMATS``.
+    :ivar dtype: a key of ``FORMATS``.
+    """
+
+    shape: ModelShape
+    base_model: str
+    rank: int
+    targets: Targets
+    dtype: str
+
+
+def synthesize(folder: Path, adapter: SyntheticAdapter, count: int, seed: int) -> list[Path]:
+    """Write ``count`` adapters; complete ones that are there already are kept.
+
     :returns: their folders, such as ``r16-q.v-bf16-s1-0003``.
     :raises InputError: for a rank below 1 or an unknown format.
     :raises OutputError: if the disk is full or can't be written; no half-written file stays.
     """
+    rank, targets, dtype = adapter.rank, adapter.targets, adapter.dtype
     if rank < 1 or count < 0:
         raise InputError("no such adapter", key="rank" if rank < 1 else "count", got=min(rank, count))
     if dtype not in FORMATS:
         raise InputError("unknown number format", key="dtype", got=dtype, allowed=", ".join(FORMATS))
-    shapes = tensor_shapes(shape, rank, targets)
+    shapes = tensor_shapes(adapter.shape, rank, targets)
     group = group_name(rank, targets, dtype, seed)
     places = [folder / f"{group}-{index:04d}" for index in range(count)]
     for index, place in enumerate(places):
         if place.is_symlink():
-            raise OutputError("a link stands where an adapter is to be written", file=str(place), hint="remove it")
-        if _is_whole(place, shapes, dtype, base_model):
+            raise OutputError("a symbolic link is in the place of an adapter", file=str(place), hint="remove it")
+        if _is_complete(place, shapes, dtype, adapter.base_model):
             continue
         try:
-            write_adapter(place, shape, base_model, rank, targets, dtype, (seed, rank, index))
+            write_adapter(place, adapter, (seed, rank, index))
         except (OSError, OutputError) as error:
             why = error.problem if isinstance(error, OutputError) else f"can't make this folder: {error.strerror}"
             raise OutputError(
-                why, file=str(place), got=f"adapter {index + 1} of {count}",
-                hint=f"they need {human_bytes(count * adapter_bytes(shape, rank, targets, dtype))}; "
-                "those that are whole are used again",
-            ) from None  # fmt: skip
+                why,
+                file=str(place),
+                got=f"adapter {index + 1} of {count}",
+                hint=f"all need {human_bytes(count * adapter_bytes(adapter.shape, rank, targets, dtype))}; free some "
+                "space and run the command again: complete adapters are kept",
+            ) from None
     return places
 
 
-def write_adapter(
-    place: Path, shape: ModelShape, base_model: str, rank: int, targets: Targets, dtype: str, seed: Sequence[int]
-) -> None:
+def write_adapter(place: Path, adapter: SyntheticAdapter, seed: Sequence[int]) -> None:
     """Write one adapter into the folder ``place``.
 
     :raises OSError: if the folder can't be made.
     :raises OutputError: if the disk is full or can't be written; no half-written file stays.
     """
     place.mkdir(parents=True, exist_ok=True)
-    shapes, noise = tensor_shapes(shape, rank, targets), np.random.default_rng(seed)
-    write_atomically(place / WEIGHTS, lambda file: _fill(file, shapes, dtype, noise))
-    write_json(place / CONFIG, adapter_config(base_model, rank, targets))
+    shapes, noise = tensor_shapes(adapter.shape, adapter.rank, adapter.targets), np.random.default_rng(seed)
+    write_atomically(place / WEIGHTS, lambda file: _fill(file, shapes, adapter.dtype, noise))
+    write_json(place / CONFIG, adapter_config(adapter.base_model, adapter.rank, adapter.targets))
 
 
-def _is_whole(place: Path, shapes: Mapping[str, tuple[int, int]], dtype: str, base_model: str) -> bool:
+def _is_complete(place: Path, shapes: Mapping[str, tuple[int, int]], dtype: str, base_model: str) -> bool:
     try:
         adapter = read_adapter(place)
         found = {tensor.name: tensor.shape for tensor in read_header(adapter.path).tensors}
@@ -136,10 +156,24 @@ def _places(shapes: Mapping[str, tuple[int, int]], width: int) -> Iterator[tuple
 def adapter_config(base_model: str, rank: int, targets: Targets) -> dict[str, object]:
     """Return ``adapter_config.json``: the fields that PEFT writes and engines read."""
     return {
-        "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": base_model, "bias": "none",
-        "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "layers_pattern": None,
-        "layers_to_transform": None, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "modules_to_save": None,
-        "peft_type": "LORA", "r": rank, "rank_pattern": {}, "revision": None,
-        "target_modules": [PATHS[name].partition(".")[2] for name in modules_of(targets)], "task_type": "CAUSAL_LM",
-        "use_dora": False, "use_rslora": False,
-    }  # fmt: skip
+        "alpha_pattern": {},
+        "auto_mapping": None,
+        "base_model_name_or_path": base_model,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_alpha": 2 * rank,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {},
+        "revision": None,
+        "target_modules": [PATHS[name].partition(".")[2] for name in modules_of(targets)],
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }

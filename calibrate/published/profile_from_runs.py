@@ -1,18 +1,16 @@
-"""Fit a whole profile from published measurements: five tables of vLLM 0.8.5 runs on an H100 (docs/validation.md).
+"""Fit a profile from published measurements: five tables of vLLM 0.8.5 runs on an H100 (docs/validation.md).
 
-A derived profile has no residuals of single steps: the tables hold medians of whole runs.
+A derived profile has no residuals of single steps: the tables hold one median a run.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from calibrate.fit.regression import DRAWS, Problem, bootstrap, significant
 from calibrate.published.published_costs import (
     KV_COLUMNS,
     LOAD_COLUMNS,
@@ -25,11 +23,12 @@ from calibrate.published.published_costs import (
     load_hold_outs,
     read_rows,
 )
-from calibrate.published.step_fit import STEP_COLUMNS, ClosedLoops, closed_loop, fit_steps, step_hold_outs
+from calibrate.published.step_fit import STEP_COLUMNS, ClosedLoops, ServedHours, closed_loop, fit_steps, step_hold_outs
 from calibrate.published.step_terms import GRAPH_TOKENS, TERMS, step_cost
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file, write_json
 from sim.spec.profile import Conditions, Draw, Envelope, LoadCost, Memory, Profile, Provenance, StepCost, TierCost
+from sim.studies.fidelity.least_squares import DRAWS, Problem, bootstrap, significant
 from sim.studies.fidelity.measured_runs import MODELS, MeasuredRun, read_lengths, read_runs
 
 FILES = ("runs.csv", "step_runs.csv", "load_samples.csv", "kv_capacity.csv", "sharegpt_lengths.json")
@@ -58,7 +57,7 @@ def fit_profile(
 
     :param folder: has the five ``FILES``.
     :param model: one of those in the tables, such as ``llama-3.1-8b``.
-    :param command: how to repeat it, for the profile's provenance.
+    :param command: reproduces the profile; kept in its provenance.
     :raises InputError: where a table or a column is missing.
     """
     if model not in MODELS.values():
@@ -72,42 +71,45 @@ def fit_profile(
     subset = [run for run in calibration_subset(runs) if run.model == model]
     if not subset:
         raise InputError(
-            "too few runs of this model to calibrate with", file=str(folder / "runs.csv"), got=len(runs),
+            "too few runs of this model to calibrate with",
+            file=str(folder / "runs.csv"),
+            got=len(runs),
             allowed="every seventh run calibrates",
-        )  # fmt: skip
+        )
     profile = Profile(
-        schema_version=1, name=f"h100-64gb/{model}/vllm-0.8.5", status="derived",
+        schema_version=1,
+        name=f"h100-64gb/{model}/vllm-0.8.5",
+        status="derived",
         description=f"{model} in bf16 on one H100 with 64 GB under vLLM 0.8.5, fitted from published measurements.",
-        device="NVIDIA H100 64GB", model=model, dtype="bf16",
-        step=StepCost(), load=cast(LoadCost, loads.section), memory=cast(Memory, memory.section),
+        device="NVIDIA H100 64GB",
+        model=model,
+        dtype="bf16",
+        step=StepCost(),
+        load=cast(LoadCost, loads.section),
+        memory=cast(Memory, memory.section),
         envelope=Envelope(sequences=1000, distinct_adapters=384, rank=32, slots=384),
         sources=_sources(len(subset)),
         error="see docs/validation.md: predictions of the runs that did not calibrate, by metric and regime",
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder_of_rounds:
-        path = Path(folder_of_rounds) / "profile.json"
-
-        def write(now: Profile) -> str:
-            path.write_text(now.model_dump_json(), encoding="utf-8")
-            return str(path)
-
-        fitted = fit_steps(subset, lengths, loops.problem, profile, write=write, jobs=jobs, progress=progress)
+    )
+    fitted = fit_steps(ServedHours(subset, lengths), loops.problem, profile, jobs=jobs, progress=progress)
     cells = load_cells(load_rows)
-    return fitted.profile.model_copy(update={
-        "provenance": Provenance(
-            command=command,
-            data={name: digest_file(folder / name) for name in FILES},
-            calibration="; ".join((RULE, *_left_out(loops))),
-            calibration_runs=tuple(run.name for run in subset),
-            residuals={
-                name: round(error, 4)
-                for name, error in {**fitted.residuals, **loads.residuals, **memory.residuals}.items()
-            },
-        ),
-        "conditions": _conditions(loops, subset),
-        "hold_out": (*step_hold_outs(loops.problem, fitted.problem), *load_hold_outs(cells, model)),
-        "draws": _draws(fitted.problem, cells, model),
-    })  # fmt: skip
+    return fitted.profile.model_copy(
+        update={
+            "provenance": Provenance(
+                command=command,
+                data={name: digest_file(folder / name) for name in FILES},
+                calibration="; ".join((RULE, *_left_out(loops))),
+                calibration_runs=tuple(run.name for run in subset),
+                residuals={
+                    name: round(error, 4)
+                    for name, error in {**fitted.residuals, **loads.residuals, **memory.residuals}.items()
+                },
+            ),
+            "conditions": _conditions(loops, subset),
+            "hold_out": (*step_hold_outs(loops.problem, fitted.problem), *load_hold_outs(cells, model)),
+            "draws": _draws(fitted.problem, cells, model),
+        }
+    )
 
 
 def closed_loops(folder: Path, model: str, memory: Memory) -> ClosedLoops:
@@ -132,10 +134,12 @@ def _conditions(loops: ClosedLoops, subset: Sequence[MeasuredRun]) -> Conditions
     turned_on = lora > 0
     ranks = np.rint(times_rank[turned_on] / distinct[turned_on]).astype(int).tolist()
     return Conditions(
-        engine="vLLM 0.8.5, V1", graphs=f"up to {GRAPH_TOKENS} tokens", lora_backend="vLLM's Triton kernels (punica)",
+        engine="vLLM 0.8.5, V1",
+        graphs=f"up to {GRAPH_TOKENS} tokens",
+        lora_backend="vLLM's Triton kernels (punica)",
         slots=tuple(sorted({*slots[turned_on].astype(int).tolist(), *(run.gpu_slots for run in subset)})),
         max_ranks=tuple(sorted({*ranks, *(run.max_lora_rank for run in subset)})),
-    )  # fmt: skip
+    )
 
 
 def _draws(problem: Problem, cells: Cells, model: str) -> tuple[Draw, ...]:

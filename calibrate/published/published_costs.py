@@ -8,24 +8,23 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from calibrate.fit.regression import Problem, significant, solve, summary
 from sim.errors import InputError
 from sim.policies.slot_memory import reserved_bytes
 from sim.rng import stream
 from sim.spec.profile import HoldOut, LoadCost, Memory, TierCost
 from sim.spec.scenario import Targets
+from sim.studies.fidelity.least_squares import Floats, Problem, hold_out_line, resample, rounded, significant, solve
 from sim.studies.fidelity.measured_runs import MODELS, TARGETS
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count
 
-Floats = NDArray[np.float64]
 Row = dict[str, str]
 
 TOTAL_BYTES = 64 << 30
@@ -49,7 +48,7 @@ READ, FIRST_COPY, RELOAD = "disk_to_host", "first_copy", "reload"
 Cell = tuple[str, int, int, str]
 """Model, adapter rank, slot rank, and what was timed: ``READ``, ``FIRST_COPY`` or ``RELOAD``."""
 Cells = Sequence[tuple[Cell, Floats]]
-"""Cells and their seconds, in the order of measurement; a cell that is drawn twice is in it twice."""
+"""Cells and their seconds, in the order of measurement; a cell that is drawn twice occurs twice."""
 TIERS = {RELOAD: "loads from host", READ: "reads from storage"}
 """What predictions of loads are reported as."""
 LAW, NOISE = "law", "noise"
@@ -111,9 +110,13 @@ def fit_memory(rows: Sequence[Row], model: str) -> Fitted:
     tokens = np.array([float(row["kv_cache_tokens"]) for row in rows])
     usable = float(np.median(tokens * kv_bytes + reserved))
     memory = Memory(
-        total_bytes=TOTAL_BYTES, utilization=UTILIZATION, weights_bytes=reserved_bytes(shape, 0, 8),
-        overhead_bytes=round(TOTAL_BYTES * UTILIZATION - usable), kv_bytes_per_token=kv_bytes, slot_layout="vllm-0.8",
-    )  # fmt: skip
+        total_bytes=TOTAL_BYTES,
+        utilization=UTILIZATION,
+        weights_bytes=reserved_bytes(shape, 0, 8),
+        overhead_bytes=round(TOTAL_BYTES * UTILIZATION - usable),
+        kv_bytes_per_token=kv_bytes,
+        slot_layout="vllm-0.8",
+    )
     return Fitted(memory, {"kv_tokens": float(np.median(np.abs((usable - reserved) / kv_bytes / tokens - 1)))})
 
 
@@ -179,15 +182,16 @@ class LoadLaw:
 def fit_load_law(cells: Cells, model: str) -> LoadLaw:
     """Fit medians of cells; one law of copies holds for both models."""
     reloads = [(cell, seconds) for cell, seconds in cells if cell[3] == RELOAD]
-    features = []
-    for (name, rank, slot_rank, _), _seconds in reloads:
-        tensors = tensor_count(SHAPES[name], _targets(name))
-        features.append((_buffers(name), tensors, tensors / 2 * (rank < slot_rank)))
-    copy = _solve_medians(features, reloads)
+    tensors = [tensor_count(SHAPES[name], _targets(name)) for (name, *_), _ in reloads]
+    padded = [count / 2 * (rank < top) for count, ((_, rank, top, _), _) in zip(tensors, reloads, strict=True)]
+    buffers = [_buffers(name) for (name, *_), _ in reloads]
+    buffer_s, tensor_s, padded_s = _fit_medians(
+        {"buffer": buffers, "tensor": tensors, "padded_tensor": padded}, reloads
+    )
     reads = _of(cells, model, READ)
-    read = _solve_medians([(1, cell[1] * _bytes_per_rank(model)) for cell, _ in reads], reads)
-    per_buffer, per_tensor, per_padded = copy
-    return LoadLaw(model, per_buffer, per_tensor, per_padded, read[0], max(read[1], _LEAST_PER_BYTE_S))
+    sizes = [cell[1] * _bytes_per_rank(model) for cell, _ in reads]
+    read_s, per_byte_s = _fit_medians({"read": np.ones(len(reads)), "byte": sizes}, reads)
+    return LoadLaw(model, buffer_s, tensor_s, padded_s, read_s, max(per_byte_s, _LEAST_PER_BYTE_S))
 
 
 def load_cost(cells: Cells, law: LoadLaw) -> LoadCost:
@@ -197,15 +201,19 @@ def load_cost(cells: Cells, law: LoadLaw) -> LoadCost:
     """
     first = float(np.median([np.median(s) / law.copy_s(c[1], c[2]) for c, s in _of(cells, law.model, FIRST_COPY)]))
     storage = TierCost(
-        open_s=law.read_s + first * law.per_buffer_s * _buffers(law.model), per_tensor_s=first * law.per_tensor_s,
-        per_padded_tensor_s=first * law.per_padded_s, bandwidth_bytes_per_s=1 / law.per_byte_s,
+        open_s=law.read_s + first * law.per_buffer_s * _buffers(law.model),
+        per_tensor_s=first * law.per_tensor_s,
+        per_padded_tensor_s=first * law.per_padded_s,
+        bandwidth_bytes_per_s=1 / law.per_byte_s,
         residual=tuple(significant(spread(_of(cells, law.model, READ)))),
-    )  # fmt: skip
+    )
     host = TierCost(
-        open_s=law.per_buffer_s * _buffers(law.model), per_tensor_s=law.per_tensor_s,
-        per_padded_tensor_s=law.per_padded_s, bandwidth_bytes_per_s=1e15,
+        open_s=law.per_buffer_s * _buffers(law.model),
+        per_tensor_s=law.per_tensor_s,
+        per_padded_tensor_s=law.per_padded_s,
+        bandwidth_bytes_per_s=1e15,
         residual=tuple(significant(spread(_of(cells, law.model, RELOAD)))),
-    )  # fmt: skip
+    )
     return LoadCost(storage=storage, host=host)
 
 
@@ -228,7 +236,7 @@ def fit_loads(rows: Sequence[Row], model: str) -> Fitted:
     residuals = {
         name: float(np.median([abs(law.median_s(c) / float(np.median(s)) - 1) for c, s in _of(cells, model, tier)]))
         for name, tier in (("load.host", RELOAD), ("load.storage", READ))
-    }  # fmt: skip
+    }
     return Fitted(load_cost(cells, law), residuals)
 
 
@@ -236,10 +244,10 @@ def load_hold_outs(cells: Cells, model: str) -> tuple[HoldOut, ...]:
     """Return how well p50 and p99 of cells of loads are predicted by what doesn't know them.
 
     Odd and even samples: a law and a spread fitted to every other sample of all cells predict the remaining ones of
-    each cell, and the other way round; the noise beside it is the error of one half of a cell as a prediction of the
+    each cell, and the other way round; their noise is the error of one half of a cell as a prediction of the
     other. All cells together: the same, of the samples of all cells as one. Leave one cell out: both predict a cell
     that neither knows. The bootstrap half-width is half of the central 95 % of a cell's p99 when its samples are drawn
-    anew, over that p99.
+    with replacement, over that p99.
     """
     found = []
     halves = [([(c, s[k::2]) for c, s in cells], [(c, s[1 - k :: 2]) for c, s in cells]) for k in (0, 1)]
@@ -247,25 +255,25 @@ def load_hold_outs(cells: Cells, model: str) -> tuple[HoldOut, ...]:
         own = _of(cells, model, tier)
         for word, share in (("p50", 0.5), ("p99", 0.99)):
             what, count = f"{name}, {word}", len(own)
-            by_half = np.concatenate([
-                _quantile_errors(fit, _of(rest, model, tier), model, share) for fit, rest in halves
-            ])  # fmt: skip
+            by_half = np.concatenate(
+                [_quantile_errors(fit, _of(rest, model, tier), model, share) for fit, rest in halves]
+            )
             together = np.array([_mixed_error(fit, _of(rest, model, tier), model, share) for fit, rest in halves])
-            by_cell = np.concatenate([
-                _quantile_errors([one for one in cells if one[0] != out[0]], [out], model, share) for out in own
-            ])  # fmt: skip
-            noise = np.concatenate([
-                [np.quantile(s[k::2], share) / np.quantile(s[1 - k :: 2], share) - 1 for _, s in own] for k in (0, 1)
-            ])  # fmt: skip
+            by_cell = np.concatenate(
+                [_quantile_errors([one for one in cells if one[0] != out[0]], [out], model, share) for out in own]
+            )
+            noise = np.concatenate(
+                [[np.quantile(s[k::2], share) / np.quantile(s[1 - k :: 2], share) - 1 for _, s in own] for k in (0, 1)]
+            )
             found += [
-                summary(what, LAW, HALVES, by_half, count),
-                summary(what, NOISE, HALVES, noise, count),
-                summary(what, LAW, CELL_OUT, by_cell, count),
-                summary(what, LAW, TOGETHER, together, count),
+                hold_out_line(what, LAW, HALVES, by_half, count),
+                hold_out_line(what, NOISE, HALVES, noise, count),
+                hold_out_line(what, LAW, CELL_OUT, by_cell, count),
+                hold_out_line(what, LAW, TOGETHER, together, count),
             ]
         widths = np.array([_half_width(seconds, 0.99) for _, seconds in own])
-        found.append(summary(f"{name}, p99", NOISE, HALF_WIDTH, widths))
-    return tuple(found)
+        found.append(hold_out_line(f"{name}, p99", NOISE, HALF_WIDTH, widths))
+    return tuple(map(rounded, found))
 
 
 def load_draws(cells: Cells, model: str, draws: int, seed: int = 0) -> list[LoadCost]:
@@ -273,15 +281,15 @@ def load_draws(cells: Cells, model: str, draws: int, seed: int = 0) -> list[Load
 
     Cells are drawn among those of the same law's part: reads of one rank; copies of one model, padded or not.
     """
-    strata: dict[tuple[str, str, int], list[tuple[Cell, Floats]]] = defaultdict(list)
-    for cell, seconds in cells:
-        name, rank, slot_rank, tier = cell
-        strata[name, tier, rank if tier == READ else int(rank < slot_rank)].append((cell, seconds))
+
+    def part(cell: tuple[Cell, Floats]) -> tuple[str, str, int]:
+        name, rank, slot_rank, tier = cell[0]
+        return name, tier, rank if tier == READ else int(rank < slot_rank)
+
     rng = stream(seed, 0, "bootstrap of loads")
     found = []
     for _ in range(draws):
-        drawn = [group[place] for group in strata.values() for place in rng.integers(0, len(group), size=len(group))]
-        drawn = [(cell, rng.choice(seconds, size=len(seconds))) for cell, seconds in drawn]
+        drawn = [(cell, rng.choice(seconds, size=len(seconds))) for cell, seconds in resample(cells, rng, part)]
         found.append(load_cost(drawn, fit_load_law(drawn, model)))
     return found
 
@@ -305,17 +313,9 @@ def _of(cells: Cells, model: str, tier: str) -> Cells:
     return [(cell, seconds) for cell, seconds in cells if (cell[0], cell[3]) == (model, tier)]
 
 
-def _solve_medians(features: Sequence[Sequence[float]], cells: Cells) -> list[float]:
+def _fit_medians(columns: Mapping[str, ArrayLike], cells: Cells) -> list[float]:
     """Return the coefficients that fit the medians of cells best."""
-    count = len(cells)
-    names = tuple(str(cell) for cell, _ in cells)
-    terms = tuple(str(place) for place in range(len(features[0])))
-    medians = np.array([np.median(seconds) for _, seconds in cells])
-    problem = Problem(
-        np.array(features, dtype=np.float64), np.zeros(count), medians, np.ones(count), names, names, terms,
-        np.empty((count, 0)),
-    )  # fmt: skip
-    return [float(value) for value in solve(problem)]
+    return [float(value) for value in solve(Problem.of(columns, [np.median(seconds) for _, seconds in cells]))]
 
 
 def _quantile_errors(fit: Cells, rest: Cells, model: str, share: float) -> Floats:

@@ -7,27 +7,23 @@ next costs, and so on: the batches that a simulation forms depend on the costs, 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.fit.regression import (
+from calibrate.fit.cost_forms import (
     ADDITIVE,
     FAR_CORNER,
     IN_SAMPLE,
-    LEFT_OUT,
     MULTIPLICATIVE,
-    Problem,
-    additive,
     corner_errors,
     hold_outs,
     in_sample_errors,
-    join,
-    left_out_errors,
     multiplicative,
-    solve,
 )
 from calibrate.published.step_log import StepLog
 from calibrate.published.step_terms import BASE_TERMS, BUDGET_TOKENS, FACTOR_TERMS, PASSED_S, TERMS, Steps, step_cost
@@ -35,15 +31,16 @@ from sim.policies.front_end import FRONT_ENDS
 from sim.spec.profile import HoldOut, Profile
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.fidelity_study import FRONT_END, fronted_scenario
+from sim.studies.fidelity.least_squares import LEFT_OUT, Floats, Problem, additive, join, left_out_errors, solve
 from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.parallel import unordered
 from sim.world.build import build_world, simulate
 
-Floats = NDArray[np.float64]
-
+# By hand: a plain list of names reads better in lines than one name a line.
 STEP_COLUMNS = (
-    "model", "max_num_seqs", "input_len", "output_len", "lora_enabled", "max_loras", "max_lora_rank", "adapters_in_use",
-    "median_tpot_ms", "total_input_tokens", "completed", "duration", "median_ttft_ms", "p99_ttft_ms",
+    "model", "max_num_seqs", "input_len", "output_len", "lora_enabled", "max_loras", "max_lora_rank",
+    "adapters_in_use", "median_tpot_ms", "total_input_tokens", "completed", "duration", "median_ttft_ms",
+    "p99_ttft_ms",
 )  # fmt: skip
 """What ``closed_loop`` reads of ``step_runs.csv``."""
 
@@ -54,8 +51,6 @@ ALONE = ", closed loops alone"
 
 ROUNDS = 4
 DAMPING = 0.85
-_ITL_WEIGHT = 1.0
-_TTFT_WEIGHT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +69,12 @@ def closed_loop(
 ) -> ClosedLoops:
     """Return the equations of ``step_runs.csv``: runs in which a fixed number of requests is always in the batch.
 
-    Output of one token: steps are full of prompts, and how fast they get done tells the time of a step. More: the
-    median TPOT is that of a decode step, with KV caches half grown. Rows are of one configuration where they measure
-    steps made of the same; the batch size says nothing of steps that the token budget fills.
+    Runs with one output token fill every step with prompts, so their rate gives the time of a step. In the others the
+    median TPOT is the time of a decode step with half-grown KV caches. Rows that measure steps made of the same are one
+    configuration: the batch size does not matter where the token budget fills a step.
 
-    :param kv_tokens: how many KV tokens are left by so many slots of such a rank: a run that needs more preempts, and
-        its median is no decode step's.
+    :param kv_tokens: how many KV tokens are left by so many slots of such a rank: a run that needs more preempts, so
+        that its median is not the time of a decode step.
     """
     features, seconds, kinds, names, settings = [], [], [], [], []
     left_out: dict[str, int] = {}
@@ -94,29 +89,26 @@ def closed_loop(
         prompt = float(row["total_input_tokens"]) / float(row["completed"])
         slots, rank, adapters = _lora(row)
         if output > 1:
-            distinct = _distinct(adapters, batch)
-            made_of = _steps(batch, batch, 0.0, batch * (prompt + output / 2), distinct, slots, rank)
+            tokens, sequences, prefill_tokens, kv = batch, batch, 0.0, batch * (prompt + output / 2)
             seconds.append(float(row["median_tpot_ms"]) / 1000)
             kinds.append(LORA_DECODE if slots else BASE_DECODE)
         else:
-            sequences = min(batch, BUDGET_TOKENS / prompt)
-            tokens = sequences * prompt
-            made_of = _steps(tokens, sequences, tokens, 0.0, _distinct(adapters, sequences), slots, rank)
+            sequences, kv = min(batch, BUDGET_TOKENS / prompt), 0.0
+            tokens = prefill_tokens = sequences * prompt
             seconds.append(tokens / float(row["total_input_tokens"]) * _busy_s(row))
             kinds.append(PREFILL)
+        amounts = np.array([[tokens], [sequences], [prefill_tokens], [kv], [_distinct(adapters, sequences)]])
+        made_of = Steps(amounts[0], amounts[1], amounts[2], amounts[3], amounts[4], slots, rank)
         features.append(made_of.features()[0])
         settings.append((batch if output > 1 else np.nan, prompt, output, adapters))
         names.append("/".join(f"{value:.10g}" for value in features[-1]))
-    count = len(seconds)
-    problem = Problem(
-        np.array(features), np.zeros(count), np.array(seconds), np.ones(count), tuple(kinds), tuple(names), TERMS,
-        np.array(settings),
-    )  # fmt: skip
+    columns = dict(zip(TERMS, np.array(features).T, strict=True))
+    problem = Problem.of(columns, seconds, kind=kinds, configuration=names, settings=np.array(settings))
     return ClosedLoops(problem, left_out)
 
 
 def _unusable(row: dict[str, str], kv_tokens: Callable[[int, int], float]) -> str:
-    """Return why a row says nothing of steps; empty where it does."""
+    """Return why a row can't be used to time steps; empty where it can."""
     if not row["max_num_seqs"]:
         return "no batch size given"
     batch, completed = float(row["max_num_seqs"]), float(row["completed"])
@@ -152,26 +144,24 @@ def _busy_s(row: dict[str, str]) -> float:
     return float(row["duration"]) - (median_s - (p99_s - median_s) * 0.5 / 0.49)
 
 
-def _steps(
-    tokens: float, sequences: float, prompt: float, kv: float, distinct: float, slots: float, rank: float
-) -> Steps:
-    columns = [np.array([value]) for value in (tokens, sequences, prompt, kv, distinct)]
-    return Steps(columns[0], columns[1], columns[2], columns[3], columns[4], slots, rank)
-
-
 def served_hour(run: MeasuredRun, scenario: Scenario) -> Problem:
     """Simulate a run and return its equations: of mean TPOT, of the median gap between tokens, and of the median TTFT.
 
-    TTFT counts where hardly anybody waits; elsewhere it is a queue's length and says little of a step.
+    TTFT counts only where hardly any request waits; elsewhere it measures a queue rather than a step.
     """
     log = StepLog()
     simulate(build_world(scenario), 0, 1, log.watching)
     columns = log.columns()
     steps, growth = columns["steps"], (columns["steps"] - 1) / 2
     made_of = Steps(
-        columns["tokens"], columns["decoding"] + columns["prefills"], columns["prefill_tokens"],
-        columns["kv_tokens"] + columns["decoding"] * growth, columns["distinct"], run.gpu_slots, run.max_lora_rank,
-    ).features()  # fmt: skip
+        columns["tokens"],
+        columns["decoding"] + columns["prefills"],
+        columns["prefill_tokens"],
+        columns["kv_tokens"] + columns["decoding"] * growth,
+        columns["distinct"],
+        run.gpu_slots,
+        run.max_lora_rank,
+    ).features()
     known = columns["passed"] * PASSED_S + columns["load_s"] / steps
     mean, mean_known = _mean_tpot(log, columns["ended_s"], made_of * steps[:, None], known * steps)
     gap_s = columns["seconds"] / steps
@@ -182,14 +172,17 @@ def served_hour(run: MeasuredRun, scenario: Scenario) -> Problem:
     first, first_known = _median_ttft(log, columns, made_of * steps[:, None], known * steps)
     light = run.regime == UNSATURATED
     measured_ttft = run.measured["ttft_p50_ms"] / 1000 - FRONT_ENDS[FRONT_END].request_s
-    return Problem(
-        np.vstack((mean, share @ made_of[middle], first)),
-        np.array([mean_known, share @ known[middle], first_known]),
-        np.array([run.measured["tpot_mean_ms"] / 1000, measured_itl if usable else 1.0, measured_ttft]),
-        np.array([1.0, _ITL_WEIGHT if usable else 0.0, _TTFT_WEIGHT if light else 0.0]),
-        ("served hour: TPOT", "served hour: median ITL", "served hour: median TTFT"), (run.name,) * 3, TERMS,
-        np.empty((3, 0)),
-    )  # fmt: skip
+    equations = Problem.of(
+        dict(zip(TERMS, np.vstack((mean, share @ made_of[middle], first)).T, strict=True)),
+        [run.measured["tpot_mean_ms"] / 1000, measured_itl if usable else 1.0, measured_ttft],
+        kind=("served hour: TPOT", "served hour: median ITL", "served hour: median TTFT"),
+        configuration=(run.name,) * 3,
+    )
+    return replace(
+        equations,
+        known=np.array([mean_known, share @ known[middle], first_known]),
+        weight=np.array([1.0, float(usable), float(light)]),
+    )
 
 
 def _numbered_hour(place: int, run: MeasuredRun, scenario: Scenario) -> tuple[int, Problem]:
@@ -249,35 +242,50 @@ class FittedSteps:
     problem: Problem
 
 
+@dataclass(frozen=True, slots=True)
+class ServedHours:
+    """The calibration subset.
+
+    :ivar rounds: how often the hours are simulated, each time with the costs of the round before.
+    """
+
+    runs: Sequence[MeasuredRun]
+    lengths: LengthHistograms
+    rounds: int = ROUNDS
+
+
 def fit_steps(
-    runs: Sequence[MeasuredRun],
-    lengths: LengthHistograms,
+    hours: ServedHours,
     loops: Problem,
     profile: Profile,
     *,
-    write: Callable[[Profile], str],
-    rounds: int = ROUNDS,
     jobs: int = -1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FittedSteps:
-    """Fit step costs to closed loops and served hours.
+    """Fit step costs to closed loops and served hours; all else in the profile stays.
 
-    :param runs: the calibration subset.
-    :param profile: the profile so far; its step costs are where the fit starts from.
-    :param write: writes a profile where worker processes find it; returns its path.
-    :param rounds: how often the hours are simulated, each time with the costs of the round before.
+    :param loops: the closed loops.
     """
+    with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
+        return _fit_rounds(hours, loops, profile, Path(folder) / "profile.json", jobs, progress)
+
+
+def _fit_rounds(
+    hours: ServedHours, loops: Problem, profile: Profile, path: Path, jobs: int, progress: Callable[[int, int], None]
+) -> FittedSteps:
+    """Fit round by round; ``path``: where worker processes find the profile so far."""
+    runs, rounds = hours.runs, hours.rounds
     terms = solve(loops)
     problem = loops
     for turn in range(rounds):
         profile = _with_costs(profile, terms)
-        path = write(profile)
-        tasks = [(place, run, fronted_scenario(run, lengths, path)) for place, run in enumerate(runs)]
-        hours: dict[int, Problem] = {}
-        for place, hour in unordered(_numbered_hour, tasks, jobs):
-            hours[place] = hour
-            progress(turn * len(runs) + len(hours), rounds * len(runs))
-        problem = join([loops, *(hours[place] for place in sorted(hours))])
+        path.write_text(profile.model_dump_json(), encoding="utf-8")
+        tasks = [(place, run, fronted_scenario(run, hours.lengths, str(path))) for place, run in enumerate(runs)]
+        equations: dict[int, Problem] = {}
+        for place, equations_of_hour in unordered(_numbered_hour, tasks, jobs):
+            equations[place] = equations_of_hour
+            progress(turn * len(runs) + len(equations), rounds * len(runs))
+        problem = join([loops, *(equations[place] for place in sorted(equations))])
         found = solve(problem)
         terms = found if turn == 0 else (1 - DAMPING) * terms + DAMPING * found
     errors, counted = np.abs(problem.errors(terms)), problem.weight > 0

@@ -1,4 +1,4 @@
-"""Look into a simulated run: what every step was made of, so that its costs can be fitted."""
+"""Log what every step of a simulated run was made of, so that its costs can be fitted."""
 
 from __future__ import annotations
 
@@ -15,9 +15,19 @@ from sim.world.replica.continuous import BatchServer
 Floats = NDArray[np.float64]
 
 COLUMNS = (
-    "ended_s", "steps", "seconds", "load_s", "tokens", "decoding", "prefills", "prefill_tokens", "kv_tokens",
-    "attended", "distinct", "passed",
-)  # fmt: skip
+    "ended_s",
+    "steps",
+    "seconds",
+    "load_s",
+    "tokens",
+    "decoding",
+    "prefills",
+    "prefill_tokens",
+    "kv_tokens",
+    "attended",
+    "distinct",
+    "passed",
+)
 """One row for every leap of equal steps; ``kv_tokens`` and ``tokens`` are those of its first step."""
 
 
@@ -47,7 +57,7 @@ class StepLog:
         """Return a class of servers like ``server`` that writes into this log."""
         log = self
 
-        class Watched(server):  # type: ignore[valid-type, misc]
+        class LoggingServer(server):  # type: ignore[valid-type, misc]
             def __init__(self, *parts: Any, **options: Any) -> None:
                 super().__init__(*parts, **options)
                 self._made_of: tuple[float, ...] = ()
@@ -69,7 +79,7 @@ class StepLog:
                 log.requests.extend((self._reached_s.pop(r.index), r.first_token_s, now, r.output_tokens))
                 super()._record(r, now)
 
-        return Watched
+        return LoggingServer
 
 
 def _made_of(server: BatchServer) -> tuple[float, ...]:
@@ -77,6 +87,12 @@ def _made_of(server: BatchServer) -> tuple[float, ...]:
     step, decoding = scheduler.decided, scheduler.kv.decoding
     sequences, prefill_tokens, attended, _, passed = scheduler.details()
     return (
-        step.tokens, decoding, sequences - decoding, prefill_tokens, scheduler.kv.tokens + decoding, attended,
-        len(scheduler.adapters), passed,
-    )  # fmt: skip
+        step.tokens,
+        decoding,
+        sequences - decoding,
+        prefill_tokens,
+        scheduler.kv.tokens + decoding,
+        attended,
+        len(scheduler.adapters),
+        passed,
+    )

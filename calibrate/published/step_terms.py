@@ -22,11 +22,22 @@ BENDS = (128, 256, 512, 1024)
 """Tokens of a step beyond which each more may cost more."""
 
 TERMS = (
-    "step", "token", *(f"token_beyond_{bend}" for bend in BENDS), "eager", "sequence", "kv_token", "prefill_step",
-    "lora", "slot", "slot_token", "slot_prefill_token", "adapter", "adapter_rank",
-)  # fmt: skip
+    "step",
+    "token",
+    *(f"token_beyond_{bend}" for bend in BENDS),
+    "eager",
+    "sequence",
+    "kv_token",
+    "prefill_step",
+    "lora",
+    "slot",
+    "slot_token",
+    "slot_prefill_token",
+    "adapter",
+    "adapter_rank",
+)
 """Seconds for: every step; every token, and every one beyond each of ``BENDS``; a step that runs eagerly; every
-sequence; every KV token attended by decodes; a step in which somebody prefills; a step of a server with LoRA turned on;
+sequence; every KV token attended by decodes; a step with a prefill; a step of a server with LoRA turned on;
 every slot; every slot and token, and every slot and prompt token; every distinct adapter, and that times the slots'
 rank."""
 FACTOR_TERMS = ("lora", "slot", "adapter", "adapter_rank")
@@ -53,21 +64,23 @@ class Steps:
     def features(self) -> Floats:
         """Return what each term is multiplied with, (n, len(TERMS))."""
         one, zero = np.ones_like(self.tokens), np.zeros_like(self.tokens)
-        return np.column_stack((
-            one,
-            self.tokens,
-            *(np.maximum(self.tokens - bend, zero) for bend in BENDS),
-            self.tokens > GRAPH_TOKENS,
-            self.sequences,
-            self.kv_tokens,
-            self.prefill_tokens > 0,
-            one * (self.slots > 0),
-            one * self.slots,
-            self.slots * self.tokens,
-            self.slots * self.prefill_tokens,
-            self.distinct,
-            self.distinct * self.max_rank,
-        )).astype(np.float64)  # fmt: skip
+        return np.column_stack(
+            (
+                one,
+                self.tokens,
+                *(np.maximum(self.tokens - bend, zero) for bend in BENDS),
+                self.tokens > GRAPH_TOKENS,
+                self.sequences,
+                self.kv_tokens,
+                self.prefill_tokens > 0,
+                one * (self.slots > 0),
+                one * self.slots,
+                self.slots * self.tokens,
+                self.slots * self.prefill_tokens,
+                self.distinct,
+                self.distinct * self.max_rank,
+            )
+        ).astype(np.float64)
 
 
 def step_cost(seconds: Mapping[str, float]) -> StepCost:

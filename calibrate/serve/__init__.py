@@ -1,5 +1,5 @@
-"""Serve for real: drive a live OpenAI-compatible server with a scenario's traffic, and hold a prediction against it.
+"""Serve for real: drive a live OpenAI-compatible server with a scenario's traffic and compare with a prediction.
 
-``study`` is the whole; ``engine`` starts a local vLLM, ``drive`` sends, ``ladder`` measures costs over the API, and
-``predict`` and ``compare`` say what the simulator makes of the same requests. Nothing here is imported by ``sim``.
+``serve_study`` is the entry point; ``engine`` starts a local vLLM, ``drive`` sends, ``ladder`` measures costs over the
+API, ``serve_prediction`` simulates the same requests and ``paired_table`` compares.
 """

@@ -10,7 +10,7 @@ from typing import Any
 from calibrate.serve.connection import Host
 from calibrate.serve.event_stream import EventStream
 from calibrate.serve.http_answer import Answer, Broken
-from calibrate.serve.planned_requests import Planned
+from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_errors import ServerError
 from calibrate.serve.server_json import parse_json, words_of
 from sim.errors import InputError
@@ -32,15 +32,15 @@ COMPLETE, SHORT, REFUSED, BROKEN = "complete", "short", "refused", "broken"
 
 
 @dataclass(slots=True)
-class Sent:
-    """One request and what came back. Times are monotonic seconds; 0 where nothing came.
+class SentRequest:
+    """One request and what came back. Times are monotonic seconds; 0 where nothing arrived.
 
     :ivar stamps: when each piece with tokens came, and the tokens that had come by then; complete at its end.
     :ivar stream: makes the stamps of what comes.
     :ivar problem: what the server said, where it refused.
     """
 
-    request: Planned
+    request: PlannedRequest
     sent: float = 0.0
     stamps: list[tuple[float, int]] = field(default_factory=list)
     status: str = BROKEN
@@ -52,42 +52,48 @@ class Sent:
 
     @property
     def first(self) -> float:
-        """When the first token came."""
+        """When the first token arrived."""
         return self.stamps[0][0] if self.stamps else 0.0
 
     @property
     def last(self) -> float:
-        """When the last token came."""
+        """When the last token arrived."""
         return self.stamps[-1][0] if self.stamps else 0.0
 
     @property
     def tokens(self) -> int:
-        """Tokens that came."""
+        """Tokens that arrived."""
         return self.stamps[-1][1] if self.stamps else 0
 
     def gaps(self) -> list[float]:
-        """Return the seconds between tokens; several in one piece came at once."""
+        """Return the seconds between tokens; tokens of one piece arrived together."""
         result: list[float] = []
         for (before, had), (now, has) in zip(self.stamps, self.stamps[1:], strict=False):
             result += [now - before, *([0.0] * (has - had - 1))]
         return result
 
 
-def payload(request: Planned, model: str) -> bytes:
-    """Return the body: an exact number of prompt tokens, and an answer that ends at its length and not before."""
-    return json.dumps({
-        "model": model, "prompt": request.prompt(), "max_tokens": request.output_tokens, "temperature": 0,
-        "ignore_eos": True, "stream": True,
-        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-    }).encode()  # fmt: skip
+def payload(request: PlannedRequest, model: str) -> bytes:
+    """Return the body: an exact number of prompt tokens, and a completion of an exact length."""
+    return json.dumps(
+        {
+            "model": model,
+            "prompt": request.prompt(),
+            "max_tokens": request.output_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+    ).encode()
 
 
-async def send(host: Host, request: Planned, model: str, into: Sent | None = None) -> Sent:
-    """Send one request and return what came, complete or not.
+async def send(host: Host, request: PlannedRequest, model: str, into: SentRequest | None = None) -> SentRequest:
+    """Send one request and return what arrived, complete or not.
 
-    :param into: filled as pieces come, so that a caller that gives up has what there is.
+    :param into: filled as pieces arrive, so that a caller that gives up keeps them.
     """
-    result = into or Sent(request)
+    result = into or SentRequest(request)
     stream, refused = result.stream, bytearray()
 
     def take(answer: Answer, now: float, data: bytes) -> None:
@@ -141,7 +147,7 @@ async def served_models(host: Host, limit_s: float) -> tuple[list[str], list[str
     except OSError as error:
         raise ServerError(f"the server can't be reached: {error}", where=host.url, hint=hint) from None
     if status in (401, 403):
-        raise InputError("the server wants a key", key="--url", got=f"HTTP {status}", hint="set OPENAI_API_KEY")
+        raise InputError("the server requires a key", key="--url", got=f"HTTP {status}", hint="set OPENAI_API_KEY")
     try:
         if status != 200:
             raise ValueError(status)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 for timing: every piece of an answer is stamped as it comes out of the socket.
+"""HTTP/1.1 for timing: every piece of an answer gets the time at which it left the socket.
 
 One connection serves one request at a time and is kept for the next one. The standard library's client blocks a
 thread for each request, and hundreds of threads would disturb each other's stamps; this is one event loop.
@@ -21,7 +21,7 @@ Body = Callable[[Answer, float, bytes], None]
 
 
 def without_credentials(text: str) -> str:
-    """Return a text without what stands before the @ of a URL in it."""
+    """Return a text without user names and passwords of URLs."""
     return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
 
 

@@ -1,4 +1,4 @@
-"""Open loop: every request is sent at its time, whatever the server does; each is kept as it ends."""
+"""Send requests in an open loop: each at its time, whatever the server does; each is saved when it ends."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from calibrate.serve.client import BROKEN, COMPLETE, MODELS_BYTES, REFUSED, Sent, send
+from calibrate.serve.client import BROKEN, COMPLETE, MODELS_BYTES, REFUSED, SentRequest, send
 from calibrate.serve.connection import Host
 from calibrate.serve.http_answer import Broken
-from calibrate.serve.planned_requests import Planned
+from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_errors import ServerError
-from calibrate.serve.server_metrics import PAGE_LIMIT_S, Page, read_page
+from calibrate.serve.server_metrics import PAGE_LIMIT_S, MetricsPage, read_page
 from sim.errors import OutputError
 
 METRICS_EVERY_S = 2.0
 ALIVE_LIMIT_S = 5.0
 _LEAD_S = 0.5
 _FEW = 20
-"""If so many have ended and none was served, no more are sent."""
+"""After so many failed requests without a served one, no more are sent."""
 
 
 @dataclass(slots=True)
-class Run:
+class LiveRun:
     """One run through the traffic.
 
     :ivar start: monotonic seconds of the traffic's time 0.
@@ -39,8 +39,8 @@ class Run:
     """
 
     start: float
-    sent: list[Sent] = field(default_factory=list)
-    pages: list[Page] = field(default_factory=list)
+    sent: list[SentRequest] = field(default_factory=list)
+    pages: list[MetricsPage] = field(default_factory=list)
     end: float = 0.0
     kept: int = 0
 
@@ -60,21 +60,21 @@ class Driver:
     died: Callable[[], str | None] = lambda: None
     progress: Callable[[int, int], None] = lambda done, total: None
     _heard: float = 0.0
-    _open: dict[int, Sent] = field(default_factory=dict)
+    _open: dict[int, SentRequest] = field(default_factory=dict)
 
     @property
     def page_limit_s(self) -> float:
         """Seconds that a metrics page may take."""
         return min(PAGE_LIMIT_S, self.stall_s)
 
-    async def one(self, request: Planned) -> Sent:
+    async def one(self, request: PlannedRequest) -> SentRequest:
         """Send one request now and wait for its end.
 
         :raises ServerError: unless it is served completely.
         """
         return (await self.together([request]))[0]
 
-    async def together(self, requests: Sequence[Planned]) -> list[Sent]:
+    async def together(self, requests: Sequence[PlannedRequest]) -> list[SentRequest]:
         """Send requests at once and wait for all, as long as tokens come.
 
         :raises ServerError: unless all are served completely.
@@ -82,7 +82,7 @@ class Driver:
         tasks = [asyncio.ensure_future(self._send(request)) for request in requests]
         self._heard = time.monotonic()
         try:
-            left: Iterable[asyncio.Task[Sent]] = tasks
+            left: Iterable[asyncio.Task[SentRequest]] = tasks
             while left:
                 silent = self._silent_s()
                 if silent >= self.stall_s:
@@ -100,8 +100,8 @@ class Driver:
                 )
         return sent
 
-    async def _send(self, request: Planned) -> Sent:
-        sent = self._open[request.index] = Sent(request)
+    async def _send(self, request: PlannedRequest) -> SentRequest:
+        sent = self._open[request.index] = SentRequest(request)
         try:
             return await send(self.host, request, self.names[request.adapter], sent)
         finally:
@@ -121,13 +121,13 @@ class Driver:
         return time.monotonic() - self._heard
 
     def _died(self) -> str | None:
-        words = self.died()
-        return None if words is None else f"the server died: {words}"
+        reason = self.died()
+        return None if reason is None else f"the server died: {reason}"
 
-    async def run(self, planned: Sequence[Planned], kept: Path) -> Run:
-        """Send all of it; append each request to ``kept`` as it ends.
+    async def run(self, planned: Sequence[PlannedRequest], kept: Path) -> LiveRun:
+        """Send all requests; append each to ``kept`` as it ends.
 
-        :raises ServerError: where the server stalls, dies or serves nobody; finished requests are in ``kept``.
+        :raises ServerError: where the server stalls, dies or serves no request; finished requests are in ``kept``.
         :raises OutputError: where ``kept`` can't be written, such as on a full disk.
         """
         pages = [page] if (page := await read_page(self.host, self.page_limit_s)) else []
@@ -135,7 +135,7 @@ class Driver:
         gc.disable()  # a collection would stop all stamps at once
         try:
             with _opened(kept) as file:
-                run = Run(time.monotonic() + _LEAD_S, pages=pages)
+                run = LiveRun(time.monotonic() + _LEAD_S, pages=pages)
                 self._heard = run.start
                 await self._send_all(run, planned, file)
         finally:
@@ -146,7 +146,7 @@ class Driver:
         run.sent.sort(key=lambda sent: sent.request.index)
         return run
 
-    async def _send_all(self, run: Run, planned: Sequence[Planned], file: BinaryIO) -> None:
+    async def _send_all(self, run: LiveRun, planned: Sequence[PlannedRequest], file: BinaryIO) -> None:
         loop = asyncio.get_running_loop()
         shift = loop.time() - time.monotonic()
         problem: asyncio.Future[str] = loop.create_future()
@@ -154,7 +154,7 @@ class Driver:
         everything = asyncio.Event()
         left = len(planned)
 
-        def begin(request: Planned) -> None:
+        def begin(request: PlannedRequest) -> None:
             if not problem.done():
                 if not waiting:
                     self._heard = time.monotonic()  # there was nothing to hear
@@ -194,11 +194,12 @@ class Driver:
             problem.set_result(serves_nobody(run.sent[-1]))
         if problem.done():
             raise ServerError(
-                f"{problem.result()} ({good} of {len(planned)} requests were served)", where=self.host.url,
+                f"{problem.result()} ({good} of {len(planned)} requests were served)",
+                where=self.host.url,
                 hint=f"those are kept in {file.name}",
-            )  # fmt: skip
+            )
 
-    async def _keep(self, run: Run, request: Planned, file: BinaryIO, problem: asyncio.Future[str]) -> None:
+    async def _keep(self, run: LiveRun, request: PlannedRequest, file: BinaryIO, problem: asyncio.Future[str]) -> None:
         sent = await self._send(request)
         run.sent.append(sent)
         if not problem.done() or problem.exception() is None:
@@ -226,7 +227,7 @@ class Driver:
             return False
         return status < 500
 
-    async def _watch(self, run: Run, waiting: set[asyncio.Task[None]], problem: asyncio.Future[str]) -> None:
+    async def _watch(self, run: LiveRun, waiting: set[asyncio.Task[None]], problem: asyncio.Future[str]) -> None:
         """Read the metrics now and then, and notice a stall."""
         while not problem.done():
             await asyncio.sleep(min(METRICS_EVERY_S, self.stall_s / 4))
@@ -244,7 +245,7 @@ def stalled(silent_s: float) -> str:
     return f"the server stalled: no token came for {silent_s:.0f} s"
 
 
-def serves_nobody(last: Sent) -> str:
+def serves_nobody(last: SentRequest) -> str:
     """Say that no request was served, and what went wrong with one of them."""
     return f"the server serves nobody: {last.problem}"
 
@@ -272,18 +273,24 @@ def _write_row(file: BinaryIO, row: dict[str, Any], before: int) -> int:
         with contextlib.suppress(OSError):
             os.ftruncate(file.fileno(), start)
         raise OutputError(
-            f"can't write this file: {error.strerror or error}", file=str(file.name),
+            f"can't write this file: {error.strerror or error}",
+            file=str(file.name),
             hint=f"the run has ended; {before:,} finished requests are kept there",
-        ) from None  # fmt: skip
+        ) from None
     return 1
 
 
-def kept_row(sent: Sent, start: float) -> dict[str, Any]:
+def kept_row(sent: SentRequest, start: float) -> dict[str, Any]:
     """Return a request as it is kept: times in seconds after the run's start."""
     r = sent.request
     return {
-        "index": r.index, "adapter": r.adapter, "prompt_tokens": r.prompt_tokens, "output_tokens": r.output_tokens,
-        "planned_s": r.at_s, "sent_s": round(sent.sent - start, 6) if sent.sent else None,
-        "status": sent.status, "problem": sent.problem,
+        "index": r.index,
+        "adapter": r.adapter,
+        "prompt_tokens": r.prompt_tokens,
+        "output_tokens": r.output_tokens,
+        "planned_s": r.at_s,
+        "sent_s": round(sent.sent - start, 6) if sent.sent else None,
+        "status": sent.status,
+        "problem": sent.problem,
         "stamps": [[round(at - start, 6), tokens] for at, tokens in sent.stamps],
-    }  # fmt: skip
+    }

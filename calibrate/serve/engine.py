@@ -1,4 +1,4 @@
-"""A vLLM server of our own: find its environment, write its model, start it, wait for it, stop it."""
+"""Start a vLLM server: find its environment, write its model, start it, wait for it, stop it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibrate.device import host_memory
-from calibrate.loads.synthetic_adapters import write_adapter
+from calibrate.loads.synthetic_adapters import SyntheticAdapter, write_adapter
 from calibrate.serve.connection import Host
 from calibrate.serve.http_answer import Broken
 from calibrate.serve.server_errors import ServerError
@@ -39,7 +39,7 @@ _ENTRY = "[vllm.general_plugins]\nloraplan_observer = loraplan_observer:observe\
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
+class InstalledVllm:
     """A Python that has vLLM.
 
     :ivar cpu: whether it is the build for CPUs.
@@ -56,7 +56,7 @@ class Installed:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningServer:
     """A server that answers.
 
     :ivar observed: the file in which an observer inside the server writes its steps, else None.
@@ -68,11 +68,11 @@ class Running:
     observed: Path
 
     def died(self) -> str | None:
-        """Return the last words of a server that has ended, None while it lives."""
-        return None if self.process.poll() is None else last_words(self.log)
+        """Return the error that a server ended with, None while it runs."""
+        return None if self.process.poll() is None else last_error(self.log)
 
 
-def find_vllm(python: Path | None) -> Installed:
+def find_vllm(python: Path | None) -> InstalledVllm:
     """Return the first Python with vLLM: the given one, ``.vllm-venv``, or the one that runs this.
 
     :raises InputError: where none has it.
@@ -80,12 +80,13 @@ def find_vllm(python: Path | None) -> Installed:
     candidates = [python] if python else [ENVIRONMENT / "bin" / "python", Path(sys.executable)]
     for candidate in (place.absolute() for place in candidates):  # not resolved: a link is what makes an environment
         if candidate.exists() and (found := _version(candidate)) is not None:
-            return Installed(candidate, *found)
+            return InstalledVllm(candidate, *found)
     raise InputError(
-        "no vLLM here", key="--server-python" if python else "--launch vllm",
+        "vLLM was not found",
+        key="--server-python" if python else "--launch vllm",
         got=str(python) if python else f"neither {ENVIRONMENT} nor {Path(sys.executable).name} has it",
         hint="'make vllm-env' installs the CPU build; --server-python names another environment's python",
-    )  # fmt: skip
+    )
 
 
 def _version(python: Path) -> tuple[str, bool] | None:
@@ -124,13 +125,16 @@ def write_model(folder: Path, scenario: Scenario, shape: ModelShape, population:
     free = shutil.disk_usage(folder).free
     if needed > free * 0.9:
         raise InputError(
-            "the adapters' files don't fit on this disk", key="adapters.count", got=f"{needed:,} bytes",
-            allowed=f"{int(free * 0.9):,}", hint="fewer adapters or a lower rank",
-        )  # fmt: skip
+            "the adapters' files don't fit on this disk",
+            key="adapters.count",
+            got=f"{needed:,} bytes",
+            allowed=f"{int(free * 0.9):,}",
+            hint="use fewer adapters or a lower rank",
+        )
     for index in range(len(population)):
         kind = targets[int(population.kind[index])]
         rank = int(population.rank[index])
-        write_adapter(folder / adapter_name(index), shape, BASE_NAME, rank, kind, "bf16", (index,))
+        write_adapter(folder / adapter_name(index), SyntheticAdapter(shape, BASE_NAME, rank, kind, "bf16"), (index,))
 
 
 def check_memory(scenario: Scenario, shape: ModelShape, population: Population) -> None:
@@ -146,10 +150,12 @@ def check_memory(scenario: Scenario, shape: ModelShape, population: Population) 
     adapters = slots * population.slot_bytes + min(host, count) * int(population.size_bytes.max())
     if weights + adapters > free:
         raise InputError(
-            "this model and its adapters don't fit into free memory", key="adapters.base_model",
+            "this model and its adapters don't fit into free memory",
+            key="adapters.base_model",
             got=f"{human_bytes(weights)} of weights, {human_bytes(adapters)} of adapters",
-            allowed=f"{human_bytes(free)}", hint="a smaller model (tiny), or --url of a server elsewhere",
-        )  # fmt: skip
+            allowed=f"{human_bytes(free)}",
+            hint="use a smaller model (tiny), or give --url of a server elsewhere",
+        )
 
 
 def adapter_name(index: int) -> str:
@@ -158,24 +164,31 @@ def adapter_name(index: int) -> str:
 
 
 def server_arguments(
-    scenario: Scenario, population: Population, model: Path, longest: int, installed: Installed
+    scenario: Scenario, population: Population, model: Path, longest: int, installed: InstalledVllm
 ) -> list[str]:
     """Return the arguments of vLLM's API server for a scenario."""
     fleet, cache = scenario.fleet, scenario.cache
     slots = cache.gpu.slots
     if slots is None:
-        raise InputError("vLLM has slots, not bytes for adapters", key="cache.gpu.slots", hint="give cache.gpu.slots")
+        raise InputError("vLLM counts adapter slots, not bytes", key="cache.gpu.slots", hint="set cache.gpu.slots")
     host = slots if cache.host is None or cache.host.slots is None else cache.host.slots
     rank = int(population.rank.max())
     padded = next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), rank)
-    arguments = [
-        "--model", str(model / BASE_NAME), "--served-model-name", BASE_NAME, "--load-format", "dummy",
-        "--dtype", "bfloat16", "--enable-lora", "--max-loras", str(slots), "--max-cpu-loras", str(host),
-        "--max-lora-rank", str(padded), "--max-num-seqs", str(fleet.max_num_seqs),
-        "--max-num-batched-tokens", str(max(fleet.max_num_batched_tokens, fleet.max_num_seqs)),
-        "--max-model-len", str(longest), "--no-enable-prefix-caching", "--seed", "0",
-        "--disable-uvicorn-access-log",
-    ]  # fmt: skip
+    values = {
+        "--model": model / BASE_NAME,
+        "--served-model-name": BASE_NAME,
+        "--load-format": "dummy",
+        "--dtype": "bfloat16",
+        "--max-loras": slots,
+        "--max-cpu-loras": host,
+        "--max-lora-rank": padded,
+        "--max-num-seqs": fleet.max_num_seqs,
+        "--max-num-batched-tokens": max(fleet.max_num_batched_tokens, fleet.max_num_seqs),
+        "--max-model-len": longest,
+        "--seed": 0,
+    }
+    arguments = [str(word) for pair in values.items() for word in pair]
+    arguments += ["--enable-lora", "--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
     if installed.cpu:
         arguments.append("--enforce-eager")
     if fleet.gpu_memory_utilization is not None and not installed.cpu:
@@ -185,27 +198,34 @@ def server_arguments(
 
 
 @contextmanager
-def launched(installed: Installed, arguments: list[str], folder: Path) -> Iterator[Running]:
+def launched(installed: InstalledVllm, arguments: list[str], folder: Path) -> Iterator[RunningServer]:
     """Run a server while the block runs; its log stays in ``folder``.
 
     :raises ServerError: where it doesn't come up.
     """
     port, log, observed = _free_port(), folder / "server.log", folder / OBSERVED
     observed.unlink(missing_ok=True)
-    command = [str(installed.python), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1",
-               "--port", str(port), *arguments]  # fmt: skip
+    module = [str(installed.python), "-m", "vllm.entrypoints.openai.api_server"]
+    command = [*module, "--host", "127.0.0.1", "--port", str(port), *arguments]
     environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"), "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1", "PYTHONHASHSEED": "0", "LORAPLAN_OBSERVED": str(observed.resolve()),
+        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONHASHSEED": "0",
+        "LORAPLAN_OBSERVED": str(observed.resolve()),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_plugin(folder)), os.environ.get("PYTHONPATH", "")])),
-    }  # fmt: skip
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
-        running = Running(f"http://127.0.0.1:{port}", process, log, observed)
+        running = RunningServer(f"http://127.0.0.1:{port}", process, log, observed)
         _await(running)
         yield running
     finally:
@@ -230,7 +250,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _await(running: Running) -> None:
+def _await(running: RunningServer) -> None:
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         words = running.died()
@@ -267,15 +287,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.poll()
 
 
-def last_words(log: Path, most: int = 400) -> str:
+def last_error(log: Path, most: int = 400) -> str:
     """Return the line of a log that says most likely why it ends: the last one with an error, else the last."""
     try:
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     except OSError:
-        return "it left no log"
+        return "it wrote no log"
     lines = [line for line in lines if line]
-    telling = [line for line in lines if "Error" in line or "error:" in line]
-    return (telling or lines or ["its log is empty"])[-1][-most:]
+    errors = [line for line in lines if "Error" in line or "error:" in line]
+    return (errors or lines or ["its log is empty"])[-1][-most:]
 
 
 def read_observed(path: Path) -> list[dict[str, object]]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calibrate.serve.client import Sent
+from calibrate.serve.client import SentRequest
 from calibrate.serve.drive import Driver
-from calibrate.serve.planned_requests import Planned
+from calibrate.serve.planned_requests import PlannedRequest
 from sim.spec.scenario import Scenario
 
 MOST_SEQUENCES = 64
@@ -24,11 +24,11 @@ _STREAMS = 3
 _LEAST_STEPS = 12
 _STEPS_APART = 6
 _PASSES = 3
-"""Every batch is timed so often, at different times, and the median kept: a moment's disturbance counts for little."""
+"""Every batch is timed so often, at different times, and the median kept, so that a short disturbance has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class DecodeBatch:
     """A batch that only decodes: its mean step, in the median of several passes.
 
     :ivar kv_tokens: KV tokens of all sequences together, on average.
@@ -41,8 +41,8 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """One load: what a first token took longer than the same request right after it.
+class TimedLoad:
+    """One load: how much later its first token came than that of the same request right after it.
 
     :ivar storage: whether the adapter's file had to be read.
     """
@@ -53,10 +53,10 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
-    """A request that joined a sequence which decodes.
+class JoiningRequest:
+    """A request that joined a decoding sequence.
 
-    :ivar held_s: by how much longer that made the sequence's gaps.
+    :ivar held_s: seconds that it added to the sequence's gaps.
     :ivar ttft_s: of the request itself; ``step_s``: the sequence's usual gap.
     """
 
@@ -74,22 +74,12 @@ class Ladder:
     """
 
     prefill: list[tuple[int, float]] = field(default_factory=list)
-    batches: list[Batch] = field(default_factory=list)
-    joins: list[Join] = field(default_factory=list)
-    loads: list[Load] = field(default_factory=list)
+    batches: list[DecodeBatch] = field(default_factory=list)
+    joins: list[JoiningRequest] = field(default_factory=list)
+    loads: list[TimedLoad] = field(default_factory=list)
 
 
-class _Numbers:
-    """Requests with numbers of their own: no prompt is like another."""
-
-    def __init__(self) -> None:
-        self._next = itertools.count(1_000_003)
-
-    def make(self, adapter: int, prompt: int, output: int) -> Planned:
-        return Planned(next(self._next), 0.0, adapter, prompt, output)
-
-
-async def measure(driver: Driver, scenario: Scenario, planned: Sequence[Planned], count: int) -> Ladder:
+async def measure(driver: Driver, scenario: Scenario, planned: Sequence[PlannedRequest], count: int) -> Ladder:
     """Climb the ladder; a few hundred requests.
 
     :param count: adapters.
@@ -99,93 +89,109 @@ async def measure(driver: Driver, scenario: Scenario, planned: Sequence[Planned]
     host = slots if scenario.cache.host is None else scenario.cache.host.slots or count
     longest = max(r.prompt_tokens + r.output_tokens for r in planned)
     prompts = [r.prompt_tokens for r in planned]
-    ladder, numbers = Ladder(), _Numbers()
-    await driver.one(numbers.make(0, 8, 8))
-    await _loads(driver, numbers, ladder, slots, min(host, count), count)
+    typical, long = int(np.median(prompts)), int(np.quantile(prompts, 0.9))
+    climb = _Climb(driver)
+    await climb.send(0, 8, 8)
+    await climb.loads(slots, min(host, count), count)
     for adapter in range(slots):  # what follows finds these resident
-        await driver.one(numbers.make(adapter, 8, 1))
-    typical = int(np.median(prompts))
-    for tokens in sorted({8, typical, int(np.quantile(prompts, 0.9)), max(prompts)}):
-        for _ in range(_REPEATS):
-            sent = await driver.one(numbers.make(0, tokens, 1))
-            ladder.prefill.append((tokens, sent.first - sent.sent))
-    await _batches(driver, numbers, ladder, min(scenario.fleet.max_num_seqs, MOST_SEQUENCES), slots, typical, longest)
-    await _joins(driver, numbers, ladder, sorted({8, typical, int(np.quantile(prompts, 0.9))}), longest)
-    return ladder
+        await climb.send(adapter, 8, 1)
+    await climb.prefills(sorted({8, typical, long, max(prompts)}))
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < scenario.fleet.max_num_seqs]
+    most = min(scenario.fleet.max_num_seqs, MOST_SEQUENCES)
+    await climb.batches(sorted({*sizes, most}), slots, sorted({8, min(typical, longest)}))
+    await climb.joins(sorted({8, typical, long}), longest)
+    return climb.ladder
 
 
-async def _loads(driver: Driver, numbers: _Numbers, ladder: Ladder, slots: int, host: int, count: int) -> None:
-    """Ask for adapters in turn, each twice: the first request loads, the second finds it resident.
+class _Climb:
+    """The requests of a ladder; each has a number of its own, so that no two prompts are alike."""
 
-    Going round more adapters than there is room for makes every LRU cache miss every time.
-    """
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.ladder = driver, Ladder()
+        self._numbers = itertools.count(1_000_003)
 
-    async def pair(adapter: int, storage: bool) -> None:
-        cold = await driver.one(numbers.make(adapter, 8, 1))
-        warm = await driver.one(numbers.make(adapter, 8, 1))
-        ladder.loads.append(Load(adapter, storage, (cold.first - cold.sent) - (warm.first - warm.sent)))
+    def _request(self, adapter: int, prompt: int, output: int) -> PlannedRequest:
+        return PlannedRequest(next(self._numbers), 0.0, adapter, prompt, output)
 
-    for adapter in range(min(count, _LOADS)):
-        await pair(adapter, True)
-    if count > host:
-        for number in range(_LOADS):
-            await pair(number % count, True)
-    if host > slots:
-        among = min(host, max(2 * slots, slots + 8))
-        for adapter in range(among):
-            await driver.one(numbers.make(adapter, 8, 1))
-        for number in range(_LOADS):
-            await pair(number % among, False)
+    async def send(self, adapter: int, prompt: int, output: int) -> SentRequest:
+        """Send one request, wait for its end and return it."""
+        return await self.driver.one(self._request(adapter, prompt, output))
+
+    async def loads(self, slots: int, host: int, count: int) -> None:
+        """Request adapters in turn, each twice: the first request loads, the second finds it resident.
+
+        Going round more adapters than there is room for makes every LRU cache miss every time.
+        """
+
+        async def pair(adapter: int, storage: bool) -> None:
+            cold = await self.send(adapter, 8, 1)
+            warm = await self.send(adapter, 8, 1)
+            seconds = (cold.first - cold.sent) - (warm.first - warm.sent)
+            self.ladder.loads.append(TimedLoad(adapter, storage, seconds))
+
+        for adapter in range(min(count, _LOADS)):
+            await pair(adapter, True)
+        if count > host:
+            for number in range(_LOADS):
+                await pair(number % count, True)
+        if host > slots:
+            among = min(host, max(2 * slots, slots + 8))
+            for adapter in range(among):
+                await self.send(adapter, 8, 1)
+            for number in range(_LOADS):
+                await pair(number % among, False)
+
+    async def prefills(self, prompts: Sequence[int]) -> None:
+        """Time the first token of requests that are alone, by prompt length."""
+        for tokens in prompts:
+            for _ in range(_REPEATS):
+                sent = await self.send(0, tokens, 1)
+                self.ladder.prefill.append((tokens, sent.first - sent.sent))
+
+    async def batches(self, sizes: Sequence[int], slots: int, prompts: Sequence[int]) -> None:
+        """Time decode steps by batch size, distinct adapters and prompt length."""
+        found: dict[tuple[int, int, int], list[DecodeBatch]] = {}
+        for _ in range(_PASSES):
+            for size in sizes:
+                for distinct in sorted({1, max(1, min(size, slots) // 2), min(size, slots)}):
+                    for prompt in prompts:
+                        batch = await self._batch(size, distinct, prompt)
+                        if batch is not None:
+                            found.setdefault((size, distinct, prompt), []).append(batch)
+        for passes in found.values():
+            passes.sort(key=lambda batch: batch.step_s)
+            self.ladder.batches.append(passes[(len(passes) - 1) // 2])
+
+    async def _batch(self, size: int, distinct: int, prompt: int) -> DecodeBatch | None:
+        """Let a batch decode side by side; None where its requests hardly overlapped."""
+        requests = [self._request(number % distinct, prompt, _ANSWER + size // 4) for number in range(size)]
+        sent = await self.driver.together(requests)
+        begin, end = max(s.first for s in sent), min(s.last for s in sent)
+        steps, contexts = [], []
+        for s in sent:
+            inside = [(at, tokens) for at, tokens in s.stamps if begin <= at <= end]
+            if len(inside) > 1 and inside[-1][1] - inside[0][1] >= _LEAST_STEPS and inside[-1][0] > inside[0][0]:
+                steps.append((inside[-1][0] - inside[0][0]) / (inside[-1][1] - inside[0][1]))
+                contexts.append(s.request.prompt_tokens + (inside[0][1] + inside[-1][1]) / 2)
+        return DecodeBatch(size, distinct, float(np.mean(contexts)) * size, float(np.mean(steps))) if steps else None
+
+    async def joins(self, prompts: Sequence[int], longest: int) -> None:
+        """Let short requests join one that decodes, far enough apart to time how long each holds it up."""
+        alone = [batch.step_s for batch in self.ladder.batches if batch.sequences == 1]
+        apart_s = _STEPS_APART * (min(alone) if alone else 0.02)
+        rng = random.Random(1)
+        for _ in range(_STREAMS):  # turn by turn: a noisy minute of the machine is shared by all lengths
+            for prompt in prompts:
+                stream = asyncio.ensure_future(self.send(0, 8, max(_ANSWER, min(longest - 8, 400))))
+                await asyncio.sleep(apart_s)
+                joined: list[SentRequest] = []
+                while len(joined) < _JOINS and not stream.done():
+                    joined.append(await self.send(0, prompt, 1))
+                    await asyncio.sleep(apart_s * rng.uniform(0.9, 1.1))  # at any place within a step
+                self.ladder.joins += held_up(await stream, joined)
 
 
-async def _batches(
-    driver: Driver, numbers: _Numbers, ladder: Ladder, most: int, slots: int, typical: int, longest: int
-) -> None:
-    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < most] + [most]
-    found: dict[tuple[int, int, int], list[Batch]] = {}
-    for _ in range(_PASSES):
-        for size in sizes:
-            for distinct in sorted({1, max(1, min(size, slots) // 2), min(size, slots)}):
-                for prompt in sorted({8, min(typical, longest)}):
-                    batch = await _batch(driver, numbers, size, distinct, prompt)
-                    if batch is not None:
-                        found.setdefault((size, distinct, prompt), []).append(batch)
-    for passes in found.values():
-        passes.sort(key=lambda batch: batch.step_s)
-        ladder.batches.append(passes[(len(passes) - 1) // 2])
-
-
-async def _batch(driver: Driver, numbers: _Numbers, size: int, distinct: int, prompt: int) -> Batch | None:
-    """Let a batch decode side by side; None where its requests hardly met."""
-    requests = [numbers.make(number % distinct, prompt, _ANSWER + size // 4) for number in range(size)]
-    sent = await driver.together(requests)
-    begin, end = max(s.first for s in sent), min(s.last for s in sent)
-    steps, contexts = [], []
-    for s in sent:
-        inside = [(at, tokens) for at, tokens in s.stamps if begin <= at <= end]
-        if len(inside) > 1 and inside[-1][1] - inside[0][1] >= _LEAST_STEPS and inside[-1][0] > inside[0][0]:
-            steps.append((inside[-1][0] - inside[0][0]) / (inside[-1][1] - inside[0][1]))
-            contexts.append(s.request.prompt_tokens + (inside[0][1] + inside[-1][1]) / 2)
-    return Batch(size, distinct, float(np.mean(contexts)) * size, float(np.mean(steps))) if steps else None
-
-
-async def _joins(driver: Driver, numbers: _Numbers, ladder: Ladder, prompts: Sequence[int], longest: int) -> None:
-    """Let short requests join one that decodes, far enough apart to tell: how long does each hold it up?"""
-    alone = [batch.step_s for batch in ladder.batches if batch.sequences == 1]
-    apart_s = _STEPS_APART * (min(alone) if alone else 0.02)
-    rng = random.Random(1)
-    for _ in range(_STREAMS):  # turn by turn: a noisy minute of the machine is shared by all lengths
-        for prompt in prompts:
-            stream = asyncio.ensure_future(driver.one(numbers.make(0, 8, max(_ANSWER, min(longest - 8, 400)))))
-            await asyncio.sleep(apart_s)
-            joined: list[Sent] = []
-            while len(joined) < _JOINS and not stream.done():
-                joined.append(await driver.one(numbers.make(0, prompt, 1)))
-                await asyncio.sleep(apart_s * rng.uniform(0.9, 1.1))  # at any place within a step
-            ladder.joins += held_up(await stream, joined)
-
-
-def held_up(stream: Sent, joined: Sequence[Sent]) -> list[Join]:
+def held_up(stream: SentRequest, joined: Sequence[SentRequest]) -> list[JoiningRequest]:
     """Return by how much longer a stream's gaps around each joining request were than its other gaps."""
     stamps = np.array([at for at, _ in stream.stamps])
     gaps = np.diff(stamps)
@@ -198,6 +204,6 @@ def held_up(stream: Sent, joined: Sequence[Sent]) -> list[Join]:
         return []
     usual = float(np.median(others))
     return [
-        Join(other.request.prompt_tokens, float((gaps[near] - usual).sum()), other.first - other.sent, usual)
+        JoiningRequest(other.request.prompt_tokens, float((gaps[near] - usual).sum()), other.first - other.sent, usual)
         for other, near in zip(inside, around, strict=True)
     ]

@@ -6,24 +6,32 @@ import datetime
 import platform
 import re
 import shlex
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from calibrate.fit.regression import DRAWS, significant
-from calibrate.serve.ladder import Batch, Join, Ladder, Load
+from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad
 from calibrate.serve.serve_prediction import FRONT_END
 from calibrate.serve.server_errors import ServerError
 from sim.rng import stream
 from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
+from sim.studies.fidelity.least_squares import (
+    DRAWS,
+    LEFT_OUT,
+    Floats,
+    Problem,
+    hold_out_line,
+    left_out_errors,
+    resample,
+    significant,
+    solve,
+    sum_of_terms,
+)
 from sim.traffic.adapters import DTYPE_BYTES, SHAPES, Population
-
-Floats = NDArray[np.float64]
-T = TypeVar("T")
 
 _QUANTILES = np.linspace(0, 1, 21)
 _NO_BANDWIDTH = 1e15  # bytes per second: the size adds nothing
@@ -31,53 +39,77 @@ _LEAST_S = 1e-6
 _HELD = 0.25  # of the times that a join held a stream up: a sum over several gaps gathers all other disturbances too
 
 
-def fit_profile(
-    ladder: Ladder, scenario: Scenario, base_model: str, population: Population, engine: str, kv: Mapping[str, int],
-    command: str,
-) -> Profile:  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class MeasuredServer:
+    """The server that a ladder was measured on.
+
+    :ivar engine: name and version, as far as they are known.
+    :ivar kv_tokens: size of its KV cache, where the server reports it.
+    """
+
+    base_model: str
+    population: Population
+    engine: str
+    kv_tokens: int | None = None
+
+
+def fit_profile(ladder: Ladder, scenario: Scenario, server: MeasuredServer, command: str) -> Profile:
     """Return the profile of the server that was measured.
 
-    :param engine: what it is; ``kv``: ``kv_tokens``, where it told.
     :param command: that made it, without paths, hosts and keys: a profile is passed on.
     :raises ServerError: where too little was measured.
     """
     if len(ladder.batches) < 3 or not ladder.prefill:
         raise ServerError("too few of the ladder's requests decoded side by side to fit step costs", where="--fit")
-    step = fit_steps(ladder)
+    step, batches = fit_steps(ladder), _batch_problem(ladder.batches)
+    hold_out = hold_out_line("decode steps", "additive", LEFT_OUT, left_out_errors(batches, sum_of_terms(_fit_batches)))
     outside_s = step.pop("front_end")
+    base_model, population, engine = server.base_model, server.population, server.engine
     slots = scenario.cache.gpu.slots or len(population)
     max_rank = int(population.rank.max())
-    if engine.startswith("/"):  # vLLM calls a model by its path where nobody named it
+    if engine.startswith("/"):  # vLLM uses the path of a model without a name
         engine = engine.rstrip("/").rpartition("/")[2]
-    return Profile.model_validate({
-        "schema_version": 1,
-        "name": f"{_slug(engine)}/{base_model}/fitted",
-        "status": "measured",
-        "description": "Fitted over the API of a live server by loraplan calibrate serve --fit.",
-        "device": platform.processor() or platform.machine(),
-        "model": base_model, "dtype": "bf16",
-        "step": _step_cost(step), "load": _load_cost(ladder.loads, population), "draws": _draws(ladder, population),
-        "memory": _memory(base_model, population, slots, kv.get("kv_tokens", 65536)),
-        "envelope": {
-            "sequences": max(batch.sequences for batch in ladder.batches),
-            "distinct_adapters": max(batch.distinct for batch in ladder.batches), "rank": max_rank, "slots": slots,
-        },
-        "sources": {
-            "step": "ladder of batches, prompts and joins over the API", "load": "pairs of a cold and a warm request",
-            "memory": "KV tokens as the server tells them; the rest stands for nothing measured",
-        },
-        "provenance": {
-            "command": command, "data": {},
-            "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-            "residuals": {"decode steps": float(np.median(_errors(ladder.batches)))},
-            "device": {FRONT_END: f"{outside_s:.6g}", "measured over": "the API"},
-        },
-        "conditions": {
-            "engine": engine, "graphs": "as the server was started", "lora_backend": "the server's own",
-            "slots": [slots], "max_ranks": [max_rank],
-        },
-        "hold_out": [_hold_out(ladder.batches)],
-    })  # fmt: skip
+    return Profile.model_validate(
+        {
+            "schema_version": 1,
+            "name": f"{_slug(engine)}/{base_model}/fitted",
+            "status": "measured",
+            "description": "Fitted over the API of a live server by loraplan calibrate serve --fit.",
+            "device": platform.processor() or platform.machine(),
+            "model": base_model,
+            "dtype": "bf16",
+            "step": _step_cost(step),
+            "load": _load_cost(ladder.loads, population),
+            "draws": _draws(ladder, population),
+            "memory": _memory(base_model, population, slots, server.kv_tokens or 65536),
+            "envelope": {
+                "sequences": max(batch.sequences for batch in ladder.batches),
+                "distinct_adapters": max(batch.distinct for batch in ladder.batches),
+                "rank": max_rank,
+                "slots": slots,
+            },
+            "sources": {
+                "step": "ladder of batches, prompts and joins over the API",
+                "load": "pairs of a cold and a warm request",
+                "memory": "KV tokens as reported by the server; the other sizes are placeholders",
+            },
+            "provenance": {
+                "command": command,
+                "data": {},
+                "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+                "residuals": {"decode steps": float(np.median(np.abs(batches.errors(_fit_batches(batches)))))},
+                "device": {FRONT_END: f"{outside_s:.6g}", "measured over": "the API"},
+            },
+            "conditions": {
+                "engine": engine,
+                "graphs": "as the server was started",
+                "lora_backend": "the server's own",
+                "slots": [slots],
+                "max_ranks": [max_rank],
+            },
+            "hold_out": [hold_out],
+        }
+    )
 
 
 def public_command(scenario: str, *, launched: bool, settings: Sequence[str]) -> str:
@@ -104,14 +136,17 @@ def _slug(name: str) -> str:
 def _step_cost(step: Mapping[str, float]) -> dict[str, Any]:
     rounded = dict(zip(step, significant(list(step.values())), strict=True))
     return {
-        "fixed_s": rounded["fixed"], "tokens": [[0, 0.0], [1, rounded["token"]]],
-        "per_sequence_s": rounded["sequence"], "per_kv_token_s": rounded["kv_token"],
-        "per_attended_token_s": rounded["attended"], "prefill_step_s": rounded["prefill_step"],
+        "fixed_s": rounded["fixed"],
+        "tokens": [[0, 0.0], [1, rounded["token"]]],
+        "per_sequence_s": rounded["sequence"],
+        "per_kv_token_s": rounded["kv_token"],
+        "per_attended_token_s": rounded["attended"],
+        "prefill_step_s": rounded["prefill_step"],
         "lora": {"per_adapter_s": rounded["adapter"]},
-    }  # fmt: skip
+    }
 
 
-def _load_cost(loads: Sequence[Load], population: Population) -> dict[str, Any]:
+def _load_cost(loads: Sequence[TimedLoad], population: Population) -> dict[str, Any]:
     storage = _tier([load for load in loads if load.storage], population)
     host = _tier([load for load in loads if not load.storage], population)
     return {"storage": storage or host or _nothing(), "host": host or storage or _nothing()}
@@ -131,24 +166,18 @@ def resampled(ladder: Ladder, rng: np.random.Generator) -> Ladder:
     what a fit needs.
     """
 
-    def drawn(rungs: Sequence[T], kind: Callable[[T], int]) -> list[T]:
-        strata: dict[int, list[T]] = defaultdict(list)
-        for rung in rungs:
-            strata[kind(rung)].append(rung)
-        return [
-            group[place] for group in strata.values() for place in rng.integers(0, len(group), size=len(group))
-        ]  # fmt: skip
-
     return Ladder(
-        drawn(ladder.prefill, lambda pair: pair[0]), drawn(ladder.batches, lambda batch: batch.sequences),
-        drawn(ladder.joins, lambda join: join.prompt_tokens), drawn(ladder.loads, lambda load: int(load.storage)),
-    )  # fmt: skip
+        resample(ladder.prefill, rng, lambda pair: pair[0]),
+        resample(ladder.batches, rng, lambda batch: batch.sequences),
+        resample(ladder.joins, rng, lambda join: join.prompt_tokens),
+        resample(ladder.loads, rng, lambda load: load.storage),
+    )
 
 
 def fit_steps(ladder: Ladder) -> dict[str, float]:
     """Return seconds by ``fixed``, ``sequence``, ``token``, ``adapter``, ``kv_token``, ``attended``,
     ``prefill_step`` and ``front_end``."""
-    fixed, sequence, adapter, kv_token = fit_batches(ladder.batches)
+    fixed, sequence, adapter, kv_token = map(float, _fit_batches(_batch_problem(ladder.batches)))
     token, attended = _prefill(*_quantiles(ladder.prefill, 0.5))
     # Decoding sequences pay for their token as well: what a token costs is no more than a sequence does.
     sequence_only = max(0.0, sequence - token)
@@ -156,16 +185,21 @@ def fit_steps(ladder: Ladder) -> dict[str, float]:
     rest = sequence_only + token * prompts + attended * prompts**2 / 2
     prefill_step = float(max(0.0, np.median(held - rest))) if len(held) else 0.0
     return {
-        "fixed": fixed, "sequence": sequence_only, "token": token, "adapter": adapter, "kv_token": kv_token,
-        "attended": attended, "prefill_step": prefill_step,
+        "fixed": fixed,
+        "sequence": sequence_only,
+        "token": token,
+        "adapter": adapter,
+        "kv_token": kv_token,
+        "attended": attended,
+        "prefill_step": prefill_step,
         "front_end": _front_end(ladder.joins, sequence_only + prefill_step, token, attended),
-    }  # fmt: skip
+    }
 
 
-def _front_end(joins: Sequence[Join], base_s: float, token: float, attended: float) -> float:
-    """Return what of a joining request's TTFT is neither its step nor the wait for it: half a step on average.
+def _front_end(joins: Sequence[JoiningRequest], base_s: float, token: float, attended: float) -> float:
+    """Return the part of a joining request's TTFT that is neither its step nor the wait for it, half a step on average.
 
-    A server that does nothing else answers faster than one that streams to others, so lone requests don't tell.
+    A server without other work answers faster than one that streams to other requests, so lone requests can't be used.
     """
     left = [
         join.ttft_s - 1.5 * join.step_s - base_s - token * join.prompt_tokens - attended * join.prompt_tokens**2 / 2
@@ -174,27 +208,30 @@ def _front_end(joins: Sequence[Join], base_s: float, token: float, attended: flo
     return max(0.0, float(np.median(left))) if left else 0.0
 
 
-def fit_batches(batches: Sequence[Batch]) -> tuple[float, float, float, float]:
-    """Return seconds of a step, of a sequence, of a distinct adapter and of a KV token."""
-    from scipy.optimize import nnls
+def _batch_problem(batches: Sequence[DecodeBatch]) -> Problem:
+    columns: dict[str, ArrayLike] = {
+        "step": [1.0] * len(batches),
+        "sequence": [batch.sequences for batch in batches],
+        "adapter": [batch.distinct for batch in batches],
+        "kv_token": [batch.kv_tokens for batch in batches],
+    }
+    return Problem.of(columns, [batch.step_s for batch in batches])
 
-    rows = np.array([[1.0, b.sequences, b.distinct, b.kv_tokens] for b in batches])
-    seconds = np.array([b.step_s for b in batches])
-    # Relative errors count: a ladder spans small and large batches.
-    found = nnls(rows / seconds[:, None], np.ones(len(seconds)))[0]
-    return (max(_LEAST_S, float(found[0])), *(float(value) for value in found[1:]))  # type: ignore[return-value]
+
+def _fit_batches(problem: Problem) -> Floats:
+    """Return seconds of a step, of a sequence, of a distinct adapter and of a KV token."""
+    found = solve(problem, "relative")  # a ladder spans small and large batches
+    found[0] = max(_LEAST_S, found[0])
+    return found
 
 
 def _prefill(lengths: Floats, ttft: Floats) -> tuple[float, float]:
     """Return seconds of a prompt token and of a pair of attended tokens."""
-    from scipy.optimize import nnls
-
     if len(lengths) < 2:
         return 0.0, 0.0
-    columns = np.column_stack([lengths, lengths**2 / 2, np.ones(len(lengths))])
-    if len(lengths) < 4:
-        columns[:, 1] = 0.0
-    token, attended, _ = nnls(columns / ttft[:, None], np.ones(len(ttft)))[0]
+    pairs = lengths**2 / 2 * (len(lengths) >= 4)
+    problem = Problem.of({"token": lengths, "attended": pairs, "step": np.ones(len(lengths))}, ttft)
+    token, attended, _ = solve(problem, "relative")
     return float(token), float(attended)
 
 
@@ -204,10 +241,8 @@ def _quantiles(pairs: Sequence[tuple[int, float]], q: float) -> tuple[Floats, Fl
     return np.array(keys, dtype=np.float64), np.array(values)
 
 
-def _tier(loads: Sequence[Load], population: Population) -> dict[str, Any] | None:
+def _tier(loads: Sequence[TimedLoad], population: Population) -> dict[str, Any] | None:
     """Return the cost of a load: a time and its spread, and bytes per second where sizes differ."""
-    from scipy.optimize import nnls
-
     if not loads:
         return None
     size = np.array([float(population.size_bytes[load.adapter]) for load in loads])
@@ -215,9 +250,8 @@ def _tier(loads: Sequence[Load], population: Population) -> dict[str, Any] | Non
     median = float(np.median(seconds))
     open_s, bandwidth = median, _NO_BANDWIDTH
     if len(set(size.tolist())) > 1:
-        scale = size.max()
-        found = nnls(np.column_stack([np.ones(len(size)), size / scale]), seconds)[0]
-        open_s, bandwidth = float(found[0]), scale / found[1] if found[1] > 0 else _NO_BANDWIDTH
+        open_s, byte_s = solve(Problem.of({"load": np.ones(len(size)), "byte": size}, seconds), "absolute").tolist()
+        bandwidth = 1 / byte_s if byte_s > 0 else _NO_BANDWIDTH
     predicted = np.maximum(open_s + size / bandwidth, _LEAST_S)
     residual = np.maximum(np.quantile(seconds / predicted, _QUANTILES), 1e-6)
     open_s, bandwidth = significant([open_s, bandwidth])
@@ -234,29 +268,9 @@ def _memory(base_model: str, population: Population, slots: int, kv_tokens: int)
     per_token = 2 * DTYPE_BYTES["bf16"] * shape.layers * shape.kv_heads * shape.head_dim if shape else 1
     adapters = slots * population.slot_bytes
     return {
-        "total_bytes": 1 + adapters + kv_tokens * per_token, "utilization": 1.0, "weights_bytes": 1,
-        "overhead_bytes": 0, "kv_bytes_per_token": per_token,
-    }  # fmt: skip
-
-
-def _errors(batches: Sequence[Batch]) -> Floats:
-    return np.abs(_signed(batches, list(batches)))
-
-
-def _signed(batches: Sequence[Batch], fitted: list[Batch]) -> Floats:
-    fixed, sequence, adapter, kv_token = fit_batches(fitted)
-    predicted = [fixed + sequence * b.sequences + adapter * b.distinct + kv_token * b.kv_tokens for b in batches]
-    return np.asarray(np.array(predicted) / np.array([b.step_s for b in batches]) - 1)
-
-
-def _hold_out(batches: Sequence[Batch]) -> dict[str, Any]:
-    """Return how well each configuration is predicted by the others."""
-    places = range(len(batches))
-    signed = np.array([
-        _signed([batches[place]], [batches[other] for other in places if other != place])[0] for place in places
-    ])  # fmt: skip
-    return {
-        "what": "decode steps", "form": "additive", "method": "leave one configuration out", "count": len(batches),
-        "mean": float(np.abs(signed).mean()), "p90": float(np.quantile(np.abs(signed), 0.9)),
-        "bias": float(signed.mean()),
-    }  # fmt: skip
+        "total_bytes": 1 + adapters + kv_tokens * per_token,
+        "utilization": 1.0,
+        "weights_bytes": 1,
+        "overhead_bytes": 0,
+        "kv_bytes_per_token": per_token,
+    }

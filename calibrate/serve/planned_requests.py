@@ -9,14 +9,14 @@ from sim.spec.scenario import Scenario
 from sim.traffic.generate import Traffic
 
 MOST_REQUESTS = 20_000
-"""A live run is as long as its traffic: more than this is more likely a planning scenario than a wish."""
+"""A live run lasts as long as its traffic: a scenario with more requests is most likely meant for planning."""
 
 FIRST_TOKEN_ID, TOKEN_IDS = 5, 900
-"""Prompts are made of token ids from here on, so many of them: every vocabulary has these."""
+"""First token id of prompts, and how many ids they use: every vocabulary has these."""
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedRequest:
     """One request to send.
 
     :ivar at_s: seconds after the start of the run.
@@ -34,36 +34,43 @@ class Planned:
         return [FIRST_TOKEN_ID + (self.index * 7 + place) % TOKEN_IDS for place in range(self.prompt_tokens)]
 
 
-def plan_requests(scenario: Scenario, traffic: Traffic) -> list[Planned]:
+def plan_requests(scenario: Scenario, traffic: Traffic) -> list[PlannedRequest]:
     """Return the first replication's requests.
 
     :raises ScenarioError: where there are too many for a live run, or one is too long for the server.
     """
     if traffic.total is not None and traffic.total > MOST_REQUESTS:
         raise ScenarioError(
-            "too many requests for a live run", key="workload.requests", got=traffic.total,
-            allowed=f"up to {MOST_REQUESTS:,}", hint="such as --set workload.requests=500",
-        )  # fmt: skip
-    planned: list[Planned] = []
+            "too many requests for a live run",
+            key="workload.requests",
+            got=traffic.total,
+            allowed=f"up to {MOST_REQUESTS:,}",
+            hint="such as --set workload.requests=500",
+        )
+    planned: list[PlannedRequest] = []
     for chunk in traffic.chunks(0):
         columns = (chunk.arrival_s, chunk.adapter, chunk.prompt_tokens, chunk.output_tokens)
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        planned += [Planned(chunk.first + number, *row) for number, row in enumerate(rows)]
+        planned += [PlannedRequest(chunk.first + number, *row) for number, row in enumerate(rows)]
         if len(planned) > MOST_REQUESTS:
             raise ScenarioError(
-                "too many requests for a live run", key="workload.duration", got=f"more than {MOST_REQUESTS:,}",
+                "too many requests for a live run",
+                key="workload.duration",
+                got=f"more than {MOST_REQUESTS:,}",
                 hint="give a shorter one",
-            )  # fmt: skip
+            )
     limit = scenario.fleet.max_model_len
     longest = max(planned, key=lambda request: request.prompt_tokens + request.output_tokens)
     if limit is not None and longest.prompt_tokens + longest.output_tokens > limit:
         raise ScenarioError(
-            "a request is longer than the server takes", key="fleet.max_model_len", got=limit,
+            "a request is longer than the server takes",
+            key="fleet.max_model_len",
+            got=limit,
             allowed=f"at least {longest.prompt_tokens + longest.output_tokens}",
-        )  # fmt: skip
+        )
     return planned
 
 
-def longest_request(planned: list[Planned]) -> int:
+def longest_request(planned: list[PlannedRequest]) -> int:
     """Return the tokens of the longest request, prompt and answer."""
     return max(request.prompt_tokens + request.output_tokens for request in planned)

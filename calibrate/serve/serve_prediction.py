@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.serve.planned_requests import Planned
+from calibrate.serve.planned_requests import PlannedRequest
 from sim.results.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
 from sim.results.statistics import histogram_quantile
@@ -26,7 +26,7 @@ from sim.world.world import World
 Floats = NDArray[np.float64]
 
 ORDERS = 8
-"""Simulations, each with another order in which sets of adapters are walked and other luck of loads."""
+"""Simulations, each with another iteration order of adapter sets and other random load times."""
 
 FRONT_END = "front_end_s"
 """Key of ``provenance.device`` in a profile fitted over the API: seconds that a request spends outside the engine."""
@@ -35,12 +35,12 @@ _APART_S = 10.0  # so far apart are the requests that touch every adapter before
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class ServePrediction:
     """What the simulator makes of a run.
 
     :ivar ttft_s, e2e_s: (requests,) means of all simulations; NaN for a request that was refused.
     :ivar metrics: by name, means of all simulations.
-    :ivar notes: what the simulator says of the scenario.
+    :ivar notes: the simulator's notes on the scenario.
     """
 
     ttft_s: Floats
@@ -50,7 +50,7 @@ class Prediction:
 
 
 def front_end_seconds(profile: Profile) -> float:
-    """Return the seconds between client and engine that a profile tells of, else 0."""
+    """Return the seconds between client and engine in a profile, 0 without any."""
     try:
         return float(profile.provenance.device.get(FRONT_END, 0.0)) if profile.provenance else 0.0
     except ValueError:
@@ -58,25 +58,25 @@ def front_end_seconds(profile: Profile) -> float:
 
 
 def predict(
-    loaded: LoadedScenario, planned: Sequence[Planned], count: int, sent_s: Floats, settings: Mapping[str, Any]
-) -> Prediction:
+    loaded: LoadedScenario, planned: Sequence[PlannedRequest], count: int, sent_s: Floats, settings: Mapping[str, Any]
+) -> ServePrediction:
     """Simulate requests at the times they were sent.
 
-    As on the server, each adapter is asked for once before the traffic, in order; those requests count nowhere.
+    As on the server, each adapter is requested once before the traffic, in order; those requests are not counted.
 
     :param count: adapters.
     :param sent_s: (requests,) seconds after the run's start.
-    :param settings: of the fleet, in place of the scenario's: profile, engine, what the server told of its KV cache.
+    :param settings: of the fleet, in place of the scenario's: profile, engine, the reported size of the KV cache.
     """
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
         world = build_world(scenario_of(loaded, planned, count, sent_s, settings, Path(folder)))
-    assert world.profile is not None, "engine fixed is refused before"
+    assert world.profile is not None, "engine fixed was refused before"
     outside_s = front_end_seconds(world.profile)
     first = len(world.population)
     runs = [simulate(world, order, 1) for order in range(ORDERS)]
     pairs = [_times(run, first, outside_s) for run in runs]
     metrics = [_metrics(run, world, first, *pair) for run, pair in zip(runs, pairs, strict=True)]
-    return Prediction(
+    return ServePrediction(
         ttft_s=np.mean([ttft for ttft, _ in pairs], axis=0),
         e2e_s=np.mean([e2e for _, e2e in pairs], axis=0),
         metrics={name: float(np.mean([run[name] for run in metrics])) for name in metrics[0]},
@@ -85,18 +85,20 @@ def predict(
 
 
 def scenario_of(
-    loaded: LoadedScenario, planned: Sequence[Planned], count: int, sent_s: Floats, settings: Mapping[str, Any],
+    loaded: LoadedScenario,
+    planned: Sequence[PlannedRequest],
+    count: int,
+    sent_s: Floats,
+    settings: Mapping[str, Any],
     folder: Path,
-) -> Scenario:  # fmt: skip
+) -> Scenario:
     """Return the scenario of a run; its trace is written to ``folder``."""
     digits = len(str(count))
     begin = _APART_S * (count + 1)
     lines = ["timestamp_s,adapter_id,input_tokens,output_tokens"]
     lines += [f"{_APART_S * index!r},a{index:0{digits}d},8,1" for index in range(count)]
     rows = sorted(zip(sent_s.tolist(), planned, strict=True), key=lambda row: (row[0], row[1].index))
-    lines += [
-        f"{begin + at!r},a{r.adapter:0{digits}d},{r.prompt_tokens},{r.output_tokens}" for at, r in rows
-    ]  # fmt: skip
+    lines += [f"{begin + at!r},a{r.adapter:0{digits}d},{r.prompt_tokens},{r.output_tokens}" for at, r in rows]
     (folder / "trace.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     data = copy.deepcopy(loaded.data)
     for key in ("sweep", "slo"):
@@ -144,9 +146,10 @@ def latency_metrics(ttft: Floats, e2e: Floats, output: Floats, span_s: float) ->
     :param span_s: from the first request to the last token.
     """
     result = {
-        "throughput_rps": len(ttft) / span_s, "output_tokens_per_s": float(output.sum()) / span_s,
+        "throughput_rps": len(ttft) / span_s,
+        "output_tokens_per_s": float(output.sum()) / span_s,
         "in_flight_mean": float(e2e.sum()) / span_s,
-    }  # fmt: skip
+    }
     for name, values in (("ttft", ttft), ("e2e", e2e)):
         result[f"{name}_mean_s"] = float(np.mean(values)) if len(values) else float("nan")
         for q in (50, 90, 99):

@@ -1,4 +1,4 @@
-"""The whole of ``loraplan calibrate serve``: measure first, predict when the server is at rest, compare, write."""
+"""Run ``loraplan calibrate serve``: measure, predict when the server is idle again, compare, write."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 from calibrate.serve import engine, ladder, ladder_fit, paired_table
 from calibrate.serve.client import COMPLETE, served_models
 from calibrate.serve.connection import Host
-from calibrate.serve.drive import Driver, Run
-from calibrate.serve.planned_requests import Planned, longest_request, plan_requests
-from calibrate.serve.serve_prediction import Prediction, front_end_seconds, predict
+from calibrate.serve.drive import Driver, LiveRun
+from calibrate.serve.planned_requests import PlannedRequest, longest_request, plan_requests
+from calibrate.serve.serve_prediction import ServePrediction, front_end_seconds, predict
 from calibrate.serve.server_errors import ServerError
-from calibrate.serve.server_metrics import Observed, observed_between, over_run, read_page
+from calibrate.serve.server_metrics import ObservedRun, observed_between, over_run, read_page
 from sim.errors import InputError
 from sim.results.run_directory.result_files import write_atomically, write_json, write_text
 from sim.spec.profile import load_profile
@@ -33,8 +33,8 @@ PROFILE, LADDER = "profile.json", "ladder.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What the user asked for beside the scenario.
+class ServeOptions:
+    """Options of a study, besides the scenario.
 
     :ivar url: of a live server; None: start one.
     :ivar adapters: what adapter number ``{}`` is called there; None: as the server lists them.
@@ -58,40 +58,40 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
-class Measured:
+class ServerMeasurement:
     """What came back from the server.
 
     :ivar preset: the nearest engine preset, where its version is known.
-    :ivar kv: the size of its KV cache, where it told.
+    :ivar kv: the size of its KV cache, where the server reports it.
     """
 
     engine: str
     preset: str | None
     kv: dict[str, int]
-    runs: list[Run] = field(default_factory=list)
-    observed: list[Observed | str] = field(default_factory=list)
+    runs: list[LiveRun] = field(default_factory=list)
+    observed: list[ObservedRun | str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What is left in the folder, and what the page needs."""
+class ServeResult:
+    """Results: what was written to the folder, and what the page shows."""
 
     folder: Path
     summary: dict[str, Any]
-    measured: Measured
-    times: Sequence[paired_table.Times]
-    prediction: Prediction
+    measured: ServerMeasurement
+    times: Sequence[paired_table.RequestTimes]
+    prediction: ServePrediction
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ServeStudy:
     """A study, ready to begin."""
 
     loaded: LoadedScenario
-    options: Options
+    options: ServeOptions
     traffic: Traffic
     base_model: str
-    planned: list[Planned]
+    planned: list[PlannedRequest]
     profile: str
     folder: Path
     say: Say
@@ -102,8 +102,8 @@ class Job:
         return len(self.traffic.population)
 
 
-def serve(loaded: LoadedScenario, options: Options, folder: Path, say: Say, progress: Progress) -> Result:
-    """Run a study; every finished request is on disk whatever happens.
+def serve(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say, progress: Progress) -> ServeResult:
+    """Run a study; every finished request is on disk, even if the study fails.
 
     :raises InputError: where scenario, server and options don't fit together.
     :raises ServerError: where the server refuses, stalls or dies.
@@ -115,42 +115,53 @@ def serve(loaded: LoadedScenario, options: Options, folder: Path, say: Say, prog
     return _conclude(job, measured)
 
 
-def _job(loaded: LoadedScenario, options: Options, folder: Path, say: Say) -> Job:
+def _job(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say) -> ServeStudy:
     scenario = loaded.scenario
     if scenario.fleet.engine == "fixed":
-        raise InputError("a live LLM server is no engine with a fixed service time", key="fleet.engine", got="fixed")
+        raise InputError(
+            "a live server has no fixed service time", key="fleet.engine", got="fixed", hint="choose another engine"
+        )
     if scenario.fleet.full_models is not None:
         raise InputError(
-            "a live server has one base model", key="fleet.full_models", got=scenario.fleet.full_models.serve,
+            "a live server has one base model",
+            key="fleet.full_models",
+            got=scenario.fleet.full_models.serve,
             hint="remove full models from adapters.mix",
-        )  # fmt: skip
+        )
     if scenario.adapters.base_quantization != "bf16":
         raise InputError(
-            "the server that is started keeps its base weights as they are", key="adapters.base_quantization",
-            got=scenario.adapters.base_quantization, allowed="bf16",
-        )  # fmt: skip
+            "the server that is started does not quantize its base weights",
+            key="adapters.base_quantization",
+            got=scenario.adapters.base_quantization,
+            allowed="bf16",
+        )
     if options.url is None and scenario.fleet.replicas > 1:
         raise InputError(
-            "one server is started, not several", key="fleet.replicas", got=scenario.fleet.replicas,
+            "only one server can be started",
+            key="fleet.replicas",
+            got=scenario.fleet.replicas,
             hint="set fleet.replicas=1, or give --url of a router",
-        )  # fmt: skip
+        )
     profile = str(folder / PROFILE) if options.fit else options.profile or scenario.fleet.profile
     base_model = scenario.adapters.base_model
-    if not options.fit or base_model is None:  # a wrong name should be no surprise after the measurement
+    if not options.fit or base_model is None:  # a wrong name must fail before the measurement
         known = load_profile(scenario.fleet.profile if options.fit else profile)[0].model
         base_model = base_model or known
         if not options.fit and known != base_model:
             raise InputError(
-                "the profile was made for another base model", key="adapters.base_model", got=base_model, allowed=known,
+                "the profile was made for another base model",
+                key="adapters.base_model",
+                got=base_model,
+                allowed=known,
                 hint="--fit makes a profile of the server itself",
-            )  # fmt: skip
+            )
     traffic = Traffic(scenario, base_model)
-    return Job(loaded, options, traffic, base_model, plan_requests(scenario, traffic), profile, folder, say)
+    return ServeStudy(loaded, options, traffic, base_model, plan_requests(scenario, traffic), profile, folder, say)
 
 
 @contextlib.contextmanager
-def _server(job: Job) -> Iterator[tuple[Driver, engine.Running | None, engine.Installed | None]]:
-    """Give a driver for the server, and the server itself where it is ours."""
+def _server(job: ServeStudy) -> Iterator[tuple[Driver, engine.RunningServer | None, engine.InstalledVllm | None]]:
+    """Yield a driver for the server, and the server itself where it was started here."""
     options, scenario = job.options, job.loaded.scenario
     if options.url is not None:
         yield Driver(Host(options.url, options.key), (), options.stall_s), None, None
@@ -172,8 +183,8 @@ def _server(job: Job) -> Iterator[tuple[Driver, engine.Running | None, engine.In
 
 
 async def _measure(
-    job: Job, driver: Driver, running: engine.Running | None, installed: engine.Installed | None
-) -> Measured:
+    job: ServeStudy, driver: Driver, running: engine.RunningServer | None, installed: engine.InstalledVllm | None
+) -> ServerMeasurement:
     try:
         bases, listed = await served_models(driver.host, driver.stall_s)
         if not driver.names:
@@ -183,7 +194,7 @@ async def _measure(
         if page is not None and page.kv_tokens and page.block_size:
             kv = {"kv_tokens": page.kv_tokens, "block_size": page.block_size}
         name = installed.name if installed else bases[0] if bases else "server"
-        measured = Measured(name, engine.nearest_preset(installed.version) if installed else None, kv)
+        measured = ServerMeasurement(name, engine.nearest_preset(installed.version) if installed else None, kv)
         if job.options.fit:
             job.say("measuring step and load costs over the API")
             await _fit(job, driver, measured)
@@ -194,14 +205,16 @@ async def _measure(
         await driver.host.close()
 
 
-async def _run(job: Job, driver: Driver, measured: Measured, number: int, observed: Path | None) -> None:
-    """Ask for every adapter once, so that the caches' state is known, then send the traffic."""
+async def _run(
+    job: ServeStudy, driver: Driver, measured: ServerMeasurement, number: int, observed: Path | None
+) -> None:
+    """Request every adapter once, so that the caches' state is known, then send the traffic."""
     job.say(
         f"run {number} of {job.options.repeat}: asking for every adapter once, then {len(job.planned):,} requests over "
         f"{job.planned[-1].at_s:.0f} s"
     )
     for adapter in range(job.adapters):
-        await driver.one(Planned(adapter, 0.0, adapter, 8, 1))
+        await driver.one(PlannedRequest(adapter, 0.0, adapter, 8, 1))
     run = await driver.run(job.planned, job.folder / KEPT.format(number))
     measured.runs.append(run)
     rows = engine.read_observed(observed) if observed else []
@@ -210,7 +223,7 @@ async def _run(job: Job, driver: Driver, measured: Measured, number: int, observ
     )
 
 
-async def _fit(job: Job, driver: Driver, measured: Measured) -> None:
+async def _fit(job: ServeStudy, driver: Driver, measured: ServerMeasurement) -> None:
     rungs = await ladder.measure(driver, job.loaded.scenario, job.planned, job.adapters)
     write_json(job.folder / LADDER, asdict(rungs))
     if not rungs.batches:
@@ -220,10 +233,9 @@ async def _fit(job: Job, driver: Driver, measured: Measured) -> None:
             hint="turn off what collects streams, such as a buffering proxy",
         )
     scenario, population = job.loaded.scenario, job.traffic.population
-    command = ladder_fit.public_command(
-        scenario.name, launched=job.options.url is None, settings=job.options.settings
-    )  # fmt: skip
-    fitted = ladder_fit.fit_profile(rungs, scenario, job.base_model, population, measured.engine, measured.kv, command)
+    command = ladder_fit.public_command(scenario.name, launched=job.options.url is None, settings=job.options.settings)
+    server = ladder_fit.MeasuredServer(job.base_model, population, measured.engine, measured.kv.get("kv_tokens"))
+    fitted = ladder_fit.fit_profile(rungs, scenario, server, command)
     write_text(job.folder / PROFILE, fitted.model_dump_json(indent=2) + "\n")
 
 
@@ -239,24 +251,31 @@ def _names(pattern: str | None, listed: Sequence[str], bases: Sequence[str], cou
         missing = [name for name in names if name not in {*listed, *bases}]
         if listed and missing:
             raise InputError(
-                "the server has no such adapter", key="--adapters", got=missing[0],
+                "the server has no such adapter",
+                key="--adapters",
+                got=missing[0],
                 allowed=", ".join(listed[:5]) + (", …" if len(listed) > 5 else ""),
-            )  # fmt: skip
+            )
         return names
     if not listed:
         raise InputError(
-            "the server lists no LoRA adapters", key="--url", got=f"models: {', '.join(bases) or 'none'}",
+            "the server lists no LoRA adapters",
+            key="--url",
+            got=f"models: {', '.join(bases) or 'none'}",
             hint="start it with LoRA (vLLM: --enable-lora --lora-modules name=path …), or give --adapters a pattern",
-        )  # fmt: skip
+        )
     if len(listed) < count:
         raise InputError(
-            "the server has fewer adapters than the scenario", key="adapters.count", got=count,
-            allowed=f"up to {len(listed)}", hint=f"--set adapters.count={len(listed)}",
-        )  # fmt: skip
+            "the server has fewer adapters than the scenario",
+            key="adapters.count",
+            got=count,
+            allowed=f"up to {len(listed)}",
+            hint=f"--set adapters.count={len(listed)}",
+        )
     return list(listed[:count])
 
 
-def _preset(engine_: str, measured: Measured) -> tuple[str, list[str]]:
+def _preset(engine_: str, measured: ServerMeasurement) -> tuple[str, list[str]]:
     """Return the preset to predict with: the scenario's, unless it is of no vLLM and the server is one."""
     near = measured.preset
     if near is None or engine_ == near:
@@ -266,7 +285,7 @@ def _preset(engine_: str, measured: Measured) -> tuple[str, list[str]]:
     return near, [f"predicted with the rules of {near}, the server's; the scenario's fleet.engine is {engine_}"]
 
 
-def _conclude(job: Job, measured: Measured) -> Result:
+def _conclude(job: ServeStudy, measured: ServerMeasurement) -> ServeResult:
     import pyarrow.parquet as parquet
 
     times = [paired_table.times_of(run, len(job.planned)) for run in measured.runs]
@@ -274,8 +293,8 @@ def _conclude(job: Job, measured: Measured) -> Result:
         paired_table.measured_metrics(run, columns, seen)
         for run, columns, seen in zip(measured.runs, times, measured.observed, strict=True)
     ]
-    asked = np.array([request.at_s for request in job.planned])
-    sent_s = np.where(np.isfinite(times[0].sent_s), times[0].sent_s, asked)
+    planned_s = np.array([request.at_s for request in job.planned])
+    sent_s = np.where(np.isfinite(times[0].sent_s), times[0].sent_s, planned_s)
     preset, notes = _preset(job.loaded.scenario.fleet.engine, measured)
     settings = {"profile": job.profile, "engine": preset, **measured.kv}
     prediction = predict(job.loaded, job.planned, job.adapters, np.maximum(sent_s, 0.0), settings)
@@ -284,18 +303,29 @@ def _conclude(job: Job, measured: Measured) -> Result:
     late = np.concatenate([columns.late_s for columns in times])
     seen = measured.observed[0]
     summary = {
-        "schema_version": 1, "scenario": job.loaded.scenario.name, "engine": measured.engine,
-        "requests": len(job.planned), "repeat": len(runs), "failed": failed,
+        "schema_version": 1,
+        "scenario": job.loaded.scenario.name,
+        "engine": measured.engine,
+        "requests": len(job.planned),
+        "repeat": len(runs),
+        "failed": failed,
         "problems": sorted({sent.problem for run in measured.runs for sent in run.sent if sent.problem})[:5],
-        "metrics": paired_table.comparison(runs, prediction), "runs": runs,
+        "metrics": paired_table.comparison(runs, prediction),
+        "runs": runs,
         "server": [over_run(run.pages) for run in measured.runs],
-        "loads_from": "an observer inside the server" if isinstance(seen, Observed) else seen,
-        "late_p99_s": float(np.nanquantile(late, 0.99)), "kv": measured.kv,
-        "profile": {"name": used.name, "status": used.status, "sha256": digest, "fitted": job.options.fit,
-                    "front_end_s": front_end_seconds(used)},
+        "loads_from": "an observer inside the server" if isinstance(seen, ObservedRun) else seen,
+        "late_p99_s": float(np.nanquantile(late, 0.99)),
+        "kv": measured.kv,
+        "profile": {
+            "name": used.name,
+            "status": used.status,
+            "sha256": digest,
+            "fitted": job.options.fit,
+            "front_end_s": front_end_seconds(used),
+        },
         "notes": [*notes, *prediction.notes],
-    }  # fmt: skip
+    }
     write_json(job.folder / COMPARISON, summary)
     table = paired_table.request_table(measured.runs, times, prediction)
     write_atomically(job.folder / REQUESTS, lambda file: parquet.write_table(table, file))
-    return Result(job.folder, summary, measured, times, prediction)
+    return ServeResult(job.folder, summary, measured, times, prediction)

@@ -1,4 +1,4 @@
-"""What goes wrong with a live server, in words."""
+"""The error of a live server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sim.errors import LoraplanError
 
 
 class ServerError(LoraplanError):
-    """The server can't be used, or stopped being of use: exit code 3; what is measured by then is kept."""
+    """The server can't be used, or failed during the study: exit code 3; what was measured until then is kept."""
 
     def __init__(self, problem: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(problem)

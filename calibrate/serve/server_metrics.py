@@ -1,4 +1,4 @@
-"""What a server tells about itself: its metrics page, and for a server of ours the observer's notes."""
+"""Read a server's metrics page and, for a server that we started, the rows of the observer inside it."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ _GAUGES = {
     "running": ("vllm:num_requests_running", "sglang:num_running_reqs"),
     "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs"),
     "kv_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage"),
-}  # fmt: skip
+}
 _COUNTERS = {
     "preemptions": ("vllm:num_preemptions_total",),
     "ttft_sum_s": ("vllm:time_to_first_token_seconds_sum", "sglang:time_to_first_token_seconds_sum"),
     "ttft_count": ("vllm:time_to_first_token_seconds_count", "sglang:time_to_first_token_seconds_count"),
     "e2e_sum_s": ("vllm:e2e_request_latency_seconds_sum", "sglang:e2e_request_latency_seconds_sum"),
     "e2e_count": ("vllm:e2e_request_latency_seconds_count", "sglang:e2e_request_latency_seconds_count"),
-}  # fmt: skip
+}
 
 
 @dataclass(slots=True)
-class Page:
+class MetricsPage:
     """One reading of a metrics page.
 
     :ivar at: when it was read, monotonic seconds.
     :ivar values: by our names, those the server has.
-    :ivar kv_tokens, block_size: of vLLM's KV cache, where it tells.
+    :ivar kv_tokens, block_size: of vLLM's KV cache, where the page has them.
     """
 
     at: float
@@ -60,7 +60,7 @@ class Page:
     block_size: int | None = None
 
 
-async def read_page(host: Host, limit_s: float) -> Page | None:
+async def read_page(host: Host, limit_s: float) -> MetricsPage | None:
     """Return what the metrics page says; None for a server without one, or one that takes longer than ``limit_s``."""
     now = time.monotonic()
     try:
@@ -70,12 +70,12 @@ async def read_page(host: Host, limit_s: float) -> Page | None:
     return parse_page(body.decode("utf-8", errors="replace"), now) if status == 200 else None
 
 
-def parse_page(text: str, at: float) -> Page:
+def parse_page(text: str, at: float) -> MetricsPage:
     """Read a metrics page in Prometheus' format; a metric of several series is their sum.
 
     Lines that are none, and values that can't be meant, are left out.
     """
-    page = Page(at)
+    page = MetricsPage(at)
     known = {theirs: ours for names in (_GAUGES, _COUNTERS) for ours, all_ in names.items() for theirs in all_}
     for line in text.splitlines():
         found = _LINE.match(line) if len(line) <= LINE_LETTERS else None
@@ -103,7 +103,7 @@ def _add(values: dict[str, float], name: str, text: str) -> None:
         values[name] = values.get(name, 0.0) + value
 
 
-def over_run(pages: list[Page]) -> dict[str, float]:
+def over_run(pages: list[MetricsPage]) -> dict[str, float]:
     """Return means of gauges and growth of counters between the first and the last page."""
     result: dict[str, float] = {}
     if len(pages) < 2:
@@ -124,11 +124,11 @@ def over_run(pages: list[Page]) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ObservedRun:
     """What the observer inside a server saw during a run.
 
     :ivar loads: loads into slots, those of cascades too; ``reads``: adapter files read.
-    :ivar misses: requests that found their adapter in no slot and were the first of their step to ask for it.
+    :ivar misses: requests that found their adapter in no slot and were the first of their step to need it.
     """
 
     steps: int
@@ -140,8 +140,8 @@ class Observed:
     load_s: float
 
 
-def observed_between(rows: Iterable[Mapping[str, Any]], start: float, end: float) -> Observed | str:
-    """Count what an observer noted between two monotonic times; a sentence where it could note nothing."""
+def observed_between(rows: Iterable[Mapping[str, Any]], start: float, end: float) -> ObservedRun | str:
+    """Count what an observer wrote between two monotonic times; a sentence where it observed nothing."""
     rows = list(rows)
     for row in rows:
         if "unable" in row:
@@ -156,7 +156,7 @@ def observed_between(rows: Iterable[Mapping[str, Any]], start: float, end: float
         place = bisect_right(begins, load["load"]) - 1
         if place >= 0 and load["adapter"] in steps[place]["new"]:
             missed.add((place, load["adapter"]))
-    return Observed(
+    return ObservedRun(
         steps=len(steps),
         loads=len(loads),
         reads=sum(start <= row.get("read", -1.0) <= end for row in rows),

@@ -2,12 +2,12 @@
 
 It computes what a Llama-like model computes in one step (RMSNorm, q/k/v, rotary positions, attention over a KV cache,
 o, gate/up, SwiGLU, down, and the output head on the last token of each sequence), so its time is that of the real
-thing on the same kernels. It has nothing to say: weights are noise.
+thing on the same kernels. Its output is meaningless: weights are random.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ _ROPE_BASE = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class SequenceGroup:
     """Sequences of a batch that have equally many tokens.
 
     :ivar count: sequences; ``new``: tokens of each in this step; ``context``: tokens of each in the KV cache before it.
@@ -32,6 +32,10 @@ class Group:
     count: int
     new: int
     context: int
+
+
+Groups = Sequence[SequenceGroup]
+"""The sequences of one step, decoding ones first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +49,36 @@ class Lora:
     routing: Routing
 
 
-class Decoder:
-    """Weights, LoRA slots and KV cache of a model, allocated once for all steps that are timed.
+@dataclass(frozen=True, slots=True)
+class DecoderSize:
+    """What a decoder's memory depends on.
 
-    :param layers: decoder layers, at most the model's.
-    :param slot_ranks: the largest product of slots and maximum rank; smaller slot sets are views of the same memory.
-    :param kv_tokens: the most KV tokens of a step.
+    :ivar layers: decoder layers, at most the model's.
+    :ivar slot_ranks: the largest product of slots and maximum rank; smaller slot sets are views of the same memory.
+    :ivar kv_tokens: the most KV tokens of a step.
     """
 
-    def __init__(
-        self, shape: ModelShape, layers: int, dtype: torch.dtype, device: torch.device, *, slot_ranks: int,
-        kv_tokens: int, seed: int = 1,
-    ) -> None:  # fmt: skip
+    shape: ModelShape
+    layers: int
+    slot_ranks: int = 0
+    kv_tokens: int = 0
+
+    def needed_bytes(self, width: int) -> dict[str, int]:
+        """Return the bytes that a ``Decoder`` allocates, by what for; ``width``: bytes of a number."""
+        shape = self.shape
+        per_rank = sum(sum(shape.module(name)) for name in MODULES)
+        return {
+            "weights": width * (self.layers * shape.linear_parameters() + shape.vocab * shape.hidden),
+            "slots": width * self.layers * self.slot_ranks * per_rank,
+            "KV cache": width * self.layers * 2 * self.kv_tokens * shape.kv_heads * shape.head_dim,
+        }
+
+
+class Decoder:
+    """Weights, LoRA slots and KV cache of a model, allocated once for all steps that are timed."""
+
+    def __init__(self, size: DecoderSize, dtype: torch.dtype, device: torch.device, seed: int = 1) -> None:
+        shape, layers, slot_ranks = size.shape, size.layers, size.slot_ranks
         self.shape, self.layers, self.dtype, self.device = shape, layers, dtype, device
         self._draw = torch.Generator(device=device).manual_seed(seed)
         query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -80,12 +102,12 @@ class Decoder:
             }
             for _ in range(layers if slot_ranks else 0)
         ]
-        self._kv = [self._noise(2, kv_tokens * key) for _ in range(layers)]
+        self._kv = [self._noise(2, size.kv_tokens * key) for _ in range(layers)]
 
     def _noise(self, *size: int, scale: float = 1.0) -> torch.Tensor:
         return torch.empty(size, dtype=self.dtype, device=self.device).normal_(0, scale, generator=self._draw)
 
-    def inputs(self, groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def inputs(self, groups: Groups) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return hidden states (tokens, hidden), cosines and sines (2, tokens, head_dim / 2), places of last tokens."""
         tokens = sum(group.count * group.new for group in groups)
         places = [group.context + index for group in groups for _ in range(group.count) for index in range(group.new)]
@@ -100,7 +122,7 @@ class Decoder:
         return self._noise(tokens, self.shape.hidden), turn, torch.tensor(last, device=self.device)
 
     def step(
-        self, x: torch.Tensor, turn: torch.Tensor, last: torch.Tensor, groups: Sequence[Group], lora: Lora | None
+        self, x: torch.Tensor, turn: torch.Tensor, last: torch.Tensor, groups: Groups, lora: Lora | None
     ) -> torch.Tensor:
         """Run one step; return the next token of every sequence, shape (sequences,)."""
         for layer in range(self.layers):
@@ -128,9 +150,14 @@ class Decoder:
         return F.linear(h, self._head).argmax(dim=-1)
 
     def _adapt(
-        self, layer: int, lora: Lora | None, x: torch.Tensor, y: torch.Tensor, names: Sequence[str],
+        self,
+        layer: int,
+        lora: Lora | None,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        names: Sequence[str],
         widths: Sequence[int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Add the adapters' part to the columns of ``y`` that belong to each module."""
         if lora is None:
             return
@@ -148,7 +175,7 @@ class Decoder:
         rows = slots * max_rank
         return a[: rows * d_in].view(slots, max_rank, d_in), b[: rows * d_out].view(slots, d_out, max_rank)
 
-    def _attend(self, layer: int, qkv: torch.Tensor, turn: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
+    def _attend(self, layer: int, qkv: torch.Tensor, turn: torch.Tensor, groups: Groups) -> torch.Tensor:
         shape = self.shape
         q, k, v = qkv.split(self._widths, dim=-1)
         q = _rotate(q.view(-1, shape.heads, shape.head_dim), turn)
@@ -179,41 +206,3 @@ def _rotate(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     cos, sin = turn[0][:, None], turn[1][:, None]
     left, right = x.chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
-
-
-def needed_bytes(shape: ModelShape, layers: int, width: int, slot_ranks: int, kv_tokens: int) -> dict[str, int]:
-    """Return the bytes that a ``Decoder`` allocates, by what for."""
-    per_rank = sum(sum(shape.module(name)) for name in MODULES)
-    return {
-        "weights": width * (layers * shape.linear_parameters() + shape.vocab * shape.hidden),
-        "slots": width * layers * slot_ranks * per_rank,
-        "KV cache": width * layers * 2 * kv_tokens * shape.kv_heads * shape.head_dim,
-    }
-
-
-def work_of(
-    shape: ModelShape, layers: int, width: int, groups: Sequence[Group], ranks: Mapping[int, int],
-    targets: Sequence[str], tokens_per_rank: int,
-) -> tuple[int, int]:  # fmt: skip
-    """Return the fewest bytes that a step must move and the operations that it must do.
-
-    Each weight, adapter of the batch and KV token is read once; hidden states stay in caches.
-
-    :param ranks: rank by distinct adapter of the batch.
-    :param tokens_per_rank: sum over the step's tokens of their adapter's rank.
-    """
-    linear = shape.linear_parameters()
-    per_rank = sum(sum(shape.module(name)) for name in targets)
-    tokens = sum(group.count * group.new for group in groups)
-    sequences = sum(group.count for group in groups)
-    kv = sum(group.count * (group.context + group.new) for group in groups)
-    pairs = sum(group.count * group.new * (group.context + (group.new + 1) / 2) for group in groups)
-    head = shape.vocab * shape.hidden
-    moved = width * (
-        layers * (linear + per_rank * sum(ranks.values()) + 2 * kv * shape.kv_heads * shape.head_dim) + head
-    )
-    operations = 2 * (
-        layers * (tokens * linear + per_rank * tokens_per_rank + 2 * pairs * shape.heads * shape.head_dim)
-        + sequences * head
-    )
-    return int(moved), int(operations)

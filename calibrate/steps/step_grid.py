@@ -1,7 +1,7 @@
 """Which steps are timed: batch size, distinct adapters, ranks, slots and KV vary independently of each other.
 
 Public measurements let some of them rise together (more adapters, more slots, fuller batches), so that a cost for every
-distinct adapter and a factor on the whole step can't be told apart. Here each varies alone around a centre, then all at
+distinct adapter and a factor on the step's time can't be separated. Here each varies alone around a centre, then all at
 random (a Latin hypercube), and a far corner is left for checking what a fit says beyond its middle.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from calibrate.device.lora_backends import REFERENCE, graphable
 from calibrate.samples import Configuration
-from calibrate.steps.decoder import Group
-from sim.traffic.adapters import MODULES
+from calibrate.steps.decoder import SequenceGroup
+from sim.traffic.adapters import MODULES, ModelShape
 
 Kind = Literal["decode", "prefill", "mixed", "head"]
 CAPTURE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -30,12 +30,12 @@ class StepSpec:
     :ivar groups: sequences, decoding ones first.
     :ivar distinct: distinct adapters in the batch; 0: LoRA is off.
     :ivar slots: adapter slots of the server, each padded to ``max_rank``.
-    :ivar ranks: dealt to the distinct adapters in turn.
+    :ivar ranks: assigned to the distinct adapters in turn.
     :ivar graph: replayed as a CUDA graph; eager otherwise.
     """
 
     kind: Kind
-    groups: tuple[Group, ...]
+    groups: tuple[SequenceGroup, ...]
     distinct: int = 0
     slots: int = 0
     max_rank: int = 0
@@ -65,18 +65,18 @@ class StepSpec:
         return self.slots * self.max_rank
 
     def adapters(self) -> list[list[int]]:
-        """Return the slot of every sequence, by group: the distinct adapters dealt in turn, in slots spread apart."""
+        """Return the slot of every sequence, by group: the distinct adapters in turn, in random slots."""
         if not self.distinct:
             return [[-1] * group.count for group in self.groups]
         used = np.random.default_rng(self.slots).permutation(self.slots)[: self.distinct].tolist()
-        at, dealt = 0, []
+        at, assigned = 0, []
         for group in self.groups:
-            dealt.append([used[(at + index) % self.distinct] for index in range(group.count)])
+            assigned.append([used[(at + index) % self.distinct] for index in range(group.count)])
             at += group.count
-        return dealt
+        return assigned
 
     def rank_of_slot(self) -> dict[int, int]:
-        """Return the rank of each used slot, in the order in which they are dealt."""
+        """Return the rank of each used slot, in the order in which they are assigned."""
         order = dict.fromkeys(slot for group in self.adapters() for slot in group if slot >= 0)
         return {slot: self.ranks[index % len(self.ranks)] for index, slot in enumerate(order)}
 
@@ -104,6 +104,26 @@ class StepSpec:
             "graph": self.graph,
         }
         return Configuration(self._key(), self.kind, parameters)
+
+    def work(self, shape: ModelShape, layers: int, width: int) -> tuple[int, int]:
+        """Return the fewest bytes that a step must move and the operations that it must do.
+
+        Each weight, adapter of the batch and KV token is read once; hidden states stay in caches.
+
+        :param width: bytes of a number.
+        """
+        head = shape.vocab * shape.hidden
+        if self.kind == "head":
+            return width * head, 2 * self.sequences * head
+        linear, ranks = shape.linear_parameters(), self.rank_of_slot()
+        per_rank = sum(sum(shape.module(name)) for name in self.targets)
+        assigned = zip(self.groups, self.adapters(), strict=True)
+        token_ranks = sum(group.new * ranks[slot] for group, slots in assigned for slot in slots if slot >= 0)
+        pairs = sum(group.count * group.new * (group.context + (group.new + 1) / 2) for group in self.groups)
+        kv_numbers = 2 * self.kv_tokens * shape.kv_heads * shape.head_dim
+        moved = width * (layers * (linear + per_rank * sum(ranks.values()) + kv_numbers) + head)
+        of_layer = self.tokens * linear + per_rank * token_ranks + 2 * pairs * shape.heads * shape.head_dim
+        return int(moved), int(2 * (layers * of_layer + self.sequences * head))
 
     def _key(self) -> str:
         batch = "+".join(f"{group.count}x{group.new}@{group.context}" for group in self.groups)
@@ -137,14 +157,27 @@ class Extent:
 
 
 FULL = Extent(
-    batches=CAPTURE_SIZES, contexts=(128, 512, 2048, 8192), distinct=(1, 2, 4, 8, 16, 32, 64, 128),
-    slots=(8, 32, 64, 128, 256), ranks=(8, 16, 32, 64), prompts=(16, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
-    random=60, kv_tokens=160_000, slot_ranks=256 * 16,
-)  # fmt: skip
+    batches=CAPTURE_SIZES,
+    contexts=(128, 512, 2048, 8192),
+    distinct=(1, 2, 4, 8, 16, 32, 64, 128),
+    slots=(8, 32, 64, 128, 256),
+    ranks=(8, 16, 32, 64),
+    prompts=(16, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
+    random=60,
+    kv_tokens=160_000,
+    slot_ranks=256 * 16,
+)
 QUICK = Extent(
-    batches=(1, 4, 16, 32, 64), contexts=(64, 512), distinct=(1, 2, 4, 8, 16), slots=(8, 16, 32), ranks=(8, 16, 32),
-    prompts=(16, 64, 256, 1024), random=12, kv_tokens=40_000, slot_ranks=32 * 32,
-)  # fmt: skip
+    batches=(1, 4, 16, 32, 64),
+    contexts=(64, 512),
+    distinct=(1, 2, 4, 8, 16),
+    slots=(8, 16, 32),
+    ranks=(8, 16, 32),
+    prompts=(16, 64, 256, 1024),
+    random=12,
+    kv_tokens=40_000,
+    slot_ranks=32 * 32,
+)
 
 
 def make_grid(extent: Extent, backends: Sequence[str], *, graphs: bool, seed: int = 1) -> list[StepSpec]:
@@ -170,11 +203,15 @@ def make_grid(extent: Extent, backends: Sequence[str], *, graphs: bool, seed: in
 def heads(specs: Sequence[StepSpec]) -> list[StepSpec]:
     """Return the output heads of the batch sizes in a grid: what is not scaled where fewer layers are timed."""
     sizes = sorted({one.sequences for one in specs})
-    return [StepSpec("head", (Group(size, 1, 0),)) for size in sizes]
+    return [StepSpec("head", (SequenceGroup(size, 1, 0),)) for size in sizes]
 
 
-def _decode(batch: int, context: int) -> tuple[Group, ...]:
-    return (Group(batch, 1, context),)
+def _decode(batch: int, context: int) -> tuple[SequenceGroup, ...]:
+    return (SequenceGroup(batch, 1, context),)
+
+
+def _prompts(count: int, tokens: int, context: int = 0) -> tuple[SequenceGroup, ...]:
+    return (SequenceGroup(count, tokens, context),)
 
 
 def _middle(values: Sequence[int]) -> int:
@@ -183,20 +220,32 @@ def _middle(values: Sequence[int]) -> int:
 
 def _centre(extent: Extent, backend: str) -> StepSpec:
     rank = extent.ranks[min(1, len(extent.ranks) - 1)]
-    return StepSpec("decode", _decode(_middle(extent.batches), extent.contexts[min(1, len(extent.contexts) - 1)]),
-                    _middle(extent.distinct) // 2, _middle(extent.slots), rank, (rank,), backend=backend)  # fmt: skip
+    return StepSpec(
+        "decode",
+        _decode(_middle(extent.batches), extent.contexts[min(1, len(extent.contexts) - 1)]),
+        _middle(extent.distinct) // 2,
+        _middle(extent.slots),
+        rank,
+        (rank,),
+        backend=backend,
+    )
 
 
 def _base(extent: Extent) -> list[StepSpec]:
     """Return steps without LoRA: decodes over batch and context, prompts, and both at once."""
     context = extent.contexts[min(1, len(extent.contexts) - 1)]
     specs = [StepSpec("decode", _decode(batch, length)) for batch in extent.batches for length in extent.contexts]
-    specs += [StepSpec("prefill", (Group(1, prompt, 0),)) for prompt in extent.prompts]
-    specs += [StepSpec("prefill", (Group(1, prompt, length),)) for prompt in extent.prompts[1::3]
-              for length in extent.contexts[1:]]  # fmt: skip
-    specs += [StepSpec("prefill", (Group(4, prompt, 0),)) for prompt in extent.prompts[1:-2]]
-    specs += [StepSpec("mixed", (Group(_middle(extent.batches), 1, context), Group(1, prompt, 0)))
-              for prompt in extent.prompts[1:-1]]  # fmt: skip
+    specs += [StepSpec("prefill", _prompts(1, prompt)) for prompt in extent.prompts]
+    specs += [
+        StepSpec("prefill", _prompts(1, prompt, length))
+        for prompt in extent.prompts[1::3]
+        for length in extent.contexts[1:]
+    ]
+    specs += [StepSpec("prefill", _prompts(4, prompt)) for prompt in extent.prompts[1:-2]]
+    specs += [
+        StepSpec("mixed", (SequenceGroup(_middle(extent.batches), 1, context), SequenceGroup(1, prompt, 0)))
+        for prompt in extent.prompts[1:-1]
+    ]
     return specs
 
 
@@ -206,12 +255,17 @@ def _sweeps(extent: Extent, backend: str, *, short: bool = False) -> list[StepSp
     context = centre.groups[0].context
     large = max(batch for batch in extent.batches if batch * (context + 1) <= extent.kv_tokens)
     specs = [centre]
-    specs += [replace(centre, groups=_decode(batch, context), distinct=min(centre.distinct, batch))
-              for batch in extent.batches]  # fmt: skip
+    specs += [
+        replace(centre, groups=_decode(batch, context), distinct=min(centre.distinct, batch))
+        for batch in extent.batches
+    ]
     most = max(extent.slots)
-    specs += [replace(centre, groups=_decode(large, context), distinct=count, slots=most)
-              for count in extent.distinct if count <= min(large, most)]  # fmt: skip
-    specs += [replace(centre, kind="prefill", groups=(Group(1, prompt, 0),), distinct=1) for prompt in extent.prompts]
+    specs += [
+        replace(centre, groups=_decode(large, context), distinct=count, slots=most)
+        for count in extent.distinct
+        if count <= min(large, most)
+    ]
+    specs += [replace(centre, kind="prefill", groups=_prompts(1, prompt), distinct=1) for prompt in extent.prompts]
     if short:
         return specs
     specs += [replace(centre, slots=slots, distinct=min(centre.distinct, slots)) for slots in extent.slots]
@@ -221,12 +275,18 @@ def _sweeps(extent: Extent, backend: str, *, short: bool = False) -> list[StepSp
         specs += [replace(centre, max_rank=padded, ranks=(rank,)) for rank in lower]
         specs.append(replace(centre, max_rank=padded, ranks=(*lower, padded)))
     specs += [replace(centre, groups=_decode(centre.sequences, length)) for length in extent.contexts]
-    specs += [replace(centre, kind="prefill", groups=(Group(4, prompt, 0),), distinct=count)
-              for prompt in extent.prompts[1:-2] for count in (1, 4)]  # fmt: skip
-    specs += [replace(centre, kind="prefill", groups=(Group(1, extent.prompts[-2], 0),), distinct=1, slots=slots)
-              for slots in extent.slots]  # fmt: skip
-    specs += [replace(centre, kind="mixed", groups=(*centre.groups, Group(1, prompt, 0)))
-              for prompt in extent.prompts[1:-1]]  # fmt: skip
+    specs += [
+        replace(centre, kind="prefill", groups=_prompts(4, prompt), distinct=count)
+        for prompt in extent.prompts[1:-2]
+        for count in (1, 4)
+    ]
+    specs += [
+        replace(centre, kind="prefill", groups=_prompts(1, extent.prompts[-2]), distinct=1, slots=slots)
+        for slots in extent.slots
+    ]
+    specs += [
+        replace(centre, kind="mixed", groups=(*centre.groups, *_prompts(1, prompt))) for prompt in extent.prompts[1:-1]
+    ]
     specs += [replace(centre, targets=targets) for targets in (("q", "v"), ("q", "k", "v", "o"))]
     return specs
 

@@ -15,9 +15,9 @@ from calibrate.device.hardware import Ceilings, describe, measure_ceilings
 from calibrate.device.lora_backends import BACKENDS, REFERENCE, TOLERANCE, check
 from calibrate.device.lora_routing import route
 from calibrate.measure import QUICK as QUICK_METHOD
-from calibrate.measure import Method, Open, Prepared, measure
+from calibrate.measure import Method, Open, Prepared, TimedWork, measure
 from calibrate.samples import Configuration, SampleLog
-from calibrate.steps.decoder import Decoder, Group, Lora, needed_bytes, work_of
+from calibrate.steps.decoder import Decoder, DecoderSize, Lora, SequenceGroup
 from calibrate.steps.step_grid import FULL, QUICK, Extent, StepSpec, heads, make_grid
 from sim.errors import InputError
 from sim.traffic.adapters import ModelShape, model_shape
@@ -33,6 +33,7 @@ class StepOptions:
     :ivar model: a key of ``sim.traffic.adapters.SHAPES``.
     :ivar layers: decoder layers; None: all of the model's.
     :ivar backends: ``REFERENCE`` first.
+    :ivar method: by default that of ``quick`` or of a full run.
     """
 
     model: str
@@ -40,10 +41,11 @@ class StepOptions:
     backends: tuple[str, ...] = (REFERENCE,)
     quick: bool = False
     seed: int = 1
+    method: Method | None = None
 
 
 def default_backends(device: Device) -> tuple[str, ...]:
-    """Return all backends that this device runs: Triton compiles for GPUs alone, and need not be installed."""
+    """Return all backends that this device runs: Triton needs a GPU and must be installed."""
     from importlib.util import find_spec
 
     triton = device.kind == "cuda" and find_spec("triton") is not None
@@ -57,34 +59,39 @@ def time_steps(
     *,
     command: str,
     overwrite: bool = False,
-    method: Method | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SampleLog:
-    """Time the grid, or what is left of it in ``out``; the log says how it went.
+    """Time the grid, or the rest of an interrupted run in ``out``; the log says how it went.
 
     :raises InputError: for an unknown model or backend, or where not even the weights fit.
     """
     shape, layers = _shape(options)
-    method = method or (QUICK_METHOD if options.quick else Method())
+    method = options.method or (QUICK_METHOD if options.quick else Method())
     extent = fitted_extent(QUICK if options.quick else FULL, shape, layers, device)
     grid = make_grid(extent, options.backends, graphs=device.graphs, seed=options.seed)
     specs = grid + heads(grid) * (layers < shape.layers)
     log = SampleLog.open(out, "steps", _plan(options, device, method, layers), overwrite=overwrite)
     errors = {name: check(name, device.torch_device, DTYPE, _fresh_seed()) for name in options.backends}
     _refuse_wrong(errors)
-    if "ceilings" not in log.manifest:  # a resumed run goes on with those that its floors were made from
+    if "ceilings" not in log.manifest:  # a resumed run keeps those that its floors were computed from
         log.once(ceilings=asdict(measure_ceilings(device, DTYPE)))
     ceilings = Ceilings(**log.manifest["ceilings"])
     log.once(
-        device=describe(device), date=f"{datetime.date.today()}", command=command, backend_errors=errors,
-        layers=layers, model_layers=shape.layers, memory_bytes=device.total_bytes(),
-    )  # fmt: skip
+        device=describe(device),
+        date=f"{datetime.date.today()}",
+        command=command,
+        backend_errors=errors,
+        layers=layers,
+        model_layers=shape.layers,
+        memory_bytes=device.total_bytes(),
+    )
     bench = _bench(shape, layers, device, specs, options.seed)
     by_key = {one.configuration().key: one for one in specs}
     configurations = [with_floor(one, shape, layers, ceilings) for one in specs]
     opens = bench_opener(bench, by_key, device)
     with opens(canary_of(grid).configuration()) as canary:
-        measure(configurations, opens, canary, device, log, method, seed=options.seed, progress=progress)
+        work = TimedWork(configurations, opens, canary)
+        measure(work, device, log, method, seed=options.seed, progress=progress)
     log.finish()
     return log
 
@@ -92,20 +99,15 @@ def time_steps(
 def with_floor(spec: StepSpec, shape: ModelShape, layers: int, ceilings: Ceilings) -> Configuration:
     """Return a spec's configuration with the time below which it can't be done, from bytes and operations."""
     one = spec.configuration()
-    if spec.kind == "head":
-        moved = _WIDTH * shape.vocab * shape.hidden
-        operations = 2 * spec.sequences * shape.vocab * shape.hidden
-    else:
-        moved, operations = work_of(
-            shape, layers, _WIDTH, spec.groups, spec.rank_of_slot(), spec.targets, int(one.parameters["rank_tokens"])
-        )
-    return replace(one, parameters={**one.parameters, "floor_s": ceilings.floor_s(moved, operations)})
+    return replace(one, parameters={**one.parameters, "floor_s": ceilings.floor_s(*spec.work(shape, layers, _WIDTH))})
 
 
 def canary_of(grid: Sequence[StepSpec]) -> StepSpec:
     """Return the decode without LoRA in the middle of the grid's batch sizes."""
-    base = sorted((one for one in grid if one.kind == "decode" and not one.distinct and not one.graph),
-                  key=lambda one: (one.sequences, one.kv_tokens))  # fmt: skip
+    base = sorted(
+        (one for one in grid if one.kind == "decode" and not one.distinct and not one.graph),
+        key=lambda one: (one.sequences, one.kv_tokens),
+    )
     return base[len(base) // 2]
 
 
@@ -115,15 +117,17 @@ def fitted_extent(extent: Extent, shape: ModelShape, layers: int, device: Device
     :raises InputError: where the weights alone don't fit.
     """
     free = int(device.free_bytes() * device.room)
-    fixed = needed_bytes(shape, layers, _WIDTH, 0, 0)["weights"]
-    slot_rank = needed_bytes(shape, layers, _WIDTH, 1, 0)["slots"]
-    kv_token = needed_bytes(shape, layers, _WIDTH, 0, 1)["KV cache"]
+    needed = DecoderSize(shape, layers, slot_ranks=1, kv_tokens=1).needed_bytes(_WIDTH)
+    fixed, slot_rank, kv_token = needed["weights"], needed["slots"], needed["KV cache"]
     least = fixed + slot_rank * min(extent.slots) * min(extent.ranks) + kv_token * max(extent.prompts)
     if least > free:
         raise InputError(
-            f"too little memory: {layers} layers need at least {least / 1e9:.3g} GB", key="--layers", got=layers,
-            allowed=f"what fits into {free / 1e9:.3g} GB", hint="fewer layers are scaled to the model's",
-        )  # fmt: skip
+            f"too little memory: {layers} layers need at least {least / 1e9:.3g} GB",
+            key="--layers",
+            got=layers,
+            allowed=f"what fits into {free / 1e9:.3g} GB",
+            hint="time fewer layers: results are scaled to all of the model's",
+        )
     room = free - fixed
     slot_ranks = min(extent.slot_ranks, int(room * 0.6) // slot_rank)
     return replace(
@@ -135,27 +139,26 @@ def fitted_extent(extent: Extent, shape: ModelShape, layers: int, device: Device
 
 
 def _bench(shape: ModelShape, layers: int, device: Device, specs: Sequence[StepSpec], seed: int) -> Decoder:
+    size = DecoderSize(shape, layers, max(one.slot_ranks for one in specs), max(one.kv_tokens for one in specs))
     try:
-        return Decoder(
-            shape, layers, DTYPE, device.torch_device, slot_ranks=max(one.slot_ranks for one in specs),
-            kv_tokens=max(one.kv_tokens for one in specs), seed=seed,
-        )  # fmt: skip
+        return Decoder(size, DTYPE, device.torch_device, seed)
     except Exception as error:
         if out_of_memory(error):
             raise InputError(
-                "too little memory for weights, slots and KV cache", key="--layers", got=layers,
-                hint="time fewer layers: they are scaled to the model's",
-            ) from None  # fmt: skip
+                "too little memory for weights, slots and KV cache",
+                key="--layers",
+                got=layers,
+                hint="time fewer layers: results are scaled to all of the model's",
+            ) from None
         raise
 
 
 def decode_step(model: str, device: Device, sequences: int = 32, context: int = 512, layers: int = 4) -> Prepared:
     """Return a decode without LoRA, of a model's first ``layers``: what copies may slow down."""
     shape = model_shape(model)
-    groups = (Group(sequences, 1, context),)
-    decoder = Decoder(
-        shape, min(layers, shape.layers), DTYPE, device.torch_device, slot_ranks=0, kv_tokens=sequences * (context + 1)
-    )
+    groups = (SequenceGroup(sequences, 1, context),)
+    size = DecoderSize(shape, min(layers, shape.layers), kv_tokens=sequences * (context + 1))
+    decoder = Decoder(size, DTYPE, device.torch_device)
     x, turn, last = decoder.inputs(groups)
 
     def step() -> torch.Tensor:
@@ -194,16 +197,21 @@ def _refuse_wrong(errors: dict[str, float]) -> None:
     if wrong:
         name, error = next(iter(wrong.items()))
         raise InputError(
-            f"the backend {name} computes something else than the loop in float32: relative error {error:.3g}",
-            key="--backend", got=name, allowed=f"an error up to {TOLERANCE}", hint="leave this backend out",
-        )  # fmt: skip
+            f"the backend {name} differs from the loop in float32: relative error {error:.3g}",
+            key="--backend",
+            got=name,
+            allowed=f"an error up to {TOLERANCE}",
+            hint="run without this backend",
+        )
 
 
 def _shape(options: StepOptions) -> tuple[ModelShape, int]:
     shape = model_shape(options.model)
     layers = shape.layers if options.layers is None else options.layers
     if not 1 <= layers <= shape.layers:
-        raise InputError("not so many layers", key="--layers", got=layers, allowed=f"1 to {shape.layers}")
+        raise InputError(
+            "the model does not have so many layers", key="--layers", got=layers, allowed=f"1 to {shape.layers}"
+        )
     for name in options.backends:
         if name not in BACKENDS:
             raise InputError("unknown backend", key="--backend", got=name, allowed=", ".join(BACKENDS))
@@ -211,13 +219,22 @@ def _shape(options: StepOptions) -> tuple[ModelShape, int]:
 
 
 def _plan(options: StepOptions, device: Device, method: Method, layers: int) -> dict[str, object]:
-    """Return what must be equal for samples to belong together."""
+    """Return what must be equal for samples to be combined."""
     facts = describe(device)
     return {
-        "model": options.model, "layers": layers, "backends": list(options.backends), "quick": options.quick,
-        "seed": options.seed, "device": facts["name"], "torch": facts["torch"], "dtype": "bf16",
-        "rounds": method.rounds, "least": method.least, "half_width": method.half_width, "limit_s": method.limit_s,
-    }  # fmt: skip
+        "model": options.model,
+        "layers": layers,
+        "backends": list(options.backends),
+        "quick": options.quick,
+        "seed": options.seed,
+        "device": facts["name"],
+        "torch": facts["torch"],
+        "dtype": "bf16",
+        "rounds": method.rounds,
+        "least": method.least,
+        "half_width": method.half_width,
+        "limit_s": method.limit_s,
+    }
 
 
 def _fresh_seed() -> int:

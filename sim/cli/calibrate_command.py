@@ -98,19 +98,12 @@ def _time_steps(options: SamplingOptions, layers: int | None, backend: list[str]
 
 def _time_loads(options: SamplingOptions) -> None:
     from calibrate.device.devices import open_device
-    from calibrate.loads.load_timing import time_loads
+    from calibrate.loads.load_timing import LoadOptions, time_loads
 
-    target = open_device(options.device)
+    target, suite = open_device(options.device), LoadOptions(options.model, options.quick, options.seed)
     with progress_bar(options.quiet, "timing loads") as progress:
         log = time_loads(
-            target,
-            options.model,
-            options.out,
-            quick=options.quick,
-            seed=options.seed,
-            command=command_line(),
-            overwrite=options.overwrite,
-            progress=progress,
+            suite, target, options.out, command=command_line(), overwrite=options.overwrite, progress=progress
         )
     _print_samples(log, "loads", options.quiet)
 

@@ -14,7 +14,7 @@ from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.studies.fidelity.record_costs import RecordCosts
-    from sim.studies.fidelity.record_prediction import Predicted
+    from sim.studies.fidelity.record_prediction import PredictedMetric
     from sim.studies.fidelity.step_record import StepRecord
     from sim.studies.fidelity.step_replay import Replay
 
@@ -111,7 +111,7 @@ def _replay_json(result: Replay) -> dict[str, Any]:
     }
 
 
-def _prediction_json(costs: RecordCosts, metrics: dict[str, Predicted]) -> dict[str, Any]:
+def _prediction_json(costs: RecordCosts, metrics: dict[str, PredictedMetric]) -> dict[str, Any]:
     return {
         "step_s": costs.step_s,
         "metrics": {
@@ -150,7 +150,7 @@ _COST_WORDS = {
 }  # fmt: skip
 
 
-def _print_prediction(fit_on: Path, costs: RecordCosts, metrics: dict[str, Predicted]) -> None:
+def _print_prediction(fit_on: Path, costs: RecordCosts, metrics: dict[str, PredictedMetric]) -> None:
     words = ", ".join(f"{seconds * 1e3:.3g} {_COST_WORDS[name]}" for name, seconds in costs.step_s.items())
     host = float(costs.host_s[len(costs.host_s) // 2])
     say("", f"Predicted with costs from {fit_on}: {words}; {host * 1e3:.3g} a load from host memory (median)", "")

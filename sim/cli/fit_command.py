@@ -17,7 +17,7 @@ from sim.errors import InputError
 if TYPE_CHECKING:
     from reports.pages.fidelity_page import FidelityPage
     from sim.spec.profile import Profile
-    from sim.studies.fidelity.fidelity_study import ModelProfile, Prediction
+    from sim.studies.fidelity.fidelity_study import ModelProfile, RunPrediction
 
 LENGTHS = "sharegpt_lengths.json"
 PEER = "digital_twin_predictions.csv"
@@ -45,9 +45,7 @@ def predict_runs(
     if (folder / "manifest.json").exists():
         raise InputError("this folder holds a run", key="--out", got=str(folder), hint="give another one")
     with progress_bar(quiet) as progress:
-        predictions = predict_all(
-            runs, histograms, profiles, table=folder / TABLE, source=str(file), jobs=jobs, progress=progress
-        )
+        predictions = predict_all(runs, histograms, profiles, table=folder / TABLE, jobs=jobs, progress=progress)
     errors = as_json(predictions)
     write_json(folder / SUMMARY, errors)
     page = _page(predictions, errors, file, profiles)
@@ -77,7 +75,7 @@ def _make(folder: Path) -> None:
 
 
 def _page(
-    predictions: Sequence[Prediction], errors: dict[str, Any], file: Path, profiles: dict[str, ModelProfile]
+    predictions: Sequence[RunPrediction], errors: dict[str, Any], file: Path, profiles: dict[str, ModelProfile]
 ) -> FidelityPage:
     from reports.pages.fidelity_page import Compared, FidelityPage
     from sim.studies.fidelity.fidelity_errors import compare_peer

@@ -19,7 +19,7 @@ from sim.cli.output import make_folder, message, print_rich, rich_table, say, sa
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from calibrate.serve.serve_study import Result
+    from calibrate.serve.serve_study import ServeResult
     from sim.spec.scenario_file import LoadedScenario
 
 KEYS = ("LORAPLAN_API_KEY", "OPENAI_API_KEY")
@@ -30,7 +30,7 @@ _LEFT = (
 
 
 @dataclass(frozen=True)
-class ServeOptions:
+class ServeArguments:
     """What ``calibrate serve`` takes."""
 
     context: typer.Context
@@ -82,8 +82,8 @@ class ServeOptions:
             raise InputError("no time to wait", key="--stall", got=self.stall, allowed="1 to 100,000 seconds")
 
 
-@takes(ServeOptions)
-def serve(options: ServeOptions) -> None:
+@takes(ServeArguments)
+def serve(options: ServeArguments) -> None:
     """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md)."""
     from sim.spec.scenario_file import load_scenario
 
@@ -94,10 +94,10 @@ def serve(options: ServeOptions) -> None:
     used = profile or (loaded.scenario.fleet.profile if asked else "")
     folder = _folder(options.out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)
 
-    from calibrate.serve.serve_study import Options, serve
+    from calibrate.serve.serve_study import ServeOptions, serve
 
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-    how = Options(
+    how = ServeOptions(
         options.url,
         key,
         options.adapters,
@@ -158,7 +158,7 @@ def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _print(loaded: LoadedScenario, result: Result, *, json: bool, quiet: bool) -> None:
+def _print(loaded: LoadedScenario, result: ServeResult, *, json: bool, quiet: bool) -> None:
     from reports.pages.serve_page import metrics_table, write_page
 
     page = write_page(_page(loaded, result), result.folder / "report.html")
@@ -188,7 +188,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _page(loaded: LoadedScenario, result: Result) -> Any:
+def _page(loaded: LoadedScenario, result: ServeResult) -> Any:
     from calibrate.serve.connection import without_credentials
     from reports.pages.serve_page import ServePage, Shown
 

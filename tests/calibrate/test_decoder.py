@@ -7,16 +7,18 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.device.lora_routing import route  # noqa: E402
-from calibrate.steps.decoder import Decoder, Group, Lora, needed_bytes, work_of  # noqa: E402
+from calibrate.steps.decoder import Decoder, DecoderSize, Lora, SequenceGroup  # noqa: E402
+from calibrate.steps.step_grid import StepSpec  # noqa: E402
 from sim.traffic.adapters import MODULES, SHAPES, ModelShape, parameters_per_rank  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = SHAPES["tiny"]
-GROUPS = (Group(5, 1, 30), Group(1, 33, 0), Group(2, 10, 20))
+GROUPS = (SequenceGroup(5, 1, 30), SequenceGroup(1, 33, 0), SequenceGroup(2, 10, 20))
 
 
 def decoder(shape: ModelShape = TINY, layers: int = 2, **sizes: int) -> Decoder:
-    return Decoder(shape, layers, torch.float32, CPU, **{"slot_ranks": 8 * 16, "kv_tokens": 400, **sizes})
+    size = DecoderSize(shape, layers, **{"slot_ranks": 8 * 16, "kv_tokens": 400, **sizes})
+    return Decoder(size, torch.float32, CPU)
 
 
 def lora(backend: str, targets: tuple[str, ...] = MODULES) -> Lora:
@@ -52,7 +54,7 @@ def test_adapters_change_their_own_sequences_only() -> None:
 def test_attention_is_causal_and_reads_the_cache() -> None:
     # A prompt in one step leaves its last token where chunk after chunk over the cache does.
     one = decoder(kv_tokens=64)
-    whole, chunk = (Group(1, 40, 0),), (Group(1, 10, 30),)
+    whole, chunk = (SequenceGroup(1, 40, 0),), (SequenceGroup(1, 10, 30),)
     x = torch.randn(40, TINY.hidden)
     seen = []
     one.head = lambda h, last: seen.append(h[last])  # type: ignore[method-assign, return-value]
@@ -70,7 +72,7 @@ def test_needs_what_it_allocates(name: str) -> None:
     one = decoder(shape, layers=1, slot_ranks=16, kv_tokens=100)
     weights = [*one._qkv, *one._o, *one._gate_up, *one._down, one._head]
     slots = [tensor for layer in one._lora for pair in layer.values() for tensor in pair]
-    need = needed_bytes(shape, 1, 4, 16, 100)
+    need = DecoderSize(shape, 1, slot_ranks=16, kv_tokens=100).needed_bytes(4)
     assert sum(tensor.nbytes for tensor in weights) == need["weights"]
     assert sum(tensor.nbytes for tensor in slots) == need["slots"]
     assert sum(tensor.nbytes for tensor in one._kv) == need["KV cache"]
@@ -78,11 +80,13 @@ def test_needs_what_it_allocates(name: str) -> None:
 
 
 def test_floor_counts_weights_adapters_and_kv_once() -> None:
-    shape, groups = SHAPES["llama-3.1-8b"], (Group(8, 1, 999),)
-    base_bytes, base_operations = work_of(shape, 32, 2, groups, {}, MODULES, 0)
+    shape, groups = SHAPES["llama-3.1-8b"], (SequenceGroup(8, 1, 999),)
+    base_bytes, base_operations = StepSpec("decode", groups).work(shape, 32, 2)
     parameters = 32 * 218_103_808 + 128256 * 4096  # linear layers of one layer; output head
     assert base_bytes == 2 * parameters + 8 * 1000 * 131_072  # 128 KiB of KV a token
     assert base_operations == 2 * 8 * parameters + 4 * 32 * 8 * 1000 * 4096
-    more_bytes, more_operations = work_of(shape, 32, 2, groups, {0: 16, 3: 8}, MODULES, 8 * 16)
+    more_bytes, more_operations = StepSpec("decode", groups, distinct=2, slots=4, max_rank=16, ranks=(16, 8)).work(
+        shape, 32, 2
+    )
     assert more_bytes - base_bytes == 2 * (16 + 8) * parameters_per_rank(shape, MODULES)
-    assert more_operations - base_operations == 2 * 128 * parameters_per_rank(shape, MODULES)
+    assert more_operations - base_operations == 2 * (4 * 16 + 4 * 8) * parameters_per_rank(shape, MODULES)

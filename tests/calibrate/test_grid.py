@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
-from calibrate.steps.decoder import Group
+from calibrate.steps.decoder import SequenceGroup
 from calibrate.steps.step_grid import CAPTURE_SIZES, FULL, QUICK, Extent, StepSpec, heads, make_grid
 
 BACKENDS = ("grouped_mm", "bmm", "loop")
@@ -20,7 +20,7 @@ def parameters(specs: list[StepSpec], name: str) -> np.ndarray:
 
 
 def test_a_step_says_what_it_is_made_of() -> None:
-    groups = (Group(4, 1, 99), Group(1, 64, 0), Group(2, 10, 20))
+    groups = (SequenceGroup(4, 1, 99), SequenceGroup(1, 64, 0), SequenceGroup(2, 10, 20))
     one = StepSpec("mixed", groups, distinct=3, slots=8, max_rank=32, ranks=(8, 16))
     said = one.configuration().parameters
     assert said["tokens"] == 4 + 64 + 20

@@ -34,18 +34,18 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_gpu_of_ours_that_gets_hot(driver: Path) -> None:
-    seen = hardware._look_cuda()
+    seen = hardware._check_cuda()
     assert (seen.throttled, seen.busy, seen.what) == (True, False, "hw_thermal_slowdown")
 
 
 def test_older_drivers_have_other_names(driver: Path) -> None:
     driver.write_text(GPU.format(event='echo "Field is not a valid field to query."; exit 2'))
-    assert hardware._look_cuda().what == "sw_power_cap"
+    assert hardware._check_cuda().what == "sw_power_cap"
 
 
 def test_others_on_the_same_gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPS", "4711\\n4712\\n4713\\n")
-    seen = hardware._look_cuda()
+    seen = hardware._check_cuda()
     assert seen.busy
     assert "2 other processes" in seen.what
 
@@ -60,6 +60,6 @@ def test_facts_of_the_gpu(driver: Path) -> None:
 def test_no_driver_no_facts(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver.unlink()
     assert hardware._nvidia(hardware._NVIDIA) == {}
-    seen = hardware._look_cuda()
+    seen = hardware._check_cuda()
     assert not seen.throttled
     assert not seen.busy

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibrate.fit.cost_forms import ADDITIVE, IN_SAMPLE, MULTIPLICATIVE
 from calibrate.fit.fit_report import as_json, closing, decide, hold_out_rows
-from calibrate.fit.regression import ADDITIVE, IN_SAMPLE, LEFT_OUT, MULTIPLICATIVE, Problem, bootstrap, join, summary
 from calibrate.published.profile_from_runs import calibration_subset, closed_loops
 from calibrate.published.published_costs import (
     CELL_OUT,
@@ -26,9 +26,10 @@ from calibrate.published.published_costs import (
     load_hold_outs,
     read_rows,
 )
-from calibrate.published.step_fit import ALONE, ROUNDS, ClosedLoops, fit_steps, step_hold_outs
+from calibrate.published.step_fit import ALONE, ROUNDS, ClosedLoops, ServedHours, fit_steps, step_hold_outs
 from calibrate.published.step_terms import TERMS, step_cost
-from sim.spec.profile import Draw, HoldOut, LoadCost, Memory, Profile, load_profile
+from sim.spec.profile import Draw, HoldOut, LoadCost, Memory, load_profile
+from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, bootstrap, hold_out_line, join
 from sim.studies.fidelity.measured_runs import read_lengths, read_runs
 
 MODELS = ("llama-3.1-8b", "qwen2.5-7b")
@@ -131,7 +132,7 @@ def test_the_load_law_knows_cells_it_has_not_seen(shared: Path) -> None:
     assert law.copy_s(16, 32) > law.copy_s(32, 32)
 
 
-def test_one_round_fits_a_profile_with_its_equations(shared: Path, tmp_path: Path) -> None:
+def test_one_round_fits_a_profile_with_its_equations(shared: Path) -> None:
     """The joint path, over the two lightest hours."""
     folder = shared / "vllm_h100"
     lengths = read_lengths(folder / "sharegpt_lengths.json")
@@ -139,16 +140,11 @@ def test_one_round_fits_a_profile_with_its_equations(shared: Path, tmp_path: Pat
     light = sorted(subset, key=lambda run: sum(rate * count for rate, count in run.rates))[:2]
     loops = loops_of(shared, MODELS[0]).problem
     profile, _ = load_profile(f"h100-64gb/{MODELS[0]}/vllm-0.8.5")
-    path, told = tmp_path / "p.json", []
-
-    def write(now: Profile) -> str:
-        path.write_text(now.model_dump_json(), encoding="utf-8")
-        return str(path)
-
+    seen: list[tuple[int, int]] = []
     fitted = fit_steps(
-        light, lengths, loops, profile, write=write, rounds=1, jobs=1, progress=lambda *at: told.append(at)
+        ServedHours(light, lengths, rounds=1), loops, profile, jobs=1, progress=lambda *at: seen.append(at)
     )
-    assert told == [(1, 2), (2, 2)]
+    assert seen == [(1, 2), (2, 2)]
     assert ROUNDS == 4
     assert len(fitted.problem) == len(loops) + 6
     assert fitted.problem.configuration[-1] == light[-1].name
@@ -179,7 +175,7 @@ def test_the_report_has_every_line_and_the_decision(shared: Path) -> None:
 
 def test_the_multiplicative_form_may_win() -> None:
     def line(form: str, error: float) -> HoldOut:
-        return summary("LoRA decode steps", form, LEFT_OUT, np.array([error, -error]))
+        return hold_out_line("LoRA decode steps", form, LEFT_OUT, np.array([error, -error]))
 
     decision = decide((line(ADDITIVE, 0.04), line(MULTIPLICATIVE, 0.02)))
     assert decision is not None
@@ -189,7 +185,6 @@ def test_the_multiplicative_form_may_win() -> None:
 
 
 def test_equations_of_a_run_keep_their_name() -> None:
-    empty = np.empty((1, 0))
-    one = Problem(np.ones((1, 1)), np.zeros(1), np.ones(1), np.ones(1), ("k",), ("a",), ("t",), empty)
+    one = Problem.of({"t": [1]}, [1], configuration=("a",))
     assert join([one, one]).configuration == ("a", "a")
     assert len(join([one, one]).places()["a"]) == 2

@@ -92,7 +92,7 @@ def test_spread_goes_into_the_residual_and_long_runs_have_a_p99_each() -> None:
 
 def test_loads_at_the_same_time_share_a_bandwidth() -> None:
     fit = fit_load_samples(loads(), {})
-    rows = {(row.tier, row.concurrency): row for row in fit.together}
+    rows = {(row.tier, row.concurrency): row for row in fit.concurrent}
     assert set(rows) == {(tier, count) for tier in ("storage", "host") for count in (1, 4)}
     for tier in ("storage", "host"):
         assert rows[tier, 1].slow_down == 1

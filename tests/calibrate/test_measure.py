@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]
 
 from calibrate.device.devices import CpuDevice, UnavailableError, open_device, out_of_memory
 from calibrate.device.hardware import Ceilings, describe
-from calibrate.measure import Method, Prepared, drift, measure, median_half_width
+from calibrate.measure import Method, Prepared, TimedWork, drift, measure, median_half_width
 from calibrate.samples import Configuration, SampleLog, Visit, read_samples
 from sim.errors import InputError, OutputError
 
@@ -52,7 +52,7 @@ def device() -> CpuDevice:
 
 def run(folder: Path, device: CpuDevice, bench: Bench, method: Method = METHOD, **plan: object) -> SampleLog:
     log = SampleLog.open(folder, "steps", {"model": "tiny", **plan})
-    measure(ONES, bench.opens, CANARY, device, log, method, flush=False)
+    measure(TimedWork(ONES, bench.opens, CANARY, flush=False), device, log, method)
     log.finish()
     return log
 
@@ -101,7 +101,7 @@ def test_samples_of_another_run_are_not_mixed_in(tmp_path: Path, device: CpuDevi
 def test_samples_of_nobody_knows_what_are_refused(tmp_path: Path, device: CpuDevice) -> None:
     run(tmp_path, device, Bench())
     (tmp_path / "steps.json").unlink()
-    with pytest.raises(InputError, match=r"samples, but not steps\.json"):
+    with pytest.raises(InputError, match=r"samples without steps\.json"):
         SampleLog.open(tmp_path, "steps", {"model": "tiny"})
     assert SampleLog.open(tmp_path, "steps", {"model": "tiny"}, overwrite=True).visits == []
 

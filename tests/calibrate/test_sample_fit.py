@@ -10,11 +10,12 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
-from calibrate.fit.regression import ADDITIVE, LEFT_OUT, MULTIPLICATIVE, solve
+from calibrate.fit.cost_forms import ADDITIVE, MULTIPLICATIVE
 from calibrate.fit.sample_fit import step_hold_outs
-from calibrate.fit.sample_terms import Terms, timed_steps
+from calibrate.fit.sample_terms import StepTerms, timed_steps
 from calibrate.steps.step_grid import QUICK, StepSpec, heads, make_grid
 from sim.errors import InputError
+from sim.studies.fidelity.least_squares import LEFT_OUT, solve
 
 BASE = {"step": 2e-3, "token": 1e-5, "sequence": 2e-5, "kv_token": 4e-7}
 LORA = {"lora": 1e-3, "slot": 2e-5, "adapter": 3e-4, "rank_sum": 1e-5}
@@ -55,7 +56,7 @@ GRID = make_grid(QUICK, ("grouped_mm", "bmm"), graphs=False)
 
 def test_known_costs_are_found_again() -> None:
     steps = timed_steps(*samples(GRID))
-    terms = Terms.of(steps)
+    terms = StepTerms.of(steps)
     problem = terms.problem(steps)
     assert np.abs(problem.errors(solve(problem))).max() < 1e-3
     cost = terms.step_cost(solve(problem))
@@ -68,7 +69,7 @@ def test_known_costs_are_found_again() -> None:
 @pytest.mark.parametrize("form", [ADDITIVE, MULTIPLICATIVE])
 def test_the_true_form_wins_on_what_was_left_out(form: str) -> None:
     steps = timed_steps(*samples(GRID, form, noise=0.01))
-    terms = Terms.of(steps)
+    terms = StepTerms.of(steps)
     errors = {
         line.form: line.mean
         for line in step_hold_outs(terms.problem(steps), terms)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.fit.regression import Problem, join, solve
 from calibrate.published.step_fit import closed_loop, served_hour
 from calibrate.published.step_log import StepLog
 from calibrate.published.step_terms import BENDS, PASSED_S, TERMS, Steps, step_cost
 from sim.spec.profile import load_profile
 from sim.spec.scenario import Scenario
+from sim.studies.fidelity.least_squares import Problem, join, solve
 from sim.studies.fidelity.measured_runs import METRICS, MeasuredRun
 from sim.world.build import build_world, simulate
 
@@ -87,9 +87,7 @@ def test_the_log_has_every_step(tmp_path: Path) -> None:
 
 
 def problem(features: Floats, seconds: Floats) -> Problem:
-    count = len(seconds)
-    names = ("made up",) * count
-    return Problem(features, np.zeros(count), seconds, np.ones(count), names, names, TERMS, np.empty((count, 0)))
+    return Problem.of(dict(zip(TERMS, features.T, strict=True)), seconds)
 
 
 def test_known_costs_are_found_again() -> None:

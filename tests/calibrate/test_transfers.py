@@ -30,15 +30,15 @@ from calibrate.loads.interference import (  # noqa: E402
     slow_down_of,
 )
 from calibrate.loads.load_stages import COLD, Bench, Slots, Stage, read_tensors, together  # noqa: E402
-from calibrate.loads.load_timing import Grid, load_configurations, time_loads  # noqa: E402
-from calibrate.loads.synthetic_adapters import synthesize, tensor_shapes  # noqa: E402
+from calibrate.loads.load_timing import LoadGrid, LoadOptions, load_configurations, time_loads  # noqa: E402
+from calibrate.loads.synthetic_adapters import SyntheticAdapter, synthesize, tensor_shapes  # noqa: E402
 from calibrate.measure import Method, Prepared  # noqa: E402
 from calibrate.samples import SampleLog, read_samples  # noqa: E402
 from sim.errors import InputError, OutputError  # noqa: E402
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count  # noqa: E402
 
 TINY = SHAPES["tiny"]
-SMALL = Grid(ranks=(2, 4), targets=(("q", "v"), "all-linear"), concurrency=(1, 2))
+SMALL = LoadGrid(ranks=(2, 4), targets=(("q", "v"), "all-linear"), concurrency=(1, 2))
 FAST = Method(rounds=2, least=2, half_width=1.0, limit_s=0.01, warmup=1)
 STAGES: tuple[Stage, ...] = (
     "open", "read cold", "read warm", "pin", "copy per tensor", "copy one buffer", "slot write", "slot write padded",
@@ -56,7 +56,7 @@ def device() -> Device:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    places = synthesize(tmp_path / "adapters", TINY, "tiny", 2, ("q", "v"), "bf16", 2, seed=1)
+    places = synthesize(tmp_path / "adapters", SyntheticAdapter(TINY, "tiny", 2, ("q", "v"), "bf16"), 2, seed=1)
     return [place / "adapter_model.safetensors" for place in places]
 
 
@@ -71,7 +71,8 @@ def cold_disk(path: Path) -> None:
 def run(device: Device, out: Path, **more: Any) -> SampleLog:
     """Time loads beside a step that takes next to nothing: timing the model's own is most of a run."""
     given: dict[str, Any] = {"method": FAST, "grid": SMALL, "step": Prepared(call=lambda: torch.ones(1000).sum())}
-    return time_loads(device, "tiny", out, command="test", **(given | more))
+    running = {name: more.pop(name) for name in ("progress", "overwrite", "command") if name in more}
+    return time_loads(LoadOptions("tiny", **(given | more)), device, out, **({"command": "test"} | running))
 
 
 def test_every_stage_is_timed_and_the_adapters_are_gone(device: Device, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_every_stage_is_timed_and_the_adapters_are_gone(device: Device, tmp_path
     if not skipped:
         fitted = fit_load_samples(frame, manifest)
         assert fitted.slow_down == manifest["slow_down"]
-        assert {row.concurrency for row in fitted.together} == {1, 2}
+        assert {row.concurrency for row in fitted.concurrent} == {1, 2}
 
 
 def test_parameters_follow_the_formulas() -> None:
@@ -106,14 +107,14 @@ def test_parameters_follow_the_formulas() -> None:
         assert p["padded_tensors"] == (p["tensors"] // 2 if p["rank"] < p["max_rank"] else 0)
         assert one.kind == p["stage"]
         assert (one.kind == "slot write padded") <= (p["rank"] < p["max_rank"])
-    full = load_configurations(TINY, Grid())
+    full = load_configurations(TINY, LoadGrid())
     assert {(one.kind, one.parameters["concurrency"]) for one in full} == {(s, n) for s in STAGES for n in (1, 2, 4, 8)}
 
 
 @pytest.mark.parametrize("targets", [("q", "v"), "all-linear"], ids=str)
 @pytest.mark.parametrize("rank", [2, 4])
 def test_a_slot_holds_the_adapter_and_zeros(tmp_path: Path, targets: Any, rank: int) -> None:
-    (place,) = synthesize(tmp_path, TINY, "tiny", rank, targets, "bf16", 1, seed=1)
+    (place,) = synthesize(tmp_path, SyntheticAdapter(TINY, "tiny", rank, targets, "bf16"), 1, seed=1)
     tensors = read_tensors(place / "adapter_model.safetensors")
     slots = Slots(TINY, 2, 4, torch.bfloat16, torch.device("cpu"))
     for slot in (0, 1):
@@ -224,14 +225,14 @@ def test_what_runs_beside_a_step_is_waited_for_and_its_error_is_raised() -> None
         threading.Event().wait(0.05)
         done.set()
 
-    device.run_beside(slow)()
+    device.run_concurrently(slow)()
     device.synchronize()
     assert done.is_set()
 
     def fail() -> None:
         raise ValueError("lost")
 
-    device.run_beside(fail)()
+    device.run_concurrently(fail)()
     with pytest.raises(ValueError, match="lost"):
         device.synchronize()
     device.synchronize()
@@ -347,7 +348,7 @@ def test_adapters_are_not_written_through_a_link(device: Device, tmp_path: Path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "adapters").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OutputError, match="a link stands where"):
+    with pytest.raises(OutputError, match="is in the place of the adapters' folder"):
         run(device, tmp_path / "out")
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
@@ -370,7 +371,7 @@ def test_a_file_that_changed_since_it_was_written_is_not_timed(
 
 def test_an_unknown_model_lists_the_known(device: Device, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--model: unknown model .*tiny"):
-        time_loads(device, "gpt-5", tmp_path)
+        time_loads(LoadOptions("gpt-5"), device, tmp_path)
 
 
 def test_adapters_can_be_kept(device: Device, tmp_path: Path) -> None:

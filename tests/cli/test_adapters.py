@@ -33,7 +33,7 @@ def test_the_example_is_counted_and_judged(loraplan: CommandLine, tmp_path: Path
     assert loraplan("adapters", "fleet", "--engine", "vllm-0.32", "--check").code == 1
     again = loraplan("adapters", "--example", "fleet")
     assert again.code == 2
-    assert "something stands there already" in again.err
+    assert "this folder exists already" in again.err
 
 
 def test_json_has_every_adapter(loraplan: CommandLine, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_costs_of_the_record_itself_are_noted(loraplan: CommandLine) -> None:
         (changed("requests.1.adapter", 7), "r.json.gz: record: a request names an adapter beyond config.adapters (2)"),
         (changed("steps.1.scheduled", {"9": 1}), "step 1 schedules a request that the record doesn't have"),
         (changed("steps.1.at_s", "soon"), "r.json.gz: steps.1.at_s: "),
-        (changed("steps.1.at_s", 9.0), "r.json.gz: record: steps must stand in the order of their times"),
+        (changed("steps.1.at_s", 9.0), "r.json.gz: record: steps must be in the order of their times"),
         (changed("steps.0.adapters", [7]), "step 0 names an adapter beyond config.adapters (2)"),
         (changed("config.slots", 2) | {"config": {**CONFIG, "slots": 2, "host_slots": 1}},
          "config.host_slots (1) must be at least config.slots (2)"),

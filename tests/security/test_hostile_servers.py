@@ -36,7 +36,7 @@ from calibrate.serve.connection import Host
 from calibrate.serve.drive import METRICS_EVERY_S, Driver
 from calibrate.serve.event_stream import EVENT_BYTES, PENDING_BYTES, SPARE_TOKENS, EventStream
 from calibrate.serve.http_answer import HEAD_BYTES, PIECE_BYTES, Answer, AnswerReader, Broken
-from calibrate.serve.planned_requests import Planned
+from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_errors import ServerError
 from calibrate.serve.server_json import WORDS, parse_json, words_of
 from calibrate.serve.server_metrics import (
@@ -44,7 +44,7 @@ from calibrate.serve.server_metrics import (
     MOST_KV_TOKENS,
     PAGE_BYTES,
     PAGE_LIMIT_S,
-    Page,
+    MetricsPage,
     over_run,
     parse_page,
     read_page,
@@ -196,7 +196,7 @@ def test_drips_of_every_kind_end_in_time(server: HostileServer, what: str) -> No
                 await served_models(driver.host, driver.stall_s)
             assert await read_page(driver.host, driver.stall_s) is None
             with pytest.raises(ServerError, match=r"the server stalled: no token came for|not HTTP"):
-                await driver.one(Planned(0, 0.0, 0, 8, 4))
+                await driver.one(PlannedRequest(0, 0.0, 0, 8, 4))
         finally:
             await driver.host.close()
 
@@ -552,7 +552,7 @@ def test_words_of_a_server_fit_a_line(said: object) -> None:
 
 @pytest.mark.promise("metrics page; a line of it: 8 MiB")
 def test_a_metrics_page_beyond_its_bounds_is_missing(server: HostileServer) -> None:
-    async def read() -> list[Page | None]:
+    async def read() -> list[MetricsPage | None]:
         host = Host(server.url)
         try:
             pages = []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from calibrate.serve.client import Sent
-from calibrate.serve.ladder import Batch, Join, Ladder, Load, held_up
-from calibrate.serve.ladder_fit import fit_profile, fit_steps, public_command, resampled
-from calibrate.serve.planned_requests import Planned
+from calibrate.serve.client import SentRequest
+from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad, held_up
+from calibrate.serve.ladder_fit import MeasuredServer, fit_profile, fit_steps, public_command, resampled
+from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.serve_prediction import front_end_seconds
 from calibrate.serve.server_errors import ServerError
 from sim.spec.scenario import Scenario
@@ -29,16 +31,18 @@ def ladder(noise: float = 0.0) -> Ladder:
             for prompt in (8, 200):
                 kv = size * (prompt + 32.0)
                 step = FIXED + (SEQUENCE + TOKEN) * size + ADAPTER * distinct + KV * kv
-                result.batches.append(Batch(size, distinct, kv, about(step)))
+                result.batches.append(DecodeBatch(size, distinct, kv, about(step)))
     for tokens in (8, 40, 120, 400):
         alone = OUTSIDE + FIXED + SEQUENCE + ADAPTER + PREFILL + TOKEN * tokens
         result.prefill += [(tokens, about(alone)) for _ in range(9)]
         held = SEQUENCE + PREFILL + TOKEN * tokens
         step = FIXED + SEQUENCE + TOKEN + ADAPTER
         waits = np.linspace(0, step, 9)
-        result.joins += [Join(tokens, about(held), OUTSIDE + float(wait) + step + about(held), step) for wait in waits]
+        result.joins += [
+            JoiningRequest(tokens, about(held), OUTSIDE + float(wait) + step + about(held), step) for wait in waits
+        ]
     result.loads = [
-        Load(a % 4, number < 20, about(5e-3 if number < 20 else 1e-3)) for number, a in enumerate(range(60))
+        TimedLoad(a % 4, number < 20, about(5e-3 if number < 20 else 1e-3)) for number, a in enumerate(range(60))
     ]
     return result
 
@@ -61,9 +65,8 @@ def test_a_profile_says_what_it_is_from() -> None:
         "fleet": {"engine": "vllm-0.32"}, "cache": {"gpu": {"slots": 2}, "host": {"slots": 4}},
     })  # fmt: skip
     population = Traffic(scenario, "tiny").population
-    profile = fit_profile(
-        ladder(noise=0.02), scenario, "tiny", population, "vllm 0.32.0 (cpu)", {"kv_tokens": 4096}, "cmd"
-    )
+    server = MeasuredServer("tiny", population, "vllm 0.32.0 (cpu)", 4096)
+    profile = fit_profile(ladder(noise=0.02), scenario, server, "cmd")
     assert profile.status == "measured"
     assert profile.load.storage.open_s == pytest.approx(5e-3, rel=0.05)
     assert profile.load.host.open_s == pytest.approx(1e-3, rel=0.05)
@@ -82,14 +85,15 @@ def test_a_profile_says_what_it_is_from() -> None:
         drawn = [pick(draw) for draw in profile.draws]
         assert min(drawn) < pick(profile) < max(drawn)
         assert all(float(f"{value:.6g}") == value for value in drawn)
-    again = fit_profile(ladder(noise=0.02), scenario, "tiny", population, "x", {}, "cmd")
+    unknown = MeasuredServer("tiny", population, "x")
+    again = fit_profile(ladder(noise=0.02), scenario, unknown, "cmd")
     assert again.draws == profile.draws
-    few = Ladder(batches=[Batch(1, 1, 40.0, 6e-3), Batch(2, 1, 80.0, 7e-3), Batch(4, 1, 160.0, 8e-3)])
+    few = Ladder(batches=[DecodeBatch(1, 1, 40.0, 6e-3), DecodeBatch(2, 1, 80.0, 7e-3), DecodeBatch(4, 1, 160.0, 8e-3)])
     few.prefill = [(8, 0.01)]
-    assert len(fit_profile(few, scenario, "tiny", population, "x", {}, "cmd").draws) == 16
-    assert fit_profile(few, scenario, "tiny", population, "/home/me/model", {}, "cmd").name == "model/tiny/fitted"
+    assert len(fit_profile(few, scenario, unknown, "cmd").draws) == 16
+    assert fit_profile(few, scenario, replace(server, engine="/home/me/model"), "cmd").name == "model/tiny/fitted"
     with pytest.raises(ServerError, match="too few"):
-        fit_profile(Ladder(), scenario, "tiny", population, "vllm", {}, "cmd")
+        fit_profile(Ladder(), scenario, server, "cmd")
 
 
 def test_no_draw_lacks_a_kind() -> None:
@@ -115,11 +119,11 @@ def test_what_joins_hold_up() -> None:
     gaps = [0.01] * 60
     gaps[20], gaps[40] = 0.013, 0.015  # each with a prefill in it
     stamps = np.concatenate([[0.0], np.cumsum(gaps)])
-    stream = Sent(Planned(0, 0.0, 0, 8, 61), stamps=[(float(at), n) for n, at in enumerate(stamps, 1)])
+    stream = SentRequest(PlannedRequest(0, 0.0, 0, 8, 61), stamps=[(float(at), n) for n, at in enumerate(stamps, 1)])
 
-    def joined(place: int) -> Sent:
+    def joined(place: int) -> SentRequest:
         end = float(stamps[place + 1])
-        return Sent(Planned(1, 0.0, 0, 8, 1), sent=float(stamps[place]) - 0.004, stamps=[(end, 1)])
+        return SentRequest(PlannedRequest(1, 0.0, 0, 8, 1), sent=float(stamps[place]) - 0.004, stamps=[(end, 1)])
 
     joins = held_up(stream, [joined(20), joined(40)])
     assert [join.held_s for join in joins] == pytest.approx([0.003, 0.005])

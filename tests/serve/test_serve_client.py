@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from fake_server import FakeServer
 
-from calibrate.loads.synthetic_adapters import write_adapter
+from calibrate.loads.synthetic_adapters import SyntheticAdapter, write_adapter
 from calibrate.serve import engine
 from calibrate.serve.client import refusal, send
 from calibrate.serve.connection import Host, without_credentials
 from calibrate.serve.drive import Driver
 from calibrate.serve.event_stream import EventStream
 from calibrate.serve.paired_table import comparison
-from calibrate.serve.planned_requests import Planned
-from calibrate.serve.serve_prediction import Prediction
+from calibrate.serve.planned_requests import PlannedRequest
+from calibrate.serve.serve_prediction import ServePrediction
 from calibrate.serve.server_errors import ServerError
-from calibrate.serve.server_metrics import Observed, observed_between, over_run, parse_page
+from calibrate.serve.server_metrics import ObservedRun, observed_between, over_run, parse_page
 from calibrate.serve.tiny_model import write_base
 from sim.errors import InputError
 from sim.traffic.adapters import SHAPES, parameters_per_rank
@@ -69,7 +69,7 @@ def test_connections_are_kept(server: FakeServer) -> None:
         host = Host(f"{server.url}/v1")
         ports = set()
         for index in range(3):
-            sent = await send(host, Planned(index, 0.0, 0, 4, 3), "adapter-0")
+            sent = await send(host, PlannedRequest(index, 0.0, 0, 4, 3), "adapter-0")
             assert sent.status == "complete"
             assert len(sent.gaps()) == 2
             assert sent.sent < sent.first < sent.last
@@ -83,7 +83,7 @@ def test_connections_are_kept(server: FakeServer) -> None:
 def test_an_error_status(server: FakeServer) -> None:
     async def one() -> str:
         host = Host(server.url)
-        sent = await send(host, Planned(0, 0.0, 0, 4, 3), "nobody")
+        sent = await send(host, PlannedRequest(0, 0.0, 0, 4, 3), "nobody")
         await host.close()
         return f"{sent.status} {sent.problem}"
 
@@ -96,7 +96,9 @@ def test_a_stall_is_silence_not_a_long_answer(server: FakeServer) -> None:
     async def two(tokens: int) -> list[str]:
         driver = Driver(Host(server.url), server.adapters, stall_s=0.4)
         try:
-            return [sent.status for sent in await driver.together([Planned(n, 0.0, n, 4, tokens) for n in (0, 1)])]
+            return [
+                sent.status for sent in await driver.together([PlannedRequest(n, 0.0, n, 4, tokens) for n in (0, 1)])
+            ]
         finally:
             await driver.host.close()
 
@@ -136,7 +138,7 @@ def test_what_an_observer_saw() -> None:
         {"load": 9.0, "adapter": 3, "seconds": 0.01},
     ]  # fmt: skip
     seen = observed_between(rows, 0.5, 3.0)
-    assert isinstance(seen, Observed)
+    assert isinstance(seen, ObservedRun)
     assert (seen.steps, seen.loads, seen.evictions, seen.misses, seen.preemptions) == (2, 2, 1, 1, 1)
     assert "does not know" in str(observed_between([{"unable": "no module"}], 0, 1))
     assert "no step" in str(observed_between([], 0, 1))
@@ -145,7 +147,8 @@ def test_what_an_observer_saw() -> None:
 def test_errors_and_noise() -> None:
     nothing = np.empty(0)
     table = comparison(
-        [{"throughput_rps": 9.0}, {"throughput_rps": 11.0}], Prediction(nothing, nothing, {"throughput_rps": 11.0}, ())
+        [{"throughput_rps": 9.0}, {"throughput_rps": 11.0}],
+        ServePrediction(nothing, nothing, {"throughput_rps": 11.0}, ()),
     )
     row = table["throughput_rps"]
     assert row["measured"] == 10.0
@@ -157,7 +160,7 @@ def test_errors_and_noise() -> None:
 def test_model_files_can_be_read(tmp_path) -> None:  # type: ignore[no-untyped-def]
     shape = SHAPES["tiny"]
     write_base(tmp_path / "base", shape, 1024)
-    write_adapter(tmp_path / "a", shape, "base", 8, "all-linear", "bf16", (3,))
+    write_adapter(tmp_path / "a", SyntheticAdapter(shape, "base", 8, "all-linear", "bf16"), (3,))
     vocabulary = json.loads((tmp_path / "base" / "tokenizer.json").read_text())["model"]["vocab"]
     assert sorted(vocabulary.values()) == list(range(1024))
     data = (tmp_path / "a" / "adapter_model.safetensors").read_bytes()
@@ -173,10 +176,10 @@ def test_model_files_can_be_read(tmp_path) -> None:  # type: ignore[no-untyped-d
     assert bool((weights != 0).all())
 
 
-def test_last_words(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_last_error_of_a_log(tmp_path) -> None:  # type: ignore[no-untyped-def]
     log = tmp_path / "log"
     log.write_text("starting\nValueError: too long\nbye\n")
-    assert engine.last_words(log) == "ValueError: too long"
+    assert engine.last_error(log) == "ValueError: too long"
     log.write_text("")
-    assert engine.last_words(log) == "its log is empty"
-    assert engine.last_words(tmp_path / "none") == "it left no log"
+    assert engine.last_error(log) == "its log is empty"
+    assert engine.last_error(tmp_path / "none") == "it wrote no log"

@@ -251,14 +251,14 @@ def test_a_kept_file_that_cannot_be_made(
         ((), "--launch: which server?"),
         (("--launch", "vllm", "--url", "http://h:1"), "which server? (got both"),
         (("--launch", "sglang"), "can't start this (got sglang, allowed: vllm); others: by --url"),
-        (("--url", "h:80", "--fit"), "--url: not the URL of a server"),
+        (("--url", "h:80", "--fit"), "--url: this is not the URL of a server"),
         (("--url", "http://h:1", "--fit", "--profile", "p.json"), "either fit a profile or give one"),
         (("--url", "http://h:1", "--server-python", "p"), "--server-python: goes with --launch"),
         (("--launch", "vllm", "--adapters", "a{}"), "--adapters: goes with --url"),
-        (("--launch", "vllm", "--fit", "--server-python", "/nowhere/python"), "--server-python: no vLLM here"),
+        (("--launch", "vllm", "--fit", "--server-python", "/nowhere/python"), "--server-python: vLLM was not found"),
         (("--url", "http://h:1", "--stall", "0"), "--stall: no time to wait"),
         (("--url", "http://h:1", "--profile", "none"), "no such profile"),
-        (("--launch", "vllm", "--fit", "--set", "fleet.replicas=2"), "fleet.replicas: one server is started"),
+        (("--launch", "vllm", "--fit", "--set", "fleet.replicas=2"), "fleet.replicas: only one server can be started"),
         (
             (
                 "--launch",
@@ -273,7 +273,7 @@ def test_a_kept_file_that_cannot_be_made(
         ),
         (
             ("--launch", "vllm", "--fit", "--set", "adapters.base_quantization=nf4"),
-            "keeps its base weights as they are",
+            "does not quantize its base weights",
         ),
         (("--launch", "vllm", "--fit", "--set", "workload.requests=30000"), "too many requests for a live run"),
         (("--launch", "vllm", "--fit", "--set", "fleet.max_model_len=20"), "a request is longer than the server takes"),
@@ -369,5 +369,5 @@ def test_a_model_too_large_for_this_machine(loraplan: CommandLine, monkeypatch: 
     done = loraplan(*arguments, "--set", "adapters.base_model=llama-3.1-8b")
     assert done.code == 2
     assert "adapters.base_model: this model and its adapters don't fit into free memory (got 1" in done.err
-    assert "a smaller model (tiny), or --url" in done.err
+    assert "a smaller model (tiny), or give --url" in done.err
     assert "writing" not in done.err

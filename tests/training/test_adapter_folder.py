@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.loads.synthetic_adapters import synthesize
+from calibrate.loads.synthetic_adapters import SyntheticAdapter, synthesize
 from sim.errors import InputError
 from sim.traffic.adapters import SHAPES
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS, find_adapters, only_dtype, read_adapter
@@ -47,7 +47,9 @@ def adapter(folder: Path, header: object, size: int, config: Mapping[str, Any] |
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
-    return synthesize(tmp_path / "adapters", SHAPES["tiny"], "tiny", 2, ("q", "v"), "bf16", 1, seed=1)[0]
+    return synthesize(
+        tmp_path / "adapters", SyntheticAdapter(SHAPES["tiny"], "tiny", 2, ("q", "v"), "bf16"), 1, seed=1
+    )[0]
 
 
 def test_what_a_folder_holds(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_the_example_fleet(tmp_path: Path) -> None:
     assert not census.failures
     assert [kind.count for kind in groups(census.entries)] == [9, 3, 1, 1, 1, 1]
     assert sum(path.stat().st_blocks * 512 for path in root.rglob("*")) < 5_000_000, "its tensors are holes"
-    with pytest.raises(InputError, match="something stands there already"):
+    with pytest.raises(InputError, match="this folder exists already"):
         write_example_fleet(root)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="can't write this folder"):

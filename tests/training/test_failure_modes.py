@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from log_samples import Curve, closing, falling, history, write_config, write_log
 
-from calibrate.loads.synthetic_adapters import synthesize
+from calibrate.loads.synthetic_adapters import SyntheticAdapter, synthesize
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import SHAPES
 from sim.training.files.adapter_folder import read_adapter
@@ -423,7 +423,9 @@ def test_noise_is_no_failure(tmp_path: Path, spread: float, losses: int, end: fl
 
 
 def test_cures_have_bytes_where_the_weights_are(tmp_path: Path) -> None:
-    folder = synthesize(tmp_path, SHAPES["qwen2.5-0.5b"], "Qwen/Qwen2.5-0.5B", 2, ("q", "v"), "bf16", 1, seed=1)[0]
+    folder = synthesize(
+        tmp_path, SyntheticAdapter(SHAPES["qwen2.5-0.5b"], "Qwen/Qwen2.5-0.5B", 2, ("q", "v"), "bf16"), 1, seed=1
+    )[0]
     write_log(folder, STUCK)
     (one,) = vet_path(folder)
     assert one.adapter is not None
@@ -432,14 +434,18 @@ def test_cures_have_bytes_where_the_weights_are(tmp_path: Path) -> None:
     sizes = {cure.name: cure.adapter_bytes for cure in one.findings[0].cures}
     assert sizes["rank-32"] == 32 * 2 * 67_584
     assert sizes["rank-16-all-linear"] == 16 * 2 * 549_888
-    wide = synthesize(tmp_path, SHAPES["qwen2.5-0.5b"], "Qwen/Qwen2.5-0.5B", 16, "all-linear", "bf16", 1, seed=1)[0]
+    wide = synthesize(
+        tmp_path, SyntheticAdapter(SHAPES["qwen2.5-0.5b"], "Qwen/Qwen2.5-0.5B", 16, "all-linear", "bf16"), 1, seed=1
+    )[0]
     assert vet_path(wide)[0].now is not None
     assert read_adapter(wide).bytes == sizes["rank-16-all-linear"]
 
 
 def test_an_adapter_of_another_shape_than_its_name_says_has_no_invented_sizes(tmp_path: Path) -> None:
     shape = SHAPES["qwen2.5-0.5b"]
-    folder = synthesize(tmp_path, shape, "meta-llama/Llama-3.1-8B", 2, ("q", "v"), "bf16", 1, seed=1)[0]
+    folder = synthesize(tmp_path, SyntheticAdapter(shape, "meta-llama/Llama-3.1-8B", 2, ("q", "v"), "bf16"), 1, seed=1)[
+        0
+    ]
     write_log(folder, STUCK)
     cures = {cure.name: cure for cure in vet_path(folder)[0].findings[0].cures}
     assert cures["rank-32"].adapter_bytes == 32 * 2 * 67_584

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from calibrate.loads.synthetic_adapters import adapter_bytes, synthesize
+from calibrate.loads.synthetic_adapters import SyntheticAdapter, adapter_bytes, synthesize
 from sim.spec.scenario import Targets
 from sim.traffic.adapters import SHAPES, ModelShape, parameters_per_rank, tensor_count
 from sim.training.files.adapter_folder import WEIGHTS
@@ -104,7 +104,7 @@ def test_what_peft_adds_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_files_of_noise_are_as_large_as_the_formulas_say(tmp_path: Path, dtype: str) -> None:
     for targets in TARGETS:
-        (folder,) = synthesize(tmp_path, SHAPES["tiny"], "tiny", 8, targets, dtype, 1, seed=1)
+        (folder,) = synthesize(tmp_path, SyntheticAdapter(SHAPES["tiny"], "tiny", 8, targets, dtype), 1, seed=1)
         header = read_header(folder / WEIGHTS)
         data = sum(tensor.end - tensor.start for tensor in header.tensors)
         assert data == adapter_bytes(SHAPES["tiny"], 8, targets, dtype) == take_census(folder).entries[0].bytes

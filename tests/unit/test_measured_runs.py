@@ -10,7 +10,7 @@ from measured_rows import ROW
 
 from sim.errors import InputError
 from sim.studies.fidelity.fidelity_errors import as_json, compare_peer, errors_of, slot_choice
-from sim.studies.fidelity.fidelity_study import Prediction
+from sim.studies.fidelity.fidelity_study import RunPrediction
 from sim.studies.fidelity.measured_runs import COLUMNS, METRICS, MeasuredRun, read_lengths, read_runs, scenario_of
 
 
@@ -46,7 +46,7 @@ def test_a_row_becomes_a_scenario(tmp_path: Path) -> None:
         ({"model": "gpt"}, r"runs.csv:2: model: not a value \(got gpt, allowed: llama-3.1-8b-instruct"),
         ({"gpu_slots": "0"}, r"runs.csv:2: gpu_slots: not a value \(got 0, allowed: a whole number, 1 or more\)"),
         ({"adapter_rates_rps": "0.5|x"}, r"runs.csv:2: adapter_rates_rps: not a value \(got 0.5|x"),
-        ({"adapters_per_rate": "4|9"}, r"runs.csv:2: adapters_per_rate: rates, counts and adapters don't fit"),
+        ({"adapters_per_rate": "4|9"}, r"runs.csv:2: adapters_per_rate: rates, counts and adapters don't agree"),
         ({"tpot_mean_ms": "nan"}, r"runs.csv:2: tpot_mean_ms: not a value \(got nan"),
         ({"ttft_p99_ms": ""}, r"runs.csv:2: ttft_p99_ms: not a value"),
     ],
@@ -75,9 +75,9 @@ def test_bad_lengths_are_named(tmp_path: Path) -> None:
         read_lengths(tmp_path / "l.json")
 
 
-def predicted(run: MeasuredRun, factor: float, *, calibrated: bool = False, **changes: float) -> Prediction:
+def predicted(run: MeasuredRun, factor: float, *, calibrated: bool = False, **changes: float) -> RunPrediction:
     values = {name: value * factor for name, value in run.measured.items()} | changes
-    return Prediction(run, values, 1.0, calibrated)
+    return RunPrediction(run, values, 1.0, calibrated)
 
 
 def some_runs(folder: Path, *changes: dict[str, str]) -> list[MeasuredRun]:

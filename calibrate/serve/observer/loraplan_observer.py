@@ -1,8 +1,8 @@
-"""Note what a vLLM engine does with its adapters; runs inside the server's processes, not in ours.
+"""Log what a vLLM engine does with its adapters; runs inside the server's processes, not in ours.
 
-Loaded as a plugin of vLLM (entry point ``vllm.general_plugins``), which calls ``observe`` in every process. Whoever
-schedules writes a JSON line for each step, whoever holds the adapters one for each load, eviction and file read, to
-the file named by LORAPLAN_OBSERVED. Times are those of the monotonic clock, in seconds: the same in all processes.
+Loaded as a plugin of vLLM (entry point ``vllm.general_plugins``), which calls ``observe`` in every process. The
+scheduler's process writes a JSON line for each step, a worker's one for each load, eviction and file read, to the file
+named by LORAPLAN_OBSERVED. Times are those of the monotonic clock, in seconds: the same in all processes.
 Only the standard library and vLLM may be imported here.
 """
 
@@ -12,7 +12,7 @@ import time
 
 
 def observe():
-    """Patch the scheduler and the adapter manager; where a version has other names, say so and leave it alone."""
+    """Patch the scheduler and the adapter manager; where a version has other names, report it and change nothing."""
     target = os.environ.get("LORAPLAN_OBSERVED")
     if not target:
         return
@@ -52,8 +52,15 @@ def _patch(scheduler, manager, worker, methods, write):
         out = schedule(self, *args, **keywords)
         if out.total_num_scheduled_tokens:
             fresh = [r.lora_request.lora_int_id for r in out.scheduled_new_reqs if r.lora_request]
-            write({"step": began, "tokens": out.total_num_scheduled_tokens, "sequences": len(out.num_scheduled_tokens),
-                   "new": fresh, "preempted": len(out.preempted_req_ids or ())})  # fmt: skip
+            write(
+                {
+                    "step": began,
+                    "tokens": out.total_num_scheduled_tokens,
+                    "sequences": len(out.num_scheduled_tokens),
+                    "new": fresh,
+                    "preempted": len(out.preempted_req_ids or ()),
+                }
+            )
         return out
 
     def observed_activate(self, lora_id, *args, **keywords):

@@ -1,1 +1,1 @@
-"""Predictions beside measured runs and recorded engine steps."""
+"""Compare predictions with measured runs and with recorded engine steps; fit costs to measured times."""

@@ -1,11 +1,11 @@
-"""Errors of predictions: by metric and regime, of the choice of slots, and beside another simulator's."""
+"""Errors of predictions: by metric and regime, of the choice of slots, and compared with another simulator's."""
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from sim.errors import InputError
 from sim.reading import open_text
-from sim.studies.fidelity.fidelity_study import Prediction
+from sim.studies.fidelity.fidelity_study import RunPrediction
 from sim.studies.fidelity.measured_runs import METRICS, MODELS, REGIMES
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Errors:
+class MetricErrors:
     """Errors of one metric over some runs.
 
     :ivar ape_p50, ape_p90: quantiles of the absolute relative error.
@@ -51,7 +51,7 @@ class SlotChoice:
     most_slots_within_10pct: float
 
 
-def usable(prediction: Prediction, metric: str) -> bool:
+def usable(prediction: RunPrediction, metric: str) -> bool:
     """Return whether a metric was measured well enough to be compared."""
     run = prediction.run
     if metric == "itl_p50_ms" and not run.itl_usable:
@@ -59,7 +59,7 @@ def usable(prediction: Prediction, metric: str) -> bool:
     return run.measured[metric] > 0 and prediction.predicted[metric] > 0
 
 
-def errors_of(predictions: Sequence[Prediction], metric: str) -> Errors | None:
+def errors_of(predictions: Sequence[RunPrediction], metric: str) -> MetricErrors | None:
     """Return the errors of one metric; None where no run can be compared."""
     compared = [p for p in predictions if usable(p, metric)]
     if not compared:
@@ -67,10 +67,10 @@ def errors_of(predictions: Sequence[Prediction], metric: str) -> Errors | None:
     ratio = np.array([p.predicted[metric] / p.run.measured[metric] for p in compared])
     relative, logs = np.abs(ratio - 1), np.abs(np.log10(ratio))
     values = (*np.quantile(relative, (0.5, 0.9)), *np.quantile(logs, (0.5, 0.9)))
-    return Errors(len(compared), *(float(value) for value in values))
+    return MetricErrors(len(compared), *(float(value) for value in values))
 
 
-def by_regime(predictions: Sequence[Prediction]) -> dict[str, dict[str, Errors | None]]:
+def by_regime(predictions: Sequence[RunPrediction]) -> dict[str, dict[str, MetricErrors | None]]:
     """Return errors by regime and metric."""
     return {
         regime: {name: errors_of([p for p in predictions if p.run.regime == regime], name) for name in METRICS}
@@ -78,29 +78,31 @@ def by_regime(predictions: Sequence[Prediction]) -> dict[str, dict[str, Errors |
     }
 
 
-def slot_choice(predictions: Sequence[Prediction]) -> SlotChoice | None:
+def slot_choice(predictions: Sequence[RunPrediction]) -> SlotChoice | None:
     """Return how well slots are chosen; None where no workload was measured with two slot counts."""
-    groups: dict[tuple[object, ...], list[Prediction]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[RunPrediction]] = defaultdict(list)
     for p in predictions:
         groups[p.run.model, p.run.workload_group, p.run.rates, p.run.ranks, p.run.max_lora_rank].append(p)
     several = [group for group in groups.values() if len({p.run.gpu_slots for p in group}) > 1]
     if not several:
         return None
 
-    def p99(p: Prediction) -> float:
+    def p99(p: RunPrediction) -> float:
         return p.run.measured["ttft_p99_ms"]
 
     best = np.array([min(map(p99, group)) for group in several])
     chosen = np.array([p99(min(group, key=lambda p: p.predicted["ttft_p99_ms"])) for group in several])
     most = np.array([p99(max(group, key=lambda p: p.run.gpu_slots)) for group in several])
     return SlotChoice(
-        len(several), float(np.mean(chosen == best)), float(np.mean(chosen <= 1.1 * best)),
+        len(several),
+        float(np.mean(chosen == best)),
+        float(np.mean(chosen <= 1.1 * best)),
         float(np.mean(most <= 1.1 * best)),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class PeerComparison:
     """Median absolute relative errors of another simulator and of ours, on the runs that both predicted.
 
     :ivar rows: (metric, runs, peer's error, our error).
@@ -117,7 +119,7 @@ _PEER_COLUMNS = (
 )
 
 
-def compare_peer(predictions: Sequence[Prediction], file: Path) -> Peer:
+def compare_peer(predictions: Sequence[RunPrediction], file: Path) -> PeerComparison:
     """Compare with a peer's predictions of the same runs.
 
     :param file: columns model, workload_group, case, output_throughput, itl, ttft, finished_requests.
@@ -146,7 +148,7 @@ def compare_peer(predictions: Sequence[Prediction], file: Path) -> Peer:
         if pairs:
             peer, ours = np.median(np.abs(np.array(pairs)), axis=0)
             result.append((words, len(pairs), float(peer), float(ours)))
-    return Peer(tuple(result))
+    return PeerComparison(tuple(result))
 
 
 def _number(text: str, file: Path) -> float:
@@ -156,7 +158,7 @@ def _number(text: str, file: Path) -> float:
         raise InputError("not a number", file=str(file), got=text) from None
 
 
-def as_json(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def as_json(predictions: Sequence[RunPrediction]) -> dict[str, Any]:
     """Return the error tables as plain data; runs that calibrated the profile are left out."""
     compared = [p for p in predictions if not p.calibrated]
     choice = slot_choice(compared)
@@ -168,14 +170,9 @@ def as_json(predictions: Sequence[Prediction]) -> dict[str, Any]:
             regime: {name: _plain(errors) for name, errors in rows.items()}
             for regime, rows in by_regime(compared).items()
         },
-        "slot_choice": None if choice is None else {
-            "groups": choice.groups, "right": choice.right, "within_10pct": choice.within_10pct,
-            "most_slots_within_10pct": choice.most_slots_within_10pct,
-        },
-    }  # fmt: skip
+        "slot_choice": None if choice is None else asdict(choice),
+    }
 
 
-def _plain(errors: Errors | None) -> dict[str, float] | None:
-    if errors is None:
-        return None
-    return {name: getattr(errors, name) for name in Errors.__slots__}
+def _plain(errors: MetricErrors | None) -> dict[str, float] | None:
+    return None if errors is None else asdict(errors)

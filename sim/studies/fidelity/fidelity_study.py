@@ -1,4 +1,4 @@
-"""Predict measured runs of a real server, and tell how far off the predictions are."""
+"""Predict measured runs of a real server."""
 
 from __future__ import annotations
 
@@ -26,9 +26,18 @@ from sim.studies.sweep import code_version
 from sim.world.build import build_world, simulate
 
 PREDICTED = (
-    "req_per_s", "output_tok_per_s", "tpot_mean_ms", "itl_mean_ms", "itl_p50_ms", "ttft_mean_ms", "ttft_p50_ms",
-    "ttft_p99_ms", "running_mean", "loads_per_request", "preemptions",
-)  # fmt: skip
+    "req_per_s",
+    "output_tok_per_s",
+    "tpot_mean_ms",
+    "itl_mean_ms",
+    "itl_p50_ms",
+    "ttft_mean_ms",
+    "ttft_p50_ms",
+    "ttft_p99_ms",
+    "running_mean",
+    "loads_per_request",
+    "preemptions",
+)
 """Columns of a prediction, in the units of the measured table."""
 
 FRONT_END = "vllm-0.8-scraped"
@@ -37,14 +46,14 @@ KEPT = "predicted.jsonl"
 
 LIGHT_RPS = 30
 SEEDS_LIGHT, SEEDS = 3, 1
-"""Where no more than ``LIGHT_RPS`` are offered, the luck of arrivals is as large as the error: a mean over seeds."""
+"""Up to ``LIGHT_RPS`` the randomness of arrivals is as large as the error, so predictions are means over seeds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class RunPrediction:
     """One run and what was predicted for it.
 
-    :ivar calibrated: whether the profile was fitted to this run, so that its errors count nowhere.
+    :ivar calibrated: whether the profile was fitted to this run, so that its errors are left out.
     """
 
     run: MeasuredRun
@@ -80,9 +89,11 @@ def profiles_for(models: Sequence[str], folder: Path | None) -> dict[str, ModelP
             there = [place for place in places if place.exists()]
             if not there:
                 raise InputError(
-                    "no profile for this model", key="--profile-dir", got=model,
+                    "no profile for this model",
+                    key="--profile-dir",
+                    got=model,
                     allowed=" or ".join(str(place) for place in places),
-                )  # fmt: skip
+                )
             path = str(there[0])
         profile, digest = load_profile(path)
         runs = profile.provenance.calibration_runs if profile.provenance else ()
@@ -93,7 +104,7 @@ def profiles_for(models: Sequence[str], folder: Path | None) -> dict[str, ModelP
 def fronted_scenario(run: MeasuredRun, lengths: LengthHistograms, profile: str) -> Scenario:
     """Return the scenario of a run as it was measured: behind the API server and its client.
 
-    Every run has a seed of its own, from its name: one for all would give all of them the same luck.
+    Every run has a seed of its own, from its name: with one seed for all, their random errors would be the same.
     """
     seed = int.from_bytes(hashlib.sha256(run.name.encode()).digest()[:4], "big")
     scenario = scenario_of(run, lengths, profile, seed)
@@ -149,20 +160,18 @@ def predict_all(
     profiles: Mapping[str, ModelProfile],
     *,
     table: Path,
-    source: str,
     jobs: int = -1,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Prediction]:
+) -> list[RunPrediction]:
     """Predict every run, in parallel; what was predicted before, in this or another call, is not simulated again.
 
-    :param table: CSV file, one row a run, written at the end and when the study is broken off. Beside it,
+    :param table: CSV file, one row a run, written at the end and when the study is interrupted. Beside it,
         ``predicted.jsonl`` keeps every prediction that was ever made in this folder.
-    :param source: the file of the runs, for error messages.
-    :raises InputError: naming the line of a run that can't be simulated, before any is.
+    :raises InputError: naming file and line of a run that can't be simulated, before any is simulated.
     """
     scenarios = [fronted_scenario(run, lengths, profiles[run.model].path) for run in runs]
     for run, scenario in zip(runs, scenarios, strict=True):
-        _check(run, scenario, source)
+        _check(run, scenario)
     keys = [_key(run, lengths, profiles[run.model]) for run in runs]
     kept = table.with_name(KEPT)
     rows = {key: row for key, row in _read_kept(kept).items() if key in set(keys)}
@@ -180,20 +189,22 @@ def predict_all(
     finally:
         _write_table(table, runs, keys, rows, profiles)
     return [
-        Prediction(
-            run, {name: float(rows[key][name]) for name in PREDICTED}, float(rows[key]["wall_s"]),
+        RunPrediction(
+            run,
+            {name: float(rows[key][name]) for name in PREDICTED},
+            float(rows[key]["wall_s"]),
             run.name in profiles[run.model].calibration_runs,
         )
         for run, key in zip(runs, keys, strict=True)
-    ]  # fmt: skip
+    ]
 
 
-def _check(run: MeasuredRun, scenario: Scenario, source: str) -> None:
+def _check(run: MeasuredRun, scenario: Scenario) -> None:
     try:
         build_world(scenario)
     except InputError as error:
         if error.file is None:
-            error.file, error.line = source, run.line
+            error.file, error.line = run.file, run.line
         raise
 
 
@@ -237,10 +248,20 @@ def _write_table(
         row = rows.get(key)
         if row is None:
             continue
-        writer.writerow([
-            run.model, text_cell(run.workload_group), text_cell(run.case), run.gpu_slots, run.adapters,
-            f"{run.offered_rps:.6g}", run.regime,
-            int(run.name in profiles[run.model].calibration_runs), *(f"{float(row[name]):.8g}" for name in PREDICTED),
-            *(f"{run.measured[name]:.8g}" for name in measured), f"{float(row['wall_s']):.3f}", key,
-        ])  # fmt: skip
+        writer.writerow(
+            [
+                run.model,
+                text_cell(run.workload_group),
+                text_cell(run.case),
+                run.gpu_slots,
+                run.adapters,
+                f"{run.offered_rps:.6g}",
+                run.regime,
+                int(run.name in profiles[run.model].calibration_runs),
+                *(f"{float(row[name]):.8g}" for name in PREDICTED),
+                *(f"{run.measured[name]:.8g}" for name in measured),
+                f"{float(row['wall_s']):.3f}",
+                key,
+            ]
+        )
     write_text(table, text.getvalue())

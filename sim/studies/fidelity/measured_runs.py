@@ -17,14 +17,13 @@ from sim.reading import MANIFEST_BYTES, open_text, read_regular
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import HistogramTokens
 
-METRICS = (
-    "req_per_s", "tpot_mean_ms", "itl_mean_ms", "itl_p50_ms", "ttft_p50_ms", "ttft_p99_ms", "running_mean",
-)  # fmt: skip
+METRICS = ("req_per_s", "tpot_mean_ms", "itl_mean_ms", "itl_p50_ms", "ttft_p50_ms", "ttft_p99_ms", "running_mean")
 """What is compared, as the columns are called."""
 
 MORE_METRICS = ("output_tok_per_s", "ttft_mean_ms")
 """Compared as well, where the table has them."""
 
+# By hand: a plain list of names reads better in lines than one name a line.
 COLUMNS = (
     "model", "workload_group", "case", "gpu_slots", "host_slots", "adapters", "max_lora_rank", "adapter_rank_mix",
     "adapter_rates_rps", "adapters_per_rate", "duration_s", "waiting_mean", "kv_usage_mean", *METRICS,
@@ -52,7 +51,7 @@ REGIMES = (UNSATURATED, SLOT_LIMITED, OTHER_LIMITED)
 class MeasuredRun:
     """One row.
 
-    :ivar line: its line in the file.
+    :ivar file, line: where it was read, for error messages.
     :ivar rates: (requests per second of one adapter, how many adapters have this rate).
     :ivar measured: the compared metrics, in the table's units.
     """
@@ -71,6 +70,7 @@ class MeasuredRun:
     waiting_mean: float
     kv_usage_mean: float
     measured: Mapping[str, float]
+    file: str = ""
 
     @property
     def name(self) -> str:
@@ -86,7 +86,7 @@ class MeasuredRun:
     def itl_usable(self) -> bool:
         """Whether the median gap between tokens is the engine's.
 
-        Beyond 300 requests/s offered, and below 5 ms, those that the measuring client saw are of its own queue.
+        Beyond 300 requests/s offered, and below 5 ms, the gaps come from the measuring client's own queue.
         """
         return self.offered_rps <= 300 and self.measured["itl_p50_ms"] >= 5
 
@@ -94,7 +94,7 @@ class MeasuredRun:
     def regime(self) -> str:
         """What limited the run, by what was measured.
 
-        Unsaturated: 97 % of what was offered was served, and hardly anybody waited. Slot-limited: otherwise, where
+        Unsaturated: 97 % of what was offered was served, and hardly any request waited. Slot-limited: otherwise, where
         adapters outnumber slots and KV blocks were left. All else: KV memory or the GPU itself.
         """
         if self.measured["req_per_s"] >= 0.97 * self.offered_rps and self.waiting_mean < 20:
@@ -123,9 +123,12 @@ def read_runs(path: Path) -> list[MeasuredRun]:
             missing = [name for name in COLUMNS if name not in found]
             if missing:
                 raise InputError(
-                    "columns are missing", file=file, line=1, got=", ".join(missing),
+                    "columns are missing",
+                    file=file,
+                    line=1,
+                    got=", ".join(missing),
                     hint=f"a table of measured runs has the columns {', '.join(COLUMNS)}",
-                )  # fmt: skip
+                )
             runs = [_run(row, file, reader.line_num) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         got = error.strerror if isinstance(error, OSError) else str(error)
@@ -158,20 +161,31 @@ def _run(row: dict[str, str], file: str, line: int) -> MeasuredRun:
     adapters = count("adapters")
     if len(rates) != len(each) or sum(each) != adapters:
         raise InputError(
-            "rates, counts and adapters don't fit together", file=file, line=line, key="adapters_per_rate",
+            "rates, counts and adapters don't agree",
+            file=file,
+            line=line,
+            key="adapters_per_rate",
             got=f"{len(rates)} rates, counts {row['adapters_per_rate']}, {adapters} adapters",
             allowed="a count for each rate, adding up to the adapters",
-        )  # fmt: skip
+        )
     if not 0 < sum(rate * count for rate, count in zip(rates, each, strict=True)) <= 1e6:
         raise InputError(
-            "the rates of all adapters together make no traffic that can be simulated", file=file, line=line,
-            key="adapter_rates_rps", got=row["adapter_rates_rps"], allowed="above 0, up to 1,000,000 requests/s",
-        )  # fmt: skip
+            "the total rate of all adapters can't be simulated",
+            file=file,
+            line=line,
+            key="adapter_rates_rps",
+            got=row["adapter_rates_rps"],
+            allowed="above 0, up to 1,000,000 requests/s",
+        )
     if count("host_slots") < count("gpu_slots"):
         raise InputError(
-            "every adapter in a slot has a copy in host memory", file=file, line=line, key="host_slots",
-            got=row["host_slots"], allowed=f"at least gpu_slots ({row['gpu_slots']})",
-        )  # fmt: skip
+            "every adapter in a slot has a copy in host memory",
+            file=file,
+            line=line,
+            key="host_slots",
+            got=row["host_slots"],
+            allowed=f"at least gpu_slots ({row['gpu_slots']})",
+        )
     return MeasuredRun(
         line=line,
         model=parsed("model", MODELS.__getitem__, ", ".join(MODELS)),
@@ -187,6 +201,7 @@ def _run(row: dict[str, str], file: str, line: int) -> MeasuredRun:
         waiting_mean=number("waiting_mean"),
         kv_usage_mean=number("kv_usage_mean"),
         measured={name: number(name) for name in (*METRICS, *MORE_METRICS) if name in row},
+        file=file,
     )
 
 
@@ -231,9 +246,11 @@ def read_lengths(path: Path) -> LengthHistograms:
             )
         except (KeyError, TypeError, ValueError):
             raise InputError(
-                "not a histogram of lengths", file=str(path), key=side,
+                "not a histogram of lengths",
+                file=str(path),
+                key=side,
                 allowed="whole numbers min < max from 1 on, and a list bin_share of numbers from 0 on",
-            ) from None  # fmt: skip
+            ) from None
         sides.append({"low": law.low, "high": law.high, "shares": law.shares})
     return LengthHistograms(*sides)
 
@@ -247,25 +264,28 @@ def scenario_of(run: MeasuredRun, lengths: LengthHistograms, profile: str, seed:
     )
     shares = {rank: run.ranks.count(rank) / len(run.ranks) for rank in dict.fromkeys(run.ranks)}
     targets = TARGETS.get(run.model, "all-linear")
-    return Scenario.model_validate({
-        "schema_version": 1,
-        "name": "measured-run",
-        "description": f"{run.name}, {run.gpu_slots} slots",
-        "workload": {
-            "duration": f"{run.duration_s} s",
-            "arrivals": {"process": "poisson", "rate": f"{run.offered_rps}/s"},
-            "popularity": {
-                "law": "groups", "groups": [{"adapters": count, "weight": rate} for rate, count in run.rates],
+    return Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "measured-run",
+            "description": f"{run.name}, {run.gpu_slots} slots",
+            "workload": {
+                "duration": f"{run.duration_s} s",
+                "arrivals": {"process": "poisson", "rate": f"{run.offered_rps}/s"},
+                "popularity": {
+                    "law": "groups",
+                    "groups": [{"adapters": count, "weight": rate} for rate, count in run.rates],
+                },
+                "tokens": {"prompt": prompt, "output": output, "correlation": LENGTH_CORRELATION},
             },
-            "tokens": {"prompt": prompt, "output": output, "correlation": LENGTH_CORRELATION},
-        },
-        "adapters": {
-            "base_model": run.model, "count": run.adapters, "dtype": "bf16",
-            "mix": [{"share": f"{share:.9%}", "rank": rank, "targets": targets} for rank, share in shares.items()],
-        },
-        "fleet": {
-            "profile": profile, "engine": "vllm-0.8", "max_num_seqs": 2048, "max_num_batched_tokens": 2048,
-        },
-        "cache": {"gpu": {"slots": run.gpu_slots}, "host": {"slots": run.host_slots}},
-        "run": {"seed": seed, "replications": 1, "warmup": "0%"},
-    })  # fmt: skip
+            "adapters": {
+                "base_model": run.model,
+                "count": run.adapters,
+                "dtype": "bf16",
+                "mix": [{"share": f"{share:.9%}", "rank": rank, "targets": targets} for rank, share in shares.items()],
+            },
+            "fleet": {"profile": profile, "engine": "vllm-0.8", "max_num_seqs": 2048, "max_num_batched_tokens": 2048},
+            "cache": {"gpu": {"slots": run.gpu_slots}, "host": {"slots": run.host_slots}},
+            "run": {"seed": seed, "replications": 1, "warmup": "0%"},
+        }
+    )

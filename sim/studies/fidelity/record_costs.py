@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError
+from sim.studies.fidelity.least_squares import Floats, Problem, left_out_seconds, solve, sum_of_terms
 from sim.studies.fidelity.step_record import StepRecord
-
-Floats = NDArray[np.float64]
 
 FEATURES = ("step", "sequence", "token", "adapter", "storage_load", "kv_token")
 """What a step may cost seconds for: itself, each sequence, scheduled token, distinct adapter, load from storage
@@ -30,7 +30,7 @@ CANDIDATES: tuple[tuple[str, ...], ...] = (
 """Sets of features, the smaller ones first; a larger one is taken only where steps held out say so."""
 
 _FOLDS = 10
-_WORTH = 0.99  # a larger set must bring the error on held-out steps down to this share
+_SHARE = 0.99  # a larger set must bring the error on held-out steps down to this share
 _QUANTILES = np.linspace(0, 1, 41)
 
 
@@ -75,9 +75,13 @@ def record_times(record: StepRecord, file: str) -> RecordTimes:
     """
     if record.mode != "online":
         raise InputError(
-            "only records in real time have arrivals to predict", file=file, key="mode", got=record.mode,
-            allowed="online", hint="record a stream of requests with a rate",
-        )  # fmt: skip
+            "only records in real time have arrivals to predict",
+            file=file,
+            key="mode",
+            got=record.mode,
+            allowed="online",
+            hint="record a stream of requests with a rate",
+        )
     finished = [request.finished_s for request in record.requests]
     if None in finished:
         raise InputError("a request never ended", file=file, key=f"requests.{finished.index(None)}.finished_s")
@@ -167,38 +171,31 @@ class HostCopies:
 
 def fit_costs(times: RecordTimes) -> RecordCosts:
     """Fit costs by non-negative least squares, with the features that steps held out call for."""
-    chosen, error = CANDIDATES[0], _held_out_error(times, CANDIDATES[0])
+    chosen = CANDIDATES[0]
+    error = _held_out_error(times, chosen)
     for candidate in CANDIDATES[1:]:
         candidate_error = _held_out_error(times, candidate)
-        if candidate_error < _WORTH * error:
+        if candidate_error < _SHARE * error:
             chosen, error = candidate, candidate_error
-    everything = np.ones(len(times.step_s), dtype=bool)
-    step_s = dict(zip(chosen, _fit(times, chosen, everything).tolist(), strict=True))
+    step_s = dict(zip(chosen, _fit(_problem(times, chosen)).tolist(), strict=True))
     host_s = np.quantile(times.loads_s, _QUANTILES)
     return RecordCosts(step_s, error, host_s, _storage_seconds(times, step_s, host_s))
 
 
-def _matrix(times: RecordTimes, names: tuple[str, ...]) -> Floats:
-    return np.column_stack([times.features[name] for name in names])
+_fit = partial(solve, loss="absolute")
 
 
-def _fit(times: RecordTimes, names: tuple[str, ...], rows: NDArray[np.bool_]) -> Floats:
-    from scipy.optimize import nnls
-
-    return np.asarray(nnls(_matrix(times, names)[rows], times.step_s[rows])[0])
+def _problem(times: RecordTimes, names: tuple[str, ...]) -> Problem:
+    """Return a record's steps as a problem; a tenth of the record, in its order, counts as one configuration."""
+    count = len(times.step_s)
+    tenth = [str(number * _FOLDS // count) for number in range(count)]
+    return Problem.of({name: times.features[name] for name in names}, times.step_s, configuration=tenth)
 
 
 def _held_out_error(times: RecordTimes, names: tuple[str, ...]) -> float:
-    """Return the root mean square error of steps that the fit didn't see: a tenth of the record at a time."""
-    count = len(times.step_s)
-    fold = np.arange(count) * _FOLDS // count
-    squares = 0.0
-    for number in range(_FOLDS):
-        out = fold == number
-        if out.any():
-            predicted = _matrix(times, names)[out] @ _fit(times, names, ~out)
-            squares += float(((predicted - times.step_s[out]) ** 2).sum())
-    return float(np.sqrt(squares / count))
+    """Return the root mean square error in seconds of steps that the fit didn't see: a tenth at a time."""
+    predicted_s = left_out_seconds(_problem(times, names), sum_of_terms(_fit))
+    return float(np.sqrt(np.mean((predicted_s - times.step_s) ** 2)))
 
 
 def _storage_seconds(times: RecordTimes, step_s: dict[str, float], host_s: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Predict a record in real time end to end: its requests, another record's costs, and nothing else of what happened."""
+"""Predict a record in real time end to end, from its requests and the costs of another record alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sim.studies.fidelity.step_record import StepRecord
 from sim.world.build import build_world, simulate
 
 ORDERS = 20
-"""Simulations, each with another order in which sets of adapters are walked: an engine's differs by process."""
+"""Simulations, each with another iteration order of adapter sets, as it differs from process to process."""
 
 _MODEL = "llama-3.1-8b"  # a profile names one; with sizes, KV tokens and times given, nothing depends on it
 
 
 @dataclass(frozen=True, slots=True)
-class Predicted:
+class PredictedMetric:
     """One metric: in the record, and in the mean of all simulations."""
 
     measured: float
@@ -35,7 +35,9 @@ class Predicted:
         return self.predicted / self.measured - 1
 
 
-def predict(record: StepRecord, times: RecordTimes, costs: RecordCosts, orders: int = ORDERS) -> dict[str, Predicted]:
+def predict(
+    record: StepRecord, times: RecordTimes, costs: RecordCosts, orders: int = ORDERS
+) -> dict[str, PredictedMetric]:
     """Simulate a record's requests with given costs.
 
     :param times: of this record: what to compare with.
@@ -52,18 +54,15 @@ def predict(record: StepRecord, times: RecordTimes, costs: RecordCosts, orders: 
         ttft, e2e = (requests[name][done].astype(np.float64) - arrival for name in ("first_token_s", "finished_s"))
         runs.append(_metrics(ttft, e2e, len(recording.loads["adapter"])))
     measured = _metrics(times.ttft_s, times.e2e_s, len(times.loads_s))
-    return {name: Predicted(value, float(np.mean([run[name] for run in runs]))) for name, value in measured.items()}
+    return {
+        name: PredictedMetric(value, float(np.mean([run[name] for run in runs]))) for name, value in measured.items()
+    }
 
 
 def _metrics(ttft_s: Any, e2e_s: Any, loads: int) -> dict[str, float]:
-    return {
-        "ttft_p50_s": float(np.quantile(ttft_s, 0.5)),
-        "ttft_p99_s": float(np.quantile(ttft_s, 0.99)),
-        "e2e_p50_s": float(np.quantile(e2e_s, 0.5)),
-        "e2e_p90_s": float(np.quantile(e2e_s, 0.9)),
-        "e2e_p99_s": float(np.quantile(e2e_s, 0.99)),
-        "loads": float(loads),
-    }
+    quantiles = (("ttft", ttft_s, (50, 99)), ("e2e", e2e_s, (50, 90, 99)))
+    latencies = {f"{n}_p{q}_s": float(np.quantile(values, q / 100)) for n, values, wanted in quantiles for q in wanted}
+    return latencies | {"loads": float(loads)}
 
 
 def scenario_of(record: StepRecord, costs: RecordCosts, folder: Path) -> Scenario:
@@ -74,22 +73,24 @@ def scenario_of(record: StepRecord, costs: RecordCosts, folder: Path) -> Scenari
     lines = [f"{r.arrival_s!r},a{r.adapter},{r.prompt_tokens},{r.output_tokens}" for r in rows]
     header = "timestamp_s,adapter_id,input_tokens,output_tokens"
     (folder / "trace.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
-    return Scenario.model_validate({
-        "schema_version": 1,
-        "name": "record",
-        "workload": {"trace": {"file": str(folder / "trace.csv")}},
-        "adapters": {"count": config.adapters, "size": "1 MiB", "rank": 8},
-        "fleet": {
-            "engine": record.preset,
-            "profile": str(folder / "profile.json"),
-            "max_num_seqs": config.max_num_seqs,
-            "max_num_batched_tokens": config.max_num_batched_tokens,
-            "block_size": config.block_size,
-            "kv_tokens": config.kv_blocks * config.block_size,
-        },
-        "cache": {"gpu": {"slots": config.slots}, "host": {"slots": config.host_slots}},
-        "run": {"warmup": 0},
-    })  # fmt: skip
+    return Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "record",
+            "workload": {"trace": {"file": str(folder / "trace.csv")}},
+            "adapters": {"count": config.adapters, "size": "1 MiB", "rank": 8},
+            "fleet": {
+                "engine": record.preset,
+                "profile": str(folder / "profile.json"),
+                "max_num_seqs": config.max_num_seqs,
+                "max_num_batched_tokens": config.max_num_batched_tokens,
+                "block_size": config.block_size,
+                "kv_tokens": config.kv_blocks * config.block_size,
+            },
+            "cache": {"gpu": {"slots": config.slots}, "host": {"slots": config.host_slots}},
+            "run": {"warmup": 0},
+        }
+    )
 
 
 def _profile(record: StepRecord, costs: RecordCosts) -> dict[str, Any]:
@@ -101,8 +102,13 @@ def _profile(record: StepRecord, costs: RecordCosts) -> dict[str, Any]:
         residual = np.maximum(seconds / median, 1e-9).tolist()
         tiers[name] = {"open_s": median, "bandwidth_bytes_per_s": 1e30, "residual": residual}
     return {
-        "schema_version": 1, "name": "record", "status": "measured", "description": "Fitted to a record.",
-        "device": "record", "model": _MODEL, "dtype": "bf16",
+        "schema_version": 1,
+        "name": "record",
+        "status": "measured",
+        "description": "Fitted to a record.",
+        "device": "record",
+        "model": _MODEL,
+        "dtype": "bf16",
         "step": {
             "fixed_s": step.get("step", 0.0),
             "tokens": [[0, 0.0], [1, per_token]],
@@ -112,10 +118,17 @@ def _profile(record: StepRecord, costs: RecordCosts) -> dict[str, Any]:
         },
         "load": tiers,
         "memory": {
-            "total_bytes": 2**30, "utilization": 1.0, "weights_bytes": 1, "overhead_bytes": 0, "kv_bytes_per_token": 1,
+            "total_bytes": 2**30,
+            "utilization": 1.0,
+            "weights_bytes": 1,
+            "overhead_bytes": 0,
+            "kv_bytes_per_token": 1,
         },
         "envelope": {
-            "sequences": config.max_num_seqs, "distinct_adapters": config.slots, "rank": 8, "slots": config.slots,
+            "sequences": config.max_num_seqs,
+            "distinct_adapters": config.slots,
+            "rank": 8,
+            "slots": config.slots,
         },
         "sources": {"step": "fitted to a record"},
-    }  # fmt: skip
+    }

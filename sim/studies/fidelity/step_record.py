@@ -1,4 +1,4 @@
-"""Records of a real engine, step by step: reading them, and saying what is wrong with a file that isn't one.
+"""Records of a real engine, step by step: reading and checking them.
 
 A record is gzip JSON (or plain JSON), written by a script that hooks a running vLLM: its ``config``, its ``requests``,
 and for every ``step`` what was scheduled, who was preempted, which adapters the batch used in the order in which they
@@ -73,7 +73,7 @@ class RecordedStep(_Part):
 
 
 class StepRecord(_Part):
-    """A whole record."""
+    """A complete record."""
 
     engine: str
     mode: str
@@ -100,7 +100,7 @@ class StepRecord(_Part):
         if config.max_num_batched_tokens < config.max_num_seqs:
             raise ValueError("config.max_num_batched_tokens must be at least config.max_num_seqs")
         if any(after.at_s < before.at_s for before, after in pairwise(self.steps)):
-            raise ValueError("steps must stand in the order of their times")
+            raise ValueError("steps must be in the order of their times")
         for request in self.requests:
             if request.finished_s is not None and request.finished_s < request.arrival_s:
                 raise ValueError(f"request {request.id} ends before it arrives")
@@ -143,9 +143,12 @@ def read_record(path: Path) -> StepRecord:
     engine = data.get("engine") if isinstance(data, dict) else None
     if isinstance(engine, str) and _version(engine) not in _PRESETS:
         raise InputError(
-            "the rules of this engine version are not known", file=where, key="engine", got=engine,
+            "the rules of this engine version are not known",
+            file=where,
+            key="engine",
+            got=engine,
             allowed=", ".join(f"vllm {version}" for version in _PRESETS),
-        )  # fmt: skip
+        )
     try:
         return StepRecord.model_validate(data)
     except ValidationError as error:

@@ -1,7 +1,7 @@
 """Replay a record of a real engine through the simulator's scheduler and adapter cache, and compare every step.
 
-What a simulator can't know is given: the order in which the engine touched each batch's adapters (a Python set's), and
-for records in real time when each step began.
+What a simulator can't know comes from the record: the order in which the engine touched each batch's adapters (a Python
+set's), and for records in real time when each step began.
 """
 
 from __future__ import annotations
@@ -139,4 +139,4 @@ def _brief(some: object, other: object) -> str:
 
 
 def _never(request: Request) -> None:
-    raise AssertionError("blocking loads are never asked for ahead")
+    raise AssertionError("blocking loads are never requested ahead")

@@ -8,23 +8,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.fit.regression import (
+from calibrate.fit.cost_forms import (
     ADDITIVE,
-    LEFT_OUT,
     MULTIPLICATIVE,
-    Problem,
-    additive,
     autocorrelation,
-    bootstrap,
     corner_errors,
     far_corner,
     hold_outs,
     in_sample_errors,
-    join,
-    left_out_errors,
     multiplicative,
     ramps,
     sample_residual,
+)
+from sim.studies.fidelity.least_squares import (
+    LEFT_OUT,
+    Problem,
+    additive,
+    bootstrap,
+    join,
+    left_out_errors,
     significant,
     solve,
 )
@@ -50,7 +52,8 @@ def grid(noise: float, *, product: bool = False, repeats: int = 2, seed: int = 1
     names = tuple(f"{t:g}/{c:g}/{a:g}" for t, c, a in zip(tokens, context, adapters, strict=True))
     seconds = seconds * np.exp(noise * rng.standard_normal(len(seconds)))
     settings = np.column_stack((tokens, context, np.where(lora > 0, adapters, np.nan)))
-    return Problem(features, np.zeros(len(tokens)), seconds, np.ones(len(tokens)), kind, names, TERMS, settings)
+    columns = dict(zip(TERMS, features.T, strict=True))
+    return Problem.of(columns, seconds, kind=kind, configuration=names, settings=settings)
 
 
 def standard_errors(problem: Problem, noise: float) -> Floats:
