@@ -31,8 +31,8 @@ BASELINE = Path(__file__).with_name("same.json")
 SEEDS = (1, 2, 3)
 REQUESTS = 1200
 """Enough for evictions, sections and intervals; far too few for a settled p99, which does not matter here."""
-VOLATILE = frozenset({"wall_s", "path", "out", "command", "code", "versions", "started_at", "finished_at", "report"})
-"""JSON keys whose values differ from run to run or name the version of the code."""
+VOLATILE = frozenset({"wall_s", "path", "out", "command", "code", "versions", "started_at", "scenario_hash"})
+"""JSON keys whose values differ from run to run, or depend on the code or on the folder of the checkout."""
 
 
 @dataclass(frozen=True)
