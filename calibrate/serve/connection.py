@@ -118,7 +118,7 @@ class Host:
                 raise ValueError(parts.scheme)
         except ValueError:
             raise InputError(
-                "not the URL of a server", key="--url", got=url, allowed="such as http://host:8000"
+                "this is not the URL of a server", key="--url", got=url, allowed="such as http://host:8000"
             ) from None
         secure = parts.scheme == "https"
         self.url = url.rstrip("/").removesuffix("/v1")

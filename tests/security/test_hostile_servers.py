@@ -607,4 +607,4 @@ def test_headers_are_bounded_to_the_byte() -> None:
 def test_an_address_that_is_none(serve: Serve, url: str) -> None:
     code, said = serve(url=url)
     assert code == 2
-    assert "--url: not the URL of a server" in said
+    assert "--url: this is not the URL of a server" in said
