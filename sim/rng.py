@@ -29,12 +29,12 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def stream_key(seed: int, replication: int, purpose: str) -> int:
-    """Return the key of one purpose for ``luck``, 64 bits."""
+    """Return the key of one purpose for ``uniform_draw``, 64 bits."""
     digest = hashlib.blake2b(f"{seed}/{replication}/{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
-def luck(key: int, number: int) -> float:
+def uniform_draw(key: int, number: int) -> float:
     """Return a uniform number in [0, 1) that belongs to a key and a number, such as the index of a request.
 
     For decisions that few requests need, or that come up as often as the design says (a retry, a version): each has

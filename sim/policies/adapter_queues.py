@@ -33,11 +33,11 @@ class AdapterQueues(ReadyQueue):
     by_turns = True
 
     def __init__(
-        self, cache: GpuCache, ask: Callable[[Request], None], now: Callable[[], float], cycle_s: float
+        self, cache: GpuCache, request_load: Callable[[Request], None], now: Callable[[], float], cycle_s: float
     ) -> None:
         super().__init__()
         self._cache = cache
-        self._ask = ask
+        self._request_load = request_load
         self._now = now
         self._cycle_s = cycle_s
         self._active: dict[int, float] = {}  # until when each may stay, in the order of activation
@@ -46,7 +46,7 @@ class AdapterQueues(ReadyQueue):
         self._loading: set[int] = set()
         self._served: set[int] = set()  # had a request admitted since they became active
         self._weight = 0
-        self._asked = 0
+        self._loads_requested = 0
         self._sorted_in = 0  # requests in the queues
         # Heaps of (key of a queue's first request, adapter), of those within their cycle time and of others. Entries
         # that aren't true any more, or stand in the wrong heap, are found when they come to the top.
@@ -71,7 +71,7 @@ class AdapterQueues(ReadyQueue):
         front = self._outstayed(now)
         if front is not None:
             self._offload(front)
-            if front in self.aside:
+            if front in self.deferred:
                 self._wait_for_place(front)
         while self._pending and self._weight + self._cache.weights[self._pending[0]] <= self._cache.capacity:
             self._activate(self._pending.popleft(), now)
@@ -87,30 +87,30 @@ class AdapterQueues(ReadyQueue):
             key, adapter = within[0]
             if self._is_first(key, adapter):
                 if now <= active[adapter]:
-                    return self.aside[adapter][0]
+                    return self.deferred[adapter][0]
                 heappush(beyond, (key, adapter))
             heappop(within)
         while beyond:
             key, adapter = beyond[0]
             if self._is_first(key, adapter) and now > active[adapter]:
-                return self.aside[adapter][0]
+                return self.deferred[adapter][0]
             heappop(beyond)
         return None
 
     def _is_first(self, key: int, adapter: int) -> bool:
         """Return whether the request of this key is the first of an active adapter's queue."""
-        queue = self.aside.get(adapter)
+        queue = self.deferred.get(adapter)
         return queue is not None and queue[0].key == key and adapter in self._active
 
     def arrived(self, request: Request) -> None:
         """Note that a request handed to ``ask`` has its adapter in GPU memory."""
-        self._asked -= 1
+        self._loads_requested -= 1
         self._loading.discard(request.adapter)
         self.push(request)
 
     def failed(self, request: Request) -> None:
         """Note that a request handed to ``ask`` has left: its adapter can't be loaded, and gives up its place."""
-        self._asked -= 1
+        self._loads_requested -= 1
         adapter = request.adapter
         if adapter in self._loading:
             self._loading.remove(adapter)
@@ -119,7 +119,7 @@ class AdapterQueues(ReadyQueue):
 
     def discard(self, adapter: int) -> None:
         """Let an adapter go that nobody uses or waits for, if it is there: nobody will ask for it again."""
-        if adapter in self._active and self._may_go(adapter) and adapter not in self.aside:
+        if adapter in self._active and self._may_go(adapter) and adapter not in self.deferred:
             self._offload(adapter)
 
     def may_go_on(self) -> bool:
@@ -131,37 +131,37 @@ class AdapterQueues(ReadyQueue):
         now = self._now()
         if self.may_go_on():
             return now
-        times = [t for a, t in self._active.items() if t >= now and (a in self.aside or self._pending)]
+        times = [t for a, t in self._active.items() if t >= now and (a in self.deferred or self._pending)]
         return min(times, default=inf)
 
-    def everyone(self) -> list[Request]:
-        return super().everyone() + [request for group in self.aside.values() for request in group]
+    def all_requests(self) -> list[Request]:
+        return super().all_requests() + [request for group in self.deferred.values() for request in group]
 
     def size(self) -> int:
-        return len(self.line) + self._asked + self._sorted_in
+        return len(self.ready) + self._loads_requested + self._sorted_in
 
     def _claim(self) -> None:
         adapter = heappop(self._within or self._beyond)[1]  # first has just left it at the top
-        queue = self.aside[adapter]
+        queue = self.deferred[adapter]
         request = queue.pop(0)
         self._sorted_in -= 1
         if queue:
             heappush(self._within, (queue[0].key, adapter))
         else:
-            del self.aside[adapter]
+            del self.deferred[adapter]
         self._served.add(adapter)
         if not request.claimed:
             self._cache.acquire(adapter)
 
     def _sort_in(self) -> None:
-        line = self.line
-        while line:
-            request = heappop(line)[1]
+        ready = self.ready
+        while ready:
+            request = heappop(ready)[1]
             adapter = request.adapter
             if adapter in self._loading:
                 self._hand_over(request)
                 continue
-            queue = self.aside.setdefault(adapter, [])
+            queue = self.deferred.setdefault(adapter, [])
             insort(queue, request, key=by_key)
             self._sorted_in += 1
             if queue[0] is request:
@@ -176,8 +176,8 @@ class AdapterQueues(ReadyQueue):
 
     def _idle(self) -> list[int]:
         """Return the active adapters that nobody uses or waits for."""
-        aside, may_go = self.aside, self._may_go
-        return [adapter for adapter in self._active if adapter not in aside and may_go(adapter)]
+        deferred, may_go = self.deferred, self._may_go
+        return [adapter for adapter in self._active if adapter not in deferred and may_go(adapter)]
 
     def _outstayed(self, now: float) -> int | None:
         """Return the adapter that has been active longest, if it has been so for too long."""
@@ -203,7 +203,7 @@ class AdapterQueues(ReadyQueue):
         self._weight += self._cache.weights[adapter]
         self._loading.add(adapter)
         self._served.discard(adapter)
-        queue = self.aside.pop(adapter)
+        queue = self.deferred.pop(adapter)
         self._sorted_in -= len(queue)
         for request in queue:
             self._hand_over(request)
@@ -212,7 +212,7 @@ class AdapterQueues(ReadyQueue):
         """Let a request wait for a load; one that starts a second load stays the miss that it was."""
         missed = request.outcome == MISS
         request.load_queue_s = 0.0
-        self._asked += 1
-        self._ask(request)
+        self._loads_requested += 1
+        self._request_load(request)
         if missed:
             request.outcome = MISS

@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
 from sim.policies.adapter_cache import RESIDENT, GpuCache
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.vllm_lru import VllmLruCache
 from sim.traffic.request import Request
 
 by_key = attrgetter("key")
@@ -34,10 +34,10 @@ class ReadyQueue:
     by_turns = False
 
     def __init__(self) -> None:
-        self.line: list[tuple[int, Request]] = []
-        self.aside: dict[int, list[Request]] = {}
+        self.ready: list[tuple[int, Request]] = []
+        self.deferred: dict[int, list[Request]] = {}
         self.over_limit = False
-        self.take: Callable[[], object] = partial(heappop, self.line)
+        self.take: Callable[[], object] = partial(heappop, self.ready)
         self._front = 0
 
     def begin(self) -> None:
@@ -45,25 +45,25 @@ class ReadyQueue:
 
     def push(self, request: Request) -> None:
         """Add a request by its key."""
-        heappush(self.line, (request.key, request))
+        heappush(self.ready, (request.key, request))
 
     def push_front(self, request: Request) -> None:
         """Put a preempted request before all others."""
         self._front -= 1
         request.key = self._front
-        heappush(self.line, (request.key, request))
+        heappush(self.ready, (request.key, request))
 
     def first(self) -> Request | None:
         """Return the request that would be admitted next, or None."""
-        return self.line[0][1] if self.line else None
+        return self.ready[0][1] if self.ready else None
 
-    def everyone(self) -> list[Request]:
+    def all_requests(self) -> list[Request]:
         """Return all who wait here, in no order."""
-        return [request for _, request in self.line]
+        return [request for _, request in self.ready]
 
     def size(self) -> int:
         """Return how many wait here."""
-        return len(self.line)
+        return len(self.ready)
 
     def passed(self, before: int | None) -> int:
         """Return how many requests a scan of the queue passes because of the adapter limit; here none."""
@@ -86,8 +86,8 @@ class ClaimingQueue(ReadyQueue):
 
     def __init__(
         self,
-        cache: GpuCache | TouchedCache,
-        ask: Callable[[Request], None],
+        cache: GpuCache | VllmLruCache,
+        request_load: Callable[[Request], None],
         *,
         stop: bool,
         blocking: bool,
@@ -95,39 +95,39 @@ class ClaimingQueue(ReadyQueue):
     ) -> None:
         super().__init__()
         self._cache = cache
-        self._ask = ask
+        self._request_load = request_load
         self._stop = stop
         self._blocking = blocking
         self._gives_up = gives_up
         self.take = self._claim
-        self._aside_heads: list[tuple[int, int]] = []
-        self._aside_count = 0
-        self._asked = 0
+        self._deferred_heads: list[tuple[int, int]] = []
+        self._deferred_count = 0
+        self._loads_requested = 0
         self._chosen: dict[int, Request] = {}  # stop: by index, those in line whose load was asked for and is over
 
     def first(self) -> Request | None:
         """Return the request that would be admitted next, or None; asks for loads on the way."""
         self.over_limit = False
-        if self._stop and self._asked:
+        if self._stop and self._loads_requested:
             return None  # the head of the queue waits for its load
         while True:
-            self._recall_oldest()
-            if not self.line:
+            self._restore_oldest_deferred()
+            if not self.ready:
                 return None
-            request = self.line[0][1]
+            request = self.ready[0][1]
             adapter = request.adapter
-            if not request.claimed and adapter in self.aside and self._cache.can_claim(adapter):
-                self._bring_back(adapter)  # older requests of the same adapter go first
+            if not request.claimed and adapter in self.deferred and self._cache.can_claim(adapter):
+                self._restore_deferred(adapter)  # older requests of the same adapter go first
             elif self._admissible(request):
                 return request
-            elif self._stop and not self._asked:
+            elif self._stop and not self._loads_requested:
                 if self._chosen:
-                    self._come_first(min(self._chosen.values(), key=by_key))  # it may hold what the others wait for
+                    self._move_to_front(min(self._chosen.values(), key=by_key))  # it may hold what the others wait for
                     continue
                 self.over_limit = True
                 return None  # everybody waits
             else:
-                heappop(self.line)
+                heappop(self.ready)
                 if self._stop:
                     return None
 
@@ -140,12 +140,12 @@ class ClaimingQueue(ReadyQueue):
     def passed(self, before: int | None) -> int:
         """Return how many requests over the adapter limit a scan passes: those with keys below ``before``, or all."""
         if before is None:
-            return self._aside_count
-        return sum(bisect_left(group, before, key=by_key) for group in self.aside.values())
+            return self._deferred_count
+        return sum(bisect_left(group, before, key=by_key) for group in self.deferred.values())
 
     def arrived(self, request: Request) -> None:
         """Note that a request handed to ``ask`` is pushed back, its adapter resident and in use."""
-        self._asked -= 1
+        self._loads_requested -= 1
         request.claimed = True
         self.push(request)
         if self._stop:
@@ -153,27 +153,27 @@ class ClaimingQueue(ReadyQueue):
 
     def failed(self, request: Request) -> None:
         """Note that a request handed to ``ask`` has left, since its adapter can't be loaded."""
-        self._asked -= 1
+        self._loads_requested -= 1
         self._cache.release(request.adapter)
 
-    def everyone(self) -> list[Request]:
-        return super().everyone() + [request for group in self.aside.values() for request in group]
+    def all_requests(self) -> list[Request]:
+        return super().all_requests() + [request for group in self.deferred.values() for request in group]
 
     def size(self) -> int:
-        return len(self.line) + self._aside_count
+        return len(self.ready) + self._deferred_count
 
     def _claim(self) -> None:
-        request = heappop(self.line)[1]
+        request = heappop(self.ready)[1]
         if not request.claimed:
             self._cache.acquire(request.adapter)
         elif self._chosen:
             self._chosen.pop(request.index, None)
 
-    def _come_first(self, request: Request) -> None:
+    def _move_to_front(self, request: Request) -> None:
         """Put one that has its adapter before those that came to the queue later but stand before it."""
         del self._chosen[request.index]
-        self.line.remove((request.key, request))
-        heapify(self.line)
+        self.ready.remove((request.key, request))
+        heapify(self.ready)
         self._front -= 1
         request.key = self._front
         self.push(request)
@@ -186,41 +186,41 @@ class ClaimingQueue(ReadyQueue):
             return True  # a step that also loads needs room for all it claims; overlapping loads wait for it
         if not self._cache.can_claim(adapter):
             if not self._stop:
-                self._set_aside(request)
+                self._defer(request)
             return False
         if self._blocking:
             return True
         self._cache.acquire(adapter)
-        self._asked += 1
-        self._ask(request)
+        self._loads_requested += 1
+        self._request_load(request)
         return False
 
-    def _set_aside(self, request: Request) -> None:
-        self._aside_count += 1
-        group = self.aside.setdefault(request.adapter, [])
+    def _defer(self, request: Request) -> None:
+        self._deferred_count += 1
+        group = self.deferred.setdefault(request.adapter, [])
         if group and group[-1].key < request.key:
             group.append(request)
             return
         insort(group, request, key=by_key)  # a preempted request may come before those passed earlier
         if group[0] is request:
-            heappush(self._aside_heads, (request.key, request.adapter))
+            heappush(self._deferred_heads, (request.key, request.adapter))
 
-    def _recall_oldest(self) -> None:
+    def _restore_oldest_deferred(self) -> None:
         """Bring back the requests of the oldest set-aside adapter, if it is due and may be claimed now."""
-        heads = self._aside_heads
+        heads = self._deferred_heads
         while heads:
             key, adapter = heads[0]
-            group = self.aside.get(adapter)
+            group = self.deferred.get(adapter)
             if group is not None and group[0].key == key:
                 break
             heappop(heads)  # that group was brought back by a younger request of its adapter, or has an older one now
-        if not heads or (self.line and self.line[0][0] < heads[0][0]):
+        if not heads or (self.ready and self.ready[0][0] < heads[0][0]):
             return
         if self._cache.can_claim(heads[0][1]):
-            self._bring_back(heads[0][1])
+            self._restore_deferred(heads[0][1])
 
-    def _bring_back(self, adapter: int) -> None:
-        group = self.aside.pop(adapter)
-        self._aside_count -= len(group)
+    def _restore_deferred(self, adapter: int) -> None:
+        group = self.deferred.pop(adapter)
+        self._deferred_count -= len(group)
         for request in group:
             self.push(request)

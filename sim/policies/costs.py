@@ -102,12 +102,12 @@ def load_seconds(tier: TierCost, population: Population) -> Floats:
     )
 
 
-def residual(tier: TierCost, luck: Floats) -> Floats:
+def residual(tier: TierCost, uniform: Floats) -> Floats:
     """Return the factor on a load's time for uniform numbers in [0, 1), same shape."""
     quantiles = np.asarray(tier.residual, dtype=np.float64)
     if len(quantiles) == 1:
-        return np.full_like(luck, quantiles[0])
-    return np.interp(luck, np.linspace(0, 1, len(quantiles)), quantiles)
+        return np.full_like(uniform, quantiles[0])
+    return np.interp(uniform, np.linspace(0, 1, len(quantiles)), quantiles)
 
 
 def mean_residual(tier: TierCost) -> float:

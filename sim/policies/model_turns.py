@@ -48,42 +48,42 @@ class ModelTurns(ReadyQueue):
         """Return the request that would be admitted next, or None."""
         self._sort_in()
         now, overtaking = self._now(), False
-        for _, model in sorted((queue[0].key, model) for model, queue in self.aside.items()):
+        for _, model in sorted((queue[0].key, model) for model, queue in self.deferred.items()):
             if self._may_join(model) and (not overtaking or now < self._until.get(model, -inf)):
                 self._chosen = model
                 self.over_limit = False
-                return self.aside[model][0]
+                return self.deferred[model][0]
             overtaking = True
-        self.over_limit = bool(self.aside)
+        self.over_limit = bool(self.deferred)
         return None
 
     def _may_join(self, model: int) -> bool:
         """Return whether a model's first request finds it here, or would bring it in."""
-        return self.aside[model][0].claimed or self._cache.can_claim(model)
+        return self.deferred[model][0].claimed or self._cache.can_claim(model)
 
-    def everyone(self) -> list[Request]:
-        return super().everyone() + [request for queue in self.aside.values() for request in queue]
+    def all_requests(self) -> list[Request]:
+        return super().all_requests() + [request for queue in self.deferred.values() for request in queue]
 
     def size(self) -> int:
-        return len(self.line) + sum(map(len, self.aside.values()))
+        return len(self.ready) + sum(map(len, self.deferred.values()))
 
     def _claim(self) -> None:
-        queue = self.aside[self._chosen]
+        queue = self.deferred[self._chosen]
         request = queue.pop(0)
         if not queue:
-            del self.aside[self._chosen]
+            del self.deferred[self._chosen]
         if not request.claimed:
             self._cache.acquire(request.adapter)
 
     def _sort_in(self) -> None:
-        line = self.line
-        while line:
-            request = heappop(line)[1]
-            insort(self.aside.setdefault(request.adapter, []), request, key=by_key)
+        ready = self.ready
+        while ready:
+            request = heappop(ready)[1]
+            insort(self.deferred.setdefault(request.adapter, []), request, key=by_key)
 
     def check_integrity(self) -> None:
         """Assert that every queue is in order and holds requests of its own model alone."""
-        for model, queue in self.aside.items():
+        for model, queue in self.deferred.items():
             assert queue, "an empty queue is none"
             assert all(request.adapter == model for request in queue)
             assert all(one.key < other.key for one, other in pairwise(queue))

@@ -18,11 +18,11 @@ from sim.policies.kv.kv_memory import KvBlocks
 from sim.policies.kv.kv_rules import KvRule
 from sim.traffic.request import Request
 
-UNBLOCKED, BY_SEATS, BY_KV, BY_SLOTS = 0, 1, 2, 3
+UNBLOCKED, BY_BATCH_SLOTS, BY_KV, BY_SLOTS = 0, 1, 2, 3
 """Why a request was not admitted at the last boundary: no seat, no KV blocks, or (where loads are asked for at
 admission) no room for its adapter beside those in use."""
 
-NOBODY = -(1 << 62)
+LOWEST_KEY = -(1 << 62)
 """A key below all others."""
 
 INDEX_BITS = 40
@@ -112,7 +112,7 @@ class Scheduler:
         self.blocked = UNBLOCKED
         self.recompute_gaps: list[float] = []
         self._blocked_key = 0
-        self._scanned: int | None = NOBODY  # the scan of the queue ended before this key; None: it saw everybody
+        self._scanned: int | None = LOWEST_KEY  # the scan of the queue ended before this key; None: it saw everybody
         self._costs = costs
         self._ranks = ranks
         self._rank_tokens = 0  # of decoding sequences; counted only where it costs
@@ -178,7 +178,7 @@ class Scheduler:
         if step.prefills:
             step.prefills = []
         self.blocked = UNBLOCKED
-        self._scanned = NOBODY
+        self._scanned = LOWEST_KEY
         self._closed = preempted = False
         tokens = decoding = kv.decoding
         spare = kv.total - kv.prefill - decoding - kv.tokens // kv.size  # as kv.spare_at_least(1)
@@ -188,9 +188,9 @@ class Scheduler:
             tokens, spare = self._continue_running(spare, now)
             decoding = kv.decoding
             preempted = self.blocked != UNBLOCKED
-        if (waiting.line or waiting.aside) and not preempted and not (self._gated and self._gate_closed()):
+        if (waiting.ready or waiting.deferred) and not preempted and not (self._gated and self._gate_closed()):
             tokens = self._admit(tokens, spare, now)
-            if self.blocked == UNBLOCKED and (waiting.aside or waiting.over_limit):
+            if self.blocked == UNBLOCKED and (waiting.deferred or waiting.over_limit):
                 self.blocked = BY_SLOTS
         if not self.running:
             step.steps = 0
@@ -265,7 +265,7 @@ class Scheduler:
             chunk = self._chunk if request is self._partial else request.context
             attended += chunk * (request.context - chunk + 0.5 * (chunk + 1))
             rank_tokens += chunk * self._ranks[request.adapter]
-        passed = self.waiting.passed(self._scanned) if self.waiting.aside and self._scanned != NOBODY else 0
+        passed = self.waiting.passed(self._scanned) if self.waiting.deferred and self._scanned != LOWEST_KEY else 0
         return decoding + len(prefills), self._next.tokens - decoding, attended, rank_tokens, passed
 
     def _equal_steps(self) -> int:
@@ -352,16 +352,16 @@ class Scheduler:
     def _admit(self, tokens: int, spare: int, now: float) -> int:
         """Let waiting requests join while tokens, seats and KV blocks allow; return the tokens then scheduled."""
         waiting, running, kv, adapters, limits = self.waiting, self.running, self.kv, self.adapters, self.limits
-        line, aside, size, prefills = waiting.line, waiting.aside, kv.size, self._next.prefills
+        ready, deferred, size, prefills = waiting.ready, waiting.deferred, kv.size, self._next.prefills
         whole, rule = limits.whole_prompt, self.rule
         budget, before = limits.batched_tokens - tokens, len(running)
         if waiting.by_turns:
             waiting.begin()
         if rule is not None:
             rule.begin(running.values(), adapters, self.step)
-        while budget > 0 and (line or aside):
+        while budget > 0 and (ready or deferred):
             if len(running) == limits.num_seqs:
-                self.blocked = BY_SEATS
+                self.blocked = BY_BATCH_SLOTS
                 break
             request = waiting.first()
             self._scanned = None if request is None else request.key

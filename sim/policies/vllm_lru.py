@@ -21,7 +21,7 @@ from sim.policies.set_order import Order
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 
 
-class TouchedCache:
+class VllmLruCache:
     """Slots in GPU memory and copies in host memory, both LRU by the last step that used them.
 
     A copy in a slot always has one in host memory: when the host evicts an adapter, its slot is emptied as well.

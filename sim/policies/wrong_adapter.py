@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
-from sim.rng import luck
+from sim.rng import uniform_draw
 
 
 class Others(Protocol):
@@ -70,7 +70,7 @@ def exchanged(adapters: int, share: float, key: int) -> dict[int, int]:
     :returns: each of them and the adapter that a request for it reaches by the old map; all in one circle, so that
         nobody keeps its own place. Empty where that share is fewer than two.
     """
-    chosen = sorted(range(adapters), key=lambda adapter: luck(key, adapter))[: round(share * adapters)]
+    chosen = sorted(range(adapters), key=lambda adapter: uniform_draw(key, adapter))[: round(share * adapters)]
     if len(chosen) < 2:
         return {}
     return dict(zip(chosen, [*chosen[1:], chosen[0]], strict=True))

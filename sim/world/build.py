@@ -31,7 +31,7 @@ from sim.world.faults.crashes import Outages
 from sim.world.faults.misrouting import answering_base_model, make_identity
 from sim.world.faults.misrouting_faults import check_mixups
 from sim.world.faults.storage_faults import make_storage, note_storage, storage_notes
-from sim.world.fleet import Fleet, Plan
+from sim.world.fleet import Fleet, RunWindow
 from sim.world.gc_pause import uncollected
 from sim.world.gpu_memory import usable_kv_tokens
 from sim.world.pools.full_model_layout import full_fleet_notes, lay_out_full_models
@@ -159,11 +159,11 @@ class Assembly:
         self._made = Counter[int]()  # by index: one that takes the place of another draws other luck
         self._boards: list[Board] = [] if self._live.residency is None else [self._live.residency]
         self._changes = self._make_changes(router, view)
-        plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
+        window = RunWindow(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
         longest_prompt = None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens
         self.fleet = Fleet(
             self._clock, self._recorder, router if self._full is None else self._full.router(router, replication),
-            request_times(*self._costs, world.full), plan, (_token_limits(world), longest_prompt), self._changes,
+            request_times(*self._costs, world.full), window, (_token_limits(world), longest_prompt), self._changes,
             self._inside,
         )  # fmt: skip
         self.fleet.open(scenario.fleet.replicas, self._make_server)

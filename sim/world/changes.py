@@ -148,7 +148,7 @@ class Changes:
             self.identity.forget(request)
         if self.rollouts is not None and marks & (LOST | LOAD_FAILED):
             self.rollouts.failed(request)
-        self._recorder.turned_away(request, replica, FAILED)
+        self._recorder.record_unserved(request, replica, FAILED)
         self._recorder.marked(request.index, marks)
 
     def load_failed(self, replica: int, request: Request) -> None:

@@ -20,7 +20,7 @@ from sim.traffic.request import Request
 from sim.world.changes import Changes
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.replica.continuous import BatchServer
-from sim.world.replica.front_end_server import FrontedServer
+from sim.world.replica.front_end_server import FrontEndServer
 from sim.world.replica.server import Server
 from sim.world.routing.in_flight import Inside
 from sim.world.times import Times
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunWindow:
     """How long to run and what to measure.
 
     :ivar total: requests that will come, or None where only ``end_s`` is known.
@@ -43,7 +43,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Gone:
+class DeadReplicaTotals:
     """What is left of replicas that died: what a recording sums up over all."""
 
     inside_area: float = 0.0
@@ -77,7 +77,7 @@ class Fleet:
         recorder: Recorder,
         router: Choosing,
         times: Times,
-        plan: Plan,
+        window: RunWindow,
         limits: tuple[int | NDArray[np.int64] | None, int | None],
         changes: Changes | None = None,
         inside: Inside | None = None,
@@ -90,7 +90,7 @@ class Fleet:
         self._only: Server | None = None  # the one replica, where there is no choice
         self._router = router
         self._times = times
-        self._plan = plan
+        self._window = window
         self._token_limit, self._prompt_limit = limits
         self._chunks: Iterator[Chunk] = iter(())
         self._requests: Iterator[Request] = iter(())
@@ -104,7 +104,7 @@ class Fleet:
         self._sessions: list[int] = []  # of the requests of this chunk
         self._chunk_first = 0
         self._make: Callable[[int, list[int]], Server] | None = None
-        self._gone = Gone()
+        self._dead_totals = DeadReplicaTotals()
         self.next_key: Callable[[], int] = count().__next__
         self.look: Callable[[], None] = lambda: None
 
@@ -127,7 +127,7 @@ class Fleet:
         """Put a new, empty replica in the place of one that died; return the dead one."""
         assert self._make is not None, "the fleet is open"
         dead = self.servers[replica]
-        self._gone.add(dead)
+        self._dead_totals.add(dead)
         self.servers[replica] = self._make(replica, self.inside)
         return dead
 
@@ -141,8 +141,8 @@ class Fleet:
         if self._by_adapter is None:
             self._by_adapter, self._counts = counted, counted.counts
             for server in self.servers:
-                counted.begin(server.index, server.everyone())
-                server.tell(counted.ends_on(server.index), partial(counted.left, server.index))
+                counted.begin(server.index, server.all_requests())
+                server.set_listener(counted.ends_on(server.index), partial(counted.left, server.index))
         return counted.counts
 
     def next_s(self) -> float:
@@ -175,26 +175,26 @@ class Fleet:
     def run(self, chunks: Iterator[Chunk]) -> Recording:
         """Simulate all of it and return the recording."""
         self._chunks = chunks
-        plan, clock = self._plan, self.clock
-        if plan.total is None:
-            assert plan.end_s is not None, "a run has a count or a duration"
-            for mark in np.linspace(plan.warmup * plan.end_s, plan.end_s, self.recorder.sections + 1):
+        window, clock = self._window, self.clock
+        if window.total is None:
+            assert window.end_s is not None, "a run has a count or a duration"
+            for mark in np.linspace(window.warmup * window.end_s, window.end_s, self.recorder.sections + 1):
                 self.recorder.mark(float(mark))
         if not self._load_chunk():
             raise ScenarioError(
-                "no request arrives in this time", key="workload.duration", got=format_seconds(plan.end_s or 0.0),
+                "no request arrives in this time", key="workload.duration", got=format_seconds(window.end_s or 0.0),
                 hint="simulate longer, or raise the rate",
             )  # fmt: skip
         assert self._next is not None, "a chunk has a request"
         clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
         if self._changes is not None:
             self._changes.start(self)
-        if plan.end_s is None:
+        if window.end_s is None:
             self._run_to_the_last()
             self._check_that_all_left()
         else:
-            clock.call_at(plan.end_s, CONTROL, lambda event: None)
-            clock.run(until=plan.end_s)
+            clock.call_at(window.end_s, CONTROL, lambda event: None)
+            clock.run(until=window.end_s)
         return self._close()
 
     def _run_to_the_last(self) -> None:
@@ -227,10 +227,10 @@ class Fleet:
 
     def _section_starts(self) -> list[int]:
         """Return the index of the request that opens each section; empty where sections go by time."""
-        total = self._plan.total
+        total = self._window.total
         if total is None:
             return []
-        first = int(total * self._plan.warmup)
+        first = int(total * self._window.warmup)
         return [first + (total - first) * i // self.recorder.sections for i in range(self.recorder.sections)]
 
     def _load_chunk(self) -> bool:
@@ -240,8 +240,8 @@ class Fleet:
         marks = self._marks
         while marks and marks[0] < chunk.first + len(chunk):
             self.recorder.mark(float(chunk.arrival_s[marks.pop(0) - chunk.first]))
-        if self._plan.total is not None and chunk.first + len(chunk) == self._plan.total:
-            end = self._plan.end_s
+        if self._window.total is not None and chunk.first + len(chunk) == self._window.total:
+            end = self._window.end_s
             self.recorder.mark(float(chunk.arrival_s[-1]) if end is None else end)
         self.recorder.flush()
         self.recorder.to_come(chunk)
@@ -276,7 +276,7 @@ class Fleet:
                     return
                 clock._now = now = request.arrival_s  # nothing comes before it: an event would only be put on and off
             if self._too_long and request.index in self._too_long:
-                self.recorder.turned_away(request, -1, REFUSED)
+                self.recorder.record_unserved(request, -1, REFUSED)
             elif self._only is not None:
                 self._only.arrive(request)
             elif self._changes is None:
@@ -300,24 +300,24 @@ class Fleet:
             for request in server.close():
                 if self._changes is not None:
                     self._changes.broken_off(server.index, request)
-                self.recorder.turned_away(request, server.index, UNFINISHED)
+                self.recorder.record_unserved(request, server.index, UNFINISHED)
         facts = {} if self._changes is None else self._changes.close()
-        servers, gone = self.servers, self._gone
+        servers, dead_totals = self.servers, self._dead_totals
         while len(self.recorder.bounds) <= self.recorder.sections:  # fewer requests came than sections
             self.recorder.mark(stopped)
-        area = sum(server.inside_area for server in servers) + gone.inside_area
+        area = sum(server.inside_area for server in servers) + dead_totals.inside_area
         if self._changes is not None and self._changes.outages is not None:
             area += self._changes.outages.hanging_area
         recording = self.recorder.close(float(stopped), area)
         recording.facts |= facts
-        recording.evictions = sum(server.cache.evictions for server in servers) + gone.evictions
-        recording.in_use_peak = max(gone.in_use_peak, *(server.cache.in_use_peak for server in servers))
+        recording.evictions = sum(server.cache.evictions for server in servers) + dead_totals.evictions
+        recording.in_use_peak = max(dead_totals.in_use_peak, *(server.cache.in_use_peak for server in servers))
         batched = [server for server in servers if isinstance(server, BatchServer)]
-        fronted = [server for server in servers if isinstance(server, FrontedServer)]
+        fronted = [server for server in servers if isinstance(server, FrontEndServer)]
         if fronted:
             recording.facts["merged_gaps"] = sum(server.merged_gaps for server in fronted)
         if batched:
-            recording.kv_peak_share = max(gone.kv_peak_share, *(_kv_peak_share(server) for server in batched))
+            recording.kv_peak_share = max(dead_totals.kv_peak_share, *(_kv_peak_share(server) for server in batched))
         return recording
 
 

@@ -58,13 +58,13 @@ class TierTimes:
         """Return each adapter's own time in seconds; None where a law knows no adapters, or there is no tier."""
         return None if self._own is None else self._own.tolist()
 
-    def seconds(self, adapter: NDArray[np.int64], luck: Floats) -> Floats:
+    def seconds(self, adapter: NDArray[np.int64], uniform: Floats) -> Floats:
         """Return the seconds of loads, same shape."""
         if self.law is not None:
-            return self.law.ppf(luck)
+            return self.law.ppf(uniform)
         assert self.tier is not None, "loads have a law or a profile"
         assert self._own is not None, "it has one where there is no law"
-        return np.asarray(self._own[adapter] * residual(self.tier, luck))
+        return np.asarray(self._own[adapter] * residual(self.tier, uniform))
 
     def draws(self, rng: np.random.Generator) -> Callable[[int], float]:
         """Return a function that gives the seconds of one load after the other, by adapter."""
@@ -76,13 +76,13 @@ class TierTimes:
         assert tier is not None, "loads have a law or a profile"
         base = self.base()
         assert base is not None, "it has them where there is no law"
-        factors = _one_by_one(rng, lambda luck: residual(tier, luck))
+        factors = _one_by_one(rng, lambda uniform: residual(tier, uniform))
         return lambda adapter: float(base[adapter]) * next(factors)
 
 
-def _one_by_one(rng: np.random.Generator, of_luck: Callable[[Floats], Floats]) -> Iterator[float]:
+def _one_by_one(rng: np.random.Generator, of_uniform: Callable[[Floats], Floats]) -> Iterator[float]:
     while True:
-        yield from of_luck(rng.random(_BLOCK)).tolist()
+        yield from of_uniform(rng.random(_BLOCK)).tolist()
 
 
 def tier_times(scenario: Scenario, profile: Profile | None, population: Population) -> tuple[TierTimes, TierTimes]:
@@ -108,13 +108,13 @@ def request_times(
         return np.zeros(len(chunk))
 
     def load(chunk: Chunk) -> Floats:
-        return from_storage.seconds(chunk.adapter, chunk.load_luck)
+        return from_storage.seconds(chunk.adapter, chunk.load_uniform)
 
     return Times(
         load=load if full is None else _with_whole_loads(load, full),
-        host_load=(lambda chunk: from_host.seconds(chunk.adapter, chunk.host_load_luck))
+        host_load=(lambda chunk: from_host.seconds(chunk.adapter, chunk.host_load_uniform))
         if has_host_tier(scenario) else none,
-        service=none if service is None else lambda chunk: service.ppf(chunk.service_luck),
+        service=none if service is None else lambda chunk: service.ppf(chunk.service_uniform),
     )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullFleet) -> Calla
     def both(chunk: Chunk) -> Floats:
         whole = is_full[chunk.adapter]
         return (
-            np.where(whole, full.load_seconds(chunk.load_luck, chunk.adapter), load(chunk))
+            np.where(whole, full.load_seconds(chunk.load_uniform, chunk.adapter), load(chunk))
             if whole.any()
             else load(chunk)
         )

@@ -153,7 +153,7 @@ def test_caches_and_boards_agree_at_the_end(scenario: Scenario) -> None:
         assembly._live.activity.check_integrity()
     if assembly._live.activity is not None and len(servers) > 1:
         for counted, server in zip(assembly.fleet.count_inside(), servers, strict=True):
-            assert counted == Counter(request.adapter for request in server.everyone())
+            assert counted == Counter(request.adapter for request in server.all_requests())
 
 
 @settings(max_examples=EXAMPLES)

@@ -89,7 +89,7 @@ def keeping(chunk: Chunk, chosen: np.ndarray) -> Chunk:
 def alone(world: World, chosen: np.ndarray) -> Recording:
     fleet = Assembly(world, 0, 1, lambda server: server).fleet
     chunk = keeping(next(world.traffic.chunks(0)), chosen)
-    fleet._plan = replace(fleet._plan, total=len(chunk))
+    fleet._window = replace(fleet._window, total=len(chunk))
     return fleet.run(iter([chunk]))
 
 
@@ -174,7 +174,7 @@ def test_a_pool_of_one_does_what_a_naive_one_does(trace: Rows, resident: int, tu
     assert world.full is not None
     chunk = next(world.traffic.chunks(0))
     chosen = np.flatnonzero(np.asarray(world.full.full)[chunk.adapter])
-    load_s = world.full.load_seconds(chunk.load_luck, chunk.adapter)
+    load_s = world.full.load_seconds(chunk.load_uniform, chunk.adapter)
     jobs = [
         Job(int(i), float(chunk.arrival_s[i]), int(chunk.adapter[i]), int(chunk.prompt_tokens[i]),
             int(chunk.output_tokens[i]), float(load_s[i]))

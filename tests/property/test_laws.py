@@ -39,7 +39,15 @@ def bytes_of(recording: Recording) -> dict[str, bytes]:
 
 
 def traffic_of(scenario: Scenario, replication: int = 0) -> dict[str, np.ndarray]:
-    names = ("arrival_s", "adapter", "prompt_tokens", "output_tokens", "load_luck", "host_load_luck", "service_luck")
+    names = (
+        "arrival_s",
+        "adapter",
+        "prompt_tokens",
+        "output_tokens",
+        "load_uniform",
+        "host_load_uniform",
+        "service_uniform",
+    )
     chunks = list(build_world(scenario).traffic.chunks(replication))
     return {name: np.concatenate([getattr(chunk, name) for chunk in chunks] or [np.empty(0)]) for name in names}
 

@@ -72,7 +72,7 @@ def test_every_request_ends_in_one_row_and_nothing_is_left_behind(scenario: Scen
         assert rollouts._started == rollouts._course.draining == {}
         assert not any(seen.fleet.inside)
         for server in seen.fleet.servers:
-            assert server.everyone() == server.held == server.loader._renewals == []
+            assert server.all_requests() == server.held == server.loader._renewals == []
             assert server.loader.under_way == {}
             pinned = getattr(server.cache, "_pinned", ())
             assert all(users == 0 or adapter in pinned for adapter, users in enumerate(server.cache.users))

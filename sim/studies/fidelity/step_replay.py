@@ -13,7 +13,7 @@ from sim.policies.costs import StepCosts
 from sim.policies.kv.kv_memory import KvBlocks
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.set_order import Order
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.vllm_lru import VllmLruCache
 from sim.spec.engines import preset_value
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.step_record import RecordedStep, StepRecord
@@ -64,7 +64,7 @@ class _Replayer:
         config, preset = record.config, record.preset
         self.record = record
         self._orders = _RecordedOrder()
-        self.cache = TouchedCache(config.adapters, config.slots, config.host_slots, self._orders)
+        self.cache = VllmLruCache(config.adapters, config.slots, config.host_slots, self._orders)
         self.waiting = ClaimingQueue(self.cache, _never, stop=False, blocking=True, gives_up=True)
         whole_prompt = preset_value(preset, "fleet.kv_check") == "whole-prompt"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, whole_prompt)

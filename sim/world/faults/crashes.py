@@ -93,9 +93,9 @@ class Outages:
                 self._note(outage, "end", f"the run ends before replica {outage.crash.replica} is up again")
         for outage in self._outages:
             for request in outage.stuck:
-                self._recorder.turned_away(request, outage.crash.replica, UNFINISHED)
+                self._recorder.record_unserved(request, outage.crash.replica, UNFINISHED)
         for request in self._parked:
-            self._recorder.turned_away(request, -1, UNFINISHED)
+            self._recorder.record_unserved(request, -1, UNFINISHED)
 
     def _crash(self, event: Call) -> None:
         number, crash = event.subject

@@ -173,7 +173,7 @@ class Identity:
     def close(self) -> None:
         """End those that would have come again, and note when which fault was there."""
         for request in self._to_come.values():
-            self._recorder.turned_away(request, -1, UNFINISHED)
+            self._recorder.record_unserved(request, -1, UNFINISHED)
         stopped, events = self._clock.now, self._recorder.events
         for mixup in self._mixups:
             if mixup.never:

@@ -7,7 +7,7 @@ from math import inf
 
 from sim.errors import ScenarioError
 from sim.policies.wrong_adapter import Anyone, Popular, exchanged
-from sim.rng import luck, stream, stream_key
+from sim.rng import uniform_draw, stream, stream_key
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import BaseModelAnswers, Misrouting, StaleMap, never_happens
 from sim.spec.units import human_seconds
@@ -50,7 +50,7 @@ class Mixup(ABC):
         """Return whether somebody looks at the name in the wrong answer to a request."""
         if self.detector is None:
             return False
-        return luck(self._check_key, request.index * _MOST_TRIES + tried) < self.detector.checks
+        return uniform_draw(self._check_key, request.index * _MOST_TRIES + tried) < self.detector.checks
 
 
 class ByChance(Mixup):
@@ -66,9 +66,9 @@ class ByChance(Mixup):
 
     def reaches(self, request: Request, tried: int, now: float) -> int | None:
         lot = request.index * _MOST_TRIES + tried
-        if luck(self._key, lot) >= self._probability:
+        if uniform_draw(self._key, lot) >= self._probability:
             return None
-        return self._others.other(request.adapter, luck(self._to_key, lot))
+        return self._others.other(request.adapter, uniform_draw(self._to_key, lot))
 
 
 class ByStaleMap(Mixup):
@@ -110,7 +110,7 @@ class WithoutAdapter(Mixup):
 
     def reaches(self, request: Request, tried: int, now: float) -> int | None:
         lot = request.index * _MOST_TRIES + tried
-        return self._base_model if luck(self._key, lot) < self._probability else None
+        return self._base_model if uniform_draw(self._key, lot) < self._probability else None
 
 
 def make_mixups(world: World, base_model: int, replication: int) -> list[Mixup]:

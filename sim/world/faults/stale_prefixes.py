@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Collection
 from math import inf
 
-from sim.rng import luck, stream_key
+from sim.rng import uniform_draw, stream_key
 from sim.spec.sections.faults import NamedPrefixes
 from sim.traffic.request import Request
 
@@ -58,7 +58,9 @@ class OldPrefixes:
         if last < 0:
             return False
         age_s = request.admitted_s - swaps[last][1]
-        return any(age_s < lifetime and luck(key, request.index) < share for share, lifetime, key in self._faults)
+        return any(
+            age_s < lifetime and uniform_draw(key, request.index) < share for share, lifetime, key in self._faults
+        )
 
     def forget(self, replica: int) -> None:
         """Note that a replica has lost everything."""

@@ -13,7 +13,7 @@ from math import inf
 import numpy as np
 
 from sim.results.records import Event
-from sim.rng import luck, stream_key
+from sim.rng import uniform_draw, stream_key
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFault, StorageStall, never_happens
 from sim.world.world import World
@@ -173,18 +173,18 @@ class StorageFaults:
         """Return what a load that starts now takes at full speed, beyond a network or not."""
         for delay in self._delays:
             if delay.begin_s <= start_s < delay.end_s and self._is_remote(delay, adapter):
-                seconds += delay.ppf(luck(delay.load_key, number))
+                seconds += delay.ppf(uniform_draw(delay.load_key, number))
         return seconds
 
     def _is_remote(self, delay: Delay, adapter: int) -> bool:
         name = adapter if self._original is None else self._original[adapter]
-        return luck(delay.adapter_key, name) < delay.share
+        return uniform_draw(delay.adapter_key, name) < delay.share
 
     def _failed(self, attempt: int, end_s: float, number: int) -> Failures | None:
         """Return what makes an attempt fail, or None."""
         for failures in self._failures:
             holds = failures.begin_s <= end_s < failures.end_s
-            if holds and luck(failures.keys[attempt], number) < failures.probability:
+            if holds and uniform_draw(failures.keys[attempt], number) < failures.probability:
                 return failures
         return None
 

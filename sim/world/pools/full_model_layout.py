@@ -51,10 +51,10 @@ class FullFleet:
         """Return the same replicas with other step and load costs."""
         return replace(self, profile=_without_lora(self.profile, costs.step).model_copy(update={"load": costs.load}))
 
-    def load_seconds(self, luck: Floats, adapter: NDArray[np.int64]) -> Floats:
+    def load_seconds(self, uniform: Floats, adapter: NDArray[np.int64]) -> Floats:
         """Return the seconds of whole loads, same shape."""
         if self.spec.load is not None:
-            return np.asarray(self.spec.load.ppf(luck))
+            return np.asarray(self.spec.load.ppf(uniform))
         return load_seconds(self.profile.load.storage, self.population)[adapter]
 
     def token_limits(self, others: int | None) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from sim.traffic.adapters import Population
 from sim.world.gpu_memory import padded_rank
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
-from sim.world.replica.front_end_server import FrontedServer
+from sim.world.replica.front_end_server import FrontEndServer
 from sim.world.replica.server import Parts, Server
 from sim.world.world import World
 
@@ -68,7 +68,7 @@ def make_server(world: World, parts: Parts, rule: KvRule | None, watched: Watch,
     if fleet.front_end == "none":
         return watched(BatchServer)(parts, **options)
     costs = FRONT_ENDS[fleet.front_end]
-    return watched(FrontedServer)(parts, front_end=FrontEnd(costs, len(world.population)), **options)
+    return watched(FrontEndServer)(parts, front_end=FrontEnd(costs, len(world.population)), **options)
 
 
 def _slots(scenario: Scenario, population: Population) -> int:

@@ -14,13 +14,13 @@ from sim.policies.kv.kv_memory import KvBlocks
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.model_turns import ModelTurns
 from sim.policies.scheduler import Limits, Scheduler
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.vllm_lru import VllmLruCache
 from sim.results.records import pack_pause, pack_step
 from sim.traffic.request import DELAYED_HIT, MISS, Request
 from sim.world.clock import BOUNDARY, Call
 from sim.world.replica.prefetch import Prefetch
 from sim.world.replica.server import Action, Parts, Server
-from sim.world.replica.step_loads import ProtectedLoads, StepLoads, TouchedLoads, TurnLoads, UnifiedLoads
+from sim.world.replica.step_loads import ProtectedLoads, StepLoads, VllmLoads, TurnLoads, UnifiedLoads
 
 
 class BatchServer(Server):
@@ -63,22 +63,22 @@ class BatchServer(Server):
     ) -> None:
         super().__init__(parts, ask_early=ask_early)
         self.blocking = blocking
-        cache, touched = parts.cache, isinstance(parts.cache, TouchedCache)
+        cache, touched = parts.cache, isinstance(parts.cache, VllmLruCache)
         self.claiming: ClaimingQueue | AdapterQueues | None = None
         self._cycling: AdapterQueues | None = None
         if cycle_s is not None:
-            self._cycling = AdapterQueues(cast(GpuCache, cache), self._ask, lambda: self.clock._now, cycle_s)
+            self._cycling = AdapterQueues(cast(GpuCache, cache), self._request_load, lambda: self.clock._now, cycle_s)
             self.claiming = self._cycling
         elif turn_s is None and not ask_early:
-            self.claiming = ClaimingQueue(cache, self._ask, stop=stop, blocking=blocking, gives_up=touched)
+            self.claiming = ClaimingQueue(cache, self._request_load, stop=stop, blocking=blocking, gives_up=touched)
         turns = None if turn_s is None else ModelTurns(cast(GpuCache, cache), lambda: self.clock._now, turn_s)
         self.waiting = turns or self.claiming or ReadyQueue()
         self.scheduler = Scheduler(limits, kv, self.waiting, ranks, costs, rule)
         self._step = self.scheduler.decided
         self._discards = cast(GpuCache, cache).evict_idle if discards else None
         self._loads: StepLoads | None = None
-        if isinstance(cache, TouchedCache):
-            self._loads = TouchedLoads(
+        if isinstance(cache, VllmLruCache):
+            self._loads = VllmLoads(
                 cache, self.scheduler, parts.recorder, parts.reload_s, parts.index, parts.versions, parts.storage
             )
         elif isinstance(cache, UnifiedCache):
@@ -100,8 +100,8 @@ class BatchServer(Server):
         self._load_s = 0.0
         self._actions: list[Action] = []
 
-    def _ask(self, request: Request) -> None:
-        request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
+    def _request_load(self, request: Request) -> None:
+        request.outcome = DELAYED_HIT if self.loader.request_load(request) else MISS
 
     def _loaded(self, requests: list[Request], in_time: bool) -> None:
         if self.claiming is None:
@@ -129,7 +129,7 @@ class BatchServer(Server):
 
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
         key = request.key
-        heappush(self.waiting.line, (key, request))
+        heappush(self.waiting.ready, (key, request))
         if self._steps != 1:  # nothing to do where a single step is under way: its end is the next boundary
             self._wake(key, in_time)
         if self._prefetch is not None:
@@ -301,7 +301,7 @@ class BatchServer(Server):
                 left = request.last_step - scheduler.step if decoding else 0
                 found.append((request, request.output_tokens - left if decoding else request.generated))
         if scheduler.preempted:
-            waiting = self.waiting.everyone()
+            waiting = self.waiting.all_requests()
             found += [(r, r.generated) for r in waiting if r.adapter == adapter and r.generated]
         return found
 
@@ -335,7 +335,7 @@ class BatchServer(Server):
         return super().close()
 
     def _unserved(self) -> list[Request]:
-        return list(self.scheduler.running.values()) + self.waiting.everyone()
+        return list(self.scheduler.running.values()) + self.waiting.all_requests()
 
     def check_integrity(self) -> None:
         super().check_integrity()

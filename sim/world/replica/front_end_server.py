@@ -12,7 +12,7 @@ from sim.world.replica.continuous import BatchServer
 from sim.world.replica.server import Parts
 
 
-class FrontedServer(BatchServer):
+class FrontEndServer(BatchServer):
     """``BatchServer`` whose requests come in, and whose tokens go out, through a ``FrontEnd``.
 
     :ivar merged_gaps: gaps between tokens that nobody outside saw: what comes during a stall is sent as one.
@@ -28,7 +28,7 @@ class FrontedServer(BatchServer):
     def arrive(self, request: Request) -> None:
         now = self.clock._now
         if self._inside[self.index] >= self.front_end.max_in_flight:
-            self.recorder.turned_away(request, self.index, REFUSED)
+            self.recorder.record_unserved(request, self.index, REFUSED)
             return
         self._inside[self.index] += 1
         self.inside_area -= now

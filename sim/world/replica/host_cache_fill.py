@@ -57,7 +57,7 @@ class HostFetches:
         """Take a place for the request's adapter; return whether it is there, otherwise ``go_on`` is called later."""
         if self.cache.acquire(request.adapter):
             return True
-        joined = self.loader.ask(request)
+        joined = self.loader.request_load(request)
         request.tier = FROM_GPU  # until it leaves: what happens at the GPU comes between
         self._waits[request.index] = (DELAYED_HIT if joined else MISS, 0.0, 0.0)
         return False

@@ -90,7 +90,7 @@ class Loader:
         self._spent: list[Load] = []
         self._renewals: list[Load] = []
 
-    def ask(self, request: Request) -> bool:
+    def request_load(self, request: Request) -> bool:
         """Start or queue the load of a request's adapter, or join the one under way; return whether it joined."""
         request.asked_s = self._clock._now
         adapter = request.adapter

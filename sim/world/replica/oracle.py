@@ -55,7 +55,7 @@ class Foresight:
         self._future.come = request.index + 1
         self._waiting.setdefault(request.adapter, deque()).append(request)
 
-    def turned_away(self, request: Request) -> None:
+    def rejected(self, request: Request) -> None:
         """Note that a request that arrived will not be served."""
         self._waiting[request.adapter].remove(request)
 

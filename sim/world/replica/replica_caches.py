@@ -13,7 +13,7 @@ from sim.policies.adapter_cache import ABSENT, RESIDENT, AllInHost, GpuCache, Ho
 from sim.policies.eviction import EVICTIONS, Eviction, Setting
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.set_order import SetOrder
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.vllm_lru import VllmLruCache
 from sim.results.records import Recorder
 from sim.rng import stream
 from sim.spec.scenario import GpuCache as GpuCacheSpec
@@ -57,7 +57,7 @@ class Board(Protocol):
     def forget(self, replica: int) -> None: ...
 
 
-def watch(cache: GpuCache | TouchedCache, replica: int, boards: Sequence[Board]) -> None:
+def watch(cache: GpuCache | VllmLruCache, replica: int, boards: Sequence[Board]) -> None:
     """Let boards know what is in a cache, and what comes and goes."""
     watched = Watched(replica, boards)
     for adapter, state in enumerate(cache.state):
@@ -78,7 +78,7 @@ def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, fores
 
 def make_caches(
     world: World, replication: int, place: int, rule: KvRule | None, setting: Setting
-) -> tuple[GpuCache | TouchedCache, HostCache | AllInHost | None]:
+) -> tuple[GpuCache | VllmLruCache, HostCache | AllInHost | None]:
     """Return the cache in GPU memory and the host tier, with everybody in them who is there from the start.
 
     :param place: a number of the replica's own, not that of one which stood in its place before.
@@ -89,7 +89,7 @@ def make_caches(
         host_slots = slots if spec.host is None or spec.host.slots is None else spec.host.slots
         # A Python set is walked by hash, and vLLM's adapters are hashed by name, anew in every process.
         hashes = stream(world.scenario.run.seed, replication, "set-order", place).integers(2**61 - 1, size=count)
-        touched = TouchedCache(count, slots, host_slots, SetOrder(hashes.tolist()))
+        touched = VllmLruCache(count, slots, host_slots, SetOrder(hashes.tolist()))
         touched.warm_up(world.warm)
         return touched, None
     cache, host = _gpu_cache(world, EVICTIONS[spec.eviction](setting), rule), spec.host
@@ -111,7 +111,7 @@ def make_fetches(
     world: World,
     clock: Clock,
     recorder: Recorder,
-    cache: GpuCache | TouchedCache,
+    cache: GpuCache | VllmLruCache,
     replica: int,
     versions: Versions | None,
     storage: StorageFaults | None = None,
@@ -180,7 +180,7 @@ def pinned_and_warm(
     return pinned, tuple(hottest[cache.pinned : cache.pinned + cache.warm])
 
 
-def _there(adapters: tuple[int, ...], cache: GpuCache | TouchedCache) -> tuple[int, ...]:
+def _there(adapters: tuple[int, ...], cache: GpuCache | VllmLruCache) -> tuple[int, ...]:
     return tuple(adapter for adapter in adapters if cache.state[adapter] == RESIDENT)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from sim.policies.adapter_cache import ABSENT, AllInHost, GpuCache, HostCache
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.vllm_lru import VllmLruCache
 from sim.results.records import COMPLETED, REFUSED, Recorder, pack_host_fill, pack_load, pack_request
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
 from sim.world.clock import Clock
@@ -32,7 +32,7 @@ class Parts:
 
     :ivar index: the replica's number.
     :ivar inside: requests inside each replica, waiting or running: shared with the router; this one keeps its own.
-    :ivar host: host tier, or None; a ``TouchedCache`` has its own.
+    :ivar host: host tier, or None; a ``VllmLruCache`` has its own.
     :ivar loaders: loaders from storage, and from host.
     :ivar reload_s: seconds of a load that no request begins: by adapter and tier.
     :ivar fetches: host memory that is filled when requests arrive, or None.
@@ -50,7 +50,7 @@ class Parts:
     recorder: Recorder
     index: int
     inside: list[int]
-    cache: GpuCache | TouchedCache
+    cache: GpuCache | VllmLruCache
     host: HostCache | AllInHost | None
     loaders: tuple[int, int]
     reload_s: Callable[[int, int], float]
@@ -89,7 +89,7 @@ class Server(ABC):
         self.host = parts.host
         self.ask_early = ask_early
         self.blocking = False
-        # A TouchedCache loads in its own steps and never asks a loader.
+        # A VllmLruCache loads in its own steps and never asks a loader.
         protected = cast(GpuCache, parts.cache)
         self.loader = Loader(
             parts.clock, protected, parts.host, parts.loaders, parts.recorder, self._loaded, parts.index,
@@ -143,16 +143,16 @@ class Server(ABC):
             self._inside[self.index] -= 1
             self.inside_area += self.clock._now
             if self._foresight is not None:
-                self._foresight.turned_away(request)
+                self._foresight.rejected(request)
             if self._lost is not None:
                 self._lost(request)
-            self.recorder.turned_away(request, self.index, REFUSED)
+            self.recorder.record_unserved(request, self.index, REFUSED)
             return False
         return fetches.fetch(request)
 
     def _take_in(self, request: Request, in_time: bool = False) -> None:
         if self.ask_early and not self.cache.acquire(request.adapter):
-            request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
+            request.outcome = DELAYED_HIT if self.loader.request_load(request) else MISS
         else:
             self._enqueue(request, in_time)
 
@@ -209,7 +209,7 @@ class Server(ABC):
         self.loader.close(now)
         if self._fetches is not None:
             self._fetches.close(now)
-        return self.everyone()
+        return self.all_requests()
 
     def die(self) -> list[Request]:
         """Stop at once and for good: note what was under way until now; return the requests that were inside."""
@@ -217,12 +217,12 @@ class Server(ABC):
         self.clock.forget([self, self.loader] if self._fetches is None else [self, self.loader, self._fetches.loader])
         return inside
 
-    def tell(self, ends: Callable[[Request, float], bool], lost: Callable[[Request], None]) -> None:
+    def set_listener(self, ends: Callable[[Request, float], bool], lost: Callable[[Request], None]) -> None:
         """From now on, ask and tell of requests that leave (``Parts.ends``, ``Parts.lost``); nobody did before."""
         assert (self._ends, self._lost) == (None, None)
         self._ends, self._lost = ends, lost
 
-    def everyone(self) -> list[Request]:
+    def all_requests(self) -> list[Request]:
         """Return the requests inside, in no order."""
         waiting = [request for load in self.loader.under_way.values() for request in load.waiting]
         if self._fetches is not None:
@@ -300,7 +300,7 @@ class Server(ABC):
             return False  # what it begins with when it is up again is read then
         if self.cache.state[adapter] != ABSENT:
             return True
-        if isinstance(self.cache, TouchedCache):
+        if isinstance(self.cache, VllmLruCache):
             return self.cache.holds(adapter)
         if self._fetches is not None:
             return self._fetches.cache.state[adapter] != ABSENT
@@ -312,7 +312,7 @@ class Server(ABC):
         if load is not None and load.tier == FROM_HOST:
             return False  # it waits for a loader, and will read this copy
         if self.cache.state[adapter] == ABSENT:
-            if isinstance(self.cache, TouchedCache):
+            if isinstance(self.cache, VllmLruCache):
                 self.cache.discard(adapter)
             elif isinstance(self.host, HostCache):
                 self.host.discard(adapter)

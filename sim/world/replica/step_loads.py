@@ -7,7 +7,7 @@ from typing import Protocol
 
 from sim.policies.adapter_cache import RESIDENT, GpuCache, UnifiedCache
 from sim.policies.scheduler import Scheduler
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.vllm_lru import VllmLruCache
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
 from sim.world.faults.storage_faults import StorageFaults
@@ -112,7 +112,7 @@ class UnifiedLoads(ProtectedLoads):
         return super().before_step(prefills, now)
 
 
-class TouchedLoads:
+class VllmLoads:
     """vLLM's: all of the batch's adapters are touched, and any may have to be loaded again.
 
     A request that is admitted while its adapter is absent waits for all loads of its step. If one of these fails for
@@ -125,7 +125,7 @@ class TouchedLoads:
 
     def __init__(
         self,
-        cache: TouchedCache,
+        cache: VllmLruCache,
         scheduler: Scheduler,
         recorder: Recorder,
         reload_s: Callable[[int, int], float],

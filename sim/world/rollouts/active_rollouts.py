@@ -108,7 +108,7 @@ class Rollouts:
 
     def refuse(self, request: Request, replica: int) -> None:
         """Refuse a request whose adapter is being replaced."""
-        self._recorder.turned_away(request, replica, REFUSED)
+        self._recorder.record_unserved(request, replica, REFUSED)
         self._recorder.marked(request.index, GATED)
 
     def ends_on(self, replica: int) -> Callable[[Request, float], bool]:

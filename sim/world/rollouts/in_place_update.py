@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from sim.results.records import Event, Recorder
-from sim.rng import luck, stream, stream_key
+from sim.rng import uniform_draw, stream, stream_key
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.replica.server import Server
 from sim.world.rollouts.rollout_plan import Wave, note_missing_stages
@@ -122,7 +122,7 @@ class Swap:
         rollout, replicas = self.wave.rollout, len(servers)
         law, drawn = rollout.propagation, self._rng.random(replicas)
         delays = np.zeros(replicas) if law is None else law.ppf(drawn)
-        everyone = tuple(range(len(self._offsets)))
+        all_adapters = tuple(range(len(self._offsets)))
         first = 0
         for number, share in enumerate(rollout.stages):
             began_s, last = rollout.at + number * rollout.dwell, max(math.ceil(share * replicas - 1e-9), first)
@@ -132,7 +132,7 @@ class Swap:
                 at.setdefault(began_s + float(delays[replica]), []).append(replica)
             for there_s, together in at.items():
                 if rollout.spread == 0:
-                    self._clock.call_at(there_s, CONTROL, self._begin_all, (together, everyone))
+                    self._clock.call_at(there_s, CONTROL, self._begin_all, (together, all_adapters))
                 else:
                     self._clock.call_at(there_s, CONTROL, self._begin_next, (there_s, together, 0))
             first = last
@@ -186,7 +186,7 @@ class Swap:
         strategy, inside = wave.rollout.strategy, Counter[int]()
         drains = strategy in ("unload-then-load", "drain-then-swap")
         if drains:
-            inside.update(request.adapter for request in server.everyone())
+            inside.update(request.adapter for request in server.all_requests())
         for i in chosen:
             adapter = wave.adapters[i]
             # A replica may hear of a later rollout first: files only become newer.
@@ -209,7 +209,7 @@ class Swap:
             versions.no_copy(adapter)
             then()
             return
-        drawn = luck(self._key, replica * len(self._offsets) + i)
+        drawn = uniform_draw(self._key, replica * len(self._offsets) + i)
         seconds = float(self._from_storage.seconds(np.array([adapter]), np.array([drawn]))[0])
 
         def swap() -> None:

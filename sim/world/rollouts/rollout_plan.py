@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError, did_you_mean
-from sim.rng import luck, stream_key
+from sim.rng import uniform_draw, stream_key
 from sim.spec.scenario import Adapters, Scenario
 from sim.spec.sections.rollout_strategies import Rollout, overlap, overlap_words
 from sim.traffic.adapters import Population, populate
@@ -120,7 +120,7 @@ def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[in
     ranked: list[int] = []
     if any(rollout.share is not None for rollout in scenario.rollouts):
         key = stream_key(scenario.run.seed, 0, "rollout-share")
-        ranked = sorted(range(present), key=lambda adapter: luck(key, adapter))
+        ranked = sorted(range(present), key=lambda adapter: uniform_draw(key, adapter))
     low = 0.0
     chosen: list[tuple[int, ...]] = []
     for number, rollout in enumerate(scenario.rollouts):

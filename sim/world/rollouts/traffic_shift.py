@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from sim.policies.gate import NEVER_S, Sample, failed_terms
 from sim.results.records import Event, Recorder
-from sim.rng import luck, stream, stream_key
+from sim.rng import uniform_draw, stream, stream_key
 from sim.traffic.request import MISS, Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.replica.server import Server
@@ -108,8 +108,8 @@ class Shift:
     def _lot(self, request: Request, i: int) -> float:
         if self.wave.rollout.sticky and request.session is not None:
             # A session may ask for several adapters: it moves with each of them alone.
-            return luck(self._session_key, request.session * len(self._offsets) + i)
-        return luck(self._request_key, request.index)
+            return uniform_draw(self._session_key, request.session * len(self._offsets) + i)
+        return uniform_draw(self._request_key, request.index)
 
     def _share(self, router: int, i: int) -> float:
         """Return the share of requests that a router sends to the new version of the ``i``-th adapter now."""
@@ -179,7 +179,7 @@ class Shift:
                 course.moved[old] = new
             losers[new if self.rolled_back else old] = self
         for server in self._servers:
-            self._inside.update(r.adapter for r in server.everyone() if r.adapter in losers)
+            self._inside.update(r.adapter for r in server.all_requests() if r.adapter in losers)
         course.draining.update(losers)
         for adapter in losers:
             if self._inside[adapter] == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.rng import luck, stream_key
+from sim.rng import uniform_draw, stream_key
 from sim.traffic.request import Request
 
 
@@ -21,4 +21,4 @@ class RouterInstances:
         if self.count == 1:
             return 0
         who = request.index if request.session is None else ~request.session
-        return int(luck(self._key, who) * self.count)
+        return int(uniform_draw(self._key, who) * self.count)
