@@ -11,7 +11,7 @@ from sim.policies.eviction import Eviction
 ABSENT, LOADING, RESIDENT = 0, 1, 2
 
 
-class Watch(Protocol):
+class CacheListener(Protocol):
     """Who wants to know what is in a cache."""
 
     def placed(self, adapter: int) -> None:
@@ -58,7 +58,7 @@ class GpuCache:
         self.in_use = 0
         self.in_use_peak = 0
         self.evictions = 0
-        self.watch: Watch | None = None
+        self.listener: CacheListener | None = None
         self._eviction = eviction
         self._touched = eviction.touched
         self._coming = eviction.coming
@@ -108,8 +108,8 @@ class GpuCache:
         """Let an adapter have its room: its load begins."""
         self.state[adapter] = LOADING
         self.used += self.weights[adapter]
-        if self.watch is not None:
-            self.watch.placed(adapter)
+        if self.listener is not None:
+            self.listener.placed(adapter)
 
     def acquire(self, adapter: int) -> bool:
         """Add a user, so that the adapter isn't evicted; return whether it is resident."""
@@ -203,8 +203,8 @@ class GpuCache:
         self.idle_weight -= weight
         self.evictions += 1
         self._unused.discard(victim)
-        if self.watch is not None:
-            self.watch.left(victim)
+        if self.listener is not None:
+            self.listener.left(victim)
         return weight
 
     def pin_instead(self, old: int, new: int) -> None:
@@ -252,8 +252,8 @@ class GpuCache:
         assert self.state[adapter] == LOADING, "only a load under way can fail"
         self.state[adapter] = ABSENT
         self.used -= self.weights[adapter]
-        if self.watch is not None:
-            self.watch.left(adapter)
+        if self.listener is not None:
+            self.listener.left(adapter)
 
     def check_integrity(self) -> None:
         """Assert that the running sums agree with a count from scratch, and that the cache is not overfull."""

@@ -74,9 +74,11 @@ def base_weights(adapters: Adapters, profile: Profile) -> BaseWeights | None:
     step = None if known is None else known.step
     if step is not None and adapters.base_slowdown is not None:
         raise ScenarioError(
-            f"the profile {profile.name} has steps with {name} weights", key="adapters.base_slowdown",
-            got=adapters.base_slowdown, hint="remove it",
-        )  # fmt: skip
+            f"the profile {profile.name} has steps with {name} weights",
+            key="adapters.base_slowdown",
+            got=adapters.base_slowdown,
+            hint="remove it",
+        )
     if step is not None:
         return BaseWeights(size, step)
     slowdown = ASSUMED_SLOWDOWN[name] if adapters.base_slowdown is None else adapters.base_slowdown
@@ -101,9 +103,11 @@ def quantised_bytes(profile: Profile, name: str, *, double: bool = True) -> int:
     if rest < 0:
         raise ScenarioError(
             f"the profile's weights are smaller than the linear layers of {profile.model} in {profile.dtype}, so what "
-            "another format would leave isn't known", key="adapters.base_quantization", got=name,
+            "another format would leave isn't known",
+            key="adapters.base_quantization",
+            got=name,
             allowed="bf16 (as in the profile)",
-        )  # fmt: skip
+        )
     return rest + round(linear * bits / 8)
 
 

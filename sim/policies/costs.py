@@ -44,9 +44,16 @@ class StepCosts:
         self._prefill_token = lora.per_slot_prefill_token_s * slots
         self.per_kv_token_s = cost.per_kv_token_s
         self.least_s = self._table[1]
-        self.detailed = any((
-            self._sequence, self._attended, self._token_rank, self._passed, self._prefill_step, self._prefill_token,
-        ))  # fmt: skip
+        self.detailed = any(
+            (
+                self._sequence,
+                self._attended,
+                self._token_rank,
+                self._passed,
+                self._prefill_step,
+                self._prefill_token,
+            )
+        )
 
     def step(
         self,
@@ -128,9 +135,11 @@ def beyond_envelope(profile: Profile, slots: int, max_rank: int, max_num_seqs: i
     ):
         if value > 2 * limit:
             raise ScenarioError(
-                f"more than twice what the profile {profile.name} covers", key=key, got=value,
+                f"more than twice what the profile {profile.name} covers",
+                key=key,
+                got=value,
                 allowed=f"{what} up to {limit}, extrapolated up to {2 * limit}",
-            )  # fmt: skip
+            )
         if value > limit:
             notes.append(f"{what} {value} lies outside the profile's envelope (up to {limit}): extrapolated")
     if max_num_seqs > profile.envelope.sequences:  # a limit, and not what batches reach

@@ -43,10 +43,15 @@ class FrontEndCosts:
 
 FRONT_ENDS = {
     "vllm-0.8-scraped": FrontEndCosts(
-        scrape_interval_s=2.0, scrape_s=0.007, series_s=11.6e-6, name_s=0.135e-6, tokenizer_s=0.30, request_s=0.0005,
+        scrape_interval_s=2.0,
+        scrape_s=0.007,
+        series_s=11.6e-6,
+        name_s=0.135e-6,
+        tokenizer_s=0.30,
+        request_s=0.0005,
         max_in_flight=25_500,
     ),
-}  # fmt: skip
+}
 """By the names of ``fleet.front_end``."""
 
 

@@ -40,7 +40,7 @@ class ModelTurns(ReadyQueue):
         self._chosen = -1
         self.take = self._claim
 
-    def came(self, model: int, end_s: float) -> None:
+    def start_turn(self, model: int, end_s: float) -> None:
         """Note that the load of a model ends then: its turn begins."""
         self._until[model] = end_s + self._turn_s
 

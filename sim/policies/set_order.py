@@ -6,18 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 
 
-class Order(ABC):
+class TouchOrder(ABC):
     """The order in which a batch's adapters are touched, given them in the order of their admission."""
 
     @abstractmethod
     def __call__(self, batch: list[int]) -> list[int]: ...
 
-    def few(self, some: Collection[int], batch: list[int]) -> list[int]:
+    def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
         """Return some adapters of a batch in the order in which it is touched."""
         return [adapter for adapter in self(batch) if adapter in some]
 
 
-class SetOrder(Order):
+class SetOrder(TouchOrder):
     """The order in which a Python set of the batch's adapters is walked, as vLLM builds it.
 
     :param keys: hash of each adapter; vLLM's are those of names, which differ from process to process.
@@ -32,7 +32,7 @@ class SetOrder(Order):
     def __call__(self, batch: list[int]) -> list[int]:
         return list(map(self._adapter_of, self._keys(batch)))
 
-    def few(self, some: Collection[int], batch: list[int]) -> list[int]:
+    def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
         if len(some) < 2:
             return list(some)
         keys = {self._key_of(adapter): adapter for adapter in some}

@@ -16,8 +16,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import islice
 
-from sim.policies.adapter_cache import ABSENT, RESIDENT, Watch
-from sim.policies.set_order import Order
+from sim.policies.adapter_cache import ABSENT, RESIDENT, CacheListener
+from sim.policies.set_order import TouchOrder
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 
 
@@ -38,7 +38,7 @@ class VllmLruCache:
     :ivar watch: told of every adapter that comes into a slot or leaves it; None: nobody.
     """
 
-    def __init__(self, adapters: int, slots: int, host_slots: int, order: Order) -> None:
+    def __init__(self, adapters: int, slots: int, host_slots: int, order: TouchOrder) -> None:
         assert host_slots >= slots, "a slot's adapter has a copy in host memory"
         self.capacity = slots
         self._adapters = adapters
@@ -50,7 +50,7 @@ class VllmLruCache:
         self.evictions = 0
         self.evictions_in_use = 0
         self.victims: list[int] | None = None
-        self.watch: Watch | None = None
+        self.listener: CacheListener | None = None
         self._order = order
         self._batch: list[int] = []
         self._members: set[int] = set()
@@ -120,11 +120,11 @@ class VllmLruCache:
         if entering and not self._idle_suffice(entering, last_batch):
             return self._walk(before, batch)
         idle, host_idle = self._idle, self._host_idle
-        loads = self._fill(self._order.few(entering, batch), last_batch) if entering else []
+        loads = self._fill(self._order.subset(entering, batch), last_batch) if entering else []
         for adapter in arrived:
             idle.pop(adapter, None)
             host_idle.pop(adapter, None)
-        for adapter in self._order.few(gone, before):
+        for adapter in self._order.subset(gone, before):
             idle[adapter] = host_idle[adapter] = None
         return loads
 
@@ -226,8 +226,8 @@ class VllmLruCache:
         self._in_host[adapter] = False
         self._host_count -= 1
         self.state[adapter] = ABSENT
-        if self.watch is not None:
-            self.watch.left(adapter)
+        if self.listener is not None:
+            self.listener.left(adapter)
 
     def _leave_batch(self, adapter: int) -> None:
         self._batch = [other for other in self._batch if other != adapter]
@@ -235,14 +235,14 @@ class VllmLruCache:
 
     def _settle(self, adapter: int) -> None:
         self.state[adapter] = RESIDENT
-        if self.watch is not None:
-            self.watch.placed(adapter)
+        if self.listener is not None:
+            self.listener.placed(adapter)
 
     def _evict(self, victim: int) -> None:
         self.state[victim] = ABSENT
         self.evictions += 1
-        if self.watch is not None:
-            self.watch.left(victim)
+        if self.listener is not None:
+            self.listener.left(victim)
         self.evictions_in_use += victim in self._members
         if self.victims is not None:
             self.victims.append(victim)

@@ -10,10 +10,10 @@ from typing import Protocol
 from sim.rng import uniform_draw
 
 
-class Others(Protocol):
+class WrongAdapterChoice(Protocol):
     """Choose another adapter than the one asked for."""
 
-    def other(self, asked: int, lot: float) -> int:
+    def choose(self, requested: int, uniform: float) -> int:
         """Return an adapter, but not ``asked``.
 
         :param asked: may be one that isn't chosen from, such as an adapter that came later.
@@ -22,7 +22,7 @@ class Others(Protocol):
         ...
 
 
-class Anyone:
+class UniformChoice:
     """Any of them, each as likely.
 
     :param count: adapters to choose from, two or more.
@@ -32,13 +32,13 @@ class Anyone:
         assert count > 1, "nobody else to reach"
         self._count = count
 
-    def other(self, asked: int, lot: float) -> int:
-        among = self._count - (asked < self._count)
-        chosen = int(lot * among)
-        return chosen + (chosen >= asked)
+    def choose(self, requested: int, uniform: float) -> int:
+        among = self._count - (requested < self._count)
+        chosen = int(uniform * among)
+        return chosen + (chosen >= requested)
 
 
-class Popular:
+class PopularityChoice:
     """By popularity, as if two requests were mixed up; where nobody else is ever asked for, any other.
 
     :param shares: (adapters,) of each in the traffic; two or more.
@@ -47,20 +47,20 @@ class Popular:
     def __init__(self, shares: Sequence[float]) -> None:
         self._shares = shares
         self._below = list(accumulate(shares, initial=0.0))
-        self._anyone = Anyone(len(shares))
+        self._uniform = UniformChoice(len(shares))
 
-    def other(self, asked: int, lot: float) -> int:
-        below, own = self._below, self._shares[asked] if asked < len(self._shares) else 0.0
+    def choose(self, requested: int, uniform: float) -> int:
+        below, own = self._below, self._shares[requested] if requested < len(self._shares) else 0.0
         others = below[-1] - own
         if others <= below[-1] * 1e-12:  # what is left is rounding
-            return self._anyone.other(asked, lot)
-        place = lot * others
-        if own and place >= below[asked]:
+            return self._uniform.choose(requested, uniform)
+        place = uniform * others
+        if own and place >= below[requested]:
             place += own
         chosen = bisect_right(below, place) - 1
-        while chosen >= 0 and (chosen >= len(self._shares) or chosen == asked or self._shares[chosen] == 0):
+        while chosen >= 0 and (chosen >= len(self._shares) or chosen == requested or self._shares[chosen] == 0):
             chosen -= 1  # rounding led to the edge of the one asked for, or beyond the last
-        return chosen if chosen >= 0 else self._anyone.other(asked, lot)
+        return chosen if chosen >= 0 else self._uniform.choose(requested, uniform)
 
 
 def exchanged(adapters: int, share: float, key: int) -> dict[int, int]:

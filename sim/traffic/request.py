@@ -31,7 +31,7 @@ class Request:
         "adapter", "admitted_s", "arrival_s", "asked_s", "claimed", "context", "first_token_s", "generated",
         "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s", "load_wait_s", "outcome",
         "output_tokens", "preemptions", "prompt_tokens", "service_s", "session", "tier", "to_prefill",
-    )  # fmt: skip
+    )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
     last_token_s: float
     session: int | None
@@ -63,11 +63,17 @@ class Request:
         self.context = self.generated = self.preemptions = 0
         self.last_step = -1
 
-    def again(self) -> Request:
+    def fresh_copy(self) -> Request:
         """Return the request as it was when it came, to be served anew."""
-        anew = Request(
-            self.index, self.arrival_s, self.adapter, self.prompt_tokens, self.output_tokens,
-            self.load_s, self.host_load_s, self.service_s,
-        )  # fmt: skip
-        anew.session = self.session
-        return anew
+        fresh = Request(
+            self.index,
+            self.arrival_s,
+            self.adapter,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.load_s,
+            self.host_load_s,
+            self.service_s,
+        )
+        fresh.session = self.session
+        return fresh

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder
 from sim.traffic.request import Request
-from sim.world.faults.crashes import Outages
-from sim.world.faults.misrouting import Identity
+from sim.world.faults.crashes import Crashes
+from sim.world.faults.misrouting import MisroutedRequests
 from sim.world.rollouts.active_rollouts import Rollouts
-from sim.world.rollouts.in_place_update import Gates
-from sim.world.routing.in_flight import Inside
+from sim.world.rollouts.in_place_update import Barriers
+from sim.world.routing.in_flight import InFlight
 
 if TYPE_CHECKING:
     from sim.world.ports import OpenFleet
@@ -38,89 +38,89 @@ class Changes:
         self,
         recorder: Recorder,
         rollouts: Rollouts | None,
-        inside: Inside | None,
-        identity: Identity | None = None,
-        outages: Outages | None = None,
+        inside: InFlight | None,
+        misrouting: MisroutedRequests | None = None,
+        crashes: Crashes | None = None,
     ) -> None:
         self._recorder = recorder
         self._inside = inside
         self._servers: list[Server] = []
         self.rollouts = rollouts
-        self.identity = identity
-        self.outages = outages
-        self.gates = Gates(0) if rollouts is None else rollouts.gates
-        self.steering = identity is not None or (rollouts is not None and rollouts.renames)
-        self.resending = identity is not None or outages is not None
+        self.misrouting = misrouting
+        self.crashes = crashes
+        self.barriers = Barriers(0) if rollouts is None else rollouts.barriers
+        self.steering = misrouting is not None or (rollouts is not None and rollouts.renames)
+        self.resending = misrouting is not None or crashes is not None
         self.reordering = self.resending or (rollouts is not None and rollouts.holds)
-        self.guarding = outages is not None
+        self.guarding = crashes is not None
 
     def start(self, fleet: OpenFleet) -> None:
         """Put everything that will happen on the clock."""
         self._servers = fleet.servers
         if self.rollouts is not None:
             self.rollouts.start(fleet.servers)
-        if self.identity is not None:
-            self.identity.start(fleet, self.fail)
-        if self.outages is not None:
-            self.outages.start(fleet, self)
+        if self.misrouting is not None:
+            self.misrouting.start(fleet, self.fail)
+        if self.crashes is not None:
+            self.crashes.start(fleet, self)
 
-    def anew(self, request: Request) -> Request:
+    def fresh_copy(self, request: Request) -> Request:
         """Return a request as it came, asking for its own adapter, to be sent on its way again."""
-        again = request.again()
-        if self.identity is not None:
-            self.identity.restore(again)
+        again = request.fresh_copy()
+        if self.misrouting is not None:
+            self.misrouting.restore(again)
         if self.rollouts is not None:
             self.rollouts.restore(again)
         return again
 
-    def parks(self, request: Request) -> bool:
+    def hold_if_all_down(self, request: Request) -> bool:
         """Return whether a request waits outside, since no replica is up."""
-        return self.outages is not None and self.outages.parks(request)
+        return self.crashes is not None and self.crashes.hold_if_all_down(request)
 
-    def awaits(self) -> bool:
+    def has_pending(self) -> bool:
         """Return whether a request is still to come that is inside no replica."""
-        identity, outages = self.identity, self.outages
-        return (identity is not None and identity.awaits()) or (outages is not None and outages.awaits())
+        misrouting, crashes = self.misrouting, self.crashes
+        return (misrouting is not None and misrouting.has_pending()) or (crashes is not None and crashes.has_pending())
 
-    def some_down(self) -> bool:
+    def any_down(self) -> bool:
         """Return whether a replica is down, so that requests may wait for ever."""
-        return self.outages is not None and self.outages.some_down()
+        return self.crashes is not None and self.crashes.any_down()
 
     def steer(self, request: Request) -> int:
         """Decide which adapter, of which version, a request reaches; return the one by which it is routed."""
-        if self.identity is not None:
-            self.identity.steer(request)
+        if self.misrouting is not None:
+            self.misrouting.steer(request)
         if self.rollouts is not None:
             self.rollouts.steer(request)
-        return request.adapter if self.identity is None else self.identity.routed_by(request)
+        return request.adapter if self.misrouting is None else self.misrouting.routed_by(request)
 
-    def lets_in(self, request: Request, replica: int) -> bool:
+    def accepts(self, request: Request, replica: int) -> bool:
         """Return whether a replica takes a request now; otherwise all that is to be done with it is done."""
-        if self.outages is not None and not self.outages.takes(request, replica):
+        if self.crashes is not None and not self.crashes.accepts(request, replica):
             return False
         rollouts = self.rollouts
-        gate = self.gates.closed(replica, request.adapter)
-        if gate is not None and gate.refuses:
+        barrier = self.barriers.closed(replica, request.adapter)
+        if barrier is not None and barrier.refuses:
             assert rollouts is not None, "they close gates"
             rollouts.refuse(request, replica)
             return False
-        if gate is not None:
+        if barrier is not None:
             if self._inside is not None:
                 self._inside.entered(replica, request)
             self._servers[replica].hold(request)
-        return gate is None
+        return barrier is None
 
-    def ends_on(self, replica: int) -> Callable[[Request, float], bool]:
+    def last_token_callback(self, replica: int) -> Callable[[Request, float], bool]:
         """Return what a replica asks when a request has its last token: whether it is taken over, to be sent again."""
-        if self.identity is None and self._inside is None and self.rollouts is not None:
-            return self.rollouts.ends_on(replica)
+        if self.misrouting is None and self._inside is None and self.rollouts is not None:
+            return self.rollouts.last_token_callback(replica)
         return partial(self._ends, replica)
 
     def _ends(self, replica: int, request: Request, now: float) -> bool:
-        astray = self.identity is not None and self.identity.astray(request)
-        taken = self.identity is not None and self.identity.ends(replica, request, now)
+        is_misrouted = self.misrouting is not None and self.misrouting.is_misrouted(request)
+        taken = self.misrouting is not None and self.misrouting.ends(replica, request, now)
         if self.rollouts is not None:
-            if astray:  # it was answered by no version of its own adapter
+            if is_misrouted:  # it was answered by no version of its own adapter
                 self.rollouts.left(replica, request)
             else:
                 self.rollouts.ended(replica, request, now)
@@ -144,8 +144,8 @@ class Changes:
         """End a request that was never answered to its end, or not by the right adapter."""
         if not marks & LOST:  # those told already, before their replica had lost everything
             self.broken_off(replica, request, whole=not marks)  # nothing to say of it: its answer was wrong
-        if self.identity is not None:
-            self.identity.forget(request)
+        if self.misrouting is not None:
+            self.misrouting.forget(request)
         if self.rollouts is not None and marks & (LOST | LOAD_FAILED):
             self.rollouts.failed(request)
         self._recorder.record_unserved(request, replica, FAILED)
@@ -160,13 +160,13 @@ class Changes:
         """Note that a new, empty replica is to stand in the place of one that died."""
         if self.rollouts is not None:
             self.rollouts.replaced(replica)
-        if self.identity is not None:
-            self.identity.replaced(replica)
+        if self.misrouting is not None:
+            self.misrouting.replaced(replica)
 
     def close(self) -> dict[str, float]:
         """Return the facts of this replication."""
-        if self.outages is not None:
-            self.outages.close()
-        if self.identity is not None:
-            self.identity.close()
+        if self.crashes is not None:
+            self.crashes.close()
+        if self.misrouting is not None:
+            self.misrouting.close()
         return {} if self.rollouts is None else self.rollouts.close()

@@ -65,9 +65,10 @@ class Clock(simpy.Environment):
         """Take all calls of methods of these objects off the queue."""
         ids = {id(owner) for owner in owners}
         self._queue[:] = [
-            entry for entry in self._queue
+            entry
+            for entry in self._queue
             if not isinstance(entry[3], Call) or id(getattr(entry[3].call[0], "__self__", None)) not in ids
-        ]  # fmt: skip
+        ]
         heapify(self._queue)
 
     def schedule_call(self, time: float, kind: int, event: Call) -> None:

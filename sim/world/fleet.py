@@ -22,8 +22,8 @@ from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.front_end_server import FrontEndServer
 from sim.world.replica.server import Server
-from sim.world.routing.in_flight import Inside
-from sim.world.times import Times
+from sim.world.routing.in_flight import InFlight
+from sim.world.times import RequestTimes
 
 Floats = NDArray[np.float64]
 
@@ -76,17 +76,17 @@ class Fleet:
         clock: Clock,
         recorder: Recorder,
         router: Choosing,
-        times: Times,
+        times: RequestTimes,
         window: RunWindow,
         limits: tuple[int | NDArray[np.int64] | None, int | None],
         changes: Changes | None = None,
-        inside: Inside | None = None,
+        inside: InFlight | None = None,
     ) -> None:
         self.clock = clock
         self.recorder = recorder
         self.servers: list[Server] = []
         self.inside: list[int] = []
-        self.beside: list[int] = []
+        self.full_model_in_flight: list[int] = []
         self._only: Server | None = None  # the one replica, where there is no choice
         self._router = router
         self._times = times
@@ -106,7 +106,7 @@ class Fleet:
         self._make: Callable[[int, list[int]], Server] | None = None
         self._dead_totals = DeadReplicaTotals()
         self.next_key: Callable[[], int] = count().__next__
-        self.look: Callable[[], None] = lambda: None
+        self.refresh_view: Callable[[], None] = lambda: None
 
     def open(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
         """Let the replicas begin; ``make`` gets an index and the list in which a replica counts the requests inside."""
@@ -119,8 +119,8 @@ class Fleet:
     def open_more(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
         """Let more replicas begin behind the others, which count their requests in a list of their own."""
         first = len(self.servers)
-        self.beside.extend([0] * (first + replicas))
-        self.servers += [make(first + place, self.beside) for place in range(replicas)]
+        self.full_model_in_flight.extend([0] * (first + replicas))
+        self.servers += [make(first + place, self.full_model_in_flight) for place in range(replicas)]
         self._only = None
 
     def replace(self, replica: int) -> Server:
@@ -142,7 +142,7 @@ class Fleet:
             self._by_adapter, self._counts = counted, counted.counts
             for server in self.servers:
                 counted.begin(server.index, server.all_requests())
-                server.set_listener(counted.ends_on(server.index), partial(counted.left, server.index))
+                server.set_listener(counted.last_token_callback(server.index), partial(counted.left, server.index))
         return counted.counts
 
     def next_s(self) -> float:
@@ -151,7 +151,7 @@ class Fleet:
 
     def submit(self, request: Request) -> None:
         """Send a request on its way again, that came before."""
-        self.look()
+        self.refresh_view()
         self._send(request)
 
     def _send(self, request: Request) -> None:
@@ -159,7 +159,7 @@ class Fleet:
         changes = self._changes
         assert changes is not None, "otherwise requests go straight to a replica"
         name = request.adapter
-        if changes.resending and changes.parks(request):
+        if changes.resending and changes.hold_if_all_down(request):
             return
         if changes.reordering:
             request.key = self.next_key()
@@ -167,7 +167,7 @@ class Fleet:
             name = changes.steer(request)
         servers = self.servers
         replica = self._router.choose(name, request.index) if len(servers) > 1 else 0
-        if not (changes.guarding or changes.gates.count) or changes.lets_in(request, replica):
+        if not (changes.guarding or changes.barriers.count) or changes.accepts(request, replica):
             if self._by_adapter is not None:
                 self._by_adapter.entered(replica, request)
             servers[replica].arrive(request)
@@ -182,9 +182,11 @@ class Fleet:
                 self.recorder.mark(float(mark))
         if not self._load_chunk():
             raise ScenarioError(
-                "no request arrives in this time", key="workload.duration", got=format_seconds(window.end_s or 0.0),
+                "no request arrives in this time",
+                key="workload.duration",
+                got=format_seconds(window.end_s or 0.0),
                 hint="simulate longer, or raise the rate",
-            )  # fmt: skip
+            )
         assert self._next is not None, "a chunk has a request"
         clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
         if self._changes is not None:
@@ -203,7 +205,7 @@ class Fleet:
         while self._next is not None:
             clock.step()
         while clock.pending() and (
-            self._anybody() or (changes is not None and changes.awaits()) or clock.peek() == clock._now
+            self._anybody() or (changes is not None and changes.has_pending()) or clock.peek() == clock._now
         ):
             clock.step()
         clock.forget_plans()
@@ -211,15 +213,15 @@ class Fleet:
 
     def _anybody(self) -> bool:
         """Return whether a request is inside."""
-        return any(self.inside) or any(self.beside)
+        return any(self.inside) or any(self.full_model_in_flight)
 
     def _check_that_all_left(self) -> None:
         """Raise where requests are inside and nothing will ever happen, though all replicas are up.
 
         :raises LoraplanError: it is a fault of the simulator, and the numbers would be worth nothing.
         """
-        if self._anybody() and not (self._changes is not None and self._changes.some_down()):
-            inside = self.inside + self.beside[len(self.inside) :]
+        if self._anybody() and not (self._changes is not None and self._changes.any_down()):
+            inside = self.inside + self.full_model_in_flight[len(self.inside) :]
             states = "; ".join(server.state_in_words() for server in self.servers if inside[server.index])
             raise LoraplanError(
                 f"internal error: the simulation stands still at {self.clock.now:.6g} s with requests inside: {states}"
@@ -255,10 +257,16 @@ class Fleet:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times
         self._requests = map(  # makes them one by one, without a tuple of arguments for each
-            Request, range(chunk.first, chunk.first + len(chunk)), chunk.arrival_s.tolist(), chunk.adapter.tolist(),
-            chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist(), times.load(chunk).tolist(),
-            times.host_load(chunk).tolist(), times.service(chunk).tolist(),
-        )  # fmt: skip
+            Request,
+            range(chunk.first, chunk.first + len(chunk)),
+            chunk.arrival_s.tolist(),
+            chunk.adapter.tolist(),
+            chunk.prompt_tokens.tolist(),
+            chunk.output_tokens.tolist(),
+            times.load(chunk).tolist(),
+            times.host_load(chunk).tolist(),
+            times.service(chunk).tolist(),
+        )
         self._next = next(self._requests)
         return True
 
@@ -281,7 +289,7 @@ class Fleet:
                 self._only.arrive(request)
             elif self._changes is None:
                 replica = self._router.choose(request.adapter, request.index)
-                if self._counts is not None:  # as Inside.entered, without a call
+                if self._counts is not None:  # as InFlight.entered, without a call
                     counts, adapter = self._counts[replica], request.adapter
                     counts[adapter] = counts.get(adapter, 0) + 1
                 self.servers[replica].arrive(request)
@@ -306,8 +314,8 @@ class Fleet:
         while len(self.recorder.bounds) <= self.recorder.sections:  # fewer requests came than sections
             self.recorder.mark(stopped)
         area = sum(server.inside_area for server in servers) + dead_totals.inside_area
-        if self._changes is not None and self._changes.outages is not None:
-            area += self._changes.outages.hanging_area
+        if self._changes is not None and self._changes.crashes is not None:
+            area += self._changes.crashes.hanging_area
         recording = self.recorder.close(float(stopped), area)
         recording.facts |= facts
         recording.evictions = sum(server.cache.evictions for server in servers) + dead_totals.evictions

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Let the cycle collector rest.
 
     With 20,000 requests waiting it would look through all of them again and again: a tenth to a quarter of the time.

@@ -62,20 +62,25 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
     longest = fleet.max_model_len or 0
     if fleet.kv_tokens is not None:
         return ScenarioError(
-            "the KV cache can't hold one request of full length", key="fleet.kv_tokens", got=fleet.kv_tokens,
+            "the KV cache can't hold one request of full length",
+            key="fleet.kv_tokens",
+            got=fleet.kv_tokens,
             allowed=f"at least fleet.max_model_len ({longest})",
-        )  # fmt: skip
+        )
     whole = _left(scenario, profile, population, None, 0)
     if longest > fleet.max_num_batched_tokens and whole < longest:
         return ScenarioError(
-            "the KV cache can't hold one request of full length, even without adapters", key="fleet.max_model_len",
-            got=longest, allowed=f"up to {max(whole, 0):,} tokens on {profile.device}",
-        )  # fmt: skip
+            "the KV cache can't hold one request of full length, even without adapters",
+            key="fleet.max_model_len",
+            got=longest,
+            allowed=f"up to {max(whole, 0):,} tokens on {profile.device}",
+        )
     if whole < fleet.max_num_batched_tokens and fleet.gpu_memory_utilization is not None:
         return ScenarioError(
             f"this share of {profile.device} is too small for the weights of {profile.model} and a KV cache",
-            key="fleet.gpu_memory_utilization", got=f"{fleet.gpu_memory_utilization:.0%}",
-        )  # fmt: skip
+            key="fleet.gpu_memory_utilization",
+            got=f"{fleet.gpu_memory_utilization:.0%}",
+        )
     slots = gpu.slots
     needed = (
         f"a KV cache of {longest:,} tokens, one request of fleet.max_model_len"
@@ -91,14 +96,17 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
         number, key, given = rollout
         return ScenarioError(
             f"with {slots} slots (cache.gpu.slots) that hold it, too little GPU memory is left for a KV cache",
-            key=f"rollouts.{number}.{key}", got=given, hint=hint,
-        )  # fmt: skip
+            key=f"rollouts.{number}.{key}",
+            got=given,
+            hint=hint,
+        )
     return ScenarioError(
         "the adapter cache leaves too little GPU memory for a KV cache",
         key="cache.gpu.slots" if slots is not None else "cache.gpu.size",
         got=slots if slots is not None else human_bytes(gpu.size or 0),
-        allowed=_advice(scenario, profile, population), hint=hint,
-    )  # fmt: skip
+        allowed=_advice(scenario, profile, population),
+        hint=hint,
+    )
 
 
 def _enlarged(scenario: Scenario, population: Population) -> tuple[int, str, str] | None:

@@ -28,7 +28,7 @@ class OpenFleet(Protocol):
 class Endings(Protocol):
     """What happens to requests that a replica does not serve to the end."""
 
-    def anew(self, request: Request) -> Request:
+    def fresh_copy(self, request: Request) -> Request:
         """Return a request as it arrived, to be sent again."""
 
     def broken_off(self, replica: int, request: Request) -> None:

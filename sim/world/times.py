@@ -16,14 +16,14 @@ from sim.spec.sections.laws import TimeLaw
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Chunk
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.pools.full_model_layout import FullFleet
+from sim.world.pools.full_model_layout import FullModelFleet
 
 Floats = NDArray[np.float64]
 _BLOCK = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
+class RequestTimes:
     """Turn the luck of a chunk's requests into seconds; each gives an array of the chunk's length."""
 
     load: Callable[[Chunk], Floats]
@@ -31,7 +31,7 @@ class Times:
     service: Callable[[Chunk], Floats]
 
 
-class Readdress:
+class Retarget:
     """Let a request ask for another adapter; with the same luck, its loads then take as long as that one's."""
 
     def __init__(self, scenario: Scenario, profile: Profile | None, population: Population) -> None:
@@ -98,8 +98,8 @@ def has_host_tier(scenario: Scenario) -> bool:
 
 
 def request_times(
-    scenario: Scenario, profile: Profile | None, population: Population, full: FullFleet | None = None
-) -> Times:
+    scenario: Scenario, profile: Profile | None, population: Population, full: FullModelFleet | None = None
+) -> RequestTimes:
     """Return what turns luck into the seconds that requests carry with them."""
     from_storage, from_host = tier_times(scenario, profile, population)
     service = scenario.fleet.service
@@ -110,15 +110,16 @@ def request_times(
     def load(chunk: Chunk) -> Floats:
         return from_storage.seconds(chunk.adapter, chunk.load_uniform)
 
-    return Times(
+    return RequestTimes(
         load=load if full is None else _with_whole_loads(load, full),
         host_load=(lambda chunk: from_host.seconds(chunk.adapter, chunk.host_load_uniform))
-        if has_host_tier(scenario) else none,
+        if has_host_tier(scenario)
+        else none,
         service=none if service is None else lambda chunk: service.ppf(chunk.service_uniform),
-    )  # fmt: skip
+    )
 
 
-def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullFleet) -> Callable[[Chunk], Floats]:
+def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullModelFleet) -> Callable[[Chunk], Floats]:
     """Return load times where some adapters are full models: a load of one of those is that of a whole model."""
     is_full = np.asarray(full.full)
 

@@ -9,8 +9,8 @@ from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
-from sim.world.pools.full_model_layout import FullFleet
-from sim.world.rollouts.rollout_plan import Lineage
+from sim.world.pools.full_model_layout import FullModelFleet
+from sim.world.rollouts.rollout_plan import RolloutPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class World:
     pinned: tuple[int, ...] = ()
     warm: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
-    lineage: Lineage | None = None
-    full: FullFleet | None = None
+    rollout_plan: RolloutPlan | None = None
+    full: FullModelFleet | None = None
     base_weights: BaseWeights | None = None
 
     @property

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 from naive_parts import Broken, Facts, Gap, Load, Replication, Request, Span, Step
-from sim.studies.point import facts_of, replications_of, simulate_replication
+from sim.studies.evaluate import facts_of, replications_of, simulate_replication
 
 from sim.results.point import Point
 from sim.results.point_summary import request_table, summarise

@@ -14,7 +14,7 @@ import pytest
 
 from sim.results.records import Recording
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.build import Assembly
+from sim.world.build import Replication
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.server import Server
 from sim.world.rollouts.versions import Versions
@@ -44,9 +44,9 @@ class Seen:
         self._leaps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by request, version and tokens so far
         self._preempted: dict[int, int] = {}
         self._next_token_s: dict[int, float] = {}  # by request that decodes in the leap under way; inf: it doesn't
-        assert world.lineage is not None, "nothing changes otherwise"
-        self._born = world.lineage.born
-        assembly = Assembly(world, replication, 1, self._watching)
+        assert world.rollout_plan is not None, "nothing changes otherwise"
+        self._born = world.rollout_plan.initial_versions
+        assembly = Replication(world, replication, 1, self._watching)
         self.fleet, self.changes = assembly.fleet, assembly._changes
         self._gpu: list[dict[int, int]] = []
         for replica, versions in enumerate(assembly._versions):
@@ -117,7 +117,7 @@ class Seen:
         gpu, born = self._gpu[replica], self._born
         host: dict[int, int] = {}
         reading: dict[int, int] = {}
-        reads, came, put = versions.reads, versions.came, versions.put
+        reads, came, put = versions.load_started, versions.load_ended, versions.put
         arriving: list[int] = []
 
         def we_read(adapter: int, tier: int) -> None:
@@ -126,7 +126,7 @@ class Seen:
             reading[adapter] = stored if tier == FROM_STORAGE else copies().get(adapter, born.get(adapter, 1))
 
         def copies() -> dict[int, int]:
-            fetches = self.fleet.servers[replica]._fetches
+            fetches = self.fleet.servers[replica]._host_fill
             return host if fetches is None else versions.in_host  # filled by fetches, which nobody tells us of
 
         def we_came(adapter: int, tier: int) -> None:
@@ -145,4 +145,4 @@ class Seen:
                 host[adapter] = version
             put(adapter, version)
 
-        versions.reads, versions.came, versions.put = we_read, we_came, we_put  # type: ignore[method-assign]
+        versions.load_started, versions.load_ended, versions.put = we_read, we_came, we_put  # type: ignore[method-assign]

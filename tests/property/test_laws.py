@@ -9,7 +9,7 @@ import pytest
 from engine_scenarios import engine_scenarios
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sim.studies.point import facts_of
+from sim.studies.evaluate import facts_of
 from strategies import scenarios
 
 from sim.results.point_summary import summarise

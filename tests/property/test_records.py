@@ -102,7 +102,7 @@ def test_the_order_of_a_set_is_that_of_a_set(random: Random, adapters: int) -> N
     for _ in range(4):
         batch = random.sample(range(adapters), random.randint(0, adapters))
         some = random.sample(batch, random.randint(0, len(batch)))
-        assert order.few(some, batch) == [adapter for adapter in as_a_set(batch, keys) if adapter in some]
+        assert order.subset(some, batch) == [adapter for adapter in as_a_set(batch, keys) if adapter in some]
         assert order(batch) == as_a_set(batch, keys)
 
 

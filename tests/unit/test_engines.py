@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from sim.studies.point import facts_of
+from sim.studies.evaluate import facts_of
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
 from sim.results.point_summary import summarise

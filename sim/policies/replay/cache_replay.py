@@ -80,9 +80,13 @@ def replay_stepwise(policy: str, objects: Ints, sizes: Ints, capacity: int, seed
     # Belady asks only about the object of the request at hand: for others the answer has stayed the same since.
     at_hand = [-1.0, inf]
     setting = Setting(
-        weights, capacity, stream(seed, 0, "eviction"), lambda: at_hand[0], lambda adapter: at_hand[1],
+        weights,
+        capacity,
+        stream(seed, 0, "eviction"),
         lambda: at_hand[0],
-    )  # fmt: skip
+        lambda adapter: at_hand[1],
+        lambda: at_hand[0],
+    )
     stepper = _Stepper(EVICTIONS[policy](setting), weights, capacity)
     after = next_uses(objects) if policy == "belady" else None
     for start in range(0, len(objects), CHUNK):
@@ -165,5 +169,8 @@ def check_policy(policy: str) -> None:
     batch = policy in NEEDS_BATCH
     raise InputError(
         "this policy decides by what runs in a batch, and a replay has none" if batch else "unknown eviction policy",
-        key="--policy", got=policy, allowed=", ".join(REPLAYABLE), hint=did_you_mean(policy, REPLAYABLE) or None,
-    )  # fmt: skip
+        key="--policy",
+        got=policy,
+        allowed=", ".join(REPLAYABLE),
+        hint=did_you_mean(policy, REPLAYABLE) or None,
+    )

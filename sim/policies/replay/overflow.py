@@ -18,7 +18,9 @@ def check_byte_sums(requests: int, sizes: NDArray[np.integer]) -> None:
     largest = int(sizes.max()) if len(sizes) else 0
     if requests * largest >= LIMIT:
         raise InputError(
-            "the bytes of all requests are too many to be counted", key="adapter_bytes", got=largest,
+            "the bytes of all requests are too many to be counted",
+            key="adapter_bytes",
+            got=largest,
             allowed=f"at most {(LIMIT - 1) // requests:,} for {requests:,} requests",
             hint="sizes are in bytes: is the column in another unit?",
-        )  # fmt: skip
+        )

@@ -12,7 +12,7 @@ from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.kv.kv_memory import KvBlocks
 from sim.policies.scheduler import Limits, Scheduler
-from sim.policies.set_order import Order
+from sim.policies.set_order import TouchOrder
 from sim.policies.vllm_lru import VllmLruCache
 from sim.spec.engines import preset_value
 from sim.spec.profile import StepCost
@@ -46,7 +46,7 @@ def replay(record: StepRecord) -> Replay:
     return _Replayer(record).run()
 
 
-class _RecordedOrder(Order):
+class _RecordedOrder(TouchOrder):
     """The recorded order of a set of adapters; where the engine never had this set, the order given."""
 
     def __init__(self) -> None:

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from math import inf
 
 from sim.errors import ScenarioError
-from sim.policies.wrong_adapter import Anyone, Popular, exchanged
-from sim.rng import uniform_draw, stream, stream_key
+from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
+from sim.rng import stream, stream_key, uniform_draw
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import BaseModelAnswers, Misrouting, StaleMap, never_happens
 from sim.spec.units import human_seconds
@@ -20,7 +20,7 @@ _MOST_TRIES = 128
 """More than a request has, so that each try has a number of its own."""
 
 
-class Mixup(ABC):
+class MisroutingFault(ABC):
     """One fault by which requests reach the wrong adapter.
 
     :param number: its place in the scenario.
@@ -53,25 +53,27 @@ class Mixup(ABC):
         return uniform_draw(self._check_key, request.index * _MOST_TRIES + tried) < self.detector.checks
 
 
-class ByChance(Mixup):
+class RandomMisrouting(MisroutingFault):
     """Another adapter, with a probability."""
 
     def __init__(self, number: int, spec: Misrouting, traffic: Traffic, seed: int, replication: int) -> None:
         super().__init__(number, spec, seed, replication)
         self._probability = spec.probability
-        self._others = Popular(traffic.shares().tolist()) if spec.to == "popular" else Anyone(traffic.places)
+        self._others = (
+            PopularityChoice(traffic.shares().tolist()) if spec.to == "popular" else UniformChoice(traffic.places)
+        )
         self._key = stream_key(seed, replication, f"misrouting-{number}")
         self._to_key = stream_key(seed, replication, f"misrouting-to-{number}")
         self.words = f"{100 * spec.probability:.3g} % of the requests reach another adapter"
 
     def reaches(self, request: Request, tried: int, now: float) -> int | None:
-        lot = request.index * _MOST_TRIES + tried
-        if uniform_draw(self._key, lot) >= self._probability:
+        number = request.index * _MOST_TRIES + tried
+        if uniform_draw(self._key, number) >= self._probability:
             return None
-        return self._others.other(request.adapter, uniform_draw(self._to_key, lot))
+        return self._others.choose(request.adapter, uniform_draw(self._to_key, number))
 
 
-class ByStaleMap(Mixup):
+class StaleMapMisrouting(MisroutingFault):
     """Adapters that have changed places among each other, until the router of a request has heard of it."""
 
     def __init__(
@@ -95,7 +97,7 @@ class ByStaleMap(Mixup):
         return reached
 
 
-class WithoutAdapter(Mixup):
+class BaseModelMisrouting(MisroutingFault):
     """The base model alone, with a probability.
 
     :param base_model: the number under which it stands in replicas.
@@ -109,27 +111,27 @@ class WithoutAdapter(Mixup):
         self.words = f"{100 * spec.probability:.3g} % of the requests are answered by the base model"
 
     def reaches(self, request: Request, tried: int, now: float) -> int | None:
-        lot = request.index * _MOST_TRIES + tried
-        return self._base_model if uniform_draw(self._key, lot) < self._probability else None
+        number = request.index * _MOST_TRIES + tried
+        return self._base_model if uniform_draw(self._key, number) < self._probability else None
 
 
-def make_mixups(world: World, base_model: int, replication: int) -> list[Mixup]:
+def make_misrouting_faults(world: World, base_model: int, replication: int) -> list[MisroutingFault]:
     """Return the faults of these kinds, in the scenario's order."""
     scenario, traffic = world.scenario, world.traffic
     seed = scenario.run.seed
-    mixups: list[Mixup] = []
+    faults: list[MisroutingFault] = []
     for number, spec in enumerate(scenario.faults):
         if isinstance(spec, Misrouting):
-            mixups.append(ByChance(number, spec, traffic, seed, replication))
+            faults.append(RandomMisrouting(number, spec, traffic, seed, replication))
         elif isinstance(spec, StaleMap):
             routers = RouterInstances(scenario.router.instances, seed, replication)
-            mixups.append(ByStaleMap(number, spec, traffic, routers, seed, replication))
+            faults.append(StaleMapMisrouting(number, spec, traffic, routers, seed, replication))
         elif isinstance(spec, BaseModelAnswers):
-            mixups.append(WithoutAdapter(number, spec, base_model, seed, replication))
-    return mixups
+            faults.append(BaseModelMisrouting(number, spec, base_model, seed, replication))
+    return faults
 
 
-def check_mixups(scenario: Scenario, traffic: Traffic) -> None:
+def check_misrouting_faults(scenario: Scenario, traffic: Traffic) -> None:
     """Refuse faults for which there are too few adapters.
 
     :raises ScenarioError: where nobody else could be reached.
@@ -137,17 +139,21 @@ def check_mixups(scenario: Scenario, traffic: Traffic) -> None:
     for number, spec in enumerate(scenario.faults):
         if isinstance(spec, Misrouting) and traffic.places < 2:
             raise ScenarioError(
-                "there is no other adapter that a request could reach", key=f"faults.{number}", got=traffic.places,
-                allowed="two adapters or more", hint="raise adapters.count",
-            )  # fmt: skip
+                "there is no other adapter that a request could reach",
+                key=f"faults.{number}",
+                got=traffic.places,
+                allowed="two adapters or more",
+                hint="raise adapters.count",
+            )
         if isinstance(spec, StaleMap) and not exchanged(
             traffic.places, spec.share, _exchange_key(scenario.run.seed, number)
         ):
             raise ScenarioError(
-                "fewer than two adapters can't change places", key=f"faults.{number}.share",
+                "fewer than two adapters can't change places",
+                key=f"faults.{number}.share",
                 got=f"{spec.share:.3g} of {traffic.places}",
                 allowed=f"at least {2 / traffic.places:.2%}" if traffic.places > 1 else "two adapters or more",
-            )  # fmt: skip
+            )
 
 
 def _exchange_key(seed: int, number: int) -> int:

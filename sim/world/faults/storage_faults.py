@@ -13,7 +13,7 @@ from math import inf
 import numpy as np
 
 from sim.results.records import Event
-from sim.rng import uniform_draw, stream_key
+from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFault, StorageStall, never_happens
 from sim.world.world import World
@@ -140,7 +140,7 @@ class StorageFaults:
         self._failures = failures
         self._original = original
         self._place = place
-        self._unasked: dict[int, int] = {}  # by adapter, loads that no request began
+        self._unrequested: dict[int, int] = {}  # by adapter, loads that no request began
 
     def attempts(self, start_s: float, seconds: float, adapter: int, number: int) -> Attempts:
         """Return how a load goes that starts now.
@@ -159,10 +159,10 @@ class StorageFaults:
                 return Attempts(tuple(spans), took_s if len(spans) == 1 else end_s - began_s, failed is None)
             start_s = end_s + _pause_s(failed.backoff_s, len(spans) - 1)
 
-    def unasked(self, adapter: int) -> int:
+    def unrequested(self, adapter: int) -> int:
         """Return a number below 0 for a load that no request begins: another one each time, here and elsewhere."""
-        count = self._unasked.get(adapter, 0)
-        self._unasked[adapter] = count + 1
+        count = self._unrequested.get(adapter, 0)
+        self._unrequested[adapter] = count + 1
         return ~((((self._place << 24) + adapter) << 20) + count)
 
     def seconds(self, start_s: float, seconds: float, adapter: int, number: int) -> float:
@@ -222,7 +222,7 @@ def make_storage(world: World, replication: int, replica: int, place: int) -> St
             windows.append((fault.at, end_s, fault.factor if isinstance(fault, SlowStorage) else inf))
     if not (windows or delays or failures):
         return None
-    original = None if world.lineage is None else world.lineage.original.tolist()
+    original = None if world.rollout_plan is None else world.rollout_plan.original.tolist()
     return StorageFaults(StorageSpeed(windows), delays, failures, original, place)
 
 

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class FullFleet:
+class FullModelFleet:
     """The replicas of full models. They stand behind those of the base model, so their indices begin with ``first``.
 
     :ivar profile: what steps and loads cost there: nothing for LoRA.
@@ -47,7 +47,7 @@ class FullFleet:
         """By replica, counted from ``first``, the model it holds; empty where a pool serves all."""
         return [model for model, own in self.homes.items() for _ in own]
 
-    def with_costs(self, costs: Draw) -> FullFleet:
+    def with_costs(self, costs: Draw) -> FullModelFleet:
         """Return the same replicas with other step and load costs."""
         return replace(self, profile=_without_lora(self.profile, costs.step).model_copy(update={"load": costs.load}))
 
@@ -69,7 +69,7 @@ class FullFleet:
         return limits
 
 
-def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Traffic) -> FullFleet | None:
+def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Traffic) -> FullModelFleet | None:
     """Return the replicas of a scenario's full models; None where it says nothing of such.
 
     :param profile: as it was read, base weights not quantised: full models are not.
@@ -88,16 +88,19 @@ def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Tr
     if first + replicas > MOST_REPLICAS:
         each = f"{len(models):,} full models, {spec.replicas} replicas each" if homes else f"{replicas:,} in the pool"
         raise ScenarioError(
-            "too many replicas", key="fleet.full_models.replicas", got=f"{each}, beside {first:,} of the base model",
-            allowed=f"{MOST_REPLICAS:,} in all", hint="a lower share of full models, or serve: swap",
-        )  # fmt: skip
+            "too many replicas",
+            key="fleet.full_models.replicas",
+            got=f"{each}, beside {first:,} of the base model",
+            allowed=f"{MOST_REPLICAS:,} in all",
+            hint="a lower share of full models, or serve: swap",
+        )
     sizes = [[model] for model in homes for _ in range(spec.replicas)] if homes else [models] * replicas
     kv = tuple(_kv_tokens(scenario, profile, [int(population.size_bytes[m]) for m in each]) for each in sizes)
     without = _without_lora(profile, profile.step)
-    return FullFleet(spec, without, population, population.full.tolist(), first, replicas, homes, kv)
+    return FullModelFleet(spec, without, population, population.full.tolist(), first, replicas, homes, kv)
 
 
-def full_fleet_notes(found: FullFleet | None, beside: int) -> list[str]:
+def full_model_notes(found: FullModelFleet | None, beside: int) -> list[str]:
     """Return what a user should know of the replicas of full models.
 
     :param beside: replicas of the base model.
@@ -141,7 +144,7 @@ def _kv_tokens(scenario: Scenario, profile: Profile, sizes: list[int]) -> int:
             got=f"{resident} of {human_bytes(largest)}",
             allowed=f"up to {human_bytes(max(0, most))} on {profile.device}",
             hint=f"{max(0, tokens):,} KV tokens would be left; needed are {needed:,}, one step or one request",
-        )  # fmt: skip
+        )
     return (tokens // fleet.block_size) * fleet.block_size - reserved
 
 

@@ -16,10 +16,10 @@ from sim.world.gpu_memory import padded_rank
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.front_end_server import FrontEndServer
-from sim.world.replica.server import Parts, Server
+from sim.world.replica.server import ReplicaParts, Server
 from sim.world.world import World
 
-Watch = Callable[[type[BatchServer]], Callable[..., BatchServer]]
+ServerWrapper = Callable[[type[BatchServer]], Callable[..., BatchServer]]
 """From a class of batching servers to one that also watches: how calibration looks into a run."""
 
 
@@ -34,7 +34,9 @@ def kv_rule(world: World) -> KvRule | None:
     return None
 
 
-def make_server(world: World, parts: Parts, rule: KvRule | None, watched: Watch, turn_s: float | None = None) -> Server:
+def make_server(
+    world: World, parts: ReplicaParts, rule: KvRule | None, wrap_server: ServerWrapper, turn_s: float | None = None
+) -> Server:
     """Return a replica.
 
     :param turn_s: of one that swaps whole models, see ``BatchServer``.
@@ -47,12 +49,19 @@ def make_server(world: World, parts: Parts, rule: KvRule | None, watched: Watch,
     assert world.kv_tokens is not None, "checked by build_world"
     options: dict[str, Any] = {
         "limits": Limits(
-            fleet.max_num_seqs, fleet.max_num_batched_tokens, fleet.kv_check != "first-chunk",
-            fleet.batching == "prefill-first", fleet.chunked_prefill, fleet.admission_interval, fleet.waiting_ratio,
+            fleet.max_num_seqs,
+            fleet.max_num_batched_tokens,
+            fleet.kv_check != "first-chunk",
+            fleet.batching == "prefill-first",
+            fleet.chunked_prefill,
+            fleet.admission_interval,
+            fleet.waiting_ratio,
         ),
         "kv": KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size),
         "costs": StepCosts(
-            world.profile.step, _slots(scenario, world.traffic.population), fleet.max_num_batched_tokens,
+            world.profile.step,
+            _slots(scenario, world.traffic.population),
+            fleet.max_num_batched_tokens,
             padded_rank(world.profile, world.population),
         ),
         "ranks": world.ranks,
@@ -64,11 +73,11 @@ def make_server(world: World, parts: Parts, rule: KvRule | None, watched: Watch,
         "prefetch": scenario.cache.prefetch == "queued",
         "discards": scenario.cache.eviction == "discard-when-idle",
         "turn_s": turn_s,
-    }  # fmt: skip
+    }
     if fleet.front_end == "none":
-        return watched(BatchServer)(parts, **options)
+        return wrap_server(BatchServer)(parts, **options)
     costs = FRONT_ENDS[fleet.front_end]
-    return watched(FrontEndServer)(parts, front_end=FrontEnd(costs, len(world.population)), **options)
+    return wrap_server(FrontEndServer)(parts, front_end=FrontEnd(costs, len(world.population)), **options)
 
 
 def _slots(scenario: Scenario, population: Population) -> int:

@@ -19,8 +19,8 @@ from sim.results.records import pack_pause, pack_step
 from sim.traffic.request import DELAYED_HIT, MISS, Request
 from sim.world.clock import BOUNDARY, Call
 from sim.world.replica.prefetch import Prefetch
-from sim.world.replica.server import Action, Parts, Server
-from sim.world.replica.step_loads import ProtectedLoads, StepLoads, VllmLoads, TurnLoads, UnifiedLoads
+from sim.world.replica.server import Action, ReplicaParts, Server
+from sim.world.replica.step_loads import ProtectedLoads, StepLoads, TurnLoads, UnifiedLoads, VllmLoads
 
 
 class BatchServer(Server):
@@ -42,11 +42,11 @@ class BatchServer(Server):
     __slots__ = (
         "_actions", "_cycling", "_discards", "_event", "_first", "_growth", "_load_s", "_loads", "_prefetch", "_spare",
         "_started", "_step", "_steps", "claiming", "scheduler", "waiting",
-    )  # fmt: skip
+    )  # fmt: skip  # names in a paragraph, not one a line
 
     def __init__(
         self,
-        parts: Parts,
+        parts: ReplicaParts,
         *,
         limits: Limits,
         kv: KvBlocks,
@@ -84,13 +84,13 @@ class BatchServer(Server):
         elif isinstance(cache, UnifiedCache):
             self._loads = UnifiedLoads(cache, self.loader, parts.recorder, parts.index)
         elif turns is not None:
-            self._loads = TurnLoads(cache, self.loader, parts.recorder, parts.index, turns.came)
+            self._loads = TurnLoads(cache, self.loader, parts.recorder, parts.index, turns.start_turn)
         elif self.claiming is not None:
             self._loads = ProtectedLoads(cache, self.loader, parts.recorder, parts.index)
         self._prefetch: Prefetch | None = None
         if prefetch:
             self._prefetch = Prefetch(cast(GpuCache, cache), self.loader)
-            self.loader.ahead = self._load_ahead
+            self.loader.on_load_done = self._load_ahead
         self._event: Call | None = None  # the boundary to come; None while idle
         self._spare: Call | None = None  # a spent event to use again
         self._started = 0.0
@@ -201,9 +201,16 @@ class BatchServer(Server):
             if scheduler.paused:
                 decoding -= self._log_pauses()
             self.recorder.step_rows += pack_step(
-                self._started, self._first, self._growth, self._load_s,
-                steps, decoding, len(scheduler.running), scheduler.blocked, self.index,
-            )  # fmt: skip
+                self._started,
+                self._first,
+                self._growth,
+                self._load_s,
+                steps,
+                decoding,
+                len(scheduler.running),
+                scheduler.blocked,
+                self.index,
+            )
             finished = scheduler.complete(steps, now)
             if self._loads is not None and self._loads.failed:
                 finished = self._end_failed(self._loads, finished)
@@ -246,8 +253,8 @@ class BatchServer(Server):
             if request.index not in over:
                 self.scheduler.expel(request)
             self.cache.release(request.adapter)
-            if self._fetches is not None:
-                self._fetches.leave(request)
+            if self._host_fill is not None:
+                self._host_fill.leave(request)
             self._fail(request)
         left = {request.index for request in failed}
         return [request for request in finished if request.index not in left]

@@ -7,13 +7,13 @@ from collections import deque
 from sim.results.records import pack_step
 from sim.traffic.request import Request
 from sim.world.clock import BOUNDARY, Call
-from sim.world.replica.server import Action, Parts, Server
+from sim.world.replica.server import Action, ReplicaParts, Server
 
 
 class FixedServer(Server):
     """Engine ``fixed``: one request at a time, first ready first served."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: ReplicaParts) -> None:
         super().__init__(parts, ask_early=True)
         self._queue: deque[Request] = deque()
         self._serving: Request | None = None

@@ -9,7 +9,7 @@ from sim.results.records import REFUSED
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, Call
 from sim.world.replica.continuous import BatchServer
-from sim.world.replica.server import Parts
+from sim.world.replica.server import ReplicaParts
 
 
 class FrontEndServer(BatchServer):
@@ -18,7 +18,7 @@ class FrontEndServer(BatchServer):
     :ivar merged_gaps: gaps between tokens that nobody outside saw: what comes during a stall is sent as one.
     """
 
-    def __init__(self, parts: Parts, *, front_end: FrontEnd, **options: Any) -> None:
+    def __init__(self, parts: ReplicaParts, *, front_end: FrontEnd, **options: Any) -> None:
         super().__init__(parts, **options)
         self.front_end = front_end
         self.merged_gaps = 0.0

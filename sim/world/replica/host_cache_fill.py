@@ -14,10 +14,10 @@ from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Reque
 from sim.world.clock import Clock
 from sim.world.faults.storage_faults import StorageFaults
 from sim.world.replica.loader import Loader
-from sim.world.rollouts.versions import Fetched
+from sim.world.rollouts.versions import HostLoadListener
 
 
-class HostFetches:
+class HostCacheFill:
     """Host memory of one replica, filled at arrival.
 
     :param cache: adapters in host memory.
@@ -36,15 +36,15 @@ class HostFetches:
         *,
         reject: bool,
         replica: int,
-        versions: Fetched | None = None,
+        versions: HostLoadListener | None = None,
         faults: StorageFaults | None = None,
     ) -> None:
         self.cache = cache
         self.loader = Loader(clock, cache, None, (loaders, 1), recorder, self._fetched, replica, versions, faults)
         self.loader.on_failed = self._failed
-        self.go_on: Callable[[Request, bool], None]
+        self.on_fetched: Callable[[Request, bool], None]
         """What the server does with a request whose adapter is in host memory, told whether that took any time."""
-        self.give_up: Callable[[Request], None]
+        self.on_fetch_failed: Callable[[Request], None]
         """What the server does with a request whose adapter can't be fetched."""
         self._reject = reject
         self._waits: dict[int, tuple[int, float, float]] = {}
@@ -54,7 +54,7 @@ class HostFetches:
         return self._reject and not self.cache.can_claim(request.adapter)
 
     def fetch(self, request: Request) -> bool:
-        """Take a place for the request's adapter; return whether it is there, otherwise ``go_on`` is called later."""
+        """Take a place for the request's adapter; return whether it is there, otherwise ``on_fetched`` is called later."""
         if self.cache.acquire(request.adapter):
             return True
         joined = self.loader.request_load(request)
@@ -95,11 +95,11 @@ class HostFetches:
             outcome, _, _ = self._waits[request.index]
             self._waits[request.index] = (outcome, request.load_queue_s, request.load_wait_s)
             request.load_queue_s = request.load_wait_s = 0.0
-            self.go_on(request, in_time)
+            self.on_fetched(request, in_time)
 
     def _failed(self, requests: list[Request], in_time: bool) -> None:
         for request in requests:
             request.outcome, _, _ = self._waits.pop(request.index)
             request.tier = FROM_STORAGE
             self._release(request.adapter)
-            self.give_up(request)
+            self.on_fetch_failed(request)

@@ -10,7 +10,7 @@ from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
 from sim.world.faults.storage_faults import Attempts, StorageFaults
-from sim.world.rollouts.versions import Noted
+from sim.world.rollouts.versions import LoadListener
 
 
 class Channel:
@@ -42,7 +42,7 @@ class Load(Call):
     asked_s: float
     started_s: float
     waiting: list[Request]
-    renews: Callable[[], None] | None
+    on_renewed: Callable[[], None] | None
     attempts: Attempts | None
 
 
@@ -69,7 +69,7 @@ class Loader:
         recorder: Recorder,
         on_loaded: Callable[[list[Request], bool], None],
         replica: int,
-        versions: Noted | None = None,
+        versions: LoadListener | None = None,
         faults: StorageFaults | None = None,
     ) -> None:
         self.faults = faults
@@ -85,7 +85,7 @@ class Loader:
         self._from_host = Channel(loaders[1])
         self.under_way: dict[int, Load] = {}
         self.short_of_room = False
-        self.ahead: Callable[[], None] | None = None
+        self.on_load_done: Callable[[], None] | None = None
         self._short_since = 0.0
         self._spent: list[Load] = []
         self._renewals: list[Load] = []
@@ -142,7 +142,7 @@ class Loader:
         channel = self._storage
         load = self._spent.pop() if self._spent else Load(self._clock, self._done)
         self._describe(load, adapter, channel, FROM_STORAGE, seconds)
-        load.renews = then
+        load.on_renewed = then
         self._renewals.append(load)
         if channel.queue or channel.busy == channel.loaders:
             channel.queue.append(load)
@@ -162,7 +162,7 @@ class Loader:
         load.asked_s = self._clock._now
         load.started_s = -1.0
         load.waiting = []
-        load.renews = None
+        load.on_renewed = None
         load.attempts = None
 
     def source(self, request: Request) -> tuple[int, float]:
@@ -193,14 +193,14 @@ class Loader:
     def begins(self, adapter: int, tier: int) -> None:
         """Note that a load from ``tier`` begins to read."""
         if self._versions is not None:
-            self._versions.reads(adapter, tier)
+            self._versions.load_started(adapter, tier)
 
     def kept(self, adapter: int, tier: int) -> None:
         """Note that an adapter has come from ``tier``; what comes from storage leaves a copy in host memory."""
         if self._host is not None and tier == FROM_STORAGE:
             self._host.insert(adapter)
         if self._versions is not None:
-            self._versions.came(adapter, tier)
+            self._versions.load_ended(adapter, tier)
 
     def _start(self, channel: Channel) -> None:
         queue = channel.queue
@@ -209,7 +209,7 @@ class Loader:
 
     def _begin(self, load: Load) -> bool:
         """Begin a load for which a loader is free, unless there is no room."""
-        if load.renews is None and not self._cache.reserve(load.adapter):
+        if load.on_renewed is None and not self._cache.reserve(load.adapter):
             if not self.short_of_room:
                 self.short_of_room = True
                 self._short_since = self._clock._now
@@ -226,13 +226,13 @@ class Loader:
         now = clock._now
         load.channel.busy += 1
         load.started_s = now
-        if self._versions is not None and load.renews is None:
-            self._versions.reads(load.adapter, load.tier)
+        if self._versions is not None and load.on_renewed is None:
+            self._versions.load_started(load.adapter, load.tier)
         load.callbacks = load.call
         end_s = now + load.seconds
         if self.faults is not None and load.tier == FROM_STORAGE:
             request = begun_by or (load.waiting[0] if load.waiting else None)
-            number = self.faults.unasked(load.adapter) if request is None else request.index
+            number = self.faults.unrequested(load.adapter) if request is None else request.index
             load.attempts = self.faults.attempts(now, load.seconds, load.adapter, number)
             end_s = load.attempts.end_s
         clock.push((end_s, LOAD_DONE, clock.next_id(), load))
@@ -245,11 +245,11 @@ class Loader:
             self._recorder.load_rows += pack_load(started, now, asked_s, adapter, load.tier, self._replica)
         else:
             self._recorder.load_attempts(load.attempts.spans, asked_s, adapter, self._replica, now)
-        if load.renews is not None:
+        if load.on_renewed is not None:
             self._renewed(load)
             return
         if load.attempts is not None and not load.attempts.succeeds:
-            self._give_up(load)
+            self._fail_load(load)
             return
         self._cache.loaded(adapter)
         if self._host is not None or self._versions is not None:
@@ -267,10 +267,10 @@ class Loader:
             self.room_appeared()  # what was loaded ahead and nobody asked for may leave for what somebody asked for
         elif channel.queue:
             self._start(channel)
-        if self.ahead is not None:
-            self.ahead()
+        if self.on_load_done is not None:
+            self.on_load_done()
 
-    def _give_up(self, load: Load) -> None:
+    def _fail_load(self, load: Load) -> None:
         """End a load that has failed for good: its room is free again, and nobody waits for it any more."""
         del self.under_way[load.adapter]
         self._cache.abort(load.adapter)
@@ -287,12 +287,12 @@ class Loader:
             self._start(load.channel)
 
     def _renewed(self, load: Load) -> None:
-        then, channel = load.renews, load.channel
+        then, channel = load.on_renewed, load.channel
         assert then is not None, "called for renewals"
         self._renewals.remove(load)
         self._spent.append(load)
         if channel.queue:
             self._start(channel)
         then()
-        if self.ahead is not None:
-            self.ahead()
+        if self.on_load_done is not None:
+            self.on_load_done()

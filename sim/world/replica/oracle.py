@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sim.traffic.request import Request
 
 
-class Future:
+class ArrivalOracle:
     """All requests of one replication by adapter, for all replicas.
 
     :param arrivals: their times and adapters in pieces, in order; read once, to the end.
@@ -43,16 +43,16 @@ class Future:
         return positions[place] if place < end else inf
 
 
-class Foresight:
+class ReplicaOracle:
     """The future as one replica sees it: its own waiting requests, and those that nobody was handed yet."""
 
-    def __init__(self, future: Future) -> None:
-        self._future = future
+    def __init__(self, arrivals: ArrivalOracle) -> None:
+        self._arrivals = arrivals
         self._waiting: dict[int, deque[Request]] = {}
 
     def arrived(self, request: Request) -> None:
         """Note that the replica was handed a request."""
-        self._future.come = request.index + 1
+        self._arrivals.come = request.index + 1
         self._waiting.setdefault(request.adapter, deque()).append(request)
 
     def rejected(self, request: Request) -> None:
@@ -71,8 +71,8 @@ class Foresight:
             if waiting:
                 return waiting[0].index
             del self._waiting[adapter]
-        return self._future.to_come(adapter)
+        return self._arrivals.to_come(adapter)
 
     def come(self) -> float:
         """Return how many requests have come, anywhere."""
-        return self._future.come
+        return self._arrivals.come

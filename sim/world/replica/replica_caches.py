@@ -24,30 +24,30 @@ from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
 from sim.world.faults.storage_faults import StorageFaults
-from sim.world.replica.host_cache_fill import HostFetches
-from sim.world.replica.oracle import Foresight
-from sim.world.rollouts.rollout_plan import Lineage
-from sim.world.rollouts.versions import Fetched, Versions
+from sim.world.replica.host_cache_fill import HostCacheFill
+from sim.world.replica.oracle import ReplicaOracle
+from sim.world.rollouts.rollout_plan import RolloutPlan
+from sim.world.rollouts.versions import HostLoadListener, Versions
 from sim.world.world import World
 
 
-class Watched:
+class ReplicaCacheListener:
     """Tells boards that all replicas share what is in the cache of one of them."""
 
-    def __init__(self, replica: int, boards: Sequence[Board]) -> None:
+    def __init__(self, replica: int, listeners: Sequence[FleetCacheListener]) -> None:
         self._replica = replica
-        self._boards = boards
+        self._cache_listeners = listeners
 
     def placed(self, adapter: int) -> None:
-        for board in self._boards:
-            board.placed(adapter, self._replica)
+        for each in self._cache_listeners:
+            each.placed(adapter, self._replica)
 
     def left(self, adapter: int) -> None:
-        for board in self._boards:
-            board.left(adapter, self._replica)
+        for each in self._cache_listeners:
+            each.left(adapter, self._replica)
 
 
-class Board(Protocol):
+class FleetCacheListener(Protocol):
     """Who wants to know what is in the caches of all replicas."""
 
     def placed(self, adapter: int, replica: int) -> None: ...
@@ -57,23 +57,23 @@ class Board(Protocol):
     def forget(self, replica: int) -> None: ...
 
 
-def watch(cache: GpuCache | VllmLruCache, replica: int, boards: Sequence[Board]) -> None:
+def attach_listeners(cache: GpuCache | VllmLruCache, replica: int, listeners: Sequence[FleetCacheListener]) -> None:
     """Let boards know what is in a cache, and what comes and goes."""
-    watched = Watched(replica, boards)
+    listener = ReplicaCacheListener(replica, listeners)
     for adapter, state in enumerate(cache.state):
         if state != ABSENT:
-            watched.placed(adapter)
-    cache.watch = watched
+            listener.placed(adapter)
+    cache.listener = listener
 
 
-def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, foresight: Foresight | None) -> Setting:
+def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, oracle: ReplicaOracle | None) -> Setting:
     """Return what eviction policies may know; where adapters share the KV cache, they weigh blocks."""
     weights, capacity = world.weights, world.capacity
     if world.adapter_blocks:
         assert world.kv_tokens is not None, "they share it"
         weights, capacity = world.adapter_blocks, world.kv_tokens // world.scenario.fleet.block_size
     setting = Setting(weights, capacity, rng, now=lambda: clock.now)
-    return setting if foresight is None else replace(setting, next_use=foresight.next_use, come=foresight.come)
+    return setting if oracle is None else replace(setting, next_use=oracle.next_use, come=oracle.come)
 
 
 def make_caches(
@@ -107,7 +107,7 @@ def make_caches(
     return cache, copies
 
 
-def make_fetches(
+def make_host_fill(
     world: World,
     clock: Clock,
     recorder: Recorder,
@@ -115,7 +115,7 @@ def make_fetches(
     replica: int,
     versions: Versions | None,
     storage: StorageFaults | None = None,
-) -> HostFetches | None:
+) -> HostCacheFill | None:
     """Return host memory that fills at arrival, if the scenario has it; what the GPU begins with came through it.
 
     :raises ScenarioError: where an adapter doesn't fit there.
@@ -128,16 +128,24 @@ def make_fetches(
     weights, capacity = ([1] * count, count) if unlimited else _capacity(host, world.population)
     if max(weights) > capacity:
         raise ScenarioError(
-            "an adapter is larger than host memory, through which all must come", key="cache.host.size",
-            got=human_bytes(capacity), allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
-        )  # fmt: skip
-    _check_pinned(_heaviest(world.pinned, weights, world.lineage), weights, capacity, "cache.host")
+            "an adapter is larger than host memory, through which all must come",
+            key="cache.host.size",
+            got=human_bytes(capacity),
+            allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
+        )
+    _check_pinned(_heaviest(world.pinned, weights, world.rollout_plan), weights, capacity, "cache.host")
     fetched = GpuCache(weights, capacity, EVICTIONS["lru"](Setting(weights, capacity)), pinned=world.pinned)
     fetched.warm_up(_there(world.warm, cache))
-    return HostFetches(
-        clock, fetched, world.scenario.storage.loaders, recorder, reject=host.full == "reject", replica=replica,
-        versions=None if versions is None else Fetched(versions), faults=storage,
-    )  # fmt: skip
+    return HostCacheFill(
+        clock,
+        fetched,
+        world.scenario.storage.loaders,
+        recorder,
+        reject=host.full == "reject",
+        replica=replica,
+        versions=None if versions is None else HostLoadListener(versions),
+        faults=storage,
+    )
 
 
 def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:
@@ -151,14 +159,16 @@ def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int],
     largest = max(weights)
     if largest > capacity:
         raise ScenarioError(
-            "an adapter is larger than the GPU cache", key="cache.gpu.size", got=human_bytes(capacity),
+            "an adapter is larger than the GPU cache",
+            key="cache.gpu.size",
+            got=human_bytes(capacity),
             allowed=f"at least {human_bytes(largest)}, the largest adapter",
-        )  # fmt: skip
+        )
     return weights, capacity
 
 
 def pinned_and_warm(
-    scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int, lineage: Lineage | None
+    scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int, rollout_plan: RolloutPlan | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the adapters to pin and those to warm up with, the most popular first.
 
@@ -176,7 +186,7 @@ def pinned_and_warm(
             "there are fewer adapters", key="cache.pinned", got=cache.pinned, allowed=f"at most {len(hottest)}"
         )
     pinned = tuple(hottest[: cache.pinned])
-    _check_pinned(_heaviest(pinned, weights, lineage), weights, capacity, "cache.gpu")
+    _check_pinned(_heaviest(pinned, weights, rollout_plan), weights, capacity, "cache.gpu")
     return pinned, tuple(hottest[cache.pinned : cache.pinned + cache.warm])
 
 
@@ -200,10 +210,10 @@ def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tup
     return population.size_bytes.tolist(), spec.size
 
 
-def _heaviest(pinned: Sequence[int], weights: Sequence[int], lineage: Lineage | None) -> list[int]:
+def _heaviest(pinned: Sequence[int], weights: Sequence[int], rollout_plan: RolloutPlan | None) -> list[int]:
     """Return which version of each pinned adapter takes most: each has the pin in turn."""
     heaviest = {adapter: adapter for adapter in pinned}
-    for adapter, name in enumerate(() if lineage is None else lineage.original.tolist()):
+    for adapter, name in enumerate(() if rollout_plan is None else rollout_plan.original.tolist()):
         if name in heaviest and weights[adapter] > weights[heaviest[name]]:
             heaviest[name] = adapter
     return list(heaviest.values())
@@ -216,7 +226,9 @@ def _check_pinned(pinned: Sequence[int], weights: Sequence[int], capacity: int, 
     largest = max((weight for adapter, weight in enumerate(weights) if adapter not in kept), default=0)
     if taken + largest > capacity:
         raise ScenarioError(
-            f"pinned adapters leave no room for another one in {where}", key="cache.pinned", got=len(pinned),
+            f"pinned adapters leave no room for another one in {where}",
+            key="cache.pinned",
+            got=len(pinned),
             allowed=f"up to {capacity - largest:,} of {capacity:,}: they take {taken:,}, another one up to {largest:,}",
             hint=f"pin fewer, or enlarge {where}",
-        )  # fmt: skip
+        )

@@ -17,9 +17,9 @@ from sim.results.records import COMPLETED, REFUSED, Recorder, pack_host_fill, pa
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
 from sim.world.clock import Clock
 from sim.world.faults.storage_faults import StorageFaults
-from sim.world.replica.host_cache_fill import HostFetches
+from sim.world.replica.host_cache_fill import HostCacheFill
 from sim.world.replica.loader import Loader
-from sim.world.replica.oracle import Foresight
+from sim.world.replica.oracle import ReplicaOracle
 from sim.world.rollouts.versions import Versions
 
 Action = Callable[[float], float]
@@ -27,7 +27,7 @@ Action = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ReplicaParts:
     """What a replica is made of.
 
     :ivar index: the replica's number.
@@ -54,13 +54,13 @@ class Parts:
     host: HostCache | AllInHost | None
     loaders: tuple[int, int]
     reload_s: Callable[[int, int], float]
-    fetches: HostFetches | None = None
-    foresight: Foresight | None = None
+    host_fill: HostCacheFill | None = None
+    oracle: ReplicaOracle | None = None
     versions: Versions | None = None
-    ends: Callable[[Request, float], bool] | None = None
-    lost: Callable[[Request], None] | None = None
+    on_last_token: Callable[[Request, float], bool] | None = None
+    on_lost: Callable[[Request], None] | None = None
     storage: StorageFaults | None = None
-    fails: Callable[[Request], None] | None = None
+    on_load_failed: Callable[[Request], None] | None = None
     next_key: Callable[[], int] | None = None
 
 
@@ -77,11 +77,11 @@ class Server(ABC):
 
     # Attributes of an object with more than 30 are read slowly otherwise (CPython 3.11 to 3.13).
     __slots__ = (
-        "_ends", "_fails", "_fetches", "_foresight", "_inside", "_lost", "_next_key", "ask_early", "blocking", "cache",
+        "_host_fill", "_inside", "_next_key", "_on_last_token", "_on_load_failed", "_on_lost", "_oracle", "ask_early", "blocking", "cache",
         "clock", "down", "held", "host", "index", "inside_area", "loader", "recorder",
-    )  # fmt: skip
+    )  # fmt: skip  # names in a paragraph, not one a line
 
-    def __init__(self, parts: Parts, *, ask_early: bool) -> None:
+    def __init__(self, parts: ReplicaParts, *, ask_early: bool) -> None:
         self.clock = parts.clock
         self.recorder = parts.recorder
         self.index = parts.index
@@ -92,21 +92,28 @@ class Server(ABC):
         # A VllmLruCache loads in its own steps and never asks a loader.
         protected = cast(GpuCache, parts.cache)
         self.loader = Loader(
-            parts.clock, protected, parts.host, parts.loaders, parts.recorder, self._loaded, parts.index,
-            parts.versions, parts.storage,
-        )  # fmt: skip
+            parts.clock,
+            protected,
+            parts.host,
+            parts.loaders,
+            parts.recorder,
+            self._loaded,
+            parts.index,
+            parts.versions,
+            parts.storage,
+        )
         self.loader.on_failed = self._not_loaded
         self.down = False
-        self._fetches = parts.fetches
-        self._ends = parts.ends
-        self._lost = parts.lost
-        self._fails = parts.fails
+        self._host_fill = parts.host_fill
+        self._on_last_token = parts.on_last_token
+        self._on_lost = parts.on_lost
+        self._on_load_failed = parts.on_load_failed
         self._next_key = parts.next_key
         self.held: list[Request] = []
-        self._foresight = parts.foresight
-        if self._fetches is not None:
-            self._fetches.go_on = self._take_in
-            self._fetches.give_up = self._fail
+        self._oracle = parts.oracle
+        if self._host_fill is not None:
+            self._host_fill.on_fetched = self._take_in
+            self._host_fill.on_fetch_failed = self._fail
         self.inside_area = 0.0
         self._inside = parts.inside
 
@@ -114,9 +121,9 @@ class Server(ABC):
         """Take in a request; where loads are asked for at arrival, its adapter is in use from now on."""
         self._inside[self.index] += 1
         self.inside_area -= self.clock._now
-        if self._foresight is not None:
-            self._foresight.arrived(request)
-        if self._fetches is None or self._fetch(request, self._fetches):
+        if self._oracle is not None:
+            self._oracle.arrived(request)
+        if self._host_fill is None or self._fetch(request, self._host_fill):
             self._take_in(request)
 
     def hold(self, request: Request) -> None:
@@ -125,7 +132,7 @@ class Server(ABC):
         self.inside_area -= self.clock._now
         self.held.append(request)
 
-    def let_in(self, adapter: int) -> None:
+    def release_held(self, adapter: int) -> None:
         """Take in the held requests of an adapter, as if they had just come."""
         now, next_key = self.clock._now, self._next_key
         assert next_key is not None, "given where requests may be held"
@@ -137,18 +144,18 @@ class Server(ABC):
             request.key = next_key()
             self.arrive(request)
 
-    def _fetch(self, request: Request, fetches: HostFetches) -> bool:
+    def _fetch(self, request: Request, host_fill: HostCacheFill) -> bool:
         """Return whether a request's adapter is in host memory; if not, it is fetched, or the request turned away."""
-        if fetches.rejects(request):
+        if host_fill.rejects(request):
             self._inside[self.index] -= 1
             self.inside_area += self.clock._now
-            if self._foresight is not None:
-                self._foresight.rejected(request)
-            if self._lost is not None:
-                self._lost(request)
+            if self._oracle is not None:
+                self._oracle.rejected(request)
+            if self._on_lost is not None:
+                self._on_lost(request)
             self.recorder.record_unserved(request, self.index, REFUSED)
             return False
-        return fetches.fetch(request)
+        return host_fill.fetch(request)
 
     def _take_in(self, request: Request, in_time: bool = False) -> None:
         if self.ask_early and not self.cache.acquire(request.adapter):
@@ -162,17 +169,26 @@ class Server(ABC):
         self.inside_area += now
         if self.cache.release(request.adapter) and self.loader.short_of_room:
             self.loader.room_appeared()
-        fill_s = 0.0 if self._fetches is None else self._fetches.leave(request)
-        if self._ends is None or not self._ends(request, now):
+        fill_s = 0.0 if self._host_fill is None else self._host_fill.leave(request)
+        if self._on_last_token is None or not self._on_last_token(request, now):
             self._record(request, now)
             if fill_s:
                 self.recorder.host_fill_rows += pack_host_fill(request.index, fill_s)
 
     def _record(self, r: Request, now: float) -> None:
         self.recorder.request_rows += pack_request(
-            r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, now,
-            r.index, r.preemptions, r.outcome, r.tier, self.index, COMPLETED,
-        )  # fmt: skip
+            r.load_queue_s,
+            r.load_wait_s,
+            r.admitted_s,
+            r.first_token_s,
+            now,
+            r.index,
+            r.preemptions,
+            r.outcome,
+            r.tier,
+            self.index,
+            COMPLETED,
+        )
 
     def _loaded(self, requests: list[Request], in_time: bool) -> None:
         for request in requests:
@@ -190,10 +206,10 @@ class Server(ABC):
             self.loader.room_appeared()
 
     def _fail(self, request: Request) -> None:
-        assert self._fails is not None, "told where loads can fail"
+        assert self._on_load_failed is not None, "told where loads can fail"
         self._inside[self.index] -= 1
         self.inside_area += self.clock._now
-        self._fails(request)
+        self._on_load_failed(request)
 
     @abstractmethod
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
@@ -207,26 +223,28 @@ class Server(ABC):
         now = self.clock._now
         self.inside_area += self._inside[self.index] * now
         self.loader.close(now)
-        if self._fetches is not None:
-            self._fetches.close(now)
+        if self._host_fill is not None:
+            self._host_fill.close(now)
         return self.all_requests()
 
     def die(self) -> list[Request]:
         """Stop at once and for good: note what was under way until now; return the requests that were inside."""
         inside = self.close()
-        self.clock.forget([self, self.loader] if self._fetches is None else [self, self.loader, self._fetches.loader])
+        self.clock.forget(
+            [self, self.loader] if self._host_fill is None else [self, self.loader, self._host_fill.loader]
+        )
         return inside
 
-    def set_listener(self, ends: Callable[[Request, float], bool], lost: Callable[[Request], None]) -> None:
-        """From now on, ask and tell of requests that leave (``Parts.ends``, ``Parts.lost``); nobody did before."""
-        assert (self._ends, self._lost) == (None, None)
-        self._ends, self._lost = ends, lost
+    def set_listener(self, on_last_token: Callable[[Request, float], bool], on_lost: Callable[[Request], None]) -> None:
+        """From now on, ask and tell of requests that leave (``ReplicaParts.ends``, ``ReplicaParts.lost``); nobody did before."""
+        assert (self._on_last_token, self._on_lost) == (None, None)
+        self._on_last_token, self._on_lost = on_last_token, on_lost
 
     def all_requests(self) -> list[Request]:
         """Return the requests inside, in no order."""
         waiting = [request for load in self.loader.under_way.values() for request in load.waiting]
-        if self._fetches is not None:
-            waiting += self._fetches.waiting()
+        if self._host_fill is not None:
+            waiting += self._host_fill.waiting()
         return waiting + self.held + self._unserved()
 
     def state_in_words(self) -> str:
@@ -259,7 +277,7 @@ class Server(ABC):
         def blocking(start_s: float) -> float:
             faults, took_s = self.loader.faults, seconds
             if faults is not None:
-                took_s = faults.seconds(start_s, seconds, adapter, faults.unasked(adapter))
+                took_s = faults.seconds(start_s, seconds, adapter, faults.unrequested(adapter))
             self.recorder.load_rows += pack_load(
                 start_s, start_s + took_s, self.clock._now, adapter, FROM_STORAGE, self.index
             )
@@ -269,7 +287,7 @@ class Server(ABC):
         if self.blocking:
             self.at_boundary(blocking)
             return
-        loader = self.loader if self._fetches is None else self._fetches.loader
+        loader = self.loader if self._host_fill is None else self._host_fill.loader
         loader.renew(adapter, seconds, lambda: self.at_boundary(ready))
 
     def drop(self, adapter: int) -> None:
@@ -278,9 +296,9 @@ class Server(ABC):
         if isinstance(self.host, HostCache):
             self.host.discard(adapter)
         loaders = [self.loader]
-        if self._fetches is not None:
-            self._fetches.cache.discard(adapter)
-            loaders.append(self._fetches.loader)
+        if self._host_fill is not None:
+            self._host_fill.cache.discard(adapter)
+            loaders.append(self._host_fill.loader)
         for loader in loaders:
             if loader.short_of_room:
                 loader.room_appeared()
@@ -290,7 +308,7 @@ class Server(ABC):
 
     def pin_instead(self, old: int, new: int) -> None:
         """Let the new version of an adapter have its pin, if it is pinned."""
-        for cache in (self.cache, None if self._fetches is None else self._fetches.cache):
+        for cache in (self.cache, None if self._host_fill is None else self._host_fill.cache):
             if isinstance(cache, GpuCache):
                 cache.pin_instead(old, new)
 
@@ -302,8 +320,8 @@ class Server(ABC):
             return True
         if isinstance(self.cache, VllmLruCache):
             return self.cache.holds(adapter)
-        if self._fetches is not None:
-            return self._fetches.cache.state[adapter] != ABSENT
+        if self._host_fill is not None:
+            return self._host_fill.cache.state[adapter] != ABSENT
         return self.host is not None and adapter in self.host
 
     def forget_copy(self, adapter: int) -> bool:
@@ -334,5 +352,5 @@ class Server(ABC):
         self.cache.check_integrity()
         if self.host is not None:
             self.host.check_integrity()
-        if self._fetches is not None:
-            self._fetches.cache.check_integrity()
+        if self._host_fill is not None:
+            self._host_fill.cache.check_integrity()

@@ -12,7 +12,7 @@ from sim.results.records import Recorder, pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
 from sim.world.faults.storage_faults import StorageFaults
 from sim.world.replica.loader import Loader
-from sim.world.rollouts.versions import Noted
+from sim.world.rollouts.versions import LoadListener
 
 
 class StepLoads(Protocol):
@@ -88,14 +88,14 @@ class TurnLoads(ProtectedLoads):
     """
 
     def __init__(
-        self, cache: GpuCache, loader: Loader, recorder: Recorder, replica: int, came: Callable[[int, float], None]
+        self, cache: GpuCache, loader: Loader, recorder: Recorder, replica: int, on_loaded: Callable[[int, float], None]
     ) -> None:
         super().__init__(cache, loader, recorder, replica)
-        self._came = came
+        self._on_loaded = on_loaded
 
     def _load(self, request: Request, start: float) -> float:
         seconds = super()._load(request, start)
-        self._came(request.adapter, start + seconds)
+        self._on_loaded(request.adapter, start + seconds)
         return seconds
 
 
@@ -130,7 +130,7 @@ class VllmLoads:
         recorder: Recorder,
         reload_s: Callable[[int, int], float],
         replica: int,
-        versions: Noted | None = None,
+        versions: LoadListener | None = None,
         faults: StorageFaults | None = None,
     ) -> None:
         self._replica = replica
@@ -159,7 +159,7 @@ class VllmLoads:
                 seconds = request.load_s if tier == FROM_STORAGE else request.host_load_s
             tiers[adapter] = tier
             if self._faults is not None and tier == FROM_STORAGE:
-                number = self._faults.unasked(adapter) if request is None else request.index
+                number = self._faults.unrequested(adapter) if request is None else request.index
                 attempts = self._faults.attempts(time, seconds, adapter, number)
                 seconds = attempts.seconds
                 self._recorder.load_attempts(attempts.spans, now, adapter, self._replica)
@@ -168,8 +168,8 @@ class VllmLoads:
             else:
                 self._recorder.load_rows += pack_load(time, time + seconds, now, adapter, tier, self._replica)
             if self._versions is not None and adapter not in lost:
-                self._versions.reads(adapter, tier)
-                self._versions.came(adapter, tier)
+                self._versions.load_started(adapter, tier)
+                self._versions.load_ended(adapter, tier)
             time += seconds
         for request in prefills:
             if request.adapter in first and request.preemptions == 0:

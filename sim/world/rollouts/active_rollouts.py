@@ -11,14 +11,14 @@ from sim.results.records import GATED, MIXED, REFUSED, STALE, Recorder, pack_mar
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.replica.server import Server
-from sim.world.rollouts.duplicate_version_bytes import ExtraBytes
-from sim.world.rollouts.in_place_update import Gates, Swap
-from sim.world.rollouts.rollout_plan import Lineage
-from sim.world.rollouts.rollout_progress import Course
-from sim.world.rollouts.traffic_shift import Shift
+from sim.world.rollouts.duplicate_version_bytes import DuplicateVersionBytes
+from sim.world.rollouts.in_place_update import Barriers, InPlaceUpdate
+from sim.world.rollouts.rollout_plan import RolloutPlan
+from sim.world.rollouts.rollout_progress import RolloutProgress
+from sim.world.rollouts.traffic_shift import TrafficShift
 from sim.world.rollouts.versions import Versions
 from sim.world.routing.router_instances import RouterInstances
-from sim.world.times import Readdress, tier_times
+from sim.world.times import Retarget, tier_times
 from sim.world.world import World
 
 
@@ -37,39 +37,41 @@ class Rollouts:
 
     def __init__(
         self,
-        lineage: Lineage,
-        course: Course,
-        shifts: Sequence[Shift],
-        swaps: Sequence[Swap],
-        gates: Gates,
+        rollout_plan: RolloutPlan,
+        progress: RolloutProgress,
+        shifts: Sequence[TrafficShift],
+        updates: Sequence[InPlaceUpdate],
+        barriers: Barriers,
         versions: Sequence[Versions],
         recorder: Recorder,
-        extra: ExtraBytes,
-        readdress: Callable[[Request, int], None],
+        duplicate_bytes: DuplicateVersionBytes,
+        retarget: Callable[[Request, int], None],
     ) -> None:
-        self._readdress = readdress
+        self._retarget = retarget
         self.renames = bool(shifts)
-        self.holds = any(swap.wave.rollout.strategy == "drain-then-swap" for swap in swaps)
-        self.original: list[int] = lineage.original.tolist()
-        self._course = course
+        self.holds = any(update.planned.rollout.strategy == "drain-then-swap" for update in updates)
+        self.original: list[int] = rollout_plan.original.tolist()
+        self._progress = progress
         self._shifts = shifts
-        self._swaps = swaps
-        self._parts: tuple[Shift | Swap, ...] = (*shifts, *swaps)
-        self._parts_of: dict[int, list[Shift | Swap]] = {}
+        self._updates = updates
+        self._parts: tuple[TrafficShift | InPlaceUpdate, ...] = (*shifts, *updates)
+        self._parts_of: dict[int, list[TrafficShift | InPlaceUpdate]] = {}
         for part in self._parts:
-            for name in part.wave.names:
+            for name in part.planned.names:
                 self._parts_of.setdefault(name, []).append(part)
-        self.gates = gates
+        self.barriers = barriers
         self._versions = versions
         self._recorder = recorder
-        self.extra = extra
-        self.swapped: Callable[[int, int, bool], None] | None = None
+        self.duplicate_bytes = duplicate_bytes
+        self.on_weights_replaced: Callable[[int, int, bool], None] | None = None
         self._servers: list[Server] = []
-        self._gated = {copy: shift for shift in shifts if shift.wave.rollout.gate for copy in shift.wave.copies}
+        self._gated = {
+            copy: shift for shift in shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
+        }
         # By request across whose answer its version changed: which version computed it until how many tokens were out.
         self._started: dict[int, list[tuple[int, int]]] = {}
         for replica, of_replica in enumerate(versions):
-            of_replica.changed = partial(self._changed, replica)
+            of_replica.on_change = partial(self._changed, replica)
 
     def start(self, servers: list[Server]) -> None:
         """Put all stages on the clock.
@@ -84,22 +86,22 @@ class Rollouts:
         """Let a request that comes again ask for its adapter, whatever version it was to get before."""
         name = self.original[request.adapter]
         if name != request.adapter:
-            self._readdress(request, name)
+            self._retarget(request, name)
 
     def steer(self, request: Request) -> None:
         """Decide which version a request asks for, where versions have names of their own."""
-        moved, shifting = self._course.moved, self._course.shifting
+        moved, shifting = self._progress.moved, self._progress.shifting
         while True:
             adapter = request.adapter
             copy = moved.get(adapter)
             if copy is not None:
-                self._readdress(request, copy)
+                self._retarget(request, copy)
             elif not shifting or adapter not in shifting or not shifting[adapter].moves(request):
                 return
 
     def pinned(self, adapters: Sequence[int]) -> tuple[int, ...]:
         """Return which versions are pinned now of adapters that were pinned at the start."""
-        pin_of, pinned = self._course.pin_of, []
+        pin_of, pinned = self._progress.pin_of, []
         for adapter in adapters:
             while adapter in pin_of:
                 adapter = pin_of[adapter]
@@ -111,13 +113,13 @@ class Rollouts:
         self._recorder.record_unserved(request, replica, REFUSED)
         self._recorder.marked(request.index, GATED)
 
-    def ends_on(self, replica: int) -> Callable[[Request, float], bool]:
+    def last_token_callback(self, replica: int) -> Callable[[Request, float], bool]:
         """Return ``ended`` for one replica, made cheap for requests that no rollout concerns just then."""
-        course, gates, started = self._course, self.gates, self._started
-        watched, draining = course.watched, course.draining
+        progress, barriers, started = self._progress, self.barriers, self._started
+        in_transition, draining = progress.in_transition, progress.draining
 
         def ends(request: Request, now: float) -> bool:
-            if request.adapter in watched or started or draining or gates.count:
+            if request.adapter in in_transition or started or draining or barriers.count:
                 self.ended(replica, request, now)
             return False
 
@@ -126,14 +128,14 @@ class Rollouts:
     def ended(self, replica: int, request: Request, now: float) -> None:
         """Note which versions have answered a request."""
         adapter = request.adapter
-        if adapter in self._course.watched or request.index in self._started:
+        if adapter in self._progress.in_transition or request.index in self._started:
             first, last, tokens, marks = self._answered_by(replica, request, whole=True)
             self._started.pop(request.index, None)
             name = self.original[adapter]
-            if marks or last != self._course.settled.get(name, 1):
+            if marks or last != self._progress.settled.get(name, 1):
                 self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
             else:
-                self._course.unmarked(now, request.index, name, last)
+                self._progress.unmarked(now, request.index, name, last)
             if adapter in self._gated:
                 self._gated[adapter].ended(request, now)
         self._no_longer(replica, adapter)
@@ -176,41 +178,41 @@ class Rollouts:
         self._no_longer(replica, request.adapter)
 
     def _no_longer(self, replica: int, adapter: int) -> None:
-        draining = self._course.draining
+        draining = self._progress.draining
         if draining and adapter in draining:
             draining[adapter].left(adapter)
-        if self.gates.count:
-            self.gates.left(replica, adapter)
+        if self.barriers.count:
+            self.barriers.left(replica, adapter)
 
     def replaced(self, replica: int) -> None:
         """Note that a replica begins anew, empty: what it loads from now on is what it should have."""
-        self.gates.forget(replica)
+        self.barriers.forget(replica)
         self._versions[replica].forget()
-        self.extra.forget(replica)
-        for swap in self._swaps:
-            swap.replaced(replica)
+        self.duplicate_bytes.forget(replica)
+        for update in self._updates:
+            update.replaced(replica)
 
     def close(self) -> dict[str, float]:
         """Return how long it took (nan: not complete), and the most bytes that old versions took beside new ones."""
         parts = self._parts
         for part in parts:
             part.close()
-        begins = [part.wave.rollout.at for part in parts]
-        whole = [part.complete_s - part.wave.rollout.at for part in parts]
-        ends = [part.wave.rollout.at + (part.wave.rollout.observe or float("inf")) for part in parts]
+        begins = [part.planned.rollout.at for part in parts]
+        whole = [part.complete_s - part.planned.rollout.at for part in parts]
+        ends = [part.planned.rollout.at + (part.planned.rollout.observe or float("inf")) for part in parts]
         return {
             "rollout_duration_s": float(np.max(whole)),
             "rolled_back": float(sum(shift.rolled_back for shift in self._shifts)),
             "during_from_s": min(begins),
             "during_to_s": max(ends),
-            "extra_resident_bytes_peak": float(self.extra.peak),
+            "extra_resident_bytes_peak": float(self.duplicate_bytes.peak),
         }
 
     def _changed(self, replica: int, adapter: int, old: int, new: int) -> None:
         """Note that requests under way on a replica are answered by a new version from now on."""
         under_way = self._servers[replica].under_way(adapter)
-        if self.swapped is not None:
-            self.swapped(replica, adapter, bool(under_way))
+        if self.on_weights_replaced is not None:
+            self.on_weights_replaced(replica, adapter, bool(under_way))
         for request, tokens in under_way:
             past = self._started.setdefault(request.index, [])
             if not past or past[-1][1] < tokens:  # else it got no token by the version that goes
@@ -223,31 +225,35 @@ class Rollouts:
 
 def make_rollouts(
     world: World, replication: int, clock: Clock, recorder: Recorder
-) -> tuple[Rollouts, list[Versions], ExtraBytes]:
+) -> tuple[Rollouts, list[Versions], DuplicateVersionBytes]:
     """Return the rollouts of one replication, the versions of every replica, and what counts the bytes of old ones."""
-    lineage, scenario = world.lineage, world.scenario
-    assert lineage is not None, "made where there are rollouts"
+    rollout_plan, scenario = world.rollout_plan, world.scenario
+    assert rollout_plan is not None, "made where there are rollouts"
     seed, replicas = scenario.run.seed, scenario.fleet.replicas
     costs = scenario, world.profile, world.population
-    versions = [Versions(lineage.born) for _ in range(replicas)]
-    gates = Gates(replicas)
+    versions = [Versions(rollout_plan.initial_versions) for _ in range(replicas)]
+    barriers = Barriers(replicas)
     from_storage, _ = tier_times(*costs)
     routers = RouterInstances(scenario.router.instances, seed, replication)
-    course = Course(clock, recorder)
+    progress = RolloutProgress(clock, recorder)
     resized = any(rollout.rank is not None or rollout.size is not None for rollout in scenario.rollouts)
-    readdress: Callable[[Request, int], None] = Readdress(*costs) if resized else _rename
+    retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
     shifts = [
-        Shift(wave, clock, recorder, course, readdress, routers, seed, replication)
-        for wave in lineage.waves if wave.copies
-    ]  # fmt: skip
-    swaps = [
-        Swap(wave, clock, recorder, course, versions, gates, from_storage, seed, replication)
-        for wave in lineage.waves if not wave.copies
-    ]  # fmt: skip
-    named = {name for wave in lineage.waves if wave.copies for name in wave.names}
-    extra = ExtraBytes(lineage.original.tolist(), world.population.size_bytes.tolist(), named)
-    rollouts = Rollouts(lineage, course, shifts, swaps, gates, versions, recorder, extra, readdress)
-    return rollouts, versions, extra
+        TrafficShift(planned, clock, recorder, progress, retarget, routers, seed, replication)
+        for planned in rollout_plan.rollouts
+        if planned.new_adapters
+    ]
+    updates = [
+        InPlaceUpdate(planned, clock, recorder, progress, versions, barriers, from_storage, seed, replication)
+        for planned in rollout_plan.rollouts
+        if not planned.new_adapters
+    ]
+    named = {name for planned in rollout_plan.rollouts if planned.new_adapters for name in planned.names}
+    duplicate_bytes = DuplicateVersionBytes(rollout_plan.original.tolist(), world.population.size_bytes.tolist(), named)
+    rollouts = Rollouts(
+        rollout_plan, progress, shifts, updates, barriers, versions, recorder, duplicate_bytes, retarget
+    )
+    return rollouts, versions, duplicate_bytes
 
 
 def _rename(request: Request, adapter: int) -> None:

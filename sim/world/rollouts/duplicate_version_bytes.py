@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class ExtraBytes:
+class DuplicateVersionBytes:
     """Bytes of all replicas' residents that have a newer version of the same adapter beside them.
 
     :param original: by number in the caches, that in the traffic: versions of an adapter share it. Later versions have

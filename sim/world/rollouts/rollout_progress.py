@@ -14,7 +14,7 @@ import numpy as np
 from sim.results.records import Recorder, pack_mark
 from sim.traffic.request import Request
 from sim.world.clock import Clock
-from sim.world.rollouts.rollout_plan import Wave
+from sim.world.rollouts.rollout_plan import PlannedRollout
 
 
 class ShiftingRollout(Protocol):
@@ -27,7 +27,7 @@ class ShiftingRollout(Protocol):
         """Record that a request for the losing version has left."""
 
 
-class Course:
+class RolloutProgress:
     """What the rollouts of one replication have in common.
 
     :ivar moved: by adapter, the new version that all requests for it ask for, where that has a name of its own.
@@ -46,18 +46,18 @@ class Course:
         self.moved: dict[int, int] = {}
         self.shifting: dict[int, ShiftingRollout] = {}
         self.draining: dict[int, ShiftingRollout] = {}
-        self.watched: set[int] = set()
+        self.in_transition: set[int] = set()
         self.settled: dict[int, int] = {}
         self.pin_of: dict[int, int] = {}
         self.judging = 0
-        self._waves: Counter[int] = Counter()  # rollouts under way by adapter: one may outlast its plan
+        self._under_way: Counter[int] = Counter()  # rollouts under way by adapter: one may outlast its plan
         self._instant = -1.0
         self._unmarked: list[tuple[int, int, int]] = []  # who ended at that instant: index, name, version
 
-    def begins(self, wave: Wave) -> None:
+    def begins(self, planned: PlannedRollout) -> None:
         """Note that a rollout begins."""
-        self.watched.update(wave.adapters, wave.copies)
-        self._waves.update((*wave.adapters, *wave.copies))
+        self.in_transition.update(planned.adapters, planned.new_adapters)
+        self._under_way.update((*planned.adapters, *planned.new_adapters))
 
     def unmarked(self, now: float, index: int, name: int, version: int) -> None:
         """Note an answer by the version that is settled, so that nothing was written down of it.
@@ -69,19 +69,19 @@ class Course:
             self._unmarked.clear()
         self._unmarked.append((index, name, version))
 
-    def ends(self, wave: Wave, *, complete: bool) -> None:
+    def ends(self, planned: PlannedRollout, *, complete: bool) -> None:
         """Note that a rollout is over.
 
         :param complete: every answer that ends from now on is by the new version; otherwise by the old one.
         """
-        for adapter in (*wave.adapters, *wave.copies):
-            self._waves[adapter] -= 1
-            if self._waves[adapter] == 0:
-                self.watched.remove(adapter)
+        for adapter in (*planned.adapters, *planned.new_adapters):
+            self._under_way[adapter] -= 1
+            if self._under_way[adapter] == 0:
+                self.in_transition.remove(adapter)
         if not complete:
             return
         settled = self.settled  # a later rollout may have been complete before this one
-        newer = {n: v for n, v in zip(wave.names, wave.versions, strict=True) if v > settled.get(n, 1)}
+        newer = {n: v for n, v in zip(planned.names, planned.versions, strict=True) if v > settled.get(n, 1)}
         if not newer:
             return
         if self._instant == self._clock._now:

@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 from sim.policies.gate import NEVER_S, Sample, failed_terms
 from sim.results.records import Event, Recorder
-from sim.rng import uniform_draw, stream, stream_key
+from sim.rng import stream, stream_key, uniform_draw
 from sim.traffic.request import MISS, Request
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.replica.server import Server
-from sim.world.rollouts.rollout_plan import Wave, note_missing_stages
-from sim.world.rollouts.rollout_progress import Course
+from sim.world.rollouts.rollout_plan import PlannedRollout, note_missing_stages
+from sim.world.rollouts.rollout_progress import RolloutProgress
 from sim.world.routing.router_instances import RouterInstances
 
 
-class Shift:
+class TrafficShift:
     """One such rollout.
 
     :param readdress: lets a request ask for another adapter.
@@ -27,30 +27,30 @@ class Shift:
 
     def __init__(
         self,
-        wave: Wave,
+        planned: PlannedRollout,
         clock: Clock,
         recorder: Recorder,
-        course: Course,
-        readdress: Callable[[Request, int], None],
+        progress: RolloutProgress,
+        retarget: Callable[[Request, int], None],
         routers: RouterInstances,
         seed: int,
         replication: int,
     ) -> None:
-        self.wave = wave
+        self.planned = planned
         self.complete_s = math.nan
         self.rolled_back = False
         self._clock = clock
         self._recorder = recorder
-        self._course = course
-        self._readdress = readdress
+        self._progress = progress
+        self._retarget = retarget
         self._routers = routers
-        self._rng = stream(seed, replication, "propagation", wave.number)
-        self._session_key = stream_key(seed, replication, f"version-session-{wave.number}")
-        self._request_key = stream_key(seed, replication, f"version-{wave.number}")
-        count = len(wave.adapters)
-        self._offsets = [wave.rollout.spread * i / count for i in range(count)]
-        self._place = {adapter: i for i, adapter in enumerate(wave.adapters)}
-        self._place_of_name = {name: i for i, name in enumerate(wave.names)}
+        self._rng = stream(seed, replication, "propagation", planned.number)
+        self._session_key = stream_key(seed, replication, f"version-session-{planned.number}")
+        self._request_key = stream_key(seed, replication, f"version-{planned.number}")
+        count = len(planned.adapters)
+        self._offsets = [planned.rollout.spread * i / count for i in range(count)]
+        self._place = {adapter: i for i, adapter in enumerate(planned.adapters)}
+        self._place_of_name = {name: i for i, name in enumerate(planned.names)}
         self._stages: list[tuple[float, float, list[float]]] = []  # when it began, its share, and each router's delay
         self._due_s = math.inf  # when the first adapter was to be new for everybody
         self._begun = 0  # stages
@@ -62,7 +62,7 @@ class Shift:
     def start(self, servers: list[Server]) -> None:
         """Put the stages on the clock; those behind a gate follow when it has judged."""
         self._servers = servers
-        rollout = self.wave.rollout
+        rollout = self.planned.rollout
         last = 1 if rollout.gate is not None else len(rollout.stages)
         for number in range(last):
             self._clock.call_at(rollout.at + number * rollout.dwell, CONTROL, self._begin_stage, number)
@@ -72,19 +72,19 @@ class Shift:
         i = self._place[request.adapter]
         share = self._share(self._routers.of(request), i)
         if share > 0.0 and (share >= 1.0 or self._lot(request, i) < share):
-            self._readdress(request, self.wave.copies[i])
+            self._retarget(request, self.planned.new_adapters[i])
             return True
         return False
 
     def ended(self, request: Request, now: float) -> None:
         """Note that a request has been answered by the old version or the new one."""
-        if self.wave.rollout.gate is not None and request.adapter not in self._place:
+        if self.planned.rollout.gate is not None and request.adapter not in self._place:
             missed, arrival_s = request.outcome == MISS, request.arrival_s
             self._samples.append(Sample(request.first_token_s - arrival_s, now - arrival_s, missed))
 
     def failed(self, request: Request) -> None:
         """Note that a request for the old version or the new one failed."""
-        if self.wave.rollout.gate is not None and request.adapter not in self._place:
+        if self.planned.rollout.gate is not None and request.adapter not in self._place:
             self._samples.append(Sample(NEVER_S, NEVER_S, request.outcome == MISS))
 
     def left(self, adapter: int) -> None:
@@ -98,15 +98,15 @@ class Shift:
         i = self._place_of_name.get(name)
         if i is None or self.rolled_back or time < self._due_s + self._offsets[i]:
             return 0
-        return self.wave.versions[i]
+        return self.planned.versions[i]
 
     def close(self) -> None:
         """Note, when the run has stopped, what was planned and never came."""
         if self._begun and not self.rolled_back:
-            note_missing_stages(self.wave, self._begun, self._note)
+            note_missing_stages(self.planned, self._begun, self._note)
 
     def _lot(self, request: Request, i: int) -> float:
-        if self.wave.rollout.sticky and request.session is not None:
+        if self.planned.rollout.sticky and request.session is not None:
             # A session may ask for several adapters: it moves with each of them alone.
             return uniform_draw(self._session_key, request.session * len(self._offsets) + i)
         return uniform_draw(self._request_key, request.index)
@@ -121,13 +121,13 @@ class Shift:
 
     def _begin_stage(self, event: Call) -> None:
         number: int = event.subject
-        rollout, course = self.wave.rollout, self._course
+        rollout, progress = self.planned.rollout, self._progress
         share = rollout.stages[number]
         self._begun = number + 1
         self._note("rollout" if number == 0 else "stage", f"{share:.0%} of the requests to the new version")
         if number == 0:
-            course.begins(self.wave)
-            course.shifting.update(dict.fromkeys(self.wave.adapters, self))
+            progress.begins(self.planned)
+            progress.shifting.update(dict.fromkeys(self.planned.adapters, self))
         known_s = self._announce(share)
         if share == 1:
             self._due_s = self._clock._now
@@ -142,22 +142,22 @@ class Shift:
 
     def _announce(self, share: float) -> float:
         """Tell the routers of a share; return when all of them will have heard of it, for the first adapter."""
-        law, count = self.wave.rollout.propagation, self._routers.count
+        law, count = self.planned.rollout.propagation, self._routers.count
         drawn = self._rng.random(count)
         delays = [0.0] * count if law is None else law.ppf(drawn).tolist()
         self._stages.append((self._clock._now, share, delays))
         return self._clock._now + float(max(delays))
 
     def _judge_later(self, number: int) -> None:
-        self._course.judging += 1
-        self._clock.call_at(self._clock._now + self.wave.rollout.dwell, CONTROL, self._judge, number)
+        self._progress.judging += 1
+        self._clock.call_at(self._clock._now + self.planned.rollout.dwell, CONTROL, self._judge, number)
 
     def _judge(self, event: Call) -> None:
-        gate, number = self.wave.rollout.gate, int(event.subject)
+        gate, number = self.planned.rollout.gate, int(event.subject)
         assert gate is not None, "only a gate judges"
-        self._course.judging -= 1
+        self._progress.judging -= 1
         if len(self._samples) < gate.min_requests:
-            if self._clock.pending() > self._course.judging:  # else nobody is inside or will come: this is the end
+            if self._clock.pending() > self._progress.judging:  # else nobody is inside or will come: this is the end
                 self._judge_later(number)
             return
         failed = failed_terms(gate.terms(), self._samples)
@@ -170,39 +170,39 @@ class Shift:
 
     def _settle(self, event: Call) -> None:
         """Count, now that every router knows, the requests inside for the adapters that get no more."""
-        course, wave = self._course, self.wave
+        progress, planned = self._progress, self.planned
         losers = {}
         for i in event.subject:
-            old, new = wave.adapters[i], wave.copies[i]
-            course.shifting.pop(old)
+            old, new = planned.adapters[i], planned.new_adapters[i]
+            progress.shifting.pop(old)
             if not self.rolled_back:
-                course.moved[old] = new
+                progress.moved[old] = new
             losers[new if self.rolled_back else old] = self
         for server in self._servers:
             self._inside.update(r.adapter for r in server.all_requests() if r.adapter in losers)
-        course.draining.update(losers)
+        progress.draining.update(losers)
         for adapter in losers:
             if self._inside[adapter] == 0:
                 self._over(adapter)
 
     def _over(self, adapter: int) -> None:
         """Drop the copies of an adapter whose last request has left; a pin goes over to the new version."""
-        del self._course.draining[adapter]
+        del self._progress.draining[adapter]
         if not self.rolled_back:
-            new = self.wave.copies[self._place[adapter]]
-            self._course.pin_of[adapter] = new
+            new = self.planned.new_adapters[self._place[adapter]]
+            self._progress.pin_of[adapter] = new
             for server in self._servers:
                 server.pin_instead(adapter, new)
-        if not self.wave.rollout.keep_old:
+        if not self.planned.rollout.keep_old:
             for server in self._servers:
                 server.drop(adapter)
         self._open -= 1
         if self._open:
             return
-        self._course.ends(self.wave, complete=not self.rolled_back)
+        self._progress.ends(self.planned, complete=not self.rolled_back)
         if not self.rolled_back:
             self.complete_s = self._clock._now
             self._note("complete", "the old version has left")
 
     def _note(self, kind: str, text: str) -> None:
-        self._recorder.events.append(Event(self._clock._now, kind, f"rollouts.{self.wave.number}: {text}"))
+        self._recorder.events.append(Event(self._clock._now, kind, f"rollouts.{self.planned.number}: {text}"))

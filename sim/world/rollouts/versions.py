@@ -8,12 +8,12 @@ from typing import Protocol
 from sim.traffic.request import FROM_STORAGE
 
 
-class Noted(Protocol):
+class LoadListener(Protocol):
     """What loaders tell of every load: ``reads`` when it begins, ``came`` at its end."""
 
-    def reads(self, adapter: int, tier: int) -> None: ...
+    def load_started(self, adapter: int, tier: int) -> None: ...
 
-    def came(self, adapter: int, tier: int) -> None: ...
+    def load_ended(self, adapter: int, tier: int) -> None: ...
 
 
 class Versions:
@@ -27,37 +27,37 @@ class Versions:
         GPU, at a step boundary; requests under way go on with the new one.
     """
 
-    def __init__(self, born: Mapping[int, int]) -> None:
-        self._born = born
+    def __init__(self, initial_versions: Mapping[int, int]) -> None:
+        self._initial_versions = initial_versions
         self.files: dict[int, int] = {}
         self.awaited: dict[int, list[Callable[[], None]]] = {}
         self.on_gpu: dict[int, int] = {}
         self.in_host: dict[int, int] = {}
         self._reading: dict[int, int] = {}
-        self.changed: Callable[[int, int, int], None] = lambda adapter, old, new: None
+        self.on_change: Callable[[int, int, int], None] = lambda adapter, old, new: None
 
     def of(self, adapter: int) -> int:
         """Return the version that requests are answered with."""
-        return self.on_gpu.get(adapter) or self._born.get(adapter, 1)
+        return self.on_gpu.get(adapter) or self._initial_versions.get(adapter, 1)
 
     def on_storage(self, adapter: int) -> int:
         """Return the version that a load from storage reads."""
-        return self.files.get(adapter) or self._born.get(adapter, 1)
+        return self.files.get(adapter) or self._initial_versions.get(adapter, 1)
 
-    def reads(self, adapter: int, tier: int) -> None:
+    def load_started(self, adapter: int, tier: int) -> None:
         """Note that a load to the GPU begins: what it reads is what lies there now."""
         if adapter not in self.files:
             return  # it was never replaced: no need to write down what all copies are
         if tier == FROM_STORAGE:
             self._reading[adapter] = self.on_storage(adapter)
         else:
-            self._reading[adapter] = self.in_host.get(adapter) or self._born.get(adapter, 1)
+            self._reading[adapter] = self.in_host.get(adapter) or self._initial_versions.get(adapter, 1)
 
-    def came(self, adapter: int, tier: int) -> None:
+    def load_ended(self, adapter: int, tier: int) -> None:
         """Note that a load to the GPU has ended; one from storage leaves its copy in host memory, if there is some."""
         if adapter not in self.files:
             return
-        version = self._reading.pop(adapter, 0) or self._born.get(adapter, 1)
+        version = self._reading.pop(adapter, 0) or self._initial_versions.get(adapter, 1)
         if tier == FROM_STORAGE:
             self.in_host[adapter] = version
         self.put(adapter, version)
@@ -67,7 +67,7 @@ class Versions:
         before = self.of(adapter)
         if version > before:  # else a load that began before the swap ends after it
             self.on_gpu[adapter] = version
-            self.changed(adapter, before, version)
+            self.on_change(adapter, before, version)
         if adapter in self.awaited and version == self.on_storage(adapter):
             self.no_copy(adapter)
 
@@ -86,15 +86,15 @@ class Versions:
         self._reading, self.awaited = {}, {}
 
 
-class Fetched:
+class HostLoadListener:
     """The same for loads to host memory that come before those to the GPU."""
 
     def __init__(self, versions: Versions) -> None:
         self._versions = versions
         self._reading: dict[int, int] = {}
 
-    def reads(self, adapter: int, tier: int) -> None:
+    def load_started(self, adapter: int, tier: int) -> None:
         self._reading[adapter] = self._versions.on_storage(adapter)
 
-    def came(self, adapter: int, tier: int) -> None:
+    def load_ended(self, adapter: int, tier: int) -> None:
         self._versions.in_host[adapter] = self._reading.pop(adapter)

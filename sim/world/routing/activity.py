@@ -16,7 +16,7 @@ class Activity(Protocol):
         ...
 
 
-class InBatches:
+class BatchActivity:
     """Who runs what where replicas have batches: kept up to date by the adapters that came in or left since.
 
     Few do between two readings, while a batch holds many: reading it whole would cost more than the rest of a router.
@@ -55,7 +55,7 @@ class InBatches:
             assert noted == there, f"replica {index}: {sorted(noted)} noted, {sorted(there)} there"
 
 
-class InsideAny:
+class InFlightActivity:
     """Who runs what where replicas have no batches: all requests inside run.
 
     :param counts: by replica, requests inside by adapter.

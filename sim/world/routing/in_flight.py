@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from sim.traffic.request import Request
 
 
-class Inside:
+class InFlight:
     """Requests inside each replica by adapter.
 
     :param counts: by replica, an empty dict that is kept current; 0 is never in it.
@@ -39,7 +39,7 @@ class Inside:
         else:
             del counts[adapter]
 
-    def ends_on(self, replica: int) -> Callable[[Request, float], bool]:
+    def last_token_callback(self, replica: int) -> Callable[[Request, float], bool]:
         """Return what a replica asks at a request's last token, where nobody else wants to know."""
         counts = self._counts[replica]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.rng import uniform_draw, stream_key
+from sim.rng import stream_key, uniform_draw
 from sim.traffic.request import Request
 
 

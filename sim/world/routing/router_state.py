@@ -8,24 +8,24 @@ from sim.policies.routing import ROUTERS, Router, Setting, View
 from sim.rng import stream_key
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.server import Server
-from sim.world.routing.activity import Activity, InBatches, InsideAny
+from sim.world.routing.activity import Activity, BatchActivity, InFlightActivity
 from sim.world.routing.router_views import Residency, Sources
 from sim.world.world import World
 
 
-class Live:
+class RouterState:
     """What can be seen of the replicas at any time.
 
     :param reads: what the router looks at (``Router.reads``).
     :ivar residency: who has which adapter; None where the router doesn't ask.
-    :ivar counts: by replica, requests inside by adapter; kept by ``Inside`` where the router asks.
+    :ivar counts: by replica, requests inside by adapter; kept by ``InFlight`` where the router asks.
     :ivar activity: who runs what in batches; None where the router doesn't ask.
     """
 
     def __init__(self, adapters: int, replicas: int, reads: frozenset[str]) -> None:
         self.residency = Residency(adapters, replicas) if "resident" in reads else None
         self.counts: list[dict[int, int]] = [{} for _ in range(replicas)]
-        self.activity = InBatches(adapters, replicas) if "running" in reads else None
+        self.activity = BatchActivity(adapters, replicas) if "running" in reads else None
         self._batches = False
         self._adapters = adapters
 
@@ -42,7 +42,7 @@ class Live:
         """
         activity: Activity | None = self.activity
         if activity is not None and not self._batches:
-            activity = InsideAny(self._adapters, inside())
+            activity = InFlightActivity(self._adapters, inside())
         return Sources(loads, self.residency, activity, inside)
 
 
@@ -54,7 +54,13 @@ def make_router(world: World, view: View, replication: int) -> Router:
         weights = traffic.shares().tolist()
     return ROUTERS[spec.policy](
         Setting(
-            view, world.scenario.fleet.replicas, stream_key(world.scenario.run.seed, replication, "router"),
-            traffic.places, weights, spec.load_bound, spec.placement, spec.copies,
+            view,
+            world.scenario.fleet.replicas,
+            stream_key(world.scenario.run.seed, replication, "router"),
+            traffic.places,
+            weights,
+            spec.load_bound,
+            spec.placement,
+            spec.copies,
         )
-    )  # fmt: skip
+    )

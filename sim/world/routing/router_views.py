@@ -81,7 +81,7 @@ class Sources:
     inside: Callable[[], list[dict[int, int]]] = list
 
 
-class Views:
+class ViewRefresher:
     """Keep the view of a router: shared with the fleet, or read anew every so often.
 
     A reading is a control event: the first of its instant, so arrivals of this instant see it, and it sees nothing that
@@ -122,7 +122,7 @@ class Views:
             self._read()
             clock.call_at(interval_s, CONTROL, self._again)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Make up for the last reading, if it was left out, for a request that comes at no arrival."""
         if self._interval_s > 0 and self._reads:
             last = self._last(self._clock._now)
