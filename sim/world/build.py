@@ -37,6 +37,7 @@ from sim.world.gpu_memory import usable_kv_tokens
 from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
 from sim.world.pools.full_model_replicas import FullModelReplicas
 from sim.world.replica.assembly import ServerWrapper, kv_rule, make_server
+from sim.world.replica.loader import LoadContext
 from sim.world.replica.oracle import ArrivalOracle, ReplicaOracle
 from sim.world.replica.replica_caches import (
     FleetCacheListener,
@@ -50,7 +51,7 @@ from sim.world.replica.replica_caches import (
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.rollouts.active_rollouts import make_rollouts
 from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
-from sim.world.rollouts.versions import Versions
+from sim.world.rollouts.versions import HostLoadListener, Versions
 from sim.world.routing.in_flight import InFlight
 from sim.world.routing.router_state import RouterState, make_router
 from sim.world.routing.router_views import ViewRefresher
@@ -235,6 +236,7 @@ class Replication:
             attach_listeners(cache, index, self._cache_listeners)
         versions = self._versions[index] if self._versions else None
         storage = make_storage(world, replication, index, place)
+        fill_context = LoadContext(recorder, index, None if versions is None else HostLoadListener(versions), storage)
         parts = ReplicaParts(
             clock,
             recorder,
@@ -244,7 +246,7 @@ class Replication:
             host,
             (scenario.storage.loaders, scenario.storage.host_loaders),
             reload_times(*self._costs, replication, place),
-            make_host_fill(world, clock, recorder, cache, index, versions, storage),
+            make_host_fill(world, clock, cache, fill_context),
             oracle,
             versions,
             *self._told(index),

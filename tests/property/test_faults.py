@@ -197,22 +197,22 @@ def crashed_on(scenario: Scenario) -> tuple[Recording, set[int], set[int]]:
     until_s = crash.at + min(crash.detected, np.inf if crash.down is None else crash.down)
     inside: set[int] = set()
     sent: set[int] = set()
-    die, lets_in = Server.die, Changes.lets_in
+    die, accepts = Server.die, Changes.accepts
 
     def died(self: Server) -> list[Request]:
         requests = die(self)
         inside.update(request.index for request in requests)
         return requests
 
-    def let_in(self: Changes, request: Request, replica: int) -> bool:
+    def accepted(self: Changes, request: Request, replica: int) -> bool:
         now = self.crashes._clock.now  # type: ignore[union-attr]
         if replica == crash.replica and crash.at <= now < until_s and request.index not in inside:
             sent.add(request.index)
-        return lets_in(self, request, replica)
+        return accepts(self, request, replica)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Server, "die", died)
-        patch.setattr(Changes, "lets_in", let_in)
+        patch.setattr(Changes, "accepts", accepted)
         recording = run(scenario)
     return recording, inside, sent
 

@@ -1,4 +1,4 @@
-"""Prefix caches that know adapters by name: what an old version computed is found by requests of the new one."""
+"""Prefix caches keyed by adapter name: requests of a new version find prefixes that the old one computed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sim.traffic.request import Request
 
 
 class StalePrefixes:
-    """The prefixes of old versions on all replicas.
+    """Prefixes of old versions on all replicas.
 
-    A request looks its prefix up when it joins the batch. A replica that had never answered with the old version has no
+    A request looks up its prefix when it joins the batch. A replica that never answered with the old version has no
     prefix of it.
 
-    :param faults: with their numbers in the scenario.
+    :param faults: each with its number in the scenario.
     :param concerned: adapters whose new versions keep the name.
     """
 
@@ -29,25 +29,25 @@ class StalePrefixes:
             for number, spec in faults
         ]
         self._concerned = concerned
-        self._answered_s: dict[tuple[int, int], float] = {}  # by replica and adapter, the last answer there
+        self._answered_s: dict[tuple[int, int], float] = {}  # by replica and adapter, time of the last answer
         self._replacements: dict[
             tuple[int, int], list[tuple[float, float]]
         ] = {}  # when each came, and the last answer before it
 
     def replaced(self, replica: int, adapter: int, under_way: bool, now: float) -> None:
-        """Note that a new version takes the place of an old one.
+        """Note that a new version has replaced the old one on a replica.
 
-        :param under_way: whether somebody is being answered by the old one.
+        :param under_way: whether the old version was answering a request.
         """
         last_s = now if under_way else self._answered_s.get((replica, adapter))
         if last_s is not None:
             self._replacements.setdefault((replica, adapter), []).append((now, last_s))
 
     def found(self, replica: int, request: Request, now: float) -> bool:
-        """Return whether a request that has been answered now had found the prefix of an older version.
+        """Return whether a request that finishes now used a prefix of an older version.
 
-        What an old version computed grows old from its last answer on that replica, not from the update: a copy may have
-        left long before the new version is loaded there.
+        A prefix ages from the old version's last answer on that replica, not from the update: the old copy may have
+        been evicted long before the new version is loaded.
         """
         if request.adapter not in self._concerned:
             return False
@@ -65,7 +65,7 @@ class StalePrefixes:
         )
 
     def forget(self, replica: int) -> None:
-        """Note that a replica has lost everything."""
+        """Forget the prefixes of a replica that has crashed."""
         self._answered_s = {where: time for where, time in self._answered_s.items() if where[0] != replica}
         self._replacements = {
             where: replacements for where, replacements in self._replacements.items() if where[0] != replica

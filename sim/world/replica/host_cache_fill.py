@@ -1,7 +1,8 @@
-"""Adapters that come to host memory when requests for them arrive, before anything is loaded to the GPU.
+"""Host memory that is filled when requests arrive, before anything is loaded to the GPU.
 
 SGLang (an adapter that ``max_loaded_loras`` drove out), LoRAX (download at the first request) and TensorRT-LLM (host
-cache) do so. The host tier is then a protected cache of its own: an adapter with requests inside keeps its place.
+cache) work this way. The host tier is then a protected cache of its own: an adapter with requests inside keeps its
+place.
 """
 
 from __future__ import annotations
@@ -9,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sim.policies.adapter_cache import GpuCache
-from sim.results.records import Recorder
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
 from sim.world.clock import Clock
-from sim.world.faults.storage_faults import StorageFaults
-from sim.world.replica.loader import Loader
-from sim.world.rollouts.versions import HostLoadListener
+from sim.world.replica.loader import LoadContext, Loader
 
 
 class HostCacheFill:
@@ -22,9 +20,10 @@ class HostCacheFill:
 
     :param cache: adapters in host memory.
     :param loaders: fetches at a time.
-    :param reject: a request that would have to wait for a place is turned away.
-    :param replica: its number; ``versions``: notes which version of an adapter was fetched, or None; ``faults``: what
-        is wrong with storage, or None.
+    :param reject: refuse a request that would have to wait for a place.
+    :ivar on_fetched: called with a request whose adapter has come to host memory, and whether that took any time; set
+        by the server.
+    :ivar on_fetch_failed: called with a request whose adapter could not be fetched; set by the server.
     """
 
     def __init__(
@@ -32,29 +31,24 @@ class HostCacheFill:
         clock: Clock,
         cache: GpuCache,
         loaders: int,
-        recorder: Recorder,
+        context: LoadContext,
         *,
         reject: bool,
-        replica: int,
-        versions: HostLoadListener | None = None,
-        faults: StorageFaults | None = None,
     ) -> None:
         self.cache = cache
-        self.loader = Loader(clock, cache, None, (loaders, 1), recorder, self._fetched, replica, versions, faults)
+        self.loader = Loader(clock, cache, None, (loaders, 1), context, self._fetched)
         self.loader.on_failed = self._failed
         self.on_fetched: Callable[[Request, bool], None]
-        """What the server does with a request whose adapter is in host memory, told whether that took any time."""
         self.on_fetch_failed: Callable[[Request], None]
-        """What the server does with a request whose adapter can't be fetched."""
         self._reject = reject
         self._waits: dict[int, tuple[int, float, float]] = {}
 
     def rejects(self, request: Request) -> bool:
-        """Return whether there is no place for the request's adapter."""
+        """Return whether to refuse a request because its adapter finds no place."""
         return self._reject and not self.cache.can_claim(request.adapter)
 
     def fetch(self, request: Request) -> bool:
-        """Take a place for the request's adapter; return whether it is there, otherwise ``on_fetched`` is called later."""
+        """Reserve a place for the request's adapter; return whether it is there. If not, ``on_fetched`` follows."""
         if self.cache.acquire(request.adapter):
             return True
         joined = self.loader.request_load(request)
@@ -63,9 +57,9 @@ class HostCacheFill:
         return False
 
     def leave(self, request: Request) -> float:
-        """Note that a request ends, and add what it waited for host memory to what it waited for the GPU.
+        """Release a request's adapter, and add its wait for host memory to its wait for the GPU.
 
-        :return: the seconds that it waited for host memory: all of them before its admission.
+        :returns: seconds that it waited for host memory, all of them before its admission.
         """
         wait_s = 0.0
         waited = self._waits.pop(request.index, None)
@@ -83,7 +77,7 @@ class HostCacheFill:
             self.loader.room_appeared()
 
     def close(self, now: float) -> None:
-        """Note what is under way when the simulation stops."""
+        """Record the fetches still under way when the simulation stops."""
         self.loader.close(now)
 
     def waiting(self) -> list[Request]:

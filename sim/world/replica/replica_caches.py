@@ -1,4 +1,4 @@
-"""The caches of one replica as a scenario describes them, and who is in them from the start."""
+"""The caches of one replica as a scenario describes them, with the adapters that are in them from the start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sim.policies.eviction import EVICTIONS, Eviction, Setting
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.set_order import SetOrder
 from sim.policies.vllm_lru import VllmLruCache
-from sim.results.records import Recorder
 from sim.rng import stream
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.spec.scenario import HostCache as HostCacheSpec
@@ -23,16 +22,15 @@ from sim.spec.units import human_bytes
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
-from sim.world.faults.storage_faults import StorageFaults
 from sim.world.replica.host_cache_fill import HostCacheFill
+from sim.world.replica.loader import LoadContext
 from sim.world.replica.oracle import ReplicaOracle
 from sim.world.rollouts.rollout_plan import RolloutPlan
-from sim.world.rollouts.versions import HostLoadListener, Versions
 from sim.world.world import World
 
 
 class ReplicaCacheListener:
-    """Tells boards that all replicas share what is in the cache of one of them."""
+    """Passes on what happens in one replica's cache to the listeners of the whole fleet."""
 
     def __init__(self, replica: int, listeners: Sequence[FleetCacheListener]) -> None:
         self._replica = replica
@@ -48,7 +46,7 @@ class ReplicaCacheListener:
 
 
 class FleetCacheListener(Protocol):
-    """Who wants to know what is in the caches of all replicas."""
+    """Is called when adapters come to, or leave, the cache of any replica."""
 
     def placed(self, adapter: int, replica: int) -> None: ...
 
@@ -58,7 +56,7 @@ class FleetCacheListener(Protocol):
 
 
 def attach_listeners(cache: GpuCache | VllmLruCache, replica: int, listeners: Sequence[FleetCacheListener]) -> None:
-    """Let boards know what is in a cache, and what comes and goes."""
+    """Tell listeners what a cache holds, and from now on every change."""
     listener = ReplicaCacheListener(replica, listeners)
     for adapter, state in enumerate(cache.state):
         if state != ABSENT:
@@ -67,10 +65,10 @@ def attach_listeners(cache: GpuCache | VllmLruCache, replica: int, listeners: Se
 
 
 def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, oracle: ReplicaOracle | None) -> Setting:
-    """Return what eviction policies may know; where adapters share the KV cache, they weigh blocks."""
+    """Return what eviction policies may know; adapters that share the KV cache are counted in blocks."""
     weights, capacity = world.weights, world.capacity
     if world.adapter_blocks:
-        assert world.kv_tokens is not None, "they share it"
+        assert world.kv_tokens is not None, "they share the KV cache"
         weights, capacity = world.adapter_blocks, world.kv_tokens // world.scenario.fleet.block_size
     setting = Setting(weights, capacity, rng, now=lambda: clock.now)
     return setting if oracle is None else replace(setting, next_use=oracle.next_use, come=oracle.come)
@@ -79,15 +77,15 @@ def eviction_setting(world: World, clock: Clock, rng: np.random.Generator, oracl
 def make_caches(
     world: World, replication: int, place: int, rule: KvRule | None, setting: Setting
 ) -> tuple[GpuCache | VllmLruCache, HostCache | AllInHost | None]:
-    """Return the cache in GPU memory and the host tier, with everybody in them who is there from the start.
+    """Return the cache in GPU memory and the host tier, with the adapters that are in them from the start.
 
-    :param place: a number of the replica's own, not that of one which stood in its place before.
+    :param place: number of this incarnation of the replica; a restarted one has another.
     """
     spec, count = world.scenario.cache, len(world.population)
     if spec.eviction == "vllm-lru":
         slots = world.capacity
         host_slots = slots if spec.host is None or spec.host.slots is None else spec.host.slots
-        # A Python set is walked by hash, and vLLM's adapters are hashed by name, anew in every process.
+        # A Python set is walked by hash, and vLLM's adapters are hashed by name, differently in every process.
         hashes = stream(world.scenario.run.seed, replication, "set-order", place).integers(2**61 - 1, size=count)
         touched = VllmLruCache(count, slots, host_slots, SetOrder(hashes.tolist()))
         touched.warm_up(world.warm)
@@ -97,28 +95,22 @@ def make_caches(
     if host is None:
         return cache, None
     if host.fill == "arrival":
-        return cache, AllInHost()  # as far as the GPU sees
+        return cache, AllInHost()  # from the GPU's point of view
     if host.fill == "start":
         later = set(range(len(world.traffic.population), count)) - set(world.pinned)
         return cache, AllInHost(later)  # new versions with names of their own
     copies = HostCache(*_capacity(host, world.population))
     for adapter in reversed(world.pinned + _there(world.warm, cache)):
-        copies.insert(adapter)  # they came through host memory, too
+        copies.insert(adapter)  # they were loaded through host memory
     return cache, copies
 
 
 def make_host_fill(
-    world: World,
-    clock: Clock,
-    recorder: Recorder,
-    cache: GpuCache | VllmLruCache,
-    replica: int,
-    versions: Versions | None,
-    storage: StorageFaults | None = None,
+    world: World, clock: Clock, cache: GpuCache | VllmLruCache, context: LoadContext
 ) -> HostCacheFill | None:
-    """Return host memory that fills at arrival, if the scenario has it; what the GPU begins with came through it.
+    """Return host memory that fills at arrival, if the scenario has it. It holds copies of what is warm in ``cache``.
 
-    :raises ScenarioError: where an adapter doesn't fit there.
+    :raises ScenarioError: if an adapter does not fit.
     """
     host = world.scenario.cache.host
     if host is None or host.fill != "arrival":
@@ -136,22 +128,13 @@ def make_host_fill(
     _check_pinned(_heaviest(world.pinned, weights, world.rollout_plan), weights, capacity, "cache.host")
     fetched = GpuCache(weights, capacity, EVICTIONS["lru"](Setting(weights, capacity)), pinned=world.pinned)
     fetched.warm_up(_there(world.warm, cache))
-    return HostCacheFill(
-        clock,
-        fetched,
-        world.scenario.storage.loaders,
-        recorder,
-        reject=host.full == "reject",
-        replica=replica,
-        versions=None if versions is None else HostLoadListener(versions),
-        faults=storage,
-    )
+    return HostCacheFill(clock, fetched, world.scenario.storage.loaders, context, reject=host.full == "reject")
 
 
 def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:
-    """Return what each adapter takes, and how much there is: slots or bytes.
+    """Return what each adapter takes, and the capacity, in slots or bytes.
 
-    :raises ScenarioError: where the largest adapter doesn't fit.
+    :raises ScenarioError: if the largest adapter does not fit.
     """
     if spec.unified:
         return [1] * len(population), spec.slots or len(population)
@@ -170,11 +153,11 @@ def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int],
 def pinned_and_warm(
     scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int, rollout_plan: RolloutPlan | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the adapters to pin and those to warm up with, the most popular first.
+    """Return the pinned and the warm adapters, the most popular first.
 
     :param weights: what each adapter takes of ``capacity``.
-    :param lineage: which versions adapters will have, if there are rollouts.
-    :raises ScenarioError: where there are not as many to pin, or pinned ones leave no room for another adapter.
+    :param rollout_plan: versions that adapters will have, if there are rollouts.
+    :raises ScenarioError: if there are fewer adapters than pins, or pinned ones leave no room for another adapter.
     """
     cache = scenario.cache
     if not (cache.pinned or cache.warm):
@@ -211,7 +194,7 @@ def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tup
 
 
 def _heaviest(pinned: Sequence[int], weights: Sequence[int], rollout_plan: RolloutPlan | None) -> list[int]:
-    """Return which version of each pinned adapter takes most: each has the pin in turn."""
+    """Return the largest version of each pinned adapter: each version has the pin in turn."""
     heaviest = {adapter: adapter for adapter in pinned}
     for adapter, name in enumerate(() if rollout_plan is None else rollout_plan.original.tolist()):
         if name in heaviest and weights[adapter] > weights[heaviest[name]]:
@@ -220,7 +203,7 @@ def _heaviest(pinned: Sequence[int], weights: Sequence[int], rollout_plan: Rollo
 
 
 def _check_pinned(pinned: Sequence[int], weights: Sequence[int], capacity: int, where: str) -> None:
-    """Refuse pinned adapters beside which the largest other one finds no room."""
+    """Refuse pinned adapters that leave no room for the largest other adapter."""
     taken = sum(weights[adapter] for adapter in pinned)
     kept = set(pinned)
     largest = max((weight for adapter, weight in enumerate(weights) if adapter not in kept), default=0)

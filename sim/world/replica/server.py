@@ -1,7 +1,7 @@
-"""One replica: requests come in, find or wait for their adapter, are served, and leave.
+"""One replica: requests arrive, find or wait for their adapter, are served, and leave.
 
-``Server`` holds what both kinds share; ``FixedServer`` (``fixed``) serves one request at a time, ``BatchServer``
-(``batch``) batches continuously. Both leave the decisions to ``sim.policies``.
+``Server`` holds what both kinds share; ``FixedServer`` (``fixed.py``) serves one request at a time, ``BatchServer``
+(``continuous.py``) batches continuously. Both leave decisions to ``sim.policies``.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Requ
 from sim.world.clock import Clock
 from sim.world.faults.storage_faults import StorageFaults
 from sim.world.replica.host_cache_fill import HostCacheFill
-from sim.world.replica.loader import Loader
+from sim.world.replica.loader import LoadContext, Loader
 from sim.world.replica.oracle import ReplicaOracle
 from sim.world.rollouts.versions import Versions
 
 Action = Callable[[float], float]
-"""What is done between two steps: gets the time from which on it may block the engine, returns for how long it does."""
+"""Work between two steps: takes the time at which it starts, returns the seconds for which it blocks the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaParts:
-    """What a replica is made of.
+    """What a replica is made of. Optional parts are None.
 
     :ivar index: the replica's number.
-    :ivar inside: requests inside each replica, waiting or running: shared with the router; this one keeps its own.
-    :ivar host: host tier, or None; a ``VllmLruCache`` has its own.
-    :ivar loaders: loaders from storage, and from host.
-    :ivar reload_s: seconds of a load that no request begins: by adapter and tier.
-    :ivar fetches: host memory that is filled when requests arrive, or None.
-    :ivar foresight: what a clairvoyant eviction policy knows, or None.
-    :ivar versions: which versions of adapters this replica has, or None where no rollout keeps a name.
-    :ivar ends: asked when a request's last token is out, before that is recorded: True takes the request over, to send
-        it again. None: nobody asks.
-    :ivar lost: told of a request that leaves without having been served. None: nobody asks.
-    :ivar storage: what is wrong with storage; None: nothing.
-    :ivar fails: told of a request that has left since its adapter can't be loaded. None: loads don't fail.
-    :ivar next_key: gives a request that was held its place in the queue, behind all that wait by then.
+    :ivar inside: requests inside each replica, waiting or running; shared with the router, each replica keeps its own
+        entry.
+    :ivar host: host memory tier; a ``VllmLruCache`` has its own.
+    :ivar loaders: number of loaders from storage, and from host memory.
+    :ivar reload_s: seconds of a load that no request starts, by adapter and tier.
+    :ivar host_fill: host memory that is filled when requests arrive.
+    :ivar oracle: what a clairvoyant eviction policy knows.
+    :ivar versions: versions of the adapters on this replica, for rollouts that keep the name.
+    :ivar on_last_token: called with a request and the time after its last token, before the request is recorded; True
+        takes the request over, to send it again.
+    :ivar on_lost: called when a request leaves unserved.
+    :ivar storage: faults of storage.
+    :ivar on_load_failed: called when a request has left because its adapter could not be loaded.
+    :ivar next_key: returns a place in the queue behind all that wait, for a request that was held.
     """
 
     clock: Clock
@@ -63,45 +64,41 @@ class ReplicaParts:
     on_load_failed: Callable[[Request], None] | None = None
     next_key: Callable[[], int] | None = None
 
+    @property
+    def load_context(self) -> LoadContext:
+        """What every load on this replica needs to know."""
+        return LoadContext(self.recorder, self.index, self.versions, self.storage)
+
 
 class Server(ABC):
-    """What every replica has: a cache, loaders, a count of requests inside.
+    """What every replica has: an adapter cache, loaders, and a count of the requests inside.
 
-    :param ask_early: loads are asked for at arrival; otherwise at admission.
+    :param loads_at_arrival: loads start at arrival; otherwise at admission.
     :ivar blocking: whether loads happen inside steps.
-    :ivar down: whether it is only there in the place of one that died: nothing is done here.
-    :ivar held: requests inside that wait outside the queues, until ``let_in``.
-    :ivar inside_area: request-seconds spent inside, once closed. Counted at arrivals and departures, apart from the
-        requests' own records: Little's law compares the two. Until then, departure times less arrival times.
+    :ivar down: whether this replica only stands in for a crashed one and serves nothing.
+    :ivar held: requests inside that wait outside the queues, until ``release_held``.
+    :ivar inside_area: request-seconds spent inside, once closed; before that, departure times minus arrival times.
+        Counted at arrivals and departures, independently of the requests' own records, so that tests can compare the
+        two by Little's law.
     """
 
-    # Attributes of an object with more than 30 are read slowly otherwise (CPython 3.11 to 3.13).
+    # Without slots, objects with more than 30 attributes are slow to read (CPython 3.11 to 3.13).
     __slots__ = (
-        "_host_fill", "_inside", "_next_key", "_on_last_token", "_on_load_failed", "_on_lost", "_oracle", "ask_early", "blocking", "cache",
-        "clock", "down", "held", "host", "index", "inside_area", "loader", "recorder",
+        "_host_fill", "_inside", "_next_key", "_on_last_token", "_on_load_failed", "_on_lost", "_oracle", "blocking",
+        "cache", "clock", "down", "held", "host", "index", "inside_area", "loader", "loads_at_arrival", "recorder",
     )  # fmt: skip  # names in a paragraph, not one a line
 
-    def __init__(self, parts: ReplicaParts, *, ask_early: bool) -> None:
+    def __init__(self, parts: ReplicaParts, *, loads_at_arrival: bool) -> None:
         self.clock = parts.clock
         self.recorder = parts.recorder
         self.index = parts.index
         self.cache = parts.cache
         self.host = parts.host
-        self.ask_early = ask_early
+        self.loads_at_arrival = loads_at_arrival
         self.blocking = False
-        # A VllmLruCache loads in its own steps and never asks a loader.
+        # A VllmLruCache loads inside steps and never uses the loader.
         protected = cast(GpuCache, parts.cache)
-        self.loader = Loader(
-            parts.clock,
-            protected,
-            parts.host,
-            parts.loaders,
-            parts.recorder,
-            self._loaded,
-            parts.index,
-            parts.versions,
-            parts.storage,
-        )
+        self.loader = Loader(parts.clock, protected, parts.host, parts.loaders, parts.load_context, self._loaded)
         self.loader.on_failed = self._not_loaded
         self.down = False
         self._host_fill = parts.host_fill
@@ -118,7 +115,7 @@ class Server(ABC):
         self._inside = parts.inside
 
     def arrive(self, request: Request) -> None:
-        """Take in a request; where loads are asked for at arrival, its adapter is in use from now on."""
+        """Take in a request. If loads start at arrival, its adapter is in use from now on."""
         self._inside[self.index] += 1
         self.inside_area -= self.clock._now
         if self._oracle is not None:
@@ -127,15 +124,15 @@ class Server(ABC):
             self._take_in(request)
 
     def hold(self, request: Request) -> None:
-        """Take in a request that must wait before anything is done for it."""
+        """Take in a request that must wait until ``release_held``."""
         self._inside[self.index] += 1
         self.inside_area -= self.clock._now
         self.held.append(request)
 
     def release_held(self, adapter: int) -> None:
-        """Take in the held requests of an adapter, as if they had just come."""
+        """Take in the held requests of an adapter as if they had just arrived."""
         now, next_key = self.clock._now, self._next_key
-        assert next_key is not None, "given where requests may be held"
+        assert next_key is not None, "set if requests may be held"
         free = [request for request in self.held if request.adapter == adapter]
         self.held = [request for request in self.held if request.adapter != adapter]
         for request in free:
@@ -145,7 +142,7 @@ class Server(ABC):
             self.arrive(request)
 
     def _fetch(self, request: Request, host_fill: HostCacheFill) -> bool:
-        """Return whether a request's adapter is in host memory; if not, it is fetched, or the request turned away."""
+        """Return whether a request's adapter is in host memory; if not, fetch it or refuse the request."""
         if host_fill.rejects(request):
             self._inside[self.index] -= 1
             self.inside_area += self.clock._now
@@ -158,7 +155,7 @@ class Server(ABC):
         return host_fill.fetch(request)
 
     def _take_in(self, request: Request, in_time: bool = False) -> None:
-        if self.ask_early and not self.cache.acquire(request.adapter):
+        if self.loads_at_arrival and not self.cache.acquire(request.adapter):
             request.outcome = DELAYED_HIT if self.loader.request_load(request) else MISS
         else:
             self._enqueue(request, in_time)
@@ -195,31 +192,31 @@ class Server(ABC):
             self._enqueue(request, in_time)
 
     def _not_loaded(self, requests: list[Request], in_time: bool) -> None:
-        """End requests whose adapter can't be loaded."""
+        """End requests whose adapter could not be loaded."""
         for request in requests:
             self._unclaim(request)
             self._fail(request)
 
     def _unclaim(self, request: Request) -> None:
-        """Note that a request which has asked for a load uses its adapter no more."""
+        """Release the adapter of a request that waited for its load."""
         if self.cache.release(request.adapter) and self.loader.short_of_room:
             self.loader.room_appeared()
 
     def _fail(self, request: Request) -> None:
-        assert self._on_load_failed is not None, "told where loads can fail"
+        assert self._on_load_failed is not None, "set if loads can fail"
         self._inside[self.index] -= 1
         self.inside_area += self.clock._now
         self._on_load_failed(request)
 
     @abstractmethod
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
-        """Queue a request: its adapter is there, or will be asked for at admission.
+        """Queue a request whose adapter is resident, or will be loaded at admission.
 
-        :param in_time: whether it may still join at a step boundary of this very instant.
+        :param in_time: whether the request may still join at a step boundary of this very instant.
         """
 
     def close(self) -> list[Request]:
-        """Note what is under way when the simulation stops; return the requests still inside."""
+        """Record what is under way when the simulation stops; return the requests still inside."""
         now = self.clock._now
         self.inside_area += self._inside[self.index] * now
         self.loader.close(now)
@@ -228,7 +225,7 @@ class Server(ABC):
         return self.all_requests()
 
     def die(self) -> list[Request]:
-        """Stop at once and for good: note what was under way until now; return the requests that were inside."""
+        """Crash: record what was under way, cancel all events, and return the requests that were inside."""
         inside = self.close()
         self.clock.forget(
             [self, self.loader] if self._host_fill is None else [self, self.loader, self._host_fill.loader]
@@ -236,19 +233,19 @@ class Server(ABC):
         return inside
 
     def set_listener(self, on_last_token: Callable[[Request, float], bool], on_lost: Callable[[Request], None]) -> None:
-        """From now on, ask and tell of requests that leave (``ReplicaParts.ends``, ``ReplicaParts.lost``); nobody did before."""
+        """Set the callbacks for requests that leave, as in ``ReplicaParts``; there must be none yet."""
         assert (self._on_last_token, self._on_lost) == (None, None)
         self._on_last_token, self._on_lost = on_last_token, on_lost
 
     def all_requests(self) -> list[Request]:
-        """Return the requests inside, in no order."""
+        """Return all requests inside, in no particular order."""
         waiting = [request for load in self.loader.under_way.values() for request in load.waiting]
         if self._host_fill is not None:
             waiting += self._host_fill.waiting()
         return waiting + self.held + self._unserved()
 
     def state_in_words(self) -> str:
-        """Return what there is inside, for a message about a fault of ours."""
+        """Describe this replica, for the message of an internal error."""
         loads, cache = len(self.loader.under_way), self.cache
         return (
             f"replica {self.index} has {self._inside[self.index]} inside ({len(self._unserved())} queued or running, "
@@ -257,21 +254,21 @@ class Server(ABC):
 
     @abstractmethod
     def at_boundary(self, action: Action) -> None:
-        """Call ``action`` when no step is under way: at the next boundary, at once if nobody runs."""
+        """Call ``action`` when no step is under way: at the next boundary, or at once if the replica is idle."""
 
     @abstractmethod
     def tokens_out(self, request: Request) -> int:
-        """Return how many tokens a request inside has by now."""
+        """Return how many tokens a request inside has received so far."""
 
-    def renew(self, adapter: int, seconds: float, swap: Callable[[], None]) -> None:
-        """Fetch an adapter from storage though it is there, then call ``swap`` between two steps.
+    def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
+        """Load an adapter from storage again, then call ``replace_weights`` between two steps.
 
-        :param seconds: what the load takes. Where loads block steps, this one blocks the next step, too.
+        :param seconds: load time. If loads block steps, this one blocks the next step.
         """
-        assert not self.down, "it has no copy that could be renewed"
+        assert not self.down, "a crashed replica has no copy to renew"
 
         def ready(start_s: float) -> float:
-            swap()
+            replace_weights()
             return 0.0
 
         def blocking(start_s: float) -> float:
@@ -281,7 +278,7 @@ class Server(ABC):
             self.recorder.load_rows += pack_load(
                 start_s, start_s + took_s, self.clock._now, adapter, FROM_STORAGE, self.index
             )
-            swap()
+            replace_weights()
             return took_s
 
         if self.blocking:
@@ -291,7 +288,7 @@ class Server(ABC):
         loader.renew(adapter, seconds, lambda: self.at_boundary(ready))
 
     def drop(self, adapter: int) -> None:
-        """Let the copies of an adapter go that nobody uses: nobody will ask for it again."""
+        """Drop all copies of an adapter that is not in use and will not be requested again."""
         self._drop_from_gpu(adapter)
         if isinstance(self.host, HostCache):
             self.host.discard(adapter)
@@ -307,15 +304,15 @@ class Server(ABC):
         self.cache.discard(adapter)
 
     def pin_instead(self, old: int, new: int) -> None:
-        """Let the new version of an adapter have its pin, if it is pinned."""
+        """Move the pin of an adapter, if it has one, to its new version."""
         for cache in (self.cache, None if self._host_fill is None else self._host_fill.cache):
             if isinstance(cache, GpuCache):
                 cache.pin_instead(old, new)
 
     def has_copy(self, adapter: int) -> bool:
-        """Return whether an adapter lies here, or is on its way, in GPU or host memory."""
+        """Return whether GPU or host memory has a copy of an adapter, or is loading one."""
         if self.down:
-            return False  # what it begins with when it is up again is read then
+            return False  # it reads its first copies when it is up again
         if self.cache.state[adapter] != ABSENT:
             return True
         if isinstance(self.cache, VllmLruCache):
@@ -325,10 +322,10 @@ class Server(ABC):
         return self.host is not None and adapter in self.host
 
     def forget_copy(self, adapter: int) -> bool:
-        """Drop the copy of an adapter in host memory if it lies only there and can go; return whether none is left."""
+        """Drop the copy in host memory if it is the only one and may go; return whether no copy is left."""
         load = self.loader.under_way.get(adapter)
         if load is not None and load.tier == FROM_HOST:
-            return False  # it waits for a loader, and will read this copy
+            return False  # that load waits for a loader and will read this copy
         if self.cache.state[adapter] == ABSENT:
             if isinstance(self.cache, VllmLruCache):
                 self.cache.discard(adapter)
@@ -338,14 +335,14 @@ class Server(ABC):
 
     @abstractmethod
     def under_way(self, adapter: int) -> list[tuple[Request, int]]:
-        """Return the requests for which something has been computed with this adapter, each with its tokens so far.
+        """Return the requests for which this adapter has computed something, each with its tokens so far.
 
-        To be asked at a boundary.
+        Call it at a step boundary only.
         """
 
     @abstractmethod
     def _unserved(self) -> list[Request]:
-        """Return the requests inside that wait for no load."""
+        """Return the requests inside that do not wait for a load."""
 
     def check_integrity(self) -> None:
         """Assert that the caches agree with a count from scratch."""

@@ -1,4 +1,4 @@
-"""What happens to adapters when a step begins: its requests claim theirs, and a blocking engine loads what lacks."""
+"""Adapters at the start of a step: its requests claim theirs, and blocking engines load the missing ones."""
 
 from __future__ import annotations
 
@@ -8,40 +8,38 @@ from typing import Protocol
 from sim.policies.adapter_cache import RESIDENT, GpuCache, UnifiedCache
 from sim.policies.scheduler import Scheduler
 from sim.policies.vllm_lru import VllmLruCache
-from sim.results.records import Recorder, pack_load
+from sim.results.records import pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
-from sim.world.faults.storage_faults import StorageFaults
-from sim.world.replica.loader import Loader
-from sim.world.rollouts.versions import LoadListener
+from sim.world.replica.loader import LoadContext, Loader
 
 
 class StepLoads(Protocol):
-    """What a server asks before each step.
+    """Claims and loads of adapters at the start of each step.
 
-    :ivar failed: requests of the step whose adapter couldn't be loaded; the server takes them out of the batch, and of
-        this list, when the step has ended.
+    :ivar failed: requests of the step whose adapter could not be loaded. At the end of the step, the server empties the
+        list and takes them out of the batch.
     """
 
     failed: list[Request]
 
     def before_step(self, prefills: list[Request], now: float) -> float:
-        """Load what the step needs, note it in requests and records; return the seconds that takes."""
+        """Load what the step needs, record it, and return the seconds that it takes."""
         ...
 
 
 class ProtectedLoads:
-    """Loads of newly admitted requests, where they block; adapters in use stay.
+    """Loads for newly admitted requests; adapters in use stay resident.
 
-    :param loader: knows the host tier; ``replica``: whose loads these are.
+    :param loader: knows the host tier, and for whom the loads are recorded.
     """
 
-    def __init__(self, cache: GpuCache, loader: Loader, recorder: Recorder, replica: int) -> None:
-        self._replica = replica
-        self._faults = loader.faults
+    def __init__(self, cache: GpuCache, loader: Loader) -> None:
+        self._replica = loader.context.replica
+        self._faults = loader.context.faults
+        self._recorder = loader.context.recorder
         self.failed: list[Request] = []
         self._cache = cache
         self._loader = loader
-        self._recorder = recorder
 
     def before_step(self, prefills: list[Request], now: float) -> float:
         load_s = 0.0
@@ -50,7 +48,7 @@ class ProtectedLoads:
             if not request.claimed:
                 request.claimed = True
                 if self.failed and any(other.adapter == request.adapter for other in self.failed):
-                    request.outcome, request.tier = DELAYED_HIT, FROM_STORAGE  # it waited in vain for the same load
+                    request.outcome, request.tier = DELAYED_HIT, FROM_STORAGE  # it waited for the same load
                     self.failed.append(request)
                 elif self._cache.state[request.adapter] != RESIDENT:
                     load_s += self._load(request, now + load_s)
@@ -82,15 +80,13 @@ class ProtectedLoads:
 
 
 class TurnLoads(ProtectedLoads):
-    """The same for whole models that have turns, which begin when their loads end.
+    """Loads of whole models, whose turns begin when their loads end.
 
-    :param came: told of a model, and when its load ends.
+    :param on_loaded: called with a model and the time at which its load ends.
     """
 
-    def __init__(
-        self, cache: GpuCache, loader: Loader, recorder: Recorder, replica: int, on_loaded: Callable[[int, float], None]
-    ) -> None:
-        super().__init__(cache, loader, recorder, replica)
+    def __init__(self, cache: GpuCache, loader: Loader, on_loaded: Callable[[int, float], None]) -> None:
+        super().__init__(cache, loader)
         self._on_loaded = on_loaded
 
     def _load(self, request: Request, start: float) -> float:
@@ -100,10 +96,10 @@ class TurnLoads(ProtectedLoads):
 
 
 class UnifiedLoads(ProtectedLoads):
-    """The same where adapters share the KV cache: first, idle ones leave to those who were admitted what they need."""
+    """Loads of adapters that share the KV cache: idle ones first make room for the requests that were admitted."""
 
-    def __init__(self, cache: UnifiedCache, loader: Loader, recorder: Recorder, replica: int) -> None:
-        super().__init__(cache, loader, recorder, replica)
+    def __init__(self, cache: UnifiedCache, loader: Loader) -> None:
+        super().__init__(cache, loader)
         self._shared = cache
 
     def before_step(self, prefills: list[Request], now: float) -> float:
@@ -113,33 +109,28 @@ class UnifiedLoads(ProtectedLoads):
 
 
 class VllmLoads:
-    """vLLM's: all of the batch's adapters are touched, and any may have to be loaded again.
+    """vLLM's loads: every adapter of the batch is touched, and any of them may have to be loaded again.
 
-    A request that is admitted while its adapter is absent waits for all loads of its step. If one of these fails for
-    good, so do all requests of the batch that use this adapter, and nobody else.
+    A request that is admitted while its adapter is absent waits for all loads of its step. If a load fails for good,
+    exactly the requests of the batch that use this adapter fail.
 
-    :param reload_s: seconds of a load that no request of this step begins: by adapter and tier.
-    :param replica: whose loads these are; ``versions``: notes which version of an adapter came, or None; ``faults``:
-        what is wrong with storage, or None.
+    :param reload_s: seconds of a load that no request of this step starts, by adapter and tier.
     """
 
     def __init__(
         self,
         cache: VllmLruCache,
         scheduler: Scheduler,
-        recorder: Recorder,
         reload_s: Callable[[int, int], float],
-        replica: int,
-        versions: LoadListener | None = None,
-        faults: StorageFaults | None = None,
+        context: LoadContext,
     ) -> None:
-        self._replica = replica
-        self._faults = faults
+        self._replica = context.replica
+        self._faults = context.faults
+        self._versions = context.versions
+        self._recorder = context.recorder
         self.failed: list[Request] = []
-        self._versions = versions
         self._cache = cache
         self._scheduler = scheduler
-        self._recorder = recorder
         self._reload_s = reload_s
 
     def before_step(self, prefills: list[Request], now: float) -> float:
@@ -182,7 +173,7 @@ class VllmLoads:
 
 
 def _first_of_missing(prefills: list[Request], state: list[int]) -> dict[int, Request]:
-    """Return, by adapter that isn't there, the request that brings it in; note outcomes of first admissions."""
+    """Return, by absent adapter, the request that loads it. Claims adapters and sets outcomes of first admissions."""
     first: dict[int, Request] = {}
     for request in prefills:
         if request.claimed:
