@@ -315,7 +315,7 @@ class Fleet:
             self.recorder.mark(stopped)
         area = sum(server.inside_area for server in servers) + dead_totals.inside_area
         if self._changes is not None and self._changes.crashes is not None:
-            area += self._changes.crashes.hanging_area
+            area += self._changes.crashes.stuck_area
         recording = self.recorder.close(float(stopped), area)
         recording.facts |= facts
         recording.evictions = sum(server.cache.evictions for server in servers) + dead_totals.evictions

@@ -1,4 +1,4 @@
-"""Replicas that also answer requests without an adapter, where a fault leads some there."""
+"""Replicas that also answer requests without an adapter, for faults that drop the adapter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sim.world.replica.server import Server
 
 
 def serve_base_model(server: Server, host_fill: HostCacheFill | None) -> None:
-    """Let a replica that is still empty answer requests of the base model, under the number behind all adapters.
+    """Let a replica that is still empty answer requests with the base model, whose number follows those of all adapters.
 
-    They need no load and no slot, and cost a step what any sequence does, but nothing for an adapter of their own.
+    Such requests need no load and no slot. They cost a step what any sequence does, but nothing for an adapter.
     """
     number = server.cache.serve_base_model()
     if host_fill is not None:

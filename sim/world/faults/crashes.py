@@ -1,8 +1,8 @@
-"""Replicas that die, and what becomes of the requests that were there or are sent there.
+"""Crashes of replicas, and the requests that were inside or are still sent there.
 
-A dead replica's place is taken by an empty one that does nothing until it is up again; then by a fresh one, whose GPU
-holds nothing but pinned adapters. Requests that hang at a dead replica count as inside it until the router notices:
-from outside, it looks like one that answers slowly. With ``lose`` they fail at once, and it looks like the fastest.
+After a crash, an empty server stands in that serves nothing; at the restart, a fresh one whose GPU holds only pinned
+adapters takes over. Requests stuck at a crashed replica count as inside until the router notices: to the router, it
+looks like a slow replica. With ``requests: lose`` they fail at once, and it looks like the fastest replica.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from sim.world.ports import Endings, OpenFleet
 
 @dataclass(slots=True)
 class CrashedReplica:
-    """One crash and what followed so far.
+    """One crash and its consequences so far.
 
     :ivar number: its place among the scenario's faults.
-    :ivar stuck: these requests, as they came.
+    :ivar stuck: requests stuck at the replica, as fresh copies.
     :ivar detected: whether the router knows; ``over``: whether the replica is up again.
     """
 
@@ -38,8 +38,8 @@ class Crashes:
     """All crashes of one replication.
 
     :param crashes: each with its place among the scenario's faults.
-    :param view: what the router knows; here, which replicas are up.
-    :ivar hanging_area: request-seconds spent hanging at dead replicas, as ``Server.inside_area``.
+    :param view: the router's view, in which replicas go down and come up.
+    :ivar stuck_area: request-seconds spent stuck at crashed replicas, like ``Server.inside_area``.
     """
 
     def __init__(self, crashes: Sequence[tuple[int, Crash]], view: View, clock: Clock, recorder: Recorder) -> None:
@@ -50,7 +50,7 @@ class Crashes:
         self._down: dict[int, CrashedReplica] = {}
         self._all_crashed: list[CrashedReplica] = []
         self._held: list[Request] = []
-        self.hanging_area = 0.0
+        self.stuck_area = 0.0
         self._fleet: OpenFleet
         self._endings: Endings
 
@@ -61,33 +61,33 @@ class Crashes:
             self._clock.call_at(crash.at, CONTROL, self._crash, (number, crash))
 
     def hold_if_all_down(self, request: Request) -> bool:
-        """Return whether no replica is up, so that a request waits outside until one is."""
+        """Hold a request until a replica is up, if all are down; return whether it is held."""
         if self._view.up:
             return False
         self._held.append(request)
         return True
 
     def accepts(self, request: Request, replica: int) -> bool:
-        """Return whether a replica is there to take a request; otherwise it hangs, or is lost."""
+        """Return whether a replica is up and takes a request; otherwise the request is stuck there, or lost."""
         crashed = self._down.get(replica)
         if crashed is None:
             return True
         if crashed.crash.requests == "lose":
             self._endings.fail(replica, request, LOST)
         else:
-            self._hang(crashed, request)
+            self._add_stuck(crashed, request)
         return False
 
     def has_pending(self) -> bool:
-        """Return whether a request waits outside."""
+        """Return whether a request is held until a replica is up."""
         return bool(self._held)
 
     def any_down(self) -> bool:
-        """Return whether a replica is down."""
+        """Return whether any replica is down."""
         return bool(self._down)
 
     def close(self) -> None:
-        """End those for whom no replica was up, or who hung at one, when the simulation stopped."""
+        """When the simulation has stopped, end the requests that were held or stuck."""
         for crashed in self._down.values():
             if crashed.crash.down is not None:
                 self._note(crashed, "end", f"the run ends before replica {crashed.crash.replica} is up again")
@@ -104,7 +104,7 @@ class Crashes:
         if crash.requests == "lose":
             for request in inside:
                 endings.broken_off(replica, request)
-        if fleet.servers[replica].blocking:  # others note loads when they are over
+        if fleet.servers[replica].blocking:  # other replicas record loads at their end
             self._recorder.cut_loads(replica, now)
         self._replace(replica)
         fleet.inside[replica] = 0
@@ -117,13 +117,13 @@ class Crashes:
             if crash.requests == "lose":
                 endings.fail(replica, request, LOST)
             else:
-                self._hang(crashed, request)
+                self._add_stuck(crashed, request)
         self._clock.call_at(now + crash.detected, CONTROL, self._detect, crashed)
         if crash.down is not None:
             self._clock.call_at(now + crash.down, CONTROL, self._restart, crashed)
 
     def _detect(self, event: Call) -> None:
-        """Let the router leave the replica out, and send what hangs there elsewhere."""
+        """Take the replica out of the router's view, and send its stuck requests elsewhere."""
         crashed: CrashedReplica = event.subject
         fleet, replica = self._fleet, crashed.crash.replica
         crashed.detected = True
@@ -135,13 +135,13 @@ class Crashes:
         self._note(crashed, "detected", f"the router notices{gone}{begun}")
         for request in stuck:
             fleet.inside[replica] -= 1
-            self.hanging_area += self._clock._now
+            self.stuck_area += self._clock._now
             self._recorder.marked(request.index, REROUTED)
         for request in stuck:
             fleet.submit(request)
 
     def _restart(self, event: Call) -> None:
-        """Let a fresh replica take requests."""
+        """Put a fresh replica in the place of the crashed one."""
         crashed: CrashedReplica = event.subject
         replica = crashed.crash.replica
         crashed.over = True
@@ -158,9 +158,9 @@ class Crashes:
         self._endings.replaced(replica)
         self._fleet.replace(replica)
 
-    def _hang(self, crashed: CrashedReplica, request: Request) -> None:
+    def _add_stuck(self, crashed: CrashedReplica, request: Request) -> None:
         self._fleet.inside[crashed.crash.replica] += 1
-        self.hanging_area -= self._clock._now
+        self.stuck_area -= self._clock._now
         crashed.stuck.append(self._endings.fresh_copy(request))
 
     def _note(self, crashed: CrashedReplica, kind: str, text: str) -> None:

@@ -36,10 +36,10 @@ from sim.world.world import World
 
 @dataclass(frozen=True, slots=True)
 class OriginalTarget:
-    """What a request had asked for that was led to the wrong adapter.
+    """The adapter that a misrouted request was for.
 
-    :ivar name: its adapter; ``load_s``, ``host_load_s``: how long its loads would have taken.
-    :ivar mixup: what led it there.
+    :ivar name: its adapter; ``load_s``, ``host_load_s``: load times of that adapter.
+    :ivar fault: the fault that misrouted it.
     """
 
     name: int
@@ -76,18 +76,21 @@ class MisroutedRequests:
         self._base_model = base_model
         self._active: list[MisroutingFault] = []
         self._until_s = -inf
-        self._wrong: dict[int, OriginalTarget] = {}  # by index, of those inside that are at the wrong adapter
-        self._tries: dict[int, int] = {}  # by index, of those that were sent again
+        self._wrong: dict[int, OriginalTarget] = {}  # by index, of misrouted requests inside
+        self._tries: dict[int, int] = {}  # by index, of requests that were sent again
         self._to_come: dict[int, Request] = {}
         self._submit: Callable[[Request], None]
         self._fail: Callable[[int, Request, int], None]
 
     def start(self, fleet: OpenFleet, fail: Callable[[int, Request, int], None]) -> None:
-        """Take what is needed to send requests again, or to end them: ``fail`` with replica, request and marks."""
+        """Connect to the fleet.
+
+        :param fail: ends a request, given its replica and marks.
+        """
         self._submit, self._fail = fleet.submit, fail
 
     def steer(self, request: Request) -> None:
-        """Lead a request to the wrong adapter, if a fault says so."""
+        """Misroute a request, if a fault decides so."""
         now, tried = self._clock._now, self._tries.get(request.index, 0)
         if now >= self._until_s:
             self._update_active(now)
@@ -98,7 +101,7 @@ class MisroutedRequests:
                 return
 
     def _update_active(self, now: float) -> None:
-        """Note which faults are there, and until when that stays so."""
+        """Update the faults that are active now, and the time at which that changes."""
         self._active = [fault for fault in self._faults if fault.begins_s <= now < fault.ends_s]
         edges = (time for fault in self._faults for time in (fault.begins_s, fault.ends_s))
         self._until_s = min((time for time in edges if time > now), default=inf)
@@ -112,21 +115,21 @@ class MisroutedRequests:
             self._retarget(request, reached)
 
     def routed_by(self, request: Request) -> int:
-        """Return the adapter by which a router sends a request; the replica may leave it out nevertheless."""
+        """Return the adapter by which the router sends a request; the replica may ignore it and use the base model."""
         return self._wrong[request.index].name if request.adapter == self._base_model else request.adapter
 
     def is_misrouted(self, request: Request) -> bool:
-        """Return whether a request inside is at the wrong adapter."""
+        """Return whether a request inside is misrouted."""
         return request.index in self._wrong
 
     def restore(self, request: Request) -> None:
-        """Let a request that was lost, and comes again, ask for its own adapter."""
+        """Reset the adapter of a lost request that is sent again."""
         original = self._wrong.pop(request.index, None)
         if original is not None:
             original.restore(request)
 
     def ends(self, replica: int, request: Request, now: float) -> bool:
-        """Judge an answer; return whether that wasn't the request's end, or it has ended otherwise than completed."""
+        """Check a complete answer; return whether the request is retried or has failed instead of completing."""
         original = self._wrong.pop(request.index, None)
         if original is None:
             if self._prefixes is not None and self._prefixes.found(replica, request, now):
@@ -140,7 +143,7 @@ class MisroutedRequests:
             self._recorder.marked(index, marks | WRONG_SERVED)
             return False
         detector = original.fault.detector
-        assert detector is not None, "somebody noticed"
+        assert detector is not None, "only a detector notices"
         again = tried < detector.retries
         self._recorder.mark_rows += pack_judged(index, marks | WRONG_DETECTED | (RETRIED if again else 0), again, 1)
         if again:
@@ -157,21 +160,21 @@ class MisroutedRequests:
         self._submit(self._to_come.pop(event.subject))
 
     def has_pending(self) -> bool:
-        """Return whether a request is still to come again that is nowhere inside."""
+        """Return whether a retry is still to come."""
         return bool(self._to_come)
 
     def forget(self, request: Request) -> None:
-        """Note that a request has ended without an answer."""
+        """Forget a request that has ended without an answer."""
         self._wrong.pop(request.index, None)
         self._tries.pop(request.index, None)
 
     def replaced(self, replica: int) -> None:
-        """Note that a replica begins anew, empty."""
+        """Note that a replica restarts empty."""
         if self._prefixes is not None:
             self._prefixes.forget(replica)
 
     def close(self) -> None:
-        """End those that would have come again, and note when which fault was there."""
+        """End requests whose retry is still to come, and add the faults to the timeline."""
         for request in self._to_come.values():
             self._recorder.record_unserved(request, -1, UNFINISHED)
         stopped, events = self._clock.now, self._recorder.events
@@ -181,19 +184,19 @@ class MisroutedRequests:
             key = f"faults.{fault.number}"
             events.append(Event(fault.begins_s, "fault", f"{key}: {fault.words}"))
             events.append(Event(fault.ends_s, "over", f"{key}: requests reach their own adapters again"))
-        # They need no event on the clock, which would prolong a run without an end.
+        # Events on the clock would make a run of all requests longer.
         events[:] = sorted((event for event in events if event.time_s <= stopped), key=lambda event: event.time_s)
 
 
 def answering_base_model(scenario: Scenario) -> bool:
-    """Return whether the base model will answer requests."""
+    """Return whether a fault sends requests to the base model."""
     return any(isinstance(fault, BaseModelAnswers) for fault in scenario.faults)
 
 
 def make_misrouting(
     world: World, replication: int, clock: Clock, recorder: Recorder, rollouts: Rollouts | None
 ) -> MisroutedRequests | None:
-    """Return the identity faults of one replication; None where the scenario has none."""
+    """Return the misrouting faults of one replication; None if the scenario has none."""
     scenario, rollout_plan = world.scenario, world.rollout_plan
     base_model = len(world.population) if answering_base_model(scenario) else -1
     faults = make_misrouting_faults(world, base_model, replication)
@@ -201,7 +204,7 @@ def make_misrouting(
     prefixes = None
     if named:
         assert rollout_plan is not None, "checked by the scenario"
-        assert rollouts is not None, "made where there is a lineage"
+        assert rollouts is not None, "made with the rollout plan"
         updated_adapters = {
             adapter for planned in rollout_plan.rollouts if not planned.new_adapters for adapter in planned.adapters
         }

@@ -1,4 +1,4 @@
-"""How requests come to the wrong adapter: by chance, by a stale map, or to none at all (``faults`` of these kinds)."""
+"""Faults by which requests reach the wrong adapter, or none: by chance, by a stale map, or to the base model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sim.world.routing.router_instances import RouterInstances
 from sim.world.world import World
 
 _MOST_TRIES = 128
-"""More than a request has, so that each try has a number of its own."""
+"""More tries than any request has, so that each try has a number of its own."""
 
 
 class MisroutingFault(ABC):
     """One fault by which requests reach the wrong adapter.
 
     :param number: its place in the scenario.
-    :ivar begins_s, ends_s: requests that are sent from the first time on and before the second may go wrong.
-    :ivar words: what happens, for a timeline; ``never``: whether nothing does.
+    :ivar begins_s, ends_s: requests sent from ``begins_s`` on and before ``ends_s`` may be misrouted.
+    :ivar words: description for the timeline; ``never``: whether the fault can never happen.
     """
 
     def __init__(
@@ -40,21 +40,21 @@ class MisroutingFault(ABC):
 
     @abstractmethod
     def reaches(self, request: Request, tried: int, now: float) -> int | None:
-        """Return the wrong adapter that a request reaches now, as the traffic numbers it, or None: the right one.
+        """Return the wrong adapter that a request reaches now, as numbered in the traffic; None: the right one.
 
-        :param tried: how often it was sent again.
+        :param tried: how many times the request was sent again.
         :param now: from ``begins_s`` on and before ``ends_s``.
         """
 
     def noticed(self, request: Request, tried: int) -> bool:
-        """Return whether somebody looks at the name in the wrong answer to a request."""
+        """Return whether the detector checks the wrong answer to this try of a request."""
         if self.detector is None:
             return False
         return uniform_draw(self._check_key, request.index * _MOST_TRIES + tried) < self.detector.checks
 
 
 class RandomMisrouting(MisroutingFault):
-    """Another adapter, with a probability."""
+    """Each request reaches another adapter with a probability."""
 
     def __init__(self, number: int, spec: Misrouting, traffic: Traffic, seed: int, replication: int) -> None:
         super().__init__(number, spec, seed, replication)
@@ -74,7 +74,7 @@ class RandomMisrouting(MisroutingFault):
 
 
 class StaleMapMisrouting(MisroutingFault):
-    """Adapters that have changed places among each other, until the router of a request has heard of it."""
+    """Some adapters have swapped addresses; requests are misrouted until their router has the new map."""
 
     def __init__(
         self, number: int, spec: StaleMap, traffic: Traffic, routers: RouterInstances, seed: int, replication: int
@@ -98,9 +98,9 @@ class StaleMapMisrouting(MisroutingFault):
 
 
 class BaseModelMisrouting(MisroutingFault):
-    """The base model alone, with a probability.
+    """Each request is answered by the base model alone with a probability.
 
-    :param base_model: the number under which it stands in replicas.
+    :param base_model: number of the base model in replicas.
     """
 
     def __init__(self, number: int, spec: BaseModelAnswers, base_model: int, seed: int, replication: int) -> None:
@@ -116,7 +116,7 @@ class BaseModelMisrouting(MisroutingFault):
 
 
 def make_misrouting_faults(world: World, base_model: int, replication: int) -> list[MisroutingFault]:
-    """Return the faults of these kinds, in the scenario's order."""
+    """Return the misrouting faults of a scenario, in its order."""
     scenario, traffic = world.scenario, world.traffic
     seed = scenario.run.seed
     faults: list[MisroutingFault] = []
@@ -132,9 +132,9 @@ def make_misrouting_faults(world: World, base_model: int, replication: int) -> l
 
 
 def check_misrouting_faults(scenario: Scenario, traffic: Traffic) -> None:
-    """Refuse faults for which there are too few adapters.
+    """Refuse misrouting faults for which there are too few adapters.
 
-    :raises ScenarioError: where nobody else could be reached.
+    :raises ScenarioError: if no other adapter could be reached.
     """
     for number, spec in enumerate(scenario.faults):
         if isinstance(spec, Misrouting) and traffic.places < 2:

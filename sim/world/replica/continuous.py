@@ -176,7 +176,7 @@ class BatchServer(Server):
         return self._load_s + steps * self._first + self._growth * (steps * (steps - 1) / 2)
 
     def _steps_until(self, now: float, in_time: bool = False) -> int:
-        """Return the fewest steps that end after ``now``, with ``in_time`` also at ``now``: the next boundary to join."""
+        """Return the fewest steps that end after ``now``, or with ``in_time`` at it: the next boundary to join."""
         started, first, growth = self._started, self._first, self._growth
         gone = now - started - self._load_s
         steps = max(1, int(gone / first) + 1)  # an upper bound, since steps only get longer

@@ -1,8 +1,9 @@
-"""All rollouts of one replication: who is answered by which version, and what that does to requests."""
+"""All rollouts of one replication: which version answers each request, and what that does to requests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from sim.world.replica.server import Server
 from sim.world.rollouts.duplicate_version_bytes import DuplicateVersionBytes
 from sim.world.rollouts.in_place_update import Barriers, InPlaceUpdate
 from sim.world.rollouts.rollout_plan import RolloutPlan
-from sim.world.rollouts.rollout_progress import RolloutProgress
+from sim.world.rollouts.rollout_progress import RolloutContext, RolloutProgress
 from sim.world.rollouts.traffic_shift import TrafficShift
 from sim.world.rollouts.versions import Versions
 from sim.world.routing.router_instances import RouterInstances
@@ -22,36 +23,43 @@ from sim.world.times import Retarget, tier_times
 from sim.world.world import World
 
 
+@dataclass(frozen=True, slots=True)
+class VersionState:
+    """Versions of adapters on all replicas.
+
+    :ivar versions: by replica; a restarted replica keeps its object, emptied.
+    :ivar duplicate_bytes: bytes of old versions in GPU memory that also holds the new one.
+    """
+
+    versions: Sequence[Versions]
+    barriers: Barriers
+    duplicate_bytes: DuplicateVersionBytes
+
+
 class Rollouts:
     """Rollouts of one replication.
 
-    :param versions: by replica, which versions it has; those of a replica that takes the place of a dead one are the
-        same object, emptied.
     :ivar renames: whether a new version has a name of its own, so that requests must be steered; ``holds``: whether
         requests may have to wait for a new version.
-    :ivar gates: closed gates of the replicas; while there are none, every request is let in.
-    :ivar extra: bytes of old versions beside new ones in GPU memory.
-    :ivar swapped: told of every new version that takes the place of an older one of the same name: replica, adapter,
-        and whether requests are under way that use it; None: nobody wants to know.
+    :ivar barriers: closed barriers of the replicas; while there are none, every request is accepted.
+    :ivar on_weights_replaced: called with replica, adapter, and whether requests are in progress with it, when a new
+        version replaces an older one of the same name; optional.
     """
 
     def __init__(
         self,
         rollout_plan: RolloutPlan,
-        progress: RolloutProgress,
+        context: RolloutContext,
         shifts: Sequence[TrafficShift],
         updates: Sequence[InPlaceUpdate],
-        barriers: Barriers,
-        versions: Sequence[Versions],
-        recorder: Recorder,
-        duplicate_bytes: DuplicateVersionBytes,
+        state: VersionState,
         retarget: Callable[[Request, int], None],
     ) -> None:
         self._retarget = retarget
         self.renames = bool(shifts)
         self.holds = any(update.planned.rollout.strategy == "drain-then-swap" for update in updates)
         self.original: list[int] = rollout_plan.original.tolist()
-        self._progress = progress
+        self._progress = context.progress
         self._shifts = shifts
         self._updates = updates
         self._parts: tuple[TrafficShift | InPlaceUpdate, ...] = (*shifts, *updates)
@@ -59,18 +67,18 @@ class Rollouts:
         for part in self._parts:
             for name in part.planned.names:
                 self._parts_of.setdefault(name, []).append(part)
-        self.barriers = barriers
-        self._versions = versions
-        self._recorder = recorder
-        self.duplicate_bytes = duplicate_bytes
+        self.barriers = state.barriers
+        self._versions = state.versions
+        self._recorder = context.recorder
+        self._duplicate_bytes = state.duplicate_bytes
         self.on_weights_replaced: Callable[[int, int, bool], None] | None = None
         self._servers: list[Server] = []
         self._gated = {
             copy: shift for shift in shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
         }
-        # By request across whose answer its version changed: which version computed it until how many tokens were out.
+        # By request whose version changed during its answer: (version, tokens out when that version was replaced).
         self._started: dict[int, list[tuple[int, int]]] = {}
-        for replica, of_replica in enumerate(versions):
+        for replica, of_replica in enumerate(state.versions):
             of_replica.on_change = partial(self._changed, replica)
 
     def start(self, servers: list[Server]) -> None:
@@ -83,13 +91,13 @@ class Rollouts:
             part.start(servers)
 
     def restore(self, request: Request) -> None:
-        """Let a request that comes again ask for its adapter, whatever version it was to get before."""
+        """Reset the adapter of a request that is sent again, whatever version it had before."""
         name = self.original[request.adapter]
         if name != request.adapter:
             self._retarget(request, name)
 
     def steer(self, request: Request) -> None:
-        """Decide which version a request asks for, where versions have names of their own."""
+        """Decide the version of a request, if versions have names of their own."""
         moved, shifting = self._progress.moved, self._progress.shifting
         while True:
             adapter = request.adapter
@@ -100,7 +108,7 @@ class Rollouts:
                 return
 
     def pinned(self, adapters: Sequence[int]) -> tuple[int, ...]:
-        """Return which versions are pinned now of adapters that were pinned at the start."""
+        """Return the versions that are pinned now, given the adapters pinned at the start."""
         pin_of, pinned = self._progress.pin_of, []
         for adapter in adapters:
             while adapter in pin_of:
@@ -109,12 +117,12 @@ class Rollouts:
         return tuple(pinned)
 
     def refuse(self, request: Request, replica: int) -> None:
-        """Refuse a request whose adapter is being replaced."""
+        """Refuse a request whose adapter is being updated."""
         self._recorder.record_unserved(request, replica, REFUSED)
         self._recorder.marked(request.index, GATED)
 
     def last_token_callback(self, replica: int) -> Callable[[Request, float], bool]:
-        """Return ``ended`` for one replica, made cheap for requests that no rollout concerns just then."""
+        """Return ``ended`` for one replica, cheap for requests that no rollout concerns at that time."""
         progress, barriers, started = self._progress, self.barriers, self._started
         in_transition, draining = progress.in_transition, progress.draining
 
@@ -126,7 +134,7 @@ class Rollouts:
         return ends
 
     def ended(self, replica: int, request: Request, now: float) -> None:
-        """Note which versions have answered a request."""
+        """Record the versions that have answered a request."""
         adapter = request.adapter
         if adapter in self._progress.in_transition or request.index in self._started:
             first, last, tokens, marks = self._answered_by(replica, request, whole=True)
@@ -141,23 +149,24 @@ class Rollouts:
         self._no_longer(replica, adapter)
 
     def failed(self, request: Request) -> None:
-        """Note that a request will never be answered: its replica died, or its adapter couldn't be loaded."""
+        """Note that a request will not be answered: its replica crashed, or its adapter could not be loaded."""
         if request.adapter in self._gated:
             self._gated[request.adapter].failed(request)
 
     def broken_off(self, replica: int, request: Request, *, whole: bool) -> None:
-        """Note which versions a request has tokens of that will get no more, though it has not completed.
+        """Record the versions behind the tokens of a request that ends incomplete.
 
-        These tokens were streamed, so it may be mixed or stale like any other. Told before the replica forgets it.
+        These tokens were streamed, so the answer may be mixed or stale like any other. Call it before the replica
+        forgets the request.
 
         :param whole: whether it has all its tokens, and was found wrong.
         """
-        if request.first_token_s >= 0 and request.adapter < len(self.original):  # else by the base model
+        if request.first_token_s >= 0 and request.adapter < len(self.original):  # otherwise the base model answers it
             first, last, tokens, marks = self._answered_by(replica, request, whole=whole)
             self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
 
     def _answered_by(self, replica: int, request: Request, *, whole: bool) -> tuple[int, int, int, int]:
-        """Return versions of the first and the last token, tokens by others than the last, and marks."""
+        """Return the versions of the first and the last token, the tokens by versions before the last, and marks."""
         last, tokens = self._versions[replica].of(request.adapter), 0
         past = self._started.get(request.index)
         first = last
@@ -173,7 +182,7 @@ class Rollouts:
         return first, last, tokens, marks
 
     def left(self, replica: int, request: Request) -> None:
-        """Note that a request left a replica without being answered."""
+        """Note that a request left a replica unserved."""
         self._started.pop(request.index, None)
         self._no_longer(replica, request.adapter)
 
@@ -185,15 +194,15 @@ class Rollouts:
             self.barriers.left(replica, adapter)
 
     def replaced(self, replica: int) -> None:
-        """Note that a replica begins anew, empty: what it loads from now on is what it should have."""
+        """Note that a replica restarts empty: what it loads from now on is current."""
         self.barriers.forget(replica)
         self._versions[replica].forget()
-        self.duplicate_bytes.forget(replica)
+        self._duplicate_bytes.forget(replica)
         for update in self._updates:
             update.replaced(replica)
 
     def close(self) -> dict[str, float]:
-        """Return how long it took (nan: not complete), and the most bytes that old versions took beside new ones."""
+        """Return facts of the run, such as the duration of all rollouts (nan: not complete)."""
         parts = self._parts
         for part in parts:
             part.close()
@@ -205,57 +214,50 @@ class Rollouts:
             "rolled_back": float(sum(shift.rolled_back for shift in self._shifts)),
             "during_from_s": min(begins),
             "during_to_s": max(ends),
-            "extra_resident_bytes_peak": float(self.duplicate_bytes.peak),
+            "extra_resident_bytes_peak": float(self._duplicate_bytes.peak),
         }
 
     def _changed(self, replica: int, adapter: int, old: int, new: int) -> None:
-        """Note that requests under way on a replica are answered by a new version from now on."""
+        """Note that a new version answers the requests in progress on a replica from now on."""
         under_way = self._servers[replica].under_way(adapter)
         if self.on_weights_replaced is not None:
             self.on_weights_replaced(replica, adapter, bool(under_way))
         for request, tokens in under_way:
             past = self._started.setdefault(request.index, [])
-            if not past or past[-1][1] < tokens:  # else it got no token by the version that goes
+            if not past or past[-1][1] < tokens:  # otherwise the old version gave it no token
                 past.append((old, tokens))
 
     def _due(self, name: int, time: float) -> int:
-        """Return the version that everybody was to have at a time: 1 before the first cutover."""
+        """Return the version that all requests should get at a time: 1 before the first cutover."""
         return max([part.due(name, time) for part in self._parts_of.get(name, ())], default=1)
 
 
 def make_rollouts(
     world: World, replication: int, clock: Clock, recorder: Recorder
 ) -> tuple[Rollouts, list[Versions], DuplicateVersionBytes]:
-    """Return the rollouts of one replication, the versions of every replica, and what counts the bytes of old ones."""
+    """Return the rollouts of one replication, the versions of every replica, and the counter of duplicate bytes."""
     rollout_plan, scenario = world.rollout_plan, world.scenario
-    assert rollout_plan is not None, "made where there are rollouts"
+    assert rollout_plan is not None, "called only if there are rollouts"
     seed, replicas = scenario.run.seed, scenario.fleet.replicas
     costs = scenario, world.profile, world.population
     versions = [Versions(rollout_plan.initial_versions) for _ in range(replicas)]
     barriers = Barriers(replicas)
     from_storage, _ = tier_times(*costs)
     routers = RouterInstances(scenario.router.instances, seed, replication)
-    progress = RolloutProgress(clock, recorder)
+    context = RolloutContext(clock, recorder, RolloutProgress(clock, recorder), seed, replication)
     resized = any(rollout.rank is not None or rollout.size is not None for rollout in scenario.rollouts)
     retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
-    shifts = [
-        TrafficShift(planned, clock, recorder, progress, retarget, routers, seed, replication)
-        for planned in rollout_plan.rollouts
-        if planned.new_adapters
-    ]
-    updates = [
-        InPlaceUpdate(planned, clock, recorder, progress, versions, barriers, from_storage, seed, replication)
-        for planned in rollout_plan.rollouts
-        if not planned.new_adapters
-    ]
-    named = {name for planned in rollout_plan.rollouts if planned.new_adapters for name in planned.names}
-    duplicate_bytes = DuplicateVersionBytes(rollout_plan.original.tolist(), world.population.size_bytes.tolist(), named)
-    rollouts = Rollouts(
-        rollout_plan, progress, shifts, updates, barriers, versions, recorder, duplicate_bytes, retarget
-    )
-    return rollouts, versions, duplicate_bytes
+    renaming = [planned for planned in rollout_plan.rollouts if planned.new_adapters]
+    in_place = [planned for planned in rollout_plan.rollouts if not planned.new_adapters]
+    shifts = [TrafficShift(planned, context, retarget, routers) for planned in renaming]
+    updates = [InPlaceUpdate(planned, context, versions, barriers, from_storage) for planned in in_place]
+    renamed = {name for planned in renaming for name in planned.names}
+    sizes = world.population.size_bytes.tolist()
+    duplicate_bytes = DuplicateVersionBytes(rollout_plan.original.tolist(), sizes, renamed)
+    state = VersionState(versions, barriers, duplicate_bytes)
+    return Rollouts(rollout_plan, context, shifts, updates, state, retarget), versions, duplicate_bytes
 
 
 def _rename(request: Request, adapter: int) -> None:
-    """Let a request ask for an adapter whose loads take as long."""
+    """Send a request to an adapter of the same size, whose loads take as long."""
     request.adapter = adapter

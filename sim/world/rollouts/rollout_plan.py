@@ -1,4 +1,4 @@
-"""Rollouts made concrete: which adapters each one replaces, by what, and which version that is."""
+"""Plan the rollouts of a scenario: the adapters that each one updates, their order, and the new versions."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ _MOST_NAMES = 6
 
 @dataclass(frozen=True, slots=True)
 class PlannedRollout:
-    """One rollout.
+    """One rollout with its adapters.
 
     :ivar number: its place in the scenario.
-    :ivar adapters: who is replaced, in the order in which they begin: numbers in the caches, so those of an earlier
-        rollout's new version where that had a name of its own.
-    :ivar names: the same adapters as the traffic numbers them.
-    :ivar copies: numbers of the new versions where they have names of their own, else ().
-    :ivar versions: which version each becomes; the first is 1.
+    :ivar rollout: its section of the scenario.
+    :ivar adapters: adapters to update, in the order in which they begin, as numbered in the caches. After an earlier
+        rollout under a new name, that is the number of its new version.
+    :ivar names: the same adapters as numbered in the traffic.
+    :ivar new_adapters: numbers of new versions that have names of their own; otherwise empty.
+    :ivar versions: version that each becomes; the first is 1.
     """
 
     number: int
@@ -40,10 +41,11 @@ class PlannedRollout:
 
 @dataclass(frozen=True, slots=True)
 class RolloutPlan:
-    """All rollouts of a scenario, in order of time.
+    """All rollouts of a scenario.
 
-    :ivar original: (n,) by number in the caches, that in the traffic.
-    :ivar born: version by number in the caches, where it isn't 1.
+    :ivar rollouts: in order of time.
+    :ivar original: (n,) by number in the caches, the number in the traffic.
+    :ivar initial_versions: by number in the caches, the version at the start, if it is not 1.
     """
 
     rollouts: tuple[PlannedRollout, ...]
@@ -52,18 +54,18 @@ class RolloutPlan:
 
 
 def note_missing_stages(planned: PlannedRollout, begun: int, note: Callable[[str, str], None]) -> None:
-    """Note that a run has ended before all stages of a rollout had begun, if so."""
+    """Add an event if a run has ended before all stages of a rollout began."""
     stages = len(planned.rollout.stages)
     if begun < stages:
         note("end", f"the run ends before stage {begun + 1} of {stages}")
 
 
 def plan_rollouts(scenario: Scenario, traffic: Traffic) -> RolloutPlan:
-    """Decide which adapters each rollout replaces.
+    """Decide which adapters each rollout updates.
 
-    :raises ScenarioError: for an adapter that isn't there, or one that is to be replaced twice at a time.
+    :raises ScenarioError: for an unknown adapter, or one with two rollouts at the same time.
     """
-    present = traffic.places  # those that come by churn come as new as they are
+    present = traffic.places  # adapters that arrive by churn have their final version
     chosen = _choose(scenario, traffic, present)
     _check_overlaps(scenario.rollouts, chosen, traffic.names)
     count = len(traffic.population)
@@ -101,7 +103,7 @@ def plan_rollouts(scenario: Scenario, traffic: Traffic) -> RolloutPlan:
 def with_new_versions(
     population: Population, rollout_plan: RolloutPlan, adapters: Adapters, base_model: str
 ) -> Population:
-    """Return the population with a place for every new version that has a name of its own."""
+    """Return the population with an entry for every new version that has a name of its own."""
     picked = rollout_plan.original
     sizes, ranks = population.size_bytes[picked], population.rank[picked]
     tensors, slot_bytes = population.tensors[picked], population.slot_bytes
@@ -122,7 +124,7 @@ def with_new_versions(
 
 
 def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[int, ...]]:
-    """Return the adapters of each rollout, as the traffic numbers them."""
+    """Return the adapters of each rollout, as numbered in the traffic."""
     ranked: list[int] = []
     if any(rollout.share is not None for rollout in scenario.rollouts):
         key = stream_key(scenario.run.seed, 0, "rollout-share")
@@ -134,7 +136,7 @@ def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[in
             chosen.append((_find(rollout.adapter, traffic, present, number),))
         elif rollout.share is not None:
             high = low + rollout.share
-            # In the order of their numbers: with a spread, popular ones and others then begin as they come.
+            # In the order of their numbers, so that with a spread popular adapters begin among the others.
             names = sorted(ranked[round(low * present) : round(high * present)])
             if not names:
                 raise ScenarioError(
