@@ -1,12 +1,12 @@
-"""The queue of a replica that swaps whole models: who may join, and when another model may come.
+"""The queue of a replica that swaps whole models: which request may join, and when another model is loaded.
 
-First come, first served. A request whose model isn't there, while requests of others use every place, waits until one
-has drained, and those behind it wait with it: so Ollama does (``server/sched.go``, ``processPending``: "we're queueing
-up all incoming requests, even if they were for a different model that's loaded"). Under traffic for several models that
-is a swap for nearly every request. So a model may have a turn: for some time after its load its requests pass older
-ones that wait for another model, as adapters do in LoRAX (``adapter_cycle_time_s``). Unlike there, nobody passes once
-it is over, so the batch drains: with m models in one place, a request waits for at most m - 1 turns, drains and loads
-before its own model comes.
+First come, first served. If a request's model is not resident and other models use every place, the request waits until
+one of them has drained, and all requests behind it wait too, as in Ollama (``server/sched.go``, ``processPending``:
+"we're queueing up all incoming requests, even if they were for a different model that's loaded"). With traffic for
+several models, nearly every request then needs a swap. So a model may have a turn: for some time after its load, its
+requests pass older ones that wait for another model, as adapters do in LoRAX (``adapter_cycle_time_s``). Unlike there,
+no request passes after the turn, so the batch drains. With m models and one place, a request waits for at most m - 1
+turns, drains and loads before its own model is loaded.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sim.traffic.request import Request
 
 
 class ModelTurns(ReadyQueue):
-    """Requests by model. ``line`` is where they come in; ``aside`` are the queues, in which all others wait.
+    """Waiting requests by model. New requests enter ``ready``; ``deferred`` holds the queues by model.
 
-    :param now: tells the time.
+    :param now: returns the time in seconds.
     :param turn_s: seconds after its load in which a model's requests may pass older ones.
     """
 
@@ -36,12 +36,12 @@ class ModelTurns(ReadyQueue):
         self._cache = cache
         self._now = now
         self._turn_s = turn_s
-        self._until: dict[int, float] = {}  # by model that was loaded here, the end of its turn
+        self._until: dict[int, float] = {}  # by model that has been loaded, the end of its turn
         self._chosen = -1
         self.take = self._claim
 
     def start_turn(self, model: int, end_s: float) -> None:
-        """Note that the load of a model ends then: its turn begins."""
+        """Start the turn of a model whose load ends at ``end_s``."""
         self._until[model] = end_s + self._turn_s
 
     def first(self) -> Request | None:
@@ -58,7 +58,7 @@ class ModelTurns(ReadyQueue):
         return None
 
     def _may_join(self, model: int) -> bool:
-        """Return whether a model's first request finds it here, or would bring it in."""
+        """Return whether the first request of a model has claimed it, or may claim it now."""
         return self.deferred[model][0].claimed or self._cache.can_claim(model)
 
     def all_requests(self) -> list[Request]:
@@ -82,9 +82,9 @@ class ModelTurns(ReadyQueue):
             insort(self.deferred.setdefault(request.adapter, []), request, key=by_key)
 
     def check_integrity(self) -> None:
-        """Assert that every queue is in order and holds requests of its own model alone."""
+        """Assert that every queue is in order and holds only requests of its own model."""
         for model, queue in self.deferred.items():
-            assert queue, "an empty queue is none"
+            assert queue, "empty queues are removed"
             assert all(request.adapter == model for request in queue)
             assert all(one.key < other.key for one, other in pairwise(queue))
-            assert self._cache.state[model] == RESIDENT or not queue[0].claimed, "who has claimed a model has it"
+            assert self._cache.state[model] == RESIDENT or not queue[0].claimed, "a claimed model is resident"

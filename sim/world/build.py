@@ -1,9 +1,8 @@
-"""From a checked scenario to a world that can run; says no where the parts don't fit together."""
+"""Build a world from a checked scenario, refuse parts that do not fit together, and simulate replications."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +22,6 @@ from sim.spec.sections.faults import Crash, FailingLoads
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
-from sim.traffic.request import Request
 from sim.world.changes import Changes
 from sim.world.clock import Clock
 from sim.world.faults.base_model_fallback import serve_base_model
@@ -31,7 +29,7 @@ from sim.world.faults.crashes import Crashes
 from sim.world.faults.misrouting import answering_base_model, make_misrouting
 from sim.world.faults.misrouting_faults import check_misrouting_faults
 from sim.world.faults.storage_faults import make_storage, note_storage, storage_notes
-from sim.world.fleet import Fleet, RunWindow
+from sim.world.fleet import Fleet, FleetHooks, Intake, RunWindow
 from sim.world.gc_pause import collector_paused
 from sim.world.gpu_memory import usable_kv_tokens
 from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
@@ -64,7 +62,7 @@ Floats = NDArray[np.float64]
 def build_world(scenario: Scenario) -> World:
     """Read the profile and the traffic, and check that they fit together.
 
-    :raises ScenarioError, TraceError: with the key of the value that doesn't fit.
+    :raises ScenarioError, TraceError: with the key of the value that does not fit.
     """
     fixed = scenario.fleet.engine == "fixed"
     profile, digest = (None, "") if fixed and _needs_no_profile(scenario) else load_profile(scenario.fleet.profile)
@@ -131,7 +129,8 @@ def simulate(
 ) -> Recording:
     """Simulate one replication from an empty system to the end.
 
-    :param sections: parts into which the measured requests are cut for intervals.
+    :param sections: number of sections into which the measured requests are cut, for confidence intervals.
+    :param wrap_server: see ``ServerWrapper``.
     """
     with collector_paused():
         recording = Replication(world, replication, sections, wrap_server).fleet.run(world.traffic.chunks(replication))
@@ -140,7 +139,7 @@ def simulate(
 
 
 class Replication:
-    """The parts of one replication, put together.
+    """One replication: clock, fleet, router, rollouts and faults, put together.
 
     :ivar fleet: ready to run.
     """
@@ -159,7 +158,7 @@ class Replication:
         view = View(up=list(range(scenario.fleet.replicas)), slots=_adapters_at_a_time(world))
         router = make_router(world, view, replication)
         self._full = None if world.full is None else FullModelReplicas(world, world.full, wrap_server)
-        # Of a single replica nobody asks the router.
+        # With a single replica the router is never called.
         self._reads = router.reads if scenario.fleet.replicas > 1 or self._full is not None else frozenset[str]()
         self._router_state = RouterState(len(world.population), scenario.fleet.replicas, self._reads)
         self._base_model_answers = answering_base_model(scenario)
@@ -170,28 +169,29 @@ class Replication:
         if "inside" in self._reads or (self._full is not None and self._full.counted):
             self._inside = InFlight(self._router_state.counts + (self._full.counts if self._full is not None else []))
         self._versions: list[Versions] = []
-        self._made = Counter[int]()  # by index: one that takes the place of another draws other luck
+        self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
         self._cache_listeners: list[FleetCacheListener] = (
             [] if self._router_state.residency is None else [self._router_state.residency]
         )
         self._changes = self._make_changes(router, view)
-        window = RunWindow(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
-        longest_prompt = None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens
+        intake = Intake(
+            RunWindow(world.traffic.total, world.traffic.end_s, scenario.run.warmup),
+            request_times(*self._costs, world.full),
+            _token_limits(world),
+            None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens,
+        )
         self.fleet = Fleet(
             self._clock,
             self._recorder,
             router if self._full is None else self._full.router(router, replication),
-            request_times(*self._costs, world.full),
-            window,
-            (_token_limits(world), longest_prompt),
-            self._changes,
-            self._inside,
+            intake,
+            FleetHooks(self._changes, self._inside),
         )
         self.fleet.open(scenario.fleet.replicas, self._make_server)
         sources = self._router_state.sources(self.fleet.inside, self.fleet.count_inside)
         if self._full is not None:
             self.fleet.open_more(self._full.fleet.replicas, self._make_full)
-            self._full.observe(self.fleet.full_model_in_flight)
+            self._full.observe(self.fleet.full_model_inside)
             if self._full.counted:
                 self.fleet.count_inside()
         interval_s = scenario.router.view_interval
@@ -219,7 +219,7 @@ class Replication:
     def _make_server(self, index: int, inside: list[int]) -> Server:
         world, replication, clock, recorder = self._world, self._replication, self._clock, self._recorder
         scenario = world.scenario
-        if index < len(self.fleet.servers):  # it takes the place of a dead one, and nobody warms it up
+        if index < len(self.fleet.servers):  # a replica restarts, with no warm adapters
             pinned = world.pinned
             if self._changes is not None and self._changes.rollouts is not None:
                 pinned = self._changes.rollouts.pinned(pinned)
@@ -237,6 +237,7 @@ class Replication:
         versions = self._versions[index] if self._versions else None
         storage = make_storage(world, replication, index, place)
         fill_context = LoadContext(recorder, index, None if versions is None else HostLoadListener(versions), storage)
+        changes = self._changes
         parts = ReplicaParts(
             clock,
             recorder,
@@ -244,15 +245,16 @@ class Replication:
             inside,
             cache,
             host,
-            (scenario.storage.loaders, scenario.storage.host_loaders),
-            reload_times(*self._costs, replication, place),
-            make_host_fill(world, clock, cache, fill_context),
-            oracle,
-            versions,
-            *self._told(index),
-            storage,
-            None if self._changes is None else partial(self._changes.load_failed, index),
-            self.fleet.next_key,
+            loaders=(scenario.storage.loaders, scenario.storage.host_loaders),
+            reload_s=reload_times(*self._costs, replication, place),
+            host_fill=make_host_fill(world, clock, cache, fill_context),
+            oracle=oracle,
+            versions=versions,
+            on_last_token=None if changes is None else changes.last_token_callback(index),
+            on_lost=None if changes is None else partial(changes.lost, index),
+            storage=storage,
+            on_load_failed=None if changes is None else partial(changes.load_failed, index),
+            next_key=self.fleet.next_key,
         )
         server = make_server(world, parts, rule, self._wrap_server)
         if self._base_model_answers:
@@ -261,19 +263,13 @@ class Replication:
         return server
 
     def _make_full(self, index: int, inside: list[int]) -> Server:
-        """Make a replica of full models: nothing changes there, and no view is of any age."""
-        assert self._full is not None, "called where there are some"
+        """Make a replica of full models, which rollouts and faults never concern."""
+        assert self._full is not None, "called only if there are full models"
         return self._full.make(index, inside, self._clock, self._recorder)
-
-    def _told(self, index: int) -> tuple[Callable[[Request, float], bool] | None, Callable[[Request], None] | None]:
-        """Return what a replica asks at a request's last token, and what it tells of one that leaves otherwise."""
-        if self._changes is not None:
-            return self._changes.last_token_callback(index), partial(self._changes.lost, index)
-        return None, None
 
 
 def _adapters_at_a_time(world: World) -> int:
-    """Return how many adapters of the mean size fit into the GPU cache; new versions to come count for nothing."""
+    """Return how many adapters of the mean size fit into the GPU cache, leaving out versions that come later."""
     weights = world.weights[: len(world.traffic.population)]
     if world.full is not None:
         weights = [weight for weight, full in zip(weights, world.full.full, strict=True) if not full]
@@ -281,7 +277,7 @@ def _adapters_at_a_time(world: World) -> int:
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:
-    """Refuse what would begin when no request comes any more."""
+    """Refuse rollouts and faults that would begin after the last request."""
     end_s = traffic.expected_s()
     for key in ("rollouts", "faults"):
         for i, change in enumerate(getattr(scenario, key)):
@@ -297,7 +293,7 @@ def _check_times(scenario: Scenario, traffic: Traffic) -> None:
 
 
 def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
-    """Return which rollouts and faults begin in the warm-up, where nothing is measured."""
+    """Return a note on rollouts and faults that begin in the warm-up, where nothing is measured."""
     measured_s = scenario.run.warmup * traffic.expected_s()
     early = [
         f"{key}.{i}"
@@ -315,13 +311,13 @@ def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
 
 
 def _disturbed(profile: Profile) -> list[str]:
-    """Return what disturbed the measurement behind a profile, in a sentence for the user."""
+    """Return a note on what disturbed the measurements of a profile."""
     flags = profile.provenance.device.get("flags", "none") if profile.provenance else "none"
     return [] if flags == "none" else [f"the profile {profile.name} was measured on a disturbed device: {flags}"]
 
 
 def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:
-    """Return what is assumed of quantised base weights, and where they change no memory."""
+    """Return notes on assumptions about quantised base weights, and on memory that they do not change."""
     tokens = scenario.fleet.kv_tokens
     if kept is None or tokens is None:
         return [] if kept is None else list(kept.notes)
@@ -359,7 +355,7 @@ def _adapter_blocks(scenario: Scenario, profile: Profile | None, population: Pop
 
 
 def _token_limits(world: World) -> int | NDArray[np.int64] | None:
-    """Return the most tokens a request may have, by adapter where full models have other memory; None: no limit."""
+    """Return the most tokens of a request, by adapter if full models have other limits; None: no limit."""
     longest = world.scenario.fleet.max_model_len
     limit = _token_limit(world)
     if world.full is None:
@@ -369,7 +365,7 @@ def _token_limits(world: World) -> int | NDArray[np.int64] | None:
 
 
 def _token_limit(world: World) -> int | None:
-    """Return the most tokens that a request of an adapter may have; None: no limit."""
+    """Return the most tokens of a request for an adapter; None: no limit."""
     fleet, tokens = world.scenario.fleet, world.kv_tokens
     if tokens is not None:
         tokens -= fleet.block_size * max(world.adapter_blocks, default=0)

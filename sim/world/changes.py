@@ -1,7 +1,7 @@
-"""What changes while traffic flows, in one replication: rollouts and faults behind one face for the fleet.
+"""Rollouts and faults of one replication, behind one interface for the fleet.
 
-A request that comes is steered (which adapter and version it reaches), routed, and let in or not; when its last token
-is out, its end is judged. Each part looks only at what concerns it.
+A request is steered (the adapter and version that it reaches), routed, and accepted by a replica or not. After its last
+token, its answer is checked. Rollouts, misrouting faults and crashes each handle their own part.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 class Changes:
     """Rollouts and faults of one replication.
 
-    :param inside: counts requests inside by adapter, where the router wants to know; None: nobody does.
-    :ivar rollouts, identity, outages: rollouts, faults by which requests reach the wrong adapter, and crashes; None
-        where there are none.
-    :ivar steering: whether ``steer`` may do anything; ``guarding``: whether ``lets_in`` may, beside what ``gates`` say;
-        ``resending``: whether requests may come again, or wait outside; ``reordering``: whether some take their places
-        in queues later than they came. Every request asks these first.
+    :param inside: counts requests inside by adapter, if the router needs that; otherwise None.
+    :ivar rollouts, misrouting, crashes: None if there are none.
+    :ivar steering: whether ``steer`` may do anything.
+    :ivar guarding: whether ``accepts`` may refuse a request for another reason than ``barriers``.
+    :ivar resending: whether requests may be sent again, or held outside.
+    :ivar reordering: whether some requests join queues later than they arrived.
+
+    The fleet reads these flags for every request, to skip calls that would do nothing.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Changes:
         self.guarding = crashes is not None
 
     def start(self, fleet: OpenFleet) -> None:
-        """Put everything that will happen on the clock."""
+        """Put all events of rollouts and faults on the clock."""
         self._servers = fleet.servers
         if self.rollouts is not None:
             self.rollouts.start(fleet.servers)
@@ -65,7 +67,7 @@ class Changes:
             self.crashes.start(fleet, self)
 
     def fresh_copy(self, request: Request) -> Request:
-        """Return a request as it came, asking for its own adapter, to be sent on its way again."""
+        """Return a copy of a request as it arrived, with its own adapter, to be sent again."""
         again = request.fresh_copy()
         if self.misrouting is not None:
             self.misrouting.restore(again)
@@ -74,20 +76,20 @@ class Changes:
         return again
 
     def hold_if_all_down(self, request: Request) -> bool:
-        """Return whether a request waits outside, since no replica is up."""
+        """Hold a request until a replica is up, if all are down; return whether it is held."""
         return self.crashes is not None and self.crashes.hold_if_all_down(request)
 
     def has_pending(self) -> bool:
-        """Return whether a request is still to come that is inside no replica."""
+        """Return whether a request outside all replicas is still to be sent."""
         misrouting, crashes = self.misrouting, self.crashes
         return (misrouting is not None and misrouting.has_pending()) or (crashes is not None and crashes.has_pending())
 
     def any_down(self) -> bool:
-        """Return whether a replica is down, so that requests may wait for ever."""
+        """Return whether any replica is down, so that requests may wait for ever."""
         return self.crashes is not None and self.crashes.any_down()
 
     def steer(self, request: Request) -> int:
-        """Decide which adapter, of which version, a request reaches; return the one by which it is routed."""
+        """Decide the adapter and version that a request reaches; return the adapter by which to route it."""
         if self.misrouting is not None:
             self.misrouting.steer(request)
         if self.rollouts is not None:
@@ -95,13 +97,13 @@ class Changes:
         return request.adapter if self.misrouting is None else self.misrouting.routed_by(request)
 
     def accepts(self, request: Request, replica: int) -> bool:
-        """Return whether a replica takes a request now; otherwise all that is to be done with it is done."""
+        """Return whether a replica takes a request now; if not, the request has been dealt with."""
         if self.crashes is not None and not self.crashes.accepts(request, replica):
             return False
         rollouts = self.rollouts
         barrier = self.barriers.closed(replica, request.adapter)
         if barrier is not None and barrier.refuses:
-            assert rollouts is not None, "they close gates"
+            assert rollouts is not None, "only rollouts close barriers"
             rollouts.refuse(request, replica)
             return False
         if barrier is not None:
@@ -111,7 +113,7 @@ class Changes:
         return barrier is None
 
     def last_token_callback(self, replica: int) -> Callable[[Request, float], bool]:
-        """Return what a replica asks when a request has its last token: whether it is taken over, to be sent again."""
+        """Return a replica's callback for last tokens, which returns True to take the request over and resend it."""
         if self.misrouting is None and self._inside is None and self.rollouts is not None:
             return self.rollouts.last_token_callback(replica)
         return partial(self._ends, replica)
@@ -120,7 +122,7 @@ class Changes:
         is_misrouted = self.misrouting is not None and self.misrouting.is_misrouted(request)
         taken = self.misrouting is not None and self.misrouting.ends(replica, request, now)
         if self.rollouts is not None:
-            if is_misrouted:  # it was answered by no version of its own adapter
+            if is_misrouted:  # no version of its own adapter answered it
                 self.rollouts.left(replica, request)
             else:
                 self.rollouts.ended(replica, request, now)
@@ -129,21 +131,21 @@ class Changes:
         return taken
 
     def lost(self, replica: int, request: Request) -> None:
-        """Note that a request has left a replica without being served to its end; what becomes of it is open."""
+        """Note that a request has left a replica unserved; it may still be sent again."""
         if self.rollouts is not None:
             self.rollouts.left(replica, request)
         if self._inside is not None:
             self._inside.left(replica, request)
 
     def broken_off(self, replica: int, request: Request, *, whole: bool = False) -> None:
-        """Note what a request got so far that gets no more; ``whole``: all its tokens, which somebody found wrong."""
+        """Record the tokens of a request that gets no more; ``whole``: its answer is complete, and was found wrong."""
         if self.rollouts is not None:
             self.rollouts.broken_off(replica, request, whole=whole)
 
     def fail(self, replica: int, request: Request, marks: int) -> None:
-        """End a request that was never answered to its end, or not by the right adapter."""
-        if not marks & LOST:  # those told already, before their replica had lost everything
-            self.broken_off(replica, request, whole=not marks)  # nothing to say of it: its answer was wrong
+        """End a request whose answer is incomplete, or by the wrong adapter."""
+        if not marks & LOST:  # lost requests were recorded before their replica lost its state
+            self.broken_off(replica, request, whole=not marks)  # without marks, a complete answer was found wrong
         if self.misrouting is not None:
             self.misrouting.forget(request)
         if self.rollouts is not None and marks & (LOST | LOAD_FAILED):
@@ -152,12 +154,12 @@ class Changes:
         self._recorder.marked(request.index, marks)
 
     def load_failed(self, replica: int, request: Request) -> None:
-        """End a request that has left a replica since its adapter can't be loaded."""
+        """End a request that has left a replica because its adapter could not be loaded."""
         self.fail(replica, request, LOAD_FAILED)
         self.lost(replica, request)
 
     def replaced(self, replica: int) -> None:
-        """Note that a new, empty replica is to stand in the place of one that died."""
+        """Note that a new, empty replica replaces a crashed one."""
         if self.rollouts is not None:
             self.rollouts.replaced(replica)
         if self.misrouting is not None:

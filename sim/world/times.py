@@ -1,4 +1,4 @@
-"""How long loads and services take: laws of the scenario or of the profile, made ready for many requests."""
+"""Load times and service times, by laws of the scenario or costs of the profile, prepared for many requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True, slots=True)
 class RequestTimes:
-    """Turn the luck of a chunk's requests into seconds; each gives an array of the chunk's length."""
+    """Turn the uniform draws of a chunk's requests into seconds; each function returns one value per request."""
 
     load: Callable[[Chunk], Floats]
     host_load: Callable[[Chunk], Floats]
@@ -32,7 +32,7 @@ class RequestTimes:
 
 
 class Retarget:
-    """Let a request ask for another adapter; with the same luck, its loads then take as long as that one's."""
+    """Send a request to another adapter, and scale its load times to that one's; its uniform draws stay the same."""
 
     def __init__(self, scenario: Scenario, profile: Profile | None, population: Population) -> None:
         self._bases = [tier.base() for tier in tier_times(scenario, profile, population)]
@@ -55,19 +55,22 @@ class TierTimes:
         self._own = None if law is not None or tier is None else load_seconds(tier, population)
 
     def base(self) -> list[float] | None:
-        """Return each adapter's own time in seconds; None where a law knows no adapters, or there is no tier."""
+        """Return each adapter's own time in seconds; None if a law gives the times, or there is no such tier."""
         return None if self._own is None else self._own.tolist()
 
     def seconds(self, adapter: NDArray[np.int64], uniform: Floats) -> Floats:
-        """Return the seconds of loads, same shape."""
+        """Return load times in seconds, same shape.
+
+        :param uniform: uniform draws in [0, 1).
+        """
         if self.law is not None:
             return self.law.ppf(uniform)
         assert self.tier is not None, "loads have a law or a profile"
-        assert self._own is not None, "it has one where there is no law"
+        assert self._own is not None, "without a law there are times by adapter"
         return np.asarray(self._own[adapter] * residual(self.tier, uniform))
 
     def draws(self, rng: np.random.Generator) -> Callable[[int], float]:
-        """Return a function that gives the seconds of one load after the other, by adapter."""
+        """Return a function that draws the seconds of the next load of an adapter."""
         if self.law is not None:
             law = self.law
             drawn = _one_by_one(rng, law.ppf)
@@ -75,7 +78,7 @@ class TierTimes:
         tier = self.tier
         assert tier is not None, "loads have a law or a profile"
         base = self.base()
-        assert base is not None, "it has them where there is no law"
+        assert base is not None, "without a law there are times by adapter"
         factors = _one_by_one(rng, lambda uniform: residual(tier, uniform))
         return lambda adapter: float(base[adapter]) * next(factors)
 
@@ -100,7 +103,7 @@ def has_host_tier(scenario: Scenario) -> bool:
 def request_times(
     scenario: Scenario, profile: Profile | None, population: Population, full: FullModelFleet | None = None
 ) -> RequestTimes:
-    """Return what turns luck into the seconds that requests carry with them."""
+    """Return the functions that turn uniform draws into the seconds that requests carry."""
     from_storage, from_host = tier_times(scenario, profile, population)
     service = scenario.fleet.service
 
@@ -120,7 +123,7 @@ def request_times(
 
 
 def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullModelFleet) -> Callable[[Chunk], Floats]:
-    """Return load times where some adapters are full models: a load of one of those is that of a whole model."""
+    """Return load times for a mix of adapters and full models, whose loads are those of whole models."""
     is_full = np.asarray(full.full)
 
     def both(chunk: Chunk) -> Floats:
@@ -137,9 +140,9 @@ def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullModelFleet) -> 
 def reload_times(
     scenario: Scenario, profile: Profile | None, population: Population, replication: int, place: int
 ) -> Callable[[int, int], float]:
-    """Return the seconds of loads that no request brings about, by adapter and tier: those of vLLM's cascades.
+    """Return the function that draws the seconds of loads without a request (vLLM's cascades), by adapter and tier.
 
-    :param place: a number of the replica's own, not that of one which stood in its place before.
+    :param place: number of this incarnation of the replica; a restarted one has another.
     """
     if scenario.cache.eviction != "vllm-lru":
         return _never
@@ -154,4 +157,4 @@ def reload_times(
 
 
 def _never(adapter: int, tier: int) -> float:
-    raise AssertionError("this cache loads only what a request asks for")
+    raise AssertionError("in this cache only requests start loads")

@@ -4,9 +4,9 @@ Equal in every miss to the classes of ``sim.policies.eviction`` replayed one req
 (``cacheAlgo/LRU.c, FIFO.c, Clock.c, Sieve.c``): a cache starts empty; adapters leave until the new one fits; one larger
 than the cache is a miss that evicts nobody and is never kept.
 
-What makes them fast is that a hit that changes nothing runs no Python code: ``filterfalse(settled.__getitem__, chunk)``
-asks a bytearray, in C, whether the next request would change anything, and hands on only those that would. It asks one
-request at a time, after the one before was dealt with, so every answer is current.
+They are fast because a hit that changes nothing runs no Python code: ``filterfalse(settled.__getitem__, chunk)``
+checks a bytearray, in C, for whether the next request would change anything, and yields only those that would. Each
+request is checked after the one before was processed, so every answer is current.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Kernel = Callable[[NDArray[np.integer], NDArray[np.int64], int], tuple[int, int]
 """
 
 CHUNK = 1 << 16
-"""Requests that are Python numbers at a time: 10 million at once would take 400 MB."""
+"""Requests converted to Python numbers at a time: 10 million at once would take 400 MB."""
 
 
 def lru(objects: NDArray[np.integer], sizes: NDArray[np.int64], capacity: int) -> tuple[int, int]:

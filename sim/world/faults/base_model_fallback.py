@@ -9,7 +9,7 @@ from sim.world.replica.server import Server
 
 
 def serve_base_model(server: Server, host_fill: HostCacheFill | None) -> None:
-    """Let a replica that is still empty answer requests with the base model, whose number follows those of all adapters.
+    """Let a replica that is still empty answer requests with the base model, numbered after all adapters.
 
     Such requests need no load and no slot. They cost a step what any sequence does, but nothing for an adapter.
     """

@@ -1,7 +1,6 @@
-"""MisroutedRequests faults: requests that reach the wrong adapter, who notices, and what is sent again.
+"""Requests that reach the wrong adapter, the detection of wrong answers, and retries.
 
-A wrong answer that comes to its end is served or detected, one of the two; one that doesn't (its replica dies, the run
-stops) is neither.
+A complete wrong answer is either served or detected. An incomplete one (its replica crashes, the run stops) is neither.
 """
 
 from __future__ import annotations
@@ -52,11 +51,12 @@ class OriginalTarget:
 
 
 class MisroutedRequests:
-    """MisroutedRequests faults of one replication.
+    """Misrouting faults of one replication, and the requests that they concern.
 
-    Where several could lead a request astray, the first of the scenario does.
+    If several faults could misroute a request, the first one in the scenario does.
 
-    :param base_model: the number of the base model in replicas; -1: it never answers.
+    :param prefixes: stale prefixes; optional.
+    :param base_model: number of the base model in replicas; -1: it never answers.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Full models of a scenario: which ones there are, which replicas serve them, and what memory is left there."""
+"""Full models of a scenario: the models, the replicas that serve them, and the KV memory left on those."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class FullModelFleet:
-    """The replicas of full models. They stand behind those of the base model, so their indices begin with ``first``.
+    """The replicas of full models. They follow those of the base model; their indices begin with ``first``.
 
-    :ivar profile: what steps and loads cost there: nothing for LoRA.
-    :ivar population: every adapter's size; ``full``: which are full models.
-    :ivar homes: by model, its own replicas; empty where a pool serves all.
-    :ivar kv_tokens: by replica, counted from ``first``: its KV cache in tokens.
+    :ivar profile: costs of steps and loads, without LoRA.
+    :ivar population: sizes of all adapters; ``full``: whether each is a full model.
+    :ivar homes: by model, its own replicas; empty if a pool serves all.
+    :ivar kv_tokens: by replica, counted from ``first``, KV cache in tokens.
     """
 
     spec: FullModels
@@ -44,7 +44,7 @@ class FullModelFleet:
 
     @property
     def model_of(self) -> list[int]:
-        """By replica, counted from ``first``, the model it holds; empty where a pool serves all."""
+        """By replica, counted from ``first``, the model it holds; empty if a pool serves all."""
         return [model for model, own in self.homes.items() for _ in own]
 
     def with_costs(self, costs: Draw) -> FullModelFleet:
@@ -58,9 +58,9 @@ class FullModelFleet:
         return load_seconds(self.profile.load.storage, self.population)[adapter]
 
     def token_limits(self, others: int | None) -> NDArray[np.int64]:
-        """Return the most tokens of a request by adapter; the KV cache of its replicas bounds that of a full model.
+        """Return the most tokens of a request, by adapter. Full models are limited by the KV cache of their replicas.
 
-        :param others: that of all other requests; None: no limit.
+        :param others: limit for all other requests; None: no limit.
         """
         limits = np.full(len(self.full), np.iinfo(np.int64).max if others is None else others)
         for model in np.flatnonzero(self.full).tolist():
@@ -70,10 +70,10 @@ class FullModelFleet:
 
 
 def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Traffic) -> FullModelFleet | None:
-    """Return the replicas of a scenario's full models; None where it says nothing of such.
+    """Return the replicas of a scenario's full models; None if it has none.
 
-    :param profile: as it was read, base weights not quantised: full models are not.
-    :raises ScenarioError: where a full model doesn't fit, or there would be too many replicas.
+    :param profile: as it was read. Quantised base weights do not apply to full models.
+    :raises ScenarioError: if a full model does not fit, or there are too many replicas.
     """
     spec, population = scenario.fleet.full_models, traffic.population
     if spec is None:
@@ -100,10 +100,10 @@ def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Tr
     return FullModelFleet(spec, without, population, population.full.tolist(), first, replicas, homes, kv)
 
 
-def full_model_notes(found: FullModelFleet | None, beside: int) -> list[str]:
-    """Return what a user should know of the replicas of full models.
+def full_model_notes(found: FullModelFleet | None, base_replicas: int) -> list[str]:
+    """Return notes for the user about the replicas of full models.
 
-    :param beside: replicas of the base model.
+    :param base_replicas: number of replicas of the base model.
     """
     if found is None or not found.replicas:
         return []
@@ -112,8 +112,8 @@ def full_model_notes(found: FullModelFleet | None, beside: int) -> list[str]:
     how = f"a pool that swaps {of}" if not found.homes else f"{spec.replicas} for each of {of}"
     verb = "replicas serve" if found.replicas > 1 else "replica serves"
     notes = [
-        f"{found.replicas} {verb} full models ({how}), beside {beside} of the base model: "
-        f"{found.replicas + beside} replicas in all, each with GPUs of its own"
+        f"{found.replicas} {verb} full models ({how}), beside {base_replicas} of the base model: "
+        f"{found.replicas + base_replicas} replicas in all, each with GPUs of its own"
     ]
     if spec.serve == "swap" and spec.load is None:
         notes.append(
@@ -124,9 +124,9 @@ def full_model_notes(found: FullModelFleet | None, beside: int) -> list[str]:
 
 
 def _kv_tokens(scenario: Scenario, profile: Profile, sizes: list[int]) -> int:
-    """Return the KV cache of a replica that holds one, or some, of these models."""
+    """Return the KV cache, in tokens, of a replica that holds one or several of these models."""
     fleet = scenario.fleet
-    assert fleet.full_models is not None, "called where there are some"
+    assert fleet.full_models is not None, "called only if there are full models"
     resident = min(fleet.full_models.places, max(1, len(sizes)))
     reserved = fleet.reserved_kv_blocks * fleet.block_size
     if fleet.kv_tokens is not None:
@@ -149,6 +149,6 @@ def _kv_tokens(scenario: Scenario, profile: Profile, sizes: list[int]) -> int:
 
 
 def _without_lora(profile: Profile, step: StepCost) -> Profile:
-    """Return a profile of an engine that serves no adapters, and so passes no request for the sake of one."""
+    """Return a profile without costs of LoRA."""
     plain = step.model_copy(update={"lora": LoraCost(), "per_passed_s": 0.0})
     return profile.model_copy(update={"step": plain, "draws": (), "quantized": {}})

@@ -22,9 +22,9 @@ from sim.world.world import World
 
 
 class FullModelReplicas:
-    """The replicas of full models of one replication, and how requests find theirs.
+    """The replicas of full models in one replication, and the router that sends requests to them.
 
-    :ivar counts: by replica of a pool, requests inside by model; kept by ``InFlight``.
+    :ivar counts: by replica of a pool, requests inside by model; updated by ``InFlight``.
     """
 
     def __init__(self, world: World, fleet: FullModelFleet, wrap_server: ServerWrapper) -> None:
@@ -38,13 +38,13 @@ class FullModelReplicas:
 
     @property
     def counted(self) -> bool:
-        """Whether the router looks at who is inside."""
+        """Whether the router reads requests inside by model."""
         return self._swaps and self.fleet.replicas > 1
 
     def router(self, others: Choosing, replication: int) -> Choosing:
         """Return the router of the whole fleet.
 
-        :param others: that of the base model's replicas.
+        :param others: the router of the base model's replicas.
         """
         fleet = self.fleet
         models: FullModelRouter = ToOwnReplicas(self._view, fleet.homes)
@@ -55,9 +55,9 @@ class FullModelReplicas:
         return Beside(fleet.full, models, others)
 
     def observe(self, inside: list[int]) -> None:
-        """Let the router see the replicas, all of which are there by now.
+        """Connect the router's view to the replicas, once all exist.
 
-        :param inside: by index, requests inside.
+        :param inside: by index, number of requests inside.
         """
         self._view.loads = inside
         self._view.resident = self._residency.masks
@@ -76,11 +76,12 @@ class FullModelReplicas:
 
 
 def world_of(world: World, fleet: FullModelFleet, place: int) -> World:
-    """Return the world as a replica of full models knows it: slots for whole models, and no LoRA.
+    """Return the world of a replica of full models: slots for whole models, and no LoRA.
 
-    Its own model is there from the start and stays; a pool begins empty, and its loads block the step that needs them.
+    A dedicated replica holds its model from the start. A pool begins empty, and its loads block the step that needs
+    them.
 
-    :param place: of the replica, counted from ``fleet.first``.
+    :param place: the replica's number, counted from ``fleet.first``.
     """
     scenario, swaps = world.scenario, fleet.spec.serve == "swap"
     resident = fleet.spec.places
@@ -110,4 +111,4 @@ def world_of(world: World, fleet: FullModelFleet, place: int) -> World:
 
 
 def _never(adapter: int, tier: int) -> float:
-    raise AssertionError("only requests begin loads here")
+    raise AssertionError("only requests start loads here")

@@ -54,7 +54,7 @@ class Versions:
             self._reading[adapter] = self.in_host.get(adapter) or self._initial_versions.get(adapter, 1)
 
     def load_ended(self, adapter: int, tier: int) -> None:
-        """Note that a load to the GPU has ended; one from storage leaves a copy in host memory, if there is that tier."""
+        """Note that a load to the GPU has ended; one from storage leaves a copy in host memory, if any."""
         if adapter not in self.files:
             return
         version = self._reading.pop(adapter, 0) or self._initial_versions.get(adapter, 1)

@@ -1,4 +1,4 @@
-"""The router of a fleet, and the live state that it looks at."""
+"""The router of a fleet, and the live state of the replicas that it reads."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sim.world.world import World
 
 
 class RouterState:
-    """What can be seen of the replicas at any time.
+    """The current state of the replicas, as far as the router reads it.
 
-    :param reads: what the router looks at (``Router.reads``).
-    :ivar residency: who has which adapter; None where the router doesn't ask.
-    :ivar counts: by replica, requests inside by adapter; kept by ``InFlight`` where the router asks.
-    :ivar activity: who runs what in batches; None where the router doesn't ask.
+    :param reads: fields of the view that the router reads (``Router.reads``).
+    :ivar residency: adapters on each replica; None if the router does not read it.
+    :ivar counts: by replica, requests inside by adapter; ``InFlight`` updates them if the router reads them.
+    :ivar activity: adapters in batches; None if the router does not read it.
     """
 
     def __init__(self, adapters: int, replicas: int, reads: frozenset[str]) -> None:
@@ -30,15 +30,15 @@ class RouterState:
         self._adapters = adapters
 
     def replica(self, index: int, server: Server) -> None:
-        """Note which server stands at an index."""
+        """Follow a new server at an index."""
         if self.activity is not None and isinstance(server, BatchServer):
             self.activity.replica(index, server.scheduler)
             self._batches = True
 
     def sources(self, loads: list[int], inside: Callable[[], list[dict[int, int]]]) -> Sources:
-        """Return what views are read from.
+        """Return the sources of the router's view.
 
-        :param loads: by replica, requests inside; ``inside`` returns them by adapter.
+        :param loads: by replica, number of requests inside; ``inside`` returns them by adapter.
         """
         activity: Activity | None = self.activity
         if activity is not None and not self._batches:
