@@ -135,5 +135,5 @@ def _advice(scenario: Scenario, profile: Profile, population: Population) -> str
         else:
             high = middle
     if low == 0:
-        return f"no slot of this size fits beside the weights on {profile.device}"
+        return f"not even one slot of this size fits next to the weights on {profile.device}"
     return f"up to {low} slots on {profile.device}"

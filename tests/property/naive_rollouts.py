@@ -83,7 +83,9 @@ class Seen:
         leaps = self._leaps[index]
         starts = [tokens for _, tokens in leaps]
         final = starts[-1] + (self._next_token_s[index] <= stopped_s)
-        for server in self.fleet.servers:  # one that was preempted with its token, and still waits, ran in no later leap
+        for (
+            server
+        ) in self.fleet.servers:  # one that was preempted with its token, and still waits, ran in no later leap
             final = max([final, *(r.generated for r in server._unserved() if r.index == index and r.last_step < 0)])
         gave = [i for i, (start, end) in enumerate(zip(starts, [*starts[1:], final], strict=True)) if end > start]
         last = leaps[gave[-1]][0]

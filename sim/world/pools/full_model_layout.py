@@ -90,7 +90,7 @@ def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Tr
         raise ScenarioError(
             "too many replicas",
             key="fleet.full_models.replicas",
-            got=f"{each}, beside {first:,} of the base model",
+            got=f"{each}, in addition to {first:,} of the base model",
             allowed=f"{MOST_REPLICAS:,} in all",
             hint="a lower share of full models, or serve: swap",
         )

@@ -55,6 +55,8 @@ class BatchServer(Server):
     steps takes ``k d + s k (k - 1) / 2`` seconds, where d is the first step and s the growth per step. An arrival that
     may be admitted cuts the leap at the next boundary.
 
+    :param rule: KV memory that a request must find, if that is more than its prompt needs.
+    :param turn_s: for a replica that swaps whole models: seconds of a model's turn; None: it serves adapters.
     :ivar waiting: the waiting queue; ``claiming``: the same queue if loads start at admission, otherwise None.
     """
 

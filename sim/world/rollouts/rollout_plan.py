@@ -180,7 +180,7 @@ def _check_overlaps(rollouts: tuple[Rollout, ...], chosen: list[tuple[int, ...]]
         for j in range(i):
             if overlap(rollouts[i], rollouts[j]) and not mine.isdisjoint(sets[j]):
                 both = sorted(mine & sets[j])
-                who = f"adapter {names[both[0]] if both[0] < len(names) else both[0]}"
-                who += f" and {len(both) - 1} more" if len(both) > 1 else ""
-                problem, got, hint = overlap_words(i, j, rollouts, who)
+                subject = f"adapter {names[both[0]] if both[0] < len(names) else both[0]}"
+                subject += f" and {len(both) - 1} more" if len(both) > 1 else ""
+                problem, got, hint = overlap_words(i, j, rollouts, subject)
                 raise ScenarioError(problem, key=f"rollouts.{i}", got=got, hint=hint)
