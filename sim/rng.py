@@ -1,8 +1,8 @@
 """Named random streams: one for each (seed, replication, purpose, block).
 
-A stream is addressed by what it is for, never by the order in which it is used. Changing the cache
-size, the router or the number of replicas leaves every arrival, adapter and length as it was, so two
-designs are compared on the same traffic (common random numbers).
+A stream is addressed by its purpose, never by the order of its use. Changing the cache size, the router or the number
+of replicas leaves every arrival, adapter and length unchanged, so designs are compared on the same traffic (common
+random numbers).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 def stream(seed: int, replication: int, purpose: str, block: int = 0) -> np.random.Generator:
     """Return the generator of one purpose.
 
-    :param purpose: such as ``"arrivals"``; its hash is part of the key.
-    :param block: index of a block of consecutive requests or adapters, so that long runs are
-        generated in pieces.
+    :param purpose: such as ``"arrivals"``. Its hash is part of the key, so a renamed purpose changes results.
+    :param block: index of a block of consecutive requests or adapters, so that long runs are generated in pieces.
     """
     digest = hashlib.blake2b(purpose.encode(), digest_size=8).digest()
     key = (seed, replication, int.from_bytes(digest, "little"), block)
@@ -29,17 +28,17 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def stream_key(seed: int, replication: int, purpose: str) -> int:
-    """Return the key of one purpose for ``luck``, 64 bits."""
+    """Return the 64-bit key of one purpose for ``uniform_draw``."""
     digest = hashlib.blake2b(f"{seed}/{replication}/{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
-def luck(key: int, number: int) -> float:
-    """Return a uniform number in [0, 1) that belongs to a key and a number, such as the index of a request.
+def uniform_draw(key: int, number: int) -> float:
+    """Return the uniform number in [0, 1) of a key and a number, such as the index of a request.
 
-    For decisions that few requests need, or that come up as often as the design says (a retry, a version): each has
-    its luck without a stream from which others would draw as well. The mix is that of SplitMix64 (Steele, Lea and
-    Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+    For decisions that few requests need, or that occur as often as the design makes them (a retry, a version): each has
+    a draw of its own that no other decision can shift. The mix is SplitMix64 (Steele, Lea and Flood, "Fast splittable
+    pseudorandom number generators", OOPSLA 2014).
     """
     mixed = (key + number * _GOLDEN) & _MASK
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK

@@ -1,5 +1,4 @@
-"""Pure decisions: what a scheduler, a cache, a router would do, as plain values.
+"""Pure decisions of schedulers, caches and routers, and the costs and memory that they depend on.
 
-May hold: eviction, cache, admission, scheduler, router, costs, memory, engine presets.
-May not: import SimPy, read or write files, know the clock beyond what it is told.
+Nothing here imports SimPy, reads or writes files, or knows any time that is not passed in.
 """

@@ -11,11 +11,11 @@ from sim.policies.eviction import Eviction
 ABSENT, LOADING, RESIDENT = 0, 1, 2
 
 
-class Watch(Protocol):
-    """Who wants to know what is in a cache."""
+class CacheListener(Protocol):
+    """Is called when adapters enter or leave a cache."""
 
     def placed(self, adapter: int) -> None:
-        """An adapter has taken its room: its load begins."""
+        """An adapter has taken its room, and its load starts."""
         ...
 
     def left(self, adapter: int) -> None:
@@ -24,19 +24,19 @@ class Watch(Protocol):
 
 
 class GpuCache:
-    """Adapters in GPU memory, with users counted, under a protected eviction policy.
+    """Adapters in GPU memory, with counted users, under an eviction policy that never evicts an adapter in use.
 
-    :param weights: what each adapter takes: bytes, or 1 where slots are counted.
+    :param weights: bytes of each adapter, or 1 if slots are counted.
     :param capacity: bytes or slots.
-    :param base_model_slot: the base model fills a slot, until all others are in use and one more is needed.
-    :param pinned: adapters that are resident from the start and never leave; they count as in use; ``pin_instead``
-        gives the place of one to another.
-    :ivar state: by adapter, ``ABSENT``, ``LOADING`` (room is taken) or ``RESIDENT``.
-    :ivar users: by adapter, requests that use it: from the moment it is asked for until they end.
-    :ivar used: weight of all residents and loads under way; ``idle_weight``: of residents not in use.
-    :ivar in_use: weight of all adapters with users, resident or only asked for.
-    :ivar evictions: adapters that had to leave so far.
-    :ivar watch: told of every adapter that takes its room or gives it up; None: nobody.
+    :param base_model_slot: the base model fills a slot until all others are in use and one more is needed.
+    :param pinned: adapters that are resident from the start and never leave. They count as in use; ``pin_instead``
+        moves a pin to another adapter.
+    :ivar state: by adapter, ``ABSENT``, ``LOADING`` (its room is taken) or ``RESIDENT``.
+    :ivar users: by adapter, requests that use it, from the request for the adapter until they end.
+    :ivar used: weight of residents and loads under way; ``idle_weight``: of residents not in use.
+    :ivar in_use: weight of adapters with users, resident or not.
+    :ivar evictions: evictions so far.
+    :ivar listener: called when an adapter takes or gives up its room; optional.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class GpuCache:
         self.in_use = 0
         self.in_use_peak = 0
         self.evictions = 0
-        self.watch: Watch | None = None
+        self.listener: CacheListener | None = None
         self._eviction = eviction
         self._touched = eviction.touched
         self._coming = eviction.coming
-        self._unused: set[int] = set()  # came before anybody asked; kept only where uses are counted
+        self._unused: set[int] = set()  # resident and not used yet; kept only for policies that count uses
         self._pinned = set(pinned)
-        self._untold = set(pinned)  # those of which the eviction policy has not heard: they were there from the start
-        for adapter in pinned:  # a user that never leaves, so that nothing else needs to know of them
+        self._unannounced = set(pinned)  # resident from the start, and unknown to the eviction policy
+        for adapter in pinned:  # a permanent user, so that no other code needs to treat pins specially
             self.users[adapter] = 1
             self.state[adapter] = RESIDENT
             self.used += weights[adapter]
@@ -73,10 +73,9 @@ class GpuCache:
         self.in_use_peak = self.in_use
 
     def serve_base_model(self) -> int:
-        """Add a place for requests that need no adapter, and return its number.
+        """Add an entry for requests without an adapter, and return its number.
 
-        It is always there, in use for ever, and of no weight. Nobody is told of it, neither ``watch`` nor the
-        eviction policy.
+        It is always resident and in use, and weighs nothing. The listener and the eviction policy never hear of it.
         """
         number, touched = len(self.weights), self._touched
         self.weights = [*self.weights, 0]
@@ -87,9 +86,9 @@ class GpuCache:
         return number
 
     def warm_up(self, adapters: Sequence[int]) -> None:
-        """Make adapters resident before anything happens: in this order, up to the first that finds no room.
+        """Make adapters resident before the run, in this order, up to the first that finds no room.
 
-        The first is the one that counts as loaded and used last.
+        The first one counts as loaded and used last.
         """
         fitting = []
         for adapter in adapters:
@@ -105,14 +104,14 @@ class GpuCache:
         return self.used + self.weights[adapter] <= self.capacity
 
     def _place(self, adapter: int) -> None:
-        """Let an adapter have its room: its load begins."""
+        """Give an adapter its room; its load starts."""
         self.state[adapter] = LOADING
         self.used += self.weights[adapter]
-        if self.watch is not None:
-            self.watch.placed(adapter)
+        if self.listener is not None:
+            self.listener.placed(adapter)
 
     def acquire(self, adapter: int) -> bool:
-        """Add a user, so that the adapter isn't evicted; return whether it is resident."""
+        """Add a user, which protects the adapter from eviction; return whether the adapter is resident."""
         resident = self.state[adapter] == RESIDENT
         users = self.users
         count = users[adapter]
@@ -127,13 +126,13 @@ class GpuCache:
                 self._eviction.busy(adapter)
         if resident and self._touched is not None:
             if self._unused and adapter in self._unused:
-                self._unused.remove(adapter)  # its load counted as this use
+                self._unused.remove(adapter)  # its load already counted as this use
             else:
                 self._touched(adapter)
         return resident
 
     def release(self, adapter: int) -> bool:
-        """Drop a user; return whether it was the last, so that the adapter may be evicted now."""
+        """Remove a user; return whether it was the last, so that the adapter may be evicted from now on."""
         users = self.users
         users[adapter] = count = users[adapter] - 1
         if count:
@@ -146,11 +145,11 @@ class GpuCache:
         return True
 
     def can_claim(self, adapter: int) -> bool:
-        """Return whether ``adapter`` fits beside all that are in use or asked for."""
+        """Return whether ``adapter`` fits among all adapters with users."""
         return self.users[adapter] > 0 or self.in_use + self.weights[adapter] <= self.capacity
 
     def reserve(self, adapter: int) -> bool:
-        """Take room for a load that starts now, evicting idle adapters; False where they don't suffice.
+        """Take room for a load that starts now, evicting idle adapters; return False if those do not suffice.
 
         Nothing is evicted unless the load can start.
         """
@@ -162,9 +161,9 @@ class GpuCache:
         return True
 
     def reserve_ahead(self, adapter: int, spared: Collection[int]) -> bool:
-        """Take room for a load that nobody has asked for yet, evicting idle adapters but not those ``spared``.
+        """Take room for a load ahead of time, evicting idle adapters except ``spared``; return whether it can start.
 
-        The base model keeps its slot. Nothing is evicted, and False returned, unless the load can start.
+        The base model keeps its slot. Nothing is evicted unless the load can start.
         """
         needed = self.used + self.weights[adapter] - self.capacity
         if needed > 0:
@@ -186,7 +185,7 @@ class GpuCache:
             needed -= self._evict_next(spared)
 
     def _evict_next(self, spared: Collection[int] = ()) -> int:
-        """Evict the idle adapter whose turn it is; return its weight."""
+        """Evict the idle adapter that the policy chooses; return its weight."""
         victim = self._eviction.victim(spared)
         if victim is None:
             assert self._base, "idle adapters of enough weight were counted"
@@ -203,28 +202,28 @@ class GpuCache:
         self.idle_weight -= weight
         self.evictions += 1
         self._unused.discard(victim)
-        if self.watch is not None:
-            self.watch.left(victim)
+        if self.listener is not None:
+            self.listener.left(victim)
         return weight
 
     def pin_instead(self, old: int, new: int) -> None:
-        """Keep another adapter instead of one, if that is pinned; it may have to be loaded first."""
+        """Move the pin of ``old``, if it has one, to ``new``, which may have to be loaded first."""
         if old in self._pinned:
             self._pinned.remove(old)
             self._pinned.add(new)
-            if old in self._untold:
-                self._untold.remove(old)
+            if old in self._unannounced:
+                self._unannounced.remove(old)
                 self._eviction.loaded(old)
             self.release(old)
             self.acquire(new)
 
     def evict(self, adapter: int) -> None:
-        """Evict this idle adapter, whoever's turn it is."""
+        """Evict this idle adapter, whatever the policy would choose."""
         self._eviction.remove(adapter)
         self._leave(adapter)
 
     def discard(self, adapter: int) -> None:
-        """Let an idle adapter go if it is there, whoever's turn it is: nobody will ask for it again."""
+        """Evict an adapter that will not be requested again, if it is resident and idle."""
         if self.state[adapter] == RESIDENT and self.users[adapter] == 0:
             self.evict(adapter)
 
@@ -234,7 +233,7 @@ class GpuCache:
             self._evict_next()
 
     def loaded(self, adapter: int) -> None:
-        """Note that a load has ended. Who joined it uses the adapter too, beside the one for whom it was made."""
+        """Note that a load has ended. Each request that joined it counts as another use."""
         self.state[adapter] = RESIDENT
         self._eviction.loaded(adapter)
         users = self.users[adapter]
@@ -248,15 +247,15 @@ class GpuCache:
                 self._touched(adapter)
 
     def abort(self, adapter: int) -> None:
-        """Give back the room of a load that has failed. Who asked for it counts as a user until ``release``."""
+        """Free the room of a failed load. Requests that waited for it stay users until ``release``."""
         assert self.state[adapter] == LOADING, "only a load under way can fail"
         self.state[adapter] = ABSENT
         self.used -= self.weights[adapter]
-        if self.watch is not None:
-            self.watch.left(adapter)
+        if self.listener is not None:
+            self.listener.left(adapter)
 
     def check_integrity(self) -> None:
-        """Assert that the running sums agree with a count from scratch, and that the cache is not overfull."""
+        """Assert that the running sums agree with a fresh count, and that the cache is not overfull."""
         adapters = range(len(self.weights))
         placed = [a for a in adapters if self.state[a] != ABSENT]
         idle = [a for a in adapters if self.state[a] == RESIDENT and self.users[a] == 0]
@@ -265,18 +264,18 @@ class GpuCache:
         assert self.in_use == sum(self.weights[a] for a in adapters if self.users[a] > 0)
         assert len(self._eviction) == len(idle), "the eviction policy holds exactly the idle residents"
         assert all(count >= 0 for count in self.users)
-        assert self._unused <= set(idle), "whoever was used is not unused"
+        assert self._unused <= set(idle), "unused adapters are idle"
         assert all(self.users[a] > 0 for a in self._pinned)
 
 
 class UnifiedCache(GpuCache):
-    """Adapters that take their memory from the KV cache, block by block, as S-LoRA's unified paging does.
+    """Adapters that take their memory from the KV cache, block by block, as in S-LoRA's unified paging.
 
-    Counted in adapters, as a cache of slots; beside that, blocks must be free.
+    The capacity counts adapters, as in a cache of slots; in addition, blocks must be free.
 
     :param blocks: KV blocks that each adapter takes.
-    :param room: tells how many blocks the batch leaves to adapters. A ``KvRule`` has seen to it that those of the
-        batch fit there; idle ones leave when there is less room than they take.
+    :param room: returns the number of blocks that the batch leaves to adapters. A ``KvRule`` makes sure that the
+        adapters of the batch fit; idle ones are evicted when room runs short.
     """
 
     def __init__(self, slots: int, eviction: Eviction, blocks: Sequence[int], room: Callable[[], int]) -> None:
@@ -293,7 +292,7 @@ class UnifiedCache(GpuCache):
         return self.blocks_used + self.blocks[adapter] <= self._room() and super()._fits(adapter)
 
     def _evict_for(self, adapter: int, spared: Collection[int]) -> None:
-        assert not spared, "loads that block steps don't come ahead"
+        assert not spared, "loads that block steps are never made ahead of time"
         self.shrink(self.blocks[adapter])
         super()._evict_for(adapter, spared)
 
@@ -302,7 +301,7 @@ class UnifiedCache(GpuCache):
         super()._place(adapter)
 
     def shrink(self, needed: int = 0) -> None:
-        """Evict idle adapters until the others, and ``needed`` blocks more, leave the batch what it may take."""
+        """Evict idle adapters until the others and ``needed`` more blocks fit into the room."""
         while self.blocks_used + needed > self._room():
             self._evict_next()
 
@@ -323,11 +322,11 @@ class UnifiedCache(GpuCache):
 class AllInHost:
     """Host memory that holds every adapter from the start.
 
-    :param but: adapters that come later, and stay once they were loaded from storage.
+    :param absent: exceptions, which stay once they have been loaded from storage.
     """
 
-    def __init__(self, but: Iterable[int] = ()) -> None:
-        self._absent = set(but)
+    def __init__(self, absent: Iterable[int] = ()) -> None:
+        self._absent = set(absent)
 
     def touch(self, adapter: int) -> bool:
         return adapter not in self._absent
@@ -339,13 +338,13 @@ class AllInHost:
         self._absent.discard(adapter)
 
     def check_integrity(self) -> None:
-        """There is nothing to check."""
+        """Nothing to check."""
 
 
 class HostCache:
     """Copies of adapters in host memory: LRU, filled by every load from storage.
 
-    :param weights: bytes, or 1 where slots are counted. An adapter larger than the capacity never stays.
+    :param weights: bytes, or 1 if slots are counted. An adapter larger than the capacity is never kept.
     """
 
     def __init__(self, weights: Sequence[int], capacity: int) -> None:
@@ -358,7 +357,7 @@ class HostCache:
         return adapter in self._order
 
     def touch(self, adapter: int) -> bool:
-        """Return whether ``adapter`` is there, and count that as a use."""
+        """Return whether there is a copy; if so, count a use."""
         if adapter not in self._order:
             return False
         self._order.move_to_end(adapter)
@@ -371,7 +370,7 @@ class HostCache:
             self.used -= self.weights[adapter]
 
     def insert(self, adapter: int) -> None:
-        """Keep a copy, dropping the least recently used ones where room is needed."""
+        """Keep a copy, dropping the least recently used ones to make room."""
         weight = self.weights[adapter]
         if adapter in self._order or weight > self.capacity:
             return

@@ -1,9 +1,8 @@
-"""LoRAX's waiting room: a queue for each adapter, of which only some are active at a time.
+"""LoRAX's waiting queues: one for each adapter, of which only some are active at a time.
 
-Read from LoRAX ``router/src/scheduler.rs``, ``update_adapters`` and ``get_oldest_active_adapter``. Nothing is loaded
-for a request but for its adapter: adapters wait for a place in order of their first request (pending), are loaded when
-they get one (active), and keep it while the batch uses them or their queue isn't empty, but no longer than the cycle
-time if others wait for a place.
+Source: LoRAX ``router/src/scheduler.rs``, ``update_adapters`` and ``get_oldest_active_adapter``. Adapters wait for a
+place in order of their first request (pending) and are loaded when they get one (active). They keep it while the batch
+uses them or their queue is not empty, but no longer than the cycle time if other adapters wait for a place.
 """
 
 from __future__ import annotations
@@ -20,48 +19,48 @@ from sim.traffic.request import MISS, Request
 
 
 class AdapterQueues(ReadyQueue):
-    """Requests by adapter. ``line`` is where they come in; ``aside`` are the queues.
+    """Waiting requests by adapter. New requests enter ``ready``; ``deferred`` holds the queues by adapter.
 
-    :param ask: called with a request whose adapter must be loaded, or that joins its load; the world calls
-        ``arrived`` when it is there.
-    :param now: tells the time.
-    :param cycle_s: an active adapter that has been so for longer gives its place to one that waits for a place, unless
-        the batch uses it; its requests then wait for another turn. Not before it had a turn (LoRAX doesn't ask for
-        that; where loads take longer than the cycle, adapters could come and go for ever without being used).
+    :param request_load: called with a request whose adapter must be loaded, or that joins its load; the world calls
+        ``arrived`` when the adapter is resident.
+    :param now: returns the time in seconds.
+    :param cycle_s: an adapter that has been active for longer gives its place to a pending one, unless the batch uses
+        it; its requests then wait for another turn. It keeps its place until one of its requests was admitted. LoRAX
+        has no such rule; without it, adapters whose loads outlast the cycle could come and go without being used.
     """
 
     by_turns = True
 
     def __init__(
-        self, cache: GpuCache, ask: Callable[[Request], None], now: Callable[[], float], cycle_s: float
+        self, cache: GpuCache, request_load: Callable[[Request], None], now: Callable[[], float], cycle_s: float
     ) -> None:
         super().__init__()
         self._cache = cache
-        self._ask = ask
+        self._request_load = request_load
         self._now = now
         self._cycle_s = cycle_s
-        self._active: dict[int, float] = {}  # until when each may stay, in the order of activation
+        self._active: dict[int, float] = {}  # end of each one's cycle time, in the order of activation
         self._pending: deque[int] = deque()
         self._is_pending: set[int] = set()
         self._loading: set[int] = set()
-        self._served: set[int] = set()  # had a request admitted since they became active
+        self._served: set[int] = set()  # adapters with a request admitted since they became active
         self._weight = 0
-        self._asked = 0
+        self._loads_requested = 0
         self._sorted_in = 0  # requests in the queues
-        # Heaps of (key of a queue's first request, adapter), of those within their cycle time and of others. Entries
-        # that aren't true any more, or stand in the wrong heap, are found when they come to the top.
+        # Heaps of (key of a queue's first request, adapter): adapters within their cycle time, and others. Stale and
+        # misplaced entries are removed when they reach the top.
         self._within: list[tuple[int, int]] = []
         self._beyond: list[tuple[int, int]] = []
         self._base_model: int | None = None
         self.take = self._claim
 
     def serve_base_model(self, number: int) -> None:
-        """Let requests without an adapter, which stand under this number, have their turn at any time."""
+        """Admit requests without an adapter, under this adapter number, at any time."""
         self._base_model = number
         self._active[number] = inf
 
     def begin(self) -> None:
-        """Sort in those who came, and change the active adapters: what a scheduling pass begins with."""
+        """Begin a scheduling pass: sort new requests into their queues and change the active adapters."""
         self._sort_in()
         if not self._pending:
             return
@@ -71,15 +70,15 @@ class AdapterQueues(ReadyQueue):
         front = self._outstayed(now)
         if front is not None:
             self._offload(front)
-            if front in self.aside:
+            if front in self.deferred:
                 self._wait_for_place(front)
         while self._pending and self._weight + self._cache.weights[self._pending[0]] <= self._cache.capacity:
             self._activate(self._pending.popleft(), now)
 
     def first(self) -> Request | None:
-        """Return the request that has waited longest of those whose adapters are active and loaded, or None.
+        """Return the longest-waiting request whose adapter is active and loaded, or None.
 
-        Adapters within their cycle time go before others.
+        Adapters within their cycle time go first.
         """
         self._sort_in()
         now, active, within, beyond = self._now(), self._active, self._within, self._beyond
@@ -87,30 +86,30 @@ class AdapterQueues(ReadyQueue):
             key, adapter = within[0]
             if self._is_first(key, adapter):
                 if now <= active[adapter]:
-                    return self.aside[adapter][0]
+                    return self.deferred[adapter][0]
                 heappush(beyond, (key, adapter))
             heappop(within)
         while beyond:
             key, adapter = beyond[0]
             if self._is_first(key, adapter) and now > active[adapter]:
-                return self.aside[adapter][0]
+                return self.deferred[adapter][0]
             heappop(beyond)
         return None
 
     def _is_first(self, key: int, adapter: int) -> bool:
-        """Return whether the request of this key is the first of an active adapter's queue."""
-        queue = self.aside.get(adapter)
+        """Return whether the request with this key is the first in an active adapter's queue."""
+        queue = self.deferred.get(adapter)
         return queue is not None and queue[0].key == key and adapter in self._active
 
     def arrived(self, request: Request) -> None:
-        """Note that a request handed to ``ask`` has its adapter in GPU memory."""
-        self._asked -= 1
+        """Take back a request given to ``request_load``: its adapter is resident."""
+        self._loads_requested -= 1
         self._loading.discard(request.adapter)
         self.push(request)
 
     def failed(self, request: Request) -> None:
-        """Note that a request handed to ``ask`` has left: its adapter can't be loaded, and gives up its place."""
-        self._asked -= 1
+        """Forget a request given to ``request_load``: its load failed, and its adapter loses its place."""
+        self._loads_requested -= 1
         adapter = request.adapter
         if adapter in self._loading:
             self._loading.remove(adapter)
@@ -118,50 +117,50 @@ class AdapterQueues(ReadyQueue):
             self._weight -= self._cache.weights[adapter]
 
     def discard(self, adapter: int) -> None:
-        """Let an adapter go that nobody uses or waits for, if it is there: nobody will ask for it again."""
-        if adapter in self._active and self._may_go(adapter) and adapter not in self.aside:
+        """Evict an adapter that will not be requested again, unless it is in use or requests wait for it."""
+        if adapter in self._active and self._may_go(adapter) and adapter not in self.deferred:
             self._offload(adapter)
 
     def may_go_on(self) -> bool:
-        """Return whether another pass at this instant may make room: one takes out no more adapters than wait."""
+        """Return whether another pass at this instant may free a place; one removes at most as many as are pending."""
         return bool(self._pending) and (bool(self._idle()) or self._outstayed(self._now()) is not None)
 
     def next_change_s(self) -> float:
-        """Return the time after which the next pass might decide otherwise though nobody came or left."""
+        """Return the time after which a pass may decide differently although no request has arrived or left."""
         now = self._now()
         if self.may_go_on():
             return now
-        times = [t for a, t in self._active.items() if t >= now and (a in self.aside or self._pending)]
+        times = [t for a, t in self._active.items() if t >= now and (a in self.deferred or self._pending)]
         return min(times, default=inf)
 
-    def everyone(self) -> list[Request]:
-        return super().everyone() + [request for group in self.aside.values() for request in group]
+    def all_requests(self) -> list[Request]:
+        return super().all_requests() + [request for group in self.deferred.values() for request in group]
 
     def size(self) -> int:
-        return len(self.line) + self._asked + self._sorted_in
+        return len(self.ready) + self._loads_requested + self._sorted_in
 
     def _claim(self) -> None:
-        adapter = heappop(self._within or self._beyond)[1]  # first has just left it at the top
-        queue = self.aside[adapter]
+        adapter = heappop(self._within or self._beyond)[1]  # ``first`` has just found it at the top
+        queue = self.deferred[adapter]
         request = queue.pop(0)
         self._sorted_in -= 1
         if queue:
             heappush(self._within, (queue[0].key, adapter))
         else:
-            del self.aside[adapter]
+            del self.deferred[adapter]
         self._served.add(adapter)
         if not request.claimed:
             self._cache.acquire(adapter)
 
     def _sort_in(self) -> None:
-        line = self.line
-        while line:
-            request = heappop(line)[1]
+        ready = self.ready
+        while ready:
+            request = heappop(ready)[1]
             adapter = request.adapter
             if adapter in self._loading:
                 self._hand_over(request)
                 continue
-            queue = self.aside.setdefault(adapter, [])
+            queue = self.deferred.setdefault(adapter, [])
             insort(queue, request, key=by_key)
             self._sorted_in += 1
             if queue[0] is request:
@@ -175,15 +174,15 @@ class AdapterQueues(ReadyQueue):
             self._pending.append(adapter)
 
     def _idle(self) -> list[int]:
-        """Return the active adapters that nobody uses or waits for."""
-        aside, may_go = self.aside, self._may_go
-        return [adapter for adapter in self._active if adapter not in aside and may_go(adapter)]
+        """Return the active adapters that are not in use and have no waiting request."""
+        deferred, may_go = self.deferred, self._may_go
+        return [adapter for adapter in self._active if adapter not in deferred and may_go(adapter)]
 
     def _outstayed(self, now: float) -> int | None:
-        """Return the adapter that has been active longest, if it has been so for too long."""
+        """Return the adapter that has been active longest, if its cycle time is over and it may leave."""
         active = iter(self._active)
         front = next(active, None)
-        if front is not None and front == self._base_model:  # came first, and stays
+        if front is not None and front == self._base_model:  # it was first to become active, and stays
             front = next(active, None)
         if front is None or front not in self._served or not self._may_go(front) or now <= self._active[front]:
             return None
@@ -203,16 +202,16 @@ class AdapterQueues(ReadyQueue):
         self._weight += self._cache.weights[adapter]
         self._loading.add(adapter)
         self._served.discard(adapter)
-        queue = self.aside.pop(adapter)
+        queue = self.deferred.pop(adapter)
         self._sorted_in -= len(queue)
         for request in queue:
             self._hand_over(request)
 
     def _hand_over(self, request: Request) -> None:
-        """Let a request wait for a load; one that starts a second load stays the miss that it was."""
+        """Let a request wait for its adapter's load. A request that was a miss stays one if it joins a second load."""
         missed = request.outcome == MISS
         request.load_queue_s = 0.0
-        self._asked += 1
-        self._ask(request)
+        self._loads_requested += 1
+        self._request_load(request)
         if missed:
             request.outcome = MISS

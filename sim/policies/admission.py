@@ -1,8 +1,8 @@
-"""Who among the waiting may join the batch, and when adapters are asked for.
+"""Waiting queues: which request may join the batch next, and when its adapter load starts.
 
-Two queues with one face. In ``ReadyQueue`` loads are asked for at arrival: whoever stands in it has its
-adapter in GPU memory, in use. In ``ClaimingQueue`` they are asked for at admission, when the scheduler looks
-at a request and its adapter fits beside those in use.
+Two queues with one interface. With ``ReadyQueue``, loads start at arrival: every request in the queue has its adapter
+resident and in use. With ``ClaimingQueue``, loads start at admission, when the scheduler reaches a request and its
+adapter fits among those in use.
 """
 
 from __future__ import annotations
@@ -14,80 +14,82 @@ from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
 from sim.policies.adapter_cache import RESIDENT, GpuCache
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.vllm_lru import VllmLruCache
 from sim.traffic.request import Request
 
 by_key = attrgetter("key")
-"""A request's place in a queue."""
+"""Sort key: a request's place in a queue."""
 
 
 class ReadyQueue:
     """Requests whose adapter is resident and in use, the lowest key first.
 
-    :ivar line: a heap of (key, request); ``aside``: by adapter, requests that were passed. Nobody waits when both
-        are empty: the scheduler looks at them and doesn't call.
-    :ivar over_limit: whether the last look at the queue ended at a request over the adapter limit.
+    :ivar ready: a heap of (key, request); ``deferred``: by adapter, requests that the scan passed over. The scheduler
+        reads both directly, without a call: no request waits if both are empty.
+    :ivar over_limit: whether the last scan ended at a request over the adapter limit.
     :ivar take: removes the request that ``first`` has just returned; here a C function.
-    :cvar by_turns: whether who may join depends on more than the queue: ``begin`` then comes before every look at it.
+    :cvar by_turns: whether adapters take turns; ``begin`` must then be called before every scan.
     """
 
     by_turns = False
 
     def __init__(self) -> None:
-        self.line: list[tuple[int, Request]] = []
-        self.aside: dict[int, list[Request]] = {}
+        self.ready: list[tuple[int, Request]] = []
+        self.deferred: dict[int, list[Request]] = {}
         self.over_limit = False
-        self.take: Callable[[], object] = partial(heappop, self.line)
+        self.take: Callable[[], object] = partial(heappop, self.ready)
         self._front = 0
 
     def begin(self) -> None:
-        """Do what a look at the queue begins with; here nothing."""
+        """Begin a scan of the queue; here there is nothing to do."""
 
     def push(self, request: Request) -> None:
         """Add a request by its key."""
-        heappush(self.line, (request.key, request))
+        heappush(self.ready, (request.key, request))
 
     def push_front(self, request: Request) -> None:
         """Put a preempted request before all others."""
         self._front -= 1
         request.key = self._front
-        heappush(self.line, (request.key, request))
+        heappush(self.ready, (request.key, request))
 
     def first(self) -> Request | None:
         """Return the request that would be admitted next, or None."""
-        return self.line[0][1] if self.line else None
+        return self.ready[0][1] if self.ready else None
 
-    def everyone(self) -> list[Request]:
-        """Return all who wait here, in no order."""
-        return [request for _, request in self.line]
+    def all_requests(self) -> list[Request]:
+        """Return all waiting requests, in no particular order."""
+        return [request for _, request in self.ready]
 
     def size(self) -> int:
-        """Return how many wait here."""
-        return len(self.line)
+        """Return the number of waiting requests."""
+        return len(self.ready)
 
     def passed(self, before: int | None) -> int:
-        """Return how many requests a scan of the queue passes because of the adapter limit; here none."""
+        """Return how many requests a scan passes over because of the adapter limit; here none."""
         return 0
 
 
 class ClaimingQueue(ReadyQueue):
     """Requests in order of arrival, whose adapters may be absent.
 
-    A request over the adapter limit (it doesn't fit beside the adapters in use) is passed by later ones, or stops
-    the queue, as ``stop`` says. Those passed wait by adapter in ``aside`` and cost nothing until room appears.
+    A request is over the adapter limit if its adapter does not fit among those in use. Such a request stops the queue
+    (``stop``), or is deferred: later requests pass it, and it waits in ``deferred`` at no cost until room appears.
 
-    :param blocking: an absent adapter is loaded by the step that admits the request; otherwise ``ask``
-        starts a load that overlaps with steps, and the request waits aside in the world's hands.
-    :param gives_up: a preempted request gives up its adapter, which then counts only if others in the batch use it;
-        otherwise it stays in use until the request ends.
-    :param ask: called with a request whose adapter must be loaded (overlap only), or that joins a load
-        under way; the world pushes it back when the adapter is there.
+    :param request_load: called with a request whose adapter must be loaded, or that joins a load under way; only for
+        loads that overlap with steps. The request then waits outside this queue until ``arrived`` or ``failed``.
+    :param stop: a request over the adapter limit stops the queue (older vLLM, S-LoRA); otherwise it is deferred (vLLM
+        0.8.3 and later, SGLang).
+    :param blocking: the step that admits a request loads its absent adapter; otherwise ``request_load`` starts a load
+        that overlaps with steps.
+    :param gives_up: a preempted request releases its adapter, as in vLLM; otherwise the adapter stays in use until the
+        request ends.
     """
 
     def __init__(
         self,
-        cache: GpuCache | TouchedCache,
-        ask: Callable[[Request], None],
+        cache: GpuCache | VllmLruCache,
+        request_load: Callable[[Request], None],
         *,
         stop: bool,
         blocking: bool,
@@ -95,39 +97,41 @@ class ClaimingQueue(ReadyQueue):
     ) -> None:
         super().__init__()
         self._cache = cache
-        self._ask = ask
+        self._request_load = request_load
         self._stop = stop
         self._blocking = blocking
         self._gives_up = gives_up
         self.take = self._claim
-        self._aside_heads: list[tuple[int, int]] = []
-        self._aside_count = 0
-        self._asked = 0
-        self._chosen: dict[int, Request] = {}  # stop: by index, those in line whose load was asked for and is over
+        self._deferred_heads: list[tuple[int, int]] = []
+        self._deferred_count = 0
+        self._loads_requested = 0
+        self._chosen: dict[int, Request] = {}  # with ``stop``, by index: ready requests whose load has ended
 
     def first(self) -> Request | None:
-        """Return the request that would be admitted next, or None; asks for loads on the way."""
+        """Return the request to admit next, or None. Starts loads on the way."""
         self.over_limit = False
-        if self._stop and self._asked:
+        if self._stop and self._loads_requested:
             return None  # the head of the queue waits for its load
         while True:
-            self._recall_oldest()
-            if not self.line:
+            self._restore_oldest_deferred()
+            if not self.ready:
                 return None
-            request = self.line[0][1]
+            request = self.ready[0][1]
             adapter = request.adapter
-            if not request.claimed and adapter in self.aside and self._cache.can_claim(adapter):
-                self._bring_back(adapter)  # older requests of the same adapter go first
+            if not request.claimed and adapter in self.deferred and self._cache.can_claim(adapter):
+                self._restore_deferred(adapter)  # older requests of the same adapter go first
             elif self._admissible(request):
                 return request
-            elif self._stop and not self._asked:
+            elif self._stop and not self._loads_requested:
                 if self._chosen:
-                    self._come_first(min(self._chosen.values(), key=by_key))  # it may hold what the others wait for
+                    self._move_to_front(
+                        min(self._chosen.values(), key=by_key)
+                    )  # others may wait for the adapter it holds
                     continue
                 self.over_limit = True
-                return None  # everybody waits
+                return None  # all wait
             else:
-                heappop(self.line)
+                heappop(self.ready)
                 if self._stop:
                     return None
 
@@ -138,42 +142,42 @@ class ClaimingQueue(ReadyQueue):
         super().push_front(request)
 
     def passed(self, before: int | None) -> int:
-        """Return how many requests over the adapter limit a scan passes: those with keys below ``before``, or all."""
+        """Return how many deferred requests a scan passes over: those with keys below ``before``; None: all."""
         if before is None:
-            return self._aside_count
-        return sum(bisect_left(group, before, key=by_key) for group in self.aside.values())
+            return self._deferred_count
+        return sum(bisect_left(group, before, key=by_key) for group in self.deferred.values())
 
     def arrived(self, request: Request) -> None:
-        """Note that a request handed to ``ask`` is pushed back, its adapter resident and in use."""
-        self._asked -= 1
+        """Take back a request given to ``request_load``: its adapter is resident and in use."""
+        self._loads_requested -= 1
         request.claimed = True
         self.push(request)
         if self._stop:
             self._chosen[request.index] = request
 
     def failed(self, request: Request) -> None:
-        """Note that a request handed to ``ask`` has left, since its adapter can't be loaded."""
-        self._asked -= 1
+        """Forget a request given to ``request_load``: it has left because its adapter could not be loaded."""
+        self._loads_requested -= 1
         self._cache.release(request.adapter)
 
-    def everyone(self) -> list[Request]:
-        return super().everyone() + [request for group in self.aside.values() for request in group]
+    def all_requests(self) -> list[Request]:
+        return super().all_requests() + [request for group in self.deferred.values() for request in group]
 
     def size(self) -> int:
-        return len(self.line) + self._aside_count
+        return len(self.ready) + self._deferred_count
 
     def _claim(self) -> None:
-        request = heappop(self.line)[1]
+        request = heappop(self.ready)[1]
         if not request.claimed:
             self._cache.acquire(request.adapter)
         elif self._chosen:
             self._chosen.pop(request.index, None)
 
-    def _come_first(self, request: Request) -> None:
-        """Put one that has its adapter before those that came to the queue later but stand before it."""
+    def _move_to_front(self, request: Request) -> None:
+        """Move a request that has its adapter ahead of all others."""
         del self._chosen[request.index]
-        self.line.remove((request.key, request))
-        heapify(self.line)
+        self.ready.remove((request.key, request))
+        heapify(self.ready)
         self._front -= 1
         request.key = self._front
         self.push(request)
@@ -183,44 +187,44 @@ class ClaimingQueue(ReadyQueue):
         if request.claimed:
             return True
         if self._cache.state[adapter] == RESIDENT and (not self._blocking or self._cache.can_claim(adapter)):
-            return True  # a step that also loads needs room for all it claims; overlapping loads wait for it
+            return True  # a step that loads needs room for all it claims; overlapping loads can wait for room
         if not self._cache.can_claim(adapter):
             if not self._stop:
-                self._set_aside(request)
+                self._defer(request)
             return False
         if self._blocking:
             return True
         self._cache.acquire(adapter)
-        self._asked += 1
-        self._ask(request)
+        self._loads_requested += 1
+        self._request_load(request)
         return False
 
-    def _set_aside(self, request: Request) -> None:
-        self._aside_count += 1
-        group = self.aside.setdefault(request.adapter, [])
+    def _defer(self, request: Request) -> None:
+        self._deferred_count += 1
+        group = self.deferred.setdefault(request.adapter, [])
         if group and group[-1].key < request.key:
             group.append(request)
             return
-        insort(group, request, key=by_key)  # a preempted request may come before those passed earlier
+        insort(group, request, key=by_key)  # a preempted request may precede those deferred earlier
         if group[0] is request:
-            heappush(self._aside_heads, (request.key, request.adapter))
+            heappush(self._deferred_heads, (request.key, request.adapter))
 
-    def _recall_oldest(self) -> None:
-        """Bring back the requests of the oldest set-aside adapter, if it is due and may be claimed now."""
-        heads = self._aside_heads
+    def _restore_oldest_deferred(self) -> None:
+        """Make the requests of the oldest deferred adapter ready if they come first and it may be claimed."""
+        heads = self._deferred_heads
         while heads:
             key, adapter = heads[0]
-            group = self.aside.get(adapter)
+            group = self.deferred.get(adapter)
             if group is not None and group[0].key == key:
                 break
-            heappop(heads)  # that group was brought back by a younger request of its adapter, or has an older one now
-        if not heads or (self.line and self.line[0][0] < heads[0][0]):
+            heappop(heads)  # stale: a younger request restored that group, or it has an older request now
+        if not heads or (self.ready and self.ready[0][0] < heads[0][0]):
             return
         if self._cache.can_claim(heads[0][1]):
-            self._bring_back(heads[0][1])
+            self._restore_deferred(heads[0][1])
 
-    def _bring_back(self, adapter: int) -> None:
-        group = self.aside.pop(adapter)
-        self._aside_count -= len(group)
+    def _restore_deferred(self, adapter: int) -> None:
+        group = self.deferred.pop(adapter)
+        self._deferred_count -= len(group)
         for request in group:
             self.push(request)

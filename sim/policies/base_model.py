@@ -1,8 +1,7 @@
-"""Requests that the base model answers alone, in a replica whose other requests have adapters.
+"""Requests that the base model answers alone, on a replica whose other requests have adapters.
 
-They go by a number behind those of all adapters. In the caches it is an adapter of no weight that is always there and
-in use, and that eviction policies never hear of; in the batch its requests are counted, but it is not one of the
-adapters.
+They use a number after those of all adapters. Caches treat it as an adapter of no weight that is always resident and in
+use, and of which eviction policies never hear. Batches count its requests, but not as an adapter.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from collections.abc import Iterator
 
 
 class AdapterCounts(dict[int, int]):
-    """Requests by adapter; those without an adapter stand under ``base_model``, which is not one of the keys counted.
+    """Requests by adapter, and those without an adapter under ``base_model``.
 
-    Length and iteration are those of the adapters alone. Looking a number up finds either.
+    Length and iteration leave the base model out; lookups include it.
 
-    :param base_model: the number of the base model.
+    :param base_model: number of the base model.
     """
 
     def __init__(self, base_model: int) -> None:

@@ -1,7 +1,7 @@
-"""Base models with quantised weights: what they weigh, and what their steps cost.
+"""Base models with quantised weights: their size, and the cost of their steps.
 
-Quantised are the linear layers of the decoder. Embeddings, output head, norms and biases stay in the profile's format,
-as bitsandbytes leaves them.
+The linear layers of the decoder are quantised. Embeddings, output head, norms and biases keep the profile's format, as
+in bitsandbytes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ of 256 (Dettmers et al., QLoRA, arXiv 2305.14314, section 3)."""
 NF4_BITS_SINGLE = 4 + 32 / 64
 """Without double quantisation, each block of 64 has a constant of 32 bits (the same section)."""
 ASSUMED_SLOWDOWN = {"int8": 2.0, "nf4": 1.33}
-"""Factors on the base model's part of a step, where a profile has none: read off reports on models of 7 to 13 billion
-parameters with bitsandbytes (docs/full-models.md lists them and how far they disagree)."""
+"""Factors on the base model's part of a step, for profiles without measurements. Source: reports on models of 7 to 13
+billion parameters with bitsandbytes (docs/full-models.md lists them and how far they disagree)."""
 _WIDTH = {"fp32": 4, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class BaseWeights:
-    """How the base model's weights are kept.
+    """The format of the base model's weights.
 
-    :ivar weights_bytes: of the base model.
-    :ivar step: costs in this format, as measured for the profile; None: its own steps times ``slowdown``.
+    :ivar weights_bytes: size of the base model.
+    :ivar step: step costs measured in this format; None: the profile's own step costs times ``slowdown``.
     :ivar slowdown: factor on the base model's part of a step.
-    :ivar notes: what is assumed, in sentences for the user.
+    :ivar notes: assumptions, in sentences for the user.
     """
 
     weights_bytes: int
@@ -41,13 +41,13 @@ class BaseWeights:
     notes: tuple[str, ...] = ()
 
     def apply(self, profile: Profile) -> Profile:
-        """Return a profile with these weights. Its draws stay as they are (``drawn``); measured steps have none."""
+        """Return a profile with these weights. Its draws stay unchanged (see ``drawn``); measured steps have none."""
         memory = profile.memory.model_copy(update={"weights_bytes": self.weights_bytes})
         draws = () if self.step is not None else profile.draws
         return profile.model_copy(update={"memory": memory, "step": self._step(profile.step), "draws": draws})
 
     def drawn(self, draw: Draw) -> Draw:
-        """Return a draw of the costs with these weights."""
+        """Return a draw of a profile's costs, adjusted to these weights."""
         return draw.model_copy(update={"step": self._step(draw.step)})
 
     def _step(self, step: StepCost) -> StepCost:
@@ -60,9 +60,9 @@ class BaseWeights:
 
 
 def base_weights(adapters: Adapters, profile: Profile) -> BaseWeights | None:
-    """Return how a scenario keeps its base model; None: as the profile has it.
+    """Return the format of a scenario's base model; None: the profile's own.
 
-    :raises ScenarioError: where the format's size can't be known, or the profile has its steps and the scenario too.
+    :raises ScenarioError: if the size in this format is unknown, or both profile and scenario give its step costs.
     """
     name = adapters.base_quantization
     if name == "bf16":
@@ -74,9 +74,11 @@ def base_weights(adapters: Adapters, profile: Profile) -> BaseWeights | None:
     step = None if known is None else known.step
     if step is not None and adapters.base_slowdown is not None:
         raise ScenarioError(
-            f"the profile {profile.name} has steps with {name} weights", key="adapters.base_slowdown",
-            got=adapters.base_slowdown, hint="remove it",
-        )  # fmt: skip
+            f"the profile {profile.name} has steps with {name} weights",
+            key="adapters.base_slowdown",
+            got=adapters.base_slowdown,
+            hint="remove it",
+        )
     if step is not None:
         return BaseWeights(size, step)
     slowdown = ASSUMED_SLOWDOWN[name] if adapters.base_slowdown is None else adapters.base_slowdown
@@ -92,7 +94,7 @@ def base_weights(adapters: Adapters, profile: Profile) -> BaseWeights | None:
 def quantised_bytes(profile: Profile, name: str, *, double: bool = True) -> int:
     """Return the bytes of a profile's model with its linear layers in another format.
 
-    :raises ScenarioError: for a model whose shape isn't known, or weights smaller than its linear layers.
+    :raises ScenarioError: for a model of unknown shape, or weights smaller than its linear layers.
     """
     shape = model_shape(profile.model)
     bits = NF4_BITS_SINGLE if name == "nf4" and not double else BITS[name]
@@ -101,9 +103,11 @@ def quantised_bytes(profile: Profile, name: str, *, double: bool = True) -> int:
     if rest < 0:
         raise ScenarioError(
             f"the profile's weights are smaller than the linear layers of {profile.model} in {profile.dtype}, so what "
-            "another format would leave isn't known", key="adapters.base_quantization", got=name,
+            "another format would leave isn't known",
+            key="adapters.base_quantization",
+            got=name,
             allowed="bf16 (as in the profile)",
-        )  # fmt: skip
+        )
     return rest + round(linear * bits / 8)
 
 

@@ -1,4 +1,4 @@
-"""What steps and loads cost in seconds (docs/model.md)."""
+"""Costs of steps and loads, in seconds (docs/model.md)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Ints = NDArray[np.int64]
 
 
 class StepCosts:
-    """The step cost of a profile, made ready for many calls.
+    """The step costs of a profile, prepared for many calls.
 
-    Linear in everything but the tokens of the step, whose table is filled in beforehand.
+    They are linear in everything except the tokens of the step, for which a table is computed in advance.
 
     :param slots: adapter slots of the replica.
     :param max_tokens: token budget of a step.
@@ -44,9 +44,16 @@ class StepCosts:
         self._prefill_token = lora.per_slot_prefill_token_s * slots
         self.per_kv_token_s = cost.per_kv_token_s
         self.least_s = self._table[1]
-        self.detailed = any((
-            self._sequence, self._attended, self._token_rank, self._passed, self._prefill_step, self._prefill_token,
-        ))  # fmt: skip
+        self.detailed = any(
+            (
+                self._sequence,
+                self._attended,
+                self._token_rank,
+                self._passed,
+                self._prefill_step,
+                self._prefill_token,
+            )
+        )
 
     def step(
         self,
@@ -65,13 +72,13 @@ class StepCosts:
         :param tokens: tokens of the step: one of each decoding sequence, and those of prompts.
         :param kv_tokens: KV tokens that the decoding sequences attend to, their new ones included.
         :param distinct: distinct adapters; ``rank_sum``: sum of their ranks.
-        :param sequences: sequences in the step. This and what follows matters only to ``detailed`` costs.
-        :param prefill_tokens: those of the tokens that belong to prompts.
+        :param sequences: sequences in the step. This and the following parameters matter only to ``detailed`` costs.
+        :param prefill_tokens: tokens of prompts.
         :param attended: pairs of a prompt token and a token it attends to.
         :param rank_tokens: sum over tokens of the rank of their adapter.
-        :param passed: waiting requests that the scheduler passed.
+        :param passed: waiting requests that the scheduler passed over.
         """
-        if not self.detailed:  # leaving out the terms that are zero changes no bit of the sum
+        if not self.detailed:  # leaving out terms that are zero changes no bit of the sum
             return (
                 self._table[tokens]
                 + self.per_kv_token_s * kv_tokens
@@ -92,7 +99,7 @@ class StepCosts:
 
 
 def load_seconds(tier: TierCost, population: Population) -> Floats:
-    """Return each adapter's load time without residual, shape (adapters,)."""
+    """Return each adapter's load time in seconds, without residual, shape (adapters,)."""
     padded = population.rank < population.rank.max()
     return np.asarray(
         tier.open_s
@@ -102,12 +109,12 @@ def load_seconds(tier: TierCost, population: Population) -> Floats:
     )
 
 
-def residual(tier: TierCost, luck: Floats) -> Floats:
-    """Return the factor on a load's time for uniform numbers in [0, 1), same shape."""
+def residual(tier: TierCost, uniform: Floats) -> Floats:
+    """Return the factors on load times for uniform numbers in [0, 1), same shape."""
     quantiles = np.asarray(tier.residual, dtype=np.float64)
     if len(quantiles) == 1:
-        return np.full_like(luck, quantiles[0])
-    return np.interp(luck, np.linspace(0, 1, len(quantiles)), quantiles)
+        return np.full_like(uniform, quantiles[0])
+    return np.interp(uniform, np.linspace(0, 1, len(quantiles)), quantiles)
 
 
 def mean_residual(tier: TierCost) -> float:
@@ -117,9 +124,9 @@ def mean_residual(tier: TierCost) -> float:
 
 
 def beyond_envelope(profile: Profile, slots: int, max_rank: int, max_num_seqs: int) -> list[str]:
-    """Return sentences about what lies outside the profile's envelope.
+    """Return notes on values outside the profile's envelope.
 
-    :raises ScenarioError: beyond twice the envelope, where a prediction would be a guess.
+    :raises ScenarioError: for values beyond twice the envelope, where a prediction would be a guess.
     """
     notes = []
     for what, key, value, limit in (
@@ -128,12 +135,14 @@ def beyond_envelope(profile: Profile, slots: int, max_rank: int, max_num_seqs: i
     ):
         if value > 2 * limit:
             raise ScenarioError(
-                f"more than twice what the profile {profile.name} covers", key=key, got=value,
+                f"more than twice what the profile {profile.name} covers",
+                key=key,
+                got=value,
                 allowed=f"{what} up to {limit}, extrapolated up to {2 * limit}",
-            )  # fmt: skip
+            )
         if value > limit:
             notes.append(f"{what} {value} lies outside the profile's envelope (up to {limit}): extrapolated")
-    if max_num_seqs > profile.envelope.sequences:  # a limit, and not what batches reach
+    if max_num_seqs > profile.envelope.sequences:  # this is a limit that batches may not reach
         notes.append(
             f"fleet.max_num_seqs {max_num_seqs} lets batches grow beyond the profile's envelope (up to "
             f"{profile.envelope.sequences} sequences): the cost of larger ones is extrapolated"

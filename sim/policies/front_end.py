@@ -1,7 +1,7 @@
-"""What stands between clients and an engine, where a measurement has to be reproduced with all its side effects.
+"""The server between clients and an engine, to reproduce measurements with all their side effects.
 
-vLLM 0.8's API server is one thread. Whatever it does, requests wait meanwhile and tokens are sent late, while the
-engine goes on in its own process:
+vLLM 0.8's API server is a single thread. While it works, requests wait and tokens are sent late, although the engine
+continues in its own process:
 
 - The gauge ``vllm:lora_requests_info`` (``v1/metrics/loggers.py``) keeps a time series for every pair of a set of
   running and a set of waiting adapters that it has ever seen, and writes all of them out whenever its metrics are
@@ -25,11 +25,11 @@ class FrontEndCosts:
     """Times of a front end, in seconds.
 
     :ivar scrape_interval_s: from the end of one scrape to the start of the next.
-    :ivar scrape_s, series_s, name_s: a scrape takes the first, and the second for every series, and the third for every
-        adapter name in it.
-    :ivar tokenizer_s: at the first request of each adapter.
-    :ivar request_s: between client and engine, each request.
-    :ivar max_in_flight: requests that the client keeps open; more of them fail at once.
+    :ivar scrape_s, series_s, name_s: time of a scrape: a fixed part, a part for every series, and a part for every
+        adapter name in a series.
+    :ivar tokenizer_s: time to look for a tokenizer, at the first request of each adapter.
+    :ivar request_s: time between client and engine, for each request.
+    :ivar max_in_flight: most requests that the client keeps open; more of them fail at once.
     """
 
     scrape_interval_s: float
@@ -43,23 +43,27 @@ class FrontEndCosts:
 
 FRONT_ENDS = {
     "vllm-0.8-scraped": FrontEndCosts(
-        scrape_interval_s=2.0, scrape_s=0.007, series_s=11.6e-6, name_s=0.135e-6, tokenizer_s=0.30, request_s=0.0005,
+        scrape_interval_s=2.0,
+        scrape_s=0.007,
+        series_s=11.6e-6,
+        name_s=0.135e-6,
+        tokenizer_s=0.30,
+        request_s=0.0005,
         max_in_flight=25_500,
     ),
-}  # fmt: skip
-"""By the names of ``fleet.front_end``."""
+}
+"""Costs by the names of ``fleet.front_end``."""
 
 
 class FrontEnd:
-    """One server thread: when requests get through it, and when what the engine makes is seen outside.
+    """One server thread: delays requests on their way to the engine, and tokens on their way to clients.
 
-    Times must not go back from call to call.
-
+    Times must not decrease from call to call.
     """
 
     def __init__(self, costs: FrontEndCosts, adapters: int) -> None:
         rng = stream(0, 0, "front-end")
-        # A set of adapters is known by the exclusive or of its members' numbers: it changes in one operation.
+        # A set of adapters is identified by the exclusive or of its members' numbers, so a change is one operation.
         self._numbers: list[list[int]] = rng.integers(1, 2**62, size=(2, adapters)).tolist()
         self._costs = costs
         self._counts = ([0] * adapters, [0] * adapters)  # waiting, running
@@ -74,11 +78,11 @@ class FrontEnd:
 
     @property
     def max_in_flight(self) -> int:
-        """Requests that may be open."""
+        """Most requests that the client keeps open."""
         return self._costs.max_in_flight
 
     def enter(self, now: float, adapter: int) -> float:
-        """Take in a request that comes now; return when it reaches the engine."""
+        """Take in a request; return the time at which it reaches the engine."""
         self._scrape_until(now)
         if not self._greeted[adapter]:
             self._greeted[adapter] = True
@@ -86,12 +90,12 @@ class FrontEnd:
         return max(now, self._ends[-1] if self._ends else 0.0) + self._costs.request_s
 
     def seen(self, time: float) -> float:
-        """Return when a token that the engine made at ``time`` is seen outside."""
+        """Return the time at which clients see a token that the engine computed at ``time``."""
         place = bisect_right(self._starts, time) - 1
         return max(time, self._ends[place]) if place >= 0 else time
 
     def stalled_between(self, start: float, end: float) -> tuple[float, int]:
-        """Return the seconds of stalls between two times, and how many stalls had begun by the end."""
+        """Return the seconds of stalls between two times, and the number of stalls begun by ``end``."""
         last = bisect_right(self._starts, end)
         seconds, place = 0.0, last - 1
         while place >= 0 and self._ends[place] > start:
@@ -100,7 +104,7 @@ class FrontEnd:
         return seconds, last
 
     def waits(self, adapter: int) -> None:
-        """Note that a request of this adapter waits in the engine."""
+        """Note that a request for this adapter waits in the engine."""
         self._count(0, adapter, 1)
 
     def runs(self, adapter: int) -> None:
@@ -113,7 +117,7 @@ class FrontEnd:
         self._count(1, adapter, -1)
 
     def step_ended(self, now: float) -> None:
-        """Note the end of an engine step: the sets of waiting and running adapters of now become a series."""
+        """Note the end of an engine step, which makes a series of the current sets of waiting and running adapters."""
         if self._set not in self._known:
             self._known.add(self._set)
             self._names += self._names_in_set
@@ -134,7 +138,7 @@ class FrontEnd:
             self._next_scrape_s = self._stall(self._next_scrape_s, seconds) + costs.scrape_interval_s
 
     def _stall(self, start: float, seconds: float) -> float:
-        """Stop for so long, from ``start`` or from the end of the stall under way; return the end."""
+        """Stall for ``seconds`` from ``start``, or from the end of the current stall; return the end."""
         if self._ends and self._ends[-1] >= start:
             self._ends[-1] += seconds
         else:

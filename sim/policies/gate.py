@@ -1,4 +1,4 @@
-"""Whether a new version may go on to its next stage."""
+"""The gate of a rollout: decides whether a new version may proceed to its next stage."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 NEVER_S = 1e30
-"""Seconds of what never comes: more than any limit, also on average."""
+"""Seconds of an answer that never comes: above any limit, even as one sample of a mean."""
 
 
 class Sample(NamedTuple):
     """One request of the new version: seconds to its first and last token, and whether it started a load.
 
-    One that failed has ``NEVER_S`` for both.
+    A failed request has ``NEVER_S`` for both.
     """
 
     ttft_s: float
@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
 
 def failed_terms(terms: Mapping[str, float], samples: Sequence[Sample]) -> str:
-    """Return the terms that don't hold, in words; empty where all do.
+    """Return the terms that do not hold, in words; empty if all hold.
 
     :param terms: limits by name: ``ttft_mean``, ``ttft_p99``, ``e2e_mean``, ``e2e_p99`` in seconds, ``miss_ratio``.
     :param samples: one or more.
@@ -39,6 +39,6 @@ def failed_terms(terms: Mapping[str, float], samples: Sequence[Sample]) -> str:
         column, statistic = name.split("_")
         value = float(np.mean(columns[column]) if statistic == "mean" else np.quantile(columns[column], 0.99))
         if value > limit:
-            told = f"{value:.3g} s" if value < 1e-9 * NEVER_S else "without end, since requests failed"
-            failed.append(f"{name} {told}, allowed {limit:.3g} s")
+            shown = f"{value:.3g} s" if value < 1e-9 * NEVER_S else "without end, since requests failed"
+            failed.append(f"{name} {shown}, allowed {limit:.3g} s")
     return "; ".join(failed)

@@ -1,9 +1,9 @@
-"""The step scheduler of one replica: who runs in the next step, and for how many equal steps.
+"""The step scheduler of one replica: which requests run in the next step, and for how many equal steps.
 
 Pure: it knows nothing of SimPy. The world calls ``compose`` at a step boundary, lets the time of the step (or of a
 leap of equal steps) pass, and calls ``complete``. The rules are those of vLLM's V1 scheduler (docs/model.md);
-``Limits`` and ``KvRule`` say where other engines have their own. Which adapters are resident is no concern of it: the
-waiting queue knows who may join.
+``Limits`` and ``KvRule`` cover the rules of other engines. The scheduler does not know which adapters are resident: the
+waiting queue decides which requests may join.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from sim.policies.kv.kv_memory import KvBlocks
 from sim.policies.kv.kv_rules import KvRule
 from sim.traffic.request import Request
 
-UNBLOCKED, BY_SEATS, BY_KV, BY_SLOTS = 0, 1, 2, 3
-"""Why a request was not admitted at the last boundary: no seat, no KV blocks, or (where loads are asked for at
-admission) no room for its adapter beside those in use."""
+UNBLOCKED, BY_BATCH_SLOTS, BY_KV, BY_SLOTS = 0, 1, 2, 3
+"""Why a request was not admitted at the last boundary: no batch slot, no KV blocks, or (where loads start at admission)
+no room for its adapter among those in use."""
 
-NOBODY = -(1 << 62)
+LOWEST_KEY = -(1 << 62)
 """A key below all others."""
 
 INDEX_BITS = 40
@@ -31,18 +31,17 @@ INDEX_MASK = (1 << INDEX_BITS) - 1
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds a step.
+    """The limits of a step and of admission, as an engine's flags set them.
 
-    :ivar num_seqs: sequences in the batch.
-    :ivar batched_tokens: tokens in a step; at least ``num_seqs``, so that every decode gets its token.
+    :ivar num_seqs: batch slots: the most sequences in the batch.
+    :ivar batched_tokens: the most tokens in a step; at least ``num_seqs``, so that every decode gets its token.
     :ivar whole_prompt: a request joins when blocks for its whole prompt are free; otherwise when those of its first
-        chunk are. Without meaning where the scheduler has a ``KvRule``.
-    :ivar prefill_first: prompts are computed in steps of their own, before any decode goes on; otherwise prompts and
+        chunk are. Ignored if the scheduler has a ``KvRule``.
+    :ivar prefill_first: prompts are computed in steps of their own while all decodes pause; otherwise prompts and
         decodes share steps.
     :ivar chunked: a prompt that is longer than the budget left is cut; otherwise it waits, and others behind it.
-    :ivar interval: decode steps after the last admission before waiting requests are looked at again, unless nobody
-        runs.
-    :ivar waiting_ratio: they are looked at earlier when they are this many times as many as run; 0: never.
+    :ivar interval: decode steps between an admission and the next attempt to admit; an empty batch admits at once.
+    :ivar waiting_ratio: try earlier once waiting requests outnumber running ones by this factor; 0: never.
     """
 
     num_seqs: int
@@ -56,12 +55,12 @@ class Limits:
 
 @dataclass(slots=True)
 class Step:
-    """The next step; one object, filled anew at every boundary.
+    """The next step, or leap of equal steps. One object, filled again at every boundary.
 
-    :ivar steps: how many equal steps may follow each other; 1 when somebody prefills. 0: nobody runs.
-    :ivar first_s: seconds of the first of them; ``growth_s``: by how much each is longer than the one before.
-    :ivar tokens: tokens of the first of them; ``decoding``: sequences that decode in each.
-    :ivar prefills: sequences that prefill in this step, those that were waiting until now among them.
+    :ivar steps: how many equal steps may follow each other; 1 if a sequence prefills, 0 if the batch is empty.
+    :ivar first_s: seconds of the first step; ``growth_s``: seconds that each further step adds to the one before.
+    :ivar tokens: tokens of the first step; ``decoding``: sequences that decode in each.
+    :ivar prefills: sequences that prefill in this step, newly admitted ones included.
     """
 
     steps: int = 0
@@ -73,19 +72,19 @@ class Step:
 
 
 class Scheduler:
-    """Running sequences, their KV blocks, and the rules by which waiting ones join.
+    """The batch of one replica: running sequences, their KV blocks, and the rules by which waiting requests join.
 
     :param ranks: rank of every adapter.
     :ivar step: decode steps so far: the counter that finish times and KV phases refer to.
-    :ivar adapters: requests in the batch by adapter, in the order in which the adapters came in.
-    :ivar adapters_changed: whether an adapter came in or left since the world last set this to False.
-    :ivar toggled: where somebody gave a list: adapters that came in or left, an entry each time, until it is emptied.
-    :ivar blocked: why the last boundary left an admissible request waiting.
+    :ivar adapters: requests in the batch by adapter, in the order in which the adapters joined it.
+    :ivar adapters_changed: whether an adapter joined or left the batch since the world last set this to False.
+    :ivar toggled: optional list; the scheduler appends an adapter each time it joins or leaves the batch.
+    :ivar blocked: why the last boundary left a request waiting.
     :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted between them; the world
-        takes them out.
+        records and empties the list.
     :ivar preempted: preemptions so far.
-    :ivar paused: where decodes wait for prefills: (since, how many) of the decoding sequences whose last token came
-        before the step that was decided last.
+    :ivar paused: with ``prefill_first``, decoding sequences that wait for prefills: (time of their last token, how
+        many).
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Scheduler:
         self._gated = limits.interval > 1
         self._alone = limits.prefill_first
         self._plain = not (self._gated or self._alone or rule is not None)
-        self._closed = False  # whether waiting requests were not looked at
+        self._closed = False  # whether the last boundary was too early to admit
         self._joined_step = 0
         self.kv = kv
         self.waiting = waiting
@@ -112,31 +111,31 @@ class Scheduler:
         self.blocked = UNBLOCKED
         self.recompute_gaps: list[float] = []
         self._blocked_key = 0
-        self._scanned: int | None = NOBODY  # the scan of the queue ended before this key; None: it saw everybody
+        self._scanned: int | None = LOWEST_KEY  # the scan of the queue ended before this key; None: it saw all
         self._costs = costs
         self._ranks = ranks
-        self._rank_tokens = 0  # of decoding sequences; counted only where it costs
+        self._rank_tokens = 0  # of decoding sequences; counted only if step costs depend on it
         self._rank_sum = 0
         self.adapters: dict[int, int] = {}
         self.adapters_changed = False
         self.toggled: list[int] | None = None
-        self._ends: list[int] = []  # a heap of last step and index in one number: compared faster than tuples
+        self._ends: list[int] = []  # heap of (last step, index), packed into one number: faster to compare than tuples
         self.preempted = 0
         self._partial: Request | None = None
         self._chunk = 0  # tokens of the partial prefill in this step
         self._next = Step()
 
     def serve_base_model(self, number: int) -> None:
-        """Let requests without an adapter join, which stand under this number; to be called before anybody comes."""
+        """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self.adapters = AdapterCounts(number)
         self._ranks = [*self._ranks, 0]
 
     def complete(self, steps: int, now: float) -> list[Request]:
-        """Note that ``steps`` steps ended at ``now``; return the requests whose last token came.
+        """End ``steps`` steps at ``now``; return the finished requests, whose blocks are free again.
 
-        First tokens are stamped here. The finished have left the batch and their blocks are free.
+        Sets the time of first tokens.
         """
-        if not (self._plain or self._next.decoding):  # nobody decodes, or decodes wait for prefills
+        if not (self._plain or self._next.decoding):  # nothing decodes, or decodes wait for prefills
             steps = 0
         kv, ends, running = self.kv, self._ends, self.running
         kv.tokens = held = kv.tokens + steps * kv.decoding
@@ -146,7 +145,7 @@ class Scheduler:
         finished: list[Request] = []
         while ends and ends[0] >> INDEX_BITS <= step:
             request = running.get(heappop(ends) & INDEX_MASK)
-            if request is not None and request.last_step == step:  # else it was preempted since
+            if request is not None and request.last_step == step:  # otherwise it was preempted since
                 self._stop_decode(request, request.prompt_tokens + request.output_tokens - 1)
                 finished.append(request)
         if self._next.prefills:
@@ -165,7 +164,7 @@ class Scheduler:
         return finished
 
     def _account(self, finished: list[Request]) -> None:
-        """Keep account, at the end of a step, of KV memory set aside and of pauses."""
+        """At the end of a step, give back reserved KV memory and forget pauses that have ended."""
         if self.rule is not None:
             for request in finished:
                 self.rule.left(request)
@@ -178,7 +177,7 @@ class Scheduler:
         if step.prefills:
             step.prefills = []
         self.blocked = UNBLOCKED
-        self._scanned = NOBODY
+        self._scanned = LOWEST_KEY
         self._closed = preempted = False
         tokens = decoding = kv.decoding
         spare = kv.total - kv.prefill - decoding - kv.tokens // kv.size  # as kv.spare_at_least(1)
@@ -188,9 +187,9 @@ class Scheduler:
             tokens, spare = self._continue_running(spare, now)
             decoding = kv.decoding
             preempted = self.blocked != UNBLOCKED
-        if (waiting.line or waiting.aside) and not preempted and not (self._gated and self._gate_closed()):
+        if (waiting.ready or waiting.deferred) and not preempted and not (self._gated and self._gate_closed()):
             tokens = self._admit(tokens, spare, now)
-            if self.blocked == UNBLOCKED and (waiting.aside or waiting.over_limit):
+            if self.blocked == UNBLOCKED and (waiting.deferred or waiting.over_limit):
                 self.blocked = BY_SLOTS
         if not self.running:
             step.steps = 0
@@ -217,14 +216,14 @@ class Scheduler:
         return step
 
     def _steps_to_look(self) -> int:
-        """Return how many equal steps may follow, and no more than until the waiting requests are to be looked at."""
+        """Return how many equal steps may follow before the next attempt to admit."""
         if self._closed:
             return min(self._equal_steps(), self._steps_closed())
         timed = self.blocked == BY_KV and self.rule is not None and self.rule.timed
         return 1 if timed else self._equal_steps()
 
     def _compose_prefill(self, tokens: int, now: float) -> Step:
-        """Decide a step of prefills alone, for which all decodes wait."""
+        """Decide a step of prefills only, for which all decodes wait."""
         step, costs = self._next, self._costs
         if not self.paused and self.kv.decoding:
             self.paused.append((now, self.kv.decoding))
@@ -238,7 +237,7 @@ class Scheduler:
         return step
 
     def _gate_closed(self) -> bool:
-        """Return whether it is too early to look at the waiting requests."""
+        """Return whether it is too early to admit waiting requests."""
         limits = self.limits
         steps = self.step - self._joined_step
         self._closed = bool(self.running) and steps < limits.interval
@@ -247,25 +246,28 @@ class Scheduler:
         return self._closed
 
     def _steps_closed(self) -> int:
-        """Return after how many steps the waiting requests are looked at, or counted, again."""
+        """Return the number of steps until waiting requests may be admitted, or are counted, again."""
         steps = self.step - self._joined_step
         return 1 if steps == 0 and self.limits.waiting_ratio else self.limits.interval - steps
 
     @property
     def decided(self) -> Step:
-        """The step that ``compose`` has decided."""
+        """The step that ``compose`` decided last."""
         return self._next
 
     def details(self) -> tuple[int, int, float, int, int]:
-        """Return of the step: its sequences, its prompt tokens, the pairs these attend to, the ranks of all its tokens,
-        and how many waiting requests were passed."""
+        """Return what detailed step costs need.
+
+        :returns: sequences, prompt tokens, pairs of a prompt token and a token it attends to, the sum of ranks over all
+            tokens, and the waiting requests that the scan passed over.
+        """
         decoding = self._next.decoding
         prefills, attended, rank_tokens = self._next.prefills, 0.0, self._rank_tokens if decoding else 0
         for request in prefills:
             chunk = self._chunk if request is self._partial else request.context
             attended += chunk * (request.context - chunk + 0.5 * (chunk + 1))
             rank_tokens += chunk * self._ranks[request.adapter]
-        passed = self.waiting.passed(self._scanned) if self.waiting.aside and self._scanned != NOBODY else 0
+        passed = self.waiting.passed(self._scanned) if self.waiting.deferred and self._scanned != LOWEST_KEY else 0
         return decoding + len(prefills), self._next.tokens - decoding, attended, rank_tokens, passed
 
     def _equal_steps(self) -> int:
@@ -276,17 +278,18 @@ class Scheduler:
             request = running.get(ends[0] & INDEX_MASK)
             if request is not None and request.last_step == end:
                 break
-            heappop(ends)  # preempted since it was pushed
+            heappop(ends)  # it was preempted since it was pushed
         steps = end - self.step
         if (kv.tokens + kv.decoding * (steps + kv.size - 1)) // kv.size <= kv.total - kv.prefill:
-            return steps  # as kv.steps_that_fit finds as well
+            return steps  # the quick bound of kv.steps_that_fit, without a call
         self._count_phases()
         return kv.steps_that_fit(self.step, steps)
 
     def may_change(self, key: int) -> bool:
-        """Return whether a request of this key that becomes ready now changes the next boundary.
+        """Return whether a request with this key that becomes ready now may change the next boundary.
 
-        It may join, or be the first to find no seat. Where one lacked KV blocks, only those before it may join.
+        It may join, or be the first to find no batch slot. If another request lacked KV blocks, only those ahead may
+        join.
         """
         if self._closed:
             return self.limits.waiting_ratio > 0
@@ -300,9 +303,9 @@ class Scheduler:
             self.kv.count_phases(self.step, decoding)
 
     def _continue_running(self, spare: int, now: float) -> tuple[int, int]:
-        """Preempt until every decode finds its block, then schedule the unfinished prefill.
+        """Preempt until every decode has its next block, then continue the unfinished prefill.
 
-        :return: tokens that are scheduled, and the blocks that are left.
+        :returns: scheduled tokens and blocks left.
         """
         kv, alone = self.kv, self._alone
         if spare < 0:
@@ -329,15 +332,15 @@ class Scheduler:
         return 0 if alone else kv.decoding, spare
 
     def _preempt_newest(self, now: float) -> None:
-        """Take the newest out of the batch; a step that preempts admits nobody."""
+        """Take the newest request out of the batch. A step that preempts admits no request."""
         _, request = self.running.popitem()
         if request is self._partial:
             self._partial = None
             self.kv.prefill -= self.kv.blocks(request.context)
         else:
             request.generated = request.output_tokens - (request.last_step - self.step)
-            # The step that has just ended gave it a token. Where prefills come alone, too: whoever joins leaves each
-            # decode its next block, so only those whose prefill has just ended can lack theirs.
+            # The step that has just ended gave it a token. With prefill_first, too: a request joins only if each decode
+            # keeps its next block, so only sequences whose prefill has just ended can lack theirs.
             assert not self.paused or request.last_token_s == now
             request.last_token_s = now
             self._stop_decode(request, self._held(request))
@@ -350,18 +353,18 @@ class Scheduler:
         self.blocked, self._blocked_key = BY_KV, request.key
 
     def _admit(self, tokens: int, spare: int, now: float) -> int:
-        """Let waiting requests join while tokens, seats and KV blocks allow; return the tokens then scheduled."""
+        """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens scheduled by then."""
         waiting, running, kv, adapters, limits = self.waiting, self.running, self.kv, self.adapters, self.limits
-        line, aside, size, prefills = waiting.line, waiting.aside, kv.size, self._next.prefills
+        ready, deferred, size, prefills = waiting.ready, waiting.deferred, kv.size, self._next.prefills
         whole, rule = limits.whole_prompt, self.rule
         budget, before = limits.batched_tokens - tokens, len(running)
         if waiting.by_turns:
             waiting.begin()
         if rule is not None:
             rule.begin(running.values(), adapters, self.step)
-        while budget > 0 and (line or aside):
+        while budget > 0 and (ready or deferred):
             if len(running) == limits.num_seqs:
-                self.blocked = BY_SEATS
+                self.blocked = BY_BATCH_SLOTS
                 break
             request = waiting.first()
             self._scanned = None if request is None else request.key
@@ -441,7 +444,7 @@ class Scheduler:
             self.paused.append((now, kv.decoding - started))
 
     def _stop_decode(self, request: Request, held: int) -> None:
-        """Count out a sequence that decodes and holds ``held`` KV tokens."""
+        """Remove a decoding sequence that holds ``held`` KV tokens from the running sums."""
         kv = self.kv
         request.last_step = -1
         kv.decoding -= 1
@@ -452,13 +455,13 @@ class Scheduler:
             self._rank_tokens -= self._ranks[request.adapter]
 
     def expel(self, request: Request) -> None:
-        """Take a request out of the batch that is not to go on; to be called after ``complete``."""
+        """Take a request that cannot continue out of the batch; call it right after ``complete``."""
         del self.running[request.index]
         if request is self._partial:
             self._partial = None
             self.kv.prefill -= self.kv.blocks(request.context)
         else:
-            if self.paused:  # it has just got its first token, as the others of the last group
+            if self.paused:  # it got its first token in this step, like the others of the last group
                 since, count = self.paused.pop()
                 if count > 1:
                     self.paused.append((since, count - 1))
@@ -468,7 +471,7 @@ class Scheduler:
             self.rule.left(request)
 
     def _held(self, request: Request) -> int:
-        """Return the KV tokens of a decoding sequence: all of its tokens but the last, less those to come."""
+        """Return the KV tokens of a decoding sequence: all its tokens except the last, minus those to come."""
         return request.prompt_tokens + request.output_tokens - 1 - (request.last_step - self.step)
 
     def _drop_adapter(self, adapter: int) -> None:
@@ -484,7 +487,7 @@ class Scheduler:
             self._rank_sum -= self._ranks[adapter]
 
     def scheduled(self) -> dict[int, int]:
-        """Return the tokens of each request in the step that ``compose`` has just decided, by request index."""
+        """Return the tokens of each request in the step just decided, by request index."""
         decoding = self.running.values() if self._next.decoding else ()
         tokens = {request.index: 1 for request in decoding if request.last_step >= 0}
         for request in self._next.prefills:

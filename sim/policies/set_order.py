@@ -1,4 +1,4 @@
-"""The order in which vLLM touches the adapters of a batch: that of a Python set of them."""
+"""The order in which vLLM touches the adapters of a batch: the iteration order of a Python set."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 
 
-class Order(ABC):
-    """The order in which a batch's adapters are touched, given them in the order of their admission."""
+class TouchOrder(ABC):
+    """Puts a batch's adapters, given in order of admission, into the order in which they are touched."""
 
     @abstractmethod
     def __call__(self, batch: list[int]) -> list[int]: ...
 
-    def few(self, some: Collection[int], batch: list[int]) -> list[int]:
-        """Return some adapters of a batch in the order in which it is touched."""
+    def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
+        """Return some of a batch's adapters in the order in which the batch is touched."""
         return [adapter for adapter in self(batch) if adapter in some]
 
 
-class SetOrder(Order):
-    """The order in which a Python set of the batch's adapters is walked, as vLLM builds it.
+class SetOrder(TouchOrder):
+    """The iteration order of a Python set of the batch's adapters, built as vLLM builds it.
 
-    :param keys: hash of each adapter; vLLM's are those of names, which differ from process to process.
+    :param keys: hash of each adapter. vLLM hashes names, so its hashes differ from process to process.
     """
 
     def __init__(self, keys: Sequence[int]) -> None:
@@ -32,16 +32,16 @@ class SetOrder(Order):
     def __call__(self, batch: list[int]) -> list[int]:
         return list(map(self._adapter_of, self._keys(batch)))
 
-    def few(self, some: Collection[int], batch: list[int]) -> list[int]:
+    def subset(self, some: Collection[int], batch: list[int]) -> list[int]:
         if len(some) < 2:
             return list(some)
         keys = {self._key_of(adapter): adapter for adapter in some}
         return [keys[key] for key in self._keys(batch) if key in keys]
 
     def _keys(self, batch: list[int]) -> set[int]:
-        """Return the set; who comes into a batch is asked for in one step, who leaves it in the next.
+        """Return the set of a batch's keys, cached for the last batch.
 
-        A batch is known by its list, which must not be changed meanwhile.
+        Batches are compared by identity, so a list must not be changed between calls.
         """
         if self._last[0] is not batch:
             self._last = batch, set(map(self._key_of, batch))

@@ -1,13 +1,13 @@
-"""vLLM's adapter cache: two LRU tiers, touched by every step, that don't protect adapters in use.
+"""vLLM's adapter cache: two LRU tiers, touched by every step, that do not protect adapters in use.
 
-Read from vLLM 0.8.5 ``lora/worker_manager.py`` and ``lora/models.py`` (0.32: ``lora/model_manager.py``) and held
-against records of vLLM 0.32, load for load (tests/property/test_records.py).
+Source: vLLM 0.8.5 ``lora/worker_manager.py`` and ``lora/models.py`` (0.32: ``lora/model_manager.py``). Checked load by
+load against records of vLLM 0.32 (tests/property/test_records.py).
 
 Before a step, ``LRUCacheWorkerLoRAManager._apply_adapters`` walks the set of the batch's adapters and activates each:
-one that is not in a slot takes a free slot, or that of the adapter touched least recently, *even if that one is in
-this batch* and is loaded again a moment later. The order of the walk is that of a Python set of objects hashed by
-name: arbitrary, but the same from step to step. So one adapter that enters a full set of slots sets off a cascade of
-about slots / 6 + 1 loads.
+an adapter without a slot takes a free one, or that of the adapter touched least recently, *even if that one is in this
+batch* and must be loaded again a moment later. The walk follows the order of a Python set of objects hashed by name,
+which is arbitrary, but the same from step to step. So one adapter that enters full slots starts a cascade of about
+slots / 6 + 1 loads.
 """
 
 from __future__ import annotations
@@ -16,29 +16,28 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import islice
 
-from sim.policies.adapter_cache import ABSENT, RESIDENT, Watch
-from sim.policies.set_order import Order
+from sim.policies.adapter_cache import ABSENT, RESIDENT, CacheListener
+from sim.policies.set_order import TouchOrder
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 
 
-class TouchedCache:
+class VllmLruCache:
     """Slots in GPU memory and copies in host memory, both LRU by the last step that used them.
 
-    A copy in a slot always has one in host memory: when the host evicts an adapter, its slot is emptied as well.
+    An adapter in a slot always has a copy in host memory: when the host evicts an adapter, its slot is emptied as well.
 
-    :param adapters: how many there are.
-    :param host_slots: adapters that host memory holds; at least ``slots``, as vLLM demands.
+    :param adapters: number of adapters.
+    :param host_slots: adapters that host memory holds; at least ``slots``, as vLLM requires.
     :param order: the order in which the adapters of a batch are touched.
     :ivar state: by adapter, ``ABSENT`` or ``RESIDENT``.
     :ivar users: by adapter, requests in the batch.
     :ivar in_use: distinct adapters in the batch.
-    :ivar evictions: adapters that had to leave a slot so far; ``evictions_in_use``: those of them that were in the
-        batch.
-    :ivar victims: who left, in order, where a list is put here.
-    :ivar watch: told of every adapter that comes into a slot or leaves it; None: nobody.
+    :ivar evictions: evictions from slots so far; ``evictions_in_use``: those of adapters in the batch.
+    :ivar victims: optional list, to which evicted adapters are appended.
+    :ivar listener: called when an adapter enters or leaves a slot; optional.
     """
 
-    def __init__(self, adapters: int, slots: int, host_slots: int, order: Order) -> None:
+    def __init__(self, adapters: int, slots: int, host_slots: int, order: TouchOrder) -> None:
         assert host_slots >= slots, "a slot's adapter has a copy in host memory"
         self.capacity = slots
         self._adapters = adapters
@@ -50,19 +49,19 @@ class TouchedCache:
         self.evictions = 0
         self.evictions_in_use = 0
         self.victims: list[int] | None = None
-        self.watch: Watch | None = None
+        self.listener: CacheListener | None = None
         self._order = order
         self._batch: list[int] = []
         self._members: set[int] = set()
-        self._toggled: list[int] = []  # came into the batch or left it since it was touched
-        # Those outside the batch, least recently touched first; those in the batch were all touched by its last step.
+        self._toggled: list[int] = []  # joined or left the batch since it was last touched
+        # Adapters outside the batch, least recently touched first; those in the batch were touched by its last step.
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._host_idle: OrderedDict[int, None] = OrderedDict()
         self._in_host = [False] * adapters
         self._host_count = 0
 
     def warm_up(self, adapters: Sequence[int]) -> None:
-        """Fill slots and host memory before anything happens: the first is the one that counts as touched last."""
+        """Fill slots and host memory before the run; the first adapter counts as touched last."""
         for adapter in reversed(adapters[: self.capacity]):
             self.state[adapter] = RESIDENT
             self._in_host[adapter] = True
@@ -70,9 +69,9 @@ class TouchedCache:
             self._idle[adapter] = self._host_idle[adapter] = None
 
     def serve_base_model(self) -> int:
-        """Add a place for requests that need no adapter, as if it were always in a slot of its own; return its number.
+        """Add an entry for requests without an adapter, always resident in a slot of its own; return its number.
 
-        It is never among the batch's adapters that ``touch`` gets.
+        It is never among the adapters passed to ``touch``.
         """
         self.state.append(RESIDENT)
         self.users.append(1)
@@ -90,7 +89,7 @@ class TouchedCache:
         return self.state[adapter] == RESIDENT
 
     def release(self, adapter: int) -> bool:
-        """Take a request out of the batch; return False: no load ever waits for room."""
+        """Remove a request from the batch; return False, since no load ever waits for room."""
         users = self.users
         users[adapter] -= 1
         if users[adapter] == 0:
@@ -99,14 +98,15 @@ class TouchedCache:
         return False
 
     def can_claim(self, adapter: int) -> bool:
-        """Return whether the batch may hold ``adapter``: no more distinct ones than slots."""
+        """Return whether the batch may hold ``adapter``: it has at most as many distinct adapters as slots."""
         return self.users[adapter] > 0 or self.in_use < self.capacity
 
     def touch(self, batch: list[int]) -> list[tuple[int, int]]:
         """Make the batch's adapters resident; return the loads as (adapter, tier), in their order.
 
-        :param batch: distinct adapters in the order of their admission, those that are acquired. To be called whenever
-            the set has changed; a step with the same set as the one before changes nothing.
+        Call it whenever the set of adapters in the batch has changed; a step with the same set changes nothing.
+
+        :param batch: distinct adapters of the batch, in the order of their admission.
         """
         before, members, users = self._batch, self._members, self.users
         last_batch, toggled = len(members), set(self._toggled)
@@ -120,18 +120,18 @@ class TouchedCache:
         if entering and not self._idle_suffice(entering, last_batch):
             return self._walk(before, batch)
         idle, host_idle = self._idle, self._host_idle
-        loads = self._fill(self._order.few(entering, batch), last_batch) if entering else []
+        loads = self._fill(self._order.subset(entering, batch), last_batch) if entering else []
         for adapter in arrived:
             idle.pop(adapter, None)
             host_idle.pop(adapter, None)
-        for adapter in self._order.few(gone, before):
+        for adapter in self._order.subset(gone, before):
             idle[adapter] = host_idle[adapter] = None
         return loads
 
     def _idle_suffice(self, entering: list[int], last_batch: int) -> bool:
         """Return whether free places and those of adapters outside both batches suffice, in slots and in host memory.
 
-        That is the common, quick case: whoever sat out the last batch was touched before all of it.
+        That is the common, quick case: adapters outside the last batch were touched before all adapters in it.
         """
         fresh = sum(not self._in_host[adapter] for adapter in entering)
         return self._may_leave(self._host_idle, self._host_count + fresh - self.host_slots) and self._may_leave(
@@ -139,11 +139,11 @@ class TouchedCache:
         )
 
     def _may_leave(self, idle: OrderedDict[int, None], lacking: int) -> bool:
-        """Return whether as many as are lacking are idle, and the batch has none of those idle for longest."""
+        """Return whether enough adapters are idle, and the new batch has none of those idle for longest."""
         return lacking <= 0 or (lacking <= len(idle) and self._members.isdisjoint(islice(idle, lacking)))
 
     def _fill(self, entering: list[int], last_batch: int) -> list[tuple[int, int]]:
-        """Load adapters into free places, or into those of the longest idle."""
+        """Load adapters into free slots, or into those of adapters idle for longest."""
         loads = []
         idle, occupied = self._idle, len(self._idle) + last_batch
         for adapter in entering:
@@ -158,7 +158,7 @@ class TouchedCache:
         return loads
 
     def _evict_from_host(self) -> bool:
-        """Let the adapter go that was touched longest ago; return whether that has emptied its slot as well."""
+        """Evict the adapter touched longest ago from host memory; return whether that emptied a slot as well."""
         victim = self._host_idle.popitem(last=False)[0]
         self._in_host[victim] = False
         self._host_count -= 1
@@ -192,7 +192,7 @@ class TouchedCache:
         return loads
 
     def _tier(self, adapter: int) -> int:
-        """Return where a load comes from; what comes from storage leaves a copy in host memory."""
+        """Return the tier of a load; a load from storage leaves a copy in host memory."""
         if self._in_host[adapter]:
             return FROM_HOST
         self._in_host[adapter] = True
@@ -204,7 +204,7 @@ class TouchedCache:
         return self._in_host[adapter]
 
     def discard(self, adapter: int) -> None:
-        """Let an adapter that nobody in the batch uses go, from its slot and from host memory: nobody will ask for it.
+        """Drop an adapter that will not be requested again from slot and host memory, unless the batch uses it.
 
         The last touched batch may still hold it.
         """
@@ -221,13 +221,13 @@ class TouchedCache:
             self._evict(adapter)
 
     def lose(self, adapter: int) -> None:
-        """Note that the load of an adapter of the batch has failed; those who use it leave before the next one."""
+        """Note that the load of an adapter of the batch has failed; its requests leave before the next step."""
         self._leave_batch(adapter)
         self._in_host[adapter] = False
         self._host_count -= 1
         self.state[adapter] = ABSENT
-        if self.watch is not None:
-            self.watch.left(adapter)
+        if self.listener is not None:
+            self.listener.left(adapter)
 
     def _leave_batch(self, adapter: int) -> None:
         self._batch = [other for other in self._batch if other != adapter]
@@ -235,14 +235,14 @@ class TouchedCache:
 
     def _settle(self, adapter: int) -> None:
         self.state[adapter] = RESIDENT
-        if self.watch is not None:
-            self.watch.placed(adapter)
+        if self.listener is not None:
+            self.listener.placed(adapter)
 
     def _evict(self, victim: int) -> None:
         self.state[victim] = ABSENT
         self.evictions += 1
-        if self.watch is not None:
-            self.watch.left(victim)
+        if self.listener is not None:
+            self.listener.left(victim)
         self.evictions_in_use += victim in self._members
         if self.victims is not None:
             self.victims.append(victim)

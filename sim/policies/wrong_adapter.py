@@ -1,4 +1,4 @@
-"""Which wrong adapter a request reaches, where names and adapters get mixed up."""
+"""Choice of the wrong adapter that a misrouted request reaches."""
 
 from __future__ import annotations
 
@@ -7,70 +7,70 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
-from sim.rng import luck
+from sim.rng import uniform_draw
 
 
-class Others(Protocol):
-    """Choose another adapter than the one asked for."""
+class WrongAdapterChoice(Protocol):
+    """Chooses another adapter than the requested one."""
 
-    def other(self, asked: int, lot: float) -> int:
-        """Return an adapter, but not ``asked``.
+    def choose(self, requested: int, uniform: float) -> int:
+        """Return an adapter other than ``requested``.
 
-        :param asked: may be one that isn't chosen from, such as an adapter that came later.
-        :param lot: uniform in [0, 1).
+        :param requested: may be outside the choice, such as an adapter that was added later.
+        :param uniform: uniform in [0, 1).
         """
         ...
 
 
-class Anyone:
-    """Any of them, each as likely.
+class UniformChoice:
+    """Chooses uniformly among all other adapters.
 
-    :param count: adapters to choose from, two or more.
+    :param count: number of adapters, two or more.
     """
 
     def __init__(self, count: int) -> None:
-        assert count > 1, "nobody else to reach"
+        assert count > 1, "there must be another adapter to reach"
         self._count = count
 
-    def other(self, asked: int, lot: float) -> int:
-        among = self._count - (asked < self._count)
-        chosen = int(lot * among)
-        return chosen + (chosen >= asked)
+    def choose(self, requested: int, uniform: float) -> int:
+        among = self._count - (requested < self._count)
+        chosen = int(uniform * among)
+        return chosen + (chosen >= requested)
 
 
-class Popular:
-    """By popularity, as if two requests were mixed up; where nobody else is ever asked for, any other.
+class PopularityChoice:
+    """Chooses by popularity, as if two requests were exchanged; if no other adapter has requests, uniformly.
 
-    :param shares: (adapters,) of each in the traffic; two or more.
+    :param shares: (adapters,) share of each in the traffic; two or more.
     """
 
     def __init__(self, shares: Sequence[float]) -> None:
         self._shares = shares
         self._below = list(accumulate(shares, initial=0.0))
-        self._anyone = Anyone(len(shares))
+        self._uniform = UniformChoice(len(shares))
 
-    def other(self, asked: int, lot: float) -> int:
-        below, own = self._below, self._shares[asked] if asked < len(self._shares) else 0.0
+    def choose(self, requested: int, uniform: float) -> int:
+        below, own = self._below, self._shares[requested] if requested < len(self._shares) else 0.0
         others = below[-1] - own
-        if others <= below[-1] * 1e-12:  # what is left is rounding
-            return self._anyone.other(asked, lot)
-        place = lot * others
-        if own and place >= below[asked]:
+        if others <= below[-1] * 1e-12:  # the rest is rounding
+            return self._uniform.choose(requested, uniform)
+        place = uniform * others
+        if own and place >= below[requested]:
             place += own
         chosen = bisect_right(below, place) - 1
-        while chosen >= 0 and (chosen >= len(self._shares) or chosen == asked or self._shares[chosen] == 0):
-            chosen -= 1  # rounding led to the edge of the one asked for, or beyond the last
-        return chosen if chosen >= 0 else self._anyone.other(asked, lot)
+        while chosen >= 0 and (chosen >= len(self._shares) or chosen == requested or self._shares[chosen] == 0):
+            chosen -= 1  # rounding led to the edge of the requested one, or beyond the last
+        return chosen if chosen >= 0 else self._uniform.choose(requested, uniform)
 
 
 def exchanged(adapters: int, share: float, key: int) -> dict[int, int]:
-    """Return who takes whose place when a share of the adapters change places among each other.
+    """Return the adapters reached by an old map after a share of the adapters has swapped places.
 
-    :param key: of the luck that chooses them.
-    :returns: each of them and the adapter that a request for it reaches by the old map; all in one circle, so that
-        nobody keeps its own place. Empty where that share is fewer than two.
+    :param key: key of the uniform draws that choose the adapters.
+    :returns: by moved adapter, the one that its requests reach by the old map. All form one cycle, so that no adapter
+        keeps its place. Empty if fewer than two adapters move.
     """
-    chosen = sorted(range(adapters), key=lambda adapter: luck(key, adapter))[: round(share * adapters)]
+    chosen = sorted(range(adapters), key=lambda adapter: uniform_draw(key, adapter))[: round(share * adapters)]
     if len(chosen) < 2:
         return {}
     return dict(zip(chosen, [*chosen[1:], chosen[0]], strict=True))

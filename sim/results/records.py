@@ -216,7 +216,7 @@ class Recorder:
         """Add marks to a request."""
         self.mark_rows += pack_mark(index, marks, 0, 0, 0, 0)
 
-    def turned_away(self, r: Request, replica: int, status: int) -> None:
+    def record_unserved(self, r: Request, replica: int, status: int) -> None:
         """Note a request that did not complete: ``UNFINISHED``, ``REFUSED`` or ``FAILED``."""
         self.request_rows += pack_request(
             r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, -1.0,

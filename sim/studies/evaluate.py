@@ -230,8 +230,8 @@ def _add_held_back(point: Point, design: Design, happened: Sequence[Recording], 
     """
     world = design.counterfactual
     assert world is not None, "a rollout is held back"
-    assert world.lineage is not None, "it has a place among the rollouts"
-    waves = {wave.number: wave for wave in world.lineage.waves}
+    assert world.rollout_plan is not None, "it has a place among the rollouts"
+    waves = {wave.number: wave for wave in world.rollout_plan.rollouts}
     back = []
     for each in design.held:
         wave, rollout = waves[each.number], each.rollout

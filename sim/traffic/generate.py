@@ -44,7 +44,7 @@ class Chunk:
     """Consecutive requests; every array has shape (n,).
 
     :ivar first: index of the first request.
-    :ivar load_luck, host_load_luck, service_luck: uniform in [0, 1); decide the time of the load or
+    :ivar load_uniform, host_load_uniform, service_uniform: uniform in [0, 1); decide the time of the load or
         service that the request brings about, whatever the design.
     :ivar session: number of the session of each request, from 0 in the replication; None where the traffic has no
         sessions. A generated session asks for one adapter; a trace's may ask for several.
@@ -55,9 +55,9 @@ class Chunk:
     adapter: Ints
     prompt_tokens: Ints
     output_tokens: Ints
-    load_luck: Floats
-    host_load_luck: Floats
-    service_luck: Floats
+    load_uniform: Floats
+    host_load_uniform: Floats
+    service_uniform: Floats
     session: Ints | None = None
 
     def __len__(self) -> int:
@@ -256,9 +256,9 @@ class Traffic:
             adapter=adapter,
             prompt_tokens=prompt,
             output_tokens=output,
-            load_luck=rng("load").random(count),
-            host_load_luck=rng("host-load").random(count),
-            service_luck=rng("service").random(count),
+            load_uniform=rng("load").random(count),
+            host_load_uniform=rng("host-load").random(count),
+            service_uniform=rng("service").random(count),
             session=session,
         )
 

@@ -1,29 +1,29 @@
-"""One request on its way through the world: a hot object, so it has slots and no behaviour."""
+"""One request on its way through the simulation: a hot object with slots and almost no behaviour."""
 
 from __future__ import annotations
 
 HIT, DELAYED_HIT, MISS = 0, 1, 2
-"""How a request found its adapter: resident; on its way; or it had to start the load."""
+"""How a request found its adapter: resident, on its way, or absent, so that it started a load."""
 FROM_GPU, FROM_HOST, FROM_STORAGE = 0, 1, 2
-"""The tier its adapter came from."""
+"""The tier that its adapter came from."""
 
 
 class Request:
-    """A request and what has happened to it so far. Times in seconds, -1 until they are known.
+    """A request and its state. Times are in seconds, -1 until they are known.
 
-    :ivar load_s, host_load_s: time of the load it may have to start, from storage and from host.
-    :ivar service_s: engine ``fixed``: time it is served.
-    :ivar key: place in the waiting queue: the lowest goes first.
-    :ivar claimed: whether its adapter is in use on its account, where loads are asked for at admission.
-    :ivar asked_s: when it asked for a load; unset before.
-    :ivar load_queue_s: the part of that wait before the load began: for a loader, or for a slot to load into.
-    :ivar load_wait_s: the whole wait.
-    :ivar to_prefill: tokens that must still be prefilled before its next output token.
-    :ivar context: KV tokens it holds; for a decoding request, those when it began to decode.
-    :ivar generated: output tokens that were out when its prefill began: 0 unless it was preempted.
+    :ivar load_s, host_load_s: time of the load that it may have to start, from storage and from host memory.
+    :ivar service_s: service time, for engine ``fixed``.
+    :ivar key: place in the waiting queue; the lowest is first.
+    :ivar claimed: whether it counts as a user of its adapter, if loads start at admission.
+    :ivar asked_s: time at which it asked for a load; unset before.
+    :ivar load_wait_s: time from then to the end of the load.
+    :ivar load_queue_s: the part of that wait before the load started, for a loader or for a slot.
+    :ivar to_prefill: tokens still to prefill before its next output token.
+    :ivar context: KV tokens that it holds; for a decoding request, those at the start of decoding.
+    :ivar generated: output tokens before its current prefill: 0 unless it was preempted.
     :ivar last_step: value of the scheduler's decode counter after its last token; -1 while not decoding.
-    :ivar last_token_s: when a preempted request had its last token; unset before.
-    :ivar session: number of its session, where it has one; set only where the fleet looks at it.
+    :ivar last_token_s: time of a preempted request's last token; unset before.
+    :ivar session: number of its session, if any; set only if rollouts or faults need it.
     """
 
     # Written out, not a dataclass: passing two dozen defaults through __init__ costs as much as an event.
@@ -31,7 +31,7 @@ class Request:
         "adapter", "admitted_s", "arrival_s", "asked_s", "claimed", "context", "first_token_s", "generated",
         "host_load_s", "index", "key", "last_step", "last_token_s", "load_queue_s", "load_s", "load_wait_s", "outcome",
         "output_tokens", "preemptions", "prompt_tokens", "service_s", "session", "tier", "to_prefill",
-    )  # fmt: skip
+    )  # fmt: skip  # names in a paragraph, not one a line
     asked_s: float
     last_token_s: float
     session: int | None
@@ -63,11 +63,17 @@ class Request:
         self.context = self.generated = self.preemptions = 0
         self.last_step = -1
 
-    def again(self) -> Request:
-        """Return the request as it was when it came, to be served anew."""
-        anew = Request(
-            self.index, self.arrival_s, self.adapter, self.prompt_tokens, self.output_tokens,
-            self.load_s, self.host_load_s, self.service_s,
-        )  # fmt: skip
-        anew.session = self.session
-        return anew
+    def fresh_copy(self) -> Request:
+        """Return a copy of the request as it arrived, to be served from the start."""
+        fresh = Request(
+            self.index,
+            self.arrival_s,
+            self.adapter,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.load_s,
+            self.host_load_s,
+            self.service_s,
+        )
+        fresh.session = self.session
+        return fresh

@@ -1,5 +1,4 @@
-"""The SimPy shell: events, loaders, servers, a fleet.
+"""The SimPy shell: everything that happens at a time, such as arrivals, loads, steps, rollouts and crashes.
 
-May hold: anything that happens at a time.
-May not: decide (``policies`` does), read or write files, or know of reports.
+Decisions are in ``policies``. No file is read or written here, and reports are unknown.
 """

@@ -1,9 +1,8 @@
-"""From a checked scenario to a world that can run; says no where the parts don't fit together."""
+"""Build a world from a checked scenario, refuse parts that do not fit together, and simulate replications."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -24,37 +23,37 @@ from sim.spec.sections.faults import Crash, FailingLoads
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
-from sim.traffic.request import Request
 from sim.world.changes import Changes
 from sim.world.clock import Clock
 from sim.world.faults.base_model_fallback import serve_base_model
-from sim.world.faults.crashes import Outages
-from sim.world.faults.misrouting import answering_base_model, make_identity
-from sim.world.faults.misrouting_faults import check_mixups
+from sim.world.faults.crashes import Crashes
+from sim.world.faults.misrouting import answering_base_model, make_misrouting
+from sim.world.faults.misrouting_faults import check_misrouting_faults
 from sim.world.faults.storage_faults import make_storage, note_storage, storage_notes
-from sim.world.fleet import Fleet, Plan
-from sim.world.gc_pause import uncollected
+from sim.world.fleet import Fleet, FleetHooks, Intake, RunWindow
+from sim.world.gc_pause import collector_paused
 from sim.world.gpu_memory import usable_kv_tokens
-from sim.world.pools.full_model_layout import full_fleet_notes, lay_out_full_models
-from sim.world.pools.full_model_replicas import FullReplicas
-from sim.world.replica.assembly import Watch, kv_rule, make_server
-from sim.world.replica.oracle import Foresight, Future
+from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
+from sim.world.pools.full_model_replicas import FullModelReplicas
+from sim.world.replica.assembly import ServerWrapper, kv_rule, make_server
+from sim.world.replica.loader import LoadContext
+from sim.world.replica.oracle import ArrivalOracle, ReplicaOracle
 from sim.world.replica.replica_caches import (
-    Board,
+    FleetCacheListener,
+    attach_listeners,
     eviction_context,
     gpu_capacity,
     make_caches,
-    make_fetches,
+    make_host_fill,
     pinned_and_warm,
-    watch,
 )
-from sim.world.replica.server import Parts, Server
+from sim.world.replica.server import ReplicaParts, Server
 from sim.world.rollouts.active_rollouts import make_rollouts
-from sim.world.rollouts.rollout_plan import lay_out, with_copies
-from sim.world.rollouts.versions import Versions
-from sim.world.routing.in_flight import Inside
-from sim.world.routing.router_state import Live, make_router
-from sim.world.routing.router_views import Views
+from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
+from sim.world.rollouts.versions import HostLoadListener, Versions
+from sim.world.routing.in_flight import InFlight
+from sim.world.routing.router_state import RouterState, make_router
+from sim.world.routing.router_views import ViewRefresher
 from sim.world.times import has_host_tier, reload_times, request_times
 from sim.world.world import World
 
@@ -64,7 +63,7 @@ Floats = NDArray[np.float64]
 def build_world(scenario: Scenario) -> World:
     """Read the profile and the traffic, and check that they fit together.
 
-    :raises ScenarioError, TraceError: with the key of the value that doesn't fit.
+    :raises ScenarioError, TraceError: with the key of the value that does not fit.
     """
     _check_policies(scenario)
     fixed = scenario.fleet.engine == "fixed"
@@ -72,24 +71,24 @@ def build_world(scenario: Scenario) -> World:
     base_model = _base_model(scenario, profile)
     traffic = Traffic(scenario, base_model, 0 if profile is None else profile.memory.weights_bytes)
     _check_times(scenario, traffic)
-    check_mixups(scenario, traffic)
-    lineage = lay_out(scenario, traffic) if scenario.rollouts else None
+    check_misrouting_faults(scenario, traffic)
+    rollout_plan = plan_rollouts(scenario, traffic) if scenario.rollouts else None
     full = lay_out_full_models(scenario, profile, traffic)
     weights_kept = None if profile is None else base_weights(scenario.adapters, profile)
     if profile is not None and weights_kept is not None:
         profile = weights_kept.apply(profile)
     population = traffic.population.without_full()
-    if lineage is not None:
-        population = with_copies(population, lineage, scenario.adapters, base_model)
+    if rollout_plan is not None:
+        population = with_new_versions(population, rollout_plan, scenario.adapters, base_model)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
-    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, lineage)
+    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan)
     kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
     notes = list(traffic.notes)
     if profile is not None and not fixed:
         slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
         notes += _disturbed(profile)
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
-    notes += storage_notes(scenario) + full_fleet_notes(full, scenario.fleet.replicas)
+    notes += storage_notes(scenario) + full_model_notes(full, scenario.fleet.replicas)
     notes += _base_notes(scenario, weights_kept)
     if profile is not None and scenario.storage.loaders > 1 and scenario.storage.load is None:
         notes.append("loads at the same time share no bandwidth in this version: several loaders look too good")
@@ -108,140 +107,171 @@ def build_world(scenario: Scenario) -> World:
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append("a trace is replayed once: run.replications does not apply")
     return World(
-        scenario=scenario, traffic=traffic, population=population, lineage=lineage, profile=profile,
-        profile_sha256=digest, kv_tokens=kv_tokens,
-        weights=weights, capacity=capacity, ranks=population.rank.tolist(),
-        adapter_blocks=_adapter_blocks(scenario, profile, population), pinned=pinned, warm=warm, notes=tuple(notes),
-        full=full, base_weights=weights_kept,
-    )  # fmt: skip
+        scenario=scenario,
+        traffic=traffic,
+        population=population,
+        rollout_plan=rollout_plan,
+        profile=profile,
+        profile_sha256=digest,
+        kv_tokens=kv_tokens,
+        weights=weights,
+        capacity=capacity,
+        ranks=population.rank.tolist(),
+        adapter_blocks=_adapter_blocks(scenario, profile, population),
+        pinned=pinned,
+        warm=warm,
+        notes=tuple(notes),
+        full=full,
+        base_weights=weights_kept,
+    )
 
 
-def simulate(world: World, replication: int, sections: int, watched: Watch = lambda server: server) -> Recording:
+def simulate(
+    world: World, replication: int, sections: int, wrap_server: ServerWrapper = lambda server: server
+) -> Recording:
     """Simulate one replication from an empty system to the end.
 
-    :param sections: parts into which the measured requests are cut for intervals.
+    :param sections: number of sections into which the measured requests are cut, for confidence intervals.
+    :param wrap_server: see ``ServerWrapper``.
     """
-    with uncollected():
-        recording = Assembly(world, replication, sections, watched).fleet.run(world.traffic.chunks(replication))
+    with collector_paused():
+        recording = Replication(world, replication, sections, wrap_server).fleet.run(world.traffic.chunks(replication))
     note_storage(world, recording.events, recording.stopped_s)
     return recording
 
 
-class Assembly:
-    """The parts of one replication, put together.
+class Replication:
+    """One replication: clock, fleet, router, rollouts and faults, put together.
 
     :ivar fleet: ready to run.
     """
 
-    def __init__(self, world: World, replication: int, sections: int, watched: Watch) -> None:
+    def __init__(self, world: World, replication: int, sections: int, wrap_server: ServerWrapper) -> None:
         self._world = world
         self._replication = replication
-        self._watched = watched
+        self._wrap_server = wrap_server
         scenario = world.scenario
         self._clock = Clock()
         self._recorder = Recorder(sections, world.replicas, scenario.fleet.replicas)
         self._costs = scenario, world.profile, world.population
-        self._future = None
+        self._arrival_oracle = None
         if scenario.eviction_policy.needs_future:
-            self._future = Future(world.traffic.arrivals(replication), len(world.population))
+            self._arrival_oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
         view = View(up=list(range(scenario.fleet.replicas)), slots=_adapters_at_a_time(world))
         router = make_router(world, view, replication)
-        self._full = None if world.full is None else FullReplicas(world, world.full, watched)
-        # Of a single replica nobody asks the router.
+        self._full = None if world.full is None else FullModelReplicas(world, world.full, wrap_server)
+        # With a single replica the router is never called.
         self._reads = router.reads if scenario.fleet.replicas > 1 or self._full is not None else frozenset[str]()
-        self._live = Live(len(world.population), scenario.fleet.replicas, self._reads)
+        self._router_state = RouterState(len(world.population), scenario.fleet.replicas, self._reads)
         self._base_model_answers = answering_base_model(scenario)
         if self._base_model_answers:
-            counts = self._live.counts
+            counts = self._router_state.counts
             counts[:] = (AdapterCounts(len(world.population)) for _ in counts)
         self._inside = None
         if "inside" in self._reads or (self._full is not None and self._full.counted):
-            self._inside = Inside(self._live.counts + (self._full.counts if self._full is not None else []))
+            self._inside = InFlight(self._router_state.counts + (self._full.counts if self._full is not None else []))
         self._versions: list[Versions] = []
-        self._made = Counter[int]()  # by index: one that takes the place of another draws other luck
-        self._boards: list[Board] = [] if self._live.residency is None else [self._live.residency]
+        self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
+        self._cache_listeners: list[FleetCacheListener] = (
+            [] if self._router_state.residency is None else [self._router_state.residency]
+        )
         self._changes = self._make_changes(router, view)
-        plan = Plan(world.traffic.total, world.traffic.end_s, scenario.run.warmup)
-        longest_prompt = None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens
+        intake = Intake(
+            RunWindow(world.traffic.total, world.traffic.end_s, scenario.run.warmup),
+            request_times(*self._costs, world.full),
+            _token_limits(world),
+            None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens,
+        )
         self.fleet = Fleet(
-            self._clock, self._recorder, router if self._full is None else self._full.router(router, replication),
-            request_times(*self._costs, world.full), plan, (_token_limits(world), longest_prompt), self._changes,
-            self._inside,
-        )  # fmt: skip
+            self._clock,
+            self._recorder,
+            router if self._full is None else self._full.router(router, replication),
+            intake,
+            FleetHooks(self._changes, self._inside),
+        )
         self.fleet.open(scenario.fleet.replicas, self._make_server)
-        sources = self._live.sources(self.fleet.inside, self.fleet.count_inside)
+        sources = self._router_state.sources(self.fleet.inside, self.fleet.count_inside)
         if self._full is not None:
             self.fleet.open_more(self._full.fleet.replicas, self._make_full)
-            self._full.look_at(self.fleet.beside)
+            self._full.observe(self.fleet.full_model_inside)
             if self._full.counted:
                 self.fleet.count_inside()
         interval_s = scenario.router.view_interval
-        self.fleet.look = Views(self._clock, view, sources, self._reads, interval_s, self.fleet.next_s).look
+        self.fleet.refresh_view = ViewRefresher(
+            self._clock, view, sources, self._reads, interval_s, self.fleet.next_s
+        ).refresh
 
     def _make_changes(self, router: Router, view: View) -> Changes | None:
         world, replication = self._world, self._replication
         inside = self._inside
         rollouts = None
-        if world.lineage is not None:
-            rollouts, self._versions, extra = make_rollouts(world, replication, self._clock, self._recorder)
+        if world.rollout_plan is not None:
+            rollouts, self._versions, duplicate_bytes = make_rollouts(world, replication, self._clock, self._recorder)
             if rollouts.renames:
-                self._boards.append(extra)
-        identity = make_identity(world, replication, self._clock, self._recorder, rollouts)
+                self._cache_listeners.append(duplicate_bytes)
+        misrouting = make_misrouting(world, replication, self._clock, self._recorder, rollouts)
         faults = world.scenario.faults
-        crashes = [(i, fault) for i, fault in enumerate(faults) if isinstance(fault, Crash)]
-        outages = Outages(crashes, view, self._clock, self._recorder) if crashes else None
+        planned_crashes = [(i, fault) for i, fault in enumerate(faults) if isinstance(fault, Crash)]
+        crashes = Crashes(planned_crashes, view, self._clock, self._recorder) if planned_crashes else None
         failing = any(isinstance(fault, FailingLoads) for fault in faults)
-        if rollouts is None and identity is None and outages is None and not failing:
+        if rollouts is None and misrouting is None and crashes is None and not failing:
             return None
-        return Changes(self._recorder, rollouts, inside, identity, outages)
+        return Changes(self._recorder, rollouts, inside, misrouting, crashes)
 
     def _make_server(self, index: int, inside: list[int]) -> Server:
         world, replication, clock, recorder = self._world, self._replication, self._clock, self._recorder
         scenario = world.scenario
-        if index < len(self.fleet.servers):  # it takes the place of a dead one, and nobody warms it up
+        if index < len(self.fleet.servers):  # a replica restarts, with no warm adapters
             pinned = world.pinned
             if self._changes is not None and self._changes.rollouts is not None:
                 pinned = self._changes.rollouts.pinned(pinned)
             world = replace(world, warm=(), pinned=pinned)
-            for board in self._boards:
-                board.forget(index)
+            for each in self._cache_listeners:
+                each.forget(index)
         place = self._made[index] * scenario.fleet.replicas + index
         self._made[index] += 1
         rule = kv_rule(world)
-        foresight = None if self._future is None else Foresight(self._future)
-        context = eviction_context(world, clock, stream(scenario.run.seed, replication, "eviction", place), foresight)
+        oracle = None if self._arrival_oracle is None else ReplicaOracle(self._arrival_oracle)
+        context = eviction_context(world, clock, stream(scenario.run.seed, replication, "eviction", place), oracle)
         cache, host = make_caches(world, replication, place, rule, context)
-        if self._boards:
-            watch(cache, index, self._boards)
+        if self._cache_listeners:
+            attach_listeners(cache, index, self._cache_listeners)
         versions = self._versions[index] if self._versions else None
         storage = make_storage(world, replication, index, place)
-        parts = Parts(
-            clock, recorder, index, inside, cache, host, (scenario.storage.loaders, scenario.storage.host_loaders),
-            reload_times(*self._costs, replication, place),
-            make_fetches(world, clock, recorder, cache, index, versions, storage), foresight, versions,
-            *self._told(index), storage,
-            None if self._changes is None else partial(self._changes.load_failed, index), self.fleet.next_key,
-        )  # fmt: skip
-        server = make_server(world, parts, rule, self._watched)
+        fill_context = LoadContext(recorder, index, None if versions is None else HostLoadListener(versions), storage)
+        changes = self._changes
+        parts = ReplicaParts(
+            clock,
+            recorder,
+            index,
+            inside,
+            cache,
+            host,
+            loaders=(scenario.storage.loaders, scenario.storage.host_loaders),
+            reload_s=reload_times(*self._costs, replication, place),
+            host_fill=make_host_fill(world, clock, cache, fill_context),
+            oracle=oracle,
+            versions=versions,
+            on_last_token=None if changes is None else changes.last_token_callback(index),
+            on_lost=None if changes is None else partial(changes.lost, index),
+            storage=storage,
+            on_load_failed=None if changes is None else partial(changes.load_failed, index),
+            next_key=self.fleet.next_key,
+        )
+        server = make_server(world, parts, rule, self._wrap_server)
         if self._base_model_answers:
-            serve_base_model(server, parts.fetches)
-        self._live.replica(index, server)
+            serve_base_model(server, parts.host_fill)
+        self._router_state.replica(index, server)
         return server
 
     def _make_full(self, index: int, inside: list[int]) -> Server:
-        """Make a replica of full models: nothing changes there, and no view is of any age."""
-        assert self._full is not None, "called where there are some"
+        """Make a replica of full models, which rollouts and faults never concern."""
+        assert self._full is not None, "called only if there are full models"
         return self._full.make(index, inside, self._clock, self._recorder)
-
-    def _told(self, index: int) -> tuple[Callable[[Request, float], bool] | None, Callable[[Request], None] | None]:
-        """Return what a replica asks at a request's last token, and what it tells of one that leaves otherwise."""
-        if self._changes is not None:
-            return self._changes.ends_on(index), partial(self._changes.lost, index)
-        return None, None
 
 
 def _adapters_at_a_time(world: World) -> int:
-    """Return how many adapters of the mean size fit into the GPU cache; new versions to come count for nothing."""
+    """Return how many adapters of the mean size fit into the GPU cache, leaving out versions that come later."""
     weights = world.weights[: len(world.traffic.population)]
     if world.full is not None:
         weights = [weight for weight, full in zip(weights, world.full.full, strict=True) if not full]
@@ -263,20 +293,23 @@ def _check_policies(scenario: Scenario) -> None:
 
 
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:
-    """Refuse what would begin when no request comes any more."""
+    """Refuse rollouts and faults that would begin after the last request."""
     end_s = traffic.expected_s()
     for key in ("rollouts", "faults"):
         for i, change in enumerate(getattr(scenario, key)):
             begins_s = getattr(change, "at", 0.0)
             if begins_s >= end_s:
                 raise ScenarioError(
-                    "begins after the last request is expected", key=f"{key}.{i}.at", got=format_seconds(begins_s),
-                    allowed=f"before {human_seconds(end_s)}", hint="begin earlier, or simulate longer",
-                )  # fmt: skip
+                    "begins after the last request is expected",
+                    key=f"{key}.{i}.at",
+                    got=format_seconds(begins_s),
+                    allowed=f"before {human_seconds(end_s)}",
+                    hint="begin earlier, or simulate longer",
+                )
 
 
 def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
-    """Return which rollouts and faults begin in the warm-up, where nothing is measured."""
+    """Return a note on rollouts and faults that begin in the warm-up, where nothing is measured."""
     measured_s = scenario.run.warmup * traffic.expected_s()
     early = [
         f"{key}.{i}"
@@ -294,13 +327,13 @@ def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
 
 
 def _disturbed(profile: Profile) -> list[str]:
-    """Return what disturbed the measurement behind a profile, in a sentence for the user."""
+    """Return a note on what disturbed the measurements of a profile."""
     flags = profile.provenance.device.get("flags", "none") if profile.provenance else "none"
     return [] if flags == "none" else [f"the profile {profile.name} was measured on a disturbed device: {flags}"]
 
 
 def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:
-    """Return what is assumed of quantised base weights, and where they change no memory."""
+    """Return notes on assumptions about quantised base weights, and on memory that they do not change."""
     tokens = scenario.fleet.kv_tokens
     if kept is None or tokens is None:
         return [] if kept is None else list(kept.notes)
@@ -319,11 +352,14 @@ def _base_model(scenario: Scenario, profile: Profile | None) -> str:
         return given or "llama-3.1-8b"
     if given is not None and given != profile.model:
         raise ScenarioError(
-            "the profile was made for another base model", key="adapters.base_model", got=given,
+            "the profile was made for another base model",
+            key="adapters.base_model",
+            got=given,
             allowed=f"{profile.model} (profile {profile.name})",
             hint="choose a profile of this model with fleet.profile"
-            if scenario.fleet.profile != DEFAULT_PROFILE else "set fleet.profile to a profile of this model",
-        )  # fmt: skip
+            if scenario.fleet.profile != DEFAULT_PROFILE
+            else "set fleet.profile to a profile of this model",
+        )
     return profile.model
 
 
@@ -335,7 +371,7 @@ def _adapter_blocks(scenario: Scenario, profile: Profile | None, population: Pop
 
 
 def _token_limits(world: World) -> int | NDArray[np.int64] | None:
-    """Return the most tokens a request may have, by adapter where full models have other memory; None: no limit."""
+    """Return the most tokens of a request, by adapter if full models have other limits; None: no limit."""
     longest = world.scenario.fleet.max_model_len
     limit = _token_limit(world)
     if world.full is None:
@@ -345,7 +381,7 @@ def _token_limits(world: World) -> int | NDArray[np.int64] | None:
 
 
 def _token_limit(world: World) -> int | None:
-    """Return the most tokens that a request of an adapter may have; None: no limit."""
+    """Return the most tokens of a request for an adapter; None: no limit."""
     fleet, tokens = world.scenario.fleet, world.kv_tokens
     if tokens is not None:
         tokens -= fleet.block_size * max(world.adapter_blocks, default=0)

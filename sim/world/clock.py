@@ -1,4 +1,4 @@
-"""A SimPy environment that calls functions at exact times, in a written-down order at one instant."""
+"""A SimPy environment that calls functions at exact times, and in a defined order at one instant."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import simpy
 
 CONTROL, LOAD_DONE, BOUNDARY, ARRIVAL = 0, 1, 2, 3
-"""What happens first at one instant: control events, ends of loads, step boundaries, arrivals (docs/model.md)."""
+"""Order of events at one instant: control events, ends of loads, step boundaries, arrivals (docs/model.md)."""
 
 
 class Call(simpy.Event):
-    """An event that has succeeded from the start, calls one function when its time comes, and can be used again.
+    """A reusable event that calls one function at its time.
 
-    :ivar subject: what the event is about, for the function it calls.
-    :ivar call: its callbacks; SimPy takes them off the event when it calls them, so each use puts them back.
+    :ivar subject: data for the function.
+    :ivar call: the event's callbacks. SimPy removes them when it calls them, so each use puts them back.
     """
 
     def __init__(self, clock: Clock, callback: Callable[[Any], None], subject: Any = None) -> None:
@@ -32,12 +32,12 @@ class Call(simpy.Event):
 class Clock(simpy.Environment):
     """A SimPy environment for callbacks at absolute times.
 
-    SimPy's own ``timeout`` takes a delay, and now + (t - now) is not t in floating point; arrival times of a
-    trace and ends of leaps must be met exactly, so times are put on the queue as they are.
+    SimPy's own ``timeout`` takes a delay, and now + (t - now) is not always t in floating point. Arrival times of a
+    trace and ends of leaps must be met exactly, so times go on SimPy's queue unchanged.
 
-    :ivar push, next_id: what ``schedule_call`` is made of. The places that schedule most events use these two C
-        functions themselves and save a Python call per event.
-    :ivar queue: what is to come, a heap whose entries begin with their time.
+    :ivar push, next_id: the parts of ``schedule_call``. The busiest callers use these two C functions directly and save
+        a Python call per event.
+    :ivar queue: events to come, a heap whose entries begin with their time.
     """
 
     def __init__(self) -> None:
@@ -53,10 +53,10 @@ class Clock(simpy.Environment):
         return event
 
     def pending(self) -> int:
-        """Return how many events are still to come."""
+        """Return the number of events still to come."""
         return len(self._queue)
 
-    def forget_plans(self) -> None:
+    def forget_control_events(self) -> None:
         """Take all control events off the queue."""
         self._queue[:] = [entry for entry in self._queue if entry[1] != CONTROL]
         heapify(self._queue)
@@ -65,12 +65,13 @@ class Clock(simpy.Environment):
         """Take all calls of methods of these objects off the queue."""
         ids = {id(owner) for owner in owners}
         self._queue[:] = [
-            entry for entry in self._queue
+            entry
+            for entry in self._queue
             if not isinstance(entry[3], Call) or id(getattr(entry[3].call[0], "__self__", None)) not in ids
-        ]  # fmt: skip
+        ]
         heapify(self._queue)
 
     def schedule_call(self, time: float, kind: int, event: Call) -> None:
-        """Schedule an event that is not on the queue now; using one again spares making a new one."""
+        """Schedule an event that is not on the queue; reusing events saves creating new ones."""
         event.callbacks = event.call
         self.push((time, kind, self.next_id(), event))

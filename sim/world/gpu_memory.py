@@ -1,4 +1,4 @@
-"""How GPU memory is shared out on one replica: what adapters take, and what that leaves for the KV cache."""
+"""GPU memory of one replica: bytes for adapters, and the KV cache that is left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sim.traffic.adapters import Population, model_shape
 
 
 def padded_rank(profile: Profile, population: Population) -> int:
-    """Return the rank that every slot is padded to: the largest there is; vLLM rounds it up to one it knows."""
+    """Return the rank that slots are padded to: the largest in use, which vLLM rounds up to one that it supports."""
     largest = int(population.rank.max())
     return largest if profile.memory.slot_layout == "exact" else vllm_rank(largest)
 
@@ -27,9 +27,9 @@ def adapter_bytes(slots: int, profile: Profile, population: Population) -> int:
 
 
 def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Population) -> int:
-    """Return the KV cache of one replica in tokens, whole blocks only, without those that the engine keeps.
+    """Return the KV cache of one replica in tokens: whole blocks, without those that the engine reserves.
 
-    :raises ScenarioError: where too little memory is left.
+    :raises ScenarioError: if too little memory is left.
     """
     fleet, gpu = scenario.fleet, scenario.cache.gpu
     if StepCosts(profile.step, 1, 1).least_s <= 0:
@@ -51,7 +51,7 @@ def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Populatio
 
 def _left(scenario: Scenario, profile: Profile, population: Population, slots: int | None, size: int | None) -> int:
     if scenario.cache.gpu.unified:
-        taken = 0  # adapters take KV blocks when they come
+        taken = 0  # adapters take KV blocks when they are loaded
     else:
         taken = adapter_bytes(slots, profile, population) if slots is not None else size or 0
     return kv_tokens_left(profile.memory, taken, scenario.fleet.gpu_memory_utilization)
@@ -62,20 +62,25 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
     longest = fleet.max_model_len or 0
     if fleet.kv_tokens is not None:
         return ScenarioError(
-            "the KV cache can't hold one request of full length", key="fleet.kv_tokens", got=fleet.kv_tokens,
+            "the KV cache can't hold one request of full length",
+            key="fleet.kv_tokens",
+            got=fleet.kv_tokens,
             allowed=f"at least fleet.max_model_len ({longest})",
-        )  # fmt: skip
+        )
     whole = _left(scenario, profile, population, None, 0)
     if longest > fleet.max_num_batched_tokens and whole < longest:
         return ScenarioError(
-            "the KV cache can't hold one request of full length, even without adapters", key="fleet.max_model_len",
-            got=longest, allowed=f"up to {max(whole, 0):,} tokens on {profile.device}",
-        )  # fmt: skip
+            "the KV cache can't hold one request of full length, even without adapters",
+            key="fleet.max_model_len",
+            got=longest,
+            allowed=f"up to {max(whole, 0):,} tokens on {profile.device}",
+        )
     if whole < fleet.max_num_batched_tokens and fleet.gpu_memory_utilization is not None:
         return ScenarioError(
             f"this share of {profile.device} is too small for the weights of {profile.model} and a KV cache",
-            key="fleet.gpu_memory_utilization", got=f"{fleet.gpu_memory_utilization:.0%}",
-        )  # fmt: skip
+            key="fleet.gpu_memory_utilization",
+            got=f"{fleet.gpu_memory_utilization:.0%}",
+        )
     slots = gpu.slots
     needed = (
         f"a KV cache of {longest:,} tokens, one request of fleet.max_model_len"
@@ -91,18 +96,21 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
         number, key, given = rollout
         return ScenarioError(
             f"with {slots} slots (cache.gpu.slots) that hold it, too little GPU memory is left for a KV cache",
-            key=f"rollouts.{number}.{key}", got=given, hint=hint,
-        )  # fmt: skip
+            key=f"rollouts.{number}.{key}",
+            got=given,
+            hint=hint,
+        )
     return ScenarioError(
         "the adapter cache leaves too little GPU memory for a KV cache",
         key="cache.gpu.slots" if slots is not None else "cache.gpu.size",
         got=slots if slots is not None else human_bytes(gpu.size or 0),
-        allowed=_advice(scenario, profile, population), hint=hint,
-    )  # fmt: skip
+        allowed=_advice(scenario, profile, population),
+        hint=hint,
+    )
 
 
 def _enlarged(scenario: Scenario, population: Population) -> tuple[int, str, str] | None:
-    """Return the rollout whose new version is larger than every adapter of the start: number, key, value."""
+    """Return the rollout whose new version is larger than every initial adapter: number, key, value."""
     for number, rollout in enumerate(scenario.rollouts):
         others = population.size_bytes[population.size_bytes != (rollout.size or 0)]
         if rollout.size is not None and len(others) and rollout.size > int(others.max()):
@@ -111,7 +119,7 @@ def _enlarged(scenario: Scenario, population: Population) -> tuple[int, str, str
 
 
 def _advice(scenario: Scenario, profile: Profile, population: Population) -> str:
-    """Return how large the adapter cache may be."""
+    """Return the allowed size of the adapter cache, in words."""
     fleet, gpu = scenario.fleet, scenario.cache.gpu
     needed = max(fleet.max_num_batched_tokens, fleet.max_model_len or 0)
     if _left(scenario, profile, population, None, 0) < needed:
@@ -127,5 +135,5 @@ def _advice(scenario: Scenario, profile: Profile, population: Population) -> str
         else:
             high = middle
     if low == 0:
-        return f"no slot of this size fits beside the weights on {profile.device}"
+        return f"not even one slot of this size fits next to the weights on {profile.device}"
     return f"up to {low} slots on {profile.device}"

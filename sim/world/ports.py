@@ -1,4 +1,4 @@
-"""What rollouts and faults need from the fleet, so that they don't import it."""
+"""Interfaces through which rollouts and faults use the fleet without importing it."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ class OpenFleet(Protocol):
     """A fleet that takes requests.
 
     :ivar servers: replicas, by index.
-    :ivar inside: requests inside each replica, as the router counts them.
+    :ivar inside: number of requests inside each replica, as the router counts them.
     """
 
     servers: list[Server]
     inside: list[int]
 
     def submit(self, request: Request) -> None:
-        """Route a request again that has come before."""
+        """Route a request again."""
 
     def replace(self, replica: int) -> Server:
-        """Put a new, empty replica in the place of a dead one; return the dead one."""
+        """Put a new, empty replica in the place of a crashed one; return the crashed one."""
 
 
 class Endings(Protocol):
-    """What happens to requests that a replica does not serve to the end."""
+    """Ends of requests that a replica does not serve completely."""
 
-    def anew(self, request: Request) -> Request:
-        """Return a request as it arrived, to be sent again."""
+    def fresh_copy(self, request: Request) -> Request:
+        """Return a copy of a request as it arrived, to be sent again."""
 
     def broken_off(self, replica: int, request: Request) -> None:
-        """Record what a request got that gets no more."""
+        """Record the tokens of a request that gets no more."""
 
     def lost(self, replica: int, request: Request) -> None:
         """Record that a request left a replica unserved; it may still be sent again."""
 
     def fail(self, replica: int, request: Request, marks: int) -> None:
-        """End a request without a right answer."""
+        """End a request without a correct answer."""
 
     def replaced(self, replica: int) -> None:
-        """Record that an empty replica takes the place of a dead one."""
+        """Record that an empty replica replaces a crashed one."""

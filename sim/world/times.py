@@ -1,4 +1,4 @@
-"""How long loads and services take: laws of the scenario or of the profile, made ready for many requests."""
+"""Load times and service times, by laws of the scenario or costs of the profile, prepared for many requests."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from sim.spec.sections.laws import TimeLaw
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Chunk
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.pools.full_model_layout import FullFleet
+from sim.world.pools.full_model_layout import FullModelFleet
 
 Floats = NDArray[np.float64]
 _BLOCK = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """Turn the luck of a chunk's requests into seconds; each gives an array of the chunk's length."""
+class RequestTimes:
+    """Turn the uniform draws of a chunk's requests into seconds; each function returns one value per request."""
 
     load: Callable[[Chunk], Floats]
     host_load: Callable[[Chunk], Floats]
     service: Callable[[Chunk], Floats]
 
 
-class Readdress:
-    """Let a request ask for another adapter; with the same luck, its loads then take as long as that one's."""
+class Retarget:
+    """Send a request to another adapter, and scale its load times to that one's; its uniform draws stay the same."""
 
     def __init__(self, scenario: Scenario, profile: Profile | None, population: Population) -> None:
         self._bases = [tier.base() for tier in tier_times(scenario, profile, population)]
@@ -55,19 +55,22 @@ class TierTimes:
         self._own = None if law is not None or tier is None else load_seconds(tier, population)
 
     def base(self) -> list[float] | None:
-        """Return each adapter's own time in seconds; None where a law knows no adapters, or there is no tier."""
+        """Return each adapter's own time in seconds; None if a law gives the times, or there is no such tier."""
         return None if self._own is None else self._own.tolist()
 
-    def seconds(self, adapter: NDArray[np.int64], luck: Floats) -> Floats:
-        """Return the seconds of loads, same shape."""
+    def seconds(self, adapter: NDArray[np.int64], uniform: Floats) -> Floats:
+        """Return load times in seconds, same shape.
+
+        :param uniform: uniform draws in [0, 1).
+        """
         if self.law is not None:
-            return self.law.ppf(luck)
+            return self.law.ppf(uniform)
         assert self.tier is not None, "loads have a law or a profile"
-        assert self._own is not None, "it has one where there is no law"
-        return np.asarray(self._own[adapter] * residual(self.tier, luck))
+        assert self._own is not None, "without a law there are times by adapter"
+        return np.asarray(self._own[adapter] * residual(self.tier, uniform))
 
     def draws(self, rng: np.random.Generator) -> Callable[[int], float]:
-        """Return a function that gives the seconds of one load after the other, by adapter."""
+        """Return a function that draws the seconds of the next load of an adapter."""
         if self.law is not None:
             law = self.law
             drawn = _one_by_one(rng, law.ppf)
@@ -75,14 +78,14 @@ class TierTimes:
         tier = self.tier
         assert tier is not None, "loads have a law or a profile"
         base = self.base()
-        assert base is not None, "it has them where there is no law"
-        factors = _one_by_one(rng, lambda luck: residual(tier, luck))
+        assert base is not None, "without a law there are times by adapter"
+        factors = _one_by_one(rng, lambda uniform: residual(tier, uniform))
         return lambda adapter: float(base[adapter]) * next(factors)
 
 
-def _one_by_one(rng: np.random.Generator, of_luck: Callable[[Floats], Floats]) -> Iterator[float]:
+def _one_by_one(rng: np.random.Generator, of_uniform: Callable[[Floats], Floats]) -> Iterator[float]:
     while True:
-        yield from of_luck(rng.random(_BLOCK)).tolist()
+        yield from of_uniform(rng.random(_BLOCK)).tolist()
 
 
 def tier_times(scenario: Scenario, profile: Profile | None, population: Population) -> tuple[TierTimes, TierTimes]:
@@ -98,9 +101,9 @@ def has_host_tier(scenario: Scenario) -> bool:
 
 
 def request_times(
-    scenario: Scenario, profile: Profile | None, population: Population, full: FullFleet | None = None
-) -> Times:
-    """Return what turns luck into the seconds that requests carry with them."""
+    scenario: Scenario, profile: Profile | None, population: Population, full: FullModelFleet | None = None
+) -> RequestTimes:
+    """Return the functions that turn uniform draws into the seconds that requests carry."""
     from_storage, from_host = tier_times(scenario, profile, population)
     service = scenario.fleet.service
 
@@ -108,24 +111,25 @@ def request_times(
         return np.zeros(len(chunk))
 
     def load(chunk: Chunk) -> Floats:
-        return from_storage.seconds(chunk.adapter, chunk.load_luck)
+        return from_storage.seconds(chunk.adapter, chunk.load_uniform)
 
-    return Times(
+    return RequestTimes(
         load=load if full is None else _with_whole_loads(load, full),
-        host_load=(lambda chunk: from_host.seconds(chunk.adapter, chunk.host_load_luck))
-        if has_host_tier(scenario) else none,
-        service=none if service is None else lambda chunk: service.ppf(chunk.service_luck),
-    )  # fmt: skip
+        host_load=(lambda chunk: from_host.seconds(chunk.adapter, chunk.host_load_uniform))
+        if has_host_tier(scenario)
+        else none,
+        service=none if service is None else lambda chunk: service.ppf(chunk.service_uniform),
+    )
 
 
-def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullFleet) -> Callable[[Chunk], Floats]:
-    """Return load times where some adapters are full models: a load of one of those is that of a whole model."""
+def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullModelFleet) -> Callable[[Chunk], Floats]:
+    """Return load times for a mix of adapters and full models, whose loads are those of whole models."""
     is_full = np.asarray(full.full)
 
     def both(chunk: Chunk) -> Floats:
         whole = is_full[chunk.adapter]
         return (
-            np.where(whole, full.load_seconds(chunk.load_luck, chunk.adapter), load(chunk))
+            np.where(whole, full.load_seconds(chunk.load_uniform, chunk.adapter), load(chunk))
             if whole.any()
             else load(chunk)
         )
@@ -136,9 +140,9 @@ def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullFleet) -> Calla
 def reload_times(
     scenario: Scenario, profile: Profile | None, population: Population, replication: int, place: int
 ) -> Callable[[int, int], float]:
-    """Return the seconds of loads that no request brings about, by adapter and tier: those of vLLM's cascades.
+    """Return the function that draws the seconds of loads without a request (vLLM's cascades), by adapter and tier.
 
-    :param place: a number of the replica's own, not that of one which stood in its place before.
+    :param place: number of this incarnation of the replica; a restarted one has another.
     """
     if scenario.cache.eviction != "vllm-lru":
         return _never
@@ -153,4 +157,4 @@ def reload_times(
 
 
 def _never(adapter: int, tier: int) -> float:
-    raise AssertionError("this cache loads only what a request asks for")
+    raise AssertionError("in this cache only requests start loads")

@@ -1,4 +1,4 @@
-"""What a replication is made from: everything that was read and checked."""
+"""The input of every replication: everything that was read and checked."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
-from sim.world.pools.full_model_layout import FullFleet
-from sim.world.rollouts.rollout_plan import Lineage
+from sim.world.pools.full_model_layout import FullModelFleet
+from sim.world.rollouts.rollout_plan import RolloutPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +18,18 @@ class World:
     """Everything a replication needs, read and checked once.
 
     :ivar kv_tokens: KV cache of one replica in tokens, rounded down to blocks; None for engine ``fixed``.
-    :ivar weights: what each adapter takes of ``capacity`` (slots or bytes).
-    :ivar adapter_blocks: KV blocks that each adapter takes, where they share memory with the KV cache.
-    :ivar pinned: adapters that are in GPU memory from the start and never leave; ``warm``: those that are to be there
-        at the start, as far as there is room; both the most popular first.
+    :ivar weights: slots or bytes that each adapter takes of ``capacity``.
+    :ivar adapter_blocks: KV blocks that each adapter takes, if adapters share memory with the KV cache.
+    :ivar pinned: adapters that are resident from the start and never leave; ``warm``: adapters that are resident at the
+        start, as far as there is room. Both have the most popular first.
     :ivar population: every adapter that caches may hold: those of the traffic, then new versions with names of their
         own.
     :ivar notes: sentences for the user.
-    :ivar lineage: which adapters rollouts replace; None where there are none.
-    :ivar full: the replicas of full models; None where there are none. Elsewhere here, full models are adapters of no
-        size, which nobody asks for.
-    :ivar base_weights: how the base model's weights are kept, where not as in the profile; ``profile`` is the one that
-        follows from it.
+    :ivar rollout_plan: adapters and versions of all rollouts; None: there are none.
+    :ivar full: the replicas of full models; None: there are none. In all other fields, full models are adapters without
+        size or requests.
+    :ivar base_weights: format of the base model's weights, if it differs from the profile's; ``profile`` already
+        includes its effect.
     """
 
     scenario: Scenario
@@ -45,19 +45,19 @@ class World:
     pinned: tuple[int, ...] = ()
     warm: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
-    lineage: Lineage | None = None
-    full: FullFleet | None = None
+    rollout_plan: RolloutPlan | None = None
+    full: FullModelFleet | None = None
     base_weights: BaseWeights | None = None
 
     @property
     def replicas(self) -> int:
-        """How many replicas there are, those of full models among them."""
+        """Number of replicas, those of full models included."""
         return self.scenario.fleet.replicas + (0 if self.full is None else self.full.replicas)
 
     def with_costs(self, costs: Draw) -> World:
-        """Return this world with other step and load costs; traffic, memory and fleet stay as they are.
+        """Return this world with other step and load costs, and the same traffic, memory and fleet.
 
-        :param costs: for the base model as the profile has it.
+        :param costs: for base weights in the profile's format.
         """
         assert self.profile is not None, "costs belong to a profile"
         own = costs if self.base_weights is None else self.base_weights.drawn(costs)

@@ -338,8 +338,8 @@ POLICIES = (
     Mutant(
         "youngest-recalled-first",
         "sim/policies/admission.py",
-        "self.line[0][0] < heads[0][0]",
-        "self.line[0][0] > heads[0][0]",
+        "self.ready[0][0] < heads[0][0]",
+        "self.ready[0][0] > heads[0][0]",
         "requests that were passed come back behind younger ones",
         (LEAPING,),
     ),

@@ -15,12 +15,12 @@ from unittest.mock import patch
 
 import numpy as np
 from naive_parts import Broken, Facts, Gap, Load, Replication, Request, Span, Step
-from sim.studies.point import facts_of, replications_of, simulate_replication
 
 from sim.results.point import Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.records import _PAUSE_ROW, _STEP_ROW, STATUS_WORDS, Recorder, Recording
 from sim.spec.scenario import Scenario
+from sim.studies.evaluate import facts_of, replications_of, simulate_replication
 from sim.world.build import build_world
 from sim.world.world import World
 

@@ -747,9 +747,9 @@ def _jobs(world: World, chunk: Any) -> list[Job]:
         return load_seconds(tier, world.population)[adapters] * residual(tier, luck)
 
     tiers = profile.load if profile is not None else None
-    load = seconds(scenario.storage.load, tiers and tiers.storage, chunk.load_luck)
-    host_load = seconds(scenario.storage.host_load, tiers and tiers.host, chunk.host_load_luck)
-    service = seconds(scenario.fleet.service, None, chunk.service_luck)
+    load = seconds(scenario.storage.load, tiers and tiers.storage, chunk.load_uniform)
+    host_load = seconds(scenario.storage.host_load, tiers and tiers.host, chunk.host_load_uniform)
+    service = seconds(scenario.fleet.service, None, chunk.service_uniform)
     return [
         Job(chunk.first + i, float(chunk.arrival_s[i]), int(adapters[i]), int(chunk.prompt_tokens[i]),
             int(chunk.output_tokens[i]), float(load[i]), float(host_load[i]), float(service[i]))

@@ -14,7 +14,7 @@ import pytest
 
 from sim.results.records import Recording
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.build import Assembly
+from sim.world.build import Replication
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.server import Server
 from sim.world.rollouts.versions import Versions
@@ -44,9 +44,9 @@ class Seen:
         self._leaps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by request, version and tokens so far
         self._preempted: dict[int, int] = {}
         self._next_token_s: dict[int, float] = {}  # by request that decodes in the leap under way; inf: it doesn't
-        assert world.lineage is not None, "nothing changes otherwise"
-        self._born = world.lineage.born
-        assembly = Assembly(world, replication, 1, self._watching)
+        assert world.rollout_plan is not None, "nothing changes otherwise"
+        self._born = world.rollout_plan.initial_versions
+        assembly = Replication(world, replication, 1, self._watching)
         self.fleet, self.changes = assembly.fleet, assembly._changes
         self._gpu: list[dict[int, int]] = []
         for replica, versions in enumerate(assembly._versions):
@@ -83,6 +83,10 @@ class Seen:
         leaps = self._leaps[index]
         starts = [tokens for _, tokens in leaps]
         final = starts[-1] + (self._next_token_s[index] <= stopped_s)
+        for (
+            server
+        ) in self.fleet.servers:  # one that was preempted with its token, and still waits, ran in no later leap
+            final = max([final, *(r.generated for r in server._unserved() if r.index == index and r.last_step < 0)])
         gave = [i for i, (start, end) in enumerate(zip(starts, [*starts[1:], final], strict=True)) if end > start]
         last = leaps[gave[-1]][0]
         before = next(tokens for version, tokens in leaps if version == last)
@@ -117,7 +121,7 @@ class Seen:
         gpu, born = self._gpu[replica], self._born
         host: dict[int, int] = {}
         reading: dict[int, int] = {}
-        reads, came, put = versions.reads, versions.came, versions.put
+        reads, came, put = versions.load_started, versions.load_ended, versions.put
         arriving: list[int] = []
 
         def we_read(adapter: int, tier: int) -> None:
@@ -126,7 +130,7 @@ class Seen:
             reading[adapter] = stored if tier == FROM_STORAGE else copies().get(adapter, born.get(adapter, 1))
 
         def copies() -> dict[int, int]:
-            fetches = self.fleet.servers[replica]._fetches
+            fetches = self.fleet.servers[replica]._host_fill
             return host if fetches is None else versions.in_host  # filled by fetches, which nobody tells us of
 
         def we_came(adapter: int, tier: int) -> None:
@@ -145,4 +149,4 @@ class Seen:
                 host[adapter] = version
             put(adapter, version)
 
-        versions.reads, versions.came, versions.put = we_read, we_came, we_put  # type: ignore[method-assign]
+        versions.load_started, versions.load_ended, versions.put = we_read, we_came, we_put  # type: ignore[method-assign]

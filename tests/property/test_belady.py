@@ -14,7 +14,7 @@ from test_leaping import compare
 from sim.spec.scenario import Scenario
 from sim.traffic.request import HIT, MISS, Request
 from sim.world.build import build_world, simulate
-from sim.world.replica.oracle import Foresight, Future
+from sim.world.replica.oracle import ArrivalOracle, ReplicaOracle
 
 
 def bursts(seed: int, eviction: str, *, load_at: str | None, seats: int, count: int = 40) -> Scenario:
@@ -57,9 +57,9 @@ def requests_of(adapters: list[int]) -> list[Request]:
     return [Request(index, 0.0, adapter, 1, 1) for index, adapter in enumerate(adapters)]
 
 
-def foresight_of(adapters: list[int], replicas: int = 1) -> list[Foresight]:
-    future = Future([(np.zeros(len(adapters)), np.array(adapters, dtype=np.int64))], max(adapters) + 2)
-    return [Foresight(future) for _ in range(replicas)]
+def foresight_of(adapters: list[int], replicas: int = 1) -> list[ReplicaOracle]:
+    future = ArrivalOracle([(np.zeros(len(adapters)), np.array(adapters, dtype=np.int64))], max(adapters) + 2)
+    return [ReplicaOracle(future) for _ in range(replicas)]
 
 
 def test_a_request_comes_next_until_it_was_admitted() -> None:
@@ -81,7 +81,7 @@ def test_of_several_that_wait_any_may_be_admitted_first() -> None:
     assert seen.next_use(0) == 0
     waiting[0].admitted_s = 0.0
     assert seen.next_use(0) == 2
-    seen.turned_away(waiting[2])
+    seen.rejected(waiting[2])
     assert seen.next_use(0) == 3
 
 

@@ -31,7 +31,7 @@ from sim.results.records import (
 )
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_STORAGE, HIT, MISS, Request
-from sim.world.build import Assembly, build_world, simulate
+from sim.world.build import Replication, build_world, simulate
 from sim.world.changes import Changes
 from sim.world.clock import Clock
 from sim.world.replica.continuous import BatchServer
@@ -44,10 +44,10 @@ def run(scenario: Scenario) -> Recording:
     return simulate(build_world(scenario), 0, 1)
 
 
-def assembled(scenario: Scenario) -> tuple[Assembly, Recording]:
+def assembled(scenario: Scenario) -> tuple[Replication, Recording]:
     """Run, and return what it was run with as well."""
     world = build_world(scenario)
-    assembly = Assembly(world, 0, 1, lambda server: server)
+    assembly = Replication(world, 0, 1, lambda server: server)
     return assembly, assembly.fleet.run(world.traffic.chunks(0))
 
 
@@ -131,7 +131,7 @@ def test_requests_inside_are_counted_at_all_times(scenario: Scenario) -> None:
     world = build_world(scenario)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sim.world.build, "Clock", Watched)
-        fleet = Assembly(world, 0, 1, lambda server: server).fleet
+        fleet = Replication(world, 0, 1, lambda server: server).fleet
         recording = fleet.run(world.traffic.chunks(0))
     assert recording.inside_area == pytest.approx(area, rel=1e-9, abs=1e-9)
     if scenario.workload.duration is None and not np.any(recording.requests["status"] == UNFINISHED):
@@ -145,15 +145,15 @@ def test_caches_and_boards_agree_at_the_end(scenario: Scenario) -> None:
     servers = assembly.fleet.servers
     for server in servers:
         server.check_integrity()
-    residency = assembly._live.residency
+    residency = assembly._router_state.residency
     if residency is not None:
         adapters = len(build_world(scenario).population)
         residency.check_integrity([server.cache.state[:adapters] for server in servers])
-    if assembly._live.activity is not None:
-        assembly._live.activity.check_integrity()
-    if assembly._live.activity is not None and len(servers) > 1:
+    if assembly._router_state.activity is not None:
+        assembly._router_state.activity.check_integrity()
+    if assembly._router_state.activity is not None and len(servers) > 1:
         for counted, server in zip(assembly.fleet.count_inside(), servers, strict=True):
-            assert counted == Counter(request.adapter for request in server.everyone())
+            assert counted == Counter(request.adapter for request in server.all_requests())
 
 
 @settings(max_examples=EXAMPLES)
@@ -197,22 +197,22 @@ def crashed_on(scenario: Scenario) -> tuple[Recording, set[int], set[int]]:
     until_s = crash.at + min(crash.detected, np.inf if crash.down is None else crash.down)
     inside: set[int] = set()
     sent: set[int] = set()
-    die, lets_in = Server.die, Changes.lets_in
+    die, accepts = Server.die, Changes.accepts
 
     def died(self: Server) -> list[Request]:
         requests = die(self)
         inside.update(request.index for request in requests)
         return requests
 
-    def let_in(self: Changes, request: Request, replica: int) -> bool:
-        now = self.outages._clock.now  # type: ignore[union-attr]
+    def accepted(self: Changes, request: Request, replica: int) -> bool:
+        now = self.crashes._clock.now  # type: ignore[union-attr]
         if replica == crash.replica and crash.at <= now < until_s and request.index not in inside:
             sent.add(request.index)
-        return lets_in(self, request, replica)
+        return accepts(self, request, replica)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Server, "die", died)
-        patch.setattr(Changes, "lets_in", let_in)
+        patch.setattr(Changes, "accepts", accepted)
         recording = run(scenario)
     return recording, inside, sent
 
@@ -245,9 +245,9 @@ def test_a_replica_comes_back_empty(scenario: Scenario, data: st.DataObject) -> 
     crash = data.draw(crashes(scenario))
     crash.setdefault("down", "1 s")
     seen: list[tuple[set[int], set[int]]] = []
-    make = Assembly._make_server
+    make = Replication._make_server
 
-    def made(self: Assembly, index: int, inside: list[int]) -> Server:
+    def made(self: Replication, index: int, inside: list[int]) -> Server:
         server = make(self, index, inside)
         count = len(self._world.population)
         there = {adapter for adapter, state in enumerate(server.cache.state[:count]) if state != ABSENT}
@@ -255,7 +255,7 @@ def test_a_replica_comes_back_empty(scenario: Scenario, data: st.DataObject) -> 
         return server
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Assembly, "_make_server", made)
+        patch.setattr(Replication, "_make_server", made)
         recording = run(with_(scenario, faults=[crash]))
     replicas, kinds = scenario.fleet.replicas, [event.kind for event in recording.events]
     assert len(seen) == replicas + kinds.count("crash") + kinds.count("restart"), "one stands in, one comes back"

@@ -15,7 +15,7 @@ from strategies import ODD, build, fixed_time, seconds, write_profile, write_tra
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.generate import Chunk
-from sim.world.build import Assembly, build_world, simulate
+from sim.world.build import Replication, build_world, simulate
 from sim.world.replica.continuous import BatchServer
 from sim.world.world import World
 
@@ -87,9 +87,9 @@ def keeping(chunk: Chunk, chosen: np.ndarray) -> Chunk:
 
 
 def alone(world: World, chosen: np.ndarray) -> Recording:
-    fleet = Assembly(world, 0, 1, lambda server: server).fleet
+    fleet = Replication(world, 0, 1, lambda server: server).fleet
     chunk = keeping(next(world.traffic.chunks(0)), chosen)
-    fleet._plan = replace(fleet._plan, total=len(chunk))
+    fleet._window = replace(fleet._window, total=len(chunk))
     return fleet.run(iter([chunk]))
 
 
@@ -138,7 +138,7 @@ def test_nobody_is_lost_and_every_cache_agrees_with_a_count(
 ) -> None:
     scenario = scenario_of(trace, full, **{key: dict(value) for key, value in other.items()})
     world = build_world(scenario)
-    assembly = Assembly(world, 0, 1, checked)
+    assembly = Replication(world, 0, 1, checked)
     servers = assembly.fleet.servers
     recording = assembly.fleet.run(world.traffic.chunks(0))
     requests = recording.requests
@@ -174,7 +174,7 @@ def test_a_pool_of_one_does_what_a_naive_one_does(trace: Rows, resident: int, tu
     assert world.full is not None
     chunk = next(world.traffic.chunks(0))
     chosen = np.flatnonzero(np.asarray(world.full.full)[chunk.adapter])
-    load_s = world.full.load_seconds(chunk.load_luck, chunk.adapter)
+    load_s = world.full.load_seconds(chunk.load_uniform, chunk.adapter)
     jobs = [
         Job(int(i), float(chunk.arrival_s[i]), int(chunk.adapter[i]), int(chunk.prompt_tokens[i]),
             int(chunk.output_tokens[i]), float(load_s[i]))

@@ -9,12 +9,12 @@ import pytest
 from engine_scenarios import engine_scenarios
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sim.studies.point import facts_of
 from strategies import scenarios
 
 from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
+from sim.studies.evaluate import facts_of
 from sim.world.build import build_world, simulate
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
@@ -39,7 +39,15 @@ def bytes_of(recording: Recording) -> dict[str, bytes]:
 
 
 def traffic_of(scenario: Scenario, replication: int = 0) -> dict[str, np.ndarray]:
-    names = ("arrival_s", "adapter", "prompt_tokens", "output_tokens", "load_luck", "host_load_luck", "service_luck")
+    names = (
+        "arrival_s",
+        "adapter",
+        "prompt_tokens",
+        "output_tokens",
+        "load_uniform",
+        "host_load_uniform",
+        "service_uniform",
+    )
     chunks = list(build_world(scenario).traffic.chunks(replication))
     return {name: np.concatenate([getattr(chunk, name) for chunk in chunks] or [np.empty(0)]) for name in names}
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.policies.set_order import SetOrder
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.vllm_lru import VllmLruCache
 from sim.studies.fidelity.record_costs import fit_costs, record_times
 from sim.studies.fidelity.record_prediction import predict
 from sim.studies.fidelity.step_record import StepRecord, read_record
@@ -102,7 +102,7 @@ def test_the_order_of_a_set_is_that_of_a_set(random: Random, adapters: int) -> N
     for _ in range(4):
         batch = random.sample(range(adapters), random.randint(0, adapters))
         some = random.sample(batch, random.randint(0, len(batch)))
-        assert order.few(some, batch) == [adapter for adapter in as_a_set(batch, keys) if adapter in some]
+        assert order.subset(some, batch) == [adapter for adapter in as_a_set(batch, keys) if adapter in some]
         assert order(batch) == as_a_set(batch, keys)
 
 
@@ -167,7 +167,7 @@ def test_the_cache_equals_a_plain_walk(
     random: Random, slots: int, more_host: int, adapters: int, spread: int, steps: int
 ) -> None:
     keys = random.sample(range(max(spread, adapters * 2)), adapters)  # close ones collide in the set's table
-    cache = TouchedCache(adapters, slots, slots + more_host, SetOrder(keys))
+    cache = VllmLruCache(adapters, slots, slots + more_host, SetOrder(keys))
     walk = Walk(slots, slots + more_host, lambda batch: as_a_set(batch, keys))
     batch: list[int] = []
     in_use = 0

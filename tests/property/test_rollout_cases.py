@@ -207,14 +207,14 @@ def test_a_stage_of_30_percent_moves_30_percent(sessions: bool) -> None:
 
 def backwards(scenario: Scenario, seen: Seen) -> list[int]:
     """Return the sessions of which a request was sent to an older version of its adapter than one before it."""
-    lineage = build_world(scenario).lineage
-    assert lineage is not None
+    rollout_plan = build_world(scenario).rollout_plan
+    assert rollout_plan is not None
     requests = seen.recording.requests
     newest: dict[tuple[int, int], int] = {}
     back = []
     for index, (session, name) in enumerate(zip(requests["session"], requests["adapter"], strict=True)):
         if index in seen.asked:
-            version = lineage.born.get(seen.asked[index], 1)
+            version = rollout_plan.initial_versions.get(seen.asked[index], 1)
             if version < newest.get((session, name), 1):
                 back.append(int(session))
             newest[session, name] = max(version, newest.get((session, name), 1))

@@ -106,7 +106,7 @@ def changes_done(seen: Seen) -> bool:
     assert seen.changes is not None
     rollouts = seen.changes.rollouts
     assert rollouts is not None
-    return not (rollouts._course.draining or rollouts._course.watched or rollouts._course.shifting)
+    return not (rollouts._progress.draining or rollouts._progress.in_transition or rollouts._progress.shifting)
 
 
 def test_a_gate_that_all_meet_lets_the_rollout_complete() -> None:

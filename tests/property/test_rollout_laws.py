@@ -19,7 +19,7 @@ from sim.spec.scenario import Scenario
 from sim.world.build import build_world, simulate
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
-from sim.world.replica.replica_caches import Watched
+from sim.world.replica.replica_caches import ReplicaCacheListener
 from sim.world.world import World
 
 EXAMPLES = 60
@@ -35,12 +35,12 @@ def marked(recording: Recording, mark: int) -> np.ndarray:
 
 def begins(world: World) -> list[tuple[int, int, float, float]]:
     """Return name, new version, beginning and cutover of every new version, in order of time, as the scenario says."""
-    assert world.lineage is not None
+    assert world.rollout_plan is not None
     found = []
-    for wave in world.lineage.waves:
-        rollout = wave.rollout
-        for i, (name, version) in enumerate(zip(wave.names, wave.versions, strict=True)):
-            first_s = rollout.at + rollout.spread * i / len(wave.names)
+    for planned in world.rollout_plan.rollouts:
+        rollout = planned.rollout
+        for i, (name, version) in enumerate(zip(planned.names, planned.versions, strict=True)):
+            first_s = rollout.at + rollout.spread * i / len(planned.names)
             found.append((name, version, first_s, first_s + (len(rollout.stages) - 1) * rollout.dwell))
     return found
 
@@ -68,11 +68,11 @@ def test_every_request_ends_in_one_row_and_nothing_is_left_behind(scenario: Scen
     if scenario.workload.duration is None:
         assert not np.any(status == UNFINISHED), "a run without an end of its own goes on to the last token"
         rollouts = changes.rollouts
-        assert rollouts.gates.count == 0
-        assert rollouts._started == rollouts._course.draining == {}
+        assert rollouts.barriers.count == 0
+        assert rollouts._started == rollouts._progress.draining == {}
         assert not any(seen.fleet.inside)
         for server in seen.fleet.servers:
-            assert server.everyone() == server.held == server.loader._renewals == []
+            assert server.all_requests() == server.held == server.loader._renewals == []
             assert server.loader.under_way == {}
             pinned = getattr(server.cache, "_pinned", ())
             assert all(users == 0 or adapter in pinned for adapter, users in enumerate(server.cache.users))
@@ -85,7 +85,11 @@ def test_every_token_has_one_version_and_mixed_are_exactly_those_running_at_a_sw
     seen = Seen(world)
     recording, requests = seen.recording, seen.recording.requests
     version, last, before = (requests[name] for name in ("version", "last_version", "tokens_before"))
-    most = Counter(name for wave in world.lineage.waves for name in wave.names) if world.lineage else Counter()
+    most = (
+        Counter(name for planned in world.rollout_plan.rollouts for name in planned.names)
+        if world.rollout_plan
+        else Counter()
+    )
     answered = requests["first_token_s"] >= 0
     assert np.all((version >= 1) == answered), "who has a token has the version that computed it, others have none"
     assert np.all((version <= last) & (before >= 0) & (before <= requests["output_tokens"]))
@@ -204,13 +208,13 @@ def test_only_unloading_refuses_and_only_until_the_new_version_is_there(scenario
     gated = marked(recording, GATED)
     assert np.all(requests["status"][gated] == REFUSED)
     unloads = [i for i, rollout in enumerate(scenario.rollouts) if rollout.strategy == "unload-then-load"]
-    assert world.lineage is not None
+    assert world.rollout_plan is not None
     over = {event.text.split(":")[0]: event.time_s for event in recording.events if event.kind == "complete"}
     allowed = np.zeros(len(gated), dtype=bool)
-    for wave in world.lineage.waves:
-        if wave.number in unloads:
-            came = (requests["arrival_s"] >= wave.rollout.at) & np.isin(requests["adapter"], wave.names)
-            allowed |= came & (requests["arrival_s"] <= over.get(f"rollouts.{wave.number}", np.inf))
+    for planned in world.rollout_plan.rollouts:
+        if planned.number in unloads:
+            came = (requests["arrival_s"] >= planned.rollout.at) & np.isin(requests["adapter"], planned.names)
+            allowed |= came & (requests["arrival_s"] <= over.get(f"rollouts.{planned.number}", np.inf))
     assert not np.any(gated & ~allowed)
     host = scenario.cache.host
     if not any(rollout.rank for rollout in scenario.rollouts) and (host is None or host.full == "wait"):
@@ -251,8 +255,8 @@ def test_nobody_in_use_or_pinned_is_evicted_and_sums_agree_at_every_boundary(sce
 def test_extra_bytes_are_those_of_old_versions_beside_the_newest(scenario: Scenario, keep_old: bool) -> None:
     parts = [part.model_dump(mode="json", exclude_unset=True) | {"keep_old": keep_old} for part in scenario.rollouts]
     world = build_world(with_(scenario, rollouts=parts))
-    assert world.lineage is not None
-    names, sizes = world.lineage.original.tolist(), world.population.size_bytes.tolist()
+    assert world.rollout_plan is not None
+    names, sizes = world.rollout_plan.original.tolist(), world.population.size_bytes.tolist()
     there: set[tuple[int, int]] = set()
     peak = 0
 
@@ -272,9 +276,9 @@ def test_extra_bytes_are_those_of_old_versions_beside_the_newest(scenario: Scena
         leave(watched, adapter)
         there.remove((watched._replica, adapter))
 
-    enter, leave = Watched.placed, Watched.left
+    enter, leave = ReplicaCacheListener.placed, ReplicaCacheListener.left
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watched, "placed", placed)
-        patch.setattr(Watched, "left", left)
+        patch.setattr(ReplicaCacheListener, "placed", placed)
+        patch.setattr(ReplicaCacheListener, "left", left)
         recording = simulate(world, 0, 1)
     assert recording.facts["extra_resident_bytes_peak"] == peak

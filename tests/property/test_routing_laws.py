@@ -20,8 +20,8 @@ from sim.policies.routing.hashing import Hash
 from sim.policies.routing.service import ServicePerAdapter
 from sim.spec.policies import PLACEMENTS, ROUTERS
 from sim.world.clock import ARRIVAL, Call, Clock
-from sim.world.routing.activity import InsideAny
-from sim.world.routing.router_views import Residency, Sources, Views
+from sim.world.routing.activity import InFlightActivity
+from sim.world.routing.router_views import Residency, Sources, ViewRefresher
 
 ADAPTERS = 40
 BOUNDED = ("hash", "affinity-residency")
@@ -344,7 +344,7 @@ def test_a_stale_view_shows_what_was_so_at_the_last_reading(seed: int, interval:
     for time in times:
         clock.call_at(time, ARRIVAL, change)
     reads = frozenset({"loads", "resident", "running", "inside"})
-    sources = Sources(loads, residency, InsideAny(12, running), lambda: inside)
-    Views(clock, view, sources, reads, interval, lambda: times[-left] if left else math.inf)
+    sources = Sources(loads, residency, InFlightActivity(12, running), lambda: inside)
+    ViewRefresher(clock, view, sources, reads, interval, lambda: times[-left] if left else math.inf)
     clock.run()
     assert left == 0

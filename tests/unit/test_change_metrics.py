@@ -253,8 +253,8 @@ def test_skew_is_the_busiest_replica_over_the_mean() -> None:
     assert found.lo is not None
     assert found.hi is not None
     assert 1 < found.lo < 1.5 < found.hi < 2
-    turned_away = recording(replica={i: -1 for i in range(4, 40) if i % 4 == 0}, status={8: REFUSED})
-    assert metrics(turned_away)["replica_load_skew"].value == pytest.approx(18 / (27 / 2))
+    record_unserved = recording(replica={i: -1 for i in range(4, 40) if i % 4 == 0}, status={8: REFUSED})
+    assert metrics(record_unserved)["replica_load_skew"].value == pytest.approx(18 / (27 / 2))
 
 
 def sessions(rows: list[tuple[int, int, int, int]], status: list[int] | None = None) -> tuple[int, int]:

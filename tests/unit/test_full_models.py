@@ -105,7 +105,7 @@ def test_more_replicas_than_a_fleet_may_have_are_refused() -> None:
     with pytest.raises(ScenarioError, match="too many replicas") as caught:
         build_world(scenario(adapters={"count": 30000, "mix": MIX}))
     assert caught.value.key == "fleet.full_models.replicas"
-    with pytest.raises(ScenarioError, match=r"4,096 in the pool, beside 1 of the base model"):
+    with pytest.raises(ScenarioError, match=r"4,096 in the pool, in addition to 1 of the base model"):
         build_world(scenario(fleet={"full_models": {"serve": "swap", "replicas": 4096}}))
 
 

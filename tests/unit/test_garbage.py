@@ -12,7 +12,7 @@ from sim.spec.scenario import Scenario
 from sim.traffic import generate
 from sim.world.build import build_world, simulate
 from sim.world.fleet import Fleet
-from sim.world.gc_pause import uncollected
+from sim.world.gc_pause import collector_paused
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_simulation_leaves_nothing_in_cycles_while_it_runs(
         })
     )  # fmt: skip
     gc.collect()
-    with uncollected():
+    with collector_paused():
         recording = simulate(world, 0, 20)
     assert len(recording.loads["started_s"]) > 200, "without loads it would show nothing"
     assert len(found) == 1
@@ -57,10 +57,10 @@ def test_the_collector_is_left_as_it_was(on: bool) -> None:
     was_on = gc.isenabled()
     try:
         (gc.enable if on else gc.disable)()
-        with uncollected():
+        with collector_paused():
             assert not gc.isenabled()
         assert gc.isenabled() == on
-        with pytest.raises(ZeroDivisionError), uncollected():
+        with pytest.raises(ZeroDivisionError), collector_paused():
             raise ZeroDivisionError
         assert gc.isenabled() == on
     finally:

@@ -17,7 +17,7 @@ from sim.errors import ScenarioError
 from sim.policies.adapter_cache import GpuCache
 from sim.policies.base_model import AdapterCounts
 from sim.policies.eviction import EvictionContext, make_eviction
-from sim.policies.wrong_adapter import Anyone, Popular, exchanged
+from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
 from sim.results.change_metrics import sessions_of_both
 from sim.results.records import (
     COMPLETED,
@@ -35,7 +35,7 @@ from sim.results.records import (
 from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
-from sim.world.build import Assembly, build_world, simulate
+from sim.world.build import Replication, build_world, simulate
 from sim.world.routing.router_instances import RouterInstances
 
 __all__ = ["base"]  # a fixture, used by its name
@@ -108,8 +108,8 @@ def test_another_one_is_drawn_by_popularity(weights: list[int], data: st.DataObj
     asked = data.draw(st.integers(0, len(weights) + 1))  # beyond the last: one that came later
     own = weights[asked] if asked < len(weights) else 0
     others, draws = sum(weights) - own, 5040
-    popular = Popular([weight / max(sum(weights), 1) for weight in weights])
-    reached = Counter(popular.other(asked, (k + 0.5) / draws) for k in range(draws))
+    popular = PopularityChoice([weight / max(sum(weights), 1) for weight in weights])
+    reached = Counter(popular.choose(asked, (k + 0.5) / draws) for k in range(draws))
     assert asked not in reached
     if others:
         expected = {a: draws * w / others for a, w in enumerate(weights) if a != asked and w}
@@ -122,7 +122,7 @@ def test_another_one_is_drawn_by_popularity(weights: list[int], data: st.DataObj
 @given(st.integers(2, 9), st.integers(0, 12))
 def test_any_other_one_is_as_likely(count: int, asked: int) -> None:
     among = count - (asked < count)
-    reached = Counter(Anyone(count).other(asked, (k + 0.5) / (among * 30)) for k in range(among * 30))
+    reached = Counter(UniformChoice(count).choose(asked, (k + 0.5) / (among * 30)) for k in range(among * 30))
     assert reached == {adapter: 30 for adapter in range(count) if adapter != asked}
 
 
@@ -379,7 +379,7 @@ def test_a_request_that_was_lost_asks_for_its_own_adapter_again(strategy: str) -
         fleet={"profile": parts.write_profile(STEP), "kv_tokens": 8192}, rollouts=[{"strategy": strategy, "at": "0 s"}],
         faults=[{"kind": "base-model", "probability": 0.5}, {"kind": "misrouting", "probability": 0.5}],
     )  # fmt: skip
-    fleet = Assembly(build_world(scenario), 0, 1, lambda server: server).fleet
+    fleet = Replication(build_world(scenario), 0, 1, lambda server: server).fleet
     changes = fleet._changes
     assert changes is not None
     changes.start(fleet)
@@ -389,8 +389,8 @@ def test_a_request_that_was_lost_asks_for_its_own_adapter_again(strategy: str) -
         request.session = None
         changes.steer(request)
         reached[request.adapter == index % 9] += 1
-        anew = changes.anew(request)
-        assert (anew.adapter, anew.load_s, anew.host_load_s) == (index % 9, 0.25, 0.125)
+        fresh = changes.fresh_copy(request)
+        assert (fresh.adapter, fresh.load_s, fresh.host_load_s) == (index % 9, 0.25, 0.125)
     assert reached[False] > 20
 
 

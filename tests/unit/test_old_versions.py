@@ -12,7 +12,7 @@ from sim.policies.adapter_cache import ABSENT, RESIDENT
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
-from sim.world.build import Assembly, build_world
+from sim.world.build import Replication, build_world
 from sim.world.fleet import Fleet
 
 COUNT = 20
@@ -32,7 +32,7 @@ def new_names(rollout: dict[str, Any] | None = None, **sections: Any) -> Scenari
 
 def run(scenario: Scenario) -> tuple[Fleet, Recording]:
     world = build_world(scenario)
-    fleet = Assembly(world, 0, 1, lambda server: server).fleet
+    fleet = Replication(world, 0, 1, lambda server: server).fleet
     recording = fleet.run(world.traffic.chunks(0))
     assert all(recording.requests["status"] == COMPLETED)
     for server in fleet.servers:

@@ -16,7 +16,7 @@ from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, 
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.traffic.request import MISS
-from sim.world.build import Assembly, build_world, simulate
+from sim.world.build import Replication, build_world, simulate
 from sim.world.faults.storage_faults import LONGEST_PAUSE_S, Failures, StorageFaults, StorageSpeed
 
 
@@ -152,7 +152,7 @@ def test_no_engine_keeps_a_place_for_a_load_that_failed(fleet: dict[str, Any]) -
         faults=[{"kind": "failing-loads", "probability": 1.0, "retries": 1, "backoff": "0.1 s", "lasts": "20 s"}],
     )  # fmt: skip
     world = build_world(scenario)
-    fleet_of_one = Assembly(world, 0, 1, lambda server: server).fleet
+    fleet_of_one = Replication(world, 0, 1, lambda server: server).fleet
     requests = fleet_of_one.run(world.traffic.chunks(0)).requests
     assert requests["status"].tolist() == [FAILED] * 4 + [COMPLETED] * 9
     assert requests["outcome"].tolist()[4] == MISS
@@ -181,9 +181,9 @@ def test_routers_forget_what_a_dead_replica_had(down: str) -> None:
         scenario.model_dump(mode="json", exclude_unset=True)
         | {"router": {"policy": "affinity-residency"}, "cache": {"gpu": {"slots": 4}}}
     )
-    assembly = Assembly(build_world(scenario), 0, 1, lambda server: server)
+    assembly = Replication(build_world(scenario), 0, 1, lambda server: server)
     assembly.fleet.run(assembly._world.traffic.chunks(0))
-    residency = assembly._live.residency
+    residency = assembly._router_state.residency
     assert residency is not None
     residency.check_integrity([server.cache.state for server in assembly.fleet.servers])
 
@@ -218,11 +218,11 @@ def test_pauses_stop_doubling() -> None:
 
 def test_loads_that_no_request_begins_have_luck_of_their_own() -> None:
     numbers = [
-        StorageFaults(StorageSpeed(()), (), (), place=place).unasked(adapter)
+        StorageFaults(StorageSpeed(()), (), (), place=place).unrequested(adapter)
         for place in range(3) for adapter in (0, 1, 2**24 - 1)
     ]  # fmt: skip
     one = StorageFaults(StorageSpeed(()), (), ())
-    numbers += [one.unasked(0) for _ in range(100)][1:]
+    numbers += [one.unrequested(0) for _ in range(100)][1:]
     assert max(numbers) < 0, "requests have the others"
     assert len(set(numbers)) == len(numbers)
 

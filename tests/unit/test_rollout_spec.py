@@ -14,7 +14,7 @@ from sim.errors import InputError, ScenarioError
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.world.build import build_world
-from sim.world.rollouts.rollout_plan import Lineage
+from sim.world.rollouts.rollout_plan import RolloutPlan
 
 __all__ = ["base"]  # a fixture, used by its name
 
@@ -170,7 +170,7 @@ def test_what_does_not_go_with_rollouts_is_refused(base: Path, also: str, messag
         text = text.replace("requests: 1000", "duration: 60 s")
     path = write(base.parent / "with.yaml", text)
     if not also:
-        assert build_world(load_scenario(str(path)).scenario).lineage is not None
+        assert build_world(load_scenario(str(path)).scenario).rollout_plan is not None
         return
     with pytest.raises(InputError) as caught:
         load_scenario(str(path))
@@ -182,48 +182,50 @@ def test_what_does_not_go_with_rollouts_is_refused(base: Path, also: str, messag
 # Whom they replace
 
 
-def laid_out(*rollouts: dict[str, object], count: int = 40) -> Lineage:
+def laid_out(*rollouts: dict[str, object], count: int = 40) -> RolloutPlan:
     scenario: Scenario = parts.build(
         workload={"requests": 1000, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": count},
         rollouts=[{"strategy": "in-place", **rollout} for rollout in rollouts],
     )  # fmt: skip
-    lineage = build_world(scenario).lineage
-    assert lineage is not None
-    return lineage
+    rollout_plan = build_world(scenario).rollout_plan
+    assert rollout_plan is not None
+    return rollout_plan
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(4, 200))
 def test_shares_take_different_adapters_and_as_many_as_they_say(percents: list[int], count: int) -> None:
     if min(percents) * count < 100:  # less than one adapter
         count = 100
-    waves = laid_out(*({"at": "1 s", "share": f"{percent}%"} for percent in percents), count=count).waves
-    chosen = [name for wave in waves for name in wave.names]
+    planned_rollouts = laid_out(*({"at": "1 s", "share": f"{percent}%"} for percent in percents), count=count).rollouts
+    chosen = [name for planned in planned_rollouts for name in planned.names]
     assert len(chosen) == len(set(chosen))
-    for wave, percent in zip(waves, percents, strict=True):
-        assert abs(len(wave.names) - percent * count / 100) <= 1
-        assert list(wave.names) == sorted(wave.names)
+    for planned, percent in zip(planned_rollouts, percents, strict=True):
+        assert abs(len(planned.names) - percent * count / 100) <= 1
+        assert list(planned.names) == sorted(planned.names)
     assert all(0 <= name < count for name in chosen)
 
 
 def test_all_together_take_everybody() -> None:
-    waves = laid_out({"at": "1 s", "share": "50%"}, {"at": "2 s", "share": "30%"}, {"at": "3 s", "share": "20%"}).waves
-    assert sorted(name for wave in waves for name in wave.names) == list(range(40))
+    planned_rollouts = laid_out(
+        {"at": "1 s", "share": "50%"}, {"at": "2 s", "share": "30%"}, {"at": "3 s", "share": "20%"}
+    ).rollouts
+    assert sorted(name for planned in planned_rollouts for name in planned.names) == list(range(40))
 
 
 def test_versions_follow_in_order_of_time_and_new_names_get_new_numbers() -> None:
-    lineage = laid_out(
+    rollout_plan = laid_out(
         {"at": "30 s", "adapter": 7}, {"at": "10 s", "adapter": 7, "strategy": "new-name"},
         {"at": "20 s", "strategy": "new-name"}, count=10,
     )  # fmt: skip
-    first, second, third = lineage.waves
-    assert [wave.number for wave in lineage.waves] == [1, 2, 0]
-    assert (first.adapters, first.copies, first.versions) == ((7,), (10,), (2,))
+    first, second, third = rollout_plan.rollouts
+    assert [planned.number for planned in rollout_plan.rollouts] == [1, 2, 0]
+    assert (first.adapters, first.new_adapters, first.versions) == ((7,), (10,), (2,))
     assert second.adapters == (0, 1, 2, 3, 4, 5, 6, 10, 8, 9)
-    assert second.copies == tuple(range(11, 21))
+    assert second.new_adapters == tuple(range(11, 21))
     assert second.versions == (2, 2, 2, 2, 2, 2, 2, 3, 2, 2)
-    assert (third.adapters, third.names, third.copies, third.versions) == ((18,), (7,), (), (4,))
-    assert lineage.original.tolist() == [*range(10), 7, *range(10)]
-    assert lineage.born == {10: 2, **{11 + i: second.versions[i] for i in range(10)}}
+    assert (third.adapters, third.names, third.new_adapters, third.versions) == ((18,), (7,), (), (4,))
+    assert rollout_plan.original.tolist() == [*range(10), 7, *range(10)]
+    assert rollout_plan.initial_versions == {10: 2, **{11 + i: second.versions[i] for i in range(10)}}
 
 
 def test_an_adapter_of_a_trace_goes_by_its_name() -> None:
@@ -231,8 +233,8 @@ def test_an_adapter_of_a_trace_goes_by_its_name() -> None:
     scenario = {"workload": {"trace": {"file": trace}}, "adapters": {}}
     at = {"strategy": "in-place", "at": "500 ms"}
     world = build_world(parts.build(**scenario, rollouts=[at | {"adapter": "a5"}]))
-    assert world.lineage is not None
-    assert [world.traffic.names[name] for name in world.lineage.waves[0].names] == ["a5"]
+    assert world.rollout_plan is not None
+    assert [world.traffic.names[name] for name in world.rollout_plan.rollouts[0].names] == ["a5"]
     with pytest.raises(ScenarioError, match=r"there is no such adapter.*did you mean 'a5'") as caught:
         build_world(parts.build(**scenario, rollouts=[at | {"adapter": "a55"}]))
     assert caught.value.key == "rollouts.0.adapter"

@@ -10,8 +10,8 @@ from sim.policies.routing import RouterContext, View, make_router
 from sim.spec.policies import PLACEMENTS, ROUTERS
 from sim.spec.sections import routing
 from sim.world.clock import ARRIVAL, Call, Clock
-from sim.world.routing.activity import InsideAny, RunningNow
-from sim.world.routing.router_views import Residency, Sources, Views
+from sim.world.routing.activity import InFlightActivity, RunningNow
+from sim.world.routing.router_views import Residency, Sources, ViewRefresher
 
 
 def refused(**values: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def test_activity_prefers_running_then_room_then_waiting() -> None:
     view = view_of([0] * 4)
     view.slots = 2
     batches: list[Any] = [{1, 2}, {3, 4}, {5}, {6, 7}]
-    view.running = RunningNow(InsideAny(10, batches))
+    view.running = RunningNow(InFlightActivity(10, batches))
     view.inside = [{1, 2}, {3, 4, 9}, {5}, {6, 7}]
     router = make_router("affinity-activity", context(view))
     assert router.choose(3, 0) == 1
@@ -193,10 +193,10 @@ def test_an_adapter_that_comes_later_is_placed_at_its_first_request_and_stays() 
 def test_a_current_view_shares_the_live_lists() -> None:
     clock, view, batches = Clock(), View(), [{0: 1}, {}]
     inside = [{0: 1}, {1: 2}]
-    sources = Sources([1, 2], Residency(3, 2), InsideAny(10, batches), lambda: inside)
+    sources = Sources([1, 2], Residency(3, 2), InFlightActivity(10, batches), lambda: inside)
     reads = frozenset({"loads", "resident", "running", "inside"})
     assert sources.residency is not None
-    Views(clock, view, sources, reads, 0.0, lambda: math.inf)
+    ViewRefresher(clock, view, sources, reads, 0.0, lambda: math.inf)
     assert view.loads is sources.loads
     assert view.resident is sources.residency.masks
     batches[1][2] = 1
@@ -217,7 +217,9 @@ def test_a_stale_view_is_read_at_multiples_of_the_interval_before_anything_else_
     times = [0.05, 0.1, 0.1, 0.15, 0.3, 0.30000000000000004, 0.35]
     for time in times:
         clock.call_at(time, ARRIVAL, arrive)
-    Views(clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: next(iter(times[len(seen) :]), math.inf))
+    ViewRefresher(
+        clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: next(iter(times[len(seen) :]), math.inf)
+    )
     clock.run()
     # The third reading is at 3 * 0.1, which lies just above 0.3.
     assert seen == [(0.05, 0), (0.1, 1), (0.1, 1), (0.15, 1), (0.3, 4), (0.30000000000000004, 5), (0.35, 5)]
@@ -236,7 +238,9 @@ def test_the_nth_reading_is_at_n_intervals_exactly() -> None:
     assert just_before < 1.0 == 10 * 0.1
     for time in (just_before, 1.0):
         clock.call_at(time, ARRIVAL, arrive)
-    Views(clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: (just_before, 1.0, math.inf)[len(seen)])
+    ViewRefresher(
+        clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: (just_before, 1.0, math.inf)[len(seen)]
+    )
     clock.run()
     assert seen == [0, 1]
 
@@ -254,26 +258,26 @@ def test_a_reading_that_no_arrival_would_see_is_left_out() -> None:
     for time in times:
         clock.call_at(time, ARRIVAL, lambda event: arrived.append(clock.now))
     next_s = lambda: next(iter(times[len(arrived) :]), math.inf)  # noqa: E731
-    Views(clock, view, Sources(Noted(loads)), frozenset({"loads"}), 0.1, next_s)
+    ViewRefresher(clock, view, Sources(Noted(loads)), frozenset({"loads"}), 0.1, next_s)
     clock.run()
     assert readings == pytest.approx([0.0, 0.1, 7.7, 7.8])
 
 
 def test_a_router_that_reads_nothing_has_no_readings() -> None:
     clock = Clock()
-    Views(clock, View(), Sources([0]), frozenset(), 0.1, lambda: 1.0)
+    ViewRefresher(clock, View(), Sources([0]), frozenset(), 0.1, lambda: 1.0)
     clock.run()
     assert clock.now == 0
 
 
 def test_a_look_between_arrivals_makes_up_for_a_reading_that_was_left_out_and_reads_no_more() -> None:
     clock, view, loads = Clock(), View(), [0]
-    views = Views(clock, view, Sources(loads), frozenset({"loads"}), 1.0, lambda: 10.5)  # the next arrival
+    views = ViewRefresher(clock, view, Sources(loads), frozenset({"loads"}), 1.0, lambda: 10.5)  # the next arrival
     seen = []
 
     def look(event: Call) -> None:
         loads[0] += 1
-        views.look()
+        views.refresh()
         seen.append((clock.now, *view.loads))
 
     for time in (0.5, 1.25, 1.75, 2.5, 2.75, 9.5, 10.25):

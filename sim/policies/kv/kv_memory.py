@@ -1,4 +1,4 @@
-"""Memory of a replica: how many KV blocks are left beside weights and slots, and who holds them."""
+"""KV memory of a replica: the blocks left by weights and slots, and the sequences that hold them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def kv_tokens_left(memory: Memory, adapter_bytes: int, utilization: float | None
 class KvBlocks:
     """KV blocks of one replica; a sequence of n tokens holds ceil(n / size) of them.
 
-    Decoding sequences all grow by one token a step, so nobody walks over them: with n sequences of T tokens in all,
+    Decoding sequences all grow by one token a step, so no code walks over them: with n sequences of T tokens in all,
     ``sum ceil(t / size) = (T + n (size - 1) - R) / size``, where R sums the remainders of ``t - 1`` against size. R
     follows from a count of sequences by phase, and lies between 0 and n (size - 1): most questions are answered by
-    that bound alone, and many runs never need the count. The scheduler, which starts and ends a decode for every
-    request, keeps these sums itself.
+    that bound alone, and many runs never need the count. The scheduler starts and ends decodes, and updates these
+    sums itself.
 
-    :param total: blocks there are.
-    :ivar tokens: tokens of all decoding sequences; ``decoding``: how many there are.
-    :ivar phases: how many decoding sequences there are by ``(tokens - 1 - step) % size``, which stays as it is while
-        they decode: ``step`` counts decode steps. Empty until ``count_phases``; kept up from then on.
-    :ivar prefill: blocks held by sequences that don't decode yet.
+    :param total: number of blocks.
+    :ivar tokens: tokens of all decoding sequences; ``decoding``: number of them.
+    :ivar phases: number of decoding sequences by ``(tokens - 1 - step) % size``, which is constant while they decode;
+        ``step`` counts decode steps. Empty until ``count_phases``, up to date from then on.
+    :ivar prefill: blocks of sequences that do not decode yet.
     :ivar peak_tokens: the most tokens that decoding sequences ever held.
     """
 
@@ -49,18 +49,21 @@ class KvBlocks:
         return -(-tokens // self.size)
 
     def spare_at_least(self, steps: int) -> int:
-        """Return a number of blocks that is free for sure after ``steps`` more decode steps; quick."""
+        """Return a quick lower bound on the free blocks after ``steps`` more decode steps."""
         size = self.size
         return self.total - self.prefill - (self.tokens + self.decoding * (steps + size - 1)) // size
 
     def count_phases(self, step: int, tokens: Iterable[int]) -> None:
-        """Begin to count phases; ``tokens`` of every decoding sequence at counter value ``step``."""
+        """Start to count phases.
+
+        :param tokens: tokens of every decoding sequence at counter value ``step``.
+        """
         self.phases = [0] * self.size
         for held in tokens:
             self.phases[(held - 1 - step) % self.size] += 1
 
     def spare(self, step: int, steps: int) -> int:
-        """Return the blocks free after ``steps`` decode steps from counter value ``step``; negative: lacking."""
+        """Return the free blocks after ``steps`` decode steps from counter value ``step``; negative if some lack."""
         assert self.phases, "phases are counted"
         size, phases = self.size, self.phases
         at = (step + steps) % size
@@ -73,7 +76,7 @@ class KvBlocks:
         """Return how many of the next ``steps`` decode steps find the blocks they need."""
         if self.spare_at_least(steps) >= 0:
             return steps
-        low, high = 0, steps + 1  # what is held never falls from step to step, so bisection finds the last that fits
+        low, high = 0, steps + 1  # the blocks in use never decrease, so bisection finds the last step that fits
         while high - low > 1:
             middle = (low + high) // 2
             if self.spare(step, middle) >= 0:

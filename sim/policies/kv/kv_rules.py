@@ -1,8 +1,8 @@
-"""How much of the KV cache a request must find to join, in engines that see to it that answers can end.
+"""KV memory that a request must find to join, in engines that reserve it so that no request is preempted.
 
-The plain rules, room for the whole prompt or its first chunk, need no more than the blocks that are free now; the
-scheduler asks them itself. Those here look ahead, as far as the answers' lengths are known, and then nobody is ever
-preempted. A request's ``max_tokens`` is taken to be what it does produce.
+The plain rules, room for the whole prompt or its first chunk, need only the blocks that are free now; the scheduler
+applies them itself. The rules here look ahead to the ends of answers. A request's ``max_tokens`` is taken to be the
+number of tokens that it produces.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from sim.traffic.request import Request
 
 
 class KvRule(Protocol):
-    """Decide who joins, and keep account of those who did.
+    """Decides which requests may join, and tracks those in the batch.
 
-    :ivar total: blocks there are.
-    :ivar need: blocks that those in the batch may take, at most, before they have all ended.
-    :ivar timed: whether a request that finds no room may find some at a later step without anybody having left.
+    :ivar total: number of blocks.
+    :ivar need: most blocks that the batch may take until all its requests have ended.
+    :ivar timed: whether a request that finds no room may find some at a later step although no request has left.
     """
 
     total: int
@@ -27,11 +27,11 @@ class KvRule(Protocol):
     timed: bool
 
     def begin(self, running: Iterable[Request], adapters: Iterable[int], step: int) -> None:
-        """Begin a look at the waiting requests: these run at decode counter ``step``, with these distinct adapters."""
+        """Begin a scan of waiting requests, given the batch, its distinct adapters and the decode counter."""
         ...
 
     def fits(self, request: Request) -> bool:
-        """Return whether a request may join those who run, and those who have joined since the look began."""
+        """Return whether a request may join the batch, including requests that joined in this scan."""
         ...
 
     def joined(self, request: Request) -> None: ...
@@ -40,13 +40,13 @@ class KvRule(Protocol):
 
 
 class WholeAnswer:
-    """Blocks for prompt and answer are set aside when a request joins.
+    """Reserves blocks for prompt and answer when a request joins.
 
-    LoRAX ``router/src/block_allocator.rs`` (input + max_new_tokens - 1); TensorRT-LLM ``batch_manager/
+    Source: LoRAX ``router/src/block_allocator.rs`` (input + max_new_tokens - 1); TensorRT-LLM ``batch_manager/
     capacityScheduler.cpp``, GUARANTEED_NO_EVICT.
 
-    :param total: blocks there are; ``size``: tokens of one.
-    :param adapter_blocks: what each adapter of the batch takes of them; empty: nothing.
+    :param total: number of blocks; ``size``: tokens of each.
+    :param adapter_blocks: blocks that each adapter of the batch takes; empty: none.
     """
 
     timed = False
@@ -61,7 +61,7 @@ class WholeAnswer:
         self._adapters.begin(adapters)
 
     def fits(self, request: Request) -> bool:
-        return self.need + self._blocks(request) + self._adapters.with_that_of(request) <= self.total
+        return self.need + self._blocks(request) + self._adapters.with_adapter_of(request) <= self.total
 
     def joined(self, request: Request) -> None:
         self.need += self._blocks(request)
@@ -75,13 +75,14 @@ class WholeAnswer:
 
 
 class PeakOfAnswers:
-    """The most tokens that the batch will hold before its last answer ends must fit.
+    """Admits a request if the batch's peak of tokens, until its last answer ends, fits.
 
-    S-LoRA ``slora/server/router/req_queue.py``, ``_can_add_new_req``: requests sorted by tokens still to come, the
-    i-th of them ends with i requests alive, so the peak is ``max(left_i * i + sum of what the first i hold)``.
+    Source: S-LoRA ``slora/server/router/req_queue.py``, ``_can_add_new_req``. With requests sorted by tokens still to
+    come, longest first, the i-th ends while i requests are alive, so the peak is
+    ``max(left_i * i + tokens that the first i hold)``.
 
-    :param total: tokens there are; blocks of one token.
-    :param adapter_tokens: what each adapter of the batch takes of them; empty: nothing.
+    :param total: number of tokens (blocks of one token).
+    :param adapter_tokens: tokens that each adapter of the batch takes; empty: none.
     """
 
     timed = True
@@ -108,18 +109,18 @@ class PeakOfAnswers:
             if held - left * count > peak:
                 peak = held - left * count
         self._tried = peak, alive
-        return peak < self.total - self._adapters.with_that_of(request)
+        return peak < self.total - self._adapters.with_adapter_of(request)
 
     def joined(self, request: Request) -> None:
         self.need, self._alive = self._tried
         self._adapters.add(request)
 
     def left(self, request: Request) -> None:
-        """Keep the peak as a bound: who leaves was counted in it."""
+        """Keep the peak as a bound, since it counted this request."""
 
 
 def _left_and_held(request: Request, step: int) -> tuple[int, int]:
-    """Return the tokens still to come of a request, negative, and those it holds."""
+    """Return a request's tokens still to come, as a negative number, and the tokens that it holds."""
     if request.last_step >= 0:
         left = request.last_step - step - 1
         return -left, request.prompt_tokens + request.output_tokens - 1 - left
@@ -127,9 +128,9 @@ def _left_and_held(request: Request, step: int) -> tuple[int, int]:
 
 
 class _AdaptersOfBatch:
-    """What the batch's adapters take of the KV cache.
+    """KV memory that the batch's adapters take.
 
-    :param weights: of each adapter; empty: they take nothing.
+    :param weights: of each adapter; empty: adapters take none.
     """
 
     def __init__(self, weights: Sequence[int]) -> None:
@@ -142,13 +143,13 @@ class _AdaptersOfBatch:
             self._members = set(adapters)
             self._taken = sum(self._weights[adapter] for adapter in self._members)
 
-    def with_that_of(self, request: Request) -> int:
-        """Return what they take with the adapter of a request that would join."""
+    def with_adapter_of(self, request: Request) -> int:
+        """Return the memory of the batch's adapters, including the one of a request that would join."""
         adapter = request.adapter
         return self._taken + (self._weights[adapter] if self._weights and adapter not in self._members else 0)
 
     def add(self, request: Request) -> None:
-        """Count in the adapter of a request that joins."""
+        """Add the adapter of a request that joins."""
         if self._weights:
-            self._taken = self.with_that_of(request)
+            self._taken = self.with_adapter_of(request)
             self._members.add(request.adapter)

@@ -1,1 +1,1 @@
-"""Cache-only replay: the policies of the simulator without time, and formulas beside them."""
+"""Cache-only replay: the policies of the simulator without time, and formulas to compare them with."""

@@ -5,8 +5,8 @@ P. Robert, J. Roberts, "A versatile and accurate approximation for LRU cache per
 
 An adapter stays for the characteristic time t after each use, counted in requests: the time in which others fill the
 cache. With popularity p it is then resident with probability 1 - exp(-p t), and t follows from what the cache holds:
-the sum of size * (1 - exp(-p t)) is its capacity. That is the long run: the first requests to an empty cache, which
-miss at any size, are not in it.
+the sum of size * (1 - exp(-p t)) is its capacity. This describes the long run. It leaves out the first requests to an
+empty cache, which miss at any size.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def che_byte_miss_ratios(
 
 
 def characteristic_time(shares: NDArray[np.float64], weights: NDArray[np.float64], capacity: float) -> float:
-    """Return the time, in requests, after which an adapter that nobody used has left.
+    """Return the time, in requests, after which an unused adapter is evicted.
 
     :param shares: (adapters,) share of requests each, all positive.
     :param weights: (adapters,) what each takes of the capacity.
-    :returns: infinity where all fit, 0 where nothing does.
+    :returns: infinity if all fit, 0 if none does.
     """
     if capacity >= weights.sum():
         return math.inf

@@ -2,11 +2,11 @@
 
 Equal in every miss to the classes of ``sim.policies.eviction`` replayed one request at a time, and to libCacheSim 0.3.5
 (``cacheAlgo/LRU.c, FIFO.c, Clock.c, Sieve.c``): a cache starts empty; adapters leave until the new one fits; one larger
-than the cache is a miss that evicts nobody and is never kept.
+than the cache is a miss that evicts nothing and is never kept.
 
-What makes them fast is that a hit that changes nothing runs no Python code: ``filterfalse(settled.__getitem__, chunk)``
-asks a bytearray, in C, whether the next request would change anything, and hands on only those that would. It asks one
-request at a time, after the one before was dealt with, so every answer is current.
+They are fast because a hit that changes nothing runs no Python code: ``filterfalse(settled.__getitem__, chunk)``
+checks a bytearray, in C, for whether the next request would change anything, and yields only those that would. Each
+request is checked after the one before was processed, so every answer is current.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Kernel = Callable[[NDArray[np.integer], NDArray[np.int64], int], tuple[int, int]
 """
 
 CHUNK = 1 << 16
-"""Requests that are Python numbers at a time: 10 million at once would take 400 MB."""
+"""Requests converted to Python numbers at a time: 10 million at once would take 400 MB."""
 
 
 def lru(objects: NDArray[np.integer], sizes: NDArray[np.int64], capacity: int) -> tuple[int, int]:
@@ -77,7 +77,7 @@ def fifo(objects: NDArray[np.integer], sizes: NDArray[np.int64], capacity: int) 
 
 
 def clock(objects: NDArray[np.integer], sizes: NDArray[np.int64], capacity: int) -> tuple[int, int]:
-    """Replay CLOCK with one bit: fifo, but one that was hit since it was last looked at goes to the back once more."""
+    """Replay CLOCK with one bit: FIFO, but an adapter that was hit since its last check moves to the back once more."""
     refused, refused_bytes, requests = _fitting(objects, sizes, capacity)
     size, free = sizes.tolist(), capacity
     resident = [False] * len(size)
@@ -108,10 +108,12 @@ def clock(objects: NDArray[np.integer], sizes: NDArray[np.int64], capacity: int)
 
 
 def sieve(objects: NDArray[np.integer], sizes: NDArray[np.int64], capacity: int) -> tuple[int, int]:
-    """Replay SIEVE (Zhang et al., NSDI 2024): a hand goes from old to new, spares the visited once, moves nobody.
+    """Replay SIEVE (Zhang et al., NSDI 2024): a hand moves from old to new and spares visited adapters once.
 
-    The queue is a list of who is next newer, closed to a ring by ``end``. The hand stands between ``behind`` and the
-    next newer one: that is enough to take out the one before it without a second list.
+    Adapters keep their places.
+
+    The queue is a list of the next newer adapter, closed to a ring by ``end``. The hand is between ``behind`` and the
+    next newer one, which is enough to remove an adapter without a second list.
     """
     refused, refused_bytes, requests = _fitting(objects, sizes, capacity)
     size, free = sizes.tolist(), capacity
@@ -139,7 +141,7 @@ def sieve(objects: NDArray[np.integer], sizes: NDArray[np.int64], capacity: int)
                 free += size[victim]
                 newer[behind] = newer[victim]
                 if newer[victim] == end:
-                    # The hand took the newest: it starts at the oldest again, not at whoever enters next.
+                    # The hand removed the newest: it restarts at the oldest, not at the next one to enter.
                     newest, behind = behind, end
             free -= need
             resident[adapter] = True

@@ -78,11 +78,11 @@ def lru_byte_curve(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return misses and missed bytes at each capacity, exact for sizes of any mix.
 
-    Counted in bytes the stack property holds as well. What is resident is always the top of the LRU stack, and the
-    next adapter below never fits beside it: true when the last eviction ended, since it went no further than needed,
-    and kept by hits, which only reorder the top, and by adapters that enter it from below. So a request hits exactly
-    where the bytes from its adapter's last use up to and with itself fit. Only an adapter larger than the cache breaks
-    this, as it passes the cache by; capacities below the largest are replayed one by one.
+    The stack property also holds in bytes. The residents are always the top of the LRU stack, and the next adapter
+    below does not fit in addition. That is true after an eviction, which removes no more than needed, and it stays true
+    after hits, which only reorder the top, and after loads of adapters from below. So a request hits exactly if the
+    bytes from its adapter's last use up to and including itself fit. Only an adapter larger than the cache breaks this,
+    because it is never kept; capacities below the largest adapter are replayed one by one.
 
     :param sizes: (adapters,) bytes, all positive.
     :param capacities: bytes, in any order.
@@ -111,7 +111,7 @@ def lru_byte_curve(
 def _distances(
     objects: NDArray[np.integer], weights: NDArray[np.int64], chunk: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.integer]]]:
-    """Give, chunk by chunk, the weighted stack distances of repeated requests, which are repeated, and all requests.
+    """Yield, chunk by chunk, weighted stack distances of repeated requests, which requests repeat, and all requests.
 
     A chunk begins with the LRU stack so far, least recent first, as if these requests came just before it. That is
     all that later distances depend on, so the result is the same as in one piece.
@@ -130,7 +130,7 @@ def _distances(
         between = total[position + 1] - total[before + 1]
         repeats = _larger_before(before, weights[stream[position]])
         yield between - repeats, repeated[len(stack) :], requested
-        used[requested] = np.arange(start, start + len(requested))  # of equal adapters the last one stays
+        used[requested] = np.arange(start, start + len(requested))  # for equal adapters the last assignment wins
 
 
 def _last_use(stream: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -147,9 +147,9 @@ def _last_use(stream: NDArray[np.integer]) -> NDArray[np.int64]:
 def _larger_before(values: Ints, weights: Ints) -> Ints:
     """Return for each value the sum of the weights of larger ones to its left; values are distinct.
 
-    Values become ranks, which are dealt out by their bits, the highest first, order kept: a radix sort from the front.
-    Two ranks part at the highest bit in which they differ. There the one with a 1 is the larger, and counts for every
-    0 to its right in its group. A group shares all higher bits and so begins at its smallest rank.
+    Values become ranks, which are sorted stably by their bits, highest bit first. Two ranks separate at the highest bit
+    in which they differ. There the one with a 1 is larger, and counts for every 0 to its right in its group. A group
+    shares all higher bits, so it begins at its smallest rank.
     """
     count = len(values)
     if not count:
@@ -174,7 +174,7 @@ def _larger_before(values: Ints, weights: Ints) -> Ints:
 
 
 def _sum_before(values: Ints, group: Ints) -> Ints:
-    """Return at each place the sum of the values between the begin of its group and itself, itself left out."""
+    """Return at each place the sum of the values from the start of its group up to, but not including, itself."""
     before = np.cumsum(values) - values
     return before - before[group]
 

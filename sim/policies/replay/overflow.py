@@ -1,4 +1,4 @@
-"""Sums of bytes over many requests: numpy's whole numbers have 64 bits, and wrap round without a word."""
+"""Guard for sums of bytes over many requests: numpy's integers have 64 bits and overflow silently."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ LIMIT = 2**63
 
 
 def check_byte_sums(requests: int, sizes: NDArray[np.integer]) -> None:
-    """Refuse sizes with which the bytes that so many requests ask for might be too many to be counted.
+    """Refuse sizes for which the bytes of all requests might overflow.
 
-    :raises InputError: where requests times the largest size is not below 2**63.
+    :raises InputError: if requests times the largest size is not below 2**63.
     """
     largest = int(sizes.max()) if len(sizes) else 0
     if requests * largest >= LIMIT:
         raise InputError(
-            "the bytes of all requests are too many to be counted", key="adapter_bytes", got=largest,
+            "the bytes of all requests are too many to be counted",
+            key="adapter_bytes",
+            got=largest,
             allowed=f"at most {(LIMIT - 1) // requests:,} for {requests:,} requests",
             hint="sizes are in bytes: is the column in another unit?",
-        )  # fmt: skip
+        )

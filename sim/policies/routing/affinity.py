@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from sim.policies.routing.router_policy import RouterContext, load_limit
-from sim.rng import luck
+from sim.rng import uniform_draw
 
 _MOST_MASKS = 1 << 16
 
@@ -76,11 +76,11 @@ class ByResidency:
         if len(up) < self._replicas:
             least = min(map(loads.__getitem__, up))
             candidates = [replica for replica in up if loads[replica] == least]
-            return candidates[int(luck(self._key, number) * len(candidates))]
+            return candidates[int(uniform_draw(self._key, number) * len(candidates))]
         least = min(loads)
         chosen, equal = loads.index(least), loads.count(least)
         if equal > 1:
-            for _ in range(int(luck(self._key, number) * equal)):
+            for _ in range(int(uniform_draw(self._key, number) * equal)):
                 chosen = loads.index(least, chosen + 1)
         return chosen
 
@@ -120,4 +120,4 @@ class ByActivity:
                 self._reading = view.reading
                 self._room = [replica for replica in view.up if len(view.inside[replica]) < view.slots]
             best = self._room or [r for r in view.up if adapter in view.inside[r]] or view.up
-        return best[int(luck(self._key, number) * len(best))]
+        return best[int(uniform_draw(self._key, number) * len(best))]

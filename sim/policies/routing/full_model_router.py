@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from sim.policies.routing.router_policy import Choosing, View
-from sim.rng import luck
+from sim.rng import uniform_draw
 
 
 class FullModelRouter(Protocol):
@@ -63,7 +63,7 @@ class ToHolders:
         room = [(loads[r], sum(view.resident[other] >> r & 1 for other in self._models)) for r in pool]
         most = min(room)
         candidates = [r for r, each in zip(pool, room, strict=True) if each == most]
-        return candidates[int(luck(self._key, number) * len(candidates))]
+        return candidates[int(uniform_draw(self._key, number) * len(candidates))]
 
 
 class Beside:

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from typing import ClassVar
 
 from sim.policies.routing.router_policy import RouterContext
-from sim.rng import luck
+from sim.rng import uniform_draw
 
 
 class RoundRobin:
@@ -39,7 +39,7 @@ class Random:
 
     def choose(self, adapter: int, number: int) -> int:
         up = self._view.up
-        return up[int(luck(self._key, number) * len(up))]
+        return up[int(uniform_draw(self._key, number) * len(up))]
 
 
 class LeastLoaded:
@@ -72,7 +72,7 @@ class PowerOfTwo:
         if others == 0:
             return up[0]
         # One number draws an ordered pair: the second of the others, counted without the first.
-        first, second = divmod(int(luck(self._key, number) * len(up) * others), others)
+        first, second = divmod(int(uniform_draw(self._key, number) * len(up) * others), others)
         if second >= first:
             second += 1
         one, two = up[first], up[second]

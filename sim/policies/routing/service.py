@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from sim.policies.routing.placement import Homes, fewest, with_room
 from sim.policies.routing.router_policy import RouterContext, is_up
-from sim.rng import luck
+from sim.rng import uniform_draw
 from sim.spec.policies import PLACEMENTS
 
 
@@ -42,7 +42,7 @@ class ServicePerAdapter:
                 return self._elsewhere(adapter, up)
         if self._moved:
             self._back(adapter)
-        return homes[int(luck(self._key, number) * len(homes))] if len(homes) > 1 else homes[0]
+        return homes[int(uniform_draw(self._key, number) * len(homes))] if len(homes) > 1 else homes[0]
 
     def homes(self, adapter: int) -> Homes:
         """Return the replicas on which an adapter is placed, up or down; one that is new is placed now."""

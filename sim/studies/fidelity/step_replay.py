@@ -12,8 +12,8 @@ from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.kv.kv_memory import KvBlocks
 from sim.policies.scheduler import Limits, Scheduler
-from sim.policies.set_order import Order
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.set_order import TouchOrder
+from sim.policies.vllm_lru import VllmLruCache
 from sim.spec.engines import preset_value
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.step_record import RecordedStep, StepRecord
@@ -46,7 +46,7 @@ def replay(record: StepRecord) -> Replay:
     return _Replayer(record).run()
 
 
-class _RecordedOrder(Order):
+class _RecordedOrder(TouchOrder):
     """The recorded order of a set of adapters; where the engine never had this set, the order given."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class _Replayer:
         config, preset = record.config, record.preset
         self.record = record
         self._orders = _RecordedOrder()
-        self.cache = TouchedCache(config.adapters, config.slots, config.host_slots, self._orders)
+        self.cache = VllmLruCache(config.adapters, config.slots, config.host_slots, self._orders)
         self.waiting = ClaimingQueue(self.cache, _never, stop=False, blocking=True, gives_up=True)
         whole_prompt = preset_value(preset, "fleet.kv_check") == "whole-prompt"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, whole_prompt)

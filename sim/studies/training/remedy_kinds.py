@@ -16,7 +16,7 @@ from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.traffic.adapters import GOLDEN, MODULES, Population, modules_of, populate
 from sim.training.vet_results import Cure, Now, Vetted
 from sim.world.gpu_memory import adapter_bytes
-from sim.world.rollouts.rollout_plan import with_copies
+from sim.world.rollouts.rollout_plan import with_new_versions
 from sim.world.world import World
 
 
@@ -129,7 +129,9 @@ def population_of(adapters: Adapters, world: World) -> Population:
     """Return other adapters in the place of a world's, with the new versions that its rollouts bring."""
     model = _model(world)
     population = populate_as(adapters, world, len(world.traffic.population))
-    return population if world.lineage is None else with_copies(population, world.lineage, adapters, model)
+    return (
+        population if world.rollout_plan is None else with_new_versions(population, world.rollout_plan, adapters, model)
+    )
 
 
 def bytes_of(kind: AdapterKind, adapters: Adapters, world: World) -> int:

@@ -1,8 +1,8 @@
-"""Replicas that die, and what becomes of the requests that were there or are sent there.
+"""Crashes of replicas, and the requests that were inside or are still sent there.
 
-A dead replica's place is taken by an empty one that does nothing until it is up again; then by a fresh one, whose GPU
-holds nothing but pinned adapters. Requests that hang at a dead replica count as inside it until the router notices:
-from outside, it looks like one that answers slowly. With ``lose`` they fail at once, and it looks like the fastest.
+After a crash, an empty server stands in that serves nothing; at the restart, a fresh one whose GPU holds only pinned
+adapters takes over. Requests stuck at a crashed replica count as inside until the router notices: to the router, it
+looks like a slow replica. With ``requests: lose`` they fail at once, and it looks like the fastest replica.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sim.world.ports import Endings, OpenFleet
 
 
 @dataclass(slots=True)
-class Outage:
-    """One crash and what followed so far.
+class CrashedReplica:
+    """One crash and its consequences so far.
 
     :ivar number: its place among the scenario's faults.
-    :ivar stuck: these requests, as they came.
+    :ivar stuck: requests stuck at the replica, as fresh copies.
     :ivar detected: whether the router knows; ``over``: whether the replica is up again.
     """
 
@@ -34,12 +34,12 @@ class Outage:
     over: bool = False
 
 
-class Outages:
+class Crashes:
     """All crashes of one replication.
 
     :param crashes: each with its place among the scenario's faults.
-    :param view: what the router knows; here, which replicas are up.
-    :ivar hanging_area: request-seconds spent hanging at dead replicas, as ``Server.inside_area``.
+    :param view: the router's view, in which replicas go down and come up.
+    :ivar stuck_area: request-seconds spent stuck at crashed replicas, like ``Server.inside_area``.
     """
 
     def __init__(self, crashes: Sequence[tuple[int, Crash]], view: View, clock: Clock, recorder: Recorder) -> None:
@@ -47,10 +47,10 @@ class Outages:
         self._view = view
         self._clock = clock
         self._recorder = recorder
-        self._down: dict[int, Outage] = {}
-        self._outages: list[Outage] = []
-        self._parked: list[Request] = []
-        self.hanging_area = 0.0
+        self._down: dict[int, CrashedReplica] = {}
+        self._all_crashed: list[CrashedReplica] = []
+        self._held: list[Request] = []
+        self.stuck_area = 0.0
         self._fleet: OpenFleet
         self._endings: Endings
 
@@ -60,42 +60,42 @@ class Outages:
         for number, crash in self._crashes:
             self._clock.call_at(crash.at, CONTROL, self._crash, (number, crash))
 
-    def parks(self, request: Request) -> bool:
-        """Return whether no replica is up, so that a request waits outside until one is."""
+    def hold_if_all_down(self, request: Request) -> bool:
+        """Hold a request until a replica is up, if all are down; return whether it is held."""
         if self._view.up:
             return False
-        self._parked.append(request)
+        self._held.append(request)
         return True
 
-    def takes(self, request: Request, replica: int) -> bool:
-        """Return whether a replica is there to take a request; otherwise it hangs, or is lost."""
-        outage = self._down.get(replica)
-        if outage is None:
+    def accepts(self, request: Request, replica: int) -> bool:
+        """Return whether a replica is up and takes a request; otherwise the request is stuck there, or lost."""
+        crashed = self._down.get(replica)
+        if crashed is None:
             return True
-        if outage.crash.requests == "lose":
+        if crashed.crash.requests == "lose":
             self._endings.fail(replica, request, LOST)
         else:
-            self._hang(outage, request)
+            self._add_stuck(crashed, request)
         return False
 
-    def awaits(self) -> bool:
-        """Return whether a request waits outside."""
-        return bool(self._parked)
+    def has_pending(self) -> bool:
+        """Return whether a request is held until a replica is up."""
+        return bool(self._held)
 
-    def some_down(self) -> bool:
-        """Return whether a replica is down."""
+    def any_down(self) -> bool:
+        """Return whether any replica is down."""
         return bool(self._down)
 
     def close(self) -> None:
-        """End those for whom no replica was up, or who hung at one, when the simulation stopped."""
-        for outage in self._down.values():
-            if outage.crash.down is not None:
-                self._note(outage, "end", f"the run ends before replica {outage.crash.replica} is up again")
-        for outage in self._outages:
-            for request in outage.stuck:
-                self._recorder.turned_away(request, outage.crash.replica, UNFINISHED)
-        for request in self._parked:
-            self._recorder.turned_away(request, -1, UNFINISHED)
+        """When the simulation has stopped, end the requests that were held or stuck."""
+        for crashed in self._down.values():
+            if crashed.crash.down is not None:
+                self._note(crashed, "end", f"the run ends before replica {crashed.crash.replica} is up again")
+        for crashed in self._all_crashed:
+            for request in crashed.stuck:
+                self._recorder.record_unserved(request, crashed.crash.replica, UNFINISHED)
+        for request in self._held:
+            self._recorder.record_unserved(request, -1, UNFINISHED)
 
     def _crash(self, event: Call) -> None:
         number, crash = event.subject
@@ -104,67 +104,67 @@ class Outages:
         if crash.requests == "lose":
             for request in inside:
                 endings.broken_off(replica, request)
-        if fleet.servers[replica].blocking:  # others note loads when they are over
+        if fleet.servers[replica].blocking:  # other replicas record loads at their end
             self._recorder.cut_loads(replica, now)
         self._replace(replica)
         fleet.inside[replica] = 0
         fleet.servers[replica].down = True
-        outage = self._down[replica] = Outage(number, crash)
-        self._outages.append(outage)
-        self._note(outage, "crash", f"replica {replica} dies with {_requests(len(inside))} inside")
+        crashed = self._down[replica] = CrashedReplica(number, crash)
+        self._all_crashed.append(crashed)
+        self._note(crashed, "crash", f"replica {replica} dies with {_requests(len(inside))} inside")
         for request in inside:
             endings.lost(replica, request)
             if crash.requests == "lose":
                 endings.fail(replica, request, LOST)
             else:
-                self._hang(outage, request)
-        self._clock.call_at(now + crash.detected, CONTROL, self._detect, outage)
+                self._add_stuck(crashed, request)
+        self._clock.call_at(now + crash.detected, CONTROL, self._detect, crashed)
         if crash.down is not None:
-            self._clock.call_at(now + crash.down, CONTROL, self._restart, outage)
+            self._clock.call_at(now + crash.down, CONTROL, self._restart, crashed)
 
     def _detect(self, event: Call) -> None:
-        """Let the router leave the replica out, and send what hangs there elsewhere."""
-        outage: Outage = event.subject
-        fleet, replica = self._fleet, outage.crash.replica
-        outage.detected = True
-        if not outage.over:
+        """Take the replica out of the router's view, and send its stuck requests elsewhere."""
+        crashed: CrashedReplica = event.subject
+        fleet, replica = self._fleet, crashed.crash.replica
+        crashed.detected = True
+        if not crashed.over:
             self._view.goes_down(replica)
-        stuck, outage.stuck = outage.stuck, []
-        gone = "" if outage.over else f", gives replica {replica} no more"
-        begun = f" and begins {_requests(len(stuck))} anew" if outage.crash.requests == "reroute" else ""
-        self._note(outage, "detected", f"the router notices{gone}{begun}")
+        stuck, crashed.stuck = crashed.stuck, []
+        gone = "" if crashed.over else f", gives replica {replica} no more"
+        begun = f" and begins {_requests(len(stuck))} anew" if crashed.crash.requests == "reroute" else ""
+        self._note(crashed, "detected", f"the router notices{gone}{begun}")
         for request in stuck:
             fleet.inside[replica] -= 1
-            self.hanging_area += self._clock._now
+            self.stuck_area += self._clock._now
             self._recorder.marked(request.index, REROUTED)
         for request in stuck:
             fleet.submit(request)
 
     def _restart(self, event: Call) -> None:
-        """Let a fresh replica take requests."""
-        outage: Outage = event.subject
-        replica = outage.crash.replica
-        outage.over = True
+        """Put a fresh replica in the place of the crashed one."""
+        crashed: CrashedReplica = event.subject
+        replica = crashed.crash.replica
+        crashed.over = True
         del self._down[replica]
         self._replace(replica)
-        self._note(outage, "restart", f"replica {replica} is up again, with an empty cache")
-        if outage.detected:
+        self._note(crashed, "restart", f"replica {replica} is up again, with an empty cache")
+        if crashed.detected:
             self._view.comes_up(replica)
-        parked, self._parked = self._parked, []
-        for request in parked:
+        held, self._held = self._held, []
+        for request in held:
             self._fleet.submit(request)
 
     def _replace(self, replica: int) -> None:
         self._endings.replaced(replica)
         self._fleet.replace(replica)
 
-    def _hang(self, outage: Outage, request: Request) -> None:
-        self._fleet.inside[outage.crash.replica] += 1
-        self.hanging_area -= self._clock._now
-        outage.stuck.append(self._endings.anew(request))
+    def _add_stuck(self, crashed: CrashedReplica, request: Request) -> None:
+        self._fleet.inside[crashed.crash.replica] += 1
+        self.stuck_area -= self._clock._now
+        crashed.stuck.append(self._endings.fresh_copy(request))
 
-    def _note(self, outage: Outage, kind: str, text: str) -> None:
-        self._recorder.events.append(Event(self._clock._now, kind, f"faults.{outage.number}: {text}"))
+    def _note(self, crashed: CrashedReplica, kind: str, text: str) -> None:
+        self._recorder.events.append(Event(self._clock._now, kind, f"faults.{crashed.number}: {text}"))
 
 
 def _requests(count: int) -> str:

@@ -1,7 +1,6 @@
-"""Identity faults: requests that reach the wrong adapter, who notices, and what is sent again.
+"""Requests that reach the wrong adapter, the detection of wrong answers, and retries.
 
-A wrong answer that comes to its end is served or detected, one of the two; one that doesn't (its replica dies, the run
-stops) is neither.
+A complete wrong answer is either served or detected. An incomplete one (its replica crashes, the run stops) is neither.
 """
 
 from __future__ import annotations
@@ -21,114 +20,118 @@ from sim.results.records import (
     Event,
     Recorder,
     pack_judged,
-)  # fmt: skip
+)
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import BaseModelAnswers, NamedPrefixes
 from sim.traffic.request import MISS, Request
 from sim.world.clock import ARRIVAL, Call, Clock
-from sim.world.faults.misrouting_faults import Mixup, make_mixups
-from sim.world.faults.stale_prefixes import OldPrefixes
+from sim.world.faults.misrouting_faults import MisroutingFault, make_misrouting_faults
+from sim.world.faults.stale_prefixes import StalePrefixes
 from sim.world.ports import OpenFleet
 from sim.world.rollouts.active_rollouts import Rollouts
-from sim.world.times import Readdress
+from sim.world.times import Retarget
 from sim.world.world import World
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request had asked for that was led to the wrong adapter.
+class OriginalTarget:
+    """The adapter that a misrouted request was for.
 
-    :ivar name: its adapter; ``load_s``, ``host_load_s``: how long its loads would have taken.
-    :ivar mixup: what led it there.
+    :ivar name: its adapter; ``load_s``, ``host_load_s``: load times of that adapter.
+    :ivar fault: the fault that misrouted it.
     """
 
     name: int
     load_s: float
     host_load_s: float
-    mixup: Mixup
+    fault: MisroutingFault
 
     def restore(self, request: Request) -> None:
         request.adapter, request.load_s, request.host_load_s = self.name, self.load_s, self.host_load_s
 
 
-class Identity:
-    """Identity faults of one replication.
+class MisroutedRequests:
+    """Misrouting faults of one replication, and the requests that they concern.
 
-    Where several could lead a request astray, the first of the scenario does.
+    If several faults could misroute a request, the first one in the scenario does.
 
-    :param base_model: the number of the base model in replicas; -1: it never answers.
+    :param prefixes: stale prefixes; optional.
+    :param base_model: number of the base model in replicas; -1: it never answers.
     """
 
     def __init__(
         self,
-        mixups: Sequence[Mixup],
-        prefixes: OldPrefixes | None,
+        faults: Sequence[MisroutingFault],
+        prefixes: StalePrefixes | None,
         clock: Clock,
         recorder: Recorder,
-        readdress: Readdress,
+        retarget: Retarget,
         base_model: int,
     ) -> None:
-        self._mixups = mixups
+        self._faults = faults
         self._prefixes = prefixes
         self._clock = clock
         self._recorder = recorder
-        self._readdress = readdress
+        self._retarget = retarget
         self._base_model = base_model
-        self._there: list[Mixup] = []
+        self._active: list[MisroutingFault] = []
         self._until_s = -inf
-        self._wrong: dict[int, Asked] = {}  # by index, of those inside that are at the wrong adapter
-        self._tries: dict[int, int] = {}  # by index, of those that were sent again
+        self._wrong: dict[int, OriginalTarget] = {}  # by index, of misrouted requests inside
+        self._tries: dict[int, int] = {}  # by index, of requests that were sent again
         self._to_come: dict[int, Request] = {}
         self._submit: Callable[[Request], None]
         self._fail: Callable[[int, Request, int], None]
 
     def start(self, fleet: OpenFleet, fail: Callable[[int, Request, int], None]) -> None:
-        """Take what is needed to send requests again, or to end them: ``fail`` with replica, request and marks."""
+        """Connect to the fleet.
+
+        :param fail: ends a request, given its replica and marks.
+        """
         self._submit, self._fail = fleet.submit, fail
 
     def steer(self, request: Request) -> None:
-        """Lead a request to the wrong adapter, if a fault says so."""
+        """Misroute a request, if a fault decides so."""
         now, tried = self._clock._now, self._tries.get(request.index, 0)
         if now >= self._until_s:
-            self._look_at_the_time(now)
-        for mixup in self._there:
-            reached = mixup.reaches(request, tried, now)
+            self._update_active(now)
+        for fault in self._active:
+            reached = fault.reaches(request, tried, now)
             if reached is not None:
-                self._lead_astray(request, reached, mixup)
+                self._misroute(request, reached, fault)
                 return
 
-    def _look_at_the_time(self, now: float) -> None:
-        """Note which faults are there, and until when that stays so."""
-        self._there = [mixup for mixup in self._mixups if mixup.begins_s <= now < mixup.ends_s]
-        edges = (time for mixup in self._mixups for time in (mixup.begins_s, mixup.ends_s))
+    def _update_active(self, now: float) -> None:
+        """Update the faults that are active now, and the time at which that changes."""
+        self._active = [fault for fault in self._faults if fault.begins_s <= now < fault.ends_s]
+        edges = (time for fault in self._faults for time in (fault.begins_s, fault.ends_s))
         self._until_s = min((time for time in edges if time > now), default=inf)
 
-    def _lead_astray(self, request: Request, reached: int, mixup: Mixup) -> None:
-        self._wrong[request.index] = Asked(request.adapter, request.load_s, request.host_load_s, mixup)
+    def _misroute(self, request: Request, reached: int, fault: MisroutingFault) -> None:
+        self._wrong[request.index] = OriginalTarget(request.adapter, request.load_s, request.host_load_s, fault)
         self._recorder.marked(request.index, MISROUTED)
         if reached == self._base_model:
             request.adapter = reached
         else:
-            self._readdress(request, reached)
+            self._retarget(request, reached)
 
     def routed_by(self, request: Request) -> int:
-        """Return the adapter by which a router sends a request; the replica may leave it out nevertheless."""
+        """Return the adapter by which the router sends a request; the replica may ignore it and use the base model."""
         return self._wrong[request.index].name if request.adapter == self._base_model else request.adapter
 
-    def astray(self, request: Request) -> bool:
-        """Return whether a request inside is at the wrong adapter."""
+    def is_misrouted(self, request: Request) -> bool:
+        """Return whether a request inside is misrouted."""
         return request.index in self._wrong
 
     def restore(self, request: Request) -> None:
-        """Let a request that was lost, and comes again, ask for its own adapter."""
-        asked = self._wrong.pop(request.index, None)
-        if asked is not None:
-            asked.restore(request)
+        """Reset the adapter of a lost request that is sent again."""
+        original = self._wrong.pop(request.index, None)
+        if original is not None:
+            original.restore(request)
 
     def ends(self, replica: int, request: Request, now: float) -> bool:
-        """Judge an answer; return whether that wasn't the request's end, or it has ended otherwise than completed."""
-        asked = self._wrong.pop(request.index, None)
-        if asked is None:
+        """Check a complete answer; return whether the request is retried or has failed instead of completing."""
+        original = self._wrong.pop(request.index, None)
+        if original is None:
             if self._prefixes is not None and self._prefixes.found(replica, request, now):
                 self._recorder.marked(request.index, OLD_PREFIX)
             if self._tries:
@@ -136,77 +139,81 @@ class Identity:
             return False
         index, tried = request.index, self._tries.pop(request.index, 0)
         marks = WRONG_LOAD if request.outcome == MISS else 0
-        if not asked.mixup.noticed(request, tried):
+        if not original.fault.noticed(request, tried):
             self._recorder.marked(index, marks | WRONG_SERVED)
             return False
-        detector = asked.mixup.detector
-        assert detector is not None, "somebody noticed"
+        detector = original.fault.detector
+        assert detector is not None, "only a detector notices"
         again = tried < detector.retries
         self._recorder.mark_rows += pack_judged(index, marks | WRONG_DETECTED | (RETRIED if again else 0), again, 1)
         if again:
             self._tries[index] = tried + 1
-            anew = request.again()
-            asked.restore(anew)
-            self._to_come[index] = anew
-            self._clock.call_at(now + detector.delay, ARRIVAL, self._comes_again, index)
+            fresh = request.fresh_copy()
+            original.restore(fresh)
+            self._to_come[index] = fresh
+            self._clock.call_at(now + detector.delay, ARRIVAL, self._resend, index)
         else:
             self._fail(replica, request, 0)
         return True
 
-    def _comes_again(self, event: Call) -> None:
+    def _resend(self, event: Call) -> None:
         self._submit(self._to_come.pop(event.subject))
 
-    def awaits(self) -> bool:
-        """Return whether a request is still to come again that is nowhere inside."""
+    def has_pending(self) -> bool:
+        """Return whether a retry is still to come."""
         return bool(self._to_come)
 
     def forget(self, request: Request) -> None:
-        """Note that a request has ended without an answer."""
+        """Forget a request that has ended without an answer."""
         self._wrong.pop(request.index, None)
         self._tries.pop(request.index, None)
 
     def replaced(self, replica: int) -> None:
-        """Note that a replica begins anew, empty."""
+        """Note that a replica restarts empty."""
         if self._prefixes is not None:
             self._prefixes.forget(replica)
 
     def close(self) -> None:
-        """End those that would have come again, and note when which fault was there."""
+        """End requests whose retry is still to come, and add the faults to the timeline."""
         for request in self._to_come.values():
-            self._recorder.turned_away(request, -1, UNFINISHED)
+            self._recorder.record_unserved(request, -1, UNFINISHED)
         stopped, events = self._clock.now, self._recorder.events
-        for mixup in self._mixups:
-            if mixup.never:
+        for fault in self._faults:
+            if fault.never:
                 continue
-            key = f"faults.{mixup.number}"
-            events.append(Event(mixup.begins_s, "fault", f"{key}: {mixup.words}"))
-            events.append(Event(mixup.ends_s, "over", f"{key}: requests reach their own adapters again"))
-        # They need no event on the clock, which would prolong a run without an end.
+            key = f"faults.{fault.number}"
+            events.append(Event(fault.begins_s, "fault", f"{key}: {fault.words}"))
+            events.append(Event(fault.ends_s, "over", f"{key}: requests reach their own adapters again"))
+        # Events on the clock would make a run of all requests longer.
         events[:] = sorted((event for event in events if event.time_s <= stopped), key=lambda event: event.time_s)
 
 
 def answering_base_model(scenario: Scenario) -> bool:
-    """Return whether the base model will answer requests."""
+    """Return whether a fault sends requests to the base model."""
     return any(isinstance(fault, BaseModelAnswers) for fault in scenario.faults)
 
 
-def make_identity(
+def make_misrouting(
     world: World, replication: int, clock: Clock, recorder: Recorder, rollouts: Rollouts | None
-) -> Identity | None:
-    """Return the identity faults of one replication; None where the scenario has none."""
-    scenario, lineage = world.scenario, world.lineage
+) -> MisroutedRequests | None:
+    """Return the misrouting faults of one replication; None if the scenario has none."""
+    scenario, rollout_plan = world.scenario, world.rollout_plan
     base_model = len(world.population) if answering_base_model(scenario) else -1
-    mixups = make_mixups(world, base_model, replication)
+    faults = make_misrouting_faults(world, base_model, replication)
     named = [(number, spec) for number, spec in enumerate(scenario.faults) if isinstance(spec, NamedPrefixes)]
     prefixes = None
     if named:
-        assert lineage is not None, "checked by the scenario"
-        assert rollouts is not None, "made where there is a lineage"
-        swapped = {adapter for wave in lineage.waves if not wave.copies for adapter in wave.adapters}
-        prefixes = OldPrefixes(named, swapped, scenario.run.seed, replication)
-        told = prefixes.swapped
-        rollouts.swapped = lambda replica, adapter, under_way: told(replica, adapter, under_way, clock.now)
-    if not mixups and prefixes is None:
+        assert rollout_plan is not None, "checked by the scenario"
+        assert rollouts is not None, "made with the rollout plan"
+        updated_adapters = {
+            adapter for planned in rollout_plan.rollouts if not planned.new_adapters for adapter in planned.adapters
+        }
+        prefixes = StalePrefixes(named, updated_adapters, scenario.run.seed, replication)
+        note_replacement = prefixes.replaced
+        rollouts.on_weights_replaced = lambda replica, adapter, under_way: note_replacement(
+            replica, adapter, under_way, clock.now
+        )
+    if not faults and prefixes is None:
         return None
-    readdress = Readdress(scenario, world.profile, world.population)
-    return Identity(mixups, prefixes, clock, recorder, readdress, base_model)
+    retarget = Retarget(scenario, world.profile, world.population)
+    return MisroutedRequests(faults, prefixes, clock, recorder, retarget, base_model)

@@ -1,4 +1,4 @@
-"""How requests come to the wrong adapter: by chance, by a stale map, or to none at all (``faults`` of these kinds)."""
+"""Faults by which requests reach the wrong adapter, or none: by chance, by a stale map, or to the base model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from math import inf
 
 from sim.errors import ScenarioError
-from sim.policies.wrong_adapter import Anyone, Popular, exchanged
-from sim.rng import luck, stream, stream_key
+from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
+from sim.rng import stream, stream_key, uniform_draw
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import BaseModelAnswers, Misrouting, StaleMap, never_happens
 from sim.spec.units import human_seconds
@@ -17,15 +17,15 @@ from sim.world.routing.router_instances import RouterInstances
 from sim.world.world import World
 
 _MOST_TRIES = 128
-"""More than a request has, so that each try has a number of its own."""
+"""More tries than any request has, so that each try has a number of its own."""
 
 
-class Mixup(ABC):
+class MisroutingFault(ABC):
     """One fault by which requests reach the wrong adapter.
 
     :param number: its place in the scenario.
-    :ivar begins_s, ends_s: requests that are sent from the first time on and before the second may go wrong.
-    :ivar words: what happens, for a timeline; ``never``: whether nothing does.
+    :ivar begins_s, ends_s: requests sent from ``begins_s`` on and before ``ends_s`` may be misrouted.
+    :ivar words: description for the timeline; ``never``: whether the fault can never happen.
     """
 
     def __init__(
@@ -40,39 +40,41 @@ class Mixup(ABC):
 
     @abstractmethod
     def reaches(self, request: Request, tried: int, now: float) -> int | None:
-        """Return the wrong adapter that a request reaches now, as the traffic numbers it, or None: the right one.
+        """Return the wrong adapter that a request reaches now, as numbered in the traffic; None: the right one.
 
-        :param tried: how often it was sent again.
+        :param tried: how many times the request was sent again.
         :param now: from ``begins_s`` on and before ``ends_s``.
         """
 
     def noticed(self, request: Request, tried: int) -> bool:
-        """Return whether somebody looks at the name in the wrong answer to a request."""
+        """Return whether the detector checks the wrong answer to this try of a request."""
         if self.detector is None:
             return False
-        return luck(self._check_key, request.index * _MOST_TRIES + tried) < self.detector.checks
+        return uniform_draw(self._check_key, request.index * _MOST_TRIES + tried) < self.detector.checks
 
 
-class ByChance(Mixup):
-    """Another adapter, with a probability."""
+class RandomMisrouting(MisroutingFault):
+    """Each request reaches another adapter with a probability."""
 
     def __init__(self, number: int, spec: Misrouting, traffic: Traffic, seed: int, replication: int) -> None:
         super().__init__(number, spec, seed, replication)
         self._probability = spec.probability
-        self._others = Popular(traffic.shares().tolist()) if spec.to == "popular" else Anyone(traffic.places)
+        self._others = (
+            PopularityChoice(traffic.shares().tolist()) if spec.to == "popular" else UniformChoice(traffic.places)
+        )
         self._key = stream_key(seed, replication, f"misrouting-{number}")
         self._to_key = stream_key(seed, replication, f"misrouting-to-{number}")
         self.words = f"{100 * spec.probability:.3g} % of the requests reach another adapter"
 
     def reaches(self, request: Request, tried: int, now: float) -> int | None:
-        lot = request.index * _MOST_TRIES + tried
-        if luck(self._key, lot) >= self._probability:
+        number = request.index * _MOST_TRIES + tried
+        if uniform_draw(self._key, number) >= self._probability:
             return None
-        return self._others.other(request.adapter, luck(self._to_key, lot))
+        return self._others.choose(request.adapter, uniform_draw(self._to_key, number))
 
 
-class ByStaleMap(Mixup):
-    """Adapters that have changed places among each other, until the router of a request has heard of it."""
+class StaleMapMisrouting(MisroutingFault):
+    """Some adapters have swapped addresses; requests are misrouted until their router has the new map."""
 
     def __init__(
         self, number: int, spec: StaleMap, traffic: Traffic, routers: RouterInstances, seed: int, replication: int
@@ -95,10 +97,10 @@ class ByStaleMap(Mixup):
         return reached
 
 
-class WithoutAdapter(Mixup):
-    """The base model alone, with a probability.
+class BaseModelMisrouting(MisroutingFault):
+    """Each request is answered by the base model alone with a probability.
 
-    :param base_model: the number under which it stands in replicas.
+    :param base_model: number of the base model in replicas.
     """
 
     def __init__(self, number: int, spec: BaseModelAnswers, base_model: int, seed: int, replication: int) -> None:
@@ -109,45 +111,49 @@ class WithoutAdapter(Mixup):
         self.words = f"{100 * spec.probability:.3g} % of the requests are answered by the base model"
 
     def reaches(self, request: Request, tried: int, now: float) -> int | None:
-        lot = request.index * _MOST_TRIES + tried
-        return self._base_model if luck(self._key, lot) < self._probability else None
+        number = request.index * _MOST_TRIES + tried
+        return self._base_model if uniform_draw(self._key, number) < self._probability else None
 
 
-def make_mixups(world: World, base_model: int, replication: int) -> list[Mixup]:
-    """Return the faults of these kinds, in the scenario's order."""
+def make_misrouting_faults(world: World, base_model: int, replication: int) -> list[MisroutingFault]:
+    """Return the misrouting faults of a scenario, in its order."""
     scenario, traffic = world.scenario, world.traffic
     seed = scenario.run.seed
-    mixups: list[Mixup] = []
+    faults: list[MisroutingFault] = []
     for number, spec in enumerate(scenario.faults):
         if isinstance(spec, Misrouting):
-            mixups.append(ByChance(number, spec, traffic, seed, replication))
+            faults.append(RandomMisrouting(number, spec, traffic, seed, replication))
         elif isinstance(spec, StaleMap):
             routers = RouterInstances(scenario.router.instances, seed, replication)
-            mixups.append(ByStaleMap(number, spec, traffic, routers, seed, replication))
+            faults.append(StaleMapMisrouting(number, spec, traffic, routers, seed, replication))
         elif isinstance(spec, BaseModelAnswers):
-            mixups.append(WithoutAdapter(number, spec, base_model, seed, replication))
-    return mixups
+            faults.append(BaseModelMisrouting(number, spec, base_model, seed, replication))
+    return faults
 
 
-def check_mixups(scenario: Scenario, traffic: Traffic) -> None:
-    """Refuse faults for which there are too few adapters.
+def check_misrouting_faults(scenario: Scenario, traffic: Traffic) -> None:
+    """Refuse misrouting faults for which there are too few adapters.
 
-    :raises ScenarioError: where nobody else could be reached.
+    :raises ScenarioError: if no other adapter could be reached.
     """
     for number, spec in enumerate(scenario.faults):
         if isinstance(spec, Misrouting) and traffic.places < 2:
             raise ScenarioError(
-                "there is no other adapter that a request could reach", key=f"faults.{number}", got=traffic.places,
-                allowed="two adapters or more", hint="raise adapters.count",
-            )  # fmt: skip
+                "there is no other adapter that a request could reach",
+                key=f"faults.{number}",
+                got=traffic.places,
+                allowed="two adapters or more",
+                hint="raise adapters.count",
+            )
         if isinstance(spec, StaleMap) and not exchanged(
             traffic.places, spec.share, _exchange_key(scenario.run.seed, number)
         ):
             raise ScenarioError(
-                "fewer than two adapters can't change places", key=f"faults.{number}.share",
+                "fewer than two adapters can't change places",
+                key=f"faults.{number}.share",
                 got=f"{spec.share:.3g} of {traffic.places}",
                 allowed=f"at least {2 / traffic.places:.2%}" if traffic.places > 1 else "two adapters or more",
-            )  # fmt: skip
+            )
 
 
 def _exchange_key(seed: int, number: int) -> int:

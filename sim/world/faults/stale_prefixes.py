@@ -1,4 +1,4 @@
-"""Prefix caches that know adapters by name: what an old version computed is found by requests of the new one."""
+"""Prefix caches keyed by adapter name: requests of a new version find prefixes that the old one computed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from bisect import bisect_right
 from collections.abc import Collection
 from math import inf
 
-from sim.rng import luck, stream_key
+from sim.rng import stream_key, uniform_draw
 from sim.spec.sections.faults import NamedPrefixes
 from sim.traffic.request import Request
 
 
-class OldPrefixes:
-    """The prefixes of old versions on all replicas.
+class StalePrefixes:
+    """Prefixes of old versions on all replicas.
 
-    A request looks its prefix up when it joins the batch. A replica that had never answered with the old version has no
+    A request looks up its prefix when it joins the batch. A replica that never answered with the old version has no
     prefix of it.
 
-    :param faults: with their numbers in the scenario.
+    :param faults: each with its number in the scenario.
     :param concerned: adapters whose new versions keep the name.
     """
 
@@ -29,38 +29,44 @@ class OldPrefixes:
             for number, spec in faults
         ]
         self._concerned = concerned
-        self._answered_s: dict[tuple[int, int], float] = {}  # by replica and adapter, the last answer there
-        self._swaps: dict[tuple[int, int], list[tuple[float, float]]] = {}  # each swap, and the last answer before it
+        self._answered_s: dict[tuple[int, int], float] = {}  # by replica and adapter, time of the last answer
+        self._replacements: dict[
+            tuple[int, int], list[tuple[float, float]]
+        ] = {}  # when each came, and the last answer before it
 
-    def swapped(self, replica: int, adapter: int, under_way: bool, now: float) -> None:
-        """Note that a new version takes the place of an old one.
+    def replaced(self, replica: int, adapter: int, under_way: bool, now: float) -> None:
+        """Note that a new version has replaced the old one on a replica.
 
-        :param under_way: whether somebody is being answered by the old one.
+        :param under_way: whether the old version was answering a request.
         """
         last_s = now if under_way else self._answered_s.get((replica, adapter))
         if last_s is not None:
-            self._swaps.setdefault((replica, adapter), []).append((now, last_s))
+            self._replacements.setdefault((replica, adapter), []).append((now, last_s))
 
     def found(self, replica: int, request: Request, now: float) -> bool:
-        """Return whether a request that has been answered now had found the prefix of an older version.
+        """Return whether a request that finishes now used a prefix of an older version.
 
-        What an old version computed grows old from its last answer on that replica, not from the swap: a copy may have
-        left long before the new version is loaded there.
+        A prefix ages from the old version's last answer on that replica, not from the update: the old copy may have
+        been evicted long before the new version is loaded.
         """
         if request.adapter not in self._concerned:
             return False
         where = replica, request.adapter
         self._answered_s[where] = now
-        swaps = self._swaps.get(where)
-        if swaps is None:
+        replacements = self._replacements.get(where)
+        if replacements is None:
             return False
-        last = bisect_right(swaps, (request.admitted_s, inf)) - 1
+        last = bisect_right(replacements, (request.admitted_s, inf)) - 1
         if last < 0:
             return False
-        age_s = request.admitted_s - swaps[last][1]
-        return any(age_s < lifetime and luck(key, request.index) < share for share, lifetime, key in self._faults)
+        age_s = request.admitted_s - replacements[last][1]
+        return any(
+            age_s < lifetime and uniform_draw(key, request.index) < share for share, lifetime, key in self._faults
+        )
 
     def forget(self, replica: int) -> None:
-        """Note that a replica has lost everything."""
+        """Forget the prefixes of a replica that has crashed."""
         self._answered_s = {where: time for where, time in self._answered_s.items() if where[0] != replica}
-        self._swaps = {where: swaps for where, swaps in self._swaps.items() if where[0] != replica}
+        self._replacements = {
+            where: replacements for where, replacements in self._replacements.items() if where[0] != replica
+        }

@@ -1,6 +1,6 @@
-"""What is wrong with storage: how long loads from there take while it is slow, stalled, far away, or fails.
+"""Faults of storage: load times while it is slow, stalled, behind a network, or failing.
 
-Windows are known before the run begins, so the end of a load is known when it starts.
+All windows are known before the run begins, so the end of a load is known when it starts.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from math import inf
 import numpy as np
 
 from sim.results.records import Event
-from sim.rng import luck, stream_key
+from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFault, StorageStall, never_happens
 from sim.world.world import World
 
 LONGEST_PAUSE_S = 300.0
-"""From here on pauses between attempts don't double any more: Kubernetes' cap of ``CrashLoopBackOff``."""
+"""Pauses between attempts double up to this, Kubernetes' cap of ``CrashLoopBackOff``."""
 Window = tuple[float, float, float]
-"""When it begins and ends, and how many times as long loads take in it; infinite: they stand still."""
+"""Start, end, and the factor on load times in between; infinite: loads make no progress."""
 
 
 class StorageSpeed:
-    """How fast storage works: at full speed, but slower in windows; where several overlap, their factors multiply.
+    """The speed of storage over time: full speed, but slower in windows. Factors of overlapping windows multiply.
 
-    :param windows: in any order, all with an end; one that ends as it begins is none.
+    :param windows: in any order; empty ones are ignored.
     """
 
     def __init__(self, windows: Sequence[Window]) -> None:
@@ -46,17 +46,17 @@ class StorageSpeed:
             self._speeds.append(speed)
 
     def finish(self, start_s: float, work_s: float) -> float:
-        """Return when a load ends that takes ``work_s`` at full speed."""
+        """Return the end time of a load that takes ``work_s`` at full speed."""
         return start_s + self.seconds(start_s, work_s)
 
     def seconds(self, start_s: float, work_s: float) -> float:
-        """Return how long it takes; in a time of full speed that is exactly ``work_s``."""
+        """Return the seconds of such a load; at full speed exactly ``work_s``."""
         edges, speeds = self._edges, self._speeds
         piece, passed_s = bisect_right(edges, start_s), 0.0
         while piece < len(edges):
             edge, speed = edges[piece], speeds[piece]
             if speed and start_s + (passed_s + work_s / speed) <= edge:
-                break  # the end as it will be computed: a load that ends with the edge is over
+                break  # compares the end as it will be computed: a load that ends at the edge is over
             work_s = max(0.0, work_s - (edge - start_s - passed_s) * speed)
             passed_s = edge - start_s
             piece += 1
@@ -67,9 +67,10 @@ class StorageSpeed:
 class Delay:
     """A network between replicas and some of the adapters.
 
-    :ivar begin_s, end_s: loads that start from the first time on and before the second take longer.
-    :ivar ppf: the delay in seconds that belongs to a uniform number.
-    :ivar share: of the adapters that are remote; ``adapter_key``: their luck, ``load_key``: that of loads.
+    :ivar begin_s, end_s: loads that start from ``begin_s`` on and before ``end_s`` take longer.
+    :ivar ppf: the delay in seconds for a uniform number.
+    :ivar share: share of the adapters that are remote.
+    :ivar adapter_key, load_key: keys of the uniform draws that choose remote adapters, and delays of loads.
     """
 
     begin_s: float
@@ -84,10 +85,10 @@ class Delay:
 class Failures:
     """Attempts that fail.
 
-    :ivar begin_s, end_s: attempts that end from the first time on and before the second may fail.
-    :ivar retries: attempts after the first; ``backoff_s``: pause before the first of them, doubled before each further,
-        up to ``LONGEST_PAUSE_S``.
-    :ivar keys: by attempt, of the luck of loads.
+    :ivar begin_s, end_s: attempts that end from ``begin_s`` on and before ``end_s`` may fail.
+    :ivar retries: attempts after the first; ``backoff_s``: pause before the first retry, doubled before each further
+        one, up to ``LONGEST_PAUSE_S``.
+    :ivar keys: by attempt, the key of the uniform draws that decide whether it fails.
     """
 
     begin_s: float
@@ -100,11 +101,11 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """A load from storage as it will go.
+    """The course of one load from storage.
 
-    :ivar spans: when each attempt starts and ends.
-    :ivar seconds: from the start of the first to the end of the last.
-    :ivar succeeds: whether the last one does.
+    :ivar spans: start and end of each attempt.
+    :ivar seconds: from the start of the first attempt to the end of the last.
+    :ivar succeeds: whether the last attempt succeeds.
     """
 
     spans: tuple[tuple[float, float], ...]
@@ -113,18 +114,19 @@ class Attempts:
 
     @property
     def end_s(self) -> float:
-        """When the last one ends."""
+        """The end of the last attempt."""
         return self.spans[-1][1]
 
 
 class StorageFaults:
-    """What happens to the loads of one replica.
+    """Faults of storage as the loads of one replica meet them.
 
-    A loader keeps its place in the pauses between attempts: LoRAX (``download_weights`` in its ``sources/hub.py``)
-    and whoever else retries with a sleep in the thread that loads do so.
+    A loader stays busy in the pauses between attempts, as in LoRAX (``download_weights`` in its ``sources/hub.py``) and
+    in any engine that retries with a sleep in its loading thread.
 
-    :param original: by number in the caches, that of the adapter: its versions lie where it lies. None: the same.
-    :param place: a number of this replica's own, so that loads that no request begins have their luck for themselves.
+    :param original: by number in the caches, the number in the traffic, since all versions of an adapter are stored in
+        one place; None: the same.
+    :param place: number of this incarnation of the replica, so that loads without a request have draws of their own.
     """
 
     def __init__(
@@ -140,13 +142,13 @@ class StorageFaults:
         self._failures = failures
         self._original = original
         self._place = place
-        self._unasked: dict[int, int] = {}  # by adapter, loads that no request began
+        self._unrequested: dict[int, int] = {}  # by adapter, number of loads without a request
 
     def attempts(self, start_s: float, seconds: float, adapter: int, number: int) -> Attempts:
-        """Return how a load goes that starts now.
+        """Return the course of a load that starts now.
 
-        :param seconds: what it takes where nothing is wrong.
-        :param number: whose luck is the load's: the index of the request that began it, or ``unasked``.
+        :param seconds: load time without faults.
+        :param number: number for its uniform draws: the index of the request that started it, or ``unrequested``.
         """
         work_s = self._work_s(start_s, seconds, adapter, number)
         took_s, began_s = self._speed.seconds(start_s, work_s), start_s
@@ -159,32 +161,32 @@ class StorageFaults:
                 return Attempts(tuple(spans), took_s if len(spans) == 1 else end_s - began_s, failed is None)
             start_s = end_s + _pause_s(failed.backoff_s, len(spans) - 1)
 
-    def unasked(self, adapter: int) -> int:
-        """Return a number below 0 for a load that no request begins: another one each time, here and elsewhere."""
-        count = self._unasked.get(adapter, 0)
-        self._unasked[adapter] = count + 1
+    def unrequested(self, adapter: int) -> int:
+        """Return a number below 0 for the draws of a load without a request; it is unique over all replicas."""
+        count = self._unrequested.get(adapter, 0)
+        self._unrequested[adapter] = count + 1
         return ~((((self._place << 24) + adapter) << 20) + count)
 
     def seconds(self, start_s: float, seconds: float, adapter: int, number: int) -> float:
-        """Return what a load takes that doesn't fail."""
+        """Return the seconds of a load that does not fail."""
         return self._speed.seconds(start_s, self._work_s(start_s, seconds, adapter, number))
 
     def _work_s(self, start_s: float, seconds: float, adapter: int, number: int) -> float:
-        """Return what a load that starts now takes at full speed, beyond a network or not."""
+        """Return the seconds of a load that starts now at full speed, with the delay of a network."""
         for delay in self._delays:
             if delay.begin_s <= start_s < delay.end_s and self._is_remote(delay, adapter):
-                seconds += delay.ppf(luck(delay.load_key, number))
+                seconds += delay.ppf(uniform_draw(delay.load_key, number))
         return seconds
 
     def _is_remote(self, delay: Delay, adapter: int) -> bool:
         name = adapter if self._original is None else self._original[adapter]
-        return luck(delay.adapter_key, name) < delay.share
+        return uniform_draw(delay.adapter_key, name) < delay.share
 
     def _failed(self, attempt: int, end_s: float, number: int) -> Failures | None:
-        """Return what makes an attempt fail, or None."""
+        """Return the fault that makes an attempt fail, or None."""
         for failures in self._failures:
             holds = failures.begin_s <= end_s < failures.end_s
-            if holds and luck(failures.keys[attempt], number) < failures.probability:
+            if holds and uniform_draw(failures.keys[attempt], number) < failures.probability:
                 return failures
         return None
 
@@ -194,14 +196,14 @@ def _pause_s(backoff_s: float, doubled: int) -> float:
 
 
 def storage_faults(world: World) -> list[tuple[int, StorageFault]]:
-    """Return the faults of a scenario that concern storage, each with its place there."""
+    """Return the storage faults of a scenario, each with its place there."""
     return [(i, fault) for i, fault in enumerate(world.scenario.faults) if isinstance(fault, StorageFault)]
 
 
 def make_storage(world: World, replication: int, replica: int, place: int) -> StorageFaults | None:
-    """Return what is wrong with the storage of one replica; None: nothing.
+    """Return the storage faults of one replica; None: there are none.
 
-    :param place: a number of the replica's own, not that of one which stood in its place before.
+    :param place: number of this incarnation of the replica; a restarted one has another.
     """
     seed = world.scenario.run.seed
     windows: list[Window] = []
@@ -216,13 +218,15 @@ def make_storage(world: World, replication: int, replica: int, place: int) -> St
             keys = (stream_key(seed, replication, f"{name}-{i}") for name in ("remote", "network-delay"))
             delays.append(Delay(fault.at, end_s, _one(fault), fault.share, *keys))
         elif isinstance(fault, FailingLoads):
-            lucky = tuple(stream_key(seed, replication, f"failing-load-{i}-{attempt}") for attempt in range(most))
-            failures.append(Failures(fault.at, end_s, fault.probability, fault.retries, fault.backoff, lucky))
+            attempt_keys = tuple(
+                stream_key(seed, replication, f"failing-load-{i}-{attempt}") for attempt in range(most)
+            )
+            failures.append(Failures(fault.at, end_s, fault.probability, fault.retries, fault.backoff, attempt_keys))
         else:
             windows.append((fault.at, end_s, fault.factor if isinstance(fault, SlowStorage) else inf))
     if not (windows or delays or failures):
         return None
-    original = None if world.lineage is None else world.lineage.original.tolist()
+    original = None if world.rollout_plan is None else world.rollout_plan.original.tolist()
     return StorageFaults(StorageSpeed(windows), delays, failures, original, place)
 
 
@@ -231,7 +235,7 @@ def _one(fault: NetworkDelay) -> Callable[[float], float]:
 
 
 def storage_notes(scenario: Scenario) -> list[str]:
-    """Return what a user should know of faults of storage in a scenario."""
+    """Return notes for the user about storage faults that have little effect."""
     host = scenario.cache.host
     if host is None or host.fill != "start" or not any(isinstance(fault, StorageFault) for fault in scenario.faults):
         return []
@@ -242,9 +246,9 @@ def storage_notes(scenario: Scenario) -> list[str]:
 
 
 def note_storage(world: World, events: list[Event], stopped_s: float) -> None:
-    """Add to the events of a replication that stopped then how storage was, and when.
+    """Add the storage faults to the timeline of a replication that stopped at ``stopped_s``.
 
-    They need no event on the clock, which would prolong a run without an end.
+    Events on the clock would make a run of all requests longer.
     """
     for i, fault in storage_faults(world):
         if never_happens(fault):
@@ -258,7 +262,7 @@ def note_storage(world: World, events: list[Event], stopped_s: float) -> None:
 
 
 def _words(fault: StorageFault) -> tuple[str, str]:
-    """Return what to say of a fault when it begins, and when it is over."""
+    """Return the event texts of a fault for its start and its end."""
     if isinstance(fault, SlowStorage):
         return f"loads from storage take {fault.factor:g} times as long", "storage is as fast as before"
     if isinstance(fault, StorageStall):

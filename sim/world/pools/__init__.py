@@ -1,1 +1,1 @@
-"""Several kinds of replica in one fleet: full models beside adapters."""
+"""Several kinds of replica in one fleet: replicas of full models and replicas of adapters."""

@@ -1,4 +1,4 @@
-"""Full models of a scenario: which ones there are, which replicas serve them, and what memory is left there."""
+"""Full models of a scenario: the models, the replicas that serve them, and the KV memory left on those."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class FullFleet:
-    """The replicas of full models. They stand behind those of the base model, so their indices begin with ``first``.
+class FullModelFleet:
+    """The replicas of full models. They follow those of the base model; their indices begin with ``first``.
 
-    :ivar profile: what steps and loads cost there: nothing for LoRA.
-    :ivar population: every adapter's size; ``full``: which are full models.
-    :ivar homes: by model, its own replicas; empty where a pool serves all.
-    :ivar kv_tokens: by replica, counted from ``first``: its KV cache in tokens.
+    :ivar profile: costs of steps and loads, without LoRA.
+    :ivar population: sizes of all adapters; ``full``: whether each is a full model.
+    :ivar homes: by model, its own replicas; empty if a pool serves all.
+    :ivar kv_tokens: by replica, counted from ``first``, KV cache in tokens.
     """
 
     spec: FullModels
@@ -44,23 +44,23 @@ class FullFleet:
 
     @property
     def model_of(self) -> list[int]:
-        """By replica, counted from ``first``, the model it holds; empty where a pool serves all."""
+        """By replica, counted from ``first``, the model it holds; empty if a pool serves all."""
         return [model for model, own in self.homes.items() for _ in own]
 
-    def with_costs(self, costs: Draw) -> FullFleet:
+    def with_costs(self, costs: Draw) -> FullModelFleet:
         """Return the same replicas with other step and load costs."""
         return replace(self, profile=_without_lora(self.profile, costs.step).model_copy(update={"load": costs.load}))
 
-    def load_seconds(self, luck: Floats, adapter: NDArray[np.int64]) -> Floats:
+    def load_seconds(self, uniform: Floats, adapter: NDArray[np.int64]) -> Floats:
         """Return the seconds of whole loads, same shape."""
         if self.spec.load is not None:
-            return np.asarray(self.spec.load.ppf(luck))
+            return np.asarray(self.spec.load.ppf(uniform))
         return load_seconds(self.profile.load.storage, self.population)[adapter]
 
     def token_limits(self, others: int | None) -> NDArray[np.int64]:
-        """Return the most tokens of a request by adapter; the KV cache of its replicas bounds that of a full model.
+        """Return the most tokens of a request, by adapter. Full models are limited by the KV cache of their replicas.
 
-        :param others: that of all other requests; None: no limit.
+        :param others: limit for all other requests; None: no limit.
         """
         limits = np.full(len(self.full), np.iinfo(np.int64).max if others is None else others)
         for model in np.flatnonzero(self.full).tolist():
@@ -69,11 +69,11 @@ class FullFleet:
         return limits
 
 
-def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Traffic) -> FullFleet | None:
-    """Return the replicas of a scenario's full models; None where it says nothing of such.
+def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Traffic) -> FullModelFleet | None:
+    """Return the replicas of a scenario's full models; None if it has none.
 
-    :param profile: as it was read, base weights not quantised: full models are not.
-    :raises ScenarioError: where a full model doesn't fit, or there would be too many replicas.
+    :param profile: as it was read. Quantised base weights do not apply to full models.
+    :raises ScenarioError: if a full model does not fit, or there are too many replicas.
     """
     spec, population = scenario.fleet.full_models, traffic.population
     if spec is None:
@@ -88,19 +88,22 @@ def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Tr
     if first + replicas > MOST_REPLICAS:
         each = f"{len(models):,} full models, {spec.replicas} replicas each" if homes else f"{replicas:,} in the pool"
         raise ScenarioError(
-            "too many replicas", key="fleet.full_models.replicas", got=f"{each}, beside {first:,} of the base model",
-            allowed=f"{MOST_REPLICAS:,} in all", hint="a lower share of full models, or serve: swap",
-        )  # fmt: skip
+            "too many replicas",
+            key="fleet.full_models.replicas",
+            got=f"{each}, in addition to {first:,} of the base model",
+            allowed=f"{MOST_REPLICAS:,} in all",
+            hint="a lower share of full models, or serve: swap",
+        )
     sizes = [[model] for model in homes for _ in range(spec.replicas)] if homes else [models] * replicas
     kv = tuple(_kv_tokens(scenario, profile, [int(population.size_bytes[m]) for m in each]) for each in sizes)
     without = _without_lora(profile, profile.step)
-    return FullFleet(spec, without, population, population.full.tolist(), first, replicas, homes, kv)
+    return FullModelFleet(spec, without, population, population.full.tolist(), first, replicas, homes, kv)
 
 
-def full_fleet_notes(found: FullFleet | None, beside: int) -> list[str]:
-    """Return what a user should know of the replicas of full models.
+def full_model_notes(found: FullModelFleet | None, base_replicas: int) -> list[str]:
+    """Return notes for the user about the replicas of full models.
 
-    :param beside: replicas of the base model.
+    :param base_replicas: number of replicas of the base model.
     """
     if found is None or not found.replicas:
         return []
@@ -109,8 +112,8 @@ def full_fleet_notes(found: FullFleet | None, beside: int) -> list[str]:
     how = f"a pool that swaps {of}" if not found.homes else f"{spec.replicas} for each of {of}"
     verb = "replicas serve" if found.replicas > 1 else "replica serves"
     notes = [
-        f"{found.replicas} {verb} full models ({how}), beside {beside} of the base model: "
-        f"{found.replicas + beside} replicas in all, each with GPUs of its own"
+        f"{found.replicas} {verb} full models ({how}), beside {base_replicas} of the base model: "
+        f"{found.replicas + base_replicas} replicas in all, each with GPUs of its own"
     ]
     if spec.serve == "swap" and spec.load is None:
         notes.append(
@@ -121,9 +124,9 @@ def full_fleet_notes(found: FullFleet | None, beside: int) -> list[str]:
 
 
 def _kv_tokens(scenario: Scenario, profile: Profile, sizes: list[int]) -> int:
-    """Return the KV cache of a replica that holds one, or some, of these models."""
+    """Return the KV cache, in tokens, of a replica that holds one or several of these models."""
     fleet = scenario.fleet
-    assert fleet.full_models is not None, "called where there are some"
+    assert fleet.full_models is not None, "called only if there are full models"
     resident = min(fleet.full_models.places, max(1, len(sizes)))
     reserved = fleet.reserved_kv_blocks * fleet.block_size
     if fleet.kv_tokens is not None:
@@ -141,11 +144,11 @@ def _kv_tokens(scenario: Scenario, profile: Profile, sizes: list[int]) -> int:
             got=f"{resident} of {human_bytes(largest)}",
             allowed=f"up to {human_bytes(max(0, most))} on {profile.device}",
             hint=f"{max(0, tokens):,} KV tokens would be left; needed are {needed:,}, one step or one request",
-        )  # fmt: skip
+        )
     return (tokens // fleet.block_size) * fleet.block_size - reserved
 
 
 def _without_lora(profile: Profile, step: StepCost) -> Profile:
-    """Return a profile of an engine that serves no adapters, and so passes no request for the sake of one."""
+    """Return a profile without costs of LoRA."""
     plain = step.model_copy(update={"lora": LoraCost(), "per_passed_s": 0.0})
     return profile.model_copy(update={"step": plain, "draws": (), "quantized": {}})

@@ -14,24 +14,24 @@ from sim.rng import stream_key
 from sim.spec.scenario import Cache, Storage
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.world.clock import Clock
-from sim.world.pools.full_model_layout import FullFleet
-from sim.world.replica.assembly import Watch, kv_rule, make_server
-from sim.world.replica.replica_caches import watch
-from sim.world.replica.server import Parts, Server
+from sim.world.pools.full_model_layout import FullModelFleet
+from sim.world.replica.assembly import ServerWrapper, kv_rule, make_server
+from sim.world.replica.replica_caches import attach_listeners
+from sim.world.replica.server import ReplicaParts, Server
 from sim.world.routing.router_views import Residency
 from sim.world.world import World
 
 
-class FullReplicas:
-    """The replicas of full models of one replication, and how requests find theirs.
+class FullModelReplicas:
+    """The replicas of full models in one replication, and the router that sends requests to them.
 
-    :ivar counts: by replica of a pool, requests inside by model; kept by ``Inside``.
+    :ivar counts: by replica of a pool, requests inside by model; updated by ``InFlight``.
     """
 
-    def __init__(self, world: World, fleet: FullFleet, watched: Watch) -> None:
+    def __init__(self, world: World, fleet: FullModelFleet, wrap_server: ServerWrapper) -> None:
         self.fleet = fleet
         self._world = world
-        self._watched = watched
+        self._wrap_server = wrap_server
         self._swaps = not fleet.homes and fleet.spec.serve == "swap"
         self._view = View()
         self.counts: list[dict[int, int]] = [{} for _ in range(fleet.replicas)]
@@ -39,13 +39,13 @@ class FullReplicas:
 
     @property
     def counted(self) -> bool:
-        """Whether the router looks at who is inside."""
+        """Whether the router reads requests inside by model."""
         return self._swaps and self.fleet.replicas > 1
 
     def router(self, others: Choosing, replication: int) -> Choosing:
         """Return the router of the whole fleet.
 
-        :param others: that of the base model's replicas.
+        :param others: the router of the base model's replicas.
         """
         fleet = self.fleet
         models: FullModelRouter = ToOwnReplicas(self._view, fleet.homes)
@@ -55,10 +55,10 @@ class FullReplicas:
             models = ToHolders(self._view, pool, [model for model, full in enumerate(fleet.full) if full], key)
         return Beside(fleet.full, models, others)
 
-    def look_at(self, inside: list[int]) -> None:
-        """Let the router see the replicas, all of which are there by now.
+    def observe(self, inside: list[int]) -> None:
+        """Connect the router's view to the replicas, once all exist.
 
-        :param inside: by index, requests inside.
+        :param inside: by index, number of requests inside.
         """
         self._view.loads = inside
         self._view.resident = self._residency.masks
@@ -70,34 +70,46 @@ class FullReplicas:
         context = EvictionContext(world.weights, world.capacity, now=lambda: clock.now)
         cache = GpuCache(world.weights, world.capacity, Lru(context), pinned=world.pinned)
         if self._swaps:
-            watch(cache, index, [self._residency])
-        parts = Parts(clock, recorder, index, inside, cache, None, (1, 1), _never)
+            attach_listeners(cache, index, [self._residency])
+        parts = ReplicaParts(clock, recorder, index, inside, cache, None, (1, 1), _never)
         turn_s = (self.fleet.spec.turn or 0.0) if self._swaps else None
-        return make_server(world, parts, kv_rule(world), self._watched, turn_s)
+        return make_server(world, parts, kv_rule(world), self._wrap_server, turn_s)
 
 
-def world_of(world: World, fleet: FullFleet, place: int) -> World:
-    """Return the world as a replica of full models knows it: slots for whole models, and no LoRA.
+def world_of(world: World, fleet: FullModelFleet, place: int) -> World:
+    """Return the world of a replica of full models: slots for whole models, and no LoRA.
 
-    Its own model is there from the start and stays; a pool begins empty, and its loads block the step that needs them.
+    A dedicated replica holds its model from the start. A pool begins empty, and its loads block the step that needs
+    them.
 
-    :param place: of the replica, counted from ``fleet.first``.
+    :param place: the replica's number, counted from ``fleet.first``.
     """
     scenario, swaps = world.scenario, fleet.spec.serve == "swap"
     resident = fleet.spec.places
     rules = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
-    derived = scenario.model_copy(update={
-        "fleet": scenario.fleet.model_copy(update=rules),
-        "cache": Cache(gpu=GpuCacheSpec(slots=resident)),
-        "storage": Storage(mode="blocking" if swaps else "overlap"),
-    })  # fmt: skip
+    derived = scenario.model_copy(
+        update={
+            "fleet": scenario.fleet.model_copy(update=rules),
+            "cache": Cache(gpu=GpuCacheSpec(slots=resident)),
+            "storage": Storage(mode="blocking" if swaps else "overlap"),
+        }
+    )
     models = len(fleet.full)
     return replace(
-        world, scenario=derived, profile=fleet.profile, kv_tokens=fleet.kv_tokens[place], weights=[1] * models,
-        capacity=resident, ranks=[0] * models, adapter_blocks=[],
-        pinned=() if swaps else (fleet.model_of[place],), warm=(), full=None, base_weights=None,
-    )  # fmt: skip
+        world,
+        scenario=derived,
+        profile=fleet.profile,
+        kv_tokens=fleet.kv_tokens[place],
+        weights=[1] * models,
+        capacity=resident,
+        ranks=[0] * models,
+        adapter_blocks=[],
+        pinned=() if swaps else (fleet.model_of[place],),
+        warm=(),
+        full=None,
+        base_weights=None,
+    )
 
 
 def _never(adapter: int, tier: int) -> float:
-    raise AssertionError("only requests begin loads here")
+    raise AssertionError("only requests start loads here")

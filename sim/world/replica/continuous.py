@@ -1,8 +1,9 @@
-"""A replica that batches continuously: the shell around the step scheduler."""
+"""A replica that batches continuously: lets time pass between the decisions of the step scheduler."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from heapq import heappush
 from typing import cast
 
@@ -14,84 +15,97 @@ from sim.policies.kv.kv_memory import KvBlocks
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.model_turns import ModelTurns
 from sim.policies.scheduler import Limits, Scheduler
-from sim.policies.vllm_lru import TouchedCache
+from sim.policies.vllm_lru import VllmLruCache
 from sim.results.records import pack_pause, pack_step
 from sim.traffic.request import DELAYED_HIT, MISS, Request
 from sim.world.clock import BOUNDARY, Call
 from sim.world.replica.prefetch import Prefetch
-from sim.world.replica.server import Action, Parts, Server
-from sim.world.replica.step_loads import ProtectedLoads, StepLoads, TouchedLoads, TurnLoads, UnifiedLoads
+from sim.world.replica.server import Action, ReplicaParts, Server
+from sim.world.replica.step_loads import ProtectedLoads, StepLoads, TurnLoads, UnifiedLoads, VllmLoads
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRules:
+    """How a replica batches, and when it loads adapters.
+
+    :ivar ranks: rank of every adapter.
+    :ivar loads_at_arrival: loads start at arrival; otherwise at admission.
+    :ivar blocking: loads happen inside the step that admits their request; otherwise they overlap with steps.
+    :ivar stop: a request over the adapter limit stops the queue; otherwise later ones pass it.
+    :ivar cycle_s: requests wait in queues by adapter with this cycle time; None: in one queue.
+    :ivar discards: adapters that are not in use leave at the end of a decode step in which a request ended.
+    :ivar prefetch: idle loaders load for waiting requests.
+    """
+
+    limits: Limits
+    costs: StepCosts
+    ranks: list[int]
+    loads_at_arrival: bool
+    blocking: bool
+    stop: bool
+    cycle_s: float | None = None
+    discards: bool = False
+    prefetch: bool = False
 
 
 class BatchServer(Server):
-    """Continuous batching with leaping: one event for every change of the batch.
+    """Continuous batching with leaps: one event for every change of the batch.
 
-    Between changes all steps have the same batch and a cost linear in the growing KV cache, so a leap of k steps
-    takes ``k d + s k (k - 1) / 2`` seconds, d the first step and s the growth per step. An arrival that may be
-    admitted cuts the leap at the next boundary.
+    Between changes, all steps have the same batch and a cost that is linear in the growing KV cache. So a leap of k
+    steps takes ``k d + s k (k - 1) / 2`` seconds, where d is the first step and s the growth per step. An arrival that
+    may be admitted cuts the leap at the next boundary.
 
-    :param blocking: loads happen inside the step that admits their request; otherwise they overlap with steps.
-    :param stop: a request over the adapter limit stops the queue; otherwise later ones pass it.
-    :param rule: how much of the KV cache a request must find, where it is more than its prompt needs.
-    :param cycle_s: requests wait in queues by adapter with this cycle time; None: in one queue.
-    :param discards: adapters that nobody uses leave at the end of a decode step in which a request ended.
-    :param prefetch: idle loaders load for those who wait in the queue.
-    :param turn_s: of a replica that swaps whole models: how long a model's turn lasts; None: it serves adapters.
+    :param rule: KV memory that a request must find, if that is more than its prompt needs.
+    :param turn_s: for a replica that swaps whole models: seconds of a model's turn; None: it serves adapters.
+    :ivar waiting: the waiting queue; ``claiming``: the same queue if loads start at admission, otherwise None.
     """
 
     __slots__ = (
         "_actions", "_cycling", "_discards", "_event", "_first", "_growth", "_load_s", "_loads", "_prefetch", "_spare",
         "_started", "_step", "_steps", "claiming", "scheduler", "waiting",
-    )  # fmt: skip
+    )  # fmt: skip  # names in a paragraph, not one a line
 
     def __init__(
         self,
-        parts: Parts,
-        *,
-        limits: Limits,
+        parts: ReplicaParts,
         kv: KvBlocks,
-        costs: StepCosts,
-        ranks: list[int],
-        ask_early: bool,
-        blocking: bool,
-        stop: bool,
+        rules: BatchRules,
         rule: KvRule | None = None,
-        cycle_s: float | None = None,
-        discards: bool = False,
-        prefetch: bool = False,
         turn_s: float | None = None,
     ) -> None:
-        super().__init__(parts, ask_early=ask_early)
-        self.blocking = blocking
-        cache, touched = parts.cache, isinstance(parts.cache, TouchedCache)
+        super().__init__(parts, loads_at_arrival=rules.loads_at_arrival)
+        self.blocking = rules.blocking
+        cache, touched = parts.cache, isinstance(parts.cache, VllmLruCache)
         self.claiming: ClaimingQueue | AdapterQueues | None = None
         self._cycling: AdapterQueues | None = None
-        if cycle_s is not None:
-            self._cycling = AdapterQueues(cast(GpuCache, cache), self._ask, lambda: self.clock._now, cycle_s)
+        if rules.cycle_s is not None:
+            self._cycling = AdapterQueues(
+                cast(GpuCache, cache), self._request_load, lambda: self.clock._now, rules.cycle_s
+            )
             self.claiming = self._cycling
-        elif turn_s is None and not ask_early:
-            self.claiming = ClaimingQueue(cache, self._ask, stop=stop, blocking=blocking, gives_up=touched)
+        elif turn_s is None and not rules.loads_at_arrival:
+            self.claiming = ClaimingQueue(
+                cache, self._request_load, stop=rules.stop, blocking=rules.blocking, gives_up=touched
+            )
         turns = None if turn_s is None else ModelTurns(cast(GpuCache, cache), lambda: self.clock._now, turn_s)
         self.waiting = turns or self.claiming or ReadyQueue()
-        self.scheduler = Scheduler(limits, kv, self.waiting, ranks, costs, rule)
+        self.scheduler = Scheduler(rules.limits, kv, self.waiting, rules.ranks, rules.costs, rule)
         self._step = self.scheduler.decided
-        self._discards = cast(GpuCache, cache).evict_idle if discards else None
+        self._discards = cast(GpuCache, cache).evict_idle if rules.discards else None
         self._loads: StepLoads | None = None
-        if isinstance(cache, TouchedCache):
-            self._loads = TouchedLoads(
-                cache, self.scheduler, parts.recorder, parts.reload_s, parts.index, parts.versions, parts.storage
-            )
+        if isinstance(cache, VllmLruCache):
+            self._loads = VllmLoads(cache, self.scheduler, parts.reload_s, self.loader.context)
         elif isinstance(cache, UnifiedCache):
-            self._loads = UnifiedLoads(cache, self.loader, parts.recorder, parts.index)
+            self._loads = UnifiedLoads(cache, self.loader)
         elif turns is not None:
-            self._loads = TurnLoads(cache, self.loader, parts.recorder, parts.index, turns.came)
+            self._loads = TurnLoads(cache, self.loader, turns.start_turn)
         elif self.claiming is not None:
-            self._loads = ProtectedLoads(cache, self.loader, parts.recorder, parts.index)
+            self._loads = ProtectedLoads(cache, self.loader)
         self._prefetch: Prefetch | None = None
-        if prefetch:
+        if rules.prefetch:
             self._prefetch = Prefetch(cast(GpuCache, cache), self.loader)
-            self.loader.ahead = self._load_ahead
-        self._event: Call | None = None  # the boundary to come; None while idle
+            self.loader.on_load_done = self._load_ahead
+        self._event: Call | None = None  # the next boundary; None while idle
         self._spare: Call | None = None  # a spent event to use again
         self._started = 0.0
         self._steps = 0
@@ -100,8 +114,8 @@ class BatchServer(Server):
         self._load_s = 0.0
         self._actions: list[Action] = []
 
-    def _ask(self, request: Request) -> None:
-        request.outcome = DELAYED_HIT if self.loader.ask(request) else MISS
+    def _request_load(self, request: Request) -> None:
+        request.outcome = DELAYED_HIT if self.loader.request_load(request) else MISS
 
     def _loaded(self, requests: list[Request], in_time: bool) -> None:
         if self.claiming is None:
@@ -112,13 +126,12 @@ class BatchServer(Server):
             self.claiming.arrived(request)
         if requests:
             self._wake(min(request.key for request in requests), in_time)
-        # A load ahead that nobody joined brings no boundary forward. Whoever wants the adapter stands in the queue and
-        # was announced when it came; the next boundary that could let it in comes for that reason, or for a seat, KV
-        # blocks or an adapter that somebody gives back.
+        # A load ahead that no request joined needs no earlier boundary. A request that wants the adapter is in the
+        # queue and called _wake when it came, so the boundary that can admit it is already scheduled.
 
     def _not_loaded(self, requests: list[Request], in_time: bool) -> None:
         super()._not_loaded(requests, in_time)
-        if self.claiming is not None and requests:  # others may have waited for their places
+        if self.claiming is not None and requests:  # others may have waited for their room
             self._wake(min(request.key for request in requests), in_time)
 
     def _unclaim(self, request: Request) -> None:
@@ -129,16 +142,16 @@ class BatchServer(Server):
 
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
         key = request.key
-        heappush(self.waiting.line, (key, request))
-        if self._steps != 1:  # nothing to do where a single step is under way: its end is the next boundary
+        heappush(self.waiting.ready, (key, request))
+        if self._steps != 1:  # the end of a single step is the next boundary anyway
             self._wake(key, in_time)
         if self._prefetch is not None:
             self._prefetch.entered(request)
             self._load_ahead()
 
     def _load_ahead(self) -> None:
-        """Load for those in the queue, unless a boundary of this very instant comes first and may ask for loads."""
-        assert self._prefetch is not None, "called where there is one"
+        """Start prefetches, unless a boundary of this very instant comes first and may start loads of its own."""
+        assert self._prefetch is not None, "called only with prefetching"
         if self._event is not None:
             end = self._started + self._elapsed(self._steps) if self._steps else self.clock._now
             if end == self.clock._now:
@@ -146,7 +159,7 @@ class BatchServer(Server):
         self._prefetch.go_on()
 
     def _wake(self, key: int, in_time: bool) -> None:
-        """Bring the next boundary forward for a request of this key, if it may join."""
+        """Bring the next boundary forward for a request with this key, if it may join."""
         steps, now = self._steps, self.clock._now
         if self._event is None:
             self._schedule(now)
@@ -165,14 +178,14 @@ class BatchServer(Server):
         return self._load_s + steps * self._first + self._growth * (steps * (steps - 1) / 2)
 
     def _steps_until(self, now: float, in_time: bool = False) -> int:
-        """Return the fewest steps that end after ``now`` (or at ``now``): the boundary at which somebody can join."""
+        """Return the fewest steps that end after ``now``, or with ``in_time`` at it: the next boundary to join."""
         started, first, growth = self._started, self._first, self._growth
         gone = now - started - self._load_s
-        steps = max(1, int(gone / first) + 1)  # enough: steps only get longer
+        steps = max(1, int(gone / first) + 1)  # an upper bound, since steps only get longer
         if steps > 50 and growth > 0:
             half = first / growth - 0.5
             steps = int(math.sqrt(half * half + 2 * gone / growth) - half) + 1
-        # All of that is rounded; the boundary is the first one whose time, as computed, lies after now.
+        # The estimate is rounded; the boundary is the first one whose time, as computed, lies after now.
         while steps > 1 and started + self._elapsed(steps - 1) > now:
             steps -= 1
         while started + self._elapsed(steps) <= now:
@@ -184,7 +197,7 @@ class BatchServer(Server):
     def _boundary(self, event: Call) -> None:
         if event is not self._event:
             self._spare = event
-            return  # the end of a leap that was cut
+            return  # the old end of a leap that was cut
         clock = self.clock
         end = self._next_leap(clock._now)
         if end < 0:
@@ -194,16 +207,23 @@ class BatchServer(Server):
         clock.push((end, BOUNDARY, clock.next_id(), event))
 
     def _next_leap(self, now: float) -> float:
-        """Complete the leap that ends now and begin the next; return its end, or -1 where nobody runs."""
+        """Complete the leap that ends now and begin the next; return its end, or -1 if the batch is empty."""
         scheduler, steps = self.scheduler, self._steps
         if steps:
             decoding = self._step.decoding
             if scheduler.paused:
                 decoding -= self._log_pauses()
             self.recorder.step_rows += pack_step(
-                self._started, self._first, self._growth, self._load_s,
-                steps, decoding, len(scheduler.running), scheduler.blocked, self.index,
-            )  # fmt: skip
+                self._started,
+                self._first,
+                self._growth,
+                self._load_s,
+                steps,
+                decoding,
+                len(scheduler.running),
+                scheduler.blocked,
+                self.index,
+            )
             finished = scheduler.complete(steps, now)
             if self._loads is not None and self._loads.failed:
                 finished = self._end_failed(self._loads, finished)
@@ -223,7 +243,7 @@ class BatchServer(Server):
         self._steps = steps = step.steps
         if steps == 0:
             if self._cycling is not None and self._cycling.may_go_on():
-                return self._next_leap(now)  # nobody would come to take out more of those that are in the way
+                return self._next_leap(now)  # each pass frees a few places, and no event would start another one
             return -1.0
         if self._loads is not None:
             self._load_s = self._loads.before_step(step.prefills, now) + blocked_s
@@ -236,9 +256,9 @@ class BatchServer(Server):
         return now + (self._load_s + steps * first + growth * (steps * (steps - 1) / 2))  # as _elapsed(steps)
 
     def _end_failed(self, loads: StepLoads, finished: list[Request]) -> list[Request]:
-        """End the requests whose adapter couldn't be loaded by the step that ends now; return the other finished ones.
+        """End the requests whose adapter could not be loaded by the step that ends now; return the other finished ones.
 
-        That step computed them nevertheless: what a batch looks like is decided before its loads.
+        That step computed them nevertheless: a batch is decided before its loads.
         """
         failed, loads.failed = loads.failed, []
         over = {request.index for request in finished}
@@ -246,14 +266,14 @@ class BatchServer(Server):
             if request.index not in over:
                 self.scheduler.expel(request)
             self.cache.release(request.adapter)
-            if self._fetches is not None:
-                self._fetches.leave(request)
+            if self._host_fill is not None:
+                self._host_fill.leave(request)
             self._fail(request)
         left = {request.index for request in failed}
         return [request for request in finished if request.index not in left]
 
     def _log_pauses(self) -> int:
-        """Note gaps that end with this step and are longer, since prefills came between; return how many."""
+        """Record the gaps between tokens that end with this step and span paused time; return how many there are."""
         if not self._step.decoding:
             return 0
         for since, count in self.scheduler.paused:
@@ -277,7 +297,7 @@ class BatchServer(Server):
                 self._schedule(self._started + self._elapsed(cut))
 
     def _act(self, now: float) -> float:
-        """Do what waited for a boundary; return for how many seconds that blocks the next step, if there is one."""
+        """Run the actions that waited for a boundary; return the seconds for which they block the next step."""
         blocked_s = 0.0
         while self._actions:
             actions, self._actions = self._actions, []
@@ -295,13 +315,13 @@ class BatchServer(Server):
         scheduler, now = self.scheduler, self.clock._now
         found = []
         for request in scheduler.running.values() if adapter in scheduler.adapters else ():
-            # Whoever joined at this very boundary has computed nothing yet, unless it was preempted before.
+            # A request that joined at this very boundary has computed nothing yet, unless it was preempted before.
             if request.adapter == adapter and (request.admitted_s < now or request.generated):
                 decoding = request.last_step >= 0
                 left = request.last_step - scheduler.step if decoding else 0
                 found.append((request, request.output_tokens - left if decoding else request.generated))
         if scheduler.preempted:
-            waiting = self.waiting.everyone()
+            waiting = self.waiting.all_requests()
             found += [(r, r.generated) for r in waiting if r.adapter == adapter and r.generated]
         return found
 
@@ -319,7 +339,7 @@ class BatchServer(Server):
         return min(self._steps, self._steps_until(now) - 1)
 
     def close(self) -> list[Request]:
-        """Log the steps that have ended and the one under way, and return the requests still inside."""
+        """Record the steps that have ended and the one under way; return the requests still inside."""
         now, done, scheduler = self.clock._now, self._steps_done(), self.scheduler
         running, blocked = len(scheduler.running), scheduler.blocked
         if done:
@@ -330,12 +350,12 @@ class BatchServer(Server):
                 self._started, self._first, self._growth, self._load_s, done, decoding, running, blocked, self.index
             )
         began = self._started + self._elapsed(done) if done else self._started
-        if self._steps and began < now:  # this step kept the GPU busy, and gave nobody a token
+        if self._steps and began < now:  # this step kept the GPU busy without a token
             self.recorder.step_rows += pack_step(began, now - began, 0.0, 0.0, 1, 0, running, blocked, self.index)
         return super().close()
 
     def _unserved(self) -> list[Request]:
-        return list(self.scheduler.running.values()) + self.waiting.everyone()
+        return list(self.scheduler.running.values()) + self.waiting.all_requests()
 
     def check_integrity(self) -> None:
         super().check_integrity()

@@ -7,19 +7,19 @@ from collections import deque
 from sim.results.records import pack_step
 from sim.traffic.request import Request
 from sim.world.clock import BOUNDARY, Call
-from sim.world.replica.server import Action, Parts, Server
+from sim.world.replica.server import Action, ReplicaParts, Server
 
 
 class FixedServer(Server):
     """Engine ``fixed``: one request at a time, first ready first served."""
 
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts, ask_early=True)
+    def __init__(self, parts: ReplicaParts) -> None:
+        super().__init__(parts, loads_at_arrival=True)
         self._queue: deque[Request] = deque()
         self._serving: Request | None = None
         self._event = Call(parts.clock, self._served)
         self._actions: list[Action] = []
-        self._leaving = False  # whether the one that is served has its answer, and keeps its place for this instant
+        self._leaving = False  # the request being served has its answer, and keeps its place for this instant
 
     def _enqueue(self, request: Request, in_time: bool = False) -> None:
         if self._serving is None:
@@ -35,16 +35,16 @@ class FixedServer(Server):
 
     def _served(self, event: Call) -> None:
         request = self._serving
-        assert request is not None, "a service ends that never began"
+        assert request is not None, "a service ends only after it began"
         now = self.clock._now
         request.first_token_s = now
         self.recorder.step_rows += pack_step(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
         self._leaving = True
-        self._leave(request, now)  # answered by the weights that were there until now
+        self._leave(request, now)  # by the weights that were resident until now
         while self._actions:
             self._act()
         self._leaving = False
-        self._serving = None  # only now: who is let in by one of them stands behind those who wait
+        self._serving = None  # only now: requests that an action releases queue behind those that wait
         if self._queue:
             self._serve(self._queue.popleft())
 
@@ -66,7 +66,7 @@ class FixedServer(Server):
         return request.output_tokens if request.first_token_s >= 0 else 0
 
     def close(self) -> list[Request]:
-        """Log the service under way, and return the requests still inside."""
+        """Record the service under way; return the requests still inside."""
         now, serving = self.clock._now, self._serving
         if serving is not None and serving.admitted_s < now:
             worked_s = now - serving.admitted_s

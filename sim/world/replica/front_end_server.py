@@ -9,26 +9,25 @@ from sim.results.records import REFUSED
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, Call
 from sim.world.replica.continuous import BatchServer
-from sim.world.replica.server import Parts
 
 
-class FrontedServer(BatchServer):
-    """``BatchServer`` whose requests come in, and whose tokens go out, through a ``FrontEnd``.
+class FrontEndServer(BatchServer):
+    """A ``BatchServer`` whose requests and tokens pass through a ``FrontEnd``.
 
-    :ivar merged_gaps: gaps between tokens that nobody outside saw: what comes during a stall is sent as one.
+    :ivar merged_gaps: gaps between tokens that clients did not see: tokens of a stall are sent together.
     """
 
-    def __init__(self, parts: Parts, *, front_end: FrontEnd, **options: Any) -> None:
-        super().__init__(parts, **options)
+    def __init__(self, *parts: Any, front_end: FrontEnd) -> None:
+        super().__init__(*parts)
         self.front_end = front_end
         self.merged_gaps = 0.0
         self._last_stall = 0
-        self._changed_s = -1.0  # since when an arrival's change of the waiting set has not been seen by a step
+        self._changed_s = -1.0  # time since which no step has counted a change of the waiting set
 
     def arrive(self, request: Request) -> None:
         now = self.clock._now
         if self._inside[self.index] >= self.front_end.max_in_flight:
-            self.recorder.turned_away(request, self.index, REFUSED)
+            self.recorder.record_unserved(request, self.index, REFUSED)
             return
         self._inside[self.index] += 1
         self.inside_area -= now
@@ -61,7 +60,7 @@ class FrontedServer(BatchServer):
         stalled_s, last = self.front_end.stalled_between(self._started, now)
         if stalled_s > 0:
             inside = stalled_s / (now - self._started) * self._steps
-            apart = last - self._last_stall  # the first token after each stall began is seen, if late
+            apart = last - self._last_stall  # clients see the first token of each stall, if late
             self.merged_gaps += max(0.0, inside - apart) * self.scheduler.kv.decoding
             self._last_stall = last
 

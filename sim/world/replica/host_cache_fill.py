@@ -1,7 +1,8 @@
-"""Adapters that come to host memory when requests for them arrive, before anything is loaded to the GPU.
+"""Host memory that is filled when requests arrive, before anything is loaded to the GPU.
 
 SGLang (an adapter that ``max_loaded_loras`` drove out), LoRAX (download at the first request) and TensorRT-LLM (host
-cache) do so. The host tier is then a protected cache of its own: an adapter with requests inside keeps its place.
+cache) work this way. The host tier is then a protected cache of its own: an adapter with requests inside keeps its
+place.
 """
 
 from __future__ import annotations
@@ -9,22 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sim.policies.adapter_cache import GpuCache
-from sim.results.records import Recorder
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
 from sim.world.clock import Clock
-from sim.world.faults.storage_faults import StorageFaults
-from sim.world.replica.loader import Loader
-from sim.world.rollouts.versions import Fetched
+from sim.world.replica.loader import LoadContext, Loader
 
 
-class HostFetches:
+class HostCacheFill:
     """Host memory of one replica, filled at arrival.
 
     :param cache: adapters in host memory.
     :param loaders: fetches at a time.
-    :param reject: a request that would have to wait for a place is turned away.
-    :param replica: its number; ``versions``: notes which version of an adapter was fetched, or None; ``faults``: what
-        is wrong with storage, or None.
+    :param reject: refuse a request that would have to wait for a place.
+    :ivar on_fetched: called with a request whose adapter has come to host memory, and whether that took any time; set
+        by the server.
+    :ivar on_fetch_failed: called with a request whose adapter could not be fetched; set by the server.
     """
 
     def __init__(
@@ -32,40 +31,35 @@ class HostFetches:
         clock: Clock,
         cache: GpuCache,
         loaders: int,
-        recorder: Recorder,
+        context: LoadContext,
         *,
         reject: bool,
-        replica: int,
-        versions: Fetched | None = None,
-        faults: StorageFaults | None = None,
     ) -> None:
         self.cache = cache
-        self.loader = Loader(clock, cache, None, (loaders, 1), recorder, self._fetched, replica, versions, faults)
+        self.loader = Loader(clock, cache, None, (loaders, 1), context, self._fetched)
         self.loader.on_failed = self._failed
-        self.go_on: Callable[[Request, bool], None]
-        """What the server does with a request whose adapter is in host memory, told whether that took any time."""
-        self.give_up: Callable[[Request], None]
-        """What the server does with a request whose adapter can't be fetched."""
+        self.on_fetched: Callable[[Request, bool], None]
+        self.on_fetch_failed: Callable[[Request], None]
         self._reject = reject
         self._waits: dict[int, tuple[int, float, float]] = {}
 
     def rejects(self, request: Request) -> bool:
-        """Return whether there is no place for the request's adapter."""
+        """Return whether to refuse a request because its adapter finds no place."""
         return self._reject and not self.cache.can_claim(request.adapter)
 
     def fetch(self, request: Request) -> bool:
-        """Take a place for the request's adapter; return whether it is there, otherwise ``go_on`` is called later."""
+        """Reserve a place for the request's adapter; return whether it is there. If not, ``on_fetched`` follows."""
         if self.cache.acquire(request.adapter):
             return True
-        joined = self.loader.ask(request)
+        joined = self.loader.request_load(request)
         request.tier = FROM_GPU  # until it leaves: what happens at the GPU comes between
         self._waits[request.index] = (DELAYED_HIT if joined else MISS, 0.0, 0.0)
         return False
 
     def leave(self, request: Request) -> float:
-        """Note that a request ends, and add what it waited for host memory to what it waited for the GPU.
+        """Release a request's adapter, and add its wait for host memory to its wait for the GPU.
 
-        :return: the seconds that it waited for host memory: all of them before its admission.
+        :returns: seconds that it waited for host memory, all of them before its admission.
         """
         wait_s = 0.0
         waited = self._waits.pop(request.index, None)
@@ -83,7 +77,7 @@ class HostFetches:
             self.loader.room_appeared()
 
     def close(self, now: float) -> None:
-        """Note what is under way when the simulation stops."""
+        """Record the fetches still under way when the simulation stops."""
         self.loader.close(now)
 
     def waiting(self) -> list[Request]:
@@ -95,11 +89,11 @@ class HostFetches:
             outcome, _, _ = self._waits[request.index]
             self._waits[request.index] = (outcome, request.load_queue_s, request.load_wait_s)
             request.load_queue_s = request.load_wait_s = 0.0
-            self.go_on(request, in_time)
+            self.on_fetched(request, in_time)
 
     def _failed(self, requests: list[Request], in_time: bool) -> None:
         for request in requests:
             request.outcome, _, _ = self._waits.pop(request.index)
             request.tier = FROM_STORAGE
             self._release(request.adapter)
-            self.give_up(request)
+            self.on_fetch_failed(request)

@@ -1,4 +1,4 @@
-"""Loads ahead of time: loaders that have nothing to do fetch the adapters of those who wait in the queue."""
+"""Prefetching: idle loaders load the adapters of requests that wait in the queue."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from sim.world.replica.loader import Loader
 
 
 class Prefetch:
-    """Prefetching of one replica, where loads are asked for at admission and overlap with steps.
+    """Prefetching of one replica, for loads that start at admission and overlap with steps.
 
-    Whenever something has changed (a boundary, the end of a load, an arrival), loaders that are idle begin to load what
-    queued requests will ask for, in the order of the queue: while no load that somebody asked for waits, up to the
-    first adapter that finds no room beside those in use and those that others in the queue want.
+    At every change (a boundary, the end of a load, an arrival), idle loaders start to load the adapters of queued
+    requests, in the order of the queue. They stop while a requested load waits, and at the first adapter that finds no
+    room among those in use and those that other queued requests want.
 
-    A look costs time proportional to the adapters that are wanted, but only while a loader is idle.
+    A pass takes time proportional to the number of wanted adapters, but only while a loader is idle.
     """
 
     def __init__(self, cache: GpuCache, loader: Loader) -> None:
         self._cache = cache
         self._loader = loader
-        # By adapter, a heap of (key, request) of those who haven't been admitted; the first of each is still so, those
-        # behind may have gone. Those who have asked for their loads stay until then and make no difference: they use
-        # their adapters, which are neither victims nor, unless a load waits in a queue, absent.
+        # By adapter, a heap of (key, request). The first request of each still waits for admission; those behind it may
+        # have left. Requests whose load has started stay until admission, at no harm: their adapters are in use, so
+        # they are no victims, and absent only while the load waits in a queue.
         self._wanted: dict[int, list[tuple[int, Request]]] = {}
 
     def entered(self, request: Request) -> None:
-        """Note that a request stands in the queue."""
+        """Note that a request has joined the queue."""
         heappush(self._wanted.setdefault(request.adapter, []), (request.key, request))
 
     def left(self, requests: Iterable[Request]) -> None:
@@ -44,7 +44,7 @@ class Prefetch:
                 del self._wanted[request.adapter]
 
     def go_on(self) -> None:
-        """Begin what may begin now."""
+        """Start all loads that may start now."""
         loader, wanted, state = self._loader, self._wanted, self._cache.state
         if not wanted or not loader.may_load_ahead():
             return

@@ -1,4 +1,4 @@
-"""The caches of one replica as a scenario describes them, and who is in them from the start."""
+"""The caches of one replica as a scenario describes them, with the adapters that are in them from the start."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from sim.policies.eviction import Eviction, EvictionContext, make_eviction
 from sim.policies.eviction.lru import Lru
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.set_order import SetOrder
-from sim.policies.vllm_lru import TouchedCache
-from sim.results.records import Recorder
+from sim.policies.vllm_lru import VllmLruCache
 from sim.rng import stream
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.spec.scenario import HostCache as HostCacheSpec
@@ -24,32 +23,31 @@ from sim.spec.units import human_bytes
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
-from sim.world.faults.storage_faults import StorageFaults
-from sim.world.replica.host_cache_fill import HostFetches
-from sim.world.replica.oracle import Foresight
-from sim.world.rollouts.rollout_plan import Lineage
-from sim.world.rollouts.versions import Fetched, Versions
+from sim.world.replica.host_cache_fill import HostCacheFill
+from sim.world.replica.loader import LoadContext
+from sim.world.replica.oracle import ReplicaOracle
+from sim.world.rollouts.rollout_plan import RolloutPlan
 from sim.world.world import World
 
 
-class Watched:
-    """Tells boards that all replicas share what is in the cache of one of them."""
+class ReplicaCacheListener:
+    """Passes on what happens in one replica's cache to the listeners of the whole fleet."""
 
-    def __init__(self, replica: int, boards: Sequence[Board]) -> None:
+    def __init__(self, replica: int, listeners: Sequence[FleetCacheListener]) -> None:
         self._replica = replica
-        self._boards = boards
+        self._cache_listeners = listeners
 
     def placed(self, adapter: int) -> None:
-        for board in self._boards:
-            board.placed(adapter, self._replica)
+        for each in self._cache_listeners:
+            each.placed(adapter, self._replica)
 
     def left(self, adapter: int) -> None:
-        for board in self._boards:
-            board.left(adapter, self._replica)
+        for each in self._cache_listeners:
+            each.left(adapter, self._replica)
 
 
-class Board(Protocol):
-    """Who wants to know what is in the caches of all replicas."""
+class FleetCacheListener(Protocol):
+    """Is called when adapters come to, or leave, the cache of any replica."""
 
     def placed(self, adapter: int, replica: int) -> None: ...
 
@@ -58,41 +56,41 @@ class Board(Protocol):
     def forget(self, replica: int) -> None: ...
 
 
-def watch(cache: GpuCache | TouchedCache, replica: int, boards: Sequence[Board]) -> None:
-    """Let boards know what is in a cache, and what comes and goes."""
-    watched = Watched(replica, boards)
+def attach_listeners(cache: GpuCache | VllmLruCache, replica: int, listeners: Sequence[FleetCacheListener]) -> None:
+    """Tell listeners what a cache holds, and from now on every change."""
+    listener = ReplicaCacheListener(replica, listeners)
     for adapter, state in enumerate(cache.state):
         if state != ABSENT:
-            watched.placed(adapter)
-    cache.watch = watched
+            listener.placed(adapter)
+    cache.listener = listener
 
 
 def eviction_context(
-    world: World, clock: Clock, rng: np.random.Generator, foresight: Foresight | None
+    world: World, clock: Clock, rng: np.random.Generator, oracle: ReplicaOracle | None
 ) -> EvictionContext:
-    """Return what eviction policies may know; where adapters share the KV cache, they weigh blocks."""
+    """Return what eviction policies may know; adapters that share the KV cache are counted in blocks."""
     weights, capacity = world.weights, world.capacity
     if world.adapter_blocks:
-        assert world.kv_tokens is not None, "they share it"
+        assert world.kv_tokens is not None, "they share the KV cache"
         weights, capacity = world.adapter_blocks, world.kv_tokens // world.scenario.fleet.block_size
     context = EvictionContext(weights, capacity, rng, now=lambda: clock.now)
-    return context if foresight is None else replace(context, next_use=foresight.next_use, come=foresight.come)
+    return context if oracle is None else replace(context, next_use=oracle.next_use, come=oracle.come)
 
 
 def make_caches(
     world: World, replication: int, place: int, rule: KvRule | None, context: EvictionContext
-) -> tuple[GpuCache | TouchedCache, HostCache | AllInHost | None]:
-    """Return the cache in GPU memory and the host tier, with everybody in them who is there from the start.
+) -> tuple[GpuCache | VllmLruCache, HostCache | AllInHost | None]:
+    """Return the cache in GPU memory and the host tier, with the adapters that are in them from the start.
 
-    :param place: a number of the replica's own, not that of one which stood in its place before.
+    :param place: number of this incarnation of the replica; a restarted one has another.
     """
     spec, count = world.scenario.cache, len(world.population)
     if spec.eviction == "vllm-lru":
         slots = world.capacity
         host_slots = slots if spec.host is None or spec.host.slots is None else spec.host.slots
-        # A Python set is walked by hash, and vLLM's adapters are hashed by name, anew in every process.
+        # A Python set is walked by hash, and vLLM's adapters are hashed by name, differently in every process.
         hashes = stream(world.scenario.run.seed, replication, "set-order", place).integers(2**61 - 1, size=count)
-        touched = TouchedCache(count, slots, host_slots, SetOrder(hashes.tolist()))
+        touched = VllmLruCache(count, slots, host_slots, SetOrder(hashes.tolist()))
         touched.warm_up(world.warm)
         return touched, None
     cache, host = _gpu_cache(world, make_eviction(world.scenario.eviction_policy, context), rule), spec.host
@@ -100,28 +98,22 @@ def make_caches(
     if host is None:
         return cache, None
     if host.fill == "arrival":
-        return cache, AllInHost()  # as far as the GPU sees
+        return cache, AllInHost()  # from the GPU's point of view
     if host.fill == "start":
         later = set(range(len(world.traffic.population), count)) - set(world.pinned)
         return cache, AllInHost(later)  # new versions with names of their own
     copies = HostCache(*_capacity(host, world.population))
     for adapter in reversed(world.pinned + _there(world.warm, cache)):
-        copies.insert(adapter)  # they came through host memory, too
+        copies.insert(adapter)  # they were loaded through host memory
     return cache, copies
 
 
-def make_fetches(
-    world: World,
-    clock: Clock,
-    recorder: Recorder,
-    cache: GpuCache | TouchedCache,
-    replica: int,
-    versions: Versions | None,
-    storage: StorageFaults | None = None,
-) -> HostFetches | None:
-    """Return host memory that fills at arrival, if the scenario has it; what the GPU begins with came through it.
+def make_host_fill(
+    world: World, clock: Clock, cache: GpuCache | VllmLruCache, context: LoadContext
+) -> HostCacheFill | None:
+    """Return host memory that fills at arrival, if the scenario has it. It holds copies of what is warm in ``cache``.
 
-    :raises ScenarioError: where an adapter doesn't fit there.
+    :raises ScenarioError: if an adapter does not fit.
     """
     host = world.scenario.cache.host
     if host is None or host.fill != "arrival":
@@ -131,22 +123,21 @@ def make_fetches(
     weights, capacity = ([1] * count, count) if unlimited else _capacity(host, world.population)
     if max(weights) > capacity:
         raise ScenarioError(
-            "an adapter is larger than host memory, through which all must come", key="cache.host.size",
-            got=human_bytes(capacity), allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
-        )  # fmt: skip
-    _check_pinned(_heaviest(world.pinned, weights, world.lineage), weights, capacity, "cache.host")
+            "an adapter is larger than host memory, through which all must come",
+            key="cache.host.size",
+            got=human_bytes(capacity),
+            allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
+        )
+    _check_pinned(_heaviest(world.pinned, weights, world.rollout_plan), weights, capacity, "cache.host")
     fetched = GpuCache(weights, capacity, Lru(EvictionContext(weights, capacity)), pinned=world.pinned)
     fetched.warm_up(_there(world.warm, cache))
-    return HostFetches(
-        clock, fetched, world.scenario.storage.loaders, recorder, reject=host.full == "reject", replica=replica,
-        versions=None if versions is None else Fetched(versions), faults=storage,
-    )  # fmt: skip
+    return HostCacheFill(clock, fetched, world.scenario.storage.loaders, context, reject=host.full == "reject")
 
 
 def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:
-    """Return what each adapter takes, and how much there is: slots or bytes.
+    """Return what each adapter takes, and the capacity, in slots or bytes.
 
-    :raises ScenarioError: where the largest adapter doesn't fit.
+    :raises ScenarioError: if the largest adapter does not fit.
     """
     if spec.unified:
         return [1] * len(population), spec.slots or len(population)
@@ -154,20 +145,22 @@ def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int],
     largest = max(weights)
     if largest > capacity:
         raise ScenarioError(
-            "an adapter is larger than the GPU cache", key="cache.gpu.size", got=human_bytes(capacity),
+            "an adapter is larger than the GPU cache",
+            key="cache.gpu.size",
+            got=human_bytes(capacity),
             allowed=f"at least {human_bytes(largest)}, the largest adapter",
-        )  # fmt: skip
+        )
     return weights, capacity
 
 
 def pinned_and_warm(
-    scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int, lineage: Lineage | None
+    scenario: Scenario, traffic: Traffic, weights: Sequence[int], capacity: int, rollout_plan: RolloutPlan | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the adapters to pin and those to warm up with, the most popular first.
+    """Return the pinned and the warm adapters, the most popular first.
 
     :param weights: what each adapter takes of ``capacity``.
-    :param lineage: which versions adapters will have, if there are rollouts.
-    :raises ScenarioError: where there are not as many to pin, or pinned ones leave no room for another adapter.
+    :param rollout_plan: versions that adapters will have, if there are rollouts.
+    :raises ScenarioError: if there are fewer adapters than pins, or pinned ones leave no room for another adapter.
     """
     cache = scenario.cache
     if not (cache.pinned or cache.warm):
@@ -179,11 +172,11 @@ def pinned_and_warm(
             "there are fewer adapters", key="cache.pinned", got=cache.pinned, allowed=f"at most {len(hottest)}"
         )
     pinned = tuple(hottest[: cache.pinned])
-    _check_pinned(_heaviest(pinned, weights, lineage), weights, capacity, "cache.gpu")
+    _check_pinned(_heaviest(pinned, weights, rollout_plan), weights, capacity, "cache.gpu")
     return pinned, tuple(hottest[cache.pinned : cache.pinned + cache.warm])
 
 
-def _there(adapters: tuple[int, ...], cache: GpuCache | TouchedCache) -> tuple[int, ...]:
+def _there(adapters: tuple[int, ...], cache: GpuCache | VllmLruCache) -> tuple[int, ...]:
     return tuple(adapter for adapter in adapters if cache.state[adapter] == RESIDENT)
 
 
@@ -203,23 +196,25 @@ def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tup
     return population.size_bytes.tolist(), spec.size
 
 
-def _heaviest(pinned: Sequence[int], weights: Sequence[int], lineage: Lineage | None) -> list[int]:
-    """Return which version of each pinned adapter takes most: each has the pin in turn."""
+def _heaviest(pinned: Sequence[int], weights: Sequence[int], rollout_plan: RolloutPlan | None) -> list[int]:
+    """Return the largest version of each pinned adapter: each version has the pin in turn."""
     heaviest = {adapter: adapter for adapter in pinned}
-    for adapter, name in enumerate(() if lineage is None else lineage.original.tolist()):
+    for adapter, name in enumerate(() if rollout_plan is None else rollout_plan.original.tolist()):
         if name in heaviest and weights[adapter] > weights[heaviest[name]]:
             heaviest[name] = adapter
     return list(heaviest.values())
 
 
 def _check_pinned(pinned: Sequence[int], weights: Sequence[int], capacity: int, where: str) -> None:
-    """Refuse pinned adapters beside which the largest other one finds no room."""
+    """Refuse pinned adapters that leave no room for the largest other adapter."""
     taken = sum(weights[adapter] for adapter in pinned)
     kept = set(pinned)
     largest = max((weight for adapter, weight in enumerate(weights) if adapter not in kept), default=0)
     if taken + largest > capacity:
         raise ScenarioError(
-            f"pinned adapters leave no room for another one in {where}", key="cache.pinned", got=len(pinned),
+            f"pinned adapters leave no room for another one in {where}",
+            key="cache.pinned",
+            got=len(pinned),
             allowed=f"up to {capacity - largest:,} of {capacity:,}: they take {taken:,}, another one up to {largest:,}",
             hint=f"pin fewer, or enlarge {where}",
-        )  # fmt: skip
+        )

@@ -1,4 +1,4 @@
-"""What happens to adapters when a step begins: its requests claim theirs, and a blocking engine loads what lacks."""
+"""Adapters at the start of a step: its requests claim theirs, and blocking engines load the missing ones."""
 
 from __future__ import annotations
 
@@ -7,41 +7,39 @@ from typing import Protocol
 
 from sim.policies.adapter_cache import RESIDENT, GpuCache, UnifiedCache
 from sim.policies.scheduler import Scheduler
-from sim.policies.vllm_lru import TouchedCache
-from sim.results.records import Recorder, pack_load
+from sim.policies.vllm_lru import VllmLruCache
+from sim.results.records import pack_load
 from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
-from sim.world.faults.storage_faults import StorageFaults
-from sim.world.replica.loader import Loader
-from sim.world.rollouts.versions import Noted
+from sim.world.replica.loader import LoadContext, Loader
 
 
 class StepLoads(Protocol):
-    """What a server asks before each step.
+    """Claims and loads of adapters at the start of each step.
 
-    :ivar failed: requests of the step whose adapter couldn't be loaded; the server takes them out of the batch, and of
-        this list, when the step has ended.
+    :ivar failed: requests of the step whose adapter could not be loaded. At the end of the step, the server empties the
+        list and takes them out of the batch.
     """
 
     failed: list[Request]
 
     def before_step(self, prefills: list[Request], now: float) -> float:
-        """Load what the step needs, note it in requests and records; return the seconds that takes."""
+        """Load what the step needs, record it, and return the seconds that it takes."""
         ...
 
 
 class ProtectedLoads:
-    """Loads of newly admitted requests, where they block; adapters in use stay.
+    """Loads for newly admitted requests; adapters in use stay resident.
 
-    :param loader: knows the host tier; ``replica``: whose loads these are.
+    :param loader: knows the host tier, and for whom the loads are recorded.
     """
 
-    def __init__(self, cache: GpuCache, loader: Loader, recorder: Recorder, replica: int) -> None:
-        self._replica = replica
-        self._faults = loader.faults
+    def __init__(self, cache: GpuCache, loader: Loader) -> None:
+        self._replica = loader.context.replica
+        self._faults = loader.context.faults
+        self._recorder = loader.context.recorder
         self.failed: list[Request] = []
         self._cache = cache
         self._loader = loader
-        self._recorder = recorder
 
     def before_step(self, prefills: list[Request], now: float) -> float:
         load_s = 0.0
@@ -50,7 +48,7 @@ class ProtectedLoads:
             if not request.claimed:
                 request.claimed = True
                 if self.failed and any(other.adapter == request.adapter for other in self.failed):
-                    request.outcome, request.tier = DELAYED_HIT, FROM_STORAGE  # it waited in vain for the same load
+                    request.outcome, request.tier = DELAYED_HIT, FROM_STORAGE  # it waited for the same load
                     self.failed.append(request)
                 elif self._cache.state[request.adapter] != RESIDENT:
                     load_s += self._load(request, now + load_s)
@@ -82,28 +80,26 @@ class ProtectedLoads:
 
 
 class TurnLoads(ProtectedLoads):
-    """The same for whole models that have turns, which begin when their loads end.
+    """Loads of whole models, whose turns begin when their loads end.
 
-    :param came: told of a model, and when its load ends.
+    :param on_loaded: called with a model and the time at which its load ends.
     """
 
-    def __init__(
-        self, cache: GpuCache, loader: Loader, recorder: Recorder, replica: int, came: Callable[[int, float], None]
-    ) -> None:
-        super().__init__(cache, loader, recorder, replica)
-        self._came = came
+    def __init__(self, cache: GpuCache, loader: Loader, on_loaded: Callable[[int, float], None]) -> None:
+        super().__init__(cache, loader)
+        self._on_loaded = on_loaded
 
     def _load(self, request: Request, start: float) -> float:
         seconds = super()._load(request, start)
-        self._came(request.adapter, start + seconds)
+        self._on_loaded(request.adapter, start + seconds)
         return seconds
 
 
 class UnifiedLoads(ProtectedLoads):
-    """The same where adapters share the KV cache: first, idle ones leave to those who were admitted what they need."""
+    """Loads of adapters that share the KV cache: idle ones first make room for the requests that were admitted."""
 
-    def __init__(self, cache: UnifiedCache, loader: Loader, recorder: Recorder, replica: int) -> None:
-        super().__init__(cache, loader, recorder, replica)
+    def __init__(self, cache: UnifiedCache, loader: Loader) -> None:
+        super().__init__(cache, loader)
         self._shared = cache
 
     def before_step(self, prefills: list[Request], now: float) -> float:
@@ -112,34 +108,29 @@ class UnifiedLoads(ProtectedLoads):
         return super().before_step(prefills, now)
 
 
-class TouchedLoads:
-    """vLLM's: all of the batch's adapters are touched, and any may have to be loaded again.
+class VllmLoads:
+    """vLLM's loads: every adapter of the batch is touched, and any of them may have to be loaded again.
 
-    A request that is admitted while its adapter is absent waits for all loads of its step. If one of these fails for
-    good, so do all requests of the batch that use this adapter, and nobody else.
+    A request that is admitted while its adapter is absent waits for all loads of its step. If a load fails for good,
+    exactly the requests of the batch that use this adapter fail.
 
-    :param reload_s: seconds of a load that no request of this step begins: by adapter and tier.
-    :param replica: whose loads these are; ``versions``: notes which version of an adapter came, or None; ``faults``:
-        what is wrong with storage, or None.
+    :param reload_s: seconds of a load that no request of this step starts, by adapter and tier.
     """
 
     def __init__(
         self,
-        cache: TouchedCache,
+        cache: VllmLruCache,
         scheduler: Scheduler,
-        recorder: Recorder,
         reload_s: Callable[[int, int], float],
-        replica: int,
-        versions: Noted | None = None,
-        faults: StorageFaults | None = None,
+        context: LoadContext,
     ) -> None:
-        self._replica = replica
-        self._faults = faults
+        self._replica = context.replica
+        self._faults = context.faults
+        self._versions = context.versions
+        self._recorder = context.recorder
         self.failed: list[Request] = []
-        self._versions = versions
         self._cache = cache
         self._scheduler = scheduler
-        self._recorder = recorder
         self._reload_s = reload_s
 
     def before_step(self, prefills: list[Request], now: float) -> float:
@@ -159,7 +150,7 @@ class TouchedLoads:
                 seconds = request.load_s if tier == FROM_STORAGE else request.host_load_s
             tiers[adapter] = tier
             if self._faults is not None and tier == FROM_STORAGE:
-                number = self._faults.unasked(adapter) if request is None else request.index
+                number = self._faults.unrequested(adapter) if request is None else request.index
                 attempts = self._faults.attempts(time, seconds, adapter, number)
                 seconds = attempts.seconds
                 self._recorder.load_attempts(attempts.spans, now, adapter, self._replica)
@@ -168,8 +159,8 @@ class TouchedLoads:
             else:
                 self._recorder.load_rows += pack_load(time, time + seconds, now, adapter, tier, self._replica)
             if self._versions is not None and adapter not in lost:
-                self._versions.reads(adapter, tier)
-                self._versions.came(adapter, tier)
+                self._versions.load_started(adapter, tier)
+                self._versions.load_ended(adapter, tier)
             time += seconds
         for request in prefills:
             if request.adapter in first and request.preemptions == 0:
@@ -182,7 +173,7 @@ class TouchedLoads:
 
 
 def _first_of_missing(prefills: list[Request], state: list[int]) -> dict[int, Request]:
-    """Return, by adapter that isn't there, the request that brings it in; note outcomes of first admissions."""
+    """Return, by absent adapter, the request that loads it. Claims adapters and sets outcomes of first admissions."""
     first: dict[int, Request] = {}
     for request in prefills:
         if request.claimed:

@@ -1,8 +1,9 @@
-"""All rollouts of one replication: who is answered by which version, and what that does to requests."""
+"""All rollouts of one replication: which version answers each request, and what that does to requests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,65 +12,74 @@ from sim.results.records import GATED, MIXED, REFUSED, STALE, Recorder, pack_mar
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.replica.server import Server
-from sim.world.rollouts.duplicate_version_bytes import ExtraBytes
-from sim.world.rollouts.in_place_update import Gates, Swap
-from sim.world.rollouts.rollout_plan import Lineage
-from sim.world.rollouts.rollout_progress import Course
-from sim.world.rollouts.traffic_shift import Shift
+from sim.world.rollouts.duplicate_version_bytes import DuplicateVersionBytes
+from sim.world.rollouts.in_place_update import Barriers, InPlaceUpdate
+from sim.world.rollouts.rollout_plan import RolloutPlan
+from sim.world.rollouts.rollout_progress import RolloutContext, RolloutProgress
+from sim.world.rollouts.traffic_shift import TrafficShift
 from sim.world.rollouts.versions import Versions
 from sim.world.routing.router_instances import RouterInstances
-from sim.world.times import Readdress, tier_times
+from sim.world.times import Retarget, tier_times
 from sim.world.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class VersionState:
+    """Versions of adapters on all replicas.
+
+    :ivar versions: by replica; a restarted replica keeps its object, emptied.
+    :ivar duplicate_bytes: bytes of old versions in GPU memory that also holds the new one.
+    """
+
+    versions: Sequence[Versions]
+    barriers: Barriers
+    duplicate_bytes: DuplicateVersionBytes
 
 
 class Rollouts:
     """Rollouts of one replication.
 
-    :param versions: by replica, which versions it has; those of a replica that takes the place of a dead one are the
-        same object, emptied.
     :ivar renames: whether a new version has a name of its own, so that requests must be steered; ``holds``: whether
         requests may have to wait for a new version.
-    :ivar gates: closed gates of the replicas; while there are none, every request is let in.
-    :ivar extra: bytes of old versions beside new ones in GPU memory.
-    :ivar swapped: told of every new version that takes the place of an older one of the same name: replica, adapter,
-        and whether requests are under way that use it; None: nobody wants to know.
+    :ivar barriers: closed barriers of the replicas; while there are none, every request is accepted.
+    :ivar on_weights_replaced: called with replica, adapter, and whether requests are in progress with it, when a new
+        version replaces an older one of the same name; optional.
     """
 
     def __init__(
         self,
-        lineage: Lineage,
-        course: Course,
-        shifts: Sequence[Shift],
-        swaps: Sequence[Swap],
-        gates: Gates,
-        versions: Sequence[Versions],
-        recorder: Recorder,
-        extra: ExtraBytes,
-        readdress: Callable[[Request, int], None],
+        rollout_plan: RolloutPlan,
+        context: RolloutContext,
+        shifts: Sequence[TrafficShift],
+        updates: Sequence[InPlaceUpdate],
+        state: VersionState,
+        retarget: Callable[[Request, int], None],
     ) -> None:
-        self._readdress = readdress
+        self._retarget = retarget
         self.renames = bool(shifts)
-        self.holds = any(swap.wave.rollout.strategy == "drain-then-swap" for swap in swaps)
-        self.original: list[int] = lineage.original.tolist()
-        self._course = course
+        self.holds = any(update.planned.rollout.strategy == "drain-then-swap" for update in updates)
+        self.original: list[int] = rollout_plan.original.tolist()
+        self._progress = context.progress
         self._shifts = shifts
-        self._swaps = swaps
-        self._parts: tuple[Shift | Swap, ...] = (*shifts, *swaps)
-        self._parts_of: dict[int, list[Shift | Swap]] = {}
+        self._updates = updates
+        self._parts: tuple[TrafficShift | InPlaceUpdate, ...] = (*shifts, *updates)
+        self._parts_of: dict[int, list[TrafficShift | InPlaceUpdate]] = {}
         for part in self._parts:
-            for name in part.wave.names:
+            for name in part.planned.names:
                 self._parts_of.setdefault(name, []).append(part)
-        self.gates = gates
-        self._versions = versions
-        self._recorder = recorder
-        self.extra = extra
-        self.swapped: Callable[[int, int, bool], None] | None = None
+        self.barriers = state.barriers
+        self._versions = state.versions
+        self._recorder = context.recorder
+        self._duplicate_bytes = state.duplicate_bytes
+        self.on_weights_replaced: Callable[[int, int, bool], None] | None = None
         self._servers: list[Server] = []
-        self._gated = {copy: shift for shift in shifts if shift.wave.rollout.gate for copy in shift.wave.copies}
-        # By request across whose answer its version changed: which version computed it until how many tokens were out.
+        self._gated = {
+            copy: shift for shift in shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
+        }
+        # By request whose version changed during its answer: (version, tokens out when that version was replaced).
         self._started: dict[int, list[tuple[int, int]]] = {}
-        for replica, of_replica in enumerate(versions):
-            of_replica.changed = partial(self._changed, replica)
+        for replica, of_replica in enumerate(state.versions):
+            of_replica.on_change = partial(self._changed, replica)
 
     def start(self, servers: list[Server]) -> None:
         """Put all stages on the clock.
@@ -81,25 +91,25 @@ class Rollouts:
             part.start(servers)
 
     def restore(self, request: Request) -> None:
-        """Let a request that comes again ask for its adapter, whatever version it was to get before."""
+        """Reset the adapter of a request that is sent again, whatever version it had before."""
         name = self.original[request.adapter]
         if name != request.adapter:
-            self._readdress(request, name)
+            self._retarget(request, name)
 
     def steer(self, request: Request) -> None:
-        """Decide which version a request asks for, where versions have names of their own."""
-        moved, shifting = self._course.moved, self._course.shifting
+        """Decide the version of a request, if versions have names of their own."""
+        moved, shifting = self._progress.moved, self._progress.shifting
         while True:
             adapter = request.adapter
             copy = moved.get(adapter)
             if copy is not None:
-                self._readdress(request, copy)
+                self._retarget(request, copy)
             elif not shifting or adapter not in shifting or not shifting[adapter].moves(request):
                 return
 
     def pinned(self, adapters: Sequence[int]) -> tuple[int, ...]:
-        """Return which versions are pinned now of adapters that were pinned at the start."""
-        pin_of, pinned = self._course.pin_of, []
+        """Return the versions that are pinned now, given the adapters pinned at the start."""
+        pin_of, pinned = self._progress.pin_of, []
         for adapter in adapters:
             while adapter in pin_of:
                 adapter = pin_of[adapter]
@@ -107,55 +117,56 @@ class Rollouts:
         return tuple(pinned)
 
     def refuse(self, request: Request, replica: int) -> None:
-        """Refuse a request whose adapter is being replaced."""
-        self._recorder.turned_away(request, replica, REFUSED)
+        """Refuse a request whose adapter is being updated."""
+        self._recorder.record_unserved(request, replica, REFUSED)
         self._recorder.marked(request.index, GATED)
 
-    def ends_on(self, replica: int) -> Callable[[Request, float], bool]:
-        """Return ``ended`` for one replica, made cheap for requests that no rollout concerns just then."""
-        course, gates, started = self._course, self.gates, self._started
-        watched, draining = course.watched, course.draining
+    def last_token_callback(self, replica: int) -> Callable[[Request, float], bool]:
+        """Return ``ended`` for one replica, cheap for requests that no rollout concerns at that time."""
+        progress, barriers, started = self._progress, self.barriers, self._started
+        in_transition, draining = progress.in_transition, progress.draining
 
         def ends(request: Request, now: float) -> bool:
-            if request.adapter in watched or started or draining or gates.count:
+            if request.adapter in in_transition or started or draining or barriers.count:
                 self.ended(replica, request, now)
             return False
 
         return ends
 
     def ended(self, replica: int, request: Request, now: float) -> None:
-        """Note which versions have answered a request."""
+        """Record the versions that have answered a request."""
         adapter = request.adapter
-        if adapter in self._course.watched or request.index in self._started:
+        if adapter in self._progress.in_transition or request.index in self._started:
             first, last, tokens, marks = self._answered_by(replica, request, whole=True)
             self._started.pop(request.index, None)
             name = self.original[adapter]
-            if marks or last != self._course.settled.get(name, 1):
+            if marks or last != self._progress.settled.get(name, 1):
                 self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
             else:
-                self._course.unmarked(now, request.index, name, last)
+                self._progress.unmarked(now, request.index, name, last)
             if adapter in self._gated:
                 self._gated[adapter].ended(request, now)
         self._no_longer(replica, adapter)
 
     def failed(self, request: Request) -> None:
-        """Note that a request will never be answered: its replica died, or its adapter couldn't be loaded."""
+        """Note that a request will not be answered: its replica crashed, or its adapter could not be loaded."""
         if request.adapter in self._gated:
             self._gated[request.adapter].failed(request)
 
     def broken_off(self, replica: int, request: Request, *, whole: bool) -> None:
-        """Note which versions a request has tokens of that will get no more, though it has not completed.
+        """Record the versions behind the tokens of a request that ends incomplete.
 
-        These tokens were streamed, so it may be mixed or stale like any other. Told before the replica forgets it.
+        These tokens were streamed, so the answer may be mixed or stale like any other. Call it before the replica
+        forgets the request.
 
         :param whole: whether it has all its tokens, and was found wrong.
         """
-        if request.first_token_s >= 0 and request.adapter < len(self.original):  # else by the base model
+        if request.first_token_s >= 0 and request.adapter < len(self.original):  # otherwise the base model answers it
             first, last, tokens, marks = self._answered_by(replica, request, whole=whole)
             self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
 
     def _answered_by(self, replica: int, request: Request, *, whole: bool) -> tuple[int, int, int, int]:
-        """Return versions of the first and the last token, tokens by others than the last, and marks."""
+        """Return the versions of the first and the last token, the tokens by versions before the last, and marks."""
         last, tokens = self._versions[replica].of(request.adapter), 0
         past = self._started.get(request.index)
         first = last
@@ -171,85 +182,82 @@ class Rollouts:
         return first, last, tokens, marks
 
     def left(self, replica: int, request: Request) -> None:
-        """Note that a request left a replica without being answered."""
+        """Note that a request left a replica unserved."""
         self._started.pop(request.index, None)
         self._no_longer(replica, request.adapter)
 
     def _no_longer(self, replica: int, adapter: int) -> None:
-        draining = self._course.draining
+        draining = self._progress.draining
         if draining and adapter in draining:
             draining[adapter].left(adapter)
-        if self.gates.count:
-            self.gates.left(replica, adapter)
+        if self.barriers.count:
+            self.barriers.left(replica, adapter)
 
     def replaced(self, replica: int) -> None:
-        """Note that a replica begins anew, empty: what it loads from now on is what it should have."""
-        self.gates.forget(replica)
+        """Note that a replica restarts empty: what it loads from now on is current."""
+        self.barriers.forget(replica)
         self._versions[replica].forget()
-        self.extra.forget(replica)
-        for swap in self._swaps:
-            swap.replaced(replica)
+        self._duplicate_bytes.forget(replica)
+        for update in self._updates:
+            update.replaced(replica)
 
     def close(self) -> dict[str, float]:
-        """Return how long it took (nan: not complete), and the most bytes that old versions took beside new ones."""
+        """Return facts of the run, such as the duration of all rollouts (nan: not complete)."""
         parts = self._parts
         for part in parts:
             part.close()
-        begins = [part.wave.rollout.at for part in parts]
-        whole = [part.complete_s - part.wave.rollout.at for part in parts]
-        ends = [part.wave.rollout.at + (part.wave.rollout.observe or float("inf")) for part in parts]
+        begins = [part.planned.rollout.at for part in parts]
+        whole = [part.complete_s - part.planned.rollout.at for part in parts]
+        ends = [part.planned.rollout.at + (part.planned.rollout.observe or float("inf")) for part in parts]
         return {
             "rollout_duration_s": float(np.max(whole)),
             "rolled_back": float(sum(shift.rolled_back for shift in self._shifts)),
             "during_from_s": min(begins),
             "during_to_s": max(ends),
-            "extra_resident_bytes_peak": float(self.extra.peak),
+            "extra_resident_bytes_peak": float(self._duplicate_bytes.peak),
         }
 
     def _changed(self, replica: int, adapter: int, old: int, new: int) -> None:
-        """Note that requests under way on a replica are answered by a new version from now on."""
+        """Note that a new version answers the requests in progress on a replica from now on."""
         under_way = self._servers[replica].under_way(adapter)
-        if self.swapped is not None:
-            self.swapped(replica, adapter, bool(under_way))
+        if self.on_weights_replaced is not None:
+            self.on_weights_replaced(replica, adapter, bool(under_way))
         for request, tokens in under_way:
             past = self._started.setdefault(request.index, [])
-            if not past or past[-1][1] < tokens:  # else it got no token by the version that goes
+            if not past or past[-1][1] < tokens:  # otherwise the old version gave it no token
                 past.append((old, tokens))
 
     def _due(self, name: int, time: float) -> int:
-        """Return the version that everybody was to have at a time: 1 before the first cutover."""
+        """Return the version that all requests should get at a time: 1 before the first cutover."""
         return max([part.due(name, time) for part in self._parts_of.get(name, ())], default=1)
 
 
 def make_rollouts(
     world: World, replication: int, clock: Clock, recorder: Recorder
-) -> tuple[Rollouts, list[Versions], ExtraBytes]:
-    """Return the rollouts of one replication, the versions of every replica, and what counts the bytes of old ones."""
-    lineage, scenario = world.lineage, world.scenario
-    assert lineage is not None, "made where there are rollouts"
+) -> tuple[Rollouts, list[Versions], DuplicateVersionBytes]:
+    """Return the rollouts of one replication, the versions of every replica, and the counter of duplicate bytes."""
+    rollout_plan, scenario = world.rollout_plan, world.scenario
+    assert rollout_plan is not None, "called only if there are rollouts"
     seed, replicas = scenario.run.seed, scenario.fleet.replicas
     costs = scenario, world.profile, world.population
-    versions = [Versions(lineage.born) for _ in range(replicas)]
-    gates = Gates(replicas)
+    versions = [Versions(rollout_plan.initial_versions) for _ in range(replicas)]
+    barriers = Barriers(replicas)
     from_storage, _ = tier_times(*costs)
     routers = RouterInstances(scenario.router.instances, seed, replication)
-    course = Course(clock, recorder)
+    context = RolloutContext(clock, recorder, RolloutProgress(clock, recorder), seed, replication)
     resized = any(rollout.rank is not None or rollout.size is not None for rollout in scenario.rollouts)
-    readdress: Callable[[Request, int], None] = Readdress(*costs) if resized else _rename
-    shifts = [
-        Shift(wave, clock, recorder, course, readdress, routers, seed, replication)
-        for wave in lineage.waves if wave.copies
-    ]  # fmt: skip
-    swaps = [
-        Swap(wave, clock, recorder, course, versions, gates, from_storage, seed, replication)
-        for wave in lineage.waves if not wave.copies
-    ]  # fmt: skip
-    named = {name for wave in lineage.waves if wave.copies for name in wave.names}
-    extra = ExtraBytes(lineage.original.tolist(), world.population.size_bytes.tolist(), named)
-    rollouts = Rollouts(lineage, course, shifts, swaps, gates, versions, recorder, extra, readdress)
-    return rollouts, versions, extra
+    retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
+    renaming = [planned for planned in rollout_plan.rollouts if planned.new_adapters]
+    in_place = [planned for planned in rollout_plan.rollouts if not planned.new_adapters]
+    shifts = [TrafficShift(planned, context, retarget, routers) for planned in renaming]
+    updates = [InPlaceUpdate(planned, context, versions, barriers, from_storage) for planned in in_place]
+    renamed = {name for planned in renaming for name in planned.names}
+    sizes = world.population.size_bytes.tolist()
+    duplicate_bytes = DuplicateVersionBytes(rollout_plan.original.tolist(), sizes, renamed)
+    state = VersionState(versions, barriers, duplicate_bytes)
+    return Rollouts(rollout_plan, context, shifts, updates, state, retarget), versions, duplicate_bytes
 
 
 def _rename(request: Request, adapter: int) -> None:
-    """Let a request ask for an adapter whose loads take as long."""
+    """Send a request to an adapter of the same size, whose loads take as long."""
     request.adapter = adapter

@@ -1,16 +1,16 @@
-"""What several versions of an adapter take in GPU memory beside the newest one."""
+"""GPU memory taken by old versions of an adapter while a newer one is resident too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-class ExtraBytes:
-    """Bytes of all replicas' residents that have a newer version of the same adapter beside them.
+class DuplicateVersionBytes:
+    """Bytes of residents, over all replicas, whose replica also holds a newer version of the same adapter.
 
-    :param original: by number in the caches, that in the traffic: versions of an adapter share it. Later versions have
-        higher numbers.
-    :param concerned: the adapters, as the traffic numbers them, of which there will be several versions.
+    :param original: by number in the caches, the number in the traffic, which all versions of an adapter share. Later
+        versions have higher numbers.
+    :param concerned: adapters, as numbered in the traffic, that will have several versions.
     :ivar peak: most bytes so far.
     """
 
@@ -23,7 +23,7 @@ class ExtraBytes:
         self.peak = 0
 
     def placed(self, adapter: int, replica: int) -> None:
-        """Note that an adapter takes its room on a replica."""
+        """Note that an adapter has taken its room on a replica."""
         name = self._original[adapter]
         if name in self._concerned:
             there = self._there.setdefault((replica, name), set())
@@ -33,7 +33,7 @@ class ExtraBytes:
             self.peak = max(self.peak, self._bytes)
 
     def left(self, adapter: int, replica: int) -> None:
-        """Note that an adapter gives its room up."""
+        """Note that an adapter has left a replica."""
         there = self._there.get((replica, self._original[adapter]))
         if there is not None:
             before = self._extra(there)
@@ -41,7 +41,7 @@ class ExtraBytes:
             self._bytes += self._extra(there) - before
 
     def forget(self, replica: int) -> None:
-        """Note that a replica has lost everything."""
+        """Forget all adapters of a replica that has crashed."""
         for of_replica, name in list(self._there):
             if of_replica == replica:
                 self._bytes -= self._extra(self._there.pop((of_replica, name)))

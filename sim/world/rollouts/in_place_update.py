@@ -1,4 +1,4 @@
-"""A rollout that keeps the name: replicas exchange the weights of an adapter, one way or the other."""
+"""A rollout that keeps the name: replicas replace the weights of an adapter, by one of several strategies."""
 
 from __future__ import annotations
 
@@ -10,106 +10,102 @@ from functools import partial
 
 import numpy as np
 
-from sim.results.records import Event, Recorder
-from sim.rng import luck, stream, stream_key
-from sim.world.clock import CONTROL, Call, Clock
+from sim.rng import stream, stream_key, uniform_draw
+from sim.world.clock import CONTROL, Call
 from sim.world.replica.server import Server
-from sim.world.rollouts.rollout_plan import Wave, note_missing_stages
-from sim.world.rollouts.rollout_progress import Course
+from sim.world.rollouts.rollout_plan import PlannedRollout, note_missing_stages
+from sim.world.rollouts.rollout_progress import RolloutContext
 from sim.world.rollouts.versions import Versions
 from sim.world.times import TierTimes
 
 
 @dataclass(slots=True)
-class Gate:
-    """An adapter that a replica gives no new request to.
+class Barrier:
+    """Keeps new requests from an adapter on one replica while its weights are replaced.
 
     :ivar refuses: new requests are refused; otherwise they wait.
-    :ivar left: requests inside that came before it closed.
-    :ivar then: called when the last of them has left.
-    :ivar later: called when it is open again: rollouts that found it closed.
+    :ivar left: requests still inside that came before it closed.
+    :ivar on_drained: called when the last of them has left.
+    :ivar on_open: called when it is open again; for rollouts that found it closed.
     """
 
     refuses: bool
     left: int
-    then: Callable[[], None]
-    later: list[Callable[[], None]] = field(default_factory=list)
+    on_drained: Callable[[], None]
+    on_open: list[Callable[[], None]] = field(default_factory=list)
 
 
-class Gates:
-    """Closed gates of all replicas, by adapter.
+class Barriers:
+    """Closed barriers of all replicas, by adapter.
 
-    :ivar count: how many there are.
+    :ivar count: number of closed barriers.
     """
 
     def __init__(self, replicas: int) -> None:
-        self._gates: list[dict[int, Gate]] = [{} for _ in range(replicas)]
+        self._barriers: list[dict[int, Barrier]] = [{} for _ in range(replicas)]
         self.count = 0
 
-    def closed(self, replica: int, adapter: int) -> Gate | None:
-        """Return the gate that is closed for an adapter, or None."""
-        return self._gates[replica].get(adapter) if self.count else None
+    def closed(self, replica: int, adapter: int) -> Barrier | None:
+        """Return the closed barrier of an adapter, or None."""
+        return self._barriers[replica].get(adapter) if self.count else None
 
-    def close(self, replica: int, adapter: int, gate: Gate) -> None:
-        """Close the way to an adapter; its ``then`` comes at once if nobody is inside."""
-        self._gates[replica][adapter] = gate
+    def close(self, replica: int, adapter: int, barrier: Barrier) -> None:
+        """Close a barrier; ``on_drained`` is called at once if no request is inside."""
+        self._barriers[replica][adapter] = barrier
         self.count += 1
-        if gate.left == 0:
-            gate.then()
+        if barrier.left == 0:
+            barrier.on_drained()
 
-    def open(self, replica: int, adapter: int) -> Gate:
-        """Open it again, and return the gate that was closed."""
+    def open(self, replica: int, adapter: int) -> Barrier:
+        """Open a barrier again and return it."""
         self.count -= 1
-        return self._gates[replica].pop(adapter)
+        return self._barriers[replica].pop(adapter)
 
     def left(self, replica: int, adapter: int) -> None:
         """Note that a request for an adapter has left a replica."""
-        gate = self.closed(replica, adapter)
-        if gate is not None and gate.left:
-            gate.left -= 1
-            if gate.left == 0:
-                gate.then()
+        barrier = self.closed(replica, adapter)
+        if barrier is not None and barrier.left:
+            barrier.left -= 1
+            if barrier.left == 0:
+                barrier.on_drained()
 
     def forget(self, replica: int) -> None:
-        """Open all gates of a replica that has died; nobody is inside."""
-        self.count -= len(self._gates[replica])
-        self._gates[replica] = {}
+        """Open all barriers of a replica that has crashed, with no request inside."""
+        self.count -= len(self._barriers[replica])
+        self._barriers[replica] = {}
 
 
-class Swap:
-    """One such rollout: every strategy but ``new-name``.
+class InPlaceUpdate:
+    """One rollout of any strategy except ``new-name``.
 
-    :param versions, gates: of all replicas.
-    :param from_storage: how long loads take.
-    :ivar complete_s: when the last replica had the new version of the last adapter; nan before.
+    :param versions, barriers: of all replicas.
+    :param from_storage: load times from storage.
+    :ivar complete_s: time at which the last replica had the new version of the last adapter; nan before.
     """
 
     def __init__(
         self,
-        wave: Wave,
-        clock: Clock,
-        recorder: Recorder,
-        course: Course,
+        planned: PlannedRollout,
+        context: RolloutContext,
         versions: Sequence[Versions],
-        gates: Gates,
+        barriers: Barriers,
         from_storage: TierTimes,
-        seed: int,
-        replication: int,
     ) -> None:
-        self.wave = wave
+        seed, replication = context.seed, context.replication
+        self.planned = planned
         self.complete_s = math.nan
-        self._clock = clock
-        self._recorder = recorder
-        self._course = course
+        self._context = context
+        self._clock = context.clock
+        self._progress = context.progress
         self._versions = versions
-        self._gates = gates
+        self._barriers = barriers
         self._from_storage = from_storage
-        self._rng = stream(seed, replication, "propagation", wave.number)
-        self._key = stream_key(seed, replication, f"renewal-{wave.number}")
-        count, replicas = len(wave.adapters), len(versions)
-        self._place_of_name = {name: i for i, name in enumerate(wave.names)}
-        self._offsets = [wave.rollout.spread * i / count for i in range(count)]
-        self._over = [bytearray(count) for _ in range(replicas)]  # by replica, 1 for adapters that have been replaced
+        self._rng = stream(seed, replication, "propagation", planned.number)
+        self._key = stream_key(seed, replication, f"renewal-{planned.number}")
+        count, replicas = len(planned.adapters), len(versions)
+        self._place_of_name = {name: i for i, name in enumerate(planned.names)}
+        self._offsets = [planned.rollout.spread * i / count for i in range(count)]
+        self._over = [bytearray(count) for _ in range(replicas)]  # by replica, 1 for adapters that have been updated
         self._left = [count] * replicas
         self._begun: list[set[int]] = [set() for _ in range(replicas)]
         self._replicas_left = replicas
@@ -117,12 +113,12 @@ class Swap:
         self._servers: list[Server] = []
 
     def start(self, servers: list[Server]) -> None:
-        """Put the beginning on every replica on the clock: at once for all adapters, or one by one."""
+        """Put the start on every replica on the clock: for all adapters at once, or one by one."""
         self._servers = servers
-        rollout, replicas = self.wave.rollout, len(servers)
+        rollout, replicas = self.planned.rollout, len(servers)
         law, drawn = rollout.propagation, self._rng.random(replicas)
         delays = np.zeros(replicas) if law is None else law.ppf(drawn)
-        everyone = tuple(range(len(self._offsets)))
+        all_adapters = tuple(range(len(self._offsets)))
         first = 0
         for number, share in enumerate(rollout.stages):
             began_s, last = rollout.at + number * rollout.dwell, max(math.ceil(share * replicas - 1e-9), first)
@@ -132,37 +128,37 @@ class Swap:
                 at.setdefault(began_s + float(delays[replica]), []).append(replica)
             for there_s, together in at.items():
                 if rollout.spread == 0:
-                    self._clock.call_at(there_s, CONTROL, self._begin_all, (together, everyone))
+                    self._clock.call_at(there_s, CONTROL, self._begin_all, (together, all_adapters))
                 else:
                     self._clock.call_at(there_s, CONTROL, self._begin_next, (there_s, together, 0))
             first = last
 
     def due(self, name: int, time: float) -> int:
-        """Return the version that everybody was to have of an adapter at a time, by this rollout; 0: any."""
+        """Return the version that all requests for an adapter should get at a time, by this rollout; 0: any."""
         i = self._place_of_name.get(name)
-        rollout = self.wave.rollout
+        rollout = self.planned.rollout
         if i is None or time < rollout.at + (len(rollout.stages) - 1) * rollout.dwell + self._offsets[i]:
             return 0
-        return self.wave.versions[i]
+        return self.planned.versions[i]
 
     def replaced(self, replica: int) -> None:
-        """Note that a replica has begun anew: whatever had begun there is done."""
+        """Note that a replica has restarted empty: all updates that had begun there are done."""
         for i in list(self._begun[replica]):
             self._done(replica, i)
 
     def close(self) -> None:
-        """Note, when the run has stopped, what was planned and never came."""
+        """When the run has stopped, note stages that were planned and never began."""
         if self._stages_begun:
-            note_missing_stages(self.wave, self._stages_begun, self._note)
+            note_missing_stages(self.planned, self._stages_begun, self._note)
 
     def _note_stage(self, event: Call) -> None:
         number, replicas = event.subject
         self._stages_begun = number + 1
         if number == 0:
-            self._course.begins(self.wave)
+            self._progress.begins(self.planned)
         elif replicas == 0:
-            return  # the stage before had reached as many already: shares are rounded up
-        text = f"{self.wave.rollout.strategy} on {replicas} replica{'s' if replicas != 1 else ''}"
+            return  # the stage before reached as many replicas: shares are rounded up
+        text = f"{self.planned.rollout.strategy} on {replicas} replica{'s' if replicas != 1 else ''}"
         self._note("rollout" if number == 0 else "stage", text)
 
     def _begin_all(self, event: Call) -> None:
@@ -171,7 +167,7 @@ class Swap:
             self._begin(replica, chosen)
 
     def _begin_next(self, event: Call) -> None:
-        """Begin with the adapter whose turn it is, on replicas that heard of it together, and plan the next one's."""
+        """Begin with the next adapter on replicas that learn of it at the same time, and schedule the one after."""
         there_s, replicas, i = event.subject
         if i + 1 < len(self._offsets):
             event.subject = (there_s, replicas, i + 1)
@@ -180,55 +176,55 @@ class Swap:
             self._begin(replica, (i,))
 
     def _begin(self, replica: int, chosen: Sequence[int]) -> None:
-        """Begin to replace adapters on one replica."""
-        wave, server, versions = self.wave, self._servers[replica], self._versions[replica]
+        """Begin to update adapters on one replica."""
+        planned, server, versions = self.planned, self._servers[replica], self._versions[replica]
         self._begun[replica].update(chosen)
-        strategy, inside = wave.rollout.strategy, Counter[int]()
+        strategy, inside = planned.rollout.strategy, Counter[int]()
         drains = strategy in ("unload-then-load", "drain-then-swap")
         if drains:
-            inside.update(request.adapter for request in server.everyone())
+            inside.update(request.adapter for request in server.all_requests())
         for i in chosen:
-            adapter = wave.adapters[i]
-            # A replica may hear of a later rollout first: files only become newer.
-            versions.files[adapter] = max(wave.versions[i], versions.on_storage(adapter))
+            adapter = planned.adapters[i]
+            # A replica may learn of a later rollout first; files only become newer.
+            versions.files[adapter] = max(planned.versions[i], versions.on_storage(adapter))
             if strategy == "lazy-reread":
                 self._await_reading(replica, i)
             elif not drains:
                 self._renew(replica, i, partial(self._done, replica, i))
-            elif (closed := self._gates.closed(replica, adapter)) is not None:
-                closed.later.append(partial(self._begin, replica, (i,)))
+            elif (closed := self._barriers.closed(replica, adapter)) is not None:
+                closed.on_open.append(partial(self._begin, replica, (i,)))
             else:
                 then = partial(self._renew, replica, i, partial(self._reopen, replica, i))
-                self._gates.close(replica, adapter, Gate(strategy == "unload-then-load", inside[adapter], then))
+                self._barriers.close(replica, adapter, Barrier(strategy == "unload-then-load", inside[adapter], then))
 
     def _renew(self, replica: int, i: int, then: Callable[[], None]) -> None:
-        """Bring the new weights to where the old ones lie; where none lie, the next load finds them anyway."""
+        """Load the new weights if the replica has a copy of the old ones; otherwise the next load reads them anyway."""
         server, versions = self._servers[replica], self._versions[replica]
-        adapter, version = self.wave.adapters[i], self.wave.versions[i]
+        adapter, version = self.planned.adapters[i], self.planned.versions[i]
         if server.forget_copy(adapter):
             versions.no_copy(adapter)
             then()
             return
-        drawn = luck(self._key, replica * len(self._offsets) + i)
+        drawn = uniform_draw(self._key, replica * len(self._offsets) + i)
         seconds = float(self._from_storage.seconds(np.array([adapter]), np.array([drawn]))[0])
 
-        def swap() -> None:
+        def replace_weights() -> None:
             versions.in_host[adapter] = max(version, versions.in_host.get(adapter, 0))
             versions.put(adapter, version)
             then()
 
-        server.renew(adapter, seconds, swap)
+        server.renew(adapter, seconds, replace_weights)
 
     def _reopen(self, replica: int, i: int) -> None:
-        adapter = self.wave.adapters[i]
-        gate = self._gates.open(replica, adapter)
+        adapter = self.planned.adapters[i]
+        barrier = self._barriers.open(replica, adapter)
         self._done(replica, i)
-        self._servers[replica].let_in(adapter)
-        for begin in gate.later:
+        self._servers[replica].release_held(adapter)
+        for begin in barrier.on_open:
             begin()
 
     def _await_reading(self, replica: int, i: int) -> None:
-        adapter = self.wave.adapters[i]
+        adapter = self.planned.adapters[i]
         if self._servers[replica].has_copy(adapter):
             self._versions[replica].awaits(adapter, partial(self._done, replica, i))
         else:
@@ -245,8 +241,8 @@ class Swap:
             self._replicas_left -= 1
             if self._replicas_left == 0:
                 self.complete_s = self._clock._now
-                self._course.ends(self.wave, complete=True)
+                self._progress.ends(self.planned, complete=True)
                 self._note("complete", "every replica has the new version")
 
     def _note(self, kind: str, text: str) -> None:
-        self._recorder.events.append(Event(self._clock._now, kind, f"rollouts.{self.wave.number}: {text}"))
+        self._context.note(self.planned, kind, text)

@@ -1,4 +1,4 @@
-"""Rollouts made concrete: which adapters each one replaces, by what, and which version that is."""
+"""Plan the rollouts of a scenario: the adapters that each one updates, their order, and the new versions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError, did_you_mean
-from sim.rng import luck, stream_key
+from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Adapters, Scenario
 from sim.spec.sections.rollout_strategies import Rollout, overlap, overlap_words
 from sim.traffic.adapters import Population, populate
@@ -19,96 +19,104 @@ _MOST_NAMES = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Wave:
-    """One rollout.
+class PlannedRollout:
+    """One rollout with its adapters.
 
     :ivar number: its place in the scenario.
-    :ivar adapters: who is replaced, in the order in which they begin: numbers in the caches, so those of an earlier
-        rollout's new version where that had a name of its own.
-    :ivar names: the same adapters as the traffic numbers them.
-    :ivar copies: numbers of the new versions where they have names of their own, else ().
-    :ivar versions: which version each becomes; the first is 1.
+    :ivar rollout: its section of the scenario.
+    :ivar adapters: adapters to update, in the order in which they begin, as numbered in the caches. After an earlier
+        rollout under a new name, that is the number of its new version.
+    :ivar names: the same adapters as numbered in the traffic.
+    :ivar new_adapters: numbers of new versions that have names of their own; otherwise empty.
+    :ivar versions: version that each becomes; the first is 1.
     """
 
     number: int
     rollout: Rollout
     adapters: tuple[int, ...]
     names: tuple[int, ...]
-    copies: tuple[int, ...]
+    new_adapters: tuple[int, ...]
     versions: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Lineage:
-    """All rollouts of a scenario, in order of time.
+class RolloutPlan:
+    """All rollouts of a scenario.
 
-    :ivar original: (n,) by number in the caches, that in the traffic.
-    :ivar born: version by number in the caches, where it isn't 1.
+    :ivar rollouts: in order of time.
+    :ivar original: (n,) by number in the caches, the number in the traffic.
+    :ivar initial_versions: by number in the caches, the version at the start, if it is not 1.
     """
 
-    waves: tuple[Wave, ...]
+    rollouts: tuple[PlannedRollout, ...]
     original: NDArray[np.int64]
-    born: dict[int, int]
+    initial_versions: dict[int, int]
 
 
-def note_missing_stages(wave: Wave, begun: int, note: Callable[[str, str], None]) -> None:
-    """Note that a run has ended before all stages of a rollout had begun, if so."""
-    planned = len(wave.rollout.stages)
-    if begun < planned:
-        note("end", f"the run ends before stage {begun + 1} of {planned}")
+def note_missing_stages(planned: PlannedRollout, begun: int, note: Callable[[str, str], None]) -> None:
+    """Add an event if a run has ended before all stages of a rollout began."""
+    stages = len(planned.rollout.stages)
+    if begun < stages:
+        note("end", f"the run ends before stage {begun + 1} of {stages}")
 
 
-def lay_out(scenario: Scenario, traffic: Traffic) -> Lineage:
-    """Decide which adapters each rollout replaces.
+def plan_rollouts(scenario: Scenario, traffic: Traffic) -> RolloutPlan:
+    """Decide which adapters each rollout updates.
 
-    :raises ScenarioError: for an adapter that isn't there, or one that is to be replaced twice at a time.
+    :raises ScenarioError: for an unknown adapter, or one with two rollouts at the same time.
     """
-    present = traffic.places  # those that come by churn come as new as they are
+    present = traffic.places  # adapters that arrive by churn have their final version
     chosen = _choose(scenario, traffic, present)
     _check_overlaps(scenario.rollouts, chosen, traffic.names)
     count = len(traffic.population)
     current = np.arange(count)
     version = np.ones(count, dtype=np.int64)
     gated: dict[int, int] = {}
-    original, waves = list(range(count)), []
-    born: dict[int, int] = {}
+    original, planned_rollouts = list(range(count)), []
+    initial_versions: dict[int, int] = {}
     for number in sorted(range(len(chosen)), key=lambda i: (scenario.rollouts[i].at, i)):
         rollout, names = scenario.rollouts[number], chosen[number]
         again = next((name for name in names if name in gated), None)
         if again is not None:
             raise ScenarioError(
                 "an earlier rollout of the same adapter has a gate, and may have gone back",
-                key=f"rollouts.{number}", got=f"after rollouts.{gated[again]}", hint="remove its gate, or this rollout",
-            )  # fmt: skip
+                key=f"rollouts.{number}",
+                got=f"after rollouts.{gated[again]}",
+                hint="remove its gate, or this rollout",
+            )
         old = tuple(int(current[name]) for name in names)
         version[list(names)] += 1
-        copies: tuple[int, ...] = ()
+        new_adapters: tuple[int, ...] = ()
         if rollout.strategy == "new-name":
-            copies = tuple(range(len(original), len(original) + len(names)))
+            new_adapters = tuple(range(len(original), len(original) + len(names)))
             original.extend(names)
-            current[list(names)] = copies
-            born.update((copy, int(version[name])) for copy, name in zip(copies, names, strict=True))
+            current[list(names)] = new_adapters
+            initial_versions.update((copy, int(version[name])) for copy, name in zip(new_adapters, names, strict=True))
         if rollout.gate is not None:
             gated.update((name, number) for name in names)
-        waves.append(Wave(number, rollout, old, names, copies, tuple(version[list(names)].tolist())))
-    return Lineage(tuple(waves), np.array(original, dtype=np.int64), born)
+        planned_rollouts.append(
+            PlannedRollout(number, rollout, old, names, new_adapters, tuple(version[list(names)].tolist()))
+        )
+    return RolloutPlan(tuple(planned_rollouts), np.array(original, dtype=np.int64), initial_versions)
 
 
-def with_copies(population: Population, lineage: Lineage, adapters: Adapters, base_model: str) -> Population:
-    """Return the population with a place for every new version that has a name of its own."""
-    picked = lineage.original
+def with_new_versions(
+    population: Population, rollout_plan: RolloutPlan, adapters: Adapters, base_model: str
+) -> Population:
+    """Return the population with an entry for every new version that has a name of its own."""
+    picked = rollout_plan.original
     sizes, ranks = population.size_bytes[picked], population.rank[picked]
     tensors, slot_bytes = population.tensors[picked], population.slot_bytes
-    for wave in lineage.waves:
-        copies, rollout = list(wave.copies), wave.rollout
+    for planned in rollout_plan.rollouts:
+        new_adapters, rollout = list(planned.new_adapters), planned.rollout
         if rollout.rank is not None:
             mix = tuple(kind.model_copy(update={"rank": rollout.rank}) for kind in adapters.mix)
             raised = adapters.model_copy(update={"rank": rollout.rank, "mix": mix})
-            anew = populate(raised, base_model, len(population))
-            sizes[copies], ranks[copies] = anew.size_bytes[picked[copies]], rollout.rank
-            slot_bytes = max(slot_bytes, anew.slot_bytes)
+            repopulated = populate(raised, base_model, len(population))
+            sizes[new_adapters], ranks[new_adapters] = repopulated.size_bytes[picked[new_adapters]], rollout.rank
+            slot_bytes = max(slot_bytes, repopulated.slot_bytes)
         if rollout.size is not None:
-            sizes[copies] = rollout.size
+            sizes[new_adapters] = rollout.size
             slot_bytes = max(slot_bytes, rollout.size)
     return replace(
         population, size_bytes=sizes, rank=ranks, tensors=tensors, kind=population.kind[picked], slot_bytes=slot_bytes
@@ -116,11 +124,11 @@ def with_copies(population: Population, lineage: Lineage, adapters: Adapters, ba
 
 
 def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[int, ...]]:
-    """Return the adapters of each rollout, as the traffic numbers them."""
+    """Return the adapters of each rollout, as numbered in the traffic."""
     ranked: list[int] = []
     if any(rollout.share is not None for rollout in scenario.rollouts):
         key = stream_key(scenario.run.seed, 0, "rollout-share")
-        ranked = sorted(range(present), key=lambda adapter: luck(key, adapter))
+        ranked = sorted(range(present), key=lambda adapter: uniform_draw(key, adapter))
     low = 0.0
     chosen: list[tuple[int, ...]] = []
     for number, rollout in enumerate(scenario.rollouts):
@@ -128,13 +136,15 @@ def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[in
             chosen.append((_find(rollout.adapter, traffic, present, number),))
         elif rollout.share is not None:
             high = low + rollout.share
-            # In the order of their numbers: with a spread, popular ones and others then begin as they come.
+            # In the order of their numbers, so that with a spread popular adapters begin among the others.
             names = sorted(ranked[round(low * present) : round(high * present)])
             if not names:
                 raise ScenarioError(
-                    "this share is less than one adapter", key=f"rollouts.{number}.share",
-                    got=f"{rollout.share:.3g} of {present}", allowed=f"at least {1 / present:.2%}",
-                )  # fmt: skip
+                    "this share is less than one adapter",
+                    key=f"rollouts.{number}.share",
+                    got=f"{rollout.share:.3g} of {present}",
+                    allowed=f"at least {1 / present:.2%}",
+                )
             chosen.append(tuple(names))
             low = high
         else:
@@ -147,9 +157,12 @@ def _find(adapter: int | str, traffic: Traffic, present: int, number: int) -> in
     if isinstance(adapter, int):
         if adapter >= present:
             raise ScenarioError(
-                "there is no such adapter", key=key, got=adapter, allowed=f"0 to {present - 1}"
+                "there is no such adapter",
+                key=key,
+                got=adapter,
+                allowed=f"0 to {present - 1}"
                 + ("" if present == len(traffic.population) else ", those that are there at the start"),
-            )  # fmt: skip
+            )
         return adapter
     if adapter in traffic.names:
         return traffic.names.index(adapter)
@@ -167,7 +180,7 @@ def _check_overlaps(rollouts: tuple[Rollout, ...], chosen: list[tuple[int, ...]]
         for j in range(i):
             if overlap(rollouts[i], rollouts[j]) and not mine.isdisjoint(sets[j]):
                 both = sorted(mine & sets[j])
-                who = f"adapter {names[both[0]] if both[0] < len(names) else both[0]}"
-                who += f" and {len(both) - 1} more" if len(both) > 1 else ""
-                problem, got, hint = overlap_words(i, j, rollouts, who)
+                subject = f"adapter {names[both[0]] if both[0] < len(names) else both[0]}"
+                subject += f" and {len(both) - 1} more" if len(both) > 1 else ""
+                problem, got, hint = overlap_words(i, j, rollouts, subject)
                 raise ScenarioError(problem, key=f"rollouts.{i}", got=got, hint=hint)

@@ -1,4 +1,4 @@
-"""A rollout under a new name: routers shift requests to it, stage by stage, and back if a gate says so."""
+"""A rollout under a new name: routers shift requests to it stage by stage, and back if a gate fails."""
 
 from __future__ import annotations
 
@@ -7,109 +7,105 @@ from collections import Counter
 from collections.abc import Callable
 
 from sim.policies.gate import NEVER_S, Sample, failed_terms
-from sim.results.records import Event, Recorder
-from sim.rng import luck, stream, stream_key
+from sim.rng import stream, stream_key, uniform_draw
 from sim.traffic.request import MISS, Request
-from sim.world.clock import CONTROL, Call, Clock
+from sim.world.clock import CONTROL, Call
 from sim.world.replica.server import Server
-from sim.world.rollouts.rollout_plan import Wave, note_missing_stages
-from sim.world.rollouts.rollout_progress import Course
+from sim.world.rollouts.rollout_plan import PlannedRollout, note_missing_stages
+from sim.world.rollouts.rollout_progress import RolloutContext
 from sim.world.routing.router_instances import RouterInstances
 
 
-class Shift:
-    """One such rollout.
+class TrafficShift:
+    """One rollout of strategy ``new-name``.
 
-    :param readdress: lets a request ask for another adapter.
-    :param routers: router instances; each learns of a stage in its own time.
-    :ivar complete_s: when the last request of the last old version had left; nan before.
+    :param retarget: sends a request to another adapter.
+    :param routers: router instances; each learns of a stage after a delay of its own.
+    :ivar complete_s: time at which the last request for an old version had left; nan before.
     """
 
     def __init__(
         self,
-        wave: Wave,
-        clock: Clock,
-        recorder: Recorder,
-        course: Course,
-        readdress: Callable[[Request, int], None],
+        planned: PlannedRollout,
+        context: RolloutContext,
+        retarget: Callable[[Request, int], None],
         routers: RouterInstances,
-        seed: int,
-        replication: int,
     ) -> None:
-        self.wave = wave
+        seed, replication = context.seed, context.replication
+        self.planned = planned
         self.complete_s = math.nan
         self.rolled_back = False
-        self._clock = clock
-        self._recorder = recorder
-        self._course = course
-        self._readdress = readdress
+        self._context = context
+        self._clock = context.clock
+        self._progress = context.progress
+        self._retarget = retarget
         self._routers = routers
-        self._rng = stream(seed, replication, "propagation", wave.number)
-        self._session_key = stream_key(seed, replication, f"version-session-{wave.number}")
-        self._request_key = stream_key(seed, replication, f"version-{wave.number}")
-        count = len(wave.adapters)
-        self._offsets = [wave.rollout.spread * i / count for i in range(count)]
-        self._place = {adapter: i for i, adapter in enumerate(wave.adapters)}
-        self._place_of_name = {name: i for i, name in enumerate(wave.names)}
-        self._stages: list[tuple[float, float, list[float]]] = []  # when it began, its share, and each router's delay
-        self._due_s = math.inf  # when the first adapter was to be new for everybody
+        self._rng = stream(seed, replication, "propagation", planned.number)
+        self._session_key = stream_key(seed, replication, f"version-session-{planned.number}")
+        self._request_key = stream_key(seed, replication, f"version-{planned.number}")
+        count = len(planned.adapters)
+        self._offsets = [planned.rollout.spread * i / count for i in range(count)]
+        self._place = {adapter: i for i, adapter in enumerate(planned.adapters)}
+        self._place_of_name = {name: i for i, name in enumerate(planned.names)}
+        self._stages: list[tuple[float, float, list[float]]] = []  # start of each, its share, and each router's delay
+        self._due_s = math.inf  # time at which all requests of the first adapter should go to its new version
         self._begun = 0  # stages
-        self._inside: Counter[int] = Counter()  # requests inside for adapters that get no more
-        self._open = count  # adapters of which the side that loses still gets requests, or has some inside
+        self._inside: Counter[int] = Counter()  # requests inside for adapters that get no more requests
+        self._open = count  # adapters whose losing version still gets requests, or has some inside
         self._samples: list[Sample] = []
         self._servers: list[Server] = []
 
     def start(self, servers: list[Server]) -> None:
-        """Put the stages on the clock; those behind a gate follow when it has judged."""
+        """Put the stages on the clock; with a gate, each stage follows the judgement of the one before."""
         self._servers = servers
-        rollout = self.wave.rollout
+        rollout = self.planned.rollout
         last = 1 if rollout.gate is not None else len(rollout.stages)
         for number in range(last):
             self._clock.call_at(rollout.at + number * rollout.dwell, CONTROL, self._begin_stage, number)
 
     def moves(self, request: Request) -> bool:
-        """Let a request ask for the new version, if its router has heard of it and its lot falls so; return whether."""
+        """Send a request to the new version if its router knows of it and its draw is in the share; return whether."""
         i = self._place[request.adapter]
         share = self._share(self._routers.of(request), i)
-        if share > 0.0 and (share >= 1.0 or self._lot(request, i) < share):
-            self._readdress(request, self.wave.copies[i])
+        if share > 0.0 and (share >= 1.0 or self._draw(request, i) < share):
+            self._retarget(request, self.planned.new_adapters[i])
             return True
         return False
 
     def ended(self, request: Request, now: float) -> None:
-        """Note that a request has been answered by the old version or the new one."""
-        if self.wave.rollout.gate is not None and request.adapter not in self._place:
+        """Note an answer by the old or the new version; those of the new one are samples for the gate."""
+        if self.planned.rollout.gate is not None and request.adapter not in self._place:
             missed, arrival_s = request.outcome == MISS, request.arrival_s
             self._samples.append(Sample(request.first_token_s - arrival_s, now - arrival_s, missed))
 
     def failed(self, request: Request) -> None:
-        """Note that a request for the old version or the new one failed."""
-        if self.wave.rollout.gate is not None and request.adapter not in self._place:
+        """Note that a request for the old or the new version failed."""
+        if self.planned.rollout.gate is not None and request.adapter not in self._place:
             self._samples.append(Sample(NEVER_S, NEVER_S, request.outcome == MISS))
 
     def left(self, adapter: int) -> None:
-        """Note that a request for an adapter that gets no more has left."""
+        """Note that a request for the losing version has left."""
         self._inside[adapter] -= 1
         if self._inside[adapter] == 0:
             self._over(adapter)
 
     def due(self, name: int, time: float) -> int:
-        """Return the version that everybody was to have of an adapter at a time, by this rollout; 0: any."""
+        """Return the version that all requests for an adapter should get at a time, by this rollout; 0: any."""
         i = self._place_of_name.get(name)
         if i is None or self.rolled_back or time < self._due_s + self._offsets[i]:
             return 0
-        return self.wave.versions[i]
+        return self.planned.versions[i]
 
     def close(self) -> None:
-        """Note, when the run has stopped, what was planned and never came."""
+        """When the run has stopped, note stages that were planned and never began."""
         if self._begun and not self.rolled_back:
-            note_missing_stages(self.wave, self._begun, self._note)
+            note_missing_stages(self.planned, self._begun, self._note)
 
-    def _lot(self, request: Request, i: int) -> float:
-        if self.wave.rollout.sticky and request.session is not None:
+    def _draw(self, request: Request, i: int) -> float:
+        if self.planned.rollout.sticky and request.session is not None:
             # A session may ask for several adapters: it moves with each of them alone.
-            return luck(self._session_key, request.session * len(self._offsets) + i)
-        return luck(self._request_key, request.index)
+            return uniform_draw(self._session_key, request.session * len(self._offsets) + i)
+        return uniform_draw(self._request_key, request.index)
 
     def _share(self, router: int, i: int) -> float:
         """Return the share of requests that a router sends to the new version of the ``i``-th adapter now."""
@@ -121,13 +117,13 @@ class Shift:
 
     def _begin_stage(self, event: Call) -> None:
         number: int = event.subject
-        rollout, course = self.wave.rollout, self._course
+        rollout, progress = self.planned.rollout, self._progress
         share = rollout.stages[number]
         self._begun = number + 1
         self._note("rollout" if number == 0 else "stage", f"{share:.0%} of the requests to the new version")
         if number == 0:
-            course.begins(self.wave)
-            course.shifting.update(dict.fromkeys(self.wave.adapters, self))
+            progress.begins(self.planned)
+            progress.shifting.update(dict.fromkeys(self.planned.adapters, self))
         known_s = self._announce(share)
         if share == 1:
             self._due_s = self._clock._now
@@ -141,23 +137,23 @@ class Shift:
             self._judge_later(number)
 
     def _announce(self, share: float) -> float:
-        """Tell the routers of a share; return when all of them will have heard of it, for the first adapter."""
-        law, count = self.wave.rollout.propagation, self._routers.count
+        """Announce a share to the routers; return the time at which all of them know it, for the first adapter."""
+        law, count = self.planned.rollout.propagation, self._routers.count
         drawn = self._rng.random(count)
         delays = [0.0] * count if law is None else law.ppf(drawn).tolist()
         self._stages.append((self._clock._now, share, delays))
         return self._clock._now + float(max(delays))
 
     def _judge_later(self, number: int) -> None:
-        self._course.judging += 1
-        self._clock.call_at(self._clock._now + self.wave.rollout.dwell, CONTROL, self._judge, number)
+        self._progress.judging += 1
+        self._clock.call_at(self._clock._now + self.planned.rollout.dwell, CONTROL, self._judge, number)
 
     def _judge(self, event: Call) -> None:
-        gate, number = self.wave.rollout.gate, int(event.subject)
+        gate, number = self.planned.rollout.gate, int(event.subject)
         assert gate is not None, "only a gate judges"
-        self._course.judging -= 1
+        self._progress.judging -= 1
         if len(self._samples) < gate.min_requests:
-            if self._clock.pending() > self._course.judging:  # else nobody is inside or will come: this is the end
+            if self._clock.pending() > self._progress.judging:  # otherwise the run is over
                 self._judge_later(number)
             return
         failed = failed_terms(gate.terms(), self._samples)
@@ -169,40 +165,40 @@ class Shift:
         self._clock.call_at(self._announce(0.0), CONTROL, self._settle, range(len(self._offsets)))
 
     def _settle(self, event: Call) -> None:
-        """Count, now that every router knows, the requests inside for the adapters that get no more."""
-        course, wave = self._course, self.wave
+        """Now that every router knows, start to count down the requests inside for the losing versions."""
+        progress, planned = self._progress, self.planned
         losers = {}
         for i in event.subject:
-            old, new = wave.adapters[i], wave.copies[i]
-            course.shifting.pop(old)
+            old, new = planned.adapters[i], planned.new_adapters[i]
+            progress.shifting.pop(old)
             if not self.rolled_back:
-                course.moved[old] = new
+                progress.moved[old] = new
             losers[new if self.rolled_back else old] = self
         for server in self._servers:
-            self._inside.update(r.adapter for r in server.everyone() if r.adapter in losers)
-        course.draining.update(losers)
+            self._inside.update(r.adapter for r in server.all_requests() if r.adapter in losers)
+        progress.draining.update(losers)
         for adapter in losers:
             if self._inside[adapter] == 0:
                 self._over(adapter)
 
     def _over(self, adapter: int) -> None:
-        """Drop the copies of an adapter whose last request has left; a pin goes over to the new version."""
-        del self._course.draining[adapter]
+        """Drop the copies of an adapter whose last request has left; its pin moves to the new version."""
+        del self._progress.draining[adapter]
         if not self.rolled_back:
-            new = self.wave.copies[self._place[adapter]]
-            self._course.pin_of[adapter] = new
+            new = self.planned.new_adapters[self._place[adapter]]
+            self._progress.pin_of[adapter] = new
             for server in self._servers:
                 server.pin_instead(adapter, new)
-        if not self.wave.rollout.keep_old:
+        if not self.planned.rollout.keep_old:
             for server in self._servers:
                 server.drop(adapter)
         self._open -= 1
         if self._open:
             return
-        self._course.ends(self.wave, complete=not self.rolled_back)
+        self._progress.ends(self.planned, complete=not self.rolled_back)
         if not self.rolled_back:
             self.complete_s = self._clock._now
             self._note("complete", "the old version has left")
 
     def _note(self, kind: str, text: str) -> None:
-        self._recorder.events.append(Event(self._clock._now, kind, f"rollouts.{self.wave.number}: {text}"))
+        self._context.note(self.planned, kind, text)

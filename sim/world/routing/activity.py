@@ -1,4 +1,4 @@
-"""Which adapters run on which replicas: what routers by activity look at."""
+"""Adapters that run on each replica, for routers that need it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from sim.policies.scheduler import Scheduler
 
 
 class Activity(Protocol):
-    """Who runs what."""
+    """The adapters in the batches of the fleet."""
 
     def read(self) -> Sequence[int]:
-        """Return, by adapter, a bit mask of the replicas in whose batch it is now; good until the next call."""
+        """Return, by adapter, a bit mask of the replicas that run it; valid until the next call."""
         ...
 
 
-class InBatches:
-    """Who runs what where replicas have batches: kept up to date by the adapters that came in or left since.
+class BatchActivity:
+    """Activity of replicas with batches, updated by the adapters that joined or left since the last reading.
 
-    Few do between two readings, while a batch holds many: reading it whole would cost more than the rest of a router.
+    Few adapters change between two readings while a batch holds many. Reading whole batches would cost more than the
+    rest of a router.
     """
 
     def __init__(self, adapters: int, replicas: int) -> None:
-        self._masks = [0] * (adapters + 1)  # the base model comes last
+        self._masks = [0] * (adapters + 1)  # the base model is last
         self._toggled: list[list[int]] = [[] for _ in range(replicas)]
         self._schedulers: list[Scheduler | None] = [None] * replicas
 
     def replica(self, index: int, scheduler: Scheduler) -> None:
-        """Note which scheduler, still without requests, stands at an index; the one before runs nothing any more."""
+        """Follow a new scheduler, still without requests, at an index; the one before it has stopped."""
         dead = self._schedulers[index]
         if dead is not None:
             dead.toggled = None
@@ -47,7 +48,7 @@ class InBatches:
         return masks
 
     def check_integrity(self) -> None:
-        """Assert that what is noted agrees with the batches."""
+        """Assert that the masks agree with the batches."""
         masks = self.read()
         for index, scheduler in enumerate(self._schedulers):
             noted = {adapter for adapter, mask in enumerate(masks) if mask >> index & 1}
@@ -55,8 +56,8 @@ class InBatches:
             assert noted == there, f"replica {index}: {sorted(noted)} noted, {sorted(there)} there"
 
 
-class InsideAny:
-    """Who runs what where replicas have no batches: all requests inside run.
+class InFlightActivity:
+    """Activity of replicas without batches: all requests inside count as running.
 
     :param counts: by replica, requests inside by adapter.
     """
@@ -74,7 +75,7 @@ class InsideAny:
 
 
 class RunningNow:
-    """Which replicas run an adapter at this moment."""
+    """The replicas that run an adapter at this moment, by adapter."""
 
     def __init__(self, activity: Activity) -> None:
         self._activity = activity

@@ -1,4 +1,4 @@
-"""Which adapters the requests inside each replica ask for: what routers by activity look at."""
+"""Requests inside each replica, counted by adapter, for routers that need it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from sim.traffic.request import Request
 
 
-class Inside:
-    """Requests inside each replica by adapter.
+class InFlight:
+    """Counts requests inside each replica by adapter.
 
-    :param counts: by replica, an empty dict that is kept current; 0 is never in it.
+    :param counts: by replica, an empty dict to keep current; it never holds a 0.
     """
 
     def __init__(self, counts: list[dict[int, int]]) -> None:
@@ -19,28 +19,28 @@ class Inside:
 
     @property
     def counts(self) -> list[dict[int, int]]:
-        """By replica, requests inside by adapter: kept current."""
+        """By replica, requests inside by adapter, always current."""
         return self._counts
 
     def begin(self, replica: int, requests: Iterable[Request]) -> None:
-        """Count those that are inside a replica already."""
+        """Count the requests that are already inside a replica."""
         self._counts[replica].update(Counter(request.adapter for request in requests))
 
     def entered(self, replica: int, request: Request) -> None:
-        """Note that a request has come into a replica."""
+        """Note that a request has entered a replica."""
         counts, adapter = self._counts[replica], request.adapter
         counts[adapter] = counts.get(adapter, 0) + 1
 
     def left(self, replica: int, request: Request) -> None:
-        """Note that a request has left it."""
+        """Note that a request has left a replica."""
         counts, adapter = self._counts[replica], request.adapter
         if counts[adapter] > 1:
             counts[adapter] -= 1
         else:
             del counts[adapter]
 
-    def ends_on(self, replica: int) -> Callable[[Request, float], bool]:
-        """Return what a replica asks at a request's last token, where nobody else wants to know."""
+    def last_token_callback(self, replica: int) -> Callable[[Request, float], bool]:
+        """Return the callback of a replica for last tokens, without rollouts and faults."""
         counts = self._counts[replica]
 
         def ends(request: Request, now: float) -> bool:

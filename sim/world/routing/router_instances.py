@@ -1,15 +1,15 @@
-"""Which router process a request comes through, where there are several."""
+"""The router process that each request comes through, in fleets with several."""
 
 from __future__ import annotations
 
-from sim.rng import luck, stream_key
+from sim.rng import stream_key, uniform_draw
 from sim.traffic.request import Request
 
 
 class RouterInstances:
-    """The router processes of a fleet: a session always comes to the same one, other requests to any.
+    """The router processes of a fleet. A session always uses the same one, other requests a random one.
 
-    :param count: how many there are.
+    :param count: number of routers.
     """
 
     def __init__(self, count: int, seed: int, replication: int) -> None:
@@ -17,8 +17,8 @@ class RouterInstances:
         self._key = stream_key(seed, replication, "router-instance")
 
     def of(self, request: Request) -> int:
-        """Return the number of the router that a request comes through."""
+        """Return the number of the router for a request."""
         if self.count == 1:
             return 0
-        who = request.index if request.session is None else ~request.session
-        return int(luck(self._key, who) * self.count)
+        number = request.index if request.session is None else ~request.session
+        return int(uniform_draw(self._key, number) * self.count)

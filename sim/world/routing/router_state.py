@@ -1,4 +1,4 @@
-"""The router of a fleet, and the live state that it looks at."""
+"""The router of a fleet, and the live state of the replicas that it reads."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from sim.policies.routing import make_router as make_policy
 from sim.rng import stream_key
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.server import Server
-from sim.world.routing.activity import Activity, InBatches, InsideAny
+from sim.world.routing.activity import Activity, BatchActivity, InFlightActivity
 from sim.world.routing.router_views import Residency, Sources
 from sim.world.world import World
 
 
-class Live:
-    """What can be seen of the replicas at any time.
+class RouterState:
+    """The current state of the replicas, as far as the router reads it.
 
-    :param reads: what the router looks at (``Router.reads``).
-    :ivar residency: who has which adapter; None where the router doesn't ask.
-    :ivar counts: by replica, requests inside by adapter; kept by ``Inside`` where the router asks.
-    :ivar activity: who runs what in batches; None where the router doesn't ask.
+    :param reads: fields of the view that the router reads (``Router.reads``).
+    :ivar residency: adapters on each replica; None if the router does not read it.
+    :ivar counts: by replica, requests inside by adapter; ``InFlight`` updates them if the router reads them.
+    :ivar activity: adapters in batches; None if the router does not read it.
     """
 
     def __init__(self, adapters: int, replicas: int, reads: frozenset[str]) -> None:
         self.residency = Residency(adapters, replicas) if "resident" in reads else None
         self.counts: list[dict[int, int]] = [{} for _ in range(replicas)]
-        self.activity = InBatches(adapters, replicas) if "running" in reads else None
+        self.activity = BatchActivity(adapters, replicas) if "running" in reads else None
         self._batches = False
         self._adapters = adapters
 
     def replica(self, index: int, server: Server) -> None:
-        """Note which server stands at an index."""
+        """Follow a new server at an index."""
         if self.activity is not None and isinstance(server, BatchServer):
             self.activity.replica(index, server.scheduler)
             self._batches = True
 
     def sources(self, loads: list[int], inside: Callable[[], list[dict[int, int]]]) -> Sources:
-        """Return what views are read from.
+        """Return the sources of the router's view.
 
-        :param loads: by replica, requests inside; ``inside`` returns them by adapter.
+        :param loads: by replica, number of requests inside; ``inside`` returns them by adapter.
         """
         activity: Activity | None = self.activity
         if activity is not None and not self._batches:
-            activity = InsideAny(self._adapters, inside())
+            activity = InFlightActivity(self._adapters, inside())
         return Sources(loads, self.residency, activity, inside)
 
 

@@ -1,4 +1,4 @@
-"""What keeps a router's view current: live lists, or copies at intervals; and who has which adapter in GPU memory."""
+"""Keep a router's view current, by live lists or by copies at intervals, and track resident adapters for it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sim.world.clock import CONTROL, Call, Clock
 from sim.world.routing.activity import Activity, RunningNow
 
 _ROOM: dict[int, int] = {}
-"""Stands in a copy for requests inside a replica that has room."""
+"""In a copy, stands for the requests inside any replica that has room."""
 
 
 class Residency:
-    """Which replicas have an adapter in GPU memory, or are loading it.
+    """The replicas that hold an adapter in GPU memory, or are loading it.
 
     :ivar masks: by adapter, a bit mask of these replicas.
     """
@@ -24,29 +24,29 @@ class Residency:
     def __init__(self, adapters: int, replicas: int) -> None:
         self.masks = [0] * adapters
         self._bits = [1 << replica for replica in range(replicas)]
-        self._changed: set[int] | None = None  # since the last copy, where somebody copies
+        self._changed: set[int] | None = None  # since the last copy, if copies are made
 
     def placed(self, adapter: int, replica: int) -> None:
-        """Note that a load has begun on a replica; one that is there already may be noted again."""
+        """Note that a load has started on a replica; repeated calls are harmless."""
         self.masks[adapter] |= self._bits[replica]
         if self._changed is not None:
             self._changed.add(adapter)
 
     def left(self, adapter: int, replica: int) -> None:
-        """Note that a replica has the adapter no more; one that it never had may be noted too."""
+        """Note that an adapter has left a replica, or was never there."""
         self.masks[adapter] &= ~self._bits[replica]
         if self._changed is not None:
             self._changed.add(adapter)
 
     def forget(self, replica: int) -> None:
-        """Note that a replica has lost all its adapters, in a crash."""
+        """Forget all adapters of a replica that has crashed."""
         bit = self._bits[replica]
         for adapter, mask in enumerate(self.masks):
             if mask & bit:
                 self.left(adapter, replica)
 
     def copy_to(self, masks: list[int]) -> None:
-        """Bring a copy up to date. Only one list can be kept: what has changed is noted once."""
+        """Update a copy. Only one copy can be kept, since each change is noted once."""
         if self._changed is None or len(masks) != len(self.masks):
             masks[:] = self.masks
             self._changed = set()
@@ -67,12 +67,12 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The live state of the fleet, from which views are read: the very lists that the servers keep.
+    """The live state of the fleet, from which views are read: the same lists that the servers update.
 
-    :ivar loads: by replica, requests inside.
-    :ivar residency: who has which adapter; None where no router asks.
-    :ivar activity: who runs what; None where no router asks.
-    :ivar inside: returns, by replica, requests inside by adapter, kept current from then on.
+    :ivar loads: by replica, number of requests inside.
+    :ivar residency: adapters on each replica; None if no router reads it.
+    :ivar activity: adapters in batches; None if no router reads it.
+    :ivar inside: returns, by replica, requests inside by adapter, always current from then on.
     """
 
     loads: list[int]
@@ -81,20 +81,19 @@ class Sources:
     inside: Callable[[], list[dict[int, int]]] = list
 
 
-class Views:
-    """Keep the view of a router: shared with the fleet, or read anew every so often.
+class ViewRefresher:
+    """Keeps the view of a router current: shared with the fleet, or copied at intervals.
 
-    A reading is a control event: the first of its instant, so arrivals of this instant see it, and it sees nothing that
-    happens then. From one reading on, those between the next one and the next arrival are left out: nobody would see
-    them. Readings end with arrivals. Whoever sends a request at another time calls ``look``: if the last reading before
-    that was left out, it is made up for, later than it was due. ``up`` and ``slots`` belong to whoever made the view
-    and are never touched.
+    A reading is a control event, the first of its instant: arrivals of this instant see it, and it sees nothing that
+    happens then. Readings that no arrival would see are skipped, and the last arrival ends them. Before a request is
+    sent at another time (a retry, a restart), ``refresh`` catches up on a skipped reading. ``View.up`` and
+    ``View.slots`` are not changed here.
 
-    Make it when all replicas are there and nothing has happened.
+    Create it once all replicas exist and before anything has happened.
 
-    :param reads: what the router looks at (``Router.reads``); nothing else is shared or copied.
+    :param reads: fields that the router reads (``Router.reads``); no others are shared or copied.
     :param interval_s: seconds between readings; 0: the view is always current.
-    :param next_s: when the next request arrives, infinite where none does; asked at every reading.
+    :param next_s: returns the time of the next arrival, infinite if there is none.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class Views:
         self._interval_s = interval_s
         self._next_s = next_s
         self._reading = 1
-        self._done = 0  # the last one that was read or made up for
+        self._done = 0  # number of the last reading that was done
         self._all_room = [_ROOM] * len(sources.loads)
         self._how = list(self._readers())
         if interval_s == 0:
@@ -122,8 +121,8 @@ class Views:
             self._read()
             clock.call_at(interval_s, CONTROL, self._again)
 
-    def look(self) -> None:
-        """Make up for the last reading, if it was left out, for a request that comes at no arrival."""
+    def refresh(self) -> None:
+        """Do the last due reading if it was skipped, for a request that is not sent at an arrival."""
         if self._interval_s > 0 and self._reads:
             last = self._last(self._clock._now)
             if last > self._done:
@@ -138,7 +137,7 @@ class Views:
             assert sources.residency is not None, "the router reads residents"
             view.resident = sources.residency.masks
         if "running" in self._reads:
-            assert sources.activity is not None, "the router reads who runs what"
+            assert sources.activity is not None, "the router reads activity"
             view.running = RunningNow(sources.activity)
         if "inside" in self._reads:
             view.inside = sources.inside()
@@ -156,8 +155,8 @@ class Views:
         self._clock.schedule_call(self._reading * self._interval_s, CONTROL, event)
 
     def _last(self, time_s: float) -> int:
-        """Return the number of the last reading that is due until then."""
-        # A product, not a sum: the n-th reading is at n intervals, however many there were.
+        """Return the number of the last reading due by a time."""
+        # A product, not a running sum: the n-th reading is at exactly n intervals.
         interval_s = self._interval_s
         last = int(time_s / interval_s)
         while last * interval_s > time_s:
@@ -167,7 +166,7 @@ class Views:
         return last
 
     def _readers(self) -> Iterator[Callable[[], None]]:
-        """Yield what brings the fields up to date that the router looks at."""
+        """Yield the functions that update the fields that the router reads."""
         view, sources, reads = self._view, self._sources, self._reads
         if "loads" in reads:
             yield self._read_loads
@@ -188,13 +187,13 @@ class Views:
         self._view.loads = self._sources.loads.copy()
 
     def _read_running(self) -> None:
-        assert self._sources.activity is not None, "the router reads who runs what"
+        assert self._sources.activity is not None, "the router reads activity"
         self._view.running = self._sources.activity.read()
 
     def _read_inside(self) -> None:
         view, sources = self._view, self._sources
         slots = view.slots
-        if max(sources.loads) < slots:  # all have room, and nobody asks for more
+        if max(sources.loads) < slots:  # all have room, and no more is read
             view.inside = self._all_room
         else:
             view.inside = [adapters.copy() if len(adapters) >= slots else _ROOM for adapters in sources.inside()]
