@@ -88,9 +88,7 @@ def _sglang(scenario: Scenario) -> str:
         parts.append(f"--max-loaded-loras {host.slots}")
     if scenario.cache.eviction in _SGLANG_EVICTIONS:
         parts.append(f"--lora-eviction-policy {scenario.cache.eviction}")
-    parts += [
-        f"--max-running-requests {fleet.max_num_seqs}", f"--chunked-prefill-size {fleet.max_num_batched_tokens}",
-    ]  # fmt: skip
+    parts += [f"--max-running-requests {fleet.max_num_seqs}", f"--chunked-prefill-size {fleet.max_num_batched_tokens}"]
     if fleet.max_model_len is not None:
         parts.append(f"--context-length {fleet.max_model_len}")
     return " ".join(parts)

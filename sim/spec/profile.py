@@ -281,9 +281,12 @@ def load_profile(name: str) -> tuple[Profile, str]:
     except OSError as error:
         known = bundled_profiles()
         raise ScenarioError(
-            "no such profile", key="fleet.profile", got=name, allowed=f"a path, or {', '.join(known)}",
+            "no such profile",
+            key="fleet.profile",
+            got=name,
+            allowed=f"a path, or {', '.join(known)}",
             hint=did_you_mean(name, known) or (error.strerror or ""),
-        ) from None  # fmt: skip
+        ) from None
     try:
         if not brackets_fit(raw):
             raise ValueError("too many brackets for a profile")

@@ -34,10 +34,26 @@ from sim.spec.sections.workload import Adapters, Targets, Workload
 from sim.spec.units import Seconds, Share
 
 __all__ = [
-    "DEFAULT_PROFILE", "ENGINES", "EVICTIONS", "ROUTERS", "Adapters", "Arrivals", "Cache", "Fleet",
-    "FullModels", "GpuCache", "HostCache", "Popularity", "Router", "Run", "Scenario", "Slo", "Storage", "Targets",
+    "DEFAULT_PROFILE",
+    "ENGINES",
+    "EVICTIONS",
+    "ROUTERS",
+    "Adapters",
+    "Arrivals",
+    "Cache",
+    "Fleet",
+    "FullModels",
+    "GpuCache",
+    "HostCache",
+    "Popularity",
+    "Router",
+    "Run",
+    "Scenario",
+    "Slo",
+    "Storage",
+    "Targets",
     "Workload",
-]  # fmt: skip
+]
 
 
 class Slo(Strict):
@@ -143,18 +159,20 @@ class Scenario(Strict):
             grouped = sum(group.adapters for group in popularity.groups)
             if grouped != self.adapters.count:
                 raise located(
-                    "workload.popularity.groups", "the groups have another number of adapters than there are",
+                    "workload.popularity.groups",
+                    "the groups have another number of adapters than there are",
                     got=f"{grouped} in groups, adapters.count {self.adapters.count}",
-                )  # fmt: skip
+                )
             if not sum(group.adapters * group.weight for group in popularity.groups) > 0:
                 raise located("workload.popularity.groups", "no weight above zero")
         if self.adapters.count is None and not named_by_file:
             raise located("adapters.count", "how many adapters there are is missing", hint="give count: 1000")
         if self.run.half_width is not None and (self.workload.trace is not None or self.workload.requests is None):
             raise located(
-                "run.half_width", "only a run of generated requests can be made longer",
+                "run.half_width",
+                "only a run of generated requests can be made longer",
                 hint="give workload.requests, or remove half_width",
-            )  # fmt: skip
+            )
         if self.storage.mode == "blocking":
             if self.fleet.engine == "fixed":
                 raise located("storage.mode", "engine fixed has no steps that a load could block", got="blocking")
@@ -175,9 +193,11 @@ class Scenario(Strict):
         check_full_models(self.adapters, self.fleet, self.cache, self.router, self.workload, changes)
         if self.adapters.base_quantization != "bf16" and self.fleet.engine == "fixed":
             raise located(
-                "adapters.base_quantization", "engine fixed has no weights, and its service time is given",
-                got=self.adapters.base_quantization, allowed="bf16",
-            )  # fmt: skip
+                "adapters.base_quantization",
+                "engine fixed has no weights, and its service time is given",
+                got=self.adapters.base_quantization,
+                allowed="bf16",
+            )
         if self.rollouts or self.faults:
             self._fits_changes()
         return self
@@ -192,19 +212,24 @@ class Scenario(Strict):
             for i, change in enumerate(getattr(self, key)):
                 if end_s is not None and getattr(change, "at", 0.0) >= end_s:
                     raise located(
-                        f"{key}.{i}.at", "begins after the end of the run", got=f"{change.at:g} s",
+                        f"{key}.{i}.at",
+                        "begins after the end of the run",
+                        got=f"{change.at:g} s",
                         allowed=f"below workload.duration ({end_s:g} s)",
-                    )  # fmt: skip
+                    )
         if self.cache.eviction == "belady":
             raise located(
-                what, "eviction belady knows the requests that will come to a fleet in which nothing changes",
+                what,
+                "eviction belady knows the requests that will come to a fleet in which nothing changes",
                 hint="choose another cache.eviction",
-            )  # fmt: skip
+            )
         if self.fleet.front_end != "none":
             raise located(
-                what, "this front end reproduces measured runs, in which nothing changed", got=self.fleet.front_end,
+                what,
+                "this front end reproduces measured runs, in which nothing changed",
+                got=self.fleet.front_end,
                 hint="set fleet.front_end: none",
-            )  # fmt: skip
+            )
         for i, fault in enumerate(self.faults):
             if isinstance(fault, FailingLoads):
                 self._fits_failing_loads(f"faults.{i}")
@@ -213,27 +238,33 @@ class Scenario(Strict):
         ):
             i = next(i for i, fault in enumerate(self.faults) if isinstance(fault, NamedPrefixes))
             raise located(
-                f"faults.{i}", "no rollout swaps weights under the same name", hint="such as strategy: in-place",
-            )  # fmt: skip
+                f"faults.{i}", "no rollout swaps weights under the same name", hint="such as strategy: in-place"
+            )
 
     def _fits_failing_loads(self, key: str) -> None:
         """Refuse what this version can't say of loads that fail."""
         if self.cache.eviction == "vllm-lru" and self.fleet.batching == "prefill-first":
             raise located(
-                key, "failing-loads take requests of cache.eviction vllm-lru out of steps that also decode",
-                got=f"fleet.batching {self.fleet.batching}", allowed="mixed",
-            )  # fmt: skip
+                key,
+                "failing-loads take requests of cache.eviction vllm-lru out of steps that also decode",
+                got=f"fleet.batching {self.fleet.batching}",
+                allowed="mixed",
+            )
         if self.cache.prefetch != "none":
             raise located(
-                key, "nobody waits for a load that comes ahead: there is no request to fail",
-                got=f"failing-loads with cache.prefetch {self.cache.prefetch}", allowed="cache.prefetch none",
-            )  # fmt: skip
+                key,
+                "nobody waits for a load that comes ahead: there is no request to fail",
+                got=f"failing-loads with cache.prefetch {self.cache.prefetch}",
+                allowed="cache.prefetch none",
+            )
         for i, rollout in enumerate(self.rollouts):
             if rollout.strategy in ("in-place", "unload-then-load", "drain-then-swap"):
                 raise located(
-                    key, "a swap whose load fails would need a rule for what follows, which isn't simulated",
-                    got=f"failing-loads with rollouts.{i}.strategy {rollout.strategy}", allowed="new-name, lazy-reread",
-                )  # fmt: skip
+                    key,
+                    "a swap whose load fails would need a rule for what follows, which isn't simulated",
+                    got=f"failing-loads with rollouts.{i}.strategy {rollout.strategy}",
+                    allowed="new-name, lazy-reread",
+                )
 
     def _fits_engine(self) -> None:
         fleet, cache = self.fleet, self.cache
@@ -242,24 +273,29 @@ class Scenario(Strict):
             raise located("cache.eviction", "engine fixed has no steps at which adapters leave", got=cache.eviction)
         if queues != cycle:
             raise located(
-                "cache.eviction" if queues else "fleet.admission", "queues by adapter and eviction cycle go together",
+                "cache.eviction" if queues else "fleet.admission",
+                "queues by adapter and eviction cycle go together",
                 got=f"fleet.admission {fleet.admission}, cache.eviction {cache.eviction}",
                 allowed="fleet.admission per-adapter with cache.eviction cycle",
-            )  # fmt: skip
+            )
         if queues and self.storage.mode == "blocking":
             raise located(
-                "storage.mode", "queues by adapter load when an adapter gets its turn, not in a step", got="blocking",
+                "storage.mode",
+                "queues by adapter load when an adapter gets its turn, not in a step",
+                got="blocking",
                 allowed="overlap",
-            )  # fmt: skip
+            )
         if cache.host is not None and cache.host.fill == "arrival" and fleet.engine == "fixed":
             raise located(
                 "cache.host.fill", "engine fixed loads at arrival anyway", got="arrival", allowed="load, start"
             )
         if fleet.front_end != "none" and cache.eviction != "vllm-lru":
             raise located(
-                "fleet.front_end", "this front end is vLLM's", got=f"{fleet.front_end} with {cache.eviction}",
+                "fleet.front_end",
+                "this front end is vLLM's",
+                got=f"{fleet.front_end} with {cache.eviction}",
                 allowed="engines vllm-0.8 and vllm-0.32",
-            )  # fmt: skip
+            )
         if cache.gpu.unified:
             self._fits_unified()
 
@@ -269,29 +305,39 @@ class Scenario(Strict):
             raise located("cache.gpu.unified", "engine fixed has no KV cache to share", got=True)
         if eviction in ("vllm-lru", "cycle"):
             raise located(
-                "cache.eviction", "unified memory has no fixed places", got=eviction,
+                "cache.eviction",
+                "unified memory has no fixed places",
+                got=eviction,
                 allowed=", ".join(name for name in EVICTIONS if name not in ("vllm-lru", "cycle")),
-            )  # fmt: skip
+            )
         if fleet.kv_check not in ("whole-answer", "peak") or self.storage.mode != "blocking":
             raise located(
-                "cache.gpu.unified", "adapters can take KV blocks only in a step that knows what answers will need",
+                "cache.gpu.unified",
+                "adapters can take KV blocks only in a step that knows what answers will need",
                 got=f"fleet.kv_check {fleet.kv_check}, storage.mode {self.storage.mode}",
                 allowed="fleet.kv_check whole-answer or peak, storage.mode blocking",
-            )  # fmt: skip
+            )
 
     def _fits_start(self) -> None:
         """Check who is there from the start."""
         cache = self.cache
         if cache.pinned and cache.eviction == "vllm-lru":
             raise located(
-                "cache.pinned", "vLLM admits as many distinct adapters as it has slots, pinned or not, and then lacks "
-                "slots for those that aren't", got=cache.pinned, allowed="0", hint="cache.warm loads before the start",
-            )  # fmt: skip
+                "cache.pinned",
+                "vLLM admits as many distinct adapters as it has slots, pinned or not, and then lacks "
+                "slots for those that aren't",
+                got=cache.pinned,
+                allowed="0",
+                hint="cache.warm loads before the start",
+            )
         if cache.pinned and cache.gpu.unified:
             raise located(
-                "cache.pinned", "where adapters share the KV cache, only those of the batch are sure of their place",
-                got=cache.pinned, allowed="0", hint="cache.warm loads before the start",
-            )  # fmt: skip
+                "cache.pinned",
+                "where adapters share the KV cache, only those of the batch are sure of their place",
+                got=cache.pinned,
+                allowed="0",
+                hint="cache.warm loads before the start",
+            )
         for key, value in (("pinned", cache.pinned), ("warm", cache.warm)):
             if value and cache.eviction == "cycle":
                 raise located(
@@ -305,10 +351,11 @@ class Scenario(Strict):
             raise located("cache.prefetch", f"{what} loads ahead anyway", got=self.cache.prefetch, allowed="none")
         if mode != "overlap" or self.load_at != "admission":
             raise located(
-                "cache.prefetch", "only loads that are asked for at admission, beside steps, can come earlier",
+                "cache.prefetch",
+                "only loads that are asked for at admission, beside steps, can come earlier",
                 got=f"storage.mode {mode}, fleet.load_at {self.load_at}",
                 allowed="storage.mode overlap, fleet.load_at admission",
-            )  # fmt: skip
+            )
 
     def _fits_vllm_lru(self) -> None:
         gpu, host = self.cache.gpu, self.cache.host
@@ -316,10 +363,11 @@ class Scenario(Strict):
             raise located("cache.eviction", "engine fixed has no steps that touch adapters", got="vllm-lru")
         if self.storage.mode != "blocking" or self.fleet.admission != "skip":
             raise located(
-                "cache.eviction", "vllm-lru loads inside the step and passes requests over the adapter limit",
+                "cache.eviction",
+                "vllm-lru loads inside the step and passes requests over the adapter limit",
                 got=f"storage.mode {self.storage.mode}, fleet.admission {self.fleet.admission}",
                 allowed="storage.mode blocking, fleet.admission skip",
-            )  # fmt: skip
+            )
         if gpu.unified or gpu.base_model_slot:
             key = "unified" if gpu.unified else "base_model_slot"
             raise located(f"cache.gpu.{key}", "vllm-lru has slots for adapters alone", got=True)
@@ -333,9 +381,11 @@ class Scenario(Strict):
             raise located("cache.host.size", "vllm-lru counts slots in host memory too", hint="give cache.host.slots")
         if host.slots < gpu.slots:
             raise located(
-                "cache.host.slots", "every adapter in a slot has a copy in host memory", got=host.slots,
+                "cache.host.slots",
+                "every adapter in a slot has a copy in host memory",
+                got=host.slots,
                 allowed=f"at least cache.gpu.slots ({gpu.slots})",
-            )  # fmt: skip
+            )
 
     @property
     def load_at(self) -> Literal["arrival", "admission"]:

@@ -21,9 +21,14 @@ from sim.spec.files.yaml_tree import parse_yaml, read_yaml
 from sim.spec.scenario import Scenario
 
 __all__ = [
-    "BundledScenario", "LoadedScenario", "Origin", "bundled_scenarios", "copy_scenario", "load_scenario",
+    "BundledScenario",
+    "LoadedScenario",
+    "Origin",
+    "bundled_scenarios",
+    "copy_scenario",
+    "load_scenario",
     "scenario_schema",
-]  # fmt: skip
+]
 
 _SET = Origin("--set")
 _SEED = Origin("--seed")
@@ -188,9 +193,13 @@ def _parse_override(text: str) -> tuple[str, Node]:
         return key, Node(value.strip(), _SET)
     if isinstance(node.value, dict) and node.value and all(":" in str(name) for name in node.value):
         raise ScenarioError(
-            "not a mapping", key=key, got=value, allowed="{name: value}", hint="write a space after each colon",
+            "not a mapping",
+            key=key,
+            got=value,
+            allowed="{name: value}",
+            hint="write a space after each colon",
             file="--set",
-        )  # fmt: skip
+        )
     return key, tree.planted(tree.plain(node), _SET)
 
 
@@ -265,8 +274,11 @@ def _bad_values(loaded: LoadedScenario, sweep: Mapping[str, Sequence[Any]]) -> l
                     mine = _swept_key(problem.key or "", sweep) or key
                     moved = ScenarioError(
                         problem.problem if (problem.key or mine) == mine else f"{problem.key}: {problem.problem}",
-                        key=f"sweep.{mine}", got=problem.got or point[mine], allowed=problem.allowed, hint=problem.hint,
-                    )  # fmt: skip
+                        key=f"sweep.{mine}",
+                        got=problem.got or point[mine],
+                        allowed=problem.allowed,
+                        hint=problem.hint,
+                    )
                     found.setdefault((mine, str(moved)), moved)
     return list(found.values())
 

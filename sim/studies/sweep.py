@@ -60,9 +60,11 @@ def grid(loaded: LoadedScenario, over: Mapping[str, list[Any]] | None = None) ->
     axes = dict(over) if over else {key: list(values) for key, values in loaded.scenario.sweep.items()}
     if not axes:
         raise ScenarioError(
-            "nothing to sweep", key="sweep", file=loaded.source,
+            "nothing to sweep",
+            key="sweep",
+            file=loaded.source,
             hint="give --over cache.gpu.slots=16,32,64, or a sweep: block in the scenario",
-        )  # fmt: skip
+        )
     total = 1
     for key, values in axes.items():
         if not values:

@@ -90,9 +90,12 @@ def model_shape(name: str) -> ModelShape:
     if name in SHAPES:
         return SHAPES[name]
     raise ScenarioError(
-        "unknown base model", key="adapters.base_model", got=name, allowed=", ".join(SHAPES),
+        "unknown base model",
+        key="adapters.base_model",
+        got=name,
+        allowed=", ".join(SHAPES),
         hint=did_you_mean(name, SHAPES) or "or give every adapter a size",
-    )  # fmt: skip
+    )
 
 
 def modules_of(targets: Targets) -> Sequence[str]:

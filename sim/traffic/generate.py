@@ -87,9 +87,7 @@ class Traffic:
             self._trace = read_trace(workload.trace, workload.requests, seed=self._seed)
             self.names, self.notes = self._trace.names, self._trace.notes
             if self._trace.prompt_tokens is not None and "tokens" in workload.model_fields_set:
-                raise ScenarioError(
-                    "the trace brings its own lengths", key="workload.tokens", hint="remove tokens"
-                )  # fmt: skip
+                raise ScenarioError("the trace brings its own lengths", key="workload.tokens", hint="remove tokens")
         elif workload.popularity.law == "weights":
             weights = read_weights(workload.popularity.file)
             self.names, cvs = weights.names, weights.cv
@@ -195,8 +193,8 @@ class Traffic:
         for key, problem, times, most in changes:
             if times > most:
                 raise ScenarioError(
-                    problem, key=f"workload.{key}", got=f"about {times:,.0f}", allowed=f"up to {most:,}",
-                )  # fmt: skip
+                    problem, key=f"workload.{key}", got=f"about {times:,.0f}", allowed=f"up to {most:,}"
+                )
 
     def _count_total(self) -> int | None:
         if self._trace is not None:
@@ -287,9 +285,12 @@ def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
         return UNNAMED_ADAPTERS if given is None else given
     if given is not None and given < len(names):
         raise ScenarioError(
-            "fewer adapters than the file names", key="adapters.count", got=given, allowed=f"{len(names)} or more",
+            "fewer adapters than the file names",
+            key="adapters.count",
+            got=given,
+            allowed=f"{len(names)} or more",
             hint="or leave it out",
-        )  # fmt: skip
+        )
     weights = scenario.workload.popularity.law == "weights" and scenario.workload.trace is None
     return len(names) if given is None or weights else given
 
@@ -300,9 +301,11 @@ def _with_trace_sizes(population: Population, trace: TraceData | None) -> Popula
     if population.full_kinds:
         raise ScenarioError(
             "the trace brings the sizes of adapters, and doesn't say which of them are full models",
-            key=f"adapters.mix.{population.full_kinds[0]}.kind", got="full", allowed="lora",
+            key=f"adapters.mix.{population.full_kinds[0]}.kind",
+            got="full",
+            allowed="lora",
             hint="remove the trace's column adapter_bytes, or the full models",
-        )  # fmt: skip
+        )
     sizes = population.size_bytes.copy()
     sizes[: len(trace.adapter_bytes)] = trace.adapter_bytes
     return Population(

@@ -60,9 +60,7 @@ def vet_path(
         raise InputError("no such file or folder", file=str(path))
     folders = list(_folders(path))
     if not folders:
-        raise InputError(
-            f"no adapter and no {STATE} here", file=str(path), hint=f"an adapter's folder has an {CONFIG}",
-        )  # fmt: skip
+        raise InputError(f"no adapter and no {STATE} here", file=str(path), hint=f"an adapter's folder has an {CONFIG}")
     read = [_read(folder, base_bits, examples, lone=len(folders) == 1, strict=strict) for folder in folders]
     cases = [_case(one.log, one.facts, thresholds, known) for one in read]
     alike: dict[tuple[object, ...], list[tuple[_Read, Case]]] = {}

@@ -80,14 +80,20 @@ def as_json(one: Vetted) -> dict[str, Any]:
         "path": str(one.path),
         "passes": one.passes,
         "judged": one.judged,
-        "adapter": None if now is None else {
-            "rank": now.rank, "targets": now.targets, "parameters": now.parameters, "bytes": now.adapter_bytes,
-            "base_bits": now.base_bits, "examples": now.examples,
+        "adapter": None
+        if now is None
+        else {
+            "rank": now.rank,
+            "targets": now.targets,
+            "parameters": now.parameters,
+            "bytes": now.adapter_bytes,
+            "base_bits": now.base_bits,
+            "examples": now.examples,
         },
         "findings": [_finding_json(finding) for finding in one.findings],
         "unjudged": list(one.unjudged),
         "notes": list(one.notes),
-    }  # fmt: skip
+    }
 
 
 def _finding_json(finding: Finding) -> dict[str, Any]:
@@ -97,10 +103,15 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "evidence": [{"what": e.what, "steps": list(e.steps), "values": list(e.values)} for e in finding.evidence],
         "cures": [
             {
-                "name": cure.name, "words": cure.words, "rank": cure.rank, "targets": cure.targets,
-                "base_quantization": cure.base_quantization, "full_model": cure.full_model,
-                "parameters": cure.parameters, "bytes": cure.adapter_bytes,
+                "name": cure.name,
+                "words": cure.words,
+                "rank": cure.rank,
+                "targets": cure.targets,
+                "base_quantization": cure.base_quantization,
+                "full_model": cure.full_model,
+                "parameters": cure.parameters,
+                "bytes": cure.adapter_bytes,
             }
             for cure in finding.cures
         ],
-    }  # fmt: skip
+    }

@@ -19,15 +19,26 @@ from sim.spec.files.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12
 _WANTED = {
-    "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
-    "int_parsing_size": "a whole number", "float_type": "a number", "float_parsing": "a number",
-    "finite_number": "a finite number", "bool_type": "true or false", "bool_parsing": "true or false",
-    "string_type": "text", "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping of keys",
-}  # fmt: skip
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys",
+}
 _BOUNDS = {
-    "greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "below"), "less_than_equal": ("le", "at most"),
-}  # fmt: skip
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +186,9 @@ def _not_a_name(spot: _Spot, got: Any, context: Mapping[str, Any]) -> InputError
     allowed = f"text that matches {context['pattern']}"
     if spot.key == "name":
         allowed = "letters, digits, and . _ - inside, at most 64 of them"
-    return ScenarioError("not a usable name" if spot.key == "name" else "not in the right form",
-                         key=spot.key, got=got, allowed=allowed)  # fmt: skip
+    return ScenarioError(
+        "not a usable name" if spot.key == "name" else "not in the right form", key=spot.key, got=got, allowed=allowed
+    )
 
 
 def _type_hint(kind: str, got: Any) -> str | None:

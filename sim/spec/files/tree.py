@@ -26,18 +26,29 @@ TAGS = ("law", "process", "kind", "serve")
 # mean nothing else; ``rank`` over a base with a ``mix`` stays an error, it would quietly lose the mix.
 _CHOICES = {
     "workload": (
-        ("requests", "duration"), ("duration", "requests"),
-        ("trace", "arrivals"), ("trace", "tokens"), ("arrivals", "trace"),
-        ("trace", "sessions"), ("trace", "drift"), ("trace", "churn"),
+        ("requests", "duration"),
+        ("duration", "requests"),
+        ("trace", "arrivals"),
+        ("trace", "tokens"),
+        ("arrivals", "trace"),
+        ("trace", "sessions"),
+        ("trace", "drift"),
+        ("trace", "churn"),
     ),
     "plan": (
-        ("minimize", "maximize"), ("maximize", "minimize"), ("minimize", "fleets"), ("maximize", "fleets"),
-        ("values", "range"), ("values", "step"), ("range", "values"), ("range", "step"),
+        ("minimize", "maximize"),
+        ("maximize", "minimize"),
+        ("minimize", "fleets"),
+        ("maximize", "fleets"),
+        ("values", "range"),
+        ("values", "step"),
+        ("range", "values"),
+        ("range", "step"),
     ),
     "adapters": (("mix", "rank"), ("mix", "targets"), ("mix", "size")),
     "cache.gpu": (("slots", "size"), ("size", "slots")),
     "cache.host": (("slots", "size"), ("size", "slots")),
-}  # fmt: skip
+}
 
 FILE_KEYS = (
     "workload.trace.file",
@@ -241,9 +252,11 @@ def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> 
         return Node(items, node.origin)
     if not isinstance(node.value, dict):
         raise ScenarioError(
-            f"{path} holds one value and has no keys", key=join(path, ".".join(parts)),
-            got=node.value, file=value.origin.place,
-        )  # fmt: skip
+            f"{path} holds one value and has no keys",
+            key=join(path, ".".join(parts)),
+            got=node.value,
+            file=value.origin.place,
+        )
     child = _assign(node.value.get(head), rest, value, join(path, head))
     over = {head: child}
     if _other_kind(node.value, over):
@@ -257,10 +270,7 @@ def _index(part: str, length: int, path: str, origin: Origin) -> int:
     if part.isascii() and part.isdigit() and int(part) < length:
         return int(part)
     allowed = f"0 to {length - 1}" if length else "nothing, the list is empty"
-    raise ScenarioError(
-        "no such place in the list", key=join(path, part), got=part, allowed=allowed,
-        file=origin.place,
-    )  # fmt: skip
+    raise ScenarioError("no such place in the list", key=join(path, part), got=part, allowed=allowed, file=origin.place)
 
 
 def _origins(node: Node, path: str) -> Iterator[tuple[str, Origin]]:

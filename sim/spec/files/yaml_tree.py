@@ -50,9 +50,12 @@ def read_yaml(path: Path, name: str) -> Node:
         raise ScenarioError("the file is empty", hint="'loraplan scenarios list' shows examples", file=name, line=1)
     if not isinstance(node.value, dict):
         raise ScenarioError(
-            "a scenario is a mapping of keys", got=_kind(node), allowed="key: value lines",
-            file=name, line=node.origin.line,
-        )  # fmt: skip
+            "a scenario is a mapping of keys",
+            got=_kind(node),
+            allowed="key: value lines",
+            file=name,
+            line=node.origin.line,
+        )
     return node
 
 

@@ -161,10 +161,17 @@ class NamedPrefixes(Strict):
 StorageFault = SlowStorage | StorageStall | FailingLoads | NetworkDelay
 Misidentity = Misrouting | StaleMap | BaseModelAnswers
 Fault = Annotated[
-    Crash | SlowStorage | StorageStall | FailingLoads | NetworkDelay | Misrouting | StaleMap | BaseModelAnswers
+    Crash
+    | SlowStorage
+    | StorageStall
+    | FailingLoads
+    | NetworkDelay
+    | Misrouting
+    | StaleMap
+    | BaseModelAnswers
     | NamedPrefixes,
     Field(discriminator="kind"),
-]  # fmt: skip
+]
 
 
 def never_happens(fault: Fault) -> bool:
@@ -182,9 +189,11 @@ def check_faults(faults: tuple[Fault, ...], replicas: int) -> None:
         replica = getattr(fault, "replica", None)
         if replica is not None and replica >= replicas:
             raise located(
-                f"faults.{i}.replica", "there is no such replica", got=replica,
+                f"faults.{i}.replica",
+                "there is no such replica",
+                got=replica,
                 allowed=f"0 to {replicas - 1} (fleet.replicas {replicas})",
-            )  # fmt: skip
+            )
         if isinstance(fault, Crash):
             end = float("inf") if fault.down is None else fault.at + max(fault.down, fault.detected)
             for begin, until, j in down.get(fault.replica, []):

@@ -37,9 +37,12 @@ class FullModels(Strict):
         for key in _SWAP_KEYS:
             if self.serve == "dedicated" and getattr(self, key) is not None:
                 raise located(
-                    key, "a replica of its own holds a model from the start and never loads", got="serve dedicated",
-                    allowed="only with serve swap", hint=f"remove {key}, or set serve: swap",
-                )  # fmt: skip
+                    key,
+                    "a replica of its own holds a model from the start and never loads",
+                    got="serve dedicated",
+                    allowed="only with serve swap",
+                    hint=f"remove {key}, or set serve: swap",
+                )
         return self
 
     @property

@@ -40,9 +40,11 @@ def _check_tail(mean: float, p99: float) -> None:
     limit = math.exp(_Z99**2 / 2)
     if not mean < p99 <= limit * mean:
         raise located(
-            "p99", "no log-normal law has this mean and p99", got=p99,
+            "p99",
+            "no log-normal law has this mean and p99",
+            got=p99,
             allowed=f"above the mean and at most {limit:.2f} times it",
-        )  # fmt: skip
+        )
 
 
 class FixedTime(Strict):

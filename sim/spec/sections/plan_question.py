@@ -13,8 +13,16 @@ PRICE = "price"
 """What ``minimize`` says where the cheapest of several fleets is wanted."""
 MOST_VARIABLES = 2
 _NEVER = (
-    "schema_version", "name", "description", "slo", "run", "sweep", "plan", "workload.requests", "workload.duration",
-)  # fmt: skip
+    "schema_version",
+    "name",
+    "description",
+    "slo",
+    "run",
+    "sweep",
+    "plan",
+    "workload.requests",
+    "workload.duration",
+)
 
 
 class FleetChoice(Strict):
@@ -69,14 +77,18 @@ class Plan(Strict):
         wrong = next((key for key in keys if key in _NEVER or key.partition(".")[0] in _NEVER), None)
         if wrong is not None:
             raise located(
-                self.direction, "this says what is asked, or how long to simulate, and can't be planned", got=wrong,
+                self.direction,
+                "this says what is asked, or how long to simulate, and can't be planned",
+                got=wrong,
                 allowed="what is bought or what comes, such as cache.gpu.slots or workload.arrivals.rate",
-            )  # fmt: skip
+            )
         if (PRICE in keys) != bool(self.fleets):
             raise located(
-                "fleets", "minimize: price and fleets go together", got=f"{len(self.fleets)} fleets",
+                "fleets",
+                "minimize: price and fleets go together",
+                got=f"{len(self.fleets)} fleets",
                 hint="give fleets: [{name: a, price: 2.5, set: {fleet.profile: …}}, …]",
-            )  # fmt: skip
+            )
         if PRICE in keys and (len(keys) > 1 or self.maximize is not None):
             raise located(self.direction, "a price is minimized, and alone", got=", ".join(keys))
         names = [fleet.name for fleet in self.fleets]

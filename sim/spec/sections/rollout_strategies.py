@@ -158,9 +158,11 @@ def check_rollouts(rollouts: tuple[Rollout, ...]) -> None:
         total += rollout.share or 0.0
         if total > 1 + 1e-12:
             raise located(
-                f"rollouts.{i}.share", "the shares of all rollouts together exceed the adapters there are",
-                got=_percents(tuple(r.share for r in rollouts if r.share is not None)), allowed="up to 100% together",
-            )  # fmt: skip
+                f"rollouts.{i}.share",
+                "the shares of all rollouts together exceed the adapters there are",
+                got=_percents(tuple(r.share for r in rollouts if r.share is not None)),
+                allowed="up to 100% together",
+            )
     for i, rollout in enumerate(rollouts):
         for j, other in enumerate(rollouts[:i]):
             everything = (rollout.adapter is None and rollout.share is None) or (
@@ -195,9 +197,10 @@ def overlap_words(i: int, j: int, rollouts: tuple[Rollout, ...], who: str) -> tu
         spans.append(f"rollouts.{k} {when}{', propagation included' if rollout.propagation is not None else ''}")
     drawn = " (a share is drawn by run.seed)" if any(rollouts[k].share is not None for k in (i, j)) else ""
     return (
-        f"rolls out {who} while another rollout does{drawn}", "; ".join(spans),
+        f"rolls out {who} while another rollout does{drawn}",
+        "; ".join(spans),
         "begin it after the other has ended",
-    )  # fmt: skip
+    )
 
 
 def _percents(shares: tuple[float, ...]) -> str:

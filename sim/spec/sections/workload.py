@@ -141,12 +141,16 @@ class Adapters(Strict):
                 raise located("mix", "the shares of a mix add up to 100%", got=f"{total:.2%}")
         if self.base_quantization == "bf16" and self.base_slowdown is not None:
             raise located(
-                "base_slowdown", "the base model isn't quantised, and its steps take what the profile says",
-                got=self.base_slowdown, hint="give base_quantization: nf4 or int8",
-            )  # fmt: skip
+                "base_slowdown",
+                "the base model isn't quantised, and its steps take what the profile says",
+                got=self.base_slowdown,
+                hint="give base_quantization: nf4 or int8",
+            )
         if self.base_quantization != "nf4" and "base_double_quantization" in self.model_fields_set:
             raise located(
-                "base_double_quantization", "only nf4 has constants that are quantised too",
-                got=f"base_quantization {self.base_quantization}", hint="remove it",
-            )  # fmt: skip
+                "base_double_quantization",
+                "only nf4 has constants that are quantised too",
+                got=f"base_quantization {self.base_quantization}",
+                hint="remove it",
+            )
         return self

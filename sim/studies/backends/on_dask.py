@@ -26,9 +26,13 @@ def start(jobs: int) -> Futures:
     with without_ctrl_c():
         # No memory limit: Dask would stop a worker at 95 % of its share, however little its neighbours use.
         cluster = LocalCluster(
-            n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", memory_limit=0,
+            n_workers=jobs,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
             silence_logs=logging.CRITICAL,
-        )  # fmt: skip
+        )
         return DaskFutures(cluster, "the Dask cluster", cluster)
 
 
@@ -45,9 +49,12 @@ def connect(address: str, told: Callable[[str], None]) -> Futures:
         futures = DaskFutures(where, f"the Dask cluster at {address}")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            "no Dask scheduler answers here", key="--address", got=address, allowed="such as tcp://host:8786",
+            "no Dask scheduler answers here",
+            key="--address",
+            got=address,
+            allowed="such as tcp://host:8786",
             hint=str(error).splitlines()[0] if str(error) else type(error).__name__,
-        ) from None  # fmt: skip
+        ) from None
     crowded = [name for name, threads in futures.threads().items() if threads > 1]
     if crowded:
         told(

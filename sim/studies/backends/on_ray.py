@@ -39,14 +39,20 @@ def connect(address: str) -> Futures:
     try:
         return RayFutures(f"the Ray cluster at {address}", address=address)
     except ImportError as error:
-        raise InputError("an address ray://… needs Ray's client", key="--address", got=address,
-                         hint=f"pip install 'ray[client]' ({error})") from None  # fmt: skip
+        raise InputError(
+            "an address ray://… needs Ray's client",
+            key="--address",
+            got=address,
+            hint=f"pip install 'ray[client]' ({error})",
+        ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            "no Ray cluster answers here", key="--address", got=address,
+            "no Ray cluster answers here",
+            key="--address",
+            got=address,
             allowed="such as ray://host:10001; on one of its machines auto",
             hint=f"{_first_line(error)}; a cluster that was started with a token wants RAY_AUTH_MODE=token here, too",
-        ) from None  # fmt: skip
+        ) from None
 
 
 class RayFutures:

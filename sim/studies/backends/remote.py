@@ -57,11 +57,12 @@ def _refuse_others(home: Mapping[str, str]) -> None:
     others = [name for name in home if own.get(name) != home[name]]
     if others:
         raise InputError(
-            f"a worker on {platform.node()} has other software, which may give other numbers", key="--backend",
+            f"a worker on {platform.node()} has other software, which may give other numbers",
+            key="--backend",
             got=", ".join(f"{name} {own.get(name)}" for name in others),
             allowed=", ".join(f"{name} {home[name]}" for name in others),
             hint="install on every worker what is installed here",
-        )  # fmt: skip
+        )
 
 
 def _fit_to_travel(error: Exception) -> Exception:

@@ -50,22 +50,29 @@ def where_of(texts: Sequence[str]) -> Where:
     address = addresses[0]
     if ":" not in address and not address.endswith(".json") and address != "auto":
         raise InputError(
-            "neither a backend nor an address", key="--backend", got=address,
+            "neither a backend nor an address",
+            key="--backend",
+            got=address,
             allowed=f"{', '.join(BACKENDS)}, or an address such as tcp://host:8786",
             hint=did_you_mean(address, BACKENDS),
-        )  # fmt: skip
+        )
     return _addressed(backend, address)
 
 
 def _addressed(backend: str | None, address: str) -> Where:
     scheme = address.partition("://")[0] if "://" in address else ""
     if scheme and scheme not in _SCHEMES:
-        raise InputError("unknown kind of address", key="--address", got=address,
-                         allowed="tcp://… or tls://… (Dask), ray://… (Ray)")  # fmt: skip
+        raise InputError(
+            "unknown kind of address", key="--address", got=address, allowed="tcp://… or tls://… (Dask), ray://… (Ray)"
+        )
     meant = _SCHEMES.get(scheme) or ("dask" if address.endswith(".json") else backend)
     if meant is None:
-        raise InputError("which cluster is at this address?", key="--address", got=address,
-                         hint="say --backend dask or --backend ray with it")  # fmt: skip
+        raise InputError(
+            "which cluster is at this address?",
+            key="--address",
+            got=address,
+            hint="say --backend dask or --backend ray with it",
+        )
     if backend not in (None, meant) or meant == "local" or (meant == "dask" and address == "auto"):
         raise InputError(f"not an address for --backend {backend or meant}", key="--address", got=address)
     if meant == "dask" and not scheme and not address.endswith(".json"):
@@ -88,9 +95,11 @@ def open_pool(where: Where, jobs: int = -1, told: Callable[[str], None] = lambda
         return
     if find_spec(_MODULES[where.backend]) is None:
         raise InputError(
-            f"the package {_MODULES[where.backend]} is missing", key="--backend", got=where.backend,
+            f"the package {_MODULES[where.backend]} is missing",
+            key="--backend",
+            got=where.backend,
             hint=install_hint(where.backend),
-        )  # fmt: skip
+        )
     from sim.studies.backends.cluster import Cluster
 
     cluster = Cluster(_futures(where, jobs, told), -1 if where.address is None else jobs, told)
@@ -122,21 +131,27 @@ def _knock(address: str) -> None:
     except ValueError:
         host = port = None
     if not host or not port:
-        raise InputError("an address names host and port", key="--address", got=address,
-                         allowed="such as tcp://host:8786 or ray://host:10001")  # fmt: skip
+        raise InputError(
+            "an address names host and port",
+            key="--address",
+            got=address,
+            allowed="such as tcp://host:8786 or ray://host:10001",
+        )
     try:
         with socket.create_connection((host, port), timeout=_ANSWER_S) as line:
             greeting = line.recv(8, socket.MSG_WAITALL) if parts.scheme == "tcp" else None
     except TimeoutError:
         raise _no_dask(address) from None
     except OSError as error:
-        raise InputError("nothing answers here", key="--address", got=address,
-                         hint=str(error.strerror or error)) from None  # fmt: skip
+        raise InputError(
+            "nothing answers here", key="--address", got=address, hint=str(error.strerror or error)
+        ) from None
     # Dask's scheduler speaks first, and begins with the length of what it says: 8 bytes, the lowest first.
     if greeting is not None and not 0 < int.from_bytes(greeting, "little") < _LONG_GREETING:
         raise _no_dask(address)
 
 
 def _no_dask(address: str) -> InputError:
-    return InputError("something listens here, but no Dask scheduler", key="--address", got=address,
-                      allowed="such as tcp://host:8786")  # fmt: skip
+    return InputError(
+        "something listens here, but no Dask scheduler", key="--address", got=address, allowed="such as tcp://host:8786"
+    )

@@ -57,9 +57,11 @@ def _values(ends: Sequence[Any], step: Any, where: str) -> list[Any]:
     (low, unit), (high, other) = (_parse(end, f"plan.range{where}") for end in ends)
     if unit != other:
         raise ScenarioError(
-            "both ends of a range need the same unit", key=f"plan.range{where}", got=list(ends),
+            "both ends of a range need the same unit",
+            key=f"plan.range{where}",
+            got=list(ends),
             hint=f"write {_text(low, unit)} and the other end in {unit or 'plain numbers'}, too",
-        )  # fmt: skip
+        )
     if not low < high:
         raise ScenarioError("a range rises", key=f"plan.range{where}", got=list(ends), hint="write [low, high]")
     if low < 0:
@@ -110,9 +112,11 @@ def _step(step: Any, low: float, high: float, unit: str, key: str, *, whole: boo
         return number / 100, 0.0
     if own != unit:
         raise ScenarioError(
-            "a step has the range's unit, or is a share of the value", key=key, got=step,
+            "a step has the range's unit, or is a share of the value",
+            key=key,
+            got=step,
             allowed=f"such as {_text(1, unit)}, or 5%",
-        )  # fmt: skip
+        )
     if whole and number != int(number):
         raise ScenarioError("whole numbers have whole steps", key=key, got=step)
     return 0.0, number

@@ -265,9 +265,10 @@ class Looks:
                 return Seen(UNCLEAR, score)
             note = point.metrics[missing].note or "not enough data"
             raise InputError(
-                f"whether {missing} meets its target can't be told: {note}", key="slo",
+                f"whether {missing} meets its target can't be told: {note}",
+                key="slo",
                 hint="simulate more requests (workload.requests), or leave the term out",
-            )  # fmt: skip
+            )
         if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
             return Seen(UNCLEAR, max(score, 1 + _CLOSE))
         if word == UNCLEAR:
@@ -338,10 +339,13 @@ def check_terms(loaded: LoadedScenario) -> None:
         return
     lacking = next((name for name in ("tpot_mean_s", "itl_mean_s", "itl_p99_s") if name in terms), None)
     if lacking is not None:
-        raise loaded.locate(ScenarioError(
-            "engine fixed has no tokens, so this is never measured", key=f"slo.{lacking.removesuffix('_s')}",
-            hint="remove the term, or plan for another engine",
-        ))  # fmt: skip
+        raise loaded.locate(
+            ScenarioError(
+                "engine fixed has no tokens, so this is never measured",
+                key=f"slo.{lacking.removesuffix('_s')}",
+                hint="remove the term, or plan for another engine",
+            )
+        )
 
 
 def _bytes(design: Design) -> int:

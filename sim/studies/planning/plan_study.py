@@ -111,16 +111,29 @@ def make_plan(
         assert chosen.world is not None, "it was looked at"
         assert chosen.loaded is not None, "it was looked at"
         store.save_requests(request_table(recording, chosen.world.traffic.names), chosen.key)
-        store.update({"point_keys": [design.key for design in designs], "sets": [point.set for point in points],
-                      "points_total": len(points), "plan": record})  # fmt: skip
+        store.update(
+            {
+                "point_keys": [design.key for design in designs],
+                "sets": [point.set for point in points],
+                "points_total": len(points),
+                "plan": record,
+            }
+        )
         if and_what_if:
             rows, requests = what_if(chosen.loaded, store, pool=pool, progress=progress)
             store.update({"what_if": rows, "what_if_requests": requests})
     assert chosen.point is not None, "it was looked at"
     return Planned(
-        folder, found.answer is not None, record["answer"], record["certain"], chosen.point, points, record,
-        looks.requests, store.resumed,
-    )  # fmt: skip
+        folder,
+        found.answer is not None,
+        record["answer"],
+        record["certain"],
+        chosen.point,
+        points,
+        record,
+        looks.requests,
+        store.resumed,
+    )
 
 
 def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScenario]:
@@ -130,10 +143,13 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
     """
     plan = loaded.scenario.plan
     if plan is None:
-        raise loaded.locate(ScenarioError(
-            "the scenario asks for no plan", key="plan",
-            hint="give plan: {minimize: cache.gpu.slots, range: [8, 256]}, or --minimize cache.gpu.slots=8..256",
-        ))  # fmt: skip
+        raise loaded.locate(
+            ScenarioError(
+                "the scenario asks for no plan",
+                key="plan",
+                hint="give plan: {minimize: cache.gpu.slots, range: [8, 256]}, or --minimize cache.gpu.slots=8..256",
+            )
+        )
     check_terms(loaded)
     try:
         axes = variables(plan)
@@ -202,9 +218,12 @@ def _asked_for(error: InputError, plan: Plan, where: str, values: dict[str, Any]
     unknown = found.key in plan.keys and found.problem == "unknown key"
     got = None if unknown else found.got if found.got is not None else values.get(found.key or "")
     return ScenarioError(
-        f"{found.key}: {found.problem}", key=f"plan.{plan.direction}" if unknown else where, got=got,
-        allowed=found.allowed, hint=found.hint,
-    )  # fmt: skip
+        f"{found.key}: {found.problem}",
+        key=f"plan.{plan.direction}" if unknown else where,
+        got=got,
+        allowed=found.allowed,
+        hint=found.hint,
+    )
 
 
 def _in_order(designs: list[Design], axes: list[Variable], plan: Plan) -> list[Design]:
@@ -240,11 +259,15 @@ def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded
     formulas = screen(chosen.world)
     record = {
         "question": plan.model_dump(mode="json", exclude_none=True),
-        "direction": plan.direction, "keys": list(plan.keys), "confidence": plan.confidence,
+        "direction": plan.direction,
+        "keys": list(plan.keys),
+        "confidence": plan.confidence,
         "ranges": {axis.key: [axis.values[0], axis.values[-1], len(axis.values)] for axis in axes},
-        "feasible": found.answer is not None, "answer": answer,
+        "feasible": found.answer is not None,
+        "answer": answer,
         "certain": not found.doubtful,
-        "answer_key": None if found.answer is None else found.answer.key, "best_key": found.best.key,
+        "answer_key": None if found.answer is None else found.answer.key,
+        "best_key": found.best.key,
         "edge_key": found.edge.key if found.edge is not None and found.edge.point is not None else None,
         "other_edge_key": None if found.other_edge is None else found.other_edge.key,
         "edge_set": None if found.edge is None else found.edge.set,
@@ -254,21 +277,32 @@ def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded
         "refused": [{"set": design.set, "why": str(design.refused)} for design in refused[:3]],
         "fleets": found.fleets,
         "looks": [
-            {"set": noted.set, "replications": noted.replications, "word": noted.word, "score": noted.score,
-             "term": noted.term, "value": noted.value, "unserved": noted.unserved}
+            {
+                "set": noted.set,
+                "replications": noted.replications,
+                "word": noted.word,
+                "score": noted.score,
+                "term": noted.term,
+                "value": noted.value,
+                "unserved": noted.unserved,
+            }
             for noted in looks.noted
         ],
-        "simulated_requests": looks.requests, "candidates": candidates,
+        "simulated_requests": looks.requests,
+        "candidates": candidates,
         "every_candidate_requests": round(every * candidates),
         "formulas": {
-            "miss_ratio": formulas.miss_ratio, "loader_load": formulas.loader_load, "gpu_load": formulas.gpu_load,
-            "batch": formulas.batch, "kv_share": formulas.kv_share,
+            "miss_ratio": formulas.miss_ratio,
+            "loader_load": formulas.loader_load,
+            "gpu_load": formulas.gpu_load,
+            "batch": formulas.batch,
+            "kv_share": formulas.kv_share,
         },
         "flags": {} if found.answer is None else engine_flags(chosen.loaded.scenario),
         "beyond_flags": beyond_flags(chosen.loaded.scenario),
         "full_replicas": full_replicas(chosen),
         "replications": 0 if chosen.point is None else int(chosen.point.cost["replications"]),
-    }  # fmt: skip
+    }
     ready: dict[str, Any] = json_ready(record)
     return ready
 

@@ -80,10 +80,12 @@ def _one(axis: Variable, looks: Looks, of: _Of, searching: Search | None = None)
         beyond = at(edge.answer + 1)
         looks.look(beyond, STEER)
     return Found(
-        answer=None if edge.answer is None else at(edge.answer), best=at(edge.best),
-        edge=at(edge.before) if edge.answer is not None and edge.before >= 0 else None, beyond=beyond,
+        answer=None if edge.answer is None else at(edge.answer),
+        best=at(edge.best),
+        edge=at(edge.before) if edge.answer is not None and edge.before >= 0 else None,
+        beyond=beyond,
         doubtful=[at(index) for index in edge.doubtful],
-    )  # fmt: skip
+    )
 
 
 def _two(outer: Variable, inner: Variable, looks: Looks) -> Found:
@@ -123,8 +125,15 @@ def _cheapest(plan: Plan, replicas: Variable, looks: Looks) -> Found:
     doubtful: list[Design] = []
     for fleet in plan.fleets:
         each = fleet.price * fleet.gpus
-        row: dict[str, Any] = {"fleet": fleet.name, "price": fleet.price, "gpus": fleet.gpus, "replicas": None,
-                               "full_replicas": 0, "total": None, "word": "dearer with its first replica"}  # fmt: skip
+        row: dict[str, Any] = {
+            "fleet": fleet.name,
+            "price": fleet.price,
+            "gpus": fleet.gpus,
+            "replicas": None,
+            "full_replicas": 0,
+            "total": None,
+            "word": "dearer with its first replica",
+        }
         rows.append(row)
         full = full_replicas(_Of(fleet).design(looks, replicas, 0)) if replicas.values else 0
         affordable = Variable(replicas.key, tuple(n for n in replicas.values if (n + full) * each < least))

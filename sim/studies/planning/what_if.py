@@ -87,8 +87,15 @@ def rows_of(loaded: LoadedScenario, tried: Sequence[Tried]) -> list[dict[str, An
     rows = []
     for each in tried[1:]:
         change, point = each.change, each.point
-        row: dict[str, Any] = {"group": change.group, "label": change.label, "set": change.set, "note": change.note,
-                               "refused": each.refused or None, "verdict": None, "metrics": {}}  # fmt: skip
+        row: dict[str, Any] = {
+            "group": change.group,
+            "label": change.label,
+            "set": change.set,
+            "note": change.note,
+            "refused": each.refused or None,
+            "verdict": None,
+            "metrics": {},
+        }
         if point is not None:
             row["verdict"] = verdict(point, terms)
             found = {name: difference_of(base, point, name) for name in names}
@@ -152,6 +159,13 @@ def _simulated(place: int, what: Scenario | Design) -> tuple[int, Point]:
 
 def _plain(found: Difference) -> dict[str, Any]:
     return {
-        "unit": found.unit, "one": found.one, "other": found.other, "change": found.change, "lo": found.lo,
-        "hi": found.hi, "relative": found.relative, "word": found.word, "paired": found.paired,
-    }  # fmt: skip
+        "unit": found.unit,
+        "one": found.one,
+        "other": found.other,
+        "change": found.change,
+        "lo": found.lo,
+        "hi": found.hi,
+        "relative": found.relative,
+        "word": found.word,
+        "paired": found.paired,
+    }

@@ -84,16 +84,30 @@ def study_cache(
     places = np.searchsorted(grid, asked)
     progress(total, total)
     return CacheResult(
-        requests=len(adapter), adapters=adapters, by_slots=by_slots, footprint=int(weights.sum()), equal_sizes=equal,
-        policies=tuple(policies), capacities=asked, points=tuple(points), at=_at(objects, places),
-        at_bytes=None if equal else _at(bytes_, places), curve=objects, shuffles=shuffles,
-    )  # fmt: skip
+        requests=len(adapter),
+        adapters=adapters,
+        by_slots=by_slots,
+        footprint=int(weights.sum()),
+        equal_sizes=equal,
+        policies=tuple(policies),
+        capacities=asked,
+        points=tuple(points),
+        at=_at(objects, places),
+        at_bytes=None if equal else _at(bytes_, places),
+        curve=objects,
+        shuffles=shuffles,
+    )
 
 
 def _point(
-    policy: str, capacity: int, by_slots: bool, sizes: NDArray[np.int64] | None, requests: int, misses: int,
+    policy: str,
+    capacity: int,
+    by_slots: bool,
+    sizes: NDArray[np.int64] | None,
+    requests: int,
+    misses: int,
     byte_miss_ratio: float,
-) -> CachePoint:  # fmt: skip
+) -> CachePoint:
     ratio = misses / requests
     if not by_slots:
         return CachePoint(policy, None, capacity, requests, misses, ratio, byte_miss_ratio)

@@ -94,18 +94,30 @@ def study_trace(
     sessions, table = _sessions(trace, span, pause)
     in_sessions = trace.session is not None or (model is not None and model.pause_s is not None)
     facts = TraceFacts(
-        file=file, requests=len(times), adapters=len(trace.names), span_s=span,
-        rate_rps=len(times) / span if span > 0 else 0.0, gap_cv=gap_cv(times), dispersion_1s=dispersion(times, 1.0),
-        dispersion_60s=dispersion(times, 60.0), longest_gap_s=float(np.diff(times).max()) if len(times) > 1 else 0.0,
-        prompt=None if prompt is None else quantiles(prompt), output=None if output is None else quantiles(output),
+        file=file,
+        requests=len(times),
+        adapters=len(trace.names),
+        span_s=span,
+        rate_rps=len(times) / span if span > 0 else 0.0,
+        gap_cv=gap_cv(times),
+        dispersion_1s=dispersion(times, 1.0),
+        dispersion_60s=dispersion(times, 60.0),
+        longest_gap_s=float(np.diff(times).max()) if len(times) > 1 else 0.0,
+        prompt=None if prompt is None else quantiles(prompt),
+        output=None if output is None else quantiles(output),
         length_correlation=None if prompt is None or output is None else correlation(prompt[some], output[some]),
-        length_by_adapter=None if prompt is None or output is None or adapter is None
+        length_by_adapter=None
+        if prompt is None or output is None or adapter is None
         else by_adapter(prompt[some], output[some], adapter[some]),
         concentration=None if asked is None else concentration(asked),
         laws=_laws(asked, table if in_sessions else None, seed),
-        sessions=sessions, curve=None if adapter is None else _curve(adapter, seed), timeline=_timeline(times, span),
-        fit=check, skipped=dict(trace.skipped), notes=notes,
-    )  # fmt: skip
+        sessions=sessions,
+        curve=None if adapter is None else _curve(adapter, seed),
+        timeline=_timeline(times, span),
+        fit=check,
+        skipped=dict(trace.skipped),
+        notes=notes,
+    )
     return Study(facts, model, part)
 
 
@@ -148,9 +160,14 @@ def _sessions(trace: TraceData, span: float, longest: float) -> tuple[SessionFac
     table = SessionTable(times, adapter, found[:MOST_SESSIONS])
     gaps = table.gaps_s
     facts = SessionFacts(
-        named, pause, len(table), table.at_a_time(span), float(table.requests.mean()),
-        float(np.median(gaps)) if len(gaps) else None, float(np.quantile(gaps, 0.99)) if len(gaps) else None,
-    )  # fmt: skip
+        named,
+        pause,
+        len(table),
+        table.at_a_time(span),
+        float(table.requests.mean()),
+        float(np.median(gaps)) if len(gaps) else None,
+        float(np.quantile(gaps, 0.99)) if len(gaps) else None,
+    )
     return facts, table
 
 
@@ -228,9 +245,14 @@ def _nothing(share: float, first: Part, second: Part, best: Model, candidates: l
 
 
 def _check(
-    trace: TraceData, parts: tuple[Part, Part], fitted: tuple[Model, list[Candidate]], slots: list[int], share: float,
-    folder: Path, seed: int,
-) -> FitCheck:  # fmt: skip
+    trace: TraceData,
+    parts: tuple[Part, Part],
+    fitted: tuple[Model, list[Candidate]],
+    slots: list[int],
+    share: float,
+    folder: Path,
+    seed: int,
+) -> FitCheck:
     (first, second), (best, candidates) = parts, fitted
     real = synthetic = drawn = np.empty(0)
     if slots:
@@ -254,9 +276,17 @@ def _check(
         values.append(CheckedValue("requests of the hottest 10 %", hottest[0], hottest[1], "1"))
     values += _length_values(trace, first.rows, second.rows)
     return FitCheck(
-        share, len(first), len(second), best.name, candidates, slots, real.tolist(), synthetic.tolist(), drawn.tolist(),
+        share,
+        len(first),
+        len(second),
+        best.name,
+        candidates,
+        slots,
+        real.tolist(),
+        synthetic.tolist(),
+        drawn.tolist(),
         values,
-    )  # fmt: skip
+    )
 
 
 def _hottest(adapter: Ints, count: int) -> float:

@@ -115,9 +115,11 @@ def _bursts(part: Part, process: str) -> Model:
     cvs = cvs_by_adapter(part.times, part.adapter, part.count, process)
     asked = np.bincount(part.adapter, minlength=part.count).astype(np.float64)
     arrivals = {
-        "process": process, "rate": _rate(len(part) / part.span_s), "cv": _number(float(np.median(cvs))),
+        "process": process,
+        "rate": _rate(len(part) / part.span_s),
+        "cv": _number(float(np.median(cvs))),
         "per": "adapter",
-    }  # fmt: skip
+    }
     words = f"every adapter's requests come on their own, with {process.capitalize()} gaps"
     return Model(f"bursts-{process}", words, {"arrivals": arrivals}, asked, cvs, part.count)
 
@@ -162,9 +164,11 @@ def _session_law(sizes: NDArray[np.integer], gaps: Floats) -> dict[str, Any]:
         return {"requests": _number(mean), "gap_median": "1 ms", "gap_sigma": 0.0, "gap_max": "1 ms"}
     logs = np.log(np.maximum(gaps, float(gaps[gaps > 0].min()) / 2))
     return {
-        "requests": _number(mean), "gap_median": _seconds(math.exp(float(logs.mean()))),
-        "gap_sigma": _number(min(float(logs.std()), 10.0)), "gap_max": _seconds(float(gaps.max())),
-    }  # fmt: skip
+        "requests": _number(mean),
+        "gap_median": _seconds(math.exp(float(logs.mean()))),
+        "gap_sigma": _number(min(float(logs.std()), 10.0)),
+        "gap_max": _seconds(float(gaps.max())),
+    }
 
 
 def _arrivals(times: Floats, rate: float) -> dict[str, Any]:
@@ -176,9 +180,10 @@ def _arrivals(times: Floats, rate: float) -> dict[str, Any]:
     if moving is not None:
         states = zip(moving.levels, moving.times_s, strict=True)
         return {
-            "process": "mmpp", "rate": _rate(rate),
+            "process": "mmpp",
+            "rate": _rate(rate),
             "states": [{"level": _number(level), "time": _seconds(time)} for level, time in states],
-        }  # fmt: skip
+        }
     gaps = np.diff(times)
     fit = fit_gaps(gaps) if len(gaps) and gaps.max() > 0 else GapFit("poisson", 1.0, 0.0)
     cv = {} if fit.process == "poisson" else {"cv": _number(fit.cv)}
@@ -227,10 +232,15 @@ def generate(model: Model, span_s: float, folder: Path, replication: int, seed: 
         adapters["count"] = model.adapters
     elif not file.exists():
         file.write_text(weights_text(model, [str(number) for number in range(len(model.weights))]), encoding="utf-8")
-    scenario = Scenario.model_validate({
-        "schema_version": 1, "name": "fitted", "run": {"seed": seed}, "adapters": adapters,
-        "workload": {"duration": _seconds(span_s), **workload_of(model, str(file))},
-    })  # fmt: skip
+    scenario = Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "fitted",
+            "run": {"seed": seed},
+            "adapters": adapters,
+            "workload": {"duration": _seconds(span_s), **workload_of(model, str(file))},
+        }
+    )
     blocks = list(Traffic(scenario, "llama-3.1-8b").arrivals(replication))
     if not blocks:
         return np.empty(0), np.empty(0, dtype=np.int64)

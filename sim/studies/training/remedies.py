@@ -101,8 +101,9 @@ def _of_base(cure: Cure, loaded: LoadedScenario, world: World) -> CureChange:
         return CureChange(cure, title, "the fleet", ALL, count, change)
     # What belongs to the format of before says nothing of the new one.
     own = {f"adapters.{key}": None for key in ("base_slowdown", "base_double_quantization")}
-    change = Change("cure", label, {**own, "adapters.base_quantization": wanted},
-                    "the weights take their memory from the KV cache")  # fmt: skip
+    change = Change(
+        "cure", label, {**own, "adapters.base_quantization": wanted}, "the weights take their memory from the KV cache"
+    )
     return CureChange(cure, title, "the fleet", ALL, count, change)
 
 

@@ -78,8 +78,11 @@ def price_cures(
         points.append(base)
         rows = _rows(loaded, tried, found)
         record = {
-            "question": question, "rows": rows, "memory": tried[0].memory, "vetted": [as_json(one) for one in vetted],
-        }  # fmt: skip
+            "question": question,
+            "rows": rows,
+            "memory": tried[0].memory,
+            "vetted": [as_json(one) for one in vetted],
+        }
         store.update({"point_keys": [tried[0].key], "sets": [{}], "points_total": 1, "cures": record})
     return PricedCures(folder, base, rows)
 
@@ -101,12 +104,18 @@ def _rows(
     assert base is not None, "it was simulated"
     rows = []
     for row, each, (cured, whose) in zip(rows_of(loaded, tried), tried[1:], found, strict=True):
-        rows.append({
-            **row, "title": cured.title, "who": cured.who, "scope": cured.scope, "adapters": cured.adapters,
-            "cure": cured.cure.words,
-            "warnings": [] if each.point is None else [w for w in each.point.warnings if w not in base.warnings],
-            "for": [str(vetted.path) for vetted in whose],
-            "adapter_bytes": [cured.bytes_before, cured.bytes_after],
-            "memory": {name: [before[name], each.memory.get(name)] for name in before},
-        })  # fmt: skip
+        rows.append(
+            {
+                **row,
+                "title": cured.title,
+                "who": cured.who,
+                "scope": cured.scope,
+                "adapters": cured.adapters,
+                "cure": cured.cure.words,
+                "warnings": [] if each.point is None else [w for w in each.point.warnings if w not in base.warnings],
+                "for": [str(vetted.path) for vetted in whose],
+                "adapter_bytes": [cured.bytes_before, cured.bytes_after],
+                "memory": {name: [before[name], each.memory.get(name)] for name in before},
+            }
+        )
     return rows

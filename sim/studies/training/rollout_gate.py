@@ -123,11 +123,15 @@ def release(scenario: Scenario) -> Released:
 def held_record(held: tuple[Vetting, ...]) -> list[dict[str, Any]]:
     """Return which rollouts are held, and why, as plain data."""
     return [
-        {"rollout": each.number, "strategy": each.rollout.strategy, "at_s": each.rollout.at,
-         "weights": each.rollout.weights,
-         "vetted": [{**as_json(one), "path": _name(each, one)} for one in each.vetted]}
+        {
+            "rollout": each.number,
+            "strategy": each.rollout.strategy,
+            "at_s": each.rollout.at,
+            "weights": each.rollout.weights,
+            "vetted": [{**as_json(one), "path": _name(each, one)} for one in each.vetted],
+        }
         for each in held
-    ]  # fmt: skip
+    ]
 
 
 def digest_weights(folder: Path) -> str:
@@ -176,9 +180,11 @@ def _vetting(number: int, rollout: Rollout) -> Vetting:
         raise
     except InputError as error:
         raise ScenarioError(
-            f"the new version can't be vetted: {error}", key=key, got=rollout.weights,
+            f"the new version can't be vetted: {error}",
+            key=key,
+            got=rollout.weights,
             hint="a folder as PEFT writes it, with the trainer_state.json of its training",
-        ) from None  # fmt: skip
+        ) from None
     return Vetting(number, rollout, vetted)
 
 
@@ -200,9 +206,11 @@ def _shape(vetted: tuple[Vetted, ...], key: str, folder: Path) -> dict[str, int]
     sizes = {each.adapter.bytes for each in vetted if each.adapter is not None}
     if len(ranks) > 1 or len(sizes) > 1:
         raise ScenarioError(
-            "the adapters in this folder have several shapes", key=key, got=str(folder),
+            "the adapters in this folder have several shapes",
+            key=key,
+            got=str(folder),
             hint="give rollouts a folder each, or rank and size",
-        )  # fmt: skip
+        )
     found = {"rank": next(iter(ranks), None), "size": next(iter(sizes), None)}
     return {name: value for name, value in found.items() if value is not None}
 

@@ -52,9 +52,12 @@ def quantiles(values: NDArray[np.integer]) -> dict[str, float]:
     """Return mean, median, 90 % and 99 % quantile and maximum."""
     cut = np.quantile(values, (0.5, 0.9, 0.99))
     return {
-        "mean": float(values.mean()), "p50": float(cut[0]), "p90": float(cut[1]), "p99": float(cut[2]),
+        "mean": float(values.mean()),
+        "p50": float(cut[0]),
+        "p90": float(cut[1]),
+        "p99": float(cut[2]),
         "max": float(values.max()),
-    }  # fmt: skip
+    }
 
 
 def sessions_by_gap(times: Floats, adapter: NDArray[np.integer], longest_s: float) -> Ints:

@@ -141,9 +141,13 @@ def _hot_cold(counts: Floats, steps: int) -> Popularity:
 
 
 _FAMILIES: dict[str, tuple[Callable[[Floats, int], Popularity], int]] = {
-    "uniform": (_uniform, 0), "zipf": (_zipf, 1), "zipf-mandelbrot": (_zipf_mandelbrot, 2),
-    "geometric": (_geometric, 1), "s-lora-power": (_s_lora_power, 1), "hot-cold": (_hot_cold, 2),
-}  # fmt: skip
+    "uniform": (_uniform, 0),
+    "zipf": (_zipf, 1),
+    "zipf-mandelbrot": (_zipf_mandelbrot, 2),
+    "geometric": (_geometric, 1),
+    "s-lora-power": (_s_lora_power, 1),
+    "hot-cold": (_hot_cold, 2),
+}
 """How each law is fitted, and how many parameters that takes."""
 
 

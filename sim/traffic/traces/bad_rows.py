@@ -39,9 +39,16 @@ class Problems:
         self._rows_when_found = 0
 
     def add(
-        self, row: int, problem: str, *, count: int = 1, key: str | None = None, got: str | None = None,
-        allowed: str | None = None, hint: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        row: int,
+        problem: str,
+        *,
+        count: int = 1,
+        key: str | None = None,
+        got: str | None = None,
+        allowed: str | None = None,
+        hint: str | None = None,
+    ) -> None:
         """Note ``count`` rows with one problem, of which ``row`` is the first."""
         if not self._bad:
             self._rows_when_found = self.rows
@@ -49,9 +56,14 @@ class Problems:
         self.skipped[problem] += count
         if self._first is None or row < (self._first.line or 0):
             self._first = TraceError(
-                problem, key=key, file=self.file, line=row, got=None if got is None else shown(got), allowed=allowed,
+                problem,
+                key=key,
+                file=self.file,
+                line=row,
+                got=None if got is None else shown(got),
+                allowed=allowed,
                 hint=hint,
-            )  # fmt: skip
+            )
 
     def leave_out(self, reason: str, count: int) -> None:
         """Note rows that are left out by the rules of their format, bad or not."""

@@ -128,8 +128,9 @@ def _load(file: str, skip_bad: bool) -> Lengths:
     return Lengths(
         pool=_texts([cell.strip() for part in pools for cell in part]),
         client=_texts([cell.strip() for part in clients for cell in part]),
-        requests=np.concatenate(requests_), statistics=np.concatenate(statistics_),
-    )  # fmt: skip
+        requests=np.concatenate(requests_),
+        statistics=np.concatenate(statistics_),
+    )
 
 
 def _texts(cells: list[str]) -> NDArray[np.object_]:

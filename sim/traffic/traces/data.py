@@ -82,9 +82,12 @@ class Ask:
 def too_many(file: str, count: float) -> TraceError:
     """Return the error for a trace that stands for more requests than anyone can have meant."""
     return TraceError(
-        "the trace stands for too many requests", file=file, got=f"{count:,.0f}", allowed=f"up to {MAX_REQUESTS:,}",
+        "the trace stands for too many requests",
+        file=file,
+        got=f"{count:,.0f}",
+        allowed=f"up to {MAX_REQUESTS:,}",
         hint="give workload.requests (or --requests) to take the first so many, or a population_scale below 1",
-    )  # fmt: skip
+    )
 
 
 def ties_note(file: str, arrival_s: Floats) -> Iterable[str]:

@@ -23,9 +23,10 @@ def check_plain(trace: TraceData) -> None:
     if trace.adapter is None or trace.prompt_tokens is None:
         what = "names no adapters" if trace.adapter is None else "has no lengths"
         raise InputError(
-            f"the trace {what}, which a plain one must", key="--convert",
+            f"the trace {what}, which a plain one must",
+            key="--convert",
             hint="simulate it as it is: workload.popularity and workload.tokens give what it lacks",
-        )  # fmt: skip
+        )
 
 
 def columns_of(trace: TraceData) -> dict[str, Any]:

@@ -52,10 +52,12 @@ def read_objects(
         name = format_of(table, format)
         if not FORMATS[name].adapters:
             raise TraceError(
-                "this format names no adapters", file=file, got=name,
+                "this format names no adapters",
+                file=file,
+                got=name,
                 allowed=", ".join(other for other, format_ in FORMATS.items() if format_.adapters),
                 hint="a scenario can draw them: workload.trace with workload.popularity",
-            )  # fmt: skip
+            )
         data = FORMATS[name].read(table, Ask(file=file, limit=None, skip_bad=skip_bad, adapters_only=True))
     assert data.adapter is not None, "the format says that it names adapters"
     sizes = data.adapter_bytes

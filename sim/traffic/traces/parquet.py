@@ -133,9 +133,7 @@ def _is_text(kind: pa.DataType) -> bool:
     types = pa.types
     if types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    kinds = (
-        types.is_string, types.is_binary, types.is_large_string, types.is_large_binary, types.is_fixed_size_binary,
-    )  # fmt: skip
+    kinds = (types.is_string, types.is_binary, types.is_large_string, types.is_large_binary, types.is_fixed_size_binary)
     return any(is_kind(kind) for is_kind in kinds)
 
 

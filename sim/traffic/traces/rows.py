@@ -54,9 +54,14 @@ class Rows:
         first = int(np.argmax(new))
         self.good &= ~new
         self._problems.add(
-            int(self.lines[first]), problem, count=int(new.sum()), key=column, got=self.texts(column)[first],
-            allowed=allowed, hint=hint,
-        )  # fmt: skip
+            int(self.lines[first]),
+            problem,
+            count=int(new.sum()),
+            key=column,
+            got=self.texts(column)[first],
+            allowed=allowed,
+            hint=hint,
+        )
 
     def leave_out(self, mask: Mask, reason: str) -> None:
         """Leave rows out by the rules of their format."""
@@ -172,9 +177,11 @@ class Names:
                 self._letters += len(cell)
         if self._letters > MAX_NAMES_LETTERS:
             raise TraceError(
-                "the names of all adapters are too long together", file=self._file, got=f"{len(self._names):,} names",
+                "the names of all adapters are too long together",
+                file=self._file,
+                got=f"{len(self._names):,} names",
                 allowed=f"{MAX_NAMES_LETTERS:,} letters",
-            )  # fmt: skip
+            )
         return np.fromiter(map(codes.__getitem__, cells), np.int32, len(cells))
 
 

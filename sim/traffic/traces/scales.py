@@ -42,9 +42,13 @@ def with_population(data: TraceData, scale: float, limit: int | None, seed: int,
         return None if values is None else values[index]
 
     return replace(
-        data, arrival_s=arrival - arrival[0], prompt_tokens=pick(data.prompt_tokens),
-        output_tokens=pick(data.output_tokens), adapter=pick(data.adapter), session=_sessions(data, index, copy),
-    )  # fmt: skip
+        data,
+        arrival_s=arrival - arrival[0],
+        prompt_tokens=pick(data.prompt_tokens),
+        output_tokens=pick(data.output_tokens),
+        adapter=pick(data.adapter),
+        session=_sessions(data, index, copy),
+    )
 
 
 def _merged(data: TraceData, scale: float, limit: int | None, seed: int) -> tuple[Ints, Floats, Ints32]:

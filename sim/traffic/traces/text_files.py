@@ -149,9 +149,13 @@ def _even(rows: list[list[str]], lines: list[int], width: int, problems: Problem
             hint = f"the row goes on to line {last}: a quote that is never closed?" if last > first else None
             if last - first >= MOST_LINES:
                 raise TraceError(
-                    "not as many cells as the header", file=problems.file, line=first, got=str(len(row)),
-                    allowed=str(width), hint=hint,
-                )  # fmt: skip
+                    "not as many cells as the header",
+                    file=problems.file,
+                    line=first,
+                    got=str(len(row)),
+                    allowed=str(width),
+                    hint=hint,
+                )
             problems.add(first, "not as many cells as the header", got=str(len(row)), allowed=str(width), hint=hint)
     return [rows[index] for index in even], [lines[index] for index in even]
 

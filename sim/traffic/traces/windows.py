@@ -81,9 +81,16 @@ def read_windows(table: Table, ask: Ask) -> TraceData:
         prompt, output, note = draw_lengths(ask.lengths_file, adapter, names, ask.seed, ask.skip_bad)
         notes.append(note)
     return TraceData(
-        arrival_s=arrival - arrival[0], prompt_tokens=prompt, output_tokens=output, adapter=adapter, session=None,
-        names=names, adapter_bytes=None, notes=tuple(notes), skipped=dict(problems.skipped),
-    )  # fmt: skip
+        arrival_s=arrival - arrival[0],
+        prompt_tokens=prompt,
+        output_tokens=output,
+        adapter=adapter,
+        session=None,
+        names=names,
+        adapter_bytes=None,
+        notes=tuple(notes),
+        skipped=dict(problems.skipped),
+    )
 
 
 def _load_windows(table: Table, problems: Problems, ask: Ask) -> Windows:
@@ -102,19 +109,25 @@ def _load_windows(table: Table, problems: Problems, ask: Ask) -> Windows:
         )
     if not any(len(part[0]) for part in parts):
         nothing = np.zeros(0)
-        return Windows(WINDOW_S, nothing.astype(np.int64), nothing.astype(np.int32), nothing, nothing.astype(str),
-                       nothing, ())  # fmt: skip
+        return Windows(
+            WINDOW_S, nothing.astype(np.int64), nothing.astype(np.int32), nothing, nothing.astype(str), nothing, ()
+        )
     lines, client, start_s, rate, family, shape = (np.concatenate(column) for column in zip(*parts, strict=True))
     length_s = _grid(start_s, lines, ask.file)
     start = np.rint((start_s - start_s.min()) / length_s).astype(np.int64)
     order = np.lexsort((client, start))
     same = (np.diff(start[order]) == 0) & (np.diff(client[order]) == 0)
     for first, second in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
-        problems.add(int(lines[max(first, second)]), "a second row for this client and window", key="client_id",
-                     got=names.all()[client[first]])  # fmt: skip
+        problems.add(
+            int(lines[max(first, second)]),
+            "a second row for this client and window",
+            key="client_id",
+            got=names.all()[client[first]],
+        )
     order = order[np.concatenate(([True], ~same))]
-    return Windows(length_s, start[order], client[order], rate[order] * ask.rate_scale, family[order], shape[order],
-                   names.all())  # fmt: skip
+    return Windows(
+        length_s, start[order], client[order], rate[order] * ask.rate_scale, family[order], shape[order], names.all()
+    )
 
 
 def _laws(rows: Rows, columns: list[str]) -> tuple[NDArray[np.str_], Floats]:
@@ -159,9 +172,13 @@ def _grid(start_s: Floats, lines: Ints, file: str) -> float:
         first = int(lines[np.argmax(off)]) if off.any() else None
         got = f"windows of {length_s:g} s"
         raise TraceError(
-            "the windows don't lie on a grid", key="timestamp_s", file=file, line=first, got=got,
+            "the windows don't lie on a grid",
+            key="timestamp_s",
+            file=file,
+            line=first,
+            got=got,
             allowed=f"starts that are all multiples of one length apart, at most {MAX_WINDOWS:,} windows",
-        )  # fmt: skip
+        )
     return length_s
 
 
@@ -228,9 +245,16 @@ def read_function_counts(table: Table, ask: Ask) -> TraceData:
     arrival, adapter = _collect(requests, ask)
     adapter, used = in_use(adapter, names.all())
     return TraceData(
-        arrival_s=arrival - arrival[0], prompt_tokens=None, output_tokens=None, adapter=adapter, session=None,
-        names=used, adapter_bytes=None, notes=notes, skipped=dict(problems.skipped),
-    )  # fmt: skip
+        arrival_s=arrival - arrival[0],
+        prompt_tokens=None,
+        output_tokens=None,
+        adapter=adapter,
+        session=None,
+        names=used,
+        adapter_bytes=None,
+        notes=notes,
+        skipped=dict(problems.skipped),
+    )
 
 
 def _minute_requests(minute: Ints, function: Ints32, mean: Floats, seed: int) -> Iterator[tuple[Floats, Ints32]]:

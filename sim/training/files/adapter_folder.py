@@ -88,10 +88,23 @@ def read_adapter(folder: Path, root: Path | None = None, known: KnownHeaders | N
     facts = (known or KnownHeaders()).read(path)
     _agree(config, facts.ranks, folder / CONFIG)
     return AdapterFile(
-        folder, path, facts.ranks, facts.targets, facts.dtypes, facts.tensors, facts.bytes,
-        config.get("base_model_name_or_path"), config.get("lora_alpha"), facts.others, facts.parameters,
-        facts.lora_parameters, facts.file_bytes, _all_extras(facts, config), facts.layers, facts.digest,
-    )  # fmt: skip
+        folder,
+        path,
+        facts.ranks,
+        facts.targets,
+        facts.dtypes,
+        facts.tensors,
+        facts.bytes,
+        config.get("base_model_name_or_path"),
+        config.get("lora_alpha"),
+        facts.others,
+        facts.parameters,
+        facts.lora_parameters,
+        facts.file_bytes,
+        _all_extras(facts, config),
+        facts.layers,
+        facts.digest,
+    )
 
 
 def only_dtype(adapter: AdapterFile) -> str:
@@ -103,10 +116,12 @@ def only_dtype(adapter: AdapterFile) -> str:
         return adapter.dtypes[0]
     examples = {DTYPES.get(t.dtype, t.dtype): t.name for t in reversed(read_header(adapter.path).tensors)}
     raise InputError(
-        "this adapter mixes number formats, so its load can't be timed", file=str(adapter.path),
+        "this adapter mixes number formats, so its load can't be timed",
+        file=str(adapter.path),
         got=printable(", ".join(f"{dtype}: {examples[dtype]}" for dtype in adapter.dtypes), 300),
-        allowed="one for all tensors", hint="re-save it in one format",
-    )  # fmt: skip
+        allowed="one for all tensors",
+        hint="re-save it in one format",
+    )
 
 
 def find_adapters(root: Path, unreadable: list[OSError] | None = None) -> Iterator[Path]:
@@ -140,16 +155,25 @@ def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
     kind = config.get("peft_type")
     if kind is not None and kind != "LORA":
         raise NotLoraError(
-            "this adapter is not LoRA", file=str(path), key="peft_type", got=printable(str(kind)), allowed="LORA",
+            "this adapter is not LoRA",
+            file=str(path),
+            key="peft_type",
+            got=printable(str(kind)),
+            allowed="LORA",
             hint="engines that serve many LoRA adapters don't serve it",
-        )  # fmt: skip
+        )
 
 
 _FLAGS: Mapping[str, Extra] = {
-    "use_dora": "DoRA", "use_rslora": "rsLoRA", "modules_to_save": "saved modules", "rank_pattern": "rank pattern",
-    "alpha_pattern": "alpha pattern", "lora_bias": "bias", "trainable_token_indices": "trained tokens",
+    "use_dora": "DoRA",
+    "use_rslora": "rsLoRA",
+    "modules_to_save": "saved modules",
+    "rank_pattern": "rank pattern",
+    "alpha_pattern": "alpha pattern",
+    "lora_bias": "bias",
+    "trainable_token_indices": "trained tokens",
     "layers_to_transform": "part of the layers",
-}  # fmt: skip
+}
 """What a configuration's field says if it is neither null, false nor empty."""
 
 
@@ -169,9 +193,12 @@ def _agree(config: Mapping[str, Any], ranks: tuple[int, ...], path: Path) -> Non
     rank = config.get("r")
     if rank is not None and not config.get("rank_pattern") and ranks != (rank,):
         raise InputError(
-            "the configuration's rank is not that of the weights", file=str(path), key="r", got=rank,
+            "the configuration's rank is not that of the weights",
+            file=str(path),
+            key="r",
+            got=rank,
             allowed=", ".join(map(str, ranks)),
-        )  # fmt: skip
+        )
 
 
 def _refuse_pickles(folder: Path) -> None:

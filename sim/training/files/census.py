@@ -116,16 +116,20 @@ def take_census(root: Path, progress: Callable[[int, int], None] = lambda done, 
     blocked: list[OSError] = []
     folders = list(find_adapters(root, blocked))
     failures = [
-        Failure(_below(Path(os.fsdecode(error.filename or root)), root), "unreadable",
-                f"can't list this folder: {error.strerror or error}")
+        Failure(
+            _below(Path(os.fsdecode(error.filename or root)), root),
+            "unreadable",
+            f"can't list this folder: {error.strerror or error}",
+        )
         for error in blocked
-    ]  # fmt: skip
+    ]
     if not folders:
         why = failures[0].problem if failures else "no adapters here or in the folders below"
         raise InputError(
-            why, file=printable(str(root), 300),
+            why,
+            file=printable(str(root), 300),
             hint="a PEFT adapter folder has adapter_config.json and adapter_model.safetensors",
-        )  # fmt: skip
+        )
     entries = []
     known = KnownHeaders()
     for done, folder in enumerate(folders):
@@ -147,21 +151,34 @@ def groups(entries: Iterable[Entry]) -> list[Group]:
         key = entry.ranks, entry.targets, entry.dtypes, entry.base_model, entry.extras
         found.setdefault(key, []).append(entry)
     kinds = [
-        Group(alike[0], len(alike), sum(e.bytes for e in alike), min(e.bytes for e in alike),
-              max(e.bytes for e in alike))
+        Group(
+            alike[0], len(alike), sum(e.bytes for e in alike), min(e.bytes for e in alike), max(e.bytes for e in alike)
+        )
         for alike in found.values()
-    ]  # fmt: skip
+    ]
     return sorted(kinds, key=lambda kind: (-kind.count, -kind.bytes, kind.first.folder))
 
 
 def _entry(adapter: AdapterFile, root: Path) -> Entry:
     base = None if adapter.base_model is None else printable(adapter.base_model.strip())
     return Entry(
-        _below(adapter.folder, root), adapter.path, adapter.ranks, adapter.alpha, _named(adapter.targets),
-        adapter.dtypes, adapter.tensors, adapter.parameters, adapter.lora_parameters, adapter.bytes,
-        adapter.file_bytes, adapter.layers, base or None, known_model(base or ""), adapter.extras,
+        _below(adapter.folder, root),
+        adapter.path,
+        adapter.ranks,
+        adapter.alpha,
+        _named(adapter.targets),
+        adapter.dtypes,
+        adapter.tensors,
+        adapter.parameters,
+        adapter.lora_parameters,
+        adapter.bytes,
+        adapter.file_bytes,
+        adapter.layers,
+        base or None,
+        known_model(base or ""),
+        adapter.extras,
         adapter.header_digest,
-    )  # fmt: skip
+    )
 
 
 def _named(targets: Sequence[str]) -> tuple[str, ...]:

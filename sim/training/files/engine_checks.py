@@ -69,27 +69,38 @@ def check_asked(asked: Asked) -> None:
     """
     if asked.engine is not None and asked.engine not in ENGINE_RULES:
         raise InputError(
-            "unknown engine", key="--engine", got=asked.engine, allowed=", ".join(ENGINE_RULES),
+            "unknown engine",
+            key="--engine",
+            got=asked.engine,
+            allowed=", ".join(ENGINE_RULES),
             hint=did_you_mean(asked.engine, ENGINE_RULES),
-        )  # fmt: skip
+        )
     if asked.base_model is not None and not asked.base_model.isprintable():
         raise InputError("not a model's name", key="--base-model", got=asked.base_model)
     choices = asked.rules.rank_choices
     if asked.max_rank is not None and choices and asked.max_rank not in choices:
         raise InputError(
-            f"{asked.engine} has no such largest rank", key="--max-rank", got=asked.max_rank,
+            f"{asked.engine} has no such largest rank",
+            key="--max-rank",
+            got=asked.max_rank,
             allowed=", ".join(map(str, choices)),
-        )  # fmt: skip
+        )
 
 
 def check_census(census: Census, asked: Asked, copies: Copies) -> list[Concern]:
     """Return what is worth a user's attention, the gravest first."""
     entries = census.entries
     found = [
-        *_base_models(entries, asked), *_misfits(entries), *_ranks(entries, asked), *_modules(entries, asked),
-        *_extras(entries, asked), *_padding(entries, asked), *_dtypes(entries), *_copies(copies),
+        *_base_models(entries, asked),
+        *_misfits(entries),
+        *_ranks(entries, asked),
+        *_modules(entries, asked),
+        *_extras(entries, asked),
+        *_padding(entries, asked),
+        *_dtypes(entries),
+        *_copies(copies),
         *_checkpoints(entries),
-    ]  # fmt: skip
+    ]
     return sorted(found, key=lambda concern: LEVELS.index(concern.level))
 
 
@@ -139,15 +150,21 @@ def _base_models(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
 def _misfits(entries: Sequence[Entry]) -> Iterator[Concern]:
     """Adapters whose matrices don't fit the model that they name."""
     wrong = [
-        entry for entry in entries
-        if entry.model is not None and len(entry.ranks) == 1 and _is_plain(entry)
+        entry
+        for entry in entries
+        if entry.model is not None
+        and len(entry.ranks) == 1
+        and _is_plain(entry)
         and not fits(entry.model, entry.rank, entry.modules, entry.lora_parameters)
-    ]  # fmt: skip
+    ]
     if wrong:
         yield _concern(
-            "shape", "wrong", f"the matrices are not as large as {wrong[0].model}'s layers ask for: the base model "
-            "named is not the one it was trained on, or has other layers", wrong,
-        )  # fmt: skip
+            "shape",
+            "wrong",
+            f"the matrices are not as large as {wrong[0].model}'s layers ask for: the base model "
+            "named is not the one it was trained on, or has other layers",
+            wrong,
+        )
 
 
 def _is_plain(entry: Entry) -> bool:
@@ -163,9 +180,12 @@ def _ranks(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
     if above:
         what = "asked for" if asked.max_rank else f"that {asked.engine} can have"
         yield _concern(
-            "rank", "refused", f"a rank up to {max(e.rank for e in above)}, above {limit}, the largest {what}", above,
+            "rank",
+            "refused",
+            f"a rank up to {max(e.rank for e in above)}, above {limit}, the largest {what}",
+            above,
             asked.rules.source,
-        )  # fmt: skip
+        )
 
 
 def _modules(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:

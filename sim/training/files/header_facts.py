@@ -87,13 +87,20 @@ def _facts(header: Header, size: int, digest: str) -> HeaderFacts:
     by_layer = Counter(found[1] for found in map(_LAYER.search, pairs) if found)
     dtypes = {DTYPES.get(name, name) for name in {tensor.dtype for tensor in header.tensors}}
     return HeaderFacts(
-        ranks, tuple(sorted(targets)), tuple(sorted(dtypes)),
+        ranks,
+        tuple(sorted(targets)),
+        tuple(sorted(dtypes)),
         tensors=len(header.tensors),
         parameters=sum([prod(tensor.shape) for tensor in header.tensors]),
         lora_parameters=sum([prod(a) + prod(b) for a, b in pairs.values() if a is not None and b is not None]),
-        bytes=sum([tensor.end - tensor.start for tensor in header.tensors]), file_bytes=size, layers=len(by_layer),
-        even=len(set(by_layer.values())) <= 1, others=others, extras=_extras(targets, others), digest=digest,
-    )  # fmt: skip
+        bytes=sum([tensor.end - tensor.start for tensor in header.tensors]),
+        file_bytes=size,
+        layers=len(by_layer),
+        even=len(set(by_layer.values())) <= 1,
+        others=others,
+        extras=_extras(targets, others),
+        digest=digest,
+    )
 
 
 Pairs = dict[str, list[tuple[int, ...] | None]]
@@ -130,9 +137,12 @@ def _ranks(pairs: Pairs, path: str) -> tuple[int, ...]:
             raise InputError(f"a LoRA pair lacks its {missing}", file=path, key=printable(module))
         if a[0] != b[1]:
             raise InputError(
-                "the ranks of a LoRA pair differ", file=path, key=printable(module), got=f"A {a}, B {b}",
+                "the ranks of a LoRA pair differ",
+                file=path,
+                key=printable(module),
+                got=f"A {a}, B {b}",
                 allowed="A (rank, d_in) and B (d_out, rank)",
-            )  # fmt: skip
+            )
         ranks.add(a[0])
     return tuple(sorted(ranks))
 

@@ -94,9 +94,10 @@ def _plateau(course: Course) -> Evidence:
         f"the training loss was {half.value:.3g} half-way ({half.where}) and {end.value:.3g} at the end ({end.where})"
     )
     return Evidence(
-        f"{what}, from {course.train_start.value:.3g}", (course.train_start.first, half.last, end.last),
+        f"{what}, from {course.train_start.value:.3g}",
+        (course.train_start.first, half.last, end.last),
         (course.train_start.value, half.value, end.value),
-    )  # fmt: skip
+    )
 
 
 def _quality(course: Course) -> list[Evidence]:

@@ -92,9 +92,10 @@ def _left(case: Case, notes: list[str]) -> Found | None:
         evidence.append(
             Evidence(
                 f"the loss rose from {base.value:.3g} ({base.where}) to {end.value:.3g} ({end.where})",
-                (base.last, end.last), (base.value, end.value),
+                (base.last, end.last),
+                (base.value, end.value),
             )
-        )  # fmt: skip
+        )
     if jump is not None:
         before = near(losses, jump.before.last).value
         steps, norms = (jump.before.last, jump.after.first), (jump.before.value, jump.after.value)
@@ -160,10 +161,11 @@ def _too_hot(case: Case) -> Found | None:
         Evidence(f"the learning rate went up to {top[1]:.3g}", (top[0],), (top[1],)),
         Evidence(
             f"the training loss stands at {course.train_end.value:.3g} ({course.train_end.where}), half-way it was "
-            f"{course.train_half.value:.3g}", (course.train_half.last, course.train_end.last),
+            f"{course.train_half.value:.3g}",
+            (course.train_half.last, course.train_end.last),
             (course.train_half.value, course.train_end.value),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _hottest(case: Case) -> tuple[int, float] | None:

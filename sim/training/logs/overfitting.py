@@ -66,10 +66,12 @@ def _gap(case: Case, evals: Series) -> Judged:
         Evidence(f"the validation loss stands at {levels[-1]:.3g} from step {evals.steps[at]} on", *points(evals)),
         Evidence(
             f"the training loss went on to {last.value:.3g} ({last.where}): validation over training grew "
-            f"{apart:.1f} times since step {evals.steps[0]}", (since.last, last.last), (since.value, last.value),
+            f"{apart:.1f} times since step {evals.steps[0]}",
+            (since.last, last.last),
+            (since.value, last.value),
         ),
         _examples(case),
-    )  # fmt: skip
+    )
     return Judged(Finding("overfitting", "possible", evidence, less_fit(case.facts, evals.steps[at])))
 
 

@@ -149,9 +149,20 @@ def _course(losses: Series, evals: Series, metric: tuple[str, Series] | None, li
     mediocre = best[1].value < lines.mediocre_metric if best else eval_end.value >= lines.high_loss
     moved = 1 - eval_best.value / begin if begin > 0 else 0.0
     return Course(
-        begin, train_start, train_half, train_end, eval_half, eval_end, eval_best, late, moved, best,
-        still=late <= lines.flat_share, flat=late <= lines.flat_share and last <= lines.flat_end, mediocre=mediocre,
-    )  # fmt: skip
+        begin,
+        train_start,
+        train_half,
+        train_end,
+        eval_half,
+        eval_end,
+        eval_best,
+        late,
+        moved,
+        best,
+        still=late <= lines.flat_share,
+        flat=late <= lines.flat_share and last <= lines.flat_end,
+        mediocre=mediocre,
+    )
 
 
 def _share(part: float, whole: float, level: float, lines: Thresholds) -> float:

@@ -20,8 +20,9 @@ from sim.training.logs.training_log import TrainingLog
 _LIMIT = 1 << 20
 _ATTENTION = re.compile(
     r"[qkvo]|qkv|w?qkv(_proj)?|[qkvo]_(a_|b_)?proj|kv_[ab]_proj\w*|out_proj|c_attn|query|key|value|query_key_value|"
-    r"(q|k|v|out)_lin|to_[qkv]|attention|self_attn", re.IGNORECASE,
-)  # fmt: skip
+    r"(q|k|v|out)_lin|to_[qkv]|attention|self_attn",
+    re.IGNORECASE,
+)
 """Names of attention's layers in the models of transformers."""
 _FOUR_BIT = re.compile(r"4[-_]?bit|int4|nf4|gptq|awq|w4a16", re.IGNORECASE)
 _EIGHT_BIT = re.compile(r"8[-_]?bit|int8|w8a", re.IGNORECASE)
@@ -85,9 +86,12 @@ class Facts:
 
 
 def gather(
-    folder: Path | None, adapter: AdapterFile | None, log: TrainingLog | None, base_bits: int | None,
+    folder: Path | None,
+    adapter: AdapterFile | None,
+    log: TrainingLog | None,
+    base_bits: int | None,
     examples: int | None,
-) -> Facts:  # fmt: skip
+) -> Facts:
     """Return the facts; what the user gives counts more than what the files say.
 
     :param folder: where configurations are looked for; None: a log alone.

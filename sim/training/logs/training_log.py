@@ -116,9 +116,11 @@ def read_log(path: Path) -> TrainingLog:
     history = data.get("log_history")
     if not isinstance(history, list):
         raise InputError(
-            "no log_history in this file", file=str(path), got=None if history is None else type(history).__name__,
+            "no log_history in this file",
+            file=str(path),
+            got=None if history is None else type(history).__name__,
             allowed=f"a {STATE} of Hugging Face's Trainer",
-        )  # fmt: skip
+        )
     notes: list[str] = []
     rows = _rows(history, notes)
     table = _by_key(rows, notes)
