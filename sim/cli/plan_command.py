@@ -24,7 +24,7 @@ from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
-    from sim.studies.planning.evaluator import Noted
+    from sim.studies.planning.evaluator import LogEntry
 
 _RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
 NONE_MEETS = 1
@@ -55,23 +55,23 @@ def plan(
     from reports.pages.run_page import write_report
     from sim.results.run_directory.store import blamed_on, read_run
     from sim.spec.scenario_file import load_scenario
+    from sim.studies.execution import Execution
     from sim.studies.planning.plan_study import RECOMMENDED, make_plan
 
     overrides = [*(set_ or []), *_question(minimize or [], maximize or [])]
     loaded = load_scenario(scenario, overrides, seed, confined=is_confined(context))
 
-    def told(noted: Noted) -> None:
-        values = ", ".join(f"{key} {value}" for key, value in noted.set.items())
-        runs = f"{noted.replications} replication{'s' if noted.replications != 1 else ''}"
-        seen = metric_words(noted.term) + ("" if noted.value is None else f" {show(noted.term, noted.value)}")
-        if noted.unserved is not None:
-            seen = f"{percent(noted.unserved)} of the requests refused or failed"
-        message(f"  {values}: {noted.word} ({seen}; {runs})", quiet or json)
+    def show_evaluation(entry: LogEntry) -> None:
+        values = ", ".join(f"{key} {value}" for key, value in entry.set.items())
+        runs = f"{entry.replications} replication{'s' if entry.replications != 1 else ''}"
+        seen = metric_words(entry.term) + ("" if entry.value is None else f" {show(entry.term, entry.value)}")
+        if entry.unserved is not None:
+            seen = f"{percent(entry.unserved)} of the requests refused or failed"
+        message(f"  {values}: {entry.word} ({seen}; {runs})", quiet or json)
 
     with pool_of(backend, jobs, quiet) as pool, progress_bar(quiet, "planning") as progress:
-        planned = make_plan(
-            loaded, out, command=command_line(), pool=pool, and_what_if=what_if, told=told, progress=progress
-        )
+        execution = Execution(pool, command_line(), progress)
+        planned = make_plan(loaded, out, execution, and_what_if=what_if, on_evaluation=show_evaluation)
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)
         page = write_report(data)

@@ -74,7 +74,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EvaluationOptions:
     """What an evaluation includes.
 
     :ivar set: swept keys and values that made the design.
@@ -117,7 +117,7 @@ def make_design(scenario: Scenario) -> Design:
     return Design(scenario, worlds.happens, worlds.counterfactual, worlds.held)
 
 
-def parts_of(design: Design, options: Options) -> list[Part]:
+def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
     """Return the simulations that an evaluation takes, replications first."""
     count = design.replications if options.replications is None else options.replications
     parts = [Part(REPLICATION, place) for place in range(count)]
@@ -166,7 +166,7 @@ def on_pool(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
 
 def evaluate(
     design: Design,
-    options: Options,
+    options: EvaluationOptions,
     run: Runner = in_this_process,
     known: dict[Part, Any] | None = None,
 ) -> Outcome:
@@ -199,11 +199,11 @@ def evaluate(
     return Outcome(point, table, longer)
 
 
-def evaluate_scenario(scenario: Scenario, options: Options | None = None) -> Outcome:
+def evaluate_scenario(scenario: Scenario, options: EvaluationOptions | None = None) -> Outcome:
     """Evaluate a scenario in this process, doubling the run while ``run.half_width`` asks for it."""
     longer: Scenario | None = scenario
     while longer is not None:
-        outcome = evaluate(make_design(longer), options or Options())
+        outcome = evaluate(make_design(longer), options or EvaluationOptions())
         longer = outcome.longer
     return outcome
 

@@ -14,7 +14,7 @@ from sim.training.logs.thresholds import Thresholds
 from sim.training.logs.training_case import Case, Tried
 from sim.training.logs.training_facts import Facts, gather
 from sim.training.logs.training_log import CHECKPOINT, STATE, TrainingLog, find_log, read_log
-from sim.training.vet_results import MODES, Now, Vetted
+from sim.training.vet_results import MODES, CurrentAdapter, Vetted
 
 _DEFAULT = Thresholds()
 _SAME_START = 0.05
@@ -134,12 +134,14 @@ def _case(log: TrainingLog | None, facts: Facts, thresholds: Thresholds, referen
 
 def _judge(one: _Read, case: Case | None, alike: Sequence[tuple[_Read, Case]]) -> Vetted:
     facts = one.facts
-    now = Now(facts.rank, facts.targets, facts.parameters, facts.adapter_bytes, facts.base_bits, facts.examples)
+    current = CurrentAdapter(
+        facts.rank, facts.targets, facts.parameters, facts.adapter_bytes, facts.base_bits, facts.examples
+    )
     if one.log is None or case is None:
-        return Vetted(one.path, one.adapter, (), one.notes, MODES, now)
+        return Vetted(one.path, one.adapter, (), one.notes, MODES, current)
     said = judge(replace(case, tried=tuple(_tried(one, case, alike[:_MOST_ALIKE]))))
     notes = (*one.notes, *one.log.notes, *said.notes)
-    return Vetted(one.path, one.adapter, said.findings, notes, said.thin, now)
+    return Vetted(one.path, one.adapter, said.findings, notes, said.thin, current)
 
 
 def _tried(one: _Read, case: Case, alike: Sequence[tuple[_Read, Case]]) -> Iterator[Tried]:

@@ -14,6 +14,8 @@ from profiles_with_draws import write_profile
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import load_scenario
 from sim.studies import evaluate
+from sim.studies.backends.pool import Local
+from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import make_plan
 
 SMALL = """\
@@ -114,13 +116,15 @@ def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_k
     overrides = ["adapters.rank=32", "workload.tokens.prompt={law: fixed, value: 600}",
                  "workload.tokens.output={law: fixed, value: 150}", "workload.arrivals.rate=9/s"]  # fmt: skip
     loaded = load_scenario(path, overrides)
-    planned = make_plan(loaded, tmp_path / "run", jobs=1)
+    planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     words = {look["set"]["cache.gpu.slots"]: look["word"] for look in planned.record["looks"]}
     assert planned.feasible
     slots = planned.answer["cache.gpu.slots"]
     assert any(count < slots and word == "not met" for count, word in words.items())
     few, many = (
-        make_plan(load_scenario(path, [*overrides, f"plan.values=[{count}]"]), tmp_path / f"run-{count}", jobs=1)
+        make_plan(
+            load_scenario(path, [*overrides, f"plan.values=[{count}]"]), tmp_path / f"run-{count}", Execution(Local(1))
+        )
         for count in (2, 70)
     )
     assert not few.feasible
@@ -191,7 +195,7 @@ def test_what_if_changes_one_thing_at_a_time(loraplan: CommandLine, tmp_path: Pa
 
 def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_scenario(write(tmp_path, SLOTS))
-    first = make_plan(loaded, tmp_path / "run", jobs=1)
+    first = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     simulated: list[int] = []
 
     def counted(design: evaluate.Design, part: evaluate.Part) -> Any:
@@ -200,7 +204,7 @@ def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeyp
 
     original = evaluate.simulate_part
     monkeypatch.setattr(evaluate, "simulate_part", counted)
-    second = make_plan(loaded, tmp_path / "run", jobs=1)
+    second = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     assert simulated == [0], "the requests of the answer are written anew, nothing else"
     assert second.record == first.record
     assert second.simulated_requests == first.simulated_requests
@@ -214,7 +218,7 @@ def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replic
         f"slo: {{miss_ratio: 42%}}\nplan: {{minimize: cache.gpu.slots, range: [26, 32]}}\nfleet: {{profile: {profile}}}"
     )
     loaded = load_scenario(write(tmp_path, rest, requests=600), [f"run.replications={replications}"])
-    planned = make_plan(loaded, tmp_path / "run", jobs=1)
+    planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     assert max(look["replications"] for look in planned.record["looks"]) > replications, "some call is close"
     sure = [point for point in planned.points if point.cost["replications"] >= replications]
     assert len(sure) > 1
@@ -226,7 +230,7 @@ def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replic
 
 def test_a_seed_repeats_a_plan_whatever_the_number_of_workers(tmp_path: Path) -> None:
     loaded = load_scenario(write(tmp_path, SLOTS))
-    records = [make_plan(loaded, tmp_path / f"run-{jobs}", jobs=jobs).record for jobs in (1, 2)]
+    records = [make_plan(loaded, tmp_path / f"run-{jobs}", Execution(Local(jobs))).record for jobs in (1, 2)]
     assert records[0] == records[1]
 
 

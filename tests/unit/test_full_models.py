@@ -20,7 +20,9 @@ from sim.policies.routing.full_model_router import Beside, ToHolders, ToOwnRepli
 from sim.spec.engine_flags import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.studies.evaluate import Options, evaluate_scenario
+from sim.studies.backends.pool import Local
+from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
+from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import make_plan
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if_changes import changes
@@ -210,7 +212,7 @@ def swapping() -> Any:
     fleet = {"replicas": 2, "full_models": {"serve": "swap"}}
     run = {"replications": 1, "warmup": 0}
     swapped = scenario(workload={**WORKLOAD, "requests": 2000}, fleet=fleet, run=run)
-    return evaluate_scenario(swapped, Options(requests=True))
+    return evaluate_scenario(swapped, EvaluationOptions(requests=True))
 
 
 def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) -> None:
@@ -310,7 +312,7 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
         "fleet: {full_models: {serve: dedicated}}\nrun: {replications: 2}\nslo: {ttft_mean: 30 s}\n"
         "plan: {minimize: price, range: [1, 2], fleets: [{name: a, price: 3, gpus: 2}]}\n"
     )
-    planned = make_plan(load_scenario(str(path)), tmp_path / "out", jobs=1)
+    planned = make_plan(load_scenario(str(path)), tmp_path / "out", Execution(Local(1)))
     assert planned.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3}
     assert planned.record["fleets"][0]["full_replicas"] == 2
     assert planned.record["full_replicas"] == 2

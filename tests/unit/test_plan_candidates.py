@@ -97,7 +97,7 @@ def test_questions_that_make_no_sense_are_refused_with_their_line(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BASE, "plan: the scenario asks for no plan"),
+        (BASE, "plan: the scenario has no plan"),
         (BASE + "plan: {minimize: cache.gpu.slots, range: [4, 8]}\n", "slo: a plan needs an SLO to meet"),
         (
             BASE + "plan: {minimize: cache.gpu.slots, range: [4, 8]}\nslo: {tpot_mean: 1 s}\n"

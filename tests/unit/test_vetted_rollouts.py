@@ -18,8 +18,10 @@ from reports.pages.run_page import build_report
 from sim.errors import InputError
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
-from sim.studies.evaluate import Options, evaluate_scenario
-from sim.studies.sweep import study, task_of
+from sim.studies.backends.pool import Local
+from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
+from sim.studies.execution import Execution
+from sim.studies.sweep import run_study, task_of
 from sim.studies.training.rollout_gate import build, digest_weights, release
 
 SCENARIO = """\
@@ -49,7 +51,7 @@ def scenario(folder: Path, rollouts: str = VET, strategy: str = "new-name") -> P
 
 
 def run(file: Path, out: str, *sets: dict[str, Any]) -> Path:
-    return study(load_scenario(str(file)), list(sets) or [{}], file.parent / out, command="", jobs=1).path
+    return run_study(load_scenario(str(file)), list(sets) or [{}], file.parent / out, Execution(Local(1))).path
 
 
 def said(loaded: LoadedScenario) -> str:
@@ -89,7 +91,7 @@ def test_every_answer_by_a_held_version_is_counted(file: Path, strategy: str) ->
     path = str(scenario(file.parent, strategy=strategy))
     held = evaluate_scenario(load_scenario(path, ["run.replications=1"]).scenario).point.held
     otherwise = load_scenario(path, ["run.replications=1", "rollouts.0.require=none"]).scenario
-    requests = evaluate_scenario(otherwise, Options(requests=True)).requests
+    requests = evaluate_scenario(otherwise, EvaluationOptions(requests=True)).requests
     assert requests is not None
     table = requests.to_pandas()
     by_the_new = table[(table["status"] == "completed") & (table["version"] == 2)]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from sim.errors import LoraplanError
 from sim.studies.backends.pool import Pool, Task
-from sim.studies.backends.remote import answer, software
+from sim.studies.backends.remote import run_on_worker, software
 
 POLL_S = 1.0
 """How long the main thread waits at a time: a signal is handled between two waits, whatever a library does."""
@@ -23,11 +23,11 @@ PATIENCE_S = 15.0
 Handle = Hashable
 
 
-class Lost(Exception):
+class TaskLost(Exception):
     """A task died with its workers, more than once; running it again would cost another."""
 
 
-class Gone(LoraplanError):
+class ClusterGone(LoraplanError):
     """The cluster itself can't be reached any more."""
 
     def __init__(self, where: str) -> None:
@@ -57,8 +57,8 @@ class Futures(Protocol):
     def result(self, handle: Any) -> Any:
         """Return what a call that ended gave.
 
-        :raises Lost: where it died with its workers.
-        :raises Gone: where the cluster did.
+        :raises TaskLost: where it died with its workers.
+        :raises ClusterGone: where the cluster did.
         """
         ...
 
@@ -82,7 +82,7 @@ class Cluster:
         self._told = told
         self._workers_seen_s = time.monotonic()
 
-    def worth(self, requests: float, least: int) -> Pool:
+    def for_workload(self, requests: float, least: int) -> Pool:
         return self
 
     def unordered(self, task: Task, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
@@ -91,7 +91,7 @@ class Cluster:
         under_way, lost = 0, 0
         while True:
             for each in islice(left, max(0, self._room() - under_way)):
-                self._futures.submit(answer, home, task, each)
+                self._futures.submit(run_on_worker, home, task, each)
                 under_way += 1
             if not under_way:
                 break
@@ -99,7 +99,7 @@ class Cluster:
                 under_way -= 1
                 try:
                     ended = self._futures.result(handle)
-                except Lost:
+                except TaskLost:
                     lost += 1
                     continue
                 yield ended.open()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError
-from sim.studies.backends.cluster import Futures, Gone, Lost
+from sim.studies.backends.cluster import ClusterGone, Futures, TaskLost
 from sim.studies.backends.start import no_loraplan, without_ctrl_c
 
 TIMEOUT_S = 10
@@ -99,7 +99,7 @@ class DaskFutures:
                 self._refuse_without_loraplan(threads.keys() - self._known)
                 self._cores, self._asked_s = sum(threads.values()), now
             except OSError as error:
-                raise Gone(self.name) from error
+                raise ClusterGone(self.name) from error
         return self._cores
 
     def _refuse_without_loraplan(self, workers: set[str]) -> None:
@@ -122,7 +122,7 @@ class DaskFutures:
             return [self._ended.get(timeout=timeout_s)]
         except queue.Empty:
             if self._client.status not in ("running", "newly-created"):
-                raise Gone(self.name) from None
+                raise ClusterGone(self.name) from None
             return []
 
     def result(self, handle: Any) -> Any:
@@ -132,9 +132,9 @@ class DaskFutures:
         try:
             return handle.result(timeout=TIMEOUT_S)
         except KilledWorker as error:
-            raise Lost from error
+            raise TaskLost from error
         except CancelledError as error:  # the scheduler forgot it: it ended, or began anew
-            raise Gone(self.name) from error
+            raise ClusterGone(self.name) from error
 
     def close(self) -> None:
         try:

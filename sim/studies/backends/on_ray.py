@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from sim.errors import InputError
-from sim.studies.backends.cluster import Futures, Gone, Lost
+from sim.studies.backends.cluster import ClusterGone, Futures, TaskLost
 from sim.studies.backends.start import lacks_loraplan, no_loraplan, without_ctrl_c
 
 TRIES = 3
@@ -80,7 +80,7 @@ class RayFutures:
         try:
             return int(self._ray.cluster_resources().get("CPU", 0))
         except (self._ray.exceptions.RayError, ConnectionError) as error:
-            raise Gone(self.name) from error
+            raise ClusterGone(self.name) from error
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Any:
         if call not in self._calls:
@@ -95,7 +95,7 @@ class RayFutures:
         try:
             ended, self._under_way = self._ray.wait(self._under_way, num_returns=1, timeout=timeout_s)
         except (self._ray.exceptions.RayError, ConnectionError) as error:
-            raise Gone(self.name) from error
+            raise ClusterGone(self.name) from error
         return list(ended)
 
     def result(self, handle: Any) -> Any:
@@ -104,11 +104,11 @@ class RayFutures:
             return self._ray.get(handle)
         except Exception as error:
             if isinstance(error, tuple(getattr(errors, name) for name in _LOSSES)):
-                raise Lost from error
+                raise TaskLost from error
             if lacks_loraplan(error):
                 raise no_loraplan(self.name) from None
             if isinstance(error, (errors.LocalRayletDiedError, errors.RaySystemError, ConnectionError)):
-                raise Gone(self.name) from error
+                raise ClusterGone(self.name) from error
             raise
 
     def close(self) -> None:

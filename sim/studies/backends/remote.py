@@ -16,7 +16,7 @@ from sim.studies.sweep import code_version
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TaskOutcome:
     """What came of a task: its value, or the error it raised.
 
     An error travels as a value, because clusters wrap what is raised, each in its own way.
@@ -39,17 +39,17 @@ def software() -> Mapping[str, str]:
     return {"loraplan": code_version(), "Python": ".".join(platform.python_version_tuple()[:2]), **packages}
 
 
-def answer(home: Mapping[str, str], task: Callable[..., Any], arguments: tuple[Any, ...]) -> Answer:
+def run_on_worker(home: Mapping[str, str], task: Callable[..., Any], arguments: tuple[Any, ...]) -> TaskOutcome:
     """Run a task on a worker.
 
     :param home: ``software`` where the study runs; a worker with another one refuses.
     """
     try:
         _refuse_others(home)
-        return Answer(task(*arguments))
+        return TaskOutcome(task(*arguments))
     except Exception as error:
         error.add_note(f"on the worker:\n{traceback.format_exc()}")
-        return Answer(error=_fit_to_travel(error))
+        return TaskOutcome(error=_fit_to_travel(error))
 
 
 def _refuse_others(home: Mapping[str, str]) -> None:

@@ -202,7 +202,7 @@ def _shape(vetted: tuple[Vetted, ...], key: str, folder: Path) -> dict[str, int]
 
     :raises ScenarioError: if they differ: a rollout brings versions of one shape.
     """
-    ranks = {each.now.rank for each in vetted if each.now is not None and each.now.rank is not None}
+    ranks = {each.current.rank for each in vetted if each.current is not None and each.current.rank is not None}
     sizes = {each.adapter.bytes for each in vetted if each.adapter is not None}
     if len(ranks) > 1 or len(sizes) > 1:
         raise ScenarioError(

@@ -87,8 +87,8 @@ def _finding(case: Case, evidence: tuple[Evidence, ...], best_step: int, strong:
     notes: tuple[str, ...] = ()
     if case.facts.examples is None and not few:
         notes = ("how many examples were trained on is unknown: give --examples",)
-    cures = less_fit(case.facts, best_step)
-    return Judged(Finding("overfitting", order[sure], (*evidence, _examples(case)), cures), notes)
+    remedies = less_fit(case.facts, best_step)
+    return Judged(Finding("overfitting", order[sure], (*evidence, _examples(case)), remedies), notes)
 
 
 def _few(case: Case) -> bool:

@@ -24,7 +24,7 @@ _LONG_GREETING = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class BackendChoice:
     """Where tasks run.
 
     :ivar address: of a cluster that is there already; None: one is started for the study and ended with it.
@@ -34,7 +34,7 @@ class Where:
     address: str | None = None
 
 
-def where_of(texts: Sequence[str]) -> Where:
+def choose_backend(texts: Sequence[str]) -> BackendChoice:
     """Return what the values of ``--backend`` and ``--address`` mean, in any order and under either name.
 
     :raises InputError: where they contradict each other, or are neither a backend nor an address.
@@ -46,7 +46,7 @@ def where_of(texts: Sequence[str]) -> Where:
             raise InputError("given twice", key=name, got=" and ".join(values), hint="a study runs in one place")
     backend = backends[0] if backends else None
     if not addresses:
-        return Where(backend or "local")
+        return BackendChoice(backend or "local")
     address = addresses[0]
     if ":" not in address and not address.endswith(".json") and address != "auto":
         raise InputError(
@@ -59,7 +59,7 @@ def where_of(texts: Sequence[str]) -> Where:
     return _addressed(backend, address)
 
 
-def _addressed(backend: str | None, address: str) -> Where:
+def _addressed(backend: str | None, address: str) -> BackendChoice:
     scheme = address.partition("://")[0] if "://" in address else ""
     if scheme and scheme not in _SCHEMES:
         raise InputError(
@@ -77,11 +77,11 @@ def _addressed(backend: str | None, address: str) -> Where:
         raise InputError(f"not an address for --backend {backend or meant}", key="--address", got=address)
     if meant == "dask" and not scheme and not address.endswith(".json"):
         address = f"tcp://{address}"
-    return Where(meant, address)
+    return BackendChoice(meant, address)
 
 
 @contextmanager
-def open_pool(where: Where, jobs: int = -1, told: Callable[[str], None] = lambda text: None) -> Iterator[Pool]:
+def open_pool(where: BackendChoice, jobs: int = -1, told: Callable[[str], None] = lambda text: None) -> Iterator[Pool]:
     """Open a pool; at the end nothing runs that was started for it, and a cluster that was there is left as it was.
 
     :param jobs: worker processes, of a cluster that is there tasks at a time; -1: as many as there are cores.
@@ -109,7 +109,7 @@ def open_pool(where: Where, jobs: int = -1, told: Callable[[str], None] = lambda
         cluster.close()
 
 
-def _futures(where: Where, jobs: int, told: Callable[[str], None]) -> Futures:
+def _futures(where: BackendChoice, jobs: int, told: Callable[[str], None]) -> Futures:
     from joblib import cpu_count
 
     from sim.studies.backends import on_dask, on_ray
