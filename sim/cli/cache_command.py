@@ -16,7 +16,7 @@ from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.results.traces.cache_points import CacheResult
-    from sim.traffic.traces.objects import Objects
+    from sim.traffic.traces.adapter_sequence import AdapterSequence
 
 TABLE, CURVE, PAGE = "cache.csv", "lru_curve.csv", "report.html"
 _MOST_SLOTS = 10**12
@@ -49,7 +49,7 @@ def cache(
     """Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
     from sim.policies.replay.overflow import check_byte_sums
     from sim.studies.traces.cache_study import DEFAULT_POLICIES, check_policies, study_cache
-    from sim.traffic.traces.objects import read_objects
+    from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 
     policies = _words("--policy", policy) if policy is not None else DEFAULT_POLICIES
     check_policies(policies)
@@ -58,7 +58,7 @@ def cache(
     size = None if adapter_size is None else _bytes("--adapter-size", adapter_size)
     wanted = _wanted(capacity, slots)
     folder = out or (None if json else Path("runs") / f"cache-{file_stem(trace)}")
-    objects = read_objects(str(trace), format=format_, skip_bad=skip_bad, adapter_size=size)
+    objects = read_adapter_sequence(str(trace), format=format_, skip_bad=skip_bad, adapter_size=size)
     if folder is not None:
         make_folder(folder)
     notes = list(objects.notes)
@@ -124,7 +124,7 @@ def _write(folder: Path, trace: Path, result: CacheResult, notes: Sequence[str])
     return [("report", path), ("table", folder / TABLE), ("curve", folder / CURVE)]
 
 
-def _default(objects: Objects, by_slots: bool) -> tuple[int, ...]:
+def _default(objects: AdapterSequence, by_slots: bool) -> tuple[int, ...]:
     from sim.studies.traces.cache_study import default_capacities, default_slots
 
     if by_slots or objects.size_bytes is None:

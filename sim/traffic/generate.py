@@ -15,10 +15,20 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import GammaArrivals, MmppArrivals, WeibullArrivals
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.adapters import Population, populate
-from sim.traffic.lengths import Lengths, draw_pair
-from sim.traffic.popularity import Chooser, read_weights, weights_of
-from sim.traffic.sessions import InSessions, mean_gap
-from sim.traffic.sources import Block, Constant, Growing, OneStream, Recorded, Source, StreamPerAdapter, Turned, cut
+from sim.traffic.lengths import TokenLengths, draw_pair
+from sim.traffic.popularity import AdapterSampler, read_weights, weights_of
+from sim.traffic.sessions import SessionSource, mean_gap
+from sim.traffic.sources import (
+    AggregateArrivals,
+    ArrivalsPerAdapter,
+    ConstantSizes,
+    DriftingSource,
+    GrowingSizes,
+    ReplayedTrace,
+    RequestBlock,
+    RequestSource,
+    cut,
+)
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.turnover import newcomers
 
@@ -111,9 +121,9 @@ class Traffic:
         population = populate(scenario.adapters, base_model, count + self._new, weights_bytes)
         self.population = _with_trace_sizes(population, self._trace)
         named = self._trace is not None and self._trace.adapter is not None
-        self._chooser = None if named else Chooser(workload.popularity, count)
+        self._chooser = None if named else AdapterSampler(workload.popularity, count)
         self._source = self._make_source(cvs)
-        self._lengths = Lengths(workload.tokens.prompt), Lengths(workload.tokens.output)
+        self._lengths = TokenLengths(workload.tokens.prompt), TokenLengths(workload.tokens.output)
         if self._trace is None or self._trace.prompt_tokens is None:
             _check_together(*self._lengths)
         self._scores: tuple[int, Floats] | None = None
@@ -170,7 +180,7 @@ class Traffic:
         for times, adapters, _ in self._pieces(replication):
             yield times, adapters
 
-    def _pieces(self, replication: int) -> Iterator[Block]:
+    def _pieces(self, replication: int) -> Iterator[RequestBlock]:
         return cut(self._source.blocks(replication, self.total), BLOCK, self.total, self.end_s)
 
     def _check_size(self) -> None:
@@ -209,26 +219,28 @@ class Traffic:
         assert self.total is not None, "a run has a count or a duration"
         return self.total / self.rate
 
-    def _make_source(self, cvs: Floats | None) -> Source:
+    def _make_source(self, cvs: Floats | None) -> RequestSource:
         workload, seed, chooser = self._workload, self._seed, self._chooser
         if self._trace is not None:
             trace = self._trace
-            return Recorded(trace.arrival_s, trace.adapter, trace.session, chooser, seed, BLOCK)
+            return ReplayedTrace(trace.arrival_s, trace.adapter, trace.session, chooser, seed, BLOCK)
         arrivals, sessions = workload.arrivals, workload.sessions
         assert arrivals is not None, "checked by Workload"
         assert chooser is not None, "only a trace names adapters"
         rate = arrivals.rate / (1.0 if sessions is None else sessions.requests)
-        sizes = Growing(1.0 if sessions is None else sessions.requests)
-        source: Source
+        sizes = GrowingSizes(1.0 if sessions is None else sessions.requests)
+        source: RequestSource
         if getattr(arrivals, "per", "aggregate") == "adapter":
-            source = StreamPerAdapter(arrivals, rate, weights_of(workload.popularity, self._places), cvs, seed, sizes)
+            source = ArrivalsPerAdapter(arrivals, rate, weights_of(workload.popularity, self._places), cvs, seed, sizes)
         else:
-            source = OneStream(arrivals, rate, chooser, seed, Constant(BLOCK) if sessions is None else sizes)
+            source = AggregateArrivals(
+                arrivals, rate, chooser, seed, ConstantSizes(BLOCK) if sessions is None else sizes
+            )
         if workload.drift is not None or workload.churn is not None:
-            source = Turned(source, workload.drift, workload.churn, self._places, self._new, seed)
-        return source if sessions is None else InSessions(source, rate, sessions, chooser, seed)
+            source = DriftingSource(source, workload.drift, workload.churn, self._places, self._new, seed)
+        return source if sessions is None else SessionSource(source, rate, sessions, chooser, seed)
 
-    def _chunk(self, replication: int, block: int, first: int, piece: Block) -> Chunk:
+    def _chunk(self, replication: int, block: int, first: int, piece: RequestBlock) -> Chunk:
         arrival, adapter, session = piece
         count = len(arrival)
 
@@ -268,7 +280,7 @@ class Traffic:
         return self._scores[1]
 
 
-def _check_together(prompt: Lengths, output: Lengths) -> None:
+def _check_together(prompt: TokenLengths, output: TokenLengths) -> None:
     """Refuse lengths each of which a request may have, but not both."""
     if prompt.longest + output.longest > MAX_TOKENS:
         raise ScenarioError(

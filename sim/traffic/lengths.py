@@ -29,7 +29,7 @@ MAX_ROWS = 50_000_000
 """Rows of a file of observed counts, at most: as many as requests of a trace."""
 
 
-class Lengths:
+class TokenLengths:
     """Draw token counts of one law; 1 or more."""
 
     def __init__(self, law: TokenLaw) -> None:
@@ -89,8 +89,8 @@ class Lengths:
 
 
 def draw_pair(
-    prompt: Lengths,
-    output: Lengths,
+    prompt: TokenLengths,
+    output: TokenLengths,
     correlation: float,
     rngs: tuple[np.random.Generator, np.random.Generator],
     count: int,

@@ -57,7 +57,7 @@ def _raw_weights(law: Popularity, count: int) -> Floats:
     return np.ones(count)
 
 
-class Chooser:
+class AdapterSampler:
     """Draw adapters for consecutive requests.
 
     :param count: number of adapters.

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from sim.rng import stream
 from sim.spec.sections.popularity_laws import Sessions
-from sim.traffic.popularity import Chooser
-from sim.traffic.sources import Block, Source
-from sim.traffic.streams import Streams
+from sim.traffic.event_streams import Streams
+from sim.traffic.popularity import AdapterSampler
+from sim.traffic.sources import RequestBlock, RequestSource
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-class InSessions:
+class SessionSource:
     """Every arrival of a source begins a session: further requests for the same adapter follow.
 
     At the start as many sessions are under way as there are in the long run, so that the rate is right from the first
@@ -33,7 +33,7 @@ class InSessions:
     :param chooser: draws the adapters of the sessions under way.
     """
 
-    def __init__(self, starts: Source, rate: float, law: Sessions, chooser: Chooser, seed: int) -> None:
+    def __init__(self, starts: RequestSource, rate: float, law: Sessions, chooser: AdapterSampler, seed: int) -> None:
         self._starts = starts
         self._rate = rate
         self._law = law
@@ -41,7 +41,7 @@ class InSessions:
         self._seed = seed
         self._mean_gap = mean_gap(law)
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         done = 0
         streams, adapters = self._under_way(replication)
         numbers = np.arange(len(adapters))
@@ -64,7 +64,7 @@ class InSessions:
             order = np.argsort(times, kind="stable")
             if len(order):
                 which = which[order]
-                yield Block(times[order], adapters[which], numbers[which])
+                yield RequestBlock(times[order], adapters[which], numbers[which])
                 done += len(order)
             if most is not None and done >= most:
                 return

@@ -17,9 +17,9 @@ from sim.rng import stream
 from sim.spec.sections.arrival_processes import Arrivals
 from sim.spec.sections.popularity_laws import Churn, Drift
 from sim.traffic.arrivals import gaps, is_poisson, renewal
+from sim.traffic.event_streams import Streams
 from sim.traffic.intensity import Environment, Intensity, diurnal, piecewise
-from sim.traffic.popularity import Chooser
-from sim.traffic.streams import Streams
+from sim.traffic.popularity import AdapterSampler
 from sim.traffic.turnover import Turnover
 
 Floats = NDArray[np.float64]
@@ -34,7 +34,7 @@ LEAST_SHARE = 1e-12
 """An adapter that is asked for less often has no stream: it would not be seen, and its numbers would overflow."""
 
 
-class Block(NamedTuple):
+class RequestBlock(NamedTuple):
     """Consecutive requests, shape (n,) each.
 
     :ivar times: arrivals in seconds, never falling.
@@ -46,30 +46,30 @@ class Block(NamedTuple):
     adapters: Ints
     sessions: Ints | None = None
 
-    def part(self, start: int, stop: int) -> Block:
+    def part(self, start: int, stop: int) -> RequestBlock:
         """Return the requests from ``start`` to before ``stop``, as views."""
         sessions = None if self.sessions is None else self.sessions[start:stop]
-        return Block(self.times[start:stop], self.adapters[start:stop], sessions)
+        return RequestBlock(self.times[start:stop], self.adapters[start:stop], sessions)
 
-    def then(self, other: Block) -> Block:
+    def then(self, other: RequestBlock) -> RequestBlock:
         """Return these requests and those of another block of the same source."""
         sessions = None
         if self.sessions is not None and other.sessions is not None:
             sessions = np.concatenate((self.sessions, other.sessions))
-        return Block(
+        return RequestBlock(
             np.concatenate((self.times, other.times)), np.concatenate((self.adapters, other.adapters)), sessions
         )
 
 
-class Source(Protocol):
+class RequestSource(Protocol):
     """What ``Traffic`` draws requests from."""
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         """Yield blocks of requests from time 0 on, none of them empty, without end or at least ``most`` requests."""
         ...
 
 
-class OneStream:
+class AggregateArrivals:
     """Arrivals over all adapters, each of which chooses an adapter.
 
     The process has been running for ever when the run begins, else bursty ones would begin with a burst.
@@ -78,13 +78,13 @@ class OneStream:
     :param sizes: arrivals of consecutive blocks. Part of the random streams' key.
     """
 
-    def __init__(self, law: Arrivals, rate: float, chooser: Chooser, seed: int, sizes: Iterable[int]) -> None:
+    def __init__(self, law: Arrivals, rate: float, chooser: AdapterSampler, seed: int, sizes: Iterable[int]) -> None:
         self._law = law.model_copy(update={"rate": rate})
         self._chooser = chooser
         self._seed = seed
         self._sizes = sizes
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         intensity = self._intensity(replication)
         rate = self._law.rate if intensity is None else 1.0  # else gaps are counted in expected arrivals
         first, clock = 0, 0.0
@@ -99,7 +99,7 @@ class OneStream:
             times = np.cumsum(times)
             clock = float(times[-1])
             places = self._chooser.choose(stream(self._seed, replication, "popularity", block), first, count)
-            yield Block(times if intensity is None else intensity.time_at(times), places)
+            yield RequestBlock(times if intensity is None else intensity.time_at(times), places)
             first += count
 
     def _first(self, replication: int, gap: float, rate: float) -> float:
@@ -124,7 +124,7 @@ class OneStream:
         return None
 
 
-class StreamPerAdapter:
+class ArrivalsPerAdapter:
     """Every adapter's arrivals are a renewal process of its own, in equilibrium at the start.
 
     :param shares: (adapters,) share of the rate of each.
@@ -142,7 +142,7 @@ class StreamPerAdapter:
         self._rate = rate
         self._sizes = sizes
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         everyone = np.arange(len(self._asked))
         rng = stream(self._seed, replication, "first-arrivals")
         streams = Streams(self._gaps.residual(rng, everyone), self._rates)
@@ -153,13 +153,13 @@ class StreamPerAdapter:
             times, which = streams.until(end_s, self._gaps.draw, rng)
             order = np.argsort(times, kind="stable")
             if len(order):
-                yield Block(times[order], self._asked[which[order]])
+                yield RequestBlock(times[order], self._asked[which[order]])
                 done += len(order)
             if most is not None and done >= most:
                 return
 
 
-class Growing:
+class GrowingSizes:
     """The sizes of consecutive blocks, from the smallest on, without end.
 
     :param requests: how many come of each, on average.
@@ -175,7 +175,7 @@ class Growing:
             size = min(2 * size, self._largest)
 
 
-class Constant:
+class ConstantSizes:
     """The same size for all consecutive blocks, without end.
 
     In place of ``itertools.repeat``: worlds travel to worker processes, and pickles of itertools end with Python 3.14.
@@ -189,25 +189,25 @@ class Constant:
             yield self._size
 
 
-class Turned:
+class DriftingSource:
     """A source whose places in the ranking are held by other adapters as time passes.
 
     :param count: places; ``new``: adapters that may come in, with churn.
     """
 
     def __init__(
-        self, source: Source, drift: Drift | None, churn: Churn | None, count: int, new: int, seed: int
+        self, source: RequestSource, drift: Drift | None, churn: Churn | None, count: int, new: int, seed: int
     ) -> None:
         self._source = source
         self._turnover = drift, churn, count, new, seed
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         turnover = Turnover(*self._turnover, replication)
         for block in self._source.blocks(replication, most):
             yield block._replace(adapters=turnover.adapters(block.adapters, block.times))
 
 
-class Recorded:
+class ReplayedTrace:
     """A trace's own times, adapters and sessions; ``chooser`` draws adapters where it names none.
 
     :param size: requests a block, of which each has a random stream of its own.
@@ -218,7 +218,7 @@ class Recorded:
         times: Floats,
         adapter: NDArray[np.integer] | None,
         session: NDArray[np.integer] | None,
-        chooser: Chooser | None,
+        chooser: AdapterSampler | None,
         seed: int,
         size: int,
     ) -> None:
@@ -229,22 +229,22 @@ class Recorded:
         self._seed = seed
         self._size = size
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         for block, first in enumerate(range(0, len(self._times), self._size)):
             span = slice(first, first + self._size)
             times = self._times[span]
             sessions = None if self._session is None else self._session[span].astype(np.int64)
             if self._adapter is not None:
-                yield Block(times, self._adapter[span].astype(np.int64), sessions)
+                yield RequestBlock(times, self._adapter[span].astype(np.int64), sessions)
                 continue
             assert self._chooser is not None, "made where the trace names no adapter"
             rng = stream(self._seed, replication, "popularity", block)
-            yield Block(times, self._chooser.choose(rng, first, len(times)), sessions)
+            yield RequestBlock(times, self._chooser.choose(rng, first, len(times)), sessions)
 
 
-def cut(blocks: Iterable[Block], size: int, most: int | None, end_s: float | None) -> Iterator[Block]:
+def cut(blocks: Iterable[RequestBlock], size: int, most: int | None, end_s: float | None) -> Iterator[RequestBlock]:
     """Yield a source's requests in blocks of ``size``, and the rest: at most ``most``, and none from ``end_s`` on."""
-    held: Block | None = None
+    held: RequestBlock | None = None
     given, over = 0, False
     for block in blocks:
         held = block if held is None or len(held.times) == 0 else held.then(block)
@@ -263,6 +263,6 @@ def cut(blocks: Iterable[Block], size: int, most: int | None, end_s: float | Non
         yield from _in_parts(held, len(held.times), size)
 
 
-def _in_parts(block: Block, stop: int, size: int) -> Iterator[Block]:
+def _in_parts(block: RequestBlock, stop: int, size: int) -> Iterator[RequestBlock]:
     for start in range(0, stop, size):
         yield block.part(start, min(start + size, stop))

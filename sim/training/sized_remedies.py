@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from sim.spec.scenario import Targets
-from sim.training.logs.training_facts import Facts
+from sim.training.logs.training_facts import TrainingFacts
 from sim.training.vet_results import Remedy
 
 RANKS = (16, 32)
 
 
-def more_rank(facts: Facts) -> tuple[Remedy, ...]:
+def more_rank(facts: TrainingFacts) -> tuple[Remedy, ...]:
     """Return a larger rank on the same layers, then on all linear ones."""
     same = facts.targets
     remedies = [
@@ -24,7 +24,7 @@ def more_rank(facts: Facts) -> tuple[Remedy, ...]:
     return tuple(remedies)
 
 
-def calmer(facts: Facts, hot: bool) -> tuple[Remedy, ...]:
+def calmer(facts: TrainingFacts, hot: bool) -> tuple[Remedy, ...]:
     """Return what keeps a training from diverging.
 
     More bits for a quantised base come first; a learning rate that no adapter can take (``hot``) comes before that.
@@ -39,7 +39,7 @@ def calmer(facts: Facts, hot: bool) -> tuple[Remedy, ...]:
     return tuple(remedies if hot else [*remedies, slower])
 
 
-def less_fit(facts: Facts, best_step: int) -> tuple[Remedy, ...]:
+def less_fit(facts: TrainingFacts, best_step: int) -> tuple[Remedy, ...]:
     """Return what keeps a training from learning its examples by heart."""
     remedies = [
         Remedy("early-stop", f"stop at step {best_step}, or load the best checkpoint at the end"),
@@ -58,7 +58,7 @@ def other_base() -> tuple[Remedy, ...]:
     )
 
 
-def _sized(facts: Facts, name: str, words: str, rank: int, targets: Targets | None) -> Remedy:
+def _sized(facts: TrainingFacts, name: str, words: str, rank: int, targets: Targets | None) -> Remedy:
     parameters, size = facts.size_of(rank, targets)
     changed = targets if targets != facts.targets else None
     return Remedy(name, words, rank=rank, targets=changed, parameters=parameters, adapter_bytes=size)

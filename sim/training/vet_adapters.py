@@ -11,8 +11,8 @@ from sim.errors import InputError
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS, AdapterFile, read_adapter
 from sim.training.logs.failure_modes import judge
 from sim.training.logs.thresholds import Thresholds
-from sim.training.logs.training_case import Case, Tried
-from sim.training.logs.training_facts import Facts, gather
+from sim.training.logs.training_case import Case, SiblingRun
+from sim.training.logs.training_facts import TrainingFacts, gather
 from sim.training.logs.training_log import CHECKPOINT, STATE, TrainingLog, find_log, read_log
 from sim.training.vet_results import MODES, CurrentAdapter, Vetted
 
@@ -24,13 +24,13 @@ _MOST_ALIKE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _ReadAdapter:
     """An adapter or a lone log, read but not judged; ``log`` is None where there is none that can be read."""
 
     path: Path
     adapter: AdapterFile | None
     log: TrainingLog | None
-    facts: Facts
+    facts: TrainingFacts
     notes: tuple[str, ...]
 
 
@@ -55,7 +55,7 @@ def vet_path(
     known = _read_reference(reference) if reference else None
     if path.is_file():
         facts = gather(path.parent, None, log := read_log(path), base_bits, examples)
-        return (_judge(_Read(path, None, log, facts, ()), _case(log, facts, thresholds, known), ()),)
+        return (_judge(_ReadAdapter(path, None, log, facts, ()), _case(log, facts, thresholds, known), ()),)
     if not path.is_dir():
         raise InputError("no such file or folder", file=str(path))
     folders = list(_folders(path))
@@ -63,7 +63,7 @@ def vet_path(
         raise InputError(f"no adapter and no {STATE} here", file=str(path), hint=f"an adapter's folder has an {CONFIG}")
     read = [_read(folder, base_bits, examples, lone=len(folders) == 1, strict=strict) for folder in folders]
     cases = [_case(one.log, one.facts, thresholds, known) for one in read]
-    alike: dict[tuple[object, ...], list[tuple[_Read, Case]]] = {}
+    alike: dict[tuple[object, ...], list[tuple[_ReadAdapter, Case]]] = {}
     for one, case in zip(read, cases, strict=True):
         if case is not None:
             alike.setdefault(_fingerprint(one), []).append((one, case))
@@ -87,7 +87,7 @@ def _folders(root: Path) -> Iterator[Path]:
             yield here
 
 
-def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bool, strict: bool) -> _Read:
+def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bool, strict: bool) -> _ReadAdapter:
     """Read a folder; what can't be read becomes a note, unless ``strict`` or the log of a ``lone`` adapter."""
     notes: list[str] = []
     adapter = log = None
@@ -118,7 +118,7 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bo
             raise
         notes.append(f"the configuration can't be used: {error}")
         facts = gather(None, adapter, log, base_bits, examples)
-    return _Read(folder, adapter, log, facts, tuple(notes))
+    return _ReadAdapter(folder, adapter, log, facts, tuple(notes))
 
 
 def _read_reference(path: Path) -> TrainingLog:
@@ -128,36 +128,38 @@ def _read_reference(path: Path) -> TrainingLog:
     return read_log(found)
 
 
-def _case(log: TrainingLog | None, facts: Facts, thresholds: Thresholds, reference: TrainingLog | None) -> Case | None:
+def _case(
+    log: TrainingLog | None, facts: TrainingFacts, thresholds: Thresholds, reference: TrainingLog | None
+) -> Case | None:
     return None if log is None else Case(log, facts, thresholds, reference=reference)
 
 
-def _judge(one: _Read, case: Case | None, alike: Sequence[tuple[_Read, Case]]) -> Vetted:
+def _judge(one: _ReadAdapter, case: Case | None, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Vetted:
     facts = one.facts
     current = CurrentAdapter(
         facts.rank, facts.targets, facts.parameters, facts.adapter_bytes, facts.base_bits, facts.examples
     )
     if one.log is None or case is None:
         return Vetted(one.path, one.adapter, (), one.notes, MODES, current)
-    said = judge(replace(case, tried=tuple(_tried(one, case, alike[:_MOST_ALIKE]))))
+    said = judge(replace(case, siblings=tuple(_siblings(one, case, alike[:_MOST_ALIKE]))))
     notes = (*one.notes, *one.log.notes, *said.notes)
     return Vetted(one.path, one.adapter, said.findings, notes, said.thin, current)
 
 
-def _tried(one: _Read, case: Case, alike: Sequence[tuple[_Read, Case]]) -> Iterator[Tried]:
+def _siblings(one: _ReadAdapter, case: Case, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Iterator[SiblingRun]:
     """Yield other ranks of what looks like the same training: the same base, as many examples for training and
     validation, the same loss at the start."""
     for other, there in alike:
-        if other is one or other.facts.rank is None or case.course is None or there.course is None:
+        if other is one or other.facts.rank is None or case.summary is None or there.summary is None:
             continue
-        if abs(there.course.begin - case.course.begin) > _SAME_START * case.course.begin:
+        if abs(there.summary.begin - case.summary.begin) > _SAME_START * case.summary.begin:
             continue
         enough = there.epochs is None or there.epochs >= case.thresholds.fewest_epochs
-        best, done = there.course.eval_best.value, there.course.flat and enough
-        yield Tried(other.path.name, other.facts.rank, other.facts.attention_only, best, done)
+        best, done = there.summary.eval_best.value, there.summary.flat and enough
+        yield SiblingRun(other.path.name, other.facts.rank, other.facts.attention_only, best, done)
 
 
-def _fingerprint(one: _Read) -> tuple[object, ...]:
+def _fingerprint(one: _ReadAdapter) -> tuple[object, ...]:
     """Return what the runs of one training have in common, its folder included; its own path where too little is
     known."""
     log, facts = one.log, one.facts

@@ -242,7 +242,7 @@ def test_a_seed_repeats_a_plan_whatever_the_number_of_workers(tmp_path: Path) ->
         (("--minimize", "cache.gpu.slotz=8..64"), "plan.minimize: cache.gpu.slotz: unknown key"),
         (("--maximize", "workload.arrivals.rate=10..20"), "workload.arrivals.rate: not a rate"),
         (("--jobs", "0"), "--jobs: there is no work for no worker"),
-        (("--set", "workload.requests=30"), "slo: whether ttft_p99_s meets its target can't be told: not enough data"),
+        (("--set", "workload.requests=30"), "slo: can't decide whether ttft_p99_s meets its target: not enough data"),
         (("--set", "workload={requests: null, duration: 1 ms, arrivals: {process: poisson, rate: 1/h}}"),
          "no request arrives in this time"),
     ],

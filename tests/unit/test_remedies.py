@@ -71,7 +71,7 @@ def test_larger_adapters_leave_fewer_slots_for_one_and_for_all() -> None:
     assert (one.adapters, everyone.adapters) == (1, 1000)
     assert everyone.change.set == {"adapters.rank": 16, "adapters.targets": "all-linear", "cache.gpu.slots": 32}
     assert one.change.set["cache.gpu.slots"] == 32  # one adapter of rank 16 pads every slot
-    assert "one adapter makes every slot as large" in one.change.note
+    assert "one larger adapter enlarges every slot" in one.change.note
     small, large = 4 * 851_968 * 2, 16 * 2_621_440 * 2  # bytes: rank x parameters per rank x 16 bits
     assert (everyone.bytes_before, everyone.bytes_after) == (small, large)
     assert same_host.change.set["cache.host.slots"] == 1000 * small // large
@@ -98,7 +98,7 @@ def test_kv_memory_stays_where_slots_give_way() -> None:
 
 def test_where_not_one_larger_adapter_fits_it_is_said() -> None:
     one, everyone = priced(LARGER, "cache.gpu.slots=1")
-    assert one.change.refused == everyone.change.refused == "the memory of 1 slots holds not one such adapter"
+    assert one.change.refused == everyone.change.refused == "the memory of 1 slots can't hold one such adapter"
 
 
 def test_a_cache_by_size_stays_and_holds_fewer() -> None:
@@ -132,9 +132,7 @@ def test_a_mix_is_cured_where_it_is_like_the_vetted_adapter() -> None:
 
 def test_what_is_not_known_is_refused_and_not_guessed() -> None:
     mix = "adapters.mix=[{share: 50%, rank: 8}, {share: 50%, rank: 16}]"
-    assert refused(LARGER, mix) == (
-        "the scenario mixes kinds of adapters, and nothing says of which kind the vetted one is"
-    )
+    assert refused(LARGER, mix) == ("the scenario mixes kinds of adapters, and the kind of the vetted one is unknown")
     assert refused(LARGER, mix, current=CurrentAdapter(rank=4, targets=("q", "v"))) == (
         "no kind of adapters.mix has rank 4 on q, v, as the vetted adapter has"
     )

@@ -14,7 +14,7 @@ from sim.spec.sections.laws import EmpiricalTokens
 from sim.spec.sections.trace_source import Trace
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
-from sim.traffic.traces.objects import read_objects
+from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 from sim.traffic.traces.read import TraceData, read_trace
 
 HEADER = b"timestamp_s,adapter_id,input_tokens,output_tokens\n"
@@ -232,8 +232,8 @@ def test_a_lengths_file_is_checked_too(tmp_path: Path) -> None:
 def test_objects_of_bad_rows(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(b"adapter_id,adapter_bytes\na,5\n,5\nb,0\nb,7\n")
     with pytest.raises(TraceError, match="t:3: adapter_id: the adapter's name is empty"):
-        read_objects(str(tmp_path / "t"))
-    objects = read_objects(str(tmp_path / "t"), skip_bad=True)
+        read_adapter_sequence(str(tmp_path / "t"))
+    objects = read_adapter_sequence(str(tmp_path / "t"), skip_bad=True)
     assert objects.names == ("a", "b")
     assert objects.notes[0].startswith(f"{tmp_path}/t: left out 2 of 4 rows: ")
 
@@ -241,11 +241,11 @@ def test_objects_of_bad_rows(tmp_path: Path) -> None:
 def test_objects_need_no_times_and_lengths_but_those_there_are_checked(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(b"adapter_id,timestamp_s\na,1\nb,3\nc,2\n")
     with pytest.raises(TraceError, match="t:4: timestamp_s: time runs backwards"):
-        read_objects(str(tmp_path / "t"))
-    assert read_objects(str(tmp_path / "t"), skip_bad=True).names == ("a", "b")
+        read_adapter_sequence(str(tmp_path / "t"))
+    assert read_adapter_sequence(str(tmp_path / "t"), skip_bad=True).names == ("a", "b")
     (tmp_path / "t").write_bytes(b"adapter_id,output_tokens\na,1\nb,-3\n")
     with pytest.raises(TraceError, match="t:3: output_tokens"):
-        read_objects(str(tmp_path / "t"))
+        read_adapter_sequence(str(tmp_path / "t"))
 
 
 def test_a_quote_that_is_never_closed_loses_no_rows_unseen(tmp_path: Path) -> None:

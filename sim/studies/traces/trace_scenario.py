@@ -11,7 +11,7 @@ from typing import Any
 
 from sim.results.run_directory.result_files import write_text
 from sim.rng import stream
-from sim.studies.traces.trace_study import Study
+from sim.studies.traces.trace_study import TraceStudy
 from sim.studies.traces.traffic_fit import weights_text, workload_of
 from sim.traffic.fits.length_fit import by_adapter, correlation
 from sim.traffic.traces.data import TraceData
@@ -21,7 +21,7 @@ _MOST_LENGTHS = 20_000
 _UNNAMED = "count: 100"
 
 
-def write_scenario(study: Study, trace: TraceData, name: str, folder: Path, *, seed: int) -> Path:
+def write_scenario(study: TraceStudy, trace: TraceData, name: str, folder: Path, *, seed: int) -> Path:
     """Write the fitted traffic as a scenario, its weights and its lengths, and return the scenario's path.
 
     All of it is taken from the part of the trace that was fitted.
@@ -37,7 +37,7 @@ def write_scenario(study: Study, trace: TraceData, name: str, folder: Path, *, s
     return folder / SCENARIO
 
 
-def scenario_text(study: Study, trace: TraceData, name: str) -> str:
+def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
     """Return the text of the scenario file."""
     facts, model, part = study.facts, study.model, study.part
     assert model is not None, "there is traffic to write"
@@ -76,7 +76,7 @@ def scenario_text(study: Study, trace: TraceData, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _said(study: Study) -> list[str]:
+def _said(study: TraceStudy) -> list[str]:
     check, part = study.facts.fit, study.part
     assert part is not None, "fitted to a part"
     share = part.span_s / study.facts.span_s

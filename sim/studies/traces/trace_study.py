@@ -22,8 +22,8 @@ from sim.results.traces.trace_facts import (
 )
 from sim.studies.traces.cache_study import lru_orders
 from sim.studies.traces.traffic_fit import (
-    Model,
-    Part,
+    TraceSpan,
+    TrafficModel,
     curves,
     curves_of,
     generate,
@@ -59,20 +59,20 @@ _SPANS = 240
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class TraceStudy:
     """What a trace is like, and the traffic fitted to it.
 
     :ivar model: the best candidate, or None where nothing could be fitted; ``part``: what it was fitted to.
     """
 
     facts: TraceFacts
-    model: Model | None
-    part: Part | None = None
+    model: TrafficModel | None
+    part: TraceSpan | None = None
 
 
 def study_trace(
     trace: TraceData, file: str, *, fit_share: float, seed: int, progress: Progress = lambda done, total: None
-) -> Study:
+) -> TraceStudy:
     """Diagnose a trace and fit traffic to its first part.
 
     :param fit_share: share of its time that is fitted; 1: all of it, and nothing is left to check the fit on.
@@ -118,7 +118,7 @@ def study_trace(
         skipped=dict(trace.skipped),
         notes=notes,
     )
-    return Study(facts, model, part)
+    return TraceStudy(facts, model, part)
 
 
 def curve_slots(adapters: int) -> list[int]:
@@ -182,7 +182,7 @@ def _timeline(times: Floats, span: float) -> dict[str, list[float]]:
 
 def _fit(
     trace: TraceData, span: float, share: float, seed: int, progress: Progress
-) -> tuple[Model | None, Part | None, FitCheck | None, float | None, list[str]]:
+) -> tuple[TrafficModel | None, TraceSpan | None, FitCheck | None, float | None, list[str]]:
     """Return the best model, what it was fitted to, its check, the pause that ends its sessions, and notes."""
     cut = span * share
     adapter = trace.adapter if trace.adapter is not None else np.zeros(len(trace.arrival_s), dtype=np.int32)
@@ -204,12 +204,12 @@ def _fit(
     return best, first, check, pause, []
 
 
-def _usable(part: Part) -> bool:
+def _usable(part: TraceSpan) -> bool:
     """Return whether there is a rate to fit or to check: of requests enough, and not all of them at one instant."""
     return len(part) >= LEAST_FITTED and len(part) <= HIGHEST_RATE * part.span_s
 
 
-def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float) -> Part:
+def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float) -> TraceSpan:
     """Return the requests from ``begin`` to ``end``, the first ``MOST_FITTED`` of them."""
     low, high = np.searchsorted(trace.arrival_s, (begin, end), side="left").tolist()
     if end >= float(trace.arrival_s[-1]):
@@ -219,16 +219,16 @@ def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float)
         end = float(trace.arrival_s[high - 1])
     session = None if trace.session is None or trace.adapter is None else trace.session[low:high]
     rows = slice(low, high)
-    return Part(rows, trace.arrival_s[rows] - begin, adapter[rows], session, end - begin, count)
+    return TraceSpan(rows, trace.arrival_s[rows] - begin, adapter[rows], session, end - begin, count)
 
 
 def _best(
-    part: Part, slots: list[int], folder: Path, seed: int, progress: Progress
-) -> tuple[Model, list[Candidate], float | None]:
+    part: TraceSpan, slots: list[int], folder: Path, seed: int, progress: Progress
+) -> tuple[TrafficModel, list[Candidate], float | None]:
     if not slots:
         return independent(part), [], None
     real = curves(part.adapter, slots)
-    found: list[tuple[float, Model]] = []
+    found: list[tuple[float, TrafficModel]] = []
     total = number_of_models(part)
     for number, model in enumerate(models(part)):
         progress(number, total)
@@ -240,14 +240,16 @@ def _best(
     return best, [Candidate(model.name, model.words, error) for error, model in found], pause
 
 
-def _nothing(share: float, first: Part, second: Part, best: Model, candidates: list[Candidate]) -> FitCheck:
+def _nothing(
+    share: float, first: TraceSpan, second: TraceSpan, best: TrafficModel, candidates: list[Candidate]
+) -> FitCheck:
     return FitCheck(share, len(first), len(second), best.name, candidates, [], [], [], [], [])
 
 
 def _check(
     trace: TraceData,
-    parts: tuple[Part, Part],
-    fitted: tuple[Model, list[Candidate]],
+    parts: tuple[TraceSpan, TraceSpan],
+    fitted: tuple[TrafficModel, list[Candidate]],
     slots: list[int],
     share: float,
     folder: Path,

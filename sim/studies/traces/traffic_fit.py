@@ -40,7 +40,7 @@ _REPLICATIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TraceSpan:
     """A stretch of a trace.
 
     :ivar rows: which requests of the trace it has.
@@ -61,7 +61,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class TrafficModel:
     """A candidate.
 
     :ivar workload: arrivals, popularity (without the file of its weights) and sessions, as a scenario has them.
@@ -79,7 +79,7 @@ class Model:
     pause_s: float | None = None
 
 
-def models(part: Part) -> Iterator[Model]:
+def models(part: TraceSpan) -> Iterator[TrafficModel]:
     """Fit every kind of model to a part of a trace; the simplest first."""
     yield independent(part)
     for process in ("weibull", "gamma"):
@@ -94,24 +94,24 @@ def models(part: Part) -> Iterator[Model]:
         yield replace(_in_sessions(part, found, name, words), pause_s=pause)
 
 
-def number_of_models(part: Part) -> int:
+def number_of_models(part: TraceSpan) -> int:
     """Return how many models ``models`` gives."""
     return 4 if part.session is not None else 3 + len(_pauses(part))
 
 
-def _pauses(part: Part) -> list[float]:
+def _pauses(part: TraceSpan) -> list[float]:
     return [pause for pause in PAUSES_S if pause < part.span_s / 20]
 
 
-def independent(part: Part) -> Model:
+def independent(part: TraceSpan) -> TrafficModel:
     """Return the model in which every request draws its adapter anew, as often as the part asked for it."""
     arrivals = _arrivals(part.times, len(part) / part.span_s)
     asked = np.bincount(part.adapter, minlength=part.count).astype(np.float64)
     words = "every request draws its adapter independently"
-    return Model("independent", words, {"arrivals": arrivals}, asked, None, part.count)
+    return TrafficModel("independent", words, {"arrivals": arrivals}, asked, None, part.count)
 
 
-def _bursts(part: Part, process: str) -> Model:
+def _bursts(part: TraceSpan, process: str) -> TrafficModel:
     cvs = cvs_by_adapter(part.times, part.adapter, part.count, process)
     asked = np.bincount(part.adapter, minlength=part.count).astype(np.float64)
     arrivals = {
@@ -121,10 +121,10 @@ def _bursts(part: Part, process: str) -> Model:
         "per": "adapter",
     }
     words = f"every adapter's requests come on their own, with {process.capitalize()} gaps"
-    return Model(f"bursts-{process}", words, {"arrivals": arrivals}, asked, cvs, part.count)
+    return TrafficModel(f"bursts-{process}", words, {"arrivals": arrivals}, asked, cvs, part.count)
 
 
-def _in_sessions(part: Part, session: Ints, name: str, words: str) -> Model:
+def _in_sessions(part: TraceSpan, session: Ints, name: str, words: str) -> TrafficModel:
     table = SessionTable(part.times, part.adapter, session)
     begun, whole = _inner(table, part.span_s)
     rate = len(part) / part.span_s
@@ -134,8 +134,8 @@ def _in_sessions(part: Part, session: Ints, name: str, words: str) -> Model:
     law = likeliest(asked)
     if law.p_value is not None and law.p_value >= LEAST_P:
         workload["popularity"] = plain_law(law.law)
-        return Model(name, words, workload, None, None, law.adapters)
-    return Model(name, words, workload, asked.astype(np.float64), None, part.count)
+        return TrafficModel(name, words, workload, None, None, law.adapters)
+    return TrafficModel(name, words, workload, asked.astype(np.float64), None, part.count)
 
 
 def _inner(table: SessionTable, span_s: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -202,7 +202,7 @@ def _number(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def weights_text(model: Model, names: Sequence[str]) -> str:
+def weights_text(model: TrafficModel, names: Sequence[str]) -> str:
     """Return a model's weights file: every adapter that it asks for."""
     assert model.weights is not None, "only a model of weights has a file"
     out = io.StringIO()
@@ -214,14 +214,14 @@ def weights_text(model: Model, names: Sequence[str]) -> str:
     return out.getvalue()
 
 
-def workload_of(model: Model, weights_file: str) -> dict[str, Any]:
+def workload_of(model: TrafficModel, weights_file: str) -> dict[str, Any]:
     """Return the workload section of a model, without its end and lengths."""
     if model.weights is None:
         return model.workload
     return {**model.workload, "popularity": {"law": "weights", "file": weights_file}}
 
 
-def generate(model: Model, span_s: float, folder: Path, replication: int, seed: int) -> tuple[Floats, Ints]:
+def generate(model: TrafficModel, span_s: float, folder: Path, replication: int, seed: int) -> tuple[Floats, Ints]:
     """Return times and adapters of a model's requests during ``span_s``, as a scenario with it would make them.
 
     :param folder: where its weights file may be written.
@@ -270,7 +270,7 @@ def curves(adapter: Ints, slots: list[int]) -> Curves:
     return Curves(lru_curve(adapter).miss_ratios(slots), 1 - held[np.minimum(slots, len(held)) - 1])
 
 
-def curves_of(model: Model, span_s: float, slots: list[int], folder: Path, seed: int) -> Curves:
+def curves_of(model: TrafficModel, span_s: float, slots: list[int], folder: Path, seed: int) -> Curves:
     """Return the curves of a model's requests, mean of a few replications."""
     found = [curves(generate(model, span_s, folder, each, seed)[1], slots) for each in range(_REPLICATIONS)]
     return Curves(np.mean([one.lru for one in found], axis=0), np.mean([one.hottest for one in found], axis=0))

@@ -186,7 +186,7 @@ def _at_same_memory(label: str, before: Adapters, after: Adapters, loaded: Loade
         return Change("cure", label, set_, "adapters take KV memory when they load")
     slots = slots_at_same_memory(world, population_of(after, world))
     if slots == 0:
-        return Change("cure", label, refused=f"the memory of {gpu.slots} slots is too small for a single such adapter")
+        return Change("cure", label, refused=f"the memory of {gpu.slots} slots can't hold one such adapter")
     return Change("cure", label, set_ if slots == gpu.slots else {**set_, "cache.gpu.slots": slots})
 
 

@@ -22,7 +22,7 @@ def listed(names: list[str], most: int = 8) -> str:
     return ", ".join(cut) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-class Problems:
+class BadRows:
     """Collect what is wrong with the rows of one file.
 
     :ivar rows: rows seen, good and bad.

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.traffic.traces.bad_rows import Problems
+from sim.traffic.traces.bad_rows import BadRows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -52,7 +52,7 @@ class TextColumn:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class RowBlock:
     """Consecutive rows.
 
     :ivar rows: (n,) int64, the line on which each row begins; in a Parquet file its number, from 1.
@@ -62,12 +62,12 @@ class Block:
     columns: dict[str, Column]
 
 
-class Table(Protocol):
+class TraceTable(Protocol):
     """A file with named columns."""
 
     header: tuple[str, ...]
 
-    def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
         """Return the next rows, at most ``count`` and perhaps none of them good; None at the end of the file."""
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.rng import stream
 from sim.spec.sections.laws import MAX_TOKENS
-from sim.traffic.traces.bad_rows import Problems
+from sim.traffic.traces.bad_rows import BadRows
 from sim.traffic.traces.blocks import BLOCK_ROWS
 from sim.traffic.traces.data import Floats, Ints32
 from sim.traffic.traces.formats import check_columns, no_rows
@@ -29,7 +29,7 @@ OPTIONAL = ("pool", "requests")
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class ClientLengths:
     """The lengths file.
 
     :ivar pool: (rows,) names of the pools the clients belong to.
@@ -102,14 +102,14 @@ def tokens_at(shares: Floats, statistics: Floats) -> Ints32:
     return np.asarray(np.clip(np.rint(np.where(part == 3, beyond, lengths)), 1, MAX_TOKENS), dtype=np.int32)
 
 
-def _load(file: str, skip_bad: bool) -> Lengths:
-    problems, names = Problems(file, skip_bad), Names(file)
+def _load(file: str, skip_bad: bool) -> ClientLengths:
+    bad_rows, names = BadRows(file, skip_bad), Names(file)
     parts = []
     with open_table(file) as table:
         columns = (*COLUMNS, *(name for name in OPTIONAL if name in table.header))
         check_columns(table, file, COLUMNS, columns)
-        while not problems.hopeless and (block := table.read(columns, BLOCK_ROWS, problems)) is not None:
-            rows = Rows(block, problems)
+        while not bad_rows.hopeless and (block := table.read(columns, BLOCK_ROWS, bad_rows)) is not None:
+            rows = Rows(block, bad_rows)
             client = rows.names(("client",), names)
             statistics = _statistics(rows)
             requests = rows.numbers("requests", least=0) if "requests" in columns else np.ones(len(rows.good))
@@ -118,14 +118,14 @@ def _load(file: str, skip_bad: bool) -> Lengths:
             rows.refuse(long, "pool", "the pool's name is too long", f"at most {MAX_NAME_BYTES:,} letters")
             good = rows.good
             parts.append((kept(pool, good), kept(client, good), requests[good], statistics[good]))
-            if problems.rows > MAX_CLIENTS:
-                raise TraceError("too many rows", file=file, got=f"{problems.rows:,}", allowed=f"up to {MAX_CLIENTS:,}")
+            if bad_rows.rows > MAX_CLIENTS:
+                raise TraceError("too many rows", file=file, got=f"{bad_rows.rows:,}", allowed=f"up to {MAX_CLIENTS:,}")
     count = sum(len(part[0]) for part in parts)
-    problems.settle(count)
+    bad_rows.settle(count)
     if count == 0:
-        raise no_rows(file, problems)
+        raise no_rows(file, bad_rows)
     pools, clients, requests_, statistics_ = zip(*parts, strict=True)
-    return Lengths(
+    return ClientLengths(
         pool=_texts([cell.strip() for part in pools for cell in part]),
         client=_texts([cell.strip() for part in clients for cell in part]),
         requests=np.concatenate(requests_),
@@ -150,7 +150,7 @@ def _statistics(rows: Rows) -> Floats:
     return np.stack(sides, axis=1)
 
 
-def _nearest_pool(lengths: Lengths, clients: set[str]) -> str:
+def _nearest_pool(lengths: ClientLengths, clients: set[str]) -> str:
     """Return the pool that shares the largest part of its clients with the trace (Jaccard's index)."""
     best, nearest = -1.0, ""
     for pool in dict.fromkeys(lengths.pool.tolist()):

@@ -61,7 +61,7 @@ class TraceData:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ReadOptions:
     """What is asked of a reader: with the state of the files, all that decides what it returns.
 
     :ivar limit: at most so many requests.

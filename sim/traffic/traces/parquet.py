@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from sim.errors import TraceError
-from sim.traffic.traces.bad_rows import Problems, shown
-from sim.traffic.traces.blocks import Block, Floats, TextColumn, text_of
+from sim.traffic.traces.bad_rows import BadRows, shown
+from sim.traffic.traces.blocks import Floats, RowBlock, TextColumn, text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,7 +74,7 @@ class ParquetTable:
         self._batch: Any = None
         self._row = 1
 
-    def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
         import pyarrow as pa
 
         if self._batches is None:
@@ -93,8 +93,8 @@ class ParquetTable:
         part, self._batch = self._batch.slice(0, count), self._batch.slice(count)
         rows = np.arange(self._row, self._row + part.num_rows, dtype=np.int64)
         self._row += part.num_rows
-        problems.rows += part.num_rows
-        return Block(rows, {name: ArrowColumn(part.column(name), self._name) for name in columns})
+        bad_rows.rows += part.num_rows
+        return RowBlock(rows, {name: ArrowColumn(part.column(name), self._name) for name in columns})
 
     def _check(self, columns: Sequence[str]) -> None:
         """Refuse, by what the file says of itself, columns of lists and of texts that are longer than names are."""

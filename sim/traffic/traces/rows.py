@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.spec.sections.laws import MAX_TOKENS
-from sim.traffic.traces.bad_rows import Problems
-from sim.traffic.traces.blocks import Block, Floats, Ints
+from sim.traffic.traces.bad_rows import BadRows
+from sim.traffic.traces.blocks import Floats, Ints, RowBlock
 
 Mask = NDArray[np.bool_]
 Ints32 = NDArray[np.int32]
@@ -33,9 +33,9 @@ class Rows:
     :ivar good: (n,) bool, rows that nothing was found against so far.
     """
 
-    def __init__(self, block: Block, problems: Problems) -> None:
+    def __init__(self, block: RowBlock, bad_rows: BadRows) -> None:
         self._block = block
-        self._problems = problems
+        self._problems = bad_rows
         self.good: Mask = np.ones(len(block.rows), dtype=np.bool_)
 
     @property
@@ -185,7 +185,7 @@ class Names:
         return np.fromiter(map(codes.__getitem__, cells), np.int32, len(cells))
 
 
-class Order:
+class TimeOrder:
     """See to it that times never fall, over all blocks of a file.
 
     :ivar longest_s: the longest time without a request, and the row that ended it.

@@ -19,8 +19,8 @@ import numpy as np
 
 from sim.errors import TraceError
 from sim.reading import BLOCK_BYTES, ROW_BYTES, Bounded, open_regular
-from sim.traffic.traces.bad_rows import Problems
-from sim.traffic.traces.blocks import Block, Column, Table, TextColumn, text_of
+from sim.traffic.traces.bad_rows import BadRows
+from sim.traffic.traces.blocks import Column, RowBlock, TextColumn, TraceTable, text_of
 from sim.traffic.traces.parquet import ParquetTable
 
 MOST_LINES = 10
@@ -31,7 +31,7 @@ _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @contextlib.contextmanager
-def open_table(file: str) -> Iterator[Table]:
+def open_table(file: str) -> Iterator[TraceTable]:
     """Open a table; what it is, is told by its first bytes.
 
     :raises TraceError: where there is no such file, or no table in it.
@@ -56,7 +56,7 @@ def open_table(file: str) -> Iterator[Table]:
         raise TraceError("the trace can't be read", file=file, got=error.strerror or str(error)) from error
 
 
-def _text_table(file: str, raw: IO[bytes]) -> Table:
+def _text_table(file: str, raw: IO[bytes]) -> TraceTable:
     head = raw.read(4096)
     raw.seek(0)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) // 4:
@@ -94,21 +94,21 @@ class CsvTable:
             raise TraceError("not a CSV table", file=file, line=self._reader.line_num, got=str(error)) from error
         check_width(self.header, file)
 
-    def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
-        rows, lines = self._rows(count, problems)
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
+        rows, lines = self._rows(count, bad_rows)
         if not rows:
             return None
         width = len(self.header)
         if set(map(len, rows)) != {width}:
-            rows, lines = _even(rows, [*lines, self._reader.line_num + 1], width, problems)
-        problems.rows += len(rows)
+            rows, lines = _even(rows, [*lines, self._reader.line_num + 1], width, bad_rows)
+        bad_rows.rows += len(rows)
         places = {name: self.header.index(name) for name in columns}
         found: dict[str, Column] = {
             name: TextColumn(list(map(itemgetter(place), rows))) for name, place in places.items()
         }
-        return Block(np.asarray(lines, dtype=np.int64), found)
+        return RowBlock(np.asarray(lines, dtype=np.int64), found)
 
-    def _rows(self, count: int, problems: Problems) -> tuple[list[list[str]], list[int]]:
+    def _rows(self, count: int, bad_rows: BadRows) -> tuple[list[list[str]], list[int]]:
         """Return rows and the lines on which they begin."""
         rows: list[list[str]] = []
         lines: list[int] = []
@@ -126,14 +126,14 @@ class CsvTable:
                         break
                 return rows, lines
             except csv.Error as error:
-                problems.rows += 1
+                bad_rows.rows += 1
                 hint = "a quote that is never closed?" if "field limit" in str(error) else None
-                problems.add(line + 1, "not a CSV row", got=str(error), hint=hint)
+                bad_rows.add(line + 1, "not a CSV row", got=str(error), hint=hint)
                 line = reader.line_num
                 source.row_bytes = 0
 
 
-def _even(rows: list[list[str]], lines: list[int], width: int, problems: Problems) -> tuple[list[list[str]], list[int]]:
+def _even(rows: list[list[str]], lines: list[int], width: int, bad_rows: BadRows) -> tuple[list[list[str]], list[int]]:
     """Drop blank lines, and note rows with more or fewer cells than the header.
 
     :param lines: where each row begins, and where the next one would.
@@ -144,19 +144,19 @@ def _even(rows: list[list[str]], lines: list[int], width: int, problems: Problem
         if len(row) == width:
             even.append(index)
         elif len(row) > 1 or (row and row[0].strip()):
-            problems.rows += 1
+            bad_rows.rows += 1
             first, last = lines[index], lines[index + 1] - 1
             hint = f"the row goes on to line {last}: a quote that is never closed?" if last > first else None
             if last - first >= MOST_LINES:
                 raise TraceError(
                     "not as many cells as the header",
-                    file=problems.file,
+                    file=bad_rows.file,
                     line=first,
                     got=str(len(row)),
                     allowed=str(width),
                     hint=hint,
                 )
-            problems.add(first, "not as many cells as the header", got=str(len(row)), allowed=str(width), hint=hint)
+            bad_rows.add(first, "not as many cells as the header", got=str(len(row)), allowed=str(width), hint=hint)
     return [rows[index] for index in even], [lines[index] for index in even]
 
 
@@ -177,7 +177,7 @@ class JsonTable:
         self.header = tuple(record)
         check_width(self.header, file)
 
-    def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
         lines: list[int] = []
         cells: dict[str, list[str]] = {name: [] for name in columns}
         seen, source = False, self._source
@@ -188,18 +188,18 @@ class JsonTable:
             record = _record(line)
             if record is None:
                 if line.strip():
-                    problems.rows += 1
-                    problems.add(number, "not a line of JSON", got=line.rstrip()[:80], allowed="one object a line")
+                    bad_rows.rows += 1
+                    bad_rows.add(number, "not a line of JSON", got=line.rstrip()[:80], allowed="one object a line")
                 continue
             lines.append(number)
             for name in columns:
                 cells[name].append(text_of(record.get(name)))
             if source.block_bytes > BLOCK_BYTES:
                 break
-        problems.rows += len(lines)
+        bad_rows.rows += len(lines)
         if not seen:
             return None
-        return Block(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})
+        return RowBlock(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})
 
     def _take(self) -> Iterator[tuple[int, str]]:
         while self._first:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.rng import stream
-from sim.traffic.traces.bad_rows import Problems
-from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, Table
+from sim.traffic.traces.bad_rows import BadRows
+from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, TraceTable
 from sim.traffic.traces.client_lengths import draw_lengths
-from sim.traffic.traces.data import MAX_REQUESTS, Ask, Floats, Ints, Ints32, TraceData, too_many
+from sim.traffic.traces.data import MAX_REQUESTS, Floats, Ints, Ints32, ReadOptions, TraceData, too_many
 from sim.traffic.traces.formats import check_columns, in_use, no_rows
-from sim.traffic.traces.renewal import Family, Straddling, gaps_of, shape_of_cv
+from sim.traffic.traces.renewal import CarriedGaps, Family, gaps_of, shape_of_cv
 from sim.traffic.traces.rows import MAX_SECONDS, Names, Rows, kept
 
 MAX_COUNT = 10**9
@@ -55,7 +55,7 @@ class Windows:
     names: tuple[str, ...]
 
 
-def read_windows(table: Table, ask: Ask) -> TraceData:
+def read_windows(table: TraceTable, ask: ReadOptions) -> TraceData:
     """Read ServeGen windows and make their requests: one adapter a client.
 
     A client's requests are a renewal process in operational time (the integral of its rate), with the gaps of its
@@ -66,11 +66,11 @@ def read_windows(table: Table, ask: Ask) -> TraceData:
     :raises TraceError: as any reader; also for windows on no grid, and for too many requests.
     """
     check_columns(table, ask.file, WINDOW_COLUMNS[:3], [name for name in WINDOW_COLUMNS if name in table.header])
-    problems = Problems(ask.file, ask.skip_bad)
-    windows = _load_windows(table, problems, ask)
-    notes = list(problems.settle(len(windows.start)))
+    bad_rows = BadRows(ask.file, ask.skip_bad)
+    windows = _load_windows(table, bad_rows, ask)
+    notes = list(bad_rows.settle(len(windows.start)))
     if len(windows.start) == 0:
-        raise no_rows(ask.file, problems)
+        raise no_rows(ask.file, bad_rows)
     expected = float(windows.rate.sum()) * windows.length_s
     if ask.limit is None and expected > MAX_REQUESTS:
         raise too_many(ask.file, expected)
@@ -89,16 +89,16 @@ def read_windows(table: Table, ask: Ask) -> TraceData:
         names=names,
         adapter_bytes=None,
         notes=tuple(notes),
-        skipped=dict(problems.skipped),
+        skipped=dict(bad_rows.skipped),
     )
 
 
-def _load_windows(table: Table, problems: Problems, ask: Ask) -> Windows:
+def _load_windows(table: TraceTable, bad_rows: BadRows, ask: ReadOptions) -> Windows:
     columns = [name for name in WINDOW_COLUMNS if name in table.header]
     names = Names(ask.file)
     parts: list[tuple[Ints, Ints32, Floats, Floats, NDArray[np.str_], Floats]] = []
-    while not problems.hopeless and (block := table.read(columns, BLOCK_ROWS, problems)) is not None:
-        rows = Rows(block, problems)
+    while not bad_rows.hopeless and (block := table.read(columns, BLOCK_ROWS, bad_rows)) is not None:
+        rows = Rows(block, bad_rows)
         cells = rows.names(("client_id",), names)
         start_s = rows.numbers("timestamp_s", -MAX_SECONDS, MAX_SECONDS, "seconds")
         rate = rows.numbers("rate_rps", 0, MAX_RATE, f"requests per second, 0 to {MAX_RATE:,.0f}")
@@ -118,7 +118,7 @@ def _load_windows(table: Table, problems: Problems, ask: Ask) -> Windows:
     order = np.lexsort((client, start))
     same = (np.diff(start[order]) == 0) & (np.diff(client[order]) == 0)
     for first, second in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
-        problems.add(
+        bad_rows.add(
             int(lines[max(first, second)]),
             "a second row for this client and window",
             key="client_id",
@@ -185,7 +185,7 @@ def _grid(start_s: Floats, lines: Ints, file: str) -> float:
 def _window_requests(windows: Windows, seed: int) -> Iterator[tuple[Floats, Ints32]]:
     """Yield the requests of one window after the other, each in order of time."""
     edges = np.flatnonzero(np.concatenate(([True], np.diff(windows.start) > 0, [True])))
-    straddling = Straddling(len(windows.names))
+    straddling = CarriedGaps(len(windows.names))
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         span = slice(low, high)
         number = int(windows.start[low])
@@ -208,7 +208,7 @@ def _window_requests(windows: Windows, seed: int) -> Iterator[tuple[Floats, Ints
         yield number * windows.length_s + joined[order], owner[order]
 
 
-def read_function_counts(table: Table, ask: Ask) -> TraceData:
+def read_function_counts(table: TraceTable, ask: ReadOptions) -> TraceData:
     """Read Azure Functions 2019 (a day's calls per function and minute): one adapter a function, no lengths.
 
     The calls of a minute are spread over it at random. Source: Azure/AzurePublicDataset, AzureFunctionsDataset2019.md.
@@ -217,24 +217,24 @@ def read_function_counts(table: Table, ask: Ask) -> TraceData:
     """
     minutes = tuple(minute for minute in MINUTES if minute in table.header)
     check_columns(table, ask.file, (FUNCTION_COLUMN, "1"), (FUNCTION_COLUMN, *minutes))
-    problems, names = Problems(ask.file, ask.skip_bad), Names(ask.file)
+    bad_rows, names = BadRows(ask.file, ask.skip_bad), Names(ask.file)
     found: list[tuple[Ints32, Ints32, Ints]] = []
     block_rows = max(1, BLOCK_CELLS // len(table.header))
     read = 0
-    while not problems.hopeless:
-        block = table.read((FUNCTION_COLUMN, *minutes), block_rows, problems)
+    while not bad_rows.hopeless:
+        block = table.read((FUNCTION_COLUMN, *minutes), block_rows, bad_rows)
         if block is None:
             break
-        rows = Rows(block, problems)
+        rows = Rows(block, bad_rows)
         cells = rows.names((FUNCTION_COLUMN,), names)
         counts = np.stack([rows.whole(minute, 0, MAX_COUNT, "not a count") for minute in minutes], axis=1)
         read += int(np.count_nonzero(rows.good))
         codes = names.codes(kept(cells, rows.good))
         row, minute = np.nonzero(counts[rows.good])
         found.append((minute.astype(np.int32), codes[row], counts[rows.good][row, minute]))
-    notes = problems.settle(read)
+    notes = bad_rows.settle(read)
     if read == 0:
-        raise no_rows(ask.file, problems)
+        raise no_rows(ask.file, bad_rows)
     minute, function, count = (np.concatenate(column) for column in zip(*found, strict=True))
     total = float(count.sum()) * ask.rate_scale
     if ask.limit is None and total > MAX_REQUESTS:
@@ -253,7 +253,7 @@ def read_function_counts(table: Table, ask: Ask) -> TraceData:
         names=used,
         adapter_bytes=None,
         notes=notes,
-        skipped=dict(problems.skipped),
+        skipped=dict(bad_rows.skipped),
     )
 
 
@@ -273,7 +273,7 @@ def _minute_requests(minute: Ints, function: Ints32, mean: Floats, seed: int) ->
         yield number * 60.0 + times[order], owner[order]
 
 
-def _collect(requests: Iterator[tuple[Floats, Ints32]], ask: Ask) -> tuple[Floats, Ints32]:
+def _collect(requests: Iterator[tuple[Floats, Ints32]], ask: ReadOptions) -> tuple[Floats, Ints32]:
     """Return the first ``limit`` requests of all windows."""
     times: list[Floats] = []
     owners: list[Ints32] = []

@@ -7,20 +7,20 @@ from statistics import median
 
 from sim.cells import printable
 from sim.training.logs.curves import Jump, Level, largest_jump, largest_spike, lowest, near, points, start, tail, window
-from sim.training.logs.training_case import Case, Judged, judged_metric
-from sim.training.logs.training_log import Series, TrainingLog, entries
+from sim.training.logs.training_case import Case, RuleResult, judged_metric
+from sim.training.logs.training_log import StepSeries, TrainingLog, entries
 from sim.training.sized_remedies import calmer
 from sim.training.vet_results import Confidence, Evidence, Finding, Mode
 
 
-def judge(case: Case) -> Judged:
+def judge(case: Case) -> RuleResult:
     """Say whether a run diverged, or lost quality to its quantised base."""
     notes: list[str] = []
     found = _no_number(case, notes) or _left(case, notes) or _too_hot(case) or _worse_than_16_bit(case, notes)
     if found is None:
         notes += _spike(case)
         thin: tuple[Mode, ...] = ("divergence",) if len(case.losses) < case.thresholds.fewest_losses else ()
-        return Judged(notes=tuple(notes), thin=thin)
+        return RuleResult(notes=tuple(notes), thin=thin)
     confidence, evidence = found
     bits = case.facts.base_bits
     if bits is not None and bits < 16:
@@ -28,15 +28,15 @@ def judge(case: Case) -> Judged:
         evidence.append(Evidence(f"the base was held in {bits} bits ({source})"))
     elif bits is None:
         notes.append("the base's number format is unknown, so whether quantisation is to blame: give --base-bits")
-    return Judged(
+    return RuleResult(
         Finding("divergence", confidence, tuple(evidence), calmer(case.facts, _hottest(case) is not None)), tuple(notes)
     )
 
 
-Found = tuple[Confidence, list[Evidence]]
+Grounds = tuple[Confidence, list[Evidence]]
 
 
-def _no_number(case: Case, notes: list[str]) -> Found | None:
+def _no_number(case: Case, notes: list[str]) -> Grounds | None:
     """Look for a loss that ends as NaN or infinity.
 
     By default the Trainer leaves such steps out of its mean, so that the log says 0.0 instead; the norm of the
@@ -59,7 +59,7 @@ def _no_number(case: Case, notes: list[str]) -> Found | None:
         if log.eval_loss and not math.isfinite(log.eval_loss.values[-1]):
             notes.append("the validation loss is no number, the training loss is: examples without a label do that")
         return None
-    bad = Series(log.loss.steps[-trailing:], log.loss.values[-trailing:])
+    bad = StepSeries(log.loss.steps[-trailing:], log.loss.values[-trailing:])
     what = "NaN or infinite" if any(not math.isfinite(value) for value in bad.values) else "0.0 with a gradient of NaN"
     evidence = [Evidence(f"the loss is {what} from step {bad.steps[0]} to the end, step {bad.steps[-1]}", *points(bad))]
     before = log.grad_norm.finite().until(bad.steps[0])
@@ -71,19 +71,19 @@ def _no_number(case: Case, notes: list[str]) -> Found | None:
     return "certain", evidence
 
 
-def _left(case: Case, notes: list[str]) -> Found | None:
+def _left(case: Case, notes: list[str]) -> Grounds | None:
     """Look for a loss that rose above its low, or its start, and a jump of the gradient beside it."""
-    lines = case.thresholds
+    limits = case.thresholds
     losses = case.losses.until(case.log.kept_step)
-    if len(losses) < lines.fewest_losses:
-        notes.append(f"{len(losses)} losses: too few to see a divergence; at least {lines.fewest_losses} are needed")
+    if len(losses) < limits.fewest_losses:
+        notes.append(f"{len(losses)} losses: too few to see a divergence; at least {limits.fewest_losses} are needed")
         return None
     wide = max(5, len(losses) // 8)
     begin, base, end = start(losses), _base(losses, wide), window(losses, len(losses) - wide, len(losses))
     rise = end.value - base.value
     rose = (
-        end.value >= lines.loss_rise * base.value
-        and rise >= max(lines.least_loss_rise, lines.lost_share * (begin.value - base.value))
+        end.value >= limits.loss_rise * base.value
+        and rise >= max(limits.least_loss_rise, limits.lost_share * (begin.value - base.value))
         and _validation_agrees(case, base)
     )
     jump = _lasting_jump(case)
@@ -106,7 +106,7 @@ def _left(case: Case, notes: list[str]) -> Found | None:
             return None
     if not evidence:
         return None
-    far = end.value >= 2 * lines.loss_rise * base.value and end.value >= base.value + 1
+    far = end.value >= 2 * limits.loss_rise * base.value and end.value >= base.value + 1
     sure = rose and (far or jump is not None)
     return ("certain" if sure else "likely"), evidence
 
@@ -131,7 +131,7 @@ def _spike(case: Case) -> list[str]:
     ]
 
 
-def _base(losses: Series, wide: int) -> Level:
+def _base(losses: StepSeries, wide: int) -> Level:
     """Return the level that a loss should not have left: its lowest, or its start where it never got below that.
 
     The start is of few entries, whose noise no median takes away: the highest of them counts.
@@ -144,26 +144,26 @@ def _base(losses: Series, wide: int) -> Level:
 
 def _validation_agrees(case: Case, base: Level) -> bool:
     """Say whether the validation loss, which is less noisy, rose as well; true where there is none to ask."""
-    evals, lines = case.evals.until(case.log.kept_step), case.thresholds
-    if len(evals) < lines.fewest_evals:
+    evals, limits = case.evals.until(case.log.kept_step), case.thresholds
+    if len(evals) < limits.fewest_evals:
         return True
     end = tail(evals).value
-    return end >= 1.2 * lowest(evals)[1].value or end >= lines.loss_rise * base.value
+    return end >= 1.2 * lowest(evals)[1].value or end >= limits.loss_rise * base.value
 
 
-def _too_hot(case: Case) -> Found | None:
+def _too_hot(case: Case) -> Grounds | None:
     """Look for a run that learned nothing at a learning rate that no adapter takes: the explosion came before the
     first entry."""
-    course, top = case.course, _hottest(case)
-    if top is None or course is None or not (course.still and course.mediocre):
+    summary, top = case.summary, _hottest(case)
+    if top is None or summary is None or not (summary.still and summary.mediocre):
         return None
     return "likely", [
         Evidence(f"the learning rate went up to {top[1]:.3g}", (top[0],), (top[1],)),
         Evidence(
-            f"the training loss stands at {course.train_end.value:.3g} ({course.train_end.where}), half-way it was "
-            f"{course.train_half.value:.3g}",
-            (course.train_half.last, course.train_end.last),
-            (course.train_half.value, course.train_end.value),
+            f"the training loss stands at {summary.train_end.value:.3g} ({summary.train_end.where}), half-way it was "
+            f"{summary.train_half.value:.3g}",
+            (summary.train_half.last, summary.train_end.last),
+            (summary.train_half.value, summary.train_end.value),
         ),
     ]
 
@@ -175,7 +175,7 @@ def _hottest(case: Case) -> tuple[int, float] | None:
     return (step, top) if top >= case.thresholds.hot_learning_rate else None
 
 
-def _worse_than_16_bit(case: Case, notes: list[str]) -> Found | None:
+def _worse_than_16_bit(case: Case, notes: list[str]) -> Grounds | None:
     """Compare with the run on a 16-bit base: by a metric that both have, else by validation loss."""
     if case.reference is None:
         return None
@@ -200,13 +200,13 @@ def _worse_than_16_bit(case: Case, notes: list[str]) -> Found | None:
     return ("likely" if enough else "possible"), [Evidence(f"{said}: {drop:.0%} worse", steps, (level, other))]
 
 
-def _quality(log: TrainingLog) -> dict[str, Series]:
+def _quality(log: TrainingLog) -> dict[str, StepSeries]:
     metric, evals = judged_metric(log), log.eval_loss.finite()
     result = {metric[0]: metric[1]} if metric else {}
     return result | ({"eval_loss": evals} if len(evals) else {})
 
 
-def _spread(series: Series) -> float:
+def _spread(series: StepSeries) -> float:
     """Return the median distance of the last five values from their median."""
     last = series.values[-5:]
     return median(abs(value - median(last)) for value in last)

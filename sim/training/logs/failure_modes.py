@@ -11,7 +11,7 @@ from sim.training.vet_results import Finding, Mode
 _SURE = ("certain", "likely", "possible")
 
 
-def judge(case: Case) -> Judgement:
+def judge(case: Case) -> Diagnosis:
     """Return the findings, the surest first, and what could not be judged.
 
     A run that diverged says nothing of rank or base, and one that learned its examples by heart had rank enough.
@@ -22,7 +22,7 @@ def judge(case: Case) -> Judgement:
         if said[1].finding is None:
             said.append(capacity.judge(case))
     findings = [one.finding for one in said if one.finding]
-    return Judgement(
+    return Diagnosis(
         tuple(sorted(findings, key=lambda finding: _SURE.index(finding.confidence))),
         tuple(note for one in said for note in one.notes),
         tuple(mode for one in said for mode in one.thin),
@@ -30,7 +30,7 @@ def judge(case: Case) -> Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Diagnosis:
     """What all rules say of a case; ``thin``: modes that the evidence doesn't suffice for."""
 
     findings: tuple[Finding, ...]

@@ -5,36 +5,38 @@ from __future__ import annotations
 import math
 
 from sim.training.logs.curves import Level, lowest, near, points, slope, tail, window
-from sim.training.logs.training_case import Case, Judged, highest
-from sim.training.logs.training_log import Series
+from sim.training.logs.training_case import Case, RuleResult, highest
+from sim.training.logs.training_log import StepSeries
 from sim.training.sized_remedies import less_fit
 from sim.training.vet_results import Confidence, Evidence, Finding
 
 
-def judge(case: Case) -> Judged:
+def judge(case: Case) -> RuleResult:
     """Say whether a run learned its examples by heart, up to the step whose weights were kept."""
-    lines, log = case.thresholds, case.log
+    limits, log = case.thresholds, case.log
     evals = case.evals.until(log.kept_step)
     losses = case.losses.until(log.kept_step)
-    if len(case.evals) < lines.fewest_evals or len(losses) < lines.fewest_losses:
+    if len(case.evals) < limits.fewest_evals or len(losses) < limits.fewest_losses:
         got = "no validation loss" if not len(case.evals) else f"{len(case.evals)} validation losses"
         notes = (f"{got} and {len(losses)} training losses: overfitting can't be judged",)
-        return Judged(notes=notes, thin=("overfitting",))
-    if len(evals) < lines.fewest_evals:  # a best step so early is no course, but no doubt either
-        return Judged(notes=(f"the weights kept are those of step {log.kept_step}, the best by the run's own account",))
+        return RuleResult(notes=notes, thin=("overfitting",))
+    if len(evals) < limits.fewest_evals:  # a best step so early is no course, but no doubt either
+        return RuleResult(
+            notes=(f"the weights kept are those of step {log.kept_step}, the best by the run's own account",)
+        )
     at, best = lowest(evals)
     after = len(evals) - 1 - at
     end = tail(evals)
     since, last = near(losses, evals.steps[at]), tail(losses)
     fall = 1 - last.value / since.value if since.value > 0 else 0.0
     rise = end.value / best.value - 1 if best.value > 0 else 0.0
-    if after < 2 or fall < lines.train_fall:
-        return Judged()
-    if rise < lines.eval_rise or slope(evals.values[at:]) <= 0:
+    if after < 2 or fall < limits.train_fall:
+        return RuleResult()
+    if rise < limits.eval_rise or slope(evals.values[at:]) <= 0:
         return _gap(case, evals)
     gain = _better(case, evals.steps[at])
     if gain is not None:
-        return Judged(notes=(f"the validation loss rises from step {evals.steps[at]} on, but {gain}",))
+        return RuleResult(notes=(f"the validation loss rises from step {evals.steps[at]} on, but {gain}",))
     evidence = (
         Evidence(
             f"the validation loss rose by {rise:.0%}: {best.value:.3g} ({best.where}) to {end.value:.3g} ({end.where})",
@@ -42,26 +44,26 @@ def judge(case: Case) -> Judged:
         ),
         _training(since, last, fall),
     )
-    return _finding(case, evidence, evals.steps[at], strong=rise >= lines.eval_rise_certain)
+    return _finding(case, evidence, evals.steps[at], strong=rise >= limits.eval_rise_certain)
 
 
-def _gap(case: Case, evals: Series) -> Judged:
+def _gap(case: Case, evals: StepSeries) -> RuleResult:
     """Say what is between: the validation loss stands still, while the training loss left it far behind.
 
     How far is measured by their ratio against that of the first evaluation: some Trainers logged training losses
     that were too large by the accumulated steps.
     """
-    lines = case.thresholds
+    limits = case.thresholds
     _, best = lowest(evals)
     levels = [window(evals, at - 1, at + 2).value for at in range(len(evals))]
-    at = next(at for at, level in enumerate(levels) if level <= best.value * (1 + lines.still_share))
+    at = next(at for at, level in enumerate(levels) if level <= best.value * (1 + limits.still_share))
     losses = case.losses.until(case.log.kept_step)
     first, since, last = near(losses, evals.steps[0], 3), near(losses, evals.steps[at]), tail(losses)
-    if len(evals) - at < lines.fewest_evals or not _few(case) or min(first.value, last.value, evals.values[0]) <= 0:
-        return Judged()
+    if len(evals) - at < limits.fewest_evals or not _few(case) or min(first.value, last.value, evals.values[0]) <= 0:
+        return RuleResult()
     apart = tail(evals).value / last.value / (evals.values[0] / first.value)
-    if apart < lines.gap_ratio or _better(case, evals.steps[at]) is not None:
-        return Judged()
+    if apart < limits.gap_ratio or _better(case, evals.steps[at]) is not None:
+        return RuleResult()
     evidence = (
         Evidence(f"the validation loss stands at {levels[-1]:.3g} from step {evals.steps[at]} on", *points(evals)),
         Evidence(
@@ -72,7 +74,7 @@ def _gap(case: Case, evals: Series) -> Judged:
         ),
         _examples(case),
     )
-    return Judged(Finding("overfitting", "possible", evidence, less_fit(case.facts, evals.steps[at])))
+    return RuleResult(Finding("overfitting", "possible", evidence, less_fit(case.facts, evals.steps[at])))
 
 
 def _training(since: Level, last: Level, fall: float) -> Evidence:
@@ -80,7 +82,7 @@ def _training(since: Level, last: Level, fall: float) -> Evidence:
     return Evidence(f"{what} ({last.where})", (since.last, last.last), (since.value, last.value))
 
 
-def _finding(case: Case, evidence: tuple[Evidence, ...], best_step: int, strong: bool) -> Judged:
+def _finding(case: Case, evidence: tuple[Evidence, ...], best_step: int, strong: bool) -> RuleResult:
     few = _few(case)
     order: tuple[Confidence, ...] = ("possible", "likely", "certain")
     sure = 1 + strong if few else 0
@@ -88,16 +90,16 @@ def _finding(case: Case, evidence: tuple[Evidence, ...], best_step: int, strong:
     if case.facts.examples is None and not few:
         notes = ("how many examples were trained on is unknown: give --examples",)
     remedies = less_fit(case.facts, best_step)
-    return Judged(Finding("overfitting", order[sure], (*evidence, _examples(case)), remedies), notes)
+    return RuleResult(Finding("overfitting", order[sure], (*evidence, _examples(case)), remedies), notes)
 
 
 def _few(case: Case) -> bool:
     """Say whether the training data is tiny, by the count or by the lower bound with the usual accumulation."""
-    lines, facts = case.thresholds, case.facts
+    limits, facts = case.thresholds, case.facts
     if facts.examples is not None:
-        return facts.examples < lines.tiny_examples
+        return facts.examples < limits.tiny_examples
     least = facts.examples_at_least
-    return least is not None and least * lines.usual_accumulation < lines.tiny_examples
+    return least is not None and least * limits.usual_accumulation < limits.tiny_examples
 
 
 def _examples(case: Case) -> Evidence:

@@ -29,7 +29,7 @@ _EIGHT_BIT = re.compile(r"8[-_]?bit|int8|w8a", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class TrainingFacts:
     """A training's facts; None where nothing says so.
 
     :ivar rank: the largest; ``modules``: last parts of target names; ``dropout``: of the adapter.
@@ -91,7 +91,7 @@ def gather(
     log: TrainingLog | None,
     base_bits: int | None,
     examples: int | None,
-) -> Facts:
+) -> TrainingFacts:
     """Return the facts; what the user gives counts more than what the files say.
 
     :param folder: where configurations are looked for; None: a log alone.
@@ -112,7 +112,7 @@ def gather(
     rank = adapter.rank if adapter else _count(config.get("r"))
     width = DTYPE_BYTES.get(adapter.dtypes[0]) if adapter and len(adapter.dtypes) == 1 else None
     dropout = config.get("lora_dropout")
-    facts = Facts(
+    facts = TrainingFacts(
         rank=rank,
         modules=tuple(name.rpartition(".")[2] for name in modules),
         all_linear=named == "all-linear",

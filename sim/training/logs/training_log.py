@@ -39,7 +39,7 @@ _SPEEDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class StepSeries:
     """Values over optimiser steps; steps rise strictly, values may be NaN or infinite."""
 
     steps: tuple[int, ...] = ()
@@ -48,11 +48,11 @@ class Series:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def finite(self) -> Series:
+    def finite(self) -> StepSeries:
         """Return it without NaN and infinities."""
         return _series((s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v))
 
-    def until(self, step: int) -> Series:
+    def until(self, step: int) -> StepSeries:
         """Return what was logged up to a step, that step included."""
         return _series((s, v) for s, v in zip(self.steps, self.values, strict=True) if s <= step)
 
@@ -72,11 +72,11 @@ class TrainingLog:
     """
 
     path: Path
-    loss: Series = Series()
-    grad_norm: Series = Series()
-    learning_rate: Series = Series()
-    eval_loss: Series = Series()
-    metrics: Mapping[str, Series] = field(default_factory=dict)
+    loss: StepSeries = StepSeries()
+    grad_norm: StepSeries = StepSeries()
+    learning_rate: StepSeries = StepSeries()
+    eval_loss: StepSeries = StepSeries()
+    metrics: Mapping[str, StepSeries] = field(default_factory=dict)
     global_step: int = 0
     max_steps: int | None = None
     best_step: int | None = None
@@ -127,9 +127,9 @@ def read_log(path: Path) -> TrainingLog:
     global_step = _whole(data.get("global_step")) or max((step for step, _ in rows), default=0)
     return TrainingLog(
         path=path,
-        loss=table.get("loss", Series()),
-        grad_norm=table.get("grad_norm", Series()),
-        learning_rate=table.get("learning_rate", Series()),
+        loss=table.get("loss", StepSeries()),
+        grad_norm=table.get("grad_norm", StepSeries()),
+        learning_rate=table.get("learning_rate", StepSeries()),
         eval_loss=_eval_loss(table, notes),
         metrics=_metrics(table),
         global_step=global_step,
@@ -137,7 +137,7 @@ def read_log(path: Path) -> TrainingLog:
         best_step=_best_step(data),
         batch=_batch(table, rows),
         train_batch_size=_whole(data.get("train_batch_size")),
-        steps_per_epoch=_steps_per_epoch(table.get("epoch", Series())),
+        steps_per_epoch=_steps_per_epoch(table.get("epoch", StepSeries())),
         eval_examples=_eval_examples(table),
         notes=tuple(notes),
     )
@@ -180,7 +180,7 @@ def _rows(history: list[Any], notes: list[str]) -> list[tuple[int, Mapping[str, 
     return rows
 
 
-def _by_key(rows: Iterable[tuple[int, Mapping[str, Any]]], notes: list[str]) -> dict[str, Series]:
+def _by_key(rows: Iterable[tuple[int, Mapping[str, Any]]], notes: list[str]) -> dict[str, StepSeries]:
     """Return a series for each key of numbers; of entries for one step, the later counts."""
     table: dict[str, dict[int, float]] = {}
     wrong: dict[str, int] = {}
@@ -209,22 +209,22 @@ def _differ(one: float, other: float) -> bool:
     return one != other and not (math.isnan(one) and math.isnan(other))
 
 
-def _series(points: Iterable[tuple[int, float]]) -> Series:
+def _series(points: Iterable[tuple[int, float]]) -> StepSeries:
     both = list(points)
-    return Series(tuple(step for step, _ in both), tuple(value for _, value in both))
+    return StepSeries(tuple(step for step, _ in both), tuple(value for _, value in both))
 
 
-def _eval_loss(table: Mapping[str, Series], notes: list[str]) -> Series:
+def _eval_loss(table: Mapping[str, StepSeries], notes: list[str]) -> StepSeries:
     """Return the validation loss; of several data sets, which log ``eval_NAME_loss``, the first by name."""
     if "eval_loss" in table:
         return table["eval_loss"]
     named = sorted(key for key in table if key.startswith(_EVAL) and key.endswith("_loss"))
     if len(named) > 1:
         notes.append(f"{len(named)} validation sets: judged by {printable(named[0])}")
-    return table[named[0]] if named else Series()
+    return table[named[0]] if named else StepSeries()
 
 
-def _metrics(table: Mapping[str, Series]) -> dict[str, Series]:
+def _metrics(table: Mapping[str, StepSeries]) -> dict[str, StepSeries]:
     return {
         key.removeprefix(_EVAL): series
         for key, series in table.items()
@@ -263,12 +263,12 @@ def _best_step(data: Mapping[str, Any]) -> int | None:
     return int(match[1]) if match else None
 
 
-def _steps_per_epoch(epoch: Series) -> float | None:
+def _steps_per_epoch(epoch: StepSeries) -> float | None:
     ratios = [s / e for s, e in zip(epoch.steps, epoch.values, strict=True) if math.isfinite(e) and e > 1e-9 and s > 0]
     return sorted(ratios)[len(ratios) // 2] if ratios else None
 
 
-def _batch(table: Mapping[str, Series], rows: Iterable[tuple[int, Mapping[str, Any]]]) -> float | None:
+def _batch(table: Mapping[str, StepSeries], rows: Iterable[tuple[int, Mapping[str, Any]]]) -> float | None:
     """Return examples of an optimiser step from the closing entry: examples a second over steps a second."""
     samples, steps = table.get("train_samples_per_second"), table.get("train_steps_per_second")
     if not samples or not steps:
@@ -277,7 +277,7 @@ def _batch(table: Mapping[str, Series], rows: Iterable[tuple[int, Mapping[str, A
     return ratio if math.isfinite(ratio) and ratio > 0 else None
 
 
-def _eval_examples(table: Mapping[str, Series]) -> int | None:
+def _eval_examples(table: Mapping[str, StepSeries]) -> int | None:
     runtime, speed = table.get("eval_runtime"), table.get("eval_samples_per_second")
     if not runtime or not speed:
         return None
@@ -285,6 +285,6 @@ def _eval_examples(table: Mapping[str, Series]) -> int | None:
     return round(product) if math.isfinite(product) and 0 < product < _STEP_LIMIT else None
 
 
-def entries(series: Series) -> Iterator[tuple[int, float]]:
+def entries(series: StepSeries) -> Iterator[tuple[int, float]]:
     """Yield (step, value)."""
     return zip(series.steps, series.values, strict=True)

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError, TraceError
-from sim.traffic.traces.data import Ask
+from sim.traffic.traces.data import ReadOptions
 from sim.traffic.traces.read import FORMATS, format_of
 from sim.traffic.traces.rows import MAX_BYTES
 from sim.traffic.traces.text_files import open_table
 
 
 @dataclass(frozen=True, slots=True)
-class Objects:
+class AdapterSequence:
     """The requests of a trace as a cache sees them.
 
     :ivar adapter: (n,) int32 index into ``names``, by first appearance.
@@ -30,13 +30,13 @@ class Objects:
     notes: tuple[str, ...]
 
 
-def read_objects(
+def read_adapter_sequence(
     file: str,
     *,
     format: str = "auto",  # noqa: A002 - the name of the scenario's field
     skip_bad: bool = False,
     adapter_size: int | None = None,
-) -> Objects:
+) -> AdapterSequence:
     """Read which adapters a trace asks for; plain CSV and Parquet need no times and no lengths for that.
 
     Where they have them, they are checked all the same: a trace out of order has other misses.
@@ -58,9 +58,9 @@ def read_objects(
                 allowed=", ".join(other for other, format_ in FORMATS.items() if format_.adapters),
                 hint="a scenario can draw them: workload.trace with workload.popularity",
             )
-        data = FORMATS[name].read(table, Ask(file=file, limit=None, skip_bad=skip_bad, adapters_only=True))
+        data = FORMATS[name].read(table, ReadOptions(file=file, limit=None, skip_bad=skip_bad, adapters_only=True))
     assert data.adapter is not None, "the format says that it names adapters"
     sizes = data.adapter_bytes
     if adapter_size is not None:
         sizes = np.full(len(data.names), adapter_size, dtype=np.int64)
-    return Objects(data.adapter, data.names, sizes, data.notes)
+    return AdapterSequence(data.adapter, data.names, sizes, data.notes)

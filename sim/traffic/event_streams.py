@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Draw = Callable[[np.random.Generator, Ints], Floats]
+DrawGaps = Callable[[np.random.Generator, Ints], Floats]
 """From a generator and the numbers of streams, shape (n,): a gap in seconds of each, shape (n,)."""
 
 _MOST_AT_ONCE = 4096
@@ -29,7 +29,7 @@ class Streams:
     rates: Floats
     left: Ints | None = None
 
-    def until(self, end_s: float, draw: Draw, rng: np.random.Generator) -> tuple[Floats, Ints]:
+    def until(self, end_s: float, draw: DrawGaps, rng: np.random.Generator) -> tuple[Floats, Ints]:
         """Return the events before ``end_s`` and whose they are, stream by stream; a stream that ended has 0 left."""
         which = np.flatnonzero(self.coming < end_s)
         last = self.coming[which]
