@@ -48,7 +48,7 @@ def cache(
 ) -> None:
     """Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
     from sim.policies.replay.overflow import check_byte_sums
-    from sim.studies.traces.cache_study import DEFAULT_POLICIES, check_policies, study_cache
+    from sim.studies.traces.cache_study import DEFAULT_POLICIES, CacheSizes, check_policies, study_cache
     from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 
     policies = _words("--policy", policy) if policy is not None else DEFAULT_POLICIES
@@ -76,9 +76,12 @@ def cache(
         check_byte_sums(len(objects.adapter), objects.size_bytes)
     with progress_bar(quiet, "replaying") as progress:
         result = study_cache(
-            objects.adapter, objects.size_bytes, policies, wanted or _default(objects, by_slots), by_slots=by_slots,
+            objects.adapter,
+            objects.size_bytes,
+            policies,
+            CacheSizes(wanted or _default(objects, by_slots), by_slots),
             progress=progress,
-        )  # fmt: skip
+        )
     written = [] if folder is None else _write(folder, trace, result, notes)
     if json:
         say_json([point.as_json() for point in result.points])

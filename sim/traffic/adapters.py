@@ -59,10 +59,8 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: in
     return ModelShape(hidden, intermediate, layers, heads, kv_heads, vocab=vocab, lora_embeddings=True)
 
 
-def _qwen(
-    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int = 128, vocab: int = 152064
-) -> ModelShape:
-    return ModelShape(hidden, intermediate, layers, heads, kv_heads, head_dim, vocab=vocab, qkv_bias=True)
+def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> ModelShape:
+    return ModelShape(hidden, intermediate, layers, heads, kv_heads, vocab=152064, qkv_bias=True)
 
 
 SHAPES = {
@@ -75,7 +73,7 @@ SHAPES = {
     "llama-3.1-8b": _llama(4096, 14336, 32, 32, 8, 128256),
     "mistral-7b": _llama(4096, 14336, 32, 32, 8, 32000),
     "tiny": ModelShape(256, 512, 4, 4, 2, 64, vocab=1024),  # no real model: for tests of a calibration
-    "qwen2.5-0.5b": _qwen(896, 4864, 24, 14, 2, 64, vocab=151936),
+    "qwen2.5-0.5b": replace(_qwen(896, 4864, 24, 14, 2), head_dim=64, vocab=151936),
     "qwen2.5-7b": _qwen(3584, 18944, 28, 28, 4),
     "qwen2.5-14b": _qwen(5120, 13824, 48, 40, 8),
     "qwen2.5-32b": _qwen(5120, 27648, 64, 40, 8),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.arrival_processes import GammaArrivals, MmppArrivals, WeibullArrivals
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.adapters import Population, populate
-from sim.traffic.lengths import TokenLengths, draw_pair
+from sim.traffic.lengths import LengthPairs, TokenLengths
 from sim.traffic.popularity import AdapterSampler, read_weights, weights_of
 from sim.traffic.sessions import SessionSource, mean_gap
 from sim.traffic.sources import (
@@ -123,9 +122,11 @@ class Traffic:
         named = self._trace is not None and self._trace.adapter is not None
         self._chooser = None if named else AdapterSampler(workload.popularity, count)
         self._source = self._make_source(cvs)
-        self._lengths = TokenLengths(workload.tokens.prompt), TokenLengths(workload.tokens.output)
+        tokens = workload.tokens
+        prompt, output = TokenLengths(tokens.prompt), TokenLengths(tokens.output)
         if self._trace is None or self._trace.prompt_tokens is None:
-            _check_together(*self._lengths)
+            _check_together(prompt, output)
+        self._lengths = LengthPairs(prompt, output, tokens.correlation, tokens.by_adapter)
         self._scores: tuple[int, Floats] | None = None
 
     @property
@@ -252,13 +253,8 @@ class Traffic:
             span = slice(first, first + count)
             prompt, output = trace.prompt_tokens[span].astype(np.int64), trace.output_tokens[span].astype(np.int64)
         else:
-            tokens = self._workload.tokens
-            between = None
-            if tokens.by_adapter:
-                between = math.sqrt(tokens.by_adapter) * self._adapter_scores(replication)[:, adapter]
-            prompt, output = draw_pair(
-                *self._lengths, tokens.correlation, (rng("prompt"), rng("output")), count, tokens.by_adapter, between
-            )
+            between = self._adapter_scores(replication)[:, adapter] if self._workload.tokens.by_adapter else None
+            prompt, output = self._lengths.draw((rng("prompt"), rng("output")), count, between)
         return Chunk(
             first=first,
             arrival_s=arrival,

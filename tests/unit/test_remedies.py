@@ -138,7 +138,7 @@ def test_what_is_not_known_is_refused_and_not_guessed() -> None:
     )
     size = ("adapters={base_model: llama-3.1-8b, count: 1000, size: 20 MB}", "adapters.rank=null",
             "adapters.targets=null")  # fmt: skip
-    assert "isn't known" in refused(LARGER, *size)
+    assert "is unknown" in refused(LARGER, *size)
     known = CurrentAdapter(rank=4, targets=("q", "k", "v", "o"), parameters=3_407_872)
     _, everyone, *_ = priced(LARGER, *size, current=known)
     assert everyone.bytes_after == round(20_000_000 * 41_943_040 / 3_407_872)
@@ -154,7 +154,7 @@ def test_where_a_law_says_how_long_loads_take_the_price_says_that_too() -> None:
     current = CurrentAdapter(rank=4, targets=("q", "k", "v", "o"), parameters=3_407_872)
     found = changes_of(LARGER, [vetted(LARGER, current=current)], loaded, build(loaded.scenario))
     assert [each.bytes_after for each in found] == [round(50_000_000 * 41_943_040 / 3_407_872)] * 2
-    assert all("storage.load says how long a load takes" in each.change.note for each in found)
+    assert all("storage.load gives the load time" in each.change.note for each in found)
     assert build(loaded.with_values(found[1].change.set).scenario).capacity == 10_000_000_000
     base = Remedy("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
     assert changes_of(base, [vetted(base)], loaded, build(loaded.scenario))[0].change.set == {}

@@ -1,4 +1,4 @@
-"""The scenario file of fitted traffic, with the files that it names."""
+"""Writes the scenario file of fitted traffic, with the files that it names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNNAMED = "count: 100"
 def write_scenario(study: TraceStudy, trace: TraceData, name: str, folder: Path, *, seed: int) -> Path:
     """Write the fitted traffic as a scenario, its weights and its lengths, and return the scenario's path.
 
-    All of it is taken from the part of the trace that was fitted.
+    Everything is taken from the fitted part of the trace.
     """
     model, part = study.model, study.part
     assert model is not None, "there is traffic to write"
@@ -56,7 +56,7 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
     for key, value in workload.items():
         lines.append(f"  {key}: {_flow(value)}")
     if not named:
-        lines.append("  popularity: {law: zipf, exponent: 0.9}   # the trace names no adapters: make your own choice")
+        lines.append("  popularity: {law: zipf, exponent: 0.9}   # the trace names no adapters: choose a law")
     if trace.prompt_tokens is not None and trace.output_tokens is not None:
         prompt, output = trace.prompt_tokens[part.rows], trace.output_tokens[part.rows]
         between = by_adapter(prompt, output, part.adapter) if named else 0.0
@@ -72,7 +72,7 @@ def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
         lines.append(f"  {_UNNAMED}")
     elif model.weights is None:
         lines.append(f"  count: {model.adapters}")
-    lines.append("  rank: 16   # the trace doesn't say: make your own choice")
+    lines.append("  rank: 16   # the trace has no ranks: choose one")
     return "\n".join(lines) + "\n"
 
 

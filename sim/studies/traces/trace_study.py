@@ -1,4 +1,4 @@
-"""Diagnose a trace: how bursty, how popular its adapters, how local; and fit traffic to a part of it."""
+"""Diagnoses a trace (burstiness, popularity, locality) and fits traffic to a part of it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from sim.studies.traces.cache_study import lru_orders
 from sim.studies.traces.traffic_fit import (
     TraceSpan,
     TrafficModel,
+    TrafficSampler,
     curves,
-    curves_of,
-    generate,
     independent,
     models,
     number_of_models,
@@ -43,26 +42,26 @@ Ints = NDArray[np.integer]
 Progress = Callable[[int, int], None]
 
 PAUSE_S = 1800.0
-"""Where neither the trace nor the fit says when a session ends: after half an hour, as in Alibaba's GenTD26."""
+"""The pause that ends a session where neither the trace nor the fit gives one: half an hour, as in GenTD26."""
 LEAST_FITTED = 200
-"""Requests in a part of the trace below which nothing is fitted to it."""
+"""Requests, at least, in a part of the trace to fit traffic to."""
 HIGHEST_RATE = 1e9
-"""Requests per second, the most that a scenario can say."""
+"""Requests per second, the most that a scenario allows."""
 MOST_FITTED = 400_000
-"""Requests of either part that are used: its first ones. More would change the third digit."""
+"""Requests used of either part, the first ones. More would change the third digit."""
 NEARLY = 0.002
-"""A simpler model is taken where it is no farther off than this beyond the best: luck of the draw."""
+"""A simpler model is preferred if it is at most this much farther off than the best: that is chance."""
 MOST_SESSIONS, MOST_LENGTHS = 2_000_000, 1_000_000
-"""Requests in which sessions are looked for, the first ones, and whose lengths are correlated, evenly spread: so that a
-long trace needs little memory."""
+"""Requests used to find sessions (the first ones) and to correlate lengths (evenly spread); saves memory on long
+traces."""
 _SPANS = 240
 
 
 @dataclass(frozen=True, slots=True)
 class TraceStudy:
-    """What a trace is like, and the traffic fitted to it.
+    """The diagnosis of a trace, and the traffic fitted to it.
 
-    :ivar model: the best candidate, or None where nothing could be fitted; ``part``: what it was fitted to.
+    :ivar model: the best candidate, or None where nothing could be fitted; ``part``: the fitted part.
     """
 
     facts: TraceFacts
@@ -75,7 +74,7 @@ def study_trace(
 ) -> TraceStudy:
     """Diagnose a trace and fit traffic to its first part.
 
-    :param fit_share: share of its time that is fitted; 1: all of it, and nothing is left to check the fit on.
+    :param fit_share: share of its time to fit; 1: all of it, so that nothing is left to check the fit on.
     """
     times, adapter = trace.arrival_s, trace.adapter
     span = float(times[-1]) if len(times) else 0.0
@@ -122,7 +121,7 @@ def study_trace(
 
 
 def curve_slots(adapters: int) -> list[int]:
-    """Return the slots at which curves are shown: powers of two and what lies between, below all adapters."""
+    """Return the slots of the curves: powers of the square root of two, below the number of adapters."""
     halves = {round(2 ** (power / 2)) for power in range(2 * max(adapters, 1).bit_length() + 1)}
     return sorted({slots for slots in halves if slots < adapters} or {1})
 
@@ -192,20 +191,21 @@ def _fit(
     if not _usable(first):
         few = f"no traffic is fitted: {len(first)} of at least {LEAST_FITTED} requests are in the fitted part"
         if len(first) >= LEAST_FITTED:
-            few = "no traffic is fitted: the requests of the fitted part come at one instant"
+            few = "no traffic is fitted: the requests of the fitted part arrive at one instant"
         return None, None, None, None, [few]
     slots = [] if trace.adapter is None else curve_slots(count)
     with tempfile.TemporaryDirectory() as folder:
-        best, candidates, pause = _best(first, slots, Path(folder), seed, progress)
+        sampler = TrafficSampler(Path(folder), seed)
+        best, candidates, pause = _best(first, slots, sampler, progress)
         if share >= 1 or not _usable(second):
             check = None if share >= 1 else _nothing(first.span_s / span, first, second, best, candidates)
             return best, first, check, pause, ["nothing is left to check the fitted traffic on"]
-        check = _check(trace, (first, second), (best, candidates), slots, first.span_s / span, Path(folder), seed)
+        check = _check(trace, (first, second), (best, candidates), slots, first.span_s / span, sampler)
     return best, first, check, pause, []
 
 
 def _usable(part: TraceSpan) -> bool:
-    """Return whether there is a rate to fit or to check: of requests enough, and not all of them at one instant."""
+    """Return whether a part has enough requests, and not all at one instant."""
     return len(part) >= LEAST_FITTED and len(part) <= HIGHEST_RATE * part.span_s
 
 
@@ -223,7 +223,7 @@ def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float)
 
 
 def _best(
-    part: TraceSpan, slots: list[int], folder: Path, seed: int, progress: Progress
+    part: TraceSpan, slots: list[int], sampler: TrafficSampler, progress: Progress
 ) -> tuple[TrafficModel, list[Candidate], float | None]:
     if not slots:
         return independent(part), [], None
@@ -232,7 +232,7 @@ def _best(
     total = number_of_models(part)
     for number, model in enumerate(models(part)):
         progress(number, total)
-        found.append((curves_of(model, part.span_s, slots, folder, seed).difference(real), model))
+        found.append((sampler.curves(model, part.span_s, slots).difference(real), model))
     least = min(error for error, _ in found)
     best = next(model for error, model in found if error <= least + NEARLY)
     in_sessions = min((p for p in found if p[1].name.startswith("sessions")), key=lambda p: p[0], default=None)
@@ -252,16 +252,15 @@ def _check(
     fitted: tuple[TrafficModel, list[Candidate]],
     slots: list[int],
     share: float,
-    folder: Path,
-    seed: int,
+    sampler: TrafficSampler,
 ) -> FitCheck:
     (first, second), (best, candidates) = parts, fitted
     real = synthetic = drawn = np.empty(0)
     if slots:
         real = lru_curve(second.adapter).miss_ratios(slots)
-        synthetic = curves_of(best, second.span_s, slots, folder, seed).lru
-        drawn = curves_of(independent(first), second.span_s, slots, folder, seed).lru
-    made, asked = generate(best, second.span_s, folder, 0, seed)
+        synthetic = sampler.curves(best, second.span_s, slots).lru
+        drawn = sampler.curves(independent(first), second.span_s, slots).lru
+    made, asked = sampler.requests(best, second.span_s)
     values = [CheckedValue("requests/s", len(second) / second.span_s, len(made) / second.span_s, "1/s")]
     for name, measure in (
         ("cv of gaps", gap_cv),
@@ -292,7 +291,7 @@ def _check(
 
 
 def _hottest(adapter: Ints, count: int) -> float:
-    """Return the share of the hottest tenth of all ``count`` adapters: as many whoever is asked for."""
+    """Return the share of the hottest tenth of all ``count`` adapters, whether requested or not."""
     asked = np.sort(np.bincount(adapter))[::-1]
     return float(asked[: max(1, round(count / 10))].sum() / asked.sum())
 

@@ -1,8 +1,8 @@
 """Models of traffic fitted to a part of a trace: independent draws, adapters in bursts, sessions.
 
-Each candidate is the ``workload`` section of a scenario. What it generates is compared with the part it was fitted to,
-by two miss curves: that of LRU, which shows locality, and that of a cache which always holds the hottest adapters,
-which shows popularity. The best one is then held against the part it has not seen (``trace_study``).
+Each candidate is the ``workload`` section of a scenario. Its requests are compared with the part it was fitted to by
+two miss curves: LRU's shows locality, that of a cache which always holds the hottest adapters shows popularity. The
+best candidate is then checked against the rest of the trace (``trace_study``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Ints = NDArray[np.integer]
 PAUSES_S = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 900.0, 1800.0, 3600.0)
 """Pauses that may end a session where the trace names none."""
 LEAST_SESSIONS = 100
-"""Sessions from which a law is taken."""
+"""Sessions, at least, to fit a law to."""
 _REPLICATIONS = 2
 
 
@@ -43,8 +43,8 @@ _REPLICATIONS = 2
 class TraceSpan:
     """A stretch of a trace.
 
-    :ivar rows: which requests of the trace it has.
-    :ivar times: (n,) from 0 at the begin of the part; ``span_s``: its length.
+    :ivar rows: its requests in the trace.
+    :ivar times: (n,) from 0 at its beginning; ``span_s``: its length.
     :ivar adapter: (n,) index into all of the trace's adapters; ``count``: of these.
     :ivar session: (n,) or None.
     """
@@ -66,7 +66,7 @@ class TrafficModel:
 
     :ivar workload: arrivals, popularity (without the file of its weights) and sessions, as a scenario has them.
     :ivar weights: (adapters,) of a weights file, or None; ``cvs`` its third column, or None.
-    :ivar adapters: how many it asks for.
+    :ivar adapters: how many there are.
     :ivar pause_s: the pause of an adapter that ends a session, where it was found so.
     """
 
@@ -104,7 +104,7 @@ def _pauses(part: TraceSpan) -> list[float]:
 
 
 def independent(part: TraceSpan) -> TrafficModel:
-    """Return the model in which every request draws its adapter anew, as often as the part asked for it."""
+    """Return the model in which every request draws its adapter independently, with the frequencies of the part."""
     arrivals = _arrivals(part.times, len(part) / part.span_s)
     asked = np.bincount(part.adapter, minlength=part.count).astype(np.float64)
     words = "every request draws its adapter independently"
@@ -139,10 +139,10 @@ def _in_sessions(part: TraceSpan, session: Ints, name: str, words: str) -> Traff
 
 
 def _inner(table: SessionTable, span_s: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which sessions began in the part, and which of them are there to their end.
+    """Return which sessions began in the part, and which of them also ended in it.
 
-    One whose first request comes early may have begun before the part, and seems shorter; so may one that is seen late.
-    Where too few would be left, all are taken.
+    A session with an early first request may have begun before the part, and seems shorter; likewise at the end. Where
+    too few would be left, all are taken.
     """
     gap = float(np.quantile(table.gaps_s, 0.99)) if len(table.gaps_s) else 0.0
     lasting = float(np.quantile(table.end_s - table.begin_s, 0.99))
@@ -174,7 +174,7 @@ def _session_law(sizes: NDArray[np.integer], gaps: Floats) -> dict[str, Any]:
 def _arrivals(times: Floats, rate: float) -> dict[str, Any]:
     """Return a process like that of these arrivals, with another rate.
 
-    A rate that moves explains dispersion over minutes; else the law of the gaps is all there is.
+    A changing rate explains dispersion over minutes; without one, the law of the gaps is used.
     """
     moving = fit_modulation(times, len(times) / max(float(times[-1] - times[0]), 1e-9))
     if moving is not None:
@@ -203,7 +203,7 @@ def _number(value: float) -> float:
 
 
 def weights_text(model: TrafficModel, names: Sequence[str]) -> str:
-    """Return a model's weights file: every adapter that it asks for."""
+    """Return a model's weights file, with every adapter that it requests."""
     assert model.weights is not None, "only a model of weights has a file"
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -221,37 +221,51 @@ def workload_of(model: TrafficModel, weights_file: str) -> dict[str, Any]:
     return {**model.workload, "popularity": {"law": "weights", "file": weights_file}}
 
 
-def generate(model: TrafficModel, span_s: float, folder: Path, replication: int, seed: int) -> tuple[Floats, Ints]:
-    """Return times and adapters of a model's requests during ``span_s``, as a scenario with it would make them.
+@dataclass(frozen=True, slots=True)
+class TrafficSampler:
+    """Generates the traffic of models through a scenario.
 
-    :param folder: where its weights file may be written.
+    :ivar folder: for weights files.
     """
-    file = folder / f"{model.name}.csv"
-    adapters: dict[str, Any] = {}
-    if model.weights is None:
-        adapters["count"] = model.adapters
-    elif not file.exists():
-        file.write_text(weights_text(model, [str(number) for number in range(len(model.weights))]), encoding="utf-8")
-    scenario = Scenario.model_validate(
-        {
-            "schema_version": 1,
-            "name": "fitted",
-            "run": {"seed": seed},
-            "adapters": adapters,
-            "workload": {"duration": _seconds(span_s), **workload_of(model, str(file))},
-        }
-    )
-    blocks = list(Traffic(scenario, "llama-3.1-8b").arrivals(replication))
-    if not blocks:
-        return np.empty(0), np.empty(0, dtype=np.int64)
-    return np.concatenate([times for times, _ in blocks]), np.concatenate([adapters for _, adapters in blocks])
+
+    folder: Path
+    seed: int
+
+    def requests(self, model: TrafficModel, span_s: float, replication: int = 0) -> tuple[Floats, Ints]:
+        """Return times and adapters of a model's requests during ``span_s``."""
+        file = self.folder / f"{model.name}.csv"
+        adapters: dict[str, Any] = {}
+        if model.weights is None:
+            adapters["count"] = model.adapters
+        elif not file.exists():
+            file.write_text(
+                weights_text(model, [str(number) for number in range(len(model.weights))]), encoding="utf-8"
+            )
+        scenario = Scenario.model_validate(
+            {
+                "schema_version": 1,
+                "name": "fitted",
+                "run": {"seed": self.seed},
+                "adapters": adapters,
+                "workload": {"duration": _seconds(span_s), **workload_of(model, str(file))},
+            }
+        )
+        blocks = list(Traffic(scenario, "llama-3.1-8b").arrivals(replication))
+        if not blocks:
+            return np.empty(0), np.empty(0, dtype=np.int64)
+        return np.concatenate([times for times, _ in blocks]), np.concatenate([adapters for _, adapters in blocks])
+
+    def curves(self, model: TrafficModel, span_s: float, slots: list[int]) -> Curves:
+        """Return the curves of a model's requests, mean of a few replications."""
+        found = [curves(self.requests(model, span_s, each)[1], slots) for each in range(_REPLICATIONS)]
+        return Curves(np.mean([one.lru for one in found], axis=0), np.mean([one.hottest for one in found], axis=0))
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
     """Miss ratios at some slots, shape (slots,) each.
 
-    :ivar lru: of LRU from an empty cache; ``hottest``: of a cache that always holds the adapters most asked for.
+    :ivar lru: of LRU from an empty cache; ``hottest``: of a cache that always holds the most requested adapters.
     """
 
     lru: Floats
@@ -263,14 +277,8 @@ class Curves:
 
 
 def curves(adapter: Ints, slots: list[int]) -> Curves:
-    """Return the curves of a stream of requests; all miss where there is none."""
+    """Return the curves of a stream of requests; an empty stream misses always."""
     if not len(adapter):
         return Curves(np.ones(len(slots)), np.ones(len(slots)))
     held = np.cumsum(np.sort(np.bincount(adapter))[::-1]) / len(adapter)
     return Curves(lru_curve(adapter).miss_ratios(slots), 1 - held[np.minimum(slots, len(held)) - 1])
-
-
-def curves_of(model: TrafficModel, span_s: float, slots: list[int], folder: Path, seed: int) -> Curves:
-    """Return the curves of a model's requests, mean of a few replications."""
-    found = [curves(generate(model, span_s, folder, each, seed)[1], slots) for each in range(_REPLICATIONS)]
-    return Curves(np.mean([one.lru for one in found], axis=0), np.mean([one.hottest for one in found], axis=0))

@@ -35,7 +35,7 @@ class Rows:
 
     def __init__(self, block: RowBlock, bad_rows: BadRows) -> None:
         self._block = block
-        self._problems = bad_rows
+        self._bad_rows = bad_rows
         self.good: Mask = np.ones(len(block.rows), dtype=np.bool_)
 
     @property
@@ -53,22 +53,16 @@ class Rows:
             return
         first = int(np.argmax(new))
         self.good &= ~new
-        self._problems.add(
-            int(self.lines[first]),
-            problem,
-            count=int(new.sum()),
-            key=column,
-            got=self.texts(column)[first],
-            allowed=allowed,
-            hint=hint,
-        )
+        line, got = int(self.lines[first]), self.texts(column)[first]
+        error = TraceError(problem, key=column, line=line, got=got, allowed=allowed, hint=hint)
+        self._bad_rows.add(error, int(new.sum()))
 
     def leave_out(self, mask: Mask, reason: str) -> None:
         """Leave rows out by the rules of their format."""
         new = mask & self.good
         if new.any():
             self.good &= ~new
-            self._problems.leave_out(reason, int(new.sum()))
+            self._bad_rows.leave_out(reason, int(new.sum()))
 
     def numbers(self, column: str, least: float = -np.inf, most: float = np.inf, allowed: str = "a number") -> Floats:
         """Return a column as float64, 0 where it is refused: no finite number, or one out of bounds."""

@@ -128,7 +128,7 @@ class CsvTable:
             except csv.Error as error:
                 bad_rows.rows += 1
                 hint = "a quote that is never closed?" if "field limit" in str(error) else None
-                bad_rows.add(line + 1, "not a CSV row", got=str(error), hint=hint)
+                bad_rows.add(TraceError("not a CSV row", line=line + 1, got=str(error), hint=hint))
                 line = reader.line_num
                 source.row_bytes = 0
 
@@ -147,16 +147,13 @@ def _even(rows: list[list[str]], lines: list[int], width: int, bad_rows: BadRows
             bad_rows.rows += 1
             first, last = lines[index], lines[index + 1] - 1
             hint = f"the row goes on to line {last}: a quote that is never closed?" if last > first else None
+            error = TraceError(
+                "not as many cells as the header", line=first, got=str(len(row)), allowed=str(width), hint=hint
+            )
             if last - first >= MOST_LINES:
-                raise TraceError(
-                    "not as many cells as the header",
-                    file=bad_rows.file,
-                    line=first,
-                    got=str(len(row)),
-                    allowed=str(width),
-                    hint=hint,
-                )
-            bad_rows.add(first, "not as many cells as the header", got=str(len(row)), allowed=str(width), hint=hint)
+                error.file = bad_rows.file
+                raise error
+            bad_rows.add(error)
     return [rows[index] for index in even], [lines[index] for index in even]
 
 
@@ -189,7 +186,8 @@ class JsonTable:
             if record is None:
                 if line.strip():
                     bad_rows.rows += 1
-                    bad_rows.add(number, "not a line of JSON", got=line.rstrip()[:80], allowed="one object a line")
+                    got = line.rstrip()[:80]
+                    bad_rows.add(TraceError("not a line of JSON", line=number, got=got, allowed="one object a line"))
                 continue
             lines.append(number)
             for name in columns:

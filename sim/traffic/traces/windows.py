@@ -118,12 +118,9 @@ def _load_windows(table: TraceTable, bad_rows: BadRows, ask: ReadOptions) -> Win
     order = np.lexsort((client, start))
     same = (np.diff(start[order]) == 0) & (np.diff(client[order]) == 0)
     for first, second in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
-        bad_rows.add(
-            int(lines[max(first, second)]),
-            "a second row for this client and window",
-            key="client_id",
-            got=names.all()[client[first]],
-        )
+        line, name = int(lines[max(first, second)]), names.all()[client[first]]
+        problem = "a second row for this client and window"
+        bad_rows.add(TraceError(problem, key="client_id", line=line, got=name))
     order = order[np.concatenate(([True], ~same))]
     return Windows(
         length_s, start[order], client[order], rate[order] * ask.rate_scale, family[order], shape[order], names.all()
