@@ -335,7 +335,9 @@ def _question(
     minimize: Mapping[str, Sequence[Any]] | None, maximize: Mapping[str, Sequence[Any]] | None
 ) -> dict[str, Any]:
     if minimize and maximize:
-        raise InputError("a plan asks for one thing", key="maximize", hint="give either minimize or maximize")
+        raise InputError(
+            "a plan needs exactly one of minimize and maximize", key="maximize", hint="give either minimize or maximize"
+        )
     name, asked = ("minimize", minimize) if minimize else ("maximize", maximize)
     if not asked:
         raise InputError("no key and range", key=name, hint='such as {"cache.gpu.slots": (8, 128)}')

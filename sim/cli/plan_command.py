@@ -111,7 +111,11 @@ def _print_what_if(data: RunData) -> None:
 def _question(minimize: list[str], maximize: list[str]) -> list[str]:
     """Return what the options say as changes to the scenario's ``plan``."""
     if minimize and maximize:
-        raise InputError("a plan asks for one thing", key="--maximize", hint="give either --minimize or --maximize")
+        raise InputError(
+            "a plan needs exactly one of minimize and maximize",
+            key="--maximize",
+            hint="give either --minimize or --maximize",
+        )
     if not minimize and not maximize:
         return []
     name, texts = ("minimize", minimize) if minimize else ("maximize", maximize)

@@ -1,6 +1,6 @@
-"""The scenario: what arrives, on which adapters, at which fleet, and what is asked of it.
+"""The scenario: traffic, adapters, fleet and the targets it must meet.
 
-Sections stand in the order of the user's questions; all but ``workload`` and ``adapters`` have
+Sections come in the order of the user's questions; all but ``workload`` and ``adapters`` have
 defaults. The docstring under a field is its description in the JSON Schema and in the reference.
 """
 
@@ -57,14 +57,14 @@ __all__ = [
 
 
 class Slo(Strict):
-    """What is asked of the fleet; every term must hold."""
+    """The service-level objective; every term must hold."""
 
     ttft_mean: Seconds | None = None
     """Mean time to first token."""
     ttft_p50: Seconds | None = None
     """Median time to first token."""
     ttft_p99: Seconds | None = None
-    """99 % of first tokens come within this time."""
+    """99 % of first tokens arrive within this time."""
     tpot_mean: Seconds | None = None
     """Mean time per output token after the first."""
     itl_mean: Seconds | None = None
@@ -96,11 +96,11 @@ class Run(Strict):
     seed: NonNegativeInt = Field(default=1, lt=2**63)
     """All randomness follows from it."""
     replications: PositiveInt = Field(default=5, le=10000)
-    """Independent repetitions; the more, the narrower the intervals."""
+    """Independent repetitions; more of them make intervals narrower."""
     warmup: Share = Field(default=0.05, lt=1)
     """Share of the requests (or of the duration) at the start that is simulated but not measured."""
     half_width: Share | None = Field(default=None, gt=0)
-    """Double the requests until the 95 % half-width of p99 E2E is below this share of its value, not by luck."""
+    """Double the requests until the 95 % half-width of p99 E2E is reliably below this share of its value."""
     max_requests: PositiveInt = 4_000_000
     """With ``half_width``: stop doubling at this many requests per replication."""
 
@@ -112,39 +112,39 @@ class Run(Strict):
 
 
 class Scenario(Strict):
-    """A capacity question: traffic, adapters, fleet, and what is asked of it."""
+    """A capacity question: traffic, adapters, fleet, and the objective it must meet."""
 
     schema_version: Literal[1]
     """Version of this file format."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Short name; the run directory is called after it."""
+    """Short name; the run directory is named after it."""
     description: str = ""
     """A sentence for the report."""
     workload: Workload
-    """What arrives."""
+    """The traffic."""
     adapters: Adapters
-    """What is served."""
+    """The adapters."""
     fleet: Fleet = Fleet()
-    """What serves it."""
+    """The replicas."""
     cache: Cache = Cache()
-    """Where adapters live."""
+    """Where adapters are kept."""
     storage: Storage = Storage()
-    """Where adapters come from."""
+    """Where adapters are loaded from."""
     router: Router = Router()
-    """Which replica a request goes to."""
+    """How requests are assigned to replicas."""
     rollouts: tuple[Rollout, ...] = Field(default=(), max_length=1000)
-    """New versions of adapters that go out during the run."""
+    """New adapter versions that are rolled out during the run."""
     faults: tuple[Fault, ...] = Field(default=(), max_length=1000)
-    """Things that break during the run."""
+    """Failures during the run."""
     slo: Slo = Slo()
-    """What is asked of the fleet."""
+    """The service-level objective of the fleet."""
     run: Run = Run()
     """How long and how often to simulate."""
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """For ``loraplan sweep``: values by key, such as ``cache.gpu.slots: [16, 32, 64]``; all combinations run."""
 
     plan: Plan | None = None
-    """For ``loraplan plan``: the value that is looked for."""
+    """For ``loraplan plan``: the value to find."""
 
     @model_validator(mode="before")
     @classmethod
@@ -160,17 +160,17 @@ class Scenario(Strict):
             if grouped != self.adapters.count:
                 raise located(
                     "workload.popularity.groups",
-                    "the groups have another number of adapters than there are",
+                    "the groups don't add up to adapters.count",
                     got=f"{grouped} in groups, adapters.count {self.adapters.count}",
                 )
             if not sum(group.adapters * group.weight for group in popularity.groups) > 0:
                 raise located("workload.popularity.groups", "no weight above zero")
         if self.adapters.count is None and not named_by_file:
-            raise located("adapters.count", "how many adapters there are is missing", hint="give count: 1000")
+            raise located("adapters.count", "the number of adapters is missing", hint="give count: 1000")
         if self.run.half_width is not None and (self.workload.trace is not None or self.workload.requests is None):
             raise located(
                 "run.half_width",
-                "only a run of generated requests can be made longer",
+                "only a run of generated requests can be lengthened",
                 hint="give workload.requests, or remove half_width",
             )
         if self.storage.mode == "blocking":
@@ -178,10 +178,10 @@ class Scenario(Strict):
                 raise located("storage.mode", "engine fixed has no steps that a load could block", got="blocking")
             if self.storage.loaders > 1:
                 raise located(
-                    "storage.loaders", "blocking loads come one after the other", got=self.storage.loaders, allowed="1"
+                    "storage.loaders", "blocking loads run one after the other", got=self.storage.loaders, allowed="1"
                 )
             if self.fleet.load_at == "arrival":
-                raise located("fleet.load_at", "blocking loads are asked for at admission", got="arrival")
+                raise located("fleet.load_at", "blocking loads start at admission", got="arrival")
         if self.cache.eviction == "vllm-lru":
             self._fits_vllm_lru()
         self._fits_engine()
@@ -194,7 +194,7 @@ class Scenario(Strict):
         if self.adapters.base_quantization != "bf16" and self.fleet.engine == "fixed":
             raise located(
                 "adapters.base_quantization",
-                "engine fixed has no weights, and its service time is given",
+                "engine fixed has no weights: its service time is given",
                 got=self.adapters.base_quantization,
                 allowed="bf16",
             )
@@ -203,7 +203,7 @@ class Scenario(Strict):
         return self
 
     def _fits_changes(self) -> None:
-        """Check what changes while traffic flows."""
+        """Check rollouts and faults."""
         what = "rollouts" if self.rollouts else "faults"
         check_rollouts(self.rollouts)
         check_faults(self.faults, self.fleet.replicas)
@@ -213,20 +213,20 @@ class Scenario(Strict):
                 if end_s is not None and getattr(change, "at", 0.0) >= end_s:
                     raise located(
                         f"{key}.{i}.at",
-                        "begins after the end of the run",
+                        "starts after the end of the run",
                         got=f"{change.at:g} s",
                         allowed=f"below workload.duration ({end_s:g} s)",
                     )
         if self.cache.eviction == "belady":
             raise located(
                 what,
-                "eviction belady knows the requests that will come to a fleet in which nothing changes",
+                "eviction belady needs a fleet that doesn't change during the run",
                 hint="choose another cache.eviction",
             )
         if self.fleet.front_end != "none":
             raise located(
                 what,
-                "this front end reproduces measured runs, in which nothing changed",
+                "this front end reproduces measured runs without such changes",
                 got=self.fleet.front_end,
                 hint="set fleet.front_end: none",
             )
@@ -242,18 +242,18 @@ class Scenario(Strict):
             )
 
     def _fits_failing_loads(self, key: str) -> None:
-        """Refuse what this version can't say of loads that fail."""
+        """Refuse what this version does not support with failing loads."""
         if self.cache.eviction == "vllm-lru" and self.fleet.batching == "prefill-first":
             raise located(
                 key,
-                "failing-loads take requests of cache.eviction vllm-lru out of steps that also decode",
+                "failing loads with cache.eviction vllm-lru need steps that also decode",
                 got=f"fleet.batching {self.fleet.batching}",
                 allowed="mixed",
             )
         if self.cache.prefetch != "none":
             raise located(
                 key,
-                "nobody waits for a load that comes ahead: there is no request to fail",
+                "a prefetched load has no waiting request that could fail",
                 got=f"failing-loads with cache.prefetch {self.cache.prefetch}",
                 allowed="cache.prefetch none",
             )
@@ -261,7 +261,7 @@ class Scenario(Strict):
             if rollout.strategy in ("in-place", "unload-then-load", "drain-then-swap"):
                 raise located(
                     key,
-                    "a swap whose load fails would need a rule for what follows, which isn't simulated",
+                    "in-place swaps whose load fails are not supported",
                     got=f"failing-loads with rollouts.{i}.strategy {rollout.strategy}",
                     allowed="new-name, lazy-reread",
                 )
@@ -270,18 +270,20 @@ class Scenario(Strict):
         fleet, cache = self.fleet, self.cache
         queues, cycle = fleet.admission == "per-adapter", cache.eviction == "cycle"
         if fleet.engine == "fixed" and cache.eviction in ("discard-when-idle", "cycle"):
-            raise located("cache.eviction", "engine fixed has no steps at which adapters leave", got=cache.eviction)
+            raise located(
+                "cache.eviction", "engine fixed has no steps, at which this policy evicts", got=cache.eviction
+            )
         if queues != cycle:
             raise located(
                 "cache.eviction" if queues else "fleet.admission",
-                "queues by adapter and eviction cycle go together",
+                "admission per-adapter and eviction cycle go together",
                 got=f"fleet.admission {fleet.admission}, cache.eviction {cache.eviction}",
                 allowed="fleet.admission per-adapter with cache.eviction cycle",
             )
         if queues and self.storage.mode == "blocking":
             raise located(
                 "storage.mode",
-                "queues by adapter load when an adapter gets its turn, not in a step",
+                "admission per-adapter loads at an adapter's turn, not in a step",
                 got="blocking",
                 allowed="overlap",
             )
@@ -306,20 +308,20 @@ class Scenario(Strict):
         if eviction in ("vllm-lru", "cycle"):
             raise located(
                 "cache.eviction",
-                "unified memory has no fixed places",
+                "unified memory has no slots, which this policy needs",
                 got=eviction,
                 allowed=", ".join(name for name in EVICTIONS if name not in ("vllm-lru", "cycle")),
             )
         if fleet.kv_check not in ("whole-answer", "peak") or self.storage.mode != "blocking":
             raise located(
                 "cache.gpu.unified",
-                "adapters can take KV blocks only in a step that knows what answers will need",
+                "unified memory needs an admission check that reserves KV blocks for whole answers",
                 got=f"fleet.kv_check {fleet.kv_check}, storage.mode {self.storage.mode}",
                 allowed="fleet.kv_check whole-answer or peak, storage.mode blocking",
             )
 
     def _fits_start(self) -> None:
-        """Check who is there from the start."""
+        """Check the adapters that are pinned or loaded at the start."""
         cache = self.cache
         if cache.pinned and cache.eviction == "vllm-lru":
             raise located(
@@ -333,16 +335,14 @@ class Scenario(Strict):
         if cache.pinned and cache.gpu.unified:
             raise located(
                 "cache.pinned",
-                "where adapters share the KV cache, only those of the batch are sure of their place",
+                "with unified memory only adapters of running requests can be kept",
                 got=cache.pinned,
                 allowed="0",
                 hint="cache.warm loads before the start",
             )
         for key, value in (("pinned", cache.pinned), ("warm", cache.warm)):
             if value and cache.eviction == "cycle":
-                raise located(
-                    f"cache.{key}", "with eviction cycle adapters come when they get their turn", got=value, allowed="0"
-                )
+                raise located(f"cache.{key}", "with eviction cycle adapters load at their turn", got=value, allowed="0")
 
     def _fits_prefetch(self) -> None:
         fleet, mode = self.fleet, self.storage.mode
@@ -352,7 +352,7 @@ class Scenario(Strict):
         if mode != "overlap" or self.load_at != "admission":
             raise located(
                 "cache.prefetch",
-                "only loads that are asked for at admission, beside steps, can come earlier",
+                "only loads that start at admission and overlap with steps can be prefetched",
                 got=f"storage.mode {mode}, fleet.load_at {self.load_at}",
                 allowed="storage.mode overlap, fleet.load_at admission",
             )
@@ -389,7 +389,7 @@ class Scenario(Strict):
 
     @property
     def load_at(self) -> Literal["arrival", "admission"]:
-        """When loads are asked for, with the default worked out."""
+        """When loads start, with the default resolved."""
         if self.fleet.load_at is not None:
             return self.fleet.load_at
         waits = self.fleet.admission != "skip" or self.storage.mode == "blocking"

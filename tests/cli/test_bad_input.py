@@ -55,7 +55,7 @@ def test_the_scenario_itself_is_fine(loraplan: CommandLine, scenario: Path) -> N
          "cache.gpu.slots: the adapter cache leaves too little GPU memory for a KV cache (got 5000, allowed: up to"),
         ("requests: 2000", "requests: 0", "workload.requests:"),
         ("process: poisson", "process: poison", "workload.arrivals.process: "),
-        ("count: 20", "rank: 8", "adapters.count: how many adapters there are is missing; give count: 1000"),
+        ("count: 20", "rank: 8", "adapters.count: the number of adapters is missing; give count: 1000"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_file_and_line(
@@ -215,11 +215,11 @@ def test_a_failure_inside_is_one_line_and_debug_shows_it(
         (("workload.arrivals.rate=1e-300/s",), "workload.arrivals.rate: not a rate that can be simulated"),
         (("adapters.count=100000000",), "adapters.count"),
         (("adapters.rank=200",), "adapters.rank: more than twice what the profile"),
-        (("storage.mode=blocking", "storage.loaders=2"), "storage.loaders: blocking loads come one after the other"),
+        (("storage.mode=blocking", "storage.loaders=2"), "storage.loaders: blocking loads run one after the other"),
         (("fleet.engine=fixed", "fleet.service={law: fixed, value: 1 ms}", "fleet.load_at=admission"),
          "fleet.load_at: engine fixed has no load_at"),
         (("workload={duration: 1 min, arrivals: {process: poisson, rate: 1/s}}", "run.half_width=5%"),
-         "run.half_width: only a run of generated requests can be made longer"),
+         "run.half_width: only a run of generated requests can be lengthened"),
     ],
 )  # fmt: skip
 def test_values_that_can_not_go_together_are_refused(

@@ -57,29 +57,29 @@ SWAP = {"full_models": {"serve": "swap"}}
     ("sections", "key", "problem"),
     [
         ({"fleet": {"full_models": None}}, "adapters.mix.1.kind", "no replica serves full models"),
-        ({"adapters": {"count": 3}}, "fleet.full_models", "there is no full model"),
+        ({"adapters": {"count": 3}}, "fleet.full_models", "the scenario has no full model"),
         ({"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "rank": 4}]}}, "adapters.mix.0.rank",
          "a full fine-tune has no rank"),
         ({"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "targets": ["q"]}]}}, "adapters.mix.0.targets",
          "a full fine-tune has no targets"),
-        ({"fleet": {"full_models": {"resident": 2}}}, "fleet.full_models.resident", "a replica of its own holds"),
-        ({"fleet": {"full_models": {"turn": "1 s"}}}, "fleet.full_models.turn", "a replica of its own holds"),
+        ({"fleet": {"full_models": {"resident": 2}}}, "fleet.full_models.resident", "dedicated replicas hold"),
+        ({"fleet": {"full_models": {"turn": "1 s"}}}, "fleet.full_models.turn", "dedicated replicas hold"),
         ({"fleet": {"full_models": {"load": {"law": "fixed", "value": "1 s"}}}}, "fleet.full_models.load",
-         "a replica of its own holds"),
+         "dedicated replicas hold"),
         ({"fleet": {"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}}}, "fleet.engine",
          "engine fixed has no weights that a full model could replace"),
-        ({"rollouts": [{"strategy": "in-place", "at": "1 s"}]}, "rollouts", "rollouts aren't simulated"),
+        ({"rollouts": [{"strategy": "in-place", "at": "1 s"}]}, "rollouts", "rollouts are not supported"),
         ({"faults": [{"kind": "crash", "replica": 0, "at": "1 s", "down": "1 s"}]}, "faults",
-         "faults aren't simulated beside full models"),
+         "faults are not supported with full models"),
         ({"fleet": {"engine": "vllm-0.8", "front_end": "vllm-0.8-scraped"}}, "fleet.front_end", "this front end"),
-        ({"cache": {"gpu": {"slots": 4}, "eviction": "belady"}}, "cache.eviction", "eviction belady knows"),
-        ({"router": {"policy": "service-per-adapter"}}, "router.policy", "service-per-adapter places adapters"),
+        ({"cache": {"gpu": {"slots": 4}, "eviction": "belady"}}, "cache.eviction", "eviction belady does not"),
+        ({"router": {"policy": "service-per-adapter"}}, "router.policy", "service-per-adapter does not support"),
         ({"workload": {**WORKLOAD, "churn": {"share": 0.1, "every": "10 s"}}}, "workload.churn",
-         "a full model that comes later"),
+         "a full model that arrives"),
         ({"adapters": {"count": 3, "mix": MIX, "base_slowdown": 1.5}}, "adapters.base_slowdown",
          "the base model isn't quantised"),
         ({"adapters": {"count": 3, "mix": MIX, "base_quantization": "int8", "base_double_quantization": True}},
-         "adapters.base_double_quantization", "only nf4 has constants"),
+         "adapters.base_double_quantization", "only nf4 can quantise"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str, problem: str) -> None:
@@ -89,7 +89,7 @@ def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str
 
 
 def test_engine_fixed_has_no_weights_to_quantise() -> None:
-    with pytest.raises(ValidationError, match="engine fixed has no weights, and its service time is given"):
+    with pytest.raises(ValidationError, match="engine fixed has no weights: its service time is given"):
         build(
             workload=WORKLOAD, adapters={"count": 3, "base_quantization": "nf4"}, cache={"gpu": {"slots": 4}},
             fleet={"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}},
