@@ -1,4 +1,4 @@
-"""Put traffic together: chunks of requests as numpy arrays, the same for every design that is compared."""
+"""Puts traffic together: chunks of requests as numpy arrays, the same for every design that is compared."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ BLOCK = 1 << 16
 """Requests made at a time. Part of the random streams' key: changing it changes all traffic."""
 
 MAX_SESSIONS = 5_000_000
-"""Sessions under way at a time."""
+"""Sessions running at a time, at most."""
 MAX_NEWCOMERS, MAX_TRADES, MAX_TRADED, MAX_CHANGES = 10_000_000, 200_000, 20_000_000, 5_000_000
-"""In a run: adapters that may come, times that popularity may drift, adapters that may change places by that, and
-changes of a random rate. More would take longer than the requests."""
+"""Limits of one run: new adapters, times that popularity drifts, adapters that change places by that, and changes of a
+random rate. More would take longer than the requests."""
 
 UNNAMED_ADAPTERS = 100
 """Adapters of a trace that names none, where the scenario gives no count."""
@@ -54,8 +54,8 @@ class Chunk:
     :ivar first: index of the first request.
     :ivar load_luck, host_load_luck, service_luck: uniform in [0, 1); decide the time of the load or
         service that the request brings about, whatever the design.
-    :ivar session: number of the session of each request, from 0 in the replication; None where the traffic has no
-        sessions. A generated session asks for one adapter; a trace's may ask for several.
+    :ivar session: the session number of each request, from 0 in each replication; None without sessions. A generated
+        session uses one adapter; one of a trace may use several.
     """
 
     first: int
@@ -75,12 +75,12 @@ class Chunk:
 class Traffic:
     """The requests of a scenario.
 
-    :ivar population: every adapter's size and rank; those that come later (churn) last.
+    :ivar population: every adapter's size and rank; new adapters by churn come last.
     :ivar names: adapter names where a trace or weights file gives them, else ().
-    :ivar total: how many requests will come, or None while only the duration is known.
-    :ivar end_s: no request comes after this time, where a duration is given.
+    :ivar total: number of requests; None if only the duration is known.
+    :ivar end_s: no request arrives after this time; None without a duration.
     :ivar notes: sentences for the user.
-    :param weights_bytes: of the base model, and so of a full fine-tune that has no size of its own.
+    :param weights_bytes: of the base model, and of a full fine-tune without a size of its own.
     :raises TraceError, ScenarioError: where a file or a count can't be used.
     """
 
@@ -96,7 +96,7 @@ class Traffic:
             self._trace = read_trace(workload.trace, workload.requests, seed=self._seed)
             self.names, self.notes = self._trace.names, self._trace.notes
             if self._trace.prompt_tokens is not None and "tokens" in workload.model_fields_set:
-                raise ScenarioError("the trace brings its own lengths", key="workload.tokens", hint="remove tokens")
+                raise ScenarioError("the trace has its own lengths", key="workload.tokens", hint="remove tokens")
         elif workload.popularity.law == "weights":
             weights = read_weights(workload.popularity.file)
             self.names, cvs = weights.names, weights.cv
@@ -152,11 +152,11 @@ class Traffic:
 
     @property
     def places(self) -> int:
-        """Adapters that are there at the start; those that come by churn stand behind them in the population."""
+        """Adapters at the start; new adapters by churn follow them in the population."""
         return self._places
 
     def shares(self) -> Floats:
-        """Return the share of requests that each adapter gets: by its requests in a trace, else by law; (places,)."""
+        """Return each adapter's share of the requests, from the trace or by law; (places,)."""
         if self._chooser is None:
             assert self._trace is not None, "without a trace there is a law"
             assert self._trace.adapter is not None, "without names there is a law"
@@ -177,7 +177,7 @@ class Traffic:
             first += len(piece.times)
 
     def arrivals(self, replication: int) -> Iterator[tuple[Floats, Ints]]:
-        """Yield times and adapters alone, in the same pieces: ``BLOCK`` at a time, and the rest."""
+        """Yield times and adapters alone, in pieces of ``BLOCK``, and the rest."""
         for times, adapters, _ in self._pieces(replication):
             yield times, adapters
 
@@ -185,9 +185,9 @@ class Traffic:
         return cut(self._source.blocks(replication, self.total), BLOCK, self.total, self.end_s)
 
     def _check_size(self) -> None:
-        """Refuse what would change so often, or last so long, that it takes longer than the requests themselves."""
+        """Refuse changes so frequent, or runs so long, that they would take longer than the requests themselves."""
         workload, seconds = self._workload, self.expected_s()
-        changes = [("churn", "adapters would come and go too often", float(self._new), MAX_NEWCOMERS)]
+        changes = [("churn", "adapters would be replaced too often", float(self._new), MAX_NEWCOMERS)]
         if workload.drift is not None:
             times = seconds / workload.drift.every
             moved = times * max(2.0, workload.drift.share * self._places)
@@ -200,7 +200,7 @@ class Traffic:
         if workload.sessions is not None:
             law = workload.sessions
             at_a_time = self.rate * (1 - 1 / law.requests) * mean_gap(law)
-            changes.append(("sessions", "too many sessions would be under way at a time", at_a_time, MAX_SESSIONS))
+            changes.append(("sessions", "too many sessions would run at a time", at_a_time, MAX_SESSIONS))
         for key, problem, times, most in changes:
             if times > most:
                 raise ScenarioError(
@@ -214,7 +214,7 @@ class Traffic:
         return self._workload.requests
 
     def expected_s(self) -> float:
-        """Return how long requests are expected to come."""
+        """Return how long requests are expected to arrive."""
         if self.end_s is not None:
             return self.end_s
         assert self.total is not None, "a run has a count or a duration"
@@ -277,7 +277,7 @@ class Traffic:
 
 
 def _check_together(prompt: TokenLengths, output: TokenLengths) -> None:
-    """Refuse lengths each of which a request may have, but not both."""
+    """Refuse laws under which prompt and output together may be too long."""
     if prompt.longest + output.longest > MAX_TOKENS:
         raise ScenarioError(
             "prompt and output together are too long",
@@ -308,7 +308,7 @@ def _with_trace_sizes(population: Population, trace: TraceData | None) -> Popula
         return population
     if population.full_kinds:
         raise ScenarioError(
-            "the trace brings the sizes of adapters, and doesn't say which of them are full models",
+            "the trace has adapter sizes, but doesn't tell which adapters are full models",
             key=f"adapters.mix.{population.full_kinds[0]}.kind",
             got="full",
             allowed="lora",

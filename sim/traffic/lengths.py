@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MAX_ROWS = 50_000_000
-"""Rows of a file of observed counts, at most: as many as requests of a trace."""
+"""Rows of a file of observed counts, at most: as many as requests in a trace."""
 
 
 class TokenLengths:
@@ -38,7 +38,7 @@ class TokenLengths:
 
     @property
     def longest(self) -> float:
-        """The most tokens of a request; where the law has no end, the largest number that it is given by."""
+        """The most tokens of a request; for a law without a maximum, its largest parameter."""
         law = self._law
         if law.law == "fixed":
             return law.value

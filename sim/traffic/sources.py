@@ -1,8 +1,8 @@
-"""Where requests come from: streams of arrival times, adapters and sessions in order of time, made block by block.
+"""Sources of requests: arrival times, adapters and sessions in order of time, block by block.
 
-A source's ``blocks`` may be asked for again and gives the same each time: random numbers belong to the seed, the
-replication, the purpose and the number of a block, and what goes on from block to block is kept in the iterator. A run
-of more requests begins with those of a shorter one.
+``blocks`` of a source gives the same each time: random numbers belong to the seed, the replication, the purpose and the
+number of a block, and the iterator keeps the state between blocks. A longer run begins with the requests of a shorter
+one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SMALLEST, LARGEST = 256, 16384
-"""Requests that are expected of a block: few at first, then more, so that a short run doesn't pay for a long one and
-begins with the same requests."""
-
+"""Expected requests of a block: few at first, then more, so that a short run is cheap and begins with the same requests
+as a long one."""
 
 LEAST_SHARE = 1e-12
-"""An adapter that is asked for less often has no stream: it would not be seen, and its numbers would overflow."""
+"""Adapters with a smaller share of the rate have no stream: they would get no request, and numbers would overflow."""
 
 
 class RequestBlock(NamedTuple):
@@ -62,7 +61,7 @@ class RequestBlock(NamedTuple):
 
 
 class RequestSource(Protocol):
-    """What ``Traffic`` draws requests from."""
+    """A source of requests."""
 
     def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         """Yield blocks of requests from time 0 on, none of them empty, without end or at least ``most`` requests."""
@@ -70,11 +69,11 @@ class RequestSource(Protocol):
 
 
 class AggregateArrivals:
-    """Arrivals over all adapters, each of which chooses an adapter.
+    """One stream of arrivals over all adapters; each arrival draws its adapter.
 
-    The process has been running for ever when the run begins, else bursty ones would begin with a burst.
+    The process is in equilibrium at the start, else bursty ones would begin with a burst.
 
-    :param rate: mean arrivals per second, in place of the law's.
+    :param rate: mean arrivals per second, instead of the law's.
     :param sizes: arrivals of consecutive blocks. Part of the random streams' key.
     """
 
@@ -86,7 +85,7 @@ class AggregateArrivals:
 
     def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         intensity = self._intensity(replication)
-        rate = self._law.rate if intensity is None else 1.0  # else gaps are counted in expected arrivals
+        rate = self._law.rate if intensity is None else 1.0  # otherwise gaps count expected arrivals
         first, clock = 0, 0.0
         for block, size in enumerate(self._sizes):
             if most is not None and first >= most:
@@ -128,7 +127,7 @@ class ArrivalsPerAdapter:
     """Every adapter's arrivals are a renewal process of its own, in equilibrium at the start.
 
     :param shares: (adapters,) share of the rate of each.
-    :param cvs: (adapters,) coefficients of variation in place of the law's, nan: the law's; None: none.
+    :param cvs: (adapters,) coefficients of variation instead of the law's; nan or None: the law's.
     :param sizes: arrivals that are expected of consecutive blocks.
     """
 
@@ -162,7 +161,7 @@ class ArrivalsPerAdapter:
 class GrowingSizes:
     """The sizes of consecutive blocks, from the smallest on, without end.
 
-    :param requests: how many come of each, on average.
+    :param requests: requests per arrival, on average.
     """
 
     def __init__(self, requests: float = 1.0) -> None:
@@ -178,7 +177,7 @@ class GrowingSizes:
 class ConstantSizes:
     """The same size for all consecutive blocks, without end.
 
-    In place of ``itertools.repeat``: worlds travel to worker processes, and pickles of itertools end with Python 3.14.
+    Instead of ``itertools.repeat``, which can't be pickled from Python 3.14 on: worlds are sent to worker processes.
     """
 
     def __init__(self, size: int) -> None:
@@ -190,9 +189,9 @@ class ConstantSizes:
 
 
 class DriftingSource:
-    """A source whose places in the ranking are held by other adapters as time passes.
+    """A source whose popularity ranking changes over time.
 
-    :param count: places; ``new``: adapters that may come in, with churn.
+    :param count: places in the ranking; ``new``: new adapters that churn may bring.
     """
 
     def __init__(
@@ -208,9 +207,9 @@ class DriftingSource:
 
 
 class ReplayedTrace:
-    """A trace's own times, adapters and sessions; ``chooser`` draws adapters where it names none.
+    """A trace's own times, adapters and sessions; ``chooser`` draws adapters where the trace names none.
 
-    :param size: requests a block, of which each has a random stream of its own.
+    :param size: requests per block; each block has a random stream of its own.
     """
 
     def __init__(
@@ -243,7 +242,7 @@ class ReplayedTrace:
 
 
 def cut(blocks: Iterable[RequestBlock], size: int, most: int | None, end_s: float | None) -> Iterator[RequestBlock]:
-    """Yield a source's requests in blocks of ``size``, and the rest: at most ``most``, and none from ``end_s`` on."""
+    """Yield a source's requests in blocks of ``size``, plus the rest: at most ``most``, and none from ``end_s`` on."""
     held: RequestBlock | None = None
     given, over = 0, False
     for block in blocks:

@@ -1,4 +1,4 @@
-"""The adapters that a trace asks for, in order: all that a cache-only replay needs."""
+"""The adapters of a trace's requests, in order: the input of a cache-only replay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sim.traffic.traces.text_files import open_table
 
 @dataclass(frozen=True, slots=True)
 class AdapterSequence:
-    """The requests of a trace as a cache sees them.
+    """The requests of a trace, as a cache sees them.
 
     :ivar adapter: (n,) int32 index into ``names``, by first appearance.
     :ivar names: the adapters' names.
@@ -37,9 +37,9 @@ def read_adapter_sequence(
     skip_bad: bool = False,
     adapter_size: int | None = None,
 ) -> AdapterSequence:
-    """Read which adapters a trace asks for; plain CSV and Parquet need no times and no lengths for that.
+    """Read the adapters of a trace's requests; plain CSV and Parquet need no times and no lengths for that.
 
-    Where they have them, they are checked all the same: a trace out of order has other misses.
+    If they have times, these are checked: a trace out of order has other misses.
 
     :param skip_bad: leave bad rows out and count them.
     :param adapter_size: bytes of every adapter, instead of the trace's ``adapter_bytes``.

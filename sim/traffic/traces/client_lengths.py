@@ -1,4 +1,4 @@
-"""Token lengths from each client's mean and quantiles (ServeGen's lengths file)."""
+"""Token lengths from the mean and quantiles of each client (ServeGen's lengths file)."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def draw_lengths(
 ) -> tuple[Ints32, Ints32, str]:
     """Draw prompt and output tokens, independently, for requests of the clients ``names``.
 
-    Of several pools in the file, the one with the clients most like those of the trace is taken.
+    Of several pools in the file, the one that shares most clients with the trace is used.
 
-    :return: prompt and output tokens, (n,) int32, and a note: which pool, and clients for which its average stood in.
+    :return: prompt and output tokens, (n,) int32, and a note on the pool and on clients that got its average.
     """
     lengths = _load(file, skip_bad)
     pool = _nearest_pool(lengths, set(names))
@@ -82,7 +82,7 @@ def draw_lengths(
 def tokens_at(shares: Floats, statistics: Floats) -> Ints32:
     """Return the token counts below which these shares of requests lie, for a mean, p50, p90 and p99.
 
-    Between the quantiles the curve bends so that the mean is met, where the quantiles allow it; above p99 the excess is
+    Between the quantiles the curve bends to match the mean, as far as the quantiles allow; above p99 the excess is
     exponential, as between p90 and p99.
     """
     mean, *quantiles = statistics.tolist()
@@ -134,18 +134,18 @@ def _load(file: str, skip_bad: bool) -> ClientLengths:
 
 
 def _texts(cells: list[str]) -> NDArray[np.object_]:
-    """Return texts as they are: numpy's own give every one the room of the longest."""
+    """Return texts as objects: numpy's own type reserves the longest length for each."""
     return np.array(cells, dtype=object)
 
 
 def _statistics(rows: Rows) -> Floats:
-    """Return mean, p50, p90 and p99 of both sides, (n, 2, 4), refusing quantiles that fall."""
+    """Return mean, p50, p90 and p99 of both sides, (n, 2, 4), refusing the quantiles are not in order."""
     sides = []
     for side in ("input", "output"):
         allowed = f"tokens, 0 to {MAX_TOKENS:,}"
         values = [rows.numbers(f"{side}_tokens_{name}", 0, MAX_TOKENS, allowed) for name in STATISTICS]
         falls = (values[1] > values[2]) | (values[2] > values[3])
-        rows.refuse(falls, f"{side}_tokens_p50", "quantiles that fall", "p50 up to p90, p90 up to p99")
+        rows.refuse(falls, f"{side}_tokens_p50", "the quantiles are not in order", "p50 up to p90, p90 up to p99")
         sides.append(np.stack(values, axis=1))
     return np.stack(sides, axis=1)
 

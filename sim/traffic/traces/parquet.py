@@ -23,7 +23,7 @@ CELL_BYTES = 4096
 """Bytes of a cell of text, at most; names of adapters have up to 1,024."""
 
 _FOOTER_BYTES = 16 << 20
-"""Bytes of a text in the file's description of itself, at most."""
+"""Bytes of a text in the file's metadata, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ArrowColumn:
         with _arrow_errors(self.file):
             if not pa.types.is_dictionary(self.array.type):
                 return [text_of(value) for value in self.array.to_pylist()]
-            # One string for each different text: a long one that stands in every row takes its bytes once.
+            # One string per distinct text, so that a long text in every row is stored once.
             words = [text_of(value) for value in self.array.dictionary.to_pylist()]
             return [words[index] if index is not None else "" for index in self.array.indices.to_pylist()]
 
@@ -63,7 +63,7 @@ class ParquetTable:
         self._name, self._raw = file, raw
         limits = {"thrift_string_size_limit": _FOOTER_BYTES, "thrift_container_size_limit": _FOOTER_BYTES >> 4}
         with _arrow_errors(file):
-            # An open file and never a name: pyarrow takes some names for addresses in a network.
+            # An open file, never a name: pyarrow takes some names for network addresses.
             schema = pq.ParquetFile(raw, **limits).schema_arrow
             text = [field.name for field in schema if _is_text(field.type)]
             self._file = pq.ParquetFile(raw, read_dictionary=text, **limits)
@@ -97,11 +97,14 @@ class ParquetTable:
         return RowBlock(rows, {name: ArrowColumn(part.column(name), self._name) for name in columns})
 
     def _check(self, columns: Sequence[str]) -> None:
-        """Refuse, by what the file says of itself, columns of lists and of texts that are longer than names are."""
+        """Refuse, from the metadata, columns of lists and of texts longer than names can be."""
         for name in columns:
             if name in self._other:
                 raise TraceError(
-                    "a column of this kind is not read", key=name, file=self._name, allowed="numbers, times or text"
+                    "a column of this type is not supported",
+                    key=name,
+                    file=self._name,
+                    allowed="numbers, times or text",
                 )
         facts = self._file.metadata
         wanted = frozenset(columns)
@@ -127,7 +130,7 @@ class ParquetTable:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Return whether cells have the length that they choose, be it once for each different one."""
+    """Return whether cells have variable length, perhaps as a dictionary."""
     import pyarrow as pa
 
     types = pa.types

@@ -36,7 +36,7 @@ def shape_of_cv(family: NDArray[np.str_], cv: Floats) -> Floats:
 
 
 class CarriedGaps:
-    """The gap across the end of each client's last window, carried on into its next.
+    """Carries the gap across the end of each client's window into the next window.
 
     In a stationary renewal process the gap that covers a fixed moment is drawn with a probability in proportion to its
     length, and the moment lies anywhere in it, independent of that length (Cox, Renewal Theory, 1962, chapter 5). When

@@ -1,4 +1,4 @@
-"""Tables in files: which kind a file is, and CSV and JSON lines, gzipped or not."""
+"""Tables in files: detects the kind of a file, and reads CSV and JSON lines, gzipped or not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sim.traffic.traces.blocks import Column, RowBlock, TextColumn, TraceTable, 
 from sim.traffic.traces.parquet import ParquetTable
 
 MOST_LINES = 10
-"""Lines over which a row that isn't whole may go; with more, a quote has swallowed rows that would be lost unseen."""
+"""Lines that a malformed row may span; beyond that, an unclosed quote has probably swallowed other rows."""
 MAX_COLUMNS = 10_000
 """Columns of a table, at most; the widest known format has 1,444."""
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -32,7 +32,7 @@ _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 @contextlib.contextmanager
 def open_table(file: str) -> Iterator[TraceTable]:
-    """Open a table; what it is, is told by its first bytes.
+    """Open a table; its first bytes tell its kind.
 
     :raises TraceError: where there is no such file, or no table in it.
     """
@@ -64,7 +64,7 @@ def _text_table(file: str, raw: IO[bytes]) -> TraceTable:
     if not head.removeprefix(b"\xef\xbb\xbf").strip():
         raise TraceError("the trace is empty", file=file)
     is_json = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    # Bytes that are no UTF-8 come through as lone surrogates, so that they are found in the row they stand in.
+    # Bytes that are no UTF-8 become lone surrogates, so that the error can name their row.
     newline = "\n" if is_json else ""
     bounded = Bounded(raw, lambda: _too_long(file), rows=True)
     text = io.TextIOWrapper(bounded, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
@@ -72,7 +72,7 @@ def _text_table(file: str, raw: IO[bytes]) -> TraceTable:
 
 
 def _too_long(file: str) -> TraceError:
-    """Return the error for a row that doesn't end: a packed file of 10 MB can hold one of 10 GB."""
+    """Return the error for an endless row: a compressed file of 10 MB can hold one of 10 GB."""
     return TraceError(
         "a row is too long", file=file, allowed=f"{ROW_BYTES >> 20} MiB", hint="a quote that is never closed?"
     )
@@ -134,10 +134,10 @@ class CsvTable:
 
 
 def _even(rows: list[list[str]], lines: list[int], width: int, bad_rows: BadRows) -> tuple[list[list[str]], list[int]]:
-    """Drop blank lines, and note rows with more or fewer cells than the header.
+    """Drop blank lines, and record rows with more or fewer cells than the header.
 
     :param lines: where each row begins, and where the next one would.
-    :raises TraceError: where a quote has swallowed so much that the rows behind it can't be told apart.
+    :raises TraceError: where an unclosed quote has swallowed many lines.
     """
     even: list[int] = []
     for index, row in enumerate(rows):
@@ -206,9 +206,9 @@ class JsonTable:
 
 
 def check_width(header: Sequence[str], file: str) -> None:
-    """Refuse a header of more columns than any trace has.
+    """Refuse a header with too many columns: comparing millions of names would take hours.
 
-    :raises TraceError: for those; comparing millions of names would take hours.
+    :raises TraceError: naming how many there are.
     """
     if len(header) > MAX_COLUMNS:
         raise TraceError("too many columns", file=file, got=f"{len(header):,}", allowed=f"up to {MAX_COLUMNS:,}")

@@ -1,4 +1,4 @@
-"""Traces of rates and counts, from which requests must be made: ServeGen windows, Azure Functions 2019."""
+"""Traces of rates or counts, from which requests are generated: ServeGen windows, Azure Functions 2019."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FUNCTION_COLUMN = "HashFunction"
 
 PATTERNS: dict[str, Family] = {"": "exponential", "gamma": "gamma", "weibull": "weibull", "exponential": "exponential"}
 SHAPES = (0.01, 1e6)
-"""Shapes that can be drawn; below, a Weibull gap leaves the range of floating point."""
+"""Shapes that can be drawn; below them, Weibull gaps exceed floating point."""
 
 MAX_RATE = 1e6
 MAX_WINDOWS = 1_000_000
@@ -56,12 +56,12 @@ class Windows:
 
 
 def read_windows(table: TraceTable, ask: ReadOptions) -> TraceData:
-    """Read ServeGen windows and make their requests: one adapter a client.
+    """Read ServeGen windows and generate their requests, with one adapter per client.
 
     A client's requests are a renewal process in operational time (the integral of its rate), with the gaps of its
     window: Gamma or Weibull of the fitted shape, exponential where there were too few requests to fit one. The process
     is stationary in every window, so that a window of rate r and length T has r·T requests on average, be it
-    0.3 or 50,000; and the gap across a window's end goes on in the next. Source: ServeGen, arXiv 2505.09999.
+    0.3 or 50,000, and a gap across a window's end continues in the next. Source: ServeGen, arXiv 2505.09999.
 
     :raises TraceError: as any reader; also for windows on no grid, and for too many requests.
     """
@@ -206,7 +206,7 @@ def _window_requests(windows: Windows, seed: int) -> Iterator[tuple[Floats, Ints
 
 
 def read_function_counts(table: TraceTable, ask: ReadOptions) -> TraceData:
-    """Read Azure Functions 2019 (a day's calls per function and minute): one adapter a function, no lengths.
+    """Read Azure Functions 2019 (a day's calls per function and minute): one adapter per function, no lengths.
 
     The calls of a minute are spread over it at random. Source: Azure/AzurePublicDataset, AzureFunctionsDataset2019.md.
 
@@ -284,5 +284,5 @@ def _collect(requests: Iterator[tuple[Floats, Ints32]], ask: ReadOptions) -> tup
         if ask.limit is None and count > 2 * MAX_REQUESTS:
             raise too_many(ask.file, count)
     if count == 0:
-        raise TraceError("the rates and counts are so small that no request comes", file=ask.file)
+        raise TraceError("the rates or counts are too small for a single request", file=ask.file)
     return np.concatenate(times)[: ask.limit], np.concatenate(owners)[: ask.limit]
