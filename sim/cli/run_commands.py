@@ -162,7 +162,7 @@ def _axes(texts: list[str]) -> dict[str, list[Any]]:
         if key in axes:
             raise InputError("given twice", key=f"--over {key}", hint="write all its values in one: key=v1,v2,v3")
         if any(value in values[:place] for place, value in enumerate(values)):
-            raise InputError("a value stands twice", key=f"--over {key}", got=text.partition("=")[2])
+            raise InputError("a value occurs twice", key=f"--over {key}", got=text.partition("=")[2])
         if key.partition(".")[0] in ("name", "description", "schema_version", "sweep", "run"):
             raise InputError("can't be swept", key=f"--over {key}", allowed="what is simulated, not how it is called")
         axes[key] = values

@@ -182,7 +182,7 @@ class Fleet:
                 self.recorder.mark(float(mark))
         if not self._load_chunk():
             raise ScenarioError(
-                "no request arrives in this time", key="workload.duration", got=format_seconds(plan.end_s or 0.0),
+                "no request arrives in this duration", key="workload.duration", got=format_seconds(plan.end_s or 0.0),
                 hint="simulate longer, or raise the rate",
             )  # fmt: skip
         assert self._next is not None, "a chunk has a request"

@@ -173,7 +173,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("plann", "quickstart"), "No such command 'plann'"),
         (("run",), "Missing argument"),
         (("run", "quickstart", "--bogus"), "No such option: --bogus"),
-        (("run", "quickstart", "--jobs", "0"), "--jobs: there is no work for no worker"),
+        (("run", "quickstart", "--jobs", "0"), "--jobs: not a number of workers"),
         (("run", "quikstart"), "did you mean 'quickstart'"),
         (("run", "quickstart", "--check", "--set", "slo=null"), "slo: the scenario has no SLO to check"),
         (("sweep", "quickstart", "--over", "slots"), "--over: not a key and its values"),
@@ -183,7 +183,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("sweep", "quickstart", "--over", "cache.gpu.slots=" + "[" * 5000), "nested too deeply"),
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,*a"), "not YAML: found undefined alias"),
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,5000"), "leaves too little GPU memory"),
-        (("report", "nowhere"), "nowhere: there is no such folder"),
+        (("report", "nowhere"), "nowhere: no such folder"),
         (("run", "quickstart", "--set", "fleet.engine=lorex"), "did you mean 'lorax'?"),
         (("run", "quickstart", "--set", "rollouts=[{a: 1}]"), "rollouts.0.strategy: is missing"),
     ],
@@ -211,7 +211,7 @@ def test_a_failure_inside_is_one_line_and_debug_shows_it(
     ("settings", "says"),
     [
         (("fleet.kv_tokens=10",), "fleet.kv_tokens: not one KV block fits"),
-        (("workload.duration=1 ms",), "workload.duration: no request arrives in this time"),
+        (("workload.duration=1 ms",), "workload.duration: no request arrives in this duration"),
         (("workload.arrivals.rate=1e-300/s",), "workload.arrivals.rate: not a rate that can be simulated"),
         (("adapters.count=100000000",), "adapters.count"),
         (("adapters.rank=200",), "adapters.rank: more than twice what the profile"),
@@ -234,7 +234,7 @@ def test_values_that_can_not_go_together_are_refused(
     ("over", "says"),
     [
         (("cache.gpu.slots=16", "cache.gpu.slots=32"), "given twice"),
-        (("cache.gpu.slots=16,16",), "a value stands twice"),
+        (("cache.gpu.slots=16,16",), "a value occurs twice"),
         (("name=a,b",), "can't be swept"),
     ],
 )

@@ -144,7 +144,7 @@ def test_scenarios_must_be_run_first(loraplan: CommandLine, runs: Path, tmp_path
         ended = loraplan("compare", str(runs / "small"), wrong)
         assert ended.code == 2
         assert f"this is a scenario, not a run directory (got {wrong}); run it first: loraplan run {wrong}" in ended.err
-    assert "there is no such folder" in loraplan("compare", str(runs / "small"), "nowhere").err
+    assert "no such folder" in loraplan("compare", str(runs / "small"), "nowhere").err
     empty = tmp_path / "empty"
     empty.mkdir()
     ended = loraplan("compare", str(empty), str(runs / "small"))

@@ -241,10 +241,10 @@ def test_a_seed_repeats_a_plan_whatever_the_number_of_workers(tmp_path: Path) ->
         (("--minimize", "a.b=1..2", "--maximize", "a.b=1..2"), "--maximize: a plan needs exactly one of minimize and"),
         (("--minimize", "cache.gpu.slotz=8..64"), "plan.minimize: cache.gpu.slotz: unknown key"),
         (("--maximize", "workload.arrivals.rate=10..20"), "workload.arrivals.rate: not a rate"),
-        (("--jobs", "0"), "--jobs: there is no work for no worker"),
+        (("--jobs", "0"), "--jobs: not a number of workers"),
         (("--set", "workload.requests=30"), "slo: can't decide whether ttft_p99_s meets its target: not enough data"),
         (("--set", "workload={requests: null, duration: 1 ms, arrivals: {process: poisson, rate: 1/h}}"),
-         "no request arrives in this time"),
+         "no request arrives in this duration"),
     ],
 )  # fmt: skip
 def test_bad_questions_are_refused(
@@ -260,7 +260,7 @@ def test_check_looks_at_the_plan(loraplan: CommandLine, tmp_path: Path) -> None:
     name = write(tmp_path, "slo: {ttft_p99: 2 s}\nplan: {minimize: cache.gpu.slots, range: [64, 8]}")
     ended = loraplan("check", name)
     assert ended.code == 2
-    assert f"{name}:12: plan.range: a range rises" in ended.err
+    assert f"{name}:12: plan.range: a range must rise" in ended.err
 
 
 def test_a_folder_with_another_run_is_refused(loraplan: CommandLine, tmp_path: Path) -> None:

@@ -111,8 +111,8 @@ def test_a_backend_and_an_address_tell_themselves_apart(texts: list[str], meant:
     [
         (["dsk"], "--backend: neither a backend nor an address (got dsk, allowed: local, dask, ray, or an address such "
                   "as tcp://host:8786); did you mean 'dask'?"),
-        (["a:8786"], "--address: which cluster is at this address? (got a:8786); say --backend dask or --backend ray"),
-        (["auto"], "--address: which cluster is at this address?"),
+        (["a:8786"], "--address: the kind of cluster at this address is unknown (got a:8786); add"),
+        (["auto"], "--address: the kind of cluster at this address is unknown"),
         (["http://a:1"], "--address: unknown kind of address (got http://a:1, allowed: tcp://"),
         (["dask", "ray://a:1"], "--address: not an address for --backend dask (got ray://a:1)"),
         (["local", "a:1"], "--address: not an address for --backend local"),
@@ -163,7 +163,7 @@ def test_an_address_where_something_else_listens_is_one_line(monkeypatch: pytest
             pass
         called.result()[0].close()
     assert str(refused.value) == (
-        f"--address: something listens here, but no Dask scheduler (got {there}, allowed: such as tcp://host:8786)"
+        f"--address: the server at this address is no Dask scheduler (got {there}, allowed: such as tcp://host:8786)"
     )
 
 
@@ -214,21 +214,21 @@ def test_a_worker_without_loraplan_is_named() -> None:
     with pytest.raises(InputError) as refused:
         futures._refuse_without_loraplan({"tcp://a:1", "tcp://b:1"})
     assert str(refused.value) == (
-        "--backend: a worker of the Dask cluster has no loraplan; install on every worker what is installed here"
+        "--backend: a worker of the Dask cluster has no loraplan; install the same versions on every worker"
     )
 
 
 def test_an_address_without_a_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend_choice, "find_spec", lambda name: object())
     with (
-        pytest.raises(InputError, match="--address: an address names host and port"),
+        pytest.raises(InputError, match="--address: an address needs host and port"),
         open_pool(BackendChoice("dask", "tcp://a")),
     ):
         pass
 
 
 def test_no_worker_is_refused_whatever_the_backend() -> None:
-    with pytest.raises(InputError, match="--jobs: there is no work for no worker"), open_pool(BackendChoice(), 0):
+    with pytest.raises(InputError, match="--jobs: not a number of workers"), open_pool(BackendChoice(), 0):
         pass
 
 
@@ -280,8 +280,8 @@ def test_a_worker_with_other_software_refuses() -> None:
     assert run_on_worker(software(), twice, (4,)).open() == 8
     with pytest.raises(InputError) as refused:
         run_on_worker({**software(), "loraplan": "0.0.1+abc", "numpy": "1.0"}, twice, (4,)).open()
-    assert "has other software, which may give other numbers (got loraplan " in str(refused.value)
-    assert "allowed: loraplan 0.0.1+abc, numpy 1.0); install on every worker what is installed here" in str(
+    assert "has other versions, which may give other numbers (got loraplan " in str(refused.value)
+    assert "allowed: loraplan 0.0.1+abc, numpy 1.0); install the same versions on every worker" in str(
         refused.value
     )
 
@@ -295,7 +295,7 @@ def test_a_cluster_without_workers_is_waited_for_and_told_once(monkeypatch: pyte
 
 def test_a_cluster_that_is_gone_says_that_points_are_kept() -> None:
     assert str(ClusterGone("the Dask cluster at tcp://a:1")) == (
-        "the Dask cluster at tcp://a:1 is gone; what was finished is kept: run the same command to go on"
+        "the Dask cluster at tcp://a:1 is gone; finished results are kept: run the same command to resume"
     )
 
 

@@ -1,4 +1,4 @@
-"""From ``--backend`` and ``--address`` to a pool that is open while a study runs."""
+"""Turns ``--backend`` and ``--address`` into a pool that is open while a study runs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _LONG_GREETING = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class BackendChoice:
-    """Where tasks run.
+    """The backend of a study.
 
-    :ivar address: of a cluster that is there already; None: one is started for the study and ended with it.
+    :ivar address: of a running cluster; None: one is started for the study and stopped after it.
     """
 
     backend: str = "local"
@@ -35,9 +35,9 @@ class BackendChoice:
 
 
 def choose_backend(texts: Sequence[str]) -> BackendChoice:
-    """Return what the values of ``--backend`` and ``--address`` mean, in any order and under either name.
+    """Return the backend from the values of ``--backend`` and ``--address``, in any order and under either name.
 
-    :raises InputError: where they contradict each other, or are neither a backend nor an address.
+    :raises InputError: if they contradict each other, or are neither a backend nor an address.
     """
     backends = [text for text in texts if text in BACKENDS]
     addresses = [text for text in texts if text not in BACKENDS]
@@ -68,10 +68,10 @@ def _addressed(backend: str | None, address: str) -> BackendChoice:
     meant = _SCHEMES.get(scheme) or ("dask" if address.endswith(".json") else backend)
     if meant is None:
         raise InputError(
-            "which cluster is at this address?",
+            "the kind of cluster at this address is unknown",
             key="--address",
             got=address,
-            hint="say --backend dask or --backend ray with it",
+            hint="add --backend dask or --backend ray",
         )
     if backend not in (None, meant) or meant == "local" or (meant == "dask" and address == "auto"):
         raise InputError(f"not an address for --backend {backend or meant}", key="--address", got=address)
@@ -81,15 +81,17 @@ def _addressed(backend: str | None, address: str) -> BackendChoice:
 
 
 @contextmanager
-def open_pool(where: BackendChoice, jobs: int = -1, told: Callable[[str], None] = lambda text: None) -> Iterator[Pool]:
-    """Open a pool; at the end nothing runs that was started for it, and a cluster that was there is left as it was.
+def open_pool(
+    where: BackendChoice, jobs: int = -1, on_note: Callable[[str], None] = lambda text: None
+) -> Iterator[Pool]:
+    """Open a pool; afterwards everything started for it has stopped; a cluster that was running before stays.
 
-    :param jobs: worker processes, of a cluster that is there tasks at a time; -1: as many as there are cores.
-    :param told: called with sentences for the user.
+    :param jobs: worker processes, or tasks at a time on a running cluster; -1: as many as there are cores.
+    :param on_note: called with notes for the user.
     :raises InputError: if the package is missing, or nothing answers at the address.
     """
     if jobs == 0:
-        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
+        raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
     if where.backend == "local":
         yield Local(jobs)
         return
@@ -102,14 +104,14 @@ def open_pool(where: BackendChoice, jobs: int = -1, told: Callable[[str], None] 
         )
     from sim.studies.backends.cluster import Cluster
 
-    cluster = Cluster(_futures(where, jobs, told), -1 if where.address is None else jobs, told)
+    cluster = Cluster(_futures(where, jobs, on_note), -1 if where.address is None else jobs, on_note)
     try:
         yield cluster
     finally:
         cluster.close()
 
 
-def _futures(where: BackendChoice, jobs: int, told: Callable[[str], None]) -> Futures:
+def _futures(where: BackendChoice, jobs: int, on_note: Callable[[str], None]) -> Futures:
     from joblib import cpu_count
 
     from sim.studies.backends import on_dask, on_ray
@@ -118,11 +120,11 @@ def _futures(where: BackendChoice, jobs: int, told: Callable[[str], None]) -> Fu
         start = on_dask.start if where.backend == "dask" else on_ray.start
         return start(cpu_count() if jobs < 0 else jobs)
     _knock(where.address)
-    return on_dask.connect(where.address, told) if where.backend == "dask" else on_ray.connect(where.address)
+    return on_dask.connect(where.address, on_note) if where.backend == "dask" else on_ray.connect(where.address)
 
 
 def _knock(address: str) -> None:
-    """Refuse an address where nobody listens, or no Dask: Ray would try for half a minute, Dask for ever."""
+    """Refuse an address without a server: Ray would try for half a minute, Dask for ever."""
     if ":" not in address:
         return
     try:
@@ -132,7 +134,7 @@ def _knock(address: str) -> None:
         host = port = None
     if not host or not port:
         raise InputError(
-            "an address names host and port",
+            "an address needs host and port",
             key="--address",
             got=address,
             allowed="such as tcp://host:8786 or ray://host:10001",
@@ -146,12 +148,15 @@ def _knock(address: str) -> None:
         raise InputError(
             "nothing answers here", key="--address", got=address, hint=str(error.strerror or error)
         ) from None
-    # Dask's scheduler speaks first, and begins with the length of what it says: 8 bytes, the lowest first.
+    # Dask's scheduler sends first: the length of its message, in 8 bytes, little-endian.
     if greeting is not None and not 0 < int.from_bytes(greeting, "little") < _LONG_GREETING:
         raise _no_dask(address)
 
 
 def _no_dask(address: str) -> InputError:
     return InputError(
-        "something listens here, but no Dask scheduler", key="--address", got=address, allowed="such as tcp://host:8786"
+        "the server at this address is no Dask scheduler",
+        key="--address",
+        got=address,
+        allowed="such as tcp://host:8786",
     )

@@ -1,4 +1,4 @@
-"""Dask's futures: a cluster of worker processes started here, or one that is there already."""
+"""Dask's futures: a cluster of local worker processes, or a running one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.studies.backends.cluster import ClusterGone, Futures, TaskLost
 from sim.studies.backends.start import no_loraplan, without_ctrl_c
 
 TIMEOUT_S = 10
-_ASK_AGAIN_S = 1.0
+_RECHECK_S = 1.0
 _LACKS_LORAPLAN = "__import__('importlib.util').util.find_spec('sim') is None"
 
 
@@ -36,7 +36,7 @@ def start(jobs: int) -> Futures:
         return DaskFutures(cluster, "the Dask cluster", cluster)
 
 
-def connect(address: str, told: Callable[[str], None]) -> Futures:
+def connect(address: str, on_note: Callable[[str], None]) -> Futures:
     """Connect to a scheduler.
 
     :param address: ``tcp://host:8786``, or the scheduler's JSON file.
@@ -57,7 +57,7 @@ def connect(address: str, told: Callable[[str], None]) -> Futures:
         ) from None
     crowded = [name for name, threads in futures.threads().items() if threads > 1]
     if crowded:
-        told(
+        on_note(
             f"note: workers such as {crowded[0]} have several threads, of which only one computes at a time: start "
             "workers with --nthreads 1 --nworkers auto"
         )
@@ -82,7 +82,7 @@ class DaskFutures:
             warnings.simplefilter("ignore")  # of versions that differ: those that matter are compared by every task
             self._client = Client(**kwargs, timeout=TIMEOUT_S, set_as_default=False)
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._under_way: set[Any] = set()
+        self._in_flight: set[Any] = set()
         self._known: set[str] = set()
         self._cores, self._asked_s = 0, float("-inf")
 
@@ -93,7 +93,7 @@ class DaskFutures:
 
     def cores(self) -> int:
         now = time.monotonic()
-        if now - self._asked_s > _ASK_AGAIN_S:
+        if now - self._asked_s > _RECHECK_S:
             try:
                 threads = self.threads()
                 self._refuse_without_loraplan(threads.keys() - self._known)
@@ -113,7 +113,7 @@ class DaskFutures:
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Any:
         future = self._client.submit(call, *arguments, pure=False)
-        self._under_way.add(future)
+        self._in_flight.add(future)
         future.add_done_callback(self._ended.put)
         return future
 
@@ -128,7 +128,7 @@ class DaskFutures:
     def result(self, handle: Any) -> Any:
         from distributed import CancelledError, KilledWorker
 
-        self._under_way.discard(handle)
+        self._in_flight.discard(handle)
         try:
             return handle.result(timeout=TIMEOUT_S)
         except KilledWorker as error:
@@ -139,7 +139,7 @@ class DaskFutures:
     def close(self) -> None:
         try:
             if self._own is None and self._client.status == "running":
-                self._client.cancel(list(self._under_way), force=True)
+                self._client.cancel(list(self._in_flight), force=True)
         finally:
             self._client.close(timeout=TIMEOUT_S)
             if self._own is not None:

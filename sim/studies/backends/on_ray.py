@@ -73,7 +73,7 @@ class RayFutures:
         with _own_signals(), without_ctrl_c(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what goes wrong is raised, too
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
-        self._under_way: list[Any] = []
+        self._in_flight: list[Any] = []
         self._calls: dict[Any, Any] = {}
 
     def cores(self) -> int:
@@ -86,14 +86,14 @@ class RayFutures:
         if call not in self._calls:
             self._calls[call] = self._ray.remote(num_cpus=1, max_retries=TRIES)(call)
         reference = self._calls[call].remote(*arguments)
-        self._under_way.append(reference)
+        self._in_flight.append(reference)
         return reference
 
     def ended(self, timeout_s: float) -> list[Any]:
-        if not self._under_way:
+        if not self._in_flight:
             return []
         try:
-            ended, self._under_way = self._ray.wait(self._under_way, num_returns=1, timeout=timeout_s)
+            ended, self._in_flight = self._ray.wait(self._in_flight, num_returns=1, timeout=timeout_s)
         except (self._ray.exceptions.RayError, ConnectionError) as error:
             raise ClusterGone(self.name) from error
         return list(ended)
@@ -114,7 +114,7 @@ class RayFutures:
     def close(self) -> None:
         try:
             with suppress(Exception):  # the cluster itself may be gone
-                for reference in self._under_way:
+                for reference in self._in_flight:
                     self._ray.cancel(reference, force=True)
         finally:
             self._ray.shutdown()
