@@ -1,4 +1,4 @@
-"""From a file, the files it extends and ``--set`` to one checked scenario that knows where each value came from."""
+"""Reads a file, the files it extends and ``--set`` into one checked scenario with the origin of each value."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LoadedScenario:
     :ivar data: the merged plain data; it validates again to the same scenario, from any folder.
     :ivar origins: by dotted path, the root as ``""``.
     :ivar source: the file or bundled name, as the user gave it.
-    :ivar confines: the folder that none of its files may lie outside of, those of its points included.
+    :ivar confines: the folder that must contain all its files, also those of its points.
     """
 
     scenario: Scenario
@@ -90,7 +90,7 @@ def load_scenario(
     :param source: a YAML file, or the name of a bundled scenario.
     :param overrides: ``a.b.c=value`` each, from ``--set``; the value is YAML.
     :param seed: replaces ``run.seed``.
-    :param confined: refuse files outside the scenario's folder; what ``overrides`` name is the user's own choice.
+    :param confined: refuse files outside the scenario's folder, except those in ``overrides``.
     :raises InputError: with every problem found (``SeveralErrors`` if more than one), sorted by line.
     """
     path, name = _find(source, Path())
@@ -109,7 +109,7 @@ def load_scenario(
 def resolved_values(data: Mapping[str, Any]) -> dict[str, str]:
     """Return every value of a merged scenario by its key, defaults included, as text.
 
-    :param data: as in a run's manifest; what this version can't read gives the values as they are written.
+    :param data: as in a run's manifest; values that this version can't read stay as written.
     """
     try:
         values = Scenario.model_validate(data).model_dump(mode="json", by_alias=True)
@@ -119,7 +119,7 @@ def resolved_values(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _find(source: str, folder: Path) -> tuple[Path, str]:
-    """Return the file that a source means and what messages call it."""
+    """Return the file of a source, and its name in messages."""
     path = folder / Path(source).expanduser()
     if path.is_file():
         return path, str(path)
@@ -133,8 +133,8 @@ def _find(source: str, folder: Path) -> tuple[Path, str]:
 def _read(path: Path, name: str, below: tuple[Path, ...], confines: Path | None) -> Node:
     """Read a file and lay it over the file it extends.
 
-    :param below: the files that led here.
-    :param confines: the folder that nothing may lead out of; bundled scenarios are ours and may.
+    :param below: the files that extend this one.
+    :param confines: the folder that nothing may lead out of, except bundled scenarios.
     """
     ours = _is_ours(path)
     root = tree.with_absolute_files(read_yaml(path, name), path.parent.resolve(), confines=None if ours else confines)
@@ -151,7 +151,7 @@ def _read(path: Path, name: str, below: tuple[Path, ...], confines: Path | None)
     if base_path.resolve() in chain:
         names = " → ".join(file.name for file in (*chain, base_path.resolve()))
         raise _at(ScenarioError("scenarios extend each other in a circle", key="extends", got=names), extends)
-    # The overlay's own first line stands for the whole: a missing section is missing there.
+    # The overlay's first line is the place of missing sections.
     return Node(tree.merge(_read(base_path, base_name, chain, confines), root).value, root.origin)
 
 
@@ -162,7 +162,7 @@ def _is_ours(path: Path) -> bool:
 def _base_of(extends: Node, path: Path, confines: Path | None) -> tuple[Path, str]:
     if not isinstance(extends.value, str):
         raise _at(ScenarioError("must name one scenario", key="extends", got=tree.plain(extends)), extends)
-    # Before it is looked for: whether a file is there is no stranger's business. A bundled name looks like one inside.
+    # Checked before looking, so as not to reveal which files exist. A bundled name looks like a file inside.
     tree.absolute_file(extends.value, extends.origin, path.parent, "extends", confines)
     try:
         return _find(extends.value, path.parent)
@@ -234,7 +234,7 @@ def _located(error: InputError, origins: Mapping[str, Origin]) -> InputError:
 
 
 def _raise(errors: list[InputError]) -> NoReturn:
-    # Line 0 for --set: what was just typed comes first.
+    # Errors without a line, from --set, come first.
     errors = sorted(errors, key=lambda error: (error.line is not None, error.file or "", error.line or 0))
     raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
 
@@ -258,9 +258,9 @@ def _check_sweep(loaded: LoadedScenario) -> None:
 
 
 def _bad_values(loaded: LoadedScenario, sweep: Mapping[str, Sequence[Any]]) -> list[InputError]:
-    """Try each value beside the first of every other key: all these are points of the grid.
+    """Check each value together with the first of every other key: all these are points of the grid.
 
-    A value alone could be wrong where the whole point is right (two keys that go together).
+    A value on its own could be wrong where the point is right, if two keys go together.
     """
     found: dict[tuple[str, str], InputError] = {}
     first = {key: values[0] for key, values in sweep.items()}

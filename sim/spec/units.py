@@ -1,4 +1,4 @@
-"""Quantities with units: the only module that parses or formats them.
+"""Parses and formats quantities with units; no other module does.
 
 Inside the program a time is seconds (float), a size bytes (int), a rate per second (float) and a
 share a fraction (float). In files they carry their unit: ``20 ms``, ``10 GB``, ``12/s``, ``5%``.

@@ -1,4 +1,4 @@
-"""Vet adapters: find them and their logs, gather the facts, judge each by the rules of the failure modes."""
+"""Vets adapters: finds them and their logs, gathers facts, and judges each by the rules of the failure modes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _DEFAULT = Thresholds()
 _SAME_START = 0.05
 """Relative difference of starting losses up to which two runs may have had the same data."""
 _MOST_ALIKE = 100
-"""Runs of one training that are held against each other, at most."""
+"""Runs of one training that are compared with each other, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ReadAdapter:
-    """An adapter or a lone log, read but not judged; ``log`` is None where there is none that can be read."""
+    """An adapter or a lone log, read but not judged; ``log`` is None without a readable one."""
 
     path: Path
     adapter: AdapterFile | None
@@ -43,13 +43,13 @@ def vet_path(
     examples: int | None = None,
     strict: bool = False,
 ) -> tuple[Vetted, ...]:
-    """Return what is known of every adapter, or of every log without one, at or below ``path``.
+    """Vet every adapter, and every log without one, at or below ``path``.
 
     :param path: a ``trainer_state.json``, an adapter folder, or a folder of such folders, at any depth. Of the
-        checkpoints of one training the newest counts, unless it is ``path``.
-    :param reference: the log of the same training on a 16-bit base, or its folder: quality is held against it.
+        checkpoints of one training the newest counts, unless ``path`` names one.
+    :param reference: the log of the same training on a 16-bit base, or its folder, to compare quality with.
     :param base_bits: of the base's weights in training; ``examples``: of training data; where the files don't say.
-    :param strict: whether any file that can't be read is an error, and no note: so gates ask.
+    :param strict: make any unreadable file an error instead of a note, as the rollout gate needs.
     :raises InputError: if there is nothing to vet, or the only log or the reference can't be read.
     """
     known = _read_reference(reference) if reference else None
@@ -71,7 +71,7 @@ def vet_path(
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """Yield folders to vet, sorted; links to folders aren't followed, checkpoints count where nothing else does."""
+    """Yield folders to vet, sorted; without following links, and with checkpoints only where nothing else counts."""
     for place, names, files in os.walk(root):
         names.sort()
         here = Path(place)
@@ -147,8 +147,8 @@ def _judge(one: _ReadAdapter, case: Case | None, alike: Sequence[tuple[_ReadAdap
 
 
 def _siblings(one: _ReadAdapter, case: Case, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Iterator[SiblingRun]:
-    """Yield other ranks of what looks like the same training: the same base, as many examples for training and
-    validation, the same loss at the start."""
+    """Yield other ranks of what looks like the same training: the same base, the same numbers of training and
+    validation examples, and the same loss at the start."""
     for other, there in alike:
         if other is one or other.facts.rank is None or case.summary is None or there.summary is None:
             continue
@@ -160,7 +160,7 @@ def _siblings(one: _ReadAdapter, case: Case, alike: Sequence[tuple[_ReadAdapter,
 
 
 def _fingerprint(one: _ReadAdapter) -> tuple[object, ...]:
-    """Return what the runs of one training have in common, its folder included; its own path where too little is
+    """Return what the runs of one training share, including the folder; the run's own path where too little is
     known."""
     log, facts = one.log, one.facts
     examples = facts.examples or facts.examples_at_least

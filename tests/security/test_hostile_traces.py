@@ -69,7 +69,7 @@ def test_blocks_of_long_rows_end_early(tmp_path: Path, monkeypatch: pytest.Monke
     head = HEAD if line[:1] == b"a" else JSON
     most = 0
     with text_files.open_table(packed(tmp_path / "t.gz", [head, line * 100]).file) as table:
-        problems = text_files.Problems("t", skip_bad=True)
+        problems = text_files.BadRows("t", skip_bad=True)
         seen = 0
         while table.read(("timestamp_s",), 4096, problems) is not None:
             most, seen = max(most, problems.rows - seen), problems.rows

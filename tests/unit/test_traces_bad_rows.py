@@ -206,7 +206,7 @@ def test_a_bad_row_does_not_move_the_clock(tmp_path: Path) -> None:
         (samples.FUNCTIONS_2021.replace(b"42.25", b"-1"), "t:3: duration: not a usable number (got -1"),
         (samples.AZURE_LLM.replace(b"2023-11-16 18:15:50", b"now"), "t:3: TIMESTAMP: not a time (got now.9951690"),
         (samples.AZURE_LLM.replace(b"2023-11-16 18:15:50", b"2999-11-16 18:15:50"), "t:3: TIMESTAMP: not a time"),
-        (samples.MOONCAKE_JSONL.replace(b"6472", b"true"), "t:2: input_length: not a number that can stand"),
+        (samples.MOONCAKE_JSONL.replace(b"6472", b"true"), "t:2: input_length: not a usable number"),
         (samples.MOONCAKE_JSONL.replace(b'"input_length": 6472, ', b""), "t:2: input_length: the cell is empty"),
         (samples.MOONCAKE_JSONL.replace(b"[46, 2353]}", b""), "t:2: not a line of JSON (got"),
     ],
@@ -259,7 +259,7 @@ def test_a_quote_that_is_never_closed_loses_no_rows_unseen(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("cell", ["1_0", "１２", "١٢"])
 def test_only_plain_digits_are_numbers(tmp_path: Path, cell: str) -> None:
-    assert "t:3: input_tokens: not a number" in error_of(tmp_path, HEADER + f"1,a,5,5\n2,a,{cell},5\n".encode())
+    assert "t:3: input_tokens: not a usable number" in error_of(tmp_path, HEADER + f"1,a,5,5\n2,a,{cell},5\n".encode())
 
 
 def test_a_million_rows_need_little_memory(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A scenario whose adapters are those of a census: true counts and sizes, and an example's traffic around them."""
+"""Writes a scenario with the adapters of a census: true counts and sizes, and example traffic."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sim.training.files.census import Census, Entry
 from sim.training.files.engine_checks import ServingTarget, is_served, served_base
 
 SLOTS = 32
-"""Slots of a written scenario, at most; few adapters get one each."""
+"""Slots of a written scenario, at most; a smaller fleet gets one per adapter."""
 
 _DTYPES = ("fp16", "bf16", "fp8")
 _WORKLOAD = """\
@@ -35,27 +35,27 @@ workload:   # an example's: put your own here
 
 
 def check_target(path: Path) -> None:
-    """Refuse to write where something stands.
+    """Refuse to overwrite.
 
     :raises OutputError: if there is a file, a folder or a link.
     """
     if path.exists() or path.is_symlink():
         raise OutputError(
-            "this exists already and is not overwritten", file=str(path), hint="remove it or give another"
+            "already exists and is not overwritten", file=str(path), hint="remove it or give another path"
         )
 
 
 def write_scenario(census: Census, target: ServingTarget, path: Path) -> list[str]:
-    """Write the scenario and return notes for the user; one says so if ``loraplan check`` would refuse it.
+    """Write the scenario and return notes for the user; one of them if ``loraplan check`` would refuse it.
 
     :raises OutputError: if the file exists or can't be written.
-    :raises InputError: if no adapter is of the base model that is served.
+    :raises InputError: if no adapter belongs to the base model.
     """
     check_target(path)
     base = served_base(census.entries, target)
     served = [entry for entry in census.entries if is_served(entry, base)]
     if not served:
-        raise InputError("no adapter is of this base model", key="--base-model", got=base)
+        raise InputError("no adapter belongs to this base model", key="--base-model", got=base)
     notes = []
     left_out = len(census.entries) - len(served)
     if left_out:
@@ -114,7 +114,7 @@ def _kind(kind: MixKind, total: int) -> str:
 
 
 def _dtype(served: Sequence[Entry]) -> list[str]:
-    """Return the number format that slots are kept in: the commonest, but 16 bits where files have more."""
+    """Return the number format of slots: the most common one, but 16 bits if files have more."""
     usual = Counter(name for entry in served for name in entry.dtypes).most_common(1)[0][0]
     if usual in _DTYPES:
         return [f"  dtype: {usual}"]
@@ -122,7 +122,7 @@ def _dtype(served: Sequence[Entry]) -> list[str]:
 
 
 def _profile_of(model: str | None, engine: str | None) -> str | None:
-    """Return a bundled profile of the model: one that was measured with the engine, or the first."""
+    """Return a bundled profile of the model: one of the engine, or the first."""
     folder = bundled_folder() / "profiles"
     found = sorted(
         path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"*/{model}/*.json") if model

@@ -1,4 +1,4 @@
-"""The adapters of a census as the kinds of a scenario's ``mix``: few of them, with sizes from the files."""
+"""Turns the adapters of a census into a few kinds for a scenario's ``mix``, with sizes from the files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_KINDS = 16
 
 @dataclass(frozen=True, slots=True)
 class MixKind:
-    """Adapters that a scenario treats as equal.
+    """Adapters that a scenario treats as alike.
 
     :ivar rank: the largest of them; ``size``: bytes of one adapter's tensors, the mean where ``exact`` is false.
     """
@@ -30,9 +30,9 @@ class MixKind:
 def kinds_of(entries: Sequence[Entry], most: int = MOST_KINDS) -> list[MixKind]:
     """Return the kinds of the adapters, the most frequent first; their counts add up to all.
 
-    Adapters of equal rank, targets and bytes are a kind. If that gives more than ``most``, sizes are merged first, then
-    the kinds whose sizes lie closest together: a merged kind has the larger rank, the targets of both and the mean
-    size, so that bytes in all stay what they were.
+    Adapters of equal rank, targets and bytes are a kind. If there are more than ``most``, sizes are merged first, then
+    the kinds with the closest sizes: a merged kind has the larger rank, the targets of both and the mean size, so that
+    the total bytes stay the same.
     """
     counted: dict[tuple[int, Targets, int], int] = {}
     for entry in entries:

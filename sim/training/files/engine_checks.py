@@ -1,4 +1,4 @@
-"""What an engine would make of a census: which adapters it refuses, serves wrongly, or pads at others' cost."""
+"""Checks a census against an engine: which adapters it refuses, serves wrongly, or pads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sim.training.files.engine_rules import ENGINE_RULES, EXTRAS, EngineRules, V
 
 ConcernLevel = Literal["refused", "wrong", "waste", "unknown", "note"]
 LEVELS: tuple[ConcernLevel, ...] = ("refused", "wrong", "waste", "unknown", "note")
-"""In the order of their weight: not served at all, served wrongly, served at a cost, not known, worth knowing."""
+"""By severity: not served, served wrongly, served at a cost, unknown, good to know."""
 
 EXAMPLES = 3
 _CHECKPOINT = "checkpoint-"
@@ -28,7 +28,7 @@ _LEVEL_OF: dict[Verdict, ConcernLevel] = {"refused": "refused", "wrong": "wrong"
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """Something that a check found.
+    """A finding of a check.
 
     :ivar check: short name of the check.
     :ivar count: adapters concerned; ``folders``: the first few.
@@ -45,9 +45,9 @@ class Concern:
 
 @dataclass(frozen=True, slots=True)
 class ServingTarget:
-    """What a census is held against.
+    """What the adapters of a census should be served with.
 
-    :ivar engine: a key of ``ENGINE_RULES``, None: only what holds for all engines.
+    :ivar engine: a key of ``ENGINE_RULES``; None: check only what holds for all engines.
     :ivar max_rank: the engine's largest rank; None: what the adapters need.
     :ivar base_model: the base model that is served; None: the one that most adapters name.
     """
@@ -58,12 +58,12 @@ class ServingTarget:
 
     @property
     def rules(self) -> EngineRules:
-        """The rules of the engine; those of none are empty."""
+        """The rules of the engine; empty without an engine."""
         return EngineRules() if self.engine is None else ENGINE_RULES[self.engine]
 
 
 def check_serving_target(target: ServingTarget) -> None:
-    """Refuse an unknown engine, a largest rank that it can't be given, and a base model that can't be printed.
+    """Refuse an unknown engine, a largest rank that it doesn't allow, and a base model that can't be printed.
 
     :raises InputError: naming the option.
     """
@@ -88,7 +88,7 @@ def check_serving_target(target: ServingTarget) -> None:
 
 
 def check_census(census: Census, target: ServingTarget, copies: Copies) -> list[Concern]:
-    """Return what is worth a user's attention, the gravest first."""
+    """Return the findings for the user, the most severe first."""
     entries = census.entries
     found = [
         *_base_models(entries, target),
@@ -105,7 +105,7 @@ def check_census(census: Census, target: ServingTarget, copies: Copies) -> list[
 
 
 def served_base(entries: Sequence[Entry], target: ServingTarget) -> str | None:
-    """Return the base model that is served: the one asked for, or the one that most adapters name."""
+    """Return the base model that is served: the given one, or the one that most adapters name."""
     if target.base_model is not None:
         return target.base_model
     named = Counter(entry.base_model for entry in entries if entry.base_model is not None)
@@ -113,7 +113,7 @@ def served_base(entries: Sequence[Entry], target: ServingTarget) -> str | None:
 
 
 def is_served(entry: Entry, base: str | None) -> bool:
-    """Return whether an adapter names the base model that is served; one that names none is taken at its word.
+    """Return whether an adapter names the base model that is served; one without a name counts as served.
 
     Our own name of a model, such as ``llama-3.1-8b``, stands for all of its versions.
     """
@@ -121,7 +121,7 @@ def is_served(entry: Entry, base: str | None) -> bool:
 
 
 def needed_rank(entries: Sequence[Entry], target: ServingTarget) -> int:
-    """Return the rank that slots are made for: what was asked for, or the least choice that takes every adapter."""
+    """Return the rank of slots: the given one, or the smallest choice that fits every adapter."""
     if target.max_rank is not None:
         return target.max_rank
     largest = max(entry.rank for entry in entries)
@@ -148,7 +148,7 @@ def _base_models(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Co
 
 
 def _misfits(entries: Sequence[Entry]) -> Iterator[Concern]:
-    """Adapters whose matrices don't fit the model that they name."""
+    """Yield adapters whose matrices don't fit the model that they name."""
     wrong = [
         entry
         for entry in entries
@@ -218,7 +218,7 @@ def _extras(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern
 
 
 def _padding(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern]:
-    """Slots that are larger than what lies in them, where the engine pads and the model's layers are known."""
+    """Yield padding of slots, where the engine pads and the model's layers are known."""
     base = served_base(entries, target)
     model = known_model(base or "")
     rules = target.rules
@@ -243,7 +243,7 @@ def _padding(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concer
 
 
 def _cheaper(served: Sequence[Entry], target: ServingTarget, rank: int, per_rank: int) -> str:
-    """Return what a slot would take without the few adapters of the highest rank, if they are few."""
+    """Return, in words, the slot size without the adapters of the highest rank, if these are few."""
     if target.max_rank is not None:
         return ""
     top = max(entry.rank for entry in served)

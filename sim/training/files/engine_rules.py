@@ -1,6 +1,6 @@
-"""What serving engines take of an adapter, engine by engine, each rule with the source file it was read from.
+"""What each serving engine supports in adapters, each rule with the source file it was read from.
 
-The data that ``engine_checks`` judges by. What was found in no source is ``unknown`` and is said to be.
+``engine_checks`` uses these rules. Anything not found in a source is ``unknown``, and reported so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Extra = Literal[
     "trained tokens",
     "part of the layers",
 ]
-"""What an adapter may bring beside one pair of matrices of one rank for its modules."""
+"""What an adapter may have besides one pair of matrices of one rank for each module."""
 
 EXTRAS: tuple[Extra, ...] = (
     "DoRA",
@@ -57,7 +57,7 @@ UNKNOWN = Rule("unknown", "was not looked up")
 
 @dataclass(frozen=True, slots=True)
 class EngineRules:
-    """What an engine takes.
+    """What an engine supports.
 
     :ivar rank_choices: values that its largest rank may be set to, rising; empty: any.
     :ivar rank_option: the option that sets it, or "".

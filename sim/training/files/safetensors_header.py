@@ -1,7 +1,7 @@
-"""The header of a safetensors file from a stranger, read safely: without torch, and never a pickle.
+"""Reads the header of an untrusted safetensors file safely: without torch, and never a pickle.
 
 A safetensors file is eight bytes with the length of a header (little-endian), the header as JSON, and the tensors'
-bytes. Everything the header claims is checked before it is used, because whoever made the file may have lied.
+bytes. Everything in the header is checked before it is used, because the file may be malicious.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ _PICKLES = {
     b"\x1f\x8b": "a gzip archive",
 }
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-NEVER_LOADED = (
-    "loading a pickle runs whatever code its maker put in; re-save it as safetensors on a machine you can lose"
-)
+NEVER_LOADED = "loading a pickle runs the code in it; re-save it as safetensors on a disposable machine"
 
 
 class Tensor(NamedTuple):

@@ -1,4 +1,4 @@
-"""Underfitting and domain shift: a loss that stands still too high, for lack of rank or of the right base."""
+"""Underfitting and domain shift: a loss that plateaus too high, for lack of rank or of a suitable base model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODES: tuple[Mode, ...] = ("underfitting", "domain-shift")
 
 
 def judge(case: Case) -> RuleResult:
-    """Say whether the adapter was too small, or the base the wrong one; nothing where the run still learned."""
+    """Judge whether the adapter was too small or the base unsuitable; no finding while the run was still learning."""
     summary, limits = case.summary, case.thresholds
     if summary is None:
         got = f"{len(case.losses)} training and {len(case.evals)} validation losses"
@@ -45,7 +45,7 @@ def judge(case: Case) -> RuleResult:
 
 
 def _as_good(case: Case, summary: LossSummary) -> list[SiblingRun]:
-    """Return other ranks of the same training that ended where this one did; one that failed says nothing."""
+    """Return other ranks of the same training that ended at a similar loss."""
     near = case.thresholds.quality_drop * summary.eval_best.value
     return [run for run in case.siblings if run.done and abs(run.best - summary.eval_best.value) <= near]
 

@@ -1,4 +1,4 @@
-"""Robust statistics of noisy curves: medians of windows, never a single point."""
+"""Robust statistics of noisy curves: medians of windows, never single points."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Level:
 
     @property
     def where(self) -> str:
-        """Say which steps it stands on."""
+        """The steps of the window, in words."""
         return f"step {self.first}" if self.first == self.last else f"steps {self.first} to {self.last}"
 
 
@@ -32,7 +32,7 @@ def window(series: StepSeries, begin: int, end: int) -> Level:
 
 
 def start(series: StepSeries) -> Level:
-    """Return where a curve starts: the median of its first twentieth, for falls at the start are steep."""
+    """Return where a curve starts: the median of its first twentieth, since it falls steeply there."""
     return window(series, 0, max(1, len(series) // 20))
 
 
@@ -42,7 +42,7 @@ def tail(series: StepSeries) -> Level:
 
 
 def at_share(series: StepSeries, share: float) -> Level:
-    """Return the level where a share of the steps is done, of a window as wide as that of ``tail``."""
+    """Return the level at a share of the steps, over a window as wide as that of ``tail``."""
     step = series.steps[0] + share * (series.steps[-1] - series.steps[0])
     at = sum(one <= step for one in series.steps)
     wide = max(3, len(series) // 10)
@@ -81,7 +81,7 @@ class Jump:
 
     @property
     def ratio(self) -> float:
-        """How many times higher it is after it."""
+        """The level after it over the level before."""
         return self.after.value / self.before.value if self.before.value > 0 else math.inf
 
 
@@ -97,7 +97,7 @@ def largest_jump(series: StepSeries, before: int = 10, after: int = 5) -> Jump |
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """One entry that stands far above those before it, and the entry from which it rose."""
+    """One entry far above those before it, and the entry from which it rose."""
 
     step: int
     value: float
@@ -108,7 +108,7 @@ class Spike:
 def largest_spike(series: StepSeries, ratio: float, before: int = 10, least: int = 3) -> Spike | None:
     """Return the highest entry that is ``ratio`` times the median of the ``before`` entries ahead of it.
 
-    The first ``least`` entries are no spikes: norms are high in warm-up.
+    The first ``least`` entries never count: norms are high in warm-up.
     """
     spikes: list[Spike] = []
     calm = least - 1  # the last entry that was no spike

@@ -1,4 +1,4 @@
-"""Divergence: the loss is no number any more, or left its low and never came back; worse under quantisation."""
+"""Divergence: the loss became NaN, or rose from its lowest level and stayed high; also quality lost to quantisation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sim.training.vet_results import Confidence, Evidence, Finding, Mode
 
 
 def judge(case: Case) -> RuleResult:
-    """Say whether a run diverged, or lost quality to its quantised base."""
+    """Judge whether a run diverged, or lost quality to its quantised base."""
     notes: list[str] = []
-    found = _no_number(case, notes) or _left(case, notes) or _too_hot(case) or _worse_than_16_bit(case, notes)
+    found = _no_number(case, notes) or _rose(case, notes) or _too_hot(case) or _worse_than_16_bit(case, notes)
     if found is None:
         notes += _spike(case)
         thin: tuple[Mode, ...] = ("divergence",) if len(case.losses) < case.thresholds.fewest_losses else ()
@@ -37,10 +37,10 @@ Grounds = tuple[Confidence, list[Evidence]]
 
 
 def _no_number(case: Case, notes: list[str]) -> Grounds | None:
-    """Look for a loss that ends as NaN or infinity.
+    """Detect a loss that ends as NaN or infinity.
 
-    By default the Trainer leaves such steps out of its mean, so that the log says 0.0 instead; the norm of the
-    gradient beside it says NaN.
+    By default the Trainer leaves such steps out of its mean, so that the log has 0.0 instead, next to a gradient norm
+    of NaN.
     """
     log = case.log
     norms = dict(entries(log.grad_norm))
@@ -71,8 +71,8 @@ def _no_number(case: Case, notes: list[str]) -> Grounds | None:
     return "certain", evidence
 
 
-def _left(case: Case, notes: list[str]) -> Grounds | None:
-    """Look for a loss that rose above its low, or its start, and a jump of the gradient beside it."""
+def _rose(case: Case, notes: list[str]) -> Grounds | None:
+    """Detect a loss that rose above its lowest level or its start, and a jump of the gradient norm with it."""
     limits = case.thresholds
     losses = case.losses.until(case.log.kept_step)
     if len(losses) < limits.fewest_losses:
@@ -120,7 +120,7 @@ def _lasting_jump(case: Case) -> Jump | None:
 
 
 def _spike(case: Case) -> list[str]:
-    """Return a note on a gradient norm that was high for an entry or two: no median of five shows it."""
+    """Return a note on a gradient norm that was high for an entry or two, which medians of five don't show."""
     norms, least = case.log.grad_norm.finite().until(case.log.kept_step), case.thresholds.gradient_jump
     spike = largest_spike(norms, least)
     if spike is None or spike.value < 1 or _lasting_jump(case) is not None:
@@ -132,9 +132,9 @@ def _spike(case: Case) -> list[str]:
 
 
 def _base(losses: StepSeries, wide: int) -> Level:
-    """Return the level that a loss should not have left: its lowest, or its start where it never got below that.
+    """Return the level to which a rise is compared: the lowest, or the start if the loss never fell below it.
 
-    The start is of few entries, whose noise no median takes away: the highest of them counts.
+    The start has too few entries for a median, so the highest of them counts.
     """
     _, low = lowest(losses, wide)
     first = max(3, len(losses) // 20)
@@ -143,7 +143,7 @@ def _base(losses: StepSeries, wide: int) -> Level:
 
 
 def _validation_agrees(case: Case, base: Level) -> bool:
-    """Say whether the validation loss, which is less noisy, rose as well; true where there is none to ask."""
+    """Return whether the less noisy validation loss rose as well; true without validation losses."""
     evals, limits = case.evals.until(case.log.kept_step), case.thresholds
     if len(evals) < limits.fewest_evals:
         return True
@@ -152,8 +152,7 @@ def _validation_agrees(case: Case, base: Level) -> bool:
 
 
 def _too_hot(case: Case) -> Grounds | None:
-    """Look for a run that learned nothing at a learning rate that no adapter takes: the explosion came before the
-    first entry."""
+    """Detect a run that learned nothing at a far too high learning rate: it diverged before the first entry."""
     summary, top = case.summary, _hottest(case)
     if top is None or summary is None or not (summary.still and summary.mediocre):
         return None
@@ -169,7 +168,7 @@ def _too_hot(case: Case) -> Grounds | None:
 
 
 def _hottest(case: Case) -> tuple[int, float] | None:
-    """Return step and value of the highest learning rate, if no adapter could bear it."""
+    """Return step and value of the highest learning rate, if it is too high for any adapter."""
     rates = case.log.learning_rate.finite()
     step, top = max(entries(rates), key=lambda entry: entry[1], default=(0, 0.0))
     return (step, top) if top >= case.thresholds.hot_learning_rate else None

@@ -1,4 +1,4 @@
-"""Overfitting: the validation loss rises from its best while the training loss goes on falling."""
+"""Overfitting: the validation loss rises from its best while the training loss keeps falling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sim.training.vet_results import Confidence, Evidence, Finding
 
 
 def judge(case: Case) -> RuleResult:
-    """Say whether a run learned its examples by heart, up to the step whose weights were kept."""
+    """Judge whether a run memorised its examples, up to the step whose weights were kept."""
     limits, log = case.thresholds, case.log
     evals = case.evals.until(log.kept_step)
     losses = case.losses.until(log.kept_step)
@@ -20,7 +20,7 @@ def judge(case: Case) -> RuleResult:
         got = "no validation loss" if not len(case.evals) else f"{len(case.evals)} validation losses"
         notes = (f"{got} and {len(losses)} training losses: overfitting can't be judged",)
         return RuleResult(notes=notes, thin=("overfitting",))
-    if len(evals) < limits.fewest_evals:  # a best step so early is no course, but no doubt either
+    if len(evals) < limits.fewest_evals:  # too few evaluations to judge, but no sign of overfitting
         return RuleResult(
             notes=(f"the weights kept are those of step {log.kept_step}, the best by the run's own account",)
         )
@@ -48,10 +48,10 @@ def judge(case: Case) -> RuleResult:
 
 
 def _gap(case: Case, evals: StepSeries) -> RuleResult:
-    """Say what is between: the validation loss stands still, while the training loss left it far behind.
+    """Judge the case in between: the validation loss plateaus while the training loss falls far below it.
 
-    How far is measured by their ratio against that of the first evaluation: some Trainers logged training losses
-    that were too large by the accumulated steps.
+    Their ratio is compared with that at the first evaluation, because some Trainers logged training losses too large by
+    the number of accumulated steps.
     """
     limits = case.thresholds
     _, best = lowest(evals)
@@ -94,7 +94,7 @@ def _finding(case: Case, evidence: tuple[Evidence, ...], best_step: int, strong:
 
 
 def _few(case: Case) -> bool:
-    """Say whether the training data is tiny, by the count or by the lower bound with the usual accumulation."""
+    """Return whether the training data is tiny, by its count or by the lower bound times the usual accumulation."""
     limits, facts = case.thresholds, case.facts
     if facts.examples is not None:
         return facts.examples < limits.tiny_examples
@@ -114,7 +114,7 @@ def _examples(case: Case) -> Evidence:
 
 
 def _better(case: Case, step: int) -> str | None:
-    """Say which metric got better since a step, by more than noise, and stayed so; None where none did."""
+    """Return, in words, a metric that improved since a step by more than noise and stayed so; None without one."""
     for name, series in case.log.metrics.items():
         series = series.finite().until(case.log.kept_step)
         sign = -1 if name.endswith(("wer", "cer", "loss", "error", "perplexity")) else 1
@@ -124,11 +124,14 @@ def _better(case: Case, step: int) -> str | None:
         before, now = near(series, step, 3).value, tail(series).value
         best = highest(series).value if sign > 0 else lowest(series)[1].value
         change = sign * (now - before)
-        if change >= max(gain * before, _luck(before, case.log.eval_examples)) and sign * (best - now) <= gain * best:
+        if (
+            change >= max(gain * before, _two_standard_errors(before, case.log.eval_examples))
+            and sign * (best - now) <= gain * best
+        ):
             return f"{name} got better: {before:.3g} to {now:.3g}"
     return None
 
 
-def _luck(share: float, examples: int | None) -> float:
-    """Return two standard errors of a share of right answers among so many examples; 0 where it is none."""
+def _two_standard_errors(share: float, examples: int | None) -> float:
+    """Return two standard errors of a share of right answers among so many examples; 0 for other metrics."""
     return 2 * math.sqrt(share * (1 - share) / examples) if examples and 0 <= share <= 1 else 0.0

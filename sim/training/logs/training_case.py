@@ -1,4 +1,4 @@
-"""One training to be judged, and what the rules of all failure modes ask of it."""
+"""One training to judge, with the statistics that the rules of all failure modes use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sim.training.logs.training_log import StepSeries, TrainingLog
 from sim.training.vet_results import Finding, Mode
 
 _JUDGED = re.compile(r"(^|_|/)(accuracy|acc|f1|exact_match|em)$")
-"""Metrics that mean the same in every task: a share of right answers."""
+"""Metrics with the same meaning in every task: a share of right answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleResult:
-    """What a rule says: a finding or none, and why; ``thin``: modes that the evidence doesn't suffice for."""
+    """The result of a rule: perhaps a finding, and notes; ``thin``: modes with too little evidence."""
 
     finding: Finding | None = None
     notes: tuple[str, ...] = ()
@@ -27,9 +27,9 @@ class RuleResult:
 
 @dataclass(frozen=True, slots=True)
 class SiblingRun:
-    """Another adapter of what looks like the same training: its capacity and its best validation loss.
+    """Another run of what looks like the same training, with its capacity and best validation loss.
 
-    :ivar done: whether it had stopped learning: else its best says nothing against its rank.
+    :ivar done: whether it had stopped learning; otherwise its best says nothing about its rank.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Case:
 
     @property
     def epochs(self) -> float | None:
-        """Passes over the data; None where the log doesn't tell."""
+        """Passes over the data; None where unknown."""
         per_epoch = self.log.steps_per_epoch
         return self.log.global_step / per_epoch if per_epoch else None
 
@@ -89,14 +89,14 @@ class Case:
 class LossSummary:
     """A run from start to end, in medians.
 
-    :ivar begin: level that the losses start from: the higher of training and validation.
+    :ivar begin: level at which the losses start: the higher of training and validation.
     :ivar train_end: last training level; ``train_half`` half-way; the same of the validation.
-    :ivar late: share of the whole fall of the validation loss that lies in the second half; training losses are means
-        over few examples each, and too noisy for this.
+    :ivar late: share of the validation loss's total fall that lies in the second half; training losses are too noisy
+        for this.
     :ivar moved: share by which the best validation level lies below the start.
     :ivar metric: name and best level of a judged metric, None where there is none.
     :ivar still: whether the second half brought little; ``flat``: and its end next to nothing.
-    :ivar mediocre: whether it ended at a quality that nobody wants.
+    :ivar mediocre: whether its final quality is poor.
     """
 
     begin: float
@@ -117,7 +117,7 @@ class LossSummary:
 def judged_metric(log: TrainingLog) -> tuple[str, StepSeries] | None:
     """Return the logged metric that says how many answers are right, as shares; None where there is none.
 
-    Accuracy of tokens is none: four of ten tokens of good prose are matters of taste.
+    Token accuracy doesn't count: four of ten tokens of good prose are a matter of taste.
     """
     for name in sorted(log.metrics, key=lambda name: (len(name), name)):
         series = log.metrics[name].finite()
@@ -168,6 +168,6 @@ def _summarize(
 
 
 def _share(part: float, whole: float, level: float, limits: Thresholds) -> float:
-    """Return a share of a fall; of the least fall that counts, where it fell by less: noise has no shares."""
+    """Return a part of a fall as a share, at least of the smallest fall that counts, so that noise gets no shares."""
     whole = max(whole, limits.least_move * level)
     return part / whole if whole > 0 else 0.0

@@ -1,8 +1,8 @@
-"""A training log from a stranger: Hugging Face Trainer's ``trainer_state.json``, as series over optimiser steps.
+"""An untrusted training log: Hugging Face Trainer's ``trainer_state.json``, as series over optimiser steps.
 
-The Trainer writes ``NaN`` and ``Infinity`` into its JSON as they are; here they are values like others, because they
-are what a diverged run leaves behind. Everything else that is odd (a wrong type, a missing step) is left out, and
-counted in a note: a log is evidence, and one bad entry of it is no reason to refuse the rest.
+The Trainer writes ``NaN`` and ``Infinity`` into its JSON; they are kept as values, because a diverged run has them.
+Other oddities (a wrong type, a missing step) are left out and counted in a note: one bad entry is no reason to refuse
+the rest of the evidence.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SPEEDS = (
     "jit_compilation_time",
     "model_preparation_time",
 )
-"""Endings of evaluation keys that say how fast it went, not how well."""
+"""Endings of evaluation keys that measure speed, not quality."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class StepSeries:
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
-    """What a log says; None and empty series where it says nothing.
+    """The content of a log; None or an empty series where it has nothing.
 
     :ivar path: the file.
     :ivar loss: training loss, a mean since the entry before; ``grad_norm``: before clipping.
@@ -88,7 +88,7 @@ class TrainingLog:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether the file lies in a checkpoint's folder, and so speaks of that checkpoint's weights."""
+        """Whether the file is in a checkpoint's folder, and so describes that checkpoint's weights."""
         return CHECKPOINT.fullmatch(self.path.parent.name) is not None
 
     @property
@@ -100,15 +100,15 @@ class TrainingLog:
     def kept_step(self) -> int:
         """The step whose weights are the adapter's: the last, or the best where the run kept track of it.
 
-        A Trainer that is told a metric for the best model loads that model at the end, unless told otherwise, which
-        the log doesn't say.
+        A Trainer with a metric for the best model loads that model at the end, by default; the log doesn't tell
+        otherwise.
         """
         last = max((self.global_step, *self.loss.steps[-1:], *self.eval_loss.steps[-1:]))
         return last if self.is_checkpoint or self.best_step is None else self.best_step
 
 
 def read_log(path: Path) -> TrainingLog:
-    """Return what a ``trainer_state.json`` says.
+    """Read a ``trainer_state.json``.
 
     :raises InputError: if the file can't be read, is too long or is no Trainer's state.
     """
@@ -146,9 +146,9 @@ def read_log(path: Path) -> TrainingLog:
 def find_log(folder: Path) -> Path | None:
     """Return an adapter folder's log: in it, in its newest checkpoint, or in the folder above a checkpoint.
 
-    The first of these that is there: ``trainer_state.json`` in the folder itself (what ``save_state`` writes, and
-    every checkpoint has); in the child ``checkpoint-N`` with the largest N; beside the folder, where the folder has
-    no log of its own and is the only adapter there.
+    The first of these that is there: ``trainer_state.json`` in the folder itself (what ``save_state`` writes, and every
+    checkpoint has); in the child ``checkpoint-N`` with the largest N; next to the folder, if the folder has no log of
+    its own and is the only adapter there.
 
     :raises InputError: if the log is a link that leads out of its folder.
     """
