@@ -13,7 +13,7 @@ from sim.cli.output import message, print_rich, progress_bar, rich_rows, say, sa
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.training.files.census import AdapterGroup, Census, Entry, Failure
+    from sim.training.files.census import AlikeAdapters, Census, Entry, Failure
     from sim.training.files.engine_checks import Concern, ServingTarget
 
 NOT_FIT = 1
@@ -110,7 +110,7 @@ def _print(census: Census, concerns: Sequence[Concern], target: ServingTarget) -
         _print_failures(kind, [failure for failure in census.failures if failure.kind == kind])
 
 
-def _headline(census: Census, kinds: Sequence[AdapterGroup]) -> str:
+def _headline(census: Census, kinds: Sequence[AlikeAdapters]) -> str:
     from sim.spec.units import human_bytes
 
     count = len(census.entries)
@@ -135,7 +135,7 @@ def _single_rows(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     ]  # fmt: skip
 
 
-def _kinds(kinds: Sequence[AdapterGroup]) -> tuple[list[str], list[list[str]]]:
+def _kinds(kinds: Sequence[AlikeAdapters]) -> tuple[list[str], list[list[str]]]:
     from sim.spec.units import human_bytes
 
     head = ["adapters", "rank", "modules", "dtype", "size", "in all", "base model", "extras", "such as"]
@@ -160,7 +160,7 @@ def _modules(entry: Entry) -> str:
     return words if len(words) <= 40 else words[:39] + "…"
 
 
-def _size(kind: AdapterGroup) -> str:
+def _size(kind: AlikeAdapters) -> str:
     from sim.spec.units import human_bytes
 
     low, high = human_bytes(kind.smallest), human_bytes(kind.largest)

@@ -24,7 +24,7 @@ from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
-    from sim.studies.planning.evaluator import LogEntry
+    from sim.studies.planning.evaluator import EvaluationRecord
 
 _RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
 NONE_MEETS = 1
@@ -61,7 +61,7 @@ def plan(
     overrides = [*(set_ or []), *_question(minimize or [], maximize or [])]
     loaded = load_scenario(scenario, overrides, seed, confined=is_confined(context))
 
-    def show_evaluation(entry: LogEntry) -> None:
+    def show_evaluation(entry: EvaluationRecord) -> None:
         values = ", ".join(f"{key} {value}" for key, value in entry.set.items())
         runs = f"{entry.replications} replication{'s' if entry.replications != 1 else ''}"
         seen = metric_words(entry.term) + ("" if entry.value is None else f" {show(entry.term, entry.value)}")

@@ -90,7 +90,7 @@ class PlanDesign:
 
 
 @dataclass(frozen=True, slots=True)
-class LogEntry:
+class EvaluationRecord:
     """One evaluation, for the record of a search.
 
     :ivar term: the worst term of the SLO, and its ``value``.
@@ -124,7 +124,7 @@ class DesignEvaluator:
         *,
         pool: Pool,
         confidence: float,
-        on_evaluation: Callable[[LogEntry], None],
+        on_evaluation: Callable[[EvaluationRecord], None],
     ) -> None:
         self._loaded = loaded
         self._store = store
@@ -133,7 +133,7 @@ class DesignEvaluator:
         self._on_evaluation = on_evaluation
         self._designs: dict[str, PlanDesign] = {}
         self.terms = loaded.scenario.slo.terms()
-        self.log: list[LogEntry] = []
+        self.log: list[EvaluationRecord] = []
         self.requests = 0
         self._recent: list[PlanDesign] = []
 
@@ -178,7 +178,7 @@ class DesignEvaluator:
         value, share = design.point.metrics[term].value, None
         if lacks_answers(design.point, term, self.terms[term]):
             share = lost / total
-        entry = LogEntry(design.set, replications, judgement.word, judgement.score, term, value, share)
+        entry = EvaluationRecord(design.set, replications, judgement.word, judgement.score, term, value, share)
         self.log.append(entry)
         self._on_evaluation(entry)
         return judgement

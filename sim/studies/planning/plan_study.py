@@ -22,7 +22,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.execution import Execution
 from sim.studies.planning.candidates import Variable, variables
-from sim.studies.planning.evaluator import DesignEvaluator, LogEntry, PlanDesign, check_terms
+from sim.studies.planning.evaluator import DesignEvaluator, EvaluationRecord, PlanDesign, check_terms
 from sim.studies.planning.questions import SearchResult, full_replicas, search
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if import what_if
@@ -60,7 +60,7 @@ def make_plan(
     execution: Execution | None = None,
     *,
     and_what_if: bool = False,
-    on_evaluation: Callable[[LogEntry], None] = lambda entry: None,
+    on_evaluation: Callable[[EvaluationRecord], None] = lambda entry: None,
 ) -> PlanOutcome:
     """Answer the scenario's ``plan`` and write a run directory, without a report.
 

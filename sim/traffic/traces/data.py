@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -37,24 +37,24 @@ class TraceData:
     """
 
     arrival_s: Floats
-    prompt_tokens: Ints32 | None
-    output_tokens: Ints32 | None
-    adapter: Ints32 | None
-    session: Ints32 | None
-    names: tuple[str, ...]
-    adapter_bytes: Ints | None
-    notes: tuple[str, ...]
-    skipped: dict[str, int]
+    prompt_tokens: Ints32 | None = None
+    output_tokens: Ints32 | None = None
+    adapter: Ints32 | None = None
+    session: Ints32 | None = None
+    names: tuple[str, ...] = ()
+    adapter_bytes: Ints | None = None
+    notes: tuple[str, ...] = ()
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, np.ndarray):
                 value.flags.writeable = False
 
     def __reduce__(self) -> tuple[type[TraceData], tuple[Any, ...]]:
         # Unpickled or copied arrays are writable; building the object again makes them read-only.
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))
 
     def __len__(self) -> int:
         return len(self.arrival_s)

@@ -71,9 +71,14 @@ def plain(header: Sequence[str]) -> Layout:
     """Return our own layout, of CSV and Parquet; an adapter is an adapter_id or else a tenant_id."""
     identity = "adapter_id" if "adapter_id" in header else "tenant_id"
     return Layout(
-        time="timestamp_s", adapter=(identity,), prompt="input_tokens", output="output_tokens", size="adapter_bytes",
-        session="session_id", others=("adapter_id", "tenant_id"),
-    )  # fmt: skip
+        time="timestamp_s",
+        adapter=(identity,),
+        prompt="input_tokens",
+        output="output_tokens",
+        size="adapter_bytes",
+        session="session_id",
+        others=("adapter_id", "tenant_id"),
+    )
 
 
 # Azure/AzurePublicDataset, AzureLLMInferenceDataset2023.md and ...2024.md
@@ -82,18 +87,24 @@ AZURE_LLM = Layout(
 )
 # kvcache-ai/Mooncake, FAST25-release/traces: milliseconds; hash_ids are of the prompt's 512-token blocks
 MOONCAKE = Layout(
-    time="timestamp", per_second=1000, prompt="input_length", output="output_length", no_output="one",
+    time="timestamp",
+    per_second=1000,
+    prompt="input_length",
+    output="output_length",
+    no_output="one",
     others=("hash_ids", "n_hash_ids", "second_hash_id"),
-)  # fmt: skip
+)
 # HPMLL/BurstGPT, README.md: "with some failure that Response tokens are 0s"
 BURSTGPT = Layout(
-    time="Timestamp", prompt="Request tokens", output="Response tokens", no_output="failed", session="Session ID",
+    time="Timestamp",
+    prompt="Request tokens",
+    output="Response tokens",
+    no_output="failed",
+    session="Session ID",
     others=("Elapsed time", "Model", "Total tokens", "Log Type"),
-)  # fmt: skip
+)
 # Azure/AzurePublicDataset, AzureFunctionsInvocationTrace2021.md: func is "unique only within an application"
-AZURE_FUNCTIONS_2021 = Layout(
-    time="end_timestamp", minus="duration", adapter=("app", "func"), unsorted=True,
-)  # fmt: skip
+AZURE_FUNCTIONS_2021 = Layout(time="end_timestamp", minus="duration", adapter=("app", "func"), unsorted=True)
 
 
 class _Parts:
@@ -280,9 +291,13 @@ def check_columns(table: TraceTable, file: str, needed: Sequence[str], used: Seq
             named = next((name for name in header if near and name.lower() == near[0]), None)
             hint = f"the file has {shown(named)!r}: rename it" if named is not None else None
             raise TraceError(
-                f"column {wanted} is missing", file=file, line=1, got=listed(header), allowed=allowed,
+                f"column {wanted} is missing",
+                file=file,
+                line=1,
+                got=listed(header),
+                allowed=allowed,
                 hint=f"cells are separated by commas, not by {other!r}" if other else hint,
-            )  # fmt: skip
+            )
     for column in used:
         if header.count(column) > 1:
             raise TraceError("a column stands twice in the header", key=column, file=file, line=1)

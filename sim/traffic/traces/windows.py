@@ -85,9 +85,7 @@ def read_windows(table: TraceTable, ask: ReadOptions) -> TraceData:
         prompt_tokens=prompt,
         output_tokens=output,
         adapter=adapter,
-        session=None,
         names=names,
-        adapter_bytes=None,
         notes=tuple(notes),
         skipped=dict(bad_rows.skipped),
     )
@@ -243,12 +241,8 @@ def read_function_counts(table: TraceTable, ask: ReadOptions) -> TraceData:
     adapter, used = in_use(adapter, names.all())
     return TraceData(
         arrival_s=arrival - arrival[0],
-        prompt_tokens=None,
-        output_tokens=None,
         adapter=adapter,
-        session=None,
         names=used,
-        adapter_bytes=None,
         notes=notes,
         skipped=dict(bad_rows.skipped),
     )

@@ -77,7 +77,7 @@ class Census:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterGroup:
+class AlikeAdapters:
     """Adapters alike in rank, targets, number format, base model and extras.
 
     :ivar first: one of them; ``smallest`` and ``largest``: bytes of tensors.
@@ -126,14 +126,14 @@ def take_census(root: Path, progress: Callable[[int, int], None] = lambda done, 
     return Census(root, tuple(entries), tuple(sorted(failures, key=lambda failure: failure.folder)))
 
 
-def groups(entries: Iterable[Entry]) -> list[AdapterGroup]:
+def groups(entries: Iterable[Entry]) -> list[AlikeAdapters]:
     """Return groups of alike adapters, the largest group first."""
     found: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
         key = entry.ranks, entry.targets, entry.dtypes, entry.base_model, entry.extras
         found.setdefault(key, []).append(entry)
     kinds = [
-        AdapterGroup(
+        AlikeAdapters(
             alike[0], len(alike), sum(e.bytes for e in alike), min(e.bytes for e in alike), max(e.bytes for e in alike)
         )
         for alike in found.values()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Extra = Literal[
     "DoRA",
@@ -23,18 +23,7 @@ Extra = Literal[
 ]
 """What an adapter may have besides one pair of matrices of one rank for each module."""
 
-EXTRAS: tuple[Extra, ...] = (
-    "DoRA",
-    "rsLoRA",
-    "saved modules",
-    "saved embeddings",
-    "LoRA on embeddings",
-    "rank pattern",
-    "alpha pattern",
-    "bias",
-    "trained tokens",
-    "part of the layers",
-)
+EXTRAS: tuple[Extra, ...] = get_args(Extra)
 
 Verdict = Literal["served", "refused", "wrong", "unknown"]
 """``refused``: the engine stops with an error; ``wrong``: it serves, and leaves a part out or scales it wrongly."""
