@@ -57,8 +57,8 @@ class Router(Strict):
     copies: PositiveInt = Field(default=1, le=4096)
     """``service-per-adapter`` only: replicas on which each adapter is placed, at least."""
     instances: PositiveInt = Field(default=1, le=256)
-    """Router processes. The requests of a session always go to the same one, others to any. Matters for changes that reach
-    routers one by one, such as a rollout."""
+    """Router processes. The requests of a session always go to the same one, others to any. Matters for changes that
+    reach routers one by one, such as a rollout."""
 
     @field_validator("policy")
     @classmethod

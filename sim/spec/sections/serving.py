@@ -258,5 +258,5 @@ class Storage(Strict):
     host_load: TimeLaw | None = None
     """Time of one load from host to GPU; unset: computed from the profile and the adapter's size."""
     mode: Literal["overlap", "blocking"] = "overlap"
-    """``overlap``: steps continue during a load, and only its requests wait. ``blocking``: a step waits for the loads of
-    the requests it admits, one after the other."""
+    """``overlap``: steps continue during a load, and only its requests wait. ``blocking``: a step waits for the loads
+    of the requests it admits, one after the other."""
