@@ -262,7 +262,7 @@ def test_jobs_bound_what_is_under_way_on_a_cluster_of_others() -> None:
 
 def test_a_lost_task_costs_itself_only() -> None:
     found: list[int] = []
-    with pytest.raises(LoraplanError, match=r"2 tasks died with every worker that tried.*all others are kept"):
+    with pytest.raises(LoraplanError, match=r"2 tasks died with every worker that tried.*all other results are kept"):
         found.extend(Cluster(MadeUp(lost=(3, 17))).unordered(twice, [(number,) for number in range(30)]))
     assert sorted(found) == [2 * number for number in range(30) if number not in (3, 17)]
 
@@ -281,15 +281,13 @@ def test_a_worker_with_other_software_refuses() -> None:
     with pytest.raises(InputError) as refused:
         run_on_worker({**software(), "loraplan": "0.0.1+abc", "numpy": "1.0"}, twice, (4,)).open()
     assert "has other versions, which may give other numbers (got loraplan " in str(refused.value)
-    assert "allowed: loraplan 0.0.1+abc, numpy 1.0); install the same versions on every worker" in str(
-        refused.value
-    )
+    assert "allowed: loraplan 0.0.1+abc, numpy 1.0); install the same versions on every worker" in str(refused.value)
 
 
 def test_a_cluster_without_workers_is_waited_for_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sim.studies.backends.cluster.PATIENCE_S", -1.0)
     told: list[str] = []
-    list(Cluster(MadeUp(cores=0), told=told.append).unordered(twice, [(number,) for number in range(40)]))
+    list(Cluster(MadeUp(cores=0), on_note=told.append).unordered(twice, [(number,) for number in range(40)]))
     assert told == ["note: the made-up cluster has no workers; waiting for some"]
 
 

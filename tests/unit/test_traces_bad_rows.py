@@ -157,9 +157,7 @@ def test_bad_rows_are_counted_by_reason(tmp_path: Path) -> None:
     rows = b"5,a,5,5\n" + b"4,a,5,5\n" * 7 + b"6,a,5,5\n" + b"6,b,5,0.5\n" * 5 + b"7,c,5,5\n"
     data = read(tmp_path, HEADER + rows, skip_bad=True)
     assert data.skipped == {"time runs backwards": 7, "not a usable number": 5}
-    assert data.notes[0] == (
-        f"{tmp_path}/t: left out 12 of 15 rows: 7 time runs backwards, 5 not a usable number"
-    )
+    assert data.notes[0] == (f"{tmp_path}/t: left out 12 of 15 rows: 7 time runs backwards, 5 not a usable number")
     assert data.names == ("a", "c")  # b has no request that can be used
     first = error_of(tmp_path, HEADER + rows)
     assert first.startswith("t:3: timestamp_s: time runs backwards (got 4")
