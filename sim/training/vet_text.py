@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sim.cells import printable
@@ -81,21 +82,11 @@ def _bytes(size: int | None) -> str:
 
 def as_json(one: Vetted) -> dict[str, Any]:
     """Return everything as plain data."""
-    current = one.current
     return {
         "path": str(one.path),
         "passes": one.passes,
         "judged": one.judged,
-        "adapter": None
-        if current is None
-        else {
-            "rank": current.rank,
-            "targets": current.targets,
-            "parameters": current.parameters,
-            "bytes": current.adapter_bytes,
-            "base_bits": current.base_bits,
-            "examples": current.examples,
-        },
+        "adapter": None if one.current is None else _plain(one.current),
         "findings": [_finding_json(finding) for finding in one.findings],
         "unjudged": list(one.unjudged),
         "notes": list(one.notes),
@@ -107,17 +98,10 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "mode": finding.mode,
         "confidence": finding.confidence,
         "evidence": [{"what": e.what, "steps": list(e.steps), "values": list(e.values)} for e in finding.evidence],
-        "cures": [
-            {
-                "name": remedy.name,
-                "words": remedy.words,
-                "rank": remedy.rank,
-                "targets": remedy.targets,
-                "base_quantization": remedy.base_quantization,
-                "full_model": remedy.full_model,
-                "parameters": remedy.parameters,
-                "bytes": remedy.adapter_bytes,
-            }
-            for remedy in finding.remedies
-        ],
+        "cures": [_plain(remedy) for remedy in finding.remedies],
     }
+
+
+def _plain(size: CurrentAdapter | Remedy) -> dict[str, Any]:
+    """Return the fields by name, with the bytes of the adapter as ``bytes``."""
+    return {"bytes" if name == "adapter_bytes" else name: value for name, value in asdict(size).items()}

@@ -22,32 +22,24 @@ MAX_DEPTH = 50
 TAGS = ("law", "process", "kind", "serve")
 """Keys that decide the meaning of the other keys of their mapping."""
 
-# Section: (key in an overlay, key it drops from the base). Only unambiguous pairs; ``rank`` over a base with a ``mix``
-# stays an error, because it would silently lose the mix.
-_CHOICES = {
-    "workload": (
-        ("requests", "duration"),
-        ("duration", "requests"),
-        ("trace", "arrivals"),
-        ("trace", "tokens"),
-        ("arrivals", "trace"),
-        ("trace", "sessions"),
-        ("trace", "drift"),
-        ("trace", "churn"),
-    ),
-    "plan": (
-        ("minimize", "maximize"),
-        ("maximize", "minimize"),
-        ("minimize", "fleets"),
-        ("maximize", "fleets"),
-        ("values", "range"),
-        ("values", "step"),
-        ("range", "values"),
-        ("range", "step"),
-    ),
-    "adapters": (("mix", "rank"), ("mix", "targets"), ("mix", "size")),
-    "cache.gpu": (("slots", "size"), ("size", "slots")),
-    "cache.host": (("slots", "size"), ("size", "slots")),
+# By section: a key of an overlay, and the keys it drops from the base. Only unambiguous choices; ``rank`` over a base
+# with a ``mix`` stays an error, because it would silently lose the mix.
+_CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "workload": {
+        "requests": ("duration",),
+        "duration": ("requests",),
+        "trace": ("arrivals", "tokens", "sessions", "drift", "churn"),
+        "arrivals": ("trace",),
+    },
+    "plan": {
+        "minimize": ("maximize", "fleets"),
+        "maximize": ("minimize", "fleets"),
+        "values": ("range", "step"),
+        "range": ("values", "step"),
+    },
+    "adapters": {"mix": ("rank", "targets", "size")},
+    "cache.gpu": {"slots": ("size",), "size": ("slots",)},
+    "cache.host": {"slots": ("size",), "size": ("slots",)},
 }
 
 FILE_KEYS = (
@@ -232,9 +224,8 @@ def _dropped(path: str, base: Mapping[str, Node], over: Mapping[str, Node]) -> s
     given = {key for key, node in over.items() if node.value is not None}
     # With a trace, requests and duration go together: the first limits its rows.
     free = {"requests", "duration"} if {"trace"} & (given | set(base)) else set()
-    return {
-        drops for gives, drops in _CHOICES.get(path, ()) if gives in given and drops not in given and drops not in free
-    }
+    choices = _CHOICES.get(path, {})
+    return {key for choice in given for key in choices.get(choice, ()) if key not in given and key not in free}
 
 
 def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> Node:

@@ -92,11 +92,6 @@ class TrainingLog:
         return CHECKPOINT.fullmatch(self.path.parent.name) is not None
 
     @property
-    def stopped_early(self) -> bool:
-        """Whether fewer steps were done than planned."""
-        return self.max_steps is not None and 0 < self.global_step < self.max_steps
-
-    @property
     def kept_step(self) -> int:
         """The step whose weights are the adapter's: the last, or the best where the run kept track of it.
 
