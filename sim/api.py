@@ -295,13 +295,14 @@ def plan(
         scenario's ``plan`` block.
     :param what_if: also try one change at a time at the answer; ``progress`` counts these.
     """
+    from sim.studies.execution import Execution
     from sim.studies.planning.plan_study import make_plan
 
     loaded = _loaded(scenario, values, seed, Given.of(evictions, routers))
     if minimize is not None or maximize is not None:
         loaded = loaded.with_values(_question(minimize, maximize))
     with _folder(out) as folder, _pool(backend, address, jobs) as pool:
-        planned = make_plan(loaded, folder, pool=pool, and_what_if=what_if, progress=progress)
+        planned = make_plan(loaded, folder, Execution(pool, on_progress=progress), and_what_if=what_if)
     return PlanResults(read_run(planned.path), kept=out is not None)
 
 
@@ -355,7 +356,9 @@ def _question(
     minimize: Mapping[str, Sequence[Any]] | None, maximize: Mapping[str, Sequence[Any]] | None
 ) -> dict[str, Any]:
     if minimize and maximize:
-        raise InputError("a plan asks for one thing", key="maximize", hint="give either minimize or maximize")
+        raise InputError(
+            "a plan needs exactly one of minimize and maximize", key="maximize", hint="give either minimize or maximize"
+        )
     name, asked = ("minimize", minimize) if minimize else ("maximize", maximize)
     if not asked:
         raise InputError("no key and range", key=name, hint='such as {"cache.gpu.slots": (8, 128)}')
@@ -381,9 +384,9 @@ def _loaded(scenario: Source, values: Mapping[str, Any] | None, seed: int | None
 
 
 def _pool(backend: str, address: str | None, jobs: int) -> AbstractContextManager[Pool]:
-    from sim.studies.backends.where import open_pool, where_of
+    from sim.studies.backends.backend_choice import choose_backend, open_pool
 
-    return open_pool(where_of([backend] if address is None else [backend, address]), jobs)
+    return open_pool(choose_backend([backend] if address is None else [backend, address]), jobs)
 
 
 def _study(
@@ -393,10 +396,11 @@ def _study(
     opened: AbstractContextManager[Pool],
     progress: Progress,
 ) -> Results:
-    from sim.studies.sweep import study
+    from sim.studies.execution import Execution
+    from sim.studies.sweep import run_study
 
     with _folder(out) as folder, opened as pool:
-        finished = study(loaded, sets, folder, command="", pool=pool, progress=progress)
+        finished = run_study(loaded, sets, folder, Execution(pool, on_progress=progress))
     return Results(read_run(finished.path), kept=out is not None)
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from sim.results.verdict import MET, verdict
 from sim.spec.scenario_file import LoadedScenario, load_scenario
+from sim.studies.backends.pool import Local
+from sim.studies.execution import Execution
 from sim.studies.planning.candidates import variables
-from sim.studies.planning.plan_study import Planned, make_plan
-from sim.studies.sweep import study
+from sim.studies.planning.plan_study import PlanOutcome, make_plan
+from sim.studies.sweep import run_study
 
 NAMES = ("plan-cache-size", "plan-replicas", "plan-max-load", "plan-adapters", "plan-cheapest-fleet")
 
@@ -38,7 +40,7 @@ def exhaustive(loaded: LoadedScenario, folder: Path, jobs: int) -> tuple[dict[st
     """Return the best candidate that meets the SLO with ten times the requests, and what all of them took."""
     rows = sorted(candidates(loaded), key=lambda row: row[0])
     more = {"workload.requests": 10 * (loaded.scenario.workload.requests or 0)}
-    finished = study(loaded, [{**set_, **more} for _, set_, _ in rows], folder, command="", jobs=jobs)
+    finished = run_study(loaded, [{**set_, **more} for _, set_, _ in rows], folder, Execution(Local(jobs)))
     terms = loaded.scenario.slo.terms()
     best = next((name for (_, _, name), p in zip(rows, finished.points, strict=True) if verdict(p, terms) == MET), {})
     return best, round(sum(point.cost["requests"] for point in finished.points))
@@ -48,10 +50,10 @@ def short(answer: dict[str, Any]) -> str:
     return ", ".join(str(value) for key, value in answer.items() if key != "price") or "none"
 
 
-def planned(name: str, seed: int, jobs: int) -> tuple[Planned, float]:
+def planned(name: str, seed: int, jobs: int) -> tuple[PlanOutcome, float]:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        found = make_plan(load_scenario(name, (), seed), Path(folder) / "run", jobs=jobs)
+        found = make_plan(load_scenario(name, (), seed), Path(folder) / "run", Execution(Local(jobs)))
     return found, time.perf_counter() - started
 
 

@@ -13,8 +13,8 @@ from sim.cli.output import message, print_rich, progress_bar, rich_rows, say, sa
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.training.files.census import Census, Entry, Failure, Group
-    from sim.training.files.engine_checks import Asked, Concern
+    from sim.training.files.census import AlikeAdapters, Census, Entry, Failure
+    from sim.training.files.engine_checks import Concern, ServingTarget
 
 NOT_FIT = 1
 _ROWS, _LISTED = 20, 5
@@ -45,10 +45,10 @@ def adapters(
     """Count PEFT adapter folders by their headers: ranks, modules, sizes, and what an engine would make of them."""
     from sim.training.files.census import take_census
     from sim.training.files.copies import find_copies
-    from sim.training.files.engine_checks import Asked, check_asked, check_census
+    from sim.training.files.engine_checks import ServingTarget, check_census, check_serving_target
 
-    asked = Asked(engine, max_rank, base_model)
-    check_asked(asked)
+    target = ServingTarget(engine, max_rank, base_model)
+    check_serving_target(target)
     if write is not None:
         from sim.studies.training.adapter_scenario import check_target
 
@@ -63,18 +63,18 @@ def adapters(
     if not census.entries:
         raise _none_read(census)
     with progress_bar(quiet, "comparing") as progress:
-        concerns = check_census(census, asked, find_copies(census.entries, progress=progress))
+        concerns = check_census(census, target, find_copies(census.entries, progress=progress))
     if write is not None:
         from sim.studies.training.adapter_scenario import write_scenario
 
-        for note in write_scenario(census, asked, write):
+        for note in write_scenario(census, target, write):
             message(f"note: {note}", quiet)
     if unreadable:
         message(f"note: {_folders(len(unreadable))} could not be read", quiet)
     if json:
-        say_json(_as_json(census, concerns, asked))
+        say_json(_as_json(census, concerns, target))
     else:
-        _print(census, concerns, asked)
+        _print(census, concerns, target)
         if write is not None:
             say("", f"scenario {write}")
     if check and (unreadable or any(concern.level in ("refused", "wrong") for concern in concerns)):
@@ -92,16 +92,16 @@ def _none_read(census: Census) -> InputError:
     )  # fmt: skip
 
 
-def _print(census: Census, concerns: Sequence[Concern], asked: Asked) -> None:
+def _print(census: Census, concerns: Sequence[Concern], target: ServingTarget) -> None:
     from sim.training.files.census import groups
     from sim.training.files.engine_checks import needed_rank
 
     kinds = groups(census.entries)
     say(_headline(census, kinds), "")
     print_rich(rich_rows(*_single_rows(census.entries)) if len(census.entries) <= _ROWS else rich_rows(*_kinds(kinds)))
-    option = asked.rules.rank_option
-    if asked.engine is not None and option and asked.max_rank is None:
-        say("", f"{asked.engine} takes these ranks with {option} {needed_rank(census.entries, asked)}.")
+    option = target.rules.rank_option
+    if target.engine is not None and option and target.max_rank is None:
+        say("", f"{target.engine} takes these ranks with {option} {needed_rank(census.entries, target)}.")
     if concerns:
         say("")
     for concern in concerns:
@@ -110,7 +110,7 @@ def _print(census: Census, concerns: Sequence[Concern], asked: Asked) -> None:
         _print_failures(kind, [failure for failure in census.failures if failure.kind == kind])
 
 
-def _headline(census: Census, kinds: Sequence[Group]) -> str:
+def _headline(census: Census, kinds: Sequence[AlikeAdapters]) -> str:
     from sim.spec.units import human_bytes
 
     count = len(census.entries)
@@ -135,7 +135,7 @@ def _single_rows(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     ]  # fmt: skip
 
 
-def _kinds(kinds: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+def _kinds(kinds: Sequence[AlikeAdapters]) -> tuple[list[str], list[list[str]]]:
     from sim.spec.units import human_bytes
 
     head = ["adapters", "rank", "modules", "dtype", "size", "in all", "base model", "extras", "such as"]
@@ -160,7 +160,7 @@ def _modules(entry: Entry) -> str:
     return words if len(words) <= 40 else words[:39] + "…"
 
 
-def _size(kind: Group) -> str:
+def _size(kind: AlikeAdapters) -> str:
     from sim.spec.units import human_bytes
 
     low, high = human_bytes(kind.smallest), human_bytes(kind.largest)
@@ -189,7 +189,7 @@ def _folders(count: int) -> str:
     return "1 folder" if count == 1 else f"{count:,} folders"
 
 
-def _as_json(census: Census, concerns: Sequence[Concern], asked: Asked) -> dict[str, Any]:
+def _as_json(census: Census, concerns: Sequence[Concern], target: ServingTarget) -> dict[str, Any]:
     from sim.cells import printable
     from sim.training.files.census import groups
     from sim.training.files.engine_checks import needed_rank, served_base
@@ -197,9 +197,9 @@ def _as_json(census: Census, concerns: Sequence[Concern], asked: Asked) -> dict[
     return {
         "schema_version": 1,
         "folder": printable(str(census.root), 300),
-        "engine": asked.engine,
-        "max_rank": needed_rank(census.entries, asked),
-        "base_model": served_base(census.entries, asked),
+        "engine": target.engine,
+        "max_rank": needed_rank(census.entries, target),
+        "base_model": served_base(census.entries, target),
         "count": len(census.entries),
         "bytes": census.bytes,
         "adapters": [_entry_json(entry) for entry in census.entries],

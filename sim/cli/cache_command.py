@@ -17,7 +17,7 @@ from sim.spec.policies import CACHE_DEFAULTS
 
 if TYPE_CHECKING:
     from sim.results.traces.cache_points import CacheResult
-    from sim.traffic.traces.objects import Objects
+    from sim.traffic.traces.adapter_sequence import AdapterSequence
 
 TABLE, CURVE, PAGE = "cache.csv", "lru_curve.csv", "report.html"
 _MOST_SLOTS = 10**12
@@ -50,8 +50,8 @@ def cache(
     """Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
     from sim.policies.replay.cache_replay import replayable
     from sim.policies.replay.overflow import check_byte_sums
-    from sim.studies.traces.cache_study import study_cache
-    from sim.traffic.traces.objects import read_objects
+    from sim.studies.traces.cache_study import CacheSizes, study_cache
+    from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 
     policies = [replayable(name) for name in (_words("--policy", policy) if policy is not None else CACHE_DEFAULTS)]
     if capacity is not None and slots is not None:
@@ -59,7 +59,7 @@ def cache(
     size = None if adapter_size is None else _bytes("--adapter-size", adapter_size)
     wanted = _wanted(capacity, slots)
     folder = out or (None if json else Path("runs") / f"cache-{file_stem(trace)}")
-    objects = read_objects(str(trace), format=format_, skip_bad=skip_bad, adapter_size=size)
+    objects = read_adapter_sequence(str(trace), format=format_, skip_bad=skip_bad, adapter_size=size)
     if folder is not None:
         make_folder(folder)
     notes = list(objects.notes)
@@ -77,9 +77,12 @@ def cache(
         check_byte_sums(len(objects.adapter), objects.size_bytes)
     with progress_bar(quiet, "replaying") as progress:
         result = study_cache(
-            objects.adapter, objects.size_bytes, policies, wanted or _default(objects, by_slots), by_slots=by_slots,
+            objects.adapter,
+            objects.size_bytes,
+            policies,
+            CacheSizes(wanted or _default(objects, by_slots), by_slots),
             progress=progress,
-        )  # fmt: skip
+        )
     written = [] if folder is None else _write(folder, trace, result, notes)
     if json:
         say_json([point.as_json() for point in result.points])
@@ -125,7 +128,7 @@ def _write(folder: Path, trace: Path, result: CacheResult, notes: Sequence[str])
     return [("report", path), ("table", folder / TABLE), ("curve", folder / CURVE)]
 
 
-def _default(objects: Objects, by_slots: bool) -> tuple[int, ...]:
+def _default(objects: AdapterSequence, by_slots: bool) -> tuple[int, ...]:
     from sim.studies.traces.cache_study import default_capacities, default_slots
 
     if by_slots or objects.size_bytes is None:

@@ -36,7 +36,7 @@ def predict_runs(
     from sim.studies.fidelity.measured_runs import read_lengths, read_runs
 
     if jobs == 0:
-        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
+        raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
     runs = read_runs(file)
     histograms = read_lengths(lengths or file.with_name(LENGTHS))
     profiles = profiles_for(sorted({run.model for run in runs}), profile_dir)
@@ -125,7 +125,7 @@ def fit(
     from calibrate.published.profile_from_runs import write_profile
 
     if jobs == 0:
-        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
+        raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
     _make(out.parent)
     if out.is_dir():
         raise InputError("a folder, not a file", key="--out", got=str(out))

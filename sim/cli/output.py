@@ -55,9 +55,9 @@ def message(text: str, quiet: bool) -> None:
 
 def pool_of(backend: list[str] | None, jobs: int, quiet: bool) -> AbstractContextManager[Pool]:
     """Return what opens the pool that ``--backend``, ``--address`` and ``--jobs`` ask for."""
-    from sim.studies.backends.where import open_pool, where_of
+    from sim.studies.backends.backend_choice import choose_backend, open_pool
 
-    return open_pool(where_of(backend or []), jobs, lambda text: message(text, quiet))
+    return open_pool(choose_backend(backend or []), jobs, lambda text: message(text, quiet))
 
 
 @contextmanager

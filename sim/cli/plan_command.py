@@ -14,7 +14,7 @@ from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
-    from sim.studies.planning.evaluator import Noted
+    from sim.studies.planning.evaluator import EvaluationRecord
 
 _RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
 NONE_MEETS = 1
@@ -37,23 +37,23 @@ def plan(
     from reports.formatting import metric_words, percent, show
     from reports.pages.run_page import write_report
     from sim.results.run_directory.store import blamed_on, read_run
+    from sim.studies.execution import Execution
     from sim.studies.planning.plan_study import RECOMMENDED, make_plan
 
     loaded = options.load(*_question(minimize or [], maximize or []))
 
-    def told(noted: Noted) -> None:
-        values = ", ".join(f"{key} {value}" for key, value in noted.set.items())
-        runs = f"{noted.replications} replication{'s' if noted.replications != 1 else ''}"
-        seen = metric_words(noted.term) + ("" if noted.value is None else f" {show(noted.term, noted.value)}")
-        if noted.unserved is not None:
-            seen = f"{percent(noted.unserved)} of the requests refused or failed"
-        message(f"  {values}: {noted.word} ({seen}; {runs})", options.quiet or options.json)
+    def show_evaluation(entry: EvaluationRecord) -> None:
+        values = ", ".join(f"{key} {value}" for key, value in entry.set.items())
+        runs = f"{entry.replications} replication{'s' if entry.replications != 1 else ''}"
+        seen = metric_words(entry.term) + ("" if entry.value is None else f" {show(entry.term, entry.value)}")
+        if entry.unserved is not None:
+            seen = f"{percent(entry.unserved)} of the requests refused or failed"
+        message(f"  {values}: {entry.word} ({seen}; {runs})", options.quiet or options.json)
 
     quiet = options.quiet
     with pool_of(options.backend, options.jobs, quiet) as pool, progress_bar(quiet, "planning") as progress:
-        planned = make_plan(
-            loaded, options.out, command=command_line(), pool=pool, and_what_if=what_if, told=told, progress=progress
-        )
+        execution = Execution(pool, command_line(), progress)
+        planned = make_plan(loaded, options.out, execution, and_what_if=what_if, on_evaluation=show_evaluation)
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)
         page = write_report(data)
@@ -93,7 +93,11 @@ def _print_what_if(data: RunData) -> None:
 def _question(minimize: list[str], maximize: list[str]) -> list[str]:
     """Return what the options say as changes to the scenario's ``plan``."""
     if minimize and maximize:
-        raise InputError("a plan asks for one thing", key="--maximize", hint="give either --minimize or --maximize")
+        raise InputError(
+            "a plan needs exactly one of minimize and maximize",
+            key="--maximize",
+            hint="give either --minimize or --maximize",
+        )
     if not minimize and not maximize:
         return []
     name, texts = ("minimize", minimize) if minimize else ("maximize", maximize)

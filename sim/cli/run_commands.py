@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sim.results.point import Point
     from sim.results.run_directory.store import RunData
     from sim.spec.scenario_file import LoadedScenario
-    from sim.studies.sweep import Finished
+    from sim.studies.sweep import StudyOutcome
 
 
 @takes(StudyOptions)
@@ -48,14 +48,14 @@ def _simulate(
     """Run a study, write its report, print its answer; exit with 1 where ``check`` asks for a missed SLO."""
     from reports.pages.run_page import write_report
     from sim.results.run_directory.store import blamed_on, read_run, summary_json
-    from sim.studies.sweep import free_folder, study
+    from sim.studies.execution import Execution
+    from sim.studies.sweep import free_folder, run_study
 
     if check and not loaded.scenario.slo.terms():
         raise InputError("the scenario has no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
     folder = options.out or free_folder(loaded, sets)
     with pool_of(options.backend, options.jobs, options.quiet) as pool, progress_bar(options.quiet) as progress:
-        command = command_line()
-        finished = study(loaded, sets, folder, command=command, overwrite=overwrite, pool=pool, progress=progress)
+        finished = run_study(loaded, sets, folder, Execution(pool, command_line(), progress), overwrite=overwrite)
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
         data = read_run(finished.path)
         page = write_report(data)
@@ -70,7 +70,7 @@ def _simulate(
         raise typer.Exit(1)
 
 
-def _notes(finished: Finished, quiet: bool) -> None:
+def _notes(finished: StudyOutcome, quiet: bool) -> None:
     if finished.reused:
         count = f"{finished.reused} of {len(finished.points)} points" if len(finished.points) > 1 else "the results"
         message(f"note: {count} were there from an earlier run; --overwrite simulates them again", quiet)
@@ -117,7 +117,7 @@ def _axes(texts: list[str]) -> dict[str, list[Any]]:
         if key in axes:
             raise InputError("given twice", key=f"--over {key}", hint="write all its values in one: key=v1,v2,v3")
         if any(value in values[:place] for place, value in enumerate(values)):
-            raise InputError("a value stands twice", key=f"--over {key}", got=text.partition("=")[2])
+            raise InputError("a value occurs twice", key=f"--over {key}", got=text.partition("=")[2])
         if key.partition(".")[0] in ("name", "description", "schema_version", "sweep", "run"):
             raise InputError("can't be swept", key=f"--over {key}", allowed="what is simulated, not how it is called")
         axes[key] = values

@@ -15,7 +15,7 @@ from sim.errors import InputError
 
 if TYPE_CHECKING:
     from sim.spec.sections.trace_source import Trace
-    from sim.studies.traces.trace_study import Study
+    from sim.studies.traces.trace_study import TraceStudy
     from sim.traffic.traces.data import TraceData
 
 FACTS, PAGE = "trace.json", "report.html"
@@ -100,7 +100,7 @@ def _convert(data: TraceData, target: Path) -> None:
     write_atomically(target, lambda out: write_plain(data, out, target.suffix))
 
 
-def _write(folder: Path, file: Path, study: Study, data: TraceData) -> list[tuple[str, Path]]:
+def _write(folder: Path, file: Path, study: TraceStudy, data: TraceData) -> list[tuple[str, Path]]:
     from reports.pages.trace_page import TracePage, write_page
     from sim.results.run_directory.result_files import digest_file, write_json
     from sim.studies.traces.trace_scenario import write_scenario
@@ -122,7 +122,7 @@ def _write(folder: Path, file: Path, study: Study, data: TraceData) -> list[tupl
     return [("report", write_page(page, folder / PAGE)), *written]
 
 
-def _print(study: Study, written: list[tuple[str, Path]]) -> None:
+def _print(study: TraceStudy, written: list[tuple[str, Path]]) -> None:
     from reports.answers.trace_findings import check_table, curve_table, facts_table, headline, laws_table, sentences
 
     say(headline(study.facts))

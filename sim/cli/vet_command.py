@@ -12,7 +12,7 @@ from sim.cli.output import command_line, message, print_rich, progress_bar, rich
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.studies.training.remedy_run import PricedCures
+    from sim.studies.training.remedy_run import PricedRemedies
     from sim.training.vet_results import Vetted
 
 _SHOWN = 20
@@ -76,29 +76,30 @@ def vet(
 
 def _price(
     found: tuple[Vetted, ...], scenario: str, set_: list[str], *, confined: bool, quiet: bool
-) -> PricedCures | None:
+) -> PricedRemedies | None:
     """Simulate what the cures change, and write the run directory with its report."""
     from reports.pages.run_page import write_report
     from sim.results.run_directory.store import read_run
     from sim.spec.scenario_file import load_scenario
-    from sim.studies.training.remedy_run import price_cures
+    from sim.studies.execution import Execution
+    from sim.studies.training.remedy_run import price_remedies
 
     with progress_bar(quiet, "pricing") as progress:
         loaded = load_scenario(scenario, set_, confined=confined)
-        priced = price_cures(found, loaded, command=command_line(), progress=progress)
+        priced = price_remedies(found, loaded, None, Execution(command=command_line(), on_progress=progress))
     if priced is not None:
         write_report(read_run(priced.path))
     return priced
 
 
-def _priced_json(priced: PricedCures | None) -> dict[str, Any] | None:
+def _priced_json(priced: PricedRemedies | None) -> dict[str, Any] | None:
     """Return the prices as plain data; None where no cure changes what serving costs."""
     if priced is None:
         return None
     return {"run": str(priced.path), "as_it_is": priced.point.metrics_json(), "changes": priced.rows}
 
 
-def _print_priced(priced: PricedCures | None, quiet: bool) -> None:
+def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     """Print what the fleet pays: an answer and a table a cure."""
     from reports.answers.remedy_answers import cures_answer, cures_tables
     from reports.pages.run_page import FILE
@@ -141,7 +142,7 @@ def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
 
 def _print_one(one: Vetted, quiet: bool) -> None:
     from sim.cells import printable
-    from sim.training.vet_text import changes_size, cure_rows, verdict
+    from sim.training.vet_text import changes_size, remedy_rows, verdict
 
     say(verdict(one))
     for finding in one.findings:
@@ -151,10 +152,10 @@ def _print_one(one: Vetted, quiet: bool) -> None:
             say(f"  {printable(evidence.what, 300)}")
         if changes_size(finding):
             say("")
-            print_rich(rich_rows(["cure", "rank", "targets", "parameters", "size"], cure_rows(one, finding)))
+            print_rich(rich_rows(["cure", "rank", "targets", "parameters", "size"], remedy_rows(one, finding)))
         else:
             say("cures, in the order in which to try them")
-            for number, cure in enumerate(finding.cures, 1):
-                say(f"  {number}. {cure.words}")
+            for number, remedy in enumerate(finding.remedies, 1):
+                say(f"  {number}. {remedy.words}")
     for note in one.notes:
         message(f"note: {printable(note, 400)}", quiet)

@@ -1,4 +1,4 @@
-"""The command lines that give real engines what a scenario says.
+"""Command lines that configure real engines like a scenario.
 
 vLLM: https://docs.vllm.ai/en/latest/cli/serve.html and features/lora.html. SGLang:
 https://docs.sglang.ai/advanced_features/server_arguments.html and advanced_features/lora.html.
@@ -10,23 +10,24 @@ from sim.spec.engines import ENGINES
 from sim.spec.scenario import Scenario
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for ``--max-lora-rank`` (``vllm/config.py``, ``LoRAConfig``): slots are padded to one of these."""
+"""Allowed values of vLLM's ``--max-lora-rank`` (``vllm/config.py``, ``LoRAConfig``): slots are padded to one of
+these."""
 _SGLANG_EVICTIONS = ("lru", "fifo")
 """What SGLang takes for ``--lora-eviction-policy``."""
 _PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 
 
 def engine_flags(scenario: Scenario) -> dict[str, str]:
-    """Return a command line by engine; none for engines whose flags are not known here.
+    """Return a command line by engine; none for engines whose flags are unknown.
 
-    One replica each. ``MODEL`` stands for the base model's path or name.
+    Each starts one replica. ``MODEL`` stands for the base model's path or name.
     """
     writers = {"vLLM": _vllm, "SGLang": _sglang}
     return {name: writers[name](scenario) for name in ENGINES[scenario.fleet.engine].flags}
 
 
 def beyond_flags(scenario: Scenario) -> list[str]:
-    """Return what the scenario has that these command lines can't say."""
+    """Return the parts of the scenario that these command lines can't express."""
     found = []
     fleet, engine, eviction = scenario.fleet, scenario.fleet.engine, scenario.cache.eviction
     if engine == "continuous" and eviction not in _SGLANG_EVICTIONS:
@@ -43,7 +44,7 @@ def beyond_flags(scenario: Scenario) -> list[str]:
 
 
 def vllm_rank(rank: int) -> int:
-    """Return the rank that vLLM pads slots to where the largest adapter has this one; above its limit, that one."""
+    """Return the rank to which vLLM pads slots for this largest rank; above vLLM's limit, the rank itself."""
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), rank)
 
 
@@ -86,9 +87,7 @@ def _sglang(scenario: Scenario) -> str:
         parts.append(f"--max-loaded-loras {host.slots}")
     if scenario.cache.eviction in _SGLANG_EVICTIONS:
         parts.append(f"--lora-eviction-policy {scenario.cache.eviction}")
-    parts += [
-        f"--max-running-requests {fleet.max_num_seqs}", f"--chunked-prefill-size {fleet.max_num_batched_tokens}",
-    ]  # fmt: skip
+    parts += [f"--max-running-requests {fleet.max_num_seqs}", f"--chunked-prefill-size {fleet.max_num_batched_tokens}"]
     if fleet.max_model_len is not None:
         parts.append(f"--context-length {fleet.max_model_len}")
     return " ".join(parts)

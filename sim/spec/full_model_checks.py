@@ -1,4 +1,4 @@
-"""What a scenario with full fine-tunes must have, and what this version doesn't simulate with them."""
+"""Checks of scenarios with full fine-tunes: what they need, and what is not supported with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sim.spec.sections.serving import Fleet
 from sim.spec.sections.workload import Adapters, Workload
 
 Refusal = tuple[str, str, object, str]
-"""A key, what is wrong with it, what the scenario says, and what is allowed."""
+"""A key, the problem, the value in the scenario, and what is allowed."""
 
 
 def check_full_models(
@@ -21,7 +21,7 @@ def check_full_models(
     workload: Workload,
     changes: dict[str, int],
 ) -> None:
-    """Refuse full models without replicas that serve them, and what isn't simulated with them.
+    """Refuse full models without replicas to serve them, and combinations that are not supported.
 
     :param changes: how many rollouts and faults the scenario has, by key.
     :raises PydanticCustomError: with the key that is wrong.
@@ -32,7 +32,7 @@ def check_full_models(
         if served:
             raise located(
                 "fleet.full_models",
-                "there is no full model",
+                "the scenario has no full model",
                 got=f"{len(adapters.mix)} kinds of adapters",
                 hint="give adapters.mix a kind such as {share: 1%, kind: full}, or remove full_models",
             )
@@ -46,7 +46,7 @@ def check_full_models(
         )
     for key, count in changes.items():
         if count:
-            raise located(key, f"{key} aren't simulated beside full models", got=f"{count} {key}", allowed="none")
+            raise located(key, f"{key} are not supported with full models", got=f"{count} {key}", allowed="none")
     for key, problem, got, allowed in _unsupported(fleet, eviction, router, workload):
         raise located(key, problem, got=got, allowed=allowed)
 
@@ -56,15 +56,15 @@ def _unsupported(fleet: Fleet, eviction: EvictionEntry, router: RouterEntry, wor
         problem = "engine fixed has no weights that a full model could replace"
         yield "fleet.engine", problem, "fixed", "an engine that batches"
     if fleet.front_end != "none":
-        problem = "this front end reproduces measured runs, in which nobody served full models"
+        problem = "this front end reproduces measured runs without full models"
         yield "fleet.front_end", problem, fleet.front_end, "none"
     if eviction.needs_future:
-        problem = f"eviction {eviction.name} knows the requests to come to one fleet, not to two"
+        problem = f"eviction {eviction.name} does not support a second fleet"
         yield "cache.eviction", problem, eviction.name, "another eviction"
     if router.places_adapters:
-        problem = f"{router.name} places adapters one by one, and full models with them"
+        problem = f"{router.name} does not support full models"
         yield "router.policy", problem, router.name, "another policy"
     assert fleet.full_models is not None, "checked before"
     if fleet.full_models.serve == "dedicated" and workload.churn is not None:
-        problem = "a full model that comes later would need a replica that comes with it"
+        problem = "a full model that arrives during the run would need a new replica"
         yield "workload.churn", problem, "fleet.full_models.serve dedicated", "serve swap"

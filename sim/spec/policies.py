@@ -72,7 +72,7 @@ EVICTIONS = Registry(
             "vllm-lru",
             "the one that steps touched least recently, in use or not, as vLLM does; it then also leaves when "
             "host memory drops it.",
-            "sim.policies.vllm_lru:TouchedCache",  # a whole cache: its order is that of the batch
+            "sim.policies.vllm_lru:VllmLruCache",  # a whole cache: its order is that of the batch
             needs_batch=True,
         ),
         # These two empty the cache by rules of their own at step boundaries; where room is short besides, LRU decides.

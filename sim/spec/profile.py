@@ -1,4 +1,4 @@
-"""Profiles: what a step, a load and a byte of memory cost on one device, model and engine.
+"""Profiles: the costs of steps, loads and memory on one device, model and engine.
 
 A profile is a JSON file in SI units (seconds, bytes), written by ``loraplan calibrate`` or by hand. Its
 ``status`` says how far to trust it: ``measured`` on the device, ``derived`` from published
@@ -22,7 +22,7 @@ from sim.spec.base import Strict, located
 from sim.spec.files.tree import is_path
 
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
-"""No longer than times in scenarios may be: what is simulated would not end."""
+"""Limited like times in scenarios, so that simulations end."""
 
 
 class LoraCost(Strict):
@@ -62,9 +62,9 @@ class StepCost(Strict):
     per_attended_token_s: Seconds = 0.0
     """Prefill attention: for every pair of a prompt token and a token it attends to."""
     prefill_step_s: Seconds = 0.0
-    """For a step in which somebody prefills: inputs are put together anew."""
+    """For a step with prefill, which assembles new inputs."""
     per_passed_s: Seconds = 0.0
-    """For every waiting request that the scheduler passes because its adapter would be one too many."""
+    """For every waiting request that the scheduler skips because its adapter would be one too many."""
     lora: LoraCost = LoraCost()
     """What LoRA adds."""
 
@@ -94,7 +94,7 @@ class TierCost(Strict):
 
 
 class LoadCost(Strict):
-    """Loads by the tier they come from; each is the way from there to the GPU."""
+    """Costs of loads by tier, each from there to the GPU."""
 
     storage: TierCost
     """From storage, through host memory."""
@@ -143,7 +143,7 @@ class Envelope(Strict):
 
 
 class Provenance(Strict):
-    """How a profile came about."""
+    """How a profile was made."""
 
     command: str
     """The command that wrote it."""
@@ -163,7 +163,7 @@ class Provenance(Strict):
 
 
 class Conditions(Strict):
-    """What the costs hold for: a profile of another engine, graph mode or LoRA kernel has other numbers."""
+    """The conditions of the costs: another engine, graph mode or LoRA kernel has other costs."""
 
     engine: str
     """Engine and version, or ``loraplan calibrate steps`` for its own decoder stack."""
@@ -180,13 +180,13 @@ class Conditions(Strict):
 
 
 class HoldOut(Strict):
-    """How well a form of cost predicts what it was not fitted on."""
+    """How well a form of cost predicts data it was not fitted to."""
 
     what: str
     """What is predicted, such as ``LoRA decode steps``."""
     form: str
-    """The form of the cost: ``additive`` or ``multiplicative`` for steps, ``law`` for loads; ``noise``: what one half
-    of the samples says of the other, which no law can beat."""
+    """The form of the cost: ``additive`` or ``multiplicative`` for steps, ``law`` for loads; ``noise``: how well
+    one half of the samples predicts the other, which no law can beat."""
     method: str
     """How it was held out: ``leave one configuration out``, ``far corner``, or ``in sample``."""
     count: PositiveInt
@@ -200,7 +200,7 @@ class HoldOut(Strict):
 
 
 class StepResidual(Strict):
-    """What single steps differ by from their cost; reported, not drawn: a leap of many steps averages over it."""
+    """Deviations of single steps from their cost; reported but not simulated, since many steps average them out."""
 
     quantiles: tuple[PositiveFloat, ...]
     """Quantiles of measured over predicted, equally spaced from 0 to 1."""
@@ -218,14 +218,14 @@ class Draw(Strict):
 
 
 class Profile(Strict):
-    """What one device, model and engine version cost."""
+    """The costs of one device, model and engine version."""
 
     schema_version: Literal[1]
     """Version of this file format."""
     name: str
     """Device/model/engine, such as ``h100-64gb/llama-3.1-8b/vllm-0.8.5``."""
     status: Literal["measured", "derived", "assumed"]
-    """How far to trust it."""
+    """How trustworthy the numbers are."""
     description: str
     """One sentence."""
     device: str
@@ -247,11 +247,11 @@ class Profile(Strict):
     error: str = "unknown: not compared with measurements"
     """How far predictions were from measurements."""
     provenance: Provenance | None = None
-    """How a fitted profile came about."""
+    """How a fitted profile was made."""
     conditions: Conditions | None = None
-    """What the costs hold for."""
+    """The conditions of the costs."""
     hold_out: tuple[HoldOut, ...] = ()
-    """Errors on what was not fitted, by form."""
+    """Errors on held-out data, by form."""
     step_residual: StepResidual | None = None
     """Spread of single steps around their cost."""
     draws: tuple[Draw, ...] = ()
@@ -275,15 +275,18 @@ def load_profile(name: str) -> tuple[Profile, str]:
     bundled = name in bundled_profiles()
     path = Path(str(files("scenarios") / "profiles" / f"{name}.json")) if bundled else Path(name)
     try:
-        if not bundled and not is_path(name):  # what looks like a name is never looked for in the folder one works in
+        if not bundled and not is_path(name):  # a name is never looked up in the working directory
             raise FileNotFoundError
         raw = read_regular(path, PROFILE_BYTES)
     except OSError as error:
         known = bundled_profiles()
         raise ScenarioError(
-            "no such profile", key="fleet.profile", got=name, allowed=f"a path, or {', '.join(known)}",
+            "no such profile",
+            key="fleet.profile",
+            got=name,
+            allowed=f"a path, or {', '.join(known)}",
             hint=did_you_mean(name, known) or (error.strerror or ""),
-        ) from None  # fmt: skip
+        ) from None
     try:
         if not brackets_fit(raw):
             raise ValueError("too many brackets for a profile")

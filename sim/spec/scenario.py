@@ -1,6 +1,6 @@
-"""The scenario: what arrives, on which adapters, at which fleet, and what is asked of it.
+"""The scenario: traffic, adapters, fleet and the targets it must meet.
 
-Sections stand in the order of the user's questions; all but ``workload`` and ``adapters`` have
+Sections come in the order of the user's questions; all but ``workload`` and ``adapters`` have
 defaults. The docstring under a field is its description in the JSON Schema and in the reference.
 """
 
@@ -33,21 +33,34 @@ from sim.spec.sections.workload import Adapters, Targets, Workload
 from sim.spec.units import Seconds, Share
 
 __all__ = [
-    "DEFAULT_PROFILE", "Adapters", "Arrivals", "Cache", "Fleet", "FullModels",
-    "GpuCache", "HostCache", "Popularity", "Router", "Run", "Scenario", "Slo", "Storage", "Targets",
+    "DEFAULT_PROFILE",
+    "Adapters",
+    "Arrivals",
+    "Cache",
+    "Fleet",
+    "FullModels",
+    "GpuCache",
+    "HostCache",
+    "Popularity",
+    "Router",
+    "Run",
+    "Scenario",
+    "Slo",
+    "Storage",
+    "Targets",
     "Workload",
-]  # fmt: skip
+]
 
 
 class Slo(Strict):
-    """What is asked of the fleet; every term must hold."""
+    """The service-level objective; every term must hold."""
 
     ttft_mean: Seconds | None = None
     """Mean time to first token."""
     ttft_p50: Seconds | None = None
     """Median time to first token."""
     ttft_p99: Seconds | None = None
-    """99 % of first tokens come within this time."""
+    """99 % of first tokens arrive within this time."""
     tpot_mean: Seconds | None = None
     """Mean time per output token after the first."""
     itl_mean: Seconds | None = None
@@ -79,11 +92,11 @@ class Run(Strict):
     seed: NonNegativeInt = Field(default=1, lt=2**63)
     """All randomness follows from it."""
     replications: PositiveInt = Field(default=5, le=10000)
-    """Independent repetitions; the more, the narrower the intervals."""
+    """Independent repetitions; more of them make intervals narrower."""
     warmup: Share = Field(default=0.05, lt=1)
     """Share of the requests (or of the duration) at the start that is simulated but not measured."""
     half_width: Share | None = Field(default=None, gt=0)
-    """Double the requests until the 95 % half-width of p99 E2E is below this share of its value, not by luck."""
+    """Double the requests until the 95 % half-width of p99 E2E is reliably below this share of its value."""
     max_requests: PositiveInt = 4_000_000
     """With ``half_width``: stop doubling at this many requests per replication."""
 
@@ -95,39 +108,39 @@ class Run(Strict):
 
 
 class Scenario(Strict):
-    """A capacity question: traffic, adapters, fleet, and what is asked of it."""
+    """A capacity question: traffic, adapters, fleet, and the objective it must meet."""
 
     schema_version: Literal[1]
     """Version of this file format."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Short name; the run directory is called after it."""
+    """Short name; the run directory is named after it."""
     description: str = ""
     """A sentence for the report."""
     workload: Workload
-    """What arrives."""
+    """The traffic."""
     adapters: Adapters
-    """What is served."""
+    """The adapters."""
     fleet: Fleet = Fleet()
-    """What serves it."""
+    """The replicas."""
     cache: Cache = Cache()
-    """Where adapters live."""
+    """Where adapters are kept."""
     storage: Storage = Storage()
-    """Where adapters come from."""
+    """Where adapters are loaded from."""
     router: Router = Router()
-    """Which replica a request goes to."""
+    """How requests are assigned to replicas."""
     rollouts: tuple[Rollout, ...] = Field(default=(), max_length=1000)
-    """New versions of adapters that go out during the run."""
+    """New adapter versions that are rolled out during the run."""
     faults: tuple[Fault, ...] = Field(default=(), max_length=1000)
-    """Things that break during the run."""
+    """Failures during the run."""
     slo: Slo = Slo()
-    """What is asked of the fleet."""
+    """The service-level objective of the fleet."""
     run: Run = Run()
     """How long and how often to simulate."""
     sweep: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """For ``loraplan sweep``: values by key, such as ``cache.gpu.slots: [16, 32, 64]``; all combinations run."""
 
     plan: Plan | None = None
-    """For ``loraplan plan``: the value that is looked for."""
+    """For ``loraplan plan``: the value to find."""
     _given: Given = PrivateAttr(default_factory=Given)
 
     @model_validator(mode="before")
@@ -165,27 +178,29 @@ class Scenario(Strict):
             grouped = sum(group.adapters for group in popularity.groups)
             if grouped != self.adapters.count:
                 raise located(
-                    "workload.popularity.groups", "the groups have another number of adapters than there are",
+                    "workload.popularity.groups",
+                    "the groups don't add up to adapters.count",
                     got=f"{grouped} in groups, adapters.count {self.adapters.count}",
-                )  # fmt: skip
+                )
             if not sum(group.adapters * group.weight for group in popularity.groups) > 0:
                 raise located("workload.popularity.groups", "no weight above zero")
         if self.adapters.count is None and not named_by_file:
-            raise located("adapters.count", "how many adapters there are is missing", hint="give count: 1000")
+            raise located("adapters.count", "the number of adapters is missing", hint="give count: 1000")
         if self.run.half_width is not None and (self.workload.trace is not None or self.workload.requests is None):
             raise located(
-                "run.half_width", "only a run of generated requests can be made longer",
+                "run.half_width",
+                "only a run of generated requests can be lengthened",
                 hint="give workload.requests, or remove half_width",
-            )  # fmt: skip
+            )
         if self.storage.mode == "blocking":
             if self.fleet.engine == "fixed":
                 raise located("storage.mode", "engine fixed has no steps that a load could block", got="blocking")
             if self.storage.loaders > 1:
                 raise located(
-                    "storage.loaders", "blocking loads come one after the other", got=self.storage.loaders, allowed="1"
+                    "storage.loaders", "blocking loads run one after the other", got=self.storage.loaders, allowed="1"
                 )
             if self.fleet.load_at == "arrival":
-                raise located("fleet.load_at", "blocking loads are asked for at admission", got="arrival")
+                raise located("fleet.load_at", "blocking loads start at admission", got="arrival")
         if self.cache.eviction == "vllm-lru":
             self._fits_vllm_lru()
         self._fits_engine()
@@ -198,15 +213,17 @@ class Scenario(Strict):
         check_full_models(self.adapters, self.fleet, eviction, router, self.workload, changes)
         if self.adapters.base_quantization != "bf16" and self.fleet.engine == "fixed":
             raise located(
-                "adapters.base_quantization", "engine fixed has no weights, and its service time is given",
-                got=self.adapters.base_quantization, allowed="bf16",
-            )  # fmt: skip
+                "adapters.base_quantization",
+                "engine fixed has no weights: its service time is given",
+                got=self.adapters.base_quantization,
+                allowed="bf16",
+            )
         if self.rollouts or self.faults:
             self._fits_changes()
         return self
 
     def _fits_changes(self) -> None:
-        """Check what changes while traffic flows."""
+        """Check rollouts and faults."""
         what = "rollouts" if self.rollouts else "faults"
         check_rollouts(self.rollouts)
         check_faults(self.faults, self.fleet.replicas)
@@ -215,21 +232,24 @@ class Scenario(Strict):
             for i, change in enumerate(getattr(self, key)):
                 if end_s is not None and getattr(change, "at", 0.0) >= end_s:
                     raise located(
-                        f"{key}.{i}.at", "begins after the end of the run", got=f"{change.at:g} s",
+                        f"{key}.{i}.at",
+                        "starts after the end of the run",
+                        got=f"{change.at:g} s",
                         allowed=f"below workload.duration ({end_s:g} s)",
-                    )  # fmt: skip
+                    )
         if self.eviction_policy.needs_future:
-            name = self.cache.eviction
             raise located(
                 what,
-                f"eviction {name} knows the requests that will come to a fleet in which nothing changes",
+                f"eviction {self.cache.eviction} needs a fleet that doesn't change during the run",
                 hint="choose another cache.eviction",
             )
         if self.fleet.front_end != "none":
             raise located(
-                what, "this front end reproduces measured runs, in which nothing changed", got=self.fleet.front_end,
+                what,
+                "this front end reproduces measured runs without such changes",
+                got=self.fleet.front_end,
                 hint="set fleet.front_end: none",
-            )  # fmt: skip
+            )
         for i, fault in enumerate(self.faults):
             if isinstance(fault, FailingLoads):
                 self._fits_failing_loads(f"faults.{i}")
@@ -238,53 +258,66 @@ class Scenario(Strict):
         ):
             i = next(i for i, fault in enumerate(self.faults) if isinstance(fault, NamedPrefixes))
             raise located(
-                f"faults.{i}", "no rollout swaps weights under the same name", hint="such as strategy: in-place",
-            )  # fmt: skip
+                f"faults.{i}", "no rollout swaps weights under the same name", hint="such as strategy: in-place"
+            )
 
     def _fits_failing_loads(self, key: str) -> None:
-        """Refuse what this version can't say of loads that fail."""
+        """Refuse what this version does not support with failing loads."""
         if self.cache.eviction == "vllm-lru" and self.fleet.batching == "prefill-first":
             raise located(
-                key, "failing-loads take requests of cache.eviction vllm-lru out of steps that also decode",
-                got=f"fleet.batching {self.fleet.batching}", allowed="mixed",
-            )  # fmt: skip
+                key,
+                "failing loads with cache.eviction vllm-lru need steps that also decode",
+                got=f"fleet.batching {self.fleet.batching}",
+                allowed="mixed",
+            )
         if self.cache.prefetch != "none":
             raise located(
-                key, "nobody waits for a load that comes ahead: there is no request to fail",
-                got=f"failing-loads with cache.prefetch {self.cache.prefetch}", allowed="cache.prefetch none",
-            )  # fmt: skip
+                key,
+                "a prefetched load has no waiting request that could fail",
+                got=f"failing-loads with cache.prefetch {self.cache.prefetch}",
+                allowed="cache.prefetch none",
+            )
         for i, rollout in enumerate(self.rollouts):
             if rollout.strategy in ("in-place", "unload-then-load", "drain-then-swap"):
                 raise located(
-                    key, "a swap whose load fails would need a rule for what follows, which isn't simulated",
-                    got=f"failing-loads with rollouts.{i}.strategy {rollout.strategy}", allowed="new-name, lazy-reread",
-                )  # fmt: skip
+                    key,
+                    "in-place swaps whose load fails are not supported",
+                    got=f"failing-loads with rollouts.{i}.strategy {rollout.strategy}",
+                    allowed="new-name, lazy-reread",
+                )
 
     def _fits_engine(self) -> None:
         fleet, cache = self.fleet, self.cache
         queues, cycle = fleet.admission == "per-adapter", cache.eviction == "cycle"
         if fleet.engine == "fixed" and cache.eviction in ("discard-when-idle", "cycle"):
-            raise located("cache.eviction", "engine fixed has no steps at which adapters leave", got=cache.eviction)
+            raise located(
+                "cache.eviction", "engine fixed has no steps, at which this policy evicts", got=cache.eviction
+            )
         if queues != cycle:
             raise located(
-                "cache.eviction" if queues else "fleet.admission", "queues by adapter and eviction cycle go together",
+                "cache.eviction" if queues else "fleet.admission",
+                "admission per-adapter and eviction cycle go together",
                 got=f"fleet.admission {fleet.admission}, cache.eviction {cache.eviction}",
                 allowed="fleet.admission per-adapter with cache.eviction cycle",
-            )  # fmt: skip
+            )
         if queues and self.storage.mode == "blocking":
             raise located(
-                "storage.mode", "queues by adapter load when an adapter gets its turn, not in a step", got="blocking",
+                "storage.mode",
+                "admission per-adapter loads at an adapter's turn, not in a step",
+                got="blocking",
                 allowed="overlap",
-            )  # fmt: skip
+            )
         if cache.host is not None and cache.host.fill == "arrival" and fleet.engine == "fixed":
             raise located(
                 "cache.host.fill", "engine fixed loads at arrival anyway", got="arrival", allowed="load, start"
             )
         if fleet.front_end != "none" and cache.eviction != "vllm-lru":
             raise located(
-                "fleet.front_end", "this front end is vLLM's", got=f"{fleet.front_end} with {cache.eviction}",
+                "fleet.front_end",
+                "this front end is vLLM's",
+                got=f"{fleet.front_end} with {cache.eviction}",
                 allowed="engines vllm-0.8 and vllm-0.32",
-            )  # fmt: skip
+            )
         if cache.gpu.unified:
             self._fits_unified()
 
@@ -294,34 +327,42 @@ class Scenario(Strict):
             raise located("cache.gpu.unified", "engine fixed has no KV cache to share", got=True)
         if eviction in ("vllm-lru", "cycle"):
             raise located(
-                "cache.eviction", "unified memory has no fixed places", got=eviction,
+                "cache.eviction",
+                "unified memory has no slots, which this policy needs",
+                got=eviction,
                 allowed=", ".join(name for name in EVICTIONS.names if name not in ("vllm-lru", "cycle")),
-            )  # fmt: skip
+            )
         if fleet.kv_check not in ("whole-answer", "peak") or self.storage.mode != "blocking":
             raise located(
-                "cache.gpu.unified", "adapters can take KV blocks only in a step that knows what answers will need",
+                "cache.gpu.unified",
+                "unified memory needs an admission check that reserves KV blocks for whole answers",
                 got=f"fleet.kv_check {fleet.kv_check}, storage.mode {self.storage.mode}",
                 allowed="fleet.kv_check whole-answer or peak, storage.mode blocking",
-            )  # fmt: skip
+            )
 
     def _fits_start(self) -> None:
-        """Check who is there from the start."""
+        """Check the adapters that are pinned or loaded at the start."""
         cache = self.cache
         if cache.pinned and cache.eviction == "vllm-lru":
             raise located(
-                "cache.pinned", "vLLM admits as many distinct adapters as it has slots, pinned or not, and then lacks "
-                "slots for those that aren't", got=cache.pinned, allowed="0", hint="cache.warm loads before the start",
-            )  # fmt: skip
+                "cache.pinned",
+                "vLLM admits as many distinct adapters as it has slots, pinned or not, and then lacks "
+                "slots for those that aren't",
+                got=cache.pinned,
+                allowed="0",
+                hint="cache.warm loads before the start",
+            )
         if cache.pinned and cache.gpu.unified:
             raise located(
-                "cache.pinned", "where adapters share the KV cache, only those of the batch are sure of their place",
-                got=cache.pinned, allowed="0", hint="cache.warm loads before the start",
-            )  # fmt: skip
+                "cache.pinned",
+                "with unified memory only adapters of running requests can be kept",
+                got=cache.pinned,
+                allowed="0",
+                hint="cache.warm loads before the start",
+            )
         for key, value in (("pinned", cache.pinned), ("warm", cache.warm)):
             if value and cache.eviction == "cycle":
-                raise located(
-                    f"cache.{key}", "with eviction cycle adapters come when they get their turn", got=value, allowed="0"
-                )
+                raise located(f"cache.{key}", "with eviction cycle adapters load at their turn", got=value, allowed="0")
 
     def _fits_prefetch(self) -> None:
         fleet, mode = self.fleet, self.storage.mode
@@ -330,10 +371,11 @@ class Scenario(Strict):
             raise located("cache.prefetch", f"{what} loads ahead anyway", got=self.cache.prefetch, allowed="none")
         if mode != "overlap" or self.load_at != "admission":
             raise located(
-                "cache.prefetch", "only loads that are asked for at admission, beside steps, can come earlier",
+                "cache.prefetch",
+                "only loads that start at admission and overlap with steps can be prefetched",
                 got=f"storage.mode {mode}, fleet.load_at {self.load_at}",
                 allowed="storage.mode overlap, fleet.load_at admission",
-            )  # fmt: skip
+            )
 
     def _fits_vllm_lru(self) -> None:
         gpu, host = self.cache.gpu, self.cache.host
@@ -341,10 +383,11 @@ class Scenario(Strict):
             raise located("cache.eviction", "engine fixed has no steps that touch adapters", got="vllm-lru")
         if self.storage.mode != "blocking" or self.fleet.admission != "skip":
             raise located(
-                "cache.eviction", "vllm-lru loads inside the step and passes requests over the adapter limit",
+                "cache.eviction",
+                "vllm-lru loads inside the step and passes requests over the adapter limit",
                 got=f"storage.mode {self.storage.mode}, fleet.admission {self.fleet.admission}",
                 allowed="storage.mode blocking, fleet.admission skip",
-            )  # fmt: skip
+            )
         if gpu.unified or gpu.base_model_slot:
             key = "unified" if gpu.unified else "base_model_slot"
             raise located(f"cache.gpu.{key}", "vllm-lru has slots for adapters alone", got=True)
@@ -358,13 +401,15 @@ class Scenario(Strict):
             raise located("cache.host.size", "vllm-lru counts slots in host memory too", hint="give cache.host.slots")
         if host.slots < gpu.slots:
             raise located(
-                "cache.host.slots", "every adapter in a slot has a copy in host memory", got=host.slots,
+                "cache.host.slots",
+                "every adapter in a slot has a copy in host memory",
+                got=host.slots,
                 allowed=f"at least cache.gpu.slots ({gpu.slots})",
-            )  # fmt: skip
+            )
 
     @property
     def load_at(self) -> Literal["arrival", "admission"]:
-        """When loads are asked for, with the default worked out."""
+        """When loads start, with the default resolved."""
         if self.fleet.load_at is not None:
             return self.fleet.load_at
         waits = self.fleet.admission != "skip" or self.storage.mode == "blocking"

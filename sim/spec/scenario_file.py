@@ -1,4 +1,4 @@
-"""From a file, the files it extends and ``--set`` to one checked scenario that knows where each value came from."""
+"""Reads a file, the files it extends and ``--set`` into one checked scenario with the origin of each value."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ from sim.spec.policies import Given
 from sim.spec.scenario import Scenario
 
 __all__ = [
-    "BundledScenario", "LoadedScenario", "Origin", "bundled_scenarios", "copy_scenario", "load_scenario",
+    "BundledScenario",
+    "LoadedScenario",
+    "Origin",
+    "bundled_scenarios",
+    "copy_scenario",
+    "load_scenario",
     "scenario_schema",
-]  # fmt: skip
+]
 
 _SET = Origin("--set")
 _SEED = Origin("--seed")
@@ -42,7 +47,7 @@ class LoadedScenario:
     :ivar data: the merged plain data; it validates again to the same scenario, from any folder.
     :ivar origins: by dotted path, the root as ``""``.
     :ivar source: the file or bundled name, as the user gave it.
-    :ivar confines: the folder that none of its files may lie outside of, those of its points included.
+    :ivar confines: the folder that must contain all its files, also those of its points.
     """
 
     scenario: Scenario
@@ -96,8 +101,8 @@ def load_scenario(
     :param source: a YAML file, or the name of a bundled scenario.
     :param overrides: ``a.b.c=value`` each, from ``--set``; the value is YAML.
     :param seed: replaces ``run.seed``.
-    :param confined: refuse files outside the scenario's folder; what ``overrides`` name is the user's own choice.
-    :param given: policies that it may name beside those of loraplan and of installed packages.
+    :param confined: refuse files outside the scenario's folder, except those in ``overrides``.
+    :param given: policies that it may name in addition to those of loraplan and of installed packages.
     :raises InputError: with every problem found (``SeveralErrors`` if more than one), sorted by line.
     """
     path, name = _find(source, Path())
@@ -116,7 +121,7 @@ def load_scenario(
 def resolved_values(data: Mapping[str, Any]) -> dict[str, str]:
     """Return every value of a merged scenario by its key, defaults included, as text.
 
-    :param data: as in a run's manifest; what this version can't read gives the values as they are written.
+    :param data: as in a run's manifest; values that this version can't read stay as written.
     """
     try:
         values = Scenario.model_validate(data, context=Given(any_name=True)).model_dump(mode="json", by_alias=True)
@@ -126,7 +131,7 @@ def resolved_values(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _find(source: str, folder: Path) -> tuple[Path, str]:
-    """Return the file that a source means and what messages call it."""
+    """Return the file of a source, and its name in messages."""
     path = folder / Path(source).expanduser()
     if path.is_file():
         return path, str(path)
@@ -140,8 +145,8 @@ def _find(source: str, folder: Path) -> tuple[Path, str]:
 def _read(path: Path, name: str, below: tuple[Path, ...], confines: Path | None) -> Node:
     """Read a file and lay it over the file it extends.
 
-    :param below: the files that led here.
-    :param confines: the folder that nothing may lead out of; bundled scenarios are ours and may.
+    :param below: the files that extend this one.
+    :param confines: the folder that nothing may lead out of, except bundled scenarios.
     """
     ours = _is_ours(path)
     root = tree.with_absolute_files(read_yaml(path, name), path.parent.resolve(), confines=None if ours else confines)
@@ -158,7 +163,7 @@ def _read(path: Path, name: str, below: tuple[Path, ...], confines: Path | None)
     if base_path.resolve() in chain:
         names = " → ".join(file.name for file in (*chain, base_path.resolve()))
         raise _at(ScenarioError("scenarios extend each other in a circle", key="extends", got=names), extends)
-    # The overlay's own first line stands for the whole: a missing section is missing there.
+    # The overlay's first line is the place of missing sections.
     return Node(tree.merge(_read(base_path, base_name, chain, confines), root).value, root.origin)
 
 
@@ -169,7 +174,7 @@ def _is_ours(path: Path) -> bool:
 def _base_of(extends: Node, path: Path, confines: Path | None) -> tuple[Path, str]:
     if not isinstance(extends.value, str):
         raise _at(ScenarioError("must name one scenario", key="extends", got=tree.plain(extends)), extends)
-    # Before it is looked for: whether a file is there is no stranger's business. A bundled name looks like one inside.
+    # Checked before looking, so as not to reveal which files exist. A bundled name looks like a file inside.
     tree.absolute_file(extends.value, extends.origin, path.parent, "extends", confines)
     try:
         return _find(extends.value, path.parent)
@@ -200,9 +205,13 @@ def _parse_override(text: str) -> tuple[str, Node]:
         return key, Node(value.strip(), _SET)
     if isinstance(node.value, dict) and node.value and all(":" in str(name) for name in node.value):
         raise ScenarioError(
-            "not a mapping", key=key, got=value, allowed="{name: value}", hint="write a space after each colon",
+            "not a mapping",
+            key=key,
+            got=value,
+            allowed="{name: value}",
+            hint="write a space after each colon",
             file="--set",
-        )  # fmt: skip
+        )
     return key, tree.planted(tree.plain(node), _SET)
 
 
@@ -237,7 +246,7 @@ def _located(error: InputError, origins: Mapping[str, Origin]) -> InputError:
 
 
 def _raise(errors: list[InputError]) -> NoReturn:
-    # Line 0 for --set: what was just typed comes first.
+    # Errors without a line, from --set, come first.
     errors = sorted(errors, key=lambda error: (error.line is not None, error.file or "", error.line or 0))
     raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
 
@@ -261,9 +270,9 @@ def _check_sweep(loaded: LoadedScenario) -> None:
 
 
 def _bad_values(loaded: LoadedScenario, sweep: Mapping[str, Sequence[Any]]) -> list[InputError]:
-    """Try each value beside the first of every other key: all these are points of the grid.
+    """Check each value together with the first of every other key: all these are points of the grid.
 
-    A value alone could be wrong where the whole point is right (two keys that go together).
+    A value on its own could be wrong where the point is right, if two keys go together.
     """
     found: dict[tuple[str, str], InputError] = {}
     first = {key: values[0] for key, values in sweep.items()}
@@ -277,8 +286,11 @@ def _bad_values(loaded: LoadedScenario, sweep: Mapping[str, Sequence[Any]]) -> l
                     mine = _swept_key(problem.key or "", sweep) or key
                     moved = ScenarioError(
                         problem.problem if (problem.key or mine) == mine else f"{problem.key}: {problem.problem}",
-                        key=f"sweep.{mine}", got=problem.got or point[mine], allowed=problem.allowed, hint=problem.hint,
-                    )  # fmt: skip
+                        key=f"sweep.{mine}",
+                        got=problem.got or point[mine],
+                        allowed=problem.allowed,
+                        hint=problem.hint,
+                    )
                     found.setdefault((mine, str(moved)), moved)
     return list(found.values())
 

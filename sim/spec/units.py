@@ -1,4 +1,4 @@
-"""Quantities with units: the only module that parses or formats them.
+"""Parses and formats quantities with units; no other module does.
 
 Inside the program a time is seconds (float), a size bytes (int), a rate per second (float) and a
 share a fraction (float). In files they carry their unit: ``20 ms``, ``10 GB``, ``12/s``, ``5%``.
@@ -13,13 +13,19 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-SECONDS = {
-    "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0,
-}  # fmt: skip
+SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES = {
-    "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
-}  # fmt: skip
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
 _NUMBER = r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"
 _QUANTITY = re.compile(rf"\s*{_NUMBER}\s*([A-Za-zµ%]*)\s*")
 _RATE = re.compile(rf"\s*{_NUMBER}\s*/\s*([A-Za-zµ]+)\s*")
@@ -178,22 +184,25 @@ def _schema(pattern: str, example: str) -> WithJsonSchema:
 
 _TIME_SCHEMA = _schema(r"^\s*[0-9.eE+-]+\s*(ns|us|µs|ms|s|min|h|d)\s*$", "20 ms")
 _SIZE_SCHEMA = _schema(r"^\s*[0-9.eE+-]+\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)\s*$", "50 MB")
-_SHARE_SCHEMA = WithJsonSchema({
-    "anyOf": [
-        {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*%?\s*$", "examples": ["5%"]},
-        {"type": "number", "minimum": 0, "maximum": 1},
-    ]
-})  # fmt: skip
+_SHARE_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*%?\s*$", "examples": ["5%"]},
+            {"type": "number", "minimum": 0, "maximum": 1},
+        ]
+    }
+)
 
 Seconds = Annotated[
     float, BeforeValidator(parse_seconds), PlainSerializer(format_seconds, return_type=str), _TIME_SCHEMA
 ]
 Bytes = Annotated[
-    int, BeforeValidator(parse_bytes), Field(gt=0), PlainSerializer(format_bytes, return_type=str),
-    _SIZE_SCHEMA,
-]  # fmt: skip
+    int, BeforeValidator(parse_bytes), Field(gt=0), PlainSerializer(format_bytes, return_type=str), _SIZE_SCHEMA
+]
 Rate = Annotated[
-    float, BeforeValidator(parse_rate), PlainSerializer(format_rate, return_type=str),
+    float,
+    BeforeValidator(parse_rate),
+    PlainSerializer(format_rate, return_type=str),
     _schema(r"^\s*[0-9.eE+-]+\s*/\s*(ms|s|min|h|d)\s*$", "12/s"),
-]  # fmt: skip
+]
 Share = Annotated[float, BeforeValidator(parse_share), PlainSerializer(format_share, return_type=str), _SHARE_SCHEMA]

@@ -1,4 +1,4 @@
-"""From a design to a point: the one place that simulates replications and draws conclusions from them.
+"""From a design to a point: the one place that simulates replications and evaluates them.
 
 Runs, sweeps, plans, what-ifs and remedies all call ``evaluate``. They differ in their options, and in whether the parts
 of an evaluation run in this process or on a pool.
@@ -21,7 +21,7 @@ from sim.results.sample_data import Broken, Facts
 from sim.results.statistics import lacks_swings, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
-from sim.studies.training.rollout_gate import Vetting, build_worlds, held_record
+from sim.studies.training.rollout_gate import Vetting, build_worlds, held_back_record
 from sim.world.build import simulate
 from sim.world.world import World
 
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 _NUMBERED = re.compile(r"rollouts\.(\d+)")
 
 MAX_DRAWS = 8
-"""Draws of a profile that are simulated. With 8, Student's t is 18 % above the normal quantile it tends to."""
+"""Draws of a profile to simulate, at most. With 8, Student's t is 18 % above the normal quantile."""
 
 REPLICATION, DRAW, COUNTERFACTUAL = "replication", "draw", "counterfactual"
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """A scenario with its worlds, built once: everything a process needs that may lack the scenario's files.
+    """A scenario with its worlds, built once; a process without the scenario's files can simulate it.
 
-    :ivar world: what happens.
-    :ivar counterfactual: the world in which rollouts that are held back go out; None where none is.
-    :ivar held: the rollouts that are held back.
+    :ivar world: the simulated world.
+    :ivar counterfactual: the world in which rollouts that are held back go out; None where none is held back.
+    :ivar held_back: the rollouts that are held back.
     """
 
     scenario: Scenario
     world: World
     counterfactual: World | None = None
-    held: tuple[Vetting, ...] = ()
+    held_back: tuple[Vetting, ...] = ()
 
     @property
     def replications(self) -> int:
-        """How often the scenario is simulated: a trace comes only once."""
+        """Number of replications; always 1 for a trace."""
         return 1 if self.world.traffic.replayed else self.scenario.run.replications
 
     @property
@@ -74,13 +74,13 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EvaluationOptions:
     """What an evaluation includes.
 
     :ivar set: swept keys and values that made the design.
     :ivar replications: None: as many as the scenario says.
     :ivar draws: simulate draws of the profile, for calibration intervals.
-    :ivar counterfactual: simulate what holding rollouts back avoided.
+    :ivar counterfactual: simulate the impact that holding rollouts back avoided.
     :ivar requests: keep the request table of the first replication.
     """
 
@@ -114,10 +114,10 @@ def make_design(scenario: Scenario) -> Design:
     :raises InputError: if it can't be simulated.
     """
     worlds = build_worlds(scenario)
-    return Design(scenario, worlds.happens, worlds.counterfactual, worlds.held)
+    return Design(scenario, worlds.happens, worlds.counterfactual, worlds.held_back)
 
 
-def parts_of(design: Design, options: Options) -> list[Part]:
+def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
     """Return the simulations that an evaluation takes, replications first."""
     count = design.replications if options.replications is None else options.replications
     parts = [Part(REPLICATION, place) for place in range(count)]
@@ -131,8 +131,8 @@ def parts_of(design: Design, options: Options) -> list[Part]:
 def simulate_part(design: Design, part: Part) -> Recording | Alone:
     """Simulate one part.
 
-    A draw meets the traffic of a replication that is simulated with the profile's own costs too. All parts are cut into
-    as many sections as the intervals of the scenario's own number of replications need.
+    A draw meets the traffic of a replication that is also simulated with the profile's own costs. All parts are cut
+    into as many sections as intervals over the scenario's own number of replications need.
     """
     world, place = design.world, part.place
     sections = sections_per_replication(design.replications)
@@ -166,13 +166,13 @@ def on_pool(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
 
 def evaluate(
     design: Design,
-    options: Options,
+    options: EvaluationOptions,
     run: Runner = in_this_process,
     known: dict[Part, Any] | None = None,
 ) -> Outcome:
-    """Simulate a design and draw conclusions.
+    """Simulate a design and evaluate its recordings.
 
-    :param known: results of parts that need not be simulated again; what is simulated is added.
+    :param known: results of parts that were simulated before; new results are added.
     """
     started = time.perf_counter()
     results: dict[Part, Any] = {} if known is None else known
@@ -199,11 +199,11 @@ def evaluate(
     return Outcome(point, table, longer)
 
 
-def evaluate_scenario(scenario: Scenario, options: Options | None = None) -> Outcome:
+def evaluate_scenario(scenario: Scenario, options: EvaluationOptions | None = None) -> Outcome:
     """Evaluate a scenario in this process, doubling the run while ``run.half_width`` asks for it."""
     longer: Scenario | None = scenario
     while longer is not None:
-        outcome = evaluate(make_design(longer), options or Options())
+        outcome = evaluate(make_design(longer), options or EvaluationOptions())
         longer = outcome.longer
     return outcome
 
@@ -218,13 +218,13 @@ def _add_calibration(point: Point, design: Design, recordings: Sequence[Recordin
         return
     assert design.world.profile is not None, "draws belong to a profile"
     facts = facts_of(design.world)
-    # Draws met the traffic of the scenario's own replications, however many were simulated.
+    # Draws met the traffic of the scenario's own replications, even if more were simulated.
     own = [alone(recording, facts) for recording in recordings[: design.replications][: len(drawn)]]
     add_calibration(point, own, drawn, len(design.world.profile.draws))
 
 
 def _add_held_back(point: Point, design: Design, happened: Sequence[Recording], without: Sequence[Recording]) -> None:
-    """Add which rollouts were held back and what that avoided; events get the scenario's own numbers of rollouts.
+    """Add the rollouts held back and the impact avoided; events get the scenario's own numbers of rollouts.
 
     :param without: recordings of the same replications in which those rollouts go out.
     """
@@ -233,11 +233,14 @@ def _add_held_back(point: Point, design: Design, happened: Sequence[Recording], 
     assert world.rollout_plan is not None, "it has a place among the rollouts"
     waves = {wave.number: wave for wave in world.rollout_plan.rollouts}
     back = []
-    for each in design.held:
+    for each in design.held_back:
         wave, rollout = waves[each.number], each.rollout
         back.append(HeldBack(wave.names, wave.versions, rollout.at, rollout.at + (rollout.observe or inf)))
-    point.held = {"rollouts": held_record(design.held), **avoided(list(happened), list(without), facts_of(world), back)}
-    held = {each.number for each in design.held}
+    point.held = {
+        "rollouts": held_back_record(design.held_back),
+        **avoided(list(happened), list(without), facts_of(world), back),
+    }
+    held = {each.number for each in design.held_back}
     kept = [number for number in range(len(design.scenario.rollouts)) if number not in held]
     for event in point.events:
         match = _NUMBERED.match(event["text"])
@@ -248,7 +251,7 @@ def _add_held_back(point: Point, design: Design, happened: Sequence[Recording], 
 def doubled(scenario: Scenario, point: Point) -> Scenario | None:
     """Return the scenario with twice the requests, if its interval is wider than ``run.half_width`` allows.
 
-    Also where too few swings are behind it: to stop at the first narrow interval would be to stop where luck made it.
+    Also if the run is too short for a reliable p99: stopping at the first narrow interval would favour chance.
     """
     run, workload = scenario.run, scenario.workload
     metric = point.metrics["e2e_p99_s"]
@@ -259,7 +262,7 @@ def doubled(scenario: Scenario, point: Point) -> Scenario | None:
         return None
     if workload.requests * 2 > run.max_requests:
         point.warnings.append(
-            f"the interval of e2e_p99 is {'wider than run.half_width' if too_wide else 'narrow by luck, maybe,'} at "
+            f"the interval of e2e_p99 is {'wider than run.half_width' if too_wide else 'perhaps narrow by chance'} at "
             f"{workload.requests:,} requests, and twice as many are more than run.max_requests"
         )
         return None
@@ -268,7 +271,7 @@ def doubled(scenario: Scenario, point: Point) -> Scenario | None:
 
 
 def facts_of(world: World) -> Facts:
-    """Return what metrics must know of a world."""
+    """Return the facts about a world that metrics need."""
     scenario, population = world.scenario, world.traffic.population
     fixed = scenario.fleet.engine == "fixed"
     return Facts(
@@ -305,7 +308,7 @@ def _broken(scenario: Scenario) -> Iterator[Broken]:
 
 
 def _refusals(scenario: Scenario) -> str:
-    """Return for what reasons requests of a scenario may be refused."""
+    """Return the possible reasons for refused requests of a scenario."""
     fleet, host = scenario.fleet, scenario.cache.host
     reasons = ["prompt and output don't fit into the KV cache of one replica"]
     if fleet.max_model_len is not None:

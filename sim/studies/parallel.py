@@ -1,4 +1,4 @@
-"""Run tasks in worker processes and hand their results home as they finish."""
+"""Runs tasks in worker processes and yields their results as they finish."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
         batch_size=1,
         pre_dispatch="2*n_jobs",
     )
-    # Workers inherit the mask, so Ctrl-C reaches only this process, even while a worker still starts up; one that
-    # comes meanwhile is delivered as soon as the mask is lifted.
+    # Workers inherit the mask, so Ctrl-C reaches only this process, even while a worker starts up; a Ctrl-C in the
+    # meantime is delivered when the mask is lifted.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         results = pool(delayed(task)(*each) for each in arguments)
@@ -48,8 +48,8 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
         yield from results
     except TerminatedWorkerError as error:
         raise LoraplanError(
-            "a worker process died, perhaps for want of memory; what was finished is kept: run the same command to go "
-            "on, with fewer --jobs if memory is short"
+            "a worker process died, perhaps out of memory; finished results are kept: run the same command to "
+            "resume, with fewer --jobs if memory is short"
         ) from error
     except BaseException:
         _kill_workers()
@@ -57,9 +57,9 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
 
 
 def end_with_parent(parent: int) -> None:
-    """Make this process end soon after its parent, even if the parent was killed and could not say so.
+    """Make this process end soon after its parent, even if the parent was killed.
 
-    Workers wait on a pipe of which they hold both ends, so they would never see it close. Once they are gone, joblib's
+    Workers wait on a pipe of which they have both ends, so they would never see it close. Once they are gone, joblib's
     resource trackers lose their last writer and end too. A thread that polls works on every POSIX system. Linux's
     ``PR_SET_PDEATHSIG`` would also fire when the thread ends that started the worker, while the process lives on.
     """
@@ -69,7 +69,7 @@ def end_with_parent(parent: int) -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(WATCH_S)
-    os._exit(1)  # nothing is left to tell, and the main thread may be in the middle of a task
+    os._exit(1)  # nobody reads results any more, and the main thread may be busy
 
 
 def _watched_backend() -> Any:

@@ -1,4 +1,4 @@
-"""A grid of points, simulated in parallel, kept as they finish, continued after a kill. One point is a grid too."""
+"""A grid of points, simulated in parallel and kept as they finish; an interrupted sweep resumes. A run is one point."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,22 +20,20 @@ from sim.results.run_directory.store import RunStore, digest_file, holds_nothing
 from sim.spec.files.tree import files_of, without_indexes
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.backends.pool import Local, Pool
+from sim.studies.backends.pool import Pool
 from sim.studies.evaluate import (
     Design,
-    Options,
+    EvaluationOptions,
     Outcome,
     evaluate,
     evaluate_scenario,
     make_design,
     on_pool,
 )
+from sim.studies.execution import Execution, Progress
 from sim.studies.training.rollout_gate import digest_weights
 from sim.version import __version__
 from sim.world.world import World
-
-Progress = Callable[[int, int], None]
-"""Called with the tasks done and the tasks there are."""
 
 SMALL_RUN = 60_000
 """Simulated requests below which starting worker processes costs more than they save."""
@@ -43,8 +41,8 @@ MAX_POINTS = 100_000
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a study left: its folder, its points, and whether anything had to be simulated."""
+class StudyOutcome:
+    """The result of a study: its folder, its points, and how many of them were there already (``reused``)."""
 
     path: Path
     points: list[Point]
@@ -54,15 +52,17 @@ class Finished:
 def grid(loaded: LoadedScenario, over: Mapping[str, list[Any]] | None = None) -> list[dict[str, Any]]:
     """Return all combinations of the swept values, the last key fastest.
 
-    :param over: values by key, in place of the scenario's ``sweep`` block.
+    :param over: values by key, instead of the scenario's ``sweep`` block.
     :raises ScenarioError: if there is nothing to sweep, or far too much.
     """
     axes = dict(over) if over else {key: list(values) for key, values in loaded.scenario.sweep.items()}
     if not axes:
         raise ScenarioError(
-            "nothing to sweep", key="sweep", file=loaded.source,
+            "nothing to sweep",
+            key="sweep",
+            file=loaded.source,
             hint="give --over cache.gpu.slots=16,32,64, or a sweep: block in the scenario",
-        )  # fmt: skip
+        )
     total = 1
     for key, values in axes.items():
         if not values:
@@ -73,43 +73,38 @@ def grid(loaded: LoadedScenario, over: Mapping[str, list[Any]] | None = None) ->
     return [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*axes.values())]
 
 
-def study(
+def run_study(
     loaded: LoadedScenario,
     sets: list[dict[str, Any]],
     out: Path,
+    execution: Execution,
     *,
-    command: str,
     overwrite: bool = False,
-    jobs: int = -1,
-    pool: Pool | None = None,
-    progress: Progress = lambda done, total: None,
-) -> Finished:
-    """Simulate every point, unless ``out`` has it already, and leave a run directory without report.
+) -> StudyOutcome:
+    """Simulate every point that ``out`` lacks, and write a run directory, without a report.
 
     :param sets: swept keys and values of each point; ``[{}]`` for a single run.
-    :param jobs: worker processes; -1: one for each core.
-    :param pool: where to simulate instead; it stays open.
-    :raises InputError: before anything is simulated, if any point can't be.
-    :raises KeyboardInterrupt: after what was finished is safe.
+    :raises InputError: if any point can't be simulated; nothing was simulated then.
+    :raises KeyboardInterrupt: after finished points were saved.
     """
     started = time.perf_counter()
     tasks = (task_of(i, loaded.with_values(set_) if set_ else loaded, set_) for i, set_ in enumerate(sets))
-    # Thousands of worlds would not fit into memory: workers build them again, one at a time.
+    # Thousands of worlds exceed memory, so workers build theirs again, one at a time.
     plan = [task if len(sets) == 1 else replace(task, design=None) for task in tasks]
     keys = [point_key(loaded.data, task.set, code_version(), task.inputs) for task in plan]
-    with RunStore.create(out, manifest_of(loaded, plan, keys, command), overwrite) as store:
+    with RunStore.create(out, manifest_of(loaded, plan, keys, execution.command), overwrite) as store:
         done = {key: point for key in keys if (point := store.load_point(key)) is not None}
         if not store.has_requests_of(keys[0]):
             done.pop(keys[0], None)  # the first point's requests are missing: simulate it again
         reused = len(done)
         with store.closing(lambda: [done[key] for key in keys if key in done], started):
             todo = [task for task, key in zip(plan, keys, strict=True) if key not in done]
-            for task, outcome in _simulate_all(todo, pool or Local(jobs), progress):
+            for task, outcome in _simulate_all(todo, execution.pool, execution.on_progress):
                 if outcome.requests is not None:
                     store.save_requests(outcome.requests, keys[task.index])
                 done[keys[task.index]] = outcome.point
                 store.save_point(keys[task.index], outcome.point)
-    return Finished(out, [done[key] for key in keys], reused)
+    return StudyOutcome(out, [done[key] for key in keys], reused)
 
 
 def check_points(loaded: LoadedScenario) -> list[str]:
@@ -125,7 +120,7 @@ def check_points(loaded: LoadedScenario) -> list[str]:
 
 
 def free_folder(loaded: LoadedScenario, sets: list[dict[str, Any]], root: Path = Path("runs")) -> Path:
-    """Return ``runs/NAME`` (a sweep: ``runs/NAME-sweep``), with ``-2``, ``-3``, … where other results stand there."""
+    """Return ``runs/NAME`` (a sweep: ``runs/NAME-sweep``), with ``-2``, ``-3``, … if it holds other results."""
     name = loaded.scenario.name + ("-sweep" if any(sets) else "")
     inputs = task_of(0, loaded, {}).inputs
     for number in itertools.count(1):
@@ -136,12 +131,12 @@ def free_folder(loaded: LoadedScenario, sets: list[dict[str, Any]], root: Path =
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class PointTask:
     """One point to simulate.
 
     :ivar set: swept keys and values; ``inputs``: hashes of the files it reads, by key.
-    :ivar work: requests to simulate in all, draws of the profile included; ``replications``: how often.
-    :ivar design: with its worlds; None where they would take too much memory.
+    :ivar work: requests to simulate in total, including draws of the profile; ``replications``: how many there are.
+    :ivar design: with its worlds; None where workers build them.
     """
 
     index: int
@@ -154,12 +149,12 @@ class Task:
     design: Design | None
 
     @property
-    def options(self) -> Options:
-        """What its evaluation includes: the requests of the first point are kept."""
-        return Options(self.set, requests=self.index == 0)
+    def options(self) -> EvaluationOptions:
+        """What its evaluation includes; only the first point keeps its request table."""
+        return EvaluationOptions(self.set, requests=self.index == 0)
 
 
-def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> Task:
+def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> PointTask:
     """Check that a point can be simulated, and build its worlds."""
     design = _build(point, set_)
     world = design.world
@@ -169,7 +164,9 @@ def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> Task:
         profile = {**texts, "sha256": world.profile_sha256}
         if world.profile.draws:
             profile["draws"] = len(world.profile.draws)
-    return Task(index, point, set_, input_digests(point, world), _size(design), design.replications, profile, design)
+    return PointTask(
+        index, point, set_, input_digests(point, world), _size(design), design.replications, profile, design
+    )
 
 
 def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
@@ -181,9 +178,9 @@ def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
         raise point.locate(error) from None
 
 
-def _simulate_all(tasks: list[Task], pool: Pool, progress: Progress) -> Iterator[tuple[Task, Outcome]]:
+def _simulate_all(tasks: list[PointTask], pool: Pool, progress: Progress) -> Iterator[tuple[PointTask, Outcome]]:
     """Yield outcomes as they come: parallel over points, or over replications and draws where there is one point."""
-    pool = pool.worth(sum(task.work for task in tasks), SMALL_RUN)
+    pool = pool.for_workload(sum(task.work for task in tasks), SMALL_RUN)
     if len(tasks) == 1 and tasks[0].point.scenario.run.half_width is None:
         design = tasks[0].design or make_design(tasks[0].point.scenario)
         yield tasks[0], evaluate(design, tasks[0].options, on_pool(pool, progress))
@@ -194,15 +191,15 @@ def _simulate_all(tasks: list[Task], pool: Pool, progress: Progress) -> Iterator
         progress(count, len(tasks))
 
 
-def _points(tasks: list[Task], pool: Pool) -> Iterator[tuple[int, Outcome]]:
+def _points(tasks: list[PointTask], pool: Pool) -> Iterator[tuple[int, Outcome]]:
     """Yield the places of tasks and their outcomes as they come.
 
-    A point of which a worker got the world instead of the scenario comes home after each doubling of its run: only here
-    are the files that a longer world is built from.
+    A worker that got a world instead of a scenario returns it after each doubling of the run: only this machine has
+    the files to build a longer world from.
     """
     todo = [(place, task.point.scenario) for place, task in enumerate(tasks)]
     while todo:
-        arguments = ((place, sent(scenario, pool), tasks[place].options) for place, scenario in todo)
+        arguments = ((place, to_worker(scenario, pool), tasks[place].options) for place, scenario in todo)
         todo = []
         for place, outcome in pool.unordered(_point_task, arguments):
             if outcome.longer is None:
@@ -211,13 +208,13 @@ def _points(tasks: list[Task], pool: Pool) -> Iterator[tuple[int, Outcome]]:
                 todo.append((place, outcome.longer))
 
 
-def sent(scenario: Scenario, pool: Pool) -> Scenario | Design:
-    """Return what a worker gets to simulate: with its worlds where it may lack the files that the scenario reads."""
+def to_worker(scenario: Scenario, pool: Pool) -> Scenario | Design:
+    """Return what a worker simulates: a built design if the worker may lack files that the scenario reads."""
     reads_files = pool.away and any(files_of(scenario.model_dump()))
     return make_design(scenario) if reads_files else scenario
 
 
-def _point_task(place: int, what: Scenario | Design, options: Options) -> tuple[int, Outcome]:
+def _point_task(place: int, what: Scenario | Design, options: EvaluationOptions) -> tuple[int, Outcome]:
     return place, evaluate(what, options) if isinstance(what, Design) else evaluate_scenario(what, options)
 
 
@@ -247,7 +244,7 @@ def input_digests(point: LoadedScenario, world: World) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Return the version with a short hash of the simulator's own code: results of other code are not reused."""
+    """Return the version with a short hash of the simulator's code, so that results of other code are not reused."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
@@ -255,8 +252,8 @@ def code_version() -> str:
     return f"{__version__}+{digest.hexdigest()[:8]}"
 
 
-def manifest_of(loaded: LoadedScenario, plan: list[Task], keys: list[str], command: str) -> dict[str, Any]:
-    """Return what a run directory says of how it was made.
+def manifest_of(loaded: LoadedScenario, plan: list[PointTask], keys: list[str], command: str) -> dict[str, Any]:
+    """Return how a run directory was made.
 
     :param plan: its points; ``keys``: the names of their files.
     """

@@ -1,4 +1,4 @@
-"""How large adapters are: model shapes, LoRA parameters, and a whole population of adapters."""
+"""Sizes of adapters: model shapes, LoRA parameters, and the population of a scenario."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.spec.units import human_bytes
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1}
 GOLDEN = 0.6180339887498949
-"""The golden ratio's fraction, whose multiples deal kinds of a mix to adapters."""
+"""Fractional part of the golden ratio; its multiples assign the kinds of a mix to adapters."""
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -23,7 +23,7 @@ MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 class ModelShape:
     """The linear layers of a decoder, from the model's published ``config.json``.
 
-    :ivar lora_embeddings: whether vLLM 0.8 sets LoRA buffers for embedding and output head aside (its Llama class
+    :ivar lora_embeddings: whether vLLM 0.8 allocates LoRA buffers for embedding and output head (its Llama class
         does, Qwen2 does not).
     """
 
@@ -51,7 +51,7 @@ class ModelShape:
         }[name]
 
     def linear_parameters(self) -> int:
-        """Return the parameters of one layer's linear modules, biases aside."""
+        """Return the parameters of one layer's linear modules, without biases."""
         return sum(d_in * d_out for d_in, d_out in map(self.module, MODULES))
 
 
@@ -59,10 +59,8 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: in
     return ModelShape(hidden, intermediate, layers, heads, kv_heads, vocab=vocab, lora_embeddings=True)
 
 
-def _qwen(
-    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int = 128, vocab: int = 152064
-) -> ModelShape:
-    return ModelShape(hidden, intermediate, layers, heads, kv_heads, head_dim, vocab=vocab, qkv_bias=True)
+def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> ModelShape:
+    return ModelShape(hidden, intermediate, layers, heads, kv_heads, vocab=152064, qkv_bias=True)
 
 
 SHAPES = {
@@ -74,8 +72,8 @@ SHAPES = {
     "llama-3-8b": _llama(4096, 14336, 32, 32, 8, 128256),
     "llama-3.1-8b": _llama(4096, 14336, 32, 32, 8, 128256),
     "mistral-7b": _llama(4096, 14336, 32, 32, 8, 32000),
-    "tiny": ModelShape(256, 512, 4, 4, 2, 64, vocab=1024),  # no real model: for tests of a calibration
-    "qwen2.5-0.5b": _qwen(896, 4864, 24, 14, 2, 64, vocab=151936),
+    "tiny": ModelShape(256, 512, 4, 4, 2, 64, vocab=1024),  # no real model: for tests of calibration
+    "qwen2.5-0.5b": replace(_qwen(896, 4864, 24, 14, 2), head_dim=64, vocab=151936),
     "qwen2.5-7b": _qwen(3584, 18944, 28, 28, 4),
     "qwen2.5-14b": _qwen(5120, 13824, 48, 40, 8),
     "qwen2.5-32b": _qwen(5120, 27648, 64, 40, 8),
@@ -90,13 +88,16 @@ def model_shape(name: str) -> ModelShape:
     if name in SHAPES:
         return SHAPES[name]
     raise ScenarioError(
-        "unknown base model", key="adapters.base_model", got=name, allowed=", ".join(SHAPES),
+        "unknown base model",
+        key="adapters.base_model",
+        got=name,
+        allowed=", ".join(SHAPES),
         hint=did_you_mean(name, SHAPES) or "or give every adapter a size",
-    )  # fmt: skip
+    )
 
 
 def modules_of(targets: Targets) -> Sequence[str]:
-    """Return the module names that ``targets`` stands for."""
+    """Return the module names of ``targets``."""
     return MODULES if targets == "all-linear" else targets
 
 
@@ -111,7 +112,8 @@ def tensor_count(shape: ModelShape, targets: Targets) -> int:
 
 
 def model_tensors(shape: ModelShape) -> int:
-    """Return the tensors of a whole model's files: weights, biases and two norms a layer, and those at both ends."""
+    """Return the tensors of a whole model's files: weights, biases and two norms per layer, embeddings, final norm and
+    output head."""
     return shape.layers * (len(MODULES) + 2 + 3 * shape.qkv_bias) + 3
 
 
@@ -144,7 +146,7 @@ class Population:
         return np.isin(self.kind, self.full_kinds)
 
     def without_full(self) -> Population:
-        """Return what the replicas of the base model know: full models take nothing there, and nobody asks for them."""
+        """Return the population for replicas of the base model, where full models take no memory."""
         if not self.full_kinds:
             return self
         full = self.full
@@ -152,12 +154,12 @@ class Population:
 
 
 def populate(adapters: Adapters, base_model: str, count: int, weights_bytes: int = 0) -> Population:
-    """Lay out ``count`` adapters.
+    """Return the population of ``count`` adapters.
 
-    :param weights_bytes: bytes of a full model that has no size of its own.
+    The golden-ratio sequence assigns the kinds of a mix: every prefix of the adapters, and so every band of popularity,
+    has the mix's shares as closely as whole adapters allow, for any seed.
 
-    Kinds of a mix are dealt by the golden-ratio sequence: every prefix of the adapters, and so every
-    band of popularity, has the mix's shares as nearly as whole adapters allow, whatever the seed.
+    :param weights_bytes: bytes of a full model without a size of its own.
     """
     kinds = adapters.mix
     spread = (np.arange(count) * GOLDEN) % 1.0

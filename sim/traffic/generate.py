@@ -1,8 +1,7 @@
-"""Put traffic together: chunks of requests as numpy arrays, the same for every design that is compared."""
+"""Puts traffic together: chunks of requests as numpy arrays, the same for every design that is compared."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,10 +15,20 @@ from sim.spec.sections.arrival_processes import GammaArrivals, MmppArrivals, Wei
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.sections.popularity_laws import WeightsPopularity
 from sim.traffic.adapters import Population, populate
-from sim.traffic.lengths import Lengths, draw_pair
-from sim.traffic.popularity import Chooser, read_weights, weights_of
-from sim.traffic.sessions import InSessions, mean_gap
-from sim.traffic.sources import Block, Constant, Growing, OneStream, Recorded, Source, StreamPerAdapter, Turned, cut
+from sim.traffic.lengths import LengthPairs, TokenLengths
+from sim.traffic.popularity import AdapterSampler, read_weights, weights_of
+from sim.traffic.sessions import SessionSource, mean_gap
+from sim.traffic.sources import (
+    AggregateArrivals,
+    ArrivalsPerAdapter,
+    ConstantSizes,
+    DriftingSource,
+    GrowingSizes,
+    ReplayedTrace,
+    RequestBlock,
+    RequestSource,
+    cut,
+)
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.turnover import newcomers
 
@@ -27,10 +36,10 @@ BLOCK = 1 << 16
 """Requests made at a time. Part of the random streams' key: changing it changes all traffic."""
 
 MAX_SESSIONS = 5_000_000
-"""Sessions under way at a time."""
+"""Sessions running at a time, at most."""
 MAX_NEWCOMERS, MAX_TRADES, MAX_TRADED, MAX_CHANGES = 10_000_000, 200_000, 20_000_000, 5_000_000
-"""In a run: adapters that may come, times that popularity may drift, adapters that may change places by that, and
-changes of a random rate. More would take longer than the requests."""
+"""Limits of one run: new adapters, times that popularity drifts, adapters that change places by that, and changes of a
+random rate. More would take longer than the requests."""
 
 UNNAMED_ADAPTERS = 100
 """Adapters of a trace that names none, where the scenario gives no count."""
@@ -46,8 +55,8 @@ class Chunk:
     :ivar first: index of the first request.
     :ivar load_uniform, host_load_uniform, service_uniform: uniform in [0, 1); decide the time of the load or
         service that the request brings about, whatever the design.
-    :ivar session: number of the session of each request, from 0 in the replication; None where the traffic has no
-        sessions. A generated session asks for one adapter; a trace's may ask for several.
+    :ivar session: the session number of each request, from 0 in each replication; None without sessions. A generated
+        session uses one adapter; one of a trace may use several.
     """
 
     first: int
@@ -67,12 +76,12 @@ class Chunk:
 class Traffic:
     """The requests of a scenario.
 
-    :ivar population: every adapter's size and rank; those that come later (churn) last.
+    :ivar population: every adapter's size and rank; new adapters by churn come last.
     :ivar names: adapter names where a trace or weights file gives them, else ().
-    :ivar total: how many requests will come, or None while only the duration is known.
-    :ivar end_s: no request comes after this time, where a duration is given.
+    :ivar total: number of requests; None if only the duration is known.
+    :ivar end_s: no request arrives after this time; None without a duration.
     :ivar notes: sentences for the user.
-    :param weights_bytes: of the base model, and so of a full fine-tune that has no size of its own.
+    :param weights_bytes: of the base model, and of a full fine-tune without a size of its own.
     :raises TraceError, ScenarioError: where a file or a count can't be used.
     """
 
@@ -88,9 +97,7 @@ class Traffic:
             self._trace = read_trace(workload.trace, workload.requests, seed=self._seed)
             self.names, self.notes = self._trace.names, self._trace.notes
             if self._trace.prompt_tokens is not None and "tokens" in workload.model_fields_set:
-                raise ScenarioError(
-                    "the trace brings its own lengths", key="workload.tokens", hint="remove tokens"
-                )  # fmt: skip
+                raise ScenarioError("the trace has its own lengths", key="workload.tokens", hint="remove tokens")
         elif isinstance(workload.popularity, WeightsPopularity):
             weights = read_weights(workload.popularity.file)
             self.names, cvs = weights.names, weights.cv
@@ -114,11 +121,13 @@ class Traffic:
         population = populate(scenario.adapters, base_model, count + self._new, weights_bytes)
         self.population = _with_trace_sizes(population, self._trace)
         named = self._trace is not None and self._trace.adapter is not None
-        self._chooser = None if named else Chooser(workload.popularity, count)
+        self._chooser = None if named else AdapterSampler(workload.popularity, count)
         self._source = self._make_source(cvs)
-        self._lengths = Lengths(workload.tokens.prompt), Lengths(workload.tokens.output)
+        tokens = workload.tokens
+        prompt, output = TokenLengths(tokens.prompt), TokenLengths(tokens.output)
         if self._trace is None or self._trace.prompt_tokens is None:
-            _check_together(*self._lengths)
+            _check_together(prompt, output)
+        self._lengths = LengthPairs(prompt, output, tokens.correlation, tokens.by_adapter)
         self._scores: tuple[int, Floats] | None = None
 
     @property
@@ -144,11 +153,11 @@ class Traffic:
 
     @property
     def places(self) -> int:
-        """Adapters that are there at the start; those that come by churn stand behind them in the population."""
+        """Adapters at the start; new adapters by churn follow them in the population."""
         return self._places
 
     def shares(self) -> Floats:
-        """Return the share of requests that each adapter gets: by its requests in a trace, else by law; (places,)."""
+        """Return each adapter's share of the requests, from the trace or by law; (places,)."""
         if self._chooser is None:
             assert self._trace is not None, "without a trace there is a law"
             assert self._trace.adapter is not None, "without names there is a law"
@@ -169,17 +178,17 @@ class Traffic:
             first += len(piece.times)
 
     def arrivals(self, replication: int) -> Iterator[tuple[Floats, Ints]]:
-        """Yield times and adapters alone, in the same pieces: ``BLOCK`` at a time, and the rest."""
+        """Yield times and adapters alone, in pieces of ``BLOCK``, and the rest."""
         for times, adapters, _ in self._pieces(replication):
             yield times, adapters
 
-    def _pieces(self, replication: int) -> Iterator[Block]:
+    def _pieces(self, replication: int) -> Iterator[RequestBlock]:
         return cut(self._source.blocks(replication, self.total), BLOCK, self.total, self.end_s)
 
     def _check_size(self) -> None:
-        """Refuse what would change so often, or last so long, that it takes longer than the requests themselves."""
+        """Refuse changes so frequent, or runs so long, that they would take longer than the requests themselves."""
         workload, seconds = self._workload, self.expected_s()
-        changes = [("churn", "adapters would come and go too often", float(self._new), MAX_NEWCOMERS)]
+        changes = [("churn", "adapters would be replaced too often", float(self._new), MAX_NEWCOMERS)]
         if workload.drift is not None:
             times = seconds / workload.drift.every
             moved = times * max(2.0, workload.drift.share * self._places)
@@ -192,12 +201,12 @@ class Traffic:
         if workload.sessions is not None:
             law = workload.sessions
             at_a_time = self.rate * (1 - 1 / law.requests) * mean_gap(law)
-            changes.append(("sessions", "too many sessions would be under way at a time", at_a_time, MAX_SESSIONS))
+            changes.append(("sessions", "too many sessions would run at a time", at_a_time, MAX_SESSIONS))
         for key, problem, times, most in changes:
             if times > most:
                 raise ScenarioError(
-                    problem, key=f"workload.{key}", got=f"about {times:,.0f}", allowed=f"up to {most:,}",
-                )  # fmt: skip
+                    problem, key=f"workload.{key}", got=f"about {times:,.0f}", allowed=f"up to {most:,}"
+                )
 
     def _count_total(self) -> int | None:
         if self._trace is not None:
@@ -206,32 +215,34 @@ class Traffic:
         return self._workload.requests
 
     def expected_s(self) -> float:
-        """Return how long requests are expected to come."""
+        """Return how long requests are expected to arrive."""
         if self.end_s is not None:
             return self.end_s
         assert self.total is not None, "a run has a count or a duration"
         return self.total / self.rate
 
-    def _make_source(self, cvs: Floats | None) -> Source:
+    def _make_source(self, cvs: Floats | None) -> RequestSource:
         workload, seed, chooser = self._workload, self._seed, self._chooser
         if self._trace is not None:
             trace = self._trace
-            return Recorded(trace.arrival_s, trace.adapter, trace.session, chooser, seed, BLOCK)
+            return ReplayedTrace(trace.arrival_s, trace.adapter, trace.session, chooser, seed, BLOCK)
         arrivals, sessions = workload.arrivals, workload.sessions
         assert arrivals is not None, "checked by Workload"
         assert chooser is not None, "only a trace names adapters"
         rate = arrivals.rate / (1.0 if sessions is None else sessions.requests)
-        sizes = Growing(1.0 if sessions is None else sessions.requests)
-        source: Source
+        sizes = GrowingSizes(1.0 if sessions is None else sessions.requests)
+        source: RequestSource
         if getattr(arrivals, "per", "aggregate") == "adapter":
-            source = StreamPerAdapter(arrivals, rate, weights_of(workload.popularity, self._places), cvs, seed, sizes)
+            source = ArrivalsPerAdapter(arrivals, rate, weights_of(workload.popularity, self._places), cvs, seed, sizes)
         else:
-            source = OneStream(arrivals, rate, chooser, seed, Constant(BLOCK) if sessions is None else sizes)
+            source = AggregateArrivals(
+                arrivals, rate, chooser, seed, ConstantSizes(BLOCK) if sessions is None else sizes
+            )
         if workload.drift is not None or workload.churn is not None:
-            source = Turned(source, workload.drift, workload.churn, self._places, self._new, seed)
-        return source if sessions is None else InSessions(source, rate, sessions, chooser, seed)
+            source = DriftingSource(source, workload.drift, workload.churn, self._places, self._new, seed)
+        return source if sessions is None else SessionSource(source, rate, sessions, chooser, seed)
 
-    def _chunk(self, replication: int, block: int, first: int, piece: Block) -> Chunk:
+    def _chunk(self, replication: int, block: int, first: int, piece: RequestBlock) -> Chunk:
         arrival, adapter, session = piece
         count = len(arrival)
 
@@ -243,13 +254,8 @@ class Traffic:
             span = slice(first, first + count)
             prompt, output = trace.prompt_tokens[span].astype(np.int64), trace.output_tokens[span].astype(np.int64)
         else:
-            tokens = self._workload.tokens
-            between = None
-            if tokens.by_adapter:
-                between = math.sqrt(tokens.by_adapter) * self._adapter_scores(replication)[:, adapter]
-            prompt, output = draw_pair(
-                *self._lengths, tokens.correlation, (rng("prompt"), rng("output")), count, tokens.by_adapter, between
-            )
+            between = self._adapter_scores(replication)[:, adapter] if self._workload.tokens.by_adapter else None
+            prompt, output = self._lengths.draw((rng("prompt"), rng("output")), count, between)
         return Chunk(
             first=first,
             arrival_s=arrival,
@@ -271,8 +277,8 @@ class Traffic:
         return self._scores[1]
 
 
-def _check_together(prompt: Lengths, output: Lengths) -> None:
-    """Refuse lengths each of which a request may have, but not both."""
+def _check_together(prompt: TokenLengths, output: TokenLengths) -> None:
+    """Refuse laws under which prompt and output together may be too long."""
     if prompt.longest + output.longest > MAX_TOKENS:
         raise ScenarioError(
             "prompt and output together are too long",
@@ -288,9 +294,12 @@ def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
         return UNNAMED_ADAPTERS if given is None else given
     if given is not None and given < len(names):
         raise ScenarioError(
-            "fewer adapters than the file names", key="adapters.count", got=given, allowed=f"{len(names)} or more",
+            "fewer adapters than the file names",
+            key="adapters.count",
+            got=given,
+            allowed=f"{len(names)} or more",
             hint="or leave it out",
-        )  # fmt: skip
+        )
     weights = isinstance(scenario.workload.popularity, WeightsPopularity) and scenario.workload.trace is None
     return len(names) if given is None or weights else given
 
@@ -300,10 +309,12 @@ def _with_trace_sizes(population: Population, trace: TraceData | None) -> Popula
         return population
     if population.full_kinds:
         raise ScenarioError(
-            "the trace brings the sizes of adapters, and doesn't say which of them are full models",
-            key=f"adapters.mix.{population.full_kinds[0]}.kind", got="full", allowed="lora",
+            "the trace has adapter sizes, but doesn't tell which adapters are full models",
+            key=f"adapters.mix.{population.full_kinds[0]}.kind",
+            got="full",
+            allowed="lora",
             hint="remove the trace's column adapter_bytes, or the full models",
-        )  # fmt: skip
+        )
     sizes = population.size_bytes.copy()
     sizes[: len(trace.adapter_bytes)] = trace.adapter_bytes
     return Population(

@@ -1,7 +1,7 @@
-"""Rates that change with time: turn event counts into times.
+"""Arrival rates that change with time: turns expected event counts into times.
 
-A process with a changing rate is one with a constant rate on another clock, the expected number of events so far. An
-``Intensity`` reads that clock: it says at which time so many events are expected to have come.
+A process with a changing rate has a constant rate on another clock, the expected number of events so far. An
+``Intensity`` reads that clock: it gives the time at which a number of events is expected to have happened.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from sim.spec.sections.arrival_processes import DiurnalArrivals, MmppArrivals, P
 Floats = NDArray[np.float64]
 
 _KNOTS = 4096
-"""Pieces in which a period of a sine is drawn: the rate is right to a millionth of its swing."""
+"""Linear pieces of one sine period: the rate is exact to a millionth of its amplitude."""
 _STATES = 1024
-"""States of a random environment that are made at a time."""
+"""States of a random environment generated at a time."""
 
 
 class Intensity(Protocol):
     """The expected number of events as a clock."""
 
     def time_at(self, expected: Floats) -> Floats:
-        """Return the times, never falling, at which so many events (never falling) are expected since time 0."""
+        """Return the times by which these numbers of events are expected since time 0; both never fall."""
         ...
 
 
 class Periodic:
     """A rate that repeats itself, linear pieces of the expected count over one period.
 
-    :param times: knots from 0 to the period; ``expected``: expected events since the period's begin at them.
+    :param times: knots from 0 to the period; ``expected``: expected events by then, since the period began.
     """
 
     def __init__(self, times: Floats, expected: Floats) -> None:
@@ -48,7 +48,7 @@ class Periodic:
 
 
 class Environment:
-    """A rate that jumps between states at random; one realisation, made as far as it is asked for."""
+    """A rate that jumps between states at random; one realisation, extended as needed."""
 
     def __init__(self, law: MmppArrivals, seed: int, replication: int) -> None:
         self._law = law
@@ -67,7 +67,7 @@ class Environment:
         return np.asarray(np.interp(expected, self._expected, self._times))
 
     def _extend(self, needed_from: float) -> None:
-        """Make the next states, and forget those that lie before what is still asked for."""
+        """Generate further states, and drop those before ``needed_from``."""
         rng = stream(*self._key, "environment", self._block)
         self._block += 1
         count = len(self._rates)

@@ -26,10 +26,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MAX_ROWS = 50_000_000
-"""Rows of a file of observed counts, at most: as many as requests of a trace."""
+"""Rows of a file of observed counts, at most: as many as requests in a trace."""
 
 
-class Lengths:
+class TokenLengths:
     """Draw token counts of one law; 1 or more."""
 
     def __init__(self, law: TokenLaw) -> None:
@@ -38,7 +38,7 @@ class Lengths:
 
     @property
     def longest(self) -> float:
-        """The most tokens of a request; where the law has no end, the largest number that it is given by."""
+        """The most tokens of a request; for a law without a maximum, its largest parameter."""
         law = self._law
         if law.law == "fixed":
             return law.value
@@ -88,30 +88,39 @@ class Lengths:
         return _cut(np.maximum(np.ceil(np.log1p(-np.minimum(shares, 1 - 1e-16)) / stop), 1).astype(np.int64), law.max)
 
 
-def draw_pair(
-    prompt: Lengths,
-    output: Lengths,
-    correlation: float,
-    rngs: tuple[np.random.Generator, np.random.Generator],
-    count: int,
-    by_adapter: float = 0.0,
-    between: Floats | None = None,
-) -> tuple[Ints, Ints]:
-    """Draw prompt and output tokens of ``count`` requests whose normal scores have the given correlation.
+class LengthPairs:
+    """Draw prompt and output tokens of requests whose normal scores are correlated.
 
-    Laws without an end are cut where a request would have more than ``MAX_TOKENS``.
+    Laws without an upper end are cut where a request would have more than ``MAX_TOKENS``.
 
-    :param rngs: of prompts and of outputs; prompts don't depend on the correlation but for its being 0 or not.
     :param by_adapter: share of the scores' variance that comes from the requests' adapters.
-    :param between: (2, count) that part of the scores of prompts and of outputs, before it is correlated.
     """
-    if correlation == 0 and between is None:
-        return together(prompt.draw(rngs[0], count), output.draw(rngs[1], count))
-    scores, own = (rng.standard_normal(count) for rng in rngs)
-    if between is not None:
-        within = math.sqrt(1 - by_adapter)
-        scores, own = within * scores + between[0], within * own + between[1]
-    return together(prompt.at(scores), output.at(correlation * scores + math.sqrt(1 - correlation**2) * own))
+
+    def __init__(
+        self, prompt: TokenLengths, output: TokenLengths, correlation: float = 0.0, by_adapter: float = 0.0
+    ) -> None:
+        self._prompt = prompt
+        self._output = output
+        self._correlation = correlation
+        self._by_adapter = by_adapter
+
+    def draw(
+        self, rngs: tuple[np.random.Generator, np.random.Generator], count: int, between: Floats | None = None
+    ) -> tuple[Ints, Ints]:
+        """Draw prompt and output tokens of ``count`` requests.
+
+        :param rngs: of prompts and of outputs; of the correlation, prompts depend only on whether it is 0.
+        :param between: (2, count) standard normal scores of the requests' adapters, for prompts and outputs.
+        """
+        correlation = self._correlation
+        if correlation == 0 and between is None:
+            return together(self._prompt.draw(rngs[0], count), self._output.draw(rngs[1], count))
+        scores, own = (rng.standard_normal(count) for rng in rngs)
+        if between is not None:
+            within, among = math.sqrt(1 - self._by_adapter), math.sqrt(self._by_adapter)
+            scores, own = within * scores + among * between[0], within * own + among * between[1]
+        mixed = correlation * scores + math.sqrt(1 - correlation**2) * own
+        return together(self._prompt.at(scores), self._output.at(mixed))
 
 
 def together(prompt: Ints, output: Ints) -> tuple[Ints, Ints]:

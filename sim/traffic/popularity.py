@@ -1,4 +1,4 @@
-"""Which adapter a request asks for; adapter 0 is the most popular one of every law."""
+"""Popularity of adapters: which adapter a request is for. Adapter 0 is the most popular one of every law."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _weights_of_file(file: str, count: int) -> Floats:
     return raw
 
 
-class Chooser:
+class AdapterSampler:
     """Draw adapters for consecutive requests.
 
     :param count: number of adapters.
@@ -58,12 +58,12 @@ class Chooser:
 
 
 def concentration(asked: Floats | Ints) -> dict[str, float]:
-    """Return how few adapters get how many requests.
+    """Return how concentrated requests are.
 
-    :param asked: (adapters,) requests, or weights, of each.
+    :param asked: (adapters,) requests or weights.
     :returns: ``top_1pct``, ``top_10pct``, ``top_20pct``: share of the requests that the hottest 1, 10, 20 % of the
-        adapters get (at least one of them); ``effective_adapters``: exp of the entropy, as many equally popular
-        adapters would be as hard to guess.
+        adapters get (at least one of them); ``effective_adapters``: exp of the entropy: the traffic is as spread
+        out as over this many equally popular adapters.
     """
     share = np.sort(np.asarray(asked, dtype=np.float64))[::-1]
     share = share / max(float(share.sum()), 1e-300)
@@ -76,7 +76,7 @@ def concentration(asked: Floats | Ints) -> dict[str, float]:
 class Weights:
     """A weights file.
 
-    :ivar weight: (adapters,) how often each is asked for, of any scale.
+    :ivar weight: (adapters,) relative frequencies, of any scale.
     :ivar cv: (adapters,) coefficient of variation of its gaps; nan where the file gives none.
     """
 
@@ -105,7 +105,7 @@ def read_weights(file: str) -> Weights:
                 try:
                     name, weight, cv = _weight(row, len(names), file, line)
                 except TraceError as error:
-                    wrong = wrong or error  # told when all of the file could be read
+                    wrong = wrong or error  # raised once the whole file could be read
                     continue
                 names.append(name)
                 weights.append(weight)

@@ -1,4 +1,4 @@
-"""Users who stay with an adapter for a while."""
+"""Sessions: users who stay with one adapter for a while."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from numpy.typing import NDArray
 
 from sim.rng import stream
 from sim.spec.sections.popularity_laws import Sessions
-from sim.traffic.popularity import Chooser
-from sim.traffic.sources import Block, Source
-from sim.traffic.streams import Streams
+from sim.traffic.event_streams import Streams
+from sim.traffic.popularity import AdapterSampler
+from sim.traffic.sources import RequestBlock, RequestSource
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-class InSessions:
-    """Every arrival of a source begins a session: further requests for the same adapter follow.
+class SessionSource:
+    """Every arrival of another source begins a session: further requests for the same adapter follow.
 
-    At the start as many sessions are under way as there are in the long run, so that the rate is right from the first
-    second on. With Poisson arrivals their number is Poisson, the gap in which each stands is drawn in proportion to its
-    length, and since sizes are geometric, as many requests follow as in a new session.
+    The run starts in equilibrium, with as many sessions running as in the long run, so that the rate is right from the
+    first second. With Poisson arrivals their number is Poisson. The gap each is in is drawn in proportion to its
+    length. Since sizes are geometric, as many requests follow as in a new session.
 
-    Sessions are numbered: first those under way at the start, of which some have no request before the run ends, then
-    the others in order of their beginnings. What is drawn for a request or a session doesn't depend on how many are
-    asked for, so its number doesn't either.
+    Sessions running at the start are numbered first (some have no request before the run ends), then the others in
+    order of their beginnings. Draws and numbers don't depend on how many requests are made.
 
-    :param starts: the beginnings of sessions, with their adapters; ``rate``: how many a second.
-    :param chooser: draws the adapters of the sessions under way.
+    :param starts: the beginnings of sessions, with their adapters; ``rate``: how many per second.
+    :param chooser: draws the adapters of the sessions running at the start.
     """
 
-    def __init__(self, starts: Source, rate: float, law: Sessions, chooser: Chooser, seed: int) -> None:
+    def __init__(self, starts: RequestSource, rate: float, law: Sessions, chooser: AdapterSampler, seed: int) -> None:
         self._starts = starts
         self._rate = rate
         self._law = law
@@ -41,9 +40,9 @@ class InSessions:
         self._seed = seed
         self._mean_gap = mean_gap(law)
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         done = 0
-        streams, adapters = self._under_way(replication)
+        streams, adapters = self._running_at_start(replication)
         numbers = np.arange(len(adapters))
         begun = len(adapters)
         for block, (starts, asked, _) in enumerate(self._starts.blocks(replication, None)):
@@ -64,12 +63,12 @@ class InSessions:
             order = np.argsort(times, kind="stable")
             if len(order):
                 which = which[order]
-                yield Block(times[order], adapters[which], numbers[which])
+                yield RequestBlock(times[order], adapters[which], numbers[which])
                 done += len(order)
             if most is not None and done >= most:
                 return
 
-    def _under_way(self, replication: int) -> tuple[Streams, Ints]:
+    def _running_at_start(self, replication: int) -> tuple[Streams, Ints]:
         law, rng = self._law, stream(self._seed, replication, "sessions-under-way")
         count = int(rng.poisson(self._rate * (law.requests - 1) * self._mean_gap))
         coming = rng.random(count) * self._long_gaps(rng, count)
@@ -85,7 +84,8 @@ class InSessions:
         return np.minimum(law.gap_median * np.exp(law.gap_sigma * rng.standard_normal(count)), law.gap_max)
 
     def _long_gaps(self, rng: np.random.Generator, count: int) -> Floats:
-        """Draw gaps in proportion to their length: log-normal with a median exp(sigma²) times as long, or cut ones."""
+        """Draw gaps with a probability in proportion to their length: log-normal with an exp(sigma²) times longer
+        median, or gaps cut at the maximum."""
         from scipy.special import ndtri
 
         law = self._law
@@ -100,14 +100,14 @@ class InSessions:
 
 
 def mean_gap(law: Sessions) -> float:
-    """Return the mean of the log-normal gaps, those beyond ``gap_max`` cut to it, in seconds."""
+    """Return the mean of the log-normal gaps, cut at ``gap_max``, in seconds."""
     if law.gap_sigma == 0:
         return min(law.gap_median, law.gap_max)
     return sum(_parts(law))
 
 
 def _parts(law: Sessions) -> tuple[float, float]:
-    """Return what gaps below the cut, and those that are cut, add to the mean."""
+    """Return the contributions of uncut and of cut gaps to the mean."""
     sigma = law.gap_sigma
     cut = math.log(law.gap_max / law.gap_median) / sigma
     below = law.gap_median * math.exp(sigma**2 / 2) * _normal(cut - sigma)

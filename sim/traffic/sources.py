@@ -1,8 +1,8 @@
-"""Where requests come from: streams of arrival times, adapters and sessions in order of time, made block by block.
+"""Sources of requests: arrival times, adapters and sessions in order of time, block by block.
 
-A source's ``blocks`` may be asked for again and gives the same each time: random numbers belong to the seed, the
-replication, the purpose and the number of a block, and what goes on from block to block is kept in the iterator. A run
-of more requests begins with those of a shorter one.
+``blocks`` of a source gives the same each time: random numbers belong to the seed, the replication, the purpose and the
+number of a block, and the iterator keeps the state between blocks. A longer run begins with the requests of a shorter
+one.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from sim.rng import stream
 from sim.spec.sections.arrival_processes import Arrivals
 from sim.spec.sections.popularity_laws import Churn, Drift
 from sim.traffic.arrivals import gaps, intensity, is_memoryless, renewal
-from sim.traffic.popularity import Chooser
-from sim.traffic.streams import Streams
+from sim.traffic.event_streams import Streams
+from sim.traffic.popularity import AdapterSampler
 from sim.traffic.turnover import Turnover
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SMALLEST, LARGEST = 256, 16384
-"""Requests that are expected of a block: few at first, then more, so that a short run doesn't pay for a long one and
-begins with the same requests."""
-
+"""Expected requests of a block: few at first, then more, so that a short run is cheap and begins with the same requests
+as a long one."""
 
 LEAST_SHARE = 1e-12
-"""An adapter that is asked for less often has no stream: it would not be seen, and its numbers would overflow."""
+"""Adapters with a smaller share of the rate have no stream: they would get no request, and numbers would overflow."""
 
 
-class Block(NamedTuple):
+class RequestBlock(NamedTuple):
     """Consecutive requests, shape (n,) each.
 
     :ivar times: arrivals in seconds, never falling.
@@ -45,47 +44,47 @@ class Block(NamedTuple):
     adapters: Ints
     sessions: Ints | None = None
 
-    def part(self, start: int, stop: int) -> Block:
+    def part(self, start: int, stop: int) -> RequestBlock:
         """Return the requests from ``start`` to before ``stop``, as views."""
         sessions = None if self.sessions is None else self.sessions[start:stop]
-        return Block(self.times[start:stop], self.adapters[start:stop], sessions)
+        return RequestBlock(self.times[start:stop], self.adapters[start:stop], sessions)
 
-    def then(self, other: Block) -> Block:
+    def then(self, other: RequestBlock) -> RequestBlock:
         """Return these requests and those of another block of the same source."""
         sessions = None
         if self.sessions is not None and other.sessions is not None:
             sessions = np.concatenate((self.sessions, other.sessions))
-        return Block(
+        return RequestBlock(
             np.concatenate((self.times, other.times)), np.concatenate((self.adapters, other.adapters)), sessions
         )
 
 
-class Source(Protocol):
-    """What ``Traffic`` draws requests from."""
+class RequestSource(Protocol):
+    """A source of requests."""
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         """Yield blocks of requests from time 0 on, none of them empty, without end or at least ``most`` requests."""
         ...
 
 
-class OneStream:
-    """Arrivals over all adapters, each of which chooses an adapter.
+class AggregateArrivals:
+    """One stream of arrivals over all adapters; each arrival draws its adapter.
 
-    The process has been running for ever when the run begins, else bursty ones would begin with a burst.
+    The process is in equilibrium at the start, else bursty ones would begin with a burst.
 
-    :param rate: mean arrivals per second, in place of the law's.
+    :param rate: mean arrivals per second, instead of the law's.
     :param sizes: arrivals of consecutive blocks. Part of the random streams' key.
     """
 
-    def __init__(self, law: Arrivals, rate: float, chooser: Chooser, seed: int, sizes: Iterable[int]) -> None:
+    def __init__(self, law: Arrivals, rate: float, chooser: AdapterSampler, seed: int, sizes: Iterable[int]) -> None:
         self._law = law.model_copy(update={"rate": rate})
         self._chooser = chooser
         self._seed = seed
         self._sizes = sizes
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         changing = intensity(self._law, self._seed, replication)
-        rate = self._law.rate if changing is None else 1.0  # else gaps are counted in expected arrivals
+        rate = self._law.rate if changing is None else 1.0  # otherwise gaps count expected arrivals
         first, clock = 0, 0.0
         for block, size in enumerate(self._sizes):
             if most is not None and first >= most:
@@ -98,7 +97,7 @@ class OneStream:
             times = np.cumsum(times)
             clock = float(times[-1])
             places = self._chooser.choose(stream(self._seed, replication, "popularity", block), first, count)
-            yield Block(times if changing is None else changing.time_at(times), places)
+            yield RequestBlock(times if changing is None else changing.time_at(times), places)
             first += count
 
     def _first(self, replication: int, gap: float, rate: float) -> float:
@@ -109,11 +108,11 @@ class OneStream:
         return float(renewal(self._law, np.array([rate]), None).residual(rng, np.zeros(1, dtype=np.int64))[0])
 
 
-class StreamPerAdapter:
+class ArrivalsPerAdapter:
     """Every adapter's arrivals are a renewal process of its own, in equilibrium at the start.
 
     :param shares: (adapters,) share of the rate of each.
-    :param cvs: (adapters,) coefficients of variation in place of the law's, nan: the law's; None: none.
+    :param cvs: (adapters,) coefficients of variation instead of the law's; nan or None: the law's.
     :param sizes: arrivals that are expected of consecutive blocks.
     """
 
@@ -127,7 +126,7 @@ class StreamPerAdapter:
         self._rate = rate
         self._sizes = sizes
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         everyone = np.arange(len(self._asked))
         rng = stream(self._seed, replication, "first-arrivals")
         streams = Streams(self._gaps.residual(rng, everyone), self._rates)
@@ -138,16 +137,16 @@ class StreamPerAdapter:
             times, which = streams.until(end_s, self._gaps.draw, rng)
             order = np.argsort(times, kind="stable")
             if len(order):
-                yield Block(times[order], self._asked[which[order]])
+                yield RequestBlock(times[order], self._asked[which[order]])
                 done += len(order)
             if most is not None and done >= most:
                 return
 
 
-class Growing:
+class GrowingSizes:
     """The sizes of consecutive blocks, from the smallest on, without end.
 
-    :param requests: how many come of each, on average.
+    :param requests: requests per arrival, on average.
     """
 
     def __init__(self, requests: float = 1.0) -> None:
@@ -160,10 +159,10 @@ class Growing:
             size = min(2 * size, self._largest)
 
 
-class Constant:
+class ConstantSizes:
     """The same size for all consecutive blocks, without end.
 
-    In place of ``itertools.repeat``: worlds travel to worker processes, and pickles of itertools end with Python 3.14.
+    Instead of ``itertools.repeat``, which can't be pickled from Python 3.14 on: worlds are sent to worker processes.
     """
 
     def __init__(self, size: int) -> None:
@@ -174,28 +173,28 @@ class Constant:
             yield self._size
 
 
-class Turned:
-    """A source whose places in the ranking are held by other adapters as time passes.
+class DriftingSource:
+    """A source whose popularity ranking changes over time.
 
-    :param count: places; ``new``: adapters that may come in, with churn.
+    :param count: places in the ranking; ``new``: new adapters that churn may bring.
     """
 
     def __init__(
-        self, source: Source, drift: Drift | None, churn: Churn | None, count: int, new: int, seed: int
+        self, source: RequestSource, drift: Drift | None, churn: Churn | None, count: int, new: int, seed: int
     ) -> None:
         self._source = source
         self._turnover = drift, churn, count, new, seed
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         turnover = Turnover(*self._turnover, replication)
         for block in self._source.blocks(replication, most):
             yield block._replace(adapters=turnover.adapters(block.adapters, block.times))
 
 
-class Recorded:
-    """A trace's own times, adapters and sessions; ``chooser`` draws adapters where it names none.
+class ReplayedTrace:
+    """A trace's own times, adapters and sessions; ``chooser`` draws adapters where the trace names none.
 
-    :param size: requests a block, of which each has a random stream of its own.
+    :param size: requests per block; each block has a random stream of its own.
     """
 
     def __init__(
@@ -203,7 +202,7 @@ class Recorded:
         times: Floats,
         adapter: NDArray[np.integer] | None,
         session: NDArray[np.integer] | None,
-        chooser: Chooser | None,
+        chooser: AdapterSampler | None,
         seed: int,
         size: int,
     ) -> None:
@@ -214,22 +213,22 @@ class Recorded:
         self._seed = seed
         self._size = size
 
-    def blocks(self, replication: int, most: int | None) -> Iterator[Block]:
+    def blocks(self, replication: int, most: int | None) -> Iterator[RequestBlock]:
         for block, first in enumerate(range(0, len(self._times), self._size)):
             span = slice(first, first + self._size)
             times = self._times[span]
             sessions = None if self._session is None else self._session[span].astype(np.int64)
             if self._adapter is not None:
-                yield Block(times, self._adapter[span].astype(np.int64), sessions)
+                yield RequestBlock(times, self._adapter[span].astype(np.int64), sessions)
                 continue
             assert self._chooser is not None, "made where the trace names no adapter"
             rng = stream(self._seed, replication, "popularity", block)
-            yield Block(times, self._chooser.choose(rng, first, len(times)), sessions)
+            yield RequestBlock(times, self._chooser.choose(rng, first, len(times)), sessions)
 
 
-def cut(blocks: Iterable[Block], size: int, most: int | None, end_s: float | None) -> Iterator[Block]:
-    """Yield a source's requests in blocks of ``size``, and the rest: at most ``most``, and none from ``end_s`` on."""
-    held: Block | None = None
+def cut(blocks: Iterable[RequestBlock], size: int, most: int | None, end_s: float | None) -> Iterator[RequestBlock]:
+    """Yield a source's requests in blocks of ``size``, plus the rest: at most ``most``, and none from ``end_s`` on."""
+    held: RequestBlock | None = None
     given, over = 0, False
     for block in blocks:
         held = block if held is None or len(held.times) == 0 else held.then(block)
@@ -248,6 +247,6 @@ def cut(blocks: Iterable[Block], size: int, most: int | None, end_s: float | Non
         yield from _in_parts(held, len(held.times), size)
 
 
-def _in_parts(block: Block, stop: int, size: int) -> Iterator[Block]:
+def _in_parts(block: RequestBlock, stop: int, size: int) -> Iterator[RequestBlock]:
     for start in range(0, stop, size):
         yield block.part(start, min(start + size, stop))

@@ -1,4 +1,4 @@
-"""Who holds which place in the ranking of popularity as time passes: drift and churn."""
+"""Changes of the popularity ranking over time: drift and churn."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _SPARE = 1.5
-"""How much longer than expected a run may last before nobody is left to replace anybody."""
+"""How much longer than expected a run may last before it runs out of new adapters."""
 
 
 def newcomers(churn: Churn | None, count: int, expected_s: float) -> int:
-    """Return how many adapters come in addition to the ``count`` of the start, in a run of about ``expected_s``."""
+    """Return how many new adapters to provide for, besides the ``count`` at the start, in a run of ``expected_s``."""
     if churn is None:
         return 0
     return math.ceil(churn.share * count * expected_s * _SPARE / churn.every) + 1
@@ -31,11 +31,11 @@ _TRADES = 1024
 class Turnover:
     """The adapter at each place of the ranking, at any time.
 
-    Churn replaces whoever holds a place by an adapter that never was there, one after the other at equal times, at
-    places drawn at random; the newcomers are adapters ``count``, ``count + 1``, …. Drift lets adapters trade places.
+    Churn replaces the adapters at random places with new ones, at equal intervals; the new adapters are ``count``,
+    ``count + 1``, …. Drift lets adapters trade places.
 
     :param count: places in the ranking.
-    :param new: adapters that may come in; after the last nobody is replaced any more.
+    :param new: new adapters available; after the last one, no more are replaced.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Turnover:
         self._churn = None if churn is None else _Replacements(churn, count, new, self._key)
 
     def adapters(self, places: Ints, times: Floats) -> Ints:
-        """Return who holds these places at these times, shape (n,); times never fall, from call to call either."""
+        """Return the adapters at these places and times, shape (n,); times never fall, also from call to call."""
         seats = places if self._drift is None else self._after_trades(places, times, self._drift)
         return seats if self._churn is None else self._churn.adapters(seats, times)
 
@@ -78,7 +78,7 @@ class Turnover:
 
 
 class _Replacements:
-    """Who sits in each seat after so many replacements.
+    """The adapter at each place after a number of replacements.
 
     :param new: how many there will be.
     """
@@ -86,7 +86,7 @@ class _Replacements:
     def __init__(self, churn: Churn, count: int, new: int, key: tuple[int, int]) -> None:
         self._every = churn.every / (churn.share * count)
         seats = stream(*key, "churn").integers(0, count, size=new)
-        # Replacement j (from 1) happens at j × every. A seat's latest before a time: the last of (seat, j) below it.
+        # Replacement j (from 1) happens at j × every. The latest at a place: the last (place, j) below.
         self._width = new + 2
         self._new = new
         self._order = np.sort(seats * self._width + np.arange(1, new + 1))

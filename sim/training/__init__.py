@@ -1,5 +1,5 @@
-"""What adapters bring from their training: files, sizes, logs, and what went wrong there.
+"""Adapters from training: files, sizes, logs, and what went wrong in training.
 
-May hold: readers of strangers' files, a census of folders, rules that judge a training log, named thresholds.
-May not: simulate (``studies`` prices a cure), print, import torch, or load a pickle.
+May hold: readers of untrusted files, a census of folders, rules that judge a training log, named thresholds.
+May not: simulate (``studies`` prices remedies), print, import torch, or load a pickle.
 """

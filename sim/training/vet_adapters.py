@@ -1,4 +1,4 @@
-"""Vet adapters: find them and their logs, gather the facts, judge each by the rules of the failure modes."""
+"""Vets adapters: finds them and their logs, gathers facts, and judges each by the rules of the failure modes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from sim.errors import InputError
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS, AdapterFile, read_adapter
 from sim.training.logs.failure_modes import judge
 from sim.training.logs.thresholds import Thresholds
-from sim.training.logs.training_case import Case, Tried
-from sim.training.logs.training_facts import Facts, gather
+from sim.training.logs.training_case import Case, SiblingRun
+from sim.training.logs.training_facts import TrainingFacts, gather
 from sim.training.logs.training_log import CHECKPOINT, STATE, TrainingLog, find_log, read_log
-from sim.training.vet_results import MODES, Now, Vetted
+from sim.training.vet_results import MODES, CurrentAdapter, Vetted
 
 _DEFAULT = Thresholds()
 _SAME_START = 0.05
 """Relative difference of starting losses up to which two runs may have had the same data."""
 _MOST_ALIKE = 100
-"""Runs of one training that are held against each other, at most."""
+"""Runs of one training that are compared with each other, at most."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """An adapter or a lone log, read but not judged; ``log`` is None where there is none that can be read."""
+class _ReadAdapter:
+    """An adapter or a lone log, read but not judged; ``log`` is None without a readable one."""
 
     path: Path
     adapter: AdapterFile | None
     log: TrainingLog | None
-    facts: Facts
+    facts: TrainingFacts
     notes: tuple[str, ...]
 
 
@@ -43,29 +43,27 @@ def vet_path(
     examples: int | None = None,
     strict: bool = False,
 ) -> tuple[Vetted, ...]:
-    """Return what is known of every adapter, or of every log without one, at or below ``path``.
+    """Vet every adapter, and every log without one, at or below ``path``.
 
     :param path: a ``trainer_state.json``, an adapter folder, or a folder of such folders, at any depth. Of the
-        checkpoints of one training the newest counts, unless it is ``path``.
-    :param reference: the log of the same training on a 16-bit base, or its folder: quality is held against it.
+        checkpoints of one training the newest counts, unless ``path`` names one.
+    :param reference: the log of the same training on a 16-bit base, or its folder, to compare quality with.
     :param base_bits: of the base's weights in training; ``examples``: of training data; where the files don't say.
-    :param strict: whether any file that can't be read is an error, and no note: so gates ask.
+    :param strict: make any unreadable file an error instead of a note, as the rollout gate needs.
     :raises InputError: if there is nothing to vet, or the only log or the reference can't be read.
     """
     known = _read_reference(reference) if reference else None
     if path.is_file():
         facts = gather(path.parent, None, log := read_log(path), base_bits, examples)
-        return (_judge(_Read(path, None, log, facts, ()), _case(log, facts, thresholds, known), ()),)
+        return (_judge(_ReadAdapter(path, None, log, facts, ()), _case(log, facts, thresholds, known), ()),)
     if not path.is_dir():
         raise InputError("no such file or folder", file=str(path))
     folders = list(_folders(path))
     if not folders:
-        raise InputError(
-            f"no adapter and no {STATE} here", file=str(path), hint=f"an adapter's folder has an {CONFIG}",
-        )  # fmt: skip
+        raise InputError(f"no adapter and no {STATE} here", file=str(path), hint=f"an adapter's folder has an {CONFIG}")
     read = [_read(folder, base_bits, examples, lone=len(folders) == 1, strict=strict) for folder in folders]
     cases = [_case(one.log, one.facts, thresholds, known) for one in read]
-    alike: dict[tuple[object, ...], list[tuple[_Read, Case]]] = {}
+    alike: dict[tuple[object, ...], list[tuple[_ReadAdapter, Case]]] = {}
     for one, case in zip(read, cases, strict=True):
         if case is not None:
             alike.setdefault(_fingerprint(one), []).append((one, case))
@@ -73,7 +71,7 @@ def vet_path(
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """Yield folders to vet, sorted; links to folders aren't followed, checkpoints count where nothing else does."""
+    """Yield folders to vet, sorted; without following links, and with checkpoints only where nothing else counts."""
     for place, names, files in os.walk(root):
         names.sort()
         here = Path(place)
@@ -89,7 +87,7 @@ def _folders(root: Path) -> Iterator[Path]:
             yield here
 
 
-def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bool, strict: bool) -> _Read:
+def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bool, strict: bool) -> _ReadAdapter:
     """Read a folder; what can't be read becomes a note, unless ``strict`` or the log of a ``lone`` adapter."""
     notes: list[str] = []
     adapter = log = None
@@ -120,7 +118,7 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bo
             raise
         notes.append(f"the configuration can't be used: {error}")
         facts = gather(None, adapter, log, base_bits, examples)
-    return _Read(folder, adapter, log, facts, tuple(notes))
+    return _ReadAdapter(folder, adapter, log, facts, tuple(notes))
 
 
 def _read_reference(path: Path) -> TrainingLog:
@@ -130,35 +128,39 @@ def _read_reference(path: Path) -> TrainingLog:
     return read_log(found)
 
 
-def _case(log: TrainingLog | None, facts: Facts, thresholds: Thresholds, reference: TrainingLog | None) -> Case | None:
+def _case(
+    log: TrainingLog | None, facts: TrainingFacts, thresholds: Thresholds, reference: TrainingLog | None
+) -> Case | None:
     return None if log is None else Case(log, facts, thresholds, reference=reference)
 
 
-def _judge(one: _Read, case: Case | None, alike: Sequence[tuple[_Read, Case]]) -> Vetted:
+def _judge(one: _ReadAdapter, case: Case | None, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Vetted:
     facts = one.facts
-    now = Now(facts.rank, facts.targets, facts.parameters, facts.adapter_bytes, facts.base_bits, facts.examples)
+    current = CurrentAdapter(
+        facts.rank, facts.targets, facts.parameters, facts.adapter_bytes, facts.base_bits, facts.examples
+    )
     if one.log is None or case is None:
-        return Vetted(one.path, one.adapter, (), one.notes, MODES, now)
-    said = judge(replace(case, tried=tuple(_tried(one, case, alike[:_MOST_ALIKE]))))
+        return Vetted(one.path, one.adapter, (), one.notes, MODES, current)
+    said = judge(replace(case, siblings=tuple(_siblings(one, case, alike[:_MOST_ALIKE]))))
     notes = (*one.notes, *one.log.notes, *said.notes)
-    return Vetted(one.path, one.adapter, said.findings, notes, said.thin, now)
+    return Vetted(one.path, one.adapter, said.findings, notes, said.thin, current)
 
 
-def _tried(one: _Read, case: Case, alike: Sequence[tuple[_Read, Case]]) -> Iterator[Tried]:
-    """Yield other ranks of what looks like the same training: the same base, as many examples for training and
-    validation, the same loss at the start."""
+def _siblings(one: _ReadAdapter, case: Case, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Iterator[SiblingRun]:
+    """Yield other ranks of what looks like the same training: the same base, the same numbers of training and
+    validation examples, and the same loss at the start."""
     for other, there in alike:
-        if other is one or other.facts.rank is None or case.course is None or there.course is None:
+        if other is one or other.facts.rank is None or case.summary is None or there.summary is None:
             continue
-        if abs(there.course.begin - case.course.begin) > _SAME_START * case.course.begin:
+        if abs(there.summary.begin - case.summary.begin) > _SAME_START * case.summary.begin:
             continue
         enough = there.epochs is None or there.epochs >= case.thresholds.fewest_epochs
-        best, done = there.course.eval_best.value, there.course.flat and enough
-        yield Tried(other.path.name, other.facts.rank, other.facts.attention_only, best, done)
+        best, done = there.summary.eval_best.value, there.summary.flat and enough
+        yield SiblingRun(other.path.name, other.facts.rank, other.facts.attention_only, best, done)
 
 
-def _fingerprint(one: _Read) -> tuple[object, ...]:
-    """Return what the runs of one training have in common, its folder included; its own path where too little is
+def _fingerprint(one: _ReadAdapter) -> tuple[object, ...]:
+    """Return what the runs of one training share, including the folder; the run's own path where too little is
     known."""
     log, facts = one.log, one.facts
     examples = facts.examples or facts.examples_at_least

@@ -1,4 +1,4 @@
-"""What a vetting found: failure modes of a training with their evidence, and the cures that fit them."""
+"""The findings of a vetting: failure modes with their evidence, and remedies for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Evidence:
     """One observation in a log.
 
     :ivar what: a sentence that names steps and values.
-    :ivar steps: optimiser steps it stands on; ``values``: one for each.
+    :ivar steps: the optimiser steps it refers to; ``values``: one for each.
     """
 
     what: str
@@ -29,13 +29,13 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Cure:
-    """Something to train again, or to serve otherwise.
+class Remedy:
+    """A change to the training or to serving that should help.
 
-    A cure that changes what serving costs says how: ``rank``, ``targets``, ``base_quantization`` or ``full_model``.
-    One that changes only the training (clipping, early stop, weight decay, dropout) has none of these.
+    A remedy that changes the cost of serving sets ``rank``, ``targets``, ``base_quantization`` or ``full_model``.
+    One that changes only the training (clipping, early stop, weight decay, dropout) sets none of these.
 
-    :ivar parameters: LoRA parameters after the cure, ``adapter_bytes``: bytes of one adapter; None where unknown.
+    :ivar parameters: LoRA parameters afterwards; ``adapter_bytes``: bytes of one adapter; None where unknown.
     """
 
     name: str
@@ -49,23 +49,23 @@ class Cure:
 
     @property
     def changes_serving(self) -> bool:
-        """Whether the fleet has to pay for it."""
+        """Whether it changes the cost of serving."""
         return bool(self.rank or self.targets or self.base_quantization or self.full_model)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A failure mode that the evidence speaks for; cures in the order in which to try them."""
+    """A failure mode that the evidence supports, with remedies in the order in which to try them."""
 
     mode: Mode
     confidence: Confidence
     evidence: tuple[Evidence, ...]
-    cures: tuple[Cure, ...]
+    remedies: tuple[Remedy, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Now:
-    """An adapter's size as far as its files tell; None where they don't."""
+class CurrentAdapter:
+    """An adapter's size and training as its files give them; None where they don't."""
 
     rank: int | None = None
     targets: Targets | None = None
@@ -79,12 +79,12 @@ class Now:
 class Vetted:
     """What is known of one adapter and its training.
 
-    :ivar path: folder or file as it was asked for.
+    :ivar path: folder or file, as given by the user.
     :ivar adapter: its files; None where only a log was given.
     :ivar findings: the surest first; empty for a healthy run, and where the evidence is thin.
-    :ivar notes: what could not be judged, and why; what was odd in the log.
-    :ivar unjudged: modes that the evidence didn't suffice for: all of them without a log.
-    :ivar now: the adapter as it is, to hold cures against: rank, targets, parameters, bytes.
+    :ivar notes: what could not be judged, and why; oddities of the log.
+    :ivar unjudged: modes with too little evidence; without a log, all of them.
+    :ivar current: the adapter as it is, to compare remedies with.
     """
 
     path: Path
@@ -92,15 +92,17 @@ class Vetted:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     unjudged: tuple[Mode, ...] = ()
-    now: Now | None = None
+    current: CurrentAdapter | None = None
 
     @property
     def judged(self) -> bool:
-        """Whether there was evidence for one failure mode at least: without a log, or with a few steps of it, none."""
+        """Whether there was enough evidence to judge at least one failure mode."""
         return bool(self.findings) or len(self.unjudged) < len(MODES)
 
     @property
     def passes(self) -> bool:
-        """Whether a rollout that requires vetting may send it out: it could be judged, and nothing likely or certain
-        was found. What nobody could look at is not known to be good."""
+        """Whether a rollout that requires vetting may send it out: no finding is likely or certain.
+
+        An adapter that could not be judged does not pass.
+        """
         return self.judged and all(finding.confidence == "possible" for finding in self.findings)

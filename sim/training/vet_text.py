@@ -1,21 +1,22 @@
-"""What a vetting found, in words, as rows of a table and as plain data."""
+"""The findings of a vetting in words, as rows of a table and as plain data."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sim.cells import printable
 from sim.spec.scenario import Targets
 from sim.spec.units import human_bytes
-from sim.training.vet_results import MODES, Cure, Finding, Now, Vetted
+from sim.training.vet_results import MODES, CurrentAdapter, Finding, Remedy, Vetted
 
 UNKNOWN = "–"
 
 
 def verdict(one: Vetted) -> str:
-    """Return a line: which adapter, and what was found."""
+    """Return one line: the adapter, and what was found."""
     name = printable(str(one.path), 200)
     if one.findings:
         return f"{name}: {', '.join(f'{finding.mode} ({finding.confidence})' for finding in one.findings)}"
@@ -26,7 +27,7 @@ def verdict(one: Vetted) -> str:
 
 
 def summary(all_of: Sequence[Vetted]) -> str:
-    """Return a line that counts what was found in several adapters."""
+    """Return one line that counts the findings over several adapters."""
     modes = Counter(finding.mode for one in all_of for finding in one.findings)
     fine = sum(not one.findings and not one.unjudged for one in all_of)
     partly = sum(one.judged and not one.findings and bool(one.unjudged) for one in all_of)
@@ -39,22 +40,28 @@ def summary(all_of: Sequence[Vetted]) -> str:
 
 
 def changes_size(finding: Finding) -> bool:
-    """Return whether a cure gives the adapter another size."""
-    return any(cure.rank or cure.targets for cure in finding.cures)
+    """Return whether a remedy changes the size of the adapter."""
+    return any(remedy.rank or remedy.targets for remedy in finding.remedies)
 
 
-def cure_rows(one: Vetted, finding: Finding) -> list[list[str]]:
-    """Return the table of cures: the adapter as it is first."""
-    now = one.now or Now()
-    before = [_rank(now.rank), _targets(now.targets), _count(now.parameters), _bytes(now.adapter_bytes)]
-    return [["as it is", *before], *(_cure_row(one, cure) for cure in finding.cures)]
+def remedy_rows(one: Vetted, finding: Finding) -> list[list[str]]:
+    """Return the table of remedies, after a row for the adapter as it is."""
+    current = one.current or CurrentAdapter()
+    before = [_rank(current.rank), _targets(current.targets), _count(current.parameters), _bytes(current.adapter_bytes)]
+    return [["as it is", *before], *(_remedy_row(one, remedy) for remedy in finding.remedies)]
 
 
-def _cure_row(one: Vetted, cure: Cure) -> list[str]:
-    if not (cure.rank or cure.targets):
-        return [cure.words, "", "", "", ""]
-    targets = cure.targets or (one.now.targets if one.now else None)
-    return [cure.words, _rank(cure.rank), _targets(targets), _count(cure.parameters), _bytes(cure.adapter_bytes)]
+def _remedy_row(one: Vetted, remedy: Remedy) -> list[str]:
+    if not (remedy.rank or remedy.targets):
+        return [remedy.words, "", "", "", ""]
+    targets = remedy.targets or (one.current.targets if one.current else None)
+    return [
+        remedy.words,
+        _rank(remedy.rank),
+        _targets(targets),
+        _count(remedy.parameters),
+        _bytes(remedy.adapter_bytes),
+    ]
 
 
 def _rank(rank: int | None) -> str:
@@ -74,20 +81,16 @@ def _bytes(size: int | None) -> str:
 
 
 def as_json(one: Vetted) -> dict[str, Any]:
-    """Return everything as plain data; numbers that are none become null."""
-    now = one.now
+    """Return everything as plain data."""
     return {
         "path": str(one.path),
         "passes": one.passes,
         "judged": one.judged,
-        "adapter": None if now is None else {
-            "rank": now.rank, "targets": now.targets, "parameters": now.parameters, "bytes": now.adapter_bytes,
-            "base_bits": now.base_bits, "examples": now.examples,
-        },
+        "adapter": None if one.current is None else _plain(one.current),
         "findings": [_finding_json(finding) for finding in one.findings],
         "unjudged": list(one.unjudged),
         "notes": list(one.notes),
-    }  # fmt: skip
+    }
 
 
 def _finding_json(finding: Finding) -> dict[str, Any]:
@@ -95,12 +98,10 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "mode": finding.mode,
         "confidence": finding.confidence,
         "evidence": [{"what": e.what, "steps": list(e.steps), "values": list(e.values)} for e in finding.evidence],
-        "cures": [
-            {
-                "name": cure.name, "words": cure.words, "rank": cure.rank, "targets": cure.targets,
-                "base_quantization": cure.base_quantization, "full_model": cure.full_model,
-                "parameters": cure.parameters, "bytes": cure.adapter_bytes,
-            }
-            for cure in finding.cures
-        ],
-    }  # fmt: skip
+        "cures": [_plain(remedy) for remedy in finding.remedies],
+    }
+
+
+def _plain(size: CurrentAdapter | Remedy) -> dict[str, Any]:
+    """Return the fields by name, with the bytes of the adapter as ``bytes``."""
+    return {"bytes" if name == "adapter_bytes" else name: value for name, value in asdict(size).items()}

@@ -204,7 +204,7 @@ class Fleet:
                 self.recorder.mark(float(mark))
         if not self._load_chunk():
             raise ScenarioError(
-                "no request arrives in this time",
+                "no request arrives in this duration",
                 key="workload.duration",
                 got=format_seconds(window.end_s or 0.0),
                 hint="simulate longer, or raise the rate",

@@ -88,14 +88,14 @@ def test_a_written_scenario_is_never_written_over(loraplan: CommandLine, tmp_pat
     for _ in range(2):
         ended = loraplan("adapters", "fleet", "--write", "mine.yaml")
         assert ended.code == 2
-        assert "mine.yaml: this exists already and is not overwritten" in ended.err
+        assert "mine.yaml: already exists and is not overwritten" in ended.err
     assert (tmp_path / "mine.yaml").read_text() == "precious"
     ended = loraplan("adapters", "fleet", "--write", "none/mine.yaml")
     assert ended.code == 2
     assert "can't write this file" in ended.err
     ended = loraplan("adapters", "fleet", "--write", "new.yaml", "--base-model", "qwen2.5-7b")
     assert ended.code == 2
-    assert "no adapter is of this base model" in ended.err
+    assert "no adapter belongs to this base model" in ended.err
     assert not (tmp_path / "new.yaml").exists()
 
 

@@ -55,7 +55,7 @@ def test_the_scenario_itself_is_fine(loraplan: CommandLine, scenario: Path) -> N
          "cache.gpu.slots: the adapter cache leaves too little GPU memory for a KV cache (got 5000, allowed: up to"),
         ("requests: 2000", "requests: 0", "workload.requests:"),
         ("process: poisson", "process: poison", "workload.arrivals.process: "),
-        ("count: 20", "rank: 8", "adapters.count: how many adapters there are is missing; give count: 1000"),
+        ("count: 20", "rank: 8", "adapters.count: the number of adapters is missing; give count: 1000"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_file_and_line(
@@ -104,9 +104,9 @@ HEADER = "timestamp_s,tenant_id,input_tokens,output_tokens\n"
         ("", "t.csv: the trace is empty"),
         (HEADER, "t.csv:1: the trace has a header but no requests"),
         (HEADER + "1,a,5,5\n0.5,b,5,5\n", "t.csv:3: timestamp_s: time runs backwards (got 0.5"),
-        (HEADER + "1,a,5,5\n2,b,-5,5\n", "t.csv:3: input_tokens: not a number that can stand here (got -5"),
-        (HEADER + "1,a,5,5\n2,b,x,5\n", "t.csv:3: input_tokens: not a number that can stand here (got x"),
-        (HEADER + "1,a,5,5\nnan,b,5,5\n", "t.csv:3: timestamp_s: not a number that can stand here (got nan"),
+        (HEADER + "1,a,5,5\n2,b,-5,5\n", "t.csv:3: input_tokens: not a usable number (got -5"),
+        (HEADER + "1,a,5,5\n2,b,x,5\n", "t.csv:3: input_tokens: not a usable number (got x"),
+        (HEADER + "1,a,5,5\nnan,b,5,5\n", "t.csv:3: timestamp_s: not a usable number (got nan"),
         (HEADER + "1,,5,5\n", "t.csv:2: tenant_id: the adapter's name is empty"),
         (HEADER + "1,a,5,1.5\n", "t.csv:2: output_tokens: not a token count (got 1.5"),
         (HEADER + "1,a,5,99999999999\n", "t.csv:2: output_tokens: not a token count"),
@@ -173,7 +173,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("plann", "quickstart"), "No such command 'plann'"),
         (("run",), "Missing argument"),
         (("run", "quickstart", "--bogus"), "No such option: --bogus"),
-        (("run", "quickstart", "--jobs", "0"), "--jobs: there is no work for no worker"),
+        (("run", "quickstart", "--jobs", "0"), "--jobs: not a number of workers"),
         (("run", "quikstart"), "did you mean 'quickstart'"),
         (("run", "quickstart", "--check", "--set", "slo=null"), "slo: the scenario has no SLO to check"),
         (("sweep", "quickstart", "--over", "slots"), "--over: not a key and its values"),
@@ -183,7 +183,7 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("sweep", "quickstart", "--over", "cache.gpu.slots=" + "[" * 5000), "nested too deeply"),
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,*a"), "not YAML: found undefined alias"),
         (("sweep", "quickstart", "--over", "cache.gpu.slots=8,5000"), "leaves too little GPU memory"),
-        (("report", "nowhere"), "nowhere: there is no such folder"),
+        (("report", "nowhere"), "nowhere: no such folder"),
         (("run", "quickstart", "--set", "fleet.engine=lorex"), "did you mean 'lorax'?"),
         (("run", "quickstart", "--set", "rollouts=[{a: 1}]"), "rollouts.0.strategy: is missing"),
     ],
@@ -211,15 +211,15 @@ def test_a_failure_inside_is_one_line_and_debug_shows_it(
     ("settings", "says"),
     [
         (("fleet.kv_tokens=10",), "fleet.kv_tokens: not one KV block fits"),
-        (("workload.duration=1 ms",), "workload.duration: no request arrives in this time"),
+        (("workload.duration=1 ms",), "workload.duration: no request arrives in this duration"),
         (("workload.arrivals.rate=1e-300/s",), "workload.arrivals.rate: not a rate that can be simulated"),
         (("adapters.count=100000000",), "adapters.count"),
         (("adapters.rank=200",), "adapters.rank: more than twice what the profile"),
-        (("storage.mode=blocking", "storage.loaders=2"), "storage.loaders: blocking loads come one after the other"),
+        (("storage.mode=blocking", "storage.loaders=2"), "storage.loaders: blocking loads run one after the other"),
         (("fleet.engine=fixed", "fleet.service={law: fixed, value: 1 ms}", "fleet.load_at=admission"),
          "fleet.load_at: engine fixed has no load_at"),
         (("workload={duration: 1 min, arrivals: {process: poisson, rate: 1/s}}", "run.half_width=5%"),
-         "run.half_width: only a run of generated requests can be made longer"),
+         "run.half_width: only a run of generated requests can be lengthened"),
     ],
 )  # fmt: skip
 def test_values_that_can_not_go_together_are_refused(
@@ -234,7 +234,7 @@ def test_values_that_can_not_go_together_are_refused(
     ("over", "says"),
     [
         (("cache.gpu.slots=16", "cache.gpu.slots=32"), "given twice"),
-        (("cache.gpu.slots=16,16",), "a value stands twice"),
+        (("cache.gpu.slots=16,16",), "a value occurs twice"),
         (("name=a,b",), "can't be swept"),
     ],
 )

@@ -12,14 +12,16 @@ from command_line import CommandLine
 
 from sim.results.point import UNITS
 from sim.spec.scenario_file import load_scenario
-from sim.studies.sweep import study
+from sim.studies.backends.pool import Local
+from sim.studies.execution import Execution
+from sim.studies.sweep import run_study
 
 
 def simulate(out: Path, *settings: str, over: dict[str, list[object]] | None = None, seed: int | None = None) -> Path:
     loaded = load_scenario("cache-thrash", ["workload.requests=8000", *settings], seed)
     key, values = next(iter((over or {}).items()), ("", []))
     sets = [{key: value} for value in values] or [{}]
-    return study(loaded, sets, out, command="loraplan run", jobs=1).path
+    return run_study(loaded, sets, out, Execution(Local(1), "loraplan run")).path
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_scenarios_must_be_run_first(loraplan: CommandLine, runs: Path, tmp_path
         ended = loraplan("compare", str(runs / "small"), wrong)
         assert ended.code == 2
         assert f"this is a scenario, not a run directory (got {wrong}); run it first: loraplan run {wrong}" in ended.err
-    assert "there is no such folder" in loraplan("compare", str(runs / "small"), "nowhere").err
+    assert "no such folder" in loraplan("compare", str(runs / "small"), "nowhere").err
     empty = tmp_path / "empty"
     empty.mkdir()
     ended = loraplan("compare", str(empty), str(runs / "small"))

@@ -98,7 +98,7 @@ def test_other_bad_input_is_named(loraplan: CommandLine) -> None:
         in loraplan("fidelity", "runs.csv", "--profile-dir", ".").err
     )
     assert "no.json: the lengths can't be read" in loraplan("fidelity", "runs.csv", "--lengths", "no.json").err
-    assert "--jobs: there is no work for no worker" in loraplan("fidelity", "runs.csv", "--jobs", "0").err
+    assert "--jobs: not a number of workers" in loraplan("fidelity", "runs.csv", "--jobs", "0").err
     assert "give either measured runs or a record" in loraplan("fidelity", "runs.csv", "--record", "r.json").err
     Path("llama-3.1-8b.json").write_text("{", encoding="utf-8")
     assert "the profile is not JSON" in loraplan("fidelity", "runs.csv", "--profile-dir", ".").err

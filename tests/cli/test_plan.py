@@ -14,6 +14,8 @@ from profiles_with_draws import write_profile
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import load_scenario
 from sim.studies import evaluate
+from sim.studies.backends.pool import Local
+from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import make_plan
 
 SMALL = """\
@@ -114,13 +116,15 @@ def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_k
     overrides = ["adapters.rank=32", "workload.tokens.prompt={law: fixed, value: 600}",
                  "workload.tokens.output={law: fixed, value: 150}", "workload.arrivals.rate=9/s"]  # fmt: skip
     loaded = load_scenario(path, overrides)
-    planned = make_plan(loaded, tmp_path / "run", jobs=1)
+    planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     words = {look["set"]["cache.gpu.slots"]: look["word"] for look in planned.record["looks"]}
     assert planned.feasible
     slots = planned.answer["cache.gpu.slots"]
     assert any(count < slots and word == "not met" for count, word in words.items())
     few, many = (
-        make_plan(load_scenario(path, [*overrides, f"plan.values=[{count}]"]), tmp_path / f"run-{count}", jobs=1)
+        make_plan(
+            load_scenario(path, [*overrides, f"plan.values=[{count}]"]), tmp_path / f"run-{count}", Execution(Local(1))
+        )
         for count in (2, 70)
     )
     assert not few.feasible
@@ -191,7 +195,7 @@ def test_what_if_changes_one_thing_at_a_time(loraplan: CommandLine, tmp_path: Pa
 
 def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_scenario(write(tmp_path, SLOTS))
-    first = make_plan(loaded, tmp_path / "run", jobs=1)
+    first = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     simulated: list[int] = []
 
     def counted(design: evaluate.Design, part: evaluate.Part) -> Any:
@@ -200,7 +204,7 @@ def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeyp
 
     original = evaluate.simulate_part
     monkeypatch.setattr(evaluate, "simulate_part", counted)
-    second = make_plan(loaded, tmp_path / "run", jobs=1)
+    second = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     assert simulated == [0], "the requests of the answer are written anew, nothing else"
     assert second.record == first.record
     assert second.simulated_requests == first.simulated_requests
@@ -214,7 +218,7 @@ def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replic
         f"slo: {{miss_ratio: 42%}}\nplan: {{minimize: cache.gpu.slots, range: [26, 32]}}\nfleet: {{profile: {profile}}}"
     )
     loaded = load_scenario(write(tmp_path, rest, requests=600), [f"run.replications={replications}"])
-    planned = make_plan(loaded, tmp_path / "run", jobs=1)
+    planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     assert max(look["replications"] for look in planned.record["looks"]) > replications, "some call is close"
     sure = [point for point in planned.points if point.cost["replications"] >= replications]
     assert len(sure) > 1
@@ -226,7 +230,7 @@ def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replic
 
 def test_a_seed_repeats_a_plan_whatever_the_number_of_workers(tmp_path: Path) -> None:
     loaded = load_scenario(write(tmp_path, SLOTS))
-    records = [make_plan(loaded, tmp_path / f"run-{jobs}", jobs=jobs).record for jobs in (1, 2)]
+    records = [make_plan(loaded, tmp_path / f"run-{jobs}", Execution(Local(jobs))).record for jobs in (1, 2)]
     assert records[0] == records[1]
 
 
@@ -234,13 +238,13 @@ def test_a_seed_repeats_a_plan_whatever_the_number_of_workers(tmp_path: Path) ->
     ("arguments", "message"),
     [
         (("--minimize", "cache.gpu.slots"), "--minimize: not a key and its range (got cache.gpu.slots, allowed: KEY="),
-        (("--minimize", "a.b=1..2", "--maximize", "a.b=1..2"), "--maximize: a plan asks for one thing"),
+        (("--minimize", "a.b=1..2", "--maximize", "a.b=1..2"), "--maximize: a plan needs exactly one of minimize and"),
         (("--minimize", "cache.gpu.slotz=8..64"), "plan.minimize: cache.gpu.slotz: unknown key"),
         (("--maximize", "workload.arrivals.rate=10..20"), "workload.arrivals.rate: not a rate"),
-        (("--jobs", "0"), "--jobs: there is no work for no worker"),
-        (("--set", "workload.requests=30"), "slo: whether ttft_p99_s meets its target can't be told: not enough data"),
+        (("--jobs", "0"), "--jobs: not a number of workers"),
+        (("--set", "workload.requests=30"), "slo: can't decide whether ttft_p99_s meets its target: not enough data"),
         (("--set", "workload={requests: null, duration: 1 ms, arrivals: {process: poisson, rate: 1/h}}"),
-         "no request arrives in this time"),
+         "no request arrives in this duration"),
     ],
 )  # fmt: skip
 def test_bad_questions_are_refused(
@@ -256,7 +260,7 @@ def test_check_looks_at_the_plan(loraplan: CommandLine, tmp_path: Path) -> None:
     name = write(tmp_path, "slo: {ttft_p99: 2 s}\nplan: {minimize: cache.gpu.slots, range: [64, 8]}")
     ended = loraplan("check", name)
     assert ended.code == 2
-    assert f"{name}:12: plan.range: a range rises" in ended.err
+    assert f"{name}:12: plan.range: a range must rise" in ended.err
 
 
 def test_a_folder_with_another_run_is_refused(loraplan: CommandLine, tmp_path: Path) -> None:
@@ -271,4 +275,4 @@ def test_a_folder_with_another_run_is_refused(loraplan: CommandLine, tmp_path: P
 def test_what_is_asked_cannot_be_planned(loraplan: CommandLine, tmp_path: Path, key: str) -> None:
     ended = loraplan("plan", write(tmp_path, SLOTS), "--minimize", f"{key}=1..3")
     assert ended.code == 2
-    assert "plan.minimize: this says what is asked, or how long to simulate, and can't be planned" in ended.err
+    assert "plan.minimize: a plan can't vary the question or the length of the run" in ended.err

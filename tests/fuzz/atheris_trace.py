@@ -26,12 +26,12 @@ from trace_samples import SAMPLES
 
 from sim.errors import InputError
 from sim.spec.sections.trace_source import Trace
-from sim.traffic.traces.objects import read_objects
+from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 
 
 def read_both(file: Path) -> None:
     with contextlib.suppress(InputError):
-        read_objects(str(file), skip_bad=False)
+        read_adapter_sequence(str(file), skip_bad=False)
     read.read_trace(Trace(file=str(file), skip_bad=True))
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sim.errors import InputError
 from sim.spec.sections.trace_source import Trace
-from sim.traffic.traces.objects import read_objects
+from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 from sim.traffic.traces.read import TraceData, read_trace
 
 
@@ -82,7 +82,7 @@ def test_a_broken_trace_is_read_or_refused(
         note(repr(data))
         check_laws(data, limit)
     try:
-        objects = read_objects(str(file), skip_bad=skip_bad)
+        objects = read_adapter_sequence(str(file), skip_bad=skip_bad)
     except InputError as error:
         check_error(error, file)
     else:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from traffic_samples import drawn, traffic
 
 from sim.traffic.generate import BLOCK, Traffic
-from sim.traffic.sources import Block, cut
+from sim.traffic.sources import RequestBlock, cut
 
 PROCESSES: list[dict[str, Any]] = [
     {"process": "poisson"},
@@ -153,7 +153,7 @@ def test_requests_are_cut_at_every_size_whatever_the_blocks(
         for gap in block:
             rows.append((gap + (rows[-1][0] if rows else 0.0), len(rows) % 7, 3 * len(rows)))
         times, adapters, numbers = zip(*rows[first:], strict=True)
-        blocks.append(Block(np.array(times), np.array(adapters), np.array(numbers) if sessions else None))
+        blocks.append(RequestBlock(np.array(times), np.array(adapters), np.array(numbers) if sessions else None))
     found = list(cut(blocks, size, most, end_s))
     wanted = [row for row in rows if end_s is None or row[0] < end_s][:most]
     assert [len(each.times) for each in found] == [len(wanted[at : at + size]) for at in range(0, len(wanted), size)]

@@ -15,7 +15,7 @@ from reports.charts.cache_charts import orders_chart, policies_chart
 from reports.pages.cache_page import CachePage, headline, miss_table, sentences, write_page
 from sim.results.traces.cache_points import CacheResult
 from sim.spec.policies import EVICTIONS
-from sim.studies.traces.cache_study import study_cache
+from sim.studies.traces.cache_study import CacheSizes, study_cache
 
 SIZES = np.full(40, 50_000_000)
 
@@ -33,7 +33,7 @@ def draws() -> NDArray[np.int32]:
 def study(
     stream: NDArray[np.int32], policies: Sequence[str], capacities: Sequence[int], sizes: NDArray[np.int64] = SIZES
 ) -> CacheResult:
-    return study_cache(stream, sizes, policies, capacities, by_slots=False)
+    return study_cache(stream, sizes, policies, CacheSizes(capacities, by_slots=False))
 
 
 def test_the_headline_names_lru_the_best_and_the_bound() -> None:

@@ -13,7 +13,7 @@ from sim.cells import plain_text, text_cell
 from sim.results.point import Metric, Point
 from sim.results.run_directory.result_files import points_csv
 from sim.spec.sections.trace_source import Trace
-from sim.studies.traces.traffic_fit import Model, weights_text
+from sim.studies.traces.traffic_fit import TrafficModel, weights_text
 from sim.traffic.popularity import read_weights
 from sim.traffic.traces.export import write_plain
 from sim.traffic.traces.read import read_trace
@@ -62,7 +62,7 @@ def test_converted_traces_have_no_formulas_and_read_back(tmp_path: Path) -> None
 
 
 def test_weights_of_fitted_traffic_have_no_formulas(tmp_path: Path) -> None:
-    model = object.__new__(Model)
+    model = object.__new__(TrafficModel)
     for name, value in (("weights", np.array([1.0, 2.0])), ("cvs", None)):
         object.__setattr__(model, name, value)
     (tmp_path / "w.csv").write_text(weights_text(model, [FORMULA, "b"]))

@@ -49,7 +49,7 @@ def test_the_scenario_itself_is_fine(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_tags_make_no_objects(tmp_path: Path, tagged: str) -> None:
     file = write(tmp_path, f"{BASE}description: {tagged.replace('MARK', str(tmp_path / 'mark'))}\n")
-    with pytest.raises(InputError, match=r"s\.yaml:8: YAML tags are not read"):
+    with pytest.raises(InputError, match=r"s\.yaml:8: YAML tags are not supported"):
         load_scenario(str(file))
     assert not (tmp_path / "mark").exists()
 

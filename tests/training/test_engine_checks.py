@@ -16,10 +16,10 @@ from sim.training.files.adapter_kinds import kinds_of
 from sim.training.files.census import Census, Entry
 from sim.training.files.copies import Copies
 from sim.training.files.engine_checks import (
-    Asked,
     Concern,
-    check_asked,
+    ServingTarget,
     check_census,
+    check_serving_target,
     is_served,
     needed_rank,
     rules_of,
@@ -40,14 +40,16 @@ def entry(
     count = rank * parameters_per_rank(SHAPES["llama-3.1-8b"], modules) if parameters is None else parameters  # type: ignore[arg-type]
     size = count * DTYPE_BYTES[dtype]
     return Entry(
-        folder, Path(folder), (rank,), 16, targets or tuple(sorted(f"{name}_proj" for name in modules)),
-        dtypes or (dtype,), 448, count, count, size, size + 1000, 32, base, model, extras, folder,
+        folder=folder, path=Path(folder), ranks=(rank,), alpha=16,
+        targets=targets or tuple(sorted(f"{name}_proj" for name in modules)), dtypes=dtypes or (dtype,), tensors=448,
+        parameters=count, lora_parameters=count, bytes=size, file_bytes=size + 1000, layers=32, base_model=base,
+        model=model, extras=extras, header_digest=folder,
     )  # fmt: skip
 
 
-def concerns(entries: list[Entry], copies: Copies | None = None, **asked: object) -> list[Concern]:
+def concerns(entries: list[Entry], copies: Copies | None = None, **target: object) -> list[Concern]:
     census = Census(Path("x"), tuple(entries), ())
-    return check_census(census, Asked(**asked), copies or Copies((), 0, 0))  # type: ignore[arg-type]
+    return check_census(census, ServingTarget(**target), copies or Copies((), 0, 0))  # type: ignore[arg-type]
 
 
 def test_every_preset_has_rules_and_every_rule_its_source() -> None:
@@ -103,10 +105,10 @@ def test_ranks_above_the_largest_are_refused() -> None:
     assert "rank up to 1024, above 512" in one.words
     (one, *_) = concerns(entries, engine="sglang", max_rank=32)
     assert (one.folders, one.level) == (("large", "huge"), "refused")
-    assert needed_rank(entries[:2], Asked("vllm-0.8")) == 64
-    assert needed_rank([entry(rank=20)], Asked("vllm-0.8")) == 32
-    assert needed_rank([entry(rank=20)], Asked("sglang")) == 20
-    assert needed_rank([entry(rank=1024)], Asked("vllm-0.8")) == 512
+    assert needed_rank(entries[:2], ServingTarget("vllm-0.8")) == 64
+    assert needed_rank([entry(rank=20)], ServingTarget("vllm-0.8")) == 32
+    assert needed_rank([entry(rank=20)], ServingTarget("sglang")) == 20
+    assert needed_rank([entry(rank=1024)], ServingTarget("vllm-0.8")) == 512
 
 
 def test_modules_that_an_engine_lacks() -> None:
@@ -121,11 +123,11 @@ def test_base_models_that_differ() -> None:
     entries = [entry("a"), entry("b"), entry("c", base="meta-llama/Llama-3.1-8B"), entry("d", base=None, model=None)]
     found = concerns(entries)
     assert [(c.level, c.folders) for c in found if c.check == "base-model"] == [("wrong", ("c",)), ("unknown", ("d",))]
-    assert served_base(entries, Asked()) == BASE
+    assert served_base(entries, ServingTarget()) == BASE
     assert [(c.level, c.folders) for c in concerns(entries, base_model="llama-3.1-8b")] == [("unknown", ("d",))]
     assert is_served(entries[0], f"{BASE}/")
     assert not is_served(entries[0], "qwen2.5-7b")
-    assert served_base([entry(base="b"), entry(base="a")], Asked()) == "a", "of equals, the first by name"
+    assert served_base([entry(base="b"), entry(base="a")], ServingTarget()) == "a", "of equals, the first by name"
 
 
 def test_matrices_that_do_not_fit_the_model_named() -> None:
@@ -161,11 +163,11 @@ def test_copies_and_checkpoints() -> None:
 
 def test_what_is_asked_is_checked() -> None:
     with pytest.raises(InputError, match="unknown engine") as caught:
-        check_asked(Asked("vllm-0.9"))
+        check_serving_target(ServingTarget("vllm-0.9"))
     assert "did you mean" in str(caught.value)
     with pytest.raises(InputError, match="no such largest rank"):
-        check_asked(Asked("vllm-0.8", 48))
-    check_asked(Asked("sglang", 48))
+        check_serving_target(ServingTarget("vllm-0.8", 48))
+    check_serving_target(ServingTarget("sglang", 48))
 
 
 modules = st.sets(st.sampled_from(MODULES), min_size=1).map(lambda names: tuple(n for n in MODULES if n in names))

@@ -65,15 +65,15 @@ def test_flat_early_at_70_percent_is_underfitting_where_capacity_is_small(
     one = vet(tmp_path / "a", STUCK, rank, targets)
     assert named(one) == ({"underfitting": confidence} if confidence else {})
     if confidence:
-        assert one.findings[0].cures[-1].targets == ("all-linear" if targets == ATTENTION else None)
+        assert one.findings[0].remedies[-1].targets == ("all-linear" if targets == ATTENTION else None)
         assert any("0.7" in evidence.what for evidence in one.findings[0].evidence)
 
 
 def test_its_cures_have_parameters_of_the_known_base(tmp_path: Path) -> None:
     one = vet(tmp_path / "a", STUCK, 4, ATTENTION)
-    assert one.now is not None
-    assert (one.now.rank, one.now.targets, one.now.parameters) == (4, ("q", "v"), 4 * 425_984)
-    sizes = [(cure.rank, cure.targets, cure.parameters) for cure in one.findings[0].cures]
+    assert one.current is not None
+    assert (one.current.rank, one.current.targets, one.current.parameters) == (4, ("q", "v"), 4 * 425_984)
+    sizes = [(remedy.rank, remedy.targets, remedy.parameters) for remedy in one.findings[0].remedies]
     wide: Targets = "all-linear"
     assert sizes == [(16, None, 16 * 425_984), (32, None, 32 * 425_984), (16, wide, 16 * 2_621_440)]
 
@@ -226,10 +226,10 @@ def test_its_cures_follow_the_base(tmp_path: Path, base: dict[str, Any], first: 
     write_config(tmp_path, **base)
     write_log(tmp_path, history(lambda at: 2.0 if at < 0.5 else math.nan))
     (one,) = vet_path(tmp_path)
-    assert one.findings[0].cures[0].name == first
+    assert one.findings[0].remedies[0].name == first
     assert any("--base-bits" in note for note in one.notes) == (not base)
     (given,) = vet_path(tmp_path, base_bits=16)
-    assert given.findings[0].cures[0].name == "clip"
+    assert given.findings[0].remedies[0].name == "clip"
 
 
 def test_weights_kept_from_before_make_it_possible(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_quality_against_the_16_bit_run_by_metric(
     assert named(one) == ({"divergence": confidence} if confidence else {})
     if confidence:
         assert one.findings[0].evidence[0].what == "accuracy is 0.8 at the end, 0.9 in the 16-bit run: 11% worse"
-        assert one.findings[0].cures[0].base_quantization == "int8"
+        assert one.findings[0].remedies[0].base_quantization == "int8"
 
 
 def test_quality_against_the_16_bit_run_by_loss_and_its_noise(tmp_path: Path) -> None:
@@ -293,14 +293,14 @@ def test_a_rising_validation_loss_on_tiny_data(tmp_path: Path, examples: int, en
     write_log(tmp_path, memorising(end=end))
     (one,) = vet_path(tmp_path, examples=examples)
     assert named(one) == {"overfitting": confidence}
-    assert one.findings[0].cures[0].words == "stop at step 120, or load the best checkpoint at the end"
+    assert one.findings[0].remedies[0].words == "stop at step 120, or load the best checkpoint at the end"
 
 
 def test_the_number_of_examples_is_read_from_the_closing_entry_or_bounded(tmp_path: Path) -> None:
     one = vet(tmp_path / "a", [*memorising(), closing(batch=1)])
     assert named(one) == {"overfitting": "likely"}
-    assert one.now is not None
-    assert one.now.examples == 100
+    assert one.current is not None
+    assert one.current.examples == 100
     assert named(vet(tmp_path / "b", memorising(), train_batch_size=1)) == {"overfitting": "likely"}
     many = vet(tmp_path / "c", memorising(), train_batch_size=16)
     assert named(many) == {"overfitting": "possible"}
@@ -340,7 +340,7 @@ UNMOVED = history(lambda at: 3.0, lambda at: 3.0 - 0.02 * at, accuracy=lambda at
 def test_a_loss_that_never_moves_at_a_fair_rank_is_the_base(tmp_path: Path) -> None:
     one = vet(tmp_path / "a", UNMOVED)
     assert named(one) == {"domain-shift": "likely"}
-    assert one.findings[0].cures[-1].full_model
+    assert one.findings[0].remedies[-1].full_model
 
 
 def test_at_a_small_rank_it_may_be_either(tmp_path: Path) -> None:
@@ -429,15 +429,15 @@ def test_cures_have_bytes_where_the_weights_are(tmp_path: Path) -> None:
     write_log(folder, STUCK)
     (one,) = vet_path(folder)
     assert one.adapter is not None
-    assert one.now is not None
-    assert one.now.adapter_bytes == one.adapter.bytes == 2 * 2 * 67_584
-    sizes = {cure.name: cure.adapter_bytes for cure in one.findings[0].cures}
+    assert one.current is not None
+    assert one.current.adapter_bytes == one.adapter.bytes == 2 * 2 * 67_584
+    sizes = {remedy.name: remedy.adapter_bytes for remedy in one.findings[0].remedies}
     assert sizes["rank-32"] == 32 * 2 * 67_584
     assert sizes["rank-16-all-linear"] == 16 * 2 * 549_888
     wide = synthesize(
         tmp_path, SyntheticAdapter(SHAPES["qwen2.5-0.5b"], "Qwen/Qwen2.5-0.5B", 16, "all-linear", "bf16"), 1, seed=1
     )[0]
-    assert vet_path(wide)[0].now is not None
+    assert vet_path(wide)[0].current is not None
     assert read_adapter(wide).bytes == sizes["rank-16-all-linear"]
 
 
@@ -447,6 +447,6 @@ def test_an_adapter_of_another_shape_than_its_name_says_has_no_invented_sizes(tm
         0
     ]
     write_log(folder, STUCK)
-    cures = {cure.name: cure for cure in vet_path(folder)[0].findings[0].cures}
-    assert cures["rank-32"].adapter_bytes == 32 * 2 * 67_584
-    assert cures["rank-16-all-linear"].adapter_bytes is None
+    remedies = {remedy.name: remedy for remedy in vet_path(folder)[0].findings[0].remedies}
+    assert remedies["rank-32"].adapter_bytes == 32 * 2 * 67_584
+    assert remedies["rank-16-all-linear"].adapter_bytes is None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sim.errors import InputError
 from sim.training.vet_adapters import vet_path
-from sim.training.vet_text import as_json, cure_rows, verdict
+from sim.training.vet_text import as_json, remedy_rows, verdict
 
 FIXTURES = sorted(file.parent for file in (Path(__file__).resolve().parent / "fixtures").glob("*/made.json"))
 
@@ -56,8 +56,8 @@ def vetted(folder: Path, state: object, config: object) -> list[dict[str, Any]]:
     assert verdict(one)
     for finding in one.findings:
         assert finding.evidence
-        assert finding.cures
-        cure_rows(one, finding)
+        assert finding.remedies
+        remedy_rows(one, finding)
         for evidence in finding.evidence:
             assert len(evidence.steps) == len(evidence.values)
     return [as_json(one)]

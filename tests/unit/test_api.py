@@ -74,7 +74,7 @@ def test_a_plan_gives_what_it_found_and_how() -> None:
 def test_questions_that_are_none_are_refused() -> None:
     with pytest.raises(InputError, match="not a range"):
         loraplan.plan("quickstart", minimize={"cache.gpu.slots": (8,)})
-    with pytest.raises(InputError, match="a plan asks for one thing"):
+    with pytest.raises(InputError, match="a plan needs exactly one of minimize and maximize"):
         loraplan.plan("quickstart", minimize={"a": (1, 2)}, maximize={"a": (1, 2)})
     with pytest.raises(InputError, match=r"unknown key .*did you mean 'slots'"):
         loraplan.run("quickstart", {"cache.gpu.slot": 8})

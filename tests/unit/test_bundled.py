@@ -60,9 +60,9 @@ def test_a_copy_brings_its_files_and_overwrites_nothing(folder: Path) -> None:
     assert f"$schema=file://{folder}/schema/scenario.schema.json\n" in target.read_text()
     assert load_scenario("weighted.yaml").data["workload"]["popularity"]["file"] == str(Path("traces/w.csv").resolve())
     target.write_text("mine")
-    with pytest.raises(OutputError, match=r"weighted\.yaml: there is already a file here"):
+    with pytest.raises(OutputError, match=r"weighted\.yaml: this file already exists"):
         copy_scenario("weighted", Path())
-    with pytest.raises(OutputError, match=r"traces/w\.csv: there is already a file here"):
+    with pytest.raises(OutputError, match=r"traces/w\.csv: this file already exists"):
         copy_scenario("weighted", Path("other.yaml"))
     assert not Path("other.yaml").exists()
     assert target.read_text() == "mine"

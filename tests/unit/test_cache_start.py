@@ -138,9 +138,9 @@ def test_warm_adapters_come_up_to_the_first_that_finds_no_room() -> None:
     ("sections", "key", "words"),
     [
         ({"cache": {"pinned": 1}, "fleet": {"engine": "vllm-0.8"}}, "cache.pinned", "vLLM admits"),
-        ({"cache": {"pinned": 1}, "fleet": {"engine": "s-lora"}}, "cache.pinned", "share the KV cache"),
+        ({"cache": {"pinned": 1}, "fleet": {"engine": "s-lora"}}, "cache.pinned", "unified memory only"),
         ({"cache": {"warm": 1, "gpu": {"size": "1 GB"}}, "fleet": {"engine": "lorax"}}, "cache.warm", "their turn"),
-        ({"cache": {"prefetch": "queued"}}, "cache.prefetch", "only loads that are asked for at admission"),
+        ({"cache": {"prefetch": "queued"}}, "cache.prefetch", "only loads that start at admission"),
         ({"cache": {"prefetch": "queued"}, "fleet": {"engine": "sglang"}}, "cache.prefetch", "at admission"),
         ({"cache": {"prefetch": "queued"}, "fleet": {"engine": "fixed", "service": fixed_time(1.0)}},
          "cache.prefetch", "engine fixed loads ahead anyway"),

@@ -20,7 +20,9 @@ from sim.policies.routing.full_model_router import Beside, ToHolders, ToOwnRepli
 from sim.spec.engine_flags import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.studies.evaluate import Options, evaluate_scenario
+from sim.studies.backends.pool import Local
+from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
+from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import make_plan
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if_changes import changes
@@ -55,29 +57,29 @@ SWAP = {"full_models": {"serve": "swap"}}
     ("sections", "key", "problem"),
     [
         ({"fleet": {"full_models": None}}, "adapters.mix.1.kind", "no replica serves full models"),
-        ({"adapters": {"count": 3}}, "fleet.full_models", "there is no full model"),
+        ({"adapters": {"count": 3}}, "fleet.full_models", "the scenario has no full model"),
         ({"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "rank": 4}]}}, "adapters.mix.0.rank",
          "a full fine-tune has no rank"),
         ({"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "targets": ["q"]}]}}, "adapters.mix.0.targets",
          "a full fine-tune has no targets"),
-        ({"fleet": {"full_models": {"resident": 2}}}, "fleet.full_models.resident", "a replica of its own holds"),
-        ({"fleet": {"full_models": {"turn": "1 s"}}}, "fleet.full_models.turn", "a replica of its own holds"),
+        ({"fleet": {"full_models": {"resident": 2}}}, "fleet.full_models.resident", "dedicated replicas hold"),
+        ({"fleet": {"full_models": {"turn": "1 s"}}}, "fleet.full_models.turn", "dedicated replicas hold"),
         ({"fleet": {"full_models": {"load": {"law": "fixed", "value": "1 s"}}}}, "fleet.full_models.load",
-         "a replica of its own holds"),
+         "dedicated replicas hold"),
         ({"fleet": {"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}}}, "fleet.engine",
          "engine fixed has no weights that a full model could replace"),
-        ({"rollouts": [{"strategy": "in-place", "at": "1 s"}]}, "rollouts", "rollouts aren't simulated"),
+        ({"rollouts": [{"strategy": "in-place", "at": "1 s"}]}, "rollouts", "rollouts are not supported"),
         ({"faults": [{"kind": "crash", "replica": 0, "at": "1 s", "down": "1 s"}]}, "faults",
-         "faults aren't simulated beside full models"),
+         "faults are not supported with full models"),
         ({"fleet": {"engine": "vllm-0.8", "front_end": "vllm-0.8-scraped"}}, "fleet.front_end", "this front end"),
-        ({"cache": {"gpu": {"slots": 4}, "eviction": "belady"}}, "cache.eviction", "eviction belady knows"),
-        ({"router": {"policy": "service-per-adapter"}}, "router.policy", "service-per-adapter places adapters"),
+        ({"cache": {"gpu": {"slots": 4}, "eviction": "belady"}}, "cache.eviction", "eviction belady does not"),
+        ({"router": {"policy": "service-per-adapter"}}, "router.policy", "service-per-adapter does not support"),
         ({"workload": {**WORKLOAD, "churn": {"share": 0.1, "every": "10 s"}}}, "workload.churn",
-         "a full model that comes later"),
+         "a full model that arrives"),
         ({"adapters": {"count": 3, "mix": MIX, "base_slowdown": 1.5}}, "adapters.base_slowdown",
          "the base model isn't quantised"),
         ({"adapters": {"count": 3, "mix": MIX, "base_quantization": "int8", "base_double_quantization": True}},
-         "adapters.base_double_quantization", "only nf4 has constants"),
+         "adapters.base_double_quantization", "only nf4 can quantise"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str, problem: str) -> None:
@@ -87,7 +89,7 @@ def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str
 
 
 def test_engine_fixed_has_no_weights_to_quantise() -> None:
-    with pytest.raises(ValidationError, match="engine fixed has no weights, and its service time is given"):
+    with pytest.raises(ValidationError, match="engine fixed has no weights: its service time is given"):
         build(
             workload=WORKLOAD, adapters={"count": 3, "base_quantization": "nf4"}, cache={"gpu": {"slots": 4}},
             fleet={"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}},
@@ -210,7 +212,7 @@ def swapping() -> Any:
     fleet = {"replicas": 2, "full_models": {"serve": "swap"}}
     run = {"replications": 1, "warmup": 0}
     swapped = scenario(workload={**WORKLOAD, "requests": 2000}, fleet=fleet, run=run)
-    return evaluate_scenario(swapped, Options(requests=True))
+    return evaluate_scenario(swapped, EvaluationOptions(requests=True))
 
 
 def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) -> None:
@@ -310,7 +312,7 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
         "fleet: {full_models: {serve: dedicated}}\nrun: {replications: 2}\nslo: {ttft_mean: 30 s}\n"
         "plan: {minimize: price, range: [1, 2], fleets: [{name: a, price: 3, gpus: 2}]}\n"
     )
-    planned = make_plan(load_scenario(str(path)), tmp_path / "out", jobs=1)
+    planned = make_plan(load_scenario(str(path)), tmp_path / "out", Execution(Local(1)))
     assert planned.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3}
     assert planned.record["fleets"][0]["full_replicas"] == 2
     assert planned.record["full_replicas"] == 2

@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from sim.spec.sections.laws import TokenLaw
-from sim.traffic.lengths import Lengths, draw_pair
+from sim.traffic.lengths import LengthPairs, TokenLengths
 
 LAWS = [
     {"law": "fixed", "value": 7},
@@ -26,9 +26,9 @@ def law(data: dict[str, object]) -> TokenLaw:
 
 @pytest.mark.parametrize("data", LAWS, ids=lambda data: str(data["law"]))
 def test_a_law_is_the_same_whether_lengths_depend_on_each_other_or_not(data: dict[str, object]) -> None:
-    lengths = Lengths(law(data))
+    lengths = TokenLengths(law(data))
     alone = lengths.draw(np.random.default_rng(1), COUNT)
-    _, dependent = draw_pair(lengths, lengths, -0.6, (np.random.default_rng(2), np.random.default_rng(3)), COUNT)
+    _, dependent = LengthPairs(lengths, lengths, -0.6).draw((np.random.default_rng(2), np.random.default_rng(3)), COUNT)
     assert dependent.min() >= 1
     for share in (0.02, 0.2, 0.5, 0.8, 0.98):
         # 4.5 standard errors of a sample quantile, as a range of shares: both are samples.
@@ -38,8 +38,8 @@ def test_a_law_is_the_same_whether_lengths_depend_on_each_other_or_not(data: dic
 
 
 def test_the_correlation_is_that_of_normal_scores() -> None:
-    wide = Lengths(law({"law": "uniform", "low": 1, "high": 1_000_000}))
-    prompt, output = draw_pair(wide, wide, -0.35, (np.random.default_rng(1), np.random.default_rng(2)), COUNT)
+    wide = TokenLengths(law({"law": "uniform", "low": 1, "high": 1_000_000}))
+    prompt, output = LengthPairs(wide, wide, -0.35).draw((np.random.default_rng(1), np.random.default_rng(2)), COUNT)
     # Uniform marginals of a Gaussian copula correlate by 6/pi asin(rho/2); a sample's standard error is 1/sqrt(n).
     expected = 6 / np.pi * np.arcsin(-0.35 / 2)
     assert np.corrcoef(prompt, output)[0, 1] == pytest.approx(expected, abs=4 / np.sqrt(COUNT))
@@ -47,7 +47,7 @@ def test_the_correlation_is_that_of_normal_scores() -> None:
 
 def test_a_histogram_may_be_stretched_to_a_mean() -> None:
     data = {"law": "histogram", "low": 4, "high": 1024, "shares": [5, 0, 1, 2], "mean": 300}
-    drawn = Lengths(law(data)).draw(np.random.default_rng(1), COUNT)
+    drawn = TokenLengths(law(data)).draw(np.random.default_rng(1), COUNT)
     assert drawn.mean() == pytest.approx(300, abs=4 * drawn.std() / np.sqrt(COUNT))
 
 

@@ -108,8 +108,8 @@ def test_a_stall_holds_up_loads_under_way() -> None:
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"cache": {"gpu": {"slots": 4}, "prefetch": "queued"}, "fleet": {"load_at": "admission"}}, "that comes ahead"),
-        ({"rollouts": [{"strategy": "in-place", "at": "0 s"}]}, "a swap whose load fails"),
+        ({"cache": {"gpu": {"slots": 4}, "prefetch": "queued"}, "fleet": {"load_at": "admission"}}, "no waiting"),
+        ({"rollouts": [{"strategy": "in-place", "at": "0 s"}]}, "swaps whose load fails"),
         ({"fleet": {"engine": "vllm-0.8", "batching": "prefill-first"}}, "steps that also decode"),
     ],
 )

@@ -63,23 +63,23 @@ def test_two_keys_have_a_range_each() -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ("{}", "plan.minimize: a plan asks for one thing; give either minimize or maximize"),
-        ("{minimize: cache.gpu.slots, maximize: cache.gpu.slots, range: [1, 2]}", "plan.minimize: a plan asks for one"),
-        ("{minimize: cache.gpu.slots}", "plan.range: from where to where is missing"),
-        ("{minimize: cache.gpu.slots, range: [64, 8]}", "plan.range: a range rises (got [64, 8])"),
-        ("{minimize: cache.gpu.slots, range: [8, 64], step: 0}", "plan.step: a step is above zero"),
-        ("{minimize: cache.gpu.slots, range: [8, 64], step: 1.5}", "plan.step: whole numbers have whole steps"),
+        ("{}", "plan.minimize: a plan needs exactly one of minimize and maximize; give either minimize or maximize"),
+        ("{minimize: cache.gpu.slots, maximize: cache.gpu.slots, range: [1, 2]}", "plan.minimize: a plan needs"),
+        ("{minimize: cache.gpu.slots}", "plan.range: the range is missing"),
+        ("{minimize: cache.gpu.slots, range: [64, 8]}", "plan.range: a range must rise (got [64, 8])"),
+        ("{minimize: cache.gpu.slots, range: [8, 64], step: 0}", "plan.step: a step must be above zero"),
+        ("{minimize: cache.gpu.slots, range: [8, 64], step: 1.5}", "plan.step: a range of whole"),
         ("{minimize: cache.gpu.slots, range: [8 GB, 64]}", "plan.range: both ends of a range need the same unit"),
         ("{minimize: cache.gpu.slots, range: [a, b]}", "plan.range: not a number with its unit (got a"),
         ("{minimize: cache.gpu.slots, range: [1, 64], values: [2]}", "plan.values: give either values or a range"),
-        ("{minimize: cache.gpu.slots, values: [2, 2]}", "plan.values: a value stands twice"),
+        ("{minimize: cache.gpu.slots, values: [2, 2]}", "plan.values: a value occurs twice"),
         ("{minimize: workload.arrivals.rate, range: [0/s, 2/s]}", "plan.range: a range from 0 needs a step"),
-        ("{minimize: workload.arrivals.rate, range: [1/s, 2/s], step: 0.00001/s}", "plan.step: so many values"),
+        ("{minimize: workload.arrivals.rate, range: [1/s, 2/s], step: 0.00001/s}", "plan.step: too many values"),
         ("{minimize: cache.gpu.slotz, range: [8, 64]}", "unknown key"),
         ("{minimize: cache.eviction, range: [8, 64]}", "cache.eviction"),
         ("{minimize: price, range: [1, 4]}", "plan.fleets: minimize: price and fleets go together"),
         ("{minimize: price, range: [1, 4], fleets: [{name: a, price: 0}]}", "plan.fleets.0.price"),
-        ("{minimize: price, range: [1, 4], fleets: [{name: a, price: 1}, {name: a, price: 2}]}", "two fleets of one"),
+        ("{minimize: price, range: [1, 4], fleets: [{name: a, price: 1}, {name: a, price: 2}]}", "two fleets have"),
         ("{minimize: [a.b, c.d, e.f], range: [[1, 2], [1, 2]]}", "plan.minimize: not one or two different keys"),
         ("{minimize: [cache.gpu.slots, fleet.replicas], range: [1, 2]}", "plan.range: two keys have a range each"),
         ("{minimize: cache.gpu.slots, range: [8, 64], confidence: 120%}", "plan.confidence: "),
@@ -97,7 +97,7 @@ def test_questions_that_make_no_sense_are_refused_with_their_line(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BASE, "plan: the scenario asks for no plan"),
+        (BASE, "plan: the scenario has no plan"),
         (BASE + "plan: {minimize: cache.gpu.slots, range: [4, 8]}\n", "slo: a plan needs an SLO to meet"),
         (
             BASE + "plan: {minimize: cache.gpu.slots, range: [4, 8]}\nslo: {tpot_mean: 1 s}\n"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.results.verdict import MET, NOT_MET, UNCLEAR
-from sim.studies.planning.search import Edge, Search, Seen
+from sim.studies.planning.search import Edge, Judgement, Search
 
 EFFORTS = 5
 COSTS = (2, 5, 10, 20, 40)
@@ -19,9 +19,9 @@ COSTS = (2, 5, 10, 20, 40)
 
 @dataclass
 class World:
-    """Scores by candidate; a look shows them with an error that shrinks with its effort.
+    """Scores by candidate; an evaluation shows them with an error that shrinks with effort.
 
-    :ivar resolution: half-width of what a look with the least effort can tell apart.
+    :ivar resolution: half-width of what the least effort can tell apart.
     """
 
     score: Callable[[int], float]
@@ -29,21 +29,21 @@ class World:
     spent: dict[int, int] = field(default_factory=dict)
     cost: int = 0
 
-    def look(self, index: int, effort: int) -> Seen:
+    def evaluate(self, index: int, effort: int) -> Judgement:
         before = self.spent.get(index, -1)
         assert effort > before, "nothing is looked at twice"
         self.cost += COSTS[effort] - (COSTS[before] if before >= 0 else 0)
         self.spent[index] = effort
         score, half = self.score(index), self.resolution / math.sqrt(COSTS[effort])
         if math.isinf(score):
-            return Seen(NOT_MET, score, final=True)
+            return Judgement(NOT_MET, score, final=True)
         if score + half <= 1:
-            return Seen(MET, score)
-        return Seen(NOT_MET if score - half > 1 else UNCLEAR, score)
+            return Judgement(MET, score)
+        return Judgement(NOT_MET if score - half > 1 else UNCLEAR, score)
 
 
 def found(world: World, count: int, start: int = 0) -> Edge:
-    return Search(count, world.look, EFFORTS, start).run()
+    return Search(count, world.evaluate, EFFORTS, start).run()
 
 
 @given(st.integers(1, 500), st.data())
@@ -114,23 +114,23 @@ def test_effort_goes_where_the_decision_is() -> None:
 
 @pytest.mark.parametrize("word", [MET, NOT_MET])
 def test_a_first_look_that_was_wrong_is_found_out_at_the_edge(word: str) -> None:
-    """The first look at one candidate beside the edge lies; the sure look there corrects it."""
+    """The first evaluation next to the edge is wrong; the confirmation corrects it."""
     edge = 20
     liar = edge if word == NOT_MET else edge - 1
 
-    def look(index: int, effort: int) -> Seen:
+    def evaluate(index: int, effort: int) -> Judgement:
         truth = MET if index >= edge else NOT_MET
         if index == liar and effort == 0:
-            return Seen(word, 0.9 if word == MET else 1.1)
-        return Seen(truth, 0.9 if truth == MET else 1.1)
+            return Judgement(word, 0.9 if word == MET else 1.1)
+        return Judgement(truth, 0.9 if truth == MET else 1.1)
 
-    result = Search(64, look, EFFORTS, start=edge).run()
+    result = Search(64, evaluate, EFFORTS, start=edge).run()
     assert (result.answer, result.before) == (edge, edge - 1)
 
 
 def test_a_search_says_whether_anything_will_do() -> None:
-    assert Search(32, World(lambda index: 2.0 - 0.05 * index).look, EFFORTS).possible(0).hopeful
-    nothing = Search(32, World(lambda index: 3.0 - 0.05 * index).look, EFFORTS).possible(4)
+    assert Search(32, World(lambda index: 2.0 - 0.05 * index).evaluate, EFFORTS).possible(0).hopeful
+    nothing = Search(32, World(lambda index: 3.0 - 0.05 * index).evaluate, EFFORTS).possible(4)
     assert (nothing.word, nothing.final) == (NOT_MET, True)
-    unsure = Search(8, World(lambda index: 1.0, resolution=1.0).look, EFFORTS).possible(4)
+    unsure = Search(8, World(lambda index: 1.0, resolution=1.0).evaluate, EFFORTS).possible(4)
     assert (unsure.word, unsure.final) == (UNCLEAR, True)

@@ -15,13 +15,15 @@ import pytest
 
 from sim.errors import InputError, LoraplanError, TraceError
 from sim.spec.scenario_file import load_scenario
-from sim.studies.backends import on_dask, on_ray, where
-from sim.studies.backends.cluster import FEWEST, Cluster, Gone, Lost
-from sim.studies.backends.remote import answer, software
+from sim.studies.backends import backend_choice, on_dask, on_ray
+from sim.studies.backends.backend_choice import BackendChoice, choose_backend, open_pool
+from sim.studies.backends.cluster import FEWEST, Cluster, ClusterGone, TaskLost
+from sim.studies.backends.pool import Local
+from sim.studies.backends.remote import run_on_worker, software
 from sim.studies.backends.start import lacks_loraplan
-from sim.studies.backends.where import Where, open_pool, where_of
+from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import make_plan
-from sim.studies.sweep import study
+from sim.studies.sweep import run_study
 
 
 class MadeUp:
@@ -55,7 +57,7 @@ class MadeUp:
     def result(self, handle: tuple[int, bytes]) -> Any:
         number, sent = handle
         if number in self._lost:
-            raise Lost
+            raise TaskLost
         aside = None if self._missing is None else self._missing.rename(self._missing.with_suffix(".aside"))
         try:
             call, arguments = pickle.loads(sent)
@@ -88,20 +90,20 @@ def fails_oddly() -> None:
 @pytest.mark.parametrize(
     ("texts", "meant"),
     [
-        ([], Where("local")),
-        (["local"], Where("local")),
-        (["dask"], Where("dask")),
-        (["dask", "tcp://a:8786"], Where("dask", "tcp://a:8786")),
-        (["a:8786", "dask"], Where("dask", "tcp://a:8786")),
-        (["tcp://a:8786"], Where("dask", "tcp://a:8786")),
-        (["run/scheduler.json"], Where("dask", "run/scheduler.json")),
-        (["ray://a:10001"], Where("ray", "ray://a:10001")),
-        (["ray", "a:6379"], Where("ray", "a:6379")),
-        (["ray", "auto"], Where("ray", "auto")),
+        ([], BackendChoice("local")),
+        (["local"], BackendChoice("local")),
+        (["dask"], BackendChoice("dask")),
+        (["dask", "tcp://a:8786"], BackendChoice("dask", "tcp://a:8786")),
+        (["a:8786", "dask"], BackendChoice("dask", "tcp://a:8786")),
+        (["tcp://a:8786"], BackendChoice("dask", "tcp://a:8786")),
+        (["run/scheduler.json"], BackendChoice("dask", "run/scheduler.json")),
+        (["ray://a:10001"], BackendChoice("ray", "ray://a:10001")),
+        (["ray", "a:6379"], BackendChoice("ray", "a:6379")),
+        (["ray", "auto"], BackendChoice("ray", "auto")),
     ],
 )
-def test_a_backend_and_an_address_tell_themselves_apart(texts: list[str], meant: Where) -> None:
-    assert where_of(texts) == meant
+def test_a_backend_and_an_address_tell_themselves_apart(texts: list[str], meant: BackendChoice) -> None:
+    assert choose_backend(texts) == meant
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,8 @@ def test_a_backend_and_an_address_tell_themselves_apart(texts: list[str], meant:
     [
         (["dsk"], "--backend: neither a backend nor an address (got dsk, allowed: local, dask, ray, or an address such "
                   "as tcp://host:8786); did you mean 'dask'?"),
-        (["a:8786"], "--address: which cluster is at this address? (got a:8786); say --backend dask or --backend ray"),
-        (["auto"], "--address: which cluster is at this address?"),
+        (["a:8786"], "--address: the kind of cluster at this address is unknown (got a:8786); add"),
+        (["auto"], "--address: the kind of cluster at this address is unknown"),
         (["http://a:1"], "--address: unknown kind of address (got http://a:1, allowed: tcp://"),
         (["dask", "ray://a:1"], "--address: not an address for --backend dask (got ray://a:1)"),
         (["local", "a:1"], "--address: not an address for --backend local"),
@@ -121,14 +123,14 @@ def test_a_backend_and_an_address_tell_themselves_apart(texts: list[str], meant:
 )  # fmt: skip
 def test_what_is_neither_or_both_is_refused(texts: list[str], says: str) -> None:
     with pytest.raises(InputError) as refused:
-        where_of(texts)
+        choose_backend(texts)
     assert str(refused.value).startswith(says)
 
 
 @pytest.mark.parametrize(("backend", "module"), [("dask", "distributed"), ("ray", "ray")])
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, backend: str, module: str) -> None:
-    monkeypatch.setattr(where, "find_spec", lambda name: None)
-    with pytest.raises(InputError) as refused, open_pool(Where(backend)):
+    monkeypatch.setattr(backend_choice, "find_spec", lambda name: None)
+    with pytest.raises(InputError) as refused, open_pool(BackendChoice(backend)):
         pass
     assert str(refused.value) == (
         f"--backend: the package {module} is missing (got {backend}); "
@@ -138,30 +140,30 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "ray://127.0.0.1:{}"])
 def test_an_address_where_nobody_listens_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    monkeypatch.setattr(where, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend_choice, "find_spec", lambda name: object())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and no listen: a connection is refused
         there = address.format(taken.getsockname()[1])
-        with pytest.raises(InputError) as refused, open_pool(where_of([there])):
+        with pytest.raises(InputError) as refused, open_pool(choose_backend([there])):
             pass
     assert str(refused.value) == f"--address: nothing answers here (got {there}); Connection refused"
 
 
 @pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-OpenSSH_9.2"])
 def test_an_address_where_something_else_listens_is_one_line(monkeypatch: pytest.MonkeyPatch, greeting: bytes) -> None:
-    monkeypatch.setattr(where, "find_spec", lambda name: object())
-    monkeypatch.setattr(where, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(backend_choice, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend_choice, "_ANSWER_S", 0.2)
     with socket.socket() as other, ThreadPoolExecutor() as thread:
         other.bind(("127.0.0.1", 0))
         other.listen()
         called = thread.submit(other.accept)
         there = f"tcp://127.0.0.1:{other.getsockname()[1]}"
         called.add_done_callback(lambda accepted: accepted.result()[0].sendall(greeting))
-        with pytest.raises(InputError) as refused, open_pool(where_of([there])):
+        with pytest.raises(InputError) as refused, open_pool(choose_backend([there])):
             pass
         called.result()[0].close()
     assert str(refused.value) == (
-        f"--address: something listens here, but no Dask scheduler (got {there}, allowed: such as tcp://host:8786)"
+        f"--address: the server at this address is no Dask scheduler (got {there}, allowed: such as tcp://host:8786)"
     )
 
 
@@ -212,26 +214,26 @@ def test_a_worker_without_loraplan_is_named() -> None:
     with pytest.raises(InputError) as refused:
         futures._refuse_without_loraplan({"tcp://a:1", "tcp://b:1"})
     assert str(refused.value) == (
-        "--backend: a worker of the Dask cluster has no loraplan; install on every worker what is installed here"
+        "--backend: a worker of the Dask cluster has no loraplan; install the same versions on every worker"
     )
 
 
 def test_an_address_without_a_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(where, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend_choice, "find_spec", lambda name: object())
     with (
-        pytest.raises(InputError, match="--address: an address names host and port"),
-        open_pool(Where("dask", "tcp://a")),
+        pytest.raises(InputError, match="--address: an address needs host and port"),
+        open_pool(BackendChoice("dask", "tcp://a")),
     ):
         pass
 
 
 def test_no_worker_is_refused_whatever_the_backend() -> None:
-    with pytest.raises(InputError, match="--jobs: there is no work for no worker"), open_pool(Where(), 0):
+    with pytest.raises(InputError, match="--jobs: not a number of workers"), open_pool(BackendChoice(), 0):
         pass
 
 
 def test_a_pool_by_default_is_this_machine() -> None:
-    with open_pool(Where(), 1) as pool:
+    with open_pool(BackendChoice(), 1) as pool:
         assert not pool.away
         assert list(pool.unordered(twice, [(1,), (2,)])) == [2, 4]
 
@@ -260,7 +262,7 @@ def test_jobs_bound_what_is_under_way_on_a_cluster_of_others() -> None:
 
 def test_a_lost_task_costs_itself_only() -> None:
     found: list[int] = []
-    with pytest.raises(LoraplanError, match=r"2 tasks died with every worker that tried.*all others are kept"):
+    with pytest.raises(LoraplanError, match=r"2 tasks died with every worker that tried.*all other results are kept"):
         found.extend(Cluster(MadeUp(lost=(3, 17))).unordered(twice, [(number,) for number in range(30)]))
     assert sorted(found) == [2 * number for number in range(30) if number not in (3, 17)]
 
@@ -275,25 +277,23 @@ def test_an_error_of_a_task_comes_home_as_it_is() -> None:
 
 
 def test_a_worker_with_other_software_refuses() -> None:
-    assert answer(software(), twice, (4,)).open() == 8
+    assert run_on_worker(software(), twice, (4,)).open() == 8
     with pytest.raises(InputError) as refused:
-        answer({**software(), "loraplan": "0.0.1+abc", "numpy": "1.0"}, twice, (4,)).open()
-    assert "has other software, which may give other numbers (got loraplan " in str(refused.value)
-    assert "allowed: loraplan 0.0.1+abc, numpy 1.0); install on every worker what is installed here" in str(
-        refused.value
-    )
+        run_on_worker({**software(), "loraplan": "0.0.1+abc", "numpy": "1.0"}, twice, (4,)).open()
+    assert "has other versions, which may give other numbers (got loraplan " in str(refused.value)
+    assert "allowed: loraplan 0.0.1+abc, numpy 1.0); install the same versions on every worker" in str(refused.value)
 
 
 def test_a_cluster_without_workers_is_waited_for_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sim.studies.backends.cluster.PATIENCE_S", -1.0)
     told: list[str] = []
-    list(Cluster(MadeUp(cores=0), told=told.append).unordered(twice, [(number,) for number in range(40)]))
+    list(Cluster(MadeUp(cores=0), on_note=told.append).unordered(twice, [(number,) for number in range(40)]))
     assert told == ["note: the made-up cluster has no workers; waiting for some"]
 
 
 def test_a_cluster_that_is_gone_says_that_points_are_kept() -> None:
-    assert str(Gone("the Dask cluster at tcp://a:1")) == (
-        "the Dask cluster at tcp://a:1 is gone; what was finished is kept: run the same command to go on"
+    assert str(ClusterGone("the Dask cluster at tcp://a:1")) == (
+        "the Dask cluster at tcp://a:1 is gone; finished results are kept: run the same command to resume"
     )
 
 
@@ -329,8 +329,8 @@ def test_a_trace_travels_with_its_points(tmp_path: Path) -> None:
     (tmp_path / "trace.yaml").write_text(WEIGHTS.replace(GENERATED, "  trace: {file: t.csv}").replace(LONGER, ""))
     loaded = load_scenario(str(tmp_path / "trace.yaml"))
     sets = [{"cache.gpu.size": size} for size in ("500 MB", "1 GB")]
-    study(loaded, sets, tmp_path / "here", command="", jobs=1)
-    study(loaded, sets, tmp_path / "there", command="", pool=Cluster(MadeUp(missing=tmp_path / "t.csv")))
+    run_study(loaded, sets, tmp_path / "here", Execution(Local(1)))
+    run_study(loaded, sets, tmp_path / "there", Execution(Cluster(MadeUp(missing=tmp_path / "t.csv"))))
     assert tables(tmp_path / "there") == tables(tmp_path / "here")
 
 
@@ -341,9 +341,9 @@ def tables(folder: Path) -> list[bytes]:
 def test_workers_need_none_of_the_files_and_tables_are_the_same(weights: Path, tmp_path: Path) -> None:
     loaded = load_scenario(str(weights))
     sets = [{"cache.gpu.size": size} for size in ("500 MB", "1 GB", "1500 MB")]
-    study(loaded, sets, tmp_path / "here", command="", jobs=1)
+    run_study(loaded, sets, tmp_path / "here", Execution(Local(1)))
     futures = MadeUp(missing=tmp_path / "weights.csv")
-    study(loaded, sets, tmp_path / "there", command="", pool=Cluster(futures))
+    run_study(loaded, sets, tmp_path / "there", Execution(Cluster(futures)))
     assert tables(tmp_path / "there") == tables(tmp_path / "here")
     assert futures.submitted > len(sets), "no run was made longer: the test shows nothing"
 
@@ -352,29 +352,29 @@ def test_a_point_that_was_lost_is_all_that_the_next_run_simulates(weights: Path,
     loaded = load_scenario(str(weights), ["run.half_width=null"])
     sets = [{"cache.gpu.size": f"{size} MB"} for size in range(500, 1500, 100)]
     with pytest.raises(LoraplanError, match="a task died"):
-        study(loaded, sets, tmp_path / "out", command="", pool=Cluster(MadeUp(lost=(4,))))
+        run_study(loaded, sets, tmp_path / "out", Execution(Cluster(MadeUp(lost=(4,)))))
     futures = MadeUp()
-    finished = study(loaded, sets, tmp_path / "out", command="", pool=Cluster(futures))
+    finished = run_study(loaded, sets, tmp_path / "out", Execution(Cluster(futures)))
     assert finished.reused == len(sets) - 1
     assert futures.submitted == loaded.scenario.run.replications  # one point is spread over its replications
-    study(loaded, sets, tmp_path / "here", command="", jobs=1)
+    run_study(loaded, sets, tmp_path / "here", Execution(Local(1)))
     assert tables(tmp_path / "out") == tables(tmp_path / "here")
 
 
 def test_a_plan_finds_the_same_on_a_cluster(weights: Path, tmp_path: Path) -> None:
     values = ["run.half_width=null", "plan={minimize: cache.gpu.size, range: [500 MB, 1500 MB], step: 250 MB}"]
     loaded = load_scenario(str(weights), values)
-    here = make_plan(loaded, tmp_path / "here", jobs=1, and_what_if=True)
+    here = make_plan(loaded, tmp_path / "here", Execution(Local(1)), and_what_if=True)
     pool = Cluster(MadeUp(missing=tmp_path / "weights.csv"))
-    there = make_plan(loaded, tmp_path / "there", pool=pool, and_what_if=True)
+    there = make_plan(loaded, tmp_path / "there", Execution(pool), and_what_if=True)
     assert there.record == here.record
     assert tables(tmp_path / "there") == tables(tmp_path / "here")
 
 
 def test_the_made_up_cluster_is_closed_with_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     futures = MadeUp()
-    monkeypatch.setattr(where, "find_spec", lambda name: object())
-    monkeypatch.setattr(where, "_futures", lambda *asked: futures)
-    with pytest.raises(KeyboardInterrupt), open_pool(Where("dask")):
+    monkeypatch.setattr(backend_choice, "find_spec", lambda name: object())
+    monkeypatch.setattr(backend_choice, "_futures", lambda *asked: futures)
+    with pytest.raises(KeyboardInterrupt), open_pool(BackendChoice("dask")):
         raise KeyboardInterrupt
     assert futures.closed

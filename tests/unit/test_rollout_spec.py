@@ -57,10 +57,10 @@ def check(path: Path) -> None:
          "rollouts.0.stages: stages rise from above 0 % to 100 % (got 50%, 20%, 100%)"),
         ("{strategy: new-name, at: 1 s, stages: [50%, 50%, 100%]}", "rollouts.0.stages: stages rise"),
         ("{strategy: new-name, at: 1 s, stages: [5%, 50%]}",
-         "rollouts.0.stages: the last stage must reach everybody (got 5%, 50%); end with 100%"),
+         "rollouts.0.stages: the last stage must reach 100 % (got 5%, 50%); end with 100%"),
         ("{strategy: new-name, at: 1 s, stages: [5%, 100%], dwell: 0 s}", "rollouts.0.dwell: out of range (got 0 s"),
         ("{strategy: lazy-reread, at: 1 s, stages: [5%, 100%]}",
-         "rollouts.0.stages: files are overwritten for all replicas at once (got 5%, 100%, allowed: 100%)"),
+         "rollouts.0.stages: lazy-reread overwrites files for all replicas at once (got 5%, 100%, allowed: 100%)"),
         ("{strategy: in-place, at: 1 s, stages: [5%, 100%], gate: {e2e_p99: 1 s}}",
          "rollouts.0.gate: only a new-name rollout has a gate (got strategy in-place)"),
         ("{strategy: drain-then-swap, at: 1 s, rank: 8}", "rollouts.0.rank: only a new-name rollout has a rank"),
@@ -68,9 +68,9 @@ def check(path: Path) -> None:
         ("{strategy: new-name, at: 1 s, gate: {e2e_p99: 1 s}}",
          "rollouts.0.gate: a gate stands between two stages; such as stages: [5%, 100%]"),
         ("{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {}}",
-         "rollouts.0.gate: a gate looks at one metric or more; such as {e2e_p99: 12 s}"),
+         "rollouts.0.gate: a gate needs at least one metric; such as {e2e_p99: 12 s}"),
         ("{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {min_requests: 9}}",
-         "rollouts.0.gate: a gate looks at one metric or more"),
+         "rollouts.0.gate: a gate needs at least one metric"),
         ("{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {miss_ratio: 120%}}", "rollouts.0.gate.miss_ratio: "),
         ("{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {e2e_p98: 1 s}}",
          "rollouts.0.gate.e2e_p98: unknown key"),
@@ -86,7 +86,7 @@ def check(path: Path) -> None:
          "rollouts.0.adapter: adapters have no names here (got mine, allowed: 0 to 99)"),
         *(
             (f"{{strategy: in-place, at: 1 s, adapter: {given}}}",
-             f"rollouts.0.adapter: must be the number of one adapter, or its name (got {told}, allowed: 0 and more")
+             f"rollouts.0.adapter: must be an adapter's number or name (got {told}, allowed: 0 and more")
             for given, told in (("[1]", "[1]"), ("-1", "-1"), ("1.5", "1.5"), ("{a: 1}", "{'a': 1}"), ("true", "True"))
         ),
         ("{strategy: in-place, at: 1 s, sticky: false}",
@@ -137,8 +137,8 @@ def test_two_rollouts_of_an_adapter_at_a_time_are_refused(base: Path, first: str
 def test_shares_of_more_than_everybody_are_refused(base: Path) -> None:
     told = checked(base, *(f"{{strategy: in-place, at: {i} s, share: 40%}}" for i in (1, 2, 3)))
     assert (
-        f"rollouts.yaml:{LINE + 2}: rollouts.2.share: the shares of all rollouts together exceed the adapters there "
-        "are (got 40%, 40%, 40%, allowed: up to 100% together)" in told
+        f"rollouts.yaml:{LINE + 2}: rollouts.2.share: the shares of all rollouts exceed 100 % "
+        "(got 40%, 40%, 40%, allowed: up to 100% together)" in told
     )
 
 
@@ -152,11 +152,11 @@ def test_a_rollout_after_one_that_may_have_gone_back_is_refused(base: Path) -> N
     ("also", "message"),
     [
         ("", ""),
-        ("belady", "eviction belady knows the requests that will come to a fleet in which nothing changes"),
-        ("front_end", "this front end reproduces measured runs, in which nothing changed (got "),
+        ("belady", "eviction belady needs a fleet that doesn't change during the run"),
+        ("front_end", "this front end reproduces measured runs without such changes (got "),
         (
             "duration",
-            "rollouts.0.at: begins after the end of the run (got 60 s, allowed: below workload.duration (60 s)",
+            "rollouts.0.at: starts after the end of the run (got 60 s, allowed: below workload.duration (60 s)",
         ),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_trace_replaces_arrivals_and_keeps_requests_as_its_limit(base: Path) -
 
 def test_null_removes(base: Path) -> None:
     assert child_of(base, "cache: null\nworkload: {popularity: }\n").scenario.cache.gpu.slots == 32
-    assert "child.yaml:2: adapters.count: how many" in refusal(
+    assert "child.yaml:2: adapters.count: the number" in refusal(
         write(base.parent / "c2" / "child.yaml", "extends: ../base.yaml\nadapters: {count: null}\n")
     )
 
@@ -222,12 +222,12 @@ def test_set_to_nothing_removes(base: Path) -> None:
         ("slots=4", "--set: slots: unknown key; did you mean 'cache.gpu.slots'?"),
         ("gpu.slots=4", "--set: gpu: unknown key; did you mean 'cache.gpu'?"),
         ("name.x=4", "--set: name.x: name holds one value and has no keys (got base)"),
-        ("adapters.targets.2=k", "--set: adapters.targets.2: no such place in the list (got 2, allowed: 0 to 1)"),
-        ("adapters.targets.x=k", "--set: adapters.targets.x: no such place in the list (got x"),
-        ("adapters.mix.0.rank=4", "--set: adapters.mix.0: no such place in the list (got 0, allowed: nothing"),
+        ("adapters.targets.2=k", "--set: adapters.targets.2: no such index in the list (got 2, allowed: 0 to 1)"),
+        ("adapters.targets.x=k", "--set: adapters.targets.x: no such index in the list (got x"),
+        ("adapters.mix.0.rank=4", "--set: adapters.mix.0: no such index in the list (got 0, allowed: nothing"),
         ("cache.gpu.slots=[1", "--set: cache.gpu.slots: not YAML: "),
         ("cache.gpu.slots=0", "--set: cache.gpu.slots: out of range (got 0, allowed: above 0)"),
-        ("workload.requests=", "--set: workload.requests: the run has no end; give requests"),
+        ("workload.requests=", "--set: workload.requests: the length of the run is missing; give requests"),
         ("workload.arrivals.process=gamma", "--set: workload.arrivals.rate: is missing; mean requests"),
         (".".join("a" * 5000) + "=1", "--set: not a dotted key"),
     ],

@@ -39,9 +39,9 @@ PROCESSES = "poisson, gamma, weibull, on-off, piecewise, diurnal, mmpp"
         ("name: *a\n", "1: not YAML: found undefined alias 'a'"),
         ('name: "\\ud83d"\n', "1: half a character: an escape of a pair stands alone (got \\ud83d)"),
         ('name: a\n"\\ude00": 1\n', "2: half a character"),
-        ("name: !py a\n", "1: YAML tags are not read (got !py)"),
+        ("name: !py a\n", "1: YAML tags are not supported (got !py)"),
         ("name: !!int abc\n", "1: not a value YAML can read (got abc)"),
-        ("a: &a {x: 1}\nb:\n  <<: *a\n", "3: merge keys (<<) are not read; use extends"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n", "3: merge keys (<<) are not supported; use extends"),
         ("name: a\n? [x, y]\n: 1\n", "2: a key must be a word"),
         ("name: a\nx: \x01\n", "2: a character that YAML does not allow"),
         (b"name: a\ndescription: caf\xe9\n", "2: not UTF-8 text (got byte 0xe9); save the file as UTF-8"),
@@ -131,9 +131,9 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
          "the keys strategy, "
          "at, adapter, share, stages, dwell, gate, spread, propagation, sticky, keep_old, rank, ...)"),
         ("cache:", "rollouts: [{strategy: in-place, at: 5 s, stages: [50%]}]\ncache:",
-         "13: rollouts.0.stages: the last stage must reach everybody (got 50%); end with 100%"),
+         "13: rollouts.0.stages: the last stage must reach 100 % (got 50%); end with 100%"),
         ("cache:", "faults: [{kind: crash, replica: 1, at: 5 s}]\ncache:",
-         "13: faults.0.replica: there is no such replica (got 1, allowed: 0 to 0 (fleet.replicas 1))"),
+         "13: faults.0.replica: no such replica (got 1, allowed: 0 to 0 (fleet.replicas 1))"),
         ("cache:", "faults: [{kind: misrouting, probability: 1.5}]\ncache:",
          "13: faults.0.probability: a share lies between 0 and 1 (got 1.5, allowed: a share such as 5% or 0.05, from 0 "
          "to 1)"),
@@ -149,7 +149,7 @@ def test_a_bad_value_is_refused_in_plain_words(base: Path, old: str, new: str, m
 def test_missing_sections_are_reported_at_the_top(base: Path) -> None:
     path = write(base.parent / "short.yaml", "# a comment\nschema_version: 1\nname: a\n")
     lines = refusal(path).splitlines()
-    assert lines == [f"{path}:2: workload: is missing; what arrives", f"{path}:2: adapters: is missing; what is served"]
+    assert lines == [f"{path}:2: workload: is missing; the traffic", f"{path}:2: adapters: is missing; the adapters"]
 
 
 def test_all_problems_come_together_sorted_by_line(base: Path) -> None:

@@ -20,9 +20,9 @@ from sim.spec.sections.trace_source import Trace
 from sim.traffic import generate
 from sim.traffic.fits.describe import SessionTable
 from sim.traffic.generate import Traffic
-from sim.traffic.popularity import Chooser
-from sim.traffic.sessions import InSessions, mean_gap
-from sim.traffic.sources import OneStream
+from sim.traffic.popularity import AdapterSampler
+from sim.traffic.sessions import SessionSource, mean_gap
+from sim.traffic.sources import AggregateArrivals
 from sim.traffic.traces.read import read_trace
 
 Floats = NDArray[np.float64]
@@ -111,10 +111,10 @@ def test_gaps_within_a_session_are_those_of_the_law() -> None:
 def test_equal_gaps_show_whose_every_request_is_whatever_the_blocks(size: int) -> None:
     """Of gaps of exactly 2 s, sessions under way included: a request with another's number would break its row."""
     law = Sessions.model_validate({"requests": 5, "gap_median": "2 s", "gap_sigma": 0, "gap_max": "10 s"})
-    chooser = Chooser(UniformPopularity(law="uniform"), 3)
+    chooser = AdapterSampler(UniformPopularity(law="uniform"), 3)
     poisson = PoissonArrivals.model_validate({"process": "poisson", "rate": "4/s"})
-    starts = OneStream(poisson, 4.0, chooser, 1, repeat(size))
-    blocks = list(InSessions(starts, 4.0, law, chooser, 1).blocks(0, 20_000))
+    starts = AggregateArrivals(poisson, 4.0, chooser, 1, repeat(size))
+    blocks = list(SessionSource(starts, 4.0, law, chooser, 1).blocks(0, 20_000))
     times, adapters = (np.concatenate([block[part] for block in blocks]) for part in (0, 1))
     sessions = np.concatenate([block.sessions for block in blocks if block.sessions is not None])
     order = np.lexsort((times, sessions))

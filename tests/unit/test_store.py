@@ -287,7 +287,7 @@ def test_what_is_no_run_directory_is_refused(tmp_path: Path, content: str | byte
 
 
 def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="nowhere: there is no such folder"):
+    with pytest.raises(OutputError, match="nowhere: no such folder"):
         read_run(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file: is not a folder"):

@@ -14,7 +14,7 @@ from sim.spec.sections.laws import EmpiricalTokens
 from sim.spec.sections.trace_source import Trace
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
-from sim.traffic.traces.objects import read_objects
+from sim.traffic.traces.adapter_sequence import read_adapter_sequence
 from sim.traffic.traces.read import TraceData, read_trace
 
 HEADER = b"timestamp_s,adapter_id,input_tokens,output_tokens\n"
@@ -44,17 +44,17 @@ BAD = {
     "blank name": (b"3, ,5,5\n", "t:4: adapter_id: the adapter's name is empty"),
     "backwards": (b"1.5,a,5,5\n", "t:4: timestamp_s: time runs backwards (got 1.5, allowed: times that never fall); "
                                   "sort the trace by time"),
-    "NaN": (b"nan,a,5,5\n", "t:4: timestamp_s: not a number that can stand here (got nan, allowed: a number)"),
-    "inf": (b"3,a,5,inf\n", "t:4: output_tokens: not a number that can stand here (got inf"),
-    "zero": (b"3,a,0,5\n", "t:4: input_tokens: not a number that can stand here (got 0, allowed: a whole number, 1 to "
+    "NaN": (b"nan,a,5,5\n", "t:4: timestamp_s: not a usable number (got nan, allowed: a number)"),
+    "inf": (b"3,a,5,inf\n", "t:4: output_tokens: not a usable number (got inf"),
+    "zero": (b"3,a,0,5\n", "t:4: input_tokens: not a usable number (got 0, allowed: a whole number, 1 to "
                            "10,000,000)"),
-    "negative": (b"3,a,5,-7\n", "t:4: output_tokens: not a number that can stand here (got -7"),
+    "negative": (b"3,a,5,-7\n", "t:4: output_tokens: not a usable number (got -7"),
     "fraction": (b"3,a,5,1.5\n", "t:4: output_tokens: not a token count (got 1.5"),
     "huge": (b"3,a,5,99999999999999999999999999\n", "t:4: output_tokens: not a token count (got 9999"),
-    "huger": (b"3,a,5," + b"9" * 5000 + b"\n", "t:4: output_tokens: not a number that can stand here (got 9999"),
-    "milliseconds": (b"1700000000000,a,5,5\n", "t:4: timestamp_s: not a time that can stand here (got 1700000000000, "
+    "huger": (b"3,a,5," + b"9" * 5000 + b"\n", "t:4: output_tokens: not a usable number (got 9999"),
+    "milliseconds": (b"1700000000000,a,5,5\n", "t:4: timestamp_s: not a usable time (got 1700000000000, "
                                                "allowed: up to 1e+11); times in ms, µs or ns must be converted"),
-    "words": (b"later,a,5,5\n", "t:4: timestamp_s: not a number that can stand here (got later"),
+    "words": (b"later,a,5,5\n", "t:4: timestamp_s: not a usable number (got later"),
     "bytes": (b"3,\xff\xfe,5,5\n", "t:4: adapter_id: not UTF-8 text (got \\xff\\xfe"),
     "bytes in a number": (b"3,a,\xe45,5\n", "t:4: input_tokens: not UTF-8 text (got \\xe45"),
     "NUL": (b"3,a\0b,5,5\n", "t:4: adapter_id: the adapter's name holds control characters (got a\\x00b"),
@@ -109,7 +109,7 @@ def test_what_looks_odd_but_is_fine(tmp_path: Path, case: str) -> None:
 
 def test_rows_are_counted_in_lines_of_the_file(tmp_path: Path) -> None:
     quoted = b'x,timestamp_s,adapter_id,input_tokens,output_tokens\n"p\nq\n",1,a,5,5\n\n"r\ns",2,b,5,0\n'
-    assert error_of(tmp_path, quoted).startswith("t:6: output_tokens: not a number that can stand here (got 0")
+    assert error_of(tmp_path, quoted).startswith("t:6: output_tokens: not a usable number (got 0")
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,8 @@ def test_a_hundred_columns_give_a_short_note(tmp_path: Path) -> None:
 def test_bad_rows_are_counted_by_reason(tmp_path: Path) -> None:
     rows = b"5,a,5,5\n" + b"4,a,5,5\n" * 7 + b"6,a,5,5\n" + b"6,b,5,0.5\n" * 5 + b"7,c,5,5\n"
     data = read(tmp_path, HEADER + rows, skip_bad=True)
-    assert data.skipped == {"time runs backwards": 7, "not a number that can stand here": 5}
-    assert data.notes[0] == (
-        f"{tmp_path}/t: left out 12 of 15 rows: 7 time runs backwards, 5 not a number that can stand here"
-    )
+    assert data.skipped == {"time runs backwards": 7, "not a usable number": 5}
+    assert data.notes[0] == (f"{tmp_path}/t: left out 12 of 15 rows: 7 time runs backwards, 5 not a usable number")
     assert data.names == ("a", "c")  # b has no request that can be used
     first = error_of(tmp_path, HEADER + rows)
     assert first.startswith("t:3: timestamp_s: time runs backwards (got 4")
@@ -195,18 +193,18 @@ def test_a_bad_row_does_not_move_the_clock(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (samples.WINDOWS.replace(b"0.5,1.5", b"-0.5,1.5"), "t:2: rate_rps: not a number that can stand here (got -0.5"),
-        (samples.WINDOWS.replace(b"Gamma,0.4957", b"Gamma,nan"), "t:3: shape: not a number that can stand here"),
+        (samples.WINDOWS.replace(b"0.5,1.5", b"-0.5,1.5"), "t:2: rate_rps: not a usable number (got -0.5"),
+        (samples.WINDOWS.replace(b"Gamma,0.4957", b"Gamma,nan"), "t:3: shape: not a usable number"),
         (samples.WINDOWS.replace(b"Gamma,0.4957", b"Gamma,0"), "t:3: shape: a shape that can't be drawn (got 0"),
         (samples.WINDOWS.replace(b"Weibull,0.7", b"Pareto,0.7"), "t:2: pattern: an unknown pattern (got Pareto"),
         (samples.WINDOWS.replace(b"4,0,0.02", b"0,0,0.02"), "t:3: client_id: a second row for this client and window"),
         (samples.WINDOWS.replace(b"0,1800", b"0,1700"), "t:6: timestamp_s: the windows don't lie on a grid"),
-        (samples.FUNCTIONS.replace(b"http,3", b"http,-3"), "t:2: 1: not a number that can stand here (got -3, allowed"),
+        (samples.FUNCTIONS.replace(b"http,3", b"http,-3"), "t:2: 1: not a usable number (got -3, allowed"),
         (samples.FUNCTIONS.replace(b"timer,0,7", b"timer,0,1.5"), "t:3: 2: not a count (got 1.5"),
-        (samples.FUNCTIONS_2021.replace(b"42.25", b"-1"), "t:3: duration: not a number that can stand here (got -1"),
+        (samples.FUNCTIONS_2021.replace(b"42.25", b"-1"), "t:3: duration: not a usable number (got -1"),
         (samples.AZURE_LLM.replace(b"2023-11-16 18:15:50", b"now"), "t:3: TIMESTAMP: not a time (got now.9951690"),
         (samples.AZURE_LLM.replace(b"2023-11-16 18:15:50", b"2999-11-16 18:15:50"), "t:3: TIMESTAMP: not a time"),
-        (samples.MOONCAKE_JSONL.replace(b"6472", b"true"), "t:2: input_length: not a number that can stand"),
+        (samples.MOONCAKE_JSONL.replace(b"6472", b"true"), "t:2: input_length: not a usable number"),
         (samples.MOONCAKE_JSONL.replace(b'"input_length": 6472, ', b""), "t:2: input_length: the cell is empty"),
         (samples.MOONCAKE_JSONL.replace(b"[46, 2353]}", b""), "t:2: not a line of JSON (got"),
     ],
@@ -222,7 +220,7 @@ def test_a_lengths_file_is_checked_too(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(samples.WINDOWS)
     (tmp_path / "l").write_bytes(samples.LENGTHS.replace(b"269,331", b"469,331"))
     trace = Trace(file=str(tmp_path / "t"), lengths_file=str(tmp_path / "l"))
-    with pytest.raises(TraceError, match="l:2: input_tokens_p50: quantiles that fall"):
+    with pytest.raises(TraceError, match="l:2: input_tokens_p50: the quantiles are not in order"):
         read_trace(trace)
     (tmp_path / "t").write_bytes(samples.CSV)
     with pytest.raises(TraceError, match="only servegen-windows has a lengths file"):
@@ -232,8 +230,8 @@ def test_a_lengths_file_is_checked_too(tmp_path: Path) -> None:
 def test_objects_of_bad_rows(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(b"adapter_id,adapter_bytes\na,5\n,5\nb,0\nb,7\n")
     with pytest.raises(TraceError, match="t:3: adapter_id: the adapter's name is empty"):
-        read_objects(str(tmp_path / "t"))
-    objects = read_objects(str(tmp_path / "t"), skip_bad=True)
+        read_adapter_sequence(str(tmp_path / "t"))
+    objects = read_adapter_sequence(str(tmp_path / "t"), skip_bad=True)
     assert objects.names == ("a", "b")
     assert objects.notes[0].startswith(f"{tmp_path}/t: left out 2 of 4 rows: ")
 
@@ -241,11 +239,11 @@ def test_objects_of_bad_rows(tmp_path: Path) -> None:
 def test_objects_need_no_times_and_lengths_but_those_there_are_checked(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(b"adapter_id,timestamp_s\na,1\nb,3\nc,2\n")
     with pytest.raises(TraceError, match="t:4: timestamp_s: time runs backwards"):
-        read_objects(str(tmp_path / "t"))
-    assert read_objects(str(tmp_path / "t"), skip_bad=True).names == ("a", "b")
+        read_adapter_sequence(str(tmp_path / "t"))
+    assert read_adapter_sequence(str(tmp_path / "t"), skip_bad=True).names == ("a", "b")
     (tmp_path / "t").write_bytes(b"adapter_id,output_tokens\na,1\nb,-3\n")
     with pytest.raises(TraceError, match="t:3: output_tokens"):
-        read_objects(str(tmp_path / "t"))
+        read_adapter_sequence(str(tmp_path / "t"))
 
 
 def test_a_quote_that_is_never_closed_loses_no_rows_unseen(tmp_path: Path) -> None:
@@ -259,7 +257,7 @@ def test_a_quote_that_is_never_closed_loses_no_rows_unseen(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("cell", ["1_0", "１２", "١٢"])
 def test_only_plain_digits_are_numbers(tmp_path: Path, cell: str) -> None:
-    assert "t:3: input_tokens: not a number" in error_of(tmp_path, HEADER + f"1,a,5,5\n2,a,{cell},5\n".encode())
+    assert "t:3: input_tokens: not a usable number" in error_of(tmp_path, HEADER + f"1,a,5,5\n2,a,{cell},5\n".encode())
 
 
 def test_a_million_rows_need_little_memory(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import trace_samples as samples
 
 from sim.spec.sections.trace_source import Trace
-from sim.traffic.traces.bad_rows import Problems
-from sim.traffic.traces.blocks import Block
+from sim.traffic.traces.bad_rows import BadRows
+from sim.traffic.traces.blocks import RowBlock
 from sim.traffic.traces.read import TraceData, read_trace
 from sim.traffic.traces.text_files import CsvTable
 
@@ -33,9 +33,9 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     reads: list[str] = []
     block_of = CsvTable.read
 
-    def counted(table: CsvTable, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
-        reads.append(problems.file)
-        return block_of(table, columns, count, problems)
+    def counted(table: CsvTable, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
+        reads.append(bad_rows.file)
+        return block_of(table, columns, count, bad_rows)
 
     monkeypatch.setattr(CsvTable, "read", counted)
     return reads

@@ -163,7 +163,7 @@ def test_one_request_can_be_scaled(tmp_path: Path) -> None:
 @pytest.mark.promise("requests of a trace: 50 million")
 def test_too_many_requests_need_a_limit(file: str) -> None:
     trace = Trace(file=file, population_scale=10_000)
-    with pytest.raises(TraceError, match=r"stands for too many requests \(got 60,000,000, allowed: up to 50,000,000"):
+    with pytest.raises(TraceError, match=r"has too many requests \(got 60,000,000, allowed: up to 50,000,000"):
         read_trace(trace)
     assert len(read_trace(trace, 10)) == 10
 

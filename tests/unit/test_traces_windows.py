@@ -96,7 +96,7 @@ def test_rates_are_multiplied_by_the_population(tmp_path: Path) -> None:
     assert len(read_trace(trace)) == pytest.approx(6000, abs=4.5 * 6000**0.5)
     few = read_trace(trace.model_copy(update={"population_scale": 0.1}))
     assert len(few) == pytest.approx(600, abs=4.5 * 600**0.5)
-    with pytest.raises(TraceError, match="so small that no request comes"):
+    with pytest.raises(TraceError, match="too small for a single request"):
         read_trace(trace.model_copy(update={"population_scale": 1e-9}))
 
 

@@ -18,8 +18,10 @@ from reports.pages.run_page import build_report
 from sim.errors import InputError
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
-from sim.studies.evaluate import Options, evaluate_scenario
-from sim.studies.sweep import study, task_of
+from sim.studies.backends.pool import Local
+from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
+from sim.studies.execution import Execution
+from sim.studies.sweep import run_study, task_of
 from sim.studies.training.rollout_gate import build, digest_weights, release
 
 SCENARIO = """\
@@ -49,7 +51,7 @@ def scenario(folder: Path, rollouts: str = VET, strategy: str = "new-name") -> P
 
 
 def run(file: Path, out: str, *sets: dict[str, Any]) -> Path:
-    return study(load_scenario(str(file)), list(sets) or [{}], file.parent / out, command="", jobs=1).path
+    return run_study(load_scenario(str(file)), list(sets) or [{}], file.parent / out, Execution(Local(1))).path
 
 
 def said(loaded: LoadedScenario) -> str:
@@ -89,7 +91,7 @@ def test_every_answer_by_a_held_version_is_counted(file: Path, strategy: str) ->
     path = str(scenario(file.parent, strategy=strategy))
     held = evaluate_scenario(load_scenario(path, ["run.replications=1"]).scenario).point.held
     otherwise = load_scenario(path, ["run.replications=1", "rollouts.0.require=none"]).scenario
-    requests = evaluate_scenario(otherwise, Options(requests=True)).requests
+    requests = evaluate_scenario(otherwise, EvaluationOptions(requests=True)).requests
     assert requests is not None
     table = requests.to_pandas()
     by_the_new = table[(table["status"] == "completed") & (table["version"] == 2)]
@@ -139,23 +141,23 @@ def test_what_cannot_be_judged_is_held_and_says_why(file: Path, entries: int | N
     log.unlink() if entries is None else log.write_text(json.dumps(state))
     (point,) = read_run(run(file, "held")).points
     (note,) = [each for each in point.warnings if each.startswith("rollouts.0 ")]
-    assert note.startswith("rollouts.0 is held: v2 can't be judged, so it doesn't pass (require: none sends it out): ")
+    assert note.startswith("rollouts.0 is held back: v2 can't be judged, so it doesn't pass (require: none ")
     assert why in note
     assert point.held["rollouts"][0]["vetted"][0]["judged"] is False
     headline = answer(point, {"ttft_p99_s": 1.0}).headline
     assert headline.startswith("Held: rollouts.0, v2 can't be judged. A held version would have answered ")
-    assert release(load_scenario(str(file), ["rollouts.0.require=none"]).scenario).held == ()
+    assert release(load_scenario(str(file), ["rollouts.0.require=none"]).scenario).held_back == ()
 
 
 def test_one_that_cannot_be_judged_holds_all_of_a_folder(file: Path) -> None:
     shutil.rmtree(file.parent / "new" / "v2")
     for name in ("a", "b"):
         write_adapter(file.parent / "new" / "v2" / name, LEARNED)
-    assert not release(load_scenario(str(file)).scenario).held
+    assert not release(load_scenario(str(file)).scenario).held_back
     (file.parent / "new" / "v2" / "b" / "trainer_state.json").unlink()
     released = release(load_scenario(str(file)).scenario)
-    assert released.held
-    assert released.notes[0].startswith("rollouts.0 is held: v2/b can't be judged")
+    assert released.held_back
+    assert released.notes[0].startswith("rollouts.0 is held back: v2/b can't be judged")
 
 
 def test_others_go_out_under_their_own_numbers(file: Path) -> None:
@@ -199,10 +201,10 @@ def test_a_gate_needs_the_versions_folder(file: Path) -> None:
     )
     shutil.rmtree(file.parent / "new")
     assert said(load_scenario(str(scenario(file.parent)))) == (
-        f"{file}:{line}: rollouts.0.weights: there is no such folder (got {file.parent}/new/v2)"
+        f"{file}:{line}: rollouts.0.weights: no such folder (got {file.parent}/new/v2)"
     )
     write(file.parent / "new" / "v2", "a file")
-    assert "is a file, not the folder of an adapter" in said(load_scenario(str(file)))
+    assert "this is a file, not an adapter folder" in said(load_scenario(str(file)))
 
 
 def test_files_that_cannot_be_read_are_an_error_and_no_pass(file: Path) -> None:
@@ -234,14 +236,14 @@ def test_pipes_and_devices_stop_nothing(file: Path) -> None:
     assert digest_weights(folder) == before
     (folder / "trainer_state.json").unlink()
     os.mkfifo(folder / "trainer_state.json")
-    assert release(load_scenario(str(file)).scenario).held  # and nobody waits for who writes into a pipe
+    assert release(load_scenario(str(file)).scenario).held_back  # and nobody waits for who writes into a pipe
 
 
 def test_adapters_of_several_shapes_need_a_rollout_each(file: Path) -> None:
     write_adapter(file.parent / "new" / "v2" / "a", LEARNED, rank=8)
     write_adapter(file.parent / "new" / "v2" / "b", LEARNED, rank=16)
-    assert "the adapters in this folder have several shapes" in said(load_scenario(str(file)))
-    assert release(load_scenario(str(scenario(file.parent, strategy="in-place"))).scenario).held
+    assert "the adapters in this folder differ in shape" in said(load_scenario(str(file)))
+    assert release(load_scenario(str(scenario(file.parent, strategy="in-place"))).scenario).held_back
 
 
 # Paths and digests
@@ -285,7 +287,7 @@ def test_the_report_says_what_was_held_and_why(file: Path) -> None:
     assert told.headline.startswith("Held: rollouts.0, v2 shows underfitting (likely). A held version would ")
     assert f"have answered {value:,} of {total:,} requests" in told.headline
     assert told.details[0].startswith("Had it gone out, meanwhile: p99 TTFT ")
-    assert any(warning.startswith("rollouts.0 is held: v2 shows underfitting (likely): the training loss was ")
+    assert any(warning.startswith("rollouts.0 is held back: v2 shows underfitting (likely): the training loss was ")
                for warning in point.warnings)  # fmt: skip
     table = held_table(point, "")
     assert table is not None

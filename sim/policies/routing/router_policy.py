@@ -105,7 +105,7 @@ class Router(Choosing, Protocol):
     The simulator makes one router for each replication. It calls ``choose`` once for each request, in order of arrival,
     and again when a request is sent again. ``choose`` returns an index in ``view.up`` and changes nothing but the
     router's own state: the lists of the view belong to the simulator and may be its own. A router that draws takes its
-    number from ``sim.rng.luck(context.key, number)``, so that a request draws the same number in every design.
+    number from ``sim.rng.uniform_draw(context.key, number)``, so that a request draws the same number in every design.
 
     :ivar reads: the fields of the view that it looks at, besides ``up`` and ``slots``, which are always there. A view
         holds nothing in the other fields.

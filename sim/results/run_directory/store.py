@@ -216,7 +216,7 @@ def read_run(path: Path) -> RunData:
     :raises OutputError: if it is no run directory, or damaged.
     """
     if not path.is_dir():
-        raise OutputError("there is no such folder" if not path.exists() else "is not a folder", file=str(path))
+        raise OutputError("no such folder" if not path.exists() else "is not a folder", file=str(path))
     refuse_links(path, (MANIFEST, "points"))
     file = path / MANIFEST
     if not file.exists():

@@ -1,1 +1,1 @@
-"""Reading scenarios from YAML: values that know their line, problems in words, bundled files, the JSON Schema."""
+"""Reads scenarios from YAML: values with their line, error messages, bundled files, the JSON Schema."""

@@ -1,4 +1,4 @@
-"""The scenarios that come with loraplan: listed, found by name, copied to be edited."""
+"""Bundled scenarios: listed, found by name, copied for editing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def bundled_path(name: str) -> Path:
 
 
 def copy_scenario(name: str, destination: Path) -> Path:
-    """Copy a bundled scenario, and the files it reads, to be edited; return the new file.
+    """Copy a bundled scenario and the files it reads, for editing; return the new file.
 
     :param destination: a folder, or the name of the new file. Nothing is overwritten.
     :raises ScenarioError: if there is no such scenario.
@@ -71,7 +71,7 @@ def copy_scenario(name: str, destination: Path) -> Path:
     copies = [(source.parent / file, target.parent / file) for file in _files(source)]
     for path in (target, *(copy for _, copy in copies)):
         if path.exists():
-            raise OutputError("there is already a file here", file=str(path), hint="nothing was copied; name another")
+            raise OutputError("this file already exists", file=str(path), hint="nothing was copied; give another name")
     try:
         with target.open("x", encoding="utf-8") as out:
             out.write(text)

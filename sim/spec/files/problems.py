@@ -1,7 +1,7 @@
-"""Turn what pydantic found into our words: the key as the user wrote it, what is wrong, what may stand there.
+"""Turns pydantic's errors into our messages: the key as the user wrote it, the problem, what is allowed.
 
-A location of pydantic's is walked along the models' annotations. That tells the keys in it from the tags and
-type names pydantic puts between them, and finds the model whose keys an unknown key should have been.
+A location from pydantic is followed along the models' annotations. That separates keys from the tags and type names
+that pydantic puts between them, and finds the model that an unknown key belongs to.
 """
 
 from __future__ import annotations
@@ -19,15 +19,26 @@ from sim.spec.files.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12
 _WANTED = {
-    "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
-    "int_parsing_size": "a whole number", "float_type": "a number", "float_parsing": "a number",
-    "finite_number": "a finite number", "bool_type": "true or false", "bool_parsing": "true or false",
-    "string_type": "text", "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping of keys",
-}  # fmt: skip
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys",
+}
 _BOUNDS = {
-    "greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "below"), "less_than_equal": ("le", "at most"),
-}  # fmt: skip
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +56,13 @@ class _Spot:
 
 
 def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[InputError]:
-    """Return every problem pydantic found in ``data``, in our words, each with its dotted key."""
+    """Return every problem pydantic found in ``data`` as our error, with its dotted key."""
     found: list[InputError] = []
     for detail in error.errors(include_url=False):
         spot = _walk(detail["loc"], model, data)
         if spot.matches:
             found.append(_explain(detail, spot, model, data))
-    if not found:  # what was written fits none of the choices: the first says so
+    if not found:  # the value fits none of the choices: report the first
         detail = error.errors(include_url=False)[0]
         found.append(_explain(detail, _walk(detail["loc"], model, data), model, data))
     return found
@@ -76,7 +87,7 @@ def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> Inp
     got = _value(data, spot.path)
     kind, context = detail["type"], detail.get("ctx") or {}
     if kind == "quantity":
-        return _of_ours(context, spot, data)
+        return _own_error(context, spot, data)
     if kind in _BOUNDS:
         name, word = _BOUNDS[kind]
         return ScenarioError("out of range", key=spot.key, got=got, allowed=f"{word} {_bound(context[name])}")
@@ -108,7 +119,7 @@ def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> Inp
     return ScenarioError(detail["msg"].replace("Input should", "should"), key=spot.key, got=got)
 
 
-def _of_ours(context: Mapping[str, Any], spot: _Spot, data: Any) -> InputError:
+def _own_error(context: Mapping[str, Any], spot: _Spot, data: Any) -> InputError:
     key = join(spot.key, context["key"]) if context.get("key") else spot.key
     allowed, hint, got = context.get("allowed") or None, context.get("hint") or None, context.get("got")
     if isinstance(got, float):
@@ -127,7 +138,7 @@ def _unknown_key(spot: _Spot, model: type[BaseModel]) -> InputError:
 
 
 def _of_another_kind(spot: _Spot, model: type[BaseModel]) -> str | None:
-    """Say which laws or processes have the key that this one has not."""
+    """Return a hint on the laws or processes that do have the key."""
     tagged = _tagged(_walk(spot.path[:-1], model, {}).kind) if len(spot.path) > 1 else None
     if tagged is None:
         return None
@@ -137,7 +148,7 @@ def _of_another_kind(spot: _Spot, model: type[BaseModel]) -> str | None:
 
 
 def _elsewhere(word: str, key: str, model: type[BaseModel]) -> str | None:
-    """Find a key of that name in another section: people remember ``slots``, not ``cache.gpu.slots``."""
+    """Return a hint on a key of that name in another section: users remember ``slots``, not ``cache.gpu.slots``."""
     by_name: dict[str, str] = {}
     for path in known_keys(model):
         if path != without_indexes(key):
@@ -175,8 +186,9 @@ def _not_a_name(spot: _Spot, got: Any, context: Mapping[str, Any]) -> InputError
     allowed = f"text that matches {context['pattern']}"
     if spot.key == "name":
         allowed = "letters, digits, and . _ - inside, at most 64 of them"
-    return ScenarioError("not a usable name" if spot.key == "name" else "not in the right form",
-                         key=spot.key, got=got, allowed=allowed)  # fmt: skip
+    return ScenarioError(
+        "not a usable name" if spot.key == "name" else "not in the right form", key=spot.key, got=got, allowed=allowed
+    )
 
 
 def _type_hint(kind: str, got: Any) -> str | None:
@@ -190,7 +202,7 @@ def _type_hint(kind: str, got: Any) -> str | None:
 
 
 def _about(spot: _Spot) -> str | None:
-    """Return the first sentence of the field's description: the best answer to "what is that?"."""
+    """Return the first sentence of the field's description, as a hint."""
     for name, field in spot.owner.model_fields.items() if spot.owner else ():
         if spot.path and _alias(spot.owner, name) == spot.path[-1] and field.description:
             text = " ".join(field.description.replace("``", "").split()).split(". ")[0]
@@ -231,7 +243,7 @@ def _below(kind: Any, part: str | int) -> Any:
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
-    """Return the alternatives of an annotation, without None and without pydantic's trimmings."""
+    """Return the alternatives of an annotation, without None and annotations."""
     if get_origin(kind) is Annotated:
         return _members(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
@@ -293,7 +305,7 @@ def _value(data: Any, path: Sequence[str | int]) -> Any:
 
 
 def _bound(bound: Any) -> str:
-    """Return a bound as people write it: 10,000,000 rather than 1e+07."""
+    """Return a bound as 10,000,000 rather than 1e+07."""
     return f"{bound:,.0f}" if 10_000 <= abs(bound) < 1e15 and bound == int(bound) else _number(bound)
 
 

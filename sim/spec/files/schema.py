@@ -13,7 +13,7 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.trace_source import TRACE_FORMATS
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# Checked by the models with better messages than an enum's, so the schema has to hear of them here.
+# The models check these with better messages than an enum's, so the schema needs them here.
 _NAMES: dict[tuple[str, str], Registry[Any]] = {
     ("Fleet", "engine"): ENGINES,
     ("Cache", "eviction"): EVICTIONS,
@@ -32,8 +32,8 @@ _EXTENDS = {
 def scenario_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a scenario file.
 
-    A file that extends another may leave out anything and may remove keys with null, so every model is there
-    twice: whole, and as an overlay in which nothing is required.
+    A file that extends another may leave out anything and remove keys with null, so every model is included twice:
+    whole, and as an overlay in which nothing is required.
     """
     scenario = Scenario.model_json_schema(by_alias=True)
     models: dict[str, Any] = scenario.pop("$defs")

@@ -1,8 +1,8 @@
-"""A scenario before it is checked: values that know where they were written, and how they overlay.
+"""A scenario before checking: values with the place where they were written, and how they merge.
 
-A file, the file it extends, ``--set`` and a sweep's values are all laid over each other here by the same
-rules: mappings merge, lists are replaced, null removes, and a choice made later ends an earlier one
-(another ``law``, ``size`` where the base has ``slots``).
+A file, the file it extends, ``--set`` and the values of a sweep merge by the same rules: mappings merge, lists are
+replaced, null removes, and a later choice replaces an earlier one (another ``law``, ``size`` where the base has
+``slots``).
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ from sim.errors import ScenarioError
 Scalar = str | int | float | bool | None
 
 MAX_DEPTH = 50
-"""Deeper nesting is refused: no scenario needs it, and what walks the tree is recursive."""
+"""Deeper nesting is refused: no scenario needs it, and functions on the tree are recursive."""
 
 TAGS = ("law", "process", "kind", "serve")
-"""Keys that say what the other keys of their mapping mean."""
+"""Keys that decide the meaning of the other keys of their mapping."""
 
-# Section: (what an overlay gives, what it drops from the base). Only pairs where the later choice can
-# mean nothing else; ``rank`` over a base with a ``mix`` stays an error, it would quietly lose the mix.
-_CHOICES = {
-    "workload": (
-        ("requests", "duration"), ("duration", "requests"),
-        ("trace", "arrivals"), ("trace", "tokens"), ("arrivals", "trace"),
-        ("trace", "sessions"), ("trace", "drift"), ("trace", "churn"),
-    ),
-    "plan": (
-        ("minimize", "maximize"), ("maximize", "minimize"), ("minimize", "fleets"), ("maximize", "fleets"),
-        ("values", "range"), ("values", "step"), ("range", "values"), ("range", "step"),
-    ),
-    "adapters": (("mix", "rank"), ("mix", "targets"), ("mix", "size")),
-    "cache.gpu": (("slots", "size"), ("size", "slots")),
-    "cache.host": (("slots", "size"), ("size", "slots")),
-}  # fmt: skip
+# By section: a key of an overlay, and the keys it drops from the base. Only unambiguous choices; ``rank`` over a base
+# with a ``mix`` stays an error, because it would silently lose the mix.
+_CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "workload": {
+        "requests": ("duration",),
+        "duration": ("requests",),
+        "trace": ("arrivals", "tokens", "sessions", "drift", "churn"),
+        "arrivals": ("trace",),
+    },
+    "plan": {
+        "minimize": ("maximize", "fleets"),
+        "maximize": ("minimize", "fleets"),
+        "values": ("range", "step"),
+        "range": ("values", "step"),
+    },
+    "adapters": {"mix": ("rank", "targets", "size")},
+    "cache.gpu": {"slots": ("size",), "size": ("slots",)},
+    "cache.host": {"slots": ("size",), "size": ("slots",)},
+}
 
 FILE_KEYS = (
     "workload.trace.file",
@@ -51,7 +54,7 @@ FILE_KEYS = (
 """Keys whose value is a file or a folder (the profile only where it looks like a path), without places in lists."""
 
 _FLEETS = "plan.fleets.set."
-"""Where a plan's fleets give values by the same keys."""
+"""The prefix of these keys in a plan's fleets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value and its origin; mappings and lists hold nodes. Never changed, always replaced."""
+    """A value and its origin; mappings and lists contain nodes. Immutable."""
 
     value: dict[str, Node] | list[Node] | Scalar
     origin: Origin
@@ -79,11 +82,11 @@ def join(path: str, key: str | int) -> str:
 
 
 def merge(base: Node, over: Node, path: str = "") -> Node:
-    """Lay ``over`` on ``base``; the mapping keeps the base's origin, each value brings its own."""
+    """Lay ``over`` on ``base``; the mapping keeps the base's origin, each value keeps its own."""
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
         return over
     if path == "sweep":
-        return over  # a grid is one question: the base's axes would multiply the points
+        return over  # a new grid replaces the base's, whose axes would multiply the points
     if _other_kind(base.value, over.value):
         return over
     dropped = _dropped(path, base.value, over.value)
@@ -97,14 +100,14 @@ def assign(root: Node, key: str, value: Node) -> Node:
     """Return the tree with ``value`` laid at the dotted ``key``; whole numbers index lists."""
     parts = key.split(".")
     if parts[0] == "sweep" and len(parts) > 1:
-        parts = ["sweep", ".".join(parts[1:])]  # its keys are dotted paths themselves
+        parts = ["sweep", ".".join(parts[1:])]  # its keys are dotted paths
     if not all(parts) or len(parts) > MAX_DEPTH:
         raise ScenarioError("not a dotted key", got=key, allowed="such as cache.gpu.slots", file=value.origin.place)
     return _assign(root, parts, value, "")
 
 
 def tags_first(keys: Iterable[str]) -> list[str]:
-    """Return the keys with laws and processes first: setting one drops what belonged to another."""
+    """Return the keys with laws and processes first, because setting one drops the keys of another."""
     return sorted(keys, key=lambda key: key.rpartition(".")[2] not in TAGS)
 
 
@@ -136,7 +139,7 @@ def planted(value: Any, origin: Origin, known: Mapping[str, Origin] | None = Non
 def with_absolute_files(node: Node, folder: Path, path: str = "", confines: Path | None = None) -> Node:
     """Return the tree with every file in it made absolute, relative names taken from ``folder``.
 
-    :param confines: the folder that no file may lie outside of, links followed; None: they may lie anywhere.
+    :param confines: the folder that must contain all files, after following links; None: no restriction.
     :raises ScenarioError: for a file outside, and for what can't be a file's name.
     """
     value = node.value
@@ -182,7 +185,7 @@ def without_indexes(key: str) -> str:
 def files_of(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield every file and folder that a scenario's plain data names: its dotted key and its path.
 
-    A profile that is a name and no path is none.
+    The name of a bundled profile is no file.
     """
     for key in FILE_KEYS:
         for path, value in _values(data, key.split("."), ""):
@@ -202,7 +205,7 @@ def _values(data: Any, parts: Sequence[str], path: str) -> Iterator[tuple[str, A
 
 
 def is_path(profile: str) -> bool:
-    """Say whether a profile is given as a file and not as a bundled name."""
+    """Return whether a profile is given as a file, not as a bundled name."""
     return profile.endswith(".json") or profile.startswith((".", "/", "~"))
 
 
@@ -221,9 +224,8 @@ def _dropped(path: str, base: Mapping[str, Node], over: Mapping[str, Node]) -> s
     given = {key for key, node in over.items() if node.value is not None}
     # With a trace, requests and duration go together: the first limits its rows.
     free = {"requests", "duration"} if {"trace"} & (given | set(base)) else set()
-    return {
-        drops for gives, drops in _CHOICES.get(path, ()) if gives in given and drops not in given and drops not in free
-    }
+    choices = _CHOICES.get(path, {})
+    return {key for choice in given for key in choices.get(choice, ()) if key not in given and key not in free}
 
 
 def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> Node:
@@ -241,9 +243,11 @@ def _assign(node: Node | None, parts: Sequence[str], value: Node, path: str) -> 
         return Node(items, node.origin)
     if not isinstance(node.value, dict):
         raise ScenarioError(
-            f"{path} holds one value and has no keys", key=join(path, ".".join(parts)),
-            got=node.value, file=value.origin.place,
-        )  # fmt: skip
+            f"{path} holds one value and has no keys",
+            key=join(path, ".".join(parts)),
+            got=node.value,
+            file=value.origin.place,
+        )
     child = _assign(node.value.get(head), rest, value, join(path, head))
     over = {head: child}
     if _other_kind(node.value, over):
@@ -257,10 +261,7 @@ def _index(part: str, length: int, path: str, origin: Origin) -> int:
     if part.isascii() and part.isdigit() and int(part) < length:
         return int(part)
     allowed = f"0 to {length - 1}" if length else "nothing, the list is empty"
-    raise ScenarioError(
-        "no such place in the list", key=join(path, part), got=part, allowed=allowed,
-        file=origin.place,
-    )  # fmt: skip
+    raise ScenarioError("no such index in the list", key=join(path, part), got=part, allowed=allowed, file=origin.place)
 
 
 def _origins(node: Node, path: str) -> Iterator[tuple[str, Origin]]:

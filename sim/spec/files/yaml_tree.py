@@ -1,7 +1,7 @@
-"""Read YAML into a tree of values that know their line, and refuse what can't be a scenario.
+"""Reads YAML into a tree of values with their lines, and refuses what can't be a scenario.
 
-The text is composed into YAML nodes and walked here, not constructed by the library: that gives the line of
-every key, keeps dates and other surprises as text, and bounds what aliases may expand to.
+The library only composes YAML nodes, and this module converts them. That gives the line of every key, keeps dates and
+the like as text, and limits the expansion of aliases.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from sim.spec.files.tree import MAX_DEPTH, Node, Origin, Scalar
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
 MAX_TEXT = 4_000_000
-"""Characters of all texts with aliases written out: a long text that stands there thousands of times is checked, hashed
-and written as often."""
+"""Characters of all texts with aliases expanded: repeated long texts are checked, hashed and written each time."""
 MAX_BITS = 512
-"""Of a whole number: longer ones, as hexadecimal digits can give, are no quantity, and Python refuses to print them."""
+"""Bits of a whole number: longer ones, possible in hexadecimal, are no quantities, and Python refuses to print them."""
 
 _CORE = "tag:yaml.org,2002:"
 _COLLECTIONS = {_CORE + "map", _CORE + "seq"}
@@ -50,16 +49,19 @@ def read_yaml(path: Path, name: str) -> Node:
         raise ScenarioError("the file is empty", hint="'loraplan scenarios list' shows examples", file=name, line=1)
     if not isinstance(node.value, dict):
         raise ScenarioError(
-            "a scenario is a mapping of keys", got=_kind(node), allowed="key: value lines",
-            file=name, line=node.origin.line,
-        )  # fmt: skip
+            "a scenario is a mapping of keys",
+            got=_kind(node),
+            allowed="key: value lines",
+            file=name,
+            line=node.origin.line,
+        )
     return node
 
 
 def parse_yaml(text: str, place: str) -> Node | None:
     """Return the tree of a YAML text, or None where it holds nothing."""
     if text.count(",") + text.count(":") + text.count("- ") > 4 * MAX_NODES:
-        # Before it is composed, which would take a minute: no text of this size has so many by chance.
+        # Checked before composing, which would take a minute; no honest text has so many.
         raise ScenarioError("too many values", allowed=f"{MAX_NODES:,} with aliases written out", file=place)
     yaml = YAML(typ="safe", pure=True)
     try:
@@ -76,7 +78,7 @@ def parse_yaml(text: str, place: str) -> Node | None:
 
 
 class _Walk:
-    """Turn YAML nodes into ours, counting them: ten lines of aliases can stand for a billion values."""
+    """Converts YAML nodes into ours and counts them: ten lines of aliases can expand to a billion values."""
 
     def __init__(self, yaml: YAML, place: str) -> None:
         self._yaml = yaml
@@ -93,7 +95,7 @@ class _Walk:
         if depth > MAX_DEPTH:
             raise self._refuse("nested too deeply", source, f"{MAX_DEPTH} levels")
         if not isinstance(source, ScalarNode) and str(source.tag) not in _COLLECTIONS:
-            raise self._refuse("YAML tags are not read", source, got=str(source.tag))
+            raise self._refuse("YAML tags are not supported", source, got=str(source.tag))
         if isinstance(source, MappingNode):
             return Node(self._mapping(source, depth), here)
         if isinstance(source, SequenceNode):
@@ -107,7 +109,9 @@ class _Walk:
             if not isinstance(key, ScalarNode):
                 raise self._refuse("a key must be a word", key)
             if str(key.tag) == _CORE + "merge":
-                raise self._refuse("merge keys (<<) are not read", key, hint="use extends to build on another file")
+                raise self._refuse(
+                    "merge keys (<<) are not supported", key, hint="use extends to build on another file"
+                )
             name = self._text(key)
             if name in result:
                 first = result[name].origin.line
@@ -123,7 +127,7 @@ class _Walk:
         if tag in _TEXT:
             return self._text(source)
         if tag not in _TYPED:
-            raise self._refuse("YAML tags are not read", source, got=tag)
+            raise self._refuse("YAML tags are not supported", source, got=tag)
         try:
             value: Scalar = self._yaml.constructor.construct_object(source, deep=True)
         except (ValueError, YAMLError):

@@ -1,4 +1,4 @@
-"""When requests arrive: the processes a scenario can name.
+"""Arrival processes.
 
 All of them give the mean rate as ``rate``, so that a sweep over the load is the same for every process.
 """
@@ -21,8 +21,8 @@ class _Process(Strict):
 
 class _Renewal(_Process):
     per: Literal["aggregate", "adapter"] = "aggregate"
-    """``aggregate``: one stream of requests, each of which then chooses an adapter. ``adapter``: every adapter has a
-    stream of its own with these gaps and its share of the rate, so that its requests come in bursts."""
+    """``aggregate``: one stream of requests, each of which draws its adapter. ``adapter``: every adapter has its own
+    stream with these gaps and its share of the rate, so that its requests come in bursts."""
 
 
 class PoissonArrivals(_Process):
@@ -36,17 +36,17 @@ class GammaArrivals(_Renewal):
 
     process: Literal["gamma"]
     cv: float = Field(ge=0.01, le=100)
-    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty. With ``per: adapter``, a third column of a
-    weights file gives adapters one of their own."""
+    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty. With ``per: adapter``, a third column of the
+    weights file can give each adapter its own."""
 
 
 class WeibullArrivals(_Renewal):
-    """Weibull gaps: at the same ``cv`` fewer tiny gaps than gamma; what many clients of ServeGen follow."""
+    """Weibull gaps: at the same ``cv`` fewer tiny gaps than gamma; fits many clients of ServeGen."""
 
     process: Literal["weibull"]
     cv: float = Field(ge=0.01, le=100)
-    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty. With ``per: adapter``, a third column of a
-    weights file gives adapters one of their own."""
+    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty. With ``per: adapter``, a third column of the
+    weights file can give each adapter its own."""
 
 
 class OnOffArrivals(_Renewal):
@@ -56,16 +56,16 @@ class OnOffArrivals(_Renewal):
     on: Seconds = Field(gt=0)
     """Mean time on."""
     off: Seconds = Field(gt=0)
-    """Mean time off. While on, requests come at ``rate × (on + off) / on``."""
+    """Mean time off. While on, requests arrive at ``rate × (on + off) / on``."""
 
 
 class Step(Strict):
-    """A stretch of time at one level."""
+    """A period with one level."""
 
     time: Seconds = Field(gt=0)
     """How long it lasts."""
     level: float = Field(ge=0, le=1e6)
-    """How high, relative to the other steps; together they give the mean rate."""
+    """Rate, relative to the other steps; together they give the mean rate."""
 
 
 class _Modulated(_Process):
@@ -74,11 +74,11 @@ class _Modulated(_Process):
 
 
 class PiecewiseArrivals(_Modulated):
-    """A rate that goes through steps, again and again."""
+    """A rate that cycles through steps."""
 
     process: Literal["piecewise"]
     steps: tuple[Step, ...] = Field(min_length=1, max_length=100_000)
-    """The steps, in order; after the last comes the first. Their levels are scaled to the mean ``rate``."""
+    """The steps in order, repeated. Their levels are scaled to the mean ``rate``."""
 
 
 class DiurnalArrivals(_Modulated):
@@ -86,7 +86,7 @@ class DiurnalArrivals(_Modulated):
 
     process: Literal["diurnal"]
     swing: Share = 0.5
-    """How far the rate rises above its mean at the peak, and falls below it at the trough, as a share of the mean."""
+    """Amplitude of the rate around its mean, as a share of the mean."""
     period: Seconds = Field(default=86400.0, gt=0)
     """From peak to peak."""
     peak_at: Seconds = 50400.0
@@ -107,7 +107,7 @@ class MmppArrivals(_Process):
 
     process: Literal["mmpp"]
     states: tuple[MmppState, ...] = Field(min_length=2, max_length=100)
-    """The states; from one, every other is equally likely to come next. Levels are scaled to the mean ``rate``."""
+    """The states; every other state is equally likely to be next. Levels are scaled to the mean ``rate``."""
 
 
 Arrivals = Annotated[

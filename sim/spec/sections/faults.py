@@ -1,4 +1,4 @@
-"""What breaks while traffic flows: replicas, storage, loads, and who reaches which adapter."""
+"""Faults during a run: replicas, storage, loads, and requests that reach the wrong adapter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sim.spec.units import Seconds, Share
 
 
 class Crash(Strict):
-    """A replica dies; its caches, batch and queue are gone. Where it comes back, it begins with an empty GPU."""
+    """A replica dies; its caches, batch and queue are lost. If it comes back, it starts with an empty GPU."""
 
     kind: Literal["crash"]
     replica: NonNegativeInt
@@ -20,98 +20,98 @@ class Crash(Strict):
     at: Seconds
     """When it dies."""
     down: Seconds | None = Field(default=None, gt=0)
-    """How long until it takes requests again; unset: it stays away."""
+    """How long until it serves again; unset: never."""
     detected: Seconds = Field(default=0.0, ge=0)
-    """How long until the router notices. Until then it goes on sending requests there."""
+    """How long until the router notices. Until then it keeps sending requests there."""
     requests: Literal["reroute", "lose"] = "reroute"
-    """What becomes of the requests inside, and of those sent there before it is detected. ``reroute``: once it is
-    detected, they begin anew on another replica. ``lose``: they fail."""
+    """What happens to requests on the replica and to those sent there before the crash is detected. ``reroute``: they
+    restart on another replica once it is detected. ``lose``: they fail."""
 
 
 class SlowStorage(Strict):
-    """Loads from storage take longer for a while; those under way are slowed down from this moment on."""
+    """Loads from storage take longer for a while, including loads in flight."""
 
     kind: Literal["slow-storage"]
     at: Seconds
     """When it begins."""
     lasts: Seconds = Field(ge=0)
-    """How long; 0: it never happens, which is the point of a sweep to compare with."""
+    """How long; 0: never, as the baseline of a sweep."""
     factor: float = Field(gt=1, le=1e6)
     """How many times as long a load takes."""
     replica: NonNegativeInt | None = None
-    """Only this replica's; unset: that of all replicas."""
+    """Only on this replica; unset: on all."""
 
 
 class StorageStall(Strict):
-    """Nothing comes from storage for a while; loads under way stand still and then go on."""
+    """Storage delivers nothing for a while; loads in flight pause and then continue."""
 
     kind: Literal["storage-stall"]
     at: Seconds
     """When it begins."""
     lasts: Seconds = Field(ge=0)
-    """How long; 0: it never happens, which is the point of a sweep to compare with."""
+    """How long; 0: never, as the baseline of a sweep."""
     replica: NonNegativeInt | None = None
-    """Only this replica's; unset: that of all replicas."""
+    """Only on this replica; unset: on all."""
 
 
 class FailingLoads(Strict):
-    """Loads from storage fail at their end, and are tried again after a pause that doubles each time."""
+    """Loads from storage fail at their end and are retried after a pause that doubles each time."""
 
     kind: Literal["failing-loads"]
     probability: Share
-    """How likely each attempt is to fail; 0: none does."""
+    """Probability that an attempt fails; 0: none does."""
     at: Seconds = Field(default=0.0, ge=0)
     """When it begins."""
     lasts: Seconds | None = Field(default=None, ge=0)
-    """How long; 0: it never happens; unset: to the end."""
+    """How long; 0: never; unset: to the end."""
     retries: NonNegativeInt = Field(default=3, le=100)
-    """Attempts after the first one; if the last one fails, so do the requests that wait for it."""
+    """Attempts after the first one; if the last one fails, the requests that wait for it fail too."""
     backoff: Seconds = Field(default=1.0, ge=0)
     """Pause before the first retry; it doubles before each further one."""
     replica: NonNegativeInt | None = None
-    """Only this replica's; unset: those of all replicas."""
+    """Only on this replica; unset: on all."""
 
 
 class NetworkDelay(Strict):
-    """Adapters lie on the far side of a network: loads from storage take longer by this."""
+    """Adapters are on remote storage: a network delay is added to loads from storage."""
 
     kind: Literal["network-delay"]
     delay: TimeLaw
-    """What a load takes beside its own time."""
+    """The delay that is added to a load."""
     at: Seconds = Field(default=0.0, ge=0)
-    """When it begins; it counts for loads that start from then on."""
+    """When it begins, for loads that start from then on."""
     lasts: Seconds | None = Field(default=None, ge=0)
-    """How long; 0: it never happens; unset: to the end."""
+    """How long; 0: never; unset: to the end."""
     share: Share = Field(default=1.0, gt=0)
     """Share of the adapters that are remote."""
     replica: NonNegativeInt | None = None
-    """Only this replica's; unset: those of all replicas."""
+    """Only on this replica; unset: on all."""
 
 
 class Detector(Strict):
-    """The answer names the adapter that made it, and a client looks at that now and then."""
+    """A client check: each answer names the adapter that made it, and the client compares a share of them."""
 
     checks: Share = 1.0
     """Share of the answers that are checked."""
     retries: NonNegativeInt = Field(default=1, le=100)
-    """How often a request is sent again after a wrong answer; a wrong answer to the last try is reported to nobody
-    else, and counts as detected and failed."""
+    """How often a request is sent again after a wrong answer; a wrong answer to the last retry counts as detected and
+    failed."""
     delay: Seconds = Field(default=0.0, ge=0)
-    """Pause before it is sent again. It then asks for its own adapter, and stands behind all that wait by then."""
+    """Pause before it is sent again. It then goes to its own adapter, at the end of the queue."""
 
 
 class IdentityFault(Strict):
-    """What the faults have in common by which a request reaches the wrong adapter.
+    """Fields shared by faults that send a request to the wrong adapter.
 
-    Where several could lead the same request astray, the first one listed does.
+    If several apply to a request, the first one listed decides.
     """
 
     at: Seconds = Field(default=0.0, ge=0)
     """When it begins."""
     lasts: Seconds | None = Field(default=None, ge=0)
-    """How long; 0: it never happens; unset: to the end."""
+    """How long; 0: never; unset: to the end."""
     detector: Detector | None = None
-    """Who notices; unset: nobody."""
+    """How wrong answers are detected; unset: they are not."""
 
 
 class Misrouting(IdentityFault):
@@ -119,77 +119,86 @@ class Misrouting(IdentityFault):
 
     kind: Literal["misrouting"]
     probability: Share
-    """How likely that is for each request; 0: it never happens."""
+    """Probability for each request; 0: never."""
     to: Literal["popular", "any"] = "popular"
-    """Which adapter it reaches: drawn by popularity, as if two requests were mixed up, or any other one; of those that
-    are there at the start, and by their popularity then."""
+    """Which adapter it reaches: drawn by popularity, as if two requests were mixed up, or any other one; among the
+    adapters at the start of the run, by their popularity then."""
 
 
 class StaleMap(IdentityFault):
-    """Names are given to other adapters, and routers learn of it late: until then all requests for them go wrong."""
+    """Adapter names are reassigned and routers learn of it late; until then all requests for these names go wrong."""
 
     kind: Literal["stale-map"]
     share: Share = Field(gt=0)
-    """Share of the adapters that change their place in the map. They change it among each other."""
+    """Share of the adapters that swap names with each other."""
     propagation: TimeLaw
-    """How long the new map takes to reach each of ``router.instances``, drawn anew for each."""
+    """How long the new map takes to reach each of ``router.instances``, drawn for each."""
 
 
 class BaseModelAnswers(IdentityFault):
-    """A request is answered by the base model, without its adapter, and nobody says so.
+    """The base model answers a request silently, without its adapter.
 
-    It is routed like any other for its adapter, but needs no load and no slot, not even that of
-    ``cache.gpu.base_model_slot``, and makes a step no dearer than a sequence does.
+    The request is routed like any other for its adapter, but needs no load and no slot, not even that of
+    ``cache.gpu.base_model_slot``, and adds to a step what a sequence without an adapter does.
     """
 
     kind: Literal["base-model"]
     probability: Share
-    """How likely that is for each request; 0: it never happens."""
+    """Probability for each request; 0: never."""
 
 
 class NamedPrefixes(Strict):
-    """A prefix cache that knows adapters by name: after a swap under the same name, requests find the prefixes that the
-    old version computed. No time is saved here: loraplan has no prefix cache otherwise."""
+    """A prefix cache keyed by adapter name: after a swap under the same name, requests hit prefixes that the old
+    version computed. Hits save no time here."""
 
     kind: Literal["named-prefixes"]
     share: Share = Field(gt=0)
-    """Share of the requests that find their prefix in the cache, on replicas that had answered with the old version."""
+    """Share of requests that hit the prefix cache, on replicas that had answered with the old version."""
     lifetime: Seconds = Field(gt=0)
-    """How long after the last answer by the old version on a replica its prefixes are still found there."""
+    """How long prefixes stay in the cache of a replica after the last answer of the old version there."""
 
 
 StorageFault = SlowStorage | StorageStall | FailingLoads | NetworkDelay
 Misidentity = Misrouting | StaleMap | BaseModelAnswers
 Fault = Annotated[
-    Crash | SlowStorage | StorageStall | FailingLoads | NetworkDelay | Misrouting | StaleMap | BaseModelAnswers
+    Crash
+    | SlowStorage
+    | StorageStall
+    | FailingLoads
+    | NetworkDelay
+    | Misrouting
+    | StaleMap
+    | BaseModelAnswers
     | NamedPrefixes,
     Field(discriminator="kind"),
-]  # fmt: skip
+]
 
 
 def never_happens(fault: Fault) -> bool:
-    """Return whether a fault lasts no time, or has no probability: the healthy point of a sweep."""
+    """Return whether a fault has no duration or no probability: the baseline of a sweep."""
     return getattr(fault, "lasts", None) == 0 or getattr(fault, "probability", None) == 0
 
 
 def check_faults(faults: tuple[Fault, ...], replicas: int) -> None:
     """Check faults against the fleet and each other.
 
-    :raises PydanticCustomError: for a replica that isn't there, or one that is to crash while it is down.
+    :raises PydanticCustomError: for a replica that doesn't exist, or that crashes while it is down.
     """
     down: dict[int, list[tuple[float, float, int]]] = {}
     for i, fault in enumerate(faults):
         replica = getattr(fault, "replica", None)
         if replica is not None and replica >= replicas:
             raise located(
-                f"faults.{i}.replica", "there is no such replica", got=replica,
+                f"faults.{i}.replica",
+                "no such replica",
+                got=replica,
                 allowed=f"0 to {replicas - 1} (fleet.replicas {replicas})",
-            )  # fmt: skip
+            )
         if isinstance(fault, Crash):
             end = float("inf") if fault.down is None else fault.at + max(fault.down, fault.detected)
             for begin, until, j in down.get(fault.replica, []):
                 if fault.at <= until and begin <= end:
                     raise located(
-                        f"faults.{i}.at", f"replica {fault.replica} is down already (faults.{j})", got=f"{fault.at:g} s"
+                        f"faults.{i}.at", f"replica {fault.replica} is already down (faults.{j})", got=f"{fault.at:g} s"
                     )
             down.setdefault(fault.replica, []).append((fault.at, end, i))

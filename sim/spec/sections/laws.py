@@ -1,7 +1,7 @@
-"""Probability laws a scenario can name: times (with units) and token counts.
+"""Probability laws of a scenario: times (with units) and token counts.
 
-Every time law has an inverse distribution function, so that one uniform number per request or load
-decides its time: the same request has the same luck in every design that is compared.
+Every time law has an inverse distribution function, so that one uniform number per request or load decides its time:
+the same request gets the same draw in every design that is compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sim.spec.units import Seconds
 Floats = NDArray[np.float64]
 
 MAX_TOKENS = 10_000_000
-"""Tokens of a request, prompt and answer together, at most: many times the longest context that a model has."""
+"""Tokens of a request, prompt and answer together, at most: many times the longest context of any model."""
 
 TokenCount = Annotated[int, Field(gt=0, le=MAX_TOKENS)]
 
@@ -40,9 +40,11 @@ def _check_tail(mean: float, p99: float) -> None:
     limit = math.exp(_Z99**2 / 2)
     if not mean < p99 <= limit * mean:
         raise located(
-            "p99", "no log-normal law has this mean and p99", got=p99,
+            "p99",
+            "no log-normal law has this mean and p99",
+            got=p99,
             allowed=f"above the mean and at most {limit:.2f} times it",
-        )  # fmt: skip
+        )
 
 
 class FixedTime(Strict):
@@ -102,7 +104,7 @@ class LognormalTime(Strict):
     mean_time: Seconds = Field(alias="mean", gt=0)
     """The mean."""
     p99: Seconds = Field(gt=0)
-    """One time in a hundred is longer."""
+    """99 % quantile."""
 
     @model_validator(mode="after")
     def _exists(self) -> LognormalTime:
@@ -163,7 +165,7 @@ class LognormalTokens(Strict):
     mean: float = Field(gt=0, le=MAX_TOKENS)
     """Mean tokens (before the cut at ``max``)."""
     p99: float = Field(gt=0, le=MAX_TOKENS)
-    """One request in a hundred is longer."""
+    """99 % quantile."""
     max: TokenCount | None = None
     """Longer draws are cut to this many tokens."""
 
@@ -180,7 +182,7 @@ class EmpiricalTokens(Strict):
     file: str
     """CSV file, relative to the scenario."""
     column: str
-    """The column that holds token counts."""
+    """The column with token counts."""
 
 
 class HistogramTokens(Strict):
@@ -194,14 +196,14 @@ class HistogramTokens(Strict):
     shares: tuple[float, ...] = Field(min_length=1)
     """Share of requests in each bin; they need not add up to 1."""
     mean: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
-    """Stretch all lengths by the same factor, so that their mean is this."""
+    """Stretch all lengths by one factor to this mean."""
 
     @model_validator(mode="after")
     def _usable(self) -> HistogramTokens:
         if self.high <= self.low:
             raise located("high", "high is not above low", got=f"low {self.low}, high {self.high}")
         if any(not 0 <= share < math.inf for share in self.shares) or not 0 < sum(self.shares) < math.inf:
-            raise located("shares", "shares are numbers from 0, not all of them 0", got=list(self.shares))
+            raise located("shares", "shares must be 0 or more, and not all 0", got=list(self.shares))
         if self.stretch() * self.high > MAX_TOKENS:
             raise located(
                 "mean",

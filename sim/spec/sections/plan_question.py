@@ -1,4 +1,4 @@
-"""What a plan looks for: the smallest or largest value that meets the SLO, or the cheapest fleet."""
+"""The question of a plan: the smallest or largest value that meets the SLO, or the cheapest fleet."""
 
 from __future__ import annotations
 
@@ -10,35 +10,43 @@ from sim.spec.base import Strict, located
 from sim.spec.units import Share
 
 PRICE = "price"
-"""What ``minimize`` says where the cheapest of several fleets is wanted."""
+"""The value of ``minimize`` in a plan for the cheapest of several fleets."""
 MOST_VARIABLES = 2
 _NEVER = (
-    "schema_version", "name", "description", "slo", "run", "sweep", "plan", "workload.requests", "workload.duration",
-)  # fmt: skip
+    "schema_version",
+    "name",
+    "description",
+    "slo",
+    "run",
+    "sweep",
+    "plan",
+    "workload.requests",
+    "workload.duration",
+)
 
 
 class FleetChoice(Strict):
-    """One kind of fleet that could be bought."""
+    """One kind of fleet to choose from."""
 
     name: str = Field(min_length=1, max_length=64)
-    """How the answer calls it."""
+    """Its name in the answer."""
     price: float = Field(gt=0, le=1e6)
-    """Price of one GPU for an hour, in any currency."""
+    """Price of one GPU per hour, in any currency."""
     gpus: PositiveInt = Field(default=1, le=1024)
     """GPUs of one replica."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """What this fleet changes in the scenario: values by dotted key, such as ``fleet.profile``."""
+    """The values that this fleet sets in the scenario, by dotted key, such as ``fleet.profile``."""
 
 
 class Plan(Strict):
     """The question of ``loraplan plan``: which value is the smallest (or largest) that meets every term of ``slo``."""
 
     minimize: str | tuple[str, ...] | None = None
-    """Dotted key whose smallest value is wanted, such as ``cache.gpu.slots``. Two keys: first the smallest value of the
-    first with which any value of the second will do, then the smallest of the second. ``price``: the cheapest of
+    """Dotted key to minimize, such as ``cache.gpu.slots``. Two keys: first the smallest value of the first for which
+    any value of the second meets the SLO, then the smallest such value of the second. ``price``: the cheapest of
     ``fleets``."""
     maximize: str | tuple[str, ...] | None = None
-    """Dotted key whose largest value is wanted, such as ``workload.arrivals.rate``."""
+    """Dotted key to maximize, such as ``workload.arrivals.rate``."""
     range: tuple[Any, Any] | None = None
     """First and last value to consider, with the key's unit. With two keys: ``[[1, 4], [16, 256]]``. With ``price``:
     replicas of each fleet."""
@@ -50,12 +58,14 @@ class Plan(Strict):
     fleets: tuple[FleetChoice, ...] = Field(default=(), max_length=64)
     """With ``minimize: price``: the fleets to choose from."""
     confidence: Share = Field(default=0.95, ge=0.5, le=0.999)
-    """How sure the answer must be before the search stops; a closer call is marked as uncertain."""
+    """Confidence at which the search stops; a closer call is marked as uncertain."""
 
     @model_validator(mode="after")
     def _one_question(self) -> Plan:
         if (self.minimize is None) == (self.maximize is None):
-            raise located("minimize", "a plan asks for one thing", hint="give either minimize or maximize")
+            raise located(
+                "minimize", "a plan needs exactly one of minimize and maximize", hint="give either minimize or maximize"
+            )
         keys = self.keys
         if not keys or not all(keys):
             raise located(self.direction, "no key", hint="such as cache.gpu.slots")
@@ -69,19 +79,23 @@ class Plan(Strict):
         wrong = next((key for key in keys if key in _NEVER or key.partition(".")[0] in _NEVER), None)
         if wrong is not None:
             raise located(
-                self.direction, "this says what is asked, or how long to simulate, and can't be planned", got=wrong,
-                allowed="what is bought or what comes, such as cache.gpu.slots or workload.arrivals.rate",
-            )  # fmt: skip
+                self.direction,
+                "a plan can't vary the question or the length of the run",
+                got=wrong,
+                allowed="hardware, configuration or traffic, such as cache.gpu.slots or workload.arrivals.rate",
+            )
         if (PRICE in keys) != bool(self.fleets):
             raise located(
-                "fleets", "minimize: price and fleets go together", got=f"{len(self.fleets)} fleets",
+                "fleets",
+                "minimize: price and fleets go together",
+                got=f"{len(self.fleets)} fleets",
                 hint="give fleets: [{name: a, price: 2.5, set: {fleet.profile: …}}, …]",
-            )  # fmt: skip
+            )
         if PRICE in keys and (len(keys) > 1 or self.maximize is not None):
-            raise located(self.direction, "a price is minimized, and alone", got=", ".join(keys))
+            raise located(self.direction, "price can only be minimized, and on its own", got=", ".join(keys))
         names = [fleet.name for fleet in self.fleets]
         if len(set(names)) < len(names):
-            raise located("fleets", "two fleets of one name", got=", ".join(names))
+            raise located("fleets", "two fleets have the same name", got=", ".join(names))
         self._check_values()
         return self
 
@@ -95,7 +109,7 @@ class Plan(Strict):
                 raise located("values", "no values")
             return
         if self.range is None:
-            raise located("range", "from where to where is missing", hint="such as range: [8, 256]")
+            raise located("range", "the range is missing", hint="such as range: [8, 256]")
         if len(self.keys) > 1:
             if not all(isinstance(each, (list, tuple)) and len(each) == 2 for each in self.range):
                 raise located(
@@ -113,6 +127,6 @@ class Plan(Strict):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys whose values are looked for."""
+        """The keys to find values for."""
         asked = self.minimize if self.minimize is not None else self.maximize
         return (asked,) if isinstance(asked, str) else tuple(asked or ())

@@ -1,6 +1,6 @@
-"""Which adapters are asked for: popularity laws, and what changes them while time passes.
+"""Popularity laws of adapters, and their changes over time.
 
-A law is a model with ``weights`` and a member of the union ``Popularity``, which is all that knows of it.
+A law is a model with ``weights`` and a member of the union ``Popularity``; nothing else lists it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class UniformPopularity(_Law):
 
 
 class ZipfPopularity(_Law):
-    """The k-th most popular adapter is asked for in proportion to ``1 / k**exponent``."""
+    """The k-th most popular adapter gets requests in proportion to ``1 / k**exponent``."""
 
     law: Literal["zipf"]
     exponent: float = Field(ge=0, le=10)
@@ -63,7 +63,7 @@ class ZipfMandelbrotPopularity(_Law):
 
 
 class GeometricPopularity(_Law):
-    """Every adapter is asked for ``ratio`` times as often as the next; SGLang's benchmark calls it skewed."""
+    """Every adapter gets ``ratio`` times as many requests as the next; SGLang's benchmark calls it skewed."""
 
     law: Literal["geometric"]
     ratio: float = Field(default=1.5, ge=1, le=1000)
@@ -85,7 +85,7 @@ class SLoraPowerPopularity(_Law):
 
 
 class HotColdPopularity(_Law):
-    """Some adapters get most requests, each of these as often as the other; the rest share the others."""
+    """Hot adapters get most requests, equally many each; the cold ones share the rest equally."""
 
     law: Literal["hot-cold"]
     hot: Share = Field(gt=0)
@@ -126,7 +126,7 @@ class AdapterGroup(Strict):
     adapters: PositiveInt
     """How many."""
     weight: float = Field(ge=0)
-    """How often each is asked for, relative to the others; a rate per adapter will do."""
+    """Requests of each, relative to the others; a rate per adapter works too."""
 
 
 class GroupsPopularity(_Law):
@@ -165,7 +165,7 @@ class Sessions(Strict):
     gap_sigma: float = Field(default=1.0, ge=0, le=10)
     """Standard deviation of the logarithm of these times."""
     gap_max: Seconds = Field(default=1800.0, gt=0)
-    """Longer ones are cut to this."""
+    """Longer times are cut to this."""
 
 
 class Drift(Strict):
@@ -180,9 +180,9 @@ class Drift(Strict):
 
 class Churn(Strict):
     """Adapters are retired and new ones take their places in the ranking, evenly over time. A session keeps its
-    adapter. No cache has a new one, but for host memory with ``fill: start``, which holds all that will come."""
+    adapter. New adapters are in no cache, except in host memory with ``fill: start``."""
 
     share: Share = Field(default=0.04, gt=0)
     """Share of the adapters that is replaced in ``every``; Alibaba's GenTD26 sees 4 % new ones a day."""
     every: Seconds = Field(default=86400.0, gt=0)
-    """The time in which so many are replaced."""
+    """The time in which this share is replaced."""

@@ -1,4 +1,4 @@
-"""New versions of adapters that go out while traffic flows."""
+"""Rollouts: new adapter versions that go out during a run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "la
 
 
 PROPAGATED = 0.999
-"""Share of the delays that are counted as known in time, for laws of which none is the longest."""
+"""Share of the propagation delays that count as finished, for laws without a maximum."""
 
 
 def _one_adapter(value: Any) -> Any:
-    """Refuse in one message what is neither number nor name: as a choice of two types it would be told twice."""
+    """Refuse with one message what is neither number nor name: a choice of two types would give two messages."""
     if value is None or isinstance(value, str) or (type(value) is int and value >= 0):
         return value
-    raise located("", "must be the number of one adapter, or its name", got=value, allowed="0 and more, or text")
+    raise located("", "must be an adapter's number or name", got=value, allowed="0 and more, or text")
 
 
 class Gate(Strict):
-    """What the new version's own requests must show before the next stage; if they don't, the rollout goes back.
+    """Limits that requests of the new version must meet before the next stage; otherwise the rollout is rolled back.
 
-    Looked at when a stage's dwell is over, over all requests of the new version that ended in that stage.
+    Checked at the end of each stage's dwell, over the requests of the new version that ended in that stage.
     """
 
     ttft_mean: Seconds | None = None
@@ -42,12 +42,12 @@ class Gate(Strict):
     miss_ratio: Share | None = None
     """Share of requests that had to start a load, at most."""
     min_requests: PositiveInt = 100
-    """With fewer requests the stage goes on for another dwell."""
+    """With fewer requests the stage continues for another dwell."""
 
     @model_validator(mode="after")
     def _asks(self) -> Gate:
         if not self.terms():
-            raise located("", "a gate looks at one metric or more", hint="such as {e2e_p99: 12 s}")
+            raise located("", "a gate needs at least one metric", hint="such as {e2e_p99: 12 s}")
         return self
 
     def terms(self) -> dict[str, float]:
@@ -57,19 +57,19 @@ class Gate(Strict):
 
 
 class Rollout(Strict):
-    """One rollout: adapters, when, and how their new version takes over."""
+    """One rollout: which adapters, when, and how their new version takes over."""
 
     strategy: Literal["new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread"]
     """``new-name``: the new version is an adapter of its own, and routers shift requests to it. ``in-place``: every
-    replica fetches the new weights and swaps them between two steps: responses that are running mix versions.
-    ``unload-then-load``: requests are refused from the call to unload until the last running one has left and the new
-    weights have been loaded. ``drain-then-swap``: they wait for that instead. ``lazy-reread``: the files are
-    overwritten; every replica goes on with its copies in GPU and host memory until it happens to read them again."""
+    replica fetches the new weights and swaps them between two steps, so running responses mix versions.
+    ``unload-then-load``: requests are refused from the unload call until the last running one has ended and the new
+    weights are loaded. ``drain-then-swap``: they wait instead. ``lazy-reread``: the files are overwritten; every
+    replica keeps its copies in GPU and host memory until it reads the files again."""
     at: Seconds
     """When it begins."""
     adapter: Annotated[NonNegativeInt | str | None, BeforeValidator(_one_adapter)] = None
     """One adapter: its number (0 is the most popular under most laws), or its name where a trace or a weights file
-    gives names. Neither ``adapter`` nor ``share``: all that are there at the start."""
+    gives names. Without ``adapter`` and ``share``: all adapters at the start of the run."""
     share: Share | None = Field(default=None, gt=0, le=1)
     """A random share of all adapters. The shares of several rollouts take different adapters."""
     stages: tuple[Share, ...] = Field(default=(1.0,), min_length=1, max_length=100)
@@ -78,32 +78,32 @@ class Rollout(Strict):
     dwell: Seconds = Field(default=300.0, gt=0)
     """How long a stage lasts before the next one."""
     gate: Gate | None = None
-    """``new-name`` only: what must hold for a stage to be followed by the next one. Otherwise all requests go back to
-    the old version."""
+    """``new-name`` only: the limits for moving on to the next stage. If missed, all requests return to the old
+    version."""
     spread: Seconds = Field(default=0.0, ge=0)
-    """The adapters begin one after the other, evenly over this time; 0: all at once."""
+    """Time over which the adapters start one after the other, evenly; 0: all at once."""
     propagation: TimeLaw | None = None
-    """How long a change takes to reach each router (``new-name``) or replica (the others), drawn anew for each; unset:
-    no time."""
+    """How long a change takes to reach each router (``new-name``) or replica (the others), drawn for each; unset:
+    no delay."""
     sticky: bool = True
-    """``new-name`` only: a session moves to the new version once and stays, but for what routers know at different
-    times. If not, every request draws its version. Requests without a session draw in any case."""
+    """``new-name`` only: a session moves to the new version once and stays there, as far as routers agree. If false,
+    every request draws its version. Requests without a session always do."""
     keep_old: bool = False
-    """``new-name`` only: leave old versions to eviction. Otherwise every replica drops one as soon as no router sends
-    requests to it any more and its last request, on whatever replica, has left."""
+    """``new-name`` only: leave old versions to eviction. If false, every replica drops an old version once no router
+    sends requests to it and its last request, on any replica, has ended."""
     rank: PositiveInt | None = Field(default=None, le=4096)
     """``new-name`` only: rank of the new version; unset: that of the old one."""
     size: Bytes | None = None
-    """``new-name`` only: bytes of the new version, in place of what its rank says."""
+    """``new-name`` only: bytes of the new version, instead of the size from its rank."""
     weights: str | None = None
     """Folder of the new version as training left it: a PEFT adapter with its ``trainer_state.json``, or a folder of
     them. ``new-name`` takes ``rank`` and ``size`` from there, where neither is given."""
     require: Literal["none", "vet"] = "none"
-    """``vet``: before the run, ``weights`` are vetted as ``loraplan vet`` does. Where something likely or certain is
-    found, or a training can't be judged at all, the rollout is held: it doesn't happen, and the report shows what that
+    """``vet``: before the run, ``weights`` are vetted as by ``loraplan vet``. A likely or certain finding, or a
+    training that can't be judged, holds the rollout back: it doesn't happen, and the report shows the impact that this
     avoided."""
     observe: Seconds | None = Field(default=None, gt=0)
-    """What counts as during the rollout: this long from ``at``; unset: to the end of the run."""
+    """How long after ``at`` counts as during the rollout; unset: to the end of the run."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Rollout:
@@ -113,9 +113,7 @@ class Rollout(Strict):
             if not before < after <= 1:
                 raise located("stages", "stages rise from above 0 % to 100 %", got=_percents(self.stages))
         if self.stages[-1] != 1:
-            raise located(
-                "stages", "the last stage must reach everybody", got=_percents(self.stages), hint="end with 100%"
-            )
+            raise located("stages", "the last stage must reach 100 %", got=_percents(self.stages), hint="end with 100%")
         if self.require == "vet" and self.weights is None:
             raise located("weights", "a version that must be vetted needs its folder", hint="such as weights: sales-v2")
         if self.strategy != "new-name":
@@ -125,7 +123,10 @@ class Rollout(Strict):
                     raise located(key, f"only a new-name rollout has {article}{key}", got=f"strategy {self.strategy}")
         if self.strategy == "lazy-reread" and len(self.stages) > 1:
             raise located(
-                "stages", "files are overwritten for all replicas at once", got=_percents(self.stages), allowed="100%"
+                "stages",
+                "lazy-reread overwrites files for all replicas at once",
+                got=_percents(self.stages),
+                allowed="100%",
             )
         if self.gate is not None and len(self.stages) == 1:
             raise located("gate", "a gate stands between two stages", hint="such as stages: [5%, 100%]")
@@ -135,9 +136,10 @@ class Rollout(Strict):
 
     @property
     def planned_s(self) -> float:
-        """Seconds from ``at`` until everybody knows of the last stage of the last adapter, with no gate to prolong it.
+        """Seconds from ``at`` until the last stage of the last adapter has propagated everywhere, if no gate prolongs
+        it.
 
-        Where the delays of ``propagation`` have no upper end, until nearly everybody does.
+        For propagation delays without a maximum: until it has nearly everywhere.
         """
         return self.spread + self.dwell * (len(self.stages) - 1) + self._known_after_s()
 
@@ -158,9 +160,11 @@ def check_rollouts(rollouts: tuple[Rollout, ...]) -> None:
         total += rollout.share or 0.0
         if total > 1 + 1e-12:
             raise located(
-                f"rollouts.{i}.share", "the shares of all rollouts together exceed the adapters there are",
-                got=_percents(tuple(r.share for r in rollouts if r.share is not None)), allowed="up to 100% together",
-            )  # fmt: skip
+                f"rollouts.{i}.share",
+                "the shares of all rollouts exceed 100 %",
+                got=_percents(tuple(r.share for r in rollouts if r.share is not None)),
+                allowed="up to 100% together",
+            )
     for i, rollout in enumerate(rollouts):
         for j, other in enumerate(rollouts[:i]):
             everything = (rollout.adapter is None and rollout.share is None) or (
@@ -182,7 +186,7 @@ def overlap(one: Rollout, other: Rollout) -> bool:
 
 
 def overlap_words(i: int, j: int, rollouts: tuple[Rollout, ...], who: str) -> tuple[str, str, str]:
-    """Return problem, got and hint for rollouts ``i`` and ``j``, which touch the same adapters at the same time.
+    """Return problem, got and hint for rollouts ``i`` and ``j``, which overlap on the same adapters.
 
     :param who: these adapters, in words.
     """
@@ -195,9 +199,10 @@ def overlap_words(i: int, j: int, rollouts: tuple[Rollout, ...], who: str) -> tu
         spans.append(f"rollouts.{k} {when}{', propagation included' if rollout.propagation is not None else ''}")
     drawn = " (a share is drawn by run.seed)" if any(rollouts[k].share is not None for k in (i, j)) else ""
     return (
-        f"rolls out {who} while another rollout does{drawn}", "; ".join(spans),
+        f"rolls out {who} while another rollout does{drawn}",
+        "; ".join(spans),
         "begin it after the other has ended",
-    )  # fmt: skip
+    )
 
 
 def _percents(shares: tuple[float, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Which replica a request goes to."""
+"""How requests are assigned to replicas."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ _SHORTEST_S = 0.001
 
 
 class Router(Strict):
-    """Which replica a request goes to."""
+    """How requests are assigned to replicas."""
 
     policy: str = Field(
         default="round-robin", description=ROUTERS.described("Where a request goes. Your own: docs/own-policy.md.")
     )
     staleness: Seconds | None = None
-    """What the router knows of the replicas (requests, residents, running adapters) is read anew every so often; 0: it
-    is always current. Unset: 0, and with ``affinity-activity`` 50 ms. It makes no difference to a policy that looks at
-    none of these."""
+    """How often the router reads the state of the replicas (requests, resident and running adapters); 0: it is always
+    current. Unset: 0, and 50 ms with ``affinity-activity``. Irrelevant for policies that use no such state."""
     bound: float | None = Field(default=None, gt=1, le=1_000_000)
-    """``hash`` and ``affinity-residency`` only: a replica is passed over if the request would give it more than this
-    many times the mean number of requests per replica, rounded up. Unset: 1.25 with ``hash``, no bound with
+    """``hash`` and ``affinity-residency`` only: a replica is skipped if the request would give it more than this many
+    times the mean number of requests per replica, rounded up. Unset: 1.25 with ``hash``, no bound with
     ``affinity-residency``."""
     placement: str = Field(
         default="least-adapters",
@@ -36,8 +35,8 @@ class Router(Strict):
     copies: PositiveInt = Field(default=1, le=4096)
     """``service-per-adapter`` only: replicas on which each adapter is placed, at least."""
     instances: PositiveInt = Field(default=1, le=256)
-    """Router processes. The requests of a session always come to the same one, others to any. It makes a difference to
-    what reaches routers one by one, such as a rollout."""
+    """Router processes. The requests of a session always go to the same one, others to any. Matters for changes that
+    reach routers one by one, such as a rollout."""
 
     @field_validator("policy")
     @classmethod
@@ -50,9 +49,11 @@ class Router(Strict):
     def _staleness(cls, value: float | None) -> float | None:
         if value is not None and 0 < value < _SHORTEST_S:
             raise located(
-                "", "reading the replicas that often would cost more than the traffic", got=format_seconds(value),
+                "",
+                "so frequent readings would cost more than the traffic",
+                got=format_seconds(value),
                 allowed="0 (always current), or 1 ms and more",
-            )  # fmt: skip
+            )
         return value
 
     @field_validator("placement")
@@ -81,20 +82,23 @@ class Router(Strict):
 
     @property
     def view_interval(self) -> float:
-        """Seconds between two readings of the router's view, with the default worked out; 0: always current."""
+        """Seconds between two readings of the router's view, with the default resolved; 0: always current."""
         if self.staleness is not None:
             return self.staleness
         return self._facts.view_interval_s
 
     @property
     def load_bound(self) -> float | None:
-        """The bound on a replica's requests over the mean, with the default worked out; None: no bound."""
+        """The bound on a replica's requests over the mean, with the default resolved; None: no bound."""
         return self._facts.bound if self.bound is None else self.bound
 
     def check_copies(self, replicas: int) -> None:
         """Refuse more copies of an adapter than there are replicas; for the check of the whole scenario."""
         if self.copies > replicas:
             raise located(
-                "router.copies", "there are fewer replicas", got=self.copies, allowed=f"at most {replicas}",
+                "router.copies",
+                "there are fewer replicas",
+                got=self.copies,
+                allowed=f"at most {replicas}",
                 hint="raise fleet.replicas, or place fewer copies",
-            )  # fmt: skip
+            )

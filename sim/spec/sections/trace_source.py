@@ -1,4 +1,4 @@
-"""Recorded requests: which file, in which format, replayed how."""
+"""The trace of a scenario: its file, format and scaling."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Trace(Strict):
     """Recorded requests, replayed with their own times, adapters and lengths."""
 
     file: str
-    """A file of one of the formats, may be gzipped; relative to the scenario (or to the folder you stand in, when
-    given by ``--set``)."""
+    """A file in one of the formats, perhaps gzipped; relative to the scenario (or to the working directory, if given by
+    ``--set``)."""
     format: str = Field(
         default="auto",
         description=TRACE_FORMATS.described(
@@ -58,10 +58,10 @@ class Trace(Strict):
     lengths_file: str | None = None
     """With ``servegen-windows``: a CSV file with each client's token lengths (mean, p50, p90, p99)."""
     time_scale: float = Field(default=1.0, gt=0, le=1e6)
-    """Play the trace so many times as fast; order and locality stay as recorded."""
+    """Factor on the playback speed; order and locality stay as recorded."""
     population_scale: float = Field(default=1.0, gt=0, le=10_000)
-    """So many times as many users of the same adapters: copies of the trace, shifted in time by random offsets (a
-    fraction keeps that share of the sessions). It destroys part of the locality: the order of requests is a new one."""
+    """Factor on the number of users of the same adapters: copies of the trace, shifted in time by random offsets (a
+    fraction keeps that share of the sessions). It changes the order of requests, and so loses part of the locality."""
     skip_bad: bool = False
     """Leave out rows that can't be used and count them, instead of stopping at the first."""
 
@@ -74,7 +74,9 @@ class Trace(Strict):
     def _lengths_of_windows(self) -> Trace:
         if self.lengths_file is not None and not TRACE_FORMATS[self.format].has_lengths_file:
             raise located(
-                "lengths_file", "only servegen-windows has a lengths file", got=self.lengths_file,
+                "lengths_file",
+                "only servegen-windows has a lengths file",
+                got=self.lengths_file,
                 hint="the other formats have their lengths in the trace, or none",
-            )  # fmt: skip
+            )
         return self

@@ -1,4 +1,4 @@
-"""What arrives, and on which adapters: the first two sections of a scenario."""
+"""Traffic and adapters: the first two sections of a scenario."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.spec.units import Bytes, Seconds, Share
 
 
 class Tokens(Strict):
-    """How long prompts and answers are. A request has at most 10,000,000 tokens, prompt and answer together."""
+    """Lengths of prompts and answers. A request has at most 10,000,000 tokens, prompt and answer together."""
 
     prompt: TokenLaw = LognormalTokens(law="lognormal", mean=600, p99=5400, max=8192)
     """Prompt tokens per request."""
@@ -25,25 +25,25 @@ class Tokens(Strict):
     """Correlation of the normal scores of a request's prompt and output length: below 0, long prompts have short
     answers. 0: independent."""
     by_adapter: Share = 0.0
-    """Share of the variance of lengths (of their normal scores) that lies between adapters: 0, every request is drawn
-    alone; 50%, some adapters have long prompts and others short ones, and likewise answers."""
+    """Share of the variance of lengths (of their normal scores) between adapters. 0: every request is drawn
+    independently. 50%: some adapters have long prompts and others short ones, likewise for answers."""
 
 
 class Workload(Strict):
-    """What arrives: generated from laws, or replayed from a trace."""
+    """The traffic: generated from laws, or replayed from a trace."""
 
     requests: PositiveInt | None = Field(default=None, le=1_000_000_000)
-    """Simulate this many requests, to the end of the last one. With a trace: at most so many of its requests, after
+    """Simulate this many requests, to the end of the last one. With a trace: at most this many of its requests, after
     scaling."""
     duration: Seconds | None = Field(default=None, gt=0)
-    """Simulate this long instead; what has not ended by then counts as unfinished."""
+    """Simulate this long instead; requests that have not ended by then count as unfinished."""
     arrivals: Arrivals | None = None
-    """When requests come. Not with a trace."""
+    """When requests arrive. Not with a trace."""
     popularity: Popularity = UniformPopularity(law="uniform")
-    """Which adapter a request asks for (where a trace names it, the trace decides)."""
+    """Which adapter a request is for, unless a trace names it."""
     sessions: Sessions | None = None
-    """Requests come in sessions of one adapter; ``arrivals`` then says when sessions begin, and its rate is still that
-    of requests. Unset: every request chooses its adapter anew. Not with a trace."""
+    """Requests come in sessions of one adapter; ``arrivals`` then gives the beginnings of sessions, but its rate is
+    still that of requests. Unset: every request draws its adapter independently. Not with a trace."""
     drift: Drift | None = None
     """Popularity moves between adapters as time passes. Not with a trace."""
     churn: Churn | None = None
@@ -59,15 +59,15 @@ class Workload(Strict):
             for key in ("arrivals", "sessions", "drift", "churn"):
                 if getattr(self, key) is not None:
                     what = "arrivals" if key == "arrivals" else "order of requests"
-                    raise located(key, f"a trace brings its own {what}", hint=f"remove {key}")
+                    raise located(key, f"a trace has its own {what}", hint=f"remove {key}")
         elif self.arrivals is None:
-            raise located("arrivals", "nothing arrives", hint="give arrivals: {process: poisson, rate: 12/s}")
+            raise located("arrivals", "there is no traffic", hint="give arrivals: {process: poisson, rate: 12/s}")
         elif self.requests is None and self.duration is None:
-            raise located("requests", "the run has no end", hint="give requests: 100000 or duration: 1 h")
+            raise located("requests", "the length of the run is missing", hint="give requests: 100000 or duration: 1 h")
         if self.requests is not None and self.duration is not None and self.trace is None:
             raise located("duration", "give either requests or duration, not both")
         if self.popularity.in_turn and getattr(self.arrivals, "per", "") == "adapter":
-            raise located("popularity", "adapters that come on their own don't take turns", got=self.popularity.law)
+            raise located("popularity", "arrivals per adapter can't take turns", got=self.popularity.law)
         if isinstance(self.arrivals, PiecewiseArrivals) and not any(step.level for step in self.arrivals.steps):
             raise located("arrivals.steps", "no level above zero")
         if isinstance(self.arrivals, MmppArrivals) and not any(state.level for state in self.arrivals.states):
@@ -84,14 +84,14 @@ class AdapterKind(Strict):
     share: Share
     """Share of all adapters; the shares of a mix add up to 100%."""
     kind: Literal["lora", "full"] = "lora"
-    """``lora``: an adapter. ``full``: a full fine-tune, a model of its own that takes the place of the base model;
-    ``fleet.full_models`` says who serves it."""
+    """``lora``: an adapter. ``full``: a full fine-tune, a model of its own, in place of the base model;
+    ``fleet.full_models`` defines the replicas that serve it."""
     rank: PositiveInt = Field(default=16, le=4096)
     """LoRA rank."""
     targets: Targets = "all-linear"
     """Modules with LoRA weights: ``all-linear`` or a list of q, k, v, o, gate, up, down."""
     size: Bytes | None = None
-    """Bytes of one adapter, if not those of its rank and targets; of a full model, if not those of the profile's
+    """Bytes of one adapter or full model; unset: computed from rank and targets, or the size of the profile's
     weights."""
 
     @model_validator(mode="after")
@@ -106,7 +106,7 @@ class Adapters(Strict):
     """How many adapters there are, and how large."""
 
     base_model: str | None = None
-    """The model they belong to; unset: the profile's."""
+    """Their base model; unset: the profile's."""
     count: PositiveInt | None = Field(default=None, le=10_000_000)
     """How many adapters; needed unless a trace or a weights file names them (a trace that names none: 100)."""
     rank: PositiveInt = Field(default=16, le=4096)
@@ -121,11 +121,10 @@ class Adapters(Strict):
     """Number format of the base model's linear layers. ``bf16``: as in the profile. ``int8``: 8 bits (LLM.int8()).
     ``nf4``: 4-bit NormalFloat (QLoRA). Embeddings, output head and norms stay as they are."""
     base_double_quantization: bool = True
-    """``nf4`` only: whether the constants of its blocks are quantised too: 4.127 bits a weight in all, otherwise
-    4.5."""
+    """``nf4`` only: whether the constants of its blocks are quantised too: 4.127 bits per weight instead of 4.5."""
     base_slowdown: float | None = Field(default=None, gt=0, le=100)
-    """With ``base_quantization``: how many times as long the base model's part of a step takes (``fixed_s`` and
-    ``tokens`` of the profile). Unset: what the profile has measured, else an assumed 2.0 for ``int8`` and 1.33 for
+    """With ``base_quantization``: factor on the base model's part of a step (``fixed_s`` and ``tokens`` of the
+    profile). Unset: as measured by the profile, else an assumed 2.0 for ``int8`` and 1.33 for
     ``nf4``."""
     mix: tuple[AdapterKind, ...] = ()
     """Kinds of adapters and their shares, instead of one kind."""
@@ -141,12 +140,16 @@ class Adapters(Strict):
                 raise located("mix", "the shares of a mix add up to 100%", got=f"{total:.2%}")
         if self.base_quantization == "bf16" and self.base_slowdown is not None:
             raise located(
-                "base_slowdown", "the base model isn't quantised, and its steps take what the profile says",
-                got=self.base_slowdown, hint="give base_quantization: nf4 or int8",
-            )  # fmt: skip
+                "base_slowdown",
+                "the base model isn't quantised, so the profile's step times apply",
+                got=self.base_slowdown,
+                hint="give base_quantization: nf4 or int8",
+            )
         if self.base_quantization != "nf4" and "base_double_quantization" in self.model_fields_set:
             raise located(
-                "base_double_quantization", "only nf4 has constants that are quantised too",
-                got=f"base_quantization {self.base_quantization}", hint="remove it",
-            )  # fmt: skip
+                "base_double_quantization",
+                "only nf4 can quantise its constants too",
+                got=f"base_quantization {self.base_quantization}",
+                hint="remove it",
+            )
         return self

@@ -1,4 +1,4 @@
-"""Dask's futures: a cluster of worker processes started here, or one that is there already."""
+"""Dask's futures: a cluster of local worker processes, or a running one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError
-from sim.studies.backends.cluster import Futures, Gone, Lost
+from sim.studies.backends.cluster import ClusterGone, Futures, TaskLost
 from sim.studies.backends.start import no_loraplan, without_ctrl_c
 
 TIMEOUT_S = 10
-_ASK_AGAIN_S = 1.0
+_RECHECK_S = 1.0
 _LACKS_LORAPLAN = "__import__('importlib.util').util.find_spec('sim') is None"
 
 
@@ -26,13 +26,17 @@ def start(jobs: int) -> Futures:
     with without_ctrl_c():
         # No memory limit: Dask would stop a worker at 95 % of its share, however little its neighbours use.
         cluster = LocalCluster(
-            n_workers=jobs, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", memory_limit=0,
+            n_workers=jobs,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
             silence_logs=logging.CRITICAL,
-        )  # fmt: skip
+        )
         return DaskFutures(cluster, "the Dask cluster", cluster)
 
 
-def connect(address: str, told: Callable[[str], None]) -> Futures:
+def connect(address: str, on_note: Callable[[str], None]) -> Futures:
     """Connect to a scheduler.
 
     :param address: ``tcp://host:8786``, or the scheduler's JSON file.
@@ -45,12 +49,15 @@ def connect(address: str, told: Callable[[str], None]) -> Futures:
         futures = DaskFutures(where, f"the Dask cluster at {address}")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            "no Dask scheduler answers here", key="--address", got=address, allowed="such as tcp://host:8786",
+            "no Dask scheduler answers here",
+            key="--address",
+            got=address,
+            allowed="such as tcp://host:8786",
             hint=str(error).splitlines()[0] if str(error) else type(error).__name__,
-        ) from None  # fmt: skip
+        ) from None
     crowded = [name for name, threads in futures.threads().items() if threads > 1]
     if crowded:
-        told(
+        on_note(
             f"note: workers such as {crowded[0]} have several threads, of which only one computes at a time: start "
             "workers with --nthreads 1 --nworkers auto"
         )
@@ -75,7 +82,7 @@ class DaskFutures:
             warnings.simplefilter("ignore")  # of versions that differ: those that matter are compared by every task
             self._client = Client(**kwargs, timeout=TIMEOUT_S, set_as_default=False)
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._under_way: set[Any] = set()
+        self._in_flight: set[Any] = set()
         self._known: set[str] = set()
         self._cores, self._asked_s = 0, float("-inf")
 
@@ -86,13 +93,13 @@ class DaskFutures:
 
     def cores(self) -> int:
         now = time.monotonic()
-        if now - self._asked_s > _ASK_AGAIN_S:
+        if now - self._asked_s > _RECHECK_S:
             try:
                 threads = self.threads()
                 self._refuse_without_loraplan(threads.keys() - self._known)
                 self._cores, self._asked_s = sum(threads.values()), now
             except OSError as error:
-                raise Gone(self.name) from error
+                raise ClusterGone(self.name) from error
         return self._cores
 
     def _refuse_without_loraplan(self, workers: set[str]) -> None:
@@ -106,7 +113,7 @@ class DaskFutures:
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Any:
         future = self._client.submit(call, *arguments, pure=False)
-        self._under_way.add(future)
+        self._in_flight.add(future)
         future.add_done_callback(self._ended.put)
         return future
 
@@ -115,24 +122,24 @@ class DaskFutures:
             return [self._ended.get(timeout=timeout_s)]
         except queue.Empty:
             if self._client.status not in ("running", "newly-created"):
-                raise Gone(self.name) from None
+                raise ClusterGone(self.name) from None
             return []
 
     def result(self, handle: Any) -> Any:
         from distributed import CancelledError, KilledWorker
 
-        self._under_way.discard(handle)
+        self._in_flight.discard(handle)
         try:
             return handle.result(timeout=TIMEOUT_S)
         except KilledWorker as error:
-            raise Lost from error
+            raise TaskLost from error
         except CancelledError as error:  # the scheduler forgot it: it ended, or began anew
-            raise Gone(self.name) from error
+            raise ClusterGone(self.name) from error
 
     def close(self) -> None:
         try:
             if self._own is None and self._client.status == "running":
-                self._client.cancel(list(self._under_way), force=True)
+                self._client.cancel(list(self._in_flight), force=True)
         finally:
             self._client.close(timeout=TIMEOUT_S)
             if self._own is not None:

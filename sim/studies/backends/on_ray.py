@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from sim.errors import InputError
-from sim.studies.backends.cluster import Futures, Gone, Lost
+from sim.studies.backends.cluster import ClusterGone, Futures, TaskLost
 from sim.studies.backends.start import lacks_loraplan, no_loraplan, without_ctrl_c
 
 TRIES = 3
@@ -39,14 +39,20 @@ def connect(address: str) -> Futures:
     try:
         return RayFutures(f"the Ray cluster at {address}", address=address)
     except ImportError as error:
-        raise InputError("an address ray://… needs Ray's client", key="--address", got=address,
-                         hint=f"pip install 'ray[client]' ({error})") from None  # fmt: skip
+        raise InputError(
+            "an address ray://… needs Ray's client",
+            key="--address",
+            got=address,
+            hint=f"pip install 'ray[client]' ({error})",
+        ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            "no Ray cluster answers here", key="--address", got=address,
+            "no Ray cluster answers here",
+            key="--address",
+            got=address,
             allowed="such as ray://host:10001; on one of its machines auto",
             hint=f"{_first_line(error)}; a cluster that was started with a token wants RAY_AUTH_MODE=token here, too",
-        ) from None  # fmt: skip
+        ) from None
 
 
 class RayFutures:
@@ -67,29 +73,29 @@ class RayFutures:
         with _own_signals(), without_ctrl_c(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what goes wrong is raised, too
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
-        self._under_way: list[Any] = []
+        self._in_flight: list[Any] = []
         self._calls: dict[Any, Any] = {}
 
     def cores(self) -> int:
         try:
             return int(self._ray.cluster_resources().get("CPU", 0))
         except (self._ray.exceptions.RayError, ConnectionError) as error:
-            raise Gone(self.name) from error
+            raise ClusterGone(self.name) from error
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Any:
         if call not in self._calls:
             self._calls[call] = self._ray.remote(num_cpus=1, max_retries=TRIES)(call)
         reference = self._calls[call].remote(*arguments)
-        self._under_way.append(reference)
+        self._in_flight.append(reference)
         return reference
 
     def ended(self, timeout_s: float) -> list[Any]:
-        if not self._under_way:
+        if not self._in_flight:
             return []
         try:
-            ended, self._under_way = self._ray.wait(self._under_way, num_returns=1, timeout=timeout_s)
+            ended, self._in_flight = self._ray.wait(self._in_flight, num_returns=1, timeout=timeout_s)
         except (self._ray.exceptions.RayError, ConnectionError) as error:
-            raise Gone(self.name) from error
+            raise ClusterGone(self.name) from error
         return list(ended)
 
     def result(self, handle: Any) -> Any:
@@ -98,17 +104,17 @@ class RayFutures:
             return self._ray.get(handle)
         except Exception as error:
             if isinstance(error, tuple(getattr(errors, name) for name in _LOSSES)):
-                raise Lost from error
+                raise TaskLost from error
             if lacks_loraplan(error):
                 raise no_loraplan(self.name) from None
             if isinstance(error, (errors.LocalRayletDiedError, errors.RaySystemError, ConnectionError)):
-                raise Gone(self.name) from error
+                raise ClusterGone(self.name) from error
             raise
 
     def close(self) -> None:
         try:
             with suppress(Exception):  # the cluster itself may be gone
-                for reference in self._under_way:
+                for reference in self._in_flight:
                     self._ray.cancel(reference, force=True)
         finally:
             self._ray.shutdown()

@@ -1,4 +1,4 @@
-"""What a study sees of the place where its tasks run, and the place that is always there: this machine."""
+"""The interface through which studies run tasks, and the pool that is always there: this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Task = Callable[..., Any]
 class Pool(Protocol):
     """Workers that take tasks.
 
-    :ivar away: whether workers may run on machines that lack the files of this one.
+    :ivar away: whether workers may run on other machines, without the files of this one.
     """
 
     away: bool
@@ -21,12 +21,12 @@ class Pool(Protocol):
     def unordered(self, task: Task, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Yield ``task(*a)`` for every ``a`` in the order in which they finish.
 
-        :raises LoraplanError: if tasks were lost with their workers; of a cluster only after all others were yielded.
+        :raises LoraplanError: if tasks were lost with their workers; a cluster yields all others first.
         """
         ...
 
-    def worth(self, requests: float, least: int) -> Pool:
-        """Return where so many simulated requests are done soonest: below ``least`` perhaps in this process."""
+    def for_workload(self, requests: float, least: int) -> Pool:
+        """Return the pool that finishes so many simulated requests soonest; below ``least`` perhaps this process."""
         ...
 
 
@@ -44,5 +44,5 @@ class Local:
     def unordered(self, task: Task, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         return unordered(task, list(arguments), self._jobs)
 
-    def worth(self, requests: float, least: int) -> Pool:
+    def for_workload(self, requests: float, least: int) -> Pool:
         return Local(1) if requests < least else self

@@ -1,4 +1,4 @@
-"""What happens on a worker: its software is held against that of home, then the task runs."""
+"""Runs on a worker: compares its software with that of the study, then runs the task."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sim.studies.sweep import code_version
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of a task: its value, or the error it raised.
+class TaskOutcome:
+    """The outcome of a task: its value, or the error it raised.
 
-    An error travels as a value, because clusters wrap what is raised, each in its own way.
+    Errors are returned as values, because each cluster wraps raised errors in its own way.
     """
 
     value: Any = None
@@ -34,38 +34,39 @@ class Answer:
 
 @lru_cache(maxsize=1)
 def software() -> Mapping[str, str]:
-    """Return the versions of everything that decides a result to its last digit."""
+    """Return the versions of everything that affects results to the last digit."""
     packages = {name: metadata.version(name) for name in ("numpy", "scipy", "simpy")}
     return {"loraplan": code_version(), "Python": ".".join(platform.python_version_tuple()[:2]), **packages}
 
 
-def answer(home: Mapping[str, str], task: Callable[..., Any], arguments: tuple[Any, ...]) -> Answer:
+def run_on_worker(home: Mapping[str, str], task: Callable[..., Any], arguments: tuple[Any, ...]) -> TaskOutcome:
     """Run a task on a worker.
 
-    :param home: ``software`` where the study runs; a worker with another one refuses.
+    :param home: ``software`` of the study; a worker with other software refuses.
     """
     try:
-        _refuse_others(home)
-        return Answer(task(*arguments))
+        _check_software(home)
+        return TaskOutcome(task(*arguments))
     except Exception as error:
         error.add_note(f"on the worker:\n{traceback.format_exc()}")
-        return Answer(error=_fit_to_travel(error))
+        return TaskOutcome(error=_picklable(error))
 
 
-def _refuse_others(home: Mapping[str, str]) -> None:
+def _check_software(home: Mapping[str, str]) -> None:
     own = software()
     others = [name for name in home if own.get(name) != home[name]]
     if others:
         raise InputError(
-            f"a worker on {platform.node()} has other software, which may give other numbers", key="--backend",
+            f"a worker on {platform.node()} has other versions, which may give other numbers",
+            key="--backend",
             got=", ".join(f"{name} {own.get(name)}" for name in others),
             allowed=", ".join(f"{name} {home[name]}" for name in others),
-            hint="install on every worker what is installed here",
-        )  # fmt: skip
+            hint="install the same versions on every worker",
+        )
 
 
-def _fit_to_travel(error: Exception) -> Exception:
-    """Return the error, or its words where it can't be sent: some packages' errors don't come out of a pickle."""
+def _picklable(error: Exception) -> Exception:
+    """Return the error, or its text where it can't be pickled, as errors of some packages."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

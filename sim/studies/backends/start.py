@@ -1,4 +1,4 @@
-"""What both clusters need: workers that Ctrl-C doesn't reach, and one sentence where they lack loraplan."""
+"""Shared by both clusters: workers that ignore Ctrl-C, and the error for workers without loraplan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sim.errors import InputError
 
 @contextmanager
 def without_ctrl_c() -> Iterator[None]:
-    """Start processes that don't get a terminal's Ctrl-C; one that comes meanwhile is delivered afterwards.
+    """Start processes that don't get a terminal's Ctrl-C; one in the meantime is delivered afterwards.
 
     They inherit the mask, as do threads that start more of them later.
     """
@@ -37,5 +37,5 @@ def lacks_loraplan(error: BaseException) -> bool:
 def no_loraplan(where: str) -> InputError:
     """Return the error for a worker without loraplan."""
     return InputError(
-        f"a worker of {where} has no loraplan", key="--backend", hint="install on every worker what is installed here"
+        f"a worker of {where} has no loraplan", key="--backend", hint="install the same versions on every worker"
     )

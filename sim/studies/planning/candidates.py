@@ -1,4 +1,4 @@
-"""From a plan's range to the values that are considered, the most wanted first."""
+"""Turns a plan's range into the values to consider, the most wanted first."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sim.errors import ScenarioError
 from sim.spec.sections.plan_question import PRICE, Plan
 
 MOST_WHOLE = 128
-"""Whole numbers in a range up to which each of them is considered."""
+"""Size of a range of whole numbers up to which each number is considered."""
 GROWTH = 0.05
-"""How much larger each next value is where steps grow."""
+"""Growth from one value to the next, where steps grow."""
 MOST_VALUES = 5000
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*(/?\s*[A-Za-zµ%]*)\s*")
@@ -32,14 +32,14 @@ class Variable:
 
 
 def variables(plan: Plan) -> list[Variable]:
-    """Return every key of a plan with its values; of a plan for a price the replicas.
+    """Return every key of a plan with its values; a plan for a price varies the replicas.
 
     :raises ScenarioError: where a range makes no sense.
     """
     keys = ["fleet.replicas"] if plan.keys == (PRICE,) else list(plan.keys)
     if plan.values is not None:
         if any(value in plan.values[:i] for i, value in enumerate(plan.values)):
-            raise ScenarioError("a value stands twice", key="plan.values", got=list(plan.values))
+            raise ScenarioError("a value occurs twice", key="plan.values", got=list(plan.values))
         return [Variable(keys[0], tuple(plan.values))]
     assert plan.range is not None, "checked by the model"
     ranges = [plan.range] if len(keys) == 1 else list(plan.range)
@@ -57,18 +57,20 @@ def _values(ends: Sequence[Any], step: Any, where: str) -> list[Any]:
     (low, unit), (high, other) = (_parse(end, f"plan.range{where}") for end in ends)
     if unit != other:
         raise ScenarioError(
-            "both ends of a range need the same unit", key=f"plan.range{where}", got=list(ends),
+            "both ends of a range need the same unit",
+            key=f"plan.range{where}",
+            got=list(ends),
             hint=f"write {_text(low, unit)} and the other end in {unit or 'plain numbers'}, too",
-        )  # fmt: skip
+        )
     if not low < high:
-        raise ScenarioError("a range rises", key=f"plan.range{where}", got=list(ends), hint="write [low, high]")
+        raise ScenarioError("a range must rise", key=f"plan.range{where}", got=list(ends), hint="write [low, high]")
     if low < 0:
-        raise ScenarioError("a range begins at 0 or above", key=f"plan.range{where}", got=list(ends))
+        raise ScenarioError("a range must start at 0 or above", key=f"plan.range{where}", got=list(ends))
     whole = not unit and all(isinstance(end, int) for end in ends)
     growth, width = _step(step, low, high, unit, f"plan.step{where}", whole=whole)
     if (math.log(high / low) / math.log1p(growth) if growth else (high - low) / width) > MOST_VALUES:
         raise ScenarioError(
-            "so many values", key=f"plan.step{where}", got=step, allowed=f"up to {MOST_VALUES:,}", hint="a larger step"
+            "too many values", key=f"plan.step{where}", got=step, allowed=f"up to {MOST_VALUES:,}", hint="a larger step"
         )
     numbers = _growing(low, high, growth, whole=whole) if growth else _even(low, high, width)
     return [int(number) if whole else _text(number, unit) for number in numbers]
@@ -94,7 +96,7 @@ def _growing(low: float, high: float, growth: float, *, whole: bool) -> list[flo
 
 
 def _step(step: Any, low: float, high: float, unit: str, key: str, *, whole: bool) -> tuple[float, float]:
-    """Return by what share values grow, or 0 and the distance between them."""
+    """Return the growth between values and 0, or 0 and the distance between them."""
     if step is None:
         if whole and high - low <= MOST_WHOLE:
             return 0.0, 1.0
@@ -103,18 +105,20 @@ def _step(step: Any, low: float, high: float, unit: str, key: str, *, whole: boo
         raise ScenarioError("a range from 0 needs a step", key=key.replace("step", "range"), hint="give plan.step")
     number, own = _parse(step, key)
     if number <= 0:
-        raise ScenarioError("a step is above zero", key=key, got=step)
+        raise ScenarioError("a step must be above zero", key=key, got=step)
     if own == "%" != unit:
         if low <= 0:
-            raise ScenarioError("steps that grow begin above zero", key=key, got=step)
+            raise ScenarioError("relative steps need a range above zero", key=key, got=step)
         return number / 100, 0.0
     if own != unit:
         raise ScenarioError(
-            "a step has the range's unit, or is a share of the value", key=key, got=step,
+            "a step needs the range's unit, or a percentage",
+            key=key,
+            got=step,
             allowed=f"such as {_text(1, unit)}, or 5%",
-        )  # fmt: skip
+        )
     if whole and number != int(number):
-        raise ScenarioError("whole numbers have whole steps", key=key, got=step)
+        raise ScenarioError("a range of whole numbers needs whole steps", key=key, got=step)
     return 0.0, number
 
 

@@ -1,6 +1,6 @@
-"""Looks at one design: as many replications as its verdict needs, each simulated once.
+"""Evaluates one design of a plan: as many replications as its verdict needs, each simulated once.
 
-All designs meet the same traffic in the same replication, so what differs between them is the design.
+All designs meet the same traffic in the same replication, so they differ in the design alone.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from sim.results.verdict import (
     verdict,
 )
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.backends.pool import Local, Pool
-from sim.studies.evaluate import REPLICATION, Options, Part, Runner, evaluate, on_pool
-from sim.studies.evaluate import Design as BuiltDesign
-from sim.studies.planning.search import Seen
+from sim.studies.backends.pool import Pool
+from sim.studies.evaluate import REPLICATION, Design, EvaluationOptions, Part, Runner, evaluate, on_pool
+from sim.studies.planning.search import Judgement
 from sim.studies.sweep import code_version, input_digests
 from sim.studies.training.rollout_gate import build
 from sim.world.world import World
 
 DOUBLINGS = 3
 """How often the replications of the scenario are doubled where the call is close."""
-FIRST = 2
-"""Replications of a first look."""
-SMALL_LOOK = 30_000
+FIRST_REPLICATIONS = 2
+"""Replications of a first, cheap evaluation."""
+SMALL_EVALUATION = 30_000
 """Simulated requests below which starting worker processes costs more than they save."""
 MOST_BYTES = 1_000_000_000
 """Recordings kept for more replications of the same design; beyond that the oldest are simulated again if needed."""
@@ -51,30 +50,31 @@ def replications_by_effort(world: World) -> list[int]:
     if world.traffic.replayed:
         return [1]
     base = world.scenario.run.replications
-    first = [FIRST] if base > FIRST else []
+    first = [FIRST_REPLICATIONS] if base > FIRST_REPLICATIONS else []
     return [*first, *(base * 2**doubling for doubling in range(DOUBLINGS + 1))]
 
 
 @dataclass(slots=True)
-class Design:
+class PlanDesign:
     """One design and what has been simulated of it.
 
     :ivar set: keys and values that make it.
-    :ivar refused: why it can't be built, such as slots that don't fit into memory; None where it can.
-    :ivar built: its world; None where it can't be built. ``parts``: what was simulated of it and is still in memory.
-    :ivar point: over the replications of the last look; ``key``: the name of its file.
-    :ivar counted: requests of it that the search has counted; ``dropped``: replications let go to save memory.
+    :ivar refused: why it can't be built, such as slots that exceed GPU memory; None where it can.
+    :ivar built: with its world; None where it can't be built.
+    :ivar parts: simulated replications and draws that are still in memory.
+    :ivar point: over the replications of the last evaluation; ``key``: the name of its file.
+    :ivar counted: its requests that the search has counted; ``dropped``: replications removed to save memory.
     """
 
     set: dict[str, Any]
-    loaded: LoadedScenario | None
-    built: BuiltDesign | None
+    loaded: LoadedScenario
+    built: Design | None
     refused: InputError | None = None
     parts: dict[Part, Any] = field(default_factory=dict)
     point: Point | None = None
     key: str = ""
     effort: int = -1
-    seen: Seen | None = None
+    judgement: Judgement | None = None
     counted: int = 0
     dropped: int = 0
 
@@ -90,11 +90,11 @@ class Design:
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
-    """One look, for the record of a search.
+class EvaluationRecord:
+    """One evaluation, for the record of a search.
 
-    :ivar term: the SLO's term that is worst, and its ``value``.
-    :ivar unserved: share of the requests that were refused or failed, where that makes it the worst.
+    :ivar term: the worst term of the SLO, and its ``value``.
+    :ivar unserved: share of requests refused or failed, where that makes the term the worst.
     """
 
     set: dict[str, Any]
@@ -106,14 +106,15 @@ class Noted:
     unserved: float | None = None
 
 
-class Looks:
-    """Designs of one scenario, made by setting keys, and looks at them.
+class DesignEvaluator:
+    """Makes designs of one scenario by setting keys, and evaluates them.
 
-    :param store: where points are kept; a look that was kept by an earlier, killed search costs nothing again.
-    :param pool: where replications are simulated; None: worker processes here, one for each core.
-    :param confidence: how sure the two verdicts at the edge have to be together.
-    :param told: called with every look.
-    :ivar requests: simulated so far, those of kept looks included: what the search would cost anew.
+    :param store: keeps points; a point kept by an interrupted search is not simulated again.
+    :param pool: simulates replications.
+    :param confidence: of the two verdicts at the edge together.
+    :param on_evaluation: called with every evaluation.
+    :ivar log: all evaluations so far.
+    :ivar requests: simulated so far, including those of kept points: the cost of the search from scratch.
     """
 
     def __init__(
@@ -121,77 +122,77 @@ class Looks:
         loaded: LoadedScenario,
         store: RunStore,
         *,
-        pool: Pool | None = None,
-        confidence: float = 0.95,
-        told: Callable[[Noted], None] = lambda noted: None,
+        pool: Pool,
+        confidence: float,
+        on_evaluation: Callable[[EvaluationRecord], None],
     ) -> None:
         self._loaded = loaded
         self._store = store
-        self._pool = pool or Local()
+        self._pool = pool
         self._confidence = confidence
-        self._told = told
-        self._designs: dict[str, Design] = {}
+        self._on_evaluation = on_evaluation
+        self._designs: dict[str, PlanDesign] = {}
         self.terms = loaded.scenario.slo.terms()
-        self.noted: list[Noted] = []
+        self.log: list[EvaluationRecord] = []
         self.requests = 0
-        self._recent: list[Design] = []
+        self._recent: list[PlanDesign] = []
 
-    def design(self, set_: Mapping[str, Any], named: Mapping[str, Any] | None = None) -> Design:
-        """Return the design of some values.
+    def design(self, set_: Mapping[str, Any], named: Mapping[str, Any] | None = None) -> PlanDesign:
+        """Return the design with these values.
 
-        :param named: what tables call it, where these are not the values themselves.
+        :param named: the values that tables show instead, if others.
         """
         name = repr(sorted(set_.items(), key=lambda item: item[0]))
         if name not in self._designs:
-            self._designs[name] = self._made(dict(set_), dict(set_ if named is None else named))
+            self._designs[name] = self._make(dict(set_), dict(set_ if named is None else named))
         return self._designs[name]
 
-    def designs(self) -> list[Design]:
-        """Return every design that was looked at."""
+    def designs(self) -> list[PlanDesign]:
+        """Return every design that was evaluated."""
         return [design for design in self._designs.values() if design.point is not None]
 
-    def all_designs(self) -> list[Design]:
-        """Return every design that was made, those that can't be built too."""
+    def all_designs(self) -> list[PlanDesign]:
+        """Return every design that was made, including those that can't be built."""
         return list(self._designs.values())
 
-    def look(self, design: Design, effort: int) -> Seen:
-        """Simulate what an effort asks for, and judge.
+    def evaluate(self, design: PlanDesign, effort: int) -> Judgement:
+        """Simulate the replications of an effort, and judge.
 
-        :param effort: place in ``replications_by_effort``; beyond its end, the most there is.
-        :raises InputError: if no effort could ever tell, such as an SLO on a metric that the engine lacks.
+        :param effort: place in ``replications_by_effort``; beyond its end, the last.
+        :raises InputError: if no effort could decide, such as for an SLO on a metric that the engine lacks.
         """
         if design.refused is not None:
-            return Seen(NOT_MET, math.inf, final=True)
+            return Judgement(NOT_MET, math.inf, final=True)
         assert design.built is not None, "it was built"
         by_effort = replications_by_effort(design.built.world)
         effort = min(effort, len(by_effort) - 1)
-        if design.seen is not None and (design.effort >= effort or design.seen.final):
-            return design.seen
+        if design.judgement is not None and (design.effort >= effort or design.judgement.final):
+            return design.judgement
         replications = by_effort[effort]
         self._simulate(design, replications, with_draws=replications >= design.built.replications)
         design.effort = effort
-        design.seen = self._judged(design, last=effort == len(by_effort) - 1)
+        design.judgement = judgement = self._judge(design, last=effort == len(by_effort) - 1)
         assert design.point is not None, "it was simulated"
         term = self._worst(design.point)
         lost, total = unserved(design.point)
         value, share = design.point.metrics[term].value, None
         if lacks_answers(design.point, term, self.terms[term]):
             share = lost / total
-        noted = Noted(design.set, by_effort[effort], design.seen.word, design.seen.score, term, value, share)
-        self.noted.append(noted)
-        self._told(noted)
-        return design.seen
+        entry = EvaluationRecord(design.set, replications, judgement.word, judgement.score, term, value, share)
+        self.log.append(entry)
+        self._on_evaluation(entry)
+        return judgement
 
-    def first_recording(self, design: Design) -> Recording:
+    def first_recording(self, design: PlanDesign) -> Recording:
         """Return the first replication, simulating it again where only its point was kept."""
         first = Part(REPLICATION, 0)
         if first not in design.parts:
-            assert design.built is not None, "it was looked at"
+            assert design.built is not None, "it was evaluated"
             design.parts.update(self._run(design)(design.built, [first]))
         recording: Recording = design.parts[first]
         return recording
 
-    def _made(self, set_: dict[str, Any], named: dict[str, Any]) -> Design:
+    def _make(self, set_: dict[str, Any], named: dict[str, Any]) -> PlanDesign:
         try:
             loaded = self._loaded.with_values(set_) if set_ else self._loaded
         except InputError as error:
@@ -200,13 +201,12 @@ class Looks:
         try:
             world = build(loaded.scenario)
         except ScenarioError as error:
-            return Design(named, loaded, None, refused=error)
-        return Design(named, loaded, BuiltDesign(loaded.scenario, world))
+            return PlanDesign(named, loaded, None, refused=error)
+        return PlanDesign(named, loaded, Design(loaded.scenario, world))
 
-    def _simulate(self, design: Design, replications: int, *, with_draws: bool) -> None:
-        """Bring the design's point to so many replications, from what an earlier search kept where it did."""
+    def _simulate(self, design: PlanDesign, replications: int, *, with_draws: bool) -> None:
+        """Give the design a point of so many replications, from an earlier search if one kept it."""
         assert design.built is not None, "it was built"
-        assert design.loaded is not None, "it was built"
         built = design.built
         values = {"replications": replications}
         key = point_key(design.loaded.data, values, code_version(), input_digests(design.loaded, built.world))
@@ -214,10 +214,10 @@ class Looks:
         point = self._store.load_point(key)
         if point is None:
             before = set(design.parts)
-            options = Options(design.set, replications, draws=with_draws, counterfactual=False)
+            options = EvaluationOptions(design.set, replications, draws=with_draws, counterfactual=False)
             point = evaluate(built, options, self._run(design), design.parts).point
             self._count_again(design, before)
-            self._let_go(design)
+            self._drop_oldest(design)
             point.cost["replications"] = replications
             self._store.save_point(key, point)
         total = round(point.cost["requests"] * (1 + draws / replications))
@@ -225,19 +225,19 @@ class Looks:
         design.counted = max(total, design.counted)
         design.point, design.key = point, key
 
-    def _run(self, design: Design) -> Runner:
-        """Return what simulates parts of a design: on the pool where that is worth starting worker processes."""
+    def _run(self, design: PlanDesign) -> Runner:
+        """Return a runner for parts of a design: on the pool if the work is worth starting worker processes."""
         assert design.world is not None, "it was built"
         traffic = design.world.traffic
         each = traffic.total or int(traffic.rate * (traffic.end_s or 0.0))
 
-        def run(built: BuiltDesign, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:
-            return on_pool(self._pool.worth(each * len(parts), SMALL_LOOK))(built, parts) if parts else ()
+        def run(built: Design, parts: Sequence[Part]) -> Iterable[tuple[Part, Any]]:
+            return on_pool(self._pool.for_workload(each * len(parts), SMALL_EVALUATION))(built, parts) if parts else ()
 
         return run
 
-    def _count_again(self, design: Design, before: set[Part]) -> None:
-        """Count the requests of replications that had been let go and were simulated once more."""
+    def _count_again(self, design: PlanDesign, before: set[Part]) -> None:
+        """Count the requests of replications that were dropped and simulated once more."""
         again = [
             result
             for part, result in design.parts.items()
@@ -245,15 +245,15 @@ class Looks:
         ]
         self.requests += sum(len(recording.section_of) for recording in again)
 
-    def _let_go(self, design: Design) -> None:
-        """Drop the replications of designs that were looked at long ago, where all together take much memory."""
+    def _drop_oldest(self, design: PlanDesign) -> None:
+        """Drop the replications of the designs evaluated longest ago, once all together take too much memory."""
         self._recent = [other for other in self._recent if other is not design] + [design]
         while len(self._recent) > 1 and sum(map(_bytes, self._recent)) > MOST_BYTES:
             oldest = self._recent.pop(0)
             oldest.dropped = max(oldest.dropped, len(oldest.recordings))
             oldest.parts = {part: result for part, result in oldest.parts.items() if part.kind != REPLICATION}
 
-    def _judged(self, design: Design, *, last: bool) -> Seen:
+    def _judge(self, design: PlanDesign, *, last: bool) -> Judgement:
         point = design.point
         assert point is not None, "it was simulated"
         score = self._score(point)
@@ -262,18 +262,19 @@ class Looks:
         missing = next((name for name in self.terms if point.metrics[name].value is None), None)
         if missing is not None and word != NOT_MET:
             if not last:
-                return Seen(UNCLEAR, score)
+                return Judgement(UNCLEAR, score)
             note = point.metrics[missing].note or "not enough data"
             raise InputError(
-                f"whether {missing} meets its target can't be told: {note}", key="slo",
+                f"can't decide whether {missing} meets its target: {note}",
+                key="slo",
                 hint="simulate more requests (workload.requests), or leave the term out",
-            )  # fmt: skip
+            )
         if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
-            return Seen(UNCLEAR, max(score, 1 + _CLOSE))
+            return Judgement(UNCLEAR, max(score, 1 + _CLOSE))
         if word == UNCLEAR:
             only_costs = bool(point.calibration) and self._without_draws(point, widen) != UNCLEAR
-            return Seen(UNCLEAR, score, final=only_costs)
-        return Seen(word, min(score, 1.0) if word == MET else max(score, 1 + _CLOSE))
+            return Judgement(UNCLEAR, score, final=only_costs)
+        return Judgement(word, min(score, 1.0) if word == MET else max(score, 1 + _CLOSE))
 
     def _without_draws(self, point: Point, widen: float) -> str:
         kept = point.calibration, {n: (m.calibration_lo, m.calibration_hi) for n, m in point.metrics.items()}
@@ -295,24 +296,24 @@ class Looks:
         return max(_strain(point, name, target) for name, target in self.terms.items())
 
     def _widening(self, point: Point) -> float:
-        """Return the factor on 95 % half-widths at which the answer is as sure as asked.
+        """Return the factor on 95 % half-widths at which the answer has the confidence of the plan.
 
-        It is wrong if one of two verdicts is: that of the answer, and that of its more wanted neighbour. Each is looked
-        at up to five times, and each look may err to one side (Bonferroni).
+        The answer is wrong if the verdict on it or on its more wanted neighbour is wrong. Each is evaluated up to five
+        times, and each evaluation may err to one side (Bonferroni).
         """
         from scipy.special import stdtrit
 
         replications = int(point.cost["replications"])
         degrees = replications - 1 if replications >= 5 else 20
-        looks = DOUBLINGS + 2
-        error = (1 - self._confidence) / (2 * looks)
+        evaluations = DOUBLINGS + 2
+        error = (1 - self._confidence) / (2 * evaluations)
         return float(stdtrit(degrees, 1 - error)) / student(degrees)
 
 
 def _strain(point: Point, name: str, target: float) -> float:
-    """Return a term's value over its target, or late requests over those that may be, whichever is more.
+    """Return a term's value over its target, or late requests over those allowed to be late, whichever is more.
 
-    Where nothing is refused and nothing fails, the second says nothing that the first doesn't.
+    Without refused or failed requests, both say the same.
     """
     late, value = late_share(point, name, target), _over(point.metrics[name].value, target)
     return value if late is None else max(value, _over(late.value, allowed(name)))
@@ -325,26 +326,29 @@ def _over(value: float | None, target: float) -> float:
 
 
 def check_terms(loaded: LoadedScenario) -> None:
-    """Refuse a plan for an SLO that is missing, or that no run of this scenario can measure.
+    """Refuse a plan whose SLO is missing or can't be measured in this scenario.
 
     :raises ScenarioError: with the term.
     """
     terms = loaded.scenario.slo.terms()
     if not terms:
         raise loaded.locate(
-            ScenarioError("a plan needs an SLO to meet", key="slo", hint="such as slo: {ttft_p99: 1 s}")
+            ScenarioError("a plan needs an SLO to meet", key="slo", hint="add one, such as slo: {ttft_p99: 1 s}")
         )
     if loaded.scenario.fleet.engine != "fixed":
         return
     lacking = next((name for name in ("tpot_mean_s", "itl_mean_s", "itl_p99_s") if name in terms), None)
     if lacking is not None:
-        raise loaded.locate(ScenarioError(
-            "engine fixed has no tokens, so this is never measured", key=f"slo.{lacking.removesuffix('_s')}",
-            hint="remove the term, or plan for another engine",
-        ))  # fmt: skip
+        raise loaded.locate(
+            ScenarioError(
+                "engine fixed has no tokens, so this is never measured",
+                key=f"slo.{lacking.removesuffix('_s')}",
+                hint="remove the term, or plan for another engine",
+            )
+        )
 
 
-def _bytes(design: Design) -> int:
+def _bytes(design: PlanDesign) -> int:
     kept = 0
     for recording in design.recordings:
         columns = [*recording.requests.values(), *recording.loads.values(), recording.section_of, recording.gap_counts]

@@ -1,11 +1,11 @@
-"""``loraplan plan``: from the question in a scenario to its answer in a run directory."""
+"""``loraplan plan``: from the question in a scenario to the answer in a run directory."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,28 +20,27 @@ from sim.spec.engine_flags import beyond_flags, engine_flags
 from sim.spec.files.yaml_text import yaml_text
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
-from sim.studies.backends.pool import Local, Pool
+from sim.studies.execution import Execution
 from sim.studies.planning.candidates import Variable, variables
-from sim.studies.planning.evaluator import Design, Looks, Noted, check_terms
-from sim.studies.planning.questions import Found, full_replicas, search
+from sim.studies.planning.evaluator import DesignEvaluator, EvaluationRecord, PlanDesign, check_terms
+from sim.studies.planning.questions import SearchResult, full_replicas, search
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
 
 RECOMMENDED = "recommended.yaml"
 
-Told = Callable[[Noted], None]
-
 
 @dataclass(frozen=True)
-class Planned:
-    """What a plan found.
+class PlanOutcome:
+    """The answer of a plan.
 
-    :ivar answer: the values found, ``{}`` where nothing meets the SLO; of a plan for a price with ``fleet`` and
-        ``price``, per hour.
-    :ivar certain: whether nothing more wanted may do after all, at the stated confidence.
-    :ivar point: of the answer, or of the best that was found.
-    :ivar record: all of it as plain data, as the manifest keeps it under ``plan``.
+    :ivar answer: the values found, ``{}`` where nothing meets the SLO; a plan for a price adds ``fleet`` and
+        ``price`` (per hour).
+    :ivar certain: whether no more wanted design meets the SLO, at the stated confidence.
+    :ivar point: of the answer, or of the design closest to meeting the SLO.
+    :ivar record: everything as plain data, as the manifest keeps it under ``plan``.
+    :ivar resumed: whether the folder held points of an earlier search.
     """
 
     path: Path
@@ -53,87 +52,93 @@ class Planned:
     record: dict[str, Any]
     simulated_requests: int
     resumed: bool = False
-    """Whether the folder held looks of an earlier search."""
 
 
 def make_plan(
     loaded: LoadedScenario,
     out: Path | None = None,
+    execution: Execution | None = None,
     *,
-    command: str = "",
-    jobs: int = -1,
-    pool: Pool | None = None,
     and_what_if: bool = False,
-    told: Told = lambda noted: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Planned:
-    """Answer the scenario's ``plan`` and leave a run directory without report.
+    on_evaluation: Callable[[EvaluationRecord], None] = lambda entry: None,
+) -> PlanOutcome:
+    """Answer the scenario's ``plan`` and write a run directory, without a report.
 
-    A search that was killed goes on where it was: every look is kept.
+    An interrupted search resumes: the directory keeps every point.
 
     :param out: the run directory; None: ``runs/NAME-plan``.
-    :param jobs: worker processes; -1: one for each core.
-    :param pool: where to simulate instead; it stays open.
-    :param and_what_if: also try one change at a time at the answer, or at the best that was found.
-    :param told: called with every look; ``progress`` with the changes tried and all there are.
-    :raises InputError: if the question makes no sense, or nothing that was asked for can be simulated.
+    :param execution: reports progress on the what-if.
+    :param and_what_if: also try one change at a time at the answer, or at the best design found.
+    :param on_evaluation: called with every evaluation of a design.
+    :raises InputError: if the question makes no sense, or none of its designs can be simulated.
     """
     started = time.perf_counter()
+    execution = execution or Execution()
     plan, axes, first = check_plan(loaded)
     question = json_ready(plan.model_dump(mode="json", exclude_none=True))
     folder = out or free_folder(loaded, question)
     task = task_of(0, first, {})
     manifest = {
-        **manifest_of(loaded, [task], [], command),
+        **manifest_of(loaded, [task], [], execution.command),
         "kind": "plan",
         "asked": scenario_hash(loaded.data),
         "plan": {"question": question},
     }
-    if out is not None:
-        refuse_other(folder, question)
-    try:
-        opened = RunStore.create(folder, manifest)
-    except OutputError as error:
-        error.hint = "give another --out"
-        raise
-    pool = pool or Local(jobs)
     points: list[Point] = []
+    opened = open_folder(folder, manifest, question, given=out is not None)
     with opened as store, store.closing(lambda: points, started):
-        looks = Looks(loaded, store, pool=pool, confidence=plan.confidence, told=told)
-        found = search(plan, axes, looks)
-        record = _record(plan, axes, found, looks, loaded)
+        evaluator = DesignEvaluator(
+            loaded, store, pool=execution.pool, confidence=plan.confidence, on_evaluation=on_evaluation
+        )
+        found = search(plan, axes, evaluator)
+        record = _record(plan, axes, found, evaluator, loaded)
         chosen = found.answer or found.best
-        designs = [design for design in _in_order(looks.designs(), axes, plan) if design.point is not None]
+        designs = [design for design in _in_order(evaluator.designs(), axes, plan) if design.point is not None]
         points += [design.point for design in designs if design.point is not None]
         if found.answer is not None:
             write_text(folder / RECOMMENDED, _recommended(found.answer))
-        recording = looks.first_recording(chosen)
-        assert chosen.world is not None, "it was looked at"
-        assert chosen.loaded is not None, "it was looked at"
+        recording = evaluator.first_recording(chosen)
+        assert chosen.world is not None, "it was evaluated"
         store.save_requests(request_table(recording, chosen.world.traffic.names), chosen.key)
-        store.update({"point_keys": [design.key for design in designs], "sets": [point.set for point in points],
-                      "points_total": len(points), "plan": record})  # fmt: skip
+        store.update(
+            {
+                "point_keys": [design.key for design in designs],
+                "sets": [point.set for point in points],
+                "points_total": len(points),
+                "plan": record,
+            }
+        )
         if and_what_if:
-            rows, requests = what_if(chosen.loaded, store, pool=pool, progress=progress)
+            rows, requests = what_if(chosen.loaded, store, execution)
             store.update({"what_if": rows, "what_if_requests": requests})
-    assert chosen.point is not None, "it was looked at"
-    return Planned(
-        folder, found.answer is not None, record["answer"], record["certain"], chosen.point, points, record,
-        looks.requests, store.resumed,
-    )  # fmt: skip
+    assert chosen.point is not None, "it was evaluated"
+    return PlanOutcome(
+        folder,
+        found.answer is not None,
+        record["answer"],
+        record["certain"],
+        chosen.point,
+        points,
+        record,
+        evaluator.requests,
+        store.resumed,
+    )
 
 
 def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScenario]:
-    """Return a scenario's plan, what it considers, and one design that can be built.
+    """Return a scenario's plan, its variables, and one design that can be built.
 
     :raises InputError: if the question makes no sense, or none of a few designs can be built.
     """
     plan = loaded.scenario.plan
     if plan is None:
-        raise loaded.locate(ScenarioError(
-            "the scenario asks for no plan", key="plan",
-            hint="give plan: {minimize: cache.gpu.slots, range: [8, 256]}, or --minimize cache.gpu.slots=8..256",
-        ))  # fmt: skip
+        raise loaded.locate(
+            ScenarioError(
+                "the scenario has no plan",
+                key="plan",
+                hint="add plan: {minimize: cache.gpu.slots, range: [8, 256]}, or --minimize cache.gpu.slots=8..256",
+            )
+        )
     check_terms(loaded)
     try:
         axes = variables(plan)
@@ -142,21 +147,39 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
         raise loaded.locate(error) from None
 
 
-def refuse_other(folder: Path, question: Any, kind: str = "plan") -> None:
-    """Refuse a folder that holds the answer to another question, or a run: its report would be lost."""
+def open_folder(
+    folder: Path, manifest: Mapping[str, Any], question: Any, kind: str = "plan", *, given: bool
+) -> RunStore:
+    """Open the run directory of a question.
+
+    :param kind: of the run directory: ``plan``, or ``cures``.
+    :param given: whether the user chose the folder.
+    :raises OutputError: if the folder can't be used.
+    """
+    if given:
+        _refuse_other(folder, question, kind)
+    try:
+        return RunStore.create(folder, dict(manifest))
+    except OutputError as error:
+        error.hint = "give another --out"
+        raise
+
+
+def _refuse_other(folder: Path, question: Any, kind: str) -> None:
+    """Refuse a folder that holds a run or the answer to another question: its report would be lost."""
     if not (folder / MANIFEST).exists():
         return
     try:
         old = read_manifest(folder)
     except OutputError:
-        return  # said by who opens it
+        return  # opening the folder reports it
     if isinstance(old, dict) and (old.get(kind) or {}).get("question") != question:
         what = "the answer to another question" if old.get("kind") == kind else f"a {old.get('kind', 'run')}"
         raise OutputError(f"this folder holds {what}", file=str(folder), got=old.get("name"), hint="give another --out")
 
 
 def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs"), kind: str = "plan") -> Path:
-    """Return ``runs/NAME-plan``, with ``-2``, ``-3``, … where the answer to another question stands there.
+    """Return ``runs/NAME-plan``, with ``-2``, ``-3``, … if that folder holds something else.
 
     :param kind: of the run directory: ``plan``, or ``cures``.
     """
@@ -175,7 +198,7 @@ def free_folder(loaded: LoadedScenario, question: Any, root: Path = Path("runs")
 
 
 def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> LoadedScenario:
-    """Return the first design that can be built: if none of a few can, that is no answer but a wrong question."""
+    """Return the first design that can be built; if none of a few can, the question is wrong."""
     first: InputError | None = None
     for number in range(max(1, len(plan.fleets))):
         fleet = plan.fleets[number].set if plan.fleets else {}
@@ -197,21 +220,24 @@ def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> Load
 
 
 def _asked_for(error: InputError, plan: Plan, where: str, values: dict[str, Any]) -> InputError:
-    """Return an error of a design as one of the plan that asks for it."""
+    """Return an error of a design as an error of the plan that contains it."""
     found = error.errors[0] if isinstance(error, SeveralErrors) else error
     unknown = found.key in plan.keys and found.problem == "unknown key"
     got = None if unknown else found.got if found.got is not None else values.get(found.key or "")
     return ScenarioError(
-        f"{found.key}: {found.problem}", key=f"plan.{plan.direction}" if unknown else where, got=got,
-        allowed=found.allowed, hint=found.hint,
-    )  # fmt: skip
+        f"{found.key}: {found.problem}",
+        key=f"plan.{plan.direction}" if unknown else where,
+        got=got,
+        allowed=found.allowed,
+        hint=found.hint,
+    )
 
 
-def _in_order(designs: list[Design], axes: list[Variable], plan: Plan) -> list[Design]:
+def _in_order(designs: list[PlanDesign], axes: list[Variable], plan: Plan) -> list[PlanDesign]:
     """Return designs by their values, as a sweep has them."""
     fleets = [fleet.name for fleet in plan.fleets]
 
-    def place(design: Design) -> list[int]:
+    def place(design: PlanDesign) -> list[int]:
         found = [fleets.index(design.set["fleet"])] if fleets else []
         for axis in axes:
             index = axis.values.index(design.set[axis.key])
@@ -221,8 +247,10 @@ def _in_order(designs: list[Design], axes: list[Variable], plan: Plan) -> list[D
     return sorted(designs, key=place)
 
 
-def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded: LoadedScenario) -> dict[str, Any]:
-    """Return everything that a report says of the search, as plain data."""
+def _record(
+    plan: Plan, axes: list[Variable], found: SearchResult, evaluator: DesignEvaluator, loaded: LoadedScenario
+) -> dict[str, Any]:
+    """Return everything that a report says about the search, as plain data."""
     answer: dict[str, Any] = {}
     if found.answer is not None:
         answer = dict(found.answer.set)
@@ -231,20 +259,23 @@ def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded
             replicas = answer["fleet.replicas"] + full_replicas(found.answer)
             answer["price"] = fleet.price * fleet.gpus * replicas
     chosen = found.answer or found.best
-    assert chosen.world is not None, "it was looked at"
-    assert chosen.loaded is not None, "it was looked at"
+    assert chosen.world is not None, "it was evaluated"
     candidates = math.prod(len(axis.values) for axis in axes) * max(1, len(plan.fleets))
     each = chosen.point.cost["requests"] / chosen.point.cost["replications"] if chosen.point is not None else 0.0
     every = each * (1 if chosen.world.traffic.replayed else loaded.scenario.run.replications)
-    refused = [design for design in looks.all_designs() if design.refused is not None]
+    refused = [design for design in evaluator.all_designs() if design.refused is not None]
     formulas = screen(chosen.world)
     record = {
         "question": plan.model_dump(mode="json", exclude_none=True),
-        "direction": plan.direction, "keys": list(plan.keys), "confidence": plan.confidence,
+        "direction": plan.direction,
+        "keys": list(plan.keys),
+        "confidence": plan.confidence,
         "ranges": {axis.key: [axis.values[0], axis.values[-1], len(axis.values)] for axis in axes},
-        "feasible": found.answer is not None, "answer": answer,
+        "feasible": found.answer is not None,
+        "answer": answer,
         "certain": not found.doubtful,
-        "answer_key": None if found.answer is None else found.answer.key, "best_key": found.best.key,
+        "answer_key": None if found.answer is None else found.answer.key,
+        "best_key": found.best.key,
         "edge_key": found.edge.key if found.edge is not None and found.edge.point is not None else None,
         "other_edge_key": None if found.other_edge is None else found.other_edge.key,
         "edge_set": None if found.edge is None else found.edge.set,
@@ -254,29 +285,39 @@ def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded
         "refused": [{"set": design.set, "why": str(design.refused)} for design in refused[:3]],
         "fleets": found.fleets,
         "looks": [
-            {"set": noted.set, "replications": noted.replications, "word": noted.word, "score": noted.score,
-             "term": noted.term, "value": noted.value, "unserved": noted.unserved}
-            for noted in looks.noted
+            {
+                "set": entry.set,
+                "replications": entry.replications,
+                "word": entry.word,
+                "score": entry.score,
+                "term": entry.term,
+                "value": entry.value,
+                "unserved": entry.unserved,
+            }
+            for entry in evaluator.log
         ],
-        "simulated_requests": looks.requests, "candidates": candidates,
+        "simulated_requests": evaluator.requests,
+        "candidates": candidates,
         "every_candidate_requests": round(every * candidates),
         "formulas": {
-            "miss_ratio": formulas.miss_ratio, "loader_load": formulas.loader_load, "gpu_load": formulas.gpu_load,
-            "batch": formulas.batch, "kv_share": formulas.kv_share,
+            "miss_ratio": formulas.miss_ratio,
+            "loader_load": formulas.loader_load,
+            "gpu_load": formulas.gpu_load,
+            "batch": formulas.batch,
+            "kv_share": formulas.kv_share,
         },
         "flags": {} if found.answer is None else engine_flags(chosen.loaded.scenario),
         "beyond_flags": beyond_flags(chosen.loaded.scenario),
         "full_replicas": full_replicas(chosen),
         "replications": 0 if chosen.point is None else int(chosen.point.cost["replications"]),
-    }  # fmt: skip
+    }
     ready: dict[str, Any] = json_ready(record)
     return ready
 
 
-def _recommended(design: Design) -> str:
-    """Return the scenario of the answer, to run, sweep and keep; with as many replications as decided on it."""
-    assert design.loaded is not None, "it was looked at"
-    assert design.point is not None, "it was looked at"
+def _recommended(design: PlanDesign) -> str:
+    """Return the scenario of the answer, to run and sweep, with the replications that decided on it."""
+    assert design.point is not None, "it was evaluated"
     data = {key: value for key, value in design.loaded.data.items() if key not in ("plan", "sweep")}
     data["run"] = {**data.get("run", {}), "replications": int(design.point.cost["replications"])}
     return yaml_text(data)

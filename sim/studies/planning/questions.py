@@ -1,4 +1,4 @@
-"""What a plan asks, as searches: one variable, two, or the cheapest of several fleets."""
+"""The question of a plan as searches: over one variable, over two, or for the cheapest of several fleets."""
 
 from __future__ import annotations
 
@@ -11,126 +11,141 @@ from typing import Any
 from sim.results.verdict import MET, UNCLEAR
 from sim.spec.sections.plan_question import PRICE, FleetChoice, Plan
 from sim.studies.planning.candidates import Variable
-from sim.studies.planning.evaluator import DOUBLINGS, Design, Looks
+from sim.studies.planning.evaluator import DOUBLINGS, DesignEvaluator, PlanDesign
 from sim.studies.planning.screen import Screened, screen
-from sim.studies.planning.search import STEER, Search, Seen
+from sim.studies.planning.search import STEER, Judgement, Search
 
 EFFORTS = DOUBLINGS + 2
 _SCREENED = 12
-"""Candidates whose formulas are looked at to find where the search begins."""
+"""Candidates screened by formulas to find where the search begins."""
 
 
 @dataclass(slots=True)
-class Found:
-    """What a search found: designs, the most wanted first.
+class SearchResult:
+    """What a search found.
 
-    :ivar edge: the design before the answer, which is more wanted and does not do; None: there is none in the range.
-    :ivar other_edge: of two variables, the best design with the first one's next more wanted value, which does not do.
-    :ivar beyond: the design after the answer, if it was looked at.
-    :ivar doubtful: designs of which it stayed unclear.
-    :ivar fleets: of a plan for a price, a row for every fleet.
+    :ivar answer: the most wanted design that meets the SLO; None: no design does.
+    :ivar best: the design closest to meeting the SLO.
+    :ivar edge: the design before the answer, more wanted, which misses the SLO; None: there is none in the range.
+    :ivar other_edge: with two variables, the best design at the next more wanted value of the first, which misses it.
+    :ivar beyond: the design after the answer, if it was evaluated.
+    :ivar doubtful: designs whose verdict stayed unclear.
+    :ivar fleets: in a plan for a price, one row for each fleet.
     """
 
-    answer: Design | None
-    best: Design
-    edge: Design | None = None
-    other_edge: Design | None = None
-    beyond: Design | None = None
-    doubtful: list[Design] = field(default_factory=list)
+    answer: PlanDesign | None
+    best: PlanDesign
+    edge: PlanDesign | None = None
+    other_edge: PlanDesign | None = None
+    beyond: PlanDesign | None = None
+    doubtful: list[PlanDesign] = field(default_factory=list)
     fleets: list[dict[str, Any]] = field(default_factory=list)
 
 
-class _Of:
-    """What all designs of one search have in common: values that are set, or a fleet and its name."""
+class _FixedValues:
+    """The values that all designs of one search share: keys and values, or a fleet with its name."""
 
     def __init__(self, fixed: Mapping[str, Any] | FleetChoice) -> None:
         self.set: Mapping[str, Any] = fixed.set if isinstance(fixed, FleetChoice) else fixed
         self._name = {"fleet": fixed.name} if isinstance(fixed, FleetChoice) else fixed
 
-    def design(self, looks: Looks, axis: Variable, index: int) -> Design:
-        """Return the design with a value of one more key."""
+    def design(self, evaluator: DesignEvaluator, axis: Variable, index: int) -> PlanDesign:
+        """Return the design with these values and one more."""
         own = {axis.key: axis.values[index]}
-        return looks.design({**self.set, **own}, {**self._name, **own})
+        return evaluator.design({**self.set, **own}, {**self._name, **own})
 
 
-def search(plan: Plan, axes: list[Variable], looks: Looks) -> Found:
-    """Return what a plan looks for."""
+def search(plan: Plan, axes: list[Variable], evaluator: DesignEvaluator) -> SearchResult:
+    """Search for the answer of a plan."""
     if plan.keys == (PRICE,):
-        return _cheapest(plan, axes[0], looks)
+        return _cheapest(plan, axes[0], evaluator)
     if len(axes) == 1:
-        return _one(axes[0], looks, _Of({}))
-    return _two(axes[0], axes[1], looks)
+        return _one(axes[0], evaluator, _FixedValues({}))
+    return _two(axes[0], axes[1], evaluator)
 
 
-def _searching(axis: Variable, looks: Looks, of: _Of, start: int | None = None) -> Search:
-    def look(index: int, effort: int) -> Seen:
-        return looks.look(of.design(looks, axis, index), effort)
+def _searching(axis: Variable, evaluator: DesignEvaluator, fixed: _FixedValues, start: int | None = None) -> Search:
+    def evaluate(index: int, effort: int) -> Judgement:
+        return evaluator.evaluate(fixed.design(evaluator, axis, index), effort)
 
     count = len(axis.values)
     if start is None:
-        start = _start(count, partial(of.design, looks, axis), looks.terms)
-    return Search(count, look, EFFORTS, start)
+        start = _start(count, partial(fixed.design, evaluator, axis), evaluator.terms)
+    return Search(count, evaluate, EFFORTS, start)
 
 
-def _one(axis: Variable, looks: Looks, of: _Of, searching: Search | None = None) -> Found:
-    edge = (searching or _searching(axis, looks, of)).run()
-    at = partial(of.design, looks, axis)
+def _one(
+    axis: Variable, evaluator: DesignEvaluator, fixed: _FixedValues, searching: Search | None = None
+) -> SearchResult:
+    edge = (searching or _searching(axis, evaluator, fixed)).run()
+    at = partial(fixed.design, evaluator, axis)
     beyond = None
     if edge.answer is not None and edge.answer + 1 < len(axis.values):
         beyond = at(edge.answer + 1)
-        looks.look(beyond, STEER)
-    return Found(
-        answer=None if edge.answer is None else at(edge.answer), best=at(edge.best),
-        edge=at(edge.before) if edge.answer is not None and edge.before >= 0 else None, beyond=beyond,
+        evaluator.evaluate(beyond, STEER)
+    return SearchResult(
+        answer=None if edge.answer is None else at(edge.answer),
+        best=at(edge.best),
+        edge=at(edge.before) if edge.answer is not None and edge.before >= 0 else None,
+        beyond=beyond,
         doubtful=[at(index) for index in edge.doubtful],
-    )  # fmt: skip
+    )
 
 
-def _two(outer: Variable, inner: Variable, looks: Looks) -> Found:
-    """Find the first value of ``outer`` with which any value of ``inner`` will do, then the first of these."""
+def _two(outer: Variable, inner: Variable, evaluator: DesignEvaluator) -> SearchResult:
+    """Find the first value of ``outer`` for which any value of ``inner`` meets the SLO, then the first such value."""
     searches: dict[int, Search] = {}
-    last: list[int] = []  # where the inner search last found something
+    last: list[int] = []  # where inner searches last found a hopeful value
 
-    def of(index: int) -> _Of:
-        return _Of({outer.key: outer.values[index]})
+    def fixing(index: int) -> _FixedValues:
+        return _FixedValues({outer.key: outer.values[index]})
 
-    def look(index: int, effort: int) -> Seen:
+    def evaluate(index: int, effort: int) -> Judgement:
         if index not in searches:
-            searches[index] = _searching(inner, looks, of(index), last[-1] if last else None)
-        seen = searches[index].possible(effort)
-        if seen.hopeful:
-            last.append(min(i for i, each in searches[index].seen.items() if each.hopeful))
-        return seen
+            searches[index] = _searching(inner, evaluator, fixing(index), last[-1] if last else None)
+        judgement = searches[index].possible(effort)
+        if judgement.hopeful:
+            last.append(min(i for i, each in searches[index].judgements.items() if each.hopeful))
+        return judgement
 
-    found = Search(len(outer.values), look, EFFORTS).run()
+    found = Search(len(outer.values), evaluate, EFFORTS).run()
     chosen = found.best if found.answer is None else found.answer
-    result = _one(inner, looks, of(chosen), searches[chosen])
+    result = _one(inner, evaluator, fixing(chosen), searches[chosen])
     if found.answer is not None and found.before >= 0:
-        seen = searches[found.before].seen
-        result.other_edge = of(found.before).design(looks, inner, min(seen, key=lambda i: seen[i].score))
+        judgements = searches[found.before].judgements
+        result.other_edge = fixing(found.before).design(
+            evaluator, inner, min(judgements, key=lambda i: judgements[i].score)
+        )
     for index in found.doubtful:
-        unclear = [i for i, each in searches[index].seen.items() if each.word == UNCLEAR]
-        result.doubtful += [of(index).design(looks, inner, i) for i in unclear[:1]]
+        unclear = [i for i, each in searches[index].judgements.items() if each.word == UNCLEAR]
+        result.doubtful += [fixing(index).design(evaluator, inner, i) for i in unclear[:1]]
     return result
 
 
-def _cheapest(plan: Plan, replicas: Variable, looks: Looks) -> Found:
+def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> SearchResult:
     """Find the smallest fleet of each kind that costs less than the best so far."""
-    best: Found | None = None
+    best: SearchResult | None = None
     least = math.inf
-    nearest: Design | None = None
+    nearest: PlanDesign | None = None
     rows: list[dict[str, Any]] = []
-    doubtful: list[Design] = []
+    doubtful: list[PlanDesign] = []
     for fleet in plan.fleets:
         each = fleet.price * fleet.gpus
-        row: dict[str, Any] = {"fleet": fleet.name, "price": fleet.price, "gpus": fleet.gpus, "replicas": None,
-                               "full_replicas": 0, "total": None, "word": "dearer with its first replica"}  # fmt: skip
+        row: dict[str, Any] = {
+            "fleet": fleet.name,
+            "price": fleet.price,
+            "gpus": fleet.gpus,
+            "replicas": None,
+            "full_replicas": 0,
+            "total": None,
+            "word": "dearer with its first replica",
+        }
         rows.append(row)
-        full = full_replicas(_Of(fleet).design(looks, replicas, 0)) if replicas.values else 0
+        full = full_replicas(_FixedValues(fleet).design(evaluator, replicas, 0)) if replicas.values else 0
         affordable = Variable(replicas.key, tuple(n for n in replicas.values if (n + full) * each < least))
         if not affordable.values:
             continue
-        found = _one(affordable, looks, _Of(fleet))
+        found = _one(affordable, evaluator, _FixedValues(fleet))
         doubtful += found.doubtful
         nearest = found.best if nearest is None or _score(found.best) < _score(nearest) else nearest
         if found.answer is None:
@@ -143,22 +158,22 @@ def _cheapest(plan: Plan, replicas: Variable, looks: Looks) -> Found:
         row |= {"replicas": count, "full_replicas": full, "total": least, "word": MET}
     if best is None:
         assert nearest is not None, "there is a fleet"
-        best = Found(None, nearest)
+        best = SearchResult(None, nearest)
     best.doubtful, best.fleets = doubtful, rows
     return best
 
 
-def full_replicas(design: Design) -> int:
-    """Return the replicas of full models beside those that a design counts; 0 where it can't be built."""
+def full_replicas(design: PlanDesign) -> int:
+    """Return the replicas of full models, which ``fleet.replicas`` doesn't count; 0 where it can't be built."""
     return 0 if design.world is None else design.world.replicas - design.world.scenario.fleet.replicas
 
 
-def _score(design: Design) -> float:
-    return math.inf if design.seen is None else design.seen.score
+def _score(design: PlanDesign) -> float:
+    return math.inf if design.judgement is None else design.judgement.score
 
 
-def _start(count: int, design: Callable[[int], Design], terms: Mapping[str, float]) -> int:
-    """Return the first candidate that formulas don't rule out, of a few, and of those between it and the one before."""
+def _start(count: int, design: Callable[[int], PlanDesign], terms: Mapping[str, float]) -> int:
+    """Return the first candidate that formulas allow: among a few, then by bisection towards the one before."""
     screened: dict[int, float] = {}
 
     def strain(index: int) -> float:
@@ -179,7 +194,7 @@ def _start(count: int, design: Callable[[int], Design], terms: Mapping[str, floa
 
 
 def _strain(found: Screened, terms: Mapping[str, float]) -> float:
-    """Return the worst load, or miss ratio over its target: above 1 a design is hardly worth a look."""
+    """Return the worst load, or the miss ratio over its target: above 1 a design hardly ever meets the SLO."""
     strains = [found.loader_load, found.gpu_load]
     if terms.get("miss_ratio"):
         strains.append(found.miss_ratio / terms["miss_ratio"])

@@ -1,7 +1,7 @@
-"""What formulas say of a design before anything is simulated: memory, miss ratio, load of loaders and of the GPU.
+"""Screens a design by formulas before simulating it: memory, miss ratio, load of loaders and GPU.
 
-They leave out bursts, queues and everything that two of them do to each other, so they decide nothing. They tell
-where a search should begin, and stand beside the simulated numbers in its report.
+The formulas ignore bursts, queues and interactions, so they decide nothing. They choose where a search begins, and the
+report shows them next to the simulated numbers.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from sim.world.gpu_memory import padded_rank
 from sim.world.world import World
 
 HOPELESS = 1.05
-"""Load from which no luck helps: more arrives than is served."""
+"""Load that is certainly too much: the offered load exceeds capacity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Screened:
-    """What formulas say of one design.
+    """The estimates for one design.
 
     :ivar miss_ratio: of LRU with independent requests in the long run (Che).
-    :ivar loader_load: seconds of loading that arrive per second and loader; above 1 its queue only grows.
-    :ivar batch: sequences that run at a time on a replica so that it keeps up; None: no batch does, or engine fixed.
-    :ivar gpu_load: requests that arrive over those that the largest possible batch serves; above 1 queues only grow.
-    :ivar kv_share: of the KV cache that such a batch holds; None for engine fixed.
+    :ivar loader_load: utilization of the loaders; above 1 their queue only grows.
+    :ivar batch: running sequences per replica at which it keeps up; None: it never does, or engine fixed.
+    :ivar gpu_load: offered load over the capacity at the largest possible batch; above 1 queues only grow.
+    :ivar kv_share: share of the KV cache that such a batch uses; None for engine fixed.
     """
 
     miss_ratio: float
@@ -41,12 +41,12 @@ class Screened:
 
     @property
     def hopeless(self) -> bool:
-        """Whether more arrives than can be served, by far."""
+        """Whether the offered load far exceeds capacity."""
         return max(self.loader_load, self.gpu_load) > HOPELESS
 
 
 def screen(world: World) -> Screened:
-    """Return what formulas say of a world."""
+    """Return the estimates for a world."""
     scenario, traffic = world.scenario, world.traffic
     replicas = scenario.fleet.replicas
     shares, own = _shares(world)
@@ -79,7 +79,7 @@ def _mean_load_s(world: World) -> float:
 
 
 def _shares(world: World) -> tuple[np.ndarray, float]:
-    """Return the share of each adapter in the requests that come to replicas of the base model, and that of these."""
+    """Return the adapters' shares of the requests to replicas of the base model, and the share of these requests."""
     shares = world.traffic.shares()
     if world.full is None:
         return shares, 1.0
@@ -93,7 +93,7 @@ def mean_tokens(world: World) -> tuple[float, float]:
     chunk = next(world.traffic.chunks(0), None)
     if chunk is None:
         raise ScenarioError(
-            "no request arrives in this time", key="workload.duration", hint="simulate longer, or raise the rate"
+            "no request arrives in this duration", key="workload.duration", hint="simulate longer, or raise the rate"
         )
     return float(chunk.prompt_tokens.mean()), float(chunk.output_tokens.mean())
 
@@ -101,8 +101,8 @@ def mean_tokens(world: World) -> tuple[float, float]:
 def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, float, float | None]:
     """Return the batch at which a replica keeps up, the load of the GPU, and the share of the KV cache.
 
-    A batch of b sequences gives b tokens a step, and a step lasts t(b): it serves b / (t(b) · output) requests a
-    second, of whose prompts the step computes their share. While it blocks for loads, nothing runs.
+    A batch of b sequences yields b tokens per step of t(b) seconds, so it serves b / (t(b) · output) requests per
+    second; the step also computes a share of their prompts. While a load blocks, nothing runs.
     """
     scenario = world.scenario
     assert world.profile is not None, "a batching engine has a profile"
@@ -130,7 +130,7 @@ def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, flo
 
 
 def _distinct(shares: np.ndarray, batch: int) -> float:
-    """Return how many different adapters a batch asks for, on average."""
+    """Return the mean number of distinct adapters in a batch."""
     return float(-np.expm1(batch * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum())
 
 
@@ -141,7 +141,7 @@ def _slots(scenario: Scenario, world: World) -> int:
 
 
 def _mean_of_adapters(world: World, values: list[int]) -> float:
-    """Return the mean over adapters; full models are none."""
+    """Return the mean over adapters, without full models."""
     if world.full is None:
         return float(np.mean(values))
     return float(np.mean([value for value, full in zip(values, world.full.full, strict=True) if not full] or [0]))

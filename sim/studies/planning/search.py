@@ -1,7 +1,7 @@
-"""The search itself: which of ordered candidates is the first that meets the SLO, by as few looks as possible.
+"""The search itself: which of ordered candidates is the first that meets the SLO, with few evaluations.
 
-Nothing here simulates. A look at a candidate costs what its effort says; more effort makes its verdict surer. Far from
-the edge little effort decides; at the edge as much is spent as there is.
+Nothing here simulates. Evaluating a candidate costs more with more effort, and its verdict gets surer. Far from the
+edge little effort decides; at the edge the search spends all there is.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from sim.results.verdict import MET, NOT_MET, UNCLEAR
 
 STEER = 1
-"""Effort up to which a verdict is made surer while the edge is still far; beyond that the estimate says where to go."""
+"""Effort up to which a verdict is made surer while the edge is far; beyond it, the estimate gives the direction."""
 _WIDE_DOUBT = 3
-"""Candidates side by side that stay unclear, after which the search takes larger steps to get out of them."""
+"""Neighbouring candidates that stay unclear before the search takes larger steps to get past them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a look at one candidate showed.
+class Judgement:
+    """What the evaluation of one candidate showed.
 
     :ivar word: ``met``, ``not met`` or ``unclear``.
-    :ivar score: the worst of the SLO's terms, value over target: above 1 misses it. Infinite: impossible.
-    :ivar final: whether more effort can't change the word.
+    :ivar score: the worst of the SLO's terms, value over target: above 1 misses it. Infinite: it can't be built.
+    :ivar final: whether the word stays the same with more effort.
     """
 
     word: str
@@ -37,8 +37,8 @@ class Seen:
         return self.word == MET or (self.word == UNCLEAR and self.score <= 1)
 
 
-Look = Callable[[int, int], Seen]
-"""Look at a candidate with an effort, from 0; an effort that was already spent costs nothing again."""
+Evaluate = Callable[[int, int], Judgement]
+"""Evaluates a candidate with an effort, from 0; repeating an effort costs nothing."""
 
 
 @dataclass(slots=True)
@@ -46,44 +46,44 @@ class Edge:
     """Where the first candidates that meet the SLO begin.
 
     :ivar answer: the first that certainly meets it; None: none does.
-    :ivar before: the last candidate before it that certainly does not; -1: there is none in the range.
-    :ivar doubtful: candidates between the two, or beyond them, of which it stayed unclear.
+    :ivar before: the last candidate before it that certainly misses it; -1: there is none in the range.
+    :ivar doubtful: candidates between or beyond the two whose verdict stayed unclear.
     :ivar best: the candidate with the lowest score of all.
-    :ivar seen: every candidate that was looked at.
+    :ivar judgements: of every candidate that was evaluated.
     """
 
     answer: int | None
     before: int
     doubtful: list[int]
     best: int
-    seen: dict[int, Seen] = field(default_factory=dict)
+    judgements: dict[int, Judgement] = field(default_factory=dict)
 
     @property
     def certain(self) -> bool:
-        """Whether nothing more wanted may do after all."""
+        """Whether it is sure that no more wanted candidate meets the SLO."""
         return not self.doubtful
 
 
 class Search:
-    """Look for the edge among ``count`` candidates, the most wanted first.
+    """Find the edge among ``count`` candidates, the most wanted first.
 
-    From a start it takes steps that double until one candidate meets the SLO and one before it doesn't, halves what
-    lies between, and then makes sure of the two at the edge. Where neither end meets the SLO it goes down to the lowest
-    score: more of a resource can be worse, if it is taken from another.
+    From a start, steps double until one candidate meets the SLO and one before it does not. Bisection narrows the gap,
+    and more effort then confirms the two at the edge. Where neither end meets the SLO, the search descends to the
+    lowest score: more of a resource can be worse if another pays for it.
 
     :param efforts: how many there are.
     :param start: where to begin.
     """
 
-    def __init__(self, count: int, look: Look, efforts: int, start: int = 0) -> None:
+    def __init__(self, count: int, evaluate: Evaluate, efforts: int, start: int = 0) -> None:
         assert count > 0, "there is a candidate"
         self._count = count
-        self._look = look
+        self._evaluate = evaluate
         self._most = efforts - 1
         self._start = min(max(start, 0), count - 1)
         self._spent: dict[int, int] = {}
         self._found: int | None = None
-        self.seen: dict[int, Seen] = {}
+        self.judgements: dict[int, Judgement] = {}
 
     def run(self) -> Edge:
         """Return the edge."""
@@ -97,14 +97,16 @@ class Search:
                 return found
             right = found
         unclear = [
-            index for index, seen in self.seen.items() if seen.word == UNCLEAR and self._spent[index] == self._most
+            index
+            for index, effort in self._spent.items()
+            if effort == self._most and self.judgements[index].word == UNCLEAR
         ]
-        return Edge(None, self._count - 1, sorted({*doubtful, *unclear}), self._best(), self.seen)
+        return Edge(None, self._count - 1, sorted({*doubtful, *unclear}), self._best(), self.judgements)
 
-    def possible(self, effort: int) -> Seen:
-        """Say whether any candidate meets the SLO: the word of the one that looks best.
+    def possible(self, effort: int) -> Judgement:
+        """Judge whether any candidate meets the SLO, by the most promising one.
 
-        :param effort: from 2 on, its verdict is made sure of.
+        :param effort: from 2 on, its verdict is confirmed.
         """
         if self._found is None:
             self._found = self._first_hopeful()
@@ -115,37 +117,41 @@ class Search:
                 if self._found is None:
                     break
                 found = self._found
-        seen = self.seen[found]
+        judgement = self.judgements[found]
         sure = self._found is None or effort > STEER
-        return Seen(seen.word, seen.score, final=sure and (seen.word != UNCLEAR or seen.final or effort >= self._most))
+        return Judgement(
+            judgement.word,
+            judgement.score,
+            final=sure and (judgement.word != UNCLEAR or judgement.final or effort >= self._most),
+        )
 
-    def _see(self, index: int, effort: int = 0) -> Seen:
-        """Look with at least this effort."""
-        if index not in self.seen or (self._spent[index] < effort and not self.seen[index].final):
-            self.seen[index] = self._look(index, effort)
+    def _judge(self, index: int, effort: int = 0) -> Judgement:
+        """Evaluate a candidate with at least this effort."""
+        if index not in self.judgements or (self._spent[index] < effort and not self.judgements[index].final):
+            self.judgements[index] = self._evaluate(index, effort)
             self._spent[index] = effort
-        return self.seen[index]
+        return self.judgements[index]
 
     def _steer(self, index: int) -> bool:
-        seen = self._see(index)
-        if seen.word == UNCLEAR and not seen.final:
-            seen = self._see(index, min(STEER, self._most))
-        return seen.hopeful
+        judgement = self._judge(index)
+        if judgement.word == UNCLEAR and not judgement.final:
+            judgement = self._judge(index, min(STEER, self._most))
+        return judgement.hopeful
 
     def _sure(self, index: int) -> str:
         """Spend what it takes to decide on a candidate; return the word."""
         for effort in range(min(STEER, self._most), self._most + 1):
-            seen = self._see(index, max(effort, self._spent.get(index, 0)))
-            if seen.word != UNCLEAR or seen.final:
+            judgement = self._judge(index, max(effort, self._spent.get(index, 0)))
+            if judgement.word != UNCLEAR or judgement.final:
                 break
-        return self.seen[index].word
+        return self.judgements[index].word
 
     def _best(self) -> int:
-        return min(self.seen, key=lambda index: (self.seen[index].score, index))
+        return min(self.judgements, key=lambda index: (self.judgements[index].score, index))
 
     def _before(self, index: int) -> int:
-        """Return the nearest candidate before one that was seen not to meet the SLO; -1: none was."""
-        return max((i for i, seen in self.seen.items() if i < index and not seen.hopeful), default=-1)
+        """Return the nearest candidate before this one that misses the SLO; -1: none is known."""
+        return max((i for i, judgement in self.judgements.items() if i < index and not judgement.hopeful), default=-1)
 
     def _first_hopeful(self) -> int | None:
         """Return a candidate that seems to meet the SLO, with one before it that doesn't, or at the start of all."""
@@ -166,12 +172,12 @@ class Search:
         return self._descend()
 
     def _descend(self) -> int | None:
-        """Look beside the lowest score so far until a candidate meets the SLO, or none is left to look at."""
+        """Try neighbours of the lowest score so far until a candidate meets the SLO or none is left."""
         while True:
             best = self._best()
-            if not math.isfinite(self.seen[best].score):
+            if not math.isfinite(self.judgements[best].score):
                 return None
-            known = sorted({-1, *self.seen, self._count})
+            known = sorted({-1, *self.judgements, self._count})
             place = known.index(best)
             gaps = [(known[place - 1], best), (best, known[place + 1])]
             middles = [(low + high) // 2 for low, high in gaps if high - low > 1]
@@ -192,7 +198,7 @@ class Search:
         return left
 
     def _settle(self, left: int, right: int, doubtful: list[int]) -> Edge | int | None:
-        """Make sure of the edge; return it, or where to look on, or None where nothing is left."""
+        """Confirm the edge; return it, the candidate from which to continue, or None where none is left."""
         word, step = self._sure(right), 1
         while word == UNCLEAR:
             if right not in doubtful:
@@ -203,7 +209,7 @@ class Search:
             right = min(self._count - 1, right + step)
             word = self._sure(right)
         if word == NOT_MET:
-            ahead = [i for i, seen in self.seen.items() if i > right and seen.hopeful]
+            ahead = [i for i, judgement in self.judgements.items() if i > right and judgement.hopeful]
             if ahead:
                 return min(ahead)
             return right + 1 if right + 1 < self._count and self._steer(right + 1) else None
@@ -219,4 +225,4 @@ class Search:
             tried += 1
             left -= 1 if tried <= _WIDE_DOUBT else tried
         left = max(left, -1)
-        return Edge(right, left, sorted(i for i in doubtful if left < i < right), self._best(), self.seen)
+        return Edge(right, left, sorted(i for i in doubtful if left < i < right), self._best(), self.judgements)

@@ -1,8 +1,8 @@
-"""What one change at a time would do at a chosen design, under the same traffic."""
+"""The effect of one change at a time on a chosen design, under the same traffic."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,23 +14,23 @@ from sim.results.run_directory.store import RunStore, point_key
 from sim.results.verdict import verdict
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.backends.pool import Pool
-from sim.studies.evaluate import Design, Options, evaluate, make_design
+from sim.studies.evaluate import Design, EvaluationOptions, evaluate, make_design
+from sim.studies.execution import Execution
 from sim.studies.planning.what_if_changes import Change, changes
-from sim.studies.sweep import code_version, input_digests, sent
+from sim.studies.sweep import code_version, input_digests, to_worker
 from sim.studies.training.rollout_gate import build
 from sim.world.world import World
 
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
-"""Metrics that every what-if keeps, beside those of the SLO."""
+"""Metrics that every what-if reports, besides those of the SLO."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """A change, and the design that it makes.
+class ChangedDesign:
+    """A change, and the design it leads to.
 
-    :ivar design: None where the change can't be made; ``refused`` says why.
-    :ivar memory: what there is room for (``memory_of``); ``key``: the name under which its ``point`` is kept.
+    :ivar design: None where the change is impossible; ``refused`` says why.
+    :ivar memory: what fits into it (``memory_of``); ``key``: the name under which its ``point`` is kept.
     """
 
     change: Change
@@ -44,51 +44,53 @@ class Tried:
 def what_if(
     loaded: LoadedScenario,
     store: RunStore,
-    *,
-    pool: Pool,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    execution: Execution,
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return one row a change, and how many requests were simulated.
+    """Return one row for each change (see ``rows_of``), and how many requests were simulated.
 
-    :param loaded: the chosen design; every change is made from there.
-    :param store: where points are kept: a what-if that was killed goes on.
-    :returns: rows as ``rows_of`` gives them.
+    :param loaded: the design that every change starts from.
+    :param store: keeps points, so that an interrupted what-if resumes.
     """
     found = changes(build(loaded.scenario))
-    tried = try_changes(loaded, found, store, pool=pool, progress=progress)
-    requests = sum(int(each.point.cost["requests"]) for each in tried if each.point is not None)
-    return rows_of(loaded, tried), requests
+    evaluated = try_changes(loaded, found, store, execution)
+    requests = sum(int(each.point.cost["requests"]) for each in evaluated if each.point is not None)
+    return rows_of(loaded, evaluated), requests
 
 
 def try_changes(
     loaded: LoadedScenario,
     wanted: Sequence[Change],
     store: RunStore,
-    *,
-    pool: Pool,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Tried]:
-    """Simulate a design and what each change makes of it, under the same traffic; the design as it is comes first."""
-    tried = [_made(loaded, change) for change in (Change("", "as it is"), *wanted)]
-    assert tried[0].design is not None, "the chosen design can be built"
-    return _points(tried, store, pool, progress)
+    execution: Execution,
+) -> list[ChangedDesign]:
+    """Simulate a design and each change of it under the same traffic; the unchanged design comes first."""
+    evaluated = [_changed(loaded, change) for change in (Change("", "as it is"), *wanted)]
+    assert evaluated[0].design is not None, "the chosen design can be built"
+    return _points(evaluated, store, execution)
 
 
-def rows_of(loaded: LoadedScenario, tried: Sequence[Tried]) -> list[dict[str, Any]]:
-    """Return what the changes do, as plain data: one row each, without the first, which they are held against.
+def rows_of(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> list[dict[str, Any]]:
+    """Return the effect of each change against the unchanged design, as plain data: one row each.
 
     :returns: rows ``{"group", "label", "set", "note", "refused", "verdict", "metrics": {NAME: Difference}}``;
-        ``refused`` says why a change can't be made, None where it can.
+        ``refused`` says why a change is impossible, else None.
     """
     terms = loaded.scenario.slo.terms()
     names = list(dict.fromkeys([*terms, *ALWAYS]))
-    base = tried[0].point
+    base = evaluated[0].point
     assert base is not None, "it was simulated"
     rows = []
-    for each in tried[1:]:
+    for each in evaluated[1:]:
         change, point = each.change, each.point
-        row: dict[str, Any] = {"group": change.group, "label": change.label, "set": change.set, "note": change.note,
-                               "refused": each.refused or None, "verdict": None, "metrics": {}}  # fmt: skip
+        row: dict[str, Any] = {
+            "group": change.group,
+            "label": change.label,
+            "set": change.set,
+            "note": change.note,
+            "refused": each.refused or None,
+            "verdict": None,
+            "metrics": {},
+        }
         if point is not None:
             row["verdict"] = verdict(point, terms)
             found = {name: difference_of(base, point, name) for name in names}
@@ -98,23 +100,23 @@ def rows_of(loaded: LoadedScenario, tried: Sequence[Tried]) -> list[dict[str, An
     return ready
 
 
-def _made(loaded: LoadedScenario, change: Change) -> Tried:
+def _changed(loaded: LoadedScenario, change: Change) -> ChangedDesign:
     if change.refused:
-        return Tried(change, None, refused=change.refused)
+        return ChangedDesign(change, None, refused=change.refused)
     try:
         design = loaded.with_values(change.set) if change.set else loaded
         world = build(design.scenario)
     except InputError as error:
-        return Tried(change, None, refused=error.problem)
+        return ChangedDesign(change, None, refused=error.problem)
     key = point_key(design.data, {"what_if": True}, code_version(), input_digests(design, world))
-    return Tried(change, design, memory_of(world), key=key)
+    return ChangedDesign(change, design, memory_of(world), key=key)
 
 
 def memory_of(world: World) -> dict[str, Any]:
-    """Return what one replica has room for: GPU slots (of the mean size, where bytes are counted), KV cache, copies.
+    """Return what fits into one replica: GPU slots (of the mean size where bytes are counted), KV cache, copies.
 
-    ``{"replicas", "slots", "kv_tokens", "host_bytes"}``, all but the first of one replica; None where there is no such
-    limit.
+    ``{"replicas", "slots", "kv_tokens", "host_bytes"}``, all but the first of one replica; None where nothing
+    limits it.
     """
     cache, population = world.scenario.cache, world.traffic.population
     sizes = population.size_bytes[~population.full]
@@ -127,31 +129,38 @@ def memory_of(world: World) -> dict[str, Any]:
     return {"replicas": world.replicas, "slots": slots, "kv_tokens": world.kv_tokens, "host_bytes": host}
 
 
-def _points(tried: Sequence[Tried], store: RunStore, pool: Pool, progress: Callable[[int, int], None]) -> list[Tried]:
-    """Return every design with its point, simulating those that were not kept; two that are equal only once."""
-    designs = {each.key: each.design for each in tried if each.design is not None}
+def _points(evaluated: Sequence[ChangedDesign], store: RunStore, execution: Execution) -> list[ChangedDesign]:
+    """Return every design with its point; simulate those without one, and equal designs only once."""
+    designs = {each.key: each.design for each in evaluated if each.design is not None}
     found = {key: point for key in designs if (point := store.load_point(key)) is not None}
-    progress(len(found), len(designs))
+    execution.on_progress(len(found), len(designs))
     todo = [(key, design) for key, design in designs.items() if key not in found]
-    arguments = ((place, sent(design.scenario, pool)) for place, (_, design) in enumerate(todo))
-    for place, point in pool.unordered(_simulated, arguments):
+    arguments = ((place, to_worker(design.scenario, execution.pool)) for place, (_, design) in enumerate(todo))
+    for place, point in execution.pool.unordered(_simulate, arguments):
         key = todo[place][0]
         store.save_point(key, point)
         found[key] = point
-        progress(len(found), len(designs))
-    return [replace(each, point=found.get(each.key)) for each in tried]
+        execution.on_progress(len(found), len(designs))
+    return [replace(each, point=found.get(each.key)) for each in evaluated]
 
 
-def _simulated(place: int, what: Scenario | Design) -> tuple[int, Point]:
-    """Simulate a design with the profile's own costs: draws would cost more and cancel in the difference."""
+def _simulate(place: int, what: Scenario | Design) -> tuple[int, Point]:
+    """Simulate a design with the profile's own costs; draws take longer and cancel in the difference."""
     design = what if isinstance(what, Design) else make_design(what)
     # Naming the number of replications switches doubling off: every change meets the same traffic.
-    options = Options(replications=design.replications, draws=False, counterfactual=False)
+    options = EvaluationOptions(replications=design.replications, draws=False, counterfactual=False)
     return place, evaluate(design, options).point
 
 
 def _plain(found: Difference) -> dict[str, Any]:
     return {
-        "unit": found.unit, "one": found.one, "other": found.other, "change": found.change, "lo": found.lo,
-        "hi": found.hi, "relative": found.relative, "word": found.word, "paired": found.paired,
-    }  # fmt: skip
+        "unit": found.unit,
+        "one": found.one,
+        "other": found.other,
+        "change": found.change,
+        "lo": found.lo,
+        "hi": found.hi,
+        "relative": found.relative,
+        "word": found.word,
+        "paired": found.paired,
+    }

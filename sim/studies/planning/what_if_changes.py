@@ -15,8 +15,11 @@ from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import format_rate
 from sim.world.world import World
 
-_BASE_FORMATS: dict[Literal["bf16", "int8", "nf4"], str] = {"bf16": "as in the profile", "int8": "in 8 bits",
-                                                            "nf4": "in 4 bits"}  # fmt: skip
+_BASE_FORMATS: dict[Literal["bf16", "int8", "nf4"], str] = {
+    "bf16": "as in the profile",
+    "int8": "in 8 bits",
+    "nf4": "in 4 bits",
+}
 _ATTENTION = ("q", "k", "v", "o")
 _RANKS = (4, 16, 32)
 
@@ -63,21 +66,34 @@ def _traffic(scenario: Scenario) -> Iterator[Change]:
     workload = scenario.workload
     if workload.trace is not None:
         scale = workload.trace.time_scale
-        yield Change("traffic", "twice the traffic", {"workload.trace.time_scale": 2 * scale},
-                     "the trace is played twice as fast")  # fmt: skip
+        yield Change(
+            "traffic",
+            "twice the traffic",
+            {"workload.trace.time_scale": 2 * scale},
+            "the trace is played twice as fast",
+        )
         return
     arrivals = workload.arrivals
     assert arrivals is not None, "checked by the model"
     for factor, words in ((2, "twice the traffic"), (0.5, "half the traffic")):
         yield Change("traffic", words, {"workload.arrivals.rate": format_rate(factor * arrivals.rate)})
     if isinstance(arrivals, PoissonArrivals):
-        yield Change("traffic", "bursty traffic (cv 1 → 3)", {
-            "workload.arrivals.process": "gamma", "workload.arrivals.rate": format_rate(arrivals.rate),
-            "workload.arrivals.cv": 3.0,
-        }, "gamma gaps at the same rate")  # fmt: skip
+        yield Change(
+            "traffic",
+            "bursty traffic (cv 1 → 3)",
+            {
+                "workload.arrivals.process": "gamma",
+                "workload.arrivals.rate": format_rate(arrivals.rate),
+                "workload.arrivals.cv": 3.0,
+            },
+            "gamma gaps at the same rate",
+        )
     elif isinstance(arrivals, GammaArrivals | WeibullArrivals) and arrivals.cv is not None:
-        yield Change("traffic", f"burstier traffic (cv {arrivals.cv:g} → {2 * arrivals.cv:g})",
-                     {"workload.arrivals.cv": 2 * arrivals.cv})  # fmt: skip
+        yield Change(
+            "traffic",
+            f"burstier traffic (cv {arrivals.cv:g} → {2 * arrivals.cv:g})",
+            {"workload.arrivals.cv": 2 * arrivals.cv},
+        )
 
 
 def _adapters(scenario: Scenario) -> Iterator[Change]:
@@ -97,8 +113,12 @@ def _adapters(scenario: Scenario) -> Iterator[Change]:
             if (rank, words) != now:
                 yield Change("adapters", f"rank {rank}, {words}", _all_of(rank, targets, adapters, full))
     if adapters.dtype != "fp8":
-        yield Change("adapters", "adapters in 8 bits", {"adapters.dtype": "fp8"},
-                     "half the bytes to load and keep; step costs as before")  # fmt: skip
+        yield Change(
+            "adapters",
+            "adapters in 8 bits",
+            {"adapters.dtype": "fp8"},
+            "half the bytes to load and keep; step costs as before",
+        )
 
 
 def _all_of(rank: int, targets: Any, adapters: Adapters, full: list[AdapterKind]) -> dict[str, Any]:
@@ -125,18 +145,19 @@ def _base_model(world: World) -> Iterator[Change]:
     if world.profile is None or world.kv_tokens is None or scenario.fleet.kv_tokens is not None:
         return
     now = scenario.adapters.base_quantization
-    drop = {f"adapters.{key}": None for key in ("base_slowdown", "base_double_quantization")
-            if key in scenario.adapters.model_fields_set}  # fmt: skip
+    drop = {
+        f"adapters.{key}": None
+        for key in ("base_slowdown", "base_double_quantization")
+        if key in scenario.adapters.model_fields_set
+    }
     for name, words in _BASE_FORMATS.items():
         if name == now:
             continue
         measured = name == "bf16" or (
             name in world.profile.quantized and world.profile.quantized[name].step is not None
         )
-        note = "" if measured else (
-            f"the KV cache gets the memory; assumed: the base model's part of a step takes {ASSUMED_SLOWDOWN[name]:g} "
-            "times as long"
-        )  # fmt: skip
+        slowdown = f"the base model's part of a step takes {ASSUMED_SLOWDOWN[name]:g} times as long"
+        note = "" if measured else f"the KV cache gets the memory; assumed: {slowdown}"
         yield Change("base model", f"base weights {words}", {**drop, "adapters.base_quantization": name}, note)
 
 
@@ -150,9 +171,15 @@ def _loading(scenario: Scenario) -> Iterator[Change]:
         drop = {f"cache.host.{key}": None for key in ("slots", "size") if cache.host is not None}
         yield Change("loading", "all adapters in host memory", {**drop, "cache.host.fill": "start"})
     if storage.mode == "overlap":
-        yield Change("loading", f"{2 * storage.loaders} loaders", {"storage.loaders": 2 * storage.loaders},
-                     "loaders share no bandwidth in this version: it looks too good")  # fmt: skip
+        yield Change(
+            "loading",
+            f"{2 * storage.loaders} loaders",
+            {"storage.loaders": 2 * storage.loaders},
+            "loaders share no bandwidth in this version: it looks too good",
+        )
         if scenario.fleet.engine == "continuous":
-            yield Change("loading", "loads that block the step", {
-                "storage.mode": "blocking", "storage.loaders": 1, "fleet.load_at": None, "cache.prefetch": "none",
-            })  # fmt: skip
+            yield Change(
+                "loading",
+                "loads that block the step",
+                {"storage.mode": "blocking", "storage.loaders": 1, "fleet.load_at": None, "cache.prefetch": "none"},
+            )

@@ -1,14 +1,15 @@
-"""Replay a trace's requests on caches of several policies and sizes, without times: what misses, and why."""
+"""Replays a trace on caches of several policies and sizes, without times: the miss ratio, and what drives it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.replay.cache_replay import replay, replayable
+from sim.policies.replay.cache_replay import Replayed, replay, replayable
 from sim.policies.replay.che import che_byte_miss_ratios, che_miss_ratios
 from sim.policies.replay.lru_curve import lru_byte_curve
 from sim.results.traces.cache_points import CachePoint, CacheResult, LruOrders
@@ -16,16 +17,24 @@ from sim.rng import stream
 from sim.spec.policies import EvictionEntry
 
 DEFAULT_SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Shares of all adapters' bytes that are replayed where no size is asked for."""
+"""Default cache sizes, as shares of all adapters' bytes."""
 
 _MOST_SLOTS = 6
 _CURVE_POINTS = 120
 _SMALLEST = 1 / 1000
-"""The curve begins at this share of what all adapters take, or at the largest adapter."""
+"""The curve begins at this share of all adapters' bytes, or at the largest adapter."""
 _SHUFFLED_REQUESTS, _MOST_SHUFFLES = 500_000, 5
-"""Short traces are shuffled several times: one order of a few thousand requests has luck of its own."""
+"""Short traces are shuffled several times: one order of a few thousand requests varies by chance."""
 
-Ratios = tuple[NDArray[np.float64], NDArray[np.float64]]
+MissRatios = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSizes:
+    """The sizes of the caches to replay on: slots or bytes."""
+
+    capacities: Sequence[int]
+    by_slots: bool
 
 
 def default_slots(adapters: int) -> tuple[int, ...]:
@@ -34,7 +43,7 @@ def default_slots(adapters: int) -> tuple[int, ...]:
 
 
 def default_capacities(sizes: NDArray[np.int64]) -> tuple[int, ...]:
-    """Return round sizes from a fortieth to most of what all adapters take, none below twice the largest adapter."""
+    """Return round sizes from a fortieth to most of all adapters' bytes, none below twice the largest adapter."""
     total, least = int(sizes.sum()), 2 * int(sizes.max())
     rounded = {_two_digits(share * total) for share in DEFAULT_SHARES}
     return tuple(sorted({max(size, least) for size in rounded}))
@@ -44,34 +53,31 @@ def study_cache(
     adapter: NDArray[np.int32],
     sizes: NDArray[np.int64] | None,
     policies: Sequence[str | EvictionEntry],
-    capacities: Sequence[int],
+    caches: CacheSizes,
     *,
-    by_slots: bool,
     seed: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CacheResult:
-    """Replay every policy at every capacity, and LRU in the orders the trace might have had.
+    """Replay every policy at every capacity, and LRU in shuffled orders of the trace.
 
     :param adapter: (requests,) adapters from 0 on, at least one request.
-    :param sizes: (adapters,) bytes, or None where they aren't known; then ``by_slots`` must be true.
-    :param policies: names, or entries that a call gives.
-    :param capacities: slots or bytes; sorted here, equal ones once.
-    :param seed: of the shuffles and of policies that draw.
-    :param progress: called with replays done and in all.
+    :param sizes: (adapters,) bytes, or None where they are unknown; then caches must count slots.
+    :param policies: names, or entries of policies from outside.
+    :param seed: of the shuffles and of random policies.
+    :param progress: called with the replays done and the replays there are.
     """
+    by_slots = caches.by_slots
     assert by_slots or sizes is not None, "a capacity in bytes needs the adapters' sizes"
     adapters = int(adapter.max()) + 1
     weights = np.ones(adapters, dtype=np.int64) if by_slots or sizes is None else sizes
-    asked = tuple(sorted(set(capacities)))
+    asked = tuple(sorted(set(caches.capacities)))
     points = []
     entries = [replayable(policy) for policy in policies]
     total = len(entries) * len(asked) + 1
     for policy in entries:
         for capacity in asked:
             done = replay(policy, adapter, weights, capacity, seed)
-            points.append(
-                _point(policy.name, capacity, by_slots, sizes, done.requests, done.misses, done.byte_miss_ratio)
-            )
+            points.append(_point(policy.name, capacity, caches.by_slots, sizes, done))
             progress(len(points), total)
     equal = bool((weights == weights[0]).all())
     grid = _grid(weights, asked)
@@ -94,22 +100,20 @@ def study_cache(
     )
 
 
-def _point(
-    policy: str, capacity: int, by_slots: bool, sizes: NDArray[np.int64] | None, requests: int, misses: int,
-    byte_miss_ratio: float,
-) -> CachePoint:  # fmt: skip
+def _point(policy: str, capacity: int, by_slots: bool, sizes: NDArray[np.int64] | None, done: Replayed) -> CachePoint:
+    requests, misses = done.requests, done.misses
     ratio = misses / requests
     if not by_slots:
-        return CachePoint(policy, None, capacity, requests, misses, ratio, byte_miss_ratio)
+        return CachePoint(policy, None, capacity, requests, misses, ratio, done.byte_miss_ratio)
     if sizes is None:
         return CachePoint(policy, capacity, None, requests, misses, ratio, None)
-    # The replay saw slots, not bytes: only where all adapters are equal does it say which bytes missed.
+    # The replay counted slots: it tells missed bytes only where all adapters are equally large.
     equal = bool((sizes == sizes[0]).all())
     return CachePoint(policy, capacity, capacity * int(sizes.max()), requests, misses, ratio, ratio if equal else None)
 
 
 def _grid(weights: NDArray[np.int64], asked: Sequence[int]) -> NDArray[np.int64]:
-    """Return the capacities of the curve, evenly spaced on a logarithmic axis, with those asked for among them."""
+    """Return the capacities of the curve: evenly spaced on a logarithmic axis, plus those in ``asked``."""
     total = int(weights.sum())
     low = max(int(weights.max()), math.ceil(total * _SMALLEST))
     spaced = np.geomspace(low, total, _CURVE_POINTS).round().astype(np.int64)
@@ -121,7 +125,7 @@ def _grid(weights: NDArray[np.int64], asked: Sequence[int]) -> NDArray[np.int64]
 def lru_orders(
     adapter: NDArray[np.int32], weights: NDArray[np.int64], grid: NDArray[np.int64], seed: int
 ) -> tuple[LruOrders, LruOrders, int]:
-    """Return LRU's miss ratios in the real order and in others, of requests and of bytes, and how many were shuffled.
+    """Return LRU's miss ratios of requests and of bytes, in real and shuffled orders, and the number of shuffles.
 
     :param weights: (adapters,) bytes, or 1 where ``grid`` counts slots; ``grid``: capacities, ascending.
     """
@@ -138,7 +142,7 @@ def lru_orders(
     return objects, bytes_, shuffles
 
 
-def _lru_ratios(adapter: NDArray[np.int32], weights: NDArray[np.int64], grid: NDArray[np.int64]) -> Ratios:
+def _lru_ratios(adapter: NDArray[np.int32], weights: NDArray[np.int64], grid: NDArray[np.int64]) -> MissRatios:
     misses, missed_bytes = lru_byte_curve(adapter, weights, grid)
     requested = int(np.bincount(adapter, minlength=len(weights)) @ weights)
     return misses / len(adapter), missed_bytes / requested

@@ -1,4 +1,4 @@
-"""The scenario file of fitted traffic, with the files that it names."""
+"""Writes the scenario file of fitted traffic, with the files that it names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from sim.results.run_directory.result_files import write_text
 from sim.rng import stream
-from sim.studies.traces.trace_study import Study
+from sim.studies.traces.trace_study import TraceStudy
 from sim.studies.traces.traffic_fit import weights_text, workload_of
 from sim.traffic.fits.length_fit import by_adapter, correlation
 from sim.traffic.traces.data import TraceData
@@ -21,10 +21,10 @@ _MOST_LENGTHS = 20_000
 _UNNAMED = "count: 100"
 
 
-def write_scenario(study: Study, trace: TraceData, name: str, folder: Path, *, seed: int) -> Path:
+def write_scenario(study: TraceStudy, trace: TraceData, name: str, folder: Path, *, seed: int) -> Path:
     """Write the fitted traffic as a scenario, its weights and its lengths, and return the scenario's path.
 
-    All of it is taken from the part of the trace that was fitted.
+    Everything is taken from the fitted part of the trace.
     """
     model, part = study.model, study.part
     assert model is not None, "there is traffic to write"
@@ -37,7 +37,7 @@ def write_scenario(study: Study, trace: TraceData, name: str, folder: Path, *, s
     return folder / SCENARIO
 
 
-def scenario_text(study: Study, trace: TraceData, name: str) -> str:
+def scenario_text(study: TraceStudy, trace: TraceData, name: str) -> str:
     """Return the text of the scenario file."""
     facts, model, part = study.facts, study.model, study.part
     assert model is not None, "there is traffic to write"
@@ -56,7 +56,7 @@ def scenario_text(study: Study, trace: TraceData, name: str) -> str:
     for key, value in workload.items():
         lines.append(f"  {key}: {_flow(value)}")
     if not named:
-        lines.append("  popularity: {law: zipf, exponent: 0.9}   # the trace names no adapters: make your own choice")
+        lines.append("  popularity: {law: zipf, exponent: 0.9}   # the trace names no adapters: choose a law")
     if trace.prompt_tokens is not None and trace.output_tokens is not None:
         prompt, output = trace.prompt_tokens[part.rows], trace.output_tokens[part.rows]
         between = by_adapter(prompt, output, part.adapter) if named else 0.0
@@ -72,11 +72,11 @@ def scenario_text(study: Study, trace: TraceData, name: str) -> str:
         lines.append(f"  {_UNNAMED}")
     elif model.weights is None:
         lines.append(f"  count: {model.adapters}")
-    lines.append("  rank: 16   # the trace doesn't say: make your own choice")
+    lines.append("  rank: 16   # the trace has no ranks: choose one")
     return "\n".join(lines) + "\n"
 
 
-def _said(study: Study) -> list[str]:
+def _said(study: TraceStudy) -> list[str]:
     check, part = study.facts.fit, study.part
     assert part is not None, "fitted to a part"
     share = part.span_s / study.facts.span_s

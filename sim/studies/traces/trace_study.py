@@ -1,4 +1,4 @@
-"""Diagnose a trace: how bursty, how popular its adapters, how local; and fit traffic to a part of it."""
+"""Diagnoses a trace (burstiness, popularity, locality) and fits traffic to a part of it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from sim.results.traces.trace_facts import (
 )
 from sim.studies.traces.cache_study import lru_orders
 from sim.studies.traces.traffic_fit import (
-    Model,
-    Part,
+    TraceSpan,
+    TrafficModel,
+    TrafficSampler,
     curves,
-    curves_of,
-    generate,
     independent,
     models,
     number_of_models,
@@ -43,39 +42,39 @@ Ints = NDArray[np.integer]
 Progress = Callable[[int, int], None]
 
 PAUSE_S = 1800.0
-"""Where neither the trace nor the fit says when a session ends: after half an hour, as in Alibaba's GenTD26."""
+"""The pause that ends a session where neither the trace nor the fit gives one: half an hour, as in GenTD26."""
 LEAST_FITTED = 200
-"""Requests in a part of the trace below which nothing is fitted to it."""
+"""Requests, at least, in a part of the trace to fit traffic to."""
 HIGHEST_RATE = 1e9
-"""Requests per second, the most that a scenario can say."""
+"""Requests per second, the most that a scenario allows."""
 MOST_FITTED = 400_000
-"""Requests of either part that are used: its first ones. More would change the third digit."""
+"""Requests used of either part, the first ones. More would change the third digit."""
 NEARLY = 0.002
-"""A simpler model is taken where it is no farther off than this beyond the best: luck of the draw."""
+"""A simpler model is preferred if it is at most this much farther off than the best: that is chance."""
 MOST_SESSIONS, MOST_LENGTHS = 2_000_000, 1_000_000
-"""Requests in which sessions are looked for, the first ones, and whose lengths are correlated, evenly spread: so that a
-long trace needs little memory."""
+"""Requests used to find sessions (the first ones) and to correlate lengths (evenly spread); saves memory on long
+traces."""
 _SPANS = 240
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
-    """What a trace is like, and the traffic fitted to it.
+class TraceStudy:
+    """The diagnosis of a trace, and the traffic fitted to it.
 
-    :ivar model: the best candidate, or None where nothing could be fitted; ``part``: what it was fitted to.
+    :ivar model: the best candidate, or None where nothing could be fitted; ``part``: the fitted part.
     """
 
     facts: TraceFacts
-    model: Model | None
-    part: Part | None = None
+    model: TrafficModel | None
+    part: TraceSpan | None = None
 
 
 def study_trace(
     trace: TraceData, file: str, *, fit_share: float, seed: int, progress: Progress = lambda done, total: None
-) -> Study:
+) -> TraceStudy:
     """Diagnose a trace and fit traffic to its first part.
 
-    :param fit_share: share of its time that is fitted; 1: all of it, and nothing is left to check the fit on.
+    :param fit_share: share of its time to fit; 1: all of it, so that nothing is left to check the fit on.
     """
     times, adapter = trace.arrival_s, trace.adapter
     span = float(times[-1]) if len(times) else 0.0
@@ -94,23 +93,35 @@ def study_trace(
     sessions, table = _sessions(trace, span, pause)
     in_sessions = trace.session is not None or (model is not None and model.pause_s is not None)
     facts = TraceFacts(
-        file=file, requests=len(times), adapters=len(trace.names), span_s=span,
-        rate_rps=len(times) / span if span > 0 else 0.0, gap_cv=gap_cv(times), dispersion_1s=dispersion(times, 1.0),
-        dispersion_60s=dispersion(times, 60.0), longest_gap_s=float(np.diff(times).max()) if len(times) > 1 else 0.0,
-        prompt=None if prompt is None else quantiles(prompt), output=None if output is None else quantiles(output),
+        file=file,
+        requests=len(times),
+        adapters=len(trace.names),
+        span_s=span,
+        rate_rps=len(times) / span if span > 0 else 0.0,
+        gap_cv=gap_cv(times),
+        dispersion_1s=dispersion(times, 1.0),
+        dispersion_60s=dispersion(times, 60.0),
+        longest_gap_s=float(np.diff(times).max()) if len(times) > 1 else 0.0,
+        prompt=None if prompt is None else quantiles(prompt),
+        output=None if output is None else quantiles(output),
         length_correlation=None if prompt is None or output is None else correlation(prompt[some], output[some]),
-        length_by_adapter=None if prompt is None or output is None or adapter is None
+        length_by_adapter=None
+        if prompt is None or output is None or adapter is None
         else by_adapter(prompt[some], output[some], adapter[some]),
         concentration=None if asked is None else concentration(asked),
         laws=_laws(asked, table if in_sessions else None, seed),
-        sessions=sessions, curve=None if adapter is None else _curve(adapter, seed), timeline=_timeline(times, span),
-        fit=check, skipped=dict(trace.skipped), notes=notes,
-    )  # fmt: skip
-    return Study(facts, model, part)
+        sessions=sessions,
+        curve=None if adapter is None else _curve(adapter, seed),
+        timeline=_timeline(times, span),
+        fit=check,
+        skipped=dict(trace.skipped),
+        notes=notes,
+    )
+    return TraceStudy(facts, model, part)
 
 
 def curve_slots(adapters: int) -> list[int]:
-    """Return the slots at which curves are shown: powers of two and what lies between, below all adapters."""
+    """Return the slots of the curves: powers of the square root of two, below the number of adapters."""
     halves = {round(2 ** (power / 2)) for power in range(2 * max(adapters, 1).bit_length() + 1)}
     return sorted({slots for slots in halves if slots < adapters} or {1})
 
@@ -148,9 +159,14 @@ def _sessions(trace: TraceData, span: float, longest: float) -> tuple[SessionFac
     table = SessionTable(times, adapter, found[:MOST_SESSIONS])
     gaps = table.gaps_s
     facts = SessionFacts(
-        named, pause, len(table), table.at_a_time(span), float(table.requests.mean()),
-        float(np.median(gaps)) if len(gaps) else None, float(np.quantile(gaps, 0.99)) if len(gaps) else None,
-    )  # fmt: skip
+        named,
+        pause,
+        len(table),
+        table.at_a_time(span),
+        float(table.requests.mean()),
+        float(np.median(gaps)) if len(gaps) else None,
+        float(np.quantile(gaps, 0.99)) if len(gaps) else None,
+    )
     return facts, table
 
 
@@ -165,7 +181,7 @@ def _timeline(times: Floats, span: float) -> dict[str, list[float]]:
 
 def _fit(
     trace: TraceData, span: float, share: float, seed: int, progress: Progress
-) -> tuple[Model | None, Part | None, FitCheck | None, float | None, list[str]]:
+) -> tuple[TrafficModel | None, TraceSpan | None, FitCheck | None, float | None, list[str]]:
     """Return the best model, what it was fitted to, its check, the pause that ends its sessions, and notes."""
     cut = span * share
     adapter = trace.adapter if trace.adapter is not None else np.zeros(len(trace.arrival_s), dtype=np.int32)
@@ -175,24 +191,25 @@ def _fit(
     if not _usable(first):
         few = f"no traffic is fitted: {len(first)} of at least {LEAST_FITTED} requests are in the fitted part"
         if len(first) >= LEAST_FITTED:
-            few = "no traffic is fitted: the requests of the fitted part come at one instant"
+            few = "no traffic is fitted: the requests of the fitted part arrive at one instant"
         return None, None, None, None, [few]
     slots = [] if trace.adapter is None else curve_slots(count)
     with tempfile.TemporaryDirectory() as folder:
-        best, candidates, pause = _best(first, slots, Path(folder), seed, progress)
+        sampler = TrafficSampler(Path(folder), seed)
+        best, candidates, pause = _best(first, slots, sampler, progress)
         if share >= 1 or not _usable(second):
             check = None if share >= 1 else _nothing(first.span_s / span, first, second, best, candidates)
             return best, first, check, pause, ["nothing is left to check the fitted traffic on"]
-        check = _check(trace, (first, second), (best, candidates), slots, first.span_s / span, Path(folder), seed)
+        check = _check(trace, (first, second), (best, candidates), slots, first.span_s / span, sampler)
     return best, first, check, pause, []
 
 
-def _usable(part: Part) -> bool:
-    """Return whether there is a rate to fit or to check: of requests enough, and not all of them at one instant."""
+def _usable(part: TraceSpan) -> bool:
+    """Return whether a part has enough requests, and not all at one instant."""
     return len(part) >= LEAST_FITTED and len(part) <= HIGHEST_RATE * part.span_s
 
 
-def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float) -> Part:
+def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float) -> TraceSpan:
     """Return the requests from ``begin`` to ``end``, the first ``MOST_FITTED`` of them."""
     low, high = np.searchsorted(trace.arrival_s, (begin, end), side="left").tolist()
     if end >= float(trace.arrival_s[-1]):
@@ -202,20 +219,20 @@ def _part(trace: TraceData, adapter: Ints, count: int, begin: float, end: float)
         end = float(trace.arrival_s[high - 1])
     session = None if trace.session is None or trace.adapter is None else trace.session[low:high]
     rows = slice(low, high)
-    return Part(rows, trace.arrival_s[rows] - begin, adapter[rows], session, end - begin, count)
+    return TraceSpan(rows, trace.arrival_s[rows] - begin, adapter[rows], session, end - begin, count)
 
 
 def _best(
-    part: Part, slots: list[int], folder: Path, seed: int, progress: Progress
-) -> tuple[Model, list[Candidate], float | None]:
+    part: TraceSpan, slots: list[int], sampler: TrafficSampler, progress: Progress
+) -> tuple[TrafficModel, list[Candidate], float | None]:
     if not slots:
         return independent(part), [], None
     real = curves(part.adapter, slots)
-    found: list[tuple[float, Model]] = []
+    found: list[tuple[float, TrafficModel]] = []
     total = number_of_models(part)
     for number, model in enumerate(models(part)):
         progress(number, total)
-        found.append((curves_of(model, part.span_s, slots, folder, seed).difference(real), model))
+        found.append((sampler.curves(model, part.span_s, slots).difference(real), model))
     least = min(error for error, _ in found)
     best = next(model for error, model in found if error <= least + NEARLY)
     in_sessions = min((p for p in found if p[1].name.startswith("sessions")), key=lambda p: p[0], default=None)
@@ -223,21 +240,27 @@ def _best(
     return best, [Candidate(model.name, model.words, error) for error, model in found], pause
 
 
-def _nothing(share: float, first: Part, second: Part, best: Model, candidates: list[Candidate]) -> FitCheck:
+def _nothing(
+    share: float, first: TraceSpan, second: TraceSpan, best: TrafficModel, candidates: list[Candidate]
+) -> FitCheck:
     return FitCheck(share, len(first), len(second), best.name, candidates, [], [], [], [], [])
 
 
 def _check(
-    trace: TraceData, parts: tuple[Part, Part], fitted: tuple[Model, list[Candidate]], slots: list[int], share: float,
-    folder: Path, seed: int,
-) -> FitCheck:  # fmt: skip
+    trace: TraceData,
+    parts: tuple[TraceSpan, TraceSpan],
+    fitted: tuple[TrafficModel, list[Candidate]],
+    slots: list[int],
+    share: float,
+    sampler: TrafficSampler,
+) -> FitCheck:
     (first, second), (best, candidates) = parts, fitted
     real = synthetic = drawn = np.empty(0)
     if slots:
         real = lru_curve(second.adapter).miss_ratios(slots)
-        synthetic = curves_of(best, second.span_s, slots, folder, seed).lru
-        drawn = curves_of(independent(first), second.span_s, slots, folder, seed).lru
-    made, asked = generate(best, second.span_s, folder, 0, seed)
+        synthetic = sampler.curves(best, second.span_s, slots).lru
+        drawn = sampler.curves(independent(first), second.span_s, slots).lru
+    made, asked = sampler.requests(best, second.span_s)
     values = [CheckedValue("requests/s", len(second) / second.span_s, len(made) / second.span_s, "1/s")]
     for name, measure in (
         ("cv of gaps", gap_cv),
@@ -254,13 +277,21 @@ def _check(
         values.append(CheckedValue("requests of the hottest 10 %", hottest[0], hottest[1], "1"))
     values += _length_values(trace, first.rows, second.rows)
     return FitCheck(
-        share, len(first), len(second), best.name, candidates, slots, real.tolist(), synthetic.tolist(), drawn.tolist(),
+        share,
+        len(first),
+        len(second),
+        best.name,
+        candidates,
+        slots,
+        real.tolist(),
+        synthetic.tolist(),
+        drawn.tolist(),
         values,
-    )  # fmt: skip
+    )
 
 
 def _hottest(adapter: Ints, count: int) -> float:
-    """Return the share of the hottest tenth of all ``count`` adapters: as many whoever is asked for."""
+    """Return the share of the hottest tenth of all ``count`` adapters, whether requested or not."""
     asked = np.sort(np.bincount(adapter))[::-1]
     return float(asked[: max(1, round(count / 10))].sum() / asked.sum())
 

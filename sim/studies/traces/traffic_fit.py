@@ -1,8 +1,8 @@
 """Models of traffic fitted to a part of a trace: independent draws, adapters in bursts, sessions.
 
-Each candidate is the ``workload`` section of a scenario. What it generates is compared with the part it was fitted to,
-by two miss curves: that of LRU, which shows locality, and that of a cache which always holds the hottest adapters,
-which shows popularity. The best one is then held against the part it has not seen (``trace_study``).
+Each candidate is the ``workload`` section of a scenario. Its requests are compared with the part it was fitted to by
+two miss curves: LRU's shows locality, that of a cache which always holds the hottest adapters shows popularity. The
+best candidate is then checked against the rest of the trace (``trace_study``).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ Ints = NDArray[np.integer]
 PAUSES_S = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 900.0, 1800.0, 3600.0)
 """Pauses that may end a session where the trace names none."""
 LEAST_SESSIONS = 100
-"""Sessions from which a law is taken."""
+"""Sessions, at least, to fit a law to."""
 _REPLICATIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TraceSpan:
     """A stretch of a trace.
 
-    :ivar rows: which requests of the trace it has.
-    :ivar times: (n,) from 0 at the begin of the part; ``span_s``: its length.
+    :ivar rows: its requests in the trace.
+    :ivar times: (n,) from 0 at its beginning; ``span_s``: its length.
     :ivar adapter: (n,) index into all of the trace's adapters; ``count``: of these.
     :ivar session: (n,) or None.
     """
@@ -61,12 +61,12 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class TrafficModel:
     """A candidate.
 
     :ivar workload: arrivals, popularity (without the file of its weights) and sessions, as a scenario has them.
     :ivar weights: (adapters,) of a weights file, or None; ``cvs`` its third column, or None.
-    :ivar adapters: how many it asks for.
+    :ivar adapters: how many there are.
     :ivar pause_s: the pause of an adapter that ends a session, where it was found so.
     """
 
@@ -79,7 +79,7 @@ class Model:
     pause_s: float | None = None
 
 
-def models(part: Part) -> Iterator[Model]:
+def models(part: TraceSpan) -> Iterator[TrafficModel]:
     """Fit every kind of model to a part of a trace; the simplest first."""
     yield independent(part)
     for process in ("weibull", "gamma"):
@@ -94,35 +94,37 @@ def models(part: Part) -> Iterator[Model]:
         yield replace(_in_sessions(part, found, name, words), pause_s=pause)
 
 
-def number_of_models(part: Part) -> int:
+def number_of_models(part: TraceSpan) -> int:
     """Return how many models ``models`` gives."""
     return 4 if part.session is not None else 3 + len(_pauses(part))
 
 
-def _pauses(part: Part) -> list[float]:
+def _pauses(part: TraceSpan) -> list[float]:
     return [pause for pause in PAUSES_S if pause < part.span_s / 20]
 
 
-def independent(part: Part) -> Model:
-    """Return the model in which every request draws its adapter anew, as often as the part asked for it."""
+def independent(part: TraceSpan) -> TrafficModel:
+    """Return the model in which every request draws its adapter independently, with the frequencies of the part."""
     arrivals = _arrivals(part.times, len(part) / part.span_s)
     asked = np.bincount(part.adapter, minlength=part.count).astype(np.float64)
     words = "every request draws its adapter independently"
-    return Model("independent", words, {"arrivals": arrivals}, asked, None, part.count)
+    return TrafficModel("independent", words, {"arrivals": arrivals}, asked, None, part.count)
 
 
-def _bursts(part: Part, process: str) -> Model:
+def _bursts(part: TraceSpan, process: str) -> TrafficModel:
     cvs = cvs_by_adapter(part.times, part.adapter, part.count, process)
     asked = np.bincount(part.adapter, minlength=part.count).astype(np.float64)
     arrivals = {
-        "process": process, "rate": _rate(len(part) / part.span_s), "cv": _number(float(np.median(cvs))),
+        "process": process,
+        "rate": _rate(len(part) / part.span_s),
+        "cv": _number(float(np.median(cvs))),
         "per": "adapter",
-    }  # fmt: skip
+    }
     words = f"every adapter's requests come on their own, with {process.capitalize()} gaps"
-    return Model(f"bursts-{process}", words, {"arrivals": arrivals}, asked, cvs, part.count)
+    return TrafficModel(f"bursts-{process}", words, {"arrivals": arrivals}, asked, cvs, part.count)
 
 
-def _in_sessions(part: Part, session: Ints, name: str, words: str) -> Model:
+def _in_sessions(part: TraceSpan, session: Ints, name: str, words: str) -> TrafficModel:
     table = SessionTable(part.times, part.adapter, session)
     begun, whole = _inner(table, part.span_s)
     rate = len(part) / part.span_s
@@ -132,15 +134,15 @@ def _in_sessions(part: Part, session: Ints, name: str, words: str) -> Model:
     law = likeliest(asked)
     if law.p_value is not None and law.p_value >= LEAST_P:
         workload["popularity"] = plain_law(law.law)
-        return Model(name, words, workload, None, None, law.adapters)
-    return Model(name, words, workload, asked.astype(np.float64), None, part.count)
+        return TrafficModel(name, words, workload, None, None, law.adapters)
+    return TrafficModel(name, words, workload, asked.astype(np.float64), None, part.count)
 
 
 def _inner(table: SessionTable, span_s: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which sessions began in the part, and which of them are there to their end.
+    """Return which sessions began in the part, and which of them also ended in it.
 
-    One whose first request comes early may have begun before the part, and seems shorter; so may one that is seen late.
-    Where too few would be left, all are taken.
+    A session with an early first request may have begun before the part, and seems shorter; likewise at the end. Where
+    too few would be left, all are taken.
     """
     gap = float(np.quantile(table.gaps_s, 0.99)) if len(table.gaps_s) else 0.0
     lasting = float(np.quantile(table.end_s - table.begin_s, 0.99))
@@ -162,23 +164,26 @@ def _session_law(sizes: NDArray[np.integer], gaps: Floats) -> dict[str, Any]:
         return {"requests": _number(mean), "gap_median": "1 ms", "gap_sigma": 0.0, "gap_max": "1 ms"}
     logs = np.log(np.maximum(gaps, float(gaps[gaps > 0].min()) / 2))
     return {
-        "requests": _number(mean), "gap_median": _seconds(math.exp(float(logs.mean()))),
-        "gap_sigma": _number(min(float(logs.std()), 10.0)), "gap_max": _seconds(float(gaps.max())),
-    }  # fmt: skip
+        "requests": _number(mean),
+        "gap_median": _seconds(math.exp(float(logs.mean()))),
+        "gap_sigma": _number(min(float(logs.std()), 10.0)),
+        "gap_max": _seconds(float(gaps.max())),
+    }
 
 
 def _arrivals(times: Floats, rate: float) -> dict[str, Any]:
     """Return a process like that of these arrivals, with another rate.
 
-    A rate that moves explains dispersion over minutes; else the law of the gaps is all there is.
+    A changing rate explains dispersion over minutes; without one, the law of the gaps is used.
     """
     moving = fit_modulation(times, len(times) / max(float(times[-1] - times[0]), 1e-9))
     if moving is not None:
         states = zip(moving.levels, moving.times_s, strict=True)
         return {
-            "process": "mmpp", "rate": _rate(rate),
+            "process": "mmpp",
+            "rate": _rate(rate),
             "states": [{"level": _number(level), "time": _seconds(time)} for level, time in states],
-        }  # fmt: skip
+        }
     gaps = np.diff(times)
     fit = fit_gaps(gaps) if len(gaps) and gaps.max() > 0 else GapFit("poisson", 1.0, 0.0)
     cv = {} if fit.process == "poisson" else {"cv": _number(fit.cv)}
@@ -197,8 +202,8 @@ def _number(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def weights_text(model: Model, names: Sequence[str]) -> str:
-    """Return a model's weights file: every adapter that it asks for."""
+def weights_text(model: TrafficModel, names: Sequence[str]) -> str:
+    """Return a model's weights file, with every adapter that it requests."""
     assert model.weights is not None, "only a model of weights has a file"
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -209,39 +214,58 @@ def weights_text(model: Model, names: Sequence[str]) -> str:
     return out.getvalue()
 
 
-def workload_of(model: Model, weights_file: str) -> dict[str, Any]:
+def workload_of(model: TrafficModel, weights_file: str) -> dict[str, Any]:
     """Return the workload section of a model, without its end and lengths."""
     if model.weights is None:
         return model.workload
     return {**model.workload, "popularity": {"law": "weights", "file": weights_file}}
 
 
-def generate(model: Model, span_s: float, folder: Path, replication: int, seed: int) -> tuple[Floats, Ints]:
-    """Return times and adapters of a model's requests during ``span_s``, as a scenario with it would make them.
+@dataclass(frozen=True, slots=True)
+class TrafficSampler:
+    """Generates the traffic of models through a scenario.
 
-    :param folder: where its weights file may be written.
+    :ivar folder: for weights files.
     """
-    file = folder / f"{model.name}.csv"
-    adapters: dict[str, Any] = {}
-    if model.weights is None:
-        adapters["count"] = model.adapters
-    elif not file.exists():
-        file.write_text(weights_text(model, [str(number) for number in range(len(model.weights))]), encoding="utf-8")
-    scenario = Scenario.model_validate({
-        "schema_version": 1, "name": "fitted", "run": {"seed": seed}, "adapters": adapters,
-        "workload": {"duration": _seconds(span_s), **workload_of(model, str(file))},
-    })  # fmt: skip
-    blocks = list(Traffic(scenario, "llama-3.1-8b").arrivals(replication))
-    if not blocks:
-        return np.empty(0), np.empty(0, dtype=np.int64)
-    return np.concatenate([times for times, _ in blocks]), np.concatenate([adapters for _, adapters in blocks])
+
+    folder: Path
+    seed: int
+
+    def requests(self, model: TrafficModel, span_s: float, replication: int = 0) -> tuple[Floats, Ints]:
+        """Return times and adapters of a model's requests during ``span_s``."""
+        file = self.folder / f"{model.name}.csv"
+        adapters: dict[str, Any] = {}
+        if model.weights is None:
+            adapters["count"] = model.adapters
+        elif not file.exists():
+            file.write_text(
+                weights_text(model, [str(number) for number in range(len(model.weights))]), encoding="utf-8"
+            )
+        scenario = Scenario.model_validate(
+            {
+                "schema_version": 1,
+                "name": "fitted",
+                "run": {"seed": self.seed},
+                "adapters": adapters,
+                "workload": {"duration": _seconds(span_s), **workload_of(model, str(file))},
+            }
+        )
+        blocks = list(Traffic(scenario, "llama-3.1-8b").arrivals(replication))
+        if not blocks:
+            return np.empty(0), np.empty(0, dtype=np.int64)
+        return np.concatenate([times for times, _ in blocks]), np.concatenate([adapters for _, adapters in blocks])
+
+    def curves(self, model: TrafficModel, span_s: float, slots: list[int]) -> Curves:
+        """Return the curves of a model's requests, mean of a few replications."""
+        found = [curves(self.requests(model, span_s, each)[1], slots) for each in range(_REPLICATIONS)]
+        return Curves(np.mean([one.lru for one in found], axis=0), np.mean([one.hottest for one in found], axis=0))
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
     """Miss ratios at some slots, shape (slots,) each.
 
-    :ivar lru: of LRU from an empty cache; ``hottest``: of a cache that always holds the adapters most asked for.
+    :ivar lru: of LRU from an empty cache; ``hottest``: of a cache that always holds the most requested adapters.
     """
 
     lru: Floats
@@ -253,14 +277,8 @@ class Curves:
 
 
 def curves(adapter: Ints, slots: list[int]) -> Curves:
-    """Return the curves of a stream of requests; all miss where there is none."""
+    """Return the curves of a stream of requests; an empty stream misses always."""
     if not len(adapter):
         return Curves(np.ones(len(slots)), np.ones(len(slots)))
     held = np.cumsum(np.sort(np.bincount(adapter))[::-1]) / len(adapter)
     return Curves(lru_curve(adapter).miss_ratios(slots), 1 - held[np.minimum(slots, len(held)) - 1])
-
-
-def curves_of(model: Model, span_s: float, slots: list[int], folder: Path, seed: int) -> Curves:
-    """Return the curves of a model's requests, mean of a few replications."""
-    found = [curves(generate(model, span_s, folder, each, seed)[1], slots) for each in range(_REPLICATIONS)]
-    return Curves(np.mean([one.lru for one in found], axis=0), np.mean([one.hottest for one in found], axis=0))

@@ -1,4 +1,4 @@
-"""A scenario whose adapters are those of a census: true counts and sizes, and an example's traffic around them."""
+"""Writes a scenario with the adapters of a census: true counts and sizes, and example traffic."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sim.spec.files.bundled import bundled_folder
 from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.serving import DEFAULT_PROFILE
 from sim.studies.sweep import check_points
-from sim.training.files.adapter_kinds import Kind, kinds_of
+from sim.training.files.adapter_kinds import MixKind, kinds_of
 from sim.training.files.base_models import known_model
 from sim.training.files.census import Census, Entry
-from sim.training.files.engine_checks import Asked, is_served, served_base
+from sim.training.files.engine_checks import ServingTarget, is_served, served_base
 
 SLOTS = 32
-"""Slots of a written scenario, at most; few adapters get one each."""
+"""Slots of a written scenario, at most; a smaller fleet gets one per adapter."""
 
 _DTYPES = ("fp16", "bf16", "fp8")
 _WORKLOAD = """\
@@ -35,38 +35,38 @@ workload:   # an example's: put your own here
 
 
 def check_target(path: Path) -> None:
-    """Refuse to write where something stands.
+    """Refuse to overwrite.
 
     :raises OutputError: if there is a file, a folder or a link.
     """
     if path.exists() or path.is_symlink():
         raise OutputError(
-            "this exists already and is not overwritten", file=str(path), hint="remove it or give another"
+            "already exists and is not overwritten", file=str(path), hint="remove it or give another path"
         )
 
 
-def write_scenario(census: Census, asked: Asked, path: Path) -> list[str]:
-    """Write the scenario and return notes for the user; one says so if ``loraplan check`` would refuse it.
+def write_scenario(census: Census, target: ServingTarget, path: Path) -> list[str]:
+    """Write the scenario and return notes for the user; one of them if ``loraplan check`` would refuse it.
 
     :raises OutputError: if the file exists or can't be written.
-    :raises InputError: if no adapter is of the base model that is served.
+    :raises InputError: if no adapter belongs to the base model.
     """
     check_target(path)
-    base = served_base(census.entries, asked)
+    base = served_base(census.entries, target)
     served = [entry for entry in census.entries if is_served(entry, base)]
     if not served:
-        raise InputError("no adapter is of this base model", key="--base-model", got=base)
+        raise InputError("no adapter belongs to this base model", key="--base-model", got=base)
     notes = []
     left_out = len(census.entries) - len(served)
     if left_out:
         what = "1 adapter of another base model is" if left_out == 1 else f"{left_out:,} of other base models are"
         notes.append(f"{what} left out of the scenario")
     model = known_model(base or "")
-    profile = _profile_of(model, asked.engine)
+    profile = _profile_of(model, target.engine)
     if profile is None:
         what = f"no bundled profile is of {base}" if base else "the adapters name no base model"
         notes.append(f"{what}: the scenario's costs and memory are those of {DEFAULT_PROFILE}; give fleet.profile")
-    write_text(path, scenario_text(census.root, served, asked, model if profile else None, profile))
+    write_text(path, scenario_text(census.root, served, target, model if profile else None, profile))
     try:
         check_points(load_scenario(str(path), []))
     except InputError as error:  # such as a rank far beyond what any profile was measured with
@@ -74,7 +74,9 @@ def write_scenario(census: Census, asked: Asked, path: Path) -> list[str]:
     return notes
 
 
-def scenario_text(root: Path, served: Sequence[Entry], asked: Asked, model: str | None, profile: str | None) -> str:
+def scenario_text(
+    root: Path, served: Sequence[Entry], target: ServingTarget, model: str | None, profile: str | None
+) -> str:
     """Return the text of the scenario file.
 
     :param model: our name of the base model, None where no profile is of it.
@@ -93,7 +95,7 @@ def scenario_text(root: Path, served: Sequence[Entry], asked: Asked, model: str 
         lines.append(f"  base_model: {model}")
     lines += [f"  count: {len(served)}", *_dtype(served), "  mix:"]
     lines += [_kind(kind, len(served)) for kind in kinds]
-    engine = asked.engine if asked.engine not in (None, "fixed") else None
+    engine = target.engine if target.engine not in (None, "fixed") else None
     lines += ["fleet:", f"  profile: {profile or DEFAULT_PROFILE}"]
     if engine is not None:
         lines.append(f"  engine: {engine}")
@@ -103,7 +105,7 @@ def scenario_text(root: Path, served: Sequence[Entry], asked: Asked, model: str 
     return "\n".join(lines) + "\n"
 
 
-def _kind(kind: Kind, total: int) -> str:
+def _kind(kind: MixKind, total: int) -> str:
     targets = kind.targets if isinstance(kind.targets, str) else f"[{', '.join(kind.targets)}]"
     said = f"{kind.count:,} adapters" if kind.count > 1 else "1 adapter"
     mean = "" if kind.exact else ", their mean size and largest rank"
@@ -112,7 +114,7 @@ def _kind(kind: Kind, total: int) -> str:
 
 
 def _dtype(served: Sequence[Entry]) -> list[str]:
-    """Return the number format that slots are kept in: the commonest, but 16 bits where files have more."""
+    """Return the number format of slots: the most common one, but 16 bits if files have more."""
     usual = Counter(name for entry in served for name in entry.dtypes).most_common(1)[0][0]
     if usual in _DTYPES:
         return [f"  dtype: {usual}"]
@@ -120,7 +122,7 @@ def _dtype(served: Sequence[Entry]) -> list[str]:
 
 
 def _profile_of(model: str | None, engine: str | None) -> str | None:
-    """Return a bundled profile of the model: one that was measured with the engine, or the first."""
+    """Return a bundled profile of the model: one of the engine, or the first."""
     folder = bundled_folder() / "profiles"
     found = sorted(
         path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"*/{model}/*.json") if model

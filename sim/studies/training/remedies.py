@@ -1,7 +1,7 @@
-"""What a cure of the training means for a fleet: the change of the scenario that belongs to it, at the same memory.
+"""Turns a remedy into changes of a scenario, at the same GPU memory for adapters.
 
-Rank and targets make adapters larger. GPU memory for them stays what it was, so fewer slots are left, counted as the
-engine lays them out: where slots are padded to the largest rank, one larger adapter makes every slot as large.
+Higher ranks and more targets make adapters larger, so the same memory holds fewer slots. They are counted as the
+engine lays them out: where it pads them to the largest rank, one larger adapter enlarges every slot.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sim.studies.planning.what_if_changes import Change
 from sim.studies.training.remedy_kinds import (
     adapters_with,
     bytes_of,
-    cured_kind,
+    kind_after,
     kind_words,
     kinds_of,
     mean_bytes,
@@ -31,13 +31,13 @@ from sim.studies.training.remedy_kinds import (
     slots_at_same_memory,
     target_words,
 )
-from sim.training.vet_results import Cure, Vetted
+from sim.training.vet_results import Remedy, Vetted
 from sim.world.world import World
 
 ONE, ALL, ALL_SAME_HOST = "one", "all", "all, same host memory"
-"""Who gets the cure: what was vetted, or every adapter like it, with host memory for all of them or as before."""
+"""Which adapters get the remedy: the vetted ones, or all like them, with host memory for all or as before."""
 OWN, POOL = "own replicas", "swapping pool"
-"""Who serves what was vetted, where the cure is a full model."""
+"""How full models are served, where they are the remedy."""
 
 _PRECISION = ("nf4", "int8", "bf16")
 """Formats of the base model's weights, from few bits to many."""
@@ -45,15 +45,15 @@ BITS_WORDS = {"nf4": "4 bits", "int8": "8 bits", "bf16": "16 bits"}
 
 
 @dataclass(frozen=True, slots=True)
-class CureChange:
-    """A cure as a change of a scenario.
+class RemedyChange:
+    """A remedy as a change of a scenario.
 
-    :ivar title: the cure in words, ``who``: whom it is for; ``scope``: the same in a word or two, one of
-        those above; ``adapters``: how many get it.
-    :ivar bytes_before, bytes_after: of one adapter that gets it; None where its size has nothing to do with it.
+    :ivar title: the remedy in words.
+    :ivar who: the adapters that get it, in words; ``scope``: one of the constants above; ``adapters``: how many.
+    :ivar bytes_before, bytes_after: of one such adapter; None where the remedy doesn't change its size.
     """
 
-    cure: Cure
+    remedy: Remedy
     title: str
     who: str
     scope: str
@@ -63,51 +63,52 @@ class CureChange:
     bytes_after: int | None = None
 
 
-def cures_of(vetted: Sequence[Vetted]) -> list[tuple[Cure, list[Vetted]]]:
-    """Return every cure that changes what serving costs, in the order found, with those that it was found for."""
-    wanted: dict[tuple[object, ...], tuple[Cure, list[Vetted]]] = {}
+def remedies_of(vetted: Sequence[Vetted]) -> list[tuple[Remedy, list[Vetted]]]:
+    """Return every remedy that changes the cost of serving, each with the adapters it was found for."""
+    wanted: dict[tuple[object, ...], tuple[Remedy, list[Vetted]]] = {}
     for each in vetted:
         for finding in each.findings:
-            for cure in finding.cures:
-                if cure.changes_serving:
-                    key = (cure.rank, cure.targets, cure.base_quantization, cure.full_model)
-                    found = wanted.setdefault(key, (cure, []))[1]
+            for remedy in finding.remedies:
+                if remedy.changes_serving:
+                    key = (remedy.rank, remedy.targets, remedy.base_quantization, remedy.full_model)
+                    found = wanted.setdefault(key, (remedy, []))[1]
                     if each not in found:
                         found.append(each)
     return list(wanted.values())
 
 
-def changes_of(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> list[CureChange]:
-    """Return the changes that price a cure, that of the vetted adapters alone first.
+def changes_of(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> list[RemedyChange]:
+    """Return the changes that price a remedy; the change for the vetted adapters alone comes first.
 
-    :param wanted: those that the cure was found for.
+    :param wanted: the adapters that the remedy was found for.
     :param world: of the scenario as it is.
     """
-    if cure.full_model:
-        return list(_of_full(cure, wanted, loaded, world))
-    if cure.base_quantization is not None:
-        return [_of_base(cure, loaded, world)]
-    return list(_of_shape(cure, wanted, loaded, world))
+    if remedy.full_model:
+        return list(_of_full(remedy, wanted, loaded, world))
+    if remedy.base_quantization is not None:
+        return [_of_base(remedy, loaded, world)]
+    return list(_of_shape(remedy, wanted, loaded, world))
 
 
-def _of_base(cure: Cure, loaded: LoadedScenario, world: World) -> CureChange:
-    """Return what a base with more bits changes: its weights take memory from the KV cache, slots stay."""
-    wanted, has = cure.base_quantization, loaded.scenario.adapters.base_quantization
-    assert wanted is not None, "asked of a cure of the base"
+def _of_base(remedy: Remedy, loaded: LoadedScenario, world: World) -> RemedyChange:
+    """Return the change to a base with more bits: its weights take memory from the KV cache, slots stay."""
+    wanted, has = remedy.base_quantization, loaded.scenario.adapters.base_quantization
+    assert wanted is not None, "a remedy of the base"
     title, count = f"base model in {BITS_WORDS[wanted]}", len(world.traffic.population)
     label = f"{title}: the fleet"
     if _PRECISION.index(has) >= _PRECISION.index(wanted):
         change = Change("cure", label, note=f"the fleet serves its base model in {BITS_WORDS[has]} already")
-        return CureChange(cure, title, "the fleet", ALL, count, change)
-    # What belongs to the format of before says nothing of the new one.
+        return RemedyChange(remedy, title, "the fleet", ALL, count, change)
+    # Settings of the old format don't apply to the new one.
     own = {f"adapters.{key}": None for key in ("base_slowdown", "base_double_quantization")}
-    change = Change("cure", label, {**own, "adapters.base_quantization": wanted},
-                    "the weights take their memory from the KV cache")  # fmt: skip
-    return CureChange(cure, title, "the fleet", ALL, count, change)
+    change = Change(
+        "cure", label, {**own, "adapters.base_quantization": wanted}, "the weights take their memory from the KV cache"
+    )
+    return RemedyChange(remedy, title, "the fleet", ALL, count, change)
 
 
-def _of_full(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> Iterator[CureChange]:
-    """Yield what full fine-tunes change: replicas of their own, or a pool that swaps them."""
+def _of_full(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> Iterator[RemedyChange]:
+    """Yield the changes to full fine-tunes: replicas of their own, or a pool that swaps them."""
     adapters, count = loaded.scenario.adapters, len(world.traffic.population)
     number, title = min(len(wanted), count), "full fine-tune"
     share = share_of(number, count)
@@ -123,74 +124,74 @@ def _of_full(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world
     for how, (scope, serve) in ways.items():
         who = f"{_who(number, count)}, {how if number > 1 else how.replace('their', 'its')}"
         set_ = {"adapters.mix": mix, **({} if serve is None else {"fleet.full_models.serve": serve})}
-        yield CureChange(cure, title, who, scope, number, Change("cure", f"{title}: {who}", set_), *sizes)
+        yield RemedyChange(remedy, title, who, scope, number, Change("cure", f"{title}: {who}", set_), *sizes)
 
 
-def _of_shape(cure: Cure, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> Iterator[CureChange]:
-    """Yield what larger adapters change, for those that were vetted and for all that are like them."""
+def _of_shape(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> Iterator[RemedyChange]:
+    """Yield the changes to larger adapters, for the vetted ones and for all like them."""
     adapters, count = loaded.scenario.adapters, len(world.traffic.population)
-    number, title = min(len(wanted), count), shape_words(cure)
+    number, title = min(len(wanted), count), shape_words(remedy)
     try:
-        found = kinds_of(adapters, [each.now for each in wanted if each.now is not None])
+        found = kinds_of(adapters, [each.current for each in wanted if each.current is not None])
         old = found.kinds[found.alike[0]]
-        new = cured_kind(cure, old, wanted)
+        new = kind_after(remedy, old, wanted)
     except InputError as error:
         who = _who(number, count)
-        yield CureChange(cure, title, who, ONE, number, Change("cure", f"{title}: {who}", refused=error.problem))
+        yield RemedyChange(remedy, title, who, ONE, number, Change("cure", f"{title}: {who}", refused=error.problem))
         return
     if same_shape(old, new):
         said = f"the scenario's adapters have {kind_words(old)}: nothing changes"
         change = Change("cure", f"{title}: all adapters", note=said)
-        yield CureChange(cure, title, "all adapters", ALL, count, change)
+        yield RemedyChange(remedy, title, "all adapters", ALL, count, change)
         return
     share = share_of(number, count)
     others = tuple(kind.model_copy(update={"share": kind.share * (1 - share)}) for kind in found.kinds)
     alone = adapters_with(adapters, (new.model_copy(update={"share": share}), *others))
-    kinds = tuple(cured_kind(cure, kind, wanted) if i in found.alike else kind for i, kind in enumerate(found.kinds))
+    kinds = tuple(kind_after(remedy, kind, wanted) if i in found.alike else kind for i, kind in enumerate(found.kinds))
     alike = round(count * sum(found.kinds[i].share for i in found.alike))
     which = "all adapters" if len(found.alike) == len(found.kinds) else "all of its kind"
     sizes = bytes_of(old, adapters, world), bytes_of(new, adapters, world)
     scopes = [(ONE, number, _who(number, count), alone), (ALL, alike, which, adapters_with(adapters, kinds))]
-    for scope, cured, who, after in scopes[number >= count :]:
+    for scope, changed, who, after in scopes[number >= count :]:
         change = _at_same_memory(f"{title}: {who}", adapters, after, loaded, world)
         if not change.refused:
             notes = _notes(wanted, old, loaded, alone=scope == ONE, fewer="cache.gpu.slots" in change.set)
             change = replace(change, note="; ".join(filter(None, [change.note, *notes])))
-        yield CureChange(cure, title, who, scope, cured, change, *sizes)
+        yield RemedyChange(remedy, title, who, scope, changed, change, *sizes)
         host = None if scope == ONE or change.refused else _host_slots(change, after, loaded, world)
         if host is not None:
             who = f"{who}, host memory as before"
             bound = Change("cure", f"{title}: {who}", {**change.set, "cache.host.slots": host})
-            yield CureChange(cure, title, who, ALL_SAME_HOST, cured, bound, *sizes)
+            yield RemedyChange(remedy, title, who, ALL_SAME_HOST, changed, bound, *sizes)
 
 
-def shape_words(cure: Cure) -> str:
-    """Return a cure of rank and targets in words: ``rank 16, all linear layers``."""
-    said = [f"rank {cure.rank}"] if cure.rank is not None else []
-    said.append("same layers" if cure.targets is None else target_words(cure.targets))
+def shape_words(remedy: Remedy) -> str:
+    """Return rank and targets of a remedy in words: ``rank 16, all linear layers``."""
+    said = [f"rank {remedy.rank}"] if remedy.rank is not None else []
+    said.append("same layers" if remedy.targets is None else target_words(remedy.targets))
     return ", ".join(said)
 
 
 def _at_same_memory(label: str, before: Adapters, after: Adapters, loaded: LoadedScenario, world: World) -> Change:
-    """Return the change to other adapters in which GPU memory for them stays what it was."""
+    """Return the change to other adapters that keeps the GPU memory for adapters."""
     values = [plain_kind(kind) for kind in after.mix]
     whole = len(values) == 1 and not before.mix
     own = {f"adapters.{key}": value for key, value in values[0].items() if key != "share"} if whole else {}
     set_ = own or {"adapters.mix": values}
     gpu = loaded.scenario.cache.gpu
     if gpu.slots is None:
-        what = "adapters take KV memory when they come" if gpu.unified else f"{human_bytes(gpu.size or 0)} stay"
+        what = "adapters take KV memory when they load" if gpu.unified else f"{human_bytes(gpu.size or 0)} stay"
         return Change("cure", label, set_, what)
     if gpu.unified:
-        return Change("cure", label, set_, "adapters take KV memory when they come")
+        return Change("cure", label, set_, "adapters take KV memory when they load")
     slots = slots_at_same_memory(world, population_of(after, world))
     if slots == 0:
-        return Change("cure", label, refused=f"the memory of {gpu.slots} slots holds not one such adapter")
+        return Change("cure", label, refused=f"the memory of {gpu.slots} slots can't hold one such adapter")
     return Change("cure", label, set_ if slots == gpu.slots else {**set_, "cache.gpu.slots": slots})
 
 
 def _host_slots(change: Change, after: Adapters, loaded: LoadedScenario, world: World) -> int | None:
-    """Return how many copies the host memory of before holds; None where it holds as many as before."""
+    """Return how many copies the same host memory holds; None where it holds as many as before."""
     host, population = loaded.scenario.cache.host, world.traffic.population
     if host is None or host.slots is None:
         return None
@@ -205,20 +206,25 @@ def _host_slots(change: Change, after: Adapters, loaded: LoadedScenario, world: 
 def _notes(
     wanted: Sequence[Vetted], old: AdapterKind, loaded: LoadedScenario, *, alone: bool, fewer: bool
 ) -> Iterator[str]:
-    """Yield what to know of a price.
+    """Yield notes on a price.
 
-    :param alone: that of the vetted adapters alone; ``fewer``: whether slots are left.
+    :param alone: whether only the vetted adapters change; ``fewer``: whether fewer slots are left.
     """
     storage = loaded.scenario.storage
     if alone:
         if fewer:
-            yield "slots are padded to the largest rank of all, so one adapter makes every slot as large"
-        now = next((each.now for each in wanted if each.now is not None), None)
-        if now is not None and now.targets is not None and old.size is None and shape_of(now) != shape_of(old):
-            vetted = f"rank {now.rank} on {target_words(now.targets)}"
+            yield "slots are padded to the largest rank, so one larger adapter enlarges every slot"
+        current = next((each.current for each in wanted if each.current is not None), None)
+        if (
+            current is not None
+            and current.targets is not None
+            and old.size is None
+            and shape_of(current) != shape_of(old)
+        ):
+            vetted = f"rank {current.rank} on {target_words(current.targets)}"
             yield f"the vetted adapter has {vetted}, the scenario's have {kind_words(old)}"
     if storage.load is not None:
-        yield "storage.load says how long a load takes, so larger adapters load no slower here"
+        yield "storage.load gives the load time, so larger adapters load no slower here"
 
 
 def _who(number: int, count: int) -> str:

@@ -1,4 +1,4 @@
-"""Kinds of adapters before and after a cure, and how many of them the memory of before holds."""
+"""Kinds of adapters before and after a remedy, and how many of them fit into the same memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sim.spec.profile import load_profile
 from sim.spec.scenario import Targets
 from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.traffic.adapters import GOLDEN, MODULES, Population, modules_of, populate
-from sim.training.vet_results import Cure, Now, Vetted
+from sim.training.vet_results import CurrentAdapter, Remedy, Vetted
 from sim.world.gpu_memory import adapter_bytes
 from sim.world.rollouts.rollout_plan import with_new_versions
 from sim.world.world import World
@@ -22,14 +22,14 @@ from sim.world.world import World
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """The kinds of adapters of a scenario, and those among them that are like the vetted one."""
+    """The kinds of adapters in a scenario, and the places of those like the vetted adapter (``alike``)."""
 
     kinds: tuple[AdapterKind, ...]
     alike: tuple[int, ...]
 
 
 def share_of(number: int, count: int) -> float:
-    """Return the share for the first kind of a mix by which it gets exactly so many adapters, the first among them.
+    """Return the share that gives the first kind of a mix exactly so many adapters, the first one included.
 
     ``populate`` deals kinds by the golden-ratio sequence; the share ends between its ``number``-th value and the next.
     """
@@ -44,9 +44,9 @@ def adapters_with(adapters: Adapters, kinds: tuple[AdapterKind, ...]) -> Adapter
 
 
 def slots_at_same_memory(world: World, population: Population) -> int:
-    """Return how many slots for other adapters the memory of the scenario's slots holds; 0: not one."""
+    """Return how many slots of other adapters fit into the memory of the scenario's slots; perhaps 0."""
     slots, profile = world.scenario.cache.gpu.slots, world.profile
-    assert slots is not None, "asked of a cache by slots"
+    assert slots is not None, "a cache counted in slots"
 
     def taken(number: int, of: Population) -> int:
         return number * of.slot_bytes if profile is None else adapter_bytes(number, profile, of)
@@ -61,16 +61,20 @@ def slots_at_same_memory(world: World, population: Population) -> int:
     return low
 
 
-def kinds_of(adapters: Adapters, vetted: Sequence[Now]) -> Kinds:
+def kinds_of(adapters: Adapters, vetted: Sequence[CurrentAdapter]) -> Kinds:
     """Return the kinds of a scenario and which are like the vetted adapters.
 
-    :raises InputError: where that can't be said.
+    :raises InputError: where the scenario or the vetting doesn't say.
     """
     if not adapters.mix:
         return Kinds((only_kind(adapters),), (0,))
-    shapes = {(now.rank, _known(now.targets)) for now in vetted if now.rank is not None and now.targets is not None}
+    shapes = {
+        (current.rank, _known(current.targets))
+        for current in vetted
+        if current.rank is not None and current.targets is not None
+    }
     if not shapes:
-        raise InputError("the scenario mixes kinds of adapters, and nothing says of which kind the vetted one is")
+        raise InputError("the scenario mixes kinds of adapters, and the kind of the vetted one is unknown")
     alike = [i for i, kind in enumerate(adapters.mix) if kind.kind == "lora" and shape_of(kind) in shapes]
     if not alike:
         words = " or ".join(f"rank {rank} on {', '.join(targets)}" for rank, targets in sorted(shapes))
@@ -90,33 +94,33 @@ def _kind(share: float, rank: int, targets: Targets, size: int | None) -> Adapte
     )
 
 
-def cured_kind(cure: Cure, old: AdapterKind, wanted: Sequence[Vetted]) -> AdapterKind:
-    """Return a kind of adapters after the cure: never of a lower rank, or of fewer targets.
+def kind_after(remedy: Remedy, old: AdapterKind, wanted: Sequence[Vetted]) -> AdapterKind:
+    """Return a kind of adapters after the remedy: never a lower rank or fewer targets.
 
-    :raises InputError: if its size can't be said.
+    :raises InputError: if its size is unknown.
     """
-    rank, targets = max(old.rank, cure.rank or 0), _union(old.targets, cure.targets)
+    rank, targets = max(old.rank, remedy.rank or 0), _union(old.targets, remedy.targets)
     size = old.size
     if size is not None:
-        grown = _times(cure, wanted)
+        grown = _times(remedy, wanted)
         if grown is None:
-            raise InputError("the scenario gives adapters a size, and how much larger the cured one gets isn't known")
+            raise InputError("the scenario gives adapters a size, and how much larger the new adapter gets is unknown")
         size = round(size * max(1.0, grown))
     return _kind(old.share, rank, targets, size)
 
 
-def _times(cure: Cure, wanted: Sequence[Vetted]) -> float | None:
-    """Return how many times as large a cured adapter is; None where nothing says so."""
+def _times(remedy: Remedy, wanted: Sequence[Vetted]) -> float | None:
+    """Return the size after the remedy over the size before; None where unknown."""
     for each in wanted:
-        if each.now is not None and each.now.parameters and cure.parameters:
-            return cure.parameters / each.now.parameters
-        if each.now is not None and each.now.adapter_bytes and cure.adapter_bytes:
-            return cure.adapter_bytes / each.now.adapter_bytes
+        if each.current is not None and each.current.parameters and remedy.parameters:
+            return remedy.parameters / each.current.parameters
+        if each.current is not None and each.current.adapter_bytes and remedy.adapter_bytes:
+            return remedy.adapter_bytes / each.current.adapter_bytes
     return None
 
 
 def plain_kind(kind: AdapterKind) -> dict[str, Any]:
-    """Return a kind as a scenario writes it."""
+    """Return a kind as a scenario file has it."""
     values = kind.model_dump(
         mode="json", exclude_none=True, exclude=set() if kind.kind == "lora" else {"rank", "targets"}
     )
@@ -126,7 +130,7 @@ def plain_kind(kind: AdapterKind) -> dict[str, Any]:
 
 
 def population_of(adapters: Adapters, world: World) -> Population:
-    """Return other adapters in the place of a world's, with the new versions that its rollouts bring."""
+    """Return other adapters in place of those of a world, with the new versions that its rollouts bring."""
     model = _model(world)
     population = populate_as(adapters, world, len(world.traffic.population))
     return (
@@ -143,13 +147,13 @@ def bytes_of(kind: AdapterKind, adapters: Adapters, world: World) -> int:
 def populate_as(adapters: Adapters, world: World, count: int) -> Population:
     """Return other adapters of a world's model; full models have the bytes of the profile's weights."""
     weights = 0
-    if world.profile is not None:  # as it is on disk: full models keep the bits that a quantised base gave up
+    if world.profile is not None:  # as on disk: full models keep the bits that a quantised base gave up
         weights = load_profile(world.scenario.fleet.profile)[0].memory.weights_bytes
     return populate(adapters, _model(world), count, weights)
 
 
 def mean_bytes(population: Population) -> float:
-    """Return the mean size of adapters; full models are none."""
+    """Return the mean size of adapters, without full models."""
     return float(population.size_bytes[~population.full].mean())
 
 
@@ -175,7 +179,7 @@ def same_shape(one: AdapterKind, other: AdapterKind) -> bool:
     return (one.size, shape_of(one)) == (other.size, shape_of(other))
 
 
-def shape_of(one: Now | AdapterKind) -> tuple[int | None, tuple[str, ...]]:
+def shape_of(one: CurrentAdapter | AdapterKind) -> tuple[int | None, tuple[str, ...]]:
     """Return rank and target modules, these in the order of a layer."""
     return one.rank, () if one.targets is None else _known(one.targets)
 

@@ -1,36 +1,35 @@
-"""``loraplan vet --scenario``: every cure that a vetting found, priced at a fleet, in a run directory."""
+"""``loraplan vet --scenario``: prices every remedy that a vetting found on a fleet, in a run directory."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.errors import OutputError
 from sim.results.point import Point
 from sim.results.run_directory.result_files import json_ready
-from sim.results.run_directory.store import RunStore, scenario_hash
+from sim.results.run_directory.store import scenario_hash
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.backends.pool import Local
-from sim.studies.planning.plan_study import free_folder, refuse_other
-from sim.studies.planning.what_if import Tried, rows_of, try_changes
-from sim.studies.sweep import Task, manifest_of, task_of
-from sim.studies.training.remedies import CureChange, changes_of, cures_of
+from sim.studies.execution import Execution
+from sim.studies.planning.plan_study import free_folder, open_folder
+from sim.studies.planning.what_if import ChangedDesign, rows_of, try_changes
+from sim.studies.sweep import manifest_of, task_of
+from sim.studies.training.remedies import RemedyChange, changes_of, remedies_of
 from sim.studies.training.rollout_gate import build
 from sim.training.vet_results import Vetted
 from sim.training.vet_text import as_json
 
 
 @dataclass(frozen=True)
-class PricedCures:
-    """What the cures cost.
+class PricedRemedies:
+    """The cost of remedies.
 
     :ivar point: of the scenario as it is.
-    :ivar rows: one a change, as the manifest keeps them under ``cures``: those of ``rows_of``, with ``title``
-        and ``who``, ``scope``, ``adapters``, ``cure``, ``for``, ``adapter_bytes``, ``warnings`` that the fleet as it
-        is does not have, and ``memory``: what there is room for, before and after.
+    :ivar rows: one for each change, as the manifest keeps them under ``cures``: the columns of ``rows_of``, with
+        ``title``, ``who``, ``scope``, ``adapters``, ``cure``, ``for``, ``adapter_bytes``, ``warnings`` (only those new
+        against the fleet as it is) and ``memory`` (what fits, before and after).
     """
 
     path: Path
@@ -38,75 +37,74 @@ class PricedCures:
     rows: list[dict[str, Any]]
 
 
-def price_cures(
+def price_remedies(
     vetted: Sequence[Vetted],
     loaded: LoadedScenario,
     out: Path | None = None,
-    *,
-    command: str = "",
-    jobs: int = -1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> PricedCures | None:
-    """Run the what-if of every cure, and leave a run directory without report; None where no cure changes serving.
+    execution: Execution | None = None,
+) -> PricedRemedies | None:
+    """Run the what-if of every remedy and write a run directory, without a report.
 
-    A run that was killed goes on where it was.
+    An interrupted run resumes.
 
     :param out: the run directory; None: ``runs/NAME-cures``.
+    :returns: None if no remedy changes the cost of serving.
     :raises InputError: if the scenario as it is can't be simulated.
     """
     started = time.perf_counter()
-    wanted = cures_of(vetted)
+    execution = execution or Execution()
+    wanted = remedies_of(vetted)
     if not wanted:
         return None
-    task = task_of(0, loaded, {})  # says where what is wrong was written
+    task = task_of(0, loaded, {})  # locates errors in the file
     world = build(loaded.scenario)
-    found = [(change, whose) for cure, whose in wanted for change in changes_of(cure, whose, loaded, world)]
+    found = [(change, whose) for remedy, whose in wanted for change in changes_of(remedy, whose, loaded, world)]
     question = json_ready([[each.change.label, each.change.set] for each, _ in found])
     folder = out or free_folder(loaded, question, kind="cures")
-    if out is not None:
-        refuse_other(folder, question, "cures")
-    try:
-        opened = RunStore.create(folder, _manifest(loaded, task, question, command))
-    except OutputError as error:
-        error.hint = "give another --out"
-        raise
-    points: list[Point] = []
-    with opened as store, store.closing(lambda: points, started):
-        tried = try_changes(loaded, [each.change for each, _ in found], store, pool=Local(jobs), progress=progress)
-        base = tried[0].point
-        assert base is not None, "it was simulated"
-        points.append(base)
-        rows = _rows(loaded, tried, found)
-        record = {
-            "question": question, "rows": rows, "memory": tried[0].memory, "vetted": [as_json(one) for one in vetted],
-        }  # fmt: skip
-        store.update({"point_keys": [tried[0].key], "sets": [{}], "points_total": 1, "cures": record})
-    return PricedCures(folder, base, rows)
-
-
-def _manifest(loaded: LoadedScenario, task: Task, question: Any, command: str) -> dict[str, Any]:
-    return {
-        **manifest_of(loaded, [task], [], command),
+    manifest = {
+        **manifest_of(loaded, [task], [], execution.command),
         "kind": "cures",
         "asked": scenario_hash(loaded.data),
         "cures": {"question": question},
     }
+    points: list[Point] = []
+    opened = open_folder(folder, manifest, question, "cures", given=out is not None)
+    with opened as store, store.closing(lambda: points, started):
+        evaluated = try_changes(loaded, [each.change for each, _ in found], store, execution)
+        base = evaluated[0].point
+        assert base is not None, "it was simulated"
+        points.append(base)
+        rows = _rows(loaded, evaluated, found)
+        record = {
+            "question": question,
+            "rows": rows,
+            "memory": evaluated[0].memory,
+            "vetted": [as_json(one) for one in vetted],
+        }
+        store.update({"point_keys": [evaluated[0].key], "sets": [{}], "points_total": 1, "cures": record})
+    return PricedRemedies(folder, base, rows)
 
 
 def _rows(
-    loaded: LoadedScenario, tried: Sequence[Tried], found: Sequence[tuple[CureChange, list[Vetted]]]
+    loaded: LoadedScenario, evaluated: Sequence[ChangedDesign], found: Sequence[tuple[RemedyChange, list[Vetted]]]
 ) -> list[dict[str, Any]]:
-    """Return the rows of the what-if, with what is known of the cure and of memory."""
-    before, base = tried[0].memory, tried[0].point
+    """Return the rows of the what-if, with facts about the remedy and memory."""
+    before, base = evaluated[0].memory, evaluated[0].point
     assert base is not None, "it was simulated"
     rows = []
-    for row, each, (cured, whose) in zip(rows_of(loaded, tried), tried[1:], found, strict=True):
-        rows.append({
-            **row, "title": cured.title, "who": cured.who, "scope": cured.scope, "adapters": cured.adapters,
-            "cure": cured.cure.words,
-            "warnings": [] if each.point is None else [w for w in each.point.warnings if w not in base.warnings],
-            "for": [str(vetted.path) for vetted in whose],
-            "adapter_bytes": [cured.bytes_before, cured.bytes_after],
-            "memory": {name: [before[name], each.memory.get(name)] for name in before},
-        })  # fmt: skip
+    for row, each, (changed, whose) in zip(rows_of(loaded, evaluated), evaluated[1:], found, strict=True):
+        rows.append(
+            {
+                **row,
+                "title": changed.title,
+                "who": changed.who,
+                "scope": changed.scope,
+                "adapters": changed.adapters,
+                "cure": changed.remedy.words,
+                "warnings": [] if each.point is None else [w for w in each.point.warnings if w not in base.warnings],
+                "for": [str(vetted.path) for vetted in whose],
+                "adapter_bytes": [changed.bytes_before, changed.bytes_after],
+                "memory": {name: [before[name], each.memory.get(name)] for name in before},
+            }
+        )
     return rows

@@ -1,7 +1,7 @@
-"""The gate of rollouts: a new version whose training went wrong is held back, and the others go out.
+"""The rollout gate: holds back a new version whose training went wrong; the others go out.
 
-A scenario says which folder a version comes from; here it is read. The simulated world then knows only the rollouts
-that happen: with one held back it is the same world as without that rollout.
+It reads the folder that a scenario names for a version. The simulated world has only the rollouts that happen: with one
+held back, it is the same world as without that rollout.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from sim.world.world import World
 
 _SWAPS = ("in-place", "unload-then-load", "drain-then-swap")
 _READ = (CONFIG, STATE, WEIGHTS, "config.json")
-"""What a vetting reads of a folder."""
+"""The files that a vetting reads."""
 _HEADER = 1 << 20
-"""Bytes of the weights that go into a digest: the header of most; the tensors say nothing of training or size."""
+"""Bytes of the weights that go into a digest: enough for most headers; vetting doesn't use the tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vetting:
-    """What the folder of a new version shows.
+    """The vetting of a rollout's folder.
 
-    :ivar number: of the rollout, as the scenario counts; ``rollout``: with rank and size from its folder.
+    :ivar number: of the rollout in the scenario; ``rollout``: with rank and size from its folder.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Vetting:
     vetted: tuple[Vetted, ...]
 
     @property
-    def held(self) -> bool:
+    def held_back(self) -> bool:
         """Whether the version must not go out."""
         return self.rollout.require == "vet" and not all(each.passes for each in self.vetted)
 
@@ -56,14 +56,14 @@ class Vetting:
 class Released:
     """A scenario after its rollouts were vetted.
 
-    :ivar scenario: what happens: without rollouts that are held.
-    :ivar otherwise: what would have happened with them; None where none is held.
-    :ivar held: the rollouts that are; ``notes``: sentences for the user.
+    :ivar scenario: without the rollouts that are held back.
+    :ivar otherwise: with them; None where none is held back.
+    :ivar held_back: the rollouts that are held back; ``notes``: sentences for the user.
     """
 
     scenario: Scenario
     otherwise: Scenario | None
-    held: tuple[Vetting, ...]
+    held_back: tuple[Vetting, ...]
     notes: tuple[str, ...]
 
 
@@ -73,67 +73,71 @@ class Worlds:
 
     :ivar happens: the world without the rollouts that are held back.
     :ivar counterfactual: the world in which they go out; None where none is held back.
-    :ivar held: the rollouts that are held back.
+    :ivar held_back: the rollouts that are held back.
     """
 
     happens: World
     counterfactual: World | None
-    held: tuple[Vetting, ...]
+    held_back: tuple[Vetting, ...]
 
 
 def build_worlds(scenario: Scenario) -> Worlds:
     """Vet the rollouts of a scenario and build its worlds.
 
-    :raises InputError: with the key of the value that doesn't fit, also of rollouts that are held back.
+    :raises InputError: with the key of the wrong value, also for rollouts that are held back.
     """
     released = release(scenario)
     counterfactual = None if released.otherwise is None else build_world(released.otherwise)
     happens = build_world(released.scenario)
     if released.notes:
         happens = replace(happens, notes=(*happens.notes, *released.notes))
-    return Worlds(happens, counterfactual, released.held)
+    return Worlds(happens, counterfactual, released.held_back)
 
 
 def build(scenario: Scenario) -> World:
-    """Return the world of a scenario in which only the rollouts happen that may; raises as ``build_worlds`` does."""
+    """Return the world without rollouts that are held back; raises as ``build_worlds`` does."""
     return build_worlds(scenario).happens
 
 
 def release(scenario: Scenario) -> Released:
-    """Vet the new versions of a scenario's rollouts, as far as they name a folder.
+    """Vet the new versions of a scenario's rollouts that name a folder.
 
-    :raises ScenarioError: for a folder that isn't there, or files in it that can't be read.
+    :raises ScenarioError: for a missing folder, or unreadable files in it.
     """
     if all(rollout.weights is None for rollout in scenario.rollouts):
         return Released(scenario, None, (), ())
     vettings = [_vetting(i, rollout) for i, rollout in enumerate(scenario.rollouts)]
-    held = tuple(each for each in vettings if each.held)
+    held = tuple(each for each in vettings if each.held_back)
     everything = scenario.model_copy(update={"rollouts": tuple(each.rollout for each in vettings)})
     notes = tuple(note for each in vettings if each.rollout.require == "vet" for note in _notes(each))
     if not held:
         return Released(everything, None, (), notes)
-    rest = tuple(each.rollout for each in vettings if not each.held)
+    rest = tuple(each.rollout for each in vettings if not each.held_back)
     faults = scenario.faults
-    if not any(rollout.strategy in _SWAPS for rollout in rest):  # nobody swaps weights below a prefix any more
+    if not any(rollout.strategy in _SWAPS for rollout in rest):  # no weights are swapped under a cached prefix
         faults = tuple(fault for fault in faults if not isinstance(fault, NamedPrefixes))
     happens = scenario.model_copy(update={"rollouts": rest, "faults": faults})
     return Released(happens, everything, held, notes)
 
 
-def held_record(held: tuple[Vetting, ...]) -> list[dict[str, Any]]:
-    """Return which rollouts are held, and why, as plain data."""
+def held_back_record(held: tuple[Vetting, ...]) -> list[dict[str, Any]]:
+    """Return which rollouts are held back, and why, as plain data."""
     return [
-        {"rollout": each.number, "strategy": each.rollout.strategy, "at_s": each.rollout.at,
-         "weights": each.rollout.weights,
-         "vetted": [{**as_json(one), "path": _name(each, one)} for one in each.vetted]}
+        {
+            "rollout": each.number,
+            "strategy": each.rollout.strategy,
+            "at_s": each.rollout.at,
+            "weights": each.rollout.weights,
+            "vetted": [{**as_json(one), "path": _name(each, one)} for one in each.vetted],
+        }
         for each in held
-    ]  # fmt: skip
+    ]
 
 
 def digest_weights(folder: Path) -> str:
-    """Return the SHA-256 of what a vetting reads of a folder: configurations, logs, headers and sizes of weights.
+    """Return the SHA-256 of what a vetting reads: configurations, logs, headers and sizes of weights.
 
-    :raises OutputError: if something of it can't be read.
+    :raises OutputError: if a file can't be read.
     """
     digest = hashlib.sha256()
     try:
@@ -148,25 +152,26 @@ def digest_weights(folder: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that count, sorted; the log may stand beside it. Pipes and devices are no files."""
+    """Yield the files that a vetting reads, sorted; the log may be next to the folder. Pipes and devices are
+    skipped."""
     log = find_log(folder)
     if log is not None and folder not in log.parents:
         yield log
     for place, names, files in os.walk(folder):
         names.sort()
-        # Links out of the folder and pipes are refused by who reads them; here they are passed over.
+        # Readers refuse links out of the folder, and pipes; here they are skipped.
         found = (Path(place) / name for name in _READ if name in files)
         yield from (file for file in found if file.is_file() and inside(file, folder))
 
 
 def _vetting(number: int, rollout: Rollout) -> Vetting:
-    """Return what a rollout's folder shows; of one without a folder, nothing."""
+    """Vet a rollout's folder; without one, the result is empty."""
     if rollout.weights is None:
         return Vetting(number, rollout, ())
     folder = Path(rollout.weights)
     key = f"rollouts.{number}.weights"
     if not folder.is_dir():
-        problem = "is a file, not the folder of an adapter" if folder.exists() else "there is no such folder"
+        problem = "this is a file, not an adapter folder" if folder.exists() else "no such folder"
         raise ScenarioError(problem, key=key, got=rollout.weights)
     try:
         vetted = _vetted(folder, digest_weights(folder))
@@ -176,42 +181,46 @@ def _vetting(number: int, rollout: Rollout) -> Vetting:
         raise
     except InputError as error:
         raise ScenarioError(
-            f"the new version can't be vetted: {error}", key=key, got=rollout.weights,
+            f"the new version can't be vetted: {error}",
+            key=key,
+            got=rollout.weights,
             hint="a folder as PEFT writes it, with the trainer_state.json of its training",
-        ) from None  # fmt: skip
+        ) from None
     return Vetting(number, rollout, vetted)
 
 
 @lru_cache(maxsize=64)
 def _vetted(folder: Path, digest: str) -> tuple[Vetted, ...]:
-    """Return what a folder of this content shows.
+    """Vet a folder with this content.
 
-    :raises InputError: if its files can't be read: what nobody could look at must not pass.
+    :raises InputError: if its files can't be read: an unreadable version must not pass.
     """
     return vet_path(folder, strict=True)
 
 
 def _shape(vetted: tuple[Vetted, ...], key: str, folder: Path) -> dict[str, int]:
-    """Return rank and size of the new versions, as far as their files say.
+    """Return rank and size of the new versions, as far as their files tell.
 
-    :raises ScenarioError: if they differ: a rollout brings versions of one shape.
+    :raises ScenarioError: if they differ: the versions of one rollout have one shape.
     """
-    ranks = {each.now.rank for each in vetted if each.now is not None and each.now.rank is not None}
+    ranks = {each.current.rank for each in vetted if each.current is not None and each.current.rank is not None}
     sizes = {each.adapter.bytes for each in vetted if each.adapter is not None}
     if len(ranks) > 1 or len(sizes) > 1:
         raise ScenarioError(
-            "the adapters in this folder have several shapes", key=key, got=str(folder),
-            hint="give rollouts a folder each, or rank and size",
-        )  # fmt: skip
+            "the adapters in this folder differ in shape",
+            key=key,
+            got=str(folder),
+            hint="give each shape a rollout and folder of its own, or set rank and size",
+        )
     found = {"rank": next(iter(ranks), None), "size": next(iter(sizes), None)}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _notes(vetting: Vetting) -> Iterator[str]:
-    """Yield sentences for the user: what becomes of the version, and what could not be judged."""
+    """Yield notes for the user: what happens to the version, and what could not be judged."""
     failing = [each for each in vetting.vetted if not each.passes]
     for each in failing:
-        yield printable(f"rollouts.{vetting.number} is held: {_name(vetting, each)} {_why_not(each)}", 400)
+        yield printable(f"rollouts.{vetting.number} is held back: {_name(vetting, each)} {_why_not(each)}", 400)
     if failing:
         return
     yield f"rollouts.{vetting.number} vetted: passes"
@@ -224,7 +233,7 @@ def _notes(vetting: Vetting) -> Iterator[str]:
 
 
 def _why_not(failing: Vetted) -> str:
-    """Return why a version doesn't pass; where it can't be judged, what was lacking, which the last notes say."""
+    """Return why a version doesn't pass; if it can't be judged, the last notes say what is missing."""
     if not failing.judged:
         return f"can't be judged, so it doesn't pass (require: none sends it out): {'; '.join(failing.notes[::-1])}"
     finding = failing.findings[0]
@@ -233,5 +242,5 @@ def _why_not(failing: Vetted) -> str:
 
 
 def _name(vetting: Vetting, vetted: Vetted) -> str:
-    """Return an adapter's folder from the one above the rollout's: scenarios are moved, and reports read elsewhere."""
+    """Return an adapter's path relative to the parent of the rollout's folder, as scenarios and reports get moved."""
     return os.path.relpath(vetted.path, Path(vetting.rollout.weights or ".").parent)

@@ -1,4 +1,4 @@
-"""What a stream of requests is like: how bursty, how long, how many at a time."""
+"""Statistics of a stream of requests: burstiness, lengths, sessions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEAST_WINDOWS = 20
-"""Windows of time below which their counts say nothing."""
+"""Windows of time, at least, for a dispersion."""
 
 
 def gap_cv(times: Floats) -> float | None:
@@ -35,7 +35,7 @@ def dispersion(times: Floats, window_s: float) -> float | None:
     windows = math.floor((float(times[-1]) - begin) / window_s) if len(times) else 0
     if windows < LEAST_WINDOWS:
         return None
-    # Only windows with requests are looked at: a trace of years has more empty ones than fit into memory.
+    # Only windows with requests are counted: a trace of years has more empty ones than fit into memory.
     inside = times[: int(np.searchsorted(times, begin + windows * window_s, side="left"))]
     counts = np.unique(np.floor((inside - begin) / window_s), return_counts=True)[1].astype(np.float64)
     mean = float(counts.sum()) / windows
@@ -52,15 +52,18 @@ def quantiles(values: NDArray[np.integer]) -> dict[str, float]:
     """Return mean, median, 90 % and 99 % quantile and maximum."""
     cut = np.quantile(values, (0.5, 0.9, 0.99))
     return {
-        "mean": float(values.mean()), "p50": float(cut[0]), "p90": float(cut[1]), "p99": float(cut[2]),
+        "mean": float(values.mean()),
+        "p50": float(cut[0]),
+        "p90": float(cut[1]),
+        "p99": float(cut[2]),
         "max": float(values.max()),
-    }  # fmt: skip
+    }
 
 
 def sessions_by_gap(times: Floats, adapter: NDArray[np.integer], longest_s: float) -> Ints:
     """Number the sessions of a trace that names none: requests of one adapter no more than ``longest_s`` apart.
 
-    Two users of one adapter at the same time are one session here: nothing in the trace tells them apart.
+    Two users of one adapter at the same time count as one session: the trace can't tell them apart.
 
     :returns: (n,) session of each request, by adapter and then by time.
     """

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 LEAST_GAPS = 20
-"""Gaps below which an adapter gets the burstiness of all adapters together."""
+"""With fewer gaps, an adapter gets the burstiness of all such adapters together."""
 MOST_TIES = 0.1
-"""Share of gaps of 0 above which times are taken to be too coarse."""
+"""Share of gaps of 0 above which times count as too coarse."""
 MOST_ADAPTERS = 5_000
 """Adapters fitted on their own, the busiest first."""
 _CVS = 0.05, 50.0
@@ -24,7 +24,7 @@ _CVS = 0.05, 50.0
 class GapFit:
     """A law of gaps.
 
-    :ivar cv: coefficient of variation of the fitted law, which for heavy tails is far from that of the sample.
+    :ivar cv: coefficient of variation of the fitted law; for heavy tails, far from that of the sample.
     :ivar log_likelihood: natural logarithm, of the gaps in units of their mean.
     """
 
@@ -37,7 +37,7 @@ def fit_gaps(gaps: Floats) -> GapFit:
     """Return the likeliest law of gaps; exponential where another gains next to nothing.
 
     :param gaps: (n,) gaps in seconds, at least one above zero. Gaps of 0 count as half the smallest other: times are
-        rounded. Where more than a tenth are 0, times lie on a coarse grid, of which likelihood makes nothing: then
+        rounded. Where more than a tenth are 0, times lie on a coarse grid that likelihood can't use: then
         gamma with the variation of the gaps themselves.
     """
     scaled = _scaled(gaps)
@@ -108,7 +108,7 @@ def _within(cv: float) -> float:
 def cvs_by_adapter(times: Floats, adapter: NDArray[np.integer], count: int, process: str) -> Floats:
     """Return the coefficient of variation of each adapter's own gaps under a Weibull or gamma law, shape (count,).
 
-    Adapters with few requests get that of all of these together, each in units of its own mean gap.
+    Adapters with few requests get that of all such adapters together, gaps in units of each adapter's mean.
     """
     fit = weibull_cv if process == "weibull" else gamma_cv
     order = np.lexsort((times, adapter))

@@ -1,4 +1,4 @@
-"""How lengths go together: prompt with output, and requests of one adapter with each other."""
+"""Correlations of lengths: prompt with output, and requests of one adapter with each other."""
 
 from __future__ import annotations
 

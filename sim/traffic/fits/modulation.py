@@ -1,4 +1,4 @@
-"""A rate that moves, fitted to the dispersion of counts: a Poisson process with two states.
+"""A changing rate fitted to the dispersion of counts: a Poisson process with two states.
 
 Gaps say little about a rate that rises and falls over minutes; counts do. With variance v of the rate and correlation
 time c, the index of dispersion of counts in windows of length w is
@@ -22,9 +22,9 @@ from sim.traffic.fits.describe import dispersion
 Floats = NDArray[np.float64]
 
 SHORT_S, LONG_S = 1.0, 60.0
-"""The windows that are met."""
+"""The windows whose dispersion is matched."""
 _LEAST_EXCESS = 1.3
-"""A dispersion in the long window below this is not worth two states."""
+"""A smaller dispersion in the long window gets no second state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def fit_modulation(times: Floats, rate: float) -> Modulation | None:
     slowest = windows * LONG_S / 10
     wanted = (long - 1) / max(short - 1, 1e-9)
     correlation_s = _correlation_time(wanted, slowest)
-    spread = (long - 1) / (2 * rate * correlation_s * _seen(LONG_S / correlation_s))  # variance over squared rate
+    spread = (long - 1) / (2 * rate * correlation_s * _share_seen(LONG_S / correlation_s))  # variance over squared rate
     if spread <= 1:
         swing = math.sqrt(spread)
         return Modulation((1 - swing, 1 + swing), (2 * correlation_s, 2 * correlation_s))
@@ -61,18 +61,18 @@ def fit_modulation(times: Floats, rate: float) -> Modulation | None:
 
 
 def _correlation_time(wanted: float, slowest: float) -> float:
-    """Return the time at which the two windows see so many times as much: grows with it, from 1 to their ratio."""
+    """Return the correlation time at which the windows' dispersions have this ratio, which grows with it."""
     low, high = math.log(SHORT_S / 50), math.log(max(slowest, SHORT_S))
     for _ in range(60):
         middle = (low + high) / 2
         c = math.exp(middle)
-        if _seen(LONG_S / c) / _seen(SHORT_S / c) < wanted:
+        if _share_seen(LONG_S / c) / _share_seen(SHORT_S / c) < wanted:
             low = middle
         else:
             high = middle
     return math.exp((low + high) / 2)
 
 
-def _seen(x: float) -> float:
+def _share_seen(x: float) -> float:
     """Return 1 − (1 − exp(−x)) / x, the share of the dispersion that windows of x correlation times see."""
     return 1 + math.expm1(-x) / x if x > 1e-5 else x / 2

@@ -1,8 +1,8 @@
-"""Popularity laws fitted to how often each adapter was asked for: maximum likelihood, and how well each law fits.
+"""Popularity laws fitted to the requests of each adapter by maximum likelihood, with their goodness of fit.
 
-Adapters are ranked by their requests, and a law gives each rank its probability. Who is first in the ranking follows
-from the counts themselves, so with few requests an adapter the fitted law is steeper than the truth, and so are the
-counts. The goodness of fit is therefore judged against counts drawn from the law, ranked and fitted in the same way.
+Adapters are ranked by their requests, and a law gives each rank its probability. The ranking follows from the counts
+themselves, so with few requests per adapter the fitted law is steeper than the truth, and so are the counts. The
+goodness of fit is therefore judged against counts drawn from the law, ranked and fitted in the same way.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ LEAST_P = 0.02
 over 200 adapters falls below 0.05 in 6 of 30 traces of 6 requests an adapter and below 0.02 in 2
 (tests/statistical/test_trace_fit.py)."""
 MOST_JUDGED = 2_000
-"""Adapters above which laws are not judged: that fits each a hundred times."""
+"""Adapters above which the fit is not judged, which takes a hundred fits of each law."""
 _FINE, _COARSE = 40, 14
 """Steps of a search for a parameter; the coarse one finds it to a thousandth of its range."""
 _MANY = 20_000
-"""Adapters from which the coarse search has to do."""
+"""Adapters from which only the coarse search is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class PopularityFit:
     """A law with its likeliest parameters.
 
-    :ivar adapters: how many the law is over, those included that seem to be there but were not seen.
+    :ivar adapters: how many the law covers, including the estimated unseen ones.
     :ivar log_likelihood: natural logarithm, of the requests given the ranking.
     :ivar parameters: how many were fitted; ``aic``: 2 × parameters − 2 × log likelihood, the smaller the better.
     :ivar distance: largest difference between the shares of requests of the first k adapters, as counted and as the law
@@ -84,7 +84,7 @@ def likeliest(asked: Ints, seed: int = 1) -> PopularityFit:
 
 
 def with_unseen(asked: NDArray[np.number]) -> Floats:
-    """Return the counts from the largest on, with a 0 for each adapter that seems to be there but was not seen.
+    """Return the counts from the largest on, with a 0 for each adapter that probably exists but was not seen.
 
     Their number is Chao's lower bound, from the adapters seen once and twice (A. Chao, Scand. J. Statist. 11, 1984);
     no more than were seen.
@@ -141,9 +141,13 @@ def _hot_cold(counts: Floats, steps: int) -> Popularity:
 
 
 _FAMILIES: dict[str, tuple[Callable[[Floats, int], Popularity], int]] = {
-    "uniform": (_uniform, 0), "zipf": (_zipf, 1), "zipf-mandelbrot": (_zipf_mandelbrot, 2),
-    "geometric": (_geometric, 1), "s-lora-power": (_s_lora_power, 1), "hot-cold": (_hot_cold, 2),
-}  # fmt: skip
+    "uniform": (_uniform, 0),
+    "zipf": (_zipf, 1),
+    "zipf-mandelbrot": (_zipf_mandelbrot, 2),
+    "geometric": (_geometric, 1),
+    "s-lora-power": (_s_lora_power, 1),
+    "hot-cold": (_hot_cold, 2),
+}
 """How each law is fitted, and how many parameters that takes."""
 
 

@@ -1,4 +1,4 @@
-"""Recorded requests: files of every format in, arrays of requests out (``read``), and plain files again (``export``).
+"""Recorded requests: reads files of every format into arrays (``read``), and writes plain files (``export``).
 
-May hold: readers of rows, blocks and formats, what is wrong with a row, scales. May not: know laws of scenarios.
+May hold: readers of rows, blocks and formats, errors of rows, scales. May not: know laws of scenarios.
 """

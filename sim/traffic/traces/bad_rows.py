@@ -1,4 +1,4 @@
-"""Rows of a trace that can't be used: the first one told in full, the others counted by reason."""
+"""Rows of a trace that can't be used: the first is reported in full, the others are counted by reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from sim.errors import TraceError
 
 LOOK_ON = 1 << 20
-"""Rows still read after a bad one, to say how many more there are."""
+"""Rows read after a bad one, to count further bad rows."""
 
 
 def shown(cell: str) -> str:
@@ -22,11 +22,11 @@ def listed(names: list[str], most: int = 8) -> str:
     return ", ".join(cut) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-class Problems:
+class BadRows:
     """Collect what is wrong with the rows of one file.
 
     :ivar rows: rows seen, good and bad.
-    :ivar skipped: reason → rows left out; reasons that are no error (a failed request) too.
+    :ivar skipped: reason → rows left out; includes reasons that are no error, such as a failed request.
     """
 
     def __init__(self, file: str, skip_bad: bool) -> None:
@@ -38,35 +38,31 @@ class Problems:
         self._bad = 0
         self._rows_when_found = 0
 
-    def add(
-        self, row: int, problem: str, *, count: int = 1, key: str | None = None, got: str | None = None,
-        allowed: str | None = None, hint: str | None = None,
-    ) -> None:  # fmt: skip
-        """Note ``count`` rows with one problem, of which ``row`` is the first."""
+    def add(self, error: TraceError, count: int = 1) -> None:
+        """Note ``count`` rows with one problem; the error says what is wrong, and has the line of the first of them."""
         if not self._bad:
             self._rows_when_found = self.rows
         self._bad += count
-        self.skipped[problem] += count
-        if self._first is None or row < (self._first.line or 0):
-            self._first = TraceError(
-                problem, key=key, file=self.file, line=row, got=None if got is None else shown(got), allowed=allowed,
-                hint=hint,
-            )  # fmt: skip
+        self.skipped[error.problem] += count
+        if self._first is None or (error.line or 0) < (self._first.line or 0):
+            error.file = self.file
+            error.got = None if error.got is None else shown(str(error.got))
+            self._first = error
 
     def leave_out(self, reason: str, count: int) -> None:
-        """Note rows that are left out by the rules of their format, bad or not."""
+        """Count rows that the rules of their format leave out."""
         self.skipped[reason] += count
 
     @property
     def hopeless(self) -> bool:
-        """Whether reading on would only count more of what is refused anyway."""
+        """Whether reading on would only count more rows of a trace that is refused anyway."""
         return not self._skip_bad and self._bad > 0 and self.rows - self._rows_when_found > LOOK_ON
 
     def settle(self, kept: int) -> tuple[str, ...]:
-        """Say how many rows were left out.
+        """Return notes on how many rows were left out.
 
         :param kept: rows that can be used.
-        :raises TraceError: of the first bad row, unless such rows are to be skipped and others are left.
+        :raises TraceError: for the first bad row, unless bad rows are skipped and others are left.
         """
         if self._first is not None and (not self._skip_bad or kept == 0):
             more = f"{self._bad - 1:,} more bad rows" if self._bad > 2 else "1 more bad row" if self._bad == 2 else ""

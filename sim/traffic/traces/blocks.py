@@ -1,4 +1,4 @@
-"""What a table gives, whatever file it is in: blocks of rows, their cells as text or as numbers."""
+"""Blocks of rows from a table in any file, with their cells as text or as numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.traffic.traces.bad_rows import Problems
+from sim.traffic.traces.bad_rows import BadRows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -26,7 +26,7 @@ class Column(Protocol):
     """The cells of one column in a block."""
 
     def texts(self) -> Sequence[str]:
-        """Return the cells as they stand in the file, empty where there is none."""
+        """Return the cells as in the file, empty where there is none."""
 
     def floats(self) -> Floats:
         """Return the cells as numbers, NaN where they are none."""
@@ -42,8 +42,8 @@ class TextColumn:
         return self.cells
 
     def floats(self) -> Floats:
-        # Python's float: it rounds correctly, which pandas' faster parsers don't, and times must be met exactly. But it
-        # also reads 1_000 and digits of other scripts, which no other program that reads the file would.
+        # Python's float: it rounds correctly, unlike pandas' faster parsers, and times must be exact. But it also
+        # reads 1_000 and digits of other scripts, which other programs would not.
         joined = "".join(self.cells)
         if joined.isascii() and "_" not in joined:
             with contextlib.suppress(ValueError):
@@ -52,7 +52,7 @@ class TextColumn:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class RowBlock:
     """Consecutive rows.
 
     :ivar rows: (n,) int64, the line on which each row begins; in a Parquet file its number, from 1.
@@ -62,12 +62,12 @@ class Block:
     columns: dict[str, Column]
 
 
-class Table(Protocol):
+class TraceTable(Protocol):
     """A file with named columns."""
 
     header: tuple[str, ...]
 
-    def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
         """Return the next rows, at most ``count`` and perhaps none of them good; None at the end of the file."""
 
 

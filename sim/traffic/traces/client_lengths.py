@@ -1,4 +1,4 @@
-"""Token lengths from each client's mean and quantiles (ServeGen's lengths file)."""
+"""Token lengths from the mean and quantiles of each client (ServeGen's lengths file)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.rng import stream
 from sim.spec.sections.laws import MAX_TOKENS
-from sim.traffic.traces.bad_rows import Problems
+from sim.traffic.traces.bad_rows import BadRows
 from sim.traffic.traces.blocks import BLOCK_ROWS
 from sim.traffic.traces.data import Floats, Ints32
 from sim.traffic.traces.formats import check_columns, no_rows
@@ -29,7 +29,7 @@ OPTIONAL = ("pool", "requests")
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class ClientLengths:
     """The lengths file.
 
     :ivar pool: (rows,) names of the pools the clients belong to.
@@ -48,9 +48,9 @@ def draw_lengths(
 ) -> tuple[Ints32, Ints32, str]:
     """Draw prompt and output tokens, independently, for requests of the clients ``names``.
 
-    Of several pools in the file, the one with the clients most like those of the trace is taken.
+    Of several pools in the file, the one that shares most clients with the trace is used.
 
-    :return: prompt and output tokens, (n,) int32, and a note: which pool, and clients for which its average stood in.
+    :return: prompt and output tokens, (n,) int32, and a note on the pool and on clients that got its average.
     """
     lengths = _load(file, skip_bad)
     pool = _nearest_pool(lengths, set(names))
@@ -82,7 +82,7 @@ def draw_lengths(
 def tokens_at(shares: Floats, statistics: Floats) -> Ints32:
     """Return the token counts below which these shares of requests lie, for a mean, p50, p90 and p99.
 
-    Between the quantiles the curve bends so that the mean is met, where the quantiles allow it; above p99 the excess is
+    Between the quantiles the curve bends to match the mean, as far as the quantiles allow; above p99 the excess is
     exponential, as between p90 and p99.
     """
     mean, *quantiles = statistics.tolist()
@@ -102,14 +102,14 @@ def tokens_at(shares: Floats, statistics: Floats) -> Ints32:
     return np.asarray(np.clip(np.rint(np.where(part == 3, beyond, lengths)), 1, MAX_TOKENS), dtype=np.int32)
 
 
-def _load(file: str, skip_bad: bool) -> Lengths:
-    problems, names = Problems(file, skip_bad), Names(file)
+def _load(file: str, skip_bad: bool) -> ClientLengths:
+    bad_rows, names = BadRows(file, skip_bad), Names(file)
     parts = []
     with open_table(file) as table:
         columns = (*COLUMNS, *(name for name in OPTIONAL if name in table.header))
         check_columns(table, file, COLUMNS, columns)
-        while not problems.hopeless and (block := table.read(columns, BLOCK_ROWS, problems)) is not None:
-            rows = Rows(block, problems)
+        while not bad_rows.hopeless and (block := table.read(columns, BLOCK_ROWS, bad_rows)) is not None:
+            rows = Rows(block, bad_rows)
             client = rows.names(("client",), names)
             statistics = _statistics(rows)
             requests = rows.numbers("requests", least=0) if "requests" in columns else np.ones(len(rows.good))
@@ -118,38 +118,39 @@ def _load(file: str, skip_bad: bool) -> Lengths:
             rows.refuse(long, "pool", "the pool's name is too long", f"at most {MAX_NAME_BYTES:,} letters")
             good = rows.good
             parts.append((kept(pool, good), kept(client, good), requests[good], statistics[good]))
-            if problems.rows > MAX_CLIENTS:
-                raise TraceError("too many rows", file=file, got=f"{problems.rows:,}", allowed=f"up to {MAX_CLIENTS:,}")
+            if bad_rows.rows > MAX_CLIENTS:
+                raise TraceError("too many rows", file=file, got=f"{bad_rows.rows:,}", allowed=f"up to {MAX_CLIENTS:,}")
     count = sum(len(part[0]) for part in parts)
-    problems.settle(count)
+    bad_rows.settle(count)
     if count == 0:
-        raise no_rows(file, problems)
+        raise no_rows(file, bad_rows)
     pools, clients, requests_, statistics_ = zip(*parts, strict=True)
-    return Lengths(
+    return ClientLengths(
         pool=_texts([cell.strip() for part in pools for cell in part]),
         client=_texts([cell.strip() for part in clients for cell in part]),
-        requests=np.concatenate(requests_), statistics=np.concatenate(statistics_),
-    )  # fmt: skip
+        requests=np.concatenate(requests_),
+        statistics=np.concatenate(statistics_),
+    )
 
 
 def _texts(cells: list[str]) -> NDArray[np.object_]:
-    """Return texts as they are: numpy's own give every one the room of the longest."""
+    """Return texts as objects: numpy's own type reserves the longest length for each."""
     return np.array(cells, dtype=object)
 
 
 def _statistics(rows: Rows) -> Floats:
-    """Return mean, p50, p90 and p99 of both sides, (n, 2, 4), refusing quantiles that fall."""
+    """Return mean, p50, p90 and p99 of both sides, (n, 2, 4), refusing the quantiles are not in order."""
     sides = []
     for side in ("input", "output"):
         allowed = f"tokens, 0 to {MAX_TOKENS:,}"
         values = [rows.numbers(f"{side}_tokens_{name}", 0, MAX_TOKENS, allowed) for name in STATISTICS]
         falls = (values[1] > values[2]) | (values[2] > values[3])
-        rows.refuse(falls, f"{side}_tokens_p50", "quantiles that fall", "p50 up to p90, p90 up to p99")
+        rows.refuse(falls, f"{side}_tokens_p50", "the quantiles are not in order", "p50 up to p90, p90 up to p99")
         sides.append(np.stack(values, axis=1))
     return np.stack(sides, axis=1)
 
 
-def _nearest_pool(lengths: Lengths, clients: set[str]) -> str:
+def _nearest_pool(lengths: ClientLengths, clients: set[str]) -> str:
     """Return the pool that shares the largest part of its clients with the trace (Jaccard's index)."""
     best, nearest = -1.0, ""
     for pool in dict.fromkeys(lengths.pool.tolist()):

@@ -1,9 +1,9 @@
-"""What a trace says, whatever its format, and what every reader is told."""
+"""The content of a trace, in any format, and the options of its readers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,15 @@ Ints = NDArray[np.int64]
 Ints32 = NDArray[np.int32]
 
 MAX_REQUESTS = 50_000_000
-"""Requests of a trace that are read without being asked for: they take 1.2 GB."""
+"""Requests of a trace, at most, unless the user sets a limit: they take 1.2 GB."""
 
 SILENCE = 10
-"""A silence is told when it is so many times the longest gap that independent requests would show."""
+"""A silence is reported if it is so many times the longest gap of independent requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceData:
-    """The requests of a trace, in order. The arrays are shared by all who read the trace, and can't be written to.
+    """The requests of a trace, in order. The arrays are shared between readers and read-only.
 
     :ivar arrival_s: (n,) float64, from 0 at the first request, never falling.
     :ivar prompt_tokens, output_tokens: (n,) int32, 1 or more, or None where the format has no lengths.
@@ -32,42 +32,42 @@ class TraceData:
     :ivar session: (n,) int32 index by first appearance, or None where the trace names none.
     :ivar names: adapter names.
     :ivar adapter_bytes: (adapters,) int64 from the optional column, or None.
-    :ivar notes: what a reader should know, such as columns that were ignored.
+    :ivar notes: notes for the user, such as ignored columns.
     :ivar skipped: reason → rows left out.
     """
 
     arrival_s: Floats
-    prompt_tokens: Ints32 | None
-    output_tokens: Ints32 | None
-    adapter: Ints32 | None
-    session: Ints32 | None
-    names: tuple[str, ...]
-    adapter_bytes: Ints | None
-    notes: tuple[str, ...]
-    skipped: dict[str, int]
+    prompt_tokens: Ints32 | None = None
+    output_tokens: Ints32 | None = None
+    adapter: Ints32 | None = None
+    session: Ints32 | None = None
+    names: tuple[str, ...] = ()
+    adapter_bytes: Ints | None = None
+    notes: tuple[str, ...] = ()
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, np.ndarray):
                 value.flags.writeable = False
 
     def __reduce__(self) -> tuple[type[TraceData], tuple[Any, ...]]:
-        # Arrays come out of a pickle or a deep copy writable: made anew, they are locked again.
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+        # Unpickled or copied arrays are writable; building the object again makes them read-only.
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))
 
     def __len__(self) -> int:
         return len(self.arrival_s)
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What is asked of a reader: with the state of the files, all that decides what it returns.
+class ReadOptions:
+    """Everything, besides the files, that decides what a reader returns.
 
-    :ivar limit: at most so many requests.
-    :ivar seed: decides what formats without single requests leave to chance.
-    :ivar rate_scale: multiplies rates and counts of such formats.
-    :ivar adapters_only: only adapters are wanted: plain tables need no times and no lengths then.
+    :ivar limit: the most requests to return.
+    :ivar seed: for formats that give rates or counts instead of single requests.
+    :ivar rate_scale: factor on the rates and counts of such formats.
+    :ivar adapters_only: read only adapters, so that plain tables need no times and no lengths.
     """
 
     file: str
@@ -80,15 +80,18 @@ class Ask:
 
 
 def too_many(file: str, count: float) -> TraceError:
-    """Return the error for a trace that stands for more requests than anyone can have meant."""
+    """Return the error for a trace with more requests than intended, most likely."""
     return TraceError(
-        "the trace stands for too many requests", file=file, got=f"{count:,.0f}", allowed=f"up to {MAX_REQUESTS:,}",
+        "the trace has too many requests",
+        file=file,
+        got=f"{count:,.0f}",
+        allowed=f"up to {MAX_REQUESTS:,}",
         hint="give workload.requests (or --requests) to take the first so many, or a population_scale below 1",
-    )  # fmt: skip
+    )
 
 
 def ties_note(file: str, arrival_s: Floats) -> Iterable[str]:
-    """Say how many requests share their time with another, where that is more than a tenth of them."""
+    """Yield a note on requests with equal times, if they are more than a tenth."""
     same = arrival_s[1:] == arrival_s[:-1]
     shared = (
         int(np.count_nonzero(same)) + int(np.count_nonzero(same[:1])) + int(np.count_nonzero(same[1:] & ~same[:-1]))
@@ -98,7 +101,7 @@ def ties_note(file: str, arrival_s: Floats) -> Iterable[str]:
 
 
 def silence_note(file: str, arrival_s: Floats, longest_s: float, row: int) -> Iterable[str]:
-    """Name the longest silence where it looks like a gap in the recording rather than chance."""
+    """Yield a note on the longest silence, if it looks like a gap in the recording."""
     count, span = len(arrival_s), float(arrival_s[-1])
     # n independent gaps reach about 1 + ln n times their mean.
     if longest_s > SILENCE * (1 + np.log(count)) * span / count and longest_s > span / 100:

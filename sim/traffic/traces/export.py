@@ -1,4 +1,4 @@
-"""Write a trace of any format as plain CSV or Parquet: the columns that every command reads."""
+"""Writes a trace of any format as plain CSV or Parquet, with the columns that every command reads."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ SUFFIXES = (".csv", ".parquet")
 
 
 def check_plain(trace: TraceData) -> None:
-    """Check that a trace says all that a plain one must.
+    """Check that a trace has all columns of a plain one.
 
     :raises InputError: if it names no adapters, or has no lengths.
     """
     if trace.adapter is None or trace.prompt_tokens is None:
         what = "names no adapters" if trace.adapter is None else "has no lengths"
         raise InputError(
-            f"the trace {what}, which a plain one must", key="--convert",
+            f"the trace {what}, which a plain trace needs",
+            key="--convert",
             hint="simulate it as it is: workload.popularity and workload.tokens give what it lacks",
-        )  # fmt: skip
+        )
 
 
 def columns_of(trace: TraceData) -> dict[str, Any]:
-    """Return the plain columns that a trace has, and what gives each row's value."""
+    """Return the plain columns of a trace, with their values."""
     found: dict[str, Any] = {"timestamp_s": trace.arrival_s}
     if trace.adapter is not None:
         found["adapter_id"] = trace.adapter
@@ -45,7 +46,7 @@ def columns_of(trace: TraceData) -> dict[str, Any]:
 def write_plain(trace: TraceData, out: BinaryIO, suffix: str) -> None:
     """Write a trace to an open file, block by block.
 
-    A name that a spreadsheet would run as a formula gets a quote before it in CSV; Parquet has it as it is.
+    In CSV, a name that a spreadsheet would run as a formula gets a leading quote; in Parquet it stays as it is.
 
     :param suffix: ``.csv`` or ``.parquet``.
     :raises InputError: for another one.

@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
-from sim.traffic.traces.bad_rows import Problems, listed, shown
-from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, Table
+from sim.traffic.traces.bad_rows import BadRows, listed, shown
+from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, TraceTable
 from sim.traffic.traces.data import (
     MAX_REQUESTS,
-    Ask,
     Floats,
     Ints,
     Ints32,
+    ReadOptions,
     TraceData,
     silence_note,
     ties_note,
     too_many,
 )
-from sim.traffic.traces.growing import Growing
-from sim.traffic.traces.rows import MAX_BYTES, Names, Order, Rows, hashes, kept
+from sim.traffic.traces.growing_array import GrowingArray
+from sim.traffic.traces.rows import MAX_BYTES, Names, Rows, TimeOrder, hashes, kept
 
 YEARS = (1700, 2200)
 """Beyond these, dates can't be told to 100 ns."""
@@ -71,9 +71,14 @@ def plain(header: Sequence[str]) -> Layout:
     """Return our own layout, of CSV and Parquet; an adapter is an adapter_id or else a tenant_id."""
     identity = "adapter_id" if "adapter_id" in header else "tenant_id"
     return Layout(
-        time="timestamp_s", adapter=(identity,), prompt="input_tokens", output="output_tokens", size="adapter_bytes",
-        session="session_id", others=("adapter_id", "tenant_id"),
-    )  # fmt: skip
+        time="timestamp_s",
+        adapter=(identity,),
+        prompt="input_tokens",
+        output="output_tokens",
+        size="adapter_bytes",
+        session="session_id",
+        others=("adapter_id", "tenant_id"),
+    )
 
 
 # Azure/AzurePublicDataset, AzureLLMInferenceDataset2023.md and ...2024.md
@@ -82,18 +87,24 @@ AZURE_LLM = Layout(
 )
 # kvcache-ai/Mooncake, FAST25-release/traces: milliseconds; hash_ids are of the prompt's 512-token blocks
 MOONCAKE = Layout(
-    time="timestamp", per_second=1000, prompt="input_length", output="output_length", no_output="one",
+    time="timestamp",
+    per_second=1000,
+    prompt="input_length",
+    output="output_length",
+    no_output="one",
     others=("hash_ids", "n_hash_ids", "second_hash_id"),
-)  # fmt: skip
+)
 # HPMLL/BurstGPT, README.md: "with some failure that Response tokens are 0s"
 BURSTGPT = Layout(
-    time="Timestamp", prompt="Request tokens", output="Response tokens", no_output="failed", session="Session ID",
+    time="Timestamp",
+    prompt="Request tokens",
+    output="Response tokens",
+    no_output="failed",
+    session="Session ID",
     others=("Elapsed time", "Model", "Total tokens", "Log Type"),
-)  # fmt: skip
+)
 # Azure/AzurePublicDataset, AzureFunctionsInvocationTrace2021.md: func is "unique only within an application"
-AZURE_FUNCTIONS_2021 = Layout(
-    time="end_timestamp", minus="duration", adapter=("app", "func"), unsorted=True,
-)  # fmt: skip
+AZURE_FUNCTIONS_2021 = Layout(time="end_timestamp", minus="duration", adapter=("app", "func"), unsorted=True)
 
 
 class _Parts:
@@ -101,40 +112,40 @@ class _Parts:
 
     def __init__(self) -> None:
         self.count = 0
-        self.arrival, self.session = Growing(np.float64), Growing(np.uint64)
-        self.prompt, self.output, self.adapter = Growing(np.int32), Growing(np.int32), Growing(np.int32)
+        self.arrival, self.session = GrowingArray(np.float64), GrowingArray(np.uint64)
+        self.prompt, self.output, self.adapter = GrowingArray(np.int32), GrowingArray(np.int32), GrowingArray(np.int32)
 
 
-def read_rows(table: Table, layout: Layout, ask: Ask) -> TraceData:
+def read_rows(table: TraceTable, layout: Layout, ask: ReadOptions) -> TraceData:
     """Read a table with one request a row.
 
     :raises TraceError: naming the file, and the row and column of the first cell that can't be used.
     """
     columns = layout.used(table.header)
     check_columns(table, ask.file, layout.needed(), columns)
-    problems, parts, order = Problems(ask.file, ask.skip_bad), _Parts(), Order()
+    bad_rows, parts, order = BadRows(ask.file, ask.skip_bad), _Parts(), TimeOrder()
     reader = _Reader(layout, columns, order, ask.file)
     block_rows = max(1, min(BLOCK_ROWS, BLOCK_CELLS // len(table.header)))
     limit = None if layout.unsorted else ask.limit
-    while (limit is None or parts.count < limit) and not problems.hopeless:
+    while (limit is None or parts.count < limit) and not bad_rows.hopeless:
         wanted = block_rows if limit is None else min(block_rows, limit - parts.count)
-        block = table.read(columns, wanted, problems)
+        block = table.read(columns, wanted, bad_rows)
         if block is None:
             break
         if len(block.rows):
-            reader.take(Rows(block, problems), parts)
+            reader.take(Rows(block, bad_rows), parts)
         if limit is None and parts.count > MAX_REQUESTS:
             raise too_many(ask.file, parts.count)
-    notes = [*_ignored(table, layout, columns, ask.file), *problems.settle(parts.count)]
+    notes = [*_ignored(table, layout, columns, ask.file), *bad_rows.settle(parts.count)]
     if parts.count == 0:
-        raise no_rows(ask.file, problems)
-    return reader.finish(parts, notes, problems, ask)
+        raise no_rows(ask.file, bad_rows)
+    return reader.finish(parts, notes, bad_rows, ask)
 
 
 class _Reader:
     """Turn blocks into arrays by a layout."""
 
-    def __init__(self, layout: Layout, columns: tuple[str, ...], order: Order, file: str) -> None:
+    def __init__(self, layout: Layout, columns: tuple[str, ...], order: TimeOrder, file: str) -> None:
         self._layout, self._columns, self._order = layout, columns, order
         self._names = Names(file)
         self._origin: Any = None
@@ -220,7 +231,7 @@ class _Reader:
         self._resized |= set(codes[((before != 0) & (before != sizes)) | (grown[codes] != sizes)].tolist())
         self._sizes = grown
 
-    def finish(self, parts: _Parts, notes: list[str], problems: Problems, ask: Ask) -> TraceData:
+    def finish(self, parts: _Parts, notes: list[str], bad_rows: BadRows, ask: ReadOptions) -> TraceData:
         """Return the arrays of all blocks."""
         layout = self._layout
         # The largest first: numbering sessions needs room of its own.
@@ -246,7 +257,7 @@ class _Reader:
         return TraceData(
             arrival_s=arrival, prompt_tokens=prompt, output_tokens=output, adapter=adapter, session=session,
             names=names, adapter_bytes=self._sizes if len(self._sizes) else None, notes=tuple(notes),
-            skipped=dict(problems.skipped),
+            skipped=dict(bad_rows.skipped),
         )  # fmt: skip
 
 
@@ -265,7 +276,7 @@ def _numbered(values: NDArray[Any]) -> Ints32:
     return np.asarray(pd.factorize(values)[0], dtype=np.int32)
 
 
-def check_columns(table: Table, file: str, needed: Sequence[str], used: Sequence[str]) -> None:
+def check_columns(table: TraceTable, file: str, needed: Sequence[str], used: Sequence[str]) -> None:
     """Refuse a header that lacks a column or has one twice.
 
     :raises TraceError: with the header and the columns that are needed.
@@ -280,21 +291,25 @@ def check_columns(table: Table, file: str, needed: Sequence[str], used: Sequence
             named = next((name for name in header if near and name.lower() == near[0]), None)
             hint = f"the file has {shown(named)!r}: rename it" if named is not None else None
             raise TraceError(
-                f"column {wanted} is missing", file=file, line=1, got=listed(header), allowed=allowed,
+                f"column {wanted} is missing",
+                file=file,
+                line=1,
+                got=listed(header),
+                allowed=allowed,
                 hint=f"cells are separated by commas, not by {other!r}" if other else hint,
-            )  # fmt: skip
+            )
     for column in used:
         if header.count(column) > 1:
             raise TraceError("a column stands twice in the header", key=column, file=file, line=1)
 
 
-def no_rows(file: str, problems: Problems) -> TraceError:
+def no_rows(file: str, bad_rows: BadRows) -> TraceError:
     """Return the error for a file without a request."""
-    if problems.skipped:
-        return TraceError("no row is left", file=file, got=", ".join(problems.skipped))
+    if bad_rows.skipped:
+        return TraceError("no row is left", file=file, got=", ".join(bad_rows.skipped))
     return TraceError("the trace has a header but no requests", file=file, line=1)
 
 
-def _ignored(table: Table, layout: Layout, columns: Sequence[str], file: str) -> list[str]:
+def _ignored(table: TraceTable, layout: Layout, columns: Sequence[str], file: str) -> list[str]:
     ignored = [name for name in table.header if name not in columns and name not in layout.others]
     return [f"{file}: columns ignored: {listed(ignored)}"] if ignored else []

@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from sim.errors import TraceError
-from sim.traffic.traces.bad_rows import Problems, shown
-from sim.traffic.traces.blocks import Block, Floats, TextColumn, text_of
+from sim.traffic.traces.bad_rows import BadRows, shown
+from sim.traffic.traces.blocks import Floats, RowBlock, TextColumn, text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +23,7 @@ CELL_BYTES = 4096
 """Bytes of a cell of text, at most; names of adapters have up to 1,024."""
 
 _FOOTER_BYTES = 16 << 20
-"""Bytes of a text in the file's description of itself, at most."""
+"""Bytes of a text in the file's metadata, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ArrowColumn:
         with _arrow_errors(self.file):
             if not pa.types.is_dictionary(self.array.type):
                 return [text_of(value) for value in self.array.to_pylist()]
-            # One string for each different text: a long one that stands in every row takes its bytes once.
+            # One string per distinct text, so that a long text in every row is stored once.
             words = [text_of(value) for value in self.array.dictionary.to_pylist()]
             return [words[index] if index is not None else "" for index in self.array.indices.to_pylist()]
 
@@ -63,7 +63,7 @@ class ParquetTable:
         self._name, self._raw = file, raw
         limits = {"thrift_string_size_limit": _FOOTER_BYTES, "thrift_container_size_limit": _FOOTER_BYTES >> 4}
         with _arrow_errors(file):
-            # An open file and never a name: pyarrow takes some names for addresses in a network.
+            # An open file, never a name: pyarrow takes some names for network addresses.
             schema = pq.ParquetFile(raw, **limits).schema_arrow
             text = [field.name for field in schema if _is_text(field.type)]
             self._file = pq.ParquetFile(raw, read_dictionary=text, **limits)
@@ -74,7 +74,7 @@ class ParquetTable:
         self._batch: Any = None
         self._row = 1
 
-    def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
         import pyarrow as pa
 
         if self._batches is None:
@@ -93,15 +93,18 @@ class ParquetTable:
         part, self._batch = self._batch.slice(0, count), self._batch.slice(count)
         rows = np.arange(self._row, self._row + part.num_rows, dtype=np.int64)
         self._row += part.num_rows
-        problems.rows += part.num_rows
-        return Block(rows, {name: ArrowColumn(part.column(name), self._name) for name in columns})
+        bad_rows.rows += part.num_rows
+        return RowBlock(rows, {name: ArrowColumn(part.column(name), self._name) for name in columns})
 
     def _check(self, columns: Sequence[str]) -> None:
-        """Refuse, by what the file says of itself, columns of lists and of texts that are longer than names are."""
+        """Refuse, from the metadata, columns of lists and of texts longer than names can be."""
         for name in columns:
             if name in self._other:
                 raise TraceError(
-                    "a column of this kind is not read", key=name, file=self._name, allowed="numbers, times or text"
+                    "a column of this type is not supported",
+                    key=name,
+                    file=self._name,
+                    allowed="numbers, times or text",
                 )
         facts = self._file.metadata
         wanted = frozenset(columns)
@@ -127,15 +130,13 @@ class ParquetTable:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Return whether cells have the length that they choose, be it once for each different one."""
+    """Return whether cells have variable length, perhaps as a dictionary."""
     import pyarrow as pa
 
     types = pa.types
     if types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    kinds = (
-        types.is_string, types.is_binary, types.is_large_string, types.is_large_binary, types.is_fixed_size_binary,
-    )  # fmt: skip
+    kinds = (types.is_string, types.is_binary, types.is_large_string, types.is_large_binary, types.is_fixed_size_binary)
     return any(is_kind(kind) for is_kind in kinds)
 
 

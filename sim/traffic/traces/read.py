@@ -9,8 +9,8 @@ from functools import lru_cache, partial
 
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
-from sim.traffic.traces.blocks import Table
-from sim.traffic.traces.data import Ask, TraceData
+from sim.traffic.traces.blocks import TraceTable
+from sim.traffic.traces.data import ReadOptions, TraceData
 from sim.traffic.traces.formats import Layout, plain, read_rows
 from sim.traffic.traces.parquet import ParquetTable
 from sim.traffic.traces.scales import faster, with_population
@@ -31,28 +31,28 @@ class Format:
     """
 
     marks: frozenset[str]
-    read: Callable[[Table, Ask], TraceData]
+    read: Callable[[TraceTable, ReadOptions], TraceData]
     adapters: bool = True
     drawn: bool = False
 
 
-def _read_layout(layout: Layout, table: Table, ask: Ask) -> TraceData:
+def _read_layout(layout: Layout, table: TraceTable, ask: ReadOptions) -> TraceData:
     return read_rows(table, layout, ask)
 
 
-def _read_csv(table: Table, ask: Ask) -> TraceData:
+def _read_csv(table: TraceTable, ask: ReadOptions) -> TraceData:
     if isinstance(table, ParquetTable):
         raise TraceError("a Parquet file", key="format", file=ask.file, got="csv", allowed="parquet or auto")
     return read_rows(table, _plain(table, ask), ask)
 
 
-def _read_parquet(table: Table, ask: Ask) -> TraceData:
+def _read_parquet(table: TraceTable, ask: ReadOptions) -> TraceData:
     if not isinstance(table, ParquetTable):
         raise TraceError("not a Parquet file", key="format", file=ask.file, got="parquet", allowed="csv or auto")
     return read_rows(table, _plain(table, ask), ask)
 
 
-def _plain(table: Table, ask: Ask) -> Layout:
+def _plain(table: TraceTable, ask: ReadOptions) -> Layout:
     """Return our own layout; where only adapters are wanted, of the other columns those that are there."""
     layout = plain(table.header)
     if not ask.adapters_only:
@@ -81,7 +81,7 @@ def format_named(name: str) -> Format:
     return found
 
 
-def format_of(table: Table, asked: str = "auto") -> str:
+def format_of(table: TraceTable, asked: str = "auto") -> str:
     """Return the name of a table's format: the one asked for, or the first whose columns it has.
 
     :raises TraceError: for a name that is none.
@@ -107,7 +107,7 @@ def read_trace(trace: Trace, limit: int | None = None, *, seed: int = 1) -> Trac
         name = format_of(table, trace.format)
     if trace.lengths_file is not None and not TRACE_FORMATS[name].has_lengths_file:
         raise TraceError("only servegen-windows has a lengths file", file=trace.file, got=f"format {name}")
-    ask = Ask(file=trace.file, limit=limit, lengths_file=trace.lengths_file, skip_bad=trace.skip_bad)
+    ask = ReadOptions(file=trace.file, limit=limit, lengths_file=trace.lengths_file, skip_bad=trace.skip_bad)
     if format_named(name).drawn:
         return faster(_kept(name, replace(ask, seed=seed, rate_scale=trace.population_scale)), trace.time_scale)
     # The limit counts requests after scaling: of a trace with copies all rows are needed.
@@ -115,7 +115,7 @@ def read_trace(trace: Trace, limit: int | None = None, *, seed: int = 1) -> Trac
     return faster(with_population(data, trace.population_scale, limit, seed, trace.file), trace.time_scale)
 
 
-def _kept(name: str, ask: Ask) -> TraceData:
+def _kept(name: str, ask: ReadOptions) -> TraceData:
     files = (ask.file,) if ask.lengths_file is None else (ask.file, ask.lengths_file)
     return _read(name, ask, tuple(map(_state, files)))
 
@@ -130,7 +130,7 @@ def _state(file: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=2)
-def _read(name: str, ask: Ask, states: tuple[tuple[int, int], ...]) -> TraceData:
+def _read(name: str, ask: ReadOptions, states: tuple[tuple[int, int], ...]) -> TraceData:
     """Read a trace once per state of its files: a sweep builds many worlds from it. Two, as a trace may take 1.2 GB."""
     with open_table(ask.file) as table:
         return format_named(name).read(table, ask)

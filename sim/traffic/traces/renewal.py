@@ -12,13 +12,13 @@ from sim.traffic.arrivals import weibull_shape
 
 Floats = NDArray[np.float64]
 Family = Literal["exponential", "gamma", "weibull"]
-Gaps = Callable[[int], Floats]
+DrawUnitGaps = Callable[[int], Floats]
 
 DRAWN = 4096
 """Gaps drawn at once, at most."""
 
 
-def gaps_of(family: str, shape: float, rng: np.random.Generator) -> Gaps:
+def gaps_of(family: str, shape: float, rng: np.random.Generator) -> DrawUnitGaps:
     """Return a function that draws n gaps of mean 1."""
     if family == "gamma":
         return lambda count: rng.gamma(shape, 1 / shape, count)
@@ -35,8 +35,8 @@ def shape_of_cv(family: NDArray[np.str_], cv: Floats) -> Floats:
     return np.where(family == "weibull", weibull_shape(cv), 1 / cv**2)
 
 
-class Straddling:
-    """The gap across the end of each client's last window, carried on into its next.
+class CarriedGaps:
+    """Carries the gap across the end of each client's window into the next window.
 
     In a stationary renewal process the gap that covers a fixed moment is drawn with a probability in proportion to its
     length, and the moment lies anywhere in it, independent of that length (Cox, Renewal Theory, 1962, chapter 5). When
@@ -68,7 +68,7 @@ class Straddling:
         self._gap[client], self._rest[client] = gap, gap * share
         self._family[client], self._shape[client] = family, shape
 
-    def run(self, client: int, work: float, gaps: Gaps) -> Floats:
+    def run(self, client: int, work: float, gaps: DrawUnitGaps) -> Floats:
         """Return the moments of a client's requests in a window, in operational time from 0 to ``work``."""
         first = float(self._rest[client])
         if first >= work:

@@ -1,4 +1,4 @@
-"""The rows of a block under examination: cells become numbers and names, or a reason why the row can't be used."""
+"""Checks the rows of a block: cells become numbers and names, or the reason why a row can't be used."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.spec.sections.laws import MAX_TOKENS
-from sim.traffic.traces.bad_rows import Problems
-from sim.traffic.traces.blocks import Block, Floats, Ints
+from sim.traffic.traces.bad_rows import BadRows
+from sim.traffic.traces.blocks import Floats, Ints, RowBlock
 
 Mask = NDArray[np.bool_]
 Ints32 = NDArray[np.int32]
@@ -19,7 +19,7 @@ MAX_BYTES = 10**11
 """Bytes of an adapter: none has 100 GB, and the bytes of 50 million requests add up in int64 (5e18 of 9.2e18)."""
 
 MAX_SECONDS = 1e11
-"""3,170 years: times since 1970 in milliseconds or less are beyond it, and so are found."""
+"""3,170 years. Times since 1970 in milliseconds or smaller units exceed it, which reveals the wrong unit."""
 
 MAX_NAME_BYTES = 1024
 
@@ -28,51 +28,50 @@ MAX_NAMES_LETTERS = 1 << 29
 
 
 class Rows:
-    """Check the rows of one block; a row keeps the first reason that is found against it.
+    """Check the rows of one block; a row keeps the first problem found.
 
-    :ivar good: (n,) bool, rows that nothing was found against so far.
+    :ivar good: (n,) bool, rows without a problem so far.
     """
 
-    def __init__(self, block: Block, problems: Problems) -> None:
+    def __init__(self, block: RowBlock, bad_rows: BadRows) -> None:
         self._block = block
-        self._problems = problems
+        self._bad_rows = bad_rows
         self.good: Mask = np.ones(len(block.rows), dtype=np.bool_)
 
     @property
     def lines(self) -> Ints:
-        """(n,) int64, where each row stands in its file."""
+        """(n,) int64, the line of each row in its file."""
         return self._block.rows
 
     def texts(self, column: str) -> Sequence[str]:
         return self._block.columns[column].texts()
 
     def refuse(self, bad: Mask, column: str, problem: str, allowed: str, hint: str | None = None) -> None:
-        """Find a problem with the rows of a mask, but for those that have one already."""
+        """Record a problem of the rows of a mask that have none yet."""
         new = bad & self.good
         if not new.any():
             return
         first = int(np.argmax(new))
         self.good &= ~new
-        self._problems.add(
-            int(self.lines[first]), problem, count=int(new.sum()), key=column, got=self.texts(column)[first],
-            allowed=allowed, hint=hint,
-        )  # fmt: skip
+        line, got = int(self.lines[first]), self.texts(column)[first]
+        error = TraceError(problem, key=column, line=line, got=got, allowed=allowed, hint=hint)
+        self._bad_rows.add(error, int(new.sum()))
 
     def leave_out(self, mask: Mask, reason: str) -> None:
-        """Leave rows out by the rules of their format."""
+        """Leave rows out, by the rules of their format."""
         new = mask & self.good
         if new.any():
             self.good &= ~new
-            self._problems.leave_out(reason, int(new.sum()))
+            self._bad_rows.leave_out(reason, int(new.sum()))
 
     def numbers(self, column: str, least: float = -np.inf, most: float = np.inf, allowed: str = "a number") -> Floats:
-        """Return a column as float64, 0 where it is refused: no finite number, or one out of bounds."""
+        """Return a column as float64, 0 where it is refused as not finite or out of bounds."""
         numbers = self._block.columns[column].floats()
         with np.errstate(invalid="ignore"):
             bad = ~((numbers >= least) & (numbers <= most) & np.isfinite(numbers))
         if bad.any():
             self._refuse_unreadable(bad, column)
-            self.refuse(bad, column, "not a number that can stand here", allowed)
+            self.refuse(bad, column, "not a usable number", allowed)
             numbers = np.where(bad, 0.0, numbers)
         return numbers
 
@@ -82,7 +81,7 @@ class Rows:
         bad = wanted & ~np.isfinite(numbers)
         if bad.any():
             self._refuse_unreadable(bad, column)
-            self.refuse(bad, column, "not a number that can stand here", "a number")
+            self.refuse(bad, column, "not a usable number", "a number")
         return np.where(wanted, np.where(bad, 0.0, numbers), np.nan)
 
     def whole(self, column: str, least: int, most: int, problem: str) -> Ints:
@@ -105,14 +104,14 @@ class Rows:
         self.refuse(prompt + output > MAX_TOKENS, column, "the request is too long", allowed)
 
     def seconds(self, column: str, per_second: float = 1) -> Floats:
-        """Return a column of times in seconds, from a column in units of which ``per_second`` make one."""
+        """Return a column of times in seconds, from a column that counts ``per_second`` units per second."""
         numbers, most = self.numbers(column), MAX_SECONDS * per_second
         hint = "times in ms, µs or ns must be converted" if per_second == 1 else None
-        self.refuse(np.abs(numbers) > most, column, "not a time that can stand here", f"up to {most:g}", hint)
+        self.refuse(np.abs(numbers) > most, column, "not a usable time", f"up to {most:g}", hint)
         return np.where(np.abs(numbers) > most, 0.0, numbers) / per_second
 
     def names(self, columns: tuple[str, ...], names: Names) -> Sequence[str]:
-        """Return the adapter names of the rows (those of several columns joined by /), refusing bad ones."""
+        """Return the adapter names of the rows (several columns joined by /), refusing bad ones."""
         parts = [self.texts(column) for column in columns]
         for column, cells in zip(columns, parts, strict=True):
             for problem, allowed, mask in names.check(cells):
@@ -130,7 +129,7 @@ class Rows:
 
 
 class Names:
-    """Number names by their first appearance; its length is how many there are so far.
+    """Numbers names by their first appearance; its length is the number of names so far.
 
     :param file: for messages.
     """
@@ -149,7 +148,7 @@ class Names:
         return tuple(self._names)
 
     def check(self, cells: Sequence[str]) -> list[tuple[str, str, Mask]]:
-        """Return (problem, allowed, mask) for what is wrong with names."""
+        """Return (problem, allowed, mask) for each kind of bad name."""
         wrong: dict[tuple[str, str], set[str]] = {}
         for cell in set(cells):
             problem = None if cell in self._codes else _name_problem(cell)
@@ -163,7 +162,7 @@ class Names:
     def codes(self, cells: Sequence[str]) -> Ints32:
         """Return the number of each name, int32; new names get the next ones.
 
-        :raises TraceError: for more names than fit: everything else of a trace has a few bytes a row.
+        :raises TraceError: if the names together are too long; the rest of a trace takes a few bytes per row.
         """
         codes = self._codes
         for cell in dict.fromkeys(cells):
@@ -172,14 +171,16 @@ class Names:
                 self._letters += len(cell)
         if self._letters > MAX_NAMES_LETTERS:
             raise TraceError(
-                "the names of all adapters are too long together", file=self._file, got=f"{len(self._names):,} names",
+                "the names of all adapters are too long together",
+                file=self._file,
+                got=f"{len(self._names):,} names",
                 allowed=f"{MAX_NAMES_LETTERS:,} letters",
-            )  # fmt: skip
+            )
         return np.fromiter(map(codes.__getitem__, cells), np.int32, len(cells))
 
 
-class Order:
-    """See to it that times never fall, over all blocks of a file.
+class TimeOrder:
+    """Checks that times never fall, over all blocks of a file.
 
     :ivar longest_s: the longest time without a request, and the row that ended it.
     """
@@ -190,7 +191,7 @@ class Order:
         self.longest_row = 0
 
     def check(self, rows: Rows, column: str, seconds: Floats) -> None:
-        """Refuse rows earlier than one before them; rows refused already don't count."""
+        """Refuse rows that are earlier than a good row before them."""
         so_far = np.maximum.accumulate(np.where(rows.good, seconds, -np.inf))
         before = np.maximum(np.concatenate(([-np.inf], so_far[:-1])), self._latest_s)
         rows.refuse(seconds < before, column, "time runs backwards", "times that never fall", "sort the trace by time")
@@ -209,9 +210,9 @@ def kept(cells: Sequence[str], good: Mask) -> Sequence[str]:
 
 
 def hashes(cells: Sequence[str]) -> NDArray[np.uint64]:
-    """Return 64-bit hashes of names of which there may be millions: 8 bytes each instead of a string.
+    """Return 64-bit hashes of names, which may be millions: 8 bytes each instead of a string.
 
-    Two of 10 million names are taken for one with a probability of 3 in a million.
+    With 10 million names, two collide with a probability of 3 in a million.
     """
     from pandas.util import hash_array
 

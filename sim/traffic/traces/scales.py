@@ -1,4 +1,4 @@
-"""The two ways to scale a trace: play it faster, or give it more users."""
+"""Two ways to scale a trace: faster playback, or more users."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def faster(data: TraceData, scale: float) -> TraceData:
 def with_population(data: TraceData, scale: float, limit: int | None, seed: int, file: str) -> TraceData:
     """Give a trace ``scale`` times as many users of the same adapters.
 
-    Whole copies are rotated by random offsets (the first stays as it is), their sessions kept apart, and merged
-    in time. Of a fraction of a copy each session, or without sessions each request, is kept with that probability.
+    Whole copies are rotated by random offsets (except the first), keep separate sessions, and are merged in time. A
+    fractional copy keeps each session (or request, without sessions) with that probability.
 
-    :param limit: at most so many requests.
+    :param limit: the most requests to return.
     :raises TraceError: where no request is left, or too many come without a limit.
     """
     if scale == 1:
@@ -42,9 +42,13 @@ def with_population(data: TraceData, scale: float, limit: int | None, seed: int,
         return None if values is None else values[index]
 
     return replace(
-        data, arrival_s=arrival - arrival[0], prompt_tokens=pick(data.prompt_tokens),
-        output_tokens=pick(data.output_tokens), adapter=pick(data.adapter), session=_sessions(data, index, copy),
-    )  # fmt: skip
+        data,
+        arrival_s=arrival - arrival[0],
+        prompt_tokens=pick(data.prompt_tokens),
+        output_tokens=pick(data.output_tokens),
+        adapter=pick(data.adapter),
+        session=_sessions(data, index, copy),
+    )
 
 
 def _merged(data: TraceData, scale: float, limit: int | None, seed: int) -> tuple[Ints, Floats, Ints32]:
@@ -68,7 +72,7 @@ def _copy(
 ) -> tuple[Ints, Floats]:
     """Return one copy, rotated and up to the horizon: index in the trace, and time.
 
-    What lies beyond the horizon is not touched: there may be 10,000 copies, of which few requests are wanted.
+    Requests beyond the horizon are not touched: there may be 10,000 copies, and few requests needed of each.
     """
     times, end_s = data.arrival_s, horizon_s if horizon_s < period_s else math.inf
     offset_s = float(stream(seed, 0, "population offset", number).random()) * period_s if number else 0.0

@@ -1,4 +1,4 @@
-"""Tables in files: which kind a file is, and CSV and JSON lines, gzipped or not."""
+"""Tables in files: detects the kind of a file, and reads CSV and JSON lines, gzipped or not."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ import numpy as np
 
 from sim.errors import TraceError
 from sim.reading import BLOCK_BYTES, ROW_BYTES, Bounded, open_regular
-from sim.traffic.traces.bad_rows import Problems
-from sim.traffic.traces.blocks import Block, Column, Table, TextColumn, text_of
+from sim.traffic.traces.bad_rows import BadRows
+from sim.traffic.traces.blocks import Column, RowBlock, TextColumn, TraceTable, text_of
 from sim.traffic.traces.parquet import ParquetTable
 
 MOST_LINES = 10
-"""Lines over which a row that isn't whole may go; with more, a quote has swallowed rows that would be lost unseen."""
+"""Lines that a malformed row may span; beyond that, an unclosed quote has probably swallowed other rows."""
 MAX_COLUMNS = 10_000
 """Columns of a table, at most; the widest known format has 1,444."""
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @contextlib.contextmanager
-def open_table(file: str) -> Iterator[Table]:
-    """Open a table; what it is, is told by its first bytes.
+def open_table(file: str) -> Iterator[TraceTable]:
+    """Open a table; its first bytes tell its kind.
 
     :raises TraceError: where there is no such file, or no table in it.
     """
@@ -56,7 +56,7 @@ def open_table(file: str) -> Iterator[Table]:
         raise TraceError("the trace can't be read", file=file, got=error.strerror or str(error)) from error
 
 
-def _text_table(file: str, raw: IO[bytes]) -> Table:
+def _text_table(file: str, raw: IO[bytes]) -> TraceTable:
     head = raw.read(4096)
     raw.seek(0)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) // 4:
@@ -64,7 +64,7 @@ def _text_table(file: str, raw: IO[bytes]) -> Table:
     if not head.removeprefix(b"\xef\xbb\xbf").strip():
         raise TraceError("the trace is empty", file=file)
     is_json = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    # Bytes that are no UTF-8 come through as lone surrogates, so that they are found in the row they stand in.
+    # Bytes that are no UTF-8 become lone surrogates, so that the error can name their row.
     newline = "\n" if is_json else ""
     bounded = Bounded(raw, lambda: _too_long(file), rows=True)
     text = io.TextIOWrapper(bounded, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
@@ -72,7 +72,7 @@ def _text_table(file: str, raw: IO[bytes]) -> Table:
 
 
 def _too_long(file: str) -> TraceError:
-    """Return the error for a row that doesn't end: a packed file of 10 MB can hold one of 10 GB."""
+    """Return the error for an endless row: a compressed file of 10 MB can hold one of 10 GB."""
     return TraceError(
         "a row is too long", file=file, allowed=f"{ROW_BYTES >> 20} MiB", hint="a quote that is never closed?"
     )
@@ -94,21 +94,21 @@ class CsvTable:
             raise TraceError("not a CSV table", file=file, line=self._reader.line_num, got=str(error)) from error
         check_width(self.header, file)
 
-    def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
-        rows, lines = self._rows(count, problems)
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
+        rows, lines = self._rows(count, bad_rows)
         if not rows:
             return None
         width = len(self.header)
         if set(map(len, rows)) != {width}:
-            rows, lines = _even(rows, [*lines, self._reader.line_num + 1], width, problems)
-        problems.rows += len(rows)
+            rows, lines = _even(rows, [*lines, self._reader.line_num + 1], width, bad_rows)
+        bad_rows.rows += len(rows)
         places = {name: self.header.index(name) for name in columns}
         found: dict[str, Column] = {
             name: TextColumn(list(map(itemgetter(place), rows))) for name, place in places.items()
         }
-        return Block(np.asarray(lines, dtype=np.int64), found)
+        return RowBlock(np.asarray(lines, dtype=np.int64), found)
 
-    def _rows(self, count: int, problems: Problems) -> tuple[list[list[str]], list[int]]:
+    def _rows(self, count: int, bad_rows: BadRows) -> tuple[list[list[str]], list[int]]:
         """Return rows and the lines on which they begin."""
         rows: list[list[str]] = []
         lines: list[int] = []
@@ -126,33 +126,34 @@ class CsvTable:
                         break
                 return rows, lines
             except csv.Error as error:
-                problems.rows += 1
+                bad_rows.rows += 1
                 hint = "a quote that is never closed?" if "field limit" in str(error) else None
-                problems.add(line + 1, "not a CSV row", got=str(error), hint=hint)
+                bad_rows.add(TraceError("not a CSV row", line=line + 1, got=str(error), hint=hint))
                 line = reader.line_num
                 source.row_bytes = 0
 
 
-def _even(rows: list[list[str]], lines: list[int], width: int, problems: Problems) -> tuple[list[list[str]], list[int]]:
-    """Drop blank lines, and note rows with more or fewer cells than the header.
+def _even(rows: list[list[str]], lines: list[int], width: int, bad_rows: BadRows) -> tuple[list[list[str]], list[int]]:
+    """Drop blank lines, and record rows with more or fewer cells than the header.
 
     :param lines: where each row begins, and where the next one would.
-    :raises TraceError: where a quote has swallowed so much that the rows behind it can't be told apart.
+    :raises TraceError: where an unclosed quote has swallowed many lines.
     """
     even: list[int] = []
     for index, row in enumerate(rows):
         if len(row) == width:
             even.append(index)
         elif len(row) > 1 or (row and row[0].strip()):
-            problems.rows += 1
+            bad_rows.rows += 1
             first, last = lines[index], lines[index + 1] - 1
             hint = f"the row goes on to line {last}: a quote that is never closed?" if last > first else None
+            error = TraceError(
+                "not as many cells as the header", line=first, got=str(len(row)), allowed=str(width), hint=hint
+            )
             if last - first >= MOST_LINES:
-                raise TraceError(
-                    "not as many cells as the header", file=problems.file, line=first, got=str(len(row)),
-                    allowed=str(width), hint=hint,
-                )  # fmt: skip
-            problems.add(first, "not as many cells as the header", got=str(len(row)), allowed=str(width), hint=hint)
+                error.file = bad_rows.file
+                raise error
+            bad_rows.add(error)
     return [rows[index] for index in even], [lines[index] for index in even]
 
 
@@ -173,7 +174,7 @@ class JsonTable:
         self.header = tuple(record)
         check_width(self.header, file)
 
-    def read(self, columns: Sequence[str], count: int, problems: Problems) -> Block | None:
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
         lines: list[int] = []
         cells: dict[str, list[str]] = {name: [] for name in columns}
         seen, source = False, self._source
@@ -184,18 +185,19 @@ class JsonTable:
             record = _record(line)
             if record is None:
                 if line.strip():
-                    problems.rows += 1
-                    problems.add(number, "not a line of JSON", got=line.rstrip()[:80], allowed="one object a line")
+                    bad_rows.rows += 1
+                    got = line.rstrip()[:80]
+                    bad_rows.add(TraceError("not a line of JSON", line=number, got=got, allowed="one object a line"))
                 continue
             lines.append(number)
             for name in columns:
                 cells[name].append(text_of(record.get(name)))
             if source.block_bytes > BLOCK_BYTES:
                 break
-        problems.rows += len(lines)
+        bad_rows.rows += len(lines)
         if not seen:
             return None
-        return Block(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})
+        return RowBlock(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})
 
     def _take(self) -> Iterator[tuple[int, str]]:
         while self._first:
@@ -204,9 +206,9 @@ class JsonTable:
 
 
 def check_width(header: Sequence[str], file: str) -> None:
-    """Refuse a header of more columns than any trace has.
+    """Refuse a header with too many columns: comparing millions of names would take hours.
 
-    :raises TraceError: for those; comparing millions of names would take hours.
+    :raises TraceError: naming how many there are.
     """
     if len(header) > MAX_COLUMNS:
         raise TraceError("too many columns", file=file, got=f"{len(header):,}", allowed=f"up to {MAX_COLUMNS:,}")

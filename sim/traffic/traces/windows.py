@@ -1,4 +1,4 @@
-"""Traces of rates and counts, from which requests must be made: ServeGen windows, Azure Functions 2019."""
+"""Traces of rates or counts, from which requests are generated: ServeGen windows, Azure Functions 2019."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.rng import stream
-from sim.traffic.traces.bad_rows import Problems
-from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, Table
+from sim.traffic.traces.bad_rows import BadRows
+from sim.traffic.traces.blocks import BLOCK_CELLS, BLOCK_ROWS, TraceTable
 from sim.traffic.traces.client_lengths import draw_lengths
-from sim.traffic.traces.data import MAX_REQUESTS, Ask, Floats, Ints, Ints32, TraceData, too_many
+from sim.traffic.traces.data import MAX_REQUESTS, Floats, Ints, Ints32, ReadOptions, TraceData, too_many
 from sim.traffic.traces.formats import check_columns, in_use, no_rows
-from sim.traffic.traces.renewal import Family, Straddling, gaps_of, shape_of_cv
+from sim.traffic.traces.renewal import CarriedGaps, Family, gaps_of, shape_of_cv
 from sim.traffic.traces.rows import MAX_SECONDS, Names, Rows, kept
 
 MAX_COUNT = 10**9
@@ -30,7 +30,7 @@ FUNCTION_COLUMN = "HashFunction"
 
 PATTERNS: dict[str, Family] = {"": "exponential", "gamma": "gamma", "weibull": "weibull", "exponential": "exponential"}
 SHAPES = (0.01, 1e6)
-"""Shapes that can be drawn; below, a Weibull gap leaves the range of floating point."""
+"""Shapes that can be drawn; below them, Weibull gaps exceed floating point."""
 
 MAX_RATE = 1e6
 MAX_WINDOWS = 1_000_000
@@ -55,22 +55,22 @@ class Windows:
     names: tuple[str, ...]
 
 
-def read_windows(table: Table, ask: Ask) -> TraceData:
-    """Read ServeGen windows and make their requests: one adapter a client.
+def read_windows(table: TraceTable, ask: ReadOptions) -> TraceData:
+    """Read ServeGen windows and generate their requests, with one adapter per client.
 
     A client's requests are a renewal process in operational time (the integral of its rate), with the gaps of its
     window: Gamma or Weibull of the fitted shape, exponential where there were too few requests to fit one. The process
     is stationary in every window, so that a window of rate r and length T has r·T requests on average, be it
-    0.3 or 50,000; and the gap across a window's end goes on in the next. Source: ServeGen, arXiv 2505.09999.
+    0.3 or 50,000, and a gap across a window's end continues in the next. Source: ServeGen, arXiv 2505.09999.
 
     :raises TraceError: as any reader; also for windows on no grid, and for too many requests.
     """
     check_columns(table, ask.file, WINDOW_COLUMNS[:3], [name for name in WINDOW_COLUMNS if name in table.header])
-    problems = Problems(ask.file, ask.skip_bad)
-    windows = _load_windows(table, problems, ask)
-    notes = list(problems.settle(len(windows.start)))
+    bad_rows = BadRows(ask.file, ask.skip_bad)
+    windows = _load_windows(table, bad_rows, ask)
+    notes = list(bad_rows.settle(len(windows.start)))
     if len(windows.start) == 0:
-        raise no_rows(ask.file, problems)
+        raise no_rows(ask.file, bad_rows)
     expected = float(windows.rate.sum()) * windows.length_s
     if ask.limit is None and expected > MAX_REQUESTS:
         raise too_many(ask.file, expected)
@@ -81,17 +81,22 @@ def read_windows(table: Table, ask: Ask) -> TraceData:
         prompt, output, note = draw_lengths(ask.lengths_file, adapter, names, ask.seed, ask.skip_bad)
         notes.append(note)
     return TraceData(
-        arrival_s=arrival - arrival[0], prompt_tokens=prompt, output_tokens=output, adapter=adapter, session=None,
-        names=names, adapter_bytes=None, notes=tuple(notes), skipped=dict(problems.skipped),
-    )  # fmt: skip
+        arrival_s=arrival - arrival[0],
+        prompt_tokens=prompt,
+        output_tokens=output,
+        adapter=adapter,
+        names=names,
+        notes=tuple(notes),
+        skipped=dict(bad_rows.skipped),
+    )
 
 
-def _load_windows(table: Table, problems: Problems, ask: Ask) -> Windows:
+def _load_windows(table: TraceTable, bad_rows: BadRows, ask: ReadOptions) -> Windows:
     columns = [name for name in WINDOW_COLUMNS if name in table.header]
     names = Names(ask.file)
     parts: list[tuple[Ints, Ints32, Floats, Floats, NDArray[np.str_], Floats]] = []
-    while not problems.hopeless and (block := table.read(columns, BLOCK_ROWS, problems)) is not None:
-        rows = Rows(block, problems)
+    while not bad_rows.hopeless and (block := table.read(columns, BLOCK_ROWS, bad_rows)) is not None:
+        rows = Rows(block, bad_rows)
         cells = rows.names(("client_id",), names)
         start_s = rows.numbers("timestamp_s", -MAX_SECONDS, MAX_SECONDS, "seconds")
         rate = rows.numbers("rate_rps", 0, MAX_RATE, f"requests per second, 0 to {MAX_RATE:,.0f}")
@@ -102,19 +107,22 @@ def _load_windows(table: Table, problems: Problems, ask: Ask) -> Windows:
         )
     if not any(len(part[0]) for part in parts):
         nothing = np.zeros(0)
-        return Windows(WINDOW_S, nothing.astype(np.int64), nothing.astype(np.int32), nothing, nothing.astype(str),
-                       nothing, ())  # fmt: skip
+        return Windows(
+            WINDOW_S, nothing.astype(np.int64), nothing.astype(np.int32), nothing, nothing.astype(str), nothing, ()
+        )
     lines, client, start_s, rate, family, shape = (np.concatenate(column) for column in zip(*parts, strict=True))
     length_s = _grid(start_s, lines, ask.file)
     start = np.rint((start_s - start_s.min()) / length_s).astype(np.int64)
     order = np.lexsort((client, start))
     same = (np.diff(start[order]) == 0) & (np.diff(client[order]) == 0)
     for first, second in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
-        problems.add(int(lines[max(first, second)]), "a second row for this client and window", key="client_id",
-                     got=names.all()[client[first]])  # fmt: skip
+        line, name = int(lines[max(first, second)]), names.all()[client[first]]
+        problem = "a second row for this client and window"
+        bad_rows.add(TraceError(problem, key="client_id", line=line, got=name))
     order = order[np.concatenate(([True], ~same))]
-    return Windows(length_s, start[order], client[order], rate[order] * ask.rate_scale, family[order], shape[order],
-                   names.all())  # fmt: skip
+    return Windows(
+        length_s, start[order], client[order], rate[order] * ask.rate_scale, family[order], shape[order], names.all()
+    )
 
 
 def _laws(rows: Rows, columns: list[str]) -> tuple[NDArray[np.str_], Floats]:
@@ -159,16 +167,20 @@ def _grid(start_s: Floats, lines: Ints, file: str) -> float:
         first = int(lines[np.argmax(off)]) if off.any() else None
         got = f"windows of {length_s:g} s"
         raise TraceError(
-            "the windows don't lie on a grid", key="timestamp_s", file=file, line=first, got=got,
+            "the windows don't lie on a grid",
+            key="timestamp_s",
+            file=file,
+            line=first,
+            got=got,
             allowed=f"starts that are all multiples of one length apart, at most {MAX_WINDOWS:,} windows",
-        )  # fmt: skip
+        )
     return length_s
 
 
 def _window_requests(windows: Windows, seed: int) -> Iterator[tuple[Floats, Ints32]]:
     """Yield the requests of one window after the other, each in order of time."""
     edges = np.flatnonzero(np.concatenate(([True], np.diff(windows.start) > 0, [True])))
-    straddling = Straddling(len(windows.names))
+    straddling = CarriedGaps(len(windows.names))
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         span = slice(low, high)
         number = int(windows.start[low])
@@ -191,8 +203,8 @@ def _window_requests(windows: Windows, seed: int) -> Iterator[tuple[Floats, Ints
         yield number * windows.length_s + joined[order], owner[order]
 
 
-def read_function_counts(table: Table, ask: Ask) -> TraceData:
-    """Read Azure Functions 2019 (a day's calls per function and minute): one adapter a function, no lengths.
+def read_function_counts(table: TraceTable, ask: ReadOptions) -> TraceData:
+    """Read Azure Functions 2019 (a day's calls per function and minute): one adapter per function, no lengths.
 
     The calls of a minute are spread over it at random. Source: Azure/AzurePublicDataset, AzureFunctionsDataset2019.md.
 
@@ -200,24 +212,24 @@ def read_function_counts(table: Table, ask: Ask) -> TraceData:
     """
     minutes = tuple(minute for minute in MINUTES if minute in table.header)
     check_columns(table, ask.file, (FUNCTION_COLUMN, "1"), (FUNCTION_COLUMN, *minutes))
-    problems, names = Problems(ask.file, ask.skip_bad), Names(ask.file)
+    bad_rows, names = BadRows(ask.file, ask.skip_bad), Names(ask.file)
     found: list[tuple[Ints32, Ints32, Ints]] = []
     block_rows = max(1, BLOCK_CELLS // len(table.header))
     read = 0
-    while not problems.hopeless:
-        block = table.read((FUNCTION_COLUMN, *minutes), block_rows, problems)
+    while not bad_rows.hopeless:
+        block = table.read((FUNCTION_COLUMN, *minutes), block_rows, bad_rows)
         if block is None:
             break
-        rows = Rows(block, problems)
+        rows = Rows(block, bad_rows)
         cells = rows.names((FUNCTION_COLUMN,), names)
         counts = np.stack([rows.whole(minute, 0, MAX_COUNT, "not a count") for minute in minutes], axis=1)
         read += int(np.count_nonzero(rows.good))
         codes = names.codes(kept(cells, rows.good))
         row, minute = np.nonzero(counts[rows.good])
         found.append((minute.astype(np.int32), codes[row], counts[rows.good][row, minute]))
-    notes = problems.settle(read)
+    notes = bad_rows.settle(read)
     if read == 0:
-        raise no_rows(ask.file, problems)
+        raise no_rows(ask.file, bad_rows)
     minute, function, count = (np.concatenate(column) for column in zip(*found, strict=True))
     total = float(count.sum()) * ask.rate_scale
     if ask.limit is None and total > MAX_REQUESTS:
@@ -228,9 +240,12 @@ def read_function_counts(table: Table, ask: Ask) -> TraceData:
     arrival, adapter = _collect(requests, ask)
     adapter, used = in_use(adapter, names.all())
     return TraceData(
-        arrival_s=arrival - arrival[0], prompt_tokens=None, output_tokens=None, adapter=adapter, session=None,
-        names=used, adapter_bytes=None, notes=notes, skipped=dict(problems.skipped),
-    )  # fmt: skip
+        arrival_s=arrival - arrival[0],
+        adapter=adapter,
+        names=used,
+        notes=notes,
+        skipped=dict(bad_rows.skipped),
+    )
 
 
 def _minute_requests(minute: Ints, function: Ints32, mean: Floats, seed: int) -> Iterator[tuple[Floats, Ints32]]:
@@ -249,7 +264,7 @@ def _minute_requests(minute: Ints, function: Ints32, mean: Floats, seed: int) ->
         yield number * 60.0 + times[order], owner[order]
 
 
-def _collect(requests: Iterator[tuple[Floats, Ints32]], ask: Ask) -> tuple[Floats, Ints32]:
+def _collect(requests: Iterator[tuple[Floats, Ints32]], ask: ReadOptions) -> tuple[Floats, Ints32]:
     """Return the first ``limit`` requests of all windows."""
     times: list[Floats] = []
     owners: list[Ints32] = []
@@ -263,5 +278,5 @@ def _collect(requests: Iterator[tuple[Floats, Ints32]], ask: Ask) -> tuple[Float
         if ask.limit is None and count > 2 * MAX_REQUESTS:
             raise too_many(ask.file, count)
     if count == 0:
-        raise TraceError("the rates and counts are so small that no request comes", file=ask.file)
+        raise TraceError("the rates or counts are too small for a single request", file=ask.file)
     return np.concatenate(times)[: ask.limit], np.concatenate(owners)[: ask.limit]

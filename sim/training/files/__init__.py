@@ -1,1 +1,1 @@
-"""Adapter files: safe reading of headers, a census of folders, and what engines make of them."""
+"""Adapter files: safe reading of headers, a census of folders, and checks against engines."""

@@ -1,4 +1,4 @@
-"""Adapter folders from strangers, as PEFT writes them: what the weights' header and the configuration say."""
+"""Untrusted adapter folders as PEFT writes them: reads the weights' header and the configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from sim.cells import printable
 from sim.errors import InputError
 from sim.training.files.engine_rules import EXTRAS, Extra
-from sim.training.files.header_facts import HeaderFacts, KnownHeaders
+from sim.training.files.header_facts import AdapterFacts, HeaderFacts, KnownHeaders
 from sim.training.files.safetensors_header import DTYPES, NEVER_LOADED, PICKLE_SUFFIXES, read_header
 from sim.training.files.untrusted_files import read_json, resolved_inside
 
@@ -22,57 +22,32 @@ CONFIG = "adapter_config.json"
 _CONFIG_LIMIT = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterFile:
-    """What an adapter folder holds, known from its header and its configuration.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile(AdapterFacts):
+    """The content of an adapter folder, from the weights' header and the configuration.
 
-    :ivar folder: as it was asked for; ``path``: its weights, links resolved.
-    :ivar ranks: all ranks of its modules, rising; most adapters have one.
-    :ivar targets: last parts of the module names, such as ``q_proj``, sorted.
-    :ivar dtypes: number formats by our names, sorted.
-    :ivar tensors: in the file; ``bytes``: of all tensors, without the header.
-    :ivar base_model: as the configuration names it; ``alpha``: its scaling; ``None`` where it doesn't say.
-    :ivar others: tensors that belong to no pair of A and B: DoRA magnitudes, saved modules.
-    :ivar parameters: numbers in all tensors; ``lora_parameters``: those of the pairs of A and B.
-    :ivar file_bytes: of the weights' file, header included.
-    :ivar extras: what it brings beside plain LoRA, from names and configuration, in the order of ``EXTRAS``.
-    :ivar layers: layers that have one of its modules, by the numbers in their names.
-    :ivar header_digest: equal for files with equal headers.
+    :ivar folder: as given; ``path``: its weights, links resolved.
+    :ivar base_model: as the configuration names it; ``alpha``: its scaling; None where it doesn't say.
+    :ivar others: tensors that belong to no pair of A and B.
     """
 
     folder: Path
     path: Path
-    ranks: tuple[int, ...]
-    targets: tuple[str, ...]
-    dtypes: tuple[str, ...]
-    tensors: int
-    bytes: int
     base_model: str | None
     alpha: float | None
     others: tuple[str, ...]
-    parameters: int = 0
-    lora_parameters: int = 0
-    file_bytes: int = 0
-    extras: tuple[Extra, ...] = ()
-    layers: int = 0
-    header_digest: str = ""
-
-    @property
-    def rank(self) -> int:
-        """The largest rank: what an engine pads to."""
-        return self.ranks[-1]
 
 
 class NotLoraError(InputError):
-    """An adapter of another kind, such as IA3 or prompt tuning: nothing is wrong with it, but it is not LoRA."""
+    """An adapter of another kind, such as IA3 or prompt tuning; it may be fine, but it is not LoRA."""
 
 
 def read_adapter(folder: Path, root: Path | None = None, known: KnownHeaders | None = None) -> AdapterFile:
     """Return the facts of an adapter folder as PEFT writes it.
 
-    :param root: the folder that nothing may lead out of; the adapter's own where not given.
-    :param known: headers that were read before, for who reads many folders.
-    :raises NotLoraError: if its configuration says that it is no LoRA adapter.
+    :param root: the folder that no link may leave; by default the adapter's own.
+    :param known: headers read before, for reading many folders.
+    :raises NotLoraError: if its configuration describes another kind of adapter.
     :raises InputError: naming the file and what is wrong with it.
     """
     root = folder if root is None else root
@@ -88,32 +63,37 @@ def read_adapter(folder: Path, root: Path | None = None, known: KnownHeaders | N
     facts = (known or KnownHeaders()).read(path)
     _agree(config, facts.ranks, folder / CONFIG)
     return AdapterFile(
-        folder, path, facts.ranks, facts.targets, facts.dtypes, facts.tensors, facts.bytes,
-        config.get("base_model_name_or_path"), config.get("lora_alpha"), facts.others, facts.parameters,
-        facts.lora_parameters, facts.file_bytes, _all_extras(facts, config), facts.layers, facts.digest,
-    )  # fmt: skip
+        folder=folder,
+        path=path,
+        base_model=config.get("base_model_name_or_path"),
+        alpha=config.get("lora_alpha"),
+        others=facts.others,
+        **{**facts.as_fields(), "extras": _all_extras(facts, config)},
+    )
 
 
 def only_dtype(adapter: AdapterFile) -> str:
     """Return the number format of all tensors.
 
-    :raises InputError: if they have several: a time per byte would mean nothing. Names a tensor of each.
+    :raises InputError: if they have several, because a time per byte would mean nothing; names a tensor of each.
     """
     if len(adapter.dtypes) == 1:
         return adapter.dtypes[0]
     examples = {DTYPES.get(t.dtype, t.dtype): t.name for t in reversed(read_header(adapter.path).tensors)}
     raise InputError(
-        "this adapter mixes number formats, so its load can't be timed", file=str(adapter.path),
+        "this adapter mixes number formats, so its load can't be timed",
+        file=str(adapter.path),
         got=printable(", ".join(f"{dtype}: {examples[dtype]}" for dtype in adapter.dtypes), 300),
-        allowed="one for all tensors", hint="re-save it in one format",
-    )  # fmt: skip
+        allowed="one for all tensors",
+        hint="re-save it in one format",
+    )
 
 
 def find_adapters(root: Path, unreadable: list[OSError] | None = None) -> Iterator[Path]:
     """Yield the folders below ``root`` that look like adapters, sorted; links to folders aren't followed.
 
-    :param unreadable: takes the errors of folders that can't be listed, which are passed over.
-    :raises InputError: if the folder itself is none.
+    :param unreadable: collects the errors of folders that can't be listed; they are skipped.
+    :raises InputError: if ``root`` is no folder.
     """
     if not root.is_dir():
         problem = "this is a file, not a folder" if root.exists() else "no such folder"
@@ -125,7 +105,7 @@ def find_adapters(root: Path, unreadable: list[OSError] | None = None) -> Iterat
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Return ``adapter_config.json``; what is used of it has the right type."""
+    """Return ``adapter_config.json``, with the types of the used fields checked."""
     if not path.is_file():
         raise InputError(f"no {CONFIG} here", file=str(path.parent), hint="a PEFT adapter folder has one")
     config = read_json(path, _CONFIG_LIMIT, "configuration", constants=False)
@@ -140,22 +120,31 @@ def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
     kind = config.get("peft_type")
     if kind is not None and kind != "LORA":
         raise NotLoraError(
-            "this adapter is not LoRA", file=str(path), key="peft_type", got=printable(str(kind)), allowed="LORA",
-            hint="engines that serve many LoRA adapters don't serve it",
-        )  # fmt: skip
+            "this adapter is not LoRA",
+            file=str(path),
+            key="peft_type",
+            got=printable(str(kind)),
+            allowed="LORA",
+            hint="engines with multi-LoRA don't serve it",
+        )
 
 
 _FLAGS: Mapping[str, Extra] = {
-    "use_dora": "DoRA", "use_rslora": "rsLoRA", "modules_to_save": "saved modules", "rank_pattern": "rank pattern",
-    "alpha_pattern": "alpha pattern", "lora_bias": "bias", "trainable_token_indices": "trained tokens",
+    "use_dora": "DoRA",
+    "use_rslora": "rsLoRA",
+    "modules_to_save": "saved modules",
+    "rank_pattern": "rank pattern",
+    "alpha_pattern": "alpha pattern",
+    "lora_bias": "bias",
+    "trainable_token_indices": "trained tokens",
     "layers_to_transform": "part of the layers",
-}  # fmt: skip
-"""What a configuration's field says if it is neither null, false nor empty."""
+}
+"""The extra that a field of the configuration means if it is neither null, false nor empty."""
 
 
 def _all_extras(facts: HeaderFacts, config: Mapping[str, Any]) -> tuple[Extra, ...]:
     found = {*facts.extras, *(extra for key, extra in _FLAGS.items() if config.get(key) not in (None, False, [], {}))}
-    if config.get("modules_to_save"):  # which says why the file has whole embeddings
+    if config.get("modules_to_save"):  # explains whole embeddings in the file
         found.discard("saved embeddings")
     if config.get("bias") not in (None, "none"):
         found.add("bias")
@@ -165,13 +154,16 @@ def _all_extras(facts: HeaderFacts, config: Mapping[str, Any]) -> tuple[Extra, .
 
 
 def _agree(config: Mapping[str, Any], ranks: tuple[int, ...], path: Path) -> None:
-    """Refuse a configuration whose rank is not that of the weights; ``rank_pattern`` may give modules others."""
+    """Refuse a configuration whose rank differs from the weights, unless ``rank_pattern`` gives modules other ranks."""
     rank = config.get("r")
     if rank is not None and not config.get("rank_pattern") and ranks != (rank,):
         raise InputError(
-            "the configuration's rank is not that of the weights", file=str(path), key="r", got=rank,
+            "the configuration's rank differs from that of the weights",
+            file=str(path),
+            key="r",
+            got=rank,
             allowed=", ".join(map(str, ranks)),
-        )  # fmt: skip
+        )
 
 
 def _refuse_pickles(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The adapters of a census as the kinds of a scenario's ``mix``: few of them, with sizes from the files."""
+"""Turns the adapters of a census into a few kinds for a scenario's ``mix``, with sizes from the files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MOST_KINDS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """Adapters that a scenario treats as equal.
+class MixKind:
+    """Adapters that a scenario treats as alike.
 
     :ivar rank: the largest of them; ``size``: bytes of one adapter's tensors, the mean where ``exact`` is false.
     """
@@ -27,18 +27,18 @@ class Kind:
     exact: bool
 
 
-def kinds_of(entries: Sequence[Entry], most: int = MOST_KINDS) -> list[Kind]:
+def kinds_of(entries: Sequence[Entry], most: int = MOST_KINDS) -> list[MixKind]:
     """Return the kinds of the adapters, the most frequent first; their counts add up to all.
 
-    Adapters of equal rank, targets and bytes are a kind. If that gives more than ``most``, sizes are merged first, then
-    the kinds whose sizes lie closest together: a merged kind has the larger rank, the targets of both and the mean
-    size, so that bytes in all stay what they were.
+    Adapters of equal rank, targets and bytes are a kind. If there are more than ``most``, sizes are merged first, then
+    the kinds with the closest sizes: a merged kind has the larger rank, the targets of both and the mean size, so that
+    the total bytes stay the same.
     """
     counted: dict[tuple[int, Targets, int], int] = {}
     for entry in entries:
         key = entry.rank, _targets(entry), entry.bytes
         counted[key] = counted.get(key, 0) + 1
-    kinds = [Kind(count, rank, targets, size, True) for (rank, targets, size), count in counted.items()]
+    kinds = [MixKind(count, rank, targets, size, True) for (rank, targets, size), count in counted.items()]
     if len(kinds) > most:
         kinds = _one_size_each(kinds)
     kinds.sort(key=lambda kind: (kind.size, kind.rank))
@@ -57,19 +57,19 @@ def _targets(entry: Entry) -> Targets:
     return "all-linear" if not ours or ours == MODULES else ours  # type: ignore[return-value]
 
 
-def _one_size_each(kinds: Sequence[Kind]) -> list[Kind]:
-    alike: dict[tuple[int, Targets], Kind] = {}
+def _one_size_each(kinds: Sequence[MixKind]) -> list[MixKind]:
+    alike: dict[tuple[int, Targets], MixKind] = {}
     for kind in kinds:
         key = kind.rank, kind.targets
         alike[key] = _merged(alike[key], kind) if key in alike else kind
     return list(alike.values())
 
 
-def _merged(one: Kind, other: Kind) -> Kind:
+def _merged(one: MixKind, other: MixKind) -> MixKind:
     count = one.count + other.count
     both: Targets = "all-linear"
     if one.targets != "all-linear" and other.targets != "all-linear":
         union = tuple(name for name in MODULES if name in one.targets or name in other.targets)
         both = "all-linear" if union == MODULES else union
     size = round((one.size * one.count + other.size * other.count) / count)
-    return Kind(count, max(one.rank, other.rank), both, size, exact=one.exact and one.size == other.size)
+    return MixKind(count, max(one.rank, other.rank), both, size, exact=one.exact and one.size == other.size)

@@ -8,14 +8,14 @@ from sim.traffic.adapters import SHAPES, parameters_per_rank
 
 _PREFIXES = ("meta-",)
 _NO_FAMILY = ("tiny",)
-"""Names of ours that many others begin with."""
+"""Our names that many other names begin with."""
 
 
 def known_model(name: str) -> str | None:
     """Return our name of a base model, or None.
 
-    A name counts if its last part begins with ours: fine-tuned and quantised versions have the same layers. Whether
-    an adapter's matrices fit is another question, which ``fits`` answers.
+    A name counts if its last part begins with ours: fine-tuned and quantised versions have the same layers. ``fits``
+    tells whether an adapter's matrices match.
     """
     last = name.rstrip("/").rpartition("/")[2].lower().replace("_", "-")
     for prefix in _PREFIXES:

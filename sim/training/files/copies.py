@@ -1,4 +1,4 @@
-"""Adapters that are there more than once: files with equal content, found without reading all of them."""
+"""Finds duplicate adapters: files with equal content, without reading all of them."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def find_copies(
 ) -> Copies:
     """Return the adapters whose weights files are equal byte for byte.
 
-    Equal sizes and headers come first, which the census knows. Most fleets have thousands of those, so four blocks of
-    4 KiB from each follow; only files that agree in these too are read whole, and their SHA-256 decides.
+    Equal sizes and headers, known from the census, come first. Most fleets have thousands of those, so four blocks of 4
+    KiB of each are compared next. Only files that agree in these too are read whole, and their SHA-256 decides.
     """
     likely = [
         twins

@@ -1,4 +1,4 @@
-"""What an engine would make of a census: which adapters it refuses, serves wrongly, or pads at others' cost."""
+"""Checks a census against an engine: which adapters it refuses, serves wrongly, or pads."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sim.training.files.census import Census, Entry
 from sim.training.files.copies import Copies
 from sim.training.files.engine_rules import EXTRAS, EngineRules, Verdict
 
-Level = Literal["refused", "wrong", "waste", "unknown", "note"]
-LEVELS: tuple[Level, ...] = ("refused", "wrong", "waste", "unknown", "note")
-"""In the order of their weight: not served at all, served wrongly, served at a cost, not known, worth knowing."""
+ConcernLevel = Literal["refused", "wrong", "waste", "unknown", "note"]
+LEVELS: tuple[ConcernLevel, ...] = ("refused", "wrong", "waste", "unknown", "note")
+"""By severity: not served, served wrongly, served at a cost, unknown, good to know."""
 
 EXAMPLES = 3
 _CHECKPOINT = "checkpoint-"
 _SLOT_WIDTH = 2  # bytes of fp16 and bf16, in which engines keep adapters, whatever the file has
 _PADDING_WORTH_SAYING = 0.25
-_LEVEL_OF: dict[Verdict, Level] = {"refused": "refused", "wrong": "wrong", "unknown": "unknown"}
+_LEVEL_OF: dict[Verdict, ConcernLevel] = {"refused": "refused", "wrong": "wrong", "unknown": "unknown"}
 
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """Something that a check found.
+    """A finding of a check.
 
     :ivar check: short name of the check.
     :ivar count: adapters concerned; ``folders``: the first few.
@@ -37,7 +37,7 @@ class Concern:
     """
 
     check: str
-    level: Level
+    level: ConcernLevel
     words: str
     count: int
     folders: tuple[str, ...]
@@ -45,10 +45,10 @@ class Concern:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a census is held against.
+class ServingTarget:
+    """What the adapters of a census should be served with.
 
-    :ivar engine: a name in ``ENGINES``; None: only what holds for all engines.
+    :ivar engine: a name in ``ENGINES``; None: check only what holds for all engines.
     :ivar max_rank: the engine's largest rank; None: what the adapters need.
     :ivar base_model: the base model that is served; None: the one that most adapters name.
     """
@@ -59,7 +59,7 @@ class Asked:
 
     @property
     def rules(self) -> EngineRules:
-        """The rules of the engine; those of none are empty."""
+        """The rules of the engine; empty without an engine."""
         return EngineRules() if self.engine is None else rules_of(self.engine)
 
 
@@ -69,70 +69,78 @@ def rules_of(engine: str) -> EngineRules:
     return rules
 
 
-def check_asked(asked: Asked) -> None:
-    """Refuse an unknown engine, a largest rank that it can't be given, and a base model that can't be printed.
+def check_serving_target(target: ServingTarget) -> None:
+    """Refuse an unknown engine, a largest rank that it doesn't allow, and a base model that can't be printed.
 
     :raises InputError: naming the option.
     """
-    if asked.engine is not None and asked.engine not in ENGINES:
-        raise ENGINES.unknown(asked.engine, "--engine")
-    if asked.base_model is not None and not asked.base_model.isprintable():
-        raise InputError("not a model's name", key="--base-model", got=asked.base_model)
-    choices = asked.rules.rank_choices
-    if asked.max_rank is not None and choices and asked.max_rank not in choices:
+    if target.engine is not None and target.engine not in ENGINES:
+        raise ENGINES.unknown(target.engine, "--engine")
+    if target.base_model is not None and not target.base_model.isprintable():
+        raise InputError("not a model's name", key="--base-model", got=target.base_model)
+    choices = target.rules.rank_choices
+    if target.max_rank is not None and choices and target.max_rank not in choices:
         raise InputError(
-            f"{asked.engine} has no such largest rank", key="--max-rank", got=asked.max_rank,
+            f"{target.engine} has no such largest rank",
+            key="--max-rank",
+            got=target.max_rank,
             allowed=", ".join(map(str, choices)),
-        )  # fmt: skip
+        )
 
 
-def check_census(census: Census, asked: Asked, copies: Copies) -> list[Concern]:
-    """Return what is worth a user's attention, the gravest first."""
+def check_census(census: Census, target: ServingTarget, copies: Copies) -> list[Concern]:
+    """Return the findings for the user, the most severe first."""
     entries = census.entries
     found = [
-        *_base_models(entries, asked), *_misfits(entries), *_ranks(entries, asked), *_modules(entries, asked),
-        *_extras(entries, asked), *_padding(entries, asked), *_dtypes(entries), *_copies(copies),
+        *_base_models(entries, target),
+        *_misfits(entries),
+        *_ranks(entries, target),
+        *_modules(entries, target),
+        *_extras(entries, target),
+        *_padding(entries, target),
+        *_dtypes(entries),
+        *_copies(copies),
         *_checkpoints(entries),
-    ]  # fmt: skip
+    ]
     return sorted(found, key=lambda concern: LEVELS.index(concern.level))
 
 
-def served_base(entries: Sequence[Entry], asked: Asked) -> str | None:
-    """Return the base model that is served: the one asked for, or the one that most adapters name."""
-    if asked.base_model is not None:
-        return asked.base_model
+def served_base(entries: Sequence[Entry], target: ServingTarget) -> str | None:
+    """Return the base model that is served: the given one, or the one that most adapters name."""
+    if target.base_model is not None:
+        return target.base_model
     named = Counter(entry.base_model for entry in entries if entry.base_model is not None)
     return min(named, key=lambda name: (-named[name], name), default=None)
 
 
 def is_served(entry: Entry, base: str | None) -> bool:
-    """Return whether an adapter names the base model that is served; one that names none is taken at its word.
+    """Return whether an adapter names the base model that is served; one without a name counts as served.
 
     Our own name of a model, such as ``llama-3.1-8b``, stands for all of its versions.
     """
     return entry.base_model is None or base is None or base.rstrip("/") in (entry.base_model.rstrip("/"), entry.model)
 
 
-def needed_rank(entries: Sequence[Entry], asked: Asked) -> int:
-    """Return the rank that slots are made for: what was asked for, or the least choice that takes every adapter."""
-    if asked.max_rank is not None:
-        return asked.max_rank
+def needed_rank(entries: Sequence[Entry], target: ServingTarget) -> int:
+    """Return the rank of slots: the given one, or the smallest choice that fits every adapter."""
+    if target.max_rank is not None:
+        return target.max_rank
     largest = max(entry.rank for entry in entries)
-    choices = asked.rules.rank_choices
+    choices = target.rules.rank_choices
     return next((choice for choice in choices if choice >= largest), choices[-1] if choices else largest)
 
 
-def _concern(check: str, level: Level, words: str, concerned: Sequence[Entry], source: str = "") -> Concern:
+def _concern(check: str, level: ConcernLevel, words: str, concerned: Sequence[Entry], source: str = "") -> Concern:
     return Concern(check, level, words, len(concerned), tuple(e.folder for e in concerned[:EXAMPLES]), source)
 
 
-def _base_models(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
-    base = served_base(entries, asked)
+def _base_models(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern]:
+    base = served_base(entries, target)
     others = [entry for entry in entries if not is_served(entry, base)]
     if others:
         names = Counter(entry.base_model for entry in others)
         listed = ", ".join(f"{name} ({count})" for name, count in names.most_common(EXAMPLES))
-        most = "the base model asked for" if asked.base_model else "what most name"
+        most = "the base model asked for" if target.base_model else "what most name"
         words = f"another base model than {base}, {most}: {listed}; engines don't compare names and serve what fits"
         yield _concern("base-model", "wrong", words, others)
     nameless = [entry for entry in entries if entry.base_model is None]
@@ -141,17 +149,23 @@ def _base_models(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
 
 
 def _misfits(entries: Sequence[Entry]) -> Iterator[Concern]:
-    """Adapters whose matrices don't fit the model that they name."""
+    """Yield adapters whose matrices don't fit the model that they name."""
     wrong = [
-        entry for entry in entries
-        if entry.model is not None and len(entry.ranks) == 1 and _is_plain(entry)
+        entry
+        for entry in entries
+        if entry.model is not None
+        and len(entry.ranks) == 1
+        and _is_plain(entry)
         and not fits(entry.model, entry.rank, entry.modules, entry.lora_parameters)
-    ]  # fmt: skip
+    ]
     if wrong:
         yield _concern(
-            "shape", "wrong", f"the matrices are not as large as {wrong[0].model}'s layers ask for: the base model "
-            "named is not the one it was trained on, or has other layers", wrong,
-        )  # fmt: skip
+            "shape",
+            "wrong",
+            f"the matrices are not as large as {wrong[0].model}'s layers ask for: the base model "
+            "named is not the one it was trained on, or has other layers",
+            wrong,
+        )
 
 
 def _is_plain(entry: Entry) -> bool:
@@ -159,56 +173,59 @@ def _is_plain(entry: Entry) -> bool:
     return known and "part of the layers" not in entry.extras
 
 
-def _ranks(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
-    limit = asked.max_rank
-    if limit is None and asked.rules.rank_choices:
-        limit = asked.rules.rank_choices[-1]
+def _ranks(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern]:
+    limit = target.max_rank
+    if limit is None and target.rules.rank_choices:
+        limit = target.rules.rank_choices[-1]
     above = [entry for entry in entries if limit is not None and entry.rank > limit]
     if above:
-        what = "asked for" if asked.max_rank else f"that {asked.engine} can have"
+        what = "asked for" if target.max_rank else f"that {target.engine} can have"
         yield _concern(
-            "rank", "refused", f"a rank up to {max(e.rank for e in above)}, above {limit}, the largest {what}", above,
-            asked.rules.source,
-        )  # fmt: skip
+            "rank",
+            "refused",
+            f"a rank up to {max(e.rank for e in above)}, above {limit}, the largest {what}",
+            above,
+            target.rules.source,
+        )
 
 
-def _modules(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
-    rules = asked.rules
+def _modules(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern]:
+    rules = target.rules
     if rules.modules:
         odd = [entry for entry in entries if not set(entry.targets) <= set(rules.modules)]
         if odd:
             names = sorted({name for entry in odd for name in entry.targets} - set(rules.modules))
             level = _LEVEL_OF.get(rules.other_modules, "unknown")
             fate = {"refused": "refuses", "wrong": "leaves out"}.get(rules.other_modules, "may not know")
-            words = f"modules that {asked.engine} {fate}: {', '.join(names[:8])}"
+            words = f"modules that {target.engine} {fate}: {', '.join(names[:8])}"
             yield _concern("modules", level, words, odd, rules.source)
     lacking = [entry for entry in entries if not set(rules.needed_modules) <= set(entry.targets)]
     if lacking:
-        words = f"{asked.engine} needs all of {', '.join(rules.needed_modules)}, and they have fewer"
+        words = f"{target.engine} needs all of {', '.join(rules.needed_modules)}, and they have fewer"
         yield _concern("modules", "refused", words, lacking, rules.source)
 
 
-def _extras(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
+def _extras(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern]:
     for extra in EXTRAS:
         having = [entry for entry in entries if extra in entry.extras]
         if not having:
             continue
-        rule = asked.rules.rule(extra)
-        if not asked.rules.extras:
+        rule = target.rules.rule(extra)
+        if not target.rules.extras:
             yield _concern("extras", "note", f"{extra}: --engine vllm-0.32, say, tells what becomes of it", having)
         elif rule.verdict != "served":
-            words = f"{extra}: {asked.engine} {rule.words}"
+            words = f"{extra}: {target.engine} {rule.words}"
             yield _concern("extras", _LEVEL_OF[rule.verdict], words, having, rule.source)
 
 
-def _padding(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
-    """Slots that are larger than what lies in them, where the engine pads and the model's layers are known."""
-    base = served_base(entries, asked)
+def _padding(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern]:
+    """Yield padding of slots, where the engine pads and the model's layers are known."""
+    base = served_base(entries, target)
     model = known_model(base or "")
-    rules = asked.rules
-    if asked.engine is None or rules.slots_hold not in ("all", "targets") or model is None:
+    rules = target.rules
+    if target.engine is None or rules.slots_hold not in ("all", "targets") or model is None:
         return
-    rank = needed_rank(entries, asked)
+    rank = needed_rank(entries, target)
     served = [e for e in entries if is_served(e, base) and e.rank <= rank and _is_plain(e)]
     if not served:
         return
@@ -223,19 +240,19 @@ def _padding(entries: Sequence[Entry], asked: Asked) -> Iterator[Concern]:
         f"a slot takes {human_bytes(slot)}, {what} at rank {rank}, and an adapter fills {filled / slot:.0%} of it in "
         f"the mean: 32 slots hold {human_bytes(32 * (slot - filled))} of padding"
     )
-    yield _concern("padding", "waste", words + _cheaper(served, asked, rank, per_rank), served, rules.source)
+    yield _concern("padding", "waste", words + _cheaper(served, target, rank, per_rank), served, rules.source)
 
 
-def _cheaper(served: Sequence[Entry], asked: Asked, rank: int, per_rank: int) -> str:
-    """Return what a slot would take without the few adapters of the highest rank, if they are few."""
-    if asked.max_rank is not None:
+def _cheaper(served: Sequence[Entry], target: ServingTarget, rank: int, per_rank: int) -> str:
+    """Return, in words, the slot size without the adapters of the highest rank, if these are few."""
+    if target.max_rank is not None:
         return ""
     top = max(entry.rank for entry in served)
     rest = [entry for entry in served if entry.rank < top]
     few = len(served) - len(rest)
     if not rest or few > len(served) / 4:
         return ""
-    smaller = needed_rank(rest, asked)
+    smaller = needed_rank(rest, target)
     if smaller >= rank:
         return ""
     whose = "the one adapter" if few == 1 else f"the {few:,} adapters"

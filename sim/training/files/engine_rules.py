@@ -1,24 +1,29 @@
-"""What serving engines take of an adapter, engine by engine, each rule with the source file it was read from.
+"""What each serving engine supports in adapters, each rule with the source file it was read from.
 
-The data that ``engine_checks`` judges by. What was found in no source is ``unknown`` and is said to be.
+``engine_checks`` uses these rules. Anything not found in a source is ``unknown``, and reported so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Extra = Literal[
-    "DoRA", "rsLoRA", "saved modules", "saved embeddings", "LoRA on embeddings", "rank pattern", "alpha pattern",
-    "bias", "trained tokens", "part of the layers",
-]  # fmt: skip
-"""What an adapter may bring beside one pair of matrices of one rank for its modules."""
+    "DoRA",
+    "rsLoRA",
+    "saved modules",
+    "saved embeddings",
+    "LoRA on embeddings",
+    "rank pattern",
+    "alpha pattern",
+    "bias",
+    "trained tokens",
+    "part of the layers",
+]
+"""What an adapter may have besides one pair of matrices of one rank for each module."""
 
-EXTRAS: tuple[Extra, ...] = (
-    "DoRA", "rsLoRA", "saved modules", "saved embeddings", "LoRA on embeddings", "rank pattern", "alpha pattern",
-    "bias", "trained tokens", "part of the layers",
-)  # fmt: skip
+EXTRAS: tuple[Extra, ...] = get_args(Extra)
 
 Verdict = Literal["served", "refused", "wrong", "unknown"]
 """``refused``: the engine stops with an error; ``wrong``: it serves, and leaves a part out or scales it wrongly."""
@@ -41,7 +46,7 @@ UNKNOWN = Rule("unknown", "was not looked up")
 
 @dataclass(frozen=True, slots=True)
 class EngineRules:
-    """What an engine takes.
+    """What an engine supports.
 
     :ivar rank_choices: values that its largest rank may be set to, rising; empty: any.
     :ivar rank_option: the option that sets it, or "".
@@ -84,12 +89,15 @@ VLLM_0_8 = EngineRules(
         "rank pattern": Rule("wrong", _ONE_SCALE, _HELPER),
         "alpha pattern": Rule("wrong", _ONE_SCALE, _HELPER),
         "bias": Rule("refused", "takes a bias only with --enable-lora-bias", _HELPER),
-        "LoRA on embeddings": Rule("served", "takes them where its model class has embedding_modules (Llama's has, "
-                                   "Qwen2's has not)", "vllm/lora/models.py"),
+        "LoRA on embeddings": Rule(
+            "served",
+            "takes them where its model class has embedding_modules (Llama's has, Qwen2's has not)",
+            "vllm/lora/models.py",
+        ),
         "part of the layers": Rule("served", "leaves the slot's other layers at zero", "vllm/lora/models.py"),
     },
     source="vllm/config.py, vllm/lora/layers.py",
-)  # fmt: skip
+)
 
 VLLM_0_32 = EngineRules(
     rank_choices=(1, 8, 16, 32, 64, 128, 256, 320, 512),
@@ -98,14 +106,14 @@ VLLM_0_32 = EngineRules(
     extras={
         **VLLM_0_8.extras,
         "bias": Rule("refused", "does not support an adapter's bias", _HELPER),
-        "saved embeddings": Rule("wrong", "leaves them out (is_base_embedding_weights) and keeps the base model's",
-                                 _MODEL),
+        "saved embeddings": Rule(
+            "wrong", "leaves them out (is_base_embedding_weights) and keeps the base model's", _MODEL
+        ),
         "LoRA on embeddings": Rule("served", "takes them where the vocabulary is the base model's", _MODEL),
-        "part of the layers": Rule("served", "leaves the slot's other layers at zero",
-                                   "vllm/lora/model_manager.py"),
+        "part of the layers": Rule("served", "leaves the slot's other layers at zero", "vllm/lora/model_manager.py"),
     },
     source="vllm/config/lora.py, vllm/lora/layers/base_linear.py",
-)  # fmt: skip
+)
 
 _SGLANG_SCALE = Rule("unknown", "reads it in newer versions (lora_config.py); what this one does was not looked up")
 SGLANG = EngineRules(
@@ -113,9 +121,30 @@ SGLANG = EngineRules(
     # lora/mem_pool.py: buffers of max_lora_rank for the target modules of --lora-target-modules, or of all adapters
     slots_hold="targets",
     # lora/utils.py, get_normalized_target_modules and _KNOWN_LORA_TARGET_MODULES, as far as dense decoders have them
-    modules=("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "gate_up_proj",
-             "down_proj", "embed_tokens", "lm_head", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
-             "in_proj", "in_proj_qkv", "in_proj_q", "in_proj_k", "in_proj_v", "in_proj_z"),
+    modules=(
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "qkv_proj",
+        "o_proj",
+        "out_proj",
+        "gate_proj",
+        "up_proj",
+        "gate_up_proj",
+        "down_proj",
+        "embed_tokens",
+        "lm_head",
+        "q_a_proj",
+        "q_b_proj",
+        "kv_a_proj_with_mqa",
+        "kv_b_proj",
+        "in_proj",
+        "in_proj_qkv",
+        "in_proj_q",
+        "in_proj_k",
+        "in_proj_v",
+        "in_proj_z",
+    ),
     other_modules="refused",
     extras={
         "DoRA": Rule("refused", "doesn't support DoRA adapters", "python/sglang/srt/lora/lora_manager.py"),
@@ -125,7 +154,7 @@ SGLANG = EngineRules(
         "LoRA on embeddings": Rule("served", "takes embed_tokens and lm_head", "python/sglang/srt/lora/utils.py"),
     },
     source="python/sglang/srt/lora/mem_pool.py, python/sglang/srt/lora/utils.py",
-)  # fmt: skip
+)
 
 _SLORA_LAYER = "slora/models/peft/layer_weights/lora_layer_weight.py"
 _SLORA_SCALE = Rule("wrong", _ONE_SCALE, "slora/models/peft/lora_adapter.py")
@@ -172,8 +201,22 @@ TENSORRT_LLM = EngineRules(
     rank_option="max_lora_rank",
     slots_hold="adapter",  # cpp/tensorrt_llm/runtime/loraCache.cpp: pages by the adapter's own module sizes
     # get_default_trtllm_modules_to_hf_modules; keys of embed_tokens and lm_head are passed over
-    modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2",
-             "w3", "gate", "embed_tokens", "lm_head"),
+    modules=(
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "gate_up_proj",
+        "w1",
+        "w2",
+        "w3",
+        "gate",
+        "embed_tokens",
+        "lm_head",
+    ),
     other_modules="refused",
     extras={
         "DoRA": Rule("served", "takes magnitudes, but not with experts", _TRT),
@@ -181,14 +224,15 @@ TENSORRT_LLM = EngineRules(
         "rank pattern": Rule("served", "takes each module's own rank", _TRT),
         "alpha pattern": Rule("wrong", "reads lora_alpha only", _TRT),
         "LoRA on embeddings": Rule("wrong", "passes them over", _TRT),
-        "saved modules": Rule("unknown", "reads embed_tokens and lm_head of the first adapter alone; others were not "
-                              "looked up", _TRT),
+        "saved modules": Rule(
+            "unknown", "reads embed_tokens and lm_head of the first adapter alone; others were not looked up", _TRT
+        ),
         "saved embeddings": Rule("wrong", "passes them over", _TRT),
         "bias": Rule("refused", "stops at keys it doesn't know", _TRT),
         "part of the layers": Rule("served", "keeps ranks layer by layer", _TRT),
     },
     source=_TRT,
-)  # fmt: skip
+)
 
 # No real engine: the simulator's own slots hold every module at the largest rank.
 CONTINUOUS = EngineRules(slots_hold="all", source="docs/model.md")

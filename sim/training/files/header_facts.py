@@ -1,6 +1,6 @@
-"""What the header of an adapter's weights says: ranks, modules, sizes, and what doesn't belong to plain LoRA.
+"""Facts from the header of an adapter's weights: ranks, modules, sizes, and extras beyond plain LoRA.
 
-A fleet's adapters have few different headers, so facts are kept by a header's digest (``KnownHeaders``): 10,000 equal
+The adapters of a fleet have few different headers, so ``KnownHeaders`` keeps facts by a header's digest: 10,000 equal
 headers are checked once.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from sim.cells import printable
 from sim.errors import InputError
@@ -22,22 +23,23 @@ _SIDES = {"A": 0, "embedding_A": 0, "B": 1, "embedding_B": 1}
 _LAYER = re.compile(r"\.(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out", "embeddings")
 LIMIT = 32_000_000
-"""Bytes of an adapter's header, at most: twice what 58 layers of 256 experts come to."""
+"""Bytes of an adapter's header, at most: twice those for 58 layers of 256 experts."""
 
 _KEPT_HEADERS, _KEPT_BYTES = 64, 1 << 19
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderFacts:
-    """What is known of a file from its header alone.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFacts:
+    """The content of an adapter's weights file.
 
-    :ivar ranks: all ranks of its modules, rising; ``targets``: last parts of the module names, sorted.
+    :ivar ranks: all ranks of its modules, rising; most adapters have one.
+    :ivar targets: last parts of the module names, such as ``q_proj``, sorted.
     :ivar dtypes: number formats by our names, sorted.
     :ivar tensors: in the file; ``parameters``: numbers in them; ``lora_parameters``: those of pairs of A and B.
     :ivar bytes: of all tensors, without the header; ``file_bytes``: of the file.
-    :ivar layers: different layer numbers in the names of its modules; ``even``: every layer has every module.
-    :ivar others: tensors that belong to no pair of A and B; ``extras``: what they and the modules' names tell.
-    :ivar digest: of the header's bytes.
+    :ivar layers: layers that have one of its modules, by the numbers in their names.
+    :ivar extras: what it has besides plain LoRA.
+    :ivar header_digest: equal for files with equal headers.
     """
 
     ranks: tuple[int, ...]
@@ -49,14 +51,33 @@ class HeaderFacts:
     bytes: int
     file_bytes: int
     layers: int
+    extras: tuple[Extra, ...]
+    header_digest: str
+
+    @property
+    def rank(self) -> int:
+        """The largest rank: what an engine pads to."""
+        return self.ranks[-1]
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return these facts by name, to build another class of facts about the same file."""
+        return {field.name: getattr(self, field.name) for field in fields(AdapterFacts)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderFacts(AdapterFacts):
+    """Facts from the header alone.
+
+    :ivar even: whether every layer has every module.
+    :ivar others: tensors that belong to no pair of A and B: DoRA magnitudes, saved modules.
+    """
+
     even: bool
     others: tuple[str, ...]
-    extras: tuple[Extra, ...]
-    digest: str
 
 
 class KnownHeaders:
-    """Facts of headers that were seen before; holds the last 64, and only those of up to 512 KiB."""
+    """Facts of headers read before: the last 64, each of at most 512 KiB."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, int], HeaderFacts] = OrderedDict()
@@ -64,7 +85,7 @@ class KnownHeaders:
     def read(self, path: Path) -> HeaderFacts:
         """Return the facts of a file.
 
-        :raises InputError: if it can't be read or is no adapter's.
+        :raises InputError: if it can't be read or belongs to no adapter.
         """
         raw, size = read_raw_header(path, LIMIT)
         key = hashlib.blake2b(raw, digest_size=16).hexdigest(), size
@@ -87,13 +108,20 @@ def _facts(header: Header, size: int, digest: str) -> HeaderFacts:
     by_layer = Counter(found[1] for found in map(_LAYER.search, pairs) if found)
     dtypes = {DTYPES.get(name, name) for name in {tensor.dtype for tensor in header.tensors}}
     return HeaderFacts(
-        ranks, tuple(sorted(targets)), tuple(sorted(dtypes)),
+        ranks=ranks,
+        targets=tuple(sorted(targets)),
+        dtypes=tuple(sorted(dtypes)),
         tensors=len(header.tensors),
         parameters=sum([prod(tensor.shape) for tensor in header.tensors]),
         lora_parameters=sum([prod(a) + prod(b) for a, b in pairs.values() if a is not None and b is not None]),
-        bytes=sum([tensor.end - tensor.start for tensor in header.tensors]), file_bytes=size, layers=len(by_layer),
-        even=len(set(by_layer.values())) <= 1, others=others, extras=_extras(targets, others), digest=digest,
-    )  # fmt: skip
+        bytes=sum([tensor.end - tensor.start for tensor in header.tensors]),
+        file_bytes=size,
+        layers=len(by_layer),
+        even=len(set(by_layer.values())) <= 1,
+        others=others,
+        extras=_extras(targets, others),
+        header_digest=digest,
+    )
 
 
 Pairs = dict[str, list[tuple[int, ...] | None]]
@@ -130,9 +158,12 @@ def _ranks(pairs: Pairs, path: str) -> tuple[int, ...]:
             raise InputError(f"a LoRA pair lacks its {missing}", file=path, key=printable(module))
         if a[0] != b[1]:
             raise InputError(
-                "the ranks of a LoRA pair differ", file=path, key=printable(module), got=f"A {a}, B {b}",
+                "the ranks of a LoRA pair differ",
+                file=path,
+                key=printable(module),
+                got=f"A {a}, B {b}",
                 allowed="A (rank, d_in) and B (d_out, rank)",
-            )  # fmt: skip
+            )
         ranks.add(a[0])
     return tuple(sorted(ranks))
 

@@ -1,7 +1,7 @@
-"""The header of a safetensors file from a stranger, read safely: without torch, and never a pickle.
+"""Reads the header of an untrusted safetensors file safely: without torch, and never a pickle.
 
 A safetensors file is eight bytes with the length of a header (little-endian), the header as JSON, and the tensors'
-bytes. Everything the header claims is checked before it is used, because whoever made the file may have lied.
+bytes. Everything in the header is checked before it is used, because the file may be malicious.
 """
 
 from __future__ import annotations
@@ -26,21 +26,40 @@ HEADER_LIMIT = 100_000_000
 _DIMENSIONS_LIMIT = 8
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
 DTYPES = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F8_E4M3": "fp8"}
 """Our names of the number formats that adapters come in; others keep the name of the file format."""
 
 _PICKLES = {
     b"PK\x03\x04": "a zip archive, as torch.save writes: a pickle",
-    b"\x80\x02": "a pickle", b"\x80\x03": "a pickle", b"\x80\x04": "a pickle", b"\x80\x05": "a pickle",
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
     b"\x1f\x8b": "a gzip archive",
-}  # fmt: skip
+}
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-NEVER_LOADED = (
-    "loading a pickle runs whatever code its maker put in; re-save it as safetensors on a machine you can lose"
-)
+NEVER_LOADED = "loading a pickle runs the code in it; re-save it as safetensors on a disposable machine"
 
 
 class Tensor(NamedTuple):
@@ -98,16 +117,22 @@ def parse_header(raw: bytes, size: int, path: Path) -> Header:
     for tensor in tensors:
         if tensor.start != at:
             raise InputError(
-                "tensors overlap or leave a gap", file=str(path), key=printable(tensor.name), got=tensor.start - begin,
+                "tensors overlap or leave a gap",
+                file=str(path),
+                key=printable(tensor.name),
+                got=tensor.start - begin,
                 allowed=f"data from byte {at - begin}",
-            )  # fmt: skip
+            )
         at = tensor.end
     if at != size:
         short = "cut short" if at > size else "longer than its header says"
         raise InputError(
-            f"this file is {short}", file=str(path), got=f"{size} bytes", allowed=f"{at} bytes",
+            f"this file is {short}",
+            file=str(path),
+            got=f"{size} bytes",
+            allowed=f"{at} bytes",
             hint="copy or download it again",
-        )  # fmt: skip
+        )
     return Header(path, tuple(tensors), metadata)
 
 
@@ -136,9 +161,12 @@ def _check_start(start: bytes, length: int, size: int, path: Path, limit: int) -
     if length <= limit and start[8:] == b"{":
         if length > size - 8:
             raise InputError(
-                "this file is cut short within its header", file=str(path), got=f"{size} bytes",
-                allowed=f"at least {length + 8} bytes", hint="copy or download it again",
-            )  # fmt: skip
+                "this file is cut short within its header",
+                file=str(path),
+                got=f"{size} bytes",
+                allowed=f"at least {length + 8} bytes",
+                hint="copy or download it again",
+            )
         return
     for magic, what in _PICKLES.items():
         if start.startswith(magic):
@@ -148,14 +176,20 @@ def _check_start(start: bytes, length: int, size: int, path: Path, limit: int) -
     if len(start) < 9:
         raise InputError("too short for a safetensors file", file=str(path), got=f"{size} bytes")
     if limit < length <= HEADER_LIMIT and start[8:] == b"{":
-        raise InputError("this header is too long for an adapter's", file=str(path), got=f"{length} bytes",
-                         allowed=f"up to {limit} bytes")  # fmt: skip
+        raise InputError(
+            "this header is too long for an adapter's",
+            file=str(path),
+            got=f"{length} bytes",
+            allowed=f"up to {limit} bytes",
+        )
     if length > HEADER_LIMIT:
         raise InputError(
-            "the header's length can't be true", file=str(path), got=f"{length} bytes",
+            "the header's length can't be true",
+            file=str(path),
+            got=f"{length} bytes",
             allowed=f"up to {HEADER_LIMIT} bytes, and no more than the file's {size}",
             hint="this is no safetensors file",
-        )  # fmt: skip
+        )
     raise InputError("no safetensors file: its header doesn't start with {", file=str(path), got=repr(start[8:]))
 
 

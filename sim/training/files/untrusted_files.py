@@ -22,9 +22,12 @@ def resolved_inside(path: Path, root: Path) -> Path:
         raise InputError("this path can't be followed", file=str(path), got=str(error)) from None
     if not inside(real, home):
         raise InputError(
-            "this path leads out of the folder", file=str(path), got=str(real), allowed=f"files below {home}",
+            "this path leads out of the folder",
+            file=str(path),
+            got=str(real),
+            allowed=f"files below {home}",
             hint="copy the adapter instead of linking to it",
-        )  # fmt: skip
+        )
     return real
 
 

@@ -1,4 +1,4 @@
-"""Robust statistics of noisy curves: medians of windows, never a single point."""
+"""Robust statistics of noisy curves: medians of windows, never single points."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from sim.training.logs.training_log import Series, entries
+from sim.training.logs.training_log import StepSeries, entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,36 +20,36 @@ class Level:
 
     @property
     def where(self) -> str:
-        """Say which steps it stands on."""
+        """The steps of the window, in words."""
         return f"step {self.first}" if self.first == self.last else f"steps {self.first} to {self.last}"
 
 
-def window(series: Series, begin: int, end: int) -> Level:
+def window(series: StepSeries, begin: int, end: int) -> Level:
     """Return the level of entries ``begin`` up to but not including ``end``, cut to what there is; at least one."""
     begin = min(max(begin, 0), len(series) - 1)
     end = min(max(end, begin + 1), len(series))
     return Level(median(series.values[begin:end]), series.steps[begin], series.steps[end - 1])
 
 
-def start(series: Series) -> Level:
-    """Return where a curve starts: the median of its first twentieth, for falls at the start are steep."""
+def start(series: StepSeries) -> Level:
+    """Return where a curve starts: the median of its first twentieth, since it falls steeply there."""
     return window(series, 0, max(1, len(series) // 20))
 
 
-def tail(series: Series) -> Level:
+def tail(series: StepSeries) -> Level:
     """Return where a curve ends: the median of its last tenth, of three entries at least."""
     return window(series, len(series) - max(3, len(series) // 10), len(series))
 
 
-def at_share(series: Series, share: float) -> Level:
-    """Return the level where a share of the steps is done, of a window as wide as that of ``tail``."""
+def at_share(series: StepSeries, share: float) -> Level:
+    """Return the level at a share of the steps, over a window as wide as that of ``tail``."""
     step = series.steps[0] + share * (series.steps[-1] - series.steps[0])
     at = sum(one <= step for one in series.steps)
     wide = max(3, len(series) // 10)
     return window(series, at - (wide + 1) // 2, at + wide // 2)
 
 
-def lowest(series: Series, wide: int = 3) -> tuple[int, Level]:
+def lowest(series: StepSeries, wide: int = 3) -> tuple[int, Level]:
     """Return the lowest level of ``wide`` entries, and the index of the lowest entry among them."""
     places = range(0, max(1, len(series) - wide + 1), max(1, wide // 8))  # all would cost n² where windows grow with n
     levels = [(window(series, at, at + wide), at) for at in places]
@@ -58,7 +58,7 @@ def lowest(series: Series, wide: int = 3) -> tuple[int, Level]:
     return min(inside, key=lambda index: series.values[index]), level
 
 
-def near(series: Series, step: int, wide: int = 5) -> Level:
+def near(series: StepSeries, step: int, wide: int = 5) -> Level:
     """Return the level of the ``wide`` entries around a step."""
     at = min(range(len(series)), key=lambda index: abs(series.steps[index] - step))
     return window(series, at - wide // 2, at - wide // 2 + wide)
@@ -81,11 +81,11 @@ class Jump:
 
     @property
     def ratio(self) -> float:
-        """How many times higher it is after it."""
+        """The level after it over the level before."""
         return self.after.value / self.before.value if self.before.value > 0 else math.inf
 
 
-def largest_jump(series: Series, before: int = 10, after: int = 5) -> Jump | None:
+def largest_jump(series: StepSeries, before: int = 10, after: int = 5) -> Jump | None:
     """Return the largest ratio of the median after an entry to that before it; None for curves too short."""
     best: Jump | None = None
     for at in range(min(before, 5), len(series) - after + 1):
@@ -97,7 +97,7 @@ def largest_jump(series: Series, before: int = 10, after: int = 5) -> Jump | Non
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """One entry that stands far above those before it, and the entry from which it rose."""
+    """One entry far above those before it, and the entry from which it rose."""
 
     step: int
     value: float
@@ -105,10 +105,10 @@ class Spike:
     before: float
 
 
-def largest_spike(series: Series, ratio: float, before: int = 10, least: int = 3) -> Spike | None:
+def largest_spike(series: StepSeries, ratio: float, before: int = 10, least: int = 3) -> Spike | None:
     """Return the highest entry that is ``ratio`` times the median of the ``before`` entries ahead of it.
 
-    The first ``least`` entries are no spikes: norms are high in warm-up.
+    The first ``least`` entries never count: norms are high in warm-up.
     """
     spikes: list[Spike] = []
     calm = least - 1  # the last entry that was no spike
@@ -121,7 +121,7 @@ def largest_spike(series: Series, ratio: float, before: int = 10, least: int = 3
     return max(spikes, key=lambda spike: spike.value, default=None)
 
 
-def points(series: Series, limit: int = 8) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def points(series: StepSeries, limit: int = 8) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Return up to ``limit`` evenly chosen (steps, values) as evidence, the first and the last among them."""
     if len(series) <= limit:
         return series.steps, series.values

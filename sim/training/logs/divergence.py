@@ -1,4 +1,4 @@
-"""Divergence: the loss is no number any more, or left its low and never came back; worse under quantisation."""
+"""Divergence: the loss became NaN, or rose from its lowest level and stayed high; also quality lost to quantisation."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from statistics import median
 
 from sim.cells import printable
 from sim.training.logs.curves import Jump, Level, largest_jump, largest_spike, lowest, near, points, start, tail, window
-from sim.training.logs.training_case import Case, Judged, judged_metric
-from sim.training.logs.training_log import Series, TrainingLog, entries
+from sim.training.logs.training_case import Case, RuleResult, judged_metric
+from sim.training.logs.training_log import StepSeries, TrainingLog, entries
 from sim.training.sized_remedies import calmer
 from sim.training.vet_results import Confidence, Evidence, Finding, Mode
 
 
-def judge(case: Case) -> Judged:
-    """Say whether a run diverged, or lost quality to its quantised base."""
+def judge(case: Case) -> RuleResult:
+    """Judge whether a run diverged, or lost quality to its quantised base."""
     notes: list[str] = []
-    found = _no_number(case, notes) or _left(case, notes) or _too_hot(case) or _worse_than_16_bit(case, notes)
+    found = _no_number(case, notes) or _rose(case, notes) or _too_hot(case) or _worse_than_16_bit(case, notes)
     if found is None:
         notes += _spike(case)
         thin: tuple[Mode, ...] = ("divergence",) if len(case.losses) < case.thresholds.fewest_losses else ()
-        return Judged(notes=tuple(notes), thin=thin)
+        return RuleResult(notes=tuple(notes), thin=thin)
     confidence, evidence = found
     bits = case.facts.base_bits
     if bits is not None and bits < 16:
@@ -28,19 +28,19 @@ def judge(case: Case) -> Judged:
         evidence.append(Evidence(f"the base was held in {bits} bits ({source})"))
     elif bits is None:
         notes.append("the base's number format is unknown, so whether quantisation is to blame: give --base-bits")
-    return Judged(
+    return RuleResult(
         Finding("divergence", confidence, tuple(evidence), calmer(case.facts, _hottest(case) is not None)), tuple(notes)
     )
 
 
-Found = tuple[Confidence, list[Evidence]]
+Grounds = tuple[Confidence, list[Evidence]]
 
 
-def _no_number(case: Case, notes: list[str]) -> Found | None:
-    """Look for a loss that ends as NaN or infinity.
+def _no_number(case: Case, notes: list[str]) -> Grounds | None:
+    """Detect a loss that ends as NaN or infinity.
 
-    By default the Trainer leaves such steps out of its mean, so that the log says 0.0 instead; the norm of the
-    gradient beside it says NaN.
+    By default the Trainer leaves such steps out of its mean, so that the log has 0.0 instead, next to a gradient norm
+    of NaN.
     """
     log = case.log
     norms = dict(entries(log.grad_norm))
@@ -59,7 +59,7 @@ def _no_number(case: Case, notes: list[str]) -> Found | None:
         if log.eval_loss and not math.isfinite(log.eval_loss.values[-1]):
             notes.append("the validation loss is no number, the training loss is: examples without a label do that")
         return None
-    bad = Series(log.loss.steps[-trailing:], log.loss.values[-trailing:])
+    bad = StepSeries(log.loss.steps[-trailing:], log.loss.values[-trailing:])
     what = "NaN or infinite" if any(not math.isfinite(value) for value in bad.values) else "0.0 with a gradient of NaN"
     evidence = [Evidence(f"the loss is {what} from step {bad.steps[0]} to the end, step {bad.steps[-1]}", *points(bad))]
     before = log.grad_norm.finite().until(bad.steps[0])
@@ -71,19 +71,19 @@ def _no_number(case: Case, notes: list[str]) -> Found | None:
     return "certain", evidence
 
 
-def _left(case: Case, notes: list[str]) -> Found | None:
-    """Look for a loss that rose above its low, or its start, and a jump of the gradient beside it."""
-    lines = case.thresholds
+def _rose(case: Case, notes: list[str]) -> Grounds | None:
+    """Detect a loss that rose above its lowest level or its start, and a jump of the gradient norm with it."""
+    limits = case.thresholds
     losses = case.losses.until(case.log.kept_step)
-    if len(losses) < lines.fewest_losses:
-        notes.append(f"{len(losses)} losses: too few to see a divergence; at least {lines.fewest_losses} are needed")
+    if len(losses) < limits.fewest_losses:
+        notes.append(f"{len(losses)} losses: too few to see a divergence; at least {limits.fewest_losses} are needed")
         return None
     wide = max(5, len(losses) // 8)
     begin, base, end = start(losses), _base(losses, wide), window(losses, len(losses) - wide, len(losses))
     rise = end.value - base.value
     rose = (
-        end.value >= lines.loss_rise * base.value
-        and rise >= max(lines.least_loss_rise, lines.lost_share * (begin.value - base.value))
+        end.value >= limits.loss_rise * base.value
+        and rise >= max(limits.least_loss_rise, limits.lost_share * (begin.value - base.value))
         and _validation_agrees(case, base)
     )
     jump = _lasting_jump(case)
@@ -92,9 +92,10 @@ def _left(case: Case, notes: list[str]) -> Found | None:
         evidence.append(
             Evidence(
                 f"the loss rose from {base.value:.3g} ({base.where}) to {end.value:.3g} ({end.where})",
-                (base.last, end.last), (base.value, end.value),
+                (base.last, end.last),
+                (base.value, end.value),
             )
-        )  # fmt: skip
+        )
     if jump is not None:
         before = near(losses, jump.before.last).value
         steps, norms = (jump.before.last, jump.after.first), (jump.before.value, jump.after.value)
@@ -105,7 +106,7 @@ def _left(case: Case, notes: list[str]) -> Found | None:
             return None
     if not evidence:
         return None
-    far = end.value >= 2 * lines.loss_rise * base.value and end.value >= base.value + 1
+    far = end.value >= 2 * limits.loss_rise * base.value and end.value >= base.value + 1
     sure = rose and (far or jump is not None)
     return ("certain" if sure else "likely"), evidence
 
@@ -119,7 +120,7 @@ def _lasting_jump(case: Case) -> Jump | None:
 
 
 def _spike(case: Case) -> list[str]:
-    """Return a note on a gradient norm that was high for an entry or two: no median of five shows it."""
+    """Return a note on a gradient norm that was high for an entry or two, which medians of five don't show."""
     norms, least = case.log.grad_norm.finite().until(case.log.kept_step), case.thresholds.gradient_jump
     spike = largest_spike(norms, least)
     if spike is None or spike.value < 1 or _lasting_jump(case) is not None:
@@ -130,10 +131,10 @@ def _spike(case: Case) -> list[str]:
     ]
 
 
-def _base(losses: Series, wide: int) -> Level:
-    """Return the level that a loss should not have left: its lowest, or its start where it never got below that.
+def _base(losses: StepSeries, wide: int) -> Level:
+    """Return the level to which a rise is compared: the lowest, or the start if the loss never fell below it.
 
-    The start is of few entries, whose noise no median takes away: the highest of them counts.
+    The start has too few entries for a median, so the highest of them counts.
     """
     _, low = lowest(losses, wide)
     first = max(3, len(losses) // 20)
@@ -142,38 +143,38 @@ def _base(losses: Series, wide: int) -> Level:
 
 
 def _validation_agrees(case: Case, base: Level) -> bool:
-    """Say whether the validation loss, which is less noisy, rose as well; true where there is none to ask."""
-    evals, lines = case.evals.until(case.log.kept_step), case.thresholds
-    if len(evals) < lines.fewest_evals:
+    """Return whether the less noisy validation loss rose as well; true without validation losses."""
+    evals, limits = case.evals.until(case.log.kept_step), case.thresholds
+    if len(evals) < limits.fewest_evals:
         return True
     end = tail(evals).value
-    return end >= 1.2 * lowest(evals)[1].value or end >= lines.loss_rise * base.value
+    return end >= 1.2 * lowest(evals)[1].value or end >= limits.loss_rise * base.value
 
 
-def _too_hot(case: Case) -> Found | None:
-    """Look for a run that learned nothing at a learning rate that no adapter takes: the explosion came before the
-    first entry."""
-    course, top = case.course, _hottest(case)
-    if top is None or course is None or not (course.still and course.mediocre):
+def _too_hot(case: Case) -> Grounds | None:
+    """Detect a run that learned nothing at a far too high learning rate: it diverged before the first entry."""
+    summary, top = case.summary, _hottest(case)
+    if top is None or summary is None or not (summary.still and summary.mediocre):
         return None
     return "likely", [
         Evidence(f"the learning rate went up to {top[1]:.3g}", (top[0],), (top[1],)),
         Evidence(
-            f"the training loss stands at {course.train_end.value:.3g} ({course.train_end.where}), half-way it was "
-            f"{course.train_half.value:.3g}", (course.train_half.last, course.train_end.last),
-            (course.train_half.value, course.train_end.value),
+            f"the training loss stands at {summary.train_end.value:.3g} ({summary.train_end.where}), half-way it was "
+            f"{summary.train_half.value:.3g}",
+            (summary.train_half.last, summary.train_end.last),
+            (summary.train_half.value, summary.train_end.value),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _hottest(case: Case) -> tuple[int, float] | None:
-    """Return step and value of the highest learning rate, if no adapter could bear it."""
+    """Return step and value of the highest learning rate, if it is too high for any adapter."""
     rates = case.log.learning_rate.finite()
     step, top = max(entries(rates), key=lambda entry: entry[1], default=(0, 0.0))
     return (step, top) if top >= case.thresholds.hot_learning_rate else None
 
 
-def _worse_than_16_bit(case: Case, notes: list[str]) -> Found | None:
+def _worse_than_16_bit(case: Case, notes: list[str]) -> Grounds | None:
     """Compare with the run on a 16-bit base: by a metric that both have, else by validation loss."""
     if case.reference is None:
         return None
@@ -198,13 +199,13 @@ def _worse_than_16_bit(case: Case, notes: list[str]) -> Found | None:
     return ("likely" if enough else "possible"), [Evidence(f"{said}: {drop:.0%} worse", steps, (level, other))]
 
 
-def _quality(log: TrainingLog) -> dict[str, Series]:
+def _quality(log: TrainingLog) -> dict[str, StepSeries]:
     metric, evals = judged_metric(log), log.eval_loss.finite()
     result = {metric[0]: metric[1]} if metric else {}
     return result | ({"eval_loss": evals} if len(evals) else {})
 
 
-def _spread(series: Series) -> float:
+def _spread(series: StepSeries) -> float:
     """Return the median distance of the last five values from their median."""
     last = series.values[-5:]
     return median(abs(value - median(last)) for value in last)

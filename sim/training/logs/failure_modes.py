@@ -1,4 +1,4 @@
-"""The four failure modes of a training: each a rule, in the order in which they explain one another away."""
+"""The four failure modes of training: one rule each, in the order in which one finding rules out the next."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sim.training.vet_results import Finding, Mode
 _SURE = ("certain", "likely", "possible")
 
 
-def judge(case: Case) -> Judgement:
+def judge(case: Case) -> Diagnosis:
     """Return the findings, the surest first, and what could not be judged.
 
-    A run that diverged says nothing of rank or base, and one that learned its examples by heart had rank enough.
+    A diverged run says nothing about rank or base, and one that memorised its examples had enough rank.
     """
     said = [divergence.judge(case)]
     if said[0].finding is None or said[0].finding.confidence == "possible":
@@ -22,7 +22,7 @@ def judge(case: Case) -> Judgement:
         if said[1].finding is None:
             said.append(capacity.judge(case))
     findings = [one.finding for one in said if one.finding]
-    return Judgement(
+    return Diagnosis(
         tuple(sorted(findings, key=lambda finding: _SURE.index(finding.confidence))),
         tuple(note for one in said for note in one.notes),
         tuple(mode for one in said for mode in one.thin),
@@ -30,8 +30,8 @@ def judge(case: Case) -> Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What all rules say of a case; ``thin``: modes that the evidence doesn't suffice for."""
+class Diagnosis:
+    """The findings of all rules on a case; ``thin``: modes with too little evidence."""
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]

@@ -107,9 +107,12 @@ def parse_thresholds(settings: Iterable[str]) -> Thresholds:
             raise InputError("not a setting", key="--threshold", got=setting, allowed="name=value")
         if name not in Thresholds.model_fields:
             raise InputError(
-                "unknown threshold", key="--threshold", got=name, allowed=", ".join(Thresholds.model_fields),
+                "unknown threshold",
+                key="--threshold",
+                got=name,
+                allowed=", ".join(Thresholds.model_fields),
                 hint=did_you_mean(name, Thresholds.model_fields),
-            )  # fmt: skip
+            )
         values[name] = value
     try:
         return Thresholds.model_validate(values)

@@ -1,6 +1,6 @@
-"""What is known of a training beside its curves: rank, targets, base, examples; and where each is known from.
+"""Facts about a training besides its curves: rank, targets, base, examples, and the source of each.
 
-``training_args.bin`` holds all of it, but is a pickle and never loaded.
+``training_args.bin`` has all of them, but it is a pickle and never loaded.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from sim.training.logs.training_log import TrainingLog
 _LIMIT = 1 << 20
 _ATTENTION = re.compile(
     r"[qkvo]|qkv|w?qkv(_proj)?|[qkvo]_(a_|b_)?proj|kv_[ab]_proj\w*|out_proj|c_attn|query|key|value|query_key_value|"
-    r"(q|k|v|out)_lin|to_[qkv]|attention|self_attn", re.IGNORECASE,
-)  # fmt: skip
+    r"(q|k|v|out)_lin|to_[qkv]|attention|self_attn",
+    re.IGNORECASE,
+)
 """Names of attention's layers in the models of transformers."""
 _FOUR_BIT = re.compile(r"4[-_]?bit|int4|nf4|gptq|awq|w4a16", re.IGNORECASE)
 _EIGHT_BIT = re.compile(r"8[-_]?bit|int8|w8a", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """A training's facts; None where nothing says so.
+class TrainingFacts:
+    """Facts about a training; None where unknown.
 
     :ivar rank: the largest; ``modules``: last parts of target names; ``dropout``: of the adapter.
     :ivar base_bits: of the base's weights in training; ``examples``: of training data.
-    :ivar examples_at_least: a lower bound, known where ``examples`` is not: accumulation is not in the log.
+    :ivar examples_at_least: a lower bound where ``examples`` is unknown, because the log lacks accumulation.
     :ivar parameters: of the adapter; ``adapter_bytes``: its tensors.
-    :ivar origin: for base_bits and examples, where the number is from.
+    :ivar origin: the sources of base_bits and examples.
     """
 
     rank: int | None = None
@@ -66,7 +67,7 @@ class Facts:
 
     @property
     def shape(self) -> ModelShape | None:
-        """The base model's shape, where its name is one we know and its size agrees with the adapter's."""
+        """The base model's shape, if we know its name and the adapter's size agrees."""
         shape = SHAPES.get(_model_name(self.base_model))
         if shape and self.parameters and self.rank and self.targets:
             agrees = parameters_per_rank(shape, self.targets) * self.rank == self.parameters
@@ -85,10 +86,13 @@ class Facts:
 
 
 def gather(
-    folder: Path | None, adapter: AdapterFile | None, log: TrainingLog | None, base_bits: int | None,
+    folder: Path | None,
+    adapter: AdapterFile | None,
+    log: TrainingLog | None,
+    base_bits: int | None,
     examples: int | None,
-) -> Facts:  # fmt: skip
-    """Return the facts; what the user gives counts more than what the files say.
+) -> TrainingFacts:
+    """Return the facts; values from the user take precedence over the files.
 
     :param folder: where configurations are looked for; None: a log alone.
     :raises InputError: if a configuration is no JSON object, or a link that leads out of the folder.
@@ -108,7 +112,7 @@ def gather(
     rank = adapter.rank if adapter else _count(config.get("r"))
     width = DTYPE_BYTES.get(adapter.dtypes[0]) if adapter and len(adapter.dtypes) == 1 else None
     dropout = config.get("lora_dropout")
-    facts = Facts(
+    facts = TrainingFacts(
         rank=rank,
         modules=tuple(name.rpartition(".")[2] for name in modules),
         all_linear=named == "all-linear",
@@ -157,8 +161,8 @@ def _bits(config: Mapping[str, Any], folder: Path | None, base: str | None) -> t
 def _examples(log: TrainingLog | None) -> tuple[int | None, int | None, str]:
     """Return (examples, lower bound, how it was estimated).
 
-    Steps of an epoch times the examples of a step; these are known from the closing entry, which a finished run has.
-    Without it there is the batch of a forward pass, which accumulation and further devices multiply.
+    Steps per epoch times examples per step, which the closing entry of a finished run gives. Without it, only the batch
+    of a forward pass is known, which accumulation and further devices multiply.
     """
     if log is None or not log.steps_per_epoch:
         return None, None, ""
@@ -171,7 +175,7 @@ def _examples(log: TrainingLog | None) -> tuple[int | None, int | None, str]:
 
 
 def _model_name(base: str | None) -> str:
-    """Return the known model that a hub's name means, or nothing."""
+    """Return our name for a model's name on the hub, or an empty string."""
     name = (base or "")[-200:].rpartition("/")[2].lower().replace("meta-", "").replace("_", "-")
     found = [known for known in SHAPES if known in name and not name.partition(known)[2][:1].isdigit()]
     return max(found, key=len, default="") if name != "tiny" else ""

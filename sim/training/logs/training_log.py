@@ -1,8 +1,8 @@
-"""A training log from a stranger: Hugging Face Trainer's ``trainer_state.json``, as series over optimiser steps.
+"""An untrusted training log: Hugging Face Trainer's ``trainer_state.json``, as series over optimiser steps.
 
-The Trainer writes ``NaN`` and ``Infinity`` into its JSON as they are; here they are values like others, because they
-are what a diverged run leaves behind. Everything else that is odd (a wrong type, a missing step) is left out, and
-counted in a note: a log is evidence, and one bad entry of it is no reason to refuse the rest.
+The Trainer writes ``NaN`` and ``Infinity`` into its JSON; they are kept as values, because a diverged run has them.
+Other oddities (a wrong type, a missing step) are left out and counted in a note: one bad entry is no reason to refuse
+the rest of the evidence.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _SPEEDS = (
     "jit_compilation_time",
     "model_preparation_time",
 )
-"""Endings of evaluation keys that say how fast it went, not how well."""
+"""Endings of evaluation keys that measure speed, not quality."""
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class StepSeries:
     """Values over optimiser steps; steps rise strictly, values may be NaN or infinite."""
 
     steps: tuple[int, ...] = ()
@@ -48,18 +48,18 @@ class Series:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def finite(self) -> Series:
+    def finite(self) -> StepSeries:
         """Return it without NaN and infinities."""
         return _series((s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v))
 
-    def until(self, step: int) -> Series:
+    def until(self, step: int) -> StepSeries:
         """Return what was logged up to a step, that step included."""
         return _series((s, v) for s, v in zip(self.steps, self.values, strict=True) if s <= step)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
-    """What a log says; None and empty series where it says nothing.
+    """The content of a log; None or an empty series where it has nothing.
 
     :ivar path: the file.
     :ivar loss: training loss, a mean since the entry before; ``grad_norm``: before clipping.
@@ -72,11 +72,11 @@ class TrainingLog:
     """
 
     path: Path
-    loss: Series = Series()
-    grad_norm: Series = Series()
-    learning_rate: Series = Series()
-    eval_loss: Series = Series()
-    metrics: Mapping[str, Series] = field(default_factory=dict)
+    loss: StepSeries = StepSeries()
+    grad_norm: StepSeries = StepSeries()
+    learning_rate: StepSeries = StepSeries()
+    eval_loss: StepSeries = StepSeries()
+    metrics: Mapping[str, StepSeries] = field(default_factory=dict)
     global_step: int = 0
     max_steps: int | None = None
     best_step: int | None = None
@@ -88,27 +88,22 @@ class TrainingLog:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether the file lies in a checkpoint's folder, and so speaks of that checkpoint's weights."""
+        """Whether the file is in a checkpoint's folder, and so describes that checkpoint's weights."""
         return CHECKPOINT.fullmatch(self.path.parent.name) is not None
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether fewer steps were done than planned."""
-        return self.max_steps is not None and 0 < self.global_step < self.max_steps
 
     @property
     def kept_step(self) -> int:
         """The step whose weights are the adapter's: the last, or the best where the run kept track of it.
 
-        A Trainer that is told a metric for the best model loads that model at the end, unless told otherwise, which
-        the log doesn't say.
+        A Trainer with a metric for the best model loads that model at the end, by default; the log doesn't tell
+        otherwise.
         """
         last = max((self.global_step, *self.loss.steps[-1:], *self.eval_loss.steps[-1:]))
         return last if self.is_checkpoint or self.best_step is None else self.best_step
 
 
 def read_log(path: Path) -> TrainingLog:
-    """Return what a ``trainer_state.json`` says.
+    """Read a ``trainer_state.json``.
 
     :raises InputError: if the file can't be read, is too long or is no Trainer's state.
     """
@@ -116,18 +111,20 @@ def read_log(path: Path) -> TrainingLog:
     history = data.get("log_history")
     if not isinstance(history, list):
         raise InputError(
-            "no log_history in this file", file=str(path), got=None if history is None else type(history).__name__,
+            "no log_history in this file",
+            file=str(path),
+            got=None if history is None else type(history).__name__,
             allowed=f"a {STATE} of Hugging Face's Trainer",
-        )  # fmt: skip
+        )
     notes: list[str] = []
     rows = _rows(history, notes)
     table = _by_key(rows, notes)
     global_step = _whole(data.get("global_step")) or max((step for step, _ in rows), default=0)
     return TrainingLog(
         path=path,
-        loss=table.get("loss", Series()),
-        grad_norm=table.get("grad_norm", Series()),
-        learning_rate=table.get("learning_rate", Series()),
+        loss=table.get("loss", StepSeries()),
+        grad_norm=table.get("grad_norm", StepSeries()),
+        learning_rate=table.get("learning_rate", StepSeries()),
         eval_loss=_eval_loss(table, notes),
         metrics=_metrics(table),
         global_step=global_step,
@@ -135,7 +132,7 @@ def read_log(path: Path) -> TrainingLog:
         best_step=_best_step(data),
         batch=_batch(table, rows),
         train_batch_size=_whole(data.get("train_batch_size")),
-        steps_per_epoch=_steps_per_epoch(table.get("epoch", Series())),
+        steps_per_epoch=_steps_per_epoch(table.get("epoch", StepSeries())),
         eval_examples=_eval_examples(table),
         notes=tuple(notes),
     )
@@ -144,9 +141,9 @@ def read_log(path: Path) -> TrainingLog:
 def find_log(folder: Path) -> Path | None:
     """Return an adapter folder's log: in it, in its newest checkpoint, or in the folder above a checkpoint.
 
-    The first of these that is there: ``trainer_state.json`` in the folder itself (what ``save_state`` writes, and
-    every checkpoint has); in the child ``checkpoint-N`` with the largest N; beside the folder, where the folder has
-    no log of its own and is the only adapter there.
+    The first of these that is there: ``trainer_state.json`` in the folder itself (what ``save_state`` writes, and every
+    checkpoint has); in the child ``checkpoint-N`` with the largest N; next to the folder, if the folder has no log of
+    its own and is the only adapter there.
 
     :raises InputError: if the log is a link that leads out of its folder.
     """
@@ -178,7 +175,7 @@ def _rows(history: list[Any], notes: list[str]) -> list[tuple[int, Mapping[str, 
     return rows
 
 
-def _by_key(rows: Iterable[tuple[int, Mapping[str, Any]]], notes: list[str]) -> dict[str, Series]:
+def _by_key(rows: Iterable[tuple[int, Mapping[str, Any]]], notes: list[str]) -> dict[str, StepSeries]:
     """Return a series for each key of numbers; of entries for one step, the later counts."""
     table: dict[str, dict[int, float]] = {}
     wrong: dict[str, int] = {}
@@ -207,22 +204,22 @@ def _differ(one: float, other: float) -> bool:
     return one != other and not (math.isnan(one) and math.isnan(other))
 
 
-def _series(points: Iterable[tuple[int, float]]) -> Series:
+def _series(points: Iterable[tuple[int, float]]) -> StepSeries:
     both = list(points)
-    return Series(tuple(step for step, _ in both), tuple(value for _, value in both))
+    return StepSeries(tuple(step for step, _ in both), tuple(value for _, value in both))
 
 
-def _eval_loss(table: Mapping[str, Series], notes: list[str]) -> Series:
+def _eval_loss(table: Mapping[str, StepSeries], notes: list[str]) -> StepSeries:
     """Return the validation loss; of several data sets, which log ``eval_NAME_loss``, the first by name."""
     if "eval_loss" in table:
         return table["eval_loss"]
     named = sorted(key for key in table if key.startswith(_EVAL) and key.endswith("_loss"))
     if len(named) > 1:
         notes.append(f"{len(named)} validation sets: judged by {printable(named[0])}")
-    return table[named[0]] if named else Series()
+    return table[named[0]] if named else StepSeries()
 
 
-def _metrics(table: Mapping[str, Series]) -> dict[str, Series]:
+def _metrics(table: Mapping[str, StepSeries]) -> dict[str, StepSeries]:
     return {
         key.removeprefix(_EVAL): series
         for key, series in table.items()
@@ -261,12 +258,12 @@ def _best_step(data: Mapping[str, Any]) -> int | None:
     return int(match[1]) if match else None
 
 
-def _steps_per_epoch(epoch: Series) -> float | None:
+def _steps_per_epoch(epoch: StepSeries) -> float | None:
     ratios = [s / e for s, e in zip(epoch.steps, epoch.values, strict=True) if math.isfinite(e) and e > 1e-9 and s > 0]
     return sorted(ratios)[len(ratios) // 2] if ratios else None
 
 
-def _batch(table: Mapping[str, Series], rows: Iterable[tuple[int, Mapping[str, Any]]]) -> float | None:
+def _batch(table: Mapping[str, StepSeries], rows: Iterable[tuple[int, Mapping[str, Any]]]) -> float | None:
     """Return examples of an optimiser step from the closing entry: examples a second over steps a second."""
     samples, steps = table.get("train_samples_per_second"), table.get("train_steps_per_second")
     if not samples or not steps:
@@ -275,7 +272,7 @@ def _batch(table: Mapping[str, Series], rows: Iterable[tuple[int, Mapping[str, A
     return ratio if math.isfinite(ratio) and ratio > 0 else None
 
 
-def _eval_examples(table: Mapping[str, Series]) -> int | None:
+def _eval_examples(table: Mapping[str, StepSeries]) -> int | None:
     runtime, speed = table.get("eval_runtime"), table.get("eval_samples_per_second")
     if not runtime or not speed:
         return None
@@ -283,6 +280,6 @@ def _eval_examples(table: Mapping[str, Series]) -> int | None:
     return round(product) if math.isfinite(product) and 0 < product < _STEP_LIMIT else None
 
 
-def entries(series: Series) -> Iterator[tuple[int, float]]:
+def entries(series: StepSeries) -> Iterator[tuple[int, float]]:
     """Yield (step, value)."""
     return zip(series.steps, series.values, strict=True)

@@ -1,4 +1,4 @@
-"""Many independent streams of events, advanced together: adapters with arrivals of their own, sessions under way."""
+"""Advances many independent streams of events together: arrivals of each adapter, requests of running sessions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Draw = Callable[[np.random.Generator, Ints], Floats]
+DrawGaps = Callable[[np.random.Generator, Ints], Floats]
 """From a generator and the numbers of streams, shape (n,): a gap in seconds of each, shape (n,)."""
 
 _MOST_AT_ONCE = 4096
@@ -20,24 +20,24 @@ _MOST_AT_ONCE = 4096
 class Streams:
     """Streams by number.
 
-    :ivar coming: (streams,) time of the next event of each.
-    :ivar rates: (streams,) about how many events a second each has; decides how many gaps are drawn at a time.
-    :ivar left: (streams,) events still to come, the next one included; None: they never end.
+    :ivar coming: (streams,) time of each stream's next event.
+    :ivar rates: (streams,) approximate events per second; sets how many gaps are drawn at a time.
+    :ivar left: (streams,) events left, including the next one; None: streams never end.
     """
 
     coming: Floats
     rates: Floats
     left: Ints | None = None
 
-    def until(self, end_s: float, draw: Draw, rng: np.random.Generator) -> tuple[Floats, Ints]:
-        """Return the events before ``end_s`` and whose they are, stream by stream; a stream that ended has 0 left."""
+    def until(self, end_s: float, draw: DrawGaps, rng: np.random.Generator) -> tuple[Floats, Ints]:
+        """Return the times of the events before ``end_s`` and their streams, stream by stream."""
         which = np.flatnonzero(self.coming < end_s)
         last = self.coming[which]
         found_times, found = [last], [which]
         self._passed(which, 1)
-        which, last = self._going_on(which, last)
+        which, last = self._continuing(which, last)
         while len(which):
-            # As many gaps as should do, for all who are still before the end at once.
+            # About as many gaps as needed, for all streams that are still before the end.
             wanted = np.clip((end_s - last) * self.rates[which] * 1.1 + 2, 2, _MOST_AT_ONCE).astype(np.int64)
             if self.left is not None:
                 wanted = np.minimum(wanted, self.left[which])
@@ -54,14 +54,14 @@ class Streams:
             self._passed(which, count)
             over = count < wanted
             self.coming[which[over]] = times[(starts + count)[over]]
-            which, last = self._going_on(which[~over], times[starts + wanted - 1][~over])
+            which, last = self._continuing(which[~over], times[starts + wanted - 1][~over])
         return np.concatenate(found_times), np.concatenate(found)
 
     def _passed(self, which: Ints, count: Ints | int) -> None:
         if self.left is not None:
             self.left[which] -= count
 
-    def _going_on(self, which: Ints, last: Floats) -> tuple[Ints, Floats]:
+    def _continuing(self, which: Ints, last: Floats) -> tuple[Ints, Floats]:
         """Return those that have further events."""
         if self.left is None:
             return which, last

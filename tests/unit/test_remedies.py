@@ -12,31 +12,35 @@ from reports.pages.run_page import build_report
 from sim.policies.slot_memory import slots_bytes
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
-from sim.studies.training.remedies import ALL, ALL_SAME_HOST, ONE, CureChange, changes_of, cures_of
+from sim.studies.backends.pool import Local
+from sim.studies.execution import Execution
+from sim.studies.training.remedies import ALL, ALL_SAME_HOST, ONE, RemedyChange, changes_of, remedies_of
 from sim.studies.training.remedy_kinds import share_of, slots_at_same_memory
-from sim.studies.training.remedy_run import price_cures
+from sim.studies.training.remedy_run import price_remedies
 from sim.studies.training.rollout_gate import build
 from sim.traffic.adapters import SHAPES, populate
 from sim.training.vet_adapters import vet_path
-from sim.training.vet_results import Cure, Evidence, Finding, Now, Vetted
+from sim.training.vet_results import CurrentAdapter, Evidence, Finding, Remedy, Vetted
 
-LARGER = Cure("rank-16-all-linear", "train with rank 16 on all linear layers", rank=16, targets="all-linear",
+LARGER = Remedy("rank-16-all-linear", "train with rank 16 on all linear layers", rank=16, targets="all-linear",
               parameters=41_943_040)  # fmt: skip
 QUICK = ("workload.requests=600", "run.replications=2")
 
 
-def vetted(*cures: Cure, now: Now | None = None, path: str = "stuck") -> Vetted:
-    return Vetted(Path(path), None, (Finding("underfitting", "likely", (Evidence("flat"),), cures),), now=now)
+def vetted(*remedies: Remedy, current: CurrentAdapter | None = None, path: str = "stuck") -> Vetted:
+    return Vetted(
+        Path(path), None, (Finding("underfitting", "likely", (Evidence("flat"),), remedies),), current=current
+    )
 
 
-def priced(cure: Cure, *sets: str, now: Now | None = None, number: int = 1) -> list[CureChange]:
+def priced(remedy: Remedy, *sets: str, current: CurrentAdapter | None = None, number: int = 1) -> list[RemedyChange]:
     loaded = load_scenario("retrain-1000-adapters", sets)
-    wanted = [vetted(cure, now=now, path=f"stuck-{i}") for i in range(number)]
-    return changes_of(cure, wanted, loaded, build(loaded.scenario))
+    wanted = [vetted(remedy, current=current, path=f"stuck-{i}") for i in range(number)]
+    return changes_of(remedy, wanted, loaded, build(loaded.scenario))
 
 
-def refused(cure: Cure, *sets: str, now: Now | None = None) -> str:
-    (found,) = priced(cure, *sets, now=now)
+def refused(remedy: Remedy, *sets: str, current: CurrentAdapter | None = None) -> str:
+    (found,) = priced(remedy, *sets, current=current)
     return found.change.refused
 
 
@@ -48,14 +52,14 @@ def design(sets: dict[str, object], *overrides: str) -> LoadedScenario:
 
 
 def test_every_cure_is_priced_once_for_all_that_need_it() -> None:
-    clip = Cure("clip", "clip gradients at 1.0")
-    found = cures_of([vetted(LARGER, clip), vetted(LARGER, path="other"), Vetted(Path("fine"), None)])
-    assert [(cure, [each.path.name for each in whose]) for cure, whose in found] == [(LARGER, ["stuck", "other"])]
+    clip = Remedy("clip", "clip gradients at 1.0")
+    found = remedies_of([vetted(LARGER, clip), vetted(LARGER, path="other"), Vetted(Path("fine"), None)])
+    assert [(remedy, [each.path.name for each in whose]) for remedy, whose in found] == [(LARGER, ["stuck", "other"])]
 
 
 def test_a_vetted_folder_gives_its_cures(tmp_path: Path) -> None:
-    found = cures_of(vet_path(write_adapter(tmp_path / "stuck")))
-    assert [(cure.rank, cure.targets) for cure, _ in found] == [(16, None), (32, None), (16, "all-linear")]
+    found = remedies_of(vet_path(write_adapter(tmp_path / "stuck")))
+    assert [(remedy.rank, remedy.targets) for remedy, _ in found] == [(16, None), (32, None), (16, "all-linear")]
 
 
 # Larger adapters, at the same memory
@@ -67,7 +71,7 @@ def test_larger_adapters_leave_fewer_slots_for_one_and_for_all() -> None:
     assert (one.adapters, everyone.adapters) == (1, 1000)
     assert everyone.change.set == {"adapters.rank": 16, "adapters.targets": "all-linear", "cache.gpu.slots": 32}
     assert one.change.set["cache.gpu.slots"] == 32  # one adapter of rank 16 pads every slot
-    assert "one adapter makes every slot as large" in one.change.note
+    assert "one larger adapter enlarges every slot" in one.change.note
     small, large = 4 * 851_968 * 2, 16 * 2_621_440 * 2  # bytes: rank x parameters per rank x 16 bits
     assert (everyone.bytes_before, everyone.bytes_after) == (small, large)
     assert same_host.change.set["cache.host.slots"] == 1000 * small // large
@@ -94,7 +98,7 @@ def test_kv_memory_stays_where_slots_give_way() -> None:
 
 def test_where_not_one_larger_adapter_fits_it_is_said() -> None:
     one, everyone = priced(LARGER, "cache.gpu.slots=1")
-    assert one.change.refused == everyone.change.refused == "the memory of 1 slots holds not one such adapter"
+    assert one.change.refused == everyone.change.refused == "the memory of 1 slots can't hold one such adapter"
 
 
 def test_a_cache_by_size_stays_and_holds_fewer() -> None:
@@ -117,8 +121,8 @@ def test_a_share_stands_for_exactly_so_many_adapters(number: int, count: int) ->
 
 def test_a_mix_is_cured_where_it_is_like_the_vetted_adapter() -> None:
     mix = "adapters.mix=[{share: 50%, rank: 4, targets: [q, k, v, o]}, {share: 50%, rank: 16}]"
-    now = Now(rank=4, targets=("q", "k", "v", "o"))
-    one, everyone, *_ = priced(LARGER, mix, now=now)
+    current = CurrentAdapter(rank=4, targets=("q", "k", "v", "o"))
+    one, everyone, *_ = priced(LARGER, mix, current=current)
     assert everyone.who == "all of its kind"
     assert everyone.adapters == 500
     assert [(kind["rank"], kind["targets"]) for kind in everyone.change.set["adapters.mix"]] == [(16, "all-linear")] * 2
@@ -128,33 +132,31 @@ def test_a_mix_is_cured_where_it_is_like_the_vetted_adapter() -> None:
 
 def test_what_is_not_known_is_refused_and_not_guessed() -> None:
     mix = "adapters.mix=[{share: 50%, rank: 8}, {share: 50%, rank: 16}]"
-    assert refused(LARGER, mix) == (
-        "the scenario mixes kinds of adapters, and nothing says of which kind the vetted one is"
-    )
-    assert refused(LARGER, mix, now=Now(rank=4, targets=("q", "v"))) == (
+    assert refused(LARGER, mix) == ("the scenario mixes kinds of adapters, and the kind of the vetted one is unknown")
+    assert refused(LARGER, mix, current=CurrentAdapter(rank=4, targets=("q", "v"))) == (
         "no kind of adapters.mix has rank 4 on q, v, as the vetted adapter has"
     )
     size = ("adapters={base_model: llama-3.1-8b, count: 1000, size: 20 MB}", "adapters.rank=null",
             "adapters.targets=null")  # fmt: skip
-    assert "isn't known" in refused(LARGER, *size)
-    known = Now(rank=4, targets=("q", "k", "v", "o"), parameters=3_407_872)
-    _, everyone, *_ = priced(LARGER, *size, now=known)
+    assert "is unknown" in refused(LARGER, *size)
+    known = CurrentAdapter(rank=4, targets=("q", "k", "v", "o"), parameters=3_407_872)
+    _, everyone, *_ = priced(LARGER, *size, current=known)
     assert everyone.bytes_after == round(20_000_000 * 41_943_040 / 3_407_872)
 
 
 def test_an_adapter_of_another_shape_than_the_scenarios_is_said() -> None:
-    one, *_ = priced(LARGER, now=Now(rank=2, targets=("q", "v")))
+    one, *_ = priced(LARGER, current=CurrentAdapter(rank=2, targets=("q", "v")))
     assert "the vetted adapter has rank 2 on q, v, the scenario's have rank 4 on attention only" in one.change.note
 
 
 def test_where_a_law_says_how_long_loads_take_the_price_says_that_too() -> None:
     loaded = load_scenario("cache-thrash")  # engine fixed, adapters of 50 MB in a cache of 10 GB
-    now = Now(rank=4, targets=("q", "k", "v", "o"), parameters=3_407_872)
-    found = changes_of(LARGER, [vetted(LARGER, now=now)], loaded, build(loaded.scenario))
+    current = CurrentAdapter(rank=4, targets=("q", "k", "v", "o"), parameters=3_407_872)
+    found = changes_of(LARGER, [vetted(LARGER, current=current)], loaded, build(loaded.scenario))
     assert [each.bytes_after for each in found] == [round(50_000_000 * 41_943_040 / 3_407_872)] * 2
-    assert all("storage.load says how long a load takes" in each.change.note for each in found)
+    assert all("storage.load gives the load time" in each.change.note for each in found)
     assert build(loaded.with_values(found[1].change.set).scenario).capacity == 10_000_000_000
-    base = Cure("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
+    base = Remedy("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
     assert changes_of(base, [vetted(base)], loaded, build(loaded.scenario))[0].change.set == {}
 
 
@@ -162,21 +164,21 @@ def test_where_a_law_says_how_long_loads_take_the_price_says_that_too() -> None:
 
 
 def test_a_base_with_more_bits_takes_memory_from_the_kv_cache() -> None:
-    cure = Cure("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
-    (found,) = priced(cure, "adapters.base_quantization=nf4")
+    remedy = Remedy("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
+    (found,) = priced(remedy, "adapters.base_quantization=nf4")
     assert found.change.set["adapters.base_quantization"] == "bf16"
     four = build(load_scenario("retrain-1000-adapters", ["adapters.base_quantization=nf4"]).scenario)
     sixteen = build(design(found.change.set, "adapters.base_quantization=nf4").scenario)
     assert four.kv_tokens is not None
     assert sixteen.kv_tokens is not None
     assert sixteen.kv_tokens < four.kv_tokens
-    (nothing,) = priced(cure)
+    (nothing,) = priced(remedy)
     assert nothing.change.set == {}
     assert nothing.change.note == "the fleet serves its base model in 16 bits already"
 
 
 def test_a_full_fine_tune_is_priced_with_replicas_of_its_own_and_with_a_pool() -> None:
-    own, pool = priced(Cure("full", "a full fine-tune", full_model=True), number=2)
+    own, pool = priced(Remedy("full", "a full fine-tune", full_model=True), number=2)
     assert [found.change.set["fleet.full_models.serve"] for found in (own, pool)] == ["dedicated", "swap"]
     assert [build(design(found.change.set).scenario).replicas for found in (own, pool)] == [3, 2]
     assert own.bytes_after is not None
@@ -190,9 +192,9 @@ def test_a_full_fine_tune_is_priced_with_replicas_of_its_own_and_with_a_pool() -
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prices at a small run: of a cure that costs slots, and of one that changes nothing."""
     out = tmp_path_factory.mktemp("priced") / "run"
-    nothing = Cure("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
+    nothing = Remedy("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
     loaded = load_scenario("retrain-1000-adapters", QUICK)
-    assert price_cures([vetted(LARGER, nothing)], loaded, out, jobs=1) is not None
+    assert price_remedies([vetted(LARGER, nothing)], loaded, out, Execution(Local(1))) is not None
     return out
 
 
@@ -228,22 +230,24 @@ def test_prices_show_before_and_after_with_intervals(run: Path) -> None:
 def test_prices_are_kept_and_other_questions_refused(run: Path) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in (run / "points").iterdir()}
     loaded = load_scenario("retrain-1000-adapters", QUICK)
-    again = [vetted(LARGER, Cure("base-16-bit", "16", base_quantization="bf16"))]
-    assert price_cures(again, loaded, run, jobs=1) is not None
+    again = [vetted(LARGER, Remedy("base-16-bit", "16", base_quantization="bf16"))]
+    assert price_remedies(again, loaded, run, Execution(Local(1))) is not None
     assert {file.name: file.stat().st_mtime_ns for file in (run / "points").iterdir()} == before
     with pytest.raises(Exception, match="this folder holds the answer to another question"):
-        price_cures([vetted(Cure("r", "r", rank=8))], loaded, run, jobs=1)
+        price_remedies([vetted(Remedy("r", "r", rank=8))], loaded, run, Execution(Local(1)))
 
 
 def test_a_vetting_without_costly_cures_simulates_nothing(tmp_path: Path) -> None:
     loaded = load_scenario("retrain-1000-adapters")
-    assert price_cures([vetted(Cure("clip", "clip gradients"))], loaded, tmp_path / "run") is None
+    assert price_remedies([vetted(Remedy("clip", "clip gradients"))], loaded, tmp_path / "run") is None
     assert not (tmp_path / "run").exists()
 
 
 def test_a_refused_change_is_a_row_that_says_why(tmp_path: Path) -> None:
     sets = ("adapters.mix=[{share: 50%, rank: 8}, {share: 50%, rank: 16}]", *QUICK)
-    found = price_cures([vetted(LARGER)], load_scenario("retrain-1000-adapters", sets), tmp_path / "run", jobs=1)
+    found = price_remedies(
+        [vetted(LARGER)], load_scenario("retrain-1000-adapters", sets), tmp_path / "run", Execution(Local(1))
+    )
     assert found is not None
     assert found.rows[0]["refused"].startswith("the scenario mixes kinds")
     said = cures_answer(read_run(found.path))

@@ -1,4 +1,4 @@
-"""From ``--backend`` and ``--address`` to a pool that is open while a study runs."""
+"""Turns ``--backend`` and ``--address`` into a pool that is open while a study runs."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _LONG_GREETING = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """Where tasks run.
+class BackendChoice:
+    """The backend of a study.
 
-    :ivar address: of a cluster that is there already; None: one is started for the study and ended with it.
+    :ivar address: of a running cluster; None: one is started for the study and stopped after it.
     """
 
     backend: str = "local"
     address: str | None = None
 
 
-def where_of(texts: Sequence[str]) -> Where:
-    """Return what the values of ``--backend`` and ``--address`` mean, in any order and under either name.
+def choose_backend(texts: Sequence[str]) -> BackendChoice:
+    """Return the backend from the values of ``--backend`` and ``--address``, in any order and under either name.
 
-    :raises InputError: where they contradict each other, or are neither a backend nor an address.
+    :raises InputError: if they contradict each other, or are neither a backend nor an address.
     """
     backends = [text for text in texts if text in BACKENDS]
     addresses = [text for text in texts if text not in BACKENDS]
@@ -46,61 +46,72 @@ def where_of(texts: Sequence[str]) -> Where:
             raise InputError("given twice", key=name, got=" and ".join(values), hint="a study runs in one place")
     backend = backends[0] if backends else None
     if not addresses:
-        return Where(backend or "local")
+        return BackendChoice(backend or "local")
     address = addresses[0]
     if ":" not in address and not address.endswith(".json") and address != "auto":
         raise InputError(
-            "neither a backend nor an address", key="--backend", got=address,
+            "neither a backend nor an address",
+            key="--backend",
+            got=address,
             allowed=f"{', '.join(BACKENDS)}, or an address such as tcp://host:8786",
             hint=did_you_mean(address, BACKENDS),
-        )  # fmt: skip
+        )
     return _addressed(backend, address)
 
 
-def _addressed(backend: str | None, address: str) -> Where:
+def _addressed(backend: str | None, address: str) -> BackendChoice:
     scheme = address.partition("://")[0] if "://" in address else ""
     if scheme and scheme not in _SCHEMES:
-        raise InputError("unknown kind of address", key="--address", got=address,
-                         allowed="tcp://… or tls://… (Dask), ray://… (Ray)")  # fmt: skip
+        raise InputError(
+            "unknown kind of address", key="--address", got=address, allowed="tcp://… or tls://… (Dask), ray://… (Ray)"
+        )
     meant = _SCHEMES.get(scheme) or ("dask" if address.endswith(".json") else backend)
     if meant is None:
-        raise InputError("which cluster is at this address?", key="--address", got=address,
-                         hint="say --backend dask or --backend ray with it")  # fmt: skip
+        raise InputError(
+            "the kind of cluster at this address is unknown",
+            key="--address",
+            got=address,
+            hint="add --backend dask or --backend ray",
+        )
     if backend not in (None, meant) or meant == "local" or (meant == "dask" and address == "auto"):
         raise InputError(f"not an address for --backend {backend or meant}", key="--address", got=address)
     if meant == "dask" and not scheme and not address.endswith(".json"):
         address = f"tcp://{address}"
-    return Where(meant, address)
+    return BackendChoice(meant, address)
 
 
 @contextmanager
-def open_pool(where: Where, jobs: int = -1, told: Callable[[str], None] = lambda text: None) -> Iterator[Pool]:
-    """Open a pool; at the end nothing runs that was started for it, and a cluster that was there is left as it was.
+def open_pool(
+    where: BackendChoice, jobs: int = -1, on_note: Callable[[str], None] = lambda text: None
+) -> Iterator[Pool]:
+    """Open a pool; afterwards everything started for it has stopped; a cluster that was running before stays.
 
-    :param jobs: worker processes, of a cluster that is there tasks at a time; -1: as many as there are cores.
-    :param told: called with sentences for the user.
+    :param jobs: worker processes, or tasks at a time on a running cluster; -1: as many as there are cores.
+    :param on_note: called with notes for the user.
     :raises InputError: if the package is missing, or nothing answers at the address.
     """
     if jobs == 0:
-        raise InputError("there is no work for no worker", key="--jobs", got=0, allowed="-1, or 1 and more")
+        raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
     if where.backend == "local":
         yield Local(jobs)
         return
     if find_spec(_MODULES[where.backend]) is None:
         raise InputError(
-            f"the package {_MODULES[where.backend]} is missing", key="--backend", got=where.backend,
+            f"the package {_MODULES[where.backend]} is missing",
+            key="--backend",
+            got=where.backend,
             hint=install_hint(where.backend),
-        )  # fmt: skip
+        )
     from sim.studies.backends.cluster import Cluster
 
-    cluster = Cluster(_futures(where, jobs, told), -1 if where.address is None else jobs, told)
+    cluster = Cluster(_futures(where, jobs, on_note), -1 if where.address is None else jobs, on_note)
     try:
         yield cluster
     finally:
         cluster.close()
 
 
-def _futures(where: Where, jobs: int, told: Callable[[str], None]) -> Futures:
+def _futures(where: BackendChoice, jobs: int, on_note: Callable[[str], None]) -> Futures:
     from joblib import cpu_count
 
     from sim.studies.backends import on_dask, on_ray
@@ -109,11 +120,11 @@ def _futures(where: Where, jobs: int, told: Callable[[str], None]) -> Futures:
         start = on_dask.start if where.backend == "dask" else on_ray.start
         return start(cpu_count() if jobs < 0 else jobs)
     _knock(where.address)
-    return on_dask.connect(where.address, told) if where.backend == "dask" else on_ray.connect(where.address)
+    return on_dask.connect(where.address, on_note) if where.backend == "dask" else on_ray.connect(where.address)
 
 
 def _knock(address: str) -> None:
-    """Refuse an address where nobody listens, or no Dask: Ray would try for half a minute, Dask for ever."""
+    """Refuse an address without a server: Ray would try for half a minute, Dask for ever."""
     if ":" not in address:
         return
     try:
@@ -122,21 +133,30 @@ def _knock(address: str) -> None:
     except ValueError:
         host = port = None
     if not host or not port:
-        raise InputError("an address names host and port", key="--address", got=address,
-                         allowed="such as tcp://host:8786 or ray://host:10001")  # fmt: skip
+        raise InputError(
+            "an address needs host and port",
+            key="--address",
+            got=address,
+            allowed="such as tcp://host:8786 or ray://host:10001",
+        )
     try:
         with socket.create_connection((host, port), timeout=_ANSWER_S) as line:
             greeting = line.recv(8, socket.MSG_WAITALL) if parts.scheme == "tcp" else None
     except TimeoutError:
         raise _no_dask(address) from None
     except OSError as error:
-        raise InputError("nothing answers here", key="--address", got=address,
-                         hint=str(error.strerror or error)) from None  # fmt: skip
-    # Dask's scheduler speaks first, and begins with the length of what it says: 8 bytes, the lowest first.
+        raise InputError(
+            "nothing answers here", key="--address", got=address, hint=str(error.strerror or error)
+        ) from None
+    # Dask's scheduler sends first: the length of its message, in 8 bytes, little-endian.
     if greeting is not None and not 0 < int.from_bytes(greeting, "little") < _LONG_GREETING:
         raise _no_dask(address)
 
 
 def _no_dask(address: str) -> InputError:
-    return InputError("something listens here, but no Dask scheduler", key="--address", got=address,
-                      allowed="such as tcp://host:8786")  # fmt: skip
+    return InputError(
+        "the server at this address is no Dask scheduler",
+        key="--address",
+        got=address,
+        allowed="such as tcp://host:8786",
+    )

@@ -1,4 +1,4 @@
-"""The adapters that a trace asks for, in order: all that a cache-only replay needs."""
+"""The adapters of a trace's requests, in order: the input of a cache-only replay."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from sim.errors import InputError, TraceError
 from sim.spec.sections.trace_source import TRACE_FORMATS
-from sim.traffic.traces.data import Ask
+from sim.traffic.traces.data import ReadOptions
 from sim.traffic.traces.read import format_named, format_of
 from sim.traffic.traces.rows import MAX_BYTES
 from sim.traffic.traces.text_files import open_table
 
 
 @dataclass(frozen=True, slots=True)
-class Objects:
-    """The requests of a trace as a cache sees them.
+class AdapterSequence:
+    """The requests of a trace, as a cache sees them.
 
     :ivar adapter: (n,) int32 index into ``names``, by first appearance.
     :ivar names: the adapters' names.
@@ -31,16 +31,16 @@ class Objects:
     notes: tuple[str, ...]
 
 
-def read_objects(
+def read_adapter_sequence(
     file: str,
     *,
     format: str = "auto",  # noqa: A002 - the name of the scenario's field
     skip_bad: bool = False,
     adapter_size: int | None = None,
-) -> Objects:
-    """Read which adapters a trace asks for; plain CSV and Parquet need no times and no lengths for that.
+) -> AdapterSequence:
+    """Read the adapters of a trace's requests; plain CSV and Parquet need no times and no lengths for that.
 
-    Where they have them, they are checked all the same: a trace out of order has other misses.
+    If they have times, these are checked: a trace out of order has other misses.
 
     :param skip_bad: leave bad rows out and count them.
     :param adapter_size: bytes of every adapter, instead of the trace's ``adapter_bytes``.
@@ -53,13 +53,15 @@ def read_objects(
         name = format_of(table, format)
         if not format_named(name).adapters:
             raise TraceError(
-                "this format names no adapters", file=file, got=name,
+                "this format names no adapters",
+                file=file,
+                got=name,
                 allowed=", ".join(other for other in TRACE_FORMATS.names[1:] if format_named(other).adapters),
                 hint="a scenario can draw them: workload.trace with workload.popularity",
-            )  # fmt: skip
-        data = format_named(name).read(table, Ask(file=file, limit=None, skip_bad=skip_bad, adapters_only=True))
+            )
+        data = format_named(name).read(table, ReadOptions(file=file, limit=None, skip_bad=skip_bad, adapters_only=True))
     assert data.adapter is not None, "the format says that it names adapters"
     sizes = data.adapter_bytes
     if adapter_size is not None:
         sizes = np.full(len(data.names), adapter_size, dtype=np.int64)
-    return Objects(data.adapter, data.names, sizes, data.notes)
+    return AdapterSequence(data.adapter, data.names, sizes, data.notes)

@@ -11,7 +11,7 @@ PIECE = 1 << 18
 """Entries of a piece: 1 MB or more, so that its memory is mapped by itself and never leaves holes in the heap."""
 
 
-class Growing:
+class GrowingArray:
     """Append arrays of one type, and join them with no more than a piece in memory twice.
 
     :param kind: the type, such as ``np.float64``.

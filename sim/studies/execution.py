@@ -1,0 +1,25 @@
+"""How a study is carried out: on which workers, for which command, and where it reports its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sim.studies.backends.pool import Local, Pool
+
+Progress = Callable[[int, int], None]
+"""Called with the tasks done and the tasks there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What a study needs to run that changes none of its numbers.
+
+    :ivar pool: where it simulates; a local pool uses one worker process for each core. The pool stays open.
+    :ivar command: the command line that reproduces the study, for its manifest.
+    :ivar on_progress: called as tasks finish.
+    """
+
+    pool: Pool = field(default_factory=Local)
+    command: str = ""
+    on_progress: Progress = lambda done, total: None
