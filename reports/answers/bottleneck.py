@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from reports.answers.verdicts import capital, unserved_words
 from reports.formatting import percent
+from sim.results.model import Impact
 from sim.results.point import Point
 from sim.results.verdict import is_overloaded, offered, unserved
 from sim.spec.units import human_seconds
@@ -38,7 +39,7 @@ _FAILURES = {
     "lost": ": they were lost with their replica. Send such requests to another replica (requests: reroute).",
     "wrong_detected": ": a wrong answer was noticed, and no retry was left. Allow more retries.",
 }
-"""Why requests fail, and what to do, by the name in ``Point.harm``."""
+"""Why requests fail, and what to do, by the name in ``Impact``."""
 _NAMES = {"slots": "slots", "kv": "KV memory", "seats": "seats (max_num_seqs)"}
 _STAGES = {
     "loader_queue_s": "waiting for a loader or a slot", "load_s": "loading adapters",
@@ -61,19 +62,20 @@ class Limit:
 
 
 def _of(point: Point, part: str, key: str) -> float | None:
-    value = point.capacity.get(part, {}).get(key)
+    value = getattr(getattr(point.capacity, part), key, None)
     return None if value is None else float(value)
 
 
 def is_fixed(point: Point) -> bool:
     """Return whether the engine serves one request at a time (no prefill of its own)."""
-    return not point.breakdown.get("prefill_s") and "seats" not in point.capacity
+    return not point.breakdown.get("prefill_s") and point.capacity.seats is None
 
 
 def is_broken(point: Point) -> bool:
     """Return whether it is a fault that keeps requests from being served: what stands still lacks no resources."""
-    shares = [_of(point, "faults", kind) or 0.0 for kind in _FAULTS]
-    in_vain = (point.harm.get("slow_unanswered") or 0) > _UNANSWERED * max(1, point.harm.get("requests") or 0)
+    shares = [point.capacity.faults.get(kind, 0.0) for kind in _FAULTS]
+    impact = point.impact or Impact()
+    in_vain = (impact.slow_unanswered or 0) > _UNANSWERED * max(1, impact.requests)
     return max(shares) >= BLOCKED and (is_overloaded(point) or in_vain)
 
 
@@ -83,7 +85,7 @@ def overload_words(point: Point) -> str:
 
 
 def _broken(point: Point) -> Limit:
-    shares = {kind: _of(point, "faults", kind) or 0.0 for kind in _FAULTS}
+    shares = {kind: point.capacity.faults.get(kind, 0.0) for kind in _FAULTS}
     said = " and ".join(
         _FAULTS[kind].format("all" if share > 0.9995 else percent(share))
         for kind, share in shares.items() if share >= BLOCKED
@@ -104,7 +106,8 @@ def _not_served(point: Point) -> Limit | None:
 
 
 def _why_refused(point: Point, refused: float) -> str:
-    by_rollout, too_long = point.harm.get("refused_by_rollout") or 0, point.unserved.get("too_long", 0)
+    by_rollout = point.impact.refused_by_rollout if point.impact is not None else 0
+    too_long = point.unserved.get("too_long", 0)
     if by_rollout > refused / 2:
         return " while their adapter was being replaced. Strategies other than unload-then-load refuse no requests."
     longest, limit = point.unserved.get("longest_tokens", 0), point.unserved.get("limit_tokens", 0)
@@ -122,7 +125,7 @@ def _why_refused(point: Point, refused: float) -> str:
 
 
 def _why_failed(point: Point) -> str:
-    counts = {name: point.harm.get(name) or 0 for name in _FAILURES}
+    counts = {name: getattr(point.impact or Impact(), name) for name in _FAILURES}
     most = max(counts, key=lambda name: counts[name])
     return _FAILURES[most] if counts[most] else "."
 

@@ -8,10 +8,11 @@ from reports.answers.severity import growing, harm_that_grows, never_happens
 from reports.answers.verdicts import capital, main_metric
 from reports.axes import Axis, in_order
 from reports.formatting import metric_words, percent, show, with_interval
+from sim.results.model import Impact
 from sim.results.point import Metric, Point
 from sim.spec.units import human_bytes, human_seconds
 
-HARM_WORDS = {
+IMPACT_WORDS = {
     "mixed": "mixed versions", "stale": "stale", "refused_by_rollout": "refused by the rollout",
     "wrong_served": "wrong answers taken for right", "old_prefix": "old prefixes", "lost": "lost",
     "failed_loads": "failed loads", "failed": "failed", "slow": "slow",
@@ -24,7 +25,12 @@ _MANY = 0.05
 
 def is_changed(points: Sequence[Point]) -> bool:
     """Return whether something changes while traffic flows: there are rollouts or faults."""
-    return any(point.harm for point in points)
+    return any(point.impact for point in points)
+
+
+def impact_of(point: Point) -> Impact:
+    """Return what rollouts and faults did to the requests of a point; nothing where there are neither."""
+    return point.impact or Impact()
 
 
 def has_rollout(points: Sequence[Point]) -> bool:
@@ -45,16 +51,16 @@ def value_of(point: Point, name: str) -> float | None:
 
 def composition(point: Point) -> str:
     """Return what harmed the requests of a point, most frequent first: ``108 slow, 95 mixed versions``."""
-    harm = dict(point.harm)
-    others = (harm.get("failed") or 0) - (harm.get("lost") or 0) - (harm.get("failed_loads") or 0)
-    harm["failed"] = max(0, others)
-    counts = sorted(((harm.get(key) or 0, words) for key, words in HARM_WORDS.items()), key=lambda pair: -pair[0])
+    impact = impact_of(point)
+    others = max(0, impact.failed - impact.lost - impact.failed_loads)
+    found = {key: others if key == "failed" else getattr(impact, key) or 0 for key in IMPACT_WORDS}
+    counts = sorted(((count, IMPACT_WORDS[key]) for key, count in found.items()), key=lambda pair: -pair[0])
     return ", ".join(f"{count:,} {words}" for count, words in counts if count)
 
 
 def harmed_words(point: Point) -> str:
     """Return how many requests were harmed, of how many, and by what."""
-    count, total = int(value_of(point, "harmed") or 0), int(point.harm["requests"] or 0)
+    count, total = int(value_of(point, "harmed") or 0), impact_of(point).requests
     if not count:
         return f"none of {total:,}"
     return f"{count:,} of {total:,}, {percent(count / max(total, 1))} ({composition(point)})"
@@ -62,7 +68,7 @@ def harmed_words(point: Point) -> str:
 
 def _without_answer(point: Point) -> list[str]:
     """Return how many had no answer when the run ended: those late by then, or, without targets to judge by, all."""
-    unanswered, late = point.harm.get("unanswered") or 0, point.harm.get("slow_unanswered")
+    unanswered, late = impact_of(point).unanswered, impact_of(point).slow_unanswered
     if late is None and unanswered:
         return [
             f"{unanswered:,} had no answer when the run ended, and no target in the slo says which of them are late"
@@ -75,7 +81,7 @@ def _without_answer(point: Point) -> list[str]:
 
 def tell(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     """Return what rollouts and faults did to one point, the most telling first; nothing where there are none."""
-    if not point.harm:
+    if point.impact is None:
         return []
     harmed = "; ".join([f"Requests harmed: {harmed_words(point)}", *_without_answer(point)])
     said = [*_identity(point), f"{harmed}.", *_slow_anyway([point])]
@@ -88,8 +94,8 @@ def tell(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
 
 def _slow_anyway(points: Sequence[Point]) -> list[str]:
     """Return how many requests were slow before any rollout or fault: slow ones are not all its doing."""
-    before = sum(point.harm.get("requests_before") or 0 for point in points)
-    slow = sum(point.harm.get("slow_before") or 0 for point in points)
+    before = sum(impact_of(point).requests_before or 0 for point in points)
+    slow = sum(impact_of(point).slow_before or 0 for point in points)
     if not before or not slow:
         return []
     what = "rollout" if has_rollout(points) else "fault"
@@ -145,7 +151,7 @@ def _identity(point: Point) -> list[str]:
     if wrong is None:
         return []
     return [
-        f"{value_of(point, 'misrouted') or 0:,.0f} of {point.harm['requests']:,} requests did not reach their own "
+        f"{value_of(point, 'misrouted') or 0:,.0f} of {impact_of(point).requests:,} requests did not reach their own "
         f"adapter: {wrong:,.0f} wrong answers were taken for right, {noticed or 0:,.0f} were noticed, and "
         f"{again or 0:,.0f} requests sent again."
     ]
@@ -157,21 +163,23 @@ def _faults(point: Point) -> list[str]:
     if lost is not None and rerouted is not None:
         said.append(f"With their replica {lost:,.0f} requests were lost; {rerouted:,.0f} were sent to another one.")
     said += _rerouted([point], [])
-    if point.harm.get("failed_loads"):
-        said.append(f"{point.harm['failed_loads']:,} requests failed because their adapter could not be loaded.")
-    if point.harm.get("old_prefix"):
-        said.append(f"{point.harm['old_prefix']:,} requests found a prefix that an older version had computed.")
+    impact = impact_of(point)
+    if impact.failed_loads:
+        said.append(f"{impact.failed_loads:,} requests failed because their adapter could not be loaded.")
+    if impact.old_prefix:
+        said.append(f"{impact.old_prefix:,} requests found a prefix that an older version had computed.")
     return said
 
 
 def _afterwards(point: Point) -> str | None:
     """Return what became of those that came after the first event: unanswered, or slowest when."""
-    came = (point.harm["requests"] or 0) - (point.harm.get("requests_before") or 0)
-    unanswered = point.harm.get("unanswered_after") or 0
+    impact = impact_of(point)
+    came = impact.requests - (impact.requests_before or 0)
+    unanswered = impact.unanswered_after or 0
     if unanswered > _MANY * came:
         return f"Of the {came:,} that came after it began, {unanswered:,} had no answer when the run ended."
     begins = min((event["t_s"] for event in point.events if event["t_s"] > 0), default=0.0)
-    times, means = point.timeline.get("t_s") or [], point.timeline.get("e2e_mean_s") or []
+    times, means = point.timeline.t_s, point.timeline.e2e_mean_s
     known = [(value, time) for value, time in zip(means, times, strict=True) if value is not None]
     after = [pair for pair in known if pair[1] >= begins]
     if len(known) < 3 or not after:
@@ -193,7 +201,7 @@ def latency_name(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str
 def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
     """Return what a sweep says of rollouts, faults or routers, the most telling first; nothing where it has none."""
     if is_changed(points):
-        changed = [point for point in points if point.harm]  # of the others, held rollouts, there is nothing to tell
+        changed = [point for point in points if point.impact]  # of the others, held rollouts, there is nothing to tell
         if len(changed) == 1 < len(points):
             headline, *more = tell(changed[0], slo_terms)
             return [f"With {label_of(changed[0], axes)}: {headline[:1].lower()}{headline[1:]}", *more]
@@ -265,7 +273,7 @@ def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
         return extremes(points, axes, "wrong_adapter_served")
     told = [f"{value_of(p, 'wrong_adapter_served') or 0:,.0f} with {label_of(p, axes)}" for p in points]
     said = f"Wrong answers taken for right: {', '.join(told)}"
-    late = [p.harm.get("slow") for p in points]
+    late = [impact_of(p).slow for p in points]
     if all(count is not None for count in late):
         said += f"; late: {', '.join(f'{count:,}' for count in late)} (in the same order)"
     return [f"{said}."]

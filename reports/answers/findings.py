@@ -15,6 +15,7 @@ from reports.answers.held_back_rollouts import tell_held
 from reports.answers.verdicts import capital, confidence, main_metric, term_sentence, unserved_words
 from reports.axes import Axis, in_order, make_axes, point_words
 from reports.formatting import metric_words, show, with_interval
+from sim.results.model import Impact
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_overloaded, late_verdict, term_verdict, verdict
 
@@ -60,7 +61,8 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
         return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}."
     each = {n: term_verdict(point, n, t) for n, t in slo_terms.items()}
     if found == NOT_MET and NOT_MET not in each.values():
-        late, total = point.harm.get("slow_unanswered") or 0, point.harm.get("requests") or 0
+        impact = point.impact or Impact()
+        late, total = impact.slow_unanswered or 0, impact.requests
         return f"{start}The SLO is not met: {late:,} of {total:,} requests were late and had no answer yet."
     deciding = main_metric([point], slo_terms) if found == MET else next(n for n, v in each.items() if v == found)
     metric = point.metrics.get(deciding)

@@ -98,7 +98,7 @@ def harm_that_grows(points: Sequence[Point], axes: Sequence[Axis], label: Label)
     if not designs:
         return []
     shown = designs if len(designs) <= _LISTED else sorted(designs, key=lambda d: d.added(-1)[0])[:: len(designs) - 1]
-    total = int(designs[0].points[0].harm["requests"] or 0)
+    total = first.requests if (first := designs[0].points[0].impact) is not None else 0
     last = len(designs[0].points) - 1
     said = [
         f"{capital(_step(shown[0].points[last], shown[0].points[0], worse))} harms {_each(shown, last)} (of {total:,})."

@@ -142,12 +142,11 @@ def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
     assert focus is not None, "a finished plan has a best point"
     axes = make_axes(run.points)
     where = f" at {point_words(focus, axes)}" if axes else ""
-    rows = run.manifest.get("what_if") or []
+    rows = run.what_if
     name = main_metric([focus], terms)
     tornado = tornado_chart(rows, name)
     charts = choose_charts(run.points, axes, terms, focus)
     found = [what_if_table(rows, shown_metrics(terms)), looks_table(run), formulas_table(run)]
-    flags = (run.manifest.get("plan") or {}).get("flags") or {}
     mark = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
     return {
         "answer": said, "badge": mark.get(said.verdict, ("?", "Nothing certainly meets the SLO", "unclear")),
@@ -157,8 +156,8 @@ def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
         "traffic": metric_tables.traffic_table(focus), "capacity": metric_tables.capacity_table(focus),
         "replicas": change_tables.replicas_table(focus, where),
         "plan": {"name": "Plan", "heading": "How was it found, and what would change it?",
-                 "tables": [table for table in found if table is not None], "flags": list(flags.items()),
-                 "beyond": (run.manifest.get("plan") or {}).get("beyond_flags") or []},
+                 "tables": [table for table in found if table is not None], "flags": list(run.plan.flags.items()),
+                 "beyond": run.plan.beyond_flags or []},
     }  # fmt: skip
 
 
@@ -177,8 +176,9 @@ def _priced(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
 
 def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], focus: Point, where: str) -> list[Table]:
     """Return the tables of rollouts, faults and routers that there are."""
+    held = next((p for p in (focus, *points) if p.held_back), focus)
     found = [
-        held_table(focus if focus.held else next((p for p in points if p.held), focus), where if focus.held else ""),
+        held_table(held, where if held is focus else ""),
         change_tables.side_by_side(points, axes, terms), change_tables.harm_table(focus, where),
         change_tables.events_table(focus, where),
     ]  # fmt: skip

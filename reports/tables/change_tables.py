@@ -53,12 +53,13 @@ def shown_metrics(points: Sequence[Point]) -> list[str]:
 
 def harm_table(point: Point, where: str) -> Table | None:
     """Return how many requests met with what at one point."""
-    if not point.harm:
+    impact = point.impact
+    if impact is None:
         return None
-    total = max(1, int(point.harm["requests"] or 0))
+    total = max(1, impact.requests)
     rows = []
     for key, words in _HARM_ROWS.items():
-        count = int(value_of(point, "misrouted") or 0) if key == "misrouted" else point.harm.get(key)
+        count = int(value_of(point, "misrouted") or 0) if key == "misrouted" else getattr(impact, key)
         metric = point.metrics.get(_METRIC_OF.get(key, ""))
         if count is not None and (count or (metric is not None and metric.applies)):
             rows.append([words, f"{count:,}", percent(count / total)])

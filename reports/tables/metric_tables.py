@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from reports.answers.bottleneck import is_fixed, limits
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
@@ -219,9 +219,9 @@ def capacity_table(point: Point) -> Table | None:
         ("loader", "loader"), ("slots", "slots"), ("kv", "KV memory"), ("seats", "seats (max_num_seqs)"),
         ("compute", "compute"), ("full_models", "loads of whole models"),
     ):  # fmt: skip
-        values = point.capacity.get(part)
-        if values:
-            rows.append([words, _use(values), _blocked(values), _amount(values)])
+        values = getattr(point.capacity, part)
+        if values is not None and any(v is not None for v in asdict(values).values()):
+            rows.append([words, _use(asdict(values)), _blocked(asdict(values)), _amount(asdict(values))])
     head = ["resource", "used", "requests waited for it", "amount"]
     return Table("What could limit this point", head, rows, words=(1, 2)) if rows else None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.change_metrics import change_metrics
+from sim.results.changes.change_metrics import change_metrics
 from sim.results.leaps import gap_bin_edges
+from sim.results.metric_state import Cause, State
 from sim.results.point import UNITS, Metric
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.sample_data import Facts, Measured, judge_of, slow_ones
@@ -64,7 +65,7 @@ def _latency(m: Measured) -> dict[str, Metric]:
 
 def _tokens(m: Measured) -> dict[str, Metric]:
     if m.facts.fixed:
-        nothing = Metric(None, unit="s", note="engine fixed has no tokens")
+        nothing = Metric(None, unit="s", state=State(Cause.NO_TOKENS))
         return {"tpot_mean_s": nothing, "itl_mean_s": nothing, "itl_p99_s": nothing}
     several = m.completed & (m.column("output_tokens") > 1)
     decode = (m.column("finished_s") - m.column("first_token_s"))[several]
@@ -90,15 +91,14 @@ def _rates(m: Measured) -> dict[str, Metric]:
         "throughput_rps": ratio(m.by_finish(), m.spans, m.sections, "1/s"),
     }
     if m.facts.fixed:
-        metrics["output_tokens_per_s"] = Metric(None, unit="1/s", note="engine fixed has no tokens")
+        metrics["output_tokens_per_s"] = Metric(None, unit="1/s", state=State(Cause.NO_TOKENS))
     else:
         tokens = m.by_finish(weight="output_tokens")
         metrics["output_tokens_per_s"] = ratio(tokens, m.spans, m.sections, "1/s")
     judge = judge_of(m.facts)
     if judge is None:
-        note = "the scenario's slo has no target for single requests"
-        metrics["goodput_rps"] = Metric(None, unit="1/s", note=note)
-        metrics["slo_attainment"] = Metric(None, unit="1", note=note)
+        metrics["goodput_rps"] = Metric(None, unit="1/s", state=State(Cause.NO_TARGET))
+        metrics["slo_attainment"] = Metric(None, unit="1", state=State(Cause.NO_TARGET))
     else:
         metrics["goodput_rps"] = ratio(m.by_finish(judge), m.spans, m.sections, "1/s")
         metrics["slo_attainment"] = attainment(m, judge)
@@ -128,9 +128,8 @@ def _unsettle(metrics: dict[str, Metric], m: Measured) -> None:
     """Mark latencies near saturation: their intervals don't show what a longer run would."""
     loader = metrics["loader_utilization"].value
     server = metrics["gpu_utilization"].value if m.facts.fixed else None  # a batch engine is busy at any load
-    for what, load in (("loader", loader), ("server", server)):
+    for cause, load in ((Cause.LOADER_BUSY, loader), (Cause.SERVER_BUSY, server)):
         if load is not None and load > BUSY:
             for name in metrics:
                 if UNITS[name] == "s" and name != "rollout_duration_s" and metrics[name].value is not None:
-                    metrics[name].settled = False
-                    metrics[name].note = f"the {what} is busy {load:.1%} of the time: near saturation"
+                    metrics[name].state = State(cause, share=load)

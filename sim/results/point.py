@@ -6,8 +6,12 @@ under ``points/`` of a run directory (everything), from which a report is drawn 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from sim.results.metric_state import SETTLED, TRUSTED, Kind, State, stored_state
+from sim.results.model import Capacity, HeldBack, Impact, Timeline
 
 UNITS = {
     "miss_ratio": "1", "delayed_hit_ratio": "1", "hit_ratio": "1", "byte_miss_ratio": "1",
@@ -30,11 +34,6 @@ UNITS = {
 }  # fmt: skip
 """Every metric and its unit, in the order in which tables print them."""
 
-NO_ROLLOUT, NO_FAULT = "the scenario has no rollout", "the scenario has no such fault"
-NO_CHANGE, ONE_REPLICA = "the scenario has neither rollouts nor faults", "there is one replica"
-NOT_THERE = frozenset({NO_ROLLOUT, NO_FAULT, NO_CHANGE, ONE_REPLICA})
-"""Notes of metrics that mean nothing in a scenario; tables for people leave these out."""
-
 SUMMED = frozenset({"requests", "sessions", "loads"})
 """Units of counts that are sums over all replications."""
 
@@ -49,13 +48,13 @@ SHARES = frozenset({
 class Metric:
     """An estimate and its 95 % interval.
 
-    ``value`` is None where there is nothing to measure or not enough of it; ``note`` says why. ``settled``
-    is False where the interval can't be trusted or is wide (docs/statistics.md). ``calibration_lo`` and
-    ``calibration_hi`` are the 95 % interval of what the profile's draws leave open; None without draws.
+    ``value`` is None where there is nothing to measure or not enough of it; ``state`` says why, and how far a value can
+    be trusted (docs/statistics.md). ``calibration_lo`` and ``calibration_hi`` are the 95 % interval of what the
+    profile's draws leave open; None without draws.
 
     ``parts`` holds the metric in the parts of the run that the interval is made from: one value a replication from five
     replications on, else one a section; None in a part that has none. Sums over a run have what each part adds. Of
-    rollouts and what they harm it is always one value a replication. They are for comparing with the same parts of
+    rollouts and their impact it is always one value a replication. They are for comparing with the same parts of
     other designs (``sim.results.pairs``), so tables leave them out.
     """
 
@@ -63,21 +62,45 @@ class Metric:
     lo: float | None = None
     hi: float | None = None
     unit: str = "1"
-    settled: bool = True
-    note: str = ""
+    state: State = SETTLED
     calibration_lo: float | None = None
     calibration_hi: float | None = None
     parts: list[float | None] = field(default_factory=list, repr=False)
 
     @property
+    def settled(self) -> bool:
+        """Whether there is nothing to doubt; a count is exact for its run, so it needs no interval."""
+        exact = self.state.kind is Kind.ONE_REPLICATION and self.unit in SUMMED
+        return exact or self.state.kind in TRUSTED
+
+    @property
+    def note(self) -> str:
+        """What files say of the state."""
+        return self.state.note
+
+    @property
     def applies(self) -> bool:
-        """Whether the scenario has what this metric speaks of."""
-        return self.value is not None or self.note not in NOT_THERE
+        """Whether the scenario has what this metric is about."""
+        return self.value is not None or self.state.kind is not Kind.NOT_APPLICABLE
 
     def to_json(self, *, calibrated: bool) -> dict[str, Any]:
         """Return plain data without parts, with the calibration interval only where the profile has draws."""
-        names = [one.name for one in fields(self) if one.name != "parts"]
+        names = ("value", "lo", "hi", "unit", "settled", "note", "calibration_lo", "calibration_hi")
         return {name: getattr(self, name) for name in names if calibrated or not name.startswith("calibration_")}
+
+    def kept(self, *, calibrated: bool) -> dict[str, Any]:
+        """Return what the file of a point keeps: ``to_json``, and the state where it is not simply settled."""
+        data = self.to_json(calibrated=calibrated)
+        return data if self.state == SETTLED else {**data, "state": self.state.to_json()}
+
+    @staticmethod
+    def from_json(data: dict[str, Any], parts: list[float | None] | None = None) -> Metric:
+        """Return a metric from what ``to_json`` or ``kept`` gave."""
+        data = dict(data)
+        state = stored_state(
+            data.pop("state", None), data.pop("note", ""), data["value"], settled=data.pop("settled", True)
+        )
+        return Metric(**data, state=state, parts=parts or [])
 
 
 @dataclass(slots=True)
@@ -100,20 +123,13 @@ class Point:
     :ivar metrics: every name of ``UNITS``.
     :ivar cdf: ``{"q": [...], "ttft_s": [...], "e2e_s": [...], "queue_s": [...], "load_wait_s": [...]}``,
         quantiles over all measured requests; a latency the engine lacks is an empty list.
-    :ivar timeline: first replication, about 200 equal spans: ``{"t_s", "running", "waiting", "loads_in_flight"
-        , "arrivals_per_s", "loads_per_s", "ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"}`` (time means; t_s
-        is the middle of the span). TTFT and E2E are those of the requests that arrive in the span, their p99 over two
-        spans more on both sides, but not across the begin of a rollout or fault; None where there are too few.
+    :ivar timeline: of the first replication.
     :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"loader_queue_s",
         "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode = service); docs/metrics.md
         says which wait lies where.
     :ivar groups: rows by kind of adapter: ``{"group", "adapters", "adapter_bytes", "requests", "miss_ratio",
         "ttft_p99_s", "e2e_p99_s"}``; then rows by popularity (hottest 1 %, next 9 %, rest).
-    :ivar capacity: what could bind: ``{"loader": {"utilization", "offered_load", "loaders"}, "slots":
-        {"blocked_share", "in_use_peak", "slots"}, "kv": {"blocked_share", "peak_share", "tokens"}, "seats":
-        {"blocked_share", "limit"}, "compute": {"utilization"}, "faults": {"crash", ...}}``; shares
-        are of measured time; those of faults, by kind, times the share of replicas that are down or have slow storage;
-        a part that the engine or the scenario lacks is missing.
+    :ivar capacity: what could limit it, and how far each part is used.
     :ivar traffic: ``{"requests", "adapters", "rate_rps", "top_1pct", "top_10pct", "top_20pct",
         "effective_adapters"}`` of what was simulated.
     :ivar warnings: sentences for the reader.
@@ -126,16 +142,8 @@ class Point:
     :ivar version_mix: of scenarios with rollouts, over the spans of the timeline: ``{"t_s": [...], "versions": {"1":
         [...], "2": [...], "none": [...]}}``: shares of the requests that arrive in a span, by the version of their
         first token; none: refused or failed.
-    :ivar harm: of scenarios with rollouts or faults, measured requests of all replications by what befell them:
-        ``{"requests", "mixed", "stale", "refused_by_rollout", "wrong_served", "wrong_detected", "retried", "lost",
-        "failed_loads", "rerouted", "old_prefix", "failed", "slow", "unanswered", "slow_unanswered", "requests_before",
-        "unanswered_after", "slow_before"}``; slow: late by the targets for single requests, None without such targets;
-        unanswered: unfinished when the run ended, those of them that are slow too, and those that came from the first
-        rollout or fault on; before: those that came before that, where it isn't there from the start.
-    :ivar held: rollouts that were held because their version was vetted and failed: ``{"rollouts": [{"rollout",
-        "strategy", "at_s", "weights", "vetted"}], "requests", "answered": {"value", "lo", "hi"}, "by_rollout": [...],
-        "metrics": {NAME: ...}}``: what was avoided, by the same traffic with them going out
-        (``sim.results.held_back_counterfactual``).
+    :ivar impact: of scenarios with rollouts or faults, what happened to the measured requests; None elsewhere.
+    :ivar held_back: rollouts that were held back because their version was vetted and failed, and what that avoided.
     :ivar traffic_ids: ``{"requests", "draws"}``: digests of the traffic, equal where two points met the same one
         (``sim.results.traffic_digest``).
     :ivar late: by latency term of the SLO; ``{}`` where every measured request was served.
@@ -147,10 +155,10 @@ class Point:
     set: dict[str, Any]
     metrics: dict[str, Metric]
     cdf: dict[str, list[float]] = field(default_factory=dict)
-    timeline: dict[str, list[Any]] = field(default_factory=dict)
+    timeline: Timeline = field(default_factory=Timeline)
     breakdown: dict[str, float] = field(default_factory=dict)
     groups: list[dict[str, Any]] = field(default_factory=list)
-    capacity: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    capacity: Capacity = field(default_factory=Capacity)
     traffic: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
@@ -158,19 +166,25 @@ class Point:
     replicas: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     version_mix: dict[str, Any] = field(default_factory=dict)
-    harm: dict[str, int | None] = field(default_factory=dict)
+    impact: Impact | None = None
     traffic_ids: dict[str, str] = field(default_factory=dict)
-    held: dict[str, Any] = field(default_factory=dict)
+    held_back: HeldBack | None = None
     late: dict[str, Late] = field(default_factory=dict)
     unserved: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data that ``json`` can write, without the parts that most points have nothing of."""
-        data = asdict(replace(self, metrics={}, late={}))
-        data["metrics"] = self.metrics_json()
+        """Return plain data that ``json`` can write, without the parts that most points have nothing of.
+
+        Files call the impact ``harm`` and what was held back ``held``.
+        """
         calibrated = bool(self.calibration)
+        data: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            data[_KEYS.get(each.name, each.name)] = {} if value is None else _plain(value)
+        data["metrics"] = {name: metric.kept(calibrated=calibrated) for name, metric in self.metrics.items()}
         data["late"] = {
-            name: {"target": late.target, "share": late.share.to_json(calibrated=calibrated)}
+            name: {"target": late.target, "share": late.share.kept(calibrated=calibrated)}
             for name, late in self.late.items()
         }
         data["parts"] = {name: metric.parts for name, metric in self.metrics.items() if metric.parts}
@@ -187,8 +201,26 @@ class Point:
     def from_json(data: dict[str, Any]) -> Point:
         """Build a point from what ``to_json`` gave; keys of other versions are left out."""
         parts = data.get("parts", {})
-        metrics = {name: Metric(**values, parts=parts.get(name, [])) for name, values in data["metrics"].items()}
-        late = {name: Late(one["target"], Metric(**one["share"])) for name, one in data.get("late", {}).items()}
         known = {one.name for one in fields(Point)}
         given = {key: value for key, value in data.items() if key in known}
-        return Point(**{**given, "metrics": metrics, "late": late})
+        harm, held = data.get("harm"), data.get("held")
+        given |= {
+            "metrics": {name: Metric.from_json(one, parts.get(name)) for name, one in data["metrics"].items()},
+            "late": {
+                name: Late(one["target"], Metric.from_json(one["share"])) for name, one in data.get("late", {}).items()
+            },
+            "timeline": Timeline.from_json(data.get("timeline") or {}),
+            "capacity": Capacity.from_json(data.get("capacity") or {}),
+            "impact": Impact.from_json(harm) if harm else None,
+            "held_back": HeldBack.from_json(held) if held else None,
+        }
+        return Point(**given)
+
+
+_KEYS = {"impact": "harm", "held_back": "held"}
+"""Fields that files have another name for."""
+
+
+def _plain(value: Any) -> Any:
+    """Return a part of a point as plain data; lists and dicts are copied."""
+    return value.to_json() if hasattr(value, "to_json") else deepcopy(value)

@@ -7,16 +7,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.change_summary import (
+from sim.results.changes.change_summary import (
     event_cuts,
     event_rows,
-    harm,
+    impact_of,
     mark_words,
     replica_rows,
     timeline_latencies,
     version_mix,
 )
+from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
+from sim.results.model import (
+    BatchSlotUse,
+    Capacity,
+    ComputeUse,
+    FullModelUse,
+    Impact,
+    KvUse,
+    LoaderUse,
+    SlotUse,
+    Timeline,
+)
 from sim.results.point import Late, Metric, Point
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
 from sim.results.sample_data import Facts, Measured
@@ -62,7 +74,7 @@ def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], w
         replicas=replica_rows(recordings[0], facts),
         events=event_rows(recordings[0]),
         version_mix=version_mix(recordings[0], _SPANS) if facts.strategies else {},
-        harm=harm(m),
+        impact=impact_of(m),
         traffic_ids=traffic_ids(recordings, facts),
         late={} if is_served(m) else late_shares(m),
         unserved=unserved_counts(m),
@@ -85,11 +97,11 @@ def measure_alone(recording: Recording, facts: Facts) -> tuple[dict[str, Metric]
 
 def _unsettle_overloaded(point: Point) -> None:
     """Mark the latencies of an overloaded point: a longer run would give other numbers, whatever the interval says."""
-    loads = [point.capacity[part]["offered_load"] for part in ("loader", "compute")]
-    if any(load is not None and load >= 1 for load in loads):
+    load = point.capacity.offered_load
+    if load is not None and load >= 1:
         for metric in point.metrics.values():
             if metric.unit == "s" and metric.value is not None:
-                metric.settled, metric.note = False, "more arrives than is served: depends on how long the run is"
+                metric.state = State(Cause.OVERLOADED)
 
 
 def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table:
@@ -126,38 +138,38 @@ def _cdf(m: Measured) -> dict[str, list[float]]:
     return {"q": _Q, **curves, "load_wait_s": waits.quantiles(_Q)}
 
 
-def _timeline(recording: Recording) -> dict[str, list[Any]]:
+def _timeline(recording: Recording) -> Timeline:
     """Return means over equal spans of the first replication, from counts at eight instants in each."""
     r = recording.requests
     end = recording.stopped_s
     if end <= 0 or len(r["index"]) == 0:
-        return {}
+        return Timeline()
     at = (np.arange(_SPANS * 8) + 0.5) * end / (_SPANS * 8)
 
     def passed(stamps: NDArray[Any]) -> Floats:
         known = np.sort(np.asarray(stamps, dtype=np.float64)[np.asarray(stamps) >= 0])
         return np.searchsorted(known, at, side="right").astype(np.float64)
 
-    def mean(counts: Floats) -> list[float]:
+    def mean(counts: Floats) -> list[float | None]:
         return [float(x) for x in counts.reshape(_SPANS, 8).mean(axis=1)]
 
     served = ~np.isin(r["status"], (REFUSED, FAILED))  # the others never wait, or nobody knows when they went
     arrived, admitted = passed(r["arrival_s"][served]), passed(r["admitted_s"][served])
 
-    def per_second(times: NDArray[Any]) -> list[float]:
+    def per_second(times: NDArray[Any]) -> list[float | None]:
         counts, _ = np.histogram(np.asarray(times, dtype=np.float64), bins=_SPANS, range=(0, end))
         return [float(x) for x in counts / (end / _SPANS)]
 
     loading = passed(recording.loads["started_s"]) - passed(recording.loads["ended_s"])
-    return {
-        "t_s": [float(x) for x in (np.arange(_SPANS) + 0.5) * end / _SPANS],
-        "running": mean(admitted - passed(r["finished_s"])),
-        "waiting": mean(arrived - admitted),
-        "loads_in_flight": mean(loading),
-        "arrivals_per_s": per_second(r["arrival_s"]),
-        "loads_per_s": per_second(recording.loads["started_s"]),
+    return Timeline(
+        t_s=[float(x) for x in (np.arange(_SPANS) + 0.5) * end / _SPANS],
+        running=mean(admitted - passed(r["finished_s"])),
+        waiting=mean(arrived - admitted),
+        loads_in_flight=mean(loading),
+        arrivals_per_s=per_second(r["arrival_s"]),
+        loads_per_s=per_second(recording.loads["started_s"]),
         **timeline_latencies(r, end, _SPANS, event_cuts(recording, _SPANS)),
-    }
+    )
 
 
 def _breakdown(m: Measured) -> dict[str, float]:
@@ -231,52 +243,46 @@ def _group(m: Measured, name: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
-def _capacity(m: Measured, metrics: dict[str, Metric]) -> dict[str, dict[str, float | None]]:
+def _capacity(m: Measured, metrics: dict[str, Metric]) -> Capacity:
     facts, span = m.facts, float(m.spans.sum())
     blocked = np.sum([r.blocked_s.sum(axis=1) for r in m.recordings], axis=0)
     time = max(span * facts.replicas, 1e-12)
     own_time = max(span * facts.own_replicas, 1e-12)
-    parts: dict[str, dict[str, float | None]] = {
-        "loader": {
-            "utilization": metrics["loader_utilization"].value,
-            "offered_load": _offered_to_loaders(m),
-            "loaders": facts.loaders * facts.own_replicas,
-        },
-        "slots": {
-            "blocked_share": min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),
-            "in_use_peak": max(r.in_use_peak for r in m.recordings),
-            "slots": facts.slots,
-        },
-        "compute": {"utilization": metrics["gpu_utilization"].value, "offered_load": _overload(m)},
-    }
+    full_models = seats = kv = None
     if facts.full_replicas:
         started, loading = m.loads("full models")
-        parts["full_models"] = {
-            "utilization": float(loading.sum()) / max(span * facts.full_replicas, 1e-12),
-            "loads": float(started.sum()) / m.replications,
-            "replicas": facts.full_replicas,
-        }
-    if facts.broken:
-        parts["faults"] = _broken_shares(m)
+        full_models = FullModelUse(
+            utilization=float(loading.sum()) / max(span * facts.full_replicas, 1e-12),
+            loads=float(started.sum()) / m.replications,
+            replicas=facts.full_replicas,
+        )
     if not facts.fixed:
-        parts["seats"] = {"blocked_share": float(blocked[1]) / time, "limit": facts.max_num_seqs}
-        parts["kv"] = {
-            "blocked_share": float(blocked[2]) / time,
-            "peak_share": max(r.kv_peak_share for r in m.recordings),
-            "tokens": facts.kv_tokens,
-        }
-    return parts
+        seats = BatchSlotUse(float(blocked[1]) / time, facts.max_num_seqs)
+        kv = KvUse(float(blocked[2]) / time, max(r.kv_peak_share for r in m.recordings), facts.kv_tokens)
+    return Capacity(
+        LoaderUse(metrics["loader_utilization"].value, _offered_to_loaders(m), facts.loaders * facts.own_replicas),
+        SlotUse(
+            blocked_share=min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),
+            in_use_peak=max(r.in_use_peak for r in m.recordings),
+            slots=facts.slots,
+        ),
+        ComputeUse(metrics["gpu_utilization"].value, _overload(m)),
+        full_models,
+        _broken_shares(m),
+        seats,
+        kv,
+    )
 
 
-def _broken_shares(m: Measured) -> dict[str, float | None]:
+def _broken_shares(m: Measured) -> dict[str, float]:
     """Return the share of the measured time, times that of the replicas, in which each kind of fault was there."""
-    shares: dict[str, float | None] = {}
+    shares: dict[str, float] = {}
     span = max(float(m.spans.sum()), 1e-12)
     for fault in m.facts.broken:
         inside = sum(
             max(0.0, min(fault.to_s, float(r.bounds[-1])) - max(fault.from_s, float(r.bounds[0]))) for r in m.recordings
         )
-        shares[fault.kind] = (shares.get(fault.kind) or 0.0) + inside * fault.share / span
+        shares[fault.kind] = shares.get(fault.kind, 0.0) + inside * fault.share / span
     return shares
 
 
@@ -333,13 +339,13 @@ def _traffic(m: Measured) -> dict[str, float]:
 
 
 def _warn(point: Point, refusals: str) -> None:
-    loader = point.capacity["loader"]["offered_load"]
+    loader, impact = point.capacity.loader.offered_load, point.impact or Impact()
     if loader is not None and loader >= 1:
         point.warnings.append(
             f"overloaded: loads need {loader:.2f} times what the loaders can do; the queue grows without limit, and "
             "percentiles depend on how long the run is"
         )
-    batch = point.capacity["compute"]["offered_load"]
+    batch = point.capacity.compute.offered_load
     if batch is not None:
         point.warnings.append(
             f"overloaded: {batch:.2f} times as many requests arrive as are served; the queue grows without limit, and "
@@ -347,7 +353,7 @@ def _warn(point: Point, refusals: str) -> None:
         )
     refused = point.metrics["refused"].value
     if refused:
-        gated = point.harm.get("refused_by_rollout") or 0
+        gated = impact.refused_by_rollout
         parts = [f"{gated:,} since the adapter was being replaced (unload-then-load)"] if gated else []
         if refused > gated:
             parts.append(f"{refused - gated:,.0f} since {refusals}" if gated else refusals)
@@ -356,12 +362,14 @@ def _warn(point: Point, refusals: str) -> None:
     failed = point.metrics["failed"].value
     if failed:
         some = f"{failed:,.0f} request{'s' if failed > 1 else ''}"
-        point.warnings.append(f"{some} failed: {_failures(point.harm, int(failed))}")
+        point.warnings.append(f"{some} failed: {_failures(impact, int(failed))}")
 
 
-def _failures(harm: dict[str, int | None], failed: int) -> str:
+def _failures(impact: Impact, failed: int) -> str:
     """Return why requests failed, in words."""
-    lost, unloaded = harm.get("lost") or 0, harm.get("failed_loads") or 0
-    parts = ((lost, "lost with their replica"), (unloaded, "their adapter could not be loaded"),
-             (failed - lost - unloaded, "no right answer to the last try"))  # fmt: skip
+    parts = (
+        (impact.lost, "lost with their replica"),
+        (impact.failed_loads, "their adapter could not be loaded"),
+        (failed - impact.lost - impact.failed_loads, "no right answer to the last try"),
+    )
     return ", ".join(f"{count:,} {why}" for count, why in parts if count > 0)

@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.point import Metric
 from sim.results.wilson import NORMAL, wilson
 
@@ -49,7 +50,6 @@ fewer swings than of independent values ask for that many: such means depend on 
 do."""
 MIN_STRIDES = 500
 """Values below which their swings say nothing: there are some 60, if values don't depend on each other."""
-_FEW_SWINGS = "are needed: run more requests"
 _DIGITS = 7
 """Significant digits of parts."""
 NARROW_SHARE = 0.005
@@ -94,10 +94,10 @@ def estimate(
     :param highest: 1 for a share of something; the interval reaches neither above it nor below 0.
     """
     if not math.isfinite(value):
-        return Metric(None, unit=unit, settled=False, note="not enough data")
+        return Metric(None, unit=unit, state=State(Cause.NO_REQUESTS))
     half = _wider_half(value, by_section, by_replication)
     if half is None:
-        return Metric(value, unit=unit, settled=False, note="too few sections for an interval")
+        return Metric(value, unit=unit, state=State(Cause.FEW_SECTIONS))
     parts = kept(by_replication if len(by_replication) >= ENOUGH_REPLICATIONS else by_section)
     metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit, parts=parts)
     _unsettle_wide(metric, half, is_share=highest == 1)
@@ -115,8 +115,7 @@ def _wider_half(value: float, by_section: Floats, by_replication: Floats) -> flo
 def _unsettle_wide(metric: Metric, half: float, *, is_share: bool) -> None:
     assert metric.value is not None, "it has an interval"
     if half > WIDE * abs(metric.value) and not (is_share and half <= NARROW_SHARE):
-        metric.settled = False
-        metric.note = f"95 % interval wider than ±{WIDE:.0%}: run more requests or replications"
+        metric.state = State(Cause.WIDE)
 
 
 class Sampled:
@@ -176,14 +175,13 @@ class Sampled:
         self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int, *, tail: bool = False
     ) -> Metric:
         if len(self) < least:
-            note = f"not enough data: {len(self):,} measured requests, {least:,} are needed"
-            return Metric(None, unit=unit, settled=False, note=note)
+            return Metric(None, unit=unit, state=State(Cause.FEW_REQUESTS, len(self), least))
         parts = [self._values[a:b] for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
         steps = range(0, len(self._edges) - 1, self._sections)
         whole = [self._values[self._edges[i] : self._edges[i + self._sections]] for i in steps]
         metric = estimate(statistic(self._values), _each(statistic, parts), _each(statistic, whole), unit)
         if metric.settled and min(map(len, parts)) < least_each:
-            metric.settled, metric.note = False, f"fewer than {least_each} requests in a section: run more requests"
+            metric.state = State(Cause.SMALL_SECTIONS, needed=least_each)
         if metric.settled:
             self._doubt(metric, tail=tail)
         return metric
@@ -204,9 +202,8 @@ class Sampled:
             depend = (found.independent / max(1, found.count) - INDEPENDENT) / (dependent - INDEPENDENT)
             least = round(share * needed * min(1.0, depend))
             if metric.settled and found.values >= MIN_STRIDES and found.count < least:
-                metric.settled = False
-                stride = "" if found is self.swings[0] else " (means of 16 requests)"
-                metric.note = f"the queue swung {found.count:,} times{stride}, {least:,} {_FEW_SWINGS}"
+                cause = Cause.FEW_SWINGS if found is self.swings[0] else Cause.FEW_SWINGS_OF_MEANS
+                metric.state = State(cause, found.count, least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +222,7 @@ class Swings:
 
 def lacks_swings(metric: Metric) -> bool:
     """Return whether a metric is unsettled for want of swings: a longer run has more of them."""
-    return not metric.settled and metric.value is not None and metric.note.endswith(_FEW_SWINGS)
+    return metric.state.cause in (Cause.FEW_SWINGS, Cause.FEW_SWINGS_OF_MEANS)
 
 
 def swings_of(values: Floats) -> Swings:
@@ -252,7 +249,7 @@ def ratio(over: Floats, under: Floats, sections: int, unit: str, *, highest: flo
 
     total = float(under.sum())
     if total <= 0:
-        return Metric(None, unit=unit, settled=False, note="not enough data")
+        return Metric(None, unit=unit, state=State(Cause.NO_REQUESTS))
     return estimate(float(over.sum()) / total, *_ratios(over, under, sections), unit, highest=highest)
 
 
@@ -281,7 +278,7 @@ def share_of_requests(over: Floats, under: Floats, tail: Floats, sections: int) 
         return metric
     low, high = wilson(metric.value, _independent(tail, under, sections))
     if metric.lo is None or metric.hi is None:  # a single part has no spread
-        metric.lo, metric.hi, metric.settled, metric.note = low, high, True, ""
+        metric.lo, metric.hi, metric.state = low, high, SETTLED
     else:
         metric.lo, metric.hi = min(metric.lo, low), max(metric.hi, high)
     if metric.settled:

@@ -14,7 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.results.calibration import MIN_DRAWS, Alone, add_calibration, alone
-from sim.results.held_back_counterfactual import HeldBack, avoided
+from sim.results.changes.held_back_counterfactual import WithheldVersions, avoided
 from sim.results.point import Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.sample_data import Broken, Facts
@@ -235,8 +235,8 @@ def _add_held_back(point: Point, design: Design, happened: Sequence[Recording], 
     back = []
     for each in design.held:
         wave, rollout = waves[each.number], each.rollout
-        back.append(HeldBack(wave.names, wave.versions, rollout.at, rollout.at + (rollout.observe or inf)))
-    point.held = {"rollouts": held_record(design.held), **avoided(list(happened), list(without), facts_of(world), back)}
+        back.append(WithheldVersions(wave.names, wave.versions, rollout.at, rollout.at + (rollout.observe or inf)))
+    point.held_back = avoided(list(happened), list(without), facts_of(world), back, held_record(design.held))
     held = {each.number for each in design.held}
     kept = [number for number in range(len(design.scenario.rollouts)) if number not in held]
     for event in point.events:

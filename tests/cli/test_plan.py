@@ -115,7 +115,7 @@ def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_k
                  "workload.tokens.output={law: fixed, value: 150}", "workload.arrivals.rate=9/s"]  # fmt: skip
     loaded = load_scenario(path, overrides)
     planned = make_plan(loaded, tmp_path / "run", jobs=1)
-    words = {look["set"]["cache.gpu.slots"]: look["word"] for look in planned.record["looks"]}
+    words = {look.set["cache.gpu.slots"]: look.word for look in planned.record.looks}
     assert planned.feasible
     slots = planned.answer["cache.gpu.slots"]
     assert any(count < slots and word == "not met" for count, word in words.items())
@@ -215,7 +215,7 @@ def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replic
     )
     loaded = load_scenario(write(tmp_path, rest, requests=600), [f"run.replications={replications}"])
     planned = make_plan(loaded, tmp_path / "run", jobs=1)
-    assert max(look["replications"] for look in planned.record["looks"]) > replications, "some call is close"
+    assert max(look.replications for look in planned.record.looks) > replications, "some call is close"
     sure = [point for point in planned.points if point.cost["replications"] >= replications]
     assert len(sure) > 1
     for point in sure:

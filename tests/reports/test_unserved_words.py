@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import samples
 
@@ -9,6 +11,8 @@ from reports.answers.bottleneck import headroom, limits
 from reports.answers.findings import answer
 from reports.answers.verdicts import term_sentence, unserved_words
 from reports.tables.metric_tables import make_tiles
+from sim.results.metric_state import Cause, State
+from sim.results.model import Impact
 from sim.results.point import Late, Metric, Point
 
 TERMS = {"e2e_p99_s": 1.0}
@@ -50,7 +54,7 @@ BEYOND_KV_WORDS = (
     ],
 )
 def test_the_larger_part_says_why(point: Point, harm: dict[str, int], name: str, words: str) -> None:
-    point.harm |= harm
+    point.impact = replace(point.impact or Impact(), **harm)
     first = limits(point)[0]
     assert first.name == name
     assert words in first.sentence
@@ -90,7 +94,7 @@ def test_a_value_beyond_the_target_speaks_for_itself() -> None:
 
 def test_confidence_and_tiles_follow() -> None:
     point = lacking(49_000, **TOO_LONG)
-    point.metrics["e2e_p99_s"].settled = False
+    point.metrics["e2e_p99_s"].state = State(Cause.WIDE)
     said = answer(point, TERMS)
     assert said.headline.startswith("The SLO is not met: 49 % of the requests were refused")
     assert (said.confidence, said.reason) == ("high", "clearly more requests go unserved than the SLO allows")

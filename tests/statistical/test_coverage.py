@@ -13,6 +13,7 @@ from bench_coverage import FIRST_REFERENCE, Task, cell, key, lines, rows, scenar
 from known_queues import md1, mm1
 from queue_paths import QUEUES, path
 
+from sim.results.metric_state import Cause, State
 from sim.results.point import Metric
 from sim.results.statistics import (
     INDEPENDENT,
@@ -123,11 +124,10 @@ def test_many_short_runs_are_made_longer_until_there_are_enough_swings() -> None
     scenario = scenario_of(Task("M/M/1", 0.7, 1_000, seed=1))
     asked = scenario.model_copy(update={"run": scenario.run.model_copy(update={"half_width": 0.1})})
     point = evaluate_scenario(asked).point
-    note = "the queue swung 259 times, 3,500 are needed: run more requests"
     for metric, requests in (
-        (Metric(0.15, 0.14, 0.16, "s", settled=False, note=note), 2_000),
+        (Metric(0.15, 0.14, 0.16, "s", state=State(Cause.FEW_SWINGS, 259, 3500)), 2_000),
         (Metric(0.15, 0.14, 0.16, "s"), None),
-        (Metric(0.15, 0.14, 0.16, "s", settled=False, note="near saturation"), None),
+        (Metric(0.15, 0.14, 0.16, "s", state=State(Cause.LOADER_BUSY, share=0.97)), None),
     ):
         point.metrics["e2e_p99_s"] = metric
         longer = doubled(asked, point)

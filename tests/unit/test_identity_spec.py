@@ -18,7 +18,7 @@ from sim.policies.adapter_cache import GpuCache
 from sim.policies.base_model import AdapterCounts
 from sim.policies.eviction import EVICTIONS, Setting
 from sim.policies.wrong_adapter import Anyone, Popular, exchanged
-from sim.results.change_metrics import sessions_of_both
+from sim.results.changes.change_metrics import sessions_of_both
 from sim.results.records import (
     COMPLETED,
     FAILED,

@@ -102,11 +102,11 @@ def test_the_breakdown_takes_loads_out_of_the_wait_for_admission() -> None:
 
 def test_the_load_offered_to_loaders_is_that_of_misses() -> None:
     # Two misses, and the mean load holds its loader for 3.5 / 3 s; who joined the load of another needs none.
-    assert POINT.capacity["loader"]["offered_load"] == pytest.approx(2 * (1 + 1 + 1.5) / 3 / (8 * 2 * 2))
+    assert POINT.capacity.loader.offered_load == pytest.approx(2 * (1 + 1 + 1.5) / 3 / (8 * 2 * 2))
 
 
 def test_shares_of_time_in_which_something_lacked_are_of_all_replicas() -> None:
-    capacity = POINT.capacity
+    capacity = POINT.capacity.to_json()
     assert capacity["seats"]["blocked_share"] == pytest.approx(1.0 / 16)
     assert capacity["kv"]["blocked_share"] == pytest.approx(1.5 / 16)
     assert capacity["slots"]["blocked_share"] == pytest.approx((0.5 + 0.5) / 16)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from sim.results.calibration import Alone, add_calibration
+from sim.results.metric_state import Cause, State
+from sim.results.model import Impact
 from sim.results.point import Late, Metric, Point
 from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, FAILED, GAP_BINS, GATED, REFUSED, UNFINISHED, Recording
@@ -185,7 +187,7 @@ def test_waiting_in_vain_counts_without_rollouts_or_faults() -> None:
     status, ttft = np.full(count, COMPLETED), np.full(count, QUICK_S)
     status[-60:], ttft[-60:] = UNFINISHED, 1e6
     point = summarise([recording(status, ttft)], facts(TTFT), {}, [])
-    assert point.harm == {}
+    assert point.impact is None
     assert point.late["ttft_p99_s"].share.value == pytest.approx(58 / 3998)  # the last two came within 2 s of the end
     assert verdict(point, TTFT) == UNCLEAR  # 1.5 %, all of them in one section
     # A fault is one event, not a stream: what differs from section to section says nothing of another run.
@@ -199,9 +201,9 @@ def test_waiting_in_vain_counts_without_rollouts_or_faults() -> None:
 def test_an_unsettled_latency_leaves_its_late_ones_unsettled() -> None:
     point = made(TTFT, refused=0.0085)
     assert term_verdict(point, "ttft_p99_s", 2.0) == MET
-    point.metrics["ttft_p99_s"].settled = False
+    point.metrics["ttft_p99_s"].state = State(Cause.WIDE)
     assert term_verdict(point, "ttft_p99_s", 2.0) == UNCLEAR  # a quarter more than 0.85 % is more than 1 %
-    point.capacity["compute"]["offered_load"] = 1.2
+    point.capacity = replace(point.capacity, compute=replace(point.capacity.compute, offered_load=1.2))
     assert term_verdict(made(TTFT, refused=0.49), "ttft_p99_s", 2.0) == NOT_MET
 
 
@@ -245,9 +247,9 @@ def test_another_target_is_judged_by_counts_and_the_distribution() -> None:
     assert late_verdict(point, "e2e_p99_s", 0.6) == NOT_MET
 
 
-def test_older_points_know_those_late_without_an_answer_from_their_harm() -> None:
+def test_older_points_know_those_late_without_an_answer_from_their_impact() -> None:
     point = made(TTFT)
-    point.harm = {"requests": 20_000, "slow_unanswered": 300}
+    point.impact = Impact(requests=20_000, slow_unanswered=300)
     assert verdict(point, TTFT) == NOT_MET
     assert verdict(point, TTFT | {"e2e_p99_s": 9.0}) == MET  # 150 each may be
     point.late = {"ttft_p99_s": Late(2.0, Metric(0.005, 0.004, 0.006))}

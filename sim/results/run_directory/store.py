@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import LoraplanError, OutputError
 from sim.reading import POINT_BYTES, open_regular
+from sim.results.model import PlanRecord, RemedyRow, WhatIfRow
 from sim.results.point import Point
 from sim.results.run_directory.result_files import (
     digest_file,
@@ -208,6 +209,31 @@ class RunData:
     path: Path
     manifest: dict[str, Any]
     points: list[Point]
+
+    @property
+    def plan(self) -> PlanRecord:
+        """What the search of a plan left; empty for other runs."""
+        return PlanRecord.from_json(self.manifest.get("plan") or {})
+
+    @property
+    def what_if(self) -> list[WhatIfRow]:
+        """What one change at a time would do, where that was asked."""
+        return [WhatIfRow.from_json(row) for row in self.manifest.get("what_if") or []]
+
+    @property
+    def remedies(self) -> list[RemedyRow]:
+        """What the remedies of a vetting cost, where that was asked."""
+        return [RemedyRow.from_json(row) for row in (self.manifest.get("cures") or {}).get("rows", [])]
+
+    @property
+    def slo(self) -> dict[str, Any]:
+        """The scenario's ``slo`` block, as it was written."""
+        return (self.manifest.get("scenario") or {}).get("slo") or {}
+
+    @property
+    def costs_assumed(self) -> bool:
+        """Whether the profile's costs are assumed, not measured."""
+        return (self.manifest.get("profile") or {}).get("status") == "assumed"
 
 
 def read_run(path: Path) -> RunData:

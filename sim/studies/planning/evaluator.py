@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.errors import InputError, ScenarioError
+from sim.results.model import EvaluationRecord
 from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
@@ -89,23 +90,6 @@ class Design:
         return [result for part, result in self.parts.items() if part.kind == REPLICATION]
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """One look, for the record of a search.
-
-    :ivar term: the SLO's term that is worst, and its ``value``.
-    :ivar unserved: share of the requests that were refused or failed, where that makes it the worst.
-    """
-
-    set: dict[str, Any]
-    replications: int
-    word: str
-    score: float
-    term: str
-    value: float | None
-    unserved: float | None = None
-
-
 class Looks:
     """Designs of one scenario, made by setting keys, and looks at them.
 
@@ -123,7 +107,7 @@ class Looks:
         *,
         pool: Pool | None = None,
         confidence: float = 0.95,
-        told: Callable[[Noted], None] = lambda noted: None,
+        told: Callable[[EvaluationRecord], None] = lambda noted: None,
     ) -> None:
         self._loaded = loaded
         self._store = store
@@ -132,7 +116,7 @@ class Looks:
         self._told = told
         self._designs: dict[str, Design] = {}
         self.terms = loaded.scenario.slo.terms()
-        self.noted: list[Noted] = []
+        self.noted: list[EvaluationRecord] = []
         self.requests = 0
         self._recent: list[Design] = []
 
@@ -177,7 +161,7 @@ class Looks:
         value, share = design.point.metrics[term].value, None
         if lacks_answers(design.point, term, self.terms[term]):
             share = lost / total
-        noted = Noted(design.set, by_effort[effort], design.seen.word, design.seen.score, term, value, share)
+        noted = EvaluationRecord(design.set, by_effort[effort], design.seen.word, design.seen.score, term, value, share)
         self.noted.append(noted)
         self._told(noted)
         return design.seen

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors
+from sim.results.model import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.results.point import Point
 from sim.results.point_summary import request_table
 from sim.results.run_directory.result_files import json_ready, write_text
@@ -22,7 +23,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.backends.pool import Local, Pool
 from sim.studies.planning.candidates import Variable, variables
-from sim.studies.planning.evaluator import Design, Looks, Noted, check_terms
+from sim.studies.planning.evaluator import Design, Looks, check_terms
 from sim.studies.planning.questions import Found, full_replicas, search
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if import what_if
@@ -30,7 +31,7 @@ from sim.studies.sweep import manifest_of, task_of
 
 RECOMMENDED = "recommended.yaml"
 
-Told = Callable[[Noted], None]
+Told = Callable[[EvaluationRecord], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Planned:
         ``price``, per hour.
     :ivar certain: whether nothing more wanted may do after all, at the stated confidence.
     :ivar point: of the answer, or of the best that was found.
-    :ivar record: all of it as plain data, as the manifest keeps it under ``plan``.
+    :ivar record: all of it, as the manifest keeps it under ``plan``.
     """
 
     path: Path
@@ -50,7 +51,7 @@ class Planned:
     certain: bool
     point: Point
     points: list[Point]
-    record: dict[str, Any]
+    record: PlanRecord
     simulated_requests: int
     resumed: bool = False
     """Whether the folder held looks of an earlier search."""
@@ -112,13 +113,13 @@ def make_plan(
         assert chosen.loaded is not None, "it was looked at"
         store.save_requests(request_table(recording, chosen.world.traffic.names), chosen.key)
         store.update({"point_keys": [design.key for design in designs], "sets": [point.set for point in points],
-                      "points_total": len(points), "plan": record})  # fmt: skip
+                      "points_total": len(points), "plan": json_ready(record.to_json())})  # fmt: skip
         if and_what_if:
             rows, requests = what_if(chosen.loaded, store, pool=pool, progress=progress)
-            store.update({"what_if": rows, "what_if_requests": requests})
+            store.update({"what_if": json_ready([row.to_json() for row in rows]), "what_if_requests": requests})
     assert chosen.point is not None, "it was looked at"
     return Planned(
-        folder, found.answer is not None, record["answer"], record["certain"], chosen.point, points, record,
+        folder, found.answer is not None, record.answer, record.certain, chosen.point, points, record,
         looks.requests, store.resumed,
     )  # fmt: skip
 
@@ -221,8 +222,8 @@ def _in_order(designs: list[Design], axes: list[Variable], plan: Plan) -> list[D
     return sorted(designs, key=place)
 
 
-def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded: LoadedScenario) -> dict[str, Any]:
-    """Return everything that a report says of the search, as plain data."""
+def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded: LoadedScenario) -> PlanRecord:
+    """Return everything that a report says of the search."""
     answer: dict[str, Any] = {}
     if found.answer is not None:
         answer = dict(found.answer.set)
@@ -238,39 +239,37 @@ def _record(plan: Plan, axes: list[Variable], found: Found, looks: Looks, loaded
     every = each * (1 if chosen.world.traffic.replayed else loaded.scenario.run.replications)
     refused = [design for design in looks.all_designs() if design.refused is not None]
     formulas = screen(chosen.world)
-    record = {
-        "question": plan.model_dump(mode="json", exclude_none=True),
-        "direction": plan.direction, "keys": list(plan.keys), "confidence": plan.confidence,
-        "ranges": {axis.key: [axis.values[0], axis.values[-1], len(axis.values)] for axis in axes},
-        "feasible": found.answer is not None, "answer": answer,
-        "certain": not found.doubtful,
-        "answer_key": None if found.answer is None else found.answer.key, "best_key": found.best.key,
-        "edge_key": found.edge.key if found.edge is not None and found.edge.point is not None else None,
-        "other_edge_key": None if found.other_edge is None else found.other_edge.key,
-        "edge_set": None if found.edge is None else found.edge.set,
-        "edge_refused": None if found.edge is None or found.edge.refused is None else found.edge.refused.problem,
-        "beyond_key": found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,
-        "doubtful": [design.set for design in found.doubtful],
-        "refused": [{"set": design.set, "why": str(design.refused)} for design in refused[:3]],
-        "fleets": found.fleets,
-        "looks": [
-            {"set": noted.set, "replications": noted.replications, "word": noted.word, "score": noted.score,
-             "term": noted.term, "value": noted.value, "unserved": noted.unserved}
-            for noted in looks.noted
-        ],
-        "simulated_requests": looks.requests, "candidates": candidates,
-        "every_candidate_requests": round(every * candidates),
-        "formulas": {
-            "miss_ratio": formulas.miss_ratio, "loader_load": formulas.loader_load, "gpu_load": formulas.gpu_load,
-            "batch": formulas.batch, "kv_share": formulas.kv_share,
-        },
-        "flags": {} if found.answer is None else engine_flags(chosen.loaded.scenario),
-        "beyond_flags": beyond_flags(chosen.loaded.scenario),
-        "full_replicas": full_replicas(chosen),
-        "replications": 0 if chosen.point is None else int(chosen.point.cost["replications"]),
-    }  # fmt: skip
-    ready: dict[str, Any] = json_ready(record)
-    return ready
+    return PlanRecord(
+        question=plan.model_dump(mode="json", exclude_none=True),
+        direction=plan.direction,
+        keys=list(plan.keys),
+        confidence=plan.confidence,
+        ranges={axis.key: [axis.values[0], axis.values[-1], len(axis.values)] for axis in axes},
+        feasible=found.answer is not None,
+        answer=answer,
+        certain=not found.doubtful,
+        answer_key=None if found.answer is None else found.answer.key,
+        best_key=found.best.key,
+        edge_key=found.edge.key if found.edge is not None and found.edge.point is not None else None,
+        other_edge_key=None if found.other_edge is None else found.other_edge.key,
+        edge_set=None if found.edge is None else found.edge.set,
+        edge_refused=None if found.edge is None or found.edge.refused is None else found.edge.refused.problem,
+        beyond_key=found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,
+        doubtful=[design.set for design in found.doubtful],
+        refused=[RefusedDesign(design.set, str(design.refused)) for design in refused[:3]],
+        fleets=found.fleets,
+        looks=looks.noted,
+        simulated_requests=looks.requests,
+        candidates=candidates,
+        every_candidate_requests=round(every * candidates),
+        formulas=FormulaRecord(
+            formulas.miss_ratio, formulas.loader_load, formulas.gpu_load, formulas.batch, formulas.kv_share
+        ),
+        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario),
+        beyond_flags=beyond_flags(chosen.loaded.scenario),
+        full_replicas=full_replicas(chosen),
+        replications=0 if chosen.point is None else int(chosen.point.cost["replications"]),
+    )
 
 
 def _recommended(design: Design) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sim.errors import InputError
+from sim.results.model import MetricChange, WhatIfRow
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import Point
-from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.verdict import verdict
 from sim.spec.scenario import Scenario
@@ -47,12 +47,11 @@ def what_if(
     *,
     pool: Pool,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[WhatIfRow], int]:
     """Return one row a change, and how many requests were simulated.
 
     :param loaded: the chosen design; every change is made from there.
     :param store: where points are kept: a what-if that was killed goes on.
-    :returns: rows as ``rows_of`` gives them.
     """
     found = changes(build(loaded.scenario))
     tried = try_changes(loaded, found, store, pool=pool, progress=progress)
@@ -74,12 +73,8 @@ def try_changes(
     return _points(tried, store, pool, progress)
 
 
-def rows_of(loaded: LoadedScenario, tried: Sequence[Tried]) -> list[dict[str, Any]]:
-    """Return what the changes do, as plain data: one row each, without the first, which they are held against.
-
-    :returns: rows ``{"group", "label", "set", "note", "refused", "verdict", "metrics": {NAME: Difference}}``;
-        ``refused`` says why a change can't be made, None where it can.
-    """
+def rows_of(loaded: LoadedScenario, tried: Sequence[Tried]) -> list[WhatIfRow]:
+    """Return what each change does to the design as it is, which is the first of those tried."""
     terms = loaded.scenario.slo.terms()
     names = list(dict.fromkeys([*terms, *ALWAYS]))
     base = tried[0].point
@@ -87,15 +82,13 @@ def rows_of(loaded: LoadedScenario, tried: Sequence[Tried]) -> list[dict[str, An
     rows = []
     for each in tried[1:]:
         change, point = each.change, each.point
-        row: dict[str, Any] = {"group": change.group, "label": change.label, "set": change.set, "note": change.note,
-                               "refused": each.refused or None, "verdict": None, "metrics": {}}  # fmt: skip
+        row = WhatIfRow(change.group, change.label, change.set, change.note, each.refused or None)
         if point is not None:
-            row["verdict"] = verdict(point, terms)
             found = {name: difference_of(base, point, name) for name in names}
-            row["metrics"] = {name: _plain(each) for name, each in found.items() if each is not None}
+            metrics = {name: _kept(each) for name, each in found.items() if each is not None}
+            row = replace(row, verdict=verdict(point, terms), metrics=metrics)
         rows.append(row)
-    ready: list[dict[str, Any]] = json_ready(rows)
-    return ready
+    return rows
 
 
 def _made(loaded: LoadedScenario, change: Change) -> Tried:
@@ -150,8 +143,7 @@ def _simulated(place: int, what: Scenario | Design) -> tuple[int, Point]:
     return place, evaluate(design, options).point
 
 
-def _plain(found: Difference) -> dict[str, Any]:
-    return {
-        "unit": found.unit, "one": found.one, "other": found.other, "change": found.change, "lo": found.lo,
-        "hi": found.hi, "relative": found.relative, "word": found.word, "paired": found.paired,
-    }  # fmt: skip
+def _kept(found: Difference) -> MetricChange:
+    """Return a difference as a run directory keeps it: without its note."""
+    names = (each.name for each in fields(MetricChange) if each.name != "note")
+    return MetricChange(**{name: getattr(found, name) for name in names})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from sim.errors import OutputError
+from sim.results.model import RemedyRow
 from sim.results.point import Point
 from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import RunStore, scenario_hash
@@ -28,14 +29,12 @@ class PricedCures:
     """What the cures cost.
 
     :ivar point: of the scenario as it is.
-    :ivar rows: one a change, as the manifest keeps them under ``cures``: those of ``rows_of``, with ``title``
-        and ``who``, ``scope``, ``adapters``, ``cure``, ``for``, ``adapter_bytes``, ``warnings`` that the fleet as it
-        is does not have, and ``memory``: what there is room for, before and after.
+    :ivar rows: one a change, as the manifest keeps them under ``cures``.
     """
 
     path: Path
     point: Point
-    rows: list[dict[str, Any]]
+    rows: list[RemedyRow]
 
 
 def price_cures(
@@ -78,8 +77,11 @@ def price_cures(
         points.append(base)
         rows = _rows(loaded, tried, found)
         record = {
-            "question": question, "rows": rows, "memory": tried[0].memory, "vetted": [as_json(one) for one in vetted],
-        }  # fmt: skip
+            "question": question,
+            "rows": json_ready([row.to_json() for row in rows]),
+            "memory": tried[0].memory,
+            "vetted": [as_json(one) for one in vetted],
+        }
         store.update({"point_keys": [tried[0].key], "sets": [{}], "points_total": 1, "cures": record})
     return PricedCures(folder, base, rows)
 
@@ -95,18 +97,24 @@ def _manifest(loaded: LoadedScenario, task: Task, question: Any, command: str) -
 
 def _rows(
     loaded: LoadedScenario, tried: Sequence[Tried], found: Sequence[tuple[CureChange, list[Vetted]]]
-) -> list[dict[str, Any]]:
+) -> list[RemedyRow]:
     """Return the rows of the what-if, with what is known of the cure and of memory."""
     before, base = tried[0].memory, tried[0].point
     assert base is not None, "it was simulated"
     rows = []
     for row, each, (cured, whose) in zip(rows_of(loaded, tried), tried[1:], found, strict=True):
-        rows.append({
-            **row, "title": cured.title, "who": cured.who, "scope": cured.scope, "adapters": cured.adapters,
-            "cure": cured.cure.words,
-            "warnings": [] if each.point is None else [w for w in each.point.warnings if w not in base.warnings],
-            "for": [str(vetted.path) for vetted in whose],
-            "adapter_bytes": [cured.bytes_before, cured.bytes_after],
-            "memory": {name: [before[name], each.memory.get(name)] for name in before},
-        })  # fmt: skip
+        rows.append(
+            RemedyRow(
+                **{each.name: getattr(row, each.name) for each in fields(row)},
+                title=cured.title,
+                who=cured.who,
+                scope=cured.scope,
+                adapters=cured.adapters,
+                cure=cured.cure.words,
+                warnings=[] if each.point is None else [w for w in each.point.warnings if w not in base.warnings],
+                paths=[str(vetted.path) for vetted in whose],
+                adapter_bytes=[cured.bytes_before, cured.bytes_after],
+                memory={name: [before[name], each.memory.get(name)] for name in before},
+            )
+        )
     return rows

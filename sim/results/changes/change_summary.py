@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.change_metrics import before_changes
+from sim.results.changes.change_metrics import before_changes
+from sim.results.model import Impact
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -40,7 +41,7 @@ _MARK_WORDS = {
     WRONG_SERVED: "wrong-served", WRONG_DETECTED: "wrong-detected", RETRIED: "retried", OLD_PREFIX: "old-prefix",
     WRONG_LOAD: "wrong-load", MISROUTED: "misrouted",
 }  # fmt: skip
-_HARM = {
+_IMPACT = {
     "mixed": MIXED, "stale": STALE, "refused_by_rollout": GATED, "wrong_served": WRONG_SERVED,
     "wrong_detected": WRONG_DETECTED, "retried": RETRIED, "lost": LOST, "failed_loads": LOAD_FAILED,
     "rerouted": REROUTED, "old_prefix": OLD_PREFIX,
@@ -168,22 +169,26 @@ def _middles(end: float, spans: int) -> list[float]:
     return [float(x) for x in (np.arange(spans) + 0.5) * end / spans]
 
 
-def harm(m: Measured) -> dict[str, int | None]:
-    """Return how many measured requests met with what; nothing where there are neither rollouts nor faults."""
+def impact_of(m: Measured) -> Impact | None:
+    """Return how many measured requests rollouts and faults met with what; None where there are neither."""
     if not m.facts.strategies and not m.facts.faults:
-        return {}
+        return None
     marks = m.column("marks")
-    counts: dict[str, int | None] = {name: int(((marks & mark) > 0).sum()) for name, mark in _HARM.items()}
-    slow = slow_ones(m)
-    counts["failed"] = int((m.column("status") == FAILED).sum())
-    counts["slow"] = None if slow is None else int(slow.sum())
-    unanswered = m.column("status") == UNFINISHED
-    found = {"requests": len(marks), **counts, "unanswered": int(unanswered.sum())}
-    if slow is not None:
-        found["slow_unanswered"] = int((slow & unanswered).sum())
-    before = before_changes(m)
-    if before.any() or m.facts.strategies:
-        found |= {"requests_before": int(before.sum()), "unanswered_after": int((unanswered & ~before).sum())}
-        if slow is not None:
-            found["slow_before"] = int((slow & before).sum())
-    return found
+    counts = {name: int(((marks & mark) > 0).sum()) for name, mark in _IMPACT.items()}
+    slow, unanswered, before = slow_ones(m), m.column("status") == UNFINISHED, before_changes(m)
+    since = bool(before.any() or m.facts.strategies)
+
+    def late(where: NDArray[np.bool_]) -> int | None:
+        return None if slow is None else int((slow & where).sum())
+
+    return Impact(
+        requests=len(marks),
+        **counts,
+        failed=int((m.column("status") == FAILED).sum()),
+        slow=late(np.ones_like(unanswered)),
+        unanswered=int(unanswered.sum()),
+        slow_unanswered=late(unanswered),
+        requests_before=int(before.sum()) if since else None,
+        unanswered_after=int((unanswered & ~before).sum()) if since else None,
+        slow_before=late(before) if since else None,
+    )

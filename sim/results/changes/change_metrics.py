@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.point import NO_CHANGE, NO_FAULT, NO_ROLLOUT, ONE_REPLICA, UNITS, Metric
+from sim.results.metric_state import SETTLED, Cause, State
+from sim.results.point import UNITS, Metric
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -49,7 +50,6 @@ _OF_FAULTS = {
     "lost": (LOST, frozenset({"crash"})),
 }  # fmt: skip
 _HARMFUL = MIXED | STALE | GATED | WRONG_SERVED | OLD_PREFIX
-_ONE = "one replication: no interval"
 
 
 def change_metrics(m: Measured, slow: Mask | None) -> dict[str, Metric]:
@@ -75,7 +75,9 @@ def _harmed(m: Measured, slow: Mask | None) -> dict[str, Metric]:
     from the first rollout or fault on, as large a share as of those before.
     """
     if not m.facts.strategies and not m.facts.faults:
-        return {name: Metric(None, unit="requests", note=NO_CHANGE) for name in ("harmed", "harmed_excess")}
+        return {
+            name: Metric(None, unit="requests", state=State(Cause.NO_CHANGE)) for name in ("harmed", "harmed_excess")
+        }
     harmed = ((m.column("marks") & _HARMFUL) > 0) | (m.column("status") == FAILED)
     late = np.zeros_like(harmed) if slow is None else slow
     harmed = harmed | late
@@ -86,7 +88,7 @@ def _harmed(m: Measured, slow: Mask | None) -> dict[str, Metric]:
 
     came = each(before)
     if np.any(came == 0):
-        excess = Metric(None, unit="requests", note="nothing measured before the first rollout or fault")
+        excess = Metric(None, unit="requests", state=State(Cause.NOTHING_BEFORE))
     else:
         beyond = each(harmed & ~before) - each(~before) * each(late & before) / came
         excess = summed(beyond, "requests", least=-math.inf)
@@ -127,7 +129,7 @@ def summed(each: Floats, unit: str, least: float = 0.0) -> Metric:
     total = float(each.sum())
     half = half_width(total / len(each), each)
     if half is None:
-        return Metric(round(total), unit=unit, note=_ONE if total else "")
+        return Metric(round(total), unit=unit, state=State(Cause.ONE_REPLICATION) if total else SETTLED)
     half *= len(each)
     return Metric(round(total), max(least, total - half), total + half, unit, parts=kept(each))
 
@@ -135,13 +137,13 @@ def summed(each: Floats, unit: str, least: float = 0.0) -> Metric:
 def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.inf) -> Metric:
     """Return a value with an interval from the same statistic in each replication (nan: it has none there)."""
     if not math.isfinite(value):
-        return Metric(None, unit=unit, settled=False, note="not enough data")
+        return Metric(None, unit=unit, state=State(Cause.NO_REQUESTS))
     half = half_width(value, each)
     if half is None:
-        return Metric(value, unit=unit, settled=False, note=_ONE)
+        return Metric(value, unit=unit, state=State(Cause.ONE_REPLICATION))
     metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit, parts=kept(each))
     if half > WIDE * abs(value):
-        metric.settled, metric.note = False, f"95 % interval wider than ±{WIDE:.0%}: run more replications"
+        metric.state = State(Cause.WIDE_OVER_REPLICATIONS)
     return metric
 
 
@@ -150,7 +152,7 @@ def _skew(m: Measured) -> Metric:
     aside, to which requests don't come by choice."""
     replicas = m.facts.own_replicas
     if replicas == 1:
-        return Metric(None, note=ONE_REPLICA)
+        return Metric(None, state=State(Cause.ONE_REPLICA))
     replica = m.column("replica").astype(np.int64)
     sent = (replica >= 0) & (replica < replicas)
     by_section = np.zeros((m.sections * m.replications, replicas))
@@ -170,8 +172,10 @@ def _faults(m: Measured) -> dict[str, Metric]:
         if kinds & m.facts.faults:
             found[name] = counted(m, (marks & mark) > 0)
         else:
-            found[name] = Metric(None, unit="requests", note=NO_FAULT)
-    found["rerouted_e2e_mean_s"] = _rerouted(m) if "crash" in m.facts.faults else Metric(None, unit="s", note=NO_FAULT)
+            found[name] = Metric(None, unit="requests", state=State(Cause.NO_FAULT))
+    found["rerouted_e2e_mean_s"] = (
+        _rerouted(m) if "crash" in m.facts.faults else Metric(None, unit="s", state=State(Cause.NO_FAULT))
+    )
     return found
 
 
@@ -179,7 +183,7 @@ def _rerouted(m: Measured) -> Metric:
     """Return how long the requests take that begin anew elsewhere, from their first arrival on."""
     chosen = m.completed & ((m.column("marks") & REROUTED) > 0)
     if not chosen.any():
-        return Metric(None, unit="s", note="not enough data: no request was rerouted and completed")
+        return Metric(None, unit="s", state=State(Cause.NONE_REROUTED))
     seconds = m.column("finished_s") - m.column("arrival_s")
 
     def mean(where: Mask) -> float:
@@ -218,7 +222,7 @@ def _rollouts(m: Measured) -> dict[str, Metric]:
     if not m.facts.strategies:
         names = [name for name in UNITS if name.startswith(("rollout_", "before_", "sessions_"))]
         names += [*_OF_ROLLOUTS, "extra_resident_bytes_peak"]
-        return {name: Metric(None, unit=UNITS[name], note=NO_ROLLOUT) for name in names}
+        return {name: Metric(None, unit=UNITS[name], state=State(Cause.NO_ROLLOUT)) for name in names}
     marks = m.column("marks")
     extra = np.array([r.facts["extra_resident_bytes_peak"] for r in m.recordings])
     return {
@@ -236,11 +240,10 @@ def _duration(m: Measured) -> Metric:
     complete = int(np.isfinite(took).sum())
     if complete == m.replications:
         return spread_over(float(took.mean()), took, "s")
-    of = f"in {complete} of {m.replications} replications" if m.replications > 1 else "before the end of the run"
-    note = f"not complete {of}" if m.replications == 1 else f"complete {of}"
-    if back:
-        note += f"; rolled back in {back}" if m.replications > 1 else "; rolled back"
-    return Metric(None, unit="s", settled=False, note=note)
+    if m.replications == 1:
+        return Metric(None, unit="s", state=State(Cause.ROLLED_BACK if back else Cause.NOT_COMPLETE))
+    cause = Cause.ROLLED_BACK_IN_SOME if back else Cause.COMPLETE_IN_SOME
+    return Metric(None, unit="s", state=State(cause, complete, m.replications, back))
 
 
 def window_metrics(m: Measured) -> dict[str, Metric]:
@@ -287,8 +290,7 @@ def _p99(m: Measured, mask: Mask, seconds: Floats) -> Metric:
     done = mask & (m.column("status") == COMPLETED)
     count = int(done.sum())
     if count < m.least_for_p99:
-        note = f"not enough data: {count:,} measured requests, {m.least_for_p99:,} are needed"
-        return Metric(None, unit="s", settled=False, note=note)
+        return Metric(None, unit="s", state=State(Cause.FEW_REQUESTS, count, m.least_for_p99))
 
     def p99(chosen: Mask) -> float:
         return float(np.quantile(seconds[chosen], 0.99)) if chosen.any() else math.nan
@@ -308,7 +310,7 @@ def _misses(m: Measured, mask: Mask) -> Metric:
 def _sessions(m: Measured) -> dict[str, Metric]:
     names = ("sessions_saw_both", "sessions_went_back")
     if any("session" not in r.requests for r in m.recordings):
-        return {name: Metric(None, unit="sessions", note="the traffic has no sessions") for name in names}
+        return {name: Metric(None, unit="sessions", state=State(Cause.NO_SESSIONS)) for name in names}
     counts = np.array([sessions_of_both({n: c[k] for n, c in r.requests.items()})
                        for r in m.recordings for k in [r.section_of >= 0]], dtype=np.float64)  # fmt: skip
     return {name: summed(counts[:, i], "sessions") for i, name in enumerate(names)}
