@@ -173,24 +173,6 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
     return f"{_scaled(low, like)} to {_scaled(high, like)}"
 
 
-def missing(metric: Metric | None) -> str:
-    """Return why a metric has no value: ``not enough data``, with its note."""
-    note = metric.note if metric is not None else ""
-    if note.startswith("not enough data"):
-        return note
-    return f"not enough data ({note})" if note else "not enough data"
-
-
-def with_interval(name: str, metric: Metric) -> str:
-    """Return a value, its unit and its intervals: ``"300 ms (295 to 305; calibration 280 to 320)"``."""
-    if metric.value is None:
-        return missing(metric)
-    found = calibration(name, metric)
-    bounds = [text for text in (interval(name, metric), f"calibration {found}" if found else "") if text]
-    text = show(name, metric.value, metric.unit)
-    return f"{text} ({'; '.join(bounds)})" if bounds else text
-
-
 def read_terms(slo: Mapping[str, Any] | None) -> dict[str, float]:
     """Return the terms of a scenario's ``slo`` block by metric name: ``{"ttft_p99_s": 1.0}``.
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reports.answers.verdicts import capital, unserved_words
 from reports.formatting import percent
+from reports.text import capital, unserved_words
 from sim.results.model import Impact
 from sim.results.point import Point
 from sim.results.verdict import is_overloaded, offered, unserved

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reports.answers.severity import growing, harm_that_grows, never_happens
-from reports.answers.verdicts import capital, main_metric
+from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order
-from reports.formatting import metric_words, percent, show, with_interval
+from reports.formatting import metric_words, percent, show
+from reports.text import capital, why, with_interval
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
 from sim.spec.units import human_bytes, human_seconds
@@ -75,8 +76,9 @@ def _without_answer(point: Point) -> list[str]:
         ]
     if not late:
         return []
-    which = "none of them" if late == value_of(point, "harmed") else f"{late:,} of the slow ones"
-    return [f"{which} had {'an' if which.startswith('none') else 'no'} answer when the run ended"]
+    if late == value_of(point, "harmed"):
+        return ["none of them had an answer when the run ended"]
+    return [f"{late:,} of the slow ones had no answer when the run ended"]
 
 
 def tell(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
@@ -121,7 +123,7 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     if took.value is not None:
         said.append(f"{_subject(point)} complete after {with_interval('rollout_duration_s', took)}.")
     else:
-        said.append(f"{_subject(point)} {took.note.replace('complete in 0 of', 'complete in none of')}.")
+        said.append(f"{_subject(point)} {why('rollout_duration_s', took.state)}.")
     peak, usual = (value_of(point, f"{side}_peak_loads_per_s") for side in ("rollout", "before"))
     if peak is not None and usual is not None:
         said.append(

@@ -19,8 +19,8 @@ from reports.answers.run_comparison import (
     key_metrics,
     worse_terms,
 )
-from reports.answers.verdicts import capital
 from reports.formatting import metric_words, show
+from reports.text import capital
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from reports.answers.bottleneck import headroom, limits, overload_words
 from reports.answers.change_findings import compare, is_changed, tell
 from reports.answers.held_back_rollouts import tell_held
-from reports.answers.verdicts import capital, confidence, main_metric, term_sentence, unserved_words
+from reports.answers.verdicts import confidence, main_metric
 from reports.axes import Axis, in_order, make_axes, point_words
-from reports.formatting import metric_words, show, with_interval
+from reports.formatting import metric_words, show
+from reports.text import capital, term_sentence, unserved_words, with_interval
 from sim.results.model import Impact
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_overloaded, late_verdict, term_verdict, verdict

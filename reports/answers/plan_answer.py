@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from reports.answers.bottleneck import headroom, largest_stage, limits
 from reports.answers.findings import Answer
-from reports.answers.verdicts import capital, confidence, term_sentence, unserved_words
+from reports.answers.verdicts import confidence
 from reports.axes import make_axis
 from reports.charts.svg import Table
 from reports.formatting import metric_words, percent, read_terms, show
+from reports.text import capital, term_sentence, unserved_words
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, UNCLEAR, lacks_answers, out_of_hand, term_verdict
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reports.answers.findings import Answer, answer
-from reports.answers.verdicts import capital, main_metric
+from reports.answers.verdicts import main_metric
 from reports.charts.svg import Table
-from reports.formatting import metric_words, read_terms, show, with_interval
+from reports.formatting import metric_words, read_terms, show
 from reports.tables.what_if_table import change_cell
+from reports.text import capital, with_interval
 from sim.results.model import MetricChange, RemedyRow
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import Point

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reports.answers.verdicts import capital
 from reports.axes import Axis, in_order
+from reports.text import capital
 from sim.results.point import Point
 
 _GROWS = frozenset({

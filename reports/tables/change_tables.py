@@ -8,7 +8,8 @@ from reports.answers.change_findings import compares_routers, has_rollout, is_ch
 from reports.axes import Axis, in_order, spread
 from reports.charts.svg import Table
 from reports.charts.sweep_charts import cell, table_note
-from reports.formatting import metric_words, percent, show, with_interval
+from reports.formatting import metric_words, percent, show
+from reports.text import with_interval
 from sim.results.point import UNITS, Point
 from sim.results.verdict import verdict
 from sim.spec.units import human_seconds

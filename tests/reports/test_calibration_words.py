@@ -6,9 +6,9 @@ import pytest
 import samples
 
 from reports.answers.findings import answer
-from reports.formatting import with_interval
 from reports.pages.run_page import build_report
 from reports.tables.metric_tables import make_tiles, metrics_table
+from reports.text import with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import interval_verdict

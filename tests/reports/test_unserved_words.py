@@ -9,8 +9,8 @@ import samples
 
 from reports.answers.bottleneck import headroom, limits
 from reports.answers.findings import answer
-from reports.answers.verdicts import term_sentence, unserved_words
 from reports.tables.metric_tables import make_tiles
+from reports.text import term_sentence, unserved_words
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
 from sim.results.point import Late, Metric, Point
