@@ -45,8 +45,8 @@ class Cause(Enum):
     NOTHING_BEFORE = (Kind.NOT_MEASURED, "nothing measured before the first rollout or fault")
     FEW_SECTIONS = (Kind.RUN_TOO_SHORT, "too few sections for an interval")
     SMALL_SECTIONS = (Kind.RUN_TOO_SHORT, "fewer than {needed} requests in a section: run more requests")
-    FEW_SWINGS = (Kind.RUN_TOO_SHORT, "the queue swung {found:,} times, {needed:,} are needed: run more requests")
-    FEW_SWINGS_OF_MEANS = (
+    FEW_CYCLES = (Kind.RUN_TOO_SHORT, "the queue swung {found:,} times, {needed:,} are needed: run more requests")
+    FEW_CYCLES_OF_MEANS = (
         Kind.RUN_TOO_SHORT,
         "the queue swung {found:,} times (means of 16 requests), {needed:,} are needed: run more requests",
     )
@@ -77,7 +77,7 @@ class Cause(Enum):
 class State:
     """How far a metric can be trusted, and why not further.
 
-    :ivar found, needed: what there is, and what it takes: requests, requests in a section, swings, replications.
+    :ivar found, needed: what there is, and what it takes: requests, requests in a section, cycles, replications.
     :ivar others: replications in which a rollout was rolled back.
     :ivar share: of the time that a part is busy.
     :ivar text: of a cause that this version doesn't know.

@@ -18,7 +18,7 @@ from sim.results.changes.held_back_counterfactual import WithheldVersions, avoid
 from sim.results.point import Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.sample_data import Broken, Facts
-from sim.results.statistics import lacks_swings, sections_per_replication
+from sim.results.statistics import needs_longer_run, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
 from sim.studies.training.rollout_gate import Vetting, build_worlds, held_record
@@ -248,14 +248,14 @@ def _add_held_back(point: Point, design: Design, happened: Sequence[Recording], 
 def doubled(scenario: Scenario, point: Point) -> Scenario | None:
     """Return the scenario with twice the requests, if its interval is wider than ``run.half_width`` allows.
 
-    Also where too few swings are behind it: to stop at the first narrow interval would be to stop where luck made it.
+    Also where too few cycles are behind it: to stop at the first narrow interval would be to stop where luck made it.
     """
     run, workload = scenario.run, scenario.workload
     metric = point.metrics["e2e_p99_s"]
     if run.half_width is None or workload.requests is None or workload.trace is not None:
         return None
     too_wide = metric.value is None or metric.hi is None or metric.hi - metric.value > run.half_width * metric.value
-    if not too_wide and not lacks_swings(metric):
+    if not too_wide and not needs_longer_run(metric):
         return None
     if workload.requests * 2 > run.max_requests:
         point.warnings.append(

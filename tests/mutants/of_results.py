@@ -347,7 +347,7 @@ RESULTS = (
         (INTERVALS,),
     ),
     Mutant(
-        "swings-counted-both-ways",
+        "cycles-counted-both-ways",
         _STATS,
         "(side[1:] > 0) & (side[:-1] < 0)",
         "side[1:] != side[:-1]",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors
+from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors, UnknownKeyError
 from sim.results.model import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.results.point import Point
 from sim.results.point_summary import request_table
@@ -200,7 +200,7 @@ def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> Load
 def _asked_for(error: InputError, plan: Plan, where: str, values: dict[str, Any]) -> InputError:
     """Return an error of a design as one of the plan that asks for it."""
     found = error.errors[0] if isinstance(error, SeveralErrors) else error
-    unknown = found.key in plan.keys and found.problem == "unknown key"
+    unknown = found.key in plan.keys and isinstance(found, UnknownKeyError)
     got = None if unknown else found.got if found.got is not None else values.get(found.key or "")
     return ScenarioError(
         f"{found.key}: {found.problem}", key=f"plan.{plan.direction}" if unknown else where, got=got,
