@@ -24,10 +24,11 @@ BLOCKED = 0.05
 OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
 BROKEN = "More arrives than is served with this fault, so percentiles depend on how long the run is"
 _FAULTS = {
-    "crash": "replicas were down for {} of their time", "storage-stall": "storage stood still for {} of the time",
+    "crash": "replicas were down for {} of their time",
+    "storage-stall": "storage stood still for {} of the time",
     "failing-loads": "loads from storage failed for {} of the time",
     "slow-storage": "storage was slow for {} of the time",
-}  # fmt: skip
+}
 _UNANSWERED = 0.01
 """Share of requests that wait in vain when the run ends, from which a fault limits the point."""
 
@@ -42,10 +43,12 @@ _FAILURES = {
 """Why requests fail, and what to do, by the name in ``Impact``."""
 _NAMES = {"slots": "slots", "kv": "KV memory", "seats": "seats (max_num_seqs)"}
 _STAGES = {
-    "loader_queue_s": "waiting for a loader or a slot", "load_s": "loading adapters",
+    "loader_queue_s": "waiting for a loader or a slot",
+    "load_s": "loading adapters",
     "queue_s": "waiting for admission",
-    "prefill_s": "prefill", "decode_s": "decode",
-}  # fmt: skip
+    "prefill_s": "prefill",
+    "decode_s": "decode",
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ def _broken(point: Point) -> Limit:
     shares = {kind: point.capacity.faults.get(kind, 0.0) for kind in _FAULTS}
     said = " and ".join(
         _FAULTS[kind].format("all" if share > 0.9995 else percent(share))
-        for kind, share in shares.items() if share >= BLOCKED
-    )  # fmt: skip
+        for kind, share in shares.items()
+        if share >= BLOCKED
+    )
     return Limit("fault", f"{said[0].upper()}{said[1:]}, and requests waited for that.")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reports.answers.severity import growing, harm_that_grows, never_happens
+from reports.answers.severity import growing, growing_impact, never_happens
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order
 from reports.formatting import metric_words, percent, show
@@ -14,10 +14,16 @@ from sim.results.point import Metric, Point
 from sim.spec.units import human_bytes, human_seconds
 
 IMPACT_WORDS = {
-    "mixed": "mixed versions", "stale": "stale", "refused_by_rollout": "refused by the rollout",
-    "wrong_served": "wrong answers taken for right", "old_prefix": "old prefixes", "lost": "lost",
-    "failed_loads": "failed loads", "failed": "failed", "slow": "slow",
-}  # fmt: skip
+    "mixed": "mixed versions",
+    "stale": "stale",
+    "refused_by_rollout": "refused by the rollout",
+    "wrong_served": "wrong answers taken for right",
+    "old_prefix": "old prefixes",
+    "lost": "lost",
+    "failed_loads": "failed loads",
+    "failed": "failed",
+    "slow": "slow",
+}
 """What harms a request, in words."""
 _LISTED = 6
 _MANY = 0.05
@@ -207,7 +213,7 @@ def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[st
         if len(changed) == 1 < len(points):
             headline, *more = tell(changed[0], slo_terms)
             return [f"With {label_of(changed[0], axes)}: {headline[:1].lower()}{headline[1:]}", *more]
-        return _compare_harm(changed, axes, slo_terms)
+        return _compare_impact(changed, axes, slo_terms)
     if compares_routers(points, axes):
         return _compare_routers(points, axes)
     return []
@@ -218,13 +224,13 @@ def label_of(point: Point, axes: Sequence[Axis]) -> str:
     return ", ".join(axis.phrase(point.set.get(axis.key)) if axis.numeric else axis.point_label(point) for axis in axes)
 
 
-def _compare_harm(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
     if growing(axes):  # how bad the fault is isn't a choice
-        said = harm_that_grows(points, axes, label_of) or _rank_harm(points, axes)
+        said = growing_impact(points, axes, label_of) or _rank_impact(points, axes)
         if not any(never_happens(axis) for axis in growing(axes)):  # there, the difference to the healthy point says it
             said += [*_at_worst(points, axes), *_slow_anyway(points)]
     else:
-        said = _rank_harm(points, axes) + _slow_anyway(points)
+        said = _rank_impact(points, axes) + _slow_anyway(points)
     ordered = in_order(points, axes)
     if has_rollout(points):
         rollouts = _compare_rollouts(ordered, axes, slo_terms)
@@ -246,7 +252,7 @@ def _at_worst(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     return [f"In all, with {label_of(worst[0], worse)}: {'; '.join(told)}."]
 
 
-def _rank_harm(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
+def _rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     """Return with what fewest and most requests are harmed: beyond what is slow anyway, where that is known."""
     beyond = not has_rollout(points) and all(value_of(p, "harmed_excess") is not None for p in points)
     name = "harmed_excess" if beyond else "harmed"
@@ -354,14 +360,14 @@ def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str
         return [
             f"{words}: {show(name, value_of(low, name))} to {show(name, value_of(high, name))}{tail}, without a clear "
             "difference."
-        ]  # fmt: skip
+        ]
     above, below = high.metrics[name].lo, low.metrics[name].hi
     paired = above is not None and below is not None and below >= above
     hedge = " (clear in the same replications, though the intervals overlap)" if paired else ""
     return [
         f"{words}: lowest with {label_of(low, axes)}, {_value(low, name)}; highest with {label_of(high, axes)}, "
         f"{_value(high, name)}{tail}{hedge}."
-    ]  # fmt: skip
+    ]
 
 
 def _apart(low: Point, high: Point, name: str) -> bool:
@@ -391,9 +397,11 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]
         return []
     best = min(known, key=lambda p: value_of(p, "loads_per_request") or 0.0)
     plain = next((p for p in known if "round-robin" in p.set.values()), None)
-    other = plain if plain is not None and plain is not best else max(
-        known, key=lambda p: value_of(p, "loads_per_request") or 0.0
-    )  # fmt: skip
+    other = (
+        plain
+        if plain is not None and plain is not best
+        else max(known, key=lambda p: value_of(p, "loads_per_request") or 0.0)
+    )
     few, many = value_of(best, "loads_per_request") or 0.0, value_of(other, "loads_per_request") or 0.0
     times = f", {many / few:.2g} times as many" if few > 0 and 1.05 * few < many < 100 * few else ""
     said = [

@@ -96,10 +96,13 @@ def _headline_of_many(comparison: Comparison) -> str:
     if counts[NOT_COMPARABLE] == total:
         return f"A and B can't be compared: {names} have no value at any of {total} points."
     parts = (
-        (counts[BETTER], "better"), (counts[WORSE], "worse"), (counts[MIXED], "better in one and worse in another"),
-        (counts[OPEN], "clear in one metric and open in another"), (counts[UNCLEAR], "not clearly different"),
+        (counts[BETTER], "better"),
+        (counts[WORSE], "worse"),
+        (counts[MIXED], "better in one and worse in another"),
+        (counts[OPEN], "clear in one metric and open in another"),
+        (counts[UNCLEAR], "not clearly different"),
         (counts[NOT_COMPARABLE], "not comparable"),
-    )  # fmt: skip
+    )
     told = ", ".join(f"{words} at {count}" for count, words in parts if count)
     mostly = "Mostly yes" if counts[BETTER] * 2 > total else "At some points"
     start = {BETTER: mostly, WORSE: "No", OPEN: "It is open"}.get(comparison.word, "It depends")
@@ -132,9 +135,14 @@ def _where(comparison: Comparison) -> list[str]:
     found: dict[str, list[str]] = {}
     for pair in comparison.pairs:
         found.setdefault(pair.word(comparison.judged), []).append(_at(comparison, pair))
-    order = ((BETTER, "better with"), (WORSE, "worse with"), (MIXED, "better in one and worse in another with"),
-             (OPEN, "clear in one metric and open in another with"), (UNCLEAR, "not clearly different with"),
-             (NOT_COMPARABLE, "not comparable with"))  # fmt: skip
+    order = (
+        (BETTER, "better with"),
+        (WORSE, "worse with"),
+        (MIXED, "better in one and worse in another with"),
+        (OPEN, "clear in one metric and open in another with"),
+        (UNCLEAR, "not clearly different with"),
+        (NOT_COMPARABLE, "not comparable with"),
+    )
     return [f"B is {'; '.join(f'{words} {_listed(found[word])}' for word, words in order if word in found)}."]
 
 
@@ -236,21 +244,30 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     """Return what ``loraplan compare --json`` prints."""
     return {
         "schema_version": 1,
-        "one": _run_json(comparison.one), "other": _run_json(comparison.other),
-        "answer": comparison.word, "headline": headline(comparison), "details": details(comparison),
-        "slo": comparison.terms, "judged": list(comparison.judged), "worse_slo_terms": worse_terms(comparison),
+        "one": _run_json(comparison.one),
+        "other": _run_json(comparison.other),
+        "answer": comparison.word,
+        "headline": headline(comparison),
+        "details": details(comparison),
+        "slo": comparison.terms,
+        "judged": list(comparison.judged),
+        "worse_slo_terms": worse_terms(comparison),
         "differs": [{"key": key, "one": a, "other": b} for key, a, b in comparison.changed],
         "cautions": list(comparison.cautions),
         "points": [
             {
-                "set": pair.set, "answer": pair.word(comparison.judged), "why": pair.why, "traffic": pair.traffic,
-                "slo_one": verdict(pair.one, comparison.terms), "slo_other": verdict(pair.other, comparison.terms),
+                "set": pair.set,
+                "answer": pair.word(comparison.judged),
+                "why": pair.why,
+                "traffic": pair.traffic,
+                "slo_one": verdict(pair.one, comparison.terms),
+                "slo_other": verdict(pair.other, comparison.terms),
                 "metrics": {name: _difference_json(d) for name, d in pair.differences.items()},
             }
             for pair in comparison.pairs
         ],
         "without_partner": {"one": comparison.alone[0], "other": comparison.alone[1]},
-    }  # fmt: skip
+    }
 
 
 def _run_json(run: RunData) -> dict[str, Any]:

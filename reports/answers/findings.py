@@ -70,9 +70,10 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
     sure = metric is None or metric.settled or bad or late_verdict(point, deciding, slo_terms[deciding]) == NOT_MET
     probably = "" if sure else "probably "
     opening = {
-        MET: f"The SLO is {probably}met", NOT_MET: f"The SLO is {probably}not met",
+        MET: f"The SLO is {probably}met",
+        NOT_MET: f"The SLO is {probably}not met",
         UNCLEAR: "Whether the SLO is met is unclear",
-    }[found]  # fmt: skip
+    }[found]
     return f"{start}{opening}: {term_sentence(point, deciding, slo_terms[deciding])}."
 
 
@@ -236,9 +237,15 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     if held := tell_held(points):
         headline, details = held[0], [*held[1:], headline, *details]
     return Answer(
-        headline, details, overall, binding_name, bound, f"At {where}: {_lower(said.headroom)}",
-        said.confidence, f"at {where}: {said.reason}",
-    )  # fmt: skip
+        headline,
+        details,
+        overall,
+        binding_name,
+        bound,
+        f"At {where}: {_lower(said.headroom)}",
+        said.confidence,
+        f"at {where}: {said.reason}",
+    )
 
 
 def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:

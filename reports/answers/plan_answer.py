@@ -33,7 +33,7 @@ def shown_metrics(terms: Mapping[str, float]) -> list[str]:
     return list(dict.fromkeys([*terms, "ttft_p99_s", "e2e_p99_s", "miss_ratio"]))
 
 
-class Read:
+class PlanReading:
     """A plan's run directory, its points by the role they have.
 
     :ivar record: what the search left (``manifest["plan"]``).
@@ -63,7 +63,7 @@ class Read:
 
 def plan_answer(data: RunData) -> Answer:
     """Return the answer of a finished plan."""
-    read = Read(data)
+    read = PlanReading(data)
     assert read.chosen is not None, "a finished plan has a best point"
     word, reason = _confidence(read, assumed=data.costs_assumed)
     binding, sentence = _binding(read)
@@ -74,20 +74,27 @@ def plan_answer(data: RunData) -> Answer:
 
 def plan_json(data: RunData) -> dict[str, Any]:
     """Return what ``loraplan plan --json`` prints."""
-    read = Read(data)
+    read = PlanReading(data)
     assert read.chosen is not None, "a finished plan has a best point"
     said = plan_answer(data)
     record = read.record
     return {
-        "feasible": read.feasible, "answer": record.answer, "binding": said.binding,
-        "confidence": said.confidence, "metrics": read.chosen.metrics_json(),
+        "feasible": read.feasible,
+        "answer": record.answer,
+        "binding": said.binding,
+        "confidence": said.confidence,
+        "metrics": read.chosen.metrics_json(),
         "simulated_requests": record.simulated_requests,
-        "certain": record.certain, "unclear": record.doubtful, "best": read.chosen.set,
-        "reason": said.reason, "flags": record.flags, "what_if": data.manifest.get("what_if", []),
-    }  # fmt: skip
+        "certain": record.certain,
+        "unclear": record.doubtful,
+        "best": read.chosen.set,
+        "reason": said.reason,
+        "flags": record.flags,
+        "what_if": data.manifest.get("what_if", []),
+    }
 
 
-def _headline(read: Read) -> str:
+def _headline(read: PlanReading) -> str:
     record = read.record
     if not read.feasible:
         assert read.chosen is not None, "checked by the caller"
@@ -118,7 +125,7 @@ def _and_full(count: int) -> str:
     return f" and {count} for full models" if count else ""
 
 
-def _of_range(read: Read) -> str:
+def _of_range(read: PlanReading) -> str:
     ranges = read.record.ranges
     if len(ranges) != 1:
         return ""
@@ -128,7 +135,7 @@ def _of_range(read: Read) -> str:
     return f", of {count} values from {axis.label(low)} to {axis.label(high)}"
 
 
-def _asked(read: Read) -> str:
+def _asked(read: PlanReading) -> str:
     ranges = read.record.ranges
     if read.record.fleets:
         (first, last, _), *_ = ranges.values()
@@ -141,7 +148,7 @@ def _asked(read: Read) -> str:
     return f"value of {' with '.join(parts)}"
 
 
-def _details(read: Read) -> list[str]:
+def _details(read: PlanReading) -> list[str]:
     record, chosen, terms = read.record, read.chosen, read.terms
     assert chosen is not None, "checked by the caller"
     said = []
@@ -172,7 +179,7 @@ def _details(read: Read) -> list[str]:
     return [sentence for sentence in said if sentence]
 
 
-def _at_the_end(read: Read) -> str:
+def _at_the_end(read: PlanReading) -> str:
     if read.record.edge_refused:
         return f"The next value, {read.phrase(read.record.edge_set or {})}, can't be built: {read.record.edge_refused}."
     if read.record.fleets:
@@ -181,7 +188,7 @@ def _at_the_end(read: Read) -> str:
     return f"It is the end of the range: {more} values were not looked at."
 
 
-def _other_edge(read: Read) -> str:
+def _other_edge(read: PlanReading) -> str:
     """Say of two variables why the first can't be smaller."""
     point = read.other_edge
     if point is None or not read.feasible:
@@ -195,7 +202,7 @@ def _other_edge(read: Read) -> str:
     return f"With {first} nothing does: nearest is {rest}, where {_term(read, point, missed[0])}."
 
 
-def _unserved(read: Read) -> str:
+def _unserved(read: PlanReading) -> str:
     """Say with which values too many requests are refused or fail: the one nearest to the answer stands for all."""
     if not read.feasible or len(read.record.keys) > 1 or read.record.fleets:
         return ""
@@ -210,17 +217,17 @@ def _unserved(read: Read) -> str:
     return f"With {read.phrase(point.set)}, {unserved_words(point)}; {here}."
 
 
-def _missed(read: Read, point: Point) -> list[str]:
+def _missed(read: PlanReading, point: Point) -> list[str]:
     """Return the terms that a point does not certainly meet, those that it certainly misses first."""
     words = {n: term_verdict(point, n, target) for n, target in read.terms.items()}
     return [name for word in (NOT_MET, UNCLEAR) for name in words if words[name] == word]
 
 
-def _term(read: Read, point: Point, name: str) -> str:
+def _term(read: PlanReading, point: Point, name: str) -> str:
     return term_sentence(point, name, read.terms[name])
 
 
-def _next_step(read: Read) -> str:
+def _next_step(read: PlanReading) -> str:
     """Say what one step of safety gives."""
     assert read.chosen is not None, "checked by the caller"
     assert read.beyond is not None, "checked by the caller"
@@ -238,7 +245,7 @@ def _next_step(read: Read) -> str:
     )
 
 
-def _tightest(read: Read) -> str:
+def _tightest(read: PlanReading) -> str:
     """Return the term that is nearest its target at the chosen point."""
     assert read.chosen is not None, "checked by the caller"
     metrics = read.chosen.metrics
@@ -250,7 +257,7 @@ def _tightest(read: Read) -> str:
     return max(read.terms, key=over)
 
 
-def _binding(read: Read) -> tuple[str, str]:
+def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one."""
     assert read.chosen is not None, "checked by the caller"
     if read.feasible and read.edge is None and read.record.edge_refused:
@@ -284,7 +291,7 @@ def _limit(point: Point) -> tuple[str, str]:
     return "load time", limit.sentence
 
 
-def _headroom(read: Read) -> str:
+def _headroom(read: PlanReading) -> str:
     assert read.chosen is not None, "checked by the caller"
     if not read.feasible:
         return ""
@@ -296,7 +303,7 @@ def _headroom(read: Read) -> str:
     return f"{room} {headroom(read.chosen)}"
 
 
-def _confidence(read: Read, *, assumed: bool) -> tuple[str, str]:
+def _confidence(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
     record = read.record
     assert read.chosen is not None, "checked by the caller"
     if not record.certain:
@@ -318,7 +325,7 @@ def _money(amount: float) -> str:
 
 def looks_table(data: RunData) -> Table | None:
     """Return what the search looked at, in order; None for a run that is no plan."""
-    read = Read(data)
+    read = PlanReading(data)
     looks = read.record.looks
     if not looks:
         return None
@@ -327,9 +334,17 @@ def looks_table(data: RunData) -> Table | None:
         term, seen = metric_words(look.term), "" if look.value is None else show(look.term, look.value)
         if look.unserved is not None:
             term, seen = "refused or failed", percent(look.unserved)
-        rows.append([str(number), read.phrase(look.set), term, seen,
-                     percent(look.score) if look.score is not None else "", look.word,
-                     f"{look.replications}"])  # fmt: skip
+        rows.append(
+            [
+                str(number),
+                read.phrase(look.set),
+                term,
+                seen,
+                percent(look.score) if look.score is not None else "",
+                look.word,
+                f"{look.replications}",
+            ]
+        )
     record = read.record
     share = record.simulated_requests / max(1, record.every_candidate_requests)
     note = (
@@ -342,7 +357,7 @@ def looks_table(data: RunData) -> Table | None:
 
 def formulas_table(data: RunData) -> Table | None:
     """Return what formulas said of the answer, beside what was simulated."""
-    read = Read(data)
+    read = PlanReading(data)
     formulas = read.record.formulas
     if formulas is None or read.chosen is None:
         return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reports.answers.change_findings import is_changed
 from reports.answers.findings import answer, sweep_answer, sweep_focus
 from reports.answers.held_back_rollouts import held_table, is_held
-from reports.answers.plan_answer import Read, formulas_table, is_plan, looks_table, plan_answer, shown_metrics
+from reports.answers.plan_answer import PlanReading, formulas_table, is_plan, looks_table, plan_answer, shown_metrics
 from reports.answers.remedy_answers import badge, charted, cures_answer, cures_tables, is_priced, vetted_table
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
@@ -138,7 +138,7 @@ def _results(points: list[Point], terms: dict[str, float], *, assumed: bool) -> 
 
 def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
     """Return what the page of a plan says otherwise than that of a sweep."""
-    said, focus = plan_answer(run), Read(run).chosen
+    said, focus = plan_answer(run), PlanReading(run).chosen
     assert focus is not None, "a finished plan has a best point"
     axes = make_axes(run.points)
     where = f" at {point_words(focus, axes)}" if axes else ""

@@ -98,10 +98,10 @@ def plan(
 
 def _print_what_if(data: RunData) -> None:
     """Print the table of changes, if any were tried."""
-    from reports.answers.plan_answer import Read, shown_metrics
+    from reports.answers.plan_answer import PlanReading, shown_metrics
     from reports.tables.what_if_table import what_if_table
 
-    table = what_if_table(data.what_if, shown_metrics(Read(data).terms))
+    table = what_if_table(data.what_if, shown_metrics(PlanReading(data).terms))
     if table is None:
         return
     print_rich(rich_table(table))

@@ -14,33 +14,81 @@ from sim.results.metric_state import SETTLED, TRUSTED, Kind, State, stored_state
 from sim.results.model import Capacity, HeldBack, Impact, Timeline
 
 UNITS = {
-    "miss_ratio": "1", "delayed_hit_ratio": "1", "hit_ratio": "1", "byte_miss_ratio": "1",
-    "loads_per_request": "1", "loader_utilization": "1", "gpu_utilization": "1",
-    "queue_mean_s": "s", "queue_p50_s": "s", "queue_p99_s": "s", "load_wait_mean_s": "s",
-    "ttft_mean_s": "s", "ttft_p50_s": "s", "ttft_p99_s": "s", "tpot_mean_s": "s",
-    "itl_mean_s": "s", "itl_p99_s": "s", "e2e_mean_s": "s", "e2e_p50_s": "s", "e2e_p99_s": "s",
-    "throughput_rps": "1/s", "output_tokens_per_s": "1/s", "goodput_rps": "1/s", "slo_attainment": "1",
-    "completed": "requests", "unfinished": "requests", "refused": "requests", "failed": "requests",
-    "preemptions": "1", "evictions": "1", "replica_load_skew": "1", "harmed": "requests",
+    "miss_ratio": "1",
+    "delayed_hit_ratio": "1",
+    "hit_ratio": "1",
+    "byte_miss_ratio": "1",
+    "loads_per_request": "1",
+    "loader_utilization": "1",
+    "gpu_utilization": "1",
+    "queue_mean_s": "s",
+    "queue_p50_s": "s",
+    "queue_p99_s": "s",
+    "load_wait_mean_s": "s",
+    "ttft_mean_s": "s",
+    "ttft_p50_s": "s",
+    "ttft_p99_s": "s",
+    "tpot_mean_s": "s",
+    "itl_mean_s": "s",
+    "itl_p99_s": "s",
+    "e2e_mean_s": "s",
+    "e2e_p50_s": "s",
+    "e2e_p99_s": "s",
+    "throughput_rps": "1/s",
+    "output_tokens_per_s": "1/s",
+    "goodput_rps": "1/s",
+    "slo_attainment": "1",
+    "completed": "requests",
+    "unfinished": "requests",
+    "refused": "requests",
+    "failed": "requests",
+    "preemptions": "1",
+    "evictions": "1",
+    "replica_load_skew": "1",
+    "harmed": "requests",
     "harmed_excess": "requests",
-    "mixed_version_responses": "requests", "sessions_saw_both": "sessions", "sessions_went_back": "sessions",
-    "stale_after_cutover": "requests", "extra_resident_bytes_peak": "B",
-    "rollout_duration_s": "s", "rollout_loads": "loads", "rollout_peak_loads_per_s": "1/s",
-    "rollout_ttft_p99_s": "s", "rollout_e2e_p99_s": "s", "rollout_miss_ratio": "1",
-    "before_peak_loads_per_s": "1/s", "before_ttft_p99_s": "s", "before_e2e_p99_s": "s", "before_miss_ratio": "1",
-    "misrouted": "requests", "wrong_adapter_served": "requests", "wrong_adapter_detected": "requests",
-    "retried": "requests", "old_prefix_served": "requests", "rerouted": "requests", "lost": "requests",
+    "mixed_version_responses": "requests",
+    "sessions_saw_both": "sessions",
+    "sessions_went_back": "sessions",
+    "stale_after_cutover": "requests",
+    "extra_resident_bytes_peak": "B",
+    "rollout_duration_s": "s",
+    "rollout_loads": "loads",
+    "rollout_peak_loads_per_s": "1/s",
+    "rollout_ttft_p99_s": "s",
+    "rollout_e2e_p99_s": "s",
+    "rollout_miss_ratio": "1",
+    "before_peak_loads_per_s": "1/s",
+    "before_ttft_p99_s": "s",
+    "before_e2e_p99_s": "s",
+    "before_miss_ratio": "1",
+    "misrouted": "requests",
+    "wrong_adapter_served": "requests",
+    "wrong_adapter_detected": "requests",
+    "retried": "requests",
+    "old_prefix_served": "requests",
+    "rerouted": "requests",
+    "lost": "requests",
     "rerouted_e2e_mean_s": "s",
-}  # fmt: skip
+}
 """Every metric and its unit, in the order in which tables print them."""
 
 SUMMED = frozenset({"requests", "sessions", "loads"})
 """Units of counts that are sums over all replications."""
 
-SHARES = frozenset({
-    "miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loader_utilization",
-    "gpu_utilization", "slo_attainment", "rollout_miss_ratio", "before_miss_ratio",
-})  # fmt: skip
+SHARES = frozenset(
+    {
+        "miss_ratio",
+        "delayed_hit_ratio",
+        "hit_ratio",
+        "byte_miss_ratio",
+        "loader_utilization",
+        "gpu_utilization",
+        "slo_attainment",
+        "rollout_miss_ratio",
+        "before_miss_ratio",
+    }
+)
 """Metrics of unit 1 between 0 and 1; the others of unit 1 are counts or averages."""
 
 
@@ -104,7 +152,7 @@ class Metric:
 
 
 @dataclass(slots=True)
-class Late:
+class LateShare:
     """How many of the measured requests an SLO term counts as late, those without an answer among them.
 
     :ivar target: that of the term. The share is of no use for another one.
@@ -169,7 +217,7 @@ class Point:
     impact: Impact | None = None
     traffic_ids: dict[str, str] = field(default_factory=dict)
     held_back: HeldBack | None = None
-    late: dict[str, Late] = field(default_factory=dict)
+    late: dict[str, LateShare] = field(default_factory=dict)
     unserved: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -207,7 +255,8 @@ class Point:
         given |= {
             "metrics": {name: Metric.from_json(one, parts.get(name)) for name, one in data["metrics"].items()},
             "late": {
-                name: Late(one["target"], Metric.from_json(one["share"])) for name, one in data.get("late", {}).items()
+                name: LateShare(one["target"], Metric.from_json(one["share"]))
+                for name, one in data.get("late", {}).items()
             },
             "timeline": Timeline.from_json(data.get("timeline") or {}),
             "capacity": Capacity.from_json(data.get("capacity") or {}),

@@ -29,9 +29,9 @@ from sim.results.model import (
     SlotUse,
     Timeline,
 )
-from sim.results.point import Late, Metric, Point
+from sim.results.point import LateShare, Metric, Point
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
-from sim.results.sample_data import Facts, Measured
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares, unserved_counts
 from sim.results.statistics import MIN_SECTION_P99
 from sim.results.traffic_digest import traffic_ids
@@ -43,8 +43,30 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-_Q = [0.0, 0.001, 0.005, 0.01, 0.02, 0.05, *(i / 20 for i in range(2, 18)), 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98,
-      0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999, 0.9995, 1.0]  # fmt: skip
+_Q = [
+    0.0,
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    *(i / 20 for i in range(2, 18)),
+    0.9,
+    0.92,
+    0.94,
+    0.95,
+    0.96,
+    0.97,
+    0.98,
+    0.985,
+    0.99,
+    0.9925,
+    0.995,
+    0.9975,
+    0.999,
+    0.9995,
+    1.0,
+]
 _SPANS = 200
 _FULL = 0.98
 """Loader utilisation from which its queue only grows."""
@@ -54,7 +76,7 @@ _BACKLOG = 0.02
 """Growth of the queue over the measured time, as a share of arrivals, from which more comes than is served."""
 
 
-def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], warnings: list[str]) -> Point:
+def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str, Any], warnings: list[str]) -> Point:
     """Return the point of these replications.
 
     :param set_: the swept keys and their values.
@@ -84,7 +106,7 @@ def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], w
     return point
 
 
-def measure_alone(recording: Recording, facts: Facts) -> tuple[dict[str, Metric], dict[str, Late], bool]:
+def measure_alone(recording: Recording, facts: ScenarioFacts) -> tuple[dict[str, Metric], dict[str, LateShare], bool]:
     """Return the metrics of one replication by itself, who is late, and whether more arrives than is served.
 
     They are there to be compared with others on the same traffic, so fewer requests are enough for a p99 than where
@@ -112,8 +134,11 @@ def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table
     import pyarrow as pa
 
     columns: dict[str, Any] = dict(recording.requests)
-    words = {"outcome": ["hit", "delayed_hit", "miss"], "tier": ["gpu", "host", "storage"],
-             "status": list(STATUS_WORDS)}  # fmt: skip
+    words = {
+        "outcome": ["hit", "delayed_hit", "miss"],
+        "tier": ["gpu", "host", "storage"],
+        "status": list(STATUS_WORDS),
+    }
     for name, values in words.items():
         indices = pa.array(columns[name].astype(np.int8))
         columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(values))
@@ -129,7 +154,7 @@ def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table
     return pa.table(columns)
 
 
-def _cdf(m: Measured) -> dict[str, list[float]]:
+def _cdf(m: MeasuredRequests) -> dict[str, list[float]]:
     waits = m.sampled(m.column("load_wait_s")[m.completed])
     stamps = {"ttft_s": "first_token_s", "e2e_s": "finished_s", "queue_s": "admitted_s"}
     curves = {name: m.sampled(m.seconds(stamp, "arrival_s")).quantiles(_Q) for name, stamp in stamps.items()}
@@ -172,7 +197,7 @@ def _timeline(recording: Recording) -> Timeline:
     )
 
 
-def _breakdown(m: Measured) -> dict[str, float]:
+def _breakdown(m: MeasuredRequests) -> dict[str, float]:
     """Return the mean seconds of each stage, which add up to mean E2E.
 
     Admission and first token cut E2E into three. Load waits are taken out of that part in which they lie: of the
@@ -203,7 +228,7 @@ def _breakdown(m: Measured) -> dict[str, float]:
     return {name: 0.0 if abs(seconds) < rounding else seconds for name, seconds in stages.items()}
 
 
-def _groups(m: Measured) -> list[dict[str, Any]]:
+def _groups(m: MeasuredRequests) -> list[dict[str, Any]]:
     """Return rows by kind of adapter, then by popularity as seen in the run."""
     facts = m.facts
     count = len(facts.size_bytes)
@@ -220,7 +245,7 @@ def _groups(m: Measured) -> list[dict[str, Any]]:
     return rows
 
 
-def _group(m: Measured, name: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     adapter = m.column("adapter")
     inside = chosen[adapter]
     done = m.completed & inside
@@ -243,7 +268,7 @@ def _group(m: Measured, name: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
-def _capacity(m: Measured, metrics: dict[str, Metric]) -> Capacity:
+def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
     facts, span = m.facts, float(m.spans.sum())
     blocked = np.sum([r.blocked_s.sum(axis=1) for r in m.recordings], axis=0)
     time = max(span * facts.replicas, 1e-12)
@@ -274,7 +299,7 @@ def _capacity(m: Measured, metrics: dict[str, Metric]) -> Capacity:
     )
 
 
-def _broken_shares(m: Measured) -> dict[str, float]:
+def _broken_shares(m: MeasuredRequests) -> dict[str, float]:
     """Return the share of the measured time, times that of the replicas, in which each kind of fault was there."""
     shares: dict[str, float] = {}
     span = max(float(m.spans.sum()), 1e-12)
@@ -286,7 +311,7 @@ def _broken_shares(m: Measured) -> dict[str, float]:
     return shares
 
 
-def _offered_to_loaders(m: Measured) -> float | None:
+def _offered_to_loaders(m: MeasuredRequests) -> float | None:
     """Return loader-seconds asked for, over those there are: loads asked for times the mean time that one holds its
     loader."""
     loads, held_s = 0, 0.0
@@ -307,7 +332,7 @@ def _offered_to_loaders(m: Measured) -> float | None:
     return float(asked.sum() * held_s / loads / places) if places > 0 else None
 
 
-def _overload(m: Measured) -> float | None:
+def _overload(m: MeasuredRequests) -> float | None:
     """Return arrivals over completions where the queue grew over the whole measured time; None where it didn't."""
     grown = served = came = 0.0
     for r in m.recordings:
@@ -327,7 +352,7 @@ def _overload(m: Measured) -> float | None:
     return None
 
 
-def _traffic(m: Measured) -> dict[str, float]:
+def _traffic(m: MeasuredRequests) -> dict[str, float]:
     count = len(m.facts.size_bytes)
     span = float(m.spans.sum())
     return {

@@ -155,9 +155,12 @@ class Sampled:
         """Return a quantile, with its interval; none where too few requests were measured."""
         tail = q >= 0.99
         return self._estimate(
-            lambda part: float(np.quantile(part, q)), unit, self._least_for_p99 if tail else MIN_FOR_REST,
-            MIN_SECTION_P99 if tail else 1, tail=tail,
-        )  # fmt: skip
+            lambda part: float(np.quantile(part, q)),
+            unit,
+            self._least_for_p99 if tail else MIN_FOR_REST,
+            MIN_SECTION_P99 if tail else 1,
+            tail=tail,
+        )
 
     def quantiles(self, q: list[float]) -> list[float]:
         """Return quantiles over everything, for drawing."""

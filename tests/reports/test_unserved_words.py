@@ -13,7 +13,7 @@ from reports.tables.metric_tables import make_tiles
 from reports.text import term_sentence, unserved_words
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
-from sim.results.point import Late, Metric, Point
+from sim.results.point import LateShare, Metric, Point
 
 TERMS = {"e2e_p99_s": 1.0}
 
@@ -25,7 +25,7 @@ def lacking(refused: int = 0, failed: int = 0, share: float | None = None, **uns
     for name, count in counts.items():
         point.metrics[name] = Metric(count, unit="requests")
     value = (refused + failed) / total if share is None else share
-    point.late = {"e2e_p99_s": Late(1.0, Metric(value, 0.97 * value, 1.03 * value))}
+    point.late = {"e2e_p99_s": LateShare(1.0, Metric(value, 0.97 * value, 1.03 * value))}
     point.unserved = unserved
     return point
 

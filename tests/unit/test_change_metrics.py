@@ -31,7 +31,7 @@ from sim.results.records import (
     Event,
     Recording,
 )
-from sim.results.sample_data import Broken, Facts
+from sim.results.sample_data import FaultWindow, ScenarioFacts
 from sim.traffic.request import FROM_STORAGE, HIT, MISS
 
 T975 = {1: 12.7062, 2: 4.30265}
@@ -46,13 +46,13 @@ def impact_of(point: Point) -> Impact:
     return point.impact
 
 
-def facts(**changes: Any) -> Facts:
+def facts(**changes: Any) -> ScenarioFacts:
     given: dict[str, Any] = {
         "slo": {"e2e_p99_s": 2.0}, "fixed": False, "blocking": False, "replicas": 2, "loaders": 1,
         "size_bytes": np.array([10, 10]), "kind": np.zeros(2, dtype=np.int64), "kind_names": ("all",), "slots": 4,
         "kv_tokens": 1000, "max_num_seqs": 8, "strategies": ("in-place",),
     }  # fmt: skip
-    return Facts(**given | changes)
+    return ScenarioFacts(**given | changes)
 
 
 def recording(**changes: Any) -> Recording:
@@ -163,7 +163,7 @@ def test_rerouted_requests_say_how_long_they_take() -> None:
 
 
 def test_what_is_broken_is_a_share_of_time_and_replicas() -> None:
-    broken = (Broken("crash", 22.0, 31.0, 0.5), Broken("storage-stall", 30.0, math.inf, 1.0))
+    broken = (FaultWindow("crash", 22.0, 31.0, 0.5), FaultWindow("storage-stall", 30.0, math.inf, 1.0))
     point = summarise([recording()], facts(faults=frozenset({"crash"}), strategies=(), broken=broken), {}, [])
     assert point.capacity.faults == {"crash": pytest.approx(9 / 36 / 2), "storage-stall": pytest.approx(10 / 36)}
     assert "faults" not in summarise([recording()], facts(), {}, []).capacity.to_json()

@@ -13,7 +13,7 @@ import pytest
 from sim.results.leaps import GAP_BINS, gap_bins
 from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, Recording
-from sim.results.sample_data import Facts
+from sim.results.sample_data import ScenarioFacts
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_HOST, FROM_STORAGE, HIT, MISS
 
 REQUESTS = {
@@ -53,7 +53,7 @@ def recording() -> Recording:
     )  # fmt: skip
 
 
-FACTS = Facts(
+FACTS = ScenarioFacts(
     slo={"e2e_p99_s": 3.0}, fixed=False, blocking=False, replicas=2, loaders=2, size_bytes=np.array([10, 30, 60]),
     kind=np.zeros(3, dtype=np.int64), kind_names=("all",), slots=4, kv_tokens=1000, max_num_seqs=8,
 )  # fmt: skip

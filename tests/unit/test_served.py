@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.results.calibration import Alone, add_calibration
+from sim.results.calibration import ReplicationValues, add_calibration
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
-from sim.results.point import Late, Metric, Point
+from sim.results.point import LateShare, Metric, Point
 from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, FAILED, GAP_BINS, GATED, REFUSED, UNFINISHED, Recording
-from sim.results.sample_data import Facts
+from sim.results.sample_data import ScenarioFacts
 from sim.results.verdict import (
     MET,
     NOT_MET,
@@ -34,7 +34,7 @@ TTFT = {"ttft_p99_s": 2.0}
 QUICK_S, SLOW_S = 1.0, 3.0
 
 
-def facts(slo: dict[str, float], **changes: Any) -> Facts:
+def facts(slo: dict[str, float], **changes: Any) -> ScenarioFacts:
     given: dict[str, Any] = {
         "slo": slo,
         "fixed": False,
@@ -48,7 +48,7 @@ def facts(slo: dict[str, float], **changes: Any) -> Facts:
         "kv_tokens": 100,
         "max_num_seqs": 8,
     }
-    return Facts(**given | changes)
+    return ScenarioFacts(**given | changes)
 
 
 def recording(status: np.ndarray, ttft_s: np.ndarray, **columns: np.ndarray) -> Recording:
@@ -209,7 +209,7 @@ def test_an_unsettled_latency_leaves_its_late_ones_unsettled() -> None:
 
 def test_what_costs_leave_open_widens_the_share_of_late_requests() -> None:
     point = made(TTFT, refused=0.007)
-    own = Alone(dict.fromkeys(point.metrics, None), False, {"ttft_p99_s": 0.007})
+    own = ReplicationValues(dict.fromkeys(point.metrics, None), False, {"ttft_p99_s": 0.007})
     drawn = [replace(own, late={"ttft_p99_s": late}) for late in (0.006, 0.009, 0.012)]
     assert verdict(point, TTFT) == MET
     add_calibration(point, [own], drawn, 3)
@@ -252,7 +252,7 @@ def test_older_points_know_those_late_without_an_answer_from_their_impact() -> N
     point.impact = Impact(requests=20_000, slow_unanswered=300)
     assert verdict(point, TTFT) == NOT_MET
     assert verdict(point, TTFT | {"e2e_p99_s": 9.0}) == MET  # 150 each may be
-    point.late = {"ttft_p99_s": Late(2.0, Metric(0.005, 0.004, 0.006))}
+    point.late = {"ttft_p99_s": LateShare(2.0, Metric(0.005, 0.004, 0.006))}
     assert verdict(point, TTFT) == MET
 
 

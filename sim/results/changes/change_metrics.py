@@ -31,7 +31,7 @@ from sim.results.records import (
     WRONG_SERVED,
     Recording,
 )
-from sim.results.sample_data import Measured
+from sim.results.sample_data import MeasuredRequests
 from sim.results.statistics import ENOUGH_REPLICATIONS, WIDE, half_width, kept, ratio
 from sim.traffic.request import MISS
 
@@ -44,15 +44,18 @@ IDENTITY = frozenset({"misrouting", "stale-map", "base-model"})
 """Kinds of faults by which a request reaches the wrong adapter."""
 _OF_ROLLOUTS = {"mixed_version_responses": MIXED, "stale_after_cutover": STALE}
 _OF_FAULTS = {
-    "misrouted": (MISROUTED, IDENTITY), "wrong_adapter_served": (WRONG_SERVED, IDENTITY),
-    "wrong_adapter_detected": (WRONG_DETECTED, IDENTITY), "retried": (RETRIED, IDENTITY),
-    "old_prefix_served": (OLD_PREFIX, frozenset({"named-prefixes"})), "rerouted": (REROUTED, frozenset({"crash"})),
+    "misrouted": (MISROUTED, IDENTITY),
+    "wrong_adapter_served": (WRONG_SERVED, IDENTITY),
+    "wrong_adapter_detected": (WRONG_DETECTED, IDENTITY),
+    "retried": (RETRIED, IDENTITY),
+    "old_prefix_served": (OLD_PREFIX, frozenset({"named-prefixes"})),
+    "rerouted": (REROUTED, frozenset({"crash"})),
     "lost": (LOST, frozenset({"crash"})),
-}  # fmt: skip
+}
 _HARMFUL = MIXED | STALE | GATED | WRONG_SERVED | OLD_PREFIX
 
 
-def change_metrics(m: Measured, slow: Mask | None) -> dict[str, Metric]:
+def change_metrics(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
     """Return the metrics of refusals, failures, rollouts, faults and the load of replicas.
 
     :param slow: which requests completed beyond the targets for single requests; None without such targets.
@@ -68,7 +71,7 @@ def change_metrics(m: Measured, slow: Mask | None) -> dict[str, Metric]:
     }
 
 
-def _harmed(m: Measured, slow: Mask | None) -> dict[str, Metric]:
+def _harmed(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
     """Return the requests with a mixed, stale, wrong or late answer, or none; each counts once.
 
     Beside their number, by how much it exceeds that of the late ones to be expected anyway: of the requests that come
@@ -95,7 +98,7 @@ def _harmed(m: Measured, slow: Mask | None) -> dict[str, Metric]:
     return {"harmed": counted(m, harmed), "harmed_excess": excess}
 
 
-def before_changes(m: Measured) -> Mask:
+def before_changes(m: MeasuredRequests) -> Mask:
     """Return which measured requests came before the first rollout or fault that begins at some time.
 
     What is there from the start belongs to how things are anyway; where there is nothing else, nobody came before.
@@ -105,18 +108,18 @@ def before_changes(m: Measured) -> Mask:
     return np.asarray(m.column("arrival_s") < begins[replication_of(m)])
 
 
-def replication_of(m: Measured) -> NDArray[np.int64]:
+def replication_of(m: MeasuredRequests) -> NDArray[np.int64]:
     """Return the replication of each measured request."""
     return m.section // m.sections
 
 
-def counted(m: Measured, where: Mask, unit: str = "requests") -> Metric:
+def counted(m: MeasuredRequests, where: Mask, unit: str = "requests") -> Metric:
     """Return how many measured requests these are, in all replications together."""
     each = np.bincount(replication_of(m)[where], minlength=m.replications)
     return summed(each.astype(np.float64), unit)
 
 
-def _ended(m: Measured, where: Mask) -> Metric:
+def _ended(m: MeasuredRequests, where: Mask) -> Metric:
     """Return how many requests ended in a way; where nothing changes, sections of a short run tell its spread too."""
     metric = counted(m, where)
     if m.replications < ENOUGH_REPLICATIONS and not m.facts.strategies and not m.facts.faults:
@@ -147,7 +150,7 @@ def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.
     return metric
 
 
-def _skew(m: Measured) -> Metric:
+def _skew(m: MeasuredRequests) -> Metric:
     """Return the requests of each replication's busiest replica, over the mean per replica; those of full models
     aside, to which requests don't come by choice."""
     replicas = m.facts.own_replicas
@@ -166,7 +169,7 @@ def _skew(m: Measured) -> Metric:
     return metric
 
 
-def _faults(m: Measured) -> dict[str, Metric]:
+def _faults(m: MeasuredRequests) -> dict[str, Metric]:
     marks, found = m.column("marks"), {}
     for name, (mark, kinds) in _OF_FAULTS.items():
         if kinds & m.facts.faults:
@@ -179,7 +182,7 @@ def _faults(m: Measured) -> dict[str, Metric]:
     return found
 
 
-def _rerouted(m: Measured) -> Metric:
+def _rerouted(m: MeasuredRequests) -> Metric:
     """Return how long the requests take that begin anew elsewhere, from their first arrival on."""
     chosen = m.completed & ((m.column("marks") & REROUTED) > 0)
     if not chosen.any():
@@ -193,7 +196,7 @@ def _rerouted(m: Measured) -> Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class RolloutWindow:
     """Which measured requests came during the rollouts and which before, and the times that count.
 
     :ivar during_s, before_s: from and to, within the measured time; the same in every design.
@@ -205,20 +208,22 @@ class Window:
     before_s: tuple[float, float]
 
     @staticmethod
-    def of(recording: Recording, arrival_s: Floats) -> Window:
+    def of(recording: Recording, arrival_s: Floats) -> RolloutWindow:
         """Return the window of one replication.
 
         :param arrival_s: (n,) of its measured requests.
         """
         begins, ends = recording.facts["during_from_s"], recording.facts["during_to_s"]
         first, last = float(recording.bounds[0]), float(recording.bounds[-1])
-        return Window(
-            (arrival_s >= begins) & (arrival_s < ends), arrival_s < begins,
-            (max(first, begins), max(first, begins, min(last, ends))), (first, max(first, min(last, begins))),
-        )  # fmt: skip
+        return RolloutWindow(
+            (arrival_s >= begins) & (arrival_s < ends),
+            arrival_s < begins,
+            (max(first, begins), max(first, begins, min(last, ends))),
+            (first, max(first, min(last, begins))),
+        )
 
 
-def _rollouts(m: Measured) -> dict[str, Metric]:
+def _rollouts(m: MeasuredRequests) -> dict[str, Metric]:
     if not m.facts.strategies:
         names = [name for name in UNITS if name.startswith(("rollout_", "before_", "sessions_"))]
         names += [*_OF_ROLLOUTS, "extra_resident_bytes_peak"]
@@ -234,7 +239,7 @@ def _rollouts(m: Measured) -> dict[str, Metric]:
     }
 
 
-def _duration(m: Measured) -> Metric:
+def _duration(m: MeasuredRequests) -> Metric:
     took = np.array([r.facts["rollout_duration_s"] for r in m.recordings])
     back = sum(r.facts["rolled_back"] > 0 for r in m.recordings)
     complete = int(np.isfinite(took).sum())
@@ -246,10 +251,10 @@ def _duration(m: Measured) -> Metric:
     return Metric(None, unit="s", state=State(cause, complete, m.replications, back))
 
 
-def window_metrics(m: Measured) -> dict[str, Metric]:
+def window_metrics(m: MeasuredRequests) -> dict[str, Metric]:
     """Return latencies, misses and loads during the rollouts and before."""
     arrival, replication = m.column("arrival_s").astype(np.float64), replication_of(m)
-    windows = [Window.of(r, arrival[replication == i]) for i, r in enumerate(m.recordings)]
+    windows = [RolloutWindow.of(r, arrival[replication == i]) for i, r in enumerate(m.recordings)]
     found: dict[str, Metric] = {}
     for side in ("rollout", "before"):
         mask = np.concatenate([w.during if side == "rollout" else w.before for w in windows])
@@ -281,12 +286,12 @@ def _peak(starts: Floats, span_s: float) -> float:
     return float(np.max(ends - np.arange(len(starts)), initial=0)) / length
 
 
-def _per_replication(m: Measured, mask: Mask, statistic: Callable[[Mask], float]) -> Floats:
+def _per_replication(m: MeasuredRequests, mask: Mask, statistic: Callable[[Mask], float]) -> Floats:
     replication = replication_of(m)
     return np.array([statistic(mask & (replication == i)) for i in range(m.replications)])
 
 
-def _p99(m: Measured, mask: Mask, seconds: Floats) -> Metric:
+def _p99(m: MeasuredRequests, mask: Mask, seconds: Floats) -> Metric:
     done = mask & (m.column("status") == COMPLETED)
     count = int(done.sum())
     if count < m.least_for_p99:
@@ -298,7 +303,7 @@ def _p99(m: Measured, mask: Mask, seconds: Floats) -> Metric:
     return spread_over(p99(done), _per_replication(m, done, p99), "s")
 
 
-def _misses(m: Measured, mask: Mask) -> Metric:
+def _misses(m: MeasuredRequests, mask: Mask) -> Metric:
     inside, missed = mask & m.admitted, m.column("outcome") == MISS
 
     def share(chosen: Mask) -> float:
@@ -307,12 +312,14 @@ def _misses(m: Measured, mask: Mask) -> Metric:
     return spread_over(share(inside), _per_replication(m, inside, share), "1", highest=1)
 
 
-def _sessions(m: Measured) -> dict[str, Metric]:
+def _sessions(m: MeasuredRequests) -> dict[str, Metric]:
     names = ("sessions_saw_both", "sessions_went_back")
     if any("session" not in r.requests for r in m.recordings):
         return {name: Metric(None, unit="sessions", state=State(Cause.NO_SESSIONS)) for name in names}
-    counts = np.array([sessions_of_both({n: c[k] for n, c in r.requests.items()})
-                       for r in m.recordings for k in [r.section_of >= 0]], dtype=np.float64)  # fmt: skip
+    counts = np.array(
+        [sessions_of_both({n: c[k] for n, c in r.requests.items()}) for r in m.recordings for k in [r.section_of >= 0]],
+        dtype=np.float64,
+    )
     return {name: summed(counts[:, i], "sessions") for i, name in enumerate(names)}
 
 

@@ -29,7 +29,7 @@ from sim.results.records import (
     WRONG_SERVED,
     Recording,
 )
-from sim.results.sample_data import Facts, Measured, slow_ones
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts, slow_ones
 from sim.results.statistics import MIN_SECTION_P99
 from sim.traffic.request import MISS
 
@@ -37,15 +37,31 @@ Floats = NDArray[np.float64]
 Requests = Mapping[str, NDArray[Any]]
 
 _MARK_WORDS = {
-    MIXED: "mixed", STALE: "stale", GATED: "gated", LOST: "lost", LOAD_FAILED: "load-failed", REROUTED: "rerouted",
-    WRONG_SERVED: "wrong-served", WRONG_DETECTED: "wrong-detected", RETRIED: "retried", OLD_PREFIX: "old-prefix",
-    WRONG_LOAD: "wrong-load", MISROUTED: "misrouted",
-}  # fmt: skip
+    MIXED: "mixed",
+    STALE: "stale",
+    GATED: "gated",
+    LOST: "lost",
+    LOAD_FAILED: "load-failed",
+    REROUTED: "rerouted",
+    WRONG_SERVED: "wrong-served",
+    WRONG_DETECTED: "wrong-detected",
+    RETRIED: "retried",
+    OLD_PREFIX: "old-prefix",
+    WRONG_LOAD: "wrong-load",
+    MISROUTED: "misrouted",
+}
 _IMPACT = {
-    "mixed": MIXED, "stale": STALE, "refused_by_rollout": GATED, "wrong_served": WRONG_SERVED,
-    "wrong_detected": WRONG_DETECTED, "retried": RETRIED, "lost": LOST, "failed_loads": LOAD_FAILED,
-    "rerouted": REROUTED, "old_prefix": OLD_PREFIX,
-}  # fmt: skip
+    "mixed": MIXED,
+    "stale": STALE,
+    "refused_by_rollout": GATED,
+    "wrong_served": WRONG_SERVED,
+    "wrong_detected": WRONG_DETECTED,
+    "retried": RETRIED,
+    "lost": LOST,
+    "failed_loads": LOAD_FAILED,
+    "rerouted": REROUTED,
+    "old_prefix": OLD_PREFIX,
+}
 _BESIDE = 2
 """Spans on both sides that the p99 of a span looks at too."""
 _BEGIN = frozenset({"rollout", "stage", "fault", "crash"})
@@ -59,7 +75,7 @@ def mark_words(marks: NDArray[Any]) -> tuple[NDArray[np.int32], list[str]]:
     return which.astype(np.int32), texts
 
 
-def replica_rows(recording: Recording, facts: Facts) -> list[dict[str, Any]]:
+def replica_rows(recording: Recording, facts: ScenarioFacts) -> list[dict[str, Any]]:
     """Return one row a replica of what one replication measured; nothing for a single replica."""
     if facts.replicas == 1:
         return []
@@ -74,16 +90,18 @@ def replica_rows(recording: Recording, facts: Facts) -> list[dict[str, Any]]:
         here = r["replica"] == replica
         done, admitted = here & (r["status"] == COMPLETED), here & (r["admitted_s"] >= 0)
         seconds = (r["finished_s"] - r["arrival_s"])[done]
-        rows.append({
-            "replica": replica,
-            **({"full": replica >= facts.own_replicas} if facts.full_replicas else {}),
-            "requests": int(here.sum()),
-            "completed": int(done.sum()),
-            "miss_ratio": float((r["outcome"][admitted] == MISS).mean()) if admitted.any() else None,
-            "loads": int(counts[replica]),
-            "busy_share": float(recording.busy_by_replica[replica]) / (ends - begins) if ends > begins else None,
-            "e2e_p99_s": float(np.quantile(seconds, 0.99)) if len(seconds) >= MIN_SECTION_P99 else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "replica": replica,
+                **({"full": replica >= facts.own_replicas} if facts.full_replicas else {}),
+                "requests": int(here.sum()),
+                "completed": int(done.sum()),
+                "miss_ratio": float((r["outcome"][admitted] == MISS).mean()) if admitted.any() else None,
+                "loads": int(counts[replica]),
+                "busy_share": float(recording.busy_by_replica[replica]) / (ends - begins) if ends > begins else None,
+                "e2e_p99_s": float(np.quantile(seconds, 0.99)) if len(seconds) >= MIN_SECTION_P99 else None,
+            }
+        )
     return rows
 
 
@@ -169,7 +187,7 @@ def _middles(end: float, spans: int) -> list[float]:
     return [float(x) for x in (np.arange(spans) + 0.5) * end / spans]
 
 
-def impact_of(m: Measured) -> Impact | None:
+def impact_of(m: MeasuredRequests) -> Impact | None:
     """Return how many measured requests rollouts and faults met with what; None where there are neither."""
     if not m.facts.strategies and not m.facts.faults:
         return None

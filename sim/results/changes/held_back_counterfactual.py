@@ -13,12 +13,16 @@ from sim.results.pairs import difference_of
 from sim.results.point import Metric, Point
 from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import json_ready
-from sim.results.sample_data import Facts, Measured
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.traffic_digest import traffic_ids
 
 NAMES = (
-    "rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_miss_ratio", "rollout_loads", "rollout_peak_loads_per_s",
-)  # fmt: skip
+    "rollout_ttft_p99_s",
+    "rollout_e2e_p99_s",
+    "rollout_miss_ratio",
+    "rollout_loads",
+    "rollout_peak_loads_per_s",
+)
 """Metrics of the requests that come, and of the loads that begin, from the rollout's begin on."""
 _KEPT = ("unit", "one", "other", "change", "lo", "hi", "word", "note")
 
@@ -40,7 +44,7 @@ class WithheldVersions:
 def avoided(
     happened: Sequence[Recording],
     otherwise: Sequence[Recording],
-    facts: Facts,
+    facts: ScenarioFacts,
     held: Sequence[WithheldVersions],
     rollouts: list[HeldBackRollout],
 ) -> HeldBack:
@@ -53,9 +57,9 @@ def avoided(
     sides = []
     for recordings in (happened, otherwise):
         marked = [replace(r, facts={**r.facts, "during_from_s": begins, "during_to_s": ends}) for r in recordings]
-        metrics = window_metrics(Measured(marked, facts))
+        metrics = window_metrics(MeasuredRequests(marked, facts))
         sides.append(Point({}, metrics, traffic_ids=traffic_ids(marked, facts)))
-    m = Measured(list(otherwise), facts)
+    m = MeasuredRequests(list(otherwise), facts)
     each = [_answered(m, (one,)) for one in held]
     found = {name: difference_of(sides[0], sides[1], name) for name in NAMES}
     changes = {
@@ -66,7 +70,7 @@ def avoided(
     return HeldBack(rollouts, len(m.section), _count(_answered(m, held)), [_count(metric) for metric in each], changes)
 
 
-def _answered(m: Measured, held: Sequence[WithheldVersions]) -> Metric:
+def _answered(m: MeasuredRequests, held: Sequence[WithheldVersions]) -> Metric:
     """Return the measured requests whose last token would have come from a held version."""
     count = len(m.facts.size_bytes)
     adapter, version = m.column("adapter").astype(np.int64), m.column("last_version").astype(np.int64)
