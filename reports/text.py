@@ -104,7 +104,7 @@ def with_interval(name: str, metric: Metric) -> str:
 
 
 def term_sentence(point: Point, name: str, target: float) -> str:
-    """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s asked for``."""
+    """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s target``."""
     words, metric = metric_words(name), point.metrics.get(name)
     overloaded = out_of_hand(point)
     found = interval_verdict(metric, target, overloaded=overloaded)
@@ -116,10 +116,10 @@ def term_sentence(point: Point, name: str, target: float) -> str:
     hedge = "" if metric.settled else ", unsettled"
     if found == UNCLEAR and overloaded and interval_verdict(metric, target) == MET:
         return (
-            f"{words} of those answered is {with_interval(name, metric)}{hedge}, but more arrives than is served, so "
-            f"that says nothing of the {show(name, target)} asked for"
+            f"{words} of those answered is {with_interval(name, metric)}{hedge}, but more requests arrive than are "
+            f"served, so that does not show whether the target of {show(name, target)} is met"
         )
-    return f"{words} is {with_interval(name, metric)}{hedge}, {side} {show(name, target)} asked for"
+    return f"{words} is {with_interval(name, metric)}{hedge}, {side} {show(name, target)} target"
 
 
 def _late_sentence(point: Point, name: str, target: float) -> str:

@@ -22,7 +22,7 @@ SWAPPING = 0.25
 BLOCKED = 0.05
 """A resource that made requests wait during this share of the time limits the point."""
 OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
-BROKEN = "More arrives than is served with this fault, so percentiles depend on how long the run is"
+BROKEN = "With this fault more requests arrive than are served, so percentiles depend on how long the run is"
 _FAULTS = {
     "crash": "replicas were down for {} of their time",
     "storage-stall": "storage stood still for {} of the time",
@@ -229,9 +229,7 @@ def headroom(point: Point) -> str:
         return "Not visible in this run: simulate without the fault to see it."
     if is_overloaded(point):
         load = offered(point) or 1.0
-        return (
-            f"None: what arrives is {percent(load)} of what can be served; take away at least {percent(1 - 1 / load)}."
-        )
+        return f"None. The offered load is {percent(load)} of capacity; reduce it by at least {percent(1 - 1 / load)}."
     first = limits(point)[0].name
     if first in ("refusals", "failures"):
         return "Not visible while requests are refused or fail: serve them first."

@@ -138,7 +138,7 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
         )
     extra = value_of(point, "extra_resident_bytes_peak")
     if extra:
-        said.append(f"Old versions beside new ones take up to {human_bytes(extra)} of GPU memory.")
+        said.append(f"Old versions kept alongside new ones take up to {human_bytes(extra)} of GPU memory.")
     both, back = value_of(point, "sessions_saw_both"), value_of(point, "sessions_went_back")
     if both:
         said.append(f"{both:,.0f} sessions saw both versions; {back or 0:,.0f} of them went back to the older one.")

@@ -34,15 +34,19 @@ def traffic_sentence(comparison: Comparison) -> str:
     """Return whether both met the same traffic, and what follows from that."""
     kinds = {pair.traffic for pair in comparison.pairs}
     if kinds == {SAME_REQUESTS}:
-        return "A and B met the same requests at the same times: compared part by part, most of the luck cancels."
+        return (
+            "A and B met the same requests at the same times: compared part by part, most of the chance variation "
+            "cancels."
+        )
     if OTHER_TRAFFIC not in kinds:
         return (
-            "A and B drew their requests from the same random numbers: compared part by part, much of the luck cancels."
+            "A and B drew their requests from the same random numbers: compared part by part, much of the chance "
+            "variation cancels."
         )
     some = "At some points A" if len(kinds) > 1 else "A"
     return (
         f"{some} and B met different traffic: their intervals are combined as if independent, so only differences "
-        "larger than the luck of both are clear."
+        "larger than the chance variation of both are clear."
     )
 
 
@@ -61,8 +65,8 @@ def headline(comparison: Comparison) -> str:
         clear, side = (better, BETTER) if better else (worse, WORSE)
         doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
         return (
-            f"It is open whether B is better than A: it is {side} in {_told(pair, clear, short=True)}, but may be much "
-            f"{than} in {_told(pair, doubts)}."
+            f"It is unclear whether B is better than A: it is {side} in {_told(pair, clear, short=True)}, but may be "
+            f"much {than} in {_told(pair, doubts)}."
         )
     if word == MIXED:
         good, bad = (_told(pair, names, short=True) for names in (better, worse))
@@ -105,7 +109,7 @@ def _headline_of_many(comparison: Comparison) -> str:
     )
     told = ", ".join(f"{words} at {count}" for count, words in parts if count)
     mostly = "Mostly yes" if counts[BETTER] * 2 > total else "At some points"
-    start = {BETTER: mostly, WORSE: "No", OPEN: "It is open"}.get(comparison.word, "It depends")
+    start = {BETTER: mostly, WORSE: "No", OPEN: "It is unclear"}.get(comparison.word, "It depends")
     return f"{start}: of {total} points B is {told}, by {names}."
 
 
@@ -188,7 +192,7 @@ def _beside(comparison: Comparison, pair: Pair) -> list[str]:
             n for n in key_metrics(comparison) if is_word(pair, n, word) and (against or n not in comparison.judged)
         ]
         if names:
-            said.append(f"Beside that, B is clearly {words} in {_told(pair, names[:_LISTED], short=True)}.")
+            said.append(f"In addition, B is clearly {words} in {_told(pair, names[:_LISTED], short=True)}.")
     return said
 
 

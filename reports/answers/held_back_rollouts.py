@@ -29,8 +29,8 @@ def tell_held(points: Sequence[Point]) -> list[str]:
     assert held is not None, "something is held back there"
     where = "" if len(found) == len(points) else f" at {len(found)} of {len(points):,} points"
     return [
-        f"Held{where}: {'; '.join(_why(row) for row in held.rollouts)}. {_answered(held)}",
-        f"Had it gone out, meanwhile: {_changes(held)}.",
+        f"Held back{where}: {'; '.join(_why(row) for row in held.rollouts)}. {_answered(held)}",
+        f"Had it gone out in the meantime: {_changes(held)}.",
     ]
 
 
@@ -40,7 +40,7 @@ def held_table(point: Point, where: str) -> Table | None:
     if held is None:
         return None
     answered = held.answered
-    rows = [["requests answered by a held version", "0", f"{answered.value:,}{_between(answered)}", ""]]
+    rows = [["requests answered by the version held back", "0", f"{answered.value:,}{_between(answered)}", ""]]
     if len(held.rollouts) > 1:
         for row, each in zip(held.rollouts, held.by_rollout, strict=True):
             rows.append([f"of rollouts.{row.rollout}", "0", f"{each.value:,}{_between(each)}", ""])
@@ -53,7 +53,7 @@ def held_table(point: Point, where: str) -> Table | None:
         f"Held: {why}. Both columns are the same traffic, all replications; during: from the begin of the rollout "
         "for as long as it is observed."
     )
-    return Table(f"What holding it avoided{where}", ["", "held", "had it gone out", "change"], rows, note)
+    return Table(f"What holding it back avoided{where}", ["", "held", "had it gone out", "change"], rows, note)
 
 
 def _why(row: HeldBackRollout) -> str:
@@ -71,7 +71,7 @@ def _shows(findings: Sequence[Mapping[str, Any]]) -> str:
 def _answered(held: HeldBack) -> str:
     answered, total = held.answered, max(1, held.requests)
     count = f"{answered.value:,} of {total:,} requests, {percent(answered.value / total)}"
-    return f"A held version would have answered {count}."
+    return f"The version held back would have answered {count}."
 
 
 def _changes(held: HeldBack) -> str:
@@ -89,7 +89,7 @@ def _change(name: str, found: MetricChange) -> str:
     from reports.answers.deltas import signed  # numpy is heavy, and the terminal's words need it here alone
 
     if found.lo is None or found.hi is None:
-        return "one replication: no interval"
+        return "one replication gives no interval"
     word = _SHORT.get(found.word)
     between = f"{signed(name, found.lo, found.unit)} to {signed(name, found.hi, found.unit)}"
     return f"{word}: {between}" if word else "no clear change"

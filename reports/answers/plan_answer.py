@@ -158,7 +158,7 @@ def _details(read: PlanReading) -> list[str]:
     if read.feasible or len(told) > 1:
         said.append(f"{where}, {'; '.join(told)}.")
     if not read.feasible and bad:
-        said.append("More arrives there than is served, so its numbers depend on how long the run is.")
+        said.append("More requests arrive there than are served, so its numbers depend on how long the run is.")
     if not read.feasible and record.doubtful:
         maybe = "; ".join(read.phrase(set_) for set_ in record.doubtful[:4])
         said.append(f"Too close to call: {maybe}.")
@@ -185,7 +185,7 @@ def _at_the_end(read: PlanReading) -> str:
     if read.record.fleets:
         return ""
     more = "larger" if read.record.direction == "maximize" else "smaller"
-    return f"It is the end of the range: {more} values were not looked at."
+    return f"This is the end of the range; {more} values were not tried."
 
 
 def _other_edge(read: PlanReading) -> str:
@@ -199,7 +199,7 @@ def _other_edge(read: PlanReading) -> str:
         return ""
     first = make_axis(key, read.points).phrase(point.set[key])
     rest = read.phrase({name: value for name, value in point.set.items() if name != key})
-    return f"With {first} nothing does: nearest is {rest}, where {_term(read, point, missed[0])}."
+    return f"With {first} nothing meets the SLO; the nearest is {rest}, where {_term(read, point, missed[0])}."
 
 
 def _unserved(read: PlanReading) -> str:
@@ -272,7 +272,7 @@ def _binding(read: PlanReading) -> tuple[str, str]:
     if name in ("refusals", "failures"):
         return name, f"At {read.phrase(point.set)}, {sentence}"
     if missed[0] == "miss_ratio":  # latencies have nothing to say of it
-        name, sentence = "adapter cache", "It holds too few of the adapters that are asked for."
+        name, sentence = "adapter cache", "It holds too few of the requested adapters."
     return name, f"At {read.phrase(point.set)}, {_term(read, point, missed[0])}. {sentence}"
 
 
@@ -285,7 +285,7 @@ def _limit(point: Point) -> tuple[str, str]:
     name, share = stage
     if name in ("decode_s", "prefill_s"):
         return "compute", (
-            f"Nobody waits for long: {percent(share)} of the mean latency is {name.removesuffix('_s')}, and steps "
+            f"No request waits long: {percent(share)} of the mean latency is {name.removesuffix('_s')}, and steps "
             "take longer the larger the batch."
         )
     return "load time", limit.sentence

@@ -67,12 +67,12 @@ def badge(data: RunData) -> tuple[str, str, str]:
     words = [row.verdict for row in data.remedies if row.verdict is not None]
     good = words.count(MET)
     if words and good == len(words):
-        return "✓", "SLO met after every cure", "met"
+        return "✓", "SLO met after every remedy", "met"
     if good == 0 and words.count(NOT_MET) == len(words):
         before = ", nor before" if verdict(data.points[0], terms) == NOT_MET else ""
-        return "✕", f"SLO not met after any cure{before}", "not-met"
+        return "✕", f"SLO not met after any remedy{before}", "not-met"
     if good == 0:
-        return "?", "Unclear whether any cure leaves the SLO met", "unclear"
+        return "?", "Unclear whether any remedy leaves the SLO met", "unclear"
     return "◐", f"SLO met after {good} of {len(words)} changes", "partly"
 
 
@@ -94,7 +94,7 @@ def vetted_table(data: RunData) -> Table:
             evidence = "; ".join(seen["what"] for seen in finding["evidence"])
             cures = "; ".join(cure["words"] for cure in finding["cures"])
             rows.append([each["path"], finding["mode"], finding["confidence"], evidence, cures])
-    head = ["adapter", "finding", "confidence", "evidence", "cures, in order"]
+    head = ["adapter", "finding", "confidence", "evidence", "remedies, in order"]
     return Table("What the vetting found", head, rows, words=(1, 2, 3, 4))
 
 

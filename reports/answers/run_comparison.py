@@ -180,7 +180,7 @@ def _decided(one: Point, other: Point, slo: Mapping[str, float]) -> tuple[str, s
     """
     full = is_overloaded(one), is_overloaded(other)
     if full[0] != full[1]:
-        return (WORSE if full[1] else BETTER), f"with {'B' if full[1] else 'A'} more arrives than is served"
+        return (WORSE if full[1] else BETTER), f"with {'B' if full[1] else 'A'} more requests arrive than are served"
     met = verdict(one, slo), verdict(other, slo)
     if set(met) == {MET, NOT_MET}:
         return (WORSE if met[0] == MET else BETTER), f"the SLO is met with {'A' if met[0] == MET else 'B'} alone"

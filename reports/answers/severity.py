@@ -125,7 +125,7 @@ def growing_impact(points: Sequence[Point], axes: Sequence[Axis], label: Label) 
         close = [d.label for d in designs if d is not best and not best.adds_less(d)]
         least = f"The fault adds least with {best.label}"
         if len(close) == len(designs) - 1:
-            said.append("In which of these designs the fault adds least is not certain.")
+            said.append("It is not certain in which of these designs the fault adds least.")
         else:
             said.append(f"{least}, not certainly less than with {', '.join(close)}." if close else f"{least}.")
     return said + _anyway(shown, worse)

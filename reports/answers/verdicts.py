@@ -39,7 +39,7 @@ def confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = 
     names = list(slo_terms) or [n for n in _KEY_METRICS if n in point.metrics]
     metrics = {name: point.metrics[name] for name in names if name in point.metrics}
     if is_overloaded(point):
-        return "low", "more arrives than can be served, so the numbers depend on how long the run is"
+        return "low", "more requests arrive than can be served, so the numbers depend on how long the run is"
     if any(lacks_answers(point, n, t) and late_verdict(point, n, t) == NOT_MET for n, t in slo_terms.items()):
         reason = "clearly more requests go unserved than the SLO allows"
         return ("medium", f"{reason}, but the costs are assumed, not measured") if assumed else ("high", reason)
@@ -77,15 +77,18 @@ def _of_calibration(point: Point, metrics: Mapping[str, Metric]) -> tuple[str, s
         return None
     overloaded, draws = point.calibration["overloaded"], point.calibration["draws"]
     if overloaded:
-        return "low", f"with {overloaded} of {draws} draws of the profile's costs more arrives than can be served"
+        return (
+            "low",
+            f"with {overloaded} of {draws} draws of the profile's costs more requests arrive than can be served",
+        )
     known = {name: metric for name, metric in metrics.items() if metric.value and name != "miss_ratio"}
     halves = {name: half for name, metric in known.items() if (half := _calibration_half(metric)) is not None}
     widest = max(halves, key=lambda name: halves[name], default=None)
     if widest is not None and halves[widest] > _WIDE:
         word = "low" if halves[widest] > _VERY_WIDE else "medium"
         return word, (
-            f"the calibration interval of {metric_words(widest)} is ±{percent(round(halves[widest], 2))}: so much "
-            "do the measurements behind the profile leave open"
+            f"the calibration interval of {metric_words(widest)} is ±{percent(round(halves[widest], 2))}: the "
+            "measurements behind the profile leave that much open"
         )
     missed = [metric_words(name) for name in known if name not in halves]
     if missed:

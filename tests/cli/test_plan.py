@@ -66,7 +66,7 @@ def test_the_smallest_cache_is_found_and_can_be_run(loraplan: CommandLine, tmp_p
 def test_the_answer_is_told_in_words_with_what_stands_in_the_way(loraplan: CommandLine, tmp_path: Path) -> None:
     ended = loraplan("plan", write(tmp_path, SLOTS))
     assert "GPU slots are enough: the smallest that meets the SLO, of 16 values from 4 to 64." in ended.out
-    assert re.search(r"At \d+ GPU slots, (p99 TTFT|miss ratio) is .* asked for\.", ended.out)
+    assert re.search(r"At \d+ GPU slots, (p99 TTFT|miss ratio) is .* target\.", ended.out)
     assert "Confidence: " in ended.out
     assert "cache.gpu.slots" in ended.err, "every look is told"
     page = (tmp_path / "runs/small-plan/report.html").read_text()
@@ -101,7 +101,7 @@ def test_an_slo_that_everything_meets_says_that_the_range_ends_there(loraplan: C
     ended = loraplan("plan", write(tmp_path, rest))
     assert ended.code == 0
     assert "32 GPU slots are enough" in ended.out
-    assert "It is the end of the range: smaller values were not looked at." in ended.out
+    assert "This is the end of the range; smaller values were not tried." in ended.out
 
 
 def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_kv_cache(tmp_path: Path) -> None:

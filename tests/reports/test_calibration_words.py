@@ -68,7 +68,7 @@ def test_draws_in_overload_leave_nothing_met() -> None:
     made = drawn(0.01, overloaded=2)
     said = answer(made, TERMS)
     assert (said.verdict, said.confidence) == ("unclear", "low")
-    assert said.reason == "with 2 of 8 draws of the profile's costs more arrives than can be served"
+    assert said.reason == "with 2 of 8 draws of the profile's costs more requests arrive than can be served"
     assert not said.headline.startswith("Overloaded"), "it is not, with the profile's own costs"
     assert next(tile.mark for tile in make_tiles(made, TERMS) if tile.words == "p99 E2E") == "unclear"
 

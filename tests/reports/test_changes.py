@@ -112,7 +112,7 @@ def test_a_sweep_tells_what_a_fault_adds_and_not_that_none_harms_least() -> None
     noisy = stalls()
     for i, counts in enumerate(([90.0, 90, 90, 90], [121.0, 121, 121, 121], [400.0, 90, 90, 90], [121.0, 130, 0, 121])):
         noisy[i].metrics["harmed"].parts = list(counts)
-    assert "In which of these designs the fault adds least is not certain." in sweep_answer(noisy, TERMS).details
+    assert "It is not certain in which of these designs the fault adds least." in sweep_answer(noisy, TERMS).details
 
 
 def test_designs_under_one_fault_are_ranked_by_harm_beyond_the_usual() -> None:
@@ -154,7 +154,7 @@ def test_overload_is_the_reason_where_it_is_one() -> None:
     point = samples.changed_point(rollout=False)
     point.capacity = replace(point.capacity, compute=ComputeUse(1.0, 1.3))
     text = " ".join(answer(point, TERMS).details)
-    assert "but more arrives than is served, so that says nothing of the 1 s asked for" in text
+    assert "but more requests arrive than are served, so that does not show whether the target of 1 s is met" in text
     assert "too uncertain" not in text
 
 

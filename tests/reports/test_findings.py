@@ -69,7 +69,9 @@ def test_fixed_engine_is_limited_by_its_server() -> None:
 
 def test_headroom_follows_from_the_offered_load() -> None:
     assert "about 10 % more traffic" in headroom(point("loader", utilization=0.91, offered_load=0.91))
-    assert headroom(point("loader", utilization=1.0, offered_load=1.25)).startswith("None: what arrives is 125 %")
+    assert headroom(point("loader", utilization=1.0, offered_load=1.25)).startswith(
+        "None. The offered load is 125 % of capacity"
+    )
     assert "12 adapters were in use or asked for at once, with 64 slots" in headroom(point("slots", blocked_share=0.2))
 
 
@@ -97,7 +99,7 @@ def test_one_term_that_fails_decides() -> None:
     assert answer(made, {"e2e_p99_s": 1.0}).verdict == "met"
     said = answer(made, {"e2e_p99_s": 1.0, "miss_ratio": 0.2})
     assert said.verdict == "not met"
-    assert said.headline == "The SLO is not met: miss ratio is 80 % (79.8 to 80.2), above the 20 % asked for."
+    assert said.headline == "The SLO is not met: miss ratio is 80 % (79.8 to 80.2), above the 20 % target."
     assert answer(made, {}).verdict == "no SLO"
 
 

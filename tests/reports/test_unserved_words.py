@@ -89,7 +89,7 @@ def test_what_is_late_beside_the_refused_is_told() -> None:
 def test_a_value_beyond_the_target_speaks_for_itself() -> None:
     point = lacking(300, share=0.03)
     point.metrics["e2e_p99_s"] = Metric(1.5, 1.4, 1.6, "s")
-    assert term_sentence(point, "e2e_p99_s", 1.0) == "p99 E2E is 1.5 s (1.40 to 1.60), above the 1 s asked for"
+    assert term_sentence(point, "e2e_p99_s", 1.0) == "p99 E2E is 1.5 s (1.40 to 1.60), above the 1 s target"
 
 
 def test_confidence_and_tiles_follow() -> None:

@@ -151,7 +151,7 @@ def test_what_cannot_be_judged_is_held_and_says_why(file: Path, entries: int | N
     assert why in note
     assert held_back(point).rollouts[0].vetted[0]["judged"] is False
     headline = answer(point, {"ttft_p99_s": 1.0}).headline
-    assert headline.startswith("Held: rollouts.0, v2 can't be judged. A held version would have answered ")
+    assert headline.startswith("Held back: rollouts.0, v2 can't be judged. The version held back would have answered ")
     assert release(load_scenario(str(file), ["rollouts.0.require=none"]).scenario).held == ()
 
 
@@ -192,9 +192,9 @@ def test_the_gate_can_be_swept(file: Path) -> None:
     assert out.version_mix
     assert held.held_back
     told = sweep_answer(data.points, {"ttft_p99_s": 1.0})
-    assert told.headline.startswith("Held at 1 of 2 points: rollouts.0, v2 shows underfitting (likely). ")
+    assert told.headline.startswith("Held back at 1 of 2 points: rollouts.0, v2 shows underfitting (likely). ")
     assert "With none: requests harmed" in " ".join(told.details)
-    assert "What holding it avoided" in build_report(data)
+    assert "What holding it back avoided" in build_report(data)
 
 
 # What is refused
@@ -290,14 +290,14 @@ def test_the_report_says_what_was_held_and_why(file: Path) -> None:
     (point,) = data.points
     told = answer(point, {"ttft_p99_s": 1.0})
     value, total = held_back(point).answered.value, held_back(point).requests
-    assert told.headline.startswith("Held: rollouts.0, v2 shows underfitting (likely). A held version would ")
-    assert f"have answered {value:,} of {total:,} requests" in told.headline
-    assert told.details[0].startswith("Had it gone out, meanwhile: p99 TTFT ")
+    assert told.headline.startswith("Held back: rollouts.0, v2 shows underfitting (likely). The version ")
+    assert f"held back would have answered {value:,} of {total:,} requests" in told.headline
+    assert told.details[0].startswith("Had it gone out in the meantime: p99 TTFT ")
     assert any(warning.startswith("rollouts.0 is held: v2 shows underfitting (likely): the training loss was ")
                for warning in point.warnings)  # fmt: skip
     table = held_table(point, "")
     assert table is not None
-    assert table.rows[0][:2] == ["requests answered by a held version", "0"]
-    assert "What holding it avoided" in build_report(data)
+    assert table.rows[0][:2] == ["requests answered by the version held back", "0"]
+    assert "What holding it back avoided" in build_report(data)
     summary = json.loads((data.path / "summary.json").read_text())
     assert summary["points"][0]["held"]["answered"]["value"] == value
