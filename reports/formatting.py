@@ -16,62 +16,135 @@ RATIOS = SHARES
 """Metrics that print as percentages."""
 
 METRIC_WORDS = {
-    "miss_ratio": "miss ratio", "delayed_hit_ratio": "delayed-hit ratio", "hit_ratio": "hit ratio",
-    "byte_miss_ratio": "byte miss ratio", "loads_per_request": "loads per request",
-    "loader_utilization": "loader utilisation", "gpu_utilization": "GPU utilisation",
-    "queue_mean_s": "mean queue wait", "queue_p50_s": "median queue wait", "queue_p99_s": "p99 queue wait",
-    "load_wait_mean_s": "mean load wait", "ttft_mean_s": "mean TTFT", "ttft_p50_s": "median TTFT",
-    "ttft_p99_s": "p99 TTFT", "tpot_mean_s": "mean TPOT", "itl_mean_s": "mean ITL", "itl_p99_s": "p99 ITL",
-    "e2e_mean_s": "mean E2E", "e2e_p50_s": "median E2E", "e2e_p99_s": "p99 E2E",
-    "throughput_rps": "throughput", "output_tokens_per_s": "output tokens", "goodput_rps": "goodput",
-    "slo_attainment": "SLO attainment", "completed": "completed", "unfinished": "unfinished",
-    "refused": "refused", "failed": "failed", "preemptions": "preemptions", "evictions": "evictions",
-    "replica_load_skew": "load skew of replicas", "harmed": "requests harmed",
+    "miss_ratio": "miss ratio",
+    "delayed_hit_ratio": "delayed-hit ratio",
+    "hit_ratio": "hit ratio",
+    "byte_miss_ratio": "byte miss ratio",
+    "loads_per_request": "loads per request",
+    "loader_utilization": "loader utilisation",
+    "gpu_utilization": "GPU utilisation",
+    "queue_mean_s": "mean queue wait",
+    "queue_p50_s": "median queue wait",
+    "queue_p99_s": "p99 queue wait",
+    "load_wait_mean_s": "mean load wait",
+    "ttft_mean_s": "mean TTFT",
+    "ttft_p50_s": "median TTFT",
+    "ttft_p99_s": "p99 TTFT",
+    "tpot_mean_s": "mean TPOT",
+    "itl_mean_s": "mean ITL",
+    "itl_p99_s": "p99 ITL",
+    "e2e_mean_s": "mean E2E",
+    "e2e_p50_s": "median E2E",
+    "e2e_p99_s": "p99 E2E",
+    "throughput_rps": "throughput",
+    "output_tokens_per_s": "output tokens",
+    "goodput_rps": "goodput",
+    "slo_attainment": "SLO attainment",
+    "completed": "completed",
+    "unfinished": "unfinished",
+    "refused": "refused",
+    "failed": "failed",
+    "preemptions": "preemptions",
+    "evictions": "evictions",
+    "replica_load_skew": "load skew of replicas",
+    "harmed": "requests harmed",
     "harmed_excess": "harmed beyond the usual",
-    "mixed_version_responses": "mixed-version responses", "sessions_saw_both": "sessions that saw both versions",
-    "sessions_went_back": "sessions that went back", "stale_after_cutover": "stale after cutover",
-    "extra_resident_bytes_peak": "extra resident bytes, peak", "rollout_duration_s": "rollout duration",
-    "rollout_loads": "loads during", "rollout_peak_loads_per_s": "peak loads during",
-    "rollout_ttft_p99_s": "p99 TTFT during", "rollout_e2e_p99_s": "p99 E2E during",
-    "rollout_miss_ratio": "miss ratio during", "before_peak_loads_per_s": "peak loads before",
-    "before_ttft_p99_s": "p99 TTFT before", "before_e2e_p99_s": "p99 E2E before",
-    "before_miss_ratio": "miss ratio before", "misrouted": "misrouted", "wrong_adapter_served": "wrong answers served",
-    "wrong_adapter_detected": "wrong answers noticed", "retried": "sent again",
-    "old_prefix_served": "old prefixes served", "rerouted": "rerouted", "lost": "lost",
+    "mixed_version_responses": "mixed-version responses",
+    "sessions_saw_both": "sessions that saw both versions",
+    "sessions_went_back": "sessions that went back",
+    "stale_after_cutover": "stale after cutover",
+    "extra_resident_bytes_peak": "extra resident bytes, peak",
+    "rollout_duration_s": "rollout duration",
+    "rollout_loads": "loads during",
+    "rollout_peak_loads_per_s": "peak loads during",
+    "rollout_ttft_p99_s": "p99 TTFT during",
+    "rollout_e2e_p99_s": "p99 E2E during",
+    "rollout_miss_ratio": "miss ratio during",
+    "before_peak_loads_per_s": "peak loads before",
+    "before_ttft_p99_s": "p99 TTFT before",
+    "before_e2e_p99_s": "p99 E2E before",
+    "before_miss_ratio": "miss ratio before",
+    "misrouted": "misrouted",
+    "wrong_adapter_served": "wrong answers served",
+    "wrong_adapter_detected": "wrong answers noticed",
+    "retried": "sent again",
+    "old_prefix_served": "old prefixes served",
+    "rerouted": "rerouted",
+    "lost": "lost",
     "rerouted_e2e_mean_s": "mean E2E of rerouted",
-}  # fmt: skip
+}
 """Metrics in the words of style.md."""
 
 KEY_WORDS = {
-    "workload.arrivals.rate": "arrival rate", "workload.arrivals.cv": "burstiness (cv of the gaps)",
-    "workload.popularity.exponent": "Zipf exponent", "workload.requests": "requests",
-    "adapters.count": "adapters", "adapters.rank": "adapter rank", "adapters.size": "adapter size",
-    "fleet.replicas": "replicas", "fleet.max_num_seqs": "seats (max_num_seqs)",
-    "fleet.kv_tokens": "KV tokens", "fleet.engine": "engine", "fleet.profile": "profile",
-    "fleet.admission": "admission policy", "cache.gpu.slots": "GPU slots", "cache.gpu.size": "GPU cache",
-    "cache.host.slots": "host slots", "cache.host.size": "host cache", "cache.eviction": "eviction policy",
-    "storage.loaders": "loaders", "storage.mode": "load mode", "router.policy": "router policy",
-    "run.seed": "seed", "rollouts.0.strategy": "strategy", "rollouts.0.spread": "spread of the rollout",
-    "rollouts.0.dwell": "dwell of a stage", "rollouts.0.share": "share rolled out", "rollouts.0.stages": "stages",
-    "rollouts.0.at": "start of the rollout", "rollouts.0.adapter": "adapter rolled out",
-    "rollouts.0.propagation": "propagation", "rollouts.0.keep_old": "keep old versions",
+    "workload.arrivals.rate": "arrival rate",
+    "workload.arrivals.cv": "burstiness (cv of the gaps)",
+    "workload.popularity.exponent": "Zipf exponent",
+    "workload.requests": "requests",
+    "adapters.count": "adapters",
+    "adapters.rank": "adapter rank",
+    "adapters.size": "adapter size",
+    "fleet.replicas": "replicas",
+    "fleet.max_num_seqs": "seats (max_num_seqs)",
+    "fleet.kv_tokens": "KV tokens",
+    "fleet.engine": "engine",
+    "fleet.profile": "profile",
+    "fleet.admission": "admission policy",
+    "cache.gpu.slots": "GPU slots",
+    "cache.gpu.size": "GPU cache",
+    "cache.host.slots": "host slots",
+    "cache.host.size": "host cache",
+    "cache.eviction": "eviction policy",
+    "storage.loaders": "loaders",
+    "storage.mode": "load mode",
+    "router.policy": "router policy",
+    "run.seed": "seed",
+    "rollouts.0.strategy": "strategy",
+    "rollouts.0.spread": "spread of the rollout",
+    "rollouts.0.dwell": "dwell of a stage",
+    "rollouts.0.share": "share rolled out",
+    "rollouts.0.stages": "stages",
+    "rollouts.0.at": "start of the rollout",
+    "rollouts.0.adapter": "adapter rolled out",
+    "rollouts.0.propagation": "propagation",
+    "rollouts.0.keep_old": "keep old versions",
     "rollouts.0.require": "gate before the rollout",
-    "rollouts.0.sticky": "sticky sessions", "faults.0.at": "start of the fault", "faults.0.factor": "slowdown",
-    "faults.0.delay": "network delay", "faults.0.share": "share concerned", "faults.0.backoff": "pause before a retry",
-    "faults.0.retries": "retries of a load", "faults.0.replica": "replica concerned",
-    "faults.0.lifetime": "lifetime of old prefixes", "faults.0.to": "adapter reached",
-    "faults.0.propagation": "propagation of the map", "faults.0.detector.delay": "pause before a retry",
+    "rollouts.0.sticky": "sticky sessions",
+    "faults.0.at": "start of the fault",
+    "faults.0.factor": "slowdown",
+    "faults.0.delay": "network delay",
+    "faults.0.share": "share concerned",
+    "faults.0.backoff": "pause before a retry",
+    "faults.0.retries": "retries of a load",
+    "faults.0.replica": "replica concerned",
+    "faults.0.lifetime": "lifetime of old prefixes",
+    "faults.0.to": "adapter reached",
+    "faults.0.propagation": "propagation of the map",
+    "faults.0.detector.delay": "pause before a retry",
     "router.instances": "router instances",
-    "faults.0.requests": "fate of requests inside", "faults.0.detected": "time to notice",
-    "faults.0.down": "time down", "faults.0.lasts": "length of the fault", "faults.0.probability": "fault probability",
-    "faults.0.detector.checks": "answers checked", "faults.0.detector.retries": "retries",
-    "router.staleness": "age of the router's view", "router.bound": "load bound", "router.placement": "placement",
-}  # fmt: skip
+    "faults.0.requests": "fate of requests inside",
+    "faults.0.detected": "time to notice",
+    "faults.0.down": "time down",
+    "faults.0.lasts": "length of the fault",
+    "faults.0.probability": "fault probability",
+    "faults.0.detector.checks": "answers checked",
+    "faults.0.detector.retries": "retries",
+    "router.staleness": "age of the router's view",
+    "router.bound": "load bound",
+    "router.placement": "placement",
+}
 """Swept keys in words; any other key reads as it is written in the scenario."""
 
-COUNTED = frozenset({
-    "requests", "adapters", "replicas", "KV tokens", "GPU slots", "host slots", "loaders",
-})  # fmt: skip
+COUNTED = frozenset(
+    {
+        "requests",
+        "adapters",
+        "replicas",
+        "KV tokens",
+        "GPU slots",
+        "host slots",
+        "loaders",
+    }
+)
 """Words that follow their number: ``64 GPU slots``, but ``arrival rate 25/s``."""
 
 _TINY = 1e-4
@@ -171,24 +244,6 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
     if suffix.strip() and metric.unit == "s" and (high > 1000 or (low and abs(low) < 0.1)):
         return f"{human_seconds(lower)} to {human_seconds(upper)}"
     return f"{_scaled(low, like)} to {_scaled(high, like)}"
-
-
-def missing(metric: Metric | None) -> str:
-    """Return why a metric has no value: ``not enough data``, with its note."""
-    note = metric.note if metric is not None else ""
-    if note.startswith("not enough data"):
-        return note
-    return f"not enough data ({note})" if note else "not enough data"
-
-
-def with_interval(name: str, metric: Metric) -> str:
-    """Return a value, its unit and its intervals: ``"300 ms (295 to 305; calibration 280 to 320)"``."""
-    if metric.value is None:
-        return missing(metric)
-    found = calibration(name, metric)
-    bounds = [text for text in (interval(name, metric), f"calibration {found}" if found else "") if text]
-    text = show(name, metric.value, metric.unit)
-    return f"{text} ({'; '.join(bounds)})" if bounds else text
 
 
 def read_terms(slo: Mapping[str, Any] | None) -> dict[str, float]:

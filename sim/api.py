@@ -183,9 +183,9 @@ class PlanResults(Results):
     @property
     def point(self) -> Point:
         """The point of the answer, or of the best that was found."""
-        from reports.answers.plan_answer import Read
+        from reports.answers.plan_answer import PlanReading
 
-        chosen: Point | None = Read(self._data).chosen
+        chosen: Point | None = PlanReading(self._data).chosen
         assert chosen is not None, "a finished plan has a best point"
         return chosen
 

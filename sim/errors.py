@@ -5,6 +5,7 @@ The tree::
     LoraplanError              exit 3   a failure inside
     └── InputError             exit 2   what the user gave can't be used
         ├── ScenarioError               a scenario file, a profile or --set
+        │   └── UnknownKeyError         a key that scenarios don't have
         ├── TraceError                  a trace or a weights file
         ├── OutputError                 a run directory that can't be read or written
         └── SeveralErrors               several of these, from one file
@@ -79,6 +80,10 @@ class InputError(LoraplanError):
 
 class ScenarioError(InputError):
     """A scenario, a profile or a ``--set`` can't be used."""
+
+
+class UnknownKeyError(ScenarioError):
+    """A key that scenarios don't have."""
 
 
 class TraceError(InputError):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reports.answers.verdicts import capital, unserved_words
 from reports.formatting import percent
+from reports.text import capital, unserved_words
+from sim.results.model import Impact
 from sim.results.point import Point
 from sim.results.verdict import is_overloaded, offered, unserved
 from sim.spec.units import human_seconds
@@ -21,12 +22,13 @@ SWAPPING = 0.25
 BLOCKED = 0.05
 """A resource that made requests wait during this share of the time limits the point."""
 OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
-BROKEN = "More arrives than is served with this fault, so percentiles depend on how long the run is"
+BROKEN = "With this fault more requests arrive than are served, so percentiles depend on how long the run is"
 _FAULTS = {
-    "crash": "replicas were down for {} of their time", "storage-stall": "storage stood still for {} of the time",
+    "crash": "replicas were down for {} of their time",
+    "storage-stall": "storage stood still for {} of the time",
     "failing-loads": "loads from storage failed for {} of the time",
     "slow-storage": "storage was slow for {} of the time",
-}  # fmt: skip
+}
 _UNANSWERED = 0.01
 """Share of requests that wait in vain when the run ends, from which a fault limits the point."""
 
@@ -38,13 +40,15 @@ _FAILURES = {
     "lost": ": they were lost with their replica. Send such requests to another replica (requests: reroute).",
     "wrong_detected": ": a wrong answer was noticed, and no retry was left. Allow more retries.",
 }
-"""Why requests fail, and what to do, by the name in ``Point.harm``."""
+"""Why requests fail, and what to do, by the name in ``Impact``."""
 _NAMES = {"slots": "slots", "kv": "KV memory", "seats": "seats (max_num_seqs)"}
 _STAGES = {
-    "loader_queue_s": "waiting for a loader or a slot", "load_s": "loading adapters",
+    "loader_queue_s": "waiting for a loader or a slot",
+    "load_s": "loading adapters",
     "queue_s": "waiting for admission",
-    "prefill_s": "prefill", "decode_s": "decode",
-}  # fmt: skip
+    "prefill_s": "prefill",
+    "decode_s": "decode",
+}
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,20 @@ class Limit:
 
 
 def _of(point: Point, part: str, key: str) -> float | None:
-    value = point.capacity.get(part, {}).get(key)
+    value = getattr(getattr(point.capacity, part), key, None)
     return None if value is None else float(value)
 
 
 def is_fixed(point: Point) -> bool:
     """Return whether the engine serves one request at a time (no prefill of its own)."""
-    return not point.breakdown.get("prefill_s") and "seats" not in point.capacity
+    return not point.breakdown.get("prefill_s") and point.capacity.seats is None
 
 
 def is_broken(point: Point) -> bool:
     """Return whether it is a fault that keeps requests from being served: what stands still lacks no resources."""
-    shares = [_of(point, "faults", kind) or 0.0 for kind in _FAULTS]
-    in_vain = (point.harm.get("slow_unanswered") or 0) > _UNANSWERED * max(1, point.harm.get("requests") or 0)
+    shares = [point.capacity.faults.get(kind, 0.0) for kind in _FAULTS]
+    impact = point.impact or Impact()
+    in_vain = (impact.slow_unanswered or 0) > _UNANSWERED * max(1, impact.requests)
     return max(shares) >= BLOCKED and (is_overloaded(point) or in_vain)
 
 
@@ -83,11 +88,12 @@ def overload_words(point: Point) -> str:
 
 
 def _broken(point: Point) -> Limit:
-    shares = {kind: _of(point, "faults", kind) or 0.0 for kind in _FAULTS}
+    shares = {kind: point.capacity.faults.get(kind, 0.0) for kind in _FAULTS}
     said = " and ".join(
         _FAULTS[kind].format("all" if share > 0.9995 else percent(share))
-        for kind, share in shares.items() if share >= BLOCKED
-    )  # fmt: skip
+        for kind, share in shares.items()
+        if share >= BLOCKED
+    )
     return Limit("fault", f"{said[0].upper()}{said[1:]}, and requests waited for that.")
 
 
@@ -104,7 +110,8 @@ def _not_served(point: Point) -> Limit | None:
 
 
 def _why_refused(point: Point, refused: float) -> str:
-    by_rollout, too_long = point.harm.get("refused_by_rollout") or 0, point.unserved.get("too_long", 0)
+    by_rollout = point.impact.refused_by_rollout if point.impact is not None else 0
+    too_long = point.unserved.get("too_long", 0)
     if by_rollout > refused / 2:
         return " while their adapter was being replaced. Strategies other than unload-then-load refuse no requests."
     longest, limit = point.unserved.get("longest_tokens", 0), point.unserved.get("limit_tokens", 0)
@@ -122,7 +129,7 @@ def _why_refused(point: Point, refused: float) -> str:
 
 
 def _why_failed(point: Point) -> str:
-    counts = {name: point.harm.get(name) or 0 for name in _FAILURES}
+    counts = {name: getattr(point.impact or Impact(), name) for name in _FAILURES}
     most = max(counts, key=lambda name: counts[name])
     return _FAILURES[most] if counts[most] else "."
 
@@ -222,9 +229,7 @@ def headroom(point: Point) -> str:
         return "Not visible in this run: simulate without the fault to see it."
     if is_overloaded(point):
         load = offered(point) or 1.0
-        return (
-            f"None: what arrives is {percent(load)} of what can be served; take away at least {percent(1 - 1 / load)}."
-        )
+        return f"None. The offered load is {percent(load)} of capacity; reduce it by at least {percent(1 - 1 / load)}."
     first = limits(point)[0].name
     if first in ("refusals", "failures"):
         return "Not visible while requests are refused or fail: serve them first."

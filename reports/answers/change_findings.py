@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reports.answers.severity import growing, harm_that_grows, never_happens
-from reports.answers.verdicts import capital, main_metric
+from reports.answers.severity import growing, growing_impact, never_happens
+from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order
-from reports.formatting import metric_words, percent, show, with_interval
+from reports.formatting import metric_words, percent, show
+from reports.text import capital, why, with_interval
+from sim.results.model import Impact
 from sim.results.point import Metric, Point
 from sim.spec.units import human_bytes, human_seconds
 
-HARM_WORDS = {
-    "mixed": "mixed versions", "stale": "stale", "refused_by_rollout": "refused by the rollout",
-    "wrong_served": "wrong answers taken for right", "old_prefix": "old prefixes", "lost": "lost",
-    "failed_loads": "failed loads", "failed": "failed", "slow": "slow",
-}  # fmt: skip
+IMPACT_WORDS = {
+    "mixed": "mixed versions",
+    "stale": "stale",
+    "refused_by_rollout": "refused by the rollout",
+    "wrong_served": "wrong answers taken for right",
+    "old_prefix": "old prefixes",
+    "lost": "lost",
+    "failed_loads": "failed loads",
+    "failed": "failed",
+    "slow": "slow",
+}
 """What harms a request, in words."""
 _LISTED = 6
 _MANY = 0.05
@@ -24,7 +32,12 @@ _MANY = 0.05
 
 def is_changed(points: Sequence[Point]) -> bool:
     """Return whether something changes while traffic flows: there are rollouts or faults."""
-    return any(point.harm for point in points)
+    return any(point.impact for point in points)
+
+
+def impact_of(point: Point) -> Impact:
+    """Return what rollouts and faults did to the requests of a point; nothing where there are neither."""
+    return point.impact or Impact()
 
 
 def has_rollout(points: Sequence[Point]) -> bool:
@@ -45,16 +58,16 @@ def value_of(point: Point, name: str) -> float | None:
 
 def composition(point: Point) -> str:
     """Return what harmed the requests of a point, most frequent first: ``108 slow, 95 mixed versions``."""
-    harm = dict(point.harm)
-    others = (harm.get("failed") or 0) - (harm.get("lost") or 0) - (harm.get("failed_loads") or 0)
-    harm["failed"] = max(0, others)
-    counts = sorted(((harm.get(key) or 0, words) for key, words in HARM_WORDS.items()), key=lambda pair: -pair[0])
+    impact = impact_of(point)
+    others = max(0, impact.failed - impact.lost - impact.failed_loads)
+    found = {key: others if key == "failed" else getattr(impact, key) or 0 for key in IMPACT_WORDS}
+    counts = sorted(((count, IMPACT_WORDS[key]) for key, count in found.items()), key=lambda pair: -pair[0])
     return ", ".join(f"{count:,} {words}" for count, words in counts if count)
 
 
 def harmed_words(point: Point) -> str:
     """Return how many requests were harmed, of how many, and by what."""
-    count, total = int(value_of(point, "harmed") or 0), int(point.harm["requests"] or 0)
+    count, total = int(value_of(point, "harmed") or 0), impact_of(point).requests
     if not count:
         return f"none of {total:,}"
     return f"{count:,} of {total:,}, {percent(count / max(total, 1))} ({composition(point)})"
@@ -62,20 +75,21 @@ def harmed_words(point: Point) -> str:
 
 def _without_answer(point: Point) -> list[str]:
     """Return how many had no answer when the run ended: those late by then, or, without targets to judge by, all."""
-    unanswered, late = point.harm.get("unanswered") or 0, point.harm.get("slow_unanswered")
+    unanswered, late = impact_of(point).unanswered, impact_of(point).slow_unanswered
     if late is None and unanswered:
         return [
             f"{unanswered:,} had no answer when the run ended, and no target in the slo says which of them are late"
         ]
     if not late:
         return []
-    which = "none of them" if late == value_of(point, "harmed") else f"{late:,} of the slow ones"
-    return [f"{which} had {'an' if which.startswith('none') else 'no'} answer when the run ended"]
+    if late == value_of(point, "harmed"):
+        return ["none of them had an answer when the run ended"]
+    return [f"{late:,} of the slow ones had no answer when the run ended"]
 
 
 def tell(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     """Return what rollouts and faults did to one point, the most telling first; nothing where there are none."""
-    if not point.harm:
+    if point.impact is None:
         return []
     harmed = "; ".join([f"Requests harmed: {harmed_words(point)}", *_without_answer(point)])
     said = [*_identity(point), f"{harmed}.", *_slow_anyway([point])]
@@ -88,8 +102,8 @@ def tell(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
 
 def _slow_anyway(points: Sequence[Point]) -> list[str]:
     """Return how many requests were slow before any rollout or fault: slow ones are not all its doing."""
-    before = sum(point.harm.get("requests_before") or 0 for point in points)
-    slow = sum(point.harm.get("slow_before") or 0 for point in points)
+    before = sum(impact_of(point).requests_before or 0 for point in points)
+    slow = sum(impact_of(point).slow_before or 0 for point in points)
     if not before or not slow:
         return []
     what = "rollout" if has_rollout(points) else "fault"
@@ -115,7 +129,7 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     if took.value is not None:
         said.append(f"{_subject(point)} complete after {with_interval('rollout_duration_s', took)}.")
     else:
-        said.append(f"{_subject(point)} {took.note.replace('complete in 0 of', 'complete in none of')}.")
+        said.append(f"{_subject(point)} {why('rollout_duration_s', took.state)}.")
     peak, usual = (value_of(point, f"{side}_peak_loads_per_s") for side in ("rollout", "before"))
     if peak is not None and usual is not None:
         said.append(
@@ -124,7 +138,7 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
         )
     extra = value_of(point, "extra_resident_bytes_peak")
     if extra:
-        said.append(f"Old versions beside new ones take up to {human_bytes(extra)} of GPU memory.")
+        said.append(f"Old versions kept alongside new ones take up to {human_bytes(extra)} of GPU memory.")
     both, back = value_of(point, "sessions_saw_both"), value_of(point, "sessions_went_back")
     if both:
         said.append(f"{both:,.0f} sessions saw both versions; {back or 0:,.0f} of them went back to the older one.")
@@ -145,7 +159,7 @@ def _identity(point: Point) -> list[str]:
     if wrong is None:
         return []
     return [
-        f"{value_of(point, 'misrouted') or 0:,.0f} of {point.harm['requests']:,} requests did not reach their own "
+        f"{value_of(point, 'misrouted') or 0:,.0f} of {impact_of(point).requests:,} requests did not reach their own "
         f"adapter: {wrong:,.0f} wrong answers were taken for right, {noticed or 0:,.0f} were noticed, and "
         f"{again or 0:,.0f} requests sent again."
     ]
@@ -157,21 +171,23 @@ def _faults(point: Point) -> list[str]:
     if lost is not None and rerouted is not None:
         said.append(f"With their replica {lost:,.0f} requests were lost; {rerouted:,.0f} were sent to another one.")
     said += _rerouted([point], [])
-    if point.harm.get("failed_loads"):
-        said.append(f"{point.harm['failed_loads']:,} requests failed because their adapter could not be loaded.")
-    if point.harm.get("old_prefix"):
-        said.append(f"{point.harm['old_prefix']:,} requests found a prefix that an older version had computed.")
+    impact = impact_of(point)
+    if impact.failed_loads:
+        said.append(f"{impact.failed_loads:,} requests failed because their adapter could not be loaded.")
+    if impact.old_prefix:
+        said.append(f"{impact.old_prefix:,} requests found a prefix that an older version had computed.")
     return said
 
 
 def _afterwards(point: Point) -> str | None:
     """Return what became of those that came after the first event: unanswered, or slowest when."""
-    came = (point.harm["requests"] or 0) - (point.harm.get("requests_before") or 0)
-    unanswered = point.harm.get("unanswered_after") or 0
+    impact = impact_of(point)
+    came = impact.requests - (impact.requests_before or 0)
+    unanswered = impact.unanswered_after or 0
     if unanswered > _MANY * came:
         return f"Of the {came:,} that came after it began, {unanswered:,} had no answer when the run ended."
     begins = min((event["t_s"] for event in point.events if event["t_s"] > 0), default=0.0)
-    times, means = point.timeline.get("t_s") or [], point.timeline.get("e2e_mean_s") or []
+    times, means = point.timeline.t_s, point.timeline.e2e_mean_s
     known = [(value, time) for value, time in zip(means, times, strict=True) if value is not None]
     after = [pair for pair in known if pair[1] >= begins]
     if len(known) < 3 or not after:
@@ -193,11 +209,11 @@ def latency_name(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str
 def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
     """Return what a sweep says of rollouts, faults or routers, the most telling first; nothing where it has none."""
     if is_changed(points):
-        changed = [point for point in points if point.harm]  # of the others, held rollouts, there is nothing to tell
+        changed = [point for point in points if point.impact]  # of the others, held rollouts, there is nothing to tell
         if len(changed) == 1 < len(points):
             headline, *more = tell(changed[0], slo_terms)
             return [f"With {label_of(changed[0], axes)}: {headline[:1].lower()}{headline[1:]}", *more]
-        return _compare_harm(changed, axes, slo_terms)
+        return _compare_impact(changed, axes, slo_terms)
     if compares_routers(points, axes):
         return _compare_routers(points, axes)
     return []
@@ -208,13 +224,13 @@ def label_of(point: Point, axes: Sequence[Axis]) -> str:
     return ", ".join(axis.phrase(point.set.get(axis.key)) if axis.numeric else axis.point_label(point) for axis in axes)
 
 
-def _compare_harm(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
+def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
     if growing(axes):  # how bad the fault is isn't a choice
-        said = harm_that_grows(points, axes, label_of) or _rank_harm(points, axes)
+        said = growing_impact(points, axes, label_of) or _rank_impact(points, axes)
         if not any(never_happens(axis) for axis in growing(axes)):  # there, the difference to the healthy point says it
             said += [*_at_worst(points, axes), *_slow_anyway(points)]
     else:
-        said = _rank_harm(points, axes) + _slow_anyway(points)
+        said = _rank_impact(points, axes) + _slow_anyway(points)
     ordered = in_order(points, axes)
     if has_rollout(points):
         rollouts = _compare_rollouts(ordered, axes, slo_terms)
@@ -236,7 +252,7 @@ def _at_worst(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     return [f"In all, with {label_of(worst[0], worse)}: {'; '.join(told)}."]
 
 
-def _rank_harm(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
+def _rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     """Return with what fewest and most requests are harmed: beyond what is slow anyway, where that is known."""
     beyond = not has_rollout(points) and all(value_of(p, "harmed_excess") is not None for p in points)
     name = "harmed_excess" if beyond else "harmed"
@@ -265,7 +281,7 @@ def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
         return extremes(points, axes, "wrong_adapter_served")
     told = [f"{value_of(p, 'wrong_adapter_served') or 0:,.0f} with {label_of(p, axes)}" for p in points]
     said = f"Wrong answers taken for right: {', '.join(told)}"
-    late = [p.harm.get("slow") for p in points]
+    late = [impact_of(p).slow for p in points]
     if all(count is not None for count in late):
         said += f"; late: {', '.join(f'{count:,}' for count in late)} (in the same order)"
     return [f"{said}."]
@@ -344,14 +360,14 @@ def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str
         return [
             f"{words}: {show(name, value_of(low, name))} to {show(name, value_of(high, name))}{tail}, without a clear "
             "difference."
-        ]  # fmt: skip
+        ]
     above, below = high.metrics[name].lo, low.metrics[name].hi
     paired = above is not None and below is not None and below >= above
     hedge = " (clear in the same replications, though the intervals overlap)" if paired else ""
     return [
         f"{words}: lowest with {label_of(low, axes)}, {_value(low, name)}; highest with {label_of(high, axes)}, "
         f"{_value(high, name)}{tail}{hedge}."
-    ]  # fmt: skip
+    ]
 
 
 def _apart(low: Point, high: Point, name: str) -> bool:
@@ -381,9 +397,11 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]
         return []
     best = min(known, key=lambda p: value_of(p, "loads_per_request") or 0.0)
     plain = next((p for p in known if "round-robin" in p.set.values()), None)
-    other = plain if plain is not None and plain is not best else max(
-        known, key=lambda p: value_of(p, "loads_per_request") or 0.0
-    )  # fmt: skip
+    other = (
+        plain
+        if plain is not None and plain is not best
+        else max(known, key=lambda p: value_of(p, "loads_per_request") or 0.0)
+    )
     few, many = value_of(best, "loads_per_request") or 0.0, value_of(other, "loads_per_request") or 0.0
     times = f", {many / few:.2g} times as many" if few > 0 and 1.05 * few < many < 100 * few else ""
     said = [

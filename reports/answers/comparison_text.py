@@ -19,8 +19,8 @@ from reports.answers.run_comparison import (
     key_metrics,
     worse_terms,
 )
-from reports.answers.verdicts import capital
 from reports.formatting import metric_words, show
+from reports.text import capital
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
@@ -34,15 +34,19 @@ def traffic_sentence(comparison: Comparison) -> str:
     """Return whether both met the same traffic, and what follows from that."""
     kinds = {pair.traffic for pair in comparison.pairs}
     if kinds == {SAME_REQUESTS}:
-        return "A and B met the same requests at the same times: compared part by part, most of the luck cancels."
+        return (
+            "A and B met the same requests at the same times: compared part by part, most of the chance variation "
+            "cancels."
+        )
     if OTHER_TRAFFIC not in kinds:
         return (
-            "A and B drew their requests from the same random numbers: compared part by part, much of the luck cancels."
+            "A and B drew their requests from the same random numbers: compared part by part, much of the chance "
+            "variation cancels."
         )
     some = "At some points A" if len(kinds) > 1 else "A"
     return (
         f"{some} and B met different traffic: their intervals are combined as if independent, so only differences "
-        "larger than the luck of both are clear."
+        "larger than the chance variation of both are clear."
     )
 
 
@@ -61,8 +65,8 @@ def headline(comparison: Comparison) -> str:
         clear, side = (better, BETTER) if better else (worse, WORSE)
         doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
         return (
-            f"It is open whether B is better than A: it is {side} in {_told(pair, clear, short=True)}, but may be much "
-            f"{than} in {_told(pair, doubts)}."
+            f"It is unclear whether B is better than A: it is {side} in {_told(pair, clear, short=True)}, but may be "
+            f"much {than} in {_told(pair, doubts)}."
         )
     if word == MIXED:
         good, bad = (_told(pair, names, short=True) for names in (better, worse))
@@ -96,13 +100,16 @@ def _headline_of_many(comparison: Comparison) -> str:
     if counts[NOT_COMPARABLE] == total:
         return f"A and B can't be compared: {names} have no value at any of {total} points."
     parts = (
-        (counts[BETTER], "better"), (counts[WORSE], "worse"), (counts[MIXED], "better in one and worse in another"),
-        (counts[OPEN], "clear in one metric and open in another"), (counts[UNCLEAR], "not clearly different"),
+        (counts[BETTER], "better"),
+        (counts[WORSE], "worse"),
+        (counts[MIXED], "better in one and worse in another"),
+        (counts[OPEN], "clear in one metric and open in another"),
+        (counts[UNCLEAR], "not clearly different"),
         (counts[NOT_COMPARABLE], "not comparable"),
-    )  # fmt: skip
+    )
     told = ", ".join(f"{words} at {count}" for count, words in parts if count)
     mostly = "Mostly yes" if counts[BETTER] * 2 > total else "At some points"
-    start = {BETTER: mostly, WORSE: "No", OPEN: "It is open"}.get(comparison.word, "It depends")
+    start = {BETTER: mostly, WORSE: "No", OPEN: "It is unclear"}.get(comparison.word, "It depends")
     return f"{start}: of {total} points B is {told}, by {names}."
 
 
@@ -132,9 +139,14 @@ def _where(comparison: Comparison) -> list[str]:
     found: dict[str, list[str]] = {}
     for pair in comparison.pairs:
         found.setdefault(pair.word(comparison.judged), []).append(_at(comparison, pair))
-    order = ((BETTER, "better with"), (WORSE, "worse with"), (MIXED, "better in one and worse in another with"),
-             (OPEN, "clear in one metric and open in another with"), (UNCLEAR, "not clearly different with"),
-             (NOT_COMPARABLE, "not comparable with"))  # fmt: skip
+    order = (
+        (BETTER, "better with"),
+        (WORSE, "worse with"),
+        (MIXED, "better in one and worse in another with"),
+        (OPEN, "clear in one metric and open in another with"),
+        (UNCLEAR, "not clearly different with"),
+        (NOT_COMPARABLE, "not comparable with"),
+    )
     return [f"B is {'; '.join(f'{words} {_listed(found[word])}' for word, words in order if word in found)}."]
 
 
@@ -180,7 +192,7 @@ def _beside(comparison: Comparison, pair: Pair) -> list[str]:
             n for n in key_metrics(comparison) if is_word(pair, n, word) and (against or n not in comparison.judged)
         ]
         if names:
-            said.append(f"Beside that, B is clearly {words} in {_told(pair, names[:_LISTED], short=True)}.")
+            said.append(f"In addition, B is clearly {words} in {_told(pair, names[:_LISTED], short=True)}.")
     return said
 
 
@@ -236,21 +248,30 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     """Return what ``loraplan compare --json`` prints."""
     return {
         "schema_version": 1,
-        "one": _run_json(comparison.one), "other": _run_json(comparison.other),
-        "answer": comparison.word, "headline": headline(comparison), "details": details(comparison),
-        "slo": comparison.terms, "judged": list(comparison.judged), "worse_slo_terms": worse_terms(comparison),
+        "one": _run_json(comparison.one),
+        "other": _run_json(comparison.other),
+        "answer": comparison.word,
+        "headline": headline(comparison),
+        "details": details(comparison),
+        "slo": comparison.terms,
+        "judged": list(comparison.judged),
+        "worse_slo_terms": worse_terms(comparison),
         "differs": [{"key": key, "one": a, "other": b} for key, a, b in comparison.changed],
         "cautions": list(comparison.cautions),
         "points": [
             {
-                "set": pair.set, "answer": pair.word(comparison.judged), "why": pair.why, "traffic": pair.traffic,
-                "slo_one": verdict(pair.one, comparison.terms), "slo_other": verdict(pair.other, comparison.terms),
+                "set": pair.set,
+                "answer": pair.word(comparison.judged),
+                "why": pair.why,
+                "traffic": pair.traffic,
+                "slo_one": verdict(pair.one, comparison.terms),
+                "slo_other": verdict(pair.other, comparison.terms),
                 "metrics": {name: _difference_json(d) for name, d in pair.differences.items()},
             }
             for pair in comparison.pairs
         ],
         "without_partner": {"one": comparison.alone[0], "other": comparison.alone[1]},
-    }  # fmt: skip
+    }
 
 
 def _run_json(run: RunData) -> dict[str, Any]:

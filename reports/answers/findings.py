@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from reports.answers.bottleneck import headroom, limits, overload_words
 from reports.answers.change_findings import compare, is_changed, tell
 from reports.answers.held_back_rollouts import tell_held
-from reports.answers.verdicts import capital, confidence, main_metric, term_sentence, unserved_words
+from reports.answers.verdicts import confidence, main_metric
 from reports.axes import Axis, in_order, make_axes, point_words
-from reports.formatting import metric_words, show, with_interval
+from reports.formatting import metric_words, show
+from reports.text import capital, term_sentence, unserved_words, with_interval
+from sim.results.model import Impact
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_overloaded, late_verdict, term_verdict, verdict
 
@@ -60,16 +62,18 @@ def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
         return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}."
     each = {n: term_verdict(point, n, t) for n, t in slo_terms.items()}
     if found == NOT_MET and NOT_MET not in each.values():
-        late, total = point.harm.get("slow_unanswered") or 0, point.harm.get("requests") or 0
+        impact = point.impact or Impact()
+        late, total = impact.slow_unanswered or 0, impact.requests
         return f"{start}The SLO is not met: {late:,} of {total:,} requests were late and had no answer yet."
     deciding = main_metric([point], slo_terms) if found == MET else next(n for n, v in each.items() if v == found)
     metric = point.metrics.get(deciding)
     sure = metric is None or metric.settled or bad or late_verdict(point, deciding, slo_terms[deciding]) == NOT_MET
     probably = "" if sure else "probably "
     opening = {
-        MET: f"The SLO is {probably}met", NOT_MET: f"The SLO is {probably}not met",
+        MET: f"The SLO is {probably}met",
+        NOT_MET: f"The SLO is {probably}not met",
         UNCLEAR: "Whether the SLO is met is unclear",
-    }[found]  # fmt: skip
+    }[found]
     return f"{start}{opening}: {term_sentence(point, deciding, slo_terms[deciding])}."
 
 
@@ -233,9 +237,15 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     if held := tell_held(points):
         headline, details = held[0], [*held[1:], headline, *details]
     return Answer(
-        headline, details, overall, binding_name, bound, f"At {where}: {_lower(said.headroom)}",
-        said.confidence, f"at {where}: {said.reason}",
-    )  # fmt: skip
+        headline,
+        details,
+        overall,
+        binding_name,
+        bound,
+        f"At {where}: {_lower(said.headroom)}",
+        said.confidence,
+        f"at {where}: {said.reason}",
+    )
 
 
 def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:

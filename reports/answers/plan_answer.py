@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from reports.answers.bottleneck import headroom, largest_stage, limits
 from reports.answers.findings import Answer
-from reports.answers.verdicts import capital, confidence, term_sentence, unserved_words
+from reports.answers.verdicts import confidence
 from reports.axes import make_axis
 from reports.charts.svg import Table
 from reports.formatting import metric_words, percent, read_terms, show
+from reports.text import capital, term_sentence, unserved_words
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, UNCLEAR, lacks_answers, out_of_hand, term_verdict
 
@@ -32,7 +33,7 @@ def shown_metrics(terms: Mapping[str, float]) -> list[str]:
     return list(dict.fromkeys([*terms, "ttft_p99_s", "e2e_p99_s", "miss_ratio"]))
 
 
-class Read:
+class PlanReading:
     """A plan's run directory, its points by the role they have.
 
     :ivar record: what the search left (``manifest["plan"]``).
@@ -41,19 +42,19 @@ class Read:
     """
 
     def __init__(self, data: RunData) -> None:
-        self.record: dict[str, Any] = data.manifest.get("plan") or {}
-        self.terms = read_terms((data.manifest.get("scenario") or {}).get("slo"))
+        self.record = data.plan
+        self.terms = read_terms(data.slo)
         self.points = data.points
         by_key = dict(zip(data.manifest["point_keys"], data.points, strict=False))
-        self.chosen: Point | None = by_key.get(self.record.get("answer_key") or self.record.get("best_key") or "")
-        self.edge = by_key.get(self.record.get("edge_key") or "")
-        self.beyond = by_key.get(self.record.get("beyond_key") or "")
-        self.other_edge = by_key.get(self.record.get("other_edge_key") or "")
+        self.chosen: Point | None = by_key.get(self.record.answer_key or self.record.best_key or "")
+        self.edge = by_key.get(self.record.edge_key or "")
+        self.beyond = by_key.get(self.record.beyond_key or "")
+        self.other_edge = by_key.get(self.record.other_edge_key or "")
 
     @property
     def feasible(self) -> bool:
         """Whether anything meets the SLO."""
-        return bool(self.record.get("feasible"))
+        return self.record.feasible
 
     def phrase(self, set_: Mapping[str, Any]) -> str:
         """Return values in words: ``64 GPU slots, 2 replicas``."""
@@ -62,87 +63,92 @@ class Read:
 
 def plan_answer(data: RunData) -> Answer:
     """Return the answer of a finished plan."""
-    read = Read(data)
+    read = PlanReading(data)
     assert read.chosen is not None, "a finished plan has a best point"
-    assumed = (data.manifest.get("profile") or {}).get("status") == "assumed"
-    word, reason = _confidence(read, assumed=assumed)
+    word, reason = _confidence(read, assumed=data.costs_assumed)
     binding, sentence = _binding(read)
     details = _details(read)
-    found = MET if read.feasible else NOT_MET if read.record.get("certain") else UNCLEAR
+    found = MET if read.feasible else NOT_MET if read.record.certain else UNCLEAR
     return Answer(_headline(read), details, found, binding, sentence, _headroom(read), word, reason)
 
 
 def plan_json(data: RunData) -> dict[str, Any]:
     """Return what ``loraplan plan --json`` prints."""
-    read = Read(data)
+    read = PlanReading(data)
     assert read.chosen is not None, "a finished plan has a best point"
     said = plan_answer(data)
     record = read.record
     return {
-        "feasible": read.feasible, "answer": record.get("answer", {}), "binding": said.binding,
-        "confidence": said.confidence, "metrics": read.chosen.metrics_json(),
-        "simulated_requests": record.get("simulated_requests"),
-        "certain": record.get("certain"), "unclear": record.get("doubtful", []), "best": read.chosen.set,
-        "reason": said.reason, "flags": record.get("flags", {}), "what_if": data.manifest.get("what_if", []),
-    }  # fmt: skip
+        "feasible": read.feasible,
+        "answer": record.answer,
+        "binding": said.binding,
+        "confidence": said.confidence,
+        "metrics": read.chosen.metrics_json(),
+        "simulated_requests": record.simulated_requests,
+        "certain": record.certain,
+        "unclear": record.doubtful,
+        "best": read.chosen.set,
+        "reason": said.reason,
+        "flags": record.flags,
+        "what_if": data.manifest.get("what_if", []),
+    }
 
 
-def _headline(read: Read) -> str:
+def _headline(read: PlanReading) -> str:
     record = read.record
     if not read.feasible:
         assert read.chosen is not None, "checked by the caller"
         asked = _asked(read)
-        unclear = "" if record.get("certain") else " certainly"
+        unclear = "" if record.certain else " certainly"
         return f"No {asked}{unclear} meets the SLO; nearest is {read.phrase(read.chosen.set)}."
-    answer = record["answer"]
-    if record.get("fleets"):
+    answer = record.answer
+    if record.fleets:
         total = answer["price"]
         return (
-            f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record)} of {answer['fleet']} for "
-            f"{_money(total)} an hour: "
-            f"the cheapest of {len(record['fleets'])} fleets that meets the SLO."
+            f"{capital(_count(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)} of "
+            f"{answer['fleet']} for {_money(total)} an hour: "
+            f"the cheapest of {len(record.fleets)} fleets that meets the SLO."
         )
     phrase = capital(read.phrase(answer))
-    most = record["direction"] == "maximize"
+    most = record.direction == "maximize"
     several = phrase[0].isdigit() and phrase.split()[0] != "1"
-    if record["question"].get("values"):
-        return f"{phrase} is the first of {record['candidates']} that meets the SLO."
+    if record.question.get("values"):
+        return f"{phrase} is the first of {record.candidates} that meets the SLO."
     if most:
         what = "are the most that meet" if several else "is the largest that meets"
         return f"{phrase} {what} the SLO{_of_range(read)}."
     return f"{phrase} {'are' if several else 'is'} enough: the smallest that meets the SLO{_of_range(read)}."
 
 
-def _and_full(record: Mapping[str, Any]) -> str:
+def _and_full(count: int) -> str:
     """Return the replicas of full models that stand beside those that were counted."""
-    count = record.get("full_replicas") or 0
     return f" and {count} for full models" if count else ""
 
 
-def _of_range(read: Read) -> str:
-    ranges = read.record.get("ranges", {})
+def _of_range(read: PlanReading) -> str:
+    ranges = read.record.ranges
     if len(ranges) != 1:
         return ""
     ((key, (first, last, count)),) = ranges.items()
     axis = make_axis(key, read.points)
-    low, high = (last, first) if read.record["direction"] == "maximize" else (first, last)
+    low, high = (last, first) if read.record.direction == "maximize" else (first, last)
     return f", of {count} values from {axis.label(low)} to {axis.label(high)}"
 
 
-def _asked(read: Read) -> str:
-    ranges = read.record.get("ranges", {})
-    if read.record.get("fleets"):
+def _asked(read: PlanReading) -> str:
+    ranges = read.record.ranges
+    if read.record.fleets:
         (first, last, _), *_ = ranges.values()
         return f"fleet of {first} to {last} replicas"
     parts = []
     for key, (first, last, _) in ranges.items():
         axis = make_axis(key, read.points)
-        low, high = (last, first) if read.record["direction"] == "maximize" else (first, last)
+        low, high = (last, first) if read.record.direction == "maximize" else (first, last)
         parts.append(f"{axis.words} from {axis.label(low)} to {axis.label(high)}")
     return f"value of {' with '.join(parts)}"
 
 
-def _details(read: Read) -> list[str]:
+def _details(read: PlanReading) -> list[str]:
     record, chosen, terms = read.record, read.chosen, read.terms
     assert chosen is not None, "checked by the caller"
     said = []
@@ -152,53 +158,53 @@ def _details(read: Read) -> list[str]:
     if read.feasible or len(told) > 1:
         said.append(f"{where}, {'; '.join(told)}.")
     if not read.feasible and bad:
-        said.append("More arrives there than is served, so its numbers depend on how long the run is.")
-    if not read.feasible and record.get("doubtful"):
-        maybe = "; ".join(read.phrase(set_) for set_ in record["doubtful"][:4])
+        said.append("More requests arrive there than are served, so its numbers depend on how long the run is.")
+    if not read.feasible and record.doubtful:
+        maybe = "; ".join(read.phrase(set_) for set_ in record.doubtful[:4])
         said.append(f"Too close to call: {maybe}.")
-    for row in record.get("fleets", []):
+    for row in record.fleets:
         total = ""
-        if row["total"] is not None:
-            total = f"{_count(row['replicas'], 'replica')}{_and_full(row)}, {_money(row['total'])} an hour"
-        said.append(f"{row['fleet']} at {_money(row['price'])} per GPU hour: {total or row['word']}.")
-    if read.feasible and record.get("doubtful"):
-        maybe = "; ".join(read.phrase(set_) for set_ in record["doubtful"][:4])
+        if row.total is not None:
+            total = f"{_count(row.replicas or 0, 'replica')}{_and_full(row.full_replicas)}, {_money(row.total)} an hour"
+        said.append(f"{row.fleet} at {_money(row.price)} per GPU hour: {total or row.word}.")
+    if read.feasible and record.doubtful:
+        maybe = "; ".join(read.phrase(set_) for set_ in record.doubtful[:4])
         said.append(f"Too close to call: {maybe} may do as well.")
-    if read.feasible and not record.get("edge_key") and not record.get("doubtful"):
+    if read.feasible and not record.edge_key and not record.doubtful:
         said.append(_at_the_end(read))
     said += [_other_edge(read), _unserved(read)]
     if read.beyond is not None and read.feasible:
         said.append(_next_step(read))
-    said += [f"{refused['why']}." for refused in record.get("refused", [])[:1]]
+    said += [f"{refused.why}." for refused in record.refused[:1]]
     return [sentence for sentence in said if sentence]
 
 
-def _at_the_end(read: Read) -> str:
-    if read.record.get("edge_refused"):
-        return f"The next value, {read.phrase(read.record['edge_set'])}, can't be built: {read.record['edge_refused']}."
-    if read.record.get("fleets"):
+def _at_the_end(read: PlanReading) -> str:
+    if read.record.edge_refused:
+        return f"The next value, {read.phrase(read.record.edge_set or {})}, can't be built: {read.record.edge_refused}."
+    if read.record.fleets:
         return ""
-    more = "larger" if read.record["direction"] == "maximize" else "smaller"
-    return f"It is the end of the range: {more} values were not looked at."
+    more = "larger" if read.record.direction == "maximize" else "smaller"
+    return f"This is the end of the range; {more} values were not tried."
 
 
-def _other_edge(read: Read) -> str:
+def _other_edge(read: PlanReading) -> str:
     """Say of two variables why the first can't be smaller."""
     point = read.other_edge
     if point is None or not read.feasible:
         return ""
-    key = read.record["keys"][0]
+    key = read.record.keys[0]
     missed = _missed(read, point)
     if not missed:
         return ""
     first = make_axis(key, read.points).phrase(point.set[key])
     rest = read.phrase({name: value for name, value in point.set.items() if name != key})
-    return f"With {first} nothing does: nearest is {rest}, where {_term(read, point, missed[0])}."
+    return f"With {first} nothing meets the SLO; the nearest is {rest}, where {_term(read, point, missed[0])}."
 
 
-def _unserved(read: Read) -> str:
+def _unserved(read: PlanReading) -> str:
     """Say with which values too many requests are refused or fail: the one nearest to the answer stands for all."""
-    if not read.feasible or len(read.record["keys"]) > 1 or read.record.get("fleets"):
+    if not read.feasible or len(read.record.keys) > 1 or read.record.fleets:
         return ""
     assert read.chosen is not None, "it is feasible"
     places = [i for i, p in enumerate(read.points) if any(lacks_answers(p, n, t) for n, t in read.terms.items())]
@@ -211,17 +217,17 @@ def _unserved(read: Read) -> str:
     return f"With {read.phrase(point.set)}, {unserved_words(point)}; {here}."
 
 
-def _missed(read: Read, point: Point) -> list[str]:
+def _missed(read: PlanReading, point: Point) -> list[str]:
     """Return the terms that a point does not certainly meet, those that it certainly misses first."""
     words = {n: term_verdict(point, n, target) for n, target in read.terms.items()}
     return [name for word in (NOT_MET, UNCLEAR) for name in words if words[name] == word]
 
 
-def _term(read: Read, point: Point, name: str) -> str:
+def _term(read: PlanReading, point: Point, name: str) -> str:
     return term_sentence(point, name, read.terms[name])
 
 
-def _next_step(read: Read) -> str:
+def _next_step(read: PlanReading) -> str:
     """Say what one step of safety gives."""
     assert read.chosen is not None, "checked by the caller"
     assert read.beyond is not None, "checked by the caller"
@@ -239,7 +245,7 @@ def _next_step(read: Read) -> str:
     )
 
 
-def _tightest(read: Read) -> str:
+def _tightest(read: PlanReading) -> str:
     """Return the term that is nearest its target at the chosen point."""
     assert read.chosen is not None, "checked by the caller"
     metrics = read.chosen.metrics
@@ -251,11 +257,11 @@ def _tightest(read: Read) -> str:
     return max(read.terms, key=over)
 
 
-def _binding(read: Read) -> tuple[str, str]:
+def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one."""
     assert read.chosen is not None, "checked by the caller"
-    if read.feasible and read.edge is None and read.record.get("edge_refused"):
-        return "GPU memory", f"Less is not possible: {read.record['edge_refused']}."
+    if read.feasible and read.edge is None and read.record.edge_refused:
+        return "GPU memory", f"Less is not possible: {read.record.edge_refused}."
     point = read.edge or read.chosen
     name, sentence = _limit(point)
     if read.feasible and read.edge is None:
@@ -266,7 +272,7 @@ def _binding(read: Read) -> tuple[str, str]:
     if name in ("refusals", "failures"):
         return name, f"At {read.phrase(point.set)}, {sentence}"
     if missed[0] == "miss_ratio":  # latencies have nothing to say of it
-        name, sentence = "adapter cache", "It holds too few of the adapters that are asked for."
+        name, sentence = "adapter cache", "It holds too few of the requested adapters."
     return name, f"At {read.phrase(point.set)}, {_term(read, point, missed[0])}. {sentence}"
 
 
@@ -279,13 +285,13 @@ def _limit(point: Point) -> tuple[str, str]:
     name, share = stage
     if name in ("decode_s", "prefill_s"):
         return "compute", (
-            f"Nobody waits for long: {percent(share)} of the mean latency is {name.removesuffix('_s')}, and steps "
+            f"No request waits long: {percent(share)} of the mean latency is {name.removesuffix('_s')}, and steps "
             "take longer the larger the batch."
         )
     return "load time", limit.sentence
 
 
-def _headroom(read: Read) -> str:
+def _headroom(read: PlanReading) -> str:
     assert read.chosen is not None, "checked by the caller"
     if not read.feasible:
         return ""
@@ -297,12 +303,12 @@ def _headroom(read: Read) -> str:
     return f"{room} {headroom(read.chosen)}"
 
 
-def _confidence(read: Read, *, assumed: bool) -> tuple[str, str]:
+def _confidence(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
     record = read.record
     assert read.chosen is not None, "checked by the caller"
-    if not record.get("certain"):
+    if not record.certain:
         return "low", "the call is too close for the requests that were simulated: longer runs would decide"
-    level = percent(record.get("confidence", 0.95))
+    level = percent(record.confidence)
     word, reason = confidence(read.chosen, read.terms, assumed=assumed)
     if not read.feasible:
         return ("medium" if assumed else "high"), f"sure at {level} that the nearest of them misses the SLO"
@@ -319,23 +325,31 @@ def _money(amount: float) -> str:
 
 def looks_table(data: RunData) -> Table | None:
     """Return what the search looked at, in order; None for a run that is no plan."""
-    read = Read(data)
-    looks = read.record.get("looks", [])
+    read = PlanReading(data)
+    looks = read.record.looks
     if not looks:
         return None
     rows = []
     for number, look in enumerate(looks[:_MOST_LOOKS], 1):
-        term, seen = metric_words(look["term"]), "" if look["value"] is None else show(look["term"], look["value"])
-        if look.get("unserved") is not None:
-            term, seen = "refused or failed", percent(look["unserved"])
-        rows.append([str(number), read.phrase(look["set"]), term, seen,
-                     percent(look["score"]) if look["score"] is not None else "", look["word"],
-                     f"{look['replications']}"])  # fmt: skip
+        term, seen = metric_words(look.term), "" if look.value is None else show(look.term, look.value)
+        if look.unserved is not None:
+            term, seen = "refused or failed", percent(look.unserved)
+        rows.append(
+            [
+                str(number),
+                read.phrase(look.set),
+                term,
+                seen,
+                percent(look.score) if look.score is not None else "",
+                look.word,
+                f"{look.replications}",
+            ]
+        )
     record = read.record
-    share = record["simulated_requests"] / max(1, record["every_candidate_requests"])
+    share = record.simulated_requests / max(1, record.every_candidate_requests)
     note = (
-        f"{record['simulated_requests']:,} requests were simulated: {percent(share)} of one run of each of the "
-        f"{record['candidates']:,} candidates."
+        f"{record.simulated_requests:,} requests were simulated: {percent(share)} of one run of each of the "
+        f"{record.candidates:,} candidates."
     )
     head = ["look", "design", "worst term", "value", "of its target", "verdict", "replications"]
     return Table("How the search went", head, rows, note, words=(1, 2, 5))
@@ -343,27 +357,26 @@ def looks_table(data: RunData) -> Table | None:
 
 def formulas_table(data: RunData) -> Table | None:
     """Return what formulas said of the answer, beside what was simulated."""
-    read = Read(data)
-    formulas = read.record.get("formulas")
-    if not formulas or read.chosen is None:
+    read = PlanReading(data)
+    formulas = read.record.formulas
+    if formulas is None or read.chosen is None:
         return None
-    metrics = read.chosen.metrics
+    metrics, kv = read.chosen.metrics, read.chosen.capacity.kv
     rows = [
-        ["miss ratio (Che)", _percent(formulas["miss_ratio"]), _percent(metrics["miss_ratio"].value)],
-        ["load of the loaders", _percent(formulas["loader_load"]), _percent(metrics["loader_utilization"].value)],
-        ["load of the GPU, at its largest batch", _percent(formulas["gpu_load"]), "–"],
-        ["KV memory that the batch needs", _percent(formulas["kv_share"]), _percent(_of(read.chosen, "kv"))],
+        ["miss ratio (Che)", _percent(formulas.miss_ratio), _percent(metrics["miss_ratio"].value)],
+        ["load of the loaders", _percent(formulas.loader_load), _percent(metrics["loader_utilization"].value)],
+        ["load of the GPU, at its largest batch", _percent(formulas.gpu_load), "–"],
+        [
+            "KV memory that the batch needs",
+            _percent(formulas.kv_share),
+            _percent(kv.peak_share if kv else None),
+        ],
     ]
     note = (
         "Formulas leave out bursts and queues. They decide where the search begins and nothing else; the miss ratio "
         "counts delayed hits as hits only in the simulation."
     )
     return Table("What formulas said of it", ["", "formula", "simulated"], rows, note)
-
-
-def _of(point: Point, part: str) -> float | None:
-    value = point.capacity.get(part, {}).get("peak_share")
-    return None if value is None else float(value)
 
 
 def _percent(value: float | None) -> str:

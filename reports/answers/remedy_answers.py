@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reports.answers.findings import Answer, answer
-from reports.answers.verdicts import capital, main_metric
+from reports.answers.verdicts import main_metric
 from reports.charts.svg import Table
-from reports.formatting import metric_words, read_terms, show, with_interval
+from reports.formatting import metric_words, read_terms, show
 from reports.tables.what_if_table import change_cell
+from reports.text import capital, with_interval
+from sim.results.model import MetricChange, RemedyRow
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, verdict
@@ -37,52 +39,50 @@ def is_priced(manifest: Mapping[str, Any]) -> bool:
 
 def cures_answer(data: RunData) -> Answer:
     """Return what the cures cost in words; limits and confidence are those of the fleet as it is."""
-    record, terms = data.manifest["cures"], read_terms((data.manifest.get("scenario") or {}).get("slo"))
-    assumed = (data.manifest.get("profile") or {}).get("status") == "assumed"
-    said = answer(data.points[0], terms, assumed=assumed)
-    by_title: dict[str, list[Mapping[str, Any]]] = {}
-    for row in record["rows"]:
-        by_title.setdefault(row["title"], []).append(row)
+    rows, terms = data.remedies, read_terms(data.slo)
+    said = answer(data.points[0], terms, assumed=data.costs_assumed)
+    by_title: dict[str, list[RemedyRow]] = {}
+    for row in rows:
+        by_title.setdefault(row.title, []).append(row)
     # The first row of a cure is that for one adapter, where there is one, the next for all; tables have the rest.
-    told = [_in_short(rows[:2][-1], data.points[0], terms) for rows in by_title.values()]
-    headline = _in_short(record["rows"][0], data.points[0], terms)
+    told = [_in_short(found[:2][-1], data.points[0], terms) for found in by_title.values()]
+    headline = _in_short(rows[0], data.points[0], terms)
     told = [sentence for sentence in told if sentence != headline]
-    return replace(said, headline=headline, details=[*found_sentences(record["vetted"]), *told])
+    return replace(said, headline=headline, details=[*found_sentences(data.manifest["cures"]["vetted"]), *told])
 
 
-def charted(data: RunData) -> tuple[list[dict[str, Any]], int]:
+def charted(data: RunData) -> tuple[list[RemedyRow], int]:
     """Return the rows with names short enough for a chart, and the width that these need there."""
-    rows = data.manifest["cures"]["rows"]
-    several = len({row["title"] for row in rows}) > 1
-    short = [{**row, "label": f"{row['title']}: {row['scope']}" if several else row["who"]} for row in rows]
-    return short, max(_LABEL_WIDTH, *(int(_LETTER * len(row["label"])) for row in short))
+    rows = data.remedies
+    several = len({row.title for row in rows}) > 1
+    short = [replace(row, label=f"{row.title}: {row.scope}" if several else row.who) for row in rows]
+    return short, max(_LABEL_WIDTH, *(int(_LETTER * len(row.label)) for row in short))
 
 
 def badge(data: RunData) -> tuple[str, str, str]:
     """Return mark, words and style of the verdict: whether the cures leave the SLO met."""
-    terms = read_terms((data.manifest.get("scenario") or {}).get("slo"))
+    terms = read_terms(data.slo)
     if not terms:
         return "–", "No SLO given", "no-SLO"
-    words = [row["verdict"] for row in data.manifest["cures"]["rows"] if row["verdict"] is not None]
+    words = [row.verdict for row in data.remedies if row.verdict is not None]
     good = words.count(MET)
     if words and good == len(words):
-        return "✓", "SLO met after every cure", "met"
+        return "✓", "SLO met after every remedy", "met"
     if good == 0 and words.count(NOT_MET) == len(words):
         before = ", nor before" if verdict(data.points[0], terms) == NOT_MET else ""
-        return "✕", f"SLO not met after any cure{before}", "not-met"
+        return "✕", f"SLO not met after any remedy{before}", "not-met"
     if good == 0:
-        return "?", "Unclear whether any cure leaves the SLO met", "unclear"
+        return "?", "Unclear whether any remedy leaves the SLO met", "unclear"
     return "◐", f"SLO met after {good} of {len(words)} changes", "partly"
 
 
 def cures_tables(data: RunData) -> list[Table]:
     """Return one table a cure: the fleet as it is, and with each change, side by side."""
-    record, point = data.manifest["cures"], data.points[0]
-    terms = read_terms((data.manifest.get("scenario") or {}).get("slo"))
-    titles = list(dict.fromkeys(row["title"] for row in record["rows"]))
+    rows, memory = data.remedies, data.manifest["cures"]["memory"]
+    terms = read_terms(data.slo)
+    titles = list(dict.fromkeys(row.title for row in rows))
     return [
-        _table(title, [row for row in record["rows"] if row["title"] == title], record["memory"], point, terms)
-        for title in titles
+        _table(title, [row for row in rows if row.title == title], memory, data.points[0], terms) for title in titles
     ]
 
 
@@ -94,7 +94,7 @@ def vetted_table(data: RunData) -> Table:
             evidence = "; ".join(seen["what"] for seen in finding["evidence"])
             cures = "; ".join(cure["words"] for cure in finding["cures"])
             rows.append([each["path"], finding["mode"], finding["confidence"], evidence, cures])
-    head = ["adapter", "finding", "confidence", "evidence", "cures, in order"]
+    head = ["adapter", "finding", "confidence", "evidence", "remedies, in order"]
     return Table("What the vetting found", head, rows, words=(1, 2, 3, 4))
 
 
@@ -108,72 +108,74 @@ def found_sentences(vetted: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
-def _in_short(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
+def _in_short(row: RemedyRow, base: Point, terms: Mapping[str, float]) -> str:
     """Return what a change takes of memory, and what becomes of the metric that matters most."""
-    what = f"{capital(row['title'])}, for {row['who']}"
-    if row["refused"]:
-        return f"{what}: not possible, for {row['refused']}."
-    if not row["set"]:
-        return f"{what}: it costs nothing; {row['note']}."
+    what = f"{capital(row.title)}, for {row.who}"
+    if row.refused:
+        return f"{what}: not possible, for {row.refused}."
+    if not row.set:
+        return f"{what}: it costs nothing; {row.note}."
     told = _moved(row)
     name = main_metric([base], terms)
-    if (found := row["metrics"].get(name)) is not None and found["one"] is not None and found["other"] is not None:
-        told.append(f"{metric_words(name)} {show(name, found['one'])} → {show(name, found['other'])}")
+    if (found := row.metrics.get(name)) is not None and found.one is not None and found.other is not None:
+        told.append(f"{metric_words(name)} {show(name, found.one)} → {show(name, found.other)}")
     if terms:
         told.append(_verdicts(row, base, terms))
     return f"{what}: {', '.join(told)}."
 
 
-def _moved(row: Mapping[str, Any]) -> list[str]:
+def _moved(row: RemedyRow) -> list[str]:
     """Return what a change takes, in words: replicas, slots, or the KV cache where slots stay."""
     found: list[str] = []
     for key, words in (("replicas", "replicas"), ("slots", "slots"), ("kv_tokens", "KV tokens")):
-        before, after = row["memory"][key]
+        before, after = row.memory[key]
         if before is not None and before != after and not (key == "kv_tokens" and found):
             found.append(f"{before:,} → {after:,} {words}")
     return found
 
 
-def _verdicts(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
-    before, after = verdict(base, terms), row["verdict"]
+def _verdicts(row: RemedyRow, base: Point, terms: Mapping[str, float]) -> str:
+    before, after = verdict(base, terms), row.verdict
     return f"SLO {after}" if before == after else f"SLO {before} → {after}"
 
 
 def _table(
-    title: str, rows: Sequence[Mapping[str, Any]], memory: Mapping[str, Any], base: Point, terms: Mapping[str, float]
+    title: str, rows: Sequence[RemedyRow], memory: Mapping[str, Any], base: Point, terms: Mapping[str, float]
 ) -> Table:
-    shown = [row for row in rows if not row["refused"]]
+    shown = [row for row in rows if not row.refused]
     names = list(dict.fromkeys([*_METRICS[:2], *terms, *_METRICS]))
     names = [name for name in names if base.metrics[name].value is not None]
-    lines = [["one such adapter", *_sizes(shown)]] if any(row["adapter_bytes"][1] for row in shown) else []
+    lines = [["one such adapter", *_sizes(shown)]] if any(row.adapter_bytes[1] for row in shown) else []
     for key, words in _MEMORY.items():
-        moved = any(row["memory"][key][1] != memory[key] for row in shown)
+        moved = any(row.memory[key][1] != memory[key] for row in shown)
         if memory[key] is not None and (moved or key != "replicas"):
-            cells = [_memory_cell(key, row["memory"][key][1]) for row in shown]
+            cells = [_memory_cell(key, row.memory[key][1]) for row in shown]
             lines.append([words, _memory_cell(key, memory[key]), *cells])
     for name in names:
-        cells = [change_cell(name, row["metrics"].get(name)) for row in shown]
+        cells = [change_cell(name, row.metrics.get(name)) for row in shown]
         lines.append([metric_words(name), with_interval(name, base.metrics[name]), *cells])
     if terms:
-        lines.append(["SLO", verdict(base, terms), *(str(row["verdict"]) for row in shown)])
+        lines.append(["SLO", verdict(base, terms), *(str(row.verdict) for row in shown)])
     said = ["Brackets: the 95 % interval, in the other columns that of the change, from pairs under the same traffic"]
-    said += [f"{capital(row['who'])}: not possible, for {row['refused']}" for row in rows if row["refused"]]
-    said += [f"{capital(row['who'])}: {row['note']}" for row in shown if row["note"]]
-    said += [f"{capital(row['who'])}: {warning}" for row in shown for warning in row["warnings"]]
-    clear = [[(row["metrics"].get(name) or {}).get("word") for name in _METRICS[:2]] for row in shown]
+    said += [f"{capital(row.who)}: not possible, for {row.refused}" for row in rows if row.refused]
+    said += [f"{capital(row.who)}: {row.note}" for row in shown if row.note]
+    said += [f"{capital(row.who)}: {warning}" for row in shown for warning in row.warnings]
+    clear = [[row.metrics.get(name, MetricChange()).word for name in _METRICS[:2]] for row in shown]
     if [BETTER, WORSE] in clear:
-        said.append("Fewer requests miss where those whose adapter is in a slot pass those that wait, and yet more is "
-                    "loaded: adapters in use are evicted and come back")  # fmt: skip
-    return Table(capital(title), ["", "as it is", *(row["who"] for row in shown)], lines, f"{'. '.join(said)}.")
+        said.append(
+            "Fewer requests miss where those whose adapter is in a slot pass those that wait, and yet more is "
+            "loaded: adapters in use are evicted and come back"
+        )
+    return Table(capital(title), ["", "as it is", *(row.who for row in shown)], lines, f"{'. '.join(said)}.")
 
 
-def _sizes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    before = next((row["adapter_bytes"][0] for row in rows if row["adapter_bytes"][0]), None)
-    found = [before, *(row["adapter_bytes"][1] for row in rows)]
+def _sizes(rows: Sequence[RemedyRow]) -> list[str]:
+    before = next((row.adapter_bytes[0] for row in rows if row.adapter_bytes[0]), None)
+    found = [before, *(row.adapter_bytes[1] for row in rows)]
     return ["–" if size is None else human_bytes(size) for size in found]
 
 
-def _memory_cell(key: str, value: int | None) -> str:
+def _memory_cell(key: str, value: float | None) -> str:
     if value is None:
         return "–"
     return human_bytes(value) if key.endswith("bytes") else f"{value:,}"

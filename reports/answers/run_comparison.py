@@ -127,16 +127,24 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
     matched = _matched(one.points, other.points)
     if not matched:
         raise InputError(
-            "no points of these runs belong together: no swept values are equal", got=_sets(one.points[:1]),
-            allowed=_sets(other.points), hint="sweep the same values of the same keys in both, or compare single runs",
-        )  # fmt: skip
+            "no points of these runs belong together: no swept values are equal",
+            got=_sets(one.points[:1]),
+            allowed=_sets(other.points),
+            hint="sweep the same values of the same keys in both, or compare single runs",
+        )
     pairs = tuple(_pair(set_, a, b, slo) for set_, a, b in matched)
     taken = [{id(pair[side]) for pair in matched} for side in (1, 2)]
     alone = tuple([p.set for p in run.points if id(p) not in ids] for run, ids in zip((one, other), taken, strict=True))
     return Comparison(
-        one, other, pairs, slo, _judged(pairs, slo), tuple(_changed(one, other)),
-        (*_alone(alone), *_cautions(one, other, pairs, terms)), (alone[0], alone[1]),
-    )  # fmt: skip
+        one,
+        other,
+        pairs,
+        slo,
+        _judged(pairs, slo),
+        tuple(_changed(one, other)),
+        (*_alone(alone), *_cautions(one, other, pairs, terms)),
+        (alone[0], alone[1]),
+    )
 
 
 def _matched(one: Sequence[Point], other: Sequence[Point]) -> list[tuple[dict[str, Any], Point, Point]]:
@@ -172,7 +180,7 @@ def _decided(one: Point, other: Point, slo: Mapping[str, float]) -> tuple[str, s
     """
     full = is_overloaded(one), is_overloaded(other)
     if full[0] != full[1]:
-        return (WORSE if full[1] else BETTER), f"with {'B' if full[1] else 'A'} more arrives than is served"
+        return (WORSE if full[1] else BETTER), f"with {'B' if full[1] else 'A'} more requests arrive than are served"
     met = verdict(one, slo), verdict(other, slo)
     if set(met) == {MET, NOT_MET}:
         return (WORSE if met[0] == MET else BETTER), f"the SLO is met with {'A' if met[0] == MET else 'B'} alone"
@@ -208,9 +216,22 @@ def _equal(pair: Pair, name: str, other: str) -> bool:
 
 def key_metrics(comparison: Comparison) -> list[str]:
     """Return the metrics that short tables show: what is judged, then what explains it."""
-    more = ["ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loads_per_request", "loader_utilization",
-            "throughput_rps", "slo_attainment", "harmed", "rollout_ttft_p99_s", "replica_load_skew", "refused",
-            "failed", "unfinished"]  # fmt: skip
+    more = [
+        "ttft_p99_s",
+        "e2e_p99_s",
+        "tpot_mean_s",
+        "miss_ratio",
+        "loads_per_request",
+        "loader_utilization",
+        "throughput_rps",
+        "slo_attainment",
+        "harmed",
+        "rollout_ttft_p99_s",
+        "replica_load_skew",
+        "refused",
+        "failed",
+        "unfinished",
+    ]
     found = dict.fromkeys([*comparison.judged, *more])
     some = {name for pair in comparison.pairs for name, d in pair.differences.items() if _tells(d)}
     names = [name for name in found if name in comparison.terms or name in some]
@@ -271,7 +292,7 @@ def _cautions(one: RunData, other: RunData, pairs: Sequence[Pair], terms: Sequen
         said.append(
             f"A was simulated by loraplan {versions[0]}, B by {versions[1]}: a difference may come from the code. "
             "Run the older one again."
-        )  # fmt: skip
+        )
     profiles = [run.get("profile") or {} for run in (a, b)]
     if profiles[0].get("sha256") != profiles[1].get("sha256"):
         names = [str(profile.get("name", "no profile")) for profile in profiles]

@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reports.answers.verdicts import capital
 from reports.axes import Axis, in_order
+from reports.text import capital
 from sim.results.point import Point
 
-_GROWS = frozenset({
-    "lasts", "probability", "down", "detected", "factor", "delay", "share", "lifetime", "propagation",
-})  # fmt: skip
+_GROWS = frozenset(
+    {
+        "lasts",
+        "probability",
+        "down",
+        "detected",
+        "factor",
+        "delay",
+        "share",
+        "lifetime",
+        "propagation",
+    }
+)
 """Last words of keys of a fault that say how bad it is, not what is done about it."""
 _NEVER = frozenset({"lasts", "probability"})
 """Those with which 0 means that there is no fault."""
@@ -25,7 +35,7 @@ Label = Callable[[Point, Sequence[Axis]], str]
 
 
 @dataclass(frozen=True)
-class Design:
+class FaultSeries:
     """The points of a sweep that differ in nothing but how bad the fault is.
 
     :ivar label: of what else is swept; empty where nothing is.
@@ -45,13 +55,13 @@ class Design:
             return count, f"{count:,}"
         return count, f"{count:,} ({found.lo:,.0f} to {found.hi:,.0f})"
 
-    def adds_less(self, other: Design) -> bool:
+    def adds_less(self, other: FaultSeries) -> bool:
         """Return whether the worst fault certainly adds less harm here, by the same replications."""
         import numpy as np
 
         from sim.results.statistics import half_width
 
-        own, theirs = (np.asarray(_more(design), dtype=float) for design in (self, other))
+        own, theirs = (np.asarray(_more_in_replications(design), dtype=float) for design in (self, other))
         if len(own) != len(theirs) or len(own) < 2:
             return False
         mean = float((own - theirs).mean())
@@ -59,7 +69,7 @@ class Design:
         return half is not None and mean + half < 0
 
 
-def _more(design: Design) -> list[float]:
+def _more_in_replications(design: FaultSeries) -> list[float]:
     """Return how many more requests the worst fault harms in each replication."""
     mild, worst = (design.points[i].metrics["harmed"].parts for i in (0, -1))
     pairs = zip(worst, mild, strict=False)
@@ -76,7 +86,7 @@ def never_happens(axis: Axis) -> bool:
     return axis.key.rpartition(".")[2] in _NEVER and axis.places[0] == 0
 
 
-def designs_of(points: Sequence[Point], axes: Sequence[Axis], label: Label) -> list[Design]:
+def fault_series(points: Sequence[Point], axes: Sequence[Axis], label: Label) -> list[FaultSeries]:
     """Return the designs of a sweep of which several points are there, in its order."""
     worse = growing(axes)
     others = [axis for axis in axes if axis not in worse]
@@ -87,18 +97,19 @@ def designs_of(points: Sequence[Point], axes: Sequence[Axis], label: Label) -> l
         groups = {key: [found[0], found[-1]] for key, found in groups.items()}
     most = max(len(found) for found in groups.values())
     return [
-        Design(label(found[0], others) if others else "", tuple(found))
-        for found in groups.values() if len(found) == most > 1
-    ]  # fmt: skip
+        FaultSeries(label(found[0], others) if others else "", tuple(found))
+        for found in groups.values()
+        if len(found) == most > 1
+    ]
 
 
-def harm_that_grows(points: Sequence[Point], axes: Sequence[Axis], label: Label) -> list[str]:
+def growing_impact(points: Sequence[Point], axes: Sequence[Axis], label: Label) -> list[str]:
     """Return how much more a worse fault harms in each design, the worst first, and in which it does least."""
-    worse, designs = growing(axes), designs_of(points, axes, label)
+    worse, designs = growing(axes), fault_series(points, axes, label)
     if not designs:
         return []
     shown = designs if len(designs) <= _LISTED else sorted(designs, key=lambda d: d.added(-1)[0])[:: len(designs) - 1]
-    total = int(designs[0].points[0].harm["requests"] or 0)
+    total = first.requests if (first := designs[0].points[0].impact) is not None else 0
     last = len(designs[0].points) - 1
     said = [
         f"{capital(_step(shown[0].points[last], shown[0].points[0], worse))} harms {_each(shown, last)} (of {total:,})."
@@ -114,7 +125,7 @@ def harm_that_grows(points: Sequence[Point], axes: Sequence[Axis], label: Label)
         close = [d.label for d in designs if d is not best and not best.adds_less(d)]
         least = f"The fault adds least with {best.label}"
         if len(close) == len(designs) - 1:
-            said.append("In which of these designs the fault adds least is not certain.")
+            said.append("It is not certain in which of these designs the fault adds least.")
         else:
             said.append(f"{least}, not certainly less than with {', '.join(close)}." if close else f"{least}.")
     return said + _anyway(shown, worse)
@@ -126,20 +137,20 @@ def _step(worst: Point, mildest: Point, worse: Sequence[Axis]) -> str:
         axis.phrase(worst.set.get(axis.key))
         + ("" if never_happens(axis) else f" instead of {axis.point_label(mildest)}")
         for axis in worse
-    ]  # fmt: skip
+    ]
     return ", ".join(said)
 
 
-def _each(designs: Sequence[Design], step: int) -> str:
+def _each(designs: Sequence[FaultSeries], step: int) -> str:
     found = [f"{d.added(step)[1]} more requests" if i == 0 else d.added(step)[1] for i, d in enumerate(designs)]
     return ", ".join(f"{text} with {d.label}" if d.label else text for text, d in zip(found, designs, strict=True))
 
 
-def _values(designs: Sequence[Design], step: int) -> str:
+def _values(designs: Sequence[FaultSeries], step: int) -> str:
     return ", ".join(design.added(step)[1] for design in designs)
 
 
-def _anyway(designs: Sequence[Design], worse: Sequence[Axis]) -> list[str]:
+def _anyway(designs: Sequence[FaultSeries], worse: Sequence[Axis]) -> list[str]:
     """Return how many are slow where the fault never happens."""
     if len(worse) != 1 or not never_happens(worse[0]):
         return []

@@ -24,9 +24,19 @@ from sim.spec.units import human_seconds
 from sim.traffic.fits.popularity_fit import LEAST_P
 
 __all__ = [
-    "candidates_table", "check_table", "closed_gap", "curve_table", "facts_table", "headline", "laws_sentences",
-    "laws_table", "lengths_sentences", "lengths_table", "sentences", "telling",
-]  # fmt: skip
+    "candidates_table",
+    "check_table",
+    "closed_gap",
+    "curve_table",
+    "facts_table",
+    "headline",
+    "laws_sentences",
+    "laws_table",
+    "lengths_sentences",
+    "lengths_table",
+    "sentences",
+    "telling",
+]
 
 _DECIDES = 1.5
 _LEAST_ADAPTERS = 20
@@ -104,9 +114,13 @@ def _moves(facts: TraceFacts) -> list[str]:
 def sentences(facts: TraceFacts) -> list[str]:
     """Return rate and burstiness, popularity, sessions and what the fitted traffic is worth, one short text each."""
     texts = [
-        _rate_words(facts), _popularity_words(facts), _session_words(facts), fit_words(facts), off_words(facts),
+        _rate_words(facts),
+        _popularity_words(facts),
+        _session_words(facts),
+        fit_words(facts),
+        off_words(facts),
         _skipped_words(facts),
-    ]  # fmt: skip
+    ]
     return [text for text in texts if text]
 
 
@@ -141,8 +155,13 @@ def _meaning(facts: TraceFacts) -> str:
 
 
 def _gap_words(cv: float) -> str:
-    bands = ((0.5, "much more even than"), (0.85, "more even than"), (1.15, "about as uneven as"),
-             (1.5, "somewhat burstier than"), (3.0, "burstier than"))  # fmt: skip
+    bands = (
+        (0.5, "much more even than"),
+        (0.85, "more even than"),
+        (1.15, "about as uneven as"),
+        (1.5, "somewhat burstier than"),
+        (3.0, "burstier than"),
+    )
     return next((words for below, words in bands if cv < below), "far burstier than")
 
 
@@ -242,9 +261,9 @@ def lengths_sentences(facts: TraceFacts) -> list[str]:
     if between is not None and facts.adapters > 1:
         texts.append(
             f"Lengths depend on the adapter: {about(between)} of their variance lies between adapters."
-            if between >= 0.05 else
-            f"Lengths hardly depend on the adapter: {about(between)} of their variance lies between adapters."
-        )  # fmt: skip
+            if between >= 0.05
+            else f"Lengths hardly depend on the adapter: {about(between)} of their variance lies between adapters."
+        )
     return texts
 
 

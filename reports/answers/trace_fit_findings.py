@@ -33,9 +33,10 @@ def fit_words(facts: TraceFacts) -> str:
     closed = closed_gap(fit)
     if closed is not None:
         text += (
-            f", and closes {about(closed)} of the gap between independent draws and the trace" if closed > 0
+            f", and closes {about(closed)} of the gap between independent draws and the trace"
+            if closed > 0
             else ", and is no closer to it than independent draws"
-        )  # fmt: skip
+        )
     return f"{text}: {_trust(worst[1])}."
 
 

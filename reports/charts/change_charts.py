@@ -34,7 +34,7 @@ _CSS_OF = {"none": "var(--slo)"}
 
 def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
     """Draw p99 E2E and loads per second around the events, one line a point of a sweep (at most six)."""
-    some = [p for p in in_order(points, axes) if _happenings(p) and p.timeline.get("e2e_p99_s")] if axes else []
+    some = [p for p in in_order(points, axes) if _happenings(p) and p.timeline.e2e_p99_s] if axes else []
     some = spread(some, len(SERIES))
     if len(some) < 2:
         return None
@@ -76,13 +76,13 @@ def _happenings(point: Point) -> list[float]:
 def _around(points: Sequence[Point]) -> tuple[float, float]:
     """Return the time around all events, within the run."""
     events = [time for p in points for time in _happenings(p)]
-    times = points[0].timeline["t_s"]
+    times = points[0].timeline.t_s
     room = max(_AROUND * (max(events) - min(events)), _LEAST * (times[-1] - times[0]))
     return max(times[0], min(events) - room), min(times[-1], max(events) + room)
 
 
 def _within(point: Point, key: str, start: float, end: float) -> tuple[list[float], list[float]]:
-    pairs = zip(point.timeline["t_s"], point.timeline[key], strict=True)
+    pairs = zip(point.timeline.t_s, point.timeline.column(key), strict=True)
     inside = [(t, math.nan if v is None else v) for t, v in pairs if start <= t <= end]
     return [t for t, _ in inside], [v for _, v in inside]
 
@@ -119,7 +119,7 @@ def _moments_table(
     for key, what in panels:
         for point, label in zip(points, labels, strict=True):
             head.append(f"{label}: {what}")
-            columns.append((key, point.timeline["t_s"], point.timeline[key]))
+            columns.append((key, point.timeline.t_s, point.timeline.column(key)))
     rows = [[human_seconds(times[i]), *(_cell(key, t, c, times[i]) for key, t, c in columns)] for i in picked]
     return Table("Around the events, first replication of each point", head, rows)
 

@@ -33,7 +33,7 @@ _TITLE = 0.3
 
 def timeline_chart(point: Point, where: str) -> Chart | None:
     """Draw arrivals, loads, running and waiting requests over the first replication; latencies where things change."""
-    values = {key: [_number(key, v) for v in column] for key, column in point.timeline.items()}
+    values = {key: [_number(key, v) for v in column] for key, column in point.timeline.columns().items()}
     times = values.get("t_s") or []
     panels: list[tuple[str, list[Series]]] = [
         ("requests", [("running", "running", "s1"), ("waiting", "waiting", "s2")]),

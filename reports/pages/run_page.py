@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reports.answers.change_findings import is_changed
 from reports.answers.findings import answer, sweep_answer, sweep_focus
 from reports.answers.held_back_rollouts import held_table, is_held
-from reports.answers.plan_answer import Read, formulas_table, is_plan, looks_table, plan_answer, shown_metrics
+from reports.answers.plan_answer import PlanReading, formulas_table, is_plan, looks_table, plan_answer, shown_metrics
 from reports.answers.remedy_answers import badge, charted, cures_answer, cures_tables, is_priced, vetted_table
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
@@ -138,16 +138,15 @@ def _results(points: list[Point], terms: dict[str, float], *, assumed: bool) -> 
 
 def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
     """Return what the page of a plan says otherwise than that of a sweep."""
-    said, focus = plan_answer(run), Read(run).chosen
+    said, focus = plan_answer(run), PlanReading(run).chosen
     assert focus is not None, "a finished plan has a best point"
     axes = make_axes(run.points)
     where = f" at {point_words(focus, axes)}" if axes else ""
-    rows = run.manifest.get("what_if") or []
+    rows = run.what_if
     name = main_metric([focus], terms)
     tornado = tornado_chart(rows, name)
     charts = choose_charts(run.points, axes, terms, focus)
     found = [what_if_table(rows, shown_metrics(terms)), looks_table(run), formulas_table(run)]
-    flags = (run.manifest.get("plan") or {}).get("flags") or {}
     mark = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
     return {
         "answer": said, "badge": mark.get(said.verdict, ("?", "Nothing certainly meets the SLO", "unclear")),
@@ -157,8 +156,8 @@ def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
         "traffic": metric_tables.traffic_table(focus), "capacity": metric_tables.capacity_table(focus),
         "replicas": change_tables.replicas_table(focus, where),
         "plan": {"name": "Plan", "heading": "How was it found, and what would change it?",
-                 "tables": [table for table in found if table is not None], "flags": list(flags.items()),
-                 "beyond": (run.manifest.get("plan") or {}).get("beyond_flags") or []},
+                 "tables": [table for table in found if table is not None], "flags": list(run.plan.flags.items()),
+                 "beyond": run.plan.beyond_flags or []},
     }  # fmt: skip
 
 
@@ -177,8 +176,9 @@ def _priced(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
 
 def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], focus: Point, where: str) -> list[Table]:
     """Return the tables of rollouts, faults and routers that there are."""
+    held = next((p for p in (focus, *points) if p.held_back), focus)
     found = [
-        held_table(focus if focus.held else next((p for p in points if p.held), focus), where if focus.held else ""),
+        held_table(held, where if held is focus else ""),
         change_tables.side_by_side(points, axes, terms), change_tables.harm_table(focus, where),
         change_tables.events_table(focus, where),
     ]  # fmt: skip

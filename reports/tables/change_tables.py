@@ -8,7 +8,8 @@ from reports.answers.change_findings import compares_routers, has_rollout, is_ch
 from reports.axes import Axis, in_order, spread
 from reports.charts.svg import Table
 from reports.charts.sweep_charts import cell, table_note
-from reports.formatting import metric_words, percent, show, with_interval
+from reports.formatting import metric_words, percent, show
+from reports.text import with_interval
 from sim.results.point import UNITS, Point
 from sim.results.verdict import verdict
 from sim.spec.units import human_seconds
@@ -53,12 +54,13 @@ def shown_metrics(points: Sequence[Point]) -> list[str]:
 
 def harm_table(point: Point, where: str) -> Table | None:
     """Return how many requests met with what at one point."""
-    if not point.harm:
+    impact = point.impact
+    if impact is None:
         return None
-    total = max(1, int(point.harm["requests"] or 0))
+    total = max(1, impact.requests)
     rows = []
     for key, words in _HARM_ROWS.items():
-        count = int(value_of(point, "misrouted") or 0) if key == "misrouted" else point.harm.get(key)
+        count = int(value_of(point, "misrouted") or 0) if key == "misrouted" else getattr(impact, key)
         metric = point.metrics.get(_METRIC_OF.get(key, ""))
         if count is not None and (count or (metric is not None and metric.applies)):
             rows.append([words, f"{count:,}", percent(count / total)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from reports.answers.bottleneck import is_fixed, limits
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
@@ -12,6 +12,7 @@ from reports.charts.svg import Table
 from reports.charts.sweep_charts import brackets_note, cell, table_note
 from reports.formatting import calibration, interval, metric_words, percent, show, size_words
 from reports.tables.change_tables import shown_metrics
+from reports.text import remark
 from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
@@ -59,7 +60,7 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
         tiles.append(
             Tile(
                 metric_words(name), show(name, metric.value, metric.unit) if metric.value is not None else "–",
-                interval(name, metric) if metric.value is not None else metric.note or "not enough data",
+                interval(name, metric) if metric.value is not None else remark(name, metric),
                 calibration(name, metric), "" if target is None else f"SLO {show(name, target)}",
                 "" if target is None else term_verdict(point, name, target),
                 metric.settled or metric.value is None,
@@ -92,7 +93,7 @@ def metrics_table(point: Point) -> Table:
         if metric is not None:
             value = "–" if metric.value is None else show(name, metric.value, metric.unit)
             more = [_calibration_cell(name, metric)] if drawn else []
-            rows.append([metric_words(name), value, interval(name, metric) or "–", *more, _remark(metric)])
+            rows.append([metric_words(name), value, interval(name, metric) or "–", *more, remark(name, metric)])
     head = ["metric", "value", "95 % interval", *(["calibration"] if drawn else []), "remark"]
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
@@ -110,14 +111,6 @@ def calibration_note(point: Point) -> str:
     draws, of = point.calibration["draws"], point.calibration["of"]
     which = f"{draws} of the {of:,} draws" if of > draws else f"the {draws} draws"
     return f"95 %, from {which} of the profile's costs on the same traffic; beside the interval, not in it."
-
-
-def _remark(metric: Metric) -> str:
-    if metric.value is None:
-        return metric.note or "not enough data"
-    if metric.settled:
-        return metric.note
-    return f"unsettled: {metric.note}" if metric.note else "unsettled"
 
 
 def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
@@ -219,9 +212,9 @@ def capacity_table(point: Point) -> Table | None:
         ("loader", "loader"), ("slots", "slots"), ("kv", "KV memory"), ("seats", "seats (max_num_seqs)"),
         ("compute", "compute"), ("full_models", "loads of whole models"),
     ):  # fmt: skip
-        values = point.capacity.get(part)
-        if values:
-            rows.append([words, _use(values), _blocked(values), _amount(values)])
+        values = getattr(point.capacity, part)
+        if values is not None and any(v is not None for v in asdict(values).values()):
+            rows.append([words, _use(asdict(values)), _blocked(asdict(values)), _amount(asdict(values))])
     head = ["resource", "used", "requests waited for it", "amount"]
     return Table("What could limit this point", head, rows, words=(1, 2)) if rows else None
 

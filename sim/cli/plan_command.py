@@ -13,8 +13,8 @@ from sim.cli.output import command_line, message, pool_of, print_rich, progress_
 from sim.errors import InputError
 
 if TYPE_CHECKING:
+    from sim.results.model import EvaluationRecord
     from sim.results.run_directory.store import RunData
-    from sim.studies.planning.evaluator import EvaluationRecord
 
 _RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
 NONE_MEETS = 1
@@ -70,20 +70,20 @@ def plan(
         say(f"report    {page}")
         if planned.feasible:
             say(f"scenario  {planned.path / RECOMMENDED}")
-            for engine, line in planned.record["flags"].items():
+            for engine, line in planned.record.flags.items():
                 say(f"{engine:<9} {line}")
-            if planned.record["flags"] and planned.record["beyond_flags"]:
-                say(f"beside it {'; '.join(planned.record['beyond_flags'])}")
+            if planned.record.flags and planned.record.beyond_flags:
+                say(f"beside it {'; '.join(planned.record.beyond_flags)}")
     if not planned.feasible:
         raise typer.Exit(NONE_MEETS)
 
 
 def _print_what_if(data: RunData) -> None:
     """Print the table of changes, if any were tried."""
-    from reports.answers.plan_answer import Read, shown_metrics
+    from reports.answers.plan_answer import PlanReading, shown_metrics
     from reports.tables.what_if_table import what_if_table
 
-    table = what_if_table(data.manifest.get("what_if") or [], shown_metrics(Read(data).terms))
+    table = what_if_table(data.what_if, shown_metrics(PlanReading(data).terms))
     if table is None:
         return
     print_rich(rich_table(table))

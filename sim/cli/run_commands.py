@@ -88,9 +88,9 @@ def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
 
 def _print_answer(loaded: LoadedScenario, data: RunData) -> None:
     from reports.answers.findings import answer, sweep_answer
-    from reports.answers.verdicts import capital
     from reports.axes import make_axes
     from reports.tables.metric_tables import metrics_table, terminal_table, traffic_sentence
+    from reports.text import capital
 
     terms = loaded.scenario.slo.terms()
     assumed = (data.manifest.get("profile") or {}).get("status") == "assumed"

@@ -96,7 +96,8 @@ def _priced_json(priced: PricedRemedies | None) -> dict[str, Any] | None:
     """Return the prices as plain data; None where no cure changes what serving costs."""
     if priced is None:
         return None
-    return {"run": str(priced.path), "as_it_is": priced.point.metrics_json(), "changes": priced.rows}
+    changes = [row.to_json() for row in priced.rows]
+    return {"run": str(priced.path), "as_it_is": priced.point.metrics_json(), "changes": changes}
 
 
 def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sim.results.point import SHARES, SUMMED, Metric, Point
 from sim.results.point_summary import measure_alone
 from sim.results.records import Recording
-from sim.results.sample_data import Facts
+from sim.results.sample_data import ScenarioFacts
 from sim.results.statistics import student
 
 MIN_DRAWS = 2
@@ -26,7 +26,7 @@ _COMPARABLE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
+class ReplicationValues:
     """What one replication by itself says.
 
     :ivar values: by metric; None where it has not enough data.
@@ -39,14 +39,16 @@ class Alone:
     late: dict[str, float | None] = field(default_factory=dict)
 
 
-def alone(recording: Recording, facts: Facts) -> Alone:
+def values_of_replication(recording: Recording, facts: ScenarioFacts) -> ReplicationValues:
     """Return what one replication says by itself."""
     metrics, late, overloaded = measure_alone(recording, facts)
     values = {name: metric.value for name, metric in metrics.items()}
-    return Alone(values, overloaded, {name: each.share.value for name, each in late.items()})
+    return ReplicationValues(values, overloaded, {name: each.share.value for name, each in late.items()})
 
 
-def add_calibration(point: Point, own: Sequence[Alone], drawn: Sequence[Alone], of: int) -> None:
+def add_calibration(
+    point: Point, own: Sequence[ReplicationValues], drawn: Sequence[ReplicationValues], of: int
+) -> None:
     """Give a point's metrics their calibration intervals.
 
     :param own: (R,) the replications with the profile's own costs; ``drawn``: (K,) draws, the k-th on the traffic of

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.change_metrics import change_metrics
+from sim.results.changes.change_metrics import change_metrics
 from sim.results.leaps import gap_bin_edges
+from sim.results.metric_state import Cause, State
 from sim.results.point import UNITS, Metric
 from sim.results.records import COMPLETED, UNFINISHED, Recording
-from sim.results.sample_data import Facts, Measured, judge_of, slow_ones
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts, judge_of, slow_ones
 from sim.results.served import attainment
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_FOR_P99, estimate, histogram_quantile, kept, ratio
 from sim.traffic.request import DELAYED_HIT, HIT, MISS
@@ -19,17 +20,17 @@ BUSY = 0.95
 
 
 def measure(
-    recordings: list[Recording], facts: Facts, least_for_p99: int = MIN_FOR_P99
-) -> tuple[dict[str, Metric], Measured]:
+    recordings: list[Recording], facts: ScenarioFacts, least_for_p99: int = MIN_FOR_P99
+) -> tuple[dict[str, Metric], MeasuredRequests]:
     """Return every metric of ``UNITS`` over all replications, and the measured requests."""
-    m = Measured(recordings, facts, least_for_p99)
+    m = MeasuredRequests(recordings, facts, least_for_p99)
     metrics = {**_cache(m), **_latency(m), **_tokens(m), **_rates(m), **_counts(m)}
     metrics |= change_metrics(m, slow_ones(m))
     _unsettle(metrics, m)
     return {name: metrics[name] for name in UNITS}, m
 
 
-def _cache(m: Measured) -> dict[str, Metric]:
+def _cache(m: MeasuredRequests) -> dict[str, Metric]:
     outcome, admitted = m.column("outcome"), m.admitted
     total = m.count(admitted)
     sizes = m.facts.size_bytes[m.column("adapter")].astype(np.float64)
@@ -50,7 +51,7 @@ def _cache(m: Measured) -> dict[str, Metric]:
     }
 
 
-def _latency(m: Measured) -> dict[str, Metric]:
+def _latency(m: MeasuredRequests) -> dict[str, Metric]:
     queue = m.sampled(m.seconds("admitted_s", "arrival_s"))
     ttft = m.sampled(m.seconds("first_token_s", "arrival_s"))
     e2e = m.sampled(m.seconds("finished_s", "arrival_s"))
@@ -62,9 +63,9 @@ def _latency(m: Measured) -> dict[str, Metric]:
     return metrics
 
 
-def _tokens(m: Measured) -> dict[str, Metric]:
+def _tokens(m: MeasuredRequests) -> dict[str, Metric]:
     if m.facts.fixed:
-        nothing = Metric(None, unit="s", note="engine fixed has no tokens")
+        nothing = Metric(None, unit="s", state=State(Cause.NO_TOKENS))
         return {"tpot_mean_s": nothing, "itl_mean_s": nothing, "itl_p99_s": nothing}
     several = m.completed & (m.column("output_tokens") > 1)
     decode = (m.column("finished_s") - m.column("first_token_s"))[several]
@@ -83,29 +84,28 @@ def _tokens(m: Measured) -> dict[str, Metric]:
     return {"tpot_mean_s": tpot, "itl_mean_s": itl_mean, "itl_p99_s": itl_p99}
 
 
-def _rates(m: Measured) -> dict[str, Metric]:
+def _rates(m: MeasuredRequests) -> dict[str, Metric]:
     busy = np.concatenate([r.busy_s for r in m.recordings])
     metrics = {
         "gpu_utilization": ratio(busy, m.spans * m.facts.replicas, m.sections, "1", highest=1),
         "throughput_rps": ratio(m.by_finish(), m.spans, m.sections, "1/s"),
     }
     if m.facts.fixed:
-        metrics["output_tokens_per_s"] = Metric(None, unit="1/s", note="engine fixed has no tokens")
+        metrics["output_tokens_per_s"] = Metric(None, unit="1/s", state=State(Cause.NO_TOKENS))
     else:
         tokens = m.by_finish(weight="output_tokens")
         metrics["output_tokens_per_s"] = ratio(tokens, m.spans, m.sections, "1/s")
     judge = judge_of(m.facts)
     if judge is None:
-        note = "the scenario's slo has no target for single requests"
-        metrics["goodput_rps"] = Metric(None, unit="1/s", note=note)
-        metrics["slo_attainment"] = Metric(None, unit="1", note=note)
+        metrics["goodput_rps"] = Metric(None, unit="1/s", state=State(Cause.NO_TARGET))
+        metrics["slo_attainment"] = Metric(None, unit="1", state=State(Cause.NO_TARGET))
     else:
         metrics["goodput_rps"] = ratio(m.by_finish(judge), m.spans, m.sections, "1/s")
         metrics["slo_attainment"] = attainment(m, judge)
     return metrics
 
 
-def _counts(m: Measured) -> dict[str, Metric]:
+def _counts(m: MeasuredRequests) -> dict[str, Metric]:
     status = m.column("status")
     everywhere = np.ones(len(status), dtype=bool)
     evictions = np.array([r.evictions for r in m.recordings], dtype=np.float64)
@@ -117,20 +117,19 @@ def _counts(m: Measured) -> dict[str, Metric]:
     }
 
 
-def _total(m: Measured, by_section: NDArray[np.float64], unit: str) -> Metric:
+def _total(m: MeasuredRequests, by_section: NDArray[np.float64], unit: str) -> Metric:
     """Return a count of what a run consists of: exact, so without an interval, but with parts to compare it by."""
     enough = m.replications >= ENOUGH_REPLICATIONS
     parts = by_section.reshape(-1, m.sections).sum(axis=1) if enough else by_section
     return Metric(int(by_section.sum()), unit=unit, parts=kept(parts))
 
 
-def _unsettle(metrics: dict[str, Metric], m: Measured) -> None:
+def _unsettle(metrics: dict[str, Metric], m: MeasuredRequests) -> None:
     """Mark latencies near saturation: their intervals don't show what a longer run would."""
     loader = metrics["loader_utilization"].value
     server = metrics["gpu_utilization"].value if m.facts.fixed else None  # a batch engine is busy at any load
-    for what, load in (("loader", loader), ("server", server)):
+    for cause, load in ((Cause.LOADER_BUSY, loader), (Cause.SERVER_BUSY, server)):
         if load is not None and load > BUSY:
             for name in metrics:
                 if UNITS[name] == "s" and name != "rollout_duration_s" and metrics[name].value is not None:
-                    metrics[name].settled = False
-                    metrics[name].note = f"the {what} is busy {load:.1%} of the time: near saturation"
+                    metrics[name].state = State(cause, share=load)

@@ -24,25 +24,72 @@ UNCLEAR, NOT_COMPARABLE = "no clear difference", "not comparable"
 WORDS = (BETTER, WORSE, MORE, LESS, UNCLEAR, NOT_COMPARABLE)
 
 _HIGHER = frozenset({"hit_ratio", "throughput_rps", "output_tokens_per_s", "goodput_rps", "slo_attainment"})
-_NEITHER = frozenset({
-    # A delayed hit is better than a miss and worse than a hit; how busy a part is, is a cost and a use of it.
-    "delayed_hit_ratio", "loader_utilization", "gpu_utilization", "completed", "evictions",
-    # Noticing errors is good, having errors to notice is not.
-    "wrong_adapter_detected", "retried", "rerouted",
-})  # fmt: skip
-_LOWER = frozenset({
-    "miss_ratio", "byte_miss_ratio", "loads_per_request", "queue_mean_s", "queue_p50_s", "queue_p99_s",
-    "load_wait_mean_s", "ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "itl_mean_s", "itl_p99_s",
-    "e2e_mean_s", "e2e_p50_s", "e2e_p99_s", "unfinished", "refused", "failed", "preemptions", "replica_load_skew",
-    "harmed", "harmed_excess", "rerouted_e2e_mean_s",
-    "mixed_version_responses", "sessions_saw_both", "sessions_went_back", "stale_after_cutover",
-    "extra_resident_bytes_peak", "rollout_duration_s", "rollout_loads", "rollout_peak_loads_per_s",
-    "rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_miss_ratio", "before_peak_loads_per_s", "before_ttft_p99_s",
-    "before_e2e_p99_s", "before_miss_ratio", "misrouted", "wrong_adapter_served", "old_prefix_served", "lost",
-})  # fmt: skip
+_NEITHER = frozenset(
+    {
+        # A delayed hit is better than a miss and worse than a hit; how busy a part is, is a cost and a use of it.
+        "delayed_hit_ratio",
+        "loader_utilization",
+        "gpu_utilization",
+        "completed",
+        "evictions",
+        # Noticing errors is good, having errors to notice is not.
+        "wrong_adapter_detected",
+        "retried",
+        "rerouted",
+    }
+)
+_LOWER = frozenset(
+    {
+        "miss_ratio",
+        "byte_miss_ratio",
+        "loads_per_request",
+        "queue_mean_s",
+        "queue_p50_s",
+        "queue_p99_s",
+        "load_wait_mean_s",
+        "ttft_mean_s",
+        "ttft_p50_s",
+        "ttft_p99_s",
+        "tpot_mean_s",
+        "itl_mean_s",
+        "itl_p99_s",
+        "e2e_mean_s",
+        "e2e_p50_s",
+        "e2e_p99_s",
+        "unfinished",
+        "refused",
+        "failed",
+        "preemptions",
+        "replica_load_skew",
+        "harmed",
+        "harmed_excess",
+        "rerouted_e2e_mean_s",
+        "mixed_version_responses",
+        "sessions_saw_both",
+        "sessions_went_back",
+        "stale_after_cutover",
+        "extra_resident_bytes_peak",
+        "rollout_duration_s",
+        "rollout_loads",
+        "rollout_peak_loads_per_s",
+        "rollout_ttft_p99_s",
+        "rollout_e2e_p99_s",
+        "rollout_miss_ratio",
+        "before_peak_loads_per_s",
+        "before_ttft_p99_s",
+        "before_e2e_p99_s",
+        "before_miss_ratio",
+        "misrouted",
+        "wrong_adapter_served",
+        "old_prefix_served",
+        "lost",
+    }
+)
 DIRECTIONS: dict[str, Direction] = {
-    **dict.fromkeys(_LOWER, "lower"), **dict.fromkeys(_HIGHER, "higher"), **dict.fromkeys(_NEITHER, "neither"),
-}  # fmt: skip
+    **dict.fromkeys(_LOWER, "lower"),
+    **dict.fromkeys(_HIGHER, "higher"),
+    **dict.fromkeys(_NEITHER, "neither"),
+}
 """Which way a metric is better: every name of ``UNITS``."""
 
 _ALIKE = 1e-6

@@ -7,19 +7,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.change_summary import (
+from sim.results.changes.change_summary import (
     event_cuts,
     event_rows,
-    harm,
+    impact_of,
     mark_words,
     replica_rows,
     timeline_latencies,
     version_mix,
 )
+from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
-from sim.results.point import Late, Metric, Point
+from sim.results.model import (
+    BatchSlotUse,
+    Capacity,
+    ComputeUse,
+    FullModelUse,
+    Impact,
+    KvUse,
+    LoaderUse,
+    SlotUse,
+    Timeline,
+)
+from sim.results.point import LateShare, Metric, Point
 from sim.results.records import FAILED, REFUSED, STATUS_WORDS, Recording
-from sim.results.sample_data import Facts, Measured
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares, unserved_counts
 from sim.results.statistics import MIN_SECTION_P99
 from sim.results.traffic_digest import traffic_ids
@@ -31,8 +43,30 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-_Q = [0.0, 0.001, 0.005, 0.01, 0.02, 0.05, *(i / 20 for i in range(2, 18)), 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98,
-      0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999, 0.9995, 1.0]  # fmt: skip
+_Q = [
+    0.0,
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    *(i / 20 for i in range(2, 18)),
+    0.9,
+    0.92,
+    0.94,
+    0.95,
+    0.96,
+    0.97,
+    0.98,
+    0.985,
+    0.99,
+    0.9925,
+    0.995,
+    0.9975,
+    0.999,
+    0.9995,
+    1.0,
+]
 _SPANS = 200
 _FULL = 0.98
 """Loader utilisation from which its queue only grows."""
@@ -42,7 +76,7 @@ _BACKLOG = 0.02
 """Growth of the queue over the measured time, as a share of arrivals, from which more comes than is served."""
 
 
-def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], warnings: list[str]) -> Point:
+def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str, Any], warnings: list[str]) -> Point:
     """Return the point of these replications.
 
     :param set_: the swept keys and their values.
@@ -62,7 +96,7 @@ def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], w
         replicas=replica_rows(recordings[0], facts),
         events=event_rows(recordings[0]),
         version_mix=version_mix(recordings[0], _SPANS) if facts.strategies else {},
-        harm=harm(m),
+        impact=impact_of(m),
         traffic_ids=traffic_ids(recordings, facts),
         late={} if is_served(m) else late_shares(m),
         unserved=unserved_counts(m),
@@ -72,7 +106,7 @@ def summarise(recordings: list[Recording], facts: Facts, set_: dict[str, Any], w
     return point
 
 
-def measure_alone(recording: Recording, facts: Facts) -> tuple[dict[str, Metric], dict[str, Late], bool]:
+def measure_alone(recording: Recording, facts: ScenarioFacts) -> tuple[dict[str, Metric], dict[str, LateShare], bool]:
     """Return the metrics of one replication by itself, who is late, and whether more arrives than is served.
 
     They are there to be compared with others on the same traffic, so fewer requests are enough for a p99 than where
@@ -85,11 +119,11 @@ def measure_alone(recording: Recording, facts: Facts) -> tuple[dict[str, Metric]
 
 def _unsettle_overloaded(point: Point) -> None:
     """Mark the latencies of an overloaded point: a longer run would give other numbers, whatever the interval says."""
-    loads = [point.capacity[part]["offered_load"] for part in ("loader", "compute")]
-    if any(load is not None and load >= 1 for load in loads):
+    load = point.capacity.offered_load
+    if load is not None and load >= 1:
         for metric in point.metrics.values():
             if metric.unit == "s" and metric.value is not None:
-                metric.settled, metric.note = False, "more arrives than is served: depends on how long the run is"
+                metric.state = State(Cause.OVERLOADED)
 
 
 def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table:
@@ -100,8 +134,11 @@ def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table
     import pyarrow as pa
 
     columns: dict[str, Any] = dict(recording.requests)
-    words = {"outcome": ["hit", "delayed_hit", "miss"], "tier": ["gpu", "host", "storage"],
-             "status": list(STATUS_WORDS)}  # fmt: skip
+    words = {
+        "outcome": ["hit", "delayed_hit", "miss"],
+        "tier": ["gpu", "host", "storage"],
+        "status": list(STATUS_WORDS),
+    }
     for name, values in words.items():
         indices = pa.array(columns[name].astype(np.int8))
         columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(values))
@@ -117,7 +154,7 @@ def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table
     return pa.table(columns)
 
 
-def _cdf(m: Measured) -> dict[str, list[float]]:
+def _cdf(m: MeasuredRequests) -> dict[str, list[float]]:
     waits = m.sampled(m.column("load_wait_s")[m.completed])
     stamps = {"ttft_s": "first_token_s", "e2e_s": "finished_s", "queue_s": "admitted_s"}
     curves = {name: m.sampled(m.seconds(stamp, "arrival_s")).quantiles(_Q) for name, stamp in stamps.items()}
@@ -126,41 +163,41 @@ def _cdf(m: Measured) -> dict[str, list[float]]:
     return {"q": _Q, **curves, "load_wait_s": waits.quantiles(_Q)}
 
 
-def _timeline(recording: Recording) -> dict[str, list[Any]]:
+def _timeline(recording: Recording) -> Timeline:
     """Return means over equal spans of the first replication, from counts at eight instants in each."""
     r = recording.requests
     end = recording.stopped_s
     if end <= 0 or len(r["index"]) == 0:
-        return {}
+        return Timeline()
     at = (np.arange(_SPANS * 8) + 0.5) * end / (_SPANS * 8)
 
     def passed(stamps: NDArray[Any]) -> Floats:
         known = np.sort(np.asarray(stamps, dtype=np.float64)[np.asarray(stamps) >= 0])
         return np.searchsorted(known, at, side="right").astype(np.float64)
 
-    def mean(counts: Floats) -> list[float]:
+    def mean(counts: Floats) -> list[float | None]:
         return [float(x) for x in counts.reshape(_SPANS, 8).mean(axis=1)]
 
     served = ~np.isin(r["status"], (REFUSED, FAILED))  # the others never wait, or nobody knows when they went
     arrived, admitted = passed(r["arrival_s"][served]), passed(r["admitted_s"][served])
 
-    def per_second(times: NDArray[Any]) -> list[float]:
+    def per_second(times: NDArray[Any]) -> list[float | None]:
         counts, _ = np.histogram(np.asarray(times, dtype=np.float64), bins=_SPANS, range=(0, end))
         return [float(x) for x in counts / (end / _SPANS)]
 
     loading = passed(recording.loads["started_s"]) - passed(recording.loads["ended_s"])
-    return {
-        "t_s": [float(x) for x in (np.arange(_SPANS) + 0.5) * end / _SPANS],
-        "running": mean(admitted - passed(r["finished_s"])),
-        "waiting": mean(arrived - admitted),
-        "loads_in_flight": mean(loading),
-        "arrivals_per_s": per_second(r["arrival_s"]),
-        "loads_per_s": per_second(recording.loads["started_s"]),
+    return Timeline(
+        t_s=[float(x) for x in (np.arange(_SPANS) + 0.5) * end / _SPANS],
+        running=mean(admitted - passed(r["finished_s"])),
+        waiting=mean(arrived - admitted),
+        loads_in_flight=mean(loading),
+        arrivals_per_s=per_second(r["arrival_s"]),
+        loads_per_s=per_second(recording.loads["started_s"]),
         **timeline_latencies(r, end, _SPANS, event_cuts(recording, _SPANS)),
-    }
+    )
 
 
-def _breakdown(m: Measured) -> dict[str, float]:
+def _breakdown(m: MeasuredRequests) -> dict[str, float]:
     """Return the mean seconds of each stage, which add up to mean E2E.
 
     Admission and first token cut E2E into three. Load waits are taken out of that part in which they lie: of the
@@ -191,7 +228,7 @@ def _breakdown(m: Measured) -> dict[str, float]:
     return {name: 0.0 if abs(seconds) < rounding else seconds for name, seconds in stages.items()}
 
 
-def _groups(m: Measured) -> list[dict[str, Any]]:
+def _groups(m: MeasuredRequests) -> list[dict[str, Any]]:
     """Return rows by kind of adapter, then by popularity as seen in the run."""
     facts = m.facts
     count = len(facts.size_bytes)
@@ -208,7 +245,7 @@ def _groups(m: Measured) -> list[dict[str, Any]]:
     return rows
 
 
-def _group(m: Measured, name: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+def _group(m: MeasuredRequests, name: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     adapter = m.column("adapter")
     inside = chosen[adapter]
     done = m.completed & inside
@@ -231,56 +268,50 @@ def _group(m: Measured, name: str, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
-def _capacity(m: Measured, metrics: dict[str, Metric]) -> dict[str, dict[str, float | None]]:
+def _capacity(m: MeasuredRequests, metrics: dict[str, Metric]) -> Capacity:
     facts, span = m.facts, float(m.spans.sum())
     blocked = np.sum([r.blocked_s.sum(axis=1) for r in m.recordings], axis=0)
     time = max(span * facts.replicas, 1e-12)
     own_time = max(span * facts.own_replicas, 1e-12)
-    parts: dict[str, dict[str, float | None]] = {
-        "loader": {
-            "utilization": metrics["loader_utilization"].value,
-            "offered_load": _offered_to_loaders(m),
-            "loaders": facts.loaders * facts.own_replicas,
-        },
-        "slots": {
-            "blocked_share": min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),
-            "in_use_peak": max(r.in_use_peak for r in m.recordings),
-            "slots": facts.slots,
-        },
-        "compute": {"utilization": metrics["gpu_utilization"].value, "offered_load": _overload(m)},
-    }
+    full_models = seats = kv = None
     if facts.full_replicas:
         started, loading = m.loads("full models")
-        parts["full_models"] = {
-            "utilization": float(loading.sum()) / max(span * facts.full_replicas, 1e-12),
-            "loads": float(started.sum()) / m.replications,
-            "replicas": facts.full_replicas,
-        }
-    if facts.broken:
-        parts["faults"] = _broken_shares(m)
+        full_models = FullModelUse(
+            utilization=float(loading.sum()) / max(span * facts.full_replicas, 1e-12),
+            loads=float(started.sum()) / m.replications,
+            replicas=facts.full_replicas,
+        )
     if not facts.fixed:
-        parts["seats"] = {"blocked_share": float(blocked[1]) / time, "limit": facts.max_num_seqs}
-        parts["kv"] = {
-            "blocked_share": float(blocked[2]) / time,
-            "peak_share": max(r.kv_peak_share for r in m.recordings),
-            "tokens": facts.kv_tokens,
-        }
-    return parts
+        seats = BatchSlotUse(float(blocked[1]) / time, facts.max_num_seqs)
+        kv = KvUse(float(blocked[2]) / time, max(r.kv_peak_share for r in m.recordings), facts.kv_tokens)
+    return Capacity(
+        LoaderUse(metrics["loader_utilization"].value, _offered_to_loaders(m), facts.loaders * facts.own_replicas),
+        SlotUse(
+            blocked_share=min(1.0, (sum(r.room_short_s for r in m.recordings) + float(blocked[3])) / own_time),
+            in_use_peak=max(r.in_use_peak for r in m.recordings),
+            slots=facts.slots,
+        ),
+        ComputeUse(metrics["gpu_utilization"].value, _overload(m)),
+        full_models,
+        _broken_shares(m),
+        seats,
+        kv,
+    )
 
 
-def _broken_shares(m: Measured) -> dict[str, float | None]:
+def _broken_shares(m: MeasuredRequests) -> dict[str, float]:
     """Return the share of the measured time, times that of the replicas, in which each kind of fault was there."""
-    shares: dict[str, float | None] = {}
+    shares: dict[str, float] = {}
     span = max(float(m.spans.sum()), 1e-12)
     for fault in m.facts.broken:
         inside = sum(
             max(0.0, min(fault.to_s, float(r.bounds[-1])) - max(fault.from_s, float(r.bounds[0]))) for r in m.recordings
         )
-        shares[fault.kind] = (shares.get(fault.kind) or 0.0) + inside * fault.share / span
+        shares[fault.kind] = shares.get(fault.kind, 0.0) + inside * fault.share / span
     return shares
 
 
-def _offered_to_loaders(m: Measured) -> float | None:
+def _offered_to_loaders(m: MeasuredRequests) -> float | None:
     """Return loader-seconds asked for, over those there are: loads asked for times the mean time that one holds its
     loader."""
     loads, held_s = 0, 0.0
@@ -301,7 +332,7 @@ def _offered_to_loaders(m: Measured) -> float | None:
     return float(asked.sum() * held_s / loads / places) if places > 0 else None
 
 
-def _overload(m: Measured) -> float | None:
+def _overload(m: MeasuredRequests) -> float | None:
     """Return arrivals over completions where the queue grew over the whole measured time; None where it didn't."""
     grown = served = came = 0.0
     for r in m.recordings:
@@ -321,7 +352,7 @@ def _overload(m: Measured) -> float | None:
     return None
 
 
-def _traffic(m: Measured) -> dict[str, float]:
+def _traffic(m: MeasuredRequests) -> dict[str, float]:
     count = len(m.facts.size_bytes)
     span = float(m.spans.sum())
     return {
@@ -333,13 +364,13 @@ def _traffic(m: Measured) -> dict[str, float]:
 
 
 def _warn(point: Point, refusals: str) -> None:
-    loader = point.capacity["loader"]["offered_load"]
+    loader, impact = point.capacity.loader.offered_load, point.impact or Impact()
     if loader is not None and loader >= 1:
         point.warnings.append(
             f"overloaded: loads need {loader:.2f} times what the loaders can do; the queue grows without limit, and "
             "percentiles depend on how long the run is"
         )
-    batch = point.capacity["compute"]["offered_load"]
+    batch = point.capacity.compute.offered_load
     if batch is not None:
         point.warnings.append(
             f"overloaded: {batch:.2f} times as many requests arrive as are served; the queue grows without limit, and "
@@ -347,7 +378,7 @@ def _warn(point: Point, refusals: str) -> None:
         )
     refused = point.metrics["refused"].value
     if refused:
-        gated = point.harm.get("refused_by_rollout") or 0
+        gated = impact.refused_by_rollout
         parts = [f"{gated:,} since the adapter was being replaced (unload-then-load)"] if gated else []
         if refused > gated:
             parts.append(f"{refused - gated:,.0f} since {refusals}" if gated else refusals)
@@ -356,12 +387,14 @@ def _warn(point: Point, refusals: str) -> None:
     failed = point.metrics["failed"].value
     if failed:
         some = f"{failed:,.0f} request{'s' if failed > 1 else ''}"
-        point.warnings.append(f"{some} failed: {_failures(point.harm, int(failed))}")
+        point.warnings.append(f"{some} failed: {_failures(impact, int(failed))}")
 
 
-def _failures(harm: dict[str, int | None], failed: int) -> str:
+def _failures(impact: Impact, failed: int) -> str:
     """Return why requests failed, in words."""
-    lost, unloaded = harm.get("lost") or 0, harm.get("failed_loads") or 0
-    parts = ((lost, "lost with their replica"), (unloaded, "their adapter could not be loaded"),
-             (failed - lost - unloaded, "no right answer to the last try"))  # fmt: skip
+    parts = (
+        (impact.lost, "lost with their replica"),
+        (impact.failed_loads, "their adapter could not be loaded"),
+        (failed - impact.lost - impact.failed_loads, "no right answer to the last try"),
+    )
     return ", ".join(f"{count:,} {why}" for count, why in parts if count > 0)

@@ -44,29 +44,68 @@ prefix came from an older version; it loaded an adapter that nobody had asked fo
 none, at least once."""
 
 _COLUMNS: dict[str, type] = {
-    "index": np.int64, "arrival_s": np.float64, "adapter": np.int32, "prompt_tokens": np.int32,
-    "output_tokens": np.int32, "outcome": np.int8, "tier": np.int8, "replica": np.int16, "preemptions": np.int16,
-    "load_queue_s": np.float64, "load_wait_s": np.float64, "admitted_s": np.float64, "first_token_s": np.float64,
-    "finished_s": np.float64, "status": np.int8,
-}  # fmt: skip
+    "index": np.int64,
+    "arrival_s": np.float64,
+    "adapter": np.int32,
+    "prompt_tokens": np.int32,
+    "output_tokens": np.int32,
+    "outcome": np.int8,
+    "tier": np.int8,
+    "replica": np.int16,
+    "preemptions": np.int16,
+    "load_queue_s": np.float64,
+    "load_wait_s": np.float64,
+    "admitted_s": np.float64,
+    "first_token_s": np.float64,
+    "finished_s": np.float64,
+    "status": np.int8,
+}
 _KNOWN = ("arrival_s", "adapter", "prompt_tokens", "output_tokens")
 """Columns that are known before a request comes."""
 
 # Rows go into byte arrays as packed structures: a third of the time that array("d").extend takes. Their lengths are
 # multiples of 8 bytes: numpy reads unaligned columns at half the speed.
-_REQUEST_ROW = np.dtype([
-    ("load_queue_s", "f8"), ("load_wait_s", "f8"), ("admitted_s", "f8"), ("first_token_s", "f8"), ("finished_s", "f8"),
-    ("index", "i8"), ("preemptions", "i8"), ("outcome", "i2"), ("tier", "i2"), ("replica", "i2"), ("status", "i2"),
-])  # fmt: skip
-_STEP_ROW = np.dtype([
-    ("start", "f8"), ("first", "f8"), ("growth", "f8"), ("load_s", "f8"),
-    ("steps", "i4"), ("decoding", "i4"), ("running", "i4"), ("blocked", "i4"), ("replica", "i4"), ("", "V4"),
-])  # fmt: skip
+_REQUEST_ROW = np.dtype(
+    [
+        ("load_queue_s", "f8"),
+        ("load_wait_s", "f8"),
+        ("admitted_s", "f8"),
+        ("first_token_s", "f8"),
+        ("finished_s", "f8"),
+        ("index", "i8"),
+        ("preemptions", "i8"),
+        ("outcome", "i2"),
+        ("tier", "i2"),
+        ("replica", "i2"),
+        ("status", "i2"),
+    ]
+)
+_STEP_ROW = np.dtype(
+    [
+        ("start", "f8"),
+        ("first", "f8"),
+        ("growth", "f8"),
+        ("load_s", "f8"),
+        ("steps", "i4"),
+        ("decoding", "i4"),
+        ("running", "i4"),
+        ("blocked", "i4"),
+        ("replica", "i4"),
+        ("", "V4"),
+    ]
+)
 _LOAD_COLUMNS = ("started_s", "ended_s", "adapter", "tier", "asked_s", "replica")
-_LOAD_ROW = np.dtype([
-    ("started_s", "f8"), ("ended_s", "f8"), ("asked_s", "f8"),
-    ("adapter", "i4"), ("tier", "i4"), ("replica", "i4"), ("", "V4"),
-])  # fmt: skip
+_LOAD_ROW = np.dtype(
+    [
+        ("started_s", "f8"),
+        ("ended_s", "f8"),
+        ("asked_s", "f8"),
+        ("adapter", "i4"),
+        ("tier", "i4"),
+        ("replica", "i4"),
+        ("", "V4"),
+    ]
+)
 pack_request = Struct("=5d2q4h").pack
 """One row of ``Recorder.request_rows``: the fields of ``_REQUEST_ROW`` in their order."""
 pack_step = Struct("=4d5i4x").pack
@@ -76,10 +115,18 @@ pack_pause = Struct("=3d").pack
 """One row of ``Recorder.pause_rows``: a step's start, and gaps that end with it: how long and how many."""
 pack_load = Struct("=3d3i4x").pack
 """One row of ``Recorder.load_rows`` for every load: the fields of ``_LOAD_ROW``."""
-_MARK_ROW = np.dtype([
-    ("index", "i8"), ("marks", "i4"), ("version", "i2"), ("last_version", "i2"), ("tokens_before", "i4"),
-    ("tries", "i4"), ("detected", "i4"), ("", "V4"),
-])  # fmt: skip
+_MARK_ROW = np.dtype(
+    [
+        ("index", "i8"),
+        ("marks", "i4"),
+        ("version", "i2"),
+        ("last_version", "i2"),
+        ("tokens_before", "i4"),
+        ("tries", "i4"),
+        ("detected", "i4"),
+        ("", "V4"),
+    ]
+)
 pack_mark = Struct("=qi2h2i8x").pack
 """One row of ``Recorder.mark_rows`` for a request of which there is more to say, in any number: the fields of
 ``_MARK_ROW`` but the last. Marks and tries add up; the other fields are 0 where a row doesn't speak of them."""
@@ -89,9 +136,13 @@ pack_host_fill = Struct("=qd").pack
 pack_judged = Struct("=qi8x2i4x").pack
 """Another of these rows, for a wrong answer that was noticed: index, marks, tries and ``detected``."""
 _MARK_COLUMNS: dict[str, type] = {
-    "marks": np.int32, "version": np.int32, "last_version": np.int32, "tokens_before": np.int32, "tries": np.int32,
+    "marks": np.int32,
+    "version": np.int32,
+    "last_version": np.int32,
+    "tokens_before": np.int32,
+    "tries": np.int32,
     "detected": np.int32,
-}  # fmt: skip
+}
 
 _BY_SLOTS = 3
 """``sim.policies.scheduler.BY_SLOTS``, the last row of ``blocked_s``."""
@@ -219,9 +270,18 @@ class Recorder:
     def record_unserved(self, r: Request, replica: int, status: int) -> None:
         """Note a request that did not complete: ``UNFINISHED``, ``REFUSED`` or ``FAILED``."""
         self.request_rows += pack_request(
-            r.load_queue_s, r.load_wait_s, r.admitted_s, r.first_token_s, -1.0,
-            r.index, r.preemptions, r.outcome, r.tier, replica, status,
-        )  # fmt: skip
+            r.load_queue_s,
+            r.load_wait_s,
+            r.admitted_s,
+            r.first_token_s,
+            -1.0,
+            r.index,
+            r.preemptions,
+            r.outcome,
+            r.tier,
+            replica,
+            status,
+        )
 
     def load_attempts(
         self, spans: Iterable[tuple[float, float]], asked_s: float, adapter: int, replica: int, now: float = inf

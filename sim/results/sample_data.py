@@ -23,7 +23,7 @@ Judge = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class FaultWindow:
     """A time in which replicas are down, or storage doesn't do what it should.
 
     :ivar kind: of the fault.
@@ -38,7 +38,7 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ScenarioFacts:
     """What the metrics must know of the scenario.
 
     :ivar slo: targets by metric name.
@@ -72,7 +72,7 @@ class Facts:
     faults: frozenset[str] = frozenset()
     seed: int | None = None
     faults_from_s: float = math.inf
-    broken: tuple[Broken, ...] = ()
+    broken: tuple[FaultWindow, ...] = ()
     full_replicas: int = 0
     max_model_len: int | None = None
 
@@ -82,7 +82,7 @@ class Facts:
         return self.replicas - self.full_replicas
 
 
-class Measured:
+class MeasuredRequests:
     """The measured requests of all replications, as columns, with sums by section.
 
     :ivar section: section of each request, replications after one another.
@@ -90,7 +90,7 @@ class Measured:
     :param least_for_p99: completed requests below which there is no p99.
     """
 
-    def __init__(self, recordings: list[Recording], facts: Facts, least_for_p99: int = MIN_FOR_P99) -> None:
+    def __init__(self, recordings: list[Recording], facts: ScenarioFacts, least_for_p99: int = MIN_FOR_P99) -> None:
         self.least_for_p99 = least_for_p99
         self.recordings = recordings
         self.facts = facts
@@ -195,7 +195,7 @@ JUDGED = ("status", "arrival_s", "admitted_s", "first_token_s", "finished_s", "o
 _TERMS = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_p99_s", "admitted_s"))
 
 
-def judge_of(facts: Facts) -> Judge | None:
+def judge_of(facts: ScenarioFacts) -> Judge | None:
     """Return what says of each request whether it completed within every per-request target; None without such.
 
     The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are held against each single request.
@@ -209,7 +209,7 @@ def judge_of(facts: Facts) -> Judge | None:
     return judge
 
 
-def _in_time(requests: Mapping[str, NDArray[Any]], facts: Facts) -> NDArray[np.bool_]:
+def _in_time(requests: Mapping[str, NDArray[Any]], facts: ScenarioFacts) -> NDArray[np.bool_]:
     """Return which requests keep every per-request target, by their stamps as they are."""
     slo = facts.slo
     good = np.ones(len(requests["arrival_s"]), dtype=bool)
@@ -222,7 +222,7 @@ def _in_time(requests: Mapping[str, NDArray[Any]], facts: Facts) -> NDArray[np.b
     return good
 
 
-def slow_ones(m: Measured) -> NDArray[np.bool_] | None:
+def slow_ones(m: MeasuredRequests) -> NDArray[np.bool_] | None:
     """Return which measured requests are late; None without per-request targets.
 
     Late is who completed beyond such a target, and who was still unfinished when the run ended and had been waiting
@@ -239,7 +239,7 @@ def slow_ones(m: Measured) -> NDArray[np.bool_] | None:
     return np.asarray(asked & ~_in_time(columns, m.facts))
 
 
-def stopped_s(m: Measured) -> Floats:
+def stopped_s(m: MeasuredRequests) -> Floats:
     """Return when the run of each measured request stopped."""
     ends = np.array([recording.stopped_s for recording in m.recordings], dtype=np.float64)
     return np.asarray(ends[m.section // m.sections])

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.point import Late, Metric
+from sim.results.point import LateShare, Metric
 from sim.results.records import FAILED, REFUSED, UNFINISHED
-from sim.results.sample_data import JUDGED, Judge, Measured, slow_ones, stopped_s
+from sim.results.sample_data import JUDGED, Judge, MeasuredRequests, slow_ones, stopped_s
 from sim.results.statistics import share_of_requests
 
 Floats = NDArray[np.float64]
@@ -21,12 +21,12 @@ _RARE = 0.01
 """Where fewer requests are late, the slowest ones up to this share tell how much requests depend on each other."""
 
 
-def unserved(m: Measured) -> Mask:
+def unserved(m: MeasuredRequests) -> Mask:
     """Return which measured requests were refused or failed: they never get a right answer."""
     return np.asarray(np.isin(m.column("status"), (REFUSED, FAILED)))
 
 
-def unserved_counts(m: Measured) -> dict[str, int]:
+def unserved_counts(m: MeasuredRequests) -> dict[str, int]:
     """Return how many measured requests were not served, and what made refused ones too long; nothing if all were."""
     lost = unserved(m)
     if not lost.any():
@@ -45,7 +45,7 @@ def unserved_counts(m: Measured) -> dict[str, int]:
     }
 
 
-def is_served(m: Measured) -> bool:
+def is_served(m: MeasuredRequests) -> bool:
     """Return whether every measured request was served, or may still be in time where the run ends before that."""
     if unserved(m).any():
         return False
@@ -57,7 +57,7 @@ def is_served(m: Measured) -> bool:
     )
 
 
-def attainment(m: Measured, judge: Judge) -> Metric:
+def attainment(m: MeasuredRequests, judge: Judge) -> Metric:
     """Return the share of requests that complete within every target for single requests (docs/metrics.md)."""
     late = slow_ones(m)
     assert late is not None, "there is a judge"
@@ -66,17 +66,17 @@ def attainment(m: Measured, judge: Judge) -> Metric:
     return _share(m, good, decided, _times_target(m, m.facts.slo), m.sections)
 
 
-def late_shares(m: Measured) -> dict[str, Late]:
+def late_shares(m: MeasuredRequests) -> dict[str, LateShare]:
     """Return, for each latency term of the SLO, the share of the measured requests that it counts as late.
 
     Of a quantile those refused, failed, or beyond the target, completed or not. What may still be in time when the run
     ends is left out. Of a mean, TPOT and ITL, where an infinite value would say nothing, those refused or failed.
     """
     terms = ((name, target) for name, target in m.facts.slo.items() if name != "miss_ratio")
-    return {name: Late(target, replace(_late_share(m, name, target), parts=[])) for name, target in terms}
+    return {name: LateShare(target, replace(_late_share(m, name, target), parts=[])) for name, target in terms}
 
 
-def _late_share(m: Measured, name: str, target: float) -> Metric:
+def _late_share(m: MeasuredRequests, name: str, target: float) -> Metric:
     lost, stamp = unserved(m), _quantile_stamp(name)
     # A rollout or a fault is one event: it meets some sections and not others.
     sections = 1 if m.facts.strategies or m.facts.faults else m.sections
@@ -93,13 +93,13 @@ def _quantile_stamp(name: str) -> str | None:
     return _STAMPS.get(stage) if statistic in ("p50", "p99") else None
 
 
-def _wait(m: Measured, stamp: str) -> Floats:
+def _wait(m: MeasuredRequests, stamp: str) -> Floats:
     """Return the seconds from arrival to a stamp; to the end of the run where it hasn't come by then."""
     at = m.column(stamp)
     return np.asarray(np.where(at < 0, stopped_s(m), at) - m.column("arrival_s"), dtype=np.float64)
 
 
-def _times_target(m: Measured, slo: Mapping[str, float]) -> Floats:
+def _times_target(m: MeasuredRequests, slo: Mapping[str, float]) -> Floats:
     """Return how many times its tightest target for single requests each request takes; infinite without an answer."""
     found = np.where(unserved(m), np.inf, 0.0)
     for name, target in slo.items():
@@ -113,7 +113,7 @@ def _times_target(m: Measured, slo: Mapping[str, float]) -> Floats:
     return np.asarray(found, dtype=np.float64)
 
 
-def _share(m: Measured, chosen: Mask, of: Mask, slowness: Floats, sections: int) -> Metric:
+def _share(m: MeasuredRequests, chosen: Mask, of: Mask, slowness: Floats, sections: int) -> Metric:
     """Return how many of the requests ``of`` are ``chosen``: the late ones, or all others.
 
     :param sections: parts of a replication; 1: its interval comes from replications alone.

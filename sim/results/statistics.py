@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.point import Metric
 from sim.results.wilson import NORMAL, wilson
 
@@ -31,25 +32,24 @@ WIDE = 0.10
 """A half-width above this share of the value leaves a metric unsettled."""
 ENOUGH_REPLICATIONS = 5
 """Replications from which on the spread between them counts too."""
-SWINGS = 1000
-SWINGS_P99 = 3500
-"""Swings that a mean or median, and a p99, need before a half-width is believed (docs/statistics.md).
+CYCLES = 1000
+CYCLES_P99 = 3500
+"""Cycles that a mean or median, and a p99, need before a half-width is believed (docs/statistics.md).
 
-Of exponential times, half-widths are 5 to 9 % of the value there; with far fewer swings only luck makes one less than
+Of exponential times, half-widths are 5 to 9 % of the value there; with far fewer cycles only luck makes one less than
 ``WIDE``.
 """
 NARROW = 0.04
-"""Half-widths below this share of the value need fewer swings, by the square: such values vary little."""
+"""Half-widths below this share of the value need fewer cycles, by the square: such values vary little."""
 INDEPENDENT = 1.125
-"""How many fewer swings than independent values would take (or a little more by chance) need no swings at all."""
+"""How many fewer cycles than independent values would take (or a little more by chance) need no cycles at all."""
 STRIDES = {1: (1.0, 1.5), 16: (0.5, 2.25)}
-"""Swings are counted of requests and of means of 16: each hit that passes a queue of misses would look like a swing.
-Beside it the share of the swings that is needed, since such means swing half as often in a busy queue; and how many
-fewer swings than of independent values ask for that many: such means depend on each other a little wherever requests
+"""Cycles are counted of requests and of means of 16: each hit that passes a queue of misses would look like a cycle.
+Beside it the share of the cycles that is needed, since such means cycle half as often in a busy queue; and how many
+fewer cycles than of independent values ask for that many: such means depend on each other a little wherever requests
 do."""
 MIN_STRIDES = 500
-"""Values below which their swings say nothing: there are some 60, if values don't depend on each other."""
-_FEW_SWINGS = "are needed: run more requests"
+"""Values below which their cycles say nothing: there are some 60, if values don't depend on each other."""
 _DIGITS = 7
 """Significant digits of parts."""
 NARROW_SHARE = 0.005
@@ -94,10 +94,10 @@ def estimate(
     :param highest: 1 for a share of something; the interval reaches neither above it nor below 0.
     """
     if not math.isfinite(value):
-        return Metric(None, unit=unit, settled=False, note="not enough data")
+        return Metric(None, unit=unit, state=State(Cause.NO_REQUESTS))
     half = _wider_half(value, by_section, by_replication)
     if half is None:
-        return Metric(value, unit=unit, settled=False, note="too few sections for an interval")
+        return Metric(value, unit=unit, state=State(Cause.FEW_SECTIONS))
     parts = kept(by_replication if len(by_replication) >= ENOUGH_REPLICATIONS else by_section)
     metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit, parts=parts)
     _unsettle_wide(metric, half, is_share=highest == 1)
@@ -115,8 +115,7 @@ def _wider_half(value: float, by_section: Floats, by_replication: Floats) -> flo
 def _unsettle_wide(metric: Metric, half: float, *, is_share: bool) -> None:
     assert metric.value is not None, "it has an interval"
     if half > WIDE * abs(metric.value) and not (is_share and half <= NARROW_SHARE):
-        metric.settled = False
-        metric.note = f"95 % interval wider than ±{WIDE:.0%}: run more requests or replications"
+        metric.state = State(Cause.WIDE)
 
 
 class Sampled:
@@ -143,7 +142,7 @@ class Sampled:
         self._sections = sections
         self._replications = replications
         self._least_for_p99 = least_for_p99
-        self._swings: list[Swings] | None = None
+        self._cycles: list[QueueCycles] | None = None
 
     def __len__(self) -> int:
         return len(self._values)
@@ -156,34 +155,36 @@ class Sampled:
         """Return a quantile, with its interval; none where too few requests were measured."""
         tail = q >= 0.99
         return self._estimate(
-            lambda part: float(np.quantile(part, q)), unit, self._least_for_p99 if tail else MIN_FOR_REST,
-            MIN_SECTION_P99 if tail else 1, tail=tail,
-        )  # fmt: skip
+            lambda part: float(np.quantile(part, q)),
+            unit,
+            self._least_for_p99 if tail else MIN_FOR_REST,
+            MIN_SECTION_P99 if tail else 1,
+            tail=tail,
+        )
 
     def quantiles(self, q: list[float]) -> list[float]:
         """Return quantiles over everything, for drawing."""
         return [float(x) for x in np.quantile(self._values, q)] if len(self) else []
 
     @property
-    def swings(self) -> list[Swings]:
-        """The swings of requests, and of means of 16 (``STRIDES``)."""
-        if self._swings is None:
+    def cycles(self) -> list[QueueCycles]:
+        """The cycles of requests, and of means of 16 (``STRIDES``)."""
+        if self._cycles is None:
             means = (self._values[: len(self) // n * n].reshape(-1, n).mean(axis=1) for n in STRIDES if len(self) >= n)
-            self._swings = [swings_of(each) for each in means]
-        return self._swings
+            self._cycles = [cycles_of(each) for each in means]
+        return self._cycles
 
     def _estimate(
         self, statistic: Callable[[Floats], float], unit: str, least: int, least_each: int, *, tail: bool = False
     ) -> Metric:
         if len(self) < least:
-            note = f"not enough data: {len(self):,} measured requests, {least:,} are needed"
-            return Metric(None, unit=unit, settled=False, note=note)
+            return Metric(None, unit=unit, state=State(Cause.FEW_REQUESTS, len(self), least))
         parts = [self._values[a:b] for a, b in zip(self._edges[:-1], self._edges[1:], strict=True)]
         steps = range(0, len(self._edges) - 1, self._sections)
         whole = [self._values[self._edges[i] : self._edges[i + self._sections]] for i in steps]
         metric = estimate(statistic(self._values), _each(statistic, parts), _each(statistic, whole), unit)
         if metric.settled and min(map(len, parts)) < least_each:
-            metric.settled, metric.note = False, f"fewer than {least_each} requests in a section: run more requests"
+            metric.state = State(Cause.SMALL_SECTIONS, needed=least_each)
         if metric.settled:
             self._doubt(metric, tail=tail)
         return metric
@@ -192,25 +193,24 @@ class Sampled:
         """Unsettle a metric where requests depend on each other and too few stretches of them are behind it.
 
         Where half-widths are usually wide, those that pass for narrow come from runs without their share of long
-        queues, and their values are too low as well. The half-width can't tell, swings can: they vary little.
+        queues, and their values are too low as well. The half-width can't tell, cycles can: they vary little.
 
         :param tail: whether it is a p99.
         """
         assert metric.value is not None
         assert metric.hi is not None
         half = (metric.hi - metric.value) / metric.value if metric.value else 0.0
-        needed = (SWINGS_P99 if tail else SWINGS) * min(1.0, half / NARROW) ** 2
-        for found, (share, dependent) in zip(self.swings, STRIDES.values(), strict=False):
+        needed = (CYCLES_P99 if tail else CYCLES) * min(1.0, half / NARROW) ** 2
+        for found, (share, dependent) in zip(self.cycles, STRIDES.values(), strict=False):
             depend = (found.independent / max(1, found.count) - INDEPENDENT) / (dependent - INDEPENDENT)
             least = round(share * needed * min(1.0, depend))
             if metric.settled and found.values >= MIN_STRIDES and found.count < least:
-                metric.settled = False
-                stride = "" if found is self.swings[0] else " (means of 16 requests)"
-                metric.note = f"the queue swung {found.count:,} times{stride}, {least:,} {_FEW_SWINGS}"
+                cause = Cause.FEW_CYCLES if found is self.cycles[0] else Cause.FEW_CYCLES_OF_MEANS
+                metric.state = State(cause, found.count, least)
 
 
 @dataclass(frozen=True, slots=True)
-class Swings:
+class QueueCycles:
     """How often values go from their lowest quarter to their highest: a queue has emptied and filled again.
 
     :ivar independent: how often they would if they didn't depend on each other; one in eight, unless many are equal:
@@ -223,20 +223,20 @@ class Swings:
     values: int
 
 
-def lacks_swings(metric: Metric) -> bool:
-    """Return whether a metric is unsettled for want of swings: a longer run has more of them."""
-    return not metric.settled and metric.value is not None and metric.note.endswith(_FEW_SWINGS)
+def needs_longer_run(metric: Metric) -> bool:
+    """Return whether a metric is unsettled for want of cycles: a longer run has more of them."""
+    return metric.state.cause in (Cause.FEW_CYCLES, Cause.FEW_CYCLES_OF_MEANS)
 
 
-def swings_of(values: Floats) -> Swings:
-    """Count the swings of values in their order."""
+def cycles_of(values: Floats) -> QueueCycles:
+    """Count the cycles of values in their order."""
     low, high = np.quantile(values, [0.25, 0.75])
     # A quarter may be equal to the highest of all; where all are equal, all are low.
     side = (values >= high if high > low else values > high).astype(np.int8) - (values <= low)
     side = side[side != 0]
     highs = int(np.count_nonzero(side > 0))
     independent = highs * (len(side) - highs) / len(side)
-    return Swings(int(np.count_nonzero((side[1:] > 0) & (side[:-1] < 0))), independent, len(values))
+    return QueueCycles(int(np.count_nonzero((side[1:] > 0) & (side[:-1] < 0))), independent, len(values))
 
 
 def _each(statistic: Callable[[Floats], float], parts: list[Floats]) -> Floats:
@@ -252,7 +252,7 @@ def ratio(over: Floats, under: Floats, sections: int, unit: str, *, highest: flo
 
     total = float(under.sum())
     if total <= 0:
-        return Metric(None, unit=unit, settled=False, note="not enough data")
+        return Metric(None, unit=unit, state=State(Cause.NO_REQUESTS))
     return estimate(float(over.sum()) / total, *_ratios(over, under, sections), unit, highest=highest)
 
 
@@ -281,7 +281,7 @@ def share_of_requests(over: Floats, under: Floats, tail: Floats, sections: int) 
         return metric
     low, high = wilson(metric.value, _independent(tail, under, sections))
     if metric.lo is None or metric.hi is None:  # a single part has no spread
-        metric.lo, metric.hi, metric.settled, metric.note = low, high, True, ""
+        metric.lo, metric.hi, metric.state = low, high, SETTLED
     else:
         metric.lo, metric.hi = min(metric.lo, low), max(metric.hi, high)
     if metric.settled:

@@ -7,12 +7,12 @@ import hashlib
 import numpy as np
 
 from sim.results.records import Recording
-from sim.results.sample_data import Facts
+from sim.results.sample_data import ScenarioFacts
 
 _DRAWN = ("adapter", "prompt_tokens", "output_tokens")
 
 
-def traffic_ids(recordings: list[Recording], facts: Facts) -> dict[str, str]:
+def traffic_ids(recordings: list[Recording], facts: ScenarioFacts) -> dict[str, str]:
     """Return two short digests: ``requests`` and ``draws``.
 
     ``requests`` is the same where every request comes at the same time, for the same adapter, with the same lengths.

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from sim.results.model import Impact
 from sim.results.point import Metric, Point
 from sim.results.wilson import wilson
 
@@ -40,9 +41,7 @@ def interval_verdict(metric: Metric | None, target: float, *, overloaded: bool =
 
 def offered(point: Point) -> float | None:
     """Return the highest offered load, to the loader or to the replicas; at 1 or more, queues grow for ever."""
-    loads = [point.capacity.get(part, {}).get("offered_load") for part in ("loader", "compute")]
-    known = [float(load) for load in loads if load is not None]
-    return max(known) if known else None
+    return point.capacity.offered_load
 
 
 def is_overloaded(point: Point) -> bool:
@@ -108,7 +107,7 @@ def late_verdict(point: Point, name: str, target: float, widen: float = 1.0) -> 
     if late is None:
         return MET
     if metric is not None and metric.value is not None and not metric.settled:
-        late = replace(late, settled=False)
+        late = replace(late, state=metric.state)
     return interval_verdict(late, allowed(name), overloaded=out_of_hand(point), widen=widen)
 
 
@@ -139,8 +138,8 @@ def certainly_late(point: Point, slo_terms: Mapping[str, float]) -> bool:
     single = [name for name in slo_terms if name in ("ttft_p99_s", "e2e_p99_s", "queue_p99_s")]
     if point.late or not single or "tpot_mean_s" in slo_terms:
         return False
-    late, total = point.harm.get("slow_unanswered") or 0, point.harm.get("requests") or 0
-    return late > 0.01 * len(single) * total
+    impact = point.impact or Impact()
+    return (impact.slow_unanswered or 0) > 0.01 * len(single) * impact.requests
 
 
 def verdict(point: Point, slo_terms: Mapping[str, float], widen: float = 1.0) -> str:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sim.results.calibration import MIN_DRAWS, Alone, add_calibration, alone
-from sim.results.held_back_counterfactual import HeldBack, avoided
+from sim.results.calibration import MIN_DRAWS, ReplicationValues, add_calibration, values_of_replication
+from sim.results.changes.held_back_counterfactual import WithheldVersions, avoided
 from sim.results.point import Point
 from sim.results.point_summary import request_table, summarise
-from sim.results.sample_data import Broken, Facts
-from sim.results.statistics import lacks_swings, sections_per_replication
+from sim.results.sample_data import FaultWindow, ScenarioFacts
+from sim.results.statistics import needs_longer_run, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
 from sim.studies.training.rollout_gate import Vetting, build_worlds, held_back_record
@@ -128,7 +128,7 @@ def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
     return parts
 
 
-def simulate_part(design: Design, part: Part) -> Recording | Alone:
+def simulate_part(design: Design, part: Part) -> Recording | ReplicationValues:
     """Simulate one part.
 
     A draw meets the traffic of a replication that is also simulated with the profile's own costs. All parts are cut
@@ -139,7 +139,7 @@ def simulate_part(design: Design, part: Part) -> Recording | Alone:
     if part.kind == DRAW:
         assert world.profile is not None, "draws belong to a profile"
         drawn = world.with_costs(world.profile.draws[design.draws[place]])
-        return alone(simulate(drawn, place % design.replications, sections), facts_of(world))
+        return values_of_replication(simulate(drawn, place % design.replications, sections), facts_of(world))
     if part.kind == COUNTERFACTUAL:
         assert design.counterfactual is not None, "a rollout is held back"
         return simulate(design.counterfactual, place, sections)
@@ -212,14 +212,16 @@ def _part_task(design: Design, part: Part) -> tuple[Part, Any]:
     return part, simulate_part(design, part)
 
 
-def _add_calibration(point: Point, design: Design, recordings: Sequence[Recording], drawn: Sequence[Alone]) -> None:
+def _add_calibration(
+    point: Point, design: Design, recordings: Sequence[Recording], drawn: Sequence[ReplicationValues]
+) -> None:
     """Add calibration intervals; a point of a profile without draws stays as it is."""
     if not drawn:
         return
     assert design.world.profile is not None, "draws belong to a profile"
     facts = facts_of(design.world)
     # Draws met the traffic of the scenario's own replications, even if more were simulated.
-    own = [alone(recording, facts) for recording in recordings[: design.replications][: len(drawn)]]
+    own = [values_of_replication(recording, facts) for recording in recordings[: design.replications][: len(drawn)]]
     add_calibration(point, own, drawn, len(design.world.profile.draws))
 
 
@@ -235,11 +237,8 @@ def _add_held_back(point: Point, design: Design, happened: Sequence[Recording], 
     back = []
     for each in design.held_back:
         wave, rollout = waves[each.number], each.rollout
-        back.append(HeldBack(wave.names, wave.versions, rollout.at, rollout.at + (rollout.observe or inf)))
-    point.held = {
-        "rollouts": held_back_record(design.held_back),
-        **avoided(list(happened), list(without), facts_of(world), back),
-    }
+        back.append(WithheldVersions(wave.names, wave.versions, rollout.at, rollout.at + (rollout.observe or inf)))
+    point.held_back = avoided(list(happened), list(without), facts_of(world), back, held_back_record(design.held_back))
     held = {each.number for each in design.held_back}
     kept = [number for number in range(len(design.scenario.rollouts)) if number not in held]
     for event in point.events:
@@ -258,7 +257,7 @@ def doubled(scenario: Scenario, point: Point) -> Scenario | None:
     if run.half_width is None or workload.requests is None or workload.trace is not None:
         return None
     too_wide = metric.value is None or metric.hi is None or metric.hi - metric.value > run.half_width * metric.value
-    if not too_wide and not lacks_swings(metric):
+    if not too_wide and not needs_longer_run(metric):
         return None
     if workload.requests * 2 > run.max_requests:
         point.warnings.append(
@@ -270,11 +269,11 @@ def doubled(scenario: Scenario, point: Point) -> Scenario | None:
     return scenario.model_copy(update={"workload": longer})
 
 
-def facts_of(world: World) -> Facts:
+def facts_of(world: World) -> ScenarioFacts:
     """Return the facts about a world that metrics need."""
     scenario, population = world.scenario, world.traffic.population
     fixed = scenario.fleet.engine == "fixed"
-    return Facts(
+    return ScenarioFacts(
         slo=scenario.slo.terms(),
         fixed=fixed,
         blocking=scenario.storage.mode == "blocking",
@@ -297,14 +296,14 @@ def facts_of(world: World) -> Facts:
     )
 
 
-def _broken(scenario: Scenario) -> Iterator[Broken]:
+def _broken(scenario: Scenario) -> Iterator[FaultWindow]:
     """Return when replicas are down and when storage is slow."""
     for fault in scenario.faults:
         if isinstance(fault, Crash):
-            yield Broken(fault.kind, fault.at, fault.at + (fault.down or inf), 1 / scenario.fleet.replicas)
+            yield FaultWindow(fault.kind, fault.at, fault.at + (fault.down or inf), 1 / scenario.fleet.replicas)
         elif isinstance(fault, (SlowStorage, StorageStall, FailingLoads, NetworkDelay)):
             to_s = inf if fault.lasts is None else fault.at + fault.lasts
-            yield Broken(fault.kind, fault.at, to_s, 1.0 if fault.replica is None else 1 / scenario.fleet.replicas)
+            yield FaultWindow(fault.kind, fault.at, to_s, 1.0 if fault.replica is None else 1 / scenario.fleet.replicas)
 
 
 def _refusals(scenario: Scenario) -> str:

@@ -68,7 +68,7 @@ def test_the_smallest_cache_is_found_and_can_be_run(loraplan: CommandLine, tmp_p
 def test_the_answer_is_told_in_words_with_what_stands_in_the_way(loraplan: CommandLine, tmp_path: Path) -> None:
     ended = loraplan("plan", write(tmp_path, SLOTS))
     assert "GPU slots are enough: the smallest that meets the SLO, of 16 values from 4 to 64." in ended.out
-    assert re.search(r"At \d+ GPU slots, (p99 TTFT|miss ratio) is .* asked for\.", ended.out)
+    assert re.search(r"At \d+ GPU slots, (p99 TTFT|miss ratio) is .* target\.", ended.out)
     assert "Confidence: " in ended.out
     assert "cache.gpu.slots" in ended.err, "every look is told"
     page = (tmp_path / "runs/small-plan/report.html").read_text()
@@ -103,7 +103,7 @@ def test_an_slo_that_everything_meets_says_that_the_range_ends_there(loraplan: C
     ended = loraplan("plan", write(tmp_path, rest))
     assert ended.code == 0
     assert "32 GPU slots are enough" in ended.out
-    assert "It is the end of the range: smaller values were not looked at." in ended.out
+    assert "This is the end of the range; smaller values were not tried." in ended.out
 
 
 def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_kv_cache(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_k
                  "workload.tokens.output={law: fixed, value: 150}", "workload.arrivals.rate=9/s"]  # fmt: skip
     loaded = load_scenario(path, overrides)
     planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
-    words = {look["set"]["cache.gpu.slots"]: look["word"] for look in planned.record["looks"]}
+    words = {look.set["cache.gpu.slots"]: look.word for look in planned.record.looks}
     assert planned.feasible
     slots = planned.answer["cache.gpu.slots"]
     assert any(count < slots and word == "not met" for count, word in words.items())
@@ -219,7 +219,7 @@ def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replic
     )
     loaded = load_scenario(write(tmp_path, rest, requests=600), [f"run.replications={replications}"])
     planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
-    assert max(look["replications"] for look in planned.record["looks"]) > replications, "some call is close"
+    assert max(look.replications for look in planned.record.looks) > replications, "some call is close"
     sure = [point for point in planned.points if point.cost["replications"] >= replications]
     assert len(sure) > 1
     for point in sure:

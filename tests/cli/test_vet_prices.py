@@ -57,7 +57,7 @@ def test_a_gated_run_says_what_was_held(loraplan: CommandLine) -> None:
     )
     ended = loraplan("run", "gated.yaml")
     assert ended.code == 0
-    assert ended.out.startswith("gated: Held: rollouts.0, v2 shows underfitting (likely). A held version would ")
+    assert ended.out.startswith("gated: Held back: rollouts.0, v2 shows underfitting (likely). The version held back ")
     assert "note: rollouts.0 is held back: v2 shows underfitting (likely): the training loss was " in ended.err
     assert loraplan("check", "gated.yaml", "--set", "rollouts.0.weights=v3").err.startswith(
         "error: --set: rollouts.0.weights: no such folder (got "

@@ -347,7 +347,7 @@ RESULTS = (
         (INTERVALS,),
     ),
     Mutant(
-        "swings-counted-both-ways",
+        "cycles-counted-both-ways",
         _STATS,
         "(side[1:] > 0) & (side[:-1] < 0)",
         "side[1:] != side[:-1]",
@@ -364,7 +364,7 @@ RESULTS = (
     ),
     Mutant(
         "sum-with-the-interval-of-one",
-        "sim/results/change_metrics.py",
+        "sim/results/changes/change_metrics.py",
         "half *= len(each)",
         "half *= 1",
         "a sum over replications has the interval of a single one",
@@ -373,7 +373,7 @@ RESULTS = (
     # Rollouts, faults, comparisons, verdicts ------------------------------------------------------------------------
     Mutant(
         "window-includes-its-end",
-        "sim/results/change_metrics.py",
+        "sim/results/changes/change_metrics.py",
         "(arrival_s < ends)",
         "(arrival_s <= ends)",
         "the first request after a rollout counts as during it",
@@ -381,7 +381,7 @@ RESULTS = (
     ),
     Mutant(
         "peak-span-includes-its-end",
-        "sim/results/change_metrics.py",
+        "sim/results/changes/change_metrics.py",
         'np.searchsorted(starts, starts + length, side="left")',
         'np.searchsorted(starts, starts + length, side="right")',
         "eleven loads, one a second, peak at 1.1/s",
@@ -389,7 +389,7 @@ RESULTS = (
     ),
     Mutant(
         "went-back-by-the-last-version",
-        "sim/results/change_metrics.py",
+        "sim/results/changes/change_metrics.py",
         "first[1:] < newest[:-1]",
         "last[1:] < newest[:-1]",
         "an answer that begins with the old version and ends with the new one goes back",

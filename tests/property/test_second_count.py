@@ -18,7 +18,8 @@ from naive_intervals import Counted, SecondCount
 from naive_metrics import e2e_mean_s
 from naive_parts import Part, has_targets, is_late
 
-from sim.results.point import NOT_THERE, UNITS, Metric
+from sim.results.metric_state import Cause, Kind
+from sim.results.point import UNITS, Metric
 
 EACH = 32
 """Scenarios of a family: 512 in all."""
@@ -89,6 +90,10 @@ def near(a: float | None, b: float | None, tolerance: float = NEAR) -> bool:
     return math.isclose(a, b, rel_tol=tolerance, abs_tol=ZERO)
 
 
+LACKING = (Cause.NO_TOKENS, Cause.NO_TARGET, Cause.NO_SESSIONS, Cause.NONE_REROUTED)
+"""Why a metric may be absent, beside that the scenario has nothing that it could be about."""
+
+
 def in_bin(exact: float | None, edge: float | None) -> bool:
     """Whether a value lies in the bin that ends with an edge."""
     if exact is None or edge is None:
@@ -101,7 +106,7 @@ def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iter
     for name in UNITS:
         ours, theirs = metrics[name], counted.get(name)
         if theirs is None:
-            if ours.value is not None or not (ours.note in NOT_THERE or " no " in f" {ours.note}"):
+            if ours.value is not None or not (ours.state.kind is Kind.NOT_APPLICABLE or ours.state.cause in LACKING):
                 yield f"{name}: {ours.value} ({ours.note}), not counted"
             continue
         if not same_value(name, theirs.value, ours.value):
@@ -109,15 +114,15 @@ def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iter
             continue
         if name not in GAPS_IN_BINS and not (near(theirs.low, ours.lo) and near(theirs.high, ours.hi)):
             yield f"{name}: {ours.lo} to {ours.hi}, counted {theirs.low} to {theirs.high}"
-        if ours.value is not None and theirs.settled != ours.settled and not (theirs.settled and swings_may_lack(ours)):
+        if ours.value is not None and theirs.settled != ours.settled and not (theirs.settled and cycles_may_lack(ours)):
             yield f"{name}: settled {ours.settled}, counted {theirs.settled} ({ours.note})"
         if ours.parts and not parts_agree(name, ours.parts, theirs):
             yield f"{name}: parts {ours.parts}, counted {theirs.in_sections} or {theirs.in_replications}"
 
 
-def swings_may_lack(metric: Metric) -> bool:
-    """Whether a metric is unsettled for want of swings, which aren't counted here."""
-    return metric.note.endswith("are needed: run more requests")
+def cycles_may_lack(metric: Metric) -> bool:
+    """Whether a metric is unsettled for want of cycles, which aren't counted here."""
+    return metric.state.cause in (Cause.FEW_CYCLES, Cause.FEW_CYCLES_OF_MEANS)
 
 
 def same_value(name: str, exact: float | None, value: float | None) -> bool:
@@ -175,7 +180,7 @@ def differences_beside(one: Run, counted: SecondCount) -> Iterator[str]:
     point, facts, parts, replications = one.point, one.facts, counted.wholes, one.replications
     yield from differences_of_breakdown(one, parts)
     yield from differences_of_late(one, counted)
-    capacity = point.capacity
+    capacity = point.capacity.to_json()
     shares = {
         ("loader", "offered_load"): naive_capacity.offered_to_loaders(replications, parts),
         ("compute", "offered_load"): naive_capacity.overload(replications, parts),
@@ -196,7 +201,9 @@ def differences_beside(one: Run, counted: SecondCount) -> Iterator[str]:
             yield from close_rows(f"replica {theirs['replica']}", ours, theirs)
     yield from differences_of_groups(one, parts)
     if facts.rollout_begins or facts.faults:
-        yield from close_rows("harm", point.harm, naive_capacity.harm_counts(parts))
+        yield from close_rows(
+            "impact", {} if point.impact is None else point.impact.to_json(), naive_capacity.harm_counts(parts)
+        )
 
 
 def differences_of_late(one: Run, counted: SecondCount) -> Iterator[str]:
@@ -283,7 +290,7 @@ def events(one: Run, counted: SecondCount) -> Iterator[str]:
         "loads in steps": one.world.scenario.storage.mode == "blocking",
         "full loaders": naive_capacity.loaders_are_full(one.replications, parts),
         "shares of late requests": bool(one.point.late),
-        "overloaded": one.point.capacity["compute"]["offered_load"] is not None,
+        "overloaded": one.point.capacity.compute.offered_load is not None,
     }
     yield from (name for name, there in found.items() if there)
 

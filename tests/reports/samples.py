@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sim.results.metric_state import stored_state
+from sim.results.model import Capacity, Impact, Timeline
 from sim.results.point import UNITS, Metric, Point
 from sim.results.run_directory.store import RunData
 
@@ -19,8 +22,9 @@ LOAD_S = 0.035
 def metric(name: str, value: float | None, half: float = 0.015, *, settled: bool = True, note: str = "") -> Metric:
     unit = UNITS[name]
     if value is None:
-        return Metric(None, unit=unit, settled=False, note=note)
-    return Metric(value, value * (1 - half), value * (1 + half), unit, settled, note)
+        return Metric(None, unit=unit, state=stored_state(None, note, None, settled=False))
+    state = stored_state(None, note, value, settled=settled)
+    return Metric(value, value * (1 - half), value * (1 + half), unit, state)
 
 
 def make_point(
@@ -52,7 +56,7 @@ def make_point(
         timeline=_timeline(rate, mean, busy),
         breakdown=stages if breakdown is None else breakdown,
         groups=_groups(miss, p99),
-        capacity=shares if capacity is None else capacity,
+        capacity=Capacity.from_json(shares if capacity is None else capacity),
         traffic={
             "requests": 1_000_000, "adapters": 1000, "rate_rps": rate, "top_1pct": 0.01, "top_10pct": 0.1,
             "top_20pct": 0.2, "effective_adapters": 1000,
@@ -97,15 +101,16 @@ def _cdf(p99: float, mean: float, fixed: bool) -> dict[str, list[float]]:
     }  # fmt: skip
 
 
-def _timeline(rate: float, mean: float, busy: float) -> dict[str, list[float]]:
+def _timeline(rate: float, mean: float, busy: float) -> Timeline:
     times = [2.5 + 5 * i for i in range(200)]
     wave = [math.sin(i / 7) + 0.6 * math.sin(i / 2.3 + 1) + 0.3 * math.sin(i * 1.7) for i in range(200)]
-    return {
-        "t_s": times, "running": [max(0.0, rate * mean * (0.5 + 0.1 * w)) for w in wave],
-        "waiting": [max(0.0, rate * mean * (0.4 + 0.4 * w)) for w in wave],
-        "loads_in_flight": [min(1.0, busy + 0.05 * w) for w in wave],
-        "arrivals_per_s": [rate * (1 + 0.05 * w) for w in wave],
-    }  # fmt: skip
+    return Timeline(
+        t_s=times,
+        running=[max(0.0, rate * mean * (0.5 + 0.1 * w)) for w in wave],
+        waiting=[max(0.0, rate * mean * (0.4 + 0.4 * w)) for w in wave],
+        loads_in_flight=[min(1.0, busy + 0.05 * w) for w in wave],
+        arrivals_per_s=[rate * (1 + 0.05 * w) for w in wave],
+    )
 
 
 def _groups(miss: float, p99: float) -> list[dict[str, Any]]:
@@ -256,10 +261,11 @@ def changed_point(
     """A point of a fleet in which something changes at 400 s and is over at 450 s."""
     point = make_point(swept, fixed=False, miss=0.2, busy=0.2)
     found = {"mixed": 95, "slow": harmed - 95} if harm is None else harm
-    point.harm = {"requests": 57_000, **dict.fromkeys(HARM, 0), **found}
+    impact = Impact(**{"requests": 57_000, "slow": 0, **found})
+    point.impact = impact
     values: dict[str, float | None] = {"harmed": harmed, "replica_load_skew": 1.03, **(faults or {})}
     if rollout:
-        point.harm |= {"requests_before": 30_000, "slow_before": 30}
+        point.impact = replace(impact, requests_before=30_000, slow_before=30)
         values |= {
             "rollout_ttft_p99_s": during, "before_ttft_p99_s": 0.2, "rollout_e2e_p99_s": 5.1, "before_e2e_p99_s": 5.0,
             "rollout_peak_loads_per_s": 27.2, "before_peak_loads_per_s": 18.4, "rollout_duration_s": duration,
@@ -269,17 +275,20 @@ def changed_point(
     for name, value in values.items():
         note = "complete in 0 of 4 replications" if value is None else ""
         point.metrics[name] = metric(name, value, 0.05, note=note)
-    shares = [min(1.0, max(0.0, (t - 400) / 50)) for t in point.timeline["t_s"]]
+    shares = [min(1.0, max(0.0, (t - 400) / 50)) for t in point.timeline.t_s]
     if rollout:
         versions = {"1": [1 - x for x in shares], "2": [0.99 * x for x in shares], "none": [0.01 * x for x in shares]}
-        point.version_mix = {"t_s": point.timeline["t_s"], "versions": versions}
+        point.version_mix = {"t_s": point.timeline.t_s, "versions": versions}
     kinds = (("rollout", "in-place on 4 replicas"), ("complete", "every replica has <the> new version"))
     point.events = [{"t_s": 400.0 + 50 * i, "kind": k, "text": f"rollouts.0: {t}"} for i, (k, t) in enumerate(kinds)]
     bump = [1 + 3 * (0.0 < x < 1.0) for x in shares]
-    point.timeline["loads_per_s"] = [9.0 * b for b in bump]
-    point.timeline["ttft_p99_s"] = [None, *(0.2 * b for b in bump[1:])]
-    point.timeline["e2e_mean_s"] = [2.0 * b for b in bump]
-    point.timeline["e2e_p99_s"] = [5.0 * b for b in bump]
+    point.timeline = replace(
+        point.timeline,
+        loads_per_s=[9.0 * b for b in bump],
+        ttft_p99_s=[None, *(0.2 * b for b in bump[1:])],
+        e2e_mean_s=[2.0 * b for b in bump],
+        e2e_p99_s=[5.0 * b for b in bump],
+    )
     point.replicas = [
         {"replica": i, "requests": 4000 + 100 * i, "completed": 4000, "miss_ratio": 0.3, "loads": 1200 + i,
          "busy_share": 0.9, "e2e_p99_s": None if i == 3 else 5.0}
@@ -288,10 +297,6 @@ def changed_point(
     point.metrics["harmed"].parts = [harmed / 4 + i for i in (-2, -1, 1, 2)]
     point.traffic_ids = {"requests": "same", "draws": "same"}
     return point
-
-
-HARM = ("mixed", "stale", "refused_by_rollout", "wrong_served", "wrong_detected", "retried", "lost", "failed_loads",
-        "rerouted", "old_prefix", "failed", "slow")  # fmt: skip
 
 
 def rollout() -> RunData:

@@ -6,9 +6,10 @@ import pytest
 import samples
 
 from reports.answers.findings import answer
-from reports.formatting import with_interval
 from reports.pages.run_page import build_report
 from reports.tables.metric_tables import make_tiles, metrics_table
+from reports.text import with_interval
+from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import interval_verdict
 
@@ -27,7 +28,7 @@ def drawn(width: float, *, p99: float = 0.3, half: float = 0.01, overloaded: int
         (Metric(0.90, 0.82, 0.98, "s", calibration_lo=0.82, calibration_hi=0.98), "unclear"),  # 0.08 · √2 above 0.9
         (Metric(1.20, 1.10, 1.30, "s", calibration_lo=1.05, calibration_hi=1.40), "not met"),
         (Metric(1.20, 1.10, 1.30, "s", calibration_lo=0.90, calibration_hi=1.60), "unclear"),
-        (Metric(0.30, 0.20, 0.40, "s", settled=False, calibration_lo=0.25, calibration_hi=0.35), "met"),
+        (Metric(0.30, 0.20, 0.40, "s", state=State(Cause.WIDE), calibration_lo=0.25, calibration_hi=0.35), "met"),
     ],
 )
 def test_the_verdict_counts_both_errors(metric: Metric, verdict: str) -> None:
@@ -67,7 +68,7 @@ def test_draws_in_overload_leave_nothing_met() -> None:
     made = drawn(0.01, overloaded=2)
     said = answer(made, TERMS)
     assert (said.verdict, said.confidence) == ("unclear", "low")
-    assert said.reason == "with 2 of 8 draws of the profile's costs more arrives than can be served"
+    assert said.reason == "with 2 of 8 draws of the profile's costs more requests arrive than can be served"
     assert not said.headline.startswith("Overloaded"), "it is not, with the profile's own costs"
     assert next(tile.mark for tile in make_tiles(made, TERMS) if tile.words == "p99 E2E") == "unclear"
 

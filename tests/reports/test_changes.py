@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import samples
 
-from reports.answers.change_findings import certainly_less, composition, extremes
+from reports.answers.change_findings import certainly_less, composition, extremes, impact_of
 from reports.answers.findings import answer, sweep_answer
 from reports.axes import make_axes
 from reports.charts.change_charts import moments_chart, version_chart
@@ -15,7 +16,9 @@ from reports.formatting import interval, read_terms, show
 from reports.pages.run_page import build_report
 from reports.tables.change_tables import events_table, harm_table, replicas_table, side_by_side
 from reports.tables.metric_tables import metrics_table, terminal_table
-from sim.results.point import NO_ROLLOUT, UNITS, Metric, Point
+from sim.results.metric_state import Cause, State
+from sim.results.model import ComputeUse
+from sim.results.point import UNITS, Metric, Point
 
 TERMS = {"ttft_p99_s": 1.0}
 
@@ -92,7 +95,7 @@ def stalls(lengths: tuple[str, ...] = ("0 s", "60 s")) -> list[Point]:
             swept = {"faults.0.lasts": length, "cache.gpu.slots": slots}
             point = samples.changed_point(swept, harmed=harmed, rollout=False, harm={"slow": harmed})
             point.metrics["harmed_excess"] = samples.metric("harmed_excess", harmed - usual + 10, 0.05)
-            point.harm |= {"requests_before": 30_000, "slow_before": usual // 2}
+            point.impact = replace(impact_of(point), requests_before=30_000, slow_before=usual // 2)
             points.append(point)
     return points
 
@@ -109,7 +112,7 @@ def test_a_sweep_tells_what_a_fault_adds_and_not_that_none_harms_least() -> None
     noisy = stalls()
     for i, counts in enumerate(([90.0, 90, 90, 90], [121.0, 121, 121, 121], [400.0, 90, 90, 90], [121.0, 130, 0, 121])):
         noisy[i].metrics["harmed"].parts = list(counts)
-    assert "In which of these designs the fault adds least is not certain." in sweep_answer(noisy, TERMS).details
+    assert "It is not certain in which of these designs the fault adds least." in sweep_answer(noisy, TERMS).details
 
 
 def test_designs_under_one_fault_are_ranked_by_harm_beyond_the_usual() -> None:
@@ -128,9 +131,11 @@ def test_one_fault_is_told_against_the_usual_too() -> None:
 
 def test_who_never_got_an_answer_is_told_first() -> None:
     point = samples.changed_point(harmed=5000, rollout=False, harm={"slow": 5000})
-    point.harm |= {"unanswered": 4990, "slow_unanswered": 4960, "requests_before": 50_000, "unanswered_after": 4990}
-    point.capacity["compute"] = {"utilization": 0.2, "offered_load": 1.3}
-    point.capacity["faults"] = {"crash": 1 / 3, "storage-stall": 0.0}
+    point.impact = replace(
+        impact_of(point), unanswered=4990, slow_unanswered=4960, requests_before=50_000, unanswered_after=4990
+    )
+    faults = {"crash": 1 / 3, "storage-stall": 0.0}
+    point.capacity = replace(point.capacity, compute=ComputeUse(0.2, 1.3), faults=faults)
     said = answer(point, TERMS)
     assert said.headline.endswith("(5,000 slow); 4,960 of the slow ones had no answer when the run ended.")
     text = " ".join(said.details)
@@ -139,7 +144,7 @@ def test_who_never_got_an_answer_is_told_first() -> None:
     assert (said.binding, said.verdict) == ("fault", "not met")
     assert said.binding_sentence == "Replicas were down for 33.3 % of their time, and requests waited for that."
     assert "The SLO is not met: 4,960 of 57,000 requests were late and had no answer yet." in text
-    point.harm |= {"slow": None, "slow_unanswered": None}
+    point.impact = replace(impact_of(point), slow=None, slow_unanswered=None)
     assert "; 4,990 had no answer when the run ended, and no target" in answer(point, {}).headline
     few = samples.changed_point(harmed=5000, rollout=False, harm={"slow": 5000, "slow_unanswered": 500})
     assert answer(few, TERMS).verdict == "met"  # 0.9 % may be late
@@ -147,15 +152,15 @@ def test_who_never_got_an_answer_is_told_first() -> None:
 
 def test_overload_is_the_reason_where_it_is_one() -> None:
     point = samples.changed_point(rollout=False)
-    point.capacity["compute"] = {"utilization": 1.0, "offered_load": 1.3}
+    point.capacity = replace(point.capacity, compute=ComputeUse(1.0, 1.3))
     text = " ".join(answer(point, TERMS).details)
-    assert "but more arrives than is served, so that says nothing of the 1 s asked for" in text
+    assert "but more requests arrive than are served, so that does not show whether the target of 1 s is met" in text
     assert "too uncertain" not in text
 
 
 def test_the_slowest_time_is_one_after_the_fault_began() -> None:
     point = samples.changed_point(rollout=False)
-    point.timeline["e2e_mean_s"][2] = 99.0  # long before
+    point.timeline.e2e_mean_s[2] = 99.0  # long before
     said = next(s for s in answer(point, TERMS).details if "take longest" in s)
     assert said.startswith("Of those that come after it begins, requests at about 4")
     assert "8 s on average" in said
@@ -197,7 +202,7 @@ def test_routers_are_compared_by_loads_and_skew() -> None:
 def test_tables_show_only_what_the_scenario_has() -> None:
     point = samples.changed_point(rollout=False, faults={"lost": 3, "rerouted": 5}, harm={"lost": 3, "failed": 3})
     for name, unit in UNITS.items():
-        point.metrics.setdefault(name, Metric(None, unit=unit, note=NO_ROLLOUT))
+        point.metrics.setdefault(name, Metric(None, unit=unit, state=State(Cause.NO_ROLLOUT)))
     names = [row[0] for row in metrics_table(point).rows]
     assert {"failed", "lost", "rerouted", "load skew of replicas"} <= set(names)
     assert not {"rollout duration", "misrouted", "p99 TTFT during"} & set(names)

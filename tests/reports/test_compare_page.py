@@ -96,8 +96,8 @@ def test_the_answer_is_one_sentence() -> None:
         "Yes, B is better than A at all 2 points: p99 TTFT, p99 E2E; nowhere clearly in miss ratio."
     )
     assert headline(ALL["open"]).startswith(
-        "It is open whether B is better than A: it is clearly better in miss ratio 80 % → 70 % (−12.5 %), but may be "
-        "much worse in p99 TTFT 288 ms → 240 ms (−48 ms, 95 %: −566 to +470 ms)"
+        "It is unclear whether B is better than A: it is clearly better in miss ratio 80 % → 70 % (−12.5 %), but may "
+        "be much worse in p99 TTFT 288 ms → 240 ms (−48 ms, 95 %: −566 to +470 ms)"
     )
     assert ALL["open"].word == "open"
     assert headline(ALL["rollouts"]).startswith("No, B is worse than A: requests harmed 220 → 4,000")
@@ -113,11 +113,13 @@ def test_the_slo_is_judged_on_both_sides() -> None:
 
 
 def test_overload_and_the_slo_decide_before_any_change() -> None:
-    assert headline(ALL["overload"]).startswith("No, B is worse than A: with B more arrives than is served")
-    assert headline(overload(second=False)).startswith("Yes, B is better than A: with A more arrives than is served")
+    assert headline(ALL["overload"]).startswith("No, B is worse than A: with B more requests arrive than are served")
+    assert headline(overload(second=False)).startswith(
+        "Yes, B is better than A: with A more requests arrive than are served"
+    )
     lost = single(p99=0.5, miss=0.7, slo={"e2e_p99": "400 ms", "miss_ratio": "90%"})
     assert headline(lost).startswith("No, B is worse than A: the SLO is met with A alone; p99 E2E 300 ms → 500 ms")
-    assert any(text.startswith("Beside that, B is clearly better in miss ratio 80 % → 70 %") for text in details(lost))
+    assert any(text.startswith("In addition, B is clearly better in miss ratio 80 % → 70 %") for text in details(lost))
     assert as_json(lost)["points"][0]["why"] == "the SLO is met with A alone"
     # A time that an overloaded run has is worse, however wide its interval.
     full = replace(ALL["overload"], terms={"ttft_p99_s": 10.0, "miss_ratio": 1.0})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import samples
 from reports.answers.bottleneck import headroom, limits
 from reports.answers.findings import answer, find_cliff, sweep_answer, sweep_focus
 from reports.axes import make_axes
+from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import interval_verdict
 
@@ -53,7 +55,7 @@ def test_names_what_limits(made: Point, name: str) -> None:
 
 def test_a_busy_loader_comes_before_the_slots_it_holds() -> None:
     made = point("slots", blocked_share=0.4)
-    made.capacity["loader"]["utilization"] = 0.95
+    made.capacity = replace(made.capacity, loader=replace(made.capacity.loader, utilization=0.95))
     assert [limit.name for limit in limits(made)] == ["loader", "slots"]
 
 
@@ -67,7 +69,9 @@ def test_fixed_engine_is_limited_by_its_server() -> None:
 
 def test_headroom_follows_from_the_offered_load() -> None:
     assert "about 10 % more traffic" in headroom(point("loader", utilization=0.91, offered_load=0.91))
-    assert headroom(point("loader", utilization=1.0, offered_load=1.25)).startswith("None: what arrives is 125 %")
+    assert headroom(point("loader", utilization=1.0, offered_load=1.25)).startswith(
+        "None. The offered load is 125 % of capacity"
+    )
     assert "12 adapters were in use or asked for at once, with 64 slots" in headroom(point("slots", blocked_share=0.2))
 
 
@@ -78,12 +82,12 @@ def test_headroom_follows_from_the_offered_load() -> None:
         (Metric(1.20, 1.10, 1.30, "s"), "not met"),
         (Metric(0.98, 0.90, 1.06, "s"), "unclear"),
         (Metric(1.00, 0.90, 1.00, "s"), "met"),
-        (Metric(None, note="only 40 requests"), "unclear"),
+        (Metric(None, state=State(Cause.FEW_REQUESTS, 40, 1000)), "unclear"),
         (None, "unclear"),
-        (Metric(0.90, 0.88, 0.92, "s", settled=False), "unclear"),
-        (Metric(0.30, 0.20, 0.40, "s", settled=False), "met"),
-        (Metric(1.10, 1.04, 1.16, "s", settled=False), "unclear"),
-        (Metric(9.00, 7.00, 11.0, "s", settled=False), "not met"),
+        (Metric(0.90, 0.88, 0.92, "s", state=State(Cause.WIDE)), "unclear"),
+        (Metric(0.30, 0.20, 0.40, "s", state=State(Cause.WIDE)), "met"),
+        (Metric(1.10, 1.04, 1.16, "s", state=State(Cause.WIDE)), "unclear"),
+        (Metric(9.00, 7.00, 11.0, "s", state=State(Cause.WIDE)), "not met"),
     ],
 )
 def test_verdict_by_interval(metric: Metric | None, verdict: str) -> None:
@@ -95,7 +99,7 @@ def test_one_term_that_fails_decides() -> None:
     assert answer(made, {"e2e_p99_s": 1.0}).verdict == "met"
     said = answer(made, {"e2e_p99_s": 1.0, "miss_ratio": 0.2})
     assert said.verdict == "not met"
-    assert said.headline == "The SLO is not met: miss ratio is 80 % (79.8 to 80.2), above the 20 % asked for."
+    assert said.headline == "The SLO is not met: miss ratio is 80 % (79.8 to 80.2), above the 20 % target."
     assert answer(made, {}).verdict == "no SLO"
 
 
@@ -117,7 +121,9 @@ def test_unsettled_and_missing_values_are_called_so() -> None:
     said = answer(made, {"e2e_p99_s": 1.0})
     assert "probably met" in said.headline
     assert said.confidence == "low"
-    made.metrics["e2e_p99_s"] = Metric(None, unit="s", note="only 40 requests were measured")
+    made.metrics["e2e_p99_s"] = Metric(
+        None, unit="s", state=State(Cause.UNKNOWN, text="only 40 requests were measured")
+    )
     said = answer(made, {"e2e_p99_s": 1.0})
     assert said.verdict == "unclear"
     assert "not enough data (only 40 requests were measured)" in said.headline

@@ -14,6 +14,7 @@ from one_script import without_script
 
 from reports.charts.svg import Table
 from reports.pages.run_page import build_report, template, write_report
+from sim.results.model import Capacity, Timeline
 
 VOID = frozenset(["meta", "link", "br", "img", "input", "hr"])
 LOADING = frozenset(["src", "href", "xlink:href", "data", "srcset", "poster", "action"])
@@ -173,7 +174,8 @@ def bare(**changes: Any) -> samples.RunData:
     point = samples.make_point()
     for name, metric in point.metrics.items():
         point.metrics[name] = samples.metric(name, None, note="no request was measured") if metric else metric
-    point.cdf, point.timeline, point.breakdown, point.groups, point.capacity, point.traffic = {}, {}, {}, [], {}, {}
+    point.cdf, point.breakdown, point.groups, point.traffic = {}, {}, [], {}
+    point.timeline, point.capacity = Timeline(), Capacity()
     return samples.RunData(Path("x"), samples.manifest(**changes), [point])
 
 
@@ -186,7 +188,7 @@ def test_a_point_without_data_still_makes_a_page() -> None:
 def test_nulls_in_curves_leave_gaps() -> None:
     run = samples.single()
     run.points[0].cdf["queue_s"] = [None] * len(samples.QUANTILES)  # type: ignore[list-item]
-    run.points[0].timeline["waiting"][3] = None  # type: ignore[call-overload]
+    run.points[0].timeline.waiting[3] = None
     Page(build_report(run))
 
 

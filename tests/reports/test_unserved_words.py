@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import samples
 
 from reports.answers.bottleneck import headroom, limits
 from reports.answers.findings import answer
-from reports.answers.verdicts import term_sentence, unserved_words
 from reports.tables.metric_tables import make_tiles
-from sim.results.point import Late, Metric, Point
+from reports.text import term_sentence, unserved_words
+from sim.results.metric_state import Cause, State
+from sim.results.model import Impact
+from sim.results.point import LateShare, Metric, Point
 
 TERMS = {"e2e_p99_s": 1.0}
 
@@ -21,7 +25,7 @@ def lacking(refused: int = 0, failed: int = 0, share: float | None = None, **uns
     for name, count in counts.items():
         point.metrics[name] = Metric(count, unit="requests")
     value = (refused + failed) / total if share is None else share
-    point.late = {"e2e_p99_s": Late(1.0, Metric(value, 0.97 * value, 1.03 * value))}
+    point.late = {"e2e_p99_s": LateShare(1.0, Metric(value, 0.97 * value, 1.03 * value))}
     point.unserved = unserved
     return point
 
@@ -50,7 +54,7 @@ BEYOND_KV_WORDS = (
     ],
 )
 def test_the_larger_part_says_why(point: Point, harm: dict[str, int], name: str, words: str) -> None:
-    point.harm |= harm
+    point.impact = replace(point.impact or Impact(), **harm)
     first = limits(point)[0]
     assert first.name == name
     assert words in first.sentence
@@ -85,12 +89,12 @@ def test_what_is_late_beside_the_refused_is_told() -> None:
 def test_a_value_beyond_the_target_speaks_for_itself() -> None:
     point = lacking(300, share=0.03)
     point.metrics["e2e_p99_s"] = Metric(1.5, 1.4, 1.6, "s")
-    assert term_sentence(point, "e2e_p99_s", 1.0) == "p99 E2E is 1.5 s (1.40 to 1.60), above the 1 s asked for"
+    assert term_sentence(point, "e2e_p99_s", 1.0) == "p99 E2E is 1.5 s (1.40 to 1.60), above the 1 s target"
 
 
 def test_confidence_and_tiles_follow() -> None:
     point = lacking(49_000, **TOO_LONG)
-    point.metrics["e2e_p99_s"].settled = False
+    point.metrics["e2e_p99_s"].state = State(Cause.WIDE)
     said = answer(point, TERMS)
     assert said.headline.startswith("The SLO is not met: 49 % of the requests were refused")
     assert (said.confidence, said.reason) == ("high", "clearly more requests go unserved than the SLO allows")

@@ -10,7 +10,9 @@ import samples
 from reports.axes import make_axis, spread
 from reports.charts.axis_ticks import nice_linear, nice_log
 from reports.charts.svg import place_labels
-from reports.formatting import number, percent, read_terms, show, with_interval
+from reports.formatting import number, percent, read_terms, show
+from reports.text import with_interval
+from sim.results.metric_state import Cause, State
 from sim.results.point import Metric
 
 
@@ -25,7 +27,7 @@ from sim.results.point import Metric
         ("loader_utilization", Metric(0.97, 0.93, 1.02), "97 % (93.0 to 100.0)"),
         ("throughput_rps", Metric(26.0, 25.9, 26.1, "1/s"), "26/s (25.9 to 26.1)"),
         ("evictions", Metric(0.0, 0.0, 0.0), "0"),
-        ("ttft_p99_s", Metric(None, unit="s", note="too few"), "not enough data (too few)"),
+        ("ttft_p99_s", Metric(None, unit="s", state=State(Cause.UNKNOWN, text="too few")), "not enough data (too few)"),
     ],
 )
 def test_value_unit_interval(name: str, metric: Metric, text: str) -> None:

@@ -13,17 +13,18 @@ from bench_coverage import FIRST_REFERENCE, Task, cell, key, lines, rows, scenar
 from known_queues import md1, mm1
 from queue_paths import QUEUES, path
 
+from sim.results.metric_state import Cause, State
 from sim.results.point import Metric
 from sim.results.statistics import (
+    CYCLES,
+    CYCLES_P99,
     INDEPENDENT,
     NARROW,
     STRIDES,
-    SWINGS,
-    SWINGS_P99,
+    QueueCycles,
     Sampled,
-    Swings,
-    lacks_swings,
-    swings_of,
+    cycles_of,
+    needs_longer_run,
 )
 from sim.studies.evaluate import doubled, evaluate_scenario
 
@@ -89,66 +90,65 @@ def sampled(values: np.ndarray) -> Sampled:
     return Sampled(values, np.arange(count) * 20 // count, sections=4, replications=5)
 
 
-def test_swings_are_counted_from_the_lowest_quarter_to_the_highest() -> None:
+def test_cycles_are_counted_from_the_lowest_quarter_to_the_highest() -> None:
     values = np.array([0.0, 3, 2, 3, 1, 0, 1, 3, 3, 0, 2, 0, 2, 0, 3, 1, 1, 2, 2, 1])
     assert np.quantile(values, [0.25, 0.75]).tolist() == [0.75, 2.25]
     # Five are in the lowest quarter and five in the highest: of ten pairs, a quarter is low and then high.
-    assert swings_of(values) == Swings(count=3, independent=5 * 5 / 10, values=20)
+    assert cycles_of(values) == QueueCycles(count=3, independent=5 * 5 / 10, values=20)
 
 
 def test_equal_values_are_told_apart_from_independent_ones() -> None:
-    """Half of the waits are 0: a swing takes six values where they don't depend on each other, not eight."""
+    """Half of the waits are 0: a cycle takes six values where they don't depend on each other, not eight."""
     rng = np.random.default_rng(1)
     waits = np.where(rng.uniform(size=40_000) < 0.5, 0.0, rng.exponential(size=40_000))
-    found = swings_of(waits)
+    found = cycles_of(waits)
     assert found.independent == pytest.approx(40_000 / 6, rel=0.02)
     assert found.count == pytest.approx(found.independent, rel=0.05)
-    busy = swings_of(np.maximum.accumulate(waits.reshape(-1, 4), axis=1).ravel())
+    busy = cycles_of(np.maximum.accumulate(waits.reshape(-1, 4), axis=1).ravel())
     assert busy.independent > 1.5 * busy.count
 
 
 def test_a_few_stretches_are_few_where_many_share_the_highest_value() -> None:
     rng = np.random.default_rng(1)
     slow = np.repeat(np.where(rng.uniform(size=100) < 0.5, 1.0, 1.3), 400)
-    assert swings_of(slow).independent > 9_000
+    assert cycles_of(slow).independent > 9_000
     metric = sampled(slow).mean("s")
     assert metric.hi is not None
     assert metric.hi < 1.1 * slow.mean()
-    assert lacks_swings(metric)
-    assert swings_of(np.ones(1_000)).count == 0
+    assert needs_longer_run(metric)
+    assert cycles_of(np.ones(1_000)).count == 0
 
 
-def test_many_short_runs_are_made_longer_until_there_are_enough_swings() -> None:
+def test_many_short_runs_are_made_longer_until_there_are_enough_cycles() -> None:
     """A half-width of 10 % is reached sooner: by luck."""
     scenario = scenario_of(Task("M/M/1", 0.7, 1_000, seed=1))
     asked = scenario.model_copy(update={"run": scenario.run.model_copy(update={"half_width": 0.1})})
     point = evaluate_scenario(asked).point
-    note = "the queue swung 259 times, 3,500 are needed: run more requests"
     for metric, requests in (
-        (Metric(0.15, 0.14, 0.16, "s", settled=False, note=note), 2_000),
+        (Metric(0.15, 0.14, 0.16, "s", state=State(Cause.FEW_CYCLES, 259, 3500)), 2_000),
         (Metric(0.15, 0.14, 0.16, "s"), None),
-        (Metric(0.15, 0.14, 0.16, "s", settled=False, note="near saturation"), None),
+        (Metric(0.15, 0.14, 0.16, "s", state=State(Cause.LOADER_BUSY, share=0.97)), None),
     ):
         point.metrics["e2e_p99_s"] = metric
         longer = doubled(asked, point)
         assert (None if longer is None else longer.workload.requests) == requests
 
 
-def test_independent_requests_need_no_swings() -> None:
+def test_independent_requests_need_no_cycles() -> None:
     """A p99 of few but independent requests is settled by its half-width alone."""
     rng = np.random.default_rng(1)
     for _ in range(20):
         sample = sampled(rng.uniform(size=4_000))
-        assert sample.swings[0].count < SWINGS
+        assert sample.cycles[0].count < CYCLES
         assert sample.mean("s").settled
         assert sample.quantile(0.99, "s").settled
 
 
-def test_hits_that_pass_a_queue_are_no_swings() -> None:
+def test_hits_that_pass_a_queue_are_no_cycles() -> None:
     """A fifth of the requests waits for nothing; the others wait as long as the queue is, which changes slowly."""
     rng = np.random.default_rng(1)
     queue = 1 + np.repeat(rng.uniform(size=100), 200)
-    single, mean = sampled(np.where(rng.uniform(size=20_000) < 0.3, 0.0, queue)).swings
+    single, mean = sampled(np.where(rng.uniform(size=20_000) < 0.3, 0.0, queue)).cycles
     assert single.count > 1_000
     assert mean.count < 150
 
@@ -161,35 +161,35 @@ def test_a_narrow_interval_of_a_slow_queue_is_luck() -> None:
     assert metric.hi is not None
     assert metric.hi < 1.1 * metric.value, "the half-width alone would pass"
     assert not metric.settled
-    assert metric.note.endswith(f"times, {SWINGS_P99:,} are needed: run more requests")
+    assert metric.note.endswith(f"times, {CYCLES_P99:,} are needed: run more requests")
     longer = sampled(np.repeat(np.random.default_rng(1).exponential(size=40_000), 16))
     assert longer.quantile(0.99, "s").settled
 
 
-def test_what_hardly_changes_needs_few_swings() -> None:
+def test_what_hardly_changes_needs_few_cycles() -> None:
     slow = 100 + np.repeat(np.random.default_rng(1).exponential(size=500), 16)
     assert sampled(slow).mean("s").settled
 
 
 def test_a_dozen_stretches_are_too_few_for_a_narrow_interval_too() -> None:
-    """A half-width of 2 % needs a quarter of the swings, not none."""
+    """A half-width of 2 % needs a quarter of the cycles, not none."""
     metric = sampled(20 + np.repeat(np.random.default_rng(1).exponential(size=100), 160)).mean("s")
     assert metric.value is not None
     assert metric.hi is not None
     half = metric.hi / metric.value - 1
     assert 0.015 < half < 0.03
-    needed = round(SWINGS * (half / NARROW) ** 2)
+    needed = round(CYCLES * (half / NARROW) ** 2)
     assert re.fullmatch(rf"the queue swung 1\d times, {needed} are needed: run more requests", metric.note)
 
 
-def test_weak_dependence_needs_fewer_swings() -> None:
-    """Each value depends a little on the one before: a swing takes 10 to 11 values instead of 8."""
+def test_weak_dependence_needs_fewer_cycles() -> None:
+    """Each value depends a little on the one before: a cycle takes 10 to 11 values instead of 8."""
     noise = np.random.default_rng(1).exponential(size=(3, 8_001))
     values = noise[:, 1:] + 0.35 * noise[:, :-1]
     short, long = sampled(values[0]), sampled(values.ravel())
-    swings = long.swings[0]
-    assert INDEPENDENT < swings.independent / swings.count < STRIDES[1][1]
-    assert swings.count < SWINGS_P99
+    cycles = long.cycles[0]
+    assert INDEPENDENT < cycles.independent / cycles.count < STRIDES[1][1]
+    assert cycles.count < CYCLES_P99
     assert long.quantile(0.99, "s").settled
     assert short.quantile(0.99, "s").note.startswith("the queue swung")
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.results.change_metrics import PEAK_SPAN_S, sessions_of_both
-from sim.results.change_summary import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
+from sim.results.changes.change_metrics import PEAK_SPAN_S, sessions_of_both
+from sim.results.changes.change_summary import event_cuts, mark_words, replica_rows, timeline_latencies, version_mix
 from sim.results.leaps import GAP_BINS
 from sim.results.metrics import measure
-from sim.results.point import NOT_THERE, UNITS, Metric, Point
+from sim.results.model import Impact
+from sim.results.point import UNITS, Metric, Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.records import (
     COMPLETED,
@@ -30,7 +31,7 @@ from sim.results.records import (
     Event,
     Recording,
 )
-from sim.results.sample_data import Broken, Facts
+from sim.results.sample_data import FaultWindow, ScenarioFacts
 from sim.traffic.request import FROM_STORAGE, HIT, MISS
 
 T975 = {1: 12.7062, 2: 4.30265}
@@ -40,13 +41,18 @@ WARM = 4  # requests before the measured time; one comes every second
 BEGINS, ENDS = 20.0, 30.0
 
 
-def facts(**changes: Any) -> Facts:
+def impact_of(point: Point) -> Impact:
+    assert point.impact is not None
+    return point.impact
+
+
+def facts(**changes: Any) -> ScenarioFacts:
     given: dict[str, Any] = {
         "slo": {"e2e_p99_s": 2.0}, "fixed": False, "blocking": False, "replicas": 2, "loaders": 1,
         "size_bytes": np.array([10, 10]), "kind": np.zeros(2, dtype=np.int64), "kind_names": ("all",), "slots": 4,
         "kv_tokens": 1000, "max_num_seqs": 8, "strategies": ("in-place",),
     }  # fmt: skip
-    return Facts(**given | changes)
+    return ScenarioFacts(**given | changes)
 
 
 def recording(**changes: Any) -> Recording:
@@ -117,15 +123,15 @@ def test_who_has_no_answer_is_late_once_it_has_waited_beyond_a_target() -> None:
     one = recording(status={30: UNFINISHED, 39: UNFINISHED}, arrival_s={39: 39.5})
     point = summarise([one], facts(faults=frozenset({"crash"}), strategies=()), {}, [])
     assert values(point.metrics, "unfinished", "harmed") == [2, 1]
-    assert (point.harm["slow"], point.harm["unanswered"], point.harm["slow_unanswered"]) == (1, 2, 1)
+    assert (impact_of(point).slow, impact_of(point).unanswered, impact_of(point).slow_unanswered) == (1, 2, 1)
     assert point.metrics["slo_attainment"].value == pytest.approx(34 / 35)  # 39 may still be in time: nobody knows
     # A first token in time is no answer in time; one that hasn't come is late by the same rule.
     ttft = facts(slo={"ttft_p99_s": 2.0}, faults=frozenset({"crash"}), strategies=())
-    assert summarise([one], ttft, {}, []).harm["slow"] == 0
+    assert impact_of(summarise([one], ttft, {}, [])).slow == 0
     none_yet = recording(status={30: UNFINISHED}, first_token_s={30: -1.0}, admitted_s={30: -1.0})
-    assert summarise([none_yet], ttft, {}, []).harm["slow"] == 1
+    assert impact_of(summarise([none_yet], ttft, {}, [])).slow == 1
     no_target = summarise([one], facts(slo={}, faults=frozenset({"crash"}), strategies=()), {}, [])
-    assert (no_target.harm["slow"], no_target.harm["unanswered"]) == (None, 2)
+    assert (impact_of(no_target).slow, impact_of(no_target).unanswered) == (None, 2)
     # What it has streamed so far took longer than its target allows for all of it: 19 s for two gaps of 5 s.
     slow_tokens = facts(slo={"tpot_mean_s": 5.0}, strategies=())
     found = summarise([recording(status={22: UNFINISHED})], slow_tokens, {}, []).metrics
@@ -144,7 +150,7 @@ def test_harm_is_told_against_what_is_slow_anyway() -> None:
     always = metrics(recording(facts={"during_from_s": math.inf}), faults=frozenset({"misrouting"}))["harmed_excess"]
     assert (always.value, always.note) == (None, "nothing measured before the first rollout or fault")
     point = summarise([one], facts(faults=frozenset({"crash"}), strategies=(), faults_from_s=20.0), {}, [])
-    assert (point.harm["requests_before"], point.harm["slow_before"]) == (16, 2)
+    assert (impact_of(point).requests_before, impact_of(point).slow_before) == (16, 2)
 
 
 def test_rerouted_requests_say_how_long_they_take() -> None:
@@ -157,10 +163,10 @@ def test_rerouted_requests_say_how_long_they_take() -> None:
 
 
 def test_what_is_broken_is_a_share_of_time_and_replicas() -> None:
-    broken = (Broken("crash", 22.0, 31.0, 0.5), Broken("storage-stall", 30.0, math.inf, 1.0))
+    broken = (FaultWindow("crash", 22.0, 31.0, 0.5), FaultWindow("storage-stall", 30.0, math.inf, 1.0))
     point = summarise([recording()], facts(faults=frozenset({"crash"}), strategies=(), broken=broken), {}, [])
-    assert point.capacity["faults"] == {"crash": pytest.approx(9 / 36 / 2), "storage-stall": pytest.approx(10 / 36)}
-    assert "faults" not in summarise([recording()], facts(), {}, []).capacity
+    assert point.capacity.faults == {"crash": pytest.approx(9 / 36 / 2), "storage-stall": pytest.approx(10 / 36)}
+    assert "faults" not in summarise([recording()], facts(), {}, []).capacity.to_json()
 
 
 def test_marks_are_counted_over_measured_requests() -> None:
@@ -184,7 +190,7 @@ def test_harmed_counts_each_request_once_and_slow_ones_too() -> None:
 
 def test_what_the_scenario_has_not_is_no_zero() -> None:
     found = metrics(recording(), strategies=(), faults=frozenset({"crash"}), replicas=1)
-    absent = {name for name, metric in found.items() if metric.note in NOT_THERE}
+    absent = {name for name, metric in found.items() if not metric.applies}
     assert {"rollout_ttft_p99_s", "before_miss_ratio", "mixed_version_responses", "replica_load_skew", "misrouted",
             "rollout_duration_s", "sessions_saw_both"} <= absent  # fmt: skip
     assert all(found[name].value is None and not found[name].applies for name in absent)
@@ -359,7 +365,7 @@ def test_a_point_carries_what_a_report_draws() -> None:
     point = summarise([one, recording()], facts(faults=frozenset({"crash"})), {}, [])
     assert point.events == [{"t_s": 12.0, "kind": "fault", "text": "a"}, {"t_s": 20.0, "kind": "rollout", "text": "b"}]
     wanted = {"requests": 72, "refused_by_rollout": 1, "lost": 1, "failed": 1, "stale": 1, "slow": 0, "mixed": 0}
-    assert wanted.items() <= point.harm.items()
+    assert wanted.items() <= impact_of(point).to_json().items()
     assert point.metrics["stale_after_cutover"].parts == [1, 0]
     assert "1 request was refused: 1 since the adapter was being replaced (unload-then-load)" in point.warnings
     both = summarise(
@@ -373,13 +379,13 @@ def test_a_point_carries_what_a_report_draws() -> None:
     assert "1 request failed: 1 lost with their replica" in point.warnings
     assert Point.from_json(point.to_json()) == point
     # a failed request is nobody who waits to the end
-    assert max(point.timeline["waiting"]) <= 1
-    assert point.timeline["waiting"][-1] == 0
+    assert max(point.timeline.waiting) <= 1
+    assert point.timeline.waiting[-1] == 0
 
 
 def test_a_plain_fleet_has_nothing_of_it() -> None:
     point = summarise([recording(), recording()], facts(strategies=()), {}, [])
-    assert (point.harm, point.version_mix, point.events) == ({}, {}, [])
+    assert (point.impact, point.version_mix, point.events) == (None, {}, [])
     assert len(point.replicas) == 2
     alone = summarise([recording(replica=np.zeros(COUNT))], facts(strategies=(), replicas=1), {}, [])
     assert (alone.replicas, alone.metrics["harmed"].parts) == ([], [])

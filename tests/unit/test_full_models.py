@@ -217,11 +217,11 @@ def swapping() -> Any:
 
 def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) -> None:
     point, table = swapping.point, swapping.requests
-    part = point.capacity["full_models"]
+    part = point.capacity.to_json()["full_models"]
     assert part["replicas"] == 1
     assert part["utilization"] > 0.5, "two models that swap for nearly every request"
     assert point.metrics["loader_utilization"].value < 0.5
-    assert point.capacity["loader"]["loaders"] == 2
+    assert point.capacity.loader.loaders == 2
     rows = {row["group"]: row for row in point.groups}
     assert rows["full models, 16.1 GB"]["adapters"] == 2
     assert rows["full models, 16.1 GB"]["miss_ratio"] > rows["rank 16, all-linear"]["miss_ratio"]
@@ -236,8 +236,8 @@ def test_waiting_for_a_place_is_no_lack_of_slots() -> None:
     workload, cache = {**WORKLOAD, "requests": 2000}, {"gpu": {"slots": 10}}
     waiting = scenario(workload=workload, cache=cache, fleet=SWAP, run={"replications": 1, "warmup": 0})
     point = evaluate_scenario(waiting).point
-    assert point.capacity["slots"]["blocked_share"] == 0
-    assert point.capacity["full_models"]["utilization"] > 0.5
+    assert point.capacity.slots.blocked_share == 0
+    assert point.capacity.to_json()["full_models"]["utilization"] > 0.5
 
 
 def test_a_report_says_what_swaps_cost(swapping: Any) -> None:
@@ -314,8 +314,8 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
     )
     planned = make_plan(load_scenario(str(path)), tmp_path / "out", Execution(Local(1)))
     assert planned.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3}
-    assert planned.record["fleets"][0]["full_replicas"] == 2
-    assert planned.record["full_replicas"] == 2
+    assert planned.record.fleets[0].full_replicas == 2
+    assert planned.record.full_replicas == 2
 
 
 def test_draws_reach_full_models_too() -> None:

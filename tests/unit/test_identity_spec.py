@@ -18,7 +18,7 @@ from sim.policies.adapter_cache import GpuCache
 from sim.policies.base_model import AdapterCounts
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
-from sim.results.change_metrics import sessions_of_both
+from sim.results.changes.change_metrics import sessions_of_both
 from sim.results.records import (
     COMPLETED,
     FAILED,

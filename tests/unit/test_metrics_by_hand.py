@@ -13,7 +13,7 @@ import pytest
 from sim.results.leaps import GAP_BINS, gap_bins
 from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, Recording
-from sim.results.sample_data import Facts
+from sim.results.sample_data import ScenarioFacts
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_HOST, FROM_STORAGE, HIT, MISS
 
 REQUESTS = {
@@ -53,7 +53,7 @@ def recording() -> Recording:
     )  # fmt: skip
 
 
-FACTS = Facts(
+FACTS = ScenarioFacts(
     slo={"e2e_p99_s": 3.0}, fixed=False, blocking=False, replicas=2, loaders=2, size_bytes=np.array([10, 30, 60]),
     kind=np.zeros(3, dtype=np.int64), kind_names=("all",), slots=4, kv_tokens=1000, max_num_seqs=8,
 )  # fmt: skip
@@ -102,11 +102,11 @@ def test_the_breakdown_takes_loads_out_of_the_wait_for_admission() -> None:
 
 def test_the_load_offered_to_loaders_is_that_of_misses() -> None:
     # Two misses, and the mean load holds its loader for 3.5 / 3 s; who joined the load of another needs none.
-    assert POINT.capacity["loader"]["offered_load"] == pytest.approx(2 * (1 + 1 + 1.5) / 3 / (8 * 2 * 2))
+    assert POINT.capacity.loader.offered_load == pytest.approx(2 * (1 + 1 + 1.5) / 3 / (8 * 2 * 2))
 
 
 def test_shares_of_time_in_which_something_lacked_are_of_all_replicas() -> None:
-    capacity = POINT.capacity
+    capacity = POINT.capacity.to_json()
     assert capacity["seats"]["blocked_share"] == pytest.approx(1.0 / 16)
     assert capacity["kv"]["blocked_share"] == pytest.approx(1.5 / 16)
     assert capacity["slots"]["blocked_share"] == pytest.approx((0.5 + 0.5) / 16)

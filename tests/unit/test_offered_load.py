@@ -26,7 +26,7 @@ def with_loads(count: int, seconds: float, misses: int, delayed_hits: int, tier:
 
 def offered(*recordings: Recording, loaders: int = 1, replicas: int = 1) -> float | None:
     point = summarise(list(recordings), facts(loaders=loaders, replicas=replicas, strategies=()), {}, [])
-    return point.capacity["loader"]["offered_load"]
+    return point.capacity.loader.offered_load
 
 
 def test_misses_ask_for_loads_and_delayed_hits_do_not() -> None:

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from sim.results.metric_state import Cause, State
 from sim.results.pairs import (
     BETTER,
     DIRECTIONS,
@@ -20,7 +21,7 @@ from sim.results.pairs import (
     same_draws,
     same_requests,
 )
-from sim.results.point import NO_FAULT, UNITS, Metric, Point
+from sim.results.point import UNITS, Metric, Point
 from sim.results.statistics import kept
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import evaluate_scenario
@@ -114,8 +115,10 @@ def test_an_unsettled_value_doubles_the_interval() -> None:
     other: list[float | None] = [1.1, 1.2, 1.25, 1.3]
     plain = difference_of(point("e2e_p99_s", 1.1, one), point("e2e_p99_s", 1.2, other), "e2e_p99_s")
     hazy = difference_of(
-        point("e2e_p99_s", 1.1, one), point("e2e_p99_s", 1.2, other, settled=False, note="near saturation"), "e2e_p99_s"
-    )  # fmt: skip
+        point("e2e_p99_s", 1.1, one),
+        point("e2e_p99_s", 1.2, other, state=State(Cause.UNKNOWN, text="near saturation")),
+        "e2e_p99_s",
+    )
     assert plain is not None
     assert hazy is not None
     assert plain.hi is not None
@@ -124,11 +127,11 @@ def test_an_unsettled_value_doubles_the_interval() -> None:
 
 
 def test_missing_values_are_not_comparable_and_foreign_ones_not_told() -> None:
-    nothing = point("e2e_p99_s", None, [], note="not enough data")
+    nothing = point("e2e_p99_s", None, [], state=State(Cause.NO_REQUESTS))
     found = difference_of(point("e2e_p99_s", 1.0, [1.0, 1.0]), nothing, "e2e_p99_s")
     assert found is not None
     assert (found.word, found.change, found.note) == (NOT_COMPARABLE, None, "not enough data")
-    lost = point("lost", None, [], note=NO_FAULT)
+    lost = point("lost", None, [], state=State(Cause.NO_FAULT))
     assert difference_of(lost, lost, "lost") is None
     assert difference_of(lost, lost, "no_such_metric") is None
     alone = difference_of(point("lost", 3, []), point("lost", 5, []), "lost")

@@ -249,6 +249,6 @@ def test_a_refused_change_is_a_row_that_says_why(tmp_path: Path) -> None:
         [vetted(LARGER)], load_scenario("retrain-1000-adapters", sets), tmp_path / "run", Execution(Local(1))
     )
     assert found is not None
-    assert found.rows[0]["refused"].startswith("the scenario mixes kinds")
+    assert (found.rows[0].refused or "").startswith("the scenario mixes kinds")
     said = cures_answer(read_run(found.path))
     assert said.headline.startswith("Rank 16, all linear layers, for one adapter: not possible, for the scenario mixes")

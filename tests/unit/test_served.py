@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.results.calibration import Alone, add_calibration
-from sim.results.point import Late, Metric, Point
+from sim.results.calibration import ReplicationValues, add_calibration
+from sim.results.metric_state import Cause, State
+from sim.results.model import Impact
+from sim.results.point import LateShare, Metric, Point
 from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, FAILED, GAP_BINS, GATED, REFUSED, UNFINISHED, Recording
-from sim.results.sample_data import Facts
+from sim.results.sample_data import ScenarioFacts
 from sim.results.verdict import (
     MET,
     NOT_MET,
@@ -32,7 +34,7 @@ TTFT = {"ttft_p99_s": 2.0}
 QUICK_S, SLOW_S = 1.0, 3.0
 
 
-def facts(slo: dict[str, float], **changes: Any) -> Facts:
+def facts(slo: dict[str, float], **changes: Any) -> ScenarioFacts:
     given: dict[str, Any] = {
         "slo": slo,
         "fixed": False,
@@ -46,7 +48,7 @@ def facts(slo: dict[str, float], **changes: Any) -> Facts:
         "kv_tokens": 100,
         "max_num_seqs": 8,
     }
-    return Facts(**given | changes)
+    return ScenarioFacts(**given | changes)
 
 
 def recording(status: np.ndarray, ttft_s: np.ndarray, **columns: np.ndarray) -> Recording:
@@ -185,7 +187,7 @@ def test_waiting_in_vain_counts_without_rollouts_or_faults() -> None:
     status, ttft = np.full(count, COMPLETED), np.full(count, QUICK_S)
     status[-60:], ttft[-60:] = UNFINISHED, 1e6
     point = summarise([recording(status, ttft)], facts(TTFT), {}, [])
-    assert point.harm == {}
+    assert point.impact is None
     assert point.late["ttft_p99_s"].share.value == pytest.approx(58 / 3998)  # the last two came within 2 s of the end
     assert verdict(point, TTFT) == UNCLEAR  # 1.5 %, all of them in one section
     # A fault is one event, not a stream: what differs from section to section says nothing of another run.
@@ -199,15 +201,15 @@ def test_waiting_in_vain_counts_without_rollouts_or_faults() -> None:
 def test_an_unsettled_latency_leaves_its_late_ones_unsettled() -> None:
     point = made(TTFT, refused=0.0085)
     assert term_verdict(point, "ttft_p99_s", 2.0) == MET
-    point.metrics["ttft_p99_s"].settled = False
+    point.metrics["ttft_p99_s"].state = State(Cause.WIDE)
     assert term_verdict(point, "ttft_p99_s", 2.0) == UNCLEAR  # a quarter more than 0.85 % is more than 1 %
-    point.capacity["compute"]["offered_load"] = 1.2
+    point.capacity = replace(point.capacity, compute=replace(point.capacity.compute, offered_load=1.2))
     assert term_verdict(made(TTFT, refused=0.49), "ttft_p99_s", 2.0) == NOT_MET
 
 
 def test_what_costs_leave_open_widens_the_share_of_late_requests() -> None:
     point = made(TTFT, refused=0.007)
-    own = Alone(dict.fromkeys(point.metrics, None), False, {"ttft_p99_s": 0.007})
+    own = ReplicationValues(dict.fromkeys(point.metrics, None), False, {"ttft_p99_s": 0.007})
     drawn = [replace(own, late={"ttft_p99_s": late}) for late in (0.006, 0.009, 0.012)]
     assert verdict(point, TTFT) == MET
     add_calibration(point, [own], drawn, 3)
@@ -245,12 +247,12 @@ def test_another_target_is_judged_by_counts_and_the_distribution() -> None:
     assert late_verdict(point, "e2e_p99_s", 0.6) == NOT_MET
 
 
-def test_older_points_know_those_late_without_an_answer_from_their_harm() -> None:
+def test_older_points_know_those_late_without_an_answer_from_their_impact() -> None:
     point = made(TTFT)
-    point.harm = {"requests": 20_000, "slow_unanswered": 300}
+    point.impact = Impact(requests=20_000, slow_unanswered=300)
     assert verdict(point, TTFT) == NOT_MET
     assert verdict(point, TTFT | {"e2e_p99_s": 9.0}) == MET  # 150 each may be
-    point.late = {"ttft_p99_s": Late(2.0, Metric(0.005, 0.004, 0.006))}
+    point.late = {"ttft_p99_s": LateShare(2.0, Metric(0.005, 0.004, 0.006))}
     assert verdict(point, TTFT) == MET
 
 

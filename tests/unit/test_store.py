@@ -18,13 +18,14 @@ import pytest
 from pyarrow import parquet
 
 from sim.errors import OutputError
+from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.run_directory.result_files import json_ready, write_atomically
 from sim.results.run_directory.store import RunStore, digest_file, point_key, read_run, scenario_hash
 
 
 def a_point(slots: object = 16, miss_ratio: float | None = 0.25) -> Point:
-    metrics = {"miss_ratio": Metric(miss_ratio, 0.2, 0.3), "ttft_p99_s": Metric(1.5, unit="s", settled=False)}
+    metrics = {"miss_ratio": Metric(miss_ratio, 0.2, 0.3), "ttft_p99_s": Metric(1.5, unit="s", state=State(Cause.WIDE))}
     return Point({"cache.gpu.slots": slots}, metrics, cdf={"q": [0.5], "ttft_s": [0.1]}, warnings=["short"])
 
 

@@ -16,6 +16,8 @@ from reports.answers.findings import answer, sweep_answer
 from reports.answers.held_back_rollouts import held_table
 from reports.pages.run_page import build_report
 from sim.errors import InputError
+from sim.results.model import HeldBack
+from sim.results.point import Point
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
@@ -63,6 +65,11 @@ def said(loaded: LoadedScenario) -> str:
 # Held, or sent out
 
 
+def held_back(point: Point) -> HeldBack:
+    assert point.held_back is not None
+    return point.held_back
+
+
 @pytest.mark.parametrize("strategy", ["new-name", "in-place"])
 def test_a_held_rollout_leaves_the_tables_of_a_scenario_without_it(file: Path, strategy: str) -> None:
     from pyarrow import parquet
@@ -76,26 +83,27 @@ def test_a_held_rollout_leaves_the_tables_of_a_scenario_without_it(file: Path, s
 def test_what_was_avoided_is_the_same_traffic_with_the_version_out(file: Path) -> None:
     (point,) = read_run(run(file, "held")).points
     gone = evaluate_scenario(load_scenario(str(file), ["rollouts.0.require=none"]).scenario).point
-    held = point.held
-    for name, found in held["metrics"].items():
-        assert found["other"] == pytest.approx(gone.metrics[name].value)
+    held = held_back(point)
+    for name, found in held.metrics.items():
+        assert found.other == pytest.approx(gone.metrics[name].value)
     versions = gone.version_mix["versions"]
     assert max(versions["2"]) == 1.0
-    assert 0 < held["answered"]["value"] < held["requests"] == gone.harm["requests"]
-    assert held["by_rollout"] == [held["answered"]]
-    assert held["metrics"]["rollout_loads"]["change"] > 0
+    assert gone.impact is not None
+    assert 0 < held.answered.value < held.requests == gone.impact.requests
+    assert held.by_rollout == [held.answered]
+    assert (held.metrics["rollout_loads"].change or 0) > 0
 
 
 @pytest.mark.parametrize("strategy", ["new-name", "drain-then-swap"])
 def test_every_answer_by_a_held_version_is_counted(file: Path, strategy: str) -> None:
     path = str(scenario(file.parent, strategy=strategy))
-    held = evaluate_scenario(load_scenario(path, ["run.replications=1"]).scenario).point.held
+    held = held_back(evaluate_scenario(load_scenario(path, ["run.replications=1"]).scenario).point)
     otherwise = load_scenario(path, ["run.replications=1", "rollouts.0.require=none"]).scenario
     requests = evaluate_scenario(otherwise, EvaluationOptions(requests=True)).requests
     assert requests is not None
     table = requests.to_pandas()
     by_the_new = table[(table["status"] == "completed") & (table["version"] == 2)]
-    assert held["answered"]["value"] == len(by_the_new) > 0
+    assert held.answered.value == len(by_the_new) > 0
     assert by_the_new["arrival_s"].min() > 100  # it begins at two minutes
 
 
@@ -106,7 +114,7 @@ def test_a_version_that_passes_goes_out_and_is_said_to(file: Path) -> None:
     assert world.rollout_plan is not None
     assert world.population.rank.max() == 8  # from its folder
     (point,) = read_run(run(file, "out")).points
-    assert not point.held
+    assert not point.held_back
     assert "2" in point.version_mix["versions"]
 
 
@@ -143,9 +151,9 @@ def test_what_cannot_be_judged_is_held_and_says_why(file: Path, entries: int | N
     (note,) = [each for each in point.warnings if each.startswith("rollouts.0 ")]
     assert note.startswith("rollouts.0 is held back: v2 can't be judged, so it doesn't pass (require: none ")
     assert why in note
-    assert point.held["rollouts"][0]["vetted"][0]["judged"] is False
+    assert held_back(point).rollouts[0].vetted[0]["judged"] is False
     headline = answer(point, {"ttft_p99_s": 1.0}).headline
-    assert headline.startswith("Held: rollouts.0, v2 can't be judged. A held version would have answered ")
+    assert headline.startswith("Held back: rollouts.0, v2 can't be judged. The version held back would have answered ")
     assert release(load_scenario(str(file), ["rollouts.0.require=none"]).scenario).held_back == ()
 
 
@@ -167,7 +175,7 @@ def test_others_go_out_under_their_own_numbers(file: Path) -> None:
         "  - {strategy: new-name, at: 2 min, share: 50%, weights: new/v3, require: vet}\n"
     )
     (point,) = read_run(run(scenario(file.parent, rollouts), "two")).points
-    assert [row["rollout"] for row in point.held["rollouts"]] == [0]
+    assert [row.rollout for row in held_back(point).rollouts] == [0]
     assert {event["text"].partition(":")[0] for event in point.events} == {"rollouts.1"}
 
 
@@ -176,7 +184,7 @@ def test_a_fault_that_needs_swaps_goes_with_the_last_of_them(file: Path) -> None
         file.parent, VET + "faults:\n  - {kind: named-prefixes, share: 10%, lifetime: 1 min}\n", strategy="in-place"
     )
     (point,) = read_run(run(path, "prefixes")).points
-    assert point.held
+    assert point.held_back
 
 
 def test_the_gate_can_be_swept(file: Path) -> None:
@@ -184,11 +192,11 @@ def test_the_gate_can_be_swept(file: Path) -> None:
     data = read_run(run(file, "sweep", *sets))
     out, held = data.points
     assert out.version_mix
-    assert held.held
+    assert held.held_back
     told = sweep_answer(data.points, {"ttft_p99_s": 1.0})
-    assert told.headline.startswith("Held at 1 of 2 points: rollouts.0, v2 shows underfitting (likely). ")
+    assert told.headline.startswith("Held back at 1 of 2 points: rollouts.0, v2 shows underfitting (likely). ")
     assert "With none: requests harmed" in " ".join(told.details)
-    assert "What holding it avoided" in build_report(data)
+    assert "What holding it back avoided" in build_report(data)
 
 
 # What is refused
@@ -283,15 +291,15 @@ def test_the_report_says_what_was_held_and_why(file: Path) -> None:
     data = read_run(run(file, "held"))
     (point,) = data.points
     told = answer(point, {"ttft_p99_s": 1.0})
-    value, total = point.held["answered"]["value"], point.held["requests"]
-    assert told.headline.startswith("Held: rollouts.0, v2 shows underfitting (likely). A held version would ")
-    assert f"have answered {value:,} of {total:,} requests" in told.headline
-    assert told.details[0].startswith("Had it gone out, meanwhile: p99 TTFT ")
+    value, total = held_back(point).answered.value, held_back(point).requests
+    assert told.headline.startswith("Held back: rollouts.0, v2 shows underfitting (likely). The version ")
+    assert f"held back would have answered {value:,} of {total:,} requests" in told.headline
+    assert told.details[0].startswith("Had it gone out in the meantime: p99 TTFT ")
     assert any(warning.startswith("rollouts.0 is held back: v2 shows underfitting (likely): the training loss was ")
                for warning in point.warnings)  # fmt: skip
     table = held_table(point, "")
     assert table is not None
-    assert table.rows[0][:2] == ["requests answered by a held version", "0"]
-    assert "What holding it avoided" in build_report(data)
+    assert table.rows[0][:2] == ["requests answered by the version held back", "0"]
+    assert "What holding it back avoided" in build_report(data)
     summary = json.loads((data.path / "summary.json").read_text())
     assert summary["points"][0]["held"]["answered"]["value"] == value

@@ -120,7 +120,11 @@ def point_key(
 def summary_json(name: str, points: Sequence[Point]) -> dict[str, Any]:
     """Return the content of ``summary.json``; what ``loraplan run --json`` prints."""
     rows = [
-        {"set": point.set, "metrics": point.metrics_json(), **({"held": point.held} if point.held else {})}
+        {
+            "set": point.set,
+            "metrics": point.metrics_json(),
+            **({"held": point.held_back.to_json()} if point.held_back else {}),
+        }
         for point in points
     ]
     summary: dict[str, Any] = json_ready({"schema_version": 1, "scenario": name, "points": rows})

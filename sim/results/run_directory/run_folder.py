@@ -31,9 +31,12 @@ def refuse_foreign(out: Path) -> None:
     foreign = [name for name in names if name not in (*_FILES, ".lock", "points") and not _DRAFT.fullmatch(name)]
     if foreign and not _wrote_manifest(out):
         raise OutputError(
-            "this folder holds other files", got=", ".join(foreign[:3]), file=str(out),
-            allowed="a new or empty folder, or one that loraplan wrote", hint="give another --out",
-        )  # fmt: skip
+            "this folder holds other files",
+            got=", ".join(foreign[:3]),
+            file=str(out),
+            allowed="a new or empty folder, or one that loraplan wrote",
+            hint="give another --out",
+        )
 
 
 def _wrote_manifest(out: Path) -> bool:

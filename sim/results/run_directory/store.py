@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import LoraplanError, OutputError
 from sim.reading import POINT_BYTES, open_regular
+from sim.results.model import PlanRecord, RemedyRow, WhatIfRow
 from sim.results.point import Point
 from sim.results.run_directory.result_files import (
     digest_file,
@@ -209,6 +210,31 @@ class RunData:
     manifest: dict[str, Any]
     points: list[Point]
 
+    @property
+    def plan(self) -> PlanRecord:
+        """What the search of a plan left; empty for other runs."""
+        return PlanRecord.from_json(self.manifest.get("plan") or {})
+
+    @property
+    def what_if(self) -> list[WhatIfRow]:
+        """What one change at a time would do, where that was asked."""
+        return [WhatIfRow.from_json(row) for row in self.manifest.get("what_if") or []]
+
+    @property
+    def remedies(self) -> list[RemedyRow]:
+        """What the remedies of a vetting cost, where that was asked."""
+        return [RemedyRow.from_json(row) for row in (self.manifest.get("cures") or {}).get("rows", [])]
+
+    @property
+    def slo(self) -> dict[str, Any]:
+        """The scenario's ``slo`` block, as it was written."""
+        return (self.manifest.get("scenario") or {}).get("slo") or {}
+
+    @property
+    def costs_assumed(self) -> bool:
+        """Whether the profile's costs are assumed, not measured."""
+        return (self.manifest.get("profile") or {}).get("status") == "assumed"
+
 
 def read_run(path: Path) -> RunData:
     """Read a run directory; an unfinished one gives the points that ended.
@@ -228,9 +254,12 @@ def read_run(path: Path) -> RunData:
         raise OutputError("this file is damaged: it is no manifest", file=str(file))
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise OutputError(
-            "written by another version of loraplan", key="schema_version", got=manifest.get("schema_version"),
-            allowed=str(SCHEMA_VERSION), file=str(file),
-        )  # fmt: skip
+            "written by another version of loraplan",
+            key="schema_version",
+            got=manifest.get("schema_version"),
+            allowed=str(SCHEMA_VERSION),
+            file=str(file),
+        )
     keys = [str(key) for key in manifest["point_keys"]]
     if len(set(keys)) < len(keys):  # ten bytes each, which would be read as a point each
         raise OutputError("this file is damaged: a point stands there twice", key="point_keys", file=str(file))
@@ -238,8 +267,10 @@ def read_run(path: Path) -> RunData:
     lost = [key for key, point in points if point is None]
     if lost and manifest.get("status") == "finished":
         raise OutputError(
-            "this point is missing or damaged", file=str(_point_file(path, lost[0])), hint="run the scenario again",
-        )  # fmt: skip
+            "this point is missing or damaged",
+            file=str(_point_file(path, lost[0])),
+            hint="run the scenario again",
+        )
     return RunData(path, manifest, [point for _, point in points if point is not None])
 
 
@@ -257,9 +288,11 @@ def blamed_on(*folders: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise OutputError(
-            "something in this run directory is not what loraplan writes", file=" or ".join(map(str, folders)),
-            got=f"{type(error).__name__}: {error}", hint="simulate again into another folder; --debug shows more",
-        ) from error  # fmt: skip
+            "something in this run directory is not what loraplan writes",
+            file=" or ".join(map(str, folders)),
+            got=f"{type(error).__name__}: {error}",
+            hint="simulate again into another folder; --debug shows more",
+        ) from error
 
 
 def holds_nothing_else(folder: Path, wanted_hash: str, sets: list[dict[str, Any]]) -> bool:
@@ -302,7 +335,9 @@ def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> bool:
         raise
     if not isinstance(old, dict) or old.get("scenario_hash") != manifest["scenario_hash"]:
         raise OutputError(
-            "this folder holds the run of another scenario", file=str(out),
-            got=old.get("name") if isinstance(old, dict) else None, hint="give another --out, or --overwrite",
-        )  # fmt: skip
+            "this folder holds the run of another scenario",
+            file=str(out),
+            got=old.get("name") if isinstance(old, dict) else None,
+            hint="give another --out, or --overwrite",
+        )
     return True

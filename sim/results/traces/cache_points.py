@@ -34,9 +34,14 @@ class CachePoint:
         """Return what ``loraplan cache --json`` prints."""
         slots = {} if self.slots is None else {"slots": self.slots}
         return {
-            "policy": self.policy, "capacity_bytes": self.capacity_bytes, **slots, "requests": self.requests,
-            "misses": self.misses, "miss_ratio": self.miss_ratio, "byte_miss_ratio": self.byte_miss_ratio,
-        }  # fmt: skip
+            "policy": self.policy,
+            "capacity_bytes": self.capacity_bytes,
+            **slots,
+            "requests": self.requests,
+            "misses": self.misses,
+            "miss_ratio": self.miss_ratio,
+            "byte_miss_ratio": self.byte_miss_ratio,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from sim.errors import InputError, ScenarioError, did_you_mean
+from sim.errors import InputError, ScenarioError, UnknownKeyError, did_you_mean
 from sim.spec.files.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12
@@ -134,7 +134,7 @@ def _unknown_key(spot: _Spot, model: type[BaseModel]) -> InputError:
     word = str(spot.path[-1])
     hint = _of_another_kind(spot, model) or _elsewhere(word, spot.key, model) or did_you_mean(word, allowed)
     listed = ", ".join(allowed) if 0 < len(allowed) <= _MOST_KEYS else None
-    return ScenarioError("unknown key", key=spot.key, allowed=listed, hint=hint)
+    return UnknownKeyError("unknown key", key=spot.key, allowed=listed, hint=hint)
 
 
 def _of_another_kind(spot: _Spot, model: type[BaseModel]) -> str | None:

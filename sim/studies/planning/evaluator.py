@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.errors import InputError, ScenarioError
+from sim.results.model import EvaluationRecord
 from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
@@ -87,23 +88,6 @@ class PlanDesign:
     def recordings(self) -> list[Recording]:
         """Replications in memory."""
         return [result for part, result in self.parts.items() if part.kind == REPLICATION]
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationRecord:
-    """One evaluation, for the record of a search.
-
-    :ivar term: the worst term of the SLO, and its ``value``.
-    :ivar unserved: share of requests refused or failed, where that makes the term the worst.
-    """
-
-    set: dict[str, Any]
-    replications: int
-    word: str
-    score: float
-    term: str
-    value: float | None
-    unserved: float | None = None
 
 
 class DesignEvaluator:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors
+from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors, UnknownKeyError
+from sim.results.model import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.results.point import Point
 from sim.results.point_summary import request_table
 from sim.results.run_directory.result_files import json_ready, write_text
@@ -22,7 +23,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.plan_question import Plan
 from sim.studies.execution import Execution
 from sim.studies.planning.candidates import Variable, variables
-from sim.studies.planning.evaluator import DesignEvaluator, EvaluationRecord, PlanDesign, check_terms
+from sim.studies.planning.evaluator import DesignEvaluator, PlanDesign, check_terms
 from sim.studies.planning.questions import SearchResult, full_replicas, search
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if import what_if
@@ -49,7 +50,7 @@ class PlanOutcome:
     certain: bool
     point: Point
     points: list[Point]
-    record: dict[str, Any]
+    record: PlanRecord
     simulated_requests: int
     resumed: bool = False
 
@@ -105,18 +106,18 @@ def make_plan(
                 "point_keys": [design.key for design in designs],
                 "sets": [point.set for point in points],
                 "points_total": len(points),
-                "plan": record,
+                "plan": json_ready(record.to_json()),
             }
         )
         if and_what_if:
             rows, requests = what_if(chosen.loaded, store, execution)
-            store.update({"what_if": rows, "what_if_requests": requests})
+            store.update({"what_if": json_ready([row.to_json() for row in rows]), "what_if_requests": requests})
     assert chosen.point is not None, "it was evaluated"
     return PlanOutcome(
         folder,
         found.answer is not None,
-        record["answer"],
-        record["certain"],
+        record.answer,
+        record.certain,
         chosen.point,
         points,
         record,
@@ -222,7 +223,7 @@ def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> Load
 def _asked_for(error: InputError, plan: Plan, where: str, values: dict[str, Any]) -> InputError:
     """Return an error of a design as an error of the plan that contains it."""
     found = error.errors[0] if isinstance(error, SeveralErrors) else error
-    unknown = found.key in plan.keys and found.problem == "unknown key"
+    unknown = found.key in plan.keys and isinstance(found, UnknownKeyError)
     got = None if unknown else found.got if found.got is not None else values.get(found.key or "")
     return ScenarioError(
         f"{found.key}: {found.problem}",
@@ -249,8 +250,8 @@ def _in_order(designs: list[PlanDesign], axes: list[Variable], plan: Plan) -> li
 
 def _record(
     plan: Plan, axes: list[Variable], found: SearchResult, evaluator: DesignEvaluator, loaded: LoadedScenario
-) -> dict[str, Any]:
-    """Return everything that a report says about the search, as plain data."""
+) -> PlanRecord:
+    """Return everything that a report says about the search."""
     answer: dict[str, Any] = {}
     if found.answer is not None:
         answer = dict(found.answer.set)
@@ -265,54 +266,37 @@ def _record(
     every = each * (1 if chosen.world.traffic.replayed else loaded.scenario.run.replications)
     refused = [design for design in evaluator.all_designs() if design.refused is not None]
     formulas = screen(chosen.world)
-    record = {
-        "question": plan.model_dump(mode="json", exclude_none=True),
-        "direction": plan.direction,
-        "keys": list(plan.keys),
-        "confidence": plan.confidence,
-        "ranges": {axis.key: [axis.values[0], axis.values[-1], len(axis.values)] for axis in axes},
-        "feasible": found.answer is not None,
-        "answer": answer,
-        "certain": not found.doubtful,
-        "answer_key": None if found.answer is None else found.answer.key,
-        "best_key": found.best.key,
-        "edge_key": found.edge.key if found.edge is not None and found.edge.point is not None else None,
-        "other_edge_key": None if found.other_edge is None else found.other_edge.key,
-        "edge_set": None if found.edge is None else found.edge.set,
-        "edge_refused": None if found.edge is None or found.edge.refused is None else found.edge.refused.problem,
-        "beyond_key": found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,
-        "doubtful": [design.set for design in found.doubtful],
-        "refused": [{"set": design.set, "why": str(design.refused)} for design in refused[:3]],
-        "fleets": found.fleets,
-        "looks": [
-            {
-                "set": entry.set,
-                "replications": entry.replications,
-                "word": entry.word,
-                "score": entry.score,
-                "term": entry.term,
-                "value": entry.value,
-                "unserved": entry.unserved,
-            }
-            for entry in evaluator.log
-        ],
-        "simulated_requests": evaluator.requests,
-        "candidates": candidates,
-        "every_candidate_requests": round(every * candidates),
-        "formulas": {
-            "miss_ratio": formulas.miss_ratio,
-            "loader_load": formulas.loader_load,
-            "gpu_load": formulas.gpu_load,
-            "batch": formulas.batch,
-            "kv_share": formulas.kv_share,
-        },
-        "flags": {} if found.answer is None else engine_flags(chosen.loaded.scenario),
-        "beyond_flags": beyond_flags(chosen.loaded.scenario),
-        "full_replicas": full_replicas(chosen),
-        "replications": 0 if chosen.point is None else int(chosen.point.cost["replications"]),
-    }
-    ready: dict[str, Any] = json_ready(record)
-    return ready
+    return PlanRecord(
+        question=plan.model_dump(mode="json", exclude_none=True),
+        direction=plan.direction,
+        keys=list(plan.keys),
+        confidence=plan.confidence,
+        ranges={axis.key: [axis.values[0], axis.values[-1], len(axis.values)] for axis in axes},
+        feasible=found.answer is not None,
+        answer=answer,
+        certain=not found.doubtful,
+        answer_key=None if found.answer is None else found.answer.key,
+        best_key=found.best.key,
+        edge_key=found.edge.key if found.edge is not None and found.edge.point is not None else None,
+        other_edge_key=None if found.other_edge is None else found.other_edge.key,
+        edge_set=None if found.edge is None else found.edge.set,
+        edge_refused=None if found.edge is None or found.edge.refused is None else found.edge.refused.problem,
+        beyond_key=found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,
+        doubtful=[design.set for design in found.doubtful],
+        refused=[RefusedDesign(design.set, str(design.refused)) for design in refused[:3]],
+        fleets=found.fleets,
+        looks=evaluator.log,
+        simulated_requests=evaluator.requests,
+        candidates=candidates,
+        every_candidate_requests=round(every * candidates),
+        formulas=FormulaRecord(
+            formulas.miss_ratio, formulas.loader_load, formulas.gpu_load, formulas.batch, formulas.kv_share
+        ),
+        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario),
+        beyond_flags=beyond_flags(chosen.loaded.scenario),
+        full_replicas=full_replicas(chosen),
+        replications=0 if chosen.point is None else int(chosen.point.cost["replications"]),
+    )
 
 
 def _recommended(design: PlanDesign) -> str:

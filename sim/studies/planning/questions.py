@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from sim.results.model import FleetRecord
 from sim.results.verdict import MET, UNCLEAR
 from sim.spec.sections.plan_question import PRICE, FleetChoice, Plan
 from sim.studies.planning.candidates import Variable
@@ -39,7 +40,7 @@ class SearchResult:
     other_edge: PlanDesign | None = None
     beyond: PlanDesign | None = None
     doubtful: list[PlanDesign] = field(default_factory=list)
-    fleets: list[dict[str, Any]] = field(default_factory=list)
+    fleets: list[FleetRecord] = field(default_factory=list)
 
 
 class _FixedValues:
@@ -127,20 +128,11 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
     best: SearchResult | None = None
     least = math.inf
     nearest: PlanDesign | None = None
-    rows: list[dict[str, Any]] = []
+    rows: list[FleetRecord] = []
     doubtful: list[PlanDesign] = []
     for fleet in plan.fleets:
         each = fleet.price * fleet.gpus
-        row: dict[str, Any] = {
-            "fleet": fleet.name,
-            "price": fleet.price,
-            "gpus": fleet.gpus,
-            "replicas": None,
-            "full_replicas": 0,
-            "total": None,
-            "word": "dearer with its first replica",
-        }
-        rows.append(row)
+        rows.append(FleetRecord(fleet.name, fleet.price, fleet.gpus, word="dearer with its first replica"))
         full = full_replicas(_FixedValues(fleet).design(evaluator, replicas, 0)) if replicas.values else 0
         affordable = Variable(replicas.key, tuple(n for n in replicas.values if (n + full) * each < least))
         if not affordable.values:
@@ -150,12 +142,12 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
         nearest = found.best if nearest is None or _score(found.best) < _score(nearest) else nearest
         if found.answer is None:
             why = "none in the range" if best is None else "none that is cheaper"
-            row["word"] = f"{why} meets the SLO"
+            rows[-1] = replace(rows[-1], word=f"{why} meets the SLO")
             continue
         count = found.answer.set[replicas.key]
         full = full_replicas(found.answer)
         best, least = found, (count + full) * each
-        row |= {"replicas": count, "full_replicas": full, "total": least, "word": MET}
+        rows[-1] = replace(rows[-1], replicas=count, full_replicas=full, total=least, word=MET)
     if best is None:
         assert nearest is not None, "there is a fleet"
         best = SearchResult(None, nearest)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sim.errors import InputError
+from sim.results.model import MetricChange, WhatIfRow
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import Point
-from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.verdict import verdict
 from sim.spec.scenario import Scenario
@@ -45,7 +45,7 @@ def what_if(
     loaded: LoadedScenario,
     store: RunStore,
     execution: Execution,
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[WhatIfRow], int]:
     """Return one row for each change (see ``rows_of``), and how many requests were simulated.
 
     :param loaded: the design that every change starts from.
@@ -69,12 +69,8 @@ def try_changes(
     return _points(evaluated, store, execution)
 
 
-def rows_of(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> list[dict[str, Any]]:
-    """Return the effect of each change against the unchanged design, as plain data: one row each.
-
-    :returns: rows ``{"group", "label", "set", "note", "refused", "verdict", "metrics": {NAME: Difference}}``;
-        ``refused`` says why a change is impossible, else None.
-    """
+def rows_of(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> list[WhatIfRow]:
+    """Return the effect of each change against the unchanged design, which is the first of those evaluated."""
     terms = loaded.scenario.slo.terms()
     names = list(dict.fromkeys([*terms, *ALWAYS]))
     base = evaluated[0].point
@@ -82,22 +78,13 @@ def rows_of(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> list[
     rows = []
     for each in evaluated[1:]:
         change, point = each.change, each.point
-        row: dict[str, Any] = {
-            "group": change.group,
-            "label": change.label,
-            "set": change.set,
-            "note": change.note,
-            "refused": each.refused or None,
-            "verdict": None,
-            "metrics": {},
-        }
+        row = WhatIfRow(change.group, change.label, change.set, change.note, each.refused or None)
         if point is not None:
-            row["verdict"] = verdict(point, terms)
             found = {name: difference_of(base, point, name) for name in names}
-            row["metrics"] = {name: _plain(each) for name, each in found.items() if each is not None}
+            metrics = {name: _kept(each) for name, each in found.items() if each is not None}
+            row = replace(row, verdict=verdict(point, terms), metrics=metrics)
         rows.append(row)
-    ready: list[dict[str, Any]] = json_ready(rows)
-    return ready
+    return rows
 
 
 def _changed(loaded: LoadedScenario, change: Change) -> ChangedDesign:
@@ -152,15 +139,7 @@ def _simulate(place: int, what: Scenario | Design) -> tuple[int, Point]:
     return place, evaluate(design, options).point
 
 
-def _plain(found: Difference) -> dict[str, Any]:
-    return {
-        "unit": found.unit,
-        "one": found.one,
-        "other": found.other,
-        "change": found.change,
-        "lo": found.lo,
-        "hi": found.hi,
-        "relative": found.relative,
-        "word": found.word,
-        "paired": found.paired,
-    }
+def _kept(found: Difference) -> MetricChange:
+    """Return a difference as a run directory keeps it: without its note."""
+    names = (each.name for each in fields(MetricChange) if each.name != "note")
+    return MetricChange(**{name: getattr(found, name) for name in names})

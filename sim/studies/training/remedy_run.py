@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
+from sim.results.model import RemedyRow
 from sim.results.point import Point
 from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import scenario_hash
@@ -27,14 +27,12 @@ class PricedRemedies:
     """The cost of remedies.
 
     :ivar point: of the scenario as it is.
-    :ivar rows: one for each change, as the manifest keeps them under ``cures``: the columns of ``rows_of``, with
-        ``title``, ``who``, ``scope``, ``adapters``, ``cure``, ``for``, ``adapter_bytes``, ``warnings`` (only those new
-        against the fleet as it is) and ``memory`` (what fits, before and after).
+    :ivar rows: one for each change, as the manifest keeps them under ``cures``.
     """
 
     path: Path
     point: Point
-    rows: list[dict[str, Any]]
+    rows: list[RemedyRow]
 
 
 def price_remedies(
@@ -77,7 +75,7 @@ def price_remedies(
         rows = _rows(loaded, evaluated, found)
         record = {
             "question": question,
-            "rows": rows,
+            "rows": json_ready([row.to_json() for row in rows]),
             "memory": evaluated[0].memory,
             "vetted": [as_json(one) for one in vetted],
         }
@@ -87,24 +85,24 @@ def price_remedies(
 
 def _rows(
     loaded: LoadedScenario, evaluated: Sequence[ChangedDesign], found: Sequence[tuple[RemedyChange, list[Vetted]]]
-) -> list[dict[str, Any]]:
+) -> list[RemedyRow]:
     """Return the rows of the what-if, with facts about the remedy and memory."""
     before, base = evaluated[0].memory, evaluated[0].point
     assert base is not None, "it was simulated"
     rows = []
     for row, each, (changed, whose) in zip(rows_of(loaded, evaluated), evaluated[1:], found, strict=True):
         rows.append(
-            {
-                **row,
-                "title": changed.title,
-                "who": changed.who,
-                "scope": changed.scope,
-                "adapters": changed.adapters,
-                "cure": changed.remedy.words,
-                "warnings": [] if each.point is None else [w for w in each.point.warnings if w not in base.warnings],
-                "for": [str(vetted.path) for vetted in whose],
-                "adapter_bytes": [changed.bytes_before, changed.bytes_after],
-                "memory": {name: [before[name], each.memory.get(name)] for name in before},
-            }
+            RemedyRow(
+                **{each.name: getattr(row, each.name) for each in fields(row)},
+                title=changed.title,
+                who=changed.who,
+                scope=changed.scope,
+                adapters=changed.adapters,
+                cure=changed.remedy.words,
+                warnings=[] if each.point is None else [w for w in each.point.warnings if w not in base.warnings],
+                paths=[str(vetted.path) for vetted in whose],
+                adapter_bytes=[changed.bytes_before, changed.bytes_after],
+                memory={name: [before[name], each.memory.get(name)] for name in before},
+            )
         )
     return rows

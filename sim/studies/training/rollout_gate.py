@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from sim.cells import printable
 from sim.errors import InputError, OutputError, ScenarioError
 from sim.reading import inside, open_regular
+from sim.results.model import HeldBackRollout
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import NamedPrefixes
 from sim.spec.sections.rollout_strategies import Rollout
@@ -120,16 +120,16 @@ def release(scenario: Scenario) -> Released:
     return Released(happens, everything, held, notes)
 
 
-def held_back_record(held: tuple[Vetting, ...]) -> list[dict[str, Any]]:
-    """Return which rollouts are held back, and why, as plain data."""
+def held_back_record(held: tuple[Vetting, ...]) -> list[HeldBackRollout]:
+    """Return which rollouts are held back, and why."""
     return [
-        {
-            "rollout": each.number,
-            "strategy": each.rollout.strategy,
-            "at_s": each.rollout.at,
-            "weights": each.rollout.weights,
-            "vetted": [{**as_json(one), "path": _name(each, one)} for one in each.vetted],
-        }
+        HeldBackRollout(
+            rollout=each.number,
+            strategy=each.rollout.strategy,
+            at_s=each.rollout.at,
+            weights=each.rollout.weights,
+            vetted=[{**as_json(one), "path": _name(each, one)} for one in each.vetted],
+        )
         for each in held
     ]
 

@@ -1,10 +1,10 @@
 """Say how often intervals hold by queue, without simulating: sample paths a hundred times quicker, the same statistics.
 
-``python tests/bench_swings.py [--seed 12] [--queue M/M/1 ...] [--share 1]``: for every queue, load and number of
+``python tests/bench_cycles.py [--seed 12] [--queue M/M/1 ...] [--share 1]``: for every queue, load and number of
 requests in each of five replications a row for the mean and p99 of the wait, and the mean, median and p99 of E2E:
-swings and half-widths with their variation from run to run, the standard deviation of the value (as a share of the
-truth) times the root of the swings, and coverage among all runs, among those whose half-width is narrow, and among
-those that are settled, for which swings count too (``sim.results.statistics``). Sums by queue at the end.
+cycles and half-widths with their variation from run to run, the standard deviation of the value (as a share of the
+truth) times the root of the cycles, and coverage among all runs, among those whose half-width is narrow, and among
+those that are settled, for which cycles count too (``sim.results.statistics``). Sums by queue at the end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STATISTICS = {
 def samples(
     queue: Queue, load: float, requests: int, runs: int, rng: np.random.Generator
 ) -> dict[str, list[tuple[Metric, int]]]:
-    """Return every metric of every run, with the swings of its requests."""
+    """Return every metric of every run, with the cycles of its requests."""
     first, count = int(WARMUP * requests), requests - int(WARMUP * requests)
     sections = sections_per_replication(REPLICATIONS)
     section = np.concatenate([np.arange(count) * sections // count + i * sections for i in range(REPLICATIONS)])
@@ -55,19 +55,19 @@ def samples(
                 for name, q in STATISTICS.items():
                     if name.startswith(kind):
                         metric = sample.mean("s") if q is None else sample.quantile(q, "s")
-                        found[name].append((metric, sample.swings[0].count))
+                        found[name].append((metric, sample.cycles[0].count))
     return found
 
 
 def row(label: str, found: list[tuple[Metric, int]], truth: float) -> Counter[str]:
     """Print one row; return how many intervals there are, are narrow and are settled, and how many of those hold."""
-    swings = np.array([each for _, each in found])
+    cycles = np.array([each for _, each in found])
     low, value, high = (np.array([getattr(m, end) for m, _ in found], dtype=float) for end in ("lo", "value", "hi"))
     half, holds = (high - value) / value, (low <= truth) & (truth <= high)
     settled, narrow = np.array([m.settled for m, _ in found]), half <= WIDE
-    spread = np.std(value) / truth * np.sqrt(swings.mean())
-    print(f"{label} swings {swings.mean():6.0f} ± {np.std(swings) / swings.mean():3.0%}  "
-          f"half-width {np.median(half):5.1%} ± {np.std(half) / half.mean():3.0%}  sd √swings {spread:.2f}  "
+    spread = np.std(value) / truth * np.sqrt(cycles.mean())
+    print(f"{label} cycles {cycles.mean():6.0f} ± {np.std(cycles) / cycles.mean():3.0%}  "
+          f"half-width {np.median(half):5.1%} ± {np.std(half) / half.mean():3.0%}  sd √cycles {spread:.2f}  "
           f"all {holds.mean():6.1%}  narrow {share(holds, narrow)}  settled {share(holds, settled)}",
           flush=True)  # fmt: skip
     counts = Counter(all=len(found))

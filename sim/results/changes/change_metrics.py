@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.point import NO_CHANGE, NO_FAULT, NO_ROLLOUT, ONE_REPLICA, UNITS, Metric
+from sim.results.metric_state import SETTLED, Cause, State
+from sim.results.point import UNITS, Metric
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -30,7 +31,7 @@ from sim.results.records import (
     WRONG_SERVED,
     Recording,
 )
-from sim.results.sample_data import Measured
+from sim.results.sample_data import MeasuredRequests
 from sim.results.statistics import ENOUGH_REPLICATIONS, WIDE, half_width, kept, ratio
 from sim.traffic.request import MISS
 
@@ -43,16 +44,18 @@ IDENTITY = frozenset({"misrouting", "stale-map", "base-model"})
 """Kinds of faults by which a request reaches the wrong adapter."""
 _OF_ROLLOUTS = {"mixed_version_responses": MIXED, "stale_after_cutover": STALE}
 _OF_FAULTS = {
-    "misrouted": (MISROUTED, IDENTITY), "wrong_adapter_served": (WRONG_SERVED, IDENTITY),
-    "wrong_adapter_detected": (WRONG_DETECTED, IDENTITY), "retried": (RETRIED, IDENTITY),
-    "old_prefix_served": (OLD_PREFIX, frozenset({"named-prefixes"})), "rerouted": (REROUTED, frozenset({"crash"})),
+    "misrouted": (MISROUTED, IDENTITY),
+    "wrong_adapter_served": (WRONG_SERVED, IDENTITY),
+    "wrong_adapter_detected": (WRONG_DETECTED, IDENTITY),
+    "retried": (RETRIED, IDENTITY),
+    "old_prefix_served": (OLD_PREFIX, frozenset({"named-prefixes"})),
+    "rerouted": (REROUTED, frozenset({"crash"})),
     "lost": (LOST, frozenset({"crash"})),
-}  # fmt: skip
+}
 _HARMFUL = MIXED | STALE | GATED | WRONG_SERVED | OLD_PREFIX
-_ONE = "one replication: no interval"
 
 
-def change_metrics(m: Measured, slow: Mask | None) -> dict[str, Metric]:
+def change_metrics(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
     """Return the metrics of refusals, failures, rollouts, faults and the load of replicas.
 
     :param slow: which requests completed beyond the targets for single requests; None without such targets.
@@ -68,14 +71,16 @@ def change_metrics(m: Measured, slow: Mask | None) -> dict[str, Metric]:
     }
 
 
-def _harmed(m: Measured, slow: Mask | None) -> dict[str, Metric]:
+def _harmed(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
     """Return the requests with a mixed, stale, wrong or late answer, or none; each counts once.
 
     Beside their number, by how much it exceeds that of the late ones to be expected anyway: of the requests that come
     from the first rollout or fault on, as large a share as of those before.
     """
     if not m.facts.strategies and not m.facts.faults:
-        return {name: Metric(None, unit="requests", note=NO_CHANGE) for name in ("harmed", "harmed_excess")}
+        return {
+            name: Metric(None, unit="requests", state=State(Cause.NO_CHANGE)) for name in ("harmed", "harmed_excess")
+        }
     harmed = ((m.column("marks") & _HARMFUL) > 0) | (m.column("status") == FAILED)
     late = np.zeros_like(harmed) if slow is None else slow
     harmed = harmed | late
@@ -86,14 +91,14 @@ def _harmed(m: Measured, slow: Mask | None) -> dict[str, Metric]:
 
     came = each(before)
     if np.any(came == 0):
-        excess = Metric(None, unit="requests", note="nothing measured before the first rollout or fault")
+        excess = Metric(None, unit="requests", state=State(Cause.NOTHING_BEFORE))
     else:
         beyond = each(harmed & ~before) - each(~before) * each(late & before) / came
         excess = summed(beyond, "requests", least=-math.inf)
     return {"harmed": counted(m, harmed), "harmed_excess": excess}
 
 
-def before_changes(m: Measured) -> Mask:
+def before_changes(m: MeasuredRequests) -> Mask:
     """Return which measured requests came before the first rollout or fault that begins at some time.
 
     What is there from the start belongs to how things are anyway; where there is nothing else, nobody came before.
@@ -103,18 +108,18 @@ def before_changes(m: Measured) -> Mask:
     return np.asarray(m.column("arrival_s") < begins[replication_of(m)])
 
 
-def replication_of(m: Measured) -> NDArray[np.int64]:
+def replication_of(m: MeasuredRequests) -> NDArray[np.int64]:
     """Return the replication of each measured request."""
     return m.section // m.sections
 
 
-def counted(m: Measured, where: Mask, unit: str = "requests") -> Metric:
+def counted(m: MeasuredRequests, where: Mask, unit: str = "requests") -> Metric:
     """Return how many measured requests these are, in all replications together."""
     each = np.bincount(replication_of(m)[where], minlength=m.replications)
     return summed(each.astype(np.float64), unit)
 
 
-def _ended(m: Measured, where: Mask) -> Metric:
+def _ended(m: MeasuredRequests, where: Mask) -> Metric:
     """Return how many requests ended in a way; where nothing changes, sections of a short run tell its spread too."""
     metric = counted(m, where)
     if m.replications < ENOUGH_REPLICATIONS and not m.facts.strategies and not m.facts.faults:
@@ -127,7 +132,7 @@ def summed(each: Floats, unit: str, least: float = 0.0) -> Metric:
     total = float(each.sum())
     half = half_width(total / len(each), each)
     if half is None:
-        return Metric(round(total), unit=unit, note=_ONE if total else "")
+        return Metric(round(total), unit=unit, state=State(Cause.ONE_REPLICATION) if total else SETTLED)
     half *= len(each)
     return Metric(round(total), max(least, total - half), total + half, unit, parts=kept(each))
 
@@ -135,22 +140,22 @@ def summed(each: Floats, unit: str, least: float = 0.0) -> Metric:
 def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.inf) -> Metric:
     """Return a value with an interval from the same statistic in each replication (nan: it has none there)."""
     if not math.isfinite(value):
-        return Metric(None, unit=unit, settled=False, note="not enough data")
+        return Metric(None, unit=unit, state=State(Cause.NO_REQUESTS))
     half = half_width(value, each)
     if half is None:
-        return Metric(value, unit=unit, settled=False, note=_ONE)
+        return Metric(value, unit=unit, state=State(Cause.ONE_REPLICATION))
     metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit, parts=kept(each))
     if half > WIDE * abs(value):
-        metric.settled, metric.note = False, f"95 % interval wider than ±{WIDE:.0%}: run more replications"
+        metric.state = State(Cause.WIDE_OVER_REPLICATIONS)
     return metric
 
 
-def _skew(m: Measured) -> Metric:
+def _skew(m: MeasuredRequests) -> Metric:
     """Return the requests of each replication's busiest replica, over the mean per replica; those of full models
     aside, to which requests don't come by choice."""
     replicas = m.facts.own_replicas
     if replicas == 1:
-        return Metric(None, note=ONE_REPLICA)
+        return Metric(None, state=State(Cause.ONE_REPLICA))
     replica = m.column("replica").astype(np.int64)
     sent = (replica >= 0) & (replica < replicas)
     by_section = np.zeros((m.sections * m.replications, replicas))
@@ -164,22 +169,24 @@ def _skew(m: Measured) -> Metric:
     return metric
 
 
-def _faults(m: Measured) -> dict[str, Metric]:
+def _faults(m: MeasuredRequests) -> dict[str, Metric]:
     marks, found = m.column("marks"), {}
     for name, (mark, kinds) in _OF_FAULTS.items():
         if kinds & m.facts.faults:
             found[name] = counted(m, (marks & mark) > 0)
         else:
-            found[name] = Metric(None, unit="requests", note=NO_FAULT)
-    found["rerouted_e2e_mean_s"] = _rerouted(m) if "crash" in m.facts.faults else Metric(None, unit="s", note=NO_FAULT)
+            found[name] = Metric(None, unit="requests", state=State(Cause.NO_FAULT))
+    found["rerouted_e2e_mean_s"] = (
+        _rerouted(m) if "crash" in m.facts.faults else Metric(None, unit="s", state=State(Cause.NO_FAULT))
+    )
     return found
 
 
-def _rerouted(m: Measured) -> Metric:
+def _rerouted(m: MeasuredRequests) -> Metric:
     """Return how long the requests take that begin anew elsewhere, from their first arrival on."""
     chosen = m.completed & ((m.column("marks") & REROUTED) > 0)
     if not chosen.any():
-        return Metric(None, unit="s", note="not enough data: no request was rerouted and completed")
+        return Metric(None, unit="s", state=State(Cause.NONE_REROUTED))
     seconds = m.column("finished_s") - m.column("arrival_s")
 
     def mean(where: Mask) -> float:
@@ -189,7 +196,7 @@ def _rerouted(m: Measured) -> Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class RolloutWindow:
     """Which measured requests came during the rollouts and which before, and the times that count.
 
     :ivar during_s, before_s: from and to, within the measured time; the same in every design.
@@ -201,24 +208,26 @@ class Window:
     before_s: tuple[float, float]
 
     @staticmethod
-    def of(recording: Recording, arrival_s: Floats) -> Window:
+    def of(recording: Recording, arrival_s: Floats) -> RolloutWindow:
         """Return the window of one replication.
 
         :param arrival_s: (n,) of its measured requests.
         """
         begins, ends = recording.facts["during_from_s"], recording.facts["during_to_s"]
         first, last = float(recording.bounds[0]), float(recording.bounds[-1])
-        return Window(
-            (arrival_s >= begins) & (arrival_s < ends), arrival_s < begins,
-            (max(first, begins), max(first, begins, min(last, ends))), (first, max(first, min(last, begins))),
-        )  # fmt: skip
+        return RolloutWindow(
+            (arrival_s >= begins) & (arrival_s < ends),
+            arrival_s < begins,
+            (max(first, begins), max(first, begins, min(last, ends))),
+            (first, max(first, min(last, begins))),
+        )
 
 
-def _rollouts(m: Measured) -> dict[str, Metric]:
+def _rollouts(m: MeasuredRequests) -> dict[str, Metric]:
     if not m.facts.strategies:
         names = [name for name in UNITS if name.startswith(("rollout_", "before_", "sessions_"))]
         names += [*_OF_ROLLOUTS, "extra_resident_bytes_peak"]
-        return {name: Metric(None, unit=UNITS[name], note=NO_ROLLOUT) for name in names}
+        return {name: Metric(None, unit=UNITS[name], state=State(Cause.NO_ROLLOUT)) for name in names}
     marks = m.column("marks")
     extra = np.array([r.facts["extra_resident_bytes_peak"] for r in m.recordings])
     return {
@@ -230,23 +239,22 @@ def _rollouts(m: Measured) -> dict[str, Metric]:
     }
 
 
-def _duration(m: Measured) -> Metric:
+def _duration(m: MeasuredRequests) -> Metric:
     took = np.array([r.facts["rollout_duration_s"] for r in m.recordings])
     back = sum(r.facts["rolled_back"] > 0 for r in m.recordings)
     complete = int(np.isfinite(took).sum())
     if complete == m.replications:
         return spread_over(float(took.mean()), took, "s")
-    of = f"in {complete} of {m.replications} replications" if m.replications > 1 else "before the end of the run"
-    note = f"not complete {of}" if m.replications == 1 else f"complete {of}"
-    if back:
-        note += f"; rolled back in {back}" if m.replications > 1 else "; rolled back"
-    return Metric(None, unit="s", settled=False, note=note)
+    if m.replications == 1:
+        return Metric(None, unit="s", state=State(Cause.ROLLED_BACK if back else Cause.NOT_COMPLETE))
+    cause = Cause.ROLLED_BACK_IN_SOME if back else Cause.COMPLETE_IN_SOME
+    return Metric(None, unit="s", state=State(cause, complete, m.replications, back))
 
 
-def window_metrics(m: Measured) -> dict[str, Metric]:
+def window_metrics(m: MeasuredRequests) -> dict[str, Metric]:
     """Return latencies, misses and loads during the rollouts and before."""
     arrival, replication = m.column("arrival_s").astype(np.float64), replication_of(m)
-    windows = [Window.of(r, arrival[replication == i]) for i, r in enumerate(m.recordings)]
+    windows = [RolloutWindow.of(r, arrival[replication == i]) for i, r in enumerate(m.recordings)]
     found: dict[str, Metric] = {}
     for side in ("rollout", "before"):
         mask = np.concatenate([w.during if side == "rollout" else w.before for w in windows])
@@ -278,17 +286,16 @@ def _peak(starts: Floats, span_s: float) -> float:
     return float(np.max(ends - np.arange(len(starts)), initial=0)) / length
 
 
-def _per_replication(m: Measured, mask: Mask, statistic: Callable[[Mask], float]) -> Floats:
+def _per_replication(m: MeasuredRequests, mask: Mask, statistic: Callable[[Mask], float]) -> Floats:
     replication = replication_of(m)
     return np.array([statistic(mask & (replication == i)) for i in range(m.replications)])
 
 
-def _p99(m: Measured, mask: Mask, seconds: Floats) -> Metric:
+def _p99(m: MeasuredRequests, mask: Mask, seconds: Floats) -> Metric:
     done = mask & (m.column("status") == COMPLETED)
     count = int(done.sum())
     if count < m.least_for_p99:
-        note = f"not enough data: {count:,} measured requests, {m.least_for_p99:,} are needed"
-        return Metric(None, unit="s", settled=False, note=note)
+        return Metric(None, unit="s", state=State(Cause.FEW_REQUESTS, count, m.least_for_p99))
 
     def p99(chosen: Mask) -> float:
         return float(np.quantile(seconds[chosen], 0.99)) if chosen.any() else math.nan
@@ -296,7 +303,7 @@ def _p99(m: Measured, mask: Mask, seconds: Floats) -> Metric:
     return spread_over(p99(done), _per_replication(m, done, p99), "s")
 
 
-def _misses(m: Measured, mask: Mask) -> Metric:
+def _misses(m: MeasuredRequests, mask: Mask) -> Metric:
     inside, missed = mask & m.admitted, m.column("outcome") == MISS
 
     def share(chosen: Mask) -> float:
@@ -305,12 +312,14 @@ def _misses(m: Measured, mask: Mask) -> Metric:
     return spread_over(share(inside), _per_replication(m, inside, share), "1", highest=1)
 
 
-def _sessions(m: Measured) -> dict[str, Metric]:
+def _sessions(m: MeasuredRequests) -> dict[str, Metric]:
     names = ("sessions_saw_both", "sessions_went_back")
     if any("session" not in r.requests for r in m.recordings):
-        return {name: Metric(None, unit="sessions", note="the traffic has no sessions") for name in names}
-    counts = np.array([sessions_of_both({n: c[k] for n, c in r.requests.items()})
-                       for r in m.recordings for k in [r.section_of >= 0]], dtype=np.float64)  # fmt: skip
+        return {name: Metric(None, unit="sessions", state=State(Cause.NO_SESSIONS)) for name in names}
+    counts = np.array(
+        [sessions_of_both({n: c[k] for n, c in r.requests.items()}) for r in m.recordings for k in [r.section_of >= 0]],
+        dtype=np.float64,
+    )
     return {name: summed(counts[:, i], "sessions") for i, name in enumerate(names)}
 
 

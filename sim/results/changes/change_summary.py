@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.change_metrics import before_changes
+from sim.results.changes.change_metrics import before_changes
+from sim.results.model import Impact
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -28,7 +29,7 @@ from sim.results.records import (
     WRONG_SERVED,
     Recording,
 )
-from sim.results.sample_data import Facts, Measured, slow_ones
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts, slow_ones
 from sim.results.statistics import MIN_SECTION_P99
 from sim.traffic.request import MISS
 
@@ -36,15 +37,31 @@ Floats = NDArray[np.float64]
 Requests = Mapping[str, NDArray[Any]]
 
 _MARK_WORDS = {
-    MIXED: "mixed", STALE: "stale", GATED: "gated", LOST: "lost", LOAD_FAILED: "load-failed", REROUTED: "rerouted",
-    WRONG_SERVED: "wrong-served", WRONG_DETECTED: "wrong-detected", RETRIED: "retried", OLD_PREFIX: "old-prefix",
-    WRONG_LOAD: "wrong-load", MISROUTED: "misrouted",
-}  # fmt: skip
-_HARM = {
-    "mixed": MIXED, "stale": STALE, "refused_by_rollout": GATED, "wrong_served": WRONG_SERVED,
-    "wrong_detected": WRONG_DETECTED, "retried": RETRIED, "lost": LOST, "failed_loads": LOAD_FAILED,
-    "rerouted": REROUTED, "old_prefix": OLD_PREFIX,
-}  # fmt: skip
+    MIXED: "mixed",
+    STALE: "stale",
+    GATED: "gated",
+    LOST: "lost",
+    LOAD_FAILED: "load-failed",
+    REROUTED: "rerouted",
+    WRONG_SERVED: "wrong-served",
+    WRONG_DETECTED: "wrong-detected",
+    RETRIED: "retried",
+    OLD_PREFIX: "old-prefix",
+    WRONG_LOAD: "wrong-load",
+    MISROUTED: "misrouted",
+}
+_IMPACT = {
+    "mixed": MIXED,
+    "stale": STALE,
+    "refused_by_rollout": GATED,
+    "wrong_served": WRONG_SERVED,
+    "wrong_detected": WRONG_DETECTED,
+    "retried": RETRIED,
+    "lost": LOST,
+    "failed_loads": LOAD_FAILED,
+    "rerouted": REROUTED,
+    "old_prefix": OLD_PREFIX,
+}
 _BESIDE = 2
 """Spans on both sides that the p99 of a span looks at too."""
 _BEGIN = frozenset({"rollout", "stage", "fault", "crash"})
@@ -58,7 +75,7 @@ def mark_words(marks: NDArray[Any]) -> tuple[NDArray[np.int32], list[str]]:
     return which.astype(np.int32), texts
 
 
-def replica_rows(recording: Recording, facts: Facts) -> list[dict[str, Any]]:
+def replica_rows(recording: Recording, facts: ScenarioFacts) -> list[dict[str, Any]]:
     """Return one row a replica of what one replication measured; nothing for a single replica."""
     if facts.replicas == 1:
         return []
@@ -73,16 +90,18 @@ def replica_rows(recording: Recording, facts: Facts) -> list[dict[str, Any]]:
         here = r["replica"] == replica
         done, admitted = here & (r["status"] == COMPLETED), here & (r["admitted_s"] >= 0)
         seconds = (r["finished_s"] - r["arrival_s"])[done]
-        rows.append({
-            "replica": replica,
-            **({"full": replica >= facts.own_replicas} if facts.full_replicas else {}),
-            "requests": int(here.sum()),
-            "completed": int(done.sum()),
-            "miss_ratio": float((r["outcome"][admitted] == MISS).mean()) if admitted.any() else None,
-            "loads": int(counts[replica]),
-            "busy_share": float(recording.busy_by_replica[replica]) / (ends - begins) if ends > begins else None,
-            "e2e_p99_s": float(np.quantile(seconds, 0.99)) if len(seconds) >= MIN_SECTION_P99 else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "replica": replica,
+                **({"full": replica >= facts.own_replicas} if facts.full_replicas else {}),
+                "requests": int(here.sum()),
+                "completed": int(done.sum()),
+                "miss_ratio": float((r["outcome"][admitted] == MISS).mean()) if admitted.any() else None,
+                "loads": int(counts[replica]),
+                "busy_share": float(recording.busy_by_replica[replica]) / (ends - begins) if ends > begins else None,
+                "e2e_p99_s": float(np.quantile(seconds, 0.99)) if len(seconds) >= MIN_SECTION_P99 else None,
+            }
+        )
     return rows
 
 
@@ -168,22 +187,26 @@ def _middles(end: float, spans: int) -> list[float]:
     return [float(x) for x in (np.arange(spans) + 0.5) * end / spans]
 
 
-def harm(m: Measured) -> dict[str, int | None]:
-    """Return how many measured requests met with what; nothing where there are neither rollouts nor faults."""
+def impact_of(m: MeasuredRequests) -> Impact | None:
+    """Return how many measured requests rollouts and faults met with what; None where there are neither."""
     if not m.facts.strategies and not m.facts.faults:
-        return {}
+        return None
     marks = m.column("marks")
-    counts: dict[str, int | None] = {name: int(((marks & mark) > 0).sum()) for name, mark in _HARM.items()}
-    slow = slow_ones(m)
-    counts["failed"] = int((m.column("status") == FAILED).sum())
-    counts["slow"] = None if slow is None else int(slow.sum())
-    unanswered = m.column("status") == UNFINISHED
-    found = {"requests": len(marks), **counts, "unanswered": int(unanswered.sum())}
-    if slow is not None:
-        found["slow_unanswered"] = int((slow & unanswered).sum())
-    before = before_changes(m)
-    if before.any() or m.facts.strategies:
-        found |= {"requests_before": int(before.sum()), "unanswered_after": int((unanswered & ~before).sum())}
-        if slow is not None:
-            found["slow_before"] = int((slow & before).sum())
-    return found
+    counts = {name: int(((marks & mark) > 0).sum()) for name, mark in _IMPACT.items()}
+    slow, unanswered, before = slow_ones(m), m.column("status") == UNFINISHED, before_changes(m)
+    since = bool(before.any() or m.facts.strategies)
+
+    def late(where: NDArray[np.bool_]) -> int | None:
+        return None if slow is None else int((slow & where).sum())
+
+    return Impact(
+        requests=len(marks),
+        **counts,
+        failed=int((m.column("status") == FAILED).sum()),
+        slow=late(np.ones_like(unanswered)),
+        unanswered=int(unanswered.sum()),
+        slow_unanswered=late(unanswered),
+        requests_before=int(before.sum()) if since else None,
+        unanswered_after=int((unanswered & ~before).sum()) if since else None,
+        slow_before=late(before) if since else None,
+    )

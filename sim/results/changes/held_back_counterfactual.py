@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from sim.results.change_metrics import counted, window_metrics
+from sim.results.changes.change_metrics import counted, window_metrics
+from sim.results.model import Count, HeldBack, HeldBackRollout, MetricChange
 from sim.results.pairs import difference_of
 from sim.results.point import Metric, Point
 from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import json_ready
-from sim.results.sample_data import Facts, Measured
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.traffic_digest import traffic_ids
 
 NAMES = (
-    "rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_miss_ratio", "rollout_loads", "rollout_peak_loads_per_s",
-)  # fmt: skip
+    "rollout_ttft_p99_s",
+    "rollout_e2e_p99_s",
+    "rollout_miss_ratio",
+    "rollout_loads",
+    "rollout_peak_loads_per_s",
+)
 """Metrics of the requests that come, and of the loads that begin, from the rollout's begin on."""
+_KEPT = ("unit", "one", "other", "change", "lo", "hi", "word", "note")
 
 
 @dataclass(frozen=True, slots=True)
-class HeldBack:
-    """A rollout that is held.
+class WithheldVersions:
+    """The versions that a rollout held back would have brought.
 
-    :ivar adapters: whom it would have replaced, as the traffic numbers them; ``versions``: by what, one for each.
+    :ivar adapters: that it would have replaced, as the traffic numbers them; ``versions``: by what, one for each.
     :ivar from_s, to_s: the time that counts as during it.
     """
 
@@ -37,37 +42,35 @@ class HeldBack:
 
 
 def avoided(
-    happened: Sequence[Recording], otherwise: Sequence[Recording], facts: Facts, held: Sequence[HeldBack]
-) -> dict[str, Any]:
-    """Return what the requests of the same traffic would have met with, as plain data.
+    happened: Sequence[Recording],
+    otherwise: Sequence[Recording],
+    facts: ScenarioFacts,
+    held: Sequence[WithheldVersions],
+    rollouts: list[HeldBackRollout],
+) -> HeldBack:
+    """Return what the requests of the same traffic would have met with.
 
-    :param happened: replications without the held rollouts, ``otherwise``: with them; ``facts``: of these.
-    :returns: ``{"requests", "answered": metric, "by_rollout": [metric], "metrics": {NAME: difference}}``: measured
-        requests; those that a held version would have answered to the end, all together and by rollout; how much its
-        rollout would have changed.
+    :param happened: replications without the rollouts held back, ``otherwise``: with them; ``facts``: of these.
+    :param rollouts: which ones they are, and why they are held back.
     """
     begins, ends = min(each.from_s for each in held), max(each.to_s for each in held)
     sides = []
     for recordings in (happened, otherwise):
         marked = [replace(r, facts={**r.facts, "during_from_s": begins, "during_to_s": ends}) for r in recordings]
-        metrics = window_metrics(Measured(marked, facts))
+        metrics = window_metrics(MeasuredRequests(marked, facts))
         sides.append(Point({}, metrics, traffic_ids=traffic_ids(marked, facts)))
-    m = Measured(list(otherwise), facts)
+    m = MeasuredRequests(list(otherwise), facts)
     each = [_answered(m, (one,)) for one in held]
     found = {name: difference_of(sides[0], sides[1], name) for name in NAMES}
-    data: dict[str, Any] = json_ready({
-        "requests": len(m.section), "answered": _plain(_answered(m, held)),
-        "by_rollout": [_plain(metric) for metric in each],
-        "metrics": {
-            name: {"unit": d.unit, "one": d.one, "other": d.other, "change": d.change, "lo": d.lo, "hi": d.hi,
-                   "word": d.word, "note": d.note}
-            for name, d in found.items() if d is not None
-        },
-    })  # fmt: skip
-    return data
+    changes = {
+        name: MetricChange(**{key: json_ready(getattr(d, key)) for key in _KEPT})
+        for name, d in found.items()
+        if d is not None
+    }
+    return HeldBack(rollouts, len(m.section), _count(_answered(m, held)), [_count(metric) for metric in each], changes)
 
 
-def _answered(m: Measured, held: Sequence[HeldBack]) -> Metric:
+def _answered(m: MeasuredRequests, held: Sequence[WithheldVersions]) -> Metric:
     """Return the measured requests whose last token would have come from a held version."""
     count = len(m.facts.size_bytes)
     adapter, version = m.column("adapter").astype(np.int64), m.column("last_version").astype(np.int64)
@@ -80,5 +83,5 @@ def _answered(m: Measured, held: Sequence[HeldBack]) -> Metric:
     return counted(m, found)
 
 
-def _plain(metric: Metric) -> dict[str, Any]:
-    return {"value": metric.value, "lo": metric.lo, "hi": metric.hi}
+def _count(metric: Metric) -> Count:
+    return Count(*json_ready([metric.value, metric.lo, metric.hi]))

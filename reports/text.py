@@ -1,0 +1,155 @@
+"""Sentences that are made from states and numbers: why a metric has no value, how far it is from its target.
+
+Nothing else turns a state into words, and nothing reads these words to decide. Numbers get their units in
+``reports.formatting``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from reports.formatting import calibration, interval, metric_words, percent, show
+from sim.results.metric_state import Cause, Kind, State
+from sim.results.point import Metric, Point
+from sim.results.verdict import (
+    MET,
+    NOT_MET,
+    UNCLEAR,
+    allowed,
+    interval_verdict,
+    lacks_answers,
+    late_share,
+    late_verdict,
+    out_of_hand,
+    unserved,
+)
+
+_CAUSES: Mapping[Cause, str] = {
+    Cause.WIDE: "the 95 % interval is wider than ±10 %; run more requests or replications",
+    Cause.WIDE_OVER_REPLICATIONS: "the 95 % interval is wider than ±10 %; run more replications",
+    Cause.NO_REQUESTS: "not enough data",
+    Cause.FEW_REQUESTS: "not enough data: {found:,} requests were measured, {needed:,} are needed",
+    Cause.NONE_REROUTED: "no request was rerouted and completed",
+    Cause.NOTHING_BEFORE: "nothing was measured before the first rollout or fault",
+    Cause.FEW_SECTIONS: "the run is too short for an interval; run more requests",
+    Cause.SMALL_SECTIONS: "the run is too short: some sections have fewer than {needed} requests; run more requests",
+    Cause.FEW_CYCLES: "the run is too short for a reliable {metric}; run {more} requests",
+    Cause.FEW_CYCLES_OF_MEANS: "the run is too short for a reliable {metric}; run {more} requests",
+    Cause.ONE_REPLICATION: "one replication gives no interval",
+    Cause.LOADER_BUSY: "the loader is busy {busy} of the time, close to saturation",
+    Cause.SERVER_BUSY: "the server is busy {busy} of the time, close to saturation",
+    Cause.OVERLOADED: "more requests arrive than are served, so the value depends on how long the run is",
+    Cause.NOT_COMPLETE: "not complete before the end of the run",
+    Cause.ROLLED_BACK: "not complete before the end of the run; rolled back",
+    Cause.COMPLETE_IN_SOME: "complete in {some} of {needed} replications",
+    Cause.ROLLED_BACK_IN_SOME: "complete in {some} of {needed} replications; rolled back in {others}",
+    Cause.NO_TOKENS: "engine fixed has no tokens",
+    Cause.NO_TARGET: "the SLO has no target for single requests",
+    Cause.NO_SESSIONS: "the traffic has no sessions",
+    Cause.NO_ROLLOUT: "the scenario has no rollout",
+    Cause.NO_FAULT: "the scenario has no such fault",
+    Cause.NO_CHANGE: "the scenario has neither rollouts nor faults",
+    Cause.ONE_REPLICA: "there is one replica",
+    Cause.UNKNOWN: "{text}",
+}
+
+
+def why(name: str, state: State) -> str:
+    """Return why a metric has no value or can't be trusted, and what to do about it; empty where there is nothing."""
+    more = f"about {state.needed / state.found:.2g} times as many" if state.found else "many more"
+    return _CAUSES.get(state.cause, "").format(
+        metric=metric_words(name),
+        found=state.found,
+        needed=state.needed,
+        others=state.others,
+        some=state.found or "none",
+        more=more,
+        busy=percent(state.share),
+        text=state.text,
+    )
+
+
+def missing(name: str, metric: Metric | None) -> str:
+    """Return why a metric has no value, beginning with ``not enough data``."""
+    said = "" if metric is None else why(name, metric.state)
+    if metric is not None and metric.state.kind is Kind.TOO_FEW_REQUESTS:
+        return said
+    return f"{_NOT_ENOUGH} ({said})" if said else _NOT_ENOUGH
+
+
+_NOT_ENOUGH = "not enough data"
+
+
+def unsettled(name: str, metric: Metric) -> str:
+    """Return ``unsettled``, and why."""
+    said = why(name, metric.state)
+    return f"unsettled: {said}" if said else "unsettled"
+
+
+def remark(name: str, metric: Metric) -> str:
+    """Return what a table says beside a value, or in its place."""
+    if metric.value is None:
+        return why(name, metric.state) or _NOT_ENOUGH
+    return why(name, metric.state) if metric.settled else unsettled(name, metric)
+
+
+def with_interval(name: str, metric: Metric) -> str:
+    """Return a value, its unit and its intervals: ``"300 ms (295 to 305; calibration 280 to 320)"``."""
+    if metric.value is None:
+        return missing(name, metric)
+    found = calibration(name, metric)
+    bounds = [text for text in (interval(name, metric), f"calibration {found}" if found else "") if text]
+    text = show(name, metric.value, metric.unit)
+    return f"{text} ({'; '.join(bounds)})" if bounds else text
+
+
+def term_sentence(point: Point, name: str, target: float) -> str:
+    """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s target``."""
+    words, metric = metric_words(name), point.metrics.get(name)
+    overloaded = out_of_hand(point)
+    found = interval_verdict(metric, target, overloaded=overloaded)
+    if found != NOT_MET and late_verdict(point, name, target) != MET:
+        return _late_sentence(point, name, target)
+    if metric is None or metric.value is None:
+        return f"{words}: {missing(name, metric)}"
+    side = {MET: "within the", NOT_MET: "above the", UNCLEAR: "too uncertain to compare with the"}[found]
+    hedge = "" if metric.settled else ", unsettled"
+    if found == UNCLEAR and overloaded and interval_verdict(metric, target) == MET:
+        return (
+            f"{words} of those answered is {with_interval(name, metric)}{hedge}, but more requests arrive than are "
+            f"served, so that does not show whether the target of {show(name, target)} is met"
+        )
+    return f"{words} is {with_interval(name, metric)}{hedge}, {side} {show(name, target)} target"
+
+
+def _late_sentence(point: Point, name: str, target: float) -> str:
+    """Return that more requests are late than a term allows, or may be, and what its value over the others is."""
+    late, metric, words = late_share(point, name, target), point.metrics.get(name), metric_words(name)
+    assert late is not None, "some are late"
+    if lacks_answers(point, name, target):
+        who = unserved_words(point)
+    else:
+        seconds = show(name, target)
+        who = f"{with_interval('slo_attainment', late)} of the requests had no answer within {seconds}"
+    side = "more than the" if late_verdict(point, name, target) == NOT_MET else "too close to the"
+    said = f"{who}, {side} {percent(allowed(name))} that a target for {words} allows"
+    if metric is None or metric.value is None:
+        return said
+    hedge = "" if metric.settled else ", unsettled"
+    return f"{said}; {words} of the completed ones is {with_interval(name, metric)}{hedge}"
+
+
+def unserved_words(point: Point) -> str:
+    """Return which share of the requests was refused and which failed; empty where there are none."""
+    _, total = unserved(point)
+    told = []
+    for name, words in (("refused", "were refused"), ("failed", "failed")):
+        metric = point.metrics.get(name)
+        if metric is not None and metric.value:
+            told.append((percent(metric.value / total), words))
+    return " and ".join(f"{share}{'' if i else ' of the requests'} {words}" for i, (share, words) in enumerate(told))
+
+
+def capital(text: str) -> str:
+    """Return a sentence's start with a capital; ``p99`` stays as it is."""
+    return text[:1].upper() + text[1:] if not text.startswith("p99") else text

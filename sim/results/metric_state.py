@@ -1,0 +1,145 @@
+"""How far a metric can be trusted, as data: a cause with its numbers, of which notes and sentences are made.
+
+Nothing decides by the text of a note. Files keep the notes that they always had: ``State.note`` writes one, and
+``stored_state`` is the only place that reads one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Kind(Enum):
+    """What a cause means for whoever reads the metric."""
+
+    SETTLED = "settled"
+    WIDE = "wide"
+    TOO_FEW_REQUESTS = "too few requests"
+    RUN_TOO_SHORT = "run too short"
+    ONE_REPLICATION = "one replication"
+    NEAR_SATURATION = "near saturation"
+    OVERLOADED = "overloaded"
+    INCOMPLETE = "rollout not complete"
+    NOT_MEASURED = "not measured"
+    """The engine, the SLO or the traffic lacks what it is made from: tables say so."""
+    NOT_APPLICABLE = "not applicable"
+    """The scenario has nothing that it could be about: tables leave it out."""
+    UNKNOWN = "unknown"
+
+
+class Cause(Enum):
+    """Why a metric has no value, no interval, or one that can't be trusted; with the note that files keep."""
+
+    NONE = (Kind.SETTLED, "")
+    WIDE = (Kind.WIDE, "95 % interval wider than ±10%: run more requests or replications")
+    WIDE_OVER_REPLICATIONS = (Kind.WIDE, "95 % interval wider than ±10%: run more replications")
+    NO_REQUESTS = (Kind.TOO_FEW_REQUESTS, "not enough data")
+    FEW_REQUESTS = (
+        Kind.TOO_FEW_REQUESTS,
+        "not enough data: {found:,} measured requests, {needed:,} are needed",
+    )
+    NONE_REROUTED = (Kind.NOT_MEASURED, "not enough data: no request was rerouted and completed")
+    NOTHING_BEFORE = (Kind.NOT_MEASURED, "nothing measured before the first rollout or fault")
+    FEW_SECTIONS = (Kind.RUN_TOO_SHORT, "too few sections for an interval")
+    SMALL_SECTIONS = (Kind.RUN_TOO_SHORT, "fewer than {needed} requests in a section: run more requests")
+    FEW_CYCLES = (Kind.RUN_TOO_SHORT, "the queue swung {found:,} times, {needed:,} are needed: run more requests")
+    FEW_CYCLES_OF_MEANS = (
+        Kind.RUN_TOO_SHORT,
+        "the queue swung {found:,} times (means of 16 requests), {needed:,} are needed: run more requests",
+    )
+    ONE_REPLICATION = (Kind.ONE_REPLICATION, "one replication: no interval")
+    LOADER_BUSY = (Kind.NEAR_SATURATION, "the loader is busy {share:.1%} of the time: near saturation")
+    SERVER_BUSY = (Kind.NEAR_SATURATION, "the server is busy {share:.1%} of the time: near saturation")
+    OVERLOADED = (Kind.OVERLOADED, "more arrives than is served: depends on how long the run is")
+    NOT_COMPLETE = (Kind.INCOMPLETE, "not complete before the end of the run")
+    ROLLED_BACK = (Kind.INCOMPLETE, "not complete before the end of the run; rolled back")
+    COMPLETE_IN_SOME = (Kind.INCOMPLETE, "complete in {found} of {needed} replications")
+    ROLLED_BACK_IN_SOME = (Kind.INCOMPLETE, "complete in {found} of {needed} replications; rolled back in {others}")
+    NO_TOKENS = (Kind.NOT_MEASURED, "engine fixed has no tokens")
+    NO_TARGET = (Kind.NOT_MEASURED, "the scenario's slo has no target for single requests")
+    NO_SESSIONS = (Kind.NOT_MEASURED, "the traffic has no sessions")
+    NO_ROLLOUT = (Kind.NOT_APPLICABLE, "the scenario has no rollout")
+    NO_FAULT = (Kind.NOT_APPLICABLE, "the scenario has no such fault")
+    NO_CHANGE = (Kind.NOT_APPLICABLE, "the scenario has neither rollouts nor faults")
+    ONE_REPLICA = (Kind.NOT_APPLICABLE, "there is one replica")
+    UNKNOWN = (Kind.UNKNOWN, "{text}")
+    """Another version of loraplan had a cause that this one doesn't know."""
+
+    def __init__(self, kind: Kind, note: str) -> None:
+        self.kind = kind
+        self.note = note
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a metric can be trusted, and why not further.
+
+    :ivar found, needed: what there is, and what it takes: requests, requests in a section, cycles, replications.
+    :ivar others: replications in which a rollout was rolled back.
+    :ivar share: of the time that a part is busy.
+    :ivar text: of a cause that this version doesn't know.
+    """
+
+    cause: Cause = Cause.NONE
+    found: int = 0
+    needed: int = 0
+    others: int = 0
+    share: float = 0.0
+    text: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """What the cause means for the reader."""
+        return self.cause.kind
+
+    @property
+    def note(self) -> str:
+        """The text that ``summary.json`` and the files of points have for it."""
+        return self.cause.note.format(**self._numbers())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cause and those numbers that say something, as plain data."""
+        return {"cause": self.cause.name, **{name: value for name, value in self._numbers().items() if value}}
+
+    def _numbers(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("found", "needed", "others", "share", "text")}
+
+
+SETTLED = State()
+TRUSTED = frozenset({Kind.SETTLED, Kind.NOT_MEASURED, Kind.NOT_APPLICABLE})
+"""Kinds of states in which there is nothing to doubt: the value is sound, or none is to be expected."""
+
+_FIELD = re.compile(r"\\\{(\w+)[^{}]*\\\}")
+_DIGITS = {"found": r"[\d,]+", "needed": r"[\d,]+", "others": r"[\d,]+", "share": r"[\d.]+%"}
+
+
+def stored_state(data: dict[str, Any] | None, note: str, value: float | None, *, settled: bool) -> State:
+    """Return the state of a metric that was read from a run directory.
+
+    Run directories of versions without states have only ``note`` and ``settled``. A note is one of the texts of
+    ``Cause``, so it gives back the cause and its numbers; no other place may read notes.
+
+    :param data: what ``State.to_json`` gave; None in files of those versions.
+    """
+    if data is not None and data.get("cause") in Cause.__members__:
+        numbers = {name: data[name] for name in ("found", "needed", "others", "share", "text") if name in data}
+        return State(Cause[data["cause"]], **numbers)
+    for cause, pattern in _PATTERNS.items():
+        match = pattern.fullmatch(note)
+        if match is not None and not (cause is Cause.NONE and not settled):
+            return State(cause, **{name: _number(name, text) for name, text in match.groupdict().items()})
+    return SETTLED if settled and value is not None else State(Cause.UNKNOWN, text=note)
+
+
+def _pattern(note: str) -> re.Pattern[str]:
+    return re.compile(_FIELD.sub(lambda field: f"(?P<{field[1]}>{_DIGITS[field[1]]})", re.escape(note)))
+
+
+def _number(name: str, text: str) -> Any:
+    return float(text[:-1]) / 100 if name == "share" else int(text.replace(",", ""))
+
+
+_PATTERNS = {cause: _pattern(cause.note) for cause in Cause if cause is not Cause.UNKNOWN}

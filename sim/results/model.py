@@ -1,0 +1,471 @@
+"""The typed parts of what a run directory says: capacity, impact of changes, timeline, plans and what-ifs.
+
+Fields have the names of the files (docs/run-directory.md), and each type reads what it wrote: ``from_json`` leaves out
+keys of other versions, and what is missing is as if there were none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def known_fields(kind: type[T], data: Mapping[str, Any]) -> T:
+    """Return a dataclass made of those keys that it has fields for."""
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: value for key, value in data.items() if key in names})
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderUse:
+    """The loaders of all replicas.
+
+    :ivar offered_load: loader-seconds asked for, over those there are; at 1 or more their queue only grows.
+    """
+
+    utilization: float | None = None
+    offered_load: float | None = None
+    loaders: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlotUse:
+    """Adapter slots.
+
+    :ivar blocked_share: of the measured time in which requests waited since every slot was in use.
+    :ivar in_use_peak: adapters in use or waited for at once; ``slots``: None where bytes are counted.
+    """
+
+    blocked_share: float | None = None
+    in_use_peak: int | None = None
+    slots: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeUse:
+    """The replicas themselves.
+
+    :ivar offered_load: arrivals over completions where the queue grew over the whole measured time; None elsewhere.
+    """
+
+    utilization: float | None = None
+    offered_load: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FullModelUse:
+    """Replicas that serve full models.
+
+    :ivar utilization: share of their time that they spend loading; ``loads``: a replication.
+    """
+
+    utilization: float | None = None
+    loads: float | None = None
+    replicas: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSlotUse:
+    """Places in the batch: ``max_num_seqs``."""
+
+    blocked_share: float | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KvUse:
+    """KV cache of one replica."""
+
+    blocked_share: float | None = None
+    peak_share: float | None = None
+    tokens: int | None = None
+
+
+PartUse = LoaderUse | SlotUse | ComputeUse | FullModelUse | BatchSlotUse | KvUse
+_PARTS: dict[str, type[PartUse]] = {
+    "loader": LoaderUse,
+    "slots": SlotUse,
+    "compute": ComputeUse,
+    "full_models": FullModelUse,
+    "seats": BatchSlotUse,
+    "kv": KvUse,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What could limit a point. A part that the engine or the scenario lacks is None.
+
+    :ivar faults: by kind: the share of the measured time, times that of the replicas, that are down or have slow
+        storage.
+    :ivar seats: places in the batch (files call them so).
+    """
+
+    loader: LoaderUse = LoaderUse()
+    slots: SlotUse = SlotUse()
+    compute: ComputeUse = ComputeUse()
+    full_models: FullModelUse | None = None
+    faults: Mapping[str, float] = field(default_factory=dict)
+    seats: BatchSlotUse | None = None
+    kv: KvUse | None = None
+
+    @property
+    def offered_load(self) -> float | None:
+        """The highest offered load, to the loader or to the replicas; at 1 or more, queues grow without limit."""
+        known = [load for load in (self.loader.offered_load, self.compute.offered_load) if load is not None]
+        return max(known) if known else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the parts that there are as plain data."""
+        empty = Capacity()
+        return {
+            each.name: dict(value) if isinstance(value, Mapping) else asdict(value)
+            for each in fields(self)
+            if (value := getattr(self, each.name)) != getattr(empty, each.name)
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Capacity:
+        """Return the capacity of a stored point."""
+        parts: dict[str, Any] = {name: known_fields(kind, data[name]) for name, kind in _PARTS.items() if name in data}
+        return Capacity(**parts, faults=data.get("faults", {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Impact:
+    """What rollouts and faults did to the measured requests of all replications. A request may be in several counts.
+
+    :ivar stale: answered by an old version after the new one had taken over.
+    :ivar wrong_served: answered by another adapter without anybody noticing; ``wrong_detected``: noticed.
+    :ivar lost: with their replica; ``failed_loads``: their adapter could not be loaded.
+    :ivar slow: late by the targets for single requests; None without such targets, and so are the other two of these.
+    :ivar unanswered: unfinished when the run ended; ``slow_unanswered``: those of them that are late by then.
+    :ivar requests_before, slow_before: that came before the first rollout or fault that begins at some time;
+        ``unanswered_after``: that came from it on. None where everything is there from the start.
+    """
+
+    requests: int = 0
+    mixed: int = 0
+    stale: int = 0
+    refused_by_rollout: int = 0
+    wrong_served: int = 0
+    wrong_detected: int = 0
+    retried: int = 0
+    lost: int = 0
+    failed_loads: int = 0
+    rerouted: int = 0
+    old_prefix: int = 0
+    failed: int = 0
+    slow: int | None = None
+    unanswered: int = 0
+    slow_unanswered: int | None = None
+    requests_before: int | None = None
+    unanswered_after: int | None = None
+    slow_before: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts; of those that may be absent only ``slow`` says so."""
+        return {name: count for name, count in asdict(self).items() if count is not None or name == "slow"}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Impact:
+        """Return the impact of a stored point."""
+        return known_fields(Impact, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Means over about 200 equal spans of the first replication.
+
+    TTFT and E2E are those of the requests that arrive in a span; their p99 is that of two spans more on both sides, but
+    not across the begin of a rollout or fault, and None where there are too few.
+
+    :ivar t_s: middles of the spans.
+    """
+
+    t_s: list[float] = field(default_factory=list)
+    running: list[float | None] = field(default_factory=list)
+    waiting: list[float | None] = field(default_factory=list)
+    loads_in_flight: list[float | None] = field(default_factory=list)
+    arrivals_per_s: list[float | None] = field(default_factory=list)
+    loads_per_s: list[float | None] = field(default_factory=list)
+    ttft_mean_s: list[float | None] = field(default_factory=list)
+    ttft_p99_s: list[float | None] = field(default_factory=list)
+    e2e_mean_s: list[float | None] = field(default_factory=list)
+    e2e_p99_s: list[float | None] = field(default_factory=list)
+
+    def column(self, name: str) -> list[float | None]:
+        """Return a column by its name; empty where the run has none."""
+        found: list[float | None] = getattr(self, name)
+        return found
+
+    def columns(self) -> dict[str, list[float | None]]:
+        """Return the columns that are there, by name."""
+        return {each.name: column for each in fields(self) if (column := self.column(each.name))}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the columns that are there as plain data."""
+        return {name: list(column) for name, column in self.columns().items()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Timeline:
+        """Return the timeline of a stored point."""
+        return known_fields(Timeline, data)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricChange:
+    """What changes in a metric from one design to another; a stored ``sim.results.pairs.Difference``.
+
+    :ivar word: better, worse, more or less, as ``sim.results.pairs`` says it.
+    """
+
+    unit: str = "1"
+    one: float | None = None
+    other: float | None = None
+    change: float | None = None
+    lo: float | None = None
+    hi: float | None = None
+    relative: float | None = None
+    word: str = ""
+    paired: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number of requests, with its 95 % interval."""
+
+    value: int = 0
+    lo: float | None = None
+    hi: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBackRollout:
+    """A rollout that was held back.
+
+    :ivar rollout: its place in the scenario; ``weights``: the folder of its version.
+    :ivar vetted: what ``loraplan vet --json`` says of each adapter there, with its ``path``.
+    """
+
+    rollout: int
+    strategy: str
+    at_s: float
+    weights: str | None
+    vetted: list[dict[str, Any]] = field(default_factory=list)
+
+
+_KEPT_CHANGE = ("unit", "one", "other", "change", "lo", "hi", "word", "note")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """What holding rollouts back avoided, by the same traffic with them going out.
+
+    :ivar requests: measured; ``answered``: those that a version held back would have answered, and by rollout.
+    :ivar metrics: how much the rollouts would have changed.
+    """
+
+    rollouts: list[HeldBackRollout]
+    requests: int
+    answered: Count
+    by_rollout: list[Count]
+    metrics: dict[str, MetricChange]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        data = asdict(self)
+        data["metrics"] = {
+            name: {key: getattr(change, key) for key in _KEPT_CHANGE} for name, change in self.metrics.items()
+        }
+        return data
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> HeldBack:
+        """Return what a stored point says of rollouts that were held back."""
+        return HeldBack(
+            [known_fields(HeldBackRollout, row) for row in data["rollouts"]],
+            data["requests"],
+            known_fields(Count, data["answered"]),
+            [known_fields(Count, row) for row in data["by_rollout"]],
+            {name: known_fields(MetricChange, change) for name, change in data["metrics"].items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """One design that a search evaluated.
+
+    :ivar word: the verdict; ``score``: the worst term, value over target; None where it is infinite.
+    :ivar unserved: share of the requests that were refused or failed, where that makes its term the worst.
+    """
+
+    set: dict[str, Any]
+    replications: int
+    word: str
+    score: float | None
+    term: str
+    value: float | None
+    unserved: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetRecord:
+    """The cheapest fleet of one kind.
+
+    :ivar price: of a GPU, per hour; ``total``: of the fleet; None where none meets the SLO, and ``word`` says why.
+    """
+
+    fleet: str
+    price: float
+    gpus: int = 1
+    replicas: int | None = None
+    full_replicas: int = 0
+    total: float | None = None
+    word: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FormulaRecord:
+    """What formulas say of the answer."""
+
+    miss_ratio: float | None = None
+    loader_load: float | None = None
+    gpu_load: float | None = None
+    batch: float | None = None
+    kv_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedDesign:
+    """A design that can't be built."""
+
+    set: dict[str, Any]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """What a search left: ``manifest["plan"]``.
+
+    :ivar ranges: by key: first value, last value, how many.
+    :ivar answer: the values found, ``{}`` where nothing meets the SLO; of a plan for a price with ``fleet`` and
+        ``price`` per hour.
+    :ivar answer_key, best_key, edge_key, other_edge_key, beyond_key: names of the points of those designs; None where
+        there is none. The edge is the more wanted neighbour that does not do.
+    :ivar doubtful: values of designs too close to call.
+    :ivar looks: designs that were evaluated, in order (files call them so).
+    :ivar every_candidate_requests: what one run of each candidate would simulate.
+    """
+
+    question: dict[str, Any] = field(default_factory=dict)
+    direction: str = "minimize"
+    keys: list[str] = field(default_factory=list)
+    confidence: float = 0.95
+    ranges: dict[str, list[Any]] = field(default_factory=dict)
+    feasible: bool = False
+    answer: dict[str, Any] = field(default_factory=dict)
+    certain: bool = False
+    answer_key: str | None = None
+    best_key: str | None = None
+    edge_key: str | None = None
+    other_edge_key: str | None = None
+    edge_set: dict[str, Any] | None = None
+    edge_refused: str | None = None
+    beyond_key: str | None = None
+    doubtful: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[RefusedDesign] = field(default_factory=list)
+    fleets: list[FleetRecord] = field(default_factory=list)
+    looks: list[EvaluationRecord] = field(default_factory=list)
+    simulated_requests: int = 0
+    candidates: int = 0
+    every_candidate_requests: int = 0
+    formulas: FormulaRecord | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+    beyond_flags: Any = None
+    full_replicas: int = 0
+    replications: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> PlanRecord:
+        """Return the record of a run directory; of an unfinished plan it has only the question."""
+        formulas = data.get("formulas")
+        return known_fields(
+            PlanRecord,
+            {
+                **data,
+                "refused": [known_fields(RefusedDesign, row) for row in data.get("refused", [])],
+                "fleets": [known_fields(FleetRecord, row) for row in data.get("fleets", [])],
+                "looks": [known_fields(EvaluationRecord, row) for row in data.get("looks", [])],
+                "formulas": known_fields(FormulaRecord, formulas) if formulas else None,
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIfRow:
+    """What one change does: a row of ``manifest["what_if"]``.
+
+    :ivar refused: why the change can't be made; None where it can.
+    :ivar verdict: on the SLO with the change; None where it can't be made.
+    """
+
+    group: str
+    label: str
+    set: dict[str, Any]
+    note: str = ""
+    refused: str | None = None
+    verdict: str | None = None
+    metrics: dict[str, MetricChange] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data; the notes of differences are not kept."""
+        data = asdict(self)
+        for change in data["metrics"].values():
+            del change["note"]
+        return data
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> WhatIfRow:
+        """Return a row of a run directory."""
+        metrics = {name: known_fields(MetricChange, change) for name, change in data.get("metrics", {}).items()}
+        return known_fields(WhatIfRow, {**data, "metrics": metrics})
+
+
+@dataclass(frozen=True, slots=True)
+class RemedyRow(WhatIfRow):
+    """What a remedy for what a vetting found does to the fleet: a row of ``manifest["cures"]``.
+
+    :ivar title: of the remedy; ``who``: the adapters it is for, in words, and ``scope`` for a chart.
+    :ivar cure: what ``loraplan vet`` advises; ``paths``: of the adapters (files call them ``for``).
+    :ivar warnings: of the run with it that the fleet as it is doesn't have.
+    :ivar adapter_bytes: before and after; ``memory``: the same by what there is room for.
+    """
+
+    title: str = ""
+    who: str = ""
+    scope: str = ""
+    adapters: Any = None
+    cure: str = ""
+    warnings: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    adapter_bytes: list[float | None] = field(default_factory=list)
+    memory: dict[str, list[int | None]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data, under the names of the file."""
+        return {("for" if name == "paths" else name): value for name, value in WhatIfRow.to_json(self).items()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> RemedyRow:
+        """Return a row of a run directory."""
+        metrics = {name: known_fields(MetricChange, change) for name, change in data.get("metrics", {}).items()}
+        return known_fields(RemedyRow, {**data, "metrics": metrics, "paths": data.get("for", [])})
