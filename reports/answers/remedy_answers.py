@@ -8,24 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from reports.answers.findings import Answer, answer
 from reports.answers.verdicts import capital, main_metric
-from reports.charts.svg import Table
-from reports.formatting import metric_words, read_terms, show, with_interval
-from reports.tables.what_if_table import change_cell
-from sim.results.pairs import BETTER, WORSE
+from reports.formatting import metric_words, read_terms, show
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, verdict
-from sim.spec.units import human_bytes
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
-_MEMORY = {
-    "replicas": "replicas",
-    "slots": "GPU slots",
-    "kv_tokens": "KV cache, tokens",
-    "host_bytes": "copies in host memory",
-}
-_METRICS = ("miss_ratio", "loads_per_request", "ttft_p99_s", "e2e_p99_s")
 _LABEL_WIDTH, _LETTER = 120, 6.4
 """Pixels for the names of a chart's rows: the least, and for each letter."""
 
@@ -75,29 +64,6 @@ def badge(data: RunData) -> tuple[str, str, str]:
     return "◐", f"SLO met after {good} of {len(words)} changes", "partly"
 
 
-def cures_tables(data: RunData) -> list[Table]:
-    """Return one table a cure: the fleet as it is, and with each change, side by side."""
-    record, point = data.manifest["cures"], data.points[0]
-    terms = read_terms((data.manifest.get("scenario") or {}).get("slo"))
-    titles = list(dict.fromkeys(row["title"] for row in record["rows"]))
-    return [
-        _table(title, [row for row in record["rows"] if row["title"] == title], record["memory"], point, terms)
-        for title in titles
-    ]
-
-
-def vetted_table(data: RunData) -> Table:
-    """Return what was found, with its evidence and cures."""
-    rows = []
-    for each in data.manifest["cures"]["vetted"]:
-        for finding in each["findings"]:
-            evidence = "; ".join(seen["what"] for seen in finding["evidence"])
-            cures = "; ".join(cure["words"] for cure in finding["cures"])
-            rows.append([each["path"], finding["mode"], finding["confidence"], evidence, cures])
-    head = ["adapter", "finding", "confidence", "evidence", "cures, in order"]
-    return Table("What the vetting found", head, rows, words=(1, 2, 3, 4))
-
-
 def found_sentences(vetted: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return one sentence a finding: what it is, how sure, and the first evidence."""
     said = []
@@ -137,43 +103,3 @@ def _moved(row: Mapping[str, Any]) -> list[str]:
 def _verdicts(row: Mapping[str, Any], base: Point, terms: Mapping[str, float]) -> str:
     before, after = verdict(base, terms), row["verdict"]
     return f"SLO {after}" if before == after else f"SLO {before} → {after}"
-
-
-def _table(
-    title: str, rows: Sequence[Mapping[str, Any]], memory: Mapping[str, Any], base: Point, terms: Mapping[str, float]
-) -> Table:
-    shown = [row for row in rows if not row["refused"]]
-    names = list(dict.fromkeys([*_METRICS[:2], *terms, *_METRICS]))
-    names = [name for name in names if base.metrics[name].value is not None]
-    lines = [["one such adapter", *_sizes(shown)]] if any(row["adapter_bytes"][1] for row in shown) else []
-    for key, words in _MEMORY.items():
-        moved = any(row["memory"][key][1] != memory[key] for row in shown)
-        if memory[key] is not None and (moved or key != "replicas"):
-            cells = [_memory_cell(key, row["memory"][key][1]) for row in shown]
-            lines.append([words, _memory_cell(key, memory[key]), *cells])
-    for name in names:
-        cells = [change_cell(name, row["metrics"].get(name)) for row in shown]
-        lines.append([metric_words(name), with_interval(name, base.metrics[name]), *cells])
-    if terms:
-        lines.append(["SLO", verdict(base, terms), *(str(row["verdict"]) for row in shown)])
-    said = ["Brackets: the 95 % interval, in the other columns that of the change, from pairs under the same traffic"]
-    said += [f"{capital(row['who'])}: not possible, for {row['refused']}" for row in rows if row["refused"]]
-    said += [f"{capital(row['who'])}: {row['note']}" for row in shown if row["note"]]
-    said += [f"{capital(row['who'])}: {warning}" for row in shown for warning in row["warnings"]]
-    clear = [[(row["metrics"].get(name) or {}).get("word") for name in _METRICS[:2]] for row in shown]
-    if [BETTER, WORSE] in clear:
-        said.append("Fewer requests miss where those whose adapter is in a slot pass those that wait, and yet more is "
-                    "loaded: adapters in use are evicted and come back")  # fmt: skip
-    return Table(capital(title), ["", "as it is", *(row["who"] for row in shown)], lines, f"{'. '.join(said)}.")
-
-
-def _sizes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    before = next((row["adapter_bytes"][0] for row in rows if row["adapter_bytes"][0]), None)
-    found = [before, *(row["adapter_bytes"][1] for row in rows)]
-    return ["–" if size is None else human_bytes(size) for size in found]
-
-
-def _memory_cell(key: str, value: int | None) -> str:
-    if value is None:
-        return "–"
-    return human_bytes(value) if key.endswith("bytes") else f"{value:,}"

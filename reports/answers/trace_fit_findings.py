@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.tables.trace_tables import about, change, plural, shown, signed, spread_words
+from reports.answers.trace_words import about, change, plural, shown, signed, spread_words
 from sim.results.traces.trace_facts import FitCheck, TraceFacts
 
 GAP = 0.02

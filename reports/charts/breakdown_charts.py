@@ -16,9 +16,10 @@ from reports.charts.axis_ticks import (
     x_title,
     y_title,
 )
-from reports.charts.svg import COLOURS, WIDTH, Chart, Table, drawing, hatched, place, to_svg
-from reports.charts.sweep_charts import MOST_ROWS, end_labels, table_note
+from reports.charts.svg import COLOURS, WIDTH, Chart, drawing, hatched, place, to_svg
+from reports.charts.sweep_charts import end_labels
 from reports.formatting import percent
+from reports.table import MOST_ROWS, Table, table_note
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 

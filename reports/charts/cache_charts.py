@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_log, scale_y, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, drawing, look_of, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, drawing, look_of, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
+from reports.table import Table
 from sim.results.traces.cache_points import CacheResult
 from sim.spec.units import human_bytes
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, y_title
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, dash_of, drawing, hatched, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, dash_of, drawing, hatched, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.charts.timeline_chart import LATENCIES, draw_events, event_marks, time_axis
 from reports.formatting import percent
+from reports.table import Table
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 

@@ -11,9 +11,10 @@ from reports.axes import Axis, shorten, spread
 from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, seconds_tick, set_ticks, x_title
 from reports.charts.breakdown_charts import STAGES
 from reports.charts.distribution_charts import Curve, measured_quantiles, quantile_chart
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, drawing, place, to_svg
-from reports.charts.sweep_charts import Line, line_chart, numbers_table
+from reports.charts.svg import COLOURS, SERIES, Chart, drawing, place, to_svg
+from reports.charts.sweep_charts import Line, line_chart
 from reports.formatting import RATIOS, metric_words, percent, show
+from reports.table import Table, numbers_table
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import UNITS
 from sim.spec.units import human_seconds

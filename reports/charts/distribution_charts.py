@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import nice_log, seconds_tick, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, dash_of, drawing, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, dash_of, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
+from reports.table import Table
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from reports.charts.axis_ticks import count_tick, nice_log, seconds_tick
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, drawing, look_of, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, drawing, look_of, place, to_svg
+from reports.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

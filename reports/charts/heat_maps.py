@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from reports.axes import Axis
 from reports.charts.axis_ticks import set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, Table, drawing, place, to_svg
-from reports.charts.sweep_charts import cell, has_values, unserved_note
+from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, drawing, place, to_svg
+from reports.charts.sweep_charts import has_values, unserved_note
 from reports.formatting import RATIOS, metric_words, show
+from reports.table import Table, cell
 from sim.results.point import Point
 from sim.results.verdict import MET, term_verdict
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from reports.charts.axis_ticks import nice_log, seconds_tick, x_title, y_title
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, drawing, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, drawing, place, to_svg
+from reports.table import Table
 from sim.spec.units import human_seconds
 
 if TYPE_CHECKING:

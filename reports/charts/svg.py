@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from reports.table import Table
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -47,22 +49,6 @@ _RC = {
     "xtick.major.size": 4, "xtick.major.pad": 5, "ytick.major.size": 0, "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.8,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Table:
-    """The numbers of a chart, or a table of its own.
-
-    :ivar rows: cells as text; the first of each row is its header.
-    :ivar note: what was left out, if anything was.
-    :ivar words: columns that hold words rather than numbers; they align left.
-    """
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    words: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

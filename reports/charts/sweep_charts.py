@@ -15,7 +15,6 @@ from reports.charts.svg import (
     SERIES,
     WIDTH,
     Chart,
-    Table,
     dash_of,
     drawing,
     label_sample,
@@ -24,7 +23,8 @@ from reports.charts.svg import (
     place_labels,
     to_svg,
 )
-from reports.formatting import RATIOS, calibration, interval, metric_words, percent, show
+from reports.formatting import RATIOS, metric_words, percent, show
+from reports.table import MOST_ROWS, Table, brackets_note, cell, numbers_table, table_note
 from sim.results.point import UNITS, Metric, Point
 from sim.results.verdict import unserved
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 HEIGHT = 330
 LEFT, TOP, RIGHT, BOTTOM = 58, 36, 134, 52
-MOST_ROWS = 200
-"""Rows of a chart's table; beyond it, evenly spaced ones."""
 _MOST_MARKERS = 40
 _MOST_PLACES = 200
 _ASIDE = 0.16
@@ -55,34 +53,6 @@ class Line:
     colour: str
     name: str
     points: Sequence[Point]
-
-
-def numbers_table(caption: str, axis: Axis, points: Sequence[Point], names: Sequence[str]) -> Table:
-    """Return metrics with their intervals, one row a point; unsettled values carry a mark."""
-    shown = spread(points, MOST_ROWS)
-    head = [axis.words, *(metric_words(name) for name in names)]
-    rows = [[axis.point_label(p), *(cell(p, name) for name in names)] for p in shown]
-    return Table(caption, head, rows, f"{table_note(len(points), len(shown))} {brackets_note(points)}".strip())
-
-
-def table_note(total: int, shown: int) -> str:
-    """Return what a shortened table leaves out."""
-    return "" if shown == total else f"{shown:,} of {total:,} points, evenly spaced; points.csv has all of them."
-
-
-def brackets_note(points: Sequence[Point]) -> str:
-    """Return what the square brackets of ``cell`` hold, where there are any."""
-    return "In square brackets: calibration intervals." if any(point.calibration for point in points) else ""
-
-
-def cell(point: Point, name: str) -> str:
-    """Return a metric as a table shows it: value, intervals, and a mark if it is unsettled."""
-    metric = point.metrics.get(name)
-    if metric is None or metric.value is None:
-        return "–"
-    bounds, drawn = interval(name, metric), calibration(name, metric)
-    text = show(name, metric.value, metric.unit) + (f" ({bounds})" if bounds else "")
-    return f"{text}{'' if metric.settled else ' unsettled'}{f' [{drawn}]' if drawn else ''}"
 
 
 def bands_note(points: Sequence[Point]) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from reports.axes import spread
 from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, Chart, Table, drawing, place, to_svg
+from reports.charts.svg import COLOURS, Chart, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number
+from reports.table import Table
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reports.answers.trace_words import plural, points
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Table, drawing, look_of, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, drawing, look_of, place, to_svg
 from reports.formatting import number, percent
-from reports.tables.trace_tables import check_curve_table, curve_table, plural
+from reports.table import Table
 from sim.results.traces.trace_facts import FitCheck, TraceFacts
 from sim.spec.units import human_seconds
 
@@ -54,9 +55,9 @@ class SlotLine:
     marker: str = ""
 
 
-def curve_chart(facts: TraceFacts) -> Chart | None:
+def curve_chart(facts: TraceFacts, table: Table | None) -> Chart | None:
     """Draw LRU's curve in the trace's order, shuffled, and of independent draws; None for fewer than two points."""
-    curve, table = facts.curve, curve_table(facts)
+    curve = facts.curve
     if curve is None or table is None or len(curve.slots) < 2:
         return None
     lines = (
@@ -90,6 +91,16 @@ def check_chart(fit: FitCheck | None) -> Chart | None:
     )
     title = "Does fitted traffic miss as often as the trace?"
     return slots_chart("check", title, caption, fit.slots, lines, check_curve_table(fit), None)
+
+
+def check_curve_table(fit: FitCheck) -> Table:
+    """Return the miss ratios behind the check at every slot count, with their difference."""
+    rows = [
+        [number(slots), percent(real), percent(made), percent(draws), points(made - real)]
+        for slots, real, made, draws in zip(fit.slots, fit.real, fit.synthetic, fit.independent, strict=True)
+    ]
+    head = ["slots", "trace", "fitted traffic", "independent draws", "fitted − trace"]
+    return Table("Miss ratio of LRU on the part that was not fitted", head, rows)
 
 
 def slots_chart(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from reports.charts.cache_charts import CLAIRVOYANT, capacity_words, orders_chart, policies_chart
-from reports.charts.svg import Table
 from reports.formatting import number, percent
 from reports.pages.run_page import template
+from reports.table import Table
 from sim.results.run_directory.result_files import write_text
 from sim.results.traces.cache_points import CachePoint, CacheResult
 

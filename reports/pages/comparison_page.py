@@ -11,10 +11,10 @@ from reports.answers.deltas import change_cell, relative_cell
 from reports.answers.run_comparison import OPEN, Comparison, key_metrics
 from reports.axes import spread
 from reports.charts.comparison_charts import charts_of
-from reports.charts.svg import Table
 from reports.formatting import metric_words, show
 from reports.pages import method
 from reports.pages.run_page import template
+from reports.table import Table
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.run_directory.result_files import write_text
 from sim.results.run_directory.store import RunData

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from reports.charts.fidelity_charts import REGIME_COLOURS, scatter_chart, slots_chart
-from reports.charts.svg import Chart, Table
+from reports.charts.svg import Chart
 from reports.pages.run_page import template
+from reports.table import Table
 from sim.results.run_directory.result_files import write_text
 from sim.spec.units import human_seconds
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reports.answers.findings import Answer
-from reports.answers.plan_answer import is_plan, looks_table
+from reports.answers.plan_answer import is_plan
 from reports.axes import make_axes
 from reports.formatting import read_terms
 from reports.pages.run_page import template
 from reports.tables.metric_tables import metrics_table, terminal_table
+from reports.tables.plan_tables import looks_table
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from reports.answers.change_findings import is_changed
 from reports.answers.findings import answer, sweep_answer, sweep_focus
-from reports.answers.held_back_rollouts import held_table, is_held
-from reports.answers.plan_answer import Read, formulas_table, is_plan, looks_table, plan_answer, shown_metrics
-from reports.answers.remedy_answers import badge, charted, cures_answer, cures_tables, is_priced, vetted_table
+from reports.answers.held_back_rollouts import is_held
+from reports.answers.plan_answer import Read, is_plan, plan_answer, shown_metrics
+from reports.answers.remedy_answers import badge, charted, cures_answer, is_priced
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
 from reports.charts.chart_selection import choose_charts
+from reports.charts.tornado_chart import tornado_chart
 from reports.formatting import metric_words, read_terms, show
 from reports.pages import method
 from reports.tables import change_tables, metric_tables
-from reports.tables.what_if_table import tornado_chart, what_if_table
+from reports.tables.held_back_table import held_table
+from reports.tables.plan_tables import formulas_table, looks_table
+from reports.tables.remedy_tables import cures_tables, vetted_table
+from reports.tables.what_if_table import what_if_table
 from sim.results.point import Point
 from sim.results.run_directory.result_files import write_text
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, verdict
@@ -30,7 +34,7 @@ from sim.spec.files.yaml_text import yaml_text
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from reports.charts.svg import Table
+    from reports.table import Table
     from sim.results.run_directory.store import RunData
 
 FILE = "report.html"

@@ -8,22 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reports.answers.trace_findings import (
+from reports.answers.trace_findings import headline, laws_sentences, lengths_sentences, sentences
+from reports.charts.trace_charts import check_chart, curve_chart, rate_chart
+from reports.formatting import number
+from reports.pages.run_page import template
+from reports.table import Table
+from reports.tables.trace_tables import (
     candidates_table,
     check_table,
     curve_table,
     facts_table,
-    headline,
-    laws_sentences,
     laws_table,
-    lengths_sentences,
     lengths_table,
-    sentences,
 )
-from reports.charts.svg import Table
-from reports.charts.trace_charts import check_chart, curve_chart, rate_chart
-from reports.formatting import number
-from reports.pages.run_page import template
 from sim.results.run_directory.result_files import write_text
 from sim.results.traces.trace_facts import TraceFacts
 
@@ -58,7 +55,7 @@ def build_page(page: TracePage) -> str:
     facts = page.facts
     context: dict[str, Any] = {
         "name": page.name, "headline": _kept(headline(facts)), "sentences": _kept_all(sentences(facts)),
-        "curve": curve_chart(facts), "curve_table": curve_table(facts),
+        "curve": curve_chart(facts, curve_table(facts)), "curve_table": curve_table(facts),
         "check": check_chart(facts.fit), "check_table": check_table(facts), "candidates": candidates_table(facts),
         "rate": rate_chart(facts), "facts": facts_table(facts),
         "laws": _laws(facts), "laws_texts": _kept_all(laws_sentences(facts)),

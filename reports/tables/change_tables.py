@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
 from reports.axes import Axis, in_order, spread
-from reports.charts.svg import Table
-from reports.charts.sweep_charts import cell, table_note
 from reports.formatting import metric_words, percent, show, with_interval
+from reports.table import Table, cell, table_note
 from sim.results.point import UNITS, Point
 from sim.results.verdict import verdict
 from sim.spec.units import human_seconds

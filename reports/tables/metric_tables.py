@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from reports.answers.bottleneck import is_fixed, limits
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
 from reports.axes import Axis, in_order, spread
-from reports.charts.svg import Table
-from reports.charts.sweep_charts import brackets_note, cell, table_note
 from reports.formatting import calibration, interval, metric_words, percent, show, size_words
+from reports.table import Table, brackets_note, cell, table_note
 from reports.tables.change_tables import shown_metrics
 from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict, verdict

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from reports.charts.svg import Table
+from reports.answers.trace_words import change, known, parameters, plural, points, shown, signed
 from reports.formatting import number, percent
+from reports.table import Table
 from sim.results.traces.trace_facts import CheckedValue, FitCheck, LawRow, SessionFacts, TraceFacts
 from sim.spec.units import human_seconds
 from sim.traffic.fits.popularity_fit import LEAST_P
 
-_SHARES = ("hot", "requests")
-"""Parameters of popularity laws that are shares of one."""
 _CHECKED_SLOTS = (4, 8, 16, 32, 64)
 """Slots at which the terminal's table holds the fitted traffic against the trace."""
-
-
-def plural(count: float, word: str) -> str:
-    """Return a count with its word: ``1 slot``, ``1,808 sessions``."""
-    return f"{number(count)} {word}{'' if count == 1 else 's'}"
-
-
-def about(share: float) -> str:
-    """Return a share in two digits, for sentences: ``0.3470`` → ``"35 %"``; tables have three."""
-    return percent(float(f"{share:.2g}")) if share < 0.995 else percent(share)
 
 
 def facts_table(facts: TraceFacts) -> Table:
@@ -76,11 +63,6 @@ def _skipped_words(facts: TraceFacts) -> str:
     return f"{plural(left_out, 'row')} left out" if left_out else ""
 
 
-def known(value: float | None) -> str:
-    """Return a number, or why there is none."""
-    return "too few to say" if value is None else number(round(value, 2))
-
-
 def curve_table(facts: TraceFacts) -> Table | None:
     """Return LRU's miss ratios by slots, in the trace's order and without it."""
     curve = facts.curve
@@ -121,14 +103,6 @@ def _verdict(law: LawRow) -> str:
     return "possible" if law.p_value >= LEAST_P else "ruled out"
 
 
-def parameters(law: LawRow) -> str:
-    """Return the parameters of a law in words: ``exponent 1.6, shift 32.8``."""
-    words = [
-        f"{name} {percent(value) if name in _SHARES else f'{value:.4g}'}" for name, value in law.parameters.items()
-    ]
-    return ", ".join(words) or "none"
-
-
 def lengths_table(facts: TraceFacts) -> Table | None:
     """Return quantiles of prompt and output tokens."""
     both = (("prompt tokens", facts.prompt), ("output tokens", facts.output))
@@ -166,16 +140,6 @@ def _ratio_rows(fit: FitCheck) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def check_curve_table(fit: FitCheck) -> Table:
-    """Return the miss ratios behind the check at every slot count, with their difference."""
-    rows = [
-        [number(slots), percent(real), percent(made), percent(draws), points(made - real)]
-        for slots, real, made, draws in zip(fit.slots, fit.real, fit.synthetic, fit.independent, strict=True)
-    ]
-    head = ["slots", "trace", "fitted traffic", "independent draws", "fitted − trace"]
-    return Table("Miss ratio of LRU on the part that was not fitted", head, rows)
-
-
 def candidates_table(facts: TraceFacts) -> Table | None:
     """Return the models that were tried, the closest first."""
     fit = facts.fit
@@ -194,34 +158,6 @@ def candidates_table(facts: TraceFacts) -> Table | None:
     return Table("Models of traffic that were tried", ["model", "in words", "difference"], rows, note, words=(1,))
 
 
-def points(difference: float) -> str:
-    """Return a difference of shares in percentage points, with its sign."""
-    return signed(f"{difference * 100:+.1f}", " points")
-
-
-def signed(text: str, unit: str) -> str:
-    """Return a signed number with a true minus, and no sign where it rounds to nothing."""
-    plain = text.lstrip("+-")
-    return f"0{unit}" if float(plain) == 0 else f"{'−' if text.startswith('-') else '+'}{plain}{unit}"
-
-
-def change(value: CheckedValue) -> float | None:
-    """Return by which share of the trace's value the synthetic one is larger; None where that is 0."""
-    return None if value.trace == 0 else value.synthetic / value.trace - 1
-
-
 def _relative(value: CheckedValue) -> str:
     found = change(value)
     return "–" if found is None else signed(f"{found * 100:+.0f}", " %")
-
-
-def shown(value: float, unit: str) -> str:
-    """Return a checked value with its unit."""
-    if unit == "1":
-        return percent(value)
-    return f"{number(value)}/s" if unit == "1/s" else number(value)
-
-
-def spread_words(words: Sequence[str]) -> str:
-    """Return words as a list in a sentence: ``a, b and c``."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

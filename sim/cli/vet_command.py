@@ -96,8 +96,9 @@ def _priced_json(priced: PricedCures | None) -> dict[str, Any] | None:
 
 def _print_priced(priced: PricedCures | None, quiet: bool) -> None:
     """Print what the fleet pays: an answer and a table a cure."""
-    from reports.answers.remedy_answers import cures_answer, cures_tables
+    from reports.answers.remedy_answers import cures_answer
     from reports.pages.run_page import FILE
+    from reports.tables.remedy_tables import cures_tables
     from sim.results.run_directory.store import read_run
 
     if priced is None:

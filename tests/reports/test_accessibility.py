@@ -26,11 +26,11 @@ import reports.pages.comparison_page
 import reports.pages.fidelity_page
 import reports.pages.serve_page
 import sim
-from reports.charts.svg import Table
 from reports.pages.cache_page import CachePage
 from reports.pages.fidelity_page import METRICS, Compared, FidelityPage
 from reports.pages.run_page import build_report, template
 from reports.pages.serve_page import ServePage, Shown
+from reports.table import Table
 
 A11Y = Path(__file__).parents[1] / "a11y"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

@@ -12,8 +12,8 @@ import pytest
 import samples
 from one_script import without_script
 
-from reports.charts.svg import Table
 from reports.pages.run_page import build_report, template, write_report
+from reports.table import Table
 
 VOID = frozenset(["meta", "link", "br", "img", "input", "hr"])
 LOADING = frozenset(["src", "href", "xlink:href", "data", "srcset", "poster", "action"])

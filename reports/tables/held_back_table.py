@@ -1,0 +1,31 @@
+"""What holding a rollout back avoided, as a table."""
+
+from __future__ import annotations
+
+from reports.answers.held_back_rollouts import clear_change, count_bounds, why_held
+from reports.formatting import metric_words, show
+from reports.table import Table
+from sim.results.point import Point
+
+
+def held_table(point: Point, where: str) -> Table | None:
+    """Return what happened beside what would have happened; None where nothing is held."""
+    if not point.held:
+        return None
+    answered = point.held["answered"]
+    rows = [["requests answered by a held version", "0", f"{answered['value']:,}{count_bounds(answered)}", ""]]
+    if len(point.held["rollouts"]) > 1:
+        for row, each in zip(point.held["rollouts"], point.held["by_rollout"], strict=True):
+            rows.append([f"of rollouts.{row['rollout']}", "0", f"{each['value']:,}{count_bounds(each)}", ""])
+    for name, found in point.held["metrics"].items():
+        if found["one"] is None or found["other"] is None:
+            continue
+        rows.append(
+            [metric_words(name), show(name, found["one"]), show(name, found["other"]), clear_change(name, found)]
+        )
+    why = "; ".join(why_held(row) for row in point.held["rollouts"])
+    note = (
+        f"Held: {why}. Both columns are the same traffic, all replications; during: from the begin of the rollout "
+        "for as long as it is observed."
+    )
+    return Table(f"What holding it avoided{where}", ["", "held", "had it gone out", "change"], rows, note)
