@@ -15,9 +15,6 @@ from sim.results.verdict import MET, NOT_MET, verdict
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
-_LABEL_WIDTH, _LETTER = 120, 6.4
-"""Pixels for the names of a chart's rows: the least, and for each letter."""
-
 
 def is_priced(manifest: Mapping[str, Any]) -> bool:
     """Return whether a run directory holds finished prices of cures."""
@@ -37,14 +34,6 @@ def cures_answer(data: RunData) -> Answer:
     headline = _in_short(record["rows"][0], data.points[0], terms)
     told = [sentence for sentence in told if sentence != headline]
     return replace(said, headline=headline, details=[*found_sentences(record["vetted"]), *told])
-
-
-def charted(data: RunData) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows with names short enough for a chart, and the width that these need there."""
-    rows = data.manifest["cures"]["rows"]
-    several = len({row["title"] for row in rows}) > 1
-    short = [{**row, "label": f"{row['title']}: {row['scope']}" if several else row["who"]} for row in rows]
-    return short, max(_LABEL_WIDTH, *(int(_LETTER * len(row["label"])) for row in short))
 
 
 def badge(data: RunData) -> tuple[str, str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from reports.answers.cache_findings import CLAIRVOYANT, capacity_words
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_log, scale_y, set_ticks, x_title, y_title
 from reports.charts.svg import COLOURS, SERIES, Chart, drawing, look_of, place, to_svg
@@ -17,19 +18,12 @@ from sim.spec.units import human_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CLAIRVOYANT = "belady"
-
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 340, 58, 36, 22, 52
 _LABELS = 134  # the right margin where lines carry their names
 _ROWS = 40
 _ROOM = 0.15
 """Labels of capacities stand at least this share of the axis apart."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-
-
-def capacity_words(result: CacheResult, capacity: float) -> str:
-    """Return a capacity as the reader asked for it: ``16 slots``, ``10 GB``."""
-    return f"{number(capacity)} slot{'' if capacity == 1 else 's'}" if result.by_slots else human_bytes(capacity)
 
 
 def orders_chart(result: CacheResult) -> Chart:

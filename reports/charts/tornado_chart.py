@@ -28,6 +28,8 @@ _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5
 _MOST_TICKS = 7
 
 _LABELS = 200
+_LABEL_WIDTH, _LETTER = 120, 6.4
+"""Pixels for the names of a chart's rows: the least, and for each letter."""
 
 
 def tornado_chart(
@@ -57,6 +59,13 @@ def tornado_chart(
         for row, found in known
     ]  # fmt: skip
     return Chart("tornado", title, caption, desc, svg, Table(f"Change of {words}", head, lines, words=(3,)))
+
+
+def remedy_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of priced remedies with names short enough for a chart, and the width that these need there."""
+    several = len({row["title"] for row in rows}) > 1
+    short = [{**row, "label": f"{row['title']}: {row['scope']}" if several else row["who"]} for row in rows]
+    return short, max(_LABEL_WIDTH, *(int(_LETTER * len(row["label"])) for row in short))
 
 
 def _drawn(found: Mapping[str, Any] | None) -> bool:

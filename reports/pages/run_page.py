@@ -14,11 +14,11 @@ from reports.answers.change_findings import is_changed
 from reports.answers.findings import answer, sweep_answer, sweep_focus
 from reports.answers.held_back_rollouts import is_held
 from reports.answers.plan_answer import Read, is_plan, plan_answer, shown_metrics
-from reports.answers.remedy_answers import badge, charted, cures_answer, is_priced
+from reports.answers.remedy_answers import badge, cures_answer, is_priced
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
 from reports.charts.chart_selection import choose_charts
-from reports.charts.tornado_chart import tornado_chart
+from reports.charts.tornado_chart import remedy_rows, tornado_chart
 from reports.formatting import metric_words, read_terms, show
 from reports.pages import method
 from reports.tables import change_tables, metric_tables
@@ -169,7 +169,7 @@ def _planned(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
 def _priced(run: RunData, terms: dict[str, float]) -> dict[str, Any]:
     """Return what the page of priced cures says otherwise than that of the run as it is."""
     said, (focus, *_) = cures_answer(run), run.points
-    rows, width = charted(run)
+    rows, width = remedy_rows(run.manifest["cures"]["rows"])
     tornado = tornado_chart(rows, main_metric([focus], terms), "as it is", width)
     return {
         "answer": said, "badge": badge(run), "where": " as it is", "facts_of": " today",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from reports.answers.verdicts import capital
 from reports.formatting import metric_words, read_terms, with_interval
 from reports.table import Table
-from reports.tables.what_if_table import change_cell
+from reports.tables.what_if_table import what_if_cell
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import Point
 from sim.results.verdict import verdict
@@ -64,7 +64,7 @@ def _table(
             cells = [_memory_cell(key, row["memory"][key][1]) for row in shown]
             lines.append([words, _memory_cell(key, memory[key]), *cells])
     for name in names:
-        cells = [change_cell(name, row["metrics"].get(name)) for row in shown]
+        cells = [what_if_cell(name, row["metrics"].get(name)) for row in shown]
         lines.append([metric_words(name), with_interval(name, base.metrics[name]), *cells])
     if terms:
         lines.append(["SLO", verdict(base, terms), *(str(row["verdict"]) for row in shown)])

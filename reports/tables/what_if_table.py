@@ -22,7 +22,7 @@ def what_if_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Ta
         if row["refused"]:
             lines.append([row["label"], "not possible", *([""] * len(names))])
             continue
-        cells = [change_cell(name, row["metrics"].get(name)) for name in names]
+        cells = [what_if_cell(name, row["metrics"].get(name)) for name in names]
         lines.append([row["label"], row["verdict"], *cells])
     refused = [f"{row['label']}: {row['refused']}" for row in rows if row["refused"]]
     notes = [f"{row['label']}: {row['note']}" for row in rows if row["note"]]
@@ -37,7 +37,7 @@ def what_if_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Ta
     return Table("What if? One change at a time", head, lines, f"{note}.", words=(1,))
 
 
-def change_cell(name: str, found: Mapping[str, Any] | None) -> str:
+def what_if_cell(name: str, found: Mapping[str, Any] | None) -> str:
     """Return what a metric becomes, and the interval of its change where that is clear."""
     if found is None or found["other"] is None:
         return "–"
