@@ -1,18 +1,17 @@
-"""The page of a cache-only replay, and the words and tables that the terminal shares with it; one HTML file."""
+"""The page of a cache-only replay."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from reports.answers.cache_findings import capacity_words, headline, sentences
 from reports.charts.cache_charts import orders_chart, policies_chart
+from reports.charts.svg import Chart
 from reports.formatting import number, percent
-from reports.pages.run_page import template
+from reports.pages.page import Page
 from reports.tables.cache_tables import miss_table
-from sim.results.run_directory.result_files import write_text
 from sim.results.traces.cache_points import CacheResult
 
 
@@ -33,21 +32,25 @@ class CachePage:
 
 
 def write_page(page: CachePage, path: Path) -> Path:
-    """Write the page; a reader never sees half a file."""
+    """Write the page and return its path."""
     result = page.result
+    content = {
+        "headline": headline(result),
+        "sentences": sentences(result),
+        "charts": _charts(result),
+        "table": miss_table(result),
+        "facts": _facts(result),
+    }
+    return Page("cache.html.j2", page.name, page.command, content, page.provenance, page.notes).write(path)
+
+
+def _charts(result: CacheResult) -> list[Chart]:
     charts = [orders_chart(result)]
-    several = len(result.capacities) > 1  # one capacity is a column of the table, not a chart
-    if several:
+    if len(result.capacities) > 1:  # one capacity is a column of the table, not a chart
         charts.append(policies_chart(result, of_bytes=False))
-    if several and result.at_bytes is not None:
-        charts.append(policies_chart(result, of_bytes=True))
-    context: dict[str, Any] = {
-        "name": page.name, "headline": headline(result), "sentences": sentences(result), "charts": charts,
-        "table": miss_table(result), "facts": _facts(result), "notes": page.notes, "provenance": page.provenance,
-        "command": page.command,
-    }  # fmt: skip
-    write_text(path, template("cache.html.j2").render(**context))
-    return path
+        if result.at_bytes is not None:
+            charts.append(policies_chart(result, of_bytes=True))
+    return charts
 
 
 def _facts(result: CacheResult) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""The page of a fidelity study: measured runs in, predictions beside them, worst cases first; one HTML file."""
+"""The page of a fidelity study: measured runs, predictions beside them, worst cases first."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from reports.answers.fidelity_findings import METRICS, Compared, choice_sentence, headline
-from reports.charts.fidelity_charts import REGIME_COLOURS, scatter_chart, slots_chart
+from reports.charts.fidelity_charts import scatter_chart, slots_chart
 from reports.charts.svg import Chart
-from reports.pages.run_page import template
+from reports.pages.page import Page
 from reports.tables.fidelity_tables import error_table, peer_table, worst_of_metric_table, worst_table
-from sim.results.run_directory.result_files import write_text
 
 _MOST_SLOT_CHARTS = 6
 _ALWAYS = ("llama-3.1-8b, 128 adapters, 7.5 requests/s", "llama-3.1-8b, 384 adapters, 22.4 requests/s")
@@ -38,26 +37,28 @@ class FidelityPage:
 
 
 def write_page(page: FidelityPage, path: Path) -> Path:
-    """Write the page; a reader never sees half a file."""
-    write_text(path, template("fidelity.html.j2").render(**_context(page)))
-    return path
-
-
-def _context(page: FidelityPage) -> dict[str, Any]:
+    """Write the page and return its path."""
     compared = [run for run in page.runs if not run.calibrated]
-    return {
-        "errors": error_table(page.errors), "choice": choice_sentence(page.errors), "peer": peer_table(page.peer),
-        "headline": headline(page.errors), "charts": _charts(compared), "slots": _slot_charts(page.runs),
-        "worst": worst_table(compared), "provenance": page.provenance, "command": page.command,
-        "compared": len(compared), "calibrated": len(page.runs) - len(compared),
-    }  # fmt: skip
+    content = {
+        "headline": headline(page.errors),
+        "choice": choice_sentence(page.errors),
+        "calibrated": len(page.runs) - len(compared),
+        "errors": error_table(page.errors),
+        "peer": peer_table(page.peer),
+        "charts": _charts(compared),
+        "slots": _slot_charts(page.runs),
+        "worst": worst_table(compared),
+    }
+    return Page("fidelity.html.j2", "Predicted and measured", page.command, content, page.provenance).write(path)
 
 
 def _charts(runs: Sequence[Compared]) -> list[Chart]:
     questions = {
-        "ttft_p99_ms": "How close is p99 TTFT?", "ttft_p50_ms": "How close is p50 TTFT?",
-        "tpot_mean_ms": "How close is mean TPOT?", "req_per_s": "How close is throughput?",
-    }  # fmt: skip
+        "ttft_p99_ms": "How close is p99 TTFT?",
+        "ttft_p50_ms": "How close is p50 TTFT?",
+        "tpot_mean_ms": "How close is mean TPOT?",
+        "req_per_s": "How close is throughput?",
+    }
     charts = []
     for name, title in questions.items():
         points = [
@@ -86,6 +87,3 @@ def _slot_charts(runs: Sequence[Compared]) -> list[Chart]:
     return [
         slots_chart(f"slots-{number}", sorted(group, key=lambda run: run.slots)) for number, group in enumerate(several)
     ]
-
-
-__all__ = ["REGIME_COLOURS", "Compared", "FidelityPage", "write_page"]

@@ -8,7 +8,7 @@ from reports.answers.findings import Answer
 from reports.answers.plan_answer import is_plan
 from reports.axes import make_axes
 from reports.formatting import read_terms
-from reports.pages.run_page import template
+from reports.pages.page import template
 from reports.tables.metric_tables import metrics_table, terminal_table
 from reports.tables.plan_tables import looks_table
 

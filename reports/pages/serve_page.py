@@ -9,9 +9,8 @@ from typing import Any
 
 from reports.charts.serve_charts import distributions, request_scatter
 from reports.charts.svg import Chart
-from reports.pages.run_page import template
+from reports.pages.page import Page
 from reports.tables.serve_tables import METRICS, error_percent, loads_from, metrics_table, server_table
-from sim.results.run_directory.result_files import write_text
 from sim.spec.units import human_seconds
 
 _HEADLINE = ("throughput_rps", "ttft_p50_s", "e2e_p50_s", "loads_per_request")
@@ -44,9 +43,18 @@ class ServePage:
 
 
 def write_page(page: ServePage, path: Path) -> Path:
-    """Write the page; a reader never sees half a file."""
-    write_text(path, template("serve.html.j2").render(**_context(page)))
-    return path
+    """Write the page and return its path."""
+    summary = page.summary
+    content = {
+        "engine": summary["engine"],
+        "description": page.description,
+        "headline": headline(summary),
+        "findings": _findings(summary),
+        "metrics": metrics_table(summary),
+        "charts": _charts(page),
+        "server": server_table(summary),
+    }
+    return Page("serve.html.j2", summary["scenario"], page.command, content, _provenance(summary)).write(path)
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -65,8 +73,8 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
     missed = [name for name in aimed if abs(metrics[name]["error"]) > metrics[name]["wanted"]]
     found = []
     if aimed:
-        found.append(f"{len(aimed) - len(missed)} of {len(aimed)} errors lie within what is aimed at on a quiet machine"
-                     + (f"; not so: {', '.join(METRICS[name] for name in missed)}." if missed else "."))  # fmt: skip
+        within = f"{len(aimed) - len(missed)} of {len(aimed)} errors are within the aim for a quiet machine"
+        found.append(f"{within}; not so: {', '.join(METRICS[name] for name in missed)}." if missed else f"{within}.")
     noisy = [
         METRICS[name] for name in missed if metrics[name]["noise"] and metrics[name]["noise"] >= metrics[name]["wanted"]
     ]
@@ -82,16 +90,6 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
             "machine was busy. Predictions take the times at which they were sent."
         )
     return [*found, *summary["notes"]]
-
-
-def _context(page: ServePage) -> dict[str, Any]:
-    summary = page.summary
-    return {
-        "name": summary["scenario"], "engine": summary["engine"], "description": page.description,
-        "headline": headline(summary), "findings": _findings(summary), "metrics": metrics_table(summary),
-        "charts": _charts(page), "server": server_table(summary), "provenance": _provenance(summary),
-        "command": page.command,
-    }  # fmt: skip
 
 
 def _charts(page: ServePage) -> list[Chart]:
@@ -118,13 +116,14 @@ def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     profile = summary["profile"]
     fitted = "fitted to this server over the API, before the runs" if profile["fitted"] else profile["status"]
     kv = summary["kv"]
-    return [
+    sent = f"{summary['requests']:,} requests, open loop, streamed, {summary['repeat']} times"
+    rows = [
         ("Server", summary["engine"]),
-        ("Traffic", f"{summary['requests']:,} requests, open loop, streamed, {summary['repeat']} times; before each "
-                    "run every adapter was asked for once"),
+        ("Traffic", f"{sent}; before each run every adapter was asked for once"),
         ("Profile", f"{profile['name']}, {fitted}, sha256 {profile['sha256'][:12]}"),
-        *([("Outside", f"{human_seconds(profile['front_end_s'])} a request between client and engine")]
-          if profile["front_end_s"] else []),
         ("KV cache", f"{kv['kv_tokens']:,} tokens, as the server says" if kv else "as the profile's memory gives it"),
         ("Loads", loads_from(summary)),
-    ]  # fmt: skip
+    ]
+    if profile["front_end_s"]:
+        rows.insert(3, ("Outside", f"{human_seconds(profile['front_end_s'])} a request between client and engine"))
+    return rows

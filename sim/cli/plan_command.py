@@ -74,8 +74,8 @@ def plan(
         )
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)
-        page = write_report(data)
         said = plan_answer(data)
+        page = write_report(data, said)
     if json:
         say_json(plan_json(data))
     else:

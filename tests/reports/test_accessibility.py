@@ -30,7 +30,8 @@ import sim
 from reports.answers.fidelity_findings import METRICS, Compared
 from reports.pages.cache_page import CachePage
 from reports.pages.fidelity_page import FidelityPage
-from reports.pages.run_page import build_report, template
+from reports.pages.page import template
+from reports.pages.run_page import build_report
 from reports.pages.serve_page import ServePage, Shown
 from reports.table import Table
 

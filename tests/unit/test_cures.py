@@ -222,7 +222,7 @@ def test_prices_show_before_and_after_with_intervals(run: Path) -> None:
     assert "Base model in 16 bits, for the fleet: it costs nothing; the fleet serves" in " ".join(said.details)
     assert badge(data)[2] in ("met", "not-met", "partly", "unclear")
     page = build_report(data)
-    assert "What was found, and what does its cure cost?" in page
+    assert "What was found, and what would its remedies cost?" in page
     assert "stuck: underfitting, likely: flat." in page
 
 
