@@ -89,9 +89,19 @@ def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
                 inside = (curve.capacities >= result.capacities[0]) & (curve.capacities <= result.capacities[-1])
                 ax.plot(curve.capacities[inside], curve.real[inside], color=colour, linewidth=1.5, zorder=3)
             marker = _MARKERS[index % len(_MARKERS)]
-            ax.plot(result.capacities, values, linestyle="none" if along else style, color=colour,
-                    linewidth=1.5, marker=marker, markersize=6,
-                    markeredgecolor=COLOURS["paper"], markeredgewidth=0.8, zorder=3, clip_on=False)  # fmt: skip
+            ax.plot(
+                result.capacities,
+                values,
+                linestyle="none" if along else style,
+                color=colour,
+                linewidth=1.5,
+                marker=marker,
+                markersize=6,
+                markeredgecolor=COLOURS["paper"],
+                markeredgewidth=0.8,
+                zorder=3,
+                clip_on=False,
+            )
             ends.append((sum(values), (policy, colour, values[-1]), style, marker))
         _axes(ax, result, result.capacities, [value for _, values in lines for value in values], what)
         _ticks(ax, result, _apart(result.capacities))

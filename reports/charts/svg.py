@@ -40,24 +40,55 @@ _SAMPLE = 18
 _CSS = {value: "currentColor" if name == "ink" else f"var(--{name})" for name, value in COLOURS.items()}
 _CSS |= {value: f"var(--h{i})" for i, value in enumerate(HEAT)}
 _RC = {
-    "svg.fonttype": "none", "svg.hashsalt": "loraplan", "text.parse_math": False, "path.simplify": True,
-    "path.simplify_threshold": 0.5, "font.size": 12, "text.color": COLOURS["ink"], "axes.linewidth": 0.8,
-    "axes.edgecolor": COLOURS["muted"], "axes.labelcolor": COLOURS["ink"], "axes.unicode_minus": True,
-    "xtick.color": COLOURS["muted"], "ytick.color": COLOURS["muted"], "xtick.labelcolor": COLOURS["ink"],
-    "ytick.labelcolor": COLOURS["ink"], "axes.spines.top": False, "axes.spines.right": False,
-    "lines.linewidth": 1.8, "lines.markersize": 5, "hatch.linewidth": 0.7, "xtick.minor.size": 0, "ytick.minor.size": 0,
-    "xtick.major.size": 4, "xtick.major.pad": 5, "ytick.major.size": 0, "grid.color": COLOURS["grid"],
+    "svg.fonttype": "none",
+    "svg.hashsalt": "loraplan",
+    "text.parse_math": False,
+    "path.simplify": True,
+    "path.simplify_threshold": 0.5,
+    "font.size": 12,
+    "text.color": COLOURS["ink"],
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": COLOURS["muted"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.unicode_minus": True,
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+    "xtick.labelcolor": COLOURS["ink"],
+    "ytick.labelcolor": COLOURS["ink"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "hatch.linewidth": 0.7,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "xtick.major.size": 4,
+    "xtick.major.pad": 5,
+    "ytick.major.size": 0,
+    "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.8,
-}  # fmt: skip
+}
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What names a chart.
+
+    :ivar ident: unique in the page; prefix of every id inside the SVG.
+    :ivar title: the question that the chart answers.
+    :ivar caption: how to read it.
+    """
+
+    ident: str
+    title: str
+    caption: str
 
 
 @dataclass(frozen=True)
 class Chart:
     """One figure of the report.
 
-    :ivar ident: unique in the page; prefix of every id inside the SVG.
-    :ivar title: a question, or what the chart answers.
-    :ivar caption: how to read it.
+    :ivar ident: as in ``Heading``; ``title`` and ``caption`` likewise.
     :ivar desc: the text for those who can't see it.
     :ivar legend: words and CSS colour, for charts that can't label their parts in place.
     :ivar legend_looks: how each part of the legend is drawn, beside its colour: ``line``, ``dashed``, ``dotted``, a

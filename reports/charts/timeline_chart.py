@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.axes import spread
-from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, x_title, y_title
+from reports.charts.axis_ticks import count_tick, draw_grid, nice_linear, seconds_tick, set_ticks, x_title, y_title
 from reports.charts.svg import COLOURS, Chart, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number
@@ -44,8 +44,9 @@ def timeline_chart(point: Point, where: str) -> Chart | None:
     if point.events:
         panels = [
             ("TTFT by arrival", [("ttft_p99_s", "p99", "s2"), ("ttft_mean_s", "mean", "s1")]),
-            ("E2E by arrival", [("e2e_p99_s", "p99", "s2"), ("e2e_mean_s", "mean", "s1")]), *panels,
-        ]  # fmt: skip
+            ("E2E by arrival", [("e2e_p99_s", "p99", "s2"), ("e2e_mean_s", "mean", "s1")]),
+            *panels,
+        ]
     panels = [(w, [s for s in series if any(not math.isnan(v) for v in values.get(s[0], []))]) for w, series in panels]
     panels = [panel for panel in panels if panel[1]]
     if len(times) < 2 or not panels:
@@ -53,8 +54,9 @@ def timeline_chart(point: Point, where: str) -> Chart | None:
     title = "What happened when?"
     peaks = [
         f"{_name(key, label, what)} up to {_told(key, max(_known(values[key])))}"
-        for what, series in panels for key, label, _ in series
-    ]  # fmt: skip
+        for what, series in panels
+        for key, label, _ in series
+    ]
     desc = f"First replication over {human_seconds(times[-1])}, in spans: {', '.join(peaks)}."
     marks = event_marks(point.events, times[0], times[-1])
     with drawing(_EACH * len(panels) + 48) as figure:
@@ -93,8 +95,10 @@ def _numbers(
     rows = []
     for i in picked:
         cells = [values[key][i] for key, _ in series]
-        told = ["–" if math.isnan(v) else _told(key, v) if key in LATENCIES else f"{v:.3g}"
-                for v, (key, _) in zip(cells, series, strict=True)]  # fmt: skip
+        told = [
+            "–" if math.isnan(v) else _told(key, v) if key in LATENCIES else f"{v:.3g}"
+            for v, (key, _) in zip(cells, series, strict=True)
+        ]
         rows.append([human_seconds(times[i]), *told])
     note = f"{len(picked)} of {len(times)} spans." if len(picked) < len(times) else ""
     return Table("First replication over time", ["time", *(label for _, label in series)], rows, note)
@@ -128,9 +132,7 @@ def time_axis(ax: Axes, start: float, end: float, *, last: bool) -> None:
     ax.set_xlim(start, end)
     ticks = nice_linear(start, end, 6)
     set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks] if last else [""] * len(ticks))
-    ax.grid(True, axis="y")
-    ax.set_axisbelow(True)
-    ax.spines["left"].set_visible(False)
+    draw_grid(ax, "y")
     if last:
         x_title(ax, "simulated time")
 
@@ -155,10 +157,15 @@ def draw_events(ax: Axes, marks: Sequence[tuple[float, str]], *, named: bool) ->
         titled = at - start < _TITLE * (end - start)
         if named:
             ax.annotate(
-                label, (at, 1), (3, -2) if titled else (0, 3), xycoords=("data", "axes fraction"),
-                textcoords="offset points", color=COLOURS["ink"], ha="left" if titled else "center",
+                label,
+                (at, 1),
+                (3, -2) if titled else (0, 3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                color=COLOURS["ink"],
+                ha="left" if titled else "center",
                 va="top" if titled else "bottom",
-            )  # fmt: skip
+            )
 
 
 def _events_words(events: Sequence[dict[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.answers.deltas import CLEAR_WORDS, bounds_words, signed
-from reports.charts.axis_ticks import set_ticks
+from reports.charts.axis_ticks import draw_grid, set_ticks
 from reports.charts.svg import COLOURS, Chart, drawing, place, to_svg
 from reports.formatting import metric_words
 from reports.table import Table
@@ -57,7 +57,7 @@ def tornado_chart(
     lines = [
         [row["label"], signed(name, found["change"], found["unit"]), bounds_words(name, found), found["word"]]
         for row, found in known
-    ]  # fmt: skip
+    ]
     return Chart("tornado", title, caption, desc, svg, Table(f"Change of {words}", head, lines, words=(3,)))
 
 
@@ -97,9 +97,7 @@ def _bars(ax: Axes, known: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
     ax.set_yticks(range(len(known)))
     ax.set_yticklabels([row["label"] for row, _ in known])
     ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x")
-    ax.set_axisbelow(True)
-    ax.spines["left"].set_visible(False)
+    draw_grid(ax, "x")
     apart, ticks = math.log(high / low) / _MOST_TICKS, [1.0]
     for tick in sorted(_TICKS, key=lambda tick: abs(math.log(tick))):
         if low <= tick <= high and all(abs(math.log(tick / kept)) >= apart for kept in ticks):

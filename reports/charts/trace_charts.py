@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from reports.answers.trace_words import plural, points
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, drawing, look_of, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, drawing, look_of, place, to_svg
 from reports.formatting import number, percent
 from reports.table import Table
 from sim.results.traces.trace_facts import FitCheck, TraceFacts
@@ -32,9 +32,12 @@ _UNITS = (
 )
 """Units of a time axis: name, seconds, and the span from which it is used."""
 _STEPS_S = (
-    1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172_800, 345_600,
-    604_800,
-)  # fmt: skip
+    *(1, 2, 5, 10, 20, 30),
+    *(60 * minutes for minutes in (1, 2, 5, 10, 20, 30)),
+    *(3600 * hours for hours in (1, 2, 4, 6, 12)),
+    *(86_400 * days for days in (1, 2, 4, 7)),
+)
+"""Distances between the ticks of a time axis."""
 _MOST_TICKS = 7
 
 
@@ -61,9 +64,10 @@ def curve_chart(facts: TraceFacts, table: Table | None) -> Chart | None:
     if curve is None or table is None or len(curve.slots) < 2:
         return None
     lines = (
-        SlotLine("the trace's order", curve.real, 1, "-", "o"), SlotLine("shuffled (dashed)", curve.shuffled, 2, "--"),
+        SlotLine("the trace's order", curve.real, 1, "-", "o"),
+        SlotLine("shuffled (dashed)", curve.shuffled, 2, "--"),
         SlotLine("independent draws (Che, dotted)", curve.independent, 6, ":"),
-    )  # fmt: skip
+    )
     caption = (
         "Share of requests that miss in an LRU cache that starts empty. The gap between the trace's order and the same "
         "requests shuffled is locality: what sessions and bursts save."
@@ -73,7 +77,8 @@ def curve_chart(facts: TraceFacts, table: Table | None) -> Chart | None:
         caption += " The upright line: as many slots as sessions are under way on average."
     else:
         at_a_time = None
-    return slots_chart("curve", "How many slots does the traffic need?", caption, curve.slots, lines, table, at_a_time)
+    heading = Heading("curve", "How many slots does the traffic need?", caption)
+    return slots_chart(heading, curve.slots, lines, table, at_a_time)
 
 
 def check_chart(fit: FitCheck | None) -> Chart | None:
@@ -89,8 +94,8 @@ def check_chart(fit: FitCheck | None) -> Chart | None:
         f"Fitted to the first {plural(fit.requests_fitted, 'request')}, held against the "
         f"{number(fit.requests_checked)} after them, which the fit has not seen."
     )
-    title = "Does fitted traffic miss as often as the trace?"
-    return slots_chart("check", title, caption, fit.slots, lines, check_curve_table(fit), None)
+    heading = Heading("check", "Does fitted traffic miss as often as the trace?", caption)
+    return slots_chart(heading, fit.slots, lines, check_curve_table(fit))
 
 
 def check_curve_table(fit: FitCheck) -> Table:
@@ -104,15 +109,14 @@ def check_curve_table(fit: FitCheck) -> Table:
 
 
 def slots_chart(
-    ident: str, title: str, caption: str, slots: Sequence[int], lines: Sequence[SlotLine], table: Table,
-    upright: float | None,
-) -> Chart:  # fmt: skip
+    heading: Heading, slots: Sequence[int], lines: Sequence[SlotLine], table: Table, upright: float | None = None
+) -> Chart:
     """Draw miss ratios over slots on a logarithmic axis.
 
     :param slots: ascending, at least two.
     :param upright: slots at which an upright line stands, or None.
     """
-    desc = f"{title} " + " ".join(
+    desc = f"{heading.title} " + " ".join(
         f"{plural(slots[i], 'slot')}: {', '.join(f'{line.label} {percent(line.ratios[i])}' for line in lines)}."
         for i in spread(range(len(slots)), 8)
     )
@@ -123,8 +127,16 @@ def slots_chart(
             ax.axvline(upright, color=COLOURS["muted"], linewidth=1)
         for line in lines:
             marker = line.marker if len(slots) <= _MOST_MARKERS else ""
-            ax.plot(slots, line.ratios, linestyle=line.style, color=SERIES[line.series - 1], marker=marker or "none",
-                    markersize=4.5, clip_on=False, zorder=3)  # fmt: skip
+            ax.plot(
+                slots,
+                line.ratios,
+                linestyle=line.style,
+                color=SERIES[line.series - 1],
+                marker=marker or "none",
+                markersize=4.5,
+                clip_on=False,
+                zorder=3,
+            )
         ax.set_xscale("log")
         ax.set_xlim(slots[0] / pad, slots[-1] * pad)
         ticks = _powers_of_two(slots[0], slots[-1])
@@ -132,10 +144,10 @@ def slots_chart(
         scale_y(ax, [ratio for line in lines for ratio in line.ratios], "share")
         y_title(ax, "requests that miss")
         x_title(ax, "slots")
-        svg = to_svg(figure, ident, title, desc)
+        svg = to_svg(figure, heading.ident, heading.title, desc)
     legend = [(line.label, f"var(--s{line.series})") for line in lines]
     looks = [look_of(line.style, line.marker) for line in lines]
-    return Chart(ident, title, caption, desc, svg, table, legend, looks)
+    return Chart(heading.ident, heading.title, heading.caption, desc, svg, table, legend, looks)
 
 
 def _powers_of_two(low: int, high: int, most: int = 10) -> list[float]:

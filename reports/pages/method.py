@@ -36,9 +36,12 @@ def modelled(manifest: Mapping[str, Any]) -> list[str]:
     found.append(
         "The adapter cache by its eviction policy: a hit is resident, a delayed hit joins a load under way, a miss "
         "starts a load; "
-        + ("as in vLLM, an adapter in use may be evicted too, and is loaded again by the next step."
-           if touched else "an adapter in use is never evicted.")
-    )  # fmt: skip
+        + (
+            "as in vLLM, an adapter in use may be evicted too, and is loaded again by the next step."
+            if touched
+            else "an adapter in use is never evicted."
+        )
+    )
     found.append(
         "Loads inside the step that needs them, one after the other; the whole batch waits."
         if _filled(manifest, "storage", "mode") == "blocking"
@@ -86,8 +89,9 @@ def _batching(manifest: Mapping[str, Any]) -> list[str]:
         + (", in steps of their own" if alone else "")
         + ", and a step lasts as long as its tokens, sequences, KV cache and distinct adapters cost.",
         "KV memory block by block, kept for whole answers before a request may join: nobody is preempted."
-        if ahead else "KV memory block by block, with preemption of the newest request when blocks run out.",
-    ]  # fmt: skip
+        if ahead
+        else "KV memory block by block, with preemption of the newest request when blocks run out.",
+    ]
 
 
 def _filled(manifest: Mapping[str, Any], section: str, key: str) -> Any:
@@ -125,11 +129,14 @@ def _base_weights(adapters: Mapping[str, Any]) -> list[str]:
 
 
 _PROCESSES = {
-    "poisson": "a Poisson process at a constant rate", "gamma": "gamma gaps at a constant mean rate",
-    "weibull": "Weibull gaps at a constant mean rate", "on-off": "an on-off process at a constant mean rate",
-    "piecewise": "a rate that goes through steps again and again", "diurnal": "a rate that follows a sine",
+    "poisson": "a Poisson process at a constant rate",
+    "gamma": "gamma gaps at a constant mean rate",
+    "weibull": "Weibull gaps at a constant mean rate",
+    "on-off": "an on-off process at a constant mean rate",
+    "piecewise": "a rate that goes through steps again and again",
+    "diurnal": "a rate that follows a sine",
     "mmpp": "a rate that jumps between states at random times",
-}  # fmt: skip
+}
 
 
 def _traffic(workload: Mapping[str, Any]) -> list[str]:
@@ -215,13 +222,12 @@ def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("status", f"{manifest.get('status', 'unknown')}, {done} of {total} points"),
         ("profile", profile_words(manifest)),
-        ("seed", f"{manifest.get('seed')}, {_replications(manifest)}, "
-                 f"warm-up {run.get('warmup', '5%')} not measured"),
+        ("seed", f"{manifest.get('seed')}, {_replications(manifest)}, warm-up {run.get('warmup', '5%')} not measured"),
         ("started", str(manifest.get("started_at", "unknown"))),
         ("took", wall_words(manifest)),
         ("versions", versions or "unknown"),
         ("scenario", f"{manifest.get('scenario_source', '')}, hash {str(manifest.get('scenario_hash', ''))[:16]}"),
-    ]  # fmt: skip
+    ]
     rows += [("input", f"{path}, sha256 {str(digest)[:16]}…") for path, digest in _part(manifest, "inputs").items()]
     profile = _part(manifest, "profile")
     if profile.get("sha256"):

@@ -15,30 +15,63 @@ from sim.spec.units import human_seconds
 _MOST_POINTS = 100
 _MOST_EVENTS = 40
 _HARM_ROWS = {
-    "mixed": "answers of more than one version", "stale": "answers of an old version after cutover",
-    "refused_by_rollout": "refused while an adapter was replaced", "misrouted": "reached a wrong adapter, or none",
-    "wrong_served": "wrong answers taken for right", "wrong_detected": "wrong answers noticed",
-    "retried": "sent again after a wrong answer", "old_prefix": "prefixes of an old version",
-    "lost": "lost with their replica", "rerouted": "sent to another replica",
+    "mixed": "answers of more than one version",
+    "stale": "answers of an old version after cutover",
+    "refused_by_rollout": "refused while an adapter was replaced",
+    "misrouted": "reached a wrong adapter, or none",
+    "wrong_served": "wrong answers taken for right",
+    "wrong_detected": "wrong answers noticed",
+    "retried": "sent again after a wrong answer",
+    "old_prefix": "prefixes of an old version",
+    "lost": "lost with their replica",
+    "rerouted": "sent to another replica",
     "failed_loads": "adapter could not be loaded",
-    "failed": "failed, for whatever reason", "slow": "late by the SLO, answered or not",
-}  # fmt: skip
+    "failed": "failed, for whatever reason",
+    "slow": "late by the SLO, answered or not",
+}
 _METRIC_OF = {
-    "mixed": "mixed_version_responses", "stale": "stale_after_cutover", "misrouted": "misrouted",
-    "wrong_served": "wrong_adapter_served", "wrong_detected": "wrong_adapter_detected", "retried": "retried",
-    "old_prefix": "old_prefix_served", "lost": "lost", "rerouted": "rerouted", "failed": "failed", "slow": "harmed",
-}  # fmt: skip
+    "mixed": "mixed_version_responses",
+    "stale": "stale_after_cutover",
+    "misrouted": "misrouted",
+    "wrong_served": "wrong_adapter_served",
+    "wrong_detected": "wrong_adapter_detected",
+    "retried": "retried",
+    "old_prefix": "old_prefix_served",
+    "lost": "lost",
+    "rerouted": "rerouted",
+    "failed": "failed",
+    "slow": "harmed",
+}
 """Metric that says whether a kind of harm can be at all; the others are shown where they are."""
 _COUNTS = (
-    "harmed", "harmed_excess", "mixed_version_responses", "stale_after_cutover", "refused", "sessions_saw_both",
+    "harmed",
+    "harmed_excess",
+    "mixed_version_responses",
+    "stale_after_cutover",
+    "refused",
+    "sessions_saw_both",
     "sessions_went_back",
-    "wrong_adapter_served", "wrong_adapter_detected", "retried", "old_prefix_served", "failed", "lost", "rerouted",
-)  # fmt: skip
+    "wrong_adapter_served",
+    "wrong_adapter_detected",
+    "retried",
+    "old_prefix_served",
+    "failed",
+    "lost",
+    "rerouted",
+)
 _ROLLOUT = (
-    "rollout_ttft_p99_s", "before_ttft_p99_s", "rollout_e2e_p99_s", "before_e2e_p99_s", "rollout_miss_ratio",
-    "before_miss_ratio", "rollout_loads", "rollout_peak_loads_per_s", "before_peak_loads_per_s",
-    "extra_resident_bytes_peak", "rollout_duration_s",
-)  # fmt: skip
+    "rollout_ttft_p99_s",
+    "before_ttft_p99_s",
+    "rollout_e2e_p99_s",
+    "before_e2e_p99_s",
+    "rollout_miss_ratio",
+    "before_miss_ratio",
+    "rollout_loads",
+    "rollout_peak_loads_per_s",
+    "before_peak_loads_per_s",
+    "extra_resident_bytes_peak",
+    "rollout_duration_s",
+)
 _PLAIN = ("rerouted_e2e_mean_s", "ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
 
 
@@ -81,10 +114,13 @@ def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
     shown = spread(in_order(points, axes), _MOST_POINTS)
     head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names)]
     rows = [
-        [*(axis.point_label(p) for axis in axes), *([verdict(p, slo_terms)] if slo_terms else []),
-         *(cell(p, name) for name in names)]
+        [
+            *(axis.point_label(p) for axis in axes),
+            *([verdict(p, slo_terms)] if slo_terms else []),
+            *(cell(p, name) for name in names),
+        ]
         for p in shown
-    ]  # fmt: skip
+    ]
     if len(axes) == 1 and len(shown) <= 6:  # as columns they fit beside each other
         rows = [list(row) for row in zip(head, *rows, strict=True)]
         head, rows = rows[0], rows[1:]
@@ -110,17 +146,23 @@ def replicas_table(point: Point, where: str) -> Table | None:
         return None
     head = ["replica", "requests", "completed", "miss ratio", "loads", "busy", "p99 E2E"]
     rows = [
-        [f"{row['replica']}{' (full models)' if row.get('full') else ''}", f"{row['requests']:,}",
-         f"{row['completed']:,}", _shown(row, "miss_ratio"),
-         f"{row['loads']:,}", "–" if row["busy_share"] is None else percent(row["busy_share"]),
-         _shown(row, "e2e_p99_s")]
+        [
+            f"{row['replica']}{' (full models)' if row.get('full') else ''}",
+            f"{row['requests']:,}",
+            f"{row['completed']:,}",
+            _shown(row, "miss_ratio"),
+            f"{row['loads']:,}",
+            "–" if row["busy_share"] is None else percent(row["busy_share"]),
+            _shown(row, "e2e_p99_s"),
+        ]
         for row in point.replicas
-    ]  # fmt: skip
+    ]
     skew = point.metrics.get("replica_load_skew")
-    said = "" if skew is None or skew.value is None else (
-        f" Over all replications the busiest replica gets {with_interval('replica_load_skew', skew)} times the mean."
-    )  # fmt: skip
-    return Table(f"Replicas{where}", head, rows, f"First replication, measured requests.{said}")
+    note = "First replication, measured requests."
+    if skew is not None and skew.value is not None:
+        times = with_interval("replica_load_skew", skew)
+        note += f" Over all replications the busiest replica gets {times} times the mean."
+    return Table(f"Replicas{where}", head, rows, note)
 
 
 def _shown(row: Mapping[str, float | None], name: str) -> str:

@@ -35,9 +35,11 @@ def peer_table(peer: Sequence[tuple[str, int, float, float]]) -> Table | None:
         return None
     rows = [[words, str(runs), f"{theirs:.1%}", f"{ours:.1%}"] for words, runs, theirs, ours in peer]
     return Table(
-        "Beside the digital twin of the same authors", ["metric", "shared runs", "digital twin", "loraplan"], rows,
+        "Beside the digital twin of the same authors",
+        ["metric", "shared runs", "digital twin", "loraplan"],
+        rows,
         "Median absolute relative errors over the runs that both predicted and that calibrated nothing here.",
-    )  # fmt: skip
+    )
 
 
 def _runs(regime: Mapping[str, Any]) -> str:
@@ -71,10 +73,16 @@ def worst_of_metric_table(name: str, runs: Sequence[Compared]) -> Table:
     usable = [run for run in runs if run.measured[name] > 0]
     order = sorted(usable, key=lambda run: -_off(run, name))[:_WORST]
     rows = [
-        [run.label, str(run.slots), run.regime, show_value(name, run.measured[name]),
-         show_value(name, run.predicted[name]), f"{run.predicted[name] / run.measured[name]:.2f}"]
+        [
+            run.label,
+            str(run.slots),
+            run.regime,
+            show_value(name, run.measured[name]),
+            show_value(name, run.predicted[name]),
+            f"{run.predicted[name] / run.measured[name]:.2f}",
+        ]
         for run in order
-    ]  # fmt: skip
+    ]
     head = ["workload", "slots", "regime", "measured", "predicted", "ratio"]
     return Table(f"{METRICS[name]}: the {len(rows)} largest errors", head, rows, words=(2,))
 
@@ -85,10 +93,14 @@ def worst_table(runs: Sequence[Compared]) -> Table:
     names = ("ttft_p99_ms", "ttft_p50_ms", "tpot_mean_ms", "req_per_s")
     head = ["workload", "slots", "regime", *(METRICS[name] for name in names)]
     rows = [
-        [run.label, str(run.slots), run.regime,
-         *(f"{show_value(n, run.predicted[n])} (measured {show_value(n, run.measured[n])})" for n in names)]
+        [
+            run.label,
+            str(run.slots),
+            run.regime,
+            *(f"{show_value(n, run.predicted[n])} (measured {show_value(n, run.measured[n])})" for n in names),
+        ]
         for run in order
-    ]  # fmt: skip
+    ]
     note = "Predicted, and measured in brackets. The largest errors lie at the edge of saturation, where a little more "
     note += "or less capacity decides whether a queue builds up."
     return Table("Worst cases: largest errors of p99 TTFT first", head, rows, note, words=(2,))

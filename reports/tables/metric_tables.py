@@ -18,9 +18,25 @@ from sim.spec.units import human_seconds
 TILES = ("ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loader_utilization", "throughput_rps")
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
 _KEY_COLUMNS = (
-    "ttft_p99_s", "e2e_p99_s", "miss_ratio", "delayed_hit_ratio", "loader_utilization", "gpu_utilization",
-    "throughput_rps", "slo_attainment", "unfinished",
-)  # fmt: skip
+    "ttft_p99_s",
+    "e2e_p99_s",
+    "miss_ratio",
+    "delayed_hit_ratio",
+    "loader_utilization",
+    "gpu_utilization",
+    "throughput_rps",
+    "slo_attainment",
+    "unfinished",
+)
+_RESOURCES = {
+    "loader": "loader",
+    "slots": "slots",
+    "kv": "KV memory",
+    "seats": "batch slots (max_num_seqs)",
+    "compute": "compute",
+    "full_models": "loads of whole models",
+}
+"""What a point can run out of, by its key in ``Point.capacity``."""
 _ALL_METRICS_UP_TO = 40
 _ALL_ACROSS_UP_TO = 8
 _MOST_POINTS = 1000
@@ -57,13 +73,15 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
         target = slo_terms.get(name)
         tiles.append(
             Tile(
-                metric_words(name), show(name, metric.value, metric.unit) if metric.value is not None else "–",
+                metric_words(name),
+                show(name, metric.value, metric.unit) if metric.value is not None else "–",
                 interval(name, metric) if metric.value is not None else metric.note or "not enough data",
-                calibration(name, metric), "" if target is None else f"SLO {show(name, target)}",
+                calibration(name, metric),
+                "" if target is None else f"SLO {show(name, target)}",
                 "" if target is None else term_verdict(point, name, target),
                 metric.settled or metric.value is None,
             )
-        )  # fmt: skip
+        )
     return tiles[: 7 if changed else 8]
 
 
@@ -128,10 +146,13 @@ def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
         return _across(shown, axes[0], slo_terms, names)
     head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *(metric_words(n) for n in names)]
     rows = [
-        [*(axis.point_label(p) for axis in axes), *([verdict(p, slo_terms)] if slo_terms else []),
-         *(cell(p, name) for name in names)]
+        [
+            *(axis.point_label(p) for axis in axes),
+            *([verdict(p, slo_terms)] if slo_terms else []),
+            *(cell(p, name) for name in names),
+        ]
         for p in shown
-    ]  # fmt: skip
+    ]
     note = table_note(len(points), len(shown))
     if len(names) < len(measured):
         note = f"{note} The key metrics; points.csv has all {len(measured)}.".strip()
@@ -180,10 +201,14 @@ def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float],
 def traffic_table(point: Point) -> Table | None:
     """Return what was simulated, as it turned out."""
     words = {
-        "requests": "requests measured", "adapters": "adapters asked for", "rate_rps": "arrival rate",
-        "top_1pct": "traffic of the hottest 1 %", "top_10pct": "traffic of the hottest 10 %",
-        "top_20pct": "traffic of the hottest 20 %", "effective_adapters": "effective adapters",
-    }  # fmt: skip
+        "requests": "requests measured",
+        "adapters": "adapters asked for",
+        "rate_rps": "arrival rate",
+        "top_1pct": "traffic of the hottest 1 %",
+        "top_10pct": "traffic of the hottest 10 %",
+        "top_20pct": "traffic of the hottest 20 %",
+        "effective_adapters": "effective adapters",
+    }
     rows = []
     for key, label in words.items():
         value = point.traffic.get(key)
@@ -214,10 +239,7 @@ def traffic_sentence(points: Sequence[Point]) -> str:
 def capacity_table(point: Point) -> Table | None:
     """Return what could bind, and how far each is used."""
     rows = []
-    for part, words in (
-        ("loader", "loader"), ("slots", "slots"), ("kv", "KV memory"), ("seats", "seats (max_num_seqs)"),
-        ("compute", "compute"), ("full_models", "loads of whole models"),
-    ):  # fmt: skip
+    for part, words in _RESOURCES.items():
         values = point.capacity.get(part)
         if values:
             rows.append([words, _use(values), _blocked(values), _amount(values)])

@@ -27,9 +27,17 @@ def looks_table(data: RunData) -> Table | None:
         term, seen = metric_words(look["term"]), "" if look["value"] is None else show(look["term"], look["value"])
         if look.get("unserved") is not None:
             term, seen = "refused or failed", percent(look["unserved"])
-        rows.append([str(number), read.phrase(look["set"]), term, seen,
-                     percent(look["score"]) if look["score"] is not None else "", look["word"],
-                     f"{look['replications']}"])  # fmt: skip
+        rows.append(
+            [
+                str(number),
+                read.phrase(look["set"]),
+                term,
+                seen,
+                percent(look["score"]) if look["score"] is not None else "",
+                look["word"],
+                f"{look['replications']}",
+            ]
+        )
     record = read.record
     share = record["simulated_requests"] / max(1, record["every_candidate_requests"])
     note = (

@@ -74,8 +74,10 @@ def _table(
     said += [f"{capital(row['who'])}: {warning}" for row in shown for warning in row["warnings"]]
     clear = [[(row["metrics"].get(name) or {}).get("word") for name in _METRICS[:2]] for row in shown]
     if [BETTER, WORSE] in clear:
-        said.append("Fewer requests miss where those whose adapter is in a slot pass those that wait, and yet more is "
-                    "loaded: adapters in use are evicted and come back")  # fmt: skip
+        said.append(
+            "Fewer requests miss where those whose adapter is in a slot pass those that wait, and yet more is "
+            "loaded: adapters in use are evicted and come back"
+        )
     return Table(capital(title), ["", "as it is", *(row["who"] for row in shown)], lines, f"{'. '.join(said)}.")
 
 

@@ -10,12 +10,24 @@ from reports.table import Table
 from sim.spec.units import human_seconds
 
 METRICS = {
-    "throughput_rps": "throughput", "output_tokens_per_s": "output tokens", "in_flight_mean": "requests in the server",
-    "ttft_p50_s": "p50 TTFT", "ttft_p90_s": "p90 TTFT", "ttft_p99_s": "p99 TTFT", "ttft_mean_s": "mean TTFT",
-    "itl_p50_s": "p50 ITL", "itl_mean_s": "mean ITL", "itl_p99_s": "p99 ITL",
-    "e2e_p50_s": "p50 E2E", "e2e_p90_s": "p90 E2E", "e2e_p99_s": "p99 E2E", "e2e_mean_s": "mean E2E",
-    "loads_per_request": "loads per request", "miss_ratio": "miss ratio", "preemptions": "preemptions",
-}  # fmt: skip
+    "throughput_rps": "throughput",
+    "output_tokens_per_s": "output tokens",
+    "in_flight_mean": "requests in the server",
+    "ttft_p50_s": "p50 TTFT",
+    "ttft_p90_s": "p90 TTFT",
+    "ttft_p99_s": "p99 TTFT",
+    "ttft_mean_s": "mean TTFT",
+    "itl_p50_s": "p50 ITL",
+    "itl_mean_s": "mean ITL",
+    "itl_p99_s": "p99 ITL",
+    "e2e_p50_s": "p50 E2E",
+    "e2e_p90_s": "p90 E2E",
+    "e2e_p99_s": "p99 E2E",
+    "e2e_mean_s": "mean E2E",
+    "loads_per_request": "loads per request",
+    "miss_ratio": "miss ratio",
+    "preemptions": "preemptions",
+}
 """Names of the compared metrics, in the order of the page."""
 
 _UNITS = {"throughput_rps": " requests/s", "output_tokens_per_s": " tokens/s"}
@@ -29,15 +41,22 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
         if row is None or (row["measured"] is None and row["predicted"] is None):
             continue
         wanted = row["wanted"]
-        rows.append([
-            words, show_value(name, row["measured"]), show_value(name, row["predicted"]), error_percent(row["error"]),
-            error_percent(row["noise"], sign=False), "–" if wanted is None else f"{wanted:.0%}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                words,
+                show_value(name, row["measured"]),
+                show_value(name, row["predicted"]),
+                error_percent(row["error"]),
+                error_percent(row["noise"], sign=False),
+                "–" if wanted is None else f"{wanted:.0%}",
+            ]
+        )
     runs = summary["repeat"]
     note = (
-        f"Measured: mean of {runs} identical runs. Noise: what they differ by." if runs > 1 else
-        "One run: --repeat 2 would tell how much of the error is noise."
-    )  # fmt: skip
+        f"Measured: mean of {runs} identical runs. Noise: what they differ by."
+        if runs > 1
+        else "One run: --repeat 2 would tell how much of the error is noise."
+    )
     note += f" Loads: {loads_from(summary)}."
     return Table("Measured and predicted", ["metric", "measured", "predicted", "error", "noise", "aim"], rows, note)
 
@@ -71,11 +90,16 @@ def loads_from(summary: Mapping[str, Any]) -> str:
 def server_table(summary: Mapping[str, Any]) -> Table | None:
     """Return what the server's metrics page said during each run; None where it has none."""
     words = {
-        "running_mean": "running requests (mean)", "running_max": "running requests (most)",
-        "waiting_mean": "waiting requests (mean)", "waiting_max": "waiting requests (most)",
-        "kv_usage_mean": "KV cache in use (mean)", "kv_usage_max": "KV cache in use (most)",
-        "preemptions": "preemptions", "ttft_mean_s": "mean TTFT", "e2e_mean_s": "mean E2E",
-    }  # fmt: skip
+        "running_mean": "running requests (mean)",
+        "running_max": "running requests (most)",
+        "waiting_mean": "waiting requests (mean)",
+        "waiting_max": "waiting requests (most)",
+        "kv_usage_mean": "KV cache in use (mean)",
+        "kv_usage_max": "KV cache in use (most)",
+        "preemptions": "preemptions",
+        "ttft_mean_s": "mean TTFT",
+        "e2e_mean_s": "mean E2E",
+    }
     told = summary["server"]
     rows = [
         [label, *(_told(name, run.get(name)) for run in told)]

@@ -24,37 +24,48 @@ def facts_table(facts: TraceFacts) -> Table:
         ["dispersion, 1 s", known(facts.dispersion_1s), "variance over mean of the requests in a second; Poisson: 1"],
         ["dispersion, 60 s", known(facts.dispersion_60s), "variance over mean of the requests in a minute; Poisson: 1"],
         ["longest gap", human_seconds(facts.longest_gap_s), "without any request"],
-    ]  # fmt: skip
+    ]
     found = facts.concentration
     if found is not None:
         rows += [
-            [f"hottest {part} %", percent(found[f"top_{part}pct"]),
-             f"of requests, for {plural(max(1, round(facts.adapters * part / 100)), 'adapter')}"]
+            [
+                f"hottest {part} %",
+                percent(found[f"top_{part}pct"]),
+                f"of requests, for {plural(max(1, round(facts.adapters * part / 100)), 'adapter')}",
+            ]
             for part in (1, 10, 20)
-        ]  # fmt: skip
-        rows.append([
-            "effective adapters", number(found["effective_adapters"]),
-            "exp of the entropy: so many equally popular ones would be as hard to guess",
-        ])  # fmt: skip
+        ]
+        rows.append(
+            [
+                "effective adapters",
+                number(found["effective_adapters"]),
+                "exp of the entropy: so many equally popular ones would be as hard to guess",
+            ]
+        )
     if facts.sessions is not None:
         rows += _session_rows(facts.sessions)
     return Table("The trace in numbers", ["", "value", "meaning"], rows, words=(2,))
 
 
 def _session_rows(sessions: SessionFacts) -> list[list[str]]:
-    pause = "named by the trace" if sessions.pause_s is None else (
-        f"an adapter's requests with pauses up to {human_seconds(sessions.pause_s)}"
-    )  # fmt: skip
+    pause = (
+        "named by the trace"
+        if sessions.pause_s is None
+        else (f"an adapter's requests with pauses up to {human_seconds(sessions.pause_s)}")
+    )
     rows = [
         ["sessions", number(sessions.sessions), pause],
         ["sessions at a time", number(sessions.at_a_time), "under way on average, from first to last request"],
         ["requests per session", number(sessions.requests_mean), "on average"],
     ]
     if sessions.gap_median_s is not None and sessions.gap_p99_s is not None:
-        rows.append([
-            "gap within a session", human_seconds(sessions.gap_median_s),
-            f"median; p99 {human_seconds(sessions.gap_p99_s)}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                "gap within a session",
+                human_seconds(sessions.gap_median_s),
+                f"median; p99 {human_seconds(sessions.gap_p99_s)}",
+            ]
+        )
     return rows
 
 
@@ -87,10 +98,17 @@ def laws_table(facts: TraceFacts, of: str | None = None) -> Table | None:
         return None
     several = len({law.of for law in laws}) > 1
     rows = [
-        [law.law, *([law.of] if several else []), parameters(law), f"{law.aic:,.1f}", percent(law.distance),
-         "–" if law.p_value is None else f"{law.p_value:.2g}", _verdict(law)]
+        [
+            law.law,
+            *([law.of] if several else []),
+            parameters(law),
+            f"{law.aic:,.1f}",
+            percent(law.distance),
+            "–" if law.p_value is None else f"{law.p_value:.2g}",
+            _verdict(law),
+        ]
         for law in laws
-    ]  # fmt: skip
+    ]
     head = ["law", *(["of"] if several else []), "parameters", "AIC", "distance", "p", "verdict"]
     caption = "Popularity laws, the likeliest first" if several else f"Popularity by {laws[0].of}, likeliest law first"
     return Table(caption, head, rows, words=(1, 2, 6) if several else (1, 5))
@@ -108,8 +126,9 @@ def lengths_table(facts: TraceFacts) -> Table | None:
     both = (("prompt tokens", facts.prompt), ("output tokens", facts.output))
     rows = [
         [words, *(number(values[key]) for key in ("mean", "p50", "p90", "p99", "max"))]
-        for words, values in both if values is not None
-    ]  # fmt: skip
+        for words, values in both
+        if values is not None
+    ]
     return Table("Tokens per request", ["", "mean", "p50", "p90", "p99", "max"], rows) if rows else None
 
 
@@ -120,10 +139,15 @@ def check_table(facts: TraceFacts) -> Table | None:
         return None
     rows = _ratio_rows(fit)
     for value in fit.values:
-        rows.append([
-            value.name, shown(value.trace, value.unit), shown(value.synthetic, value.unit),
-            *(["–"] if fit.slots else []), _relative(value),
-        ])  # fmt: skip
+        rows.append(
+            [
+                value.name,
+                shown(value.trace, value.unit),
+                shown(value.synthetic, value.unit),
+                *(["–"] if fit.slots else []),
+                _relative(value),
+            ]
+        )
     head = ["", "trace", "fitted traffic", *(["independent draws"] if fit.slots else []), "fitted − trace"]
     note = f"Trace: the {plural(fit.requests_checked, 'request')} that nothing was fitted to."
     if any(value.unit == "tokens" for value in fit.values):
@@ -134,10 +158,15 @@ def check_table(facts: TraceFacts) -> Table | None:
 def _ratio_rows(fit: FitCheck) -> list[list[str]]:
     at = {slots: index for index, slots in enumerate(fit.slots)}
     return [
-        [f"miss ratio, {plural(slots, 'slot')}", percent(fit.real[at[slots]]), percent(fit.synthetic[at[slots]]),
-         percent(fit.independent[at[slots]]), points(fit.synthetic[at[slots]] - fit.real[at[slots]])]
+        [
+            f"miss ratio, {plural(slots, 'slot')}",
+            percent(fit.real[at[slots]]),
+            percent(fit.synthetic[at[slots]]),
+            percent(fit.independent[at[slots]]),
+            points(fit.synthetic[at[slots]] - fit.real[at[slots]]),
+        ]
         for slots in ([s for s in _CHECKED_SLOTS if s in at] or fit.slots[:1])
-    ]  # fmt: skip
+    ]
 
 
 def candidates_table(facts: TraceFacts) -> Table | None:
@@ -147,10 +176,13 @@ def candidates_table(facts: TraceFacts) -> Table | None:
         return None
     order = sorted(fit.candidates, key=lambda c: float("inf") if c.error is None else c.error)
     rows = [
-        [f"{c.name} (chosen)" if c.name == fit.chosen else c.name, c.words,
-         "–" if c.error is None else f"{c.error * 100:.1f} points"]
+        [
+            f"{c.name} (chosen)" if c.name == fit.chosen else c.name,
+            c.words,
+            "–" if c.error is None else f"{c.error * 100:.1f} points",
+        ]
         for c in order
-    ]  # fmt: skip
+    ]
     note = (
         "Difference: of miss ratios between a model's traffic and the part it was fitted to, mean over the slots of "
         "the curve, of LRU and of a cache that always holds the hottest adapters. Choosing used that part alone."
