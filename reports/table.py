@@ -30,7 +30,7 @@ class Table:
 
 
 def numbers_table(caption: str, axis: Axis, points: Sequence[Point], names: Sequence[str]) -> Table:
-    """Return metrics with their intervals, one row a point; unsettled values carry a mark."""
+    """Return metrics with their intervals, one row for each point; unsettled values carry a mark."""
     shown = spread(points, MOST_ROWS)
     head = [axis.words, *(metric_words(name) for name in names)]
     rows = [[axis.point_label(p), *(cell(p, name) for name in names)] for p in shown]
@@ -38,7 +38,7 @@ def numbers_table(caption: str, axis: Axis, points: Sequence[Point], names: Sequ
 
 
 def table_note(total: int, shown: int) -> str:
-    """Return what a shortened table leaves out."""
+    """Return which rows a shortened table leaves out."""
     return "" if shown == total else f"{shown:,} of {total:,} points, evenly spaced; points.csv has all of them."
 
 

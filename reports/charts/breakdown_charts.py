@@ -171,6 +171,6 @@ def breakdown_bars_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart
         x_title(ax, f"mean latency; rows are {', '.join(axis.words for axis in axes)}")
         svg = to_svg(figure, "breakdown", title, desc)
     legend = [(words, next(f"var(--{c})" for k, (_, c) in STAGES.items() if k == key)) for key, words, _ in stages]
-    looks = [STAGES[key][1] for key, *_ in stages]
+    styles = [STAGES[key][1] for key, *_ in stages]
     caption = f"Mean seconds of a request, stage by stage, at {len(known)} points of the sweep."
-    return Chart("breakdown", title, caption, desc, svg, Table("Mean time by stage", head, rows), legend, looks)
+    return Chart("breakdown", title, caption, desc, svg, Table("Mean time by stage", head, rows), legend, styles)

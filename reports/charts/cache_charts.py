@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from reports.answers.cache_findings import CLAIRVOYANT, capacity_words
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_log, scale_y, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, SERIES, Chart, drawing, look_of, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, drawing, legend_style, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
 from reports.table import Table
@@ -61,7 +61,7 @@ def orders_chart(result: CacheResult) -> Chart:
     head = ["capacity", *(label for label, *_ in lines)]
     table = Table("LRU's miss ratio", head, rows, "lru_curve.csv has every point of the curve.")
     legend = [(label, f"var(--{name})") for label, _, name, *_ in lines]
-    return Chart(ident, title, caption, desc, svg, table, legend, [look_of(style) for *_, style in lines])
+    return Chart(ident, title, caption, desc, svg, table, legend, [legend_style(style) for *_, style in lines])
 
 
 def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
@@ -76,14 +76,16 @@ def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
     caption = f"Share of {what}, one mark a replay."
     if CLAIRVOYANT in result.policies:
         caption += " belady knows the future: " + (
-            "no policy can miss less." if result.equal_sizes else "with sizes that differ a strong mark, not a bound."
+            "no policy can miss less."
+            if result.equal_sizes
+            else "a strong reference where sizes differ, but not a bound."
         )
     desc, curve = _policies_desc(result, lines, what), result.curve
     with drawing(_HEIGHT) as figure:
         ax = place(figure, _LEFT, _TOP, _LABELS, _BOTTOM)
         ends: list[tuple[float, tuple[str, str, float], str, str]] = []
         for index, (policy, values) in enumerate(lines):
-            colour, style = _look(result.policies, policy)
+            colour, style = _style(result.policies, policy)
             along = policy == "lru" and not of_bytes
             if along:  # every capacity between the marks is known
                 inside = (curve.capacities >= result.capacities[0]) & (curve.capacities <= result.capacities[-1])
@@ -105,7 +107,7 @@ def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
             ends.append((sum(values), (policy, colour, values[-1]), style, marker))
         _axes(ax, result, result.capacities, [value for _, values in lines for value in values], what)
         _ticks(ax, result, _apart(result.capacities))
-        ends.sort(key=lambda end: end[0])  # where lines end together, labels stand as the lines lie before
+        ends.sort(key=lambda end: end[0])  # labels of lines that end together are in the order of the lines before that
         end_labels(ax, [end[1] for end in ends], "both", [end[2] for end in ends], [end[3] for end in ends])
         svg = to_svg(figure, ident, title, desc)
     rows = [[policy, *(percent(value) for value in values)] for policy, values in lines]
@@ -120,8 +122,8 @@ def _ratios(result: CacheResult, policy: str, of_bytes: bool) -> list[float]:
     ]
 
 
-def _look(policies: Sequence[str], policy: str) -> tuple[str, str]:
-    """Return a policy's colour and line style: LRU has the colour of its curve, the seventh and on are dashed."""
+def _style(policies: Sequence[str], policy: str) -> tuple[str, str]:
+    """Return a policy's colour and line style: LRU has the colour of its curve; from the seventh on, dashed."""
     if policy == CLAIRVOYANT:
         return COLOURS["ink"], ":"
     others = [name for name in policies if name not in ("lru", CLAIRVOYANT)]

@@ -37,20 +37,20 @@ _CSS_OF = {"none": "var(--slo)"}
 
 def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
     """Draw p99 E2E and loads per second around the events, one line a point of a sweep (at most six)."""
-    some = [p for p in in_order(points, axes) if _happenings(p) and p.timeline.get("e2e_p99_s")] if axes else []
+    some = [p for p in in_order(points, axes) if _event_times(p) and p.timeline.get("e2e_p99_s")] if axes else []
     some = spread(some, len(SERIES))
     if len(some) < 2:
         return None
     shown = start, end = _around(some)
     labels = [shorten(", ".join(axis.short_label(p, 16) for axis in axes), 18) for p in some]
-    title = "What do requests feel while it happens?"
+    title = "How slow are requests while it happens?"
     panels = [(key, what) for key, what in _PANELS if any(_peak(p, key, shown) for p in some)]
     told = [
-        f"{label} up to {', '.join(_told(p, key, what, shown) for key, what in panels)}"
+        f"{label} up to {', '.join(_peak_words(p, key, what, shown) for key, what in panels)}"
         for label, p in zip(labels, some, strict=True)
     ]
     desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(told)}."
-    begins = min(time for p in some for time in _happenings(p))
+    begins = min(time for p in some for time in _event_times(p))
     with drawing(_PANEL * len(panels) + 48) as figure:
         for i, (key, what) in enumerate(panels):
             ax = place(figure, 58, 34 + _PANEL * i, 150, 48 + _PANEL * (len(panels) - 1 - i))
@@ -60,25 +60,25 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
             y_title(ax, what)
         svg = to_svg(figure, "moments", title, desc)
     caption = (
-        "First replication of each point, the same traffic in all. A p99 is that of five short spans together, none of "
+        "First replication of each point, the same traffic in all. Each p99 is taken over five short spans, none of "
         "them beyond the time at which something began."
     )
     return Chart("moments", title, caption, desc, svg, _moments_table(some, labels, panels, shown))
 
 
-def _told(point: Point, key: str, what: str, shown: _Times) -> str:
+def _peak_words(point: Point, key: str, what: str, shown: _Times) -> str:
     peak = _peak(point, key, shown)
     return f"{human_seconds(peak) if key in LATENCIES else f'{peak:.3g}'} {what}"
 
 
-def _happenings(point: Point) -> list[float]:
-    """Return when something happened; what is so from the start has no before to compare with."""
+def _event_times(point: Point) -> list[float]:
+    """Return when something happened; what holds from the start has nothing before it to compare with."""
     return [event["t_s"] for event in point.events if event["t_s"] > 0]
 
 
 def _around(points: Sequence[Point]) -> _Times:
     """Return the time around all events, within the run."""
-    events = [time for p in points for time in _happenings(p)]
+    events = [time for p in points for time in _event_times(p)]
     times = points[0].timeline["t_s"]
     room = max(_AROUND * (max(events) - min(events)), _LEAST * (times[-1] - times[0]))
     return max(times[0], min(events) - room), min(times[-1], max(events) + room)
@@ -163,8 +163,8 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
         "First replication: shares of the requests that arrive in a short span, by the version of their first token."
     )
     legend = [(_version_words(name), _CSS_OF.get(name, f"var(--{_colour(name)})")) for name in names]
-    looks = [_colour(name) for name in names]
-    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names), legend, looks)
+    styles = [_colour(name) for name in names]
+    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names), legend, styles)
 
 
 def _strip_title(point: Point, axes: Sequence[Axis]) -> str:
@@ -192,8 +192,8 @@ def _stack(ax: Axes, mix: dict[str, Any], names: Sequence[str]) -> None:
 
 def _mix_words(point: Point, axes: Sequence[Axis]) -> str:
     last = {name: shares[-2] for name, shares in point.version_mix["versions"].items()}
-    who = f"{_strip_title(point, axes)} ends with " if axes else "At the end "
-    return f"{who}{', '.join(f'{percent(share)} {_version_words(name)}' for name, share in last.items())}."
+    start = f"{_strip_title(point, axes)} ends with " if axes else "At the end "
+    return f"{start}{', '.join(f'{percent(share)} {_version_words(name)}' for name, share in last.items())}."
 
 
 def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[str]) -> Table:

@@ -12,7 +12,7 @@ from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, scale_rows
 from reports.charts.breakdown_charts import STAGES
 from reports.charts.distribution_charts import Curve, measured_quantiles, quantile_chart
 from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, to_svg
-from reports.charts.sweep_charts import Line, Upright, line_chart
+from reports.charts.sweep_charts import Line, YAxis, line_chart
 from reports.formatting import RATIOS, metric_words, percent, show
 from reports.table import Table, numbers_table
 from sim.results.pairs import BETTER, WORSE
@@ -20,7 +20,7 @@ from sim.results.point import UNITS
 from sim.spec.units import human_seconds
 
 A, B = COLOURS["s6"], SERIES[0]
-"""Colours of the two runs: the first is what is there, the second what is proposed."""
+"""Colours of the two runs: the first as what exists, the second as what is proposed."""
 _COLOUR_OF = {BETTER: COLOURS["s3"], WORSE: COLOURS["slo"]}
 _LEGEND = [("clearly better", "var(--s3)"), ("clearly worse", "var(--slo)"), ("neither", "var(--muted)")]
 _MOST_DOTS = 24
@@ -69,7 +69,7 @@ def changes_chart(pair: Pair, names: Sequence[str]) -> Chart | None:
             dots.append(Dot(metric_words(name), change, low, high, d.word, relative_cell(d)))
     if not dots:
         return None
-    caption = "Change from A to B as a share of A's value; bars are 95 % intervals. Left of 0 is less, not worse."
+    caption = "Change from A to B as a share of A's value; bars are 95 % intervals. Left of 0 means lower, not worse."
     rows = [
         [metric_words(n), change_cell(d), relative_cell(d), d.word] for n in names if (d := pair.differences.get(n))
     ]
@@ -174,7 +174,7 @@ def curves_chart(comparison: Comparison, axis: Axis, name: str) -> Chart | None:
     title = f"How does {words} change with {axis.words}, in A and in B?"
     caption = "Bands are the 95 % interval of each alone, wider than that of their difference; hollow: unsettled."
     heading = Heading(f"curves-{name.replace('_', '-')}", title, caption)
-    return line_chart(heading, axis, Upright(words, kind, targets), lines, table)
+    return line_chart(heading, axis, YAxis(words, kind, targets), lines, table)
 
 
 def _latencies(pair: Pair) -> list[Chart]:

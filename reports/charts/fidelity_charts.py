@@ -1,4 +1,4 @@
-"""Charts that hold predictions against measurements."""
+"""Charts that compare predictions with measurements."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from reports.charts.agreement import BAND, draw_agreement, is_within
 from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick
-from reports.charts.svg import COLOURS, SERIES, Chart, drawing, look_of, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, drawing, legend_style, place, to_svg
 from reports.table import Table
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def scatter_chart(name: str, title: str, what: str, points: Sequence[tuple[float
         _titles(ax, f"measured {what}", f"predicted {what}")
         svg = to_svg(figure, ident, title, desc)
     legend = [(regime, f"var(--{variable})") for regime, (variable, _, _) in REGIME_COLOURS.items()]
-    looks = [look_of("", marker) for _, _, marker in REGIME_COLOURS.values()]
-    return Chart(ident, title, caption, desc, svg, table, legend, looks)
+    styles = [legend_style("", marker) for _, _, marker in REGIME_COLOURS.values()]
+    return Chart(ident, title, caption, desc, svg, table, legend, styles)
 
 
 def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
@@ -114,12 +114,12 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
         _titles(ax, "slots", "p50 TTFT")
         svg = to_svg(figure, ident, title, desc)
     legend = [("measured", "var(--s2)"), ("predicted", "var(--s1)")]
-    looks = [look_of("-", "o"), look_of("--", "s")]
-    return Chart(ident, title, caption, desc, svg, Table(title, head, rows), legend, looks)
+    styles = [legend_style("-", "o"), legend_style("--", "s")]
+    return Chart(ident, title, caption, desc, svg, Table(title, head, rows), legend, styles)
 
 
 def _thinned(slots: Sequence[int]) -> list[str]:
-    """Return labels of a logarithmic axis, those left out that would touch the one before."""
+    """Return labels of a logarithmic axis, without those that would touch the one before."""
     words, last = [], 0.0
     for value in slots:
         room = value >= 1.2 * last

@@ -101,7 +101,7 @@ def heat_chart(
 
 def _caption(met: int, cells: int, target: str | None) -> str:
     """Return how colours and hatches read."""
-    colours = "The strip below the chart says what the colours are."
+    colours = "The strip below the chart is the colour scale."
     if target is None:
         return colours
     if met in (0, cells):

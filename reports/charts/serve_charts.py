@@ -59,7 +59,7 @@ def request_scatter(ident: str, title: str, what: str, points: Sequence[tuple[in
 def distributions(
     ident: str, title: str, what: str, measured: Sequence[Sequence[float]], predicted: Sequence[float]
 ) -> Chart:
-    """Draw the share of requests that took at most so long: each measured run, and the prediction.
+    """Draw the share of requests that took at most a given time, for each measured run and the prediction.
 
     :param measured: seconds, one sequence a run.
     """
@@ -68,9 +68,9 @@ def distributions(
     rows = [[f"{q:.0%}", *(human_seconds(_quantile(run, q)) for run in (*measured, predicted))] for q in _QUANTILES]
     names = ["measured", "measured again"][: len(measured)]
     desc = f"{title} " + " ".join(f"{row[0]} of requests: measured {row[1]}, predicted {row[-1]}." for row in rows)
-    caption = "The share of requests that took at most so long."
+    caption = "The share of requests that took at most this long."
     if len(measured) > 1:
-        caption += " What two measured runs of the same requests differ by, no prediction can better."
+        caption += " No prediction can be closer than two measured runs of the same requests are to each other."
     lines = [(run, SERIES[1], 1.8 if number == 0 else 1.0, "-") for number, run in enumerate(measured)]
     with drawing(330) as figure:
         ax = place(figure, 58, _TOP, 24, _BOTTOM)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 560
-"""Width of a chart in its own units; one unit is about a CSS pixel on a desk, less on a phone."""
+"""Width of a chart in its own units; one unit is about one CSS pixel on a desktop, less on a phone."""
 HEAT_STEPS = 9
 
 _NAMES = ("ink", "muted", "grid", "paper", "slo", "s1", "s2", "s3", "s4", "s5", "s6", "heat-ink")
@@ -89,9 +89,9 @@ class Chart:
     """One figure of the report.
 
     :ivar ident: as in ``Heading``; ``title`` and ``caption`` likewise.
-    :ivar desc: the text for those who can't see it.
+    :ivar desc: the text alternative to the picture.
     :ivar legend: words and CSS colour, for charts that can't label their parts in place.
-    :ivar legend_looks: how each part of the legend is drawn, beside its colour: ``line``, ``dashed``, ``dotted``, a
+    :ivar legend_styles: how each part of the legend is drawn, besides its colour: ``line``, ``dashed``, ``dotted``, a
         marker (``o``, ``s``, ``t``), or a hatch (``s1`` to ``s6``).
     """
 
@@ -102,11 +102,11 @@ class Chart:
     svg: str
     table: Table
     legend: list[tuple[str, str]] = field(default_factory=list)
-    legend_looks: list[str] = field(default_factory=list)
+    legend_styles: list[str] = field(default_factory=list)
 
 
 def dash_of(colour: str) -> Any:
-    """Return the line style that goes with a colour: nothing is told by colour alone."""
+    """Return the line style that goes with a colour, so that colour is never the only cue."""
     if colour == COLOURS["slo"]:
         return _SLO_DASH
     return _DASHES[SERIES.index(colour)] if colour in SERIES else "-"
@@ -117,7 +117,7 @@ def marker_of(colour: str) -> str:
     return _MARKERS[SERIES.index(colour)] if colour in SERIES else "o"
 
 
-def look_of(style: str, marker: str = "") -> str:
+def legend_style(style: str, marker: str = "") -> str:
     """Return how a legend shows a line style and a marker."""
     line = {"-": "line", "--": "dashed", ":": "dotted"}.get(style, "")
     return f"{line} {({'o': 'o', 's': 's', '^': 't'}).get(marker, '')}".strip()
@@ -134,7 +134,7 @@ def label_sample(ax: Axes, colour: str, at: float, how: str, dash: Any = None, m
 
     :param at: height above the lower end of the axis, in chart units.
     :param how: ``line``, ``marker``, ``both`` or ``area``.
-    :param dash: the line style; None: the colour's. So with the marker.
+    :param dash: the line style, ``marker`` the marker; those that go with the colour where not given.
     """
     width, height = float(ax.bbox.width), float(ax.bbox.height)
     left, middle, right = (1 + x / width for x in (6, 6 + _SAMPLE / 2, 6 + _SAMPLE))

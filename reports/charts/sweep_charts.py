@@ -37,7 +37,7 @@ LEFT, TOP, RIGHT, BOTTOM = 58, 36, 134, 52
 _MOST_MARKERS = 40
 _MOST_PLACES = 200
 _ASIDE = 0.16
-"""Distance between marks of one category, as a share of the room that a category has."""
+"""Distance between the marks of one category, as a share of its width."""
 _PALE = 2.0
 """A calibration interval is drawn up to this factor beyond all sampling intervals of its line."""
 
@@ -85,7 +85,7 @@ def has_values(points: Sequence[Point], name: str) -> bool:
 def _draw_line(ax: Axes, axis: Axis, line: Line, aside: float = 0.0) -> list[float]:
     """Draw a line, its band and its markers; return every value that must be visible.
 
-    :param aside: how far marks of categories stand beside their place, so that lines don't hide each other.
+    :param aside: how far marks of categories are shifted, so that they don't hide each other.
     """
     points = [p for p in spread(line.points, _MOST_PLACES) if has_values([p], line.name)]
     xs = [axis.place(p) + (0.0 if axis.numeric else aside) for p in points]
@@ -124,7 +124,7 @@ def _pale(
 ) -> tuple[list[float], list[float]] | None:
     """Return the calibration intervals as drawn; None where there are none.
 
-    They may end far outside: one that reaches into overload must not push everything else into a corner.
+    They may end far outside: one that reaches into overload must not squeeze everything else into a corner.
     """
     if all(metric.calibration_lo is None for metric in metrics):
         return None
@@ -175,7 +175,7 @@ def end_labels(
 
 
 @dataclass(frozen=True)
-class Upright:
+class YAxis:
     """The y axis of a line chart.
 
     :ivar what: what it shows, in words.
@@ -188,11 +188,11 @@ class Upright:
     targets: Mapping[str, float] = field(default_factory=dict)
 
 
-def line_chart(heading: Heading, axis: Axis, upright: Upright, lines: Sequence[Line], table: Table) -> Chart:
+def line_chart(heading: Heading, axis: Axis, y_axis: YAxis, lines: Sequence[Line], table: Table) -> Chart:
     """Draw metrics along one axis, with interval bands and SLO lines."""
     room = WIDTH - LEFT - RIGHT
     below = slanted(axis, room)
-    desc = f"{upright.what} against {axis.words}. {_describe(axis, lines)}"
+    desc = f"{y_axis.what} against {axis.words}. {_describe(axis, lines)}"
     with drawing(round(HEIGHT + below)) as figure:
         ax = place(figure, LEFT, TOP, RIGHT, BOTTOM + below)
         seen = [
@@ -200,8 +200,8 @@ def line_chart(heading: Heading, axis: Axis, upright: Upright, lines: Sequence[L
             for i, line in enumerate(lines)
             for value in _draw_line(ax, axis, line, _ASIDE * (i - (len(lines) - 1) / 2))
         ]
-        targets = {label: at for label, at in upright.targets.items() if not seen or at <= 3 * max(seen)}
-        scale_y(ax, [*seen, *targets.values()], upright.kind)
+        targets = {label: at for label, at in y_axis.targets.items() if not seen or at <= 3 * max(seen)}
+        scale_y(ax, [*seen, *targets.values()], y_axis.kind)
         scale_x(ax, axis, room)
         for at in set(targets.values()):
             ax.axhline(at, color=COLOURS["slo"], linewidth=1.4, linestyle=(0, (5, 3)), zorder=3)
@@ -212,7 +212,7 @@ def line_chart(heading: Heading, axis: Axis, upright: Upright, lines: Sequence[L
                 ends.append((line.label, line.colour, float(known[-1].metrics[line.name].value or 0.0)))
         many = max(len(line.points) for line in lines) > _MOST_MARKERS
         end_labels(ax, ends, "marker" if not axis.numeric else "line" if many else "both")
-        y_title(ax, upright.what)
+        y_title(ax, y_axis.what)
         x_title(ax, axis.words, below)
         svg = to_svg(figure, heading.ident, heading.title, desc)
     return Chart(heading.ident, heading.title, heading.caption, desc, svg, table)
@@ -250,12 +250,12 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
             targets[f"{label} {show(name, slo_terms[name])}"] = slo_terms[name]
     caption = f"{_bands_words(points, axis, names)}{bands_note(points)}"
     if slo_terms and not targets:
-        caption += " The SLO asks for another metric."
+        caption += " The SLO is about another metric."
     caption += unserved_note(points)
     table = numbers_table(f"p99 latency by {axis.words}", axis, ordered, names)
     title = f"How does p99 latency change with {axis.words}?"
     heading = Heading("latency", title, caption)
-    return line_chart(heading, axis, Upright("p99 latency", "s", targets), lines, table)
+    return line_chart(heading, axis, YAxis("p99 latency", "s", targets), lines, table)
 
 
 def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float]) -> Chart | None:
@@ -277,7 +277,7 @@ def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, flo
     names = [line.name for line in lines]
     table = numbers_table(f"Miss ratio, delayed hits and loader by {axis.words}", axis, ordered, names)
     heading = Heading("ratios", title, caption)
-    return line_chart(heading, axis, Upright("share", "share", targets), lines, table)
+    return line_chart(heading, axis, YAxis("share", "share", targets), lines, table)
 
 
 def family_chart(
@@ -305,4 +305,4 @@ def family_chart(
     caption = f"{_bands_words(points, axis, [name])}{bands_note(points)}{unserved_note(points, name)}"
     kind = "share" if name == "miss_ratio" else "s"
     heading = Heading(f"family-{name.replace('_', '-')}", title, caption)
-    return line_chart(heading, axis, Upright(metric_words(name), kind, targets), lines, table)
+    return line_chart(heading, axis, YAxis(metric_words(name), kind, targets), lines, table)

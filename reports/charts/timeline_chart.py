@@ -53,7 +53,7 @@ def timeline_chart(point: Point, where: str) -> Chart | None:
         return None
     title = "What happened when?"
     peaks = [
-        f"{_name(key, label, what)} up to {_told(key, max(_known(values[key])))}"
+        f"{_name(key, label, what)} up to {_value_words(key, max(_known(values[key])))}"
         for what, series in panels
         for key, label, _ in series
     ]
@@ -78,12 +78,12 @@ def _known(values: Sequence[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def _told(key: str, value: float) -> str:
+def _value_words(key: str, value: float) -> str:
     return human_seconds(value) if key in LATENCIES else number(value)
 
 
 def _name(key: str, label: str, what: str) -> str:
-    """Return what a line shows, for those who don't see which strip it is in."""
+    """Return what a line shows, where its strip isn't named."""
     return f"{label} {what}" if key in LATENCIES or what == "per second" else label
 
 
@@ -96,7 +96,7 @@ def _numbers(
     for i in picked:
         cells = [values[key][i] for key, _ in series]
         told = [
-            "–" if math.isnan(v) else _told(key, v) if key in LATENCIES else f"{v:.3g}"
+            "–" if math.isnan(v) else _value_words(key, v) if key in LATENCIES else f"{v:.3g}"
             for v, (key, _) in zip(cells, series, strict=True)
         ]
         rows.append([human_seconds(times[i]), *told])
@@ -173,5 +173,5 @@ def _events_words(events: Sequence[dict[str, Any]]) -> str:
     if not events:
         return ""
     named = [f"{i} {event['text']} ({human_seconds(event['t_s'])})" for i, event in enumerate(events[:_MOST_NAMED], 1)]
-    more = " The table of events has all." if len(events) > _MOST_NAMED else ""
+    more = " The table of events lists all." if len(events) > _MOST_NAMED else ""
     return f" Lines: {'; '.join(named)}.{more}"

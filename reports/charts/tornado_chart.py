@@ -35,9 +35,9 @@ _LABEL_WIDTH, _LETTER = 120, 6.4
 def tornado_chart(
     rows: Sequence[Mapping[str, Any]], name: str, before: str = "as planned", labels: int = _LABELS
 ) -> Chart | None:
-    """Draw how many times larger one metric gets, the largest change first; None where nothing is known.
+    """Draw how many times larger one metric gets, the largest change first; None where nothing was measured.
 
-    :param before: what the changes are held against, in words; ``labels``: width for those of the rows.
+    :param before: what the changes are compared with, in words; ``labels``: width for those of the rows.
     """
     known = [(row, row["metrics"][name]) for row in rows if _drawn(row["metrics"].get(name))]
     known.sort(key=lambda pair: -abs(math.log(_ratio(pair[1]))))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from reports.answers.trace_words import plural, points
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, drawing, look_of, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, drawing, legend_style, place, to_svg
 from reports.formatting import number, percent
 from reports.table import Table
 from sim.results.traces.trace_facts import FitCheck, TraceFacts
@@ -74,7 +74,7 @@ def curve_chart(facts: TraceFacts, table: Table | None) -> Chart | None:
     )
     at_a_time = None if facts.sessions is None else facts.sessions.at_a_time
     if at_a_time is not None and curve.slots[0] <= at_a_time <= curve.slots[-1]:
-        caption += " The upright line: as many slots as sessions are under way on average."
+        caption += " The vertical line is the mean number of sessions under way."
     else:
         at_a_time = None
     heading = Heading("curve", "How many slots does the traffic need?", caption)
@@ -91,7 +91,7 @@ def check_chart(fit: FitCheck | None) -> Chart | None:
         SlotLine("independent draws (dotted)", fit.independent, 6, ":"),
     )
     caption = (
-        f"Fitted to the first {plural(fit.requests_fitted, 'request')}, held against the "
+        f"Fitted to the first {plural(fit.requests_fitted, 'request')}, compared with the "
         f"{number(fit.requests_checked)} after them, which the fit has not seen."
     )
     heading = Heading("check", "Does fitted traffic miss as often as the trace?", caption)
@@ -109,12 +109,12 @@ def check_curve_table(fit: FitCheck) -> Table:
 
 
 def slots_chart(
-    heading: Heading, slots: Sequence[int], lines: Sequence[SlotLine], table: Table, upright: float | None = None
+    heading: Heading, slots: Sequence[int], lines: Sequence[SlotLine], table: Table, vertical: float | None = None
 ) -> Chart:
     """Draw miss ratios over slots on a logarithmic axis.
 
     :param slots: ascending, at least two.
-    :param upright: slots at which an upright line stands, or None.
+    :param vertical: slots at which a vertical line stands, or None.
     """
     desc = f"{heading.title} " + " ".join(
         f"{plural(slots[i], 'slot')}: {', '.join(f'{line.label} {percent(line.ratios[i])}' for line in lines)}."
@@ -123,8 +123,8 @@ def slots_chart(
     pad = (slots[-1] / slots[0]) ** 0.03
     with drawing(_HEIGHT) as figure:
         ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
-        if upright is not None:
-            ax.axvline(upright, color=COLOURS["muted"], linewidth=1)
+        if vertical is not None:
+            ax.axvline(vertical, color=COLOURS["muted"], linewidth=1)
         for line in lines:
             marker = line.marker if len(slots) <= _MOST_MARKERS else ""
             ax.plot(
@@ -146,12 +146,12 @@ def slots_chart(
         x_title(ax, "slots")
         svg = to_svg(figure, heading.ident, heading.title, desc)
     legend = [(line.label, f"var(--s{line.series})") for line in lines]
-    looks = [look_of(line.style, line.marker) for line in lines]
-    return Chart(heading.ident, heading.title, heading.caption, desc, svg, table, legend, looks)
+    styles = [legend_style(line.style, line.marker) for line in lines]
+    return Chart(heading.ident, heading.title, heading.caption, desc, svg, table, legend, styles)
 
 
 def _powers_of_two(low: int, high: int, most: int = 10) -> list[float]:
-    """Return powers of two, or of four, …, inside an interval: slots are chosen so; else 1, 2, 5 and tens."""
+    """Return powers of two, or of four, …, inside an interval: people choose such slots; else 1, 2, 5 and tens."""
     powers = range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1)
     found = [2.0**power for power in powers]
     found = found[:: math.ceil(len(found) / most)] if found else found

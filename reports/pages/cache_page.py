@@ -21,7 +21,7 @@ class CachePage:
 
     :ivar name: the trace, as the reader knows it.
     :ivar provenance: (label, text) lines.
-    :ivar command: what writes this page again.
+    :ivar command: the command that writes this page again.
     """
 
     name: str

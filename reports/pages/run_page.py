@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reports.answers import findings
 from reports.answers.change_findings import is_changed
-from reports.answers.findings import Answer, answer, sweep_answer, sweep_focus
+from reports.answers.findings import Answer
 from reports.answers.held_back_rollouts import is_held
 from reports.answers.plan_answer import Read, is_plan, plan_answer, shown_metrics
 from reports.answers.remedy_answers import badge, cures_answer, is_priced
@@ -21,8 +22,8 @@ from reports.pages import method
 from reports.pages.page import Page
 from reports.tables import change_tables, metric_tables
 from reports.tables.held_back_table import held_table
-from reports.tables.plan_tables import formulas_table, looks_table
-from reports.tables.remedy_tables import cures_tables, vetted_table
+from reports.tables.plan_tables import formulas_table, search_table
+from reports.tables.remedy_tables import remedy_tables, vetted_table
 from reports.tables.what_if_table import what_if_table
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, verdict
@@ -50,16 +51,16 @@ def run_answer(run: RunData) -> Answer:
         return cures_answer(run)
     terms, assumed = _terms(run), method.is_assumed(run.manifest)
     if len(run.points) == 1:
-        return answer(run.points[0], terms, assumed=assumed)
-    return sweep_answer(run.points, terms, assumed=assumed)
+        return findings.answer(run.points[0], terms, assumed=assumed)
+    return findings.sweep_answer(run.points, terms, assumed=assumed)
 
 
-def write_report(run: RunData, said: Answer | None = None) -> Path:
+def write_report(run: RunData, known: Answer | None = None) -> Path:
     """Write ``report.html`` into the run directory and return its path.
 
-    :param said: the run's answer, where the caller has it already.
+    :param known: the run's answer, where the caller has it already.
     """
-    return report_page(run, said).write(Path(run.path) / FILE)
+    return report_page(run, known).write(Path(run.path) / FILE)
 
 
 def build_report(run: RunData) -> str:
@@ -67,7 +68,7 @@ def build_report(run: RunData) -> str:
     return report_page(run).html()
 
 
-def report_page(run: RunData, said: Answer | None = None) -> Page:
+def report_page(run: RunData, known: Answer | None = None) -> Page:
     """Return the report of a run, not yet written."""
     manifest = run.manifest
     scenario = manifest.get("scenario") or {}
@@ -86,7 +87,7 @@ def report_page(run: RunData, said: Answer | None = None) -> Page:
         "started": str(manifest.get("started_at", ""))[:10],
         "study": None,
     }
-    content |= _results(run, terms, said or run_answer(run)) if run.points else _WITHOUT_POINTS
+    content |= _results(run, terms, known or run_answer(run)) if run.points else _WITHOUT_POINTS
     return Page(
         "report.html.j2",
         manifest.get("name", "run"),
@@ -101,16 +102,16 @@ def _terms(run: RunData) -> dict[str, float]:
     return read_terms((run.manifest.get("scenario") or {}).get("slo"))
 
 
-def _results(run: RunData, terms: dict[str, float], said: Answer) -> dict[str, Any]:
+def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str, Any]:
     """Return what follows from the points: the answer, and what is shown at the point it is about."""
     points, manifest = run.points, run.manifest
     axes = make_axes(points)
-    focus = points[0] if not axes else Read(run).chosen if is_plan(manifest) else sweep_focus(points, terms)
+    focus = points[0] if not axes else Read(run).chosen if is_plan(manifest) else findings.sweep_focus(points, terms)
     assert focus is not None, "a finished plan has a best point"
     where = f" at {point_words(focus, axes)}" if axes else ""
     content: dict[str, Any] = {
-        "answer": said,
-        "badge": _badge(points, terms, said.verdict),
+        "answer": answer,
+        "badge": _badge(points, terms, answer.verdict),
         "where": where,
         "facts_of": "",
         "swept": [(axis.words, axis.key, len(axis.values)) for axis in axes],
@@ -126,7 +127,7 @@ def _results(run: RunData, terms: dict[str, float], said: Answer) -> dict[str, A
         "traffic": metric_tables.traffic_table(focus),
     }
     if is_plan(manifest):
-        content |= _plan(run, terms, said)
+        content |= _plan(run, terms, answer)
         tornado = tornado_chart(manifest.get("what_if") or [], main_metric([focus], terms))
     elif is_priced(manifest):
         content |= {"badge": badge(run), "where": " as it is", "facts_of": " today", "study": _remedies(run)}
@@ -137,17 +138,17 @@ def _results(run: RunData, terms: dict[str, float], said: Answer) -> dict[str, A
     return content | {"charts": [*([] if tornado is None else [tornado]), *content["charts"]]}
 
 
-def _plan(run: RunData, terms: dict[str, float], said: Answer) -> dict[str, Any]:
+def _plan(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str, Any]:
     """Return what the page of a plan shows instead of a sweep's badge, and beside its results."""
     record = run.manifest.get("plan") or {}
     badges = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
     tables = [
         what_if_table(run.manifest.get("what_if") or [], shown_metrics(terms)),
-        looks_table(run),
+        search_table(run),
         formulas_table(run),
     ]
     return {
-        "badge": badges.get(said.verdict, ("?", "Nothing certainly meets the SLO", "unclear")),
+        "badge": badges.get(answer.verdict, ("?", "Nothing certainly meets the SLO", "unclear")),
         "study": {
             "name": "Plan",
             "heading": "How was it found, and what would change it?",
@@ -163,7 +164,7 @@ def _remedies(run: RunData) -> dict[str, Any]:
     return {
         "name": "Remedies",
         "heading": "What was found, and what would its remedies cost?",
-        "tables": [*cures_tables(run), vetted_table(run)],
+        "tables": [*remedy_tables(run), vetted_table(run)],
         "flags": [],
         "beyond": [],
     }
@@ -175,7 +176,7 @@ def _changes(points: list[Point], axes: list[Axis], terms: dict[str, float], foc
     found = [
         held_table(held, where if focus.held else ""),
         change_tables.side_by_side(points, axes, terms),
-        change_tables.harm_table(focus, where),
+        change_tables.impact_table(focus, where),
         change_tables.events_table(focus, where),
     ]
     return [table for table in found if table is not None]
@@ -204,5 +205,5 @@ def _assumed_note(manifest: Mapping[str, Any]) -> str:
     name = (manifest.get("profile") or {}).get("name", "")
     return (
         f"Step, load and memory costs come from the profile {name}, whose numbers are assumed, not measured. "
-        "Compare designs with them, but don't read times as what your GPU will do; calibrate a profile for that."
+        "Use them to compare designs, not to predict times on your GPU; for that, calibrate a profile."
     )

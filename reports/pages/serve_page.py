@@ -1,4 +1,4 @@
-"""The page of a live comparison: what a real server did with a scenario's traffic, beside what was predicted."""
+"""The page of a live comparison: what a real server did with a scenario's traffic, and what was predicted."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
         METRICS[name] for name in missed if metrics[name]["noise"] and metrics[name]["noise"] >= metrics[name]["wanted"]
     ]
     if noisy:
-        found.append(f"Identical runs differed by as much in: {', '.join(noisy)}.")
+        found.append(f"Identical runs differed as much in: {', '.join(noisy)}.")
     if any(summary["failed"]):
         total = summary["requests"] * summary["repeat"]
         words = "; ".join(summary["problems"])
-        found.append(f"{sum(summary['failed'])} of {total:,} requests were not served and count nowhere: {words}")
+        found.append(f"{sum(summary['failed'])} of {total:,} requests were not served and are left out: {words}")
     if summary["late_p99_s"] > 0.01:
         found.append(
             f"1 % of the requests were sent more than {human_seconds(summary['late_p99_s'])} late: the client's "
@@ -119,9 +119,9 @@ def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     sent = f"{summary['requests']:,} requests, open loop, streamed, {summary['repeat']} times"
     rows = [
         ("Server", summary["engine"]),
-        ("Traffic", f"{sent}; before each run every adapter was asked for once"),
+        ("Traffic", f"{sent}; every adapter was requested once before each run"),
         ("Profile", f"{profile['name']}, {fitted}, sha256 {profile['sha256'][:12]}"),
-        ("KV cache", f"{kv['kv_tokens']:,} tokens, as the server says" if kv else "as the profile's memory gives it"),
+        ("KV cache", f"{kv['kv_tokens']:,} tokens, as the server reports" if kv else "from the profile's memory"),
         ("Loads", loads_from(summary)),
     ]
     if profile["front_end_s"]:

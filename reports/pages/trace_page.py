@@ -1,4 +1,4 @@
-"""The page of a trace: what its traffic is like, and whether fitted traffic may stand for it."""
+"""The page of a trace: what its traffic is like, and whether fitted traffic can replace it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TracePage:
     """What the page shows.
 
     :ivar name: the trace, as the reader knows it.
-    :ivar command: what writes this page again.
+    :ivar command: the command that writes this page again.
     :ivar scenario: text of the file with the fitted traffic, or None.
     :ivar provenance: (label, text) lines.
     :ivar scenario_file: name of that file, beside the page.
@@ -98,6 +98,6 @@ def _laws(facts: TraceFacts) -> list[Table]:
 
 
 def _notes(facts: TraceFacts) -> list[str]:
-    """Return what a reader should know of the file, with the rows that were left out, by reason."""
+    """Return what a reader should know about the file, with the rows left out, by reason."""
     left_out = [f"Rows left out: {number(count)} ({reason})." for reason, count in facts.skipped.items()]
     return [*left_out, *facts.notes]

@@ -1,4 +1,4 @@
-"""Tables of rollouts, faults and replicas: harm, strategies side by side, events, and what each replica did."""
+"""Tables of rollouts, faults and replicas: impact, strategies side by side, events, and what each replica did."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sim.spec.units import human_seconds
 
 _MOST_POINTS = 100
 _MOST_EVENTS = 40
-_HARM_ROWS = {
+_IMPACT_ROWS = {
     "mixed": "answers of more than one version",
     "stale": "answers of an old version after cutover",
     "refused_by_rollout": "refused while an adapter was replaced",
     "misrouted": "reached a wrong adapter, or none",
-    "wrong_served": "wrong answers taken for right",
+    "wrong_served": "wrong answers that went unnoticed",
     "wrong_detected": "wrong answers noticed",
     "retried": "sent again after a wrong answer",
     "old_prefix": "prefixes of an old version",
     "lost": "lost with their replica",
     "rerouted": "sent to another replica",
     "failed_loads": "adapter could not be loaded",
-    "failed": "failed, for whatever reason",
+    "failed": "failed, for any reason",
     "slow": "late by the SLO, answered or not",
 }
 _METRIC_OF = {
@@ -42,7 +42,7 @@ _METRIC_OF = {
     "failed": "failed",
     "slow": "harmed",
 }
-"""Metric that says whether a kind of harm can be at all; the others are shown where they are."""
+"""Metric that says whether a kind of impact is possible; rows without one are shown where they are not zero."""
 _COUNTS = (
     "harmed",
     "harmed_excess",
@@ -83,28 +83,34 @@ def shown_metrics(points: Sequence[Point]) -> list[str]:
     return names
 
 
-def harm_table(point: Point, where: str) -> Table | None:
-    """Return how many requests met with what at one point."""
+def impact_table(point: Point, where: str) -> Table | None:
+    """Return how many requests were affected at one point, and how."""
     if not point.harm:
         return None
     total = max(1, int(point.harm["requests"] or 0))
     rows = []
-    for key, words in _HARM_ROWS.items():
+    for key, words in _IMPACT_ROWS.items():
         count = int(value_of(point, "misrouted") or 0) if key == "misrouted" else point.harm.get(key)
         metric = point.metrics.get(_METRIC_OF.get(key, ""))
         if count is not None and (count or (metric is not None and metric.applies)):
             rows.append([words, f"{count:,}", percent(count / total)])
     harmed = point.metrics["harmed"]
-    rows.append(["harmed in one way or another", with_interval("harmed", harmed), percent((harmed.value or 0) / total)])
-    note = (
-        f"Of {total:,} measured requests of all replications; a request may be in several rows. Sent again or to "
-        "another replica, and noticed is no harm by itself: it counts as slow where it took too long."
+    rows.append(
+        [
+            "affected in any of these ways",
+            with_interval("harmed", harmed),
+            percent((harmed.value or 0) / total),
+        ]
     )
-    return Table(f"What befell requests{where}", ["", "requests", "share"], rows, note)
+    note = (
+        f"Of {total:,} measured requests of all replications; a request may be in several rows. Being sent again, sent "
+        "to another replica or noticed is no harm by itself; such a request counts as late if it took too long."
+    )
+    return Table(f"What happened to requests{where}", ["", "requests", "share"], rows, note)
 
 
 def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table | None:
-    """Return one row a point with harm, latencies, loads and skew; nothing for a sweep that isn't about these."""
+    """Return one row for each point with impact, latencies, loads and skew; None for a sweep that isn't about these."""
     if not axes or not (is_changed(points) or compares_routers(points, axes)):
         return None
     names = [name for name in _COUNTS if is_changed(points) and any(value_of(p, name) for p in points)]
@@ -125,7 +131,7 @@ def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
         rows = [list(row) for row in zip(head, *rows, strict=True)]
         head, rows = rows[0], rows[1:]
     note = table_note(len(points), len(shown))
-    counted = "Counts are sums over all replications, with 95 % intervals; all points meet the same traffic."
+    counted = "Counts are sums over all replications, with 95 % intervals; all points get the same traffic."
     return Table("Side by side, on the same traffic", head, rows, f"{note} {counted}".strip())
 
 

@@ -30,15 +30,15 @@ def error_table(errors: Mapping[str, Any]) -> Table:
 
 
 def peer_table(peer: Sequence[tuple[str, int, float, float]]) -> Table | None:
-    """Return the peer's median errors beside ours."""
+    """Return the peer's median errors next to ours."""
     if not peer:
         return None
     rows = [[words, str(runs), f"{theirs:.1%}", f"{ours:.1%}"] for words, runs, theirs, ours in peer]
     return Table(
-        "Beside the digital twin of the same authors",
+        "Compared with the digital twin of the same authors",
         ["metric", "shared runs", "digital twin", "loraplan"],
         rows,
-        "Median absolute relative errors over the runs that both predicted and that calibrated nothing here.",
+        "Median absolute relative errors over the runs that both predicted and that calibrated no profile here.",
     )
 
 

@@ -9,7 +9,7 @@ from sim.results.point import Point
 
 
 def held_table(point: Point, where: str) -> Table | None:
-    """Return what happened beside what would have happened; None where nothing is held."""
+    """Return what happened next to what would have happened; None where nothing is held back."""
     if not point.held:
         return None
     answered = point.held["answered"]
@@ -25,7 +25,7 @@ def held_table(point: Point, where: str) -> Table | None:
         )
     why = "; ".join(why_held(row) for row in point.held["rollouts"])
     note = (
-        f"Held: {why}. Both columns are the same traffic, all replications; during: from the begin of the rollout "
-        "for as long as it is observed."
+        f"Held: {why}. Both columns are the same traffic over all replications; “during” runs from the start of "
+        "the rollout to the end of its observation."
     )
-    return Table(f"What holding it avoided{where}", ["", "held", "had it gone out", "change"], rows, note)
+    return Table(f"What holding it back avoided{where}", ["", "held", "had it gone out", "change"], rows, note)

@@ -47,7 +47,7 @@ class Tile:
     """One key number.
 
     :ivar bounds: the sampling interval, ``calibration`` that of the profile's draws, or nothing.
-    :ivar mark: what the SLO says of it: ``met``, ``not met``, ``unclear`` or nothing.
+    :ivar mark: how it compares with the SLO: ``met``, ``not met``, ``unclear`` or nothing.
     """
 
     words: str
@@ -86,7 +86,7 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
 
 
 def groups_table(point: Point, where: str) -> Table | None:
-    """Return one row a kind of adapter, then one a band of popularity."""
+    """Return one row for each kind of adapter, then one for each band of popularity."""
     if not point.groups:
         return None
     wanted = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
@@ -114,7 +114,7 @@ def metrics_table(point: Point) -> Table:
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     note = f"calibration: {calibration_note(point)}" if drawn else ""
-    caption = "Every metric with its 95 % interval" + (" and what the calibration leaves open" if drawn else "")
+    caption = "Every metric with its 95 % interval" + (" and its calibration interval" if drawn else "")
     return Table(caption, head, rows, note, words=(4 if drawn else 3,))
 
 
@@ -126,7 +126,7 @@ def calibration_note(point: Point) -> str:
     """Return in one sentence what a calibration interval is made of."""
     draws, of = point.calibration["draws"], point.calibration["of"]
     which = f"{draws} of the {of:,} draws" if of > draws else f"the {draws} draws"
-    return f"95 %, from {which} of the profile's costs on the same traffic; beside the interval, not in it."
+    return f"95 %, from {which} of the profile's costs on the same traffic; not included in the 95 % interval."
 
 
 def _remark(metric: Metric) -> str:
@@ -138,7 +138,7 @@ def _remark(metric: Metric) -> str:
 
 
 def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
-    """Return one row a point: every metric for few points, the key ones for many."""
+    """Return one row for each point: every metric for few points, the key ones for many."""
     measured = [name for name in shown_metrics(points) if any(value_of(p, name) is not None for p in points)]
     names = [n for n in measured if len(points) <= _ALL_METRICS_UP_TO or n in _KEY_COLUMNS or n in slo_terms]
     shown = spread(in_order(points, axes), _MOST_POINTS)
@@ -161,7 +161,7 @@ def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
 
 
 def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
-    """Return one row a point with what decides: narrow enough for a terminal, without intervals."""
+    """Return one row for each point with what decides: narrow enough for a terminal, without intervals."""
     rest: tuple[str, ...] = ("miss_ratio", "loader_utilization", "throughput_rps")
     if is_changed(points):
         rest = (
@@ -190,7 +190,7 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
 
 
 def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], names: Sequence[str]) -> Table:
-    """Return one row a metric and one column a point: short enough to compare along a line."""
+    """Return one row for each metric and one column for each point, to compare along a line."""
     rows = [[metric_words(name), *(cell(p, name) for p in points)] for name in names]
     if slo_terms:
         rows.insert(0, ["SLO", *(verdict(p, slo_terms) for p in points)])
@@ -202,7 +202,7 @@ def traffic_table(point: Point) -> Table | None:
     """Return what was simulated, as it turned out."""
     words = {
         "requests": "requests measured",
-        "adapters": "adapters asked for",
+        "adapters": "adapters requested",
         "rate_rps": "arrival rate",
         "top_1pct": "traffic of the hottest 1 %",
         "top_10pct": "traffic of the hottest 10 %",
@@ -232,12 +232,12 @@ def traffic_sentence(points: Sequence[Point]) -> str:
     whole = "{:,.0f}".format
     return (
         f"Traffic: the hottest 1 / 10 / 20 % of {span('adapters', whole)} adapters get {tops} of the requests; "
-        f"as hard to guess as {span('effective_adapters', whole)} equally popular ones."
+        f"it is about as spread out as {span('effective_adapters', whole)} equally popular adapters."
     )
 
 
 def capacity_table(point: Point) -> Table | None:
-    """Return what could bind, and how far each is used."""
+    """Return what could limit the point, and how heavily each resource is used."""
     rows = []
     for part, words in _RESOURCES.items():
         values = point.capacity.get(part)
@@ -266,13 +266,13 @@ def _amount(values: Mapping[str, float | None]) -> str:
     for key in ("loaders", "slots", "tokens", "limit", "replicas"):
         value = values.get(key)
         if value is not None:
-            return f"{value:,.0f} {'seats' if key == 'limit' else key}".replace("1 loaders", "1 loader").replace(
+            return f"{value:,.0f} {'batch slots' if key == 'limit' else key}".replace("1 loaders", "1 loader").replace(
                 "1 replicas", "1 replica"
             )
     return "–"
 
 
 def wall_words(manifest: Mapping[str, object]) -> str:
-    """Return how long the simulation took, for people."""
+    """Return how long the simulation took, in words."""
     wall = manifest.get("wall_s")
     return human_seconds(float(wall)) if isinstance(wall, (int, float)) else "unknown"

@@ -1,4 +1,4 @@
-"""Tables of a plan: what the search looked at, and what formulas said of the answer."""
+"""Tables of a plan: the designs that the search evaluated, and what the formulas estimate."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
 
-_MOST_LOOKS = 200
+_MOST_ROWS = 200
 
 
-def looks_table(data: RunData) -> Table | None:
-    """Return what the search looked at, in order; None for a run that is no plan."""
+def search_table(data: RunData) -> Table | None:
+    """Return the designs that the search evaluated, in order; None for a run that is no plan."""
     read = Read(data)
     looks = read.record.get("looks", [])
     if not looks:
         return None
     rows = []
-    for number, look in enumerate(looks[:_MOST_LOOKS], 1):
+    for number, look in enumerate(looks[:_MOST_ROWS], 1):
         term, seen = metric_words(look["term"]), "" if look["value"] is None else show(look["term"], look["value"])
         if look.get("unserved") is not None:
             term, seen = "refused or failed", percent(look["unserved"])
@@ -41,15 +41,15 @@ def looks_table(data: RunData) -> Table | None:
     record = read.record
     share = record["simulated_requests"] / max(1, record["every_candidate_requests"])
     note = (
-        f"{record['simulated_requests']:,} requests were simulated: {percent(share)} of one run of each of the "
-        f"{record['candidates']:,} candidates."
+        f"{record['simulated_requests']:,} requests were simulated, {percent(share)} of what one run of each of the "
+        f"{record['candidates']:,} candidates would take."
     )
-    head = ["look", "design", "worst term", "value", "of its target", "verdict", "replications"]
+    head = ["evaluation", "design", "worst term", "value", "of its target", "verdict", "replications"]
     return Table("How the search went", head, rows, note, words=(1, 2, 5))
 
 
 def formulas_table(data: RunData) -> Table | None:
-    """Return what formulas said of the answer, beside what was simulated."""
+    """Return what the formulas estimate for the answer, next to what was simulated."""
     read = Read(data)
     formulas = read.record.get("formulas")
     if not formulas or read.chosen is None:
@@ -62,10 +62,10 @@ def formulas_table(data: RunData) -> Table | None:
         ["KV memory that the batch needs", _percent(formulas["kv_share"]), _percent(_of(read.chosen, "kv"))],
     ]
     note = (
-        "Formulas leave out bursts and queues. They decide where the search begins and nothing else; the miss ratio "
-        "counts delayed hits as hits only in the simulation."
+        "Formulas ignore bursts and queues; they only decide where the search begins. In the simulation the miss ratio "
+        "counts delayed hits as hits."
     )
-    return Table("What formulas said of it", ["", "formula", "simulated"], rows, note)
+    return Table("What the formulas estimate", ["", "formula", "simulated"], rows, note)
 
 
 def _of(point: Point, part: str) -> float | None:

@@ -28,8 +28,8 @@ _MEMORY = {
 _METRICS = ("miss_ratio", "loads_per_request", "ttft_p99_s", "e2e_p99_s")
 
 
-def cures_tables(data: RunData) -> list[Table]:
-    """Return one table a cure: the fleet as it is, and with each change, side by side."""
+def remedy_tables(data: RunData) -> list[Table]:
+    """Return one table for each remedy: the fleet as it is, and with each change, side by side."""
     record, point = data.manifest["cures"], data.points[0]
     terms = read_terms((data.manifest.get("scenario") or {}).get("slo"))
     titles = list(dict.fromkeys(row["title"] for row in record["rows"]))
@@ -40,14 +40,14 @@ def cures_tables(data: RunData) -> list[Table]:
 
 
 def vetted_table(data: RunData) -> Table:
-    """Return what was found, with its evidence and cures."""
+    """Return what was found, with its evidence and remedies."""
     rows = []
     for each in data.manifest["cures"]["vetted"]:
         for finding in each["findings"]:
             evidence = "; ".join(seen["what"] for seen in finding["evidence"])
             cures = "; ".join(cure["words"] for cure in finding["cures"])
             rows.append([each["path"], finding["mode"], finding["confidence"], evidence, cures])
-    head = ["adapter", "finding", "confidence", "evidence", "cures, in order"]
+    head = ["adapter", "finding", "confidence", "evidence", "remedies, in order"]
     return Table("What the vetting found", head, rows, words=(1, 2, 3, 4))
 
 
@@ -68,14 +68,14 @@ def _table(
         lines.append([metric_words(name), with_interval(name, base.metrics[name]), *cells])
     if terms:
         lines.append(["SLO", verdict(base, terms), *(str(row["verdict"]) for row in shown)])
-    said = ["Brackets: the 95 % interval, in the other columns that of the change, from pairs under the same traffic"]
+    said = ["Brackets: the 95 % interval; for a change, that of the difference, from pairs under the same traffic"]
     said += [f"{capital(row['who'])}: not possible, for {row['refused']}" for row in rows if row["refused"]]
     said += [f"{capital(row['who'])}: {row['note']}" for row in shown if row["note"]]
     said += [f"{capital(row['who'])}: {warning}" for row in shown for warning in row["warnings"]]
     clear = [[(row["metrics"].get(name) or {}).get("word") for name in _METRICS[:2]] for row in shown]
     if [BETTER, WORSE] in clear:
         said.append(
-            "Fewer requests miss where those whose adapter is in a slot pass those that wait, and yet more is "
+            "Fewer requests miss, because those whose adapter is resident overtake those that wait; yet more is "
             "loaded: adapters in use are evicted and come back"
         )
     return Table(capital(title), ["", "as it is", *(row["who"] for row in shown)], lines, f"{'. '.join(said)}.")

@@ -34,7 +34,7 @@ _UNITS = {"throughput_rps": " requests/s", "output_tokens_per_s": " tokens/s"}
 
 
 def metrics_table(summary: Mapping[str, Any]) -> Table:
-    """Return measured beside predicted, the error, the noise of identical runs and the error that is aimed at."""
+    """Return measured beside predicted, the error, the noise of identical runs and the aim for the error."""
     rows = []
     for name, words in METRICS.items():
         row = summary["metrics"].get(name)
@@ -53,9 +53,9 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
         )
     runs = summary["repeat"]
     note = (
-        f"Measured: mean of {runs} identical runs. Noise: what they differ by."
+        f"Measured: mean of {runs} identical runs. Noise: how much they differ."
         if runs > 1
-        else "One run: --repeat 2 would tell how much of the error is noise."
+        else "One run: use --repeat 2 to see how much of the error is noise."
     )
     note += f" Loads: {loads_from(summary)}."
     return Table("Measured and predicted", ["metric", "measured", "predicted", "error", "noise", "aim"], rows, note)
@@ -100,20 +100,20 @@ def server_table(summary: Mapping[str, Any]) -> Table | None:
         "ttft_mean_s": "mean TTFT",
         "e2e_mean_s": "mean E2E",
     }
-    told = summary["server"]
+    runs = summary["server"]
     rows = [
-        [label, *(_told(name, run.get(name)) for run in told)]
+        [label, *(_reported(name, run.get(name)) for run in runs)]
         for name, label in words.items()
-        if any(name in run for run in told)
+        if any(name in run for run in runs)
     ]
     if not rows:
         return None
-    head = ["metric", *(f"run {number}" for number in range(1, len(told) + 1))]
-    note = "As its metrics page says: gauges every 2 seconds, means of its own histograms."
-    return Table("What the server says of itself", head, rows, note)
+    head = ["metric", *(f"run {number}" for number in range(1, len(runs) + 1))]
+    note = "From its metrics page: gauges read every 2 seconds, means of its histograms."
+    return Table("What the server reports", head, rows, note)
 
 
-def _told(name: str, value: float | None) -> str:
+def _reported(name: str, value: float | None) -> str:
     if value is not None and name.startswith("kv_usage"):
         return f"{value:.1%}"
     return show_value(name, value)

@@ -10,7 +10,7 @@ from sim.spec.units import human_seconds
 from sim.traffic.fits.popularity_fit import LEAST_P
 
 _CHECKED_SLOTS = (4, 8, 16, 32, 64)
-"""Slots at which the terminal's table holds the fitted traffic against the trace."""
+"""Slots at which the terminal's table compares the fitted traffic with the trace."""
 
 
 def facts_table(facts: TraceFacts) -> Table:
@@ -39,7 +39,7 @@ def facts_table(facts: TraceFacts) -> Table:
             [
                 "effective adapters",
                 number(found["effective_adapters"]),
-                "exp of the entropy: so many equally popular ones would be as hard to guess",
+                "exp of the entropy: traffic is as spread out as this many equally popular adapters",
             ]
         )
     if facts.sessions is not None:
@@ -149,7 +149,7 @@ def check_table(facts: TraceFacts) -> Table | None:
             ]
         )
     head = ["", "trace", "fitted traffic", *(["independent draws"] if fit.slots else []), "fitted − trace"]
-    note = f"Trace: the {plural(fit.requests_checked, 'request')} that nothing was fitted to."
+    note = f"Trace: the {plural(fit.requests_checked, 'request')} that the fit has not seen."
     if any(value.unit == "tokens" for value in fit.values):
         note += " Tokens: fitted traffic draws those of the first part again."
     return Table("Fitted traffic beside the rest of the trace", head, rows, note)

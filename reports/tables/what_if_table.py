@@ -11,7 +11,7 @@ from reports.table import Table
 
 
 def what_if_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table | None:
-    """Return every change with what it does to each metric; None where nothing was tried.
+    """Return each change with its effect on every metric; None where nothing was tried.
 
     :param rows: of ``manifest["what_if"]``; ``names``: metrics, the most important first.
     """

@@ -104,12 +104,12 @@ def _simulate(
         finished = study(loaded, sets, folder, command=command, overwrite=overwrite, pool=pool, progress=progress)
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
         data = read_run(finished.path)
-        said = run_answer(data)
-        page = write_report(data, said)
+        answer = run_answer(data)
+        page = write_report(data, answer)
     if json:
         say_json(summary_json(loaded.scenario.name, finished.points))
     else:
-        _print_answer(loaded, data, said)
+        _print_answer(loaded, data, answer)
         tables = f"{finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}"
         say("", f"report  {page}", f"tables  {tables}")
     _notes(finished, quiet)
@@ -133,7 +133,7 @@ def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
     return all(verdict(point, terms) == MET for point in points)
 
 
-def _print_answer(loaded: LoadedScenario, data: RunData, said: Answer) -> None:
+def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer) -> None:
     from reports.answers.verdicts import capital
     from reports.axes import make_axes
     from reports.tables.metric_tables import metrics_table, terminal_table, traffic_sentence
@@ -143,11 +143,11 @@ def _print_answer(loaded: LoadedScenario, data: RunData, said: Answer) -> None:
         table = metrics_table(points[0])
     else:
         table = terminal_table(points, make_axes(points), loaded.scenario.slo.terms())
-    say(f"{loaded.scenario.name}: {said.headline}")
-    for sentence in (said.binding_sentence, said.headroom, *said.details, traffic_sentence(points)):
+    say(f"{loaded.scenario.name}: {answer.headline}")
+    for sentence in (answer.binding_sentence, answer.headroom, *answer.details, traffic_sentence(points)):
         if sentence:
             say(f"  {sentence}")
-    say(f"  Confidence: {said.confidence}. {capital(said.reason)}", "")
+    say(f"  Confidence: {answer.confidence}. {capital(answer.reason)}", "")
     print_rich(rich_table(table))
     if table.note:
         say(table.note)
