@@ -204,8 +204,8 @@ def test_tables_show_only_what_the_scenario_has() -> None:
     harm = impact_table(point, "")
     assert harm is not None
     assert [row[:2] for row in harm.rows] == [
-        ["lost with their replica", "3"], ["sent to another replica", "0"], ["failed, for whatever reason", "3"],
-        ["late by the SLO, answered or not", "0"], ["harmed in one way or another", "220 (209 to 231)"],
+        ["lost with their replica", "3"], ["sent to another replica", "0"], ["failed, for any reason", "3"],
+        ["late by the SLO, answered or not", "0"], ["affected in any of these ways", "220 (209 to 231)"],
     ]  # fmt: skip
     plain = samples.make_point()
     assert "failed" not in [row[0] for row in metrics_table(plain).rows]

@@ -186,7 +186,7 @@ def test_the_gate_can_be_swept(file: Path) -> None:
     told = sweep_answer(data.points, {"ttft_p99_s": 1.0})
     assert told.headline.startswith("Held at 1 of 2 points: rollouts.0, v2 shows underfitting (likely). ")
     assert "With none: requests harmed" in " ".join(told.details)
-    assert "What holding it avoided" in build_report(data)
+    assert "What holding it back avoided" in build_report(data)
 
 
 # What is refused
@@ -290,6 +290,6 @@ def test_the_report_says_what_was_held_and_why(file: Path) -> None:
     table = held_table(point, "")
     assert table is not None
     assert table.rows[0][:2] == ["requests answered by a held version", "0"]
-    assert "What holding it avoided" in build_report(data)
+    assert "What holding it back avoided" in build_report(data)
     summary = json.loads((data.path / "summary.json").read_text())
     assert summary["points"][0]["held"]["answered"]["value"] == value
