@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reports.axes import Axis, spread
 from reports.formatting import calibration, interval, metric_words, show
 from sim.results.point import Point
+from sim.results.verdict import verdict
 
 MOST_ROWS = 200
 """Rows of a chart's table; beyond it, evenly spaced ones."""
@@ -35,6 +36,18 @@ def numbers_table(caption: str, axis: Axis, points: Sequence[Point], names: Sequ
     head = [axis.words, *(metric_words(name) for name in names)]
     rows = [[axis.point_label(p), *(cell(p, name) for name in names)] for p in shown]
     return Table(caption, head, rows, f"{table_note(len(points), len(shown))} {brackets_note(points)}".strip())
+
+
+def point_rows(
+    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], names: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the head and one row for each point: its swept values, its verdict where there is an SLO, its metrics."""
+    head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names)]
+    rows = []
+    for point in points:
+        judged = [verdict(point, slo_terms)] if slo_terms else []
+        rows.append([*(axis.point_label(point) for axis in axes), *judged, *(cell(point, name) for name in names)])
+    return head, rows
 
 
 def table_note(total: int, shown: int) -> str:

@@ -36,11 +36,11 @@ def parameters(law: LawRow) -> str:
 
 def points(difference: float) -> str:
     """Return a difference of shares in percentage points, with its sign."""
-    return signed(f"{difference * 100:+.1f}", " points")
+    return with_sign(f"{difference * 100:+.1f}", " points")
 
 
-def signed(text: str, unit: str) -> str:
-    """Return a signed number with a true minus, and no sign where it rounds to nothing."""
+def with_sign(text: str, unit: str) -> str:
+    """Return a with_sign number with a true minus, and no sign where it rounds to nothing."""
     plain = text.lstrip("+-")
     return f"0{unit}" if float(plain) == 0 else f"{'−' if text.startswith('-') else '+'}{plain}{unit}"
 

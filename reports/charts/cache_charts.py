@@ -1,4 +1,4 @@
-"""Charts of a cache-only replay: the LRU curve in several orders, and policies beside it."""
+"""Charts of a cache-only replay: the LRU curve in several orders, and the other policies."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def orders_chart(result: CacheResult) -> Chart:
 
 
 def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
-    """Draw every policy at the capacities asked for.
+    """Draw every policy at the given capacities.
 
     :param of_bytes: missed over requested bytes instead of requests.
     """
@@ -159,7 +159,7 @@ def _ticks(ax: Axes, result: CacheResult, places: Sequence[float]) -> None:
 
 
 def _apart(capacities: Sequence[int]) -> list[float]:
-    """Return the capacities whose labels have room beside each other."""
+    """Return the capacities whose labels have room next to each other."""
     kept = [float(capacities[0])]
     share = (capacities[-1] / capacities[0]) ** _ROOM
     for capacity in capacities[1:]:

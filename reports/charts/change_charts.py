@@ -1,4 +1,4 @@
-"""Charts of rollouts and faults: strategies beside each other over time, and which version answers."""
+"""Charts of rollouts and faults: strategies side by side over time, and which version answers."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
     labels = [shorten(", ".join(axis.short_label(p, 16) for axis in axes), 18) for p in some]
     title = "How slow are requests while it happens?"
     panels = [(key, what) for key, what in _PANELS if any(_peak(p, key, shown) for p in some)]
-    told = [
+    parts = [
         f"{label} up to {', '.join(_peak_words(p, key, what, shown) for key, what in panels)}"
         for label, p in zip(labels, some, strict=True)
     ]
-    desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(told)}."
+    desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(parts)}."
     begins = min(time for p in some for time in _event_times(p))
     with drawing(_PANEL * len(panels) + 48) as figure:
         for i, (key, what) in enumerate(panels):

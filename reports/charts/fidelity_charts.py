@@ -20,7 +20,7 @@ REGIME_COLOURS = {
     "slot-limited": ("s2", SERIES[1], "^"),
     "kv-or-compute-limited": ("s3", SERIES[2], "s"),
 }
-"""CSS variable, stand-in colour and marker of each regime: told apart by shape as well."""
+"""CSS variable, stand-in colour and marker of each regime: regimes differ in shape as well."""
 
 _SIDE, _LEFT, _TOP, _RIGHT, _BOTTOM = 430, 66, 20, 16, 52
 

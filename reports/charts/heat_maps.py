@@ -30,7 +30,7 @@ Scale = tuple[float, float, bool]
 
 @dataclass(frozen=True)
 class Facet:
-    """One of several heat maps beside each other.
+    """One of several heat maps with one colour scale.
 
     :ivar ident: prefix of its ids.
     :ivar where: the values of further keys, for the title.

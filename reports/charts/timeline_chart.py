@@ -95,11 +95,11 @@ def _numbers(
     rows = []
     for i in picked:
         cells = [values[key][i] for key, _ in series]
-        told = [
+        texts = [
             "–" if math.isnan(v) else _value_words(key, v) if key in LATENCIES else f"{v:.3g}"
             for v, (key, _) in zip(cells, series, strict=True)
         ]
-        rows.append([human_seconds(times[i]), *told])
+        rows.append([human_seconds(times[i]), *texts])
     note = f"{len(picked)} of {len(times)} spans." if len(picked) < len(times) else ""
     return Table("First replication over time", ["time", *(label for _, label in series)], rows, note)
 

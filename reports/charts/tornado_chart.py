@@ -46,8 +46,8 @@ def tornado_chart(
         return None
     words = metric_words(name)
     title = f"Which change moves {words} most?"
-    told = [f"{row['label']} ×{_ratio(found):.3g} ({found['word']})" for row, found in known]
-    desc = f"How many times larger {words} gets than {before.removeprefix('as ')}: {'; '.join(told)}."
+    parts = [f"{row['label']} ×{_ratio(found):.3g} ({found['word']})" for row, found in known]
+    desc = f"How many times larger {words} gets than {before.removeprefix('as ')}: {'; '.join(parts)}."
     with drawing(_ROW * len(known) + 56) as figure:
         ax = place(figure, labels, 14, 56, 40)
         _bars(ax, known)

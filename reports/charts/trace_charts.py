@@ -82,7 +82,7 @@ def curve_chart(facts: TraceFacts, table: Table | None) -> Chart | None:
 
 
 def check_chart(fit: FitCheck | None) -> Chart | None:
-    """Draw the curve of the part that was not fitted beside that of the fitted traffic and of independent draws."""
+    """Draw the curve of the part that was not fitted, that of the fitted traffic and that of independent draws."""
     if fit is None or len(fit.slots) < 2:
         return None
     lines = (

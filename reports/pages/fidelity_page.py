@@ -1,4 +1,4 @@
-"""The page of a fidelity study: measured runs, predictions beside them, worst cases first."""
+"""The page of a fidelity study: measured runs and their predictions, worst cases first."""
 
 from __future__ import annotations
 

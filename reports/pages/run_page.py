@@ -139,7 +139,7 @@ def _results(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str,
 
 
 def _plan(run: RunData, terms: dict[str, float], answer: Answer) -> dict[str, Any]:
-    """Return what the page of a plan shows instead of a sweep's badge, and beside its results."""
+    """Return what the page of a plan shows in addition to its results, and its own badge."""
     record = run.manifest.get("plan") or {}
     badges = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
     tables = [

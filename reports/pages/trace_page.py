@@ -31,7 +31,7 @@ class TracePage:
     :ivar command: the command that writes this page again.
     :ivar scenario: text of the file with the fitted traffic, or None.
     :ivar provenance: (label, text) lines.
-    :ivar scenario_file: name of that file, beside the page.
+    :ivar scenario_file: name of that file, in the folder of the page.
     """
 
     facts: TraceFacts

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
 from reports.axes import Axis, in_order, spread
-from reports.formatting import metric_words, percent, show, with_interval
-from reports.table import Table, cell, table_note
+from reports.formatting import percent, show, with_interval
+from reports.table import Table, point_rows, table_note
 from sim.results.point import UNITS, Point
-from sim.results.verdict import verdict
 from sim.spec.units import human_seconds
 
 _MOST_POINTS = 100
@@ -118,16 +117,8 @@ def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
     names.append("replica_load_skew")
     names = [name for name in names if any(value_of(p, name) for p in points)]
     shown = spread(in_order(points, axes), _MOST_POINTS)
-    head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names)]
-    rows = [
-        [
-            *(axis.point_label(p) for axis in axes),
-            *([verdict(p, slo_terms)] if slo_terms else []),
-            *(cell(p, name) for name in names),
-        ]
-        for p in shown
-    ]
-    if len(axes) == 1 and len(shown) <= 6:  # as columns they fit beside each other
+    head, rows = point_rows(shown, axes, slo_terms, names)
+    if len(axes) == 1 and len(shown) <= 6:  # few enough to be columns
         rows = [list(row) for row in zip(head, *rows, strict=True)]
         head, rows = rows[0], rows[1:]
     note = table_note(len(points), len(shown))

@@ -9,7 +9,7 @@ from reports.answers.bottleneck import is_fixed, limits
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
 from reports.axes import Axis, in_order, spread
 from reports.formatting import calibration, interval, metric_words, percent, show, size_words
-from reports.table import Table, brackets_note, cell, table_note
+from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.tables.change_tables import shown_metrics
 from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict, verdict
@@ -144,15 +144,7 @@ def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
     shown = spread(in_order(points, axes), _MOST_POINTS)
     if len(axes) == 1 and len(points) <= _ALL_ACROSS_UP_TO:
         return _across(shown, axes[0], slo_terms, names)
-    head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *(metric_words(n) for n in names)]
-    rows = [
-        [
-            *(axis.point_label(p) for axis in axes),
-            *([verdict(p, slo_terms)] if slo_terms else []),
-            *(cell(p, name) for name in names),
-        ]
-        for p in shown
-    ]
+    head, rows = point_rows(shown, axes, slo_terms, names)
     note = table_note(len(points), len(shown))
     if len(names) < len(measured):
         note = f"{note} The key metrics; points.csv has all {len(measured)}.".strip()

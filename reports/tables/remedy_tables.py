@@ -1,4 +1,4 @@
-"""Tables of priced remedies: the fleet as it is beside each change, and what the vetting found."""
+"""Tables of priced remedies: the fleet as it is and with each change, and what the vetting found."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ def _table(
         lines.append([metric_words(name), with_interval(name, base.metrics[name]), *cells])
     if terms:
         lines.append(["SLO", verdict(base, terms), *(str(row["verdict"]) for row in shown)])
-    said = ["Brackets: the 95 % interval; for a change, that of the difference, from pairs under the same traffic"]
-    said += [f"{capital(row['who'])}: not possible, for {row['refused']}" for row in rows if row["refused"]]
-    said += [f"{capital(row['who'])}: {row['note']}" for row in shown if row["note"]]
-    said += [f"{capital(row['who'])}: {warning}" for row in shown for warning in row["warnings"]]
+    sentences = ["Brackets: the 95 % interval; for a change, that of the difference, from pairs under the same traffic"]
+    sentences += [f"{capital(row['who'])}: not possible, for {row['refused']}" for row in rows if row["refused"]]
+    sentences += [f"{capital(row['who'])}: {row['note']}" for row in shown if row["note"]]
+    sentences += [f"{capital(row['who'])}: {warning}" for row in shown for warning in row["warnings"]]
     clear = [[(row["metrics"].get(name) or {}).get("word") for name in _METRICS[:2]] for row in shown]
     if [BETTER, WORSE] in clear:
-        said.append(
+        sentences.append(
             "Fewer requests miss, because those whose adapter is resident overtake those that wait; yet more is "
             "loaded: adapters in use are evicted and come back"
         )
-    return Table(capital(title), ["", "as it is", *(row["who"] for row in shown)], lines, f"{'. '.join(said)}.")
+    return Table(capital(title), ["", "as it is", *(row["who"] for row in shown)], lines, f"{'. '.join(sentences)}.")
 
 
 def _sizes(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tables of a live comparison: measured beside predicted, and what the server reports itself."""
+"""Tables of a live comparison: measured and predicted values, and what the server reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _UNITS = {"throughput_rps": " requests/s", "output_tokens_per_s": " tokens/s"}
 
 
 def metrics_table(summary: Mapping[str, Any]) -> Table:
-    """Return measured beside predicted, the error, the noise of identical runs and the aim for the error."""
+    """Return measured and predicted values, the error, the noise of identical runs and the aim for the error."""
     rows = []
     for name, words in METRICS.items():
         row = summary["metrics"].get(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.answers.trace_words import change, known, parameters, plural, points, shown, signed
+from reports.answers.trace_words import change, known, parameters, plural, points, shown, with_sign
 from reports.formatting import number, percent
 from reports.table import Table
 from sim.results.traces.trace_facts import CheckedValue, FitCheck, LawRow, SessionFacts, TraceFacts
@@ -133,7 +133,7 @@ def lengths_table(facts: TraceFacts) -> Table | None:
 
 
 def check_table(facts: TraceFacts) -> Table | None:
-    """Return the part that was not fitted beside the fitted traffic; None where there is nothing to compare."""
+    """Compare the part that was not fitted with the fitted traffic; None where there is nothing to compare."""
     fit = facts.fit
     if fit is None or not (fit.slots or fit.values):
         return None
@@ -152,7 +152,7 @@ def check_table(facts: TraceFacts) -> Table | None:
     note = f"Trace: the {plural(fit.requests_checked, 'request')} that the fit has not seen."
     if any(value.unit == "tokens" for value in fit.values):
         note += " Tokens: fitted traffic draws those of the first part again."
-    return Table("Fitted traffic beside the rest of the trace", head, rows, note)
+    return Table("Fitted traffic and the rest of the trace", head, rows, note)
 
 
 def _ratio_rows(fit: FitCheck) -> list[list[str]]:
@@ -192,4 +192,4 @@ def candidates_table(facts: TraceFacts) -> Table | None:
 
 def _relative(value: CheckedValue) -> str:
     found = change(value)
-    return "–" if found is None else signed(f"{found * 100:+.0f}", " %")
+    return "–" if found is None else with_sign(f"{found * 100:+.0f}", " %")

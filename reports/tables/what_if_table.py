@@ -28,13 +28,13 @@ def what_if_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Ta
     notes = [f"{row['label']}: {row['note']}" for row in rows if row["note"]]
     base: Mapping[str, Any] = next((row["metrics"] for row in rows if row["metrics"]), {})
     known = [name for name in names if name in base and base[name]["one"] is not None]
-    said = [
+    sentences = [
         "As planned: " + ", ".join(f"{metric_words(name)} {show(name, base[name]['one'])}" for name in known),
         "Brackets: the change and its 95 % interval, from pairs under the same traffic",
         *refused,
         *notes,
     ]
-    note = ". ".join(said)
+    note = ". ".join(sentences)
     head = ["change", "SLO", *(metric_words(name) for name in names)]
     return Table("What if? One change at a time", head, lines, f"{note}.", words=(1,))
 
