@@ -1,5 +1,5 @@
-"""Run directories in, HTML out.
+"""Run directories in, answers, tables and HTML pages out.
 
-May hold: charts, words about results, templates.
-May not: simulate, or read anything but a run directory.
+``answers`` say what was found, ``tables`` and ``charts`` show it without knowing each other, and ``pages`` put all of
+them together with ``templates``. May not: simulate, or read anything but a run directory.
 """

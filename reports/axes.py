@@ -12,8 +12,11 @@ from sim.results.point import Point
 from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
 
 _PARSERS: tuple[tuple[str, Callable[[object], float]], ...] = (
-    ("rate", parse_rate), ("share", parse_share), ("bytes", parse_bytes), ("seconds", parse_seconds),
-)  # fmt: skip
+    ("rate", parse_rate),
+    ("share", parse_share),
+    ("bytes", parse_bytes),
+    ("seconds", parse_seconds),
+)
 _NAMING = ("law", "process", "policy", "name")
 _SEPARATORS = "/-_. ,:"
 _LOG_SPAN = 20.0

@@ -110,7 +110,9 @@ class Results:
     @property
     def answer(self) -> Answer:
         """The answer in words, as the report's top box has it."""
-        return self._answer()
+        from reports.pages.run_page import run_answer
+
+        return run_answer(self._data)
 
     @property
     def meets_slo(self) -> bool | None:
@@ -144,15 +146,7 @@ class Results:
         """Write ``report.html`` into the run directory and return its path."""
         from reports.pages.run_page import write_report
 
-        return write_report(self._data)
-
-    def _answer(self) -> Answer:
-        from reports.answers.findings import answer, sweep_answer
-
-        assumed = (self._data.manifest.get("profile") or {}).get("status") == "assumed"
-        if len(self.points) == 1:
-            return answer(self.points[0], self._terms, assumed=assumed)
-        return sweep_answer(self.points, self._terms, assumed=assumed)
+        return write_report(self._data, self.answer)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the answer, and the numbers behind it."""
@@ -207,11 +201,6 @@ class PlanResults(Results):
             {"change": row["label"], "metric": name, **{key: found[key] for key in kept}}
             for row in self._data.manifest.get("what_if") or [] for name, found in row["metrics"].items()
         ])  # fmt: skip
-
-    def _answer(self) -> Answer:
-        from reports.answers.plan_answer import plan_answer
-
-        return plan_answer(self._data)
 
 
 def run(

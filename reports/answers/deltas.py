@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 from reports.formatting import RATIOS, percent, show
-from sim.results.pairs import Difference
+from sim.results.model import MetricChange
+from sim.results.pairs import BETTER, LESS, MORE, WORSE, Difference
 
+CLEAR_WORDS = {BETTER: "better", WORSE: "worse", MORE: "more", LESS: "less"}
+"""Verdicts of a clear difference, in short."""
 _AMOUNT = re.compile(r"^[−+]?[\d.,]+(e[-+]?\d+)?")
 
 
@@ -19,6 +22,12 @@ def signed(name: str, value: float, unit: str) -> str:
         text = show(name, abs(value), unit)
     sign = "−" if value < 0 else "+"
     return text if value == 0 or text.startswith("0 ") or text == "0" else f"{sign}{text}"
+
+
+def bounds_words(name: str, found: MetricChange) -> str:
+    """Return the interval of a change that is kept as a row of a file: ``−80 ms to −64 ms``."""
+    low, high = (0.0 if end is None else end for end in (found.lo, found.hi))
+    return f"{signed(name, low, found.unit)} to {signed(name, high, found.unit)}"
 
 
 def interval_words(difference: Difference) -> str:

@@ -1,11 +1,10 @@
-"""What holding a rollout avoided, in sentences and as a table."""
+"""What holding a rollout back avoided, in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.charts.svg import Table
 from reports.formatting import metric_words, percent, show
 from sim.results.model import Count, HeldBack, HeldBackRollout, MetricChange
 from sim.results.point import Point
@@ -29,34 +28,13 @@ def tell_held(points: Sequence[Point]) -> list[str]:
     assert held is not None, "something is held back there"
     where = "" if len(found) == len(points) else f" at {len(found)} of {len(points):,} points"
     return [
-        f"Held back{where}: {'; '.join(_why(row) for row in held.rollouts)}. {_answered(held)}",
+        f"Held back{where}: {'; '.join(why_held_back(row) for row in held.rollouts)}. {_answered(held)}",
         f"Had it gone out in the meantime: {_changes(held)}.",
     ]
 
 
-def held_table(point: Point, where: str) -> Table | None:
-    """Return what happened beside what would have happened; None where nothing is held."""
-    held = point.held_back
-    if held is None:
-        return None
-    answered = held.answered
-    rows = [["requests answered by the version held back", "0", f"{answered.value:,}{_between(answered)}", ""]]
-    if len(held.rollouts) > 1:
-        for row, each in zip(held.rollouts, held.by_rollout, strict=True):
-            rows.append([f"of rollouts.{row.rollout}", "0", f"{each.value:,}{_between(each)}", ""])
-    for name, found in held.metrics.items():
-        if found.one is None or found.other is None:
-            continue
-        rows.append([metric_words(name), show(name, found.one), show(name, found.other), _change(name, found)])
-    why = "; ".join(_why(row) for row in held.rollouts)
-    note = (
-        f"Held: {why}. Both columns are the same traffic, all replications; during: from the begin of the rollout "
-        "for as long as it is observed."
-    )
-    return Table(f"What holding it back avoided{where}", ["", "held", "had it gone out", "change"], rows, note)
-
-
-def _why(row: HeldBackRollout) -> str:
+def why_held_back(row: HeldBackRollout) -> str:
+    """Return which rollout was held back, and what the first failing version shows."""
     failing = [each for each in row.vetted if not each["passes"]]
     found = [f"{each['path']} {_shows(each['findings'])}" for each in failing]
     more = f" and {len(found) - 1} more fail" if len(found) > 1 else ""
@@ -79,13 +57,14 @@ def _changes(held: HeldBack) -> str:
     for name in _TOLD:
         found = held.metrics.get(name)
         if found is not None and found.one is not None and found.other is not None:
-            change = f" ({_change(name, found)})" if name != "rollout_loads" else ""
+            change = f" ({clear_change(name, found)})" if name != "rollout_loads" else ""
             words = metric_words(name).removesuffix(" during")
             told.append(f"{words} {show(name, found.one)} → {show(name, found.other)}{change}")
     return ", ".join(told) or "nothing was measured"
 
 
-def _change(name: str, found: MetricChange) -> str:
+def clear_change(name: str, found: MetricChange) -> str:
+    """Return which way a metric would have changed, with the interval; ``no clear change`` where that is open."""
     from reports.answers.deltas import signed  # numpy is heavy, and the terminal's words need it here alone
 
     if found.lo is None or found.hi is None:
@@ -95,5 +74,6 @@ def _change(name: str, found: MetricChange) -> str:
     return f"{word}: {between}" if word else "no clear change"
 
 
-def _between(metric: Count) -> str:
-    return "" if metric.lo is None else f" ({metric.lo:,.0f} to {metric.hi:,.0f})"
+def count_bounds(count: Count) -> str:
+    """Return the interval of a count, in brackets; empty where there is none."""
+    return "" if count.lo is None else f" ({count.lo:,.0f} to {count.hi:,.0f})"

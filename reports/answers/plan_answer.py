@@ -9,7 +9,6 @@ from reports.answers.bottleneck import headroom, largest_stage, limits
 from reports.answers.findings import Answer
 from reports.answers.verdicts import confidence
 from reports.axes import make_axis
-from reports.charts.svg import Table
 from reports.formatting import metric_words, percent, read_terms, show
 from reports.text import capital, term_sentence, unserved_words
 from sim.results.point import Point
@@ -18,7 +17,6 @@ from sim.results.verdict import MET, NOT_MET, UNCLEAR, lacks_answers, out_of_han
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
-_MOST_LOOKS = 200
 _GAIN = 0.005
 """Share of a value from which one step further is a gain worth a sentence."""
 
@@ -321,63 +319,3 @@ def _count(count: int, what: str) -> str:
 
 def _money(amount: float) -> str:
     return f"{amount:,.2f}".removesuffix(".00")
-
-
-def looks_table(data: RunData) -> Table | None:
-    """Return what the search looked at, in order; None for a run that is no plan."""
-    read = PlanReading(data)
-    looks = read.record.looks
-    if not looks:
-        return None
-    rows = []
-    for number, look in enumerate(looks[:_MOST_LOOKS], 1):
-        term, seen = metric_words(look.term), "" if look.value is None else show(look.term, look.value)
-        if look.unserved is not None:
-            term, seen = "refused or failed", percent(look.unserved)
-        rows.append(
-            [
-                str(number),
-                read.phrase(look.set),
-                term,
-                seen,
-                percent(look.score) if look.score is not None else "",
-                look.word,
-                f"{look.replications}",
-            ]
-        )
-    record = read.record
-    share = record.simulated_requests / max(1, record.every_candidate_requests)
-    note = (
-        f"{record.simulated_requests:,} requests were simulated: {percent(share)} of one run of each of the "
-        f"{record.candidates:,} candidates."
-    )
-    head = ["look", "design", "worst term", "value", "of its target", "verdict", "replications"]
-    return Table("How the search went", head, rows, note, words=(1, 2, 5))
-
-
-def formulas_table(data: RunData) -> Table | None:
-    """Return what formulas said of the answer, beside what was simulated."""
-    read = PlanReading(data)
-    formulas = read.record.formulas
-    if formulas is None or read.chosen is None:
-        return None
-    metrics, kv = read.chosen.metrics, read.chosen.capacity.kv
-    rows = [
-        ["miss ratio (Che)", _percent(formulas.miss_ratio), _percent(metrics["miss_ratio"].value)],
-        ["load of the loaders", _percent(formulas.loader_load), _percent(metrics["loader_utilization"].value)],
-        ["load of the GPU, at its largest batch", _percent(formulas.gpu_load), "–"],
-        [
-            "KV memory that the batch needs",
-            _percent(formulas.kv_share),
-            _percent(kv.peak_share if kv else None),
-        ],
-    ]
-    note = (
-        "Formulas leave out bursts and queues. They decide where the search begins and nothing else; the miss ratio "
-        "counts delayed hits as hits only in the simulation."
-    )
-    return Table("What formulas said of it", ["", "formula", "simulated"], rows, note)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else percent(value)

@@ -5,38 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from reports.answers.trace_fit_findings import GAP, closed_gap, fit_words, off_words
+from reports.answers.trace_fit_findings import GAP, fit_words, off_words
+from reports.answers.trace_words import about, parameters, plural, spread_words
 from reports.formatting import number
-from reports.tables.trace_tables import (
-    about,
-    candidates_table,
-    check_table,
-    curve_table,
-    facts_table,
-    laws_table,
-    lengths_table,
-    parameters,
-    plural,
-    spread_words,
-)
 from sim.results.traces.trace_facts import MissCurve, TraceFacts
 from sim.spec.units import human_seconds
 from sim.traffic.fits.popularity_fit import LEAST_P
-
-__all__ = [
-    "candidates_table",
-    "check_table",
-    "closed_gap",
-    "curve_table",
-    "facts_table",
-    "headline",
-    "laws_sentences",
-    "laws_table",
-    "lengths_sentences",
-    "lengths_table",
-    "sentences",
-    "telling",
-]
 
 _DECIDES = 1.5
 _LEAST_ADAPTERS = 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.tables.trace_tables import about, change, plural, shown, signed, spread_words
+from reports.answers.trace_words import about, change, plural, shown, spread_words, with_sign
 from sim.results.traces.trace_facts import FitCheck, TraceFacts
 
 GAP = 0.02
@@ -66,7 +66,7 @@ def closed_gap(fit: FitCheck) -> float | None:
 
 def _value_words(fit: FitCheck) -> str:
     found = [(value.name, change(value)) for value in fit.values if value.unit != "tokens"]
-    return ", ".join(f"{name} {signed(f'{by * 100:+.0f}', ' %')}" for name, by in found if by is not None)
+    return ", ".join(f"{name} {with_sign(f'{by * 100:+.0f}', ' %')}" for name, by in found if by is not None)
 
 
 def off_words(facts: TraceFacts) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from reports.axes import Axis
 from reports.charts.svg import COLOURS
@@ -80,10 +80,34 @@ def scale_y(ax: Axes, values: Sequence[float], kind: str, *, from_zero: bool = T
         ticks = nice_linear(low, high)
     ax.set_ylim(low, high)
     set_ticks(ax, "y", ticks, [TICKS[kind](tick) for tick in ticks])
-    ax.grid(True, axis="y")
+    draw_grid(ax, "y")
+    return log
+
+
+def draw_grid(ax: Axes, which: Literal["both", "x", "y"]) -> None:
+    """Draw a grid below the data, in place of the line at the left."""
+    ax.grid(True, axis=which)
     ax.set_axisbelow(True)
     ax.spines["left"].set_visible(False)
-    return log
+
+
+def scale_rows(ax: Axes, labels: Sequence[str]) -> None:
+    """Give each row of a chart its label, the first on top, with a grid along x."""
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    set_ticks(ax, "y", range(len(labels)), labels)
+    draw_grid(ax, "x")
+
+
+def scale_log(ax: Axes, which: Literal["x", "y"], low: float, high: float, tick: Callable[[float], str]) -> None:
+    """Set a logarithmic axis with up to six ticks."""
+    ticks = nice_log(low, high, 6)
+    if which == "x":
+        ax.set_xscale("log")
+        ax.set_xlim(low, high)
+    else:
+        ax.set_yscale("log")
+        ax.set_ylim(low, high)
+    set_ticks(ax, which, ticks, [tick(value) for value in ticks])
 
 
 def scale_x(ax: Axes, axis: Axis, room: float) -> None:
@@ -157,14 +181,25 @@ def set_ticks(ax: Axes, which: str, places: Sequence[float], labels: Sequence[st
 def y_title(ax: Axes, text: str, left: float = 46) -> None:
     """Write what the y axis shows above it, horizontally, this far left of the axis."""
     ax.annotate(
-        text, (0, 1), (-left, 14), xycoords="axes fraction", textcoords="offset points", color=COLOURS["muted"],
+        text,
+        (0, 1),
+        (-left, 14),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=COLOURS["muted"],
         va="baseline",
-    )  # fmt: skip
+    )
 
 
 def x_title(ax: Axes, text: str, below: float = 0.0) -> None:
     """Write what the x axis shows below it."""
     ax.annotate(
-        text, (0.5, 0), (0, -36 - below), xycoords="axes fraction", textcoords="offset points",
-        color=COLOURS["muted"], ha="center", va="baseline",
-    )  # fmt: skip
+        text,
+        (0.5, 0),
+        (0, -36 - below),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=COLOURS["muted"],
+        ha="center",
+        va="baseline",
+    )

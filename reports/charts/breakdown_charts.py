@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from reports.axes import Axis, in_order, point_words, shorten, spread
 from reports.charts.axis_ticks import (
     nice_linear,
+    scale_rows,
     scale_x,
     scale_y,
     seconds_tick,
@@ -16,9 +17,10 @@ from reports.charts.axis_ticks import (
     x_title,
     y_title,
 )
-from reports.charts.svg import COLOURS, WIDTH, Chart, Table, drawing, hatched, place, to_svg
-from reports.charts.sweep_charts import MOST_ROWS, end_labels, table_note
+from reports.charts.svg import COLOURS, WIDTH, Chart, drawing, hatched, place, to_svg
+from reports.charts.sweep_charts import end_labels
 from reports.formatting import percent
+from reports.table import MOST_ROWS, Table, table_note
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STAGES = {
-    "loader_queue_s": ("load queue", "s2"), "load_s": ("load", "s5"), "queue_s": ("admission queue", "s1"),
-    "prefill_s": ("prefill", "s3"), "decode_s": ("decode", "s6"),
-}  # fmt: skip
+    "loader_queue_s": ("load queue", "s2"),
+    "load_s": ("load", "s5"),
+    "queue_s": ("admission queue", "s1"),
+    "prefill_s": ("prefill", "s3"),
+    "decode_s": ("decode", "s6"),
+}
 """Stages of a request in their order: words and colour."""
 
 
@@ -65,14 +70,10 @@ def breakdown_chart(point: Point) -> Chart | None:
             text = f"{rows[i][1]} · {rows[i][2] if length > 0.001 * total else '< 0.1 %'}"
             ax.annotate(text, (start + length, i), (6, 0), textcoords="offset points", va="center")
             start += length
-        ax.set_ylim(len(stages) - 0.5, -0.5)
         ax.set_xlim(0, total)
         ticks = nice_linear(0, total, 5)
         set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks])
-        set_ticks(ax, "y", range(len(stages)), [words for _, words, _ in stages])
-        ax.grid(True, axis="x")
-        ax.set_axisbelow(True)
-        ax.spines["left"].set_visible(False)
+        scale_rows(ax, [words for _, words, _ in stages])
         x_title(ax, "mean time since arrival")
         svg = to_svg(figure, "breakdown", title, desc)
     caption = f"The mean request, {human_seconds(total)} from arrival to last token, stage by stage."
@@ -88,10 +89,13 @@ def breakdown_sweep_chart(points: Sequence[Point], axis: Axis) -> Chart | None:
     shown = spread(known, MOST_ROWS)
     head = [axis.words, *(words for _, words, _ in stages), "mean E2E"]
     rows = [
-        [axis.point_label(p), *(human_seconds(p.breakdown.get(key, 0.0)) for key, _, _ in stages),
-         human_seconds(sum(p.breakdown.values()))]
+        [
+            axis.point_label(p),
+            *(human_seconds(p.breakdown.get(key, 0.0)) for key, _, _ in stages),
+            human_seconds(sum(p.breakdown.values())),
+        ]
         for p in shown
-    ]  # fmt: skip
+    ]
     last = max(stages, key=lambda stage: known[-1].breakdown.get(stage[0], 0.0))
     share = known[-1].breakdown[last[0]] / (sum(known[-1].breakdown.values()) or 1.0)
     desc = f"Mean time by stage against {axis.words}; at {axis.point_label(known[-1])}, {percent(share)} is {last[1]}."
@@ -160,17 +164,13 @@ def breakdown_bars_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart
             part = [p.breakdown.get(key, 0.0) for p in known]
             ax.barh(range(len(known)), part, 0.66, left=left, **hatched(colour))
             left = [a + b for a, b in zip(left, part, strict=True)]
-        ax.set_ylim(len(known) - 0.5, -0.5)
         ax.set_xlim(0, top * 1.02)
         ticks = nice_linear(0, top, 5)
         set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks])
-        set_ticks(ax, "y", range(len(known)), labels)
-        ax.grid(True, axis="x")
-        ax.set_axisbelow(True)
-        ax.spines["left"].set_visible(False)
+        scale_rows(ax, labels)
         x_title(ax, f"mean latency; rows are {', '.join(axis.words for axis in axes)}")
         svg = to_svg(figure, "breakdown", title, desc)
     legend = [(words, next(f"var(--{c})" for k, (_, c) in STAGES.items() if k == key)) for key, words, _ in stages]
-    looks = [STAGES[key][1] for key, *_ in stages]
+    styles = [STAGES[key][1] for key, *_ in stages]
     caption = f"Mean seconds of a request, stage by stage, at {len(known)} points of the sweep."
-    return Chart("breakdown", title, caption, desc, svg, Table("Mean time by stage", head, rows), legend, looks)
+    return Chart("breakdown", title, caption, desc, svg, Table("Mean time by stage", head, rows), legend, styles)

@@ -1,23 +1,22 @@
-"""Charts of a cache-only replay: the LRU curve in several orders, and policies beside it."""
+"""Charts of a cache-only replay: the LRU curve in several orders, and the other policies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from reports.answers.cache_findings import CLAIRVOYANT, capacity_words
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_log, scale_y, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, drawing, look_of, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, drawing, legend_style, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
+from reports.table import Table
 from sim.results.traces.cache_points import CacheResult
-from sim.spec.policies import EVICTIONS
 from sim.spec.units import human_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-CLAIRVOYANT = next(entry.name for entry in EVICTIONS if entry.needs_future)
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 340, 58, 36, 22, 52
 _LABELS = 134  # the right margin where lines carry their names
@@ -25,11 +24,6 @@ _ROWS = 40
 _ROOM = 0.15
 """Labels of capacities stand at least this share of the axis apart."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-
-
-def capacity_words(result: CacheResult, capacity: float) -> str:
-    """Return a capacity as the reader asked for it: ``16 slots``, ``10 GB``."""
-    return f"{number(capacity)} slot{'' if capacity == 1 else 's'}" if result.by_slots else human_bytes(capacity)
 
 
 def orders_chart(result: CacheResult) -> Chart:
@@ -67,11 +61,11 @@ def orders_chart(result: CacheResult) -> Chart:
     head = ["capacity", *(label for label, *_ in lines)]
     table = Table("LRU's miss ratio", head, rows, "lru_curve.csv has every point of the curve.")
     legend = [(label, f"var(--{name})") for label, _, name, *_ in lines]
-    return Chart(ident, title, caption, desc, svg, table, legend, [look_of(style) for *_, style in lines])
+    return Chart(ident, title, caption, desc, svg, table, legend, [legend_style(style) for *_, style in lines])
 
 
 def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
-    """Draw every policy at the capacities asked for.
+    """Draw every policy at the given capacities.
 
     :param of_bytes: missed over requested bytes instead of requests.
     """
@@ -82,26 +76,38 @@ def policies_chart(result: CacheResult, *, of_bytes: bool) -> Chart:
     caption = f"Share of {what}, one mark a replay."
     if CLAIRVOYANT in result.policies:
         caption += " belady knows the future: " + (
-            "no policy can miss less." if result.equal_sizes else "with sizes that differ a strong mark, not a bound."
+            "no policy can miss less."
+            if result.equal_sizes
+            else "a strong reference where sizes differ, but not a bound."
         )
     desc, curve = _policies_desc(result, lines, what), result.curve
     with drawing(_HEIGHT) as figure:
         ax = place(figure, _LEFT, _TOP, _LABELS, _BOTTOM)
         ends: list[tuple[float, tuple[str, str, float], str, str]] = []
         for index, (policy, values) in enumerate(lines):
-            colour, style = _look(result.policies, policy)
+            colour, style = _style(result.policies, policy)
             along = policy == "lru" and not of_bytes
             if along:  # every capacity between the marks is known
                 inside = (curve.capacities >= result.capacities[0]) & (curve.capacities <= result.capacities[-1])
                 ax.plot(curve.capacities[inside], curve.real[inside], color=colour, linewidth=1.5, zorder=3)
             marker = _MARKERS[index % len(_MARKERS)]
-            ax.plot(result.capacities, values, linestyle="none" if along else style, color=colour,
-                    linewidth=1.5, marker=marker, markersize=6,
-                    markeredgecolor=COLOURS["paper"], markeredgewidth=0.8, zorder=3, clip_on=False)  # fmt: skip
+            ax.plot(
+                result.capacities,
+                values,
+                linestyle="none" if along else style,
+                color=colour,
+                linewidth=1.5,
+                marker=marker,
+                markersize=6,
+                markeredgecolor=COLOURS["paper"],
+                markeredgewidth=0.8,
+                zorder=3,
+                clip_on=False,
+            )
             ends.append((sum(values), (policy, colour, values[-1]), style, marker))
         _axes(ax, result, result.capacities, [value for _, values in lines for value in values], what)
         _ticks(ax, result, _apart(result.capacities))
-        ends.sort(key=lambda end: end[0])  # where lines end together, labels stand as the lines lie before
+        ends.sort(key=lambda end: end[0])  # labels of lines that end together are in the order of the lines before that
         end_labels(ax, [end[1] for end in ends], "both", [end[2] for end in ends], [end[3] for end in ends])
         svg = to_svg(figure, ident, title, desc)
     rows = [[policy, *(percent(value) for value in values)] for policy, values in lines]
@@ -116,8 +122,8 @@ def _ratios(result: CacheResult, policy: str, of_bytes: bool) -> list[float]:
     ]
 
 
-def _look(policies: Sequence[str], policy: str) -> tuple[str, str]:
-    """Return a policy's colour and line style: LRU has the colour of its curve, the seventh and on are dashed."""
+def _style(policies: Sequence[str], policy: str) -> tuple[str, str]:
+    """Return a policy's colour and line style: LRU has the colour of its curve; from the seventh on, dashed."""
     if policy == CLAIRVOYANT:
         return COLOURS["ink"], ":"
     others = [name for name in policies if name not in ("lru", CLAIRVOYANT)]
@@ -153,7 +159,7 @@ def _ticks(ax: Axes, result: CacheResult, places: Sequence[float]) -> None:
 
 
 def _apart(capacities: Sequence[int]) -> list[float]:
-    """Return the capacities whose labels have room beside each other."""
+    """Return the capacities whose labels have room next to each other."""
     kept = [float(capacities[0])]
     share = (capacities[-1] / capacities[0]) ** _ROOM
     for capacity in capacities[1:]:

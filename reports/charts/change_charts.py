@@ -1,4 +1,4 @@
-"""Charts of rollouts and faults: strategies beside each other over time, and which version answers."""
+"""Charts of rollouts and faults: strategies side by side over time, and which version answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, y_title
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, dash_of, drawing, hatched, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, Chart, dash_of, drawing, hatched, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.charts.timeline_chart import LATENCIES, draw_events, event_marks, time_axis
 from reports.formatting import percent
+from reports.table import Table
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 
@@ -25,6 +26,8 @@ _PANELS = (
     ("e2e_p99_s", "p99 E2E by arrival"),
     ("loads_per_s", "loads per second"),
 )
+_Times = tuple[float, float]
+"""Start and end of what is shown, in seconds."""
 _AROUND = 0.4
 """Room before the first event and after the last, as a share of the time between them; at least of the whole run."""
 _LEAST = 0.12
@@ -34,76 +37,74 @@ _CSS_OF = {"none": "var(--slo)"}
 
 def moments_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
     """Draw p99 E2E and loads per second around the events, one line a point of a sweep (at most six)."""
-    some = [p for p in in_order(points, axes) if _happenings(p) and p.timeline.e2e_p99_s] if axes else []
+    some = [p for p in in_order(points, axes) if _event_times(p) and p.timeline.e2e_p99_s] if axes else []
     some = spread(some, len(SERIES))
     if len(some) < 2:
         return None
-    start, end = _around(some)
+    shown = start, end = _around(some)
     labels = [shorten(", ".join(axis.short_label(p, 16) for axis in axes), 18) for p in some]
-    title = "What do requests feel while it happens?"
-    panels = [(key, what) for key, what in _PANELS if any(_peak(p, key, start, end) for p in some)]
-    told = [
-        f"{label} up to {', '.join(_told(p, key, what, start, end) for key, what in panels)}"
+    title = "How slow are requests while it happens?"
+    panels = [(key, what) for key, what in _PANELS if any(_peak(p, key, shown) for p in some)]
+    parts = [
+        f"{label} up to {', '.join(_peak_words(p, key, what, shown) for key, what in panels)}"
         for label, p in zip(labels, some, strict=True)
-    ]  # fmt: skip
-    desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(told)}."
-    begins = min(time for p in some for time in _happenings(p))
+    ]
+    desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(parts)}."
+    begins = min(time for p in some for time in _event_times(p))
     with drawing(_PANEL * len(panels) + 48) as figure:
         for i, (key, what) in enumerate(panels):
             ax = place(figure, 58, 34 + _PANEL * i, 150, 48 + _PANEL * (len(panels) - 1 - i))
-            _lines(ax, some, labels, key, start, end, named=i == 0)
+            _lines(ax, some, labels, key, shown, named=i == 0)
             time_axis(ax, start, end, last=i == len(panels) - 1)
             draw_events(ax, [(begins, "begin")], named=i == 0)
             y_title(ax, what)
         svg = to_svg(figure, "moments", title, desc)
     caption = (
-        "First replication of each point, the same traffic in all. A p99 is that of five short spans together, none of "
+        "First replication of each point, the same traffic in all. Each p99 is taken over five short spans, none of "
         "them beyond the time at which something began."
     )
-    return Chart("moments", title, caption, desc, svg, _moments_table(some, labels, panels, start, end))
+    return Chart("moments", title, caption, desc, svg, _moments_table(some, labels, panels, shown))
 
 
-def _told(point: Point, key: str, what: str, start: float, end: float) -> str:
-    peak = _peak(point, key, start, end)
+def _peak_words(point: Point, key: str, what: str, shown: _Times) -> str:
+    peak = _peak(point, key, shown)
     return f"{human_seconds(peak) if key in LATENCIES else f'{peak:.3g}'} {what}"
 
 
-def _happenings(point: Point) -> list[float]:
-    """Return when something happened; what is so from the start has no before to compare with."""
+def _event_times(point: Point) -> list[float]:
+    """Return when something happened; what holds from the start has nothing before it to compare with."""
     return [event["t_s"] for event in point.events if event["t_s"] > 0]
 
 
-def _around(points: Sequence[Point]) -> tuple[float, float]:
+def _around(points: Sequence[Point]) -> _Times:
     """Return the time around all events, within the run."""
-    events = [time for p in points for time in _happenings(p)]
+    events = [time for p in points for time in _event_times(p)]
     times = points[0].timeline.t_s
     room = max(_AROUND * (max(events) - min(events)), _LEAST * (times[-1] - times[0]))
     return max(times[0], min(events) - room), min(times[-1], max(events) + room)
 
 
-def _within(point: Point, key: str, start: float, end: float) -> tuple[list[float], list[float]]:
+def _within(point: Point, key: str, shown: _Times) -> tuple[list[float], list[float]]:
     pairs = zip(point.timeline.t_s, point.timeline.column(key), strict=True)
-    inside = [(t, math.nan if v is None else v) for t, v in pairs if start <= t <= end]
+    inside = [(t, math.nan if v is None else v) for t, v in pairs if shown[0] <= t <= shown[1]]
     return [t for t, _ in inside], [v for _, v in inside]
 
 
-def _peak(point: Point, key: str, start: float, end: float) -> float:
-    return max((v for v in _within(point, key, start, end)[1] if not math.isnan(v)), default=0.0)
+def _peak(point: Point, key: str, shown: _Times) -> float:
+    return max((v for v in _within(point, key, shown)[1] if not math.isnan(v)), default=0.0)
 
 
-def _lines(
-    ax: Axes, points: Sequence[Point], labels: Sequence[str], key: str, start: float, end: float, *, named: bool
-) -> None:
+def _lines(ax: Axes, points: Sequence[Point], labels: Sequence[str], key: str, shown: _Times, *, named: bool) -> None:
     top, ends = 0.0, []
     for point, label, colour in zip(points, labels, SERIES, strict=False):
-        times, values = _within(point, key, start, end)
+        times, values = _within(point, key, shown)
         ax.plot(times, values, color=colour, linewidth=1.5, linestyle=dash_of(colour))
         known = [value for value in values if not math.isnan(value)] or [0.0]
         top = max(top, *known)
         ends.append((label, colour, known[-1]))
     top = top * 1.08 or 1.0
     ticks = nice_linear(0, top, 4)
-    ax.set_xlim(start, end)
+    ax.set_xlim(shown)
     ax.set_ylim(0, top)
     set_ticks(ax, "y", ticks, [(seconds_tick if key in LATENCIES else count_tick)(t) for t in ticks])
     if named:
@@ -111,9 +112,9 @@ def _lines(
 
 
 def _moments_table(
-    points: Sequence[Point], labels: Sequence[str], panels: Sequence[tuple[str, str]], start: float, end: float
+    points: Sequence[Point], labels: Sequence[str], panels: Sequence[tuple[str, str]], shown: _Times
 ) -> Table:
-    times, _ = _within(points[0], "loads_per_s", start, end)
+    times, _ = _within(points[0], "loads_per_s", shown)
     picked = spread(range(len(times)), _ROWS)
     columns, head = [], ["time"]
     for key, what in panels:
@@ -162,8 +163,8 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None
         "First replication: shares of the requests that arrive in a short span, by the version of their first token."
     )
     legend = [(_version_words(name), _CSS_OF.get(name, f"var(--{_colour(name)})")) for name in names]
-    looks = [_colour(name) for name in names]
-    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names), legend, looks)
+    styles = [_colour(name) for name in names]
+    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names), legend, styles)
 
 
 def _strip_title(point: Point, axes: Sequence[Axis]) -> str:
@@ -191,8 +192,8 @@ def _stack(ax: Axes, mix: dict[str, Any], names: Sequence[str]) -> None:
 
 def _mix_words(point: Point, axes: Sequence[Axis]) -> str:
     last = {name: shares[-2] for name, shares in point.version_mix["versions"].items()}
-    who = f"{_strip_title(point, axes)} ends with " if axes else "At the end "
-    return f"{who}{', '.join(f'{percent(share)} {_version_words(name)}' for name, share in last.items())}."
+    start = f"{_strip_title(point, axes)} ends with " if axes else "At the end "
+    return f"{start}{', '.join(f'{percent(share)} {_version_words(name)}' for name, share in last.items())}."
 
 
 def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[str]) -> Table:

@@ -10,7 +10,7 @@ from reports.axes import Axis, in_order, point_words, spread
 from reports.charts.breakdown_charts import breakdown_bars_chart, breakdown_chart, breakdown_sweep_chart
 from reports.charts.change_charts import moments_chart, version_chart
 from reports.charts.distribution_charts import cdf_chart
-from reports.charts.heat_maps import heat_chart
+from reports.charts.heat_maps import Facet, heat_chart
 from reports.charts.svg import SERIES, Chart
 from reports.charts.sweep_charts import family_chart, has_values, latency_chart, ratio_chart
 from reports.charts.timeline_chart import timeline_chart
@@ -37,9 +37,12 @@ def choose_charts(
     elif len(axes) == 1:
         axis = axes[0]
         found = [
-            latency_chart(points, axis, slo_terms), ratio_chart(points, axis, slo_terms),
-            breakdown_sweep_chart(points, axis), cdf_chart(points, axes), timeline,
-        ]  # fmt: skip
+            latency_chart(points, axis, slo_terms),
+            ratio_chart(points, axis, slo_terms),
+            breakdown_sweep_chart(points, axis),
+            cdf_chart(points, axes),
+            timeline,
+        ]
     else:
         several = _two_keys(points, axes, slo_terms) if len(axes) == 2 else _facets(points, axes, slo_terms)
         found = [*several, breakdown_bars_chart(points, axes), cdf_chart(points, axes), timeline]
@@ -84,7 +87,7 @@ def _facets(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[st
     name = _latency(points, slo_terms)
     shown = spread(list(groups.items()), _MOST_FACETS)
     charts = [
-        heat_chart(some, across, up, name, slo_terms, where=f" with {words}", ident=f"heat-{i}", scale_over=points)
+        heat_chart(some, across, up, name, slo_terms, Facet(f"heat-{i}", f" with {words}", points))
         for i, (words, some) in enumerate(shown)
     ]
     if len(shown) == len(groups):

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from reports.answers.deltas import change_cell, relative_cell
 from reports.answers.run_comparison import Comparison, Pair, key_metrics
 from reports.axes import Axis, shorten, spread
-from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, seconds_tick, set_ticks, x_title
+from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, scale_rows, seconds_tick, set_ticks, x_title
 from reports.charts.breakdown_charts import STAGES
 from reports.charts.distribution_charts import Curve, measured_quantiles, quantile_chart
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, drawing, place, to_svg
-from reports.charts.sweep_charts import Line, line_chart, numbers_table
+from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, to_svg
+from reports.charts.sweep_charts import Line, YAxis, line_chart
 from reports.formatting import RATIOS, metric_words, percent, show
+from reports.table import Table, numbers_table
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import UNITS
 from sim.spec.units import human_seconds
 
 A, B = COLOURS["s6"], SERIES[0]
-"""Colours of the two runs: the first is what is there, the second what is proposed."""
+"""Colours of the two runs: the first as what exists, the second as what is proposed."""
 _COLOUR_OF = {BETTER: COLOURS["s3"], WORSE: COLOURS["slo"]}
 _LEGEND = [("clearly better", "var(--s3)"), ("clearly worse", "var(--slo)"), ("neither", "var(--muted)")]
 _MOST_DOTS = 24
@@ -68,12 +69,13 @@ def changes_chart(pair: Pair, names: Sequence[str]) -> Chart | None:
             dots.append(Dot(metric_words(name), change, low, high, d.word, relative_cell(d)))
     if not dots:
         return None
-    caption = "Change from A to B as a share of A's value; bars are 95 % intervals. Left of 0 is less, not worse."
+    caption = "Change from A to B as a share of A's value; bars are 95 % intervals. Left of 0 means lower, not worse."
     rows = [
         [metric_words(n), change_cell(d), relative_cell(d), d.word] for n in names if (d := pair.differences.get(n))
     ]
     table = Table("Changes from A to B", ["metric", "change", "relative", "B is"], rows, words=(3,))
-    return dots_chart("changes", "What changes from A to B?", caption, dots, _signed(percent), "change", table)
+    heading = Heading("changes", "What changes from A to B?", caption)
+    return dots_chart(heading, dots, _signed(percent), "change", table)
 
 
 def points_chart(comparison: Comparison, axes: Sequence[Axis], name: str) -> Chart | None:
@@ -97,14 +99,12 @@ def points_chart(comparison: Comparison, axes: Sequence[Axis], name: str) -> Cha
     left_out = f" {_MOST_DOTS} of {len(dots)} points, evenly spaced." if len(dots) > _MOST_DOTS else ""
     caption = f"B minus A by {over}, in percent of A at the right; bars are 95 % intervals of the difference.{left_out}"
     table = Table(f"Change of {words}", [over, "A", "B", "change", "B is"], rows, words=(4,))
-    ident = f"change-{name.replace('_', '-')}"
     title = f"How much does {words} change from A to B?"
-    return dots_chart(ident, title, caption, spread(dots, _MOST_DOTS), _ticks(name), f"change of {words}", table)
+    heading = Heading(f"change-{name.replace('_', '-')}", title, caption)
+    return dots_chart(heading, spread(dots, _MOST_DOTS), _ticks(name), f"change of {words}", table)
 
 
-def dots_chart(
-    ident: str, title: str, caption: str, dots: Sequence[Dot], tick: Callable[[float], str], what: str, table: Table
-) -> Chart:
+def dots_chart(heading: Heading, dots: Sequence[Dot], tick: Callable[[float], str], what: str, table: Table) -> Chart:
     """Draw changes as dots with intervals, one below the other, on both sides of 0."""
     relative = what == "change"
     ends = [value for dot in dots for value in (dot.low, dot.high, dot.value, 0.0)]
@@ -117,7 +117,6 @@ def dots_chart(
     with drawing(72 + 26 * len(dots)) as figure:
         ax = place(figure, _LEFT, 14, _RIGHT, 52)
         ax.set_xlim(low, high)
-        ax.set_ylim(len(dots) - 0.5, -0.5)
         ax.axvline(0, color=COLOURS["ink"], linewidth=1.0, zorder=2)
         for row, dot in enumerate(dots):
             colour = _COLOUR_OF.get(dot.word, COLOURS["muted"])
@@ -125,21 +124,24 @@ def dots_chart(
             outside = ">" if dot.value > high else "<" if dot.value < low else ""
             clear = dot.word in _COLOUR_OF
             ax.plot(
-                [min(max(dot.value, low), high)], [row], outside or "o", color=colour, zorder=4, clip_on=False,
-                markerfacecolor=colour if clear else COLOURS["paper"], markeredgewidth=1.6,
-            )  # fmt: skip
+                [min(max(dot.value, low), high)],
+                [row],
+                outside or "o",
+                color=colour,
+                zorder=4,
+                clip_on=False,
+                markerfacecolor=colour if clear else COLOURS["paper"],
+                markeredgewidth=1.6,
+            )
             ax.annotate(
                 dot.text, (1, row), (9, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center"
             )
         ticks = nice_linear(low, high, 5)
         set_ticks(ax, "x", ticks, [tick(value) for value in ticks])
-        set_ticks(ax, "y", range(len(dots)), [dot.label for dot in dots])
-        ax.grid(True, axis="x")
-        ax.set_axisbelow(True)
-        ax.spines["left"].set_visible(False)
+        scale_rows(ax, [dot.label for dot in dots])
         x_title(ax, what)
-        svg = to_svg(figure, ident, title, desc)
-    return Chart(ident, title, caption, desc, svg, table, legend=_LEGEND)
+        svg = to_svg(figure, heading.ident, heading.title, desc)
+    return Chart(heading.ident, heading.title, heading.caption, desc, svg, table, legend=_LEGEND)
 
 
 def _signed(tick: Callable[[float], str]) -> Callable[[float], str]:
@@ -171,9 +173,8 @@ def curves_chart(comparison: Comparison, axis: Axis, name: str) -> Chart | None:
     assert kind in TICKS, "an axis has ticks"
     title = f"How does {words} change with {axis.words}, in A and in B?"
     caption = "Bands are the 95 % interval of each alone, wider than that of their difference; hollow: unsettled."
-    return line_chart(
-        f"curves-{name.replace('_', '-')}", title, caption, axis, lines, table, kind=kind, what=words, targets=targets
-    )
+    heading = Heading(f"curves-{name.replace('_', '-')}", title, caption)
+    return line_chart(heading, axis, YAxis(words, kind, targets), lines, table)
 
 
 def _latencies(pair: Pair) -> list[Chart]:
@@ -213,17 +214,16 @@ def stages_chart(pair: Pair) -> Chart | None:
                 length = part.get(key, 0.0)
                 ax.barh(row + shift, length, height=0.34, color=colour, linewidth=0)
                 ax.annotate(
-                    f"{letter} {human_seconds(length)}", (length, row + shift), (6, 0), textcoords="offset points",
+                    f"{letter} {human_seconds(length)}",
+                    (length, row + shift),
+                    (6, 0),
+                    textcoords="offset points",
                     va="center",
-                )  # fmt: skip
-        ax.set_ylim(len(stages) - 0.5, -0.5)
+                )
         ax.set_xlim(0, high)
         ticks = nice_linear(0, high, 5)
         set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks])
-        set_ticks(ax, "y", range(len(stages)), names)
-        ax.grid(True, axis="x")
-        ax.set_axisbelow(True)
-        ax.spines["left"].set_visible(False)
+        scale_rows(ax, names)
         x_title(ax, "mean time")
         svg = to_svg(figure, "stages", title, desc)
     caption = f"The mean request, stage by stage: {totals[0]} in A, {totals[1]} in B. No intervals."

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from reports.axes import Axis, in_order, shorten, spread
-from reports.charts.axis_ticks import nice_log, seconds_tick, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, dash_of, drawing, place, to_svg
+from reports.charts.axis_ticks import draw_grid, nice_log, seconds_tick, set_ticks, x_title, y_title
+from reports.charts.svg import COLOURS, SERIES, Chart, dash_of, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
+from reports.table import Table
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LATENCIES = {
-    "e2e_s": ("E2E", "s2"), "ttft_s": ("TTFT", "s1"), "queue_s": ("queue", "s3"), "load_wait_s": ("load wait", "s5"),
-}  # fmt: skip
+    "e2e_s": ("E2E", "s2"),
+    "ttft_s": ("TTFT", "s1"),
+    "queue_s": ("queue", "s3"),
+    "load_wait_s": ("load wait", "s5"),
+}
 
 
 Curve = tuple[str, str, list[float], list[float]]
@@ -88,9 +92,7 @@ def quantile_chart(ident: str, title: str, caption: str, what: str, curves: Sequ
         levels = [q for q in (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999) if q <= top + 1e-9]
         set_ticks(ax, "y", [_tail(q) for q in levels], [f"{q * 100:.6g} %" for q in levels])
         ax.set_ylim(0, _tail(top) * 1.02)
-        ax.grid(True)
-        ax.set_axisbelow(True)
-        ax.spines["left"].set_visible(False)
+        draw_grid(ax, "both")
         _curve_labels(ax, curves)
         y_title(ax, "share of requests within")
         x_title(ax, what)

@@ -1,12 +1,14 @@
-"""Charts that hold predictions against measurements."""
+"""Charts that compare predictions with measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from reports.charts.axis_ticks import count_tick, nice_log, seconds_tick
-from reports.charts.svg import COLOURS, SERIES, Chart, Table, drawing, look_of, place, to_svg
+from reports.charts.agreement import BAND, draw_agreement, is_within
+from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick
+from reports.charts.svg import COLOURS, SERIES, Chart, drawing, legend_style, place, to_svg
+from reports.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,13 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 REGIME_COLOURS = {
-    "unsaturated": ("s1", SERIES[0], "o"), "slot-limited": ("s2", SERIES[1], "^"),
+    "unsaturated": ("s1", SERIES[0], "o"),
+    "slot-limited": ("s2", SERIES[1], "^"),
     "kv-or-compute-limited": ("s3", SERIES[2], "s"),
-}  # fmt: skip
-"""CSS variable, stand-in colour and marker of each regime: told apart by shape as well."""
+}
+"""CSS variable, stand-in colour and marker of each regime: regimes differ in shape as well."""
 
 _SIDE, _LEFT, _TOP, _RIGHT, _BOTTOM = 430, 66, 20, 16, 52
-_BAND = 1.25
 
 
 class SlotRun(Protocol):
@@ -41,12 +43,12 @@ def scatter_chart(name: str, title: str, what: str, points: Sequence[tuple[float
 
     :param points: measured, predicted, regime.
     """
-    within = sum(1 / _BAND <= predicted / measured <= _BAND for measured, predicted, _ in points)
+    within = sum(is_within(measured, predicted) for measured, predicted, _ in points)
     caption = (
-        f"One mark a run. On the line prediction and measurement agree; the band is a factor of {_BAND} either way and "
+        f"One mark a run. On the line prediction and measurement agree; the band is a factor of {BAND} either way and "
         f"holds {within / len(points):.0%} of {len(points):,} runs."
     )
-    desc = f"{what}: {within} of {len(points)} predictions lie within a factor of {_BAND} of the measurement."
+    desc = f"{what}: {within} of {len(points)} predictions lie within a factor of {BAND} of the measurement."
     scale = 1e-3 if name.endswith("_ms") else 1.0
     tick = seconds_tick if name.endswith("_ms") else count_tick
     ident = f"scatter-{name.replace('_', '-')}"
@@ -54,19 +56,19 @@ def scatter_chart(name: str, title: str, what: str, points: Sequence[tuple[float
     low, high = min(values) / 1.3, max(values) * 1.3
     with drawing(_SIDE + 30, _SIDE + 60) as figure:
         ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
-        ax.fill_between([low, high], [low / _BAND, high / _BAND], [low * _BAND, high * _BAND],
-                        color=COLOURS["muted"], alpha=0.16, linewidth=0)  # fmt: skip
-        ax.plot([low, high], [low, high], color=COLOURS["muted"], linewidth=1)
+        draw_agreement(ax, low, high)
         for regime, (_, colour, marker) in REGIME_COLOURS.items():
             some = [(measured * scale, predicted * scale) for measured, predicted, r in points if r == regime]
             if some:
                 ax.plot(*zip(*some, strict=True), marker, color=colour, markersize=4.2, alpha=0.7, markeredgewidth=0)
-        _log_axes(ax, low, high, tick)
+        scale_log(ax, "x", low, high, tick)
+        scale_log(ax, "y", low, high, tick)
+        ax.grid()
         _titles(ax, f"measured {what}", f"predicted {what}")
         svg = to_svg(figure, ident, title, desc)
     legend = [(regime, f"var(--{variable})") for regime, (variable, _, _) in REGIME_COLOURS.items()]
-    looks = [look_of("", marker) for _, _, marker in REGIME_COLOURS.values()]
-    return Chart(ident, title, caption, desc, svg, table, legend, looks)
+    styles = [legend_style("", marker) for _, _, marker in REGIME_COLOURS.values()]
+    return Chart(ident, title, caption, desc, svg, table, legend, styles)
 
 
 def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
@@ -83,12 +85,16 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
     caption = f"p50 TTFT by slots. Best measured p99 TTFT: {best.slots} slots; predicted: {same}."
     head = ["slots", "p50 TTFT measured", "predicted", "p99 TTFT measured", "predicted "]
     rows = [
-        [str(run.slots), *(
-            seconds_tick(float(f"{side[name] / 1e3:.3g}"))
-            for name in ("ttft_p50_ms", "ttft_p99_ms") for side in (run.measured, run.predicted)
-        )]
+        [
+            str(run.slots),
+            *(
+                seconds_tick(float(f"{side[name] / 1e3:.3g}"))
+                for name in ("ttft_p50_ms", "ttft_p99_ms")
+                for side in (run.measured, run.predicted)
+            ),
+        ]
         for run in runs
-    ]  # fmt: skip
+    ]
     desc = f"{title} " + " ".join(f"{row[0]} slots: measured {row[1]}, predicted {row[2]}." for row in rows)
     values = [value for _, ys, _, _ in lines for value in ys]
     with drawing(300) as figure:
@@ -108,32 +114,18 @@ def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
         _titles(ax, "slots", "p50 TTFT")
         svg = to_svg(figure, ident, title, desc)
     legend = [("measured", "var(--s2)"), ("predicted", "var(--s1)")]
-    looks = [look_of("-", "o"), look_of("--", "s")]
-    return Chart(ident, title, caption, desc, svg, Table(title, head, rows), legend, looks)
+    styles = [legend_style("-", "o"), legend_style("--", "s")]
+    return Chart(ident, title, caption, desc, svg, Table(title, head, rows), legend, styles)
 
 
 def _thinned(slots: Sequence[int]) -> list[str]:
-    """Return labels of a logarithmic axis, those left out that would touch the one before."""
+    """Return labels of a logarithmic axis, without those that would touch the one before."""
     words, last = [], 0.0
     for value in slots:
         room = value >= 1.2 * last
         words.append(str(value) if room else "")
         last = value if room else last
     return words
-
-
-def _log_axes(ax: Axes, low: float, high: float, tick: object) -> None:
-    ticks = nice_log(low, high, 6)
-    words = [tick(value) for value in ticks]  # type: ignore[operator]
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xticks(ticks, words)
-    ax.set_yticks(ticks, words)
-    ax.set_xticks([], minor=True)
-    ax.set_yticks([], minor=True)
-    ax.set_xlim(low, high)
-    ax.set_ylim(low, high)
-    ax.grid()
 
 
 def _titles(ax: Axes, below: str, left: str) -> None:

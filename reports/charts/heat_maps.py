@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reports.axes import Axis
 from reports.charts.axis_ticks import set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, Table, drawing, place, to_svg
-from reports.charts.sweep_charts import cell, has_values, unserved_note
+from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, drawing, place, to_svg
+from reports.charts.sweep_charts import has_values, unserved_note
 from reports.formatting import RATIOS, metric_words, show
+from reports.table import Table, cell
 from sim.results.point import Point
 from sim.results.verdict import MET, term_verdict
 
@@ -26,26 +28,59 @@ Scale = tuple[float, float, bool]
 """Lowest and highest value of the colours, and whether they are logarithmic."""
 
 
-def heat_chart(
-    points: Sequence[Point], across: Axis, up: Axis, name: str, slo_terms: Mapping[str, float], *,
-    where: str = "", ident: str = "", scale_over: Sequence[Point] = (),
-) -> Chart | None:  # fmt: skip
-    """Draw one metric as coloured cells, one a pair of values, and outline the cells that meet the SLO.
+@dataclass(frozen=True)
+class Facet:
+    """One of several heat maps with one colour scale.
 
-    :param where: the values of further keys, for the title.
-    :param scale_over: the points whose values span the colours, where several charts must compare.
+    :ivar ident: prefix of its ids.
+    :ivar where: the values of further keys, for the title.
+    :ivar scale_over: the points whose values span the colours of all of them.
     """
+
+    ident: str
+    where: str
+    scale_over: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """The cells of a heat map.
+
+    :ivar across: the key along x; ``up`` that along y.
+    :ivar name: the metric.
+    :ivar met: the cells that certainly meet the SLO.
+    """
+
+    grid: Grid
+    across: Axis
+    up: Axis
+    name: str
+    met: set[tuple[int, int]]
+    scale: Scale
+
+
+def heat_chart(
+    points: Sequence[Point],
+    across: Axis,
+    up: Axis,
+    name: str,
+    slo_terms: Mapping[str, float],
+    facet: Facet | None = None,
+) -> Chart | None:
+    """Draw one metric as coloured cells, one a pair of values, and outline the cells that meet the SLO."""
     if not has_values(points, name):
         return None
     grid = {(across.index(p), up.index(p)): p for p in points}
-    ident = ident or f"heat-{name.replace('_', '-')}"
+    facet = facet or Facet(f"heat-{name.replace('_', '-')}", "", points)
+    ident, where = facet.ident, facet.where
     words = metric_words(name)
     target = slo_terms.get(name)
     pair = f"{across.words} and {up.words}"
     title = (
-        f"How does {words} change with {pair}{where}?" if target is None else
-        f"Which {pair} keep {words} within its SLO{where}?"
-    )  # fmt: skip
+        f"How does {words} change with {pair}{where}?"
+        if target is None
+        else f"Which {pair} keep {words} within its SLO{where}?"
+    )
     met = {at for at, p in grid.items() if target is not None and term_verdict(p, name, target) == MET}
     desc = f"{words} by {across.words} and {up.words}. {_extremes(grid, across, up, name)}"
     caption = _caption(len(met), len(grid), None if target is None else show(name, target))
@@ -54,8 +89,8 @@ def heat_chart(
     caption += unserved_note(points, name)
     if target is not None:
         desc += f" {len(met)} of {len(grid)} cells meet the SLO of {show(name, target)}."
-    known = [value for p in scale_over or points if (value := _value(p, name)) is not None]
-    svg = _draw(grid, across, up, name, met, _steps(known, name), (ident, title, desc))
+    known = [value for p in facet.scale_over if (value := _value(p, name)) is not None]
+    svg = _draw(HeatMap(grid, across, up, name, met, _steps(known, name)), (ident, title, desc))
     head = [f"{up.words} ＼ {across.words}", *(across.label(value) for value in across.values)]
     rows = []
     for j, value in enumerate(up.values):
@@ -66,7 +101,7 @@ def heat_chart(
 
 def _caption(met: int, cells: int, target: str | None) -> str:
     """Return how colours and hatches read."""
-    colours = "The strip below the chart says what the colours are."
+    colours = "The strip below the chart is the colour scale."
     if target is None:
         return colours
     if met in (0, cells):
@@ -102,9 +137,8 @@ def _level(value: float, scale: Scale) -> int:
     return min(HEAT_STEPS - 1, int(share * HEAT_STEPS))
 
 
-def _draw(
-    grid: Grid, across: Axis, up: Axis, name: str, met: set[tuple[int, int]], scale: Scale, about: tuple[str, str, str]
-) -> str:
+def _draw(heat: HeatMap, about: tuple[str, str, str]) -> str:
+    grid, across, up, name, scale = heat.grid, heat.across, heat.up, heat.name, heat.scale
     columns, rows = len(across.values), len(up.values)
     left = 22 + _LETTER * max(map(len, up.short_labels(18)))
     width = (WIDTH - left - 16) / columns
@@ -124,13 +158,13 @@ def _draw(
             if written:
                 ink = COLOURS["ink"] if level < _INVERSE else COLOURS["heat-ink"]
                 ax.text(i + 0.5, j + 0.5, texts[i, j], color=ink, ha="center", va="center_baseline")
-        if met:
-            _outline(ax, met, grid)
-            _hatch(ax, met, grid, name, scale)
+        if heat.met:
+            _outline(ax, heat)
+            _hatch(ax, heat)
         _labels(ax, across, up, width, height)
         y_title(ax, up.words, min(46, left - 4))
         x_title(ax, across.words)
-        _key(figure_axes=place(figure, left, 34 + height * rows + 58, 16, 26), scale=scale, name=name)
+        _draw_scale(place(figure, left, 34 + height * rows + 58, 16, 26), scale, name)
         return to_svg(figure, *about)
 
 
@@ -139,34 +173,40 @@ def _text(point: Point, name: str) -> str:
     return "–" if value is None else show(name, value) + ("" if point.metrics[name].settled else "?")
 
 
-def _outline(ax: Axes, met: set[tuple[int, int]], grid: Grid) -> None:
+def _outline(ax: Axes, heat: HeatMap) -> None:
     """Draw the border between cells that meet the SLO and those that don't, with a seam that parts it from them."""
     segments = []
-    for i, j in met:
-        for di, dj, edge in (
-            (1, 0, ((i + 1, i + 1), (j, j + 1))), (-1, 0, ((i, i), (j, j + 1))),
-            (0, 1, ((i, i + 1), (j + 1, j + 1))), (0, -1, ((i, i + 1), (j, j))),
-        ):  # fmt: skip
-            if (i + di, j + dj) in grid and (i + di, j + dj) not in met:
-                segments.append(edge)
+    for i, j in heat.met:
+        edges = {
+            (i + 1, j): ((i + 1, i + 1), (j, j + 1)),
+            (i - 1, j): ((i, i), (j, j + 1)),
+            (i, j + 1): ((i, i + 1), (j + 1, j + 1)),
+            (i, j - 1): ((i, i + 1), (j, j)),
+        }
+        segments += [edge for other, edge in edges.items() if other in heat.grid and other not in heat.met]
     for xs, ys in segments:
         ax.plot(xs, ys, color=COLOURS["paper"], linewidth=4.6, solid_capstyle="round", zorder=4)
         ax.plot(xs, ys, color=COLOURS["slo"], linewidth=2.6, solid_capstyle="round", zorder=5)
 
 
-def _hatch(ax: Axes, met: set[tuple[int, int]], grid: Grid, name: str, scale: Scale) -> None:
+def _hatch(ax: Axes, heat: HeatMap) -> None:
     """Hatch the cells that don't certainly meet the SLO, in a colour that is seen on theirs."""
     inks: dict[str, list[tuple[int, int]]] = {}
-    for at, point in grid.items():
-        value = _value(point, name)
-        if at not in met and value is not None:
-            inks.setdefault("ink" if _level(value, scale) < _INVERSE else "heat-ink", []).append(at)
+    for at, point in heat.grid.items():
+        value = _value(point, heat.name)
+        if at not in heat.met and value is not None:
+            inks.setdefault("ink" if _level(value, heat.scale) < _INVERSE else "heat-ink", []).append(at)
     for ink, cells in inks.items():
         for i, j, length in _runs(cells):
             ax.fill(
-                [i, i + length, i + length, i], [j, j, j + 1, j + 1], facecolor="none", hatch="//",
-                edgecolor=COLOURS[ink], linewidth=0, alpha=0.4,
-            )  # fmt: skip
+                [i, i + length, i + length, i],
+                [j, j, j + 1, j + 1],
+                facecolor="none",
+                hatch="//",
+                edgecolor=COLOURS[ink],
+                linewidth=0,
+                alpha=0.4,
+            )
 
 
 def _runs(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
@@ -192,20 +232,20 @@ def _labels(ax: Axes, across: Axis, up: Axis, width: float, height: float) -> No
         spine.set_visible(False)
 
 
-def _key(figure_axes: Axes, scale: Scale, name: str) -> None:
+def _draw_scale(ax: Axes, scale: Scale, name: str) -> None:
     """Draw the colour scale as a strip with its values below."""
     low, high, log = scale
-    figure_axes.set_xlim(0, HEAT_STEPS)
-    figure_axes.set_ylim(0, 1)
+    ax.set_xlim(0, HEAT_STEPS)
+    ax.set_ylim(0, 1)
     for step in range(HEAT_STEPS):
-        figure_axes.fill([step, step + 1, step + 1, step], [0, 0, 1, 1], color=HEAT[step], linewidth=0)
+        ax.fill([step, step + 1, step + 1, step], [0, 0, 1, 1], color=HEAT[step], linewidth=0)
     shares = [i / HEAT_STEPS for i in range(0, HEAT_STEPS + 1, 3)]
     values = [low * (high / low) ** s if log else low + s * (high - low) for s in shares]
-    set_ticks(figure_axes, "x", [s * HEAT_STEPS for s in shares], [show(name, value) for value in values])
-    set_ticks(figure_axes, "y", [], [])
-    figure_axes.tick_params(length=0)
-    for spine in figure_axes.spines.values():
+    set_ticks(ax, "x", [s * HEAT_STEPS for s in shares], [show(name, value) for value in values])
+    set_ticks(ax, "y", [], [])
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
         spine.set_visible(False)
-    labels = figure_axes.get_xticklabels()
+    labels = ax.get_xticklabels()
     labels[0].set(ha="left")
     labels[-1].set(ha="right")

@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from reports.table import Table
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 560
-"""Width of a chart in its own units; one unit is about a CSS pixel on a desk, less on a phone."""
+"""Width of a chart in its own units; one unit is about one CSS pixel on a desktop, less on a phone."""
 HEAT_STEPS = 9
 
 _NAMES = ("ink", "muted", "grid", "paper", "slo", "s1", "s2", "s3", "s4", "s5", "s6", "heat-ink")
@@ -38,43 +40,58 @@ _SAMPLE = 18
 _CSS = {value: "currentColor" if name == "ink" else f"var(--{name})" for name, value in COLOURS.items()}
 _CSS |= {value: f"var(--h{i})" for i, value in enumerate(HEAT)}
 _RC = {
-    "svg.fonttype": "none", "svg.hashsalt": "loraplan", "text.parse_math": False, "path.simplify": True,
-    "path.simplify_threshold": 0.5, "font.size": 12, "text.color": COLOURS["ink"], "axes.linewidth": 0.8,
-    "axes.edgecolor": COLOURS["muted"], "axes.labelcolor": COLOURS["ink"], "axes.unicode_minus": True,
-    "xtick.color": COLOURS["muted"], "ytick.color": COLOURS["muted"], "xtick.labelcolor": COLOURS["ink"],
-    "ytick.labelcolor": COLOURS["ink"], "axes.spines.top": False, "axes.spines.right": False,
-    "lines.linewidth": 1.8, "lines.markersize": 5, "hatch.linewidth": 0.7, "xtick.minor.size": 0, "ytick.minor.size": 0,
-    "xtick.major.size": 4, "xtick.major.pad": 5, "ytick.major.size": 0, "grid.color": COLOURS["grid"],
+    "svg.fonttype": "none",
+    "svg.hashsalt": "loraplan",
+    "text.parse_math": False,
+    "path.simplify": True,
+    "path.simplify_threshold": 0.5,
+    "font.size": 12,
+    "text.color": COLOURS["ink"],
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": COLOURS["muted"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.unicode_minus": True,
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+    "xtick.labelcolor": COLOURS["ink"],
+    "ytick.labelcolor": COLOURS["ink"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "hatch.linewidth": 0.7,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "xtick.major.size": 4,
+    "xtick.major.pad": 5,
+    "ytick.major.size": 0,
+    "grid.color": COLOURS["grid"],
     "grid.linewidth": 0.8,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
-class Table:
-    """The numbers of a chart, or a table of its own.
+class Heading:
+    """What names a chart.
 
-    :ivar rows: cells as text; the first of each row is its header.
-    :ivar note: what was left out, if anything was.
-    :ivar words: columns that hold words rather than numbers; they align left.
+    :ivar ident: unique in the page; prefix of every id inside the SVG.
+    :ivar title: the question that the chart answers.
+    :ivar caption: how to read it.
     """
 
+    ident: str
+    title: str
     caption: str
-    head: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    words: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Chart:
     """One figure of the report.
 
-    :ivar ident: unique in the page; prefix of every id inside the SVG.
-    :ivar title: a question, or what the chart answers.
-    :ivar caption: how to read it.
-    :ivar desc: the text for those who can't see it.
+    :ivar ident: as in ``Heading``; ``title`` and ``caption`` likewise.
+    :ivar desc: the text alternative to the picture.
     :ivar legend: words and CSS colour, for charts that can't label their parts in place.
-    :ivar legend_looks: how each part of the legend is drawn, beside its colour: ``line``, ``dashed``, ``dotted``, a
+    :ivar legend_styles: how each part of the legend is drawn, besides its colour: ``line``, ``dashed``, ``dotted``, a
         marker (``o``, ``s``, ``t``), or a hatch (``s1`` to ``s6``).
     """
 
@@ -85,11 +102,11 @@ class Chart:
     svg: str
     table: Table
     legend: list[tuple[str, str]] = field(default_factory=list)
-    legend_looks: list[str] = field(default_factory=list)
+    legend_styles: list[str] = field(default_factory=list)
 
 
 def dash_of(colour: str) -> Any:
-    """Return the line style that goes with a colour: nothing is told by colour alone."""
+    """Return the line style that goes with a colour, so that colour is never the only cue."""
     if colour == COLOURS["slo"]:
         return _SLO_DASH
     return _DASHES[SERIES.index(colour)] if colour in SERIES else "-"
@@ -100,7 +117,7 @@ def marker_of(colour: str) -> str:
     return _MARKERS[SERIES.index(colour)] if colour in SERIES else "o"
 
 
-def look_of(style: str, marker: str = "") -> str:
+def legend_style(style: str, marker: str = "") -> str:
     """Return how a legend shows a line style and a marker."""
     line = {"-": "line", "--": "dashed", ":": "dotted"}.get(style, "")
     return f"{line} {({'o': 'o', 's': 's', '^': 't'}).get(marker, '')}".strip()
@@ -117,7 +134,7 @@ def label_sample(ax: Axes, colour: str, at: float, how: str, dash: Any = None, m
 
     :param at: height above the lower end of the axis, in chart units.
     :param how: ``line``, ``marker``, ``both`` or ``area``.
-    :param dash: the line style; None: the colour's. So with the marker.
+    :param dash: the line style, ``marker`` the marker; those that go with the colour where not given.
     """
     width, height = float(ax.bbox.width), float(ax.bbox.height)
     left, middle, right = (1 + x / width for x in (6, 6 + _SAMPLE / 2, 6 + _SAMPLE))

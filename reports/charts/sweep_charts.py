@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reports.answers.bottleneck import is_fixed
@@ -15,7 +15,7 @@ from reports.charts.svg import (
     SERIES,
     WIDTH,
     Chart,
-    Table,
+    Heading,
     dash_of,
     drawing,
     label_sample,
@@ -24,7 +24,8 @@ from reports.charts.svg import (
     place_labels,
     to_svg,
 )
-from reports.formatting import RATIOS, calibration, interval, metric_words, percent, show
+from reports.formatting import RATIOS, metric_words, percent, show
+from reports.table import MOST_ROWS, Table, brackets_note, cell, numbers_table, table_note
 from sim.results.point import UNITS, Metric, Point
 from sim.results.verdict import unserved
 
@@ -33,12 +34,10 @@ if TYPE_CHECKING:
 
 HEIGHT = 330
 LEFT, TOP, RIGHT, BOTTOM = 58, 36, 134, 52
-MOST_ROWS = 200
-"""Rows of a chart's table; beyond it, evenly spaced ones."""
 _MOST_MARKERS = 40
 _MOST_PLACES = 200
 _ASIDE = 0.16
-"""Distance between marks of one category, as a share of the room that a category has."""
+"""Distance between the marks of one category, as a share of its width."""
 _PALE = 2.0
 """A calibration interval is drawn up to this factor beyond all sampling intervals of its line."""
 
@@ -55,34 +54,6 @@ class Line:
     colour: str
     name: str
     points: Sequence[Point]
-
-
-def numbers_table(caption: str, axis: Axis, points: Sequence[Point], names: Sequence[str]) -> Table:
-    """Return metrics with their intervals, one row a point; unsettled values carry a mark."""
-    shown = spread(points, MOST_ROWS)
-    head = [axis.words, *(metric_words(name) for name in names)]
-    rows = [[axis.point_label(p), *(cell(p, name) for name in names)] for p in shown]
-    return Table(caption, head, rows, f"{table_note(len(points), len(shown))} {brackets_note(points)}".strip())
-
-
-def table_note(total: int, shown: int) -> str:
-    """Return what a shortened table leaves out."""
-    return "" if shown == total else f"{shown:,} of {total:,} points, evenly spaced; points.csv has all of them."
-
-
-def brackets_note(points: Sequence[Point]) -> str:
-    """Return what the square brackets of ``cell`` hold, where there are any."""
-    return "In square brackets: calibration intervals." if any(point.calibration for point in points) else ""
-
-
-def cell(point: Point, name: str) -> str:
-    """Return a metric as a table shows it: value, intervals, and a mark if it is unsettled."""
-    metric = point.metrics.get(name)
-    if metric is None or metric.value is None:
-        return "–"
-    bounds, drawn = interval(name, metric), calibration(name, metric)
-    text = show(name, metric.value, metric.unit) + (f" ({bounds})" if bounds else "")
-    return f"{text}{'' if metric.settled else ' unsettled'}{f' [{drawn}]' if drawn else ''}"
 
 
 def bands_note(points: Sequence[Point]) -> str:
@@ -114,7 +85,7 @@ def has_values(points: Sequence[Point], name: str) -> bool:
 def _draw_line(ax: Axes, axis: Axis, line: Line, aside: float = 0.0) -> list[float]:
     """Draw a line, its band and its markers; return every value that must be visible.
 
-    :param aside: how far marks of categories stand beside their place, so that lines don't hide each other.
+    :param aside: how far marks of categories are shifted, so that they don't hide each other.
     """
     points = [p for p in spread(line.points, _MOST_PLACES) if has_values([p], line.name)]
     xs = [axis.place(p) + (0.0 if axis.numeric else aside) for p in points]
@@ -136,9 +107,15 @@ def _draw_line(ax: Axes, axis: Axis, line: Line, aside: float = 0.0) -> list[flo
         for settled in (True, False):
             some = [i for i, m in enumerate(metrics) if m.settled is settled]
             ax.plot(
-                [xs[i] for i in some], [ys[i] for i in some], marker_of(line.colour), color=line.colour, clip_on=False,
-                zorder=4, markerfacecolor=line.colour if settled else COLOURS["paper"], markeredgewidth=1.6,
-            )  # fmt: skip
+                [xs[i] for i in some],
+                [ys[i] for i in some],
+                marker_of(line.colour),
+                color=line.colour,
+                clip_on=False,
+                zorder=4,
+                markerfacecolor=line.colour if settled else COLOURS["paper"],
+                markeredgewidth=1.6,
+            )
     return [*ys, *lows, *highs, *(pale[0] if pale else ()), *(pale[1] if pale else ())]
 
 
@@ -147,17 +124,19 @@ def _pale(
 ) -> tuple[list[float], list[float]] | None:
     """Return the calibration intervals as drawn; None where there are none.
 
-    They may end far outside: one that reaches into overload must not push everything else into a corner.
+    They may end far outside: one that reaches into overload must not squeeze everything else into a corner.
     """
     if all(metric.calibration_lo is None for metric in metrics):
         return None
     bottom, top = min(lows) / _PALE, max(highs) * _PALE
     ends = zip(metrics, lows, highs, strict=True)
     drawn = [
-        (low if m.calibration_lo is None else max(m.calibration_lo, bottom),
-         high if m.calibration_hi is None else min(m.calibration_hi, top))
+        (
+            low if m.calibration_lo is None else max(m.calibration_lo, bottom),
+            high if m.calibration_hi is None else min(m.calibration_hi, top),
+        )
         for m, low, high in ends
-    ]  # fmt: skip
+    ]
     highest = 1.0 if name in RATIOS else math.inf
     return [low for low, _ in drawn], [min(high, highest) for _, high in drawn]
 
@@ -170,9 +149,12 @@ def _bounds(name: str, metric: Metric) -> tuple[float, float]:
 
 
 def end_labels(
-    ax: Axes, ends: Sequence[tuple[str, str, float]], how: str = "line", dashes: Sequence[Any] = (),
+    ax: Axes,
+    ends: Sequence[tuple[str, str, float]],
+    how: str = "line",
+    dashes: Sequence[Any] = (),
     markers: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Write labels in the right margin, each at the height of its line's end, with a sample of it.
 
     :param ends: text, colour and the value on the y axis; of those that end together the last stands highest.
@@ -188,30 +170,38 @@ def end_labels(
         dash, marker = dashes[i] if dashes else None, markers[i] if markers else ""
         begin = label_sample(ax, colour, at, how, dash, marker)
         ax.annotate(
-            label, (1, 0), (begin, at), xycoords="axes fraction", textcoords="offset points", color=ink, va="center",
-        )  # fmt: skip
+            label, (1, 0), (begin, at), xycoords="axes fraction", textcoords="offset points", color=ink, va="center"
+        )
 
 
-def line_chart(
-    ident: str, title: str, caption: str, axis: Axis, lines: Sequence[Line], table: Table, *,
-    kind: str, what: str, targets: Mapping[str, float] | None = None,
-) -> Chart:  # fmt: skip
-    """Draw metrics along one axis, with interval bands and SLO lines.
+@dataclass(frozen=True)
+class YAxis:
+    """The y axis of a line chart.
 
-    :param kind: what the y axis shows, a key of ``scales.TICKS``.
-    :param targets: SLO lines by their label.
+    :ivar what: what it shows, in words.
+    :ivar kind: how its ticks read, a key of ``axis_ticks.TICKS``.
+    :ivar targets: SLO lines by their label.
     """
+
+    what: str
+    kind: str
+    targets: Mapping[str, float] = field(default_factory=dict)
+
+
+def line_chart(heading: Heading, axis: Axis, y_axis: YAxis, lines: Sequence[Line], table: Table) -> Chart:
+    """Draw metrics along one axis, with interval bands and SLO lines."""
     room = WIDTH - LEFT - RIGHT
     below = slanted(axis, room)
-    desc = f"{what} against {axis.words}. {_describe(axis, lines)}"
+    desc = f"{y_axis.what} against {axis.words}. {_describe(axis, lines)}"
     with drawing(round(HEIGHT + below)) as figure:
         ax = place(figure, LEFT, TOP, RIGHT, BOTTOM + below)
         seen = [
-            value for i, line in enumerate(lines)
+            value
+            for i, line in enumerate(lines)
             for value in _draw_line(ax, axis, line, _ASIDE * (i - (len(lines) - 1) / 2))
-        ]  # fmt: skip
-        targets = {label: at for label, at in (targets or {}).items() if not seen or at <= 3 * max(seen)}
-        scale_y(ax, [*seen, *targets.values()], kind)
+        ]
+        targets = {label: at for label, at in y_axis.targets.items() if not seen or at <= 3 * max(seen)}
+        scale_y(ax, [*seen, *targets.values()], y_axis.kind)
         scale_x(ax, axis, room)
         for at in set(targets.values()):
             ax.axhline(at, color=COLOURS["slo"], linewidth=1.4, linestyle=(0, (5, 3)), zorder=3)
@@ -222,10 +212,10 @@ def line_chart(
                 ends.append((line.label, line.colour, float(known[-1].metrics[line.name].value or 0.0)))
         many = max(len(line.points) for line in lines) > _MOST_MARKERS
         end_labels(ax, ends, "marker" if not axis.numeric else "line" if many else "both")
-        y_title(ax, what)
+        y_title(ax, y_axis.what)
         x_title(ax, axis.words, below)
-        svg = to_svg(figure, ident, title, desc)
-    return Chart(ident, title, caption, desc, svg, table)
+        svg = to_svg(figure, heading.ident, heading.title, desc)
+    return Chart(heading.ident, heading.title, heading.caption, desc, svg, table)
 
 
 def _describe(axis: Axis, lines: Sequence[Line]) -> str:
@@ -260,20 +250,22 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
             targets[f"{label} {show(name, slo_terms[name])}"] = slo_terms[name]
     caption = f"{_bands_words(points, axis, names)}{bands_note(points)}"
     if slo_terms and not targets:
-        caption += " The SLO asks for another metric."
+        caption += " The SLO is about another metric."
     caption += unserved_note(points)
     table = numbers_table(f"p99 latency by {axis.words}", axis, ordered, names)
     title = f"How does p99 latency change with {axis.words}?"
-    return line_chart("latency", title, caption, axis, lines, table, kind="s", what="p99 latency", targets=targets)
+    heading = Heading("latency", title, caption)
+    return line_chart(heading, axis, YAxis("p99 latency", "s", targets), lines, table)
 
 
 def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float]) -> Chart | None:
     """Draw miss and delayed-hit ratio, and how busy the loader is, against a swept key."""
     ordered = in_order(points, [axis])
     wanted = (
-        ("miss_ratio", "misses", SERIES[1]), ("delayed_hit_ratio", "delayed hits", SERIES[4]),
+        ("miss_ratio", "misses", SERIES[1]),
+        ("delayed_hit_ratio", "delayed hits", SERIES[4]),
         ("loader_utilization", "loader busy", SERIES[0]),
-    )  # fmt: skip
+    )
     lines = [Line(label, colour, name, ordered) for name, label, colour in wanted if has_values(points, name)]
     if not lines:
         return None
@@ -284,7 +276,8 @@ def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, flo
     caption += bands_note(points)
     names = [line.name for line in lines]
     table = numbers_table(f"Miss ratio, delayed hits and loader by {axis.words}", axis, ordered, names)
-    return line_chart("ratios", title, caption, axis, lines, table, kind="share", what="share", targets=targets)
+    heading = Heading("ratios", title, caption)
+    return line_chart(heading, axis, YAxis("share", "share", targets), lines, table)
 
 
 def family_chart(
@@ -311,7 +304,5 @@ def family_chart(
     targets = {f"SLO {show(name, slo_terms[name])}": slo_terms[name]} if name in slo_terms else {}
     caption = f"{_bands_words(points, axis, [name])}{bands_note(points)}{unserved_note(points, name)}"
     kind = "share" if name == "miss_ratio" else "s"
-    return line_chart(
-        f"family-{name.replace('_', '-')}", title, caption, axis, lines, table, kind=kind, what=metric_words(name),
-        targets=targets,
-    )  # fmt: skip
+    heading = Heading(f"family-{name.replace('_', '-')}", title, caption)
+    return line_chart(heading, axis, YAxis(metric_words(name), kind, targets), lines, table)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.axes import spread
-from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, Chart, Table, drawing, place, to_svg
+from reports.charts.axis_ticks import count_tick, draw_grid, nice_linear, seconds_tick, set_ticks, x_title, y_title
+from reports.charts.svg import COLOURS, Chart, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number
+from reports.table import Table
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 
@@ -43,17 +44,19 @@ def timeline_chart(point: Point, where: str) -> Chart | None:
     if point.events:
         panels = [
             ("TTFT by arrival", [("ttft_p99_s", "p99", "s2"), ("ttft_mean_s", "mean", "s1")]),
-            ("E2E by arrival", [("e2e_p99_s", "p99", "s2"), ("e2e_mean_s", "mean", "s1")]), *panels,
-        ]  # fmt: skip
+            ("E2E by arrival", [("e2e_p99_s", "p99", "s2"), ("e2e_mean_s", "mean", "s1")]),
+            *panels,
+        ]
     panels = [(w, [s for s in series if any(not math.isnan(v) for v in values.get(s[0], []))]) for w, series in panels]
     panels = [panel for panel in panels if panel[1]]
     if len(times) < 2 or not panels:
         return None
     title = "What happened when?"
     peaks = [
-        f"{_name(key, label, what)} up to {_told(key, max(_known(values[key])))}"
-        for what, series in panels for key, label, _ in series
-    ]  # fmt: skip
+        f"{_name(key, label, what)} up to {_value_words(key, max(_known(values[key])))}"
+        for what, series in panels
+        for key, label, _ in series
+    ]
     desc = f"First replication over {human_seconds(times[-1])}, in spans: {', '.join(peaks)}."
     marks = event_marks(point.events, times[0], times[-1])
     with drawing(_EACH * len(panels) + 48) as figure:
@@ -75,12 +78,12 @@ def _known(values: Sequence[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def _told(key: str, value: float) -> str:
+def _value_words(key: str, value: float) -> str:
     return human_seconds(value) if key in LATENCIES else number(value)
 
 
 def _name(key: str, label: str, what: str) -> str:
-    """Return what a line shows, for those who don't see which strip it is in."""
+    """Return what a line shows, where its strip isn't named."""
     return f"{label} {what}" if key in LATENCIES or what == "per second" else label
 
 
@@ -92,9 +95,11 @@ def _numbers(
     rows = []
     for i in picked:
         cells = [values[key][i] for key, _ in series]
-        told = ["–" if math.isnan(v) else _told(key, v) if key in LATENCIES else f"{v:.3g}"
-                for v, (key, _) in zip(cells, series, strict=True)]  # fmt: skip
-        rows.append([human_seconds(times[i]), *told])
+        texts = [
+            "–" if math.isnan(v) else _value_words(key, v) if key in LATENCIES else f"{v:.3g}"
+            for v, (key, _) in zip(cells, series, strict=True)
+        ]
+        rows.append([human_seconds(times[i]), *texts])
     note = f"{len(picked)} of {len(times)} spans." if len(picked) < len(times) else ""
     return Table("First replication over time", ["time", *(label for _, label in series)], rows, note)
 
@@ -127,9 +132,7 @@ def time_axis(ax: Axes, start: float, end: float, *, last: bool) -> None:
     ax.set_xlim(start, end)
     ticks = nice_linear(start, end, 6)
     set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks] if last else [""] * len(ticks))
-    ax.grid(True, axis="y")
-    ax.set_axisbelow(True)
-    ax.spines["left"].set_visible(False)
+    draw_grid(ax, "y")
     if last:
         x_title(ax, "simulated time")
 
@@ -154,10 +157,15 @@ def draw_events(ax: Axes, marks: Sequence[tuple[float, str]], *, named: bool) ->
         titled = at - start < _TITLE * (end - start)
         if named:
             ax.annotate(
-                label, (at, 1), (3, -2) if titled else (0, 3), xycoords=("data", "axes fraction"),
-                textcoords="offset points", color=COLOURS["ink"], ha="left" if titled else "center",
+                label,
+                (at, 1),
+                (3, -2) if titled else (0, 3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                color=COLOURS["ink"],
+                ha="left" if titled else "center",
                 va="top" if titled else "bottom",
-            )  # fmt: skip
+            )
 
 
 def _events_words(events: Sequence[dict[str, Any]]) -> str:
@@ -165,5 +173,5 @@ def _events_words(events: Sequence[dict[str, Any]]) -> str:
     if not events:
         return ""
     named = [f"{i} {event['text']} ({human_seconds(event['t_s'])})" for i, event in enumerate(events[:_MOST_NAMED], 1)]
-    more = " The table of events has all." if len(events) > _MOST_NAMED else ""
+    more = " The table of events lists all." if len(events) > _MOST_NAMED else ""
     return f" Lines: {'; '.join(named)}.{more}"

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reports.answers.trace_words import plural, points
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, set_ticks, x_title, y_title
-from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Table, drawing, look_of, place, to_svg
+from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, drawing, legend_style, place, to_svg
 from reports.formatting import number, percent
-from reports.tables.trace_tables import check_curve_table, curve_table, plural
+from reports.table import Table
 from sim.results.traces.trace_facts import FitCheck, TraceFacts
 from sim.spec.units import human_seconds
 
@@ -31,9 +32,12 @@ _UNITS = (
 )
 """Units of a time axis: name, seconds, and the span from which it is used."""
 _STEPS_S = (
-    1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172_800, 345_600,
-    604_800,
-)  # fmt: skip
+    *(1, 2, 5, 10, 20, 30),
+    *(60 * minutes for minutes in (1, 2, 5, 10, 20, 30)),
+    *(3600 * hours for hours in (1, 2, 4, 6, 12)),
+    *(86_400 * days for days in (1, 2, 4, 7)),
+)
+"""Distances between the ticks of a time axis."""
 _MOST_TICKS = 7
 
 
@@ -54,29 +58,31 @@ class SlotLine:
     marker: str = ""
 
 
-def curve_chart(facts: TraceFacts) -> Chart | None:
+def curve_chart(facts: TraceFacts, table: Table | None) -> Chart | None:
     """Draw LRU's curve in the trace's order, shuffled, and of independent draws; None for fewer than two points."""
-    curve, table = facts.curve, curve_table(facts)
+    curve = facts.curve
     if curve is None or table is None or len(curve.slots) < 2:
         return None
     lines = (
-        SlotLine("the trace's order", curve.real, 1, "-", "o"), SlotLine("shuffled (dashed)", curve.shuffled, 2, "--"),
+        SlotLine("the trace's order", curve.real, 1, "-", "o"),
+        SlotLine("shuffled (dashed)", curve.shuffled, 2, "--"),
         SlotLine("independent draws (Che, dotted)", curve.independent, 6, ":"),
-    )  # fmt: skip
+    )
     caption = (
         "Share of requests that miss in an LRU cache that starts empty. The gap between the trace's order and the same "
         "requests shuffled is locality: what sessions and bursts save."
     )
     at_a_time = None if facts.sessions is None else facts.sessions.at_a_time
     if at_a_time is not None and curve.slots[0] <= at_a_time <= curve.slots[-1]:
-        caption += " The upright line: as many slots as sessions are under way on average."
+        caption += " The vertical line is the mean number of sessions under way."
     else:
         at_a_time = None
-    return slots_chart("curve", "How many slots does the traffic need?", caption, curve.slots, lines, table, at_a_time)
+    heading = Heading("curve", "How many slots does the traffic need?", caption)
+    return slots_chart(heading, curve.slots, lines, table, at_a_time)
 
 
 def check_chart(fit: FitCheck | None) -> Chart | None:
-    """Draw the curve of the part that was not fitted beside that of the fitted traffic and of independent draws."""
+    """Draw the curve of the part that was not fitted, that of the fitted traffic and that of independent draws."""
     if fit is None or len(fit.slots) < 2:
         return None
     lines = (
@@ -85,35 +91,52 @@ def check_chart(fit: FitCheck | None) -> Chart | None:
         SlotLine("independent draws (dotted)", fit.independent, 6, ":"),
     )
     caption = (
-        f"Fitted to the first {plural(fit.requests_fitted, 'request')}, held against the "
+        f"Fitted to the first {plural(fit.requests_fitted, 'request')}, compared with the "
         f"{number(fit.requests_checked)} after them, which the fit has not seen."
     )
-    title = "Does fitted traffic miss as often as the trace?"
-    return slots_chart("check", title, caption, fit.slots, lines, check_curve_table(fit), None)
+    heading = Heading("check", "Does fitted traffic miss as often as the trace?", caption)
+    return slots_chart(heading, fit.slots, lines, check_curve_table(fit))
+
+
+def check_curve_table(fit: FitCheck) -> Table:
+    """Return the miss ratios behind the check at every slot count, with their difference."""
+    rows = [
+        [number(slots), percent(real), percent(made), percent(draws), points(made - real)]
+        for slots, real, made, draws in zip(fit.slots, fit.real, fit.synthetic, fit.independent, strict=True)
+    ]
+    head = ["slots", "trace", "fitted traffic", "independent draws", "fitted − trace"]
+    return Table("Miss ratio of LRU on the part that was not fitted", head, rows)
 
 
 def slots_chart(
-    ident: str, title: str, caption: str, slots: Sequence[int], lines: Sequence[SlotLine], table: Table,
-    upright: float | None,
-) -> Chart:  # fmt: skip
+    heading: Heading, slots: Sequence[int], lines: Sequence[SlotLine], table: Table, vertical: float | None = None
+) -> Chart:
     """Draw miss ratios over slots on a logarithmic axis.
 
     :param slots: ascending, at least two.
-    :param upright: slots at which an upright line stands, or None.
+    :param vertical: slots at which a vertical line stands, or None.
     """
-    desc = f"{title} " + " ".join(
+    desc = f"{heading.title} " + " ".join(
         f"{plural(slots[i], 'slot')}: {', '.join(f'{line.label} {percent(line.ratios[i])}' for line in lines)}."
         for i in spread(range(len(slots)), 8)
     )
     pad = (slots[-1] / slots[0]) ** 0.03
     with drawing(_HEIGHT) as figure:
         ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
-        if upright is not None:
-            ax.axvline(upright, color=COLOURS["muted"], linewidth=1)
+        if vertical is not None:
+            ax.axvline(vertical, color=COLOURS["muted"], linewidth=1)
         for line in lines:
             marker = line.marker if len(slots) <= _MOST_MARKERS else ""
-            ax.plot(slots, line.ratios, linestyle=line.style, color=SERIES[line.series - 1], marker=marker or "none",
-                    markersize=4.5, clip_on=False, zorder=3)  # fmt: skip
+            ax.plot(
+                slots,
+                line.ratios,
+                linestyle=line.style,
+                color=SERIES[line.series - 1],
+                marker=marker or "none",
+                markersize=4.5,
+                clip_on=False,
+                zorder=3,
+            )
         ax.set_xscale("log")
         ax.set_xlim(slots[0] / pad, slots[-1] * pad)
         ticks = _powers_of_two(slots[0], slots[-1])
@@ -121,14 +144,14 @@ def slots_chart(
         scale_y(ax, [ratio for line in lines for ratio in line.ratios], "share")
         y_title(ax, "requests that miss")
         x_title(ax, "slots")
-        svg = to_svg(figure, ident, title, desc)
+        svg = to_svg(figure, heading.ident, heading.title, desc)
     legend = [(line.label, f"var(--s{line.series})") for line in lines]
-    looks = [look_of(line.style, line.marker) for line in lines]
-    return Chart(ident, title, caption, desc, svg, table, legend, looks)
+    styles = [legend_style(line.style, line.marker) for line in lines]
+    return Chart(heading.ident, heading.title, heading.caption, desc, svg, table, legend, styles)
 
 
 def _powers_of_two(low: int, high: int, most: int = 10) -> list[float]:
-    """Return powers of two, or of four, …, inside an interval: slots are chosen so; else 1, 2, 5 and tens."""
+    """Return powers of two, or of four, …, inside an interval: people choose such slots; else 1, 2, 5 and tens."""
     powers = range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1)
     found = [2.0**power for power in powers]
     found = found[:: math.ceil(len(found) / most)] if found else found

@@ -1,21 +1,18 @@
-"""The page of a cache-only replay, and the words and tables that the terminal shares with it; one HTML file."""
+"""The page of a cache-only replay."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from reports.charts.cache_charts import CLAIRVOYANT, capacity_words, orders_chart, policies_chart
-from reports.charts.svg import Table
+from reports.answers.cache_findings import capacity_words, headline, sentences
+from reports.charts.cache_charts import orders_chart, policies_chart
+from reports.charts.svg import Chart
 from reports.formatting import number, percent
-from reports.pages.run_page import template
-from sim.results.run_directory.result_files import write_text
-from sim.results.traces.cache_points import CachePoint, CacheResult
-
-_SAME = 0.05
-"""Two miss ratios within this share of the larger one are called about the same."""
+from reports.pages.page import Page
+from reports.tables.cache_tables import miss_table
+from sim.results.traces.cache_points import CacheResult
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class CachePage:
 
     :ivar name: the trace, as the reader knows it.
     :ivar provenance: (label, text) lines.
-    :ivar command: what writes this page again.
+    :ivar command: the command that writes this page again.
     """
 
     name: str
@@ -35,133 +32,25 @@ class CachePage:
 
 
 def write_page(page: CachePage, path: Path) -> Path:
-    """Write the page; a reader never sees half a file."""
+    """Write the page and return its path."""
     result = page.result
+    content = {
+        "headline": headline(result),
+        "sentences": sentences(result),
+        "charts": _charts(result),
+        "table": miss_table(result),
+        "facts": _facts(result),
+    }
+    return Page("cache.html.j2", page.name, page.command, content, page.provenance, page.notes).write(path)
+
+
+def _charts(result: CacheResult) -> list[Chart]:
     charts = [orders_chart(result)]
-    several = len(result.capacities) > 1  # one capacity is a column of the table, not a chart
-    if several:
+    if len(result.capacities) > 1:  # one capacity is a column of the table, not a chart
         charts.append(policies_chart(result, of_bytes=False))
-    if several and result.at_bytes is not None:
-        charts.append(policies_chart(result, of_bytes=True))
-    context: dict[str, Any] = {
-        "name": page.name, "headline": headline(result), "sentences": sentences(result), "charts": charts,
-        "table": miss_table(result), "facts": _facts(result), "notes": page.notes, "provenance": page.provenance,
-        "command": page.command,
-    }  # fmt: skip
-    write_text(path, template("cache.html.j2").render(**context))
-    return path
-
-
-def headline(result: CacheResult) -> str:
-    """Return the answer in one or two sentences, for the capacity in the middle of those asked for."""
-    place = len(result.capacities) // 2
-    where = f"With {capacity_words(result, result.capacities[place])}"
-    points = [result.row(policy)[place] for policy in result.policies]
-    served = [point for point in points if point.policy != CLAIRVOYANT]
-    if not served:
-        return f"{where}, {percent(points[0].miss_ratio)} of requests miss with a cache that knows the future."
-    best = min(served, key=lambda point: point.misses)
-    lru = next((point for point in served if point.policy == "lru"), None)
-    if lru is None or len(served) == 1:
-        text = f"{where}, {percent(best.miss_ratio)} of requests miss under {best.policy}"
-    elif best.misses == lru.misses:
-        text = (
-            f"{where}, {percent(lru.miss_ratio)} of requests miss under lru, and no other of these policies does better"
-        )
-    else:
-        text = (
-            f"{where}, {percent(lru.miss_ratio)} of requests miss under lru and {percent(best.miss_ratio)} under "
-            f"{best.policy}, the best of these policies"
-        )
-    return text + _beside_clairvoyant(points, result.equal_sizes) + "."
-
-
-def _beside_clairvoyant(points: Sequence[CachePoint], equal_sizes: bool) -> str:
-    known = next((point for point in points if point.policy == CLAIRVOYANT), None)
-    if known is None:
-        return ""
-    if equal_sizes:
-        return f"; no policy can go below {percent(known.miss_ratio)}"
-    return f"; a cache that knows the future (belady) comes to {percent(known.miss_ratio)}"
-
-
-def sentences(result: CacheResult) -> list[str]:
-    """Return what else there is to say: the best at each size, the distance to the bound, and locality."""
-    return [text for text in (_best_words(result), _bound_words(result), _order_words(result)) if text]
-
-
-def _best_words(result: CacheResult) -> str:
-    served = [policy for policy in result.policies if policy != CLAIRVOYANT]
-    if len(served) < 2:
-        return ""
-    groups: dict[str, list[str]] = {}
-    for place, capacity in enumerate(result.capacities):
-        misses = {policy: result.row(policy)[place].misses for policy in served}
-        least = [policy for policy in served if misses[policy] == min(misses.values())]
-        names = "all the same" if len(least) == len(served) else " and ".join(least)
-        groups.setdefault(names, []).append(capacity_words(result, capacity))
-    if len(groups) == 1:
-        everywhere = "" if len(result.capacities) == 1 else ", at every capacity"
-        return f"Fewest misses{everywhere}: {next(iter(groups))}."
-    return "Fewest misses: " + "; ".join(f"{names} with {', '.join(sizes)}" for names, sizes in groups.items()) + "."
-
-
-def _bound_words(result: CacheResult) -> str:
-    """Return how far LRU is from the clairvoyant policy, where that was replayed."""
-    known = result.row(CLAIRVOYANT)
-    factors = [real * result.requests / point.misses for real, point in zip(result.at.real, known, strict=False)]
-    if not factors:
-        return ""
-    least, most = min(factors), max(factors)
-    where = capacity_words(result, result.capacities[factors.index(most)])
-    what = "the least possible" if result.equal_sizes else "belady, which knows the future"
-    if f"{least:.1f}" == f"{most:.1f}":
-        return f"LRU misses {most:.1f} times as often as {what}."
-    return f"LRU misses {least:.1f} to {most:.1f} times as often as {what}, most with {where}."
-
-
-def _order_words(result: CacheResult) -> str:
-    place = len(result.capacities) // 2
-    real, shuffled = float(result.at.real[place]), float(result.at.shuffled[place])
-    where = f"with {capacity_words(result, result.capacities[place])}"
-    both = f"LRU misses {percent(real)} {where}, {percent(shuffled)} of the same requests shuffled"
-    if abs(real - shuffled) <= _SAME * max(real, shuffled):
-        return f"The order of requests matters little: {both}. Independent draws describe this trace well."
-    if real < shuffled:
-        return (
-            f"The order of requests matters: {both}. A model that draws adapters independently would overstate misses "
-            f"{shuffled / real:.2f} times."
-        )
-    return (
-        f"The order of requests hurts: {both}. Adapters come back just when they have left, as in scans or drifts; "
-        "independent draws would understate misses."
-    )
-
-
-def miss_table(result: CacheResult) -> Table:
-    """Return miss ratios by policy and capacity, with LRU in other orders below."""
-    with_bytes = result.at_bytes is not None
-    head = ["policy", *(capacity_words(result, capacity) for capacity in result.capacities)]
-    rows = [
-        [policy, *(_cell(p.miss_ratio, p.byte_miss_ratio if with_bytes else None) for p in result.row(policy))]
-        for policy in result.policies
-    ]
-    bytes_ = result.at_bytes
-    orders = (
-        ("lru, requests shuffled", result.at.shuffled, None if bytes_ is None else bytes_.shuffled),
-        ("lru, independent draws*", result.at.independent, None if bytes_ is None else bytes_.independent),
-    )
-    for label, ratios, of_bytes in orders:
-        cells = [_cell(float(r), None if of_bytes is None else float(of_bytes[i])) for i, r in enumerate(ratios)]
-        rows.append([label, *cells])
-    note = "* What independent draws with the trace's popularity would give in the long run (Che's approximation)."
-    if with_bytes:
-        note = "Share of requests that miss; in brackets the share of bytes. " + note
-    return Table("Miss ratio by policy and capacity", head, rows, note)
-
-
-def _cell(ratio: float, byte_ratio: float | None) -> str:
-    return percent(ratio) + ("" if byte_ratio is None else f" ({percent(byte_ratio)})")
+        if result.at_bytes is not None:
+            charts.append(policies_chart(result, of_bytes=True))
+    return charts
 
 
 def _facts(result: CacheResult) -> list[tuple[str, str, str]]:

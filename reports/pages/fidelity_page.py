@@ -1,4 +1,4 @@
-"""The page of a fidelity study: measured runs in, predictions beside them, worst cases first; one HTML file."""
+"""The page of a fidelity study: measured runs and their predictions, worst cases first."""
 
 from __future__ import annotations
 
@@ -8,44 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports.charts.fidelity_charts import REGIME_COLOURS, scatter_chart, slots_chart
-from reports.charts.svg import Chart, Table
-from reports.pages.run_page import template
-from sim.results.run_directory.result_files import write_text
-from sim.spec.units import human_seconds
+from reports.answers.fidelity_findings import METRICS, Compared, choice_sentence, headline
+from reports.charts.fidelity_charts import scatter_chart, slots_chart
+from reports.charts.svg import Chart
+from reports.pages.page import Page
+from reports.tables.fidelity_tables import error_table, peer_table, worst_of_metric_table, worst_table
 
-METRICS = {
-    "req_per_s": "completed requests/s", "tpot_mean_ms": "mean TPOT", "itl_p50_ms": "median ITL",
-    "itl_mean_ms": "mean ITL", "ttft_p50_ms": "p50 TTFT", "ttft_p99_ms": "p99 TTFT", "running_mean": "mean batch size",
-}  # fmt: skip
-"""Names of the compared metrics, in the order of the page."""
-
-_IN_LOGS = ("ttft_p50_ms", "ttft_p99_ms")
-_WORST = 25
 _MOST_SLOT_CHARTS = 6
 _ALWAYS = ("llama-3.1-8b, 128 adapters, 7.5 requests/s", "llama-3.1-8b, 384 adapters, 22.4 requests/s")
 """Workloads that stand first in the charts over slots, where measured: the cliff, and a best slot count in the
 middle (docs/validation.md)."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One run.
-
-    :ivar group: runs of the same workload, which differ in slots alone.
-    :ivar label: the workload in words.
-    :ivar measured, predicted: by metric.
-    """
-
-    name: str
-    model: str
-    group: str
-    label: str
-    slots: int
-    regime: str
-    calibrated: bool
-    measured: Mapping[str, float]
-    predicted: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -65,97 +37,28 @@ class FidelityPage:
 
 
 def write_page(page: FidelityPage, path: Path) -> Path:
-    """Write the page; a reader never sees half a file."""
-    write_text(path, template("fidelity.html.j2").render(**_context(page)))
-    return path
-
-
-def error_table(errors: Mapping[str, Any]) -> Table:
-    """Return median and 90 % errors by metric, over all runs and by regime."""
-    regimes = list(errors["by_regime"])
-    head = ["metric", "all: median", "all: 90 %", *(f"{regime}: median" for regime in regimes)]
-    rows = []
-    for name, words in METRICS.items():
-        of_all = errors["metrics"].get(name)
-        cells = [_error(name, of_all, "p50"), _error(name, of_all, "p90")]
-        rows.append([words, *cells, *(_error(name, errors["by_regime"][r].get(name), "p50") for r in regimes)])
-    rows.append(["runs", str(errors["runs"]), "", *(_runs(errors["by_regime"][regime]) for regime in regimes)])
-    note = "Absolute errors: TTFT as |log10(predicted / measured)| (0.04 is a factor of 1.1), all others relative."
-    return Table("Errors of predictions", head, rows, note)
-
-
-def choice_sentence(errors: Mapping[str, Any]) -> str:
-    """Return how well the best slot count is found, in words."""
-    choice = errors["slot_choice"]
-    if choice is None:
-        return "No workload was measured with two slot counts."
-    return (
-        f"Of {choice['groups']} workloads measured with several slot counts, the one predicted best is within 10 % of "
-        f"the best measured p99 TTFT in {choice['within_10pct']:.0%}, and is the best itself in {choice['right']:.0%}."
-    )
-
-
-def peer_table(peer: Sequence[tuple[str, int, float, float]]) -> Table | None:
-    """Return the peer's median errors beside ours."""
-    if not peer:
-        return None
-    rows = [[words, str(runs), f"{theirs:.1%}", f"{ours:.1%}"] for words, runs, theirs, ours in peer]
-    return Table(
-        "Beside the digital twin of the same authors", ["metric", "shared runs", "digital twin", "loraplan"], rows,
-        "Median absolute relative errors over the runs that both predicted and that calibrated nothing here.",
-    )  # fmt: skip
-
-
-def _runs(regime: Mapping[str, Any]) -> str:
-    return str(max((errors["runs"] for errors in regime.values() if errors), default=0))
-
-
-def _error(name: str, errors: Mapping[str, float] | None, quantile: str) -> str:
-    if errors is None:
-        return "–"
-    if name in _IN_LOGS:
-        return f"{errors[f'log10_abs_{quantile}']:.3f}"
-    return f"{errors[f'ape_{quantile}']:.1%}"
-
-
-def show_value(name: str, value: float) -> str:
-    """Return a measured or predicted value with its unit."""
-    if not math.isfinite(value):
-        return "–"
-    if not name.endswith("_ms"):
-        return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
-    return human_seconds(value / 1000)
-
-
-def _context(page: FidelityPage) -> dict[str, Any]:
+    """Write the page and return its path."""
     compared = [run for run in page.runs if not run.calibrated]
-    return {
-        "errors": error_table(page.errors), "choice": choice_sentence(page.errors), "peer": peer_table(page.peer),
-        "headline": _headline(page.errors), "charts": _charts(compared), "slots": _slot_charts(page.runs),
-        "worst": _worst(compared), "provenance": page.provenance, "command": page.command,
-        "compared": len(compared), "calibrated": len(page.runs) - len(compared),
-    }  # fmt: skip
-
-
-def _headline(errors: Mapping[str, Any]) -> str:
-    found = errors["metrics"]
-    parts = []
-    if found.get("req_per_s"):
-        parts.append(f"{found['req_per_s']['ape_p50']:.1%} in throughput")
-    if found.get("tpot_mean_ms"):
-        parts.append(f"{found['tpot_mean_ms']['ape_p50']:.1%} in TPOT")
-    if found.get("ttft_p99_ms"):
-        parts.append(f"a factor of {10 ** found['ttft_p99_ms']['log10_abs_p50']:.2f} in p99 TTFT")
-    if not parts:
-        return "No run is left to compare: all of them calibrated the profiles, or measured nothing."
-    return f"Half of {errors['runs']} measured runs are predicted within {', '.join(parts)}."
+    content = {
+        "headline": headline(page.errors),
+        "choice": choice_sentence(page.errors),
+        "calibrated": len(page.runs) - len(compared),
+        "errors": error_table(page.errors),
+        "peer": peer_table(page.peer),
+        "charts": _charts(compared),
+        "slots": _slot_charts(page.runs),
+        "worst": worst_table(compared),
+    }
+    return Page("fidelity.html.j2", "Predicted and measured", page.command, content, page.provenance).write(path)
 
 
 def _charts(runs: Sequence[Compared]) -> list[Chart]:
     questions = {
-        "ttft_p99_ms": "How close is p99 TTFT?", "ttft_p50_ms": "How close is p50 TTFT?",
-        "tpot_mean_ms": "How close is mean TPOT?", "req_per_s": "How close is throughput?",
-    }  # fmt: skip
+        "ttft_p99_ms": "How close is p99 TTFT?",
+        "ttft_p50_ms": "How close is p50 TTFT?",
+        "tpot_mean_ms": "How close is mean TPOT?",
+        "req_per_s": "How close is throughput?",
+    }
     charts = []
     for name, title in questions.items():
         points = [
@@ -164,40 +67,8 @@ def _charts(runs: Sequence[Compared]) -> list[Chart]:
             if run.measured[name] > 0 and run.predicted[name] > 0
         ]
         if points:
-            charts.append(scatter_chart(name, title, METRICS[name], points, _worst_table(name, runs)))
+            charts.append(scatter_chart(name, title, METRICS[name], points, worst_of_metric_table(name, runs)))
     return charts
-
-
-def _off(run: Compared, name: str) -> float:
-    measured, predicted = run.measured[name], run.predicted[name]
-    return abs(math.log10(predicted / measured)) if measured > 0 and predicted > 0 else 0.0
-
-
-def _worst_table(name: str, runs: Sequence[Compared]) -> Table:
-    usable = [run for run in runs if run.measured[name] > 0]
-    order = sorted(usable, key=lambda run: -_off(run, name))[:_WORST]
-    rows = [
-        [run.label, str(run.slots), run.regime, show_value(name, run.measured[name]),
-         show_value(name, run.predicted[name]), f"{run.predicted[name] / run.measured[name]:.2f}"]
-        for run in order
-    ]  # fmt: skip
-    head = ["workload", "slots", "regime", "measured", "predicted", "ratio"]
-    return Table(f"{METRICS[name]}: the {len(rows)} largest errors", head, rows, words=(2,))
-
-
-def _worst(runs: Sequence[Compared]) -> Table:
-    """Return the runs with the largest error of p99 TTFT, with their other metrics."""
-    order = sorted(runs, key=lambda run: -_off(run, "ttft_p99_ms"))[:_WORST]
-    names = ("ttft_p99_ms", "ttft_p50_ms", "tpot_mean_ms", "req_per_s")
-    head = ["workload", "slots", "regime", *(METRICS[name] for name in names)]
-    rows = [
-        [run.label, str(run.slots), run.regime,
-         *(f"{show_value(n, run.predicted[n])} (measured {show_value(n, run.measured[n])})" for n in names)]
-        for run in order
-    ]  # fmt: skip
-    note = "Predicted, and measured in brackets. The largest errors lie at the edge of saturation, where a little more "
-    note += "or less capacity decides whether a queue builds up."
-    return Table("Worst cases: largest errors of p99 TTFT first", head, rows, note, words=(2,))
 
 
 def _slot_charts(runs: Sequence[Compared]) -> list[Chart]:
@@ -216,6 +87,3 @@ def _slot_charts(runs: Sequence[Compared]) -> list[Chart]:
     return [
         slots_chart(f"slots-{number}", sorted(group, key=lambda run: run.slots)) for number, group in enumerate(several)
     ]
-
-
-__all__ = ["REGIME_COLOURS", "Compared", "FidelityPage", "write_page"]

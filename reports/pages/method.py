@@ -1,4 +1,4 @@
-"""What stands behind the numbers: what is modelled, what is assumed, and where every input came from."""
+"""What is behind the numbers: what is modelled, what is assumed, and where every input came from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def engine(manifest: Mapping[str, Any]) -> str:
 
 
 def is_assumed(manifest: Mapping[str, Any]) -> bool:
-    """Return whether the costs come from a profile that nobody measured."""
+    """Return whether the costs come from a profile that was assumed, not measured."""
     return _part(manifest, "profile").get("status") == "assumed"
 
 
@@ -36,9 +36,12 @@ def modelled(manifest: Mapping[str, Any]) -> list[str]:
     found.append(
         "The adapter cache by its eviction policy: a hit is resident, a delayed hit joins a load under way, a miss "
         "starts a load; "
-        + ("as in vLLM, an adapter in use may be evicted too, and is loaded again by the next step."
-           if touched else "an adapter in use is never evicted.")
-    )  # fmt: skip
+        + (
+            "as in vLLM, an adapter in use may be evicted too, and is loaded again by the next step."
+            if touched
+            else "an adapter in use is never evicted."
+        )
+    )
     found.append(
         "Loads inside the step that needs them, one after the other; the whole batch waits."
         if _filled(manifest, "storage", "mode") == "blocking"
@@ -55,8 +58,8 @@ def _full_models(scenario: Mapping[str, Any]) -> list[str]:
     if full.get("serve") != "swap":
         return ["Full models on replicas of their own, which hold them from the start and serve nothing else."]
     return [
-        "Full models on a pool of replicas: one that isn't there waits until another has drained, then it is loaded "
-        "whole, and nothing runs on that replica meanwhile."
+        "Full models on a pool of replicas: a model that isn't loaded waits until another has drained. Then it is "
+        "loaded whole, and its replica runs nothing meanwhile."
     ]
 
 
@@ -66,11 +69,11 @@ def _changing(scenario: Mapping[str, Any]) -> list[str]:
     if scenario.get("rollouts"):
         found.append(
             "Which version of an adapter lies where (storage, host, GPU), which one computes each token, and when each "
-            "router or replica hears of a new one."
+            "router or replica learns of a new one."
         )
     if scenario.get("faults"):
         found.append(
-            "Faults at their times; which requests each one meets follows from the seed and the request's number, so "
+            "Faults at their times. Which requests each one affects follows from the seed and the request's number, so "
             "it is the same in every design."
         )
     return found
@@ -85,9 +88,10 @@ def _batching(manifest: Mapping[str, Any]) -> list[str]:
         + ("split into chunks" if chunks else "computed whole")
         + (", in steps of their own" if alone else "")
         + ", and a step lasts as long as its tokens, sequences, KV cache and distinct adapters cost.",
-        "KV memory block by block, kept for whole answers before a request may join: nobody is preempted."
-        if ahead else "KV memory block by block, with preemption of the newest request when blocks run out.",
-    ]  # fmt: skip
+        "KV memory block by block, kept for whole answers before a request may join: no request is preempted."
+        if ahead
+        else "KV memory block by block, with preemption of the newest request when blocks run out.",
+    ]
 
 
 def _filled(manifest: Mapping[str, Any], section: str, key: str) -> Any:
@@ -101,7 +105,7 @@ def assumed(manifest: Mapping[str, Any]) -> list[str]:
     """Return what the simulation takes for granted."""
     scenario = _part(manifest, "scenario")
     workload = _part(scenario, "workload")
-    found = ["No time passes on the network, in the router or in tokenising."]
+    found = ["The network, the router and tokenising take no time."]
     if not workload.get("trace"):
         found += _traffic(workload)
     if _part(scenario, "storage").get("load"):
@@ -118,18 +122,21 @@ def _base_weights(adapters: Mapping[str, Any]) -> list[str]:
     if name == "bf16":
         return []
     return [
-        f"The base model's linear layers are kept in {name}; what that does to steps is the profile's where it has "
-        "such steps, and otherwise a factor that nobody measured on this device (under Worth knowing). What it does to "
+        f"The base model's linear layers are kept in {name}. The effect on steps comes from the profile where it has "
+        "such steps, and else from a factor that was not measured on this device (see Worth knowing). The effect on "
         "answers is not simulated."
     ]
 
 
 _PROCESSES = {
-    "poisson": "a Poisson process at a constant rate", "gamma": "gamma gaps at a constant mean rate",
-    "weibull": "Weibull gaps at a constant mean rate", "on-off": "an on-off process at a constant mean rate",
-    "piecewise": "a rate that goes through steps again and again", "diurnal": "a rate that follows a sine",
+    "poisson": "a Poisson process at a constant rate",
+    "gamma": "gamma gaps at a constant mean rate",
+    "weibull": "Weibull gaps at a constant mean rate",
+    "on-off": "an on-off process at a constant mean rate",
+    "piecewise": "a rate that goes through steps again and again",
+    "diurnal": "a rate that follows a sine",
     "mmpp": "a rate that jumps between states at random times",
-}  # fmt: skip
+}
 
 
 def _traffic(workload: Mapping[str, Any]) -> list[str]:
@@ -163,7 +170,7 @@ def profile_words(manifest: Mapping[str, Any]) -> str:
         return "None: engine fixed takes its service time from the scenario."
     status = str(profile.get("status", "unknown"))
     trust = {
-        "assumed": "assumed: nobody measured these costs",
+        "assumed": "assumed: these costs were not measured",
         "derived": "derived from published measurements",
         "measured": "measured on the device it names",
     }.get(status, status)
@@ -178,8 +185,8 @@ def intervals(manifest: Mapping[str, Any]) -> str:
         "the sections gives the half-width around the value of the whole sample. From five replications on, the spread "
         "between replications is taken as well and the wider interval is printed. Requests of one run wait in the same "
         "queue, so they are never treated as independent. A value is unsettled where its half-width is above 10 %, "
-        "where latencies went too few times from their lowest quarter to their highest (the interval may be narrow by "
-        "luck), or where the loader or server is loaded above 95 %; below 1,000 measured requests no p99 is given."
+        "where latencies moved too few times from their lowest quarter to their highest (the interval may be narrow by "
+        "chance), or where the loader or server is loaded above 95 %; below 1,000 measured requests no p99 is given."
     )
 
 
@@ -215,13 +222,12 @@ def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("status", f"{manifest.get('status', 'unknown')}, {done} of {total} points"),
         ("profile", profile_words(manifest)),
-        ("seed", f"{manifest.get('seed')}, {_replications(manifest)}, "
-                 f"warm-up {run.get('warmup', '5%')} not measured"),
+        ("seed", f"{manifest.get('seed')}, {_replications(manifest)}, warm-up {run.get('warmup', '5%')} not measured"),
         ("started", str(manifest.get("started_at", "unknown"))),
         ("took", wall_words(manifest)),
         ("versions", versions or "unknown"),
         ("scenario", f"{manifest.get('scenario_source', '')}, hash {str(manifest.get('scenario_hash', ''))[:16]}"),
-    ]  # fmt: skip
+    ]
     rows += [("input", f"{path}, sha256 {str(digest)[:16]}…") for path, digest in _part(manifest, "inputs").items()]
     profile = _part(manifest, "profile")
     if profile.get("sha256"):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reports.answers.findings import Answer
-from reports.answers.plan_answer import is_plan, looks_table
+from reports.answers.plan_answer import is_plan
 from reports.axes import make_axes
 from reports.formatting import read_terms
-from reports.pages.run_page import template
+from reports.pages.page import template
 from reports.tables.metric_tables import metrics_table, terminal_table
+from reports.tables.plan_tables import search_table
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -19,7 +20,7 @@ def snippet(run: RunData, answer: Answer) -> str:
     """Return the answer and its table; it has the notebook's own style, and needs neither network nor scripts."""
     terms = read_terms((run.manifest.get("scenario") or {}).get("slo"))
     if is_plan(run.manifest):
-        table = looks_table(run)
+        table = search_table(run)
     elif len(run.points) == 1:
         table = metrics_table(run.points[0])
     else:

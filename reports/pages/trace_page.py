@@ -1,4 +1,4 @@
-"""The page of a trace: what its traffic is like, and whether fitted traffic may stand for it; one HTML file."""
+"""The page of a trace: what its traffic is like, and whether fitted traffic can replace it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from reports.answers.trace_findings import (
+from reports.answers.trace_findings import headline, laws_sentences, lengths_sentences, sentences
+from reports.charts.trace_charts import check_chart, curve_chart, rate_chart
+from reports.formatting import number
+from reports.pages.page import Page
+from reports.table import Table
+from reports.tables.trace_tables import (
     candidates_table,
     check_table,
     curve_table,
     facts_table,
-    headline,
-    laws_sentences,
     laws_table,
-    lengths_sentences,
     lengths_table,
-    sentences,
 )
-from reports.charts.svg import Table
-from reports.charts.trace_charts import check_chart, curve_chart, rate_chart
-from reports.formatting import number
-from reports.pages.run_page import template
-from sim.results.run_directory.result_files import write_text
 from sim.results.traces.trace_facts import TraceFacts
 
 
@@ -33,10 +28,10 @@ class TracePage:
     """What the page shows.
 
     :ivar name: the trace, as the reader knows it.
-    :ivar command: what writes this page again.
+    :ivar command: the command that writes this page again.
     :ivar scenario: text of the file with the fitted traffic, or None.
     :ivar provenance: (label, text) lines.
-    :ivar scenario_file: name of that file, beside the page.
+    :ivar scenario_file: name of that file, in the folder of the page.
     """
 
     facts: TraceFacts
@@ -48,35 +43,48 @@ class TracePage:
 
 
 def write_page(page: TracePage, path: Path) -> Path:
-    """Write the page; a reader never sees half a file."""
-    write_text(path, build_page(page))
-    return path
+    """Write the page and return its path."""
+    return _page(page).write(path)
 
 
 def build_page(page: TracePage) -> str:
-    """Return the page as HTML that needs neither network nor JavaScript."""
+    """Return the page as HTML."""
+    return _page(page).html()
+
+
+def _page(page: TracePage) -> Page:
     facts = page.facts
-    context: dict[str, Any] = {
-        "name": page.name, "headline": _kept(headline(facts)), "sentences": _kept_all(sentences(facts)),
-        "curve": curve_chart(facts), "curve_table": curve_table(facts),
-        "check": check_chart(facts.fit), "check_table": check_table(facts), "candidates": candidates_table(facts),
-        "rate": rate_chart(facts), "facts": facts_table(facts),
-        "laws": _laws(facts), "laws_texts": _kept_all(laws_sentences(facts)),
-        "lengths": lengths_table(facts), "lengths_texts": _kept_all(lengths_sentences(facts)),
-        "fitted": facts.fit is not None, "found": facts.sessions is not None and not facts.sessions.named,
-        "notes": _notes(facts), "provenance": page.provenance, "command": page.command, "scenario": page.scenario,
-        "run": f"loraplan run {shlex.quote(page.scenario_file)}", "scenario_file": page.scenario_file,
-    }  # fmt: skip
-    return template("trace.html.j2").render(**context)
+    curve = curve_table(facts)
+    content = {
+        "headline": _unbroken(headline(facts)),
+        "sentences": _unbroken_all(sentences(facts)),
+        "curve": curve_chart(facts, curve),
+        "curve_table": curve,
+        "check": check_chart(facts.fit),
+        "check_table": check_table(facts),
+        "candidates": candidates_table(facts),
+        "rate": rate_chart(facts),
+        "facts": facts_table(facts),
+        "laws": _laws(facts),
+        "laws_texts": _unbroken_all(laws_sentences(facts)),
+        "lengths": lengths_table(facts),
+        "lengths_texts": _unbroken_all(lengths_sentences(facts)),
+        "fitted": facts.fit is not None,
+        "found": facts.sessions is not None and not facts.sessions.named,
+        "scenario": page.scenario,
+        "scenario_file": page.scenario_file,
+        "run": f"loraplan run {shlex.quote(page.scenario_file)}",
+    }
+    return Page("trace.html.j2", page.name, page.command, content, page.provenance, _notes(facts))
 
 
-def _kept(text: str) -> str:
+def _unbroken(text: str) -> str:
     """Return a text whose percent signs stay on the line of their number."""
     return text.replace(" %", "\u00a0%")
 
 
-def _kept_all(texts: Sequence[str]) -> list[str]:
-    return [_kept(text) for text in texts]
+def _unbroken_all(texts: Sequence[str]) -> list[str]:
+    return [_unbroken(text) for text in texts]
 
 
 def _laws(facts: TraceFacts) -> list[Table]:
@@ -90,6 +98,6 @@ def _laws(facts: TraceFacts) -> list[Table]:
 
 
 def _notes(facts: TraceFacts) -> list[str]:
-    """Return what a reader should know of the file, with the rows that were left out, by reason."""
+    """Return what a reader should know about the file, with the rows left out, by reason."""
     left_out = [f"Rows left out: {number(count)} ({reason})." for reason, count in facts.skipped.items()]
     return [*left_out, *facts.notes]

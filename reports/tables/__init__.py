@@ -1,4 +1,4 @@
-"""Tables of reports and of the terminal.
+"""Tables of pages and of the terminal.
 
-Tables know no charts and no pages.
+Tables are made from points and answers; they know no charts and no pages.
 """

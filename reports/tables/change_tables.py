@@ -1,4 +1,4 @@
-"""Tables of rollouts, faults and replicas: harm, strategies side by side, events, and what each replica did."""
+"""Tables of rollouts, faults and replicas: impact, strategies side by side, events, and what each replica did."""
 
 from __future__ import annotations
 
@@ -6,41 +6,72 @@ from collections.abc import Mapping, Sequence
 
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
 from reports.axes import Axis, in_order, spread
-from reports.charts.svg import Table
-from reports.charts.sweep_charts import cell, table_note
-from reports.formatting import metric_words, percent, show
+from reports.formatting import percent, show
+from reports.table import Table, point_rows, table_note
 from reports.text import with_interval
 from sim.results.point import UNITS, Point
-from sim.results.verdict import verdict
 from sim.spec.units import human_seconds
 
 _MOST_POINTS = 100
 _MOST_EVENTS = 40
-_HARM_ROWS = {
-    "mixed": "answers of more than one version", "stale": "answers of an old version after cutover",
-    "refused_by_rollout": "refused while an adapter was replaced", "misrouted": "reached a wrong adapter, or none",
-    "wrong_served": "wrong answers taken for right", "wrong_detected": "wrong answers noticed",
-    "retried": "sent again after a wrong answer", "old_prefix": "prefixes of an old version",
-    "lost": "lost with their replica", "rerouted": "sent to another replica",
+_IMPACT_ROWS = {
+    "mixed": "answers of more than one version",
+    "stale": "answers of an old version after cutover",
+    "refused_by_rollout": "refused while an adapter was replaced",
+    "misrouted": "reached a wrong adapter, or none",
+    "wrong_served": "wrong answers that went unnoticed",
+    "wrong_detected": "wrong answers noticed",
+    "retried": "sent again after a wrong answer",
+    "old_prefix": "prefixes of an old version",
+    "lost": "lost with their replica",
+    "rerouted": "sent to another replica",
     "failed_loads": "adapter could not be loaded",
-    "failed": "failed, for whatever reason", "slow": "late by the SLO, answered or not",
-}  # fmt: skip
+    "failed": "failed, for any reason",
+    "slow": "late by the SLO, answered or not",
+}
 _METRIC_OF = {
-    "mixed": "mixed_version_responses", "stale": "stale_after_cutover", "misrouted": "misrouted",
-    "wrong_served": "wrong_adapter_served", "wrong_detected": "wrong_adapter_detected", "retried": "retried",
-    "old_prefix": "old_prefix_served", "lost": "lost", "rerouted": "rerouted", "failed": "failed", "slow": "harmed",
-}  # fmt: skip
-"""Metric that says whether a kind of harm can be at all; the others are shown where they are."""
+    "mixed": "mixed_version_responses",
+    "stale": "stale_after_cutover",
+    "misrouted": "misrouted",
+    "wrong_served": "wrong_adapter_served",
+    "wrong_detected": "wrong_adapter_detected",
+    "retried": "retried",
+    "old_prefix": "old_prefix_served",
+    "lost": "lost",
+    "rerouted": "rerouted",
+    "failed": "failed",
+    "slow": "harmed",
+}
+"""Metric that says whether a kind of impact is possible; rows without one are shown where they are not zero."""
 _COUNTS = (
-    "harmed", "harmed_excess", "mixed_version_responses", "stale_after_cutover", "refused", "sessions_saw_both",
+    "harmed",
+    "harmed_excess",
+    "mixed_version_responses",
+    "stale_after_cutover",
+    "refused",
+    "sessions_saw_both",
     "sessions_went_back",
-    "wrong_adapter_served", "wrong_adapter_detected", "retried", "old_prefix_served", "failed", "lost", "rerouted",
-)  # fmt: skip
+    "wrong_adapter_served",
+    "wrong_adapter_detected",
+    "retried",
+    "old_prefix_served",
+    "failed",
+    "lost",
+    "rerouted",
+)
 _ROLLOUT = (
-    "rollout_ttft_p99_s", "before_ttft_p99_s", "rollout_e2e_p99_s", "before_e2e_p99_s", "rollout_miss_ratio",
-    "before_miss_ratio", "rollout_loads", "rollout_peak_loads_per_s", "before_peak_loads_per_s",
-    "extra_resident_bytes_peak", "rollout_duration_s",
-)  # fmt: skip
+    "rollout_ttft_p99_s",
+    "before_ttft_p99_s",
+    "rollout_e2e_p99_s",
+    "before_e2e_p99_s",
+    "rollout_miss_ratio",
+    "before_miss_ratio",
+    "rollout_loads",
+    "rollout_peak_loads_per_s",
+    "before_peak_loads_per_s",
+    "extra_resident_bytes_peak",
+    "rollout_duration_s",
+)
 _PLAIN = ("rerouted_e2e_mean_s", "ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
 
 
@@ -52,29 +83,35 @@ def shown_metrics(points: Sequence[Point]) -> list[str]:
     return names
 
 
-def harm_table(point: Point, where: str) -> Table | None:
-    """Return how many requests met with what at one point."""
+def impact_table(point: Point, where: str) -> Table | None:
+    """Return how many requests were affected at one point, and how."""
     impact = point.impact
     if impact is None:
         return None
     total = max(1, impact.requests)
     rows = []
-    for key, words in _HARM_ROWS.items():
+    for key, words in _IMPACT_ROWS.items():
         count = int(value_of(point, "misrouted") or 0) if key == "misrouted" else getattr(impact, key)
         metric = point.metrics.get(_METRIC_OF.get(key, ""))
         if count is not None and (count or (metric is not None and metric.applies)):
             rows.append([words, f"{count:,}", percent(count / total)])
     harmed = point.metrics["harmed"]
-    rows.append(["harmed in one way or another", with_interval("harmed", harmed), percent((harmed.value or 0) / total)])
-    note = (
-        f"Of {total:,} measured requests of all replications; a request may be in several rows. Sent again or to "
-        "another replica, and noticed is no harm by itself: it counts as slow where it took too long."
+    rows.append(
+        [
+            "affected in any of these ways",
+            with_interval("harmed", harmed),
+            percent((harmed.value or 0) / total),
+        ]
     )
-    return Table(f"What befell requests{where}", ["", "requests", "share"], rows, note)
+    note = (
+        f"Of {total:,} measured requests of all replications; a request may be in several rows. Being sent again, sent "
+        "to another replica or noticed is no harm by itself; such a request counts as late if it took too long."
+    )
+    return Table(f"What happened to requests{where}", ["", "requests", "share"], rows, note)
 
 
 def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table | None:
-    """Return one row a point with harm, latencies, loads and skew; nothing for a sweep that isn't about these."""
+    """Return one row for each point with impact, latencies, loads and skew; None for a sweep that isn't about these."""
     if not axes or not (is_changed(points) or compares_routers(points, axes)):
         return None
     names = [name for name in _COUNTS if is_changed(points) and any(value_of(p, name) for p in points)]
@@ -82,17 +119,12 @@ def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
     names.append("replica_load_skew")
     names = [name for name in names if any(value_of(p, name) for p in points)]
     shown = spread(in_order(points, axes), _MOST_POINTS)
-    head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names)]
-    rows = [
-        [*(axis.point_label(p) for axis in axes), *([verdict(p, slo_terms)] if slo_terms else []),
-         *(cell(p, name) for name in names)]
-        for p in shown
-    ]  # fmt: skip
-    if len(axes) == 1 and len(shown) <= 6:  # as columns they fit beside each other
+    head, rows = point_rows(shown, axes, slo_terms, names)
+    if len(axes) == 1 and len(shown) <= 6:  # few enough to be columns
         rows = [list(row) for row in zip(head, *rows, strict=True)]
         head, rows = rows[0], rows[1:]
     note = table_note(len(points), len(shown))
-    counted = "Counts are sums over all replications, with 95 % intervals; all points meet the same traffic."
+    counted = "Counts are sums over all replications, with 95 % intervals; all points get the same traffic."
     return Table("Side by side, on the same traffic", head, rows, f"{note} {counted}".strip())
 
 
@@ -113,17 +145,23 @@ def replicas_table(point: Point, where: str) -> Table | None:
         return None
     head = ["replica", "requests", "completed", "miss ratio", "loads", "busy", "p99 E2E"]
     rows = [
-        [f"{row['replica']}{' (full models)' if row.get('full') else ''}", f"{row['requests']:,}",
-         f"{row['completed']:,}", _shown(row, "miss_ratio"),
-         f"{row['loads']:,}", "–" if row["busy_share"] is None else percent(row["busy_share"]),
-         _shown(row, "e2e_p99_s")]
+        [
+            f"{row['replica']}{' (full models)' if row.get('full') else ''}",
+            f"{row['requests']:,}",
+            f"{row['completed']:,}",
+            _shown(row, "miss_ratio"),
+            f"{row['loads']:,}",
+            "–" if row["busy_share"] is None else percent(row["busy_share"]),
+            _shown(row, "e2e_p99_s"),
+        ]
         for row in point.replicas
-    ]  # fmt: skip
+    ]
     skew = point.metrics.get("replica_load_skew")
-    said = "" if skew is None or skew.value is None else (
-        f" Over all replications the busiest replica gets {with_interval('replica_load_skew', skew)} times the mean."
-    )  # fmt: skip
-    return Table(f"Replicas{where}", head, rows, f"First replication, measured requests.{said}")
+    note = "First replication, measured requests."
+    if skew is not None and skew.value is not None:
+        times = with_interval("replica_load_skew", skew)
+        note += f" Over all replications the busiest replica gets {times} times the mean."
+    return Table(f"Replicas{where}", head, rows, note)
 
 
 def _shown(row: Mapping[str, float | None], name: str) -> str:

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from reports.answers.bottleneck import is_fixed, limits
 from reports.answers.change_findings import compares_routers, has_rollout, is_changed, value_of
 from reports.axes import Axis, in_order, spread
-from reports.charts.svg import Table
-from reports.charts.sweep_charts import brackets_note, cell, table_note
 from reports.formatting import calibration, interval, metric_words, percent, show, size_words
+from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.tables.change_tables import shown_metrics
 from reports.text import remark
 from sim.results.point import Metric, Point
@@ -20,9 +19,25 @@ from sim.spec.units import human_seconds
 TILES = ("ttft_p99_s", "e2e_p99_s", "tpot_mean_s", "miss_ratio", "loader_utilization", "throughput_rps")
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
 _KEY_COLUMNS = (
-    "ttft_p99_s", "e2e_p99_s", "miss_ratio", "delayed_hit_ratio", "loader_utilization", "gpu_utilization",
-    "throughput_rps", "slo_attainment", "unfinished",
-)  # fmt: skip
+    "ttft_p99_s",
+    "e2e_p99_s",
+    "miss_ratio",
+    "delayed_hit_ratio",
+    "loader_utilization",
+    "gpu_utilization",
+    "throughput_rps",
+    "slo_attainment",
+    "unfinished",
+)
+_RESOURCES = {
+    "loader": "loader",
+    "slots": "slots",
+    "kv": "KV memory",
+    "seats": "batch slots (max_num_seqs)",
+    "compute": "compute",
+    "full_models": "loads of whole models",
+}
+"""What a point can run out of, by its key in ``Point.capacity``."""
 _ALL_METRICS_UP_TO = 40
 _ALL_ACROSS_UP_TO = 8
 _MOST_POINTS = 1000
@@ -33,7 +48,7 @@ class Tile:
     """One key number.
 
     :ivar bounds: the sampling interval, ``calibration`` that of the profile's draws, or nothing.
-    :ivar mark: what the SLO says of it: ``met``, ``not met``, ``unclear`` or nothing.
+    :ivar mark: how it compares with the SLO: ``met``, ``not met``, ``unclear`` or nothing.
     """
 
     words: str
@@ -59,18 +74,20 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
         target = slo_terms.get(name)
         tiles.append(
             Tile(
-                metric_words(name), show(name, metric.value, metric.unit) if metric.value is not None else "–",
+                metric_words(name),
+                show(name, metric.value, metric.unit) if metric.value is not None else "–",
                 interval(name, metric) if metric.value is not None else remark(name, metric),
-                calibration(name, metric), "" if target is None else f"SLO {show(name, target)}",
+                calibration(name, metric),
+                "" if target is None else f"SLO {show(name, target)}",
                 "" if target is None else term_verdict(point, name, target),
                 metric.settled or metric.value is None,
             )
-        )  # fmt: skip
+        )
     return tiles[: 7 if changed else 8]
 
 
 def groups_table(point: Point, where: str) -> Table | None:
-    """Return one row a kind of adapter, then one a band of popularity."""
+    """Return one row for each kind of adapter, then one for each band of popularity."""
     if not point.groups:
         return None
     wanted = ("miss_ratio", "ttft_p99_s", "e2e_p99_s")
@@ -98,7 +115,7 @@ def metrics_table(point: Point) -> Table:
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     note = f"calibration: {calibration_note(point)}" if drawn else ""
-    caption = "Every metric with its 95 % interval" + (" and what the calibration leaves open" if drawn else "")
+    caption = "Every metric with its 95 % interval" + (" and its calibration interval" if drawn else "")
     return Table(caption, head, rows, note, words=(4 if drawn else 3,))
 
 
@@ -110,22 +127,17 @@ def calibration_note(point: Point) -> str:
     """Return in one sentence what a calibration interval is made of."""
     draws, of = point.calibration["draws"], point.calibration["of"]
     which = f"{draws} of the {of:,} draws" if of > draws else f"the {draws} draws"
-    return f"95 %, from {which} of the profile's costs on the same traffic; beside the interval, not in it."
+    return f"95 %, from {which} of the profile's costs on the same traffic; not included in the 95 % interval."
 
 
 def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
-    """Return one row a point: every metric for few points, the key ones for many."""
+    """Return one row for each point: every metric for few points, the key ones for many."""
     measured = [name for name in shown_metrics(points) if any(value_of(p, name) is not None for p in points)]
     names = [n for n in measured if len(points) <= _ALL_METRICS_UP_TO or n in _KEY_COLUMNS or n in slo_terms]
     shown = spread(in_order(points, axes), _MOST_POINTS)
     if len(axes) == 1 and len(points) <= _ALL_ACROSS_UP_TO:
         return _across(shown, axes[0], slo_terms, names)
-    head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *(metric_words(n) for n in names)]
-    rows = [
-        [*(axis.point_label(p) for axis in axes), *([verdict(p, slo_terms)] if slo_terms else []),
-         *(cell(p, name) for name in names)]
-        for p in shown
-    ]  # fmt: skip
+    head, rows = point_rows(shown, axes, slo_terms, names)
     note = table_note(len(points), len(shown))
     if len(names) < len(measured):
         note = f"{note} The key metrics; points.csv has all {len(measured)}.".strip()
@@ -134,7 +146,7 @@ def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
 
 
 def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
-    """Return one row a point with what decides: narrow enough for a terminal, without intervals."""
+    """Return one row for each point with what decides: narrow enough for a terminal, without intervals."""
     rest: tuple[str, ...] = ("miss_ratio", "loader_utilization", "throughput_rps")
     if is_changed(points):
         rest = (
@@ -163,7 +175,7 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
 
 
 def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], names: Sequence[str]) -> Table:
-    """Return one row a metric and one column a point: short enough to compare along a line."""
+    """Return one row for each metric and one column for each point, to compare along a line."""
     rows = [[metric_words(name), *(cell(p, name) for p in points)] for name in names]
     if slo_terms:
         rows.insert(0, ["SLO", *(verdict(p, slo_terms) for p in points)])
@@ -174,10 +186,14 @@ def _across(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float],
 def traffic_table(point: Point) -> Table | None:
     """Return what was simulated, as it turned out."""
     words = {
-        "requests": "requests measured", "adapters": "adapters asked for", "rate_rps": "arrival rate",
-        "top_1pct": "traffic of the hottest 1 %", "top_10pct": "traffic of the hottest 10 %",
-        "top_20pct": "traffic of the hottest 20 %", "effective_adapters": "effective adapters",
-    }  # fmt: skip
+        "requests": "requests measured",
+        "adapters": "adapters requested",
+        "rate_rps": "arrival rate",
+        "top_1pct": "traffic of the hottest 1 %",
+        "top_10pct": "traffic of the hottest 10 %",
+        "top_20pct": "traffic of the hottest 20 %",
+        "effective_adapters": "effective adapters",
+    }
     rows = []
     for key, label in words.items():
         value = point.traffic.get(key)
@@ -201,20 +217,18 @@ def traffic_sentence(points: Sequence[Point]) -> str:
     whole = "{:,.0f}".format
     return (
         f"Traffic: the hottest 1 / 10 / 20 % of {span('adapters', whole)} adapters get {tops} of the requests; "
-        f"as hard to guess as {span('effective_adapters', whole)} equally popular ones."
+        f"it is about as spread out as {span('effective_adapters', whole)} equally popular adapters."
     )
 
 
 def capacity_table(point: Point) -> Table | None:
-    """Return what could bind, and how far each is used."""
+    """Return what could limit the point, and how heavily each resource is used."""
     rows = []
-    for part, words in (
-        ("loader", "loader"), ("slots", "slots"), ("kv", "KV memory"), ("seats", "seats (max_num_seqs)"),
-        ("compute", "compute"), ("full_models", "loads of whole models"),
-    ):  # fmt: skip
+    for part, words in _RESOURCES.items():
         values = getattr(point.capacity, part)
-        if values is not None and any(v is not None for v in asdict(values).values()):
-            rows.append([words, _use(asdict(values)), _blocked(asdict(values)), _amount(asdict(values))])
+        use = {} if values is None else asdict(values)
+        if any(value is not None for value in use.values()):
+            rows.append([words, _use(use), _blocked(use), _amount(use)])
     head = ["resource", "used", "requests waited for it", "amount"]
     return Table("What could limit this point", head, rows, words=(1, 2)) if rows else None
 
@@ -238,13 +252,13 @@ def _amount(values: Mapping[str, float | None]) -> str:
     for key in ("loaders", "slots", "tokens", "limit", "replicas"):
         value = values.get(key)
         if value is not None:
-            return f"{value:,.0f} {'seats' if key == 'limit' else key}".replace("1 loaders", "1 loader").replace(
+            return f"{value:,.0f} {'batch slots' if key == 'limit' else key}".replace("1 loaders", "1 loader").replace(
                 "1 replicas", "1 replica"
             )
     return "–"
 
 
 def wall_words(manifest: Mapping[str, object]) -> str:
-    """Return how long the simulation took, for people."""
+    """Return how long the simulation took, in words."""
     wall = manifest.get("wall_s")
     return human_seconds(float(wall)) if isinstance(wall, (int, float)) else "unknown"

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from reports.charts.svg import Table
+from reports.answers.trace_words import change, known, parameters, plural, points, shown, with_sign
 from reports.formatting import number, percent
+from reports.table import Table
 from sim.results.traces.trace_facts import CheckedValue, FitCheck, LawRow, SessionFacts, TraceFacts
 from sim.spec.units import human_seconds
 from sim.traffic.fits.popularity_fit import LEAST_P
 
-_SHARES = ("hot", "requests")
-"""Parameters of popularity laws that are shares of one."""
 _CHECKED_SLOTS = (4, 8, 16, 32, 64)
-"""Slots at which the terminal's table holds the fitted traffic against the trace."""
-
-
-def plural(count: float, word: str) -> str:
-    """Return a count with its word: ``1 slot``, ``1,808 sessions``."""
-    return f"{number(count)} {word}{'' if count == 1 else 's'}"
-
-
-def about(share: float) -> str:
-    """Return a share in two digits, for sentences: ``0.3470`` → ``"35 %"``; tables have three."""
-    return percent(float(f"{share:.2g}")) if share < 0.995 else percent(share)
+"""Slots at which the terminal's table compares the fitted traffic with the trace."""
 
 
 def facts_table(facts: TraceFacts) -> Table:
@@ -37,48 +24,54 @@ def facts_table(facts: TraceFacts) -> Table:
         ["dispersion, 1 s", known(facts.dispersion_1s), "variance over mean of the requests in a second; Poisson: 1"],
         ["dispersion, 60 s", known(facts.dispersion_60s), "variance over mean of the requests in a minute; Poisson: 1"],
         ["longest gap", human_seconds(facts.longest_gap_s), "without any request"],
-    ]  # fmt: skip
+    ]
     found = facts.concentration
     if found is not None:
         rows += [
-            [f"hottest {part} %", percent(found[f"top_{part}pct"]),
-             f"of requests, for {plural(max(1, round(facts.adapters * part / 100)), 'adapter')}"]
+            [
+                f"hottest {part} %",
+                percent(found[f"top_{part}pct"]),
+                f"of requests, for {plural(max(1, round(facts.adapters * part / 100)), 'adapter')}",
+            ]
             for part in (1, 10, 20)
-        ]  # fmt: skip
-        rows.append([
-            "effective adapters", number(found["effective_adapters"]),
-            "exp of the entropy: so many equally popular ones would be as hard to guess",
-        ])  # fmt: skip
+        ]
+        rows.append(
+            [
+                "effective adapters",
+                number(found["effective_adapters"]),
+                "exp of the entropy: traffic is as spread out as this many equally popular adapters",
+            ]
+        )
     if facts.sessions is not None:
         rows += _session_rows(facts.sessions)
     return Table("The trace in numbers", ["", "value", "meaning"], rows, words=(2,))
 
 
 def _session_rows(sessions: SessionFacts) -> list[list[str]]:
-    pause = "named by the trace" if sessions.pause_s is None else (
-        f"an adapter's requests with pauses up to {human_seconds(sessions.pause_s)}"
-    )  # fmt: skip
+    pause = (
+        "named by the trace"
+        if sessions.pause_s is None
+        else (f"an adapter's requests with pauses up to {human_seconds(sessions.pause_s)}")
+    )
     rows = [
         ["sessions", number(sessions.sessions), pause],
         ["sessions at a time", number(sessions.at_a_time), "under way on average, from first to last request"],
         ["requests per session", number(sessions.requests_mean), "on average"],
     ]
     if sessions.gap_median_s is not None and sessions.gap_p99_s is not None:
-        rows.append([
-            "gap within a session", human_seconds(sessions.gap_median_s),
-            f"median; p99 {human_seconds(sessions.gap_p99_s)}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                "gap within a session",
+                human_seconds(sessions.gap_median_s),
+                f"median; p99 {human_seconds(sessions.gap_p99_s)}",
+            ]
+        )
     return rows
 
 
 def _skipped_words(facts: TraceFacts) -> str:
     left_out = sum(facts.skipped.values())
     return f"{plural(left_out, 'row')} left out" if left_out else ""
-
-
-def known(value: float | None) -> str:
-    """Return a number, or why there is none."""
-    return "too few to say" if value is None else number(round(value, 2))
 
 
 def curve_table(facts: TraceFacts) -> Table | None:
@@ -105,10 +98,17 @@ def laws_table(facts: TraceFacts, of: str | None = None) -> Table | None:
         return None
     several = len({law.of for law in laws}) > 1
     rows = [
-        [law.law, *([law.of] if several else []), parameters(law), f"{law.aic:,.1f}", percent(law.distance),
-         "–" if law.p_value is None else f"{law.p_value:.2g}", _verdict(law)]
+        [
+            law.law,
+            *([law.of] if several else []),
+            parameters(law),
+            f"{law.aic:,.1f}",
+            percent(law.distance),
+            "–" if law.p_value is None else f"{law.p_value:.2g}",
+            _verdict(law),
+        ]
         for law in laws
-    ]  # fmt: skip
+    ]
     head = ["law", *(["of"] if several else []), "parameters", "AIC", "distance", "p", "verdict"]
     caption = "Popularity laws, the likeliest first" if several else f"Popularity by {laws[0].of}, likeliest law first"
     return Table(caption, head, rows, words=(1, 2, 6) if several else (1, 5))
@@ -121,59 +121,52 @@ def _verdict(law: LawRow) -> str:
     return "possible" if law.p_value >= LEAST_P else "ruled out"
 
 
-def parameters(law: LawRow) -> str:
-    """Return the parameters of a law in words: ``exponent 1.6, shift 32.8``."""
-    words = [
-        f"{name} {percent(value) if name in _SHARES else f'{value:.4g}'}" for name, value in law.parameters.items()
-    ]
-    return ", ".join(words) or "none"
-
-
 def lengths_table(facts: TraceFacts) -> Table | None:
     """Return quantiles of prompt and output tokens."""
     both = (("prompt tokens", facts.prompt), ("output tokens", facts.output))
     rows = [
         [words, *(number(values[key]) for key in ("mean", "p50", "p90", "p99", "max"))]
-        for words, values in both if values is not None
-    ]  # fmt: skip
+        for words, values in both
+        if values is not None
+    ]
     return Table("Tokens per request", ["", "mean", "p50", "p90", "p99", "max"], rows) if rows else None
 
 
 def check_table(facts: TraceFacts) -> Table | None:
-    """Return the part that was not fitted beside the fitted traffic; None where there is nothing to compare."""
+    """Compare the part that was not fitted with the fitted traffic; None where there is nothing to compare."""
     fit = facts.fit
     if fit is None or not (fit.slots or fit.values):
         return None
     rows = _ratio_rows(fit)
     for value in fit.values:
-        rows.append([
-            value.name, shown(value.trace, value.unit), shown(value.synthetic, value.unit),
-            *(["–"] if fit.slots else []), _relative(value),
-        ])  # fmt: skip
+        rows.append(
+            [
+                value.name,
+                shown(value.trace, value.unit),
+                shown(value.synthetic, value.unit),
+                *(["–"] if fit.slots else []),
+                _relative(value),
+            ]
+        )
     head = ["", "trace", "fitted traffic", *(["independent draws"] if fit.slots else []), "fitted − trace"]
-    note = f"Trace: the {plural(fit.requests_checked, 'request')} that nothing was fitted to."
+    note = f"Trace: the {plural(fit.requests_checked, 'request')} that the fit has not seen."
     if any(value.unit == "tokens" for value in fit.values):
         note += " Tokens: fitted traffic draws those of the first part again."
-    return Table("Fitted traffic beside the rest of the trace", head, rows, note)
+    return Table("Fitted traffic and the rest of the trace", head, rows, note)
 
 
 def _ratio_rows(fit: FitCheck) -> list[list[str]]:
     at = {slots: index for index, slots in enumerate(fit.slots)}
     return [
-        [f"miss ratio, {plural(slots, 'slot')}", percent(fit.real[at[slots]]), percent(fit.synthetic[at[slots]]),
-         percent(fit.independent[at[slots]]), points(fit.synthetic[at[slots]] - fit.real[at[slots]])]
+        [
+            f"miss ratio, {plural(slots, 'slot')}",
+            percent(fit.real[at[slots]]),
+            percent(fit.synthetic[at[slots]]),
+            percent(fit.independent[at[slots]]),
+            points(fit.synthetic[at[slots]] - fit.real[at[slots]]),
+        ]
         for slots in ([s for s in _CHECKED_SLOTS if s in at] or fit.slots[:1])
-    ]  # fmt: skip
-
-
-def check_curve_table(fit: FitCheck) -> Table:
-    """Return the miss ratios behind the check at every slot count, with their difference."""
-    rows = [
-        [number(slots), percent(real), percent(made), percent(draws), points(made - real)]
-        for slots, real, made, draws in zip(fit.slots, fit.real, fit.synthetic, fit.independent, strict=True)
     ]
-    head = ["slots", "trace", "fitted traffic", "independent draws", "fitted − trace"]
-    return Table("Miss ratio of LRU on the part that was not fitted", head, rows)
 
 
 def candidates_table(facts: TraceFacts) -> Table | None:
@@ -183,10 +176,13 @@ def candidates_table(facts: TraceFacts) -> Table | None:
         return None
     order = sorted(fit.candidates, key=lambda c: float("inf") if c.error is None else c.error)
     rows = [
-        [f"{c.name} (chosen)" if c.name == fit.chosen else c.name, c.words,
-         "–" if c.error is None else f"{c.error * 100:.1f} points"]
+        [
+            f"{c.name} (chosen)" if c.name == fit.chosen else c.name,
+            c.words,
+            "–" if c.error is None else f"{c.error * 100:.1f} points",
+        ]
         for c in order
-    ]  # fmt: skip
+    ]
     note = (
         "Difference: of miss ratios between a model's traffic and the part it was fitted to, mean over the slots of "
         "the curve, of LRU and of a cache that always holds the hottest adapters. Choosing used that part alone."
@@ -194,34 +190,6 @@ def candidates_table(facts: TraceFacts) -> Table | None:
     return Table("Models of traffic that were tried", ["model", "in words", "difference"], rows, note, words=(1,))
 
 
-def points(difference: float) -> str:
-    """Return a difference of shares in percentage points, with its sign."""
-    return signed(f"{difference * 100:+.1f}", " points")
-
-
-def signed(text: str, unit: str) -> str:
-    """Return a signed number with a true minus, and no sign where it rounds to nothing."""
-    plain = text.lstrip("+-")
-    return f"0{unit}" if float(plain) == 0 else f"{'−' if text.startswith('-') else '+'}{plain}{unit}"
-
-
-def change(value: CheckedValue) -> float | None:
-    """Return by which share of the trace's value the synthetic one is larger; None where that is 0."""
-    return None if value.trace == 0 else value.synthetic / value.trace - 1
-
-
 def _relative(value: CheckedValue) -> str:
     found = change(value)
-    return "–" if found is None else signed(f"{found * 100:+.0f}", " %")
-
-
-def shown(value: float, unit: str) -> str:
-    """Return a checked value with its unit."""
-    if unit == "1":
-        return percent(value)
-    return f"{number(value)}/s" if unit == "1/s" else number(value)
-
-
-def spread_words(words: Sequence[str]) -> str:
-    """Return words as a list in a sentence: ``a, b and c``."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return "–" if found is None else with_sign(f"{found * 100:+.0f}", " %")

@@ -91,7 +91,8 @@ def cache(
 
 
 def _print(result: CacheResult, written: Sequence[tuple[str, Path]]) -> None:
-    from reports.pages.cache_page import headline, miss_table, sentences
+    from reports.answers.cache_findings import headline, sentences
+    from reports.tables.cache_tables import miss_table
 
     table = miss_table(result)
     say(headline(result), "")

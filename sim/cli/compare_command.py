@@ -91,7 +91,7 @@ def _stem(path: Path) -> str:
 
 def _print(comparison: Comparison) -> None:
     from reports.answers.comparison_text import details, headline
-    from reports.pages.comparison_page import terminal_table
+    from reports.tables.comparison_tables import terminal_table
 
     for letter, run in (("A", comparison.one), ("B", comparison.other)):
         say(f"{letter}  {run.path}  {run.manifest.get('name', '')}")

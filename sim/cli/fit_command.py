@@ -29,7 +29,9 @@ def predict_runs(
     file: Path, lengths: Path | None, profile_dir: Path | None, out: Path | None, jobs: int, *, json: bool, quiet: bool
 ) -> None:
     """Predict every run of a table; write one row a run and a page; print the errors."""
-    from reports.pages.fidelity_page import choice_sentence, error_table, peer_table, write_page
+    from reports.answers.fidelity_findings import choice_sentence
+    from reports.pages.fidelity_page import write_page
+    from reports.tables.fidelity_tables import error_table, peer_table
     from sim.results.run_directory.result_files import write_json
     from sim.studies.fidelity.fidelity_errors import as_json
     from sim.studies.fidelity.fidelity_study import predict_all, profiles_for
@@ -77,7 +79,8 @@ def _make(folder: Path) -> None:
 def _page(
     predictions: Sequence[RunPrediction], errors: dict[str, Any], file: Path, profiles: dict[str, ModelProfile]
 ) -> FidelityPage:
-    from reports.pages.fidelity_page import Compared, FidelityPage
+    from reports.answers.fidelity_findings import Compared
+    from reports.pages.fidelity_page import FidelityPage
     from sim.studies.fidelity.fidelity_errors import compare_peer
 
     peer = file.with_name(PEER)

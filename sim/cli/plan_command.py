@@ -56,8 +56,8 @@ def plan(
         planned = make_plan(loaded, options.out, execution, and_what_if=what_if, on_evaluation=show_evaluation)
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)
-        page = write_report(data)
         said = plan_answer(data)
+        page = write_report(data, said)
     if options.json:
         say_json(plan_json(data))
     else:

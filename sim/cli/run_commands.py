@@ -12,6 +12,7 @@ from sim.cli.output import command_line, message, pool_of, print_rich, progress_
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
+    from reports.answers.findings import Answer
     from sim.results.point import Point
     from sim.results.run_directory.store import RunData
     from sim.spec.scenario_file import LoadedScenario
@@ -46,7 +47,7 @@ def _simulate(
     options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str, Any]], *, check: bool, overwrite: bool
 ) -> None:
     """Run a study, write its report, print its answer; exit with 1 where ``check`` asks for a missed SLO."""
-    from reports.pages.run_page import write_report
+    from reports.pages.run_page import run_answer, write_report
     from sim.results.run_directory.store import blamed_on, read_run, summary_json
     from sim.studies.execution import Execution
     from sim.studies.sweep import free_folder, run_study
@@ -58,11 +59,12 @@ def _simulate(
         finished = run_study(loaded, sets, folder, Execution(pool, command_line(), progress), overwrite=overwrite)
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
         data = read_run(finished.path)
-        page = write_report(data)
+        answer = run_answer(data)
+        page = write_report(data, answer)
     if options.json:
         say_json(summary_json(loaded.scenario.name, finished.points))
     else:
-        _print_answer(loaded, data)
+        _print_answer(loaded, data, answer)
         tables = f"{finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}"
         say("", f"report  {page}", f"tables  {tables}")
     _notes(finished, options.quiet)
@@ -80,31 +82,27 @@ def _notes(finished: StudyOutcome, quiet: bool) -> None:
 
 def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
     """Return whether every point meets every term of the SLO with its interval."""
-    from reports.answers.findings import answer
+    from sim.results.verdict import MET, verdict
 
     terms = loaded.scenario.slo.terms()
-    return all(answer(point, terms).verdict == "met" for point in points)
+    return all(verdict(point, terms) == MET for point in points)
 
 
-def _print_answer(loaded: LoadedScenario, data: RunData) -> None:
-    from reports.answers.findings import answer, sweep_answer
+def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer) -> None:
     from reports.axes import make_axes
     from reports.tables.metric_tables import metrics_table, terminal_table, traffic_sentence
     from reports.text import capital
 
-    terms = loaded.scenario.slo.terms()
-    assumed = (data.manifest.get("profile") or {}).get("status") == "assumed"
     points = data.points
     if len(points) == 1:
-        told, table = answer(points[0], terms, assumed=assumed), metrics_table(points[0])
+        table = metrics_table(points[0])
     else:
-        told = sweep_answer(points, terms, assumed=assumed)
-        table = terminal_table(points, make_axes(points), terms)
-    say(f"{loaded.scenario.name}: {told.headline}")
-    for sentence in (told.binding_sentence, told.headroom, *told.details, traffic_sentence(points)):
+        table = terminal_table(points, make_axes(points), loaded.scenario.slo.terms())
+    say(f"{loaded.scenario.name}: {answer.headline}")
+    for sentence in (answer.binding_sentence, answer.headroom, *answer.details, traffic_sentence(points)):
         if sentence:
             say(f"  {sentence}")
-    say(f"  Confidence: {told.confidence}. {capital(told.reason)}", "")
+    say(f"  Confidence: {answer.confidence}. {capital(answer.reason)}", "")
     print_rich(rich_table(table))
     if table.note:
         say(table.note)

@@ -159,7 +159,8 @@ def _bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def _print(loaded: LoadedScenario, result: ServeResult, *, json: bool, quiet: bool) -> None:
-    from reports.pages.serve_page import metrics_table, write_page
+    from reports.pages.serve_page import write_page
+    from reports.tables.serve_tables import metrics_table
 
     page = write_page(_page(loaded, result), result.folder / "report.html")
     if json:

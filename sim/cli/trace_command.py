@@ -123,7 +123,8 @@ def _write(folder: Path, file: Path, study: TraceStudy, data: TraceData) -> list
 
 
 def _print(study: TraceStudy, written: list[tuple[str, Path]]) -> None:
-    from reports.answers.trace_findings import check_table, curve_table, facts_table, headline, laws_table, sentences
+    from reports.answers.trace_findings import headline, sentences
+    from reports.tables.trace_tables import check_table, curve_table, facts_table, laws_table
 
     say(headline(study.facts))
     for sentence in sentences(study.facts):

@@ -102,8 +102,9 @@ def _priced_json(priced: PricedRemedies | None) -> dict[str, Any] | None:
 
 def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     """Print what the fleet pays: an answer and a table a cure."""
-    from reports.answers.remedy_answers import cures_answer, cures_tables
+    from reports.answers.remedy_answers import cures_answer
     from reports.pages.run_page import FILE
+    from reports.tables.remedy_tables import remedy_tables
     from sim.results.run_directory.store import read_run
 
     if priced is None:
@@ -111,7 +112,7 @@ def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
         return
     data = read_run(priced.path)
     say("", f"{data.manifest['name']}: {cures_answer(data).headline}")
-    for table in cures_tables(data):
+    for table in remedy_tables(data):
         say("", table.caption)
         print_rich(rich_table(table))
         say(table.note)

@@ -25,12 +25,15 @@ import reports.pages.cache_page
 import reports.pages.comparison_page
 import reports.pages.fidelity_page
 import reports.pages.serve_page
+import reports.tables.serve_tables
 import sim
-from reports.charts.svg import Table
+from reports.answers.fidelity_findings import METRICS, Compared
 from reports.pages.cache_page import CachePage
-from reports.pages.fidelity_page import METRICS, Compared, FidelityPage
-from reports.pages.run_page import build_report, template
+from reports.pages.fidelity_page import FidelityPage
+from reports.pages.page import template
+from reports.pages.run_page import build_report
 from reports.pages.serve_page import ServePage, Shown
+from reports.table import Table
 
 A11Y = Path(__file__).parents[1] / "a11y"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -68,7 +71,7 @@ def serve(file: Path) -> None:
     times = [(luck.lognormvariate(-2, 0.5), luck.lognormvariate(0, 0.5)) for _ in range(200)]
     row = {"measured": 0.2, "predicted": 0.21, "error": 0.05, "noise": 0.01, "wanted": 0.1}
     summary = {
-        "metrics": dict.fromkeys(reports.pages.serve_page.METRICS, row), "repeat": 2,
+        "metrics": dict.fromkeys(reports.tables.serve_tables.METRICS, row), "repeat": 2,
         "loads_from": "an observer in the server",
         "failed": [1, 0], "requests": 200, "problems": ["HTTP 500 once"], "late_p99_s": 0.02, "notes": ["a note"],
         "scenario": "tiny", "engine": "vllm", "server": [{"running_mean": 2.0}] * 2, "kv": None,

@@ -14,7 +14,7 @@ from reports.charts.change_charts import moments_chart, version_chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
 from reports.pages.run_page import build_report
-from reports.tables.change_tables import events_table, harm_table, replicas_table, side_by_side
+from reports.tables.change_tables import events_table, impact_table, replicas_table, side_by_side
 from reports.tables.metric_tables import metrics_table, terminal_table
 from sim.results.metric_state import Cause, State
 from sim.results.model import ComputeUse
@@ -206,15 +206,15 @@ def test_tables_show_only_what_the_scenario_has() -> None:
     names = [row[0] for row in metrics_table(point).rows]
     assert {"failed", "lost", "rerouted", "load skew of replicas"} <= set(names)
     assert not {"rollout duration", "misrouted", "p99 TTFT during"} & set(names)
-    harm = harm_table(point, "")
+    harm = impact_table(point, "")
     assert harm is not None
     assert [row[:2] for row in harm.rows] == [
-        ["lost with their replica", "3"], ["sent to another replica", "0"], ["failed, for whatever reason", "3"],
-        ["late by the SLO, answered or not", "0"], ["harmed in one way or another", "220 (209 to 231)"],
+        ["lost with their replica", "3"], ["sent to another replica", "0"], ["failed, for any reason", "3"],
+        ["late by the SLO, answered or not", "0"], ["affected in any of these ways", "220 (209 to 231)"],
     ]  # fmt: skip
     plain = samples.make_point()
     assert "failed" not in [row[0] for row in metrics_table(plain).rows]
-    assert [harm_table(plain, ""), events_table(plain, ""), replicas_table(plain, "")] == [None] * 3
+    assert [impact_table(plain, ""), events_table(plain, ""), replicas_table(plain, "")] == [None] * 3
     assert side_by_side(samples.rates().points, make_axes(samples.rates().points), {}) is None
 
 

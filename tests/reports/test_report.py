@@ -12,8 +12,9 @@ import pytest
 import samples
 from one_script import without_script
 
-from reports.charts.svg import Table
-from reports.pages.run_page import build_report, template, write_report
+from reports.pages.page import template
+from reports.pages.run_page import build_report, write_report
+from reports.table import Table
 from sim.results.model import Capacity, Timeline
 
 VOID = frozenset(["meta", "link", "br", "img", "input", "hr"])

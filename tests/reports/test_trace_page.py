@@ -12,20 +12,17 @@ import pytest
 from one_script import without_script
 from test_report import LOADING, Page
 
-from reports.answers.trace_findings import (
+from reports.answers.trace_findings import headline, laws_sentences, lengths_sentences, sentences
+from reports.answers.trace_fit_findings import closed_gap
+from reports.pages.trace_page import TracePage, build_page, write_page
+from reports.tables.trace_tables import (
     candidates_table,
     check_table,
-    closed_gap,
     curve_table,
     facts_table,
-    headline,
-    laws_sentences,
     laws_table,
-    lengths_sentences,
     lengths_table,
-    sentences,
 )
-from reports.pages.trace_page import TracePage, build_page, write_page
 from sim.results.traces.trace_facts import (
     Candidate,
     CheckedValue,

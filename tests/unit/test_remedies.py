@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from stuck_adapter import write_adapter
 
-from reports.answers.remedy_answers import badge, cures_answer, cures_tables
+from reports.answers.remedy_answers import badge, cures_answer
 from reports.pages.run_page import build_report
+from reports.tables.remedy_tables import remedy_tables
 from sim.policies.slot_memory import slots_bytes
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
@@ -214,7 +215,7 @@ def test_prices_show_before_and_after_with_intervals(run: Path) -> None:
         found = row["metrics"][name]
         assert found["paired"]
         assert found["lo"] <= found["change"] <= found["hi"]
-    table, nothing = cures_tables(data)
+    table, nothing = remedy_tables(data)
     assert table.head == ["", "as it is", "one adapter", "all adapters", "all adapters, host memory as before"]
     assert ["GPU slots", "64", "32", "32", "32"] in table.rows
     assert nothing.caption == "Base model in 16 bits"
@@ -223,7 +224,7 @@ def test_prices_show_before_and_after_with_intervals(run: Path) -> None:
     assert "Base model in 16 bits, for the fleet: it costs nothing; the fleet serves" in " ".join(said.details)
     assert badge(data)[2] in ("met", "not-met", "partly", "unclear")
     page = build_report(data)
-    assert "What was found, and what does its cure cost?" in page
+    assert "What was found, and what would its remedies cost?" in page
     assert "stuck: underfitting, likely: flat." in page
 
 

@@ -13,8 +13,8 @@ from scenario_samples import refusal, write
 from stuck_adapter import LEARNED, write_adapter
 
 from reports.answers.findings import answer, sweep_answer
-from reports.answers.held_back_rollouts import held_table
 from reports.pages.run_page import build_report
+from reports.tables.held_back_table import held_table
 from sim.errors import InputError
 from sim.results.model import HeldBack
 from sim.results.point import Point
