@@ -9,12 +9,12 @@ import pytest
 from engine_scenarios import engine_scenarios
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sim.studies.point import facts_of
 from strategies import scenarios
 
 from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
+from sim.studies.evaluate import facts_of
 from sim.world.build import build_world, simulate
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from sim.studies.point import facts_of
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
 from sim.results.point_summary import summarise
 from sim.results.records import REFUSED, Recording
 from sim.spec.scenario import Scenario
+from sim.studies.evaluate import facts_of
 from sim.traffic.request import HIT, MISS
 from sim.world.build import build_world, simulate
 
