@@ -20,7 +20,7 @@ from sim.results.point import Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.records import _PAUSE_ROW, _STEP_ROW, STATUS_WORDS, Recorder, Recording
 from sim.spec.scenario import Scenario
-from sim.studies.evaluate import facts_of, replications_of, simulate_replication
+from sim.studies.evaluate import REPLICATION, Design, Part, facts_of, simulate_part
 from sim.world.build import build_world
 from sim.world.world import World
 
@@ -199,7 +199,8 @@ def run(scenario: Scenario) -> Run:
     world = build_world(scenario)
     KeepingRecorder.kept = kept = []
     with patch("sim.world.build.Recorder", KeepingRecorder):
-        recordings = [simulate_replication(world, index) for index in range(replications_of(world))]
+        design = Design(world.scenario, world)
+        recordings = [simulate_part(design, Part(REPLICATION, index)) for index in range(design.replications)]
     assert len(kept) == len(recordings)
     point = summarise(recordings, facts_of(world), {}, [])
     replications = [replication_of(*pair, world) for pair in zip(recordings, kept, strict=True)]

@@ -1,0 +1,47 @@
+"""States of metrics: files keep their notes, and run directories of versions without states still say why."""
+
+from __future__ import annotations
+
+import pytest
+
+from reports.text import remark, why
+from sim.results.metric_state import SETTLED, TRUSTED, Cause, Kind, State, stored_state
+from sim.results.point import Metric, Point
+
+KNOWN = [cause for cause in Cause if cause is not Cause.UNKNOWN]
+
+
+@pytest.mark.parametrize("cause", KNOWN)
+def test_an_old_note_gives_back_its_state(cause: Cause) -> None:
+    state = State(cause, found=1234, needed=35_000, others=2, share=0.973)
+    found = stored_state(None, state.note, None, settled=cause.kind in TRUSTED)
+    assert (found.cause, found.note) == (cause, state.note)
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_a_point_keeps_states_and_notes(cause: Cause) -> None:
+    metric = Metric(1.5, 1.4, 1.6, "s", State(cause, 12, 3500, 1, 0.97, "another version said so"))
+    data = Point({}, {"e2e_p99_s": metric}).to_json()
+    (read,) = Point.from_json(data).metrics.values()
+    assert (read.note, read.settled, read.state.cause) == (metric.note, metric.settled, cause)
+    without = {**data, "metrics": {n: {k: v for k, v in m.items() if k != "state"} for n, m in data["metrics"].items()}}
+    (old,) = Point.from_json(without).metrics.values()
+    assert (old.note, old.settled) == (metric.note, metric.settled)
+
+
+def test_an_unknown_note_stays_as_it_is() -> None:
+    found = stored_state(None, "only 40 requests", None, settled=False)
+    assert (found.kind, found.note) == (Kind.UNKNOWN, "only 40 requests")
+    assert stored_state({"cause": "OF_THE_FUTURE"}, "", 1.0, settled=True) == SETTLED
+
+
+@pytest.mark.parametrize("cause", KNOWN)
+def test_every_cause_has_words(cause: Cause) -> None:
+    assert bool(why("e2e_p99_s", State(cause, 10, 35))) == (cause is not Cause.NONE)
+
+
+def test_too_short_a_run_says_how_much_longer_it_must_be() -> None:
+    metric = Metric(1.5, 1.4, 1.6, "s", State(Cause.FEW_CYCLES, 487, 1266))
+    assert remark("e2e_p99_s", metric) == (
+        "unsettled: the run is too short for a reliable p99 E2E; run about 2.6 times as many requests"
+    )
