@@ -39,7 +39,7 @@ def test_the_scenario_itself_is_fine(tmp_path: Path) -> None:
     assert load_scenario(str(write(tmp_path, BASE)), confined=True).scenario.name == "mine"
 
 
-@pytest.mark.promise("No code is run.", "YAML tags make no objects.")
+@pytest.mark.promise("No code is run.", "YAML tags create no objects.")
 @pytest.mark.parametrize(
     "tagged",
     [
@@ -202,7 +202,7 @@ def test_messages_hold_no_escapes_for_the_terminal(
     assert "\x07" not in err
 
 
-@pytest.mark.promise("Nothing is fetched.", "is a file that isn't there")
+@pytest.mark.promise("Nothing is fetched.", "is treated as a missing file")
 @pytest.mark.parametrize("address", ["https://example.com/t.csv", "s3://bucket/t.parquet", "hdfs://h/t", "file:///t"])
 @pytest.mark.parametrize("text", [TRACED, "extends: FILE\n" + BASE, BASE + "fleet: {profile: FILE}\n"])
 def test_an_address_is_a_file_that_is_not_there(
