@@ -95,10 +95,20 @@ class Results:
         """One row for each point and metric: the swept keys, metric, value, lo, hi, unit."""
         import pandas as pd
 
-        return pd.DataFrame([
-            {**point.set, "metric": name, "value": metric.value, "lo": metric.lo, "hi": metric.hi, "unit": metric.unit}
-            for point in self.points for name, metric in point.metrics.items()
-        ])  # fmt: skip
+        return pd.DataFrame(
+            [
+                {
+                    **point.set,
+                    "metric": name,
+                    "value": metric.value,
+                    "lo": metric.lo,
+                    "hi": metric.hi,
+                    "unit": metric.unit,
+                }
+                for point in self.points
+                for name, metric in point.metrics.items()
+            ]
+        )
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -197,10 +207,13 @@ class PlanResults(Results):
         import pandas as pd
 
         kept = ("one", "other", "lo", "hi", "word")
-        return pd.DataFrame([
-            {"change": row["label"], "metric": name, **{key: found[key] for key in kept}}
-            for row in self._data.manifest.get("what_if") or [] for name, found in row["metrics"].items()
-        ])  # fmt: skip
+        return pd.DataFrame(
+            [
+                {"change": row["label"], "metric": name, **{key: found[key] for key in kept}}
+                for row in self._data.manifest.get("what_if") or []
+                for name, found in row["metrics"].items()
+            ]
+        )
 
 
 def run(

@@ -25,11 +25,15 @@ from sim.spec.sections.rollout_strategies import STRATEGIES
 from sim.world.build import build_world, simulate
 
 LENGTHS = {
-    "short": {"prompt": {"law": "lognormal", "mean": 200, "p99": 1000, "max": 8192},
-              "output": {"law": "lognormal", "mean": 40, "p99": 200, "max": 4096}},
-    "long": {"prompt": {"law": "lognormal", "mean": 600, "p99": 5400, "max": 8192},
-             "output": {"law": "lognormal", "mean": 155, "p99": 870, "max": 4096}},
-}  # fmt: skip
+    "short": {
+        "prompt": {"law": "lognormal", "mean": 200, "p99": 1000, "max": 8192},
+        "output": {"law": "lognormal", "mean": 40, "p99": 200, "max": 4096},
+    },
+    "long": {
+        "prompt": {"law": "lognormal", "mean": 600, "p99": 5400, "max": 8192},
+        "output": {"law": "lognormal", "mean": 155, "p99": 870, "max": 4096},
+    },
+}
 
 SLOTTED = ("continuous", "vllm-0.8", "vllm-0.32", "sglang", "fixed")
 """Engines whose adapter memory is counted in slots; the others keep the memory of their preset."""
@@ -47,23 +51,32 @@ def batch(
 ) -> dict[str, Any]:
     """Return a scenario of continuous batching: small adapters (6.8 MB), of which a cache of 8 GB holds 1,000."""
     return {
-        "schema_version": 1, "name": "bench",
-        "workload": {"requests": requests, "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
-                     "popularity": {"law": "zipf", "exponent": exponent}, "tokens": LENGTHS[lengths]},
+        "schema_version": 1,
+        "name": "bench",
+        "workload": {
+            "requests": requests,
+            "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
+            "popularity": {"law": "zipf", "exponent": exponent},
+            "tokens": LENGTHS[lengths],
+        },
         "adapters": {"count": adapters, "rank": 8, "targets": ["q", "v"]},
-        "fleet": {"replicas": replicas}, "router": {"policy": "least-loaded"},
-        "cache": {"gpu": {"size": size}}, **more,
-    }  # fmt: skip
+        "fleet": {"replicas": replicas},
+        "router": {"policy": "least-loaded"},
+        "cache": {"gpu": {"size": size}},
+        **more,
+    }
 
 
 def thrash(requests: int) -> dict[str, Any]:
     return {
-        "schema_version": 1, "name": "bench",
+        "schema_version": 1,
+        "name": "bench",
         "workload": {"requests": requests, "arrivals": {"process": "poisson", "rate": "30/s"}},
-        "adapters": {"count": 1000, "size": "50 MB"}, "cache": {"gpu": {"size": "10 GB"}},
+        "adapters": {"count": 1000, "size": "50 MB"},
+        "cache": {"gpu": {"size": "10 GB"}},
         "fleet": {"engine": "fixed", "service": {"law": "fixed", "value": "10 ms"}},
         "storage": {"load": {"law": "uniform", "low": "20 ms", "high": "50 ms"}},
-    }  # fmt: skip
+    }
 
 
 def rows(quick: bool) -> dict[str, dict[str, Any]]:
@@ -221,8 +234,11 @@ def show(title: str, names: list[str], quick: bool) -> dict[str, Figures]:
         except subprocess.SubprocessError as error:
             sys.exit(getattr(error, "stderr", None) or str(error))
         first = shown[names[0]].worth
-        print(f"{name:38} {row.requests_per_s:10,.0f} {row.bare_per_s:10,.0f} {row.worth:6.1f} "
-              f"{row.peak_mb:8,.0f} {row.worth / first:13.2f}x", flush=True)  # fmt: skip
+        print(
+            f"{name:38} {row.requests_per_s:10,.0f} {row.bare_per_s:10,.0f} {row.worth:6.1f} "
+            f"{row.peak_mb:8,.0f} {row.worth / first:13.2f}x",
+            flush=True,
+        )
     print(flush=True)
     return shown
 

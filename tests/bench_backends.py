@@ -47,8 +47,19 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="keep the run directories here")
     asked = parser.parse_args()
     rates = ",".join(f"{20 + place * 12 / asked.points:g}/s" for place in range(asked.points))
-    sweep = ["sweep", "cache-thrash", "--set", f"workload.requests={asked.requests}", "--set", "run.replications=1",
-             "--over", f"workload.arrivals.rate={rates}", "--quiet", "--jobs", str(WORKERS)]  # fmt: skip
+    sweep = [
+        "sweep",
+        "cache-thrash",
+        "--set",
+        f"workload.requests={asked.requests}",
+        "--set",
+        "run.replications=1",
+        "--over",
+        f"workload.arrivals.rate={rates}",
+        "--quiet",
+        "--jobs",
+        str(WORKERS),
+    ]
     wrong = 0
     print(f"{asked.points} points of {asked.requests:,} requests, {WORKERS} workers")
     with tempfile.TemporaryDirectory() as temporary:
@@ -73,8 +84,9 @@ def one(
     out = folder / (name.replace(", ", "-") + ("-killed" if kill else ""))
     with cluster(name) as server:
         started = time.perf_counter()
-        process = subprocess.Popen([str(BIN / "loraplan"), *sweep, *RUNS[name], "--out", str(out)],
-                                   stdout=subprocess.DEVNULL, env=ENVIRONMENT)  # fmt: skip
+        process = subprocess.Popen(
+            [str(BIN / "loraplan"), *sweep, *RUNS[name], "--out", str(out)], stdout=subprocess.DEVNULL, env=ENVIRONMENT
+        )
         killed = kill_midway(process, server or process.pid, out, sweep) if kill else 0
         code = process.wait()
         took_s = time.perf_counter() - started
@@ -103,21 +115,51 @@ def cluster(name: str) -> Iterator[int | None]:
     """Start the cluster that an address needs; give the process below which its workers are."""
     commands: list[list[str]] = []
     if name == "dask, address":
-        commands = [["dask", "scheduler", "--host", "127.0.0.1", "--port", str(DASK_PORT), "--no-dashboard"],
-                    ["dask", "worker", f"tcp://127.0.0.1:{DASK_PORT}", "--nworkers", str(WORKERS), "--nthreads", "1",
-                     "--no-dashboard"]]  # fmt: skip
+        commands = [
+            ["dask", "scheduler", "--host", "127.0.0.1", "--port", str(DASK_PORT), "--no-dashboard"],
+            [
+                "dask",
+                "worker",
+                f"tcp://127.0.0.1:{DASK_PORT}",
+                "--nworkers",
+                str(WORKERS),
+                "--nthreads",
+                "1",
+                "--no-dashboard",
+            ],
+        ]
     elif name == "ray, address":
-        commands = [["ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(RAY_PORT),
-                     "--ray-client-server-port", str(RAY_CLIENT_PORT), "--num-cpus", str(WORKERS),
-                     "--include-dashboard=false"]]  # fmt: skip
+        commands = [
+            [
+                "ray",
+                "start",
+                "--head",
+                "--block",
+                "--node-ip-address",
+                "127.0.0.1",
+                "--port",
+                str(RAY_PORT),
+                "--ray-client-server-port",
+                str(RAY_CLIENT_PORT),
+                "--num-cpus",
+                str(WORKERS),
+                "--include-dashboard=false",
+            ]
+        ]
     if not commands:
         yield None
         return
     servers = []
     try:
         for command in commands:
-            servers.append(subprocess.Popen([str(BIN / command[0]), *command[1:]], env=ENVIRONMENT,
-                                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))  # fmt: skip
+            servers.append(
+                subprocess.Popen(
+                    [str(BIN / command[0]), *command[1:]],
+                    env=ENVIRONMENT,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
             time.sleep(10 if command[0] == "ray" else 3)
         yield servers[-1].pid
         if any(server.poll() is not None for server in servers):

@@ -61,15 +61,21 @@ def scenario_of(task: Task) -> Scenario:
     time = {"M/M/1": {"law": "exponential", "mean": "10 ms"}, "M/D/1": {"law": "fixed", "value": "10 ms"}}[
         task.scenario
     ]
-    return Scenario.model_validate({
-        "schema_version": 1, "name": "queue",
-        "workload": {
-            "requests": task.requests, "arrivals": {"process": "poisson", "rate": f"{task.load / SERVICE_S!r}/s"},
-        },
-        "adapters": {"count": 1, "size": "1 MB"}, "cache": {"gpu": {"slots": 1}},
-        "fleet": {"engine": "fixed", "service": time}, "storage": {"load": {"law": "fixed", "value": "1 ms"}},
-        "run": {"seed": task.seed},
-    })  # fmt: skip
+    return Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "queue",
+            "workload": {
+                "requests": task.requests,
+                "arrivals": {"process": "poisson", "rate": f"{task.load / SERVICE_S!r}/s"},
+            },
+            "adapters": {"count": 1, "size": "1 MB"},
+            "cache": {"gpu": {"slots": 1}},
+            "fleet": {"engine": "fixed", "service": time},
+            "storage": {"load": {"law": "fixed", "value": "1 ms"}},
+            "run": {"seed": task.seed},
+        }
+    )
 
 
 def simulated(task: Task) -> dict[str, Any]:
@@ -186,9 +192,8 @@ def cell(printed: list[tuple[float | None, float | None, float | None, bool]], t
     """
     known = [(lo, hi, settled) for _, lo, hi, settled in printed if lo is not None and hi is not None]
     held = [
-        sum(settled and lo <= true <= hi for lo, hi, settled in known)
-        for true in (truth, truth - error, truth + error)
-    ]  # fmt: skip
+        sum(settled and lo <= true <= hi for lo, hi, settled in known) for true in (truth, truth - error, truth + error)
+    ]
     settled = sum(settled for *_, settled in known)
     return Cell(
         settled=settled,
@@ -235,9 +240,11 @@ def print_tables(table: Rows, details: bool) -> None:
             continue
         for name, c in cells.items():
             low, high = c.limits if c.settled else (0.0, 1.0)
-            print(f"{scenario:12} {load:5g}{count:7} {name:12} settled {c.settled}: {c!s} %, {low:.1%} to {high:.1%}, "
-                  f"{c.below} too low; marked {c.marked:4d}, {c.marked_held} hold; withheld {c.withheld}; "
-                  f"half-width {c.half:.1%}")  # fmt: skip
+            print(
+                f"{scenario:12} {load:5g}{count:7} {name:12} settled {c.settled}: {c!s} %, {low:.1%} to {high:.1%}, "
+                f"{c.below} too low; marked {c.marked:4d}, {c.marked_held} hold; withheld {c.withheld}; "
+                f"half-width {c.half:.1%}"
+            )
 
 
 def main() -> None:

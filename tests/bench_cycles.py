@@ -32,8 +32,12 @@ SOME = 0.05
 AT_ONCE = 4_000_000
 """Requests that are drawn at once."""
 STATISTICS = {
-    "queue_mean_s": None, "queue_p99_s": 0.99, "e2e_mean_s": None, "e2e_p50_s": 0.5, "e2e_p99_s": 0.99,
-}  # fmt: skip
+    "queue_mean_s": None,
+    "queue_p99_s": 0.99,
+    "e2e_mean_s": None,
+    "e2e_p50_s": 0.5,
+    "e2e_p99_s": 0.99,
+}
 
 
 def samples(
@@ -66,17 +70,23 @@ def row(label: str, found: list[tuple[Metric, int]], truth: float) -> Counter[st
     half, holds = (high - value) / value, (low <= truth) & (truth <= high)
     settled, narrow = np.array([m.settled for m, _ in found]), half <= WIDE
     spread = np.std(value) / truth * np.sqrt(cycles.mean())
-    print(f"{label} cycles {cycles.mean():6.0f} ± {np.std(cycles) / cycles.mean():3.0%}  "
-          f"half-width {np.median(half):5.1%} ± {np.std(half) / half.mean():3.0%}  sd √cycles {spread:.2f}  "
-          f"all {holds.mean():6.1%}  narrow {share(holds, narrow)}  settled {share(holds, settled)}",
-          flush=True)  # fmt: skip
+    print(
+        f"{label} cycles {cycles.mean():6.0f} ± {np.std(cycles) / cycles.mean():3.0%}  "
+        f"half-width {np.median(half):5.1%} ± {np.std(half) / half.mean():3.0%}  sd √cycles {spread:.2f}  "
+        f"all {holds.mean():6.1%}  narrow {share(holds, narrow)}  settled {share(holds, settled)}",
+        flush=True,
+    )
     counts = Counter(all=len(found))
     for kind, those in (("narrow", narrow), ("settled", settled)):
         held, some = int(holds[those].sum()), bool(those.sum() >= SOME * len(found))
-        counts += Counter({
-            kind: int(those.sum()), f"{kind} hold": held, f"{kind} rows": int(some),
-            f"{kind} below": int(some and held < 0.9 * those.sum()),
-        })  # fmt: skip
+        counts += Counter(
+            {
+                kind: int(those.sum()),
+                f"{kind} hold": held,
+                f"{kind} rows": int(some),
+                f"{kind} below": int(some and held < 0.9 * those.sum()),
+            }
+        )
     return counts
 
 

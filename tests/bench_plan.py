@@ -32,8 +32,9 @@ def candidates(loaded: LoadedScenario) -> list[tuple[float, dict[str, Any], dict
         return [(float(i), {axis.key: value}, {axis.key: value}) for i, value in enumerate(axis.values)]
     return [
         (fleet.price * fleet.gpus * count, {**fleet.set, axis.key: count}, {"fleet": fleet.name, axis.key: count})
-        for fleet in plan.fleets for count in axis.values
-    ]  # fmt: skip
+        for fleet in plan.fleets
+        for count in axis.values
+    ]
 
 
 def exhaustive(loaded: LoadedScenario, folder: Path, jobs: int) -> tuple[dict[str, Any], int]:
@@ -75,8 +76,11 @@ def main() -> None:
             answers[f"{short(found.answer)} {word}"] += 1
             if seed == 1:
                 share = found.simulated_requests / requests
-                print(f"  plan {short(found.answer)} ({word}), {found.simulated_requests:,} requests, {share:.2%} of "
-                      f"the sweep's, {seconds:.1f} s", flush=True)  # fmt: skip
+                print(
+                    f"  plan {short(found.answer)} ({word}), {found.simulated_requests:,} requests, {share:.2%} of "
+                    f"the sweep's, {seconds:.1f} s",
+                    flush=True,
+                )
         print(f"  seeds 1 to {options.seeds}: {dict(answers)}", flush=True)
 
 

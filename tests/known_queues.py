@@ -20,9 +20,13 @@ def mm1(load: float, service_s: float) -> dict[str, float]:
         return max(0.0, mean_s * math.log(load / (1 - q)))
 
     return {
-        "queue_mean_s": load * mean_s, "queue_p50_s": wait_s(0.5), "queue_p99_s": wait_s(0.99),
-        "e2e_mean_s": mean_s, "e2e_p50_s": mean_s * math.log(2), "e2e_p99_s": mean_s * math.log(100),
-    }  # fmt: skip
+        "queue_mean_s": load * mean_s,
+        "queue_p50_s": wait_s(0.5),
+        "queue_p99_s": wait_s(0.99),
+        "e2e_mean_s": mean_s,
+        "e2e_p50_s": mean_s * math.log(2),
+        "e2e_p99_s": mean_s * math.log(100),
+    }
 
 
 def md1(load: float, service_s: float) -> dict[str, float]:
@@ -30,9 +34,13 @@ def md1(load: float, service_s: float) -> dict[str, float]:
     mean_s = load * service_s / (2 * (1 - load))
     median_s, p99_s = (md1_wait_quantile_s(load, service_s, q) for q in (0.5, 0.99))
     return {
-        "queue_mean_s": mean_s, "queue_p50_s": median_s, "queue_p99_s": p99_s,
-        "e2e_mean_s": mean_s + service_s, "e2e_p50_s": median_s + service_s, "e2e_p99_s": p99_s + service_s,
-    }  # fmt: skip
+        "queue_mean_s": mean_s,
+        "queue_p50_s": median_s,
+        "queue_p99_s": p99_s,
+        "e2e_mean_s": mean_s + service_s,
+        "e2e_p50_s": median_s + service_s,
+        "e2e_p99_s": p99_s + service_s,
+    }
 
 
 def md1_wait_quantile_s(load: float, service_s: float, q: float) -> float:

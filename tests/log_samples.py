@@ -12,9 +12,17 @@ Curve = Callable[[float], float]
 
 
 def history(
-    loss: Curve, eval_loss: Curve | None = None, *, steps: int = 400, losses: int = 40, evals: int = 10,
-    grad_norm: Curve | None = None, accuracy: Curve | None = None, epochs: float = 4, lr: float = 2e-4,
-) -> list[dict[str, Any]]:  # fmt: skip
+    loss: Curve,
+    eval_loss: Curve | None = None,
+    *,
+    steps: int = 400,
+    losses: int = 40,
+    evals: int = 10,
+    grad_norm: Curve | None = None,
+    accuracy: Curve | None = None,
+    epochs: float = 4,
+    lr: float = 2e-4,
+) -> list[dict[str, Any]]:
     """Return a log_history of curves over the share of the run that is done, 0 to 1."""
     rows: list[dict[str, Any]] = []
     for n in range(1, losses + 1):
@@ -47,9 +55,13 @@ def write_config(folder: Path, rank: int = 16, targets: object = "all-linear", *
 def closing(steps: int = 400, batch: int = 16) -> dict[str, Any]:
     """Return the entry that a finished run ends with."""
     return {
-        "step": steps, "train_runtime": 100.0, "train_samples_per_second": batch * steps / 100,
-        "train_steps_per_second": steps / 100, "train_loss": 1.0, "total_flos": 1e15,
-    }  # fmt: skip
+        "step": steps,
+        "train_runtime": 100.0,
+        "train_samples_per_second": batch * steps / 100,
+        "train_steps_per_second": steps / 100,
+        "train_loss": 1.0,
+        "total_flos": 1e15,
+    }
 
 
 def falling(start: float, end: float, speed: float = 8.0) -> Curve:

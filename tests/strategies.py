@@ -28,9 +28,19 @@ GRID = 1 / 64
 """Times of grid scenarios are multiples of this: sums are exact and many things happen at the same instant."""
 VLLM = ("vllm-0.8", "vllm-0.32")
 PROTECTED = (
-    "lru", "lru", "fifo", "clock", "lfu", "lfu-history", "sieve", "s3-fifo", "gdsf", "random", "belady",
+    "lru",
+    "lru",
+    "fifo",
+    "clock",
+    "lfu",
+    "lfu-history",
+    "sieve",
+    "s3-fifo",
+    "gdsf",
+    "random",
+    "belady",
     "refcount-score",
-)  # fmt: skip
+)
 """Evictions that ask nothing of the engine."""
 ODD = 1.0137159
 """Makes round draws odd, so that elsewhere nothing happens at the same instant by chance."""
@@ -50,16 +60,25 @@ def write_profile(
     """Write a valid profile with these costs and return its path."""
     free = {"bandwidth_bytes_per_s": 1e12}
     profile = {
-        "schema_version": 1, "name": "test", "status": "assumed", "description": "Made up for a test.",
-        "device": "none", "model": MODEL, "dtype": "bf16", "step": step,
+        "schema_version": 1,
+        "name": "test",
+        "status": "assumed",
+        "description": "Made up for a test.",
+        "device": "none",
+        "model": MODEL,
+        "dtype": "bf16",
+        "step": step,
         "load": {"storage": storage or free, "host": host or free},
         "memory": {
-            "total_bytes": 80 * 2**30, "utilization": 0.9, "weights_bytes": 16 * 10**9, "overhead_bytes": 4 * 10**9,
+            "total_bytes": 80 * 2**30,
+            "utilization": 0.9,
+            "weights_bytes": 16 * 10**9,
+            "overhead_bytes": 4 * 10**9,
             "kv_bytes_per_token": 131072,
         },
         "envelope": {"sequences": 1000, "distinct_adapters": 1000, "rank": 256, "slots": 10000},
         "sources": {"step": "made up"},
-    }  # fmt: skip
+    }
     return write_file(".json", json.dumps(profile))
 
 
@@ -131,16 +150,22 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
         "prefill_step_s": some(8, milli / 2),
         "per_passed_s": some(8, milli / 8),
         "lora": {
-            "fixed_s": some(4, milli / 8), "per_slot_s": some(4, milli / 32), "per_adapter_s": some(8, milli / 8),
-            "per_slot_token_s": some(4, milli / 1024), "per_adapter_max_rank_s": some(4, milli / 512),
+            "fixed_s": some(4, milli / 8),
+            "per_slot_s": some(4, milli / 32),
+            "per_adapter_s": some(8, milli / 8),
+            "per_slot_token_s": some(4, milli / 1024),
+            "per_adapter_max_rank_s": some(4, milli / 512),
             "per_slot_prefill_token_s": some(4, milli / 1024),
-            "per_adapter_rank_s": some(8, milli / 256), "per_token_rank_s": some(8, milli / 2048),
+            "per_adapter_rank_s": some(8, milli / 256),
+            "per_token_rank_s": some(8, milli / 2048),
         },
-    }  # fmt: skip
+    }
     storage = {
-        "open_s": some(60, milli), "per_tensor_s": some(9, milli / 1024), "bandwidth_bytes_per_s": 2.0**26 * ODD,
+        "open_s": some(60, milli),
+        "per_tensor_s": some(9, milli / 1024),
+        "bandwidth_bytes_per_s": 2.0**26 * ODD,
         "residual": draw(st.sampled_from(([1.0], [0.5, 1.0, 4.0]))),
-    }  # fmt: skip
+    }
     host = {"open_s": some(10, milli), "bandwidth_bytes_per_s": 2.0**30 * ODD}
     return write_profile(step, storage, host)
 
@@ -208,18 +233,30 @@ def _workloads(draw: st.DrawFn, grid: bool, adapters: dict[str, Any], lengths: t
         count = draw(st.sampled_from((60, 40, 25, 10, 1)))
         horizon = count / rate
         workload = {
-            "requests": count, "arrivals": arrivals,
-            "popularity": draw(st.sampled_from((
-                {"law": "uniform"}, {"law": "cyclic"}, {"law": "zipf", "exponent": 1.0},
-            ))),
+            "requests": count,
+            "arrivals": arrivals,
+            "popularity": draw(
+                st.sampled_from(
+                    (
+                        {"law": "uniform"},
+                        {"law": "cyclic"},
+                        {"law": "zipf", "exponent": 1.0},
+                    )
+                )
+            ),
             "tokens": {
                 "prompt": {"law": "uniform", "low": 1, "high": prompt_most},
-                "output": draw(st.sampled_from((
-                    {"law": "uniform", "low": 1, "high": output_most}, {"law": "fixed", "value": output_most},
-                    {"law": "geometric", "mean": output_most / 2 + 0.5},
-                ))),
+                "output": draw(
+                    st.sampled_from(
+                        (
+                            {"law": "uniform", "low": 1, "high": output_most},
+                            {"law": "fixed", "value": output_most},
+                            {"law": "geometric", "mean": output_most / 2 + 0.5},
+                        )
+                    )
+                ),
             },
-        }  # fmt: skip
+        }
     if draw(st.integers(0, 5)) == 5:
         # Odd, so that nothing lies exactly on the end: what does has a test of its own.
         workload["duration"] = seconds((horizon + 0.3) * draw(st.integers(1, 12)) / 9 * ODD)
@@ -284,11 +321,14 @@ def scenarios(
     if storage.get("mode") == "overlap" and fleet.get("load_at") != "arrival":
         cache["prefetch"] = "queued" if prefetch else draw(st.sampled_from(("queued", "none")))
     scenario = build(
-        workload=draw(_workloads(grid, adapters, lengths)), adapters=adapters, cache=cache,
-        fleet=fleet, storage=storage,
+        workload=draw(_workloads(grid, adapters, lengths)),
+        adapters=adapters,
+        cache=cache,
+        fleet=fleet,
+        storage=storage,
         router={"policy": draw(st.sampled_from(("round-robin", "least-loaded")))},
         run={"seed": draw(st.integers(0, 999)), "warmup": 0},
-    )  # fmt: skip
+    )
     if scenario.workload.duration is not None:
         assume(any(build_world(scenario).traffic.chunks(0)))  # a run in which nobody comes is refused
     return scenario
@@ -297,13 +337,18 @@ def scenarios(
 def _admissions(*, ahead: bool) -> st.SearchStrategy[dict[str, Any]]:
     """The five ways in which requests and loads can meet; ``ahead``: the two in which loads can come earlier."""
     if ahead:
-        return st.sampled_from((
-            {"admission": "skip", "load_at": "admission", "mode": "overlap"}, {"admission": "stop", "mode": "overlap"},
-        ))  # fmt: skip
-    return st.sampled_from((
-        {"admission": "skip", "load_at": "arrival", "mode": "overlap"},
-        {"admission": "skip", "load_at": "admission", "mode": "overlap"},
-        {"admission": "skip", "mode": "blocking"},
-        {"admission": "stop", "mode": "overlap"},
-        {"admission": "stop", "mode": "blocking"},
-    ))  # fmt: skip
+        return st.sampled_from(
+            (
+                {"admission": "skip", "load_at": "admission", "mode": "overlap"},
+                {"admission": "stop", "mode": "overlap"},
+            )
+        )
+    return st.sampled_from(
+        (
+            {"admission": "skip", "load_at": "arrival", "mode": "overlap"},
+            {"admission": "skip", "load_at": "admission", "mode": "overlap"},
+            {"admission": "skip", "mode": "blocking"},
+            {"admission": "stop", "mode": "overlap"},
+            {"admission": "stop", "mode": "blocking"},
+        )
+    )

@@ -15,16 +15,25 @@ def write_adapter(
     """Write configuration and log of an adapter; a stuck one ends at 70 % accuracy, others at 90 %."""
     folder.mkdir(parents=True, exist_ok=True)
     best = 0.70 if losses is STUCK else 0.90
-    config = {"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Llama-3.1-8B", "r": rank,
-              "target_modules": [f"{name}_proj" for name in targets]}  # fmt: skip
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "meta-llama/Llama-3.1-8B",
+        "r": rank,
+        "target_modules": [f"{name}_proj" for name in targets],
+    }
     rows: list[dict[str, float]] = []
     for i, loss in enumerate(losses, 1):
         rows.append({"step": 50 * i, "epoch": i / 4, "loss": loss, "grad_norm": 1.1, "learning_rate": 2e-4})
         if i % 2 == 0:
             accuracy = best - 0.12 * 2.0 ** (1 - i)
             rows.append({"step": 50 * i, "epoch": i / 4, "eval_loss": loss + 0.05, "eval_accuracy": accuracy})
-    state = {"global_step": 50 * len(losses), "max_steps": 50 * len(losses), "epoch": len(losses) / 4,
-             "train_batch_size": 8, "log_history": rows}  # fmt: skip
+    state = {
+        "global_step": 50 * len(losses),
+        "max_steps": 50 * len(losses),
+        "epoch": len(losses) / 4,
+        "train_batch_size": 8,
+        "log_history": rows,
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     (folder / "trainer_state.json").write_text(json.dumps(state))
     return folder

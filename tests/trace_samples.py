@@ -64,10 +64,16 @@ m,4,50,351.8,339,400,459,81.6,70,130,187
 other,9,50,1,1,1,1,1,1,1,1
 """
 FUNCTIONS = (
-    "HashOwner,HashApp,HashFunction,Trigger," + ",".join(map(str, range(1, 1441))) + "\n"
-    + "o1,a1,f1,http," + ",".join(["3", "0", "1"] + ["0"] * 1437) + "\n"
-    + "o1,a1,f2,timer," + ",".join(["0", "7"] + ["0"] * 1437 + ["2"]) + "\n"
-).encode()  # fmt: skip
+    "HashOwner,HashApp,HashFunction,Trigger,"
+    + ",".join(map(str, range(1, 1441)))
+    + "\n"
+    + "o1,a1,f1,http,"
+    + ",".join(["3", "0", "1"] + ["0"] * 1437)
+    + "\n"
+    + "o1,a1,f2,timer,"
+    + ",".join(["0", "7"] + ["0"] * 1437 + ["2"])
+    + "\n"
+).encode()
 FUNCTIONS_2021 = b"""\
 app,func,end_timestamp,duration
 a1,f1,5160.5,0.5

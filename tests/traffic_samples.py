@@ -17,8 +17,12 @@ def traffic(requests: int | None = 1000, count: int = 50, seed: int = 1, **workl
     if requests is not None:
         workload["requests"] = requests
     scenario = {
-        "schema_version": 1, "name": "test", "workload": workload, "adapters": {"count": count}, "run": {"seed": seed},
-    }  # fmt: skip
+        "schema_version": 1,
+        "name": "test",
+        "workload": workload,
+        "adapters": {"count": count},
+        "run": {"seed": seed},
+    }
     return Traffic(Scenario.model_validate(scenario), "llama-3.1-8b")
 
 

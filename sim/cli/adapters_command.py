@@ -88,8 +88,9 @@ def _none_read(census: Census) -> InputError:
     shown = "; ".join(f"{failure.folder}: {failure.problem}" for failure in census.failures[:3])
     return InputError(
         f"none of {_folders(len(census.failures))} holds a LoRA adapter that can be read",
-        file=printable(str(census.root), 300), hint=shown,
-    )  # fmt: skip
+        file=printable(str(census.root), 300),
+        hint=shown,
+    )
 
 
 def _print(census: Census, concerns: Sequence[Concern], target: ServingTarget) -> None:
@@ -128,11 +129,20 @@ def _single_rows(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
 
     head = ["adapter", "rank", "alpha", "modules", "dtype", "tensors", "parameters", "size", "base model", "extras"]
     return head, [
-        [entry.folder, _ranks(entry), "?" if entry.alpha is None else f"{entry.alpha:g}", _modules(entry),
-         ",".join(entry.dtypes), f"{entry.tensors:,}", f"{entry.parameters:,}", human_bytes(entry.bytes),
-         entry.base_model or "?", ", ".join(entry.extras)]
+        [
+            entry.folder,
+            _ranks(entry),
+            "?" if entry.alpha is None else f"{entry.alpha:g}",
+            _modules(entry),
+            ",".join(entry.dtypes),
+            f"{entry.tensors:,}",
+            f"{entry.parameters:,}",
+            human_bytes(entry.bytes),
+            entry.base_model or "?",
+            ", ".join(entry.extras),
+        ]
         for entry in entries
-    ]  # fmt: skip
+    ]
 
 
 def _kinds(kinds: Sequence[AlikeAdapters]) -> tuple[list[str], list[list[str]]]:
@@ -140,10 +150,19 @@ def _kinds(kinds: Sequence[AlikeAdapters]) -> tuple[list[str], list[list[str]]]:
 
     head = ["adapters", "rank", "modules", "dtype", "size", "in all", "base model", "extras", "such as"]
     rows = [
-        [f"{kind.count:,}", _ranks(kind.first), _modules(kind.first), ",".join(kind.first.dtypes), _size(kind),
-         human_bytes(kind.bytes), kind.first.base_model or "?", ", ".join(kind.first.extras), kind.first.folder]
+        [
+            f"{kind.count:,}",
+            _ranks(kind.first),
+            _modules(kind.first),
+            ",".join(kind.first.dtypes),
+            _size(kind),
+            human_bytes(kind.bytes),
+            kind.first.base_model or "?",
+            ", ".join(kind.first.extras),
+            kind.first.folder,
+        ]
         for kind in kinds[:_ROWS]
-    ]  # fmt: skip
+    ]
     if len(kinds) > _ROWS:
         rest = kinds[_ROWS:]
         rows.append([f"{sum(kind.count for kind in rest):,}", f"… {len(rest):,} more kinds; --json has all"])
@@ -204,24 +223,46 @@ def _as_json(census: Census, concerns: Sequence[Concern], target: ServingTarget)
         "bytes": census.bytes,
         "adapters": [_entry_json(entry) for entry in census.entries],
         "groups": [
-            {"count": kind.count, "ranks": list(kind.first.ranks), "targets": kind.first.target_words,
-             "dtypes": list(kind.first.dtypes), "base_model": kind.first.base_model,
-             "extras": list(kind.first.extras), "bytes": kind.bytes}
+            {
+                "count": kind.count,
+                "ranks": list(kind.first.ranks),
+                "targets": kind.first.target_words,
+                "dtypes": list(kind.first.dtypes),
+                "base_model": kind.first.base_model,
+                "extras": list(kind.first.extras),
+                "bytes": kind.bytes,
+            }
             for kind in groups(census.entries)
         ],
         "concerns": [
-            {"check": c.check, "level": c.level, "words": c.words, "count": c.count, "folders": list(c.folders),
-             "source": c.source}
+            {
+                "check": c.check,
+                "level": c.level,
+                "words": c.words,
+                "count": c.count,
+                "folders": list(c.folders),
+                "source": c.source,
+            }
             for c in concerns
         ],
         "failures": [{"folder": f.folder, "kind": f.kind, "problem": f.problem} for f in census.failures],
-    }  # fmt: skip
+    }
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:
     return {
-        "folder": entry.folder, "rank": entry.rank, "ranks": list(entry.ranks), "alpha": entry.alpha,
-        "targets": list(entry.modules), "dtypes": list(entry.dtypes), "tensors": entry.tensors,
-        "parameters": entry.parameters, "bytes": entry.bytes, "file_bytes": entry.file_bytes,
-        "layers": entry.layers, "base_model": entry.base_model, "model": entry.model, "extras": list(entry.extras),
-    }  # fmt: skip
+        "folder": entry.folder,
+        "rank": entry.rank,
+        "ranks": list(entry.ranks),
+        "alpha": entry.alpha,
+        "targets": list(entry.modules),
+        "dtypes": list(entry.dtypes),
+        "tensors": entry.tensors,
+        "parameters": entry.parameters,
+        "bytes": entry.bytes,
+        "file_bytes": entry.file_bytes,
+        "layers": entry.layers,
+        "base_model": entry.base_model,
+        "model": entry.model,
+        "extras": list(entry.extras),
+    }

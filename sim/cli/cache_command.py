@@ -66,9 +66,11 @@ def cache(
     by_slots = slots is not None or (capacity is None and objects.size_bytes is None)
     if not by_slots and objects.size_bytes is None:
         raise InputError(
-            "the trace doesn't say how large adapters are", key="--capacity", got=capacity,
+            "the trace doesn't say how large adapters are",
+            key="--capacity",
+            got=capacity,
             hint="give --adapter-size, or --slots instead of --capacity",
-        )  # fmt: skip
+        )
     if by_slots and slots is None:
         notes.append("the trace doesn't say how large adapters are, so sizes count slots; --adapter-size gives bytes")
     for note in notes:

@@ -145,9 +145,13 @@ def _print_replay(file: Path, record: StepRecord, result: Replay) -> None:
 
 
 _COST_WORDS = {
-    "step": "ms a step", "sequence": "a sequence", "token": "a token", "adapter": "a distinct adapter",
-    "storage_load": "a load from storage", "kv_token": "a KV token",
-}  # fmt: skip
+    "step": "ms a step",
+    "sequence": "a sequence",
+    "token": "a token",
+    "adapter": "a distinct adapter",
+    "storage_load": "a load from storage",
+    "kv_token": "a KV token",
+}
 
 
 def _print_prediction(fit_on: Path, costs: RecordCosts, metrics: dict[str, PredictedMetric]) -> None:

@@ -89,9 +89,15 @@ def _page(
     return FidelityPage(
         runs=[
             Compared(
-                p.run.name, p.run.model, f"{p.run.model}/{p.run.workload_group}/{p.run.rates}/{p.run.ranks}",
-                f"{p.run.model}, {p.run.adapters} adapters, {p.run.offered_rps:.3g} requests/s", p.run.gpu_slots,
-                p.run.regime, p.calibrated, p.run.measured, p.predicted,
+                p.run.name,
+                p.run.model,
+                f"{p.run.model}/{p.run.workload_group}/{p.run.rates}/{p.run.ranks}",
+                f"{p.run.model}, {p.run.adapters} adapters, {p.run.offered_rps:.3g} requests/s",
+                p.run.gpu_slots,
+                p.run.regime,
+                p.calibrated,
+                p.run.measured,
+                p.predicted,
             )
             for p in predictions
         ],
@@ -99,14 +105,16 @@ def _page(
         peer=compare_peer(left, peer).rows if peer.exists() else (),
         provenance=[
             ("Measured runs", f"{file.name}, {len(predictions)} runs"),
-            *((f"Profile of {model}", f"{profile.name}, sha256 {profile.sha256[:12]}") for model, profile in
-              profiles.items()),
+            *(
+                (f"Profile of {model}", f"{profile.name}, sha256 {profile.sha256[:12]}")
+                for model, profile in profiles.items()
+            ),
             ("Calibration", f"{errors['calibration_runs']} runs, named in the profiles, are left out of all errors"),
             ("Model", "engine vllm-0.8 behind the front end vllm-0.8-scraped; up to 30 requests/s thrice"),
             ("Cost", f"{seconds:,.0f} core seconds, {seconds / len(predictions):.2f} a run"),
         ],
         command=shlex.join(["loraplan", *sys.argv[1:]]),
-    )  # fmt: skip
+    )
 
 
 def fit(
@@ -166,10 +174,12 @@ def _fitted(folder: Path, model: str | None, name: str, jobs: int, quiet: bool) 
         return fit_samples(folder, model, command)
     if not any((folder / file).exists() for file in FILES):
         raise InputError(
-            "nothing to fit in this folder", key="DIR", got=str(folder),
+            "nothing to fit in this folder",
+            key="DIR",
+            got=str(folder),
             allowed=f"{' and '.join(SAMPLES)}, or the tables {', '.join(FILES)}",
             hint="loraplan calibrate steps and loads take samples",
-        )  # fmt: skip
+        )
     if model is None:
         from sim.studies.fidelity.measured_runs import MODELS
 

@@ -45,11 +45,13 @@ JobsOption = Annotated[int, typer.Option(help="Worker processes; -1: one for eac
 BackendOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--backend", "--address", metavar="TEXT",
+        "--backend",
+        "--address",
+        metavar="TEXT",
         help="Where to simulate: local (default), dask, ray; or the address of a cluster: tcp://host:8786 (Dask), "
         "ray://host:10001.",
     ),
-]  # fmt: skip
+]
 """One option with two names: what is given says by itself whether it is a backend or an address."""
 
 

@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 KEYS = ("LORAPLAN_API_KEY", "OPENAI_API_KEY")
 MOST_RUNS = 20
 _LEFT = (
-    "requests.parquet", "comparison.json", "report.html", "ladder.json", "profile.json", "server.log", "observed.jsonl",
-)  # fmt: skip
+    "requests.parquet",
+    "comparison.json",
+    "report.html",
+    "ladder.json",
+    "profile.json",
+    "server.log",
+    "observed.jsonl",
+)
 
 
 @dataclass(frozen=True)
@@ -195,12 +201,19 @@ def _page(loaded: LoadedScenario, result: ServeResult) -> Any:
 
     first = result.times[0]
     requests = [
-        Shown(row.request.index, first.ttft_s[row.request.index], first.e2e_s[row.request.index],
-              result.prediction.ttft_s[row.request.index], result.prediction.e2e_s[row.request.index])
+        Shown(
+            row.request.index,
+            first.ttft_s[row.request.index],
+            first.e2e_s[row.request.index],
+            result.prediction.ttft_s[row.request.index],
+            result.prediction.e2e_s[row.request.index],
+        )
         for row in result.measured.runs[0].sent
-    ]  # fmt: skip
+    ]
     return ServePage(
-        summary=result.summary, requests=requests, description=loaded.scenario.description,
+        summary=result.summary,
+        requests=requests,
+        description=loaded.scenario.description,
         again=[(run.ttft_s.tolist(), run.e2e_s.tolist()) for run in result.times[1:2]],
         command=shlex.join(["loraplan", *map(without_credentials, sys.argv[1:])]),
-    )  # fmt: skip
+    )

@@ -51,8 +51,9 @@ def test_no_step_twice_and_none_too_large(extent: Extent, graphs: bool) -> None:
 def test_additive_and_multiplicative_cost_can_be_told_apart() -> None:
     # In the LoRA decodes no factor is near a multiple of another, and batch sizes differ for equal adapters.
     decodes = [one for one in make_grid(FULL, ("grouped_mm",), graphs=False) if one.kind == "decode" and one.distinct]
-    columns = np.array([parameters(decodes, name) for name in ("sequences", "distinct", "slots", "max_rank",
-                                                               "decode_kv_tokens")])  # fmt: skip
+    columns = np.array(
+        [parameters(decodes, name) for name in ("sequences", "distinct", "slots", "max_rank", "decode_kv_tokens")]
+    )
     correlation = np.corrcoef(np.log(columns))
     np.fill_diagonal(correlation, 0)
     assert np.abs(correlation).max() < 0.7

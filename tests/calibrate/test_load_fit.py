@@ -38,10 +38,15 @@ def loads(
                         p = {"tensors": tensors, "padded_tensors": padded, "bytes": size, "concurrency": count}
                         key = f"{kind} r{rank}/{max_rank} {targets} x{count}"
                         rows += [
-                            {"key": key, "kind": kind, "parameters": p, "seconds": seconds * factor,
-                             "wall_s": seconds * factor}
+                            {
+                                "key": key,
+                                "kind": kind,
+                                "parameters": p,
+                                "seconds": seconds * factor,
+                                "wall_s": seconds * factor,
+                            }
                             for factor in noise(samples)
-                        ]  # fmt: skip
+                        ]
     return pd.DataFrame(rows)
 
 
@@ -103,10 +108,16 @@ def test_loads_at_the_same_time_share_a_bandwidth() -> None:
 def test_the_simulator_predicts_what_was_timed() -> None:
     frame = loads(concurrency=(1,))
     cost: LoadCost = fit_load_samples(frame, {}).cost
-    adapters = Adapters.model_validate({
-        "count": 2, "dtype": "bf16", "mix": [{"share": "50%", "rank": 16, "targets": ["q", "v"]},
-                                             {"share": "50%", "rank": 64, "targets": ["q", "v"]}],
-    })  # fmt: skip
+    adapters = Adapters.model_validate(
+        {
+            "count": 2,
+            "dtype": "bf16",
+            "mix": [
+                {"share": "50%", "rank": 16, "targets": ["q", "v"]},
+                {"share": "50%", "rank": 64, "targets": ["q", "v"]},
+            ],
+        }
+    )
     population = populate(adapters, "llama-3.1-8b", 2)
     expected = [
         float(frame[frame["key"] == f"load host r{rank}/64 ('q', 'v') x1"]["seconds"].median())

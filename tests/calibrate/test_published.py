@@ -26,16 +26,21 @@ LENGTHS = {"llama-3.1-8b": 131072, "qwen2.5-7b": 32768}
 
 def kv_tokens(model: str, slots: int, rank: int) -> int:
     """Return the KV cache that a scenario with so many slots gets, from the bundled profile."""
-    scenario = Scenario.model_validate({
-        "schema_version": 1, "name": "kv",
-        "workload": {"requests": 1, "arrivals": {"process": "poisson", "rate": "1/s"}},
-        "adapters": {"count": 1, "rank": rank, "dtype": "bf16"},
-        "fleet": {
-            "profile": f"h100-64gb/{model}/vllm-0.8.5", "engine": "vllm-0.8", "max_model_len": LENGTHS[model],
-            "reserved_kv_blocks": 0,
-        },
-        "cache": {"gpu": {"slots": slots}},
-    })  # fmt: skip
+    scenario = Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "kv",
+            "workload": {"requests": 1, "arrivals": {"process": "poisson", "rate": "1/s"}},
+            "adapters": {"count": 1, "rank": rank, "dtype": "bf16"},
+            "fleet": {
+                "profile": f"h100-64gb/{model}/vllm-0.8.5",
+                "engine": "vllm-0.8",
+                "max_model_len": LENGTHS[model],
+                "reserved_kv_blocks": 0,
+            },
+            "cache": {"gpu": {"slots": slots}},
+        }
+    )
     tokens = build_world(scenario).kv_tokens
     assert tokens is not None
     return tokens
@@ -95,18 +100,29 @@ def test_loads_from_host_are_met_in_every_cell(shared: Path, model: str) -> None
             cells[int(row["adapter_rank"]), int(row["max_lora_rank"])].append(float(row["load_ms"]) / 1000)
     for (rank, top), seconds in cells.items():
         mix = [{"share": "50%", "rank": each, "targets": TARGETS.get(model, "all-linear")} for each in (rank, top)]
-        adapters = Scenario.model_validate({
-            "schema_version": 1, "name": "x", "adapters": {"count": 2, "mix": mix, "dtype": "bf16"},
-            "workload": {"requests": 1, "arrivals": {"process": "poisson", "rate": "1/s"}},
-        }).adapters  # fmt: skip
+        adapters = Scenario.model_validate(
+            {
+                "schema_version": 1,
+                "name": "x",
+                "adapters": {"count": 2, "mix": mix, "dtype": "bf16"},
+                "workload": {"requests": 1, "arrivals": {"process": "poisson", "rate": "1/s"}},
+            }
+        ).adapters
         population = populate(adapters, model, 2)
         mean = load_seconds(loads.host, population)[population.rank == rank][0] * mean_residual(loads.host)
         assert mean == pytest.approx(float(np.mean(seconds)), rel=0.035), (rank, top)
 
 
 def test_a_fitted_memory_is_exact_where_it_was_made() -> None:
-    rows = [{"model": "qwen-2.5-7b-instruct", "max_loras": "8", "max_lora_rank": "8", "kv_cache_tokens": "700816.0",
-             "status": "ok"}]  # fmt: skip
+    rows = [
+        {
+            "model": "qwen-2.5-7b-instruct",
+            "max_loras": "8",
+            "max_lora_rank": "8",
+            "kv_cache_tokens": "700816.0",
+            "status": "ok",
+        }
+    ]
     fitted = fit_memory(rows, "qwen2.5-7b")
     assert isinstance(fitted.section, Memory)
     assert fitted.residuals["kv_tokens"] == pytest.approx(0, abs=1e-12)

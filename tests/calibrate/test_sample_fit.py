@@ -44,10 +44,16 @@ def samples(
         full = head_s if spec.kind == "head" else truth(dict(one.parameters), form)
         seconds = full if spec.kind == "head" else head_s + (full - head_s) * layers / 32
         rows += [
-            {"key": one.key, "kind": one.kind, "parameters": dict(one.parameters) | {"floor_s": full / 3},
-             "order": order, "nth": nth, "seconds": seconds * float(np.exp(noise * rng.normal()))}
+            {
+                "key": one.key,
+                "kind": one.kind,
+                "parameters": dict(one.parameters) | {"floor_s": full / 3},
+                "order": order,
+                "nth": nth,
+                "seconds": seconds * float(np.exp(noise * rng.normal())),
+            }
             for nth in range(5)
-        ]  # fmt: skip
+        ]
     return pd.DataFrame(rows), {"layers": layers, "model_layers": 32}
 
 

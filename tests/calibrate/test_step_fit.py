@@ -19,38 +19,74 @@ from sim.world.build import build_world, simulate
 
 Floats = NDArray[np.float64]
 
-KNOWN = dict(zip(TERMS, (
-    12e-3, 5e-6, 3e-6, 2e-6, 1e-5, 2e-5, 4e-3, 1.5e-5, 8e-8, 6e-3, 2e-3, 1.5e-5, 1.2e-7, 9e-8, 2.5e-4, 1e-5,
-), strict=True))  # fmt: skip
+KNOWN = dict(
+    zip(
+        TERMS,
+        (
+            12e-3,
+            5e-6,
+            3e-6,
+            2e-6,
+            1e-5,
+            2e-5,
+            4e-3,
+            1.5e-5,
+            8e-8,
+            6e-3,
+            2e-3,
+            1.5e-5,
+            1.2e-7,
+            9e-8,
+            2.5e-4,
+            1e-5,
+        ),
+        strict=True,
+    )
+)
 
 
 def scenario(path: Path, slots: int, rate: float) -> Scenario:
     """Return a small vLLM scenario over a profile with the known costs."""
     profile = load_profile("h100-64gb/llama-3.1-8b/assumed")[0].model_copy(update={"step": step_cost(KNOWN)})
     path.write_text(profile.model_dump_json(), encoding="utf-8")
-    return Scenario.model_validate({
-        "schema_version": 1, "name": "fit",
-        "workload": {
-            "duration": "2 min", "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
-            "tokens": {
-                "prompt": {"law": "uniform", "low": 10, "high": 900},
-                "output": {"law": "uniform", "low": 1, "high": 300},
+    return Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "fit",
+            "workload": {
+                "duration": "2 min",
+                "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
+                "tokens": {
+                    "prompt": {"law": "uniform", "low": 10, "high": 900},
+                    "output": {"law": "uniform", "low": 1, "high": 300},
+                },
             },
-        },
-        "adapters": {"count": 40, "rank": 16},
-        "fleet": {"profile": str(path), "engine": "vllm-0.8", "max_num_seqs": 512},
-        "cache": {"gpu": {"slots": slots}, "host": {"slots": 40}},
-        "run": {"replications": 1, "warmup": "0%"},
-    })  # fmt: skip
+            "adapters": {"count": 40, "rank": 16},
+            "fleet": {"profile": str(path), "engine": "vllm-0.8", "max_num_seqs": 512},
+            "cache": {"gpu": {"slots": slots}, "host": {"slots": 40}},
+            "run": {"replications": 1, "warmup": "0%"},
+        }
+    )
 
 
 def run(slots: int, tpot_s: float) -> MeasuredRun:
     measured = dict.fromkeys(METRICS, 1.0) | {"tpot_mean_ms": tpot_s * 1000, "itl_p50_ms": 1.0}
     return MeasuredRun(
-        line=2, model="llama-3.1-8b", workload_group="g", case="c", gpu_slots=slots, host_slots=40, adapters=40,
-        max_lora_rank=16, ranks=(16,), rates=((0.1, 40),), duration_s=120.0, waiting_mean=0.0, kv_usage_mean=0.1,
+        line=2,
+        model="llama-3.1-8b",
+        workload_group="g",
+        case="c",
+        gpu_slots=slots,
+        host_slots=40,
+        adapters=40,
+        max_lora_rank=16,
+        ranks=(16,),
+        rates=((0.1, 40),),
+        duration_s=120.0,
+        waiting_mean=0.0,
+        kv_usage_mean=0.1,
         measured=measured,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("slots", "rate"), [(4, 6.0), (16, 12.0), (32, 30.0)])
@@ -79,9 +115,14 @@ def test_the_log_has_every_step(tmp_path: Path) -> None:
         float(np.sum(recording.loads["ended_s"] - recording.loads["started_s"])), rel=1e-3
     )
     made_of = Steps(
-        columns["tokens"], columns["decoding"] + columns["prefills"], columns["prefill_tokens"],
-        columns["kv_tokens"] + columns["decoding"] * (columns["steps"] - 1) / 2, columns["distinct"], 8, 16,
-    ).features()  # fmt: skip
+        columns["tokens"],
+        columns["decoding"] + columns["prefills"],
+        columns["prefill_tokens"],
+        columns["kv_tokens"] + columns["decoding"] * (columns["steps"] - 1) / 2,
+        columns["distinct"],
+        8,
+        16,
+    ).features()
     seconds = made_of @ np.array([KNOWN[name] for name in TERMS]) + columns["passed"] * PASSED_S
     assert seconds * columns["steps"] + columns["load_s"] == pytest.approx(columns["seconds"], rel=1e-9)
 
@@ -96,8 +137,15 @@ def test_known_costs_are_found_again() -> None:
     prompts = np.where(rng.random(400) < 0.5, tokens * rng.random(400), 0.0)
     parts = []
     for slots, rank in ((8.0, 8.0), (64.0, 16.0), (300.0, 32.0), (0.0, 0.0)):
-        steps = Steps(tokens, (tokens - prompts) + 2 * (prompts > 0), prompts, tokens * rng.integers(50, 900, 400),
-                      np.minimum(rng.integers(1, 300, 400), slots), slots, rank)  # fmt: skip
+        steps = Steps(
+            tokens,
+            (tokens - prompts) + 2 * (prompts > 0),
+            prompts,
+            tokens * rng.integers(50, 900, 400),
+            np.minimum(rng.integers(1, 300, 400), slots),
+            slots,
+            rank,
+        )
         features = steps.features()
         seconds = features @ np.array([KNOWN[name] for name in TERMS])
         parts.append(problem(features, seconds))
@@ -125,17 +173,32 @@ def test_step_costs_hold_the_terms() -> None:
 
 
 ROW = {
-    "model": "llama-3.1-8b-instruct", "max_num_seqs": "100.0", "input_len": "200", "output_len": "50",
-    "lora_enabled": "1", "max_loras": "300.0", "max_lora_rank": "8.0", "adapters_in_use": "10.0",
-    "median_tpot_ms": "25.0", "total_input_tokens": "20000.0", "completed": "100.0", "duration": "100",
-    "median_ttft_ms": "0", "p99_ttft_ms": "0",
-}  # fmt: skip
+    "model": "llama-3.1-8b-instruct",
+    "max_num_seqs": "100.0",
+    "input_len": "200",
+    "output_len": "50",
+    "lora_enabled": "1",
+    "max_loras": "300.0",
+    "max_lora_rank": "8.0",
+    "adapters_in_use": "10.0",
+    "median_tpot_ms": "25.0",
+    "total_input_tokens": "20000.0",
+    "completed": "100.0",
+    "duration": "100",
+    "median_ttft_ms": "0",
+    "p99_ttft_ms": "0",
+}
 
 
 def test_closed_loops_say_what_a_step_is_made_of() -> None:
     # The engine starts after 4 s and works for 10 s: TTFT rises by 8 s, since sending takes 2 s.
-    prefill = ROW | {"output_len": "1", "lora_enabled": "0", "duration": "14", "median_ttft_ms": "8000",
-                     "p99_ttft_ms": "11920"}  # fmt: skip
+    prefill = ROW | {
+        "output_len": "1",
+        "lora_enabled": "0",
+        "duration": "14",
+        "median_ttft_ms": "8000",
+        "p99_ttft_ms": "11920",
+    }
     equations = closed_loop([ROW, prefill, prefill | {"max_num_seqs": "50"}], "llama-3.1-8b").problem
     decode = dict(zip(TERMS, equations.features[0].tolist(), strict=True))
     assert (decode["token"], decode["sequence"], decode["kv_token"]) == (100, 100, 100 * 225)

@@ -41,9 +41,18 @@ TINY = SHAPES["tiny"]
 SMALL = LoadGrid(ranks=(2, 4), targets=(("q", "v"), "all-linear"), concurrency=(1, 2))
 FAST = Method(rounds=2, least=2, half_width=1.0, limit_s=0.01, warmup=1)
 STAGES: tuple[Stage, ...] = (
-    "open", "read cold", "read warm", "pin", "copy per tensor", "copy one buffer", "slot write", "slot write padded",
-    "evict", "load storage", "load host",
-)  # fmt: skip
+    "open",
+    "read cold",
+    "read warm",
+    "pin",
+    "copy per tensor",
+    "copy one buffer",
+    "slot write",
+    "slot write padded",
+    "evict",
+    "load storage",
+    "load host",
+)
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,11 @@ class CommandLine:
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start ``loraplan`` as a process group of its own, so that signals reach it as from a terminal."""
     return subprocess.Popen(
-        [sys.executable, "-m", "sim.cli", *arguments], cwd=folder, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONWARNINGS": "default"},
-    )  # fmt: skip
+        [sys.executable, "-m", "sim.cli", *arguments],
+        cwd=folder,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+    )

@@ -44,20 +44,29 @@ def test_the_scenario_itself_is_fine(loraplan: CommandLine, scenario: Path) -> N
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("slots: 8", "slotz: 8", "cache.gpu.slotz: unknown key (allowed: slots, size, unified, base_model_slot); did "
-         "you mean 'slots'?"),
+        (
+            "slots: 8",
+            "slotz: 8",
+            "cache.gpu.slotz: unknown key (allowed: slots, size, unified, base_model_slot); did you mean 'slots'?",
+        ),
         ("size: 50 MB", "size: 50 m", "adapters.size: unknown unit 'm' (got 50 m, allowed: a size such as 50 MB"),
         ("rate: 5/s", "rate: -5/s", "workload.arrivals.rate: a rate must be above zero (got -5/s"),
         ("rate: 5/s", "rate: 5", "workload.arrivals.rate: not a rate (got 5, allowed: a rate such as 12/s"),
-        ("{slots: 8}", "{size: 40 MB}",
-         "cache.gpu.size: an adapter is larger than the GPU cache (got 40 MB, allowed: at least 50 MB"),
-        ("{slots: 8}", "{slots: 5000}",
-         "cache.gpu.slots: the adapter cache leaves too little GPU memory for a KV cache (got 5000, allowed: up to"),
+        (
+            "{slots: 8}",
+            "{size: 40 MB}",
+            "cache.gpu.size: an adapter is larger than the GPU cache (got 40 MB, allowed: at least 50 MB",
+        ),
+        (
+            "{slots: 8}",
+            "{slots: 5000}",
+            "cache.gpu.slots: the adapter cache leaves too little GPU memory for a KV cache (got 5000, allowed: up to",
+        ),
         ("requests: 2000", "requests: 0", "workload.requests:"),
         ("process: poisson", "process: poison", "workload.arrivals.process: "),
         ("count: 20", "rank: 8", "adapters.count: the number of adapters is missing; give count: 1000"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_value_is_named_with_file_and_line(
     loraplan: CommandLine, scenario: Path, old: str, new: str, says: str
 ) -> None:
@@ -81,8 +90,16 @@ def test_several_problems_are_reported_together(loraplan: CommandLine, scenario:
 
 
 def test_an_unstable_load_is_simulated_and_called_overloaded(loraplan: CommandLine) -> None:
-    ended = loraplan("run", "cache-thrash", "--set", "workload.arrivals.rate=60/s", "--set",
-                     "workload.requests=20000", "--set", "run.replications=1")  # fmt: skip
+    ended = loraplan(
+        "run",
+        "cache-thrash",
+        "--set",
+        "workload.arrivals.rate=60/s",
+        "--set",
+        "workload.requests=20000",
+        "--set",
+        "run.replications=1",
+    )
     assert ended.code == 0
     assert "overloaded: loads need 1.6" in ended.err
     assert "verloaded" in ended.out
@@ -90,8 +107,18 @@ def test_an_unstable_load_is_simulated_and_called_overloaded(loraplan: CommandLi
 
 
 def test_an_overloaded_run_fails_its_check(loraplan: CommandLine) -> None:
-    ended = loraplan("run", "cache-thrash", "--set", "workload.arrivals.rate=60/s", "--set",
-                     "workload.requests=20000", "--set", "run.replications=1", "--check", "--quiet")  # fmt: skip
+    ended = loraplan(
+        "run",
+        "cache-thrash",
+        "--set",
+        "workload.arrivals.rate=60/s",
+        "--set",
+        "workload.requests=20000",
+        "--set",
+        "run.replications=1",
+        "--check",
+        "--quiet",
+    )
     assert ended.code == 1
 
 
@@ -110,12 +137,14 @@ HEADER = "timestamp_s,tenant_id,input_tokens,output_tokens\n"
         (HEADER + "1,,5,5\n", "t.csv:2: tenant_id: the adapter's name is empty"),
         (HEADER + "1,a,5,1.5\n", "t.csv:2: output_tokens: not a token count (got 1.5"),
         (HEADER + "1,a,5,99999999999\n", "t.csv:2: output_tokens: not a token count"),
-        ("time,adapter,in,out\n1,a,5,5\n",
-         "t.csv:1: column timestamp_s is missing (got time, adapter, in, out, allowed: timestamp_s, adapter_id or"),
+        (
+            "time,adapter,in,out\n1,a,5,5\n",
+            "t.csv:1: column timestamp_s is missing (got time, adapter, in, out, allowed: timestamp_s, adapter_id or",
+        ),
         ("timestamp_s,input_tokens,output_tokens\n1,5,5\n", "t.csv:1: column adapter_id or tenant_id is missing"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nlater,5,5\n", "t.csv:2: TIMESTAMP: not a time (got later"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_trace_is_named_with_file_and_row(loraplan: CommandLine, tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "t.csv").write_text(content)
     ended = loraplan("run", "tenants-trace", "--set", "workload.trace.file=t.csv")
@@ -216,12 +245,16 @@ def test_a_failure_inside_is_one_line_and_debug_shows_it(
         (("adapters.count=100000000",), "adapters.count"),
         (("adapters.rank=200",), "adapters.rank: more than twice what the profile"),
         (("storage.mode=blocking", "storage.loaders=2"), "storage.loaders: blocking loads run one after the other"),
-        (("fleet.engine=fixed", "fleet.service={law: fixed, value: 1 ms}", "fleet.load_at=admission"),
-         "fleet.load_at: engine fixed has no load_at"),
-        (("workload={duration: 1 min, arrivals: {process: poisson, rate: 1/s}}", "run.half_width=5%"),
-         "run.half_width: only a run of generated requests can be lengthened"),
+        (
+            ("fleet.engine=fixed", "fleet.service={law: fixed, value: 1 ms}", "fleet.load_at=admission"),
+            "fleet.load_at: engine fixed has no load_at",
+        ),
+        (
+            ("workload={duration: 1 min, arrivals: {process: poisson, rate: 1/s}}", "run.half_width=5%"),
+            "run.half_width: only a run of generated requests can be lengthened",
+        ),
     ],
-)  # fmt: skip
+)
 def test_values_that_can_not_go_together_are_refused(
     loraplan: CommandLine, settings: tuple[str, ...], says: str
 ) -> None:

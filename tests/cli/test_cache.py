@@ -35,8 +35,11 @@ def test_json_has_one_entry_a_policy_and_capacity(loraplan: CommandLine) -> None
     found = answer(loraplan, trace, "--policy", "lru,fifo", "--capacity", "50MB,20 MB")
     assert [list(entry) for entry in found] == [FIELDS] * 4
     assert [(entry["policy"], entry["capacity_bytes"]) for entry in found] == [
-        ("lru", 20_000_000), ("lru", 50_000_000), ("fifo", 20_000_000), ("fifo", 50_000_000)
-    ]  # fmt: skip
+        ("lru", 20_000_000),
+        ("lru", 50_000_000),
+        ("fifo", 20_000_000),
+        ("fifo", 50_000_000),
+    ]
     # 20 MB never hold a (40 MB), and keep b and c: 4 misses, of 2 x 40 + 10 + 10 MB.
     assert (found[0]["requests"], found[0]["misses"]) == (6, 4)
     assert found[0]["miss_ratio"] == pytest.approx(4 / 6)
@@ -61,8 +64,9 @@ def test_slots_hold_an_adapter_each_whatever_its_size(loraplan: CommandLine) -> 
     assert [(entry["slots"], entry["misses"]) for entry in found] == [(2, 6), (3, 3)]
     # Slots are as large as the largest adapter; which bytes missed isn't known where sizes differ.
     assert [(entry["capacity_bytes"], entry["byte_miss_ratio"]) for entry in found] == [
-        (80_000_000, None), (120_000_000, None)
-    ]  # fmt: skip
+        (80_000_000, None),
+        (120_000_000, None),
+    ]
     (entry,) = answer(loraplan, write_trace("abab"), "--policy", "lru", "--slots", "1", "--adapter-size", "5MB")
     assert (entry["capacity_bytes"], entry["byte_miss_ratio"]) == (5_000_000, 1.0)
 

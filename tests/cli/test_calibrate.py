@@ -30,8 +30,17 @@ def test_from_nothing_to_a_simulation_and_then_with_another_backend(tmp_path: Pa
     assert profile["conditions"]["lora_backend"] == "grouped_mm"
     assert {line["form"] for line in profile["hold_out"]} == {"additive", "multiplicative", "law"}
     assert profile["provenance"]["device"]["torch"]
-    ran = loraplan("run", "quickstart", "--set", "fleet.profile=runs/cal/profile.json", "--set",
-                   "workload.requests=2000", "--json", "--out", "run")  # fmt: skip
+    ran = loraplan(
+        "run",
+        "quickstart",
+        "--set",
+        "fleet.profile=runs/cal/profile.json",
+        "--set",
+        "workload.requests=2000",
+        "--json",
+        "--out",
+        "run",
+    )
     assert ran.code == 0, ran.err
     metrics = json.loads(ran.out)["points"][0]["metrics"]
     assert metrics["ttft_p50_s"]["calibration_lo"] <= metrics["ttft_p50_s"]["value"]

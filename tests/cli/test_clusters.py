@@ -13,8 +13,18 @@ import pytest
 from command_line import CommandLine, start
 from process_tree import THERE, alive, below, workers
 
-SWEEP = ("sweep", "cache-thrash", "--set", "workload.requests=4000", "--set", "run.replications=1", "--jobs", "2",
-         "--over", "workload.arrivals.rate=20/s,21/s,22/s,23/s,24/s,25/s,26/s,27/s,28/s,29/s,30/s,31/s")  # fmt: skip
+SWEEP = (
+    "sweep",
+    "cache-thrash",
+    "--set",
+    "workload.requests=4000",
+    "--set",
+    "run.replications=1",
+    "--jobs",
+    "2",
+    "--over",
+    "workload.arrivals.rate=20/s,21/s,22/s,23/s,24/s,25/s,26/s,27/s,28/s,29/s,30/s,31/s",
+)
 
 
 @pytest.fixture(params=["dask", "ray"])

@@ -200,8 +200,17 @@ def test_another_grid_gets_a_folder_of_its_own_and_a_larger_one_goes_on(loraplan
 
 
 def test_a_run_is_doubled_until_its_interval_is_narrow(loraplan: CommandLine) -> None:
-    ended = loraplan("run", "cache-thrash", "--set", "workload.requests=1000", "--set", "run.replications=2",
-                     "--set", "run.half_width=8%", "--json")  # fmt: skip
+    ended = loraplan(
+        "run",
+        "cache-thrash",
+        "--set",
+        "workload.requests=1000",
+        "--set",
+        "run.replications=2",
+        "--set",
+        "run.half_width=8%",
+        "--json",
+    )
     metrics = json.loads(ended.out)["points"][0]["metrics"]
     assert metrics["completed"]["value"] > 2 * 950
     p99 = metrics["e2e_p99_s"]

@@ -61,9 +61,20 @@ def test_more_slots_are_better_and_fewer_worse(loraplan: CommandLine, runs: Path
 def test_json_has_every_metric_and_stable_keys(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
     data = compared(loraplan, runs / "small", runs / "large")
     assert list(data) == [
-        "schema_version", "one", "other", "answer", "headline", "details", "slo", "judged", "worse_slo_terms",
-        "differs", "cautions", "points", "without_partner",
-    ]  # fmt: skip
+        "schema_version",
+        "one",
+        "other",
+        "answer",
+        "headline",
+        "details",
+        "slo",
+        "judged",
+        "worse_slo_terms",
+        "differs",
+        "cautions",
+        "points",
+        "without_partner",
+    ]
     assert data["answer"] == "clearly better"
     assert data["differs"] == [{"key": "cache.gpu.slots", "one": "200", "other": "400"}]
     (point,) = data["points"]  # type: ignore[misc]

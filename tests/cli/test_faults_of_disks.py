@@ -17,8 +17,22 @@ from command_line import CommandLine
 from sim.errors import LoraplanError
 from sim.studies.parallel import unordered
 
-SWEEP = ("sweep", "cache-thrash", "--out", "out", "--set", "workload.requests=300", "--set", "run.replications=1",
-         "--over", "cache.gpu.slots=4,8,12", "--jobs", "1", "--quiet", "--json")  # fmt: skip
+SWEEP = (
+    "sweep",
+    "cache-thrash",
+    "--out",
+    "out",
+    "--set",
+    "workload.requests=300",
+    "--set",
+    "run.replications=1",
+    "--over",
+    "cache.gpu.slots=4,8,12",
+    "--jobs",
+    "1",
+    "--quiet",
+    "--json",
+)
 
 
 def refusing(number: int, after: int, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,8 +176,21 @@ def test_an_error_that_quotes_control_characters_is_one_printable_line(loraplan:
 
 
 def test_a_plan_that_goes_on_in_a_changed_folder_names_it(loraplan: CommandLine, tmp_path: Path) -> None:
-    line = ("plan", "cache-thrash", "--out", "out", "--set", "workload.requests=300", "--set", "slo={ttft_mean: 1 ms}",
-            "--minimize", "cache.gpu.slots=4..5", "--jobs", "1", "--quiet")  # fmt: skip
+    line = (
+        "plan",
+        "cache-thrash",
+        "--out",
+        "out",
+        "--set",
+        "workload.requests=300",
+        "--set",
+        "slo={ttft_mean: 1 ms}",
+        "--minimize",
+        "cache.gpu.slots=4..5",
+        "--jobs",
+        "1",
+        "--quiet",
+    )
     assert loraplan(*line).code == 1, "nothing meets such an SLO"
     for file in (tmp_path / "out/points").glob("*.json"):
         data = json.loads(file.read_text())

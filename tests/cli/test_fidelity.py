@@ -12,16 +12,25 @@ import pytest
 from command_line import CommandLine
 
 CONFIG = {
-    "slots": 1, "host_slots": 2, "adapters": 2, "max_num_seqs": 4, "max_num_batched_tokens": 64, "block_size": 16,
+    "slots": 1,
+    "host_slots": 2,
+    "adapters": 2,
+    "max_num_seqs": 4,
+    "max_num_batched_tokens": 64,
+    "block_size": 16,
     "kv_blocks": 9,
-}  # fmt: skip
+}
 
 
 def step(at_s: float, scheduled: dict[str, int], adapter: int, *loads: int) -> dict[str, Any]:
     return {
-        "at_s": at_s, "scheduled": scheduled, "preempted": [], "adapters": [adapter],
-        "loads": [[load, 0.001] for load in loads], "evictions": [],
-    }  # fmt: skip
+        "at_s": at_s,
+        "scheduled": scheduled,
+        "preempted": [],
+        "adapters": [adapter],
+        "loads": [[load, 0.001] for load in loads],
+        "evictions": [],
+    }
 
 
 # Two requests for the same adapter, of 5 + 3 and 4 + 2 tokens; the second comes in the second step.
@@ -68,10 +77,17 @@ def test_a_record_that_is_met_says_so(loraplan: CommandLine) -> None:
     assert lines[0] == "r.json.gz: every step is met: tokens, preemptions, loads and evictions"
     cells = {line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[1].strip() for line in lines[2:]}
     assert cells == {
-        "engine": "vllm 0.32.0 (cpu)", "preset": "vllm-0.32", "requests": "2", "steps": "4", "equal steps": "4",
-        "loads": "1", "predicted loads": "1", "equal loads": "1", "preemptions": "0",
+        "engine": "vllm 0.32.0 (cpu)",
+        "preset": "vllm-0.32",
+        "requests": "2",
+        "steps": "4",
+        "equal steps": "4",
+        "loads": "1",
+        "predicted loads": "1",
+        "equal loads": "1",
+        "preemptions": "0",
         "ends within one step": "2 of 2 requests",
-    }  # fmt: skip
+    }
 
 
 def test_an_offline_record_may_be_plain_json(loraplan: CommandLine) -> None:
@@ -94,9 +110,14 @@ def test_a_difference_is_told_and_is_no_failure(loraplan: CommandLine) -> None:
 def test_json_has_the_counts(loraplan: CommandLine) -> None:
     ended = loraplan("fidelity", "--record", write(RECORD), "--json")
     assert json.loads(ended.out) == {
-        "steps": 4, "equal_steps": 4, "loads": 1, "predicted_loads": 1, "equal_loads": 1, "first_difference": None,
+        "steps": 4,
+        "equal_steps": 4,
+        "loads": 1,
+        "predicted_loads": 1,
+        "equal_loads": 1,
+        "first_difference": None,
         "late_steps_max": 0,
-    }  # fmt: skip
+    }
     ended = loraplan("fidelity", "--record", write(changed("steps.0.loads", [])), "--json")
     told = json.loads(ended.out)
     assert (told["equal_steps"], told["loads"], told["predicted_loads"]) == (3, 0, 1)
@@ -126,8 +147,10 @@ def test_costs_of_the_record_itself_are_noted(loraplan: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("record", "says"),
     [
-        (changed("engine", "vllm 0.9.1"),
-         "r.json.gz: engine: the rules of this engine version are not known (got vllm 0.9.1, allowed: vllm 0.8, vllm"),
+        (
+            changed("engine", "vllm 0.9.1"),
+            "r.json.gz: engine: the rules of this engine version are not known (got vllm 0.9.1, allowed: vllm 0.8, vllm",
+        ),
         (changed("engine", None), "r.json.gz: engine: "),
         (changed("config.slots", 0), "r.json.gz: config.slots: "),
         (changed("config.slots", None), "r.json.gz: config.slots: "),
@@ -137,12 +160,14 @@ def test_costs_of_the_record_itself_are_noted(loraplan: CommandLine) -> None:
         (changed("steps.1.at_s", "soon"), "r.json.gz: steps.1.at_s: "),
         (changed("steps.1.at_s", 9.0), "r.json.gz: record: steps must be in the order of their times"),
         (changed("steps.0.adapters", [7]), "step 0 names an adapter beyond config.adapters (2)"),
-        (changed("config.slots", 2) | {"config": {**CONFIG, "slots": 2, "host_slots": 1}},
-         "config.host_slots (1) must be at least config.slots (2)"),
+        (
+            changed("config.slots", 2) | {"config": {**CONFIG, "slots": 2, "host_slots": 1}},
+            "config.host_slots (1) must be at least config.slots (2)",
+        ),
         (changed("config.adapters", 10**12), "r.json.gz: config.adapters: "),
         (changed("requests.1.finished_s", 0.01), "request 1 ends before it arrives"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_record_is_one_line(loraplan: CommandLine, record: dict[str, Any], says: str) -> None:
     ended = loraplan("fidelity", "--record", write(record))
     assert ended.code == 2
@@ -181,13 +206,15 @@ def test_a_file_that_is_no_record_is_one_line(loraplan: CommandLine, content: by
         (("--fit-on", "r.json.gz"), "--record: costs fitted for nothing; give the record to predict"),
         (("--record", "r.json.gz", "--out", "o"), "--lengths, --profile-dir and --out go with RUNS.csv (got o"),
         (("--record", "r.json.gz", "--fit-on", "nowhere"), "nowhere: can't read the record"),
-        (("--record", "r.json.gz", "--fit-on", "off.json.gz"),
-         "off.json.gz: mode: only records in real time have arrivals to predict (got offline, allowed: online)"),
+        (
+            ("--record", "r.json.gz", "--fit-on", "off.json.gz"),
+            "off.json.gz: mode: only records in real time have arrivals to predict (got offline, allowed: online)",
+        ),
         (("--record", "off.json.gz", "--fit-on", "r.json.gz"), "off.json.gz: mode: only records in real time"),
         (("--record", "r.json.gz", "--fit-on", "cut.json.gz"), "cut.json.gz: requests.1.finished_s: a request never"),
         (("--record", "r.json.gz", "--fit-on", "idle.json.gz"), "idle.json.gz: steps: the record has no loads"),
     ],
-)  # fmt: skip
+)
 def test_what_can_not_be_compared_is_one_line(loraplan: CommandLine, arguments: tuple[str, ...], says: str) -> None:
     write(RECORD)
     write(changed("mode", "offline"), "off.json.gz")

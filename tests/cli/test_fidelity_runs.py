@@ -72,15 +72,19 @@ def _without_time(table: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"max_lora_rank": "128", "adapter_rank_mix": "64|128"},
-         "runs.csv:2: adapters.rank: more than twice what the profile h100-64gb/llama-3.1-8b/vllm-0.8.5 covers (got "
-         "128"),
-        ({"gpu_slots": "384", "host_slots": "384", "max_lora_rank": "32", "adapter_rank_mix": "32"},
-         "runs.csv:2: cache.gpu.slots: the adapter cache leaves too little GPU memory for a KV cache (got 384, "
-         "allowed: up to "),
+        (
+            {"max_lora_rank": "128", "adapter_rank_mix": "64|128"},
+            "runs.csv:2: adapters.rank: more than twice what the profile h100-64gb/llama-3.1-8b/vllm-0.8.5 covers (got "
+            "128",
+        ),
+        (
+            {"gpu_slots": "384", "host_slots": "384", "max_lora_rank": "32", "adapter_rank_mix": "32"},
+            "runs.csv:2: cache.gpu.slots: the adapter cache leaves too little GPU memory for a KV cache (got 384, "
+            "allowed: up to ",
+        ),
         ({"model": "mystery"}, "runs.csv:2: model: not a value (got mystery"),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_cannot_be_predicted_is_named(loraplan: CommandLine, row: dict[str, str], said: str) -> None:
     prepare(row)
     ended = loraplan("fidelity", "runs.csv")

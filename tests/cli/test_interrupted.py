@@ -12,9 +12,20 @@ from pathlib import Path
 import pytest
 from command_line import start
 
-SWEEP = ("sweep", "cache-thrash", "--out", "out", "--set", "workload.requests=100000", "--set", "run.replications=1",
-         "--over", "workload.arrivals.rate=20/s,21/s,22/s,23/s,24/s,25/s,26/s,27/s,28/s,29/s,30/s,31/s",
-         "--jobs", "2")  # fmt: skip
+SWEEP = (
+    "sweep",
+    "cache-thrash",
+    "--out",
+    "out",
+    "--set",
+    "workload.requests=100000",
+    "--set",
+    "run.replications=1",
+    "--over",
+    "workload.arrivals.rate=20/s,21/s,22/s,23/s,24/s,25/s,26/s,27/s,28/s,29/s,30/s,31/s",
+    "--jobs",
+    "2",
+)
 POINTS = 12
 
 

@@ -113,8 +113,12 @@ def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_k
         "plan: {minimize: cache.gpu.slots, range: [2, 70], step: 4}"
     )
     path = write(tmp_path, rest, requests=1500)
-    overrides = ["adapters.rank=32", "workload.tokens.prompt={law: fixed, value: 600}",
-                 "workload.tokens.output={law: fixed, value: 150}", "workload.arrivals.rate=9/s"]  # fmt: skip
+    overrides = [
+        "adapters.rank=32",
+        "workload.tokens.prompt={law: fixed, value: 600}",
+        "workload.tokens.output={law: fixed, value: 150}",
+        "workload.arrivals.rate=9/s",
+    ]
     loaded = load_scenario(path, overrides)
     planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     words = {look.set["cache.gpu.slots"]: look.word for look in planned.record.looks}
@@ -157,8 +161,17 @@ def test_a_saturated_start_is_left_behind(loraplan: CommandLine, tmp_path: Path)
 
 def test_two_variables_are_made_small_one_after_the_other(loraplan: CommandLine, tmp_path: Path) -> None:
     name = write(tmp_path, "slo: {ttft_p99: 2 s, miss_ratio: 50%}")
-    ended = loraplan("plan", name, "--set", "workload.arrivals.rate=60/s", "--minimize", "fleet.replicas=1..6",
-                     "--minimize", "cache.gpu.slots=8..64:8", "--json")  # fmt: skip
+    ended = loraplan(
+        "plan",
+        name,
+        "--set",
+        "workload.arrivals.rate=60/s",
+        "--minimize",
+        "fleet.replicas=1..6",
+        "--minimize",
+        "cache.gpu.slots=8..64:8",
+        "--json",
+    )
     found = answered(ended)
     assert set(found["answer"]) == {"fleet.replicas", "cache.gpu.slots"}
     assert found["metrics"]["miss_ratio"]["hi"] <= 0.5
@@ -172,8 +185,11 @@ def test_the_cheapest_of_several_fleets_is_found(loraplan: CommandLine, tmp_path
         "  - {name: dear, price: 100}\n"
     )
     found = answered(loraplan("plan", write(tmp_path, rest), "--json"))
-    assert found["answer"] == {"fleet": "small", "fleet.replicas": found["answer"]["fleet.replicas"],
-                               "price": found["answer"]["fleet.replicas"]}  # fmt: skip
+    assert found["answer"] == {
+        "fleet": "small",
+        "fleet.replicas": found["answer"]["fleet.replicas"],
+        "price": found["answer"]["fleet.replicas"],
+    }
     rows = read_run(tmp_path / "runs/small-plan").manifest["plan"]["fleets"]
     assert [row["fleet"] for row in rows] == ["large", "small", "dear"]
     assert rows[2]["word"] == "dearer with its first replica"
@@ -184,8 +200,15 @@ def test_what_if_changes_one_thing_at_a_time(loraplan: CommandLine, tmp_path: Pa
     assert ended.code == 0, ended.err
     rows = read_run(tmp_path / "runs/small-plan").manifest["what_if"]
     labels = {row["label"]: row for row in rows}
-    assert {"twice the traffic", "twice the adapters", "rank 32, all linear layers", "rank 4, attention only",
-            "base weights in 4 bits", "all adapters in host memory", "eviction lfu"} <= set(labels)  # fmt: skip
+    assert {
+        "twice the traffic",
+        "twice the adapters",
+        "rank 32, all linear layers",
+        "rank 4, attention only",
+        "base weights in 4 bits",
+        "all adapters in host memory",
+        "eviction lfu",
+    } <= set(labels)
     more = labels["twice the adapters"]["metrics"]["miss_ratio"]
     assert more["word"] == "clearly worse"
     assert more["paired"]
@@ -243,10 +266,12 @@ def test_a_seed_repeats_a_plan_whatever_the_number_of_workers(tmp_path: Path) ->
         (("--maximize", "workload.arrivals.rate=10..20"), "workload.arrivals.rate: not a rate"),
         (("--jobs", "0"), "--jobs: not a number of workers"),
         (("--set", "workload.requests=30"), "slo: can't decide whether ttft_p99_s meets its target: not enough data"),
-        (("--set", "workload={requests: null, duration: 1 ms, arrivals: {process: poisson, rate: 1/h}}"),
-         "no request arrives in this duration"),
+        (
+            ("--set", "workload={requests: null, duration: 1 ms, arrivals: {process: poisson, rate: 1/h}}"),
+            "no request arrives in this duration",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_questions_are_refused(
     loraplan: CommandLine, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:

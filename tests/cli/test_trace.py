@@ -25,10 +25,13 @@ def recorded(tmp_path: Path) -> str:
     rows = [
         f'{time!r},"a,{adapter}",{prompt},{output}'
         for time, adapter, prompt, output in zip(
-            chunk.arrival_s.tolist(), chunk.adapter.tolist(), chunk.prompt_tokens.tolist(),
-            chunk.output_tokens.tolist(), strict=True,
+            chunk.arrival_s.tolist(),
+            chunk.adapter.tolist(),
+            chunk.prompt_tokens.tolist(),
+            chunk.output_tokens.tolist(),
+            strict=True,
         )
-    ]  # fmt: skip
+    ]
     file = tmp_path / "recorded.csv"
     file.write_text("\n".join(["timestamp_s,adapter_id,input_tokens,output_tokens", *rows, ""]), encoding="utf-8")
     return file.name

@@ -88,7 +88,7 @@ def test_a_log_alone(loraplan: CommandLine, tmp_path: Path) -> None:
         (("stuck", "--reference", "nowhere"), "--reference: no trainer_state.json of a 16-bit run here"),
         (("broken",), "error: broken/trainer_state.json: this log is not JSON"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_said(loraplan: CommandLine, stuck: Path, arguments: tuple[str, ...], says: str) -> None:
     Path("empty").mkdir()
     Path("broken").mkdir()

@@ -35,8 +35,9 @@ def test_prices_are_printed_and_kept(loraplan: CommandLine) -> None:
     assert [one["path"] for one in found["vetted"]] == ["stuck"]
     assert found["priced"]["run"] == RUN
     assert [(row["who"], row["memory"]["slots"]) for row in found["priced"]["changes"][-2:]] == [
-        ("one adapter", [64, 32]), ("all adapters", [64, 32]),
-    ]  # fmt: skip
+        ("one adapter", [64, 32]),
+        ("all adapters", [64, 32]),
+    ]
     assert found["priced"]["as_it_is"]["miss_ratio"]["value"] > 0
 
 

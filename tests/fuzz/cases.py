@@ -50,9 +50,13 @@ def drawn(strategy: st.SearchStrategy[Drawn], number: int) -> Drawn:
 
     @seed(number)
     @settings(
-        max_examples=2, phases=(Phase.generate,), database=None, deadline=None, derandomize=False,
+        max_examples=2,
+        phases=(Phase.generate,),
+        database=None,
+        deadline=None,
+        derandomize=False,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(strategy)
     def draw(example: Drawn) -> None:
         found.append(example)

@@ -40,9 +40,22 @@ COMMANDS = {
     "sweep": ("sweep", "s.yaml", "--out", "out", "--jobs", "1"),
     "workers": ("sweep", "s.yaml", "--out", "out", "--jobs", "2"),
     "plan": ("plan", "s.yaml", "--out", "out", "--minimize", "cache.gpu.slots=1..12", "--jobs", "1"),
-    "calibrate": ("calibrate", "steps", "--device", "cpu", "--model", "tiny", "--quick", "--layers", "1", "--backend",
-                  "loop", "--out", "out"),
-}  # fmt: skip
+    "calibrate": (
+        "calibrate",
+        "steps",
+        "--device",
+        "cpu",
+        "--model",
+        "tiny",
+        "--quick",
+        "--layers",
+        "1",
+        "--backend",
+        "loop",
+        "--out",
+        "out",
+    ),
+}
 """``workers``: a sweep whose points are simulated by worker processes, however small they are."""
 CANARY = "canary"
 TABLES = ("points.csv", "summary.json", "requests.parquet", "recommended.yaml")
@@ -65,9 +78,14 @@ def start(kind: str, folder: Path) -> subprocess.Popen[str]:
     small = "0" if kind == "workers" else "sweep.SMALL_RUN"
     code = f"import sim.studies.sweep as sweep; sweep.SMALL_RUN = {small}; from sim.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *COMMANDS[kind]], cwd=folder, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        [sys.executable, "-c", code, *COMMANDS[kind]],
+        cwd=folder,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 def reference(kind: str, folder: Path) -> Reference:

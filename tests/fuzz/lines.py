@@ -52,9 +52,11 @@ def run_line(line: list[str], folder: Path) -> Ended:
     argv, sys.argv = sys.argv, ["loraplan", *line]
     try:
         with (
-            _in(folder), warnings.catch_warnings(record=True) as warned, contextlib.redirect_stdout(out),
+            _in(folder),
+            warnings.catch_warnings(record=True) as warned,
+            contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-        ):  # fmt: skip
+        ):
             warnings.simplefilter("always")
             try:
                 code = cli._exit_code(list(line), debug=True, confined=False)

@@ -11,32 +11,100 @@ from hypothesis import strategies as st
 Path = tuple[str | int, ...]
 
 NASTY_TEXT = (
-    "", " ", "nan", ".nan", "inf", "-.inf", "1e400", "-0", "1_000", "0x10", "1,5", "20", "20 parsecs", "-20 ms",
+    "",
+    " ",
+    "nan",
+    ".nan",
+    "inf",
+    "-.inf",
+    "1e400",
+    "-0",
+    "1_000",
+    "0x10",
+    "1,5",
+    "20",
+    "20 parsecs",
+    "-20 ms",
     "1e308 h",
-    "5 GB", "101%", "-1%", "3/s", "0/s", "-1/s", "9/fortnight", "null", "true", "~", "no", "2023-01-01",
-    "a" * 3000, "é",
-    "１２", "\u202e", "\ud83d\ude00", "../../etc/passwd", "/", ".", "/dev/null", "x\0y", "\x1b[31mred", "{}", "[1]",
+    "5 GB",
+    "101%",
+    "-1%",
+    "3/s",
+    "0/s",
+    "-1/s",
+    "9/fortnight",
+    "null",
+    "true",
+    "~",
+    "no",
+    "2023-01-01",
+    "a" * 3000,
+    "é",
+    "１２",
+    "\u202e",
+    "\ud83d\ude00",
+    "../../etc/passwd",
+    "/",
+    ".",
+    "/dev/null",
+    "x\0y",
+    "\x1b[31mred",
+    "{}",
+    "[1]",
     "a: b",
-    "=1+1", "<script>", "[bold]", "%s%n", "{0}", "zipf", "fixed", "lru", "new-name", "full", "vet", "swap",
-    "price", "q",
-)  # fmt: skip
+    "=1+1",
+    "<script>",
+    "[bold]",
+    "%s%n",
+    "{0}",
+    "zipf",
+    "fixed",
+    "lru",
+    "new-name",
+    "full",
+    "vet",
+    "swap",
+    "price",
+    "q",
+)
 NASTY_NUMBERS = (
-    0, 1, -1, 2, 0.5, -0.0, 1e-320, 1e308, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, float("nan"), float("inf"),
-    float("-inf"), 10**400,
-)  # fmt: skip
+    0,
+    1,
+    -1,
+    2,
+    0.5,
+    -0.0,
+    1e-320,
+    1e308,
+    2**31,
+    2**53 + 1,
+    2**63,
+    2**64,
+    10**30,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    10**400,
+)
 SMALL_NUMBERS = (0, 1, -1, 2, 3, 0.5, 7, 16, 1e-320, -0.0, 1.0, 64)
 """Where a number that is right would be simulated, it must stay small."""
 
 nasty_values: st.SearchStrategy[Any] = st.one_of(
-    st.sampled_from(NASTY_TEXT), st.sampled_from(NASTY_NUMBERS), st.none(), st.booleans(),
-    st.sampled_from(([], {}, [[]], [None], {"": 1}, {"law": "fixed"},
-        {"kind": "full"}, [1, 1], [2, 1], {"a": {"b": {}}})),
-)  # fmt: skip
+    st.sampled_from(NASTY_TEXT),
+    st.sampled_from(NASTY_NUMBERS),
+    st.none(),
+    st.booleans(),
+    st.sampled_from(
+        ([], {}, [[]], [None], {"": 1}, {"law": "fixed"}, {"kind": "full"}, [1, 1], [2, 1], {"a": {"b": {}}})
+    ),
+)
 small_values: st.SearchStrategy[Any] = st.one_of(
-    st.sampled_from(NASTY_TEXT), st.sampled_from(SMALL_NUMBERS), st.none(), st.booleans(),
-    st.sampled_from(([], {}, [[]], [None], {"": 1}, {"law": "fixed"},
-        {"kind": "full"}, [1, 1], [2, 1])),
-)  # fmt: skip
+    st.sampled_from(NASTY_TEXT),
+    st.sampled_from(SMALL_NUMBERS),
+    st.none(),
+    st.booleans(),
+    st.sampled_from(([], {}, [[]], [None], {"": 1}, {"law": "fixed"}, {"kind": "full"}, [1, 1], [2, 1])),
+)
 
 UNITS = ("ms", "s", "min", "h", "us", "B", "kB", "MB", "GB", "GiB", "%", "/s", "/min", "", "tokens")
 

@@ -57,9 +57,10 @@ def adapter_folder(draw: st.DrawFn) -> dict[str, bytes | None]:
     base = draw(st.sampled_from(("tiny", "meta-llama/Llama-3.1-8B", "\x1b[31m[red]x", "")))
     config = nonsense.as_json(adapter_config(base, draw(st.sampled_from((2, 8))), targets))
     files: dict[str, bytes | None] = {
-        WEIGHTS: draw(weights()), CONFIG: draw(_spoiled_json(config)),
+        WEIGHTS: draw(weights()),
+        CONFIG: draw(_spoiled_json(config)),
         STATE: draw(_spoiled_json(draw(st.sampled_from(_logs())), 4)),
-    }  # fmt: skip
+    }
     for name in draw(st.lists(st.sampled_from(sorted(files)), max_size=2)):
         how = draw(st.sampled_from(("keep", "keep", "drop", "empty", "folder")))
         if how == "drop":
@@ -92,23 +93,54 @@ def adapter_cases(draw: st.DrawFn) -> Case:
     where = draw(st.sampled_from(("adapters", "adapters", "adapters/one", f"adapters/one/{STATE}", "nowhere")))
     command = draw(st.sampled_from(("adapters", "adapters", "vet", "vet", "priced")))
     if command == "adapters":
-        options = draw(st.lists(st.sampled_from((
-            ("--engine", "vllm-0.32"), ("--engine", "sglang"), ("--max-rank", "4"), ("--max-rank", "8"), ("--check",),
-            ("--base-model", "tiny"), ("--base-model", "x\x1b"), ("--json",), ("--engine", "vllm-0.8"),
-            ("--engine", "lorax"),
-        )), max_size=3, unique_by=lambda option: option[0]))  # fmt: skip
+        options = draw(
+            st.lists(
+                st.sampled_from(
+                    (
+                        ("--engine", "vllm-0.32"),
+                        ("--engine", "sglang"),
+                        ("--max-rank", "4"),
+                        ("--max-rank", "8"),
+                        ("--check",),
+                        ("--base-model", "tiny"),
+                        ("--base-model", "x\x1b"),
+                        ("--json",),
+                        ("--engine", "vllm-0.8"),
+                        ("--engine", "lorax"),
+                    )
+                ),
+                max_size=3,
+                unique_by=lambda option: option[0],
+            )
+        )
         lines = [["adapters", where, *(word for option in options for word in option)]]
         if draw(st.booleans()):
             lines[0] += ["--write", "w.yaml"]
             lines.append(["check", "w.yaml"])
     else:
-        options = draw(st.lists(st.sampled_from((
-            ("--base-bits", "4"), ("--base-bits", "32"), ("--examples", "1"), ("--examples", "9" * 30),
-            ("--check",), ("--json",),
-            ("--threshold", "small_rank=8"), ("--threshold", "small_rank=1e400"), ("--threshold", "x=1"),
-            ("--threshold", "small_rank"),
-            ("--reference", "adapters/one"), ("--reference", "adapters/two"), ("--threshold", "high_loss=nan"),
-        )), max_size=3, unique_by=lambda option: option[0]))  # fmt: skip
+        options = draw(
+            st.lists(
+                st.sampled_from(
+                    (
+                        ("--base-bits", "4"),
+                        ("--base-bits", "32"),
+                        ("--examples", "1"),
+                        ("--examples", "9" * 30),
+                        ("--check",),
+                        ("--json",),
+                        ("--threshold", "small_rank=8"),
+                        ("--threshold", "small_rank=1e400"),
+                        ("--threshold", "x=1"),
+                        ("--threshold", "small_rank"),
+                        ("--reference", "adapters/one"),
+                        ("--reference", "adapters/two"),
+                        ("--threshold", "high_loss=nan"),
+                    )
+                ),
+                max_size=3,
+                unique_by=lambda option: option[0],
+            )
+        )
         lines = [["vet", where, *(word for option in options for word in option)]]
         if command == "priced":
             from of_scenarios import SMALL

@@ -32,21 +32,41 @@ def profile_cases(draw: st.DrawFn) -> Case:
         tree["draws"] = tree["draws"][:2]
     if draw(st.integers(0, 2)) == 0:
         bits = draw(st.sampled_from(("int8", "nf4")))
-        tree.setdefault("quantized", {})[bits] = draw(st.sampled_from((
-            {}, {"weights_bytes": 1}, {"weights_bytes": 10**13}, {"step": tree["step"]}, {"weights_bytes": 4 * 10**9},
-        )))  # fmt: skip
+        tree.setdefault("quantized", {})[bits] = draw(
+            st.sampled_from(
+                (
+                    {},
+                    {"weights_bytes": 1},
+                    {"weights_bytes": 10**13},
+                    {"step": tree["step"]},
+                    {"weights_bytes": 4 * 10**9},
+                )
+            )
+        )
     if draw(st.integers(0, 5)):
         tree = draw(nonsense.much_spoiled(tree, most=3))
     text = nonsense.as_json(tree)
     if draw(st.integers(0, 9)) == 0:
         text = draw(nonsense.damaged(text))
     more = ["--set", "fleet.profile=./p.json"]
-    for change in draw(st.lists(st.sampled_from((
-        "adapters.base_quantization=nf4", "adapters.base_quantization=int8", "fleet.engine=vllm-0.8",
-        "fleet.engine=vllm-0.32",
-        "fleet.replicas=2", "adapters.base_model=tiny", "fleet.engine=s-lora", "cache.host={slots: 4}",
-        "fleet.gpu_memory_utilization=50%",
-    )), max_size=2)):  # fmt: skip
+    for change in draw(
+        st.lists(
+            st.sampled_from(
+                (
+                    "adapters.base_quantization=nf4",
+                    "adapters.base_quantization=int8",
+                    "fleet.engine=vllm-0.8",
+                    "fleet.engine=vllm-0.32",
+                    "fleet.replicas=2",
+                    "adapters.base_model=tiny",
+                    "fleet.engine=s-lora",
+                    "cache.host={slots: 4}",
+                    "fleet.gpu_memory_utilization=50%",
+                )
+            ),
+            max_size=2,
+        )
+    ):
         more += ["--set", change]
     line = ["run", "small.yaml", "--json", "--jobs", "1", "--out", "out", *more]
     if draw(st.integers(0, 2)):

@@ -16,11 +16,22 @@ from of_scenarios import SMALL
 
 _MADE = {
     "run": ["run", "small.yaml", "--out", "run", "--jobs", "1", "--quiet"],
-    "other": ["run", "small.yaml", "--out", "other", "--seed", "2", "--set", "cache.gpu.slots=1", "--jobs", "1",
-    "--quiet"],
+    "other": [
+        "run",
+        "small.yaml",
+        "--out",
+        "other",
+        "--seed",
+        "2",
+        "--set",
+        "cache.gpu.slots=1",
+        "--jobs",
+        "1",
+        "--quiet",
+    ],
     "sweep": ["sweep", "small.yaml", "--out", "sweep", "--jobs", "1", "--quiet"],
     "plan": ["plan", "small.yaml", "--out", "plan", "--minimize", "cache.gpu.slots=1..3", "--jobs", "1", "--quiet"],
-}  # fmt: skip
+}
 
 
 @lru_cache(maxsize=1)
@@ -84,8 +95,17 @@ def run_cases(draw: st.DrawFn) -> Case:
             content = b""
         prepare.append(partial(_spoil, file, how, content))
     beside = "run" if name != "run" else "other"
-    lines = draw(st.sampled_from((
-        [["report", name]], [["report", name]], [["compare", name, beside, "--json"]], [["compare", beside, name]],
-        [_MADE[name]], [[*_MADE[name], "--json"]], [["compare", name, name, "--check", "--json"]],
-    )))  # fmt: skip
+    lines = draw(
+        st.sampled_from(
+            (
+                [["report", name]],
+                [["report", name]],
+                [["compare", name, beside, "--json"]],
+                [["compare", beside, name]],
+                [_MADE[name]],
+                [[*_MADE[name], "--json"]],
+                [["compare", name, name, "--check", "--json"]],
+            )
+        )
+    )
     return Case({"small.yaml": SMALL}, [list(line) for line in lines], prepare, lawful=False)

@@ -18,45 +18,72 @@ from sim.spec.scenario_file import bundled_scenarios, load_scenario, scenario_sc
 
 REQUESTS = 40
 _SECTIONS = (
-    "workload", "adapters", "fleet", "cache", "storage", "router", "rollouts", "faults", "slo", "run", "sweep",
+    "workload",
+    "adapters",
+    "fleet",
+    "cache",
+    "storage",
+    "router",
+    "rollouts",
+    "faults",
+    "slo",
+    "run",
+    "sweep",
     "plan",
-)  # fmt: skip
+)
 _FULL = {"share": 0.5, "kind": "full"}
 _MIXES = (
-    [{"share": 1, "kind": "full"}], [{"share": 0.5, "rank": 8}, _FULL], [{"share": "50%", "kind": "full",
-    "size": "2 GB"}, _FULL],
+    [{"share": 1, "kind": "full"}],
+    [{"share": 0.5, "rank": 8}, _FULL],
+    [{"share": "50%", "kind": "full", "size": "2 GB"}, _FULL],
     [{"share": 0.5, "rank": 8, "size": "1 MB"}, {"share": 0.5, "rank": 64, "targets": ["q"]}],
-)  # fmt: skip
+)
 _SERVED = (
-    {"serve": "dedicated"}, {"serve": "swap"}, {"serve": "swap", "replicas": 2, "turn": "2 s"}, {"serve": "swap",
-    "resident": 2},
-    {"serve": "swap", "resident": 64}, {"serve": "swap", "load": {"law": "fixed", "value": "800 ms"}, "turn": "0 s"},
-    {"serve": "dedicated", "replicas": 3}, {"serve": "swap", "load": {"law": "exponential", "mean": "1 h"}},
-)  # fmt: skip
+    {"serve": "dedicated"},
+    {"serve": "swap"},
+    {"serve": "swap", "replicas": 2, "turn": "2 s"},
+    {"serve": "swap", "resident": 2},
+    {"serve": "swap", "resident": 64},
+    {"serve": "swap", "load": {"law": "fixed", "value": "800 ms"}, "turn": "0 s"},
+    {"serve": "dedicated", "replicas": 3},
+    {"serve": "swap", "load": {"law": "exponential", "mean": "1 h"}},
+)
 _PLANS = (
-    {"minimize": "cache.gpu.slots", "range": [1, 4]}, {"minimize": "fleet.replicas", "range": [1, 3]},
-    {"maximize": "workload.arrivals.rate", "range": ["1/s", "8/s"], "step": "100%"}, {"minimize": "run.seed",
-    "range": [1, 2]},
+    {"minimize": "cache.gpu.slots", "range": [1, 4]},
+    {"minimize": "fleet.replicas", "range": [1, 3]},
+    {"maximize": "workload.arrivals.rate", "range": ["1/s", "8/s"], "step": "100%"},
+    {"minimize": "run.seed", "range": [1, 2]},
     {"minimize": ["fleet.replicas", "cache.gpu.slots"], "range": [[1, 2], [2, 4]], "step": [1, 2]},
-    {"minimize": "cache.gpu.slots", "values": [1, 2, "3", None]}, {"maximize": "adapters.count", "range": [2, 6],
-    "step": 2},
-    {"minimize": "price", "range": [1, 2], "fleets": [
-        {"name": "a", "price": 3}, {"name": "=b", "price": 1,
-        "set": {"fleet.profile": "l40s-48gb/llama-3.1-8b/assumed"}},
-    ]},
-    {"minimize": "cache.gpu.size", "range": ["1 GB", "2 GB"]}, {"minimize": "fleet.full_models.replicas",
-    "range": [1, 2]},
-    {"minimize": "adapters.mix.0.rank", "range": [8, 16], "step": 8}, {"maximize": "adapters.base_quantization",
-    "values": ["nf4", "bf16"]},
-)  # fmt: skip
+    {"minimize": "cache.gpu.slots", "values": [1, 2, "3", None]},
+    {"maximize": "adapters.count", "range": [2, 6], "step": 2},
+    {
+        "minimize": "price",
+        "range": [1, 2],
+        "fleets": [
+            {"name": "a", "price": 3},
+            {"name": "=b", "price": 1, "set": {"fleet.profile": "l40s-48gb/llama-3.1-8b/assumed"}},
+        ],
+    },
+    {"minimize": "cache.gpu.size", "range": ["1 GB", "2 GB"]},
+    {"minimize": "fleet.full_models.replicas", "range": [1, 2]},
+    {"minimize": "adapters.mix.0.rank", "range": [8, 16], "step": 8},
+    {"maximize": "adapters.base_quantization", "values": ["nf4", "bf16"]},
+)
 _ROLLOUTS = (
     {"strategy": "new-name", "at": "1 s", "weights": "adapters", "require": "vet"},
-    {"strategy": "new-name", "at": "1 s", "weights": "adapters/one", "require": "vet", "stages": ["50%", "100%"],
-    "dwell": "1 s"},
-    {"strategy": "in-place", "at": "500 ms", "weights": "adapters/one"}, {"strategy": "lazy-reread", "at": "0 s"},
+    {
+        "strategy": "new-name",
+        "at": "1 s",
+        "weights": "adapters/one",
+        "require": "vet",
+        "stages": ["50%", "100%"],
+        "dwell": "1 s",
+    },
+    {"strategy": "in-place", "at": "500 ms", "weights": "adapters/one"},
+    {"strategy": "lazy-reread", "at": "0 s"},
     {"strategy": "drain-then-swap", "at": "1 s", "adapter": 0, "require": "vet", "weights": "nowhere"},
     {"strategy": "unload-then-load", "at": "1 s", "share": "50%"},
-)  # fmt: skip
+)
 
 
 @lru_cache(maxsize=1)

@@ -13,9 +13,19 @@ _BY_EXAMPLE = {
     "5%": ("5%", "0%", "100%", 0.5, "0.01", 1),
 }
 _NAMES = (
-    "llama-3.1-8b", "tiny", "q", "v", "all-linear", "a0", "0", "cache.gpu.slots", "fleet.replicas", "h100-64gb/x",
-    "adapters-dir", "trace.csv",
-)  # fmt: skip
+    "llama-3.1-8b",
+    "tiny",
+    "q",
+    "v",
+    "all-linear",
+    "a0",
+    "0",
+    "cache.gpu.slots",
+    "fleet.replicas",
+    "h100-64gb/x",
+    "adapters-dir",
+    "trace.csv",
+)
 
 
 @st.composite

@@ -12,7 +12,10 @@ from of_scenarios import scenario_cases
 from of_traces import trace_cases
 
 STRATEGIES: dict[str, st.SearchStrategy[Case]] = {
-    "scenario": scenario_cases(), "adapter": adapter_cases(), "line": line_cases(), "run": run_cases(),
+    "scenario": scenario_cases(),
+    "adapter": adapter_cases(),
+    "line": line_cases(),
+    "run": run_cases(),
     "profile": profile_cases(),
     "trace": trace_cases(),
-}  # fmt: skip
+}

@@ -40,10 +40,14 @@ def engine_scenarios(draw: st.DrawFn, *, engine: str | None = None, grid: bool |
     if storage.get("mode") == "blocking" or engine in ("sglang", "s-lora", "tensorrt-llm"):
         storage["loaders"] = 1
     scenario = parts.build(
-        workload=draw(parts._workloads(grid, adapters, lengths)), adapters=adapters, cache=cache, fleet=fleet,
-        storage=storage, router={"policy": draw(st.sampled_from(("round-robin", "least-loaded")))},
+        workload=draw(parts._workloads(grid, adapters, lengths)),
+        adapters=adapters,
+        cache=cache,
+        fleet=fleet,
+        storage=storage,
+        router={"policy": draw(st.sampled_from(("round-robin", "least-loaded")))},
         run={"seed": draw(st.integers(0, 999)), "warmup": 0},
-    )  # fmt: skip
+    )
     if scenario.workload.duration is not None:
         assume(any(build_world(scenario).traffic.chunks(0)))
     return scenario

@@ -40,9 +40,11 @@ def spans(draw: st.DrawFn) -> str:
 def crashes(draw: st.DrawFn, scenario: Scenario, **fields: Any) -> dict[str, Any]:
     """One crash of any replica."""
     crash: dict[str, Any] = {
-        "kind": "crash", "replica": draw(st.integers(0, scenario.fleet.replicas - 1)),
-        "at": seconds(draw(times(scenario))), "requests": draw(st.sampled_from(("reroute", "lose"))),
-    }  # fmt: skip
+        "kind": "crash",
+        "replica": draw(st.integers(0, scenario.fleet.replicas - 1)),
+        "at": seconds(draw(times(scenario))),
+        "requests": draw(st.sampled_from(("reroute", "lose"))),
+    }
     if draw(st.integers(0, 3)):
         crash["down"] = draw(spans())
     if draw(st.booleans()):
@@ -77,8 +79,9 @@ def rollouts(draw: st.DrawFn, scenario: Scenario, *, failing: bool) -> dict[str,
     swaps = ("in-place", "unload-then-load", "drain-then-swap")
     rollout: dict[str, Any] = {
         "strategy": draw(st.sampled_from(names if failing else names + swaps)),
-        "at": seconds(draw(st.sampled_from((0.0, draw(times(scenario)))))), "dwell": "100 ms",
-    }  # fmt: skip
+        "at": seconds(draw(st.sampled_from((0.0, draw(times(scenario)))))),
+        "dwell": "100 ms",
+    }
     if rollout["strategy"] == "new-name":
         rollout["stages"] = draw(st.sampled_from(([1.0], [0.3, 1.0])))
     return rollout
@@ -99,11 +102,15 @@ def faulty_scenarios(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, endless
     assume(changes["faults"])
     if draw(st.integers(0, 3)) == 0:
         changes["faults"].append(
-            draw(st.sampled_from((
-                {"kind": "misrouting", "probability": 0.3, "detector": {"retries": 2}},
-                {"kind": "base-model", "probability": 0.3},
-            )))
-        )  # fmt: skip
+            draw(
+                st.sampled_from(
+                    (
+                        {"kind": "misrouting", "probability": 0.3, "detector": {"retries": 2}},
+                        {"kind": "base-model", "probability": 0.3},
+                    )
+                )
+            )
+        )
     if draw(st.booleans()):
         changes["rollouts"] = [draw(rollouts(scenario, failing=failing))]
     try:

@@ -13,9 +13,15 @@ from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 
 ROUTERS = (
-    "round-robin", "least-loaded", "random", "power-of-two", "hash", "affinity-residency", "affinity-activity",
+    "round-robin",
+    "least-loaded",
+    "random",
+    "power-of-two",
+    "hash",
+    "affinity-residency",
+    "affinity-activity",
     "service-per-adapter",
-)  # fmt: skip
+)
 KINDS = ("misrouting", "stale-map", "base-model")
 
 
@@ -71,10 +77,13 @@ def faults(draw: st.DrawFn, kind: str, *, whole: bool = False) -> dict[str, Any]
 def crashes(draw: st.DrawFn, expected_s: float) -> dict[str, Any]:
     """The first replica dies while requests come, in the expected time, and comes back."""
     return {
-        "kind": "crash", "replica": 0, "at": seconds(draw(st.integers(0, 9)) * 0.0991 * expected_s), "down": "300 ms",
+        "kind": "crash",
+        "replica": 0,
+        "at": seconds(draw(st.integers(0, 9)) * 0.0991 * expected_s),
+        "down": "300 ms",
         "detected": draw(st.sampled_from(("0 s", "100 ms", "400 ms"))),
         "requests": draw(st.sampled_from(("reroute", "lose"))),
-    }  # fmt: skip
+    }
 
 
 @st.composite

@@ -751,7 +751,15 @@ def _jobs(world: World, chunk: Any) -> list[Job]:
     host_load = seconds(scenario.storage.host_load, tiers and tiers.host, chunk.host_load_uniform)
     service = seconds(scenario.fleet.service, None, chunk.service_uniform)
     return [
-        Job(chunk.first + i, float(chunk.arrival_s[i]), int(adapters[i]), int(chunk.prompt_tokens[i]),
-            int(chunk.output_tokens[i]), float(load[i]), float(host_load[i]), float(service[i]))
+        Job(
+            chunk.first + i,
+            float(chunk.arrival_s[i]),
+            int(adapters[i]),
+            int(chunk.prompt_tokens[i]),
+            int(chunk.output_tokens[i]),
+            float(load[i]),
+            float(host_load[i]),
+            float(service[i]),
+        )
         for i in range(len(chunk))
-    ]  # fmt: skip
+    ]

@@ -319,8 +319,12 @@ class Queueing(Engine):
         self.served: set[int] = set()
 
     def waiting(self) -> list[Job]:
-        return super().waiting() + [job for load in self.queues[HOST] + self.loading + self.queues[STORAGE]
-                                    for job in load.jobs if job in self.jobs and job.handed]  # fmt: skip
+        return super().waiting() + [
+            job
+            for load in self.queues[HOST] + self.loading + self.queues[STORAGE]
+            for job in load.jobs
+            if job in self.jobs and job.handed
+        ]
 
     def queue_of(self, adapter: int) -> list[Job]:
         return [job for job in self.at("aside") if job.adapter == adapter]
@@ -381,9 +385,10 @@ class Queueing(Engine):
 
     def idle_ones(self) -> list[tuple[int, float]]:
         return [
-            (a, t) for a, t in self.active
+            (a, t)
+            for a, t in self.active
             if a not in self.in_use() and a not in self.on_its_way and not self.queue_of(a)
-        ]  # fmt: skip
+        ]
 
     def admit(self, budget: int, chunks: list[tuple[Job, int, int]], now: float) -> list[Job]:
         fresh = super().admit(budget, chunks, now)

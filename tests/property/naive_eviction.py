@@ -234,7 +234,18 @@ class S3Fifo(Naive):
 
 
 NAIVE: dict[str, type[Naive]] = {
-    "lru": Lru, "fifo": Fifo, "clock": Clock, "lfu": Lfu, "lfu-history": LfuHistory, "sieve": Sieve,
-    "s3-fifo": S3Fifo, "gdsf": Gdsf, "random": Random, "belady": Belady, "refcount-score": RefcountScore,
-    "discard-when-idle": Lru, "cycle": Lru, "vllm-lru": Lru,
-}  # fmt: skip
+    "lru": Lru,
+    "fifo": Fifo,
+    "clock": Clock,
+    "lfu": Lfu,
+    "lfu-history": LfuHistory,
+    "sieve": Sieve,
+    "s3-fifo": S3Fifo,
+    "gdsf": Gdsf,
+    "random": Random,
+    "belady": Belady,
+    "refcount-score": RefcountScore,
+    "discard-when-idle": Lru,
+    "cycle": Lru,
+    "vllm-lru": Lru,
+}

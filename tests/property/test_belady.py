@@ -21,8 +21,11 @@ def bursts(seed: int, eviction: str, *, load_at: str | None, seats: int, count: 
     """20 requests at one instant, 40 ticks apart, for 40 adapters of which 8 fit; ``load_at`` None: loads block."""
     rng = random.Random(seed)
     popularity = [1 / place for place in range(1, 41)]
-    rows = [(burst * 40 * GRID, adapter, 1, rng.choice((1, 2, 5, 20)))
-            for burst in range(count) for adapter in rng.choices(range(40), popularity, k=20)]  # fmt: skip
+    rows = [
+        (burst * 40 * GRID, adapter, 1, rng.choice((1, 2, 5, 20)))
+        for burst in range(count)
+        for adapter in rng.choices(range(40), popularity, k=20)
+    ]
     fleet: dict[str, Any] = {"profile": write_profile({"fixed_s": GRID}), "kv_tokens": 40960, "max_num_seqs": seats}
     storage: dict[str, Any] = {"load": fixed_time(GRID)}
     if load_at is None:
@@ -30,9 +33,12 @@ def bursts(seed: int, eviction: str, *, load_at: str | None, seats: int, count: 
     else:
         fleet["load_at"] = load_at
     return build(
-        workload={"trace": {"file": write_trace(rows)}}, adapters={"count": 40, "size": "1 MiB"}, fleet=fleet,
-        cache={"gpu": {"slots": 8}, "eviction": eviction}, storage=storage,
-    )  # fmt: skip
+        workload={"trace": {"file": write_trace(rows)}},
+        adapters={"count": 40, "size": "1 MiB"},
+        fleet=fleet,
+        cache={"gpu": {"slots": 8}, "eviction": eviction},
+        storage=storage,
+    )
 
 
 @pytest.mark.parametrize("load_at", ["arrival", "admission", None])

@@ -69,8 +69,9 @@ def outages(scenario: Scenario) -> list[tuple[int, float, float]]:
     """Return replica, begin and end of each time in which one is down."""
     return [
         (fault.replica, fault.at, np.inf if fault.down is None else fault.at + fault.down)
-        for fault in scenario.faults if fault.kind == "crash"
-    ]  # fmt: skip
+        for fault in scenario.faults
+        if fault.kind == "crash"
+    ]
 
 
 @contextmanager
@@ -93,8 +94,10 @@ def watched_steps() -> Iterator[list[np.ndarray]]:
 def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
     recording = run(scenario)
     requests = recording.requests
-    arrived = sum(int(np.sum(chunk.arrival_s < (scenario.workload.duration or np.inf)))
-                  for chunk in build_world(scenario).traffic.chunks(0))  # fmt: skip
+    arrived = sum(
+        int(np.sum(chunk.arrival_s < (scenario.workload.duration or np.inf)))
+        for chunk in build_world(scenario).traffic.chunks(0)
+    )
     assert requests["index"].tolist() == list(range(arrived))
     ends = {word: int(np.sum(requests["status"] == status)) for status, word in enumerate(STATUS_WORDS)}
     assert sum(ends.values()) == arrived
@@ -163,9 +166,11 @@ def test_a_dead_replica_does_nothing(scenario: Scenario) -> None:
     with watched_steps() as seen:
         recording = run(scenario)
     steps, loads, requests = np.concatenate(seen), recording.loads, recording.requests
-    ends = steps["start"] + steps["load_s"] + steps["steps"] * (
-        steps["first"] + steps["growth"] * (steps["steps"] - 1) / 2
-    )  # fmt: skip
+    ends = (
+        steps["start"]
+        + steps["load_s"]
+        + steps["steps"] * (steps["first"] + steps["growth"] * (steps["steps"] - 1) / 2)
+    )
     for replica, begin_s, end_s in outages(scenario):
         of = steps["replica"] == replica
         assert not np.any(of & (steps["start"] < end_s) & (ends > begin_s * (1 + 1e-12) + 1e-12))
@@ -281,8 +286,10 @@ def test_a_crash_before_anybody_comes_changes_no_byte(scenario: Scenario, data: 
 def test_storage_that_is_slow_while_nothing_loads_changes_no_byte(scenario: Scenario, data: st.DataObject) -> None:
     other = run(scenario)
     from_storage = other.loads["tier"] == FROM_STORAGE
-    edges = [(0.0, 0.0), *sorted(zip(other.loads["started_s"][from_storage], other.loads["ended_s"][from_storage],
-                                     strict=True))]  # fmt: skip
+    edges = [
+        (0.0, 0.0),
+        *sorted(zip(other.loads["started_s"][from_storage], other.loads["ended_s"][from_storage], strict=True)),
+    ]
     end_s = min(build_world(scenario).traffic.expected_s(), scenario.workload.duration or np.inf)
     gaps, busy_until = [], 0.0
     for (_, ended_s), (started_s, _) in zip(edges, [*edges[1:], (end_s, end_s)], strict=True):

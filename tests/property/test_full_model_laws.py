@@ -20,13 +20,26 @@ from sim.world.replica.continuous import BatchServer
 from sim.world.world import World
 
 STEP = {
-    "fixed_s": 0.004 * ODD, "tokens": [[0, 0.0], [64, 0.016]], "per_kv_token_s": 2e-5 * ODD,
+    "fixed_s": 0.004 * ODD,
+    "tokens": [[0, 0.0], [64, 0.016]],
+    "per_kv_token_s": 2e-5 * ODD,
     "lora": {"fixed_s": 0.002, "per_slot_s": 1e-4, "per_adapter_s": 3e-4, "per_adapter_rank_s": 1e-5},
     "per_passed_s": 1e-4,
-}  # fmt: skip
+}
 FULL_FIRST = [{"share": 0.4, "kind": "full", "size": "2 GB"}, {"share": 0.6, "rank": 8, "size": "2 MiB"}]
-FREE_OF_REPLICAS = ("arrival_s", "adapter", "outcome", "tier", "preemptions", "load_queue_s", "load_wait_s",
-                    "admitted_s", "first_token_s", "finished_s", "status")  # fmt: skip
+FREE_OF_REPLICAS = (
+    "arrival_s",
+    "adapter",
+    "outcome",
+    "tier",
+    "preemptions",
+    "load_queue_s",
+    "load_wait_s",
+    "admitted_s",
+    "first_token_s",
+    "finished_s",
+    "status",
+)
 
 Rows = list[tuple[float, int, int, int]]
 
@@ -45,44 +58,61 @@ def rows(draw: st.DrawFn, adapters: int, most: int = 40) -> Rows:
 def scenario_of(trace: Rows, full_models: dict[str, Any] | None, count: int = 8, **more: Any) -> Scenario:
     # A first row for each adapter in turn numbers them as the trace names them.
     names = [(0.0, adapter, 1, 1) for adapter in range(count)]
-    fleet = {"profile": write_profile(STEP, {"open_s": 0.011, "bandwidth_bytes_per_s": 2.0**33}), "kv_tokens": 65536,
-             "max_num_seqs": 6, "max_num_batched_tokens": 512, **more.pop("fleet", {})}  # fmt: skip
+    fleet = {
+        "profile": write_profile(STEP, {"open_s": 0.011, "bandwidth_bytes_per_s": 2.0**33}),
+        "kv_tokens": 65536,
+        "max_num_seqs": 6,
+        "max_num_batched_tokens": 512,
+        **more.pop("fleet", {}),
+    }
     if full_models is not None:
         fleet["full_models"] = full_models
     adapters = more.pop("adapters", {"count": count, "mix": FULL_FIRST})
     return build(
-        workload={"trace": {"file": write_trace(names + [(t + 5, *rest) for t, *rest in trace])}}, adapters=adapters,
-        fleet=fleet, cache={"gpu": {"slots": 3}, **more.pop("cache", {})}, **more,
-    )  # fmt: skip
+        workload={"trace": {"file": write_trace(names + [(t + 5, *rest) for t, *rest in trace])}},
+        adapters=adapters,
+        fleet=fleet,
+        cache={"gpu": {"slots": 3}, **more.pop("cache", {})},
+        **more,
+    )
 
 
 @st.composite
 def pools(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         return {"serve": "dedicated", "replicas": draw(st.integers(1, 2))}
-    full = {"serve": "swap", "replicas": draw(st.integers(1, 3)), "resident": draw(st.integers(1, 3)),
-            "turn": seconds(draw(st.sampled_from((0.0, 0.05, 0.4))) * ODD)}  # fmt: skip
+    full = {
+        "serve": "swap",
+        "replicas": draw(st.integers(1, 3)),
+        "resident": draw(st.integers(1, 3)),
+        "turn": seconds(draw(st.sampled_from((0.0, 0.05, 0.4))) * ODD),
+    }
     if draw(st.booleans()):
         full["load"] = {"law": "uniform", "low": "20 ms", "high": "90 ms"}
     return full
 
 
-others = st.sampled_from((
-    {"fleet": {"replicas": 2}, "router": {"policy": "round-robin"}},
-    {"fleet": {"replicas": 2}, "router": {"policy": "hash"}},
-    {"fleet": {"replicas": 2}, "router": {"policy": "affinity-residency"}},
-    {"fleet": {"replicas": 2}, "router": {"policy": "affinity-activity", "staleness": "0 s"}},
-    {"fleet": {"replicas": 1, "engine": "vllm-0.8", "max_num_batched_tokens": 64}, "storage": {}},
-    {"fleet": {"engine": "lorax"}},
-    {"fleet": {"replicas": 2, "engine": "sglang"}, "cache": {"gpu": {"slots": 3, "base_model_slot": True}}},
-    {"fleet": {"engine": "s-lora", "block_size": 1}, "cache": {"gpu": {"unified": True}}},
-))  # fmt: skip
+others = st.sampled_from(
+    (
+        {"fleet": {"replicas": 2}, "router": {"policy": "round-robin"}},
+        {"fleet": {"replicas": 2}, "router": {"policy": "hash"}},
+        {"fleet": {"replicas": 2}, "router": {"policy": "affinity-residency"}},
+        {"fleet": {"replicas": 2}, "router": {"policy": "affinity-activity", "staleness": "0 s"}},
+        {"fleet": {"replicas": 1, "engine": "vllm-0.8", "max_num_batched_tokens": 64}, "storage": {}},
+        {"fleet": {"engine": "lorax"}},
+        {"fleet": {"replicas": 2, "engine": "sglang"}, "cache": {"gpu": {"slots": 3, "base_model_slot": True}}},
+        {"fleet": {"engine": "s-lora", "block_size": 1}, "cache": {"gpu": {"unified": True}}},
+    )
+)
 
 
 def keeping(chunk: Chunk, chosen: np.ndarray) -> Chunk:
     """Return the requests of a chunk that were chosen, numbered anew."""
-    arrays = {field.name: getattr(chunk, field.name)[chosen] for field in fields(chunk)
-              if isinstance(getattr(chunk, field.name), np.ndarray)}  # fmt: skip
+    arrays = {
+        field.name: getattr(chunk, field.name)[chosen]
+        for field in fields(chunk)
+        if isinstance(getattr(chunk, field.name), np.ndarray)
+    }
     return replace(chunk, first=0, **arrays)
 
 
@@ -168,18 +198,28 @@ def test_nobody_is_lost_and_every_cache_agrees_with_a_count(
 @given(rows(8), st.integers(1, 3), st.sampled_from((0.0, 0.06, 0.5)), st.integers(1, 5))
 def test_a_pool_of_one_does_what_a_naive_one_does(trace: Rows, resident: int, turn_s: float, seats: int) -> None:
     turn_s *= ODD
-    full = {"serve": "swap", "resident": resident, "turn": seconds(turn_s), "load": {"law": "uniform", "low": "20 ms",
-                                                                                     "high": "90 ms"}}  # fmt: skip
+    full = {
+        "serve": "swap",
+        "resident": resident,
+        "turn": seconds(turn_s),
+        "load": {"law": "uniform", "low": "20 ms", "high": "90 ms"},
+    }
     world = build_world(scenario_of(trace, full, fleet={"max_num_seqs": seats}))
     assert world.full is not None
     chunk = next(world.traffic.chunks(0))
     chosen = np.flatnonzero(np.asarray(world.full.full)[chunk.adapter])
     load_s = world.full.load_seconds(chunk.load_uniform, chunk.adapter)
     jobs = [
-        Job(int(i), float(chunk.arrival_s[i]), int(chunk.adapter[i]), int(chunk.prompt_tokens[i]),
-            int(chunk.output_tokens[i]), float(load_s[i]))
+        Job(
+            int(i),
+            float(chunk.arrival_s[i]),
+            int(chunk.adapter[i]),
+            int(chunk.prompt_tokens[i]),
+            int(chunk.output_tokens[i]),
+            float(load_s[i]),
+        )
         for i in chosen
-    ]  # fmt: skip
+    ]
     step = world.full.profile.step
     slope = step.tokens[1][1] / step.tokens[1][0]
     naive = Swapping(
@@ -201,9 +241,15 @@ def test_dedicated_replicas_are_a_plain_fleet_without_lora(trace: Rows, replicas
     ours = simulate(build_world(scenario_of(trace, full, 1, adapters={"count": 1, "mix": mix}, run=run)), 0, 1)
     without = write_profile({name: cost for name, cost in STEP.items() if name not in ("lora", "per_passed_s")})
     plain = scenario_of(
-        trace, None, 1, adapters={"count": 1, "size": "2 MiB"}, run=run, router={"policy": "least-loaded"},
-        fleet={"replicas": replicas, "profile": without}, cache={"gpu": {"slots": 1}, "pinned": 1},
-    )  # fmt: skip
+        trace,
+        None,
+        1,
+        adapters={"count": 1, "size": "2 MiB"},
+        run=run,
+        router={"policy": "least-loaded"},
+        fleet={"replicas": replicas, "profile": without},
+        cache={"gpu": {"slots": 1}, "pinned": 1},
+    )
     theirs = simulate(build_world(plain), 0, 1)
     for name in FREE_OF_REPLICAS:
         assert ours.requests[name].tobytes() == theirs.requests[name].tobytes(), name
@@ -216,10 +262,15 @@ def test_dedicated_replicas_are_a_plain_fleet_without_lora(trace: Rows, replicas
 @pytest.mark.parametrize("engine", ["continuous", "vllm-0.8", "lorax"])
 def test_a_mix_without_full_models_is_as_if_nobody_had_thought_of_them(full: dict[str, Any], engine: str) -> None:
     parts: dict[str, Any] = {
-        "workload": {"requests": 400, "arrivals": {"process": "poisson", "rate": "30/s"},
-                     "popularity": {"law": "zipf", "exponent": 0.9}},
-        "cache": {"gpu": {"slots": 6}}, "router": {"policy": "affinity-residency"}, "run": {"seed": 3, "warmup": 0},
-    }  # fmt: skip
+        "workload": {
+            "requests": 400,
+            "arrivals": {"process": "poisson", "rate": "30/s"},
+            "popularity": {"law": "zipf", "exponent": 0.9},
+        },
+        "cache": {"gpu": {"slots": 6}},
+        "router": {"policy": "affinity-residency"},
+        "run": {"seed": 3, "warmup": 0},
+    }
     fleet = {"replicas": 2, "engine": engine}
     kinds = [{"share": 0.5, "rank": 8}, {"share": 0.5, "rank": 32, "targets": ["q", "v"]}]
     plain = simulate(build_world(build(**parts, adapters={"count": 40, "mix": kinds}, fleet=fleet)), 0, 20)
@@ -240,8 +291,11 @@ def alternating(gap_s: float, full: dict[str, Any]) -> tuple[Recording, World]:
     mix[1] |= {"share": 0.4}
     mix.append({"share": 0.1, "size": "1 MiB"})
     trace = [(gap_s * i, i % 2, 4, 5) for i in range(12)]
-    fleet = {"profile": write_profile({"fixed_s": 0.01}, {"open_s": 0.05, "bandwidth_bytes_per_s": 1e9}),
-             "kv_tokens": 4096, "full_models": {"serve": "swap", **full}}  # fmt: skip
+    fleet = {
+        "profile": write_profile({"fixed_s": 0.01}, {"open_s": 0.05, "bandwidth_bytes_per_s": 1e9}),
+        "kv_tokens": 4096,
+        "full_models": {"serve": "swap", **full},
+    }
     scenario = build(workload={"trace": {"file": write_trace(trace)}}, adapters={"count": 2, "mix": mix}, fleet=fleet)
     world = build_world(scenario)
     return simulate(world, 0, 1), world
@@ -283,8 +337,11 @@ def test_a_model_that_is_never_idle_lets_another_one_in_after_its_turn(turn_s: f
     trace = [(0.02 * i, 0, 1, steps) for i in range(300)]
     trace.append((1.0013, 1, 1, steps))
     mix = [{"share": 0.9, "kind": "full", "size": "2 GB"}, {"share": 0.1, "size": "1 MiB"}]
-    fleet = {"profile": write_profile({"fixed_s": fixed_s}), "kv_tokens": 65536,
-             "full_models": {"serve": "swap", "turn": seconds(turn_s), "load": fixed_time(load_s)}}  # fmt: skip
+    fleet = {
+        "profile": write_profile({"fixed_s": fixed_s}),
+        "kv_tokens": 65536,
+        "full_models": {"serve": "swap", "turn": seconds(turn_s), "load": fixed_time(load_s)},
+    }
     scenario = build(
         workload={"trace": {"file": write_trace(sorted(trace))}}, adapters={"count": 2, "mix": mix}, fleet=fleet
     )

@@ -26,7 +26,7 @@ from sim.results.records import (
     WRONG_LOAD,
     WRONG_SERVED,
     Recording,
-)  # fmt: skip
+)
 from sim.spec.scenario import Scenario
 from sim.traffic.request import MISS, Request
 from sim.world.build import build_world, simulate
@@ -77,8 +77,10 @@ def tables(recording: Recording) -> dict[str, bytes]:
 def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
     recording = run(scenario)
     requests = recording.requests
-    arrived = sum(int(np.sum(chunk.arrival_s < (scenario.workload.duration or np.inf)))
-                  for chunk in build_world(scenario).traffic.chunks(0))  # fmt: skip
+    arrived = sum(
+        int(np.sum(chunk.arrival_s < (scenario.workload.duration or np.inf)))
+        for chunk in build_world(scenario).traffic.chunks(0)
+    )
     assert requests["index"].tolist() == list(range(arrived))
     ends = {word: int(np.sum(requests["status"] == status)) for status, word in enumerate(STATUS_WORDS)}
     assert sum(ends.values()) == arrived

@@ -20,9 +20,17 @@ from sim.spec.scenario import Scenario
 from sim.world.build import build_world, simulate
 
 EXACT = {
-    "index": "index", "adapter": "adapter", "prompt_tokens": "prompt", "output_tokens": "output", "outcome": "outcome",
-    "tier": "tier", "replica": "replica", "preemptions": "preemptions", "status": "status", "arrival_s": "arrival_s",
-}  # fmt: skip
+    "index": "index",
+    "adapter": "adapter",
+    "prompt_tokens": "prompt",
+    "output_tokens": "output",
+    "outcome": "outcome",
+    "tier": "tier",
+    "replica": "replica",
+    "preemptions": "preemptions",
+    "status": "status",
+    "arrival_s": "arrival_s",
+}
 SECTIONS = 3
 CLOSE = ("load_queue_s", "load_wait_s", "admitted_s", "first_token_s", "finished_s")
 
@@ -146,9 +154,12 @@ def ticking(rows: list[tuple[int, int, int, int]], mode: str = "overlap", slots:
     profile = write_profile({"fixed_s": GRID})
     fleet = {"profile": profile, "block_size": 1, "kv_tokens": 40, "max_num_batched_tokens": 256, **fleet}
     return build(
-        workload={"trace": {"file": trace}}, adapters={"count": 2, "size": "1 MiB"}, cache={"gpu": {"slots": slots}},
-        storage={"load": fixed_time(6 * GRID), "mode": mode}, fleet=fleet,
-    )  # fmt: skip
+        workload={"trace": {"file": trace}},
+        adapters={"count": 2, "size": "1 MiB"},
+        cache={"gpu": {"slots": slots}},
+        storage={"load": fixed_time(6 * GRID), "mode": mode},
+        fleet=fleet,
+    )
 
 
 def test_a_leap_is_cut_for_an_older_request_than_the_one_that_lacks_kv_blocks() -> None:

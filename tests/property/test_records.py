@@ -19,9 +19,15 @@ from sim.studies.fidelity.step_replay import replay
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 
 OFFLINE = (
-    "slots16_wide_batch", "slots1_uniform", "slots32_unsaturated", "slots4_zipf", "slots8_chunked", "slots8_host12",
-    "slots8_kv_tight", "slots8_uniform",
-)  # fmt: skip
+    "slots16_wide_batch",
+    "slots1_uniform",
+    "slots32_unsaturated",
+    "slots4_zipf",
+    "slots8_chunked",
+    "slots8_host12",
+    "slots8_kv_tight",
+    "slots8_uniform",
+)
 ONLINE = ("online_slots8", "online_slots8_repeat", "online_slots16_zipf")
 
 

@@ -79,10 +79,12 @@ def plain(policy: str, stream: list[int], sizes: list[int], capacity: int) -> tu
 @st.composite
 def workloads(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
     """Streams over a few adapters, of equal size or not, and a capacity from too small for any to enough for all."""
-    sizes = draw(st.one_of(
-        st.lists(st.integers(1, 12), min_size=1, max_size=9),
-        st.builds(lambda size, count: [size] * count, st.integers(1, 5), st.integers(1, 9)),
-    ))  # fmt: skip
+    sizes = draw(
+        st.one_of(
+            st.lists(st.integers(1, 12), min_size=1, max_size=9),
+            st.builds(lambda size, count: [size] * count, st.integers(1, 5), st.integers(1, 9)),
+        )
+    )
     stream = draw(st.lists(st.integers(0, len(sizes) - 1), max_size=120))
     return stream, sizes, draw(st.integers(0, sum(sizes) + 1))
 

@@ -13,9 +13,16 @@ import pytest
 from sim.policies.replay.cache_replay import replay
 
 LIBCACHESIM = {
-    "LRU": "lru", "FIFO": "fifo", "CLOCK": "clock", "SIEVE": "sieve", "LFU": "lfu", "Belady": "belady",
-    "GDSF": "gdsf", "S3FIFO": "s3-fifo", "Random": "random",
-}  # fmt: skip
+    "LRU": "lru",
+    "FIFO": "fifo",
+    "CLOCK": "clock",
+    "SIEVE": "sieve",
+    "LFU": "lfu",
+    "Belady": "belady",
+    "GDSF": "gdsf",
+    "S3FIFO": "s3-fifo",
+    "Random": "random",
+}
 """Our name of each of libCacheSim's policies."""
 TOLERANCE = {"GDSF": 0.01, "S3FIFO": 0.0, "Random": 0.05}
 """Relative difference of misses where the reference says that there are variants; of S3-FIFO, this is the same one."""

@@ -30,11 +30,19 @@ def by_hand(
     return build(
         workload={"trace": {"file": write_trace([(at * D, *rest) for at, *rest in rows])}},
         adapters={"count": 2, "size": "1 MiB", **sections.pop("adapters", {})},
-        fleet={"profile": write_profile({"fixed_s": D, "tokens": [[0, 0.0], [64, 0.0]]}), "max_num_seqs": 8,
-               "max_num_batched_tokens": 64, "block_size": 16, "kv_tokens": 16384, **sections.pop("fleet", {})},
-        cache={"gpu": {"slots": 4}, "warm": 2, **sections.pop("cache", {})}, storage=storage,
-        rollouts=[rollouts] if isinstance(rollouts, dict) else rollouts, **sections,
-    )  # fmt: skip
+        fleet={
+            "profile": write_profile({"fixed_s": D, "tokens": [[0, 0.0], [64, 0.0]]}),
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 64,
+            "block_size": 16,
+            "kv_tokens": 16384,
+            **sections.pop("fleet", {}),
+        },
+        cache={"gpu": {"slots": 4}, "warm": 2, **sections.pop("cache", {})},
+        storage=storage,
+        rollouts=[rollouts] if isinstance(rollouts, dict) else rollouts,
+        **sections,
+    )
 
 
 def versions(recording: Recording) -> list[tuple[int, int, int]]:
@@ -77,8 +85,9 @@ def test_in_place_blocks_the_next_step_where_loads_do() -> None:
 @pytest.mark.parametrize("strategy", ["in-place", "drain-then-swap"])
 def test_a_second_token_of_staleness_takes_a_step_that_began_before_the_swap(strategy: str) -> None:
     # Came at 10.5, after the cutover, and was admitted at 11, before the swap at 14; whoever drains lets it wait.
-    recording = run(by_hand([(0.0, 0, 8, 40), (10.5, 0, 8, 20)],
-                            {"strategy": strategy, "at": seconds(10.25 * D), "adapter": 0}))  # fmt: skip
+    recording = run(
+        by_hand([(0.0, 0, 8, 40), (10.5, 0, 8, 20)], {"strategy": strategy, "at": seconds(10.25 * D), "adapter": 0})
+    )
     in_place = strategy == "in-place"
     assert versions(recording) == ([(1, 2, 14), (1, 2, 3)] if in_place else [(1, 1, 0), (2, 2, 0)])
     assert marked(recording, STALE).tolist() == [False, in_place]
@@ -105,11 +114,15 @@ def test_unload_then_load_refuses_meanwhile() -> None:
 
 def test_a_rollout_that_finds_the_adapter_closed_waits_for_its_turn() -> None:
     # The first one's weights are there at 43; who waited is served with them, and drained by the second: 43 + 40 + 3.
-    recording = run(by_hand(
-        [*ROWS, (30.0, 0, 8, 2), (50.0, 0, 8, 2)],
-        [{"strategy": "drain-then-swap", "at": seconds(10.25 * D), "adapter": 0},
-         {"strategy": "drain-then-swap", "at": seconds(25 * D), "adapter": 0}],
-    ))  # fmt: skip
+    recording = run(
+        by_hand(
+            [*ROWS, (30.0, 0, 8, 2), (50.0, 0, 8, 2)],
+            [
+                {"strategy": "drain-then-swap", "at": seconds(10.25 * D), "adapter": 0},
+                {"strategy": "drain-then-swap", "at": seconds(25 * D), "adapter": 0},
+            ],
+        )
+    )
     assert versions(recording)[3:] == [(2, 2, 0), (2, 2, 0), (2, 2, 0), (3, 3, 0)]
     assert marked(recording, STALE).tolist() == [False] * 5 + [True, False], "came after the second cutover"
     assert steps(recording, "admitted_s")[3:] == [43, 43, 43, 86]
@@ -156,8 +169,12 @@ def test_extra_bytes_are_those_of_both_old_versions_while_their_last_requests_ru
     assert recording.facts["rollout_duration_s"] == (40 - 10.25) * D
     assert versions(recording) == [(1, 1, 0), (1, 1, 0), (2, 2, 0), (2, 2, 0)]
     assert recording.evictions == 2, "dropped with their last request"
-    apart = run(by_hand([(0.0, 0, 8, 40), (0.0, 1, 8, 25), (20.0, 0, 8, 5), (30.0, 1, 8, 5)],
-                        {"strategy": "new-name", "at": seconds(10.25 * D), "size": "3 MiB"}))  # fmt: skip
+    apart = run(
+        by_hand(
+            [(0.0, 0, 8, 40), (0.0, 1, 8, 25), (20.0, 0, 8, 5), (30.0, 1, 8, 5)],
+            {"strategy": "new-name", "at": seconds(10.25 * D), "size": "3 MiB"},
+        )
+    )
     assert apart.facts["extra_resident_bytes_peak"] == 2**20
 
 
@@ -169,9 +186,10 @@ def test_new_versions_to_come_change_no_cost_before_they_are_there() -> None:
         case = build(
             workload={"trace": {"file": write_trace([(0.0, 0, 8, 5), (0.0, 1, 8, 5), (9.0, 1, 8, 5)])}},
             adapters={"count": 2, "mix": [{"share": 0.5, "size": "1 MiB"}, {"share": 0.5, "size": "4 MiB"}]},
-            fleet={"profile": profile, "kv_tokens": 16384}, cache={"gpu": {"size": "9 MiB"}, "warm": 2},
+            fleet={"profile": profile, "kv_tokens": 16384},
+            cache={"gpu": {"size": "9 MiB"}, "warm": 2},
             rollouts=[{"strategy": "new-name", "at": "8 s", "adapter": adapter}],
-        )  # fmt: skip
+        )
         ends.append(run(case).requests["finished_s"][:2].tolist())
     assert ends[0] == ends[1]
 
@@ -179,16 +197,21 @@ def test_new_versions_to_come_change_no_cost_before_they_are_there() -> None:
 def crowd(rollout: dict[str, Any], requests: int = 4000, sessions: bool = False, **sections: Any) -> Scenario:
     """Return one adapter, asked for 100 times a second, of which a new version goes out from 1 s on."""
     workload: dict[str, Any] = {
-        "requests": requests, "arrivals": {"process": "poisson", "rate": "100/s"},
+        "requests": requests,
+        "arrivals": {"process": "poisson", "rate": "100/s"},
         "tokens": {"prompt": {"law": "fixed", "value": 8}, "output": {"law": "fixed", "value": 1}},
-    }  # fmt: skip
+    }
     if sessions:
         workload["sessions"] = {"requests": 4, "gap_median": "2 s", "gap_sigma": 1}
     return build(
-        workload=workload, adapters={"count": 1, "size": "1 MiB"}, cache={"gpu": {"slots": 4}},
-        fleet={"engine": "fixed", "service": fixed_time(0.001)}, storage={"load": fixed_time(0.001)},
-        rollouts=[{"strategy": "new-name", "at": "1 s", **rollout}], **sections,
-    )  # fmt: skip
+        workload=workload,
+        adapters={"count": 1, "size": "1 MiB"},
+        cache={"gpu": {"slots": 4}},
+        fleet={"engine": "fixed", "service": fixed_time(0.001)},
+        storage={"load": fixed_time(0.001)},
+        rollouts=[{"strategy": "new-name", "at": "1 s", **rollout}],
+        **sections,
+    )
 
 
 @pytest.mark.parametrize("sessions", [False, True])
@@ -233,10 +256,15 @@ def test_sticky_sessions_never_go_back(scenario: Scenario) -> None:
 @pytest.mark.parametrize("instances", [1, 3])
 def test_only_sessions_that_are_not_sticky_go_back(sticky: bool, instances: int) -> None:
     scenario = crowd(
-        {"stages": ["50%", "100%"], "dwell": "20 s", "sticky": sticky,
-         "propagation": {"law": "uniform", "low": "0 s", "high": "5 s"}},
-        sessions=True, router={"instances": instances},
-    )  # fmt: skip
+        {
+            "stages": ["50%", "100%"],
+            "dwell": "20 s",
+            "sticky": sticky,
+            "propagation": {"law": "uniform", "low": "0 s", "high": "5 s"},
+        },
+        sessions=True,
+        router={"instances": instances},
+    )
     assert bool(backwards(scenario, Seen(build_world(scenario)))) is not sticky
 
 

@@ -29,10 +29,12 @@ def gated(draw: st.DrawFn, **gate: Any) -> Scenario:
     horizon_s = build_world(scenario).traffic.expected_s()
     limits = gate or draw(st.sampled_from(GATES))
     rollout = {
-        "strategy": "new-name", "at": seconds(horizon_s * draw(st.integers(0, 80)) / 100 * ODD**-1),
-        "stages": list(draw(st.sampled_from(STAGES[1:]))), "dwell": seconds(horizon_s / draw(st.integers(1, 20)) * ODD),
+        "strategy": "new-name",
+        "at": seconds(horizon_s * draw(st.integers(0, 80)) / 100 * ODD**-1),
+        "stages": list(draw(st.sampled_from(STAGES[1:]))),
+        "dwell": seconds(horizon_s / draw(st.integers(1, 20)) * ODD),
         "gate": {"min_requests": draw(st.sampled_from((1, 2, 5))), **limits},
-    }  # fmt: skip
+    }
     if draw(st.booleans()):
         rollout["propagation"] = {"law": "uniform", "low": seconds(0.1 * horizon_s), "high": seconds(0.2 * horizon_s)}
     return with_(scenario, rollouts=[rollout])
@@ -43,9 +45,12 @@ def holds(gate: Gate, requests: dict[str, np.ndarray], judged: np.ndarray) -> bo
     ttft = (requests["first_token_s"] - requests["arrival_s"])[judged]
     e2e = (requests["finished_s"] - requests["arrival_s"])[judged]
     values = {
-        "ttft_mean": ttft.mean(), "ttft_p99": np.quantile(ttft, 0.99), "e2e_mean": e2e.mean(),
-        "e2e_p99": np.quantile(e2e, 0.99), "miss_ratio": (requests["outcome"][judged] == MISS).mean(),
-    }  # fmt: skip
+        "ttft_mean": ttft.mean(),
+        "ttft_p99": np.quantile(ttft, 0.99),
+        "e2e_mean": e2e.mean(),
+        "e2e_p99": np.quantile(e2e, 0.99),
+        "miss_ratio": (requests["outcome"][judged] == MISS).mean(),
+    }
     return all(values[name] <= limit for name, limit in gate.terms().items())
 
 

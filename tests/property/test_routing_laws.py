@@ -43,9 +43,14 @@ def contexts_of(draw: st.DrawFn, placement: str | None = None) -> RouterContext:
     view.running = masks_of(batches, ADAPTERS + 5)
     weights = None if draw(st.booleans()) else [luck.paretovariate(0.7) for _ in range(ADAPTERS)]
     return RouterContext(
-        view, replicas, draw(st.integers(0, 2**64 - 1)), ADAPTERS, weights,
-        placement=placement or draw(st.sampled_from(PLACEMENTS.names)), copies=draw(st.integers(1, replicas)),
-    )  # fmt: skip
+        view,
+        replicas,
+        draw(st.integers(0, 2**64 - 1)),
+        ADAPTERS,
+        weights,
+        placement=placement or draw(st.sampled_from(PLACEMENTS.names)),
+        copies=draw(st.integers(1, replicas)),
+    )
 
 
 def masks_of(batches: Sequence[Iterable[int]], adapters: int) -> list[int]:

@@ -64,9 +64,11 @@ def check_error(error: InputError, file: Path) -> None:
 @pytest.mark.slow
 @settings(max_examples=600)
 @given(
-    content=broken(), skip_bad=st.booleans(), limit=st.sampled_from((None, None, 1, 3)),
+    content=broken(),
+    skip_bad=st.booleans(),
+    limit=st.sampled_from((None, None, 1, 3)),
     population=st.sampled_from((1.0, 1.0, 0.5, 2.5)),
-)  # fmt: skip
+)
 def test_a_broken_trace_is_read_or_refused(
     folder: Path, content: bytes, skip_bad: bool, limit: int | None, population: float
 ) -> None:

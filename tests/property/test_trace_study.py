@@ -27,10 +27,16 @@ def traces(draw: st.DrawFn) -> TraceData:
     tokens = np.array(draw(st.lists(st.integers(1, 9), min_size=count, max_size=count)), dtype=np.int32)
     ids = np.array(draw(st.lists(st.integers(0, 5), min_size=count, max_size=count)), dtype=np.int32)
     return TraceData(
-        times - times[0], tokens if lengths else None, tokens[::-1].copy() if lengths else None,
-        codes if named else None, ids if sessions else None,
-        tuple(f"a{code}" for code in range(int(codes.max()) + 1)) if named else (), None, (), {},
-    )  # fmt: skip
+        times - times[0],
+        tokens if lengths else None,
+        tokens[::-1].copy() if lengths else None,
+        codes if named else None,
+        ids if sessions else None,
+        tuple(f"a{code}" for code in range(int(codes.max()) + 1)) if named else (),
+        None,
+        (),
+        {},
+    )
 
 
 @settings(max_examples=80)

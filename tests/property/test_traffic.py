@@ -32,15 +32,17 @@ def workloads(draw: st.DrawFn) -> dict[str, Any]:
         arrivals["per"] = draw(st.sampled_from(("aggregate", "adapter")))
     found: dict[str, Any] = {"arrivals": arrivals}
     found["popularity"] = draw(
-        st.sampled_from((
-            {"law": "uniform"},
-            {"law": "zipf", "exponent": 1.2},
-            {"law": "zipf-mandelbrot", "exponent": 0.95, "shift": 6.5},
-            {"law": "geometric"},
-            {"law": "s-lora-power", "alpha": 0.3},
-            {"law": "hot-cold", "hot": "10%", "requests": "90%"},
-        ))
-    )  # fmt: skip
+        st.sampled_from(
+            (
+                {"law": "uniform"},
+                {"law": "zipf", "exponent": 1.2},
+                {"law": "zipf-mandelbrot", "exponent": 0.95, "shift": 6.5},
+                {"law": "geometric"},
+                {"law": "s-lora-power", "alpha": 0.3},
+                {"law": "hot-cold", "hot": "10%", "requests": "90%"},
+            )
+        )
+    )
     if draw(st.booleans()):
         found["sessions"] = draw(
             st.sampled_from(({}, {"requests": 1}, {"requests": 30, "gap_median": "1 ms", "gap_sigma": 3}))
@@ -140,9 +142,11 @@ def test_sessions_have_one_adapter_and_keep_their_numbers_in_a_longer_run(
 
 @given(
     st.lists(st.lists(st.sampled_from((0.0, 0.5, 1.0)), min_size=1, max_size=12), max_size=6),
-    st.integers(1, 9), st.none() | st.integers(1, 40), st.none() | st.sampled_from((0.0, 1.0, 4.0, 90.0)),
+    st.integers(1, 9),
+    st.none() | st.integers(1, 40),
+    st.none() | st.sampled_from((0.0, 1.0, 4.0, 90.0)),
     st.booleans(),
-)  # fmt: skip
+)
 def test_requests_are_cut_at_every_size_whatever_the_blocks(
     gaps: list[list[float]], size: int, most: int | None, end_s: float | None, sessions: bool
 ) -> None:

@@ -28,19 +28,31 @@ def metric(name: str, value: float | None, half: float = 0.015, *, settled: bool
 
 
 def make_point(
-    swept: dict[str, Any] | None = None, *, p99: float = 0.3, mean: float = 0.09, miss: float = 0.8,
-    busy: float = 0.73, rate: float = 26.0, half: float = 0.015, fixed: bool = True, settled: bool = True,
-    capacity: dict[str, dict[str, float | None]] | None = None, offered: float | None = None,
+    swept: dict[str, Any] | None = None,
+    *,
+    p99: float = 0.3,
+    mean: float = 0.09,
+    miss: float = 0.8,
+    busy: float = 0.73,
+    rate: float = 26.0,
+    half: float = 0.015,
+    fixed: bool = True,
+    settled: bool = True,
+    capacity: dict[str, dict[str, float | None]] | None = None,
+    offered: float | None = None,
     breakdown: dict[str, float] | None = None,
-) -> Point:  # fmt: skip
+) -> Point:
     """A point whose parts agree with each other."""
     load = miss * LOAD_S
     queue = max(0.3 * (mean - load - SERVICE_S), 0.001)
     rest = mean - load - queue
     stages = {
-        "loader_queue_s": max(rest - SERVICE_S, 0.0) if fixed else 0.05 * rest, "load_s": load, "queue_s": queue,
-        "prefill_s": 0.0 if fixed else 0.1 * rest, "decode_s": min(SERVICE_S, rest) if fixed else 0.85 * rest,
-    }  # fmt: skip
+        "loader_queue_s": max(rest - SERVICE_S, 0.0) if fixed else 0.05 * rest,
+        "load_s": load,
+        "queue_s": queue,
+        "prefill_s": 0.0 if fixed else 0.1 * rest,
+        "decode_s": min(SERVICE_S, rest) if fixed else 0.85 * rest,
+    }
     shares: dict[str, dict[str, float | None]] = {
         "loader": {"utilization": busy, "offered_load": offered or busy, "loaders": 1},
         "slots": {"blocked_share": 0.0, "in_use_peak": 41, "slots": 200},
@@ -58,47 +70,78 @@ def make_point(
         groups=_groups(miss, p99),
         capacity=Capacity.from_json(shares if capacity is None else capacity),
         traffic={
-            "requests": 1_000_000, "adapters": 1000, "rate_rps": rate, "top_1pct": 0.01, "top_10pct": 0.1,
-            "top_20pct": 0.2, "effective_adapters": 1000,
+            "requests": 1_000_000,
+            "adapters": 1000,
+            "rate_rps": rate,
+            "top_1pct": 0.01,
+            "top_10pct": 0.1,
+            "top_20pct": 0.2,
+            "effective_adapters": 1000,
         },
         warnings=[] if settled else ["The loader is loaded above 95 %: longer runs would give longer waits."],
         cost={"wall_s": 9.1, "simulated_s": 1e6 / rate, "requests": 5_000_000},
-    )  # fmt: skip
+    )
 
 
 def _metrics(
     p99: float, mean: float, miss: float, busy: float, rate: float, half: float, fixed: bool, settled: bool
 ) -> dict[str, Metric]:
     values: dict[str, float | None] = {
-        "miss_ratio": miss, "delayed_hit_ratio": 0.01 * miss, "hit_ratio": 1 - 1.01 * miss,
-        "byte_miss_ratio": miss, "loads_per_request": miss, "loader_utilization": busy,
-        "gpu_utilization": min(1.0, rate * SERVICE_S), "queue_mean_s": 0.3 * mean, "queue_p50_s": 0.1 * mean,
-        "queue_p99_s": 0.5 * p99, "load_wait_mean_s": 0.6 * mean, "ttft_mean_s": 0.9 * mean,
-        "ttft_p50_s": 0.5 * mean, "ttft_p99_s": 0.96 * p99, "tpot_mean_s": None if fixed else 0.0212,
-        "itl_mean_s": None if fixed else 0.0209, "itl_p99_s": None if fixed else 0.0641, "e2e_mean_s": mean,
-        "e2e_p50_s": 0.6 * mean, "e2e_p99_s": p99, "throughput_rps": rate,
-        "output_tokens_per_s": None if fixed else 155 * rate, "goodput_rps": 0.98 * rate, "slo_attainment": 0.98,
-        "completed": 950_000, "unfinished": 0, "refused": 0, "failed": 0, "preemptions": 0,
+        "miss_ratio": miss,
+        "delayed_hit_ratio": 0.01 * miss,
+        "hit_ratio": 1 - 1.01 * miss,
+        "byte_miss_ratio": miss,
+        "loads_per_request": miss,
+        "loader_utilization": busy,
+        "gpu_utilization": min(1.0, rate * SERVICE_S),
+        "queue_mean_s": 0.3 * mean,
+        "queue_p50_s": 0.1 * mean,
+        "queue_p99_s": 0.5 * p99,
+        "load_wait_mean_s": 0.6 * mean,
+        "ttft_mean_s": 0.9 * mean,
+        "ttft_p50_s": 0.5 * mean,
+        "ttft_p99_s": 0.96 * p99,
+        "tpot_mean_s": None if fixed else 0.0212,
+        "itl_mean_s": None if fixed else 0.0209,
+        "itl_p99_s": None if fixed else 0.0641,
+        "e2e_mean_s": mean,
+        "e2e_p50_s": 0.6 * mean,
+        "e2e_p99_s": p99,
+        "throughput_rps": rate,
+        "output_tokens_per_s": None if fixed else 155 * rate,
+        "goodput_rps": 0.98 * rate,
+        "slo_attainment": 0.98,
+        "completed": 950_000,
+        "unfinished": 0,
+        "refused": 0,
+        "failed": 0,
+        "preemptions": 0,
         "evictions": 950_000 * miss,
-    }  # fmt: skip
+    }
     shaky = {"ttft_p99_s", "e2e_p99_s", "queue_p99_s"}
     note = "this engine has no tokens"
     return {
         name: metric(
-            name, value, 0.002 if "ratio" in name else half, settled=settled or name not in shaky,
+            name,
+            value,
+            0.002 if "ratio" in name else half,
+            settled=settled or name not in shaky,
             note=note if value is None else "" if settled else "the loader is loaded above 0.95",
         )
         for name, value in values.items()
-    }  # fmt: skip
+    }
 
 
 def _cdf(p99: float, mean: float, fixed: bool) -> dict[str, list[float]]:
     rate = -math.log(0.01) / max(p99 - 0.02, 1e-3)
     e2e = [0.02 - math.log(1 - q) / rate for q in QUANTILES]
     return {
-        "q": QUANTILES, "e2e_s": e2e, "ttft_s": [v * 0.6 for v in e2e], "queue_s": [max(0.0, v - 0.06) for v in e2e],
+        "q": QUANTILES,
+        "e2e_s": e2e,
+        "ttft_s": [v * 0.6 for v in e2e],
+        "queue_s": [max(0.0, v - 0.06) for v in e2e],
         "load_wait_s": [max(0.0, 0.7 * v - 0.02) for v in e2e],
-    }  # fmt: skip
+    }
 
 
 def _timeline(rate: float, mean: float, busy: float) -> Timeline:
@@ -115,38 +158,61 @@ def _timeline(rate: float, mean: float, busy: float) -> Timeline:
 
 def _groups(miss: float, p99: float) -> list[dict[str, Any]]:
     rows = (
-        ("rank 16, all-linear", 700, 83_886_080, 665_000, 1.0), ("rank 8, q, v", 300, 6_815_744, 285_000, 0.97),
-        ("hottest 1 %", 10, 60_000_000, 9_500, 0.6), ("next 9 %", 90, 60_000_000, 85_500, 0.9),
+        ("rank 16, all-linear", 700, 83_886_080, 665_000, 1.0),
+        ("rank 8, q, v", 300, 6_815_744, 285_000, 0.97),
+        ("hottest 1 %", 10, 60_000_000, 9_500, 0.6),
+        ("next 9 %", 90, 60_000_000, 85_500, 0.9),
         ("rest", 900, 60_000_000, 855_000, 1.02),
-    )  # fmt: skip
+    )
     return [
-        {"group": name, "adapters": n, "adapter_bytes": size, "requests": r, "miss_ratio": min(1.0, miss * f),
-         "ttft_p99_s": p99 * 0.9 * f, "e2e_p99_s": p99 * f}
+        {
+            "group": name,
+            "adapters": n,
+            "adapter_bytes": size,
+            "requests": r,
+            "miss_ratio": min(1.0, miss * f),
+            "ttft_p99_s": p99 * 0.9 * f,
+            "e2e_p99_s": p99 * f,
+        }
         for name, n, size, r, f in rows
-    ]  # fmt: skip
+    ]
 
 
 def manifest(name: str = "thousand-adapters", kind: str = "run", **changes: Any) -> dict[str, Any]:
     scenario = {
-        "schema_version": 1, "name": name, "description": "One thousand customers, one adapter each.",
+        "schema_version": 1,
+        "name": name,
+        "description": "One thousand customers, one adapter each.",
         "workload": {
-            "requests": 1_000_000, "arrivals": {"process": "poisson", "rate": "26/s"},
+            "requests": 1_000_000,
+            "arrivals": {"process": "poisson", "rate": "26/s"},
             "popularity": {"law": "uniform"},
         },
         "adapters": {"count": 1000, "size": "50 MB"},
         "fleet": {"engine": "fixed", "service": {"law": "fixed", "value": "10 ms"}},
         "cache": {"gpu": {"size": "10 GB"}, "eviction": "lru"},
         "storage": {"loaders": 1, "load": {"law": "uniform", "low": "20 ms", "high": "50 ms"}},
-        "slo": {"e2e_p99": "1 s", "miss_ratio": None}, "run": {"seed": 1, "replications": 5, "warmup": "5%"},
-    }  # fmt: skip
+        "slo": {"e2e_p99": "1 s", "miss_ratio": None},
+        "run": {"seed": 1, "replications": 5, "warmup": "5%"},
+    }
     data = {
-        "schema_version": 1, "kind": kind, "name": name, "status": "finished", "scenario": scenario,
-        "scenario_source": "scenarios/thousand-adapters.yaml", "scenario_hash": "9f2c41d0" * 8,
-        "command": f"loraplan {kind} scenarios/{name}.yaml --seed 1", "seed": 1,
+        "schema_version": 1,
+        "kind": kind,
+        "name": name,
+        "status": "finished",
+        "scenario": scenario,
+        "scenario_source": "scenarios/thousand-adapters.yaml",
+        "scenario_hash": "9f2c41d0" * 8,
+        "command": f"loraplan {kind} scenarios/{name}.yaml --seed 1",
+        "seed": 1,
         "versions": {"loraplan": "0.1.0", "python": "3.11.9", "numpy": "2.4.6", "simpy": "4.1.1"},
-        "profile": None, "inputs": {"scenarios/thousand-adapters.yaml": "ab" * 32},
-        "started_at": "2026-11-24T15:30:00+00:00", "wall_s": 47.3, "points_total": 1, "points_done": 1,
-    }  # fmt: skip
+        "profile": None,
+        "inputs": {"scenarios/thousand-adapters.yaml": "ab" * 32},
+        "started_at": "2026-11-24T15:30:00+00:00",
+        "wall_s": 47.3,
+        "points_total": 1,
+        "points_done": 1,
+    }
     return {**data, **changes}
 
 
@@ -198,11 +264,17 @@ def rates() -> RunData:
     means = (0.082, 0.088, 0.212, 0.271, 0.288, 0.312)
     points = [
         make_point(
-            {"workload.arrivals.rate": f"{rate}/s"}, p99=p99, mean=mean, miss=0.8 - 0.001 * i, rate=rate,
-            busy=round(rate * LOAD_S * 0.8, 3), half=0.01 + 0.012 * i, settled=rate * LOAD_S * 0.8 <= 0.955,
+            {"workload.arrivals.rate": f"{rate}/s"},
+            p99=p99,
+            mean=mean,
+            miss=0.8 - 0.001 * i,
+            rate=rate,
+            busy=round(rate * LOAD_S * 0.8, 3),
+            half=0.01 + 0.012 * i,
+            settled=rate * LOAD_S * 0.8 <= 0.955,
         )
         for i, (rate, p99, mean) in enumerate(zip(RATES, P99_S, means, strict=True))
-    ]  # fmt: skip
+    ]
     return _run(points, "sweep")
 
 
@@ -241,8 +313,10 @@ def policy_and_slots() -> RunData:
 def three_keys() -> RunData:
     points = [
         make_point({"fleet.replicas": r, "cache.gpu.slots": s, "storage.loaders": k}, p99=2.0 / (r * k) + 8 / s)
-        for r in (1, 2, 4) for s in (16, 32, 64) for k in (1, 2)
-    ]  # fmt: skip
+        for r in (1, 2, 4)
+        for s in (16, 32, 64)
+        for k in (1, 2)
+    ]
     return _run(points, "sweep")
 
 
@@ -255,9 +329,15 @@ def many(count: int = 200) -> RunData:
 
 
 def changed_point(
-    swept: dict[str, Any] | None = None, *, harmed: int = 220, duration: float | None = 6.0, during: float = 0.4,
-    rollout: bool = True, harm: dict[str, int] | None = None, faults: dict[str, float] | None = None,
-) -> Point:  # fmt: skip
+    swept: dict[str, Any] | None = None,
+    *,
+    harmed: int = 220,
+    duration: float | None = 6.0,
+    during: float = 0.4,
+    rollout: bool = True,
+    harm: dict[str, int] | None = None,
+    faults: dict[str, float] | None = None,
+) -> Point:
     """A point of a fleet in which something changes at 400 s and is over at 450 s."""
     point = make_point(swept, fixed=False, miss=0.2, busy=0.2)
     found = {"mixed": 95, "slow": harmed - 95} if harm is None else harm
@@ -267,11 +347,21 @@ def changed_point(
     if rollout:
         point.impact = replace(impact, requests_before=30_000, slow_before=30)
         values |= {
-            "rollout_ttft_p99_s": during, "before_ttft_p99_s": 0.2, "rollout_e2e_p99_s": 5.1, "before_e2e_p99_s": 5.0,
-            "rollout_peak_loads_per_s": 27.2, "before_peak_loads_per_s": 18.4, "rollout_duration_s": duration,
-            "rollout_loads": 4635, "sessions_saw_both": 2946, "sessions_went_back": 2, "mixed_version_responses": 95,
-            "extra_resident_bytes_peak": 533e6, "rollout_miss_ratio": 0.35, "before_miss_ratio": 0.34,
-        }  # fmt: skip
+            "rollout_ttft_p99_s": during,
+            "before_ttft_p99_s": 0.2,
+            "rollout_e2e_p99_s": 5.1,
+            "before_e2e_p99_s": 5.0,
+            "rollout_peak_loads_per_s": 27.2,
+            "before_peak_loads_per_s": 18.4,
+            "rollout_duration_s": duration,
+            "rollout_loads": 4635,
+            "sessions_saw_both": 2946,
+            "sessions_went_back": 2,
+            "mixed_version_responses": 95,
+            "extra_resident_bytes_peak": 533e6,
+            "rollout_miss_ratio": 0.35,
+            "before_miss_ratio": 0.34,
+        }
     for name, value in values.items():
         note = "complete in 0 of 4 replications" if value is None else ""
         point.metrics[name] = metric(name, value, 0.05, note=note)
@@ -290,10 +380,17 @@ def changed_point(
         e2e_p99_s=[5.0 * b for b in bump],
     )
     point.replicas = [
-        {"replica": i, "requests": 4000 + 100 * i, "completed": 4000, "miss_ratio": 0.3, "loads": 1200 + i,
-         "busy_share": 0.9, "e2e_p99_s": None if i == 3 else 5.0}
+        {
+            "replica": i,
+            "requests": 4000 + 100 * i,
+            "completed": 4000,
+            "miss_ratio": 0.3,
+            "loads": 1200 + i,
+            "busy_share": 0.9,
+            "e2e_p99_s": None if i == 3 else 5.0,
+        }
         for i in range(4)
-    ]  # fmt: skip
+    ]
     point.metrics["harmed"].parts = [harmed / 4 + i for i in (-2, -1, 1, 2)]
     point.traffic_ids = {"requests": "same", "draws": "same"}
     return point
@@ -308,21 +405,28 @@ def strategies() -> RunData:
         changed_point({"rollouts.0.strategy": "in-place"}),
         changed_point({"rollouts.0.strategy": "drain-then-swap"}, harmed=230, during=1.6, harm={"slow": 230}),
         changed_point({"rollouts.0.strategy": "lazy-reread"}, harmed=8512, duration=None, harm={"stale": 8512}),
-    ]  # fmt: skip
+    ]
     return _run(points, "sweep", {"ttft_p99": "1 s"})
 
 
 def crashes() -> RunData:
     points = [
         changed_point(
-            {"faults.0.requests": fate, "faults.0.detected": late}, harmed=5 + lost, rollout=False,
+            {"faults.0.requests": fate, "faults.0.detected": late},
+            harmed=5 + lost,
+            rollout=False,
             harm={"lost": lost, "failed": lost, "rerouted": max(0, 120 - lost), "slow": 5},
-            faults={"lost": lost, "rerouted": max(0, 120 - lost), "failed": lost,
-                    "rerouted_e2e_mean_s": None if lost else 9.0},
+            faults={
+                "lost": lost,
+                "rerouted": max(0, 120 - lost),
+                "failed": lost,
+                "rerouted_e2e_mean_s": None if lost else 9.0,
+            },
         )
-        for fate, first in (("reroute", 0), ("lose", 120)) for late in ("0 s", "5 s")
+        for fate, first in (("reroute", 0), ("lose", 120))
+        for late in ("0 s", "5 s")
         for lost in (first + (20 if first and late == "5 s" else 0),)
-    ]  # fmt: skip
+    ]
     return _run(points, "sweep", {"ttft_p99": "1 s"})
 
 
@@ -350,8 +454,21 @@ def nothing_yet() -> RunData:
 
 
 ALL = {
-    "single": single, "batching": batching, "overloaded": overloaded, "rates": rates, "grid": grid,
-    "policies": policies, "policy_and_slots": policy_and_slots, "three_keys": three_keys, "many": many,
-    "nothing_yet": nothing_yet, "drawn": drawn, "drawn_rates": drawn_rates, "rollout": rollout,
-    "strategies": strategies, "crashes": crashes, "misrouted": misrouted, "routers": routers,
-}  # fmt: skip
+    "single": single,
+    "batching": batching,
+    "overloaded": overloaded,
+    "rates": rates,
+    "grid": grid,
+    "policies": policies,
+    "policy_and_slots": policy_and_slots,
+    "three_keys": three_keys,
+    "many": many,
+    "nothing_yet": nothing_yet,
+    "drawn": drawn,
+    "drawn_rates": drawn_rates,
+    "rollout": rollout,
+    "strategies": strategies,
+    "crashes": crashes,
+    "misrouted": misrouted,
+    "routers": routers,
+}

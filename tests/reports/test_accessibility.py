@@ -53,14 +53,28 @@ def fidelity(file: Path) -> None:
     for i in range(40):
         measured = {name: luck.uniform(2, 500) for name in METRICS}
         predicted = {name: value * luck.uniform(0.7, 1.3) for name, value in measured.items()}
-        runs.append(Compared(f"run {i}", "m", f"g{i // 4}", f"workload {i // 4}", 8 * 2 ** (i % 4), REGIMES[i % 3],
-                             False, measured, predicted))  # fmt: skip
+        runs.append(
+            Compared(
+                f"run {i}",
+                "m",
+                f"g{i // 4}",
+                f"workload {i // 4}",
+                8 * 2 ** (i % 4),
+                REGIMES[i % 3],
+                False,
+                measured,
+                predicted,
+            )
+        )
     error = {"runs": 40, "ape_p50": 0.1, "ape_p90": 0.3, "log10_abs_p50": 0.04, "log10_abs_p90": 0.1}
     every = dict.fromkeys(METRICS, error)
     errors = {
-        "runs": 40, "calibration_runs": 3, "metrics": every, "by_regime": dict.fromkeys(REGIMES, every),
+        "runs": 40,
+        "calibration_runs": 3,
+        "metrics": every,
+        "by_regime": dict.fromkeys(REGIMES, every),
         "slot_choice": {"groups": 10, "right": 0.5, "within_10pct": 0.8},
-    }  # fmt: skip
+    }
     reports.pages.fidelity_page.write_page(
         FidelityPage(runs, errors, [("p99 TTFT", 12, 0.2, 0.1)], [("Runs", "40")], "loraplan fidelity runs.csv"), file
     )
@@ -71,12 +85,20 @@ def serve(file: Path) -> None:
     times = [(luck.lognormvariate(-2, 0.5), luck.lognormvariate(0, 0.5)) for _ in range(200)]
     row = {"measured": 0.2, "predicted": 0.21, "error": 0.05, "noise": 0.01, "wanted": 0.1}
     summary = {
-        "metrics": dict.fromkeys(reports.tables.serve_tables.METRICS, row), "repeat": 2,
+        "metrics": dict.fromkeys(reports.tables.serve_tables.METRICS, row),
+        "repeat": 2,
         "loads_from": "an observer in the server",
-        "failed": [1, 0], "requests": 200, "problems": ["HTTP 500 once"], "late_p99_s": 0.02, "notes": ["a note"],
-        "scenario": "tiny", "engine": "vllm", "server": [{"running_mean": 2.0}] * 2, "kv": None,
+        "failed": [1, 0],
+        "requests": 200,
+        "problems": ["HTTP 500 once"],
+        "late_p99_s": 0.02,
+        "notes": ["a note"],
+        "scenario": "tiny",
+        "engine": "vllm",
+        "server": [{"running_mean": 2.0}] * 2,
+        "kv": None,
         "profile": {"name": "p", "fitted": True, "sha256": "ab" * 32, "front_end_s": 0.001},
-    }  # fmt: skip
+    }
     requests = [
         Shown(i, t, e, t * luck.uniform(0.8, 1.3), e * luck.uniform(0.8, 1.3)) for i, (t, e) in enumerate(times)
     ]
@@ -108,11 +130,15 @@ def report(make: Callable[[], samples.RunData]) -> Callable[[Path], None]:
 
 PAGES: dict[str, Callable[[Path], None]] = {
     **{name: report(make) for name, make in samples.ALL.items()},
-    "thousand-1": report(lambda: thousand(one_axis)), "thousand-3": report(lambda: thousand(three_axes)),
+    "thousand-1": report(lambda: thousand(one_axis)),
+    "thousand-3": report(lambda: thousand(three_axes)),
     "trace": lambda file: file.write_text(page_of(FACTS), encoding="utf-8") and None,
-    "cache": cache, "fidelity": fidelity, "serve": serve,
-    "compare": compare, "plan": plan,
-}  # fmt: skip
+    "cache": cache,
+    "fidelity": fidelity,
+    "serve": serve,
+    "compare": compare,
+    "plan": plan,
+}
 
 
 @pytest.mark.parametrize("name", ["cache", "fidelity", "serve", "trace", "thousand-3", "compare", "plan"])
@@ -172,7 +198,7 @@ def test_anyone_can_read_and_use_the_page(name: str, tmp_path: Path) -> None:
         (("fill: currentColor", "fill: var(--grid)"), "contrast 1."),
         (("\n(() => {", "\n;(() => {"), "content security policy"),
     ],
-)  # fmt: skip
+)
 def test_the_check_finds_what_is_wrong(spoil: tuple[str, str], said: str, tmp_path: Path) -> None:
     text = build_report(samples.rates())
     assert spoil[0] in text
@@ -205,6 +231,11 @@ def test_columns_sort_by_what_their_cells_mean(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["copied"] in ("Copied", "Selected")
     assert found["sorted"] == {
-        "row": ["abcde", "edcba"], "time": ["ebadc", "dabec"], "count": ["edbac", "abdec"], "share": ["deabc", "baedc"],
-        "bytes": ["ebadc", "dabec"], "rate": ["edabc", "badec"], "words": ["dbaec", "eabdc"],
-    }  # fmt: skip
+        "row": ["abcde", "edcba"],
+        "time": ["ebadc", "dabec"],
+        "count": ["edbac", "abdec"],
+        "share": ["deabc", "baedc"],
+        "bytes": ["ebadc", "dabec"],
+        "rate": ["edabc", "badec"],
+        "words": ["dbaec", "eabdc"],
+    }

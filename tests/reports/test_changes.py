@@ -209,9 +209,12 @@ def test_tables_show_only_what_the_scenario_has() -> None:
     harm = impact_table(point, "")
     assert harm is not None
     assert [row[:2] for row in harm.rows] == [
-        ["lost with their replica", "3"], ["sent to another replica", "0"], ["failed, for any reason", "3"],
-        ["late by the SLO, answered or not", "0"], ["affected in any of these ways", "220 (209 to 231)"],
-    ]  # fmt: skip
+        ["lost with their replica", "3"],
+        ["sent to another replica", "0"],
+        ["failed, for any reason", "3"],
+        ["late by the SLO, answered or not", "0"],
+        ["affected in any of these ways", "220 (209 to 231)"],
+    ]
     plain = samples.make_point()
     assert "failed" not in [row[0] for row in metrics_table(plain).rows]
     assert [impact_table(plain, ""), events_table(plain, ""), replicas_table(plain, "")] == [None] * 3
@@ -276,7 +279,8 @@ def test_the_page_has_sections_for_what_changed() -> None:
 def test_bytes_and_counts_read_as_such() -> None:
     found = Metric(736e6, 150e6, 1.32e9, "B")
     assert (show("extra_resident_bytes_peak", found.value), interval("extra_resident_bytes_peak", found)) == (
-        "736 MB", "150 MB to 1.32 GB",
-    )  # fmt: skip
+        "736 MB",
+        "150 MB to 1.32 GB",
+    )
     assert interval("harmed", Metric(12, 3.2, 20.8, "requests")) == "3 to 21"
     assert read_terms({"ttft_p99": "1 s"}) == TERMS

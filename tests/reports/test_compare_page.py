@@ -70,12 +70,16 @@ def overload(*, second: bool) -> Comparison:
 
 
 ALL = {
-    "open": uncertain(), "overload": overload(second=True),
-    "better": single(p99=0.2, slo={"e2e_p99": "1 s"}), "same": single(p99=0.3), "mixed": single(p99=0.2, miss=0.9),
-    "swept": swept(), "many": swept(tuple(range(1, 61)), tuple(0.2 + 0.002 * i for i in range(60))),
+    "open": uncertain(),
+    "overload": overload(second=True),
+    "better": single(p99=0.2, slo={"e2e_p99": "1 s"}),
+    "same": single(p99=0.3),
+    "mixed": single(p99=0.2, miss=0.9),
+    "swept": swept(),
+    "many": swept(tuple(range(1, 61)), tuple(0.2 + 0.002 * i for i in range(60))),
     "rollouts": compare_runs(run(samples.changed_point()), run(samples.changed_point(harmed=4000, during=1.2))),
     "names": swept((1, 2), (0.2, 0.2)),
-}  # fmt: skip
+}
 
 
 def test_the_answer_is_one_sentence() -> None:

@@ -21,8 +21,9 @@ FREE: dict[str, dict[str, float | None]] = {
     "loader": {"utilization": 0.2, "offered_load": 0.2, "loaders": 1},
     "slots": {"blocked_share": 0.0, "in_use_peak": 12, "slots": 64},
     "kv": {"blocked_share": 0.0, "peak_share": 0.4, "tokens": 1000},
-    "seats": {"blocked_share": 0.0, "limit": 256}, "compute": {"utilization": 0.5},
-}  # fmt: skip
+    "seats": {"blocked_share": 0.0, "limit": 256},
+    "compute": {"utilization": 0.5},
+}
 STAGES = {"loader_queue_s": 0.01, "load_s": 0.02, "queue_s": 0.05, "prefill_s": 0.1, "decode_s": 2.0}
 
 

@@ -31,8 +31,10 @@ def two_axes() -> Iterator[dict[str, Any]]:
 def three_axes() -> Iterator[dict[str, Any]]:
     return (
         {"cache.gpu.slots": 8 + 8 * i, "adapters.count": 50 + 50 * j, "workload.arrivals.rate": f"{k + 1}/s"}
-        for i in range(10) for j in range(10) for k in range(10)
-    )  # fmt: skip
+        for i in range(10)
+        for j in range(10)
+        for k in range(10)
+    )
 
 
 def names() -> Iterator[dict[str, Any]]:
@@ -42,10 +44,16 @@ def names() -> Iterator[dict[str, Any]]:
 def vary(swept: dict[str, Any], place: float, luck: random.Random) -> Point:
     """A point with numbers of its own, unsettled now and then, with calibration intervals."""
     point = samples.make_point(
-        swept, p99=0.1 + 1.5 * place**2 * luck.uniform(1, 1.05), mean=0.06 + 0.3 * place * luck.uniform(1, 1.05),
-        miss=max(0.01, 1 - 0.9 * place * luck.uniform(0.97, 1)), busy=min(0.97, 0.2 + 0.75 * place),
-        rate=20 + 10 * place, fixed=False, half=luck.uniform(0.01, 0.04), settled=luck.random() > 0.1,
-    )  # fmt: skip
+        swept,
+        p99=0.1 + 1.5 * place**2 * luck.uniform(1, 1.05),
+        mean=0.06 + 0.3 * place * luck.uniform(1, 1.05),
+        miss=max(0.01, 1 - 0.9 * place * luck.uniform(0.97, 1)),
+        busy=min(0.97, 0.2 + 0.75 * place),
+        rate=20 + 10 * place,
+        fixed=False,
+        half=luck.uniform(0.01, 0.04),
+        settled=luck.random() > 0.1,
+    )
     return samples.with_draws(point, luck.uniform(0.05, 0.2))
 
 

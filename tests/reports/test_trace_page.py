@@ -36,29 +36,54 @@ from sim.results.traces.trace_facts import (
 TOKENS = {"mean": 600.0, "p50": 400.0, "p90": 1500.0, "p99": 5400.0, "max": 9000.0}
 CURVE = MissCurve(
     [1, 2, 4, 8, 11, 16, 32, 64],
-    [0.98, 0.94, 0.84, 0.64, 0.50, 0.30, 0.20, 0.10], [0.99, 0.98, 0.96, 0.93, 0.91, 0.90, 0.70, 0.40],
+    [0.98, 0.94, 0.84, 0.64, 0.50, 0.30, 0.20, 0.10],
+    [0.99, 0.98, 0.96, 0.93, 0.91, 0.90, 0.70, 0.40],
     [0.99, 0.98, 0.96, 0.93, 0.91, 0.89, 0.69, 0.38],
-)  # fmt: skip
+)
 FIT = FitCheck(
-    0.5, 4000, 3900, "sessions",
-    [Candidate("independent", "every request draws its adapter independently", 0.25),
-     Candidate("sessions", "sessions as the trace names them", 0.0062)],
+    0.5,
+    4000,
+    3900,
+    "sessions",
+    [
+        Candidate("independent", "every request draws its adapter independently", 0.25),
+        Candidate("sessions", "sessions as the trace names them", 0.0062),
+    ],
     [4, 8, 16, 32, 64],
-    real=[0.80, 0.60, 0.30, 0.20, 0.10], synthetic=[0.81, 0.58, 0.30, 0.24, 0.10],
+    real=[0.80, 0.60, 0.30, 0.20, 0.10],
+    synthetic=[0.81, 0.58, 0.30, 0.24, 0.10],
     independent=[0.96, 0.90, 0.85, 0.70, 0.11],
-    values=[CheckedValue("requests/s", 2.0, 2.1, "1/s"), CheckedValue("dispersion in 60 s", 16.0, 2.0),
-            CheckedValue("prompt mean", 600.0, 630.0, "tokens")],
-)  # fmt: skip
+    values=[
+        CheckedValue("requests/s", 2.0, 2.1, "1/s"),
+        CheckedValue("dispersion in 60 s", 16.0, 2.0),
+        CheckedValue("prompt mean", 600.0, 630.0, "tokens"),
+    ],
+)
 FACTS = TraceFacts(
-    file="traces/day.csv", requests=8000, adapters=100, span_s=4000.0, rate_rps=2.0, gap_cv=1.3, dispersion_1s=1.5,
-    dispersion_60s=5.8, longest_gap_s=9.0, prompt=TOKENS, output=TOKENS, length_correlation=-0.123,
+    file="traces/day.csv",
+    requests=8000,
+    adapters=100,
+    span_s=4000.0,
+    rate_rps=2.0,
+    gap_cv=1.3,
+    dispersion_1s=1.5,
+    dispersion_60s=5.8,
+    longest_gap_s=9.0,
+    prompt=TOKENS,
+    output=TOKENS,
+    length_correlation=-0.123,
     length_by_adapter=0.79,
     concentration={"top_1pct": 0.1, "top_10pct": 0.45, "top_20pct": 0.617, "effective_adapters": 42.3},
-    laws=[LawRow("zipf", {"exponent": 0.9}, 1000.0, 0.03, 0.4), LawRow("uniform", {}, 1200.0, 0.4, 0.01),
-          LawRow("hot-cold", {"hot": 0.125, "requests": 0.7}, 900.0, 0.1, None, "sessions")],
-    sessions=SessionFacts(True, None, 1800, 14.7, 4.5, 120.0, 1290.0), curve=CURVE,
-    timeline={"t_s": [500.0, 1500.0, 2500.0, 3500.0], "rate_rps": [1.0, 3.0, 2.5, 1.5]}, fit=FIT,
-)  # fmt: skip
+    laws=[
+        LawRow("zipf", {"exponent": 0.9}, 1000.0, 0.03, 0.4),
+        LawRow("uniform", {}, 1200.0, 0.4, 0.01),
+        LawRow("hot-cold", {"hot": 0.125, "requests": 0.7}, 900.0, 0.1, None, "sessions"),
+    ],
+    sessions=SessionFacts(True, None, 1800, 14.7, 4.5, 120.0, 1290.0),
+    curve=CURVE,
+    timeline={"t_s": [500.0, 1500.0, 2500.0, 3500.0], "rate_rps": [1.0, 3.0, 2.5, 1.5]},
+    fit=FIT,
+)
 NAMELESS = replace(FACTS, adapters=0, concentration=None, laws=[], sessions=None, curve=None, length_by_adapter=None)
 UNCHECKED = replace(FIT, slots=[], real=[], synthetic=[], independent=[], values=[])
 CHECKED_BUT_NAMELESS = replace(UNCHECKED, candidates=[], values=FIT.values, chosen="independent")
@@ -66,8 +91,17 @@ CHECKED_BUT_NAMELESS = replace(UNCHECKED, candidates=[], values=FIT.values, chos
 
 def instant(facts: TraceFacts) -> TraceFacts:
     """The same trace with all requests at one time."""
-    return replace(facts, span_s=0.0, rate_rps=0.0, gap_cv=None, dispersion_1s=None, dispersion_60s=None,
-                   longest_gap_s=0.0, timeline={"t_s": [], "rate_rps": []}, fit=None)  # fmt: skip
+    return replace(
+        facts,
+        span_s=0.0,
+        rate_rps=0.0,
+        gap_cv=None,
+        dispersion_1s=None,
+        dispersion_60s=None,
+        longest_gap_s=0.0,
+        timeline={"t_s": [], "rate_rps": []},
+        fit=None,
+    )
 
 
 def lonely(facts: TraceFacts) -> TraceFacts:
@@ -83,8 +117,9 @@ def variants() -> dict[str, TraceFacts]:
     who = {"named": FACTS, "nameless": NAMELESS, "one-adapter": lonely(FACTS)}
     fits: dict[str, FitCheck | None] = {"checked": FIT, "unchecked": UNCHECKED, "unfitted": None}
     changes: tuple[dict[str, Any], ...] = (
-        {}, {"prompt": None, "output": None, "length_correlation": None, "length_by_adapter": None},
-    )  # fmt: skip
+        {},
+        {"prompt": None, "output": None, "length_correlation": None, "length_by_adapter": None},
+    )
     for (adapters, facts), (fit, check), (lengths, change) in itertools.product(
         who.items(), fits.items(), zip(("lengths", "no-lengths"), changes, strict=True)
     ):
@@ -161,10 +196,13 @@ def test_loads_nothing_and_runs_its_own_script_alone() -> None:
 def test_markup_in_names_stays_text() -> None:
     evil = "<script>alert(1)</script>"
     facts = replace(
-        FACTS, file=evil, notes=[evil], skipped={evil: 3},
+        FACTS,
+        file=evil,
+        notes=[evil],
+        skipped={evil: 3},
         laws=[LawRow(evil, {evil: 1.0}, 1.0, 0.1, 0.5)],
         fit=replace(FIT, chosen=evil, candidates=[Candidate(evil, evil, 0.1)], values=[CheckedValue(evil, 1.0, 2.0)]),
-    )  # fmt: skip
+    )
     text = without_script(
         page_of(facts, name=evil, command=evil, scenario=evil, scenario_file=evil, provenance=[(evil, evil)])
     )

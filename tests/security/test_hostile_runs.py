@@ -22,9 +22,20 @@ from sim.studies.training.rollout_gate import digest_weights
 
 SCENARIO: dict[str, Any] = {"name": "demo"}
 MANIFEST: dict[str, Any] = {
-    "kind": "run", "name": "demo", "scenario": SCENARIO, "scenario_hash": "h1", "seed": 1, "point_keys": ["k1"],
-    "sets": [{}], "replications": 1, "code": "0", "versions": {}, "inputs": {}, "profile": {}, "command": "",
-}  # fmt: skip
+    "kind": "run",
+    "name": "demo",
+    "scenario": SCENARIO,
+    "scenario_hash": "h1",
+    "seed": 1,
+    "point_keys": ["k1"],
+    "sets": [{}],
+    "replications": 1,
+    "code": "0",
+    "versions": {},
+    "inputs": {},
+    "profile": {},
+    "command": "",
+}
 
 
 def a_point() -> Point:
@@ -53,7 +64,7 @@ def lead_out(run: Path, name: str, there: bool = True) -> Path:
     return outside
 
 
-@pytest.mark.promise("points, manifest and lock are refused if they are one")
+@pytest.mark.promise("points, manifest and lock are refused if they are links")
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("name", LINKED)
 def test_links_out_of_a_run_are_not_followed(run: Path, name: str, there: bool) -> None:
@@ -88,7 +99,7 @@ run: {replications: 2}
 
 
 @pytest.mark.promise(
-    "Nothing outside is read, written or removed.", "points, manifest and lock are refused if they are one"
+    "Nothing outside is read, written or removed.", "points, manifest and lock are refused if they are links"
 )
 @pytest.mark.parametrize("name", [*LINKED, ".lock"])
 @pytest.mark.parametrize("command", COMMANDS)
@@ -128,7 +139,7 @@ def test_no_command_reads_or_changes_anything_through_a_link(
     assert (tmp_path / "run" / name).is_symlink()
 
 
-@pytest.mark.promise("Tables and reports take a link's place: nothing is written or read through it.")
+@pytest.mark.promise("Tables and reports replace a link: nothing is written or read through it.")
 @pytest.mark.parametrize("name", ["requests.parquet", "report.html", "summary.json", "points.csv", "recommended.yaml"])
 def test_tables_take_the_place_of_a_link(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """They are written and not read: what a link leads to stays as it is, and says nothing about the run."""
@@ -177,7 +188,7 @@ def test_a_run_is_not_continued_through_a_link(run: Path, tmp_path: Path) -> Non
     assert (tmp_path / "mine" / "settings.json").exists()
 
 
-@pytest.mark.promise("points, manifest and lock are refused if they are one")
+@pytest.mark.promise("points, manifest and lock are refused if they are links")
 def test_a_lock_makes_no_file_elsewhere(run: Path, tmp_path: Path) -> None:
     (run / ".lock").unlink()
     (run / ".lock").symlink_to(tmp_path / "made")
@@ -186,7 +197,7 @@ def test_a_lock_makes_no_file_elsewhere(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.promise("Tables and reports take a link's place: nothing is written or read through it.")
+@pytest.mark.promise("Tables and reports replace a link: nothing is written or read through it.")
 @pytest.mark.parametrize("name", ["report.html", ".report.html.PID.tmp"])
 def test_a_report_is_not_written_through_a_link(run: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "mine").write_text("kept")
@@ -197,7 +208,7 @@ def test_a_report_is_not_written_through_a_link(run: Path, tmp_path: Path, name:
     assert not (run / "report.html").is_symlink()
 
 
-@pytest.mark.promise("Keys of points are no paths.")
+@pytest.mark.promise("Keys of points are not paths.")
 @pytest.mark.parametrize("key", ["../../secret", "/etc/passwd", "a/b", "", ".", "k1\n", "k1\0"])
 def test_keys_of_points_are_no_paths(run: Path, key: str) -> None:
     edit(run, point_keys=[key])
@@ -275,7 +286,7 @@ def test_what_is_hashed_of_new_versions_lies_in_their_folder(tmp_path: Path) -> 
     assert digest_weights(folder) == before
 
 
-@pytest.mark.promise("No code is run.", "pickles are never loaded, nothing of a file is evaluated")
+@pytest.mark.promise("No code is run.", "Pickles are never loaded, and nothing in a file is evaluated.")
 def test_nothing_in_the_repository_loads_a_pickle_of_a_file() -> None:
     """The one pickle is made in the same line that loads it, to see whether an error can travel."""
     root = Path(result_files.__file__).parents[3]
@@ -292,9 +303,11 @@ def test_nothing_in_the_repository_loads_a_pickle_of_a_file() -> None:
         "exec(",
     )
     found = {
-        (file.name, word) for file in sources for word in words
+        (file.name, word)
+        for file in sources
+        for word in words
         if word in file.read_text(encoding="utf-8").replace("pickle.loads(pickle.dumps(error))", "")
-    }  # fmt: skip
+    }
     assert not found
 
 
@@ -304,16 +317,32 @@ def test_nothing_in_the_repository_loads_a_pickle_of_a_file() -> None:
 def test_a_report_of_a_strangers_run_is_text(run: Path) -> None:
     evil = '</title></style></pre><script>alert(1)</script><img src=x onerror="alert(1)">'
     edit(
-        run, name=evil, command=evil, code=evil, started_at=evil, versions={evil: evil}, inputs={evil: evil},
+        run,
+        name=evil,
+        command=evil,
+        code=evil,
+        started_at=evil,
+        versions={evil: evil},
+        inputs={evil: evil},
         scenario={"name": evil, "description": f"javascript:alert(1){evil}"},
         profile={"name": evil, "status": "measured", "sha256": evil, "sources": {evil: evil}},
-    )  # fmt: skip
+    )
     point = json.loads((run / "points" / "k1.json").read_text())
     point["point"].update(
-        warnings=[evil], groups=[{"group": evil, "adapters": 1, "adapter_bytes": 1, "requests": 1, "miss_ratio": 0.1,
-                                  "ttft_p99_s": 1.0, "e2e_p99_s": 1.0}],
+        warnings=[evil],
+        groups=[
+            {
+                "group": evil,
+                "adapters": 1,
+                "adapter_bytes": 1,
+                "requests": 1,
+                "miss_ratio": 0.1,
+                "ttft_p99_s": 1.0,
+                "e2e_p99_s": 1.0,
+            }
+        ],
         events=[{"t_s": 1.0, "kind": evil, "text": evil}],
-    )  # fmt: skip
+    )
     (run / "points" / "k1.json").write_text(json.dumps(point))
     text = write_report(read_run(run)).read_text()
     assert text.count("<script") == 1

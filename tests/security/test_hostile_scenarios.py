@@ -39,14 +39,17 @@ def test_the_scenario_itself_is_fine(tmp_path: Path) -> None:
     assert load_scenario(str(write(tmp_path, BASE)), confined=True).scenario.name == "mine"
 
 
-@pytest.mark.promise("No code is run.", "YAML tags make no objects.")
+@pytest.mark.promise("No code is run.", "YAML tags create no objects.")
 @pytest.mark.parametrize(
     "tagged",
     [
-        '!!python/object/apply:os.system ["touch MARK"]', "!!python/name:os.system x", "!mine {a: 1}", "!mine [1]",
+        '!!python/object/apply:os.system ["touch MARK"]',
+        "!!python/name:os.system x",
+        "!mine {a: 1}",
+        "!mine [1]",
         "!!python/object/new:subprocess.Popen {args: touch MARK}",
     ],
-)  # fmt: skip
+)
 def test_tags_make_no_objects(tmp_path: Path, tagged: str) -> None:
     file = write(tmp_path, f"{BASE}description: {tagged.replace('MARK', str(tmp_path / 'mark'))}\n")
     with pytest.raises(InputError, match=r"s\.yaml:8: YAML tags are not supported"):
@@ -100,15 +103,20 @@ def test_what_is_no_path_is_refused_where_it_stands(tmp_path: Path, name: str) -
 @pytest.mark.parametrize(
     "text",
     [
-        "extends: FILE\n" + BASE, TRACED, BASE + "fleet: {profile: FILE}\n", BASE + ROLLOUT,
+        "extends: FILE\n" + BASE,
+        TRACED,
+        BASE + "fleet: {profile: FILE}\n",
+        BASE + ROLLOUT,
         TRACED.replace("{file: FILE}", "{file: own.csv, lengths_file: FILE}"),
-        BASE + "sweep: {fleet.profile: [FILE]}\n", BASE + "sweep: {workload.trace: [{file: FILE}]}\n",
+        BASE + "sweep: {fleet.profile: [FILE]}\n",
+        BASE + "sweep: {workload.trace: [{file: FILE}]}\n",
         BASE + "plan: {minimize: fleet.replicas, fleets: [{name: a, price: 1, set: {fleet.profile: FILE}}]}\n",
         BASE.replace("  requests: 20", "  requests: 20\n  popularity: {law: weights, file: FILE}"),
-        BASE.replace("  requests: 20",
-                     "  requests: 20\n  tokens: {prompt: {law: empirical, column: a, file: FILE}, output: 5}"),
+        BASE.replace(
+            "  requests: 20", "  requests: 20\n  tokens: {prompt: {law: empirical, column: a, file: FILE}, output: 5}"
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("path", ["../secret.json", "/etc/hosts.json", "link.json", "sub/../../secret.json"])
 def test_confined_scenarios_name_no_file_outside_their_folder(tmp_path: Path, text: str, path: str) -> None:
     write(tmp_path, "root:x:0:0\n", "secret.json")
@@ -202,7 +210,7 @@ def test_messages_hold_no_escapes_for_the_terminal(
     assert "\x07" not in err
 
 
-@pytest.mark.promise("Nothing is fetched.", "is a file that isn't there")
+@pytest.mark.promise("Nothing is fetched.", "is treated as a missing file")
 @pytest.mark.parametrize("address", ["https://example.com/t.csv", "s3://bucket/t.parquet", "hdfs://h/t", "file:///t"])
 @pytest.mark.parametrize("text", [TRACED, "extends: FILE\n" + BASE, BASE + "fleet: {profile: FILE}\n"])
 def test_an_address_is_a_file_that_is_not_there(

@@ -329,8 +329,16 @@ def test_an_answer_that_contradicts_itself_is_refused(
     server.answers[path] = lambda connection: connection.sendall(LIES[what])
     code, said = serve()
     assert code == 3
-    words = ("not HTTP", "no proper length", "a length and comes in chunks", "unknown transfer encoding", "never comes",
-             "closed the connection", "larger than", "longer than")  # fmt: skip
+    words = (
+        "not HTTP",
+        "no proper length",
+        "a length and comes in chunks",
+        "unknown transfer encoding",
+        "never comes",
+        "closed the connection",
+        "larger than",
+        "longer than",
+    )
     assert any(each in said for each in words), said
 
 
@@ -454,7 +462,7 @@ EVENTS = {
     "an error of a megabyte": (b'data: {"error": "' + b"a" * 60_000 + b'"}\n\n', "a" * 299 + "…"),
     "an endless event": (b"data: " + b" " * 70_000, "an event of more than 64 KiB"),
     "more events than were asked for": (WORD * 1000, "more tokens than were asked for"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.promise("A token count must be a whole number of at most twice the requested tokens and 16.")
@@ -529,10 +537,17 @@ def test_metrics_that_lack_a_part(server: HostileServer, serve: Serve) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [b"a" * 1_000_000, b'vllm:cache_config_info{' + b"a" * 60_000 + b"} 1", b"x{" + b"}" * 60_000, b"} " * 500_000,
-     b'vllm:cache_config_info{' + b'a="' * 20_000 + b"} 1", b"\n" * 1_000_000, b"x" + b" " * 60_000],
+    [
+        b"a" * 1_000_000,
+        b"vllm:cache_config_info{" + b"a" * 60_000 + b"} 1",
+        b"x{" + b"}" * 60_000,
+        b"} " * 500_000,
+        b"vllm:cache_config_info{" + b'a="' * 20_000 + b"} 1",
+        b"\n" * 1_000_000,
+        b"x" + b" " * 60_000,
+    ],
     ids=["letters", "labels", "braces", "pairs", "quotes", "lines", "blanks"],
-)  # fmt: skip
+)
 def test_a_metrics_page_is_read_in_time_that_grows_with_its_length(page: bytes) -> None:
     begun = time.monotonic()
     parse_page(page.decode(), 0.0)

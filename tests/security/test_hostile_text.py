@@ -73,7 +73,7 @@ SWEEP = ("sweep", "s.yaml", "--over", "cache.gpu.slots=4,8", "--out", "out")
 
 @pytest.mark.promise(
     "Whatever is printed on a terminal has control characters as escapes",
-    "and line breaks of a stranger's text too: none of it looks like a line of loraplan's.",
+    "and line breaks of untrusted text too: it cannot look like a line of loraplan's own output.",
 )
 @pytest.mark.parametrize(
     ("made", "then"),

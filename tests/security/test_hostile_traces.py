@@ -94,8 +94,12 @@ def test_names_do_not_add_up_for_ever(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def table(**columns: pa.Array) -> pa.Table:
     count = len(next(iter(columns.values())))
-    plain = {"timestamp_s": [float(i) for i in range(count)], "adapter_id": ["a"] * count,
-             "input_tokens": [1] * count, "output_tokens": [1] * count}  # fmt: skip
+    plain = {
+        "timestamp_s": [float(i) for i in range(count)],
+        "adapter_id": ["a"] * count,
+        "input_tokens": [1] * count,
+        "output_tokens": [1] * count,
+    }
     return pa.table({**plain, **columns})
 
 
@@ -107,14 +111,16 @@ PARQUET: dict[str, tuple[Callable[[], pa.Table], str]] = {
     "a dictionary of one long name": (lambda: table(adapter_id=long_words()), "adapter_id: a cell is too long"),
     "numbers as long texts": (lambda: table(input_tokens=long_words()), "input_tokens: a cell is too long"),
     "one long cell": (
-        lambda: table(adapter_id=pa.array(["x"] * 1000 + ["x" * 9000])), "adapter_id: a cell is too long",
+        lambda: table(adapter_id=pa.array(["x"] * 1000 + ["x" * 9000])),
+        "adapter_id: a cell is too long",
     ),
     "bytes of one size": (
-        lambda: table(adapter_id=pa.array([b"x" * 9000], pa.binary(9000))), "adapter_id: a cell is too long",
+        lambda: table(adapter_id=pa.array([b"x" * 9000], pa.binary(9000))),
+        "adapter_id: a cell is too long",
     ),
     "lists": (lambda: table(adapter_id=pa.array([["x"]])), "adapter_id: a column of this type is not supported"),
     "tables": (lambda: table(input_tokens=pa.array([{"a": 1}])), "input_tokens: a column of this type is not"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.promise(

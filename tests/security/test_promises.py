@@ -326,7 +326,7 @@ def test_rows_of_a_trace_are_counted_as_they_come(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.promise(
-    "A packed trace is read block by block, so one that unpacks to terabytes costs time and not memory."
+    "A packed trace is read block by block, so one that unpacks to terabytes takes time but not memory."
 )
 def test_a_packed_trace_takes_a_blocks_memory(tmp_path: Path) -> None:
     """200 MB of text with few requests: rows of 100 kB, nearly all of it spaces."""

@@ -49,21 +49,38 @@ def ladder(noise: float = 0.0) -> Ladder:
 
 def test_costs_come_back() -> None:
     found = fit_steps(ladder())
-    assert found == pytest.approx({
-        "fixed": FIXED, "sequence": SEQUENCE, "token": TOKEN, "adapter": ADAPTER, "kv_token": KV, "attended": 0.0,
-        "prefill_step": PREFILL, "front_end": OUTSIDE,
-    }, rel=1e-3, abs=1e-9)  # fmt: skip
+    assert found == pytest.approx(
+        {
+            "fixed": FIXED,
+            "sequence": SEQUENCE,
+            "token": TOKEN,
+            "adapter": ADAPTER,
+            "kv_token": KV,
+            "attended": 0.0,
+            "prefill_step": PREFILL,
+            "front_end": OUTSIDE,
+        },
+        rel=1e-3,
+        abs=1e-9,
+    )
 
 
 def test_a_profile_says_what_it_is_from() -> None:
-    scenario = Scenario.model_validate({
-        "schema_version": 1, "name": "x",
-        "workload": {"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"},
-                     "popularity": {"law": "uniform"},
-                     "tokens": {"prompt": {"law": "fixed", "value": 9}, "output": {"law": "fixed", "value": 9}}},
-        "adapters": {"base_model": "tiny", "count": 4, "rank": 8},
-        "fleet": {"engine": "vllm-0.32"}, "cache": {"gpu": {"slots": 2}, "host": {"slots": 4}},
-    })  # fmt: skip
+    scenario = Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "x",
+            "workload": {
+                "requests": 10,
+                "arrivals": {"process": "poisson", "rate": "1/s"},
+                "popularity": {"law": "uniform"},
+                "tokens": {"prompt": {"law": "fixed", "value": 9}, "output": {"law": "fixed", "value": 9}},
+            },
+            "adapters": {"base_model": "tiny", "count": 4, "rank": 8},
+            "fleet": {"engine": "vllm-0.32"},
+            "cache": {"gpu": {"slots": 2}, "host": {"slots": 4}},
+        }
+    )
     population = Traffic(scenario, "tiny").population
     server = MeasuredServer("tiny", population, "vllm 0.32.0 (cpu)", 4096)
     profile = fit_profile(ladder(noise=0.02), scenario, server, "cmd")
@@ -78,10 +95,12 @@ def test_a_profile_says_what_it_is_from() -> None:
     assert profile.memory.total_bytes > 4096 * profile.memory.kv_bytes_per_token
     assert len(profile.draws) == 16
     for pick in (
-        lambda costs: costs.step.fixed_s, lambda costs: costs.step.per_sequence_s,
-        lambda costs: costs.step.tokens[1][1], lambda costs: costs.load.storage.open_s,
+        lambda costs: costs.step.fixed_s,
+        lambda costs: costs.step.per_sequence_s,
+        lambda costs: costs.step.tokens[1][1],
+        lambda costs: costs.load.storage.open_s,
         lambda costs: costs.load.host.open_s,
-    ):  # fmt: skip
+    ):
         drawn = [pick(draw) for draw in profile.draws]
         assert min(drawn) < pick(profile) < max(drawn)
         assert all(float(f"{value:.6g}") == value for value in drawn)

@@ -21,9 +21,24 @@ pytestmark = [
 
 
 def test_a_real_vllm_is_predicted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    command = [sys.executable, "-m", "sim.cli", "calibrate", "serve", "serve-tiny", "--launch", "vllm", "--fit",
-               "--server-python", str(PYTHON), "--out", str(tmp_path / "out"), "--set", "workload.requests=200",
-               "--json"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "sim.cli",
+        "calibrate",
+        "serve",
+        "serve-tiny",
+        "--launch",
+        "vllm",
+        "--fit",
+        "--server-python",
+        str(PYTHON),
+        "--out",
+        str(tmp_path / "out"),
+        "--set",
+        "workload.requests=200",
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=570, check=False)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
@@ -34,8 +49,10 @@ def test_a_real_vllm_is_predicted(tmp_path: Path, capfd: pytest.CaptureFixture[s
             numbers = [
                 f"{row[key]:12.4g}" if row[key] is not None else f"{'–':>12}" for key in ("measured", "predicted")
             ]
-            shares = [f"{row[key]:{width}.1%}" if row[key] is not None else f"{'–':>{width}}"
-                      for key, width in (("error", 9), ("noise", 9), ("wanted", 8))]  # fmt: skip
+            shares = [
+                f"{row[key]:{width}.1%}" if row[key] is not None else f"{'–':>{width}}"
+                for key, width in (("error", 9), ("noise", 9), ("wanted", 8))
+            ]
             print(f"{name:22}{''.join(numbers)}{''.join(shares)}")
     assert summary["failed"] == [0, 0]
     assert summary["loads_from"] == "an observer inside the server"

@@ -132,11 +132,12 @@ def test_metrics_pages() -> None:
 def test_what_an_observer_saw() -> None:
     rows = [
         {"step": 1.0, "tokens": 9, "sequences": 2, "new": [3, 4, 4], "preempted": 0},
-        {"load": 1.1, "adapter": 3, "seconds": 0.01}, {"load": 1.2, "adapter": 7, "seconds": 0.01},
+        {"load": 1.1, "adapter": 3, "seconds": 0.01},
+        {"load": 1.2, "adapter": 7, "seconds": 0.01},
         {"eviction": 1.15, "adapter": 2},
         {"step": 2.0, "tokens": 2, "sequences": 2, "new": [], "preempted": 1},
         {"load": 9.0, "adapter": 3, "seconds": 0.01},
-    ]  # fmt: skip
+    ]
     seen = observed_between(rows, 0.5, 3.0)
     assert isinstance(seen, ObservedRun)
     assert (seen.steps, seen.loads, seen.evictions, seen.misses, seen.preemptions) == (2, 2, 1, 1, 1)

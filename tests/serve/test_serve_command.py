@@ -22,9 +22,17 @@ OUT = Path("runs/serve-short")
 
 def serve(loraplan: CommandLine, server: FakeServer, *arguments: str) -> Ended:
     return loraplan(
-        "calibrate", "serve", "short.yaml", "--url", server.url, "--profile", "profile.json", "--repeat", "1",
+        "calibrate",
+        "serve",
+        "short.yaml",
+        "--url",
+        server.url,
+        "--profile",
+        "profile.json",
+        "--repeat",
+        "1",
         *arguments,
-    )  # fmt: skip
+    )
 
 
 def kept() -> list[dict[str, Any]]:
@@ -222,10 +230,14 @@ def test_a_full_disk_ends_the_run(loraplan: CommandLine, server: FakeServer, mon
 def test_a_disk_that_fills_up_keeps_whole_rows(loraplan: CommandLine, server: FakeServer) -> None:
     arguments = ["calibrate", "serve", "short.yaml", "--url", server.url, "--profile", "profile.json"]
     done = subprocess.run(
-        [sys.executable, "-m", "sim.cli", *arguments], capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-m", "sim.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
-    )  # fmt: skip
+    )
     assert done.returncode == 2, done.stderr
     rows = kept()  # all of them JSON
     assert 0 < len(rows) < 30
@@ -294,18 +306,25 @@ def test_costs_are_fitted_over_the_api(
         monkeypatch.setattr(ladder, name, value)
     server.token_s = 0.004
     done = loraplan(
-        "calibrate", "serve", "short.yaml", "--url", server.url, "--fit", "--repeat", "1", "--json",
-        "--set", "fleet.max_num_seqs=4",
-    )  # fmt: skip
+        "calibrate",
+        "serve",
+        "short.yaml",
+        "--url",
+        server.url,
+        "--fit",
+        "--repeat",
+        "1",
+        "--json",
+        "--set",
+        "fleet.max_num_seqs=4",
+    )
     assert done.code == 0, done.err
     profile = json.loads((OUT / "profile.json").read_text())
     assert profile["status"] == "measured"
     assert 0.003 < profile["step"]["fixed_s"] < 0.012  # a step is a sleep of 4 ms, whoever is in it
     assert json.loads(done.out)["profile"]["fitted"] is True
     assert len(profile["draws"]) == 16
-    assert profile["provenance"]["command"] == (
-        "loraplan calibrate serve short --fit --set fleet.max_num_seqs=4"
-    )  # fmt: skip
+    assert profile["provenance"]["command"] == ("loraplan calibrate serve short --fit --set fleet.max_num_seqs=4")
     assert "127.0.0.1" not in (OUT / "profile.json").read_text()
     rungs = json.loads((OUT / "ladder.json").read_text())
     assert {batch["sequences"] for batch in rungs["batches"]} == {1, 2, 4}
@@ -325,8 +344,11 @@ def test_an_interruption_keeps_finished_requests(
     arguments = ["calibrate", "serve", "short.yaml", "--url", server.url, "--profile", "profile.json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sim.cli", *arguments, "--set", "workload.arrivals.rate=10/s"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
     while len(server.seen) < 4 + 10 and time.monotonic() < deadline:
         time.sleep(0.05)

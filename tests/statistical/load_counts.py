@@ -72,29 +72,38 @@ def count(row: dict[str, str], folder: Path, *, mean_itl: bool = False) -> Count
     path = folder / "profile.json"
     path.write_text(json.dumps(profile.model_copy(update={"step": step}).model_dump(mode="json")), encoding="utf-8")
     no_time = {"law": "fixed", "value": "1 us"}  # the step time has the loads in it
-    scenario = Scenario.model_validate({
-        "schema_version": 1, "name": "load-counts",
-        "workload": {
-            "duration": f"{duration_s} s",
-            "arrivals": {"process": "poisson", "rate": f"{float(row['rate_per_adapter_rps']) * adapters}/s"},
-            "tokens": {"prompt": {"law": "fixed", "value": PROMPT}, "output": {"law": "fixed", "value": OUTPUT}},
-        },
-        "adapters": {"count": adapters, "rank": 8},
-        "fleet": {
-            "engine": "vllm-0.8", "profile": str(path), "max_num_seqs": 2048, "max_num_batched_tokens": 2048,
-            "kv_tokens": int(float(row["kv_tokens"])), "front_end": "vllm-0.8-scraped",
-        },
-        "cache": {"gpu": {"slots": slots}, "host": {"slots": adapters}},
-        "storage": {"load": no_time, "host_load": no_time},
-        "run": {"replications": 1, "warmup": "0%"},
-    })  # fmt: skip
+    scenario = Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "load-counts",
+            "workload": {
+                "duration": f"{duration_s} s",
+                "arrivals": {"process": "poisson", "rate": f"{float(row['rate_per_adapter_rps']) * adapters}/s"},
+                "tokens": {"prompt": {"law": "fixed", "value": PROMPT}, "output": {"law": "fixed", "value": OUTPUT}},
+            },
+            "adapters": {"count": adapters, "rank": 8},
+            "fleet": {
+                "engine": "vllm-0.8",
+                "profile": str(path),
+                "max_num_seqs": 2048,
+                "max_num_batched_tokens": 2048,
+                "kv_tokens": int(float(row["kv_tokens"])),
+                "front_end": "vllm-0.8-scraped",
+            },
+            "cache": {"gpu": {"slots": slots}, "host": {"slots": adapters}},
+            "storage": {"load": no_time, "host_load": no_time},
+            "run": {"replications": 1, "warmup": "0%"},
+        }
+    )
     recording = simulate(build_world(scenario), 0, 1)
     completed = int((recording.requests["status"] == 0).sum())
     return Counted(
-        slots, adapters, float(row["waiting_mean"]),
+        slots,
+        adapters,
+        float(row["waiting_mean"]),
         float(row["loads_host_to_gpu"]) / float(row["completed_requests"]),
         len(recording.loads["tier"]) / max(completed, 1),
-    )  # fmt: skip
+    )
 
 
 def median_error(counted: list[Counted]) -> float:

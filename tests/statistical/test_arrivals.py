@@ -56,9 +56,10 @@ def test_a_modulated_poisson_process_disperses_as_theory_says() -> None:
     # Two states are an on-off process on top of a constant one: the same formula with the difference of the rates.
     low_s, high_s, window = 4.0, 1.0, 500.0
     arrivals = {
-        "process": "mmpp", "rate": "10/s",
+        "process": "mmpp",
+        "rate": "10/s",
         "states": [{"level": 1, "time": f"{low_s} s"}, {"level": 6, "time": f"{high_s} s"}],
-    }  # fmt: skip
+    }
     low = 10 / ((1 * low_s + 6 * high_s) / (low_s + high_s))
     leave, back = 1 / high_s, 1 / low_s
     share = high_s / (low_s + high_s)

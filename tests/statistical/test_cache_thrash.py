@@ -25,7 +25,8 @@ from sim.spec.scenario import Scenario
 def thrash(rate: float, requests: int, slots: int | None = None) -> Scenario:
     return build(
         workload={
-            "requests": requests, "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
+            "requests": requests,
+            "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
             "tokens": {"prompt": {"law": "fixed", "value": 1}, "output": {"law": "fixed", "value": 1}},
         },
         adapters={"count": 1000, "size": "50 MB"},
@@ -33,7 +34,7 @@ def thrash(rate: float, requests: int, slots: int | None = None) -> Scenario:
         storage={"load": {"law": "uniform", "low": "20 ms", "high": "50 ms"}},
         fleet={"engine": "fixed", "service": {"law": "fixed", "value": "10 ms"}},
         run={"seed": 7, "warmup": 0},
-    )  # fmt: skip
+    )
 
 
 def p99_s(columns: dict[str, Any]) -> list[float]:

@@ -18,15 +18,18 @@ FASTER_MEAN_WAIT_S = 0.45 * 0.009 / (2 * 0.55)
 
 
 def queue(seed: int, replications: int, requests: int, service: str = "10 ms") -> Scenario:
-    return Scenario.model_validate({
-        "schema_version": 1, "name": "md1",
-        "workload": {"requests": requests, "arrivals": {"process": "poisson", "rate": "50/s"}},
-        "adapters": {"count": 1, "size": "1 MB"},
-        "fleet": {"engine": "fixed", "service": {"law": "fixed", "value": service}},
-        "cache": {"gpu": {"slots": 1}},
-        "storage": {"load": {"law": "fixed", "value": "1 ms"}},
-        "run": {"seed": seed, "replications": replications},
-    })  # fmt: skip
+    return Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "md1",
+            "workload": {"requests": requests, "arrivals": {"process": "poisson", "rate": "50/s"}},
+            "adapters": {"count": 1, "size": "1 MB"},
+            "fleet": {"engine": "fixed", "service": {"law": "fixed", "value": service}},
+            "cache": {"gpu": {"slots": 1}},
+            "storage": {"load": {"law": "fixed", "value": "1 ms"}},
+            "run": {"seed": seed, "replications": replications},
+        }
+    )
 
 
 @pytest.mark.slow

@@ -25,9 +25,10 @@ def predictions(runs: list[MeasuredRun], shared: Path) -> list[RunPrediction]:
 def test_the_cliff_over_slots_is_met(shared: Path) -> None:
     """Llama-3.1-8B, 128 adapters at 7.5 requests/s: p50 TTFT of 77 s, 29 s, 9 s, 84 ms, 90 ms at 8 to 128 slots."""
     runs = [
-        run for run in read_runs(shared / "vllm_h100" / "runs.csv")
+        run
+        for run in read_runs(shared / "vllm_h100" / "runs.csv")
         if (run.model, run.adapters, run.workload_group) == ("llama-3.1-8b", 128, "rank_16_rates_0.1_0.05_0.025")
-    ]  # fmt: skip
+    ]
     assert sorted(run.gpu_slots for run in runs) == [8, 16, 32, 64, 128]
     for p in predictions(runs, shared):
         ratio = p.predicted["ttft_p50_ms"] / p.run.measured["ttft_p50_ms"]
@@ -37,10 +38,11 @@ def test_the_cliff_over_slots_is_met(shared: Path) -> None:
 def test_more_slots_can_be_worse(shared: Path) -> None:
     """Llama-3.1-8B, 384 adapters at 22.4 requests/s: slots take memory from the KV cache; 64 are better than 128."""
     runs = [
-        run for run in read_runs(shared / "vllm_h100" / "runs.csv")
+        run
+        for run in read_runs(shared / "vllm_h100" / "runs.csv")
         if (run.model, run.adapters, run.workload_group) == ("llama-3.1-8b", 384, "rank_16_rates_0.1_0.05_0.025")
         and run.gpu_slots in (64, 128)
-    ]  # fmt: skip
+    ]
     few, many = sorted(predictions(runs, shared), key=lambda p: p.run.gpu_slots)
     for name in ("ttft_p50_ms", "ttft_p99_ms"):
         assert few.predicted[name] < 0.7 * many.predicted[name], "predicted"

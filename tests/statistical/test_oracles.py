@@ -44,11 +44,15 @@ def one_by_one(requests: int, rate: float, service: dict[str, Any], load: dict[s
     sections = {"adapters": {"count": 1, "size": "1 MB"}, "cache": {"gpu": {"slots": 1}}} | sections
     return build(
         workload={
-            "requests": requests, "arrivals": {"process": "poisson", "rate": f"{rate!r}/s"}, "popularity": popularity,
+            "requests": requests,
+            "arrivals": {"process": "poisson", "rate": f"{rate!r}/s"},
+            "popularity": popularity,
             "tokens": {"prompt": {"law": "fixed", "value": 1}, "output": {"law": "fixed", "value": 1}},
         },
-        fleet={"engine": "fixed", "service": service}, storage={"load": load} | sections.pop("storage", {}), **sections,
-    )  # fmt: skip
+        fleet={"engine": "fixed", "service": service},
+        storage={"load": load} | sections.pop("storage", {}),
+        **sections,
+    )
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -80,9 +84,14 @@ def test_all_miss_tandem(oracles: dict[str, list[list[float]]], load: float) -> 
     """Loads end 20 ms apart or more, so nobody waits for the server of 10 ms behind the loader."""
     (wait_ms,) = row(oracles["mg1_uniform20_50_loader_wait_ms"], load)
     scenario = one_by_one(
-        REQUESTS[load] // 2, load / 0.035, fixed_time(SERVICE_S), LOADER, popularity={"law": "cyclic"},
-        adapters={"count": 1000, "size": "1 MB"}, cache={"gpu": {"slots": 200}},
-    )  # fmt: skip
+        REQUESTS[load] // 2,
+        load / 0.035,
+        fixed_time(SERVICE_S),
+        LOADER,
+        popularity={"law": "cyclic"},
+        adapters={"count": 1000, "size": "1 MB"},
+        cache={"gpu": {"slots": 200}},
+    )
 
     def measure(columns: dict[str, Any]) -> list[float]:
         assert np.all(columns["outcome"] == 2), "cyclic use of 1,000 adapters misses 200 slots of LRU always"
@@ -102,9 +111,14 @@ def test_lru_miss_ratio_at_almost_no_load(
     """Che's approximation holds to 0.005 at these sizes; requests never meet, so every load is a miss of its own."""
     (miss,) = row(oracles["lru_che_miss"], adapters, 200, exponent)
     scenario = one_by_one(
-        22_000, 0.01, fixed_time(0.001), fixed_time(0.001), popularity={"law": "zipf", "exponent": exponent},
-        adapters={"count": adapters, "size": "1 MB"}, cache={"gpu": {"slots": 200}},
-    )  # fmt: skip
+        22_000,
+        0.01,
+        fixed_time(0.001),
+        fixed_time(0.001),
+        popularity={"law": "zipf", "exponent": exponent},
+        adapters={"count": adapters, "size": "1 MB"},
+        cache={"gpu": {"slots": 200}},
+    )
     found = replicate(scenario, lambda c: [np.mean(c["outcome"] == 2)], REPLICATIONS, warmup=0.1)
     assert abs(found[0][0] - miss) <= 0.005, f"{found[0][0]:.4f}, Che {miss}"
     assert 3 * found[1][0] <= 0.005, "too noisy to say"
@@ -120,15 +134,19 @@ def test_batching_is_a_birth_death_chain(oracles: dict[str, list[list[float]]], 
     rate, a, b, seats, mean_tokens, running, sojourn_s, wait_s, _ = chain
     scenario = build(
         workload={
-            "requests": requests, "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
+            "requests": requests,
+            "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
             "tokens": {"prompt": {"law": "fixed", "value": 1}, "output": {"law": "geometric", "mean": mean_tokens}},
         },
-        adapters={"count": 1, "size": "1 MB"}, cache={"gpu": {"slots": 1}}, storage={"load": fixed_time(0.0)},
+        adapters={"count": 1, "size": "1 MB"},
+        cache={"gpu": {"slots": 1}},
+        storage={"load": fixed_time(0.0)},
         fleet={
-            "profile": write_profile({"fixed_s": a, "per_sequence_s": b}), "max_num_seqs": int(seats),
+            "profile": write_profile({"fixed_s": a, "per_sequence_s": b}),
+            "max_num_seqs": int(seats),
             "kv_tokens": 10**6,
         },
-    )  # fmt: skip
+    )
 
     def measure(columns: dict[str, Any]) -> list[float]:
         return [np.mean(columns["sojourn_s"]), np.mean(columns["wait_s"])]
@@ -171,9 +189,15 @@ def test_delayed_hits(oracles: dict[str, list[list[float]]]) -> None:
         assert outside == pytest.approx([*published, wait_ms / 1e3], rel=1e-6)
     rate, load_s, exponent = 70.0, 0.2, 0.9
     scenario = one_by_one(
-        12_000, rate, fixed_time(0.0), fixed_time(load_s), popularity={"law": "zipf", "exponent": exponent},
-        adapters={"count": 1000, "size": "1 MB"}, cache={"gpu": {"slots": 200}}, storage={"loaders": 1000},
-    )  # fmt: skip
+        12_000,
+        rate,
+        fixed_time(0.0),
+        fixed_time(load_s),
+        popularity={"law": "zipf", "exponent": exponent},
+        adapters={"count": 1000, "size": "1 MB"},
+        cache={"gpu": {"slots": 200}},
+        storage={"loaders": 1000},
+    )
 
     def measure(columns: dict[str, Any]) -> list[float]:
         return [np.mean(columns["outcome"] == 2), np.mean(columns["outcome"] == 1), np.mean(columns["load_wait_s"])]

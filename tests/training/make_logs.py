@@ -51,27 +51,56 @@ HEALTHY = (
     Recipe("unclipped", arguments=FREE),
 )
 FAILING = (
-    Recipe("rank-1-linear", "underfitting", rank=1, targets="q,v", steps=800, lr=8e-3,
-           arguments={"lr_scheduler_type": "linear"}),
-    Recipe("rank-1-cosine", "underfitting", rank=1, targets="q,v", steps=800, lr=1e-2,
-           arguments={"lr_scheduler_type": "cosine", "warmup_steps": 30}),
-    Recipe("rank-2-attention", "underfitting", rank=2, targets="q,v", steps=1000, lr=8e-3,
-           arguments={"lr_scheduler_type": "cosine", "warmup_steps": 30}),
+    Recipe(
+        "rank-1-linear",
+        "underfitting",
+        rank=1,
+        targets="q,v",
+        steps=800,
+        lr=8e-3,
+        arguments={"lr_scheduler_type": "linear"},
+    ),
+    Recipe(
+        "rank-1-cosine",
+        "underfitting",
+        rank=1,
+        targets="q,v",
+        steps=800,
+        lr=1e-2,
+        arguments={"lr_scheduler_type": "cosine", "warmup_steps": 30},
+    ),
+    Recipe(
+        "rank-2-attention",
+        "underfitting",
+        rank=2,
+        targets="q,v",
+        steps=1000,
+        lr=8e-3,
+        arguments={"lr_scheduler_type": "cosine", "warmup_steps": 30},
+    ),
     Recipe("explodes", "divergence", task="rows", lr=0.2, base_bits=4, arguments=FREE | RISING | {"warmup_steps": 200}),
-    Recipe("explodes-late", "divergence", task="rows", lr=0.5, base_bits=4,
-           arguments=FREE | RISING | {"warmup_steps": 300}),
+    Recipe(
+        "explodes-late", "divergence", task="rows", lr=0.5, base_bits=4, arguments=FREE | RISING | {"warmup_steps": 300}
+    ),
     Recipe("explodes-at-once", "divergence", lr=1.0, base_bits=4, arguments=FREE),
     Recipe("explodes-sgd", "divergence", task="rows", lr=1e5, base_bits=4, arguments=FREE | {"optim": "sgd"}),
     Recipe("no-number", "divergence", lr=1e25, base_bits=4, arguments=FREE),
     Recipe("no-number-filtered", "divergence", lr=1e25, base_bits=4, arguments=FREE | {"logging_nan_inf_filter": True}),
     Recipe("100-examples", "overfitting", examples=100, steps=700, noise=0.2),
     Recipe("100-examples-rank-64", "overfitting", examples=100, steps=700, rank=64, noise=0.2),
-    Recipe("100-examples-cosine", "overfitting", examples=100, steps=700, noise=0.2, lr=6e-3,
-           arguments={"lr_scheduler_type": "cosine", "warmup_steps": 20}),
+    Recipe(
+        "100-examples-cosine",
+        "overfitting",
+        examples=100,
+        steps=700,
+        noise=0.2,
+        lr=6e-3,
+        arguments={"lr_scheduler_type": "cosine", "warmup_steps": 20},
+    ),
     Recipe("unknown-words", "domain-shift", task="unknown"),
     Recipe("unknown-words-rank-64", "domain-shift", task="unknown", rank=64, lr=2e-3),
     Recipe("parity", "domain-shift", task="parity", rank=32),
-)  # fmt: skip
+)
 BORDERLINE = (Recipe("100-examples-clean", "overfitting", examples=100, steps=700),)
 """Learned by heart, but the validation loss stands still and three quarters of the answers are right: no fixture."""
 RECIPES = HEALTHY + FAILING

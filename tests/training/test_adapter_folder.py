@@ -155,11 +155,14 @@ def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path, name: str) -> None
 
 
 BAD_CONFIGS = {
-    "missing": (None, "no adapter_config.json"), "no JSON": ("{", "not JSON"), "a list": ("[]", "not a JSON object"),
-    "nested without end": ("[" * 100_000, "not JSON"), "another rank": ('{"r": 3}', "rank differs from"),
+    "missing": (None, "no adapter_config.json"),
+    "no JSON": ("{", "not JSON"),
+    "a list": ("[]", "not a JSON object"),
+    "nested without end": ("[" * 100_000, "not JSON"),
+    "another rank": ('{"r": 3}', "rank differs from"),
     "a rank in words": ('{"r": "two"}', "not of the right type"),
     "a book": (" " * (1 << 21), "it is larger than 1 MiB"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_CONFIGS)
@@ -191,7 +194,9 @@ class Bomb:
         return (os.mkdir, (str(self.mark),))
 
 
-@pytest.mark.promise("No code is run.", "Weights are read as headers of safetensors files, pickles are never loaded")
+@pytest.mark.promise(
+    "No code is run.", "Only the safetensors headers of weights are parsed.", "Pickles are never loaded"
+)
 @pytest.mark.parametrize("name", [WEIGHTS, "adapter_model.bin", "adapter_model.pt"])
 @pytest.mark.parametrize("archive", [False, True])
 def test_a_pickle_is_never_loaded(good: Path, tmp_path: Path, name: str, archive: bool) -> None:
@@ -259,11 +264,13 @@ values: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-tensors = st.fixed_dictionaries({
-    "dtype": st.sampled_from(["F16", "BF16", "F32", "F4", "U8", "F99"]) | values,
-    "shape": st.lists(st.integers(-1, 5), max_size=3) | values,
-    "data_offsets": st.lists(st.integers(-1, 40), min_size=2, max_size=2) | values,
-})  # fmt: skip
+tensors = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F16", "BF16", "F32", "F4", "U8", "F99"]) | values,
+        "shape": st.lists(st.integers(-1, 5), max_size=3) | values,
+        "data_offsets": st.lists(st.integers(-1, 40), min_size=2, max_size=2) | values,
+    }
+)
 names = st.sampled_from([A, B, "model.q_proj.lora_A", "lora_embedding_B", ".lora_", "__metadata__"]) | st.text()
 
 

@@ -21,9 +21,14 @@ from sim.training.files.copies import find_copies
 
 
 def add(
-    root: Path, name: str, rank: int = 8, targets: Targets = ("q", "v"), dtype: str = "bf16", mark: int = 0,
+    root: Path,
+    name: str,
+    rank: int = 8,
+    targets: Targets = ("q", "v"),
+    dtype: str = "bf16",
+    mark: int = 0,
     **fields: Any,
-) -> Path:  # fmt: skip
+) -> Path:
     start, size = header_of(MODEL, rank, targets, dtype)
     return write_sparse(root / name, start, size, {**adapter_config(BASE, rank, targets), **fields}, mark)
 
@@ -69,13 +74,28 @@ def test_bad_folders_stop_nothing_and_are_named(tmp_path: Path) -> None:
     assert [entry.folder for entry in census.entries] == ["good", "nested/deep/good"]
     found = {failure.folder: (failure.kind, failure.problem) for failure in census.failures}
     assert sorted(found) == [
-        "cut", "deep", "endless", "loop", "no-config", "not-a-number", "out", "pickled", "pipe", "prompt",
-    ]  # fmt: skip
+        "cut",
+        "deep",
+        "endless",
+        "loop",
+        "no-config",
+        "not-a-number",
+        "out",
+        "pickled",
+        "pipe",
+        "prompt",
+    ]
     says = {
-        "cut": "too short", "deep": "not JSON", "endless": "lora_alpha", "loop": "", "no-config": "no adapter_config",
-        "not-a-number": "NaN is no JSON number", "out": "leads out of the folder", "pipe": "it is not a file",
+        "cut": "too short",
+        "deep": "not JSON",
+        "endless": "lora_alpha",
+        "loop": "",
+        "no-config": "no adapter_config",
+        "not-a-number": "NaN is no JSON number",
+        "out": "leads out of the folder",
+        "pipe": "it is not a file",
         "pickled": "never loaded",
-    }  # fmt: skip
+    }
     for name, words in says.items():
         assert found[name][0] == "unreadable"
         assert words in found[name][1]

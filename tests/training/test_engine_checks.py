@@ -33,18 +33,37 @@ REAL = ("vllm-0.8", "vllm-0.32", "sglang", "s-lora", "lorax", "tensorrt-llm")
 
 
 def entry(
-    folder: str = "a", rank: int = 8, modules: tuple[str, ...] = MODULES, dtype: str = "bf16",
-    base: str | None = BASE, model: str | None = "llama-3.1-8b", extras: tuple[Extra, ...] = (),
-    targets: tuple[str, ...] | None = None, parameters: int | None = None, dtypes: tuple[str, ...] | None = None,
-) -> Entry:  # fmt: skip
+    folder: str = "a",
+    rank: int = 8,
+    modules: tuple[str, ...] = MODULES,
+    dtype: str = "bf16",
+    base: str | None = BASE,
+    model: str | None = "llama-3.1-8b",
+    extras: tuple[Extra, ...] = (),
+    targets: tuple[str, ...] | None = None,
+    parameters: int | None = None,
+    dtypes: tuple[str, ...] | None = None,
+) -> Entry:
     count = rank * parameters_per_rank(SHAPES["llama-3.1-8b"], modules) if parameters is None else parameters  # type: ignore[arg-type]
     size = count * DTYPE_BYTES[dtype]
     return Entry(
-        folder=folder, path=Path(folder), ranks=(rank,), alpha=16,
-        targets=targets or tuple(sorted(f"{name}_proj" for name in modules)), dtypes=dtypes or (dtype,), tensors=448,
-        parameters=count, lora_parameters=count, bytes=size, file_bytes=size + 1000, layers=32, base_model=base,
-        model=model, extras=extras, header_digest=folder,
-    )  # fmt: skip
+        folder=folder,
+        path=Path(folder),
+        ranks=(rank,),
+        alpha=16,
+        targets=targets or tuple(sorted(f"{name}_proj" for name in modules)),
+        dtypes=dtypes or (dtype,),
+        tensors=448,
+        parameters=count,
+        lora_parameters=count,
+        bytes=size,
+        file_bytes=size + 1000,
+        layers=32,
+        base_model=base,
+        model=model,
+        extras=extras,
+        header_digest=folder,
+    )
 
 
 def concerns(entries: list[Entry], copies: Copies | None = None, **target: object) -> list[Concern]:
@@ -94,8 +113,9 @@ def test_what_vllm_says_of_strangers() -> None:
         entry("rs", extras=("rsLoRA",)),
     ]
     assert [(c.level, c.folders) for c in concerns(entries, engine="vllm-0.32")] == [
-        ("refused", ("dora",)), ("refused", ("saved",)),
-    ]  # fmt: skip
+        ("refused", ("dora",)),
+        ("refused", ("saved",)),
+    ]
 
 
 def test_ranks_above_the_largest_are_refused() -> None:

@@ -416,9 +416,13 @@ def test_noise_is_no_failure(tmp_path: Path, spread: float, losses: int, end: fl
     for seed in range(6):
         for curve in curves:
             rows = history(
-                noisy(curve, spread, seed), noisy(curve, spread / 8, seed + 50), losses=losses, steps=6000,
-                grad_norm=noisy(lambda at: 1.0, 2 * spread, seed + 99), accuracy=lambda at: 0.9,
-            )  # fmt: skip
+                noisy(curve, spread, seed),
+                noisy(curve, spread / 8, seed + 50),
+                losses=losses,
+                steps=6000,
+                grad_norm=noisy(lambda at: 1.0, 2 * spread, seed + 99),
+                accuracy=lambda at: 0.9,
+            )
             assert named(vet(tmp_path / "a", rows)) == {}, (seed, curve)
 
 

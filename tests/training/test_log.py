@@ -19,9 +19,16 @@ def test_the_series_of_a_log(tmp_path: Path) -> None:
     rows = [
         {"epoch": 0.5, "loss": 2.5, "grad_norm": 1.5, "learning_rate": 1e-4, "step": 10},
         {"epoch": 1.0, "loss": 2.0, "grad_norm": 0.5, "learning_rate": 5e-5, "step": 20},
-        {"epoch": 1.0, "eval_loss": 1.9, "eval_accuracy": 0.6, "eval_runtime": 2.0, "eval_samples_per_second": 50.0,
-         "eval_steps_per_second": 5.0, "step": 20},
-    ]  # fmt: skip
+        {
+            "epoch": 1.0,
+            "eval_loss": 1.9,
+            "eval_accuracy": 0.6,
+            "eval_runtime": 2.0,
+            "eval_samples_per_second": 50.0,
+            "eval_steps_per_second": 5.0,
+            "step": 20,
+        },
+    ]
     log = read_log(write_log(tmp_path, rows, best_global_step=20, global_step=20))
     assert log.loss.steps == (10, 20)
     assert log.grad_norm.values == (1.5, 0.5)

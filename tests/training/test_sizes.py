@@ -27,11 +27,17 @@ def base() -> Any:
     """Return a new model: PEFT changes the one that it is given."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(
-        hidden_size=TINY.hidden, intermediate_size=TINY.intermediate, num_hidden_layers=TINY.layers,
-        num_attention_heads=TINY.heads, num_key_value_heads=TINY.kv_heads, head_dim=TINY.head_dim,
-        vocab_size=TINY.vocab,
-    ))  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=TINY.hidden,
+            intermediate_size=TINY.intermediate,
+            num_hidden_layers=TINY.layers,
+            num_attention_heads=TINY.heads,
+            num_key_value_heads=TINY.kv_heads,
+            head_dim=TINY.head_dim,
+            vocab_size=TINY.vocab,
+        )
+    )
 
 
 @pytest.mark.parametrize("targets", TARGETS, ids=str)

@@ -23,9 +23,22 @@ ODD = st.one_of(
 )
 VALUES = st.one_of(st.floats(0, 10), st.floats(0, 10), ODD)
 KEYS = st.sampled_from(
-    ["loss", "eval_loss", "grad_norm", "learning_rate", "epoch", "eval_accuracy", "eval_f1", "eval_runtime",
-     "eval_samples_per_second", "train_samples_per_second", "train_steps_per_second", "eval_x_loss", "eval_wer"]
-)  # fmt: skip
+    [
+        "loss",
+        "eval_loss",
+        "grad_norm",
+        "learning_rate",
+        "epoch",
+        "eval_accuracy",
+        "eval_f1",
+        "eval_runtime",
+        "eval_samples_per_second",
+        "train_samples_per_second",
+        "train_steps_per_second",
+        "eval_x_loss",
+        "eval_wer",
+    ]
+)
 ENTRIES = st.one_of(
     st.builds(
         lambda step, rest: {"step": step} | rest,
@@ -42,11 +55,18 @@ HEADS = st.fixed_dictionaries(
     },
 )
 CONFIGS = st.dictionaries(
-    st.sampled_from(["r", "target_modules", "lora_dropout", "base_model_name_or_path", "quantization_config",
-                     "load_in_4bit"]),
-    st.one_of(ODD, st.integers(1, 64), st.lists(st.sampled_from(["q_proj", "v_proj", "up_proj"])),
-              st.just("all-linear"), st.just("unsloth/llama-3-8b-bnb-4bit"), st.just({"load_in_4bit": True})),
-)  # fmt: skip
+    st.sampled_from(
+        ["r", "target_modules", "lora_dropout", "base_model_name_or_path", "quantization_config", "load_in_4bit"]
+    ),
+    st.one_of(
+        ODD,
+        st.integers(1, 64),
+        st.lists(st.sampled_from(["q_proj", "v_proj", "up_proj"])),
+        st.just("all-linear"),
+        st.just("unsloth/llama-3-8b-bnb-4bit"),
+        st.just({"load_in_4bit": True}),
+    ),
+)
 
 
 def vetted(folder: Path, state: object, config: object) -> list[dict[str, Any]]:

@@ -111,11 +111,19 @@ class Base:
         tables = np.stack([known, other, some])
         model = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=VOCABULARY, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=False,
-                bos_token_id=None, eos_token_id=None, pad_token_id=None,
+                vocab_size=VOCABULARY,
+                hidden_size=48,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=32,
+                tie_word_embeddings=False,
+                bos_token_id=None,
+                eos_token_id=None,
+                pad_token_id=None,
             )
-        )  # fmt: skip
+        )
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
         for step in range(steps):
             for group in optimiser.param_groups:
@@ -184,20 +192,34 @@ def _trainer(
 ) -> Trainer:
     every = max(1, recipe.steps // recipe.evals) if recipe.evals else 0
     given: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": recipe.steps, "per_device_train_batch_size": recipe.batch,
-        "per_device_eval_batch_size": CHECKED, "learning_rate": recipe.lr, "lr_scheduler_type": "constant",
-        "logging_steps": max(1, recipe.steps // recipe.logs), "logging_nan_inf_filter": False,
-        "eval_strategy": "steps" if every else "no", "eval_steps": every or None, "seed": seed, "use_cpu": True,
-        "report_to": "none", "disable_tqdm": True, "save_strategy": "steps" if save else "no",
-        "save_steps": every or 500, "dataloader_pin_memory": False,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": recipe.batch,
+        "per_device_eval_batch_size": CHECKED,
+        "learning_rate": recipe.lr,
+        "lr_scheduler_type": "constant",
+        "logging_steps": max(1, recipe.steps // recipe.logs),
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if every else "no",
+        "eval_steps": every or None,
+        "seed": seed,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "steps" if save else "no",
+        "save_steps": every or 500,
+        "dataloader_pin_memory": False,
+    }
     if recipe.patience:
         given |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": 2}
     torch.manual_seed(seed)
     lora = LoraConfig(
-        r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=TARGETS[recipe.targets], lora_dropout=recipe.dropout,
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        target_modules=TARGETS[recipe.targets],
+        lora_dropout=recipe.dropout,
         task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
     trainer = Trainer(
         model=get_peft_model(base.fresh(recipe.base_bits), lora),
         args=TrainingArguments(**(given | dict(recipe.arguments))),

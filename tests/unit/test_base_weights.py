@@ -46,10 +46,14 @@ def test_int8_halves_the_linear_layers_alone() -> None:
 
 
 def world(**adapters: Any) -> World:
-    return build_world(build(
-        workload={"requests": 100, "arrivals": {"process": "poisson", "rate": "4/s"}}, cache={"gpu": {"slots": 8}},
-        adapters={"count": 10, **adapters.pop("adapters", {})}, fleet=adapters.pop("fleet", {}),
-    ))  # fmt: skip
+    return build_world(
+        build(
+            workload={"requests": 100, "arrivals": {"process": "poisson", "rate": "4/s"}},
+            cache={"gpu": {"slots": 8}},
+            adapters={"count": 10, **adapters.pop("adapters", {})},
+            fleet=adapters.pop("fleet", {}),
+        )
+    )
 
 
 def test_the_memory_becomes_kv_cache_and_the_base_part_of_a_step_longer() -> None:

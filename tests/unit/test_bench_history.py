@@ -35,9 +35,7 @@ def test_a_row_is_held_against_the_median_of_the_last_five_runs_of_its_mode(tmp_
 def test_what_is_kept_says_when_with_which_code_and_how_fast(tmp_path: Path) -> None:
     kept = json.loads(history(tmp_path, 8).read_text())
     assert set(kept) == {"date", "code", "python", "mode", "rows"}
-    assert kept["rows"]["plain"] == {
-        "worth": 8.0, "requests_per_s": 125_000, "bare_per_s": 1.5e6, "peak_mb": 120.0
-    }  # fmt: skip
+    assert kept["rows"]["plain"] == {"worth": 8.0, "requests_per_s": 125_000, "bare_per_s": 1.5e6, "peak_mb": 120.0}
 
 
 @pytest.mark.parametrize(("worth", "named"), [(12.1, True), (11.9, False), (5.0, False)])

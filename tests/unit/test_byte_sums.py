@@ -15,12 +15,15 @@ REQUESTS = 1024  # so that one more than LARGEST makes exactly 2**63
 LARGEST = (2**63 - 1) // REQUESTS
 
 
-@pytest.mark.parametrize("count", [
-    lambda objects, sizes: replay("lru", objects, sizes, 2**62),
-    lambda objects, sizes: replay("lfu", objects, sizes, 2**62),
-    lambda objects, sizes: replay_stepwise("belady", objects, sizes, 2**62),
-    lambda objects, sizes: lru_byte_curve(objects, sizes, [2**62]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "count",
+    [
+        lambda objects, sizes: replay("lru", objects, sizes, 2**62),
+        lambda objects, sizes: replay("lfu", objects, sizes, 2**62),
+        lambda objects, sizes: replay_stepwise("belady", objects, sizes, 2**62),
+        lambda objects, sizes: lru_byte_curve(objects, sizes, [2**62]),
+    ],
+)
 def test_sizes_whose_sum_would_wrap_round_are_refused(count: Callable[..., object]) -> None:
     objects = np.zeros(REQUESTS, dtype=np.int32)
     count(objects, np.array([LARGEST]))

@@ -27,10 +27,12 @@ def ticking(rows: list[tuple[int, int, int]], cache: dict[str, Any], slots: int 
     trace = write_trace([(ticks * GRID, adapter, 1, output) for ticks, adapter, output in rows])
     fleet = {"profile": write_profile({"fixed_s": GRID}), "kv_tokens": 4096, "max_num_seqs": 1, "load_at": "admission"}
     return build(
-        workload={"trace": {"file": trace}}, adapters={"count": more.pop("count", 4), "size": "1 MiB"},
-        cache={"gpu": {"slots": slots}} | cache, storage={"load": fixed_time(6 * GRID)} | more.pop("storage", {}),
+        workload={"trace": {"file": trace}},
+        adapters={"count": more.pop("count", 4), "size": "1 MiB"},
+        cache={"gpu": {"slots": slots}} | cache,
+        storage={"load": fixed_time(6 * GRID)} | more.pop("storage", {}),
         fleet=fleet | more,
-    )  # fmt: skip
+    )
 
 
 def run(scenario: Scenario) -> Recording:
@@ -81,8 +83,17 @@ def test_what_was_loaded_ahead_and_nobody_uses_gives_its_place_to_a_load_that_wa
     # seats is free from 105 on. 1 is loaded ahead from host memory (20 ticks) from 87 on; 0 finds that loader busy; 5
     # is loaded ahead from storage from 103 to 109. At 105 the requests for 1 and 0 are looked at and ask, and that for
     # 5 is over the limit. At 107 nothing may leave for 0, at 109 5 may.
-    rows = [(0, 0, 1), (20, 1, 1), (40, 2, 1), (60, 3, 1), (80, 4, 80), (80, 4, 19),
-            (87, 1, 60), (88, 0, 1), (103, 5, 1)]  # fmt: skip
+    rows = [
+        (0, 0, 1),
+        (20, 1, 1),
+        (40, 2, 1),
+        (60, 3, 1),
+        (80, 4, 80),
+        (80, 4, 19),
+        (87, 1, 60),
+        (88, 0, 1),
+        (103, 5, 1),
+    ]
     cache = {"prefetch": "queued", "host": {"slots": 6}}
     slow = {"host_load": fixed_time(20 * GRID)}
     recording = run(ticking(rows, cache, slots=3, count=6, max_num_seqs=2, storage=slow))
@@ -142,10 +153,13 @@ def test_warm_adapters_come_up_to_the_first_that_finds_no_room() -> None:
         ({"cache": {"warm": 1, "gpu": {"size": "1 GB"}}, "fleet": {"engine": "lorax"}}, "cache.warm", "their turn"),
         ({"cache": {"prefetch": "queued"}}, "cache.prefetch", "only loads that start at admission"),
         ({"cache": {"prefetch": "queued"}, "fleet": {"engine": "sglang"}}, "cache.prefetch", "at admission"),
-        ({"cache": {"prefetch": "queued"}, "fleet": {"engine": "fixed", "service": fixed_time(1.0)}},
-         "cache.prefetch", "engine fixed loads ahead anyway"),
+        (
+            {"cache": {"prefetch": "queued"}, "fleet": {"engine": "fixed", "service": fixed_time(1.0)}},
+            "cache.prefetch",
+            "engine fixed loads ahead anyway",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str, words: str) -> None:
     workload = {"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}}
     with pytest.raises(ValidationError) as refused:

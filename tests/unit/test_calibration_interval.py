@@ -22,17 +22,23 @@ COUNTS = ("completed", "unfinished", "refused", "failed", "preemptions", "evicti
 
 
 def scenario(profile: str, *, rate: str = "6/s", requests: int = 1500, **run: Any) -> Scenario:
-    return Scenario.model_validate({
-        "schema_version": 1, "name": "drawn",
-        "workload": {
-            "requests": requests, "arrivals": {"process": "poisson", "rate": rate},
-            "popularity": {"law": "zipf", "exponent": 0.9},
-            "tokens": {"prompt": {"law": "fixed", "value": 200}, "output": {"law": "geometric", "mean": 60}},
-        },
-        "adapters": {"base_model": "llama-3.1-8b", "count": 60, "rank": 16},
-        "fleet": {"profile": profile}, "cache": {"gpu": {"slots": 24}}, "slo": {"ttft_p99": "1 s"},
-        "run": {"seed": 3, "replications": 2, **run},
-    })  # fmt: skip
+    return Scenario.model_validate(
+        {
+            "schema_version": 1,
+            "name": "drawn",
+            "workload": {
+                "requests": requests,
+                "arrivals": {"process": "poisson", "rate": rate},
+                "popularity": {"law": "zipf", "exponent": 0.9},
+                "tokens": {"prompt": {"law": "fixed", "value": 200}, "output": {"law": "geometric", "mean": 60}},
+            },
+            "adapters": {"base_model": "llama-3.1-8b", "count": 60, "rank": 16},
+            "fleet": {"profile": profile},
+            "cache": {"gpu": {"slots": 24}},
+            "slo": {"ttft_p99": "1 s"},
+            "run": {"seed": 3, "replications": 2, **run},
+        }
+    )
 
 
 def simulated(profile: str, **changes: Any) -> Point:
@@ -84,9 +90,15 @@ def test_a_draw_sees_the_traffic_that_it_is_compared_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("count", "chosen"),
-    [(0, []), (1, []), (2, [0, 1]), (8, list(range(8))), (20, [0, 2, 5, 7, 10, 12, 15, 17]),
-     (200, [0, 25, 50, 75, 100, 125, 150, 175])],
-)  # fmt: skip
+    [
+        (0, []),
+        (1, []),
+        (2, [0, 1]),
+        (8, list(range(8))),
+        (20, [0, 2, 5, 7, 10, 12, 15, 17]),
+        (200, [0, 25, 50, 75, 100, 125, 150, 175]),
+    ],
+)
 def test_at_most_eight_draws_evenly_over_all(tmp_path: Path, count: int, chosen: list[int]) -> None:
     assert make_design(scenario(write_profile(tmp_path / "p.json", [(1.0, 1.0)] * count))).draws == chosen
     assert len(chosen) <= MAX_DRAWS
@@ -160,7 +172,7 @@ def test_doubling_looks_at_the_sampling_interval_and_draws_come_last(tmp_path: P
         ("queue_p50_s", Metric(0.1, 0.1, 0.1, "s"), [(0.0, 0.01), (0.1, 0.11)], 0.1 - 0.043027, 0.1 + 0.043027),
         ("ttft_p99_s", Metric(1.0, 0.9, 1.1, "s"), [(1.0, 21.0), (1.0, 1.0)], 0.0, 1 + 4.3027 * 14.142136),
     ],
-)  # fmt: skip
+)
 def test_ends_by_hand(name: str, metric: Metric, pairs: list[tuple[float, float]], low: float, high: float) -> None:
     assert bounds(name, metric, pairs) == pytest.approx((low, high), rel=1e-4)
 

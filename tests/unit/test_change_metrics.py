@@ -48,10 +48,19 @@ def impact_of(point: Point) -> Impact:
 
 def facts(**changes: Any) -> ScenarioFacts:
     given: dict[str, Any] = {
-        "slo": {"e2e_p99_s": 2.0}, "fixed": False, "blocking": False, "replicas": 2, "loaders": 1,
-        "size_bytes": np.array([10, 10]), "kind": np.zeros(2, dtype=np.int64), "kind_names": ("all",), "slots": 4,
-        "kv_tokens": 1000, "max_num_seqs": 8, "strategies": ("in-place",),
-    }  # fmt: skip
+        "slo": {"e2e_p99_s": 2.0},
+        "fixed": False,
+        "blocking": False,
+        "replicas": 2,
+        "loaders": 1,
+        "size_bytes": np.array([10, 10]),
+        "kind": np.zeros(2, dtype=np.int64),
+        "kind_names": ("all",),
+        "slots": 4,
+        "kv_tokens": 1000,
+        "max_num_seqs": 8,
+        "strategies": ("in-place",),
+    }
     return ScenarioFacts(**given | changes)
 
 
@@ -59,15 +68,27 @@ def recording(**changes: Any) -> Recording:
     """Forty requests, one a second, for two adapters on two replicas by turns; each takes a second."""
     arrival = np.arange(COUNT, dtype=np.float64)
     columns: dict[str, Any] = {
-        "index": np.arange(COUNT), "arrival_s": arrival, "adapter": np.arange(COUNT) % 2,
-        "prompt_tokens": np.full(COUNT, 10), "output_tokens": np.full(COUNT, 3), "outcome": np.full(COUNT, HIT),
-        "tier": np.zeros(COUNT, dtype=int), "replica": np.arange(COUNT) % 2, "preemptions": np.zeros(COUNT, dtype=int),
-        "load_queue_s": np.zeros(COUNT), "load_wait_s": np.zeros(COUNT), "admitted_s": arrival + 0.25,
-        "first_token_s": arrival + 0.5, "finished_s": arrival + 1.0, "status": np.full(COUNT, COMPLETED),
-        "marks": np.zeros(COUNT, dtype=np.int32), "version": np.ones(COUNT, dtype=np.int32),
-        "last_version": np.ones(COUNT, dtype=np.int32), "tokens_before": np.zeros(COUNT, dtype=np.int32),
+        "index": np.arange(COUNT),
+        "arrival_s": arrival,
+        "adapter": np.arange(COUNT) % 2,
+        "prompt_tokens": np.full(COUNT, 10),
+        "output_tokens": np.full(COUNT, 3),
+        "outcome": np.full(COUNT, HIT),
+        "tier": np.zeros(COUNT, dtype=int),
+        "replica": np.arange(COUNT) % 2,
+        "preemptions": np.zeros(COUNT, dtype=int),
+        "load_queue_s": np.zeros(COUNT),
+        "load_wait_s": np.zeros(COUNT),
+        "admitted_s": arrival + 0.25,
+        "first_token_s": arrival + 0.5,
+        "finished_s": arrival + 1.0,
+        "status": np.full(COUNT, COMPLETED),
+        "marks": np.zeros(COUNT, dtype=np.int32),
+        "version": np.ones(COUNT, dtype=np.int32),
+        "last_version": np.ones(COUNT, dtype=np.int32),
+        "tokens_before": np.zeros(COUNT, dtype=np.int32),
         "tries": np.zeros(COUNT, dtype=np.int32),
-    }  # fmt: skip
+    }
     loads = changes.pop("loads", [])
     events, told = changes.pop("events", []), changes.pop("facts", {})
     for name, values in changes.items():
@@ -85,17 +106,34 @@ def recording(**changes: Any) -> Recording:
     return Recording(
         requests=columns,
         loads={
-            "started_s": started, "ended_s": started + 0.1, "asked_s": started, "adapter": np.zeros(len(started)),
-            "tier": np.full(len(started), float(FROM_STORAGE)), "replica": np.array([float(load[1]) for load in loads]),
+            "started_s": started,
+            "ended_s": started + 0.1,
+            "asked_s": started,
+            "adapter": np.zeros(len(started)),
+            "tier": np.full(len(started), float(FROM_STORAGE)),
+            "replica": np.array([float(load[1]) for load in loads]),
         },
-        bounds=bounds, section_of=np.minimum(section, 1), gap_counts=np.zeros((2, GAP_BINS), dtype=np.int64),
-        gap_sum_s=np.zeros(2), busy_s=np.zeros(2), blocked_s=np.zeros((4, 2)), running_area=0.0, room_short_s=0.0,
-        inside_area=0.0, stopped_s=float(COUNT + 1), busy_by_replica=np.array([18.0, 9.0]), events=events,
+        bounds=bounds,
+        section_of=np.minimum(section, 1),
+        gap_counts=np.zeros((2, GAP_BINS), dtype=np.int64),
+        gap_sum_s=np.zeros(2),
+        busy_s=np.zeros(2),
+        blocked_s=np.zeros((4, 2)),
+        running_area=0.0,
+        room_short_s=0.0,
+        inside_area=0.0,
+        stopped_s=float(COUNT + 1),
+        busy_by_replica=np.array([18.0, 9.0]),
+        events=events,
         facts={
-            "during_from_s": BEGINS, "during_to_s": ENDS, "rollout_duration_s": 6.0, "rolled_back": 0.0,
-            "extra_resident_bytes_peak": 500.0, **told,
+            "during_from_s": BEGINS,
+            "during_to_s": ENDS,
+            "rollout_duration_s": 6.0,
+            "rolled_back": 0.0,
+            "extra_resident_bytes_peak": 500.0,
+            **told,
         },
-    )  # fmt: skip
+    )
 
 
 def metrics(*recordings: Recording, least: int = 5, **changes: Any) -> dict[str, Metric]:
@@ -154,8 +192,9 @@ def test_harm_is_told_against_what_is_slow_anyway() -> None:
 
 
 def test_rerouted_requests_say_how_long_they_take() -> None:
-    one = recording(marks={10: REROUTED, 11: REROUTED, 12: REROUTED}, finished_s={10: 15.0, 11: 18.0},
-                    status={12: UNFINISHED})  # fmt: skip
+    one = recording(
+        marks={10: REROUTED, 11: REROUTED, 12: REROUTED}, finished_s={10: 15.0, 11: 18.0}, status={12: UNFINISHED}
+    )
     found = metrics(one, faults=frozenset({"crash"}), strategies=())
     assert values(found, "rerouted", "rerouted_e2e_mean_s") == [3, pytest.approx((5 + 7) / 2)]
     none = metrics(recording(), faults=frozenset({"crash"}), strategies=())["rerouted_e2e_mean_s"]
@@ -184,15 +223,26 @@ def test_harmed_counts_each_request_once_and_slow_ones_too() -> None:
     assert found["harmed"].value == 3
     assert metrics(one, slo={}, faults=frozenset({"crash"}))["harmed"].value == 2
     assert values(found, "rerouted", "lost", "failed", "wrong_adapter_served", "wrong_adapter_detected") == [
-        1, 1, 1, 1, 1,
-    ]  # fmt: skip
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_what_the_scenario_has_not_is_no_zero() -> None:
     found = metrics(recording(), strategies=(), faults=frozenset({"crash"}), replicas=1)
     absent = {name for name, metric in found.items() if not metric.applies}
-    assert {"rollout_ttft_p99_s", "before_miss_ratio", "mixed_version_responses", "replica_load_skew", "misrouted",
-            "rollout_duration_s", "sessions_saw_both"} <= absent  # fmt: skip
+    assert {
+        "rollout_ttft_p99_s",
+        "before_miss_ratio",
+        "mixed_version_responses",
+        "replica_load_skew",
+        "misrouted",
+        "rollout_duration_s",
+        "sessions_saw_both",
+    } <= absent
     assert all(found[name].value is None and not found[name].applies for name in absent)
     assert values(found, "rerouted", "lost", "failed", "harmed") == [0, 0, 0, 0]
 
@@ -266,10 +316,16 @@ def test_skew_is_the_busiest_replica_over_the_mean() -> None:
 def sessions(rows: list[tuple[int, int, int, int]], status: list[int] | None = None) -> tuple[int, int]:
     """Rows of session, adapter, first and last version, in order of arrival."""
     session, adapter, first, last = (np.array(column) for column in zip(*rows, strict=True))
-    return sessions_of_both({
-        "session": session, "adapter": adapter, "version": first, "last_version": last, "index": np.arange(len(rows)),
-        "status": np.array(status or [COMPLETED] * len(rows)),
-    })  # fmt: skip
+    return sessions_of_both(
+        {
+            "session": session,
+            "adapter": adapter,
+            "version": first,
+            "last_version": last,
+            "index": np.arange(len(rows)),
+            "status": np.array(status or [COMPLETED] * len(rows)),
+        }
+    )
 
 
 def test_sessions_that_saw_both_and_went_back() -> None:
@@ -302,9 +358,11 @@ def test_traffic_without_sessions_has_none_to_count() -> None:
 
 def test_rows_of_replicas_say_what_each_did() -> None:
     one = recording(
-        replica=np.where(np.arange(COUNT) % 4 == 0, 1, 0), outcome={4: MISS, 8: MISS}, status={5: FAILED},
+        replica=np.where(np.arange(COUNT) % 4 == 0, 1, 0),
+        outcome={4: MISS, 8: MISS},
+        status={5: FAILED},
         loads=[(1.0, 0), (5.0, 0), (6.0, 1), (7.0, 1), (39.0, 1), (40.5, 1)],
-    )  # fmt: skip
+    )
     first, second = replica_rows(one, facts())
     assert (first["requests"], first["completed"], second["requests"], second["completed"]) == (27, 26, 9, 9)
     assert (first["loads"], second["loads"]) == (1, 3)  # one came in the warm-up, one after the end
@@ -340,9 +398,11 @@ def test_an_effect_does_not_show_before_its_cause() -> None:
     arrival = np.arange(count) / 100.0
     slow = arrival >= 20.25
     r = {
-        "status": np.full(count, COMPLETED), "arrival_s": arrival, "first_token_s": arrival + 0.5,
+        "status": np.full(count, COMPLETED),
+        "arrival_s": arrival,
+        "first_token_s": arrival + 0.5,
         "finished_s": arrival + np.where(slow, 9.0, 1.0),
-    }  # fmt: skip
+    }
     p99 = timeline_latencies(r, 40.0, 20, (20.25,))["e2e_p99_s"]
     assert p99[:10] == [pytest.approx(1.0)] * 10  # the spans before that of 20 to 22 s, whose middle is 21 s
     assert p99[10:] == [pytest.approx(9.0)] * 10
@@ -392,8 +452,14 @@ def test_a_plain_fleet_has_nothing_of_it() -> None:
 
 
 def test_the_table_of_requests_has_versions_and_marks_in_words() -> None:
-    one = recording(marks={10: MIXED | STALE}, version={11: 2}, last_version={11: 3}, status={12: FAILED},
-                    tries={13: 2}, session=np.arange(COUNT))  # fmt: skip
+    one = recording(
+        marks={10: MIXED | STALE},
+        version={11: 2},
+        last_version={11: 3},
+        status={12: FAILED},
+        tries={13: 2},
+        session=np.arange(COUNT),
+    )
     rows = request_table(one, ()).to_pylist()
     assert (rows[10]["marks"], rows[9]["marks"], rows[12]["status"]) == ("mixed stale", "", "failed")
     assert (rows[11]["version"], rows[11]["last_version"], rows[13]["tries"], rows[5]["session"]) == (2, 3, 2, 5)

@@ -32,9 +32,12 @@ def scenario(engine: str, rows: list[tuple[int, int, int, int]], size: str = "1 
     trace = write_trace([(ticks * GRID, adapter, prompt, output) for ticks, adapter, prompt, output in rows])
     fleet = {"engine": engine, "profile": write_profile({"fixed_s": GRID}), "kv_tokens": 4096, **sections["fleet"]}
     return build(
-        workload={"trace": {"file": trace}}, adapters={"count": 3, "size": size}, fleet=fleet, cache=sections["cache"],
+        workload={"trace": {"file": trace}},
+        adapters={"count": 3, "size": size},
+        fleet=fleet,
+        cache=sections["cache"],
         storage={"load": fixed_time(6 * GRID), "host_load": fixed_time(2 * GRID), **sections["storage"]},
-    )  # fmt: skip
+    )
 
 
 def run(*args: Any, **fields: Any) -> Recording:
@@ -193,19 +196,22 @@ def test_any_field_of_a_preset_can_be_set(engine: str) -> None:
     assert ours.fleet.max_num_batched_tokens == 512
 
 
-@pytest.mark.parametrize(("engine", "fields", "words"), [
-    ("lorax", {"cache__eviction": "lru"}, "go together"),
-    ("continuous", {"cache__eviction": "cycle"}, "go together"),
-    ("lorax", {"storage__mode": "blocking"}, "when an adapter gets its turn"),
-    ("s-lora", {"fleet__kv_check": "whole-prompt", "fleet__chunked_prefill": True}, "what answers will need"),
-    ("s-lora", {"fleet__block_size": 16}, "kv_check peak counts tokens"),
-    ("s-lora", {"cache__gpu": {"size": "1 GB"}}, "unified memory has no size"),
-    ("continuous", {"fleet__chunked_prefill": False}, "without chunks"),
-    ("continuous", {"fleet__waiting_ratio": 1.2}, "before every step anyway"),
-    ("vllm-0.32", {"cache__gpu": {"slots": 2, "base_model_slot": True}}, "slots for adapters alone"),
-    ("continuous", {"cache__host": {"full": "reject", "slots": 2}}, "fetches at arrival"),
-    ("sglang", {"cache__host": {"fill": "start", "slots": 2}}, "has no limit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("engine", "fields", "words"),
+    [
+        ("lorax", {"cache__eviction": "lru"}, "go together"),
+        ("continuous", {"cache__eviction": "cycle"}, "go together"),
+        ("lorax", {"storage__mode": "blocking"}, "when an adapter gets its turn"),
+        ("s-lora", {"fleet__kv_check": "whole-prompt", "fleet__chunked_prefill": True}, "what answers will need"),
+        ("s-lora", {"fleet__block_size": 16}, "kv_check peak counts tokens"),
+        ("s-lora", {"cache__gpu": {"size": "1 GB"}}, "unified memory has no size"),
+        ("continuous", {"fleet__chunked_prefill": False}, "without chunks"),
+        ("continuous", {"fleet__waiting_ratio": 1.2}, "before every step anyway"),
+        ("vllm-0.32", {"cache__gpu": {"slots": 2, "base_model_slot": True}}, "slots for adapters alone"),
+        ("continuous", {"cache__host": {"full": "reject", "slots": 2}}, "fetches at arrival"),
+        ("sglang", {"cache__host": {"fill": "start", "slots": 2}}, "has no limit"),
+    ],
+)
 def test_what_no_engine_can_do_is_refused(engine: str, fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         scenario(engine, [(0, 0, 2, 2)], **fields)

@@ -58,30 +58,54 @@ SWAP = {"full_models": {"serve": "swap"}}
     [
         ({"fleet": {"full_models": None}}, "adapters.mix.1.kind", "no replica serves full models"),
         ({"adapters": {"count": 3}}, "fleet.full_models", "the scenario has no full model"),
-        ({"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "rank": 4}]}}, "adapters.mix.0.rank",
-         "a full fine-tune has no rank"),
-        ({"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "targets": ["q"]}]}}, "adapters.mix.0.targets",
-         "a full fine-tune has no targets"),
+        (
+            {"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "rank": 4}]}},
+            "adapters.mix.0.rank",
+            "a full fine-tune has no rank",
+        ),
+        (
+            {"adapters": {"count": 3, "mix": [{"share": 1, "kind": "full", "targets": ["q"]}]}},
+            "adapters.mix.0.targets",
+            "a full fine-tune has no targets",
+        ),
         ({"fleet": {"full_models": {"resident": 2}}}, "fleet.full_models.resident", "dedicated replicas hold"),
         ({"fleet": {"full_models": {"turn": "1 s"}}}, "fleet.full_models.turn", "dedicated replicas hold"),
-        ({"fleet": {"full_models": {"load": {"law": "fixed", "value": "1 s"}}}}, "fleet.full_models.load",
-         "dedicated replicas hold"),
-        ({"fleet": {"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}}}, "fleet.engine",
-         "engine fixed has no weights that a full model could replace"),
+        (
+            {"fleet": {"full_models": {"load": {"law": "fixed", "value": "1 s"}}}},
+            "fleet.full_models.load",
+            "dedicated replicas hold",
+        ),
+        (
+            {"fleet": {"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}}},
+            "fleet.engine",
+            "engine fixed has no weights that a full model could replace",
+        ),
         ({"rollouts": [{"strategy": "in-place", "at": "1 s"}]}, "rollouts", "rollouts are not supported"),
-        ({"faults": [{"kind": "crash", "replica": 0, "at": "1 s", "down": "1 s"}]}, "faults",
-         "faults are not supported with full models"),
+        (
+            {"faults": [{"kind": "crash", "replica": 0, "at": "1 s", "down": "1 s"}]},
+            "faults",
+            "faults are not supported with full models",
+        ),
         ({"fleet": {"engine": "vllm-0.8", "front_end": "vllm-0.8-scraped"}}, "fleet.front_end", "this front end"),
         ({"cache": {"gpu": {"slots": 4}, "eviction": "belady"}}, "cache.eviction", "eviction belady does not"),
         ({"router": {"policy": "service-per-adapter"}}, "router.policy", "service-per-adapter does not support"),
-        ({"workload": {**WORKLOAD, "churn": {"share": 0.1, "every": "10 s"}}}, "workload.churn",
-         "a full model that arrives"),
-        ({"adapters": {"count": 3, "mix": MIX, "base_slowdown": 1.5}}, "adapters.base_slowdown",
-         "the base model isn't quantised"),
-        ({"adapters": {"count": 3, "mix": MIX, "base_quantization": "int8", "base_double_quantization": True}},
-         "adapters.base_double_quantization", "only nf4 can quantise"),
+        (
+            {"workload": {**WORKLOAD, "churn": {"share": 0.1, "every": "10 s"}}},
+            "workload.churn",
+            "a full model that arrives",
+        ),
+        (
+            {"adapters": {"count": 3, "mix": MIX, "base_slowdown": 1.5}},
+            "adapters.base_slowdown",
+            "the base model isn't quantised",
+        ),
+        (
+            {"adapters": {"count": 3, "mix": MIX, "base_quantization": "int8", "base_double_quantization": True}},
+            "adapters.base_double_quantization",
+            "only nf4 can quantise",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str, problem: str) -> None:
     found = refused(**sections)
     assert found[0] == key
@@ -91,9 +115,11 @@ def test_what_does_not_go_together_is_refused(sections: dict[str, Any], key: str
 def test_engine_fixed_has_no_weights_to_quantise() -> None:
     with pytest.raises(ValidationError, match="engine fixed has no weights: its service time is given"):
         build(
-            workload=WORKLOAD, adapters={"count": 3, "base_quantization": "nf4"}, cache={"gpu": {"slots": 4}},
+            workload=WORKLOAD,
+            adapters={"count": 3, "base_quantization": "nf4"},
+            cache={"gpu": {"slots": 4}},
             fleet={"engine": "fixed", "service": {"law": "fixed", "value": "1 ms"}},
-        )  # fmt: skip
+        )
 
 
 def test_sizes_from_a_trace_leave_open_which_are_full_models() -> None:
@@ -137,8 +163,14 @@ def test_memory_is_that_of_the_models_which_a_replica_holds() -> None:
 
 
 def test_full_models_change_no_slot_and_no_rank() -> None:
-    plain = populate(Scenario.model_validate(scenario().model_dump(mode="json", exclude_unset=True, by_alias=True) | {
-        "adapters": {"count": 10, "rank": 16}, "fleet": {}}).adapters, "llama-3.1-8b", 10)  # fmt: skip
+    plain = populate(
+        Scenario.model_validate(
+            scenario().model_dump(mode="json", exclude_unset=True, by_alias=True)
+            | {"adapters": {"count": 10, "rank": 16}, "fleet": {}}
+        ).adapters,
+        "llama-3.1-8b",
+        10,
+    )
     world = build_world(scenario())
     assert world.population.slot_bytes == plain.slot_bytes
     assert int(world.population.rank.max()) == 16
@@ -191,9 +223,11 @@ def test_requests_find_their_replica() -> None:
 def test_too_long_is_by_the_memory_of_the_replica_that_serves_it() -> None:
     small = {"share": 0.2, "kind": "full", "size": "52 GB"}
     tokens = {"prompt": {"law": "fixed", "value": 35000}, "output": {"law": "fixed", "value": 2}}
-    world = build_world(scenario(
-        workload={**WORKLOAD, "requests": 60, "tokens": tokens}, adapters={"count": 10, "mix": [MIX[0], small]}
-    ))  # fmt: skip
+    world = build_world(
+        scenario(
+            workload={**WORKLOAD, "requests": 60, "tokens": tokens}, adapters={"count": 10, "mix": [MIX[0], small]}
+        )
+    )
     requests = simulate(world, 0, 1).requests
     assert world.full is not None
     full = np.asarray(world.full.full)[np.asarray(requests["adapter"])]
@@ -202,8 +236,11 @@ def test_too_long_is_by_the_memory_of_the_replica_that_serves_it() -> None:
     limited = build_world(scenario(fleet={"max_model_len": 8192}))
     assert limited.full is not None
     long = {**tokens, "prompt": {"law": "fixed", "value": 9000}}
-    none = simulate(build_world(scenario(workload={**WORKLOAD, "requests": 20, "tokens": long},
-                                         fleet={"max_model_len": 8192})), 0, 1)  # fmt: skip
+    none = simulate(
+        build_world(scenario(workload={**WORKLOAD, "requests": 20, "tokens": long}, fleet={"max_model_len": 8192})),
+        0,
+        1,
+    )
     assert (none.requests["status"] == 2).all()
 
 
@@ -271,10 +308,15 @@ def test_formulas_leave_full_models_out() -> None:
     shares = world.traffic.shares()
     assert world.full is not None
     own = float(shares[~np.asarray(world.full.full)].sum())
-    alone = screen(build_world(build(
-        workload={**WORKLOAD, "arrivals": {"process": "poisson", "rate": f"{4 * own}/s"}},
-        adapters={"count": 8, "rank": 16}, cache={"gpu": {"slots": 4}},
-    )))  # fmt: skip
+    alone = screen(
+        build_world(
+            build(
+                workload={**WORKLOAD, "arrivals": {"process": "poisson", "rate": f"{4 * own}/s"}},
+                adapters={"count": 8, "rank": 16},
+                cache={"gpu": {"slots": 4}},
+            )
+        )
+    )
     assert found.loader_load == pytest.approx(alone.loader_load, rel=1e-6)
     assert found.miss_ratio == pytest.approx(alone.miss_ratio, rel=1e-6)
 
@@ -293,8 +335,9 @@ def test_what_ifs_leave_full_models_as_they_are() -> None:
 
 
 def test_command_lines_leave_full_models_out() -> None:
-    mixed = scenario(adapters={"count": 10, "mix": [{"share": 0.8, "rank": 8, "targets": ["q"]}, FULL],
-                               "base_quantization": "nf4"})  # fmt: skip
+    mixed = scenario(
+        adapters={"count": 10, "mix": [{"share": 0.8, "rank": 8, "targets": ["q"]}, FULL], "base_quantization": "nf4"}
+    )
     flags = engine_flags(mixed)
     assert "--max-lora-rank 8 " in flags["vLLM"]
     assert "--lora-target-modules q_proj" in flags["SGLang"]

@@ -38,12 +38,18 @@ def test_a_simulation_leaves_nothing_in_cycles_while_it_runs(
 
     monkeypatch.setattr(Fleet, "_close", collect_first)
     world = build_world(
-        Scenario.model_validate({
-            "schema_version": 1, "name": "garbage",
-            "workload": {"requests": 4_000, "arrivals": {"process": "poisson", "rate": "20/s"}},
-            "adapters": {"count": 200, "rank": 8}, "cache": {"gpu": {"slots": 32}}, "fleet": {"replicas": 2}, **more,
-        })
-    )  # fmt: skip
+        Scenario.model_validate(
+            {
+                "schema_version": 1,
+                "name": "garbage",
+                "workload": {"requests": 4_000, "arrivals": {"process": "poisson", "rate": "20/s"}},
+                "adapters": {"count": 200, "rank": 8},
+                "cache": {"gpu": {"slots": 32}},
+                "fleet": {"replicas": 2},
+                **more,
+            }
+        )
+    )
     gc.collect()
     with collector_paused():
         recording = simulate(world, 0, 20)

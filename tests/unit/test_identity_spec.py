@@ -31,7 +31,7 @@ from sim.results.records import (
     WRONG_LOAD,
     WRONG_SERVED,
     Recording,
-)  # fmt: skip
+)
 from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
@@ -83,9 +83,10 @@ def test_too_few_adapters_to_be_mixed_up_are_refused(fault: dict[str, Any], coun
     if "propagation" in fault:
         fault = fault | {"propagation": {"law": "fixed", "value": fault["propagation"]}}
     scenario = parts.build(
-        workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": count},
+        workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
+        adapters={"count": count},
         faults=[fault],
-    )  # fmt: skip
+    )
     with pytest.raises(ScenarioError) as caught:
         build_world(scenario)
     assert (caught.value.key, caught.value.allowed) == (key, allowed)
@@ -93,10 +94,11 @@ def test_too_few_adapters_to_be_mixed_up_are_refused(fault: dict[str, Any], coun
 
 def test_a_run_with_a_duration_may_have_named_prefixes() -> None:
     scenario = parts.build(
-        workload={"duration": "20 s", "arrivals": {"process": "poisson", "rate": "2/s"}}, adapters={"count": 4},
+        workload={"duration": "20 s", "arrivals": {"process": "poisson", "rate": "2/s"}},
+        adapters={"count": 4},
         rollouts=[{"strategy": "in-place", "at": "5 s"}],
         faults=[{"kind": "named-prefixes", "share": 1.0, "lifetime": "1 min"}],
-    )  # fmt: skip
+    )
     assert build_world(scenario).scenario.faults[0].kind == "named-prefixes"
 
 
@@ -193,10 +195,13 @@ def small(
 ) -> tuple[Recording, dict[str, Any]]:
     """Run a few requests on one replica whose steps take a grid's width, and one more for each adapter."""
     scenario: Scenario = parts.build(
-        workload={"trace": {"file": parts.write_trace(rows)}}, adapters={"count": 4, "size": "1 MiB"},
+        workload={"trace": {"file": parts.write_trace(rows)}},
+        adapters={"count": 4, "size": "1 MiB"},
         fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096, "max_num_seqs": 1, **fleet},
-        cache={"gpu": {"slots": 2}}, storage={"load": parts.fixed_time(4 * GRID)}, faults=faults,
-    )  # fmt: skip
+        cache={"gpu": {"slots": 2}},
+        storage={"load": parts.fixed_time(4 * GRID)},
+        faults=faults,
+    )
     recording = simulate(build_world(scenario), 0, 1)
     return recording, {name: column.tolist() for name, column in recording.requests.items()}
 
@@ -238,10 +243,12 @@ def test_the_last_try_that_goes_wrong_is_a_failure() -> None:
 def test_a_retry_that_had_not_come_again_is_unfinished() -> None:
     fault = {"kind": "misrouting", "probability": 1.0, "detector": {"checks": 1.0, "delay": "1 h"}}
     scenario = parts.build(
-        workload={"duration": "10 s", "arrivals": {"process": "poisson", "rate": "2/s"}}, adapters={"count": 4},
-        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)}, storage={"load": parts.fixed_time(0.01)},
+        workload={"duration": "10 s", "arrivals": {"process": "poisson", "rate": "2/s"}},
+        adapters={"count": 4},
+        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)},
+        storage={"load": parts.fixed_time(0.01)},
         faults=[fault],
-    )  # fmt: skip
+    )
     requests = simulate(build_world(scenario), 0, 1).requests
     assert len(requests["index"])
     assert set(requests["status"].tolist()) == {1}
@@ -274,10 +281,12 @@ def test_who_has_no_adapter_passes_those_that_lack_a_slot(engine: str) -> None:
     window = {"kind": "base-model", "probability": 1.0, "at": "900 ms", "lasts": "200 ms"}
     rows = [(0.0, 0, 1, 400), (1.0, 1, 1, 2), (1000.0, 0, 1, 1)]
     scenario = parts.build(
-        workload={"trace": {"file": parts.write_trace(rows)}}, adapters={"count": 4, "size": "1 MiB"},
+        workload={"trace": {"file": parts.write_trace(rows)}},
+        adapters={"count": 4, "size": "1 MiB"},
         fleet={"engine": engine, "profile": parts.write_profile(STEP), "kv_tokens": 4096, "max_num_seqs": 8},
-        cache={"gpu": {"unified": True, "slots": 1} if engine == "s-lora" else {"slots": 1}}, faults=[window],
-    )  # fmt: skip
+        cache={"gpu": {"unified": True, "slots": 1} if engine == "s-lora" else {"slots": 1}},
+        faults=[window],
+    )
     requests = simulate(build_world(scenario), 0, 1).requests
     assert requests["marks"].tolist() == [0, MISROUTED | WRONG_SERVED, 0]
     assert requests["finished_s"][1] < requests["finished_s"][0]
@@ -286,10 +295,12 @@ def test_who_has_no_adapter_passes_those_that_lack_a_slot(engine: str) -> None:
 
 def test_routers_do_not_know_that_the_adapter_is_left_out() -> None:
     scenario = parts.build(
-        workload={"requests": 200, "arrivals": {"process": "poisson", "rate": "5/s"}}, adapters={"count": 40},
+        workload={"requests": 200, "arrivals": {"process": "poisson", "rate": "5/s"}},
+        adapters={"count": 40},
         fleet={"engine": "fixed", "replicas": 4, "service": parts.fixed_time(0.1)},
-        storage={"load": parts.fixed_time(0.01)}, router={"policy": "service-per-adapter"},
-    )  # fmt: skip
+        storage={"load": parts.fixed_time(0.01)},
+        router={"policy": "service-per-adapter"},
+    )
     dumped = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
     other = Scenario.model_validate(dumped | {"faults": [{"kind": "base-model", "probability": 1.0}]})
     ours, theirs = (simulate(build_world(one), 0, 1).requests for one in (scenario, other))
@@ -301,9 +312,12 @@ def test_a_wrong_answer_that_was_noticed_leaves_no_version_behind() -> None:
     window = WRONG_ONCE | {"detector": {"checks": 1.0, "retries": 1}}
     scenario = parts.build(
         workload={"trace": {"file": parts.write_trace([(0.0, 0, 1, 60), (1000.0, 0, 1, 2)])}},
-        adapters={"count": 4, "size": "1 MiB"}, fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096},
-        storage={"load": parts.fixed_time(GRID)}, rollouts=[{"strategy": "in-place", "at": "500 ms"}], faults=[window],
-    )  # fmt: skip
+        adapters={"count": 4, "size": "1 MiB"},
+        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096},
+        storage={"load": parts.fixed_time(GRID)},
+        rollouts=[{"strategy": "in-place", "at": "500 ms"}],
+        faults=[window],
+    )
     dumped = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
     kept = Scenario.model_validate(dumped | {"faults": [WRONG_ONCE]})
     served, retried = (simulate(build_world(one), 0, 1).requests for one in (kept, scenario))
@@ -318,10 +332,12 @@ def test_a_wrong_answer_that_was_noticed_leaves_no_version_behind() -> None:
 def test_each_try_has_its_own_luck() -> None:
     fault = {"kind": "misrouting", "probability": 0.5, "detector": {"checks": 1.0, "retries": 40}}
     scenario = parts.build(
-        workload={"requests": 2000, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": 9},
-        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)}, storage={"load": parts.fixed_time(0.01)},
+        workload={"requests": 2000, "arrivals": {"process": "poisson", "rate": "1/s"}},
+        adapters={"count": 9},
+        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)},
+        storage={"load": parts.fixed_time(0.01)},
         faults=[fault],
-    )  # fmt: skip
+    )
     requests = simulate(build_world(scenario), 0, 1).requests
     assert set(requests["status"].tolist()) == {COMPLETED}
     tries = Counter(requests["tries"].tolist())
@@ -338,10 +354,13 @@ def test_each_router_follows_the_old_map_until_it_hears_of_the_new_one() -> None
         "propagation": {"law": "uniform", "low": "5 s", "high": "60 s"},
     }
     scenario = parts.build(
-        workload={"requests": 2000, "arrivals": {"process": "poisson", "rate": "20/s"}}, adapters={"count": 9},
-        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)}, storage={"load": parts.fixed_time(0.01)},
-        router={"instances": 4}, faults=[fault],
-    )  # fmt: skip
+        workload={"requests": 2000, "arrivals": {"process": "poisson", "rate": "20/s"}},
+        adapters={"count": 9},
+        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)},
+        storage={"load": parts.fixed_time(0.01)},
+        router={"instances": 4},
+        faults=[fault],
+    )
     recording = simulate(build_world(scenario), 0, 1)
     requests = recording.requests
     routers = RouterInstances(4, scenario.run.seed, 0)
@@ -375,10 +394,12 @@ def test_a_request_that_hung_at_a_dead_replica_asks_for_its_own_adapter_again() 
 @pytest.mark.parametrize("strategy", ["new-name", "in-place"])
 def test_a_request_that_was_lost_asks_for_its_own_adapter_again(strategy: str) -> None:
     scenario = parts.build(
-        workload={"requests": 50, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": 9},
-        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 8192}, rollouts=[{"strategy": strategy, "at": "0 s"}],
+        workload={"requests": 50, "arrivals": {"process": "poisson", "rate": "1/s"}},
+        adapters={"count": 9},
+        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 8192},
+        rollouts=[{"strategy": strategy, "at": "0 s"}],
         faults=[{"kind": "base-model", "probability": 0.5}, {"kind": "misrouting", "probability": 0.5}],
-    )  # fmt: skip
+    )
     fleet = Replication(build_world(scenario), 0, 1, lambda server: server).fleet
     changes = fleet._changes
     assert changes is not None
@@ -398,11 +419,13 @@ def test_old_prefixes_last_as_long_as_they_are_kept() -> None:
     """One request a second; the swap is at 5.5 s, and prefixes are kept for three seconds."""
     rows = [(float(second), 0 if second != 7 else 1, 1, 2) for second in range(12)]
     scenario = parts.build(
-        workload={"trace": {"file": parts.write_trace(rows)}}, adapters={"count": 4, "size": "1 MiB"},
-        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096}, storage={"load": parts.fixed_time(GRID)},
+        workload={"trace": {"file": parts.write_trace(rows)}},
+        adapters={"count": 4, "size": "1 MiB"},
+        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096},
+        storage={"load": parts.fixed_time(GRID)},
         rollouts=[{"strategy": "in-place", "at": "5.5 s"}],
         faults=[{"kind": "named-prefixes", "share": 1.0, "lifetime": "3 s"}],
-    )  # fmt: skip
+    )
     requests = simulate(build_world(scenario), 0, 1).requests
     found = np.flatnonzero(requests["marks"] & OLD_PREFIX).tolist()
     assert found == [6, 8], "number 7 asks for an adapter that had never answered here"
@@ -411,15 +434,20 @@ def test_old_prefixes_last_as_long_as_they_are_kept() -> None:
 def test_sessions_see_no_versions_of_adapters_that_they_never_asked_for() -> None:
     """Half the answers come from another adapter, one of which gets a new version."""
     workload = {
-        "requests": 1000, "arrivals": {"process": "poisson", "rate": "10/s"}, "popularity": {"law": "uniform"},
+        "requests": 1000,
+        "arrivals": {"process": "poisson", "rate": "10/s"},
+        "popularity": {"law": "uniform"},
         "sessions": {"requests": 4, "gap_median": "5 s", "gap_sigma": 1.0},
-    }  # fmt: skip
+    }
     scenario = parts.build(
-        workload=workload, adapters={"count": 5}, cache={"gpu": {"slots": 10}},
-        fleet={"engine": "fixed", "service": parts.fixed_time(0.02)}, storage={"load": parts.fixed_time(0.01)},
+        workload=workload,
+        adapters={"count": 5},
+        cache={"gpu": {"slots": 10}},
+        fleet={"engine": "fixed", "service": parts.fixed_time(0.02)},
+        storage={"load": parts.fixed_time(0.01)},
         rollouts=[{"strategy": "in-place", "at": "50 s", "adapter": 0}],
         faults=[{"kind": "misrouting", "probability": 0.5}],
-    )  # fmt: skip
+    )
     requests = simulate(build_world(scenario), 0, 1).requests
     wrong = (requests["marks"] & WRONG_SERVED) > 0
     assert 400 < wrong.sum() < 600
@@ -435,11 +463,13 @@ def test_old_prefixes_grow_old_from_the_last_answer_of_the_old_version() -> None
     asked = {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 8: 0, 9: 0}
     scenario = parts.build(
         workload={"trace": {"file": parts.write_trace([(float(s), a, 1, 2) for s, a in asked.items()])}},
-        adapters={"count": 2, "size": "1 MiB"}, fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096},
-        cache={"gpu": {"slots": 1}}, storage={"load": parts.fixed_time(GRID)},
+        adapters={"count": 2, "size": "1 MiB"},
+        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096},
+        cache={"gpu": {"slots": 1}},
+        storage={"load": parts.fixed_time(GRID)},
         rollouts=[{"strategy": "in-place", "at": "5.5 s"}],
         faults=[{"kind": "named-prefixes", "share": 1.0, "lifetime": "3 s"}],
-    )  # fmt: skip
+    )
     requests = simulate(build_world(scenario), 0, 1).requests
     assert requests["version"].tolist() == [1, 1, 1, 1, 1, 2, 2]
     assert not np.any(requests["marks"] & OLD_PREFIX)
@@ -448,18 +478,25 @@ def test_old_prefixes_grow_old_from_the_last_answer_of_the_old_version() -> None
     assert np.flatnonzero(found).tolist() == [5], "8 s is within 6.5 s of the answer at 2 s, and 9 s isn't"
 
 
-@pytest.mark.parametrize("fault", [
-    {"kind": "misrouting", "probability": 0.0}, {"kind": "base-model", "probability": 0.5, "lasts": "0 s"},
-    {"kind": "storage-stall", "at": "2 s", "lasts": "0 s"}, {"kind": "failing-loads", "probability": 0.0},
-    {"kind": "slow-storage", "at": "2 s", "lasts": "0 s", "factor": 9.0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "misrouting", "probability": 0.0},
+        {"kind": "base-model", "probability": 0.5, "lasts": "0 s"},
+        {"kind": "storage-stall", "at": "2 s", "lasts": "0 s"},
+        {"kind": "failing-loads", "probability": 0.0},
+        {"kind": "slow-storage", "at": "2 s", "lasts": "0 s", "factor": 9.0},
+    ],
+)
 def test_a_fault_that_never_happens_changes_nothing(fault: dict[str, object]) -> None:
     rows = [(float(second), second % 3, 1, 2) for second in range(12)]
     given = {
-        "workload": {"trace": {"file": parts.write_trace(rows)}}, "adapters": {"count": 3, "size": "1 MiB"},
-        "fleet": {"profile": parts.write_profile(STEP), "kv_tokens": 4096}, "cache": {"gpu": {"slots": 1}},
+        "workload": {"trace": {"file": parts.write_trace(rows)}},
+        "adapters": {"count": 3, "size": "1 MiB"},
+        "fleet": {"profile": parts.write_profile(STEP), "kv_tokens": 4096},
+        "cache": {"gpu": {"slots": 1}},
         "storage": {"load": parts.fixed_time(GRID)},
-    }  # fmt: skip
+    }
     healthy, broken = (simulate(build_world(parts.build(**given, **also)), 0, 1) for also in ({}, {"faults": [fault]}))
     assert broken.events == []
     for name in ("finished_s", "load_wait_s", "marks", "status"):

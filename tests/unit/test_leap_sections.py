@@ -82,9 +82,12 @@ def timed(arrivals: list[float], end_s: float, **sections: Any) -> Scenario:
     """Requests for one adapter that is there from the start; the first comes in the warm-up."""
     trace = write_trace([(arrival, 0, 2, 40) for arrival in arrivals])
     return build(
-        workload={"trace": {"file": trace}, "duration": f"{end_s} s"}, adapters={"count": 1, "size": "1 MiB"},
-        cache={"gpu": {"slots": 1}, "warm": 1}, run={"seed": 1, "warmup": 1.001 / len(arrivals)}, **sections,
-    )  # fmt: skip
+        workload={"trace": {"file": trace}, "duration": f"{end_s} s"},
+        adapters={"count": 1, "size": "1 MiB"},
+        cache={"gpu": {"slots": 1}, "warm": 1},
+        run={"seed": 1, "warmup": 1.001 / len(arrivals)},
+        **sections,
+    )
 
 
 def test_a_server_that_never_rests_is_busy_all_the_time() -> None:

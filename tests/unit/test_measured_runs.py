@@ -125,10 +125,13 @@ def test_a_peer_stands_beside_on_shared_runs(tmp_path: Path) -> None:
     peer = tmp_path / "peer.csv"
     peer.write_text(
         "model,workload_group,case,output_throughput,itl,ttft,finished_requests\n"
-        "llama-3.1-8b-instruct,g,a,120,42,100,14364\n", encoding="utf-8",
-    )  # fmt: skip
-    rows_of = {words: (count, theirs, ours) for words, count, theirs, ours in
-               compare_peer([predicted(run, 1.05) for run in runs], peer).rows}  # fmt: skip
+        "llama-3.1-8b-instruct,g,a,120,42,100,14364\n",
+        encoding="utf-8",
+    )
+    rows_of = {
+        words: (count, theirs, ours)
+        for words, count, theirs, ours in compare_peer([predicted(run, 1.05) for run in runs], peer).rows
+    }
     assert rows_of["tokens/s"] == (1, pytest.approx(0.2), pytest.approx(0.05))
     assert rows_of["mean ITL"] == (1, pytest.approx(1.0), pytest.approx(0.05))
     assert rows_of["mean TTFT"] == (1, pytest.approx(1.0), pytest.approx(0.05))

@@ -29,9 +29,13 @@ REQUESTS = {
     "load_wait_s": [0.5, 0.0, 0.5, 0.25, 0.0, 0.0],
 }
 LOADS = {
-    "started_s": [1.5, 3.0, 5.0, 9.5], "ended_s": [2.5, 4.0, 6.0, 11.0], "asked_s": [1.5, 3.0, 5.0, 9.5],
-    "adapter": [0, 1, 1, 2], "tier": [FROM_STORAGE, FROM_STORAGE, FROM_HOST, FROM_STORAGE], "replica": [0, 0, 0, 0],
-}  # fmt: skip
+    "started_s": [1.5, 3.0, 5.0, 9.5],
+    "ended_s": [2.5, 4.0, 6.0, 11.0],
+    "asked_s": [1.5, 3.0, 5.0, 9.5],
+    "adapter": [0, 1, 1, 2],
+    "tier": [FROM_STORAGE, FROM_STORAGE, FROM_HOST, FROM_STORAGE],
+    "replica": [0, 0, 0, 0],
+}
 REPLICATIONS = 8
 """All the same: a mean needs 20 requests."""
 
@@ -45,18 +49,35 @@ def recording() -> Recording:
     # Of 100 gaps 96 take 10 ms, three 100 ms, one a second.
     np.add.at(gap_counts, (np.array([0, 1, 1, 0]), gap_bins(np.array([0.01, 0.01, 0.1, 1.0]))), [50, 46, 3, 1])
     return Recording(
-        requests=columns, loads={name: np.array(values, dtype=np.float64) for name, values in LOADS.items()},
-        bounds=np.array([2.0, 6.0, 10.0]), section_of=np.array([-1, -1, 0, 0, 1, 1], dtype=np.int32),
-        gap_counts=gap_counts, gap_sum_s=np.array([1.5, 0.76]), busy_s=np.array([3.0, 1.0]),
-        blocked_s=np.array([[1.0, 0], [1.0, 0], [0.5, 1.0], [0.5, 0]]), running_area=0.0, room_short_s=0.5,
-        inside_area=0.0, stopped_s=12.0, busy_by_replica=np.array([3.0, 1.0]),
-    )  # fmt: skip
+        requests=columns,
+        loads={name: np.array(values, dtype=np.float64) for name, values in LOADS.items()},
+        bounds=np.array([2.0, 6.0, 10.0]),
+        section_of=np.array([-1, -1, 0, 0, 1, 1], dtype=np.int32),
+        gap_counts=gap_counts,
+        gap_sum_s=np.array([1.5, 0.76]),
+        busy_s=np.array([3.0, 1.0]),
+        blocked_s=np.array([[1.0, 0], [1.0, 0], [0.5, 1.0], [0.5, 0]]),
+        running_area=0.0,
+        room_short_s=0.5,
+        inside_area=0.0,
+        stopped_s=12.0,
+        busy_by_replica=np.array([3.0, 1.0]),
+    )
 
 
 FACTS = ScenarioFacts(
-    slo={"e2e_p99_s": 3.0}, fixed=False, blocking=False, replicas=2, loaders=2, size_bytes=np.array([10, 30, 60]),
-    kind=np.zeros(3, dtype=np.int64), kind_names=("all",), slots=4, kv_tokens=1000, max_num_seqs=8,
-)  # fmt: skip
+    slo={"e2e_p99_s": 3.0},
+    fixed=False,
+    blocking=False,
+    replicas=2,
+    loaders=2,
+    size_bytes=np.array([10, 30, 60]),
+    kind=np.zeros(3, dtype=np.int64),
+    kind_names=("all",),
+    slots=4,
+    kv_tokens=1000,
+    max_num_seqs=8,
+)
 POINT = summarise([recording() for _ in range(REPLICATIONS)], FACTS, {}, [])
 
 

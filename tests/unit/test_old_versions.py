@@ -20,14 +20,19 @@ COUNT = 20
 
 def new_names(rollout: dict[str, Any] | None = None, **sections: Any) -> Scenario:
     workload = {
-        "requests": 1500, "arrivals": {"process": "poisson", "rate": "20/s"}, "popularity": {"law": "uniform"},
+        "requests": 1500,
+        "arrivals": {"process": "poisson", "rate": "20/s"},
+        "popularity": {"law": "uniform"},
         "tokens": {"prompt": {"law": "fixed", "value": 100}, "output": {"law": "fixed", "value": 20}},
-    }  # fmt: skip
+    }
     return build(
-        workload=workload, adapters={"count": COUNT, "size": "1 MB"}, cache=sections.pop("cache", {}),
+        workload=workload,
+        adapters={"count": COUNT, "size": "1 MB"},
+        cache=sections.pop("cache", {}),
         storage={"load": fixed_time(0.02), "host_load": fixed_time(0.002)},
-        rollouts=[{"strategy": "new-name", "at": "30 s", **(rollout or {})}], **sections,
-    )  # fmt: skip
+        rollouts=[{"strategy": "new-name", "at": "30 s", **(rollout or {})}],
+        **sections,
+    )
 
 
 def run(scenario: Scenario) -> tuple[Fleet, Recording]:

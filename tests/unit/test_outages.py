@@ -24,10 +24,14 @@ def services(rows: list[tuple[float, int]], faults: list[dict[str, Any]], **sect
     """Services of 1 s on two replicas in turn, behind loads of 0.5 s; rows are arrivals and adapters."""
     return build(
         workload={"trace": {"file": write_trace([(second, adapter, 1, 1) for second, adapter in rows])}},
-        adapters={"size": "1 MB"}, cache=sections.pop("cache", {"gpu": {"slots": 4}, "warm": 4}),
+        adapters={"size": "1 MB"},
+        cache=sections.pop("cache", {"gpu": {"slots": 4}, "warm": 4}),
         fleet={"engine": "fixed", "replicas": 2, "service": fixed_time(1.0)} | sections.pop("fleet", {}),
-        storage={"load": fixed_time(0.5)}, router={"policy": "round-robin"}, faults=faults, **sections,
-    )  # fmt: skip
+        storage={"load": fixed_time(0.5)},
+        router={"policy": "round-robin"},
+        faults=faults,
+        **sections,
+    )
 
 
 def run(scenario: Scenario) -> Recording:
@@ -51,8 +55,10 @@ def test_requests_of_a_dead_replica_begin_anew_when_the_router_knows() -> None:
     assert [loads[name].tolist() for name in ("adapter", "replica", "started_s", "ended_s")] == [[0], [0], [7.0], [7.5]]
     assert requests["finished_s"].tolist()[3:] == [8.5, 8.0]
     assert [(event.time_s, event.kind) for event in recording.events] == [
-        (0.5, "crash"), (1.5, "detected"), (4.5, "restart")
-    ]  # fmt: skip
+        (0.5, "crash"),
+        (1.5, "detected"),
+        (4.5, "restart"),
+    ]
     # Until the last arrival; the half service of replica 0 kept it busy, too.
     assert recording.busy_by_replica.tolist() == [0.5, 3.0]
     assert recording.inside_area == 2.5 + 1.0 + 2.5 + 1.5 + 1.0
@@ -117,19 +123,29 @@ def test_what_failing_loads_do_not_go_with_is_refused(sections: dict[str, Any], 
     sections = {"cache": {"gpu": {"slots": 4}}, **sections}
     with pytest.raises(ValidationError, match=words):
         build(
-            workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": 8},
-            faults=[{"kind": "failing-loads", "probability": 0.5}], **sections,
-        )  # fmt: skip
+            workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
+            adapters={"count": 8},
+            faults=[{"kind": "failing-loads", "probability": 0.5}],
+            **sections,
+        )
 
 
 @pytest.mark.parametrize(
     "fleet",
     [
-        {"load_at": "arrival"}, {"load_at": "admission"}, {"admission": "stop"}, {"storage.mode": "blocking"},
-        {"engine": "lorax"}, {"engine": "sglang"}, {"engine": "s-lora"}, {"engine": "tensorrt-llm"},
-        {"engine": "vllm-0.8"}, {"engine": "vllm-0.32"}, {"admission": "per-adapter"},
+        {"load_at": "arrival"},
+        {"load_at": "admission"},
+        {"admission": "stop"},
+        {"storage.mode": "blocking"},
+        {"engine": "lorax"},
+        {"engine": "sglang"},
+        {"engine": "s-lora"},
+        {"engine": "tensorrt-llm"},
+        {"engine": "vllm-0.8"},
+        {"engine": "vllm-0.32"},
+        {"admission": "per-adapter"},
     ],
-)  # fmt: skip
+)
 def test_no_engine_keeps_a_place_for_a_load_that_failed(fleet: dict[str, Any]) -> None:
     """With one slot, a place or a count that is not given back stops everybody who comes later."""
     fleet = dict(fleet)
@@ -148,9 +164,12 @@ def test_no_engine_keeps_a_place_for_a_load_that_failed(fleet: dict[str, Any]) -
     rows = [(0.0, 0), (0.01, 1), (0.02, 2), (0.3, 1)] + [(40.0 + number, number % 3) for number in range(9)]
     scenario = build(
         workload={"trace": {"file": write_trace([(second, adapter, 8, 4) for second, adapter in rows])}},
-        adapters={"size": "1 MB"}, cache=cache, fleet=fleet, storage=storage,
+        adapters={"size": "1 MB"},
+        cache=cache,
+        fleet=fleet,
+        storage=storage,
         faults=[{"kind": "failing-loads", "probability": 1.0, "retries": 1, "backoff": "0.1 s", "lasts": "20 s"}],
-    )  # fmt: skip
+    )
     world = build_world(scenario)
     fleet_of_one = Replication(world, 0, 1, lambda server: server).fleet
     requests = fleet_of_one.run(world.traffic.chunks(0)).requests
@@ -163,11 +182,14 @@ def test_a_fault_of_storage_that_nothing_comes_from_is_noted() -> None:
     slow = {"kind": "slow-storage", "at": "0 s", "lasts": "1 s", "factor": 2}
     in_host, on_disk = (
         build(
-            workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": 8},
-            faults=[slow], cache={"gpu": {"slots": 4}, "host": {"fill": fill}}, fleet={"engine": "sglang"},
+            workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
+            adapters={"count": 8},
+            faults=[slow],
+            cache={"gpu": {"slots": 4}, "host": {"fill": fill}},
+            fleet={"engine": "sglang"},
         )
         for fill in ("start", "arrival")
-    )  # fmt: skip
+    )
     assert any("all adapters are in host memory from the start" in note for note in build_world(in_host).notes)
     assert not any("all adapters are in host memory" in note for note in build_world(on_disk).notes)
 
@@ -219,8 +241,9 @@ def test_pauses_stop_doubling() -> None:
 def test_loads_that_no_request_begins_have_luck_of_their_own() -> None:
     numbers = [
         StorageFaults(StorageSpeed(()), (), (), place=place).unrequested(adapter)
-        for place in range(3) for adapter in (0, 1, 2**24 - 1)
-    ]  # fmt: skip
+        for place in range(3)
+        for adapter in (0, 1, 2**24 - 1)
+    ]
     one = StorageFaults(StorageSpeed(()), (), ())
     numbers += [one.unrequested(0) for _ in range(100)][1:]
     assert max(numbers) < 0, "requests have the others"
@@ -234,17 +257,21 @@ def test_a_run_ends_with_its_last_request_and_says_what_never_came() -> None:
     assert recording.requests["status"].tolist() == [COMPLETED] * 5
     assert recording.stopped_s == recording.requests["finished_s"].max()
     assert [event.text for event in recording.events if event.kind == "end"] == [
-        "faults.0: the run ends before replica 0 is up again", "rollouts.0: the run ends before stage 2 of 2",
-    ]  # fmt: skip
+        "faults.0: the run ends before replica 0 is up again",
+        "rollouts.0: the run ends before stage 2 of 2",
+    ]
 
 
 def test_a_gate_sees_requests_that_failed() -> None:
     """Nobody who asks for the new version is answered, so there is no latency to be looked at."""
     failing = {"kind": "failing-loads", "probability": 1.0, "retries": 0, "at": "5 s", "lasts": "6 s"}
     rollout = {
-        "strategy": "new-name", "at": "5 s", "stages": ["50%", "100%"], "dwell": "5 s",
+        "strategy": "new-name",
+        "at": "5 s",
+        "stages": ["50%", "100%"],
+        "dwell": "5 s",
         "gate": {"e2e_mean": "1 h", "min_requests": 3},
-    }  # fmt: skip
+    }
     rows = [(0.25 * k, 0) for k in range(80)]
     recording = run(services(rows, [failing], rollouts=[rollout], cache={"gpu": {"slots": 4}}))
     told = [(event.time_s, event.kind, event.text) for event in recording.events if event.kind in ("stage", "rollback")]

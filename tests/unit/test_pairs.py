@@ -57,8 +57,9 @@ def test_every_metric_has_a_direction() -> None:
 def test_parts_are_paired_around_the_change_of_the_whole() -> None:
     found = difference_of(
         point("e2e_p99_s", 2.0, [1.0, 2.0, 3.0], lo=0.0, hi=4.0),
-        point("e2e_p99_s", 3.25, [2.0, 3.0, 4.5], lo=1.0, hi=5.5), "e2e_p99_s",
-    )  # fmt: skip
+        point("e2e_p99_s", 3.25, [2.0, 3.0, 4.5], lo=1.0, hi=5.5),
+        "e2e_p99_s",
+    )
     assert found is not None
     # Changes 1, 1, 1.5 around 1.25: squares add up to 3/16, standard error sqrt(3/16 / 6); t with 2 degrees 4.302653.
     half = 4.302652729911275 * math.sqrt(3 / 16 / 6)

@@ -53,11 +53,13 @@ def test_the_most_wanted_come_first() -> None:
 
 
 def test_two_keys_have_a_range_each() -> None:
-    plan = Plan.model_validate({"minimize": ["fleet.replicas", "cache.gpu.slots"], "range": [[1, 3], [8, 24]],
-                                "step": [1, 8]})  # fmt: skip
+    plan = Plan.model_validate(
+        {"minimize": ["fleet.replicas", "cache.gpu.slots"], "range": [[1, 3], [8, 24]], "step": [1, 8]}
+    )
     assert [(axis.key, axis.values) for axis in variables(plan)] == [
-        ("fleet.replicas", (1, 2, 3)), ("cache.gpu.slots", (8, 16, 24)),
-    ]  # fmt: skip
+        ("fleet.replicas", (1, 2, 3)),
+        ("cache.gpu.slots", (8, 16, 24)),
+    ]
 
 
 @pytest.mark.parametrize(

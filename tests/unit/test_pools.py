@@ -109,8 +109,11 @@ def test_a_backend_and_an_address_tell_themselves_apart(texts: list[str], meant:
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        (["dsk"], "--backend: neither a backend nor an address (got dsk, allowed: local, dask, ray, or an address such "
-                  "as tcp://host:8786); did you mean 'dask'?"),
+        (
+            ["dsk"],
+            "--backend: neither a backend nor an address (got dsk, allowed: local, dask, ray, or an address such "
+            "as tcp://host:8786); did you mean 'dask'?",
+        ),
         (["a:8786"], "--address: the kind of cluster at this address is unknown (got a:8786); add"),
         (["auto"], "--address: the kind of cluster at this address is unknown"),
         (["http://a:1"], "--address: unknown kind of address (got http://a:1, allowed: tcp://"),
@@ -120,7 +123,7 @@ def test_a_backend_and_an_address_tell_themselves_apart(texts: list[str], meant:
         (["dask", "ray"], "--backend: given twice (got dask and ray)"),
         (["tcp://a:1", "tcp://b:1"], "--address: given twice"),
     ],
-)  # fmt: skip
+)
 def test_what_is_neither_or_both_is_refused(texts: list[str], says: str) -> None:
     with pytest.raises(InputError) as refused:
         choose_backend(texts)
@@ -178,13 +181,18 @@ def test_a_schedulers_file_that_is_not_there_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (ConnectionError("timeout\nand more"), "--address: no Ray cluster answers here (got ray://a:1, allowed: such "
-         "as ray://host:10001; on one of its machines auto); timeout; a cluster that was started with a token wants "
-         "RAY_AUTH_MODE=token here, too"),
-        (ImportError("no grpc"), "--address: an address ray://… needs Ray's client (got ray://a:1); pip install "
-         "'ray[client]' (no grpc)"),
+        (
+            ConnectionError("timeout\nand more"),
+            "--address: no Ray cluster answers here (got ray://a:1, allowed: such "
+            "as ray://host:10001; on one of its machines auto); timeout; a cluster that was started with a token wants "
+            "RAY_AUTH_MODE=token here, too",
+        ),
+        (
+            ImportError("no grpc"),
+            "--address: an address ray://… needs Ray's client (got ray://a:1); pip install 'ray[client]' (no grpc)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_ray_cluster_that_does_not_answer_is_one_line(
     monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
 ) -> None:

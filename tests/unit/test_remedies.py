@@ -23,8 +23,13 @@ from sim.traffic.adapters import SHAPES, populate
 from sim.training.vet_adapters import vet_path
 from sim.training.vet_results import CurrentAdapter, Evidence, Finding, Remedy, Vetted
 
-LARGER = Remedy("rank-16-all-linear", "train with rank 16 on all linear layers", rank=16, targets="all-linear",
-              parameters=41_943_040)  # fmt: skip
+LARGER = Remedy(
+    "rank-16-all-linear",
+    "train with rank 16 on all linear layers",
+    rank=16,
+    targets="all-linear",
+    parameters=41_943_040,
+)
 QUICK = ("workload.requests=600", "run.replications=2")
 
 
@@ -137,8 +142,11 @@ def test_what_is_not_known_is_refused_and_not_guessed() -> None:
     assert refused(LARGER, mix, current=CurrentAdapter(rank=4, targets=("q", "v"))) == (
         "no kind of adapters.mix has rank 4 on q, v, as the vetted adapter has"
     )
-    size = ("adapters={base_model: llama-3.1-8b, count: 1000, size: 20 MB}", "adapters.rank=null",
-            "adapters.targets=null")  # fmt: skip
+    size = (
+        "adapters={base_model: llama-3.1-8b, count: 1000, size: 20 MB}",
+        "adapters.rank=null",
+        "adapters.targets=null",
+    )
     assert "is unknown" in refused(LARGER, *size)
     known = CurrentAdapter(rank=4, targets=("q", "k", "v", "o"), parameters=3_407_872)
     _, everyone, *_ = priced(LARGER, *size, current=known)

@@ -46,59 +46,93 @@ def check(path: Path) -> None:
         ("{strategy: in-place}", "rollouts.0.at: "),
         ("{strategy: in-place, at: -1 s}", "rollouts.0.at: "),
         ("{strategy: in-place, at: 5}", "rollouts.0.at: "),
-        ("{strategy: in-place, at: 1 s, adapter: 3, share: 10%}",
-         "rollouts.0.share: give one adapter, or a share of all (got adapter 3 and a share)"),
+        (
+            "{strategy: in-place, at: 1 s, adapter: 3, share: 10%}",
+            "rollouts.0.share: give one adapter, or a share of all (got adapter 3 and a share)",
+        ),
         ("{strategy: in-place, at: 1 s, share: 0%}", "rollouts.0.share: out of range (got 0%"),
         ("{strategy: in-place, at: 1 s, share: 120%}", "rollouts.0.share: "),
         ("{strategy: new-name, at: 1 s, stages: []}", "rollouts.0.stages: "),
-        ("{strategy: new-name, at: 1 s, stages: [0%, 100%]}",
-         "rollouts.0.stages: stages rise from above 0 % to 100 % (got 0%, 100%)"),
-        ("{strategy: new-name, at: 1 s, stages: [50%, 20%, 100%]}",
-         "rollouts.0.stages: stages rise from above 0 % to 100 % (got 50%, 20%, 100%)"),
+        (
+            "{strategy: new-name, at: 1 s, stages: [0%, 100%]}",
+            "rollouts.0.stages: stages rise from above 0 % to 100 % (got 0%, 100%)",
+        ),
+        (
+            "{strategy: new-name, at: 1 s, stages: [50%, 20%, 100%]}",
+            "rollouts.0.stages: stages rise from above 0 % to 100 % (got 50%, 20%, 100%)",
+        ),
         ("{strategy: new-name, at: 1 s, stages: [50%, 50%, 100%]}", "rollouts.0.stages: stages rise"),
-        ("{strategy: new-name, at: 1 s, stages: [5%, 50%]}",
-         "rollouts.0.stages: the last stage must reach 100 % (got 5%, 50%); end with 100%"),
+        (
+            "{strategy: new-name, at: 1 s, stages: [5%, 50%]}",
+            "rollouts.0.stages: the last stage must reach 100 % (got 5%, 50%); end with 100%",
+        ),
         ("{strategy: new-name, at: 1 s, stages: [5%, 100%], dwell: 0 s}", "rollouts.0.dwell: out of range (got 0 s"),
-        ("{strategy: lazy-reread, at: 1 s, stages: [5%, 100%]}",
-         "rollouts.0.stages: lazy-reread overwrites files for all replicas at once (got 5%, 100%, allowed: 100%)"),
-        ("{strategy: in-place, at: 1 s, stages: [5%, 100%], gate: {e2e_p99: 1 s}}",
-         "rollouts.0.gate: only a new-name rollout has a gate (got strategy in-place)"),
+        (
+            "{strategy: lazy-reread, at: 1 s, stages: [5%, 100%]}",
+            "rollouts.0.stages: lazy-reread overwrites files for all replicas at once (got 5%, 100%, allowed: 100%)",
+        ),
+        (
+            "{strategy: in-place, at: 1 s, stages: [5%, 100%], gate: {e2e_p99: 1 s}}",
+            "rollouts.0.gate: only a new-name rollout has a gate (got strategy in-place)",
+        ),
         ("{strategy: drain-then-swap, at: 1 s, rank: 8}", "rollouts.0.rank: only a new-name rollout has a rank"),
         ("{strategy: in-place, at: 1 s, size: 80 MB}", "rollouts.0.size: only a new-name rollout has a size"),
-        ("{strategy: new-name, at: 1 s, gate: {e2e_p99: 1 s}}",
-         "rollouts.0.gate: a gate stands between two stages; such as stages: [5%, 100%]"),
-        ("{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {}}",
-         "rollouts.0.gate: a gate needs at least one metric; such as {e2e_p99: 12 s}"),
-        ("{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {min_requests: 9}}",
-         "rollouts.0.gate: a gate needs at least one metric"),
+        (
+            "{strategy: new-name, at: 1 s, gate: {e2e_p99: 1 s}}",
+            "rollouts.0.gate: a gate stands between two stages; such as stages: [5%, 100%]",
+        ),
+        (
+            "{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {}}",
+            "rollouts.0.gate: a gate needs at least one metric; such as {e2e_p99: 12 s}",
+        ),
+        (
+            "{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {min_requests: 9}}",
+            "rollouts.0.gate: a gate needs at least one metric",
+        ),
         ("{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {miss_ratio: 120%}}", "rollouts.0.gate.miss_ratio: "),
-        ("{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {e2e_p98: 1 s}}",
-         "rollouts.0.gate.e2e_p98: unknown key"),
-        ("{strategy: new-name, at: 1 s, stages: [5%, 100%], spread: 1 s, gate: {e2e_p99: 1 s}}",
-         "rollouts.0.gate: a gate judges all adapters of a rollout together (got spread 1 s)"),
+        (
+            "{strategy: new-name, at: 1 s, stages: [5%, 100%], gate: {e2e_p98: 1 s}}",
+            "rollouts.0.gate.e2e_p98: unknown key",
+        ),
+        (
+            "{strategy: new-name, at: 1 s, stages: [5%, 100%], spread: 1 s, gate: {e2e_p99: 1 s}}",
+            "rollouts.0.gate: a gate judges all adapters of a rollout together (got spread 1 s)",
+        ),
         ("{strategy: new-name, at: 1 s, spread: -1 s}", "rollouts.0.spread: "),
         ("{strategy: in-place, at: 1 s, propagation: {law: uniform, low: 2 s, high: 1 s}}", "rollouts.0.propagation"),
         ("{strategy: in-place, at: 1 s, observe: 0 s}", "rollouts.0.observe: out of range (got 0 s"),
-        ("{strategy: in-place, at: 1 s, adapter: 100}",
-         "rollouts.0.adapter: there is no such adapter (got 100, allowed: 0 to 99)"),
+        (
+            "{strategy: in-place, at: 1 s, adapter: 100}",
+            "rollouts.0.adapter: there is no such adapter (got 100, allowed: 0 to 99)",
+        ),
         ("{strategy: in-place, at: 1 s, adapter: -1}", "rollouts.0.adapter: "),
-        ("{strategy: in-place, at: 1 s, adapter: mine}",
-         "rollouts.0.adapter: adapters have no names here (got mine, allowed: 0 to 99)"),
+        (
+            "{strategy: in-place, at: 1 s, adapter: mine}",
+            "rollouts.0.adapter: adapters have no names here (got mine, allowed: 0 to 99)",
+        ),
         *(
-            (f"{{strategy: in-place, at: 1 s, adapter: {given}}}",
-             f"rollouts.0.adapter: must be an adapter's number or name (got {told}, allowed: 0 and more")
+            (
+                f"{{strategy: in-place, at: 1 s, adapter: {given}}}",
+                f"rollouts.0.adapter: must be an adapter's number or name (got {told}, allowed: 0 and more",
+            )
             for given, told in (("[1]", "[1]"), ("-1", "-1"), ("1.5", "1.5"), ("{a: 1}", "{'a': 1}"), ("true", "True"))
         ),
-        ("{strategy: in-place, at: 1 s, sticky: false}",
-         "rollouts.0.sticky: only a new-name rollout has sticky (got strategy in-place)"),
+        (
+            "{strategy: in-place, at: 1 s, sticky: false}",
+            "rollouts.0.sticky: only a new-name rollout has sticky (got strategy in-place)",
+        ),
         ("{strategy: lazy-reread, at: 1 s, keep_old: true}", "rollouts.0.keep_old: only a new-name rollout has "),
         ("{at: 1 s}", "rollouts.0.strategy: is missing (allowed: new-name, in-place, unload-then-load, "),
-        ("{strategy: in-place, at: 1 s, share: 0.4%}",
-         "rollouts.0.share: this share is less than one adapter (got 0.004 of 100, allowed: at least 1.00%)"),
-        ("{strategy: in-place, at: 90 s}",
-         "rollouts.0.at: begins after the last request is expected (got 90 s, allowed: before 83.3 s)"),
+        (
+            "{strategy: in-place, at: 1 s, share: 0.4%}",
+            "rollouts.0.share: this share is less than one adapter (got 0.004 of 100, allowed: at least 1.00%)",
+        ),
+        (
+            "{strategy: in-place, at: 90 s}",
+            "rollouts.0.at: begins after the last request is expected (got 90 s, allowed: before 83.3 s)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_refused_with_its_line(base: Path, rollout: str, message: str) -> None:
     assert f"rollouts.yaml:{LINE}: {message}" in checked(base, rollout)
 
@@ -116,18 +150,20 @@ def test_what_makes_no_sense_is_refused_with_its_line(base: Path, rollout: str, 
         ("at: 1 s, adapter: 4, spread: 5 s", "at: 2 s, adapter: 4", "rolls out adapter 4 while another rollout does ("),
         # A share that turns out to hold that adapter.
         (
-            "at: 1 s, share: 100%", "at: 1 s, adapter: 4",
+            "at: 1 s, share: 100%",
+            "at: 1 s, adapter: 4",
             "rolls out adapter 4 while another rollout does (a share is drawn by run.seed) (got ",
         ),
         # Not everybody has heard of the first one when the second begins.
         (
-            "at: 30 s, propagation: {law: fixed, value: 30 s}", "at: 40 s",
+            "at: 30 s, propagation: {law: fixed, value: 30 s}",
+            "at: 40 s",
             "rolls out all adapters while another rollout does (got rollouts.0 from 30 s to 60 s, propagation "
             "included; rollouts.1 at 40 s)",
         ),
         ("at: 30 s, propagation: {law: exponential, mean: 10 s}", "at: 95 s", "rollouts.0 from 30 s to 99.0"),
     ],
-)  # fmt: skip
+)
 def test_two_rollouts_of_an_adapter_at_a_time_are_refused(base: Path, first: str, second: str, message: str) -> None:
     told = checked(base, f"{{strategy: new-name, {first}}}", f"{{strategy: new-name, {second}}}")
     assert f"rollouts.yaml:{LINE + 1}: rollouts.1: rolls out " in told
@@ -184,9 +220,10 @@ def test_what_does_not_go_with_rollouts_is_refused(base: Path, also: str, messag
 
 def laid_out(*rollouts: dict[str, object], count: int = 40) -> RolloutPlan:
     scenario: Scenario = parts.build(
-        workload={"requests": 1000, "arrivals": {"process": "poisson", "rate": "1/s"}}, adapters={"count": count},
+        workload={"requests": 1000, "arrivals": {"process": "poisson", "rate": "1/s"}},
+        adapters={"count": count},
         rollouts=[{"strategy": "in-place", **rollout} for rollout in rollouts],
-    )  # fmt: skip
+    )
     rollout_plan = build_world(scenario).rollout_plan
     assert rollout_plan is not None
     return rollout_plan
@@ -214,9 +251,11 @@ def test_all_together_take_everybody() -> None:
 
 def test_versions_follow_in_order_of_time_and_new_names_get_new_numbers() -> None:
     rollout_plan = laid_out(
-        {"at": "30 s", "adapter": 7}, {"at": "10 s", "adapter": 7, "strategy": "new-name"},
-        {"at": "20 s", "strategy": "new-name"}, count=10,
-    )  # fmt: skip
+        {"at": "30 s", "adapter": 7},
+        {"at": "10 s", "adapter": 7, "strategy": "new-name"},
+        {"at": "20 s", "strategy": "new-name"},
+        count=10,
+    )
     first, second, third = rollout_plan.rollouts
     assert [planned.number for planned in rollout_plan.rollouts] == [1, 2, 0]
     assert (first.adapters, first.new_adapters, first.versions) == ((7,), (10,), (2,))

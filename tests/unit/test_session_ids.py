@@ -208,9 +208,14 @@ def by_appearance(whose: Ints) -> list[int]:
 @pytest.mark.parametrize("scale", [1, 4])
 @pytest.mark.parametrize(("requests", "duration", "count"), [(None, None, 850), (123, None, 123), (None, "50 s", None)])
 def test_a_traces_sessions_pass_through(
-    file: str, requests: int | None, duration: str | None, count: int | None, scale: float, block: int,
+    file: str,
+    requests: int | None,
+    duration: str | None,
+    count: int | None,
+    scale: float,
+    block: int,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(generate, "BLOCK", block)
     found = recorded(file, requests, duration, time_scale=scale)
     if count is None:

@@ -26,8 +26,10 @@ def fleet_of(scenario: Scenario) -> tuple[Fleet, np.ndarray]:
 
 def poisson(requests: int, rate: str, **law: Any) -> dict[str, Any]:
     return {
-        "requests": requests, "arrivals": {"process": "poisson", "rate": rate}, "popularity": law or {"law": "uniform"},
-    }  # fmt: skip
+        "requests": requests,
+        "arrivals": {"process": "poisson", "rate": rate},
+        "popularity": law or {"law": "uniform"},
+    }
 
 
 @pytest.mark.parametrize("crash", [False, True])
@@ -40,10 +42,15 @@ def test_a_request_with_its_last_token_keeps_no_swap_waiting(crash: bool) -> Non
     faults = [{"kind": "crash", "replica": 0, "at": "0.4 s", "down": "0.15 s"}] if crash else []
     for seed in range(60):
         scenario = build(
-            workload=poisson(80, "20/s"), adapters={"count": 6, "size": "1 MB"}, cache={"gpu": {"slots": 2}},
-            fleet={"engine": "fixed", "service": fixed_time(0.04)}, storage={"load": fixed_time(0.002)},
-            rollouts=rollouts, faults=faults, run={"seed": seed, "warmup": 0},
-        )  # fmt: skip
+            workload=poisson(80, "20/s"),
+            adapters={"count": 6, "size": "1 MB"},
+            cache={"gpu": {"slots": 2}},
+            fleet={"engine": "fixed", "service": fixed_time(0.04)},
+            storage={"load": fixed_time(0.002)},
+            rollouts=rollouts,
+            faults=faults,
+            run={"seed": seed, "warmup": 0},
+        )
         _, status = fleet_of(scenario)
         assert np.all((status == COMPLETED) | (status == REFUSED)), f"seed {seed}"
 
@@ -52,12 +59,15 @@ def test_a_request_with_its_last_token_keeps_no_swap_waiting(crash: bool) -> Non
 def test_held_requests_come_in_behind_one_that_has_the_only_place(slots: int) -> None:
     for seed in SEEDS:
         scenario = build(
-            workload=poisson(300, "15/s") | {"tokens": {"prompt": {"law": "fixed", "value": 100},
-                                                        "output": {"law": "fixed", "value": 20}}},
-            adapters={"count": 3 * slots, "size": "1 MB"}, cache={"gpu": {"slots": slots}},
-            fleet={"admission": "stop", "load_at": "admission"}, storage={"load": fixed_time(0.03)},
-            rollouts=[{"strategy": "drain-then-swap", "at": "5 s", "spread": "5 s"}], run={"seed": seed, "warmup": 0},
-        )  # fmt: skip
+            workload=poisson(300, "15/s")
+            | {"tokens": {"prompt": {"law": "fixed", "value": 100}, "output": {"law": "fixed", "value": 20}}},
+            adapters={"count": 3 * slots, "size": "1 MB"},
+            cache={"gpu": {"slots": slots}},
+            fleet={"admission": "stop", "load_at": "admission"},
+            storage={"load": fixed_time(0.03)},
+            rollouts=[{"strategy": "drain-then-swap", "at": "5 s", "spread": "5 s"}],
+            run={"seed": seed, "warmup": 0},
+        )
         _, status = fleet_of(scenario)
         assert np.all(status == COMPLETED), f"seed {seed}"
 
@@ -76,11 +86,12 @@ def test_who_was_loaded_for_goes_before_older_ones_that_came_to_the_queue_later(
     """Host memory fills at arrival, so a request may reach a queue that stops after a younger one."""
     for seed in SEEDS:
         scenario = build(
-            workload=poisson(60, "20/s", law="cyclic") | TOKENS, adapters={"count": 6, "size": "1 MiB"},
+            workload=poisson(60, "20/s", law="cyclic") | TOKENS,
+            adapters={"count": 6, "size": "1 MiB"},
             fleet=small(kv_tokens=48, admission="stop", load_at="admission"),
             cache={"gpu": {"slots": 1}, "host": {"fill": "arrival"}, "prefetch": "queued"},
             run={"seed": seed, "warmup": 0},
-        )  # fmt: skip
+        )
         _, status = fleet_of(scenario)
         assert np.all(status == COMPLETED), f"seed {seed}"
 
@@ -90,10 +101,12 @@ def test_a_large_adapter_gets_its_turn_though_several_small_ones_must_go() -> No
     mix = [{"share": "50%", "rank": 4, "size": "2 MiB"}, {"share": "50%", "rank": 4, "size": "1 MiB"}]
     for seed in SEEDS:
         scenario = build(
-            workload=poisson(30, "20/s") | TOKENS, adapters={"count": 6, "mix": mix},
-            fleet=small(kv_tokens=60, engine="lorax"), cache={"gpu": {"size": "3 MiB"}, "eviction": "cycle"},
+            workload=poisson(30, "20/s") | TOKENS,
+            adapters={"count": 6, "mix": mix},
+            fleet=small(kv_tokens=60, engine="lorax"),
+            cache={"gpu": {"size": "3 MiB"}, "eviction": "cycle"},
             run={"seed": seed, "warmup": 0},
-        )  # fmt: skip
+        )
         _, status = fleet_of(scenario)
         assert np.all(status == COMPLETED), f"seed {seed}"
 

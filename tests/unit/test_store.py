@@ -31,9 +31,14 @@ def a_point(slots: object = 16, miss_ratio: float | None = 0.25) -> Point:
 
 def a_manifest(**changes: Any) -> dict[str, Any]:
     return {
-        "kind": "sweep", "name": "demo", "scenario": {"name": "demo"}, "scenario_hash": "h1", "seed": 1,
-        "point_keys": ["k1", "k2"], **changes,
-    }  # fmt: skip
+        "kind": "sweep",
+        "name": "demo",
+        "scenario": {"name": "demo"},
+        "scenario_hash": "h1",
+        "seed": 1,
+        "point_keys": ["k1", "k2"],
+        **changes,
+    }
 
 
 def files_in(folder: Path) -> set[str]:
@@ -55,9 +60,15 @@ def test_a_finished_run_reads_back_whole(tmp_path: Path) -> None:
     assert parquet.read_table(out / "requests.parquet").column("request").to_pylist() == [0, 1]
     assert (out / "report.html").read_text(encoding="utf-8") == "<p>µ</p>"
     assert files_in(out) == {
-        ".lock", "manifest.json", "summary.json", "points.csv", "requests.parquet", "report.html",
-        "points/k1.json", "points/k2.json",
-    }  # fmt: skip
+        ".lock",
+        "manifest.json",
+        "summary.json",
+        "points.csv",
+        "requests.parquet",
+        "report.html",
+        "points/k1.json",
+        "points/k2.json",
+    }
 
 
 def test_the_summary_has_the_published_form(tmp_path: Path) -> None:
@@ -100,9 +111,18 @@ def test_the_table_has_a_row_a_point_and_metric(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "cell"),
-    [("=cmd()", "'=cmd()"), ("+1", "'+1"), ("-x", "'-x"), ("@SUM", "'@SUM"), ("\t=1", "'\t=1"), (-2.5, "-2.5"),
-     ("a=b", "a=b"), ([1, "x"], '[1, "x"]'), (None, "")],
-)  # fmt: skip
+    [
+        ("=cmd()", "'=cmd()"),
+        ("+1", "'+1"),
+        ("-x", "'-x"),
+        ("@SUM", "'@SUM"),
+        ("\t=1", "'\t=1"),
+        (-2.5, "-2.5"),
+        ("a=b", "a=b"),
+        ([1, "x"], '[1, "x"]'),
+        (None, ""),
+    ],
+)
 def test_text_cells_can_not_be_formulas(tmp_path: Path, value: object, cell: str) -> None:
     with RunStore.create(tmp_path / "r", a_manifest(point_keys=["k1"])) as store:
         store.finish([a_point(value)])
@@ -168,7 +188,7 @@ def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     ["", '{"schema_version": 1, "poi', "[]", "null", '{"point": {"set": {}}}', '{"point": {"metrics": {}, "x": 1}}'],
-)  # fmt: skip
+)
 def test_a_torn_point_counts_as_missing(tmp_path: Path, damage: str) -> None:
     with RunStore.create(tmp_path / "r", a_manifest()) as store:
         store.save_point("k1", a_point())

@@ -170,8 +170,14 @@ def test_parquet_numbers_its_rows(tmp_path: Path) -> None:
     count = 200_000  # more than a batch, and than a block
     output = np.ones(count, dtype=np.int64)
     output[150_001] = -1
-    table = pa.table({"timestamp_s": np.arange(count), "adapter_id": np.arange(count) % 7,
-                      "input_tokens": np.ones(count), "output_tokens": output})  # fmt: skip
+    table = pa.table(
+        {
+            "timestamp_s": np.arange(count),
+            "adapter_id": np.arange(count) % 7,
+            "input_tokens": np.ones(count),
+            "output_tokens": output,
+        }
+    )
     pq.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(TraceError, match=r"t\.parquet:150002: output_tokens: .* \(got -1,"):
         read_trace(Trace(file=str(tmp_path / "t.parquet")))

@@ -42,18 +42,22 @@ BAD = {
     "gap in tokens": (b"3,a,,5\n", "t:4: input_tokens: the cell is empty"),
     "empty name": (b"3,,5,5\n", "t:4: adapter_id: the adapter's name is empty"),
     "blank name": (b"3, ,5,5\n", "t:4: adapter_id: the adapter's name is empty"),
-    "backwards": (b"1.5,a,5,5\n", "t:4: timestamp_s: time runs backwards (got 1.5, allowed: times that never fall); "
-                                  "sort the trace by time"),
+    "backwards": (
+        b"1.5,a,5,5\n",
+        "t:4: timestamp_s: time runs backwards (got 1.5, allowed: times that never fall); sort the trace by time",
+    ),
     "NaN": (b"nan,a,5,5\n", "t:4: timestamp_s: not a usable number (got nan, allowed: a number)"),
     "inf": (b"3,a,5,inf\n", "t:4: output_tokens: not a usable number (got inf"),
-    "zero": (b"3,a,0,5\n", "t:4: input_tokens: not a usable number (got 0, allowed: a whole number, 1 to "
-                           "10,000,000)"),
+    "zero": (b"3,a,0,5\n", "t:4: input_tokens: not a usable number (got 0, allowed: a whole number, 1 to 10,000,000)"),
     "negative": (b"3,a,5,-7\n", "t:4: output_tokens: not a usable number (got -7"),
     "fraction": (b"3,a,5,1.5\n", "t:4: output_tokens: not a token count (got 1.5"),
     "huge": (b"3,a,5,99999999999999999999999999\n", "t:4: output_tokens: not a token count (got 9999"),
     "huger": (b"3,a,5," + b"9" * 5000 + b"\n", "t:4: output_tokens: not a usable number (got 9999"),
-    "milliseconds": (b"1700000000000,a,5,5\n", "t:4: timestamp_s: not a usable time (got 1700000000000, "
-                                               "allowed: up to 1e+11); times in ms, µs or ns must be converted"),
+    "milliseconds": (
+        b"1700000000000,a,5,5\n",
+        "t:4: timestamp_s: not a usable time (got 1700000000000, "
+        "allowed: up to 1e+11); times in ms, µs or ns must be converted",
+    ),
     "words": (b"later,a,5,5\n", "t:4: timestamp_s: not a usable number (got later"),
     "bytes": (b"3,\xff\xfe,5,5\n", "t:4: adapter_id: not UTF-8 text (got \\xff\\xfe"),
     "bytes in a number": (b"3,a,\xe45,5\n", "t:4: input_tokens: not UTF-8 text (got \\xe45"),
@@ -62,9 +66,11 @@ BAD = {
     "long name": (b"3," + b"n" * 1025 + b",5,5\n", "t:4: adapter_id: the adapter's name is too long (got nnn"),
     "fewer cells": (b"3,a,5\n", "t:4: not as many cells as the header (got 3, allowed: 4)"),
     "more cells": (b"3,a,5,5,5\n", "t:4: not as many cells as the header (got 5, allowed: 4)"),
-    "a cell without end": (b'3,"' + b"x" * 200_000 + b"\n",
-                           "t:4: not a CSV row (got field larger than field limit (131072)); a quote that is never"),
-}  # fmt: skip
+    "a cell without end": (
+        b'3,"' + b"x" * 200_000 + b"\n",
+        "t:4: not a CSV row (got field larger than field limit (131072)); a quote that is never",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -94,8 +100,8 @@ FINE = {
     "a column of foreign bytes": b"timestamp_s,adapter_id,input_tokens,output_tokens,x\n1,a,5,5,\xff\n2,b,5,5,\0\n",
     "a column with line ends": b'x,timestamp_s,adapter_id,input_tokens,output_tokens\n"p\nq",1,a,5,5\nr,2,b,5,5\n',
     "JSON lines": b'{"timestamp_s": 1, "adapter_id": "a", "input_tokens": 5, "output_tokens": 5}\n'
-                  b'{"adapter_id": "b", "timestamp_s": 2.0, "input_tokens": 5, "output_tokens": "5"}\n',
-}  # fmt: skip
+    b'{"adapter_id": "b", "timestamp_s": 2.0, "input_tokens": 5, "output_tokens": "5"}\n',
+}
 
 
 @pytest.mark.parametrize("case", FINE)
@@ -122,14 +128,16 @@ def test_rows_are_counted_in_lines_of_the_file(tmp_path: Path) -> None:
         ((HEADER + GOOD).decode().encode("utf-16"), "t: not UTF-8 text (got what looks like UTF-16); save it as UTF-8"),
         ((HEADER + GOOD).decode().encode("utf-16-le"), "t: not UTF-8 text (got what looks like UTF-16)"),
         (HEADER.replace(b"output_tokens", b"input_tokens") + GOOD, "t:1: column output_tokens is missing"),
-        (HEADER.replace(b"\n", b",input_tokens\n") + b"1,a,5,5,5\n",
-         "t:1: input_tokens: a column stands twice in the header"),
+        (
+            HEADER.replace(b"\n", b",input_tokens\n") + b"1,a,5,5,5\n",
+            "t:1: input_tokens: a column stands twice in the header",
+        ),
         (HEADER.replace(b",", b";") + b"1;a;5;5\n", "t:1: column timestamp_s is missing (got timestamp_s;adapter"),
         (b'{"timestamp_s": 1,', "t:1: not a line of JSON"),
         (b"PAR1 and no more", "t: the Parquet file can't be read"),
         (b"\x1f\x8bno gzip", "t: the compressed file is damaged"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_trace(tmp_path: Path, content: bytes, says: str) -> None:
     for skip_bad in (False, True):
         assert error_of(tmp_path, content, skip_bad=skip_bad).startswith(says)
@@ -208,7 +216,7 @@ def test_a_bad_row_does_not_move_the_clock(tmp_path: Path) -> None:
         (samples.MOONCAKE_JSONL.replace(b'"input_length": 6472, ', b""), "t:2: input_length: the cell is empty"),
         (samples.MOONCAKE_JSONL.replace(b"[46, 2353]}", b""), "t:2: not a line of JSON (got"),
     ],
-)  # fmt: skip
+)
 def test_bad_rows_of_other_formats(tmp_path: Path, content: bytes, says: str) -> None:
     assert error_of(tmp_path, content).startswith(says)
     if "grid" not in says:
@@ -265,8 +273,12 @@ def test_a_million_rows_need_little_memory(tmp_path: Path) -> None:
     with file.open("w") as out:
         out.write("timestamp_s,adapter_id,session_id,input_tokens,output_tokens\n")
         for index in range(0, 1_000_000, 1000):
-            out.write("".join(f"{i * 0.25},adapter-{i * 7919 % 1000},{i // 4},{i % 900 + 1},{i % 70 + 1}\n"
-                              for i in range(index, index + 1000)))  # fmt: skip
+            out.write(
+                "".join(
+                    f"{i * 0.25},adapter-{i * 7919 % 1000},{i // 4},{i % 900 + 1},{i % 70 + 1}\n"
+                    for i in range(index, index + 1000)
+                )
+            )
     code = (
         "import resource, sys; from sim.spec.sections.trace_source import Trace; "
         "from sim.traffic.traces.read import read_trace; "

@@ -120,8 +120,9 @@ def test_a_limit_takes_the_first_of_requests_at_the_same_times(scale: float, lim
     """Times in whole seconds, in a trace without sessions: rotated copies meet a horizon in the midst of ties."""
     rng = np.random.default_rng(3)
     times = np.sort(rng.integers(0, 30, 500)).astype(np.float64)
-    data = TraceData(times - times[0], None, None, rng.integers(0, 9, 500).astype(np.int32), None,
-                     tuple("abcdefghi"), None, (), {})  # fmt: skip
+    data = TraceData(
+        times - times[0], None, None, rng.integers(0, 9, 500).astype(np.int32), None, tuple("abcdefghi"), None, (), {}
+    )
     whole = with_population(data, scale, None, 1, "t")
     part = with_population(data, scale, limit, 1, "t")
     count = min(limit, len(whole))
@@ -168,8 +169,16 @@ def test_too_many_requests_need_a_limit(file: str) -> None:
     assert len(read_trace(trace, 10)) == 10
 
 
-@pytest.mark.parametrize("settings", [{"time_scale": 0}, {"population_scale": -1}, {"time_scale": float("nan")},
-                                      {"lengths_file": "l.csv", "format": "csv"}, {"format": "cvs"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"time_scale": 0},
+        {"population_scale": -1},
+        {"time_scale": float("nan")},
+        {"lengths_file": "l.csv", "format": "csv"},
+        {"format": "cvs"},
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Trace.model_validate({"file": "t.csv", **settings})

@@ -35,8 +35,11 @@ def counts(data: TraceData, clients: int, windows: int) -> np.ndarray:
 def test_a_client_of_one_request_a_window_keeps_its_count(tmp_path: Path) -> None:
     clients, windows = 3000, 8
     # Every client goes through other laws, in another order.
-    rows = [f"{client},{600 * window},{1 / 600},1,{LAWS[(client + window * (1 + client % 3)) % 5]}"
-            for window in range(windows) for client in range(clients)]  # fmt: skip
+    rows = [
+        f"{client},{600 * window},{1 / 600},1,{LAWS[(client + window * (1 + client % 3)) % 5]}"
+        for window in range(windows)
+        for client in range(clients)
+    ]
     found = counts(read_trace(write(tmp_path, rows)), clients, windows)
     # The mean of each window and law is 1; the clients are independent. z beyond 4.5 in 40 means: p < 3e-4.
     for window in range(windows):
@@ -130,8 +133,10 @@ def test_a_real_week_keeps_its_count(shared: Path) -> None:
 @pytest.mark.parametrize("pool", ["m-large", "m-small"])
 def test_lengths_come_from_the_pool_of_the_windows(shared: Path, pool: str) -> None:
     folder = shared / "traces"
-    trace = Trace(file=str(folder / f"servegen_{pool}_week1_windows.csv"),
-                  lengths_file=str(folder / "servegen_client_token_lengths.csv"))  # fmt: skip
+    trace = Trace(
+        file=str(folder / f"servegen_{pool}_week1_windows.csv"),
+        lengths_file=str(folder / "servegen_client_token_lengths.csv"),
+    )
     data = read_trace(trace, 5000)
     assert f"of pool {pool}" in data.notes[0]
     assert data.prompt_tokens is not None

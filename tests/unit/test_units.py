@@ -49,9 +49,19 @@ def test_shares_read_back(share: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("20 ms", 0.02), ("20ms", 0.02), (" 1.5 h ", 5400), ("1e3 us", 1e-3), ("3 µs", 3e-6), ("2 d", 172800),
-     (".5 min", 30), ("7 ns", 7e-9), (0, 0), ("0", 0)],
-)  # fmt: skip
+    [
+        ("20 ms", 0.02),
+        ("20ms", 0.02),
+        (" 1.5 h ", 5400),
+        ("1e3 us", 1e-3),
+        ("3 µs", 3e-6),
+        ("2 d", 172800),
+        (".5 min", 30),
+        ("7 ns", 7e-9),
+        (0, 0),
+        ("0", 0),
+    ],
+)
 def test_reads_times(text: object, seconds: float) -> None:
     assert units.parse_seconds(text) == pytest.approx(seconds, rel=1e-15)
 
@@ -129,9 +139,17 @@ def test_a_bare_number_is_told_how_to_be_written() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (0.0123, "12.3 ms"), (2.5e-6, "2.5 µs"), (1.234, "1.23 s"), (0.9999, "1 s"), (120, "120 s"),
-     (900, "15 min"), (7200, "2 h")],
-)  # fmt: skip
+    [
+        (0, "0 s"),
+        (0.0123, "12.3 ms"),
+        (2.5e-6, "2.5 µs"),
+        (1.234, "1.23 s"),
+        (0.9999, "1 s"),
+        (120, "120 s"),
+        (900, "15 min"),
+        (7200, "2 h"),
+    ],
+)
 def test_times_for_people(seconds: float, text: str) -> None:
     assert units.human_seconds(seconds) == text
 
