@@ -149,7 +149,8 @@ def test_costs_of_the_record_itself_are_noted(loraplan: CommandLine) -> None:
     [
         (
             changed("engine", "vllm 0.9.1"),
-            "r.json.gz: engine: the rules of this engine version are not known (got vllm 0.9.1, allowed: vllm 0.8, vllm",
+            "r.json.gz: engine: the rules of this engine version are not known (got vllm 0.9.1, allowed: vllm 0.8, "
+            "vllm",
         ),
         (changed("engine", None), "r.json.gz: engine: "),
         (changed("config.slots", 0), "r.json.gz: config.slots: "),

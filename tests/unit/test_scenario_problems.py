@@ -220,8 +220,8 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
         (
             "cache:",
             "faults: [{kind: misrouting, probability: 1.5}]\ncache:",
-            "13: faults.0.probability: a share lies between 0 and 1 (got 1.5, allowed: a share such as 5% or 0.05, from 0 "
-            "to 1)",
+            "13: faults.0.probability: a share lies between 0 and 1 (got 1.5, allowed: a share such as 5% or 0.05, "
+            "from 0 to 1)",
         ),
         (
             "cache:",
