@@ -296,7 +296,7 @@ RESULTS = (
         "half = max(half, half_width(value, by_replication) or 0.0)",
         "pass",
         "long waves within a run are not seen in its sections",
-        (INTERVALS,),
+        ("tests/unit/test_sections.py", INTERVALS),
     ),
     Mutant(
         "quantile-over-sections",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from strategies import GRID, build, fixed_time, write_trace
 
 from sim.results.records import Recording
+from sim.results.statistics import estimate, student
 from sim.world.build import build_world, simulate
 
 BURSTY = [0.01 * i for i in range(90)] + [10.0 + i for i in range(10)]
@@ -54,3 +56,12 @@ def test_without_a_warm_up_every_request_is_measured() -> None:
     recording = run(2, 0.0, trace(BURSTY))
     assert recording.bounds[0] == BURSTY[0]
     assert np.bincount(recording.section_of + 1).tolist() == [0, 50, 50]
+
+
+def test_the_spread_of_five_replications_counts_where_it_is_wider() -> None:
+    """Sections that agree say nothing of waves longer than a section; replications that differ do."""
+    sections, replications = np.linspace(0.99, 1.01, 20), np.array([0.5, 1.5, 0.5, 1.5, 1.0])
+    wide = estimate(1.0, sections, replications, "s")
+    assert wide.hi == pytest.approx(1.0 + student(4) * math.sqrt(1.0 / (5 * 4)))
+    narrow = estimate(1.0, sections, replications[:4], "s")
+    assert narrow.hi == pytest.approx(1.0 + student(19) * math.sqrt(float(np.sum((sections - 1.0) ** 2)) / (20 * 19)))
