@@ -38,10 +38,21 @@ from sim.world.build import build_world, simulate
 
 # By hand: a plain list of names reads better in lines than one name a line.
 STEP_COLUMNS = (
-    "model", "max_num_seqs", "input_len", "output_len", "lora_enabled", "max_loras", "max_lora_rank",
-    "adapters_in_use", "median_tpot_ms", "total_input_tokens", "completed", "duration", "median_ttft_ms",
+    "model",
+    "max_num_seqs",
+    "input_len",
+    "output_len",
+    "lora_enabled",
+    "max_loras",
+    "max_lora_rank",
+    "adapters_in_use",
+    "median_tpot_ms",
+    "total_input_tokens",
+    "completed",
+    "duration",
+    "median_ttft_ms",
     "p99_ttft_ms",
-)  # fmt: skip
+)
 """What ``closed_loop`` reads of ``step_runs.csv``."""
 
 BASE_DECODE, LORA_DECODE, PREFILL = "base decode steps", "LoRA decode steps", "prefill steps"

@@ -21,10 +21,24 @@ Floats = NDArray[np.float64]
 
 # By hand: a plain list of names reads better in lines than one name a line.
 METRICS = (
-    "throughput_rps", "output_tokens_per_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "ttft_mean_s", "itl_p50_s",
-    "itl_mean_s", "itl_p99_s", "e2e_p50_s", "e2e_p90_s", "e2e_p99_s", "e2e_mean_s", "loads_per_request", "miss_ratio",
-    "in_flight_mean", "preemptions",
-)  # fmt: skip
+    "throughput_rps",
+    "output_tokens_per_s",
+    "ttft_p50_s",
+    "ttft_p90_s",
+    "ttft_p99_s",
+    "ttft_mean_s",
+    "itl_p50_s",
+    "itl_mean_s",
+    "itl_p99_s",
+    "e2e_p50_s",
+    "e2e_p90_s",
+    "e2e_p99_s",
+    "e2e_mean_s",
+    "loads_per_request",
+    "miss_ratio",
+    "in_flight_mean",
+    "preemptions",
+)
 """What is compared, in the order of the table."""
 
 WANTED = {

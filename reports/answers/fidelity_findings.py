@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 METRICS = {
-    "req_per_s": "completed requests/s", "tpot_mean_ms": "mean TPOT", "itl_p50_ms": "median ITL",
-    "itl_mean_ms": "mean ITL", "ttft_p50_ms": "p50 TTFT", "ttft_p99_ms": "p99 TTFT", "running_mean": "mean batch size",
-}  # fmt: skip
+    "req_per_s": "completed requests/s",
+    "tpot_mean_ms": "mean TPOT",
+    "itl_p50_ms": "median ITL",
+    "itl_mean_ms": "mean ITL",
+    "ttft_p50_ms": "p50 TTFT",
+    "ttft_p99_ms": "p99 TTFT",
+    "running_mean": "mean batch size",
+}
 """Names of the compared metrics, in the order of the page."""
 
 

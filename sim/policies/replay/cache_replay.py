@@ -77,9 +77,13 @@ def replay_stepwise(policy: str | EvictionEntry, objects: Ints, sizes: Ints, cap
     # Belady asks only about the object of the request at hand: for others the answer has stayed the same since.
     at_hand = [-1.0, inf]
     context = EvictionContext(
-        weights, capacity, stream(seed, 0, "eviction"), lambda: at_hand[0], lambda adapter: at_hand[1],
+        weights,
+        capacity,
+        stream(seed, 0, "eviction"),
         lambda: at_hand[0],
-    )  # fmt: skip
+        lambda adapter: at_hand[1],
+        lambda: at_hand[0],
+    )
     stepper = _Stepper(make_eviction(entry, context), weights, capacity)
     after = next_uses(objects) if entry.needs_future else None
     for start in range(0, len(objects), CHUNK):

@@ -25,9 +25,21 @@ MORE_METRICS = ("output_tok_per_s", "ttft_mean_ms")
 
 # By hand: a plain list of names reads better in lines than one name a line.
 COLUMNS = (
-    "model", "workload_group", "case", "gpu_slots", "host_slots", "adapters", "max_lora_rank", "adapter_rank_mix",
-    "adapter_rates_rps", "adapters_per_rate", "duration_s", "waiting_mean", "kv_usage_mean", *METRICS,
-)  # fmt: skip
+    "model",
+    "workload_group",
+    "case",
+    "gpu_slots",
+    "host_slots",
+    "adapters",
+    "max_lora_rank",
+    "adapter_rank_mix",
+    "adapter_rates_rps",
+    "adapters_per_rate",
+    "duration_s",
+    "waiting_mean",
+    "kv_usage_mean",
+    *METRICS,
+)
 
 MODELS = {"llama-3.1-8b-instruct": "llama-3.1-8b", "qwen-2.5-7b-instruct": "qwen2.5-7b"}
 """Base models by the names that tables use."""

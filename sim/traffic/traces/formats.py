@@ -255,10 +255,16 @@ class _Reader:
             who = f"{len(self._resized):,} adapters have" if len(self._resized) > 1 else "1 adapter has"
             notes.append(f"{ask.file}: {who} several sizes; the last one counts")
         return TraceData(
-            arrival_s=arrival, prompt_tokens=prompt, output_tokens=output, adapter=adapter, session=session,
-            names=names, adapter_bytes=self._sizes if len(self._sizes) else None, notes=tuple(notes),
+            arrival_s=arrival,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            adapter=adapter,
+            session=session,
+            names=names,
+            adapter_bytes=self._sizes if len(self._sizes) else None,
+            notes=tuple(notes),
             skipped=dict(bad_rows.skipped),
-        )  # fmt: skip
+        )
 
 
 def in_use(adapter: Ints32, names: tuple[str, ...]) -> tuple[Ints32, tuple[str, ...]]:
