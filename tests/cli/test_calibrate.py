@@ -102,7 +102,10 @@ def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signa
     [
         (("steps", "--model", "tyni", "--device", "cpu"), "unknown base model (got tyni"),
         (("steps", "--device", "gpu"), "--device: unknown device (got gpu, allowed: cpu, cuda)"),
-        (("steps", "--device", "cpu", "--model", "tiny", "--layers", "5"), "--layers: not so many layers (got 5"),
+        (
+            ("steps", "--device", "cpu", "--model", "tiny", "--layers", "5"),
+            "the model does not have so many layers (got 5",
+        ),
         (("steps", "--device", "cpu", "--model", "tiny", "--backend", "sgmv"), "--backend: unknown backend (got sgmv"),
         (("steps", "--device", "cpu", "--model", "llama-2-70b"), "too little memory: 80 layers need at least"),
         (("fit", ".", "--out", "p.json"), "DIR: nothing to fit in this folder"),
@@ -148,7 +151,7 @@ def test_a_fit_replaces_nothing_but_profiles(loraplan: CommandLine, tmp_path: Pa
     assert (tmp_path / "steps.json").read_text() == '{"plan": {}}'
     ended = loraplan("calibrate", "fit", ".", "--out", "p.json")
     assert ended.code == 2
-    assert "this is no manifest of samples (got no device, date, layers" in ended.err
+    assert "this is not a manifest of samples (got no device, date, layers" in ended.err
 
 
 def test_without_torch_the_extra_is_named(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def dies(number: int) -> int:
 
 
 def test_a_worker_that_is_killed_for_memory_is_one_error() -> None:
-    with pytest.raises(LoraplanError, match="perhaps for want of memory; what was finished is kept"):
+    with pytest.raises(LoraplanError, match="perhaps out of memory; finished results are kept"):
         list(unordered(dies, [(number,) for number in range(4)], 2))
 
 

@@ -23,7 +23,7 @@ from sim.policies.replay.cache_replay import replayable
 from sim.results.run_directory.store import read_run
 from sim.spec.policies import EVICTIONS, ROUTERS
 from sim.spec.scenario_file import load_scenario
-from sim.studies.traces.cache_study import study_cache
+from sim.studies.traces.cache_study import CacheSizes, study_cache
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/own-policy.md"
 FILES: dict[str, str] = dict(
@@ -168,7 +168,7 @@ def test_a_cache_replay_of_a_class(policy: type) -> None:
     from numpy import arange, int32, tile
 
     entry = EVICTIONS.given({NAME: policy}, "evictions")[NAME]
-    result = study_cache(tile(arange(6, dtype=int32), 50), None, ["lru", entry], [4], by_slots=True)
+    result = study_cache(tile(arange(6, dtype=int32), 50), None, ["lru", entry], CacheSizes([4], by_slots=True))
     lru, mine = result.points
     assert (mine.policy, mine.misses) == (NAME, lru.misses)
 

@@ -264,7 +264,7 @@ WORLD = (
         "again_from_storage(adapter) if tier == FROM_STORAGE",
         "again_from_storage(adapter) if tier != FROM_STORAGE",
         "vLLM's cascades reload from host memory",
-        ("tests/property/test_records.py", VLLM),
+        ("tests/unit/test_reloads_and_versions.py", "tests/property/test_records.py", VLLM),
     ),
     Mutant(
         "slow-windows-do-not-multiply",
@@ -337,7 +337,7 @@ WORLD = (
         "self._sizes[max(there)]",
         "self._sizes[min(there)]",
         "the newest version is the one that stays",
-        ("tests/property/test_rollout_laws.py",),
+        ("tests/unit/test_reloads_and_versions.py", "tests/property/test_rollout_laws.py"),
     ),
     Mutant(
         "reserved-blocks-are-used",

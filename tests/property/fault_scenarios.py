@@ -116,5 +116,5 @@ def faulty_scenarios(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, endless
     try:
         return with_(scenario, **changes)
     except ValueError as error:
-        assume("is down already" not in str(error))
+        assume("is already down" not in str(error))
         raise

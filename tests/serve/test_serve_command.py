@@ -87,7 +87,7 @@ def test_a_table_without_json(loraplan: CommandLine, server: FakeServer) -> None
     done = serve(loraplan, server, "--quiet")
     assert done.code == 0
     assert "p50 TTFT" in done.out
-    assert "--repeat 2 would tell" in done.out
+    assert "use --repeat 2 to see" in done.out
     assert "report    runs/serve-short/report.html" in done.out
     assert done.err == ""
 

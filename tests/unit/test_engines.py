@@ -201,8 +201,12 @@ def test_any_field_of_a_preset_can_be_set(engine: str) -> None:
     [
         ("lorax", {"cache__eviction": "lru"}, "go together"),
         ("continuous", {"cache__eviction": "cycle"}, "go together"),
-        ("lorax", {"storage__mode": "blocking"}, "when an adapter gets its turn"),
-        ("s-lora", {"fleet__kv_check": "whole-prompt", "fleet__chunked_prefill": True}, "what answers will need"),
+        ("lorax", {"storage__mode": "blocking"}, "at an adapter's turn, not in a step"),
+        (
+            "s-lora",
+            {"fleet__kv_check": "whole-prompt", "fleet__chunked_prefill": True},
+            "KV blocks for whole answers",
+        ),
         ("s-lora", {"fleet__block_size": 16}, "kv_check peak counts tokens"),
         ("s-lora", {"cache__gpu": {"size": "1 GB"}}, "unified memory has no size"),
         ("continuous", {"fleet__chunked_prefill": False}, "without chunks"),

@@ -124,7 +124,7 @@ def test_engine_fixed_has_no_weights_to_quantise() -> None:
 
 def test_sizes_from_a_trace_leave_open_which_are_full_models() -> None:
     rows = "timestamp_s,adapter_id,input_tokens,output_tokens,adapter_bytes\n0,a,10,10,1000\n1,b,10,10,2000\n"
-    with pytest.raises(ScenarioError, match="doesn't say which of them are full models") as caught:
+    with pytest.raises(ScenarioError, match="doesn't tell which adapters are full models") as caught:
         build_world(scenario(workload={"trace": {"file": write_file(".csv", rows)}}, adapters={"mix": MIX}))
     assert caught.value.key == "adapters.mix.1.kind"
 

@@ -55,8 +55,8 @@ def test_a_histogram_may_be_stretched_to_a_mean() -> None:
     ("data", "said"),
     [
         ({"law": "histogram", "low": 9, "high": 9, "shares": [1]}, "high is not above low"),
-        ({"law": "histogram", "low": 1, "high": 9, "shares": [0, 0]}, "not all of them 0"),
-        ({"law": "histogram", "low": 1, "high": 9, "shares": [1, -1]}, "shares are numbers from 0"),
+        ({"law": "histogram", "low": 1, "high": 9, "shares": [0, 0]}, "and not all 0"),
+        ({"law": "histogram", "low": 1, "high": 9, "shares": [1, -1]}, "shares must be 0 or more"),
     ],
 )
 def test_a_histogram_that_says_nothing_is_refused(data: dict[str, object], said: str) -> None:

@@ -156,8 +156,10 @@ def _base_model(world: World) -> Iterator[Change]:
         measured = name == "bf16" or (
             name in world.profile.quantized and world.profile.quantized[name].step is not None
         )
-        slowdown = f"the base model's part of a step takes {ASSUMED_SLOWDOWN[name]:g} times as long"
-        note = "" if measured else f"the KV cache gets the memory; assumed: {slowdown}"
+        note = ""
+        if not measured:
+            slowdown = f"the base model's part of a step takes {ASSUMED_SLOWDOWN[name]:g} times as long"
+            note = f"the KV cache gets the memory; assumed: {slowdown}"
         yield Change("base model", f"base weights {words}", {**drop, "adapters.base_quantization": name}, note)
 
 
