@@ -1,4 +1,4 @@
-"""What a report draws of a point beside its metrics: distributions, timeline, breakdown, groups, capacity."""
+"""Make a point from recordings: its metrics, distributions, timeline, breakdown, groups and capacity."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""From a design to a point: the one place that simulates replications and evaluates them.
+"""From a design to a point: how runs, sweeps, plans, what-ifs and remedies get their numbers.
 
-Runs, sweeps, plans, what-ifs and remedies all call ``evaluate``. They differ in their options, and in whether the parts
+All of them call ``evaluate``. They differ in their options, and in whether the parts
 of an evaluation run in this process or on a pool.
 """
 

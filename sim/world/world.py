@@ -1,4 +1,4 @@
-"""The input of every replication: everything that was read and checked."""
+"""``World``: a checked scenario with everything needed to simulate it. ``build.py`` makes it and runs it."""
 
 from __future__ import annotations
 
