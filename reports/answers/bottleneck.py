@@ -1,6 +1,6 @@
 """What limits a point: the loader, slots, KV memory, seats or compute, and how far away the limit is.
 
-The claims follow from ``Point.capacity`` and ``Point.breakdown`` alone; what those don't say isn't claimed.
+The claims follow from ``Point.capacity`` and ``Point.breakdown`` alone.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _compute(point: Point) -> Limit | None:
     if is_fixed(point):
         text = f"The server is busy {percent(busy)} of the time."
         return Limit("compute", text) if busy >= BUSY_LOADER else None
-    # A batching engine is busy whenever anything runs: only waiting beside it shows a limit.
+    # A batching engine is busy whenever anything runs: only waiting requests show a limit.
     if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
         return None
     text = f"The GPU is busy {percent(busy)} of the time and {percent(queue / total)} of the latency is queueing."
@@ -232,7 +232,7 @@ def headroom(point: Point) -> str:
         return f"None. The offered load is {percent(load)} of capacity; reduce it by at least {percent(1 - 1 / load)}."
     first = limits(point)[0].name
     if first in ("refusals", "failures"):
-        return "Not visible while requests are refused or fail: serve them first."
+        return "Headroom is unknown while requests are refused or fail. Fix that first."
     part = "compute" if first == "compute" else "loader"
     busy = _of(point, part, "utilization")
     demand = _of(point, part, "offered_load") or busy
@@ -242,14 +242,14 @@ def headroom(point: Point) -> str:
         return "Not visible in one run: a longer turn, more replicas for full models or dedicated ones load less often."
     if demand is None or busy is None or demand <= 0.001:
         return "Not visible in this run: no part of it was measurably busy with loads."
-    who = "loader" if part == "loader" else "server" if is_fixed(point) else "GPU"
+    resource = "loader" if part == "loader" else "server" if is_fixed(point) else "GPU"
     if part == "compute" and not is_fixed(point):
         return "Not visible in one run: batches grow with the traffic. Sweep the arrival rate to find the limit."
     more = 1 / demand - 1
     times = f"{1 / demand:,.2g}" if more < 99 else f"{1 / demand:,.0f}"
     amount = f"about {max(1, round(more * 100))} % more traffic" if more < 1 else f"about {times} times the traffic"
     same = " if the miss ratio stays the same" if part == "loader" else ""
-    text = f"The {who} is busy {percent(busy)} of the time; its queue grows without limit at {amount}{same}."
+    text = f"The {resource} is busy {percent(busy)} of the time; its queue grows without limit at {amount}{same}."
     return text if first != "none" else f"{text} Another limit may come first."
 
 

@@ -41,10 +41,10 @@ def headline(result: CacheResult) -> str:
             f"{where}, {percent(lru.miss_ratio)} of requests miss under lru and {percent(best.miss_ratio)} under "
             f"{best.policy}, the best of these policies"
         )
-    return text + _beside_clairvoyant(points, result.equal_sizes) + "."
+    return text + _against_clairvoyant(points, result.equal_sizes) + "."
 
 
-def _beside_clairvoyant(points: Sequence[CachePoint], equal_sizes: bool) -> str:
+def _against_clairvoyant(points: Sequence[CachePoint], equal_sizes: bool) -> str:
     known = next((point for point in points if point.policy == CLAIRVOYANT), None)
     if known is None:
         return ""

@@ -88,7 +88,7 @@ def _without_answer(point: Point) -> list[str]:
 
 
 def tell(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
-    """Return what rollouts and faults did to one point, the most telling first; nothing where there are none."""
+    """Return what rollouts and faults did to one point, the most important first; nothing where there are none."""
     if point.impact is None:
         return []
     harmed = "; ".join([f"Requests harmed: {harmed_words(point)}", *_without_answer(point)])
@@ -207,7 +207,7 @@ def latency_name(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str
 
 
 def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    """Return what a sweep says of rollouts, faults or routers, the most telling first; nothing where it has none."""
+    """Return what a sweep says of rollouts, faults or routers, the most important first; nothing where it has none."""
     if is_changed(points):
         changed = [point for point in points if point.impact]  # of the others, held rollouts, there is nothing to tell
         if len(changed) == 1 < len(points):
@@ -334,7 +334,7 @@ def _one_or_extremes(points: Sequence[Point], axes: Sequence[Axis], name: str) -
 
 
 def _rerouted(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return how long the requests take that begin anew elsewhere, against all."""
+    """Return how long the requests take that restart on another replica, against all."""
     known = [p for p in points if value_of(p, "rerouted_e2e_mean_s") is not None]
     if not known:
         return []
@@ -345,7 +345,7 @@ def _rerouted(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
 
 
 def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str = "") -> list[str]:
-    """Return where a metric is certainly lowest and highest, or between what values it lies where that may be luck.
+    """Return where a metric is certainly lowest and highest, or between what values it lies where that may be chance.
 
     :returns: a list of one sentence, or of none where nothing is known.
     """

@@ -158,7 +158,7 @@ def details(comparison: Comparison) -> list[str]:
         said += [text for name in comparison.judged if (text := _extremes(comparison, name))]
         said += _alone(comparison)
     else:
-        said += _beside(comparison, comparison.pairs[0])
+        said += _in_addition(comparison, comparison.pairs[0])
     return [*said, traffic_sentence(comparison)]
 
 
@@ -181,10 +181,10 @@ def _sides(comparison: Comparison) -> tuple[list[Point], list[Point]]:
     return [pair.one for pair in comparison.pairs], [pair.other for pair in comparison.pairs]
 
 
-def _beside(comparison: Comparison, pair: Pair) -> list[str]:
+def _in_addition(comparison: Comparison, pair: Pair) -> list[str]:
     """Return what else is clear at a single point."""
     unclear = [n for n in comparison.judged if is_word(pair, n, UNCLEAR)]
-    clear = pair.word(comparison.judged) in (BETTER, WORSE, MIXED)  # else the headline has told them
+    clear = pair.word(comparison.judged) in (BETTER, WORSE, MIXED)  # else the headline names them
     said = [f"No clear difference in {_told(pair, unclear)}."] if unclear and clear else []
     for word, words in ((BETTER, "better"), (WORSE, "worse")):
         against = pair.decided not in ("", word)  # what decides doesn't make this untrue

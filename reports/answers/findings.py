@@ -106,7 +106,7 @@ def answer(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = Fals
     """Return the answer of one point.
 
     :param slo_terms: targets by metric name, as ``Slo.terms()`` or ``read_terms`` give them.
-    :param assumed: whether the costs come from a profile that nobody measured.
+    :param assumed: whether the costs come from a profile that was not measured.
     """
     found = verdict(point, slo_terms)
     headline = _headline(point, slo_terms, found)

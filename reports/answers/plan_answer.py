@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
 _GAIN = 0.005
-"""Share of a value from which one step further is a gain worth a sentence."""
+"""Share of a value from which one step further is a gain to mention."""
 
 
 def is_plan(manifest: Mapping[str, Any]) -> bool:
@@ -119,7 +119,7 @@ def _headline(read: PlanReading) -> str:
 
 
 def _and_full(count: int) -> str:
-    """Return the replicas of full models that stand beside those that were counted."""
+    """Return the replicas of full models that run in addition to those counted."""
     return f" and {count} for full models" if count else ""
 
 
@@ -275,7 +275,7 @@ def _binding(read: PlanReading) -> tuple[str, str]:
 
 
 def _limit(point: Point) -> tuple[str, str]:
-    """Return what limits a point; where nobody waits for anything, the part that the latency is made of."""
+    """Return what limits a point; where no request waits, the largest part of the latency."""
     limit = limits(point)[0]
     stage = largest_stage(point)
     if limit.name != "none" or stage is None:

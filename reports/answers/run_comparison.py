@@ -300,9 +300,9 @@ def _cautions(one: RunData, other: RunData, pairs: Sequence[Pair], terms: Sequen
         said.append(f"The profiles differ ({same}): errors of the two don't cancel, and no interval here has them.")
     for key, words in (("seed", "seeds"), ("replications", "numbers of replications")):
         if a.get(key) != b.get(key):
-            said.append(f"The {words} differ ({a.get(key)} and {b.get(key)}): luck is part of every difference.")
+            said.append(f"The {words} differ ({a.get(key)} and {b.get(key)}): chance is part of every difference.")
     if terms[0] and terms[1] and dict(terms[0]) != dict(terms[1]):
-        said.append("The SLOs differ: both are held against that of B.")
+        said.append("The SLOs differ: both are judged by that of B.")
     rates = [(pair.one.traffic.get("rate_rps", 0.0), pair.other.traffic.get("rate_rps", 0.0)) for pair in pairs]
     apart = [(x, y) for x, y in rates if abs(y - x) > _OTHER_RATE * max(x, y)]
     if apart:
@@ -322,7 +322,7 @@ def is_word(pair: Pair, name: str, word: str) -> bool:
 
 
 def worse_terms(comparison: Comparison) -> list[str]:
-    """Return the SLO terms in which B is clearly worse at any point; what ``--check`` asks for.
+    """Return the SLO terms in which B is clearly worse at any point; what ``--check`` tests.
 
     A term is worse, too, where A meets it and B certainly doesn't, and a time where B alone is overloaded.
     """

@@ -1,4 +1,4 @@
-"""What a trace is like, in plain words: the same on the page and on the terminal. The tables stand beside it."""
+"""What a trace is like, in plain words: the same on the page and on the terminal. The tables are shown separately."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def headline(facts: TraceFacts) -> str:
         return f"One adapter gets all of the {plural(facts.requests, 'request')}: a cache has nothing to decide."
     at = telling(curve)
     slots, real, shuffled = plural(curve.slots[at], "slot"), curve.real[at], curve.shuffled[at]
-    # Either order has luck of its own: three standard errors of a share.
-    luck = 3 * math.sqrt(max(shuffled * (1 - shuffled), 0.0) / facts.requests)
-    if abs(shuffled - real) <= max(GAP, luck):
+    # Chance variation of either order: three standard errors of a share.
+    chance = 3 * math.sqrt(max(shuffled * (1 - shuffled), 0.0) / facts.requests)
+    if abs(shuffled - real) <= max(GAP, chance):
         return (
             f"At {slots} LRU misses {about(real)} of requests, shuffled {about(shuffled)}: their order matters little."
         )
@@ -86,7 +86,7 @@ def _moves(facts: TraceFacts) -> list[str]:
 
 
 def sentences(facts: TraceFacts) -> list[str]:
-    """Return rate and burstiness, popularity, sessions and what the fitted traffic is worth, one short text each."""
+    """Return rate and burstiness, popularity, sessions and how good the fitted traffic is, one short text each."""
     texts = [
         _rate_words(facts),
         _popularity_words(facts),

@@ -6,7 +6,7 @@ from reports.answers.trace_words import about, change, plural, shown, spread_wor
 from sim.results.traces.trace_facts import FitCheck, TraceFacts
 
 GAP = 0.02
-"""Miss ratios closer than this are called the same: such a gap is not worth closing."""
+"""Miss ratios closer than this are called the same: such a gap does not matter."""
 _BELIEVED, _ROUGH = 0.05, 0.10
 """Largest differences of miss ratios up to which fitted traffic is believed, and taken as rough."""
 _OFF = 0.15
@@ -75,7 +75,7 @@ def off_words(facts: TraceFacts) -> str:
         return ""
     off = [value for value in facts.fit.values if (by := change(value)) is not None and abs(by) > _OFF]
     texts = []
-    told = [value for value in off if facts.fit.slots or value.unit == "tokens"]  # ``fit_words`` told the others
+    told = [value for value in off if facts.fit.slots or value.unit == "tokens"]  # ``fit_words`` names the others
     if told:
         words = [
             f"{value.name} ({shown(value.synthetic, value.unit)}, trace {shown(value.trace, value.unit)})"

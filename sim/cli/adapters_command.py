@@ -1,4 +1,4 @@
-"""``loraplan adapters``: a census of PEFT adapter folders, held against what an engine serves."""
+"""``loraplan adapters``: a census of PEFT adapter folders, checked against what an engine serves."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two runs: what differs, what changes with it, and whether that is more than luck."""
+    """Compare two runs: what differs, what changes with it, and whether that is more than chance."""
     from reports.answers.run_comparison import compare_runs
     from sim.results.run_directory.store import blamed_on
 

@@ -58,10 +58,10 @@ def predict_runs(
     table = error_table(errors)
     print_rich(rich_table(table))
     say(table.note, "", choice_sentence(errors))
-    beside = peer_table(page.peer)
-    if beside is not None:
-        say("", f"{beside.caption}:")
-        print_rich(rich_table(beside))
+    comparison = peer_table(page.peer)
+    if comparison is not None:
+        say("", f"{comparison.caption}:")
+        print_rich(rich_table(comparison))
     say("", f"report  {path}", f"table   {folder / TABLE}")
     if errors["calibration_runs"]:
         message(

@@ -48,13 +48,13 @@ def print_rich(renderable: Any) -> None:
 
 
 def message(text: str, quiet: bool) -> None:
-    """Tell the user something beside the results."""
+    """Print a message to stderr."""
     if not quiet:
         print(one_line(text), file=sys.stderr)
 
 
 def pool_of(backend: list[str] | None, jobs: int, quiet: bool) -> AbstractContextManager[Pool]:
-    """Return what opens the pool that ``--backend``, ``--address`` and ``--jobs`` ask for."""
+    """Return what opens the pool that ``--backend``, ``--address`` and ``--jobs`` select."""
     from sim.studies.backends.backend_choice import choose_backend, open_pool
 
     return open_pool(choose_backend(backend or []), jobs, lambda text: message(text, quiet))

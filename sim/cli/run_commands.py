@@ -46,7 +46,7 @@ def sweep(
 def _simulate(
     options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str, Any]], *, check: bool, overwrite: bool
 ) -> None:
-    """Run a study, write its report, print its answer; exit with 1 where ``check`` asks for a missed SLO."""
+    """Run a study, write its report, print its answer; exit with 1 if ``check`` is set and the SLO is missed."""
     from reports.pages.run_page import run_answer, write_report
     from sim.results.run_directory.store import blamed_on, read_run, summary_json
     from sim.studies.execution import Execution

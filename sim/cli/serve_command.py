@@ -1,4 +1,4 @@
-"""``loraplan calibrate serve``: a real server under a scenario's traffic, and the prediction beside it."""
+"""``loraplan calibrate serve``: a real server under a scenario's traffic, and the prediction for it."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:
     earlier = [*folder.glob("requests-*.jsonl"), *(folder / name for name in _LEFT if (folder / name).exists())]
     read = [file for file in earlier if profile.is_file() and file.samefile(profile)]
     earlier = [file for file in earlier if fit or file not in read]
-    if earlier:  # nobody should take them for this study's, nor lose them
+    if earlier:  # they must neither pass for this study's nor be lost
         number = next(n for n in range(1, 10**6) if not (folder / f"earlier-{n}").exists())
         aside = folder / f"earlier-{number}"
         aside.mkdir()

@@ -86,7 +86,7 @@ def _guarded(stream: TextIO | None, name: str | None, errors: str) -> Any:
 class _Guard(io.RawIOBase):
     """The lowest layer of a stream, so that whatever prints, Typer and Rich too, goes through it.
 
-    Nothing is written after the first failure: whoever prints next would only fail again.
+    Nothing is written after the first failure: the next write would only fail again.
     """
 
     def __init__(self, raw: Any, name: str | None) -> None:

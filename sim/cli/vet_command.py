@@ -129,12 +129,12 @@ def _print(found: tuple[Vetted, ...], quiet: bool) -> None:
         _print_one(found[0], quiet)
         return
     say(summary(found))
-    worth = sorted((one for one in found if one.findings), key=lambda one: one.passes)
-    for one in worth[:_SHOWN]:
+    notable = sorted((one for one in found if one.findings), key=lambda one: one.passes)
+    for one in notable[:_SHOWN]:
         say("")
         _print_one(one, quiet=True)
-    if len(worth) > _SHOWN:
-        say("", f"… and {len(worth) - _SHOWN} more with findings: --json has all of them")
+    if len(notable) > _SHOWN:
+        say("", f"… and {len(notable) - _SHOWN} more with findings: --json has all of them")
     unknown = [printable(str(one.path), 200) for one in found if not one.judged]
     if unknown:
         say("", f"can't be judged: {', '.join(unknown[:_SHOWN])}{', …' if len(unknown) > _SHOWN else ''}")

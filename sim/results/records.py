@@ -40,7 +40,7 @@ everybody should have had when it came; refused because its adapter was being re
 because its adapter could not be loaded; sent to another replica because its own died."""
 WRONG_SERVED, WRONG_DETECTED, RETRIED, OLD_PREFIX, WRONG_LOAD, MISROUTED = 64, 128, 256, 512, 1024, 2048
 """More of them: a wrong answer was taken for right; a wrong answer was noticed; it was sent again after that; its
-prefix came from an older version; it loaded an adapter that nobody had asked for; it reached a wrong adapter, or
+prefix came from an older version; it loaded an adapter that no request needed; it reached a wrong adapter, or
 none, at least once."""
 
 _COLUMNS: dict[str, type] = {
@@ -169,7 +169,7 @@ class Recording:
 
     :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. Beside those ``marks``
         (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token
-        so far (0: there is none, or the answer was by another adapter and nobody noticed), ``tokens_before`` (tokens by
+        so far (0: there is none, or the answer was by another adapter and went unnoticed), ``tokens_before`` (tokens by
         other versions than the last one), ``tries`` (how often a request was sent again), ``detected`` (how many wrong
         answers to it were noticed), and ``session`` where the traffic has sessions.
     :ivar loads: columns started_s, ended_s, adapter, tier, asked_s, replica; the adapter's number is beyond those of
@@ -218,7 +218,7 @@ class Recorder:
 
     :param sections: equal parts of the measured requests.
     :param own: replicas with slots for adapters; those behind them swap whole models, and lack no slots.
-    :ivar bounds: start of each section so far, then the end; told by ``mark`` before time gets there.
+    :ivar bounds: start of each section so far, then the end; set by ``mark`` before time gets there.
     :ivar request_rows, step_rows, load_rows: the world adds the bytes of ``pack_request`` for every request that
         leaves, of ``pack_step`` for every leap and of ``pack_load`` for every load.
     :ivar pause_rows: of ``pack_pause`` for gaps between tokens that are longer than the step that ends them.
@@ -305,9 +305,9 @@ class Recorder:
     def cut_loads(self, replica: int, now: float) -> None:
         """End the loads of a replica that were noted with an end to come, and drop those that were to begin."""
         self.backoffs = [
-            (a, min(b, now) if who == replica else b, again and (who != replica or b <= now), who)
-            for a, b, again, who in self.backoffs
-            if who != replica or a <= now
+            (a, min(b, now) if owner == replica else b, again and (owner != replica or b <= now), owner)
+            for a, b, again, owner in self.backoffs
+            if owner != replica or a <= now
         ]
         rows = np.frombuffer(bytes(self.load_rows), dtype=_LOAD_ROW).copy()
         there = rows["replica"] == replica
@@ -393,18 +393,18 @@ class Recorder:
         np.add.at(columns["tries"], at, rows["tries"])
         np.add.at(columns["detected"], at, rows["detected"])
         for name in ("version", "last_version", "tokens_before"):
-            told = rows[name] > 0
-            columns[name][at[told]] = rows[name][told]
+            known = rows[name] > 0
+            columns[name][at[known]] = rows[name][known]
         columns["version"] = self._settled_versions(requests, columns["version"])
         columns["last_version"] = np.maximum(columns["last_version"], columns["version"])
-        astray = (
+        wrongly_served = (
             np.asarray(columns["marks"], dtype=np.int64) & WRONG_SERVED
         ) > 0  # answered by no version of its adapter
-        columns["version"][astray] = columns["last_version"][astray] = 0
+        columns["version"][wrongly_served] = columns["last_version"][wrongly_served] = 0
         return columns
 
-    def _settled_versions(self, requests: dict[str, NDArray[np.generic]], told: NDArray[Any]) -> NDArray[np.int32]:
-        """Return versions with what ``settled`` says put in where nothing was told; 0: nobody computed a token."""
+    def _settled_versions(self, requests: dict[str, NDArray[np.generic]], recorded: NDArray[Any]) -> NDArray[np.int32]:
+        """Return versions with gaps filled from ``settled``; 0: no token was computed."""
         answered = (requests["status"] == COMPLETED) | (np.asarray(requests["first_token_s"], dtype=np.float64) >= 0)
         version = answered.astype(np.int32)
         if self.settled:
@@ -416,7 +416,7 @@ class Recorder:
                 of_adapter[names] = versions
                 later = (finished_s >= time) & (of_adapter[adapter] > 0)
                 version[later] = of_adapter[adapter][later]
-        return np.asarray(np.where(told > 0, told, version), dtype=np.int32)
+        return np.asarray(np.where(recorded > 0, recorded, version), dtype=np.int32)
 
     def close(self, stopped_s: float, inside_area: float) -> Recording:
         """Return the recording of a simulation that stopped at ``stopped_s``."""

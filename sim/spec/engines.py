@@ -1,7 +1,7 @@
 """Engines by name. A preset is nothing but values of scenario fields: it fills in those that the scenario leaves out.
 
 The differences between engines, and between versions of one, are these fields and not branches in the code; each rule
-was read from the source named beside it.
+was read from the source named with it.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ _TENSORRT_LLM: Preset = {
     },
     # batch_manager/peftCacheManager.cpp, runtime/loraCache.cpp: host cache of 1 GiB filled at arrival, requests
     # rejected when it is full; device cache of 2 % of the memory that weights leave (here of 64 GB); of tasks
-    # that nobody uses, the one that ended longest ago leaves.
+    # that no request uses, the one that ended longest ago leaves.
     "cache": {
         "gpu": {"size": "0.8 GB"},
         "host": {"size": "1 GiB", "fill": "arrival", "full": "reject"},

@@ -75,7 +75,7 @@ EVICTIONS = Registry(
             "sim.policies.vllm_lru:VllmLruCache",  # a whole cache: its order is that of the batch
             needs_batch=True,
         ),
-        # These two empty the cache by rules of their own at step boundaries; where room is short besides, LRU decides.
+        # These two empty the cache by rules of their own at step boundaries; where room is still short, LRU decides.
         EvictionEntry(
             "discard-when-idle",
             "all that are not in use, whenever a decode step ends a request.",
@@ -216,5 +216,5 @@ class Given:
 
 
 def given_in(context: Any) -> Given:
-    """Return what a validation was told of policies from outside."""
+    """Return the policies from outside that a validation was given."""
     return context if isinstance(context, Given) else Given()

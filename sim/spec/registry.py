@@ -156,7 +156,7 @@ class Registry(Generic[E]):
         return tuple(self._ours)
 
     def get(self, name: str, given: Mapping[str, E] | None = None) -> E | None:
-        """Return the entry of a name; packages are only looked for where nobody else has it."""
+        """Return the entry of a name; packages are searched only if no other entry has it."""
         return self._ours.get(name) or (given or {}).get(name) or self.installed.get(name)
 
     def all(self, given: Mapping[str, E] | None = None) -> tuple[E, ...]:

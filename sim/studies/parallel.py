@@ -69,7 +69,7 @@ def end_with_parent(parent: int) -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(WATCH_S)
-    os._exit(1)  # nobody reads results any more, and the main thread may be busy
+    os._exit(1)  # results are no longer read, and the main thread may be busy
 
 
 def _watched_backend() -> Any:

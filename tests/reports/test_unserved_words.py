@@ -58,7 +58,7 @@ def test_the_larger_part_says_why(point: Point, harm: dict[str, int], name: str,
     first = limits(point)[0]
     assert first.name == name
     assert words in first.sentence
-    assert headroom(point) == "Not visible while requests are refused or fail: serve them first."
+    assert headroom(point) == "Headroom is unknown while requests are refused or fail. Fix that first."
 
 
 def test_one_percent_may_go_unserved() -> None:

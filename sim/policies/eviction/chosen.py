@@ -58,10 +58,10 @@ def _numbers(rng: np.random.Generator) -> Iterator[float]:
 
 
 class Belady:
-    """Who is used again last leaves first, as no server can know; of those never used again, the one of lowest number.
+    """Evict the adapter whose next use is furthest away; of those never used again, the one of lowest number.
 
     Weights make no difference to the order (libCacheSim's Belady), so with adapters of several sizes it isn't the best
-    there could be. Nor is it where loads take time: whoever waits for one keeps its adapter all the while.
+    there could be. Nor is it where loads take time: a request that waits for one keeps its adapter meanwhile.
     """
 
     touched: Callable[[int], None] | None = None
@@ -133,9 +133,9 @@ class RefcountScore:
     """Chameleon's: of those without users, the lowest score leaves; of equals, the one of the lowest number.
 
     ``.45 frequency + .10 recency + .45 size``: large adapters cost more to load again, so they stay. The three terms
-    and their weights are the paper's as we know them at second hand; neither its code nor its numbers were held against
-    this. How each term is brought to 0 to 1 is ours: uses since the load (that one included) over the most of any idle
-    one; when the last use ended, between the longest ago (0) and the latest (1) of the idle; weight over the largest of
+    and their weights come from second-hand accounts of the paper; this was compared with neither its code nor its
+    numbers. How each term is brought to 0 to 1 is ours: uses since the load (that one included) over the most of any
+    idle one; when the last use ended, between the longest ago (0) and the latest (1) of the idle; weight over the largest of
     all adapters.
     """
 

@@ -9,7 +9,7 @@ from sim.policies.eviction.eviction_policy import EvictionContext
 
 
 class _Marked:
-    """Who is idle, and who was used since the hand last passed."""
+    """Which adapters are idle, and which were used since the hand last passed."""
 
     coming: Callable[[int], None] | None = None
 
@@ -34,7 +34,7 @@ class ClockEviction(_Marked):
 
     def __init__(self, context: EvictionContext) -> None:
         super().__init__(context)
-        self._ring: OrderedDict[int, None] = OrderedDict()  # who the hand comes to first stands first
+        self._ring: OrderedDict[int, None] = OrderedDict()  # in the order in which the hand reaches them
 
     def loaded(self, adapter: int) -> None:
         self._used[adapter] = 0
@@ -109,5 +109,5 @@ class Sieve(_Marked):
 
 
 def _anyone(idle: set[int], spared: Collection[int]) -> bool:
-    """Return whether somebody may leave: only then does a hand that goes round come to an end."""
+    """Return whether any adapter may leave; otherwise the hand would go round forever."""
     return bool(idle) if not spared else any(adapter not in spared for adapter in idle)

@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from sim.policies.eviction.eviction_policy import EvictionContext
 
 Key = tuple[float, int]
-"""Who has the least leaves first; the second number tells any two apart."""
+"""The adapter with the least leaves first; the second number tells any two apart."""
 
 
 class Ranked:
@@ -78,7 +78,7 @@ class Fifo(Ranked):
 
 
 class Lfu(Ranked):
-    """Fewest uses since it was loaded leaves first; of as many, who came to that number first (libCacheSim's LFU).
+    """Fewest uses since it was loaded leaves first; of equal ones, the first to reach that count (libCacheSim's LFU).
 
     The load counts as the first use, and all are forgotten at eviction.
     """

@@ -16,13 +16,13 @@ MOST = 3
 
 
 class S3Fifo:
-    """New ones enter a small queue; used there twice, they go on to the main one; who left lately enters it at once.
+    """New adapters enter a small queue; two uses there, or a recent eviction, lead to the main queue.
 
     As libCacheSim 0.3.5's S3FIFO (Yang et al., SOSP 2023, with its values 10 %, 90 %, 2): until the first eviction, new
     ones enter the main queue once the small one is full. The main queue is FIFO with reinsertion. Unlike there, the
-    small queue takes at least one adapter, whatever its weight: a server can't refuse what a request asks for.
+    small queue takes at least one adapter, whatever its weight: a server can't refuse the adapter of a request.
 
-    Who is in use, at the front of the small queue, stays there and the next is looked at; in the main queue it is put
+    An adapter in use at the front of the small queue stays there and the next is looked at; in the main queue it is put
     back to the end, as if it had been used, and keeps its count.
     """
 
@@ -68,7 +68,7 @@ class S3Fifo:
             return None
         self._has_evicted = True
         while True:
-            # A queue in which nobody may leave has nothing to say.
+            # Skip a queue from which no adapter may leave.
             small_may = any(adapter in ready for adapter in self._small)
             main_first = self._main_weight > self._main_most or not small_may
             if main_first and any(adapter in ready for adapter in self._main):

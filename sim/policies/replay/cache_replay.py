@@ -52,11 +52,11 @@ def replay(policy: str | EvictionEntry, objects: Ints, sizes: Ints, capacity: in
     """Replay a stream through a cold cache.
 
     :param policy: a name, or an entry that a call gives.
-    :param objects: (requests,) what each request asks for, from 0 to ``len(sizes) - 1``.
+    :param objects: (requests,) the object of each request, from 0 to ``len(sizes) - 1``.
     :param sizes: (objects,) bytes of each, above 0; ones where the capacity counts slots. An object larger than the
-        cache is a miss, evicts nobody and never stays.
+        cache is a miss, evicts nothing and never stays.
     :param capacity: bytes or slots.
-    :param seed: of ``random``, the only policy with luck.
+    :param seed: of ``random``, the only policy that draws.
     :raises InputError: for a policy that is unknown, or that decides by what runs in a batch; for sizes whose sum over
         all requests is too large to be counted.
     """
@@ -74,7 +74,7 @@ def replay_stepwise(policy: str | EvictionEntry, objects: Ints, sizes: Ints, cap
     entry = replayable(policy)
     check_byte_sums(len(objects), sizes)
     weights: list[int] = sizes.tolist()
-    # Belady asks only about the object of the request at hand: for others the answer has stayed the same since.
+    # Belady looks up only the object of the request at hand: for others the answer has stayed the same since.
     at_hand = [-1.0, inf]
     context = EvictionContext(
         weights,
@@ -110,8 +110,8 @@ class _Stepper:
     def go_on(self, objects: Sequence[int], at_hand: list[float], after: Sequence[float] | None) -> None:
         """Let more requests in.
 
-        :param at_hand: is told the index of each, over all, and that of the next for the same object.
-        :param after: the latter; None: nobody asks.
+        :param at_hand: called with the index of each, over all, and that of the next for the same object.
+        :param after: the latter; None: not needed.
         """
         eviction, resident = self._eviction, self._resident
         busy, idle, touched = eviction.busy, eviction.idle, eviction.touched
@@ -138,7 +138,7 @@ class _Stepper:
             eviction.coming(adapter)
         while self._free < weight:
             victim = eviction.victim()
-            assert victim is not None, "nothing is in use, so a full cache has somebody to evict"
+            assert victim is not None, "nothing is in use, so a full cache has a victim"
             self._resident[victim] = 0
             self._free += weights[victim]
         self._free -= weight

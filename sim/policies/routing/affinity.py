@@ -42,9 +42,10 @@ class ByResidency:
     """A replica that has the adapter in GPU memory, or is loading it; else the least loaded.
 
     Of several that have it, the one with the fewest requests, the first of equal ones; with a bound, only if it is not
-    full. Where nobody has it, equally loaded replicas are drawn by the request's luck. Always taking the first would
-    send every new adapter to replica 0 as long as traffic is light, and thrash its cache beside empty ones. Drawing
-    gives all replicas the same rate of insertions, so that their caches together work as one of their total size.
+    full. Where none has it, equally loaded replicas are drawn by the request's number. Always taking the first would
+    send every new adapter to replica 0 as long as traffic is light, and thrash its cache while others are empty.
+    Drawing gives all replicas the same rate of insertions, so that their caches together work as one of their
+    total size.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"loads", "resident"})
@@ -72,7 +73,7 @@ class ByResidency:
         return self._spread(loads, up, number)
 
     def _spread(self, loads: list[int], up: list[int], number: int) -> int:
-        """Return one of the least loaded, by luck."""
+        """Return one of the least loaded, at random."""
         if len(up) < self._replicas:
             least = min(map(loads.__getitem__, up))
             candidates = [replica for replica in up if loads[replica] == least]
@@ -86,7 +87,7 @@ class ByResidency:
 
 
 class ByActivity:
-    """The replica with the highest score for the adapter; of several, one by the request's luck.
+    """The replica with the highest score for the adapter; of several, one drawn by the request's number.
 
     The scores are those of the LoRA affinity scorer (llm-d/llm-d-router, ``pkg/epp/framework/plugins/scheduling/scorer/
     loraaffinity/lora_affinity.go``, since its pull request 2625; it came from the Gateway API Inference Extension): 1.0

@@ -15,7 +15,7 @@ class FullModelRouter(Protocol):
     def choose(self, model: int, number: int) -> int:
         """Return the index of one of the replicas that serve full models.
 
-        :param number: the request's own number, to which its luck belongs.
+        :param number: the request's own number, which keys its random draw.
         """
         ...
 
@@ -41,7 +41,7 @@ class ToHolders:
     Of several that hold or await it, the one with the fewest requests, the first of equal ones. Without the second
     rule, requests that come before the load begins would have the model loaded on all replicas. Room has the replica
     with the fewest requests, and of those the one that holds the fewest models; equal ones are drawn by the request's
-    luck, for always taking the first would swap there beside replicas that stand idle.
+    number: always taking the first would swap models there while other replicas are idle.
 
     :param pool: the replicas that swap full models; ``models``: all full models.
     """

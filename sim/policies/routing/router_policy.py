@@ -37,12 +37,12 @@ class View:
     reading: int = 0
 
     def goes_down(self, replica: int) -> None:
-        """Let nobody choose a replica any more."""
+        """Exclude a replica from routing."""
         self.up.remove(replica)
         self.reading += self.reading > 0
 
     def comes_up(self, replica: int) -> None:
-        """Let a replica be chosen again."""
+        """Include a replica in routing again."""
         insort(self.up, replica)
         self.reading += self.reading > 0
 
@@ -77,7 +77,7 @@ class Choosing(Protocol):
         """Return the index of a replica that is up.
 
         :param adapter: the adapter asked for.
-        :param number: the request's own number, to which its luck belongs: it is as lucky in every design.
+        :param number: the request's own number, which keys its random draw: it is the same in every design.
         """
         ...
 
@@ -107,8 +107,8 @@ class Router(Choosing, Protocol):
     router's own state: the lists of the view belong to the simulator and may be its own. A router that draws takes its
     number from ``sim.rng.uniform_draw(context.key, number)``, so that a request draws the same number in every design.
 
-    :ivar reads: the fields of the view that it looks at, besides ``up`` and ``slots``, which are always there. A view
-        holds nothing in the other fields.
+    :ivar reads: the fields of the view that it reads. ``up`` and ``slots`` are always there; a view holds nothing in
+        the other fields.
     """
 
     @property

@@ -13,7 +13,7 @@ from sim.spec.policies import PLACEMENTS
 
 
 class ServicePerAdapter:
-    """One of the adapter's own replicas, by luck, whatever their load.
+    """One of the adapter's own replicas, at random, whatever their load.
 
     AIBrix makes a Kubernetes service for every adapter and places adapters on pods itself. An adapter that was not
     there at the start is placed at its first request. One whose replicas are all down moves to the one that is up and
@@ -54,7 +54,7 @@ class ServicePerAdapter:
         return homes
 
     def _place(self, up: list[int]) -> Homes:
-        """Place one more adapter; nobody knows how popular it will be."""
+        """Place one more adapter; its popularity is unknown."""
         context, counts = self._context, self._counts
         if context.placement == "bin-pack":
             homes = with_room(counts, self._view.slots, context.copies, up)

@@ -133,7 +133,7 @@ class DaskFutures:
             return handle.result(timeout=TIMEOUT_S)
         except KilledWorker as error:
             raise TaskLost from error
-        except CancelledError as error:  # the scheduler forgot it: it ended, or began anew
+        except CancelledError as error:  # the scheduler forgot it: it ended or restarted
             raise ClusterGone(self.name) from error
 
     def close(self) -> None:

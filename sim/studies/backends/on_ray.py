@@ -18,8 +18,8 @@ from sim.studies.backends.start import lacks_loraplan, no_loraplan, without_ctrl
 TRIES = 3
 """Times that a task is run again after its worker died; Dask's default."""
 SET_BEFORE_IMPORT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nobody was asked whether Ray may report home
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray would print to stdout, where results go, what befell its workers
+    "RAY_USAGE_STATS_ENABLED": "0",  # the user did not agree to usage reports
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray would print to stdout, where results go, the failures of its workers
 }
 _LOSSES = ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "ObjectLostError")
 
