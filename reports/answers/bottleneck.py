@@ -15,7 +15,7 @@ from sim.results.verdict import is_overloaded, offered, unserved
 from sim.spec.units import human_seconds
 
 BUSY_LOADER = 0.7
-"""From this utilisation on, waiting for a loader grows faster than the traffic."""
+"""From this utilization on, waiting for a loader grows faster than the traffic."""
 BUSY_COMPUTE = 0.9
 SWAPPING = 0.25
 """From this share of their time on that replicas of full models spend loading, swaps limit the point."""

@@ -150,7 +150,7 @@ def _popularity_words(facts: TraceFacts) -> str:
         shares = (
             f"The hottest 1 % of {number(facts.adapters)} adapters get {one} of requests, 10 % get {ten}, 20 % {twenty}"
         )
-    return f"{shares}: as hard to guess as {number(found['effective_adapters'])} equally popular ones."
+    return f"{shares}: about as spread out as {number(found['effective_adapters'])} equally popular adapters."
 
 
 def _session_words(facts: TraceFacts) -> str:

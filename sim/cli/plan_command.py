@@ -73,7 +73,7 @@ def plan(
             for engine, line in planned.record.flags.items():
                 say(f"{engine:<9} {line}")
             if planned.record.flags and planned.record.beyond_flags:
-                say(f"beside it {'; '.join(planned.record.beyond_flags)}")
+                say(f"also set  {'; '.join(planned.record.beyond_flags)}")
     if not planned.feasible:
         raise typer.Exit(NONE_MEETS)
 

@@ -69,7 +69,7 @@ _Q = [
 ]
 _SPANS = 200
 _FULL = 0.98
-"""Loader utilisation from which its queue only grows."""
+"""Loader utilization from which its queue only grows."""
 _ROUNDING = 1e-10
 """Share of the latency below which a stage is what rounding left of a difference of equal times."""
 _BACKLOG = 0.02

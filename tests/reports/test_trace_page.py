@@ -260,8 +260,8 @@ def test_sentences_say_rate_popularity_sessions_and_fit() -> None:
         "the rate moves by 50 % from second to second and 20 % from minute to minute."
     )
     assert popularity == (
-        "The hottest 1 % of 100 adapters get 10 % of requests, 10 % get 45 %, 20 % 62 %: as hard to guess as 42.3 "
-        "equally popular ones."
+        "The hottest 1 % of 100 adapters get 10 % of requests, 10 % get 45 %, 20 % 62 %: about as spread out as 42.3 "
+        "equally popular adapters."
     )
     # Shuffled / real is 1.45 at 8, 3 at 16, 3.5 at 32 and 4 at 64.
     assert slots == (

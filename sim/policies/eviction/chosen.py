@@ -135,8 +135,8 @@ class RefcountScore:
     ``.45 frequency + .10 recency + .45 size``: large adapters cost more to load again, so they stay. The three terms
     and their weights come from second-hand accounts of the paper; this was compared with neither its code nor its
     numbers. How each term is brought to 0 to 1 is ours: uses since the load (that one included) over the most of any
-    idle one; when the last use ended, between the longest ago (0) and the latest (1) of the idle; weight over the largest of
-    all adapters.
+    idle one; when the last use ended, between the longest ago (0) and the latest (1) of the idle; weight over the
+    largest of all adapters.
     """
 
     coming: Callable[[int], None] | None = None
