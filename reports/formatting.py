@@ -243,7 +243,13 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
         return f"up to {human_seconds(upper)}"
     if suffix.strip() and metric.unit == "s" and (high > 1000 or (low and abs(low) < 0.1)):
         return f"{human_seconds(lower)} to {human_seconds(upper)}"
+    if name in RATIOS and like >= _NEARLY_ALL:  # "100 to 100" would hide that a few were late
+        return f"{low:.3g} to {high:.3g}"
     return f"{_scaled(low, like)} to {_scaled(high, like)}"
+
+
+_NEARLY_ALL = 99.5
+"""Percent from which on a share is shown with three digits, whatever the width of its interval."""
 
 
 def read_terms(slo: Mapping[str, Any] | None) -> dict[str, float]:

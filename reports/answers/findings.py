@@ -18,7 +18,17 @@ from reports.formatting import metric_words, show
 from reports.text import capital, term_sentence, unserved_words, with_interval
 from sim.results.model import Impact
 from sim.results.point import Point
-from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_overloaded, late_verdict, term_verdict, verdict
+from sim.results.verdict import (
+    MET,
+    NO_SLO,
+    NOT_MET,
+    UNCLEAR,
+    is_lacking,
+    is_overloaded,
+    late_verdict,
+    term_verdict,
+    verdict,
+)
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
@@ -224,7 +234,11 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
     bound = f"At {point_words(worst, axes)}: {_lower(binding.sentence)}"
     words = {verdict(point, slo_terms) for point in points}
     overall = NO_SLO if not slo_terms else MET if MET in words else UNCLEAR if UNCLEAR in words else NOT_MET
-    wobbly = sum(not p.metrics[name].settled for p in points if name in p.metrics)
+    refusing = [point for point in points if is_lacking(point)]
+    if refusing:
+        details.insert(0, f"At {len(refusing):,} of {len(points):,} points more than 1 % of the requests go unserved.")
+    known = [p.metrics[name] for p in points if name in p.metrics and p.metrics[name].value is not None]
+    wobbly = sum(not metric.settled for metric in known)
     if wobbly:
         details.append(f"At {wobbly} of {len(points):,} points {metric_words(name)} is unsettled.")
     binding_name = "none: nothing is near its limit" if binding.name == "none" else binding.name
@@ -276,7 +290,11 @@ def _range_sentence(points: Sequence[Point], axes: Sequence[Axis], name: str) ->
         return f"There is not enough data for {metric_words(name)} at any point."
     low, high = min(known, key=lambda p: p.metrics[name].value or 0.0), _slowest(known, name)
     if low.metrics[name].value == high.metrics[name].value:
-        return f"{capital(metric_words(name))} is {with_interval(name, low.metrics[name])} at every point."
+        where = "at every point" if len(known) == len(points) else f"at {point_words(low, axes)}"
+        rest = (
+            "" if len(known) == len(points) else f"; {len(points) - len(known):,} of {len(points):,} points lack data"
+        )
+        return f"{capital(metric_words(name))} is {with_interval(name, low.metrics[name])} {where}{rest}."
     return (
         f"{capital(metric_words(name))} goes from {with_interval(name, low.metrics[name])} at {point_words(low, axes)} "
         f"to {with_interval(name, high.metrics[name])} at {point_words(high, axes)}."

@@ -152,6 +152,9 @@ def difference_of(one: Point, other: Point, name: str) -> Difference | None:
     if before.value is None or after.value is None:
         note = (before if before.value is None else after).note
         return Difference(name, unit, before.value, after.value, None, None, None, None, NOT_COMPARABLE, False, note)
+    if name in ("refused", "failed") and _measured(one) != _measured(other):
+        note = "the runs measure different numbers of requests"
+        return Difference(name, unit, before.value, after.value, None, None, None, None, NOT_COMPARABLE, False, note)
     change = after.value - before.value
     if abs(change) <= _ALIKE * max(abs(before.value), abs(after.value)):
         change = 0.0
@@ -170,6 +173,12 @@ def difference_of(one: Point, other: Point, name: str) -> Difference | None:
     return Difference(
         name, unit, before.value, after.value, change, low, high, relative, word, paired, "; ".join(notes)
     )
+
+
+def _measured(point: Point) -> float:
+    """Return how many requests are measured: counts of runs of different length say nothing about each other."""
+    counts = (point.metrics.get(name) for name in ("completed", "unfinished", "refused", "failed"))
+    return sum(metric.value or 0.0 for metric in counts if metric is not None)
 
 
 def _word(name: str, low: float | None, high: float | None) -> str:

@@ -88,6 +88,12 @@ def unserved(point: Point) -> tuple[float, float]:
     return counts["refused"] + counts["failed"], sum(counts.values())
 
 
+def is_lacking(point: Point) -> bool:
+    """Return whether more requests go unserved than a target for p99 allows."""
+    lost, total = unserved(point)
+    return lost > 0.01 * total
+
+
 def _share_beyond(point: Point, name: str, target: float) -> float:
     """Return which share of the completed requests is beyond the target of a quantile, by their distribution."""
     stage, _, statistic = name.removesuffix("_s").partition("_")

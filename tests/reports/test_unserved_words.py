@@ -8,11 +8,13 @@ import pytest
 import samples
 
 from reports.answers.bottleneck import headroom, limits
-from reports.answers.findings import answer
+from reports.answers.findings import answer, sweep_answer
+from reports.formatting import interval
 from reports.tables.metric_tables import make_tiles
 from reports.text import term_sentence, unserved_words
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
+from sim.results.pairs import NOT_COMPARABLE, difference_of
 from sim.results.point import LateShare, Metric, Point
 
 TERMS = {"e2e_p99_s": 1.0}
@@ -100,3 +102,31 @@ def test_confidence_and_tiles_follow() -> None:
     assert (said.confidence, said.reason) == ("high", "clearly more requests go unserved than the SLO allows")
     assert answer(point, TERMS, assumed=True).confidence == "medium"
     assert make_tiles(point, TERMS)[0].mark == "not met"
+
+
+def test_a_sweep_says_at_how_many_points_requests_go_unserved() -> None:
+    points = [lacking(refused=refused) for refused in (90_000, 50_000, 0)]
+    for slots, point in zip((8, 16, 32), points, strict=True):
+        point.set = {"cache.gpu.slots": slots}
+        if slots < 32:
+            point.metrics["e2e_p99_s"] = Metric(None, unit="s")
+    told = sweep_answer(points, TERMS)
+    assert told.details[0] == "At 2 of 3 points more than 1 % of the requests go unserved."
+    assert not any("at every point" in sentence for sentence in told.details)
+    assert "At 3 of 3 points" not in " ".join(told.details)
+
+
+def test_counts_of_runs_of_different_length_are_not_compared() -> None:
+    one, other = lacking(refused=50_000), lacking(refused=50_000)
+    other.metrics["completed"] = Metric(0, unit="requests")  # half as many requests, all of them refused
+    found = difference_of(one, other, "refused")
+    assert found is not None
+    assert (found.word, found.change) == (NOT_COMPARABLE, None)
+    same = difference_of(one, lacking(refused=60_000), "refused")
+    assert same is not None
+    assert same.change == 10_000
+
+
+@pytest.mark.parametrize(("low", "text"), [(0.99823, "99.8 to 100"), (0.9, "90 to 100"), (1.0, "")])
+def test_an_interval_that_ends_at_100_percent_keeps_its_lower_end(low: float, text: str) -> None:
+    assert interval("slo_attainment", Metric(1.0, low, 1.0, "1")) == text

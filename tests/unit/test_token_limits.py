@@ -171,3 +171,10 @@ def test_means_of_clients_are_limited(tmp_path: Path) -> None:
     prompt, output, _ = client_lengths.draw_lengths(file, np.zeros(1000, dtype=np.int32), ("a",), 1, skip_bad=False)
     assert (prompt.astype(np.int64) + output).max() <= MAX_TOKENS
     assert output.min() >= 1
+
+
+def test_the_token_budget_of_a_step_has_the_same_limit() -> None:
+    """Step costs are tabulated up to the budget, so a larger one would fill the memory."""
+    assert load_scenario("quickstart", [f"fleet.max_num_batched_tokens={MAX_TOKENS}"])
+    with pytest.raises(InputError, match=r"fleet\.max_num_batched_tokens: .*10,?000,?000"):
+        load_scenario("quickstart", [f"fleet.max_num_batched_tokens={MAX_TOKENS + 1}"])

@@ -10,7 +10,7 @@ from sim.spec.base import Strict, located
 from sim.spec.engines import ENGINES
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.full_models import FullModels
-from sim.spec.sections.laws import TimeLaw
+from sim.spec.sections.laws import MAX_TOKENS, TimeLaw
 from sim.spec.units import Bytes, Seconds, Share
 
 DEFAULT_PROFILE = "h100-64gb/llama-3.1-8b/assumed"
@@ -46,7 +46,7 @@ class Fleet(Strict):
     """Engine ``fixed`` only: the time one request takes."""
     max_num_seqs: PositiveInt = 256
     """Sequences in one batch, at most."""
-    max_num_batched_tokens: PositiveInt = 2048
+    max_num_batched_tokens: PositiveInt = Field(default=2048, le=MAX_TOKENS)
     """Token budget of one step; longer prefills are split into chunks."""
     chunked_prefill: bool = True
     """Whether a prompt longer than the rest of the budget is split. If not, it waits for a step of its own, and so do
