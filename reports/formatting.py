@@ -244,12 +244,19 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
     if suffix.strip() and metric.unit == "s" and (high > 1000 or (low and abs(low) < 0.1)):
         return f"{human_seconds(lower)} to {human_seconds(upper)}"
     if name in RATIOS and like >= _NEARLY_ALL:  # "100 to 100" would hide that a few were late
-        return f"{low:.3g} to {high:.3g}"
+        return f"{_near_all(low)} to {_near_all(high)}"
     return f"{_scaled(low, like)} to {_scaled(high, like)}"
 
 
 _NEARLY_ALL = 99.5
-"""Percent from which on a share is shown with three digits, whatever the width of its interval."""
+"""Percent from which on both ends of a share keep as many digits as tell them from 100."""
+
+
+def _near_all(percentage: float) -> str:
+    missing = 100.0 - percentage
+    if missing <= 0.0 or missing >= 0.1:
+        return f"{percentage:.3g}"
+    return f"{percentage:.{-math.floor(math.log10(missing))}f}"
 
 
 def read_terms(slo: Mapping[str, Any] | None) -> dict[str, float]:

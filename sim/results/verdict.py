@@ -91,7 +91,7 @@ def unserved(point: Point) -> tuple[float, float]:
 def is_lacking(point: Point) -> bool:
     """Return whether more requests go unserved than a target for p99 allows."""
     lost, total = unserved(point)
-    return lost > 0.01 * total
+    return lost > allowed("ttft_p99_s") * total
 
 
 def _share_beyond(point: Point, name: str, target: float) -> float:
