@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
@@ -23,7 +24,65 @@ class CacheListener(Protocol):
         ...
 
 
-class GpuCache:
+class AdapterCache(ABC):
+    """Adapters in GPU memory, as a replica and those who watch it see them.
+
+    :ivar state: by adapter, ``ABSENT``, ``LOADING`` (its room is taken) or ``RESIDENT``.
+    :ivar users: by adapter, requests that use it.
+    :ivar capacity: bytes or slots; ``in_use``: those of adapters with users, and ``in_use_peak`` the most so far.
+    :ivar evictions: evictions so far.
+    :ivar listener: called when an adapter takes or gives up its room; optional.
+    """
+
+    state: list[int]
+    users: list[int]
+    capacity: int
+    in_use: int
+    in_use_peak: int
+    evictions: int
+    listener: CacheListener | None
+
+    @abstractmethod
+    def serve_base_model(self) -> int:
+        """Add an entry for requests without an adapter, always resident and of no weight, and return its number."""
+
+    @abstractmethod
+    def warm_up(self, adapters: Sequence[int]) -> None:
+        """Make adapters resident before the run, as far as there is room; the first counts as used last."""
+
+    @abstractmethod
+    def acquire(self, adapter: int) -> bool:
+        """Add a user; return whether the adapter is resident."""
+
+    @abstractmethod
+    def release(self, adapter: int) -> bool:
+        """Remove a user; return whether that may make room for a load."""
+
+    @abstractmethod
+    def can_claim(self, adapter: int) -> bool:
+        """Return whether ``adapter`` fits among all adapters with users."""
+
+    @abstractmethod
+    def holds(self, adapter: int) -> bool:
+        """Return whether there is a copy, or one is being loaded; tiers that belong to this cache count."""
+
+    @abstractmethod
+    def discard(self, adapter: int) -> None:
+        """Drop an adapter that will not be requested again, if it is idle."""
+
+    def pin_instead(self, old: int, new: int) -> None:
+        """Move the pin of ``old``, if it has one, to ``new``; here nothing is ever pinned."""
+
+    def set_listener(self, listener: CacheListener) -> None:
+        """Call a listener from now on when an adapter takes or gives up its room."""
+        self.listener = listener
+
+    @abstractmethod
+    def check_integrity(self) -> None:
+        """Assert that the running sums agree with a fresh count."""
+
+
+class GpuCache(AdapterCache):
     """Adapters in GPU memory, with counted users, under an eviction policy that never evicts an adapter in use.
 
     :param weights: bytes of each adapter, or 1 if slots are counted.
@@ -222,6 +281,9 @@ class GpuCache:
         self._eviction.remove(adapter)
         self._leave(adapter)
 
+    def holds(self, adapter: int) -> bool:
+        return self.state[adapter] != ABSENT
+
     def discard(self, adapter: int) -> None:
         """Evict an adapter that will not be requested again, if it is resident and idle."""
         if self.state[adapter] == RESIDENT and self.users[adapter] == 0:
@@ -319,33 +381,63 @@ class UnifiedCache(GpuCache):
         assert self.blocks_used == sum(placed) <= self._room()
 
 
-class AllInHost:
-    """Host memory that holds every adapter from the start.
+class HostTier:
+    """Copies of adapters in host memory. This one does not exist: every load reads storage.
+
+    :cvar present: whether loads can come from host memory.
+    """
+
+    present = False
+
+    def holds(self, adapter: int) -> bool:
+        """Return whether there is a copy, or one is being loaded."""
+        return False
+
+    def touch(self, adapter: int) -> bool:
+        """Return whether there is a copy; if so, count a use."""
+        return False
+
+    def insert(self, adapter: int) -> None:
+        """Keep a copy of an adapter that came from storage."""
+
+    def discard(self, adapter: int) -> None:
+        """Drop the copy of an adapter that will not be requested again, if there is one and it may go."""
+
+    def pin_instead(self, old: int, new: int) -> None:
+        """Move the pin of ``old``, if it has one, to ``new``."""
+
+    def check_integrity(self) -> None:
+        """Assert that the running sums agree with a fresh count."""
+
+
+class AllInHost(HostTier):
+    """Host memory that holds every adapter from the start, and drops none.
 
     :param absent: exceptions, which stay once they have been loaded from storage.
     """
 
+    present = True
+
     def __init__(self, absent: Iterable[int] = ()) -> None:
         self._absent = set(absent)
 
-    def touch(self, adapter: int) -> bool:
+    def holds(self, adapter: int) -> bool:
         return adapter not in self._absent
 
-    def __contains__(self, adapter: int) -> bool:
+    def touch(self, adapter: int) -> bool:
         return adapter not in self._absent
 
     def insert(self, adapter: int) -> None:
         self._absent.discard(adapter)
 
-    def check_integrity(self) -> None:
-        """Nothing to check."""
 
-
-class HostCache:
+class HostCache(HostTier):
     """Copies of adapters in host memory: LRU, filled by every load from storage.
 
     :param weights: bytes, or 1 if slots are counted. An adapter larger than the capacity is never kept.
     """
+
+    present = True
 
     def __init__(self, weights: Sequence[int], capacity: int) -> None:
         self.weights = weights
@@ -353,18 +445,16 @@ class HostCache:
         self.used = 0
         self._order: OrderedDict[int, None] = OrderedDict()
 
-    def __contains__(self, adapter: int) -> bool:
+    def holds(self, adapter: int) -> bool:
         return adapter in self._order
 
     def touch(self, adapter: int) -> bool:
-        """Return whether there is a copy; if so, count a use."""
         if adapter not in self._order:
             return False
         self._order.move_to_end(adapter)
         return True
 
     def discard(self, adapter: int) -> None:
-        """Drop a copy, if there is one."""
         if adapter in self._order:
             del self._order[adapter]
             self.used -= self.weights[adapter]

@@ -16,12 +16,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import islice
 
-from sim.policies.adapter_cache import ABSENT, RESIDENT, CacheListener
+from sim.policies.adapter_cache import ABSENT, RESIDENT, AdapterCache, CacheListener
 from sim.policies.set_order import TouchOrder
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 
 
-class VllmLruCache:
+class VllmLruCache(AdapterCache):
     """Slots in GPU memory and copies in host memory, both LRU by the last step that used them.
 
     An adapter in a slot always has a copy in host memory: when the host evicts an adapter, its slot is emptied as well.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,47 +14,45 @@ from sim.policies.base_model import AdapterCounts
 from sim.policies.base_weights import BaseWeights, base_weights
 from sim.policies.costs import beyond_envelope
 from sim.policies.eviction import check_eviction
-from sim.policies.routing import Router, View, check_router
+from sim.policies.routing import View, check_router
 from sim.results.records import Recorder, Recording
-from sim.rng import stream
 from sim.spec.profile import Profile, load_profile
 from sim.spec.scenario import DEFAULT_PROFILE, Scenario
-from sim.spec.sections.faults import Crash, FailingLoads
+from sim.spec.sections.faults import FailingLoads
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.changes import Changes
 from sim.world.clock import Clock
-from sim.world.faults.base_model_fallback import serve_base_model
-from sim.world.faults.crashes import Crashes
+from sim.world.faults.crashes import make_crashes
 from sim.world.faults.misrouting import answering_base_model, make_misrouting
 from sim.world.faults.misrouting_faults import check_misrouting_faults
-from sim.world.faults.storage_faults import make_storage, note_storage, storage_notes
-from sim.world.fleet import Fleet, FleetHooks, Intake, RunWindow
+from sim.world.faults.stale_prefixes import make_stale_prefixes
+from sim.world.faults.storage_faults import make_load_timing, note_storage, storage_notes
+from sim.world.fleet import Arrivals, Fleet, RunWindow
 from sim.world.gc_pause import collector_paused
 from sim.world.gpu_memory import usable_kv_tokens
 from sim.world.pools.full_model_layout import full_model_notes, lay_out_full_models
 from sim.world.pools.full_model_replicas import FullModelReplicas
-from sim.world.replica.assembly import ServerWrapper, kv_rule, make_server
+from sim.world.ports import FleetHooks
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.oracle import ArrivalOracle, ReplicaOracle
-from sim.world.replica.replica_caches import (
+from sim.world.replica.server import ReplicaParts, Server
+from sim.world.replica_assembly import ServerWrapper, kv_rule, make_intake, make_mode, make_server, unwrapped
+from sim.world.replica_caches import (
     FleetCacheListener,
     attach_listeners,
     eviction_context,
     gpu_capacity,
-    make_caches,
-    make_host_fill,
     pinned_and_warm,
 )
-from sim.world.replica.server import ReplicaParts, Server
-from sim.world.rollouts.active_rollouts import make_rollouts
+from sim.world.replica_draws import ReplicaDraws
+from sim.world.rollouts.active_rollouts import NoRollouts, make_rollouts
 from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
-from sim.world.rollouts.versions import HostLoadListener, Versions
 from sim.world.routing.in_flight import InFlight
 from sim.world.routing.router_state import RouterState, make_router
-from sim.world.routing.router_views import ViewRefresher
-from sim.world.times import has_host_tier, reload_times, request_times
+from sim.world.routing.router_views import Residency, ViewRefresher
+from sim.world.times import has_host_tier, request_times
 from sim.world.world import World
 
 Floats = NDArray[np.float64]
@@ -126,148 +124,152 @@ def build_world(scenario: Scenario) -> World:
     )
 
 
-def simulate(
-    world: World, replication: int, sections: int, wrap_server: ServerWrapper = lambda server: server
-) -> Recording:
+def simulate(world: World, replication: int, sections: int, wrap_server: ServerWrapper = unwrapped) -> Recording:
     """Simulate one replication from an empty system to the end.
 
     :param sections: number of sections into which the measured requests are cut, for confidence intervals.
     :param wrap_server: see ``ServerWrapper``.
     """
     with collector_paused():
-        recording = Replication(world, replication, sections, wrap_server).fleet.run(world.traffic.chunks(replication))
+        fleet = assemble(world, replication, sections, wrap_server).fleet
+        recording = fleet.run(world.traffic.chunks(replication))
     note_storage(world, recording.events, recording.stopped_s)
     return recording
 
 
+@dataclass(frozen=True, slots=True)
 class Replication:
-    """One replication: clock, fleet, router, rollouts and faults, put together.
+    """One replication, put together and ready to run.
 
-    :ivar fleet: ready to run.
+    :ivar residency: adapters on each replica, as the router reads them; None if it doesn't.
     """
 
-    def __init__(self, world: World, replication: int, sections: int, wrap_server: ServerWrapper) -> None:
-        self._world = world
-        self._replication = replication
-        self._wrap_server = wrap_server
-        scenario = world.scenario
-        self._clock = Clock()
-        self._recorder = Recorder(sections, world.replicas, scenario.fleet.replicas)
-        self._costs = scenario, world.profile, world.population
-        self._arrival_oracle = None
-        if scenario.eviction_policy.needs_future:
-            self._arrival_oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
-        view = View(up=list(range(scenario.fleet.replicas)), slots=_adapters_at_a_time(world))
-        router = make_router(world, view, replication)
-        self._full = None if world.full is None else FullModelReplicas(world, world.full, wrap_server)
-        # With a single replica the router is never called.
-        self._reads = router.reads if scenario.fleet.replicas > 1 or self._full is not None else frozenset[str]()
-        self._router_state = RouterState(len(world.population), scenario.fleet.replicas, self._reads)
-        self._base_model_answers = answering_base_model(scenario)
-        if self._base_model_answers:
-            counts = self._router_state.counts
-            counts[:] = (AdapterCounts(len(world.population)) for _ in counts)
-        self._inside = None
-        if "inside" in self._reads or (self._full is not None and self._full.counted):
-            self._inside = InFlight(self._router_state.counts + (self._full.counts if self._full is not None else []))
-        self._versions: list[Versions] = []
-        self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
-        self._cache_listeners: list[FleetCacheListener] = (
-            [] if self._router_state.residency is None else [self._router_state.residency]
-        )
-        self._changes = self._make_changes(router, view)
-        intake = Intake(
+    fleet: Fleet
+    residency: Residency | None
+
+
+def assemble(world: World, replication: int, sections: int, wrap_server: ServerWrapper = unwrapped) -> Replication:
+    """Put one replication together: clock, router, rollouts and faults, replicas, and the router's view of them.
+
+    The order matters. Rollouts and faults must be there before the first replica, which listens to them; the view is
+    taken last, of replicas that exist.
+    """
+    scenario = world.scenario
+    replicas = scenario.fleet.replicas
+    clock = Clock()
+    recorder = Recorder(sections, world.replicas, replicas)
+
+    view = View(up=list(range(replicas)), slots=_adapters_at_a_time(world))
+    router = make_router(world, view, replication)
+    full = None if world.full is None else FullModelReplicas(world, world.full, wrap_server)
+    # With a single replica the router is never called.
+    reads = router.reads if replicas > 1 or full is not None else frozenset[str]()
+    router_state = RouterState(len(world.population), replicas, reads)
+    in_flight = _in_flight(world, router_state, full, reads)
+
+    prefixes = make_stale_prefixes(world, replication)
+    rollouts = make_rollouts(world, replication, clock, recorder, prefixes)
+    misrouting = make_misrouting(world, replication, clock, recorder, prefixes)
+    crashes = make_crashes(scenario, view, clock, recorder)
+    hooks = FleetHooks()
+    if rollouts.active or misrouting.active or crashes.active or _loads_fail(scenario):
+        in_flight.counting = "inside" in reads
+        hooks = Changes(recorder, rollouts, misrouting, crashes, in_flight)
+
+    fleet = Fleet(
+        clock,
+        recorder,
+        router if full is None else full.router(router, replication),
+        Arrivals(
             RunWindow(world.traffic.total, world.traffic.end_s, scenario.run.warmup),
-            request_times(*self._costs, world.full),
+            request_times(scenario, world.profile, world.population, world.full),
             _token_limits(world),
             None if scenario.fleet.chunked_prefill else scenario.fleet.max_num_batched_tokens,
-        )
-        self.fleet = Fleet(
-            self._clock,
-            self._recorder,
-            router if self._full is None else self._full.router(router, replication),
-            intake,
-            FleetHooks(self._changes, self._inside),
-        )
-        self.fleet.open(scenario.fleet.replicas, self._make_server)
-        sources = self._router_state.sources(self.fleet.inside, self.fleet.count_inside)
-        if self._full is not None:
-            self.fleet.open_more(self._full.fleet.replicas, self._make_full)
-            self._full.observe(self.fleet.full_model_inside)
-            if self._full.counted:
-                self.fleet.count_inside()
-        interval_s = scenario.router.view_interval
-        self.fleet.refresh_view = ViewRefresher(
-            self._clock, view, sources, self._reads, interval_s, self.fleet.next_s
-        ).refresh
+        ),
+        hooks,
+        in_flight,
+    )
+    maker = ReplicaMaker(world, replication, clock, recorder, router_state, rollouts, hooks, wrap_server)
+    fleet.open(replicas, maker)
+    sources = router_state.sources(fleet.inside, fleet.count_inside)
+    if full is not None:
+        fleet.open_more(full.fleet.replicas, partial(full.make, clock=clock, recorder=recorder))
+        full.observe(fleet.full_model_inside)
+        if full.counted:
+            fleet.count_inside()
+    fleet.show_to(ViewRefresher(clock, view, sources, reads, scenario.router.view_interval, fleet.next_s))
+    return Replication(fleet, router_state.residency)
 
-    def _make_changes(self, router: Router, view: View) -> Changes | None:
-        world, replication = self._world, self._replication
-        inside = self._inside
-        rollouts = None
-        if world.rollout_plan is not None:
-            rollouts, self._versions, duplicate_bytes = make_rollouts(world, replication, self._clock, self._recorder)
-            if rollouts.renames:
-                self._cache_listeners.append(duplicate_bytes)
-        misrouting = make_misrouting(world, replication, self._clock, self._recorder, rollouts)
-        faults = world.scenario.faults
-        planned_crashes = [(i, fault) for i, fault in enumerate(faults) if isinstance(fault, Crash)]
-        crashes = Crashes(planned_crashes, view, self._clock, self._recorder) if planned_crashes else None
-        failing = any(isinstance(fault, FailingLoads) for fault in faults)
-        if rollouts is None and misrouting is None and crashes is None and not failing:
-            return None
-        return Changes(self._recorder, rollouts, inside, misrouting, crashes)
 
-    def _make_server(self, index: int, inside: list[int]) -> Server:
-        world, replication, clock, recorder = self._world, self._replication, self._clock, self._recorder
-        scenario = world.scenario
-        if index < len(self.fleet.servers):  # a replica restarts, with no warm adapters
-            pinned = world.pinned
-            if self._changes is not None and self._changes.rollouts is not None:
-                pinned = self._changes.rollouts.pinned(pinned)
-            world = replace(world, warm=(), pinned=pinned)
+def _in_flight(world: World, state: RouterState, full: FullModelReplicas | None, reads: frozenset[str]) -> InFlight:
+    """Return the counts of requests inside by adapter; they stay empty unless a router reads them."""
+    if answering_base_model(world.scenario):
+        state.counts[:] = (AdapterCounts(len(world.population)) for _ in state.counts)
+    return InFlight(state.counts + (full.counts if full is not None else []))
+
+
+def _loads_fail(scenario: Scenario) -> bool:
+    return any(isinstance(fault, FailingLoads) for fault in scenario.faults)
+
+
+class ReplicaMaker:
+    """Makes the replicas of one replication, at the start and after crashes."""
+
+    def __init__(
+        self,
+        world: World,
+        replication: int,
+        clock: Clock,
+        recorder: Recorder,
+        router_state: RouterState,
+        rollouts: NoRollouts,
+        hooks: FleetHooks,
+        wrap_server: ServerWrapper,
+    ) -> None:
+        self._world = world
+        self._replication = replication
+        self._clock = clock
+        self._recorder = recorder
+        self._router_state = router_state
+        self._rollouts = rollouts
+        self._hooks = hooks
+        self._wrap_server = wrap_server
+        self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
+        self._arrival_oracle: ArrivalOracle | None = None
+        if world.scenario.eviction_policy.needs_future:
+            self._arrival_oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
+        self._cache_listeners: list[FleetCacheListener] = [*rollouts.cache_listeners()]
+        if router_state.residency is not None:
+            self._cache_listeners.insert(0, router_state.residency)
+
+    def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
+        """Return an empty replica; see ``MakeReplica``."""
+        world, clock, recorder, scenario = self._world, self._clock, self._recorder, self._world.scenario
+        if restarted:
+            world = replace(world, warm=(), pinned=self._rollouts.pinned(world.pinned))
             for each in self._cache_listeners:
                 each.forget(index)
         place = self._made[index] * scenario.fleet.replicas + index
         self._made[index] += 1
-        rule = kv_rule(world)
-        oracle = None if self._arrival_oracle is None else ReplicaOracle(self._arrival_oracle)
-        context = eviction_context(world, clock, stream(scenario.run.seed, replication, "eviction", place), oracle)
-        cache, host = make_caches(world, replication, place, rule, context)
-        if self._cache_listeners:
-            attach_listeners(cache, index, self._cache_listeners)
-        versions = self._versions[index] if self._versions else None
-        storage = make_storage(world, replication, index, place)
-        fill_context = LoadContext(recorder, index, None if versions is None else HostLoadListener(versions), storage)
-        changes = self._changes
-        parts = ReplicaParts(
-            clock,
-            recorder,
-            index,
-            inside,
-            cache,
-            host,
-            loaders=(scenario.storage.loaders, scenario.storage.host_loaders),
-            reload_s=reload_times(*self._costs, replication, place),
-            host_fill=make_host_fill(world, clock, cache, fill_context),
-            oracle=oracle,
-            versions=versions,
-            on_last_token=None if changes is None else changes.last_token_callback(index),
-            on_lost=None if changes is None else partial(changes.lost, index),
-            storage=storage,
-            on_load_failed=None if changes is None else partial(changes.load_failed, index),
-            next_key=self.fleet.next_key,
-        )
-        server = make_server(world, parts, rule, self._wrap_server)
-        if self._base_model_answers:
-            serve_base_model(server, parts.host_fill)
-        self._router_state.replica(index, server)
-        return server
+        draws = ReplicaDraws(scenario.run.seed, self._replication, place)
 
-    def _make_full(self, index: int, inside: list[int]) -> Server:
-        """Make a replica of full models, which rollouts and faults never concern."""
-        assert self._full is not None, "called only if there are full models"
-        return self._full.make(index, inside, self._clock, self._recorder)
+        timing = make_load_timing(world, index, draws)
+        context = LoadContext(clock, recorder, index, self._rollouts.versions(index), timing)
+        fetches = LoadContext(clock, recorder, index, self._rollouts.host_versions(index), timing)
+        listener = self._hooks.listener(index)
+        oracle = None
+        if self._arrival_oracle is not None:  # without rollouts and faults, so that nothing else listens
+            listener = oracle = ReplicaOracle(self._arrival_oracle)
+        rule = kv_rule(world)
+        mode = make_mode(world, context, rule, eviction_context(world, clock, draws, oracle), draws)
+        attach_listeners(mode.cache, index, self._cache_listeners)
+        intake = make_intake(world, mode, fetches)
+        parts = ReplicaParts(clock, recorder, index, inside, intake, listener, standing_in)
+        server = make_server(world, parts, mode, rule, self._wrap_server)
+        if answering_base_model(scenario):
+            server.serve_base_model()
+        self._router_state.replica(server)
+        return server
 
 
 def _adapters_at_a_time(world: World) -> int:

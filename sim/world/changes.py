@@ -1,174 +1,187 @@
-"""Rollouts and faults of one replication, behind one interface for the fleet.
+"""Rollouts and faults of one replication, behind the hooks of the fleet.
 
 A request is steered (the adapter and version that it reaches), routed, and accepted by a replica or not. After its last
-token, its answer is checked. Rollouts, misrouting faults and crashes each handle their own part.
+token, its answer is checked. Rollouts, misrouting faults and crashes each handle their own part; those that a scenario
+doesn't have do nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
-
 from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder
 from sim.traffic.request import Request
-from sim.world.faults.crashes import Crashes
-from sim.world.faults.misrouting import MisroutedRequests
-from sim.world.rollouts.active_rollouts import Rollouts
-from sim.world.rollouts.in_place_update import Barriers
+from sim.world.faults.crashes import NoCrashes
+from sim.world.faults.misrouting import NoMisrouting
+from sim.world.ports import FleetHooks, OpenFleet
+from sim.world.replica.ports import ReplicaListener
+from sim.world.rollouts.active_rollouts import NoRollouts
 from sim.world.routing.in_flight import InFlight
 
-if TYPE_CHECKING:
-    from sim.world.ports import OpenFleet
-    from sim.world.replica.server import Server
 
-
-class Changes:
+class Changes(FleetHooks):
     """Rollouts and faults of one replication.
 
-    :param inside: counts requests inside by adapter, if the router needs that; otherwise None.
-    :ivar rollouts, misrouting, crashes: None if there are none.
-    :ivar steering: whether ``steer`` may do anything.
-    :ivar guarding: whether ``accepts`` may refuse a request for another reason than ``barriers``.
-    :ivar resending: whether requests may be sent again, or held outside.
-    :ivar reordering: whether some requests join queues later than they arrived.
-
-    The fleet reads these flags for every request, to skip calls that would do nothing.
+    :param in_flight: counts requests inside by adapter, if the router reads that.
     """
+
+    direct = False
 
     def __init__(
         self,
         recorder: Recorder,
-        rollouts: Rollouts | None,
-        inside: InFlight | None,
-        misrouting: MisroutedRequests | None = None,
-        crashes: Crashes | None = None,
+        rollouts: NoRollouts,
+        misrouting: NoMisrouting,
+        crashes: NoCrashes,
+        in_flight: InFlight,
     ) -> None:
         self._recorder = recorder
-        self._inside = inside
-        self._servers: list[Server] = []
-        self.rollouts = rollouts
-        self.misrouting = misrouting
-        self.crashes = crashes
-        self.barriers = Barriers(0) if rollouts is None else rollouts.barriers
-        self.steering = misrouting is not None or (rollouts is not None and rollouts.renames)
-        self.resending = misrouting is not None or crashes is not None
-        self.reordering = self.resending or (rollouts is not None and rollouts.holds)
-        self.guarding = crashes is not None
+        self._in_flight = in_flight
+        self._rollouts = rollouts
+        self._misrouting = misrouting
+        self._crashes = crashes
+        self._barriers = rollouts.barriers
+        self._fleet: OpenFleet
+        # Whether requests may be steered, kept from a crashed replica, or join a queue later than they arrived: each
+        # of these calls would be made for every request.
+        self._steering = misrouting.active or rollouts.renames
+        self._reordering = misrouting.active or crashes.active or rollouts.holds
+        self._answers_vary = misrouting.active or in_flight.counting or not rollouts.active
 
     def start(self, fleet: OpenFleet) -> None:
-        """Put all events of rollouts and faults on the clock."""
-        self._servers = fleet.servers
-        if self.rollouts is not None:
-            self.rollouts.start(fleet.servers)
-        if self.misrouting is not None:
-            self.misrouting.start(fleet, self.fail)
-        if self.crashes is not None:
-            self.crashes.start(fleet, self)
+        self._fleet = fleet
+        self._rollouts.start(fleet)
+        self._misrouting.start(fleet, self.fail)
+        self._crashes.start(fleet, self)
+
+    def send(self, request: Request) -> None:
+        """Send a request through rollouts and faults, which may change its adapter or keep it from its replica."""
+        fleet, name = self._fleet, request.adapter
+        if self._crashes.hold_if_all_down(request):
+            return
+        if self._reordering:
+            request.key = fleet.next_key()
+        if self._steering:
+            name = self._steer(request)
+        replica = fleet.choose(name, request)
+        if self._accepts(request, replica):
+            if self._in_flight.counting:
+                self._in_flight.entered(replica, request)
+            fleet.servers[replica].arrive(request)
+
+    def _steer(self, request: Request) -> int:
+        """Decide the adapter and version that a request reaches; return the adapter by which to route it."""
+        self._misrouting.steer(request)
+        self._rollouts.steer(request)
+        return self._misrouting.routed_by(request)
+
+    def _accepts(self, request: Request, replica: int) -> bool:
+        """Return whether a replica takes a request now; if not, the request has been dealt with."""
+        if not self._crashes.accepts(request, replica):
+            return False
+        if not self._barriers.count:
+            return True
+        barrier = self._barriers.closed(replica, request.adapter)
+        if barrier is None:
+            return True
+        if barrier.refuses:
+            self._rollouts.refuse(request, replica)
+            return False
+        if self._in_flight.counting:
+            self._in_flight.entered(replica, request)
+        self._rollouts.hold(request, replica)
+        return False
 
     def fresh_copy(self, request: Request) -> Request:
         """Return a copy of a request as it arrived, with its own adapter, to be sent again."""
         again = request.fresh_copy()
-        if self.misrouting is not None:
-            self.misrouting.restore(again)
-        if self.rollouts is not None:
-            self.rollouts.restore(again)
+        self._misrouting.restore(again)
+        self._rollouts.restore(again)
         return again
 
-    def hold_if_all_down(self, request: Request) -> bool:
-        """Hold a request until a replica is up, if all are down; return whether it is held."""
-        return self.crashes is not None and self.crashes.hold_if_all_down(request)
-
     def has_pending(self) -> bool:
-        """Return whether a request outside all replicas is still to be sent."""
-        misrouting, crashes = self.misrouting, self.crashes
-        return (misrouting is not None and misrouting.has_pending()) or (crashes is not None and crashes.has_pending())
+        return self._misrouting.has_pending() or self._crashes.has_pending()
 
     def any_down(self) -> bool:
-        """Return whether any replica is down, so that requests may wait for ever."""
-        return self.crashes is not None and self.crashes.any_down()
+        return self._crashes.any_down()
 
-    def steer(self, request: Request) -> int:
-        """Decide the adapter and version that a request reaches; return the adapter by which to route it."""
-        if self.misrouting is not None:
-            self.misrouting.steer(request)
-        if self.rollouts is not None:
-            self.rollouts.steer(request)
-        return request.adapter if self.misrouting is None else self.misrouting.routed_by(request)
+    def listener(self, replica: int) -> ReplicaListener:
+        return ChangesListener(self, replica) if self._answers_vary else RolloutListener(self, self._rollouts, replica)
 
-    def accepts(self, request: Request, replica: int) -> bool:
-        """Return whether a replica takes a request now; if not, the request has been dealt with."""
-        if self.crashes is not None and not self.crashes.accepts(request, replica):
-            return False
-        rollouts = self.rollouts
-        barrier = self.barriers.closed(replica, request.adapter)
-        if barrier is not None and barrier.refuses:
-            assert rollouts is not None, "only rollouts close barriers"
-            rollouts.refuse(request, replica)
-            return False
-        if barrier is not None:
-            if self._inside is not None:
-                self._inside.entered(replica, request)
-            self._servers[replica].hold(request)
-        return barrier is None
-
-    def last_token_callback(self, replica: int) -> Callable[[Request, float], bool]:
-        """Return a replica's callback for last tokens, which returns True to take the request over and resend it."""
-        if self.misrouting is None and self._inside is None and self.rollouts is not None:
-            return self.rollouts.last_token_callback(replica)
-        return partial(self._ends, replica)
-
-    def _ends(self, replica: int, request: Request, now: float) -> bool:
-        is_misrouted = self.misrouting is not None and self.misrouting.is_misrouted(request)
-        taken = self.misrouting is not None and self.misrouting.ends(replica, request, now)
-        if self.rollouts is not None:
-            if is_misrouted:  # no version of its own adapter answered it
-                self.rollouts.left(replica, request)
-            else:
-                self.rollouts.ended(replica, request, now)
-        if self._inside is not None:
-            self._inside.left(replica, request)
+    def ended(self, replica: int, request: Request, now: float) -> bool:
+        """Check an answer after its last token; return whether the request is sent again or fails after all."""
+        is_misrouted = self._misrouting.is_misrouted(request)
+        taken = self._misrouting.ends(replica, request, now)
+        if is_misrouted:  # no version of its own adapter answered it
+            self._rollouts.left(replica, request)
+        else:
+            self._rollouts.ended(replica, request, now)
+        if self._in_flight.counting:
+            self._in_flight.left(replica, request)
         return taken
 
     def lost(self, replica: int, request: Request) -> None:
         """Note that a request has left a replica unserved; it may still be sent again."""
-        if self.rollouts is not None:
-            self.rollouts.left(replica, request)
-        if self._inside is not None:
-            self._inside.left(replica, request)
+        self._rollouts.left(replica, request)
+        if self._in_flight.counting:
+            self._in_flight.left(replica, request)
 
-    def broken_off(self, replica: int, request: Request, *, whole: bool = False) -> None:
-        """Record the tokens of a request that gets no more; ``whole``: its answer is complete, and was found wrong."""
-        if self.rollouts is not None:
-            self.rollouts.broken_off(replica, request, whole=whole)
+    def broken_off(self, replica: int, request: Request) -> None:
+        """Record the tokens of a request that gets no more."""
+        self._rollouts.broken_off(replica, request, whole=False)
+
+    def give_up(self, replica: int) -> list[Request]:
+        return self._rollouts.give_up(replica)
 
     def fail(self, replica: int, request: Request, marks: int) -> None:
         """End a request whose answer is incomplete, or by the wrong adapter."""
         if not marks & LOST:  # lost requests were recorded before their replica lost its state
-            self.broken_off(replica, request, whole=not marks)  # without marks, a complete answer was found wrong
-        if self.misrouting is not None:
-            self.misrouting.forget(request)
-        if self.rollouts is not None and marks & (LOST | LOAD_FAILED):
-            self.rollouts.failed(request)
+            # Without marks, a complete answer was found wrong.
+            self._rollouts.broken_off(replica, request, whole=not marks)
+        self._misrouting.forget(request)
+        if marks & (LOST | LOAD_FAILED):
+            self._rollouts.failed(request)
         self._recorder.record_unserved(request, replica, FAILED)
         self._recorder.marked(request.index, marks)
 
-    def load_failed(self, replica: int, request: Request) -> None:
-        """End a request that has left a replica because its adapter could not be loaded."""
-        self.fail(replica, request, LOAD_FAILED)
-        self.lost(replica, request)
-
     def replaced(self, replica: int) -> None:
         """Note that a new, empty replica replaces a crashed one."""
-        if self.rollouts is not None:
-            self.rollouts.replaced(replica)
-        if self.misrouting is not None:
-            self.misrouting.replaced(replica)
+        self._rollouts.replaced(replica)
+        self._misrouting.replaced(replica)
+
+    def outside_area(self) -> float:
+        return self._crashes.stuck_area + self._rollouts.held_area()
 
     def close(self) -> dict[str, float]:
-        """Return the facts of this replication."""
-        if self.crashes is not None:
-            self.crashes.close()
-        if self.misrouting is not None:
-            self.misrouting.close()
-        return {} if self.rollouts is None else self.rollouts.close()
+        self._crashes.close()
+        self._misrouting.close()
+        return self._rollouts.close()
+
+
+class ChangesListener(ReplicaListener):
+    """Passes on what happens to the requests of one replica."""
+
+    def __init__(self, changes: Changes, replica: int) -> None:
+        self._changes = changes
+        self._replica = replica
+
+    def finished(self, request: Request, now: float) -> bool:
+        return self._changes.ended(self._replica, request, now)
+
+    def lost(self, request: Request) -> None:
+        self._changes.lost(self._replica, request)
+
+    def load_failed(self, request: Request) -> None:
+        self._changes.fail(self._replica, request, LOAD_FAILED)
+        self._changes.lost(self._replica, request)
+
+
+class RolloutListener(ChangesListener):
+    """The same where only rollouts concern answers: cheap for requests that none concerns at that time."""
+
+    def __init__(self, changes: Changes, rollouts: NoRollouts, replica: int) -> None:
+        super().__init__(changes, replica)
+        self._rollouts = rollouts
+
+    def finished(self, request: Request, now: float) -> bool:
+        if self._rollouts.concern(request):
+            self._rollouts.ended(self._replica, request, now)
+        return False

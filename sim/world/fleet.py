@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from math import inf
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,27 @@ from sim.results.records import REFUSED, UNFINISHED, Recorder, Recording
 from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
-from sim.world.changes import Changes
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
-from sim.world.replica.continuous import BatchServer
-from sim.world.replica.front_end_server import FrontEndServer
-from sim.world.replica.server import Server
+from sim.world.ports import FleetHooks
+from sim.world.replica.server import ReplicaTotals, Server
 from sim.world.routing.in_flight import InFlight
+from sim.world.routing.router_views import FreshView
 from sim.world.times import RequestTimes
 
 Floats = NDArray[np.float64]
+
+
+class MakeReplica(Protocol):
+    """Makes a replica of the fleet."""
+
+    def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
+        """Return an empty replica.
+
+        :param inside: the list in which it counts the requests inside.
+        :param restarted: whether it replaces another one, so that no adapter is warm.
+        :param standing_in: whether it only stands in for a crashed replica.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +54,8 @@ class RunWindow:
     warmup: float
 
 
-@dataclass(slots=True)
-class DeadReplicaTotals:
-    """Totals of crashed replicas, which a recording adds to those of the running ones."""
-
-    inside_area: float = 0.0
-    evictions: int = 0
-    in_use_peak: int = 0
-    kv_peak_share: float = 0.0
-
-    def add(self, dead: Server) -> None:
-        self.inside_area += dead.inside_area
-        self.evictions += dead.cache.evictions
-        self.in_use_peak = max(self.in_use_peak, dead.cache.in_use_peak)
-        if isinstance(dead, BatchServer):
-            self.kv_peak_share = max(self.kv_peak_share, _kv_peak_share(dead))
-
-
 @dataclass(frozen=True, slots=True)
-class Intake:
+class Arrivals:
     """How a run's traffic becomes requests.
 
     :ivar times: turn the uniform draws of a request into seconds.
@@ -75,25 +70,13 @@ class Intake:
     prompt_limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FleetHooks:
-    """Optional parts that change or count requests.
-
-    :ivar changes: rollouts and faults, which every request then passes through.
-    :ivar in_flight: counts requests inside by adapter, if the router needs that.
-    """
-
-    changes: Changes | None = None
-    in_flight: InFlight | None = None
-
-
 class Fleet:
     """All replicas of one replication.
 
+    :param in_flight: counts requests inside by adapter, if the router reads that.
     :ivar inside: number of requests inside each replica that the router's view covers.
     :ivar full_model_inside: the same for replicas of full models, which follow the others in ``servers``.
-    :ivar refresh_view: catches up on a reading of the router's view that was skipped.
-    :ivar next_key: returns the last place in the queues, for requests that are sent again or were held.
+    :ivar next_key: returns the last place in the queues, for requests that are sent again or were held back.
     """
 
     def __init__(
@@ -101,98 +84,83 @@ class Fleet:
         clock: Clock,
         recorder: Recorder,
         router: Choosing,
-        intake: Intake,
+        arrivals: Arrivals,
         hooks: FleetHooks,
+        in_flight: InFlight,
     ) -> None:
         self.clock = clock
         self.recorder = recorder
         self.servers: list[Server] = []
         self.inside: list[int] = []
         self.full_model_inside: list[int] = []
-        self._only: Server | None = None  # the one replica, where there is no choice
         self._router = router
-        self._window = intake.window
-        self._times = intake.times
-        self._token_limit, self._prompt_limit = intake.token_limit, intake.prompt_limit
+        self._window = arrivals.window
+        self._times = arrivals.times
+        self._token_limit, self._prompt_limit = arrivals.token_limit, arrivals.prompt_limit
         self._chunks: Iterator[Chunk] = iter(())
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None
         self._too_long: set[int] = set()
         self._marks = self._section_starts()
-        self._changes = hooks.changes
-        self._in_flight = hooks.in_flight
-        self._by_adapter = None if hooks.changes is None else hooks.in_flight
-        self._counts: list[dict[int, int]] | None = None  # where requests go straight to a replica
+        self._hooks = hooks
+        self._in_flight = in_flight
         self._sessions: list[int] = []  # of the requests of this chunk
         self._chunk_first = 0
-        self._make: Callable[[int, list[int]], Server] | None = None
-        self._dead_totals = DeadReplicaTotals()
+        self._make: MakeReplica
+        self._view: FreshView = FreshView()
+        self._dead = ReplicaTotals()
         self.next_key: Callable[[], int] = count().__next__
-        self.refresh_view: Callable[[], None] = lambda: None
 
-    def open(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
-        """Start the replicas; ``make`` gets an index and the list in which a replica counts the requests inside."""
+    def open(self, replicas: int, make: MakeReplica) -> None:
+        """Start the replicas."""
         self._make = make
         self.inside.extend([0] * replicas)
         for index in range(replicas):
-            self.servers.append(make(index, self.inside))
-        self._only = self.servers[0] if replicas == 1 and self._changes is None else None
+            self.servers.append(make(index, self.inside, restarted=False, standing_in=False))
 
     def open_more(self, replicas: int, make: Callable[[int, list[int]], Server]) -> None:
         """Start replicas of full models after the others; they count their requests in a separate list."""
         first = len(self.servers)
         self.full_model_inside.extend([0] * (first + replicas))
         self.servers += [make(first + place, self.full_model_inside) for place in range(replicas)]
-        self._only = None
 
-    def replace(self, replica: int) -> Server:
-        """Put a new, empty replica in the place of a crashed one; return the crashed one."""
-        assert self._make is not None, "the fleet is open"
-        dead = self.servers[replica]
-        self._dead_totals.add(dead)
-        self.servers[replica] = self._make(replica, self.inside)
-        return dead
+    def show_to(self, view: FreshView) -> None:
+        """Keep the router's view current from now on."""
+        self._view = view
+
+    def replace(self, replica: int, *, standing_in: bool) -> None:
+        """Put a new, empty replica in the place of a crashed one.
+
+        :param standing_in: whether it serves nothing, until it is replaced in turn.
+        """
+        self._dead.add(self.servers[replica].totals())
+        self.servers[replica] = self._make(replica, self.inside, restarted=True, standing_in=standing_in)
 
     def count_inside(self) -> list[dict[int, int]]:
         """Return, by replica, requests inside by adapter; the counts stay current from the first call on.
 
         Few fleets need them, and counting takes 5 % of the time of a request.
         """
-        counted = self._in_flight
-        assert counted is not None, "the router reads requests inside by adapter"
-        if self._by_adapter is None:
-            self._by_adapter, self._counts = counted, counted.counts
-            for server in self.servers:
-                counted.begin(server.index, server.all_requests())
-                server.set_listener(counted.last_token_callback(server.index), partial(counted.left, server.index))
-        return counted.counts
+        in_flight = self._in_flight
+        if not in_flight.counting:
+            in_flight.begin(self.servers)
+        return in_flight.counts
 
     def next_s(self) -> float:
         """Return the time of the next arrival; infinite if there is none."""
         return inf if self._next is None else self._next.arrival_s
 
+    def choose(self, adapter: int, request: Request) -> int:
+        """Return the replica to which the router sends a request.
+
+        :param adapter: the one by which to route it.
+        """
+        return self._router.choose(adapter, request.index) if len(self.servers) > 1 else 0
+
     def submit(self, request: Request) -> None:
         """Route a request again."""
-        self.refresh_view()
-        self._send(request)
-
-    def _send(self, request: Request) -> None:
-        """Send a request through rollouts and faults, which may change its adapter or keep it from its replica."""
-        changes = self._changes
-        assert changes is not None, "otherwise requests go straight to a replica"
-        name = request.adapter
-        if changes.resending and changes.hold_if_all_down(request):
-            return
-        if changes.reordering:
-            request.key = self.next_key()
-        if changes.steering:
-            name = changes.steer(request)
-        servers = self.servers
-        replica = self._router.choose(name, request.index) if len(servers) > 1 else 0
-        if not (changes.guarding or changes.barriers.count) or changes.accepts(request, replica):
-            if self._by_adapter is not None:
-                self._by_adapter.entered(replica, request)
-            servers[replica].arrive(request)
+        self._view.refresh()
+        self._hooks.send(request)
 
     def run(self, chunks: Iterator[Chunk]) -> Recording:
         """Simulate the run and return its recording."""
@@ -211,8 +179,7 @@ class Fleet:
             )
         assert self._next is not None, "a chunk has a request"
         clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
-        if self._changes is not None:
-            self._changes.start(self)
+        self._hooks.start(self)
         if window.end_s is None:
             self._run_to_the_last()
             self._check_that_all_left()
@@ -223,12 +190,10 @@ class Fleet:
 
     def _run_to_the_last(self) -> None:
         """Run until the last request has left. Later control events are dropped; loads under way end."""
-        clock, changes = self.clock, self._changes
+        clock = self.clock
         while self._next is not None:
             clock.step()
-        while clock.pending() and (
-            self._any_inside() or (changes is not None and changes.has_pending()) or clock.peek() == clock._now
-        ):
+        while clock.pending() and (self._any_inside() or self._hooks.has_pending() or clock.peek() == clock._now):
             clock.step()
         clock.forget_control_events()
         clock.run()
@@ -242,7 +207,7 @@ class Fleet:
 
         :raises LoraplanError: if one is, which is a bug of the simulator.
         """
-        if self._any_inside() and not (self._changes is not None and self._changes.any_down()):
+        if self._any_inside() and not self._hooks.any_down():
             inside = self.inside + self.full_model_inside[len(self.inside) :]
             states = "; ".join(server.state_in_words() for server in self.servers if inside[server.index])
             raise LoraplanError(
@@ -295,7 +260,8 @@ class Fleet:
     def _arrivals(self, event: Call) -> None:
         """Process arrivals until another event is due, then reschedule after it."""
         clock = self.clock
-        now, queue = clock._now, clock.queue
+        now, queue, servers, in_flight = clock._now, clock.queue, self.servers, self._in_flight
+        direct, several = self._hooks.direct, len(servers) > 1
         request = self._next
         while request is not None:
             if request.arrival_s > now:
@@ -307,17 +273,14 @@ class Fleet:
                 clock._now = now = request.arrival_s  # no event comes first, so scheduling one would be wasted
             if self._too_long and request.index in self._too_long:
                 self.recorder.record_unserved(request, -1, REFUSED)
-            elif self._only is not None:
-                self._only.arrive(request)
-            elif self._changes is None:
-                replica = self._router.choose(request.adapter, request.index)
-                if self._counts is not None:  # InFlight.entered, without a call
-                    counts, adapter = self._counts[replica], request.adapter
-                    counts[adapter] = counts.get(adapter, 0) + 1
-                self.servers[replica].arrive(request)
+            elif direct:
+                replica = self._router.choose(request.adapter, request.index) if several else 0
+                if in_flight.counting:
+                    in_flight.entered(replica, request)
+                servers[replica].arrive(request)
             else:
                 request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
-                self._send(request)
+                self._hooks.send(request)
             request = next(self._requests, None)
             if request is None:
                 self._next = None
@@ -325,32 +288,22 @@ class Fleet:
                     request = self._next
 
     def _close(self) -> Recording:
-        stopped = self.clock.now
+        stopped, hooks, recorder = self.clock.now, self._hooks, self.recorder
         for server in self.servers:
-            for request in server.close():
-                if self._changes is not None:
-                    self._changes.broken_off(server.index, request)
-                self.recorder.record_unserved(request, server.index, UNFINISHED)
-        facts = {} if self._changes is None else self._changes.close()
-        servers, dead_totals = self.servers, self._dead_totals
-        while len(self.recorder.bounds) <= self.recorder.sections:  # fewer requests than sections
-            self.recorder.mark(stopped)
-        area = sum(server.inside_area for server in servers) + dead_totals.inside_area
-        if self._changes is not None and self._changes.crashes is not None:
-            area += self._changes.crashes.stuck_area
-        recording = self.recorder.close(float(stopped), area)
+            for request in server.close() + hooks.give_up(server.index):
+                hooks.broken_off(server.index, request)
+                recorder.record_unserved(request, server.index, UNFINISHED)
+        facts = hooks.close()
+        while len(recorder.bounds) <= recorder.sections:  # fewer requests than sections
+            recorder.mark(stopped)
+        totals = self._dead
+        for server in self.servers:
+            totals.add(server.totals())
+        recording = recorder.close(float(stopped), totals.inside_area + hooks.outside_area())
         recording.facts |= facts
-        recording.evictions = sum(server.cache.evictions for server in servers) + dead_totals.evictions
-        recording.in_use_peak = max(dead_totals.in_use_peak, *(server.cache.in_use_peak for server in servers))
-        batched = [server for server in servers if isinstance(server, BatchServer)]
-        fronted = [server for server in servers if isinstance(server, FrontEndServer)]
-        if fronted:
-            recording.facts["merged_gaps"] = sum(server.merged_gaps for server in fronted)
-        if batched:
-            recording.kv_peak_share = max(dead_totals.kv_peak_share, *(_kv_peak_share(server) for server in batched))
+        if totals.merged_gaps:
+            recording.facts["merged_gaps"] = totals.merged_gaps
+        recording.evictions = totals.evictions
+        recording.in_use_peak = totals.in_use_peak
+        recording.kv_peak_share = totals.kv_peak_share
         return recording
-
-
-def _kv_peak_share(server: BatchServer) -> float:
-    kv = server.scheduler.kv
-    return kv.peak_tokens / (kv.total * kv.size)

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.costs import load_seconds, residual
-from sim.rng import stream
 from sim.spec.profile import Profile, TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
@@ -17,6 +16,7 @@ from sim.traffic.adapters import Population
 from sim.traffic.generate import Chunk
 from sim.traffic.request import FROM_STORAGE, Request
 from sim.world.pools.full_model_layout import FullModelFleet
+from sim.world.replica_draws import ReplicaDraws
 
 Floats = NDArray[np.float64]
 _BLOCK = 4096
@@ -138,23 +138,10 @@ def _with_whole_loads(load: Callable[[Chunk], Floats], full: FullModelFleet) -> 
 
 
 def reload_times(
-    scenario: Scenario, profile: Profile | None, population: Population, replication: int, place: int
+    scenario: Scenario, profile: Profile | None, population: Population, draws: ReplicaDraws
 ) -> Callable[[int, int], float]:
-    """Return the function that draws the seconds of loads without a request (vLLM's cascades), by adapter and tier.
-
-    :param place: number of this incarnation of the replica; a restarted one has another.
-    """
-    if scenario.cache.eviction != "vllm-lru":
-        return _never
+    """Return the function that draws the seconds of loads without a request (vLLM's cascades), by adapter and tier."""
     from_storage, from_host = tier_times(scenario, profile, population)
-
-    def rng(purpose: str) -> np.random.Generator:
-        return stream(scenario.run.seed, replication, purpose, place)
-
-    again_from_storage = from_storage.draws(rng("reload"))
-    again_from_host = from_host.draws(rng("host-reload"))
+    again_from_storage = from_storage.draws(draws.stream("reload"))
+    again_from_host = from_host.draws(draws.stream("host-reload"))
     return lambda adapter, tier: again_from_storage(adapter) if tier == FROM_STORAGE else again_from_host(adapter)
-
-
-def _never(adapter: int, tier: int) -> float:
-    raise AssertionError("in this cache only requests start loads")

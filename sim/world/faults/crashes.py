@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from sim.policies.routing import View
 from sim.results.records import LOST, REROUTED, UNFINISHED, Event, Recorder
+from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
@@ -34,15 +35,52 @@ class CrashedReplica:
     over: bool = False
 
 
-class Crashes:
+class NoCrashes:
+    """The crashes of a replication without any.
+
+    :ivar active: whether there are crashes.
+    :ivar stuck_area: request-seconds spent stuck at crashed replicas, like ``Server.inside_area``.
+    """
+
+    active = False
+
+    def __init__(self) -> None:
+        self.stuck_area = 0.0
+
+    def start(self, fleet: OpenFleet, endings: Endings) -> None:
+        """Put the crashes on the clock."""
+
+    def hold_if_all_down(self, request: Request) -> bool:
+        """Hold a request until a replica is up, if all are down; return whether it is held."""
+        return False
+
+    def accepts(self, request: Request, replica: int) -> bool:
+        """Return whether a replica is up and takes a request; otherwise the request is stuck there, or lost."""
+        return True
+
+    def has_pending(self) -> bool:
+        """Return whether a request is held until a replica is up."""
+        return False
+
+    def any_down(self) -> bool:
+        """Return whether any replica is down."""
+        return False
+
+    def close(self) -> None:
+        """When the simulation has stopped, end the requests that were held or stuck."""
+
+
+class Crashes(NoCrashes):
     """All crashes of one replication.
 
     :param crashes: each with its place among the scenario's faults.
     :param view: the router's view, in which replicas go down and come up.
-    :ivar stuck_area: request-seconds spent stuck at crashed replicas, like ``Server.inside_area``.
     """
 
+    active = True
+
     def __init__(self, crashes: Sequence[tuple[int, Crash]], view: View, clock: Clock, recorder: Recorder) -> None:
+        super().__init__()
         self._crashes = crashes
         self._view = view
         self._clock = clock
@@ -50,25 +88,21 @@ class Crashes:
         self._down: dict[int, CrashedReplica] = {}
         self._all_crashed: list[CrashedReplica] = []
         self._held: list[Request] = []
-        self.stuck_area = 0.0
         self._fleet: OpenFleet
         self._endings: Endings
 
     def start(self, fleet: OpenFleet, endings: Endings) -> None:
-        """Put the crashes on the clock."""
         self._fleet, self._endings = fleet, endings
         for number, crash in self._crashes:
             self._clock.call_at(crash.at, CONTROL, self._crash, (number, crash))
 
     def hold_if_all_down(self, request: Request) -> bool:
-        """Hold a request until a replica is up, if all are down; return whether it is held."""
         if self._view.up:
             return False
         self._held.append(request)
         return True
 
     def accepts(self, request: Request, replica: int) -> bool:
-        """Return whether a replica is up and takes a request; otherwise the request is stuck there, or lost."""
         crashed = self._down.get(replica)
         if crashed is None:
             return True
@@ -79,15 +113,12 @@ class Crashes:
         return False
 
     def has_pending(self) -> bool:
-        """Return whether a request is held until a replica is up."""
         return bool(self._held)
 
     def any_down(self) -> bool:
-        """Return whether any replica is down."""
         return bool(self._down)
 
     def close(self) -> None:
-        """When the simulation has stopped, end the requests that were held or stuck."""
         for crashed in self._down.values():
             if crashed.crash.down is not None:
                 self._note(crashed, "end", f"the run ends before replica {crashed.crash.replica} is up again")
@@ -100,15 +131,15 @@ class Crashes:
     def _crash(self, event: Call) -> None:
         number, crash = event.subject
         fleet, endings, now, replica = self._fleet, self._endings, self._clock._now, crash.replica
-        inside = sorted(fleet.servers[replica].die(), key=lambda request: request.key)
+        dead = fleet.servers[replica]
+        inside = sorted(dead.die() + endings.give_up(replica), key=lambda request: request.key)
         if crash.requests == "lose":
             for request in inside:
                 endings.broken_off(replica, request)
-        if fleet.servers[replica].blocking:  # other replicas record loads at their end
+        if dead.mode.loads_in_steps:  # other replicas record loads at their end
             self._recorder.cut_loads(replica, now)
-        self._replace(replica)
+        self._replace(replica, standing_in=True)
         fleet.inside[replica] = 0
-        fleet.servers[replica].down = True
         crashed = self._down[replica] = CrashedReplica(number, crash)
         self._all_crashed.append(crashed)
         self._note(crashed, "crash", f"replica {replica} dies with {_requests(len(inside))} inside")
@@ -146,7 +177,7 @@ class Crashes:
         replica = crashed.crash.replica
         crashed.over = True
         del self._down[replica]
-        self._replace(replica)
+        self._replace(replica, standing_in=False)
         self._note(crashed, "restart", f"replica {replica} is up again, with an empty cache")
         if crashed.detected:
             self._view.comes_up(replica)
@@ -154,9 +185,9 @@ class Crashes:
         for request in held:
             self._fleet.submit(request)
 
-    def _replace(self, replica: int) -> None:
+    def _replace(self, replica: int, *, standing_in: bool) -> None:
         self._endings.replaced(replica)
-        self._fleet.replace(replica)
+        self._fleet.replace(replica, standing_in=standing_in)
 
     def _add_stuck(self, crashed: CrashedReplica, request: Request) -> None:
         self._fleet.inside[crashed.crash.replica] += 1
@@ -169,3 +200,9 @@ class Crashes:
 
 def _requests(count: int) -> str:
     return f"{count} request{'s' if count != 1 else ''}"
+
+
+def make_crashes(scenario: Scenario, view: View, clock: Clock, recorder: Recorder) -> NoCrashes:
+    """Return the crashes of one replication."""
+    crashes = [(i, fault) for i, fault in enumerate(scenario.faults) if isinstance(fault, Crash)]
+    return Crashes(crashes, view, clock, recorder) if crashes else NoCrashes()

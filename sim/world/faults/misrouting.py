@@ -22,13 +22,12 @@ from sim.results.records import (
     pack_judged,
 )
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import BaseModelAnswers, NamedPrefixes
+from sim.spec.sections.faults import BaseModelAnswers
 from sim.traffic.request import MISS, Request
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.faults.misrouting_faults import MisroutingFault, make_misrouting_faults
 from sim.world.faults.stale_prefixes import StalePrefixes
 from sim.world.ports import OpenFleet
-from sim.world.rollouts.active_rollouts import Rollouts
 from sim.world.times import Retarget
 from sim.world.world import World
 
@@ -50,19 +49,67 @@ class OriginalTarget:
         request.adapter, request.load_s, request.host_load_s = self.name, self.load_s, self.host_load_s
 
 
-class MisroutedRequests:
+class NoMisrouting:
+    """The misrouting faults of a replication without any.
+
+    :cvar active: whether there are such faults.
+    """
+
+    active = False
+
+    def start(self, fleet: OpenFleet, fail: Callable[[int, Request, int], None]) -> None:
+        """Connect to the fleet.
+
+        :param fail: ends a request, given its replica and marks.
+        """
+
+    def steer(self, request: Request) -> None:
+        """Misroute a request, if a fault decides so."""
+
+    def routed_by(self, request: Request) -> int:
+        """Return the adapter by which the router sends a request; the replica may ignore it and use the base model."""
+        return request.adapter
+
+    def is_misrouted(self, request: Request) -> bool:
+        """Return whether a request inside is misrouted."""
+        return False
+
+    def restore(self, request: Request) -> None:
+        """Reset the adapter of a lost request that is sent again."""
+
+    def ends(self, replica: int, request: Request, now: float) -> bool:
+        """Check a complete answer; return whether the request is retried or has failed instead of completing."""
+        return False
+
+    def has_pending(self) -> bool:
+        """Return whether a retry is still to come."""
+        return False
+
+    def forget(self, request: Request) -> None:
+        """Forget a request that has ended without an answer."""
+
+    def replaced(self, replica: int) -> None:
+        """Note that a replica restarts empty."""
+
+    def close(self) -> None:
+        """End requests whose retry is still to come, and add the faults to the timeline."""
+
+
+class MisroutedRequests(NoMisrouting):
     """Misrouting faults of one replication, and the requests that they concern.
 
     If several faults could misroute a request, the first one in the scenario does.
 
-    :param prefixes: stale prefixes; optional.
+    :param prefixes: stale prefixes, which answer with an old version.
     :param base_model: number of the base model in replicas; -1: it never answers.
     """
+
+    active = True
 
     def __init__(
         self,
         faults: Sequence[MisroutingFault],
-        prefixes: StalePrefixes | None,
+        prefixes: StalePrefixes,
         clock: Clock,
         recorder: Recorder,
         retarget: Retarget,
@@ -83,14 +130,9 @@ class MisroutedRequests:
         self._fail: Callable[[int, Request, int], None]
 
     def start(self, fleet: OpenFleet, fail: Callable[[int, Request, int], None]) -> None:
-        """Connect to the fleet.
-
-        :param fail: ends a request, given its replica and marks.
-        """
         self._submit, self._fail = fleet.submit, fail
 
     def steer(self, request: Request) -> None:
-        """Misroute a request, if a fault decides so."""
         now, tried = self._clock._now, self._tries.get(request.index, 0)
         if now >= self._until_s:
             self._update_active(now)
@@ -115,24 +157,20 @@ class MisroutedRequests:
             self._retarget(request, reached)
 
     def routed_by(self, request: Request) -> int:
-        """Return the adapter by which the router sends a request; the replica may ignore it and use the base model."""
         return self._wrong[request.index].name if request.adapter == self._base_model else request.adapter
 
     def is_misrouted(self, request: Request) -> bool:
-        """Return whether a request inside is misrouted."""
         return request.index in self._wrong
 
     def restore(self, request: Request) -> None:
-        """Reset the adapter of a lost request that is sent again."""
         original = self._wrong.pop(request.index, None)
         if original is not None:
             original.restore(request)
 
     def ends(self, replica: int, request: Request, now: float) -> bool:
-        """Check a complete answer; return whether the request is retried or has failed instead of completing."""
         original = self._wrong.pop(request.index, None)
         if original is None:
-            if self._prefixes is not None and self._prefixes.found(replica, request, now):
+            if self._prefixes.found(replica, request, now):
                 self._recorder.marked(request.index, OLD_PREFIX)
             if self._tries:
                 self._tries.pop(request.index, None)
@@ -160,21 +198,16 @@ class MisroutedRequests:
         self._submit(self._to_come.pop(event.subject))
 
     def has_pending(self) -> bool:
-        """Return whether a retry is still to come."""
         return bool(self._to_come)
 
     def forget(self, request: Request) -> None:
-        """Forget a request that has ended without an answer."""
         self._wrong.pop(request.index, None)
         self._tries.pop(request.index, None)
 
     def replaced(self, replica: int) -> None:
-        """Note that a replica restarts empty."""
-        if self._prefixes is not None:
-            self._prefixes.forget(replica)
+        self._prefixes.forget(replica)
 
     def close(self) -> None:
-        """End requests whose retry is still to come, and add the faults to the timeline."""
         for request in self._to_come.values():
             self._recorder.record_unserved(request, -1, UNFINISHED)
         stopped, events = self._clock.now, self._recorder.events
@@ -194,26 +227,12 @@ def answering_base_model(scenario: Scenario) -> bool:
 
 
 def make_misrouting(
-    world: World, replication: int, clock: Clock, recorder: Recorder, rollouts: Rollouts | None
-) -> MisroutedRequests | None:
-    """Return the misrouting faults of one replication; None if the scenario has none."""
-    scenario, rollout_plan = world.scenario, world.rollout_plan
-    base_model = len(world.population) if answering_base_model(scenario) else -1
+    world: World, replication: int, clock: Clock, recorder: Recorder, prefixes: StalePrefixes
+) -> NoMisrouting:
+    """Return the misrouting faults of one replication."""
+    base_model = len(world.population) if answering_base_model(world.scenario) else -1
     faults = make_misrouting_faults(world, base_model, replication)
-    named = [(number, spec) for number, spec in enumerate(scenario.faults) if isinstance(spec, NamedPrefixes)]
-    prefixes = None
-    if named:
-        assert rollout_plan is not None, "checked by the scenario"
-        assert rollouts is not None, "made with the rollout plan"
-        updated_adapters = {
-            adapter for planned in rollout_plan.rollouts if not planned.new_adapters for adapter in planned.adapters
-        }
-        prefixes = StalePrefixes(named, updated_adapters, scenario.run.seed, replication)
-        note_replacement = prefixes.replaced
-        rollouts.on_weights_replaced = lambda replica, adapter, under_way: note_replacement(
-            replica, adapter, under_way, clock.now
-        )
-    if not faults and prefixes is None:
-        return None
-    retarget = Retarget(scenario, world.profile, world.population)
+    if not faults and not prefixes.active:
+        return NoMisrouting()
+    retarget = Retarget(world.scenario, world.profile, world.population)
     return MisroutedRequests(faults, prefixes, clock, recorder, retarget, base_model)

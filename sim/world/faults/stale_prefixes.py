@@ -9,21 +9,25 @@ from math import inf
 from sim.rng import stream_key, uniform_draw
 from sim.spec.sections.faults import NamedPrefixes
 from sim.traffic.request import Request
+from sim.world.ports import WeightsListener
+from sim.world.world import World
 
 
-class StalePrefixes:
+class StalePrefixes(WeightsListener):
     """Prefixes of old versions on all replicas.
 
     A request looks up its prefix when it joins the batch. A replica that never answered with the old version has no
     prefix of it.
 
-    :param faults: each with its number in the scenario.
+    :param faults: each with its number in the scenario; there may be none.
     :param concerned: adapters whose new versions keep the name.
+    :ivar active: whether there are such faults.
     """
 
     def __init__(
         self, faults: list[tuple[int, NamedPrefixes]], concerned: Collection[int], seed: int, replication: int
     ) -> None:
+        self.active = bool(faults)
         self._faults = [
             (spec.share, spec.lifetime, stream_key(seed, replication, f"named-prefixes-{number}"))
             for number, spec in faults
@@ -35,10 +39,6 @@ class StalePrefixes:
         ] = {}  # when each came, and the last answer before it
 
     def replaced(self, replica: int, adapter: int, under_way: bool, now: float) -> None:
-        """Note that a new version has replaced the old one on a replica.
-
-        :param under_way: whether the old version was answering a request.
-        """
         last_s = now if under_way else self._answered_s.get((replica, adapter))
         if last_s is not None:
             self._replacements.setdefault((replica, adapter), []).append((now, last_s))
@@ -70,3 +70,15 @@ class StalePrefixes:
         self._replacements = {
             where: replacements for where, replacements in self._replacements.items() if where[0] != replica
         }
+
+
+def make_stale_prefixes(world: World, replication: int) -> StalePrefixes:
+    """Return the stale prefixes of one replication."""
+    named = [(number, spec) for number, spec in enumerate(world.scenario.faults) if isinstance(spec, NamedPrefixes)]
+    updated: set[int] = set()
+    if named:
+        assert world.rollout_plan is not None, "checked by the scenario"
+        for planned in world.rollout_plan.rollouts:
+            if not planned.new_adapters:
+                updated.update(planned.adapters)
+    return StalePrefixes(named, updated, world.scenario.run.seed, replication)

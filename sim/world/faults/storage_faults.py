@@ -16,6 +16,8 @@ from sim.results.records import Event
 from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import FailingLoads, NetworkDelay, SlowStorage, StorageFault, StorageStall, never_happens
+from sim.world.replica.ports import Attempts, LoadTiming
+from sim.world.replica_draws import ReplicaDraws
 from sim.world.world import World
 
 LONGEST_PAUSE_S = 300.0
@@ -99,26 +101,7 @@ class Failures:
     keys: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Attempts:
-    """The course of one load from storage.
-
-    :ivar spans: start and end of each attempt.
-    :ivar seconds: from the start of the first attempt to the end of the last.
-    :ivar succeeds: whether the last attempt succeeds.
-    """
-
-    spans: tuple[tuple[float, float], ...]
-    seconds: float
-    succeeds: bool
-
-    @property
-    def end_s(self) -> float:
-        """The end of the last attempt."""
-        return self.spans[-1][1]
-
-
-class StorageFaults:
+class StorageFaults(LoadTiming):
     """Faults of storage as the loads of one replica meet them.
 
     A loader stays busy in the pauses between attempts, as in LoRAX (``download_weights`` in its ``sources/hub.py``) and
@@ -144,12 +127,8 @@ class StorageFaults:
         self._place = place
         self._unrequested: dict[int, int] = {}  # by adapter, number of loads without a request
 
-    def attempts(self, start_s: float, seconds: float, adapter: int, number: int) -> Attempts:
-        """Return the course of a load that starts now.
-
-        :param seconds: load time without faults.
-        :param number: number for its uniform draws: the index of the request that started it, or ``unrequested``.
-        """
+    def attempts(self, start_s: float, seconds: float, adapter: int, index: int) -> Attempts:
+        number = index if index >= 0 else self._unrequested_number(adapter)
         work_s = self._work_s(start_s, seconds, adapter, number)
         took_s, began_s = self._speed.seconds(start_s, work_s), start_s
         spans: list[tuple[float, float]] = []
@@ -161,14 +140,14 @@ class StorageFaults:
                 return Attempts(tuple(spans), took_s if len(spans) == 1 else end_s - began_s, failed is None)
             start_s = end_s + _pause_s(failed.backoff_s, len(spans) - 1)
 
-    def unrequested(self, adapter: int) -> int:
+    def _unrequested_number(self, adapter: int) -> int:
         """Return a number below 0 for the draws of a load without a request; it is unique over all replicas."""
         count = self._unrequested.get(adapter, 0)
         self._unrequested[adapter] = count + 1
         return ~((((self._place << 24) + adapter) << 20) + count)
 
-    def seconds(self, start_s: float, seconds: float, adapter: int, number: int) -> float:
-        """Return the seconds of a load that does not fail."""
+    def seconds(self, start_s: float, seconds: float, adapter: int) -> float:
+        number = self._unrequested_number(adapter)
         return self._speed.seconds(start_s, self._work_s(start_s, seconds, adapter, number))
 
     def _work_s(self, start_s: float, seconds: float, adapter: int, number: int) -> float:
@@ -200,11 +179,9 @@ def storage_faults(world: World) -> list[tuple[int, StorageFault]]:
     return [(i, fault) for i, fault in enumerate(world.scenario.faults) if isinstance(fault, StorageFault)]
 
 
-def make_storage(world: World, replication: int, replica: int, place: int) -> StorageFaults | None:
-    """Return the storage faults of one replica; None: there are none.
-
-    :param place: number of this incarnation of the replica; a restarted one has another.
-    """
+def make_load_timing(world: World, replica: int, draws: ReplicaDraws) -> LoadTiming:
+    """Return how long loads from storage take on one replica, with the faults that concern it."""
+    replication = draws.replication
     seed = world.scenario.run.seed
     windows: list[Window] = []
     delays: list[Delay] = []
@@ -225,9 +202,9 @@ def make_storage(world: World, replication: int, replica: int, place: int) -> St
         else:
             windows.append((fault.at, end_s, fault.factor if isinstance(fault, SlowStorage) else inf))
     if not (windows or delays or failures):
-        return None
+        return LoadTiming()
     original = None if world.rollout_plan is None else world.rollout_plan.original.tolist()
-    return StorageFaults(StorageSpeed(windows), delays, failures, original, place)
+    return StorageFaults(StorageSpeed(windows), delays, failures, original, draws.place)
 
 
 def _one(fault: NetworkDelay) -> Callable[[float], float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sim.policies.adapter_cache import GpuCache
+from sim.policies.adapter_cache import GpuCache, HostTier
 from sim.policies.eviction import EvictionContext
 from sim.policies.eviction.lru import Lru
 from sim.policies.routing import Choosing, View
@@ -15,9 +15,14 @@ from sim.spec.scenario import Cache, Storage
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.world.clock import Clock
 from sim.world.pools.full_model_layout import FullModelFleet
-from sim.world.replica.assembly import ServerWrapper, kv_rule, make_server
-from sim.world.replica.replica_caches import attach_listeners
+from sim.world.replica.intake import Intake
+from sim.world.replica.loader import LoadContext
+from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
+from sim.world.replica.modes.model_turns import TurnsOfModels
+from sim.world.replica.modes.protected import LoadsAtArrival
 from sim.world.replica.server import ReplicaParts, Server
+from sim.world.replica_assembly import ServerWrapper, kv_rule, make_server
+from sim.world.replica_caches import attach_listeners
 from sim.world.routing.router_views import Residency
 from sim.world.world import World
 
@@ -69,11 +74,14 @@ class FullModelReplicas:
         world = world_of(self._world, self.fleet, index - self.fleet.first)
         context = EvictionContext(world.weights, world.capacity, now=lambda: clock.now)
         cache = GpuCache(world.weights, world.capacity, Lru(context), pinned=world.pinned)
+        loads = LoadContext(clock, recorder, index)
+        parts = ModeParts(cache, HostTier(), (1, 1), loads)
+        mode: AdapterMode = LoadsAtArrival(parts)
         if self._swaps:
+            mode = TurnsOfModels(parts, self.fleet.spec.turn or 0.0)
             attach_listeners(cache, index, [self._residency])
-        parts = ReplicaParts(clock, recorder, index, inside, cache, None, (1, 1), _never)
-        turn_s = (self.fleet.spec.turn or 0.0) if self._swaps else None
-        return make_server(world, parts, kv_rule(world), self._wrap_server, turn_s)
+        replica = ReplicaParts(clock, recorder, index, inside, Intake(mode, mode.host))
+        return make_server(world, replica, mode, kv_rule(world), self._wrap_server)
 
 
 def world_of(world: World, fleet: FullModelFleet, place: int) -> World:
@@ -109,7 +117,3 @@ def world_of(world: World, fleet: FullModelFleet, place: int) -> World:
         full=None,
         base_weights=None,
     )
-
-
-def _never(adapter: int, tier: int) -> float:
-    raise AssertionError("only requests start loads here")

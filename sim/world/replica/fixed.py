@@ -7,21 +7,26 @@ from collections import deque
 from sim.results.records import pack_step
 from sim.traffic.request import Request
 from sim.world.clock import BOUNDARY, Call
-from sim.world.replica.server import Action, ReplicaParts, Server
+from sim.world.replica.modes.adapter_mode import AdapterMode
+from sim.world.replica.ports import Action
+from sim.world.replica.server import ReplicaParts, Server
 
 
 class FixedServer(Server):
-    """Engine ``fixed``: one request at a time, first ready first served."""
+    """Engine ``fixed``: one request at a time, first ready first served.
 
-    def __init__(self, parts: ReplicaParts) -> None:
-        super().__init__(parts, loads_at_arrival=True)
+    :param mode: loads at arrival.
+    """
+
+    def __init__(self, parts: ReplicaParts, mode: AdapterMode) -> None:
+        super().__init__(parts, mode)
         self._queue: deque[Request] = deque()
         self._serving: Request | None = None
         self._event = Call(parts.clock, self._served)
         self._actions: list[Action] = []
         self._leaving = False  # the request being served has its answer, and keeps its place for this instant
 
-    def _enqueue(self, request: Request, in_time: bool = False) -> None:
+    def enqueue(self, request: Request, in_time: bool) -> None:
         if self._serving is None:
             self._serve(request)
         else:
@@ -48,6 +53,12 @@ class FixedServer(Server):
         if self._queue:
             self._serve(self._queue.popleft())
 
+    def wake(self, key: int, in_time: bool) -> None:
+        """Requests are served as they become ready."""
+
+    def boundary_due(self) -> bool:
+        return False  # nothing is loaded ahead
+
     def at_boundary(self, action: Action) -> None:
         self._actions.append(action)
         if self._serving is None:
@@ -59,7 +70,7 @@ class FixedServer(Server):
             blocked_s = action(self.clock._now)
             assert blocked_s == 0.0, "loads overlap with service"
 
-    def under_way(self, adapter: int) -> list[tuple[Request, int]]:
+    def in_progress(self, adapter: int) -> list[tuple[Request, int]]:
         return []  # an answer is one piece of work
 
     def tokens_out(self, request: Request) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sim.policies.front_end import FrontEnd
+from sim.policies.scheduler import Scheduler
 from sim.results.records import REFUSED
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, Call
 from sim.world.replica.continuous import BatchServer
+from sim.world.replica.modes.adapter_mode import AdapterMode
+from sim.world.replica.server import ReplicaParts, ReplicaTotals
 
 
 class FrontEndServer(BatchServer):
@@ -17,12 +18,17 @@ class FrontEndServer(BatchServer):
     :ivar merged_gaps: gaps between tokens that clients did not see: tokens of a stall are sent together.
     """
 
-    def __init__(self, *parts: Any, front_end: FrontEnd) -> None:
-        super().__init__(*parts)
+    def __init__(self, parts: ReplicaParts, scheduler: Scheduler, mode: AdapterMode, front_end: FrontEnd) -> None:
+        super().__init__(parts, scheduler, mode)
         self.front_end = front_end
         self.merged_gaps = 0.0
         self._last_stall = 0
         self._changed_s = -1.0  # time since which no step has counted a change of the waiting set
+
+    def totals(self) -> ReplicaTotals:
+        totals = super().totals()
+        totals.merged_gaps = self.merged_gaps
+        return totals
 
     def arrive(self, request: Request) -> None:
         now = self.clock._now
@@ -40,7 +46,7 @@ class FrontEndServer(BatchServer):
             self.front_end.step_ended(now)
         self.front_end.waits(request.adapter)
         self._changed_s = now
-        self._take_in(request)
+        self._intake.arrive(request)
 
     def _step_end_after(self, time: float) -> float:
         return self._started + self._elapsed(self._steps_until(max(time, self._started)))

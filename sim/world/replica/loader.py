@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sim.policies.adapter_cache import AllInHost, GpuCache, HostCache
+from sim.policies.adapter_cache import GpuCache, HostTier
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
-from sim.world.faults.storage_faults import Attempts, StorageFaults
-from sim.world.rollouts.versions import LoadListener
+from sim.world.replica.ports import Attempts, LoadTiming, WeightVersions
+
+UNDISTURBED = Attempts((), 0.0, True)
+"""The course of a load that takes its own seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +22,33 @@ class LoadContext:
     """What every load on a replica needs to know.
 
     :ivar replica: index of the replica, for the records.
-    :ivar versions: called when loads start and end; optional.
-    :ivar faults: faults of storage; optional.
     """
 
+    clock: Clock
     recorder: Recorder
     replica: int
-    versions: LoadListener | None = None
-    faults: StorageFaults | None = None
+    versions: WeightVersions = field(default_factory=WeightVersions)
+    timing: LoadTiming = field(default_factory=LoadTiming)
+
+
+class Tiers:
+    """Where loads to the GPU read from, and the copies that they leave in host memory."""
+
+    def __init__(self, host: HostTier, versions: WeightVersions) -> None:
+        self.host = host
+        self.versions = versions
+
+    def source(self, request: Request) -> tuple[int, float]:
+        """Return the tier to load the request's adapter from, and the load time. Counts as a use of a host copy."""
+        if self.host.touch(request.adapter):
+            return FROM_HOST, request.host_load_s
+        return FROM_STORAGE, request.load_s
+
+    def load_ended(self, adapter: int, tier: int) -> None:
+        """Note the end of a load; one from storage leaves a copy in host memory."""
+        if tier == FROM_STORAGE:
+            self.host.insert(adapter)
+        self.versions.load_ended(adapter, tier)
 
 
 class Channel:
@@ -49,7 +71,7 @@ class Load(Call):
     :ivar asked_s: time of the request for it; ``started_s``: time at which it started, or -1.
     :ivar waiting: requests that wait for its adapter.
     :ivar on_renewed: for a new version of an adapter that may be resident: called at the end; otherwise None.
-    :ivar attempts: how the load goes under faults of storage; None: it takes its seconds.
+    :ivar attempts: its course, if it reads storage.
     """
 
     adapter: int
@@ -60,47 +82,52 @@ class Load(Call):
     started_s: float
     waiting: list[Request]
     on_renewed: Callable[[], None] | None
-    attempts: Attempts | None
+    attempts: Attempts
+
+
+class LoadOwner(ABC):
+    """Is called when loads end."""
+
+    @abstractmethod
+    def loaded(self, requests: list[Request], in_time: bool) -> None:
+        """An adapter is resident.
+
+        :param requests: those that waited for it.
+        :param in_time: whether the load took any time: only then does its end come before a step boundary of the same
+            instant.
+        """
+
+    @abstractmethod
+    def load_failed(self, requests: list[Request], in_time: bool) -> None:
+        """An adapter could not be loaded."""
+
+    @abstractmethod
+    def loader_free(self) -> None:
+        """A load has ended, and queued loads have started."""
 
 
 class Loader:
     """All loads of one replica. There is one load per adapter at a time: later requests join it.
 
-    :param host: host memory tier; optional.
     :param loaders: number of loaders from storage, and from host memory.
-    :param on_loaded: called with the requests that waited for an adapter, and whether the load took any time: only then
-        does its end come before a step boundary of the same instant.
-    :ivar faults: faults of storage; optional.
-    :ivar on_failed: like ``on_loaded``, for an adapter that could not be loaded.
-    :ivar on_load_done: called after every load, once queued loads have started; optional, for prefetching.
     :ivar under_way: loads queued or running, by adapter.
     :ivar short_of_room: whether the first load of a queue waits because all adapters are in use.
     """
 
     def __init__(
-        self,
-        clock: Clock,
-        cache: GpuCache,
-        host: HostCache | AllInHost | None,
-        loaders: tuple[int, int],
-        context: LoadContext,
-        on_loaded: Callable[[list[Request], bool], None],
+        self, context: LoadContext, cache: GpuCache, host: HostTier, loaders: tuple[int, int], owner: LoadOwner
     ) -> None:
-        self.context = context
-        self.faults = context.faults
-        self.on_failed: Callable[[list[Request], bool], None]
-        self._clock = clock
+        self._clock = context.clock
         self._cache = cache
-        self._host = host
+        self._owner = owner
         self._recorder = context.recorder
-        self._on_loaded = on_loaded
         self._replica = context.replica
-        self._versions = context.versions
+        self._tiers = Tiers(host, context.versions)
+        self._timing = context.timing
         self._storage = Channel(loaders[0])
         self._from_host = Channel(loaders[1])
         self.under_way: dict[int, Load] = {}
         self.short_of_room = False
-        self.on_load_done: Callable[[], None] | None = None
         self._short_since = 0.0
         self._spent: list[Load] = []
         self._renewals: list[Load] = []
@@ -114,11 +141,8 @@ class Loader:
             load.waiting.append(request)
             request.tier = load.tier
             return True
-        if self._host is None:
-            tier, seconds, channel = FROM_STORAGE, request.load_s, self._storage
-        else:
-            tier, seconds = self.source(request)
-            channel = self._storage if tier == FROM_STORAGE else self._from_host
+        tier, seconds = self._tiers.source(request)
+        channel = self._storage if tier == FROM_STORAGE else self._from_host
         request.tier = tier
         load = self._new_load(adapter, channel, tier, seconds)
         load.waiting.append(request)
@@ -131,7 +155,7 @@ class Loader:
         storage, host = self._storage, self._from_host
         if storage.queue or host.queue:
             return False
-        return storage.busy < storage.loaders or (self._host is not None and host.busy < host.loaders)
+        return storage.busy < storage.loaders or (self._tiers.host.present and host.busy < host.loaders)
 
     def load_ahead(self, request: Request, spared: Collection[int]) -> bool:
         """Start a load before its request reaches admission, if a loader of the adapter's tier is idle.
@@ -139,14 +163,13 @@ class Loader:
         :param spared: adapters that may not be evicted for it.
         :returns: False if there is no room.
         """
-        adapter, host = request.adapter, self._host
-        there = host is not None and adapter in host
-        channel = self._from_host if there else self._storage
+        adapter = request.adapter
+        channel = self._from_host if self._tiers.host.holds(adapter) else self._storage
         if channel.busy == channel.loaders:
             return True
         if not self._cache.reserve_ahead(adapter, spared):
             return False
-        self._run(self._new_load(adapter, channel, *self.source(request)), request)
+        self._run(self._new_load(adapter, channel, *self._tiers.source(request)), request.index)
         return True
 
     def renew(self, adapter: int, seconds: float, then: Callable[[], None]) -> None:
@@ -155,21 +178,20 @@ class Loader:
         The load queues for a loader; ``then`` is called at its end.
         """
         channel = self._storage
-        load = self._spent.pop() if self._spent else Load(self._clock, self._done)
-        self._describe(load, adapter, channel, FROM_STORAGE, seconds)
+        load = self._fresh_load(adapter, channel, FROM_STORAGE, seconds)
         load.on_renewed = then
         self._renewals.append(load)
         if channel.queue or channel.busy == channel.loaders:
             channel.queue.append(load)
         else:
-            self._run(load)
+            self._run(load, -1)
 
     def _new_load(self, adapter: int, channel: Channel, tier: int, seconds: float) -> Load:
-        self.under_way[adapter] = load = self._spent.pop() if self._spent else Load(self._clock, self._done)
-        self._describe(load, adapter, channel, tier, seconds)
+        self.under_way[adapter] = load = self._fresh_load(adapter, channel, tier, seconds)
         return load
 
-    def _describe(self, load: Load, adapter: int, channel: Channel, tier: int, seconds: float) -> None:
+    def _fresh_load(self, adapter: int, channel: Channel, tier: int, seconds: float) -> Load:
+        load = self._spent.pop() if self._spent else Load(self._clock, self._done)
         load.adapter = adapter
         load.channel = channel
         load.tier = tier
@@ -178,44 +200,38 @@ class Loader:
         load.started_s = -1.0
         load.waiting = []
         load.on_renewed = None
-        load.attempts = None
-
-    def source(self, request: Request) -> tuple[int, float]:
-        """Return the tier to load the request's adapter from, and the load time. Counts as a use of a host copy."""
-        if self._host is not None and self._host.touch(request.adapter):
-            return FROM_HOST, request.host_load_s
-        return FROM_STORAGE, request.load_s
+        load.attempts = UNDISTURBED
+        return load
 
     def room_appeared(self) -> None:
-        """Try again to start loads that found no room; those from host memory first."""
+        """If loads wait because there was no room, try again to start them; those from host memory first."""
+        if not self.short_of_room:
+            return
         self.short_of_room = False
         self._recorder.short_of_room(self._short_since, self._clock._now)
         self._start(self._from_host)
         self._start(self._storage)
+
+    def waiting(self) -> list[Request]:
+        """Return the requests that wait for a load."""
+        return [request for load in self.under_way.values() for request in load.waiting]
 
     def close(self, now: float) -> None:
         """Record the loads still under way when the simulation stops."""
         if self.short_of_room:
             self._recorder.short_of_room(self._short_since, now)
         for load in (*self.under_way.values(), *self._renewals):
-            if load.attempts is not None:
-                self._recorder.load_attempts(load.attempts.spans, load.asked_s, load.adapter, self._replica, now)
-            elif load.started_s >= 0:
-                self._recorder.load_rows += pack_load(
-                    load.started_s, now, load.asked_s, load.adapter, load.tier, self._replica
-                )
+            if load.started_s >= 0:
+                self._record(load, now)
 
-    def begins(self, adapter: int, tier: int) -> None:
-        """Tell the versions that a load from ``tier`` starts to read."""
-        if self._versions is not None:
-            self._versions.load_started(adapter, tier)
-
-    def kept(self, adapter: int, tier: int) -> None:
-        """Note the end of a load from ``tier``; a load from storage leaves a copy in host memory."""
-        if self._host is not None and tier == FROM_STORAGE:
-            self._host.insert(adapter)
-        if self._versions is not None:
-            self._versions.load_ended(adapter, tier)
+    def _record(self, load: Load, now: float) -> None:
+        """Record a load that ends now, or is cut off."""
+        if load.attempts.spans:
+            self._recorder.load_attempts(load.attempts.spans, load.asked_s, load.adapter, self._replica, now)
+        else:
+            self._recorder.load_rows += pack_load(
+                load.started_s, now, load.asked_s, load.adapter, load.tier, self._replica
+            )
 
     def _start(self, channel: Channel) -> None:
         queue = channel.queue
@@ -229,85 +245,68 @@ class Loader:
                 self.short_of_room = True
                 self._short_since = self._clock._now
             return False
-        self._run(load)
+        self._run(load, load.waiting[0].index if load.waiting else -1)
         return True
 
-    def _run(self, load: Load, begun_by: Request | None = None) -> None:
+    def _run(self, load: Load, index: int) -> None:
         """Put the end of a load that has its room on the clock.
 
-        :param begun_by: for a load ahead of time, the request that will need it.
+        :param index: of the request that it is for; -1: none.
         """
         clock = self._clock
         now = clock._now
         load.channel.busy += 1
         load.started_s = now
-        if self._versions is not None and load.on_renewed is None:
-            self._versions.load_started(load.adapter, load.tier)
+        seconds = load.seconds
+        if load.on_renewed is None:
+            self._tiers.versions.load_started(load.adapter, load.tier)
         load.callbacks = load.call
-        end_s = now + load.seconds
-        if self.faults is not None and load.tier == FROM_STORAGE:
-            request = begun_by or (load.waiting[0] if load.waiting else None)
-            number = self.faults.unrequested(load.adapter) if request is None else request.index
-            load.attempts = self.faults.attempts(now, load.seconds, load.adapter, number)
-            end_s = load.attempts.end_s
+        end_s = now + seconds
+        if load.tier == FROM_STORAGE:
+            load.attempts = attempts = self._timing.attempts(now, seconds, load.adapter, index)
+            if attempts.spans:
+                end_s = attempts.spans[-1][1]
         clock.push((end_s, LOAD_DONE, clock.next_id(), load))
 
     def _done(self, load: Load) -> None:
         now = self._clock._now
-        adapter, started, asked_s, channel = load.adapter, load.started_s, load.asked_s, load.channel
+        adapter, channel = load.adapter, load.channel
         channel.busy -= 1
-        if load.attempts is None:
-            self._recorder.load_rows += pack_load(started, now, asked_s, adapter, load.tier, self._replica)
-        else:
-            self._recorder.load_attempts(load.attempts.spans, asked_s, adapter, self._replica, now)
+        self._record(load, now)
         if load.on_renewed is not None:
-            self._renewed(load)
+            self._renewed(load, load.on_renewed)
             return
-        if load.attempts is not None and not load.attempts.succeeds:
-            self._fail_load(load)
-            return
-        self._cache.loaded(adapter)
-        if self._host is not None or self._versions is not None:
-            self.kept(adapter, load.tier)
         del self.under_way[adapter]
-        waiting = load.waiting
+        waiting, in_time = load.waiting, load.started_s < now
         for request in waiting:
             asked_s = request.asked_s
             request.load_wait_s = now - asked_s
-            if started > asked_s:
-                request.load_queue_s = started - asked_s
-        self._on_loaded(waiting, started < now)
+            if load.started_s > asked_s:
+                request.load_queue_s = load.started_s - asked_s
+        if not load.attempts.succeeds:
+            self._cache.abort(adapter)
+            self._spent.append(load)
+            self._owner.load_failed(waiting, in_time)
+            if self.short_of_room:
+                self.room_appeared()
+            else:
+                self._start(channel)
+            return
+        self._cache.loaded(adapter)
+        self._tiers.load_ended(adapter, load.tier)
+        self._owner.loaded(waiting, in_time)
         self._spent.append(load)
         if self.short_of_room and not waiting:
             self.room_appeared()  # an adapter loaded ahead, not in use yet, may make room for a requested one
         elif channel.queue:
             self._start(channel)
-        if self.on_load_done is not None:
-            self.on_load_done()
+        self._owner.loader_free()
 
-    def _fail_load(self, load: Load) -> None:
-        """End a load that has failed for good: free its room and release its requests."""
-        del self.under_way[load.adapter]
-        self._cache.abort(load.adapter)
-        waiting, now = load.waiting, self._clock._now
-        for request in waiting:
-            request.load_wait_s = now - request.asked_s
-            if load.started_s > request.asked_s:
-                request.load_queue_s = load.started_s - request.asked_s
-        self._spent.append(load)
-        self.on_failed(waiting, load.started_s < now)
-        if self.short_of_room:
-            self.room_appeared()
-        elif load.channel.queue:
-            self._start(load.channel)
-
-    def _renewed(self, load: Load) -> None:
-        then, channel = load.on_renewed, load.channel
-        assert then is not None, "called for renewals"
+    def _renewed(self, load: Load, then: Callable[[], None]) -> None:
+        channel = load.channel
         self._renewals.remove(load)
         self._spent.append(load)
         if channel.queue:
             self._start(channel)
         then()
-        if self.on_load_done is not None:
-            self.on_load_done()
+        self._owner.loader_free()

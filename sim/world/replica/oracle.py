@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.traffic.request import Request
+from sim.world.replica.ports import ReplicaListener
 
 
 class ArrivalOracle:
@@ -43,7 +44,7 @@ class ArrivalOracle:
         return positions[place] if place < end else inf
 
 
-class ReplicaOracle:
+class ReplicaOracle(ReplicaListener):
     """The next uses as one replica knows them: by its own waiting requests, and by those still to come."""
 
     def __init__(self, arrivals: ArrivalOracle) -> None:
@@ -55,7 +56,7 @@ class ReplicaOracle:
         self._arrivals.come = request.index + 1
         self._waiting.setdefault(request.adapter, deque()).append(request)
 
-    def rejected(self, request: Request) -> None:
+    def lost(self, request: Request) -> None:
         """Forget a request that arrived and will not be served."""
         self._waiting[request.adapter].remove(request)
 

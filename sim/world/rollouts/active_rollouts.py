@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,40 +10,113 @@ import numpy as np
 from sim.results.records import GATED, MIXED, REFUSED, STALE, Recorder, pack_mark
 from sim.traffic.request import Request
 from sim.world.clock import Clock
-from sim.world.replica.server import Server
+from sim.world.ports import OpenFleet, WeightsListener
+from sim.world.replica.ports import WeightVersions
+from sim.world.rollouts.barriers import Barriers
 from sim.world.rollouts.duplicate_version_bytes import DuplicateVersionBytes
-from sim.world.rollouts.in_place_update import Barriers, InPlaceUpdate
+from sim.world.rollouts.held_requests import HeldRequests
+from sim.world.rollouts.in_place_update import InPlaceUpdate
 from sim.world.rollouts.rollout_plan import RolloutPlan
 from sim.world.rollouts.rollout_progress import RolloutContext, RolloutProgress
 from sim.world.rollouts.traffic_shift import TrafficShift
-from sim.world.rollouts.versions import Versions
+from sim.world.rollouts.version_state import VersionState
+from sim.world.rollouts.versions import HostLoadVersions, Versions
 from sim.world.routing.router_instances import RouterInstances
 from sim.world.times import Retarget, tier_times
 from sim.world.world import World
 
 
-@dataclass(frozen=True, slots=True)
-class VersionState:
-    """Versions of adapters on all replicas.
+class NoRollouts:
+    """The rollouts of a replication without any.
 
-    :ivar versions: by replica; a restarted replica keeps its object, emptied.
-    :ivar duplicate_bytes: bytes of old versions in GPU memory that also holds the new one.
-    """
-
-    versions: Sequence[Versions]
-    barriers: Barriers
-    duplicate_bytes: DuplicateVersionBytes
-
-
-class Rollouts:
-    """Rollouts of one replication.
-
+    :ivar active: whether there are rollouts.
     :ivar renames: whether a new version has a name of its own, so that requests must be steered; ``holds``: whether
         requests may have to wait for a new version.
     :ivar barriers: closed barriers of the replicas; while there are none, every request is accepted.
-    :ivar on_weights_replaced: called with replica, adapter, and whether requests are in progress with it, when a new
-        version replaces an older one of the same name; optional.
     """
+
+    active = False
+
+    def __init__(self) -> None:
+        self.renames = self.holds = False
+        self.barriers = Barriers(0)
+
+    def versions(self, replica: int) -> WeightVersions:
+        """Return the versions that loads on a replica read."""
+        return WeightVersions()
+
+    def host_versions(self, replica: int) -> WeightVersions:
+        """Return the versions that loads to host memory read, where they precede those to the GPU."""
+        return WeightVersions()
+
+    def cache_listeners(self) -> list[DuplicateVersionBytes]:
+        """Return what must know which adapters come to, and leave, the caches of the replicas."""
+        return []
+
+    def start(self, fleet: OpenFleet) -> None:
+        """Put all stages on the clock."""
+
+    def restore(self, request: Request) -> None:
+        """Reset the adapter of a request that is sent again, whatever version it had before."""
+
+    def steer(self, request: Request) -> None:
+        """Decide the version of a request, if versions have names of their own."""
+
+    def pinned(self, adapters: Sequence[int]) -> tuple[int, ...]:
+        """Return the versions that are pinned now, given the adapters pinned at the start."""
+        return tuple(adapters)
+
+    def refuse(self, request: Request, replica: int) -> None:
+        """Refuse a request whose adapter is being updated."""
+
+    def hold(self, request: Request, replica: int) -> None:
+        """Let a request wait outside until its adapter has been updated."""
+
+    def concern(self, request: Request) -> bool:
+        """Return whether ``ended`` must be called for a request that is answered now."""
+        return False
+
+    def ended(self, replica: int, request: Request, now: float) -> None:
+        """Record the versions that have answered a request."""
+
+    def failed(self, request: Request) -> None:
+        """Note that a request will not be answered: its replica crashed, or its adapter could not be loaded."""
+
+    def broken_off(self, replica: int, request: Request, *, whole: bool) -> None:
+        """Record the versions behind the tokens of a request that ends incomplete.
+
+        These tokens were streamed, so the answer may be mixed or stale like any other. Call it before the replica
+        forgets the request.
+
+        :param whole: whether it has all its tokens, and was found wrong.
+        """
+
+    def left(self, replica: int, request: Request) -> None:
+        """Note that a request left a replica unserved."""
+
+    def give_up(self, replica: int) -> list[Request]:
+        """Return the requests held back for a replica, which now never get there."""
+        return []
+
+    def held_area(self) -> float:
+        """Return the request-seconds that requests were held back."""
+        return 0.0
+
+    def replaced(self, replica: int) -> None:
+        """Note that a replica restarts empty: what it loads from now on is current."""
+
+    def close(self) -> dict[str, float]:
+        """Return facts of the run, such as the duration of all rollouts (nan: not complete)."""
+        return {}
+
+
+class Rollouts(NoRollouts):
+    """Rollouts of one replication.
+
+    :param weights_listener: called when a new version replaces an older one of the same name.
+    """
+
+    active = True
 
     def __init__(
         self,
@@ -54,11 +126,14 @@ class Rollouts:
         updates: Sequence[InPlaceUpdate],
         state: VersionState,
         retarget: Callable[[Request, int], None],
+        weights_listener: WeightsListener,
     ) -> None:
+        super().__init__()
         self._retarget = retarget
         self.renames = bool(shifts)
         self.holds = any(update.planned.rollout.strategy == "drain-then-swap" for update in updates)
         self.original: list[int] = rollout_plan.original.tolist()
+        self._clock = context.clock
         self._progress = context.progress
         self._shifts = shifts
         self._updates = updates
@@ -68,36 +143,40 @@ class Rollouts:
             for name in part.planned.names:
                 self._parts_of.setdefault(name, []).append(part)
         self.barriers = state.barriers
+        self._held = state.held
         self._versions = state.versions
         self._recorder = context.recorder
         self._duplicate_bytes = state.duplicate_bytes
-        self.on_weights_replaced: Callable[[int, int, bool], None] | None = None
-        self._servers: list[Server] = []
+        self._weights_listener = weights_listener
+        self._fleet: OpenFleet
         self._gated = {
             copy: shift for shift in shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
         }
         # By request whose version changed during its answer: (version, tokens out when that version was replaced).
         self._started: dict[int, list[tuple[int, int]]] = {}
         for replica, of_replica in enumerate(state.versions):
-            of_replica.on_change = partial(self._changed, replica)
+            of_replica.report_to(partial(self._changed, replica))
 
-    def start(self, servers: list[Server]) -> None:
-        """Put all stages on the clock.
+    def versions(self, replica: int) -> Versions:
+        return self._versions[replica]
 
-        :param servers: the fleet's own list, in which a replica may be replaced.
-        """
-        self._servers = servers
+    def host_versions(self, replica: int) -> HostLoadVersions:
+        return HostLoadVersions(self._versions[replica])
+
+    def cache_listeners(self) -> list[DuplicateVersionBytes]:
+        return [self._duplicate_bytes] if self.renames else []
+
+    def start(self, fleet: OpenFleet) -> None:
+        self._fleet = fleet
         for part in self._parts:
-            part.start(servers)
+            part.start(fleet)
 
     def restore(self, request: Request) -> None:
-        """Reset the adapter of a request that is sent again, whatever version it had before."""
         name = self.original[request.adapter]
         if name != request.adapter:
             self._retarget(request, name)
 
     def steer(self, request: Request) -> None:
-        """Decide the version of a request, if versions have names of their own."""
         moved, shifting = self._progress.moved, self._progress.shifting
         while True:
             adapter = request.adapter
@@ -108,7 +187,6 @@ class Rollouts:
                 return
 
     def pinned(self, adapters: Sequence[int]) -> tuple[int, ...]:
-        """Return the versions that are pinned now, given the adapters pinned at the start."""
         pin_of, pinned = self._progress.pin_of, []
         for adapter in adapters:
             while adapter in pin_of:
@@ -117,24 +195,28 @@ class Rollouts:
         return tuple(pinned)
 
     def refuse(self, request: Request, replica: int) -> None:
-        """Refuse a request whose adapter is being updated."""
         self._recorder.record_unserved(request, replica, REFUSED)
         self._recorder.marked(request.index, GATED)
 
-    def last_token_callback(self, replica: int) -> Callable[[Request, float], bool]:
-        """Return ``ended`` for one replica, cheap for requests that no rollout concerns at that time."""
-        progress, barriers, started = self._progress, self.barriers, self._started
-        in_transition, draining = progress.in_transition, progress.draining
+    def hold(self, request: Request, replica: int) -> None:
+        self._held.hold(self._fleet, replica, request)
 
-        def ends(request: Request, now: float) -> bool:
-            if request.adapter in in_transition or started or draining or barriers.count:
-                self.ended(replica, request, now)
-            return False
+    def give_up(self, replica: int) -> list[Request]:
+        return self._held.give_up(replica)
 
-        return ends
+    def held_area(self) -> float:
+        return self._held.area
+
+    def concern(self, request: Request) -> bool:
+        progress = self._progress
+        return (
+            request.adapter in progress.in_transition
+            or bool(self._started)
+            or bool(progress.draining)
+            or self.barriers.count > 0
+        )
 
     def ended(self, replica: int, request: Request, now: float) -> None:
-        """Record the versions that have answered a request."""
         adapter = request.adapter
         if adapter in self._progress.in_transition or request.index in self._started:
             first, last, tokens, marks = self._answered_by(replica, request, whole=True)
@@ -149,18 +231,10 @@ class Rollouts:
         self._no_longer(replica, adapter)
 
     def failed(self, request: Request) -> None:
-        """Note that a request will not be answered: its replica crashed, or its adapter could not be loaded."""
         if request.adapter in self._gated:
             self._gated[request.adapter].failed(request)
 
     def broken_off(self, replica: int, request: Request, *, whole: bool) -> None:
-        """Record the versions behind the tokens of a request that ends incomplete.
-
-        These tokens were streamed, so the answer may be mixed or stale like any other. Call it before the replica
-        forgets the request.
-
-        :param whole: whether it has all its tokens, and was found wrong.
-        """
         if request.first_token_s >= 0 and request.adapter < len(self.original):  # otherwise the base model answers it
             first, last, tokens, marks = self._answered_by(replica, request, whole=whole)
             self._recorder.mark_rows += pack_mark(request.index, marks, first, last, tokens, 0)
@@ -173,7 +247,7 @@ class Rollouts:
         if past is not None:
             (first, _), (_, tokens) = past[0], past[-1]
             if (
-                not whole and self._servers[replica].tokens_out(request) == tokens
+                not whole and self._fleet.servers[replica].tokens_out(request) == tokens
             ):  # none by the version that is there now
                 last, tokens = past[-1][0], past[-2][1] if len(past) > 1 else 0
         marks = MIXED if first != last else 0
@@ -182,7 +256,6 @@ class Rollouts:
         return first, last, tokens, marks
 
     def left(self, replica: int, request: Request) -> None:
-        """Note that a request left a replica unserved."""
         self._started.pop(request.index, None)
         self._no_longer(replica, request.adapter)
 
@@ -194,7 +267,6 @@ class Rollouts:
             self.barriers.left(replica, adapter)
 
     def replaced(self, replica: int) -> None:
-        """Note that a replica restarts empty: what it loads from now on is current."""
         self.barriers.forget(replica)
         self._versions[replica].forget()
         self._duplicate_bytes.forget(replica)
@@ -202,7 +274,6 @@ class Rollouts:
             update.replaced(replica)
 
     def close(self) -> dict[str, float]:
-        """Return facts of the run, such as the duration of all rollouts (nan: not complete)."""
         parts = self._parts
         for part in parts:
             part.close()
@@ -219,10 +290,9 @@ class Rollouts:
 
     def _changed(self, replica: int, adapter: int, old: int, new: int) -> None:
         """Note that a new version answers the requests in progress on a replica from now on."""
-        under_way = self._servers[replica].under_way(adapter)
-        if self.on_weights_replaced is not None:
-            self.on_weights_replaced(replica, adapter, bool(under_way))
-        for request, tokens in under_way:
+        in_progress = self._fleet.servers[replica].in_progress(adapter)
+        self._weights_listener.replaced(replica, adapter, bool(in_progress), self._clock.now)
+        for request, tokens in in_progress:
             past = self._started.setdefault(request.index, [])
             if not past or past[-1][1] < tokens:  # otherwise the old version gave it no token
                 past.append((old, tokens))
@@ -233,29 +303,32 @@ class Rollouts:
 
 
 def make_rollouts(
-    world: World, replication: int, clock: Clock, recorder: Recorder
-) -> tuple[Rollouts, list[Versions], DuplicateVersionBytes]:
-    """Return the rollouts of one replication, the versions of every replica, and the counter of duplicate bytes."""
+    world: World, replication: int, clock: Clock, recorder: Recorder, weights_listener: WeightsListener
+) -> NoRollouts:
+    """Return the rollouts of one replication."""
     rollout_plan, scenario = world.rollout_plan, world.scenario
-    assert rollout_plan is not None, "called only if there are rollouts"
+    if rollout_plan is None:
+        return NoRollouts()
     seed, replicas = scenario.run.seed, scenario.fleet.replicas
     costs = scenario, world.profile, world.population
-    versions = [Versions(rollout_plan.initial_versions) for _ in range(replicas)]
-    barriers = Barriers(replicas)
-    from_storage, _ = tier_times(*costs)
+    renaming = [planned for planned in rollout_plan.rollouts if planned.new_adapters]
+    in_place = [planned for planned in rollout_plan.rollouts if not planned.new_adapters]
+    renamed = {name for planned in renaming for name in planned.names}
+    sizes = world.population.size_bytes.tolist()
+    state = VersionState(
+        [Versions(rollout_plan.initial_versions) for _ in range(replicas)],
+        Barriers(replicas),
+        HeldRequests(clock, replicas),
+        DuplicateVersionBytes(rollout_plan.original.tolist(), sizes, renamed),
+    )
     routers = RouterInstances(scenario.router.instances, seed, replication)
     context = RolloutContext(clock, recorder, RolloutProgress(clock, recorder), seed, replication)
     resized = any(rollout.rank is not None or rollout.size is not None for rollout in scenario.rollouts)
     retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
-    renaming = [planned for planned in rollout_plan.rollouts if planned.new_adapters]
-    in_place = [planned for planned in rollout_plan.rollouts if not planned.new_adapters]
-    shifts = [TrafficShift(planned, context, retarget, routers) for planned in renaming]
-    updates = [InPlaceUpdate(planned, context, versions, barriers, from_storage) for planned in in_place]
-    renamed = {name for planned in renaming for name in planned.names}
-    sizes = world.population.size_bytes.tolist()
-    duplicate_bytes = DuplicateVersionBytes(rollout_plan.original.tolist(), sizes, renamed)
-    state = VersionState(versions, barriers, duplicate_bytes)
-    return Rollouts(rollout_plan, context, shifts, updates, state, retarget), versions, duplicate_bytes
+    shifts = [TrafficShift(planned, context, retarget, routers, state.held) for planned in renaming]
+    from_storage, _ = tier_times(*costs)
+    updates = [InPlaceUpdate(planned, context, state, from_storage) for planned in in_place]
+    return Rollouts(rollout_plan, context, shifts, updates, state, retarget, weights_listener)
 
 
 def _rename(request: Request, adapter: int) -> None:

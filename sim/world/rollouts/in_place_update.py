@@ -5,80 +5,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from sim.rng import stream, stream_key, uniform_draw
 from sim.world.clock import CONTROL, Call
-from sim.world.replica.server import Server
+from sim.world.ports import OpenFleet
+from sim.world.rollouts.barriers import Barrier
 from sim.world.rollouts.rollout_plan import PlannedRollout, note_missing_stages
 from sim.world.rollouts.rollout_progress import RolloutContext
-from sim.world.rollouts.versions import Versions
+from sim.world.rollouts.version_state import VersionState
 from sim.world.times import TierTimes
-
-
-@dataclass(slots=True)
-class Barrier:
-    """Keeps new requests from an adapter on one replica while its weights are replaced.
-
-    :ivar refuses: new requests are refused; otherwise they wait.
-    :ivar left: requests still inside that came before it closed.
-    :ivar on_drained: called when the last of them has left.
-    :ivar on_open: called when it is open again; for rollouts that found it closed.
-    """
-
-    refuses: bool
-    left: int
-    on_drained: Callable[[], None]
-    on_open: list[Callable[[], None]] = field(default_factory=list)
-
-
-class Barriers:
-    """Closed barriers of all replicas, by adapter.
-
-    :ivar count: number of closed barriers.
-    """
-
-    def __init__(self, replicas: int) -> None:
-        self._barriers: list[dict[int, Barrier]] = [{} for _ in range(replicas)]
-        self.count = 0
-
-    def closed(self, replica: int, adapter: int) -> Barrier | None:
-        """Return the closed barrier of an adapter, or None."""
-        return self._barriers[replica].get(adapter) if self.count else None
-
-    def close(self, replica: int, adapter: int, barrier: Barrier) -> None:
-        """Close a barrier; ``on_drained`` is called at once if no request is inside."""
-        self._barriers[replica][adapter] = barrier
-        self.count += 1
-        if barrier.left == 0:
-            barrier.on_drained()
-
-    def open(self, replica: int, adapter: int) -> Barrier:
-        """Open a barrier again and return it."""
-        self.count -= 1
-        return self._barriers[replica].pop(adapter)
-
-    def left(self, replica: int, adapter: int) -> None:
-        """Note that a request for an adapter has left a replica."""
-        barrier = self.closed(replica, adapter)
-        if barrier is not None and barrier.left:
-            barrier.left -= 1
-            if barrier.left == 0:
-                barrier.on_drained()
-
-    def forget(self, replica: int) -> None:
-        """Open all barriers of a replica that has crashed, with no request inside."""
-        self.count -= len(self._barriers[replica])
-        self._barriers[replica] = {}
 
 
 class InPlaceUpdate:
     """One rollout of any strategy except ``new-name``.
 
-    :param versions, barriers: of all replicas.
+    :param state: of all replicas.
     :param from_storage: load times from storage.
     :ivar complete_s: time at which the last replica had the new version of the last adapter; nan before.
     """
@@ -87,8 +31,7 @@ class InPlaceUpdate:
         self,
         planned: PlannedRollout,
         context: RolloutContext,
-        versions: Sequence[Versions],
-        barriers: Barriers,
+        state: VersionState,
         from_storage: TierTimes,
     ) -> None:
         seed, replication = context.seed, context.replication
@@ -97,12 +40,13 @@ class InPlaceUpdate:
         self._context = context
         self._clock = context.clock
         self._progress = context.progress
-        self._versions = versions
-        self._barriers = barriers
+        self._versions = state.versions
+        self._barriers = state.barriers
+        self._held = state.held
         self._from_storage = from_storage
         self._rng = stream(seed, replication, "propagation", planned.number)
         self._key = stream_key(seed, replication, f"renewal-{planned.number}")
-        count, replicas = len(planned.adapters), len(versions)
+        count, replicas = len(planned.adapters), len(state.versions)
         self._place_of_name = {name: i for i, name in enumerate(planned.names)}
         self._offsets = [planned.rollout.spread * i / count for i in range(count)]
         self._over = [bytearray(count) for _ in range(replicas)]  # by replica, 1 for adapters that have been updated
@@ -110,12 +54,12 @@ class InPlaceUpdate:
         self._begun: list[set[int]] = [set() for _ in range(replicas)]
         self._replicas_left = replicas
         self._stages_begun = 0
-        self._servers: list[Server] = []
+        self._fleet: OpenFleet
 
-    def start(self, servers: list[Server]) -> None:
+    def start(self, fleet: OpenFleet) -> None:
         """Put the start on every replica on the clock: for all adapters at once, or one by one."""
-        self._servers = servers
-        rollout, replicas = self.planned.rollout, len(servers)
+        self._fleet = fleet
+        rollout, replicas = self.planned.rollout, len(self._versions)
         law, drawn = rollout.propagation, self._rng.random(replicas)
         delays = np.zeros(replicas) if law is None else law.ppf(drawn)
         all_adapters = tuple(range(len(self._offsets)))
@@ -177,7 +121,7 @@ class InPlaceUpdate:
 
     def _begin(self, replica: int, chosen: Sequence[int]) -> None:
         """Begin to update adapters on one replica."""
-        planned, server, versions = self.planned, self._servers[replica], self._versions[replica]
+        planned, server, versions = self.planned, self._fleet.servers[replica], self._versions[replica]
         self._begun[replica].update(chosen)
         strategy, inside = planned.rollout.strategy, Counter[int]()
         drains = strategy in ("unload-then-load", "drain-then-swap")
@@ -199,9 +143,9 @@ class InPlaceUpdate:
 
     def _renew(self, replica: int, i: int, then: Callable[[], None]) -> None:
         """Load the new weights if the replica has a copy of the old ones; otherwise the next load reads them anyway."""
-        server, versions = self._servers[replica], self._versions[replica]
+        copies, versions = self._fleet.servers[replica].copies, self._versions[replica]
         adapter, version = self.planned.adapters[i], self.planned.versions[i]
-        if server.forget_copy(adapter):
+        if copies.drop_unless_read(adapter):
             versions.no_copy(adapter)
             then()
             return
@@ -213,19 +157,19 @@ class InPlaceUpdate:
             versions.put(adapter, version)
             then()
 
-        server.renew(adapter, seconds, replace_weights)
+        copies.renew(adapter, seconds, replace_weights)
 
     def _reopen(self, replica: int, i: int) -> None:
         adapter = self.planned.adapters[i]
         barrier = self._barriers.open(replica, adapter)
         self._done(replica, i)
-        self._servers[replica].release_held(adapter)
+        self._held.release(self._fleet, replica, adapter)
         for begin in barrier.on_open:
             begin()
 
     def _await_reading(self, replica: int, i: int) -> None:
         adapter = self.planned.adapters[i]
-        if self._servers[replica].has_copy(adapter):
+        if self._fleet.servers[replica].copies.exist(adapter):
             self._versions[replica].awaits(adapter, partial(self._done, replica, i))
         else:
             self._done(replica, i)

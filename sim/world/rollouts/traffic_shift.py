@@ -10,7 +10,8 @@ from sim.policies.gate import NEVER_S, Sample, failed_terms
 from sim.rng import stream, stream_key, uniform_draw
 from sim.traffic.request import MISS, Request
 from sim.world.clock import CONTROL, Call
-from sim.world.replica.server import Server
+from sim.world.ports import OpenFleet
+from sim.world.rollouts.held_requests import HeldRequests
 from sim.world.rollouts.rollout_plan import PlannedRollout, note_missing_stages
 from sim.world.rollouts.rollout_progress import RolloutContext
 from sim.world.routing.router_instances import RouterInstances
@@ -21,6 +22,7 @@ class TrafficShift:
 
     :param retarget: sends a request to another adapter.
     :param routers: router instances; each learns of a stage after a delay of its own.
+    :param held: requests that other rollouts hold back.
     :ivar complete_s: time at which the last request for an old version had left; nan before.
     """
 
@@ -30,6 +32,7 @@ class TrafficShift:
         context: RolloutContext,
         retarget: Callable[[Request, int], None],
         routers: RouterInstances,
+        held: HeldRequests,
     ) -> None:
         seed, replication = context.seed, context.replication
         self.planned = planned
@@ -40,6 +43,7 @@ class TrafficShift:
         self._progress = context.progress
         self._retarget = retarget
         self._routers = routers
+        self._held = held
         self._rng = stream(seed, replication, "propagation", planned.number)
         self._session_key = stream_key(seed, replication, f"version-session-{planned.number}")
         self._request_key = stream_key(seed, replication, f"version-{planned.number}")
@@ -53,11 +57,11 @@ class TrafficShift:
         self._inside: Counter[int] = Counter()  # requests inside for adapters that get no more requests
         self._open = count  # adapters whose losing version still gets requests, or has some inside
         self._samples: list[Sample] = []
-        self._servers: list[Server] = []
+        self._fleet: OpenFleet
 
-    def start(self, servers: list[Server]) -> None:
+    def start(self, fleet: OpenFleet) -> None:
         """Put the stages on the clock; with a gate, each stage follows the judgement of the one before."""
-        self._servers = servers
+        self._fleet = fleet
         rollout = self.planned.rollout
         last = 1 if rollout.gate is not None else len(rollout.stages)
         for number in range(last):
@@ -174,8 +178,9 @@ class TrafficShift:
             if not self.rolled_back:
                 progress.moved[old] = new
             losers[new if self.rolled_back else old] = self
-        for server in self._servers:
-            self._inside.update(r.adapter for r in server.all_requests() if r.adapter in losers)
+        for server in self._fleet.servers:
+            inside = server.all_requests() + self._held.of(server.index)
+            self._inside.update(request.adapter for request in inside if request.adapter in losers)
         progress.draining.update(losers)
         for adapter in losers:
             if self._inside[adapter] == 0:
@@ -187,11 +192,11 @@ class TrafficShift:
         if not self.rolled_back:
             new = self.planned.new_adapters[self._place[adapter]]
             self._progress.pin_of[adapter] = new
-            for server in self._servers:
-                server.pin_instead(adapter, new)
+            for server in self._fleet.servers:
+                server.copies.pin_instead(adapter, new)
         if not self.planned.rollout.keep_old:
-            for server in self._servers:
-                server.drop(adapter)
+            for server in self._fleet.servers:
+                server.copies.drop(adapter)
         self._open -= 1
         if self._open:
             return

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from sim.traffic.request import FROM_STORAGE
+from sim.world.replica.ports import WeightVersions
 
 
-class LoadListener(Protocol):
-    """Called for every load to the GPU or to host memory: when it starts to read, and at its end."""
-
-    def load_started(self, adapter: int, tier: int) -> None: ...
-
-    def load_ended(self, adapter: int, tier: int) -> None: ...
-
-
-class Versions:
+class Versions(WeightVersions):
     """The versions of one replica, by adapter. They only rise.
 
     :param initial_versions: version at the start, if it is not 1.
     :ivar files: version that loads from storage read, if it is not the initial one.
     :ivar on_gpu, in_host: version of the current copy, or of the last one.
     :ivar awaited: callbacks for when the version on storage reaches the GPU; several rollouts may wait.
-    :ivar on_change: called with adapter, old and new version when a newer version replaces an older one on the GPU, at
-        a step boundary; requests in progress continue with the new one.
     """
 
     def __init__(self, initial_versions: Mapping[int, int]) -> None:
@@ -34,7 +24,14 @@ class Versions:
         self.on_gpu: dict[int, int] = {}
         self.in_host: dict[int, int] = {}
         self._reading: dict[int, int] = {}
-        self.on_change: Callable[[int, int, int], None] = lambda adapter, old, new: None
+        self._on_change: Callable[[int, int, int], None] = lambda adapter, old, new: None
+
+    def report_to(self, on_change: Callable[[int, int, int], None]) -> None:
+        """Call ``on_change`` with adapter, old and new version when a newer version replaces an older one on the GPU.
+
+        That happens at a step boundary; requests in progress continue with the new one.
+        """
+        self._on_change = on_change
 
     def of(self, adapter: int) -> int:
         """Return the version that answers requests."""
@@ -67,7 +64,7 @@ class Versions:
         before = self.of(adapter)
         if version > before:  # otherwise a load that began before the update ended after it
             self.on_gpu[adapter] = version
-            self.on_change(adapter, before, version)
+            self._on_change(adapter, before, version)
         if adapter in self.awaited and version == self.on_storage(adapter):
             self.no_copy(adapter)
 
@@ -86,7 +83,7 @@ class Versions:
         self._reading, self.awaited = {}, {}
 
 
-class HostLoadListener:
+class HostLoadVersions(WeightVersions):
     """Tracks versions through loads to host memory that precede those to the GPU."""
 
     def __init__(self, versions: Versions) -> None:

@@ -3,52 +3,69 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 
 from sim.traffic.request import Request
+from sim.world.replica.ports import ReplicaListener
+from sim.world.replica.server import Server
 
 
 class InFlight:
     """Counts requests inside each replica by adapter.
 
     :param counts: by replica, an empty dict to keep current; it never holds a 0.
+    :ivar counting: whether it has begun to count.
     """
 
-    def __init__(self, counts: list[dict[int, int]]) -> None:
-        self._counts = counts
+    def __init__(self, counts: list[dict[int, int]], *, counting: bool = False) -> None:
+        self.counts = counts
+        self.counting = counting
 
-    @property
-    def counts(self) -> list[dict[int, int]]:
-        """By replica, requests inside by adapter, always current."""
-        return self._counts
-
-    def begin(self, replica: int, requests: Iterable[Request]) -> None:
-        """Count the requests that are already inside a replica."""
-        self._counts[replica].update(Counter(request.adapter for request in requests))
+    def begin(self, servers: Sequence[Server]) -> None:
+        """Count the requests that are inside these replicas, and follow those that come and leave."""
+        self.counting = True
+        for server in servers:
+            counts = self.counts[server.index]
+            counts.update(Counter(request.adapter for request in server.all_requests()))
+            listener = DepartureCounter(counts)
+            listener.pass_on_to(server.set_listener(listener))
 
     def entered(self, replica: int, request: Request) -> None:
         """Note that a request has entered a replica."""
-        counts, adapter = self._counts[replica], request.adapter
+        counts, adapter = self.counts[replica], request.adapter
         counts[adapter] = counts.get(adapter, 0) + 1
 
     def left(self, replica: int, request: Request) -> None:
         """Note that a request has left a replica."""
-        counts, adapter = self._counts[replica], request.adapter
-        if counts[adapter] > 1:
-            counts[adapter] -= 1
-        else:
-            del counts[adapter]
+        count_departure(self.counts[replica], request.adapter)
 
-    def last_token_callback(self, replica: int) -> Callable[[Request, float], bool]:
-        """Return the callback of a replica for last tokens, without rollouts and faults."""
-        counts = self._counts[replica]
 
-        def ends(request: Request, now: float) -> bool:
-            adapter = request.adapter
-            if counts[adapter] > 1:
-                counts[adapter] -= 1
-            else:
-                del counts[adapter]
-            return False
+def count_departure(counts: dict[int, int], adapter: int) -> None:
+    """Count one request less for an adapter."""
+    if counts[adapter] > 1:
+        counts[adapter] -= 1
+    else:
+        del counts[adapter]
 
-        return ends
+
+class DepartureCounter(ReplicaListener):
+    """Counts the requests that leave one replica, in a fleet without rollouts and faults."""
+
+    def __init__(self, counts: dict[int, int]) -> None:
+        self._counts = counts
+        self._next = ReplicaListener()
+
+    def pass_on_to(self, listener: ReplicaListener) -> None:
+        """Pass on all calls to the listener that was there before."""
+        self._next = listener
+
+    def arrived(self, request: Request) -> None:
+        self._next.arrived(request)
+
+    def finished(self, request: Request, now: float) -> bool:
+        count_departure(self._counts, request.adapter)
+        return self._next.finished(request, now)
+
+    def lost(self, request: Request) -> None:
+        count_departure(self._counts, request.adapter)
+        self._next.lost(request)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from sim.policies.routing import Router, RouterContext, View
 from sim.policies.routing import make_router as make_policy
 from sim.rng import stream_key
-from sim.world.replica.continuous import BatchServer
 from sim.world.replica.server import Server
 from sim.world.routing.activity import Activity, BatchActivity, InFlightActivity
 from sim.world.routing.router_views import Residency, Sources
@@ -30,11 +29,10 @@ class RouterState:
         self._batches = False
         self._adapters = adapters
 
-    def replica(self, index: int, server: Server) -> None:
-        """Follow a new server at an index."""
-        if self.activity is not None and isinstance(server, BatchServer):
-            self.activity.replica(index, server.scheduler)
-            self._batches = True
+    def replica(self, server: Server) -> None:
+        """Follow a new server, which takes the place of the one with its index."""
+        if self.activity is not None:
+            self._batches = server.follow_batch(self.activity.replica)
 
     def sources(self, loads: list[int], inside: Callable[[], list[dict[int, int]]]) -> Sources:
         """Return the sources of the router's view.

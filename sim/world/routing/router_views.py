@@ -81,7 +81,14 @@ class Sources:
     inside: Callable[[], list[dict[int, int]]] = list
 
 
-class ViewRefresher:
+class FreshView:
+    """A router's view that needs no catching up."""
+
+    def refresh(self) -> None:
+        """Do the last due reading if it was skipped, for a request that is not sent at an arrival."""
+
+
+class ViewRefresher(FreshView):
     """Keeps the view of a router current: shared with the fleet, or copied at intervals.
 
     A reading is a control event, the first of its instant: arrivals of this instant see it, and it sees nothing that
@@ -122,7 +129,6 @@ class ViewRefresher:
             clock.call_at(interval_s, CONTROL, self._again)
 
     def refresh(self) -> None:
-        """Do the last due reading if it was skipped, for a request that is not sent at an arrival."""
         if self._interval_s > 0 and self._reads:
             last = self._last(self._clock._now)
             if last > self._done:

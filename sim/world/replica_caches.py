@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
-
 from sim.errors import ScenarioError
-from sim.policies.adapter_cache import ABSENT, RESIDENT, AllInHost, GpuCache, HostCache, UnifiedCache
-from sim.policies.eviction import Eviction, EvictionContext, make_eviction
+from sim.policies.adapter_cache import (
+    ABSENT,
+    RESIDENT,
+    AdapterCache,
+    AllInHost,
+    GpuCache,
+    HostCache,
+    HostTier,
+    UnifiedCache,
+)
+from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.eviction.lru import Lru
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.set_order import SetOrder
 from sim.policies.vllm_lru import VllmLruCache
-from sim.rng import stream
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.spec.scenario import HostCache as HostCacheSpec
 from sim.spec.scenario import Scenario
@@ -23,9 +29,8 @@ from sim.spec.units import human_bytes
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
-from sim.world.replica.host_cache_fill import HostCacheFill
-from sim.world.replica.loader import LoadContext
 from sim.world.replica.oracle import ReplicaOracle
+from sim.world.replica_draws import ReplicaDraws
 from sim.world.rollouts.rollout_plan import RolloutPlan
 from sim.world.world import World
 
@@ -56,68 +61,78 @@ class FleetCacheListener(Protocol):
     def forget(self, replica: int) -> None: ...
 
 
-def attach_listeners(cache: GpuCache | VllmLruCache, replica: int, listeners: Sequence[FleetCacheListener]) -> None:
+def attach_listeners(cache: AdapterCache, replica: int, listeners: Sequence[FleetCacheListener]) -> None:
     """Tell listeners what a cache holds, and from now on every change."""
+    if not listeners:
+        return
     listener = ReplicaCacheListener(replica, listeners)
     for adapter, state in enumerate(cache.state):
         if state != ABSENT:
             listener.placed(adapter)
-    cache.listener = listener
+    cache.set_listener(listener)
 
 
-def eviction_context(
-    world: World, clock: Clock, rng: np.random.Generator, oracle: ReplicaOracle | None
-) -> EvictionContext:
+def eviction_context(world: World, clock: Clock, draws: ReplicaDraws, oracle: ReplicaOracle | None) -> EvictionContext:
     """Return what eviction policies may know; adapters that share the KV cache are counted in blocks."""
     weights, capacity = world.weights, world.capacity
     if world.adapter_blocks:
         assert world.kv_tokens is not None, "they share the KV cache"
         weights, capacity = world.adapter_blocks, world.kv_tokens // world.scenario.fleet.block_size
-    context = EvictionContext(weights, capacity, rng, now=lambda: clock.now)
+    context = EvictionContext(weights, capacity, draws.stream("eviction"), now=lambda: clock.now)
     return context if oracle is None else replace(context, next_use=oracle.next_use, come=oracle.come)
 
 
-def make_caches(
-    world: World, replication: int, place: int, rule: KvRule | None, context: EvictionContext
-) -> tuple[GpuCache | VllmLruCache, HostCache | AllInHost | None]:
-    """Return the cache in GPU memory and the host tier, with the adapters that are in them from the start.
-
-    :param place: number of this incarnation of the replica; a restarted one has another.
-    """
-    spec, count = world.scenario.cache, len(world.population)
-    if spec.eviction == "vllm-lru":
-        slots = world.capacity
-        host_slots = slots if spec.host is None or spec.host.slots is None else spec.host.slots
-        # A Python set is walked by hash, and vLLM's adapters are hashed by name, differently in every process.
-        hashes = stream(world.scenario.run.seed, replication, "set-order", place).integers(2**61 - 1, size=count)
-        touched = VllmLruCache(count, slots, host_slots, SetOrder(hashes.tolist()))
-        touched.warm_up(world.warm)
-        return touched, None
-    cache, host = _gpu_cache(world, make_eviction(world.scenario.eviction_policy, context), rule), spec.host
+def vllm_cache(world: World, draws: ReplicaDraws) -> VllmLruCache:
+    """Return vLLM's slots and host memory, with the warm adapters."""
+    host, slots, adapters = world.scenario.cache.host, world.capacity, len(world.population)
+    host_slots = slots if host is None or host.slots is None else host.slots
+    # A Python set is walked by hash, and vLLM's adapters are hashed by name, differently in every process.
+    hashes = draws.stream("set-order").integers(2**61 - 1, size=adapters)
+    cache = VllmLruCache(adapters, slots, host_slots, SetOrder(hashes.tolist()))
     cache.warm_up(world.warm)
+    return cache
+
+
+def gpu_cache(world: World, context: EvictionContext) -> GpuCache:
+    """Return slots or bytes that protect adapters in use, with the pinned and the warm adapters."""
+    base = world.scenario.cache.gpu.base_model_slot
+    eviction = make_eviction(world.scenario.eviction_policy, context)
+    cache = GpuCache(world.weights, world.capacity, eviction, base_model_slot=base, pinned=world.pinned)
+    cache.warm_up(world.warm)
+    return cache
+
+
+def unified_cache(world: World, context: EvictionContext, rule: KvRule) -> UnifiedCache:
+    """Return a cache that takes its blocks from the KV cache, with the warm adapters."""
+    eviction = make_eviction(world.scenario.eviction_policy, context)
+    cache = UnifiedCache(world.capacity, eviction, world.adapter_blocks, lambda: rule.total - rule.need)
+    cache.warm_up(world.warm)
+    return cache
+
+
+def host_tier(world: World, cache: GpuCache) -> HostTier:
+    """Return host memory as loads to the GPU see it, with copies of what is in ``cache`` from the start."""
+    host, count = world.scenario.cache.host, len(world.population)
     if host is None:
-        return cache, None
+        return HostTier()
     if host.fill == "arrival":
-        return cache, AllInHost()  # from the GPU's point of view
+        return AllInHost()  # requests reach the GPU once their adapter has been fetched
     if host.fill == "start":
         later = set(range(len(world.traffic.population), count)) - set(world.pinned)
-        return cache, AllInHost(later)  # new versions with names of their own
+        return AllInHost(later)  # new versions with names of their own
     copies = HostCache(*_capacity(host, world.population))
     for adapter in reversed(world.pinned + _there(world.warm, cache)):
         copies.insert(adapter)  # they were loaded through host memory
-    return cache, copies
+    return copies
 
 
-def make_host_fill(
-    world: World, clock: Clock, cache: GpuCache | VllmLruCache, context: LoadContext
-) -> HostCacheFill | None:
-    """Return host memory that fills at arrival, if the scenario has it. It holds copies of what is warm in ``cache``.
+def fetched_copies(world: World, cache: AdapterCache) -> GpuCache:
+    """Return host memory that fills at arrival, with copies of what is warm in ``cache``.
 
     :raises ScenarioError: if an adapter does not fit.
     """
     host = world.scenario.cache.host
-    if host is None or host.fill != "arrival":
-        return None
+    assert host is not None, "the scenario has host memory"
     unlimited = host.slots is None and host.size is None
     count = len(world.population)
     weights, capacity = ([1] * count, count) if unlimited else _capacity(host, world.population)
@@ -131,7 +146,7 @@ def make_host_fill(
     _check_pinned(_heaviest(world.pinned, weights, world.rollout_plan), weights, capacity, "cache.host")
     fetched = GpuCache(weights, capacity, Lru(EvictionContext(weights, capacity)), pinned=world.pinned)
     fetched.warm_up(_there(world.warm, cache))
-    return HostCacheFill(clock, fetched, world.scenario.storage.loaders, context, reject=host.full == "reject")
+    return fetched
 
 
 def gpu_capacity(spec: GpuCacheSpec, population: Population) -> tuple[list[int], int]:
@@ -176,17 +191,8 @@ def pinned_and_warm(
     return pinned, tuple(hottest[cache.pinned : cache.pinned + cache.warm])
 
 
-def _there(adapters: tuple[int, ...], cache: GpuCache | VllmLruCache) -> tuple[int, ...]:
+def _there(adapters: tuple[int, ...], cache: AdapterCache) -> tuple[int, ...]:
     return tuple(adapter for adapter in adapters if cache.state[adapter] == RESIDENT)
-
-
-def _gpu_cache(world: World, eviction: Eviction, rule: KvRule | None) -> GpuCache:
-    spec = world.scenario.cache.gpu
-    if spec.unified:
-        assert rule is not None, "checked by the scenario"
-        return UnifiedCache(world.capacity, eviction, world.adapter_blocks, lambda: rule.total - rule.need)
-    base = spec.base_model_slot
-    return GpuCache(world.weights, world.capacity, eviction, base_model_slot=base, pinned=world.pinned)
 
 
 def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tuple[list[int], int]:

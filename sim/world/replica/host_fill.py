@@ -1,0 +1,130 @@
+"""Host memory that is filled when requests arrive, before anything is loaded to the GPU.
+
+SGLang (an adapter that ``max_loaded_loras`` drove out), LoRAX (download at the first request) and TensorRT-LLM (host
+cache) work this way. The host tier is then a protected cache of its own: an adapter with requests inside keeps its
+place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from sim.policies.adapter_cache import GpuCache, HostTier
+from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
+from sim.world.replica.intake import Intake
+from sim.world.replica.loader import LoadContext, Loader, LoadOwner
+from sim.world.replica.modes.adapter_mode import AdapterMode
+from sim.world.replica.ports import Replica, without_delay
+
+
+class HostFill(Intake, LoadOwner):
+    """Host memory of one replica, filled at arrival.
+
+    :param copies: adapters in host memory.
+    :param loaders: fetches at a time.
+    :param reject: refuse a request that would have to wait for a place.
+    :ivar loader: the loaders from storage.
+    """
+
+    def __init__(
+        self, mode: AdapterMode, copies: GpuCache, loaders: int, context: LoadContext, *, reject: bool
+    ) -> None:
+        self.loader = Loader(context, copies, HostTier(), (loaders, 1), self)
+        super().__init__(mode, FetchedCopies(copies, self.loader))
+        self._copies = copies
+        self._replica: Replica
+        self._reject = reject
+        self._waits: dict[int, tuple[int, float, float]] = {}
+
+    def attach(self, replica: Replica) -> None:
+        self._replica = replica
+
+    def serve_base_model(self) -> None:
+        self._copies.serve_base_model()
+
+    def arrive(self, request: Request) -> None:
+        """Reserve a place for the request's adapter, and pass the request on once the adapter is there."""
+        if self._reject and not self._copies.can_claim(request.adapter):
+            self._replica.refuse(request)
+        elif self._copies.acquire(request.adapter):
+            self._mode.take_in(request, False)
+        else:
+            joined = self.loader.request_load(request)
+            request.tier = FROM_GPU  # until it leaves: what happens at the GPU comes between
+            self._waits[request.index] = (DELAYED_HIT if joined else MISS, 0.0, 0.0)
+
+    def leave(self, request: Request) -> float:
+        """Release a request's adapter, and add its wait for host memory to its wait for the GPU.
+
+        :returns: seconds that it waited for host memory, all of them before its admission.
+        """
+        wait_s = 0.0
+        waited = self._waits.pop(request.index, None)
+        if waited is not None:
+            outcome, queue_s, wait_s = waited
+            request.tier = FROM_STORAGE
+            request.load_queue_s += queue_s
+            request.load_wait_s += wait_s
+            request.outcome = max(request.outcome, outcome)  # a miss counts before a delayed hit
+        self._release(request.adapter)
+        return wait_s
+
+    def _release(self, adapter: int) -> None:
+        if self._copies.release(adapter):
+            self.loader.room_appeared()
+
+    def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
+        if self._mode.loads_in_steps:
+            super().renew(adapter, seconds, replace_weights)
+            return
+        self.loader.renew(adapter, seconds, partial(self._replica.at_boundary, without_delay(replace_weights)))
+
+    def close(self, now: float) -> None:
+        self.loader.close(now)
+
+    def waiting(self) -> list[Request]:
+        return self.loader.waiting()
+
+    def event_owners(self) -> list[object]:
+        return [self.loader]
+
+    def loaded(self, requests: list[Request], in_time: bool) -> None:
+        for request in requests:
+            outcome, _, _ = self._waits[request.index]
+            self._waits[request.index] = (outcome, request.load_queue_s, request.load_wait_s)
+            request.load_queue_s = request.load_wait_s = 0.0
+            self._mode.take_in(request, in_time)
+
+    def load_failed(self, requests: list[Request], in_time: bool) -> None:
+        for request in requests:
+            request.outcome, _, _ = self._waits.pop(request.index)
+            request.tier = FROM_STORAGE
+            self._release(request.adapter)
+            self._replica.fail(request)
+
+    def loader_free(self) -> None:
+        """Nothing is fetched ahead."""
+
+    def check_integrity(self) -> None:
+        self._copies.check_integrity()
+
+
+class FetchedCopies(HostTier):
+    """The copies that ``HostFill`` has fetched, for rollouts that replace them. No load to the GPU goes through it."""
+
+    present = True
+
+    def __init__(self, copies: GpuCache, loader: Loader) -> None:
+        self._copies = copies
+        self._loader = loader
+
+    def holds(self, adapter: int) -> bool:
+        return self._copies.holds(adapter)
+
+    def discard(self, adapter: int) -> None:
+        self._copies.discard(adapter)
+        self._loader.room_appeared()
+
+    def pin_instead(self, old: int, new: int) -> None:
+        self._copies.pin_instead(old, new)

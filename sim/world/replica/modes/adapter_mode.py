@@ -1,0 +1,143 @@
+"""What every way of serving adapters has to do for its replica."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+from mypy_extensions import mypyc_attr
+
+from sim.policies.adapter_cache import AdapterCache, GpuCache, HostTier
+from sim.policies.admission import ReadyQueue
+from sim.policies.scheduler import Scheduler
+from sim.results.records import pack_load
+from sim.traffic.request import FROM_STORAGE, Request
+from sim.world.replica.loader import LoadContext
+from sim.world.replica.ports import Replica
+
+
+@dataclass(frozen=True, slots=True)
+class ModeParts:
+    """What modes with a protected cache are made of.
+
+    :ivar loaders: number of loaders from storage, and from host memory.
+    """
+
+    cache: GpuCache
+    host: HostTier
+    loaders: tuple[int, int]
+    context: LoadContext
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class AdapterMode(ABC):
+    """A way of serving adapters: the adapter cache, the waiting queue, and the loads of one replica.
+
+    The replica calls, for each request, ``take_in`` once, and ``release`` when a request that had its adapter leaves.
+    At every step boundary it calls ``batch_shrank`` if requests have ended, and then either ``before_step`` or, where
+    nothing runs, ``idle``. A mode puts requests into the batch's queue by ``replica.enqueue``, and brings the next
+    boundary forward by ``replica.wake``.
+
+    :param context: what every load needs to know.
+    :ivar waiting: the queue from which the scheduler admits.
+    :ivar host: copies in host memory that the cache does not count as its own.
+    :ivar loads_in_steps: whether loads block the step that needs them; otherwise they overlap with steps.
+    :ivar failed: requests of the step under way whose adapter could not be loaded. At the end of the step, the replica
+        empties the list and takes them out of the batch.
+    """
+
+    def __init__(
+        self,
+        cache: AdapterCache,
+        host: HostTier,
+        waiting: ReadyQueue,
+        context: LoadContext,
+        *,
+        loads_in_steps: bool,
+    ) -> None:
+        self.cache = cache
+        self.host = host
+        self.waiting = waiting
+        self.context = context
+        self.loads_in_steps = loads_in_steps
+        self.failed: list[Request] = []
+        self.replica: Replica
+
+    def attach(self, replica: Replica) -> None:
+        """Begin to work for a replica, which is still empty."""
+        self.replica = replica
+
+    def serve_base_model(self) -> int:
+        """Also serve requests without an adapter; return the number that stands for one."""
+        return self.cache.serve_base_model()
+
+    @abstractmethod
+    def take_in(self, request: Request, in_time: bool) -> None:
+        """Queue a request, or load its adapter first.
+
+        :param in_time: whether it may still join at a step boundary of this very instant.
+        """
+
+    def release(self, adapter: int) -> None:
+        """Note that a request that used an adapter has left."""
+        self.cache.release(adapter)
+
+    @abstractmethod
+    def before_step(self, batch: Scheduler, now: float) -> float:
+        """Load what the step just decided needs, record it, and return the seconds by which that delays the step."""
+
+    def batch_shrank(self, decoding: int) -> None:
+        """Note that requests have left the batch at the end of a step, in which ``decoding`` sequences decoded."""
+
+    def idle(self) -> bool:
+        """Note that nothing runs at this boundary; return whether another try to admit may find a request."""
+        return False
+
+    def next_change_s(self) -> float:
+        """Return the time after which other requests may be admitted although none has arrived or left."""
+        return inf
+
+    def waiting_for_loads(self) -> list[Request]:
+        """Return the requests that wait for a load, outside the queue."""
+        return []
+
+    def reads_host_copy(self, adapter: int) -> bool:
+        """Return whether a load that will read, or reads, an adapter's copy in host memory has been requested."""
+        return False
+
+    def discard(self, adapter: int) -> None:
+        """Drop an adapter that is not in use, and will not be requested again, from GPU memory."""
+        self.cache.discard(adapter)
+
+    def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
+        """Load an adapter from storage again, then call ``replace_weights`` between two steps.
+
+        Here the load blocks the next step.
+
+        :param seconds: load time of a healthy storage.
+        """
+        context = self.context
+
+        def in_step(start_s: float) -> float:
+            took_s = context.timing.seconds(start_s, seconds, adapter)
+            context.recorder.load_rows += pack_load(
+                start_s, start_s + took_s, context.clock._now, adapter, FROM_STORAGE, context.replica
+            )
+            replace_weights()
+            return took_s
+
+        self.replica.at_boundary(in_step)
+
+    def close(self, now: float) -> None:
+        """Record the loads still under way when the simulation stops."""
+
+    def event_owners(self) -> list[object]:
+        """Return the objects whose events a crash takes off the clock."""
+        return []
+
+    def check_integrity(self) -> None:
+        """Assert that caches and queues agree with a count from scratch."""
+        self.cache.check_integrity()
+        self.host.check_integrity()

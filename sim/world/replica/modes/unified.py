@@ -1,0 +1,21 @@
+"""S-LoRA's unified paging: adapters take their memory from the KV cache, and load inside the step that needs them."""
+
+from __future__ import annotations
+
+from sim.policies.adapter_cache import UnifiedCache
+from sim.policies.scheduler import Scheduler
+from sim.world.replica.modes.adapter_mode import ModeParts
+from sim.world.replica.modes.protected import LoadsInSteps, claiming_in_steps
+
+
+class Unified(LoadsInSteps):
+    """Idle adapters make room for admitted requests before others are loaded."""
+
+    def __init__(self, parts: ModeParts, cache: UnifiedCache, *, stop: bool, discards: bool) -> None:
+        super().__init__(parts, claiming_in_steps(parts, stop=stop), discards=discards)
+        self._unified = cache
+
+    def before_step(self, batch: Scheduler, now: float) -> float:
+        if batch.decided.prefills:
+            self._unified.shrink()
+        return super().before_step(batch, now)

@@ -1,0 +1,101 @@
+"""vLLM's way: every step touches the adapters of its batch, and any of them may have to be loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sim.policies.adapter_cache import RESIDENT, HostTier
+from sim.policies.admission import ClaimingQueue
+from sim.policies.scheduler import Scheduler
+from sim.policies.vllm_lru import VllmLruCache
+from sim.results.records import pack_load
+from sim.traffic.request import DELAYED_HIT, FROM_STORAGE, MISS, Request
+from sim.world.replica.loader import LoadContext
+from sim.world.replica.modes.adapter_mode import AdapterMode
+from sim.world.replica.modes.protected import no_load
+
+
+class VllmLru(AdapterMode):
+    """Loads inside steps, from an LRU cache that does not protect adapters in use.
+
+    A request that is admitted while its adapter is absent waits for all loads of its step. If a load fails for good,
+    exactly the requests of the batch that use this adapter fail.
+
+    :param reload_s: seconds of a load that no request of this step starts, by adapter and tier.
+    """
+
+    def __init__(self, cache: VllmLruCache, reload_s: Callable[[int, int], float], context: LoadContext) -> None:
+        queue = ClaimingQueue(cache, no_load, stop=False, blocking=True, gives_up=True)
+        super().__init__(cache, HostTier(), queue, context, loads_in_steps=True)  # its host tier is part of the cache
+        self._slots = cache
+        self._reload_s = reload_s
+
+    def take_in(self, request: Request, in_time: bool) -> None:
+        self.replica.enqueue(request, in_time)
+
+    def before_step(self, batch: Scheduler, now: float) -> float:
+        prefills = batch.decided.prefills
+        first = _first_of_missing(prefills, self._slots.state)
+        if not batch.adapters_changed:
+            return 0.0
+        batch.adapters_changed = False
+        time = now
+        tiers: dict[int, int] = {}
+        lost: set[int] = set()
+        for adapter, tier in self._slots.touch(list(batch.adapters)):
+            tiers[adapter] = tier
+            seconds, succeeds = self._load(adapter, tier, first.get(adapter), time, now)
+            if not succeeds:
+                lost.add(adapter)
+            time += seconds
+        for request in prefills:
+            if request.adapter in first and request.preemptions == 0:
+                request.tier, request.load_wait_s = tiers[request.adapter], time - now
+        if lost:
+            self.failed = [request for request in batch.running.values() if request.adapter in lost]
+            for adapter in lost:
+                self._slots.lose(adapter)
+        return time - now
+
+    def _load(
+        self, adapter: int, tier: int, request: Request | None, start_s: float, asked_s: float
+    ) -> tuple[float, bool]:
+        """Record one load of a step; return its seconds, and whether it succeeds.
+
+        :param request: the request that starts it; None: the adapter was evicted while in use.
+        """
+        context, index = self.context, -1
+        if request is None:
+            seconds = self._reload_s(adapter, tier)
+        else:
+            index, seconds = request.index, request.load_s if tier == FROM_STORAGE else request.host_load_s
+        if tier == FROM_STORAGE:
+            attempts = context.timing.attempts(start_s, seconds, adapter, index)
+            if attempts.spans:
+                context.recorder.load_attempts(attempts.spans, asked_s, adapter, context.replica)
+                if not attempts.succeeds:
+                    return attempts.seconds, False
+                context.versions.load_started(adapter, tier)
+                context.versions.load_ended(adapter, tier)
+                return attempts.seconds, True
+        context.recorder.load_rows += pack_load(start_s, start_s + seconds, asked_s, adapter, tier, context.replica)
+        context.versions.load_started(adapter, tier)
+        context.versions.load_ended(adapter, tier)
+        return seconds, True
+
+
+def _first_of_missing(prefills: list[Request], state: list[int]) -> dict[int, Request]:
+    """Return, by absent adapter, the request that loads it. Claims adapters and sets outcomes of first admissions."""
+    first: dict[int, Request] = {}
+    for request in prefills:
+        if request.claimed:
+            continue
+        request.claimed = True
+        adapter = request.adapter
+        if state[adapter] == RESIDENT:
+            continue
+        if adapter not in first:
+            first[adapter] = request
+        if request.preemptions == 0:
+            request.outcome = MISS if first[adapter] is request else DELAYED_HIT
+    return first

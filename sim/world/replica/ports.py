@@ -1,0 +1,117 @@
+"""What a replica and its surroundings know of each other. Replicas import no rollouts, faults or pools.
+
+Each listener here does nothing, so that a replica without rollouts or faults takes it as it is. Rollouts and faults
+inherit from it and override what concerns them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sim.traffic.request import Request
+
+Action = Callable[[float], float]
+"""Work between two steps: takes the time at which it starts, returns the seconds for which it blocks the engine."""
+
+
+def without_delay(work: Callable[[], None]) -> Action:
+    """Return work between two steps that does not block the engine."""
+
+    def action(start_s: float) -> float:
+        work()
+        return 0.0
+
+    return action
+
+
+class ReplicaListener:
+    """Is called when requests come to a replica and leave it."""
+
+    def arrived(self, request: Request) -> None:
+        """A request has reached the replica."""
+
+    def finished(self, request: Request, now: float) -> bool:
+        """A request has its last token and is about to be recorded. Return True to take it over, to send it again."""
+        return False
+
+    def lost(self, request: Request) -> None:
+        """A request has left unserved."""
+
+    def load_failed(self, request: Request) -> None:
+        """A request has left because its adapter could not be loaded."""
+        raise AssertionError("where loads can fail, somebody listens")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """The course of one load from storage.
+
+    :ivar spans: start and end of each attempt; empty: nothing disturbed the load.
+    :ivar seconds: from the start of the first attempt to the end of the last.
+    :ivar succeeds: whether the last attempt succeeds.
+    """
+
+    spans: tuple[tuple[float, float], ...]
+    seconds: float
+    succeeds: bool
+
+
+class LoadTiming:
+    """How long loads from storage take on one replica. These take their own time; faults of storage change that."""
+
+    def attempts(self, start_s: float, seconds: float, adapter: int, index: int) -> Attempts:
+        """Return the course of a load that starts now.
+
+        :param seconds: load time of a healthy storage.
+        :param index: of the request that started it; below 0: no request did.
+        """
+        return Attempts((), seconds, True)
+
+    def seconds(self, start_s: float, seconds: float, adapter: int) -> float:
+        """Return the seconds of a load without a request, whose attempts never fail."""
+        return seconds
+
+
+class WeightVersions:
+    """Is called when loads start to read and when they end. Here adapters have one version, so nothing follows."""
+
+    def load_started(self, adapter: int, tier: int) -> None:
+        """A load from a tier starts to read."""
+
+    def load_ended(self, adapter: int, tier: int) -> None:
+        """A load has ended; one from storage leaves a copy in host memory, if there is any."""
+
+
+class Replica(ABC):
+    """What an adapter mode may ask of the replica that it works for."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def enqueue(self, request: Request, in_time: bool) -> None:
+        """Queue a request for the batch.
+
+        :param in_time: whether it may still join at a step boundary of this very instant.
+        """
+
+    @abstractmethod
+    def wake(self, key: int, in_time: bool) -> None:
+        """Bring the next step boundary forward for a waiting request with this key, if it may join."""
+
+    @abstractmethod
+    def boundary_due(self) -> bool:
+        """Return whether a step boundary of this very instant is still to come."""
+
+    @abstractmethod
+    def at_boundary(self, action: Action) -> None:
+        """Call ``action`` when no step is under way: at the next boundary, or at once if the replica is idle."""
+
+    @abstractmethod
+    def fail(self, request: Request) -> None:
+        """Let a request go whose adapter could not be loaded."""
+
+    @abstractmethod
+    def refuse(self, request: Request) -> None:
+        """Let a request go that finds no place."""

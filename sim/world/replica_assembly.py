@@ -1,0 +1,140 @@
+"""Make one replica from a world: choose its adapter mode, its kind of server, and the rules by which it batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sim.policies.costs import StepCosts
+from sim.policies.eviction import EvictionContext
+from sim.policies.front_end import FRONT_ENDS, FrontEnd
+from sim.policies.kv.kv_memory import KvBlocks
+from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
+from sim.policies.scheduler import Limits, Scheduler
+from sim.spec import modes
+from sim.spec.scenario import Scenario
+from sim.traffic.adapters import Population
+from sim.world.gpu_memory import padded_rank
+from sim.world.replica.continuous import BatchServer
+from sim.world.replica.fixed import FixedServer
+from sim.world.replica.front_end_server import FrontEndServer
+from sim.world.replica.host_fill import HostFill
+from sim.world.replica.intake import Intake
+from sim.world.replica.loader import LoadContext
+from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
+from sim.world.replica.modes.per_adapter import PerAdapterQueues
+from sim.world.replica.modes.prefetching import Prefetching
+from sim.world.replica.modes.protected import LoadsAtAdmission, LoadsAtArrival, LoadsInSteps, claiming_in_steps
+from sim.world.replica.modes.unified import Unified
+from sim.world.replica.modes.vllm_lru import VllmLru
+from sim.world.replica.server import ReplicaParts, Server
+from sim.world.replica_caches import fetched_copies, gpu_cache, host_tier, unified_cache, vllm_cache
+from sim.world.replica_draws import ReplicaDraws
+from sim.world.times import reload_times
+from sim.world.world import World
+
+ServerWrapper = Callable[[type[BatchServer]], Callable[..., BatchServer]]
+"""Returns a subclass of a class of batching servers that also observes it; calibration looks into runs this way."""
+
+
+def unwrapped(server: type[BatchServer]) -> Callable[..., BatchServer]:
+    """Return a class of servers as it is, without observing it."""
+    return server
+
+
+def kv_rule(world: World) -> KvRule | None:
+    """Return the rule by which KV memory is reserved for answers; None: there is none."""
+    fleet, tokens = world.scenario.fleet, world.kv_tokens
+    adapters = (*world.adapter_blocks, 0) if world.scenario.cache.gpu.unified else ()  # 0: of the base model
+    if tokens is not None and fleet.kv_check == "peak":
+        return PeakOfAnswers(tokens, adapters)
+    if tokens is not None and fleet.kv_check == "whole-answer":
+        return WholeAnswer(tokens // fleet.block_size, fleet.block_size, adapters)
+    return None
+
+
+def make_mode(
+    world: World, context: LoadContext, rule: KvRule | None, eviction: EvictionContext, draws: ReplicaDraws
+) -> AdapterMode:
+    """Return the way in which a replica serves adapters, with the adapters that are there from the start."""
+    scenario = world.scenario
+    mode, stop = modes.mode_of(scenario), scenario.fleet.admission == "stop"
+    if mode == modes.VLLM_LRU:
+        reload_s = reload_times(scenario, world.profile, world.population, draws)
+        return VllmLru(vllm_cache(world, draws), reload_s, context)
+    discards = scenario.cache.eviction == "discard-when-idle"
+    loaders = scenario.storage.loaders, scenario.storage.host_loaders
+    if mode == modes.UNIFIED:
+        assert rule is not None, "checked by the scenario"
+        shared = unified_cache(world, eviction, rule)
+        parts = ModeParts(shared, host_tier(world, shared), loaders, context)
+        return Unified(parts, shared, stop=stop, discards=discards)
+    cache = gpu_cache(world, eviction)
+    parts = ModeParts(cache, host_tier(world, cache), loaders, context)
+    if mode == modes.PER_ADAPTER:
+        return PerAdapterQueues(parts, scenario.cache.cycle)
+    if mode == modes.IN_STEPS:
+        return LoadsInSteps(parts, claiming_in_steps(parts, stop=stop), discards=discards)
+    if mode == modes.AT_ARRIVAL:
+        return LoadsAtArrival(parts, discards=discards)
+    at_admission = Prefetching if mode == modes.PREFETCHING else LoadsAtAdmission
+    return at_admission(parts, stop=stop, discards=discards)
+
+
+def make_intake(world: World, mode: AdapterMode, context: LoadContext) -> Intake:
+    """Return what requests pass before they reach ``mode``.
+
+    :param context: for loads from storage to host memory.
+    """
+    host = world.scenario.cache.host
+    if host is None or host.fill != "arrival":
+        return Intake(mode, mode.host)
+    copies = fetched_copies(world, mode.cache)
+    return HostFill(mode, copies, world.scenario.storage.loaders, context, reject=host.full == "reject")
+
+
+def make_server(
+    world: World, parts: ReplicaParts, mode: AdapterMode, rule: KvRule | None, wrap_server: ServerWrapper
+) -> Server:
+    """Return a replica that is ready for requests."""
+    scenario = world.scenario
+    fleet = scenario.fleet
+    if fleet.engine == "fixed":
+        return FixedServer(parts, mode)
+    assert world.profile is not None, "checked by build_world"
+    assert world.kv_tokens is not None, "checked by build_world"
+    limits = Limits(
+        num_seqs=fleet.max_num_seqs,
+        batched_tokens=fleet.max_num_batched_tokens,
+        whole_prompt=fleet.kv_check != "first-chunk",
+        prefill_first=fleet.batching == "prefill-first",
+        chunked=fleet.chunked_prefill,
+        interval=fleet.admission_interval,
+        waiting_ratio=fleet.waiting_ratio,
+    )
+    costs = StepCosts(
+        world.profile.step,
+        _slots(scenario, world.traffic.population),
+        fleet.max_num_batched_tokens,
+        padded_rank(world.profile, world.population),
+    )
+    kv = KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size)
+    scheduler = Scheduler(limits, kv, mode.waiting, world.ranks, costs, rule)
+    if fleet.front_end == "none":
+        return wrap_server(BatchServer)(parts, scheduler, mode)
+    front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(world.population))
+    return wrap_server(FrontEndServer)(parts, scheduler, mode, front_end)
+
+
+def _slots(scenario: Scenario, population: Population) -> int:
+    """Return the slots for step costs; a cache by size counts as many adapters of the mean size as fit.
+
+    Unified memory has no slots that a step would have to pass through.
+    """
+    gpu = scenario.cache.gpu
+    if gpu.unified:
+        return 0
+    if gpu.slots is not None:
+        return gpu.slots
+    assert gpu.size is not None, "a cache has slots or a size"
+    sizes = population.size_bytes[~population.full] if population.full_kinds else population.size_bytes
+    return max(1, int(gpu.size / float(sizes.mean()))) if len(sizes) else 1
