@@ -63,9 +63,9 @@ class StepLog:
                 self._made_of: tuple[float, ...] = ()
                 self._reached_s: dict[int, float] = {}
 
-            def _take_in(self, request: Request) -> None:
+            def enqueue(self, request: Request, in_time: bool) -> None:
                 self._reached_s[request.index] = self.clock.now
-                super()._take_in(request)
+                super().enqueue(request, in_time)
 
             def _next_leap(self, now: float) -> float:
                 if self._steps:

@@ -51,7 +51,7 @@ from sim.world.rollouts.active_rollouts import NoRollouts, make_rollouts
 from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
 from sim.world.routing.in_flight import InFlight
 from sim.world.routing.router_state import RouterState, make_router
-from sim.world.routing.router_views import Residency, ViewRefresher
+from sim.world.routing.router_views import ViewRefresher
 from sim.world.times import has_host_tier, request_times
 from sim.world.world import World
 
@@ -141,11 +141,12 @@ def simulate(world: World, replication: int, sections: int, wrap_server: ServerW
 class Replication:
     """One replication, put together and ready to run.
 
-    :ivar residency: adapters on each replica, as the router reads them; None if it doesn't.
+    :ivar router_state: what the router reads of the replicas.
     """
 
     fleet: Fleet
-    residency: Residency | None
+    router_state: RouterState
+    rollouts: NoRollouts
 
 
 def assemble(world: World, replication: int, sections: int, wrap_server: ServerWrapper = unwrapped) -> Replication:
@@ -198,7 +199,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         if full.counted:
             fleet.count_inside()
     fleet.show_to(ViewRefresher(clock, view, sources, reads, scenario.router.view_interval, fleet.next_s))
-    return Replication(fleet, router_state.residency)
+    return Replication(fleet, router_state, rollouts)
 
 
 def _in_flight(world: World, state: RouterState, full: FullModelReplicas | None, reads: frozenset[str]) -> InFlight:

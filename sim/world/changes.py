@@ -60,20 +60,20 @@ class Changes(FleetHooks):
         if self._reordering:
             request.key = fleet.next_key()
         if self._steering:
-            name = self._steer(request)
+            name = self.steer(request)
         replica = fleet.choose(name, request)
-        if self._accepts(request, replica):
+        if self.accepts(request, replica):
             if self._in_flight.counting:
                 self._in_flight.entered(replica, request)
             fleet.servers[replica].arrive(request)
 
-    def _steer(self, request: Request) -> int:
+    def steer(self, request: Request) -> int:
         """Decide the adapter and version that a request reaches; return the adapter by which to route it."""
         self._misrouting.steer(request)
         self._rollouts.steer(request)
         return self._misrouting.routed_by(request)
 
-    def _accepts(self, request: Request, replica: int) -> bool:
+    def accepts(self, request: Request, replica: int) -> bool:
         """Return whether a replica takes a request now; if not, the request has been dealt with."""
         if not self._crashes.accepts(request, replica):
             return False

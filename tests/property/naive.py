@@ -18,6 +18,7 @@ from naive_eviction import NAIVE
 
 from sim.policies.costs import load_seconds, residual
 from sim.rng import stream
+from sim.world.replica_draws import ReplicaDraws
 from sim.world.times import reload_times
 from sim.world.world import World
 
@@ -552,7 +553,9 @@ class Touching(Batching):
         world, replication = self.world, fleet.replication
         rng = stream(self.scenario.run.seed, replication, "set-order", index)
         self.keys = rng.integers(2**61 - 1, size=len(world.population)).tolist()
-        self.reload_s = reload_times(self.scenario, world.profile, world.population, replication, index)
+        self.reload_s = reload_times(
+            self.scenario, world.profile, world.population, ReplicaDraws(self.scenario.run.seed, replication, index)
+        )
         self.slots: list[int] = list(reversed(world.warm[: world.capacity]))  # least recently touched first
         self.host = list(self.slots)  # the same
         self.batch: list[int] = []  # adapters in use, in the order in which they came in

@@ -14,9 +14,11 @@ import pytest
 
 from sim.results.records import Recording
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.build import Replication
+from sim.world.build import assemble
 from sim.world.replica.fixed import FixedServer
+from sim.world.replica.host_fill import HostFill
 from sim.world.replica.server import Server
+from sim.world.rollouts.active_rollouts import Rollouts
 from sim.world.rollouts.versions import Versions
 from sim.world.world import World
 
@@ -33,7 +35,7 @@ class Seen:
     """One replication, watched.
 
     :ivar recording: what it left behind.
-    :ivar fleet, changes: as they are after the end.
+    :ivar fleet, rollouts: as they are after the end.
     :ivar swaps: of every exchange of weights under the same name: when, replica, adapter, new version.
     :ivar asked: by request, the adapter that it last asked a replica for; ``routers``: the router it came through.
     """
@@ -46,10 +48,11 @@ class Seen:
         self._next_token_s: dict[int, float] = {}  # by request that decodes in the leap under way; inf: it doesn't
         assert world.rollout_plan is not None, "nothing changes otherwise"
         self._born = world.rollout_plan.initial_versions
-        assembly = Replication(world, replication, 1, self._watching)
-        self.fleet, self.changes = assembly.fleet, assembly._changes
+        assembly = assemble(world, replication, 1, self._watching)
+        self.fleet, self.rollouts = assembly.fleet, assembly.rollouts
+        assert isinstance(self.rollouts, Rollouts)
         self._gpu: list[dict[int, int]] = []
-        for replica, versions in enumerate(assembly._versions):
+        for replica, versions in enumerate(self.rollouts._versions):
             self._gpu.append({})
             self._follow(replica, versions)
         with pytest.MonkeyPatch.context() as patch:
@@ -130,8 +133,8 @@ class Seen:
             reading[adapter] = stored if tier == FROM_STORAGE else copies().get(adapter, born.get(adapter, 1))
 
         def copies() -> dict[int, int]:
-            fetches = self.fleet.servers[replica]._host_fill
-            return host if fetches is None else versions.in_host  # filled by fetches, which nobody tells us of
+            fetches = isinstance(self.fleet.servers[replica].intake, HostFill)
+            return versions.in_host if fetches else host  # we are not called when fetches fill it
 
         def we_came(adapter: int, tier: int) -> None:
             version = reading.pop(adapter)

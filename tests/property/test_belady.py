@@ -87,7 +87,7 @@ def test_of_several_that_wait_any_may_be_admitted_first() -> None:
     assert seen.next_use(0) == 0
     waiting[0].admitted_s = 0.0
     assert seen.next_use(0) == 2
-    seen.rejected(waiting[2])
+    seen.lost(waiting[2])
     assert seen.next_use(0) == 3
 
 

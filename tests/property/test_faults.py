@@ -31,10 +31,11 @@ from sim.results.records import (
 )
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_STORAGE, HIT, MISS, Request
-from sim.world.build import Replication, build_world, simulate
+from sim.world.build import ReplicaMaker, Replication, assemble, build_world, simulate
 from sim.world.changes import Changes
 from sim.world.clock import Clock
 from sim.world.replica.continuous import BatchServer
+from sim.world.replica.modes.protected import OverlappedLoads
 from sim.world.replica.server import Server
 
 EXAMPLES = 50
@@ -47,7 +48,7 @@ def run(scenario: Scenario) -> Recording:
 def assembled(scenario: Scenario) -> tuple[Replication, Recording]:
     """Run, and return what it was run with as well."""
     world = build_world(scenario)
-    assembly = Replication(world, 0, 1, lambda server: server)
+    assembly = assemble(world, 0, 1)
     return assembly, assembly.fleet.run(world.traffic.chunks(0))
 
 
@@ -134,7 +135,7 @@ def test_requests_inside_are_counted_at_all_times(scenario: Scenario) -> None:
     world = build_world(scenario)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sim.world.build, "Clock", Watched)
-        fleet = Replication(world, 0, 1, lambda server: server).fleet
+        fleet = assemble(world, 0, 1).fleet
         recording = fleet.run(world.traffic.chunks(0))
     assert recording.inside_area == pytest.approx(area, rel=1e-9, abs=1e-9)
     if scenario.workload.duration is None and not np.any(recording.requests["status"] == UNFINISHED):
@@ -148,13 +149,13 @@ def test_caches_and_boards_agree_at_the_end(scenario: Scenario) -> None:
     servers = assembly.fleet.servers
     for server in servers:
         server.check_integrity()
-    residency = assembly._router_state.residency
+    residency = assembly.router_state.residency
     if residency is not None:
         adapters = len(build_world(scenario).population)
         residency.check_integrity([server.cache.state[:adapters] for server in servers])
-    if assembly._router_state.activity is not None:
-        assembly._router_state.activity.check_integrity()
-    if assembly._router_state.activity is not None and len(servers) > 1:
+    if assembly.router_state.activity is not None:
+        assembly.router_state.activity.check_integrity()
+    if assembly.router_state.activity is not None and len(servers) > 1:
         for counted, server in zip(assembly.fleet.count_inside(), servers, strict=True):
             assert counted == Counter(request.adapter for request in server.all_requests())
 
@@ -210,7 +211,7 @@ def crashed_on(scenario: Scenario) -> tuple[Recording, set[int], set[int]]:
         return requests
 
     def accepted(self: Changes, request: Request, replica: int) -> bool:
-        now = self.crashes._clock.now  # type: ignore[union-attr]
+        now = self._fleet.servers[replica].clock.now
         if replica == crash.replica and crash.at <= now < until_s and request.index not in inside:
             sent.add(request.index)
         return accepts(self, request, replica)
@@ -250,17 +251,17 @@ def test_a_replica_comes_back_empty(scenario: Scenario, data: st.DataObject) -> 
     crash = data.draw(crashes(scenario))
     crash.setdefault("down", "1 s")
     seen: list[tuple[set[int], set[int]]] = []
-    make = Replication._make_server
+    make = ReplicaMaker.__call__
 
-    def made(self: Replication, index: int, inside: list[int]) -> Server:
-        server = make(self, index, inside)
+    def made(self: ReplicaMaker, index: int, inside: list[int], **how: bool) -> Server:
+        server = make(self, index, inside, **how)
         count = len(self._world.population)
         there = {adapter for adapter, state in enumerate(server.cache.state[:count]) if state != ABSENT}
         seen.append((there, set(self._world.pinned)))
         return server
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Replication, "_make_server", made)
+        patch.setattr(ReplicaMaker, "__call__", made)
         recording = run(with_(scenario, faults=[crash]))
     replicas, kinds = scenario.fleet.replicas, [event.kind for event in recording.events]
     assert len(seen) == replicas + kinds.count("crash") + kinds.count("restart"), "one stands in, one comes back"
@@ -364,7 +365,7 @@ def test_where_every_load_fails_exactly_those_who_waited_fail(scenario: Scenario
         assert attempts == (retries + 1) * int(np.sum(requests["outcome"][failed] == MISS))
     for server in assembly.fleet.servers:
         server.check_integrity()
-        assert not server.loader.under_way
+        assert not isinstance(server.mode, OverlappedLoads) or not server.mode.loader.under_way
         assert not any(assembly.fleet.inside)
 
 

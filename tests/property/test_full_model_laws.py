@@ -15,7 +15,7 @@ from strategies import ODD, build, fixed_time, seconds, write_profile, write_tra
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.generate import Chunk
-from sim.world.build import Replication, build_world, simulate
+from sim.world.build import assemble, build_world, simulate
 from sim.world.replica.continuous import BatchServer
 from sim.world.world import World
 
@@ -117,7 +117,7 @@ def keeping(chunk: Chunk, chosen: np.ndarray) -> Chunk:
 
 
 def alone(world: World, chosen: np.ndarray) -> Recording:
-    fleet = Replication(world, 0, 1, lambda server: server).fleet
+    fleet = assemble(world, 0, 1).fleet
     chunk = keeping(next(world.traffic.chunks(0)), chosen)
     fleet._window = replace(fleet._window, total=len(chunk))
     return fleet.run(iter([chunk]))
@@ -168,7 +168,7 @@ def test_nobody_is_lost_and_every_cache_agrees_with_a_count(
 ) -> None:
     scenario = scenario_of(trace, full, **{key: dict(value) for key, value in other.items()})
     world = build_world(scenario)
-    assembly = Replication(world, 0, 1, checked)
+    assembly = assemble(world, 0, 1, checked)
     servers = assembly.fleet.servers
     recording = assembly.fleet.run(world.traffic.chunks(0))
     requests = recording.requests

@@ -108,8 +108,7 @@ def test_what_nobody_can_meet_goes_back_for_good(scenario: Scenario) -> None:
 
 
 def changes_done(seen: Seen) -> bool:
-    assert seen.changes is not None
-    rollouts = seen.changes.rollouts
+    rollouts = seen.rollouts
     assert rollouts is not None
     return not (rollouts._progress.draining or rollouts._progress.in_transition or rollouts._progress.shifting)
 

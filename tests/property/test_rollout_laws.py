@@ -19,7 +19,8 @@ from sim.spec.scenario import Scenario
 from sim.world.build import build_world, simulate
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
-from sim.world.replica.replica_caches import ReplicaCacheListener
+from sim.world.replica.modes.protected import OverlappedLoads
+from sim.world.replica_caches import ReplicaCacheListener
 from sim.world.world import World
 
 EXAMPLES = 60
@@ -54,26 +55,25 @@ def without(scenario: Scenario) -> Scenario:
 def test_every_request_ends_in_one_row_and_nothing_is_left_behind(scenario: Scenario) -> None:
     world = build_world(scenario)
     seen = Seen(world)
-    requests, changes = seen.recording.requests, seen.changes
+    requests, rollouts = seen.recording.requests, seen.rollouts
     end_s = scenario.workload.duration or np.inf
     arrived = sum(int(np.sum(chunk.arrival_s < end_s)) for chunk in world.traffic.chunks(0))
     assert requests["index"].tolist() == list(range(arrived))
     status = requests["status"]
     assert sum(int(np.sum(status == kind)) for kind in (COMPLETED, REFUSED, UNFINISHED)) == arrived
     assert np.all((requests["finished_s"] >= 0) == (status == COMPLETED))
-    assert changes is not None
-    assert changes.rollouts is not None
     for server in seen.fleet.servers:
         server.check_integrity()
     if scenario.workload.duration is None:
         assert not np.any(status == UNFINISHED), "a run without an end of its own goes on to the last token"
-        rollouts = changes.rollouts
         assert rollouts.barriers.count == 0
         assert rollouts._started == rollouts._progress.draining == {}
         assert not any(seen.fleet.inside)
         for server in seen.fleet.servers:
-            assert server.all_requests() == server.held == server.loader._renewals == []
-            assert server.loader.under_way == {}
+            assert server.all_requests() == rollouts.give_up(server.index) == []
+            if isinstance(server.mode, OverlappedLoads):
+                assert server.mode.loader._renewals == []
+                assert server.mode.loader.under_way == {}
             pinned = getattr(server.cache, "_pinned", ())
             assert all(users == 0 or adapter in pinned for adapter, users in enumerate(server.cache.users))
 

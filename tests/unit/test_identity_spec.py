@@ -35,7 +35,8 @@ from sim.results.records import (
 from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
-from sim.world.build import Replication, build_world, simulate
+from sim.world.build import assemble, build_world, simulate
+from sim.world.changes import Changes
 from sim.world.routing.router_instances import RouterInstances
 
 __all__ = ["base"]  # a fixture, used by its name
@@ -400,9 +401,9 @@ def test_a_request_that_was_lost_asks_for_its_own_adapter_again(strategy: str) -
         rollouts=[{"strategy": strategy, "at": "0 s"}],
         faults=[{"kind": "base-model", "probability": 0.5}, {"kind": "misrouting", "probability": 0.5}],
     )
-    fleet = Replication(build_world(scenario), 0, 1, lambda server: server).fleet
-    changes = fleet._changes
-    assert changes is not None
+    fleet = assemble(build_world(scenario), 0, 1).fleet
+    changes = fleet._hooks
+    assert isinstance(changes, Changes)
     changes.start(fleet)
     reached = Counter[bool]()
     for index in range(50):

@@ -12,7 +12,7 @@ from sim.policies.adapter_cache import ABSENT, RESIDENT
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
-from sim.world.build import Replication, build_world
+from sim.world.build import assemble, build_world
 from sim.world.fleet import Fleet
 
 COUNT = 20
@@ -37,7 +37,7 @@ def new_names(rollout: dict[str, Any] | None = None, **sections: Any) -> Scenari
 
 def run(scenario: Scenario) -> tuple[Fleet, Recording]:
     world = build_world(scenario)
-    fleet = Replication(world, 0, 1, lambda server: server).fleet
+    fleet = assemble(world, 0, 1).fleet
     recording = fleet.run(world.traffic.chunks(0))
     assert all(recording.requests["status"] == COMPLETED)
     for server in fleet.servers:
@@ -61,7 +61,7 @@ def test_old_versions_leave_every_cache(engine: str) -> None:
     for server in fleet.servers:
         old = range(COUNT)
         assert all(server.cache.state[adapter] == ABSENT for adapter in old)
-        assert not any(server.has_copy(adapter) for adapter in old)
+        assert not any(server.copies.exist(adapter) for adapter in old)
 
 
 @pytest.mark.parametrize("engine", ["sglang", "s-lora"])

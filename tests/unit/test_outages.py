@@ -16,7 +16,7 @@ from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, 
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.traffic.request import MISS
-from sim.world.build import Replication, build_world, simulate
+from sim.world.build import assemble, build_world, simulate
 from sim.world.faults.storage_faults import LONGEST_PAUSE_S, Failures, StorageFaults, StorageSpeed
 
 
@@ -171,7 +171,7 @@ def test_no_engine_keeps_a_place_for_a_load_that_failed(fleet: dict[str, Any]) -
         faults=[{"kind": "failing-loads", "probability": 1.0, "retries": 1, "backoff": "0.1 s", "lasts": "20 s"}],
     )
     world = build_world(scenario)
-    fleet_of_one = Replication(world, 0, 1, lambda server: server).fleet
+    fleet_of_one = assemble(world, 0, 1).fleet
     requests = fleet_of_one.run(world.traffic.chunks(0)).requests
     assert requests["status"].tolist() == [FAILED] * 4 + [COMPLETED] * 9
     assert requests["outcome"].tolist()[4] == MISS
@@ -203,9 +203,10 @@ def test_routers_forget_what_a_dead_replica_had(down: str) -> None:
         scenario.model_dump(mode="json", exclude_unset=True)
         | {"router": {"policy": "affinity-residency"}, "cache": {"gpu": {"slots": 4}}}
     )
-    assembly = Replication(build_world(scenario), 0, 1, lambda server: server)
-    assembly.fleet.run(assembly._world.traffic.chunks(0))
-    residency = assembly._router_state.residency
+    world = build_world(scenario)
+    assembly = assemble(world, 0, 1)
+    assembly.fleet.run(world.traffic.chunks(0))
+    residency = assembly.router_state.residency
     assert residency is not None
     residency.check_integrity([server.cache.state for server in assembly.fleet.servers])
 
@@ -240,12 +241,12 @@ def test_pauses_stop_doubling() -> None:
 
 def test_loads_that_no_request_begins_have_luck_of_their_own() -> None:
     numbers = [
-        StorageFaults(StorageSpeed(()), (), (), place=place).unrequested(adapter)
+        StorageFaults(StorageSpeed(()), (), (), place=place)._unrequested_number(adapter)
         for place in range(3)
         for adapter in (0, 1, 2**24 - 1)
     ]
     one = StorageFaults(StorageSpeed(()), (), ())
-    numbers += [one.unrequested(0) for _ in range(100)][1:]
+    numbers += [one._unrequested_number(0) for _ in range(100)][1:]
     assert max(numbers) < 0, "requests have the others"
     assert len(set(numbers)) == len(numbers)
 

@@ -11,7 +11,7 @@ from strategies import build, fixed_time, write_profile, write_trace
 from sim.errors import LoraplanError
 from sim.results.records import COMPLETED, REFUSED
 from sim.spec.scenario import Scenario
-from sim.world.build import Replication, build_world, simulate
+from sim.world.build import assemble, build_world, simulate
 from sim.world.fleet import Fleet
 
 SEEDS = range(20)
@@ -20,7 +20,7 @@ SEEDS = range(20)
 def fleet_of(scenario: Scenario) -> tuple[Fleet, np.ndarray]:
     """Run a scenario; return what ran and how each request ended."""
     world = build_world(scenario)
-    fleet = Replication(world, 0, 1, lambda server: server).fleet
+    fleet = assemble(world, 0, 1).fleet
     return fleet, fleet.run(world.traffic.chunks(0)).requests["status"]
 
 

@@ -193,7 +193,7 @@ class BatchServer(Server):
             if request.index not in over:
                 self.scheduler.expel(request)
             self.mode.release(request.adapter)
-            self._intake.leave(request)
+            self.intake.leave(request)
             self.fail(request)
         left = {request.index for request in failed}
         return [request for request in finished if request.index not in left]

@@ -18,19 +18,19 @@ class AdapterCopies:
 
     def __init__(self, mode: AdapterMode, intake: Intake, *, standing_in: bool) -> None:
         self._mode = mode
-        self._intake = intake
+        self.intake = intake
         self._standing_in = standing_in
 
     def exist(self, adapter: int) -> bool:
         """Return whether GPU or host memory has a copy of an adapter, or is loading one."""
         if self._standing_in:
             return False
-        return self._mode.cache.holds(adapter) or self._intake.host.holds(adapter)
+        return self._mode.cache.holds(adapter) or self.intake.host.holds(adapter)
 
     def drop(self, adapter: int) -> None:
         """Drop all copies of an adapter that is not in use and will not be requested again."""
         self._mode.discard(adapter)
-        self._intake.host.discard(adapter)
+        self.intake.host.discard(adapter)
 
     def drop_unless_read(self, adapter: int) -> bool:
         """Drop the copy in host memory if it is the only one and no load will read it; return whether none is left."""
@@ -44,7 +44,7 @@ class AdapterCopies:
     def pin_instead(self, old: int, new: int) -> None:
         """Move the pin of an adapter, if it has one, to its new version."""
         self._mode.cache.pin_instead(old, new)
-        self._intake.host.pin_instead(old, new)
+        self.intake.host.pin_instead(old, new)
 
     def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
         """Load an adapter from storage again, then call ``replace_weights`` between two steps.
@@ -52,4 +52,4 @@ class AdapterCopies:
         :param seconds: load time of a healthy storage. If loads block steps, this one blocks the next step.
         """
         assert not self._standing_in, "a crashed replica has no copy to renew"
-        self._intake.renew(adapter, seconds, replace_weights)
+        self.intake.renew(adapter, seconds, replace_weights)

@@ -67,7 +67,8 @@ class ReplicaTotals:
 class Server(Replica):
     """What every replica has: an adapter mode, and a count of the requests inside.
 
-    :ivar copies: copies of adapters, for rollouts.
+    :ivar intake: what requests pass before they reach the mode.
+    :ivar copies: copies of adapters, for those who replace weights.
     :ivar inside_area: request-seconds spent inside, once closed; before that, departure times minus arrival times.
         Counted at arrivals and departures, independently of the requests' own records, so that tests can compare the
         two by Little's law.
@@ -75,7 +76,16 @@ class Server(Replica):
 
     # Without slots, objects with more than 30 attributes are slow to read (CPython 3.11 to 3.13).
     __slots__ = (
-        "_inside", "_intake", "_listener", "cache", "clock", "copies", "index", "inside_area", "mode", "recorder",
+        "_inside",
+        "_listener",
+        "cache",
+        "clock",
+        "copies",
+        "index",
+        "inside_area",
+        "intake",
+        "mode",
+        "recorder",
     )  # fmt: skip  # names in a paragraph, not one a line
 
     def __init__(self, parts: ReplicaParts, mode: AdapterMode) -> None:
@@ -85,7 +95,7 @@ class Server(Replica):
         self.mode = mode
         self.cache = mode.cache
         self.copies = AdapterCopies(mode, parts.intake, standing_in=parts.standing_in)
-        self._intake = parts.intake
+        self.intake = parts.intake
         self._listener = parts.listener
         self._inside = parts.inside
         self.inside_area = 0.0
@@ -97,7 +107,7 @@ class Server(Replica):
 
         Such requests need no load and no slot. They cost a step what any sequence does, but nothing for an adapter.
         """
-        self._intake.serve_base_model()
+        self.intake.serve_base_model()
         return self.mode.serve_base_model()
 
     def arrive(self, request: Request) -> None:
@@ -105,7 +115,7 @@ class Server(Replica):
         self._inside[self.index] += 1
         self.inside_area -= self.clock._now
         self._listener.arrived(request)
-        self._intake.arrive(request)
+        self.intake.arrive(request)
 
     def _goes(self) -> None:
         """Count one request less inside."""
@@ -125,7 +135,7 @@ class Server(Replica):
         self._inside[self.index] -= 1
         self.inside_area += now
         self.mode.release(request.adapter)
-        fill_s = self._intake.leave(request)
+        fill_s = self.intake.leave(request)
         if not self._listener.finished(request, now):
             self._record(request, now)
             if fill_s:
@@ -151,13 +161,13 @@ class Server(Replica):
         now = self.clock._now
         self.inside_area += self._inside[self.index] * now
         self.mode.close(now)
-        self._intake.close(now)
+        self.intake.close(now)
         return self.all_requests()
 
     def die(self) -> list[Request]:
         """Crash: record what was under way, cancel all events, and return the requests that were inside."""
         inside = self.close()
-        self.clock.forget([self, *self.mode.event_owners(), *self._intake.event_owners()])
+        self.clock.forget([self, *self.mode.event_owners(), *self.intake.event_owners()])
         return inside
 
     def set_listener(self, listener: ReplicaListener) -> ReplicaListener:
@@ -175,7 +185,7 @@ class Server(Replica):
 
     def all_requests(self) -> list[Request]:
         """Return all requests inside, in no particular order."""
-        return self.mode.waiting_for_loads() + self._intake.waiting() + self._unserved()
+        return self.mode.waiting_for_loads() + self.intake.waiting() + self._unserved()
 
     def state_in_words(self) -> str:
         """Describe this replica, for the message of an internal error."""
@@ -203,4 +213,4 @@ class Server(Replica):
     def check_integrity(self) -> None:
         """Assert that the caches agree with a count from scratch."""
         self.mode.check_integrity()
-        self._intake.check_integrity()
+        self.intake.check_integrity()
