@@ -22,7 +22,8 @@ from sim.spec.engines import ENGINES
 from sim.spec.policies import ROUTERS
 from sim.spec.scenario import Scenario
 from sim.spec.sections.rollout_strategies import STRATEGIES
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 LENGTHS = {
     "short": {

@@ -34,7 +34,8 @@ from sim.studies.fidelity.fidelity_study import FRONT_END, fronted_scenario
 from sim.studies.fidelity.least_squares import LEFT_OUT, Floats, Problem, additive, join, left_out_errors, solve
 from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.parallel import unordered
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 # By hand: a plain list of names reads better in lines than one name a line.
 STEP_COLUMNS = (

@@ -20,7 +20,8 @@ from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.traffic.request import MISS
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 from sim.world.world import World
 
 Floats = NDArray[np.float64]

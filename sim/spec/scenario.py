@@ -408,6 +408,11 @@ class Scenario(Strict):
             )
 
     @property
+    def has_host_tier(self) -> bool:
+        """Whether adapters can come from host memory."""
+        return self.cache.host is not None or self.cache.eviction == "vllm-lru"
+
+    @property
     def load_at(self) -> Literal["arrival", "admission"]:
         """When loads start, with the default resolved."""
         if self.fleet.load_at is not None:

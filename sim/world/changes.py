@@ -11,7 +11,7 @@ from sim.results.records import FAILED, LOAD_FAILED, LOST, Recorder
 from sim.traffic.request import Request
 from sim.world.faults.crashes import NoCrashes
 from sim.world.faults.misrouting import NoMisrouting
-from sim.world.ports import FleetHooks, OpenFleet
+from sim.world.fleet_ports import FleetHooks, OpenFleet
 from sim.world.replica.ports import ReplicaListener
 from sim.world.rollouts.active_rollouts import NoRollouts
 from sim.world.routing.in_flight import InFlight

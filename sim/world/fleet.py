@@ -18,13 +18,16 @@ from sim.spec.units import format_seconds
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, CONTROL, Call, Clock
-from sim.world.ports import FleetHooks
+from sim.world.fleet_ports import FleetHooks
 from sim.world.replica.server import ReplicaTotals, Server
 from sim.world.routing.in_flight import InFlight
 from sim.world.routing.router_views import FreshView
 from sim.world.times import RequestTimes
 
 Floats = NDArray[np.float64]
+
+NO_LIMIT = int(np.iinfo(np.int64).max)
+"""Tokens of a request of any length."""
 
 
 class MakeReplica(Protocol):
@@ -59,15 +62,14 @@ class Arrivals:
     """How a run's traffic becomes requests.
 
     :ivar times: turn the uniform draws of a request into seconds.
-    :ivar token_limit: most tokens of prompt and output together (one number, or one for each adapter); a longer request
-        is refused. None: no limit.
-    :ivar prompt_limit: the same for the prompt alone.
+    :ivar token_limits: (adapters,) most tokens of prompt and output together; a longer request is refused.
+    :ivar prompt_limit: the same for the prompt alone, for all adapters.
     """
 
     window: RunWindow
     times: RequestTimes
-    token_limit: int | NDArray[np.int64] | None = None
-    prompt_limit: int | None = None
+    token_limits: NDArray[np.int64]
+    prompt_limit: int = NO_LIMIT
 
 
 class Fleet:
@@ -96,7 +98,7 @@ class Fleet:
         self._router = router
         self._window = arrivals.window
         self._times = arrivals.times
-        self._token_limit, self._prompt_limit = arrivals.token_limit, arrivals.prompt_limit
+        self._token_limits, self._prompt_limit = arrivals.token_limits, arrivals.prompt_limit
         self._chunks: Iterator[Chunk] = iter(())
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None
@@ -234,12 +236,9 @@ class Fleet:
             self.recorder.mark(float(chunk.arrival_s[-1]) if end is None else end)
         self.recorder.flush()
         self.recorder.to_come(chunk)
-        if self._token_limit is not None:
-            limit = self._token_limit if isinstance(self._token_limit, int) else self._token_limit[chunk.adapter]
-            too_long = chunk.prompt_tokens + chunk.output_tokens > limit
-            if self._prompt_limit is not None:
-                too_long |= chunk.prompt_tokens > self._prompt_limit
-            self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
+        too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limits[chunk.adapter]
+        too_long |= chunk.prompt_tokens > self._prompt_limit
+        self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
         if chunk.session is not None:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
         times = self._times

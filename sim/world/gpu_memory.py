@@ -53,14 +53,14 @@ def _left(scenario: Scenario, profile: Profile, population: Population, slots: i
     if scenario.cache.gpu.unified:
         taken = 0  # adapters take KV blocks when they are loaded
     else:
-        taken = adapter_bytes(slots, profile, population) if slots is not None else size or 0
+        taken = adapter_bytes(slots, profile, population) if slots else size or 0
     return kv_tokens_left(profile.memory, taken, scenario.fleet.gpu_memory_utilization)
 
 
 def _too_little(scenario: Scenario, profile: Profile, population: Population, tokens: int) -> ScenarioError:
     fleet, gpu = scenario.fleet, scenario.cache.gpu
     longest = fleet.max_model_len or 0
-    if fleet.kv_tokens is not None:
+    if fleet.kv_tokens:
         return ScenarioError(
             "the KV cache can't hold one request of full length",
             key="fleet.kv_tokens",
@@ -88,11 +88,11 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
         else f"a KV cache of {fleet.max_num_batched_tokens:,} tokens, one step of fleet.max_num_batched_tokens"
     )
     hint = f"{max(tokens, 0):,} KV tokens would be left; needed is {needed}"
-    if slots is not None:
+    if slots:
         each = adapter_bytes(slots, profile, population) // slots
         hint += f"; each slot takes {human_bytes(each)}"
     rollout = _enlarged(scenario, population)
-    if slots is not None and rollout is not None:
+    if slots and rollout:
         number, key, given = rollout
         return ScenarioError(
             f"with {slots} slots (cache.gpu.slots) that hold it, too little GPU memory is left for a KV cache",
@@ -102,8 +102,8 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
         )
     return ScenarioError(
         "the adapter cache leaves too little GPU memory for a KV cache",
-        key="cache.gpu.slots" if slots is not None else "cache.gpu.size",
-        got=slots if slots is not None else human_bytes(gpu.size or 0),
+        key="cache.gpu.slots" if slots else "cache.gpu.size",
+        got=slots or human_bytes(gpu.size or 0),
         allowed=_advice(scenario, profile, population),
         hint=hint,
     )
@@ -113,7 +113,7 @@ def _enlarged(scenario: Scenario, population: Population) -> tuple[int, str, str
     """Return the rollout whose new version is larger than every initial adapter: number, key, value."""
     for number, rollout in enumerate(scenario.rollouts):
         others = population.size_bytes[population.size_bytes != (rollout.size or 0)]
-        if rollout.size is not None and len(others) and rollout.size > int(others.max()):
+        if rollout.size and len(others) and rollout.size > int(others.max()):
             return number, "size", human_bytes(rollout.size)
     return None
 

@@ -10,7 +10,7 @@ from sim.policies.front_end import FRONT_ENDS, FrontEnd
 from sim.policies.kv.kv_memory import KvBlocks
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.scheduler import Limits, Scheduler
-from sim.spec import modes
+from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
 from sim.world.gpu_memory import padded_rank

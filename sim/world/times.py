@@ -35,52 +35,65 @@ class Retarget:
     """Send a request to another adapter, and scale its load times to that one's; its uniform draws stay the same."""
 
     def __init__(self, scenario: Scenario, profile: Profile | None, population: Population) -> None:
-        self._bases = [tier.base() for tier in tier_times(scenario, profile, population)]
+        self._storage, self._host = tier_times(scenario, profile, population)
 
     def __call__(self, request: Request, adapter: int) -> None:
-        storage, host = self._bases
         old, request.adapter = request.adapter, adapter
-        if storage is not None and storage[old] > 0:
-            request.load_s *= storage[adapter] / storage[old]
-        if host is not None and host[old] > 0:
-            request.host_load_s *= host[adapter] / host[old]
+        request.load_s *= self._storage.ratio(adapter, old)
+        request.host_load_s *= self._host.ratio(adapter, old)
 
 
 class TierTimes:
-    """Load times of one tier: a law, or each adapter's own time times a residual."""
+    """Load times of one tier. From this one, no load ever comes."""
 
-    def __init__(self, law: TimeLaw | None, tier: TierCost | None, population: Population) -> None:
-        self.law = law
-        self.tier = tier
-        self._own = None if law is not None or tier is None else load_seconds(tier, population)
-
-    def base(self) -> list[float] | None:
-        """Return each adapter's own time in seconds; None if a law gives the times, or there is no such tier."""
-        return None if self._own is None else self._own.tolist()
+    def ratio(self, adapter: int, other: int) -> float:
+        """Return how many times as long a load of ``adapter`` takes as one of ``other``, with the same draw."""
+        return 1.0
 
     def seconds(self, adapter: NDArray[np.int64], uniform: Floats) -> Floats:
         """Return load times in seconds, same shape.
 
         :param uniform: uniform draws in [0, 1).
         """
-        if self.law is not None:
-            return self.law.ppf(uniform)
-        assert self.tier is not None, "loads have a law or a profile"
-        assert self._own is not None, "without a law there are times by adapter"
-        return np.asarray(self._own[adapter] * residual(self.tier, uniform))
+        raise AssertionError("loads have a law or a profile")
 
     def draws(self, rng: np.random.Generator) -> Callable[[int], float]:
         """Return a function that draws the seconds of the next load of an adapter."""
-        if self.law is not None:
-            law = self.law
-            drawn = _one_by_one(rng, law.ppf)
-            return lambda adapter: next(drawn)
-        tier = self.tier
-        assert tier is not None, "loads have a law or a profile"
-        base = self.base()
-        assert base is not None, "without a law there are times by adapter"
-        factors = _one_by_one(rng, lambda uniform: residual(tier, uniform))
-        return lambda adapter: float(base[adapter]) * next(factors)
+        raise AssertionError("loads have a law or a profile")
+
+
+class LawTimes(TierTimes):
+    """Load times by a law of the scenario, the same for every adapter."""
+
+    def __init__(self, law: TimeLaw) -> None:
+        self._law = law
+
+    def seconds(self, adapter: NDArray[np.int64], uniform: Floats) -> Floats:
+        return self._law.ppf(uniform)
+
+    def draws(self, rng: np.random.Generator) -> Callable[[int], float]:
+        drawn = _one_by_one(rng, self._law.ppf)
+        return lambda adapter: next(drawn)
+
+
+class AdapterTimes(TierTimes):
+    """Load times by a profile: each adapter's own time times a residual."""
+
+    def __init__(self, tier: TierCost, population: Population) -> None:
+        self._tier = tier
+        self._own = load_seconds(tier, population)
+        self._base: list[float] = self._own.tolist()
+
+    def ratio(self, adapter: int, other: int) -> float:
+        return self._base[adapter] / self._base[other] if self._base[other] > 0 else 1.0
+
+    def seconds(self, adapter: NDArray[np.int64], uniform: Floats) -> Floats:
+        return np.asarray(self._own[adapter] * residual(self._tier, uniform))
+
+    def draws(self, rng: np.random.Generator) -> Callable[[int], float]:
+        base = self._base
+        factors = _one_by_one(rng, lambda uniform: residual(self._tier, uniform))
+        return lambda adapter: base[adapter] * next(factors)
 
 
 def _one_by_one(rng: np.random.Generator, of_uniform: Callable[[Floats], Floats]) -> Iterator[float]:
@@ -92,12 +105,13 @@ def tier_times(scenario: Scenario, profile: Profile | None, population: Populati
     """Return the load times from storage and from host memory."""
     storage = scenario.storage
     costs = (None, None) if profile is None else (profile.load.storage, profile.load.host)
-    return TierTimes(storage.load, costs[0], population), TierTimes(storage.host_load, costs[1], population)
+    return _of_tier(storage.load, costs[0], population), _of_tier(storage.host_load, costs[1], population)
 
 
-def has_host_tier(scenario: Scenario) -> bool:
-    """Return whether adapters can come from host memory."""
-    return scenario.cache.host is not None or scenario.cache.eviction == "vllm-lru"
+def _of_tier(law: TimeLaw | None, cost: TierCost | None, population: Population) -> TierTimes:
+    if law is not None:
+        return LawTimes(law)
+    return TierTimes() if cost is None else AdapterTimes(cost, population)
 
 
 def request_times(
@@ -116,7 +130,7 @@ def request_times(
     return RequestTimes(
         load=load if full is None else _with_whole_loads(load, full),
         host_load=(lambda chunk: from_host.seconds(chunk.adapter, chunk.host_load_uniform))
-        if has_host_tier(scenario)
+        if scenario.has_host_tier
         else none,
         service=none if service is None else lambda chunk: service.ppf(chunk.service_uniform),
     )

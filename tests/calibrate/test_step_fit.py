@@ -15,7 +15,8 @@ from sim.spec.profile import load_profile
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.least_squares import Problem, join, solve
 from sim.studies.fidelity.measured_runs import METRICS, MeasuredRun
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 Floats = NDArray[np.float64]
 

@@ -14,10 +14,10 @@ import pytest
 
 from sim.results.records import Recording
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.build import assemble
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.host_fill import HostFill
 from sim.world.replica.server import Server
+from sim.world.replication import assemble
 from sim.world.rollouts.active_rollouts import Rollouts
 from sim.world.rollouts.versions import Versions
 from sim.world.world import World

@@ -13,8 +13,9 @@ from test_leaping import compare
 
 from sim.spec.scenario import Scenario
 from sim.traffic.request import HIT, MISS, Request
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
 from sim.world.replica.oracle import ArrivalOracle, ReplicaOracle
+from sim.world.replication import simulate
 
 
 def bursts(seed: int, eviction: str, *, load_at: str | None, seats: int, count: int = 40) -> Scenario:

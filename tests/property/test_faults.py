@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from identity_scenarios import designs, with_
 from strategies import fixed_time, seconds
 
-import sim.world.build
+import sim.world.replication
 from sim.policies.adapter_cache import ABSENT
 from sim.results.records import (
     COMPLETED,
@@ -31,12 +31,13 @@ from sim.results.records import (
 )
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_STORAGE, HIT, MISS, Request
-from sim.world.build import ReplicaMaker, Replication, assemble, build_world, simulate
+from sim.world.build import build_world
 from sim.world.changes import Changes
 from sim.world.clock import Clock
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.modes.protected import OverlappedLoads
 from sim.world.replica.server import Server
+from sim.world.replication import ReplicaMaker, Replication, assemble, simulate
 
 EXAMPLES = 50
 
@@ -134,7 +135,7 @@ def test_requests_inside_are_counted_at_all_times(scenario: Scenario) -> None:
 
     world = build_world(scenario)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sim.world.build, "Clock", Watched)
+        patch.setattr(sim.world.replication, "Clock", Watched)
         fleet = assemble(world, 0, 1).fleet
         recording = fleet.run(world.traffic.chunks(0))
     assert recording.inside_area == pytest.approx(area, rel=1e-9, abs=1e-9)

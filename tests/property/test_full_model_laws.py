@@ -15,8 +15,9 @@ from strategies import ODD, build, fixed_time, seconds, write_profile, write_tra
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.generate import Chunk
-from sim.world.build import assemble, build_world, simulate
+from sim.world.build import build_world
 from sim.world.replica.continuous import BatchServer
+from sim.world.replication import assemble, simulate
 from sim.world.world import World
 
 STEP = {

@@ -29,10 +29,11 @@ from sim.results.records import (
 )
 from sim.spec.scenario import Scenario
 from sim.traffic.request import MISS, Request
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.server import Server
+from sim.world.replication import simulate
 
 EXAMPLES = 100
 

@@ -15,9 +15,10 @@ from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
+from sim.world.replication import simulate
 
 EXAMPLES = 100
 anything = st.one_of(scenarios(), scenarios(), engine_scenarios())

@@ -17,7 +17,8 @@ from strategies import GRID, VLLM, build, fixed_time, scenarios, write_profile, 
 from sim.results.leaps import GAP_BINS, GAP_STEP, gap_bin_edges
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 EXACT = {
     "index": "index",

@@ -16,11 +16,12 @@ from rollout_scenarios import DRAINING, rollout_scenarios
 from sim.policies.adapter_cache import GpuCache
 from sim.results.records import COMPLETED, GATED, MIXED, REFUSED, STALE, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.modes.protected import OverlappedLoads
 from sim.world.replica_caches import ReplicaCacheListener
+from sim.world.replication import simulate
 from sim.world.world import World
 
 EXAMPLES = 60

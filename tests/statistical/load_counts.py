@@ -23,7 +23,8 @@ import numpy as np
 
 from sim.spec.profile import LoraCost, StepCost, load_profile
 from sim.spec.scenario import Scenario
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 PROMPT, OUTPUT = 250, 231
 _KV_PER_SEQUENCE = PROMPT + OUTPUT / 2

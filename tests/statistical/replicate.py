@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 Floats = NDArray[np.float64]
 Measure = Callable[[dict[str, Floats]], Sequence[float]]

@@ -17,7 +17,8 @@ from sim.results.records import Recording
 from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, HIT, MISS
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 POLICIES = [name for name in EVICTIONS.names if name != "vllm-lru"]  # which is a whole cache
 

@@ -16,7 +16,7 @@ from sim.results.point import UNITS, Metric, Point
 from sim.results.run_directory.result_files import points_csv, summary_json
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import DRAW, MAX_DRAWS, Part, evaluate_scenario, make_design, simulate_part
-from sim.world.build import simulate
+from sim.world.replication import simulate
 
 COUNTS = ("completed", "unfinished", "refused", "failed", "preemptions", "evictions")
 

@@ -18,7 +18,8 @@ from sim.results.records import REFUSED, Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.traffic.request import HIT, MISS
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 PRESETS = ("sglang", "s-lora", "lorax", "tensorrt-llm")
 

@@ -27,7 +27,8 @@ from sim.studies.planning.plan_study import make_plan
 from sim.studies.planning.screen import screen
 from sim.studies.planning.what_if_changes import changes
 from sim.traffic.adapters import SHAPES, model_tensors, populate
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 WORKLOAD: dict[str, Any] = {"requests": 300, "arrivals": {"process": "poisson", "rate": "4/s"}}
 FULL = {"share": 0.2, "kind": "full"}

@@ -10,9 +10,10 @@ import pytest
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.traffic import generate
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
 from sim.world.fleet import Fleet
 from sim.world.gc_pause import collector_paused
+from sim.world.replication import simulate
 
 
 @pytest.mark.parametrize(

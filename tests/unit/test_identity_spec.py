@@ -35,8 +35,9 @@ from sim.results.records import (
 from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
-from sim.world.build import assemble, build_world, simulate
+from sim.world.build import build_world
 from sim.world.changes import Changes
+from sim.world.replication import assemble, simulate
 from sim.world.routing.router_instances import RouterInstances
 
 __all__ = ["base"]  # a fixture, used by its name

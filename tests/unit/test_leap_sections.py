@@ -11,7 +11,8 @@ from strategies import GRID, build, fixed_time, write_profile, write_trace
 from sim.results.leaps import Leaps, gap_bins
 from sim.results.records import Recorder, Recording, pack_step
 from sim.spec.scenario import Scenario
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 
 def sections_of(*rows: bytes, bounds: tuple[float, ...] = (10.0, 15.0, 20.0), replicas: int = 1) -> Recording:

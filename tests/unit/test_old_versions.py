@@ -12,8 +12,9 @@ from sim.policies.adapter_cache import ABSENT, RESIDENT
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
-from sim.world.build import assemble, build_world
+from sim.world.build import build_world
 from sim.world.fleet import Fleet
+from sim.world.replication import assemble
 
 COUNT = 20
 

@@ -16,8 +16,9 @@ from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, 
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.traffic.request import MISS
-from sim.world.build import assemble, build_world, simulate
+from sim.world.build import build_world
 from sim.world.faults.storage_faults import LONGEST_PAUSE_S, Failures, StorageFaults, StorageSpeed
+from sim.world.replication import assemble, simulate
 
 
 def services(rows: list[tuple[float, int]], faults: list[dict[str, Any]], **sections: Any) -> Scenario:

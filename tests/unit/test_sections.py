@@ -11,7 +11,8 @@ from strategies import GRID, build, fixed_time, write_trace
 
 from sim.results.records import Recording
 from sim.results.statistics import estimate, student
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 BURSTY = [0.01 * i for i in range(90)] + [10.0 + i for i in range(10)]
 """Ninety requests within a second, then one a second."""

@@ -11,8 +11,9 @@ from strategies import build, fixed_time, write_profile, write_trace
 from sim.errors import LoraplanError
 from sim.results.records import COMPLETED, REFUSED
 from sim.spec.scenario import Scenario
-from sim.world.build import assemble, build_world, simulate
+from sim.world.build import build_world
 from sim.world.fleet import Fleet
+from sim.world.replication import assemble, simulate
 
 SEEDS = range(20)
 

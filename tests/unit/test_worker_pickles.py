@@ -18,7 +18,8 @@ from traffic_samples import drawn, traffic
 
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
 from sim.studies.sweep import SMALL_RUN, task_of
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 
 class Strict(CloudPickler):

@@ -23,7 +23,8 @@ from sim.spec.scenario import Scenario
 from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun, scenario_of
 from sim.studies.parallel import unordered
 from sim.studies.sweep import code_version
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 PREDICTED = (
     "req_per_s",

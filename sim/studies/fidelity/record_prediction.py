@@ -14,7 +14,8 @@ from sim.results.records import COMPLETED
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.record_costs import RecordCosts, RecordTimes
 from sim.studies.fidelity.step_record import StepRecord
-from sim.world.build import build_world, simulate
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 ORDERS = 20
 """Simulations, each with another iteration order of adapter sets, as it differs from process to process."""

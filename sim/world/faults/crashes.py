@@ -16,7 +16,7 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
-from sim.world.ports import Endings, OpenFleet
+from sim.world.fleet_ports import Endings, OpenFleet
 
 
 @dataclass(slots=True)

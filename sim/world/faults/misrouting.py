@@ -27,7 +27,7 @@ from sim.traffic.request import MISS, Request
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.faults.misrouting_faults import MisroutingFault, make_misrouting_faults
 from sim.world.faults.stale_prefixes import StalePrefixes
-from sim.world.ports import OpenFleet
+from sim.world.fleet_ports import OpenFleet
 from sim.world.times import Retarget
 from sim.world.world import World
 

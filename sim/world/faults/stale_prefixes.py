@@ -9,7 +9,7 @@ from math import inf
 from sim.rng import stream_key, uniform_draw
 from sim.spec.sections.faults import NamedPrefixes
 from sim.traffic.request import Request
-from sim.world.ports import WeightsListener
+from sim.world.fleet_ports import WeightsListener
 from sim.world.world import World
 
 

@@ -108,7 +108,7 @@ class StorageFaults(LoadTiming):
     in any engine that retries with a sleep in its loading thread.
 
     :param original: by number in the caches, the number in the traffic, since all versions of an adapter are stored in
-        one place; None: the same.
+        one place; empty: the same.
     :param place: number of this incarnation of the replica, so that loads without a request have draws of their own.
     """
 
@@ -117,7 +117,7 @@ class StorageFaults(LoadTiming):
         speed: StorageSpeed,
         delays: Sequence[Delay],
         failures: Sequence[Failures],
-        original: Sequence[int] | None = None,
+        original: Sequence[int] = (),
         place: int = 0,
     ) -> None:
         self._speed = speed
@@ -158,7 +158,7 @@ class StorageFaults(LoadTiming):
         return seconds
 
     def _is_remote(self, delay: Delay, adapter: int) -> bool:
-        name = adapter if self._original is None else self._original[adapter]
+        name = self._original[adapter] if self._original else adapter
         return uniform_draw(delay.adapter_key, name) < delay.share
 
     def _failed(self, attempt: int, end_s: float, number: int) -> Failures | None:
@@ -203,7 +203,7 @@ def make_load_timing(world: World, replica: int, draws: ReplicaDraws) -> LoadTim
             windows.append((fault.at, end_s, fault.factor if isinstance(fault, SlowStorage) else inf))
     if not (windows or delays or failures):
         return LoadTiming()
-    original = None if world.rollout_plan is None else world.rollout_plan.original.tolist()
+    original = world.rollout_plan.original.tolist() if world.rollout_plan else ()
     return StorageFaults(StorageSpeed(windows), delays, failures, original, draws.place)
 
 

@@ -57,16 +57,14 @@ class FullModelFleet:
             return np.asarray(self.spec.load.ppf(uniform))
         return load_seconds(self.profile.load.storage, self.population)[adapter]
 
-    def token_limits(self, others: int | None) -> NDArray[np.int64]:
-        """Return the most tokens of a request, by adapter. Full models are limited by the KV cache of their replicas.
+    def limit_tokens(self, limits: NDArray[np.int64]) -> None:
+        """Set the most tokens of requests for full models, which the KV cache of their replicas limits.
 
-        :param others: limit for all other requests; None: no limit.
+        :param limits: (adapters,) by adapter, changed in place.
         """
-        limits = np.full(len(self.full), np.iinfo(np.int64).max if others is None else others)
         for model in np.flatnonzero(self.full).tolist():
-            own = self.homes.get(model)
-            limits[model] = self.kv_tokens[0 if own is None else own[0] - self.first]
-        return limits
+            place = self.homes[model][0] - self.first if model in self.homes else 0
+            limits[model] = self.kv_tokens[place]
 
 
 def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Traffic) -> FullModelFleet | None:

@@ -14,6 +14,7 @@ from sim.rng import stream_key
 from sim.spec.scenario import Cache, Storage
 from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.world.clock import Clock
+from sim.world.fleet import Fleet
 from sim.world.pools.full_model_layout import FullModelFleet
 from sim.world.replica.intake import Intake
 from sim.world.replica.loader import LoadContext
@@ -27,32 +28,46 @@ from sim.world.routing.router_views import Residency
 from sim.world.world import World
 
 
-class FullModelReplicas:
-    """The replicas of full models in one replication, and the router that sends requests to them.
+class NoFullModels:
+    """The replicas of full models in a replication without any.
 
+    :ivar replicas: number of replicas.
     :ivar counts: by replica of a pool, requests inside by model; updated by ``InFlight``.
     """
 
-    def __init__(self, world: World, fleet: FullModelFleet, wrap_server: ServerWrapper) -> None:
-        self.fleet = fleet
-        self._world = world
-        self._wrap_server = wrap_server
-        self._swaps = not fleet.homes and fleet.spec.serve == "swap"
-        self._view = View()
-        self.counts: list[dict[int, int]] = [{} for _ in range(fleet.replicas)]
-        self._residency = Residency(len(fleet.full), fleet.first + fleet.replicas)
-
-    @property
-    def counted(self) -> bool:
-        """Whether the router reads requests inside by model."""
-        return self._swaps and self.fleet.replicas > 1
+    def __init__(self, replicas: int = 0) -> None:
+        self.replicas = replicas
+        self.counts: list[dict[int, int]] = [{} for _ in range(replicas)]
 
     def router(self, others: Choosing, replication: int) -> Choosing:
         """Return the router of the whole fleet.
 
         :param others: the router of the base model's replicas.
         """
-        fleet = self.fleet
+        return others
+
+    def observe(self, fleet: Fleet) -> None:
+        """Connect the router's view to the replicas, once all exist."""
+
+    def make(self, index: int, inside: list[int], clock: Clock, recorder: Recorder) -> Server:
+        """Return a new replica, which rollouts and faults never concern."""
+        raise AssertionError("there are no full models")
+
+
+class FullModelReplicas(NoFullModels):
+    """The replicas of full models in one replication, and the router that sends requests to them."""
+
+    def __init__(self, world: World, fleet: FullModelFleet, wrap_server: ServerWrapper) -> None:
+        super().__init__(fleet.replicas)
+        self._fleet = fleet
+        self._world = world
+        self._wrap_server = wrap_server
+        self._swaps = not fleet.homes and fleet.spec.serve == "swap"
+        self._view = View()
+        self._residency = Residency(len(fleet.full), fleet.first + fleet.replicas)
+
+    def router(self, others: Choosing, replication: int) -> Choosing:
+        fleet = self._fleet
         models: FullModelRouter = ToOwnReplicas(self._view, fleet.homes)
         if self._swaps:
             pool = range(fleet.first, fleet.first + fleet.replicas)
@@ -60,25 +75,22 @@ class FullModelReplicas:
             models = ToHolders(self._view, pool, [model for model, full in enumerate(fleet.full) if full], key)
         return Beside(fleet.full, models, others)
 
-    def observe(self, inside: list[int]) -> None:
-        """Connect the router's view to the replicas, once all exist.
-
-        :param inside: by index, number of requests inside.
-        """
-        self._view.loads = inside
+    def observe(self, fleet: Fleet) -> None:
+        self._view.loads = fleet.full_model_inside
         self._view.resident = self._residency.masks
-        self._view.inside = [{}] * self.fleet.first + self.counts
+        self._view.inside = [{}] * self._fleet.first + self.counts
+        if self._swaps and self.replicas > 1:  # only then the router reads requests inside by model
+            fleet.count_inside()
 
     def make(self, index: int, inside: list[int], clock: Clock, recorder: Recorder) -> Server:
-        """Return a new replica."""
-        world = world_of(self._world, self.fleet, index - self.fleet.first)
+        world = world_of(self._world, self._fleet, index - self._fleet.first)
         context = EvictionContext(world.weights, world.capacity, now=lambda: clock.now)
         cache = GpuCache(world.weights, world.capacity, Lru(context), pinned=world.pinned)
         loads = LoadContext(clock, recorder, index)
         parts = ModeParts(cache, HostTier(), (1, 1), loads)
         mode: AdapterMode = LoadsAtArrival(parts)
         if self._swaps:
-            mode = TurnsOfModels(parts, self.fleet.spec.turn or 0.0)
+            mode = TurnsOfModels(parts, self._fleet.spec.turn or 0.0)
             attach_listeners(cache, index, [self._residency])
         replica = ReplicaParts(clock, recorder, index, inside, Intake(mode, mode.host))
         return make_server(world, replica, mode, kv_rule(world), self._wrap_server)
@@ -117,3 +129,8 @@ def world_of(world: World, fleet: FullModelFleet, place: int) -> World:
         full=None,
         base_weights=None,
     )
+
+
+def make_full_models(world: World, wrap_server: ServerWrapper) -> NoFullModels:
+    """Return the replicas of full models in one replication."""
+    return NoFullModels() if world.full is None else FullModelReplicas(world, world.full, wrap_server)

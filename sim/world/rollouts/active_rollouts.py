@@ -10,7 +10,7 @@ import numpy as np
 from sim.results.records import GATED, MIXED, REFUSED, STALE, Recorder, pack_mark
 from sim.traffic.request import Request
 from sim.world.clock import Clock
-from sim.world.ports import OpenFleet, WeightsListener
+from sim.world.fleet_ports import OpenFleet, WeightsListener
 from sim.world.replica.ports import WeightVersions
 from sim.world.rollouts.barriers import Barriers
 from sim.world.rollouts.duplicate_version_bytes import DuplicateVersionBytes

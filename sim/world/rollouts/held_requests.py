@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.traffic.request import Request
 from sim.world.clock import Clock
-from sim.world.ports import OpenFleet
+from sim.world.fleet_ports import OpenFleet
 
 
 class HeldRequests:

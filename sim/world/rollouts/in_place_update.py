@@ -11,7 +11,7 @@ import numpy as np
 
 from sim.rng import stream, stream_key, uniform_draw
 from sim.world.clock import CONTROL, Call
-from sim.world.ports import OpenFleet
+from sim.world.fleet_ports import OpenFleet
 from sim.world.rollouts.barriers import Barrier
 from sim.world.rollouts.rollout_plan import PlannedRollout, note_missing_stages
 from sim.world.rollouts.rollout_progress import RolloutContext

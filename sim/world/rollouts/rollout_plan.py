@@ -92,7 +92,7 @@ def plan_rollouts(scenario: Scenario, traffic: Traffic) -> RolloutPlan:
             original.extend(names)
             current[list(names)] = new_adapters
             initial_versions.update((copy, int(version[name])) for copy, name in zip(new_adapters, names, strict=True))
-        if rollout.gate is not None:
+        if rollout.gate:
             gated.update((name, number) for name in names)
         planned_rollouts.append(
             PlannedRollout(number, rollout, old, names, new_adapters, tuple(version[list(names)].tolist()))

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from sim.policies.gate import NEVER_S, Sample, failed_terms
+from sim.policies.stage_gate import NEVER_S, Sample, failed_terms
 from sim.rng import stream, stream_key, uniform_draw
 from sim.traffic.request import MISS, Request
 from sim.world.clock import CONTROL, Call
-from sim.world.ports import OpenFleet
+from sim.world.fleet_ports import OpenFleet
 from sim.world.rollouts.held_requests import HeldRequests
 from sim.world.rollouts.rollout_plan import PlannedRollout, note_missing_stages
 from sim.world.rollouts.rollout_progress import RolloutContext
@@ -63,7 +63,7 @@ class TrafficShift:
         """Put the stages on the clock; with a gate, each stage follows the judgement of the one before."""
         self._fleet = fleet
         rollout = self.planned.rollout
-        last = 1 if rollout.gate is not None else len(rollout.stages)
+        last = 1 if rollout.gate else len(rollout.stages)
         for number in range(last):
             self._clock.call_at(rollout.at + number * rollout.dwell, CONTROL, self._begin_stage, number)
 
@@ -77,15 +77,13 @@ class TrafficShift:
         return False
 
     def ended(self, request: Request, now: float) -> None:
-        """Note an answer by the old or the new version; those of the new one are samples for the gate."""
-        if self.planned.rollout.gate is not None and request.adapter not in self._place:
-            missed, arrival_s = request.outcome == MISS, request.arrival_s
-            self._samples.append(Sample(request.first_token_s - arrival_s, now - arrival_s, missed))
+        """Note an answer by the new version: a sample for the gate."""
+        missed, arrival_s = request.outcome == MISS, request.arrival_s
+        self._samples.append(Sample(request.first_token_s - arrival_s, now - arrival_s, missed))
 
     def failed(self, request: Request) -> None:
-        """Note that a request for the old or the new version failed."""
-        if self.planned.rollout.gate is not None and request.adapter not in self._place:
-            self._samples.append(Sample(NEVER_S, NEVER_S, request.outcome == MISS))
+        """Note that a request for the new version failed: a sample for the gate."""
+        self._samples.append(Sample(NEVER_S, NEVER_S, request.outcome == MISS))
 
     def left(self, adapter: int) -> None:
         """Note that a request for the losing version has left."""
@@ -136,7 +134,7 @@ class TrafficShift:
             else:
                 for i, offset in enumerate(self._offsets):
                     self._clock.call_at(known_s + offset, CONTROL, self._settle, (i,))
-        elif rollout.gate is not None:
+        elif rollout.gate:
             self._samples = []
             self._judge_later(number)
 

@@ -17,21 +17,30 @@ class RouterState:
     """The current state of the replicas, as far as the router reads it.
 
     :param reads: fields of the view that the router reads (``Router.reads``).
-    :ivar residency: adapters on each replica; None if the router does not read it.
+    :ivar residency: adapters on each replica; ``activity``: adapters in batches. Both follow the replicas only if the
+        router reads them.
     :ivar counts: by replica, requests inside by adapter; ``InFlight`` updates them if the router reads them.
-    :ivar activity: adapters in batches; None if the router does not read it.
     """
 
     def __init__(self, adapters: int, replicas: int, reads: frozenset[str]) -> None:
-        self.residency = Residency(adapters, replicas) if "resident" in reads else None
+        self.residency = Residency(adapters, replicas)
+        self.activity = BatchActivity(adapters, replicas)
         self.counts: list[dict[int, int]] = [{} for _ in range(replicas)]
-        self.activity = BatchActivity(adapters, replicas) if "running" in reads else None
+        self._reads = reads
         self._batches = False
         self._adapters = adapters
 
+    def reads(self, field: str) -> bool:
+        """Return whether the router reads a field of its view."""
+        return field in self._reads
+
+    def cache_listeners(self) -> list[Residency]:
+        """Return what must know which adapters come to, and leave, the caches of the replicas."""
+        return [self.residency] if self.reads("resident") else []
+
     def replica(self, server: Server) -> None:
         """Follow a new server, which takes the place of the one with its index."""
-        if self.activity is not None:
+        if self.reads("running"):
             self._batches = server.follow_batch(self.activity.replica)
 
     def sources(self, loads: list[int], inside: Callable[[], list[dict[int, int]]]) -> Sources:
@@ -39,8 +48,8 @@ class RouterState:
 
         :param loads: by replica, number of requests inside; ``inside`` returns them by adapter.
         """
-        activity: Activity | None = self.activity
-        if activity is not None and not self._batches:
+        activity: Activity = self.activity
+        if self.reads("running") and not self._batches:
             activity = InFlightActivity(self._adapters, inside())
         return Sources(loads, self.residency, activity, inside)
 

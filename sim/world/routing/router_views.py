@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 
 from sim.policies.routing import View
 from sim.world.clock import CONTROL, Call, Clock
-from sim.world.routing.activity import Activity, RunningNow
+from sim.world.routing.activity import Activity, InFlightActivity, RunningNow
 
 _ROOM: dict[int, int] = {}
 """In a copy, stands for the requests inside any replica that has room."""
@@ -70,14 +70,13 @@ class Sources:
     """The live state of the fleet, from which views are read: the same lists that the servers update.
 
     :ivar loads: by replica, number of requests inside.
-    :ivar residency: adapters on each replica; None if no router reads it.
-    :ivar activity: adapters in batches; None if no router reads it.
+    :ivar residency: adapters on each replica; ``activity``: adapters in batches.
     :ivar inside: returns, by replica, requests inside by adapter, always current from then on.
     """
 
     loads: list[int]
-    residency: Residency | None = None
-    activity: Activity | None = None
+    residency: Residency = field(default_factory=lambda: Residency(0, 0))
+    activity: Activity = field(default_factory=lambda: InFlightActivity(0, []))
     inside: Callable[[], list[dict[int, int]]] = list
 
 
@@ -140,10 +139,8 @@ class ViewRefresher(FreshView):
         if "loads" in self._reads:
             view.loads = sources.loads
         if "resident" in self._reads:
-            assert sources.residency is not None, "the router reads residents"
             view.resident = sources.residency.masks
         if "running" in self._reads:
-            assert sources.activity is not None, "the router reads activity"
             view.running = RunningNow(sources.activity)
         if "inside" in self._reads:
             view.inside = sources.inside()
@@ -177,7 +174,6 @@ class ViewRefresher(FreshView):
         if "loads" in reads:
             yield self._read_loads
         if "resident" in reads:
-            assert sources.residency is not None, "the router reads residents"
             yield partial(sources.residency.copy_to, view.resident)
         if "running" in reads:
             yield self._read_running
@@ -193,7 +189,6 @@ class ViewRefresher(FreshView):
         self._view.loads = self._sources.loads.copy()
 
     def _read_running(self) -> None:
-        assert self._sources.activity is not None, "the router reads activity"
         self._view.running = self._sources.activity.read()
 
     def _read_inside(self) -> None:
