@@ -45,7 +45,7 @@ def build_world(scenario: Scenario) -> World:
     rollout_plan = plan_rollouts(scenario, traffic) if scenario.rollouts else None
     full = lay_out_full_models(scenario, profile, traffic)
     weights_kept = None if profile is None else base_weights(scenario.adapters, profile)
-    if profile is not None and weights_kept is not None:
+    if profile and weights_kept:
         profile = weights_kept.apply(profile)
     population = traffic.population.without_full()
     if rollout_plan is not None:
@@ -60,7 +60,7 @@ def build_world(scenario: Scenario) -> World:
         notes += beyond_envelope(profile, slots, int(population.rank.max()), scenario.fleet.max_num_seqs)
     notes += storage_notes(scenario) + full_model_notes(full, scenario.fleet.replicas)
     notes += _base_notes(scenario, weights_kept)
-    if profile is not None and scenario.storage.loaders > 1 and scenario.storage.load is None:
+    if profile and scenario.storage.loaders > 1 and not scenario.storage.load:
         notes.append("loads at the same time share no bandwidth in this version: several loaders look too good")
     served = int(np.count_nonzero(~population.full)) if population.full_kinds else len(population)
     if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and capacity < served:

@@ -85,7 +85,7 @@ def eviction_context(world: World, clock: Clock, draws: ReplicaDraws, oracle: Re
 def vllm_cache(world: World, draws: ReplicaDraws) -> VllmLruCache:
     """Return vLLM's slots and host memory, with the warm adapters."""
     host, slots, adapters = world.scenario.cache.host, world.capacity, len(world.population)
-    host_slots = slots if host is None or host.slots is None else host.slots
+    host_slots = (host.slots if host else None) or slots
     # A Python set is walked by hash, and vLLM's adapters are hashed by name, differently in every process.
     hashes = draws.stream("set-order").integers(2**61 - 1, size=adapters)
     cache = VllmLruCache(adapters, slots, host_slots, SetOrder(hashes.tolist()))
@@ -133,7 +133,7 @@ def fetched_copies(world: World, cache: AdapterCache) -> GpuCache:
     """
     host = world.scenario.cache.host
     assert host is not None, "the scenario has host memory"
-    unlimited = host.slots is None and host.size is None
+    unlimited = not (host.slots or host.size)
     count = len(world.population)
     weights, capacity = ([1] * count, count) if unlimited else _capacity(host, world.population)
     if max(weights) > capacity:

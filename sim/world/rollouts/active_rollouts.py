@@ -323,7 +323,7 @@ def make_rollouts(
     )
     routers = RouterInstances(scenario.router.instances, seed, replication)
     context = RolloutContext(clock, recorder, RolloutProgress(clock, recorder), seed, replication)
-    resized = any(rollout.rank is not None or rollout.size is not None for rollout in scenario.rollouts)
+    resized = any(rollout.rank or rollout.size for rollout in scenario.rollouts)
     retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
     shifts = [TrafficShift(planned, context, retarget, routers, state.held) for planned in renaming]
     from_storage, _ = tier_times(*costs)
