@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from sim.results import calibration, metric_state, model, pairs, point
+from sim.results.run_directory import study_records
 
 
 def types_of(module: ModuleType) -> list[type]:
@@ -19,7 +20,9 @@ def types_of(module: ModuleType) -> list[type]:
     ]
 
 
-@pytest.mark.parametrize("module", [model, point, metric_state, pairs, calibration], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [model, study_records, point, metric_state, pairs, calibration], ids=lambda m: m.__name__
+)
 def test_every_result_is_frozen(module: ModuleType) -> None:
     kinds = types_of(module)
     assert kinds, "the module has results"

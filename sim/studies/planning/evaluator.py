@@ -12,10 +12,10 @@ from typing import Any
 
 from sim.errors import InputError, ScenarioError
 from sim.results.calibration import without_calibration
-from sim.results.model import EvaluationRecord
 from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
+from sim.results.run_directory.study_records import EvaluationRecord
 from sim.results.statistics import student
 from sim.results.verdict import (
     MET,
