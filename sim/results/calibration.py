@@ -30,7 +30,7 @@ class ReplicationValues:
     """What one replication by itself says.
 
     :ivar values: by metric; None where it has not enough data.
-    :ivar overloaded: whether more arrives than is served.
+    :ivar overloaded: whether more requests arrive than are served.
     :ivar late: share of late requests by latency term of the SLO.
     """
 

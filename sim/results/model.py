@@ -140,7 +140,7 @@ class Impact:
     """What rollouts and faults did to the measured requests of all replications. A request may be in several counts.
 
     :ivar stale: answered by an old version after the new one had taken over.
-    :ivar wrong_served: answered by another adapter without anybody noticing; ``wrong_detected``: noticed.
+    :ivar wrong_served: answered by another adapter, unnoticed; ``wrong_detected``: noticed.
     :ivar lost: with their replica; ``failed_loads``: their adapter could not be loaded.
     :ivar slow: late by the targets for single requests; None without such targets, and so are the other two of these.
     :ivar unanswered: unfinished when the run ended; ``slow_unanswered``: those of them that are late by then.

@@ -179,7 +179,7 @@ def _timeline(recording: Recording) -> Timeline:
     def mean(counts: Floats) -> list[float | None]:
         return [float(x) for x in counts.reshape(_SPANS, 8).mean(axis=1)]
 
-    served = ~np.isin(r["status"], (REFUSED, FAILED))  # the others never wait, or nobody knows when they went
+    served = ~np.isin(r["status"], (REFUSED, FAILED))  # the others never wait, or left at an unknown time
     arrived, admitted = passed(r["arrival_s"][served]), passed(r["admitted_s"][served])
 
     def per_second(times: NDArray[Any]) -> list[float | None]:

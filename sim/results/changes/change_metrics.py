@@ -101,7 +101,7 @@ def _harmed(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
 def before_changes(m: MeasuredRequests) -> Mask:
     """Return which measured requests came before the first rollout or fault that begins at some time.
 
-    What is there from the start belongs to how things are anyway; where there is nothing else, nobody came before.
+    What is there from the start belongs to how things are anyway; where there is nothing else, no request came before.
     """
     begins = np.array([min(r.facts.get("during_from_s", math.inf), m.facts.faults_from_s) for r in m.recordings])
     begins[np.isinf(begins)] = 0.0
@@ -179,7 +179,7 @@ def _faults(m: MeasuredRequests) -> dict[str, Metric]:
 
 
 def _rerouted(m: MeasuredRequests) -> Metric:
-    """Return how long the requests take that begin anew elsewhere, from their first arrival on."""
+    """Return how long requests take that start again on another replica, from their first arrival on."""
     chosen = m.completed & ((m.column("marks") & REROUTED) > 0)
     if not chosen.any():
         return Metric(None, unit="s", state=State(Cause.NONE_REROUTED))
