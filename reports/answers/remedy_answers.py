@@ -10,8 +10,8 @@ from reports.answers.findings import Answer, answer
 from reports.answers.verdicts import main_metric
 from reports.formatting import metric_words, read_terms, show
 from reports.text import capital
-from sim.results.model import RemedyRow
 from sim.results.point import Point
+from sim.results.run_directory.study_records import RemedyRow
 from sim.results.verdict import MET, NOT_MET, verdict
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from reports.charts.axis_ticks import draw_grid, set_ticks
 from reports.charts.svg import COLOURS, Chart, drawing, place, to_svg
 from reports.formatting import metric_words
 from reports.table import Table
-from sim.results.model import MetricChange, RemedyRow, WhatIfRow
+from sim.results.model import MetricChange
+from sim.results.run_directory.study_records import RemedyRow, WhatIfRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,10 @@ from reports.formatting import metric_words, read_terms
 from reports.table import Table
 from reports.tables.what_if_table import what_if_cell
 from reports.text import capital, with_interval
-from sim.results.model import MetricChange, RemedyRow
+from sim.results.model import MetricChange
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import Point
+from sim.results.run_directory.study_records import RemedyRow
 from sim.results.verdict import verdict
 from sim.spec.units import human_bytes
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from reports.answers.deltas import CLEAR_WORDS, bounds_words
 from reports.formatting import metric_words, show
 from reports.table import Table
-from sim.results.model import MetricChange, WhatIfRow
+from sim.results.model import MetricChange
+from sim.results.run_directory.study_records import WhatIfRow
 
 
 def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | None:

@@ -13,8 +13,8 @@ from sim.cli.output import command_line, message, pool_of, print_rich, progress_
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.results.model import EvaluationRecord
     from sim.results.run_directory.store import RunData
+    from sim.results.run_directory.study_records import EvaluationRecord
 
 _RANGE = re.compile(r"([^=]+)=(.+?)\.\.(.+?)(?::([^:]+))?")
 NONE_MEETS = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class ReplicationValues:
     """What one replication by itself says.
 
     :ivar values: by metric; None where it has not enough data.
-    :ivar overloaded: whether more arrives than is served.
+    :ivar overloaded: whether more requests arrive than are served.
     :ivar late: share of late requests by latency term of the SLO.
     """
 
@@ -46,36 +46,62 @@ def values_of_replication(recording: Recording, facts: ScenarioFacts) -> Replica
     return ReplicationValues(values, overloaded, {name: each.share.value for name, each in late.items()})
 
 
-def add_calibration(
+def with_calibration(
     point: Point, own: Sequence[ReplicationValues], drawn: Sequence[ReplicationValues], of: int
-) -> None:
-    """Give a point's metrics their calibration intervals.
+) -> Point:
+    """Return the point with calibration intervals.
 
     :param own: (R,) the replications with the profile's own costs; ``drawn``: (K,) draws, the k-th on the traffic of
         replication k modulo R.
     :param of: how many draws the profile has.
     """
     pairs = [(own[k % len(own)], draw) for k, draw in enumerate(drawn)]
-    point.calibration = {"draws": len(drawn), "of": of, "overloaded": sum(draw.overloaded for draw in drawn)}
-    for name, metric in point.metrics.items():
-        if metric.unit in SUMMED:  # over all replications; a draw has but one
-            continue
-        _add(name, metric, [(before.values[name], after.values[name]) for before, after in pairs])
-    for name, late in point.late.items():
-        _add("slo_attainment", late.share, [(before.late[name], after.late[name]) for before, after in pairs])
-    overloaded = point.calibration["overloaded"]
+    overloaded = sum(draw.overloaded for draw in drawn)
+    warnings = list(point.warnings)
     if overloaded and not all(each.overloaded for each in own):
-        point.warnings.append(
-            f"with {overloaded} of {len(drawn)} draws of the profile's costs more arrives than is served: the profile "
-            "does not tell whether this load can be served, and calibration intervals depend on how long the run is"
+        warnings.append(
+            f"with {overloaded} of {len(drawn)} draws of the profile's costs more requests arrive than are served: the "
+            "profile does not show whether this load can be served, and calibration intervals depend on how long the "
+            "run is"
         )
+    return replace(
+        point,
+        metrics={
+            # Counts are sums over all replications, and each draw is one replication.
+            name: metric
+            if metric.unit in SUMMED
+            else _calibrated(name, metric, [(before.values[name], after.values[name]) for before, after in pairs])
+            for name, metric in point.metrics.items()
+        },
+        late={
+            name: replace(
+                late,
+                share=_calibrated(
+                    "slo_attainment", late.share, [(before.late[name], after.late[name]) for before, after in pairs]
+                ),
+            )
+            for name, late in point.late.items()
+        },
+        calibration={"draws": len(drawn), "of": of, "overloaded": overloaded},
+        warnings=warnings,
+    )
 
 
-def _add(name: str, metric: Metric, values: Sequence[tuple[float | None, float | None]]) -> None:
-    """Give a metric its calibration interval, where every pair of replication and draw has a value."""
+def without_calibration(point: Point) -> Point:
+    """Return the point as it would be if the profile's costs were certain."""
+    metrics = {
+        name: replace(metric, calibration_lo=None, calibration_hi=None) for name, metric in point.metrics.items()
+    }
+    return replace(point, metrics=metrics, calibration={})
+
+
+def _calibrated(name: str, metric: Metric, values: Sequence[tuple[float | None, float | None]]) -> Metric:
+    """Return a metric with its calibration interval, where every pair of replication and draw has a value."""
     known = [(before, after) for before, after in values if before is not None and after is not None]
-    if metric.value is not None and metric.lo is not None and len(known) == len(values):
-        metric.calibration_lo, metric.calibration_hi = bounds(name, metric, known)
+    if metric.value is None or metric.lo is None or len(known) < len(values):
+        return metric
+    low, high = bounds(name, metric, known)
+    return replace(metric, calibration_lo=low, calibration_hi=high)
 
 
 def bounds(name: str, metric: Metric, pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """How far a metric can be trusted, as data: a cause with its numbers, of which notes and sentences are made.
 
-Nothing decides by the text of a note. Files keep the notes that they always had: ``State.note`` writes one, and
-``stored_state`` is the only place that reads one.
+Files have a note for each value. ``State.note`` writes it, and nothing reads it again: files of points keep the cause
+and its numbers too. Older versions kept notes alone; ``stored_state`` knows their texts.
 """
 
 from __future__ import annotations
@@ -31,35 +31,41 @@ class Kind(Enum):
 
 
 class Cause(Enum):
-    """Why a metric has no value, no interval, or one that can't be trusted; with the note that files keep."""
+    """Why a metric has no value, no interval, or one that can't be trusted; with the note that files have for it."""
 
     NONE = (Kind.SETTLED, "")
-    WIDE = (Kind.WIDE, "95 % interval wider than ±10%: run more requests or replications")
-    WIDE_OVER_REPLICATIONS = (Kind.WIDE, "95 % interval wider than ±10%: run more replications")
+    WIDE = (Kind.WIDE, "the 95 % interval is wider than ±10 %; run more requests or replications")
+    WIDE_OVER_REPLICATIONS = (Kind.WIDE, "the 95 % interval is wider than ±10 %; run more replications")
     NO_REQUESTS = (Kind.TOO_FEW_REQUESTS, "not enough data")
     FEW_REQUESTS = (
         Kind.TOO_FEW_REQUESTS,
-        "not enough data: {found:,} measured requests, {needed:,} are needed",
+        "not enough data: {found:,} requests were measured, {needed:,} are needed",
     )
-    NONE_REROUTED = (Kind.NOT_MEASURED, "not enough data: no request was rerouted and completed")
-    NOTHING_BEFORE = (Kind.NOT_MEASURED, "nothing measured before the first rollout or fault")
-    FEW_SECTIONS = (Kind.RUN_TOO_SHORT, "too few sections for an interval")
-    SMALL_SECTIONS = (Kind.RUN_TOO_SHORT, "fewer than {needed} requests in a section: run more requests")
-    FEW_CYCLES = (Kind.RUN_TOO_SHORT, "the queue swung {found:,} times, {needed:,} are needed: run more requests")
+    NONE_REROUTED = (Kind.NOT_MEASURED, "no request was rerouted and completed")
+    NOTHING_BEFORE = (Kind.NOT_MEASURED, "nothing was measured before the first rollout or fault")
+    FEW_SECTIONS = (Kind.RUN_TOO_SHORT, "the run is too short for an interval; run more requests")
+    SMALL_SECTIONS = (
+        Kind.RUN_TOO_SHORT,
+        "the run is too short: some sections have fewer than {needed} requests; run more requests",
+    )
+    FEW_CYCLES = (Kind.RUN_TOO_SHORT, "the run is too short for a reliable value; use {more} requests")
     FEW_CYCLES_OF_MEANS = (
         Kind.RUN_TOO_SHORT,
-        "the queue swung {found:,} times (means of 16 requests), {needed:,} are needed: run more requests",
+        "the run is too short for a reliable value (judged by means of 16 requests); use {more} requests",
     )
-    ONE_REPLICATION = (Kind.ONE_REPLICATION, "one replication: no interval")
-    LOADER_BUSY = (Kind.NEAR_SATURATION, "the loader is busy {share:.1%} of the time: near saturation")
-    SERVER_BUSY = (Kind.NEAR_SATURATION, "the server is busy {share:.1%} of the time: near saturation")
-    OVERLOADED = (Kind.OVERLOADED, "more arrives than is served: depends on how long the run is")
+    ONE_REPLICATION = (Kind.ONE_REPLICATION, "one replication gives no interval")
+    LOADER_BUSY = (Kind.NEAR_SATURATION, "the loader is busy {share:.1%} of the time, close to saturation")
+    SERVER_BUSY = (Kind.NEAR_SATURATION, "the server is busy {share:.1%} of the time, close to saturation")
+    OVERLOADED = (
+        Kind.OVERLOADED,
+        "more requests arrive than are served, so the value depends on how long the run is",
+    )
     NOT_COMPLETE = (Kind.INCOMPLETE, "not complete before the end of the run")
     ROLLED_BACK = (Kind.INCOMPLETE, "not complete before the end of the run; rolled back")
     COMPLETE_IN_SOME = (Kind.INCOMPLETE, "complete in {found} of {needed} replications")
     ROLLED_BACK_IN_SOME = (Kind.INCOMPLETE, "complete in {found} of {needed} replications; rolled back in {others}")
     NO_TOKENS = (Kind.NOT_MEASURED, "engine fixed has no tokens")
-    NO_TARGET = (Kind.NOT_MEASURED, "the scenario's slo has no target for single requests")
+    NO_TARGET = (Kind.NOT_MEASURED, "the SLO has no target for single requests")
     NO_SESSIONS = (Kind.NOT_MEASURED, "the traffic has no sessions")
     NO_ROLLOUT = (Kind.NOT_APPLICABLE, "the scenario has no rollout")
     NO_FAULT = (Kind.NOT_APPLICABLE, "the scenario has no such fault")
@@ -98,7 +104,8 @@ class State:
     @property
     def note(self) -> str:
         """The text that ``summary.json`` and the files of points have for it."""
-        return self.cause.note.format(**self._numbers())
+        more = f"about {self.needed / self.found:.2g} times as many" if self.found else "many more"
+        return self.cause.note.format(**self._numbers(), more=more)
 
     def to_json(self) -> dict[str, Any]:
         """Return the cause and those numbers that say something, as plain data."""
@@ -112,6 +119,27 @@ SETTLED = State()
 TRUSTED = frozenset({Kind.SETTLED, Kind.NOT_MEASURED, Kind.NOT_APPLICABLE})
 """Kinds of states in which there is nothing to doubt: the value is sound, or none is to be expected."""
 
+OLD_NOTES = {
+    **{cause: cause.note for cause in Cause if cause is not Cause.UNKNOWN},
+    Cause.WIDE: "95 % interval wider than ±10%: run more requests or replications",
+    Cause.WIDE_OVER_REPLICATIONS: "95 % interval wider than ±10%: run more replications",
+    Cause.FEW_REQUESTS: "not enough data: {found:,} measured requests, {needed:,} are needed",
+    Cause.NONE_REROUTED: "not enough data: no request was rerouted and completed",
+    Cause.NOTHING_BEFORE: "nothing measured before the first rollout or fault",
+    Cause.FEW_SECTIONS: "too few sections for an interval",
+    Cause.SMALL_SECTIONS: "fewer than {needed} requests in a section: run more requests",
+    Cause.FEW_CYCLES: "the queue swung {found:,} times, {needed:,} are needed: run more requests",
+    Cause.FEW_CYCLES_OF_MEANS: (
+        "the queue swung {found:,} times (means of 16 requests), {needed:,} are needed: run more requests"
+    ),
+    Cause.ONE_REPLICATION: "one replication: no interval",
+    Cause.LOADER_BUSY: "the loader is busy {share:.1%} of the time: near saturation",
+    Cause.SERVER_BUSY: "the server is busy {share:.1%} of the time: near saturation",
+    Cause.OVERLOADED: "more arrives than is served: depends on how long the run is",
+    Cause.NO_TARGET: "the scenario's slo has no target for single requests",
+}
+"""Notes of versions that kept no states. These texts stay as they are: run directories have them."""
+
 _FIELD = re.compile(r"\\\{(\w+)[^{}]*\\\}")
 _DIGITS = {"found": r"[\d,]+", "needed": r"[\d,]+", "others": r"[\d,]+", "share": r"[\d.]+%"}
 
@@ -119,8 +147,8 @@ _DIGITS = {"found": r"[\d,]+", "needed": r"[\d,]+", "others": r"[\d,]+", "share"
 def stored_state(data: dict[str, Any] | None, note: str, value: float | None, *, settled: bool) -> State:
     """Return the state of a metric that was read from a run directory.
 
-    Run directories of versions without states have only ``note`` and ``settled``. A note is one of the texts of
-    ``Cause``, so it gives back the cause and its numbers; no other place may read notes.
+    Run directories of versions without states have only ``note`` and ``settled``. Their notes are the texts of
+    ``OLD_NOTES``, so they give back the cause and its numbers; no other place may read notes.
 
     :param data: what ``State.to_json`` gave; None in files of those versions.
     """
@@ -142,4 +170,4 @@ def _number(name: str, text: str) -> Any:
     return float(text[:-1]) / 100 if name == "share" else int(text.replace(",", ""))
 
 
-_PATTERNS = {cause: _pattern(cause.note) for cause in Cause if cause is not Cause.UNKNOWN}
+_PATTERNS = {cause: _pattern(note) for cause, note in OLD_NOTES.items()}

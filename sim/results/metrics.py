@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +29,13 @@ def measure(
     m = MeasuredRequests(recordings, facts, least_for_p99)
     metrics = {**_cache(m), **_latency(m), **_tokens(m), **_rates(m), **_counts(m)}
     metrics |= change_metrics(m, slow_ones(m))
-    _unsettle(metrics, m)
+    busy = _near_saturation(metrics, m)
+    if busy is not None:
+        metrics |= {
+            name: replace(metric, state=busy)
+            for name, metric in metrics.items()
+            if UNITS[name] == "s" and name != "rollout_duration_s" and metric.value is not None
+        }
     return {name: metrics[name] for name in UNITS}, m
 
 
@@ -124,12 +133,10 @@ def _total(m: MeasuredRequests, by_section: NDArray[np.float64], unit: str) -> M
     return Metric(int(by_section.sum()), unit=unit, parts=kept(parts))
 
 
-def _unsettle(metrics: dict[str, Metric], m: MeasuredRequests) -> None:
-    """Mark latencies near saturation: their intervals don't show what a longer run would."""
-    loader = metrics["loader_utilization"].value
+def _near_saturation(metrics: Mapping[str, Metric], m: MeasuredRequests) -> State | None:
+    """Return the state of latencies near saturation, where intervals don't show what a longer run would; else None."""
     server = metrics["gpu_utilization"].value if m.facts.fixed else None  # a batch engine is busy at any load
-    for cause, load in ((Cause.LOADER_BUSY, loader), (Cause.SERVER_BUSY, server)):
-        if load is not None and load > BUSY:
-            for name in metrics:
-                if UNITS[name] == "s" and name != "rollout_duration_s" and metrics[name].value is not None:
-                    metrics[name].state = State(cause, share=load)
+    if server is not None and server > BUSY:
+        return State(Cause.SERVER_BUSY, share=server)
+    loader = metrics["loader_utilization"].value
+    return State(Cause.LOADER_BUSY, share=loader) if loader is not None and loader > BUSY else None

@@ -1,7 +1,8 @@
 """What one simulated point (one set of values of the swept keys) says: the contract with reports.
 
-``Point`` is plain data. It becomes one entry of ``summary.json`` (``set`` and ``metrics``) and one file
-under ``points/`` of a run directory (everything), from which a report is drawn without simulating.
+``Point`` and its parts are frozen data: whoever changes one makes a new one (``dataclasses.replace``). A point becomes
+one entry of ``summary.json`` (``set`` and ``metrics``) and one file under ``points/`` of a run directory (everything),
+from which reports are written without simulating.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ SHARES = frozenset(
 """Metrics of unit 1 between 0 and 1; the others of unit 1 are counts or averages."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Metric:
     """An estimate and its 95 % interval.
 
@@ -151,7 +152,7 @@ class Metric:
         return Metric(**data, state=state, parts=parts or [])
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class LateShare:
     """How many of the measured requests an SLO term counts as late, those without an answer among them.
 
@@ -163,7 +164,7 @@ class LateShare:
     share: Metric
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """Everything a report needs to know of one point.
 

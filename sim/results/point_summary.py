@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,27 +85,26 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
     :param warnings: sentences from before the run.
     """
     metrics, m = measure(recordings, facts)
-    point = Point(
+    capacity, impact = _capacity(m, metrics), impact_of(m)
+    load = capacity.offered_load
+    return Point(
         set=set_,
-        metrics=metrics,
+        metrics=_overloaded(metrics) if load is not None and load >= 1 else metrics,
         cdf=_cdf(m),
         timeline=_timeline(recordings[0]),
         breakdown=_breakdown(m),
         groups=_groups(m),
-        capacity=_capacity(m, metrics),
+        capacity=capacity,
         traffic=_traffic(m),
-        warnings=list(warnings),
+        warnings=[*warnings, *_warnings(capacity, impact or Impact(), metrics, facts.refusals)],
         replicas=replica_rows(recordings[0], facts),
         events=event_rows(recordings[0]),
         version_mix=version_mix(recordings[0], _SPANS) if facts.strategies else {},
-        impact=impact_of(m),
+        impact=impact,
         traffic_ids=traffic_ids(recordings, facts),
         late={} if is_served(m) else late_shares(m),
         unserved=unserved_counts(m),
     )
-    _warn(point, facts.refusals)
-    _unsettle_overloaded(point)
-    return point
 
 
 def measure_alone(recording: Recording, facts: ScenarioFacts) -> tuple[dict[str, Metric], dict[str, LateShare], bool]:
@@ -117,13 +118,13 @@ def measure_alone(recording: Recording, facts: ScenarioFacts) -> tuple[dict[str,
     return metrics, late_shares(m), overloaded
 
 
-def _unsettle_overloaded(point: Point) -> None:
-    """Mark the latencies of an overloaded point: a longer run would give other numbers, whatever the interval says."""
-    load = point.capacity.offered_load
-    if load is not None and load >= 1:
-        for metric in point.metrics.values():
-            if metric.unit == "s" and metric.value is not None:
-                metric.state = State(Cause.OVERLOADED)
+def _overloaded(metrics: dict[str, Metric]) -> dict[str, Metric]:
+    """Return the metrics of an overloaded point with all latencies unsettled: they depend on how long the run is."""
+    state = State(Cause.OVERLOADED)
+    return {
+        name: replace(metric, state=state) if metric.unit == "s" and metric.value is not None else metric
+        for name, metric in metrics.items()
+    }
 
 
 def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table:
@@ -178,7 +179,7 @@ def _timeline(recording: Recording) -> Timeline:
     def mean(counts: Floats) -> list[float | None]:
         return [float(x) for x in counts.reshape(_SPANS, 8).mean(axis=1)]
 
-    served = ~np.isin(r["status"], (REFUSED, FAILED))  # the others never wait, or nobody knows when they went
+    served = ~np.isin(r["status"], (REFUSED, FAILED))  # the others never wait, or left at an unknown time
     arrived, admitted = passed(r["arrival_s"][served]), passed(r["admitted_s"][served])
 
     def per_second(times: NDArray[Any]) -> list[float | None]:
@@ -363,31 +364,31 @@ def _traffic(m: MeasuredRequests) -> dict[str, float]:
     }
 
 
-def _warn(point: Point, refusals: str) -> None:
-    loader, impact = point.capacity.loader.offered_load, point.impact or Impact()
+def _warnings(capacity: Capacity, impact: Impact, metrics: dict[str, Metric], refusals: str) -> Iterator[str]:
+    """Yield sentences on overload, refused and failed requests."""
+    loader, batch = capacity.loader.offered_load, capacity.compute.offered_load
     if loader is not None and loader >= 1:
-        point.warnings.append(
+        yield (
             f"overloaded: loads need {loader:.2f} times what the loaders can do; the queue grows without limit, and "
             "percentiles depend on how long the run is"
         )
-    batch = point.capacity.compute.offered_load
     if batch is not None:
-        point.warnings.append(
+        yield (
             f"overloaded: {batch:.2f} times as many requests arrive as are served; the queue grows without limit, and "
             "percentiles depend on how long the run is"
         )
-    refused = point.metrics["refused"].value
+    refused = metrics["refused"].value
     if refused:
         gated = impact.refused_by_rollout
         parts = [f"{gated:,} since the adapter was being replaced (unload-then-load)"] if gated else []
         if refused > gated:
             parts.append(f"{refused - gated:,.0f} since {refusals}" if gated else refusals)
         some = f"{refused:,.0f} request{'s were' if refused > 1 else ' was'} refused"
-        point.warnings.append(f"{some}: {', '.join(parts)}")
-    failed = point.metrics["failed"].value
+        yield f"{some}: {', '.join(parts)}"
+    failed = metrics["failed"].value
     if failed:
         some = f"{failed:,.0f} request{'s' if failed > 1 else ''}"
-        point.warnings.append(f"{some} failed: {_failures(impact, int(failed))}")
+        yield f"{some} failed: {_failures(impact, int(failed))}"
 
 
 def _failures(impact: Impact, failed: int) -> str:

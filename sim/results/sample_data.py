@@ -198,7 +198,7 @@ _TERMS = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_
 def judge_of(facts: ScenarioFacts) -> Judge | None:
     """Return what says of each request whether it completed within every per-request target; None without such.
 
-    The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are held against each single request.
+    The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are applied to each single request.
     """
     if not any(name in facts.slo for name, _ in _TERMS) and "tpot_mean_s" not in facts.slo:
         return None

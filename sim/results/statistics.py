@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -99,9 +99,8 @@ def estimate(
     if half is None:
         return Metric(value, unit=unit, state=State(Cause.FEW_SECTIONS))
     parts = kept(by_replication if len(by_replication) >= ENOUGH_REPLICATIONS else by_section)
-    metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit, parts=parts)
-    _unsettle_wide(metric, half, is_share=highest == 1)
-    return metric
+    state = _state_of(value, half, is_share=highest == 1)
+    return Metric(value, max(0.0, value - half), min(highest, value + half), unit, state, parts=parts)
 
 
 def _wider_half(value: float, by_section: Floats, by_replication: Floats) -> float | None:
@@ -112,10 +111,10 @@ def _wider_half(value: float, by_section: Floats, by_replication: Floats) -> flo
     return half
 
 
-def _unsettle_wide(metric: Metric, half: float, *, is_share: bool) -> None:
-    assert metric.value is not None, "it has an interval"
-    if half > WIDE * abs(metric.value) and not (is_share and half <= NARROW_SHARE):
-        metric.state = State(Cause.WIDE)
+def _state_of(value: float, half: float, *, is_share: bool) -> State:
+    """Return whether a half-width is narrow enough for a settled value."""
+    wide = half > WIDE * abs(value) and not (is_share and half <= NARROW_SHARE)
+    return State(Cause.WIDE) if wide else SETTLED
 
 
 class Sampled:
@@ -183,14 +182,14 @@ class Sampled:
         steps = range(0, len(self._edges) - 1, self._sections)
         whole = [self._values[self._edges[i] : self._edges[i + self._sections]] for i in steps]
         metric = estimate(statistic(self._values), _each(statistic, parts), _each(statistic, whole), unit)
-        if metric.settled and min(map(len, parts)) < least_each:
-            metric.state = State(Cause.SMALL_SECTIONS, needed=least_each)
-        if metric.settled:
-            self._doubt(metric, tail=tail)
-        return metric
+        if not metric.settled:
+            return metric
+        if min(map(len, parts)) < least_each:
+            return replace(metric, state=State(Cause.SMALL_SECTIONS, needed=least_each))
+        return replace(metric, state=self._state_by_cycles(metric, tail=tail))
 
-    def _doubt(self, metric: Metric, *, tail: bool) -> None:
-        """Unsettle a metric where requests depend on each other and too few stretches of them are behind it.
+    def _state_by_cycles(self, metric: Metric, *, tail: bool) -> State:
+        """Return the state of a settled metric, unsettled if requests depend on each other and the run has few cycles.
 
         Where half-widths are usually wide, those that pass for narrow come from runs without their share of long
         queues, and their values are too low as well. The half-width can't tell, cycles can: they vary little.
@@ -204,9 +203,10 @@ class Sampled:
         for found, (share, dependent) in zip(self.cycles, STRIDES.values(), strict=False):
             depend = (found.independent / max(1, found.count) - INDEPENDENT) / (dependent - INDEPENDENT)
             least = round(share * needed * min(1.0, depend))
-            if metric.settled and found.values >= MIN_STRIDES and found.count < least:
+            if found.values >= MIN_STRIDES and found.count < least:
                 cause = Cause.FEW_CYCLES if found is self.cycles[0] else Cause.FEW_CYCLES_OF_MEANS
-                metric.state = State(cause, found.count, least)
+                return State(cause, found.count, least)
+        return metric.state
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,12 +281,12 @@ def share_of_requests(over: Floats, under: Floats, tail: Floats, sections: int) 
         return metric
     low, high = wilson(metric.value, _independent(tail, under, sections))
     if metric.lo is None or metric.hi is None:  # a single part has no spread
-        metric.lo, metric.hi, metric.state = low, high, SETTLED
+        state = SETTLED
     else:
-        metric.lo, metric.hi = min(metric.lo, low), max(metric.hi, high)
-    if metric.settled:
-        _unsettle_wide(metric, max(metric.value - metric.lo, metric.hi - metric.value), is_share=True)
-    return metric
+        low, high, state = min(metric.lo, low), max(metric.hi, high), metric.state
+    if state == SETTLED:
+        state = _state_of(metric.value, max(metric.value - low, high - metric.value), is_share=True)
+    return replace(metric, lo=low, hi=high, state=state)
 
 
 def _independent(tail: Floats, under: Floats, sections: int) -> float:

@@ -51,7 +51,7 @@ def is_overloaded(point: Point) -> bool:
 
 
 def out_of_hand(point: Point) -> bool:
-    """Return whether more arrives than is served, with the profile's costs or with some of its draws."""
+    """Return whether more requests arrive than are served, with the profile's costs or with some of its draws."""
     return is_overloaded(point) or bool(point.calibration.get("overloaded"))
 
 

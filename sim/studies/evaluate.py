@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sim.results.calibration import MIN_DRAWS, ReplicationValues, add_calibration, values_of_replication
+from sim.results.calibration import MIN_DRAWS, ReplicationValues, values_of_replication, with_calibration
 from sim.results.changes.held_back_counterfactual import WithheldVersions, avoided
-from sim.results.point import Point
+from sim.results.point import Metric, Point
 from sim.results.point_summary import request_table, summarise
 from sim.results.sample_data import FaultWindow, ScenarioFacts
 from sim.results.statistics import needs_longer_run, sections_per_replication
@@ -183,20 +183,24 @@ def evaluate(
     results.update(run(design, [part for part in first if part not in results]))
     recordings: list[Recording] = [results[part] for part in replications]
     point = summarise(recordings, facts_of(design.world), options.set, list(design.world.notes))
-    point.cost = {
-        "simulated_s": float(sum(recording.stopped_s for recording in recordings)),
-        "requests": float(sum(len(recording.section_of) for recording in recordings)),
-    }
     table = request_table(recordings[0], design.world.traffic.names) if options.requests else None
     longer = doubled(design.scenario, point) if doubles else None
     if longer is None:
         results.update(run(design, [part for part in parts if part not in results]))
-        _add_calibration(point, design, recordings, [results[part] for part in parts if part.kind == DRAW])
+        if doubles and is_too_short(design.scenario, point):
+            point = replace(point, warnings=[*point.warnings, _too_short_warning(design.scenario, point)])
+        drawn = [results[part] for part in parts if part.kind == DRAW]
+        if drawn:
+            point = _calibrated(point, design, recordings, drawn)
         without = [results[part] for part in parts if part.kind == COUNTERFACTUAL]
         if without:
-            _add_held_back(point, design, recordings, without)
-        point.cost["wall_s"] = time.perf_counter() - started
-    return Outcome(point, table, longer)
+            point = _with_held_back(point, design, recordings, without)
+    cost = {
+        "simulated_s": float(sum(recording.stopped_s for recording in recordings)),
+        "requests": float(sum(len(recording.section_of) for recording in recordings)),
+        "wall_s": time.perf_counter() - started,
+    }
+    return Outcome(replace(point, cost=cost), table, longer)
 
 
 def evaluate_scenario(scenario: Scenario, options: EvaluationOptions | None = None) -> Outcome:
@@ -212,21 +216,19 @@ def _part_task(design: Design, part: Part) -> tuple[Part, Any]:
     return part, simulate_part(design, part)
 
 
-def _add_calibration(
+def _calibrated(
     point: Point, design: Design, recordings: Sequence[Recording], drawn: Sequence[ReplicationValues]
-) -> None:
-    """Add calibration intervals; a point of a profile without draws stays as it is."""
-    if not drawn:
-        return
+) -> Point:
+    """Return the point with calibration intervals from draws of its profile."""
     assert design.world.profile is not None, "draws belong to a profile"
     facts = facts_of(design.world)
     # Draws met the traffic of the scenario's own replications, even if more were simulated.
     own = [values_of_replication(recording, facts) for recording in recordings[: design.replications][: len(drawn)]]
-    add_calibration(point, own, drawn, len(design.world.profile.draws))
+    return with_calibration(point, own, drawn, len(design.world.profile.draws))
 
 
-def _add_held_back(point: Point, design: Design, happened: Sequence[Recording], without: Sequence[Recording]) -> None:
-    """Add the rollouts held back and the impact avoided; events get the scenario's own numbers of rollouts.
+def _with_held_back(point: Point, design: Design, happened: Sequence[Recording], without: Sequence[Recording]) -> Point:
+    """Return the point with the rollouts held back and the impact avoided; events get the scenario's rollout numbers.
 
     :param without: recordings of the same replications in which those rollouts go out.
     """
@@ -238,35 +240,61 @@ def _add_held_back(point: Point, design: Design, happened: Sequence[Recording], 
     for each in design.held_back:
         wave, rollout = waves[each.number], each.rollout
         back.append(WithheldVersions(wave.names, wave.versions, rollout.at, rollout.at + (rollout.observe or inf)))
-    point.held_back = avoided(list(happened), list(without), facts_of(world), back, held_back_record(design.held_back))
-    held = {each.number for each in design.held_back}
-    kept = [number for number in range(len(design.scenario.rollouts)) if number not in held]
-    for event in point.events:
-        match = _NUMBERED.match(event["text"])
-        if match is not None:
-            event["text"] = f"rollouts.{kept[int(match[1])]}{event['text'][match.end() :]}"
+    record = avoided(list(happened), list(without), facts_of(world), back, held_back_record(design.held_back))
+    numbers = {each.number for each in design.held_back}
+    kept = [number for number in range(len(design.scenario.rollouts)) if number not in numbers]
+    return replace(point, held_back=record, events=[_renumbered(event, kept) for event in point.events])
+
+
+def _renumbered(event: dict[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
+    """Return an event that names its rollout by the number in the scenario.
+
+    :param numbers: those of the rollouts that go out, in order.
+    """
+    match = _NUMBERED.match(event["text"])
+    return (
+        event
+        if match is None
+        else {**event, "text": f"rollouts.{numbers[int(match[1])]}{event['text'][match.end() :]}"}
+    )
 
 
 def doubled(scenario: Scenario, point: Point) -> Scenario | None:
-    """Return the scenario with twice the requests, if its interval is wider than ``run.half_width`` allows.
-
-    Also if the run is too short for a reliable p99: stopping at the first narrow interval would favour chance.
-    """
-    run, workload = scenario.run, scenario.workload
-    metric = point.metrics["e2e_p99_s"]
-    if run.half_width is None or workload.requests is None or workload.trace is not None:
+    """Return the scenario with twice the requests, if the run is too short and ``run.max_requests`` allows it."""
+    workload = scenario.workload
+    if not is_too_short(scenario, point):
         return None
-    too_wide = metric.value is None or metric.hi is None or metric.hi - metric.value > run.half_width * metric.value
-    if not too_wide and not needs_longer_run(metric):
-        return None
-    if workload.requests * 2 > run.max_requests:
-        point.warnings.append(
-            f"the interval of e2e_p99 is {'wider than run.half_width' if too_wide else 'perhaps narrow by chance'} at "
-            f"{workload.requests:,} requests, and twice as many are more than run.max_requests"
-        )
+    assert workload.requests is not None, "no other run is too short"
+    if workload.requests * 2 > scenario.run.max_requests:
         return None
     longer = workload.model_copy(update={"requests": workload.requests * 2})
     return scenario.model_copy(update={"workload": longer})
+
+
+def is_too_short(scenario: Scenario, point: Point) -> bool:
+    """Return whether the interval of p99 E2E is wider than ``run.half_width`` allows, or has too few cycles behind it.
+
+    Stopping at the first narrow interval would favour chance.
+    """
+    run, workload = scenario.run, scenario.workload
+    if run.half_width is None or workload.requests is None or workload.trace is not None:
+        return False
+    metric = point.metrics["e2e_p99_s"]
+    return _is_too_wide(metric, run.half_width) or needs_longer_run(metric)
+
+
+def _is_too_wide(metric: Metric, half_width: float) -> bool:
+    return metric.value is None or metric.hi is None or metric.hi - metric.value > half_width * metric.value
+
+
+def _too_short_warning(scenario: Scenario, point: Point) -> str:
+    """Return that the run is too short and can't be made longer."""
+    assert scenario.run.half_width is not None, "without it, no run is too short"
+    wide = _is_too_wide(point.metrics["e2e_p99_s"], scenario.run.half_width)
+    return (
+        f"the interval of e2e_p99 is {'wider than run.half_width' if wide else 'perhaps narrow by chance'} at "
+        f"{scenario.workload.requests:,} requests, and twice as many are more than run.max_requests"
+    )
 
 
 def facts_of(world: World) -> ScenarioFacts:

@@ -357,8 +357,8 @@ RESULTS = (
     Mutant(
         "share-above-one",
         _STATS,
-        "min(highest, value + half), unit, parts=parts)",
-        "value + half, unit, parts=parts)",
+        "min(highest, value + half), unit, state, parts=parts)",
+        "value + half, unit, state, parts=parts)",
         "the interval of a ratio ends above 100 %",
         (INTERVALS, *METRICS),
     ),

@@ -218,11 +218,13 @@ def manifest(name: str = "thousand-adapters", kind: str = "run", **changes: Any)
 
 def with_draws(point: Point, width: float = 0.1, *, overloaded: int = 0) -> Point:
     """The point with calibration intervals of ``±width`` around every value that has an interval."""
-    point.calibration = {"draws": 8, "of": 200, "overloaded": overloaded}
-    for name, found in point.metrics.items():
-        if found.value is not None and UNITS[name] != "requests" and name not in ("preemptions", "evictions"):
-            found.calibration_lo, found.calibration_hi = found.value * (1 - width), found.value * (1 + width)
-    return point
+    metrics = {
+        name: replace(found, calibration_lo=found.value * (1 - width), calibration_hi=found.value * (1 + width))
+        if found.value is not None and UNITS[name] != "requests" and name not in ("preemptions", "evictions")
+        else found
+        for name, found in point.metrics.items()
+    }
+    return replace(point, metrics=metrics, calibration={"draws": 8, "of": 200, "overloaded": overloaded})
 
 
 def _run(points: list[Point], kind: str, slo: dict[str, Any] | None = None, **changes: Any) -> RunData:
@@ -342,10 +344,9 @@ def changed_point(
     point = make_point(swept, fixed=False, miss=0.2, busy=0.2)
     found = {"mixed": 95, "slow": harmed - 95} if harm is None else harm
     impact = Impact(**{"requests": 57_000, "slow": 0, **found})
-    point.impact = impact
     values: dict[str, float | None] = {"harmed": harmed, "replica_load_skew": 1.03, **(faults or {})}
     if rollout:
-        point.impact = replace(impact, requests_before=30_000, slow_before=30)
+        impact = replace(impact, requests_before=30_000, slow_before=30)
         values |= {
             "rollout_ttft_p99_s": during,
             "before_ttft_p99_s": 0.2,
@@ -366,20 +367,21 @@ def changed_point(
         note = "complete in 0 of 4 replications" if value is None else ""
         point.metrics[name] = metric(name, value, 0.05, note=note)
     shares = [min(1.0, max(0.0, (t - 400) / 50)) for t in point.timeline.t_s]
+    version_mix: dict[str, Any] = {}
     if rollout:
         versions = {"1": [1 - x for x in shares], "2": [0.99 * x for x in shares], "none": [0.01 * x for x in shares]}
-        point.version_mix = {"t_s": point.timeline.t_s, "versions": versions}
+        version_mix = {"t_s": point.timeline.t_s, "versions": versions}
     kinds = (("rollout", "in-place on 4 replicas"), ("complete", "every replica has <the> new version"))
-    point.events = [{"t_s": 400.0 + 50 * i, "kind": k, "text": f"rollouts.0: {t}"} for i, (k, t) in enumerate(kinds)]
+    events = [{"t_s": 400.0 + 50 * i, "kind": k, "text": f"rollouts.0: {t}"} for i, (k, t) in enumerate(kinds)]
     bump = [1 + 3 * (0.0 < x < 1.0) for x in shares]
-    point.timeline = replace(
+    timeline = replace(
         point.timeline,
         loads_per_s=[9.0 * b for b in bump],
         ttft_p99_s=[None, *(0.2 * b for b in bump[1:])],
         e2e_mean_s=[2.0 * b for b in bump],
         e2e_p99_s=[5.0 * b for b in bump],
     )
-    point.replicas = [
+    replicas: list[dict[str, Any]] = [
         {
             "replica": i,
             "requests": 4000 + 100 * i,
@@ -391,9 +393,16 @@ def changed_point(
         }
         for i in range(4)
     ]
-    point.metrics["harmed"].parts = [harmed / 4 + i for i in (-2, -1, 1, 2)]
-    point.traffic_ids = {"requests": "same", "draws": "same"}
-    return point
+    point.metrics["harmed"] = replace(point.metrics["harmed"], parts=[harmed / 4 + i for i in (-2, -1, 1, 2)])
+    return replace(
+        point,
+        impact=impact,
+        version_mix=version_mix,
+        events=events,
+        timeline=timeline,
+        replicas=replicas,
+        traffic_ids={"requests": "same", "draws": "same"},
+    )
 
 
 def rollout() -> RunData:
@@ -440,12 +449,11 @@ def routers() -> RunData:
     points = []
     for name, loads, skew in (("round-robin", 0.4, 1.0), ("hash", 0.1, 1.2), ("affinity-residency", 0.01, 1.3)):
         point = make_point({"router.policy": name}, fixed=False)
-        point.metrics["loads_per_request"] = metric("loads_per_request", loads)
+        parts: list[float | None] = [loads * f for f in (0.9, 1.0, 1.1)]
+        point.metrics["loads_per_request"] = replace(metric("loads_per_request", loads), parts=parts)
         point.metrics["replica_load_skew"] = metric("replica_load_skew", skew)
-        point.replicas = changed_point().replicas
-        point.metrics["loads_per_request"].parts = [loads * f for f in (0.9, 1.0, 1.1)]
-        point.traffic_ids = {"requests": "same", "draws": "same"}
-        points.append(point)
+        same = {"requests": "same", "draws": "same"}
+        points.append(replace(point, replicas=changed_point().replicas, traffic_ids=same))
     return _run(points, "sweep", {"ttft_p99": "1 s"})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import samples
 
@@ -75,7 +77,7 @@ def test_draws_in_overload_leave_nothing_met() -> None:
 
 def test_a_metric_without_an_interval_is_not_sure() -> None:
     made = drawn(0.01)
-    made.metrics["e2e_p99_s"].calibration_lo = made.metrics["e2e_p99_s"].calibration_hi = None
+    made.metrics["e2e_p99_s"] = replace(made.metrics["e2e_p99_s"], calibration_lo=None, calibration_hi=None)
     said = answer(made, TERMS)
     assert said.confidence == "medium"
     assert said.reason == "p99 E2E has no calibration interval: a single replication is too short for one"
@@ -83,7 +85,7 @@ def test_a_metric_without_an_interval_is_not_sure() -> None:
 
 def test_the_table_has_a_column_only_with_draws() -> None:
     made = drawn(0.1)
-    made.metrics["throughput_rps"].calibration_lo = made.metrics["throughput_rps"].calibration_hi = 26.0
+    made.metrics["throughput_rps"] = replace(made.metrics["throughput_rps"], calibration_lo=26.0, calibration_hi=26.0)
     table = metrics_table(made)
     assert table.head[:4] == ["metric", "value", "95 % interval", "calibration"]
     rows = {row[0]: row for row in table.rows}

@@ -56,7 +56,8 @@ def test_strategies_are_compared_by_harm_on_the_same_traffic() -> None:
 
 def test_a_difference_that_may_be_luck_is_not_claimed() -> None:
     run = samples.strategies()
-    run.points[1].metrics["harmed"].parts = [70.0, 50.0, 55.0, 55.0]  # one fewer in one replication
+    metrics = run.points[1].metrics
+    metrics["harmed"] = replace(metrics["harmed"], parts=[70.0, 50.0, 55.0, 55.0])  # one fewer in one replication
     assert not certainly_less(run.points[0], run.points[1], "harmed")
     assert certainly_less(run.points[0], run.points[2], "harmed")
     said = sweep_answer(run.points, TERMS)
@@ -95,8 +96,8 @@ def stalls(lengths: tuple[str, ...] = ("0 s", "60 s")) -> list[Point]:
             swept = {"faults.0.lasts": length, "cache.gpu.slots": slots}
             point = samples.changed_point(swept, harmed=harmed, rollout=False, harm={"slow": harmed})
             point.metrics["harmed_excess"] = samples.metric("harmed_excess", harmed - usual + 10, 0.05)
-            point.impact = replace(impact_of(point), requests_before=30_000, slow_before=usual // 2)
-            points.append(point)
+            impact = replace(impact_of(point), requests_before=30_000, slow_before=usual // 2)
+            points.append(replace(point, impact=impact))
     return points
 
 
@@ -111,7 +112,8 @@ def test_a_sweep_tells_what_a_fault_adds_and_not_that_none_harms_least() -> None
     assert not any("Fewest" in sentence for sentence in (said.headline, *said.details))
     noisy = stalls()
     for i, counts in enumerate(([90.0, 90, 90, 90], [121.0, 121, 121, 121], [400.0, 90, 90, 90], [121.0, 130, 0, 121])):
-        noisy[i].metrics["harmed"].parts = list(counts)
+        metrics = noisy[i].metrics
+        metrics["harmed"] = replace(metrics["harmed"], parts=list(counts))
     assert "It is not certain in which of these designs the fault adds least." in sweep_answer(noisy, TERMS).details
 
 
@@ -131,11 +133,12 @@ def test_one_fault_is_told_against_the_usual_too() -> None:
 
 def test_who_never_got_an_answer_is_told_first() -> None:
     point = samples.changed_point(harmed=5000, rollout=False, harm={"slow": 5000})
-    point.impact = replace(
+    impact = replace(
         impact_of(point), unanswered=4990, slow_unanswered=4960, requests_before=50_000, unanswered_after=4990
     )
     faults = {"crash": 1 / 3, "storage-stall": 0.0}
-    point.capacity = replace(point.capacity, compute=ComputeUse(0.2, 1.3), faults=faults)
+    capacity = replace(point.capacity, compute=ComputeUse(0.2, 1.3), faults=faults)
+    point = replace(point, impact=impact, capacity=capacity)
     said = answer(point, TERMS)
     assert said.headline.endswith("(5,000 slow); 4,960 of the slow ones had no answer when the run ended.")
     text = " ".join(said.details)
@@ -144,7 +147,7 @@ def test_who_never_got_an_answer_is_told_first() -> None:
     assert (said.binding, said.verdict) == ("fault", "not met")
     assert said.binding_sentence == "Replicas were down for 33.3 % of their time, and requests waited for that."
     assert "The SLO is not met: 4,960 of 57,000 requests were late and had no answer yet." in text
-    point.impact = replace(impact_of(point), slow=None, slow_unanswered=None)
+    point = replace(point, impact=replace(impact_of(point), slow=None, slow_unanswered=None))
     assert "; 4,990 had no answer when the run ended, and no target" in answer(point, {}).headline
     few = samples.changed_point(harmed=5000, rollout=False, harm={"slow": 5000, "slow_unanswered": 500})
     assert answer(few, TERMS).verdict == "met"  # 0.9 % may be late
@@ -152,7 +155,7 @@ def test_who_never_got_an_answer_is_told_first() -> None:
 
 def test_overload_is_the_reason_where_it_is_one() -> None:
     point = samples.changed_point(rollout=False)
-    point.capacity = replace(point.capacity, compute=ComputeUse(1.0, 1.3))
+    point = replace(point, capacity=replace(point.capacity, compute=ComputeUse(1.0, 1.3)))
     text = " ".join(answer(point, TERMS).details)
     assert "but more requests arrive than are served, so that does not show whether the target of 1 s is met" in text
     assert "too uncertain" not in text
@@ -173,7 +176,8 @@ def test_what_may_be_luck_is_no_extreme() -> None:
         point.metrics["ttft_p99_s"] = samples.metric("ttft_p99_s", value, 0.05)
     assert extremes(run.points, axes, "ttft_p99_s") == ["p99 TTFT: 112 ms to 117 ms, without a clear difference."]
     for point, shift in zip(run.points, (0.0, 0.002, 0.005), strict=True):
-        point.metrics["ttft_p99_s"].parts = [x + shift for x in (0.107, 0.112, 0.118)]
+        parts: list[float | None] = [x + shift for x in (0.107, 0.112, 0.118)]
+        point.metrics["ttft_p99_s"] = replace(point.metrics["ttft_p99_s"], parts=parts)
     (said,) = extremes(run.points, axes, "ttft_p99_s")
     assert "lowest with in-place" in said
     assert said.endswith("(clear in the same replications, though the intervals overlap).")
@@ -260,9 +264,9 @@ def test_charts_mark_events_and_draw_versions() -> None:
 
 def test_what_is_so_from_the_start_has_no_moment() -> None:
     run = samples.crashes()
-    for point in run.points:
-        point.events = [{"t_s": 0.0, "kind": "fault", "text": "faults.0: loads fail"}]
-    assert moments_chart(run.points, make_axes(run.points)) is None
+    events = [{"t_s": 0.0, "kind": "fault", "text": "faults.0: loads fail"}]
+    points = [replace(point, events=events) for point in run.points]
+    assert moments_chart(points, make_axes(points)) is None
 
 
 def test_the_page_has_sections_for_what_changed() -> None:

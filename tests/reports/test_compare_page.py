@@ -28,14 +28,14 @@ SAME = {"requests": "a", "draws": "b"}
 
 def run(*points: Point, name: str = "x", slo: dict[str, str] | None = None, **more: Any) -> RunData:
     for point in points:
-        point.traffic_ids = dict(SAME)
         for key, metric in point.metrics.items():
             if metric.value is not None:
                 total = metric.unit in SUMMED or key in ("preemptions", "evictions")
-                metric.parts = [metric.value * f / (3 if total else 1) for f in (0.99, 1.0, 1.01)]
+                parts: list[float | None] = [metric.value * f / (3 if total else 1) for f in (0.99, 1.0, 1.01)]
+                point.metrics[key] = replace(metric, parts=parts)
     manifest = samples.manifest(kind="run", status="finished")
     manifest |= {"scenario": {**manifest["scenario"], "slo": slo}, **more}
-    return RunData(Path(f"/tmp/runs/{name}"), manifest, list(points))
+    return RunData(Path(f"/tmp/runs/{name}"), manifest, [replace(point, traffic_ids=dict(SAME)) for point in points])
 
 
 def single(*, p99: float = 0.25, miss: float = 0.8, slo: dict[str, str] | None = None) -> Comparison:
@@ -59,8 +59,9 @@ def uncertain() -> Comparison:
     """Fewer misses, and latencies that may be anything."""
     comparison = single(miss=0.7)
     for name in ("ttft_p99_s", "e2e_p99_s"):
-        one, other = (point.metrics[name] for point in (comparison.one.points[0], comparison.other.points[0]))
-        one.parts, other.parts = [0.2, 0.3, 0.4], [0.4, 0.3, 0.2]
+        for run_, parts in ((comparison.one, [0.2, 0.3, 0.4]), (comparison.other, [0.4, 0.3, 0.2])):
+            metrics = run_.points[0].metrics
+            metrics[name] = replace(metrics[name], parts=parts)
     return compare_runs(comparison.one, comparison.other)
 
 

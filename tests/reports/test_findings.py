@@ -56,7 +56,7 @@ def test_names_what_limits(made: Point, name: str) -> None:
 
 def test_a_busy_loader_comes_before_the_slots_it_holds() -> None:
     made = point("slots", blocked_share=0.4)
-    made.capacity = replace(made.capacity, loader=replace(made.capacity.loader, utilization=0.95))
+    made = replace(made, capacity=replace(made.capacity, loader=replace(made.capacity.loader, utilization=0.95)))
     assert [limit.name for limit in limits(made)] == ["loader", "slots"]
 
 

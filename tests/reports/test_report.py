@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,7 @@ def bare(**changes: Any) -> samples.RunData:
     point = samples.make_point()
     for name, metric in point.metrics.items():
         point.metrics[name] = samples.metric(name, None, note="no request was measured") if metric else metric
-    point.cdf, point.breakdown, point.groups, point.traffic = {}, {}, [], {}
-    point.timeline, point.capacity = Timeline(), Capacity()
+    point = replace(point, cdf={}, breakdown={}, groups=[], traffic={}, timeline=Timeline(), capacity=Capacity())
     return samples.RunData(Path("x"), samples.manifest(**changes), [point])
 
 

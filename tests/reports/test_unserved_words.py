@@ -27,9 +27,8 @@ def lacking(refused: int = 0, failed: int = 0, share: float | None = None, **uns
     for name, count in counts.items():
         point.metrics[name] = Metric(count, unit="requests")
     value = (refused + failed) / total if share is None else share
-    point.late = {"e2e_p99_s": LateShare(1.0, Metric(value, 0.97 * value, 1.03 * value))}
-    point.unserved = unserved
-    return point
+    late = {"e2e_p99_s": LateShare(1.0, Metric(value, 0.97 * value, 1.03 * value))}
+    return replace(point, late=late, unserved=unserved)
 
 
 TOO_LONG = {"too_long": 5000, "longest_tokens": 9000, "limit_tokens": 8192}
@@ -56,8 +55,7 @@ BEYOND_KV_WORDS = (
     ],
 )
 def test_the_larger_part_says_why(point: Point, harm: dict[str, int], name: str, words: str) -> None:
-    point.impact = replace(point.impact or Impact(), **harm)
-    first = limits(point)[0]
+    first = limits(replace(point, impact=replace(point.impact or Impact(), **harm)))[0]
     assert first.name == name
     assert words in first.sentence
     assert headroom(point) == "Headroom is unknown while requests are refused or fail. Fix that first."
@@ -96,7 +94,7 @@ def test_a_value_beyond_the_target_speaks_for_itself() -> None:
 
 def test_confidence_and_tiles_follow() -> None:
     point = lacking(49_000, **TOO_LONG)
-    point.metrics["e2e_p99_s"].state = State(Cause.WIDE)
+    point.metrics["e2e_p99_s"] = replace(point.metrics["e2e_p99_s"], state=State(Cause.WIDE))
     said = answer(point, TERMS)
     assert said.headline.startswith("The SLO is not met: 49 % of the requests were refused")
     assert (said.confidence, said.reason) == ("high", "clearly more requests go unserved than the SLO allows")
@@ -105,10 +103,12 @@ def test_confidence_and_tiles_follow() -> None:
 
 
 def test_a_sweep_says_at_how_many_points_requests_go_unserved() -> None:
-    points = [lacking(refused=refused) for refused in (90_000, 50_000, 0)]
-    for slots, point in zip((8, 16, 32), points, strict=True):
-        point.set = {"cache.gpu.slots": slots}
-        if slots < 32:
+    points = [
+        replace(lacking(refused=refused), set={"cache.gpu.slots": slots})
+        for slots, refused in ((8, 90_000), (16, 50_000), (32, 0))
+    ]
+    for point in points:
+        if point.set["cache.gpu.slots"] < 32:
             point.metrics["e2e_p99_s"] = Metric(None, unit="s")
     told = sweep_answer(points, TERMS)
     assert told.details[0] == "At 2 of 3 points more than 1 % of the requests go unserved."

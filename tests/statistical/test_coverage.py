@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from bench_coverage import FIRST_REFERENCE, Task, cell, key, lines, rows, scenar
 from known_queues import md1, mm1
 from queue_paths import QUEUES, path
 
-from sim.results.metric_state import Cause, State
+from sim.results.metric_state import Cause, Kind, State
 from sim.results.point import Metric
 from sim.results.statistics import (
     CYCLES,
@@ -161,7 +160,8 @@ def test_a_narrow_interval_of_a_slow_queue_is_luck() -> None:
     assert metric.hi is not None
     assert metric.hi < 1.1 * metric.value, "the half-width alone would pass"
     assert not metric.settled
-    assert metric.note.endswith(f"times, {CYCLES_P99:,} are needed: run more requests")
+    assert (metric.state.kind, metric.state.needed) == (Kind.RUN_TOO_SHORT, CYCLES_P99)
+    assert metric.note.startswith("the run is too short for a reliable value; use about ")
     longer = sampled(np.repeat(np.random.default_rng(1).exponential(size=40_000), 16))
     assert longer.quantile(0.99, "s").settled
 
@@ -179,7 +179,8 @@ def test_a_dozen_stretches_are_too_few_for_a_narrow_interval_too() -> None:
     half = metric.hi / metric.value - 1
     assert 0.015 < half < 0.03
     needed = round(CYCLES * (half / NARROW) ** 2)
-    assert re.fullmatch(rf"the queue swung 1\d times, {needed} are needed: run more requests", metric.note)
+    assert (metric.state.cause, metric.state.needed) == (Cause.FEW_CYCLES, needed)
+    assert 10 <= metric.state.found < 20
 
 
 def test_weak_dependence_needs_fewer_cycles() -> None:
@@ -191,7 +192,7 @@ def test_weak_dependence_needs_fewer_cycles() -> None:
     assert INDEPENDENT < cycles.independent / cycles.count < STRIDES[1][1]
     assert cycles.count < CYCLES_P99
     assert long.quantile(0.99, "s").settled
-    assert short.quantile(0.99, "s").note.startswith("the queue swung")
+    assert short.quantile(0.99, "s").state.kind is Kind.RUN_TOO_SHORT
 
 
 @pytest.mark.parametrize("name", ["M/H2/1", "E2/M/1", "H2/M/1", "batches/M/1", "M/M/4", "M/M/3", "D/M/1"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_without_draws_nothing_mentions_them(tmp_path: Path) -> None:
 
 def test_tables_show_the_interval_and_a_kept_point_keeps_it(tmp_path: Path) -> None:
     plain, drawn = (simulated(write_profile(tmp_path / "p.json", draws)) for draws in ([], [(0.9, 1.0), (1.1, 1.0)]))
-    plain.set, drawn.set = {"fleet.profile": "a"}, {"fleet.profile": "b"}
+    plain, drawn = replace(plain, set={"fleet.profile": "a"}), replace(drawn, set={"fleet.profile": "b"})
     assert Point.from_json(drawn.to_json()) == drawn
     assert Point.from_json(plain.to_json()) == plain
     entry = summary_json("x", [plain, drawn])["points"]
@@ -135,7 +136,9 @@ def test_draws_that_cannot_serve_the_load_are_called_so(tmp_path: Path) -> None:
     draws = [(0.9, 1.0), (1.0, 1.0), (1.1, 1.0), (9.0, 1.0)]
     point = simulated(write_profile(tmp_path / "p.json", draws), rate="8/s")
     assert point.calibration == {"draws": 4, "of": 4, "overloaded": 1}
-    assert any("with 1 of 4 draws of the profile's costs more arrives than is served" in w for w in point.warnings)
+    assert any(
+        "with 1 of 4 draws of the profile's costs more requests arrive than are served" in w for w in point.warnings
+    )
     p99 = point.metrics["ttft_p99_s"]
     assert p99.value is not None
     assert p99.calibration_hi is not None

@@ -186,7 +186,7 @@ def test_harm_is_told_against_what_is_slow_anyway() -> None:
     assert pair.lo is not None
     assert pair.lo < 0, "fewer than usual may be slow, too: the interval doesn't end at 0"
     always = metrics(recording(facts={"during_from_s": math.inf}), faults=frozenset({"misrouting"}))["harmed_excess"]
-    assert (always.value, always.note) == (None, "nothing measured before the first rollout or fault")
+    assert (always.value, always.note) == (None, "nothing was measured before the first rollout or fault")
     point = summarise([one], facts(faults=frozenset({"crash"}), strategies=(), faults_from_s=20.0), {}, [])
     assert (impact_of(point).requests_before, impact_of(point).slow_before) == (16, 2)
 
@@ -198,7 +198,7 @@ def test_rerouted_requests_say_how_long_they_take() -> None:
     found = metrics(one, faults=frozenset({"crash"}), strategies=())
     assert values(found, "rerouted", "rerouted_e2e_mean_s") == [3, pytest.approx((5 + 7) / 2)]
     none = metrics(recording(), faults=frozenset({"crash"}), strategies=())["rerouted_e2e_mean_s"]
-    assert none.note == "not enough data: no request was rerouted and completed"
+    assert none.note == "no request was rerouted and completed"
 
 
 def test_what_is_broken_is_a_share_of_time_and_replicas() -> None:
@@ -212,7 +212,7 @@ def test_marks_are_counted_over_measured_requests() -> None:
     marks = {0: MIXED | STALE, 10: MIXED, 11: MIXED | STALE, 12: STALE, 13: OLD_PREFIX, 14: GATED}
     found = metrics(recording(marks=marks, status={14: REFUSED}))
     assert values(found, "mixed_version_responses", "stale_after_cutover", "refused", "harmed") == [2, 2, 1, 5]
-    assert found["mixed_version_responses"].note == "one replication: no interval"
+    assert found["mixed_version_responses"].note == "one replication gives no interval"
 
 
 def test_harmed_counts_each_request_once_and_slow_ones_too() -> None:
@@ -268,7 +268,7 @@ def test_during_and_before_are_told_apart_by_arrival() -> None:
     assert values(found, "rollout_ttft_p99_s", "before_ttft_p99_s") == [pytest.approx(0.5), pytest.approx(0.5)]
     assert values(found, "rollout_miss_ratio", "before_miss_ratio") == [pytest.approx(3 / 10), pytest.approx(1 / 16)]
     few = metrics(one, least=17)
-    assert few["before_e2e_p99_s"].note == "not enough data: 16 measured requests, 17 are needed"
+    assert few["before_e2e_p99_s"].note == "not enough data: 16 requests were measured, 17 are needed"
 
 
 def test_a_window_without_end_goes_to_the_end() -> None:

@@ -1,11 +1,11 @@
-"""States of metrics: files keep their notes, and run directories of versions without states still say why."""
+"""States of metrics: files keep them, and run directories of versions without states still say why."""
 
 from __future__ import annotations
 
 import pytest
 
 from reports.text import remark, why
-from sim.results.metric_state import SETTLED, TRUSTED, Cause, Kind, State, stored_state
+from sim.results.metric_state import OLD_NOTES, SETTLED, TRUSTED, Cause, Kind, State, stored_state
 from sim.results.point import Metric, Point
 
 KNOWN = [cause for cause in Cause if cause is not Cause.UNKNOWN]
@@ -14,8 +14,12 @@ KNOWN = [cause for cause in Cause if cause is not Cause.UNKNOWN]
 @pytest.mark.parametrize("cause", KNOWN)
 def test_an_old_note_gives_back_its_state(cause: Cause) -> None:
     state = State(cause, found=1234, needed=35_000, others=2, share=0.973)
-    found = stored_state(None, state.note, None, settled=cause.kind in TRUSTED)
-    assert (found.cause, found.note) == (cause, state.note)
+    note = OLD_NOTES[cause].format(found=1234, needed=35_000, others=2, share=0.973)
+    found = stored_state(None, note, None, settled=cause.kind in TRUSTED)
+    assert found.cause is cause
+    for name in ("found", "needed", "others", "share"):
+        if f"{{{name}" in OLD_NOTES[cause]:
+            assert getattr(found, name) == getattr(state, name)
 
 
 @pytest.mark.parametrize("cause", Cause)
@@ -24,8 +28,11 @@ def test_a_point_keeps_states_and_notes(cause: Cause) -> None:
     data = Point({}, {"e2e_p99_s": metric}).to_json()
     (read,) = Point.from_json(data).metrics.values()
     assert (read.note, read.settled, read.state.cause) == (metric.note, metric.settled, cause)
-    without = {**data, "metrics": {n: {k: v for k, v in m.items() if k != "state"} for n, m in data["metrics"].items()}}
-    (old,) = Point.from_json(without).metrics.values()
+    old_note = OLD_NOTES.get(cause, "{text}").format(
+        found=12, needed=3500, others=1, share=0.97, text=metric.state.text
+    )
+    without = {key: value for key, value in data["metrics"]["e2e_p99_s"].items() if key != "state"} | {"note": old_note}
+    (old,) = Point.from_json({**data, "metrics": {"e2e_p99_s": without}}).metrics.values()
     assert (old.note, old.settled) == (metric.note, metric.settled)
 
 

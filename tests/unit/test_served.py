@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.results.calibration import ReplicationValues, add_calibration
+from sim.results.calibration import ReplicationValues, with_calibration
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
 from sim.results.point import LateShare, Metric, Point
@@ -201,10 +201,11 @@ def test_waiting_in_vain_counts_without_rollouts_or_faults() -> None:
 def test_an_unsettled_latency_leaves_its_late_ones_unsettled() -> None:
     point = made(TTFT, refused=0.0085)
     assert term_verdict(point, "ttft_p99_s", 2.0) == MET
-    point.metrics["ttft_p99_s"].state = State(Cause.WIDE)
+    point.metrics["ttft_p99_s"] = replace(point.metrics["ttft_p99_s"], state=State(Cause.WIDE))
     assert term_verdict(point, "ttft_p99_s", 2.0) == UNCLEAR  # a quarter more than 0.85 % is more than 1 %
-    point.capacity = replace(point.capacity, compute=replace(point.capacity.compute, offered_load=1.2))
-    assert term_verdict(made(TTFT, refused=0.49), "ttft_p99_s", 2.0) == NOT_MET
+    many = made(TTFT, refused=0.49)
+    overloaded = replace(many.capacity, compute=replace(many.capacity.compute, offered_load=1.2))
+    assert term_verdict(replace(many, capacity=overloaded), "ttft_p99_s", 2.0) == NOT_MET
 
 
 def test_what_costs_leave_open_widens_the_share_of_late_requests() -> None:
@@ -212,7 +213,7 @@ def test_what_costs_leave_open_widens_the_share_of_late_requests() -> None:
     own = ReplicationValues(dict.fromkeys(point.metrics, None), False, {"ttft_p99_s": 0.007})
     drawn = [replace(own, late={"ttft_p99_s": late}) for late in (0.006, 0.009, 0.012)]
     assert verdict(point, TTFT) == MET
-    add_calibration(point, [own], drawn, 3)
+    point = with_calibration(point, [own], drawn, 3)
     share = point.late["ttft_p99_s"].share
     assert share.calibration_lo == 0.0
     assert share.calibration_hi == pytest.approx(0.007 + 3.18245 * math.sqrt((0.001**2 + 0.002**2 + 0.005**2) / 3))
@@ -249,10 +250,10 @@ def test_another_target_is_judged_by_counts_and_the_distribution() -> None:
 
 def test_older_points_know_those_late_without_an_answer_from_their_impact() -> None:
     point = made(TTFT)
-    point.impact = Impact(requests=20_000, slow_unanswered=300)
+    point = replace(point, impact=Impact(requests=20_000, slow_unanswered=300))
     assert verdict(point, TTFT) == NOT_MET
     assert verdict(point, TTFT | {"e2e_p99_s": 9.0}) == MET  # 150 each may be
-    point.late = {"ttft_p99_s": LateShare(2.0, Metric(0.005, 0.004, 0.006))}
+    point = replace(point, late={"ttft_p99_s": LateShare(2.0, Metric(0.005, 0.004, 0.006))})
     assert verdict(point, TTFT) == MET
 
 

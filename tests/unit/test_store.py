@@ -83,8 +83,9 @@ def test_the_summary_has_the_published_form(tmp_path: Path) -> None:
 
 
 def test_nan_never_reaches_json(tmp_path: Path) -> None:
-    point = Point({"a": math.inf}, {"miss_ratio": Metric(math.nan, -math.inf, float(np.float64("nan")))})
-    point.cdf = {"q": [np.float64(0.5), math.nan], "ttft_s": np.array([1.0, math.inf])}  # type: ignore[dict-item]
+    curves = {"q": [np.float64(0.5), math.nan], "ttft_s": np.array([1.0, math.inf])}
+    metric = Metric(math.nan, -math.inf, float(np.float64("nan")))
+    point = Point({"a": math.inf}, {"miss_ratio": metric}, cdf=curves)  # type: ignore[arg-type]
     with RunStore.create(tmp_path / "r", a_manifest(point_keys=["k1"])) as store:
         store.finish([point], {"wall_s": math.nan})
     for file in (tmp_path / "r").rglob("*.json"):

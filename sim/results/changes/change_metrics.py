@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +101,7 @@ def _harmed(m: MeasuredRequests, slow: Mask | None) -> dict[str, Metric]:
 def before_changes(m: MeasuredRequests) -> Mask:
     """Return which measured requests came before the first rollout or fault that begins at some time.
 
-    What is there from the start belongs to how things are anyway; where there is nothing else, nobody came before.
+    What is there from the start belongs to how things are anyway; where there is nothing else, no request came before.
     """
     begins = np.array([min(r.facts.get("during_from_s", math.inf), m.facts.faults_from_s) for r in m.recordings])
     begins[np.isinf(begins)] = 0.0
@@ -123,7 +123,7 @@ def _ended(m: MeasuredRequests, where: Mask) -> Metric:
     """Return how many requests ended in a way; where nothing changes, sections of a short run tell its spread too."""
     metric = counted(m, where)
     if m.replications < ENOUGH_REPLICATIONS and not m.facts.strategies and not m.facts.faults:
-        metric.parts = kept(m.count(where))
+        return replace(metric, parts=kept(m.count(where)))
     return metric
 
 
@@ -144,10 +144,8 @@ def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.
     half = half_width(value, each)
     if half is None:
         return Metric(value, unit=unit, state=State(Cause.ONE_REPLICATION))
-    metric = Metric(value, max(0.0, value - half), min(highest, value + half), unit, parts=kept(each))
-    if half > WIDE * abs(value):
-        metric.state = State(Cause.WIDE_OVER_REPLICATIONS)
-    return metric
+    state = State(Cause.WIDE_OVER_REPLICATIONS) if half > WIDE * abs(value) else SETTLED
+    return Metric(value, max(0.0, value - half), min(highest, value + half), unit, state, parts=kept(each))
 
 
 def _skew(m: MeasuredRequests) -> Metric:
@@ -164,9 +162,7 @@ def _skew(m: MeasuredRequests) -> Metric:
     busiest = np.repeat(by_replication.argmax(axis=1), m.sections)
     of_busiest = by_section[np.arange(len(by_section)), busiest]
     metric = ratio(of_busiest, by_section.sum(axis=1) / replicas, m.sections, "1", highest=float(replicas))
-    if metric.lo is not None:
-        metric.lo = max(1.0, metric.lo)
-    return metric
+    return metric if metric.lo is None else replace(metric, lo=max(1.0, metric.lo))
 
 
 def _faults(m: MeasuredRequests) -> dict[str, Metric]:
@@ -183,7 +179,7 @@ def _faults(m: MeasuredRequests) -> dict[str, Metric]:
 
 
 def _rerouted(m: MeasuredRequests) -> Metric:
-    """Return how long the requests take that begin anew elsewhere, from their first arrival on."""
+    """Return how long requests take that start again on another replica, from their first arrival on."""
     chosen = m.completed & ((m.column("marks") & REROUTED) > 0)
     if not chosen.any():
         return Metric(None, unit="s", state=State(Cause.NONE_REROUTED))

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import LoraplanError, OutputError
 from sim.reading import POINT_BYTES, open_regular
-from sim.results.model import PlanRecord, RemedyRow, WhatIfRow
 from sim.results.point import Point
 from sim.results.run_directory.result_files import (
     digest_file,
@@ -47,6 +46,7 @@ from sim.results.run_directory.run_folder import (
     remove_ours,
     take_lock,
 )
+from sim.results.run_directory.study_records import PlanRecord, RemedyRow, WhatIfRow
 
 if TYPE_CHECKING:
     import pyarrow

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sim.errors import InputError, ScenarioError
-from sim.results.model import EvaluationRecord
+from sim.results.calibration import without_calibration
 from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
+from sim.results.run_directory.study_records import EvaluationRecord
 from sim.results.statistics import student
 from sim.results.verdict import (
     MET,
@@ -202,7 +203,7 @@ class DesignEvaluator:
             point = evaluate(built, options, self._run(design), design.parts).point
             self._count_again(design, before)
             self._drop_oldest(design)
-            point.cost["replications"] = replications
+            point = replace(point, cost={**point.cost, "replications": replications})
             self._store.save_point(key, point)
         total = round(point.cost["requests"] * (1 + draws / replications))
         self.requests += max(0, total - design.counted)
@@ -256,20 +257,9 @@ class DesignEvaluator:
         if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
             return Judgement(UNCLEAR, max(score, 1 + _CLOSE))
         if word == UNCLEAR:
-            only_costs = bool(point.calibration) and self._without_draws(point, widen) != UNCLEAR
+            only_costs = bool(point.calibration) and verdict(without_calibration(point), self.terms, widen) != UNCLEAR
             return Judgement(UNCLEAR, score, final=only_costs)
         return Judgement(word, min(score, 1.0) if word == MET else max(score, 1 + _CLOSE))
-
-    def _without_draws(self, point: Point, widen: float) -> str:
-        kept = point.calibration, {n: (m.calibration_lo, m.calibration_hi) for n, m in point.metrics.items()}
-        for metric in point.metrics.values():
-            metric.calibration_lo = metric.calibration_hi = None
-        point.calibration = {}
-        word = verdict(point, self.terms, widen)
-        point.calibration = kept[0]
-        for name, bounds in kept[1].items():
-            point.metrics[name].calibration_lo, point.metrics[name].calibration_hi = bounds
-        return word
 
     def _worst(self, point: Point) -> str:
         """Return the term that is furthest above its target, or least below it."""

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors, UnknownKeyError
-from sim.results.model import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.results.point import Point
 from sim.results.point_summary import request_table
 from sim.results.run_directory.result_files import json_ready, write_text
 from sim.results.run_directory.run_folder import MANIFEST, read_manifest
 from sim.results.run_directory.store import RunStore, scenario_hash
+from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.spec.engine_flags import beyond_flags, engine_flags
 from sim.spec.files.yaml_text import yaml_text
 from sim.spec.scenario_file import LoadedScenario

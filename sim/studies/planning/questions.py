@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from sim.results.model import FleetRecord
+from sim.results.run_directory.study_records import FleetRecord
 from sim.results.verdict import MET, UNCLEAR
 from sim.spec.sections.plan_question import PRICE, FleetChoice, Plan
 from sim.studies.planning.candidates import Variable

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from sim.results.model import RemedyRow
 from sim.results.point import Point
 from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import scenario_hash
+from sim.results.run_directory.study_records import RemedyRow
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.execution import Execution
 from sim.studies.planning.plan_study import free_folder, open_folder

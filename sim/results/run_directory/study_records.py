@@ -1,0 +1,187 @@
+"""What a plan, its what-ifs and the remedies of a vetting leave in the manifest of a run directory.
+
+All of them are frozen, and each type reads what it wrote (see ``sim.results.model``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sim.results.model import MetricChange, known_fields
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """One design that a search evaluated.
+
+    :ivar word: the verdict; ``score``: the worst term, value over target; None where it is infinite.
+    :ivar unserved: share of the requests that were refused or failed, where that makes its term the worst.
+    """
+
+    set: dict[str, Any]
+    replications: int
+    word: str
+    score: float | None
+    term: str
+    value: float | None
+    unserved: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetRecord:
+    """The cheapest fleet of one kind.
+
+    :ivar price: of a GPU, per hour; ``total``: of the fleet; None where none meets the SLO, and ``word`` says why.
+    """
+
+    fleet: str
+    price: float
+    gpus: int = 1
+    replicas: int | None = None
+    full_replicas: int = 0
+    total: float | None = None
+    word: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FormulaRecord:
+    """What formulas say of the answer."""
+
+    miss_ratio: float | None = None
+    loader_load: float | None = None
+    gpu_load: float | None = None
+    batch: float | None = None
+    kv_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedDesign:
+    """A design that can't be built."""
+
+    set: dict[str, Any]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """What a search left: ``manifest["plan"]``.
+
+    :ivar ranges: by key: first value, last value, how many.
+    :ivar answer: the values found, ``{}`` where nothing meets the SLO; of a plan for a price with ``fleet`` and
+        ``price`` per hour.
+    :ivar answer_key, best_key, edge_key, other_edge_key, beyond_key: names of the points of those designs; None where
+        there is none. The edge is the more wanted neighbour that does not do.
+    :ivar doubtful: values of designs too close to call.
+    :ivar looks: designs that were evaluated, in order (files call them so).
+    :ivar every_candidate_requests: what one run of each candidate would simulate.
+    """
+
+    question: dict[str, Any] = field(default_factory=dict)
+    direction: str = "minimize"
+    keys: list[str] = field(default_factory=list)
+    confidence: float = 0.95
+    ranges: dict[str, list[Any]] = field(default_factory=dict)
+    feasible: bool = False
+    answer: dict[str, Any] = field(default_factory=dict)
+    certain: bool = False
+    answer_key: str | None = None
+    best_key: str | None = None
+    edge_key: str | None = None
+    other_edge_key: str | None = None
+    edge_set: dict[str, Any] | None = None
+    edge_refused: str | None = None
+    beyond_key: str | None = None
+    doubtful: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[RefusedDesign] = field(default_factory=list)
+    fleets: list[FleetRecord] = field(default_factory=list)
+    looks: list[EvaluationRecord] = field(default_factory=list)
+    simulated_requests: int = 0
+    candidates: int = 0
+    every_candidate_requests: int = 0
+    formulas: FormulaRecord | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+    beyond_flags: Any = None
+    full_replicas: int = 0
+    replications: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> PlanRecord:
+        """Return the record of a run directory; of an unfinished plan it has only the question."""
+        formulas = data.get("formulas")
+        return known_fields(
+            PlanRecord,
+            {
+                **data,
+                "refused": [known_fields(RefusedDesign, row) for row in data.get("refused", [])],
+                "fleets": [known_fields(FleetRecord, row) for row in data.get("fleets", [])],
+                "looks": [known_fields(EvaluationRecord, row) for row in data.get("looks", [])],
+                "formulas": known_fields(FormulaRecord, formulas) if formulas else None,
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIfRow:
+    """What one change does: a row of ``manifest["what_if"]``.
+
+    :ivar refused: why the change can't be made; None where it can.
+    :ivar verdict: on the SLO with the change; None where it can't be made.
+    """
+
+    group: str
+    label: str
+    set: dict[str, Any]
+    note: str = ""
+    refused: str | None = None
+    verdict: str | None = None
+    metrics: dict[str, MetricChange] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data; the notes of differences are not kept."""
+        data = asdict(self)
+        for change in data["metrics"].values():
+            del change["note"]
+        return data
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> WhatIfRow:
+        """Return a row of a run directory."""
+        metrics = {name: known_fields(MetricChange, change) for name, change in data.get("metrics", {}).items()}
+        return known_fields(WhatIfRow, {**data, "metrics": metrics})
+
+
+@dataclass(frozen=True, slots=True)
+class RemedyRow(WhatIfRow):
+    """What a remedy for what a vetting found does to the fleet: a row of ``manifest["cures"]``.
+
+    :ivar title: of the remedy; ``who``: the adapters it is for, in words, and ``scope`` for a chart.
+    :ivar cure: what ``loraplan vet`` advises; ``paths``: of the adapters (files call them ``for``).
+    :ivar warnings: of the run with it that the fleet as it is doesn't have.
+    :ivar adapter_bytes: before and after; ``memory``: the same by what there is room for.
+    """
+
+    title: str = ""
+    who: str = ""
+    scope: str = ""
+    adapters: Any = None
+    cure: str = ""
+    warnings: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    adapter_bytes: list[float | None] = field(default_factory=list)
+    memory: dict[str, list[int | None]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data, under the names of the file."""
+        return {("for" if name == "paths" else name): value for name, value in WhatIfRow.to_json(self).items()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> RemedyRow:
+        """Return a row of a run directory."""
+        metrics = {name: known_fields(MetricChange, change) for name, change in data.get("metrics", {}).items()}
+        return known_fields(RemedyRow, {**data, "metrics": metrics, "paths": data.get("for", [])})

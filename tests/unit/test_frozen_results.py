@@ -1,0 +1,37 @@
+"""Results are frozen: what a point or a run directory says can't be changed in passing."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from types import ModuleType
+
+import pytest
+
+from sim.results import calibration, metric_state, model, pairs, point
+from sim.results.run_directory import study_records
+
+
+def types_of(module: ModuleType) -> list[type]:
+    return [
+        kind
+        for kind in vars(module).values()
+        if inspect.isclass(kind) and kind.__module__ == module.__name__ and dataclasses.is_dataclass(kind)
+    ]
+
+
+@pytest.mark.parametrize(
+    "module", [model, study_records, point, metric_state, pairs, calibration], ids=lambda m: m.__name__
+)
+def test_every_result_is_frozen(module: ModuleType) -> None:
+    kinds = types_of(module)
+    assert kinds, "the module has results"
+    for kind in kinds:
+        assert kind.__dataclass_params__.frozen, kind.__name__  # type: ignore[attr-defined]
+
+
+def test_a_metric_and_a_point_refuse_changes() -> None:
+    metric = point.Metric(1.0)
+    for whole, name in ((metric, "value"), (point.Point({}, {"miss_ratio": metric}), "warnings")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(whole, name, None)
