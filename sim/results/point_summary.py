@@ -132,7 +132,7 @@ def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table
 
     :param names: adapter names, or () where adapters are numbered.
     """
-    requests = recording.requests
+    requests: dict[str, NDArray[Any]] = recording.requests
     columns = {name: column(values) for name, values in requests.items()}
     texts = {
         "outcome": ["hit", "delayed_hit", "miss"],

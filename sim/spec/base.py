@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
@@ -35,7 +36,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
     found: dict[str, str] = {}
     documented = {owner: _docstrings(owner) for owner in model.__mro__ if issubclass(owner, Strict)}
     for name, field in model.model_fields.items():
-        owner = next((each for each in documented if name in each.__dict__.get("__annotations__", {})), None)
+        owner = next((each for each in documented if name in inspect.get_annotations(each)), None)
         text = field.description or (documented[owner].get(name) if owner else None)
         if text is not None:
             found[name] = text
@@ -44,7 +45,6 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 
 def _docstrings(model: type) -> dict[str, str]:
     """Return the docstrings under the fields of a class; none where its source isn't there."""
-    import inspect
     import textwrap
 
     try:
