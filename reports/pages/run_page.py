@@ -63,6 +63,17 @@ def write_report(run: RunData, known: Answer | None = None) -> Path:
     return report_page(run, known).write(Path(run.path) / FILE)
 
 
+def current_report(folder: Path) -> Path | None:
+    """Return the report of a run directory if nothing it is made from is newer: the tables, and this package."""
+    report, tables = folder / FILE, folder / "points.csv"
+    if report.is_symlink() or not report.is_file() or not tables.is_file():
+        return None
+    package = Path(__file__).resolve().parents[1]
+    sources = (file for pattern in ("*.py", "templates/**/*") for file in package.rglob(pattern))
+    newest = max(file.stat().st_mtime_ns for file in (tables, *sources))
+    return report if report.stat().st_mtime_ns >= newest else None
+
+
 def build_report(run: RunData) -> str:
     """Return the report of a run as HTML."""
     return report_page(run).html()

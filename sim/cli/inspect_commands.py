@@ -42,12 +42,13 @@ def check(
 ) -> None:
     """Say whether a scenario can be simulated, and what is wrong with it if not."""
     from sim.spec.scenario_file import load_scenario
-    from sim.studies.planning.plan_study import check_plan
     from sim.studies.sweep import check_points
 
     loaded = load_scenario(scenario, set_ or [], confined=session_of(context).confined)
     notes = check_points(loaded)
     if loaded.scenario.plan is not None:
+        from sim.studies.planning.plan_study import check_plan
+
         check_plan(loaded)
     if resolved:
         _print_resolved(loaded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +48,7 @@ def _simulate(
     options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str, Any]], *, check: bool, overwrite: bool
 ) -> None:
     """Run a study, write its report, print its answer; exit with 1 if ``check`` is set and the SLO is missed."""
-    from reports.pages.run_page import run_answer, write_report
+    from reports.pages.run_page import current_report, run_answer, write_report
     from sim.results.run_directory.store import blamed_on, read_run, summary_json
     from sim.studies.execution import Execution
     from sim.studies.sweep import free_folder, run_study
@@ -60,11 +61,14 @@ def _simulate(
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
         data = read_run(finished.path)
         answer = run_answer(data)
-        page = write_report(data, answer)
     if options.json:
         say_json(summary_json(loaded.scenario.name, finished.points))
     else:
         _print_answer(loaded, data, answer)
+    sys.stdout.flush()  # the answer can be read while the charts are drawn
+    with blamed_on(finished.path) if finished.reused else nullcontext():
+        page = (current_report(finished.path) if finished.unchanged else None) or write_report(data, answer)
+    if not options.json:
         tables = f"{finished.path / 'points.csv'}, {finished.path / 'requests.parquet'}"
         say("", f"report  {page}", f"tables  {tables}")
     _notes(finished, options.quiet)

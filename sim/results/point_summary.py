@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.results.arrow_columns import column, table, words
 from sim.results.changes.change_summary import (
     event_cuts,
     event_rows,
@@ -132,27 +133,24 @@ def request_table(recording: Recording, names: tuple[str, ...]) -> pyarrow.Table
 
     :param names: adapter names, or () where adapters are numbered.
     """
-    import pyarrow as pa
-
-    columns: dict[str, Any] = dict(recording.requests)
-    words = {
+    requests: dict[str, NDArray[Any]] = recording.requests
+    columns = {name: column(values) for name, values in requests.items()}
+    texts = {
         "outcome": ["hit", "delayed_hit", "miss"],
         "tier": ["gpu", "host", "storage"],
         "status": list(STATUS_WORDS),
     }
-    for name, values in words.items():
-        indices = pa.array(columns[name].astype(np.int8))
-        columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(values))
+    for name, values in texts.items():
+        columns[name] = words(requests[name].astype(np.int8), values)
     if names:
-        columns["adapter_id"] = pa.DictionaryArray.from_arrays(pa.array(columns["adapter"]), pa.array(names))
-    columns["marks"] = pa.DictionaryArray.from_arrays(*map(pa.array, mark_words(columns["marks"])))
-    columns["measured"] = pa.array(recording.section_of >= 0)
+        columns["adapter_id"] = words(requests["adapter"], names)
+    columns["marks"] = words(*mark_words(requests["marks"]))
+    columns["measured"] = column(recording.section_of >= 0)
     for name in ("admitted_s", "first_token_s", "finished_s"):
-        stamps = columns[name]
-        columns[name] = pa.array(stamps, mask=stamps < 0)
+        columns[name] = column(requests[name], requests[name] < 0)
     for name in ("version", "last_version"):
-        columns[name] = pa.array(columns[name], mask=columns[name] == 0)
-    return pa.table(columns)
+        columns[name] = column(requests[name], requests[name] == 0)
+    return table(columns)
 
 
 def _cdf(m: MeasuredRequests) -> dict[str, list[float]]:

@@ -42,11 +42,15 @@ MAX_POINTS = 100_000
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """The result of a study: its folder, its points, and how many of them were there already (``reused``)."""
+    """The result of a study: its folder, its points, and how many of them were there already (``reused``).
+
+    :ivar unchanged: whether the folder is as it was: it held this very run, finished.
+    """
 
     path: Path
     points: list[Point]
     reused: int
+    unchanged: bool = False
 
 
 def grid(loaded: LoadedScenario, over: Mapping[str, list[Any]] | None = None) -> list[dict[str, Any]]:
@@ -97,6 +101,8 @@ def run_study(
         if not store.has_requests_of(keys[0]):
             done.pop(keys[0], None)  # the first point's requests are missing: simulate it again
         reused = len(done)
+        if reused == len(keys) and store.leave_as_found():
+            return StudyOutcome(out, [done[key] for key in keys], reused, unchanged=True)
         with store.closing(lambda: [done[key] for key in keys if key in done], started):
             todo = [task for task, key in zip(plan, keys, strict=True) if key not in done]
             for task, outcome in _simulate_all(todo, execution.pool, execution.on_progress):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -215,3 +216,55 @@ def test_a_run_is_doubled_until_its_interval_is_narrow(loraplan: CommandLine) ->
     assert metrics["completed"]["value"] > 2 * 950
     p99 = metrics["e2e_p99_s"]
     assert p99["hi"] - p99["value"] <= 0.08 * p99["value"]
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """Return the names of all modules that are there after a command."""
+    code = (
+        f"import sys; sys.argv = {['loraplan', *arguments]!r}\n"
+        "from sim.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code\n"
+        "print(*sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return set(printed.splitlines()[-1].split())
+
+
+def test_check_imports_nothing_heavy() -> None:
+    heavy = {"pandas", "scipy", "matplotlib", "pyarrow", "joblib", "jinja2", "torch", "rich.console"}
+    assert not heavy & imported_by("check", "quickstart")
+
+
+def test_a_run_needs_no_pandas_and_a_finished_one_no_charts(tmp_path: Path) -> None:
+    few = ("run", "quickstart", "--set", "workload.requests=300", "--out", str(tmp_path / "out"))
+    assert not {"pandas", "matplotlib.pyplot"} & imported_by(*few)
+    assert not {"pandas", "scipy", "matplotlib", "jinja2"} & imported_by(*few)
+
+
+def test_a_finished_run_is_read_and_not_written_again(loraplan: CommandLine, tmp_path: Path) -> None:
+    few = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
+    first = loraplan(*few).out
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    again = loraplan(*few, "--jobs", "1")
+    assert again.out == first
+    assert "were there from an earlier run" in again.err
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
+
+
+def test_a_finished_run_gets_back_what_was_deleted(loraplan: CommandLine, tmp_path: Path) -> None:
+    few = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
+    loraplan(*few)
+    for name in ("report.html", "points.csv"):
+        (tmp_path / "out" / name).unlink()
+        loraplan(*few)
+        assert (tmp_path / "out" / name).exists()
+
+
+def test_an_older_report_is_drawn_again(loraplan: CommandLine, tmp_path: Path) -> None:
+    few = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
+    loraplan(*few)
+    report = tmp_path / "out/report.html"
+    report.write_text("of an older version")
+    os.utime(report, (0, 0))
+    loraplan(*few)
+    assert "of an older version" not in report.read_text()

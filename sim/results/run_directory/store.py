@@ -26,6 +26,7 @@ from sim.reading import POINT_BYTES, open_regular
 from sim.results.point import Point
 from sim.results.run_directory.result_files import (
     digest_file,
+    json_ready,
     point_key,
     points_csv,
     read_json,
@@ -67,6 +68,8 @@ SCHEMA_VERSION = 1
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 _POINT = b"loraplan.point"
+_OF_ONE_COMMAND = ("command", "started_at", "status", "points_done")
+"""What a manifest says about the command rather than about the results."""
 
 
 class RunStore:
@@ -77,10 +80,11 @@ class RunStore:
     :ivar resumed: whether an earlier run of the same scenario left its points here.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], lock: int | None, resumed: bool) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: int | None, previous: dict[str, Any] | None) -> None:
         self.path = path
         self.manifest = manifest
-        self.resumed = resumed
+        self.resumed = previous is not None
+        self._previous = previous
         self._lock = lock
 
     @classmethod
@@ -98,11 +102,11 @@ class RunStore:
         try:
             if overwrite:
                 remove_ours(out)
-            resumed = _same_scenario(out, manifest)
+            previous = _same_scenario(out, manifest)
             point_keys = list(manifest.get("point_keys", ()))
             start = {"schema_version": SCHEMA_VERSION, "status": "running", "points_done": 0}
             full = {**manifest, **start, "points_total": manifest.get("points_total", len(point_keys))}
-            store = cls(out, {**full, "point_keys": point_keys}, lock, resumed)
+            store = cls(out, {**full, "point_keys": point_keys}, lock, previous)
             store.update()
         except BaseException:
             release_lock(lock)
@@ -126,6 +130,25 @@ class RunStore:
         """Change keys of the manifest and write it."""
         self.manifest = {**self.manifest, **(changes or {})}
         write_json(self.path / MANIFEST, self.manifest)
+
+    def leave_as_found(self) -> bool:
+        """Put the manifest of a finished run back if it says the same, and return whether it does.
+
+        Its tables are then right as well: nothing but the command and the time of asking is new.
+        """
+        previous = self._previous
+        if previous is None or previous.get("status") != "finished":
+            return False
+        asked = {key: value for key, value in json_ready(self.manifest).items() if key not in _OF_ONE_COMMAND}
+        tables = [self.path / name for name in ("summary.json", "points.csv")]
+        if any(previous.get(key) != value for key, value in asked.items()) or any(
+            table.is_symlink() or not table.is_file() for table in tables
+        ):
+            return False
+        self.manifest = previous
+        self.update()
+        self.close()
+        return True
 
     def save_point(self, key: str, point: Point) -> None:
         """Keep a finished point; from now on it survives the process."""
@@ -325,9 +348,10 @@ def _load_point(folder: Path, key: str) -> Point | None:
         return None
 
 
-def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> bool:
+def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the manifest of an earlier run of the same scenario; None where there was none."""
     if not (out / MANIFEST).exists():
-        return False
+        return None
     try:
         old = read_manifest(out)
     except OutputError as error:
@@ -340,4 +364,4 @@ def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> bool:
             got=old.get("name") if isinstance(old, dict) else None,
             hint="give another --out, or --overwrite",
         )
-    return True
+    return old

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from sim.errors import InputError, ScenarioError, UnknownKeyError, did_you_mean
+from sim.spec.base import descriptions
 from sim.spec.files.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12
@@ -203,9 +204,9 @@ def _type_hint(kind: str, got: Any) -> str | None:
 
 def _about(spot: _Spot) -> str | None:
     """Return the first sentence of the field's description, as a hint."""
-    for name, field in spot.owner.model_fields.items() if spot.owner else ():
-        if spot.path and _alias(spot.owner, name) == spot.path[-1] and field.description:
-            text = " ".join(field.description.replace("``", "").split()).split(". ")[0]
+    for name, description in descriptions(spot.owner).items() if spot.owner and spot.path else ():
+        if _alias(spot.owner, name) == spot.path[-1]:
+            text = " ".join(description.replace("``", "").split()).split(". ")[0]
             return text.rstrip(".")[:1].lower() + text.rstrip(".")[1:]
     return None
 
