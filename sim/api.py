@@ -31,8 +31,8 @@ from sim.spec.scenario_file import load_scenario as _load
 if TYPE_CHECKING:
     import pandas as pd
 
-    from reports.answers.findings import Answer
     from reports.answers.run_comparison import Comparison
+    from reports.text.answer_text import Answer
     from sim.studies.backends.pool import Pool
 
 Source = str | Path | LoadedScenario
@@ -187,7 +187,7 @@ class PlanResults(Results):
     @property
     def point(self) -> Point:
         """The point of the answer, or of the best that was found."""
-        from reports.answers.plan_answer import PlanReading
+        from reports.answers.plan_reading import PlanReading
 
         chosen: Point | None = PlanReading(self._data).chosen
         assert chosen is not None, "a finished plan has a best point"
@@ -320,7 +320,7 @@ class ComparisonResults:
     @property
     def answer(self) -> str:
         """Whether the second run is better, in one sentence."""
-        from reports.answers.comparison_text import headline
+        from reports.text.comparison_text import headline
 
         return headline(self.comparison)
 

@@ -93,8 +93,8 @@ def cache(
 
 
 def _print(result: CacheResult, written: Sequence[tuple[str, Path]]) -> None:
-    from reports.answers.cache_findings import headline, sentences
     from reports.tables.cache_tables import miss_table
+    from reports.text.cache_text import headline, sentences
 
     table = miss_table(result)
     say(headline(result), "")

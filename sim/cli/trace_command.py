@@ -123,8 +123,8 @@ def _write(folder: Path, file: Path, study: TraceStudy, data: TraceData) -> list
 
 
 def _print(study: TraceStudy, written: list[tuple[str, Path]]) -> None:
-    from reports.answers.trace_findings import headline, sentences
     from reports.tables.trace_tables import check_table, curve_table, facts_table, laws_table
+    from reports.text.trace_text import headline, sentences
 
     say(headline(study.facts))
     for sentence in sentences(study.facts):

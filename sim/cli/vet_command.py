@@ -102,9 +102,9 @@ def _priced_json(priced: PricedRemedies | None) -> dict[str, Any] | None:
 
 def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
     """Print what the fleet pays: an answer and a table a cure."""
-    from reports.answers.remedy_answers import cures_answer
     from reports.pages.run_page import FILE
     from reports.tables.remedy_tables import remedy_tables
+    from reports.text.remedy_text import cures_answer
     from sim.results.run_directory.store import read_run
 
     if priced is None:

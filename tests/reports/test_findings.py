@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import samples
 
-from reports.answers.bottleneck import headroom, limits
-from reports.answers.findings import answer, find_cliff, sweep_answer, sweep_focus
+from reports.answers.bottleneck import limits
+from reports.answers.findings import find_cliff, sweep_focus
 from reports.axes import make_axes
+from reports.text.answer_text import answer, sweep_answer
+from reports.text.limit_text import headroom
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import interval_verdict

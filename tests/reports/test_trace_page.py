@@ -12,7 +12,6 @@ import pytest
 from one_script import without_script
 from test_report import LOADING, Page
 
-from reports.answers.trace_findings import headline, laws_sentences, lengths_sentences, sentences
 from reports.answers.trace_fit_findings import closed_gap
 from reports.pages.trace_page import TracePage, build_page, write_page
 from reports.tables.trace_tables import (
@@ -23,6 +22,7 @@ from reports.tables.trace_tables import (
     laws_table,
     lengths_table,
 )
+from reports.text.trace_text import headline, laws_sentences, lengths_sentences, sentences
 from sim.results.traces.trace_facts import (
     Candidate,
     CheckedValue,

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.answers.bottleneck import headroom, limits
-from reports.answers.findings import answer, sweep_answer
+from reports.answers.bottleneck import limits
 from reports.formatting import interval
 from reports.tables.metric_tables import make_tiles
-from reports.text import term_sentence, unserved_words
+from reports.text.answer_text import answer, sweep_answer
+from reports.text.limit_text import headroom, limit_sentence
+from reports.text.metric_text import term_sentence, unserved_words
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
 from sim.results.pairs import NOT_COMPARABLE, difference_of
@@ -59,7 +60,7 @@ def test_the_larger_part_says_why(point: Point, harm: dict[str, int], name: str,
     point.impact = replace(point.impact or Impact(), **harm)
     first = limits(point)[0]
     assert first.name == name
-    assert words in first.sentence
+    assert words in limit_sentence(first, point)
     assert headroom(point) == "Headroom is unknown while requests are refused or fail. Fix that first."
 
 

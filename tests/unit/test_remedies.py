@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from stuck_adapter import write_adapter
 
-from reports.answers.remedy_answers import badge, cures_answer
 from reports.pages.run_page import build_report
 from reports.tables.remedy_tables import remedy_tables
+from reports.text.remedy_text import badge, cures_answer
 from sim.policies.slot_memory import slots_bytes
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario

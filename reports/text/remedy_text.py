@@ -1,4 +1,4 @@
-"""What the cures of a vetting cost: before and after in one table a cure, and the answer in words."""
+"""What the remedies of a vetting cost, in words."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from reports.answers.findings import Answer, answer
 from reports.answers.verdicts import main_metric
 from reports.formatting import metric_words, read_terms, show
-from reports.text import capital
+from reports.text.answer_text import Answer, answer
+from reports.text.metric_text import capital
 from sim.results.model import RemedyRow
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, verdict
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
-
-
-def is_priced(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a run directory holds finished prices of cures."""
-    return manifest.get("kind") == "cures" and "rows" in (manifest.get("cures") or {})
 
 
 def cures_answer(data: RunData) -> Answer:

@@ -1,4 +1,4 @@
-"""What is said of two runs side by side, in sentences and as JSON."""
+"""Two runs side by side, in sentences and as JSON."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from reports.answers.change_findings import label_of
-from reports.answers.deltas import change_cell, change_words, relative_cell
 from reports.answers.run_comparison import (
     MIXED,
     OPEN,
     OTHER_TRAFFIC,
+    OVERLOAD,
     SAME_REQUESTS,
+    SLO,
     Comparison,
     Pair,
     is_word,
     key_metrics,
     worse_terms,
 )
-from reports.formatting import metric_words, show
-from reports.text import capital
+from reports.formatting import metric_words, number, show
+from reports.text.change_text import label_of
+from reports.text.deltas import change_cell, change_words, relative_cell
+from reports.text.metric_text import capital
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
@@ -50,6 +52,49 @@ def traffic_sentence(comparison: Comparison) -> str:
     )
 
 
+def caution_sentences(comparison: Comparison) -> list[str]:
+    """Return what to know before believing the differences."""
+    found, said = comparison.cautions, []
+    alone = [f"{len(sets)} of {side}" for side, sets in zip("AB", comparison.alone, strict=True) if sets]
+    if alone:
+        said.append(f"Left out, without a partner of the same values: {' and '.join(alone)}.")
+    if found.same_run:
+        said.append("A and B are the same run.")
+    if found.versions is not None:
+        one, other = found.versions
+        said.append(
+            f"A was simulated by loraplan {one}, B by {other}: a difference may come from the code. "
+            "Run the older one again."
+        )
+    if found.profiles is not None:
+        one, other = found.profiles
+        same = "of the same name with other numbers" if one == other else f"{one} and {other}"
+        said.append(f"The profiles differ ({same}): errors of the two don't cancel, and no interval here has them.")
+    for pair, words in ((found.seeds, "seeds"), (found.replications, "numbers of replications")):
+        if pair is not None:
+            said.append(f"The {words} differ ({pair[0]} and {pair[1]}): chance is part of every difference.")
+    if found.slos_differ:
+        said.append("The SLOs differ: both are judged by that of B.")
+    if found.rates:
+        low, high = found.rates[0]
+        rates = f"{number(low)}/s and {number(high)}/s" if len(comparison.pairs) == 1 else "at some points"
+        said.append(f"Arrival rates differ ({rates}): throughput and goodput follow them, whatever the design.")
+    said += [f"{side} is not finished: {done} of {total} points." for side, done, total in found.unfinished]
+    if found.unknown_traffic:
+        said.append("At least one run doesn't say what traffic it met: it is of an older version. Run it again.")
+    return said
+
+
+def _why(pair: Pair) -> str:
+    """Return what decides between two points more than any difference; empty where nothing does."""
+    better, worse = ("A", "B") if pair.decided == WORSE else ("B", "A")
+    return {
+        OVERLOAD: f"with {worse} more requests arrive than are served",
+        SLO: f"the SLO is met with {better} alone",
+        "": "",
+    }[pair.decided_by]
+
+
 def headline(comparison: Comparison) -> str:
     """Return in one sentence whether B is better than A."""
     if len(comparison.pairs) > 1:
@@ -60,7 +105,7 @@ def headline(comparison: Comparison) -> str:
     if pair.decided:
         names = better if word == BETTER else worse
         start = "Yes, B is better than A" if word == BETTER else "No, B is worse than A"
-        return f"{start}: {pair.why}{'; ' if names else ''}{_told(pair, names, short=True)}."
+        return f"{start}: {_why(pair)}{'; ' if names else ''}{_told(pair, names, short=True)}."
     if word == OPEN:
         clear, side = (better, BETTER) if better else (worse, WORSE)
         doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
@@ -116,7 +161,7 @@ def _headline_of_many(comparison: Comparison) -> str:
 def _reasons(comparison: Comparison, word: str) -> str:
     """Return why all points have this word: overload and the SLO first, then metrics."""
     total = len(comparison.pairs)
-    counts = Counter(pair.why for pair in comparison.pairs if pair.why)
+    counts = Counter(_why(pair) for pair in comparison.pairs if pair.decided)
     told = [f"{why}{'' if count == total else f' at {count}'}" for why, count in counts.most_common()]
     return "; ".join([*told, *filter(None, [_clear(comparison, word)])])
 
@@ -257,12 +302,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "judged": list(comparison.judged),
         "worse_slo_terms": worse_terms(comparison),
         "differs": [{"key": key, "one": a, "other": b} for key, a, b in comparison.changed],
-        "cautions": list(comparison.cautions),
+        "cautions": caution_sentences(comparison),
         "points": [
             {
                 "set": pair.set,
                 "answer": pair.word(comparison.judged),
-                "why": pair.why,
+                "why": _why(pair),
                 "traffic": pair.traffic,
                 "slo_one": verdict(pair.one, comparison.terms),
                 "slo_other": verdict(pair.other, comparison.terms),
