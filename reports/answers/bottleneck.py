@@ -21,11 +21,11 @@ SWAPPING = 0.25
 """From this share of their time on that replicas of full models spend loading, swaps limit the point."""
 BLOCKED = 0.05
 """A resource that made requests wait during this share of the time limits the point."""
-KV_MEMORY, BATCH_SLOTS = "KV memory", "seats (max_num_seqs)"
+KV_MEMORY, BATCH_SLOTS = "KV memory", "batch slots (max_num_seqs)"
 _FAULTS = ("crash", "storage-stall", "failing-loads", "slow-storage")
 """Kinds of faults that keep requests from being served."""
 _UNANSWERED = 0.01
-"""Share of requests that wait in vain when the run ends, from which a fault limits the point."""
+"""Share of requests, late and still unanswered when the run ends, from which a fault limits the point."""
 _UNSERVED = 0.01
 """Share of requests that are refused or fail, from which that limits a point."""
 _FAILURES = ("failed_loads", "lost", "wrong_detected")
@@ -121,10 +121,10 @@ def _fault_shares(point: Point) -> dict[str, float]:
 
 
 def is_broken(point: Point) -> bool:
-    """Return whether it is a fault that keeps requests from being served: what stands still lacks no resources."""
+    """Return whether a fault keeps requests from being served, so that no resource is short."""
     impact = point.impact or Impact()
-    in_vain = (impact.slow_unanswered or 0) > _UNANSWERED * max(1, impact.requests)
-    return bool(_fault_shares(point)) and (is_overloaded(point) or in_vain)
+    unanswered = (impact.slow_unanswered or 0) > _UNANSWERED * max(1, impact.requests)
+    return bool(_fault_shares(point)) and (is_overloaded(point) or unanswered)
 
 
 def largest_stage(point: Point) -> tuple[str, float] | None:
@@ -147,7 +147,7 @@ def limits(point: Point) -> list[Limit]:
     found = [limit for limit in (_not_served(point), _swaps(point), loader) if limit is not None]
     found += _blocked(point)
     if compute is not None:
-        found.append(compute)  # where batch slots, KV memory or slots run out, they are what to buy
+        found.append(compute)  # last: where batch slots, KV memory or slots run out, more of them help
     return found or [Limit("none", Evidence.NOTHING)]
 
 
@@ -185,7 +185,7 @@ def _loader(point: Point) -> Limit | None:
     if busy is None or busy < BUSY_LOADER:
         short = point.capacity.slots.blocked_share
         if not waits or (short is not None and short >= BLOCKED):
-            return None  # what looks like a wait for a loader is one for a slot to load into
+            return None  # requests wait for a slot to load into, not for a loader
     share = stage[1] if stage is not None and waits else None
     evidence = Evidence.LOADER_WAIT if busy is None else Evidence.LOADER_BUSY
     return Limit("loader", evidence, busy or 0.0, stages_of(point).loader_queue_s, share)

@@ -8,5 +8,5 @@ from sim.results.point import Point
 
 
 def is_held(points: Sequence[Point]) -> bool:
-    """Return whether a rollout is held at one of these points."""
+    """Return whether a rollout was held back at one of these points."""
     return any(point.held_back for point in points)

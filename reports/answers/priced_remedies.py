@@ -10,5 +10,5 @@ if TYPE_CHECKING:
 
 
 def is_priced(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a run directory holds finished prices of cures."""
+    """Return whether a run directory holds finished prices of remedies."""
     return manifest.get("kind") == "cures" and "rows" in (manifest.get("cures") or {})

@@ -72,7 +72,7 @@ class Pair:
         return OPEN if word in (BETTER, WORSE) and self.doubts(judged, word) else word
 
     def doubts(self, judged: Sequence[str], word: str) -> list[str]:
-        """Return the metrics that may contradict a word by much: an uncertain p99 must not hide behind the misses."""
+        """Return the metrics that may contradict a word clearly: an uncertain p99 must not hide behind the misses."""
         found = []
         for name in judged:
             d = self.differences.get(name)
@@ -174,7 +174,7 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
     """
     for run in (one, other):
         if not run.points:
-            raise InputError("this run has no finished points", file=str(run.path), hint="run it again, it goes on")
+            raise InputError("this run has no finished points", file=str(run.path), hint="run it again; it resumes")
     terms = [read_terms(run.slo) for run in (one, other)]
     slo = terms[1] or terms[0]
     matched = _matched(one.points, other.points)
@@ -286,7 +286,7 @@ def key_metrics(comparison: Comparison) -> list[str]:
         "unfinished",
     ]
     found = dict.fromkeys([*comparison.judged, *more])
-    some = {name for pair in comparison.pairs for name, d in pair.differences.items() if _tells(d)}
+    some = {name for pair in comparison.pairs for name, d in pair.differences.items() if _is_shown(d)}
     names = [name for name in found if name in comparison.terms or name in some]
     if (
         all(_equal(pair, "ttft_p99_s", "e2e_p99_s") for pair in comparison.pairs)
@@ -296,7 +296,7 @@ def key_metrics(comparison: Comparison) -> list[str]:
     return names
 
 
-def _tells(difference: Difference) -> bool:
+def _is_shown(difference: Difference) -> bool:
     """Return whether there is anything to see: a value, and not a count of nothing on both sides."""
     return difference.word != NOT_COMPARABLE and not (
         difference.one == difference.other == 0 and difference.unit in ("requests", "sessions", "loads")

@@ -26,11 +26,11 @@ _KEY_METRICS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
 
 def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
     """Return the metric that the answer is about: the SLO's first p99, else TTFT, else E2E."""
-    asked = [name for name in slo_terms if "_p99" in name] or list(slo_terms)
-    for name in (*asked, "e2e_p99_s", "ttft_p99_s"):
+    targets = [name for name in slo_terms if "_p99" in name] or list(slo_terms)
+    for name in (*targets, "e2e_p99_s", "ttft_p99_s"):
         if any((metric := point.metrics.get(name)) and metric.value is not None for point in points):
             return name
-    return asked[0] if asked else "e2e_p99_s"
+    return targets[0] if targets else "e2e_p99_s"
 
 
 class Doubt(Enum):

@@ -14,9 +14,9 @@ from reports.answers.findings import BOUGHT, Boundary, Cliff, find_boundary, fin
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
 from reports.formatting import metric_words, show
-from reports.text.change_text import compare, tell
+from reports.text.change_text import change_sentences, compare
 from reports.text.confidence_text import confidence
-from reports.text.held_back_text import tell_held
+from reports.text.held_back_text import held_back_sentences
 from reports.text.limit_text import headroom, limit_sentence, limit_words, overload_words
 from reports.text.metric_text import capital, term_sentence, unserved_words, with_interval
 from sim.results.model import Impact
@@ -41,7 +41,7 @@ class Answer:
     :ivar headline: one sentence with value, unit and interval.
     :ivar details: further sentences, the most useful first.
     :ivar verdict: ``met``, ``not met``, ``unclear`` or ``no SLO``.
-    :ivar binding: name of what limits it: loader, slots, KV memory, seats, compute or none.
+    :ivar binding: name of what limits it: see ``Limit.name``.
     :ivar binding_sentence: why, with numbers.
     :ivar headroom: how much more fits, as far as the run shows it.
     :ivar confidence: ``high``, ``medium`` or ``low``.
@@ -121,7 +121,7 @@ def answer(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = Fals
     binding, *others = limits(point)
     details = _details(point, slo_terms, headline)
     details += [f"Also near its limit: {other.name}. {limit_sentence(other, point)}" for other in others]
-    changed = [*tell_held([point]), *tell(point, slo_terms)]
+    changed = [*held_back_sentences([point]), *change_sentences(point, slo_terms)]
     if changed:
         headline, details = changed[0], [*changed[1:], headline, *details]
     word, reason = confidence(point, slo_terms, assumed=assumed)
@@ -193,11 +193,11 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         details.append(f"At {wobbly} of {len(points):,} points {metric_words(name)} is unsettled.")
     changed = compare(points, axes, slo_terms)
     if changed and slo_terms and not is_changed(points) and len(axes) > 1:
-        details += changed  # more than the router is swept, so the SLO is asked about first
+        details += changed  # more than the router is swept, so whether the SLO is met comes first
     elif changed:
         plain = [text for text in (headline, *details) if text != _range_sentence(points, axes, name)]
         headline, details = changed[0], [*changed[1:], *plain]
-    if held := tell_held(points):
+    if held := held_back_sentences(points):
         headline, details = held[0], [*held[1:], headline, *details]
     return Answer(
         headline,
@@ -264,7 +264,7 @@ def _many_axes(
     if len(axes) == 2:
         inner = next((a for a in axes if a.key.rsplit(".", 1)[-1] in BOUGHT), axes[0])
         outer = axes[1] if inner is axes[0] else axes[0]
-        rows: dict[str, list[str]] = {}  # what holds for several values is said once
+        rows: dict[str, list[str]] = {}  # one sentence for all values with the same boundary
         for i, value in enumerate(outer.values[:8]):
             row = [point for point in points if outer.index(point) == i]
             if row:

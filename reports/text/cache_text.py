@@ -11,12 +11,12 @@ from sim.spec.units import human_bytes
 
 
 def capacity_words(result: CacheResult, capacity: float) -> str:
-    """Return a capacity as the reader asked for it: ``16 slots``, ``10 GB``."""
+    """Return a capacity in the unit that the reader chose: ``16 slots``, ``10 GB``."""
     return f"{number(capacity)} slot{'' if capacity == 1 else 's'}" if result.by_slots else human_bytes(capacity)
 
 
 def headline(result: CacheResult) -> str:
-    """Return the answer in one or two sentences, for the capacity in the middle of those asked for."""
+    """Return the answer in one or two sentences, for the capacity in the middle."""
     place = len(result.capacities) // 2
     where = f"With {capacity_words(result, result.capacities[place])}"
     points = [result.row(policy)[place] for policy in result.policies]
@@ -45,7 +45,7 @@ def _against_clairvoyant(points: Sequence[CachePoint], equal_sizes: bool) -> str
         return ""
     if equal_sizes:
         return f"; no policy can go below {percent(known.miss_ratio)}"
-    return f"; a cache that knows the future (belady) comes to {percent(known.miss_ratio)}"
+    return f"; a cache that knows the future (belady) misses {percent(known.miss_ratio)}"
 
 
 def sentences(result: CacheResult) -> list[str]:
@@ -96,6 +96,6 @@ def _order_words(result: CacheResult) -> str:
             f"{shuffled / real:.2f} times."
         )
     return (
-        f"The order of requests hurts: {both}. Adapters come back just when they have left, as in scans or drifts; "
+        f"The order of requests hurts: {both}. Adapters return just after they were evicted, as in scans or drifts; "
         "independent draws would understate misses."
     )

@@ -70,7 +70,7 @@ def _without_answer(point: Point) -> list[str]:
     return [f"{late:,} of the slow ones had no answer when the run ended"]
 
 
-def tell(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
+def change_sentences(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     """Return what rollouts and faults did to one point, the most important first; nothing where there are none."""
     if point.impact is None:
         return []
@@ -181,9 +181,9 @@ def _afterwards(point: Point) -> str | None:
 def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
     """Return what a sweep says of rollouts, faults or routers, the most important first; nothing where it has none."""
     if is_changed(points):
-        changed = [point for point in points if point.impact]  # of the others, held rollouts, there is nothing to tell
+        changed = [point for point in points if point.impact]  # rollouts that were held back changed nothing
         if len(changed) == 1 < len(points):
-            headline, *more = tell(changed[0], slo_terms)
+            headline, *more = change_sentences(changed[0], slo_terms)
             return [f"With {label_of(changed[0], axes)}: {headline[:1].lower()}{headline[1:]}", *more]
         return _compare_impact(changed, axes, slo_terms)
     if compares_routers(points, axes):
@@ -220,8 +220,8 @@ def _at_worst(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     worst = [p for p in in_order(points, axes) if all(a.index(p) == len(a.values) - 1 for a in worse)]
     if not worst or len(worst) > _LISTED:
         return []
-    told = [f"{harmed_words(p)}{f' with {label_of(p, others)}' if others else ''}" for p in worst]
-    return [f"In all, with {label_of(worst[0], worse)}: {'; '.join(told)}."]
+    phrases = [f"{harmed_words(p)}{f' with {label_of(p, others)}' if others else ''}" for p in worst]
+    return [f"In all, with {label_of(worst[0], worse)}: {'; '.join(phrases)}."]
 
 
 def _rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
@@ -233,12 +233,12 @@ def _rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     if value_of(best, name) == value_of(worst, name):
         return [f"Every point harms the same number of requests: {harmed_words(best)}."]
 
-    def told(point: Point) -> str:
+    def described(point: Point) -> str:
         excess = f"{with_interval(name, point.metrics[name])}; in all " if beyond else ""
         return f"{label_of(point, axes)}: {excess}{harmed_words(point)}"
 
     more = " beyond those that are slow anyway" if beyond else ""
-    said = [f"Fewest requests are harmed{more} with {told(best)}. Most with {told(worst)}."]
+    said = [f"Fewest requests are harmed{more} with {described(best)}. Most with {described(worst)}."]
     close = [label_of(p, axes) for p in ordered[1:] if not certainly_less(best, p, name)]
     if close and best.metrics[name].parts:
         said.append(f"Not certainly fewer than with {_listed(close)}: the interval of the difference reaches 0.")
@@ -251,8 +251,8 @@ def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
         return []
     if len(points) > _LISTED:
         return extremes(points, axes, "wrong_adapter_served")
-    told = [f"{value_of(p, 'wrong_adapter_served') or 0:,.0f} with {label_of(p, axes)}" for p in points]
-    said = f"Wrong answers taken for right: {', '.join(told)}"
+    phrases = [f"{value_of(p, 'wrong_adapter_served') or 0:,.0f} with {label_of(p, axes)}" for p in points]
+    said = f"Wrong answers taken for right: {', '.join(phrases)}"
     late = [impact_of(p).slow for p in points]
     if all(count is not None for count in late):
         said += f"; late: {', '.join(f'{count:,}' for count in late)} (in the same order)"
@@ -268,9 +268,9 @@ def _compare_rollouts(points: Sequence[Point], axes: Sequence[Axis], slo_terms: 
     done = [f"{label_of(p, axes)}{colon} {show('rollout_duration_s', m.value)}" for p, m in took if m.value is not None]
     open_ = [label_of(p, axes) for p, m in took if m.value is None]
     if len(points) <= _LISTED:
-        told = [f"Complete after: {', '.join(done)}."] if done else []
-        told += [f"Not complete in every replication: {_listed(open_)}."] if open_ else []
-        said.append(" ".join(told))
+        phrases = [f"Complete after: {', '.join(done)}."] if done else []
+        phrases += [f"Not complete in every replication: {_listed(open_)}."] if open_ else []
+        said.append(" ".join(phrases))
     return said
 
 
@@ -307,9 +307,9 @@ def _rerouted(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     if not known:
         return []
     some = known if len(known) <= _LISTED else [known[0], known[-1]]
-    told = [f"{_value(p, 'rerouted_e2e_mean_s')}{f' with {label_of(p, axes)}' if axes else ''}" for p in some]
+    phrases = [f"{_value(p, 'rerouted_e2e_mean_s')}{f' with {label_of(p, axes)}' if axes else ''}" for p in some]
     usual = show("e2e_mean_s", value_of(some[0], "e2e_mean_s"))
-    return [f"Rerouted requests take on average {'; '.join(told)}; all requests take {usual}."]
+    return [f"Rerouted requests take on average {'; '.join(phrases)}; all requests take {usual}."]
 
 
 def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str = "") -> list[str]:
@@ -450,5 +450,5 @@ def _anyway(designs: Sequence[FaultSeries], worse: Sequence[Axis]) -> list[str]:
     if len(worse) != 1 or not never_happens(worse[0]):
         return []
     healthy = [(int(design.points[0].metrics["harmed"].value or 0), _design(design)) for design in designs]
-    told = ", ".join(f"{count:,} with {label}" if label else f"{count:,}" for count, label in healthy)
-    return [f"Without the fault it is {told}."]
+    phrases = ", ".join(f"{count:,} with {label}" if label else f"{count:,}" for count, label in healthy)
+    return [f"Without the fault it is {phrases}."]

@@ -10,11 +10,11 @@ from sim.results.model import Count, HeldBack, HeldBackRollout, MetricChange
 from sim.results.point import Point
 
 _SHORT = {"clearly better": "better", "clearly worse": "worse"}
-_TOLD = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_loads")
+_SHOWN = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_loads")
 
 
-def tell_held(points: Sequence[Point]) -> list[str]:
-    """Return which rollouts are held and what that avoided, the most telling first; nothing where none is."""
+def held_back_sentences(points: Sequence[Point]) -> list[str]:
+    """Return which rollouts were held back and what that avoided, the most important first; nothing where none is."""
     found = [point for point in points if point.held_back]
     if not found:
         return []
@@ -48,14 +48,14 @@ def _answered(held: HeldBack) -> str:
 
 
 def _changes(held: HeldBack) -> str:
-    told = []
-    for name in _TOLD:
+    phrases = []
+    for name in _SHOWN:
         found = held.metrics.get(name)
         if found is not None and found.one is not None and found.other is not None:
             change = f" ({clear_change(name, found)})" if name != "rollout_loads" else ""
             words = metric_words(name).removesuffix(" during")
-            told.append(f"{words} {show(name, found.one)} → {show(name, found.other)}{change}")
-    return ", ".join(told) or "nothing was measured"
+            phrases.append(f"{words} {show(name, found.one)} → {show(name, found.other)}{change}")
+    return ", ".join(phrases) or "nothing was measured"
 
 
 def clear_change(name: str, found: MetricChange) -> str:

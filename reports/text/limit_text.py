@@ -64,8 +64,10 @@ _STAGES = {
 }
 _BUSY: Mapping[Evidence, str] = {
     Evidence.LOADING_MODELS: "Replicas of full models spend {busy} of their time loading whole models.",
-    Evidence.LOADER_OVERLOADED: "Loads need {busy} of what the loader can do, so its queue only grows.",
-    Evidence.COMPUTE_OVERLOADED: "{value:.3g} times as many requests arrive as are served, so the queue only grows.",
+    Evidence.LOADER_OVERLOADED: "Loads need {busy} of the loader's capacity, so its queue grows without limit.",
+    Evidence.COMPUTE_OVERLOADED: (
+        "{value:.3g} times as many requests arrive as are served, so the queue grows without limit."
+    ),
     Evidence.SERVER_BUSY: "The server is busy {busy} of the time.",
     Evidence.GPU_BUSY: "The GPU is busy {busy} of the time and {share} of the latency is queueing.",
 }
@@ -73,15 +75,16 @@ _ROOM: Mapping[Room, str] = {
     Room.BROKEN: "Not visible in this run: simulate without the fault to see it.",
     Room.UNSERVED: "Headroom is unknown while requests are refused or fail. Fix that first.",
     Room.SWAPS: (
-        "Not visible in one run: a longer turn, more replicas for full models or dedicated ones load less often."
+        "Not visible in one run. To load models less often, use a longer turn, more replicas for full models, or "
+        "dedicated ones."
     ),
-    Room.NOT_BUSY: "Not visible in this run: no part of it was measurably busy with loads.",
+    Room.NOT_BUSY: "Not visible in this run: no loader was measurably busy.",
     Room.BATCHES_GROW: (
         "Not visible in one run: batches grow with the traffic. Sweep the arrival rate to find the limit."
     ),
     Room.OVERLOADED: "None. The offered load is {load} of capacity; reduce it by at least {excess}.",
     Room.ADAPTERS_IN_USE: (
-        "Up to {peak:,.0f} adapters were in use or asked for at once, with {of:,.0f} slots. "
+        "Up to {peak:,.0f} adapters were in use or requested at the same time, with {of:,.0f} slots. "
         "Sweep the slots to see what more would give."
     ),
     Room.KV_PEAK: "At the peak {used} of the KV memory was taken. Sweep it to see what more would give.",
@@ -144,7 +147,7 @@ def _nothing(point: Point) -> str:
 
 
 def headroom(point: Point) -> str:
-    """Return how much more traffic fits, as far as the loads say it."""
+    """Return how much more traffic fits, as far as the run shows it."""
     found = find_headroom(point)
     if found.room in (Room.LOADER, Room.SERVER):
         return _more_traffic(found)

@@ -56,9 +56,9 @@ def _headline(read: PlanReading) -> str:
     record = read.record
     if not read.feasible:
         assert read.chosen is not None, "checked by the caller"
-        asked = _asked(read)
+        searched = _range_words(read)
         unclear = "" if record.certain else " certainly"
-        return f"No {asked}{unclear} meets the SLO; nearest is {read.phrase(read.chosen.set)}."
+        return f"No {searched}{unclear} meets the SLO; nearest is {read.phrase(read.chosen.set)}."
     answer = record.answer
     if record.fleets:
         total = answer["price"]
@@ -93,7 +93,7 @@ def _of_range(read: PlanReading) -> str:
     return f", of {count} values from {axis.label(low)} to {axis.label(high)}"
 
 
-def _asked(read: PlanReading) -> str:
+def _range_words(read: PlanReading) -> str:
     ranges = read.record.ranges
     if read.record.fleets:
         (first, last, _), *_ = ranges.values()
@@ -112,9 +112,9 @@ def _details(read: PlanReading) -> list[str]:
     said = []
     bad = out_of_hand(chosen)
     where = "There" if read.feasible else f"At {read.phrase(chosen.set)}"
-    told = [term_sentence(chosen, name, target) for name, target in terms.items()]
-    if read.feasible or len(told) > 1:
-        said.append(f"{where}, {'; '.join(told)}.")
+    phrases = [term_sentence(chosen, name, target) for name, target in terms.items()]
+    if read.feasible or len(phrases) > 1:
+        said.append(f"{where}, {'; '.join(phrases)}.")
     if not read.feasible and bad:
         said.append("More requests arrive there than are served, so its numbers depend on how long the run is.")
     if not read.feasible and record.doubtful:

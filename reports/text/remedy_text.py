@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 def cures_answer(data: RunData) -> Answer:
-    """Return what the cures cost in words; limits and confidence are those of the fleet as it is."""
+    """Return what the remedies cost in words; limits and confidence are those of the fleet as it is."""
     rows, terms = data.remedies, read_terms(data.slo)
     said = answer(data.points[0], terms, assumed=data.costs_assumed)
     by_title: dict[str, list[RemedyRow]] = {}
     for row in rows:
         by_title.setdefault(row.title, []).append(row)
-    # The first row of a cure is that for one adapter, where there is one, the next for all; tables have the rest.
-    told = [_in_short(found[:2][-1], data.points[0], terms) for found in by_title.values()]
+    # The first row of a remedy is that for one adapter, where there is one, the next for all; tables have the rest.
+    phrases = [_in_short(found[:2][-1], data.points[0], terms) for found in by_title.values()]
     headline = _in_short(rows[0], data.points[0], terms)
-    told = [sentence for sentence in told if sentence != headline]
-    return replace(said, headline=headline, details=[*found_sentences(data.manifest["cures"]["vetted"]), *told])
+    phrases = [sentence for sentence in phrases if sentence != headline]
+    return replace(said, headline=headline, details=[*found_sentences(data.manifest["cures"]["vetted"]), *phrases])
 
 
 def badge(data: RunData) -> tuple[str, str, str]:
-    """Return mark, words and style of the verdict: whether the cures leave the SLO met."""
+    """Return mark, words and style of the verdict: whether the remedies leave the SLO met."""
     terms = read_terms(data.slo)
     if not terms:
         return "–", "No SLO given", "no-SLO"
@@ -66,13 +66,13 @@ def _in_short(row: RemedyRow, base: Point, terms: Mapping[str, float]) -> str:
         return f"{what}: not possible, for {row.refused}."
     if not row.set:
         return f"{what}: it costs nothing; {row.note}."
-    told = _moved(row)
+    phrases = _moved(row)
     name = main_metric([base], terms)
     if (found := row.metrics.get(name)) is not None and found.one is not None and found.other is not None:
-        told.append(f"{metric_words(name)} {show(name, found.one)} → {show(name, found.other)}")
+        phrases.append(f"{metric_words(name)} {show(name, found.one)} → {show(name, found.other)}")
     if terms:
-        told.append(_verdicts(row, base, terms))
-    return f"{what}: {', '.join(told)}."
+        phrases.append(_verdicts(row, base, terms))
+    return f"{what}: {', '.join(phrases)}."
 
 
 def _moved(row: RemedyRow) -> list[str]:

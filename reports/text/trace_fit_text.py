@@ -8,19 +8,19 @@ from sim.results.traces.trace_facts import FitCheck, TraceFacts
 
 
 def fit_words(facts: TraceFacts) -> str:
-    """Return how far fitted traffic is from the part that it has not seen; empty where there is nothing to say."""
+    """Return how far fitted traffic is from the rest of the trace; empty where there is nothing to say."""
     fit = facts.fit
     if fit is None:
-        return "No traffic is fitted to it; the notes say why." if facts.notes and facts.span_s > 0 else ""
+        return "No traffic was fitted to this trace; the notes say why." if facts.notes and facts.span_s > 0 else ""
     part = "the whole trace" if fit.share >= 1 else f"the first {about(fit.share)} of the time"
     part = "the first half" if fit.share == 0.5 else part
     if not fit.slots and not fit.values:
-        return f"Traffic is fitted to {part}, and nothing is left to check it on: don't take it on trust."
+        return f"Traffic is fitted to {part}, and no data is left to check it: don't rely on it."
     worst = fit.worst()
     if worst is None:
-        return f"Traffic fitted to {part}, beside the rest: {_value_words(fit)}."
+        return f"Traffic fitted to {part}, compared with the rest: {_value_words(fit)}."
     text = (
-        f"Traffic fitted to {part} ({_model_words(fit)}) meets the LRU curve of the rest within "
+        f"Traffic fitted to {part} ({_model_words(fit)}) matches the LRU curve of the rest to within "
         f"{plural(round(worst[1] * 100, 1), 'point')}, worst at {plural(worst[0], 'slot')}"
     )
     closed = closed_gap(fit)
@@ -35,8 +35,8 @@ def fit_words(facts: TraceFacts) -> str:
 
 def _trust(worst: float) -> str:
     if worst <= BELIEVED:
-        return "its miss ratios may be believed"
-    return "take its miss ratios as rough" if worst <= ROUGH else "replay the trace instead where misses matter"
+        return "its miss ratios are reliable"
+    return "its miss ratios are rough" if worst <= ROUGH else "replay the trace instead where misses matter"
 
 
 def _model_words(fit: FitCheck) -> str:
@@ -54,15 +54,15 @@ def off_words(facts: TraceFacts) -> str:
         return ""
     off = [value for value in facts.fit.values if (by := change(value)) is not None and abs(by) > OFF]
     texts = []
-    told = [value for value in off if facts.fit.slots or value.unit == "tokens"]  # ``fit_words`` names the others
-    if told:
+    phrases = [value for value in off if facts.fit.slots or value.unit == "tokens"]  # ``fit_words`` names the others
+    if phrases:
         words = [
             f"{value.name} ({shown(value.synthetic, value.unit)}, trace {shown(value.trace, value.unit)})"
-            for value in told[:_MOST_NAMED]
+            for value in phrases[:_MOST_NAMED]
         ]
         texts.append(f"Fitted traffic is off in {spread_words(words)}.")
     calmer = {value.synthetic < value.trace for value in off if value.name.startswith("dispersion")}
     if len(calmer) == 1:
         more, longer = ("calmer", "shorter") if calmer.pop() else ("burstier", "longer")
-        texts.append(f"{'It' if told else 'Fitted traffic'} is {more}, so its queues are {longer}.")
+        texts.append(f"{'It' if phrases else 'Fitted traffic'} is {more}, so its queues are {longer}.")
     return " ".join(texts)

@@ -33,7 +33,7 @@ def headline(facts: TraceFacts) -> str:
         )
     verdict = "locality decides" if shuffled >= DECIDES * real else "locality helps"
     if real > shuffled:
-        verdict = "the order hurts, adapters come back when they have just left"
+        verdict = "the order hurts: adapters return just after they were evicted"
     return (
         f"At {slots} LRU misses {about(real)} of requests, but {about(shuffled)} of the same ones shuffled: {verdict}."
     )
@@ -41,7 +41,7 @@ def headline(facts: TraceFacts) -> str:
 
 def _rate_headline(facts: TraceFacts) -> str:
     if not facts.span_s > 0:
-        return f"{plural(facts.requests, 'request')}, all at one time: there is no rate to tell."
+        return f"{plural(facts.requests, 'request')}, all at the same time, so there is no rate."
     rate = f"{number(facts.rate_rps)} requests/s over {human_seconds(facts.span_s)}"
     if _moves(facts):
         return f"{rate}: {_meaning(facts)}."
@@ -82,7 +82,7 @@ def _rate_words(facts: TraceFacts) -> str:
     if facts.requests < 2:
         return ""
     if not facts.span_s > 0:
-        return "All requests come at the same time: there is no rate, no burstiness, and no traffic to fit."
+        return "All requests arrive at the same time, so there is no rate, no burstiness, and no traffic to fit."
     texts = []
     if facts.curve is not None:  # else the headline says it
         texts.append(f"{number(facts.rate_rps)} requests/s over {human_seconds(facts.span_s)}.")
@@ -157,7 +157,7 @@ def _order_words(curve: MissCurve) -> str:
         if curve.real[i] > 0 and curve.shuffled[i] - curve.real[i] >= GAP
     }
     if not factors:
-        return "At no number of slots do independent draws overstate misses by much."
+        return "Independent draws overstate misses little, whatever the number of slots."
     most = max(factors, key=lambda i: factors[i])
     overstate = f"independent draws overstate misses up to {factors[most]:.1f} times"
     overstate += f" ({plural(curve.slots[most], 'slot')})"
@@ -167,8 +167,9 @@ def _order_words(curve: MissCurve) -> str:
         return f"{overstate[0].upper()}{overstate[1:]}."
     at = below[-1]
     return (
-        f"Below {plural(curve.slots[first], 'slot')} LRU gains less from them (at {plural(curve.slots[at], 'slot')} "
-        f"{about(curve.real[at])} miss, {about(curve.shuffled[at])} shuffled); from there on {overstate}."
+        f"Below {plural(curve.slots[first], 'slot')} LRU gains less from sessions "
+        f"(at {plural(curve.slots[at], 'slot')} {about(curve.real[at])} miss, {about(curve.shuffled[at])} shuffled); "
+        f"from there on {overstate}."
     )
 
 
@@ -193,11 +194,11 @@ def laws_sentences(facts: TraceFacts) -> list[str]:
         text = f"By {of}: likeliest is {likeliest}, off by up to {about(best.distance)} of {of}."
         unseen = best.adapters - facts.adapters
         if unseen > 0:
-            text += f" Since many were seen only once, about {plural(unseen, 'adapter')} more seem to be there."
+            text += f" Many were seen only once, so there are probably about {plural(unseen, 'adapter')} more."
         if possible:
             text += f" This ranking may come from {spread_words(possible)}."
         elif judged:
-            text += " No law made this ranking; law: weights takes it as it is."
+            text += " No law fits this ranking; `law: weights` takes the shares as they are."
         texts.append(text)
     return texts
 
@@ -207,9 +208,9 @@ def lengths_sentences(facts: TraceFacts) -> list[str]:
     texts = []
     together = facts.length_correlation
     if together is not None:
-        words = "hardly go together"
+        words = "are hardly correlated"
         if abs(together) >= 0.1:
-            words = "grow together" if together > 0 else "go against each other"
+            words = "grow together" if together > 0 else "move in opposite directions"
         texts.append(f"Prompt and output lengths {words} (correlation of their normal scores: {_signed(together)}).")
     between = facts.length_by_adapter
     if between is not None and facts.adapters > 1:

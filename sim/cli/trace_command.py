@@ -25,7 +25,9 @@ SEED = 1
 
 def trace(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A trace of any format (docs/traces.md).")],
-    format_: Annotated[str, typer.Option("--format", help="Format of the trace; auto: told by its columns.")] = "auto",
+    format_: Annotated[
+        str, typer.Option("--format", help="Format of the trace; auto: recognised by its columns.")
+    ] = "auto",
     requests: Annotated[int | None, typer.Option(help="Read at most so many requests.", min=1)] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")
