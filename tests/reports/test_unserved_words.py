@@ -130,7 +130,14 @@ def test_counts_of_runs_of_different_length_are_not_compared() -> None:
 
 @pytest.mark.parametrize(
     ("low", "text"),
-    [(0.99823, "99.8 to 100"), (0.99983, "99.98 to 100"), (0.999997, "99.9997 to 100"), (0.9, "90 to 100"), (1.0, "")],
+    [
+        (0.99823, "99.8 to 100"),
+        (0.99983, "99.98 to 100"),
+        (0.999997, "99.9997 to 100"),
+        (0.9, "90 to 100"),
+        (1.0 - 1e-16, "100 to 100"),
+        (1.0, ""),
+    ],
 )
 def test_an_interval_that_ends_at_100_percent_keeps_its_lower_end(low: float, text: str) -> None:
     assert interval("slo_attainment", Metric(1.0, low, 1.0, "1")) == text
