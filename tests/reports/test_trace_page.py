@@ -322,7 +322,7 @@ def test_says_when_nothing_is_checked_or_fitted_or_left_out() -> None:
         "Fitted traffic is calmer, so its queues are shorter.",
     ]
     few = replace(FACTS, fit=None, notes=["no traffic is fitted: 12 requests in the fitted part are too few"])
-    assert sentences(few)[3] == "No traffic is fitted to it; the notes say why."
+    assert sentences(few)[3] == "No traffic was fitted to this trace; the notes say why."
     left_out = replace(FACTS, requests=980, skipped={"a": 15, "b": 5})
     assert sentences(left_out)[-1] == "20 rows (2 %) could not be used and are left out."
     assert "Rows left out: 15 (a)." in page_of(left_out)
