@@ -150,7 +150,7 @@ class BatchServer(Server):
         self._growth = step.growth_s
         if mode.failed:
             self._steps = 1
-        elif step.steps > 1:
+        elif mode.takes_turns and step.steps > 1:
             change_s = mode.next_change_s()
             if change_s < math.inf:
                 self._steps = min(step.steps, self._steps_until(change_s))
@@ -193,7 +193,6 @@ class BatchServer(Server):
             if request.index not in over:
                 self.scheduler.expel(request)
             self.mode.release(request.adapter)
-            self.intake.leave(request)
             self.fail(request)
         left = {request.index for request in failed}
         return [request for request in finished if request.index not in left]

@@ -46,7 +46,7 @@ class FrontEndServer(BatchServer):
             self.front_end.step_ended(now)
         self.front_end.waits(request.adapter)
         self._changed_s = now
-        self.intake.arrive(request)
+        self.intake.take_in(request, False)
 
     def _step_end_after(self, time: float) -> float:
         return self._started + self._elapsed(self._steps_until(max(time, self._started)))

@@ -27,10 +27,7 @@ def without_delay(work: Callable[[], None]) -> Action:
 
 
 class ReplicaListener:
-    """Is called when requests come to a replica and leave it."""
-
-    def arrived(self, request: Request) -> None:
-        """A request has reached the replica."""
+    """Is called when requests leave a replica."""
 
     def finished(self, request: Request, now: float) -> bool:
         """A request has its last token and is about to be recorded. Return True to take it over, to send it again."""
