@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from sim.policies.adapter_cache import AllInHost, GpuCache, HostCache
+from sim.policies.vllm_lru import VllmLruCache
 from sim.results.records import Recorder, pack_load
 from sim.traffic.request import FROM_HOST, FROM_STORAGE, Request
 from sim.world.clock import LOAD_DONE, Call, Clock
@@ -80,7 +82,7 @@ class Loader:
     def __init__(
         self,
         clock: Clock,
-        cache: GpuCache,
+        cache: GpuCache | VllmLruCache,
         host: HostCache | AllInHost | None,
         loaders: tuple[int, int],
         context: LoadContext,
@@ -90,7 +92,7 @@ class Loader:
         self.faults = context.faults
         self.on_failed: Callable[[list[Request], bool], None]
         self._clock = clock
-        self._cache = cache
+        self._cache: Any = cache  # a VllmLruCache loads inside steps and is never asked for room by a loader
         self._host = host
         self._recorder = context.recorder
         self._on_loaded = on_loaded

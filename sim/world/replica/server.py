@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 from sim.policies.adapter_cache import ABSENT, AllInHost, GpuCache, HostCache
 from sim.policies.vllm_lru import VllmLruCache
@@ -96,9 +95,7 @@ class Server(ABC):
         self.host = parts.host
         self.loads_at_arrival = loads_at_arrival
         self.blocking = False
-        # A VllmLruCache loads inside steps and never uses the loader.
-        protected = cast(GpuCache, parts.cache)
-        self.loader = Loader(parts.clock, protected, parts.host, parts.loaders, parts.load_context, self._loaded)
+        self.loader = Loader(parts.clock, parts.cache, parts.host, parts.loaders, parts.load_context, self._loaded)
         self.loader.on_failed = self._not_loaded
         self.down = False
         self._host_fill = parts.host_fill
