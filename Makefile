@@ -34,10 +34,12 @@ fast: $(FAST_VENV)/.installed ## compile the simulator (mypyc) into .fast-venv; 
 	@$(FAST)/loraplan --version
 	@echo "Run it with: $(FAST)/loraplan run quickstart"
 
+FAST_TESTS ?= tests/cli/test_build.py tests/cli/test_own_policy.py tests/property
+
 # -P: not the interpreted packages of the current folder.
-test-fast: fast ## the laws, the naive twins and make same, with the compiled simulator
-	$(FAST)/python -P -m pytest -n auto --dist worksteal tests/property tests/cli/test_build.py tests/cli/test_own_policy.py
-	$(FAST)/python tools/same.py
+test-fast: fast ## the laws, the naive twins and make same, compiled (FAST_TESTS=..., SAME=quickstart: fewer)
+	$(FAST)/python -P -m pytest -n auto --dist worksteal $(FAST_TESTS)
+	$(FAST)/python tools/same.py $(if $(SAME),--only $(SAME))
 
 wheel: $(FAST_VENV)/.tools ## a wheel in dist/: compiled if there is a C compiler, else pure Python
 	$(COMPILE) --wheel-dir dist .

@@ -20,7 +20,13 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-HOT = ("sim/policies", "sim/world", "sim/traffic/request.py", "sim/results/records.py")
+HOT = (
+    "sim/policies",
+    "sim/world",
+    "sim/traffic/request.py",
+    "sim/results/records.py",
+    "sim/studies/fidelity/step_replay.py",  # derives a class from one in sim/policies: interpreted ones can't
+)
 """What is compiled: files, and folders with everything in them."""
 INTERPRETED = ("sim/world/world.py",)
 """Modules in these folders that stay interpreted, because their objects go to worker processes: mypyc's frozen

@@ -7,6 +7,6 @@ __version__ = "0.1.0"
 
 
 def build() -> str:
-    """Return ``compiled`` if the simulator's hot modules are extension modules (docs/performance.md), else ``interpreted``."""
+    """Return ``compiled`` if the simulator's hot modules are extension modules, else ``interpreted``."""
     spec = find_spec("sim.policies.scheduler")
     return "compiled" if spec is not None and isinstance(spec.loader, ExtensionFileLoader) else "interpreted"
