@@ -75,7 +75,9 @@ def test_the_version_of_the_code_is_that_of_its_sources(fast: Path) -> None:
 def without_compiler(folder: Path) -> str:
     """Return a PATH with the commands that make and pip use, but no C compiler."""
     for name in ("make", "bash", "sh", "env", "find", "ls", "rm", "touch", "test", "git"):
-        found = next((Path(each) / name for each in os.environ["PATH"].split(":") if (Path(each) / name).exists()), None)
+        found = next(
+            (Path(each) / name for each in os.environ["PATH"].split(":") if (Path(each) / name).exists()), None
+        )
         if found is not None:
             (folder / name).symlink_to(found)
     return str(folder)
