@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from heapq import heappush
 
+from mypy_extensions import mypyc_attr
+
 from sim.policies.scheduler import Scheduler, Step
 from sim.results.records import pack_pause, pack_step
 from sim.traffic.request import Request
@@ -15,6 +17,7 @@ from sim.world.replica.ports import Action
 from sim.world.replica.server import ReplicaParts, ReplicaTotals, Server
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class BatchServer(Server):
     """Continuous batching with leaps: one event for every change of the batch.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
+
 from sim.policies.front_end import FrontEnd
 from sim.policies.scheduler import Scheduler
 from sim.results.records import REFUSED
@@ -12,6 +14,7 @@ from sim.world.replica.modes.adapter_mode import AdapterMode
 from sim.world.replica.server import ReplicaParts, ReplicaTotals
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class FrontEndServer(BatchServer):
     """A ``BatchServer`` whose requests and tokens pass through a ``FrontEnd``.
 

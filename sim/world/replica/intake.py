@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from mypy_extensions import mypyc_attr
+
 from sim.policies.adapter_cache import HostTier
 from sim.traffic.request import Request
 from sim.world.replica.ports import Replica
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Intake(ABC):
     """Takes in requests, and loads what they need.
 

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mypy_extensions import mypyc_attr
+
 from sim.traffic.request import Request
 
 Action = Callable[[float], float]
@@ -81,6 +83,7 @@ class WeightVersions:
         """A load has ended; one from storage leaves a copy in host memory, if there is any."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Replica(ABC):
     """What an adapter mode may ask of the replica that it works for."""
 

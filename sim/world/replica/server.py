@@ -10,6 +10,8 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mypy_extensions import mypyc_attr
+
 from sim.policies.scheduler import Scheduler
 from sim.results.records import COMPLETED, REFUSED, Recorder, pack_request
 from sim.traffic.request import Request
@@ -64,6 +66,7 @@ class ReplicaTotals:
         self.merged_gaps += other.merged_gaps
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Server(Replica):
     """What every replica has: an adapter mode, and a count of the requests inside.
 
@@ -100,7 +103,9 @@ class Server(Replica):
 
         Such requests need no load and no slot. They cost a step what any sequence does, but nothing for an adapter.
         """
-        return [stage.serve_base_model() for stage in self._stages][0]
+        if self.intake is not self.mode:
+            self.intake.serve_base_model()
+        return self.mode.serve_base_model()
 
     def arrive(self, request: Request) -> None:
         """Take in a request."""
