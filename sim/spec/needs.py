@@ -25,12 +25,13 @@ def value_of(scenario: Scenario, key: str) -> Any:
     return value
 
 
-def _text(value: object) -> str:
+def words_of(value: object) -> str:
+    """Return a value as a scenario file has it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _listed(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} {_text(value)}" for key, value in values.items())
+    return ", ".join(f"{key} {words_of(value)}" for key, value in values.items())
 
 
 class Values(ABC):
@@ -55,7 +56,7 @@ class Only(Values):
 
     def __init__(self, *values: object) -> None:
         self._values = values
-        self.words = " or ".join(_text(value) for value in values) or "unset"
+        self.words = " or ".join(words_of(value) for value in values) or "unset"
 
     def allow(self, value: Any, scenario: Scenario) -> bool:
         return value in self._values
@@ -119,7 +120,7 @@ class Need:
         allowed = {key: values.listed(scenario) for key, values in self.keys.items()}
         at = self.at or wrong[0]
         if list(got) == [at]:
-            value = _text(got[at]) if isinstance(got[at], bool) else got[at]
+            value = words_of(got[at]) if isinstance(got[at], bool) else got[at]
             raise located(at, self.why, got=value, allowed=allowed[at], hint=self.hint)
         raise located(at, self.why, got=_listed(got), allowed=_listed(allowed), hint=self.hint)
 
