@@ -309,13 +309,13 @@ def mode_tables() -> str:
 
     modes, needs = [], []
     for each in (*MODES, *OTHER_CHOICES):
-        asked = " or ".join(f"`{key}: {words_of(value)}`" for key, value in each.asked_by.items())
+        chosen = " or ".join(f"`{key}: {words_of(value)}`" for key, value in each.set_by.items())
         if each in MODES.entries:
-            modes.append([f"`{each.name}`", each.about, asked])
+            modes.append([f"`{each.name}`", each.about, chosen])
         reasons: dict[str, list[str]] = {}
         for need in each.needs:
             reasons.setdefault(need.why, []).extend(f"`{key}` {values.words}" for key, values in need.keys.items())
-        needs += [[asked, ", ".join(keys), why] for why, keys in reasons.items()]
+        needs += [[chosen, ", ".join(keys), why] for why, keys in reasons.items()]
     return table(["mode", "what it does", "set by"], modes) + "\n\n" + table(["setting", "needs", "because"], needs)
 
 

@@ -1,8 +1,9 @@
-"""Ways of serving adapters: what each is, how a scenario asks for it, and what it needs.
+"""Ways of serving adapters: what each is, what chooses it in a scenario, and what it needs of other keys.
 
-``MODES`` is the table, from the general to the special: the last mode that a scenario asks for is the one that its
-replicas have. A scenario must meet the needs of every mode that it asks for, and those of ``OTHER_CHOICES``, which
-decide how adapters can be served without being modes themselves.
+A scenario may choose several of ``MODES``, such as ``loads-in-steps`` and ``vllm-lru``; its replicas have the last of
+them. It must meet the needs of each, and those of ``OTHER_CHOICES``, which are no modes but restrict them.
+
+A new mode is a class in ``sim/world/replica/modes``, an entry here, and a case in ``make_mode``.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ MODES = Registry(
             AT_ADMISSION,
             "A load starts when the scheduler could first admit a request, and overlaps with steps.",
             f"{_MODES}.protected:LoadsAtAdmission",
-            asked_by={"fleet.load_at": "admission"},
+            set_by={"fleet.load_at": "admission"},
         ),
         Choice(
             AT_ARRIVAL,
             "A load starts when a request arrives, and overlaps with steps. The request joins the queue afterwards.",
             f"{_MODES}.protected:LoadsAtArrival",
-            asked_by={"fleet.load_at": "arrival"},
+            set_by={"fleet.load_at": "arrival"},
         ),
         Choice(
             IN_STEPS,
             "The step that admits requests first loads their missing adapters, one after the other.",
             f"{_MODES}.protected:LoadsInSteps",
-            asked_by={"storage.mode": "blocking"},
+            set_by={"storage.mode": "blocking"},
             needs=(
                 Need({"storage.loaders": Only(1)}, "blocking loads run one after the other"),
                 Need({"fleet.load_at": Only("admission")}, "blocking loads start at admission"),
@@ -60,7 +61,7 @@ MODES = Registry(
             "Every step touches the adapters of its batch and first loads those that are missing, if need be in place "
             "of adapters in use.",
             f"{_MODES}.vllm_lru:VllmLru",
-            asked_by={"cache.eviction": "vllm-lru"},
+            set_by={"cache.eviction": "vllm-lru"},
             needs=(
                 Need(
                     {"storage.mode": Only("blocking"), "fleet.admission": Only("skip")},
@@ -93,7 +94,7 @@ MODES = Registry(
             "Every adapter has a queue, and as many queues are active as there is room. A load starts when the queue "
             "of its adapter becomes active, and overlaps with steps.",
             f"{_MODES}.per_adapter:PerAdapterQueues",
-            asked_by={"fleet.admission": "per-adapter", "cache.eviction": "cycle"},
+            set_by={"fleet.admission": "per-adapter", "cache.eviction": "cycle"},
             needs=(
                 Need(
                     {"fleet.admission": Only("per-adapter"), "cache.eviction": Only("cycle")},
@@ -116,7 +117,7 @@ MODES = Registry(
             UNIFIED,
             "Loads in steps; adapters take their memory from the KV cache, and idle ones leave first.",
             f"{_MODES}.unified:Unified",
-            asked_by={"cache.gpu.unified": True},
+            set_by={"cache.gpu.unified": True},
             needs=(
                 Need({"cache.gpu.size": UNSET}, "unified memory has no size of its own", hint="remove it"),
                 Need({"cache.gpu.base_model_slot": Only(False)}, "unified memory has no slots to take one from"),
@@ -140,7 +141,7 @@ MODES = Registry(
             PREFETCHING,
             "Loads at admission; idle loaders load ahead for requests further back in the queue.",
             f"{_MODES}.prefetching:Prefetching",
-            asked_by={"cache.prefetch": "queued"},
+            set_by={"cache.prefetch": "queued"},
             needs=(
                 Need(
                     {"storage.mode": Only("overlap"), "fleet.load_at": Only("admission")},
@@ -156,7 +157,7 @@ OTHER_CHOICES = (
     Choice(
         "stop",
         "A request over the adapter limit stops the queue.",
-        asked_by={"fleet.admission": "stop"},
+        set_by={"fleet.admission": "stop"},
         needs=(
             Need(
                 {"fleet.load_at": Only("admission")},
@@ -168,7 +169,7 @@ OTHER_CHOICES = (
     Choice(
         "fixed",
         "One request at a time, without steps or tokens. It loads at arrival.",
-        asked_by={"fleet.engine": "fixed"},
+        set_by={"fleet.engine": "fixed"},
         needs=(
             Need({"storage.mode": Only("overlap")}, "engine fixed has no steps that a load could block"),
             Need(
@@ -183,7 +184,7 @@ OTHER_CHOICES = (
     Choice(
         "vllm-0.8-scraped",
         "The front end of vLLM 0.8, to reproduce measured runs.",
-        asked_by={"fleet.front_end": "vllm-0.8-scraped"},
+        set_by={"fleet.front_end": "vllm-0.8-scraped"},
         needs=(
             Need(
                 {"cache.eviction": Only("vllm-lru")},
@@ -198,15 +199,15 @@ OTHER_CHOICES = (
 
 def mode_of(scenario: Scenario) -> str:
     """Return the name of the mode in which a scenario's replicas serve adapters."""
-    return [mode.name for mode in MODES if mode.is_asked_for(scenario)][-1]
+    return [mode.name for mode in MODES if mode.is_set(scenario)][-1]
 
 
 def check_modes(scenario: Scenario) -> None:
-    """Refuse a scenario that does not meet the needs of what it asks for.
+    """Refuse a scenario that does not meet the needs of what it chooses.
 
     :raises PydanticCustomError: for the first need that is not met.
     """
     for choice in (*OTHER_CHOICES, *MODES):
-        if choice.is_asked_for(scenario):
+        if choice.is_set(scenario):
             for need in choice.needs:
                 need.check(scenario)

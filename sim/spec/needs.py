@@ -127,14 +127,14 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice(Entry):
-    """Something that a scenario can ask for, and what it then needs; a mode names its class as its target.
+    """Something that a scenario can choose, and what it then needs; a mode names its class as its target.
 
-    :ivar asked_by: values of keys, by dotted key; any one of them asks for it.
+    :ivar set_by: values of keys, by dotted key; any one of them chooses it.
     """
 
-    asked_by: Mapping[str, str | bool]
+    set_by: Mapping[str, str | bool]
     needs: tuple[Need, ...] = ()
 
-    def is_asked_for(self, scenario: Scenario) -> bool:
-        """Return whether a scenario asks for it."""
-        return any(value_of(scenario, key) == value for key, value in self.asked_by.items())
+    def is_set(self, scenario: Scenario) -> bool:
+        """Return whether a scenario chooses it."""
+        return any(value_of(scenario, key) == value for key, value in self.set_by.items())

@@ -109,7 +109,7 @@ def refusal(values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def test_every_key_of_the_table_is_one_of_a_scenario() -> None:
-    keys = {key for choice in CHOICES.values() for key in choice.asked_by}
+    keys = {key for choice in CHOICES.values() for key in choice.set_by}
     keys |= {key for _, need in NEEDS for key in (*need.keys, need.at or next(iter(need.keys)))}
     assert keys <= set(known_keys(Scenario))
 
@@ -120,7 +120,7 @@ def test_the_cases_here_are_those_of_the_table() -> None:
 
 
 @pytest.mark.parametrize(("name", "values"), [(name, each) for name, several in HAD.items() for each in several])
-def test_a_replica_has_the_mode_that_the_scenario_asks_for(name: str, values: dict[str, Any]) -> None:
+def test_a_replica_has_the_mode_that_the_scenario_chooses(name: str, values: dict[str, Any]) -> None:
     served = scenario(values)
     assert mode_of(served) == name
     mode = assemble(build_world(served), 0, 1).fleet.servers[0].mode
