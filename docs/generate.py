@@ -260,6 +260,7 @@ def pages() -> dict[Path, str]:
         "profiles": ("profiles.md", profile_sections),
         "commands": ("commands.md", command_sections),
         "engine-rules": ("adapters.md", engine_rules),
+        "adapter-modes": ("engines.md", mode_tables),
         "thresholds": ("vet.md", threshold_table),
     }
     result: dict[Path, str] = {}
@@ -299,6 +300,23 @@ def engine_rules() -> str:
         for extra, rule in rules_by_engine[name].extras.items()
     ]
     return table(["", *real], rows) + "\n\n" + table(["engine", "extra", "the engine …", "read from"], said)
+
+
+def mode_tables() -> str:
+    """Return the ways of serving adapters, and what they and other choices need of the rest of a scenario."""
+    from sim.spec.adapter_modes import MODES, OTHER_CHOICES
+    from sim.spec.needs import words_of
+
+    modes, needs = [], []
+    for each in (*MODES, *OTHER_CHOICES):
+        chosen = " or ".join(f"`{key}: {words_of(value)}`" for key, value in each.set_by.items())
+        if each in MODES.entries:
+            modes.append([f"`{each.name}`", each.about, chosen])
+        reasons: dict[str, list[str]] = {}
+        for need in each.needs:
+            reasons.setdefault(need.why, []).extend(f"`{key}` {values.words}" for key, values in need.keys.items())
+        needs += [[chosen, ", ".join(keys), why] for why, keys in reasons.items()]
+    return table(["mode", "what it does", "set by"], modes) + "\n\n" + table(["setting", "needs", "because"], needs)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

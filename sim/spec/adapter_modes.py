@@ -1,31 +1,213 @@
-"""Ways of serving adapters: which one a scenario asks for."""
+"""Ways of serving adapters: what each is, what chooses it in a scenario, and what it needs of other keys.
+
+A scenario may choose several of ``MODES``, such as ``loads-in-steps`` and ``vllm-lru``; its replicas have the last of
+them. It must meet the needs of each, and those of ``OTHER_CHOICES``, which are no modes but restrict them.
+
+A new mode is a class in ``sim/world/replica/modes``, an entry here, and a case in ``make_mode``.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sim.spec.needs import UNSET, AtLeast, Choice, EvictionBut, Need, Only
+from sim.spec.policies import EVICTIONS
+from sim.spec.registry import Registry
+
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
 
-AT_ARRIVAL = "loads-at-arrival"
 AT_ADMISSION = "loads-at-admission"
-PREFETCHING = "prefetching"
+AT_ARRIVAL = "loads-at-arrival"
 IN_STEPS = "loads-in-steps"
 VLLM_LRU = "vllm-lru"
-UNIFIED = "unified"
 PER_ADAPTER = "per-adapter"
+UNIFIED = "unified"
+PREFETCHING = "prefetching"
+
+
+_MODES = "sim.world.replica.modes"
+_WARM_INSTEAD = "cache.warm loads before the start"
+_TURN = "with eviction cycle adapters load at their turn"
+_VLLM_SLOTS = "vllm-lru has slots for adapters alone"
+
+MODES = Registry(
+    "adapter mode",
+    (
+        Choice(
+            AT_ADMISSION,
+            "A load starts when the scheduler could first admit a request, and overlaps with steps.",
+            f"{_MODES}.protected:LoadsAtAdmission",
+            set_by={"fleet.load_at": "admission"},
+        ),
+        Choice(
+            AT_ARRIVAL,
+            "A load starts when a request arrives, and overlaps with steps. The request joins the queue afterwards.",
+            f"{_MODES}.protected:LoadsAtArrival",
+            set_by={"fleet.load_at": "arrival"},
+        ),
+        Choice(
+            IN_STEPS,
+            "The step that admits requests first loads their missing adapters, one after the other.",
+            f"{_MODES}.protected:LoadsInSteps",
+            set_by={"storage.mode": "blocking"},
+            needs=(
+                Need({"storage.loaders": Only(1)}, "blocking loads run one after the other"),
+                Need({"fleet.load_at": Only("admission")}, "blocking loads start at admission"),
+            ),
+        ),
+        Choice(
+            VLLM_LRU,
+            "Every step touches the adapters of its batch and first loads those that are missing, if need be in place "
+            "of adapters in use.",
+            f"{_MODES}.vllm_lru:VllmLru",
+            set_by={"cache.eviction": "vllm-lru"},
+            needs=(
+                Need(
+                    {"storage.mode": Only("blocking"), "fleet.admission": Only("skip")},
+                    "vllm-lru loads inside the step and passes requests over the adapter limit",
+                    at="cache.eviction",
+                ),
+                Need({"cache.gpu.unified": Only(False)}, _VLLM_SLOTS),
+                Need({"cache.gpu.base_model_slot": Only(False)}, _VLLM_SLOTS),
+                Need({"cache.gpu.size": UNSET}, "vllm-lru counts slots", hint="give cache.gpu.slots"),
+                Need({"cache.host.fill": Only("load")}, "vllm-lru reads storage within its steps"),
+                Need(
+                    {"cache.host.size": UNSET},
+                    "vllm-lru counts slots in host memory too",
+                    hint="give cache.host.slots",
+                ),
+                Need(
+                    {"cache.host.slots": AtLeast("cache.gpu.slots")},
+                    "every adapter in a slot has a copy in host memory",
+                ),
+                Need(
+                    {"cache.pinned": Only(0)},
+                    "vLLM admits as many distinct adapters as it has slots, pinned or not, and then lacks slots for "
+                    "those that aren't",
+                    hint=_WARM_INSTEAD,
+                ),
+            ),
+        ),
+        Choice(
+            PER_ADAPTER,
+            "Every adapter has a queue, and as many queues are active as there is room. A load starts when the queue "
+            "of its adapter becomes active, and overlaps with steps.",
+            f"{_MODES}.per_adapter:PerAdapterQueues",
+            set_by={"fleet.admission": "per-adapter", "cache.eviction": "cycle"},
+            needs=(
+                Need(
+                    {"fleet.admission": Only("per-adapter"), "cache.eviction": Only("cycle")},
+                    "admission per-adapter and eviction cycle go together",
+                ),
+                Need(
+                    {"storage.mode": Only("overlap")},
+                    "admission per-adapter loads at an adapter's turn, not in a step",
+                ),
+                Need(
+                    {"fleet.load_at": Only("admission")},
+                    "with admission per-adapter, loads start at an adapter's turn",
+                ),
+                Need({"cache.pinned": Only(0)}, _TURN),
+                Need({"cache.warm": Only(0)}, _TURN),
+                Need({"cache.prefetch": Only("none")}, "admission per-adapter loads ahead anyway"),
+            ),
+        ),
+        Choice(
+            UNIFIED,
+            "Loads in steps; adapters take their memory from the KV cache, and idle ones leave first.",
+            f"{_MODES}.unified:Unified",
+            set_by={"cache.gpu.unified": True},
+            needs=(
+                Need({"cache.gpu.size": UNSET}, "unified memory has no size of its own", hint="remove it"),
+                Need({"cache.gpu.base_model_slot": Only(False)}, "unified memory has no slots to take one from"),
+                Need(
+                    {"cache.eviction": EvictionBut("vllm-lru", "cycle")},
+                    "unified memory has no slots, which this policy needs",
+                ),
+                Need(
+                    {"fleet.kv_check": Only("whole-answer", "peak"), "storage.mode": Only("blocking")},
+                    "unified memory needs an admission check that reserves KV blocks for whole answers",
+                    at="cache.gpu.unified",
+                ),
+                Need(
+                    {"cache.pinned": Only(0)},
+                    "with unified memory only adapters of running requests can be kept",
+                    hint=_WARM_INSTEAD,
+                ),
+            ),
+        ),
+        Choice(
+            PREFETCHING,
+            "Loads at admission; idle loaders load ahead for requests further back in the queue.",
+            f"{_MODES}.prefetching:Prefetching",
+            set_by={"cache.prefetch": "queued"},
+            needs=(
+                Need(
+                    {"storage.mode": Only("overlap"), "fleet.load_at": Only("admission")},
+                    "only loads that start at admission and overlap with steps can be prefetched",
+                    at="cache.prefetch",
+                ),
+            ),
+        ),
+    ),
+)
+
+OTHER_CHOICES = (
+    Choice(
+        "stop",
+        "A request over the adapter limit stops the queue.",
+        set_by={"fleet.admission": "stop"},
+        needs=(
+            Need(
+                {"fleet.load_at": Only("admission")},
+                "with admission stop, loads start at admission; otherwise waiting requests could hold every slot and "
+                "block the first in the queue for ever",
+            ),
+        ),
+    ),
+    Choice(
+        "fixed",
+        "One request at a time, without steps or tokens. It loads at arrival.",
+        set_by={"fleet.engine": "fixed"},
+        needs=(
+            Need({"storage.mode": Only("overlap")}, "engine fixed has no steps that a load could block"),
+            Need(
+                {"cache.eviction": EvictionBut(*(entry.name for entry in EVICTIONS if entry.needs_batch))},
+                "this policy evicts at steps, which engine fixed does not have",
+            ),
+            Need({"cache.host.fill": Only("load", "start")}, "engine fixed loads at arrival anyway"),
+            Need({"cache.gpu.unified": Only(False)}, "engine fixed has no KV cache to share"),
+            Need({"cache.prefetch": Only("none")}, "engine fixed loads ahead anyway"),
+        ),
+    ),
+    Choice(
+        "vllm-0.8-scraped",
+        "The front end of vLLM 0.8, to reproduce measured runs.",
+        set_by={"fleet.front_end": "vllm-0.8-scraped"},
+        needs=(
+            Need(
+                {"cache.eviction": Only("vllm-lru")},
+                "this front end is vLLM's",
+                at="fleet.front_end",
+                hint="choose engine vllm-0.8 or vllm-0.32",
+            ),
+        ),
+    ),
+)
 
 
 def mode_of(scenario: Scenario) -> str:
     """Return the name of the mode in which a scenario's replicas serve adapters."""
-    if scenario.cache.eviction == "vllm-lru":
-        return VLLM_LRU
-    if scenario.cache.gpu.unified:
-        return UNIFIED
-    if scenario.fleet.admission == "per-adapter":
-        return PER_ADAPTER
-    if scenario.storage.mode == "blocking":
-        return IN_STEPS
-    if scenario.load_at == "arrival":
-        return AT_ARRIVAL
-    return PREFETCHING if scenario.cache.prefetch == "queued" else AT_ADMISSION
+    return [mode.name for mode in MODES if mode.is_set(scenario)][-1]
+
+
+def check_modes(scenario: Scenario) -> None:
+    """Refuse a scenario that does not meet the needs of what it chooses.
+
+    :raises PydanticCustomError: for the first need that is not met.
+    """
+    for choice in (*OTHER_CHOICES, *MODES):
+        if choice.is_set(scenario):
+            for need in choice.needs:
+                need.check(scenario)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationInfo, model_validator
 
+from sim.spec.adapter_modes import check_modes
 from sim.spec.base import Strict, located
 from sim.spec.engines import fill
 from sim.spec.full_model_checks import check_full_models
@@ -192,21 +193,7 @@ class Scenario(Strict):
                 "only a run of generated requests can be lengthened",
                 hint="give workload.requests, or remove half_width",
             )
-        if self.storage.mode == "blocking":
-            if self.fleet.engine == "fixed":
-                raise located("storage.mode", "engine fixed has no steps that a load could block", got="blocking")
-            if self.storage.loaders > 1:
-                raise located(
-                    "storage.loaders", "blocking loads run one after the other", got=self.storage.loaders, allowed="1"
-                )
-            if self.fleet.load_at == "arrival":
-                raise located("fleet.load_at", "blocking loads start at admission", got="arrival")
-        if self.cache.eviction == "vllm-lru":
-            self._fits_vllm_lru()
-        self._fits_engine()
-        self._fits_start()
-        if self.cache.prefetch != "none":
-            self._fits_prefetch()
+        check_modes(self)
         self.router.check_copies(self.fleet.replicas)
         changes = {"rollouts": len(self.rollouts), "faults": len(self.faults)}
         eviction, router = self.eviction_policy, self.router_policy
@@ -285,127 +272,6 @@ class Scenario(Strict):
                     got=f"failing-loads with rollouts.{i}.strategy {rollout.strategy}",
                     allowed="new-name, lazy-reread",
                 )
-
-    def _fits_engine(self) -> None:
-        fleet, cache = self.fleet, self.cache
-        queues, cycle = fleet.admission == "per-adapter", cache.eviction == "cycle"
-        if fleet.engine == "fixed" and cache.eviction in ("discard-when-idle", "cycle"):
-            raise located(
-                "cache.eviction", "engine fixed has no steps, at which this policy evicts", got=cache.eviction
-            )
-        if queues != cycle:
-            raise located(
-                "cache.eviction" if queues else "fleet.admission",
-                "admission per-adapter and eviction cycle go together",
-                got=f"fleet.admission {fleet.admission}, cache.eviction {cache.eviction}",
-                allowed="fleet.admission per-adapter with cache.eviction cycle",
-            )
-        if queues and self.storage.mode == "blocking":
-            raise located(
-                "storage.mode",
-                "admission per-adapter loads at an adapter's turn, not in a step",
-                got="blocking",
-                allowed="overlap",
-            )
-        if cache.host is not None and cache.host.fill == "arrival" and fleet.engine == "fixed":
-            raise located(
-                "cache.host.fill", "engine fixed loads at arrival anyway", got="arrival", allowed="load, start"
-            )
-        if fleet.front_end != "none" and cache.eviction != "vllm-lru":
-            raise located(
-                "fleet.front_end",
-                "this front end is vLLM's",
-                got=f"{fleet.front_end} with {cache.eviction}",
-                allowed="engines vllm-0.8 and vllm-0.32",
-            )
-        if cache.gpu.unified:
-            self._fits_unified()
-
-    def _fits_unified(self) -> None:
-        fleet, eviction = self.fleet, self.cache.eviction
-        if fleet.engine == "fixed":
-            raise located("cache.gpu.unified", "engine fixed has no KV cache to share", got=True)
-        if eviction in ("vllm-lru", "cycle"):
-            raise located(
-                "cache.eviction",
-                "unified memory has no slots, which this policy needs",
-                got=eviction,
-                allowed=", ".join(name for name in EVICTIONS.names if name not in ("vllm-lru", "cycle")),
-            )
-        if fleet.kv_check not in ("whole-answer", "peak") or self.storage.mode != "blocking":
-            raise located(
-                "cache.gpu.unified",
-                "unified memory needs an admission check that reserves KV blocks for whole answers",
-                got=f"fleet.kv_check {fleet.kv_check}, storage.mode {self.storage.mode}",
-                allowed="fleet.kv_check whole-answer or peak, storage.mode blocking",
-            )
-
-    def _fits_start(self) -> None:
-        """Check the adapters that are pinned or loaded at the start."""
-        cache = self.cache
-        if cache.pinned and cache.eviction == "vllm-lru":
-            raise located(
-                "cache.pinned",
-                "vLLM admits as many distinct adapters as it has slots, pinned or not, and then lacks "
-                "slots for those that aren't",
-                got=cache.pinned,
-                allowed="0",
-                hint="cache.warm loads before the start",
-            )
-        if cache.pinned and cache.gpu.unified:
-            raise located(
-                "cache.pinned",
-                "with unified memory only adapters of running requests can be kept",
-                got=cache.pinned,
-                allowed="0",
-                hint="cache.warm loads before the start",
-            )
-        for key, value in (("pinned", cache.pinned), ("warm", cache.warm)):
-            if value and cache.eviction == "cycle":
-                raise located(f"cache.{key}", "with eviction cycle adapters load at their turn", got=value, allowed="0")
-
-    def _fits_prefetch(self) -> None:
-        fleet, mode = self.fleet, self.storage.mode
-        if fleet.engine == "fixed" or fleet.admission == "per-adapter":
-            what = "engine fixed" if fleet.engine == "fixed" else "admission per-adapter"
-            raise located("cache.prefetch", f"{what} loads ahead anyway", got=self.cache.prefetch, allowed="none")
-        if mode != "overlap" or self.load_at != "admission":
-            raise located(
-                "cache.prefetch",
-                "only loads that start at admission and overlap with steps can be prefetched",
-                got=f"storage.mode {mode}, fleet.load_at {self.load_at}",
-                allowed="storage.mode overlap, fleet.load_at admission",
-            )
-
-    def _fits_vllm_lru(self) -> None:
-        gpu, host = self.cache.gpu, self.cache.host
-        if self.fleet.engine == "fixed":
-            raise located("cache.eviction", "engine fixed has no steps that touch adapters", got="vllm-lru")
-        if self.storage.mode != "blocking" or self.fleet.admission != "skip":
-            raise located(
-                "cache.eviction",
-                "vllm-lru loads inside the step and passes requests over the adapter limit",
-                got=f"storage.mode {self.storage.mode}, fleet.admission {self.fleet.admission}",
-                allowed="storage.mode blocking, fleet.admission skip",
-            )
-        if gpu.unified or gpu.base_model_slot:
-            key = "unified" if gpu.unified else "base_model_slot"
-            raise located(f"cache.gpu.{key}", "vllm-lru has slots for adapters alone", got=True)
-        if gpu.slots is None:
-            raise located("cache.gpu.size", "vllm-lru counts slots", hint="give cache.gpu.slots")
-        if host is None:
-            return
-        if host.fill != "load":
-            raise located("cache.host.fill", "vllm-lru reads storage within its steps", got=host.fill, allowed="load")
-        if host.slots is None:
-            raise located("cache.host.size", "vllm-lru counts slots in host memory too", hint="give cache.host.slots")
-        if host.slots < gpu.slots:
-            raise located(
-                "cache.host.slots",
-                "every adapter in a slot has a copy in host memory",
-                got=host.slots,
-                allowed=f"at least cache.gpu.slots ({gpu.slots})",
-            )
 
     @property
     def has_host_tier(self) -> bool:

@@ -16,9 +16,9 @@ FIXED = f"{LEAPING}::test_the_engine_without_batches_agrees_with_its_twin"
 VLLM = f"{LEAPING}::test_leaps_equal_steps_of_vllm"
 
 _BATCH = "sim/world/replica/continuous.py"
-_BLOCKING = "sim/world/replica/step_loads.py"
 _FLEET = "sim/world/fleet.py"
 _LOADER = "sim/world/replica/loader.py"
+_PROTECTED = "sim/world/replica/modes/protected.py"
 _STORAGE = "sim/world/faults/storage_faults.py"
 
 WORLD = (
@@ -34,8 +34,8 @@ WORLD = (
     Mutant(
         "leap-without-growth",
         _BATCH,
-        "steps * first + growth * (steps * (steps - 1) / 2))  # as",
-        "steps * first)  # as",
+        "return now + self._elapsed(self._steps)",
+        "return now + self._load_s + self._steps * self._first",
         "all steps of a leap take as long as its first",
         (LEAPING,),
     ),
@@ -58,8 +58,8 @@ WORLD = (
     Mutant(
         "leap-cut-one-step-late",
         _BATCH,
-        "            cut = self._steps_until(now, in_time)\n",
-        "            cut = self._steps_until(now, in_time) + 1\n",
+        "steps = self._steps_until(now, in_time)\n",
+        "steps = self._steps_until(now, in_time) + 1\n",
         "a request joins one boundary later than it could",
         (LEAPING,),
     ),
@@ -82,8 +82,8 @@ WORLD = (
     Mutant(
         "earlier-steps-block-loads",
         _BATCH,
-        "self._loads.before_step(step.prefills, now) + blocked_s",
-        "self._loads.before_step(step.prefills, now)",
+        "mode.before_step(self.scheduler, now) + blocked_s",
+        "mode.before_step(self.scheduler, now)",
         "a swap that blocks the engine takes no time",
         ("tests/property/test_rollout_cases.py",),
     ),
@@ -114,23 +114,23 @@ WORLD = (
     # Loads ----------------------------------------------------------------------------------------------------------
     Mutant(
         "joined-load-is-a-miss",
-        "sim/world/replica/server.py",
-        "DELAYED_HIT if self.loader.request_load(request) else MISS",
-        "(self.loader.request_load(request), MISS)[1]",
+        _PROTECTED,
+        "else:\n            request.outcome = DELAYED_HIT if self.loader.request_load(request) else MISS",
+        "else:\n            request.outcome = (self.loader.request_load(request), MISS)[1]",
         "a request that joins a load makes none",
         (FIXED, LEAPING),
     ),
     Mutant(
         "joined-load-is-a-miss-at-admission",
-        _BATCH,
-        "DELAYED_HIT if self.loader.request_load(request) else MISS",
-        "(self.loader.request_load(request), MISS)[1]",
+        _PROTECTED,
+        '"""\n        request.outcome = DELAYED_HIT if self.loader.request_load(request) else MISS',
+        '"""\n        request.outcome = (self.loader.request_load(request), MISS)[1]',
         "a request that joins a load makes none",
         (LEAPING,),
     ),
     Mutant(
         "hit-is-a-delayed-hit",
-        _BLOCKING,
+        _PROTECTED,
         "elif request.adapter in loaded:",
         "elif load_s > 0:",
         "only who waits for the load of its own adapter is a delayed hit",
@@ -138,7 +138,7 @@ WORLD = (
     ),
     Mutant(
         "loads-of-a-step-at-once",
-        _BLOCKING,
+        _PROTECTED,
         "load_s += self._load(request, now + load_s)",
         "load_s = max(load_s, self._load(request, now))",
         "loads of one step follow each other",
@@ -146,7 +146,7 @@ WORLD = (
     ),
     Mutant(
         "vllm-joined-load-is-a-miss",
-        _BLOCKING,
+        "sim/world/replica/modes/vllm_lru.py",
         "MISS if first[adapter] is request else DELAYED_HIT",
         "MISS",
         "two requests that bring in one adapter make one load",
@@ -179,16 +179,16 @@ WORLD = (
     Mutant(
         "host-hit-is-not-a-use",
         _LOADER,
-        "self._host.touch(request.adapter)",
-        "request.adapter in self._host",
+        "self.host.touch(request.adapter)",
+        "self.host.holds(request.adapter)",
         "what host memory serves all the time leaves it first",
         (LEAPING,),
     ),
     Mutant(
         "no-copy-in-host-memory",
         _LOADER,
-        "self._host is not None and tier == FROM_STORAGE:",
-        "self._host is not None and tier == FROM_HOST:",
+        "if tier == FROM_STORAGE:\n            self.host.insert(adapter)",
+        "if tier == FROM_HOST:\n            self.host.insert(adapter)",
         "what comes from storage leaves a copy in host memory",
         (LEAPING,),
     ),
@@ -212,23 +212,23 @@ WORLD = (
     ),
     Mutant(
         "room-not-noticed",
-        "sim/world/replica/server.py",
-        "self.inside_area += now\n        if self.cache.release(request.adapter) and",
-        "self.inside_area += now\n        if not self.cache.release(request.adapter) and",
+        _PROTECTED,
+        "if self._gpu.release(adapter) and",
+        "if not self._gpu.release(adapter) and",
         "loads that wait for room wait though somebody has left",
         (FIXED, LEAPING),
     ),
     Mutant(
         "replica-never-empties",
         "sim/world/replica/server.py",
-        "        index = self.index\n        self._inside[index] -= 1",
-        "        index = self.index",
+        "self._inside[self.index] -= 1\n        self.inside_area += now\n",
+        "self.inside_area += now\n",
         "routers see requests that have left",
         (FIXED, LEAPING),
     ),
     Mutant(
         "fetch-is-no-miss",
-        "sim/world/replica/host_cache_fill.py",
+        "sim/world/replica/host_fill.py",
         "max(request.outcome, outcome)",
         "request.outcome",
         "an adapter that was fetched to host memory counts as a hit",
@@ -236,7 +236,7 @@ WORLD = (
     ),
     Mutant(
         "fetch-wait-forgotten",
-        "sim/world/replica/host_cache_fill.py",
+        "sim/world/replica/host_fill.py",
         "request.load_wait_s += wait_s",
         "request.load_wait_s += 0.0",
         "the wait for host memory is missing",
@@ -290,6 +290,39 @@ WORLD = (
         "each pause between attempts is twice as long as the one before",
         (OUTAGES, SPEED),
     ),
+    # Modes ----------------------------------------------------------------------------------------------------------
+    Mutant(
+        "a-cycle-ends-within-a-leap",
+        _BATCH,
+        "if change_s < math.inf:",
+        "if change_s < 0:",
+        "an adapter keeps its place beyond its cycle",
+        (ENGINES, ENGINE_TWINS),
+    ),
+    Mutant(
+        "idle-adapters-keep-kv-blocks",
+        "sim/world/replica/modes/unified.py",
+        "self._unified.shrink()",
+        "pass",
+        "adapters that are not in use leave before a step that needs their blocks",
+        (ENGINES, ENGINE_TWINS),
+    ),
+    Mutant(
+        "discards-after-prefills-too",
+        _PROTECTED,
+        "if self._discards and decoding:",
+        "if self._discards:",
+        "idle adapters leave when a decode step ends a request, not after a prefill alone",
+        (ENGINES, ENGINE_TWINS),
+    ),
+    Mutant(
+        "a-failed-load-keeps-its-adapter",
+        "sim/world/replica/continuous.py",
+        "            self.mode.release(request.adapter)\n            self.intake.leave(request)\n",
+        "            self.intake.leave(request)\n",
+        "an adapter whose load failed counts as in use for ever",
+        (OUTAGES, "tests/property/test_faults.py"),
+    ),
     # The fleet ------------------------------------------------------------------------------------------------------
     Mutant(
         "warm-up-not-dropped",
@@ -318,8 +351,8 @@ WORLD = (
     Mutant(
         "longest-request-refused",
         _FLEET,
-        "chunk.prompt_tokens + chunk.output_tokens > limit",
-        "chunk.prompt_tokens + chunk.output_tokens >= limit",
+        "chunk.prompt_tokens + chunk.output_tokens > self",
+        "chunk.prompt_tokens + chunk.output_tokens >= self",
         "a request that fits exactly is served",
         (LEAPING,),
     ),

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from sim.policies.eviction import EvictionContext, make_eviction
+from sim.spec.adapter_modes import MODES
 from sim.spec.engines import ENGINES
 from sim.spec.files.schema import scenario_schema
 from sim.spec.policies import CACHE_DEFAULTS, EVICTIONS, PLACEMENTS, ROUTERS
@@ -22,7 +23,7 @@ from sim.traffic.arrivals import PROCESSES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 REGISTRIES: list[Registry[Any]] = [EVICTIONS, ROUTERS, PLACEMENTS, ENGINES, TRACE_FORMATS]
-ENTRIES = [entry for registry in REGISTRIES for entry in registry if entry.name != "auto"]
+ENTRIES = [entry for registry in (*REGISTRIES, MODES) for entry in registry if entry.name != "auto"]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
@@ -38,6 +39,7 @@ def test_every_name_has_something_behind_it_and_a_line_for_readers(entry: Entry)
         (EVICTIONS.names, "model.md"),
         (ROUTERS.names, "routers.md"),
         ([engine.name for engine in ENGINES if engine.preset], "engines.md"),
+        (MODES.names, "engines.md"),
         (TRACE_FORMATS.names[1:], "traces.md"),
     ],
 )

@@ -123,20 +123,12 @@ class Fleet(Strict):
                 got="admission_interval 1",
                 hint="give admission_interval, such as 20",
             )
-        if self.admission == "per-adapter" and self.load_at == "arrival":
-            raise located("load_at", "with admission per-adapter, loads start at an adapter's turn")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise located(
                 "max_num_batched_tokens",
                 "every running sequence needs one token of the budget",
                 got=f"max_num_batched_tokens {self.max_num_batched_tokens}, max_num_seqs {self.max_num_seqs}",
                 allowed="at least max_num_seqs",
-            )
-        if self.admission == "stop" and self.load_at == "arrival":
-            raise located(
-                "load_at",
-                "with admission stop, loads start at admission",
-                hint="waiting requests could hold every slot and block the first in the queue for ever",
             )
         return self
 
@@ -157,13 +149,10 @@ class GpuCache(Strict):
     @model_validator(mode="after")
     def _one_way(self) -> GpuCache:
         if self.unified:
-            if self.size is not None:
-                raise located("size", "unified memory has no size of its own", got=self.size, hint="remove it")
-            if self.base_model_slot:
-                raise located("base_model_slot", "unified memory has no slots to take one from", got=True)
-        elif (self.slots is None) == (self.size is None):
+            return self
+        if (self.slots is None) == (self.size is None):
             raise located("slots", "give either slots or size", got=f"slots {self.slots}, size {self.size}")
-        elif self.base_model_slot and self.slots is None:
+        if self.base_model_slot and self.slots is None:
             raise located("base_model_slot", "a cache by size has no slots", hint="give cache.gpu.slots")
         return self
 

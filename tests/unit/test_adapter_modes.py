@@ -1,0 +1,214 @@
+"""The table of adapter modes: each can be had, each need can be broken, and nothing else is refused."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+from strategies import build
+
+from sim.spec.adapter_modes import MODES, OTHER_CHOICES, check_modes, mode_of
+from sim.spec.files.problems import known_keys
+from sim.spec.needs import Choice, Need
+from sim.spec.scenario import Scenario
+from sim.world.build import build_world
+from sim.world.replication import assemble
+
+CHOICES = {choice.name: choice for choice in (*OTHER_CHOICES, *MODES)}
+NEEDS = [(choice, need) for choice in CHOICES.values() for need in choice.needs]
+
+PER_ADAPTER = {"fleet.admission": "per-adapter", "cache.eviction": "cycle"}
+UNIFIED = {"cache.gpu.unified": True, "fleet.kv_check": "whole-answer", "storage.mode": "blocking"}
+VLLM = {"cache.eviction": "vllm-lru", "storage.mode": "blocking"}
+FIXED = {"fleet.engine": "fixed", "fleet.service": "1 s"}
+
+HAD: dict[str, list[dict[str, Any]]] = {
+    "loads-at-arrival": [{}, FIXED, {"cache.eviction": "sieve", "storage.loaders": 2}],
+    "loads-at-admission": [{"fleet.load_at": "admission"}, {"fleet.admission": "stop"}],
+    "loads-in-steps": [{"storage.mode": "blocking"}, {"fleet.engine": "sglang"}, {"fleet.engine": "tensorrt-llm"}],
+    "vllm-lru": [VLLM, {"fleet.engine": "vllm-0.8"}, {"fleet.engine": "vllm-0.32"}],
+    "per-adapter": [PER_ADAPTER, {"fleet.engine": "lorax"}],
+    "unified": [UNIFIED, {"fleet.engine": "s-lora"}],
+    "prefetching": [{"cache.prefetch": "queued", "fleet.load_at": "admission"}],
+}
+
+BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("stop", "fleet.load_at", "arrival", {"fleet.admission": "stop", "fleet.load_at": "arrival"}),
+    ("fixed", "storage.mode", "blocking", {**FIXED, "storage.mode": "blocking"}),
+    ("fixed", "cache.eviction", "vllm-lru", {**FIXED, "cache.eviction": "vllm-lru"}),
+    ("fixed", "cache.host.fill", "arrival", {**FIXED, "cache.host.fill": "arrival"}),
+    ("fixed", "cache.gpu.unified", "true", {**FIXED, "cache.gpu.unified": True}),
+    ("fixed", "cache.prefetch", "queued", {**FIXED, "cache.prefetch": "queued"}),
+    ("vllm-0.8-scraped", "fleet.front_end", "cache.eviction lru", {"fleet.front_end": "vllm-0.8-scraped"}),
+    ("loads-in-steps", "storage.loaders", "2", {"storage.mode": "blocking", "storage.loaders": 2}),
+    ("loads-in-steps", "fleet.load_at", "arrival", {"storage.mode": "blocking", "fleet.load_at": "arrival"}),
+    ("vllm-lru", "cache.eviction", "storage.mode overlap, fleet.admission skip", {"cache.eviction": "vllm-lru"}),
+    ("vllm-lru", "cache.gpu.unified", "true", {**VLLM, "cache.gpu.unified": True}),
+    ("vllm-lru", "cache.gpu.base_model_slot", "true", {**VLLM, "cache.gpu": {"slots": 4, "base_model_slot": True}}),
+    ("vllm-lru", "cache.gpu.size", "1000000000", {**VLLM, "cache.gpu.size": "1 GB"}),
+    ("vllm-lru", "cache.host.fill", "start", {**VLLM, "cache.host.fill": "start"}),
+    ("vllm-lru", "cache.host.size", "1000000000", {**VLLM, "cache.host.size": "1 GB"}),
+    ("vllm-lru", "cache.host.slots", "3", {**VLLM, "cache.gpu.slots": 4, "cache.host.slots": 3}),
+    ("vllm-lru", "cache.pinned", "1", {**VLLM, "cache.pinned": 1}),
+    (
+        "per-adapter",
+        "cache.eviction",
+        "fleet.admission per-adapter, cache.eviction lru",
+        {"fleet.admission": "per-adapter"},
+    ),
+    ("per-adapter", "storage.mode", "blocking", {**PER_ADAPTER, "storage.mode": "blocking"}),
+    ("per-adapter", "fleet.load_at", "arrival", {**PER_ADAPTER, "fleet.load_at": "arrival"}),
+    ("per-adapter", "cache.pinned", "1", {**PER_ADAPTER, "cache.pinned": 1}),
+    ("per-adapter", "cache.warm", "1", {**PER_ADAPTER, "cache.warm": 1}),
+    ("per-adapter", "cache.prefetch", "queued", {**PER_ADAPTER, "cache.prefetch": "queued"}),
+    ("unified", "cache.gpu.size", "1000000000", {**UNIFIED, "cache.gpu.size": "1 GB"}),
+    ("unified", "cache.gpu.base_model_slot", "true", {**UNIFIED, "cache.gpu.base_model_slot": True}),
+    ("unified", "cache.eviction", "cycle", {**PER_ADAPTER, "cache.gpu.unified": True}),
+    (
+        "unified",
+        "cache.gpu.unified",
+        "fleet.kv_check whole-prompt, storage.mode blocking",
+        {**UNIFIED, "fleet.kv_check": "whole-prompt"},
+    ),
+    ("unified", "cache.pinned", "1", {**UNIFIED, "cache.pinned": 1}),
+    (
+        "prefetching",
+        "cache.prefetch",
+        "storage.mode overlap, fleet.load_at arrival",
+        {"cache.prefetch": "queued"},
+    ),
+]
+"""For each need: who has it, the key and the value that the error names, and a scenario that doesn't meet it."""
+
+
+def scenario(values: dict[str, Any]) -> Scenario:
+    """Return a scenario with values by dotted key."""
+    sections: dict[str, Any] = {
+        "workload": {"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
+        "adapters": {"count": 8, "size": "1 MiB"},
+    }
+    for key, value in values.items():
+        *path, name = key.split(".")
+        section = sections
+        for part in path:
+            section = section.setdefault(part, {})
+        section[name] = {"law": "fixed", "value": value} if name == "service" else value
+    return build(**sections)
+
+
+def refusal(values: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the error says of a scenario that is refused; None: it is accepted."""
+    try:
+        scenario(values)
+    except ValidationError as error:
+        return error.errors()[0].get("ctx", {})
+    return None
+
+
+def test_every_key_of_the_table_is_one_of_a_scenario() -> None:
+    keys = {key for choice in CHOICES.values() for key in choice.set_by}
+    keys |= {key for _, need in NEEDS for key in (*need.keys, need.at or next(iter(need.keys)))}
+    assert keys <= set(known_keys(Scenario))
+
+
+def test_the_cases_here_are_those_of_the_table() -> None:
+    assert set(HAD) == set(MODES.names)
+    assert len(BROKEN) == len(NEEDS)
+
+
+@pytest.mark.parametrize(("name", "values"), [(name, each) for name, several in HAD.items() for each in several])
+def test_a_replica_has_the_mode_that_the_scenario_chooses(name: str, values: dict[str, Any]) -> None:
+    served = scenario(values)
+    assert mode_of(served) == name
+    mode = assemble(build_world(served), 0, 1).fleet.servers[0].mode
+    assert type(mode) is MODES[name].load()
+
+
+@pytest.mark.parametrize(("case", "need"), list(zip(BROKEN, NEEDS, strict=False)))
+def test_a_scenario_that_does_not_meet_a_need_is_refused(
+    case: tuple[str, str, str, dict[str, Any]], need: tuple[Choice, Need]
+) -> None:
+    name, key, got, values = case
+    refused = refusal(values)
+    assert refused is not None
+    assert need[0].name == name
+    assert (refused["key"], str(refused["got"]), refused["problem"]) == (key, got, need[1].why)
+    assert refused["allowed"]
+
+
+def fits(s: Scenario) -> bool:
+    """Say whether the parts fit together, by rules written out one by one."""
+    fleet, cache, storage, gpu, host = s.fleet, s.cache, s.storage, s.cache.gpu, s.cache.host
+    fixed, blocking = fleet.engine == "fixed", storage.mode == "blocking"
+    vllm, queues = cache.eviction == "vllm-lru", fleet.admission == "per-adapter"
+    cycle = cache.eviction == "cycle"
+    if fixed:
+        in_steps = blocking or vllm or cycle or cache.eviction == "discard-when-idle"
+        ahead = cache.prefetch == "queued" or (host is not None and host.fill == "arrival")
+        return not (in_steps or ahead or gpu.unified)
+    if fleet.load_at == "arrival" and (blocking or fleet.admission != "skip"):
+        return False
+    if blocking and storage.loaders > 1:
+        return False
+    if queues != cycle or (queues and (blocking or cache.pinned > 0 or cache.warm > 0)):
+        return False
+    if fleet.front_end != "none" and not vllm:
+        return False
+    if vllm:
+        if not blocking or fleet.admission != "skip" or gpu.slots is None or cache.pinned > 0:
+            return False
+        if gpu.unified or gpu.base_model_slot:
+            return False
+        if host is not None and (host.fill != "load" or host.slots is None or host.slots < gpu.slots):
+            return False
+    if gpu.unified:
+        if gpu.size is not None or gpu.base_model_slot or vllm or cycle or cache.pinned > 0:
+            return False
+        if not blocking or fleet.kv_check not in ("whole-answer", "peak"):
+            return False
+    at_admission = fleet.load_at == "admission" or (fleet.load_at is None and fleet.admission == "stop")
+    return cache.prefetch == "none" or (at_admission and not blocking and not queues)
+
+
+DRAWN: dict[str, tuple[Any, ...]] = {
+    "fleet.engine": ("continuous", "vllm-0.32", "sglang", "s-lora", "lorax", "tensorrt-llm"),
+    "fleet.admission": ("skip", "stop", "per-adapter"),
+    "fleet.load_at": ("arrival", "admission"),
+    "fleet.kv_check": ("whole-prompt", "first-chunk", "whole-answer"),
+    "fleet.chunked_prefill": (True,),
+    "fleet.front_end": ("none", "vllm-0.8-scraped"),
+    "cache.eviction": ("lru", "belady", "vllm-lru", "discard-when-idle", "cycle"),
+    "cache.gpu": ({"slots": 4}, {"size": "1 GB"}, {"unified": True}, {"unified": True, "size": "1 GB"},
+                  {"slots": 4, "unified": True}, {"slots": 4, "base_model_slot": True}),
+    "cache.host": ({"slots": 2}, {"slots": 8}, {"size": "1 GB"}, {"fill": "arrival"}, {"fill": "start"}),
+    "cache.pinned": (0, 1),
+    "cache.warm": (0, 1),
+    "cache.prefetch": ("none", "queued"),
+    "storage.mode": ("overlap", "blocking"),
+    "storage.loaders": (1, 2),
+}  # fmt: skip
+
+
+def test_a_scenario_is_refused_if_and_only_if_its_parts_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.spec.scenario.check_modes", lambda scenario: None)
+    rng = random.Random(20)
+    counts = {True: 0, False: 0}
+    for _ in range(1500):
+        values = {key: rng.choice(DRAWN[key]) for key in rng.sample(list(DRAWN), rng.choice((1, 2, 3, 5)))}
+        if rng.random() < 0.2:
+            values = {key: value for key, value in values.items() if not key.startswith("fleet.")} | FIXED
+        try:
+            unchecked = scenario(values)
+        except ValidationError:
+            continue  # a section on its own is wrong
+        try:
+            check_modes(unchecked)
+            accepted = True
+        except PydanticCustomError:
+            accepted = False
+        assert accepted == fits(unchecked), values
+        counts[accepted] += 1
+    assert min(counts.values()) > 300
