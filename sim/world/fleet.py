@@ -56,7 +56,7 @@ class DeadReplicaTotals:
         self.evictions += dead.cache.evictions
         self.in_use_peak = max(self.in_use_peak, dead.cache.in_use_peak)
         if isinstance(dead, BatchServer):
-            self.kv_peak_share = max(self.kv_peak_share, _kv_peak_share(dead))
+            self.kv_peak_share = max(self.kv_peak_share, dead.scheduler.kv.peak_share())
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,10 +347,7 @@ class Fleet:
         if fronted:
             recording.facts["merged_gaps"] = sum(server.merged_gaps for server in fronted)
         if batched:
-            recording.kv_peak_share = max(dead_totals.kv_peak_share, *(_kv_peak_share(server) for server in batched))
+            recording.kv_peak_share = max(
+                dead_totals.kv_peak_share, *(server.scheduler.kv.peak_share() for server in batched)
+            )
         return recording
-
-
-def _kv_peak_share(server: BatchServer) -> float:
-    kv = server.scheduler.kv
-    return kv.peak_tokens / (kv.total * kv.size)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sim.policies.costs import StepCosts
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
-from sim.policies.kv.kv_memory import KvBlocks
+from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.scheduler import Limits
 from sim.spec.scenario import Scenario
@@ -46,7 +46,7 @@ def make_server(
         return FixedServer(parts)
     assert world.profile is not None, "checked by build_world"
     assert world.kv_tokens is not None, "checked by build_world"
-    kv = KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size)
+    kv = CountingStore(world.kv_tokens // fleet.block_size, fleet.block_size)
     rules = BatchRules(
         limits=Limits(
             num_seqs=fleet.max_num_seqs,

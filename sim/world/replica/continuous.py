@@ -11,8 +11,8 @@ from sim.policies.adapter_cache import GpuCache, UnifiedCache
 from sim.policies.adapter_queues import AdapterQueues
 from sim.policies.admission import ClaimingQueue, ReadyQueue
 from sim.policies.costs import StepCosts
-from sim.policies.kv.kv_memory import KvBlocks
 from sim.policies.kv.kv_rules import KvRule
+from sim.policies.kv.kv_store import KvStore
 from sim.policies.model_turns import ModelTurns
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.vllm_lru import VllmLruCache
@@ -68,7 +68,7 @@ class BatchServer(Server):
     def __init__(
         self,
         parts: ReplicaParts,
-        kv: KvBlocks,
+        kv: KvStore,
         rules: BatchRules,
         rule: KvRule | None = None,
         turn_s: float | None = None,
@@ -343,8 +343,7 @@ class BatchServer(Server):
         now, done, scheduler = self.clock._now, self._steps_done(), self.scheduler
         running, blocked = len(scheduler.running), scheduler.blocked
         if done:
-            kv = scheduler.kv
-            kv.peak_tokens = max(kv.peak_tokens, kv.tokens + done * kv.decoding)
+            scheduler.kv.grow(done)
             decoding = self._step.decoding - (self._log_pauses() if scheduler.paused else 0)
             self.recorder.step_rows += pack_step(
                 self._started, self._first, self._growth, self._load_s, done, decoding, running, blocked, self.index
