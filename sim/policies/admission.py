@@ -4,10 +4,10 @@ Two queues with one interface. With ``ReadyQueue``, loads start at arrival: ever
 resident and in use. With ``ClaimingQueue``, loads start at admission, when the scheduler reaches a request and its
 adapter fits among those in use.
 
-A scan of a queue goes like this. ``next_candidate`` finds a request and changes nothing else than the order of the
-queue. If it ``may_join``, the scheduler looks for KV blocks, and either removes it with ``take`` or ends the scan.
-Otherwise the scheduler lets the queue ``pass_over`` it, which starts its load or defers it, and asks for the next one. A
-load that starts evicts an adapter, and so changes which of the next candidates may join.
+The scheduler scans a queue like this. ``next_candidate`` finds a request; it changes nothing but the order within the
+queue. If the request ``may_join`` and finds KV blocks, ``take`` removes it. If it may not join, ``pass_over`` starts
+its load or defers it, and the scan goes on. Loads start at once, in the order of the scan: each evicts an adapter, and
+so decides what the next candidates find.
 """
 
 from __future__ import annotations

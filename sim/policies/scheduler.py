@@ -156,15 +156,12 @@ class Scheduler:
             step.steps = 0
             return step
         if step.prefills and limits.prefill_first:
-            self._pause_decodes(now)
-            step.decoding = 0
-        else:
-            if self.paused:
-                self.paused = [group for group in self.paused if group[0] < now]
-            step.decoding = kv.decoding
-        step.tokens = prompt_tokens + step.decoding
-        step.first_s = self._first_step_s(step)
-        step.growth_s = self._costs.per_kv_token_s * step.decoding
+            return self._compose_prefills_only(prompt_tokens, now)
+        if self.paused:
+            self.paused = [group for group in self.paused if group[0] < now]
+        step.decoding = decoding = kv.decoding
+        step.tokens = prompt_tokens + decoding
+        self._set_cost(kv.tokens + decoding, len(self.adapters), self._rank_sum)
         step.steps = 1 if step.prefills or self.paused or preempted else self._equal_steps()
         return step
 
@@ -194,7 +191,8 @@ class Scheduler:
     def _admit(self, budget: int, now: float) -> int:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
-        ready, deferred, adapters, step = waiting.ready, waiting.deferred, self.adapters, self._next
+        ready, deferred, adapters = waiting.ready, waiting.deferred, self.adapters
+        prefills, chunks = self._next.prefills, self._next.chunks
         left, before = budget, len(running)
         waiting.begin()
         if rule is not None:
@@ -241,8 +239,8 @@ class Scheduler:
                 request.admitted_s = now
             request.context = cached + chunk
             request.to_prefill = prompt - chunk
-            step.prefills.append(request)
-            step.chunks.append(chunk)
+            prefills.append(request)
+            chunks.append(chunk)
             left -= chunk
         if len(running) > before:
             self._joined_step = self.step
@@ -260,6 +258,7 @@ class Scheduler:
             assert not self.paused or request.last_token_s == now
             request.last_token_s = now
         else:
+            assert request is self._partial, "all older prompts are complete"
             self._partial = None
         self.kv.give_back([request])
         self._leave(request)
@@ -270,21 +269,22 @@ class Scheduler:
         self.waiting.push_front(request)
         self.blocked, self._blocked_key = BY_KV, request.key
 
-    def _pause_decodes(self, now: float) -> None:
-        """Let all decodes wait for a step of prefills only."""
+    def _compose_prefills_only(self, prompt_tokens: int, now: float) -> Step:
+        """Decide a step of prefills only, for which all decodes wait; only the adapters of the prompts take part."""
+        step = self._next
         if not self.paused and self.kv.decoding:
             self.paused.append((now, self.kv.decoding))
+        step.steps, step.tokens, step.decoding = 1, prompt_tokens, 0
+        ranks = [self._ranks[adapter] for adapter in {request.adapter for request in step.prefills}]
+        self._set_cost(0, len(ranks) - ranks.count(0), sum(ranks))  # the base model has no rank
+        return step
 
-    def _first_step_s(self, step: Step) -> float:
-        """Return the seconds of the step just decided."""
-        costs = self._costs
-        if step.prefills and self.limits.prefill_first:  # only their adapters take part
-            ranks = [self._ranks[adapter] for adapter in {request.adapter for request in step.prefills}]
-            distinct, rank_sum = len(ranks) - ranks.count(0), sum(ranks)  # the base model has no rank
-        else:
-            distinct, rank_sum = len(self.adapters), self._rank_sum
-        kv_tokens = self.kv.tokens + step.decoding if step.decoding else 0
-        return costs.step(step.tokens, kv_tokens, distinct, rank_sum, self.details() if costs.detailed else NO_DETAILS)
+    def _set_cost(self, kv_tokens: int, distinct: int, rank_sum: int) -> None:
+        """Set the seconds of the step, given the KV tokens that its decodes attend to and the adapters in it."""
+        step, costs = self._next, self._costs
+        details = self.details() if costs.detailed else NO_DETAILS
+        step.first_s = costs.step(step.tokens, kv_tokens, distinct, rank_sum, details)
+        step.growth_s = costs.per_kv_token_s * step.decoding
 
     def _equal_steps(self) -> int:
         """Return how many steps may follow until a sequence ends or lacks a KV block, or another request may join."""
@@ -427,4 +427,3 @@ class Scheduler:
             assert self._rank_tokens == sum(ranks[r.adapter] for r in decoding)
         assert sum(self.adapters.values()) == len(self.running) <= self.limits.num_seqs
         assert self._rank_sum == sum(ranks[a] for a in self.adapters)
-        assert self._partial is None or self._partial is next(reversed(self.running.values()))

@@ -17,35 +17,33 @@ def held_tokens(request: Request, step: int) -> int:
 
 
 class KvStore(ABC):
-    """The KV blocks of one replica. A sequence of n tokens holds ``ceil(n / size)`` of them.
+    """The KV blocks of one replica, as the step scheduler sees them. Subclass it to manage blocks in another way.
 
-    A sequence *prefills* from the first ``take`` until ``start_decodes``. Then it *decodes*, and gets one token in every
-    decode step, until ``give_back``. The scheduler calls the store in this order:
+    A sequence *prefills* from the first ``take`` until ``start_decodes``. Then it *decodes*: it gets one token in
+    every decode step, until ``give_back``. The scheduler calls the store in this order:
 
-    1. At the start of a step, ``reserve_decodes`` sets a block aside for every decode that needs one. While it returns
-       False, the scheduler preempts the newest sequence (``give_back``) and calls it again.
-    2. A prompt that is partly computed, and then each request that may join: ``cached_tokens`` (only for one that
-       joins), ``has_room``, ``take``. The scheduler adds the tokens to ``request.context`` itself, after ``take``.
-    3. ``steps_that_fit`` says how many equal steps may follow each other without another look.
-    4. After these steps: ``grow``, then ``start_decodes`` for prompts that are complete, then ``give_back`` for requests
-       that have ended.
+    1. At the start of a step, ``reserve_decodes`` makes sure that every decode has a block for its next token. While
+       it returns False, the scheduler preempts the newest sequence (``give_back``) and calls it again.
+    2. ``take`` for the next chunk of an unfinished prompt. Then, for each request that may join, ``cached_tokens`` and
+       ``take``. The scheduler updates ``request.context`` after ``take``.
+    3. ``steps_that_fit`` says how many equal steps may follow each other before a decode lacks a block.
+    4. When they have ended: ``grow``, then ``start_decodes`` for prompts that are complete, then ``give_back`` for
+       requests that have ended.
 
-    A request is known by its ``index``. ``cached_tokens``, ``has_room`` and ``steps_that_fit`` change nothing that a
-    caller can see.
+    ``CountingStore`` only counts blocks, so that a boundary costs the same for a batch of any size. A store that knows
+    blocks by their content (prefix caching) keeps a table of blocks by ``request.index`` beside it:
 
-    ``CountingStore`` only counts blocks, so it costs the same for a batch of any size. A store that knows blocks by
-    their content (prefix caching) also keeps a table of blocks by request. Its ``cached_tokens`` returns the longest
-    run of full blocks that it finds, at most the prompt without its last token. Its ``has_room`` counts cached blocks
-    without a user as free, except those that the request would use. Its ``take`` first shares the cached blocks, then
-    takes new ones from the head of the free queue, which evicts what was cached there. ``give_back`` gets all sequences
-    that end in one step at once, so that they can be freed in the order in which they joined. Blocks that
-    ``reserve_decodes`` or ``take`` fill may be found by the next request of the same step.
+    - ``cached_tokens`` finds the longest run of full blocks with the request's content, without its last token: one
+      token at least is computed. It changes nothing.
+    - ``take`` counts blocks without a user as free, cached or not, except those that the request shares. It shares
+      the cached blocks first and takes new ones from the head of the free queue, which evicts their content. Blocks
+      that it fills can be found by the next request of the same step.
+    - ``give_back`` gets all sequences that end in one step, and may free them in the order of ``running``.
 
     :ivar total: number of blocks; ``size``: tokens of each.
-    :ivar running: the sequences of the batch by index, in the order in which they joined. It is the scheduler's; a store
-        only reads it.
-    :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold in all, shared ones counted once for
-        each.
+    :ivar running: the batch by index, in the order in which its sequences joined. The scheduler fills it; a store only
+        reads it.
+    :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
     """
 
     def __init__(self, total: int, size: int) -> None:
@@ -57,24 +55,25 @@ class KvStore(ABC):
 
     @abstractmethod
     def reserve_decodes(self) -> bool:
-        """Set aside the block that each decode may need for its next token; return whether there are enough."""
+        """Return whether every decoding sequence has a block for its next token."""
 
     @abstractmethod
     def cached_tokens(self, request: Request) -> int:
-        """Return how many tokens of a request that would join are cached, so that no step has to compute them."""
+        """Return how many tokens of a request that would join need no computing, because blocks hold them."""
 
     @abstractmethod
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
-        """Give a request blocks for ``tokens`` more tokens of its prompt; return False, and give none, if they lack.
+        """Give a request blocks for the next ``tokens`` tokens of its prompt; return whether there were enough.
 
-        They follow ``request.context`` tokens that the request holds, and ``cached`` ones that it finds as it joins.
+        They follow the ``request.context`` tokens that it holds, and the ``cached`` ones that it finds as it joins.
 
-        :param room_for: tokens that must fit next to what decodes need in this step; 0: the caller knows that they fit.
+        :param room_for: tokens that must fit, next to those that decodes get in this step: these or more, such as the
+            whole prompt. 0: the caller knows that there is room.
         """
 
     @abstractmethod
     def start_decodes(self, requests: Sequence[Request]) -> None:
-        """Let sequences decode. Each holds the ``request.context`` tokens of its prompt, and grows from now on."""
+        """Let sequences decode that hold the ``request.context`` tokens of their prompts; ``last_step`` is set."""
 
     @abstractmethod
     def grow(self, steps: int) -> None:
@@ -86,7 +85,7 @@ class KvStore(ABC):
 
     @abstractmethod
     def give_back(self, requests: Sequence[Request]) -> None:
-        """Take the blocks of sequences that have ended or were preempted; they may decode or prefill."""
+        """Take back the blocks of sequences that leave the batch; those with ``last_step`` below 0 prefill."""
 
     @abstractmethod
     def peak_share(self) -> float:
