@@ -110,7 +110,7 @@ def digest_run(folder: Path) -> dict[str, str]:
 
     digests = {"points.csv": hashlib.sha256((folder / "points.csv").read_bytes()).hexdigest()[:16]}
     digests["summary.json"] = digest(
-        without(json.loads((folder / "summary.json").read_text(encoding="utf-8")), VOLATILE)
+        without(json.loads((folder / "summary.json").read_text(encoding="utf-8")), VOLATILE | PROSE)
     )
     if (folder / "requests.parquet").exists():
         table = pq.read_table(folder / "requests.parquet")

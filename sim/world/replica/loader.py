@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+
+from mypy_extensions import trait
 
 from sim.policies.adapter_cache import GpuCache, HostTier
 from sim.results.records import Recorder, pack_load
@@ -85,7 +87,8 @@ class Load(Call):
     attempts: Attempts
 
 
-class LoadOwner(ABC):
+@trait
+class LoadOwner:
     """Is called when loads end."""
 
     @abstractmethod
