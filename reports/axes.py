@@ -96,6 +96,10 @@ class Axis:
         """Return the label of a point's value."""
         return self.label(point.set.get(self.key))
 
+    def point_phrase(self, point: Point) -> str:
+        """Return a point's value with the key in words."""
+        return self.phrase(point.set.get(self.key))
+
     def phrase(self, value: Any) -> str:
         """Return a value with its key in words: ``64 GPU slots``, ``arrival rate 25/s``."""
         label = self.label(value)
@@ -159,7 +163,7 @@ def in_order(points: Sequence[Point], axes: Sequence[Axis]) -> list[Point]:
 
 def point_words(point: Point, axes: Sequence[Axis]) -> str:
     """Return a point's swept values in words: ``arrival rate 34.2/s, 64 GPU slots``."""
-    return ", ".join(axis.phrase(point.set.get(axis.key)) for axis in axes) or "this run"
+    return ", ".join(axis.point_phrase(point) for axis in axes) or "this run"
 
 
 def shorten(text: str, most: int) -> str:

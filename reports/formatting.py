@@ -84,7 +84,7 @@ KEY_WORDS = {
     "adapters.rank": "adapter rank",
     "adapters.size": "adapter size",
     "fleet.replicas": "replicas",
-    "fleet.max_num_seqs": "seats (max_num_seqs)",
+    "fleet.max_num_seqs": "batch slots (max_num_seqs)",
     "fleet.kv_tokens": "KV tokens",
     "fleet.engine": "engine",
     "fleet.profile": "profile",
@@ -251,10 +251,13 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
 _NEARLY_ALL = 99.5
 """Percent from which on both ends of a share keep as many digits as tell them from 100."""
 
+_ROUNDING = 1e-9
+"""Percent below 100 that come from floating-point arithmetic alone."""
+
 
 def _near_all(percentage: float) -> str:
     missing = 100.0 - percentage
-    if missing <= 0.0 or missing >= 0.1:
+    if missing < _ROUNDING or missing >= 0.1:
         return f"{percentage:.3g}"
     return f"{percentage:.{-math.floor(math.log10(missing))}f}"
 
@@ -262,7 +265,7 @@ def _near_all(percentage: float) -> str:
 def read_terms(slo: Mapping[str, Any] | None) -> dict[str, float]:
     """Return the terms of a scenario's ``slo`` block by metric name: ``{"ttft_p99_s": 1.0}``.
 
-    :param slo: as in the YAML, ``{"ttft_p99": "1 s", "miss_ratio": "20%"}``; terms of None are not asked for.
+    :param slo: as in the YAML, ``{"ttft_p99": "1 s", "miss_ratio": "20%"}``; terms of None are left out.
     """
     terms = {}
     for name, value in (slo or {}).items():

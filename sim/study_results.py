@@ -15,8 +15,8 @@ from sim.results.verdict import MET, NO_SLO, verdict
 if TYPE_CHECKING:
     import pandas as pd
 
-    from reports.answers.findings import Answer
     from reports.answers.run_comparison import Comparison
+    from reports.text.answer_text import Answer
 
 
 class Results:
@@ -143,7 +143,7 @@ class PlanResults(Results):
     @property
     def point(self) -> Point:
         """The point of the answer, or of the best that was found."""
-        from reports.answers.plan_answer import PlanReading
+        from reports.answers.plan_reading import PlanReading
 
         chosen: Point | None = PlanReading(self._data).chosen
         assert chosen is not None, "a finished plan has a best point"
@@ -184,7 +184,7 @@ class ComparisonResults:
     @property
     def answer(self) -> str:
         """Whether the second run is better, in one sentence."""
-        from reports.answers.comparison_text import headline
+        from reports.text.comparison_text import headline
 
         return headline(self.comparison)
 

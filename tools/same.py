@@ -5,8 +5,9 @@
 
 Every bundled scenario is run, swept, planned and compared with seeds 1 to 3 and reduced requests. Digests cover
 ``points.csv``, the metrics in ``summary.json``, the columns of ``requests.parquet``, and what ``plan --json`` and
-``compare --json`` print. Wall times, versions and paths are left out. ``--keep DIR`` keeps the run directories, so that
-two trees can be compared file by file.
+``compare --json`` print. Wall times, versions and paths are left out. So are the sentences that the two commands print
+(the keys in ``PROSE``), because better wording changes no number; names and states such as ``"binding"`` and
+``"answer"`` count. ``--keep DIR`` keeps the run directories, so that two trees can be compared file by file.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ REQUESTS = 1200
 """Enough for evictions, sections and intervals; far too few for a settled p99, which does not matter here."""
 VOLATILE = frozenset({"wall_s", "path", "out", "command", "code", "versions", "started_at", "scenario_hash"})
 """JSON keys whose values differ from run to run, or depend on the code or on the folder of the checkout."""
+
+PROSE = frozenset({"headline", "details", "cautions", "reason", "why", "note"})
+"""Keys of ``plan --json`` and ``compare --json`` whose values are sentences for people."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def run_job(job: Job) -> dict[str, str]:
         code = app([*job.arguments, *place], standalone_mode=False)
     digests = {"exit": str(code or 0)}
     if "--json" in job.arguments:
-        digests["json"] = digest(stable(json.loads(said.getvalue())))
+        digests["json"] = digest(without(json.loads(said.getvalue()), VOLATILE | PROSE))
     if job.out is not None:
         digests |= digest_run(Path(job.out))
     return digests
@@ -105,7 +109,9 @@ def digest_run(folder: Path) -> dict[str, str]:
     import pyarrow.parquet as pq
 
     digests = {"points.csv": hashlib.sha256((folder / "points.csv").read_bytes()).hexdigest()[:16]}
-    digests["summary.json"] = digest(stable(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+    digests["summary.json"] = digest(
+        without(json.loads((folder / "summary.json").read_text(encoding="utf-8")), VOLATILE)
+    )
     if (folder / "requests.parquet").exists():
         table = pq.read_table(folder / "requests.parquet")
         columns = hashlib.sha256()
@@ -116,11 +122,11 @@ def digest_run(folder: Path) -> dict[str, str]:
     return digests
 
 
-def stable(data: Any) -> Any:
-    """Return JSON data without what differs from run to run."""
+def without(data: Any, keys: frozenset[str]) -> Any:
+    """Return JSON data without these keys, at any depth."""
     if isinstance(data, dict):
-        return {key: stable(value) for key, value in data.items() if key not in VOLATILE}
-    return [stable(value) for value in data] if isinstance(data, list) else data
+        return {key: without(value, keys) for key, value in data.items() if key not in keys}
+    return [without(value, keys) for value in data] if isinstance(data, list) else data
 
 
 def digest(data: Any) -> str:

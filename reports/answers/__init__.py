@@ -1,4 +1,4 @@
-"""Findings as data and sentences: what the top box says.
+"""Findings as data: numbers, states and names, of which ``reports.text`` makes sentences.
 
-No charts and no HTML.
+No sentences, no charts and no HTML.
 """

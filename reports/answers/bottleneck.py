@@ -1,18 +1,18 @@
-"""What limits a point: the loader, slots, KV memory, seats or compute, and how far away the limit is.
+"""What limits a point: the loader, slots, KV memory, batch slots or compute, and how far away the limit is.
 
-The claims follow from ``Point.capacity`` and ``Point.breakdown`` alone.
+The findings follow from ``Point.capacity``, ``Point.breakdown`` and the counts of requests that were not served.
+``reports.text.limit_text`` says them in words.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
 
-from reports.formatting import percent
-from reports.text import capital, unserved_words
-from sim.results.model import Impact
+from sim.results.model import Impact, known_fields
 from sim.results.point import Point
 from sim.results.verdict import is_overloaded, offered, unserved
-from sim.spec.units import human_seconds
 
 BUSY_LOADER = 0.7
 """From this utilization on, waiting for a loader grows faster than the traffic."""
@@ -21,34 +21,37 @@ SWAPPING = 0.25
 """From this share of their time on that replicas of full models spend loading, swaps limit the point."""
 BLOCKED = 0.05
 """A resource that made requests wait during this share of the time limits the point."""
-OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
-BROKEN = "With this fault more requests arrive than are served, so percentiles depend on how long the run is"
-_FAULTS = {
-    "crash": "replicas were down for {} of their time",
-    "storage-stall": "storage stood still for {} of the time",
-    "failing-loads": "loads from storage failed for {} of the time",
-    "slow-storage": "storage was slow for {} of the time",
-}
+KV_MEMORY, BATCH_SLOTS = "KV memory", "batch slots (max_num_seqs)"
+_FAULTS = ("crash", "storage-stall", "failing-loads", "slow-storage")
+"""Kinds of faults that keep requests from being served."""
 _UNANSWERED = 0.01
-"""Share of requests that wait in vain when the run ends, from which a fault limits the point."""
-
+"""Share of requests, late and still unanswered when the run ends, from which a fault limits the point."""
 _UNSERVED = 0.01
 """Share of requests that are refused or fail, from which that limits a point."""
+_FAILURES = ("failed_loads", "lost", "wrong_detected")
+"""Why requests fail, by the name in ``Impact``."""
+_HARDLY = 0.001
+"""Utilization up to which nothing can be said about headroom."""
 
-_FAILURES = {
-    "failed_loads": ": their adapter could not be loaded. Allow more retries, or keep more adapters in memory.",
-    "lost": ": they were lost with their replica. Send such requests to another replica (requests: reroute).",
-    "wrong_detected": ": a wrong answer was noticed, and no retry was left. Allow more retries.",
-}
-"""Why requests fail, and what to do, by the name in ``Impact``."""
-_NAMES = {"slots": "slots", "kv": "KV memory", "seats": "seats (max_num_seqs)"}
-_STAGES = {
-    "loader_queue_s": "waiting for a loader or a slot",
-    "load_s": "loading adapters",
-    "queue_s": "waiting for admission",
-    "prefill_s": "prefill",
-    "decode_s": "decode",
-}
+
+class Evidence(Enum):
+    """How a limit shows."""
+
+    FAULT = auto()
+    REPLACED = auto()
+    TOO_LONG_FOR_MODEL = auto()
+    TOO_LONG_FOR_KV = auto()
+    REFUSED = auto()
+    FAILED = auto()
+    LOADING_MODELS = auto()
+    LOADER_OVERLOADED = auto()
+    LOADER_WAIT = auto()
+    LOADER_BUSY = auto()
+    BLOCKED = auto()
+    COMPUTE_OVERLOADED = auto()
+    SERVER_BUSY = auto()
+    GPU_BUSY = auto()
+    NOTHING = auto()
 
 
 @dataclass(frozen=True)
@@ -56,82 +59,72 @@ class Limit:
     """One resource that limits a point.
 
     :ivar name: ``fault``, ``refusals``, ``failures``, ``swaps``, ``loader``, ``slots``, ``KV memory``,
-        ``seats (max_num_seqs)``, ``compute`` or ``none``.
-    :ivar sentence: why, with the numbers.
+        ``batch slots (max_num_seqs)``, ``compute`` or ``none``.
+    :ivar value: utilization, offered load or blocked share, as the evidence has it.
+    :ivar wait_s: mean wait for a loader; ``of_latency``: the share of the mean latency that is spent waiting.
+    :ivar cause: why most of the failed requests failed, by the name in ``Impact``; empty where no count says so.
+    :ivar faults: share of the time, by kind of fault.
+    :ivar unserved: counts of the requests that were refused or failed.
     """
 
     name: str
-    sentence: str
+    evidence: Evidence
+    value: float = 0.0
+    wait_s: float = 0.0
+    of_latency: float | None = None
+    cause: str = ""
+    faults: Mapping[str, float] = field(default_factory=dict)
+    unserved: Unserved | None = None
 
 
-def _of(point: Point, part: str, key: str) -> float | None:
-    value = getattr(getattr(point.capacity, part), key, None)
-    return None if value is None else float(value)
+@dataclass(frozen=True)
+class Unserved:
+    """``Point.unserved``: measured requests of all replications that were refused or failed.
+
+    :ivar too_long: refused at arrival; ``longest_tokens``: the most that one of them has.
+    :ivar limit_tokens: how many ``fleet.max_model_len`` or the KV cache allows.
+    """
+
+    requests: int = 0
+    refused: int = 0
+    failed: int = 0
+    too_long: int = 0
+    longest_tokens: int = 0
+    limit_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Stages:
+    """``Point.breakdown``: mean seconds of a completed request."""
+
+    loader_queue_s: float = 0.0
+    load_s: float = 0.0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+def stages_of(point: Point) -> Stages:
+    """Return the mean latency of a point by stage."""
+    return known_fields(Stages, point.breakdown)
 
 
 def is_fixed(point: Point) -> bool:
     """Return whether the engine serves one request at a time (no prefill of its own)."""
-    return not point.breakdown.get("prefill_s") and point.capacity.seats is None
+    return not stages_of(point).prefill_s and point.capacity.seats is None
+
+
+def _fault_shares(point: Point) -> dict[str, float]:
+    """Return the share of the time that each kind of fault takes, where it is enough to limit the point."""
+    shares = {kind: point.capacity.faults[kind] for kind in _FAULTS if kind in point.capacity.faults}
+    return {kind: share for kind, share in shares.items() if share >= BLOCKED}
 
 
 def is_broken(point: Point) -> bool:
-    """Return whether it is a fault that keeps requests from being served: what stands still lacks no resources."""
-    shares = [point.capacity.faults.get(kind, 0.0) for kind in _FAULTS]
+    """Return whether a fault keeps requests from being served, so that no resource is short."""
     impact = point.impact or Impact()
-    in_vain = (impact.slow_unanswered or 0) > _UNANSWERED * max(1, impact.requests)
-    return max(shares) >= BLOCKED and (is_overloaded(point) or in_vain)
-
-
-def overload_words(point: Point) -> str:
-    """Return what is to be said first where more arrives than is served; empty elsewhere."""
-    return "" if not is_overloaded(point) else BROKEN if is_broken(point) else OVERLOADED
-
-
-def _broken(point: Point) -> Limit:
-    shares = {kind: point.capacity.faults.get(kind, 0.0) for kind in _FAULTS}
-    said = " and ".join(
-        _FAULTS[kind].format("all" if share > 0.9995 else percent(share))
-        for kind, share in shares.items()
-        if share >= BLOCKED
-    )
-    return Limit("fault", f"{said[0].upper()}{said[1:]}, and requests waited for that.")
-
-
-def _not_served(point: Point) -> Limit | None:
-    """Return that requests are refused or fail, why, and what to do about the larger part of them."""
-    lost, total = unserved(point)
-    if lost <= _UNSERVED * total:
-        return None
-    refused = point.metrics["refused"].value or 0.0
-    words = capital(unserved_words(point))
-    if refused < lost / 2:
-        return Limit("failures", f"{words}{_why_failed(point)}")
-    return Limit("refusals", f"{words}{_why_refused(point, refused)}")
-
-
-def _why_refused(point: Point, refused: float) -> str:
-    by_rollout = point.impact.refused_by_rollout if point.impact is not None else 0
-    too_long = point.unserved.get("too_long", 0)
-    if by_rollout > refused / 2:
-        return " while their adapter was being replaced. Strategies other than unload-then-load refuse no requests."
-    longest, limit = point.unserved.get("longest_tokens", 0), point.unserved.get("limit_tokens", 0)
-    if too_long <= refused / 2 or longest <= limit:
-        return ". The notes of this run list the possible reasons."
-    if limit < (_of(point, "kv", "tokens") or 0.0):
-        return (
-            f": the longest has {longest:,} tokens, and fleet.max_model_len allows {limit:,}. Raise it to {longest:,} "
-            "to serve them all."
-        )
-    return (
-        f": the longest has {longest:,} tokens, and the KV cache of a replica holds {limit:,}. Raise fleet.kv_tokens, "
-        "or leave the KV cache more GPU memory (fewer adapter slots, smaller adapters)."
-    )
-
-
-def _why_failed(point: Point) -> str:
-    counts = {name: getattr(point.impact or Impact(), name) for name in _FAILURES}
-    most = max(counts, key=lambda name: counts[name])
-    return _FAILURES[most] if counts[most] else "."
+    unanswered = (impact.slow_unanswered or 0) > _UNANSWERED * max(1, impact.requests)
+    return bool(_fault_shares(point)) and (is_overloaded(point) or unanswered)
 
 
 def largest_stage(point: Point) -> tuple[str, float] | None:
@@ -143,124 +136,154 @@ def largest_stage(point: Point) -> tuple[str, float] | None:
     return name, point.breakdown[name] / total
 
 
-def _loader(point: Point) -> Limit | None:
-    busy, load = _of(point, "loader", "utilization"), _of(point, "loader", "offered_load")
-    if load is not None and load >= 1:
-        return Limit("loader", f"Loads need {percent(load)} of what the loader can do, so its queue only grows.")
-    stage = largest_stage(point)
-    waits = stage is not None and stage[0] == "loader_queue_s"
-    if busy is None or busy < BUSY_LOADER:
-        short = _of(point, "slots", "blocked_share")
-        if not waits or (short is not None and short >= BLOCKED):
-            return None  # what looks like a wait for a loader is one for a slot to load into
-    wait = point.breakdown.get("loader_queue_s", 0.0)
-    share = f", {percent(stage[1])} of the latency" if stage is not None and waits else ""
-    queue = f"a request waits {human_seconds(wait)} for it on average{share}"
-    if busy is None:
-        return Limit("loader", f"Waiting for the loader is the largest part of the latency: {queue}.")
-    return Limit("loader", f"The loader is busy {percent(busy)} of the time; {queue}.")
-
-
-def _blocked(point: Point) -> list[tuple[float, Limit]]:
-    """Return slots, KV memory and seats that made requests wait, with the share of time."""
-    why = {
-        "slots": "every slot was in use by a running request while others waited",
-        "kv": "no KV block was free while requests waited",
-        "seats": "the batch was full while requests waited",
-    }
-    found = []
-    for part, name in _NAMES.items():
-        share = _of(point, part, "blocked_share")
-        if share is not None and share >= BLOCKED:
-            found.append((share, Limit(name, f"During {percent(share)} of the time {why[part]}.")))
-    return sorted(found, key=lambda pair: -pair[0])
-
-
-def _compute(point: Point) -> Limit | None:
-    busy, load = _of(point, "compute", "utilization"), _of(point, "compute", "offered_load")
-    if load is not None and load >= 1:
-        return Limit("compute", f"{load:.3g} times as many requests arrive as are served, so the queue only grows.")
-    total, queue = sum(point.breakdown.values()), point.breakdown.get("queue_s", 0.0)
-    if busy is None:
-        return None
-    if is_fixed(point):
-        text = f"The server is busy {percent(busy)} of the time."
-        return Limit("compute", text) if busy >= BUSY_LOADER else None
-    # A batching engine is busy whenever anything runs: only waiting requests show a limit.
-    if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
-        return None
-    text = f"The GPU is busy {percent(busy)} of the time and {percent(queue / total)} of the latency is queueing."
-    return Limit("compute", text)
-
-
-def _swaps(point: Point) -> Limit | None:
-    busy = _of(point, "full_models", "utilization")
-    if busy is None or busy < SWAPPING:
-        return None
-    return Limit("swaps", f"Replicas of full models spend {percent(busy)} of their time loading whole models.")
-
-
 def limits(point: Point) -> list[Limit]:
     """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
 
     A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded.
     """
     if is_broken(point):
-        return [_broken(point)]
+        return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
     loader, compute = _loader(point), _compute(point)
     found = [limit for limit in (_not_served(point), _swaps(point), loader) if limit is not None]
-    found += [limit for _, limit in _blocked(point)]
+    found += _blocked(point)
     if compute is not None:
-        found.append(compute)  # where seats, KV memory or slots run out, they are what to buy
-    return found or [Limit("none", _nothing(point))]
+        found.append(compute)  # last: where batch slots, KV memory or slots run out, more of them help
+    return found or [Limit("none", Evidence.NOTHING)]
 
 
-def _nothing(point: Point) -> str:
+def _not_served(point: Point) -> Limit | None:
+    """Return that requests are refused or fail, and why the larger part of them does."""
+    lost, total = unserved(point)
+    if lost <= _UNSERVED * total:
+        return None
+    counts = known_fields(Unserved, point.unserved)
+    refused = point.metrics["refused"].value or 0.0
+    if refused >= lost / 2:
+        return Limit("refusals", _refusals(point, counts, refused), unserved=counts)
+    by_cause = {name: getattr(point.impact or Impact(), name) for name in _FAILURES}
+    most = max(by_cause, key=lambda name: by_cause[name])
+    return Limit("failures", Evidence.FAILED, cause=most if by_cause[most] else "", unserved=counts)
+
+
+def _refusals(point: Point, counts: Unserved, refused: float) -> Evidence:
+    if (point.impact or Impact()).refused_by_rollout > refused / 2:
+        return Evidence.REPLACED
+    if counts.too_long <= refused / 2 or counts.longest_tokens <= counts.limit_tokens:
+        return Evidence.REFUSED
+    kv = point.capacity.kv
+    allowed_by_kv = 0 if kv is None else kv.tokens or 0
+    return Evidence.TOO_LONG_FOR_MODEL if counts.limit_tokens < allowed_by_kv else Evidence.TOO_LONG_FOR_KV
+
+
+def _loader(point: Point) -> Limit | None:
+    loader = point.capacity.loader
+    busy, load = loader.utilization, loader.offered_load
+    if load is not None and load >= 1:
+        return Limit("loader", Evidence.LOADER_OVERLOADED, load)
     stage = largest_stage(point)
-    if stage is None:
-        return "Nothing is near its limit."
-    name, share = stage
-    return f"Nothing is near its limit; {percent(share)} of the mean latency is {_STAGES.get(name, name)}."
+    waits = stage is not None and stage[0] == "loader_queue_s"
+    if busy is None or busy < BUSY_LOADER:
+        short = point.capacity.slots.blocked_share
+        if not waits or (short is not None and short >= BLOCKED):
+            return None  # requests wait for a slot to load into, not for a loader
+    share = stage[1] if stage is not None and waits else None
+    evidence = Evidence.LOADER_WAIT if busy is None else Evidence.LOADER_BUSY
+    return Limit("loader", evidence, busy or 0.0, stages_of(point).loader_queue_s, share)
 
 
-def headroom(point: Point) -> str:
-    """Return how much more traffic fits, as far as the loads say it."""
+def _blocked(point: Point) -> list[Limit]:
+    """Return slots, KV memory and batch slots that made requests wait, the longest wait first."""
+    parts = {"slots": point.capacity.slots, KV_MEMORY: point.capacity.kv, BATCH_SLOTS: point.capacity.seats}
+    shares = {name: part.blocked_share for name, part in parts.items() if part is not None}
+    found = [
+        Limit(name, Evidence.BLOCKED, share) for name, share in shares.items() if share is not None and share >= BLOCKED
+    ]
+    return sorted(found, key=lambda limit: -limit.value)
+
+
+def _compute(point: Point) -> Limit | None:
+    busy, load = point.capacity.compute.utilization, point.capacity.compute.offered_load
+    if load is not None and load >= 1:
+        return Limit("compute", Evidence.COMPUTE_OVERLOADED, load)
+    if busy is None:
+        return None
+    if is_fixed(point):
+        return Limit("compute", Evidence.SERVER_BUSY, busy) if busy >= BUSY_LOADER else None
+    # A batching engine is busy whenever anything runs: only waiting requests show a limit.
+    total, queue = sum(point.breakdown.values()), stages_of(point).queue_s
+    if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
+        return None
+    return Limit("compute", Evidence.GPU_BUSY, busy, of_latency=queue / total)
+
+
+def _swaps(point: Point) -> Limit | None:
+    models = point.capacity.full_models
+    busy = None if models is None else models.utilization
+    return None if busy is None or busy < SWAPPING else Limit("swaps", Evidence.LOADING_MODELS, busy)
+
+
+class Room(Enum):
+    """What a run shows of how much more traffic fits."""
+
+    BROKEN = auto()
+    OVERLOADED = auto()
+    UNSERVED = auto()
+    ADAPTERS_IN_USE = auto()
+    KV_PEAK = auto()
+    BLOCKED = auto()
+    SWAPS = auto()
+    NOT_BUSY = auto()
+    BATCHES_GROW = auto()
+    LOADER = auto()
+    SERVER = auto()
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """How much more traffic fits, as far as the loads show it.
+
+    :ivar load: offered load: 1 means that the queue grows without limit.
+    :ivar busy: utilization of loader or server.
+    :ivar name: the limit that it is about; ``peak`` of it is used at the most, ``of`` there are.
+    :ivar certain: whether no other limit may come first.
+    """
+
+    room: Room
+    load: float = 0.0
+    busy: float = 0.0
+    name: str = ""
+    peak: float = 0.0
+    of: float = 0.0
+    certain: bool = True
+
+
+def find_headroom(point: Point) -> Headroom:
+    """Return how much more traffic fits."""
     if is_broken(point):
-        return "Not visible in this run: simulate without the fault to see it."
+        return Headroom(Room.BROKEN)
     if is_overloaded(point):
-        load = offered(point) or 1.0
-        return f"None. The offered load is {percent(load)} of capacity; reduce it by at least {percent(1 - 1 / load)}."
+        return Headroom(Room.OVERLOADED, offered(point) or 1.0)
     first = limits(point)[0].name
     if first in ("refusals", "failures"):
-        return "Headroom is unknown while requests are refused or fail. Fix that first."
-    part = "compute" if first == "compute" else "loader"
-    busy = _of(point, part, "utilization")
-    demand = _of(point, part, "offered_load") or busy
-    if first in _NAMES.values():
-        return _peaks(point, first)
+        return Headroom(Room.UNSERVED)
+    if first in ("slots", KV_MEMORY, BATCH_SLOTS):
+        return _peak(point, first)
     if first == "swaps":
-        return "Not visible in one run: a longer turn, more replicas for full models or dedicated ones load less often."
-    if demand is None or busy is None or demand <= 0.001:
-        return "Not visible in this run: no part of it was measurably busy with loads."
-    resource = "loader" if part == "loader" else "server" if is_fixed(point) else "GPU"
-    if part == "compute" and not is_fixed(point):
-        return "Not visible in one run: batches grow with the traffic. Sweep the arrival rate to find the limit."
-    more = 1 / demand - 1
-    times = f"{1 / demand:,.2g}" if more < 99 else f"{1 / demand:,.0f}"
-    amount = f"about {max(1, round(more * 100))} % more traffic" if more < 1 else f"about {times} times the traffic"
-    same = " if the miss ratio stays the same" if part == "loader" else ""
-    text = f"The {resource} is busy {percent(busy)} of the time; its queue grows without limit at {amount}{same}."
-    return text if first != "none" else f"{text} Another limit may come first."
+        return Headroom(Room.SWAPS)
+    part = point.capacity.compute if first == "compute" else point.capacity.loader
+    busy = part.utilization
+    demand = part.offered_load or busy
+    if demand is None or busy is None or demand <= _HARDLY:
+        return Headroom(Room.NOT_BUSY)
+    if first == "compute" and not is_fixed(point):
+        return Headroom(Room.BATCHES_GROW)
+    return Headroom(Room.SERVER if first == "compute" else Room.LOADER, demand, busy, certain=first != "none")
 
 
-def _peaks(point: Point, name: str) -> str:
-    if name == "slots":
-        peak, slots = _of(point, "slots", "in_use_peak"), _of(point, "slots", "slots")
-        if peak is not None and slots is not None:
-            used = f"Up to {peak:,.0f} adapters were in use or asked for at once, with {slots:,.0f} slots."
-            return f"{used} Sweep the slots to see what more would give."
-    if name == "KV memory":
-        peak = _of(point, "kv", "peak_share")
-        if peak is not None:
-            return f"At the peak {percent(peak)} of the KV memory was taken. Sweep it to see what more would give."
-    return f"None in {name}: requests already wait for it. Sweep it to see what more would give."
+def _peak(point: Point, name: str) -> Headroom:
+    slots, kv = point.capacity.slots, point.capacity.kv
+    if name == "slots" and slots.in_use_peak is not None and slots.slots is not None:
+        return Headroom(Room.ADAPTERS_IN_USE, name=name, peak=slots.in_use_peak, of=slots.slots)
+    if name == KV_MEMORY and kv is not None and kv.peak_share is not None:
+        return Headroom(Room.KV_PEAK, name=name, peak=kv.peak_share)
+    return Headroom(Room.BLOCKED, name=name)

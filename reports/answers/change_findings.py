@@ -1,32 +1,15 @@
-"""What rollouts, faults and routers did, in sentences: what the top box says of such scenarios."""
+"""What rollouts, faults and routers did: which of them a run has, and what is certain about them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reports.answers.severity import growing, growing_impact, never_happens
 from reports.answers.verdicts import main_metric
-from reports.axes import Axis, in_order
-from reports.formatting import metric_words, percent, show
-from reports.text import capital, why, with_interval
+from reports.axes import Axis
 from sim.results.model import Impact
-from sim.results.point import Metric, Point
-from sim.spec.units import human_bytes, human_seconds
+from sim.results.point import Point
 
-IMPACT_WORDS = {
-    "mixed": "mixed versions",
-    "stale": "stale",
-    "refused_by_rollout": "refused by the rollout",
-    "wrong_served": "wrong answers taken for right",
-    "old_prefix": "old prefixes",
-    "lost": "lost",
-    "failed_loads": "failed loads",
-    "failed": "failed",
-    "slow": "slow",
-}
-"""What harms a request, in words."""
-_LISTED = 6
-_MANY = 0.05
+MANY = 0.05
 """Share of unanswered requests from which latencies of the others don't tell what happened."""
 
 
@@ -56,148 +39,9 @@ def value_of(point: Point, name: str) -> float | None:
     return None if metric is None else metric.value
 
 
-def composition(point: Point) -> str:
-    """Return what harmed the requests of a point, most frequent first: ``108 slow, 95 mixed versions``."""
-    impact = impact_of(point)
-    others = max(0, impact.failed - impact.lost - impact.failed_loads)
-    found = {key: others if key == "failed" else getattr(impact, key) or 0 for key in IMPACT_WORDS}
-    counts = sorted(((count, IMPACT_WORDS[key]) for key, count in found.items()), key=lambda pair: -pair[0])
-    return ", ".join(f"{count:,} {words}" for count, words in counts if count)
-
-
-def harmed_words(point: Point) -> str:
-    """Return how many requests were harmed, of how many, and by what."""
-    count, total = int(value_of(point, "harmed") or 0), impact_of(point).requests
-    if not count:
-        return f"none of {total:,}"
-    return f"{count:,} of {total:,}, {percent(count / max(total, 1))} ({composition(point)})"
-
-
-def _without_answer(point: Point) -> list[str]:
-    """Return how many had no answer when the run ended: those late by then, or, without targets to judge by, all."""
-    unanswered, late = impact_of(point).unanswered, impact_of(point).slow_unanswered
-    if late is None and unanswered:
-        return [
-            f"{unanswered:,} had no answer when the run ended, and no target in the slo says which of them are late"
-        ]
-    if not late:
-        return []
-    if late == value_of(point, "harmed"):
-        return ["none of them had an answer when the run ended"]
-    return [f"{late:,} of the slow ones had no answer when the run ended"]
-
-
-def tell(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
-    """Return what rollouts and faults did to one point, the most important first; nothing where there are none."""
-    if point.impact is None:
-        return []
-    harmed = "; ".join([f"Requests harmed: {harmed_words(point)}", *_without_answer(point)])
-    said = [*_identity(point), f"{harmed}.", *_slow_anyway([point])]
-    if has_rollout([point]):
-        said += _rollout(point, slo_terms)
-    elif value_of(point, "wrong_adapter_served") is None and (peak := _afterwards(point)) is not None:
-        said.append(peak)
-    return said + _faults(point)
-
-
-def _slow_anyway(points: Sequence[Point]) -> list[str]:
-    """Return how many requests were slow before any rollout or fault: slow ones are not all its doing."""
-    before = sum(impact_of(point).requests_before or 0 for point in points)
-    slow = sum(impact_of(point).slow_before or 0 for point in points)
-    if not before or not slow:
-        return []
-    what = "rollout" if has_rollout(points) else "fault"
-    said = f"Some are slow anyway: {percent(slow / before)} of those that came before the {what}"
-    (metric,) = [p.metrics.get("harmed_excess") for p in points] if len(points) == 1 else (None,)
-    if metric is None or metric.value is None:
-        return [f"{said}."]
-    more = with_interval("harmed_excess", metric)
-    return [f"{said}; as many as that left out, {more} of those that came after it were harmed."]
-
-
-def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
-    said = []
-    name = latency_name([point], slo_terms)
-    during, before = point.metrics[f"rollout_{name}"], point.metrics[f"before_{name}"]
-    if during.value is not None:
-        against = f", against {with_interval(name, before)} before" if before.value is not None else ""
-        said.append(
-            f"{capital(metric_words(name))} is {with_interval(name, during)} for requests that come during the "
-            f"rollout{against}."
-        )
-    took = point.metrics["rollout_duration_s"]
-    if took.value is not None:
-        said.append(f"{_subject(point)} complete after {with_interval('rollout_duration_s', took)}.")
-    else:
-        said.append(f"{_subject(point)} {why('rollout_duration_s', took.state)}.")
-    peak, usual = (value_of(point, f"{side}_peak_loads_per_s") for side in ("rollout", "before"))
-    if peak is not None and usual is not None:
-        said.append(
-            f"Loads peak at {show('rollout_peak_loads_per_s', peak)} over ten seconds, against "
-            f"{show('rollout_peak_loads_per_s', usual)} before."
-        )
-    extra = value_of(point, "extra_resident_bytes_peak")
-    if extra:
-        said.append(f"Old versions kept alongside new ones take up to {human_bytes(extra)} of GPU memory.")
-    both, back = value_of(point, "sessions_saw_both"), value_of(point, "sessions_went_back")
-    if both:
-        said.append(f"{both:,.0f} sessions saw both versions; {back or 0:,.0f} of them went back to the older one.")
-    return said
-
-
 def _several(point: Point) -> bool:
     """Return whether there are several rollouts, by the events of the first replication."""
     return len({event["text"].partition(":")[0] for event in point.events if event["kind"] == "rollout"}) > 1
-
-
-def _subject(point: Point) -> str:
-    return "All rollouts together are" if _several(point) else "The rollout is"
-
-
-def _identity(point: Point) -> list[str]:
-    wrong, noticed, again = (value_of(point, n) for n in ("wrong_adapter_served", "wrong_adapter_detected", "retried"))
-    if wrong is None:
-        return []
-    return [
-        f"{value_of(point, 'misrouted') or 0:,.0f} of {impact_of(point).requests:,} requests did not reach their own "
-        f"adapter: {wrong:,.0f} wrong answers were taken for right, {noticed or 0:,.0f} were noticed, and "
-        f"{again or 0:,.0f} requests sent again."
-    ]
-
-
-def _faults(point: Point) -> list[str]:
-    said = []
-    lost, rerouted = value_of(point, "lost"), value_of(point, "rerouted")
-    if lost is not None and rerouted is not None:
-        said.append(f"With their replica {lost:,.0f} requests were lost; {rerouted:,.0f} were sent to another one.")
-    said += _rerouted([point], [])
-    impact = impact_of(point)
-    if impact.failed_loads:
-        said.append(f"{impact.failed_loads:,} requests failed because their adapter could not be loaded.")
-    if impact.old_prefix:
-        said.append(f"{impact.old_prefix:,} requests found a prefix that an older version had computed.")
-    return said
-
-
-def _afterwards(point: Point) -> str | None:
-    """Return what became of those that came after the first event: unanswered, or slowest when."""
-    impact = impact_of(point)
-    came = impact.requests - (impact.requests_before or 0)
-    unanswered = impact.unanswered_after or 0
-    if unanswered > _MANY * came:
-        return f"Of the {came:,} that came after it began, {unanswered:,} had no answer when the run ended."
-    begins = min((event["t_s"] for event in point.events if event["t_s"] > 0), default=0.0)
-    times, means = point.timeline.t_s, point.timeline.e2e_mean_s
-    known = [(value, time) for value, time in zip(means, times, strict=True) if value is not None]
-    after = [pair for pair in known if pair[1] >= begins]
-    if len(known) < 3 or not after:
-        return None
-    usual = sorted(value for value, _ in known)[len(known) // 2]
-    worst, when = max(after)
-    return (
-        f"Of those that come after it begins, requests at about {human_seconds(when)} take longest: "
-        f"{human_seconds(worst)} on average, usually {human_seconds(usual)} (first replication)."
-    )
 
 
 def latency_name(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
@@ -206,168 +50,8 @@ def latency_name(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str
     return name if name in ("ttft_p99_s", "e2e_p99_s") else "ttft_p99_s"
 
 
-def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    """Return what a sweep says of rollouts, faults or routers, the most important first; nothing where it has none."""
-    if is_changed(points):
-        changed = [point for point in points if point.impact]  # of the others, held rollouts, there is nothing to tell
-        if len(changed) == 1 < len(points):
-            headline, *more = tell(changed[0], slo_terms)
-            return [f"With {label_of(changed[0], axes)}: {headline[:1].lower()}{headline[1:]}", *more]
-        return _compare_impact(changed, axes, slo_terms)
-    if compares_routers(points, axes):
-        return _compare_routers(points, axes)
-    return []
-
-
-def label_of(point: Point, axes: Sequence[Axis]) -> str:
-    """Return a point's swept values: quantities with their key in words, names as they are."""
-    return ", ".join(axis.phrase(point.set.get(axis.key)) if axis.numeric else axis.point_label(point) for axis in axes)
-
-
-def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    if growing(axes):  # how bad the fault is isn't a choice
-        said = growing_impact(points, axes, label_of) or _rank_impact(points, axes)
-        if not any(never_happens(axis) for axis in growing(axes)):  # there, the difference to the healthy point says it
-            said += [*_at_worst(points, axes), *_slow_anyway(points)]
-    else:
-        said = _rank_impact(points, axes) + _slow_anyway(points)
-    ordered = in_order(points, axes)
-    if has_rollout(points):
-        rollouts = _compare_rollouts(ordered, axes, slo_terms)
-        # Names are strategies, which harm in different ways; a quantity makes the same harm larger or smaller.
-        said = [*rollouts, *said] if all(axis.numeric for axis in axes) else [*said, *rollouts]
-    else:
-        said += _compare_faults(ordered, axes, slo_terms)
-    return [*_wrong_answers(ordered, axes), *said]
-
-
-def _at_worst(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return what each design harms where the fault is worst."""
-    worse = growing(axes)
-    others = [axis for axis in axes if axis not in worse]
-    worst = [p for p in in_order(points, axes) if all(a.index(p) == len(a.values) - 1 for a in worse)]
-    if not worst or len(worst) > _LISTED:
-        return []
-    told = [f"{harmed_words(p)}{f' with {label_of(p, others)}' if others else ''}" for p in worst]
-    return [f"In all, with {label_of(worst[0], worse)}: {'; '.join(told)}."]
-
-
-def _rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return with what fewest and most requests are harmed: beyond what is slow anyway, where that is known."""
-    beyond = not has_rollout(points) and all(value_of(p, "harmed_excess") is not None for p in points)
-    name = "harmed_excess" if beyond else "harmed"
-    ordered = sorted(in_order(points, axes), key=lambda p: value_of(p, name) or 0.0)
-    best, worst = ordered[0], ordered[-1]
-    if value_of(best, name) == value_of(worst, name):
-        return [f"Every point harms the same number of requests: {harmed_words(best)}."]
-
-    def told(point: Point) -> str:
-        excess = f"{with_interval(name, point.metrics[name])}; in all " if beyond else ""
-        return f"{label_of(point, axes)}: {excess}{harmed_words(point)}"
-
-    more = " beyond those that are slow anyway" if beyond else ""
-    said = [f"Fewest requests are harmed{more} with {told(best)}. Most with {told(worst)}."]
-    close = [label_of(p, axes) for p in ordered[1:] if not certainly_less(best, p, name)]
-    if close and best.metrics[name].parts:
-        said.append(f"Not certainly fewer than with {_listed(close)}: the interval of the difference reaches 0.")
-    return said
-
-
-def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return how many wrong answers were taken for right at each point, and how many requests were late there."""
-    if not _any(points, "wrong_adapter_served"):
-        return []
-    if len(points) > _LISTED:
-        return extremes(points, axes, "wrong_adapter_served")
-    told = [f"{value_of(p, 'wrong_adapter_served') or 0:,.0f} with {label_of(p, axes)}" for p in points]
-    said = f"Wrong answers taken for right: {', '.join(told)}"
-    late = [impact_of(p).slow for p in points]
-    if all(count is not None for count in late):
-        said += f"; late: {', '.join(f'{count:,}' for count in late)} (in the same order)"
-    return [f"{said}."]
-
-
 def _any(points: Sequence[Point], name: str) -> bool:
     return any(value_of(point, name) for point in points)
-
-
-def _compare_rollouts(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    name = latency_name(points, slo_terms)
-    said = extremes(points, axes, "rollout_peak_loads_per_s", tail=_before(points, "before_peak_loads_per_s"))
-    said += extremes(points, axes, f"rollout_{name}", tail=_before(points, f"before_{name}"))
-    took = [(point, point.metrics["rollout_duration_s"]) for point in points]
-    colon = "" if all(not axis.numeric for axis in axes) else ":"
-    done = [f"{label_of(p, axes)}{colon} {show('rollout_duration_s', m.value)}" for p, m in took if m.value is not None]
-    open_ = [label_of(p, axes) for p, m in took if m.value is None]
-    if len(points) <= _LISTED:
-        told = [f"Complete after: {', '.join(done)}."] if done else []
-        told += [f"Not complete in every replication: {_listed(open_)}."] if open_ else []
-        said.append(" ".join(told))
-    return said
-
-
-def _before(points: Sequence[Point], name: str) -> str:
-    """Return what a metric was before; it hardly differs from point to point, unless the sweep is of something else."""
-    known = sorted(value for p in points if (value := value_of(p, name)) is not None)
-    if not known:
-        return ""
-    low, high = show(name, known[0]), show(name, known[-1])
-    return f", against {low if low == high else f'{low} to {high}'} before"
-
-
-def _compare_faults(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    said = []
-    names = ["retried", "lost", "rerouted", latency_name(points, slo_terms)]
-    if any((value_of(p, "failed") or 0) > (value_of(p, "lost") or 0) for p in points):
-        names.insert(3, "failed")
-    for name in names:
-        if _any(points, name):
-            concerned = [p for p in points if value_of(p, name)] if name in ("lost", "rerouted") else points
-            said += _one_or_extremes(concerned, axes, name)
-    return said + _rerouted(points, axes)
-
-
-def _one_or_extremes(points: Sequence[Point], axes: Sequence[Axis], name: str) -> list[str]:
-    if len(points) > 1:
-        return extremes(points, axes, name)
-    return [f"{capital(metric_words(name))}: {_value(p, name)} with {label_of(p, axes)}." for p in points]
-
-
-def _rerouted(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    """Return how long the requests take that restart on another replica, against all."""
-    known = [p for p in points if value_of(p, "rerouted_e2e_mean_s") is not None]
-    if not known:
-        return []
-    some = known if len(known) <= _LISTED else [known[0], known[-1]]
-    told = [f"{_value(p, 'rerouted_e2e_mean_s')}{f' with {label_of(p, axes)}' if axes else ''}" for p in some]
-    usual = show("e2e_mean_s", value_of(some[0], "e2e_mean_s"))
-    return [f"Rerouted requests take on average {'; '.join(told)}; all requests take {usual}."]
-
-
-def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str = "") -> list[str]:
-    """Return where a metric is certainly lowest and highest, or between what values it lies where that may be chance.
-
-    :returns: a list of one sentence, or of none where nothing is known.
-    """
-    known = [(value, point) for point in points if (value := value_of(point, name)) is not None]
-    if len(known) < 2:
-        return []
-    low, high = min(known, key=lambda pair: pair[0])[1], max(known, key=lambda pair: pair[0])[1]
-    words = capital(metric_words(name))
-    if value_of(low, name) == value_of(high, name):
-        return [f"{words}: {show(name, value_of(low, name))} at every point{tail}."]
-    if not _apart(low, high, name):
-        return [
-            f"{words}: {show(name, value_of(low, name))} to {show(name, value_of(high, name))}{tail}, without a clear "
-            "difference."
-        ]
-    above, below = high.metrics[name].lo, low.metrics[name].hi
-    paired = above is not None and below is not None and below >= above
-    hedge = " (clear in the same replications, though the intervals overlap)" if paired else ""
-    return [
-        f"{words}: lowest with {label_of(low, axes)}, {_value(low, name)}; highest with {label_of(high, axes)}, "
-        f"{_value(high, name)}{tail}{hedge}."
-    ]
 
 
 def _apart(low: Point, high: Point, name: str) -> bool:
@@ -383,55 +67,9 @@ def _apart(low: Point, high: Point, name: str) -> bool:
     return below < above
 
 
-def _value(point: Point, name: str) -> str:
-    metric: Metric = point.metrics[name]
-    return with_interval(name, metric) + ("" if metric.settled else ", unsettled")
-
-
-def _compare_routers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
-    ordered = in_order(points, axes)
-    known = [p for p in ordered if value_of(p, "loads_per_request") is not None]
-    # With one replica there is nothing to route.
-    known = [p for p in known if value_of(p, "replica_load_skew") is not None] or known
-    if len(known) < 2:
-        return []
-    best = min(known, key=lambda p: value_of(p, "loads_per_request") or 0.0)
-    plain = next((p for p in known if "round-robin" in p.set.values()), None)
-    other = (
-        plain
-        if plain is not None and plain is not best
-        else max(known, key=lambda p: value_of(p, "loads_per_request") or 0.0)
-    )
-    few, many = value_of(best, "loads_per_request") or 0.0, value_of(other, "loads_per_request") or 0.0
-    times = f", {many / few:.2g} times as many" if few > 0 and 1.05 * few < many < 100 * few else ""
-    said = [
-        f"Fewest loads with {label_of(best, axes)}: {_per_thousand(best)} per 1,000 requests, at a load skew of "
-        f"{_value(best, 'replica_load_skew')}. With {label_of(other, axes)}: {_per_thousand(other)}{times}, at "
-        f"{_value(other, 'replica_load_skew')}."
-    ]
-    close = [label_of(p, axes) for p in known if p is not best and not certainly_less(best, p, "loads_per_request")]
-    if close and best.metrics["loads_per_request"].parts:
-        said.append(f"Not certainly fewer loads than with {_listed(close)}: the interval of the difference reaches 0.")
-    return said + extremes(ordered, axes, "ttft_p99_s") + extremes(ordered, axes, "replica_load_skew")
-
-
-def _per_thousand(point: Point) -> str:
-    """Return loads of a thousand requests, with their interval."""
-    metric = point.metrics["loads_per_request"]
-    low, value, high = (None if v is None else 1000 * v for v in (metric.lo, metric.value, metric.hi))
-    return with_interval("loads_per_request", Metric(value, low, high))
-
-
 def certainly_less(one: Point, other: Point, name: str) -> bool:
     """Return whether a metric is lower at one point, by the interval of the difference."""
     from sim.results.pairs import difference_of
 
     found = difference_of(one, other, name)
     return found is not None and found.lo is not None and found.lo > 0
-
-
-def _listed(labels: Sequence[str]) -> str:
-    """Return labels as a list in a sentence, cut where there are many."""
-    if len(labels) > _LISTED:
-        return f"{', '.join(labels[:_LISTED])} and {len(labels) - _LISTED} more"
-    return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))

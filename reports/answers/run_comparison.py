@@ -9,7 +9,7 @@ from typing import Any
 
 from reports.answers.change_findings import has_rollout, is_changed, latency_name
 from reports.axes import Axis, make_axes
-from reports.formatting import number, read_terms
+from reports.formatting import read_terms
 from sim.errors import InputError
 from sim.results.pairs import (
     BETTER,
@@ -32,6 +32,8 @@ MIXED, OPEN = "mixed", "open"
 _DOUBT = 0.25
 """An unclear metric leaves the answer open where its interval reaches this share of A's value to the other side."""
 SAME_REQUESTS, SAME_DRAWS, OTHER_TRAFFIC = "same requests", "same draws", "other traffic"
+OVERLOAD, SLO = "overload", "SLO"
+"""What decides between two points more than any difference of a metric."""
 _IDLE_KEYS = ("schema_version", "name", "description", "sweep")
 _LISTED = 5
 _UNSERVED = 0.01
@@ -46,8 +48,9 @@ class Pair:
 
     :ivar differences: by metric; SLO terms first, then in the order of ``UNITS``.
     :ivar traffic: ``SAME_REQUESTS``, ``SAME_DRAWS`` or ``OTHER_TRAFFIC``.
-    :ivar decided: ``BETTER`` or ``WORSE`` where something weighs more than any change: only one of both is overloaded,
-        or meets the SLO while the other certainly doesn't; else nothing. ``why`` says what.
+    :ivar decided: ``BETTER`` or ``WORSE`` where something weighs more than any change; else empty.
+    :ivar decided_by: ``OVERLOAD`` where only one of both is overloaded, ``SLO`` where one meets the SLO and the other
+        certainly doesn't.
     """
 
     set: dict[str, Any]
@@ -56,7 +59,7 @@ class Pair:
     differences: dict[str, Difference]
     traffic: str
     decided: str = ""
-    why: str = ""
+    decided_by: str = ""
 
     def word(self, judged: Sequence[str]) -> str:
         """Return how the second point compares over these metrics: a word of ``pairs``, ``MIXED`` or ``OPEN``."""
@@ -69,7 +72,7 @@ class Pair:
         return OPEN if word in (BETTER, WORSE) and self.doubts(judged, word) else word
 
     def doubts(self, judged: Sequence[str], word: str) -> list[str]:
-        """Return the metrics that may contradict a word by much: a luckless p99 must not hide behind the misses."""
+        """Return the metrics that may contradict a word clearly: an uncertain p99 must not hide behind the misses."""
         found = []
         for name in judged:
             d = self.differences.get(name)
@@ -81,13 +84,63 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class _Made:
+    """What the manifest of a run says of how it was made."""
+
+    version: str
+    profile: str
+    profile_sha256: str | None
+    seed: int | None
+    replications: int | None
+    finished: bool
+    done: int | None
+    total: int | None
+
+    @staticmethod
+    def of(run: RunData) -> _Made:
+        manifest = run.manifest
+        profile = manifest.get("profile") or {}
+        return _Made(
+            manifest.get("code") or (manifest.get("versions") or {}).get("loraplan", "unknown"),
+            str(profile.get("name", "no profile")),
+            profile.get("sha256"),
+            manifest.get("seed"),
+            manifest.get("replications"),
+            manifest.get("status") == "finished",
+            manifest.get("points_done"),
+            manifest.get("points_total"),
+        )
+
+
+@dataclass(frozen=True)
+class Cautions:
+    """What to know before believing the differences. Pairs are of A and B, and None where both have the same.
+
+    :ivar versions: of loraplan; ``profiles``: names, which may be equal although the numbers differ.
+    :ivar rates: arrival rates of the pairs of points in which they differ.
+    :ivar unfinished: A or B, with the points it has and those it should have.
+    :ivar unknown_traffic: whether a run does not say what traffic it met.
+    """
+
+    same_run: bool
+    versions: tuple[str, str] | None
+    profiles: tuple[str, str] | None
+    seeds: tuple[int | None, int | None] | None
+    replications: tuple[int | None, int | None] | None
+    slos_differ: bool
+    rates: tuple[tuple[float, float], ...]
+    unfinished: tuple[tuple[str, int | None, int | None], ...]
+    unknown_traffic: bool
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Two runs, paired.
 
     :ivar terms: the SLO by metric: that of the second run, or of the first where it has none.
     :ivar judged: metrics that decide which one is better: the SLO's, else the main ones.
     :ivar changed: key and values of what differs between the scenarios.
-    :ivar cautions: what to know before believing the differences.
+    :ivar cautions: what to know before believing the differences (``reports.text.comparison_text`` says it).
     :ivar alone: swept values of points without a partner, of the first and of the second run.
     """
 
@@ -97,7 +150,7 @@ class Comparison:
     terms: dict[str, float]
     judged: tuple[str, ...]
     changed: tuple[tuple[str, str, str], ...]
-    cautions: tuple[str, ...]
+    cautions: Cautions
     alone: tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
     @property
@@ -121,8 +174,8 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
     """
     for run in (one, other):
         if not run.points:
-            raise InputError("this run has no finished points", file=str(run.path), hint="run it again, it goes on")
-    terms = [read_terms((run.manifest.get("scenario") or {}).get("slo")) for run in (one, other)]
+            raise InputError("this run has no finished points", file=str(run.path), hint="run it again; it resumes")
+    terms = [read_terms(run.slo) for run in (one, other)]
     slo = terms[1] or terms[0]
     matched = _matched(one.points, other.points)
     if not matched:
@@ -142,7 +195,7 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
         slo,
         _judged(pairs, slo),
         tuple(_changed(one, other)),
-        (*_alone(alone), *_cautions(one, other, pairs, terms)),
+        _cautions((one, other), pairs, terms),
         (alone[0], alone[1]),
     )
 
@@ -169,21 +222,21 @@ def _pair(set_: dict[str, Any], one: Point, other: Point, slo: Mapping[str, floa
     names = dict.fromkeys([*slo, *UNITS])
     found = {name: difference for name in names if (difference := difference_of(one, other, name)) is not None}
     traffic = SAME_REQUESTS if same_requests(one, other) else SAME_DRAWS if same_draws(one, other) else OTHER_TRAFFIC
-    decided, why = _decided(one, other, slo)
-    return Pair(set_, replace(one, set=set_), replace(other, set=set_), found, traffic, decided, why)
+    decided, by = _decided(one, other, slo)
+    return Pair(set_, replace(one, set=set_), replace(other, set=set_), found, traffic, decided, by)
 
 
 def _decided(one: Point, other: Point, slo: Mapping[str, float]) -> tuple[str, str]:
-    """Return whether overload or the SLO decides, and how to say so; nothing twice where they don't.
+    """Return whether B is better or worse by overload or the SLO, and by which; both empty where neither decides.
 
     A queue that grows without limit has no latency to compare: its intervals are wide, and the answer is certain.
     """
     full = is_overloaded(one), is_overloaded(other)
     if full[0] != full[1]:
-        return (WORSE if full[1] else BETTER), f"with {'B' if full[1] else 'A'} more requests arrive than are served"
+        return (WORSE if full[1] else BETTER), OVERLOAD
     met = verdict(one, slo), verdict(other, slo)
     if set(met) == {MET, NOT_MET}:
-        return (WORSE if met[0] == MET else BETTER), f"the SLO is met with {'A' if met[0] == MET else 'B'} alone"
+        return (WORSE if met[0] == MET else BETTER), SLO
     return "", ""
 
 
@@ -233,7 +286,7 @@ def key_metrics(comparison: Comparison) -> list[str]:
         "unfinished",
     ]
     found = dict.fromkeys([*comparison.judged, *more])
-    some = {name for pair in comparison.pairs for name, d in pair.differences.items() if _tells(d)}
+    some = {name for pair in comparison.pairs for name, d in pair.differences.items() if _is_shown(d)}
     names = [name for name in found if name in comparison.terms or name in some]
     if (
         all(_equal(pair, "ttft_p99_s", "e2e_p99_s") for pair in comparison.pairs)
@@ -243,7 +296,7 @@ def key_metrics(comparison: Comparison) -> list[str]:
     return names
 
 
-def _tells(difference: Difference) -> bool:
+def _is_shown(difference: Difference) -> bool:
     """Return whether there is anything to see: a value, and not a count of nothing on both sides."""
     return difference.word != NOT_COMPARABLE and not (
         difference.one == difference.other == 0 and difference.unit in ("requests", "sessions", "loads")
@@ -275,45 +328,21 @@ def _swept(run: RunData) -> dict[str, str]:
     return found
 
 
-def _alone(alone: Sequence[Sequence[Any]]) -> list[str]:
-    """Say how many points of each side were left out, since the other side has none of the same values."""
-    told = [f"{len(sets)} of {side}" for side, sets in zip("AB", alone, strict=True) if sets]
-    return [f"Left out, without a partner of the same values: {' and '.join(told)}."] if told else []
-
-
-def _cautions(one: RunData, other: RunData, pairs: Sequence[Pair], terms: Sequence[Mapping[str, float]]) -> list[str]:
+def _cautions(runs: tuple[RunData, RunData], pairs: Sequence[Pair], terms: Sequence[Mapping[str, float]]) -> Cautions:
     """Return what makes the comparison less than it seems."""
-    said = []
-    if one.path.resolve() == other.path.resolve():
-        said.append("A and B are the same run.")
-    a, b = one.manifest, other.manifest
-    versions = [run.get("code") or (run.get("versions") or {}).get("loraplan", "unknown") for run in (a, b)]
-    if versions[0] != versions[1]:
-        said.append(
-            f"A was simulated by loraplan {versions[0]}, B by {versions[1]}: a difference may come from the code. "
-            "Run the older one again."
-        )
-    profiles = [run.get("profile") or {} for run in (a, b)]
-    if profiles[0].get("sha256") != profiles[1].get("sha256"):
-        names = [str(profile.get("name", "no profile")) for profile in profiles]
-        same = "of the same name with other numbers" if names[0] == names[1] else f"{names[0]} and {names[1]}"
-        said.append(f"The profiles differ ({same}): errors of the two don't cancel, and no interval here has them.")
-    for key, words in (("seed", "seeds"), ("replications", "numbers of replications")):
-        if a.get(key) != b.get(key):
-            said.append(f"The {words} differ ({a.get(key)} and {b.get(key)}): chance is part of every difference.")
-    if terms[0] and terms[1] and dict(terms[0]) != dict(terms[1]):
-        said.append("The SLOs differ: both are judged by that of B.")
-    rates = [(pair.one.traffic.get("rate_rps", 0.0), pair.other.traffic.get("rate_rps", 0.0)) for pair in pairs]
-    apart = [(x, y) for x, y in rates if abs(y - x) > _OTHER_RATE * max(x, y)]
-    if apart:
-        told = f"{number(apart[0][0])}/s and {number(apart[0][1])}/s" if len(pairs) == 1 else "at some points"
-        said.append(f"Arrival rates differ ({told}): throughput and goodput follow them, whatever the design.")
-    for letter, run in (("A", a), ("B", b)):
-        if run.get("status") != "finished":
-            said.append(f"{letter} is not finished: {run.get('points_done')} of {run.get('points_total')} points.")
-    if any(not point.traffic_ids for pair in pairs for point in (pair.one, pair.other)):
-        said.append("At least one run doesn't say what traffic it met: it is of an older version. Run it again.")
-    return said
+    a, b = (_Made.of(run) for run in runs)
+    rates = [tuple(point.traffic.get("rate_rps", 0.0) for point in (pair.one, pair.other)) for pair in pairs]
+    return Cautions(
+        same_run=runs[0].path.resolve() == runs[1].path.resolve(),
+        versions=(a.version, b.version) if a.version != b.version else None,
+        profiles=(a.profile, b.profile) if a.profile_sha256 != b.profile_sha256 else None,
+        seeds=(a.seed, b.seed) if a.seed != b.seed else None,
+        replications=(a.replications, b.replications) if a.replications != b.replications else None,
+        slos_differ=bool(terms[0] and terms[1] and dict(terms[0]) != dict(terms[1])),
+        rates=tuple((x, y) for x, y in rates if abs(y - x) > _OTHER_RATE * max(x, y)),
+        unfinished=tuple((side, made.done, made.total) for side, made in (("A", a), ("B", b)) if not made.finished),
+        unknown_traffic=any(not point.traffic_ids for pair in pairs for point in (pair.one, pair.other)),
+    )
 
 
 def is_word(pair: Pair, name: str, word: str) -> bool:

@@ -1,16 +1,15 @@
-"""What a sweep says of a fault that grows along one of its axes: how much more it harms, and where least.
+"""A fault that grows along an axis of a sweep: how many more requests it harms in each design.
 
-Which length of a stall harms fewest is no question: none. What is asked is how much a longer one adds in each design.
-Points of one design differ in nothing else and meet the same traffic, so that what is slow anyway cancels.
+A stall of no length harms fewest, which is no finding. The question is how much a longer one adds in each design. The
+points of a design differ in nothing else and meet the same traffic, so requests that are slow anyway cancel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports.axes import Axis, in_order
-from reports.text import capital
 from sim.results.point import Point
 
 _GROWS = frozenset(
@@ -29,31 +28,36 @@ _GROWS = frozenset(
 """Last words of keys of a fault that say how bad it is, not what is done about it."""
 _NEVER = frozenset({"lasts", "probability"})
 """Those with which 0 means that there is no fault."""
-_LISTED = 6
 
-Label = Callable[[Point, Sequence[Axis]], str]
+
+@dataclass(frozen=True)
+class Added:
+    """How many more requests are harmed, with the 95 % interval, where there is one."""
+
+    count: int
+    lo: float | None = None
+    hi: float | None = None
 
 
 @dataclass(frozen=True)
 class FaultSeries:
     """The points of a sweep that differ in nothing but how bad the fault is.
 
-    :ivar label: of what else is swept; empty where nothing is.
+    :ivar others: what else is swept; all points have the same values of it.
     :ivar points: the mildest fault first.
     """
 
-    label: str
+    others: tuple[Axis, ...]
     points: tuple[Point, ...]
 
-    def added(self, step: int) -> tuple[int, str]:
-        """Return how many more requests a step harms than the mildest fault; in words, with an interval."""
+    def added(self, step: int) -> Added:
+        """Return how many more requests a step harms than the mildest fault."""
         from sim.results.pairs import difference_of  # numpy is heavy, and the terminal's words need it here alone
 
         found = difference_of(self.points[0], self.points[step], "harmed")
-        count = round(found.change or 0) if found is not None else 0
-        if found is None or found.lo is None or found.hi is None:
-            return count, f"{count:,}"
-        return count, f"{count:,} ({found.lo:,.0f} to {found.hi:,.0f})"
+        if found is None:
+            return Added(0)
+        return Added(round(found.change or 0), found.lo, found.hi)
 
     def adds_less(self, other: FaultSeries) -> bool:
         """Return whether the worst fault certainly adds less harm here, by the same replications."""
@@ -86,7 +90,7 @@ def never_happens(axis: Axis) -> bool:
     return axis.key.rpartition(".")[2] in _NEVER and axis.places[0] == 0
 
 
-def fault_series(points: Sequence[Point], axes: Sequence[Axis], label: Label) -> list[FaultSeries]:
+def fault_series(points: Sequence[Point], axes: Sequence[Axis]) -> list[FaultSeries]:
     """Return the designs of a sweep of which several points are there, in its order."""
     worse = growing(axes)
     others = [axis for axis in axes if axis not in worse]
@@ -96,64 +100,4 @@ def fault_series(points: Sequence[Point], axes: Sequence[Axis], label: Label) ->
     if len(worse) > 1:  # of several, the mildest and the worst corner
         groups = {key: [found[0], found[-1]] for key, found in groups.items()}
     most = max(len(found) for found in groups.values())
-    return [
-        FaultSeries(label(found[0], others) if others else "", tuple(found))
-        for found in groups.values()
-        if len(found) == most > 1
-    ]
-
-
-def growing_impact(points: Sequence[Point], axes: Sequence[Axis], label: Label) -> list[str]:
-    """Return how much more a worse fault harms in each design, the worst first, and in which it does least."""
-    worse, designs = growing(axes), fault_series(points, axes, label)
-    if not designs:
-        return []
-    shown = designs if len(designs) <= _LISTED else sorted(designs, key=lambda d: d.added(-1)[0])[:: len(designs) - 1]
-    total = first.requests if (first := designs[0].points[0].impact) is not None else 0
-    last = len(designs[0].points) - 1
-    said = [
-        f"{capital(_step(shown[0].points[last], shown[0].points[0], worse))} harms {_each(shown, last)} (of {total:,})."
-    ]
-    if last > 1:
-        steps = [
-            f"{worse[0].point_label(designs[0].points[step])}: {_values(shown, step)}"
-            for step in range(last - 1, 0, -1)
-        ]
-        said.append(f"{capital('; '.join(steps))}{' (in the same order)' if len(shown) > 1 else ''}.")
-    if len(designs) > 1:
-        best = min(designs, key=lambda design: design.added(-1)[0])
-        close = [d.label for d in designs if d is not best and not best.adds_less(d)]
-        least = f"The fault adds least with {best.label}"
-        if len(close) == len(designs) - 1:
-            said.append("It is not certain in which of these designs the fault adds least.")
-        else:
-            said.append(f"{least}, not certainly less than with {', '.join(close)}." if close else f"{least}.")
-    return said + _anyway(shown, worse)
-
-
-def _step(worst: Point, mildest: Point, worse: Sequence[Axis]) -> str:
-    """Return the worst fault against the mildest, in words: ``time to notice 30 s instead of 0 s``."""
-    said = [
-        axis.phrase(worst.set.get(axis.key))
-        + ("" if never_happens(axis) else f" instead of {axis.point_label(mildest)}")
-        for axis in worse
-    ]
-    return ", ".join(said)
-
-
-def _each(designs: Sequence[FaultSeries], step: int) -> str:
-    found = [f"{d.added(step)[1]} more requests" if i == 0 else d.added(step)[1] for i, d in enumerate(designs)]
-    return ", ".join(f"{text} with {d.label}" if d.label else text for text, d in zip(found, designs, strict=True))
-
-
-def _values(designs: Sequence[FaultSeries], step: int) -> str:
-    return ", ".join(design.added(step)[1] for design in designs)
-
-
-def _anyway(designs: Sequence[FaultSeries], worse: Sequence[Axis]) -> list[str]:
-    """Return how many are slow where the fault never happens."""
-    if len(worse) != 1 or not never_happens(worse[0]):
-        return []
-    healthy = [(int(design.points[0].metrics["harmed"].value or 0), design.label) for design in designs]
-    told = ", ".join(f"{count:,} with {label}" if label else f"{count:,}" for count, label in healthy)
-    return [f"Without the fault it is {told}."]
+    return [FaultSeries(tuple(others), tuple(found)) for found in groups.values() if len(found) == most > 1]

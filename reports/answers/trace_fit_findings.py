@@ -1,60 +1,23 @@
-"""Whether traffic fitted to a part of a trace may stand for the rest, in plain words."""
+"""How far traffic fitted to a part of a trace is from the rest."""
 
 from __future__ import annotations
 
-from reports.answers.trace_words import about, change, plural, shown, spread_words, with_sign
-from sim.results.traces.trace_facts import FitCheck, TraceFacts
+from sim.results.traces.trace_facts import FitCheck
 
 GAP = 0.02
 """Miss ratios closer than this are called the same: such a gap does not matter."""
-_BELIEVED, _ROUGH = 0.05, 0.10
-"""Largest differences of miss ratios up to which fitted traffic is believed, and taken as rough."""
-_OFF = 0.15
+BELIEVED, ROUGH = 0.05, 0.10
+"""Largest differences of miss ratios up to which fitted traffic is called reliable, and rough."""
+OFF = 0.15
 """Relative differences of rates, burstiness and lengths from which they are named."""
 _MOST_NAMED = 3
-
-
-def fit_words(facts: TraceFacts) -> str:
-    """Return how far fitted traffic is from the part that it has not seen; empty where there is nothing to say."""
-    fit = facts.fit
-    if fit is None:
-        return "No traffic is fitted to it; the notes say why." if facts.notes and facts.span_s > 0 else ""
-    part = "the whole trace" if fit.share >= 1 else f"the first {about(fit.share)} of the time"
-    part = "the first half" if fit.share == 0.5 else part
-    if not fit.slots and not fit.values:
-        return f"Traffic is fitted to {part}, and nothing is left to check it on: don't take it on trust."
-    worst = fit.worst()
-    if worst is None:
-        return f"Traffic fitted to {part}, beside the rest: {_value_words(fit)}."
-    text = (
-        f"Traffic fitted to {part} ({_model_words(fit)}) meets the LRU curve of the rest within "
-        f"{plural(round(worst[1] * 100, 1), 'point')}, worst at {plural(worst[0], 'slot')}"
-    )
-    closed = closed_gap(fit)
-    if closed is not None:
-        text += (
-            f", and closes {about(closed)} of the gap between independent draws and the trace"
-            if closed > 0
-            else ", and is no closer to it than independent draws"
-        )
-    return f"{text}: {_trust(worst[1])}."
-
-
-def _trust(worst: float) -> str:
-    if worst <= _BELIEVED:
-        return "its miss ratios may be believed"
-    return "take its miss ratios as rough" if worst <= _ROUGH else "replay the trace instead where misses matter"
-
-
-def _model_words(fit: FitCheck) -> str:
-    return next((candidate.words for candidate in fit.candidates if candidate.name == fit.chosen), fit.chosen)
 
 
 def closed_gap(fit: FitCheck) -> float | None:
     """Return the share of the gap between independent draws and reality that fitted traffic closes.
 
     1 − mean |fitted − real| / mean |independent − real|, over the slots where that gap is at least ``GAP``; None where
-    there are none. Below 0: farther off than independent draws.
+    there are none. Below 0: worse than independent draws.
     """
     gaps = [
         (abs(made - real), abs(draws - real))
@@ -62,28 +25,3 @@ def closed_gap(fit: FitCheck) -> float | None:
         if abs(draws - real) >= GAP
     ]
     return 1 - sum(left for left, _ in gaps) / sum(gap for _, gap in gaps) if gaps else None
-
-
-def _value_words(fit: FitCheck) -> str:
-    found = [(value.name, change(value)) for value in fit.values if value.unit != "tokens"]
-    return ", ".join(f"{name} {with_sign(f'{by * 100:+.0f}', ' %')}" for name, by in found if by is not None)
-
-
-def off_words(facts: TraceFacts) -> str:
-    """Return where fitted traffic is far from the rest of the trace in other ways than misses."""
-    if facts.fit is None:
-        return ""
-    off = [value for value in facts.fit.values if (by := change(value)) is not None and abs(by) > _OFF]
-    texts = []
-    told = [value for value in off if facts.fit.slots or value.unit == "tokens"]  # ``fit_words`` names the others
-    if told:
-        words = [
-            f"{value.name} ({shown(value.synthetic, value.unit)}, trace {shown(value.trace, value.unit)})"
-            for value in told[:_MOST_NAMED]
-        ]
-        texts.append(f"Fitted traffic is off in {spread_words(words)}.")
-    calmer = {value.synthetic < value.trace for value in off if value.name.startswith("dispersion")}
-    if len(calmer) == 1:
-        more, longer = ("calmer", "shorter") if calmer.pop() else ("burstier", "longer")
-        texts.append(f"{'It' if told else 'Fitted traffic'} is {more}, so its queues are {longer}.")
-    return " ".join(texts)

@@ -1,12 +1,11 @@
-"""Verdicts in words, and how sure they are."""
+"""How sure an answer is, and which metric it is about."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 
-from reports.formatting import metric_words, percent
-from reports.text import missing, unsettled
 from sim.results.metric_state import Kind
 from sim.results.point import Metric, Point
 from sim.results.verdict import (
@@ -27,72 +26,99 @@ _KEY_METRICS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio")
 
 def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
     """Return the metric that the answer is about: the SLO's first p99, else TTFT, else E2E."""
-    asked = [name for name in slo_terms if "_p99" in name] or list(slo_terms)
-    for name in (*asked, "e2e_p99_s", "ttft_p99_s"):
+    targets = [name for name in slo_terms if "_p99" in name] or list(slo_terms)
+    for name in (*targets, "e2e_p99_s", "ttft_p99_s"):
         if any((metric := point.metrics.get(name)) and metric.value is not None for point in points):
             return name
-    return asked[0] if asked else "e2e_p99_s"
+    return targets[0] if targets else "e2e_p99_s"
 
 
-def confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False) -> tuple[str, str]:
-    """Return a confidence word and its reason."""
+class Doubt(Enum):
+    """What lowers confidence most, or why there is nothing to doubt."""
+
+    OVERLOADED = auto()
+    UNSERVED = auto()
+    NO_VALUE = auto()
+    DRAWS_OVERLOADED = auto()
+    DRAWS_WIDE = auto()
+    DRAWS_MISSING = auto()
+    UNSETTLED = auto()
+    ONLY_DRAWS_UNCLEAR = auto()
+    UNCLEAR = auto()
+    ASSUMED = auto()
+    WIDE = auto()
+    NOTHING = auto()
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure an answer is.
+
+    :ivar word: ``high``, ``medium`` or ``low``.
+    :ivar metric: name of the metric that the doubt is about; ``estimate``: its value. Empty where it is about all.
+    :ivar half: half the width of the interval over the value.
+    :ivar overloaded, draws: draws of the profile with which the fleet is overloaded, and how many were simulated.
+    :ivar assumed: whether the costs come from a profile that was not measured.
+    """
+
+    word: str
+    doubt: Doubt
+    metric: str = ""
+    estimate: Metric | None = None
+    half: float = 0.0
+    overloaded: int = 0
+    draws: int = 0
+    assumed: bool = False
+
+
+def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False) -> Confidence:
+    """Return how sure the answer of a point is, and what lowers that most."""
     names = list(slo_terms) or [n for n in _KEY_METRICS if n in point.metrics]
     metrics = {name: point.metrics[name] for name in names if name in point.metrics}
     if is_overloaded(point):
-        return "low", "more requests arrive than can be served, so the numbers depend on how long the run is"
+        return Confidence("low", Doubt.OVERLOADED)
     if any(lacks_answers(point, n, t) and late_verdict(point, n, t) == NOT_MET for n, t in slo_terms.items()):
-        reason = "clearly more requests go unserved than the SLO allows"
-        return ("medium", f"{reason}, but the costs are assumed, not measured") if assumed else ("high", reason)
+        return Confidence("medium" if assumed else "high", Doubt.UNSERVED, assumed=assumed)
     for name, metric in metrics.items():
         if metric.value is None and (name in slo_terms or metric.state.kind is Kind.TOO_FEW_REQUESTS):
-            return "low", f"{metric_words(name)}: {missing(name, metric)}"
+            return Confidence("low", Doubt.NO_VALUE, name, metric)
     drawn = _of_calibration(point, metrics)
-    if drawn is not None and drawn[0] == "low":  # before what a longer run could mend
+    if drawn is not None and drawn.word == "low":  # before what a longer run could mend
         return drawn
     for name, metric in metrics.items():
         if metric.value is not None and not metric.settled:
-            return "low", f"{metric_words(name)} is {unsettled(name, metric)}"
+            return Confidence("low", Doubt.UNSETTLED, name, metric)
     if verdict(point, slo_terms) == UNCLEAR:
-        if verdict(_without_draws(point), slo_terms) != UNCLEAR:
-            return "medium", (
-                "only the calibration interval reaches across the target; more measurements of the costs would decide, "
-                "a longer run would not"
-            )
-        return "medium", "an interval lies on both sides of its target; a longer run would decide"
+        only_draws = verdict(_without_draws(point), slo_terms) != UNCLEAR
+        return Confidence("medium", Doubt.ONLY_DRAWS_UNCLEAR if only_draws else Doubt.UNCLEAR)
     if assumed:
-        return "medium", "the intervals are narrow, but the costs behind them are assumed, not measured"
+        return Confidence("medium", Doubt.ASSUMED, assumed=True)
     if drawn is not None:
         return drawn
     for name, metric in metrics.items():
         if metric.value and metric.lo is not None and metric.hi is not None:
             half = (metric.hi - metric.lo) / 2 / abs(metric.value)
             if half > _WIDE and name != "miss_ratio":
-                return "medium", f"the interval of {metric_words(name)} is ±{half:.0%}"
-    return "high", "every interval is narrow and settled"
+                return Confidence("medium", Doubt.WIDE, name, metric, half)
+    return Confidence("high", Doubt.NOTHING)
 
 
-def _of_calibration(point: Point, metrics: Mapping[str, Metric]) -> tuple[str, str] | None:
+def _of_calibration(point: Point, metrics: Mapping[str, Metric]) -> Confidence | None:
     """Return what the draws of the profile leave of confidence; None where they don't lower it."""
     if not point.calibration:
         return None
     overloaded, draws = point.calibration["overloaded"], point.calibration["draws"]
     if overloaded:
-        return (
-            "low",
-            f"with {overloaded} of {draws} draws of the profile's costs more requests arrive than can be served",
-        )
+        return Confidence("low", Doubt.DRAWS_OVERLOADED, overloaded=overloaded, draws=draws)
     known = {name: metric for name, metric in metrics.items() if metric.value and name != "miss_ratio"}
     halves = {name: half for name, metric in known.items() if (half := _calibration_half(metric)) is not None}
     widest = max(halves, key=lambda name: halves[name], default=None)
     if widest is not None and halves[widest] > _WIDE:
         word = "low" if halves[widest] > _VERY_WIDE else "medium"
-        return word, (
-            f"the calibration interval of {metric_words(widest)} is ±{percent(round(halves[widest], 2))}: the "
-            "measurements behind the profile leave that much open"
-        )
-    missed = [metric_words(name) for name in known if name not in halves]
+        return Confidence(word, Doubt.DRAWS_WIDE, widest, known[widest], halves[widest])
+    missed = [name for name in known if name not in halves]
     if missed:
-        return "medium", f"{missed[0]} has no calibration interval: a single replication is too short for one"
+        return Confidence("medium", Doubt.DRAWS_MISSING, missed[0], known[missed[0]])
     return None
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reports.answers.cache_findings import CLAIRVOYANT, capacity_words
+from reports.answers.cache_findings import CLAIRVOYANT
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_log, scale_y, set_ticks, x_title, y_title
 from reports.charts.svg import COLOURS, SERIES, Chart, drawing, legend_style, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
 from reports.table import Table
+from reports.text.cache_text import capacity_words
 from sim.results.traces.cache_points import CacheResult
 from sim.spec.units import human_bytes
 

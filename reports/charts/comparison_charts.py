@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reports.answers.deltas import change_cell, relative_cell
 from reports.answers.run_comparison import Comparison, Pair, key_metrics
 from reports.axes import Axis, shorten, spread
 from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, scale_rows, seconds_tick, set_ticks, x_title
@@ -15,6 +14,7 @@ from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, 
 from reports.charts.sweep_charts import Line, YAxis, line_chart
 from reports.formatting import RATIOS, metric_words, percent, show
 from reports.table import Table, numbers_table
+from reports.text.deltas import change_cell, relative_cell
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import UNITS
 from sim.spec.units import human_seconds

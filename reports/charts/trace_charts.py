@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reports.answers.trace_words import plural, points
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, set_ticks, x_title, y_title
 from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, drawing, legend_style, place, to_svg
 from reports.formatting import number, percent
 from reports.table import Table
+from reports.text.trace_words import plural, points
 from sim.results.traces.trace_facts import FitCheck, TraceFacts
 from sim.spec.units import human_seconds
 

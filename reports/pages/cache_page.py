@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reports.answers.cache_findings import capacity_words, headline, sentences
 from reports.charts.cache_charts import orders_chart, policies_chart
 from reports.charts.svg import Chart
 from reports.formatting import number, percent
 from reports.pages.page import Page
 from reports.tables.cache_tables import miss_table
+from reports.text.cache_text import capacity_words, headline, sentences
 from sim.results.traces.cache_points import CacheResult
 
 

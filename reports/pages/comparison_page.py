@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reports.answers.comparison_text import details, headline
 from reports.answers.run_comparison import OPEN, Comparison
 from reports.charts.comparison_charts import charts_of
 from reports.formatting import metric_words, show
@@ -12,6 +11,7 @@ from reports.pages import method
 from reports.pages.page import Page
 from reports.table import Table
 from reports.tables.comparison_tables import all_table, differs_table, key_table
+from reports.text.comparison_text import caution_sentences, details, headline
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE
 from sim.results.run_directory.store import RunData
 
@@ -41,7 +41,7 @@ def write_page(comparison: Comparison, path: Path, command: str) -> Path:
         "made": _made_table(comparison),
     }
     name = f"{_name(comparison.other)} against {_name(comparison.one)}"
-    return Page("compare.html.j2", name, command, content, notes=comparison.cautions).write(path)
+    return Page("compare.html.j2", name, command, content, notes=caution_sentences(comparison)).write(path)
 
 
 def _name(run: RunData) -> str:

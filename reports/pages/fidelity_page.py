@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports.answers.fidelity_findings import METRICS, Compared, choice_sentence, headline
+from reports.answers.fidelity_findings import METRICS, Compared
 from reports.charts.fidelity_charts import scatter_chart, slots_chart
 from reports.charts.svg import Chart
 from reports.pages.page import Page
 from reports.tables.fidelity_tables import error_table, peer_table, worst_of_metric_table, worst_table
+from reports.text.fidelity_text import choice_sentence, headline
 
 _MOST_SLOT_CHARTS = 6
 _ALWAYS = ("llama-3.1-8b, 128 adapters, 7.5 requests/s", "llama-3.1-8b, 384 adapters, 22.4 requests/s")

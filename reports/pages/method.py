@@ -112,7 +112,7 @@ def assumed(manifest: Mapping[str, Any]) -> list[str]:
         found.append("Loads take the time that the scenario gives, however many run at once.")
     found += _base_weights(_part(scenario, "adapters"))
     if not scenario.get("faults"):
-        found.append("No replica, loader or storage fails, and every request reaches the adapter it asks for.")
+        found.append("No replica, loader or storage fails, and every request reaches the adapter that it names.")
     return found
 
 
@@ -123,7 +123,7 @@ def _base_weights(adapters: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"The base model's linear layers are kept in {name}. The effect on steps comes from the profile where it has "
-        "such steps, and else from a factor that was not measured on this device (see Worth knowing). The effect on "
+        "such steps, and else from a factor that was not measured on this device (see Notes). The effect on "
         "answers is not simulated."
     ]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reports.answers.findings import Answer
-from reports.answers.plan_answer import is_plan
+from reports.answers.plan_reading import is_plan
 from reports.axes import make_axes
 from reports.formatting import read_terms
 from reports.pages.page import template
 from reports.tables.metric_tables import metrics_table, terminal_table
 from reports.tables.plan_tables import search_table
+from reports.text.answer_text import Answer
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData

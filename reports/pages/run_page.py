@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from reports.answers import findings
 from reports.answers.change_findings import is_changed
-from reports.answers.findings import Answer
 from reports.answers.held_back_rollouts import is_held
-from reports.answers.plan_answer import PlanReading, is_plan, plan_answer, shown_metrics
-from reports.answers.remedy_answers import badge, cures_answer, is_priced
+from reports.answers.plan_reading import PlanReading, is_plan, shown_metrics
+from reports.answers.priced_remedies import is_priced
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, make_axes, point_words
 from reports.charts.chart_selection import choose_charts
@@ -25,6 +24,10 @@ from reports.tables.held_back_table import held_table
 from reports.tables.plan_tables import formulas_table, search_table
 from reports.tables.remedy_tables import remedy_tables, vetted_table
 from reports.tables.what_if_table import what_if_table
+from reports.text import answer_text
+from reports.text.answer_text import Answer
+from reports.text.plan_text import plan_answer
+from reports.text.remedy_text import badge, cures_answer
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, verdict
 from sim.spec.files.yaml_text import yaml_text
@@ -51,8 +54,8 @@ def run_answer(run: RunData) -> Answer:
         return cures_answer(run)
     terms, assumed = _terms(run), method.is_assumed(run.manifest)
     if len(run.points) == 1:
-        return findings.answer(run.points[0], terms, assumed=assumed)
-    return findings.sweep_answer(run.points, terms, assumed=assumed)
+        return answer_text.answer(run.points[0], terms, assumed=assumed)
+    return answer_text.sweep_answer(run.points, terms, assumed=assumed)
 
 
 def write_report(run: RunData, known: Answer | None = None) -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reports.answers.trace_findings import headline, laws_sentences, lengths_sentences, sentences
 from reports.charts.trace_charts import check_chart, curve_chart, rate_chart
 from reports.formatting import number
 from reports.pages.page import Page
@@ -20,6 +19,7 @@ from reports.tables.trace_tables import (
     laws_table,
     lengths_table,
 )
+from reports.text.trace_text import headline, laws_sentences, lengths_sentences, sentences
 from sim.results.traces.trace_facts import TraceFacts
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from reports.answers.cache_findings import capacity_words
 from reports.formatting import percent
 from reports.table import Table
+from reports.text.cache_text import capacity_words
 from sim.results.traces.cache_points import CacheResult
 
 

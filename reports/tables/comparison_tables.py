@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reports.answers.deltas import change_cell, relative_cell
 from reports.answers.run_comparison import Comparison, key_metrics
 from reports.axes import spread
 from reports.formatting import metric_words, show
 from reports.table import Table
+from reports.text.deltas import change_cell, relative_cell
 from sim.results.pairs import Difference
 
 _MOST_ROWS, _MOST_IN_TERMINAL = 400, 60

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from reports.answers.held_back_rollouts import clear_change, count_bounds, why_held_back
 from reports.formatting import metric_words, show
 from reports.table import Table
+from reports.text.held_back_text import clear_change, count_bounds, why_held_back
 from sim.results.point import Point
 
 

@@ -11,7 +11,7 @@ from reports.axes import Axis, in_order, spread
 from reports.formatting import calibration, interval, metric_words, percent, show, size_words
 from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.tables.change_tables import shown_metrics
-from reports.text import remark
+from reports.text.metric_text import remark
 from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds

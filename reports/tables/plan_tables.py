@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reports.answers.plan_answer import PlanReading
+from reports.answers.plan_reading import PlanReading
 from reports.formatting import metric_words, percent, show
 from reports.table import Table
 

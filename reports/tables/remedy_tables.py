@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from reports.formatting import metric_words, read_terms
 from reports.table import Table
 from reports.tables.what_if_table import what_if_cell
-from reports.text import capital, with_interval
+from reports.text.metric_text import capital, with_interval
 from sim.results.model import MetricChange
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import Point

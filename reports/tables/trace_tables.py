@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from reports.answers.trace_words import change, known, parameters, plural, points, shown, with_sign
 from reports.formatting import number, percent
 from reports.table import Table
+from reports.text.trace_words import change, known, parameters, plural, points, shown, with_sign
 from sim.results.traces.trace_facts import CheckedValue, FitCheck, LawRow, SessionFacts, TraceFacts
 from sim.spec.units import human_seconds
 from sim.traffic.fits.popularity_fit import LEAST_P

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reports.answers.deltas import CLEAR_WORDS, bounds_words
 from reports.formatting import metric_words, show
 from reports.table import Table
+from reports.text.deltas import CLEAR_WORDS, bounds_words
 from sim.results.model import MetricChange
 from sim.results.run_directory.study_records import WhatIfRow
 

@@ -72,9 +72,9 @@ app.add_typer(calibrate_app, name="calibrate")
 def version(value: bool) -> None:
     """Print the version and stop."""
     if value:
-        from sim.version import __version__
+        from sim.version import __version__, build
 
-        say(f"loraplan {__version__}")
+        say(f"loraplan {__version__} ({build()})")
         raise typer.Exit
 
 

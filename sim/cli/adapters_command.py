@@ -23,7 +23,9 @@ _LABELS = {"refused": "refused", "wrong": "served wrongly", "waste": "waste", "u
 
 def adapters(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with PEFT adapters in it or below.")],
-    engine: Annotated[str | None, typer.Option(help="Hold them against an engine's preset, such as vllm-0.32.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Check them against an engine's preset, such as vllm-0.32.")
+    ] = None,
     max_rank: Annotated[
         int | None, typer.Option(help="The engine's largest rank; unset: what the adapters need.", min=1)
     ] = None,

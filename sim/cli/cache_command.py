@@ -93,8 +93,8 @@ def cache(
 
 
 def _print(result: CacheResult, written: Sequence[tuple[str, Path]]) -> None:
-    from reports.answers.cache_findings import headline, sentences
     from reports.tables.cache_tables import miss_table
+    from reports.text.cache_text import headline, sentences
 
     table = miss_table(result)
     say(headline(result), "")
@@ -169,9 +169,9 @@ def _bytes(key: str, word: str) -> int:
     try:
         size = parse_bytes(word)
     except PydanticCustomError as error:
-        told = error.context or {}
+        context = error.context or {}
         raise InputError(
-            told["problem"], key=key, got=word, allowed=told["allowed"] or None, hint=told["hint"] or None
+            context["problem"], key=key, got=word, allowed=context["allowed"] or None, hint=context["hint"] or None
         ) from None
     if size == 0:
         raise InputError("out of range", key=key, got=word, allowed="above 0 B, up to 1000 TB")

@@ -37,12 +37,13 @@ def compare(
 ) -> None:
     """Compare two runs: what differs, what changes with it, and whether that is more than chance."""
     from reports.answers.run_comparison import compare_runs
+    from reports.text.comparison_text import caution_sentences
     from sim.results.run_directory.store import blamed_on
 
     with blamed_on(one, other):
         comparison = compare_runs(_read(one), _read(other))
         failed = _show(comparison, (one, other), out, check=check, json=json)
-    for caution in comparison.cautions:
+    for caution in caution_sentences(comparison):
         message(f"note: {caution}", quiet)
     if check and failed:
         raise typer.Exit(1)
@@ -50,9 +51,9 @@ def compare(
 
 def _show(comparison: Comparison, runs: tuple[Path, Path], out: Path | None, *, check: bool, json: bool) -> bool:
     """Write the page and print the answer; return whether B is clearly worse in any term."""
-    from reports.answers.comparison_text import as_json
     from reports.answers.run_comparison import worse_terms
     from reports.pages.comparison_page import write_page
+    from reports.text.comparison_text import as_json
 
     if check and not comparison.terms:
         raise InputError("the scenarios have no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
@@ -90,8 +91,8 @@ def _stem(path: Path) -> str:
 
 
 def _print(comparison: Comparison) -> None:
-    from reports.answers.comparison_text import details, headline
     from reports.tables.comparison_tables import terminal_table
+    from reports.text.comparison_text import details, headline
 
     for letter, run in (("A", comparison.one), ("B", comparison.other)):
         say(f"{letter}  {run.path}  {run.manifest.get('name', '')}")

@@ -1,4 +1,4 @@
-"""``loraplan fidelity``: hold the simulator against what a real engine did."""
+"""``loraplan fidelity``: compare the simulator with what a real engine did."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fidelity(
         Path | None, typer.Option(help="Fit costs to this record, and predict --record; both in real time.")
     ] = None,
     lengths: Annotated[
-        Path | None, typer.Option(help="Histograms of lengths; unset: sharegpt_lengths.json beside RUNS.csv.")
+        Path | None, typer.Option(help="Histograms of lengths; unset: sharegpt_lengths.json next to RUNS.csv.")
     ] = None,
     profile_dir: Annotated[
         Path | None, typer.Option(help="Folder with a profile MODEL.json for each model; unset: the bundled ones.")

@@ -29,9 +29,9 @@ def predict_runs(
     file: Path, lengths: Path | None, profile_dir: Path | None, out: Path | None, jobs: int, *, json: bool, quiet: bool
 ) -> None:
     """Predict every run of a table; write one row a run and a page; print the errors."""
-    from reports.answers.fidelity_findings import choice_sentence
     from reports.pages.fidelity_page import write_page
     from reports.tables.fidelity_tables import error_table, peer_table
+    from reports.text.fidelity_text import choice_sentence
     from sim.results.run_directory.result_files import write_json
     from sim.studies.fidelity.fidelity_errors import as_json
     from sim.studies.fidelity.fidelity_study import predict_all, profiles_for

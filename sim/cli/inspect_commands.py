@@ -1,4 +1,4 @@
-"""Commands that look at scenarios and runs without simulating: check, schema, scenarios, report."""
+"""Commands that inspect scenarios and runs without simulating: check, schema, scenarios, report."""
 
 from __future__ import annotations
 

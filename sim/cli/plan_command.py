@@ -33,9 +33,9 @@ def plan(
     ] = False,
 ) -> None:
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does."""
-    from reports.answers.plan_answer import plan_answer, plan_json
     from reports.formatting import metric_words, percent, show
     from reports.pages.run_page import write_report
+    from reports.text.plan_text import plan_answer, plan_json
     from sim.results.run_directory.store import blamed_on, read_run
     from sim.studies.execution import Execution
     from sim.studies.planning.plan_study import RECOMMENDED, make_plan
@@ -80,7 +80,7 @@ def plan(
 
 def _print_what_if(data: RunData) -> None:
     """Print the table of changes, if any were tried."""
-    from reports.answers.plan_answer import PlanReading, shown_metrics
+    from reports.answers.plan_reading import PlanReading, shown_metrics
     from reports.tables.what_if_table import what_if_table
 
     table = what_if_table(data.what_if, shown_metrics(PlanReading(data).terms))

@@ -13,7 +13,7 @@ from sim.cli.output import command_line, message, pool_of, print_rich, progress_
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
-    from reports.answers.findings import Answer
+    from reports.text.answer_text import Answer
     from sim.results.point import Point
     from sim.results.run_directory.store import RunData
     from sim.spec.scenario_file import LoadedScenario
@@ -95,7 +95,7 @@ def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
 def _print_answer(loaded: LoadedScenario, data: RunData, answer: Answer) -> None:
     from reports.axes import make_axes
     from reports.tables.metric_tables import metrics_table, terminal_table, traffic_sentence
-    from reports.text import capital
+    from reports.text.metric_text import capital
 
     points = data.points
     if len(points) == 1:

@@ -25,7 +25,9 @@ SEED = 1
 
 def trace(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A trace of any format (docs/traces.md).")],
-    format_: Annotated[str, typer.Option("--format", help="Format of the trace; auto: told by its columns.")] = "auto",
+    format_: Annotated[
+        str, typer.Option("--format", help="Format of the trace; auto: recognised by its columns.")
+    ] = "auto",
     requests: Annotated[int | None, typer.Option(help="Read at most so many requests.", min=1)] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")
@@ -123,8 +125,8 @@ def _write(folder: Path, file: Path, study: TraceStudy, data: TraceData) -> list
 
 
 def _print(study: TraceStudy, written: list[tuple[str, Path]]) -> None:
-    from reports.answers.trace_findings import headline, sentences
     from reports.tables.trace_tables import check_table, curve_table, facts_table, laws_table
+    from reports.text.trace_text import headline, sentences
 
     say(headline(study.facts))
     for sentence in sentences(study.facts):

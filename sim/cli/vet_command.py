@@ -1,4 +1,4 @@
-"""``loraplan vet``: was this adapter trained well, and what would cure it?"""
+"""``loraplan vet``: was this adapter trained well, and what would remedy it?"""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def vet(
     ] = None,
     scenario: Annotated[
         str | None,
-        typer.Option(help="Price every cure at this fleet: a scenario file, or the name of a bundled one."),
+        typer.Option(help="Price every remedy for this fleet: a scenario file, or the name of a bundled one."),
     ] = None,
     set_: SetOption = None,
     check: Annotated[
@@ -48,14 +48,14 @@ def vet(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Read adapters' training logs: what went wrong, on which evidence, and what would cure it."""
+    """Read adapters' training logs: what went wrong, on which evidence, and what would remedy it."""
     from sim.training.logs.thresholds import parse_thresholds
     from sim.training.vet_adapters import vet_path
     from sim.training.vet_text import as_json
 
     found = vet_path(path, parse_thresholds(threshold or []), reference, base_bits=base_bits, examples=examples)
     if scenario is None and set_:
-        raise InputError("there is no scenario to price cures at", key="--set", hint="give --scenario")
+        raise InputError("there is no scenario to price remedies for", key="--set", hint="give --scenario")
     if scenario is not None:
         session_of(context).kept = FINISHED_POINTS
     priced = (
@@ -77,7 +77,7 @@ def vet(
 def _price(
     found: tuple[Vetted, ...], scenario: str, set_: list[str], *, confined: bool, quiet: bool
 ) -> PricedRemedies | None:
-    """Simulate what the cures change, and write the run directory with its report."""
+    """Simulate what the remedies change, and write the run directory with its report."""
     from reports.pages.run_page import write_report
     from sim.results.run_directory.store import read_run
     from sim.spec.scenario_file import load_scenario
@@ -93,7 +93,7 @@ def _price(
 
 
 def _priced_json(priced: PricedRemedies | None) -> dict[str, Any] | None:
-    """Return the prices as plain data; None where no cure changes what serving costs."""
+    """Return the prices as plain data; None where no remedy changes what serving costs."""
     if priced is None:
         return None
     changes = [row.to_json() for row in priced.rows]
@@ -101,14 +101,14 @@ def _priced_json(priced: PricedRemedies | None) -> dict[str, Any] | None:
 
 
 def _print_priced(priced: PricedRemedies | None, quiet: bool) -> None:
-    """Print what the fleet pays: an answer and a table a cure."""
-    from reports.answers.remedy_answers import cures_answer
+    """Print what the fleet pays: an answer, and a table for each remedy."""
     from reports.pages.run_page import FILE
     from reports.tables.remedy_tables import remedy_tables
+    from reports.text.remedy_text import cures_answer
     from sim.results.run_directory.store import read_run
 
     if priced is None:
-        say("", "No cure that was found changes what serving costs: there is nothing to price.")
+        say("", "No remedy that was found changes what serving costs, so there is nothing to price.")
         return
     data = read_run(priced.path)
     say("", f"{data.manifest['name']}: {cures_answer(data).headline}")
@@ -154,9 +154,9 @@ def _print_one(one: Vetted, quiet: bool) -> None:
             say(f"  {printable(evidence.what, 300)}")
         if changes_size(finding):
             say("")
-            print_rich(rich_rows(["cure", "rank", "targets", "parameters", "size"], remedy_rows(one, finding)))
+            print_rich(rich_rows(["remedy", "rank", "targets", "parameters", "size"], remedy_rows(one, finding)))
         else:
-            say("cures, in the order in which to try them")
+            say("remedies, in the order in which to try them")
             for number, remedy in enumerate(finding.remedies, 1):
                 say(f"  {number}. {remedy.words}")
     for note in one.notes:

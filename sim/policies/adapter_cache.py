@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
+from mypy_extensions import mypyc_attr
+
 from sim.policies.eviction import Eviction
 
 ABSENT, LOADING, RESIDENT = 0, 1, 2
@@ -24,6 +26,7 @@ class CacheListener(Protocol):
         ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class AdapterCache(ABC):
     """Adapters in GPU memory, as a replica and those who watch it see them.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from heapq import heapify, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import simpy
+from simpy.core import EmptySchedule
 
 CONTROL, LOAD_DONE, BOUNDARY, ARRIVAL = 0, 1, 2, 3
 """Order of events at one instant: control events, ends of loads, step boundaries, arrivals (docs/model.md)."""
@@ -51,6 +52,18 @@ class Clock(simpy.Environment):
         event = Call(self, callback, subject)
         self.schedule_call(time, kind, event)
         return event
+
+    def step(self) -> None:
+        """Process the next event: SimPy's own step, without what it does for events that fail or that processes await.
+
+        :raises EmptySchedule: if there is none.
+        """
+        if not self.queue:
+            raise EmptySchedule
+        self._now, _, _, event = heappop(self.queue)
+        callbacks, event.callbacks = event.callbacks, None
+        for callback in callbacks:
+            callback(event)
 
     def pending(self) -> int:
         """Return the number of events still to come."""

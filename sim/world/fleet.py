@@ -172,14 +172,14 @@ class Fleet:
             assert window.end_s is not None, "a run has a count or a duration"
             for mark in np.linspace(window.warmup * window.end_s, window.end_s, self.recorder.sections + 1):
                 self.recorder.mark(float(mark))
-        if not self._load_chunk():
+        self._next = self._load_chunk()
+        if self._next is None:
             raise ScenarioError(
                 "no request arrives in this duration",
                 key="workload.duration",
                 got=format_seconds(window.end_s or 0.0),
                 hint="simulate longer, or raise the rate",
             )
-        assert self._next is not None, "a chunk has a request"
         clock.call_at(self._next.arrival_s, ARRIVAL, self._arrivals)
         self._hooks.start(self)
         if window.end_s is None:
@@ -224,10 +224,11 @@ class Fleet:
         first = int(total * self._window.warmup)
         return [first + (total - first) * i // self.recorder.sections for i in range(self.recorder.sections)]
 
-    def _load_chunk(self) -> bool:
+    def _load_chunk(self) -> Request | None:
+        """Return the first request of the next chunk, or None after the last chunk."""
         chunk = next(self._chunks, None)
         if chunk is None:
-            return False
+            return None
         marks = self._marks
         while marks and marks[0] < chunk.first + len(chunk):
             self.recorder.mark(float(chunk.arrival_s[marks.pop(0) - chunk.first]))
@@ -253,8 +254,7 @@ class Fleet:
             times.host_load(chunk).tolist(),
             times.service(chunk).tolist(),
         )
-        self._next = next(self._requests)
-        return True
+        return next(self._requests)
 
     def _arrivals(self, event: Call) -> None:
         """Process arrivals until another event is due, then reschedule after it."""
@@ -282,9 +282,7 @@ class Fleet:
                 self._hooks.send(request)
             request = next(self._requests, None)
             if request is None:
-                self._next = None
-                if self._load_chunk():
-                    request = self._next
+                request = self._next = self._load_chunk()
 
     def _close(self) -> Recording:
         stopped, hooks, recorder = self.clock.now, self._hooks, self.recorder

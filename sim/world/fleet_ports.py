@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sim.policies.eviction import EvictionContext
 from sim.traffic.request import Request
 from sim.world.replica.ports import ReplicaListener
 from sim.world.replica.server import Server
@@ -56,6 +57,10 @@ class FleetHooks:
     def listener(self, replica: int) -> ReplicaListener:
         """Return the listener of a replica."""
         return ReplicaListener()
+
+    def foresee(self, context: EvictionContext, replica: int) -> EvictionContext:
+        """Return what the eviction policy of a replica may know, with the future if this run knows it."""
+        return context
 
     def send(self, request: Request) -> None:
         """Send a request to a replica, or deal with it in another way."""

@@ -50,10 +50,9 @@ def usable_kv_tokens(scenario: Scenario, profile: Profile, population: Populatio
 
 
 def _left(scenario: Scenario, profile: Profile, population: Population, slots: int | None, size: int | None) -> int:
+    taken = adapter_bytes(slots, profile, population) if slots else size or 0
     if scenario.cache.gpu.unified:
         taken = 0  # adapters take KV blocks when they are loaded
-    else:
-        taken = adapter_bytes(slots, profile, population) if slots else size or 0
     return kv_tokens_left(profile.memory, taken, scenario.fleet.gpu_memory_utilization)
 
 

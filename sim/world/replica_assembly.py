@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext
@@ -17,8 +18,7 @@ from sim.world.gpu_memory import padded_rank
 from sim.world.replica.continuous import BatchServer
 from sim.world.replica.fixed import FixedServer
 from sim.world.replica.front_end_server import FrontEndServer
-from sim.world.replica.host_fill import HostFill
-from sim.world.replica.intake import Intake
+from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.per_adapter import PerAdapterQueues
@@ -80,16 +80,17 @@ def make_mode(
     return at_admission(parts, stop=stop, discards=discards)
 
 
-def make_intake(world: World, mode: AdapterMode, context: LoadContext) -> Intake:
-    """Return what requests pass before they reach ``mode``.
+def with_host_fill(world: World, parts: ReplicaParts, mode: AdapterMode, context: LoadContext) -> ReplicaParts:
+    """Return ``parts`` with the host memory that requests must pass before they reach ``mode``, if there is any.
 
     :param context: for loads from storage to host memory.
     """
     host = world.scenario.cache.host
     if host is None or host.fill != "arrival":
-        return Intake(mode, mode.host)
+        return parts
     copies = fetched_copies(world, mode.cache)
-    return HostFill(mode, copies, world.scenario.storage.loaders, context, reject=host.full == "reject")
+    fill = HostFill(mode, copies, world.scenario.storage.loaders, context, reject=host.full == "reject")
+    return replace(parts, intake=fill, listener=FetchListener(fill, parts.recorder, parts.listener))
 
 
 def make_server(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from sim.errors import ScenarioError
@@ -29,7 +28,6 @@ from sim.spec.units import human_bytes
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
-from sim.world.replica.oracle import ReplicaOracle
 from sim.world.replica_draws import ReplicaDraws
 from sim.world.rollouts.rollout_plan import RolloutPlan
 from sim.world.world import World
@@ -72,14 +70,13 @@ def attach_listeners(cache: AdapterCache, replica: int, listeners: Sequence[Flee
     cache.set_listener(listener)
 
 
-def eviction_context(world: World, clock: Clock, draws: ReplicaDraws, oracle: ReplicaOracle | None) -> EvictionContext:
+def eviction_context(world: World, clock: Clock, draws: ReplicaDraws) -> EvictionContext:
     """Return what eviction policies may know; adapters that share the KV cache are counted in blocks."""
     weights, capacity = world.weights, world.capacity
     if world.adapter_blocks:
         assert world.kv_tokens is not None, "they share the KV cache"
         weights, capacity = world.adapter_blocks, world.kv_tokens // world.scenario.fleet.block_size
-    context = EvictionContext(weights, capacity, draws.stream("eviction"), now=lambda: clock.now)
-    return context if oracle is None else replace(context, next_use=oracle.next_use, come=oracle.come)
+    return EvictionContext(weights, capacity, draws.stream("eviction"), now=lambda: clock.now)
 
 
 def vllm_cache(world: World, draws: ReplicaDraws) -> VllmLruCache:

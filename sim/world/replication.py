@@ -22,12 +22,12 @@ from sim.world.faults.stale_prefixes import make_stale_prefixes
 from sim.world.faults.storage_faults import make_load_timing, note_storage
 from sim.world.fleet import NO_LIMIT, Arrivals, Fleet, RunWindow
 from sim.world.fleet_ports import FleetHooks
+from sim.world.foresight import ArrivalOracle, Foresight
 from sim.world.gc_pause import collector_paused
 from sim.world.pools.full_model_replicas import NoFullModels, make_full_models
 from sim.world.replica.loader import LoadContext
-from sim.world.replica.oracle import ArrivalOracle, ReplicaOracle
 from sim.world.replica.server import ReplicaParts, Server
-from sim.world.replica_assembly import ServerWrapper, kv_rule, make_intake, make_mode, make_server, unwrapped
+from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.replica_caches import (
     FleetCacheListener,
     attach_listeners,
@@ -94,6 +94,9 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     if rollouts.active or misrouting.active or crashes.active or _loads_fail(scenario):
         in_flight.counting = router_state.reads("inside")
         hooks = Changes(recorder, rollouts, misrouting, crashes, in_flight)
+    elif scenario.eviction_policy.needs_future:
+        oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
+        hooks = Foresight(oracle, replicas, in_flight)
 
     fleet = Fleet(
         clock,
@@ -151,9 +154,6 @@ class ReplicaMaker:
         self._hooks = hooks
         self._wrap_server = wrap_server
         self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
-        self._arrival_oracle: ArrivalOracle | None = None
-        if world.scenario.eviction_policy.needs_future:
-            self._arrival_oracle = ArrivalOracle(world.traffic.arrivals(replication), len(world.population))
         self._cache_listeners: list[FleetCacheListener] = [*router_state.cache_listeners(), *rollouts.cache_listeners()]
 
     def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
@@ -170,15 +170,12 @@ class ReplicaMaker:
         timing = make_load_timing(world, index, draws)
         context = LoadContext(clock, recorder, index, self._rollouts.versions(index), timing)
         fetches = LoadContext(clock, recorder, index, self._rollouts.host_versions(index), timing)
-        listener = self._hooks.listener(index)
-        oracle = None
-        if self._arrival_oracle is not None:  # without rollouts and faults, so that nothing else listens
-            listener = oracle = ReplicaOracle(self._arrival_oracle)
+        eviction = self._hooks.foresee(eviction_context(world, clock, draws), index)
         rule = kv_rule(world)
-        mode = make_mode(world, context, rule, eviction_context(world, clock, draws, oracle), draws)
+        mode = make_mode(world, context, rule, eviction, draws)
         attach_listeners(mode.cache, index, self._cache_listeners)
-        intake = make_intake(world, mode, fetches)
-        parts = ReplicaParts(clock, recorder, index, inside, intake, listener, standing_in)
+        parts = ReplicaParts(clock, recorder, index, inside, mode, self._hooks.listener(index), standing_in)
+        parts = with_host_fill(world, parts, mode, fetches)
         server = make_server(world, parts, mode, rule, self._wrap_server)
         if answering_base_model(scenario):
             server.serve_base_model()

@@ -180,5 +180,5 @@ def test_code_and_profiles_that_differ_are_told(loraplan: CommandLine, runs: Pat
     del data["point"]["parts"], data["point"]["traffic_ids"]
     point.write_text(json.dumps(data))
     older = compared(loraplan, copy, runs / "large")
-    assert "of an older version" in "\n".join(older["cautions"])  # type: ignore[arg-type]
+    assert "written by an older version" in "\n".join(older["cautions"])  # type: ignore[arg-type]
     assert not older["points"][0]["metrics"]["miss_ratio"]["paired"]  # type: ignore[index]

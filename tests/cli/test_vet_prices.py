@@ -1,4 +1,4 @@
-"""``loraplan vet --scenario``: what the fleet pays for the cures that were found."""
+"""``loraplan vet --scenario``: what the fleet pays for the remedies that were found."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_healthy_adapter_costs_nothing(loraplan: CommandLine) -> None:
     write_adapter(Path("fine"), LEARNED)
     ended = loraplan("vet", "fine", "--scenario", "retrain-1000-adapters")
     assert ended.code == 0
-    assert ended.out.endswith("No cure that was found changes what serving costs: there is nothing to price.\n")
+    assert ended.out.endswith("No remedy that was found changes what serving costs, so there is nothing to price.\n")
     assert not Path("runs").exists()
     assert json.loads(loraplan("vet", "fine", "--scenario", "retrain-1000-adapters", "--json").out)["priced"] is None
 
@@ -69,4 +69,4 @@ def test_what_belongs_to_a_scenario_needs_one(loraplan: CommandLine) -> None:
     write_adapter(Path("stuck"))
     ended = loraplan("vet", "stuck", "--set", "run.seed=2")
     assert ended.code == 2
-    assert ended.err == "error: --set: there is no scenario to price cures at; give --scenario\n"
+    assert ended.err == "error: --set: there is no scenario to price remedies for; give --scenario\n"

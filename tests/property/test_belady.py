@@ -14,7 +14,7 @@ from test_leaping import compare
 from sim.spec.scenario import Scenario
 from sim.traffic.request import HIT, MISS, Request
 from sim.world.build import build_world
-from sim.world.replica.oracle import ArrivalOracle, ReplicaOracle
+from sim.world.foresight import ArrivalOracle, ReplicaOracle
 from sim.world.replication import simulate
 
 

@@ -38,7 +38,7 @@ def contexts_of(draw: st.DrawFn, placement: str | None = None) -> RouterContext:
         resident=[luck.getrandbits(replicas) & luck.getrandbits(replicas) for _ in range(ADAPTERS + 5)],
         slots=draw(st.integers(1, 8)),
     )
-    view.inside = [set(luck.sample(range(ADAPTERS), luck.randrange(10))) for _ in range(replicas)]
+    view.inside = [dict.fromkeys(luck.sample(range(ADAPTERS), luck.randrange(10)), 1) for _ in range(replicas)]
     batches = [sorted(adapters)[: luck.randrange(9)] for adapters in view.inside]
     view.running = masks_of(batches, ADAPTERS + 5)
     weights = None if draw(st.booleans()) else [luck.paretovariate(0.7) for _ in range(ADAPTERS)]
@@ -211,7 +211,7 @@ def test_an_adapter_that_nobody_has_goes_to_any_of_the_least_loaded(up: range | 
 
 
 def test_at_low_load_affinity_by_activity_is_random() -> None:
-    view = View(loads=[0] * 8, up=list(range(8)), running=[0], inside=[set()] * 8, slots=4)
+    view = View(loads=[0] * 8, up=list(range(8)), running=[0], inside=[{}] * 8, slots=4)
     check_frequencies(chosen("affinity-activity", view, 40_000), dict.fromkeys(range(8), 5_000))
 
 
@@ -222,7 +222,7 @@ def test_activity_scores_as_the_scorer_does(context: RouterContext) -> None:
     batches = [{a for a in range(ADAPTERS) if view.running[a] >> r & 1} for r in range(context.replicas)]
 
     def score(replica: int, adapter: int) -> float:
-        waiting = view.inside[replica] - batches[replica]  # type: ignore[operator]
+        waiting = view.inside[replica].keys() - batches[replica]
         if adapter in batches[replica]:
             return 1.0
         if len(batches[replica]) + len(waiting) < view.slots:

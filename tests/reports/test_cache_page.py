@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from one_script import without_script
 
-from reports.answers.cache_findings import headline, sentences
 from reports.charts.cache_charts import orders_chart, policies_chart
 from reports.pages.cache_page import CachePage, write_page
 from reports.tables.cache_tables import miss_table
+from reports.text.cache_text import headline, sentences
 from sim.results.traces.cache_points import CacheResult
 from sim.spec.policies import EVICTIONS
 from sim.studies.traces.cache_study import CacheSizes, study_cache

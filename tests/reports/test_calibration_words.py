@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.answers.findings import answer
 from reports.pages.run_page import build_report
 from reports.tables.metric_tables import make_tiles, metrics_table
-from reports.text import with_interval
+from reports.text.answer_text import answer
+from reports.text.metric_text import with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import interval_verdict

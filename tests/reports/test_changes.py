@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import samples
 
-from reports.answers.change_findings import certainly_less, composition, extremes, impact_of
-from reports.answers.findings import answer, sweep_answer
+from reports.answers.change_findings import certainly_less, impact_of
 from reports.axes import make_axes
 from reports.charts.change_charts import moments_chart, version_chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
@@ -16,6 +15,8 @@ from reports.formatting import interval, read_terms, show
 from reports.pages.run_page import build_report
 from reports.tables.change_tables import events_table, impact_table, replicas_table, side_by_side
 from reports.tables.metric_tables import metrics_table, terminal_table
+from reports.text.answer_text import answer, sweep_answer
+from reports.text.change_text import composition, extremes
 from sim.results.metric_state import Cause, State
 from sim.results.model import ComputeUse
 from sim.results.point import UNITS, Metric, Point

@@ -12,12 +12,12 @@ import samples
 from one_script import without_script
 from test_report import LOADING, Page
 
-from reports.answers.comparison_text import as_json, details, headline
-from reports.answers.deltas import change_cell, interval_words, relative_cell, signed
 from reports.answers.run_comparison import Comparison, compare_runs, key_metrics, worse_terms
 from reports.charts.comparison_charts import charts_of
 from reports.pages.comparison_page import write_page
 from reports.tables.comparison_tables import key_table, terminal_table
+from reports.text.comparison_text import as_json, details, headline
+from reports.text.deltas import change_cell, interval_words, relative_cell, signed
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import SUMMED, Point

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import samples
 
-from reports.answers.bottleneck import headroom, limits
-from reports.answers.findings import answer, find_cliff, sweep_answer, sweep_focus
+from reports.answers.bottleneck import limits
+from reports.answers.findings import find_cliff, sweep_focus
 from reports.axes import make_axes
+from reports.text.answer_text import answer, sweep_answer
+from reports.text.limit_text import headroom
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import interval_verdict
@@ -42,7 +44,7 @@ def point(part: str = "loader", stages: dict[str, float] | None = None, **change
         (point("loader", utilization=1.0, offered_load=1.3), "loader"),
         (point("slots", blocked_share=0.12), "slots"),
         (point("kv", blocked_share=0.3), "KV memory"),
-        (point("seats", blocked_share=0.05), "seats (max_num_seqs)"),
+        (point("seats", blocked_share=0.05), "batch slots (max_num_seqs)"),
         (point("compute", stages={**STAGES, "queue_s": 3.0}, utilization=0.99), "compute"),
         (point("compute", utilization=0.99), "none"),
     ],
@@ -73,7 +75,9 @@ def test_headroom_follows_from_the_offered_load() -> None:
     assert headroom(point("loader", utilization=1.0, offered_load=1.25)).startswith(
         "None. The offered load is 125 % of capacity"
     )
-    assert "12 adapters were in use or asked for at once, with 64 slots" in headroom(point("slots", blocked_share=0.2))
+    assert "12 adapters were in use or requested at the same time, with 64 slots" in headroom(
+        point("slots", blocked_share=0.2)
+    )
 
 
 @pytest.mark.parametrize(

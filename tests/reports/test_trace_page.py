@@ -12,7 +12,6 @@ import pytest
 from one_script import without_script
 from test_report import LOADING, Page
 
-from reports.answers.trace_findings import headline, laws_sentences, lengths_sentences, sentences
 from reports.answers.trace_fit_findings import closed_gap
 from reports.pages.trace_page import TracePage, build_page, write_page
 from reports.tables.trace_tables import (
@@ -23,6 +22,7 @@ from reports.tables.trace_tables import (
     laws_table,
     lengths_table,
 )
+from reports.text.trace_text import headline, laws_sentences, lengths_sentences, sentences
 from sim.results.traces.trace_facts import (
     Candidate,
     CheckedValue,
@@ -242,7 +242,7 @@ def test_the_headline_of_a_trace_without_adapters_is_its_rate() -> None:
     assert headline(calm) == "2 requests/s over 66.7 min, with gaps about as uneven as those of Poisson arrivals."
     seconds = replace(NAMELESS, dispersion_60s=None, dispersion_1s=1.5)
     assert "moves by 50 % from second to second" in headline(seconds)
-    assert headline(instant(NAMELESS)) == "8,000 requests, all at one time: there is no rate to tell."
+    assert headline(instant(NAMELESS)) == "8,000 requests, all at the same time, so there is no rate."
 
 
 def test_dispersion_within_its_own_error_is_chance() -> None:
@@ -265,15 +265,15 @@ def test_sentences_say_rate_popularity_sessions_and_fit() -> None:
     )
     # Shuffled / real is 1.45 at 8, 3 at 16, 3.5 at 32 and 4 at 64.
     assert slots == (
-        "14.7 sessions of 4.5 requests are under way at a time. Below 16 slots LRU gains less from them (at 8 slots "
-        "64 % miss, 93 % shuffled); from there on independent draws overstate misses up to 4.0 times (64 slots)."
+        "14.7 sessions of 4.5 requests are under way at a time. Below 16 slots LRU gains less from sessions (at 8 "
+        "slots 64 % miss, 93 % shuffled); from there on independent draws overstate misses up to 4.0 times (64 slots)."
     )
     # Gaps of 0.02 and more: 4 to 32 slots. Left: 0.01 + 0.02 + 0 + 0.04 of 0.16 + 0.30 + 0.55 + 0.50.
     assert closed_gap(FIT) == pytest.approx(1 - 0.07 / 1.51)
     assert fit == (
-        "Traffic fitted to the first half (sessions as the trace names them) meets the LRU curve of the rest within "
-        "4 points, worst at 32 slots, and closes 95 % of the gap between independent draws and the trace: its miss "
-        "ratios may be believed."
+        "Traffic fitted to the first half (sessions as the trace names them) matches the LRU curve of the rest to "
+        "within 4 points, worst at 32 slots, and closes 95 % of the gap between independent draws and the trace: its "
+        "miss ratios are reliable."
     )
     assert off == "Fitted traffic is off in dispersion in 60 s (2, trace 16). It is calmer, so its queues are shorter."
 
@@ -293,12 +293,12 @@ def test_says_where_sessions_help_only_where_they_do() -> None:
     assert "Independent draws overstate misses up to 1.3 times" in sentences(replace(FACTS, curve=mild))[2]
     assert "Below" not in sentences(replace(FACTS, curve=mild))[2]
     same = replace(CURVE, shuffled=CURVE.real)
-    assert "At no number of slots do independent draws" in sentences(replace(FACTS, curve=same))[2]
+    assert "Independent draws overstate misses little" in sentences(replace(FACTS, curve=same))[2]
 
 
 @pytest.mark.parametrize(
     ("synthetic", "verdict"),
-    [(0.25, "may be believed"), (0.251, "as rough"), (0.30, "as rough"), (0.31, "replay the trace instead")],
+    [(0.25, "are reliable"), (0.251, "are rough"), (0.30, "are rough"), (0.31, "replay the trace instead")],
 )
 def test_trust_follows_from_the_largest_difference(synthetic: float, verdict: str) -> None:
     fit = replace(FIT, slots=[32], real=[0.25 - 0.05], synthetic=[synthetic], independent=[0.7])
@@ -315,14 +315,14 @@ def test_a_fit_no_better_than_independent_draws_is_told_so() -> None:
 
 
 def test_says_when_nothing_is_checked_or_fitted_or_left_out() -> None:
-    assert "nothing is left to check it on" in sentences(replace(FACTS, fit=UNCHECKED))[3]
+    assert "no data is left to check it" in sentences(replace(FACTS, fit=UNCHECKED))[3]
     assert "fitted to the whole trace" in sentences(replace(FACTS, fit=replace(UNCHECKED, share=1.0)))[3]
     assert sentences(replace(NAMELESS, fit=CHECKED_BUT_NAMELESS))[1:] == [
-        "Traffic fitted to the first half, beside the rest: requests/s +5 %, dispersion in 60 s −88 %.",
+        "Traffic fitted to the first half, compared with the rest: requests/s +5 %, dispersion in 60 s −88 %.",
         "Fitted traffic is calmer, so its queues are shorter.",
     ]
     few = replace(FACTS, fit=None, notes=["no traffic is fitted: 12 requests in the fitted part are too few"])
-    assert sentences(few)[3] == "No traffic is fitted to it; the notes say why."
+    assert sentences(few)[3] == "No traffic was fitted to this trace; the notes say why."
     left_out = replace(FACTS, requests=980, skipped={"a": 15, "b": 5})
     assert sentences(left_out)[-1] == "20 rows (2 %) could not be used and are left out."
     assert "Rows left out: 15 (a)." in page_of(left_out)
@@ -340,12 +340,12 @@ def test_a_law_is_ruled_out_only_where_it_was_judged() -> None:
     assert table is not None
     assert [row[-1] for row in table.rows] == ["possible", "ruled out", "not judged"]
     none = replace(FACTS, laws=[LawRow("uniform", {}, 1200.0, 0.4, 0.01)])
-    assert "No law made this ranking" in laws_sentences(none)[0]
+    assert "No law fits this ranking" in laws_sentences(none)[0]
 
 
 def test_lengths_in_words() -> None:
     together, between = lengths_sentences(FACTS)
-    assert "go against each other" in together
+    assert "move in opposite directions" in together
     assert together.endswith("−0.12).")
     assert between == "Lengths depend on the adapter: 79 % of their variance lies between adapters."
 

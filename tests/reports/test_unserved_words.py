@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.answers.bottleneck import headroom, limits
-from reports.answers.findings import answer, sweep_answer
+from reports.answers.bottleneck import limits
 from reports.formatting import interval
 from reports.tables.metric_tables import make_tiles
-from reports.text import term_sentence, unserved_words
+from reports.text.answer_text import answer, sweep_answer
+from reports.text.limit_text import headroom, limit_sentence
+from reports.text.metric_text import term_sentence, unserved_words
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
 from sim.results.pairs import NOT_COMPARABLE, difference_of
@@ -57,7 +58,7 @@ BEYOND_KV_WORDS = (
 def test_the_larger_part_says_why(point: Point, harm: dict[str, int], name: str, words: str) -> None:
     first = limits(replace(point, impact=replace(point.impact or Impact(), **harm)))[0]
     assert first.name == name
-    assert words in first.sentence
+    assert words in limit_sentence(first, point)
     assert headroom(point) == "Headroom is unknown while requests are refused or fail. Fix that first."
 
 
@@ -129,7 +130,14 @@ def test_counts_of_runs_of_different_length_are_not_compared() -> None:
 
 @pytest.mark.parametrize(
     ("low", "text"),
-    [(0.99823, "99.8 to 100"), (0.99983, "99.98 to 100"), (0.999997, "99.9997 to 100"), (0.9, "90 to 100"), (1.0, "")],
+    [
+        (0.99823, "99.8 to 100"),
+        (0.99983, "99.98 to 100"),
+        (0.999997, "99.9997 to 100"),
+        (0.9, "90 to 100"),
+        (1.0 - 1e-16, "100 to 100"),
+        (1.0, ""),
+    ],
 )
 def test_an_interval_that_ends_at_100_percent_keeps_its_lower_end(low: float, text: str) -> None:
     assert interval("slo_attainment", Metric(1.0, low, 1.0, "1")) == text

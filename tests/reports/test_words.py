@@ -11,7 +11,7 @@ from reports.axes import make_axis, spread
 from reports.charts.axis_ticks import nice_linear, nice_log
 from reports.charts.svg import place_labels
 from reports.formatting import number, percent, read_terms, show
-from reports.text import with_interval
+from reports.text.metric_text import with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.text import remark, why
+from reports.text.metric_text import remark, why
 from sim.results.metric_state import OLD_NOTES, SETTLED, TRUSTED, Cause, Kind, State, stored_state
 from sim.results.point import Metric, Point
 

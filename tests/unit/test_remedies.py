@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from stuck_adapter import write_adapter
 
-from reports.answers.remedy_answers import badge, cures_answer
 from reports.pages.run_page import build_report
 from reports.tables.remedy_tables import remedy_tables
+from reports.text.remedy_text import badge, cures_answer
 from sim.policies.slot_memory import slots_bytes
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
@@ -54,7 +54,7 @@ def design(sets: dict[str, object], *overrides: str) -> LoadedScenario:
     return load_scenario("retrain-1000-adapters", overrides).with_values(sets)
 
 
-# Which cures cost something
+# Which remedies cost something
 
 
 def test_every_cure_is_priced_once_for_all_that_need_it() -> None:
@@ -199,7 +199,7 @@ def test_a_full_fine_tune_is_priced_with_replicas_of_its_own_and_with_a_pool() -
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prices at a small run: of a cure that costs slots, and of one that changes nothing."""
+    """Prices at a small run: of a remedy that costs slots, and of one that changes nothing."""
     out = tmp_path_factory.mktemp("priced") / "run"
     nothing = Remedy("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
     loaded = load_scenario("retrain-1000-adapters", QUICK)

@@ -12,9 +12,9 @@ import pytest
 from scenario_samples import refusal, write
 from stuck_adapter import LEARNED, write_adapter
 
-from reports.answers.findings import answer, sweep_answer
 from reports.pages.run_page import build_report
 from reports.tables.held_back_table import held_table
+from reports.text.answer_text import answer, sweep_answer
 from sim.errors import InputError
 from sim.results.model import HeldBack
 from sim.results.point import Point

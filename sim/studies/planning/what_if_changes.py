@@ -28,7 +28,7 @@ _RANKS = (4, 16, 32)
 class Change:
     """One change of a scenario.
 
-    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``eviction``, ``router`` or ``cure``.
+    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``eviction``, ``router`` or ``remedy``.
     :ivar label: what it does, in words.
     :ivar set: values by dotted key; ``{}``: nothing changes.
     :ivar note: what to know of it.

@@ -97,12 +97,15 @@ def _of_base(remedy: Remedy, loaded: LoadedScenario, world: World) -> RemedyChan
     title, count = f"base model in {BITS_WORDS[wanted]}", len(world.traffic.population)
     label = f"{title}: the fleet"
     if _PRECISION.index(has) >= _PRECISION.index(wanted):
-        change = Change("cure", label, note=f"the fleet serves its base model in {BITS_WORDS[has]} already")
+        change = Change("remedy", label, note=f"the fleet serves its base model in {BITS_WORDS[has]} already")
         return RemedyChange(remedy, title, "the fleet", ALL, count, change)
     # Settings of the old format don't apply to the new one.
     own = {f"adapters.{key}": None for key in ("base_slowdown", "base_double_quantization")}
     change = Change(
-        "cure", label, {**own, "adapters.base_quantization": wanted}, "the weights take their memory from the KV cache"
+        "remedy",
+        label,
+        {**own, "adapters.base_quantization": wanted},
+        "the weights take their memory from the KV cache",
     )
     return RemedyChange(remedy, title, "the fleet", ALL, count, change)
 
@@ -124,7 +127,7 @@ def _of_full(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, w
     for how, (scope, serve) in ways.items():
         who = f"{_who(number, count)}, {how if number > 1 else how.replace('their', 'its')}"
         set_ = {"adapters.mix": mix, **({} if serve is None else {"fleet.full_models.serve": serve})}
-        yield RemedyChange(remedy, title, who, scope, number, Change("cure", f"{title}: {who}", set_), *sizes)
+        yield RemedyChange(remedy, title, who, scope, number, Change("remedy", f"{title}: {who}", set_), *sizes)
 
 
 def _of_shape(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, world: World) -> Iterator[RemedyChange]:
@@ -137,11 +140,11 @@ def _of_shape(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, 
         new = kind_after(remedy, old, wanted)
     except InputError as error:
         who = _who(number, count)
-        yield RemedyChange(remedy, title, who, ONE, number, Change("cure", f"{title}: {who}", refused=error.problem))
+        yield RemedyChange(remedy, title, who, ONE, number, Change("remedy", f"{title}: {who}", refused=error.problem))
         return
     if same_shape(old, new):
         said = f"the scenario's adapters have {kind_words(old)}: nothing changes"
-        change = Change("cure", f"{title}: all adapters", note=said)
+        change = Change("remedy", f"{title}: all adapters", note=said)
         yield RemedyChange(remedy, title, "all adapters", ALL, count, change)
         return
     share = share_of(number, count)
@@ -161,7 +164,7 @@ def _of_shape(remedy: Remedy, wanted: Sequence[Vetted], loaded: LoadedScenario, 
         host = None if scope == ONE or change.refused else _host_slots(change, after, loaded, world)
         if host is not None:
             who = f"{who}, host memory as before"
-            bound = Change("cure", f"{title}: {who}", {**change.set, "cache.host.slots": host})
+            bound = Change("remedy", f"{title}: {who}", {**change.set, "cache.host.slots": host})
             yield RemedyChange(remedy, title, who, ALL_SAME_HOST, changed, bound, *sizes)
 
 
@@ -181,13 +184,13 @@ def _at_same_memory(label: str, before: Adapters, after: Adapters, loaded: Loade
     gpu = loaded.scenario.cache.gpu
     if gpu.slots is None:
         what = "adapters take KV memory when they load" if gpu.unified else f"{human_bytes(gpu.size or 0)} stay"
-        return Change("cure", label, set_, what)
+        return Change("remedy", label, set_, what)
     if gpu.unified:
-        return Change("cure", label, set_, "adapters take KV memory when they load")
+        return Change("remedy", label, set_, "adapters take KV memory when they load")
     slots = slots_at_same_memory(world, population_of(after, world))
     if slots == 0:
-        return Change("cure", label, refused=f"the memory of {gpu.slots} slots can't hold one such adapter")
-    return Change("cure", label, set_ if slots == gpu.slots else {**set_, "cache.gpu.slots": slots})
+        return Change("remedy", label, refused=f"the memory of {gpu.slots} slots can't hold one such adapter")
+    return Change("remedy", label, set_ if slots == gpu.slots else {**set_, "cache.gpu.slots": slots})
 
 
 def _host_slots(change: Change, after: Adapters, loaded: LoadedScenario, world: World) -> int | None:

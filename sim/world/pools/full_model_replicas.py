@@ -16,7 +16,6 @@ from sim.spec.scenario import GpuCache as GpuCacheSpec
 from sim.world.clock import Clock
 from sim.world.fleet import Fleet
 from sim.world.pools.full_model_layout import FullModelFleet
-from sim.world.replica.intake import Intake
 from sim.world.replica.loader import LoadContext
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.model_turns import TurnsOfModels
@@ -92,7 +91,7 @@ class FullModelReplicas(NoFullModels):
         if self._swaps:
             mode = TurnsOfModels(parts, self._fleet.spec.turn or 0.0)
             attach_listeners(cache, index, [self._residency])
-        replica = ReplicaParts(clock, recorder, index, inside, Intake(mode, mode.host))
+        replica = ReplicaParts(clock, recorder, index, inside, mode)
         return make_server(world, replica, mode, kv_rule(world), self._wrap_server)
 
 

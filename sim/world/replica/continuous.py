@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from heapq import heappush
 
+from mypy_extensions import mypyc_attr
+
 from sim.policies.scheduler import Scheduler, Step
 from sim.results.records import pack_pause, pack_step
 from sim.traffic.request import Request
@@ -15,6 +17,7 @@ from sim.world.replica.ports import Action
 from sim.world.replica.server import ReplicaParts, ReplicaTotals, Server
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class BatchServer(Server):
     """Continuous batching with leaps: one event for every change of the batch.
 
@@ -150,7 +153,7 @@ class BatchServer(Server):
         self._growth = step.growth_s
         if mode.failed:
             self._steps = 1
-        elif step.steps > 1:
+        elif mode.takes_turns and step.steps > 1:
             change_s = mode.next_change_s()
             if change_s < math.inf:
                 self._steps = min(step.steps, self._steps_until(change_s))
@@ -193,7 +196,6 @@ class BatchServer(Server):
             if request.index not in over:
                 self.scheduler.expel(request)
             self.mode.release(request.adapter)
-            self.intake.leave(request)
             self.fail(request)
         left = {request.index for request in failed}
         return [request for request in finished if request.index not in left]

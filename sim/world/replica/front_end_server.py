@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
+
 from sim.policies.front_end import FrontEnd
 from sim.policies.scheduler import Scheduler
 from sim.results.records import REFUSED
@@ -12,6 +14,7 @@ from sim.world.replica.modes.adapter_mode import AdapterMode
 from sim.world.replica.server import ReplicaParts, ReplicaTotals
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class FrontEndServer(BatchServer):
     """A ``BatchServer`` whose requests and tokens pass through a ``FrontEnd``.
 
@@ -46,7 +49,7 @@ class FrontEndServer(BatchServer):
             self.front_end.step_ended(now)
         self.front_end.waits(request.adapter)
         self._changed_s = now
-        self.intake.arrive(request)
+        self.intake.take_in(request, False)
 
     def _step_end_after(self, time: float) -> float:
         return self._started + self._elapsed(self._steps_until(max(time, self._started)))

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from functools import partial
 
 from sim.policies.adapter_cache import GpuCache, HostTier
+from sim.results.records import Recorder, pack_host_fill
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
 from sim.world.replica.intake import Intake
 from sim.world.replica.loader import LoadContext, Loader, LoadOwner
 from sim.world.replica.modes.adapter_mode import AdapterMode
-from sim.world.replica.ports import Replica, without_delay
+from sim.world.replica.ports import ReplicaListener, without_delay
 
 
 class HostFill(Intake, LoadOwner):
@@ -31,31 +32,28 @@ class HostFill(Intake, LoadOwner):
         self, mode: AdapterMode, copies: GpuCache, loaders: int, context: LoadContext, *, reject: bool
     ) -> None:
         self.loader = Loader(context, copies, HostTier(), (loaders, 1), self)
-        super().__init__(mode, FetchedCopies(copies, self.loader))
+        super().__init__(FetchedCopies(copies, self.loader))
+        self._mode = mode
         self._copies = copies
-        self._replica: Replica
         self._reject = reject
         self._waits: dict[int, tuple[int, float, float]] = {}
 
-    def attach(self, replica: Replica) -> None:
-        self._replica = replica
+    def serve_base_model(self) -> int:
+        return self._copies.serve_base_model()
 
-    def serve_base_model(self) -> None:
-        self._copies.serve_base_model()
-
-    def arrive(self, request: Request) -> None:
+    def take_in(self, request: Request, in_time: bool) -> None:
         """Reserve a place for the request's adapter, and pass the request on once the adapter is there."""
         if self._reject and not self._copies.can_claim(request.adapter):
-            self._replica.refuse(request)
+            self.replica.refuse(request)
         elif self._copies.acquire(request.adapter):
-            self._mode.take_in(request, False)
+            self._mode.take_in(request, in_time)
         else:
             joined = self.loader.request_load(request)
             request.tier = FROM_GPU  # until it leaves: what happens at the GPU comes between
             self._waits[request.index] = (DELAYED_HIT if joined else MISS, 0.0, 0.0)
 
     def leave(self, request: Request) -> float:
-        """Release a request's adapter, and add its wait for host memory to its wait for the GPU.
+        """Release the adapter of a request that leaves, and add its wait for host memory to its wait for the GPU.
 
         :returns: seconds that it waited for host memory, all of them before its admission.
         """
@@ -67,23 +65,20 @@ class HostFill(Intake, LoadOwner):
             request.load_queue_s += queue_s
             request.load_wait_s += wait_s
             request.outcome = max(request.outcome, outcome)  # a miss counts before a delayed hit
-        self._release(request.adapter)
-        return wait_s
-
-    def _release(self, adapter: int) -> None:
-        if self._copies.release(adapter):
+        if self._copies.release(request.adapter):
             self.loader.room_appeared()
+        return wait_s
 
     def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
         if self._mode.loads_in_steps:
-            super().renew(adapter, seconds, replace_weights)
+            self._mode.renew(adapter, seconds, replace_weights)
             return
-        self.loader.renew(adapter, seconds, partial(self._replica.at_boundary, without_delay(replace_weights)))
+        self.loader.renew(adapter, seconds, partial(self.replica.at_boundary, without_delay(replace_weights)))
 
     def close(self, now: float) -> None:
         self.loader.close(now)
 
-    def waiting(self) -> list[Request]:
+    def waiting_for_loads(self) -> list[Request]:
         return self.loader.waiting()
 
     def event_owners(self) -> list[object]:
@@ -98,16 +93,39 @@ class HostFill(Intake, LoadOwner):
 
     def load_failed(self, requests: list[Request], in_time: bool) -> None:
         for request in requests:
-            request.outcome, _, _ = self._waits.pop(request.index)
-            request.tier = FROM_STORAGE
-            self._release(request.adapter)
-            self._replica.fail(request)
+            self.replica.fail(request)
 
     def loader_free(self) -> None:
         """Nothing is fetched ahead."""
 
     def check_integrity(self) -> None:
         self._copies.check_integrity()
+
+
+class FetchListener(ReplicaListener):
+    """Lets requests leave ``HostFill`` as they leave the replica, and passes on all calls.
+
+    :param listener: the one that others have put there.
+    """
+
+    def __init__(self, fill: HostFill, recorder: Recorder, listener: ReplicaListener) -> None:
+        self._fill = fill
+        self._recorder = recorder
+        self._listener = listener
+
+    def finished(self, request: Request, now: float) -> bool:
+        waited_s = self._fill.leave(request)
+        taken = self._listener.finished(request, now)
+        if waited_s and not taken:
+            self._recorder.host_fill_rows += pack_host_fill(request.index, waited_s)
+        return taken
+
+    def lost(self, request: Request) -> None:
+        self._listener.lost(request)
+
+    def load_failed(self, request: Request) -> None:
+        self._fill.leave(request)
+        self._listener.load_failed(request)
 
 
 class FetchedCopies(HostTier):

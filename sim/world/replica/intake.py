@@ -1,56 +1,62 @@
-"""What a request passes between its arrival at a replica and the replica's adapter mode."""
+"""What takes in the requests of a replica: its adapter mode, or something that a request must pass before."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+
+from mypy_extensions import mypyc_attr
 
 from sim.policies.adapter_cache import HostTier
 from sim.traffic.request import Request
-from sim.world.replica.modes.adapter_mode import AdapterMode
 from sim.world.replica.ports import Replica
 
 
-class Intake:
-    """Lets every request through at once. ``HostFill`` first brings its adapter to host memory.
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Intake(ABC):
+    """Takes in requests, and loads what they need.
 
     :ivar host: copies in host memory, which a new version of an adapter must replace.
+    :ivar replica: the replica that it works for.
     """
 
-    def __init__(self, mode: AdapterMode, host: HostTier) -> None:
-        self._mode = mode
+    def __init__(self, host: HostTier) -> None:
         self.host = host
+        self.replica: Replica
 
     def attach(self, replica: Replica) -> None:
         """Begin to work for a replica, which is still empty."""
+        self.replica = replica
 
-    def serve_base_model(self) -> None:
-        """Also let requests without an adapter through."""
+    @abstractmethod
+    def serve_base_model(self) -> int:
+        """Also serve requests without an adapter; return the number that stands for one."""
 
-    def arrive(self, request: Request) -> None:
-        """Pass on a request to the mode, let it wait, or refuse it."""
-        self._mode.take_in(request, False)
+    @abstractmethod
+    def take_in(self, request: Request, in_time: bool) -> None:
+        """Take in a request: pass it on, load its adapter first, or refuse it.
 
-    def leave(self, request: Request) -> float:
-        """Note that a request leaves; return the seconds for which it waited here."""
-        return 0.0
+        :param in_time: whether it may still join at a step boundary of this very instant.
+        """
 
-    def waiting(self) -> list[Request]:
-        """Return the requests that wait here."""
+    def waiting_for_loads(self) -> list[Request]:
+        """Return the requests that wait for a load."""
         return []
 
+    @abstractmethod
     def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
         """Load an adapter from storage again, then call ``replace_weights`` between two steps.
 
         :param seconds: load time of a healthy storage.
         """
-        self._mode.renew(adapter, seconds, replace_weights)
 
     def close(self, now: float) -> None:
-        """Record what is under way when the simulation stops."""
+        """Record the loads still under way when the simulation stops."""
 
     def event_owners(self) -> list[object]:
         """Return the objects whose events a crash takes off the clock."""
         return []
 
+    @abstractmethod
     def check_integrity(self) -> None:
-        """Assert that caches agree with a count from scratch."""
+        """Assert that caches and queues agree with a count from scratch."""

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mypy_extensions import mypyc_attr
+
 from sim.traffic.request import Request
 
 Action = Callable[[float], float]
@@ -27,10 +29,7 @@ def without_delay(work: Callable[[], None]) -> Action:
 
 
 class ReplicaListener:
-    """Is called when requests come to a replica and leave it."""
-
-    def arrived(self, request: Request) -> None:
-        """A request has reached the replica."""
+    """Is called when requests leave a replica."""
 
     def finished(self, request: Request, now: float) -> bool:
         """A request has its last token and is about to be recorded. Return True to take it over, to send it again."""
@@ -84,6 +83,7 @@ class WeightVersions:
         """A load has ended; one from storage leaves a copy in host memory, if there is any."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Replica(ABC):
     """What an adapter mode may ask of the replica that it works for."""
 

@@ -10,8 +10,10 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mypy_extensions import mypyc_attr
+
 from sim.policies.scheduler import Scheduler
-from sim.results.records import COMPLETED, REFUSED, Recorder, pack_host_fill, pack_request
+from sim.results.records import COMPLETED, REFUSED, Recorder, pack_request
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 from sim.world.replica.copies import AdapterCopies
@@ -64,6 +66,7 @@ class ReplicaTotals:
         self.merged_gaps += other.merged_gaps
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Server(Replica):
     """What every replica has: an adapter mode, and a count of the requests inside.
 
@@ -76,15 +79,7 @@ class Server(Replica):
 
     # Without slots, objects with more than 30 attributes are slow to read (CPython 3.11 to 3.13).
     __slots__ = (
-        "_inside",
-        "_listener",
-        "cache",
-        "clock",
-        "copies",
-        "index",
-        "inside_area",
-        "intake",
-        "mode",
+        "_inside", "_listener", "_stages", "cache", "clock", "copies", "index", "inside_area", "intake", "mode",
         "recorder",
     )  # fmt: skip  # names in a paragraph, not one a line
 
@@ -99,23 +94,24 @@ class Server(Replica):
         self._listener = parts.listener
         self._inside = parts.inside
         self.inside_area = 0.0
-        mode.attach(self)
-        parts.intake.attach(self)
+        self._stages: tuple[Intake, ...] = (mode,) if parts.intake is mode else (mode, parts.intake)
+        for stage in self._stages:
+            stage.attach(self)
 
     def serve_base_model(self) -> int:
         """Also serve requests without an adapter, while still empty; return the number that stands for an adapter.
 
         Such requests need no load and no slot. They cost a step what any sequence does, but nothing for an adapter.
         """
-        self.intake.serve_base_model()
+        if self.intake is not self.mode:
+            self.intake.serve_base_model()
         return self.mode.serve_base_model()
 
     def arrive(self, request: Request) -> None:
         """Take in a request."""
         self._inside[self.index] += 1
         self.inside_area -= self.clock._now
-        self._listener.arrived(request)
-        self.intake.arrive(request)
+        self.intake.take_in(request, False)
 
     def _goes(self) -> None:
         """Count one request less inside."""
@@ -135,11 +131,8 @@ class Server(Replica):
         self._inside[self.index] -= 1
         self.inside_area += now
         self.mode.release(request.adapter)
-        fill_s = self.intake.leave(request)
         if not self._listener.finished(request, now):
             self._record(request, now)
-            if fill_s:
-                self.recorder.host_fill_rows += pack_host_fill(request.index, fill_s)
 
     def _record(self, r: Request, now: float) -> None:
         self.recorder.request_rows += pack_request(
@@ -160,14 +153,14 @@ class Server(Replica):
         """Record what is under way when the simulation stops; return the requests still inside."""
         now = self.clock._now
         self.inside_area += self._inside[self.index] * now
-        self.mode.close(now)
-        self.intake.close(now)
+        for stage in self._stages:
+            stage.close(now)
         return self.all_requests()
 
     def die(self) -> list[Request]:
         """Crash: record what was under way, cancel all events, and return the requests that were inside."""
         inside = self.close()
-        self.clock.forget([self, *self.mode.event_owners(), *self.intake.event_owners()])
+        self.clock.forget([self, *(owner for stage in self._stages for owner in stage.event_owners())])
         return inside
 
     def set_listener(self, listener: ReplicaListener) -> ReplicaListener:
@@ -185,7 +178,7 @@ class Server(Replica):
 
     def all_requests(self) -> list[Request]:
         """Return all requests inside, in no particular order."""
-        return self.mode.waiting_for_loads() + self.intake.waiting() + self._unserved()
+        return [request for stage in self._stages for request in stage.waiting_for_loads()] + self._unserved()
 
     def state_in_words(self) -> str:
         """Describe this replica, for the message of an internal error."""
@@ -212,5 +205,5 @@ class Server(Replica):
 
     def check_integrity(self) -> None:
         """Assert that the caches agree with a count from scratch."""
-        self.mode.check_integrity()
-        self.intake.check_integrity()
+        for stage in self._stages:
+            stage.check_integrity()

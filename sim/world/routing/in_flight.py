@@ -59,9 +59,6 @@ class DepartureCounter(ReplicaListener):
         """Pass on all calls to the listener that was there before."""
         self._next = listener
 
-    def arrived(self, request: Request) -> None:
-        self._next.arrived(request)
-
     def finished(self, request: Request, now: float) -> bool:
         count_departure(self._counts, request.adapter)
         return self._next.finished(request, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -14,8 +14,8 @@ from sim.policies.admission import ReadyQueue
 from sim.policies.scheduler import Scheduler
 from sim.results.records import pack_load
 from sim.traffic.request import FROM_STORAGE, Request
+from sim.world.replica.intake import Intake
 from sim.world.replica.loader import LoadContext
-from sim.world.replica.ports import Replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class ModeParts:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class AdapterMode(ABC):
+class AdapterMode(Intake):
     """A way of serving adapters: the adapter cache, the waiting queue, and the loads of one replica.
 
     The replica calls, for each request, ``take_in`` once, and ``release`` when a request that had its adapter leaves.
@@ -42,8 +42,9 @@ class AdapterMode(ABC):
 
     :param context: what every load needs to know.
     :ivar waiting: the queue from which the scheduler admits.
-    :ivar host: copies in host memory that the cache does not count as its own.
+    :ivar host: copies in host memory, besides those that the cache counts as its own.
     :ivar loads_in_steps: whether loads block the step that needs them; otherwise they overlap with steps.
+    :ivar takes_turns: whether ``next_change_s`` may be finite.
     :ivar failed: requests of the step under way whose adapter could not be loaded. At the end of the step, the replica
         empties the list and takes them out of the batch.
     """
@@ -57,28 +58,16 @@ class AdapterMode(ABC):
         *,
         loads_in_steps: bool,
     ) -> None:
+        super().__init__(host)
         self.cache = cache
-        self.host = host
         self.waiting = waiting
         self.context = context
         self.loads_in_steps = loads_in_steps
+        self.takes_turns = False
         self.failed: list[Request] = []
-        self.replica: Replica
-
-    def attach(self, replica: Replica) -> None:
-        """Begin to work for a replica, which is still empty."""
-        self.replica = replica
 
     def serve_base_model(self) -> int:
-        """Also serve requests without an adapter; return the number that stands for one."""
         return self.cache.serve_base_model()
-
-    @abstractmethod
-    def take_in(self, request: Request, in_time: bool) -> None:
-        """Queue a request, or load its adapter first.
-
-        :param in_time: whether it may still join at a step boundary of this very instant.
-        """
 
     def release(self, adapter: int) -> None:
         """Note that a request that used an adapter has left."""
@@ -96,12 +85,11 @@ class AdapterMode(ABC):
         return False
 
     def next_change_s(self) -> float:
-        """Return the time after which other requests may be admitted although none has arrived or left."""
-        return inf
+        """Return the time after which other requests may be admitted although none has arrived or left.
 
-    def waiting_for_loads(self) -> list[Request]:
-        """Return the requests that wait for a load, outside the queue."""
-        return []
+        The replica asks only where ``takes_turns`` is set.
+        """
+        return inf
 
     def reads_host_copy(self, adapter: int) -> bool:
         """Return whether a load that will read, or reads, an adapter's copy in host memory has been requested."""
@@ -112,12 +100,7 @@ class AdapterMode(ABC):
         self.cache.discard(adapter)
 
     def renew(self, adapter: int, seconds: float, replace_weights: Callable[[], None]) -> None:
-        """Load an adapter from storage again, then call ``replace_weights`` between two steps.
-
-        Here the load blocks the next step.
-
-        :param seconds: load time of a healthy storage.
-        """
+        """Load an adapter again; here the load blocks the next step."""
         context = self.context
 
         def in_step(start_s: float) -> float:
@@ -130,14 +113,6 @@ class AdapterMode(ABC):
 
         self.replica.at_boundary(in_step)
 
-    def close(self, now: float) -> None:
-        """Record the loads still under way when the simulation stops."""
-
-    def event_owners(self) -> list[object]:
-        """Return the objects whose events a crash takes off the clock."""
-        return []
-
     def check_integrity(self) -> None:
-        """Assert that caches and queues agree with a count from scratch."""
         self.cache.check_integrity()
         self.host.check_integrity()

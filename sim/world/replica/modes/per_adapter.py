@@ -17,6 +17,7 @@ class PerAdapterQueues(OverlappedQueue):
         clock = parts.context.clock
         self._queues = AdapterQueues(parts.cache, self.request_load, lambda: clock._now, cycle_s)
         super().__init__(parts, self._queues, self._queues)
+        self.takes_turns = True
 
     def serve_base_model(self) -> int:
         number = super().serve_base_model()

@@ -87,7 +87,7 @@ def unsettled(name: str, metric: Metric) -> str:
 
 
 def remark(name: str, metric: Metric) -> str:
-    """Return what a table says beside a value, or in its place."""
+    """Return what a table says next to a value, or in its place."""
     if metric.value is None:
         return why(name, metric.state) or _NOT_ENOUGH
     return why(name, metric.state) if metric.settled else unsettled(name, metric)
@@ -142,12 +142,12 @@ def _late_sentence(point: Point, name: str, target: float) -> str:
 def unserved_words(point: Point) -> str:
     """Return which share of the requests was refused and which failed; empty where there are none."""
     _, total = unserved(point)
-    told = []
+    phrases = []
     for name, words in (("refused", "were refused"), ("failed", "failed")):
         metric = point.metrics.get(name)
         if metric is not None and metric.value:
-            told.append((percent(metric.value / total), words))
-    return " and ".join(f"{share}{'' if i else ' of the requests'} {words}" for i, (share, words) in enumerate(told))
+            phrases.append((percent(metric.value / total), words))
+    return " and ".join(f"{share}{'' if i else ' of the requests'} {words}" for i, (share, words) in enumerate(phrases))
 
 
 def capital(text: str) -> str:

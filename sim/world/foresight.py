@@ -10,13 +10,17 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.policies.eviction import EvictionContext
 from sim.traffic.request import Request
+from sim.world.fleet_ports import FleetHooks, OpenFleet
 from sim.world.replica.ports import ReplicaListener
+from sim.world.routing.in_flight import InFlight
 
 
 class ArrivalOracle:
@@ -77,3 +81,31 @@ class ReplicaOracle(ReplicaListener):
     def come(self) -> float:
         """Return how many requests have reached any replica."""
         return self._arrivals.come
+
+
+class Foresight(FleetHooks):
+    """Keeps the oracles of all replicas current, in a run without rollouts and faults."""
+
+    direct = False
+
+    def __init__(self, arrivals: ArrivalOracle, replicas: int, in_flight: InFlight) -> None:
+        self._oracles = [ReplicaOracle(arrivals) for _ in range(replicas)]
+        self._in_flight = in_flight
+        self._fleet: OpenFleet
+
+    def start(self, fleet: OpenFleet) -> None:
+        self._fleet = fleet
+
+    def listener(self, replica: int) -> ReplicaListener:
+        return self._oracles[replica]
+
+    def foresee(self, context: EvictionContext, replica: int) -> EvictionContext:
+        oracle = self._oracles[replica]
+        return replace(context, next_use=oracle.next_use, come=oracle.come)
+
+    def send(self, request: Request) -> None:
+        replica = self._fleet.choose(request.adapter, request)
+        if self._in_flight.counting:
+            self._in_flight.entered(replica, request)
+        self._oracles[replica].arrived(request)
+        self._fleet.servers[replica].arrive(request)

@@ -2,61 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from reports.answers.bottleneck import headroom, largest_stage, limits
-from reports.answers.findings import Answer
-from reports.answers.verdicts import confidence
+from reports.answers.bottleneck import largest_stage, limits
+from reports.answers.plan_reading import GAIN, PlanReading, missed_terms, tightest_term
 from reports.axes import make_axis
-from reports.formatting import metric_words, percent, read_terms, show
-from reports.text import capital, term_sentence, unserved_words
+from reports.formatting import metric_words, percent, show
+from reports.text.answer_text import Answer
+from reports.text.confidence_text import confidence
+from reports.text.limit_text import headroom, limit_sentence
+from reports.text.metric_text import capital, term_sentence, unserved_words
 from sim.results.point import Point
 from sim.results.verdict import MET, NOT_MET, UNCLEAR, lacks_answers, out_of_hand, term_verdict
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
-
-_GAIN = 0.005
-"""Share of a value from which one step further is a gain to mention."""
-
-
-def is_plan(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a run directory holds a finished plan."""
-    return manifest.get("kind") == "plan" and "answer" in (manifest.get("plan") or {})
-
-
-def shown_metrics(terms: Mapping[str, float]) -> list[str]:
-    """Return the metrics that tables of a plan show: the SLO's terms, and what else one wants to see."""
-    return list(dict.fromkeys([*terms, "ttft_p99_s", "e2e_p99_s", "miss_ratio"]))
-
-
-class PlanReading:
-    """A plan's run directory, its points by the role they have.
-
-    :ivar record: what the search left (``manifest["plan"]``).
-    :ivar chosen: the answer's point, or that of the best that was found.
-    :ivar edge: the more wanted neighbour that does not do; None: the range ends there, or it can't be built.
-    """
-
-    def __init__(self, data: RunData) -> None:
-        self.record = data.plan
-        self.terms = read_terms(data.slo)
-        self.points = data.points
-        by_key = dict(zip(data.manifest["point_keys"], data.points, strict=False))
-        self.chosen: Point | None = by_key.get(self.record.answer_key or self.record.best_key or "")
-        self.edge = by_key.get(self.record.edge_key or "")
-        self.beyond = by_key.get(self.record.beyond_key or "")
-        self.other_edge = by_key.get(self.record.other_edge_key or "")
-
-    @property
-    def feasible(self) -> bool:
-        """Whether anything meets the SLO."""
-        return self.record.feasible
-
-    def phrase(self, set_: Mapping[str, Any]) -> str:
-        """Return values in words: ``64 GPU slots, 2 replicas``."""
-        return ", ".join(make_axis(key, self.points).phrase(value) for key, value in set_.items())
 
 
 def plan_answer(data: RunData) -> Answer:
@@ -96,9 +56,9 @@ def _headline(read: PlanReading) -> str:
     record = read.record
     if not read.feasible:
         assert read.chosen is not None, "checked by the caller"
-        asked = _asked(read)
+        searched = _range_words(read)
         unclear = "" if record.certain else " certainly"
-        return f"No {asked}{unclear} meets the SLO; nearest is {read.phrase(read.chosen.set)}."
+        return f"No {searched}{unclear} meets the SLO; nearest is {read.phrase(read.chosen.set)}."
     answer = record.answer
     if record.fleets:
         total = answer["price"]
@@ -133,7 +93,7 @@ def _of_range(read: PlanReading) -> str:
     return f", of {count} values from {axis.label(low)} to {axis.label(high)}"
 
 
-def _asked(read: PlanReading) -> str:
+def _range_words(read: PlanReading) -> str:
     ranges = read.record.ranges
     if read.record.fleets:
         (first, last, _), *_ = ranges.values()
@@ -152,9 +112,9 @@ def _details(read: PlanReading) -> list[str]:
     said = []
     bad = out_of_hand(chosen)
     where = "There" if read.feasible else f"At {read.phrase(chosen.set)}"
-    told = [term_sentence(chosen, name, target) for name, target in terms.items()]
-    if read.feasible or len(told) > 1:
-        said.append(f"{where}, {'; '.join(told)}.")
+    phrases = [term_sentence(chosen, name, target) for name, target in terms.items()]
+    if read.feasible or len(phrases) > 1:
+        said.append(f"{where}, {'; '.join(phrases)}.")
     if not read.feasible and bad:
         said.append("More requests arrive there than are served, so its numbers depend on how long the run is.")
     if not read.feasible and record.doubtful:
@@ -192,7 +152,7 @@ def _other_edge(read: PlanReading) -> str:
     if point is None or not read.feasible:
         return ""
     key = read.record.keys[0]
-    missed = _missed(read, point)
+    missed = missed_terms(read, point)
     if not missed:
         return ""
     first = make_axis(key, read.points).phrase(point.set[key])
@@ -215,12 +175,6 @@ def _unserved(read: PlanReading) -> str:
     return f"With {read.phrase(point.set)}, {unserved_words(point)}; {here}."
 
 
-def _missed(read: PlanReading, point: Point) -> list[str]:
-    """Return the terms that a point does not certainly meet, those that it certainly misses first."""
-    words = {n: term_verdict(point, n, target) for n, target in read.terms.items()}
-    return [name for word in (NOT_MET, UNCLEAR) for name in words if words[name] == word]
-
-
 def _term(read: PlanReading, point: Point, name: str) -> str:
     return term_sentence(point, name, read.terms[name])
 
@@ -229,30 +183,22 @@ def _next_step(read: PlanReading) -> str:
     """Say what one step of safety gives."""
     assert read.chosen is not None, "checked by the caller"
     assert read.beyond is not None, "checked by the caller"
-    name = _missed(read, read.edge)[0] if read.edge is not None and _missed(read, read.edge) else _tightest(read)
+    name = (
+        missed_terms(read, read.edge)[0]
+        if read.edge is not None and missed_terms(read, read.edge)
+        else tightest_term(read)
+    )
     here, there = (point.metrics[name].value for point in (read.chosen, read.beyond))
     if here is None or there is None:
         return ""
     missed = [n for n, t in read.terms.items() if term_verdict(read.beyond, n, t) == NOT_MET]
     worse = f", and {metric_words(missed[0])} misses its target again" if missed else ""
-    if there >= here * (1 - _GAIN) and not missed:
+    if there >= here * (1 - GAIN) and not missed:
         return ""
     return (
         f"One step of safety, {read.phrase(read.beyond.set)}, takes {metric_words(name)} from {show(name, here)} to "
         f"{show(name, there)}{worse}."
     )
-
-
-def _tightest(read: PlanReading) -> str:
-    """Return the term that is nearest its target at the chosen point."""
-    assert read.chosen is not None, "checked by the caller"
-    metrics = read.chosen.metrics
-
-    def over(name: str) -> float:
-        value = metrics[name].value
-        return 0.0 if value is None or not read.terms[name] else value / read.terms[name]
-
-    return max(read.terms, key=over)
 
 
 def _binding(read: PlanReading) -> tuple[str, str]:
@@ -264,7 +210,7 @@ def _binding(read: PlanReading) -> tuple[str, str]:
     name, sentence = _limit(point)
     if read.feasible and read.edge is None:
         return name, f"At the answer: {sentence}"
-    missed = _missed(read, point)
+    missed = missed_terms(read, point)
     if not missed:
         return name, sentence
     if name in ("refusals", "failures"):
@@ -279,21 +225,21 @@ def _limit(point: Point) -> tuple[str, str]:
     limit = limits(point)[0]
     stage = largest_stage(point)
     if limit.name != "none" or stage is None:
-        return limit.name, limit.sentence
+        return limit.name, limit_sentence(limit, point)
     name, share = stage
     if name in ("decode_s", "prefill_s"):
         return "compute", (
             f"No request waits long: {percent(share)} of the mean latency is {name.removesuffix('_s')}, and steps "
             "take longer the larger the batch."
         )
-    return "load time", limit.sentence
+    return "load time", limit_sentence(limit, point)
 
 
 def _headroom(read: PlanReading) -> str:
     assert read.chosen is not None, "checked by the caller"
     if not read.feasible:
         return ""
-    name = _tightest(read)
+    name = tightest_term(read)
     value, target = read.chosen.metrics[name].value, read.terms[name]
     if not value or not target:
         return headroom(read.chosen)

@@ -1,4 +1,4 @@
-"""What is said of two runs side by side, in sentences and as JSON."""
+"""Two runs side by side, in sentences and as JSON."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from reports.answers.change_findings import label_of
-from reports.answers.deltas import change_cell, change_words, relative_cell
 from reports.answers.run_comparison import (
     MIXED,
     OPEN,
     OTHER_TRAFFIC,
+    OVERLOAD,
     SAME_REQUESTS,
+    SLO,
     Comparison,
     Pair,
     is_word,
     key_metrics,
     worse_terms,
 )
-from reports.formatting import metric_words, show
-from reports.text import capital
+from reports.formatting import metric_words, number, show
+from reports.text.change_text import label_of
+from reports.text.deltas import change_cell, change_words, relative_cell
+from reports.text.metric_text import capital
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
@@ -50,6 +52,51 @@ def traffic_sentence(comparison: Comparison) -> str:
     )
 
 
+def caution_sentences(comparison: Comparison) -> list[str]:
+    """Return what to know before believing the differences."""
+    found, said = comparison.cautions, []
+    alone = [f"{len(sets)} of {side}" for side, sets in zip("AB", comparison.alone, strict=True) if sets]
+    if alone:
+        said.append(f"Left out, without a partner of the same values: {' and '.join(alone)}.")
+    if found.same_run:
+        said.append("A and B are the same run.")
+    if found.versions is not None:
+        one, other = found.versions
+        said.append(
+            f"A was simulated by loraplan {one}, B by {other}: a difference may come from the code. "
+            "Run the older one again."
+        )
+    if found.profiles is not None:
+        one, other = found.profiles
+        same = "of the same name with other numbers" if one == other else f"{one} and {other}"
+        said.append(
+            f"The profiles differ ({same}): their errors don't cancel, and the intervals here don't include them."
+        )
+    for pair, words in ((found.seeds, "seeds"), (found.replications, "numbers of replications")):
+        if pair is not None:
+            said.append(f"The {words} differ ({pair[0]} and {pair[1]}): every difference includes chance variation.")
+    if found.slos_differ:
+        said.append("The SLOs differ: both are judged by that of B.")
+    if found.rates:
+        low, high = found.rates[0]
+        rates = f"{number(low)}/s and {number(high)}/s" if len(comparison.pairs) == 1 else "at some points"
+        said.append(f"Arrival rates differ ({rates}): throughput and goodput depend on them, whatever the design.")
+    said += [f"{side} is not finished: {done} of {total} points." for side, done, total in found.unfinished]
+    if found.unknown_traffic:
+        said.append("At least one run was written by an older version, which did not record its traffic. Run it again.")
+    return said
+
+
+def _why(pair: Pair) -> str:
+    """Return what decides between two points more than any difference; empty where nothing does."""
+    better, worse = ("A", "B") if pair.decided == WORSE else ("B", "A")
+    return {
+        OVERLOAD: f"with {worse} more requests arrive than are served",
+        SLO: f"the SLO is met with {better} alone",
+        "": "",
+    }[pair.decided_by]
+
+
 def headline(comparison: Comparison) -> str:
     """Return in one sentence whether B is better than A."""
     if len(comparison.pairs) > 1:
@@ -60,21 +107,21 @@ def headline(comparison: Comparison) -> str:
     if pair.decided:
         names = better if word == BETTER else worse
         start = "Yes, B is better than A" if word == BETTER else "No, B is worse than A"
-        return f"{start}: {pair.why}{'; ' if names else ''}{_told(pair, names, short=True)}."
+        return f"{start}: {_why(pair)}{'; ' if names else ''}{_values(pair, names, short=True)}."
     if word == OPEN:
         clear, side = (better, BETTER) if better else (worse, WORSE)
         doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
         return (
-            f"It is unclear whether B is better than A: it is {side} in {_told(pair, clear, short=True)}, but may be "
-            f"much {than} in {_told(pair, doubts)}."
+            f"It is unclear whether B is better than A: it is {side} in {_values(pair, clear, short=True)}, but may be "
+            f"much {than} in {_values(pair, doubts)}."
         )
     if word == MIXED:
-        good, bad = (_told(pair, names, short=True) for names in (better, worse))
+        good, bad = (_values(pair, names, short=True) for names in (better, worse))
         return f"It depends: B is better in {good}, but worse in {bad}."
     if word == BETTER:
-        return f"Yes, B is better than A: {_told(pair, better, short=len(better) > 1)}."
+        return f"Yes, B is better than A: {_values(pair, better, short=len(better) > 1)}."
     if word == WORSE:
-        return f"No, B is worse than A: {_told(pair, worse, short=len(worse) > 1)}."
+        return f"No, B is worse than A: {_values(pair, worse, short=len(worse) > 1)}."
     names = [name for name in comparison.judged if name in pair.differences]
     if word == UNCLEAR:
         known = [name for name in names if pair.differences[name].word == UNCLEAR]
@@ -82,7 +129,7 @@ def headline(comparison: Comparison) -> str:
             return (
                 f"B is neither better nor worse than A: {_names(known)} {'are' if len(known) > 1 else 'is'} the same."
             )
-        return f"No clear difference between A and B: {_told(pair, known, short=len(known) > 1)}."
+        return f"No clear difference between A and B: {_values(pair, known, short=len(known) > 1)}."
     return f"A and B can't be compared: {_names(names) or 'every metric that decides'} has no value in one of them."
 
 
@@ -107,18 +154,18 @@ def _headline_of_many(comparison: Comparison) -> str:
         (counts[UNCLEAR], "not clearly different"),
         (counts[NOT_COMPARABLE], "not comparable"),
     )
-    told = ", ".join(f"{words} at {count}" for count, words in parts if count)
+    phrases = ", ".join(f"{words} at {count}" for count, words in parts if count)
     mostly = "Mostly yes" if counts[BETTER] * 2 > total else "At some points"
     start = {BETTER: mostly, WORSE: "No", OPEN: "It is unclear"}.get(comparison.word, "It depends")
-    return f"{start}: of {total} points B is {told}, by {names}."
+    return f"{start}: of {total} points B is {phrases}, by {names}."
 
 
 def _reasons(comparison: Comparison, word: str) -> str:
     """Return why all points have this word: overload and the SLO first, then metrics."""
     total = len(comparison.pairs)
-    counts = Counter(pair.why for pair in comparison.pairs if pair.why)
-    told = [f"{why}{'' if count == total else f' at {count}'}" for why, count in counts.most_common()]
-    return "; ".join([*told, *filter(None, [_clear(comparison, word)])])
+    counts = Counter(_why(pair) for pair in comparison.pairs if pair.decided)
+    phrases = [f"{why}{'' if count == total else f' at {count}'}" for why, count in counts.most_common()]
+    return "; ".join([*phrases, *filter(None, [_clear(comparison, word)])])
 
 
 def _clear(comparison: Comparison, word: str) -> str:
@@ -185,14 +232,14 @@ def _in_addition(comparison: Comparison, pair: Pair) -> list[str]:
     """Return what else is clear at a single point."""
     unclear = [n for n in comparison.judged if is_word(pair, n, UNCLEAR)]
     clear = pair.word(comparison.judged) in (BETTER, WORSE, MIXED)  # else the headline names them
-    said = [f"No clear difference in {_told(pair, unclear)}."] if unclear and clear else []
+    said = [f"No clear difference in {_values(pair, unclear)}."] if unclear and clear else []
     for word, words in ((BETTER, "better"), (WORSE, "worse")):
         against = pair.decided not in ("", word)  # what decides doesn't make this untrue
         names = [
             n for n in key_metrics(comparison) if is_word(pair, n, word) and (against or n not in comparison.judged)
         ]
         if names:
-            said.append(f"In addition, B is clearly {words} in {_told(pair, names[:_LISTED], short=True)}.")
+            said.append(f"In addition, B is clearly {words} in {_values(pair, names[:_LISTED], short=True)}.")
     return said
 
 
@@ -223,7 +270,7 @@ def _alone(comparison: Comparison) -> list[str]:
     return [f"Points without a partner of the same swept values: {counts[0]} of A, {counts[1]} of B."]
 
 
-def _told(pair: Pair, names: Sequence[str], *, short: bool = False) -> str:
+def _values(pair: Pair, names: Sequence[str], *, short: bool = False) -> str:
     """Return values and changes: ``p99 TTFT 612 ms → 540 ms (−72 ms, 95 %: −80 to −64 ms)``.
 
     :param short: with the relative change alone: ``(−11.8 %)``.
@@ -257,12 +304,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "judged": list(comparison.judged),
         "worse_slo_terms": worse_terms(comparison),
         "differs": [{"key": key, "one": a, "other": b} for key, a, b in comparison.changed],
-        "cautions": list(comparison.cautions),
+        "cautions": caution_sentences(comparison),
         "points": [
             {
                 "set": pair.set,
                 "answer": pair.word(comparison.judged),
-                "why": pair.why,
+                "why": _why(pair),
                 "traffic": pair.traffic,
                 "slo_one": verdict(pair.one, comparison.terms),
                 "slo_other": verdict(pair.other, comparison.terms),

@@ -1,4 +1,4 @@
-"""What the cures of a vetting cost: before and after in one table a cure, and the answer in words."""
+"""What the remedies of a vetting cost, in words."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from reports.answers.findings import Answer, answer
 from reports.answers.verdicts import main_metric
 from reports.formatting import metric_words, read_terms, show
-from reports.text import capital
+from reports.text.answer_text import Answer, answer
+from reports.text.metric_text import capital
 from sim.results.point import Point
 from sim.results.run_directory.study_records import RemedyRow
 from sim.results.verdict import MET, NOT_MET, verdict
@@ -18,27 +18,22 @@ if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
 
 
-def is_priced(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a run directory holds finished prices of cures."""
-    return manifest.get("kind") == "cures" and "rows" in (manifest.get("cures") or {})
-
-
 def cures_answer(data: RunData) -> Answer:
-    """Return what the cures cost in words; limits and confidence are those of the fleet as it is."""
+    """Return what the remedies cost in words; limits and confidence are those of the fleet as it is."""
     rows, terms = data.remedies, read_terms(data.slo)
     said = answer(data.points[0], terms, assumed=data.costs_assumed)
     by_title: dict[str, list[RemedyRow]] = {}
     for row in rows:
         by_title.setdefault(row.title, []).append(row)
-    # The first row of a cure is that for one adapter, where there is one, the next for all; tables have the rest.
-    told = [_in_short(found[:2][-1], data.points[0], terms) for found in by_title.values()]
+    # The first row of a remedy is that for one adapter, where there is one, the next for all; tables have the rest.
+    phrases = [_in_short(found[:2][-1], data.points[0], terms) for found in by_title.values()]
     headline = _in_short(rows[0], data.points[0], terms)
-    told = [sentence for sentence in told if sentence != headline]
-    return replace(said, headline=headline, details=[*found_sentences(data.manifest["cures"]["vetted"]), *told])
+    phrases = [sentence for sentence in phrases if sentence != headline]
+    return replace(said, headline=headline, details=[*found_sentences(data.manifest["cures"]["vetted"]), *phrases])
 
 
 def badge(data: RunData) -> tuple[str, str, str]:
-    """Return mark, words and style of the verdict: whether the cures leave the SLO met."""
+    """Return mark, words and style of the verdict: whether the remedies leave the SLO met."""
     terms = read_terms(data.slo)
     if not terms:
         return "–", "No SLO given", "no-SLO"
@@ -71,13 +66,13 @@ def _in_short(row: RemedyRow, base: Point, terms: Mapping[str, float]) -> str:
         return f"{what}: not possible, for {row.refused}."
     if not row.set:
         return f"{what}: it costs nothing; {row.note}."
-    told = _moved(row)
+    phrases = _moved(row)
     name = main_metric([base], terms)
     if (found := row.metrics.get(name)) is not None and found.one is not None and found.other is not None:
-        told.append(f"{metric_words(name)} {show(name, found.one)} → {show(name, found.other)}")
+        phrases.append(f"{metric_words(name)} {show(name, found.one)} → {show(name, found.other)}")
     if terms:
-        told.append(_verdicts(row, base, terms))
-    return f"{what}: {', '.join(told)}."
+        phrases.append(_verdicts(row, base, terms))
+    return f"{what}: {', '.join(phrases)}."
 
 
 def _moved(row: RemedyRow) -> list[str]:

@@ -1,0 +1,274 @@
+"""The answer of a run or a sweep in words: does it meet the SLO, what limits it, how sure is that.
+
+No HTML and no heavy import: the terminal's table prints the same words as the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from reports.answers.bottleneck import limits
+from reports.answers.change_findings import is_changed
+from reports.answers.findings import BOUGHT, Boundary, Cliff, find_boundary, find_cliff, slowest_point, tightest_point
+from reports.answers.verdicts import main_metric
+from reports.axes import Axis, make_axes, point_words
+from reports.formatting import metric_words, show
+from reports.text.change_text import change_sentences, compare
+from reports.text.confidence_text import confidence
+from reports.text.held_back_text import held_back_sentences
+from reports.text.limit_text import headroom, limit_sentence, limit_words, overload_words
+from reports.text.metric_text import capital, term_sentence, unserved_words, with_interval
+from sim.results.model import Impact
+from sim.results.point import Point
+from sim.results.verdict import (
+    MET,
+    NO_SLO,
+    NOT_MET,
+    UNCLEAR,
+    is_lacking,
+    is_overloaded,
+    late_verdict,
+    term_verdict,
+    verdict,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reader wants to know first.
+
+    :ivar headline: one sentence with value, unit and interval.
+    :ivar details: further sentences, the most useful first.
+    :ivar verdict: ``met``, ``not met``, ``unclear`` or ``no SLO``.
+    :ivar binding: name of what limits it: see ``Limit.name``.
+    :ivar binding_sentence: why, with numbers.
+    :ivar headroom: how much more fits, as far as the run shows it.
+    :ivar confidence: ``high``, ``medium`` or ``low``.
+    :ivar reason: why that confidence.
+    """
+
+    headline: str
+    details: list[str]
+    verdict: str
+    binding: str
+    binding_sentence: str
+    headroom: str
+    confidence: str
+    reason: str
+
+
+def _headline(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
+    bad = is_overloaded(point)
+    start = f"{overload_words(point)}. " if bad else ""
+    if found == NO_SLO:
+        name = main_metric([point], slo_terms)
+        metric = point.metrics.get(name)
+        if metric is None or metric.value is None:
+            return f"{start}There is not enough data for {metric_words(name)}."
+        hedge = "" if metric.settled else ", unsettled"
+        return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}."
+    each = {n: term_verdict(point, n, t) for n, t in slo_terms.items()}
+    if found == NOT_MET and NOT_MET not in each.values():
+        impact = point.impact or Impact()
+        late, total = impact.slow_unanswered or 0, impact.requests
+        return f"{start}The SLO is not met: {late:,} of {total:,} requests were late and had no answer yet."
+    deciding = main_metric([point], slo_terms) if found == MET else next(n for n, v in each.items() if v == found)
+    metric = point.metrics.get(deciding)
+    sure = metric is None or metric.settled or bad or late_verdict(point, deciding, slo_terms[deciding]) == NOT_MET
+    probably = "" if sure else "probably "
+    opening = {
+        MET: f"The SLO is {probably}met",
+        NOT_MET: f"The SLO is {probably}not met",
+        UNCLEAR: "Whether the SLO is met is unclear",
+    }[found]
+    return f"{start}{opening}: {term_sentence(point, deciding, slo_terms[deciding])}."
+
+
+def _details(point: Point, slo_terms: Mapping[str, float], headline: str) -> list[str]:
+    found = []
+    for name, target in slo_terms.items():
+        sentence = term_sentence(point, name, target)
+        if sentence not in headline:
+            found.append(f"{capital(sentence)}.")
+    lost = unserved_words(point)
+    if lost and lost not in " ".join([headline, *found]):
+        found.append(f"{capital(lost)}.")
+    for name in ("ttft_p99_s", "e2e_p99_s"):
+        metric = point.metrics.get(name)
+        words = metric_words(name)
+        if metric is not None and metric.value is not None and name not in slo_terms:
+            sentence = f"{capital(words)} is {with_interval(name, metric)}{'' if metric.settled else ', unsettled'}."
+            if sentence not in headline:
+                found.append(sentence)
+    miss, late = point.metrics.get("miss_ratio"), point.metrics.get("delayed_hit_ratio")
+    if miss is not None and miss.value is not None and "miss_ratio" not in slo_terms:
+        joined = ""
+        if late is not None and late.value is not None:
+            joined = f"; {show('delayed_hit_ratio', late.value)} join a load under way"
+        found.append(f"{show('miss_ratio', miss.value)} of requests miss and start a load{joined}.")
+    return found
+
+
+def answer(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False) -> Answer:
+    """Return the answer of one point.
+
+    :param slo_terms: targets by metric name, as ``Slo.terms()`` or ``read_terms`` give them.
+    :param assumed: whether the costs come from a profile that was not measured.
+    """
+    found = verdict(point, slo_terms)
+    headline = _headline(point, slo_terms, found)
+    binding, *others = limits(point)
+    details = _details(point, slo_terms, headline)
+    details += [f"Also near its limit: {other.name}. {limit_sentence(other, point)}" for other in others]
+    changed = [*held_back_sentences([point]), *change_sentences(point, slo_terms)]
+    if changed:
+        headline, details = changed[0], [*changed[1:], headline, *details]
+    word, reason = confidence(point, slo_terms, assumed=assumed)
+    sentence = limit_sentence(binding, point)
+    return Answer(headline, details, found, limit_words(binding), sentence, headroom(point), word, reason)
+
+
+def cliff_sentence(cliff: Cliff, axis: Axis, name: str) -> str:
+    """Return where the cliff is, in words."""
+    low, high = cliff.before, cliff.after
+    times = f"{cliff.factor:.2g}" if cliff.factor < 100 else f"{cliff.factor:,.0f}"
+    hedge = "" if high.metrics[name].settled else ", unsettled"
+    return (
+        f"The cliff lies between {axis.point_phrase(low)} and {axis.point_label(high)}: "
+        f"{metric_words(name)} grows {times} times, from {with_interval(name, low.metrics[name])} to "
+        f"{with_interval(name, high.metrics[name])}{hedge}."
+    )
+
+
+def boundary_words(found: Boundary, axis: Axis) -> str:
+    """Return which value of one axis is the first or last to meet the SLO."""
+    what, total = axis.words, len(found.points)
+    if not found.met:
+        unsure = [p for p, word in zip(found.points, found.verdicts, strict=True) if word == UNCLEAR]
+        tail = f"; unclear at {_listed(axis, unsure)}" if unsure else ""
+        return f"no value of {what} that was tried certainly meets the SLO{tail}"
+    if len(found.met) == total:
+        return f"every {what if not axis.numeric else f'value of {what} that was'} tried meets the SLO"
+    if found.edge is None or found.beyond is None:
+        if len(found.met) > 4:
+            return f"the SLO is met with {len(found.met)} of {total} values of {what}"
+        listed = _listed(axis, [found.points[i] for i in found.met])
+        return f"the SLO is met with {what} {listed}, not certainly with the others"
+    next_word = "it isn't" if found.verdicts[found.beyond] == NOT_MET else "that is unclear"
+    limit = axis.point_phrase(found.points[found.edge])
+    side = f"up to {limit}" if found.edge < found.beyond else f"from {limit} on"
+    return f"the SLO is met {side}; at {axis.point_label(found.points[found.beyond])} {next_word}"
+
+
+def _listed(axis: Axis, points: Sequence[Point], most: int = 6) -> str:
+    labels = [axis.point_label(point) for point in points]
+    return ", ".join(labels) if len(labels) <= most else f"{', '.join(labels[:most])} and {len(labels) - most} more"
+
+
+def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, assumed: bool = False) -> Answer:
+    """Return the answer of a sweep: which value meets the SLO, where the cliff is, what limits it there."""
+    axes = make_axes(points)
+    if not axes:
+        return answer(points[0], slo_terms, assumed=assumed)
+    name = main_metric(points, slo_terms)
+    if len(axes) == 1:
+        headline, details, edge = _one_axis(points, axes[0], slo_terms, name)
+    else:
+        headline, details, edge = _many_axes(points, axes, slo_terms)
+    focus = edge or tightest_point(points, slo_terms)
+    said = answer(focus, slo_terms, assumed=assumed)
+    where = point_words(focus, axes)
+    worst = slowest_point([p for p in points if verdict(p, slo_terms) != MET] or points, name)
+    binding, *_ = limits(worst)
+    bound = f"At {point_words(worst, axes)}: {_lower(limit_sentence(binding, worst))}"
+    words = {verdict(point, slo_terms) for point in points}
+    overall = NO_SLO if not slo_terms else MET if MET in words else UNCLEAR if UNCLEAR in words else NOT_MET
+    refusing = [point for point in points if is_lacking(point)]
+    if refusing:
+        details.insert(0, f"At {len(refusing):,} of {len(points):,} points more than 1 % of the requests go unserved.")
+    known = [p.metrics[name] for p in points if name in p.metrics and p.metrics[name].value is not None]
+    wobbly = sum(not metric.settled for metric in known)
+    if wobbly:
+        details.append(f"At {wobbly} of {len(points):,} points {metric_words(name)} is unsettled.")
+    changed = compare(points, axes, slo_terms)
+    if changed and slo_terms and not is_changed(points) and len(axes) > 1:
+        details += changed  # more than the router is swept, so whether the SLO is met comes first
+    elif changed:
+        plain = [text for text in (headline, *details) if text != _range_sentence(points, axes, name)]
+        headline, details = changed[0], [*changed[1:], *plain]
+    if held := held_back_sentences(points):
+        headline, details = held[0], [*held[1:], headline, *details]
+    return Answer(
+        headline,
+        details,
+        overall,
+        limit_words(binding),
+        bound,
+        f"At {where}: {_lower(said.headroom)}",
+        said.confidence,
+        f"at {where}: {said.reason}",
+    )
+
+
+def _lower(sentence: str) -> str:
+    """Return a sentence that can follow a colon."""
+    return sentence if sentence[:2].isupper() else sentence[:1].lower() + sentence[1:]
+
+
+def _range_sentence(points: Sequence[Point], axes: Sequence[Axis], name: str) -> str:
+    known = [p for p in points if name in p.metrics and p.metrics[name].value is not None]
+    if not known:
+        return f"There is not enough data for {metric_words(name)} at any point."
+    low, high = min(known, key=lambda p: p.metrics[name].value or 0.0), slowest_point(known, name)
+    if low.metrics[name].value == high.metrics[name].value:
+        where = "at every point" if len(known) == len(points) else f"at {point_words(low, axes)}"
+        rest = (
+            "" if len(known) == len(points) else f"; {len(points) - len(known):,} of {len(points):,} points lack data"
+        )
+        return f"{capital(metric_words(name))} is {with_interval(name, low.metrics[name])} {where}{rest}."
+    return (
+        f"{capital(metric_words(name))} goes from {with_interval(name, low.metrics[name])} at {point_words(low, axes)} "
+        f"to {with_interval(name, high.metrics[name])} at {point_words(high, axes)}."
+    )
+
+
+def _one_axis(
+    points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], name: str
+) -> tuple[str, list[str], Point | None]:
+    cliff = find_cliff(points, axis, name)
+    details = [cliff_sentence(cliff, axis, name)] if cliff is not None else []
+    spread = _range_sentence(points, [axis], name)
+    if not slo_terms:
+        return spread, details, None
+    found = find_boundary(points, axis, slo_terms)
+    headline, edge = boundary_words(found, axis), found.edge_point
+    if edge is not None and name in slo_terms:
+        details.insert(0, f"There, {term_sentence(edge, name, slo_terms[name])}.")
+    return f"{capital(headline)}.", details if cliff is not None else [*details, spread], edge
+
+
+def _many_axes(
+    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]
+) -> tuple[str, list[str], Point | None]:
+    name = main_metric(points, slo_terms)
+    if not slo_terms:
+        return _range_sentence(points, axes, name), [], None
+    good = sum(verdict(point, slo_terms) == MET for point in points)
+    unsure = sum(verdict(point, slo_terms) == UNCLEAR for point in points)
+    tail = f"; {unsure:,} {'is' if unsure == 1 else 'are'} unclear" if unsure else ""
+    if good == len(points):
+        return f"All {good:,} combinations meet the SLO.", [], None
+    headline = f"{good:,} of {len(points):,} combinations meet{'s' if good == 1 else ''} the SLO{tail}."
+    details = []
+    if len(axes) == 2:
+        inner = next((a for a in axes if a.key.rsplit(".", 1)[-1] in BOUGHT), axes[0])
+        outer = axes[1] if inner is axes[0] else axes[0]
+        rows: dict[str, list[str]] = {}  # one sentence for all values with the same boundary
+        for i, value in enumerate(outer.values[:8]):
+            row = [point for point in points if outer.index(point) == i]
+            if row:
+                found = rows.setdefault(boundary_words(find_boundary(row, inner, slo_terms), inner), [])
+                found.append(outer.label(value) if found else outer.phrase(value))
+        details += [f"With {' and '.join(values)}, {words}." for words, values in rows.items()]
+    return headline, details, None

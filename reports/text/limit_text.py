@@ -1,0 +1,169 @@
+"""What limits a point and how much more fits, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from reports.answers.bottleneck import (
+    BATCH_SLOTS,
+    KV_MEMORY,
+    Evidence,
+    Headroom,
+    Limit,
+    Room,
+    find_headroom,
+    is_broken,
+    largest_stage,
+)
+from reports.formatting import percent
+from reports.text.metric_text import capital, unserved_words
+from sim.results.point import Point
+from sim.results.verdict import is_overloaded
+from sim.spec.units import human_seconds
+
+OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
+BROKEN = "With this fault more requests arrive than are served, so percentiles depend on how long the run is"
+_FAULTS = {
+    "crash": "replicas were down for {} of their time",
+    "storage-stall": "storage stood still for {} of the time",
+    "failing-loads": "loads from storage failed for {} of the time",
+    "slow-storage": "storage was slow for {} of the time",
+}
+_FAILURES = {
+    "failed_loads": ": their adapter could not be loaded. Allow more retries, or keep more adapters in memory.",
+    "lost": ": they were lost with their replica. Send such requests to another replica (requests: reroute).",
+    "wrong_detected": ": a wrong answer was noticed, and no retry was left. Allow more retries.",
+    "": ".",
+}
+"""Why requests fail, and what to do, by the name in ``Impact``."""
+_REFUSALS: Mapping[Evidence, str] = {
+    Evidence.REPLACED: (
+        " while their adapter was being replaced. Strategies other than unload-then-load refuse no requests."
+    ),
+    Evidence.TOO_LONG_FOR_MODEL: (
+        ": the longest has {longest:,} tokens, and fleet.max_model_len allows {limit:,}. Raise it to {longest:,} to "
+        "serve them all."
+    ),
+    Evidence.TOO_LONG_FOR_KV: (
+        ": the longest has {longest:,} tokens, and the KV cache of a replica holds {limit:,}. Raise fleet.kv_tokens, "
+        "or leave the KV cache more GPU memory (fewer adapter slots, smaller adapters)."
+    ),
+    Evidence.REFUSED: ". The notes of this run list the possible reasons.",
+}
+_BLOCKED = {
+    "slots": "every slot was in use by a running request while others waited",
+    KV_MEMORY: "no KV block was free while requests waited",
+    BATCH_SLOTS: "the batch was full while requests waited",
+}
+_STAGES = {
+    "loader_queue_s": "waiting for a loader or a slot",
+    "load_s": "loading adapters",
+    "queue_s": "waiting for admission",
+    "prefill_s": "prefill",
+    "decode_s": "decode",
+}
+_BUSY: Mapping[Evidence, str] = {
+    Evidence.LOADING_MODELS: "Replicas of full models spend {busy} of their time loading whole models.",
+    Evidence.LOADER_OVERLOADED: "Loads need {busy} of the loader's capacity, so its queue grows without limit.",
+    Evidence.COMPUTE_OVERLOADED: (
+        "{value:.3g} times as many requests arrive as are served, so the queue grows without limit."
+    ),
+    Evidence.SERVER_BUSY: "The server is busy {busy} of the time.",
+    Evidence.GPU_BUSY: "The GPU is busy {busy} of the time and {share} of the latency is queueing.",
+}
+_ROOM: Mapping[Room, str] = {
+    Room.BROKEN: "Not visible in this run: simulate without the fault to see it.",
+    Room.UNSERVED: "Headroom is unknown while requests are refused or fail. Fix that first.",
+    Room.SWAPS: (
+        "Not visible in one run. To load models less often, use a longer turn, more replicas for full models, or "
+        "dedicated ones."
+    ),
+    Room.NOT_BUSY: "Not visible in this run: no loader was measurably busy.",
+    Room.BATCHES_GROW: (
+        "Not visible in one run: batches grow with the traffic. Sweep the arrival rate to find the limit."
+    ),
+    Room.OVERLOADED: "None. The offered load is {load} of capacity; reduce it by at least {excess}.",
+    Room.ADAPTERS_IN_USE: (
+        "Up to {peak:,.0f} adapters were in use or requested at the same time, with {of:,.0f} slots. "
+        "Sweep the slots to see what more would give."
+    ),
+    Room.KV_PEAK: "At the peak {used} of the KV memory was taken. Sweep it to see what more would give.",
+    Room.BLOCKED: "None in {name}: requests already wait for it. Sweep it to see what more would give.",
+}
+
+
+def overload_words(point: Point) -> str:
+    """Return what is to be said first where more arrives than is served; empty elsewhere."""
+    return "" if not is_overloaded(point) else BROKEN if is_broken(point) else OVERLOADED
+
+
+def limit_words(limit: Limit) -> str:
+    """Return the name of a limit; of ``none`` that nothing is near its limit."""
+    return "none: nothing is near its limit" if limit.name == "none" else limit.name
+
+
+def limit_sentence(limit: Limit, point: Point) -> str:
+    """Return why this limits the point, with the numbers."""
+    evidence, busy = limit.evidence, percent(limit.value)
+    if evidence is Evidence.NOTHING:
+        return _nothing(point)
+    if evidence is Evidence.FAULT:
+        return _faults(limit.faults)
+    if evidence is Evidence.FAILED:
+        return f"{capital(unserved_words(point))}{_FAILURES[limit.cause]}"
+    if evidence in _REFUSALS and limit.unserved is not None:
+        counts = limit.unserved
+        why = _REFUSALS[evidence].format(longest=counts.longest_tokens, limit=counts.limit_tokens)
+        return f"{capital(unserved_words(point))}{why}"
+    if evidence is Evidence.BLOCKED:
+        return f"During {busy} of the time {_BLOCKED[limit.name]}."
+    if evidence in (Evidence.LOADER_WAIT, Evidence.LOADER_BUSY):
+        return _loader(limit)
+    share = "" if limit.of_latency is None else percent(limit.of_latency)
+    return _BUSY[evidence].format(busy=busy, value=limit.value, share=share)
+
+
+def _faults(shares: Mapping[str, float]) -> str:
+    said = " and ".join(
+        _FAULTS[kind].format("all" if share > 0.9995 else percent(share)) for kind, share in shares.items()
+    )
+    return f"{capital(said)}, and requests waited for that."
+
+
+def _loader(limit: Limit) -> str:
+    share = "" if limit.of_latency is None else f", {percent(limit.of_latency)} of the latency"
+    queue = f"a request waits {human_seconds(limit.wait_s)} for it on average{share}"
+    if limit.evidence is Evidence.LOADER_WAIT:
+        return f"Waiting for the loader is the largest part of the latency: {queue}."
+    return f"The loader is busy {percent(limit.value)} of the time; {queue}."
+
+
+def _nothing(point: Point) -> str:
+    stage = largest_stage(point)
+    if stage is None:
+        return "Nothing is near its limit."
+    name, share = stage
+    return f"Nothing is near its limit; {percent(share)} of the mean latency is {_STAGES[name]}."
+
+
+def headroom(point: Point) -> str:
+    """Return how much more traffic fits, as far as the run shows it."""
+    found = find_headroom(point)
+    if found.room in (Room.LOADER, Room.SERVER):
+        return _more_traffic(found)
+    excess = percent(1 - 1 / found.load) if found.load else ""
+    return _ROOM[found.room].format(
+        load=percent(found.load), excess=excess, peak=found.peak, of=found.of, used=percent(found.peak), name=found.name
+    )
+
+
+def _more_traffic(found: Headroom) -> str:
+    more = 1 / found.load - 1
+    times = f"{1 / found.load:,.2g}" if more < 99 else f"{1 / found.load:,.0f}"
+    amount = f"about {max(1, round(more * 100))} % more traffic" if more < 1 else f"about {times} times the traffic"
+    loader = found.room is Room.LOADER
+    text = (
+        f"The {'loader' if loader else 'server'} is busy {percent(found.busy)} of the time; its queue grows without "
+        f"limit at {amount}{' if the miss ratio stays the same' if loader else ''}."
+    )
+    return text if found.certain else f"{text} Another limit may come first."
