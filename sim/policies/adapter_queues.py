@@ -52,7 +52,6 @@ class AdapterQueues(ReadyQueue):
         self._within: list[tuple[int, int]] = []
         self._beyond: list[tuple[int, int]] = []
         self._base_model: int | None = None
-        self.take = self._claim
 
     def serve_base_model(self, number: int) -> None:
         """Admit requests without an adapter, under this adapter number, at any time."""
@@ -75,12 +74,11 @@ class AdapterQueues(ReadyQueue):
         while self._pending and self._weight + self._cache.weights[self._pending[0]] <= self._cache.capacity:
             self._activate(self._pending.popleft(), now)
 
-    def first(self) -> Request | None:
+    def next_candidate(self) -> Request | None:
         """Return the longest-waiting request whose adapter is active and loaded, or None.
 
         Adapters within their cycle time go first.
         """
-        self._sort_in()
         now, active, within, beyond = self._now(), self._active, self._within, self._beyond
         while within:
             key, adapter = within[0]
@@ -139,17 +137,17 @@ class AdapterQueues(ReadyQueue):
     def size(self) -> int:
         return len(self.ready) + self._loads_requested + self._sorted_in
 
-    def _claim(self) -> None:
-        adapter = heappop(self._within or self._beyond)[1]  # ``first`` has just found it at the top
+    def take(self, candidate: Request) -> None:
+        adapter = heappop(self._within or self._beyond)[1]  # ``next_candidate`` has just found it at the top
         queue = self.deferred[adapter]
-        request = queue.pop(0)
+        del queue[0]
         self._sorted_in -= 1
         if queue:
             heappush(self._within, (queue[0].key, adapter))
         else:
             del self.deferred[adapter]
         self._served.add(adapter)
-        if not request.claimed:
+        if not candidate.claimed:
             self._cache.acquire(adapter)
 
     def _sort_in(self) -> None:

@@ -3,13 +3,17 @@
 Two queues with one interface. With ``ReadyQueue``, loads start at arrival: every request in the queue has its adapter
 resident and in use. With ``ClaimingQueue``, loads start at admission, when the scheduler reaches a request and its
 adapter fits among those in use.
+
+The scheduler scans a queue like this. ``next_candidate`` finds a request; it changes nothing but the order within the
+queue. If the request ``may_join`` and finds KV blocks, ``take`` removes it. If it may not join, ``pass_over`` starts
+its load or defers it, and the scan goes on. Loads start at once, in the order of the scan: each evicts an adapter, and
+so decides what the next candidates find.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable
-from functools import partial
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
@@ -27,21 +31,37 @@ class ReadyQueue:
     :ivar ready: a heap of (key, request); ``deferred``: by adapter, requests that the scan passed over. The scheduler
         reads both directly, without a call: no request waits if both are empty.
     :ivar over_limit: whether the last scan ended at a request over the adapter limit.
-    :ivar take: removes the request that ``first`` has just returned; here a C function.
-    :cvar by_turns: whether adapters take turns; ``begin`` must then be called before every scan.
+    :cvar claims: whether requests claim their adapters as they join, so that ``may_join`` may be False.
+    :cvar by_turns: whether adapters take turns, so that any boundary may change which request comes next.
     """
 
     by_turns = False
+    claims = False
 
     def __init__(self) -> None:
         self.ready: list[tuple[int, Request]] = []
         self.deferred: dict[int, list[Request]] = {}
         self.over_limit = False
-        self.take: Callable[[], object] = partial(heappop, self.ready)
         self._front = 0
 
     def begin(self) -> None:
         """Begin a scan of the queue; here there is nothing to do."""
+
+    def next_candidate(self) -> Request | None:
+        """Return the waiting request that the scheduler should consider next, or None if no other may join now."""
+        return self.ready[0][1] if self.ready else None
+
+    def may_join(self, candidate: Request) -> bool:
+        """Return whether the candidate has its adapter, or may claim it in the step that it joins; here it has it."""
+        return True
+
+    def pass_over(self, candidate: Request) -> bool:
+        """Put a candidate that may not join aside; return whether the scan may go on to requests behind it."""
+        raise NotImplementedError("every request of this queue may join")
+
+    def take(self, candidate: Request) -> None:
+        """Remove a candidate that joins the batch, and claim its adapter for it."""
+        heappop(self.ready)
 
     def push(self, request: Request) -> None:
         """Add a request by its key."""
@@ -52,10 +72,6 @@ class ReadyQueue:
         self._front -= 1
         request.key = self._front
         heappush(self.ready, (request.key, request))
-
-    def first(self) -> Request | None:
-        """Return the request that would be admitted next, or None."""
-        return self.ready[0][1] if self.ready else None
 
     def all_requests(self) -> list[Request]:
         """Return all waiting requests, in no particular order."""
@@ -86,6 +102,8 @@ class ClaimingQueue(ReadyQueue):
         request ends.
     """
 
+    claims = True
+
     def __init__(
         self,
         cache: GpuCache | VllmLruCache,
@@ -101,39 +119,52 @@ class ClaimingQueue(ReadyQueue):
         self._stop = stop
         self._blocking = blocking
         self._gives_up = gives_up
-        self.take = self._claim
         self._deferred_heads: list[tuple[int, int]] = []
         self._deferred_count = 0
         self._loads_requested = 0
         self._chosen: dict[int, Request] = {}  # with ``stop``, by index: ready requests whose load has ended
 
-    def first(self) -> Request | None:
-        """Return the request to admit next, or None. Starts loads on the way."""
+    def next_candidate(self) -> Request | None:
         self.over_limit = False
         if self._stop and self._loads_requested:
             return None  # the head of the queue waits for its load
-        while True:
-            self._restore_oldest_deferred()
-            if not self.ready:
-                return None
+        self._restore_oldest_deferred()
+        while self.ready:
             request = self.ready[0][1]
             adapter = request.adapter
-            if not request.claimed and adapter in self.deferred and self._cache.can_claim(adapter):
-                self._restore_deferred(adapter)  # older requests of the same adapter go first
-            elif self._admissible(request):
+            if request.claimed or adapter not in self.deferred or not self._cache.can_claim(adapter):
                 return request
-            elif self._stop and not self._loads_requested:
-                if self._chosen:
-                    self._move_to_front(
-                        min(self._chosen.values(), key=by_key)
-                    )  # others may wait for the adapter it holds
-                    continue
-                self.over_limit = True
-                return None  # all wait
-            else:
-                heappop(self.ready)
-                if self._stop:
-                    return None
+            self._restore_deferred(adapter)  # older requests of the same adapter go first
+            self._restore_oldest_deferred()
+        return None
+
+    def may_join(self, candidate: Request) -> bool:
+        if candidate.claimed:
+            return True
+        if self._blocking:  # a step that loads needs room for all that it claims
+            return self._cache.can_claim(candidate.adapter)
+        return self._cache.state[candidate.adapter] == RESIDENT  # an adapter to be loaded later can wait for this one
+
+    def pass_over(self, candidate: Request) -> bool:
+        """Start the load of the candidate's adapter. If it does not fit, defer the candidate, or stop the queue."""
+        if self._cache.can_claim(candidate.adapter):
+            self._start_load(candidate)
+            return not self._stop
+        if not self._stop:
+            self._defer(candidate)
+            return True
+        if self._chosen:
+            self._move_to_front(min(self._chosen.values(), key=by_key))  # others may wait for the adapter it holds
+            return True
+        self.over_limit = True
+        return False
+
+    def take(self, candidate: Request) -> None:
+        heappop(self.ready)
+        if not candidate.claimed:
+            self._cache.acquire(candidate.adapter)
+        elif self._chosen:
+            self._chosen.pop(candidate.index, None)
 
     def push_front(self, request: Request) -> None:
         if self._gives_up:
@@ -166,13 +197,6 @@ class ClaimingQueue(ReadyQueue):
     def size(self) -> int:
         return len(self.ready) + self._deferred_count
 
-    def _claim(self) -> None:
-        request = heappop(self.ready)[1]
-        if not request.claimed:
-            self._cache.acquire(request.adapter)
-        elif self._chosen:
-            self._chosen.pop(request.index, None)
-
     def _move_to_front(self, request: Request) -> None:
         """Move a request that has its adapter ahead of all others."""
         del self._chosen[request.index]
@@ -182,24 +206,15 @@ class ClaimingQueue(ReadyQueue):
         request.key = self._front
         self.push(request)
 
-    def _admissible(self, request: Request) -> bool:
-        adapter = request.adapter
-        if request.claimed:
-            return True
-        if self._cache.state[adapter] == RESIDENT and (not self._blocking or self._cache.can_claim(adapter)):
-            return True  # a step that loads needs room for all it claims; overlapping loads can wait for room
-        if not self._cache.can_claim(adapter):
-            if not self._stop:
-                self._defer(request)
-            return False
-        if self._blocking:
-            return True
-        self._cache.acquire(adapter)
+    def _start_load(self, request: Request) -> None:
+        """Claim the adapter for a request that leaves this queue until its load has ended."""
+        heappop(self.ready)
+        self._cache.acquire(request.adapter)
         self._loads_requested += 1
         self._request_load(request)
-        return False
 
     def _defer(self, request: Request) -> None:
+        heappop(self.ready)
         self._deferred_count += 1
         group = self.deferred.setdefault(request.adapter, [])
         if group and group[-1].key < request.key:

@@ -12,6 +12,11 @@ from sim.traffic.adapters import Population
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+StepDetails = tuple[int, int, float, int, int]
+"""What detailed step costs need: sequences in the step, prompt tokens, pairs of a prompt token and a token it attends
+to, the sum of ranks over all tokens, and the waiting requests that the scheduler passed over."""
+NO_DETAILS: StepDetails = (0, 0, 0.0, 0, 0)
+
 
 class StepCosts:
     """The step costs of a profile, prepared for many calls.
@@ -61,22 +66,14 @@ class StepCosts:
         kv_tokens: int,
         distinct: int,
         rank_sum: int,
-        sequences: int = 0,
-        prefill_tokens: int = 0,
-        attended: float = 0.0,
-        rank_tokens: int = 0,
-        passed: int = 0,
+        details: StepDetails = NO_DETAILS,
     ) -> float:
         """Return the seconds of one step.
 
         :param tokens: tokens of the step: one of each decoding sequence, and those of prompts.
         :param kv_tokens: KV tokens that the decoding sequences attend to, their new ones included.
         :param distinct: distinct adapters; ``rank_sum``: sum of their ranks.
-        :param sequences: sequences in the step. This and the following parameters matter only to ``detailed`` costs.
-        :param prefill_tokens: tokens of prompts.
-        :param attended: pairs of a prompt token and a token it attends to.
-        :param rank_tokens: sum over tokens of the rank of their adapter.
-        :param passed: waiting requests that the scheduler passed over.
+        :param details: matters only to ``detailed`` costs.
         """
         if not self.detailed:  # leaving out terms that are zero changes no bit of the sum
             return (
@@ -85,6 +82,7 @@ class StepCosts:
                 + self._adapter * distinct
                 + self._adapter_rank * rank_sum
             )
+        sequences, prefill_tokens, attended, rank_tokens, passed = details
         return (
             self._table[tokens]
             + self._sequence * sequences

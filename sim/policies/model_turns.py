@@ -37,27 +37,26 @@ class ModelTurns(ReadyQueue):
         self._now = now
         self._turn_s = turn_s
         self._until: dict[int, float] = {}  # by model that has been loaded, the end of its turn
-        self._chosen = -1
-        self.take = self._claim
 
     def start_turn(self, model: int, end_s: float) -> None:
         """Start the turn of a model whose load ends at ``end_s``."""
         self._until[model] = end_s + self._turn_s
 
-    def first(self) -> Request | None:
-        """Return the request that would be admitted next, or None."""
-        self._sort_in()
+    def begin(self) -> None:
+        """Begin a scan of the queue: sort new requests into the queues of their models."""
+        while self.ready:
+            request = heappop(self.ready)[1]
+            insort(self.deferred.setdefault(request.adapter, []), request, key=by_key)
+
+    def next_candidate(self) -> Request | None:
         now, overtaking = self._now(), False
         for _, model in sorted((queue[0].key, model) for model, queue in self.deferred.items()):
-            if self._may_join(model) and (not overtaking or now < self._until.get(model, -inf)):
-                self._chosen = model
-                self.over_limit = False
+            if self._may_claim(model) and (not overtaking or now < self._until.get(model, -inf)):
                 return self.deferred[model][0]
             overtaking = True
-        self.over_limit = bool(self.deferred)
         return None
 
-    def _may_join(self, model: int) -> bool:
+    def _may_claim(self, model: int) -> bool:
         """Return whether the first request of a model has claimed it, or may claim it now."""
         return self.deferred[model][0].claimed or self._cache.can_claim(model)
 
@@ -67,19 +66,13 @@ class ModelTurns(ReadyQueue):
     def size(self) -> int:
         return len(self.ready) + sum(map(len, self.deferred.values()))
 
-    def _claim(self) -> None:
-        queue = self.deferred[self._chosen]
-        request = queue.pop(0)
+    def take(self, candidate: Request) -> None:
+        queue = self.deferred[candidate.adapter]
+        del queue[0]
         if not queue:
-            del self.deferred[self._chosen]
-        if not request.claimed:
-            self._cache.acquire(request.adapter)
-
-    def _sort_in(self) -> None:
-        ready = self.ready
-        while ready:
-            request = heappop(ready)[1]
-            insort(self.deferred.setdefault(request.adapter, []), request, key=by_key)
+            del self.deferred[candidate.adapter]
+        if not candidate.claimed:
+            self._cache.acquire(candidate.adapter)
 
     def check_integrity(self) -> None:
         """Assert that every queue is in order and holds only requests of its own model."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
-from sim.policies.kv.kv_memory import KvBlocks
+from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec import adapter_modes as modes
@@ -118,7 +118,7 @@ def make_server(
         fleet.max_num_batched_tokens,
         padded_rank(world.profile, world.population),
     )
-    kv = KvBlocks(world.kv_tokens // fleet.block_size, fleet.block_size)
+    kv = CountingStore(world.kv_tokens // fleet.block_size, fleet.block_size)
     scheduler = Scheduler(limits, kv, mode.waiting, world.ranks, costs, rule)
     if fleet.front_end == "none":
         return wrap_server(BatchServer)(parts, scheduler, mode)

@@ -1,1 +1,1 @@
-"""KV memory of a replica: how many blocks there are, and what a request needs to join the batch."""
+"""KV memory of a replica: how many tokens it has, which sequences hold blocks, and what a request needs to join."""

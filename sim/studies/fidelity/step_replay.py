@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
-from sim.policies.kv.kv_memory import KvBlocks
+from sim.policies.kv.counting_store import CountingStore
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.set_order import TouchOrder
 from sim.policies.vllm_lru import VllmLruCache
@@ -68,7 +68,7 @@ class _Replayer:
         self.waiting = ClaimingQueue(self.cache, _never, stop=False, blocking=True, gives_up=True)
         whole_prompt = preset_value(preset, "fleet.kv_check") == "whole-prompt"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, whole_prompt)
-        kv = KvBlocks(config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks"), config.block_size)
+        kv = CountingStore(config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks"), config.block_size)
         costs = StepCosts(StepCost(), config.slots, config.max_num_batched_tokens)
         self.scheduler = Scheduler(limits, kv, self.waiting, [0] * config.adapters, costs)
         self._to_come = [

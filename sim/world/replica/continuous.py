@@ -51,8 +51,8 @@ class BatchServer(Server):
         return number
 
     def totals(self) -> ReplicaTotals:
-        totals, kv = super().totals(), self.scheduler.kv
-        totals.kv_peak_share = kv.peak_tokens / (kv.total * kv.size)
+        totals = super().totals()
+        totals.kv_peak_share = self.scheduler.kv.peak_share()
         return totals
 
     def follow_batch(self, follow: Callable[[int, Scheduler], None]) -> bool:
@@ -250,8 +250,7 @@ class BatchServer(Server):
         now, done, scheduler = self.clock._now, self._steps_done(), self.scheduler
         running, blocked = len(scheduler.running), scheduler.blocked
         if done:
-            kv = scheduler.kv
-            kv.peak_tokens = max(kv.peak_tokens, kv.tokens + done * kv.decoding)
+            scheduler.kv.grow(done)
             decoding = self._step.decoding - (self._log_pauses() if scheduler.paused else 0)
             self.recorder.step_rows += pack_step(
                 self._started, self._first, self._growth, self._load_s, done, decoding, running, blocked, self.index

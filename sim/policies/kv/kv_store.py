@@ -1,0 +1,96 @@
+"""What the step scheduler asks of a replica's KV cache: which sequences fit, and how far they may grow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from sim.traffic.request import Request
+
+
+def held_tokens(request: Request, step: int) -> int:
+    """Return the KV tokens of a decoding sequence: all its tokens except the last, minus those to come.
+
+    :param step: decode steps so far.
+    """
+    return request.prompt_tokens + request.output_tokens - 1 - (request.last_step - step)
+
+
+class KvStore(ABC):
+    """The KV blocks of one replica, as the step scheduler sees them. Subclass it to manage blocks in another way.
+
+    A sequence *prefills* from the first ``take`` until ``start_decodes``. Then it *decodes*: it gets one token in
+    every decode step, until ``give_back``. The scheduler calls the store in this order:
+
+    1. At the start of a step, ``reserve_decodes`` makes sure that every decode has a block for its next token. While
+       it returns False, the scheduler preempts the newest sequence (``give_back``) and calls it again.
+    2. ``take`` for the next chunk of an unfinished prompt. Then, for each request that may join, ``cached_tokens`` and
+       ``take``. The scheduler updates ``request.context`` after ``take``.
+    3. ``steps_that_fit`` says how many equal steps may follow each other before a decode lacks a block.
+    4. When they have ended: ``grow``, then ``start_decodes`` for prompts that are complete, then ``give_back`` for
+       requests that have ended.
+
+    ``CountingStore`` only counts blocks, so that a boundary costs the same for a batch of any size. A store that knows
+    blocks by their content (prefix caching) keeps a table of blocks by ``request.index`` beside it:
+
+    - ``cached_tokens`` finds the longest run of full blocks with the request's content, without its last token: one
+      token at least is computed. It changes nothing.
+    - ``take`` counts blocks without a user as free, cached or not, except those that the request shares. It shares
+      the cached blocks first and takes new ones from the head of the free queue, which evicts their content. Blocks
+      that it fills can be found by the next request of the same step.
+    - ``give_back`` gets all sequences that end in one step, and may free them in the order of ``running``.
+
+    :ivar total: number of blocks; ``size``: tokens of each.
+    :ivar running: the batch by index, in the order in which its sequences joined. The scheduler fills it; a store only
+        reads it.
+    :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
+    """
+
+    def __init__(self, total: int, size: int) -> None:
+        self.total = total
+        self.size = size
+        self.running: dict[int, Request] = {}
+        self.decoding = 0
+        self.tokens = 0
+
+    @abstractmethod
+    def reserve_decodes(self) -> bool:
+        """Return whether every decoding sequence has a block for its next token."""
+
+    @abstractmethod
+    def cached_tokens(self, request: Request) -> int:
+        """Return how many tokens of a request that would join need no computing, because blocks hold them."""
+
+    @abstractmethod
+    def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
+        """Give a request blocks for the next ``tokens`` tokens of its prompt; return whether there were enough.
+
+        They follow the ``request.context`` tokens that it holds, and the ``cached`` ones that it finds as it joins.
+
+        :param room_for: tokens that must fit, next to those that decodes get in this step: these or more, such as the
+            whole prompt. 0: the caller knows that there is room.
+        """
+
+    @abstractmethod
+    def start_decodes(self, requests: Sequence[Request]) -> None:
+        """Let sequences decode that hold the ``request.context`` tokens of their prompts; ``last_step`` is set."""
+
+    @abstractmethod
+    def grow(self, steps: int) -> None:
+        """Add ``steps`` tokens to every decoding sequence."""
+
+    @abstractmethod
+    def steps_that_fit(self, steps: int) -> int:
+        """Return how many of the next ``steps`` decode steps find the blocks they need."""
+
+    @abstractmethod
+    def give_back(self, requests: Sequence[Request]) -> None:
+        """Take back the blocks of sequences that leave the batch; those with ``last_step`` below 0 prefill."""
+
+    @abstractmethod
+    def peak_share(self) -> float:
+        """Return the largest share of the store that decoding sequences ever held."""
+
+    @abstractmethod
+    def check_integrity(self) -> None:
+        """Assert that the store agrees with a count over the running sequences."""
