@@ -25,7 +25,6 @@ PER_ADAPTER = "per-adapter"
 UNIFIED = "unified"
 PREFETCHING = "prefetching"
 
-
 _MODES = "sim.world.replica.modes"
 _WARM_INSTEAD = "cache.warm loads before the start"
 _TURN = "with eviction cycle adapters load at their turn"

@@ -317,9 +317,9 @@ WORLD = (
     ),
     Mutant(
         "a-failed-load-keeps-its-adapter",
-        "sim/world/replica/continuous.py",
-        "            self.mode.release(request.adapter)\n            self.intake.leave(request)\n",
-        "            self.intake.leave(request)\n",
+        _BATCH,
+        "            self.mode.release(request.adapter)\n            self.fail(request)\n",
+        "            self.fail(request)\n",
         "an adapter whose load failed counts as in use for ever",
         (OUTAGES, "tests/property/test_faults.py"),
     ),

@@ -150,13 +150,13 @@ def test_caches_and_boards_agree_at_the_end(scenario: Scenario) -> None:
     servers = assembly.fleet.servers
     for server in servers:
         server.check_integrity()
-    residency = assembly.router_state.residency
-    if residency is not None:
+    router_state = assembly.router_state
+    if router_state.reads("resident"):
         adapters = len(build_world(scenario).population)
-        residency.check_integrity([server.cache.state[:adapters] for server in servers])
-    if assembly.router_state.activity is not None:
-        assembly.router_state.activity.check_integrity()
-    if assembly.router_state.activity is not None and len(servers) > 1:
+        router_state.residency.check_integrity([server.cache.state[:adapters] for server in servers])
+    if router_state.reads("running"):
+        router_state.activity.check_integrity()
+    if router_state.reads("running") and len(servers) > 1:
         for counted, server in zip(assembly.fleet.count_inside(), servers, strict=True):
             assert counted == Counter(request.adapter for request in server.all_requests())
 
