@@ -30,6 +30,7 @@ class AdapterQueues(ReadyQueue):
     """
 
     by_turns = True
+    chooses = True
 
     def __init__(
         self, cache: GpuCache, request_load: Callable[[Request], None], now: Callable[[], float], cycle_s: float

@@ -31,12 +31,13 @@ class ReadyQueue:
     :ivar ready: a heap of (key, request); ``deferred``: by adapter, requests that the scan passed over. The scheduler
         reads both directly, without a call: no request waits if both are empty.
     :ivar over_limit: whether the last scan ended at a request over the adapter limit.
-    :cvar claims: whether requests claim their adapters as they join, so that ``may_join`` may be False.
+    :cvar chooses: whether the queue has rules of its own for which request comes next and may join; otherwise the first
+        of ``ready`` may always join.
     :cvar by_turns: whether adapters take turns, so that any boundary may change which request comes next.
     """
 
     by_turns = False
-    claims = False
+    chooses = False
 
     def __init__(self) -> None:
         self.ready: list[tuple[int, Request]] = []
@@ -102,7 +103,7 @@ class ClaimingQueue(ReadyQueue):
         request ends.
     """
 
-    claims = True
+    chooses = True
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class ModelTurns(ReadyQueue):
     """
 
     by_turns = True
+    chooses = True
 
     def __init__(self, cache: GpuCache, now: Callable[[], float], turn_s: float) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ waiting queue decides which requests may join. Nor does it count KV blocks: the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from heapq import heappop
 
 from sim.policies.admission import ReadyQueue
 from sim.policies.base_model import AdapterCounts
@@ -148,7 +149,7 @@ class Scheduler:
             prompt_tokens = self._continue_prefill(self._partial, budget, now)
         preempted = self.blocked == BY_KV
         if (waiting.ready or waiting.deferred) and not preempted:
-            self._closed = self._too_early_to_admit()
+            self._closed = limits.interval > 1 and self._too_early_to_admit()
             if not self._closed:
                 prompt_tokens += self._admit(budget - prompt_tokens, now)
 
@@ -181,7 +182,7 @@ class Scheduler:
     def _too_early_to_admit(self) -> bool:
         """Return whether it is too early to admit waiting requests."""
         limits = self.limits
-        if limits.interval == 1 or not self.running:
+        if not self.running:
             return False
         steps = self.step - self._joined_step
         if steps and limits.waiting_ratio and self.waiting.size() >= int(len(self.running) * limits.waiting_ratio):
@@ -193,7 +194,7 @@ class Scheduler:
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
         ready, deferred, adapters = waiting.ready, waiting.deferred, self.adapters
         prefills, chunks = self._next.prefills, self._next.chunks
-        left, before = budget, len(running)
+        chooses, left, before, joined = waiting.chooses, budget, len(running), list[int]()
         waiting.begin()
         if rule is not None:
             rule.begin(running.values(), adapters, self.step)
@@ -201,18 +202,18 @@ class Scheduler:
             if len(running) == limits.num_seqs:
                 self.blocked = BY_BATCH_SLOTS
                 break
-            request = waiting.next_candidate()
+            request = waiting.next_candidate() if chooses else ready[0][1]
             if request is None:
                 self._scanned = None
                 break
             self._scanned = request.key
-            if waiting.claims and not waiting.may_join(request):
+            if chooses and not waiting.may_join(request):
                 if waiting.pass_over(request):
                     continue
                 break
 
             # The step computes what of the prompt is not cached and fits into the budget.
-            cached = kv.cached_tokens(request)
+            cached = kv.cached_tokens(request) if kv.caches else 0
             prompt = request.to_prefill - cached
             chunk = prompt if prompt <= left else left
             if chunk < prompt and not limits.chunked:
@@ -225,7 +226,10 @@ class Scheduler:
                 self.blocked, self._blocked_key = BY_KV, request.key
                 break
 
-            waiting.take(request)
+            if chooses:
+                waiting.take(request)
+            else:
+                heappop(ready)  # the candidate was its first
             if rule is not None:
                 rule.joined(request)
             running[request.index] = request
@@ -234,7 +238,7 @@ class Scheduler:
                 adapters[adapter] += 1
             else:
                 adapters[adapter] = 1
-                self._toggle(adapter, self._ranks[adapter])
+                joined.append(adapter)
             if request.admitted_s < 0:
                 request.admitted_s = now
             request.context = cached + chunk
@@ -242,6 +246,8 @@ class Scheduler:
             prefills.append(request)
             chunks.append(chunk)
             left -= chunk
+        if joined:
+            self._toggle(joined, 1)
         if len(running) > before:
             self._joined_step = self.step
         if self.blocked == UNBLOCKED and (waiting.deferred or waiting.over_limit):
@@ -250,7 +256,7 @@ class Scheduler:
 
     def _preempt_newest(self, now: float) -> None:
         """Take the newest request out of the batch. A step that preempts admits no request."""
-        _, request = self.running.popitem()
+        request = self.running[next(reversed(self.running))]
         if request.last_step >= 0:
             request.generated = request.output_tokens - (request.last_step - self.step)
             # The step that has just ended gave it a token. With prefill_first, too: a request joins only if each decode
@@ -261,7 +267,7 @@ class Scheduler:
             assert request is self._partial, "all older prompts are complete"
             self._partial = None
         self.kv.give_back([request])
-        self._leave(request)
+        self._leave([request])
         request.to_prefill = request.prompt_tokens + request.generated
         request.context = 0
         request.preemptions += 1
@@ -315,7 +321,7 @@ class Scheduler:
 
         Sets the time of first tokens.
         """
-        step, running = self._next, self.running
+        step = self._next
         if not step.decoding:
             steps = 0  # decodes, if there are any, pause
         elif self.paused:
@@ -327,10 +333,9 @@ class Scheduler:
             self._complete_prefills(now, finished)
         if finished:
             self.kv.give_back(finished)
-            for request in finished:
-                del running[request.index]
-                self._leave(request)
-                if self.rule is not None:
+            self._leave(finished)
+            if self.rule is not None:
+                for request in finished:
                     self.rule.left(request)
         return finished
 
@@ -363,7 +368,6 @@ class Scheduler:
 
     def expel(self, request: Request) -> None:
         """Take a request that cannot continue out of the batch; call it right after ``complete``."""
-        del self.running[request.index]
         if request is self._partial:
             self._partial = None
         elif self.paused:
@@ -372,31 +376,38 @@ class Scheduler:
             if count > 1:
                 self.paused.append((since, count - 1))
         self.kv.give_back([request])
-        self._leave(request)
+        self._leave([request])
         if self.rule is not None:
             self.rule.left(request)
 
     # The sums of the batch ------------------------------------------------------------------------------------------
 
-    def _leave(self, request: Request) -> None:
-        """Forget a request that is no longer running."""
-        adapter, adapters = request.adapter, self.adapters
-        if self._costs.detailed and request.last_step >= 0:
-            self._rank_tokens -= self._ranks[adapter]
-        request.last_step = -1
-        count = adapters[adapter]
-        if count > 1:
-            adapters[adapter] = count - 1
-        else:
-            del adapters[adapter]
-            self._toggle(adapter, -self._ranks[adapter])
+    def _leave(self, requests: list[Request]) -> None:
+        """Take requests out of the batch, whose blocks have been given back."""
+        running, adapters, detailed, gone = self.running, self.adapters, self._costs.detailed, []
+        for request in requests:
+            del running[request.index]
+            adapter = request.adapter
+            if detailed and request.last_step >= 0:
+                self._rank_tokens -= self._ranks[adapter]
+            request.last_step = -1
+            count = adapters[adapter]
+            if count > 1:
+                adapters[adapter] = count - 1
+            else:
+                del adapters[adapter]
+                gone.append(adapter)
+        if gone:
+            self._toggle(gone, -1)
 
-    def _toggle(self, adapter: int, rank: int) -> None:
-        """Note that an adapter has joined or left the batch, which changes the sum of ranks by ``rank``."""
-        self._rank_sum += rank
+    def _toggle(self, adapters: list[int], sign: int) -> None:
+        """Note that adapters have joined the batch (``sign`` 1) or left it (-1)."""
+        ranks = self._ranks
+        for adapter in adapters:
+            self._rank_sum += sign * ranks[adapter]
         self.adapters_changed = True
         if self.toggled is not None:
-            self.toggled.append(adapter)
+            self.toggled += adapters
 
     def details(self) -> StepDetails:
         """Return what detailed step costs need of the step just decided."""

@@ -91,8 +91,9 @@ class RankClasses(AdapterMode):
     def take_in(self, request: Request, in_time: bool) -> None:
         self.classes[self.class_of[request.adapter]].take_in(request, in_time)
 
-    def release(self, adapter: int) -> None:
-        self.classes[self.class_of[adapter]].release(adapter)
+    def room_appeared(self) -> None:
+        for each in self.classes:
+            each.room_appeared()
 
     def before_step(self, batch: Scheduler, now: float) -> float:
         return 0.0

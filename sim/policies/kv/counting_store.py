@@ -30,9 +30,6 @@ class CountingStore(KvStore):
     def reserve_decodes(self) -> bool:
         return self.decoding <= self._room or self._free_after(1) >= 0
 
-    def cached_tokens(self, request: Request) -> int:
-        return 0
-
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
         size = self.size
         left = -request.context % size  # tokens that still fit into its last block
@@ -62,6 +59,9 @@ class CountingStore(KvStore):
         self.tokens = tokens = self.tokens + grown
         if tokens > self._peak_tokens:
             self._peak_tokens = tokens
+
+    def note_peak(self, steps: int) -> None:
+        self._peak_tokens = max(self._peak_tokens, self.tokens + steps * self.decoding)
 
     def steps_that_fit(self, steps: int) -> int:
         if steps * self.decoding <= self._room:

@@ -40,11 +40,14 @@ class KvStore(ABC):
       that it fills can be found by the next request of the same step.
     - ``give_back`` gets all sequences that end in one step, and may free them in the order of ``running``.
 
+    :cvar caches: whether ``cached_tokens`` may return anything but 0; otherwise the scheduler does not call it.
     :ivar total: number of blocks; ``size``: tokens of each.
     :ivar running: the batch by index, in the order in which its sequences joined. The scheduler fills it; a store only
         reads it.
     :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
     """
+
+    caches = False
 
     def __init__(self, total: int, size: int) -> None:
         self.total = total
@@ -57,9 +60,9 @@ class KvStore(ABC):
     def reserve_decodes(self) -> bool:
         """Return whether every decoding sequence has a block for its next token."""
 
-    @abstractmethod
     def cached_tokens(self, request: Request) -> int:
         """Return how many tokens of a request that would join need no computing, because blocks hold them."""
+        return 0
 
     @abstractmethod
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
@@ -86,6 +89,10 @@ class KvStore(ABC):
     @abstractmethod
     def give_back(self, requests: Sequence[Request]) -> None:
         """Take back the blocks of sequences that leave the batch; those with ``last_step`` below 0 prefill."""
+
+    @abstractmethod
+    def note_peak(self, steps: int) -> None:
+        """Count, for the peak, what decodes hold after ``steps`` steps of a leap in which the run stops."""
 
     @abstractmethod
     def peak_share(self) -> float:

@@ -195,7 +195,8 @@ class BatchServer(Server):
         for request in failed:
             if request.index not in over:
                 self.scheduler.expel(request)
-            self.mode.release(request.adapter)
+            if self.cache.release(request.adapter):
+                self.mode.room_appeared()
             self.fail(request)
         left = {request.index for request in failed}
         return [request for request in finished if request.index not in left]
@@ -250,7 +251,7 @@ class BatchServer(Server):
         now, done, scheduler = self.clock._now, self._steps_done(), self.scheduler
         running, blocked = len(scheduler.running), scheduler.blocked
         if done:
-            scheduler.kv.grow(done)
+            scheduler.kv.note_peak(done)
             decoding = self._step.decoding - (self._log_pauses() if scheduler.paused else 0)
             self.recorder.step_rows += pack_step(
                 self._started, self._first, self._growth, self._load_s, done, decoding, running, blocked, self.index

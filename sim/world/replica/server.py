@@ -130,7 +130,8 @@ class Server(Replica):
     def _leave(self, request: Request, now: float) -> None:
         self._inside[self.index] -= 1
         self.inside_area += now
-        self.mode.release(request.adapter)
+        if self.cache.release(request.adapter):
+            self.mode.room_appeared()
         if not self._listener.finished(request, now):
             self._record(request, now)
 

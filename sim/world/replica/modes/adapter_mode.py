@@ -35,10 +35,11 @@ class ModeParts:
 class AdapterMode(Intake):
     """A way of serving adapters: the adapter cache, the waiting queue, and the loads of one replica.
 
-    The replica calls, for each request, ``take_in`` once, and ``release`` when a request that had its adapter leaves.
-    At every step boundary it calls ``batch_shrank`` if requests have ended, and then either ``before_step`` or, where
-    nothing runs, ``idle``. A mode puts requests into the batch's queue by ``replica.enqueue``, and brings the next
-    boundary forward by ``replica.wake``.
+    The replica calls ``take_in`` once for each request. When one that had its adapter leaves, the replica releases the
+    adapter from the cache, and calls ``room_appeared`` if no other request uses it. At every step boundary it calls
+    ``batch_shrank`` if requests have ended, and then either ``before_step`` or, where nothing runs, ``idle``. A mode
+    puts requests into the batch's queue by ``replica.enqueue``, and brings the next boundary forward by
+    ``replica.wake``.
 
     :param context: what every load needs to know.
     :ivar waiting: the queue from which the scheduler admits.
@@ -69,9 +70,8 @@ class AdapterMode(Intake):
     def serve_base_model(self) -> int:
         return self.cache.serve_base_model()
 
-    def release(self, adapter: int) -> None:
-        """Note that a request that used an adapter has left."""
-        self.cache.release(adapter)
+    def room_appeared(self) -> None:
+        """Note that the last request that used an adapter has left, so that the adapter may be evicted."""
 
     @abstractmethod
     def before_step(self, batch: Scheduler, now: float) -> float:

@@ -42,8 +42,8 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
         super().__init__(parts, waiting, loads_in_steps=False, discards=discards)
         self.loader = Loader(parts.context, parts.cache, parts.host, parts.loaders, self)
 
-    def release(self, adapter: int) -> None:
-        if self._gpu.release(adapter) and self.loader.short_of_room:
+    def room_appeared(self) -> None:
+        if self.loader.short_of_room:
             self.loader.room_appeared()
 
     def discard(self, adapter: int) -> None:
@@ -88,7 +88,8 @@ class LoadsAtArrival(OverlappedLoads):
 
     def load_failed(self, requests: list[Request], in_time: bool) -> None:
         for request in requests:
-            self.release(request.adapter)
+            if self._gpu.release(request.adapter):
+                self.room_appeared()
             self.replica.fail(request)
 
     def before_step(self, batch: Scheduler, now: float) -> float:
