@@ -194,12 +194,13 @@ class Scheduler:
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
         ready, deferred, adapters = waiting.ready, waiting.deferred, self.adapters
         prefills, chunks = self._next.prefills, self._next.chunks
-        chooses, left, before, joined = waiting.chooses, budget, len(running), list[int]()
+        chooses, caches, whole, chunked = waiting.chooses, kv.caches, limits.whole_prompt, limits.chunked
+        left, before, slots, joined = budget, len(running), limits.num_seqs, list[int]()
         waiting.begin()
         if rule is not None:
             rule.begin(running.values(), adapters, self.step)
         while left > 0 and (ready or deferred):
-            if len(running) == limits.num_seqs:
+            if len(running) == slots:
                 self.blocked = BY_BATCH_SLOTS
                 break
             request = waiting.next_candidate() if chooses else ready[0][1]
@@ -213,15 +214,15 @@ class Scheduler:
                 break
 
             # The step computes what of the prompt is not cached and fits into the budget.
-            cached = kv.cached_tokens(request) if kv.caches else 0
+            cached = kv.cached_tokens(request) if caches else 0
             prompt = request.to_prefill - cached
             chunk = prompt if prompt <= left else left
-            if chunk < prompt and not limits.chunked:
+            if chunk < prompt and not chunked:
                 break
-            if rule is not None:
-                fits = rule.fits(request) and kv.take(request, chunk, 0, cached)
+            if rule is None:
+                fits = kv.take(request, chunk, prompt if whole else chunk, cached)
             else:
-                fits = kv.take(request, chunk, prompt if limits.whole_prompt else chunk, cached)
+                fits = rule.fits(request) and kv.take(request, chunk, 0, cached)
             if not fits:
                 self.blocked, self._blocked_key = BY_KV, request.key
                 break

@@ -260,7 +260,8 @@ class Fleet:
         """Process arrivals until another event is due, then reschedule after it."""
         clock = self.clock
         now, queue, servers, in_flight = clock._now, clock.queue, self.servers, self._in_flight
-        direct, several = self._hooks.direct, len(servers) > 1
+        direct, several, counting = self._hooks.direct, len(servers) > 1, in_flight.counting
+        requests, too_long = self._requests, self._too_long
         request = self._next
         while request is not None:
             if request.arrival_s > now:
@@ -270,19 +271,20 @@ class Fleet:
                     clock.push((request.arrival_s, ARRIVAL, clock.next_id(), event))
                     return
                 clock._now = now = request.arrival_s  # no event comes first, so scheduling one would be wasted
-            if self._too_long and request.index in self._too_long:
+            if too_long and request.index in too_long:
                 self.recorder.record_unserved(request, -1, REFUSED)
             elif direct:
                 replica = self._router.choose(request.adapter, request.index) if several else 0
-                if in_flight.counting:
+                if counting:
                     in_flight.entered(replica, request)
                 servers[replica].arrive(request)
             else:
                 request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
                 self._hooks.send(request)
-            request = next(self._requests, None)
+            request = next(requests, None)
             if request is None:
                 request = self._next = self._load_chunk()
+                requests, too_long = self._requests, self._too_long
 
     def _close(self) -> Recording:
         stopped, hooks, recorder = self.clock.now, self._hooks, self.recorder
