@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -14,77 +13,97 @@ CONTROL, LOAD_DONE, BOUNDARY, ARRIVAL = 0, 1, 2, 3
 """Order of events at one instant: control events, ends of loads, step boundaries, arrivals (docs/model.md)."""
 
 
-class Call(simpy.Event):
+class Call:
     """A reusable event that calls one function at its time.
 
+    :ivar callback: is called with this event.
     :ivar subject: data for the function.
-    :ivar call: the event's callbacks. SimPy removes them when it calls them, so each use puts them back.
     """
 
-    def __init__(self, clock: Clock, callback: Callable[[Any], None], subject: Any = None) -> None:
-        self.env = clock
+    def __init__(self, callback: Callable[[Any], None], subject: Any = None) -> None:
+        self.callback = callback
         self.subject = subject
-        self._ok = True
-        self._value = None
-        self.call: list[Any] = [callback]
-        self.callbacks = None  # type: ignore[assignment]  # set when it is scheduled
 
 
-class Clock(simpy.Environment):
-    """A SimPy environment for callbacks at absolute times.
+class Clock:
+    """The time of one replication, and the calls to come.
 
-    SimPy's own ``timeout`` takes a delay, and now + (t - now) is not always t in floating point. Arrival times of a
-    trace and ends of leaps must be met exactly, so times go on SimPy's queue unchanged.
+    The queue is that of a SimPy environment, which also runs it. SimPy's own ``timeout`` takes a delay, and now +
+    (t - now) is not always t in floating point. Arrival times of a trace and ends of leaps must be met exactly, so
+    times go on SimPy's queue unchanged. This class is not itself an environment, because those can't be compiled.
 
-    :ivar push, next_id: the parts of ``schedule_call``. The busiest callers use these two C functions directly and save
-        a Python call per event.
+    :ivar now: the time in seconds.
     :ivar queue: events to come, a heap whose entries begin with their time.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.push: Callable[[tuple[float, int, int, Call]], None] = partial(heappush, self._queue)
-        self.next_id = self._eid.__next__
-        self.queue: list[Any] = self._queue
+        self.now = 0.0
+        self._environment = CallEnvironment(self)
+        self.queue: list[Any] = self._environment._queue
+        self._next_id: Callable[[], int] = self._environment._eid.__next__
 
     def call_at(self, time: float, kind: int, callback: Callable[[Call], None], subject: Any = None) -> Call:
         """Call ``callback(event)`` at ``time``; at one instant in the order of ``kind``, then of creation."""
-        event = Call(self, callback, subject)
-        self.schedule_call(time, kind, event)
+        event = Call(callback, subject)
+        self.schedule(time, kind, event)
         return event
 
+    def schedule(self, time: float, kind: int, event: Call) -> None:
+        """Schedule an event that is not on the queue; reusing events saves creating new ones."""
+        heappush(self.queue, (time, kind, self._next_id(), event))
+
     def step(self) -> None:
-        """Process the next event: SimPy's own step, without what it does for events that fail or that processes await.
+        """Process the next event.
 
         :raises EmptySchedule: if there is none.
         """
         if not self.queue:
             raise EmptySchedule
-        self._now, _, _, event = heappop(self.queue)
-        callbacks, event.callbacks = event.callbacks, None
-        for callback in callbacks:
-            callback(event)
+        entry = heappop(self.queue)
+        self.now = self._environment._now = entry[0]
+        event = entry[3]
+        if isinstance(event, Call):
+            event.callback(event)
+        else:  # SimPy's own, which ends a run
+            callbacks, event.callbacks = event.callbacks, None
+            for callback in callbacks:
+                callback(event)
+
+    def run(self, until: float | None = None) -> None:
+        """Process events up to a time, before all but control events of that instant; None: until there are none."""
+        self._environment.run(until)
 
     def pending(self) -> int:
         """Return the number of events still to come."""
-        return len(self._queue)
+        return len(self.queue)
+
+    def peek(self) -> float:
+        """Return the time of the next event; infinite if there is none."""
+        return self._environment.peek()
 
     def forget_control_events(self) -> None:
         """Take all control events off the queue."""
-        self._queue[:] = [entry for entry in self._queue if entry[1] != CONTROL]
-        heapify(self._queue)
+        self.queue[:] = [entry for entry in self.queue if entry[1] != CONTROL]
+        heapify(self.queue)
 
     def forget(self, owners: Sequence[object]) -> None:
         """Take all calls of methods of these objects off the queue."""
         ids = {id(owner) for owner in owners}
-        self._queue[:] = [
+        self.queue[:] = [
             entry
-            for entry in self._queue
-            if not isinstance(entry[3], Call) or id(getattr(entry[3].call[0], "__self__", None)) not in ids
+            for entry in self.queue
+            if not isinstance(entry[3], Call) or id(getattr(entry[3].callback, "__self__", None)) not in ids
         ]
-        heapify(self._queue)
+        heapify(self.queue)
 
-    def schedule_call(self, time: float, kind: int, event: Call) -> None:
-        """Schedule an event that is not on the queue; reusing events saves creating new ones."""
-        event.callbacks = event.call
-        self.push((time, kind, self.next_id(), event))
+
+class CallEnvironment(simpy.Environment):
+    """A SimPy environment whose steps a ``Clock`` takes."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def step(self) -> None:
+        """Process the next event."""
+        self._clock.step()

@@ -187,7 +187,7 @@ class Fleet:
             self._check_that_all_left()
         else:
             clock.call_at(window.end_s, CONTROL, lambda event: None)
-            clock.run(until=window.end_s)
+            clock.run(window.end_s)
         return self._close()
 
     def _run_to_the_last(self) -> None:
@@ -195,7 +195,7 @@ class Fleet:
         clock = self.clock
         while self._next is not None:
             clock.step()
-        while clock.pending() and (self._any_inside() or self._hooks.has_pending() or clock.peek() == clock._now):
+        while clock.pending() and (self._any_inside() or self._hooks.has_pending() or clock.peek() == clock.now):
             clock.step()
         clock.forget_control_events()
         clock.run()
@@ -259,7 +259,7 @@ class Fleet:
     def _arrivals(self, event: Call) -> None:
         """Process arrivals until another event is due, then reschedule after it."""
         clock = self.clock
-        now, queue, servers, in_flight = clock._now, clock.queue, self.servers, self._in_flight
+        now, queue, servers, in_flight = clock.now, clock.queue, self.servers, self._in_flight
         direct, several, counting = self._hooks.direct, len(servers) > 1, in_flight.counting
         requests, too_long = self._requests, self._too_long
         request = self._next
@@ -267,10 +267,9 @@ class Fleet:
             if request.arrival_s > now:
                 if queue and queue[0][0] <= request.arrival_s:
                     self._next = request
-                    event.callbacks = event.call
-                    clock.push((request.arrival_s, ARRIVAL, clock.next_id(), event))
+                    clock.schedule(request.arrival_s, ARRIVAL, event)
                     return
-                clock._now = now = request.arrival_s  # no event comes first, so scheduling one would be wasted
+                clock.now = now = request.arrival_s  # no event comes first, so scheduling one would be wasted
             if too_long and request.index in too_long:
                 self.recorder.record_unserved(request, -1, REFUSED)
             elif direct:

@@ -122,11 +122,11 @@ def test_requests_inside_are_counted_at_all_times(scenario: Scenario) -> None:
         time = 0.0
 
         @property
-        def _now(self) -> float:
+        def now(self) -> float:
             return self.time
 
-        @_now.setter
-        def _now(self, time: float) -> None:
+        @now.setter
+        def now(self, time: float) -> None:
             nonlocal area
             if fleet is not None:
                 assert all(count >= 0 for count in fleet.inside)

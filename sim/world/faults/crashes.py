@@ -130,7 +130,7 @@ class Crashes(NoCrashes):
 
     def _crash(self, event: Call) -> None:
         number, crash = event.subject
-        fleet, endings, now, replica = self._fleet, self._endings, self._clock._now, crash.replica
+        fleet, endings, now, replica = self._fleet, self._endings, self._clock.now, crash.replica
         dead = fleet.servers[replica]
         inside = sorted(dead.die() + endings.give_up(replica), key=lambda request: request.key)
         if crash.requests == "lose":
@@ -166,7 +166,7 @@ class Crashes(NoCrashes):
         self._note(crashed, "detected", f"the router notices{gone}{begun}")
         for request in stuck:
             fleet.inside[replica] -= 1
-            self.stuck_area += self._clock._now
+            self.stuck_area += self._clock.now
             self._recorder.marked(request.index, REROUTED)
         for request in stuck:
             fleet.submit(request)
@@ -191,11 +191,11 @@ class Crashes(NoCrashes):
 
     def _add_stuck(self, crashed: CrashedReplica, request: Request) -> None:
         self._fleet.inside[crashed.crash.replica] += 1
-        self.stuck_area -= self._clock._now
+        self.stuck_area -= self._clock.now
         crashed.stuck.append(self._endings.fresh_copy(request))
 
     def _note(self, crashed: CrashedReplica, kind: str, text: str) -> None:
-        self._recorder.events.append(Event(self._clock._now, kind, f"faults.{crashed.number}: {text}"))
+        self._recorder.events.append(Event(self._clock.now, kind, f"faults.{crashed.number}: {text}"))
 
 
 def _requests(count: int) -> str:

@@ -133,7 +133,7 @@ class MisroutedRequests(NoMisrouting):
         self._submit, self._fail = fleet.submit, fail
 
     def steer(self, request: Request) -> None:
-        now, tried = self._clock._now, self._tries.get(request.index, 0)
+        now, tried = self._clock.now, self._tries.get(request.index, 0)
         if now >= self._until_s:
             self._update_active(now)
         for fault in self._active:

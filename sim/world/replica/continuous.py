@@ -66,7 +66,7 @@ class BatchServer(Server):
             self.wake(key, in_time)
 
     def wake(self, key: int, in_time: bool) -> None:
-        steps, now = self._steps, self.clock._now
+        steps, now = self._steps, self.clock.now
         if self._event is None:
             self._schedule(now)
         elif steps > 1 and self._started + self._elapsed(steps - 1) >= now and self.scheduler.may_change(key):
@@ -75,12 +75,12 @@ class BatchServer(Server):
     def boundary_due(self) -> bool:
         if self._event is None:
             return False
-        end = self._started + self._elapsed(self._steps) if self._steps else self.clock._now
-        return end == self.clock._now
+        end = self._started + self._elapsed(self._steps) if self._steps else self.clock.now
+        return end == self.clock.now
 
     def at_boundary(self, action: Action) -> None:
         self._actions.append(action)
-        steps, now = self._steps, self.clock._now
+        steps, now = self._steps, self.clock.now
         if self._event is None:
             self._schedule(now)
         elif steps > 1 and self._started + self._elapsed(steps - 1) >= now:
@@ -94,9 +94,9 @@ class BatchServer(Server):
             self._schedule(self._started + self._elapsed(steps))
 
     def _schedule(self, time: float) -> None:
-        event, self._spare = self._spare or Call(self.clock, self._boundary), None
+        event, self._spare = self._spare or Call(self._boundary), None
         self._event = event
-        self.clock.schedule_call(time, BOUNDARY, event)
+        self.clock.schedule(time, BOUNDARY, event)
 
     def _elapsed(self, steps: int) -> float:
         """Return the seconds from the start of the leap under way to the end of its first ``steps`` steps."""
@@ -125,12 +125,11 @@ class BatchServer(Server):
             self._spare = event
             return  # the old end of a leap that was cut
         clock = self.clock
-        end = self._next_leap(clock._now)
+        end = self._next_leap(clock.now)
         if end < 0:
             self._event, self._spare = None, event
             return
-        event.callbacks = event.call
-        clock.push((end, BOUNDARY, clock.next_id(), event))
+        clock.schedule(end, BOUNDARY, event)
 
     def _next_leap(self, now: float) -> float:
         """Complete the leap that ends now and begin the next; return its end, or -1 if the batch is empty."""
@@ -220,7 +219,7 @@ class BatchServer(Server):
         return blocked_s
 
     def in_progress(self, adapter: int) -> list[tuple[Request, int]]:
-        scheduler, now = self.scheduler, self.clock._now
+        scheduler, now = self.scheduler, self.clock.now
         found = []
         for request in scheduler.running.values() if adapter in scheduler.adapters else ():
             # A request that joined at this very boundary has computed nothing yet, unless it was preempted before.
@@ -241,14 +240,14 @@ class BatchServer(Server):
 
     def _steps_done(self) -> int:
         """Return how many steps of the leap under way have ended."""
-        now = self.clock._now
+        now = self.clock.now
         if not self._steps or self._started + self._elapsed(1) > now:
             return 0
         return min(self._steps, self._steps_until(now) - 1)
 
     def close(self) -> list[Request]:
         """Record the steps that have ended and the one under way; return the requests still inside."""
-        now, done, scheduler = self.clock._now, self._steps_done(), self.scheduler
+        now, done, scheduler = self.clock.now, self._steps_done(), self.scheduler
         running, blocked = len(scheduler.running), scheduler.blocked
         if done:
             scheduler.kv.note_peak(done)

@@ -22,7 +22,7 @@ class FixedServer(Server):
         super().__init__(parts, mode)
         self._queue: deque[Request] = deque()
         self._serving: Request | None = None
-        self._event = Call(parts.clock, self._served)
+        self._event = Call(self._served)
         self._actions: list[Action] = []
         self._leaving = False  # the request being served has its answer, and keeps its place for this instant
 
@@ -33,15 +33,15 @@ class FixedServer(Server):
             self._queue.append(request)
 
     def _serve(self, request: Request) -> None:
-        now = self.clock._now
+        now = self.clock.now
         self._serving = request
         request.admitted_s = now
-        self.clock.schedule_call(now + request.service_s, BOUNDARY, self._event)
+        self.clock.schedule(now + request.service_s, BOUNDARY, self._event)
 
     def _served(self, event: Call) -> None:
         request = self._serving
         assert request is not None, "a service ends only after it began"
-        now = self.clock._now
+        now = self.clock.now
         request.first_token_s = now
         self.recorder.step_rows += pack_step(request.admitted_s, request.service_s, 0.0, 0.0, 1, 0, 1, 0, self.index)
         self._leaving = True
@@ -67,7 +67,7 @@ class FixedServer(Server):
     def _act(self) -> None:
         actions, self._actions = self._actions, []
         for action in actions:
-            blocked_s = action(self.clock._now)
+            blocked_s = action(self.clock.now)
             assert blocked_s == 0.0, "loads overlap with service"
 
     def in_progress(self, adapter: int) -> list[tuple[Request, int]]:
@@ -78,7 +78,7 @@ class FixedServer(Server):
 
     def close(self) -> list[Request]:
         """Record the service under way; return the requests still inside."""
-        now, serving = self.clock._now, self._serving
+        now, serving = self.clock.now, self._serving
         if serving is not None and serving.admitted_s < now:
             worked_s = now - serving.admitted_s
             self.recorder.step_rows += pack_step(serving.admitted_s, worked_s, 0.0, 0.0, 1, 0, 1, 0, self.index)

@@ -34,7 +34,7 @@ class FrontEndServer(BatchServer):
         return totals
 
     def arrive(self, request: Request) -> None:
-        now = self.clock._now
+        now = self.clock.now
         if self._inside[self.index] >= self.front_end.max_in_flight:
             self.recorder.record_unserved(request, self.index, REFUSED)
             return
@@ -44,7 +44,7 @@ class FrontEndServer(BatchServer):
 
     def _reach_engine(self, event: Call) -> None:
         request: Request = event.subject
-        now = self.clock._now
+        now = self.clock.now
         if self._steps and self._changed_s >= 0 and self._step_end_after(self._changed_s) <= now:
             self.front_end.step_ended(now)
         self.front_end.waits(request.adapter)

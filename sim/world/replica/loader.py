@@ -137,7 +137,7 @@ class Loader:
 
     def request_load(self, request: Request) -> bool:
         """Start or queue the load of a request's adapter, or join the one under way; return whether it joined."""
-        request.asked_s = self._clock._now
+        request.asked_s = self._clock.now
         adapter = request.adapter
         load = self.under_way.get(adapter)
         if load is not None:
@@ -194,12 +194,12 @@ class Loader:
         return load
 
     def _fresh_load(self, adapter: int, channel: Channel, tier: int, seconds: float) -> Load:
-        load = self._spent.pop() if self._spent else Load(self._clock, self._done)
+        load = self._spent.pop() if self._spent else Load(self._done)
         load.adapter = adapter
         load.channel = channel
         load.tier = tier
         load.seconds = seconds
-        load.asked_s = self._clock._now
+        load.asked_s = self._clock.now
         load.started_s = -1.0
         load.waiting = []
         load.on_renewed = None
@@ -211,7 +211,7 @@ class Loader:
         if not self.short_of_room:
             return
         self.short_of_room = False
-        self._recorder.short_of_room(self._short_since, self._clock._now)
+        self._recorder.short_of_room(self._short_since, self._clock.now)
         self._start(self._from_host)
         self._start(self._storage)
 
@@ -246,7 +246,7 @@ class Loader:
         if load.on_renewed is None and not self._cache.reserve(load.adapter):
             if not self.short_of_room:
                 self.short_of_room = True
-                self._short_since = self._clock._now
+                self._short_since = self._clock.now
             return False
         self._run(load, load.waiting[0].index if load.waiting else -1)
         return True
@@ -257,22 +257,21 @@ class Loader:
         :param index: of the request that it is for; -1: none.
         """
         clock = self._clock
-        now = clock._now
+        now = clock.now
         load.channel.busy += 1
         load.started_s = now
         seconds = load.seconds
         if load.on_renewed is None:
             self._tiers.versions.load_started(load.adapter, load.tier)
-        load.callbacks = load.call
         end_s = now + seconds
         if load.tier == FROM_STORAGE:
             load.attempts = attempts = self._timing.attempts(now, seconds, load.adapter, index)
             if attempts.spans:
                 end_s = attempts.spans[-1][1]
-        clock.push((end_s, LOAD_DONE, clock.next_id(), load))
+        clock.schedule(end_s, LOAD_DONE, load)
 
     def _done(self, load: Load) -> None:
-        now = self._clock._now
+        now = self._clock.now
         adapter, channel = load.adapter, load.channel
         channel.busy -= 1
         self._record(load, now)

@@ -110,13 +110,13 @@ class Server(Replica):
     def arrive(self, request: Request) -> None:
         """Take in a request."""
         self._inside[self.index] += 1
-        self.inside_area -= self.clock._now
+        self.inside_area -= self.clock.now
         self.intake.take_in(request, False)
 
     def _goes(self) -> None:
         """Count one request less inside."""
         self._inside[self.index] -= 1
-        self.inside_area += self.clock._now
+        self.inside_area += self.clock.now
 
     def refuse(self, request: Request) -> None:
         self._goes()
@@ -152,7 +152,7 @@ class Server(Replica):
 
     def close(self) -> list[Request]:
         """Record what is under way when the simulation stops; return the requests still inside."""
-        now = self.clock._now
+        now = self.clock.now
         self.inside_area += self._inside[self.index] * now
         for stage in self._stages:
             stage.close(now)

@@ -22,7 +22,7 @@ class HeldRequests:
     def hold(self, fleet: OpenFleet, replica: int, request: Request) -> None:
         """Hold back a request that arrives now."""
         fleet.inside[replica] += 1
-        self.area -= self._clock._now
+        self.area -= self._clock.now
         self._held[replica].append(request)
 
     def of(self, replica: int) -> list[Request]:
@@ -36,7 +36,7 @@ class HeldRequests:
         for request in held:
             if request.adapter == adapter:
                 fleet.inside[replica] -= 1
-                self.area += self._clock._now
+                self.area += self._clock.now
                 request.key = fleet.next_key()
                 fleet.servers[replica].arrive(request)
 

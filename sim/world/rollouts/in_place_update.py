@@ -115,7 +115,7 @@ class InPlaceUpdate:
         there_s, replicas, i = event.subject
         if i + 1 < len(self._offsets):
             event.subject = (there_s, replicas, i + 1)
-            self._clock.schedule_call(there_s + self._offsets[i + 1], CONTROL, event)
+            self._clock.schedule(there_s + self._offsets[i + 1], CONTROL, event)
         for replica in replicas:
             self._begin(replica, (i,))
 
@@ -184,7 +184,7 @@ class InPlaceUpdate:
         if not self._left[replica]:
             self._replicas_left -= 1
             if self._replicas_left == 0:
-                self.complete_s = self._clock._now
+                self.complete_s = self._clock.now
                 self._progress.ends(self.planned, complete=True)
                 self._note("complete", "every replica has the new version")
 

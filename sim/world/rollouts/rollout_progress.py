@@ -85,12 +85,12 @@ class RolloutProgress:
         newer = {n: v for n, v in zip(planned.names, planned.versions, strict=True) if v > settled.get(n, 1)}
         if not newer:
             return
-        if self._instant == self._clock._now:
+        if self._instant == self._clock.now:
             for index, name, version in self._unmarked:
                 if name in newer:
                     self._recorder.mark_rows += pack_mark(index, 0, version, version, 0, 0)
         settled.update(newer)
-        self._recorder.settled.append((self._clock._now, np.array(list(newer)), np.array(list(newer.values()))))
+        self._recorder.settled.append((self._clock.now, np.array(list(newer)), np.array(list(newer.values()))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,4 +105,4 @@ class RolloutContext:
 
     def note(self, planned: PlannedRollout, kind: str, text: str) -> None:
         """Add an event of a rollout to the timeline."""
-        self.recorder.events.append(Event(self.clock._now, kind, f"rollouts.{planned.number}: {text}"))
+        self.recorder.events.append(Event(self.clock.now, kind, f"rollouts.{planned.number}: {text}"))

@@ -111,7 +111,7 @@ class TrafficShift:
 
     def _share(self, router: int, i: int) -> float:
         """Return the share of requests that a router sends to the new version of the ``i``-th adapter now."""
-        now = self._clock._now
+        now = self._clock.now
         for began_s, share, delays in reversed(self._stages):
             if began_s + self._offsets[i] + delays[router] <= now:
                 return share
@@ -128,7 +128,7 @@ class TrafficShift:
             progress.shifting.update(dict.fromkeys(self.planned.adapters, self))
         known_s = self._announce(share)
         if share == 1:
-            self._due_s = self._clock._now
+            self._due_s = self._clock.now
             if rollout.spread == 0:
                 self._clock.call_at(known_s, CONTROL, self._settle, range(len(self._offsets)))
             else:
@@ -143,12 +143,12 @@ class TrafficShift:
         law, count = self.planned.rollout.propagation, self._routers.count
         drawn = self._rng.random(count)
         delays = [0.0] * count if law is None else law.ppf(drawn).tolist()
-        self._stages.append((self._clock._now, share, delays))
-        return self._clock._now + float(max(delays))
+        self._stages.append((self._clock.now, share, delays))
+        return self._clock.now + float(max(delays))
 
     def _judge_later(self, number: int) -> None:
         self._progress.judging += 1
-        self._clock.call_at(self._clock._now + self.planned.rollout.dwell, CONTROL, self._judge, number)
+        self._clock.call_at(self._clock.now + self.planned.rollout.dwell, CONTROL, self._judge, number)
 
     def _judge(self, event: Call) -> None:
         gate, number = self.planned.rollout.gate, int(event.subject)
@@ -160,7 +160,7 @@ class TrafficShift:
             return
         failed = failed_terms(gate.terms(), self._samples)
         if not failed:
-            self._begin_stage(Call(self._clock, self._begin_stage, number + 1))
+            self._begin_stage(Call(self._begin_stage, number + 1))
             return
         self.rolled_back = True
         self._note("rollback", f"back to the old version: {failed}")
@@ -200,7 +200,7 @@ class TrafficShift:
             return
         self._progress.ends(self.planned, complete=not self.rolled_back)
         if not self.rolled_back:
-            self.complete_s = self._clock._now
+            self.complete_s = self._clock.now
             self._note("complete", "the old version has left")
 
     def _note(self, kind: str, text: str) -> None:

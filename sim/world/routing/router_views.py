@@ -129,7 +129,7 @@ class ViewRefresher(FreshView):
 
     def refresh(self) -> None:
         if self._interval_s > 0 and self._reads:
-            last = self._last(self._clock._now)
+            last = self._last(self._clock.now)
             if last > self._done:
                 self._done = last
                 self._read()
@@ -155,7 +155,7 @@ class ViewRefresher(FreshView):
         self._reading += 1
         if (self._reading + 1) * self._interval_s <= next_s:
             self._reading = self._last(next_s)
-        self._clock.schedule_call(self._reading * self._interval_s, CONTROL, event)
+        self._clock.schedule(self._reading * self._interval_s, CONTROL, event)
 
     def _last(self, time_s: float) -> int:
         """Return the number of the last reading due by a time."""

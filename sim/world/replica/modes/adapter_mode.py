@@ -106,7 +106,7 @@ class AdapterMode(Intake):
         def in_step(start_s: float) -> float:
             took_s = context.timing.seconds(start_s, seconds, adapter)
             context.recorder.load_rows += pack_load(
-                start_s, start_s + took_s, context.clock._now, adapter, FROM_STORAGE, context.replica
+                start_s, start_s + took_s, context.clock.now, adapter, FROM_STORAGE, context.replica
             )
             replace_weights()
             return took_s

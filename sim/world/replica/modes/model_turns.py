@@ -16,7 +16,7 @@ class TurnsOfModels(LoadsInSteps):
 
     def __init__(self, parts: ModeParts, turn_s: float) -> None:
         clock = parts.context.clock
-        self._turns = ModelTurns(parts.cache, lambda: clock._now, turn_s)
+        self._turns = ModelTurns(parts.cache, lambda: clock.now, turn_s)
         super().__init__(parts, self._turns)
 
     def _load(self, request: Request, start_s: float) -> float:

@@ -15,7 +15,7 @@ class PerAdapterQueues(OverlappedQueue):
 
     def __init__(self, parts: ModeParts, cycle_s: float) -> None:
         clock = parts.context.clock
-        self._queues = AdapterQueues(parts.cache, self.request_load, lambda: clock._now, cycle_s)
+        self._queues = AdapterQueues(parts.cache, self.request_load, lambda: clock.now, cycle_s)
         super().__init__(parts, self._queues, self._queues)
         self.takes_turns = True
 
