@@ -119,7 +119,8 @@ COMPILED_FROM := pyproject.toml hatch_build.py loraplan.py $(shell find sim cali
 
 $(FAST_VENV)/.installed: $(COMPILED_FROM) | $(FAST_VENV)/.tools
 	@$(FAST)/python hatch_build.py
+	@touch $(FAST_VENV)/.began # a source that changes during the build is newer than this
 	rm -rf build/wheel
 	LORAPLAN_COMPILE=require $(COMPILE) --wheel-dir build/wheel .
 	$(FAST)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheel/*.whl
-	@touch $@
+	@mv $(FAST_VENV)/.began $@

@@ -22,6 +22,8 @@ SIZE = 4
 class PrefixStore(KvStore):
     """A small store of blocks known by content; all prompts of an adapter begin alike, and answers are not shared."""
 
+    caches = True
+
     def __init__(self, total: int, size: int) -> None:
         super().__init__(total, size)
         self.free: dict[int, None] = dict.fromkeys(range(total))  # blocks without a user, the next victim first
@@ -101,6 +103,9 @@ class PrefixStore(KvStore):
                 self.users[block] -= 1
                 if not self.users[block]:
                     self.free[block] = None
+
+    def note_peak(self, steps: int) -> None:
+        pass
 
     def peak_share(self) -> float:
         return self.peak / (self.total * self.size)
