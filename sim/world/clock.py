@@ -60,7 +60,7 @@ class Clock:
         if not self.queue:
             raise EmptySchedule
         entry = heappop(self.queue)
-        self.now = self._environment._now = entry[0]
+        self.now = entry[0]
         event = entry[3]
         if isinstance(event, Call):
             event.callback(event)
@@ -71,6 +71,7 @@ class Clock:
 
     def run(self, until: float | None = None) -> None:
         """Process events up to a time, before all but control events of that instant; None: until there are none."""
+        self._environment._now = self.now
         self._environment.run(until)
 
     def pending(self) -> int:

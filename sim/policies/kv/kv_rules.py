@@ -7,8 +7,10 @@ number of tokens that it produces.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from operator import mul, sub
 from typing import Protocol
 
 from sim.traffic.request import Request
@@ -91,28 +93,32 @@ class PeakOfAnswers:
         self.total = total
         self.need = 0
         self._adapters = _AdaptersOfBatch(adapter_tokens)
-        self._alive: list[tuple[int, int]] = []  # (tokens still to come, negative; tokens held), the longest first
-        self._tried: tuple[int, list[tuple[int, int]]] = (0, [])
+        # Of the requests in the batch, those with the most tokens to come first: these tokens, negative, and those that
+        # they hold. Lists of numbers, so that the sums are made in C.
+        self._to_come: list[int] = []
+        self._held: list[int] = []
+        self._tried: tuple[int, list[int], list[int]] = (0, [], [])
         self._step = 0
 
     def begin(self, running: Iterable[Request], adapters: Iterable[int], step: int) -> None:
         self._step = step
-        self._alive = sorted(_left_and_held(request, step) for request in running)
+        alive = sorted([_left_and_held(request, step) for request in running])
+        self._to_come = [left for left, _ in alive]
+        self._held = [held for _, held in alive]
         self._adapters.begin(adapters)
 
     def fits(self, request: Request) -> bool:
-        alive = self._alive.copy()
-        insort(alive, _left_and_held(request, self._step))
-        peak = held = 0
-        for count, (left, tokens) in enumerate(alive, 1):
-            held += tokens
-            if held - left * count > peak:
-                peak = held - left * count
-        self._tried = peak, alive
+        to_come, held = self._to_come.copy(), self._held.copy()
+        left, tokens = _left_and_held(request, self._step)
+        place = bisect_left(to_come, left)
+        to_come.insert(place, left)
+        held.insert(place, tokens)
+        peak: int = max(map(sub, accumulate(held), map(mul, to_come, range(1, len(held) + 1))))
+        self._tried = peak, to_come, held
         return peak < self.total - self._adapters.with_adapter_of(request)
 
     def joined(self, request: Request) -> None:
-        self.need, self._alive = self._tried
+        self.need, self._to_come, self._held = self._tried
         self._adapters.add(request)
 
     def left(self, request: Request) -> None:
