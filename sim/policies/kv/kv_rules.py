@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
-from operator import mul, sub
 from typing import Protocol
 
 from sim.traffic.request import Request
@@ -94,7 +92,7 @@ class PeakOfAnswers:
         self.need = 0
         self._adapters = _AdaptersOfBatch(adapter_tokens)
         # Of the requests in the batch, those with the most tokens to come first: these tokens, negative, and those that
-        # they hold. Lists of numbers, so that the sums are made in C.
+        # they hold. Lists of numbers, which compiled code adds up quickly.
         self._to_come: list[int] = []
         self._held: list[int] = []
         self._tried: tuple[int, list[int], list[int]] = (0, [], [])
@@ -109,11 +107,16 @@ class PeakOfAnswers:
 
     def fits(self, request: Request) -> bool:
         to_come, held = self._to_come.copy(), self._held.copy()
-        left, tokens = _left_and_held(request, self._step)
-        place = bisect_left(to_come, left)
-        to_come.insert(place, left)
-        held.insert(place, tokens)
-        peak: int = max(map(sub, accumulate(held), map(mul, to_come, range(1, len(held) + 1))))
+        own_left, own_tokens = _left_and_held(request, self._step)
+        place = bisect_left(to_come, own_left)
+        to_come.insert(place, own_left)
+        held.insert(place, own_tokens)
+        peak = total = count = 0
+        for left, tokens in zip(to_come, held, strict=True):
+            count += 1
+            total += tokens
+            if total - left * count > peak:
+                peak = total - left * count
         self._tried = peak, to_come, held
         return peak < self.total - self._adapters.with_adapter_of(request)
 
