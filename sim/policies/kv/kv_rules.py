@@ -111,10 +111,9 @@ class PeakOfAnswers:
         place = bisect_left(to_come, own_left)
         to_come.insert(place, own_left)
         held.insert(place, own_tokens)
-        peak = total = count = 0
-        for left, tokens in zip(to_come, held, strict=True):
-            count += 1
-            total += tokens
+        peak = total = 0
+        for place, left in enumerate(to_come):
+            count, total = place + 1, total + held[place]
             if total - left * count > peak:
                 peak = total - left * count
         self._tried = peak, to_come, held

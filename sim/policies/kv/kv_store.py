@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from mypy_extensions import mypyc_attr
+
 from sim.traffic.request import Request
 
 
@@ -16,6 +18,7 @@ def held_tokens(request: Request, step: int) -> int:
     return request.prompt_tokens + request.output_tokens - 1 - (request.last_step - step)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class KvStore(ABC):
     """The KV blocks of one replica, as the step scheduler sees them. Subclass it to manage blocks in another way.
 
