@@ -16,7 +16,7 @@ from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import EvaluationRecord
-from sim.results.statistics import student
+from sim.results.student_t import student
 from sim.results.verdict import (
     MET,
     NOT_MET,
