@@ -5,8 +5,8 @@ This is off by default, so that ``make demo`` and ``pip install .`` need no C co
     HATCH_BUILD_HOOK_ENABLE_CUSTOM=true pip wheel --no-deps .
 
 Without a compiler the wheel is then pure Python; with ``LORAPLAN_COMPILE=require`` as well, the build fails instead. A
-compiled wheel contains the Python sources of the compiled modules too. ``sim.studies.sweep.code_version`` hashes these,
-so an interpreted build resumes the sweep of a compiled one, and the other way round.
+compiled wheel contains the Python sources of the compiled modules too. ``sim.studies.study_identity.code_version``
+hashes these, so an interpreted build resumes the sweep of a compiled one, and the other way round.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from scipy.stats import binomtest
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import evaluate_scenario
-from sim.studies.sweep import code_version
+from sim.studies.study_identity import code_version
 
 SCENARIOS = ("M/M/1", "M/D/1", "cache-thrash")
 LOADS = (0.5, 0.7, 0.8, 0.9, 0.93, 0.97)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sim.studies.sweep import code_version
+from sim.studies.study_identity import code_version
 
 HISTORY = Path(__file__).with_name("bench_history.jsonl")
 LAST = 5

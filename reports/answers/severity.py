@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports.axes import Axis, in_order
+from sim.results.pairs import difference_of
 from sim.results.point import Point
 
 _GROWS = frozenset(
@@ -52,8 +53,6 @@ class FaultSeries:
 
     def added(self, step: int) -> Added:
         """Return how many more requests a step harms than the mildest fault."""
-        from sim.results.pairs import difference_of  # numpy is heavy, and the terminal's words need it here alone
-
         found = difference_of(self.points[0], self.points[step], "harmed")
         if found is None:
             return Added(0)
@@ -61,7 +60,7 @@ class FaultSeries:
 
     def adds_less(self, other: FaultSeries) -> bool:
         """Return whether the worst fault certainly adds less harm here, by the same replications."""
-        import numpy as np
+        import numpy as np  # it is heavy, and the terminal's words need it here alone
 
         from sim.results.statistics import half_width
 

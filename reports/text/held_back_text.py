@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports.formatting import metric_words, percent, show
+from reports.text.deltas import signed
 from sim.results.model import Count, HeldBack, HeldBackRollout, MetricChange
 from sim.results.point import Point
 
@@ -60,8 +61,6 @@ def _changes(held: HeldBack) -> str:
 
 def clear_change(name: str, found: MetricChange) -> str:
     """Return which way a metric would have changed, with the interval; ``no clear change`` where that is open."""
-    from reports.text.deltas import signed  # numpy is heavy, and the terminal's words need it here alone
-
     if found.lo is None or found.hi is None:
         return "one replication gives no interval"
     word = _SHORT.get(found.word)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from sim.results.point import Point
     from sim.results.run_directory.store import RunData
     from sim.spec.scenario_file import LoadedScenario
-    from sim.studies.sweep import StudyOutcome
+    from sim.studies.backends.pool import Pool
+    from sim.studies.study_identity import StudyOutcome
 
 
 @takes(StudyOptions)
@@ -50,14 +52,16 @@ def _simulate(
     """Run a study, write its report, print its answer; exit with 1 if ``check`` is set and the SLO is missed."""
     from reports.pages.run_page import current_report, run_answer, write_report
     from sim.results.run_directory.store import blamed_on, read_run, summary_json
-    from sim.studies.execution import Execution
-    from sim.studies.sweep import free_folder, run_study
+    from sim.studies.study_identity import finished_study, free_folder
 
     if check and not loaded.scenario.slo.terms():
         raise InputError("the scenario has no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
     folder = options.out or free_folder(loaded, sets)
-    with pool_of(options.backend, options.jobs, options.quiet) as pool, progress_bar(options.quiet) as progress:
-        finished = run_study(loaded, sets, folder, Execution(pool, command_line(), progress), overwrite=overwrite)
+    opened = pool_of(options.backend, options.jobs, options.quiet)
+    # Looked for here too: a study that is finished needs no simulator, and importing it takes as long as all the rest.
+    finished = None if overwrite else finished_study(loaded, sets, folder)
+    if finished is None:
+        finished = _run_study(options, loaded, sets, folder, opened, overwrite)
     with blamed_on(finished.path) if finished.reused else nullcontext():  # points of this run are what we write
         data = read_run(finished.path)
         answer = run_answer(data)
@@ -74,6 +78,21 @@ def _simulate(
     _notes(finished, options.quiet)
     if check and not _meets_slo(loaded, finished.points):
         raise typer.Exit(1)
+
+
+def _run_study(
+    options: StudyOptions,
+    loaded: LoadedScenario,
+    sets: list[dict[str, Any]],
+    folder: Path,
+    opened: AbstractContextManager[Pool],
+    overwrite: bool,
+) -> StudyOutcome:
+    from sim.studies.execution import Execution
+    from sim.studies.sweep import run_study
+
+    with opened as pool, progress_bar(options.quiet) as progress:
+        return run_study(loaded, sets, folder, Execution(pool, command_line(), progress), overwrite=overwrite)
 
 
 def _notes(finished: StudyOutcome, quiet: bool) -> None:

@@ -18,7 +18,7 @@ from sim.results.point import SHARES, SUMMED, Metric, Point
 from sim.results.point_summary import measure_alone
 from sim.results.records import Recording
 from sim.results.sample_data import ScenarioFacts
-from sim.results.statistics import student
+from sim.results.student_t import student
 
 MIN_DRAWS = 2
 _COMPARABLE = 10.0

@@ -1,22 +1,23 @@
 """Is one design better than another? Differences of two points, with intervals (docs/statistics.md).
 
 Designs that met the same traffic are compared part by part: what was a hard stretch for one was hard for the other,
-and most of the luck cancels.
+and most of the luck cancels. numpy is imported where it computes: words about differences need none.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal
 
 from sim.results.point import SUMMED, Metric, Point
-from sim.results.statistics import half_width
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
 Direction = Literal["lower", "higher", "neither"]
 
 BETTER, WORSE, MORE, LESS = "clearly better", "clearly worse", "clearly more", "clearly less"
@@ -192,12 +193,9 @@ def _word(name: str, low: float | None, high: float | None) -> str:
 
 def _paired_half(change: float, one: Metric, other: Metric, total: bool) -> float | None:
     """Return the half-width from paired differences; None where the parts don't match."""
-    count = len(one.parts)
-    if count != len(other.parts):
+    if len(one.parts) != len(other.parts):
         return None
-    apart = _array(other.parts) - _array(one.parts)
-    half = half_width(change / count if total and count else change, apart)
-    return half * count if total and half is not None else half
+    return _half_around(change, _array(other.parts) - _array(one.parts), total)
 
 
 def _independent_half(one: Metric, other: Metric, total: bool) -> float | None:
@@ -210,10 +208,19 @@ def _own_half(metric: Metric, total: bool) -> float | None:
     assert metric.value is not None, "there is nothing to put an interval around"
     if metric.lo is not None and metric.hi is not None:
         return max(metric.value - metric.lo, metric.hi - metric.value)
-    count = len(metric.parts)
-    half = half_width(metric.value / count if total and count else metric.value, _array(metric.parts))
+    return _half_around(metric.value, _array(metric.parts), total)
+
+
+def _half_around(value: float, parts: Floats, total: bool) -> float | None:
+    """Return the half-width around a value, which is the sum of its parts if it is a total."""
+    from sim.results.statistics import half_width
+
+    count = len(parts)
+    half = half_width(value / count if total and count else value, parts)
     return half * count if total and half is not None else half
 
 
 def _array(parts: list[float | None]) -> Floats:
+    import numpy as np
+
     return np.array([math.nan if part is None else part for part in parts], dtype=np.float64)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.point import Metric
+from sim.results.student_t import student
 from sim.results.wilson import NORMAL, wilson
 
 Floats = NDArray[np.float64]
@@ -74,14 +74,6 @@ def half_width(center: float, parts: Floats) -> float | None:
 def kept(parts: Floats) -> list[float | None]:
     """Return parts as a point keeps them: with seven digits, which is far below their spread, and None for nan."""
     return [float(f"{part:.{_DIGITS}g}") if math.isfinite(part) else None for part in parts.tolist()]
-
-
-@cache
-def student(degrees: int) -> float:
-    """Return the 97.5 % quantile of Student's t: the half-width of a 95 % interval in standard errors."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees, 0.975))
 
 
 def estimate(

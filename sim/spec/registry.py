@@ -66,8 +66,12 @@ class Entry:
 
         It covers the module of the class and those of its bases (of a notebook or script the class alone), but not what
         these import, nor values that a class takes from around it. Without source code every process has another hash.
+
+        :raises InputError: if it can't be imported, or is no class.
         """
         found = self.load()
+        if not isinstance(found, type):
+            raise self.unusable(f"it is no class but {found!r}")
         digest = hashlib.sha256(f"{found.__module__}:{found.__qualname__}".encode())
         for each in found.__mro__[:-1]:
             digest.update(_source(each))

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, ScenarioError
-from sim.results.point import Point
-from sim.results.run_directory.store import RunStore, digest_file, holds_nothing_else, point_key, scenario_hash
-from sim.spec.files.tree import files_of, without_indexes
+from sim.results.run_directory.store import RunStore
+from sim.spec.files.tree import files_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.backends.pool import Pool
@@ -31,26 +26,11 @@ from sim.studies.evaluate import (
     on_pool,
 )
 from sim.studies.execution import Execution, Progress
-from sim.studies.training.rollout_gate import digest_weights
-from sim.version import __version__
-from sim.world.world import World
+from sim.studies.study_identity import StudyOutcome, finished_study, input_digests, study_keys, study_record
 
 SMALL_RUN = 60_000
 """Simulated requests below which starting worker processes costs more than they save."""
 MAX_POINTS = 100_000
-
-
-@dataclass(frozen=True)
-class StudyOutcome:
-    """The result of a study: its folder, its points, and how many of them were there already (``reused``).
-
-    :ivar unchanged: whether the folder is as it was: it held this very run, finished.
-    """
-
-    path: Path
-    points: list[Point]
-    reused: int
-    unchanged: bool = False
 
 
 def grid(loaded: LoadedScenario, over: Mapping[str, list[Any]] | None = None) -> list[dict[str, Any]]:
@@ -87,22 +67,25 @@ def run_study(
 ) -> StudyOutcome:
     """Simulate every point that ``out`` lacks, and write a run directory, without a report.
 
+    One that holds this study already, finished, is read and left as it is.
+
     :param sets: swept keys and values of each point; ``[{}]`` for a single run.
     :raises InputError: if any point can't be simulated; nothing was simulated then.
     :raises KeyboardInterrupt: after finished points were saved.
     """
     started = time.perf_counter()
+    finished = None if overwrite else finished_study(loaded, sets, out)
+    if finished is not None:
+        return finished
     tasks = (task_of(i, loaded.with_values(set_) if set_ else loaded, set_) for i, set_ in enumerate(sets))
     # Thousands of worlds exceed memory, so workers build theirs again, one at a time.
     plan = [task if len(sets) == 1 else replace(task, design=None) for task in tasks]
-    keys = [point_key(loaded.data, task.set, code_version(), task.inputs) for task in plan]
+    keys = study_keys(loaded, sets, [task.inputs for task in plan])
     with RunStore.create(out, manifest_of(loaded, plan, keys, execution.command), overwrite) as store:
         done = {key: point for key in keys if (point := store.load_point(key)) is not None}
         if not store.has_requests_of(keys[0]):
             done.pop(keys[0], None)  # the first point's requests are missing: simulate it again
         reused = len(done)
-        if reused == len(keys) and store.leave_as_found():
-            return StudyOutcome(out, [done[key] for key in keys], reused, unchanged=True)
         with store.closing(lambda: [done[key] for key in keys if key in done], started):
             todo = [task for task, key in zip(plan, keys, strict=True) if key not in done]
             for task, outcome in _simulate_all(todo, execution.pool, execution.on_progress):
@@ -123,17 +106,6 @@ def check_points(loaded: LoadedScenario) -> list[str]:
     for set_ in sets:
         notes += _build(loaded.with_values(set_), set_).world.notes
     return list(dict.fromkeys(notes))
-
-
-def free_folder(loaded: LoadedScenario, sets: list[dict[str, Any]], root: Path = Path("runs")) -> Path:
-    """Return ``runs/NAME`` (a sweep: ``runs/NAME-sweep``), with ``-2``, ``-3``, … if it holds other results."""
-    name = loaded.scenario.name + ("-sweep" if any(sets) else "")
-    inputs = task_of(0, loaded, {}).inputs
-    for number in itertools.count(1):
-        folder = root / (name if number == 1 else f"{name}-{number}")
-        if holds_nothing_else(folder, scenario_hash(loaded.data, inputs), sets):
-            return folder
-    raise AssertionError("numbers don't end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +142,8 @@ def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> PointTas
         profile = {**texts, "sha256": world.profile_sha256}
         if world.profile.draws:
             profile["draws"] = len(world.profile.draws)
-    return PointTask(
-        index, point, set_, input_digests(point, world), _size(design), design.replications, profile, design
-    )
+    inputs = input_digests(point, world.profile_sha256)
+    return PointTask(index, point, set_, inputs, _size(design), design.replications, profile, design)
 
 
 def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
@@ -233,57 +204,15 @@ def _size(design: Design) -> float:
     return total * (design.replications + len(design.draws))
 
 
-def input_digests(point: LoadedScenario, world: World) -> dict[str, str]:
-    """Return the hash of every file that the point's numbers depend on, by its key, and of policies from outside."""
-    scenario = point.scenario
-    policies = {"cache.eviction": scenario.eviction_policy, "router.policy": scenario.router_policy}
-    digests = {key: entry.digest() for key, entry in policies.items() if entry.origin}
-    for key, file in files_of(point.data):
-        if without_indexes(key) == "rollouts.weights":
-            digests[key] = digest_weights(Path(file))
-        elif key != "fleet.profile":
-            digests[key] = digest_file(Path(file))
-    if world.profile is not None:
-        digests["fleet.profile"] = world.profile_sha256
-    return digests
-
-
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """Return the version with a short hash of the simulator's code, so that results of other code are not reused."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return f"{__version__}+{digest.hexdigest()[:8]}"
-
-
 def manifest_of(loaded: LoadedScenario, plan: list[PointTask], keys: list[str], command: str) -> dict[str, Any]:
     """Return how a run directory was made.
 
     :param plan: its points; ``keys``: the names of their files.
     """
-    inputs = {key: digest for task in plan for key, digest in task.inputs.items()}
     return {
-        "kind": "sweep" if any(task.set for task in plan) else "run",
-        "name": loaded.scenario.name,
-        "description": loaded.scenario.description,
-        "scenario": loaded.data,
-        "scenario_source": loaded.source,
-        "scenario_hash": scenario_hash(loaded.data, inputs),
+        **study_record(loaded, [task.set for task in plan], [task.inputs for task in plan], keys),
         "command": command,
-        "seed": loaded.scenario.run.seed,
         "replications": plan[0].replications,
-        "code": code_version(),
-        "versions": {
-            "loraplan": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("numpy", "simpy")},
-        },
         "profile": plan[0].profile,
-        "inputs": inputs,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "point_keys": keys,
-        "sets": [task.set for task in plan],
-        "points_total": len(keys),
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.studies.sweep import code_version
+from sim.studies.study_identity import code_version
 from sim.version import __version__, build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,7 @@ def test_both_builds_write_the_same_tables_and_share_results(fast: Path, tmp_pat
 
 
 def test_the_version_of_the_code_is_that_of_its_sources(fast: Path) -> None:
-    code = "from sim.studies.sweep import code_version; print(code_version())"
+    code = "from sim.studies.study_identity import code_version; print(code_version())"
     stale = any(path.stat().st_mtime > (FAST / ".installed").stat().st_mtime for path in (ROOT / "sim").rglob("*.py"))
     if stale:
         pytest.skip("the compiled build is older than the sources: make fast")

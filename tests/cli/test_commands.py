@@ -235,10 +235,15 @@ def test_check_imports_nothing_heavy() -> None:
     assert not heavy & imported_by("check", "quickstart")
 
 
-def test_a_run_needs_no_pandas_and_a_finished_one_no_charts(tmp_path: Path) -> None:
-    few = ("run", "quickstart", "--set", "workload.requests=300", "--out", str(tmp_path / "out"))
-    assert not {"pandas", "matplotlib.pyplot"} & imported_by(*few)
-    assert not {"pandas", "scipy", "matplotlib", "jinja2"} & imported_by(*few)
+@pytest.mark.parametrize("out", [("--out", "out"), ()])
+def test_a_run_needs_no_pandas_and_a_finished_one_no_simulator(
+    out: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ("run", "quickstart", "--set", "workload.requests=300", *out)
+    assert not {"pandas", "scipy", "matplotlib.pyplot"} & imported_by(*few)
+    heavy = {"pandas", "scipy", "matplotlib", "jinja2", "numpy", "pyarrow", "simpy", "joblib", "sim.studies.sweep"}
+    assert not heavy & imported_by(*few)
 
 
 def test_a_finished_run_is_read_and_not_written_again(loraplan: CommandLine, tmp_path: Path) -> None:
@@ -254,10 +259,37 @@ def test_a_finished_run_is_read_and_not_written_again(loraplan: CommandLine, tmp
 def test_a_finished_run_gets_back_what_was_deleted(loraplan: CommandLine, tmp_path: Path) -> None:
     few = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
     loraplan(*few)
-    for name in ("report.html", "points.csv"):
+    for name in ("report.html", "points.csv", "requests.parquet"):
         (tmp_path / "out" / name).unlink()
         loraplan(*few)
         assert (tmp_path / "out" / name).exists()
+
+
+def test_a_finished_run_is_simulated_again_if_a_file_that_it_read_changes(
+    loraplan: CommandLine, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.txt"
+    weights.write_text("3\n2\n1\n")
+    popularity = f"workload.popularity={{law: weights, file: {weights}}}"
+    few = ("run", "quickstart", "--set", "workload.requests=300", "--set", popularity, "--set", "adapters.count=null")
+    first = loraplan(*few)
+    assert first.code == 0, first.err
+    assert "were there" in loraplan(*few).err
+    weights.write_text("3\n2\n1\n1\n")
+    assert "were there" not in loraplan(*few).err
+    assert (tmp_path / "runs/quickstart-2/report.html").exists()
+    weights.unlink()
+    assert "weights.txt" in loraplan(*few).err
+
+
+def test_versions_in_the_manifest_are_those_of_the_last_command(loraplan: CommandLine, tmp_path: Path) -> None:
+    few = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
+    loraplan(*few)
+    file = tmp_path / "out/manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "versions": {**manifest["versions"], "python": "2.7.18"}}))
+    assert "were there" in loraplan(*few).err
+    assert json.loads(file.read_text())["versions"] == manifest["versions"]
 
 
 def test_an_older_report_is_drawn_again(loraplan: CommandLine, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_schema_knows_whole_files_and_overlays() -> None:
 def test_reading_a_scenario_imports_nothing_heavy() -> None:
     code = (
         "import sys, sim.spec.scenario_file\n"
-        "heavy = {'pandas', 'scipy', 'matplotlib', 'pyarrow', 'torch', 'simpy'}\n"
+        "heavy = {'pandas', 'scipy', 'matplotlib', 'pyarrow', 'torch', 'simpy', 'numpy'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 from strategies import GRID, build, fixed_time, write_trace
 
 from sim.results.records import Recording
-from sim.results.statistics import estimate, student
+from sim.results.statistics import estimate
+from sim.results.student_t import student
 from sim.world.build import build_world
 from sim.world.replication import simulate
 
@@ -66,3 +68,8 @@ def test_the_spread_of_five_replications_counts_where_it_is_wider() -> None:
     assert wide.hi == pytest.approx(1.0 + student(4) * math.sqrt(1.0 / (5 * 4)))
     narrow = estimate(1.0, sections, replications[:4], "s")
     assert narrow.hi == pytest.approx(1.0 + student(19) * math.sqrt(float(np.sum((sections - 1.0) ** 2)) / (20 * 19)))
+
+
+def test_students_t_is_what_scipy_computes() -> None:
+    asked = [*range(1, 61), 1000]
+    assert [student(degrees) for degrees in asked] == pytest.approx(stdtrit(asked, 0.975).tolist(), rel=1e-14)

@@ -21,7 +21,7 @@ from sim.errors import OutputError
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.run_directory.result_files import json_ready, write_atomically
-from sim.results.run_directory.store import RunStore, digest_file, point_key, read_run, scenario_hash
+from sim.results.run_directory.store import RunStore, digest_file, point_key, read_finished, read_run, scenario_hash
 
 
 def a_point(slots: object = 16, miss_ratio: float | None = 0.25) -> Point:
@@ -69,6 +69,43 @@ def test_a_finished_run_reads_back_whole(tmp_path: Path) -> None:
         "points/k1.json",
         "points/k2.json",
     }
+
+
+def test_requests_are_those_of_one_point_and_whole(tmp_path: Path) -> None:
+    file = tmp_path / "r/requests.parquet"
+    with RunStore.create(tmp_path / "r", a_manifest()) as store:
+        assert not store.has_requests_of("k1")
+        store.save_requests(pyarrow.table({"request": [0, 1]}), "k1")
+        assert parquet.read_schema(file).metadata == {b"loraplan.point": b"k1"}
+        assert store.has_requests_of("k1")
+        assert not any(store.has_requests_of(key) for key in ("k2", "k", "k11"))
+        whole = file.read_bytes()
+        for damaged in (b"", b"PAR1", b"PAR1PAR1", whole[:-1], whole[1:], whole[: len(whole) // 2], b"x" * len(whole)):
+            file.write_bytes(damaged)
+            assert not store.has_requests_of("k1")
+        file.write_bytes(whole[:-8] + (2**32 - 1).to_bytes(4, "little") + b"PAR1")
+        assert not store.has_requests_of("k1")
+
+
+def test_a_finished_run_lacks_no_file(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    assert read_finished(out) is None
+    with RunStore.create(out, a_manifest(point_keys=["k1"])) as store:
+        store.save_requests(pyarrow.table({"request": [0, 1]}), "k1")
+        store.save_point("k1", a_point())
+        assert read_finished(out) is None
+        store.finish([a_point()])
+    found = read_finished(out)
+    assert found is not None
+    assert found.points == [a_point()]
+    for name in ("summary.json", "points.csv", "requests.parquet"):
+        kept = (out / name).read_bytes()
+        (out / name).unlink()
+        assert read_finished(out) is None
+        (out / name).write_bytes(kept)
+    (out / "points/k1.json").unlink()
+    with pytest.raises(OutputError, match="missing or damaged"):
+        read_finished(out)
 
 
 def test_the_summary_has_the_published_form(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,6 @@ from sim.reading import POINT_BYTES, open_regular
 from sim.results.point import Point
 from sim.results.run_directory.result_files import (
     digest_file,
-    json_ready,
     point_key,
     points_csv,
     read_json,
@@ -59,6 +59,7 @@ __all__ = [
     "digest_file",
     "holds_nothing_else",
     "point_key",
+    "read_finished",
     "read_run",
     "scenario_hash",
     "summary_json",
@@ -68,8 +69,9 @@ SCHEMA_VERSION = 1
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 _POINT = b"loraplan.point"
-_OF_ONE_COMMAND = ("command", "started_at", "status", "points_done")
-"""What a manifest says about the command rather than about the results."""
+_MAGIC = b"PAR1"
+_FOOTER_BYTES = 16 << 20
+"""Bytes of the end of a Parquet file that describes it, at most. Ours have 10 kB to 1 MB."""
 
 
 class RunStore:
@@ -80,11 +82,10 @@ class RunStore:
     :ivar resumed: whether an earlier run of the same scenario left its points here.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], lock: int | None, previous: dict[str, Any] | None) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: int | None, resumed: bool) -> None:
         self.path = path
         self.manifest = manifest
-        self.resumed = previous is not None
-        self._previous = previous
+        self.resumed = resumed
         self._lock = lock
 
     @classmethod
@@ -106,7 +107,7 @@ class RunStore:
             point_keys = list(manifest.get("point_keys", ()))
             start = {"schema_version": SCHEMA_VERSION, "status": "running", "points_done": 0}
             full = {**manifest, **start, "points_total": manifest.get("points_total", len(point_keys))}
-            store = cls(out, {**full, "point_keys": point_keys}, lock, previous)
+            store = cls(out, {**full, "point_keys": point_keys}, lock, previous is not None)
             store.update()
         except BaseException:
             release_lock(lock)
@@ -131,25 +132,6 @@ class RunStore:
         self.manifest = {**self.manifest, **(changes or {})}
         write_json(self.path / MANIFEST, self.manifest)
 
-    def leave_as_found(self) -> bool:
-        """Put the manifest of a finished run back if it says the same, and return whether it does.
-
-        Its tables are then right as well: nothing but the command and the time of asking is new.
-        """
-        previous = self._previous
-        if previous is None or previous.get("status") != "finished":
-            return False
-        asked = {key: value for key, value in json_ready(self.manifest).items() if key not in _OF_ONE_COMMAND}
-        tables = [self.path / name for name in ("summary.json", "points.csv")]
-        if any(previous.get(key) != value for key, value in asked.items()) or any(
-            table.is_symlink() or not table.is_file() for table in tables
-        ):
-            return False
-        self.manifest = previous
-        self.update()
-        self.close()
-        return True
-
     def save_point(self, key: str, point: Point) -> None:
         """Keep a finished point; from now on it survives the process."""
         data = {"schema_version": SCHEMA_VERSION, "point": point.to_json()}
@@ -161,17 +143,7 @@ class RunStore:
 
     def has_requests_of(self, key: str) -> bool:
         """Return whether ``requests.parquet`` is there and holds the requests of this point."""
-        from pyarrow import ArrowInvalid, parquet
-
-        path = self.path / "requests.parquet"
-        if path.is_symlink():
-            return False  # the table that is written next takes its place
-        try:
-            with open_regular(path) as file:
-                metadata = parquet.read_schema(file).metadata or {}
-        except (OSError, ArrowInvalid):
-            return False
-        return bool(metadata.get(_POINT) == key.encode())
+        return _holds_requests(self.path / "requests.parquet", key)
 
     def save_requests(self, table: pyarrow.Table, key: str) -> None:
         """Write ``requests.parquet``, the requests of the point ``key``."""
@@ -297,6 +269,22 @@ def read_run(path: Path) -> RunData:
     return RunData(path, manifest, [point for _, point in points if point is not None])
 
 
+def read_finished(path: Path) -> RunData | None:
+    """Return a run directory if its study is finished and none of its files but the report is missing, else None.
+
+    :raises OutputError: if there is one, but damaged.
+    """
+    if not (path / MANIFEST).exists():
+        return None
+    refuse_links(path, (".lock",))
+    data = read_run(path)
+    tables = [path / name for name in ("summary.json", "points.csv")]
+    if data.manifest.get("status") != "finished" or any(file.is_symlink() or not file.is_file() for file in tables):
+        return None
+    keys = data.manifest["point_keys"]
+    return data if keys and _holds_requests(path / "requests.parquet", str(keys[0])) else None
+
+
 @contextmanager
 def blamed_on(*folders: Path) -> Iterator[None]:
     """Say of run directories what fails in whoever reads them: they hold what loraplan doesn't write.
@@ -346,6 +334,32 @@ def _load_point(folder: Path, key: str) -> Point | None:
         return Point.from_json(read_json(file, POINT_BYTES)["point"])
     except (OutputError, LookupError, TypeError, AttributeError):
         return None
+
+
+def _holds_requests(file: Path, key: str) -> bool:
+    """Return whether a Parquet file is there, not cut off, and holds the requests of this point.
+
+    Its last bytes describe it: the description, how long that is, and ``PAR1``. Our entry stands there as it was given,
+    key and value each after the byte 0x18 and its length, so that no pyarrow is needed, which takes long to import.
+    """
+    value = key.encode()
+    entry = b"\x18" + bytes([len(_POINT)]) + _POINT + b"\x18" + bytes([len(value)]) + value
+    if file.is_symlink():
+        return False  # the table that is written next takes its place
+    try:
+        with open_regular(file) as table:
+            size = table.seek(0, os.SEEK_END)
+            table.seek(max(size - 8, 0))
+            length, magic = table.read(4), table.read(4)
+            start = size - 8 - int.from_bytes(length, "little")
+            if magic != _MAGIC or start < len(_MAGIC) or size - start > _FOOTER_BYTES:
+                return False
+            table.seek(start)
+            described = table.read(size - 8 - start)
+            table.seek(0)
+            return entry in described and table.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:

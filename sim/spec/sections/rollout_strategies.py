@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from sim.spec.base import Strict, located
@@ -146,6 +145,8 @@ class Rollout(Strict):
     def _known_after_s(self) -> float:
         if self.propagation is None:
             return 0.0
+        import numpy as np
+
         bounded = self.propagation.law in ("fixed", "uniform")
         return float(self.propagation.ppf(np.array([1.0 if bounded else PROPAGATED]))[0])
 

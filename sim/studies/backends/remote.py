@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from sim.errors import InputError, LoraplanError
-from sim.studies.sweep import code_version
+from sim.studies.study_identity import code_version
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from sim.spec.profile import bundled_profiles, load_profile
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun, scenario_of
 from sim.studies.parallel import unordered
-from sim.studies.sweep import code_version
+from sim.studies.study_identity import code_version
 from sim.world.build import build_world
 from sim.world.replication import simulate
 

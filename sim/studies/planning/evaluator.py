@@ -16,7 +16,7 @@ from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import EvaluationRecord
-from sim.results.statistics import student
+from sim.results.student_t import student
 from sim.results.verdict import (
     MET,
     NOT_MET,
@@ -32,7 +32,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.studies.backends.pool import Pool
 from sim.studies.evaluate import REPLICATION, Design, EvaluationOptions, Part, Runner, evaluate, on_pool
 from sim.studies.planning.search import Judgement
-from sim.studies.sweep import code_version, input_digests
+from sim.studies.study_identity import code_version, input_digests
 from sim.studies.training.rollout_gate import build
 from sim.world.world import World
 
@@ -194,7 +194,8 @@ class DesignEvaluator:
         assert design.built is not None, "it was built"
         built = design.built
         values = {"replications": replications}
-        key = point_key(design.loaded.data, values, code_version(), input_digests(design.loaded, built.world))
+        inputs = input_digests(design.loaded, built.world.profile_sha256)
+        key = point_key(design.loaded.data, values, code_version(), inputs)
         draws = len(built.draws) if with_draws else 0
         point = self._store.load_point(key)
         if point is None:

@@ -18,7 +18,8 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.studies.evaluate import Design, EvaluationOptions, evaluate, make_design
 from sim.studies.execution import Execution
 from sim.studies.planning.what_if_changes import Change, changes
-from sim.studies.sweep import code_version, input_digests, to_worker
+from sim.studies.study_identity import code_version, input_digests
+from sim.studies.sweep import to_worker
 from sim.studies.training.rollout_gate import build
 from sim.world.world import World
 
@@ -96,7 +97,8 @@ def _changed(loaded: LoadedScenario, change: Change) -> ChangedDesign:
         world = build(design.scenario)
     except InputError as error:
         return ChangedDesign(change, None, refused=error.problem)
-    key = point_key(design.data, {"what_if": True}, code_version(), input_digests(design, world))
+    inputs = input_digests(design, world.profile_sha256)
+    key = point_key(design.data, {"what_if": True}, code_version(), inputs)
     return ChangedDesign(change, design, memory_of(world), key=key)
 
 
