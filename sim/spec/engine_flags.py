@@ -463,16 +463,17 @@ def _hint(name: str) -> str | None:
     groups: dict[tuple[str, ...], list[tuple[str, Flag]]] = {}
     for engine, flag in _by_name().get(_bare(name), ()):
         groups.setdefault(flag.sets or (flag.about,), []).append((engine, flag))
-    return "; ".join(_sentence(group) for group in groups.values()) or None
+    return "; ".join(_sentence(group, _bare(name)) for group in groups.values()) or None
 
 
-def _sentence(group: list[tuple[str, Flag]]) -> str:
-    """Return what options of one meaning are in a scenario."""
+def _sentence(group: list[tuple[str, Flag]], name: str) -> str:
+    """Return what options of one meaning, which engines share under this name, are in a scenario."""
     engines = [engine for engine, _ in group]
     flag = group[0][1]
     whose = f"{engines[0]}'s {flag.name}"
     if len(engines) > 1:
-        whose = f"{flag.name} of {', '.join(engines[:-1])} and {engines[-1]}"
+        shared = next(each for each in (flag.name, *flag.also) if _bare(each) == name)
+        whose = f"{shared} of {', '.join(engines[:-1])} and {engines[-1]}"
     if not flag.sets:
         return f"{whose} has no equivalent here: {flag.about}"
     about = f" ({flag.about})" if flag.about and all(other.about == flag.about for _, other in group) else ""
