@@ -261,6 +261,9 @@ def pages() -> dict[Path, str]:
         "commands": ("commands.md", command_sections),
         "engine-rules": ("adapters.md", engine_rules),
         "adapter-modes": ("engines.md", mode_tables),
+        "engine-versions": ("engines.md", version_table),
+        "options-to-keys": ("engine-flags.md", option_tables),
+        "keys-to-options": ("engine-flags.md", key_table),
         "thresholds": ("vet.md", threshold_table),
     }
     result: dict[Path, str] = {}
@@ -317,6 +320,68 @@ def mode_tables() -> str:
             reasons.setdefault(need.why, []).extend(f"`{key}` {values.words}" for key, values in need.keys.items())
         needs += [[chosen, ", ".join(keys), why] for why, keys in reasons.items()]
     return table(["mode", "what it does", "set by"], modes) + "\n\n" + table(["setting", "needs", "because"], needs)
+
+
+def version_table() -> str:
+    """Return the preset nearest to each version of an engine."""
+    from sim.spec.engines import VERSIONS
+
+    rows = [[f"{name} {row.words}", f"`{row.preset}`", row.why] for name, found in VERSIONS.items() for row in found]
+    return table(["version", "nearest preset", "this version …"], rows)
+
+
+def option_tables() -> str:
+    """Return a section for each engine: its options, and what a scenario has for each."""
+    from sim.spec.engine_flags import FLAGS
+
+    parts = []
+    for engine in FLAGS:
+        rows = [
+            [
+                ", ".join(f"`{name}`" for name in _spellings(flag)),
+                ", ".join(f"`{setting}`" for setting in flag.sets) or "–",
+                flag.about,
+            ]
+            for flag in engine.flags
+        ]
+        parts.append(f"## {engine.name}\n\n" + table(["option", "key", ""], rows))
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def _spellings(flag: Any) -> list[str]:
+    """Return the names of an option, without the last part of one that has the whole."""
+    return [flag.name, *(name for name in flag.also if not flag.name.endswith(f".{name}"))]
+
+
+def key_table() -> str:
+    """Return the keys that options of engines stand for, each with these options."""
+    from sim.spec.engine_flags import FLAGS
+    from sim.spec.files.problems import known_keys
+    from sim.spec.scenario import Scenario
+
+    rows = []
+    for key in known_keys(Scenario):
+        cells = [
+            ", ".join(
+                _option_for(flag.name, setting)
+                for flag in engine.flags
+                for setting in flag.sets
+                if key == _key(setting)
+            )
+            for engine in FLAGS
+        ]
+        if any(cells):
+            rows.append([f"`{key}`", *(cell or "–" for cell in cells)])
+    return table(["key", *FLAGS.names], rows)
+
+
+def _key(setting: str) -> str:
+    return setting.partition(": ")[0]
+
+
+def _option_for(name: str, setting: str) -> str:
+    value = setting.partition(": ")[2]
+    return f"`{name}` ({value})" if value else f"`{name}`"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -132,12 +132,22 @@ def _interrupted(session: Session) -> int:
     return INTERRUPTED
 
 
+def _hint_on_option(name: str) -> str | None:
+    """Return what a scenario has for an option of an engine that loraplan itself doesn't have."""
+    from sim.spec.engine_flags import flag_hint
+
+    hint = flag_hint(name) if name else None
+    return f"{hint}; values of a scenario are changed with --set KEY=VALUE" if hint else None
+
+
 def _explain(error: Exception) -> int:
     if hasattr(error, "format_message") and hasattr(error, "show"):  # a usage error of click, or of typer's own copy
         usage = io.StringIO()
         error.show(usage)
         for line in usage.getvalue().splitlines():
             message(line, quiet=False)
+        if hint := _hint_on_option(getattr(error, "option_name", "")):
+            message(hint, quiet=False)
         return 2
     if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.strerror:
         # Whatever stands in the way of a file is the user's to change, and they need its name.

@@ -75,16 +75,23 @@ class StudyOptions:
     json: JsonOption = False
     quiet: QuietOption = False
 
-    def load(self, *overrides: str) -> LoadedScenario:
+    def load(self, *overrides: str, check_points: bool = False) -> LoadedScenario:
         """Read the scenario, with what ``--set`` and further overrides change.
 
+        :param check_points: for commands that simulate the points of its sweep.
         :raises InputError: with every problem found.
         """
         from sim.spec.scenario_file import load_scenario
 
         session = session_of(self.context)
         session.kept = FINISHED_POINTS
-        return load_scenario(self.scenario, [*(self.set_ or []), *overrides], self.seed, confined=session.confined)
+        return load_scenario(
+            self.scenario,
+            [*(self.set_ or []), *overrides],
+            self.seed,
+            confined=session.confined,
+            check_points=check_points,
+        )
 
 
 def takes(options: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -42,7 +42,7 @@ def sweep(
     from sim.studies.sweep import grid
 
     axes = _axes(over or [])
-    loaded = options.load()
+    loaded = options.load(check_points=not axes)
     _simulate(options, loaded, grid(loaded, axes), check=check, overwrite=overwrite)
 
 

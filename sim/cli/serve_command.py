@@ -95,7 +95,9 @@ def serve(options: ServeArguments) -> None:
 
     options.check()
     session, quiet, fit, profile = session_of(options.context), options.quiet, options.fit, options.profile
-    loaded = load_scenario(options.scenario, options.set_ or [], options.seed, confined=session.confined)
+    loaded = load_scenario(
+        options.scenario, options.set_ or [], options.seed, confined=session.confined, check_points=False
+    )
     needed = not fit or loaded.scenario.adapters.base_model is None  # else the scenario's profile is not used here
     used = profile or (loaded.scenario.fleet.profile if needed else "")
     folder = _folder(options.out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)

@@ -85,7 +85,7 @@ def _price(
     from sim.studies.training.remedy_run import price_remedies
 
     with progress_bar(quiet, "pricing") as progress:
-        loaded = load_scenario(scenario, set_, confined=confined)
+        loaded = load_scenario(scenario, set_, confined=confined, check_points=False)
         priced = price_remedies(found, loaded, None, Execution(command=command_line(), on_progress=progress))
     if priced is not None:
         write_report(read_run(priced.path))

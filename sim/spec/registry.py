@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from importlib import import_module, metadata
@@ -132,12 +132,14 @@ class Registry(Generic[E]):
     :ivar entries: those of loraplan. An installed package can add names, but not take one of these.
     :ivar group: the entry points by which packages add theirs; empty: they can't.
     :ivar make: makes an entry from ``name``, ``target``, ``origin`` and ``about``, with the facts of one from outside.
+    :ivar suggest: finds what to say of a name that is not registered, given those that are.
     """
 
     what: str
     entries: tuple[E, ...]
     group: str = ""
     make: Callable[..., E] | None = None
+    suggest: Callable[[str, Iterable[str]], str | None] = did_you_mean
     _ours: Mapping[str, E] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -188,7 +190,7 @@ class Registry(Generic[E]):
     ) -> InputError:
         """Return the error for a name that is not registered, with those that are and the nearest."""
         known = self.all_names(given)
-        hint = did_you_mean(name, known)
+        hint = self.suggest(name, known)
         return kind(f"unknown {self.what}", key=key, got=name, allowed=", ".join(known), hint=hint)
 
     def given(self, classes: Mapping[str, type] | None, key: str) -> dict[str, E]:

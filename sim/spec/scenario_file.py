@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from sim.errors import InputError, ScenarioError, SeveralErrors, did_you_mean
+from sim.spec.engine_flags import flag_hint
 from sim.spec.engines import preset_value
 from sim.spec.files import tree
 from sim.spec.files.bundled import BundledScenario, bundled_folder, bundled_path, bundled_scenarios, copy_scenario
@@ -36,6 +37,8 @@ _SEED = Origin("--seed")
 _SWEEP = Origin("sweep")
 MAX_CHAIN = 20
 """Scenarios that extend each other, at most."""
+_NOT_INHERITED = ("sweep",)
+"""Keys that a file has for itself alone: its grid seldom fits the scenarios that extend it."""
 _NOT_SWEPT = ("schema_version", "name", "description", "sweep", "plan")
 
 
@@ -94,6 +97,7 @@ def load_scenario(
     seed: int | None = None,
     *,
     confined: bool = False,
+    check_points: bool = True,
     given: Given = Given(),  # noqa: B008 — frozen
 ) -> LoadedScenario:
     """Read, merge and check a scenario.
@@ -102,6 +106,7 @@ def load_scenario(
     :param overrides: ``a.b.c=value`` each, from ``--set``; the value is YAML.
     :param seed: replaces ``run.seed``.
     :param confined: refuse files outside the scenario's folder, except those in ``overrides``.
+    :param check_points: check the points of its sweep as well; what does not simulate them has no need to.
     :param given: policies that it may name in addition to those of loraplan and of installed packages.
     :raises InputError: with every problem found (``SeveralErrors`` if more than one), sorted by line.
     """
@@ -114,7 +119,7 @@ def load_scenario(
     if seed is not None:
         root = tree.assign(root, "run.seed", Node(seed, _SEED))
     loaded = replace(_checked(root, source, given), confines=confines)
-    _check_sweep(loaded)
+    _check_sweep(loaded, check_points)
     return loaded
 
 
@@ -163,8 +168,11 @@ def _read(path: Path, name: str, below: tuple[Path, ...], confines: Path | None)
     if base_path.resolve() in chain:
         names = " → ".join(file.name for file in (*chain, base_path.resolve()))
         raise _at(ScenarioError("scenarios extend each other in a circle", key="extends", got=names), extends)
+    base = _read(base_path, base_name, chain, confines)
+    assert isinstance(base.value, dict)
+    inherited = Node({key: node for key, node in base.value.items() if key not in _NOT_INHERITED}, base.origin)
     # The overlay's first line is the place of missing sections.
-    return Node(tree.merge(_read(base_path, base_name, chain, confines), root).value, root.origin)
+    return Node(tree.merge(inherited, root).value, root.origin)
 
 
 def _is_ours(path: Path) -> bool:
@@ -251,8 +259,8 @@ def _raise(errors: list[InputError]) -> NoReturn:
     raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
 
 
-def _check_sweep(loaded: LoadedScenario) -> None:
-    """Check that the sweep's keys exist and that each of its values makes a valid scenario."""
+def _check_sweep(loaded: LoadedScenario, check_points: bool) -> None:
+    """Check that the sweep's keys exist and, if wanted, that each of its values makes a valid scenario."""
     sweep = loaded.scenario.sweep
     known = set(known_keys(Scenario))
     errors: list[InputError] = []
@@ -263,7 +271,7 @@ def _check_sweep(loaded: LoadedScenario) -> None:
             errors.append(ScenarioError("no values", key=f"sweep.{key}", hint=f"such as {key}: [1, 2]"))
         elif without_indexes(key) not in known:
             errors.append(ScenarioError("unknown key", key=f"sweep.{key}", hint=_suggest(key, known)))
-    if not errors:
+    if not errors and check_points:
         errors = _bad_values(loaded, sweep)
     if errors:
         _raise([_located(error, loaded.origins) for error in errors])
@@ -302,7 +310,7 @@ def _swept_key(key: str, sweep: Mapping[str, Any]) -> str | None:
 def _suggest(key: str, known: set[str]) -> str | None:
     leaf = key.rpartition(".")[2]
     same = sorted(path for path in known if path.rpartition(".")[2] == leaf)
-    return f"did you mean {same[0]!r}?" if same else did_you_mean(key, sorted(known))
+    return f"did you mean {same[0]!r}?" if same else flag_hint(key) or did_you_mean(key, sorted(known))
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

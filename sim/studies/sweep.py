@@ -45,7 +45,7 @@ def grid(loaded: LoadedScenario, over: Mapping[str, list[Any]] | None = None) ->
             "nothing to sweep",
             key="sweep",
             file=loaded.source,
-            hint="give --over cache.gpu.slots=16,32,64, or a sweep: block in the scenario",
+            hint="give --over cache.gpu.slots=16,32,64, or a sweep: block in the scenario; extends inherits none",
         )
     total = 1
     for key, values in axes.items():

@@ -202,6 +202,21 @@ def test_a_folder_with_other_files_is_left_alone(loraplan: CommandLine, tmp_path
         (("plann", "quickstart"), "No such command 'plann'"),
         (("run",), "Missing argument"),
         (("run", "quickstart", "--bogus"), "No such option: --bogus"),
+        (
+            ("run", "quickstart", "--max-loras", "8"),
+            "--max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here; values",
+        ),
+        (("plan", "quickstart", "--tp", "2"), "tensor, pipeline and expert parallelism are not supported yet"),
+        (
+            ("run", "quickstart", "--set", "--max-loras=8"),
+            "--max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here",
+        ),
+        (("sweep", "quickstart", "--over", "max_loras=8,16"), "max_loras: unknown key; --max-loras of vLLM and"),
+        (("plan", "quickstart", "--minimize", "max_loras=8..16"), "max_loras: unknown key; --max-loras of vLLM and"),
+        (
+            ("run", "quickstart", "--set", "fleet.engine=vllm-0.12"),
+            "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13",
+        ),
         (("run", "quickstart", "--jobs", "0"), "--jobs: not a number of workers"),
         (("run", "quikstart"), "did you mean 'quickstart'"),
         (("run", "quickstart", "--check", "--set", "slo=null"), "slo: the scenario has no SLO to check"),
@@ -222,6 +237,32 @@ def test_a_wrong_command_line_says_so(loraplan: CommandLine, arguments: tuple[st
     assert ended.code == 2
     assert says in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_a_set_that_only_a_point_of_the_sweep_contradicts_fails_only_what_simulates_it(
+    loraplan: CommandLine, scenario: Path
+) -> None:
+    scenario.write_text(SCENARIO + "sweep: {cache.gpu.slots: [4, 16]}\n")
+    change = ("--set", "fleet.engine=vllm-0.32", "--set", "cache.host.slots=8")
+    says = "mine.yaml:12: sweep.cache.gpu.slots: cache.host.slots: every adapter in a slot has a copy in host memory"
+    for command in ("sweep", "check"):
+        ended = loraplan(command, "mine.yaml", *change)
+        assert ended.code == 2
+        assert says in ended.err
+    assert loraplan("run", "mine.yaml", *change, "--jobs", "1").code == 0
+    assert loraplan("sweep", "mine.yaml", *change, "--over", "cache.gpu.slots=4,8", "--jobs", "1").code == 0
+    ended = loraplan("plan", "mine.yaml", *change, "--set", "slo.ttft_p99=1 h", "--minimize", "cache.gpu.slots=4..8")
+    assert "sweep" not in ended.err
+    assert ended.code == 0
+
+
+def test_a_scenario_that_extends_one_with_a_sweep_has_nothing_to_sweep(loraplan: CommandLine, scenario: Path) -> None:
+    scenario.write_text(SCENARIO + "sweep: {cache.gpu.slots: [4, 16]}\n")
+    scenario.with_name("child.yaml").write_text("schema_version: 1\nname: child\nextends: mine.yaml\n")
+    ended = loraplan("sweep", "child.yaml")
+    assert ended.code == 2
+    assert "child.yaml: sweep: nothing to sweep; give --over" in ended.err
+    assert "extends inherits none" in ended.err
 
 
 def test_a_failure_inside_is_one_line_and_debug_shows_it(

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from scenario_samples import BASE, base, refusal, write
 
-from sim.errors import ScenarioError, SeveralErrors
+from sim.errors import InputError, ScenarioError, SeveralErrors
+from sim.spec.files.bundled import bundled_path, bundled_scenarios
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 
@@ -247,6 +248,7 @@ def test_files_are_relative_to_the_file_that_names_them_or_to_where_the_user_sta
         BASE.replace("    law: zipf\n    exponent: 0.9", "    law: weights\n    file: w.csv")
         + "fleet: {profile: ../p.json}\nsweep: {fleet.profile: [./q.json, h100/llama/x]}\n",
     )
+    far = base.parent / "far" / "b.yaml"
     top = write(base.parent / "near" / "top.yaml", "extends: ../far/b.yaml\n")
     stand = base.parent / "stand"
     stand.mkdir()
@@ -254,9 +256,10 @@ def test_files_are_relative_to_the_file_that_names_them_or_to_where_the_user_sta
     loaded = load_scenario(
         os.path.relpath(top), ["workload.tokens.prompt={law: empirical, file: t.csv, column: n}", "sweep.x=null"]
     )
+    far_itself = load_scenario(os.path.relpath(far), ["sweep.x=null"])
     assert loaded.data["workload"]["popularity"]["file"] == f"{base.parent}/far/w.csv"
     assert loaded.data["fleet"]["profile"] == f"{base.parent}/p.json"
-    assert loaded.data["sweep"]["fleet.profile"] == [f"{base.parent}/far/q.json", "h100/llama/x"]
+    assert far_itself.data["sweep"]["fleet.profile"] == [f"{base.parent}/far/q.json", "h100/llama/x"]
     assert loaded.data["workload"]["tokens"]["prompt"]["file"] == f"{stand}/t.csv"
     swept = load_scenario(str(top), ["sweep.workload.popularity.file=[v.csv]"])
     assert swept.data["sweep"]["workload.popularity.file"] == [f"{stand}/v.csv"]
@@ -289,6 +292,10 @@ def test_a_point_that_is_no_scenario_says_which_value(base: Path) -> None:
     [
         ("cache.gpu.slot: [1]", "16: sweep.cache.gpu.slot: unknown key; did you mean 'cache.gpu.slots'?"),
         ("slots: [1]", "16: sweep.slots: unknown key; did you mean 'cache.gpu.slots'?"),
+        (
+            "max_running_requests: [1]",
+            "16: sweep.max_running_requests: unknown key; SGLang's --max-running-requests is",
+        ),
         ("cache.gpu.slots: []", "16: sweep.cache.gpu.slots: no values; such as cache.gpu.slots: [1, 2]"),
         ("cache.gpu.slots: 4", "16: sweep.cache.gpu.slots: must be a list (got 4); write [4]"),
         ("cache.gpu.slots: [4, -1]", "16: sweep.cache.gpu.slots: out of range (got -1, allowed: above 0)"),
@@ -307,3 +314,62 @@ def test_keys_that_only_go_together_may_be_swept_together(base: Path) -> None:
     sweep = "sweep: {fleet.max_num_seqs: [4096], fleet.max_num_batched_tokens: [4096, 8192]}\n"
     loaded = load_scenario(str(write(base.parent / "swept.yaml", BASE + sweep)))
     assert loaded.scenario.sweep["fleet.max_num_seqs"] == (4096,)
+
+
+CONTRADICTED = "sweep: {fleet.max_num_batched_tokens: [256, 4096]}\n"
+
+
+def test_a_set_may_contradict_points_that_are_not_simulated(base: Path) -> None:
+    source = write(base.parent / "swept.yaml", BASE + CONTRADICTED)
+    assert load_scenario(str(source)).scenario.fleet.max_num_seqs == 256
+    message = (
+        f"{source}:15: sweep.fleet.max_num_batched_tokens: every running sequence needs one token of the budget "
+        "(got max_num_batched_tokens 256, max_num_seqs 512, allowed: at least max_num_seqs)"
+    )
+    assert refusal(source, "fleet.max_num_seqs=512") == message
+    loaded = load_scenario(str(source), ["fleet.max_num_seqs=512"], check_points=False)
+    assert loaded.scenario.fleet.max_num_seqs == 512
+    assert loaded.scenario.sweep == {"fleet.max_num_batched_tokens": (256, 4096)}, "the block is still there"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("max_loras: [1]", "16: sweep.max_loras: unknown key; --max-loras of vLLM and TensorRT-LLM is cache.gpu.slots"),
+        ("cache.gpu.slots: []", "16: sweep.cache.gpu.slots: no values"),
+        ("cache.gpu.slots: 4", "16: sweep.cache.gpu.slots: must be a list"),
+        ("name: [a]", "16: sweep.name: this can't be swept"),
+    ],
+)
+def test_keys_of_a_sweep_are_checked_whether_or_not_it_is_simulated(base: Path, sweep: str, message: str) -> None:
+    source = write(base.parent / "swept.yaml", f"{BASE}sweep:\n  {sweep}\n")
+    with pytest.raises(InputError) as caught:
+        load_scenario(str(source), check_points=False)
+    assert str(caught.value).startswith(f"{source}:{message}")
+
+
+def test_a_sweep_is_not_inherited(base: Path) -> None:
+    base.write_text(BASE + "sweep: {cache.gpu.slots: [4, 16]}\n")
+    assert load_scenario("base.yaml").scenario.sweep == {"cache.gpu.slots": (4, 16)}
+    child = child_of(base, "cache: {gpu: {size: 1 GB}}\n")
+    assert child.scenario.sweep == {}
+    assert "sweep" not in child.data
+    own = child_of(base, "sweep: {fleet.replicas: [1, 2]}\n")
+    assert own.scenario.sweep == {"fleet.replicas": (1, 2)}
+    assert child_of(base, "sweep: null\n").scenario.sweep == {}
+    write(base.parent / "top.yaml", "extends: child.yaml\n")
+    write(base.parent / "child.yaml", "extends: base.yaml\nsweep: {fleet.replicas: [1, 2]}\n")
+    assert load_scenario(str(base.parent / "top.yaml")).scenario.sweep == {}
+    assert load_scenario(str(base.parent / "top.yaml"), ["sweep.run.seed=[1]"]).scenario.sweep == {"run.seed": (1,)}
+
+
+def test_a_broken_sweep_of_the_base_breaks_no_scenario_that_extends_it(base: Path) -> None:
+    base.write_text(BASE + "sweep: {cache.gpu.slot: [4], name: 7}\n")
+    assert "sweep.name" in refusal(base)
+    assert child_of(base, "fleet: {replicas: 2}\n").scenario.fleet.replicas == 2
+
+
+def test_every_bundled_scenario_has_the_sweep_of_its_own_file() -> None:
+    for bundled in bundled_scenarios():
+        text = bundled_path(bundled.name).read_text(encoding="utf-8")
+        assert bool(load_scenario(bundled.name).scenario.sweep) == ("\nsweep:" in text), bundled.name

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from sim.errors import InputError, ScenarioError, UnknownKeyError, did_you_mean
 from sim.spec.base import descriptions
+from sim.spec.engine_flags import flag_hint
 from sim.spec.files.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12
@@ -101,7 +102,7 @@ def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> Inp
             f"too {'few' if least else 'many'} entries", key=spot.key, got=context["actual_length"], allowed=allowed
         )
     rare: dict[str, Callable[[], InputError]] = {
-        "extra_forbidden": lambda: _unknown_key(spot, model),
+        "extra_forbidden": lambda: _unknown_key(spot, model, got),
         "missing": lambda: ScenarioError(
             "is missing",
             key=spot.key,
@@ -130,10 +131,15 @@ def _own_error(context: Mapping[str, Any], spot: _Spot, data: Any) -> InputError
     return ScenarioError(context["problem"], key=key, got=got, allowed=allowed, hint=hint)
 
 
-def _unknown_key(spot: _Spot, model: type[BaseModel]) -> InputError:
+def _unknown_key(spot: _Spot, model: type[BaseModel], got: Any) -> InputError:
     allowed = _keys(spot.owner)
     word = str(spot.path[-1])
-    hint = _of_another_kind(spot, model) or _elsewhere(word, spot.key, model) or did_you_mean(word, allowed)
+    hint = (
+        _of_another_kind(spot, model)
+        or _elsewhere(word, spot.key, model)
+        or flag_hint(spot.key, got)
+        or did_you_mean(word, allowed)
+    )
     listed = ", ".join(allowed) if 0 < len(allowed) <= _MOST_KEYS else None
     return UnknownKeyError("unknown key", key=spot.key, allowed=listed, hint=hint)
 

@@ -1,0 +1,290 @@
+"""Options of engines: what a scenario has for each, and what a command line says of a scenario."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from scenario_samples import BASE, base, edited, refusal, write
+
+from sim.errors import InputError
+from sim.spec.engine_flags import FLAGS, Flag, engine_flags, flag_hint
+from sim.spec.engines import ENGINES, VERSIONS, suggest_engine
+from sim.spec.files.problems import known_keys
+from sim.spec.needs import value_of
+from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import bundled_scenarios, load_scenario
+
+__all__ = ["base"]  # a fixture, used by its name
+
+EVERY = [pytest.param(engine.name, flag, id=f"{engine.name} {flag.name}") for engine in FLAGS for flag in engine.flags]
+
+
+# The table
+
+
+def test_engines_with_presets_have_their_options_in_the_table() -> None:
+    named = {name.replace("-", "").lower() for name in FLAGS.names}
+    presets = {re.sub(r"[-.0-9]", "", engine.name) for engine in ENGINES if engine.name not in ("continuous", "fixed")}
+    assert named == presets
+    written = {name for engine in ENGINES for name in engine.flags}
+    assert written == {engine.name for engine in FLAGS if engine.command}
+
+
+@pytest.mark.parametrize(("engine", "flag"), EVERY)
+def test_an_option_has_a_key_that_exists_or_says_why_not(engine: str, flag: Flag) -> None:
+    assert set(flag.keys) <= set(known_keys(Scenario))
+    assert flag.keys or flag.about
+    for setting in flag.sets:
+        key, colon, value = setting.partition(": ")
+        if colon:
+            assert (
+                str(value_of(load_scenario("quickstart", [f"{key}={value}"], check_points=False).scenario, key))
+                == value
+            )
+
+
+@pytest.mark.parametrize(("engine", "flag"), EVERY)
+def test_an_option_is_known_in_every_spelling(engine: str, flag: Flag) -> None:
+    hint = flag_hint(flag.name)
+    assert hint is not None
+    assert all(setting in hint for setting in flag.sets)
+    assert engine in hint
+    word = flag.name.strip("-")
+    camel = re.sub(r"[-_]([a-z])", lambda match: match[1].upper(), word)
+    for spelled in (*flag.also, word.replace("-", "_"), word.replace("_", "-"), f"--{word}", word.upper(), camel):
+        for key in (spelled, f"fleet.{spelled}", f"cache.gpu.{spelled}"):
+            found = flag_hint(key)
+            assert found is not None, key
+            assert engine in found, key
+            assert all(setting in found for setting in flag.sets), key
+
+
+def test_a_name_means_one_option_of_an_engine() -> None:
+    for engine in FLAGS:
+        names = [name.strip("-").replace("_", "-") for flag in engine.flags for name in (flag.name, *flag.also)]
+        assert len(names) == len(set(names)), engine.name
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("max_loras: 8", "max_loras: unknown key; --max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here"),
+        ("--max-loras: 8", "--max-loras: unknown key; --max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here"),
+        ("cache: {max_cpu_loras: 8}", "cache.max_cpu_loras: unknown key (allowed: gpu, host, eviction, cycle, pinned, "
+         "warm, prefetch); --max-cpu-loras of vLLM and TensorRT-LLM is cache.host.slots here"),
+        ("fleet: {max-lora-rank: 8}", "fleet.max-lora-rank: unknown key; --max-lora-rank of vLLM, SGLang and "
+         "TensorRT-LLM is adapters.rank here"),
+        ("tensor_parallel_size: 2", "tensor_parallel_size: unknown key; --tensor-parallel-size of vLLM, SGLang and "
+         "TensorRT-LLM has no equivalent here: tensor, pipeline and expert parallelism are not supported yet"),
+        ("fleet: {tp: 2}", "fleet.tp: unknown key; -tp of vLLM, SGLang and S-LoRA has no equivalent here"),
+        ("fleet: {num_shard: 2}", "fleet.num_shard: unknown key; LoRAX's --num-shard has no equivalent here: tensor,"),
+        ("max_num_seqs: 9", "max_num_seqs: unknown key; did you mean 'fleet.max_num_seqs'?"),
+        ("cache: {gpu_memory_utilization: 0.9}", "cache.gpu_memory_utilization: unknown key (allowed: gpu, host, "
+         "eviction, cycle, pinned, warm, prefetch); did you mean 'fleet.gpu_memory_utilization'?"),
+        ("max-model-len: 9", "max-model-len: unknown key; vLLM's --max-model-len is fleet.max_model_len here"),
+        ("fleet: {max_loras_per_batch: 9}", "fleet.max_loras_per_batch: unknown key; SGLang's --max-loras-per-batch is "
+         "cache.gpu.slots here (with cache.gpu.base_model_slot, the base model takes one of them)"),
+        ("max_loaded_loras: 9", "max_loaded_loras: unknown key; SGLang's --max-loaded-loras is cache.host.slots here"),
+        ("mem_fraction_static: 0.8", "mem_fraction_static: unknown key; SGLang's --mem-fraction-static is "
+         "fleet.gpu_memory_utilization here (SGLang's share holds weights and KV cache, loraplan's all that the "
+         "engine uses)"),
+        ("ADAPTER_CYCLE_TIME_S: 2", "ADAPTER_CYCLE_TIME_S: unknown key; LoRAX's --adapter-cycle-time-s is cache.cycle"),
+        ("running_max_req_size: 2", "running_max_req_size: unknown key; S-LoRA's --running_max_req_size is "
+         "fleet.max_num_seqs here"),
+        ("max_total_tokens: 2", "max_total_tokens: unknown key; SGLang's --max-total-tokens is fleet.kv_tokens here; "
+         "LoRAX's --max-total-tokens is fleet.max_model_len here"),
+        ("deviceCachePercent: 2", "deviceCachePercent: unknown key; TensorRT-LLM's "
+         "peft_cache_config.device_cache_percent is cache.gpu.size here (a share of what weights leave free, while "
+         "cache.gpu.size is in bytes)"),
+        ("kv_cache_config: {max_tokens: 9, made_up: 1}", "kv_cache_config: unknown key; TensorRT-LLM's "
+         "kv_cache_config.max_tokens is fleet.kv_tokens here"),
+        ("vllm: {max_loras: 9, max_num_seqs: 4}", "vllm: unknown key; --max-loras of vLLM and TensorRT-LLM is "
+         "cache.gpu.slots here; vLLM's --max-num-seqs is fleet.max_num_seqs here"),
+        ("workload: {max_tokens: 9}", "workload.max_tokens: unknown key (allowed: requests, duration,"),
+        ("enable_prefix_caching: true", "enable_prefix_caching: unknown key; vLLM's --enable-prefix-caching has no "
+         "equivalent here: prefix caching is not supported yet"),
+        ("max_lorry: 9", "max_lorry: unknown key"),
+    ],
+)  # fmt: skip
+def test_an_option_in_a_file_is_answered_with_our_key(base: Path, line: str, says: str) -> None:
+    path = write(base.parent / "odd.yaml", f"extends: base.yaml\n{line}\n")
+    assert refusal(path).startswith(f"{path}:2: {says}")
+
+
+def test_a_name_that_means_something_else_outside_its_section_is_not_explained(base: Path) -> None:
+    """``max_tokens`` of a request is not TensorRT-LLM's size of the KV cache."""
+    path = write(base.parent / "odd.yaml", "extends: base.yaml\nworkload: {max_tokens: 9}\n")
+    assert "kv_tokens" not in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("max_loras=8", "max_loras: unknown key; --max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here"),
+        ("--max-loras=8", "--max-loras: unknown key; --max-loras of vLLM and TensorRT-LLM is cache.gpu.slots here"),
+        ("fleet.max_running_requests=8", "fleet.max_running_requests: unknown key; SGLang's --max-running-requests is"),
+        ("max_num_seqs=8", "max_num_seqs: unknown key; did you mean 'fleet.max_num_seqs'?"),
+        ("peft_cache_config.host_cache_size=1", "peft_cache_config: unknown key; TensorRT-LLM's "
+         "peft_cache_config.host_cache_size is cache.host.size here"),
+        ("sweep.max-cpu-loras=[1]", "sweep.max-cpu-loras: unknown key; --max-cpu-loras of vLLM and TensorRT-LLM is"),
+        ("sweep.kv_cache_config.max_tokens=[1]", "sweep.kv_cache_config.max_tokens: unknown key; TensorRT-LLM's"),
+        ("cache.gpu.slots.max_loras=8", "cache.gpu.slots.max_loras: cache.gpu.slots holds one value and has no keys"),
+        ("fleet.max_num_seq=8", "fleet.max_num_seq: unknown key; did you mean 'max_num_seqs'?"),
+    ],
+)  # fmt: skip
+def test_an_option_after_set_is_answered_with_our_key(base: Path, setting: str, says: str) -> None:
+    assert refusal("base.yaml", setting).startswith(f"--set: {says}")
+
+
+def test_a_point_and_a_plan_are_answered_too(base: Path) -> None:
+    with pytest.raises(InputError, match="sweep: max_loras: unknown key; --max-loras of vLLM and TensorRT-LLM is"):
+        load_scenario("base.yaml").with_values({"max_loras": 4})
+
+
+def test_several_options_are_all_answered_at_their_lines(base: Path) -> None:
+    path = edited(base, "  gpu: {slots: 8}", "  max_loras: 8\n  max_cpu_loras: 9\nfleet: {dp_size: 2}")
+    lines = refusal(path).split("\n")
+    assert [re.sub(r".*yaml:(\d+): ([\w.]+): .* is ([\w.]+) here.*", r"\1 \2 \3", line) for line in lines] == [
+        "14 cache.max_loras cache.gpu.slots",
+        "15 cache.max_cpu_loras cache.host.slots",
+        "16 fleet.dp_size fleet.replicas",
+    ]
+
+
+@pytest.mark.parametrize("word", ["", ".", "-", "--", "__", "…", "é" * 9, "max loras!", "x" * 100_000, "\n", "a.b.c.d"])
+def test_what_is_no_option_has_no_answer(word: str) -> None:
+    assert flag_hint(word) is None
+    assert flag_hint("fleet", {word: 1}) is None
+
+
+def test_an_answer_stays_short_and_names_no_option_twice() -> None:
+    everything = {name: 1 for engine in FLAGS for flag in engine.flags for name in (flag.name, *flag.also)}
+    hint = flag_hint("args", everything)
+    assert hint is not None
+    assert len(hint) < 800
+    assert flag_hint("args", {"max_loras": 1, "--max-loras": 2}) == flag_hint("max_loras")
+
+
+def test_keys_of_a_scenario_are_never_taken_for_an_option(base: Path) -> None:
+    leaves = {key.rpartition(".")[2] for key in known_keys(Scenario)}
+    shared = leaves & {flag.name.strip("-").replace("-", "_") for engine in FLAGS for flag in engine.flags}
+    assert {"max_num_seqs", "max_model_len", "block_size"} <= shared
+    for leaf in shared - {"dtype", "prefetch"}:
+        path = write(base.parent / "odd.yaml", f"{BASE}faults: [{{kind: crash, {leaf}: 1}}]\n")
+        assert f"did you mean '{next(key for key in known_keys(Scenario) if key.endswith(f'.{leaf}'))}'" in refusal(
+            path
+        )
+
+
+# Command lines
+
+
+def test_a_command_line_says_what_the_scenario_says() -> None:
+    """Every option of a command line, followed back to its key, gives the value of the scenario."""
+    seen = set()
+    for bundled in bundled_scenarios():
+        for engine in ("continuous", "vllm-0.32", "sglang"):
+            try:
+                found = load_scenario(bundled.name, [f"fleet.engine={engine}"], check_points=False).scenario
+            except InputError:
+                continue  # a scenario about what this engine doesn't have
+            for name, line in engine_flags(found).items():
+                start = FLAGS[name].command
+                assert line.startswith(f"{start} --enable-lora ")
+                for text in line.removeprefix(f"{start} ").split("--")[1:]:
+                    option, _, value = text.strip().partition(" ")
+                    flag = FLAGS[name].flags[f"--{option}"]
+                    seen.add((name, flag.name))
+                    if len(flag.keys) == 1 and flag.keys[0] not in ("adapters.rank", "adapters.targets"):
+                        assert value == str(value_of(found, flag.keys[0]))
+    printed = {(engine.name, flag.name) for engine in FLAGS for flag in engine.flags if flag.written is not None}
+    unset = {"--gpu-memory-utilization", "--max-model-len", "--context-length"}  # by every bundled scenario
+    assert {(engine, name) for engine, name in printed - seen} <= {
+        (engine, name) for engine, name in printed if name in unset
+    }
+
+
+def test_command_lines_word_for_word(base: Path) -> None:
+    full = ["cache.host.slots=64", "fleet.max_model_len=4096", "fleet.gpu_memory_utilization=0.9", "adapters.rank=24"]
+    assert engine_flags(load_scenario("base.yaml", full).scenario) == {
+        "vLLM": "vllm serve MODEL --enable-lora --max-loras 8 --max-lora-rank 32 --max-cpu-loras 64 --max-num-seqs 256 "
+        "--max-num-batched-tokens 2048 --max-model-len 4096 --gpu-memory-utilization 0.9",
+        "SGLang": "python -m sglang.launch_server --model-path MODEL --enable-lora --max-loras-per-batch 8 "
+        "--max-lora-rank 24 --lora-target-modules q_proj v_proj --max-loaded-loras 64 --lora-eviction-policy lru "
+        "--max-running-requests 256 --chunked-prefill-size 2048 --context-length 4096",
+    }
+    assert engine_flags(load_scenario("base.yaml", ["fleet.engine=s-lora"]).scenario) == {}
+
+
+# Versions
+
+
+def test_versions_are_in_order_and_name_presets() -> None:
+    for family, rows in VERSIONS.items():
+        firsts = [row.first for row in rows]
+        assert firsts == sorted(set(firsts))
+        assert firsts[0] == (0,), "every version has a row"
+        assert all(ENGINES[row.preset].name.startswith(family.lower()) for row in rows)
+
+
+@pytest.mark.parametrize("number", [*range(41), 99, 999_999])
+def test_every_version_of_vllm_has_a_preset_or_hears_of_the_nearest(base: Path, number: int) -> None:
+    name = f"vllm-0.{number}"
+    if name in ENGINES:
+        assert load_scenario("base.yaml", [f"fleet.engine={name}", "cache.host.slots=8"]).scenario.fleet.engine == name
+        return
+    nearest = "vllm-0.8" if number <= 18 else "vllm-0.32"
+    assert refusal("base.yaml", f"fleet.engine={name}").startswith(
+        f"--set: fleet.engine: unknown engine (got {name}, allowed: {', '.join(ENGINES.names)}); "
+        f"the nearest preset is {nearest}: vLLM "
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("vllm", "give a version; vllm-0.32 is the newest preset of vLLM"),
+        ("vLLM", "give a version; vllm-0.32 is the newest preset of vLLM"),
+        ("vllm-0.7", "the nearest preset is vllm-0.8: vLLM up to 0.7 runs the V0 engine, whose rules are different"),
+        ("vllm-0.8.1", "the nearest preset is vllm-0.8: vLLM 0.8.0 to 0.8.2 has the same rules but one: a request over "
+         "the adapter limit holds up all behind it (set fleet.admission: stop)"),
+        ("vllm-0.8.5.post1", "the nearest preset is vllm-0.8: vLLM 0.8.3 to 0.9.1 has the same rules"),
+        ("vllm==0.9.2rc1", "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13 has the same rules but one: requests "
+         "over the adapter limit change their order with every step"),
+        ("VLLM v0.16.0", "the nearest preset is vllm-0.8: vLLM 0.14 to 0.17 has the same rules"),
+        ("vllm-0.18", "the nearest preset is vllm-0.8: vLLM 0.18 has the same rules until it preempts a request, which "
+         "then comes after those over the adapter limit"),
+        ("vllm_0.30", "the nearest preset is vllm-0.32: vLLM 0.19 to 0.30 has the same rules until it preempts a "
+         "request, which then comes after those over the adapter limit"),
+        ("vllm-0.32.0", "the nearest preset is vllm-0.32: vLLM 0.31 and 0.32 has the same rules"),
+        ("vllm-0.99", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
+        ("vllm-1.0", "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest preset"),
+        ("vllm0.8", "did you mean 'vllm-0.8'?"),
+        ("sglang-0.5.3", "the nearest preset is sglang: SGLang up to 0.5.6 has another rule of admission (set "
+         "fleet.admission: stop) and, up to 0.5.3, of eviction"),
+        ("SGLang", "did you mean 'sglang'?"),
+        ("slora", "did you mean 's-lora'?"),
+        ("TensorRT_LLM", "did you mean 'tensorrt-llm'?"),
+        ("lorax-0.12", "did you mean 'lorax'?"),
+        ("continous", "did you mean 'continuous'?"),
+        ("vllm-0." + "9" * 5000, "the nearest preset is vllm-0.32: vLLM from 0.33 on was not read; this is the newest "
+         "preset"),
+        ("tgi", None),
+        ("", None),
+        ("0.8", None),
+        ("v" * 100_000, None),
+        ("٣", None),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_an_engine_without_a_preset(name: str, hint: str | None) -> None:
+    assert suggest_engine(name, ENGINES.names) == hint
+
+
+def test_an_unknown_engine_in_a_sweep_is_answered_too(base: Path) -> None:
+    path = write(base.parent / "swept.yaml", f"{BASE}sweep: {{fleet.engine: [vllm-0.8, vllm-0.12]}}\n")
+    assert "the nearest preset is vllm-0.8: vLLM 0.9.2 to 0.13" in refusal(path)
