@@ -212,9 +212,9 @@ WORLD = (
     ),
     Mutant(
         "room-not-noticed",
-        _PROTECTED,
-        "if self._gpu.release(adapter) and",
-        "if not self._gpu.release(adapter) and",
+        "sim/world/replica/server.py",
+        "if self.cache.release(request.adapter):",
+        "if not self.cache.release(request.adapter):",
         "loads that wait for room wait though somebody has left",
         (FIXED, LEAPING),
     ),
@@ -318,7 +318,7 @@ WORLD = (
     Mutant(
         "a-failed-load-keeps-its-adapter",
         _BATCH,
-        "            self.mode.release(request.adapter)\n            self.fail(request)\n",
+        "            if self.cache.release(request.adapter):\n                self.mode.room_appeared()\n            self.fail(request)\n",
         "            self.fail(request)\n",
         "an adapter whose load failed counts as in use for ever",
         (OUTAGES, "tests/property/test_faults.py"),
