@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from sim.version import build
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many workers as cores: threads of each for every core spin while they wait for one another, which took torch
     # nine times the CPU time. Set before numpy and torch are imported; processes that tests start inherit it.
@@ -37,6 +39,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"recorded data are not here: {SHARED}")
     return SHARED
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that look into the simulator in ways that a compiled build doesn't allow."""
+    if item.get_closest_marker("interpreted") and build() == "compiled":
+        pytest.skip("it replaces methods of the simulator, which can't be replaced where they are compiled")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

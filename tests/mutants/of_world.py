@@ -318,7 +318,8 @@ WORLD = (
     Mutant(
         "a-failed-load-keeps-its-adapter",
         _BATCH,
-        "            if self.cache.release(request.adapter):\n                self.mode.room_appeared()\n            self.fail(request)\n",
+        "            if self.cache.release(request.adapter):\n                self.mode.room_appeared()\n"
+        "            self.fail(request)\n",
         "            self.fail(request)\n",
         "an adapter whose load failed counts as in use for ever",
         (OUTAGES, "tests/property/test_faults.py"),
