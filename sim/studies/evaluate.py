@@ -21,7 +21,7 @@ from sim.results.sample_data import FaultWindow, ScenarioFacts
 from sim.results.statistics import needs_longer_run, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall
-from sim.studies.training.rollout_gate import Vetting, build_worlds, held_back_record
+from sim.studies.training.vetting_gate import Vetting, build_worlds, held_back_record
 from sim.world.replication import simulate
 from sim.world.world import World
 

@@ -31,7 +31,7 @@ from sim.studies.evaluate import (
     on_pool,
 )
 from sim.studies.execution import Execution, Progress
-from sim.studies.training.rollout_gate import digest_weights
+from sim.studies.training.vetting_gate import digest_weights
 from sim.version import __version__
 from sim.world.world import World
 

@@ -33,7 +33,7 @@ from sim.studies.backends.pool import Pool
 from sim.studies.evaluate import REPLICATION, Design, EvaluationOptions, Part, Runner, evaluate, on_pool
 from sim.studies.planning.search import Judgement
 from sim.studies.sweep import code_version, input_digests
-from sim.studies.training.rollout_gate import build
+from sim.studies.training.vetting_gate import build
 from sim.world.world import World
 
 DOUBLINGS = 3

@@ -19,7 +19,7 @@ from sim.studies.evaluate import Design, EvaluationOptions, evaluate, make_desig
 from sim.studies.execution import Execution
 from sim.studies.planning.what_if_changes import Change, changes
 from sim.studies.sweep import code_version, input_digests, to_worker
-from sim.studies.training.rollout_gate import build
+from sim.studies.training.vetting_gate import build
 from sim.world.world import World
 
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")

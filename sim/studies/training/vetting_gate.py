@@ -1,4 +1,4 @@
-"""The rollout gate: holds back a new version whose training went wrong; the others go out.
+"""The vetting gate: holds back a new version whose training went wrong; the others go out.
 
 It reads the folder that a scenario names for a version. The simulated world has only the rollouts that happen: with one
 held back, it is the same world as without that rollout.
