@@ -10,7 +10,7 @@ from sim.results.model import Impact
 from sim.results.point import Point
 
 MANY = 0.05
-"""Share of unanswered requests from which latencies of the others don't tell what happened."""
+"""Share of unanswered requests from which the latencies of the others no longer show what happened."""
 
 
 def is_changed(points: Sequence[Point]) -> bool:

@@ -167,7 +167,7 @@ class Event:
 class Recording:
     """One replication, ready for statistics.
 
-    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. Beside those ``marks``
+    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. In addition, ``marks``
         (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token
         so far (0: there is none, or the answer was by another adapter and went unnoticed), ``tokens_before`` (tokens by
         other versions than the last one), ``tries`` (how often a request was sent again), ``detected`` (how many wrong
@@ -176,7 +176,7 @@ class Recording:
         the traffic where a new version has a name of its own.
     :ivar host_fills: index and wait_s of completed requests that waited for host memory, where that fills at arrival:
         the part of load_wait_s that lies before their admission, however loads to the GPU happen.
-    :ivar backoffs: (n, 4) pauses in which a loader was held between attempts at a load: start, end, whether the next
+    :ivar backoffs: (n, 4) pauses in which a loader was kept between attempts at a load: start, end, whether the next
         attempt began, replica.
     :ivar events: what happened to the fleet, in order.
     :ivar bounds: (sections + 1,) times: section i is from ``bounds[i]`` to ``bounds[i + 1]``, the last is the end
@@ -253,7 +253,7 @@ class Recorder:
         self._short: list[tuple[float, float]] = []
 
     def mark(self, time: float) -> None:
-        """Tell where the next section starts (or, last, where the measured time ends)."""
+        """Note where the next section starts (or, last, where the measured time ends)."""
         self.bounds.append(time)
 
     def to_come(self, chunk: Chunk) -> None:

@@ -44,7 +44,7 @@ MAX_POINTS = 100_000
 class StudyOutcome:
     """The result of a study: its folder, its points, and how many of them were there already (``reused``).
 
-    :ivar unchanged: whether the folder is as it was: it held this very run, finished.
+    :ivar unchanged: whether the folder is as it was, because it has this run, finished.
     """
 
     path: Path

@@ -211,7 +211,7 @@ class DesignEvaluator:
         design.point, design.key = point, key
 
     def _run(self, design: PlanDesign) -> Runner:
-        """Return a runner for parts of a design: on the pool if the work is worth starting worker processes."""
+        """Return a runner for parts of a design: on the pool if the work is long enough to start worker processes."""
         assert design.world is not None, "it was built"
         traffic = design.world.traffic
         each = traffic.total or int(traffic.rate * (traffic.end_s or 0.0))

@@ -23,7 +23,7 @@ from sim.studies.training.vetting_gate import build
 from sim.world.world import World
 
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
-"""Metrics that every what-if reports, besides those of the SLO."""
+"""Metrics that every what-if reports, in addition to those of the SLO."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ def _vetted(folder: Path, digest: str) -> tuple[Vetted, ...]:
 
 
 def _shape(vetted: tuple[Vetted, ...], key: str, folder: Path) -> dict[str, int]:
-    """Return rank and size of the new versions, as far as their files tell.
+    """Return rank and size of the new versions, as far as their files say.
 
     :raises ScenarioError: if they differ: the versions of one rollout have one shape.
     """
