@@ -156,18 +156,20 @@ class Event:
     :ivar kind: ``rollout``, ``stage``, ``complete``, ``rollback``, ``crash``, ``detected``, ``restart``, ``fault``,
         ``over``, ``end`` (the run, with something planned that never came).
     :ivar text: in words, for a timeline.
+    :ivar rollout: number of the rollout that it belongs to; None for other events.
     """
 
     time_s: float
     kind: str
     text: str
+    rollout: int | None = None
 
 
 @dataclass(slots=True)
 class Recording:
     """One replication, ready for statistics.
 
-    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. In addition, ``marks``
+    :ivar requests: columns of ``_COLUMNS``, sorted by index; times that never came are -1. Beside those ``marks``
         (``MIXED`` and so on, added up), ``version`` and ``last_version`` (1 and more) of the first and the last token
         so far (0: there is none, or the answer was by another adapter and went unnoticed), ``tokens_before`` (tokens by
         other versions than the last one), ``tries`` (how often a request was sent again), ``detected`` (how many wrong
@@ -176,7 +178,7 @@ class Recording:
         the traffic where a new version has a name of its own.
     :ivar host_fills: index and wait_s of completed requests that waited for host memory, where that fills at arrival:
         the part of load_wait_s that lies before their admission, however loads to the GPU happen.
-    :ivar backoffs: (n, 4) pauses in which a loader was kept between attempts at a load: start, end, whether the next
+    :ivar backoffs: (n, 4) pauses in which a loader was held between attempts at a load: start, end, whether the next
         attempt began, replica.
     :ivar events: what happened to the fleet, in order.
     :ivar bounds: (sections + 1,) times: section i is from ``bounds[i]`` to ``bounds[i + 1]``, the last is the end
@@ -253,7 +255,7 @@ class Recorder:
         self._short: list[tuple[float, float]] = []
 
     def mark(self, time: float) -> None:
-        """Note where the next section starts (or, last, where the measured time ends)."""
+        """Tell where the next section starts (or, last, where the measured time ends)."""
         self.bounds.append(time)
 
     def to_come(self, chunk: Chunk) -> None:

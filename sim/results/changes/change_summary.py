@@ -106,9 +106,17 @@ def replica_rows(recording: Recording, facts: ScenarioFacts) -> list[dict[str, A
 
 
 def event_rows(recording: Recording) -> list[dict[str, Any]]:
-    """Return what happened to the fleet, in order of time."""
+    """Return what happened to the fleet, in order of time; events of rollouts have their number."""
     ordered = sorted(recording.events, key=lambda event: event.time_s)
-    return [{"t_s": float(event.time_s), "kind": event.kind, "text": event.text} for event in ordered]
+    return [
+        {
+            "t_s": float(event.time_s),
+            "kind": event.kind,
+            "text": event.text,
+            **({} if event.rollout is None else {"rollout": event.rollout}),
+        }
+        for event in ordered
+    ]
 
 
 def version_mix(recording: Recording, spans: int) -> dict[str, Any]:
