@@ -40,7 +40,7 @@ def points(difference: float) -> str:
 
 
 def with_sign(text: str, unit: str) -> str:
-    """Return a with_sign number with a true minus, and no sign where it rounds to nothing."""
+    """Return a signed number with a true minus, and no sign where it rounds to nothing."""
     plain = text.lstrip("+-")
     return f"0{unit}" if float(plain) == 0 else f"{'−' if text.startswith('-') else '+'}{plain}{unit}"
 
